@@ -1,0 +1,94 @@
+"""What is known about a model and about a device before anything runs: sizes and speeds, as plain values.
+
+Model facts come from `config.json` and the weight image's manifest, device facts from the operator or from a
+short calibration. Nothing here reads files; `engine.models` does.
+"""
+
+from dataclasses import dataclass
+from typing import NewType
+
+ModelId = NewType("ModelId", str)
+ImageId = NewType("ImageId", str)
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """One contiguous run of weight bytes that is copied as a whole. Models may share an image."""
+
+    id: ImageId
+    n_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class KvShape:
+    """The KV cache of one token group in a model: enough to know the size of its blocks.
+
+    A block holds `block_size` tokens of all layers: `[layer, k|v, head, token, dim]`.
+    """
+
+    n_layers: int
+    n_kv_heads: int
+    head_dim: int
+    dtype_bytes: int
+    block_size: int
+
+    @property
+    def token_bytes(self) -> int:
+        return self.n_layers * 2 * self.n_kv_heads * self.head_dim * self.dtype_bytes
+
+    @property
+    def block_bytes(self) -> int:
+        return self.token_bytes * self.block_size
+
+    def blocks_for(self, n_tokens: int) -> int:
+        """Number of blocks that hold `n_tokens` tokens."""
+        return -(-n_tokens // self.block_size)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """All that scheduling, memory and planning need to know about a model.
+
+    `n_parameters` counts the weights that one token's forward pass multiplies with (for a mixture of experts
+    the active ones); `n_bytes` is what has to be resident.
+    """
+
+    id: ModelId
+    images: tuple[Image, ...]
+    kv: KvShape
+    max_context: int
+    n_parameters: int
+    vocab_size: int = 0
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(image.n_bytes for image in self.images)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceFacts:
+    """One instance: memory budgets in bytes, speeds in bytes/s and FLOP/s.
+
+    The speeds are where the cost model starts; it corrects itself from what it measures.
+    """
+
+    name: str
+    arena_bytes: int
+    host_kv_bytes: int
+    copy_in_bytes_per_s: float
+    copy_out_bytes_per_s: float
+    memory_bytes_per_s: float
+    flops_per_s: float
+    step_overhead_s: float = 0.0
+    copy_overhead_s: float = 0.0
+    slab_bytes: int = 16 << 20
+    prefill_chunk_tokens: int = 512
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """What the instances of one host share: the host cache of weights and the disk behind it."""
+
+    cache_bytes: int
+    fetch_bytes_per_s: float
+    fetch_overhead_s: float = 0.0

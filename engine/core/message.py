@@ -1,0 +1,214 @@
+"""What crosses the seam between the front and a worker: plain, serialisable values in both directions.
+
+The front owns text: chat templates, tokenizers, stop strings, detokenization. A worker owns token ids. In-process and
+across processes the same values travel.
+
+    front ── Submit, Cancel, Pause, Resume, Register, Unregister, Load, Unload, Pin, Shutdown ──▶ worker
+    front ◀── Tokens, Finished, RequestState, WorkerStatus, Acknowledged, Broken ──────────────── worker
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from tokenmux.engine.core.facts import ModelFacts, ModelId
+from tokenmux.engine.core.request import FinishReason, Request, RequestId
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn. Temperature 0 is greedy. The draw is a pure function of (seed, position)."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """An accepted request with its content. `delivered` are tokens that the client already has (recovery)."""
+
+    request: Request
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    min_tokens: int = 0
+    stop_token_ids: frozenset[int] = frozenset()
+    delivered: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """End a request now and free what it holds; answered by `Finished`."""
+
+    request: RequestId
+    reason: FinishReason = FinishReason.CANCELLED
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """The client does not read: the request stops being runnable, and its deadlines stop."""
+
+    request: RequestId
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """The client reads again."""
+
+    request: RequestId
+
+
+@dataclass(frozen=True, slots=True)
+class Register:
+    """Make a model known to the worker. `path` is the folder of its catalogue entry."""
+
+    facts: ModelFacts
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unregister:
+    """Forget a model. Its live requests fail; the front has refused new ones before."""
+
+    model: ModelId
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Ask that a model be made resident although nobody waits for it."""
+
+    model: ModelId
+
+
+@dataclass(frozen=True, slots=True)
+class Unload:
+    """Ask that a model leave the device; its requests, if any, are paged out and bring it back in their turn."""
+
+    model: ModelId
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """Keep a model resident (or no longer, with `pinned=False`)."""
+
+    model: ModelId
+    pinned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Shutdown:
+    """Stop the worker once it has answered; live requests are handed back as they are."""
+
+
+ToWorker = Submit | Cancel | Pause | Resume | Register | Unregister | Load | Unload | Pin | Shutdown
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """New tokens of a request, the first of them at index `index` of its output."""
+
+    request: RequestId
+    index: int
+    token_ids: tuple[int, ...]
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The one end of a request. `detail` says why when the reason is FAILED."""
+
+    request: RequestId
+    reason: FinishReason
+    at_s: float
+    detail: str = ""
+
+
+class RequestPhase(Enum):
+    """Where a request is, as its client is told."""
+
+    QUEUED = "queued"
+    LOADING = "loading"
+    RUNNING = "running"
+    PAGED_OUT = "paged_out"
+    PAUSED = "paused"
+
+
+@dataclass(frozen=True, slots=True)
+class RequestState:
+    """A change of a request's phase: queued with its position among the waiting, loading with the share done."""
+
+    request: RequestId
+    phase: RequestPhase
+    position: int = 0
+    progress: float = 0.0
+
+
+class Residency(Enum):
+    """Where a model's weights are, from far to near."""
+
+    DISK = "disk"
+    FETCHING = "fetching"
+    HOST = "host"
+    LOADING = "loading"
+    RESIDENT = "resident"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """What the worker knows of one model at a moment."""
+
+    model: ModelId
+    residency: Residency
+    pinned: bool
+    n_queued: int
+    n_running: int
+    n_paged_out: int
+    n_swaps: int
+    swap_bytes: int
+    swap_s: float
+    swap_exposed_s: float
+    n_tokens: int
+    n_tokens_on_time: int
+    n_prompt_tokens: int
+    compute_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """What the worker knows of itself: sent on every change that a person would want to see, at most ten a second."""
+
+    at_s: float
+    device: str
+    arena_bytes: int
+    weight_bytes: int
+    kv_bytes: int
+    host_cache_bytes: int
+    host_cache_used_bytes: int
+    host_kv_bytes: int
+    host_kv_used_bytes: int
+    compute_busy_s: float
+    copy_in_busy_s: float
+    copy_out_busy_s: float
+    fetch_busy_s: float
+    n_steps: int
+    n_discards: int
+    running_model: ModelId | None
+    models: tuple[ModelStatus, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledged:
+    """Answer to `Register`, `Unregister`, `Load`, `Unload` and `Pin`: empty `error` means done (or, for `Load`, begun)."""
+
+    model: ModelId
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """The worker cannot go on; its requests may be submitted elsewhere with what was delivered."""
+
+    detail: str
+
+
+FromWorker = Tokens | Finished | RequestState | WorkerStatus | Acknowledged | Broken

@@ -1,0 +1,128 @@
+"""What a policy wants next, as values. A policy decides, a device carries out, and the instance stands between.
+
+An instance has channels that run at the same time. Whenever one is free the policy is asked what it does next:
+
+    copy-in    Activate(model) | PageIn(requests) | Compact()      host memory ──▶ arena
+    copy-out   PageOut(request)                                    arena ──▶ host memory
+    fetch      Fetch(model)                                        disk ──▶ host cache
+    compute    Step(model, chunks, repeat)                         one forward pass, or several alike
+
+An answer may begin with things that happen at once (`Evict`, `Drop`, `Discard`): they make the room that the operation
+needs, and cost nothing.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from tokenmux.engine.core.facts import ModelId
+from tokenmux.engine.core.request import RequestId
+
+
+class Channel(IntEnum):
+    """In the order in which free channels are asked."""
+
+    COPY_IN = 0
+    COPY_OUT = 1
+    FETCH = 2
+    COMPUTE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Advance a request over its tokens `[start, start + n_tokens)`.
+
+        prompt                      | output so far   | next
+        [........computed.....][chunk ->              ]
+                               start        start + n_tokens
+
+    When the chunk ends at the last token that exists, the step also draws the next one. Decoding is the case of
+    `start` at that last token and `n_tokens == 1`. Inside the prompt, chunks begin and end on the prefill grid
+    (multiples of the device's `prefill_chunk_tokens`) or at the prompt's end: token-exactness rests on it.
+    """
+
+    request: RequestId
+    start: int
+    n_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One forward pass of one model; with `repeat > 1` the same decode step that many times without asking again.
+
+    A repeated step ends early when one of its requests finishes, or when the policy wants to be asked again.
+    """
+
+    model: ModelId
+    chunks: tuple[Chunk, ...]
+    repeat: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Activate:
+    """Copy a model's weights from the host cache into the arena."""
+
+    model: ModelId
+
+
+@dataclass(frozen=True, slots=True)
+class PageIn:
+    """Copy to the device every block of these requests that is only on the host."""
+
+    requests: tuple[RequestId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Compact:
+    """Move extents and slabs inside the arena so that `n_bytes` become contiguous."""
+
+    n_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PageOut:
+    """Write the blocks of these requests that the host does not have through to it; the device copies stay, clean."""
+
+    requests: tuple[RequestId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Read a model's images from disk into the host cache."""
+
+    model: ModelId
+
+
+@dataclass(frozen=True, slots=True)
+class Evict:
+    """Forget the device copy of a model's weights: they are read-only, and the host (or the disk) has them."""
+
+    model: ModelId
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Forget the device copies of a request's clean blocks."""
+
+    request: RequestId
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """Forget all KV of a request, which will be rebuilt from its token ids: the last resort, and counted."""
+
+    request: RequestId
+
+
+Operation = Activate | PageIn | Compact | PageOut | Fetch | Step
+AtOnce = Evict | Drop | Discard
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A policy's answer for one free channel: first these at once, then this operation (None: leave it idle)."""
+
+    operation: Operation | None = None
+    at_once: tuple[AtOnce, ...] = ()
+
+
+IDLE = Plan()
