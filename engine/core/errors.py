@@ -10,7 +10,10 @@
     │   └── DoesNotFit        larger than the memory it would need
     ├── BadCheckpoint         files are missing, cut off or damaged     (FAILED_PRECONDITION)
     ├── ConfigError           a configuration file or flag is wrong     (exit status 2)
-    ├── WorkerFailed          a device or its process broke             (UNAVAILABLE)
+    ├── InUse                 live requests stand in the way            (FAILED_PRECONDITION)
+    ├── Ended                 an accepted request was ended by us       (ABORTED)
+    ├── Unavailable           starting, stopping or broken              (UNAVAILABLE)
+    │   └── WorkerFailed      a device or its process broke
     └── InternalError         a broken invariant of ours: please report (INTERNAL)
         ├── IllegalPlan       a policy asked for what the ledger forbids
         └── IntegrityError    an allocator's books do not balance
@@ -59,7 +62,19 @@ class ConfigError(TokenmuxError):
     """A configuration value is wrong; the message names the place and what is allowed."""
 
 
-class WorkerFailed(TokenmuxError):
+class InUse(TokenmuxError):
+    """Live requests would be lost by what was asked; the message says how to insist."""
+
+
+class Ended(TokenmuxError):
+    """An accepted request was ended from our side before it was complete; the message says why."""
+
+
+class Unavailable(TokenmuxError):
+    """The server does not answer requests at this moment; another one, or this one later, may."""
+
+
+class WorkerFailed(Unavailable):
     """A device, or the process that drives it, broke; its requests are handed back."""
 
 
