@@ -1,0 +1,72 @@
+from tokenmux.v1 import models_pb2 as _models_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class StatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class WatchStatusRequest(_message.Message):
+    __slots__ = ("min_interval_s",)
+    MIN_INTERVAL_S_FIELD_NUMBER: _ClassVar[int]
+    min_interval_s: float
+    def __init__(self, min_interval_s: _Optional[float] = ...) -> None: ...
+
+class StatusResponse(_message.Message):
+    __slots__ = ("version", "uptime_s", "n_requests", "max_requests", "n_restarts", "instances", "models")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    UPTIME_S_FIELD_NUMBER: _ClassVar[int]
+    N_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    MAX_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    N_RESTARTS_FIELD_NUMBER: _ClassVar[int]
+    INSTANCES_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    uptime_s: float
+    n_requests: int
+    max_requests: int
+    n_restarts: int
+    instances: _containers.RepeatedCompositeFieldContainer[Instance]
+    models: _containers.RepeatedCompositeFieldContainer[_models_pb2.Model]
+    def __init__(self, version: _Optional[str] = ..., uptime_s: _Optional[float] = ..., n_requests: _Optional[int] = ..., max_requests: _Optional[int] = ..., n_restarts: _Optional[int] = ..., instances: _Optional[_Iterable[_Union[Instance, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[_models_pb2.Model, _Mapping]]] = ...) -> None: ...
+
+class Instance(_message.Message):
+    __slots__ = ("at_s", "device", "arena_bytes", "weight_bytes", "kv_bytes", "host_cache_bytes", "host_cache_used_bytes", "host_kv_bytes", "host_kv_used_bytes", "compute_busy_s", "copy_in_busy_s", "copy_out_busy_s", "fetch_busy_s", "n_steps", "n_discards", "running_model")
+    AT_S_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    ARENA_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KV_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HOST_CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HOST_CACHE_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HOST_KV_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HOST_KV_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_BUSY_S_FIELD_NUMBER: _ClassVar[int]
+    COPY_IN_BUSY_S_FIELD_NUMBER: _ClassVar[int]
+    COPY_OUT_BUSY_S_FIELD_NUMBER: _ClassVar[int]
+    FETCH_BUSY_S_FIELD_NUMBER: _ClassVar[int]
+    N_STEPS_FIELD_NUMBER: _ClassVar[int]
+    N_DISCARDS_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_MODEL_FIELD_NUMBER: _ClassVar[int]
+    at_s: float
+    device: str
+    arena_bytes: int
+    weight_bytes: int
+    kv_bytes: int
+    host_cache_bytes: int
+    host_cache_used_bytes: int
+    host_kv_bytes: int
+    host_kv_used_bytes: int
+    compute_busy_s: float
+    copy_in_busy_s: float
+    copy_out_busy_s: float
+    fetch_busy_s: float
+    n_steps: int
+    n_discards: int
+    running_model: str
+    def __init__(self, at_s: _Optional[float] = ..., device: _Optional[str] = ..., arena_bytes: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., host_cache_bytes: _Optional[int] = ..., host_cache_used_bytes: _Optional[int] = ..., host_kv_bytes: _Optional[int] = ..., host_kv_used_bytes: _Optional[int] = ..., compute_busy_s: _Optional[float] = ..., copy_in_busy_s: _Optional[float] = ..., copy_out_busy_s: _Optional[float] = ..., fetch_busy_s: _Optional[float] = ..., n_steps: _Optional[int] = ..., n_discards: _Optional[int] = ..., running_model: _Optional[str] = ...) -> None: ...

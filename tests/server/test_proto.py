@@ -1,0 +1,68 @@
+"""The committed gRPC code is what the .proto files say, and its import path is the protobuf package."""
+
+import importlib
+import importlib.util
+from pathlib import Path
+
+import pytest
+from google.protobuf import descriptor_pb2
+
+ROOT = Path(__file__).parents[2] / "proto"
+PACKAGE = ROOT / "tokenmux" / "v1"
+FILES = ("inference", "models", "pool")
+
+
+def regenerate(out: Path) -> None:
+    pytest.importorskip("grpc_tools", reason="grpcio-tools is in the extra `test`")
+    spec = importlib.util.spec_from_file_location("generate_proto", ROOT / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.generate(out)
+
+
+def test_generated_code_is_up_to_date(tmp_path: Path) -> None:
+    regenerate(tmp_path)
+    fresh = {path.name: path.read_bytes() for path in (tmp_path / "tokenmux" / "v1").iterdir()}
+    committed = {path.name: path.read_bytes() for path in PACKAGE.glob("*_pb2*.py*")}
+    assert sorted(fresh) == sorted(committed)
+    assert [name for name in fresh if fresh[name] != committed[name]] == [], "run `python proto/generate.py`"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_import_path_equals_package(name: str) -> None:
+    module = importlib.import_module(f"tokenmux.v1.{name}_pb2")
+    assert module.DESCRIPTOR.package == "tokenmux.v1"
+    assert module.DESCRIPTOR.name == f"tokenmux/v1/{name}.proto"
+
+
+def test_enum_values_match_the_values_inside() -> None:
+    """The servicers translate by name; a value added on one side only would fail at run time."""
+    from tokenmux.engine.core.message import RequestPhase, Residency
+    from tokenmux.v1 import inference_pb2, models_pb2
+
+    phases = {
+        name.removeprefix("REQUEST_PHASE_") for name in inference_pb2.RequestPhase.DESCRIPTOR.values_by_name
+    }
+    residencies = {name.removeprefix("RESIDENCY_") for name in models_pb2.Residency.DESCRIPTOR.values_by_name}
+    assert phases == {phase.name for phase in RequestPhase} | {"UNSPECIFIED"}
+    assert residencies == {residency.name for residency in Residency} | {"UNSPECIFIED"}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_method_is_documented(name: str, tmp_path: Path) -> None:
+    """Comments in the .proto files are the API reference: a service without one is not finished."""
+    protoc = pytest.importorskip("grpc_tools.protoc")
+    out = tmp_path / "set.binpb"
+    source = f"tokenmux/v1/{name}.proto"
+    assert (
+        protoc.main(["protoc", f"-I{ROOT}", "--include_source_info", f"--descriptor_set_out={out}", source])
+        == 0
+    )
+    (file,) = descriptor_pb2.FileDescriptorSet.FromString(out.read_bytes()).file
+    commented = {tuple(place.path) for place in file.source_code_info.location if place.leading_comments}
+    for index, service in enumerate(file.service):
+        assert (6, index) in commented, f"{service.name} has no comment"
+        for position, method in enumerate(service.method):
+            assert (6, index, 2, position) in commented, f"{service.name}.{method.name} has no comment"
