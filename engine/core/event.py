@@ -85,6 +85,4 @@ class CopyDone:
     error: str = ""
 
 
-Event = (
-    Arrived | Cancelled | Paused | Resumed | ModelAdded | ModelRemoved | ModelWanted | StepDone | CopyDone
-)
+Event = Arrived | Cancelled | Paused | Resumed | ModelAdded | ModelRemoved | ModelWanted | StepDone | CopyDone

@@ -1,0 +1,583 @@
+"""The state machine of one instance: events in, decisions out; synchronous, and the same for the engine and the simulator.
+
+    body ── apply(event) ──▶ state, ledger, metrics ──▶ policy.on_event
+    body ◀── decide(now) ◀── validated plans ◀───────── policy.plan(channel) for every free channel
+
+A body (the runtime or the simulator) carries out what `decide` starts and says when it completed. The instance never waits,
+reads no clock and touches no device; what a policy plans is checked against the ledger and refused loudly if illegal.
+"""
+
+from collections.abc import Callable, Iterable
+from math import inf
+
+from tokenmux.engine.core.cost import CostModel, StepWork
+from tokenmux.engine.core.errors import IntegrityError, InternalError
+from tokenmux.engine.core.event import (
+    Arrived,
+    Cancelled,
+    CopyDone,
+    Event,
+    ModelAdded,
+    ModelRemoved,
+    ModelWanted,
+    Paused,
+    Resumed,
+    StepDone,
+)
+from tokenmux.engine.core.facts import DeviceFacts, ModelFacts, ModelId
+from tokenmux.engine.core.message import RequestPhase, Residency
+from tokenmux.engine.core.message import RequestState as PhaseMessage
+from tokenmux.engine.core.plan import (
+    Activate,
+    AtOnce,
+    Channel,
+    Chunk,
+    Compact,
+    Discard,
+    Drop,
+    Evict,
+    Fetch,
+    Operation,
+    PageIn,
+    PageOut,
+    Step,
+)
+from tokenmux.engine.core.request import FinishReason, Request, RequestId
+from tokenmux.engine.instance import validate
+from tokenmux.engine.instance.metrics import Metrics, RequestRecord, count_on_time
+from tokenmux.engine.instance.started import Started
+from tokenmux.engine.instance.state import ModelState, RequestState
+from tokenmux.engine.memory.host_cache import HostCache
+from tokenmux.engine.memory.ledger import Ledger
+from tokenmux.engine.policy.interface import Fit, InstancePolicy
+
+
+class Instance:
+    """One execution unit's brain. It satisfies `engine.policy.interface.InstanceView`.
+
+    `on_decision` is told of everything that a policy decided, with its time: the decision log.
+    """
+
+    def __init__(
+        self,
+        device: DeviceFacts,
+        cache: HostCache,
+        policy: InstancePolicy,
+        cost: CostModel,
+        metrics: Metrics | None = None,
+        on_decision: Callable[[float, Operation | AtOnce], None] | None = None,
+    ) -> None:
+        self.device = device
+        self.cost = cost
+        self.policy = policy
+        self.ledger = Ledger(device, cache)
+        self.metrics = metrics or Metrics()
+        self.now_s = -inf
+        self.models: dict[ModelId, ModelState] = {}
+        self.live_models: dict[ModelId, ModelState] = {}
+        self.resident_models: dict[ModelId, ModelState] = {}
+        self.asked_models: dict[ModelId, None] = {}
+        self.requests: dict[RequestId, RequestState] = {}
+        self.interrupted = False
+        """Whether the repeated step in flight should end after its present iteration."""
+        self._on_decision = on_decision
+        self._in_flight: dict[Channel, Started] = {}
+        self._next_operation = 0
+        self._ended: list[tuple[RequestRecord, str]] = []
+        self._phases: list[PhaseMessage] = []
+        self._swap_compute_s = 0.0
+        self._paging_computed: dict[tuple[Channel, RequestId], int] = {}
+
+    # ── what a policy asks ───────────────────────────────────────────────────────────────────────────────────
+
+    def in_flight(self, channel: Channel) -> Operation | None:
+        started = self._in_flight.get(channel)
+        return started.operation if started else None
+
+    @property
+    def arena_free_bytes(self) -> int:
+        return self.ledger.arena.free_bytes
+
+    def fit(self, model: ModelId, evicted: Iterable[ModelId] = ()) -> Fit:
+        facts = self.models[model].facts
+        leaving = [self.models[other].facts for other in evicted]
+        n_bytes = self.ledger.bytes_to_place(facts)
+        if self.ledger.arena.frozen:
+            return Fit.NO
+        if len(self.ledger.absent_images(facts)) <= 1 and self.ledger.hole_without(leaving) >= n_bytes:
+            return Fit.NOW
+        if self.ledger.can_place(facts):
+            return Fit.NOW
+        if self.ledger.plan_compaction(n_bytes, self._fixed_models(), leaving) is None:
+            return Fit.NO
+        return Fit.AFTER_COMPACTION
+
+    def can_run(self, chunks: Iterable[Chunk], repeat: int = 1) -> bool:
+        return self.ledger.can_grow(
+            (self.requests[chunk.request].kv, chunk.start + chunk.n_tokens + repeat - 1) for chunk in chunks
+        )
+
+    def can_page_in(self, request: RequestId) -> bool:
+        return self.ledger.can_page_in(self.requests[request].kv)
+
+    def can_page_out(self, request: RequestId) -> bool:
+        return self.ledger.can_page_out(self.requests[request].kv)
+
+    def can_fetch(self, model: ModelId) -> bool:
+        return self.ledger.cache.can_fetch(self.models[model].facts.images)
+
+    def fetch_would_drop(self, model: ModelId) -> bool:
+        cache = self.ledger.cache
+        absent = (image for image in self.models[model].facts.images if not cache.has(image.id))
+        return cache.used_bytes + sum(image.n_bytes for image in absent) > cache.capacity
+
+    # ── what a body calls ────────────────────────────────────────────────────────────────────────────────────
+
+    def apply(self, event: Event) -> None:
+        """Enter an event into the state and tell the policy."""
+        self.now_s = event.at_s
+        match event:
+            case StepDone():
+                self._end_step(event)
+            case CopyDone():
+                self._end_copy(event)
+            case Arrived(_, request, n_delivered):
+                self._arrive(request, n_delivered)
+            case Cancelled(_, request_id, reason):
+                if request_id in self.requests:
+                    self._end(self.requests[request_id], reason)
+            case Paused(at_s, request_id):
+                self._pause(request_id, at_s)
+            case Resumed(at_s, request_id):
+                self._resume(request_id, at_s)
+            case ModelAdded(_, facts):
+                self.models[facts.id] = ModelState(facts, self.ledger)
+            case ModelRemoved(_, model_id):
+                self._remove(self.models[model_id])
+            case ModelWanted(_, model_id, wanted, pinned):
+                self._want(self.models[model_id], wanted, pinned)
+        self.policy.on_event(event, self)
+        step = self.in_flight(Channel.COMPUTE)
+        if isinstance(step, Step) and step.repeat > 1 and not self.interrupted:
+            self.interrupted = self.policy.interrupts(step, event, self)
+
+    def decide(self, now_s: float) -> list[Started]:
+        """Ask the policy what every free channel does next; returns what has now begun.
+
+        A plan that only makes room (something at once, no operation) has all channels asked again.
+        """
+        self.now_s = now_s
+        started: list[Started] = []
+        made_room = True
+        while made_room:
+            made_room = False
+            for channel in Channel:
+                if channel in self._in_flight:
+                    continue
+                plan = self.policy.plan(channel, self)
+                for action in plan.at_once:
+                    self._note(action)
+                    self._do_at_once(action)
+                if plan.operation is not None:
+                    self._note(plan.operation)
+                    started.append(self._start(channel, plan.operation))
+                elif plan.at_once:
+                    made_room = True
+        return started
+
+    def take_ended(self) -> list[tuple[RequestRecord, str]]:
+        """Requests that ended since the last call, each with a detail for its client."""
+        ended, self._ended = self._ended, []
+        return ended
+
+    def take_phases(self) -> list[PhaseMessage]:
+        """Changes of requests' phases since the last call."""
+        phases, self._phases = self._phases, []
+        return phases
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._in_flight
+
+    def check_integrity(self) -> None:
+        """Raise IntegrityError unless state and ledger agree to the byte."""
+        self.ledger.check_integrity()
+        if self.ledger.kv.keys() != self.requests.keys():
+            raise IntegrityError("instance: requests and KV tables differ")
+        filed = [request.id for model in self.models.values() for request in model.requests()]
+        leaving = [request.id for request in self.requests.values() if request.to_end]
+        if sorted([*filed, *leaving]) != sorted(self.requests):
+            raise IntegrityError("instance: a live request is filed nowhere, or twice")
+
+    # ── requests ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _arrive(self, request: Request, n_delivered: int) -> None:
+        model = self.models[request.model]
+        state = RequestState(request, model, self.ledger.open(request.id, model.facts.kv), n_delivered)
+        self.requests[request.id] = state
+        model.file(state)
+        self.live_models[request.model] = model
+        n_waiting = sum(len(m.waiting) for m in self.live_models.values())
+        self._tell(state, RequestPhase.QUEUED, position=n_waiting)
+
+    def _pause(self, request_id: RequestId, at_s: float) -> None:
+        request = self.requests.get(request_id)
+        if request is not None and not request.is_paused and not request.to_end:
+            request.paused_since_s = at_s
+            request.model.file(request)
+            self._tell(request, RequestPhase.PAUSED)
+
+    def _resume(self, request_id: RequestId, at_s: float) -> None:
+        request = self.requests.get(request_id)
+        if request is not None and request.paused_since_s is not None and not request.to_end:
+            request.shift_s += at_s - request.paused_since_s
+            request.paused_since_s = None
+            request.set_deadline()
+            request.model.file(request)
+            self._tell(request, RequestPhase.QUEUED)
+
+    def _end(self, request: RequestState, reason: FinishReason, detail: str = "") -> None:
+        if request.to_end is None:
+            request.to_end = (reason, detail)
+            request.model.unfile(request)
+        if request.in_step or request.in_copy:
+            return
+        reason, detail = request.to_end
+        self.ledger.close(request.id)
+        del self.requests[request.id]
+        if not request.model.has_requests:
+            self.live_models.pop(request.request.model, None)
+        record = RequestRecord(
+            request.request,
+            reason,
+            request.first_token_s,
+            self.now_s,
+            request.last_token_s,
+            request.n_drawn,
+            request.n_on_time,
+        )
+        self.metrics.of(request.request.model).n_finished += 1
+        if self.metrics.on_record:
+            self.metrics.on_record(record)
+        self._ended.append((record, detail))
+
+    def _tell(self, request: RequestState, phase: RequestPhase, position: int = 0) -> None:
+        if request.told_phase is not phase:
+            request.told_phase = phase
+            self._phases.append(PhaseMessage(request.id, phase, position))
+
+    def _remove(self, model: ModelState) -> None:
+        for request in list(model.requests()):
+            self._end(request, FinishReason.FAILED, f"model {model.facts.id} was removed from the catalogue")
+        if model.stage is Residency.RESIDENT and not self._is_stepping(model):
+            self._evict(model)
+        del self.models[model.facts.id]
+        self.asked_models.pop(model.facts.id, None)
+        self.live_models.pop(model.facts.id, None)
+
+    def _want(self, model: ModelState, wanted: bool | None, pinned: bool | None) -> None:
+        model.pinned = model.pinned if pinned is None else pinned
+        if wanted is not None:
+            here = model.stage is Residency.RESIDENT
+            model.wanted = None if wanted is here else wanted
+        self._file_asked(model)
+
+    def _file_asked(self, model: ModelState) -> None:
+        if model.pinned or model.wanted is not None:
+            self.asked_models[model.facts.id] = None
+        else:
+            self.asked_models.pop(model.facts.id, None)
+
+    # ── at once ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _do_at_once(self, action: AtOnce) -> None:
+        match action:
+            case Evict(model_id):
+                validate.evict(self, self.models[model_id])
+                self._evict(self.models[model_id])
+            case Drop(request_id):
+                request = self.requests[request_id]
+                validate.untouched(request)
+                self.ledger.drop(request_id)
+                self._refile(request)
+                if request.kv.n_missing:
+                    self._tell(request, RequestPhase.PAGED_OUT)
+            case Discard(request_id):
+                request = self.requests[request_id]
+                validate.untouched(request)
+                self.ledger.discard(request_id)
+                request.kv = self.ledger.kv[request_id]
+                self.metrics.n_discards += 1
+                self._refile(request)
+                self._tell(request, RequestPhase.QUEUED)
+
+    def _evict(self, model: ModelState) -> None:
+        self.ledger.displace(model.facts)
+        model.stage = None
+        model.wanted = None
+        self._file_asked(model)
+        del self.resident_models[model.facts.id]
+
+    def _refile(self, request: RequestState) -> None:
+        if request.to_end is None:
+            request.model.file(request)
+
+    # ── beginning an operation ───────────────────────────────────────────────────────────────────────────────
+
+    def _start(self, channel: Channel, operation: Operation) -> Started:
+        validate.channel(channel, operation)
+        match operation:
+            case Step():
+                started = self._start_step(operation)
+            case Activate(model_id):
+                started = self._start_activate(self.models[model_id], operation)
+            case PageIn(requests) | PageOut(requests):
+                started = self._start_paging(channel, requests, operation)
+            case Compact():
+                started = self._start_compact(operation)
+            case Fetch(model_id):
+                started = self._start_fetch(self.models[model_id], operation)
+        self._in_flight[channel] = started
+        self._next_operation += 1
+        return started
+
+    def _start_step(self, step: Step) -> Started:
+        model = self.models[step.model]
+        validate.step(self, model, step)
+        for chunk in step.chunks:
+            request = self.requests[chunk.request]
+            self.ledger.grow(request.kv, chunk.start + chunk.n_tokens + step.repeat - 1)
+            request.in_step = True
+            self._tell(request, RequestPhase.RUNNING)
+        self.interrupted = False
+        model.stepped_since_load = True
+        work = self._work(step)
+        return Started(self._next_operation, Channel.COMPUTE, step, self.now_s, model=model.facts, work=work)
+
+    def _start_activate(self, model: ModelState, operation: Activate) -> Started:
+        validate.activate(self, model)
+        images = self.ledger.place(model.facts)
+        for image in images:
+            self.ledger.cache.hold(image.id)
+        model.stage = Residency.LOADING
+        self._swap_compute_s = self._compute_busy_s()
+        for request in model.requests():
+            if not request.is_paused:
+                self._tell(request, RequestPhase.LOADING)
+        n_bytes = sum(image.n_bytes for image in images)
+        return Started(
+            self._next_operation,
+            Channel.COPY_IN,
+            operation,
+            self.now_s,
+            n_bytes,
+            model=model.facts,
+            images=images,
+        )
+
+    def _start_paging(self, channel: Channel, ids: tuple[RequestId, ...], operation: Operation) -> Started:
+        requests = [self.requests[request_id] for request_id in ids]
+        validate.paging(channel, requests)
+        begin = self.ledger.begin_page_in if channel is Channel.COPY_IN else self.ledger.begin_page_out
+        transfers = []
+        for request in requests:
+            transfers.append((request.id, begin(request.id)))
+            request.in_copy = True
+        n_bytes = sum(t.shape.block_bytes for _, blocks in transfers for t in blocks)
+        for request in requests:
+            self._paging_computed[channel, request.id] = request.kv.n_computed
+        return Started(
+            self._next_operation, channel, operation, self.now_s, n_bytes, transfers=tuple(transfers)
+        )
+
+    def _start_compact(self, operation: Compact) -> Started:
+        moves = self.ledger.plan_compaction(operation.n_bytes, self._fixed_models())
+        moves = validate.compact(operation, moves)
+        for model_id in self.ledger.moved_models(moves):
+            self.models[model_id].is_moving = True
+        self.ledger.arena.apply(moves)
+        self.ledger.arena.frozen = True
+        n_bytes = sum(move.n_bytes for move in moves)
+        return Started(self._next_operation, Channel.COPY_IN, operation, self.now_s, n_bytes, moves=moves)
+
+    def _start_fetch(self, model: ModelState, operation: Fetch) -> Started:
+        validate.fetch(self, model)
+        images, dropped = self.ledger.cache.begin_fetch(model.facts.images)
+        n_bytes = sum(image.n_bytes for image in images)
+        return Started(
+            self._next_operation,
+            Channel.FETCH,
+            operation,
+            self.now_s,
+            n_bytes,
+            model=model.facts,
+            images=images,
+            dropped=dropped,
+        )
+
+    def _work(self, step: Step) -> StepWork:
+        prefill = pairs = rows = context = 0
+        for chunk in step.chunks:
+            end = chunk.start + chunk.n_tokens
+            n_prefill = max(0, min(end, self.requests[chunk.request].request.n_prompt) - chunk.start)
+            prefill += n_prefill
+            pairs += n_prefill * chunk.start + n_prefill * (n_prefill + 1) // 2
+            n_rows = chunk.n_tokens - n_prefill
+            rows += n_rows
+            context += n_rows * end - n_rows * (n_rows - 1) // 2
+        return StepWork(prefill, pairs, rows, context)
+
+    # ── completing one ───────────────────────────────────────────────────────────────────────────────────────
+
+    def _end_step(self, event: StepDone) -> None:
+        started = self._pop(Channel.COMPUTE, event.operation)
+        step = started.operation
+        assert isinstance(step, Step)
+        assert started.model is not None
+        validate.step_done(step, event)
+        n_iterations = len(event.ends_s)
+        model = self.models.get(step.model)
+        counters = self.metrics.of(step.model)
+        for chunk in step.chunks:
+            request = self.requests[chunk.request]
+            request.in_step = False
+            was_prompt = max(0, min(chunk.start + chunk.n_tokens, request.request.n_prompt) - chunk.start)
+            counters.n_prompt_tokens += was_prompt
+            if chunk.start + chunk.n_tokens == request.n_tokens:
+                self._draw(request, event.ends_s)
+                request.kv.n_computed = request.n_tokens - 1
+            else:
+                request.kv.n_computed = chunk.start + chunk.n_tokens
+            if request.to_end:
+                self._end(request, *request.to_end)
+            elif request.n_drawn >= request.request.max_tokens:
+                self._end(request, FinishReason.LENGTH)
+            else:
+                self._refile(request)
+        for request_id, reason in event.finished:
+            if request_id in self.requests:
+                self._end(self.requests[request_id], reason)
+        seconds = event.at_s - started.at_s
+        counters.compute_s += seconds
+        self.metrics.busy_s[Channel.COMPUTE] += seconds
+        self.metrics.n_steps += n_iterations
+        self.cost.observe_step(started.model, _mean_work(started.work, n_iterations), seconds / n_iterations)
+        if model is None:
+            self.ledger.displace(started.model)
+            del self.resident_models[started.model.id]
+        else:
+            model.last_used_s = event.at_s
+            model.forget_deadlines()
+
+    def _draw(self, request: RequestState, ends_s: tuple[float, ...]) -> None:
+        on_time = count_on_time(request.deadline_s, request.request.service.tpot_s, ends_s)
+        request.n_tokens += len(ends_s)
+        request.n_on_time += on_time
+        request.last_token_s = ends_s[-1]
+        if request.first_token_s is None:
+            request.first_token_s = ends_s[0]
+        request.set_deadline()
+        counters = self.metrics.of(request.request.model)
+        counters.n_tokens += len(ends_s)
+        counters.n_tokens_on_time += on_time
+
+    def _end_copy(self, event: CopyDone) -> None:
+        channel = next((c for c, s in self._in_flight.items() if s.id == event.operation), None)
+        if channel is None:
+            raise InternalError(f"operation {event.operation} completed but is not in flight")
+        started = self._pop(channel, event.operation)
+        seconds = event.at_s - started.at_s
+        self.metrics.busy_s[channel] += seconds
+        ok = not event.error
+        match started.operation:
+            case Activate():
+                self._end_activate(started, seconds, ok)
+            case PageIn() | PageOut():
+                self._end_paging(started, ok)
+            case Compact():
+                self.ledger.arena.frozen = False
+                for model in self.models.values():
+                    model.is_moving = False
+            case Fetch(model_id):
+                self.ledger.cache.end_fetch(started.images, ok)
+                if not ok and model_id in self.models:
+                    for request in list(self.models[model_id].requests()):
+                        self._end(request, FinishReason.FAILED, event.error)
+        if ok and not started.moves:
+            self.metrics.copied_bytes[channel] += started.n_bytes
+            if started.n_bytes:
+                self.cost.observe_copy(channel, started.n_bytes, seconds)
+
+    def _end_activate(self, started: Started, seconds: float, ok: bool) -> None:
+        assert started.model is not None
+        for image in started.images:
+            self.ledger.cache.unhold(image.id)
+        model = self.models.get(started.model.id)
+        if model is None or not ok:
+            self.ledger.displace(started.model)
+            if model is not None:
+                model.stage = None
+            return
+        model.stage = Residency.RESIDENT
+        model.stepped_since_load = False
+        model.last_used_s = self.now_s
+        model.wanted = None
+        self._file_asked(model)
+        self.resident_models[model.facts.id] = model
+        counters = self.metrics.of(model.facts.id)
+        counters.n_swaps += 1
+        counters.swap_bytes += started.n_bytes
+        counters.swap_s += seconds
+        computed = self._compute_busy_s() - self._swap_compute_s
+        counters.swap_exposed_s += max(0.0, seconds - computed)
+        for request in model.requests():
+            if not request.is_paused:
+                self._tell(request, RequestPhase.PAGED_OUT if request.kv.n_missing else RequestPhase.QUEUED)
+
+    def _end_paging(self, started: Started, ok: bool) -> None:
+        for request_id, transfers in started.transfers:
+            request = self.requests[request_id]
+            request.in_copy = False
+            n_computed = self._paging_computed.pop((started.channel, request_id))
+            if started.channel is Channel.COPY_IN:
+                self.ledger.end_page_in(request_id, transfers, ok)
+            else:
+                self.ledger.end_page_out(request_id, n_computed, ok)
+            if request.to_end:
+                self._end(request, *request.to_end)
+            else:
+                self._refile(request)
+
+    def _pop(self, channel: Channel, operation: int) -> Started:
+        started = self._in_flight.pop(channel, None)
+        if started is None or started.id != operation:
+            raise InternalError(
+                f"operation {operation} completed on {channel.name}, where {started} was in flight"
+            )
+        return started
+
+    # ── small questions ──────────────────────────────────────────────────────────────────────────────────────
+
+    def _is_stepping(self, model: ModelState) -> bool:
+        step = self.in_flight(Channel.COMPUTE)
+        return isinstance(step, Step) and step.model == model.facts.id
+
+    def _fixed_models(self) -> list[ModelFacts]:
+        """Models whose weights must stay where they are: a step or a copy in flight addresses them."""
+        fixed = [model.facts for model in self.models.values() if model.stage is Residency.LOADING]
+        step = self._in_flight.get(Channel.COMPUTE)
+        return [*fixed, step.model] if step and step.model else fixed
+
+    def _compute_busy_s(self) -> float:
+        """Busy seconds of the compute channel up to now, the step in flight included."""
+        step = self._in_flight.get(Channel.COMPUTE)
+        return self.metrics.busy_s[Channel.COMPUTE] + (self.now_s - step.at_s if step else 0.0)
+
+    def _note(self, decided: Operation | AtOnce) -> None:
+        if self._on_decision:
+            self._on_decision(self.now_s, decided)
+
+
+def _mean_work(work: StepWork, n_iterations: int) -> StepWork:
+    """The work of the middle iteration of a repeated step: durations are linear in it."""
+    return work._replace(context_tokens=work.context_tokens + work.decode_rows * (n_iterations - 1) // 2)

@@ -1,0 +1,203 @@
+"""The live state of one instance: its requests and models, filed so that a policy finds what it needs at once.
+
+Everything is updated in place, event by event, by `engine.instance.instance`; nothing is ever rebuilt. These classes satisfy
+the view Protocols of `engine.policy.interface`.
+"""
+
+from collections.abc import Iterator
+from enum import Enum
+from math import inf
+from typing import Literal
+
+from tokenmux.engine.core.facts import ModelFacts
+from tokenmux.engine.core.message import RequestPhase, Residency
+from tokenmux.engine.core.request import FinishReason, Request, RequestId
+from tokenmux.engine.memory.kv_table import KvTable
+from tokenmux.engine.memory.ledger import Ledger
+
+
+class Need(Enum):
+    """What a live request needs next; the names of `ModelState`'s files."""
+
+    PREFILL = "waiting"
+    DECODE = "decoding"
+    PAGE_IN = "away"
+    READER = "paused"
+
+
+class RequestState:
+    """One live request."""
+
+    __slots__ = (
+        "deadline_s",
+        "first_token_s",
+        "in_copy",
+        "in_step",
+        "kv",
+        "last_token_s",
+        "model",
+        "n_on_time",
+        "n_tokens",
+        "need",
+        "paused_since_s",
+        "request",
+        "shift_s",
+        "to_end",
+        "told_phase",
+    )
+
+    def __init__(self, request: Request, model: "ModelState", kv: KvTable, n_delivered: int) -> None:
+        self.request = request
+        self.model = model
+        self.kv = kv
+        self.n_tokens = request.n_prompt + n_delivered
+        self.shift_s = 0.0
+        """How far pauses have pushed the deadlines back."""
+        self.deadline_s = request.deadline_s(n_delivered)
+        self.paused_since_s: float | None = None
+        self.in_step = False
+        self.in_copy = False
+        self.to_end: tuple[FinishReason, str] | None = None
+        """It is over, and leaves as soon as no operation in flight touches it."""
+        self.need = Need.PREFILL
+        self.first_token_s: float | None = None
+        self.last_token_s: float | None = None
+        self.n_on_time = 0
+        self.told_phase: RequestPhase | None = None
+
+    @property
+    def id(self) -> RequestId:
+        return self.request.id
+
+    @property
+    def n_drawn(self) -> int:
+        return self.n_tokens - self.request.n_prompt
+
+    @property
+    def n_computed(self) -> int:
+        return self.kv.n_computed
+
+    @property
+    def is_paused(self) -> bool:
+        return self.paused_since_s is not None
+
+    @property
+    def is_clean(self) -> bool:
+        return self.kv.is_clean
+
+    @property
+    def device_bytes(self) -> int:
+        return (len(self.kv.device) - self.kv.n_missing) * self.kv.shape.block_bytes
+
+    def next_need(self) -> Need:
+        if self.is_paused:
+            return Need.READER
+        if not self.kv.on_device:
+            return Need.PAGE_IN
+        return Need.DECODE if self.n_drawn and self.kv.n_computed == self.n_tokens - 1 else Need.PREFILL
+
+    def set_deadline(self) -> None:
+        self.deadline_s = self.request.deadline_s(self.n_drawn) + self.shift_s
+
+
+class ModelState:
+    """One model of the catalogue and its live requests, each in the file of what it needs next."""
+
+    __slots__ = (
+        "_deadline_s",
+        "_ledger",
+        "_runnable_s",
+        "away",
+        "decoding",
+        "facts",
+        "is_moving",
+        "last_used_s",
+        "paused",
+        "pinned",
+        "stage",
+        "stepped_since_load",
+        "waiting",
+        "wanted",
+    )
+
+    def __init__(self, facts: ModelFacts, ledger: Ledger) -> None:
+        self.facts = facts
+        self._ledger = ledger
+        self.stage: Literal[Residency.LOADING, Residency.RESIDENT] | None = None
+        """Where it is on the device; None: not there, and the host cache knows the rest."""
+        self.is_moving = False
+        self.pinned = False
+        self.wanted: bool | None = None
+        """An operator wants it loaded (True) or unloaded (False) once; None: nobody said anything."""
+        self.last_used_s = -inf
+        self.stepped_since_load = False
+        self.waiting: dict[RequestId, RequestState] = {}
+        self.decoding: dict[RequestId, RequestState] = {}
+        self.away: dict[RequestId, RequestState] = {}
+        self.paused: dict[RequestId, RequestState] = {}
+        self._deadline_s: float | None = None
+        self._runnable_s: float | None = None
+
+    @property
+    def residency(self) -> Residency:
+        if self.stage is not None:
+            return self.stage
+        cache = self._ledger.cache
+        absent = [image.id for image in self._ledger.absent_images(self.facts) if not cache.has(image.id)]
+        if not absent:
+            return Residency.HOST
+        return Residency.FETCHING if all(cache.is_fetching(image) for image in absent) else Residency.DISK
+
+    @property
+    def n_live(self) -> int:
+        return len(self.waiting) + len(self.decoding) + len(self.away)
+
+    @property
+    def has_requests(self) -> bool:
+        return bool(self.waiting or self.decoding or self.away or self.paused)
+
+    @property
+    def deadline_s(self) -> float:
+        if self._deadline_s is None:
+            away = min((r.deadline_s for r in self.away.values()), default=inf)
+            self._deadline_s = min(self.runnable_deadline_s, away)
+        return self._deadline_s
+
+    @property
+    def runnable_deadline_s(self) -> float:
+        if self._runnable_s is None:
+            waiting = min((r.deadline_s for r in self.waiting.values()), default=inf)
+            decoding = min((r.deadline_s for r in self.decoding.values()), default=inf)
+            self._runnable_s = min(waiting, decoding)
+        return self._runnable_s
+
+    def requests(self) -> Iterator[RequestState]:
+        for file in (self.waiting, self.decoding, self.away, self.paused):
+            yield from file.values()
+
+    def file(self, request: RequestState) -> None:
+        """Put the request where it belongs now. Its old file, if any, is the one named by `request.need`."""
+        need = request.next_need()
+        if need is not request.need or request.id not in self._file_of(need):
+            self._file_of(request.need).pop(request.id, None)
+            request.need = need
+            self._file_of(need)[request.id] = request
+        self.forget_deadlines()
+
+    def unfile(self, request: RequestState) -> None:
+        self._file_of(request.need).pop(request.id, None)
+        self.forget_deadlines()
+
+    def forget_deadlines(self) -> None:
+        self._deadline_s = self._runnable_s = None
+
+    def _file_of(self, need: Need) -> dict[RequestId, RequestState]:
+        match need:
+            case Need.PREFILL:
+                return self.waiting
+            case Need.DECODE:
+                return self.decoding
+            case Need.PAGE_IN:
+                return self.away
+            case Need.READER:
+                return self.paused

@@ -1,0 +1,184 @@
+"""Extents of one arena: contiguous ranges, handed out as handles, found from either end, compacted on request.
+
+    0                                                            capacity
+    [weights A][weights B][   hole   ][weights C] ... hole ... [slab][slab]
+     ─── allocate_low ───▶                                 ◀── allocate_slot ───
+
+Weights grow from the low end, slabs from the high end, and the border between them floats. Slabs lie on a fixed grid of
+equal slots counted from the top, so that they never fragment among themselves and need not move; compaction slides
+weights. Integers only: no device is touched.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import NewType
+
+from tokenmux.engine.core.errors import IntegrityError
+
+ExtentHandle = NewType("ExtentHandle", int)
+
+ALIGNMENT = 64
+"""Bytes. A cache line, and what 512-bit vector loads like; also the alignment of tensors in a weight image."""
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One extent goes from `source` to `target` (byte offsets). Moves of a plan are carried out in their order."""
+
+    handle: ExtentHandle
+    source: int
+    target: int
+    n_bytes: int
+
+
+class Arena:
+    """The books of one arena of `capacity` bytes."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity - capacity % ALIGNMENT
+        self.used_bytes = 0
+        self.frozen = False
+        """While moves are under way nothing may be allocated: their sources look free and are not yet."""
+        self._extents: dict[ExtentHandle, tuple[int, int]] = {}
+        self._holes: list[tuple[int, int]] = [(0, self.capacity)] if self.capacity else []
+        self._next = 0
+
+    @property
+    def free_bytes(self) -> int:
+        return self.capacity - self.used_bytes
+
+    @property
+    def largest_hole(self) -> int:
+        return 0 if self.frozen else max((end - start for start, end in self._holes), default=0)
+
+    @property
+    def handles(self) -> list[ExtentHandle]:
+        return list(self._extents)
+
+    def offset(self, handle: ExtentHandle) -> int:
+        return self._extents[handle][0]
+
+    def size(self, handle: ExtentHandle) -> int:
+        return self._extents[handle][1]
+
+    def allocate_low(self, n_bytes: int) -> ExtentHandle | None:
+        """The lowest hole that is large enough; None if there is none."""
+        size = aligned(n_bytes)
+        for start, end in () if self.frozen else self._holes:
+            if end - start >= size:
+                return self._take(start, size)
+        return None
+
+    def allocate_slot(self, slot_bytes: int) -> ExtentHandle | None:
+        """The highest free slot of the grid `[capacity - (i + 1) * slot_bytes, capacity - i * slot_bytes)`."""
+        for start, end in () if self.frozen else reversed(self._holes):
+            first = -(-(self.capacity - end) // slot_bytes)
+            offset = self.capacity - (first + 1) * slot_bytes
+            if offset >= start:
+                return self._take(offset, slot_bytes)
+        return None
+
+    def free_slots(self, slot_bytes: int) -> int:
+        """How many times `allocate_slot` would succeed."""
+        if self.frozen:
+            return 0
+        return sum(
+            max(0, (self.capacity - start) // slot_bytes - -(-(self.capacity - end) // slot_bytes))
+            for start, end in self._holes
+        )
+
+    def free(self, handle: ExtentHandle) -> None:
+        start, size = self._extents.pop(handle)
+        self.used_bytes -= size
+        self._give_back(start, start + size)
+
+    def hole_without(self, freed: AbstractSet[ExtentHandle]) -> int:
+        """The largest hole there would be if the extents in `freed` were free."""
+        best = cursor = 0
+        for start, length in sorted(e for handle, e in self._extents.items() if handle not in freed):
+            best = max(best, start - cursor)
+            cursor = start + length
+        return max(best, self.capacity - cursor)
+
+    def plan_compaction(
+        self, n_bytes: int, movable: AbstractSet[ExtentHandle], freed: AbstractSet[ExtentHandle] = frozenset()
+    ) -> tuple[Move, ...] | None:
+        """Slide `movable` extents down until a hole of `n_bytes` exists: the moves in order, or None if none does.
+
+        Extents in `freed` are looked upon as free. Every move's target lies below its source and is free at its turn,
+        so each is a plain (overlapping) memmove.
+        """
+        size = aligned(n_bytes)
+        moves: list[Move] = []
+        cursor = 0
+        for handle, (start, length) in sorted(self._extents.items(), key=lambda item: item[1][0]):
+            if handle in freed:
+                continue
+            if start - cursor >= size:
+                return tuple(moves)
+            if handle in movable and start > cursor:
+                moves.append(Move(handle, start, cursor, length))
+                start = cursor
+            cursor = start + length
+        return tuple(moves) if self.capacity - cursor >= size else None
+
+    def apply(self, moves: tuple[Move, ...]) -> None:
+        """Enter moves into the books, in order."""
+        for move in moves:
+            start, size = self._extents.pop(move.handle)
+            if (start, size) != (move.source, move.n_bytes):
+                raise IntegrityError(f"move {move} does not start where its extent lies ({start}, {size})")
+            self.used_bytes -= size
+            self._give_back(start, start + size)
+            self._carve(move.target, size)
+            self._extents[move.handle] = (move.target, size)
+            self.used_bytes += size
+
+    def check_integrity(self) -> None:
+        """Raise IntegrityError unless extents and holes tile the arena exactly."""
+        pieces = sorted([(s, s + n, "extent") for s, n in self._extents.values()])
+        pieces = sorted(pieces + [(s, e, "hole") for s, e in self._holes])
+        cursor, before = 0, ""
+        for start, end, kind in pieces:
+            if start != cursor or end <= start:
+                raise IntegrityError(f"arena: {kind} [{start}, {end}) does not follow {cursor}")
+            if kind == before == "hole":
+                raise IntegrityError(f"arena: two holes meet at {start}")
+            cursor, before = end, kind
+        if cursor != self.capacity:
+            raise IntegrityError(f"arena: pieces end at {cursor} of {self.capacity}")
+        if self.used_bytes != sum(size for _, size in self._extents.values()):
+            raise IntegrityError("arena: used_bytes is not the sum of the extents")
+
+    def _take(self, offset: int, size: int) -> ExtentHandle:
+        self._carve(offset, size)
+        handle = ExtentHandle(self._next)
+        self._next += 1
+        self._extents[handle] = (offset, size)
+        self.used_bytes += size
+        return handle
+
+    def _carve(self, offset: int, size: int) -> None:
+        """Remove `[offset, offset + size)` from the hole that contains it."""
+        index = bisect_left(self._holes, (offset + 1, 0)) - 1
+        start, end = self._holes[index] if index >= 0 else (0, 0)
+        if not start <= offset <= offset + size <= end:
+            raise IntegrityError(f"arena: [{offset}, {offset + size}) is not free")
+        rest = [(start, offset)] if offset > start else []
+        if offset + size < end:
+            rest.append((offset + size, end))
+        self._holes[index : index + 1] = rest
+
+    def _give_back(self, start: int, end: int) -> None:
+        index = bisect_left(self._holes, (start, 0))
+        if index < len(self._holes) and self._holes[index][0] == end:
+            end = self._holes.pop(index)[1]
+        if index > 0 and self._holes[index - 1][1] == start:
+            start = self._holes.pop(index - 1)[0]
+        insort(self._holes, (start, end))
+
+
+def aligned(n_bytes: int) -> int:
+    """`n_bytes` rounded up to the arena's alignment, and at least one unit of it."""
+    return max(ALIGNMENT, -(-n_bytes // ALIGNMENT) * ALIGNMENT)

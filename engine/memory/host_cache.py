@@ -1,0 +1,90 @@
+"""The host cache: which weight images lie in host memory, within a byte budget, least recently used first to go.
+
+One per host, shared by its instances. The image file behind every entry is the backing store, so dropping one costs only
+a later read. The bytes themselves belong to `engine.device`.
+"""
+
+from tokenmux.engine.core.errors import IntegrityError
+from tokenmux.engine.core.facts import Image, ImageId
+
+
+class HostCache:
+    """Books of the cache. An image is absent, being fetched, or cached; while a copy reads it, it is held."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.used_bytes = 0
+        self._cached: dict[ImageId, Image] = {}
+        self._fetching: dict[ImageId, Image] = {}
+        self._holds: dict[ImageId, int] = {}
+
+    def has(self, image: ImageId) -> bool:
+        return image in self._cached
+
+    def is_fetching(self, image: ImageId) -> bool:
+        return image in self._fetching
+
+    def touch(self, image: ImageId) -> None:
+        """Make it the most recently used."""
+        self._cached[image] = self._cached.pop(image)
+
+    def hold(self, image: ImageId) -> None:
+        """A copy reads it: it must stay until `unhold`."""
+        self.touch(image)
+        self._holds[image] = self._holds.get(image, 0) + 1
+
+    def unhold(self, image: ImageId) -> None:
+        self._holds[image] -= 1
+        if not self._holds[image]:
+            del self._holds[image]
+
+    def can_fetch(self, images: tuple[Image, ...]) -> bool:
+        """Whether room for these (those of them that are absent) could be made."""
+        wanted = {image.id for image in images}
+        need = sum(image.n_bytes for image in images if not self._known(image.id))
+        unmovable = sum(i.n_bytes for i in self._fetching.values())
+        unmovable += sum(i.n_bytes for i in self._cached.values() if i.id in wanted or i.id in self._holds)
+        return unmovable + need <= self.capacity
+
+    def begin_fetch(self, images: tuple[Image, ...]) -> tuple[tuple[Image, ...], tuple[ImageId, ...]]:
+        """Reserve room for those that are absent: returns (to read, dropped). Ask `can_fetch` first."""
+        wanted = {image.id for image in images}
+        absent = tuple(image for image in images if not self._known(image.id))
+        need = sum(image.n_bytes for image in absent)
+        dropped = []
+        for victim in list(self._cached.values()):
+            if self.used_bytes + need <= self.capacity:
+                break
+            if victim.id not in wanted and victim.id not in self._holds:
+                self.drop(victim.id)
+                dropped.append(victim.id)
+        if self.used_bytes + need > self.capacity:
+            raise IntegrityError("host cache: fetch begun without room for it")
+        for image in absent:
+            self._fetching[image.id] = image
+        self.used_bytes += need
+        return absent, tuple(dropped)
+
+    def end_fetch(self, images: tuple[Image, ...], ok: bool) -> None:
+        """The reading of these ended, well or not."""
+        for image in images:
+            del self._fetching[image.id]
+            if ok:
+                self._cached[image.id] = image
+            else:
+                self.used_bytes -= image.n_bytes
+
+    def drop(self, image: ImageId) -> None:
+        if image in self._holds:
+            raise IntegrityError(f"host cache: {image} is dropped while a copy reads it")
+        self.used_bytes -= self._cached.pop(image).n_bytes
+
+    def check_integrity(self) -> None:
+        everything = [*self._cached.values(), *self._fetching.values()]
+        if self.used_bytes != sum(image.n_bytes for image in everything) or self.used_bytes > self.capacity:
+            raise IntegrityError("host cache: used_bytes is wrong or over the budget")
+        if self._holds.keys() - self._cached.keys():
+            raise IntegrityError("host cache: something held is not cached")
+
+    def _known(self, image: ImageId) -> bool:
+        return image in self._cached or image in self._fetching

@@ -1,0 +1,232 @@
+"""Who holds what on one instance: weights in extents, KV in blocks on the device and on the host.
+
+The ledger answers whether something is possible and enters it into the books; deciding is the policy's, ordering the
+instance's, moving bytes the device's. Everything here is integers.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from tokenmux.engine.core.errors import IllegalPlan, IntegrityError
+from tokenmux.engine.core.facts import DeviceFacts, Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.engine.core.request import RequestId
+from tokenmux.engine.memory.arena import Arena, ExtentHandle, Move, aligned
+from tokenmux.engine.memory.host_cache import HostCache
+from tokenmux.engine.memory.kv_table import KvTable
+from tokenmux.engine.memory.slabs import BlockHandle, SlabPool
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """One block that a copy moves between the device and the host, whichever way."""
+
+    shape: KvShape
+    device: BlockHandle
+    host: BlockHandle
+
+
+class Ledger:
+    """The books of one instance's arena and host KV; the host cache is shared with its neighbours."""
+
+    def __init__(self, device: DeviceFacts, cache: HostCache) -> None:
+        self.arena = Arena(device.arena_bytes)
+        self.blocks = SlabPool(self.arena, device.slab_bytes)
+        self.host_arena = Arena(device.host_kv_bytes)
+        self.host_blocks = SlabPool(self.host_arena, device.slab_bytes)
+        self.cache = cache
+        self.kv: dict[RequestId, KvTable] = {}
+        self._extents: dict[ImageId, ExtentHandle] = {}
+        self._users: dict[ImageId, set[ModelId]] = {}
+        self._arriving: set[BlockHandle] = set()
+
+    # ── weights ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(self.arena.size(extent) for extent in self._extents.values())
+
+    def extent(self, image: ImageId) -> ExtentHandle:
+        return self._extents[image]
+
+    def absent_images(self, model: ModelFacts) -> tuple[Image, ...]:
+        """Images of the model that have no extent yet."""
+        return tuple(image for image in model.images if image.id not in self._extents)
+
+    def can_place(self, model: ModelFacts) -> bool:
+        """Whether every absent image of the model finds a hole as things lie."""
+        absent = self.absent_images(model)
+        if len(absent) == 1:
+            return self.arena.largest_hole >= aligned(absent[0].n_bytes)
+        handles = [self.arena.allocate_low(image.n_bytes) for image in absent]
+        for handle in handles:
+            if handle is not None:
+                self.arena.free(handle)
+        return None not in handles
+
+    def bytes_to_place(self, model: ModelFacts) -> int:
+        return sum(aligned(image.n_bytes) for image in self.absent_images(model))
+
+    def place(self, model: ModelFacts) -> tuple[Image, ...]:
+        """Give the model's absent images extents; returns them: they are what has to be copied."""
+        absent = self.absent_images(model)
+        if not self.can_place(model):
+            raise IllegalPlan(
+                f"{model.id} needs {self.bytes_to_place(model)} bytes that have no place in the arena"
+            )
+        for image in absent:
+            extent = self.arena.allocate_low(image.n_bytes)
+            assert extent is not None
+            self._extents[image.id] = extent
+        for image in model.images:
+            self._users.setdefault(image.id, set()).add(model.id)
+        return absent
+
+    def displace(self, model: ModelFacts) -> None:
+        """Take the model's extents away, except those that another resident model shares."""
+        for image in model.images:
+            users = self._users[image.id]
+            users.discard(model.id)
+            if not users:
+                del self._users[image.id]
+                self.arena.free(self._extents.pop(image.id))
+
+    def plan_compaction(
+        self, n_bytes: int, fixed: Iterable[ModelFacts], evicted: Iterable[ModelFacts] = ()
+    ) -> tuple[Move, ...] | None:
+        """Moves after which `n_bytes` are contiguous, leaving the weights of `fixed` where they are."""
+        still = {image.id for model in fixed for image in model.images}
+        movable = {extent for image, extent in self._extents.items() if image not in still}
+        return self.arena.plan_compaction(n_bytes, movable, self._freed_by(evicted))
+
+    def hole_without(self, evicted: Iterable[ModelFacts]) -> int:
+        """The largest hole if these models were evicted."""
+        return 0 if self.arena.frozen else self.arena.hole_without(self._freed_by(evicted))
+
+    def moved_models(self, moves: tuple[Move, ...]) -> set[ModelId]:
+        """Models whose weights these moves touch."""
+        handles = {move.handle for move in moves}
+        return {m for image, extent in self._extents.items() if extent in handles for m in self._users[image]}
+
+    def _freed_by(self, evicted: Iterable[ModelFacts]) -> set[ExtentHandle]:
+        leaving = {model.id for model in evicted}
+        return {self._extents[image] for image, users in self._users.items() if users <= leaving}
+
+    # ── KV ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def open(self, request: RequestId, shape: KvShape) -> KvTable:
+        table = self.kv[request] = KvTable(shape)
+        return table
+
+    def close(self, request: RequestId) -> None:
+        """The request is over: everything it held is free."""
+        table = self.kv.pop(request)
+        self.blocks.free(table.take_device())
+        self.host_blocks.free(table.take_host())
+
+    def can_grow(self, tables: Iterable[tuple[KvTable, int]]) -> bool:
+        """Whether each table can get device room for its number of tokens, all of them together."""
+        need: dict[int, int] = {}
+        for table, n_tokens in tables:
+            more = table.blocks_to_grow(n_tokens)
+            if more:
+                size = table.shape.block_bytes
+                need[size] = need.get(size, 0) + more
+        if len(need) > 1:
+            raise IllegalPlan("one step grows KV of one shape only")
+        return all(self.blocks.can_allocate(size, n) for size, n in need.items())
+
+    def grow(self, table: KvTable, n_tokens: int) -> None:
+        """Give the table device room for `n_tokens` tokens."""
+        more = table.blocks_to_grow(n_tokens)
+        if more:
+            handles = self.blocks.allocate(table.shape.block_bytes, more)
+            if handles is None:
+                raise IllegalPlan(f"no room for {more} more KV blocks of {table.shape.block_bytes} bytes")
+            table.grow(handles)
+
+    def can_page_in(self, table: KvTable) -> bool:
+        return self.blocks.can_allocate(table.shape.block_bytes, table.n_missing)
+
+    def begin_page_in(self, request: RequestId) -> tuple[Transfer, ...]:
+        """Device blocks for everything that is only on the host; the table names them once they are filled."""
+        table = self.kv[request]
+        places = table.missing()
+        handles = self.blocks.allocate(table.shape.block_bytes, len(places))
+        if handles is None:
+            raise IllegalPlan(f"no room to page in {len(places)} blocks of {request}")
+        transfers = []
+        for place, handle in zip(places, handles, strict=True):
+            host = table.host[place]
+            if host is None:
+                raise IntegrityError(f"{request}: block {place} is neither on the device nor on the host")
+            transfers.append(Transfer(table.shape, handle, host))
+        self._arriving.update(handles)
+        return tuple(transfers)
+
+    def end_page_in(self, request: RequestId, transfers: Iterable[Transfer], ok: bool) -> None:
+        table = self.kv[request]
+        filled = [transfer.device for transfer in transfers]
+        self._arriving.difference_update(filled)
+        if not ok:
+            self.blocks.free(filled)
+            return
+        for place, handle in zip(table.missing(), filled, strict=True):
+            table.device[place] = handle
+        table.n_missing = 0
+
+    def can_page_out(self, table: KvTable) -> bool:
+        need = sum(1 for place in table.dirty() if table.host[place] is None)
+        return self.host_blocks.can_allocate(table.shape.block_bytes, need)
+
+    def begin_page_out(self, request: RequestId) -> tuple[Transfer, ...]:
+        """Host blocks for the dirty tail, and what to copy into them."""
+        table = self.kv[request]
+        places = table.dirty()
+        fresh = [place for place in places if table.host[place] is None]
+        handles = self.host_blocks.allocate(table.shape.block_bytes, len(fresh))
+        if handles is None:
+            raise IllegalPlan(f"no room on the host to page out {len(fresh)} blocks of {request}")
+        for place, handle in zip(fresh, handles, strict=True):
+            table.host[place] = handle
+        transfers = []
+        for place in places:
+            device, host = table.device[place], table.host[place]
+            if device is None or host is None:
+                raise IntegrityError(f"{request}: dirty block {place} is not on the device")
+            transfers.append(Transfer(table.shape, device, host))
+        return tuple(transfers)
+
+    def end_page_out(self, request: RequestId, n_clean: int, ok: bool) -> None:
+        """The host copy is now valid for the first `n_clean` tokens (what was computed when the copy began)."""
+        if ok:
+            self.kv[request].n_clean = max(self.kv[request].n_clean, n_clean)
+
+    def drop(self, request: RequestId) -> None:
+        """Forget the device copies of a request that the host has in full."""
+        table = self.kv[request]
+        if not table.is_clean:
+            raise IllegalPlan(f"{request} has KV that only the device holds; page it out before dropping it")
+        self.blocks.free(table.take_device())
+
+    def discard(self, request: RequestId) -> None:
+        """Forget all KV of a request: it will be rebuilt from its token ids."""
+        table = self.kv[request]
+        self.blocks.free(table.take_device())
+        self.host_blocks.free(table.take_host())
+        self.kv[request] = KvTable(table.shape)
+
+    def check_integrity(self) -> None:
+        """Raise IntegrityError unless every extent and block has exactly one owner."""
+        self.arena.check_integrity()
+        self.host_arena.check_integrity()
+        self.cache.check_integrity()
+        tables = self.kv.values()
+        on_device = [h for table in tables for h in table.device if h is not None]
+        self.blocks.check_integrity([*on_device, *self._arriving])
+        self.host_blocks.check_integrity(h for table in tables for h in table.host if h is not None)
+        owned = {*self._extents.values(), *self.blocks.extents}
+        if len(owned) != len(self._extents) + len(self.blocks.extents) or owned != set(self.arena.handles):
+            raise IntegrityError("ledger: an extent of the arena has no owner, or two")
+        for table in tables:
+            if table.n_missing != len(table.missing()) or len(table.device) != len(table.host):
+                raise IntegrityError("ledger: a KV table miscounts its blocks")

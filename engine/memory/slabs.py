@@ -1,0 +1,130 @@
+"""KV blocks of any shape out of equal slabs of one arena.
+
+A slab is a slot of the arena given to blocks of one size until all of them are free again. A block's address must be a
+multiple of its own size, so that one tensor view `[block, layer, k|v, head, token, dim]` over the whole arena reaches
+every block of that shape by a plain index, on any device:
+
+    slab                |  pad | block 41 | block 42 | ... | block 80 | rest |
+                        ^ offset of the slot   41 * block_bytes
+
+A slab's capacity leaves room for the worst padding, so it does not depend on where the slab lies.
+"""
+
+from collections.abc import Iterable
+from typing import NewType
+
+from tokenmux.engine.core.errors import IntegrityError
+from tokenmux.engine.memory.arena import Arena, ExtentHandle
+
+BlockHandle = NewType("BlockHandle", int)
+
+_INDEX_BITS = 24
+_INDEX_MASK = (1 << _INDEX_BITS) - 1
+
+
+class SlabPool:
+    """Blocks by handle. A handle names a slab and a place in it, never an address."""
+
+    def __init__(self, arena: Arena, slab_bytes: int) -> None:
+        self.slab_bytes = slab_bytes
+        self.used_bytes = 0
+        self._arena = arena
+        self._slabs: dict[int, _Slab] = {}
+        self._partial: dict[int, dict[int, _Slab]] = {}
+
+    def capacity(self, block_bytes: int) -> int:
+        """Blocks of that size in one slab."""
+        return (self.slab_bytes - block_bytes + 1) // block_bytes
+
+    def free_blocks(self, block_bytes: int) -> int:
+        """How many blocks of that size could be allocated now."""
+        partial = self._partial.get(block_bytes, {})
+        in_slabs = sum(len(slab.free) for slab in partial.values())
+        return in_slabs + self._arena.free_slots(self.slab_bytes) * self.capacity(block_bytes)
+
+    def can_allocate(self, block_bytes: int, n: int) -> bool:
+        """Whether `allocate(block_bytes, n)` would succeed; cheaper than counting all free blocks."""
+        for slab in self._partial.get(block_bytes, {}).values():
+            n -= len(slab.free)
+            if n <= 0:
+                return True
+        return n <= 0 or n <= self._arena.free_slots(self.slab_bytes) * self.capacity(block_bytes)
+
+    def allocate(self, block_bytes: int, n: int) -> list[BlockHandle] | None:
+        """`n` blocks, out of started slabs first; None, and nothing taken, if there are not that many."""
+        if not self.can_allocate(block_bytes, n):
+            return None
+        partial = self._partial.setdefault(block_bytes, {})
+        handles: list[BlockHandle] = []
+        while len(handles) < n:
+            if not partial:
+                self._open_slab(block_bytes)
+            key, slab = next(iter(partial.items()))
+            taken = slab.free[-(n - len(handles)) :]
+            del slab.free[-len(taken) :]
+            handles.extend(BlockHandle(key << _INDEX_BITS | index) for index in taken)
+            if not slab.free:
+                del partial[key]
+        self.used_bytes += n * block_bytes
+        return handles
+
+    def free(self, handles: Iterable[BlockHandle]) -> None:
+        """Give blocks back; a slab whose blocks are all free returns to the arena."""
+        for handle in handles:
+            key, index = handle >> _INDEX_BITS, handle & _INDEX_MASK
+            slab = self._slabs[key]
+            slab.free.append(index)
+            self.used_bytes -= slab.block_bytes
+            if len(slab.free) == slab.capacity:
+                self._arena.free(slab.extent)
+                del self._slabs[key]
+                self._partial[slab.block_bytes].pop(key, None)
+            else:
+                self._partial[slab.block_bytes][key] = slab
+
+    def block_index(self, handle: BlockHandle) -> int:
+        """The block's index in the view of the whole arena by blocks of its size: address / block_bytes."""
+        slab = self._slabs[handle >> _INDEX_BITS]
+        first = -(-self._arena.offset(slab.extent) // slab.block_bytes)
+        return first + (handle & _INDEX_MASK)
+
+    @property
+    def extents(self) -> list[ExtentHandle]:
+        return [slab.extent for slab in self._slabs.values()]
+
+    def check_integrity(self, live: Iterable[BlockHandle]) -> None:
+        """Raise IntegrityError unless exactly the blocks in `live` are allocated."""
+        live = list(live)
+        if len(set(live)) != len(live):
+            raise IntegrityError("slabs: a block has two owners")
+        expected = {
+            key << _INDEX_BITS | index
+            for key, slab in self._slabs.items()
+            for index in set(range(slab.capacity)) - set(slab.free)
+        }
+        if expected != set(live):
+            lost, unknown = len(expected - set(live)), len(set(live) - expected)
+            raise IntegrityError(f"slabs: {lost} blocks leaked, {unknown} held blocks are not allocated")
+        for key, slab in self._slabs.items():
+            if len(set(slab.free)) != len(slab.free) or len(slab.free) >= slab.capacity:
+                raise IntegrityError(f"slabs: slab {key} has a wrong free list")
+            if bool(slab.free) != (key in self._partial[slab.block_bytes]):
+                raise IntegrityError(f"slabs: slab {key} is filed wrongly")
+
+    def _open_slab(self, block_bytes: int) -> None:
+        extent = self._arena.allocate_slot(self.slab_bytes)
+        if extent is None:
+            raise IntegrityError("slabs: the arena has fewer free slots than it said")
+        slab = _Slab(extent, block_bytes, self.capacity(block_bytes))
+        self._slabs[extent] = slab
+        self._partial[block_bytes][extent] = slab
+
+
+class _Slab:
+    __slots__ = ("block_bytes", "capacity", "extent", "free")
+
+    def __init__(self, extent: ExtentHandle, block_bytes: int, capacity: int) -> None:
+        self.extent = extent
+        self.block_bytes = block_bytes
+        self.capacity = capacity
+        self.free = list(range(capacity - 1, -1, -1))

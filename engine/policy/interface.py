@@ -1,0 +1,182 @@
+"""What a policy may read and what it must answer: the seam between decisions and everything else.
+
+The views are Protocols over the instance's own live state, kept up incrementally and never copied. A policy reads them, answers
+with values of `engine.core.plan`, and changes nothing but its own memory, and that only in `on_event`.
+"""
+
+from collections.abc import Iterable, Mapping
+from enum import Enum
+from typing import Protocol
+
+from tokenmux.engine.core.cost import CostModel
+from tokenmux.engine.core.event import Event
+from tokenmux.engine.core.facts import DeviceFacts, ModelFacts, ModelId
+from tokenmux.engine.core.message import Residency
+from tokenmux.engine.core.plan import Channel, Chunk, Operation, Plan, Step
+from tokenmux.engine.core.request import Request, RequestId
+
+
+class RequestView(Protocol):
+    """One live request on the instance."""
+
+    @property
+    def request(self) -> Request: ...
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that exist: the prompt and what was drawn."""
+        ...
+
+    @property
+    def n_drawn(self) -> int: ...
+    @property
+    def n_computed(self) -> int:
+        """Tokens whose KV exists, wherever it is."""
+        ...
+
+    @property
+    def deadline_s(self) -> float:
+        """When the next token is due."""
+        ...
+
+    @property
+    def in_step(self) -> bool: ...
+    @property
+    def in_copy(self) -> bool: ...
+    @property
+    def is_paused(self) -> bool: ...
+    @property
+    def device_bytes(self) -> int:
+        """KV bytes it holds on the device."""
+        ...
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether the host has all its KV."""
+        ...
+
+
+class ModelView(Protocol):
+    """One model of the catalogue with its live requests, filed by what they need next."""
+
+    @property
+    def facts(self) -> ModelFacts: ...
+    @property
+    def residency(self) -> Residency: ...
+    @property
+    def is_moving(self) -> bool:
+        """Its weights are being moved by a compaction: no step may read them."""
+        ...
+
+    @property
+    def pinned(self) -> bool: ...
+    @property
+    def wanted(self) -> bool | None:
+        """An operator asked to load it (True) or to unload it (False); None: neither."""
+        ...
+
+    @property
+    def last_used_s(self) -> float: ...
+    @property
+    def stepped_since_load(self) -> bool: ...
+    @property
+    def waiting(self) -> Mapping[RequestId, RequestView]:
+        """Need prefill (or a rebuild); whatever KV they have is on the device."""
+        ...
+
+    @property
+    def decoding(self) -> Mapping[RequestId, RequestView]:
+        """Need one decode row at a time; all their KV is on the device."""
+        ...
+
+    @property
+    def away(self) -> Mapping[RequestId, RequestView]:
+        """Some of their KV is only on the host."""
+        ...
+
+    @property
+    def paused(self) -> Mapping[RequestId, RequestView]: ...
+    @property
+    def n_live(self) -> int:
+        """Requests that want tokens: all but the paused."""
+        ...
+
+    @property
+    def deadline_s(self) -> float:
+        """The earliest next-token deadline of requests that want tokens; infinity if there are none."""
+        ...
+
+    @property
+    def runnable_deadline_s(self) -> float:
+        """The same over those that a step could advance now (waiting and decoding)."""
+        ...
+
+
+class Fit(Enum):
+    """Whether a model's weights find room."""
+
+    NOW = "now"
+    AFTER_COMPACTION = "after compaction"
+    NO = "no"
+
+
+class InstanceView(Protocol):
+    """One instance at one moment."""
+
+    @property
+    def now_s(self) -> float: ...
+    @property
+    def device(self) -> DeviceFacts: ...
+    @property
+    def cost(self) -> CostModel: ...
+    @property
+    def models(self) -> Mapping[ModelId, ModelView]: ...
+    @property
+    def live_models(self) -> Mapping[ModelId, ModelView]:
+        """Those with requests, paused ones included."""
+        ...
+
+    @property
+    def resident_models(self) -> Mapping[ModelId, ModelView]: ...
+    @property
+    def asked_models(self) -> Iterable[ModelId]:
+        """Those that an operator pinned, or wants loaded or unloaded."""
+        ...
+
+    @property
+    def requests(self) -> Mapping[RequestId, RequestView]: ...
+    def in_flight(self, channel: Channel) -> Operation | None: ...
+    @property
+    def arena_free_bytes(self) -> int: ...
+    def fit(self, model: ModelId, evicted: Iterable[ModelId] = ()) -> Fit:
+        """Whether the model's weights would find room, were these models evicted first."""
+        ...
+
+    def can_run(self, chunks: Iterable[Chunk], repeat: int = 1) -> bool:
+        """Whether there is device room for the KV of a step over these chunks."""
+        ...
+
+    def can_page_in(self, request: RequestId) -> bool: ...
+    def can_page_out(self, request: RequestId) -> bool: ...
+    def can_fetch(self, model: ModelId) -> bool: ...
+    def fetch_would_drop(self, model: ModelId) -> bool:
+        """Whether fetching it would push other images out of the host cache."""
+        ...
+
+
+class InstancePolicy(Protocol):
+    """Decisions for one instance."""
+
+    @property
+    def name(self) -> str: ...
+
+    def on_event(self, event: Event, view: InstanceView) -> None:
+        """Called after every event has been entered into the view: the only place to change own state."""
+        ...
+
+    def plan(self, channel: Channel, view: InstanceView) -> Plan:
+        """What this free channel does next."""
+        ...
+
+    def interrupts(self, step: Step, event: Event, view: InstanceView) -> bool:
+        """Whether a repeated step in flight should end after its present iteration because of this event."""
+        ...
