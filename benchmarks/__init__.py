@@ -1,0 +1,1 @@
+"""Benchmarks: each program runs alone (`python -m benchmarks.NAME [--quick]`) and ends with one JSON document."""
