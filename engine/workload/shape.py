@@ -1,0 +1,51 @@
+"""Cutting and bending traces: steady state, faster or slower time, longer or shorter requests."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from tokenmux.engine.workload.trace import Trace, TraceRequest
+
+
+def window(trace: Iterable[TraceRequest], start_s: float, end_s: float) -> Trace:
+    """Requests that arrive in `[start_s, end_s)`, on a clock that starts at `start_s`."""
+    return [
+        replace(line, arrival_s=line.arrival_s - start_s)
+        for line in trace
+        if start_s <= line.arrival_s < end_s
+    ]
+
+
+def is_steady(arrival_s: float, warm_up_s: float, end_s: float) -> bool:
+    """Whether a request counts in a steady-state measurement: it arrived after the warm-up and before the end.
+
+    Replay the whole trace and count only these: then the measured requests meet a pool that is already busy, and traffic
+    goes on behind the last of them.
+    """
+    return warm_up_s <= arrival_s < end_s
+
+
+def faster(trace: Iterable[TraceRequest], factor: float) -> Trace:
+    """The same requests at `factor` times the rate."""
+    return [replace(line, arrival_s=line.arrival_s / factor) for line in trace]
+
+
+def longer(trace: Iterable[TraceRequest], input_factor: float = 1.0, output_factor: float = 1.0) -> Trace:
+    """The same arrivals with scaled lengths, each at least one token."""
+    return [
+        replace(
+            line,
+            input_tokens=max(1, round(line.input_tokens * input_factor)),
+            output_tokens=max(1, round(line.output_tokens * output_factor)),
+        )
+        for line in trace
+    ]
+
+
+def clipped(trace: Iterable[TraceRequest], max_context: int) -> Trace:
+    """Prompts and answers cut so that together they fit a context, the answer to half of it at most."""
+    cut = []
+    for line in trace:
+        n_out = min(line.output_tokens, max_context // 2)
+        n_in = min(line.input_tokens, max_context - n_out)
+        cut.append(replace(line, input_tokens=n_in, output_tokens=n_out))
+    return cut

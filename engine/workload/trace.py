@@ -1,0 +1,187 @@
+"""The trace format: one line per request, lengths and times and never text; what simulation and load tests both replay.
+
+JSON lines (`.jsonl`), one object a line, or CSV (`.csv`) with a heading line; the same fields in both:
+
+    arrival_s       seconds from the start of the trace
+    model           the model's name in the catalogue
+    input_tokens    prompt length
+    output_tokens   how many tokens it drew (a replay stops there)
+    tenant          optional, "default"
+    ttft_s, tpot_s  optional service level of this request, seconds
+    weight          optional, 1.0
+
+Lines are in order of arrival. A trailing `.gz` is understood. A running server records the same format.
+"""
+
+import csv
+import gzip
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import IO, cast
+
+from tokenmux.engine.core.errors import ConfigError
+from tokenmux.engine.core.facts import ModelId
+from tokenmux.engine.core.request import Request, RequestId, ServiceLevel
+
+
+@dataclass(frozen=True, slots=True)
+class TraceRequest:
+    """One request of a trace. A service level of None is filled in by whoever replays it."""
+
+    arrival_s: float
+    model: str
+    input_tokens: int
+    output_tokens: int
+    tenant: str = "default"
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    weight: float = 1.0
+
+
+Trace = list[TraceRequest]
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A request as a replay submits it. It stops by itself after `n_output` tokens, which no scheduler may know."""
+
+    request: Request
+    n_output: int
+
+
+def arrivals(
+    trace: Iterable[TraceRequest],
+    max_context: Mapping[ModelId, int],
+    service: ServiceLevel = ServiceLevel(),  # noqa: B008  (a frozen value)
+    prefix: str = "",
+) -> list[Arrival]:
+    """The trace as requests, numbered in their order. `max_tokens` is what the context leaves, not the true length."""
+    made = []
+    for number, line in enumerate(trace):
+        model = ModelId(line.model)
+        level = ServiceLevel(
+            service.ttft_s if line.ttft_s is None else line.ttft_s,
+            service.tpot_s if line.tpot_s is None else line.tpot_s,
+        )
+        room = max(line.output_tokens, max_context[model] - line.input_tokens)
+        request = Request(
+            RequestId(f"{prefix}{number}"),
+            model,
+            line.input_tokens,
+            room,
+            line.arrival_s,
+            level,
+            line.tenant,
+            line.weight,
+        )
+        made.append(Arrival(request, line.output_tokens))
+    return made
+
+
+def read_trace(path: Path) -> Trace:
+    """Read `.jsonl` or `.csv`, perhaps `.gz`. Raises ConfigError naming the line of what is wrong."""
+    read = _reader_of(path)
+    try:
+        with open_text(path) as lines:
+            trace = [_parsed(row, path, number) for number, row in read(lines)]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"trace {path} cannot be read: {error}") from error
+    for number, (before, after) in enumerate(zip(trace, trace[1:], strict=False)):
+        if after.arrival_s < before.arrival_s:
+            raise ConfigError(
+                f"trace {path}: request {number + 2} arrives before the one above it; sort the file"
+            )
+    return trace
+
+
+def write_trace(path: Path, trace: Iterable[TraceRequest]) -> None:
+    """Write `.jsonl` or `.csv`, perhaps `.gz`; fields that have their default are left out of JSON lines."""
+    is_json = _reader_of(path) is _json_lines
+    with open_text(path, "wt") as file:
+        if is_json:
+            for line in trace:
+                row = {name: value for name, value in _values(line).items() if value != _DEFAULTS.get(name)}
+                file.write(json.dumps(row) + "\n")
+        else:
+            table = csv.DictWriter(file, list(_DEFAULTS))
+            table.writeheader()
+            table.writerows({k: "" if v is None else v for k, v in _values(line).items()} for line in trace)
+
+
+def open_text(path: Path, mode: str = "rt") -> IO[str]:
+    """Open a text file, through gzip if its name says so."""
+    if path.suffix == ".gz":
+        return cast("IO[str]", gzip.open(path, mode, encoding="utf-8", newline=""))
+    return cast("IO[str]", path.open(mode, encoding="utf-8", newline=""))
+
+
+_REQUIRED = ("arrival_s", "model", "input_tokens", "output_tokens")
+_DEFAULTS: dict[str, object] = {
+    **dict.fromkeys(_REQUIRED),
+    "tenant": "default",
+    "ttft_s": None,
+    "tpot_s": None,
+    "weight": 1.0,
+}
+
+
+def _values(line: TraceRequest) -> dict[str, object]:
+    return {field.name: getattr(line, field.name) for field in fields(line)}
+
+
+def _reader_of(path: Path):  # type: ignore[no-untyped-def]
+    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    match suffix:
+        case ".jsonl":
+            return _json_lines
+        case ".csv":
+            return _csv_lines
+    raise ConfigError(f"trace {path}: the name must end in .jsonl or .csv, with or without .gz")
+
+
+def _json_lines(lines: IO[str]) -> Iterator[tuple[int, object]]:
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except json.JSONDecodeError as error:
+                yield number, error
+
+
+def _csv_lines(lines: IO[str]) -> Iterator[tuple[int, object]]:
+    for number, row in enumerate(csv.DictReader(lines), start=2):
+        yield number, {name: value for name, value in row.items() if value not in ("", None)}
+
+
+def _parsed(row: object, path: Path, number: int) -> TraceRequest:
+    where = f"trace {path}, line {number}"
+    if not isinstance(row, dict):
+        raise ConfigError(f"{where}: not a JSON object ({row})")
+    unknown = [str(name) for name in row if name not in _DEFAULTS]
+    missing = [name for name in _REQUIRED if name not in row]
+    if unknown or missing:
+        raise ConfigError(f"{where}: missing fields {missing}, unknown fields {unknown}")
+    try:
+        ttft_s, tpot_s = row.get("ttft_s"), row.get("tpot_s")
+        line = TraceRequest(
+            float(row["arrival_s"]),
+            str(row["model"]),
+            int(row["input_tokens"]),
+            int(row["output_tokens"]),
+            str(row.get("tenant", "default")),
+            None if ttft_s is None else float(ttft_s),
+            None if tpot_s is None else float(tpot_s),
+            float(row.get("weight", 1.0)),
+        )
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {error}") from error
+    if line.input_tokens < 1 or line.output_tokens < 1 or line.weight <= 0:
+        raise ConfigError(f"{where}: token counts must be at least 1, and the weight above 0")
+    return line
+
+
+def renamed(trace: Iterable[TraceRequest], names: Mapping[str, str]) -> Trace:
+    """The trace with other model names; those without an entry keep theirs."""
+    return [replace(line, model=names.get(line.model, line.model)) for line in trace]
