@@ -1,0 +1,149 @@
+"""What operators do with models: register, remove, load, unload, pin; and what they are shown.
+
+The front keeps the roster and speaks to the worker; here is the order in which things have to happen so that a half-done
+command leaves nothing behind.
+"""
+
+import asyncio
+import re
+from dataclasses import dataclass
+
+from tokenmux.engine.core.errors import AlreadyExists, InUse, InvalidRequest, TokenmuxError, Unavailable
+from tokenmux.engine.core.facts import ModelFacts
+from tokenmux.engine.core.message import (
+    Load,
+    ModelStatus,
+    Pin,
+    Register,
+    Residency,
+    Unload,
+    Unregister,
+)
+from tokenmux.engine.server.commands import Command
+from tokenmux.engine.server.front import Front
+from tokenmux.engine.server.roster import Served
+from tokenmux.engine.server.seams import Catalogue
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelView:
+    """One model as an operator sees it. `status` is None while the worker has not reported on it."""
+
+    facts: ModelFacts
+    pinned: bool
+    refusal: str
+    status: ModelStatus | None
+
+
+class Administration:
+    """See the module. All methods raise NotFound for a model that is not known, Unavailable without a worker."""
+
+    def __init__(self, front: Front, catalogue: Catalogue) -> None:
+        self._front = front
+        self._catalogue = catalogue
+        self._adding: dict[str, asyncio.Task[ModelView]] = {}
+
+    def models(self) -> list[ModelView]:
+        """All of them, by name."""
+        return [self._view(served) for served in self._front.roster]
+
+    def model(self, name: str) -> ModelView:
+        return self._view(self._front.roster.find(name))
+
+    async def register(self, name: str, source: str) -> ModelView:
+        """Convert, check and serve a model. Goes on to its end even when whoever asked has left.
+
+        Raises InvalidRequest, AlreadyExists, NotFound (no such source), BadCheckpoint, NotServable.
+        """
+        if not NAME.fullmatch(name):
+            raise InvalidRequest(
+                f"{name!r} is no model name: use letters, digits and . _ - /, beginning with a letter or digit, "
+                "at most 128 characters"
+            )
+        if not source:
+            raise InvalidRequest(
+                "no source was given: name a folder of safetensors or a GGUF file on the server"
+            )
+        if name in self._adding:
+            raise AlreadyExists(f"a model named {name!r} is being registered at this moment")
+        if name in self._front.roster:
+            raise AlreadyExists(
+                f"a model named {name!r} is served already: unregister it first, or choose another name"
+            )
+        task = asyncio.create_task(self._add(name, source), name=f"register {name}")
+        self._adding[name] = task
+        task.add_done_callback(lambda _: self._adding.pop(name))
+        return await asyncio.shield(task)
+
+    async def _add(self, name: str, source: str) -> ModelView:
+        entry = await asyncio.to_thread(self._catalogue.add, name, source)
+        served = Served(entry)
+        try:
+            self._front.check_fit(served)
+            await self._command(Register(entry.facts, entry.path))
+        except TokenmuxError:
+            await asyncio.to_thread(self._catalogue.remove, name)
+            raise
+        self._front.roster.add(served)
+        self._front.changes.notify()
+        return self._view(served)
+
+    async def unregister(self, name: str, *, force: bool = False) -> None:
+        """Stop serving a model and delete its converted files. Raises InUse while requests are live, unless forced."""
+        served = self._front.roster.find(name)
+        n_live = self._front.n_live_of(served.facts.id)
+        if n_live and not force:
+            raise InUse(f"{name!r} has {n_live} live requests: wait for them, or force it to end them")
+        if served.refusal is None:
+            self._front.roster.remove(name)
+            try:
+                await self._command(Unregister(served.facts.id))
+            except TokenmuxError:
+                self._front.roster.add(served)
+                raise
+        self._front.roster.remove(name)
+        self._front.changes.notify()
+        await asyncio.to_thread(self._catalogue.remove, name)
+
+    async def load(self, name: str, *, wait: bool = False) -> ModelView:
+        """Make a model resident; with `wait`, return only when it is. Raises NotServable when there is no room."""
+        served = self._front.roster.accepting(name)
+        await self._command(Load(served.facts.id))
+        version = self._front.changes.version
+        while wait:
+            view = self.model(name)
+            if view.status is not None and view.status.residency is Residency.RESIDENT:
+                break
+            version = await self._front.changes.after(version)
+        return self._view(served)
+
+    async def unload(self, name: str) -> ModelView:
+        """Take a model off the device."""
+        served = self._front.roster.accepting(name)
+        await self._command(Unload(served.facts.id))
+        return self._view(served)
+
+    async def pin(self, name: str, *, pinned: bool) -> ModelView:
+        """Keep a model resident, or no longer. Raises NotServable when the pinned ones would leave no room."""
+        served = self._front.roster.accepting(name)
+        await self._command(Pin(served.facts.id, pinned))
+        served.pinned = pinned
+        self._front.changes.notify()
+        return self._view(served)
+
+    async def _command(self, command: Command) -> None:
+        if not self._front.worker_running:
+            raise Unavailable("there is no worker at this moment: try again when `pool status` shows one")
+        await self._front.commands.begin(command)
+
+    def _view(self, served: Served) -> ModelView:
+        status = self._front.worker_status
+        models = () if status is None else status.models
+        return ModelView(
+            facts=served.facts,
+            pinned=served.pinned,
+            refusal="" if served.refusal is None else str(served.refusal),
+            status=next((model for model in models if model.model == served.facts.id), None),
+        )

@@ -1,0 +1,183 @@
+"""Assembles the gRPC server: services, health, reflection, interceptors, transport; and runs it until told to stop.
+
+What is behind the front (worker, catalogue) is handed in, so that tests run the same server over scripted parts.
+"""
+
+import asyncio
+import logging
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from importlib import metadata
+
+import grpc
+from google.protobuf.descriptor import FileDescriptor
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from tokenmux.engine.core.errors import ConfigError
+from tokenmux.engine.server.access import Access, AccessInterceptor
+from tokenmux.engine.server.administration import Administration
+from tokenmux.engine.server.front import Front
+from tokenmux.engine.server.health import HealthServicer, keep_health
+from tokenmux.engine.server.malformed import MalformedInterceptor
+from tokenmux.engine.server.seams import Catalogue
+from tokenmux.engine.server.services import InferenceService, ModelsService, PoolService
+from tokenmux.v1 import (
+    inference_pb2,
+    inference_pb2_grpc,
+    models_pb2,
+    models_pb2_grpc,
+    pool_pb2,
+    pool_pb2_grpc,
+)
+
+logger = logging.getLogger(__name__)
+
+CLOSING_S = 1.0
+"""How long calls that are not generations (watchers) may take to end at the very end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transport:
+    """How the server is reached. `certificate` and `private_key` are PEM; both or neither."""
+
+    address: str = "127.0.0.1:0"
+    certificate: bytes | None = None
+    private_key: bytes | None = None
+    max_message_bytes: int = 4 << 20
+    keepalive_s: float = 30.0
+    """A connection that is silent for so long is asked whether it lives; its calls are cancelled if it does not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A server that answers."""
+
+    port: int
+    front: Front
+
+
+@asynccontextmanager
+async def running(
+    front: Front,
+    catalogue: Catalogue,
+    access: Access,
+    transport: Transport,
+) -> AsyncIterator[Running]:
+    """Start the front and the server around it; stop both on leaving. Raises ConfigError when the address cannot be used.
+
+    The port is taken before anything slow begins, and answered only when the front is ready.
+    """
+    health_servicer: HealthServicer = health.aio.HealthServicer()  # type: ignore[attr-defined]  # missing in the stubs
+    server = _server(front, catalogue, access, transport, health_servicer)
+    try:
+        port = _bind(server, transport)
+        await front.start()
+        await server.start()
+        keeper = asyncio.create_task(keep_health(front, health_servicer), name="health")
+        try:
+            yield Running(port, front)
+        finally:
+            keeper.cancel()
+            with suppress(asyncio.CancelledError):
+                await keeper
+            await health_servicer.enter_graceful_shutdown()
+    finally:
+        await server.stop(CLOSING_S)
+        await front.close()
+
+
+async def until_signalled(front: Front, drain_s: float) -> None:
+    """Wait for SIGTERM or SIGINT, then for live requests to complete, at most `drain_s`; a second signal ends that too."""
+    stop, hurry = asyncio.Event(), asyncio.Event()
+
+    def signalled() -> None:
+        (hurry if stop.is_set() else stop).set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signalled)
+    try:
+        await stop.wait()
+        logger.info("draining: %d live requests, at most %g s", front.n_live, drain_s)
+        drained, hurried = asyncio.ensure_future(front.drain()), asyncio.ensure_future(hurry.wait())
+        await asyncio.wait((drained, hurried), timeout=drain_s, return_when=asyncio.FIRST_COMPLETED)
+        for task in (drained, hurried):
+            task.cancel()
+        await asyncio.gather(drained, hurried, return_exceptions=True)
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+def _server(
+    front: Front,
+    catalogue: Catalogue,
+    access: Access,
+    transport: Transport,
+    health_servicer: HealthServicer,
+) -> grpc.aio.Server:
+    milliseconds = int(transport.keepalive_s * 1000)
+    server = grpc.aio.server(
+        interceptors=[AccessInterceptor(access), MalformedInterceptor()],
+        options=[
+            (
+                "grpc.so_reuseport",
+                0,
+            ),  # else a second server on the same port would silently take half of the calls
+            ("grpc.max_receive_message_length", transport.max_message_bytes),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.keepalive_time_ms", milliseconds),
+            ("grpc.keepalive_timeout_ms", milliseconds),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", milliseconds // 3),
+        ],
+    )
+    administration = Administration(front, catalogue)
+    inference_pb2_grpc.add_InferenceServicer_to_server(InferenceService(front, access), server)  # type: ignore[no-untyped-call]
+    models_pb2_grpc.add_ModelsServicer_to_server(ModelsService(administration), server)  # type: ignore[no-untyped-call]
+    pool = PoolService(front, administration, _version())
+    pool_pb2_grpc.add_PoolServicer_to_server(pool, server)  # type: ignore[no-untyped-call]
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    files = (inference_pb2, models_pb2, pool_pb2, health_pb2)
+    names = [name for file in files for name in _service_names(file.DESCRIPTOR)]
+    reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)
+    return server
+
+
+def _service_names(file: FileDescriptor) -> list[str]:
+    return [service.full_name for service in file.services_by_name.values()]
+
+
+def _bind(server: grpc.aio.Server, transport: Transport) -> int:
+    try:
+        if transport.certificate is None or transport.private_key is None:
+            port = server.add_insecure_port(transport.address)
+        else:
+            credentials = grpc.ssl_server_credentials([(transport.private_key, transport.certificate)])
+            port = server.add_secure_port(transport.address, credentials)
+    except RuntimeError as error:
+        raise _cannot_listen(transport) from error
+    if port == 0:
+        raise _cannot_listen(transport)
+    return port
+
+
+def _cannot_listen(transport: Transport) -> ConfigError:
+    pair = (
+        ""
+        if transport.certificate is None
+        else " Check also that the TLS certificate and key belong together."
+    )
+    return ConfigError(
+        f"cannot listen on {transport.address}: the port is in use, or the address is not of this machine. "
+        f"Stop the other server, or choose another address with `listen` (--listen).{pair}"
+    )
+
+
+def _version() -> str:
+    try:
+        return metadata.version("tokenmux")
+    except metadata.PackageNotFoundError:  # run from a checkout that was never installed
+        return "unknown"

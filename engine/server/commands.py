@@ -1,0 +1,53 @@
+"""Commands to a worker about a model, and their acknowledgements.
+
+A worker answers the commands about one model in the order in which they were sent, so that an acknowledgement belongs to the
+oldest command without one.
+"""
+
+import asyncio
+from collections import defaultdict, deque
+from collections.abc import Callable
+
+from tokenmux.engine.core.errors import NotServable, TokenmuxError
+from tokenmux.engine.core.message import Acknowledged, Load, Pin, Register, ToWorker, Unload, Unregister
+
+Command = Register | Unregister | Load | Unload | Pin
+
+
+class Commands:
+    """Commands that were sent and not answered yet."""
+
+    def __init__(self, send: Callable[[ToWorker], None]) -> None:
+        self._send = send
+        self._pending: defaultdict[str, deque[asyncio.Future[None]]] = defaultdict(deque)
+
+    def begin(self, command: Command) -> asyncio.Future[None]:
+        """Send a command. The future raises NotServable with the worker's reason, or what `fail` was called with."""
+        model = command.facts.id if isinstance(command, Register) else command.model
+        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._pending[model].append(answer)
+        self._send(command)
+        return answer
+
+    def acknowledge(self, message: Acknowledged) -> None:
+        """An answer came. One that nobody waits for is ignored: its command was given up."""
+        waiting = self._pending.get(message.model)
+        if not waiting:
+            return
+        answer = waiting.popleft()
+        if not waiting:
+            del self._pending[message.model]
+        if answer.done():  # who asked was cancelled
+            return
+        if message.error:
+            answer.set_exception(NotServable(message.error))
+        else:
+            answer.set_result(None)
+
+    def fail(self, error: TokenmuxError) -> None:
+        """The worker is gone: nothing that is pending will be answered."""
+        pending, self._pending = self._pending, defaultdict(deque)
+        for answers in pending.values():
+            for answer in answers:
+                if not answer.done():
+                    answer.set_exception(error)

@@ -1,0 +1,427 @@
+"""The front: every accepted request between its client and the worker.
+
+It admits (`engine.server.admission`), tokenizes in threads, submits, and hands each client its own stream. It pauses the
+requests of clients that do not read and ends them after a while, cancels those of clients that left, and when a worker dies,
+tells the next one everything anew: the models, and every live request with the tokens that its client already has. Operators'
+commands are in `engine.server.administration`, the life of the worker in `engine.server.supervisor`.
+
+Everything runs on one event loop; only tokenizing, the catalogue and the start of a worker happen in threads.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from tokenmux.engine.core.errors import (
+    DoesNotFit,
+    Ended,
+    InternalError,
+    InvalidRequest,
+    Overloaded,
+    TokenmuxError,
+    Unavailable,
+    WorkerFailed,
+)
+from tokenmux.engine.core.facts import ModelId
+from tokenmux.engine.core.message import (
+    Acknowledged,
+    Cancel,
+    Finished,
+    FromWorker,
+    Pause,
+    Pin,
+    Register,
+    RequestPhase,
+    RequestState,
+    Resume,
+    Sampling,
+    Submit,
+    Tokens,
+    WorkerStatus,
+)
+from tokenmux.engine.core.request import FinishReason, Request, RequestId
+from tokenmux.engine.server.admission import (
+    Defaults,
+    check_parameters,
+    check_token_ids,
+    output_limit,
+    service_level,
+)
+from tokenmux.engine.server.commands import Commands
+from tokenmux.engine.server.generation import Ask, Chat, Prompt, Text, TokenIds
+from tokenmux.engine.server.live import LiveRequest
+from tokenmux.engine.server.observation import Changes
+from tokenmux.engine.server.roster import Roster, Served
+from tokenmux.engine.server.seams import Catalogue, FitCheck, Tokenizer, WorkerFactory
+from tokenmux.engine.server.supervisor import RestartLimits, Supervisor
+
+logger = logging.getLogger(__name__)
+
+TOKENIZER_THREADS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much the front takes on."""
+
+    max_requests: int = 256
+    """Accepted and not yet ended; one more is refused."""
+    buffer_tokens: int = 512
+    """Tokens that a client may leave unread before its request is paused."""
+    unread_s: float = 60.0
+    """How long it may stay paused before it is ended."""
+    deaths_per_request: int = 2
+    """A request that was running when more workers than this died is not given to another: it may be the cause."""
+    restarts: RestartLimits = field(default_factory=RestartLimits)
+
+
+class Front:
+    """See the module. Use `start`, then `open` for each generation, then `close`."""
+
+    def __init__(
+        self,
+        factory: WorkerFactory,
+        catalogue: Catalogue,
+        fits: FitCheck,
+        *,
+        limits: Limits | None = None,
+        defaults: Defaults | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        draw_seed: Callable[[], int] = lambda: secrets.randbits(64),
+    ) -> None:
+        """`clock` must be the one that the worker's times are on: CLOCK_MONOTONIC is, across processes of one machine."""
+        self.limits = limits or Limits()
+        self.changes = Changes()
+        """Notified when a worker's status, the roster or the readiness changed."""
+        self.worker_status: WorkerStatus | None = None
+        """The latest; None before the first and while there is no worker."""
+        self.draining = False
+        """Whether `drain` was called."""
+        self._catalogue = catalogue
+        self._fits = fits
+        self._defaults = defaults or Defaults()
+        self._clock = clock
+        self._draw_seed = draw_seed
+        self._threads = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="tokenizer")
+        self.roster = Roster(self._threads)
+        self._supervisor = Supervisor(
+            factory,
+            on_message=self._receive,
+            on_broken=self._worker_broke,
+            on_started=self._worker_started,
+            on_given_up=self._give_up,
+            limits=self.limits.restarts,
+            clock=clock,
+        )
+        self.commands = Commands(self._supervisor.send)
+        self._live: dict[RequestId, LiveRequest] = {}
+        self._unread_timers: dict[RequestId, asyncio.TimerHandle] = {}
+        self._n_admitting = 0
+        self._n_open = 0
+        self._registering: set[asyncio.Future[None]] = set()
+        self._registered = asyncio.Event()
+        self._down: TokenmuxError | None = Unavailable("the server is starting: try again in a moment")
+        self._given_up: TokenmuxError | None = None
+
+    async def start(self) -> None:
+        """Start the worker and register every model of the catalogue with it.
+
+        Models that do not fit are kept and refused. Raises DoesNotFit when that is all of them, and Unavailable when no worker
+        could be kept alive.
+        """
+        for entry in await asyncio.to_thread(self._catalogue.entries):
+            served = Served(entry)
+            try:
+                self._fits(entry.facts, 1)
+            except DoesNotFit as error:
+                logger.warning("%s is refused: %s", entry.facts.id, error)
+                served.refusal = error
+            self.roster.add(served)
+        refusals = [served.refusal for served in self.roster if served.refusal is not None]
+        if refusals and len(refusals) == len(self.roster):
+            raise DoesNotFit(f"no model of the catalogue fits the device; for one: {refusals[0]}")
+        await self._supervisor.start()
+        await self._registered.wait()
+        if self._given_up is not None:
+            raise self._given_up
+        self._down = None
+        self.changes.notify()
+
+    async def close(self) -> None:
+        """End what is live, stop the worker, release the threads."""
+        self._give_up(Unavailable("the server has stopped: try another one, or this one again later"))
+        await self._supervisor.close()
+        self.commands.fail(Unavailable("the server has stopped"))
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    async def drain(self) -> None:
+        """Refuse new requests from now on, and wait until the clients of the others have all they asked for."""
+        self.draining = True
+        self._down = Unavailable("the server is shutting down: try another one, or this one again later")
+        self.changes.notify()
+        while self._n_open:
+            await self.changes.after(self.changes.version)
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are accepted. That a worker is being restarted does not matter: they wait for it."""
+        return self._down is None
+
+    @property
+    def worker_running(self) -> bool:
+        return self._supervisor.running
+
+    @property
+    def n_restarts(self) -> int:
+        return self._supervisor.n_restarts
+
+    @property
+    def n_live(self) -> int:
+        """Requests that hold a place: accepted, and not yet ended on the worker's side."""
+        return len(self._live) + self._n_admitting
+
+    def n_live_of(self, model: ModelId) -> int:
+        """Requests of a model whose clients still wait."""
+        return sum(live.model == model and not live.closed for live in self._live.values())
+
+    @asynccontextmanager
+    async def open(self, ask: Ask) -> AsyncIterator[LiveRequest]:
+        """Admit a request and yield its stream of events; leaving the context early cancels it.
+
+        Raises what the error tree has for a request that cannot be accepted. The stream raises Ended, WorkerFailed or
+        Unavailable when an accepted request could not be completed.
+        """
+        live = await self._admit(ask)
+        self._n_open += 1
+        try:
+            yield live
+        finally:
+            self._n_open -= 1
+            if self.draining:
+                self.changes.notify()
+            self._leave(live)
+
+    async def tokenize(self, model: str, prompt: Prompt) -> tuple[int, ...]:
+        """The token ids of a prompt. Raises NotFound, InvalidRequest, NotServable."""
+        served = self.roster.accepting(model)
+        check_parameters(Ask(model, prompt), served.facts)
+        return await self._encode(await self.roster.tokenizer(served), prompt)
+
+    def check_fit(self, served: Served) -> None:
+        """Raises DoesNotFit when the device can never hold the model."""
+        self._fits(served.facts, 1)
+
+    # Admission
+
+    async def _admit(self, ask: Ask) -> LiveRequest:
+        arrival_s = self._clock()
+        if self._down is not None:
+            raise self._down
+        facts = self.roster.accepting(ask.model).facts
+        check_parameters(ask, facts)
+        if self.n_live >= self.limits.max_requests:
+            raise Overloaded(
+                f"the queue is full ({self.limits.max_requests} requests): try again in a few seconds"
+            )
+        self._n_admitting += 1
+        try:
+            tokenizer = await self.roster.tokenizer(self.roster.accepting(ask.model))
+            prompt = await self._encode(tokenizer, ask.prompt)
+        finally:
+            self._n_admitting -= 1
+        # Tokenizing took time: the model may be gone, the server stopping.
+        if self._down is not None:
+            raise self._down
+        facts = self.roster.accepting(ask.model).facts
+        max_tokens = output_limit(ask, prompt, facts, self._defaults)
+        check_token_ids("tokens of the prompt", prompt, facts)
+        self._fits(facts, len(prompt) + max_tokens)
+        end_token_ids = frozenset() if ask.ignore_end_tokens else tokenizer.end_token_ids
+        submit = Submit(
+            request=Request(
+                id=RequestId(secrets.token_hex(8)),
+                model=facts.id,
+                n_prompt=len(prompt),
+                max_tokens=max_tokens,
+                arrival_s=arrival_s,
+                service=service_level(ask, self._defaults),
+                tenant=ask.tenant or "default",
+                weight=ask.weight,
+            ),
+            prompt=prompt,
+            sampling=Sampling(
+                ask.temperature, ask.top_k, ask.top_p, self._draw_seed() if ask.seed is None else ask.seed
+            ),
+            min_tokens=ask.min_tokens,
+            stop_token_ids=end_token_ids.union(ask.stop_token_ids),
+        )
+        live = LiveRequest(
+            submit,
+            tokenizer.detokenizer(ask.stop_strings),
+            self.limits.buffer_tokens,
+            self._stopped_reading,
+            self._reads_again,
+            self._clock,
+        )
+        self._live[live.id] = live
+        self._supervisor.send(submit)
+        return live
+
+    async def _encode(self, tokenizer: Tokenizer, prompt: Prompt) -> tuple[int, ...]:
+        in_thread = asyncio.get_running_loop().run_in_executor
+        match prompt:
+            case TokenIds(ids):
+                return ids
+            case Text(text):
+                return tuple(await in_thread(self._threads, tokenizer.encode, text))
+            case Chat(messages):
+                if not tokenizer.has_chat_template:
+                    raise InvalidRequest("the model has no chat template: give the prompt as text")
+                pairs = [(message.role, message.content) for message in messages]
+                return tuple(await in_thread(self._threads, tokenizer.encode_chat, pairs))
+
+    # The client's side
+
+    def _leave(self, live: LiveRequest) -> None:
+        """The client is done with the stream, or gone."""
+        if not live.closed:
+            self._end(live, Ended(f"the client of request {live.id} left"))
+
+    def _end(self, live: LiveRequest, error: TokenmuxError) -> None:
+        """End the request from our side; the worker's `Finished` takes it off the books."""
+        live.fail(error)
+        self._forget_timer(live)
+        self._supervisor.send(Cancel(live.id))
+
+    def _stopped_reading(self, live: LiveRequest) -> None:
+        live.pause()
+        self._supervisor.send(Pause(live.id))
+        self._unread_timers[live.id] = asyncio.get_running_loop().call_later(
+            self.limits.unread_s, self._never_read, live
+        )
+
+    def _reads_again(self, live: LiveRequest) -> None:
+        live.resume()
+        self._forget_timer(live)
+        self._supervisor.send(Resume(live.id))
+
+    def _never_read(self, live: LiveRequest) -> None:
+        self._end(
+            live,
+            Ended(
+                f"request {live.id} was ended: its client left more than {self.limits.buffer_tokens} tokens unread for "
+                f"{self.limits.unread_s:g} s; read the stream as it comes, or ask for fewer tokens"
+            ),
+        )
+
+    def _forget_timer(self, live: LiveRequest) -> None:
+        timer = self._unread_timers.pop(live.id, None)
+        if timer is not None:
+            timer.cancel()
+
+    # The worker's side
+
+    def _receive(self, message: FromWorker) -> None:
+        match message:
+            case Tokens() | RequestState() | Finished():
+                live = self._live.get(message.request)
+                if live is not None:
+                    self._deliver(live, message)
+            case WorkerStatus():
+                self.worker_status = message
+                self.changes.notify()
+            case Acknowledged():
+                self.commands.acknowledge(message)
+
+    def _deliver(self, live: LiveRequest, message: Tokens | RequestState | Finished) -> None:
+        """Whatever goes wrong with one request's output is that request's end, and no other's."""
+        try:
+            match message:
+                case Tokens():
+                    if live.take_tokens(message):
+                        self._supervisor.send(Cancel(live.id, FinishReason.STOP))
+                case RequestState():
+                    live.take_state(message)
+                case Finished():
+                    del self._live[live.id]
+                    live.take_finished(message)
+        except Exception:
+            logger.exception("request %s: its output could not be delivered", live.id)
+            self._end(live, InternalError(f"request {live.id} failed; the server's log says why"))
+        if live.closed:
+            self._forget_timer(live)
+
+    def _worker_started(self) -> None:
+        """Tell a new worker everything: the models, then the requests with what their clients have."""
+        self._registered.clear()
+        for served in self.roster:
+            if served.refusal is None:
+                self._register(served)
+        for live in self._live.values():
+            self._supervisor.send(live.resubmission())
+            if live.paused:
+                self._supervisor.send(Pause(live.id))
+        if not self._registering:
+            self._registered.set()
+
+    def _register(self, served: Served) -> None:
+        answer = self.commands.begin(Register(served.facts, served.entry.path))
+        self._registering.add(answer)
+        answer.add_done_callback(lambda done: self._registration_answered(served, done))
+        if served.pinned:
+            self.commands.begin(Pin(served.facts.id, True)).add_done_callback(_log_failure)
+
+    def _registration_answered(self, served: Served, answer: asyncio.Future[None]) -> None:
+        self._registering.discard(answer)
+        error = answer.exception()
+        if isinstance(error, TokenmuxError) and not isinstance(error, Unavailable):
+            logger.error("the worker does not take %s: %s", served.facts.id, error)
+            served.refusal = error
+            self.changes.notify()
+        if not self._registering and self._supervisor.running:
+            self._registered.set()
+
+    def _worker_broke(self) -> None:
+        """Settle what is over anyway; the rest waits for the next worker."""
+        self.worker_status = None
+        self.changes.notify()
+        self.commands.fail(WorkerFailed("the worker broke and is being restarted: try again in a moment"))
+        for live in list(self._live.values()):
+            if live.phase is RequestPhase.RUNNING:
+                live.n_deaths += 1
+            if live.closed or live.conclude():
+                self._drop(live)
+            elif live.n_deaths > self.limits.deaths_per_request:
+                live.fail(
+                    WorkerFailed(
+                        f"request {live.id} was running each time when {live.n_deaths} workers broke: it is given up; "
+                        "if it happens again, please report it with the server's log"
+                    )
+                )
+                self._drop(live)
+            else:
+                live.take_state(RequestState(live.id, RequestPhase.QUEUED))
+
+    def _give_up(self, error: TokenmuxError) -> None:
+        """There will be no worker any more."""
+        self._down = self._given_up = error
+        for live in list(self._live.values()):
+            live.fail(error)
+            self._drop(live)
+        self._registered.set()
+        self.changes.notify()
+
+    def _drop(self, live: LiveRequest) -> None:
+        self._forget_timer(live)
+        del self._live[live.id]
+
+
+def _log_failure(answer: asyncio.Future[None]) -> None:
+    error = answer.exception()
+    if error is not None:
+        logger.warning("%s", error)

@@ -1,0 +1,171 @@
+"""The gRPC services: each method translates, calls the front or the administration, and translates back.
+
+No decision is taken here. Errors become status in `engine.server.status`.
+"""
+
+import asyncio
+import math
+import time
+
+from tokenmux.engine.core.errors import InvalidRequest
+from tokenmux.engine.server import convert
+from tokenmux.engine.server.access import Access
+from tokenmux.engine.server.administration import Administration
+from tokenmux.engine.server.front import Front
+from tokenmux.engine.server.generation import Ask, FinishInfo, PromptInfo, TokenDelta
+from tokenmux.engine.server.grpc_types import Context
+from tokenmux.engine.server.status import answering
+from tokenmux.v1 import (
+    inference_pb2,
+    inference_pb2_grpc,
+    models_pb2,
+    models_pb2_grpc,
+    pool_pb2,
+    pool_pb2_grpc,
+)
+
+
+class InferenceService(inference_pb2_grpc.InferenceServicer):
+    """`tokenmux.v1.Inference`."""
+
+    def __init__(self, front: Front, access: Access) -> None:
+        self._front = front
+        self._access = access
+
+    async def Generate(
+        self, request: inference_pb2.GenerateRequest, context: Context
+    ) -> inference_pb2.GenerateResponse:
+        async with answering(context), self._front.open(self._ask(request, context)) as stream:
+            response = inference_pb2.GenerateResponse()
+            texts = []
+            async for event in stream:
+                match event:
+                    case PromptInfo():
+                        response.prompt_info.CopyFrom(convert.prompt_info(event))
+                    case TokenDelta(_, token_ids, text):
+                        response.token_ids.extend(token_ids)
+                        texts.append(text)
+                    case FinishInfo():
+                        response.finish_info.CopyFrom(convert.finish_info(event))
+            response.text = "".join(texts)
+            return response
+
+    async def GenerateStream(self, request: inference_pb2.GenerateRequest, context: Context) -> None:
+        # `context.write` and not `yield`: when the client leaves, grpc cancels this coroutine where it waits, so that
+        # leaving `open` cancels the request at once; a generator would only be closed when it is collected.
+        async with answering(context), self._front.open(self._ask(request, context)) as stream:
+            async for event in stream:
+                await context.write(convert.stream_response(event))
+
+    async def Tokenize(
+        self, request: inference_pb2.TokenizeRequest, context: Context
+    ) -> inference_pb2.TokenizeResponse:
+        async with answering(context):
+            prompt = convert.text_or_chat_of(request)
+            return inference_pb2.TokenizeResponse(token_ids=await self._front.tokenize(request.model, prompt))
+
+    async def ModelMetadata(
+        self, request: inference_pb2.ModelMetadataRequest, context: Context
+    ) -> inference_pb2.ModelMetadataResponse:
+        async with answering(context):
+            served = self._front.roster.accepting(request.model)
+            tokenizer = await self._front.roster.tokenizer(served)
+            return inference_pb2.ModelMetadataResponse(
+                model=served.facts.id,
+                max_context=served.facts.max_context,
+                vocab_size=served.facts.vocab_size,
+                has_chat_template=tokenizer.has_chat_template,
+                end_token_ids=sorted(tokenizer.end_token_ids),
+            )
+
+    async def ServerReady(
+        self, request: inference_pb2.ServerReadyRequest, context: Context
+    ) -> inference_pb2.ServerReadyResponse:
+        return inference_pb2.ServerReadyResponse(ready=self._front.ready)
+
+    async def ModelReady(
+        self, request: inference_pb2.ModelReadyRequest, context: Context
+    ) -> inference_pb2.ModelReadyResponse:
+        async with answering(context):
+            served = self._front.roster.find(request.model)
+            return inference_pb2.ModelReadyResponse(ready=self._front.ready and served.refusal is None)
+
+    def _ask(self, request: inference_pb2.GenerateRequest, context: Context) -> Ask:
+        key = self._access.caller(context.invocation_metadata())
+        return convert.ask_of(request, None if key is None else key.name)
+
+
+class ModelsService(models_pb2_grpc.ModelsServicer):
+    """`tokenmux.v1.Models`."""
+
+    def __init__(self, administration: Administration) -> None:
+        self._administration = administration
+
+    async def List(
+        self, request: models_pb2.ListModelsRequest, context: Context
+    ) -> models_pb2.ListModelsResponse:
+        async with answering(context):
+            return models_pb2.ListModelsResponse(models=map(convert.model, self._administration.models()))
+
+    async def Get(self, request: models_pb2.GetModelRequest, context: Context) -> models_pb2.Model:
+        async with answering(context):
+            return convert.model(self._administration.model(request.name))
+
+    async def Register(self, request: models_pb2.RegisterModelRequest, context: Context) -> models_pb2.Model:
+        async with answering(context):
+            return convert.model(await self._administration.register(request.name, request.source))
+
+    async def Unregister(
+        self, request: models_pb2.UnregisterModelRequest, context: Context
+    ) -> models_pb2.UnregisterModelResponse:
+        async with answering(context):
+            await self._administration.unregister(request.name, force=request.force)
+            return models_pb2.UnregisterModelResponse()
+
+    async def Load(self, request: models_pb2.LoadModelRequest, context: Context) -> models_pb2.Model:
+        async with answering(context):
+            return convert.model(await self._administration.load(request.name, wait=request.wait))
+
+    async def Unload(self, request: models_pb2.UnloadModelRequest, context: Context) -> models_pb2.Model:
+        async with answering(context):
+            return convert.model(await self._administration.unload(request.name))
+
+    async def Pin(self, request: models_pb2.PinModelRequest, context: Context) -> models_pb2.Model:
+        async with answering(context):
+            return convert.model(await self._administration.pin(request.name, pinned=request.pinned))
+
+
+class PoolService(pool_pb2_grpc.PoolServicer):
+    """`tokenmux.v1.Pool`."""
+
+    def __init__(self, front: Front, administration: Administration, version: str) -> None:
+        self._front = front
+        self._administration = administration
+        self._version = version
+        self._started_s = time.monotonic()
+
+    async def Status(self, request: pool_pb2.StatusRequest, context: Context) -> pool_pb2.StatusResponse:
+        async with answering(context):
+            return self._status()
+
+    async def WatchStatus(self, request: pool_pb2.WatchStatusRequest, context: Context) -> None:
+        async with answering(context):
+            if not (math.isfinite(request.min_interval_s) and request.min_interval_s >= 0):
+                raise InvalidRequest(f"min_interval_s {request.min_interval_s:g}: use seconds, 0 or more")
+            version = self._front.changes.version
+            while not self._front.draining:  # a watcher must not hold up the end
+                await context.write(self._status())
+                await asyncio.sleep(request.min_interval_s)
+                version = await self._front.changes.after(version)
+
+    def _status(self) -> pool_pb2.StatusResponse:
+        status = self._front.worker_status
+        return pool_pb2.StatusResponse(
+            version=self._version,
+            uptime_s=time.monotonic() - self._started_s,
+            n_requests=self._front.n_live,
+            max_requests=self._front.limits.max_requests,
+            n_restarts=self._front.n_restarts,
+            instances=[] if status is None else [convert.instance(status)],
+            models=map(convert.model, self._administration.models()),
+        )

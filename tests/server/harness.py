@@ -1,0 +1,330 @@
+"""Scripted parts behind the real front and the real server: a worker that does what a test says, models of one letter a token."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import grpc
+from tokenmux.engine.core.errors import AlreadyExists, DoesNotFit, NotFound, WorkerFailed
+from tokenmux.engine.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.engine.core.message import (
+    Acknowledged,
+    Cancel,
+    Finished,
+    FromWorker,
+    Load,
+    ModelStatus,
+    Pin,
+    Register,
+    RequestPhase,
+    RequestState,
+    Residency,
+    Submit,
+    Tokens,
+    ToWorker,
+    Unload,
+    Unregister,
+    WorkerStatus,
+)
+from tokenmux.engine.core.request import FinishReason
+from tokenmux.engine.server.access import Access, Key
+from tokenmux.engine.server.admission import Defaults
+from tokenmux.engine.server.app import Transport, running
+from tokenmux.engine.server.front import Front, Limits
+from tokenmux.v1 import inference_pb2_grpc, models_pb2_grpc, pool_pb2_grpc
+
+VOCAB = 256
+END = 0
+CONTEXT = 64
+Message = TypeVar("Message", bound=ToWorker)
+
+PATIENCE_S = 10.0
+"""How long a test waits for what must come: only a failing one waits that long."""
+
+
+def facts(name: str, n_bytes: int = 1000) -> ModelFacts:
+    return ModelFacts(
+        id=ModelId(name),
+        images=(Image(ImageId(f"{name}-image"), n_bytes),),
+        kv=KvShape(n_layers=2, n_kv_heads=1, head_dim=8, dtype_bytes=2, block_size=16),
+        max_context=CONTEXT,
+        n_parameters=500,
+        vocab_size=VOCAB,
+    )
+
+
+class LetterDetokenizer:
+    """Cuts at the first stop string and holds back what may become one."""
+
+    def __init__(self, stop_strings: Sequence[str], width: int) -> None:
+        self._stops = tuple(stop_strings)
+        self._width = width
+        self._held = ""
+        self.stopped_by: str | None = None
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        if self.stopped_by is not None:
+            return ""
+        self._held += "".join(chr(token_id) * self._width for token_id in token_ids)
+        found = [(self._held.find(stop), stop) for stop in self._stops if stop in self._held]
+        if found:
+            at, self.stopped_by = min(found)
+            text, self._held = self._held[:at], ""
+            return text
+        keep = max(
+            (n for stop in self._stops for n in range(1, len(stop)) if self._held.endswith(stop[:n])),
+            default=0,
+        )
+        split = len(self._held) - keep
+        text, self._held = self._held[:split], self._held[split:]
+        return text
+
+    def finish(self) -> str:
+        text, self._held = self._held, ""
+        return text
+
+
+@dataclass
+class LetterTokenizer:
+    """One token a letter, `width` letters a token on the way back."""
+
+    has_chat_template: bool = True
+    width: int = 1
+    end_token_ids: frozenset[int] = frozenset({END})
+    gate: Callable[[], None] = lambda: None
+    """Called in the tokenizer's thread."""
+
+    def encode(self, text: str) -> list[int]:
+        self.gate()
+        return [ord(letter) for letter in text]
+
+    def encode_chat(self, messages: Sequence[tuple[str, str]]) -> list[int]:
+        return self.encode("".join(f"{role[0]}:{content};" for role, content in messages))
+
+    def detokenizer(self, stop_strings: Sequence[str]) -> LetterDetokenizer:
+        return LetterDetokenizer(stop_strings, self.width)
+
+
+@dataclass
+class FakeEntry:
+    facts: ModelFacts
+    path: str = "somewhere"
+    letters: LetterTokenizer = field(default_factory=LetterTokenizer)
+
+    def tokenizer(self) -> LetterTokenizer:
+        return self.letters
+
+
+class FakeCatalogue:
+    def __init__(self, *entries: FakeEntry) -> None:
+        self.kept = {entry.facts.id: entry for entry in entries}
+
+    def entries(self) -> list[FakeEntry]:
+        return list(self.kept.values())
+
+    def add(self, name: str, source: str) -> FakeEntry:
+        if name in self.kept:
+            raise AlreadyExists(name)
+        if source == "nowhere":
+            raise NotFound("there is no folder or file 'nowhere' on the server")
+        entry = FakeEntry(facts(name, n_bytes=10**9 if source == "huge" else 1000))
+        self.kept[entry.facts.id] = entry
+        return entry
+
+    def remove(self, name: str) -> None:
+        del self.kept[ModelId(name)]
+
+
+def fits(model: ModelFacts, n_tokens: int) -> None:
+    """A device of 10 000 bytes that has room for 60 tokens beside any model."""
+    if model.n_bytes > 10_000:
+        raise DoesNotFit(f"{model.id} needs {model.n_bytes} bytes, the device has 10000: raise device.arena")
+    if n_tokens > 60:
+        raise DoesNotFit(f"{n_tokens} tokens of {model.id} do not fit the device: ask for at most 60")
+
+
+class FakeWorker:
+    """Acknowledges commands and ends what is cancelled; tokens come when the test says so, or at once with `auto`."""
+
+    def __init__(self, hub: "Hub", post: Callable[[FromWorker], None]) -> None:
+        self._hub = hub
+        self.post = post
+        self.dead = False
+        self.closed = False
+
+    def send(self, message: ToWorker) -> None:
+        if self.dead:
+            raise WorkerFailed("the pipe is closed")
+        self._hub.sent.put_nowait(message)
+        match message:
+            case Register(model_facts):
+                self.post(Acknowledged(model_facts.id, self._hub.refuses.get(model_facts.id, "")))
+            case Unregister(model) | Load(model) | Unload(model) | Pin(model):
+                self.post(Acknowledged(model, self._hub.refuses.get(model, "")))
+            case Cancel(request, reason) if self._hub.answer_cancels:
+                self.post(Finished(request, reason, 0.0))
+            case Submit(request) if self._hub.auto:
+                self.run(message)
+
+    def run(self, submit: Submit, *, wide: int = 1) -> None:
+        """All tokens of a request at once: the letters after the last one of the prompt."""
+        request = submit.request
+        self.post(RequestState(request.id, RequestPhase.QUEUED, position=2))
+        self.post(RequestState(request.id, RequestPhase.RUNNING))
+        for index in range(len(submit.delivered), request.max_tokens, wide):
+            ids = tuple(output(submit)[index : index + wide])
+            self.post(Tokens(request.id, index, ids, request.arrival_s))
+        self.post(Finished(request.id, FinishReason.LENGTH, request.arrival_s))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def output(submit: Submit) -> list[int]:
+    """What the fake worker says to a prompt: a pure function of it."""
+    first = submit.prompt[-1] + 1
+    return [first + i % 20 for i in range(submit.request.max_tokens)]
+
+
+class Hub:
+    """The worker factory, with a hand on everything that passes."""
+
+    def __init__(self, *, auto: bool = False) -> None:
+        self.auto = auto
+        self.answer_cancels = True
+        self.refuses: dict[str, str] = {}
+        self.fails_to_start = 0
+        self.workers: list[FakeWorker] = []
+        self.sent: asyncio.Queue[ToWorker] = asyncio.Queue()
+
+    def factory(self, post: Callable[[FromWorker], None]) -> FakeWorker:
+        if self.fails_to_start:
+            self.fails_to_start -= 1
+            raise OSError("no more processes")
+        worker = FakeWorker(self, post)
+        self.workers.append(worker)
+        return worker
+
+    @property
+    def worker(self) -> FakeWorker:
+        return self.workers[-1]
+
+    def post(self, message: FromWorker) -> None:
+        self.worker.post(message)
+
+    async def next(self, kind: type[Message]) -> Message:
+        """The next message of this kind that is sent to a worker; others before it are passed over."""
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                message = await self.sent.get()
+                if isinstance(message, kind):
+                    return message
+
+    def unread(self) -> list[ToWorker]:
+        """What was sent and not asked for yet."""
+        return [self.sent.get_nowait() for _ in range(self.sent.qsize())]
+
+
+def make_front(
+    hub: Hub, *entries: FakeEntry, limits: Limits | None = None, clock: Callable[[], float] = lambda: 100.0
+) -> tuple[Front, FakeCatalogue]:
+    """A front over the hub's workers that serves these models (`letters` unless given), with a clock that stands still."""
+    catalogue = FakeCatalogue(*(entries or (FakeEntry(facts("letters")),)))
+    front = Front(
+        hub.factory,
+        catalogue,
+        fits,
+        limits=limits,
+        defaults=Defaults(max_tokens=8),
+        clock=clock,
+        draw_seed=lambda: 1234,
+    )
+    return front, catalogue
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server that answers on a port of this machine."""
+
+    hub: Hub
+    front: Front
+    catalogue: FakeCatalogue
+    port: int
+    channel: grpc.aio.Channel
+
+    @property
+    def target(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def inference(self) -> inference_pb2_grpc.InferenceStub:
+        return inference_pb2_grpc.InferenceStub(self.channel)
+
+    @property
+    def models(self) -> models_pb2_grpc.ModelsStub:
+        return models_pb2_grpc.ModelsStub(self.channel)
+
+    @property
+    def pool(self) -> pool_pb2_grpc.PoolStub:
+        return pool_pb2_grpc.PoolStub(self.channel)
+
+
+@asynccontextmanager
+async def serving(
+    *entries: FakeEntry,
+    auto: bool = True,
+    limits: Limits | None = None,
+    keys: Sequence[Key] = (),
+    transport: Transport | None = None,
+) -> AsyncIterator[Served]:
+    """The whole server on a free loopback port, and a channel to it."""
+    hub = Hub(auto=auto)
+    front, catalogue = make_front(hub, *entries, limits=limits)
+    async with (
+        running(front, catalogue, Access(keys), transport or Transport()) as server,
+        grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        yield Served(hub, front, catalogue, server.port, channel)
+
+
+def worker_status(*models: str, residency: Residency = Residency.RESIDENT) -> WorkerStatus:
+    """A status in which every number is another, so that a test sees which went where."""
+    return WorkerStatus(
+        at_s=1.5,
+        device="virtual GPU",
+        arena_bytes=10_000,
+        weight_bytes=2_000,
+        kv_bytes=300,
+        host_cache_bytes=40_000,
+        host_cache_used_bytes=5_000,
+        host_kv_bytes=6_000,
+        host_kv_used_bytes=700,
+        compute_busy_s=8.0,
+        copy_in_busy_s=9.0,
+        copy_out_busy_s=10.0,
+        fetch_busy_s=11.0,
+        n_steps=12,
+        n_discards=13,
+        running_model=ModelId(models[0]) if models else None,
+        models=tuple(
+            ModelStatus(
+                model=ModelId(name),
+                residency=residency,
+                pinned=False,
+                n_queued=1,
+                n_running=2,
+                n_paged_out=3,
+                n_swaps=4,
+                swap_bytes=5,
+                swap_s=6.0,
+                swap_exposed_s=7.0,
+                n_tokens=8,
+                n_tokens_on_time=9,
+                n_prompt_tokens=10,
+                compute_s=11.0,
+            )
+            for name in models
+        ),
+    )
