@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from math import inf
 
 from tokenmux.engine.core.cost import CostModel, StepWork
-from tokenmux.engine.core.errors import IntegrityError, InternalError
+from tokenmux.engine.core.errors import IntegrityError, InternalError, InUse
 from tokenmux.engine.core.event import (
     Arrived,
     Cancelled,
@@ -44,6 +44,7 @@ from tokenmux.engine.core.plan import (
 )
 from tokenmux.engine.core.request import FinishReason, Request, RequestId
 from tokenmux.engine.instance import validate
+from tokenmux.engine.instance.capacity import check_pins
 from tokenmux.engine.instance.metrics import Metrics, RequestRecord, count_on_time
 from tokenmux.engine.instance.started import Started
 from tokenmux.engine.instance.state import ModelState, RequestState
@@ -55,7 +56,7 @@ from tokenmux.engine.policy.interface import Fit, InstancePolicy
 class Instance:
     """One execution unit's brain. It satisfies `engine.policy.interface.InstanceView`.
 
-    `on_decision` is told of everything that a policy decided, with its time: the decision log.
+    `decision_observers` are told of everything that the policy decided, with its time: the decision log.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class Instance:
         self.requests: dict[RequestId, RequestState] = {}
         self.interrupted = False
         """Whether the repeated step in flight should end after its present iteration."""
-        self._on_decision = on_decision
+        self.decision_observers = [on_decision] if on_decision else []
         self._in_flight: dict[Channel, Started] = {}
         self._next_operation = 0
         self._ended: list[tuple[RequestRecord, str]] = []
@@ -194,6 +195,22 @@ class Instance:
         """Changes of requests' phases since the last call."""
         phases, self._phases = self._phases, []
         return phases
+
+    def check_removable(self, model_id: ModelId) -> None:
+        """Raise InUse while an operation in flight touches the model."""
+        model = self.models[model_id]
+        if model.stage is Residency.LOADING or model.residency is Residency.FETCHING or model.is_moving:
+            raise InUse(f"model {model_id} is being loaded; try again in a moment")
+
+    def check_pinnable(self, model_id: ModelId) -> None:
+        """Raise DoesNotFit if pinning the model would leave another one without room to run."""
+        pinned = [m.facts for m in self.models.values() if m.pinned or m.facts.id == model_id]
+        check_pins(self.device, pinned, (m.facts for m in self.models.values()))
+
+    def check_unloadable(self, model_id: ModelId) -> None:
+        """Raise InUse if the model is pinned."""
+        if self.models[model_id].pinned:
+            raise InUse(f"model {model_id} is pinned; unpin it first")
 
     @property
     def is_idle(self) -> bool:
@@ -402,6 +419,8 @@ class Instance:
 
     def _start_fetch(self, model: ModelState, operation: Fetch) -> Started:
         validate.fetch(self, model)
+        for request in model.waiting.values():
+            self._tell(request, RequestPhase.LOADING)
         images, dropped = self.ledger.cache.begin_fetch(model.facts.images)
         n_bytes = sum(image.n_bytes for image in images)
         return Started(
@@ -574,8 +593,8 @@ class Instance:
         return self.metrics.busy_s[Channel.COMPUTE] + (self.now_s - step.at_s if step else 0.0)
 
     def _note(self, decided: Operation | AtOnce) -> None:
-        if self._on_decision:
-            self._on_decision(self.now_s, decided)
+        for observer in self.decision_observers:
+            observer(self.now_s, decided)
 
 
 def _mean_work(work: StepWork, n_iterations: int) -> StepWork:

@@ -1,0 +1,9 @@
+"""Time is handed in. `Clock` is all that anything of ours knows about it; the real one lives in `engine.runtime`."""
+
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Seconds that never go back; the zero point means nothing."""
+
+    def now_s(self) -> float: ...

@@ -1,0 +1,31 @@
+"""One channel of a real device: a thread that carries out jobs in order and sleeps in between."""
+
+from collections.abc import Callable
+from queue import SimpleQueue
+from threading import Thread
+
+
+class ChannelThread:
+    """Runs jobs one after another. `failed` is told when a job raises; later jobs still run."""
+
+    def __init__(self, name: str, failed: Callable[[int, BaseException], None]) -> None:
+        self._jobs: SimpleQueue[tuple[int, Callable[[], None]] | None] = SimpleQueue()
+        self._failed = failed
+        self._thread = Thread(target=self._run, name=f"tokenmux-{name}", daemon=True)
+        self._thread.start()
+
+    def submit(self, operation: int, job: Callable[[], None]) -> None:
+        self._jobs.put((operation, job))
+
+    def close(self) -> None:
+        """Finish the jobs already submitted, then end the thread."""
+        self._jobs.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (item := self._jobs.get()) is not None:
+            operation, job = item
+            try:
+                job()
+            except BaseException as error:  # noqa: BLE001 - whatever it is, the engine must hear of it
+                self._failed(operation, error)

@@ -1,0 +1,52 @@
+"""What a device does for an engine: carry out operations on four channels and say when each completed.
+
+    null   completes everything after the cost model's durations on virtual time, and computes nothing
+    cpu    a virtual GPU: an arena of host memory, real copies on threads of their own, real steps
+
+The engine starts an operation; the device posts a completion event. Everything that reads the ledger happens inside `start`, on the
+engine's thread, so that handles become addresses at launch and at no other time.
+"""
+
+from typing import Protocol
+
+from tokenmux.engine.core.event import CopyDone, StepDone
+from tokenmux.engine.core.request import RequestId
+from tokenmux.engine.instance.started import Started
+
+Completion = StepDone | CopyDone
+
+
+class Post(Protocol):
+    """Where a device reports to; callable from any thread."""
+
+    def drawn(self, at_s: float, tokens: tuple[tuple[RequestId, int], ...]) -> None:
+        """One iteration of the step in flight drew these tokens."""
+        ...
+
+    def done(self, completion: Completion) -> None:
+        """An operation completed."""
+        ...
+
+    def progress(self, operation: int, share: float) -> None:
+        """A long copy or fetch has done this share (0 to 1) of its bytes; a few times a second."""
+        ...
+
+    def broken(self, operation: int, error: BaseException) -> None:
+        """An operation failed in a way that the device does not recover from."""
+        ...
+
+
+class Device(Protocol):
+    """Mechanism without policy."""
+
+    def start(self, started: Started) -> None:
+        """Begin an operation. Its channel is free; completion is posted, never returned."""
+        ...
+
+    def interrupt(self) -> None:
+        """End the repeated step in flight after its present iteration."""
+        ...
+
+    def close(self) -> None:
+        """Stop all channels and return the memory."""
+        ...

@@ -1,0 +1,71 @@
+"""What could ever fit on an instance, however full it is now: what is refused at once, with both sizes in the message."""
+
+from collections.abc import Iterable
+
+from tokenmux.engine.core.errors import DoesNotFit
+from tokenmux.engine.core.facts import DeviceFacts, HostFacts, KvShape, ModelFacts
+from tokenmux.engine.memory.arena import aligned
+
+
+def kv_bytes(device: DeviceFacts, shape: KvShape, n_tokens: int) -> int:
+    """Arena bytes of the slabs that hold `n_tokens` tokens of one request."""
+    per_slab = max(1, (device.slab_bytes - shape.block_bytes + 1) // shape.block_bytes)
+    return -(-shape.blocks_for(n_tokens) // per_slab) * device.slab_bytes
+
+
+def weight_bytes(model: ModelFacts) -> int:
+    return sum(aligned(image.n_bytes) for image in model.images)
+
+
+def check_model(
+    device: DeviceFacts, host: HostFacts, model: ModelFacts, pinned: Iterable[ModelFacts] = ()
+) -> None:
+    """Raise DoesNotFit unless the model can be served at all: weights, one prefill chunk of KV, and its KV blocks."""
+    if 2 * model.kv.block_bytes > device.slab_bytes:
+        raise DoesNotFit(
+            f"{model.id}: a KV block of {_size(model.kv.block_bytes)} needs slabs of at least twice that, and they "
+            f"have {_size(device.slab_bytes)}; raise slab_bytes"
+        )
+    if model.n_bytes > host.cache_bytes:
+        raise DoesNotFit(
+            f"{model.id} has {_size(model.n_bytes)} of weights and the host cache {_size(host.cache_bytes)}; "
+            f"raise host_cache"
+        )
+    check_request(device, model, min(model.max_context, device.prefill_chunk_tokens), pinned)
+
+
+def check_request(
+    device: DeviceFacts, model: ModelFacts, n_tokens: int, pinned: Iterable[ModelFacts] = ()
+) -> None:
+    """Raise DoesNotFit unless the model's weights and the KV of one request of `n_tokens` fit beside what is pinned."""
+    held = sum(weight_bytes(other) for other in pinned if other.id != model.id)
+    weights, kv = weight_bytes(model), kv_bytes(device, model.kv, n_tokens)
+    room = device.arena_bytes - device.arena_bytes % 64 - held
+    if weights + kv <= room:
+        return
+    beside = f" beside {_size(held)} of pinned weights" if held else ""
+    if weights > room:
+        raise DoesNotFit(
+            f"{model.id} has {_size(weights)} of weights and the device {_size(device.arena_bytes)}{beside}; "
+            f"it needs a larger device budget or a smaller model"
+        )
+    raise DoesNotFit(
+        f"{n_tokens} tokens of {model.id} need {_size(kv)} of KV cache next to {_size(weights)} of weights, and the "
+        f"device has {_size(device.arena_bytes)}{beside}; ask for fewer tokens or raise the device budget"
+    )
+
+
+def check_pins(device: DeviceFacts, pinned: list[ModelFacts], models: Iterable[ModelFacts]) -> None:
+    """Raise DoesNotFit if pinning these left a model of the catalogue that could never run again."""
+    for model in models:
+        try:
+            check_request(device, model, model.max_context, pinned)
+        except DoesNotFit as error:
+            raise DoesNotFit(f"these pins would shut out another model: {error}") from None
+
+
+def _size(n_bytes: int) -> str:
+    for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if n_bytes >= scale:
+            return f"{n_bytes / scale:.1f} {unit}"
+    return f"{n_bytes} bytes"
