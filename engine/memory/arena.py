@@ -89,6 +89,9 @@ class Arena:
         )
 
     def free(self, handle: ExtentHandle) -> None:
+        """Raises IntegrityError if it is free already."""
+        if handle not in self._extents:
+            raise IntegrityError(f"arena: extent {handle} is freed, and is not allocated")
         start, size = self._extents.pop(handle)
         self.used_bytes -= size
         self._give_back(start, start + size)
@@ -126,9 +129,10 @@ class Arena:
     def apply(self, moves: tuple[Move, ...]) -> None:
         """Enter moves into the books, in order."""
         for move in moves:
-            start, size = self._extents.pop(move.handle)
+            start, size = self._extents[move.handle]
             if (start, size) != (move.source, move.n_bytes):
                 raise IntegrityError(f"move {move} does not start where its extent lies ({start}, {size})")
+            del self._extents[move.handle]
             self.used_bytes -= size
             self._give_back(start, start + size)
             self._carve(move.target, size)

@@ -47,7 +47,12 @@ class HostCache:
         return unmovable + need <= self.capacity
 
     def begin_fetch(self, images: tuple[Image, ...]) -> tuple[tuple[Image, ...], tuple[ImageId, ...]]:
-        """Reserve room for those that are absent: returns (to read, dropped). Ask `can_fetch` first."""
+        """Reserve room for those that are absent: returns (to read, dropped). Ask `can_fetch` first.
+
+        Raises IntegrityError, and drops nothing, if the room cannot be made.
+        """
+        if not self.can_fetch(images):
+            raise IntegrityError("host cache: fetch begun without room for it")
         wanted = {image.id for image in images}
         absent = tuple(image for image in images if not self._known(image.id))
         need = sum(image.n_bytes for image in absent)
@@ -58,8 +63,6 @@ class HostCache:
             if victim.id not in wanted and victim.id not in self._holds:
                 self.drop(victim.id)
                 dropped.append(victim.id)
-        if self.used_bytes + need > self.capacity:
-            raise IntegrityError("host cache: fetch begun without room for it")
         for image in absent:
             self._fetching[image.id] = image
         self.used_bytes += need

@@ -33,8 +33,8 @@ class SlabPool:
         self._partial: dict[int, dict[int, _Slab]] = {}
 
     def capacity(self, block_bytes: int) -> int:
-        """Blocks of that size in one slab."""
-        return (self.slab_bytes - block_bytes + 1) // block_bytes
+        """Blocks of that size in one slab; 0 for those over half of it, which the worst padding could push out."""
+        return max(0, (self.slab_bytes - block_bytes + 1) // block_bytes)
 
     def free_blocks(self, block_bytes: int) -> int:
         """How many blocks of that size could be allocated now."""
@@ -62,6 +62,7 @@ class SlabPool:
             key, slab = next(iter(partial.items()))
             taken = slab.free[-(n - len(handles)) :]
             del slab.free[-len(taken) :]
+            slab.live.update(taken)
             handles.extend(BlockHandle(key << _INDEX_BITS | index) for index in taken)
             if not slab.free:
                 del partial[key]
@@ -69,13 +70,19 @@ class SlabPool:
         return handles
 
     def free(self, handles: Iterable[BlockHandle]) -> None:
-        """Give blocks back; a slab whose blocks are all free returns to the arena."""
+        """Give blocks back; a slab whose blocks are all free returns to the arena.
+
+        Raises IntegrityError at a block that is free already, before its place can be given out twice.
+        """
         for handle in handles:
             key, index = handle >> _INDEX_BITS, handle & _INDEX_MASK
-            slab = self._slabs[key]
+            slab = self._slabs.get(key)
+            if slab is None or index not in slab.live:
+                raise IntegrityError(f"slabs: block {index} of slab {key} is freed, and is not allocated")
+            slab.live.remove(index)
             slab.free.append(index)
             self.used_bytes -= slab.block_bytes
-            if len(slab.free) == slab.capacity:
+            if not slab.live:
                 self._arena.free(slab.extent)
                 del self._slabs[key]
                 self._partial[slab.block_bytes].pop(key, None)
@@ -97,19 +104,17 @@ class SlabPool:
         live = list(live)
         if len(set(live)) != len(live):
             raise IntegrityError("slabs: a block has two owners")
-        expected = {
-            key << _INDEX_BITS | index
-            for key, slab in self._slabs.items()
-            for index in set(range(slab.capacity)) - set(slab.free)
-        }
+        expected = {key << _INDEX_BITS | index for key, slab in self._slabs.items() for index in slab.live}
         if expected != set(live):
             lost, unknown = len(expected - set(live)), len(set(live) - expected)
             raise IntegrityError(f"slabs: {lost} blocks leaked, {unknown} held blocks are not allocated")
         for key, slab in self._slabs.items():
-            if len(set(slab.free)) != len(slab.free) or len(slab.free) >= slab.capacity:
+            if sorted([*slab.free, *slab.live]) != list(range(slab.capacity)) or not slab.live:
                 raise IntegrityError(f"slabs: slab {key} has a wrong free list")
             if bool(slab.free) != (key in self._partial[slab.block_bytes]):
                 raise IntegrityError(f"slabs: slab {key} is filed wrongly")
+        if self.used_bytes != sum(len(slab.live) * slab.block_bytes for slab in self._slabs.values()):
+            raise IntegrityError("slabs: used_bytes is not the sum of the live blocks")
 
     def _open_slab(self, block_bytes: int) -> None:
         extent = self._arena.allocate_slot(self.slab_bytes)
@@ -121,10 +126,11 @@ class SlabPool:
 
 
 class _Slab:
-    __slots__ = ("block_bytes", "capacity", "extent", "free")
+    __slots__ = ("block_bytes", "capacity", "extent", "free", "live")
 
     def __init__(self, extent: ExtentHandle, block_bytes: int, capacity: int) -> None:
         self.extent = extent
         self.block_bytes = block_bytes
         self.capacity = capacity
         self.free = list(range(capacity - 1, -1, -1))
+        self.live: set[int] = set()
