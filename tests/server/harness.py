@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import grpc
+
 from tokenmux.engine.core.errors import AlreadyExists, DoesNotFit, NotFound, WorkerFailed
 from tokenmux.engine.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.engine.core.message import (

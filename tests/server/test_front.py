@@ -6,6 +6,19 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
+
+from tests.server.harness import (
+    END,
+    PATIENCE_S,
+    VOCAB,
+    FakeEntry,
+    Hub,
+    LetterTokenizer,
+    facts,
+    make_front,
+    output,
+    worker_status,
+)
 from tokenmux.engine.core.errors import (
     DoesNotFit,
     Ended,
@@ -45,19 +58,6 @@ from tokenmux.engine.server.generation import (
     TokenIds,
 )
 from tokenmux.engine.server.supervisor import RestartLimits
-
-from tests.server.harness import (
-    END,
-    PATIENCE_S,
-    VOCAB,
-    FakeEntry,
-    Hub,
-    LetterTokenizer,
-    facts,
-    make_front,
-    output,
-    worker_status,
-)
 
 
 @asynccontextmanager
