@@ -106,7 +106,8 @@ def _plan_compute(view: InstanceView) -> Plan:
         chunks = _prefill_chunks(view, model)
         chunks += [Chunk(r.request.id, r.n_tokens - 1, 1) for r in model.decoding.values()]
         if not view.can_run(chunks):
-            victim = _forgettable_kv(view, keep=model) or _idle_model(view)
+            due_s = model.runnable_deadline_s
+            victim = _forgettable_kv(view, keep=model, later_than_s=due_s) or _idle_model(view)
             if victim is not None:
                 return Plan(at_once=(victim,))
             chunks = _as_many_as_fit(view, chunks)
@@ -224,7 +225,7 @@ def _page_in(view: InstanceView) -> Plan | None:
         if chosen:
             return Plan(PageIn(tuple(r.request.id for r in chosen)))
         if not all(r.in_copy for r in model.away.values()):
-            victim = _forgettable_kv(view, keep=model) or _idle_model(view)
+            victim = _forgettable_kv(view, keep=model, later_than_s=model.deadline_s) or _idle_model(view)
             if victim is not None:
                 return Plan(at_once=(victim,))
     return None
@@ -239,6 +240,9 @@ def _activate(view: InstanceView) -> Plan | None:
         plan = _make_room_for_weights(view, model)
         if plan is not None:
             return plan
+        if model.deadline_s < view.now_s:
+            # Once a model is late, nobody less urgent takes the room that is coming free for it.
+            return None
     return None
 
 

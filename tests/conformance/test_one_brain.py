@@ -1,0 +1,176 @@
+"""The scheduler exists once: the running engine and the simulator must decide the same, line for line.
+
+One seeded trace goes through `runtime.Engine` with the null device on a virtual clock, and through `sim.Simulator`. Both get the same
+policy, facts and cost model; only who carries plans out, and who says what time it is, differs.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from tokenmux.engine.core.cost import RooflineCost
+from tokenmux.engine.core.event import ModelAdded
+from tokenmux.engine.core.facts import DeviceFacts, HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.engine.core.message import Finished, FromWorker, Register, Sampling, Submit
+from tokenmux.engine.core.plan import Activate, AtOnce, Drop, Evict, Operation, PageIn, PageOut, Step
+from tokenmux.engine.core.request import Request, RequestId, ServiceLevel
+from tokenmux.engine.device.interface import Completion
+from tokenmux.engine.device.null import NullDevice, VirtualClock
+from tokenmux.engine.instance.instance import Instance
+from tokenmux.engine.memory.host_cache import HostCache
+from tokenmux.engine.policy.slack import SlackPolicy
+from tokenmux.engine.runtime.engine import Engine
+from tokenmux.engine.sim.simulator import Arrival, Simulator
+
+GB = 10**9
+HOST = HostFacts(cache_bytes=200 * GB, fetch_bytes_per_s=8e9)
+
+Decisions = list[tuple[float, Operation | AtOnce]]
+
+
+def device(arena_bytes: int, host_kv_bytes: int) -> DeviceFacts:
+    return DeviceFacts(
+        name="imagined",
+        arena_bytes=arena_bytes,
+        host_kv_bytes=host_kv_bytes,
+        copy_in_bytes_per_s=16e9,
+        copy_out_bytes_per_s=16e9,
+        memory_bytes_per_s=2e12,
+        flops_per_s=4e14,
+        step_overhead_s=0.004,
+        copy_overhead_s=1e-4,
+        slab_bytes=256 << 20,
+    )
+
+
+def models(n: int) -> list[ModelFacts]:
+    shape = KvShape(n_layers=28, n_kv_heads=28, head_dim=128, dtype_bytes=2, block_size=16)
+    return [
+        ModelFacts(ModelId(f"m{i}"), (Image(ImageId(f"i{i}"), (10 + i % 3) * GB),), shape, 4096, 7 * GB)
+        for i in range(n)
+    ]
+
+
+def trace(seed: int, n_models: int, n_requests: int) -> list[Arrival]:
+    rng = np.random.default_rng(seed)
+    at_s = 0.0
+    arrivals = []
+    for number in range(n_requests):
+        at_s += float(rng.exponential(0.8))
+        request = Request(
+            RequestId(f"r{number}"),
+            ModelId(f"m{rng.integers(n_models)}"),
+            n_prompt=int(rng.integers(1, 1500)),
+            max_tokens=400,
+            arrival_s=at_s,
+            service=ServiceLevel(ttft_s=float(rng.choice([2.0, 10.0])), tpot_s=0.1),
+        )
+        arrivals.append(Arrival(request, int(rng.integers(1, 401))))
+    return arrivals
+
+
+def instance(facts: DeviceFacts, note: Callable[[float, Operation | AtOnce], None]) -> Instance:
+    return Instance(
+        facts, HostCache(HOST.cache_bytes), SlackPolicy(), RooflineCost(facts, HOST), on_decision=note
+    )
+
+
+def simulate(facts: DeviceFacts, catalogue: list[ModelFacts], arrivals: list[Arrival]) -> Decisions:
+    decisions: Decisions = []
+    body = instance(facts, lambda at_s, decided: decisions.append((at_s, decided)))
+    simulator = Simulator([body], RooflineCost(facts, HOST))
+    for model in catalogue:
+        simulator.apply(0, ModelAdded(0.0, model))
+    simulator.run(arrivals)
+    return decisions
+
+
+class NoWeights:
+    """The null device computes nothing, so there is nothing to bind."""
+
+    def add(self, facts: ModelFacts, path: str) -> None: ...
+    def remove(self, model: ModelId) -> None: ...
+    def bind(self, model: ModelFacts) -> None: ...
+    def unbind(self, model: ModelId) -> None: ...
+
+
+class EngineOnVirtualTime:
+    """The engine's single thread, played by the virtual clock."""
+
+    def __init__(self, facts: DeviceFacts, arrivals: list[Arrival]) -> None:
+        self.decisions: Decisions = []
+        self.said: list[FromWorker] = []
+        self.clock = VirtualClock()
+        self.instance = instance(facts, lambda at_s, decided: self.decisions.append((at_s, decided)))
+        self.engine = Engine(self.instance, self.clock, NoWeights(), self.said.extend, {})
+        n_output = {arrival.request.id: arrival.n_output for arrival in arrivals}
+        self.engine.attach(
+            NullDevice(
+                self.instance,
+                RooflineCost(facts, HOST),
+                self.clock,
+                self,
+                lambda request: n_output[request] - self.instance.requests[request].n_drawn,
+            )
+        )
+
+    def submit_at(self, arrival: Arrival) -> None:
+        request = arrival.request
+        submit = Submit(request, prompt=(0,) * request.n_prompt, sampling=Sampling())
+
+        def call() -> None:
+            self.engine.receive(submit)
+            self.engine.pump()
+
+        self.clock.call_at(request.arrival_s, call)
+
+    def done(self, completion: Completion) -> None:
+        self.engine.done(completion)
+        self.engine.pump()
+
+    def drawn(self, at_s: float, tokens: tuple[tuple[RequestId, int], ...]) -> None:
+        raise AssertionError("the null device draws nothing")
+
+    def progress(self, operation: int, share: float) -> None:
+        raise AssertionError("the null device reports no progress")
+
+    def broken(self, operation: int, error: BaseException) -> None:
+        raise error
+
+
+def run_engine(
+    facts: DeviceFacts, catalogue: list[ModelFacts], arrivals: list[Arrival]
+) -> EngineOnVirtualTime:
+    body = EngineOnVirtualTime(facts, arrivals)
+    for model in catalogue:
+        body.engine.receive(Register(model, path=""))
+        body.engine.pump()
+    for arrival in arrivals:
+        body.submit_at(arrival)
+    body.clock.run()
+    return body
+
+
+@pytest.mark.parametrize(
+    ("seed", "arena_gb", "host_kv_gb"), [(0, 80, 100), (1, 30, 100), (2, 18, 40), (3, 18, 1)]
+)
+def test_engine_and_simulator_decide_the_same(seed: int, arena_gb: int, host_kv_gb: int) -> None:
+    facts = device(arena_gb * GB, host_kv_gb * GB)
+    catalogue, arrivals = models(8), trace(seed, n_models=8, n_requests=60)
+    simulated = simulate(facts, catalogue, arrivals)
+    body = run_engine(facts, catalogue, arrivals)
+    assert len(simulated) > 200
+    for line, (in_simulator, in_engine) in enumerate(zip(simulated, body.decisions, strict=False)):
+        assert in_simulator == in_engine, f"the decision logs part at line {line}"
+    assert len(simulated) == len(body.decisions)
+    ends = [message for message in body.said if isinstance(message, Finished)]
+    assert sorted(end.request for end in ends) == sorted(arrival.request.id for arrival in arrivals)
+    body.instance.check_integrity()
+    assert not body.instance.ledger.kv
+
+
+def test_the_compared_trace_exercises_every_kind_of_decision() -> None:
+    facts = device(18 * GB, 40 * GB)
+    kinds = {type(decided) for _, decided in simulate(facts, models(8), trace(2, 8, 60))}
+    assert {Step, Activate, Evict, PageOut, PageIn, Drop} <= kinds
