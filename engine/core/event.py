@@ -12,11 +12,27 @@ from tokenmux.engine.core.request import FinishReason, Request, RequestId
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """A request was placed on this instance; `n_delivered` of its tokens exist already (recovery, migration)."""
+    """A request was placed on this instance, perhaps after another one or a broken worker had begun it.
+
+    `n_delivered` of its tokens exist already; the KV of its first `n_kept` tokens lies in host memory, and what lacks is rebuilt.
+    The other fields carry its history into the metrics.
+    """
 
     at_s: float
     request: Request
     n_delivered: int = 0
+    n_kept: int = 0
+    n_on_time: int = 0
+    first_token_s: float | None = None
+    last_token_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """A request goes on elsewhere: it leaves as soon as nothing in flight touches it (`Instance.take_withdrawn`)."""
+
+    at_s: float
+    request: RequestId
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,4 +101,15 @@ class CopyDone:
     error: str = ""
 
 
-Event = Arrived | Cancelled | Paused | Resumed | ModelAdded | ModelRemoved | ModelWanted | StepDone | CopyDone
+Event = (
+    Arrived
+    | Withdrawn
+    | Cancelled
+    | Paused
+    | Resumed
+    | ModelAdded
+    | ModelRemoved
+    | ModelWanted
+    | StepDone
+    | CopyDone
+)

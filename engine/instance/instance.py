@@ -23,6 +23,7 @@ from tokenmux.engine.core.event import (
     Paused,
     Resumed,
     StepDone,
+    Withdrawn,
 )
 from tokenmux.engine.core.facts import DeviceFacts, ModelFacts, ModelId
 from tokenmux.engine.core.message import RequestPhase, Residency
@@ -42,7 +43,7 @@ from tokenmux.engine.core.plan import (
     PageOut,
     Step,
 )
-from tokenmux.engine.core.request import FinishReason, Request, RequestId
+from tokenmux.engine.core.request import FinishReason, RequestId
 from tokenmux.engine.instance import validate
 from tokenmux.engine.instance.capacity import check_pins
 from tokenmux.engine.instance.metrics import Metrics, RequestRecord, count_on_time
@@ -85,6 +86,7 @@ class Instance:
         self._in_flight: dict[Channel, Started] = {}
         self._next_operation = 0
         self._ended: list[tuple[RequestRecord, str]] = []
+        self._withdrawn: list[Arrived] = []
         self._phases: list[PhaseMessage] = []
         self._swap_compute_s = 0.0
         self._paging_computed: dict[tuple[Channel, RequestId], int] = {}
@@ -142,8 +144,11 @@ class Instance:
                 self._end_step(event)
             case CopyDone():
                 self._end_copy(event)
-            case Arrived(_, request, n_delivered):
-                self._arrive(request, n_delivered)
+            case Arrived():
+                self._arrive(event)
+            case Withdrawn(_, request_id):
+                if request_id in self.requests:
+                    self._end(self.requests[request_id], None)
             case Cancelled(_, request_id, reason):
                 if request_id in self.requests:
                     self._end(self.requests[request_id], reason)
@@ -191,6 +196,11 @@ class Instance:
         ended, self._ended = self._ended, []
         return ended
 
+    def take_withdrawn(self) -> list[Arrived]:
+        """Withdrawn requests that have left since the last call, each as the arrival that it is for its next instance."""
+        withdrawn, self._withdrawn = self._withdrawn, []
+        return withdrawn
+
     def take_phases(self) -> list[PhaseMessage]:
         """Changes of requests' phases since the last call."""
         phases, self._phases = self._phases, []
@@ -228,9 +238,12 @@ class Instance:
 
     # ── requests ─────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _arrive(self, request: Request, n_delivered: int) -> None:
+    def _arrive(self, arrived: Arrived) -> None:
+        request = arrived.request
         model = self.models[request.model]
-        state = RequestState(request, model, self.ledger.open(request.id, model.facts.kv), n_delivered)
+        state = RequestState(arrived, model, self.ledger.open(request.id, model.facts.kv))
+        if arrived.n_kept:
+            self.ledger.adopt(request.id, arrived.n_kept)
         self.requests[request.id] = state
         model.file(state)
         self.live_models[request.model] = model
@@ -253,17 +266,31 @@ class Instance:
             request.model.file(request)
             self._tell(request, RequestPhase.QUEUED)
 
-    def _end(self, request: RequestState, reason: FinishReason, detail: str = "") -> None:
+    def _end(self, request: RequestState, reason: FinishReason | None, detail: str = "") -> None:
         if request.to_end is None:
             request.to_end = (reason, detail)
             request.model.unfile(request)
         if request.in_step or request.in_copy:
             return
         reason, detail = request.to_end
+        n_clean = request.kv.n_clean
         self.ledger.close(request.id)
         del self.requests[request.id]
         if not request.model.has_requests:
             self.live_models.pop(request.request.model, None)
+        if reason is None:
+            self._withdrawn.append(
+                Arrived(
+                    self.now_s,
+                    request.request,
+                    request.n_drawn,
+                    n_clean,
+                    request.n_on_time,
+                    request.first_token_s,
+                    request.last_token_s,
+                )
+            )
+            return
         record = RequestRecord(
             request.request,
             reason,

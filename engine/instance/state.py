@@ -9,6 +9,7 @@ from enum import Enum
 from math import inf
 from typing import Literal
 
+from tokenmux.engine.core.event import Arrived
 from tokenmux.engine.core.facts import ModelFacts
 from tokenmux.engine.core.message import RequestPhase, Residency
 from tokenmux.engine.core.request import FinishReason, Request, RequestId
@@ -46,23 +47,24 @@ class RequestState:
         "told_phase",
     )
 
-    def __init__(self, request: Request, model: "ModelState", kv: KvTable, n_delivered: int) -> None:
-        self.request = request
+    def __init__(self, arrived: Arrived, model: "ModelState", kv: KvTable) -> None:
+        request = arrived.request
+        self.request: Request = request
         self.model = model
         self.kv = kv
-        self.n_tokens = request.n_prompt + n_delivered
+        self.n_tokens = request.n_prompt + arrived.n_delivered
         self.shift_s = 0.0
         """How far pauses have pushed the deadlines back."""
-        self.deadline_s = request.deadline_s(n_delivered)
+        self.deadline_s = request.deadline_s(arrived.n_delivered)
         self.paused_since_s: float | None = None
         self.in_step = False
         self.in_copy = False
-        self.to_end: tuple[FinishReason, str] | None = None
-        """It is over, and leaves as soon as no operation in flight touches it."""
+        self.to_end: tuple[FinishReason | None, str] | None = None
+        """It is over, or goes on elsewhere (no reason), and leaves as soon as no operation in flight touches it."""
         self.need = Need.PREFILL
-        self.first_token_s: float | None = None
-        self.last_token_s: float | None = None
-        self.n_on_time = 0
+        self.first_token_s = arrived.first_token_s
+        self.last_token_s = arrived.last_token_s
+        self.n_on_time = arrived.n_on_time
         self.told_phase: RequestPhase | None = None
 
     @property

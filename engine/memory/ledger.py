@@ -117,6 +117,16 @@ class Ledger:
         table = self.kv[request] = KvTable(shape)
         return table
 
+    def adopt(self, request: RequestId, n_tokens: int) -> None:
+        """The KV of the request's first tokens already lies in host memory; without room for it, it does not."""
+        table = self.kv[request]
+        handles = self.host_blocks.allocate(table.shape.block_bytes, table.shape.blocks_for(n_tokens))
+        if handles is not None:
+            table.host = list(handles)
+            table.device = [None] * len(handles)
+            table.n_missing = len(handles)
+            table.n_computed = table.n_clean = n_tokens
+
     def close(self, request: RequestId) -> None:
         """The request is over: everything it held is free."""
         table = self.kv.pop(request)
