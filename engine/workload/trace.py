@@ -18,6 +18,7 @@ import gzip
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, cast
 
@@ -88,7 +89,7 @@ def read_trace(path: Path) -> Trace:
             trace = [_parsed(row, path, number) for number, row in read(lines)]
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"trace {path} cannot be read: {error}") from error
-    for number, (before, after) in enumerate(zip(trace, trace[1:], strict=False)):
+    for number, (before, after) in enumerate(pairwise(trace)):
         if after.arrival_s < before.arrival_s:
             raise ConfigError(
                 f"trace {path}: request {number + 2} arrives before the one above it; sort the file"

@@ -1,0 +1,73 @@
+"""Accelerators that a simulated pool can be built of: what their makers print, and what may be assumed of a server around them."""
+
+from dataclasses import dataclass
+
+from tokenmux.engine.core.errors import NotFound
+from tokenmux.engine.core.facts import DeviceFacts
+
+GB = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """Makers' data sheets: memory, memory bandwidth, dense 16-bit arithmetic, board power."""
+
+    name: str
+    memory_bytes: int
+    memory_bytes_per_s: float
+    flops_per_s: float
+    watts: float
+    idle_watts: float
+    dollars_per_hour: float
+    """A round price of renting one, to be replaced by the operator's own."""
+
+
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu("A10", 24 * GB, 0.600e12, 125e12, 150, 20, 0.8),
+        Gpu("A100", 80 * GB, 2.039e12, 312e12, 400, 55, 1.8),
+        Gpu("H20", 96 * GB, 4.000e12, 148e12, 400, 60, 1.6),
+        Gpu("H800", 80 * GB, 3.350e12, 989e12, 700, 70, 2.8),
+        Gpu("H100", 80 * GB, 3.350e12, 989e12, 700, 70, 2.8),
+    )
+}
+
+HOST_COPY_BYTES_PER_S = 16e9
+"""Host to device. The paper's setting; PCIe 5 x16 measures at two to three times that."""
+
+DISK_BYTES_PER_S = 5e9
+"""One NVMe drive read in sequence."""
+
+_USABLE = 0.9
+"""The share of device memory that the arena gets: the rest is activations and the runtime's own (vLLM's default share)."""
+
+_PREFILL_TOKENS = 2048
+"""Prompt tokens in one step. On these devices a chunk of this size lasts 25 to 430 ms, and halving it changes no result."""
+
+
+def gpu(name: str) -> Gpu:
+    if name not in GPUS:
+        raise NotFound(f"no hardware profile {name}; there are {', '.join(GPUS)}")
+    return GPUS[name]
+
+
+def instance_facts(
+    gpu: Gpu,
+    n_devices: int = 1,
+    copy_bytes_per_s: float = HOST_COPY_BYTES_PER_S,
+    host_kv_bytes: int = 128 * GB,
+    usable: float = _USABLE,
+) -> DeviceFacts:
+    """One instance of `n_devices` of these as a tensor-parallel group: memories, speeds and links add up."""
+    return DeviceFacts(
+        name=gpu.name if n_devices == 1 else f"{gpu.name}x{n_devices}",
+        arena_bytes=int(n_devices * gpu.memory_bytes * usable),
+        host_kv_bytes=n_devices * host_kv_bytes,
+        copy_in_bytes_per_s=n_devices * copy_bytes_per_s,
+        copy_out_bytes_per_s=n_devices * copy_bytes_per_s,
+        memory_bytes_per_s=n_devices * gpu.memory_bytes_per_s,
+        flops_per_s=n_devices * gpu.flops_per_s,
+        slab_bytes=256_000_000,
+        prefill_chunk_tokens=_PREFILL_TOKENS,
+    )
