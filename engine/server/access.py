@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 import grpc
+
 from tokenmux.engine.server.grpc_types import Context, Continuation, Handler, Interceptor
 
 

@@ -1,7 +1,7 @@
 """Is this request acceptable? Pure checks that raise InvalidRequest with what to change, and the values that follow.
 
 Refusing early is a promise: nothing that could have been refused here may fail later, when it has cost others time. Whether
-the device can hold the request is asked of the instance (`engine.server.seams.FitCheck`), not decided here.
+the device can hold the request is asked of the instance (`engine.server.seams.Capacity`), not decided here.
 """
 
 import math

@@ -15,6 +15,7 @@ import grpc
 from google.protobuf.descriptor import FileDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+
 from tokenmux.engine.core.errors import ConfigError
 from tokenmux.engine.server.access import Access, AccessInterceptor
 from tokenmux.engine.server.administration import Administration

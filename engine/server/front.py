@@ -12,7 +12,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ from tokenmux.engine.core.errors import (
     Unavailable,
     WorkerFailed,
 )
-from tokenmux.engine.core.facts import ModelId
+from tokenmux.engine.core.facts import ModelFacts, ModelId
 from tokenmux.engine.core.message import (
     Acknowledged,
     Cancel,
@@ -57,7 +57,7 @@ from tokenmux.engine.server.generation import Ask, Chat, Prompt, Text, TokenIds
 from tokenmux.engine.server.live import LiveRequest
 from tokenmux.engine.server.observation import Changes
 from tokenmux.engine.server.roster import Roster, Served
-from tokenmux.engine.server.seams import Catalogue, FitCheck, Tokenizer, WorkerFactory
+from tokenmux.engine.server.seams import Capacity, Catalogue, Tokenizer, WorkerFactory
 from tokenmux.engine.server.supervisor import RestartLimits, Supervisor
 
 logger = logging.getLogger(__name__)
@@ -87,14 +87,15 @@ class Front:
         self,
         factory: WorkerFactory,
         catalogue: Catalogue,
-        fits: FitCheck,
+        capacity: Capacity,
         *,
+        pinned: Collection[str] = (),
         limits: Limits | None = None,
         defaults: Defaults | None = None,
         clock: Callable[[], float] = time.monotonic,
         draw_seed: Callable[[], int] = lambda: secrets.randbits(64),
     ) -> None:
-        """`clock` must be the one that the worker's times are on: CLOCK_MONOTONIC is, across processes of one machine."""
+        """`pinned` names the models to pin from the start. `clock` must be the one that the worker's times are on: CLOCK_MONOTONIC is, across processes of one machine."""
         self.limits = limits or Limits()
         self.changes = Changes()
         """Notified when a worker's status, the roster or the readiness changed."""
@@ -103,7 +104,8 @@ class Front:
         self.draining = False
         """Whether `drain` was called."""
         self._catalogue = catalogue
-        self._fits = fits
+        self._capacity = capacity
+        self._pin_at_start = frozenset(pinned)
         self._defaults = defaults or Defaults()
         self._clock = clock
         self._draw_seed = draw_seed
@@ -135,9 +137,9 @@ class Front:
         could be kept alive.
         """
         for entry in await asyncio.to_thread(self._catalogue.entries):
-            served = Served(entry)
+            served = Served(entry, pinned=entry.facts.id in self._pin_at_start)
             try:
-                self._fits(entry.facts, 1)
+                self._capacity.check_model(entry.facts, ())
             except DoesNotFit as error:
                 logger.warning("%s is refused: %s", entry.facts.id, error)
                 served.refusal = error
@@ -214,7 +216,10 @@ class Front:
 
     def check_fit(self, served: Served) -> None:
         """Raises DoesNotFit when the device can never hold the model."""
-        self._fits(served.facts, 1)
+        self._capacity.check_model(served.facts, self._pinned())
+
+    def _pinned(self) -> list[ModelFacts]:
+        return [served.facts for served in self.roster if served.pinned and served.refusal is None]
 
     # Admission
 
@@ -240,7 +245,7 @@ class Front:
         facts = self.roster.accepting(ask.model).facts
         max_tokens = output_limit(ask, prompt, facts, self._defaults)
         check_token_ids("tokens of the prompt", prompt, facts)
-        self._fits(facts, len(prompt) + max_tokens)
+        self._capacity.check_request(facts, len(prompt) + max_tokens, self._pinned())
         end_token_ids = frozenset() if ask.ignore_end_tokens else tokenizer.end_token_ids
         submit = Submit(
             request=Request(

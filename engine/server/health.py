@@ -7,6 +7,7 @@ are. A model that was removed becomes SERVICE_UNKNOWN, as the protocol has it fo
 from typing import Protocol
 
 from grpc_health.v1 import health_pb2
+
 from tokenmux.engine.server.front import Front
 
 OVERALL = ("", "tokenmux.v1.Inference")

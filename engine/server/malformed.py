@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
+
 from tokenmux.engine.server.grpc_types import Context, Continuation, Handler, Interceptor
 
 OUR_SERVICES = "/tokenmux."

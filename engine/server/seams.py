@@ -1,9 +1,9 @@
 """What the front needs from the layers below it, as Protocols, so that it can be tested against scripted stand-ins.
 
-`engine.runtime` implements the worker, `engine.models` the catalogue and its tokenizers, `engine.instance` the fit check.
+`engine.runtime` implements the worker, `engine.models` the catalogue and its tokenizers, `engine.instance` what is known of capacity.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from tokenmux.engine.core.facts import ModelFacts
@@ -24,8 +24,17 @@ class Worker(Protocol):
 
 WorkerFactory = Callable[[Callable[[FromWorker], None]], Worker]
 
-FitCheck = Callable[[ModelFacts, int], None]
-"""`check(facts, n_tokens)` raises DoesNotFit when the device can never hold the model and the KV of so many tokens."""
+
+class Capacity(Protocol):
+    """What could ever fit on the device, however full it is now."""
+
+    def check_model(self, model: ModelFacts, pinned: Iterable[ModelFacts]) -> None:
+        """Raises DoesNotFit when the model can never be served beside the pinned ones."""
+        ...
+
+    def check_request(self, model: ModelFacts, n_tokens: int, pinned: Iterable[ModelFacts]) -> None:
+        """Raises DoesNotFit when one request of so many tokens, prompt and output, can never be."""
+        ...
 
 
 class Detokenizer(Protocol):

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import grpc
+
 from tokenmux.engine.core.errors import (
     AlreadyExists,
     BadCheckpoint,

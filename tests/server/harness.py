@@ -1,7 +1,7 @@
 """Scripted parts behind the real front and the real server: a worker that does what a test says, models of one letter a token."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -138,12 +138,19 @@ class FakeCatalogue:
         del self.kept[ModelId(name)]
 
 
-def fits(model: ModelFacts, n_tokens: int) -> None:
-    """A device of 10 000 bytes that has room for 60 tokens beside any model."""
-    if model.n_bytes > 10_000:
-        raise DoesNotFit(f"{model.id} needs {model.n_bytes} bytes, the device has 10000: raise device.arena")
-    if n_tokens > 60:
-        raise DoesNotFit(f"{n_tokens} tokens of {model.id} do not fit the device: ask for at most 60")
+class SmallDevice:
+    """10 000 bytes for a model beside the pinned ones, and room for 60 tokens."""
+
+    def check_model(self, model: ModelFacts, pinned: Iterable[ModelFacts]) -> None:
+        if model.n_bytes + sum(other.n_bytes for other in pinned if other.id != model.id) > 10_000:
+            raise DoesNotFit(
+                f"{model.id} needs {model.n_bytes} bytes, the device has 10000: raise device.arena"
+            )
+
+    def check_request(self, model: ModelFacts, n_tokens: int, pinned: Iterable[ModelFacts]) -> None:
+        self.check_model(model, pinned)
+        if n_tokens > 60:
+            raise DoesNotFit(f"{n_tokens} tokens of {model.id} do not fit the device: ask for at most 60")
 
 
 class FakeWorker:
@@ -229,14 +236,19 @@ class Hub:
 
 
 def make_front(
-    hub: Hub, *entries: FakeEntry, limits: Limits | None = None, clock: Callable[[], float] = lambda: 100.0
+    hub: Hub,
+    *entries: FakeEntry,
+    limits: Limits | None = None,
+    pinned: Sequence[str] = (),
+    clock: Callable[[], float] = lambda: 100.0,
 ) -> tuple[Front, FakeCatalogue]:
     """A front over the hub's workers that serves these models (`letters` unless given), with a clock that stands still."""
     catalogue = FakeCatalogue(*(entries or (FakeEntry(facts("letters")),)))
     front = Front(
         hub.factory,
         catalogue,
-        fits,
+        SmallDevice(),
+        pinned=pinned,
         limits=limits,
         defaults=Defaults(max_tokens=8),
         clock=clock,

@@ -318,6 +318,18 @@ async def test_a_device_too_small_for_any_model_refuses_to_start() -> None:
     await front.close()
 
 
+async def test_pins_from_the_start_count_for_what_fits_beside_them() -> None:
+    hub = Hub(auto=True)
+    front, _ = make_front(
+        hub, FakeEntry(facts("large", 6_000)), FakeEntry(facts("letters", 6_000)), pinned=["large"]
+    )
+    await front.start()
+    assert await hub.next(Pin) == Pin(facts("large").id, True)
+    with pytest.raises(DoesNotFit):
+        await events_of(front, ask())
+    await front.close()
+
+
 async def test_a_model_that_the_worker_does_not_take_is_refused_with_its_reason() -> None:
     hub = Hub(auto=True)
     hub.refuses["letters"] = "its image is cut off"

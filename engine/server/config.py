@@ -1,0 +1,285 @@
+"""`pool.yaml`: what a server is to be, validated, with errors that name the line and what is allowed.
+
+Flags of the command line arrive as `Override`s and go through the same validation. Paths are taken from the folder of the file.
+This describes; `engine.server.serve` builds from it.
+"""
+
+import difflib
+import ipaddress
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    ValidationInfo,
+)
+
+from tokenmux.engine.core.errors import ConfigError
+from tokenmux.engine.server.access import Scope
+from tokenmux.engine.server.administration import NAME
+from tokenmux.engine.server.sizes import parse_size
+from tokenmux.engine.server.yaml_lines import Document, Place, parse
+
+DEFAULT_LISTEN = "127.0.0.1:50051"
+
+
+def _address(value: str) -> str:
+    host, _, port = value.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise ValueError(f"{value!r} is no address: write HOST:PORT, such as {DEFAULT_LISTEN} or [::1]:50051")
+    return value
+
+
+def _name(value: str) -> str:
+    if not NAME.fullmatch(value):
+        raise ValueError(
+            f"{value!r} is no model name: use letters, digits and . _ - /, at most 128 characters"
+        )
+    return value
+
+
+def _location(value: Path, info: ValidationInfo) -> Path:
+    """Absolute, from the folder that the validation is given as its context."""
+    folder: Any = info.context
+    return Path(folder).absolute() / value.expanduser()
+
+
+def _source(value: object) -> object:
+    return {"source": value} if isinstance(value, str) else value
+
+
+Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
+Seconds = Annotated[FiniteFloat, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Address = Annotated[str, AfterValidator(_address)]
+Location = Annotated[Path, AfterValidator(_location)]
+ModelName = Annotated[str, AfterValidator(_name)]
+
+
+class Section(BaseModel):
+    """What all parts of the file have in common: no unknown keys, no changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class ModelConfig(Section):
+    """A model to serve. In the file, a bare path stands for `source`."""
+
+    source: Location
+    pinned: bool = False
+
+
+class DeviceConfig(Section):
+    """The device and its memory budgets."""
+
+    kind: Literal["cpu"] = "cpu"
+    arena: Size = 2 << 30
+    """Device memory for weights and KV cache."""
+    host_cache: Size = 4 << 30
+    """Host memory that keeps weights near the device."""
+    host_kv: Size = 1 << 30
+    """Host memory for KV cache that is paged out."""
+    slab: Size = 16 << 20
+    prefill_chunk_tokens: Count = 512
+    """A longer prompt is computed in pieces of so many tokens."""
+
+
+class QueueConfig(Section):
+    max_requests: Count = 256
+    max_tokens: Count = 256
+    """Length of an answer where the request does not say."""
+
+
+class ServiceLevelConfig(Section):
+    """When tokens are due where the request does not say."""
+
+    ttft_s: Seconds = 10.0
+    tpot_s: Seconds = 0.1
+
+
+class SlowReaderConfig(Section):
+    buffer_tokens: Count = 512
+    """Tokens that a client may leave unread before its request is paused."""
+    end_after_s: Seconds = 60.0
+    """How long it may stay paused."""
+
+
+class WorkerConfig(Section):
+    max_restarts: Annotated[int, Field(ge=0)] = 3
+    restart_window_s: Seconds = 60.0
+
+
+class TlsConfig(Section):
+    """PEM files."""
+
+    certificate: Location
+    private_key: Location
+
+
+class KeyConfig(Section):
+    """An API key. The secret stands in a file of its own, so that this one can be shown around."""
+
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    scope: Scope
+    file: Location
+
+
+class PoolConfig(Section):
+    """The whole file."""
+
+    listen: Address = DEFAULT_LISTEN
+    catalogue: Location = Path("~/.cache/tokenmux/catalogue")
+    models: dict[ModelName, Annotated[ModelConfig, BeforeValidator(_source)]] = Field(default_factory=dict)
+    device: DeviceConfig = DeviceConfig()
+    policy: Literal["slack"] = "slack"
+    queue: QueueConfig = QueueConfig()
+    service_level: ServiceLevelConfig = ServiceLevelConfig()
+    slow_reader: SlowReaderConfig = SlowReaderConfig()
+    worker: WorkerConfig = WorkerConfig()
+    tls: TlsConfig | None = None
+    keys: tuple[KeyConfig, ...] = ()
+    max_message: Size = 4 << 20
+    drain_s: Annotated[FiniteFloat, Field(ge=0)] = 30.0
+    """How long live requests may take to complete after SIGTERM."""
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """A value given by a flag, in the place of what the file says."""
+
+    place: Place
+    value: object
+    flag: str
+
+
+def load_config(path: Path | None, overrides: Sequence[Override] = ()) -> PoolConfig:
+    """Read and check `pool.yaml`; without a file, flags and defaults only. Raises ConfigError, one line for each mistake."""
+    if path is None:
+        return check(Document("command line", {}, {}), Path.cwd(), overrides)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    return check(parse(text, str(path)), path.parent, overrides)
+
+
+def check(document: Document, folder: Path, overrides: Sequence[Override] = ()) -> PoolConfig:
+    """Validate parsed data; relative paths are taken from `folder`. Raises ConfigError."""
+    if not isinstance(document.data, dict):
+        raise ConfigError(
+            f"{document.name}:1: there must be keys and values, such as `listen: {DEFAULT_LISTEN}`"
+        )
+    data = document.data
+    for override in overrides:
+        data = _with(data, override.place, override.value)
+    try:
+        config = PoolConfig.model_validate(data, context=folder)
+    except ValidationError as error:
+        mistakes = [(tuple(item["loc"]), _say(item)) for item in error.errors(include_url=False)]
+    else:
+        mistakes = list(_contradictions(config))
+    if mistakes:
+        raise ConfigError(
+            "\n".join(f"{_where(document, place, overrides)}: {text}" for place, text in mistakes)
+        )
+    return config
+
+
+def is_loopback(listen: str) -> bool:
+    """Whether only programs on this machine can reach the address."""
+    host = listen.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _contradictions(config: PoolConfig) -> list[tuple[Place, str]]:
+    """What is wrong only in combination."""
+    found: list[tuple[Place, str]] = []
+    if not is_loopback(config.listen) and (config.tls is None or not config.keys):
+        missing = " and ".join(
+            name for name, given in (("`tls`", config.tls), ("`keys`", config.keys)) if not given
+        )
+        reason = (
+            f"listen: {config.listen} can be reached from other machines, which needs {missing}: "
+            "add them, or listen on 127.0.0.1"
+        )
+        found.append((("listen",), reason))
+    names = [key.name for key in config.keys]
+    found.extend(
+        (("keys", index, "name"), f"keys.{index}.name: there are two keys named {name!r}")
+        for index, name in enumerate(names)
+        if name in names[:index]
+    )
+    return found
+
+
+def _with(data: dict[Any, Any], place: Place, value: object) -> dict[Any, Any]:
+    """A copy of nested mappings with one value replaced."""
+    head, *rest = place
+    inner = data.get(head)
+    return {
+        **data,
+        head: _with(inner if isinstance(inner, dict) else {}, tuple(rest), value) if rest else value,
+    }
+
+
+def _where(document: Document, place: Place, overrides: Sequence[Override]) -> str:
+    for override in overrides:
+        if place[: len(override.place)] == override.place:
+            return f"command line: {override.flag}"
+    return f"{document.name}:{document.line_of(place)}" if document.lines else document.name
+
+
+def _say(item: Any) -> str:
+    """One of pydantic's findings in our words: where, what, and what is allowed."""
+    place, kind = item["loc"], item["type"]
+    dotted = ".".join(str(part) for part in place if part != "[key]")
+    match kind:
+        case "extra_forbidden":
+            allowed = sorted(_section_at(place[:-1]).model_fields)
+            close = difflib.get_close_matches(str(place[-1]), allowed, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            return f"{dotted}: there is no such key; {hint}allowed: {', '.join(allowed)}"
+        case "missing":
+            return f"{dotted}: is missing"
+        case "value_error":
+            return f"{dotted}: {item['ctx']['error']}"
+        case _:
+            message = item["msg"].removeprefix("Input ")
+            return f"{dotted}: {message}, and is {_short(item['input'])}"
+
+
+def _short(value: object) -> str:
+    text = re.sub(r"\s+", " ", repr(value))
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _section_at(place: Place) -> type[Section]:
+    """The part of the schema that describes the mapping at this place. Names of models and indices lead no deeper."""
+    section: type[Section] = PoolConfig
+    for part in place:
+        field = section.model_fields.get(str(part))
+        section = section if field is None else _section_in(field.annotation) or section
+    return section
+
+
+def _section_in(annotation: Any) -> type[Section] | None:
+    """The section in an annotation, however it is wrapped."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section_in(part))), None)

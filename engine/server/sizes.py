@@ -1,0 +1,37 @@
+"""Sizes as people write them: "512MiB", "2 GiB", "1.5GB", or a plain number of bytes."""
+
+import re
+
+UNITS = {
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 1 << 10,
+    "MIB": 1 << 20,
+    "GIB": 1 << 30,
+    "TIB": 1 << 40,
+}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
+
+
+def parse_size(value: object) -> int:
+    """Bytes. Raises ValueError for what is no size."""
+    match = _SIZE.fullmatch(str(value))
+    unit = None if match is None else UNITS.get(match[2].upper())
+    if match is None or unit is None or isinstance(value, bool):
+        raise ValueError(
+            f"{value!r} is not a size: write a number with KiB, MiB, GiB (or KB, MB, GB), such as 2GiB"
+        )
+    return int(float(match[1]) * unit)
+
+
+def show_size(n_bytes: float) -> str:
+    """Three significant digits or so: "270 MB" is for marketing, "257 MiB" is what fits."""
+    for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if n_bytes >= scale:
+            amount = n_bytes / scale
+            return f"{amount:.0f} {unit}" if amount >= 100 else f"{amount:.1f} {unit}"
+    return f"{n_bytes:.0f} B"

@@ -1,0 +1,164 @@
+"""pool.yaml: what it may say, and that every mistake is told with its line and what is allowed."""
+
+from pathlib import Path
+
+import pytest
+
+from tokenmux.engine.core.errors import ConfigError
+from tokenmux.engine.server.access import Scope
+from tokenmux.engine.server.config import Override, PoolConfig, is_loopback, load_config
+from tokenmux.engine.server.sizes import parse_size, show_size
+
+FULL = """\
+listen: 0.0.0.0:50051
+catalogue: kept
+models:
+  small: weights/small
+  big:
+    source: /weights/big.gguf
+    pinned: true
+device:
+  kind: cpu
+  arena: 2GiB
+  host_cache: 1.5 GiB
+  host_kv: 512MiB
+  slab: 8MiB
+  prefill_chunk_tokens: 256
+policy: slack
+queue: {max_requests: 9, max_tokens: 32}
+service_level: {ttft_s: 2, tpot_s: 0.05}
+slow_reader: {buffer_tokens: 7, end_after_s: 3}
+worker: {max_restarts: 0, restart_window_s: 5}
+tls:
+  certificate: cert.pem
+  private_key: key.pem
+keys:
+  - {name: team, scope: inference, file: team.key}
+max_message: 1MiB
+drain_s: 0
+"""
+
+
+def load(tmp_path: Path, text: str, *overrides: Override) -> PoolConfig:
+    path = tmp_path / "pool.yaml"
+    path.write_text(text)
+    return load_config(path, overrides)
+
+
+def mistakes(tmp_path: Path, text: str, *overrides: Override) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text, *overrides)
+    return [line.removeprefix(f"{tmp_path}/") for line in str(caught.value).splitlines()]
+
+
+def test_everything_can_be_said(tmp_path: Path) -> None:
+    config = load(tmp_path, FULL)
+    assert config.device.model_dump() == {
+        "kind": "cpu", "arena": 2 << 30, "host_cache": 3 << 29, "host_kv": 512 << 20, "slab": 8 << 20,
+        "prefill_chunk_tokens": 256,
+    }  # fmt: skip
+    assert config.catalogue == tmp_path / "kept"
+    assert config.models["small"].source == tmp_path / "weights/small"
+    assert config.models["big"].source == Path("/weights/big.gguf")
+    assert [config.models[name].pinned for name in ("small", "big")] == [False, True]
+    assert config.tls is not None
+    assert config.tls.private_key == tmp_path / "key.pem"
+    assert (config.keys[0].scope, config.keys[0].file) == (Scope.INFERENCE, tmp_path / "team.key")
+    assert (config.worker.max_restarts, config.max_message, config.drain_s) == (0, 1 << 20, 0)
+
+
+def test_nothing_needs_to_be_said(tmp_path: Path) -> None:
+    config = load(tmp_path, "")
+    assert config.listen == "127.0.0.1:50051"
+    assert config.catalogue.is_absolute()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lisen: x\n", "pool.yaml:1: lisen: there is no such key; did you mean 'listen'? allowed: catalogue, device,"),
+        ("\ndevice:\n  arean: 2GiB\n", "pool.yaml:3: device.arean: there is no such key; did you mean 'arena'?"),
+        ("models:\n  a:\n    source: x\n    pined: true\n", "pool.yaml:4: models.a.pined: there is no such key; did you"),
+        ("models:\n  a:\n    pinned: true\n", "pool.yaml:2: models.a.source: is missing"),
+        ("models:\n  a b: x\n", "pool.yaml:2: models.a b: 'a b' is no model name"),
+        ("models:\n  a: 3\n", "pool.yaml:2: models.a: should be a valid dictionary"),
+        ("keys:\n- {name: a, scope: root, file: f}\n", "pool.yaml:2: keys.0.scope: should be 'inference' or 'admin', and"),
+        ("keys:\n- {name: a, scope: admin, file: f, fiel: g}\n", "pool.yaml:2: keys.0.fiel: there is no such key; did you"),
+        ("keys:\n- {name: a, file: f}\n", "pool.yaml:2: keys.0.scope: is missing"),
+        ("device:\n  kind: gpu\n", "pool.yaml:2: device.kind: should be 'cpu', and is 'gpu'"),
+        ("policy: magic\n", "pool.yaml:1: policy: should be 'slack', and is 'magic'"),
+        ("device:\n  arena: two\n", "pool.yaml:2: device.arena: 'two' is not a size: write a number with KiB, MiB,"),
+        ("device:\n  arena: 0\n", "pool.yaml:2: device.arena: should be greater than 0, and is 0"),
+        ("device: 7\n", "pool.yaml:1: device: should be a valid dictionary"),
+        ("queue: {max_requests: 0}\n", "pool.yaml:1: queue.max_requests: should be greater than or equal to 1, and is 0"),
+        ("service_level:\n  ttft_s: .nan\n", "pool.yaml:2: service_level.ttft_s: should be a finite number"),
+        ("tls:\n  certificate: x\n", "pool.yaml:1: tls.private_key: is missing"),
+        ("listen: 50051\n", "pool.yaml:1: listen: should be a valid string"),
+        ("listen: here\n", "pool.yaml:1: listen: 'here' is no address: write HOST:PORT, such as 127.0.0.1:50051"),
+        ("listen: 127.0.0.1:99999\n", "pool.yaml:1: listen: '127.0.0.1:99999' is no address"),
+        ("drain_s: 1\nlisten: 0.0.0.0:1\n", "pool.yaml:2: listen: 0.0.0.0:1 can be reached from other machines, which needs `tls`"),
+        ("a: [\n", "pool.yaml:2: this is no valid YAML"),
+        ("a: 1\n\tb: 2\n", "pool.yaml:2: this is no valid YAML"),
+        ("drain_s: 1\nlisten: x:1\ndrain_s: 2\n", "pool.yaml:3: 'drain_s' is given twice, first on line 1"),
+        ("- a\n", "pool.yaml:1: there must be keys and values"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_told_with_its_line(tmp_path: Path, text: str, message: str) -> None:
+    (told, *_) = mistakes(tmp_path, text)
+    assert told.startswith(message)
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    told = mistakes(tmp_path, "drain_s: -1\nqueue:\n  max_tokens: x\npolicy: a\n")
+    assert sorted(line.split(": ")[0] for line in told) == ["pool.yaml:1", "pool.yaml:3", "pool.yaml:4"]
+
+
+def test_two_keys_of_one_name_are_refused(tmp_path: Path) -> None:
+    text = "keys:\n- {name: a, scope: admin, file: f}\n- {name: a, scope: inference, file: g}\n"
+    assert mistakes(tmp_path, text) == ["pool.yaml:3: keys.1.name: there are two keys named 'a'"]
+
+
+def test_flags_go_before_the_file_and_are_named_when_wrong(tmp_path: Path) -> None:
+    override = Override(("device", "arena"), "1MiB", "--arena")
+    config = load(tmp_path, "device:\n  arena: 2GiB\n  slab: 1MiB\n", override)
+    assert (config.device.arena, config.device.slab) == (1 << 20, 1 << 20)
+    wrong = Override(("device", "arena"), "much", "--arena")
+    (told,) = mistakes(tmp_path, "drain_s: 1\n", wrong)
+    assert told.startswith("command line: --arena: device.arena: 'much' is not a size")
+    assert load_config(None, [override]).device.arena == 1 << 20
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read: No such file"):
+        load_config(tmp_path / "none.yaml")
+    (tmp_path / "latin.yaml").write_bytes(b"listen: \xe4\n")
+    with pytest.raises(ConfigError, match="is not UTF-8 text"):
+        load_config(tmp_path / "latin.yaml")
+
+
+@pytest.mark.parametrize(
+    ("listen", "loopback"),
+    [
+        ("127.0.0.1:1", True), ("127.8.8.8:1", True), ("[::1]:1", True), ("localhost:1", True),
+        ("0.0.0.0:1", False), ("[::]:1", False), ("10.0.0.1:1", False), ("example.org:1", False),
+    ],
+)  # fmt: skip
+def test_what_is_loopback(listen: str, loopback: bool) -> None:
+    assert is_loopback(listen) is loopback
+
+
+@pytest.mark.parametrize(
+    ("text", "n_bytes"), [("2GiB", 2 << 30), ("1.5 gib", 3 << 29), ("10MB", 10**7), (512, 512), ("7 B", 7)]
+)
+def test_sizes(text: object, n_bytes: int) -> None:
+    assert parse_size(text) == n_bytes
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1GiB", "2 apples", "1e9", True, None])
+def test_what_is_no_size(text: object) -> None:
+    with pytest.raises(ValueError, match="is not a size"):
+        parse_size(text)
+
+
+def test_sizes_are_shown_as_what_fits() -> None:
+    assert [show_size(n) for n in (0, 2048, 270_000_000, 3 << 29)] == ["0 B", "2.0 KiB", "257 MiB", "1.5 GiB"]
