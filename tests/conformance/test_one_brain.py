@@ -9,18 +9,16 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from tests.runtime.virtual import EngineOnVirtualTime
 from tokenmux.engine.core.cost import RooflineCost
 from tokenmux.engine.core.event import ModelAdded
 from tokenmux.engine.core.facts import DeviceFacts, HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
-from tokenmux.engine.core.message import Finished, FromWorker, Register, Sampling, Submit
+from tokenmux.engine.core.message import Finished, Register
 from tokenmux.engine.core.plan import Activate, AtOnce, Drop, Evict, Operation, PageIn, PageOut, Step
 from tokenmux.engine.core.request import Request, RequestId, ServiceLevel
-from tokenmux.engine.device.interface import Completion
-from tokenmux.engine.device.null import NullDevice, VirtualClock
 from tokenmux.engine.instance.instance import Instance
 from tokenmux.engine.memory.host_cache import HostCache
 from tokenmux.engine.policy.slack import SlackPolicy
-from tokenmux.engine.runtime.engine import Engine
 from tokenmux.engine.sim.simulator import Arrival, Simulator
 
 GB = 10**9
@@ -86,70 +84,18 @@ def simulate(facts: DeviceFacts, catalogue: list[ModelFacts], arrivals: list[Arr
     return decisions
 
 
-class NoWeights:
-    """The null device computes nothing, so there is nothing to bind."""
-
-    def add(self, facts: ModelFacts, path: str) -> None: ...
-    def remove(self, model: ModelId) -> None: ...
-    def bind(self, model: ModelFacts) -> None: ...
-    def unbind(self, model: ModelId) -> None: ...
-
-
-class EngineOnVirtualTime:
-    """The engine's single thread, played by the virtual clock."""
-
-    def __init__(self, facts: DeviceFacts, arrivals: list[Arrival]) -> None:
-        self.decisions: Decisions = []
-        self.said: list[FromWorker] = []
-        self.clock = VirtualClock()
-        self.instance = instance(facts, lambda at_s, decided: self.decisions.append((at_s, decided)))
-        self.engine = Engine(self.instance, self.clock, NoWeights(), self.said.extend, {})
-        n_output = {arrival.request.id: arrival.n_output for arrival in arrivals}
-        self.engine.attach(
-            NullDevice(
-                self.instance,
-                RooflineCost(facts, HOST),
-                self.clock,
-                self,
-                lambda request: n_output[request] - self.instance.requests[request].n_drawn,
-            )
-        )
-
-    def submit_at(self, arrival: Arrival) -> None:
-        request = arrival.request
-        submit = Submit(request, prompt=(0,) * request.n_prompt, sampling=Sampling())
-
-        def call() -> None:
-            self.engine.receive(submit)
-            self.engine.pump()
-
-        self.clock.call_at(request.arrival_s, call)
-
-    def done(self, completion: Completion) -> None:
-        self.engine.done(completion)
-        self.engine.pump()
-
-    def drawn(self, at_s: float, tokens: tuple[tuple[RequestId, int], ...]) -> None:
-        raise AssertionError("the null device draws nothing")
-
-    def progress(self, operation: int, share: float) -> None:
-        raise AssertionError("the null device reports no progress")
-
-    def broken(self, operation: int, error: BaseException) -> None:
-        raise error
-
-
 def run_engine(
     facts: DeviceFacts, catalogue: list[ModelFacts], arrivals: list[Arrival]
-) -> EngineOnVirtualTime:
-    body = EngineOnVirtualTime(facts, arrivals)
+) -> tuple[EngineOnVirtualTime, Decisions]:
+    decisions: Decisions = []
+    n_output = {arrival.request.id: arrival.n_output for arrival in arrivals}
+    body = EngineOnVirtualTime(instance(facts, lambda *decided: decisions.append(decided)), n_output)
     for model in catalogue:
-        body.engine.receive(Register(model, path=""))
-        body.engine.pump()
+        body.send(Register(model, path=""))
     for arrival in arrivals:
-        body.submit_at(arrival)
+        body.submit_at(arrival.request)
     body.clock.run()
-    return body
+    return body, decisions
 
 
 @pytest.mark.parametrize(
@@ -159,11 +105,11 @@ def test_engine_and_simulator_decide_the_same(seed: int, arena_gb: int, host_kv_
     facts = device(arena_gb * GB, host_kv_gb * GB)
     catalogue, arrivals = models(8), trace(seed, n_models=8, n_requests=60)
     simulated = simulate(facts, catalogue, arrivals)
-    body = run_engine(facts, catalogue, arrivals)
+    body, decisions = run_engine(facts, catalogue, arrivals)
     assert len(simulated) > 200
-    for line, (in_simulator, in_engine) in enumerate(zip(simulated, body.decisions, strict=False)):
+    for line, (in_simulator, in_engine) in enumerate(zip(simulated, decisions, strict=False)):
         assert in_simulator == in_engine, f"the decision logs part at line {line}"
-    assert len(simulated) == len(body.decisions)
+    assert len(simulated) == len(decisions)
     ends = [message for message in body.said if isinstance(message, Finished)]
     assert sorted(end.request for end in ends) == sorted(arrival.request.id for arrival in arrivals)
     body.instance.check_integrity()

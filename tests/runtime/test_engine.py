@@ -1,0 +1,200 @@
+"""The engine between messages and operations, on virtual time."""
+
+import itertools
+
+import pytest
+
+from tests.runtime.virtual import HOST, EngineOnVirtualTime
+from tokenmux.engine.core.cost import RooflineCost
+from tokenmux.engine.core.facts import DeviceFacts, Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.engine.core.message import (
+    Acknowledged,
+    Broken,
+    Cancel,
+    Finished,
+    Load,
+    Pause,
+    Pin,
+    Register,
+    RequestPhase,
+    RequestState,
+    Residency,
+    Resume,
+    Tokens,
+    Unload,
+    Unregister,
+    WorkerStatus,
+)
+from tokenmux.engine.core.plan import Channel
+from tokenmux.engine.core.request import FinishReason, Request, RequestId
+from tokenmux.engine.instance.instance import Instance
+from tokenmux.engine.memory.host_cache import HostCache
+from tokenmux.engine.policy.slack import SlackPolicy
+
+GB = 10**9
+SHAPE = KvShape(n_layers=16, n_kv_heads=8, head_dim=64, dtype_bytes=2, block_size=16)
+A, B = ModelId("a"), ModelId("b")
+
+
+def model(name: ModelId, gigabytes: int = 10) -> ModelFacts:
+    return ModelFacts(name, (Image(ImageId(name), gigabytes * GB),), SHAPE, 4096, GB)
+
+
+def request(name: str, of: ModelId, at_s: float = 0.0, n_output: int = 100) -> Request:
+    return Request(RequestId(name), of, n_prompt=50, max_tokens=n_output, arrival_s=at_s)
+
+
+def engine(arena_gigabytes: int = 16, n_output: dict[str, int] | None = None) -> EngineOnVirtualTime:
+    facts = DeviceFacts("imagined", arena_gigabytes * GB, 8 * GB, 1e9, 1e9, 1e12, 1e14, slab_bytes=64 << 20)
+    instance = Instance(facts, HostCache(HOST.cache_bytes), SlackPolicy(), RooflineCost(facts, HOST))
+    outputs = {RequestId(name): n for name, n in (n_output or {}).items()}
+    body = EngineOnVirtualTime(instance, outputs)
+    body.send(Register(model(A), path=""))
+    body.send(Register(model(B), path=""))
+    body.clock.run()
+    return body
+
+
+def answers(body: EngineOnVirtualTime) -> list[str]:
+    return [message.error for message in body.said if isinstance(message, Acknowledged)]
+
+
+def ends(body: EngineOnVirtualTime) -> dict[str, FinishReason]:
+    finished = [message for message in body.said if isinstance(message, Finished)]
+    assert len({end.request for end in finished}) == len(finished)
+    return {end.request: end.reason for end in finished}
+
+
+def test_requests_of_two_models_share_a_device_that_holds_one() -> None:
+    body = engine(n_output={"r": 100, "s": 100})
+    body.submit_at(request("r", A))
+    body.submit_at(request("s", B))
+    body.clock.run()
+    assert ends(body) == {"r": FinishReason.LENGTH, "s": FinishReason.LENGTH}
+    assert body.contents == {}
+    body.instance.check_integrity()
+
+
+def test_weights_are_bound_when_a_model_comes_and_unbound_when_it_goes() -> None:
+    body = engine(n_output={"r": 10, "s": 10})
+    body.submit_at(request("r", A, 0.0, 10))
+    body.submit_at(request("s", B, 100.0, 10))
+    body.clock.run()
+    assert body.weights.log == [("add", A), ("add", B), ("bind", A), ("unbind", A), ("bind", B)]
+
+
+@pytest.mark.parametrize("after_s", [0.5, 5.0, 13.0])
+def test_a_cancelled_request_frees_everything_whether_fetching_loading_or_running(after_s: float) -> None:
+    body = engine(n_output={"r": 100_000})
+    start_s = body.clock.now_s()
+    body.submit_at(request("r", A, start_s, 100_000))
+    body.clock.call_at(start_s + after_s, lambda: body.send(Cancel(RequestId("r"))))
+    body.clock.run()
+    assert ends(body) == {"r": FinishReason.CANCELLED}
+    assert body.instance.ledger.blocks.used_bytes == 0
+    assert body.contents == {}
+    body.instance.check_integrity()
+
+
+def test_a_paused_request_does_not_run_and_its_deadlines_stand_still() -> None:
+    body = engine(n_output={"r": 100_000})
+    body.submit_at(request("r", A, body.clock.now_s(), 100_000))
+    body.clock.run(until_s=body.clock.now_s() + 20.0)
+    body.send(Pause(RequestId("r")))
+    body.clock.run()
+    state = body.instance.requests[RequestId("r")]
+    drawn, deadline_s = state.n_drawn, state.deadline_s
+    assert drawn > 0
+    body.clock.call_at(body.clock.now_s() + 1000.0, lambda: body.send(Resume(RequestId("r"))))
+    body.clock.run(until_s=body.clock.now_s() + 1000.0)
+    assert state.deadline_s >= deadline_s + 1000.0
+    body.clock.run(until_s=body.clock.now_s() + 5.0)
+    assert state.n_drawn > drawn
+
+
+def test_a_client_is_told_where_its_request_is() -> None:
+    body = engine(n_output={"r": 100})
+    body.submit_at(request("r", A))
+    body.clock.run()
+    phases = [message.phase for message in body.said if isinstance(message, RequestState)]
+    assert phases == [RequestPhase.QUEUED, RequestPhase.LOADING, RequestPhase.QUEUED, RequestPhase.RUNNING]
+
+
+def test_operators_load_pin_and_unload() -> None:
+    body = engine()
+    body.send(Load(A))
+    body.clock.run()
+    assert body.instance.models[A].residency is Residency.RESIDENT
+    body.send(Unload(A))
+    body.clock.run()
+    assert body.instance.models[A].residency is Residency.HOST
+    body.send(Pin(B, pinned=True))
+    assert "shut out another model" in answers(body)[-1]
+
+
+def test_a_pinned_model_stays_and_is_brought_in() -> None:
+    body = engine(arena_gigabytes=26, n_output={"r": 50})
+    body.send(Pin(A, pinned=True))
+    body.clock.run()
+    assert body.instance.models[A].residency is Residency.RESIDENT
+    body.send(Unload(A))
+    assert "unpin it first" in answers(body)[-1]
+    body.submit_at(request("r", B, body.clock.now_s(), 50))
+    body.clock.run()
+    assert body.instance.models[A].residency is Residency.RESIDENT
+    assert body.instance.models[B].residency is Residency.RESIDENT
+
+
+def test_wrong_administration_is_answered_not_raised() -> None:
+    body = engine()
+    body.send(Load(ModelId("nobody")))
+    assert answers(body)[-1] == "model nobody is not registered"
+    body.send(Load(A))
+    body.clock.run(until_s=body.clock.now_s() + 1.0)
+    assert body.instance.in_flight(Channel.COPY_IN) is not None
+    body.send(Unregister(A))
+    assert "being loaded" in answers(body)[-1]
+    body.clock.run()
+    body.send(Unregister(A))
+    assert answers(body)[-1] == ""
+    body.submit_at(request("late", A))
+    body.clock.run()
+    assert ends(body) == {"late": FinishReason.FAILED}
+
+
+def test_tokens_carry_their_index_and_none_follow_a_cancellation() -> None:
+    body = engine(n_output={"r": 100_000})
+    body.submit_at(request("r", A, body.clock.now_s(), 100_000))
+    body.clock.run(until_s=body.clock.now_s() + 15.0)
+    assert body.instance.requests[RequestId("r")].in_step
+    body.engine.drawn(1.0, ((RequestId("r"), 7),))
+    body.engine.drawn(1.0, ((RequestId("r"), 8),))
+    body.engine.receive(Cancel(RequestId("r")))
+    body.engine.drawn(2.0, ((RequestId("r"), 9),))
+    body.engine.pump()
+    tokens = [(m.index, m.token_ids) for m in body.said if isinstance(m, Tokens)]
+    assert tokens == [(0, (7,)), (1, (8,))]
+
+
+def test_a_broken_device_is_reported_once_and_stops_the_engine() -> None:
+    body = engine()
+    body.engine.broken("the bus is gone")
+    body.engine.pump()
+    assert [m.detail for m in body.said if isinstance(m, Broken)] == ["the bus is gone"]
+    assert body.engine.stopped
+
+
+def test_status_is_sent_at_most_ten_times_a_second_and_the_last_is_not_lost() -> None:
+    body = engine(n_output={"r": 1000})
+    body.submit_at(request("r", A, body.clock.now_s(), 1000))
+    body.clock.run()
+    statuses = [message for message in body.said if isinstance(message, WorkerStatus)]
+    gaps = [b.at_s - a.at_s for a, b in itertools.pairwise(statuses)]
+    assert min(gaps) >= 0.1 - 1e-9
+    due_s = body.engine.status_due_s
+    if due_s is not None:
+        body.clock.call_at(due_s, body.engine.pump)
+        body.clock.run()
+    last = [message for message in body.said if isinstance(message, WorkerStatus)][-1]
+    assert last.running_model is None
+    assert last.models[0].n_tokens == 1000

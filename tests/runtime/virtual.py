@@ -1,0 +1,77 @@
+"""The real engine on virtual time: no threads, no weights, no waiting."""
+
+from collections.abc import Mapping
+
+from tokenmux.engine.core.cost import RooflineCost
+from tokenmux.engine.core.facts import HostFacts, ModelFacts, ModelId
+from tokenmux.engine.core.message import FromWorker, Sampling, Submit, ToWorker
+from tokenmux.engine.core.request import Request, RequestId
+from tokenmux.engine.device.interface import Completion
+from tokenmux.engine.device.null import NullDevice, VirtualClock
+from tokenmux.engine.instance.instance import Instance
+from tokenmux.engine.runtime.contents import Content
+from tokenmux.engine.runtime.engine import Engine
+
+HOST = HostFacts(cache_bytes=200 * 10**9, fetch_bytes_per_s=8e9)
+
+
+class NoWeights:
+    """The null device computes nothing, so there is nothing to bind; `log` says what would have been."""
+
+    def __init__(self) -> None:
+        self.log: list[tuple[str, ModelId]] = []
+
+    def add(self, facts: ModelFacts, path: str) -> None:
+        self.log.append(("add", facts.id))
+
+    def remove(self, model: ModelId) -> None:
+        self.log.append(("remove", model))
+
+    def bind(self, model: ModelFacts) -> None:
+        self.log.append(("bind", model.id))
+
+    def unbind(self, model: ModelId) -> None:
+        self.log.append(("unbind", model))
+
+
+class EngineOnVirtualTime:
+    """The engine's single thread, played by the virtual clock. `n_output` says when a request stops by itself."""
+
+    def __init__(self, instance: Instance, n_output: Mapping[RequestId, int]) -> None:
+        self.said: list[FromWorker] = []
+        self.weights = NoWeights()
+        self.contents: dict[RequestId, Content] = {}
+        self.clock = VirtualClock()
+        self.instance = instance
+        self.engine = Engine(instance, self.clock, self.weights, self.said.extend, self.contents)
+        self.engine.attach(
+            NullDevice(
+                instance,
+                RooflineCost(instance.device, HOST),
+                self.clock,
+                self,
+                lambda request: n_output[request] - instance.requests[request].n_drawn,
+            )
+        )
+
+    def send(self, message: ToWorker) -> None:
+        self.engine.receive(message)
+        self.engine.pump()
+
+    def submit_at(self, request: Request) -> None:
+        submit = Submit(request, prompt=(0,) * request.n_prompt, sampling=Sampling())
+        self.clock.call_at(request.arrival_s, lambda: self.send(submit))
+
+    # the device's `Post`
+    def done(self, completion: Completion) -> None:
+        self.engine.done(completion)
+        self.engine.pump()
+
+    def drawn(self, at_s: float, tokens: tuple[tuple[RequestId, int], ...]) -> None:
+        raise AssertionError("the null device draws nothing")
+
+    def progress(self, operation: int, share: float) -> None:
+        raise AssertionError("the null device reports no progress")
+
+    def broken(self, operation: int, error: BaseException) -> None:
+        raise error
