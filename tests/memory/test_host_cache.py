@@ -10,7 +10,7 @@ from tokenmux.engine.core.facts import Image, ImageId
 from tokenmux.engine.memory.host_cache import HostCache
 
 IMAGES = tuple(
-    Image(ImageId(name), n_bytes) for name, n_bytes in zip("abcdef", (1, 2, 3, 5, 8, 3), strict=True)
+    Image(ImageId(name), n_bytes) for name, n_bytes in zip("abcdef", (2, 3, 3, 4, 5, 6), strict=True)
 )
 SIZE = {image.id: image.n_bytes for image in IMAGES}
 
@@ -20,7 +20,7 @@ some_images = st.lists(st.sampled_from(IMAGES), min_size=1, max_size=3, unique=T
 class HostCacheMachine(RuleBasedStateMachine):
     """`order` is the cached images, least recently used first; `held` has one entry for every hold."""
 
-    @initialize(capacity=st.integers(0, 14))
+    @initialize(capacity=st.integers(0, 20))
     def create(self, capacity: int) -> None:
         self.cache = HostCache(capacity)
         self.order: list[ImageId] = []
@@ -53,7 +53,7 @@ class HostCacheMachine(RuleBasedStateMachine):
             self.fetches.append(absent)
 
     @precondition(lambda self: self.fetches)
-    @rule(ok=st.booleans(), data=st.data())
+    @rule(ok=st.sampled_from((True, True, True, False)), data=st.data())
     def end_fetch(self, ok: bool, data: st.DataObject) -> None:
         images = self.fetches.pop(data.draw(st.integers(0, len(self.fetches) - 1)))
         self.cache.end_fetch(images, ok)
@@ -106,12 +106,12 @@ class HostCacheMachine(RuleBasedStateMachine):
         assert set(self.held) <= set(self.order)
 
 
-HostCacheMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30)
+HostCacheMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=50)
 TestHostCache = HostCacheMachine.TestCase
 
 
 def test_audit_notices_damaged_books() -> None:
-    image = IMAGES[4]
+    image = IMAGES[5]
     cache = HostCache(10)
     cache.end_fetch(cache.begin_fetch((image,))[0], ok=True)
     cache.check_integrity()
