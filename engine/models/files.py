@@ -1,0 +1,59 @@
+"""Files that appear whole or not at all."""
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from tokenmux.engine.core.errors import DoesNotFit, TokenmuxError
+
+
+@contextmanager
+def atomic_file(path: Path, *, n_bytes: int = 0) -> Iterator[BinaryIO]:
+    """A file to write, which takes the name `path` when the block ends well and vanishes when it does not.
+
+    `n_bytes` is what will be written, as far as known. Raises DoesNotFit when the disk has no room for it, before or while it
+    is written, and TokenmuxError when it cannot be written otherwise.
+    """
+    folder = path.parent
+    temporary: Path | None = None
+    try:
+        free = shutil.disk_usage(folder).free
+        if free < n_bytes:
+            raise _disk_full(path, n_bytes)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=folder)
+        temporary = Path(name)
+        with open(handle, "wb") as out:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+        temporary.replace(path)
+        temporary = None
+        _sync_folder(folder)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise _disk_full(path, n_bytes) from error
+        raise TokenmuxError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power failure."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _disk_full(path: Path, n_bytes: int) -> DoesNotFit:
+    free = shutil.disk_usage(path.parent).free
+    return DoesNotFit(
+        f"{path}: the disk is full ({n_bytes} bytes to write, {free} free); free some space or choose another folder"
+    )

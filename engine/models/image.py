@@ -1,0 +1,189 @@
+"""Weight images: all weights of a model as one contiguous run of bytes, and the manifest that says what lies where.
+
+Every tensor begins on a 64-byte boundary of the image, so that one copy makes a model resident and a view per tensor makes
+it usable. An image is a file of its own or a part of one (the data section of a safetensors file that already has the
+right names and types). This file writes, maps and checks images; where the weights come from is `convert.py`'s
+subject, and copying them to a device is the device's.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tokenmux.engine.core.errors import BadCheckpoint
+from tokenmux.engine.models.files import atomic_file
+
+ALIGNMENT = 64
+MANIFEST_VERSION = 1
+_CHUNK = 16 << 20
+
+Progress = Callable[[str, int, int], None]
+"""Called as `progress(what, done, total)`, in bytes, now and then during work that takes long."""
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "BF16": torch.bfloat16,
+    "BOOL": torch.bool,
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+}
+"""Types of tensors by their name in safetensors files and manifests."""
+
+DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def no_progress(what: str, done: int, total: int) -> None:
+    """The progress callback of those who do not want one."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One tensor of an image: `n_bytes` at `offset`, row-major, of a type named as in `DTYPES`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    n_bytes: int
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What an image holds and where it is: `n_bytes` at `data_offset` of `file`, with this SHA-256 in hex.
+
+    `dtype` is the type in which the model computes. `source` names the checkpoint in messages.
+    """
+
+    source: str
+    dtype: torch.dtype
+    file: Path
+    data_offset: int
+    n_bytes: int
+    sha256: str
+    tensors: Mapping[str, TensorEntry]
+
+    def save(self, path: Path) -> None:
+        """Write the manifest as JSON, atomically. A file in the manifest's own folder is named relative to it."""
+        file = self.file.name if self.file.parent == path.parent else str(self.file)
+        tensors = [[t.name, t.dtype, list(t.shape), t.offset, t.n_bytes] for t in self.tensors.values()]
+        document = {
+            "version": MANIFEST_VERSION,
+            "source": self.source,
+            "dtype": DTYPE_NAMES[self.dtype],
+            "file": file,
+            "data_offset": self.data_offset,
+            "n_bytes": self.n_bytes,
+            "sha256": self.sha256,
+            "tensors": tensors,
+        }
+        with atomic_file(path) as out:
+            out.write(json.dumps(document, indent=1).encode())
+
+    @classmethod
+    def load(cls, path: Path) -> "Manifest":
+        """Read a manifest. Raises BadCheckpoint when it is missing, damaged or of another version."""
+        try:
+            document: dict[str, Any] = json.loads(path.read_bytes())
+            if document["version"] != MANIFEST_VERSION:
+                raise BadCheckpoint(
+                    f"{path}: manifest version {document['version']}, not {MANIFEST_VERSION}; register the model again"
+                )
+            entries = [
+                TensorEntry(n, d, tuple(shape), o, size) for n, d, shape, o, size in document["tensors"]
+            ]
+            return cls(
+                source=document["source"],
+                dtype=DTYPES[document["dtype"]],
+                file=path.parent / document["file"],
+                data_offset=document["data_offset"],
+                n_bytes=document["n_bytes"],
+                sha256=document["sha256"],
+                tensors={entry.name: entry for entry in entries},
+            )
+        except FileNotFoundError:
+            raise BadCheckpoint(f"{path}: the manifest is missing") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadCheckpoint(
+                f"{path}: the manifest is damaged ({error!r}); register the model again"
+            ) from None
+
+
+def map_image(manifest: Manifest, *, verify: bool = False) -> torch.Tensor:
+    """The image as a memory-mapped, read-only `uint8` tensor of `n_bytes`; with `verify`, its checksum is compared.
+
+    Writing to the tensor is undefined. Raises BadCheckpoint when the file is missing, too short or altered.
+    """
+    image = map_bytes(manifest.file, manifest.data_offset, manifest.n_bytes)
+    if verify and sha256(image, str(manifest.file)) != manifest.sha256:
+        raise BadCheckpoint(
+            f"{manifest.file}: the weight image does not match its checksum; register the model again"
+        )
+    return image
+
+
+def map_bytes(file: Path, offset: int, n_bytes: int) -> torch.Tensor:
+    """A range of a file as a memory-mapped `uint8` tensor. Raises BadCheckpoint when the file ends before it."""
+    end = offset + n_bytes
+    try:
+        size = file.stat().st_size
+    except OSError as error:
+        raise BadCheckpoint(f"{file}: the weight image cannot be read ({error.strerror})") from None
+    if size < end:
+        raise BadCheckpoint(f"{file}: cut off at {size} bytes, the weight image ends at {end}")
+    return torch.from_file(str(file), shared=False, size=end, dtype=torch.uint8)[offset:]
+
+
+def sha256(image: torch.Tensor, what: str, progress: Progress = no_progress) -> str:
+    """SHA-256 of a `uint8` tensor, in hex."""
+    digest = hashlib.sha256()
+    for start in range(0, image.numel(), _CHUNK):
+        digest.update(memoryview(image[start : start + _CHUNK].numpy()))  # type: ignore[arg-type]
+        progress(f"checking {what}", min(start + _CHUNK, image.numel()), image.numel())
+    return digest.hexdigest()
+
+
+def write_image(
+    path: Path,
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    *,
+    source: str,
+    dtype: torch.dtype,
+    n_bytes: int,
+    progress: Progress = no_progress,
+) -> Manifest:
+    """Write tensors as an image file, each on its boundary, atomically; the manifest of it (not saved).
+
+    `n_bytes` is the expected size of all, for the progress and for refusing early when the disk lacks it. Raises
+    DoesNotFit when the disk is full, and leaves nothing behind.
+    """
+    digest = hashlib.sha256()
+    entries: dict[str, TensorEntry] = {}
+    offset = 0
+    with atomic_file(path, n_bytes=n_bytes) as out:
+        for name, tensor in tensors:
+            padding = -offset % ALIGNMENT
+            raw = memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+            for piece in (bytes(padding), raw):
+                out.write(piece)
+                digest.update(piece)
+            offset += padding
+            entries[name] = TensorEntry(
+                name, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), offset, raw.nbytes
+            )
+            offset += raw.nbytes
+            progress(f"converting {source}", offset, max(n_bytes, offset))
+    return Manifest(source, dtype, path, 0, offset, digest.hexdigest(), entries)

@@ -1,0 +1,95 @@
+"""Runs steps of one model: lays them out, calls transformers' model once, draws the tokens.
+
+    runner.bind(weights)                    # after the image was copied into the arena
+    batch = runner.prepare(segments, kv)    # host work, can overlap with another model's step
+    tokens = runner.step(batch)             # one forward pass
+    batch.advance(tokens)                   # the next step of a repeated decode
+    tokens = runner.step(batch)
+    runner.unbind()                         # before the extent is given up
+
+The runner knows no requests and no scheduling: it gets block tables and positions, and writes keys and values into the
+blocks in place. A token that a segment draws does not depend on the other segments.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from tokenmux.engine.core.errors import InternalError
+from tokenmux.engine.core.facts import KvShape
+from tokenmux.engine.models import sampling
+from tokenmux.engine.models.attention import STEP_ARGUMENT
+from tokenmux.engine.models.batch import KvViews, Segment, StepBatch
+from tokenmux.engine.models.rows import row_rule
+from tokenmux.engine.models.skeleton import Skeleton
+
+
+class Runner:
+    """One model, bound to weights or not, for steps over KV of `shape`. Not for use by two threads at once."""
+
+    def __init__(self, skeleton: Skeleton, shape: KvShape, *, prefill_chunk_tokens: int) -> None:
+        self._skeleton = skeleton
+        self._shape = shape
+        self._grid = prefill_chunk_tokens
+        self._dtype = skeleton.model.dtype
+        self._views: KvViews | None = None
+
+    @property
+    def bound(self) -> bool:
+        return self._skeleton.bound
+
+    def bind(self, weights: torch.Tensor) -> None:
+        """Point the model at its image in the arena, a `uint8` tensor."""
+        self._skeleton.bind(weights)
+
+    def unbind(self) -> None:
+        """Let go of the image; steps are refused until the next `bind`."""
+        self._skeleton.unbind()
+
+    def prepare(self, segments: Sequence[Segment], kv: torch.Tensor) -> StepBatch:
+        """Lay out a step over `kv[block, layer, k|v, head, token, dim]`, in the model's dtype.
+
+        Raises InternalError when a chunk lies off the prefill grid or a segment's blocks do not hold it.
+        """
+        views = self._views
+        if views is None or views.kv.data_ptr() != kv.data_ptr() or views.kv.shape != kv.shape:
+            views = self._views = KvViews.of(kv, self._shape)
+        return StepBatch(
+            segments, views, dtype=self._dtype, grid=self._grid, rule=row_rule(self._dtype, kv.device.type)
+        )
+
+    @torch.inference_mode()
+    def logits(self, batch: StepBatch) -> torch.Tensor:
+        """Run one forward pass: the logits `[row, vocabulary]`, a row for each of `batch.drawing`, then padding."""
+        if not self._skeleton.bound:
+            raise InternalError("the model is not bound to weights")
+        for block in batch.unfilled_blocks:
+            batch.views.kv[block].zero_()
+        output = self._skeleton.model(
+            input_ids=batch.token_ids,
+            position_ids=batch.positions,
+            use_cache=False,
+            logits_to_keep=batch.logit_rows,
+            **{STEP_ARGUMENT: batch},
+        )
+        logits: torch.Tensor = output.logits[0]
+        return logits
+
+    @torch.inference_mode()
+    def step(self, batch: StepBatch) -> list[int | None]:
+        """Run one forward pass and draw. The token that each segment draws, None for those that draw none."""
+        logits = self.logits(batch)
+        tokens: list[int | None] = [None] * len(batch.segments)
+        if not batch.drawing:
+            return tokens
+        likeliest = logits.argmax(-1).tolist()
+        for row, index in enumerate(batch.drawing):
+            segment = batch.segments[index]
+            position = batch.position(index)
+            below_minimum = position - segment.n_prompt < segment.min_tokens
+            forbidden = segment.stop_token_ids if below_minimum else ()
+            if segment.sampling.temperature <= 0.0 and not forbidden:
+                tokens[index] = likeliest[row]
+            else:
+                tokens[index] = sampling.draw(logits[row], segment.sampling, position, forbidden)
+        return tokens

@@ -1,0 +1,140 @@
+"""A model without weights, built once and kept: binding it to weights in the arena takes milliseconds.
+
+The skeleton is transformers' own model on the meta device, with our attention function. Binding replaces the entries of
+each module's parameters by views into an image that lies anywhere in memory; unbinding puts the empty ones back, so
+that an evicted model cannot be run by mistake and nothing keeps the memory alive. Copying the image there is the device's
+part; what is in it, the manifest's (`image.py`).
+"""
+
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from accelerate import init_empty_weights  # type: ignore[import-untyped]
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from tokenmux.engine.core.errors import BadCheckpoint, InternalError
+from tokenmux.engine.models import attention
+from tokenmux.engine.models.image import Manifest, TensorEntry
+from tokenmux.engine.models.rows import grouped_experts_are_exact
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """A place where the model keeps a tensor: `table[name]`, one of a module's dictionaries."""
+
+    table: dict[str, torch.Tensor | None]
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Binding:
+    """One tensor of the image, the places that show it (several where weights are tied), and what they hold when unbound."""
+
+    entry: TensorEntry
+    dtype: torch.dtype
+    slots: tuple[_Slot, ...]
+    empty: torch.Tensor
+
+
+class Skeleton:
+    """transformers' model for a config, and which tensor of the image goes where.
+
+    Raises BadCheckpoint when the manifest lacks a tensor of the model or has one of another shape.
+    """
+
+    def __init__(
+        self, config: PreTrainedConfig, manifest: Manifest, *, trust_remote_code: bool = False
+    ) -> None:
+        self.model = empty_model(config, manifest.dtype, trust_remote_code=trust_remote_code)
+        self.n_bytes = manifest.n_bytes
+        self._bindings = _match(self.model, manifest)
+        self._bound = False
+
+    @property
+    def bound(self) -> bool:
+        return self._bound
+
+    def bind(self, weights: torch.Tensor) -> None:
+        """Point the model at an image: `weights` is a contiguous `uint8` tensor of the manifest's size, 64-byte aligned."""
+        if weights.dtype != torch.uint8 or weights.ndim != 1 or weights.numel() < self.n_bytes:
+            raise InternalError(
+                f"weights must be {self.n_bytes} bytes in one dimension, not {weights.dtype} {tuple(weights.shape)}"
+            )
+        with torch.inference_mode():
+            for binding in self._bindings:
+                entry = binding.entry
+                tensor = weights[entry.offset : entry.offset + entry.n_bytes].view(binding.dtype)
+                tensor = tensor.view(entry.shape)
+                for slot in binding.slots:
+                    slot.table[slot.name] = tensor
+        self._bound = True
+
+    def unbind(self) -> None:
+        """Forget the weights. Unbinding twice changes nothing."""
+        for binding in self._bindings:
+            for slot in binding.slots:
+                slot.table[slot.name] = binding.empty
+        self._bound = False
+
+
+def empty_model(
+    config: PreTrainedConfig, dtype: torch.dtype, *, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """transformers' causal language model on the meta device, in `dtype`, with our attention function.
+
+    Buffers are real: on the meta device rotary frequencies and embedding scales would be lost. A mixture of experts runs
+    its grouped products where these are exact by row in `dtype`, else one product per token.
+    """
+    attention.register()
+    with init_empty_weights(include_buffers=False):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            deepcopy(config),  # it is given the attention function's name
+            dtype=dtype,
+            attn_implementation=attention.ATTENTION_NAME,
+            trust_remote_code=trust_remote_code,
+        )
+    # Inside the context every assignment makes a new empty parameter, so tied weights come apart.
+    model.tie_weights()
+    if model._can_set_experts_implementation():
+        model.set_experts_implementation("grouped_mm" if grouped_experts_are_exact(dtype) else "batched_mm")
+    model.eval()  # type: ignore[no-untyped-call]
+    return model
+
+
+def state_names(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Name and tensor of everything a checkpoint must hold, tied weights once, under their first name."""
+    named: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            named[name] = tensor
+    return named
+
+
+def _match(model: PreTrainedModel, manifest: Manifest) -> tuple[_Binding, ...]:
+    places: dict[int, list[tuple[str, _Slot]]] = {}
+    tensors: dict[int, torch.Tensor] = {}
+    persistent = model.state_dict(keep_vars=True)
+    for prefix, module in model.named_modules():
+        for table in (module._parameters, module._buffers):
+            for name, tensor in table.items():
+                full = f"{prefix}.{name}" if prefix else name
+                if tensor is not None and full in persistent:
+                    places.setdefault(id(tensor), []).append((full, _Slot(table, name)))
+                    tensors[id(tensor)] = tensor
+    bindings = []
+    for key, named_slots in places.items():
+        entry = next((e for name, _ in named_slots if (e := manifest.tensors.get(name)) is not None), None)
+        empty = tensors[key]
+        if entry is None:
+            raise BadCheckpoint(f"{manifest.source}: tensor {named_slots[0][0]} is missing")
+        if entry.shape != tuple(empty.shape):
+            raise BadCheckpoint(
+                f"{manifest.source}: tensor {entry.name} has shape {entry.shape}, "
+                f"config.json asks for {tuple(empty.shape)}"
+            )
+        slots = tuple(slot for _, slot in named_slots)
+        bindings.append(_Binding(entry, entry.torch_dtype, slots, empty))
+    return tuple(bindings)
