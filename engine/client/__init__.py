@@ -1,0 +1,50 @@
+"""The Python client of tokenmux, blocking and asyncio. Needs grpcio and the generated `tokenmux.v1`, nothing else of ours.
+
+>>> from tokenmux.engine.client import Client
+>>> with Client() as client:
+...     print(client.generate("smol", "The capital of France is", max_tokens=8).text)
+"""
+
+from tokenmux.engine.client.aio import AsyncClient, AsyncStream
+from tokenmux.engine.client.errors import CallFailed
+from tokenmux.engine.client.options import GenerateOptions
+from tokenmux.engine.client.sync import Client, Stream
+from tokenmux.engine.client.values import (
+    Completion,
+    Delta,
+    Event,
+    Finish,
+    Instance,
+    Message,
+    Model,
+    ModelMetadata,
+    Phase,
+    PoolStatus,
+    Prompt,
+    PromptInfo,
+    Residency,
+    State,
+)
+
+__all__ = [
+    "AsyncClient",
+    "AsyncStream",
+    "CallFailed",
+    "Client",
+    "Completion",
+    "Delta",
+    "Event",
+    "Finish",
+    "GenerateOptions",
+    "Instance",
+    "Message",
+    "Model",
+    "ModelMetadata",
+    "Phase",
+    "PoolStatus",
+    "Prompt",
+    "PromptInfo",
+    "Residency",
+    "State",
+    "Stream",
+]

@@ -1,10 +1,12 @@
 """Scripted parts behind the real front and the real server: a worker that does what a test says, models of one letter a token."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, Self, TypeVar
 
 import grpc
 
@@ -40,6 +42,7 @@ VOCAB = 256
 END = 0
 CONTEXT = 64
 Message = TypeVar("Message", bound=ToWorker)
+Result = TypeVar("Result")
 
 PATIENCE_S = 10.0
 """How long a test waits for what must come: only a failing one waits that long."""
@@ -341,3 +344,37 @@ def worker_status(*models: str, residency: Residency = Residency.RESIDENT) -> Wo
             for name in models
         ),
     )
+
+
+class ServerThread:
+    """A server on an event loop of its own, so that blocking calls can be made from the test."""
+
+    def __init__(self, server: Callable[[], AbstractAsyncContextManager[Served]]) -> None:
+        self._server = server
+        self._ready: Future[Served] = Future()
+        self._stop = asyncio.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
+
+    async def _run(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        try:
+            async with self._server() as served:
+                self._ready.set_result(served)
+                await self._stop.wait()
+        except BaseException as error:
+            if not self._ready.done():
+                self._ready.set_exception(error)
+            raise
+
+    def do(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
+        """Run something on the server's loop."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(PATIENCE_S)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self.served = self._ready.result(PATIENCE_S)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()

@@ -1,0 +1,267 @@
+"""The asyncio client: the same methods as the blocking one, to be awaited."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+import grpc
+
+from tokenmux.engine.client import convert
+from tokenmux.engine.client.connection import DEFAULT_TARGET, Connection
+from tokenmux.engine.client.errors import translated
+from tokenmux.engine.client.options import GenerateOptions
+from tokenmux.engine.client.values import (
+    Completion,
+    Event,
+    Message,
+    Model,
+    ModelMetadata,
+    PoolStatus,
+    Prompt,
+)
+from tokenmux.v1 import (
+    inference_pb2,
+    inference_pb2_grpc,
+    models_pb2,
+    models_pb2_grpc,
+    pool_pb2,
+    pool_pb2_grpc,
+)
+
+
+class AsyncStream:
+    """The events of one generation, to iterate over. Leaving it as a context, or `cancel`, ends the generation."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        try:
+            with translated():
+                async for response in self._call:
+                    event = convert.event(response)
+                    if event is not None:
+                        yield event
+        finally:
+            self.cancel()  # whoever stops iterating does not want the rest
+
+    def cancel(self) -> None:
+        """The server frees at once what the request held."""
+        self._call.cancel()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.cancel()
+
+
+class AsyncClient:
+    """A connection to a tokenmux server.
+
+    >>> async with AsyncClient("127.0.0.1:50051") as client:
+    ...     print((await client.generate("smol", "The capital of France is", max_tokens=8)).text)
+    ...     async for event in client.stream("smol", "Once upon a time"):
+    ...         if isinstance(event, Delta):
+    ...             print(event.text, end="", flush=True)
+
+    Every method raises CallFailed when the server refuses or cannot be reached, and takes `timeout_s`, a deadline for the whole
+    call in seconds (None: none). Belongs to the event loop on which it was made.
+    """
+
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        api_key: str | None = None,
+        tls: bool = False,
+        ca_file: Path | None = None,
+    ) -> None:
+        """`tls` trusts the system's authorities, `ca_file` (PEM, implies TLS) only its own."""
+        connection = Connection(target, api_key, tls, ca_file)
+        credentials = connection.credentials()
+        if credentials is None:
+            self._channel = grpc.aio.insecure_channel(target, options=connection.options)
+        else:
+            self._channel = grpc.aio.secure_channel(target, credentials, options=connection.options)
+        self._metadata = connection.metadata
+        self._inference = inference_pb2_grpc.InferenceStub(self._channel)  # type: ignore[no-untyped-call]
+        self.models = AsyncModels(self._channel, self._metadata)
+        """Registering, loading, pinning: needs an admin key where the server has keys."""
+        self.pool = AsyncPool(self._channel, self._metadata)
+        """What runs where: needs an admin key where the server has keys."""
+
+    async def generate(
+        self,
+        model: str,
+        prompt: Prompt,
+        *,
+        timeout_s: float | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Completion:
+        """Generate and return the whole answer. `options` are those of GenerateOptions.
+
+        >>> (await client.generate("smol", "1, 2, 3,", max_tokens=6, stop=".")).text
+        """
+        request = convert.generate_request(model, prompt, **options)
+        with translated():
+            return convert.completion(
+                await self._inference.Generate(request, timeout=timeout_s, metadata=self._metadata)
+            )
+
+    def stream(
+        self,
+        model: str,
+        prompt: Prompt,
+        *,
+        timeout_s: float | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> AsyncStream:
+        """Generate and return the events as they come: PromptInfo, then State and Delta, and Finish at the end.
+
+        >>> async with client.stream("smol", "Tell me a story", max_tokens=200) as events:
+        ...     text = "".join([event.text async for event in events if isinstance(event, Delta)])
+        """
+        request = convert.generate_request(model, prompt, **options)
+        return AsyncStream(
+            self._inference.GenerateStream(request, timeout=timeout_s, metadata=self._metadata)
+        )
+
+    async def chat(
+        self,
+        model: str,
+        messages: Sequence[Message] | Sequence[Mapping[str, str]],
+        *,
+        timeout_s: float | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Completion:
+        """Answer a conversation, through the model's own template. `stream` takes messages as well.
+
+        >>> (await client.chat("smol", [{"role": "user", "content": "Who are you?"}])).text
+        """
+        return await self.generate(model, messages, timeout_s=timeout_s, **options)
+
+    async def tokenize(
+        self, model: str, prompt: Prompt, *, timeout_s: float | None = None
+    ) -> tuple[int, ...]:
+        """The token ids of a text or a conversation, as `generate` would see them."""
+        request = convert.tokenize_request(model, prompt)
+        with translated():
+            response = await self._inference.Tokenize(request, timeout=timeout_s, metadata=self._metadata)
+            return tuple(response.token_ids)
+
+    async def metadata(self, model: str, *, timeout_s: float | None = None) -> ModelMetadata:
+        """Context length, vocabulary, and whether the model can chat."""
+        request = inference_pb2.ModelMetadataRequest(model=model)
+        with translated():
+            return convert.metadata(
+                await self._inference.ModelMetadata(request, timeout=timeout_s, metadata=self._metadata)
+            )
+
+    async def ready(self, model: str | None = None, *, timeout_s: float | None = None) -> bool:
+        """Whether requests are accepted, by the server or for one model."""
+        with translated():
+            if model is None:
+                server = inference_pb2.ServerReadyRequest()
+                answer = await self._inference.ServerReady(server, timeout=timeout_s, metadata=self._metadata)
+            else:
+                request = inference_pb2.ModelReadyRequest(model=model)
+                answer = await self._inference.ModelReady(request, timeout=timeout_s, metadata=self._metadata)
+        return bool(answer.ready)
+
+    async def close(self) -> None:
+        """Cancel what is running and disconnect."""
+        await self._channel.close(None)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+
+class AsyncModels:
+    """`AsyncClient.models`."""
+
+    def __init__(self, channel: grpc.aio.Channel, metadata: Sequence[tuple[str, str]]) -> None:
+        self._stub = models_pb2_grpc.ModelsStub(channel)  # type: ignore[no-untyped-call]
+        self._metadata = metadata
+
+    async def list(self, *, timeout_s: float | None = None) -> tuple[Model, ...]:
+        """All models by name, the refused ones included."""
+        response = await self._call(self._stub.List, models_pb2.ListModelsRequest(), timeout_s)
+        return tuple(convert.model(message) for message in response.models)
+
+    async def get(self, name: str, *, timeout_s: float | None = None) -> Model:
+        return convert.model(
+            await self._call(self._stub.Get, models_pb2.GetModelRequest(name=name), timeout_s)
+        )
+
+    async def register(self, name: str, source: str, *, timeout_s: float | None = None) -> Model:
+        """Add a model from a folder of safetensors or a GGUF file on the server's machine; may take minutes."""
+        request = models_pb2.RegisterModelRequest(name=name, source=source)
+        return convert.model(await self._call(self._stub.Register, request, timeout_s))
+
+    async def unregister(self, name: str, *, force: bool = False, timeout_s: float | None = None) -> None:
+        """Remove a model; with `force` even under live requests, which then fail."""
+        request = models_pb2.UnregisterModelRequest(name=name, force=force)
+        await self._call(self._stub.Unregister, request, timeout_s)
+
+    async def load(self, name: str, *, wait: bool = False, timeout_s: float | None = None) -> Model:
+        """Make a model resident; with `wait`, return when it is."""
+        request = models_pb2.LoadModelRequest(name=name, wait=wait)
+        return convert.model(await self._call(self._stub.Load, request, timeout_s))
+
+    async def unload(self, name: str, *, timeout_s: float | None = None) -> Model:
+        """Take a model off the device."""
+        request = models_pb2.UnloadModelRequest(name=name)
+        return convert.model(await self._call(self._stub.Unload, request, timeout_s))
+
+    async def pin(self, name: str, pinned: bool = True, *, timeout_s: float | None = None) -> Model:
+        """Keep a model resident, or no longer."""
+        request = models_pb2.PinModelRequest(name=name, pinned=pinned)
+        return convert.model(await self._call(self._stub.Pin, request, timeout_s))
+
+    async def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
+        with translated():
+            return await method(request, timeout=timeout_s, metadata=self._metadata)
+
+
+class AsyncPool:
+    """`AsyncClient.pool`."""
+
+    def __init__(self, channel: grpc.aio.Channel, metadata: Sequence[tuple[str, str]]) -> None:
+        self._stub = pool_pb2_grpc.PoolStub(channel)  # type: ignore[no-untyped-call]
+        self._metadata = metadata
+
+    async def status(self, *, timeout_s: float | None = None) -> PoolStatus:
+        """The pool now."""
+        with translated():
+            request = pool_pb2.StatusRequest()
+            return convert.pool_status(
+                await self._stub.Status(request, timeout=timeout_s, metadata=self._metadata)
+            )
+
+    async def watch(
+        self, *, min_interval_s: float = 0.0, timeout_s: float | None = None
+    ) -> AsyncIterator[PoolStatus]:
+        """The pool now and at every change, at least `min_interval_s` seconds apart; ends when the server stops."""
+        request = pool_pb2.WatchStatusRequest(min_interval_s=min_interval_s)
+        call = self._stub.WatchStatus(request, timeout=timeout_s, metadata=self._metadata)
+        try:
+            with translated():
+                async for response in call:
+                    yield convert.pool_status(response)
+        finally:
+            call.cancel()

@@ -1,0 +1,176 @@
+"""Between the client's values and protobuf messages."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from tokenmux.engine.client.values import (
+    Completion,
+    Delta,
+    Event,
+    Finish,
+    Instance,
+    Message,
+    Model,
+    ModelMetadata,
+    Phase,
+    PoolStatus,
+    Prompt,
+    PromptInfo,
+    Residency,
+    State,
+)
+from tokenmux.v1 import inference_pb2, models_pb2, pool_pb2
+
+
+def generate_request(
+    model: str,
+    prompt: Prompt,
+    *,
+    max_tokens: int | None = None,
+    min_tokens: int = 0,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float | None = None,
+    seed: int | None = None,
+    stop: str | Sequence[str] = (),
+    stop_token_ids: Sequence[int] = (),
+    ignore_end_tokens: bool = False,
+    ttft_s: float | None = None,
+    tpot_s: float | None = None,
+    tenant: str = "",
+    weight: float | None = None,
+) -> inference_pb2.GenerateRequest:
+    """The request for what the caller said. Raises TypeError or ValueError for what cannot even be sent."""
+    return inference_pb2.GenerateRequest(
+        model=model,
+        sampling=inference_pb2.Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
+        stopping=inference_pb2.Stopping(
+            max_tokens=max_tokens,
+            min_tokens=min_tokens,
+            strings=[stop] if isinstance(stop, str) else stop,
+            token_ids=stop_token_ids,
+            ignore_end_tokens=ignore_end_tokens,
+        ),
+        service_level=inference_pb2.ServiceLevel(ttft_s=ttft_s, tpot_s=tpot_s),
+        tenant=tenant,
+        weight=weight,
+        **_prompt(prompt),
+    )
+
+
+def tokenize_request(model: str, prompt: Prompt) -> inference_pb2.TokenizeRequest:
+    """Raises TypeError for token ids: there is nothing to do."""
+    given = _prompt(prompt)
+    if "token_ids" in given:
+        raise TypeError("the prompt is token ids already: give text or messages")
+    return inference_pb2.TokenizeRequest(model=model, **given)
+
+
+def _prompt(prompt: Prompt) -> dict[str, Any]:
+    """The field of the oneof that stands for this prompt."""
+    if isinstance(prompt, str):
+        return {"text": prompt}
+    if all(isinstance(item, int) for item in prompt):
+        return {"token_ids": inference_pb2.TokenIds(ids=[*prompt])}
+    return {"chat": inference_pb2.Chat(messages=[_message(item) for item in prompt])}
+
+
+def _message(item: object) -> inference_pb2.ChatMessage:
+    match item:
+        case Message(role, content):
+            return inference_pb2.ChatMessage(role=role, content=content)
+        case Mapping() if item.keys() == {"role", "content"}:
+            return inference_pb2.ChatMessage(role=item["role"], content=item["content"])
+        case _:
+            raise TypeError(
+                f"{item!r} is no chat message: use Message(role, content), or a mapping with these two keys"
+            )
+
+
+def event(response: inference_pb2.GenerateStreamResponse) -> Event | None:
+    """One event of a stream; None for a kind that this client does not know yet."""
+    match response.WhichOneof("event"):
+        case "prompt_info":
+            return prompt_info(response.prompt_info)
+        case "state":
+            state = response.state
+            phase = _enum(Phase, inference_pb2.RequestPhase.Name, state.phase, "REQUEST_PHASE_")
+            return State(phase, state.position, state.progress)
+        case "tokens":
+            tokens = response.tokens
+            return Delta(tokens.index, tuple(tokens.token_ids), tokens.text)
+        case "finish_info":
+            return finish(response.finish_info)
+        case _:
+            return None
+
+
+def prompt_info(info: inference_pb2.PromptInfo) -> PromptInfo:
+    return PromptInfo(info.request_id, info.model, info.n_prompt_tokens, info.max_tokens, info.seed)
+
+
+_REASONS = {inference_pb2.FINISH_REASON_STOP: "stop", inference_pb2.FINISH_REASON_LENGTH: "length"}
+
+
+def finish(info: inference_pb2.FinishInfo) -> Finish:
+    return Finish(
+        reason=_REASONS.get(info.reason, "unknown"),
+        stop_string=info.stop_string if info.HasField("stop_string") else None,
+        stop_token_id=info.stop_token_id if info.HasField("stop_token_id") else None,
+        n_prompt_tokens=info.usage.n_prompt_tokens,
+        n_completion_tokens=info.usage.n_completion_tokens,
+        n_tokens_on_time=info.usage.n_tokens_on_time,
+        queue_s=info.timings.queue_s,
+        ttft_s=info.timings.ttft_s,
+        total_s=info.timings.total_s,
+        seed=info.seed,
+    )
+
+
+def completion(response: inference_pb2.GenerateResponse) -> Completion:
+    return Completion(
+        response.text,
+        tuple(response.token_ids),
+        prompt_info(response.prompt_info),
+        finish(response.finish_info),
+    )
+
+
+def metadata(response: inference_pb2.ModelMetadataResponse) -> ModelMetadata:
+    return ModelMetadata(
+        response.model,
+        response.max_context,
+        response.vocab_size,
+        response.has_chat_template,
+        tuple(response.end_token_ids),
+    )
+
+
+def model(message: models_pb2.Model) -> Model:
+    plain = _same_named(Model, message, besides={"residency"})
+    return Model(
+        residency=_enum(Residency, models_pb2.Residency.Name, message.residency, "RESIDENCY_"), **plain
+    )
+
+
+def pool_status(message: pool_pb2.StatusResponse) -> PoolStatus:
+    return PoolStatus(
+        instances=tuple(Instance(**_same_named(Instance, instance)) for instance in message.instances),
+        models=tuple(model(item) for item in message.models),
+        **_same_named(PoolStatus, message, besides={"instances", "models"}),
+    )
+
+
+def _same_named(kind: Any, message: Any, besides: frozenset[str] | set[str] = frozenset()) -> dict[str, Any]:
+    """The scalar fields of a message that a dataclass has under the same name."""
+    return {field.name: getattr(message, field.name) for field in fields(kind) if field.name not in besides}
+
+
+def _enum(kind: Any, name_of: Any, value: int, prefix: str) -> Any:
+    """The member of our enum for a protobuf value; UNKNOWN for one that we do not have."""
+    try:
+        name = name_of(value).removeprefix(prefix)
+    except ValueError:
+        return kind.UNKNOWN
+    return kind.__members__.get(name, kind.UNKNOWN)

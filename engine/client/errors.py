@@ -1,0 +1,31 @@
+"""The one exception of the client: a call that the server refused or that did not get through."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import grpc
+
+_RETRYABLE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED})
+
+
+class CallFailed(Exception):
+    """`code` is the gRPC status, `message` the server's words, which name the remedy."""
+
+    def __init__(self, code: grpc.StatusCode, message: str) -> None:
+        super().__init__(f"{message} ({code.name})")
+        self.code = code
+        self.message = message
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the same call may succeed later."""
+        return self.code in _RETRYABLE
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Raises CallFailed in the place of grpc's own error."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise CallFailed(error.code(), error.details() or "no reason was given") from error
