@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from math import inf
 
 from tokenmux.engine.core.cost import CostModel, StepWork
-from tokenmux.engine.core.errors import IntegrityError, InternalError, InUse
+from tokenmux.engine.core.errors import IllegalPlan, IntegrityError, InternalError, InUse
 from tokenmux.engine.core.event import (
     Arrived,
     Cancelled,
@@ -49,8 +49,9 @@ from tokenmux.engine.instance.capacity import check_pins
 from tokenmux.engine.instance.metrics import Metrics, RequestRecord, count_on_time
 from tokenmux.engine.instance.started import Started
 from tokenmux.engine.instance.state import ModelState, RequestState
+from tokenmux.engine.memory.arena import aligned
 from tokenmux.engine.memory.host_cache import HostCache
-from tokenmux.engine.memory.ledger import Ledger
+from tokenmux.engine.memory.ledger import Ledger, Transfer
 from tokenmux.engine.policy.interface import Fit, InstancePolicy
 
 
@@ -85,6 +86,8 @@ class Instance:
         self.decision_observers = [on_decision] if on_decision else []
         self._in_flight: dict[Channel, Started] = {}
         self._next_operation = 0
+        self._orphans: set[int] = set()
+        """Steps and activations in flight whose model was removed: they give its weights back when they end."""
         self._ended: list[tuple[RequestRecord, str]] = []
         self._withdrawn: list[Arrived] = []
         self._phases: list[PhaseMessage] = []
@@ -104,12 +107,15 @@ class Instance:
     def fit(self, model: ModelId, evicted: Iterable[ModelId] = ()) -> Fit:
         facts = self.models[model].facts
         leaving = [self.models[other].facts for other in evicted]
-        n_bytes = self.ledger.bytes_to_place(facts)
-        if self.ledger.arena.frozen:
+        absent = self.ledger.absent_images(facts)
+        images = self.ledger.images_to_place(facts, leaving)
+        lost = (image for image in images if image not in absent)
+        if self.ledger.arena.frozen or not all(self.ledger.cache.has(image.id) for image in lost):
             return Fit.NO
-        if len(self.ledger.absent_images(facts)) <= 1 and self.ledger.hole_without(leaving) >= n_bytes:
+        n_bytes = sum(aligned(image.n_bytes) for image in images)
+        if self.ledger.hole_without(leaving) >= n_bytes:
             return Fit.NOW
-        if self.ledger.can_place(facts):
+        if images == absent and self.ledger.can_place(facts):
             return Fit.NOW
         if self.ledger.plan_compaction(n_bytes, self._fixed_models(), leaving) is None:
             return Fit.NO
@@ -268,16 +274,17 @@ class Instance:
 
     def _end(self, request: RequestState, reason: FinishReason | None, detail: str = "") -> None:
         if request.to_end is None:
-            request.to_end = (reason, detail)
             request.model.unfile(request)
+        if request.to_end is None or request.to_end[0] is None:
+            request.to_end = (reason, detail)
         if request.in_step or request.in_copy:
             return
         reason, detail = request.to_end
         n_clean = request.kv.n_clean
         self.ledger.close(request.id)
         del self.requests[request.id]
-        if not request.model.has_requests:
-            self.live_models.pop(request.request.model, None)
+        if not request.model.has_requests and self.live_models.get(request.request.model) is request.model:
+            del self.live_models[request.request.model]
         if reason is None:
             self._withdrawn.append(
                 Arrived(
@@ -313,7 +320,11 @@ class Instance:
     def _remove(self, model: ModelState) -> None:
         for request in list(model.requests()):
             self._end(request, FinishReason.FAILED, f"model {model.facts.id} was removed from the catalogue")
-        if model.stage is Residency.RESIDENT and not self._is_stepping(model):
+        user = self._in_flight.get(Channel.COPY_IN if model.stage is Residency.LOADING else Channel.COMPUTE)
+        if user is not None and user.model is model.facts and user.id not in self._orphans:
+            self._orphans.add(user.id)
+            self.resident_models.pop(model.facts.id, None)
+        elif model.stage is Residency.RESIDENT:
             self._evict(model)
         del self.models[model.facts.id]
         self.asked_models.pop(model.facts.id, None)
@@ -337,18 +348,19 @@ class Instance:
     def _do_at_once(self, action: AtOnce) -> None:
         match action:
             case Evict(model_id):
-                validate.evict(self, self.models[model_id])
-                self._evict(self.models[model_id])
+                model = self._model(model_id)
+                validate.evict(self, model)
+                self._evict(model)
             case Drop(request_id):
-                request = self.requests[request_id]
-                validate.untouched(request)
+                request = self._request(request_id)
+                validate.forget(request, len(request.kv.device) - request.kv.n_missing)
                 self.ledger.drop(request_id)
                 self._refile(request)
                 if request.kv.n_missing:
                     self._tell(request, RequestPhase.PAGED_OUT)
             case Discard(request_id):
-                request = self.requests[request_id]
-                validate.untouched(request)
+                request = self._request(request_id)
+                validate.forget(request, len(request.kv.device))
                 self.ledger.discard(request_id)
                 request.kv = self.ledger.kv[request_id]
                 self.metrics.n_discards += 1
@@ -374,19 +386,19 @@ class Instance:
             case Step():
                 started = self._start_step(operation)
             case Activate(model_id):
-                started = self._start_activate(self.models[model_id], operation)
+                started = self._start_activate(self._model(model_id), operation)
             case PageIn(requests) | PageOut(requests):
                 started = self._start_paging(channel, requests, operation)
             case Compact():
                 started = self._start_compact(operation)
             case Fetch(model_id):
-                started = self._start_fetch(self.models[model_id], operation)
+                started = self._start_fetch(self._model(model_id), operation)
         self._in_flight[channel] = started
         self._next_operation += 1
         return started
 
     def _start_step(self, step: Step) -> Started:
-        model = self.models[step.model]
+        model = self._model(step.model)
         validate.step(self, model, step)
         for chunk in step.chunks:
             request = self.requests[chunk.request]
@@ -420,19 +432,36 @@ class Instance:
         )
 
     def _start_paging(self, channel: Channel, ids: tuple[RequestId, ...], operation: Operation) -> Started:
-        requests = [self.requests[request_id] for request_id in ids]
+        requests = [self._request(request_id) for request_id in ids]
         validate.paging(channel, requests)
-        begin = self.ledger.begin_page_in if channel is Channel.COPY_IN else self.ledger.begin_page_out
-        transfers = []
+        transfers = self._begin_paging(channel, ids)
         for request in requests:
-            transfers.append((request.id, begin(request.id)))
             request.in_copy = True
-        n_bytes = sum(t.shape.block_bytes for _, blocks in transfers for t in blocks)
-        for request in requests:
             self._paging_computed[channel, request.id] = request.kv.n_computed
+        n_bytes = sum(t.shape.block_bytes for _, blocks in transfers for t in blocks)
         return Started(
             self._next_operation, channel, operation, self.now_s, n_bytes, transfers=tuple(transfers)
         )
+
+    def _begin_paging(
+        self, channel: Channel, ids: tuple[RequestId, ...]
+    ) -> list[tuple[RequestId, tuple[Transfer, ...]]]:
+        """Blocks for all of these requests; if one finds no room, the others give theirs back and the plan is illegal."""
+        transfers: list[tuple[RequestId, tuple[Transfer, ...]]] = []
+        try:
+            for request_id in ids:
+                begin = (
+                    self.ledger.begin_page_in if channel is Channel.COPY_IN else self.ledger.begin_page_out
+                )
+                transfers.append((request_id, begin(request_id)))
+        except IllegalPlan:
+            for request_id, blocks in transfers:
+                if channel is Channel.COPY_IN:
+                    self.ledger.end_page_in(request_id, blocks, ok=False)
+                else:
+                    self.ledger.cancel_page_out(request_id, blocks)
+            raise
+        return transfers
 
     def _start_compact(self, operation: Compact) -> Started:
         moves = self.ledger.plan_compaction(operation.n_bytes, self._fixed_models())
@@ -482,7 +511,7 @@ class Instance:
         assert started.model is not None
         validate.step_done(step, event)
         n_iterations = len(event.ends_s)
-        model = self.models.get(step.model)
+        finished = dict(event.finished)
         counters = self.metrics.of(step.model)
         for chunk in step.chunks:
             request = self.requests[chunk.request]
@@ -494,24 +523,24 @@ class Instance:
                 request.kv.n_computed = request.n_tokens - 1
             else:
                 request.kv.n_computed = chunk.start + chunk.n_tokens
-            if request.to_end:
-                self._end(request, *request.to_end)
-            elif request.n_drawn >= request.request.max_tokens:
+            if request.n_drawn >= request.request.max_tokens:
                 self._end(request, FinishReason.LENGTH)
+            elif request.id in finished:
+                self._end(request, finished[request.id])
+            elif request.to_end:
+                self._end(request, *request.to_end)
             else:
                 self._refile(request)
-        for request_id, reason in event.finished:
-            if request_id in self.requests:
-                self._end(self.requests[request_id], reason)
         seconds = event.at_s - started.at_s
         counters.compute_s += seconds
         self.metrics.busy_s[Channel.COMPUTE] += seconds
         self.metrics.n_steps += n_iterations
         self.cost.observe_step(started.model, _mean_work(started.work, n_iterations), seconds / n_iterations)
-        if model is None:
+        if started.id in self._orphans:
+            self._orphans.remove(started.id)
             self.ledger.displace(started.model)
-            del self.resident_models[started.model.id]
         else:
+            model = self.models[step.model]
             model.last_used_s = event.at_s
             model.forget_deadlines()
 
@@ -558,16 +587,18 @@ class Instance:
         assert started.model is not None
         for image in started.images:
             self.ledger.cache.unhold(image.id)
-        model = self.models.get(started.model.id)
-        if model is None or not ok:
+        orphaned = started.id in self._orphans
+        self._orphans.discard(started.id)
+        if orphaned or not ok:
             self.ledger.displace(started.model)
-            if model is not None:
-                model.stage = None
+            if not orphaned:
+                self.models[started.model.id].stage = None
             return
+        model = self.models[started.model.id]
         model.stage = Residency.RESIDENT
         model.stepped_since_load = False
         model.last_used_s = self.now_s
-        model.wanted = None
+        model.wanted = False if model.wanted is False else None
         self._file_asked(model)
         self.resident_models[model.facts.id] = model
         counters = self.metrics.of(model.facts.id)
@@ -604,9 +635,15 @@ class Instance:
 
     # ── small questions ──────────────────────────────────────────────────────────────────────────────────────
 
-    def _is_stepping(self, model: ModelState) -> bool:
-        step = self.in_flight(Channel.COMPUTE)
-        return isinstance(step, Step) and step.model == model.facts.id
+    def _model(self, model: ModelId) -> ModelState:
+        if model not in self.models:
+            raise IllegalPlan(f"there is no model {model}")
+        return self.models[model]
+
+    def _request(self, request: RequestId) -> RequestState:
+        if request not in self.requests:
+            raise IllegalPlan(f"there is no request {request}")
+        return self.requests[request]
 
     def _fixed_models(self) -> list[ModelFacts]:
         """Models whose weights must stay where they are: a step or a copy in flight addresses them."""

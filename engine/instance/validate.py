@@ -50,6 +50,10 @@ def step(instance: "Instance", model: ModelState, plan: Step) -> None:
         left = request.request.max_tokens - request.n_drawn
         if plan.repeat > 1 and (chunk.n_tokens > 1 or end != request.n_tokens or plan.repeat > left):
             raise IllegalPlan(f"{chunk} cannot be repeated {plan.repeat} times")
+    if not instance.can_run(plan.chunks, plan.repeat):
+        raise IllegalPlan(
+            f"no room for the KV of {len(plan.chunks)} chunks of {plan.model}, {plan.repeat} times"
+        )
 
 
 def activate(instance: "Instance", model: ModelState) -> None:
@@ -68,12 +72,17 @@ def evict(instance: "Instance", model: ModelState) -> None:
         raise IllegalPlan(f"{model.facts.id} is in use by an operation in flight and cannot be evicted")
 
 
-def untouched(request: RequestState) -> None:
+def forget(request: RequestState, blocks: int) -> None:
+    """For `Drop` and `Discard`. That there are blocks to forget also bounds how often a policy may ask for it."""
     if request.in_step or request.in_copy:
         raise IllegalPlan(f"{request.id} is in use by an operation in flight; its KV cannot be forgotten")
+    if not blocks:
+        raise IllegalPlan(f"{request.id} has no KV to forget")
 
 
 def paging(asked: Channel, requests: Sequence[RequestState]) -> None:
+    if not requests or len({request.id for request in requests}) < len(requests):
+        raise IllegalPlan("paging of no request, or of one twice")
     for request in requests:
         if request.in_copy or request.to_end:
             raise IllegalPlan(f"{request.id} is already being copied, or over")

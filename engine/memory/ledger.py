@@ -4,6 +4,7 @@ The ledger answers whether something is possible and enters it into the books; d
 instance's, moving bytes the device's. Everything here is integers.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -36,7 +37,8 @@ class Ledger:
         self.cache = cache
         self.kv: dict[RequestId, KvTable] = {}
         self._extents: dict[ImageId, ExtentHandle] = {}
-        self._users: dict[ImageId, set[ModelId]] = {}
+        self._users: dict[ImageId, Counter[ModelId]] = {}
+        """How often each model placed the image: twice where it was registered anew while an operation still used the old."""
         self._arriving: set[BlockHandle] = set()
 
     # ── weights ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -51,6 +53,12 @@ class Ledger:
     def absent_images(self, model: ModelFacts) -> tuple[Image, ...]:
         """Images of the model that have no extent yet."""
         return tuple(image for image in model.images if image.id not in self._extents)
+
+    def images_to_place(self, model: ModelFacts, evicted: Iterable[ModelFacts]) -> tuple[Image, ...]:
+        """Images that would have no extent if these models were evicted: what they alone share with it goes too."""
+        freed = self._freed_by(evicted)
+        extents = ((image, self._extents.get(image.id)) for image in model.images)
+        return tuple(image for image, extent in extents if extent is None or extent in freed)
 
     def can_place(self, model: ModelFacts) -> bool:
         """Whether every absent image of the model finds a hole as things lie."""
@@ -78,15 +86,15 @@ class Ledger:
             assert extent is not None
             self._extents[image.id] = extent
         for image in model.images:
-            self._users.setdefault(image.id, set()).add(model.id)
+            self._users.setdefault(image.id, Counter())[model.id] += 1
         return absent
 
     def displace(self, model: ModelFacts) -> None:
         """Take the model's extents away, except those that another resident model shares."""
         for image in model.images:
             users = self._users[image.id]
-            users.discard(model.id)
-            if not users:
+            users[model.id] -= 1
+            if not +users:
                 del self._users[image.id]
                 self.arena.free(self._extents.pop(image.id))
 
@@ -105,10 +113,12 @@ class Ledger:
     def moved_models(self, moves: tuple[Move, ...]) -> set[ModelId]:
         """Models whose weights these moves touch."""
         handles = {move.handle for move in moves}
-        return {m for image, extent in self._extents.items() if extent in handles for m in self._users[image]}
+        return {
+            m for image, extent in self._extents.items() if extent in handles for m in +self._users[image]
+        }
 
     def _freed_by(self, evicted: Iterable[ModelFacts]) -> set[ExtentHandle]:
-        leaving = {model.id for model in evicted}
+        leaving = Counter(model.id for model in evicted)
         return {self._extents[image] for image, users in self._users.items() if users <= leaving}
 
     # ── KV ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -205,6 +215,14 @@ class Ledger:
                 raise IntegrityError(f"{request}: dirty block {place} is not on the device")
             transfers.append(Transfer(table.shape, device, host))
         return tuple(transfers)
+
+    def cancel_page_out(self, request: RequestId, transfers: Iterable[Transfer]) -> None:
+        """A page-out that never began: the host blocks that it was first to use are free again."""
+        table = self.kv[request]
+        n_kept = table.shape.blocks_for(table.n_clean)
+        fresh = [handle for handle in table.host[n_kept:] if handle is not None]
+        self.host_blocks.free(fresh)
+        table.host[n_kept:] = [None] * (len(table.host) - n_kept)
 
     def end_page_out(self, request: RequestId, n_clean: int, ok: bool) -> None:
         """The host copy is now valid for the first `n_clean` tokens (what was computed when the copy began)."""

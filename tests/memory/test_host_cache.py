@@ -10,17 +10,17 @@ from tokenmux.engine.core.facts import Image, ImageId
 from tokenmux.engine.memory.host_cache import HostCache
 
 IMAGES = tuple(
-    Image(ImageId(name), n_bytes) for name, n_bytes in zip("abcdef", (2, 3, 3, 4, 5, 6), strict=True)
+    Image(ImageId(name), n_bytes) for name, n_bytes in zip("abcdef", (2, 2, 3, 3, 4, 6), strict=True)
 )
 SIZE = {image.id: image.n_bytes for image in IMAGES}
 
-some_images = st.lists(st.sampled_from(IMAGES), min_size=1, max_size=3, unique=True).map(tuple)
+some_images = st.lists(st.sampled_from(IMAGES), min_size=1, max_size=2, unique=True).map(tuple)
 
 
 class HostCacheMachine(RuleBasedStateMachine):
     """`order` is the cached images, least recently used first; `held` has one entry for every hold."""
 
-    @initialize(capacity=st.integers(0, 20))
+    @initialize(capacity=st.integers(5, 14))
     def create(self, capacity: int) -> None:
         self.cache = HostCache(capacity)
         self.order: list[ImageId] = []
