@@ -82,10 +82,13 @@ def create(family: str, folder: Path, *, seed: int = 0, dtype: torch.dtype = tor
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
         with torch.no_grad():
-            # At the usual scale of fresh weights a model repeats one token for ever.
+            # At the usual scale of fresh weights, or where tied embeddings speak louder than the layers between them, a
+            # model repeats one token for ever.
+            embedding = model.get_input_embeddings().weight
             for parameter in model.parameters():
                 if parameter.ndim > 1:
-                    parameter.normal_(0.0, 2.0 * parameter.shape[-1] ** -0.5)
+                    scale = 0.3 if parameter is embedding else 2.0
+                    parameter.normal_(0.0, scale * parameter.shape[-1] ** -0.5)
         model.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
