@@ -1,0 +1,31 @@
+"""Checks and conversions of launch arguments that several kernels share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+NO_WINDOW = 2**31 - 1
+"""No sliding window is a window longer than any sequence: one compiled form serves both."""
+
+
+def sixteenths(stride: int) -> int:
+    """A stride in units of 16 elements.
+
+    Strides travel in this unit so that the compiler knows every row to be aligned for 16-byte loads, without one
+    compiled form for each stride that a fused projection may have.
+    """
+    if stride % 16:
+        raise ValueError(f"strides of rows and heads are multiples of 16 elements, got {stride}")
+    return stride // 16
+
+
+def last_dim_contiguous(**tensors: torch.Tensor) -> None:
+    """Raises `ValueError` unless each tensor's last dimension lies element beside element."""
+    for name, tensor in tensors.items():
+        if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
+            raise ValueError(
+                f"the last dimension of {name} must be contiguous, got strides {tensor.stride()}"
+            )

@@ -1,0 +1,129 @@
+"""Tile sizes and KV splits: a table per architecture and head size, and nothing else decides them.
+
+Not the batch: a row's result would then depend on who else is in it, since another tile or split adds the same
+numbers in another order. And not a tuner at run time: switching to a model would wait for a compiler.
+
+The numbers come from arithmetic, checked against compiled code, not from timings on a device (there has been none):
+
+- Decoding is bound by memory. By Little's law an H100 needs about 3.35 TB/s * 0.7 us = 2.3 MB in flight, 18 KB an
+  SM; a tile of `tokens * head_dim` keys and values in 16 bits is 16 or 32 KB. Of three stages the compiler spends
+  one on reading the block table ahead (with two it reads the table in the way), so that one tile is in flight
+  behind the one at work, in each of the three or more programs that fit on an SM.
+- A split is long enough that its fp32 partial result (`4 * head_dim` bytes a query head) is small against the
+  keys and values it read, and short enough that one sequence of 4,096 tokens with 8 KV heads makes 64 or more
+  programs. It is a multiple of the tile.
+- Prefill is bound by the tensor cores: tiles as large as the registers allow without spilling.
+- Tiles for `SM_80` fit in 99 KB of shared memory, so that they serve sm_86, sm_89 and sm_120 as well, which have
+  no more than that for a block.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class Architecture(enum.IntEnum):
+    """The rows of the table; the value is the compute capability that is compiled for in the checks."""
+
+    SM_80 = 80
+    SM_90 = 90
+    SM_100 = 100
+
+    @staticmethod
+    def of(capability: int) -> Architecture:
+        """The row for a compute capability (major * 10 + minor): same family, or the one with less shared memory."""
+        match capability // 10:
+            case 8 | 12:
+                return Architecture.SM_80
+            case 9:
+                return Architecture.SM_90
+            case 10 | 11:
+                return Architecture.SM_100
+            case _:
+                raise ValueError(f"the kernels need compute capability 8.0 or newer, got {capability / 10}")
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeTile:
+    """`tokens` KV tokens an iteration, `split` KV tokens a program."""
+
+    tokens: int
+    split: int
+    warps: int
+    stages: int
+
+    def __post_init__(self) -> None:
+        if self.split % self.tokens:
+            raise ValueError(f"a split is a whole number of tiles, got {self}")
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillTile:
+    """`queries` query tokens a program, `tokens` KV tokens an iteration."""
+
+    queries: int
+    tokens: int
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True, slots=True)
+class SampleTile:
+    """`vocabulary` logits a program in the parallel passes; `search` logits an iteration of the threshold search."""
+
+    vocabulary: int = 4096
+    search: int = 8192
+    warps: int = 4
+    search_warps: int = 16
+
+
+def padded(extent: int) -> int:
+    """The power of two that a tile axis of `extent` elements is padded to."""
+    return 1 << (extent - 1).bit_length()
+
+
+def group_tile(group: int) -> int:
+    """Rows of the decode tile for `group` query heads a KV head: tensor cores want at least 16."""
+    return max(16, padded(group))
+
+
+_DECODE = {
+    (Architecture.SM_80, 64): DecodeTile(tokens=64, split=512, warps=4, stages=3),
+    (Architecture.SM_80, 128): DecodeTile(tokens=64, split=256, warps=4, stages=3),
+    (Architecture.SM_80, 256): DecodeTile(tokens=32, split=256, warps=4, stages=3),
+    (Architecture.SM_90, 64): DecodeTile(tokens=64, split=512, warps=4, stages=3),
+    (Architecture.SM_90, 128): DecodeTile(tokens=64, split=256, warps=4, stages=3),
+    (Architecture.SM_90, 256): DecodeTile(tokens=32, split=256, warps=4, stages=3),
+    (Architecture.SM_100, 64): DecodeTile(tokens=64, split=512, warps=4, stages=3),
+    (Architecture.SM_100, 128): DecodeTile(tokens=64, split=256, warps=4, stages=3),
+    (Architecture.SM_100, 256): DecodeTile(tokens=32, split=256, warps=4, stages=3),
+}
+
+_PREFILL = {
+    (Architecture.SM_80, 64): PrefillTile(queries=128, tokens=64, warps=8, stages=3),
+    (Architecture.SM_80, 128): PrefillTile(queries=128, tokens=32, warps=8, stages=3),
+    (Architecture.SM_80, 256): PrefillTile(queries=64, tokens=32, warps=8, stages=3),
+    (Architecture.SM_90, 64): PrefillTile(queries=128, tokens=64, warps=8, stages=3),
+    (Architecture.SM_90, 128): PrefillTile(queries=128, tokens=64, warps=8, stages=3),
+    (Architecture.SM_90, 256): PrefillTile(queries=64, tokens=32, warps=8, stages=3),
+    (Architecture.SM_100, 64): PrefillTile(queries=128, tokens=64, warps=8, stages=3),
+    (Architecture.SM_100, 128): PrefillTile(queries=128, tokens=64, warps=8, stages=3),
+    (Architecture.SM_100, 256): PrefillTile(queries=64, tokens=32, warps=8, stages=3),
+}
+
+
+def decode_tile(capability: int, head_dim: int) -> DecodeTile:
+    return _DECODE[Architecture.of(capability), _head_class(head_dim)]
+
+
+def prefill_tile(capability: int, head_dim: int) -> PrefillTile:
+    return _PREFILL[Architecture.of(capability), _head_class(head_dim)]
+
+
+def _head_class(head_dim: int) -> int:
+    """Head sizes between two powers of two are padded to the larger (80, 96 and 112 run as 128)."""
+    size = max(64, padded(head_dim))
+    if size > 256:
+        raise ValueError(f"head sizes go up to 256, got {head_dim}")
+    return size
