@@ -1,0 +1,1 @@
+"""Copies of whole blocks: the one kernel behind `kv_pack`, `kv_unpack` and `kv_move`."""

@@ -1,0 +1,93 @@
+"""What each kernel may take from the device: held against the compiled code, for every architecture.
+
+No kernel spills. Shared memory stays under 99 KiB everywhere, the most that sm_86, sm_89 and sm_120 give a program,
+so that one table serves the whole family. Registers are what the compilers of the supported range need, rounded up
+by a few: a change that costs a program per SM should be a decision, not a side effect.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tokenmux.kernels.tiles import group_tile, padded
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tokenmux.kernels.variant import Variant
+    from tokenmux.kernels.warm import ModelShape
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """At most so many `registers` a thread and so much shared memory a program."""
+
+    registers: int
+    shared_kib: int
+
+
+BUDGETS = {
+    "kv_append, heads of 64": Budget(registers=48, shared_kib=4),
+    "kv_append, heads of 128": Budget(registers=72, shared_kib=4),
+    "kv_append, heads of 256": Budget(registers=112, shared_kib=4),
+    "paged_decode.attend, heads of 64, group up to 16": Budget(registers=80, shared_kib=24),
+    "paged_decode.attend, heads of 128, group up to 16": Budget(registers=160, shared_kib=40),
+    "paged_decode.attend, heads of 256, group up to 16": Budget(registers=160, shared_kib=44),
+    "paged_decode.attend, heads of 64, group up to 64": Budget(registers=168, shared_kib=44),
+    "paged_decode.attend, heads of 128, group up to 64": Budget(registers=248, shared_kib=84),
+    "paged_decode.attend, heads of 256, group up to 64": Budget(registers=208, shared_kib=99),
+    "paged_decode.merge": Budget(registers=96, shared_kib=1),
+    "paged_prefill, heads of 64": Budget(registers=192, shared_kib=52),
+    "paged_prefill, heads of 128": Budget(registers=208, shared_kib=99),
+    "paged_prefill, heads of 256": Budget(registers=252, shared_kib=99),
+    "kv_pack": Budget(registers=32, shared_kib=0),
+    "kv_unpack": Budget(registers=32, shared_kib=0),
+    "kv_move": Budget(registers=32, shared_kib=0),
+    "kv_pack_int8": Budget(registers=40, shared_kib=1),
+    "kv_unpack_int8": Budget(registers=40, shared_kib=4),
+    "sample.penalise": Budget(registers=24, shared_kib=0),
+    "sample.summarise": Budget(registers=96, shared_kib=1),
+    "sample.threshold": Budget(registers=128, shared_kib=1),
+    "sample.draw": Budget(registers=160, shared_kib=4),
+    "sample.finish": Budget(registers=48, shared_kib=1),
+}
+
+_BY_HEAD_SIZE = {"kv_append", "paged_decode.attend", "paged_prefill"}
+
+
+def budget_of(name: str, shape: ModelShape) -> Budget:
+    """The budget of the form `name` (see `warm.forms`) of a model of `shape`."""
+    row = name
+    if name in _BY_HEAD_SIZE:
+        row += f", heads of {max(64, padded(shape.head_dim))}"
+    if name == "paged_decode.attend":
+        row += f", group up to {16 if group_tile(shape.group) == 16 else 64}"
+    return BUDGETS[row]
+
+
+def wide_loads(name: str, variant: Variant, itemsize: int) -> int:
+    """How many 16-byte loads must stand in the code of a form, if nothing that matters is loaded in smaller pieces.
+
+    One tile, divided among the threads. Attention loads a tile of keys and a tile of values, and asynchronously:
+    ahead of the loop, and in it. Were the keys or the values loaded in smaller pieces, a half would be missing.
+    """
+    constants: Mapping[str, int] = variant.constants
+    match name.split(".")[0]:
+        case "paged_decode" if name.endswith("merge"):
+            elements, itemsize = constants["SPLIT_TILE"] * constants["DIM_TILE"], 4
+        case "paged_decode" | "paged_prefill":
+            elements = 4 * constants["TOKEN_TILE"] * constants["DIM_TILE"]
+        case "kv_append":
+            elements = 2 * constants["TOKEN_TILE"] * constants["DIM_TILE"]
+        case "kv_pack" | "kv_unpack" | "kv_move":
+            elements = constants["CHUNK"]
+        case "kv_pack_int8":
+            elements = constants["ROWS"] * constants["DIM_TILE"]
+        case "kv_unpack_int8":
+            elements, itemsize = constants["ROWS"] * constants["DIM_TILE"], 1
+        case "sample" if constants.get("ALIGNED"):
+            elements = constants["TILE"]
+        case _:
+            return 0
+    return elements * itemsize // (16 * 32 * variant.warps)

@@ -1,0 +1,1 @@
+"""Copies of blocks within the device: compaction, copy-on-write, prefix sharing."""

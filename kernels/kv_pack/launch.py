@@ -1,0 +1,97 @@
+"""Host side of `kv_pack` and `kv_unpack`: page out and in with one launch for any number of blocks.
+
+Staging buffers are device memory or pinned host memory. When to use the copy engines instead: `choice.py`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from tokenmux.kernels.block_copy import launch as block_copy
+from tokenmux.kernels.kv_pack import kernel
+from tokenmux.kernels.kv_pack.reference import SMALLEST_SCALE
+from tokenmux.kernels.tiles import padded
+from tokenmux.kernels.variant import Kind, Variant
+
+if TYPE_CHECKING:
+    from tokenmux.kernels.kv_pack.quantised import Quantised
+    from tokenmux.kernels.layout import KVLayout
+
+ELEMENTS = 4096
+"""Elements a program of the int8 path: four 16-byte loads a thread with 4 warps, as whole rows."""
+
+
+def kv_pack(arena: torch.Tensor, offsets: torch.Tensor, staging: torch.Tensor, *, layout: KVLayout) -> None:
+    """Copies the blocks at `offsets` (int64, on the device) to the rows of `staging` `[block, element]`."""
+    _check(staging, offsets, layout)
+    block_copy.launch(arena, staging, layout.block_elements, offsets.numel(), source_offsets=offsets)
+
+
+def kv_unpack(arena: torch.Tensor, offsets: torch.Tensor, staging: torch.Tensor, *, layout: KVLayout) -> None:
+    """Copies the rows of `staging` `[block, element]` to the blocks at `offsets` (int64, on the device)."""
+    _check(staging, offsets, layout)
+    block_copy.launch(staging, arena, layout.block_elements, offsets.numel(), target_offsets=offsets)
+
+
+def kv_pack_int8(arena: torch.Tensor, offsets: torch.Tensor, staging: Quantised, *, layout: KVLayout) -> None:
+    """Like `kv_pack`, in int8; see `reference.py` for the format and `quantised.py` for the error."""
+    _launch_int8(quantise_variant(arena.dtype, layout.head_dim), arena, offsets, staging, layout)
+
+
+def kv_unpack_int8(
+    arena: torch.Tensor, offsets: torch.Tensor, staging: Quantised, *, layout: KVLayout
+) -> None:
+    """Like `kv_unpack`, from int8."""
+    _launch_int8(dequantise_variant(arena.dtype, layout.head_dim), arena, offsets, staging, layout)
+
+
+def quantise_variant(dtype: torch.dtype, head_dim: int) -> Variant:
+    """The compiled form of packing to int8."""
+    constants = {**_tile(head_dim), "SMALLEST_SCALE": SMALLEST_SCALE}
+    return Variant(kernel.quantise, _kinds(dtype), constants, unaligned=kernel.UNALIGNED, warps=4)
+
+
+def dequantise_variant(dtype: torch.dtype, head_dim: int) -> Variant:
+    """The compiled form of unpacking from int8."""
+    return Variant(kernel.dequantise, _kinds(dtype), _tile(head_dim), unaligned=kernel.UNALIGNED, warps=4)
+
+
+def _kinds(dtype: torch.dtype) -> dict[str, Kind]:
+    return {
+        "arena": dtype,
+        "offsets": torch.int64,
+        "codes": torch.int8,
+        "scales": torch.float32,
+        "block_rows": int,
+    }
+
+
+def _tile(head_dim: int) -> dict[str, int]:
+    return {"HEAD_DIM": head_dim, "DIM_TILE": padded(head_dim), "ROWS": ELEMENTS // padded(head_dim)}
+
+
+def _launch_int8(
+    variant: Variant, arena: torch.Tensor, offsets: torch.Tensor, staging: Quantised, layout: KVLayout
+) -> None:
+    _check(staging.codes, offsets, layout)
+    rows = layout.block_elements // layout.head_dim
+    if not staging.scales.is_contiguous() or staging.scales.shape[1] != rows:
+        raise ValueError(f"scales are contiguous, {rows} a block")
+    variant.launch(
+        (offsets.numel(), -(-rows // variant.constants["ROWS"])),
+        arena=arena,
+        offsets=offsets,
+        codes=staging.codes,
+        scales=staging.scales,
+        block_rows=rows,
+    )
+
+
+def _check(staging: torch.Tensor, offsets: torch.Tensor, layout: KVLayout) -> None:
+    """Raises `ValueError` unless `staging` has a contiguous row of one block's elements for each offset."""
+    if not staging.is_contiguous() or staging.shape[1] != layout.block_elements:
+        raise ValueError(f"staging is contiguous, {layout.block_elements} elements a block")
+    if staging.shape[0] < offsets.numel():
+        raise ValueError(f"staging holds {staging.shape[0]} blocks, need {offsets.numel()}")

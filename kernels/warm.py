@@ -1,0 +1,78 @@
+"""Everything that a model needs compiled, ahead of time and without a device.
+
+A form that is missing from Triton's cache is compiled at its first launch, for a second or so, in the middle of
+somebody's request. `compile_for` fills the cache with exactly the forms that the launch functions look up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tokenmux.kernels.block_copy import launch as block_copy
+from tokenmux.kernels.kv_append import launch as kv_append
+from tokenmux.kernels.kv_pack import launch as kv_pack
+from tokenmux.kernels.paged_decode import launch as paged_decode
+from tokenmux.kernels.paged_prefill import launch as paged_prefill
+from tokenmux.kernels.sample import launch as sample
+from tokenmux.kernels.tiles import SampleTile, decode_tile, prefill_tile
+
+if TYPE_CHECKING:
+    import torch
+
+    from tokenmux.kernels.variant import Variant
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """What of a model reaches the compiler. Layers, KV heads, windows and batches do not.
+
+    `group` is query heads a KV head. `sinks` is the dtype of attention sinks, None for a model without. `rotary_pairs`
+    is 0 where the model rotates its keys itself. `vocabulary` and `logits` say what the sampler reads; a row of
+    logits is taken to be contiguous.
+    """
+
+    dtype: torch.dtype
+    head_dim: int
+    block_size: int
+    group: int
+    vocabulary: int
+    logits: torch.dtype
+    softcap: bool = False
+    sinks: torch.dtype | None = None
+    rotary_pairs: int = 0
+    rotary_interleaved: bool = False
+
+
+def forms(capability: int, shape: ModelShape) -> dict[str, Variant]:
+    """The compiled forms that `shape` needs on a device of `capability` (major * 10 + minor), by name."""
+    decode = decode_tile(capability, shape.head_dim)
+    prefill = prefill_tile(capability, shape.head_dim)
+    sampler = sample.variants(shape.logits, shape.vocabulary, shape.vocabulary, SampleTile())
+    return {
+        "kv_append": kv_append.variant(
+            shape.dtype,
+            shape.head_dim,
+            shape.block_size,
+            shape.rotary_pairs,
+            interleaved=shape.rotary_interleaved,
+        ),
+        "paged_decode.attend": paged_decode.split_variant(
+            shape.dtype, shape.head_dim, shape.block_size, shape.group, decode, shape.softcap
+        ),
+        "paged_decode.merge": paged_decode.merge_variant(shape.dtype, shape.head_dim, decode, shape.sinks),
+        "paged_prefill": paged_prefill.variant(
+            shape.dtype, shape.head_dim, shape.block_size, prefill, softcap=shape.softcap, sinks=shape.sinks
+        ),
+        "kv_pack": block_copy.variant(shape.dtype, gather=True, scatter=False),
+        "kv_unpack": block_copy.variant(shape.dtype, gather=False, scatter=True),
+        "kv_move": block_copy.variant(shape.dtype, gather=True, scatter=True),
+        "kv_pack_int8": kv_pack.quantise_variant(shape.dtype, shape.head_dim),
+        "kv_unpack_int8": kv_pack.dequantise_variant(shape.dtype, shape.head_dim),
+        **{f"sample.{name}": variant for name, variant in sampler.items()},
+    }
+
+
+def compile_for(capability: int, shape: ModelShape) -> dict[str, Any]:
+    """Compiles all `forms` into Triton's cache (what is there already is only looked up) and returns them by name."""
+    return {name: variant.compile(capability) for name, variant in forms(capability, shape).items()}
