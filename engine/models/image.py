@@ -129,10 +129,14 @@ def map_image(manifest: Manifest, *, verify: bool = False) -> torch.Tensor:
     """
     image = map_bytes(manifest.file, manifest.data_offset, manifest.n_bytes)
     if verify and sha256(image, str(manifest.file)) != manifest.sha256:
-        raise BadCheckpoint(
-            f"{manifest.file}: the weight image does not match its checksum; register the model again"
-        )
+        raise _altered(manifest)
     return image
+
+
+def _altered(manifest: Manifest) -> BadCheckpoint:
+    return BadCheckpoint(
+        f"{manifest.file}: the weight image does not match its checksum; register the model again"
+    )
 
 
 def map_bytes(file: Path, offset: int, n_bytes: int) -> torch.Tensor:
@@ -145,6 +149,29 @@ def map_bytes(file: Path, offset: int, n_bytes: int) -> torch.Tensor:
     if size < end:
         raise BadCheckpoint(f"{file}: cut off at {size} bytes, the weight image ends at {end}")
     return torch.from_file(str(file), shared=False, size=end, dtype=torch.uint8)[offset:]
+
+
+def read_image(
+    manifest: Manifest, into: memoryview, told: Callable[[int], None], *, verify: bool = False
+) -> None:
+    """Read the image into a buffer of `n_bytes`; `told` hears of every piece, in bytes. Raises BadCheckpoint as `map_image`."""
+    digest = hashlib.sha256()
+    try:
+        with manifest.file.open("rb", buffering=0) as file:
+            file.seek(manifest.data_offset)
+            done = 0
+            while done < manifest.n_bytes:
+                n = file.readinto(into[done : min(done + _CHUNK, manifest.n_bytes)])
+                if not n:
+                    raise BadCheckpoint(f"{manifest.file}: cut off; {manifest.n_bytes - done} bytes are missing")
+                if verify:
+                    digest.update(into[done : done + n])
+                done += n
+                told(n)
+    except OSError as error:
+        raise BadCheckpoint(f"{manifest.file}: the weight image cannot be read ({error.strerror})") from None
+    if verify and digest.hexdigest() != manifest.sha256:
+        raise _altered(manifest)
 
 
 def sha256(image: torch.Tensor, what: str, progress: Progress = no_progress) -> str:

@@ -1,0 +1,8 @@
+"""The real clock. CLOCK_MONOTONIC is one clock for all processes of a host, so times may cross the seam to a worker."""
+
+import time
+
+
+class MonotonicClock:
+    def now_s(self) -> float:
+        return time.monotonic()

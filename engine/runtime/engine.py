@@ -1,0 +1,217 @@
+"""Carries an instance's plans out on a device, and speaks the worker's side of the seam.
+
+    message ──▶ receive ─┐                        ┌─▶ device.start(operation)
+    device ──▶ drawn ────┼─▶ instance ──▶ pump ───┤
+    device ──▶ done ─────┘                        └─▶ emit(tokens, states, ends)
+
+One thread calls everything here; who that is, and what time it is, is the caller's business (`loop.py` in a real worker, a
+virtual clock in tests). No step ever waits for the engine: it prepares, starts, and is told.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from tokenmux.engine.core.clock import Clock
+from tokenmux.engine.core.errors import NotFound, TokenmuxError
+from tokenmux.engine.core.event import (
+    Arrived,
+    Cancelled,
+    ModelAdded,
+    ModelRemoved,
+    ModelWanted,
+    Paused,
+    Resumed,
+)
+from tokenmux.engine.core.facts import ModelFacts, ModelId
+from tokenmux.engine.core.message import (
+    Acknowledged,
+    Broken,
+    Cancel,
+    Finished,
+    FromWorker,
+    Load,
+    Pause,
+    Pin,
+    Register,
+    RequestPhase,
+    RequestState,
+    Resume,
+    Shutdown,
+    Submit,
+    Tokens,
+    ToWorker,
+    Unload,
+    Unregister,
+)
+from tokenmux.engine.core.plan import Activate, AtOnce, Compact, Evict, Fetch, Operation
+from tokenmux.engine.core.request import FinishReason, RequestId
+from tokenmux.engine.device.interface import Completion, Device
+from tokenmux.engine.instance.instance import Instance
+from tokenmux.engine.instance.started import Started
+from tokenmux.engine.runtime.contents import Content
+from tokenmux.engine.runtime.status import StatusReporter
+
+
+class WeightsHost(Protocol):
+    """Keeps the runnable side of models in step with where the instance has their weights."""
+
+    def add(self, facts: ModelFacts, path: str) -> None:
+        """A model was registered. Raises TokenmuxError when it cannot be run."""
+        ...
+
+    def remove(self, model: ModelId) -> None: ...
+
+    def bind(self, model: ModelFacts) -> None:
+        """The model's weights are (or are just being copied) where the ledger says."""
+        ...
+
+    def unbind(self, model: ModelId) -> None: ...
+
+
+class Engine:
+    """One instance on one device. Call `attach` once before anything else."""
+
+    def __init__(
+        self,
+        instance: Instance,
+        clock: Clock,
+        host: WeightsHost,
+        emit: Callable[[list[FromWorker]], None],
+        contents: dict[RequestId, Content],
+    ) -> None:
+        self.instance = instance
+        self.stopped = False
+        self._clock = clock
+        self._host = host
+        self._emit = emit
+        self._contents = contents
+        self._status = StatusReporter(instance, clock)
+        self._out: list[FromWorker] = []
+        self._loading: dict[int, Started] = {}
+        instance.decision_observers.append(self._on_decision)
+
+    def attach(self, device: Device) -> None:
+        self._device = device
+
+    @property
+    def status_due_s(self) -> float | None:
+        """When a status that was held back should be sent; None if there is none."""
+        return self._status.due_s
+
+    # ── what comes in ────────────────────────────────────────────────────────────────────────────────────────
+
+    def receive(self, message: ToWorker) -> None:
+        """Take a message of the front. Errors in it are answered, never raised."""
+        now_s = self._clock.now_s()
+        match message:
+            case Submit():
+                self._submit(message, now_s)
+            case Cancel(request, reason):
+                self.instance.apply(Cancelled(now_s, request, reason))
+            case Pause(request):
+                self.instance.apply(Paused(now_s, request))
+            case Resume(request):
+                self.instance.apply(Resumed(now_s, request))
+            case Shutdown():
+                self.stopped = True
+            case Register() | Unregister() | Load() | Unload() | Pin():
+                self._out.append(self._administer(message, now_s))
+
+    def drawn(self, at_s: float, tokens: tuple[tuple[RequestId, int], ...]) -> None:
+        """One iteration of the step in flight drew these tokens."""
+        for request_id, token in tokens:
+            request = self.instance.requests[request_id]
+            if request.to_end is not None:
+                continue
+            content = self._contents[request_id]
+            index = len(content.token_ids) - request.request.n_prompt
+            content.token_ids.append(token)
+            self._out.append(Tokens(request_id, index, (token,), at_s))
+
+    def done(self, completion: Completion) -> None:
+        """An operation completed."""
+        loaded = self._loading.pop(completion.operation, None)
+        moved = self.instance.ledger.moved_models(loaded.moves) if loaded else set()
+        self.instance.apply(completion)
+        for model_id in sorted(moved & self.instance.resident_models.keys()):
+            self._host.bind(self.instance.models[model_id].facts)
+
+    def progress(self, operation: int, share: float) -> None:
+        """A fetch or an activation has done this share of its bytes: those who wait for the model are told."""
+        started = self._loading.get(operation)
+        model = self.instance.models.get(started.model.id) if started and started.model else None
+        for request in model.waiting.values() if model else ():
+            self._out.append(RequestState(request.id, RequestPhase.LOADING, progress=share))
+
+    def broken(self, detail: str) -> None:
+        """The device cannot go on: say so and stop. The front submits the requests elsewhere."""
+        self._out.append(Broken(detail))
+        self.stopped = True
+
+    # ── what goes out ────────────────────────────────────────────────────────────────────────────────────────
+
+    def pump(self) -> None:
+        """Start whatever the policy wants next and send what there is to say."""
+        if not self.stopped:
+            if self.instance.interrupted:
+                self._device.interrupt()
+            for started in self.instance.decide(self._clock.now_s()):
+                self._device.start(started)
+                if isinstance(started.operation, (Activate, Compact, Fetch)):
+                    self._loading[started.id] = started
+                if isinstance(started.operation, Activate) and started.model:
+                    # While the bytes are on their way: re-pointing takes as long as a tenth of the copy.
+                    self._host.bind(started.model)
+        self._out.extend(self.instance.take_phases())
+        for record, detail in self.instance.take_ended():
+            del self._contents[record.request.id]
+            self._out.append(Finished(record.request.id, record.reason, record.end_s, detail))
+        status = self._status.report()
+        if status is not None:
+            self._out.append(status)
+        if self._out:
+            out, self._out = self._out, []
+            self._emit(out)
+
+    # ── parts of the above ───────────────────────────────────────────────────────────────────────────────────
+
+    def _submit(self, submit: Submit, now_s: float) -> None:
+        request = submit.request
+        if request.model not in self.instance.models:
+            # The front checks this; only a removal that was under way meanwhile gets here.
+            detail = f"model {request.model} is no longer registered"
+            self._out.append(Finished(request.id, FinishReason.FAILED, now_s, detail))
+            return
+        self._contents[request.id] = Content(submit, [*submit.prompt, *submit.delivered])
+        self.instance.apply(Arrived(now_s, request, len(submit.delivered)))
+
+    def _administer(self, message: Register | Unregister | Load | Unload | Pin, now_s: float) -> Acknowledged:
+        model_id = message.facts.id if isinstance(message, Register) else message.model
+        try:
+            if isinstance(message, Register):
+                self._host.add(message.facts, message.path)
+                self.instance.apply(ModelAdded(now_s, message.facts))
+                return Acknowledged(model_id)
+            if model_id not in self.instance.models:
+                raise NotFound(f"model {model_id} is not registered")
+            match message:
+                case Unregister():
+                    self.instance.check_removable(model_id)
+                    self.instance.apply(ModelRemoved(now_s, model_id))
+                    self._host.remove(model_id)
+                case Load():
+                    self.instance.apply(ModelWanted(now_s, model_id, wanted=True))
+                case Unload():
+                    self.instance.check_unloadable(model_id)
+                    self.instance.apply(ModelWanted(now_s, model_id, wanted=False))
+                case Pin(_, pinned):
+                    if pinned:
+                        self.instance.check_pinnable(model_id)
+                    self.instance.apply(ModelWanted(now_s, model_id, pinned=pinned))
+        except TokenmuxError as error:
+            return Acknowledged(model_id, str(error))
+        return Acknowledged(model_id)
+
+    def _on_decision(self, _at_s: float, decided: Operation | AtOnce) -> None:
+        if isinstance(decided, Evict):
+            self._host.unbind(decided.model)

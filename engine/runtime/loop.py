@@ -1,0 +1,67 @@
+"""The thread that runs an engine: it sleeps until a message or a completion arrives, and never polls."""
+
+import logging
+import traceback
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+
+from tokenmux.engine.core.clock import Clock
+from tokenmux.engine.core.message import ToWorker
+from tokenmux.engine.core.request import RequestId
+from tokenmux.engine.device.interface import Completion
+from tokenmux.engine.runtime.engine import Engine
+
+_log = logging.getLogger(__name__)
+
+
+class EngineLoop:
+    """An inbox that any thread may fill (it is the device's `Post`), and `run`, which empties it."""
+
+    def __init__(self) -> None:
+        self._inbox: SimpleQueue[Callable[[Engine], None]] = SimpleQueue()
+
+    def send(self, message: ToWorker) -> None:
+        self._inbox.put(lambda engine: engine.receive(message))
+
+    def drawn(self, at_s: float, tokens: tuple[tuple[RequestId, int], ...]) -> None:
+        self._inbox.put(lambda engine: engine.drawn(at_s, tokens))
+
+    def progress(self, operation: int, share: float) -> None:
+        self._inbox.put(lambda engine: engine.progress(operation, share))
+
+    def done(self, completion: Completion) -> None:
+        self._inbox.put(lambda engine: engine.done(completion))
+
+    def broken(self, operation: int, error: BaseException) -> None:
+        detail = "".join(traceback.format_exception(error))
+        _log.error("operation %d failed on the device:\n%s", operation, detail)
+        self._inbox.put(
+            lambda engine: engine.broken(f"operation {operation} failed on the device: {error!r}")
+        )
+
+    def run(self, engine: Engine, clock: Clock) -> None:
+        """Serve until the engine stops. An error in the engine itself is reported as `Broken`, then raised."""
+        try:
+            while not engine.stopped:
+                self._take_one(engine, clock)
+                self._take_rest(engine)
+                engine.pump()
+        except Exception as error:
+            engine.broken(f"the engine failed: {error!r}")
+            engine.pump()
+            raise
+
+    def _take_one(self, engine: Engine, clock: Clock) -> None:
+        due_s = engine.status_due_s
+        try:
+            if due_s is None:
+                self._inbox.get()(engine)
+            else:
+                self._inbox.get(timeout=max(0.0, due_s - clock.now_s()))(engine)
+        except Empty:
+            return
+
+    def _take_rest(self, engine: Engine) -> None:
+        """Whatever else has arrived is entered before the policy is asked again."""
+        while not self._inbox.empty():
+            self._inbox.get()(engine)

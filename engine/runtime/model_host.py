@@ -1,0 +1,173 @@
+"""The runnable side of the models on one device: skeletons, where they point, and the steps that run on them.
+
+The instance decides which weights are where; this follows, and turns a started step into rows of token ids and indices of KV
+blocks. A skeleton is built once, when its model is first fetched, on the fetch channel's thread, and kept.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event, Lock
+
+import torch
+
+from tokenmux.engine.core.clock import Clock
+from tokenmux.engine.core.errors import InternalError
+from tokenmux.engine.core.event import StepDone
+from tokenmux.engine.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.engine.core.plan import Chunk, Step
+from tokenmux.engine.core.request import FinishReason, RequestId
+from tokenmux.engine.device.interface import Post
+from tokenmux.engine.device.memory import Memory
+from tokenmux.engine.instance.instance import Instance
+from tokenmux.engine.instance.started import Started
+from tokenmux.engine.models.batch import Segment
+from tokenmux.engine.models.catalogue import Entry
+from tokenmux.engine.models.image import read_image
+from tokenmux.engine.models.runner import Runner
+from tokenmux.engine.runtime.contents import Content
+
+
+class ModelHost:
+    """Keeps a runner for each registered model. `attach` hands it the arena."""
+
+    def __init__(self, instance: Instance, clock: Clock, contents: Mapping[RequestId, Content]) -> None:
+        self._instance = instance
+        self._clock = clock
+        self._contents = contents
+        self._models: dict[ModelId, _Model] = {}
+        self._kv_views: dict[tuple[KvShape, torch.dtype], torch.Tensor] = {}
+
+    def attach(self, arena: Memory) -> None:
+        self._arena = torch.frombuffer(arena.buffer, dtype=torch.uint8)
+
+    # ── what the engine says ─────────────────────────────────────────────────────────────────────────────────
+
+    def add(self, facts: ModelFacts, path: str) -> None:
+        """Open a catalogue entry. Raises TokenmuxError when its files are not as they should be."""
+        self._models[facts.id] = _Model(facts, Entry.load(Path(path), block_size=facts.kv.block_size))
+
+    def remove(self, model: ModelId) -> None:
+        del self._models[model]
+
+    def bind(self, model: ModelFacts) -> None:
+        if len(model.images) != 1:
+            raise InternalError(f"{model.id} has {len(model.images)} images; a runner is bound to one")
+        ledger = self._instance.ledger
+        offset = ledger.arena.offset(ledger.extent(model.images[0].id))
+        self._runner(model.id).bind(self._arena[offset : offset + model.images[0].n_bytes])
+
+    def unbind(self, model: ModelId) -> None:
+        self._models[model].unbind()
+
+    # ── what the device asks ─────────────────────────────────────────────────────────────────────────────────
+
+    def read_image(self, image: Image, into: memoryview, progress: Callable[[int], None]) -> None:
+        """Fill the buffer from the image's file, checked the first time; on the fetch channel's thread."""
+        model = self._owner_of(image.id)
+        read_image(model.entry.manifest, into, progress, verify=not model.is_verified)
+        model.is_verified = True
+        self._runner(model.facts.id)
+
+    def prepare_step(self, started: Started) -> "RunnableStep":
+        """Resolve token ids and block handles; on the engine's thread."""
+        step = started.operation
+        assert isinstance(step, Step)
+        model = self._models[step.model]
+        runner = self._runner(step.model)
+        segments = [self._segment(chunk) for chunk in step.chunks]
+        kv = self._kv_view(model.facts.kv, model.entry.manifest.dtype)
+        requests = tuple(chunk.request for chunk in step.chunks)
+        return RunnableStep(runner, segments, requests, kv, step.repeat, self._clock)
+
+    # ── parts of the above ───────────────────────────────────────────────────────────────────────────────────
+
+    def _segment(self, chunk: Chunk) -> Segment:
+        content = self._contents[chunk.request]
+        request = self._instance.requests[chunk.request]
+        index = self._instance.ledger.blocks.block_index
+        end = chunk.start + chunk.n_tokens
+        return Segment(
+            token_ids=content.token_ids[chunk.start : end],
+            start=chunk.start,
+            n_prompt=request.request.n_prompt,
+            blocks=[index(handle) for handle in request.kv.device if handle is not None],
+            draw=end == len(content.token_ids),
+            sampling=content.submit.sampling,
+            min_tokens=content.submit.min_tokens,
+            stop_token_ids=content.submit.stop_token_ids,
+        )
+
+    def _kv_view(self, shape: KvShape, dtype: torch.dtype) -> torch.Tensor:
+        """The whole arena as `kv[block, layer, k|v, head, token, dim]` of this shape."""
+        view = self._kv_views.get((shape, dtype))
+        if view is None:
+            n_blocks = self._arena.numel() // shape.block_bytes
+            flat = self._arena[: n_blocks * shape.block_bytes].view(dtype)
+            view = flat.view(n_blocks, shape.n_layers, 2, shape.n_kv_heads, shape.block_size, shape.head_dim)
+            self._kv_views[shape, dtype] = view
+        return view
+
+    def _runner(self, model_id: ModelId) -> Runner:
+        return self._models[model_id].runner(self._instance.device.prefill_chunk_tokens)
+
+    def _owner_of(self, image: ImageId) -> "_Model":
+        return next(m for m in self._models.values() if any(i.id == image for i in m.facts.images))
+
+
+@dataclass(slots=True)
+class _Model:
+    facts: ModelFacts
+    entry: Entry
+    is_verified: bool = False
+    _runner: Runner | None = None
+    _building: Lock = field(default_factory=Lock)
+
+    def runner(self, prefill_chunk_tokens: int) -> Runner:
+        """Built by whichever thread asks first."""
+        with self._building:
+            if self._runner is None:
+                self._runner = Runner(
+                    self.entry.skeleton(), self.facts.kv, prefill_chunk_tokens=prefill_chunk_tokens
+                )
+            return self._runner
+
+    def unbind(self) -> None:
+        if self._runner is not None:
+            self._runner.unbind()
+
+
+@dataclass(frozen=True, slots=True)
+class RunnableStep:
+    """A step with everything resolved. It runs on the compute channel's thread and touches no shared state."""
+
+    runner: Runner
+    segments: list[Segment]
+    requests: tuple[RequestId, ...]
+    kv: torch.Tensor
+    repeat: int
+    clock: Clock
+
+    def run(self, operation: int, interrupted: Event, post: Post) -> None:
+        """Run up to `repeat` iterations; fewer when a request stops or the step is interrupted."""
+        batch = self.runner.prepare(self.segments, self.kv)
+        ends_s: list[float] = []
+        finished: tuple[tuple[RequestId, FinishReason], ...] = ()
+        while True:
+            tokens = self.runner.step(batch)
+            ends_s.append(self.clock.now_s())
+            drawn = [
+                (request, token, segment)
+                for request, token, segment in zip(self.requests, tokens, self.segments, strict=True)
+                if token is not None
+            ]
+            post.drawn(ends_s[-1], tuple((request, token) for request, token, _ in drawn))
+            finished = tuple(
+                (request, FinishReason.STOP)
+                for request, token, segment in drawn
+                if token in segment.stop_token_ids
+            )
+            if finished or len(ends_s) == self.repeat or interrupted.is_set():
+                break
+            batch.advance([token for _, token, _ in drawn])
+        post.done(StepDone(ends_s[-1], operation, tuple(ends_s), finished))

@@ -1,0 +1,72 @@
+"""What a worker tells of itself: a snapshot after every change, at most ten a second."""
+
+from tokenmux.engine.core.clock import Clock
+from tokenmux.engine.core.message import ModelStatus, WorkerStatus
+from tokenmux.engine.core.plan import Channel, Step
+from tokenmux.engine.instance.instance import Instance
+from tokenmux.engine.instance.state import ModelState
+
+MIN_INTERVAL_S = 0.1
+
+
+class StatusReporter:
+    """Throttles snapshots of one instance."""
+
+    def __init__(self, instance: Instance, clock: Clock) -> None:
+        self._instance = instance
+        self._clock = clock
+        self._last_s = float("-inf")
+        self.due_s: float | None = None
+
+    def report(self) -> WorkerStatus | None:
+        """A snapshot, or None if one was sent a moment ago: then `due_s` says when to ask again."""
+        now_s = self._clock.now_s()
+        if now_s < self._last_s + MIN_INTERVAL_S:
+            self.due_s = self._last_s + MIN_INTERVAL_S
+            return None
+        self._last_s, self.due_s = now_s, None
+        return self._snapshot(now_s)
+
+    def _snapshot(self, now_s: float) -> WorkerStatus:
+        instance = self._instance
+        ledger, metrics = instance.ledger, instance.metrics
+        step = instance.in_flight(Channel.COMPUTE)
+        return WorkerStatus(
+            at_s=now_s,
+            device=instance.device.name,
+            arena_bytes=ledger.arena.capacity,
+            weight_bytes=ledger.weight_bytes,
+            kv_bytes=ledger.blocks.used_bytes,
+            host_cache_bytes=ledger.cache.capacity,
+            host_cache_used_bytes=ledger.cache.used_bytes,
+            host_kv_bytes=ledger.host_arena.capacity,
+            host_kv_used_bytes=ledger.host_blocks.used_bytes,
+            compute_busy_s=metrics.busy_s[Channel.COMPUTE],
+            copy_in_busy_s=metrics.busy_s[Channel.COPY_IN],
+            copy_out_busy_s=metrics.busy_s[Channel.COPY_OUT],
+            fetch_busy_s=metrics.busy_s[Channel.FETCH],
+            n_steps=metrics.n_steps,
+            n_discards=metrics.n_discards,
+            running_model=step.model if isinstance(step, Step) else None,
+            models=tuple(self._model(model) for model in instance.models.values()),
+        )
+
+    def _model(self, model: ModelState) -> ModelStatus:
+        counters = self._instance.metrics.of(model.facts.id)
+        n_running = sum(1 for request in model.requests() if request.in_step)
+        return ModelStatus(
+            model=model.facts.id,
+            residency=model.residency,
+            pinned=model.pinned,
+            n_queued=len(model.waiting) + len(model.decoding) - n_running,
+            n_running=n_running,
+            n_paged_out=len(model.away),
+            n_swaps=counters.n_swaps,
+            swap_bytes=counters.swap_bytes,
+            swap_s=counters.swap_s,
+            swap_exposed_s=counters.swap_exposed_s,
+            n_tokens=counters.n_tokens,
+            n_tokens_on_time=counters.n_tokens_on_time,
+            n_prompt_tokens=counters.n_prompt_tokens,
+            compute_s=counters.compute_s,
+        )

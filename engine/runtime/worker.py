@@ -1,0 +1,139 @@
+"""A worker: one engine with its device, in a process of its own, behind the messages of `engine.core.message`.
+
+The front keeps the interpreter lock of its process to itself, and a crash here costs time, not the server. Messages travel over a
+private pipe between parent and child; when either end dies, the other notices at once.
+"""
+
+import logging
+import multiprocessing
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from threading import Lock, Thread
+
+from tokenmux.engine.core.cost import RooflineCost
+from tokenmux.engine.core.errors import WorkerFailed
+from tokenmux.engine.core.facts import DeviceFacts, HostFacts
+from tokenmux.engine.core.message import Broken, FromWorker, Shutdown, ToWorker
+from tokenmux.engine.core.request import RequestId
+from tokenmux.engine.device.cpu import CpuDevice
+from tokenmux.engine.instance.instance import Instance
+from tokenmux.engine.memory.host_cache import HostCache
+from tokenmux.engine.policy.slack import SlackPolicy
+from tokenmux.engine.runtime.clock import MonotonicClock
+from tokenmux.engine.runtime.contents import Content
+from tokenmux.engine.runtime.engine import Engine
+from tokenmux.engine.runtime.loop import EngineLoop
+from tokenmux.engine.runtime.model_host import ModelHost
+
+_log = logging.getLogger(__name__)
+
+CLOSE_TIMEOUT_S = 10.0
+"""A worker that has not ended by then, most likely inside a step, is killed."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerConfig:
+    """All that a worker process needs to begin."""
+
+    device: DeviceFacts
+    host: HostFacts
+
+
+def serve(config: WorkerConfig, loop: EngineLoop, emit: Callable[[list[FromWorker]], None]) -> None:
+    """Run an engine on a virtual GPU in this thread until it is told to stop."""
+    clock = MonotonicClock()
+    contents: dict[RequestId, Content] = {}
+    instance = Instance(
+        config.device,
+        HostCache(config.host.cache_bytes),
+        SlackPolicy(),
+        RooflineCost(config.device, config.host),
+    )
+    host = ModelHost(instance, clock, contents)
+    device = CpuDevice(config.device, instance.ledger, clock, loop, host)
+    host.attach(device.arena)
+    engine = Engine(instance, clock, host, emit, contents)
+    engine.attach(device)
+    try:
+        loop.run(engine, clock)
+    finally:
+        device.close()
+
+
+class ProcessWorker:
+    """A worker process. `on_message` is called from a thread of this object, for every message in order."""
+
+    def __init__(self, config: WorkerConfig, on_message: Callable[[FromWorker], None]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._sending = Lock()
+        self._on_message = on_message
+        self._closing = False
+        self._process = context.Process(
+            target=_run_child, args=(config, theirs), name="tokenmux-worker", daemon=True
+        )
+        self._process.start()
+        theirs.close()
+        self._reader = Thread(target=self._read, name="tokenmux-worker-reader", daemon=True)
+        self._reader.start()
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid
+
+    def send(self, message: ToWorker) -> None:
+        """Hand over a message. Raises WorkerFailed when the process is gone."""
+        try:
+            with self._sending:
+                self._pipe.send(message)
+        except (OSError, ValueError) as error:
+            raise WorkerFailed("the worker process is gone; it is being restarted") from error
+
+    def close(self) -> None:
+        """Stop the process, gently at first. Nothing is delivered afterwards."""
+        self._closing = True
+        try:
+            self.send(Shutdown())
+        except WorkerFailed:
+            pass
+        self._process.join(CLOSE_TIMEOUT_S)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        self._reader.join()
+        self._pipe.close()
+
+    def _read(self) -> None:
+        try:
+            while True:
+                for message in self._pipe.recv():
+                    if not self._closing:
+                        self._on_message(message)
+        except (EOFError, OSError):
+            self._process.join()
+            if not self._closing:
+                self._on_message(Broken(f"the worker process ended with status {self._process.exitcode}"))
+
+
+def _run_child(config: WorkerConfig, pipe: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    loop = EngineLoop()
+
+    def read() -> None:
+        try:
+            while True:
+                loop.send(pipe.recv())
+        except (EOFError, OSError):
+            loop.send(Shutdown())
+
+    def emit(messages: list[FromWorker]) -> None:
+        try:
+            pipe.send(messages)
+        except OSError:
+            loop.send(Shutdown())
+
+    Thread(target=read, name="tokenmux-pipe-reader", daemon=True).start()
+    serve(config, loop, emit)
