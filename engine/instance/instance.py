@@ -459,7 +459,7 @@ class Instance:
                 if channel is Channel.COPY_IN:
                     self.ledger.end_page_in(request_id, blocks, ok=False)
                 else:
-                    self.ledger.cancel_page_out(request_id, blocks)
+                    self.ledger.end_page_out(request_id, 0, ok=False)
             raise
         return transfers
 

@@ -5,8 +5,8 @@
      ─── allocate_low ───▶                                 ◀── allocate_slot ───
 
 Weights grow from the low end, slabs from the high end, and the border between them floats. Slabs lie on a fixed grid of
-equal slots counted from the top, so that they never fragment among themselves and need not move; compaction slides
-weights. Integers only: no device is touched.
+equal slots counted from the top, so that they never fragment among themselves. Compaction slides weights down; slabs that a full
+arena once forced low, between weights, are lifted to the top again. Integers only: no device is touched.
 """
 
 from bisect import bisect_left, insort
@@ -105,26 +105,27 @@ class Arena:
         return max(best, self.capacity - cursor)
 
     def plan_compaction(
-        self, n_bytes: int, movable: AbstractSet[ExtentHandle], freed: AbstractSet[ExtentHandle] = frozenset()
+        self,
+        n_bytes: int,
+        movable: AbstractSet[ExtentHandle],
+        freed: AbstractSet[ExtentHandle] = frozenset(),
+        slots: AbstractSet[ExtentHandle] = frozenset(),
     ) -> tuple[Move, ...] | None:
         """Slide `movable` extents down until a hole of `n_bytes` exists: the moves in order, or None if none does.
 
-        Extents in `freed` are looked upon as free. Every move's target lies below its source and is free at its turn,
-        so each is a plain (overlapping) memmove.
+        If that does not do, `slots` (equal extents on the grid) are lifted first, the lowest to the highest free place. Extents in
+        `freed` are looked upon as free. A slide's target lies below its source and is free at its turn, a lift's is free altogether:
+        each is a plain (overlapping) memmove.
         """
         size = aligned(n_bytes)
-        moves: list[Move] = []
-        cursor = 0
-        for handle, (start, length) in sorted(self._extents.items(), key=lambda item: item[1][0]):
-            if handle in freed:
-                continue
-            if start - cursor >= size:
-                return tuple(moves)
-            if handle in movable and start > cursor:
-                moves.append(Move(handle, start, cursor, length))
-                start = cursor
-            cursor = start + length
-        return tuple(moves) if self.capacity - cursor >= size else None
+        extents = {handle: e for handle, e in self._extents.items() if handle not in freed}
+        moves = _slide(extents, self.capacity, size, movable)
+        if moves is None and slots:
+            lifts = _lift(extents, self.capacity, slots)
+            extents.update((move.handle, (move.target, move.n_bytes)) for move in lifts)
+            slides = _slide(extents, self.capacity, size, movable) if lifts else None
+            moves = None if slides is None else lifts + slides
+        return None if moves is None else tuple(moves)
 
     def apply(self, moves: tuple[Move, ...]) -> None:
         """Enter moves into the books, in order."""
@@ -181,6 +182,44 @@ class Arena:
         if index > 0 and self._holes[index - 1][1] == start:
             start = self._holes.pop(index - 1)[0]
         insort(self._holes, (start, end))
+
+
+_Extents = dict[ExtentHandle, tuple[int, int]]
+
+
+def _slide(
+    extents: _Extents, capacity: int, size: int, movable: AbstractSet[ExtentHandle]
+) -> list[Move] | None:
+    moves: list[Move] = []
+    cursor = 0
+    for handle, (start, length) in sorted(extents.items(), key=lambda item: item[1][0]):
+        if start - cursor >= size:
+            return moves
+        if handle in movable and start > cursor:
+            moves.append(Move(handle, start, cursor, length))
+            start = cursor
+        cursor = start + length
+    return moves if capacity - cursor >= size else None
+
+
+def _lift(extents: _Extents, capacity: int, slots: AbstractSet[ExtentHandle]) -> list[Move]:
+    """The lowest of `slots` go to the highest free places of their grid, as long as that lifts them."""
+    lowest = sorted((extents[handle][0], handle) for handle in slots)
+    slot_bytes = extents[lowest[0][1]][1]
+    taken: set[int] = set()
+    for start, length in extents.values():
+        taken.update(range((capacity - start - length) // slot_bytes, -(-(capacity - start) // slot_bytes)))
+    moves: list[Move] = []
+    place = 0
+    for start, handle in lowest:
+        while place in taken:
+            place += 1
+        target = capacity - (place + 1) * slot_bytes
+        if target <= start:
+            break
+        moves.append(Move(handle, start, target, slot_bytes))
+        place += 1
+    return moves
 
 
 def aligned(n_bytes: int) -> int:

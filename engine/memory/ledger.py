@@ -99,12 +99,34 @@ class Ledger:
                 self.arena.free(self._extents.pop(image.id))
 
     def plan_compaction(
-        self, n_bytes: int, fixed: Iterable[ModelFacts], evicted: Iterable[ModelFacts] = ()
+        self,
+        n_bytes: int,
+        fixed: Iterable[ModelFacts],
+        evicted: Iterable[ModelFacts] = (),
+        kv_may_move: bool = False,
     ) -> tuple[Move, ...] | None:
         """Moves after which `n_bytes` are contiguous, leaving the weights of `fixed` where they are."""
         still = {image.id for model in fixed for image in model.images}
         movable = {extent for image, extent in self._extents.items() if image not in still}
-        return self.arena.plan_compaction(n_bytes, movable, self._freed_by(evicted))
+        slots = frozenset(self.blocks.extents) if kv_may_move else frozenset()
+        return self.arena.plan_compaction(n_bytes, movable, self._freed_by(evicted), slots)
+
+    def apply(self, moves: tuple[Move, ...]) -> tuple[Move, ...]:
+        """Enter moves into the books, in order; returns what the device has to move.
+
+        Of weights that is the extent. Of a slab it is its blocks, which keep their order but not their distance from the slab's
+        start, since a block's address is a multiple of its size.
+        """
+        on_device = []
+        for move in moves:
+            source = self.blocks.first_block(move.handle)
+            self.arena.apply((move,))
+            if source is not None:
+                target = self.blocks.first_block(move.handle)
+                assert target is not None
+                move = Move(move.handle, source[0], target[0], source[1])
+            on_device.append(move)
+        return tuple(on_device)
 
     def hole_without(self, evicted: Iterable[ModelFacts]) -> int:
         """The largest hole if these models were evicted."""
@@ -216,18 +238,18 @@ class Ledger:
             transfers.append(Transfer(table.shape, device, host))
         return tuple(transfers)
 
-    def cancel_page_out(self, request: RequestId, transfers: Iterable[Transfer]) -> None:
-        """A page-out that never began: the host blocks that it was first to use are free again."""
-        table = self.kv[request]
-        n_kept = table.shape.blocks_for(table.n_clean)
-        fresh = [handle for handle in table.host[n_kept:] if handle is not None]
-        self.host_blocks.free(fresh)
-        table.host[n_kept:] = [None] * (len(table.host) - n_kept)
-
     def end_page_out(self, request: RequestId, n_clean: int, ok: bool) -> None:
-        """The host copy is now valid for the first `n_clean` tokens (what was computed when the copy began)."""
+        """The host copy is now valid for the first `n_clean` tokens (what was computed when the copy began).
+
+        If the copy failed, or never began, host blocks without a valid token are free again.
+        """
+        table = self.kv[request]
         if ok:
-            self.kv[request].n_clean = max(self.kv[request].n_clean, n_clean)
+            table.n_clean = max(table.n_clean, n_clean)
+            return
+        n_kept = table.shape.blocks_for(table.n_clean)
+        self.host_blocks.free(handle for handle in table.host[n_kept:] if handle is not None)
+        table.host[n_kept:] = [None] * (len(table.host) - n_kept)
 
     def drop(self, request: RequestId) -> None:
         """Forget the device copies of a request that the host has in full."""
