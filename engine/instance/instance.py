@@ -117,7 +117,7 @@ class Instance:
             return Fit.NOW
         if images == absent and self.ledger.can_place(facts):
             return Fit.NOW
-        if self.ledger.plan_compaction(n_bytes, self._fixed_models(), leaving) is None:
+        if self.ledger.plan_compaction(n_bytes, self._fixed_models(), leaving, self._kv_is_still()) is None:
             return Fit.NO
         return Fit.AFTER_COMPACTION
 
@@ -464,11 +464,16 @@ class Instance:
         return transfers
 
     def _start_compact(self, operation: Compact) -> Started:
-        moves = self.ledger.plan_compaction(operation.n_bytes, self._fixed_models())
-        moves = validate.compact(operation, moves)
-        for model_id in self.ledger.moved_models(moves):
+        planned = self.ledger.plan_compaction(
+            operation.n_bytes, self._fixed_models(), kv_may_move=self._kv_is_still()
+        )
+        planned = validate.compact(operation, planned)
+        touched = self.ledger.moved_models(planned)
+        if any(self.ledger.blocks.span(move.handle) for move in planned):
+            touched.update(self.resident_models)
+        for model_id in touched:
             self.models[model_id].is_moving = True
-        self.ledger.arena.apply(moves)
+        moves = self.ledger.apply(planned)
         self.ledger.arena.frozen = True
         n_bytes = sum(move.n_bytes for move in moves)
         return Started(self._next_operation, Channel.COPY_IN, operation, self.now_s, n_bytes, moves=moves)
@@ -650,6 +655,10 @@ class Instance:
         fixed = [model.facts for model in self.models.values() if model.stage is Residency.LOADING]
         step = self._in_flight.get(Channel.COMPUTE)
         return [*fixed, step.model] if step and step.model else fixed
+
+    def _kv_is_still(self) -> bool:
+        """Whether no operation in flight addresses KV blocks, so that a compaction may move them."""
+        return Channel.COMPUTE not in self._in_flight and Channel.COPY_OUT not in self._in_flight
 
     def _compute_busy_s(self) -> float:
         """Busy seconds of the compute channel up to now, the step in flight included."""

@@ -119,11 +119,10 @@ class Ledger:
         """
         on_device = []
         for move in moves:
-            source = self.blocks.first_block(move.handle)
+            source = self.blocks.span(move.handle)
             self.arena.apply((move,))
-            if source is not None:
-                target = self.blocks.first_block(move.handle)
-                assert target is not None
+            target = self.blocks.span(move.handle)
+            if source and target:
                 move = Move(move.handle, source[0], target[0], source[1])
             on_device.append(move)
         return tuple(on_device)
@@ -217,6 +216,8 @@ class Ledger:
         table.n_missing = 0
 
     def can_page_out(self, table: KvTable) -> bool:
+        if self.arena.frozen:
+            return False
         need = sum(1 for place in table.dirty() if table.host[place] is None)
         return self.host_blocks.can_allocate(table.shape.block_bytes, need)
 
@@ -225,6 +226,8 @@ class Ledger:
         table = self.kv[request]
         places = table.dirty()
         fresh = [place for place in places if table.host[place] is None]
+        if self.arena.frozen:
+            raise IllegalPlan(f"{request} cannot be paged out while blocks are being moved")
         handles = self.host_blocks.allocate(table.shape.block_bytes, len(fresh))
         if handles is None:
             raise IllegalPlan(f"no room on the host to page out {len(fresh)} blocks of {request}")

@@ -95,6 +95,14 @@ class SlabPool:
         first = -(-self._arena.offset(slab.extent) // slab.block_bytes)
         return first + (handle & _INDEX_MASK)
 
+    def span(self, extent: ExtentHandle) -> tuple[int, int] | None:
+        """Where the blocks of the slab in this extent lie, and their bytes; None if it is no slab of ours."""
+        slab = self._slabs.get(extent)
+        if slab is None:
+            return None
+        first = -(-self._arena.offset(extent) // slab.block_bytes)
+        return first * slab.block_bytes, slab.capacity * slab.block_bytes
+
     @property
     def extents(self) -> list[ExtentHandle]:
         return [slab.extent for slab in self._slabs.values()]

@@ -235,7 +235,7 @@ class Body:
             if not model.is_moving:
                 self._check_weights(model.facts)
         for request, table in self.ledger.kv.items():
-            if table.on_device:
+            if table.on_device and not self.ledger.arena.frozen:
                 self._check_kv(self.arena, table.device, table, request, table.n_computed)
             self._check_kv(self.host, table.host, table, request, table.n_clean)
 
