@@ -2,22 +2,33 @@
 
 A model's *slack* is the time until the earliest next-token deadline of its requests. Rules, in the order of the file:
 
-1. Compute runs the resident model with the least slack in short bursts; prefill chunks and decode rows share a step. Waiting
-   prompts go first where that endangers nobody's deadline.
+1. Compute runs the resident model with the least slack in short bursts; prefill chunks and decode rows share a step. The oldest
+   waiting prompt goes first where that makes nobody late: users feel the first token most.
 2. Copy-in brings back the KV of resident models first, then the weights of the least-slack model that is not resident.
-3. Room is made by evicting models without requests (least recently used), then those whose next token is due farthest
-   away, and these only by a margin, so that no two models chase each other out.
-4. Copy-out writes KV through to the host in the background when memory is short, so that giving it up costs nothing.
+3. Room is made by evicting models without requests (least recently used), then those with the most slack, and these only if it
+   exceeds the candidate's by the time of a reload, and once they have stepped: no two models chase each other out.
+4. KV stays on the device when its model leaves. Only when it takes the room of weights is it written through in the background
+   (copy-out) and dropped, of whoever can wait longest.
 5. If nothing can move, the request that can wait longest gives up its KV.
 
-Every constant is a multiple of a step's cost, a copy's cost, or the service level.
+Forward progress: an answer of IDLE on every channel at once is only given when no request wants a token (`_last_resort`), or
+when what is missing is being fetched from disk.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from math import inf
 
 from tokenmux.engine.core.cost import StepWork
-from tokenmux.engine.core.event import Arrived, Cancelled, CopyDone, Event, ModelAdded, ModelRemoved, Paused
+from tokenmux.engine.core.event import (
+    Arrived,
+    Cancelled,
+    CopyDone,
+    Event,
+    ModelAdded,
+    ModelRemoved,
+    Paused,
+    Withdrawn,
+)
 from tokenmux.engine.core.facts import ModelId
 from tokenmux.engine.core.message import Residency
 from tokenmux.engine.core.plan import (
@@ -26,8 +37,6 @@ from tokenmux.engine.core.plan import (
     Channel,
     Chunk,
     Compact,
-    Discard,
-    Drop,
     Evict,
     Fetch,
     PageIn,
@@ -35,10 +44,23 @@ from tokenmux.engine.core.plan import (
     Plan,
     Step,
 )
+from tokenmux.engine.policy import room
 from tokenmux.engine.policy.interface import Fit, InstanceView, ModelView, RequestView
+from tokenmux.engine.policy.steps import (
+    as_many_as_fit,
+    decode_chunks,
+    prefill_chunks,
+    repetitions,
+    shortest_tpot_s,
+)
 
 BURST_TPOTS = 6.0
 """A burst of decode steps lasts this many TPOTs at most: 0.6 s at the paper's 100 ms. Results are flat from 3 to 12."""
+
+LATE_BURST_TPOTS = 1.0
+"""And at least this many, however late others are: turns shorter than this only cost decisions."""
+
+HEADROOM = 1 / 24
 
 EVICTION_MARGIN_COPIES = 1.0
 """A victim's next token must be due this many of its own reload times after the candidate's."""
@@ -80,12 +102,22 @@ class SlackPolicy:
             case Arrived(_, request):
                 return request.model in view.resident_models
             case CopyDone():
-                return any(_is_runnable(m) for m in view.resident_models.values() if m.facts.id != step.model)
-            case Cancelled() | Paused():
+                return view.in_flight(Channel.COPY_IN) is None and _is_urgent(step, view)
+            case Cancelled() | Paused() | Withdrawn():
                 return any(chunk.request == event.request for chunk in step.chunks)
             case ModelRemoved():
                 return True
         return False
+
+
+def _is_urgent(step: Step, view: InstanceView) -> bool:
+    """Whether a model other than the stepping one could run now, and is due within a burst."""
+    for model in view.resident_models.values():
+        if model.facts.id != step.model and _is_runnable(model):
+            slack_s = model.runnable_deadline_s - view.now_s
+            if slack_s < BURST_TPOTS * shortest_tpot_s(model):
+                return True
+    return False
 
 
 # ── compute ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -103,96 +135,57 @@ def _plan_compute(view: InstanceView) -> Plan:
         runnable.remove(early)
         runnable.insert(0, early)
     for model in runnable:
-        chunks = _prefill_chunks(view, model)
-        chunks += [Chunk(r.request.id, r.n_tokens - 1, 1) for r in model.decoding.values()]
+        chunks = prefill_chunks(view, sorted(model.waiting.values(), key=lambda r: r.deadline_s))
+        chunks += decode_chunks(model)
         if not view.can_run(chunks):
-            due_s = model.runnable_deadline_s
-            victim = _forgettable_kv(view, keep=model, later_than_s=due_s) or _idle_model(view)
+            victim = room.droppable_kv(view, keep=model) or room.idle_model(view)
             if victim is not None:
                 return Plan(at_once=(victim,))
-            chunks = _as_many_as_fit(view, chunks)
+            chunks = as_many_as_fit(view, chunks)
         if chunks:
-            return Plan(Step(model.facts.id, tuple(chunks), _repeat(view, model, chunks, runnable)))
+            repeat = repetitions(view, model, chunks, _burst_s(view, model, runnable))
+            return Plan(Step(model.facts.id, tuple(chunks), repeat))
     return _last_resort(view)
 
 
 def _early_prefill(view: InstanceView, runnable: list[ModelView]) -> ModelView | None:
-    """The model of the oldest waiting prompt, if computing it first makes nobody late: users feel the first token most."""
+    """The model of the oldest waiting prompt, if computing it first makes nobody late."""
     if len(runnable) < 2:
         return None
-    waiting = [(min(r.request.arrival_s for r in m.waiting.values()), m) for m in runnable if m.waiting]
-    if not waiting:
+    oldest, oldest_s = None, inf
+    for model in runnable:
+        for request in model.waiting.values():
+            if request.request.arrival_s < oldest_s:
+                oldest, oldest_s = model, request.request.arrival_s
+    if oldest is None:
         return None
-    _, oldest = min(waiting, key=lambda pair: pair[0])
     others_s = min(m.runnable_deadline_s for m in runnable if m is not oldest) - view.now_s
     prompt = max(r.n_tokens - r.n_computed for r in oldest.waiting.values())
     needed_s = view.cost.step_s(oldest.facts, StepWork(prefill_tokens=prompt, prefill_pairs=prompt**2 // 2))
-    return oldest if others_s > needed_s + _shortest_tpot_s(oldest) else None
+    return oldest if others_s > needed_s + shortest_tpot_s(oldest) else None
 
 
-def _prefill_chunks(view: InstanceView, model: ModelView) -> list[Chunk]:
-    """Chunks of waiting requests, most urgent first, that fill one cell of the prefill grid."""
-    grid = view.device.prefill_chunk_tokens
-    budget = grid
-    chunks: list[Chunk] = []
-    for request in sorted(model.waiting.values(), key=lambda r: r.deadline_s):
-        start = request.n_computed
-        end = min(request.n_tokens, start - start % grid + grid)
-        if end > request.request.n_prompt > start:
-            end = min(request.n_tokens, start + grid)
-        if chunks and end - start > budget:
-            break
-        chunks.append(Chunk(request.request.id, start, end - start))
-        budget -= end - start
-        if budget <= 0:
-            break
-    return chunks
-
-
-def _as_many_as_fit(view: InstanceView, chunks: list[Chunk]) -> list[Chunk]:
-    """The most urgent chunks for whose KV there is room."""
-    fitting: list[Chunk] = []
-    for chunk in sorted(chunks, key=lambda c: view.requests[c.request].deadline_s):
-        if view.can_run([*fitting, chunk]):
-            fitting.append(chunk)
-    return fitting
-
-
-def _repeat(view: InstanceView, model: ModelView, chunks: list[Chunk], runnable: list[ModelView]) -> int:
-    """How often a decode step is repeated: a burst, cut short where another model's token would come late."""
-    requests = [view.requests[chunk.request] for chunk in chunks]
-    if any(c.n_tokens > 1 or r.n_tokens != c.start + 1 for c, r in zip(chunks, requests, strict=True)):
-        return 1
-    work = StepWork(decode_rows=len(chunks), context_tokens=sum(r.n_tokens for r in requests))
-    step_s = view.cost.step_s(model.facts, work)
+def _burst_s(view: InstanceView, model: ModelView, runnable: list[ModelView]) -> float:
+    """How long the model may step before others are asked: until one of them would be late, within bounds."""
+    tpot_s = shortest_tpot_s(model)
     others_s = min((m.runnable_deadline_s for m in runnable if m is not model), default=inf) - view.now_s
-    burst_s = min(BURST_TPOTS * _shortest_tpot_s(model), max(others_s, 2 * step_s))
-    left = min(r.request.max_tokens - r.n_drawn for r in requests)
-    repeat = max(1, min(left, int(burst_s / step_s)))
-    while repeat > 1 and not view.can_run(chunks, repeat):
-        repeat //= 2
-    return repeat
-
-
-def _shortest_tpot_s(model: ModelView) -> float:
-    requests = (*model.waiting.values(), *model.decoding.values())
-    return min(r.request.service.tpot_s for r in requests)
+    return min(BURST_TPOTS * tpot_s, max(others_s, LATE_BURST_TPOTS * tpot_s))
 
 
 def _last_resort(view: InstanceView) -> Plan:
     """Nothing can run. If nothing is under way either, make room for the most urgent model whatever it costs."""
     if any(view.in_flight(channel) is not None for channel in Channel):
         return IDLE
-    live = [model for model in view.live_models.values() if model.n_live]
+    live = [m for m in view.live_models.values() if m.n_live and m.residency is not Residency.DISK]
     if not live:
         return IDLE
     first = min(live, key=lambda model: model.deadline_s)
-    if first.residency is Residency.DISK:
-        return IDLE
+    others = [model for model in room.evictable(view) if model is not first]
+    furthest = max(others, key=lambda model: model.deadline_s, default=None)
     action = (
-        _forgettable_kv(view, keep=first)
-        or _evictable(view, for_model=first)
-        or _discardable(view, keep=first)
+        room.droppable_kv(view, keep=first)
+        or (Evict(furthest.facts.id) if furthest else None)
+        or room.discardable_kv(view, keep=first)
     )
     return Plan(at_once=(action,)) if action else IDLE
 
@@ -201,10 +194,7 @@ def _last_resort(view: InstanceView) -> Plan:
 
 
 def _plan_copy_in(view: InstanceView) -> Plan:
-    asked = (view.models[model_id] for model_id in view.asked_models)
-    unwanted = [
-        m for m in asked if m.wanted is False and m.residency is Residency.RESIDENT and not _in_use(view, m)
-    ]
+    unwanted = [m for m in room.evictable(view) if m.wanted is False]
     if unwanted:
         return Plan(at_once=tuple(Evict(model.facts.id) for model in unwanted))
     return _page_in(view) or _activate(view) or IDLE
@@ -212,173 +202,110 @@ def _plan_copy_in(view: InstanceView) -> Plan:
 
 def _page_in(view: InstanceView) -> Plan | None:
     """KV of resident models, the most urgent model's first: their weights are there and wait for nothing else."""
-    resident = sorted((m for m in view.resident_models.values() if m.away), key=lambda m: m.deadline_s)
-    for model in resident:
-        chosen: list[RequestView] = []
-        for request in sorted(model.away.values(), key=lambda r: r.deadline_s):
-            if request.in_copy:
-                continue
-            if not view.can_page_in(request.request.id):
-                break
-            chosen.append(request)
-            break
-        if chosen:
-            return Plan(PageIn(tuple(r.request.id for r in chosen)))
-        if not all(r.in_copy for r in model.away.values()):
-            victim = _forgettable_kv(view, keep=model, later_than_s=model.deadline_s) or _idle_model(view)
-            if victim is not None:
-                return Plan(at_once=(victim,))
+    incomplete = [m for m in view.resident_models.values() if m.away]
+    for model in sorted(incomplete, key=lambda m: m.deadline_s):
+        absent = [r for r in model.away.values() if not r.in_copy]
+        if not absent:
+            continue
+        first = min(absent, key=lambda r: r.deadline_s)
+        if view.can_page_in(first.request.id):
+            return Plan(PageIn((first.request.id,)))
+        victim = room.droppable_kv(view, model, later_than_s=model.deadline_s) or room.idle_model(view)
+        if victim is not None:
+            return Plan(at_once=(victim,))
     return None
 
 
 def _activate(view: InstanceView) -> Plan | None:
+    """The weights of the least-slack model; of others only if that costs nobody anything."""
     absent = [m for m in view.live_models.values() if m.n_live and m.residency is Residency.HOST]
-    absent.sort(key=lambda model: model.deadline_s)
-    asked = [view.models[m] for m in view.asked_models]
-    quiet = [m for m in asked if not m.n_live and m.wanted is not False and m.residency is Residency.HOST]
-    for model in (*absent, *quiet):
-        plan = _make_room_for_weights(view, model)
-        if plan is not None:
-            return plan
-        if model.deadline_s < view.now_s:
-            # Once a model is late, nobody less urgent takes the room that is coming free for it.
-            return None
+    if absent:
+        first = min(absent, key=lambda model: model.deadline_s)
+        return _make_room(view, first)
+    for model_id in view.asked_models:
+        model = view.models[model_id]
+        if not model.n_live and model.wanted is not False and model.residency is Residency.HOST:
+            plan = _make_room(view, model)
+            if plan is not None:
+                return plan
     return None
 
 
-def _make_room_for_weights(view: InstanceView, model: ModelView) -> Plan | None:
-    """Activate the model, behind whatever evictions that takes; None if it must wait."""
+def _make_room(view: InstanceView, model: ModelView) -> Plan | None:
+    """Activate the model behind whatever evictions that takes; None if it must wait."""
+    victims = _victims(view, model)
     evicted: list[ModelView] = []
-    candidates = _victims(view, model, margin=True)
+    free = view.arena_free_bytes - HEADROOM * view.device.arena_bytes
     while True:
-        fit = view.fit(model.facts.id, [victim.facts.id for victim in evicted])
-        if fit is not Fit.NO:
-            break
-        victim = next(candidates, None)
-        if victim is None:
-            kv = _forgettable_kv(view, keep=model, later_than_s=model.deadline_s)
+        if free >= model.facts.n_bytes:
+            fit = view.fit(model.facts.id, [victim.facts.id for victim in evicted])
+            if fit is not Fit.NO:
+                break
+        if not victims:
+            movable = sum(m.facts.n_bytes for m in room.evictable(view))
+            if view.arena_free_bytes + movable >= model.facts.n_bytes:
+                return None
+            kv = room.droppable_kv(view, model, later_than_s=model.deadline_s)
             return Plan(at_once=(kv,)) if kv else None
+        victim = victims.pop()
         evicted.append(victim)
+        free += victim.facts.n_bytes
     evictions = tuple(Evict(victim.facts.id) for victim in evicted)
     if fit is Fit.NOW:
         return Plan(Activate(model.facts.id), evictions)
     return Plan(Compact(model.facts.n_bytes), evictions)
 
 
-# ── room ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _in_use(view: InstanceView, model: ModelView) -> bool:
-    step = view.in_flight(Channel.COMPUTE)
-    return model.is_moving or (isinstance(step, Step) and step.model == model.facts.id)
-
-
-def _victims(view: InstanceView, candidate: ModelView, margin: bool) -> Iterator[ModelView]:
-    """Models to evict for the candidate's sake, best first: unused ones by age, then the farthest next token."""
-    free = [m for m in view.resident_models.values() if not (m.pinned or _in_use(view, m) or m is candidate)]
-    yield from sorted((m for m in free if not m.n_live), key=lambda m: m.last_used_s)
-    if not candidate.n_live:
-        return
-    for model in sorted((m for m in free if m.n_live), key=lambda m: -m.deadline_s):
-        reload_s = view.cost.copy_s(Channel.COPY_IN, model.facts.n_bytes)
-        safe = model.deadline_s > candidate.deadline_s + EVICTION_MARGIN_COPIES * reload_s
-        if not margin or (safe and model.stepped_since_load):
-            yield model
-
-
-def _evictable(view: InstanceView, for_model: ModelView) -> Evict | None:
-    victim = next(_victims(view, for_model, margin=False), None)
-    return Evict(victim.facts.id) if victim else None
-
-
-def _idle_model(view: InstanceView) -> Evict | None:
-    """The least recently used resident model that nobody waits for."""
-    idle = [
-        m for m in view.resident_models.values() if not (m.n_live or m.pinned or m.wanted or _in_use(view, m))
-    ]
-    return Evict(min(idle, key=lambda m: m.last_used_s).facts.id) if idle else None
-
-
-def _forgettable_kv(view: InstanceView, keep: ModelView, later_than_s: float = -inf) -> Drop | None:
-    """The request of another model, or a paused one, that waits longest and whose KV the host has in full."""
-    best: RequestView | None = None
-    for request in _kv_holders(view, keep):
-        if (
-            request.is_clean
-            and _due_s(request) > later_than_s
-            and (best is None or _due_s(request) > _due_s(best))
-        ):
-            best = request
-    return Drop(best.request.id) if best else None
-
-
-def _discardable(view: InstanceView, keep: ModelView) -> Discard | None:
-    """The request that can wait longest gives up its KV: of another model first, of the same model if it must be."""
-    holders = [r for r in _kv_holders(view, keep) if not view.can_page_out(r.request.id)]
-    if not holders:
-        own = [
-            r for r in (*keep.waiting.values(), *keep.decoding.values()) if r.device_bytes and not r.in_copy
-        ]
-        holders = own if len(own) > 1 else []
-    return Discard(max(holders, key=_due_s).request.id) if holders else None
-
-
-def _kv_holders(view: InstanceView, keep: ModelView) -> Iterator[RequestView]:
-    for model in view.live_models.values():
-        files = (
-            (model.paused,) if model is keep else (model.paused, model.waiting, model.decoding, model.away)
-        )
-        for file in files:
-            for request in file.values():
-                if request.device_bytes and not request.in_step and not request.in_copy:
-                    yield request
-
-
-def _due_s(request: RequestView) -> float:
-    return inf if request.is_paused else request.deadline_s
+def _victims(view: InstanceView, candidate: ModelView) -> list[ModelView]:
+    """Models that may be evicted for the candidate's sake, the best one last."""
+    idle: list[ModelView] = []
+    waiting: list[ModelView] = []
+    for model in room.evictable(view):
+        if not model.n_live:
+            idle.append(model)
+        elif candidate.n_live and model.stepped_since_load:
+            reload_s = view.cost.copy_s(Channel.COPY_IN, model.facts.n_bytes)
+            if model.deadline_s > candidate.deadline_s + EVICTION_MARGIN_COPIES * reload_s:
+                waiting.append(model)
+    waiting.sort(key=lambda m: m.deadline_s)
+    idle.sort(key=lambda m: -m.last_used_s)
+    return waiting + idle
 
 
 # ── copy-out and fetch ───────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _plan_copy_out(view: InstanceView) -> Plan:
-    """Under memory pressure write through what can wait longest: paused readers, then models that are not resident."""
-    if not _is_short(view):
-        return IDLE
+    """When memory is short, write through what can wait longest: paused readers, then models that are not resident."""
     resident_too = _is_blocked(view)
+    if not (resident_too or room.is_short(view)):
+        return IDLE
     best: RequestView | None = None
-    for model in view.live_models.values():
-        here = model.residency is Residency.RESIDENT and not resident_too
-        files = (model.paused,) if here else (model.paused, model.waiting, model.decoding, model.away)
-        for file in files:
-            for request in file.values():
-                if request.is_clean or request.in_copy or request.in_step or not request.device_bytes:
-                    continue
-                if (best is None or _due_s(request) > _due_s(best)) and view.can_page_out(request.request.id):
-                    best = request
+    for request in room.kv_holders(view):
+        if request.is_clean or (best is not None and room.due_s(request) <= room.due_s(best)):
+            continue
+        here = view.models[request.request.model].residency is Residency.RESIDENT
+        if (resident_too or request.is_paused or not here) and view.can_page_out(request.request.id):
+            best = request
     return Plan(PageOut((best.request.id,))) if best else IDLE
-
-
-def _is_short(view: InstanceView) -> bool:
-    """Whether somebody who lives here lacks room, or soon will."""
-    if view.arena_free_bytes < view.device.arena_bytes // 8:
-        return True
-    return any(model.residency is not Residency.RESIDENT for model in view.live_models.values())
 
 
 def _is_blocked(view: InstanceView) -> bool:
     """Whether nothing at all can run now: then even resident models' KV may have to go."""
+    if view.in_flight(Channel.COMPUTE) is not None or view.in_flight(Channel.COPY_IN) is not None:
+        return False
     for model in view.resident_models.values():
-        requests = (*model.waiting.values(), *model.decoding.values())
-        if any(view.can_run([Chunk(r.request.id, r.n_computed, 1)]) for r in requests):
-            return False
-    return view.in_flight(Channel.COMPUTE) is None and view.in_flight(Channel.COPY_IN) is None
+        for file in (model.decoding, model.waiting):
+            if any(view.can_run([Chunk(r.request.id, r.n_computed, 1)]) for r in file.values()):
+                return False
+    return bool(view.live_models)
 
 
 def _plan_fetch(view: InstanceView, unfetched: Iterable[ModelId]) -> Plan:
     """From disk: what somebody waits for, by slack; then, while the host cache has room to spare, what is new."""
+    urgent = [m for m in view.live_models.values() if m.n_live and m.residency is Residency.DISK]
+    urgent.sort(key=lambda model: model.deadline_s)
     asked = [view.models[m] for m in view.asked_models]
-    urgent = sorted((m for m in view.live_models.values() if m.n_live), key=lambda model: model.deadline_s)
     for model in (*urgent, *asked):
         if model.residency is Residency.DISK and view.can_fetch(model.facts.id):
             return Plan(Fetch(model.facts.id))

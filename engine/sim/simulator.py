@@ -2,106 +2,148 @@
 
 The simulator knows what an online scheduler cannot: how many tokens each request will draw (`Arrival.n_output`), and how long
 steps and copies truly take (`truth`). A repeated step is one event; when an event interrupts it, its end moves to the end of
-the iteration that is under way.
+the iteration that is under way. Events of equal time happen in the order in which they were caused.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
+from math import inf
 
 from tokenmux.engine.core.cost import CostModel, burst_ends_s
 from tokenmux.engine.core.errors import InternalError
-from tokenmux.engine.core.event import Arrived, CopyDone, Event, StepDone
-from tokenmux.engine.core.plan import Compact, Step
+from tokenmux.engine.core.event import Arrived, CopyDone, Event, ModelAdded, StepDone, Withdrawn
+from tokenmux.engine.core.facts import ModelFacts, ModelId
+from tokenmux.engine.core.plan import Channel, Compact, Step
 from tokenmux.engine.core.request import FinishReason, Request, RequestId
 from tokenmux.engine.instance.instance import Instance
 from tokenmux.engine.instance.started import Started
+from tokenmux.engine.policy.pool import Move, Place, PoolPolicy, PoolView, Refuse
+from tokenmux.engine.workload.trace import Arrival
 
-
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """One request of a workload. It stops by itself after `n_output` tokens."""
-
-    request: Request
-    n_output: int
+OnDone = Callable[[int, Started, Event], None]
+"""Told of every completed operation: the instance's index, what was started, and how it ended."""
 
 
 class Simulator:
-    """Virtual time over a set of instances. `place` chooses the instance of an arriving request, by index."""
+    """Virtual time over a set of instances; it satisfies `engine.policy.pool.PoolView`.
+
+    `truth` is one cost model for all instances, or one for each. A model of `models` is made known to an instance when a request
+    first brings it there; whatever else an instance should know is told by `apply`. Without a pool policy there is one instance.
+    """
 
     def __init__(
-        self, instances: Sequence[Instance], truth: CostModel, place: Callable[[Request], int] = lambda _: 0
+        self,
+        instances: Sequence[Instance],
+        truth: CostModel | Sequence[CostModel],
+        pool_policy: PoolPolicy | None = None,
+        models: Mapping[ModelId, ModelFacts] | None = None,
+        on_done: OnDone | None = None,
     ) -> None:
         self.instances = instances
         self.now_s = 0.0
-        self._truth = truth
-        self._place = place
-        self._heap: list[tuple[float, int, int, Event | _StepEnd]] = []
+        self.refused: list[tuple[Request, str]] = []
+        self.n_moves = 0
+        self._truths = truth if isinstance(truth, Sequence) else [truth] * len(instances)
+        self._pool_policy = pool_policy or _OneInstance()
+        self._models = models or {}
+        self._on_done = on_done
+        self._heap: list[tuple[float, int, int, _StepEnd | _CopyEnd]] = []
         self._sequence = 0
         self._n_output: dict[RequestId, int] = {}
         self._steps: dict[int, tuple[Started, tuple[float, ...]]] = {}
+        self._targets: dict[RequestId, int] = {}
+        self._sharers = _sharers_of_caches(instances)
 
-    def run(self, arrivals: Iterable[Arrival], until_s: float = float("inf")) -> None:
+    def facts(self, model: ModelId) -> ModelFacts:
+        return self._models[model]
+
+    def run(self, arrivals: Iterable[Arrival], until_s: float = inf) -> None:
         """Replay the arrivals (in order of time) until everything is finished, or until virtual time `until_s`."""
         coming = iter(arrivals)
         following = next(coming, None)
         while following is not None or self._heap:
-            arrival_s = following.request.arrival_s if following else float("inf")
-            next_s = min(arrival_s, self._heap[0][0] if self._heap else float("inf"))
+            arrival_s = following.request.arrival_s if following else inf
+            next_s = min(arrival_s, self._heap[0][0] if self._heap else inf)
             if next_s > until_s:
-                break
+                return
             self.now_s = next_s
             if following is not None and arrival_s <= next_s:
-                index = self._place(following.request)
-                self._n_output[following.request.id] = following.n_output
-                self.apply(index, Arrived(arrival_s, following.request))
+                self._submit(following)
                 following = next(coming, None)
-                continue
-            _, _, index, due = heappop(self._heap)
-            if isinstance(due, _StepEnd):
-                done = self._step_done(index, due)
-                if done is not None:
-                    self.apply(index, done)
             else:
-                self.apply(index, due)
-        if until_s == float("inf"):
-            stuck = [request for instance in self.instances for request in instance.requests]
-            if stuck:
-                raise InternalError(
-                    f"simulation ended with {len(stuck)} requests unfinished, {stuck[0]} among them"
-                )
+                _, _, index, due = heappop(self._heap)
+                self._complete(index, due)
+        stuck = [request for instance in self.instances for request in instance.requests]
+        if stuck:
+            raise InternalError(
+                f"simulation ended with {len(stuck)} requests unfinished, {stuck[0]} among them"
+            )
 
     def apply(self, index: int, event: Event) -> None:
-        """Give one instance an event, and carry out what it then decides."""
+        """Give one instance an event, and carry out what is then decided, moves to other instances included."""
+        pending = deque([(index, event)])
+        while pending:
+            index, event = pending.popleft()
+            if isinstance(event, Arrived):
+                self._introduce(index, event.request.model)
+            instance = self.instances[index]
+            instance.apply(event)
+            for record, _ in instance.take_ended():
+                self._n_output.pop(record.request.id, None)
+                self._targets.pop(record.request.id, None)
+                self._pool_policy.on_left(index, record.request)
+            for leaver in instance.take_withdrawn():
+                self._pool_policy.on_left(index, leaver.request)
+                pending.append((self._targets.pop(leaver.request.id), leaver))
+            instance.take_phases()
+            for move in self._pool_policy.on_event(index, event, self):
+                self._targets[move.request] = move.target
+                self.n_moves += 1
+                pending.append((move.source, Withdrawn(self.now_s, move.request)))
+            if instance.interrupted and index in self._steps:
+                self._interrupt(index)
+            self._decide(index)
+
+    def _submit(self, arrival: Arrival) -> None:
+        request = arrival.request
+        match self._pool_policy.place(request, self):
+            case Refuse(reason):
+                self.refused.append((request, reason))
+            case Place(index):
+                self._n_output[request.id] = arrival.n_output
+                self.apply(index, Arrived(request.arrival_s, request))
+
+    def _introduce(self, index: int, model: ModelId) -> None:
         instance = self.instances[index]
-        instance.apply(event)
-        for record, _ in instance.take_ended():
-            self._n_output.pop(record.request.id, None)
-        instance.take_phases()
-        if instance.interrupted and index in self._steps:
-            self._interrupt(index)
-        for started in instance.decide(self.now_s):
+        if model not in instance.models and model in self._models:
+            instance.apply(ModelAdded(self.now_s, self._models[model]))
+
+    def _decide(self, index: int) -> None:
+        for started in self.instances[index].decide(self.now_s):
             self._start(index, started)
 
     def _start(self, index: int, started: Started) -> None:
+        truth = self._truths[index]
         operation = started.operation
         if isinstance(operation, Step):
             assert started.model is not None
-            repeat = min([operation.repeat, *self._left(index, operation)])
-            ends_s = burst_ends_s(self._truth, started.model, started.work, repeat, self.now_s)
+            repeat = min(operation.repeat, self._least_left(index, operation))
+            ends_s = burst_ends_s(truth, started.model, started.work, repeat, self.now_s)
             self._steps[index] = (started, ends_s)
             self._push(ends_s[-1], index, _StepEnd(started.id, len(ends_s)))
             return
         if isinstance(operation, Compact):
-            seconds = self._truth.move_s(started.n_bytes)
+            seconds = truth.move_s(started.n_bytes)
         else:
-            seconds = self._truth.copy_s(started.channel, started.n_bytes)
-        self._push(self.now_s + seconds, index, CopyDone(self.now_s + seconds, started.id))
+            seconds = truth.copy_s(started.channel, started.n_bytes)
+        self._push(self.now_s + seconds, index, _CopyEnd(started))
 
-    def _left(self, index: int, step: Step) -> list[int]:
-        """How many tokens each request of the step will still draw, as far as that can end the step."""
+    def _least_left(self, index: int, step: Step) -> int:
+        """How many tokens the first of the step's requests to finish will still draw."""
         requests = self.instances[index].requests
-        return [self._n_output[chunk.request] - requests[chunk.request].n_drawn for chunk in step.chunks]
+        return min(self._n_output[chunk.request] - requests[chunk.request].n_drawn for chunk in step.chunks)
 
     def _interrupt(self, index: int) -> None:
         started, ends_s = self._steps[index]
@@ -110,12 +152,25 @@ class Simulator:
             self._steps[index] = (started, ends_s[:n])
             self._push(ends_s[n - 1], index, _StepEnd(started.id, n))
 
-    def _step_done(self, index: int, due: "_StepEnd") -> StepDone | None:
-        """The completion, unless an interruption has moved it to an earlier time."""
+    def _complete(self, index: int, due: "_StepEnd | _CopyEnd") -> None:
+        if isinstance(due, _CopyEnd):
+            started = due.started
+            self._finish(index, started, CopyDone(self.now_s, started.id))
+            if started.channel is Channel.FETCH:
+                for sharer in self._sharers[index]:
+                    self._decide(sharer)
+            return
         started, ends_s = self._steps.get(index, (None, ()))
-        if started is None or started.id != due.operation or len(ends_s) != due.n_iterations:
-            return None
-        del self._steps[index]
+        if started is not None and started.id == due.operation and len(ends_s) == due.n_iterations:
+            del self._steps[index]
+            self._finish(index, started, self._step_done(index, started, ends_s))
+
+    def _finish(self, index: int, started: Started, event: Event) -> None:
+        if self._on_done:
+            self._on_done(index, started, event)
+        self.apply(index, event)
+
+    def _step_done(self, index: int, started: Started, ends_s: tuple[float, ...]) -> StepDone:
         step = started.operation
         assert isinstance(step, Step)
         requests = self.instances[index].requests
@@ -127,7 +182,7 @@ class Simulator:
                 finished.append((chunk.request, FinishReason.STOP))
         return StepDone(ends_s[-1], started.id, ends_s, tuple(finished))
 
-    def _push(self, at_s: float, index: int, due: "Event | _StepEnd") -> None:
+    def _push(self, at_s: float, index: int, due: "_StepEnd | _CopyEnd") -> None:
         heappush(self._heap, (at_s, self._sequence, index, due))
         self._sequence += 1
 
@@ -138,3 +193,36 @@ class _StepEnd:
 
     operation: int
     n_iterations: int
+
+
+@dataclass(frozen=True, slots=True)
+class _CopyEnd:
+    """A copy, a move or a fetch completes."""
+
+    started: Started
+
+
+class _OneInstance:
+    """A pool of one."""
+
+    name = "one"
+
+    def place(self, request: Request, pool: PoolView) -> Place:
+        return Place(0)
+
+    def on_event(self, index: int, event: Event, pool: PoolView) -> tuple[Move, ...]:
+        return ()
+
+    def on_left(self, index: int, request: Request) -> None:
+        """Nothing is remembered."""
+
+
+def _sharers_of_caches(instances: Sequence[Instance]) -> list[list[int]]:
+    """For each instance the others that see the same host cache: what one fetches, they may have waited for."""
+    by_cache: dict[int, list[int]] = {}
+    for index, instance in enumerate(instances):
+        by_cache.setdefault(id(instance.ledger.cache), []).append(index)
+    return [
+        [other for other in by_cache[id(instance.ledger.cache)] if other != index]
+        for index, instance in enumerate(instances)
+    ]

@@ -1,0 +1,86 @@
+"""Making room in the arena: whose weights go, and whose KV.
+
+Evicting weights is free but for the copy that brings them back. KV may stay when its model's weights leave, and usually does: it is small
+beside them. It is dropped, once the host has it, only where weights could not come in otherwise.
+"""
+
+from collections.abc import Iterable, Iterator
+from math import inf
+
+from tokenmux.engine.core.facts import ModelId
+from tokenmux.engine.core.plan import Activate, Channel, Discard, Drop, Evict, Step
+from tokenmux.engine.policy.interface import InstanceView, ModelView, RequestView
+
+_FULL = 0.9
+"""KV is written through to the host beyond this share of the arena: what is left is room for bursts to grow into."""
+
+
+def stepping(view: InstanceView) -> ModelId | None:
+    """The model whose step is in flight."""
+    step = view.in_flight(Channel.COMPUTE)
+    return step.model if isinstance(step, Step) else None
+
+
+def evictable(view: InstanceView) -> list[ModelView]:
+    """Resident models that nothing in flight needs and nobody pinned."""
+    running = stepping(view)
+    return [
+        model
+        for model in view.resident_models.values()
+        if not (model.pinned or model.is_moving or model.facts.id == running)
+    ]
+
+
+def idle_model(view: InstanceView) -> Evict | None:
+    """The least recently used resident model that nobody waits for."""
+    idle = [model for model in evictable(view) if not (model.n_live or model.wanted)]
+    return Evict(min(idle, key=lambda m: m.last_used_s).facts.id) if idle else None
+
+
+def due_s(request: RequestView) -> float:
+    """When a request wants its next token: never, while its client does not read."""
+    return inf if request.is_paused else request.deadline_s
+
+
+def kv_holders(view: InstanceView, keep: ModelView | None = None) -> Iterator[RequestView]:
+    """Requests with KV on the device that nothing in flight touches; of `keep` only the paused ones."""
+    for model in view.live_models.values():
+        files = (
+            (model.paused,) if model is keep else (model.paused, model.waiting, model.decoding, model.away)
+        )
+        for file in files:
+            for request in file.values():
+                if request.device_bytes and not request.in_step and not request.in_copy:
+                    yield request
+
+
+def latest(requests: Iterable[RequestView]) -> RequestView | None:
+    """Of these, the request that can wait longest."""
+    return max(requests, key=due_s, default=None)
+
+
+def droppable_kv(view: InstanceView, keep: ModelView, later_than_s: float = -inf) -> Drop | None:
+    """The request of another model, or a paused one, that can wait longest and whose KV the host has in full."""
+    best = latest(r for r in kv_holders(view, keep) if r.is_clean and due_s(r) > later_than_s)
+    return Drop(best.request.id) if best else None
+
+
+def discardable_kv(view: InstanceView, keep: ModelView) -> Discard | None:
+    """The request that can wait longest gives up its KV: of another model first, of the same model if it must be."""
+    best = latest(r for r in kv_holders(view, keep) if not view.can_page_out(r.request.id))
+    if best is None:
+        own = [r for file in (keep.waiting, keep.decoding) for r in file.values() if r.device_bytes]
+        own = [r for r in own if not (r.in_copy or r.in_step)]
+        best = latest(own) if len(own) > 1 else None
+    return Discard(best.request.id) if best else None
+
+
+def is_short(view: InstanceView) -> bool:
+    """Whether KV takes the room of weights: beside it, the two largest of the live models would not fit."""
+    weights = sum(model.facts.n_bytes for model in view.resident_models.values())
+    coming = view.in_flight(Channel.COPY_IN)
+    if isinstance(coming, Activate):
+        weights += view.models[coming.model].facts.n_bytes
+    kv_bytes = view.device.arena_bytes - view.arena_free_bytes - weights
+    largest = sorted(model.facts.n_bytes for model in view.live_models.values())[-2:]
+    return kv_bytes + sum(largest) > _FULL * view.device.arena_bytes

@@ -1,0 +1,73 @@
+"""How a step is put together: prompt chunks on the prefill grid, decode rows, and how often the step may be repeated.
+
+Shared by all policies; which model steps is theirs to say.
+"""
+
+from collections.abc import Iterable
+
+from tokenmux.engine.core.cost import StepWork
+from tokenmux.engine.core.plan import Chunk
+from tokenmux.engine.policy.interface import InstanceView, ModelView, RequestView
+
+
+def decode_chunks(model: ModelView) -> list[Chunk]:
+    """One row for every request that decodes."""
+    return [Chunk(request.request.id, request.n_tokens - 1, 1) for request in model.decoding.values()]
+
+
+def prefill_chunks(view: InstanceView, requests: Iterable[RequestView]) -> list[Chunk]:
+    """Chunks of waiting requests, in their order, that fill one cell of the prefill grid."""
+    grid = view.device.prefill_chunk_tokens
+    budget = grid
+    chunks: list[Chunk] = []
+    for request in requests:
+        start = request.n_computed
+        end = min(request.n_tokens, start - start % grid + grid)
+        if end > request.request.n_prompt > start:
+            end = min(request.n_tokens, start + grid)
+        if chunks and end - start > budget:
+            break
+        chunks.append(Chunk(request.request.id, start, end - start))
+        budget -= end - start
+        if budget <= 0:
+            break
+    return chunks
+
+
+def as_many_as_fit(view: InstanceView, chunks: list[Chunk]) -> list[Chunk]:
+    """The most urgent chunks for whose KV there is room."""
+    fitting: list[Chunk] = []
+    for chunk in sorted(chunks, key=lambda c: view.requests[c.request].deadline_s):
+        if view.can_run([*fitting, chunk]):
+            fitting.append(chunk)
+    return fitting
+
+
+def decode_work(model: ModelView) -> StepWork:
+    """The work of one decode step over all that the model has decoding."""
+    return StepWork(
+        decode_rows=len(model.decoding), context_tokens=sum(r.n_tokens for r in model.decoding.values())
+    )
+
+
+def repetitions(view: InstanceView, model: ModelView, chunks: list[Chunk], seconds: float) -> int:
+    """How often the step may be repeated within `seconds` of estimated time; 1 if it holds anything but decode rows."""
+    rows = context = 0
+    left = 1 << 30
+    for chunk in chunks:
+        request = view.requests[chunk.request]
+        if chunk.n_tokens > 1 or request.n_tokens != chunk.start + 1 or not request.n_drawn:
+            return 1
+        rows += 1
+        context += request.n_tokens
+        left = min(left, request.request.max_tokens - request.n_drawn)
+    step_s = view.cost.step_s(model.facts, StepWork(decode_rows=rows, context_tokens=context))
+    repeat = max(1, min(left, int(seconds / step_s)))
+    while repeat > 1 and not view.can_run(chunks, repeat):
+        repeat //= 2
+    return repeat
+
+
+def shortest_tpot_s(model: ModelView) -> float:
+    """Of the model's requests that a step could advance now."""
+    return min(r.request.service.tpot_s for file in (model.waiting, model.decoding) for r in file.values())
