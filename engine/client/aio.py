@@ -208,8 +208,11 @@ class AsyncModels:
             await self._call(self._stub.Get, models_pb2.GetModelRequest(name=name), timeout_s)
         )
 
-    async def register(self, name: str, source: str, *, timeout_s: float | None = None) -> Model:
-        """Add a model from a folder of safetensors or a GGUF file on the server's machine; may take minutes."""
+    async def register(self, name: str, source: str = "", *, timeout_s: float | None = None) -> Model:
+        """Add a model from a folder of safetensors or a GGUF file on the server's machine; may take minutes.
+
+        Without a source: one that the catalogue has already, because it was pulled while the server ran.
+        """
         request = models_pb2.RegisterModelRequest(name=name, source=source)
         return convert.model(await self._call(self._stub.Register, request, timeout_s))
 

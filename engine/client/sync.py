@@ -202,8 +202,11 @@ class Models:
     def get(self, name: str, *, timeout_s: float | None = None) -> Model:
         return convert.model(self._call(self._stub.Get, models_pb2.GetModelRequest(name=name), timeout_s))
 
-    def register(self, name: str, source: str, *, timeout_s: float | None = None) -> Model:
-        """Add a model from a folder of safetensors or a GGUF file on the server's machine; may take minutes."""
+    def register(self, name: str, source: str = "", *, timeout_s: float | None = None) -> Model:
+        """Add a model from a folder of safetensors or a GGUF file on the server's machine; may take minutes.
+
+        Without a source: one that the catalogue has already, because it was pulled while the server ran.
+        """
         request = models_pb2.RegisterModelRequest(name=name, source=source)
         return convert.model(self._call(self._stub.Register, request, timeout_s))
 

@@ -7,8 +7,16 @@ command leaves nothing behind.
 import asyncio
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
-from tokenmux.engine.core.errors import AlreadyExists, InUse, InvalidRequest, TokenmuxError, Unavailable
+from tokenmux.engine.core.errors import (
+    AlreadyExists,
+    InUse,
+    InvalidRequest,
+    NotFound,
+    TokenmuxError,
+    Unavailable,
+)
 from tokenmux.engine.core.facts import ModelFacts
 from tokenmux.engine.core.message import (
     Load,
@@ -22,9 +30,9 @@ from tokenmux.engine.core.message import (
 from tokenmux.engine.server.commands import Command
 from tokenmux.engine.server.front import Front
 from tokenmux.engine.server.roster import Served
-from tokenmux.engine.server.seams import Catalogue
+from tokenmux.engine.server.seams import Catalogue, Entry, Progress
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +43,24 @@ class ModelView:
     pinned: bool
     refusal: str
     status: ModelStatus | None
+
+
+def no_progress(what: str, done: int, total: int) -> None:
+    """For conversions that nobody watches."""
+
+
+def add_to_catalogue(
+    catalogue: Catalogue, name: str, source: Path, progress: Progress = no_progress
+) -> Entry:
+    """Convert what lies at `source`, a folder of safetensors or a GGUF file. May take minutes.
+
+    Raises NotFound, and what `Catalogue.register_folder` raises.
+    """
+    if source.is_dir():
+        return catalogue.register_folder(name, source, progress=progress)
+    if source.is_file():
+        return catalogue.register_gguf(name, source, progress=progress)
+    raise NotFound(f"{source}: there is no such folder or file on the server")
 
 
 class Administration:
@@ -53,18 +79,14 @@ class Administration:
         return self._view(self._front.roster.find(name))
 
     async def register(self, name: str, source: str) -> ModelView:
-        """Convert, check and serve a model. Goes on to its end even when whoever asked has left.
+        """Convert, check and serve a model; without a source, serve one that the catalogue has already (it was pulled).
 
-        Raises InvalidRequest, AlreadyExists, NotFound (no such source), BadCheckpoint, NotServable.
+        Goes on to its end even when whoever asked has left. Raises InvalidRequest, AlreadyExists, NotFound (no such source), BadCheckpoint, NotServable.
         """
         if not NAME.fullmatch(name):
             raise InvalidRequest(
-                f"{name!r} is no model name: use letters, digits and . _ - /, beginning with a letter or digit, "
+                f"{name!r} is no model name: use letters, digits and . _ -, beginning with a letter or digit, "
                 "at most 128 characters"
-            )
-        if not source:
-            raise InvalidRequest(
-                "no source was given: name a folder of safetensors or a GGUF file on the server"
             )
         if name in self._adding:
             raise AlreadyExists(f"a model named {name!r} is being registered at this moment")
@@ -78,13 +100,17 @@ class Administration:
         return await asyncio.shield(task)
 
     async def _add(self, name: str, source: str) -> ModelView:
-        entry = await asyncio.to_thread(self._catalogue.add, name, source)
+        if source:
+            entry = await asyncio.to_thread(add_to_catalogue, self._catalogue, name, Path(source))
+        else:
+            entry = await asyncio.to_thread(self._catalogue.get, name)
         served = Served(entry)
         try:
             self._front.check_fit(served)
-            await self._command(Register(entry.facts, entry.path))
+            await self._command(Register(entry.facts, str(entry.path)))
         except TokenmuxError:
-            await asyncio.to_thread(self._catalogue.remove, name)
+            if source:
+                await asyncio.to_thread(self._catalogue.remove, name)
             raise
         self._front.roster.add(served)
         self._front.changes.notify()

@@ -41,9 +41,7 @@ def _address(value: str) -> str:
 
 def _name(value: str) -> str:
     if not NAME.fullmatch(value):
-        raise ValueError(
-            f"{value!r} is no model name: use letters, digits and . _ - /, at most 128 characters"
-        )
+        raise ValueError(f"{value!r} is no model name: use letters, digits and . _ -, at most 128 characters")
     return value
 
 

@@ -53,11 +53,11 @@ from tokenmux.engine.server.admission import (
     service_level,
 )
 from tokenmux.engine.server.commands import Commands
-from tokenmux.engine.server.generation import Ask, Chat, Prompt, Text, TokenIds
+from tokenmux.engine.server.generation import Ask, Chat, ChatMessage, Metadata, Prompt, Text, TokenIds
 from tokenmux.engine.server.live import LiveRequest
 from tokenmux.engine.server.observation import Changes
 from tokenmux.engine.server.roster import Roster, Served
-from tokenmux.engine.server.seams import Capacity, Catalogue, Tokenizer, WorkerFactory
+from tokenmux.engine.server.seams import Capacity, Catalogue, Entry, Tokenizer, WorkerFactory
 from tokenmux.engine.server.supervisor import RestartLimits, Supervisor
 
 logger = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ class Front:
         Models that do not fit are kept and refused. Raises DoesNotFit when that is all of them, and Unavailable when no worker
         could be kept alive.
         """
-        for entry in await asyncio.to_thread(self._catalogue.entries):
+        for entry in await asyncio.to_thread(self._entries):
             served = Served(entry, pinned=entry.facts.id in self._pin_at_start)
             try:
                 self._capacity.check_model(entry.facts, ())
@@ -214,12 +214,34 @@ class Front:
         check_parameters(Ask(model, prompt), served.facts)
         return await self._encode(await self.roster.tokenizer(served), prompt)
 
+    async def metadata(self, model: str) -> Metadata:
+        """What a client may want to know of a model. Raises NotFound, NotServable."""
+        served = self.roster.accepting(model)
+        tokenizer = await self.roster.tokenizer(served)
+        try:
+            await self._encode(tokenizer, Chat((ChatMessage("user", "hello"),)))
+        except InvalidRequest:
+            can_chat = False
+        else:
+            can_chat = True
+        return Metadata(served.facts, can_chat, tokenizer.stop_token_ids)
+
     def check_fit(self, served: Served) -> None:
         """Raises DoesNotFit when the device can never hold the model."""
         self._capacity.check_model(served.facts, self._pinned())
 
     def _pinned(self) -> list[ModelFacts]:
         return [served.facts for served in self.roster if served.pinned and served.refusal is None]
+
+    def _entries(self) -> list[Entry]:
+        """The whole entries of the catalogue: a damaged one is no reason not to serve the others."""
+        entries = []
+        for name in self._catalogue.names():
+            try:
+                entries.append(self._catalogue.get(name))
+            except TokenmuxError as error:
+                logger.error("%s is left out: %s", name, error)
+        return entries
 
     # Admission
 
@@ -246,7 +268,7 @@ class Front:
         max_tokens = output_limit(ask, prompt, facts, self._defaults)
         check_token_ids("tokens of the prompt", prompt, facts)
         self._capacity.check_request(facts, len(prompt) + max_tokens, self._pinned())
-        end_token_ids = frozenset() if ask.ignore_end_tokens else tokenizer.end_token_ids
+        end_token_ids = frozenset() if ask.ignore_end_tokens else tokenizer.stop_token_ids
         submit = Submit(
             request=Request(
                 id=RequestId(secrets.token_hex(8)),
@@ -267,7 +289,7 @@ class Front:
         )
         live = LiveRequest(
             submit,
-            tokenizer.detokenizer(ask.stop_strings),
+            tokenizer.detokenizer(ask.stop_strings, prompt=prompt),
             self.limits.buffer_tokens,
             self._stopped_reading,
             self._reads_again,
@@ -285,10 +307,8 @@ class Front:
             case Text(text):
                 return tuple(await in_thread(self._threads, tokenizer.encode, text))
             case Chat(messages):
-                if not tokenizer.has_chat_template:
-                    raise InvalidRequest("the model has no chat template: give the prompt as text")
-                pairs = [(message.role, message.content) for message in messages]
-                return tuple(await in_thread(self._threads, tokenizer.encode_chat, pairs))
+                turns = [{"role": message.role, "content": message.content} for message in messages]
+                return tuple(await in_thread(self._threads, tokenizer.encode_chat, turns))
 
     # The client's side
 
@@ -375,7 +395,7 @@ class Front:
             self._registered.set()
 
     def _register(self, served: Served) -> None:
-        answer = self.commands.begin(Register(served.facts, served.entry.path))
+        answer = self.commands.begin(Register(served.facts, str(served.entry.path)))
         self._registering.add(answer)
         answer.add_done_callback(lambda done: self._registration_answered(served, done))
         if served.pinned:

@@ -6,6 +6,7 @@ as the client said it: `engine.server.admission` decides whether it is acceptabl
 
 from dataclasses import dataclass
 
+from tokenmux.engine.core.facts import ModelFacts
 from tokenmux.engine.core.message import RequestState
 from tokenmux.engine.core.request import FinishReason, RequestId
 
@@ -95,6 +96,15 @@ class FinishInfo:
     ttft_s: float
     total_s: float
     seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """What a client may want to know of a model. `can_chat`: its template takes a conversation."""
+
+    facts: ModelFacts
+    can_chat: bool
+    end_token_ids: frozenset[int]
 
 
 StreamEvent = PromptInfo | RequestState | TokenDelta | FinishInfo

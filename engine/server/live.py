@@ -107,11 +107,11 @@ class LiveRequest:
             if self._ends(token_id, position):
                 break
             text += self._detokenizer.push((token_id,))
-            if self._detokenizer.stopped_by is not None:
+            if self._detokenizer.stopped is not None:
                 break
         self._count_on_time(index, tokens.at_s)
         self._buffer.put(TokenDelta(index, tuple(self._delivered[index:]), text))
-        if self._detokenizer.stopped_by is not None:
+        if self._detokenizer.stopped is not None:
             self._complete(FinishReason.STOP)
             return True
         return False
@@ -168,7 +168,7 @@ class LiveRequest:
     def _complete(self, reason: FinishReason) -> None:
         if self.closed:
             return
-        stop_string = self._detokenizer.stopped_by
+        stop_string = self._detokenizer.stopped
         last = len(self._delivered) - 1
         by_token = stop_string is None and last >= 0 and self._ends(self._delivered[last], last)
         rest = "" if stop_string is not None else self._detokenizer.finish()

@@ -3,7 +3,8 @@
 `engine.runtime` implements the worker, `engine.models` the catalogue and its tokenizers, `engine.instance` what is known of capacity.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from tokenmux.engine.core.facts import ModelFacts
@@ -41,7 +42,7 @@ class Detokenizer(Protocol):
     """The text of one output, step by step, cut at the first stop string."""
 
     def push(self, token_ids: Sequence[int]) -> str:
-        """Take the next tokens; returns the text that is certain by now. After `stopped_by` is set: always empty."""
+        """Take the next tokens; returns the text that is certain by now. Once `stopped` is set: always empty."""
         ...
 
     def finish(self) -> str:
@@ -49,7 +50,7 @@ class Detokenizer(Protocol):
         ...
 
     @property
-    def stopped_by(self) -> str | None:
+    def stopped(self) -> str | None:
         """The stop string that ended the text, if one did."""
         ...
 
@@ -58,20 +59,24 @@ class Tokenizer(Protocol):
     """Text to token ids and back for one model. Called from several threads at once."""
 
     @property
-    def end_token_ids(self) -> frozenset[int]:
+    def stop_token_ids(self) -> frozenset[int]:
         """The tokens with which the model itself ends its output."""
         ...
 
-    @property
-    def has_chat_template(self) -> bool: ...
-
-    def encode(self, text: str) -> list[int]: ...
-
-    def encode_chat(self, messages: Sequence[tuple[str, str]]) -> list[int]:
-        """Token ids of (role, content) messages plus the cue for an answer. Raises InvalidRequest if the template refuses."""
+    def encode(self, text: str) -> list[int]:
+        """Token ids, special tokens included. Raises InvalidRequest for text that is not valid Unicode."""
         ...
 
-    def detokenizer(self, stop_strings: Sequence[str]) -> Detokenizer: ...
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Token ids of messages with `role` and `content`, plus the cue for an answer.
+
+        Raises InvalidRequest if there is no chat template, or it refuses the messages.
+        """
+        ...
+
+    def detokenizer(self, stop: Sequence[str], *, prompt: Sequence[int]) -> Detokenizer:
+        """For one output that continues `prompt` and ends at the first of the stop strings."""
+        ...
 
 
 class Entry(Protocol):
@@ -81,24 +86,36 @@ class Entry(Protocol):
     def facts(self) -> ModelFacts: ...
 
     @property
-    def path(self) -> str:
-        """The folder with its weight image and tokenizer."""
+    def path(self) -> Path:
+        """The folder with its manifest and tokenizer."""
         ...
 
     def tokenizer(self) -> Tokenizer:
-        """Load it; may take a second."""
+        """Load it; may take a second. Raises BadCheckpoint."""
         ...
+
+
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, how much of it is done, and how much there is."""
 
 
 class Catalogue(Protocol):
     """The models on disk. Its methods may block for long and are called from threads."""
 
-    def entries(self) -> Sequence[Entry]: ...
+    def names(self) -> Sequence[str]: ...
 
-    def add(self, name: str, source: str) -> Entry:
-        """Convert and keep a model. Raises AlreadyExists, NotFound, BadCheckpoint, UnsupportedModel."""
+    def get(self, name: str) -> Entry:
+        """Raises NotFound or BadCheckpoint."""
+        ...
+
+    def register_folder(self, name: str, folder: Path, *, progress: Progress) -> Entry:
+        """Convert a checkpoint and keep it. Raises AlreadyExists, NotFound, BadCheckpoint, UnsupportedModel, DoesNotFit."""
+        ...
+
+    def register_gguf(self, name: str, file: Path, *, progress: Progress) -> Entry:
+        """The same for a GGUF file."""
         ...
 
     def remove(self, name: str) -> None:
-        """Delete a model's converted files; the source stays."""
+        """Delete a model's converted files; the source stays. Raises NotFound."""
         ...

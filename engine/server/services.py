@@ -68,14 +68,13 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         self, request: inference_pb2.ModelMetadataRequest, context: Context
     ) -> inference_pb2.ModelMetadataResponse:
         async with answering(context):
-            served = self._front.roster.accepting(request.model)
-            tokenizer = await self._front.roster.tokenizer(served)
+            found = await self._front.metadata(request.model)
             return inference_pb2.ModelMetadataResponse(
-                model=served.facts.id,
-                max_context=served.facts.max_context,
-                vocab_size=served.facts.vocab_size,
-                has_chat_template=tokenizer.has_chat_template,
-                end_token_ids=sorted(tokenizer.end_token_ids),
+                model=found.facts.id,
+                max_context=found.facts.max_context,
+                vocab_size=found.facts.vocab_size,
+                has_chat_template=found.can_chat,
+                end_token_ids=sorted(found.end_token_ids),
             )
 
     async def ServerReady(

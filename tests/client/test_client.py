@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -147,10 +148,10 @@ def test_tokenize_metadata_and_ready() -> None:
             client.ready("other")
 
 
-def test_models_are_managed() -> None:
+def test_models_are_managed(tmp_path: Path) -> None:
     with blocking() as (server, client):
         hub = server.served.hub
-        assert client.models.register("more", "/models/more").name == "more"
+        assert client.models.register("more", str(tmp_path)).name == "more"
         assert [model.name for model in client.models.list()] == ["letters", "more"]
         assert client.models.load("more").residency is Residency.UNKNOWN
         assert server.do(hub.next(Load)).model == "more"
@@ -238,13 +239,13 @@ async def test_async_errors_deadlines_and_cancellation() -> None:
         await served.hub.next(Cancel)
 
 
-async def test_async_tokenize_metadata_models_and_pool(served: Served) -> None:
+async def test_async_tokenize_metadata_models_and_pool(served: Served, tmp_path: Path) -> None:
     async with AsyncClient(served.target) as client:
         assert await client.tokenize("letters", "abc") == (97, 98, 99)
         assert (await client.metadata("letters")).max_context == CONTEXT
         assert await client.ready()
         assert await client.ready("letters")
-        assert (await client.models.register("more", "/models/more")).name == "more"
+        assert (await client.models.register("more", str(tmp_path))).name == "more"
         assert [model.name for model in await client.models.list()] == ["letters", "more"]
         assert (await client.models.get("more")).weight_bytes == 1000
         await client.models.load("more")

@@ -2,15 +2,23 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import grpc
 
-from tokenmux.engine.core.errors import AlreadyExists, DoesNotFit, NotFound, WorkerFailed
+from tokenmux.engine.core.errors import (
+    AlreadyExists,
+    BadCheckpoint,
+    DoesNotFit,
+    InvalidRequest,
+    NotFound,
+    WorkerFailed,
+)
 from tokenmux.engine.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.engine.core.message import (
     Acknowledged,
@@ -36,6 +44,7 @@ from tokenmux.engine.server.access import Access, Key
 from tokenmux.engine.server.admission import Defaults
 from tokenmux.engine.server.app import Transport, running
 from tokenmux.engine.server.front import Front, Limits
+from tokenmux.engine.server.seams import Progress
 from tokenmux.v1 import inference_pb2_grpc, models_pb2_grpc, pool_pb2_grpc
 
 VOCAB = 256
@@ -66,15 +75,15 @@ class LetterDetokenizer:
         self._stops = tuple(stop_strings)
         self._width = width
         self._held = ""
-        self.stopped_by: str | None = None
+        self.stopped: str | None = None
 
     def push(self, token_ids: Sequence[int]) -> str:
-        if self.stopped_by is not None:
+        if self.stopped is not None:
             return ""
         self._held += "".join(chr(token_id) * self._width for token_id in token_ids)
         found = [(self._held.find(stop), stop) for stop in self._stops if stop in self._held]
         if found:
-            at, self.stopped_by = min(found)
+            at, self.stopped = min(found)
             text, self._held = self._held[:at], ""
             return text
         keep = max(
@@ -96,7 +105,7 @@ class LetterTokenizer:
 
     has_chat_template: bool = True
     width: int = 1
-    end_token_ids: frozenset[int] = frozenset({END})
+    stop_token_ids: frozenset[int] = frozenset({END})
     gate: Callable[[], None] = lambda: None
     """Called in the tokenizer's thread."""
 
@@ -104,17 +113,19 @@ class LetterTokenizer:
         self.gate()
         return [ord(letter) for letter in text]
 
-    def encode_chat(self, messages: Sequence[tuple[str, str]]) -> list[int]:
-        return self.encode("".join(f"{role[0]}:{content};" for role, content in messages))
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        if not self.has_chat_template:
+            raise InvalidRequest("this model has no chat template; send a prompt as text or token ids")
+        return self.encode("".join(f"{message['role'][0]}:{message['content']};" for message in messages))
 
-    def detokenizer(self, stop_strings: Sequence[str]) -> LetterDetokenizer:
-        return LetterDetokenizer(stop_strings, self.width)
+    def detokenizer(self, stop: Sequence[str], *, prompt: Sequence[int]) -> LetterDetokenizer:
+        return LetterDetokenizer(stop, self.width)
 
 
 @dataclass
 class FakeEntry:
     facts: ModelFacts
-    path: str = "somewhere"
+    path: Path = Path("somewhere")
     letters: LetterTokenizer = field(default_factory=LetterTokenizer)
 
     def tokenizer(self) -> LetterTokenizer:
@@ -122,23 +133,33 @@ class FakeEntry:
 
 
 class FakeCatalogue:
+    """Any folder or file is a model; one whose name begins with "huge" is too large, with "bad" is damaged."""
+
     def __init__(self, *entries: FakeEntry) -> None:
-        self.kept = {entry.facts.id: entry for entry in entries}
+        self.kept: dict[str, FakeEntry] = {entry.facts.id: entry for entry in entries}
 
-    def entries(self) -> list[FakeEntry]:
-        return list(self.kept.values())
+    def names(self) -> list[str]:
+        return sorted(self.kept)
 
-    def add(self, name: str, source: str) -> FakeEntry:
+    def get(self, name: str) -> FakeEntry:
+        if name not in self.kept:
+            raise NotFound(f"no model named {name} in the catalogue")
+        if name.startswith("bad"):
+            raise BadCheckpoint(f"{name}: the manifest is damaged")
+        return self.kept[name]
+
+    def register_folder(self, name: str, folder: Path, *, progress: Progress) -> FakeEntry:
         if name in self.kept:
             raise AlreadyExists(name)
-        if source == "nowhere":
-            raise NotFound("there is no folder or file 'nowhere' on the server")
-        entry = FakeEntry(facts(name, n_bytes=10**9 if source == "huge" else 1000))
-        self.kept[entry.facts.id] = entry
+        entry = FakeEntry(facts(name, n_bytes=10**9 if folder.name.startswith("huge") else 1000))
+        self.kept[name] = entry
         return entry
 
+    def register_gguf(self, name: str, file: Path, *, progress: Progress) -> FakeEntry:
+        return self.register_folder(name, file, progress=progress)
+
     def remove(self, name: str) -> None:
-        del self.kept[ModelId(name)]
+        del self.kept[name]
 
 
 class SmallDevice:
@@ -369,6 +390,12 @@ class ServerThread:
     def do(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
         """Run something on the server's loop."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(PATIENCE_S)
+
+    async def post(self, message: FromWorker) -> None:
+        """Let the worker say something, and wait until the front has heard it."""
+        version = self.served.front.changes.version
+        self.served.hub.post(message)
+        await self.served.front.changes.after(version)
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -311,6 +311,17 @@ async def test_a_model_that_does_not_fit_is_refused_and_the_others_are_served() 
         assert (await hub.next(Register)).facts.id == "letters"
 
 
+async def test_a_damaged_entry_is_left_out_and_the_others_are_served(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    hub = Hub(auto=True)
+    async with started(hub, FakeEntry(facts("bad")), FakeEntry(facts("letters"))) as front:
+        with pytest.raises(NotFound):
+            await events_of(front, ask(model="bad"))
+        assert text_of(await events_of(front, ask())) == "defghijk"
+    assert "bad is left out: bad: the manifest is damaged" in caplog.text
+
+
 async def test_a_device_too_small_for_any_model_refuses_to_start() -> None:
     front, _ = make_front(Hub(), FakeEntry(facts("huge", n_bytes=10**6)))
     with pytest.raises(DoesNotFit, match="no model of the catalogue fits the device"):

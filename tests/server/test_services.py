@@ -5,6 +5,7 @@ import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import grpc
 import pytest
@@ -192,6 +193,13 @@ async def test_tokenize_and_metadata(served: Served) -> None:
     )
 
 
+async def test_a_model_without_a_template_says_that_it_cannot_chat() -> None:
+    plain = FakeEntry(facts("letters"), letters=LetterTokenizer(has_chat_template=False))
+    async with serving(plain) as served:
+        request = inference_pb2.ModelMetadataRequest(model="letters")
+        assert not (await served.inference.ModelMetadata(request)).has_chat_template
+
+
 async def test_readiness() -> None:
     huge = FakeEntry(facts("huge", n_bytes=10**6))
     async with serving(huge, FakeEntry(facts("letters"))) as served:
@@ -318,8 +326,8 @@ async def test_models_are_listed_with_what_the_worker_says(served: Served) -> No
     )  # fmt: skip
 
 
-async def test_a_model_is_registered_served_and_removed(served: Served) -> None:
-    request = models_pb2.RegisterModelRequest(name="more", source="/models/more")
+async def test_a_model_is_registered_served_and_removed(served: Served, tmp_path: Path) -> None:
+    request = models_pb2.RegisterModelRequest(name="more", source=str(tmp_path))
     assert (await served.models.Register(request)).name == "more"
     assert (await refused(served.models.Register(request)))[0] is Code.ALREADY_EXISTS
     assert (await served.inference.Generate(generate(model="more", max_tokens=1))).text == "d"
@@ -329,23 +337,32 @@ async def test_a_model_is_registered_served_and_removed(served: Served) -> None:
     assert [*served.catalogue.kept] == ["letters"]
 
 
+async def test_what_was_pulled_meanwhile_is_registered_without_a_source(served: Served) -> None:
+    served.catalogue.kept["pulled"] = FakeEntry(facts("pulled"))
+    await served.models.Register(models_pb2.RegisterModelRequest(name="pulled"))
+    assert (await served.inference.Generate(generate(model="pulled", max_tokens=1))).text == "d"
+
+
 @pytest.mark.parametrize(
     ("name", "source", "code", "message"),
     [
         ("bad name", "x", Code.INVALID_ARGUMENT, "letters, digits"),
         ("", "x", Code.INVALID_ARGUMENT, "letters, digits"),
-        ("new", "", Code.INVALID_ARGUMENT, "no source"),
-        ("new", "nowhere", Code.NOT_FOUND, "nowhere"),
+        ("new", "", Code.NOT_FOUND, "no model named new in the catalogue"),
+        ("new", "nowhere", Code.NOT_FOUND, "nowhere: there is no such folder or file"),
         ("new", "huge", Code.FAILED_PRECONDITION, "raise device.arena"),
         ("strange", "x", Code.FAILED_PRECONDITION, "unknown architecture"),
     ],
 )
 async def test_what_cannot_be_registered_leaves_nothing_behind(
-    served: Served, name: str, source: str, code: grpc.StatusCode, message: str
+    served: Served, tmp_path: Path, name: str, source: str, code: grpc.StatusCode, message: str
 ) -> None:
+    for folder in ("huge", "x"):
+        (tmp_path / folder).mkdir()
+    path = str(tmp_path / source) if source else ""
     served.hub.refuses["strange"] = "unknown architecture"
     got, details = await refused(
-        served.models.Register(models_pb2.RegisterModelRequest(name=name, source=source))
+        served.models.Register(models_pb2.RegisterModelRequest(name=name, source=path))
     )
     assert got is code
     assert message in details

@@ -1,0 +1,412 @@
+"""The command line, and composition root: the only reader of arguments and of the environment.
+
+Commands are thin; what they do is in the packages that they import, and they import only when they run, so that `--help` is fast.
+Exit status: 0 done, 1 it did not work, 2 wrong usage or configuration. Errors are told in a line on stderr, with the remedy.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from tokenmux.engine.core.errors import ConfigError, TokenmuxError
+
+if TYPE_CHECKING:
+    from tokenmux.engine.client import Client, GenerateOptions
+
+DEFAULT_SERVER = "127.0.0.1:50051"
+FAILED, MISUSED = 1, 2
+
+
+class _Failed(TokenmuxError):
+    """A call to the server failed."""
+
+
+class _Root(TyperGroup):
+    """Turns errors that were raised on purpose into a line on stderr and an exit status."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ConfigError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(MISUSED) from error
+        except TokenmuxError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(FAILED) from error
+
+
+app = typer.Typer(
+    cls=_Root,
+    name="tokenmux",
+    help="Serve many language models from a few devices: whichever model's next token is due soonest runs next.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+    add_completion=False,
+)
+models_app = typer.Typer(help="The catalogue: list, register, load, unload, pin.", no_args_is_help=True)
+pool_app = typer.Typer(help="The pool: devices, memory, and what runs where.", no_args_is_help=True)
+app.add_typer(models_app, name="models", rich_help_panel="Operating a pool")
+app.add_typer(pool_app, name="pool", rich_help_panel="Operating a pool")
+
+
+@dataclass(frozen=True, slots=True)
+class _Server:
+    """How to reach the server, from the options before the command."""
+
+    target: str
+    api_key: str | None
+    tls: bool
+    ca_file: Path | None
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tokenmux {metadata.version('tokenmux')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    ctx: typer.Context,
+    server: Annotated[
+        str, typer.Option(envvar="TOKENMUX_SERVER", metavar="HOST:PORT", help="The server to talk to.")
+    ] = DEFAULT_SERVER,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="TOKENMUX_API_KEY",
+            help="Key of the server. Better in the environment than in the shell's history.",
+        ),
+    ] = None,
+    tls: Annotated[bool, typer.Option("--tls", help="Talk TLS, trusting the system's authorities.")] = False,
+    ca_file: Annotated[
+        Path | None, typer.Option(envvar="TOKENMUX_CA_FILE", help="Talk TLS, trusting this authority (PEM).")
+    ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    ctx.obj = _Server(server, api_key, tls, ca_file)
+
+
+@contextmanager
+def _connected(ctx: typer.Context) -> "Iterator[Client]":
+    from tokenmux.engine.client import CallFailed, Client
+
+    server: _Server = ctx.obj
+    try:
+        with Client(server.target, api_key=server.api_key, tls=server.tls, ca_file=server.ca_file) as client:
+            yield client
+    except CallFailed as error:
+        hint = f"; is a server running on {server.target}?" if error.code.name == "UNAVAILABLE" else ""
+        raise _Failed(f"{error}{hint}") from error
+    except OSError as error:
+        raise ConfigError(f"{server.ca_file}: cannot be read: {error.strerror}") from error
+
+
+# ── serving ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@app.command(rich_help_panel="Serving")
+def serve(
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="pool.yaml. Flags go before what it says.")
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model", "-m", metavar="NAME=PATH", help="Serve a folder of safetensors or a GGUF file."
+        ),
+    ] = None,
+    listen: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Default: 127.0.0.1:50051.")] = None,
+    catalogue: Annotated[Path | None, typer.Option(help="Where converted models are kept.")] = None,
+    arena: Annotated[str | None, typer.Option(metavar="SIZE", help="Device memory, such as 2GiB.")] = None,
+    host_cache: Annotated[str | None, typer.Option(metavar="SIZE", help="Host memory for weights.")] = None,
+    host_kv: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Host memory for paged-out KV cache.")
+    ] = None,
+) -> None:
+    """Run a server until SIGTERM or Ctrl-C; then let live requests complete.
+
+    [dim]tokenmux serve --model small=./models/small --arena 2GiB[/dim]
+    """
+    import asyncio
+    import logging
+
+    from tokenmux.engine.server.config import Override, load_config
+
+    flags = {
+        ("listen",): ("--listen", listen),
+        ("catalogue",): ("--catalogue", catalogue and str(catalogue.absolute())),
+        ("device", "arena"): ("--arena", arena),
+        ("device", "host_cache"): ("--host-cache", host_cache),
+        ("device", "host_kv"): ("--host-kv", host_kv),
+    }
+    overrides = [Override(place, value, flag) for place, (flag, value) in flags.items() if value is not None]
+    for named in model or ():
+        name, equals, path = named.partition("=")
+        if not equals or not name or not path:
+            raise ConfigError(f"--model {named}: write NAME=PATH, such as small=./models/small")
+        overrides.append(Override(("models", name), str(Path(path).absolute()), "--model"))
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    checked = load_config(config, overrides)
+
+    # torch comes with these: not before the configuration is right
+    from tokenmux.engine.cli_progress import progress_bars
+    from tokenmux.engine.server.serve import open_catalogue
+    from tokenmux.engine.server.serve import serve as run
+
+    with progress_bars(Console(stderr=True)) as progress:
+        models = open_catalogue(checked, progress)
+    asyncio.run(run(checked, models, say=lambda line: typer.echo(line, err=True)))
+
+
+@app.command(rich_help_panel="Serving")
+def pull(
+    repository: Annotated[str, typer.Argument(metavar="ORG/NAME", help="A repository of the model hub.")],
+    name: Annotated[str | None, typer.Option(help="Name in the catalogue. Default: NAME.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="bfloat16, float16 or float32. Default: the checkpoint's own.")
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the Python code that comes with the model.")
+    ] = False,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="pool.yaml that names the catalogue.")
+    ] = None,
+    catalogue: Annotated[Path | None, typer.Option(help="Where converted models are kept.")] = None,
+) -> None:
+    """Download a model from the hub into the catalogue, from which the next server serves it.
+
+    A server that runs already takes it up with [dim]tokenmux models register NAME[/dim].
+    """
+    from tokenmux.engine.server.config import Override, load_config
+
+    given = [] if catalogue is None else [Override(("catalogue",), str(catalogue.absolute()), "--catalogue")]
+    folder = load_config(config, given).catalogue
+
+    from tokenmux.engine.cli_progress import progress_bars
+    from tokenmux.engine.models.catalogue import Catalogue
+
+    with progress_bars(Console(stderr=True)) as progress:
+        entry = Catalogue(folder).pull(
+            repository,
+            name=name,
+            revision=revision,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            progress=progress,
+        )
+    typer.echo(f"{entry.name} is in the catalogue {folder}")
+
+
+# ── generating ───────────────────────────────────────────────────────────────────────────────────────────────
+
+Model = Annotated[str, typer.Argument(help="Name of a served model.")]
+MaxTokens = Annotated[int | None, typer.Option("--max-tokens", "-n", help="Default: the server's.")]
+Temperature = Annotated[float, typer.Option("--temperature", "-t", help="0 is greedy.")]
+TopK = Annotated[int, typer.Option(help="Draw among the k likeliest tokens; 0: no limit.")]
+TopP = Annotated[float | None, typer.Option(help="Draw among the likeliest with this probability together.")]
+Seed = Annotated[int | None, typer.Option(help="The same seed gives the same tokens.")]
+Stop = Annotated[list[str] | None, typer.Option(help="Text that ends the answer; may be given again.")]
+
+
+@app.command(rich_help_panel="Talking to a server")
+def generate(
+    ctx: typer.Context,
+    model: Model,
+    prompt: Annotated[str, typer.Argument(help="The text to continue; - reads it from stdin.")],
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 0,
+    top_p: TopP = None,
+    seed: Seed = None,
+    stop: Stop = None,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Tell tokens and times on stderr afterwards.")
+    ] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the whole answer as one JSON document.")
+    ] = False,
+) -> None:
+    """Continue a text, printing it as it comes."""
+    from tokenmux.engine.cli_talk import show_stream, summary
+    from tokenmux.engine.cli_views import as_json
+
+    text = sys.stdin.read() if prompt == "-" else prompt
+    options = _options(max_tokens, temperature, top_k, top_p, seed, stop)
+    errors = Console(stderr=True)
+    with _connected(ctx) as client:
+        if json:
+            typer.echo(as_json(client.generate(model, text, **options)))
+            return
+        _, finish = show_stream(client.stream(model, text, **options), errors)
+    if stats and finish is not None:
+        errors.print(summary(finish), style="dim", highlight=False)
+
+
+@app.command(rich_help_panel="Talking to a server")
+def chat(
+    ctx: typer.Context,
+    model: Model,
+    system: Annotated[str | None, typer.Option(help="What the model is told first.")] = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 0,
+    top_p: TopP = None,
+    seed: Seed = None,
+    stop: Stop = None,
+) -> None:
+    """Converse with a model, a line at a time. Ctrl-C cancels an answer, Ctrl-D leaves."""
+    from tokenmux.engine.cli_talk import converse
+
+    options = _options(max_tokens, temperature, top_k, top_p, seed, stop)
+    with _connected(ctx) as client:
+        converse(client, model, system, Console(stderr=True), options)
+
+
+def _options(
+    max_tokens: int | None,
+    temperature: float,
+    top_k: int,
+    top_p: float | None,
+    seed: int | None,
+    stop: list[str] | None,
+) -> "GenerateOptions":
+    return {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "seed": seed,
+        "stop": stop or [],
+    }
+
+
+# ── operating ────────────────────────────────────────────────────────────────────────────────────────────────
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@models_app.command("list")
+def models_list(ctx: typer.Context, json: Json = False) -> None:
+    """All models with their state and what they have cost so far."""
+    from tokenmux.engine.cli_views import as_json, models_table
+
+    with _connected(ctx) as client:
+        models = client.models.list()
+    if json:
+        typer.echo(as_json(models))
+    else:
+        Console().print(models_table(models))
+
+
+@models_app.command("register")
+def models_register(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="The name under which it is served.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Folder of safetensors or GGUF file, on the server's machine. Left out: it was pulled."
+        ),
+    ] = "",
+) -> None:
+    """Add a model. Its weights are converted once if need be, which may take minutes."""
+    with _connected(ctx) as client, Console(stderr=True).status(f"registering {name}"):
+        client.models.register(name, source)
+    typer.echo(f"{name} is served")
+
+
+@models_app.command("remove")
+def models_remove(
+    ctx: typer.Context,
+    name: Model,
+    force: Annotated[
+        bool, typer.Option("--force", help="Even under live requests, which then fail.")
+    ] = False,
+) -> None:
+    """Stop serving a model and delete its converted weights; the source stays."""
+    with _connected(ctx) as client:
+        client.models.unregister(name, force=force)
+    typer.echo(f"{name} is removed")
+
+
+@models_app.command("load")
+def models_load(
+    ctx: typer.Context,
+    name: Model,
+    wait: Annotated[bool, typer.Option("--wait", help="Return when it is resident.")] = False,
+) -> None:
+    """Bring a model onto the device before anybody asks for it."""
+    with _connected(ctx) as client, Console(stderr=True).status(f"loading {name}"):
+        model = client.models.load(name, wait=wait)
+    typer.echo(f"{name}: {model.residency.value}")
+
+
+@models_app.command("unload")
+def models_unload(ctx: typer.Context, name: Model) -> None:
+    """Take a model off the device."""
+    with _connected(ctx) as client:
+        client.models.unload(name)
+    typer.echo(f"{name} leaves the device")
+
+
+@models_app.command("pin")
+def models_pin(ctx: typer.Context, name: Model) -> None:
+    """Keep a model on the device."""
+    with _connected(ctx) as client:
+        client.models.pin(name)
+    typer.echo(f"{name} is pinned")
+
+
+@models_app.command("unpin")
+def models_unpin(ctx: typer.Context, name: Model) -> None:
+    """No longer keep a model on the device."""
+    with _connected(ctx) as client:
+        client.models.pin(name, pinned=False)
+    typer.echo(f"{name} is not pinned")
+
+
+@pool_app.command("status")
+def pool_status(
+    ctx: typer.Context,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on until Ctrl-C.")] = False,
+    json: Json = False,
+) -> None:
+    """Memory, channels and models, now or live."""
+    from rich.live import Live
+
+    from tokenmux.engine.cli_views import as_json, pool_view
+
+    with _connected(ctx) as client:
+        if not watch:
+            status = client.pool.status()
+            if json:
+                typer.echo(as_json(status))
+            else:
+                Console().print(pool_view(status))
+            return
+        before = None
+        with Live(console=Console(), auto_refresh=False) as live:
+            for status in client.pool.watch(min_interval_s=0.5):
+                if json:
+                    typer.echo(as_json(status))
+                else:
+                    live.update(pool_view(status, before), refresh=True)
+                before = status
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()

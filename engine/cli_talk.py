@@ -1,0 +1,72 @@
+"""Generation on the terminal: text as it comes on stdout, what is being waited for on stderr."""
+
+import sys
+from collections.abc import Iterable
+
+from rich.console import Console
+
+from tokenmux.engine.client import Client, Delta, Event, Finish, GenerateOptions, Message, Phase, State
+
+
+def show_stream(events: Iterable[Event], errors: Console) -> tuple[str, Finish | None]:
+    """Print a stream while it comes; returns its text and its end."""
+    text, finish = "", None
+    with errors.status("sent") as waiting:
+        for event in events:
+            match event:
+                case State():
+                    waiting.update(_say(event))
+                case Delta():
+                    if event.text and not text:
+                        waiting.stop()
+                    text += event.text
+                    sys.stdout.write(event.text)
+                    sys.stdout.flush()
+                case Finish():
+                    finish = event
+    sys.stdout.write("\n")
+    return text, finish
+
+
+def summary(finish: Finish) -> str:
+    """One line on how a request went."""
+    rate = ""
+    if finish.n_completion_tokens > 1 and finish.total_s > finish.ttft_s:
+        rate = f", then {(finish.n_completion_tokens - 1) / (finish.total_s - finish.ttft_s):.1f} tokens/s"
+    return (
+        f"{finish.n_prompt_tokens} prompt tokens, {finish.n_completion_tokens} tokens, {finish.n_tokens_on_time} on time, "
+        f"first after {finish.ttft_s:.2f} s{rate}, ended by {finish.reason}, seed {finish.seed}"
+    )
+
+
+def converse(
+    client: Client, model: str, system: str | None, errors: Console, options: GenerateOptions
+) -> None:
+    """Read a line, answer it, remember both; until the input ends. Ctrl-C cancels an answer, and otherwise leaves."""
+    history = [Message("system", system)] if system else []
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return
+        if not line.strip():
+            continue
+        question = Message("user", line)
+        stream = client.stream(model, [*history, question], **options)
+        try:
+            answer, _ = show_stream(stream, errors)
+        except KeyboardInterrupt:
+            stream.cancel()
+            errors.print("cancelled", style="dim")
+            continue
+        history += [question, Message("assistant", answer)]
+
+
+def _say(state: State) -> str:
+    match state.phase:
+        case Phase.QUEUED:
+            return f"queued, {state.position} before" if state.position else "queued"
+        case Phase.LOADING:
+            return f"loading the model, {state.progress:.0%}"
+        case _:
+            return str(state.phase.value)

@@ -1,0 +1,143 @@
+"""How the command line shows models and the pool: rich tables from the client's values, and the same as JSON."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from enum import Enum
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from tokenmux.engine.client import Instance, Model, PoolStatus, Residency
+from tokenmux.engine.server.sizes import show_size
+
+_COLOURS = {
+    Residency.RESIDENT: "bold green",
+    Residency.LOADING: "yellow",
+    Residency.HOST: "cyan",
+    Residency.FETCHING: "blue",
+}
+_BAR_WIDTH = 30
+
+
+def as_json(value: Any) -> str:
+    """A dataclass, or a tuple of them, as one line of JSON."""
+    plain = [asdict(item) for item in value] if isinstance(value, tuple) else asdict(value)
+    return json.dumps(plain, default=_plain)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Enum):
+        return value.value
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def models_table(models: Iterable[Model], rates: dict[str, float] | None = None) -> Table:
+    """One row a model; with `rates`, tokens per second by name."""
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    table.add_column("model")
+    table.add_column("state")
+    for name in ("weights", "context", "run", "queue", "away", "tokens", "on time", "swaps", "each"):
+        table.add_column(name, justify="right")
+    if rates is not None:
+        table.add_column("tokens/s", justify="right")
+    for model in models:
+        row: list[RenderableType] = [
+            Text(model.name, style="bold" if model.n_running else ""),
+            _state(model),
+            show_size(model.weight_bytes),
+            str(model.max_context),
+            _count(model.n_running),
+            _count(model.n_queued),
+            _count(model.n_paged_out),
+            _count(model.n_tokens),
+            f"{model.n_tokens_on_time / model.n_tokens:.0%}" if model.n_tokens else "",
+            _count(model.n_swaps),
+            f"{1000 * model.swap_s / model.n_swaps:.0f} ms" if model.n_swaps else "",
+        ]
+        if rates is not None:
+            row.append(f"{rates[model.name]:.1f}" if rates.get(model.name) else "")
+        table.add_row(*row)
+    return table
+
+
+def pool_view(now: PoolStatus, before: PoolStatus | None = None) -> RenderableType:
+    """The pool; with an earlier status, also the rates since then."""
+    restarts = f", {now.n_restarts} restarts" if now.n_restarts else ""
+    title = Text.assemble(
+        ("tokenmux ", "bold"),
+        f"{now.version}, up {_duration(now.uptime_s)}, {now.n_requests} of {now.max_requests} requests{restarts}",
+    )
+    if not now.instances:
+        instances: list[RenderableType] = [Text("no worker is running", style="red")]
+    else:
+        earlier = before.instances if before is not None else ()
+        instances = [
+            _instance(instance, earlier[i] if i < len(earlier) else None)
+            for i, instance in enumerate(now.instances)
+        ]
+    return Group(title, *instances, models_table(now.models, _rates(now, before)))
+
+
+def _instance(now: Instance, before: Instance | None) -> RenderableType:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_row(
+        "device",
+        Text(now.device, style="bold"),
+        f"running {now.running_model}" if now.running_model else "idle",
+    )
+    used = now.weight_bytes + now.kv_bytes
+    held = f"{show_size(now.weight_bytes)} weights, {show_size(now.kv_bytes)} KV"
+    grid.add_row("arena", _bar(used, now.arena_bytes), f"{held}, of {show_size(now.arena_bytes)}")
+    for name, part, whole in (
+        ("host cache", now.host_cache_used_bytes, now.host_cache_bytes),
+        ("host KV", now.host_kv_used_bytes, now.host_kv_bytes),
+    ):
+        grid.add_row(name, _bar(part, whole), f"{show_size(part)} of {show_size(whole)}")
+    if before is not None and now.at_s > before.at_s:
+        shares = (
+            f"{name} {(getattr(now, field) - getattr(before, field)) / (now.at_s - before.at_s):.0%}"
+            for name, field in (
+                ("compute", "compute_busy_s"),
+                ("copy in", "copy_in_busy_s"),
+                ("copy out", "copy_out_busy_s"),
+                ("fetch", "fetch_busy_s"),
+            )
+        )
+        grid.add_row("busy", "", ", ".join(shares))
+    return grid
+
+
+def _rates(now: PoolStatus, before: PoolStatus | None) -> dict[str, float] | None:
+    if before is None or not now.instances or not before.instances:
+        return None
+    seconds = now.instances[0].at_s - before.instances[0].at_s
+    earlier = {model.name: model.n_tokens for model in before.models}
+    return {
+        model.name: (model.n_tokens - earlier.get(model.name, 0)) / seconds if seconds > 0 else 0.0
+        for model in now.models
+    }
+
+
+def _state(model: Model) -> Text:
+    if model.refusal:
+        return Text(f"refused: {model.refusal}", style="red")
+    pinned = " (pinned)" if model.pinned else ""
+    return Text(model.residency.value + pinned, style=_COLOURS.get(model.residency, "dim"))
+
+
+def _bar(part: float, whole: float) -> ProgressBar:
+    return ProgressBar(total=max(whole, 1), completed=part, width=_BAR_WIDTH)
+
+
+def _count(n: int) -> str:
+    return str(n) if n else ""
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

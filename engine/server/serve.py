@@ -1,0 +1,144 @@
+"""From a validated `PoolConfig` to a server that runs: keys and certificates are read, parts are made and put together.
+
+This is where the front meets the real worker and the real catalogue; nothing else in `engine.server` knows them.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenmux.engine.core.errors import ConfigError
+from tokenmux.engine.core.facts import DeviceFacts, HostFacts, ModelFacts
+from tokenmux.engine.core.message import FromWorker
+from tokenmux.engine.core.request import ServiceLevel
+from tokenmux.engine.instance.capacity import check_model, check_request
+from tokenmux.engine.models.catalogue import Catalogue
+from tokenmux.engine.runtime.calibrate import Speeds, measure
+from tokenmux.engine.runtime.clock import MonotonicClock
+from tokenmux.engine.runtime.worker import ProcessWorker, WorkerConfig
+from tokenmux.engine.server.access import Access, Key
+from tokenmux.engine.server.administration import add_to_catalogue
+from tokenmux.engine.server.admission import Defaults
+from tokenmux.engine.server.app import Transport, running, until_signalled
+from tokenmux.engine.server.config import PoolConfig
+from tokenmux.engine.server.front import Front, Limits
+from tokenmux.engine.server.seams import Progress, Worker, WorkerFactory
+from tokenmux.engine.server.supervisor import RestartLimits
+
+FETCH_BYTES_PER_S = 1e9
+"""Where the cost model starts for reading weights from disk; it corrects itself from the first fetch on."""
+
+
+def open_catalogue(config: PoolConfig, progress: Progress) -> Catalogue:
+    """The catalogue with the models of the configuration, converted where that has not been done yet. May take minutes.
+
+    Raises what `engine.server.administration.add_to_catalogue` raises.
+    """
+    catalogue = Catalogue(config.catalogue)
+    for name in sorted(config.models.keys() - set(catalogue.names())):
+        add_to_catalogue(catalogue, name, config.models[name].source, progress)
+    return catalogue
+
+
+async def serve(config: PoolConfig, catalogue: Catalogue, say: Callable[[str], None]) -> None:
+    """Serve the catalogue until SIGTERM or SIGINT. `say` is told, in a line each, what a person waiting should know.
+
+    Raises ConfigError, DoesNotFit when no model fits, and what starting the worker raises.
+    """
+    access, transport = read_access(config), read_transport(config)
+    device, host = facts_of(config, await asyncio.to_thread(measure, MonotonicClock()))
+    front = Front(
+        worker_factory(WorkerConfig(device, host)),
+        catalogue,
+        DeviceCapacity(device, host),
+        pinned=[name for name, model in config.models.items() if model.pinned],
+        limits=limits_of(config),
+        defaults=Defaults(
+            config.queue.max_tokens, ServiceLevel(config.service_level.ttft_s, config.service_level.tpot_s)
+        ),
+    )
+    async with running(front, catalogue, access, transport) as server:
+        at = f"{config.listen.rpartition(':')[0]}:{server.port}"
+        say(f"serving {len(front.roster)} models on {at}" + ("" if transport.certificate else " without TLS"))
+        await until_signalled(front, config.drain_s)
+        say("stopping")
+
+
+def worker_factory(config: WorkerConfig) -> WorkerFactory:
+    """Workers as processes of this machine."""
+
+    def start(on_message: Callable[[FromWorker], None]) -> Worker:
+        return ProcessWorker(config, on_message)
+
+    return start
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceCapacity:
+    """`engine.server.seams.Capacity` of one device."""
+
+    device: DeviceFacts
+    host: HostFacts
+
+    def check_model(self, model: ModelFacts, pinned: Iterable[ModelFacts]) -> None:
+        check_model(self.device, self.host, model, pinned)
+
+    def check_request(self, model: ModelFacts, n_tokens: int, pinned: Iterable[ModelFacts]) -> None:
+        check_request(self.device, model, n_tokens, pinned)
+
+
+def facts_of(config: PoolConfig, speeds: Speeds) -> tuple[DeviceFacts, HostFacts]:
+    """Budgets from the configuration, speeds as measured."""
+    device = DeviceFacts(
+        name=config.device.kind,
+        arena_bytes=config.device.arena,
+        host_kv_bytes=config.device.host_kv,
+        copy_in_bytes_per_s=speeds.copy_bytes_per_s,
+        copy_out_bytes_per_s=speeds.copy_bytes_per_s,
+        memory_bytes_per_s=speeds.read_bytes_per_s,
+        flops_per_s=speeds.flops_per_s,
+        slab_bytes=config.device.slab,
+        prefill_chunk_tokens=config.device.prefill_chunk_tokens,
+    )
+    return device, HostFacts(config.device.host_cache, FETCH_BYTES_PER_S)
+
+
+def limits_of(config: PoolConfig) -> Limits:
+    return Limits(
+        max_requests=config.queue.max_requests,
+        buffer_tokens=config.slow_reader.buffer_tokens,
+        unread_s=config.slow_reader.end_after_s,
+        restarts=RestartLimits(config.worker.max_restarts, config.worker.restart_window_s),
+    )
+
+
+def read_access(config: PoolConfig) -> Access:
+    """Read the files of the keys. Raises ConfigError for one that is missing, empty, or the same as another."""
+    keys: list[Key] = []
+    for key in config.keys:
+        secret = _read("keys.file", key.file).decode(errors="replace").strip()
+        if not secret:
+            raise ConfigError(f"{key.file}: the file of the key {key.name!r} is empty")
+        made = Key.of(key.name, key.scope, secret)
+        if any(made.digest == other.digest for other in keys):
+            raise ConfigError(f"{key.file}: the key {key.name!r} is the same as another one")
+        keys.append(made)
+    return Access(keys)
+
+
+def read_transport(config: PoolConfig) -> Transport:
+    """Read certificate and private key, if any. Raises ConfigError."""
+    return Transport(
+        address=config.listen,
+        certificate=None if config.tls is None else _read("tls.certificate", config.tls.certificate),
+        private_key=None if config.tls is None else _read("tls.private_key", config.tls.private_key),
+        max_message_bytes=config.max_message,
+    )
+
+
+def _read(what: str, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{what}: {path} cannot be read: {error.strerror}") from error
