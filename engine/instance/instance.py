@@ -334,7 +334,8 @@ class Instance:
         model.pinned = model.pinned if pinned is None else pinned
         if wanted is not None:
             here = model.stage is Residency.RESIDENT
-            model.wanted = None if wanted is here else wanted
+            is_so = wanted is here and model.stage is not Residency.LOADING
+            model.wanted = None if is_so else wanted
         self._file_asked(model)
 
     def _file_asked(self, model: ModelState) -> None:
