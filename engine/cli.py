@@ -6,7 +6,7 @@ Exit status: 0 done, 1 it did not work, 2 wrong usage or configuration. Errors a
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -167,7 +167,7 @@ def serve(
 
     with progress_bars(Console(stderr=True)) as progress:
         models = open_catalogue(checked, progress)
-    asyncio.run(run(checked, models, say=lambda line: typer.echo(line, err=True)))
+    asyncio.run(run(checked, models, say=typer.echo))
 
 
 @app.command(rich_help_panel="Serving")
@@ -398,7 +398,7 @@ def pool_status(
                 Console().print(pool_view(status))
             return
         before = None
-        with Live(console=Console(), auto_refresh=False) as live:
+        with suppress(KeyboardInterrupt), Live(console=Console(), auto_refresh=False) as live:
             for status in client.pool.watch(min_interval_s=0.5):
                 if json:
                     typer.echo(as_json(status))
@@ -410,3 +410,7 @@ def pool_status(
 def main() -> None:
     """Entry point of the console script."""
     app()
+
+
+if __name__ == "__main__":
+    main()

@@ -42,7 +42,7 @@ def open_catalogue(config: PoolConfig, progress: Progress) -> Catalogue:
 
 
 async def serve(config: PoolConfig, catalogue: Catalogue, say: Callable[[str], None]) -> None:
-    """Serve the catalogue until SIGTERM or SIGINT. `say` is told, in a line each, what a person waiting should know.
+    """Serve the catalogue until SIGTERM or SIGINT. `say` is told in a line when the server answers, and where.
 
     Raises ConfigError, DoesNotFit when no model fits, and what starting the worker raises.
     """
@@ -60,9 +60,8 @@ async def serve(config: PoolConfig, catalogue: Catalogue, say: Callable[[str], N
     )
     async with running(front, catalogue, access, transport) as server:
         at = f"{config.listen.rpartition(':')[0]}:{server.port}"
-        say(f"serving {len(front.roster)} models on {at}" + ("" if transport.certificate else " without TLS"))
+        say(f"serving {len(front.roster)} models, listening on {at}")
         await until_signalled(front, config.drain_s)
-        say("stopping")
 
 
 def worker_factory(config: WorkerConfig) -> WorkerFactory:

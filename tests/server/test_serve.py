@@ -1,0 +1,155 @@
+"""From configuration to a server: keys and certificates, and one whole server with real models, killed and stopped."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.server.harness import ServerThread, serving
+from tokenmux.engine.client import CallFailed, Client, Delta, Finish
+from tokenmux.engine.core.errors import ConfigError
+from tokenmux.engine.models import tiny
+from tokenmux.engine.runtime.calibrate import Speeds
+from tokenmux.engine.server.access import Scope
+from tokenmux.engine.server.app import Transport
+from tokenmux.engine.server.config import KeyConfig, PoolConfig, TlsConfig
+from tokenmux.engine.server.serve import facts_of, limits_of, read_access, read_transport
+
+
+def test_the_configuration_reaches_the_parts() -> None:
+    config = PoolConfig.model_validate(
+        {
+            "device": {"arena": 10, "host_cache": 20, "host_kv": 30, "slab": 40, "prefill_chunk_tokens": 50},
+            "queue": {"max_requests": 1},
+            "slow_reader": {"buffer_tokens": 2, "end_after_s": 3},
+            "worker": {"max_restarts": 4, "restart_window_s": 5},
+        },
+        context=Path.cwd(),
+    )
+    device, host = facts_of(config, Speeds(1.0, 2.0, 3.0))
+    assert (device.arena_bytes, host.cache_bytes, device.host_kv_bytes) == (10, 20, 30)
+    assert (device.slab_bytes, device.prefill_chunk_tokens) == (40, 50)
+    assert (device.copy_in_bytes_per_s, device.memory_bytes_per_s, device.flops_per_s) == (1.0, 2.0, 3.0)
+    limits = limits_of(config)
+    assert (limits.max_requests, limits.buffer_tokens, limits.unread_s) == (1, 2, 3)
+    assert (limits.restarts.n, limits.restarts.window_s) == (4, 5)
+
+
+def with_keys(*files: Path) -> PoolConfig:
+    keys = tuple(
+        KeyConfig.model_construct(name=f"key{i}", scope=Scope.ADMIN, file=file)
+        for i, file in enumerate(files)
+    )
+    return PoolConfig.model_construct(keys=keys, tls=None)
+
+
+def test_keys_are_read_from_their_files(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("open sesame\n")
+    access = read_access(with_keys(tmp_path / "a"))
+    caller = access.caller([("authorization", "Bearer open sesame")])
+    assert caller is not None
+    assert (caller.name, caller.scope) == ("key0", Scope.ADMIN)
+
+
+def test_a_key_file_that_is_missing_empty_or_double_is_named(tmp_path: Path) -> None:
+    for name, text in (("empty", " \n"), ("a", "x"), ("b", "x\n")):
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match="none cannot be read"):
+        read_access(with_keys(tmp_path / "none"))
+    with pytest.raises(ConfigError, match="the file of the key 'key0' is empty"):
+        read_access(with_keys(tmp_path / "empty"))
+    with pytest.raises(ConfigError, match="'key1' is the same as another one"):
+        read_access(with_keys(tmp_path / "a", tmp_path / "b"))
+
+
+def test_a_certificate_that_is_missing_is_named(tmp_path: Path) -> None:
+    tls = TlsConfig.model_construct(certificate=tmp_path / "none.pem", private_key=tmp_path / "none.key")
+    with pytest.raises(ConfigError, match=r"tls\.certificate: .*none\.pem cannot be read"):
+        read_transport(PoolConfig.model_construct(tls=tls))
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
+def test_tls_is_spoken_with_the_certificate(tmp_path: Path) -> None:
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    transport = Transport(certificate=certificate.read_bytes(), private_key=key.read_bytes())
+    with ServerThread(lambda: serving(transport=transport)) as server:
+        with Client(server.served.target, ca_file=certificate) as client:
+            assert client.generate("letters", "abc", max_tokens=2).text == "de"
+        with Client(server.served.target) as client, pytest.raises(CallFailed):
+            client.generate("letters", "abc")
+
+
+@contextmanager
+def real_server(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`tokenmux serve` over two small random models; yields the process and its address."""
+    for family in ("llama", "gpt2"):
+        tiny.create(family, folder / family)
+    (folder / "pool.yaml").write_text(
+        "listen: 127.0.0.1:0\n"
+        "catalogue: kept\n"
+        "models: {llama: llama, gpt2: gpt2}\n"
+        "device: {arena: 8MiB, host_cache: 32MiB, host_kv: 8MiB, slab: 1MiB, prefill_chunk_tokens: 32}\n"
+    )
+    command = [sys.executable, "-m", "tokenmux.engine.cli", "serve", "--config", str(folder / "pool.yaml")]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert "listening on " in line, (folder / "log").read_text()
+        yield process, line.split("listening on ")[1].strip()
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def test_a_worker_killed_in_mid_stream_costs_no_token_and_a_signal_ends_the_server(tmp_path: Path) -> None:
+    with real_server(tmp_path) as (process, address), Client(address) as client:
+        options = {"max_tokens": 120, "temperature": 1.0, "seed": 5, "ignore_end_tokens": True}
+        alone = client.generate("llama", "Once upon a time", **options)  # type: ignore[arg-type]
+        assert client.chat(
+            "gpt2", [{"role": "user", "content": "hi"}], max_tokens=4
+        ).finish.n_completion_tokens
+
+        tokens: list[int] = []
+        finish = None
+        killed = False
+        for event in client.stream("llama", "Once upon a time", **options):  # type: ignore[arg-type]
+            match event:
+                case Delta():
+                    tokens += event.token_ids
+                    if len(tokens) >= 10 and not killed:
+                        os.kill(worker_of(process.pid), signal.SIGKILL)
+                        killed = True
+                case Finish():
+                    finish = event
+        assert killed
+        assert finish is not None
+        assert client.pool.status().n_restarts == 1
+        assert tuple(tokens) == alone.token_ids
+
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+
+
+def worker_of(pid: int) -> int:
+    """The worker among the children of the server, the other being multiprocessing's resource tracker."""
+    lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    children = " ".join(lists).split()
+    (worker,) = (
+        int(child) for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()
+    )
+    return worker
