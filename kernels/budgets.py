@@ -28,18 +28,16 @@ class Budget:
 
 
 BUDGETS = {
-    "kv_append, heads of 64": Budget(registers=48, shared_kib=4),
-    "kv_append, heads of 128": Budget(registers=72, shared_kib=4),
-    "kv_append, heads of 256": Budget(registers=112, shared_kib=4),
+    "kv_append": Budget(registers=48, shared_kib=0),
     "paged_decode.attend, heads of 64, group up to 16": Budget(registers=80, shared_kib=24),
     "paged_decode.attend, heads of 128, group up to 16": Budget(registers=160, shared_kib=40),
     "paged_decode.attend, heads of 256, group up to 16": Budget(registers=160, shared_kib=44),
     "paged_decode.attend, heads of 64, group up to 64": Budget(registers=168, shared_kib=44),
-    "paged_decode.attend, heads of 128, group up to 64": Budget(registers=248, shared_kib=84),
+    "paged_decode.attend, heads of 128, group up to 64": Budget(registers=192, shared_kib=84),
     "paged_decode.attend, heads of 256, group up to 64": Budget(registers=208, shared_kib=99),
     "paged_decode.merge": Budget(registers=96, shared_kib=1),
     "paged_prefill, heads of 64": Budget(registers=192, shared_kib=52),
-    "paged_prefill, heads of 128": Budget(registers=208, shared_kib=99),
+    "paged_prefill, heads of 128": Budget(registers=224, shared_kib=99),
     "paged_prefill, heads of 256": Budget(registers=252, shared_kib=99),
     "kv_pack": Budget(registers=32, shared_kib=0),
     "kv_unpack": Budget(registers=32, shared_kib=0),
@@ -53,7 +51,7 @@ BUDGETS = {
     "sample.finish": Budget(registers=48, shared_kib=1),
 }
 
-_BY_HEAD_SIZE = {"kv_append", "paged_decode.attend", "paged_prefill"}
+_BY_HEAD_SIZE = {"paged_decode.attend", "paged_prefill"}
 
 
 def budget_of(name: str, shape: ModelShape) -> Budget:

@@ -85,6 +85,8 @@ def padded(extent: int) -> int:
 
 def group_tile(group: int) -> int:
     """Rows of the decode tile for `group` query heads a KV head: tensor cores want at least 16."""
+    if group > 64:
+        raise ValueError(f"at most 64 query heads share a KV head, got {group}")
     return max(16, padded(group))
 
 

@@ -96,12 +96,13 @@ def append(
     PAIR_TILE: tl.constexpr,
     INTERLEAVED: tl.constexpr,
 ):
-    token = tl.program_id(0).to(tl.int64) * TOKEN_TILE + tl.arange(0, TOKEN_TILE)[:, None]
+    nth = tl.program_id(0).to(tl.int64) * TOKEN_TILE + tl.arange(0, TOKEN_TILE)
     head = tl.program_id(1)
-    present = token < tl.load(count)
+    real = nth < tl.load(count)
+    token, present = nth[:, None], real[:, None]
 
     if head < kv_heads:
-        slot = tl.multiple_of(tl.load(slots + token, mask=present, other=0), [16, 1])
+        slot = tl.multiple_of(tl.load(slots + nth, mask=real, other=0), 16)[:, None]
         keys = arena + (layer * 2 * kv_heads + head).to(tl.int64) * (BLOCK_SIZE * HEAD_DIM) + slot
         values = keys + kv_heads.to(tl.int64) * (BLOCK_SIZE * HEAD_DIM)
         new_key = key + token * key_token_16 * 16 + head * key_head_16 * 16

@@ -15,8 +15,12 @@ if TYPE_CHECKING:
     from tokenmux.kernels.kv_append.rotary import Rotary
     from tokenmux.kernels.layout import KVLayout
 
-TOKEN_TILE = 16
-"""16 tokens of 128 dims are two 16-byte vectors a thread: a decode step of up to 16 rows is one program a head."""
+ELEMENTS = 2048
+"""Elements of a tile: two 16-byte vectors a thread. At 128 dims a step of up to 16 rows is one program a head."""
+
+
+def token_tile(head_dim: int) -> int:
+    return ELEMENTS // padded(head_dim)
 
 
 def variant(
@@ -43,7 +47,7 @@ def variant(
         "HEAD_DIM": head_dim,
         "DIM_TILE": padded(head_dim),
         "BLOCK_SIZE": block_size,
-        "TOKEN_TILE": TOKEN_TILE,
+        "TOKEN_TILE": token_tile(head_dim),
         "PAIRS": pairs,
         "PAIR_TILE": padded(max(pairs, 1)),
         "INTERLEAVED": interleaved,
@@ -105,7 +109,7 @@ def kv_append(
         0 if rotary is None else rotary.pairs,
         interleaved=rotary is not None and rotary.interleaved,
     ).launch(
-        (-(-tokens // TOKEN_TILE), kv_heads + query_heads),
+        (-(-tokens // token_tile(head_dim)), kv_heads + query_heads),
         key=key,
         value=value,
         arena=arena,

@@ -45,7 +45,7 @@ def split_variant(
 ) -> Variant:
     """The compiled form of the split pass for `group` query heads a KV head."""
     rows = group_tile(group)
-    wide = rows * padded(head_dim) > 64 * 128
+    wide = rows * padded(head_dim) > 32 * 128
     return Variant(
         kernel=kernel.attend_split,
         kinds={

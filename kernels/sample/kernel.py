@@ -36,7 +36,7 @@ def load_row(logits, place, vocabulary):
 def order_key(x):
     """float32 to uint32, in the same order: negative numbers reversed, positive ones above them."""
     bits = x.to(tl.uint32, bitcast=True)
-    return tl.where(bits >> 31 != 0, ~bits, bits | 0x80000000)
+    return bits ^ tl.where(bits >> 31 != 0, 0xFFFFFFFF, 0x80000000).to(tl.uint32)
 
 
 @triton.jit
