@@ -117,7 +117,7 @@ class Instance:
             return Fit.NOW
         if images == absent and self.ledger.can_place(facts):
             return Fit.NOW
-        if self.ledger.plan_compaction(n_bytes, self._fixed_models(), leaving, self._kv_is_still()) is None:
+        if self.ledger.plan_compaction(n_bytes, self._fixed_models(), leaving, self._fixed_kv()) is None:
             return Fit.NO
         return Fit.AFTER_COMPACTION
 
@@ -465,9 +465,8 @@ class Instance:
         return transfers
 
     def _start_compact(self, operation: Compact) -> Started:
-        planned = self.ledger.plan_compaction(
-            operation.n_bytes, self._fixed_models(), kv_may_move=self._kv_is_still()
-        )
+        fixed_kv = self._fixed_kv()
+        planned = self.ledger.plan_compaction(operation.n_bytes, self._fixed_models(), fixed_kv=fixed_kv)
         planned = validate.compact(operation, planned)
         touched = self.ledger.moved_models(planned)
         if any(self.ledger.blocks.span(move.handle) for move in planned):
@@ -657,9 +656,9 @@ class Instance:
         step = self._in_flight.get(Channel.COMPUTE)
         return [*fixed, step.model] if step and step.model else fixed
 
-    def _kv_is_still(self) -> bool:
-        """Whether no operation in flight addresses KV blocks, so that a compaction may move them."""
-        return Channel.COMPUTE not in self._in_flight and Channel.COPY_OUT not in self._in_flight
+    def _fixed_kv(self) -> list[RequestId]:
+        """Requests whose KV must stay where it is: an operation in flight addresses it."""
+        return [request.id for request in self.requests.values() if request.in_step or request.in_copy]
 
     def _compute_busy_s(self) -> float:
         """Busy seconds of the compute channel up to now, the step in flight included."""

@@ -6,6 +6,7 @@ instance's, moving bytes the device's. Everything here is integers.
 
 from collections import Counter
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from tokenmux.engine.core.errors import IllegalPlan, IntegrityError
@@ -103,12 +104,18 @@ class Ledger:
         n_bytes: int,
         fixed: Iterable[ModelFacts],
         evicted: Iterable[ModelFacts] = (),
-        kv_may_move: bool = False,
+        fixed_kv: Iterable[RequestId] | None = None,
     ) -> tuple[Move, ...] | None:
-        """Moves after which `n_bytes` are contiguous, leaving the weights of `fixed` where they are."""
+        """Moves after which `n_bytes` are contiguous, leaving the weights of `fixed` where they are.
+
+        KV may move as well, except that of the requests `fixed_kv`; None: none of it may.
+        """
         still = {image.id for model in fixed for image in model.images}
         movable = {extent for image, extent in self._extents.items() if image not in still}
-        slots = frozenset(self.blocks.extents) if kv_may_move else frozenset()
+        slots: AbstractSet[ExtentHandle] = frozenset()
+        if fixed_kv is not None:
+            tables = (self.kv[request] for request in fixed_kv)
+            slots = self.blocks.extents_without(h for table in tables for h in table.device if h is not None)
         return self.arena.plan_compaction(n_bytes, movable, self._freed_by(evicted), slots)
 
     def apply(self, moves: tuple[Move, ...]) -> tuple[Move, ...]:

@@ -107,6 +107,11 @@ class SlabPool:
     def extents(self) -> list[ExtentHandle]:
         return [slab.extent for slab in self._slabs.values()]
 
+    def extents_without(self, handles: Iterable[BlockHandle]) -> set[ExtentHandle]:
+        """The extents of all slabs that hold none of these blocks."""
+        held = {handle >> _INDEX_BITS for handle in handles}
+        return {slab.extent for key, slab in self._slabs.items() if key not in held}
+
     def check_integrity(self, live: Iterable[BlockHandle]) -> None:
         """Raise IntegrityError unless exactly the blocks in `live` are allocated."""
         live = list(live)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from math import inf
 
 from tokenmux.engine.core.facts import ModelId
+from tokenmux.engine.core.message import Residency
 from tokenmux.engine.core.plan import Activate, Channel, Discard, Drop, Evict, Step
 from tokenmux.engine.policy.interface import InstanceView, ModelView, RequestView
 
@@ -59,9 +60,20 @@ def latest(requests: Iterable[RequestView]) -> RequestView | None:
     return max(requests, key=due_s, default=None)
 
 
-def droppable_kv(view: InstanceView, keep: ModelView, later_than_s: float = -inf) -> Drop | None:
-    """The request of another model, or a paused one, that can wait longest and whose KV the host has in full."""
-    best = latest(r for r in kv_holders(view, keep) if r.is_clean and due_s(r) > later_than_s)
+def droppable_kv(
+    view: InstanceView, keep: ModelView, later_than_s: float = -inf, of_residents: bool = False
+) -> Drop | None:
+    """The request that can wait longest and whose KV the host has in full, of another model than `keep`, or a paused one.
+
+    Models that are resident keep theirs unless `of_residents`: it would only come back at once.
+    """
+    best: RequestView | None = None
+    best_s = later_than_s
+    for request in kv_holders(view, keep):
+        if request.is_clean and due_s(request) > best_s:
+            absent = view.models[request.request.model].residency in (Residency.HOST, Residency.DISK)
+            if absent or of_residents or request.is_paused:
+                best, best_s = request, due_s(request)
     return Drop(best.request.id) if best else None
 
 

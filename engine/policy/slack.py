@@ -185,6 +185,7 @@ def _last_resort(view: InstanceView) -> Plan:
     action = (
         room.droppable_kv(view, keep=first)
         or (Evict(furthest.facts.id) if furthest else None)
+        or room.droppable_kv(view, keep=first, of_residents=True)
         or room.discardable_kv(view, keep=first)
     )
     return Plan(at_once=(action,)) if action else IDLE
@@ -233,37 +234,53 @@ def _activate(view: InstanceView) -> Plan | None:
 
 def _make_room(view: InstanceView, model: ModelView) -> Plan | None:
     """Activate the model behind whatever evictions that takes; None if it must wait."""
+    need = model.facts.n_bytes + int(HEADROOM * view.device.arena_bytes)
     victims = _victims(view, model)
     evicted: list[ModelView] = []
-    free = view.arena_free_bytes - HEADROOM * view.device.arena_bytes
-    while True:
-        if free >= model.facts.n_bytes:
-            fit = view.fit(model.facts.id, [victim.facts.id for victim in evicted])
-            if fit is not Fit.NO:
-                break
-        if not victims:
-            movable = sum(m.facts.n_bytes for m in room.evictable(view))
-            if view.arena_free_bytes + movable >= model.facts.n_bytes:
-                return None
-            kv = room.droppable_kv(view, model, later_than_s=model.deadline_s)
-            return Plan(at_once=(kv,)) if kv else None
-        victim = victims.pop()
-        evicted.append(victim)
-        free += victim.facts.n_bytes
+    free = view.arena_free_bytes
+    while free < need and victims:
+        evicted.append(victims.pop())
+        free += evicted[-1].facts.n_bytes
+    if free < need and _next_to_run(view) is not None:
+        kv = room.droppable_kv(view, model, later_than_s=model.deadline_s)
+        return Plan(at_once=(kv,)) if kv else None
+    fit = view.fit(model.facts.id, [victim.facts.id for victim in evicted])
+    while fit is Fit.NO and victims and not _is_busy(view):
+        evicted.append(victims.pop())
+        fit = view.fit(model.facts.id, [victim.facts.id for victim in evicted])
     evictions = tuple(Evict(victim.facts.id) for victim in evicted)
-    if fit is Fit.NOW:
-        return Plan(Activate(model.facts.id), evictions)
-    return Plan(Compact(model.facts.n_bytes), evictions)
+    match fit:
+        case Fit.NOW:
+            return Plan(Activate(model.facts.id), evictions)
+        case Fit.AFTER_COMPACTION:
+            return Plan(Compact(model.facts.n_bytes), evictions)
+        case Fit.NO:
+            return None
+
+
+def _is_busy(view: InstanceView) -> bool:
+    """Whether something is in flight whose end will let more be moved inside the arena."""
+    return view.in_flight(Channel.COMPUTE) is not None or view.in_flight(Channel.COPY_OUT) is not None
+
+
+def _next_to_run(view: InstanceView) -> ModelView | None:
+    """The resident model that steps, or will next: it is kept, so that compute has work while copies are under way."""
+    running = room.stepping(view)
+    if running is not None and running in view.resident_models:
+        return view.resident_models[running]
+    runnable = (model for model in view.resident_models.values() if _is_runnable(model))
+    return min(runnable, key=lambda model: model.runnable_deadline_s, default=None)
 
 
 def _victims(view: InstanceView, candidate: ModelView) -> list[ModelView]:
     """Models that may be evicted for the candidate's sake, the best one last."""
     idle: list[ModelView] = []
     waiting: list[ModelView] = []
+    kept = _next_to_run(view)
     for model in room.evictable(view):
         if not model.n_live:
             idle.append(model)
-        elif candidate.n_live and model.stepped_since_load:
+        elif candidate.n_live and model.stepped_since_load and model is not kept:
             reload_s = view.cost.copy_s(Channel.COPY_IN, model.facts.n_bytes)
             if model.deadline_s > candidate.deadline_s + EVICTION_MARGIN_COPIES * reload_s:
                 waiting.append(model)

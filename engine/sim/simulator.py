@@ -160,10 +160,10 @@ class Simulator:
                 for sharer in self._sharers[index]:
                     self._decide(sharer)
             return
-        started, ends_s = self._steps.get(index, (None, ()))
-        if started is not None and started.id == due.operation and len(ends_s) == due.n_iterations:
+        step, ends_s = self._steps.get(index, (None, ()))
+        if step is not None and step.id == due.operation and len(ends_s) == due.n_iterations:
             del self._steps[index]
-            self._finish(index, started, self._step_done(index, started, ends_s))
+            self._finish(index, step, self._step_done(index, step, ends_s))
 
     def _finish(self, index: int, started: Started, event: Event) -> None:
         if self._on_done:
