@@ -94,10 +94,10 @@ def summarise(
 
 @triton.jit
 def weight_from(
-    row_logits, k0, k1, k2, floor, peak, temperature, vocabulary, TILE: tl.constexpr, WEIGH: tl.constexpr
+    row_logits, k0, k1, k2, peak, temperature, vocabulary, TILE: tl.constexpr, WEIGH: tl.constexpr
 ):  # fmt: skip
-    """For each of three keys: how many logits (or which unnormalised probability) lie at it or above, and not
-    below `floor`. Lane sums first, so that the order of summation is the same for all three."""
+    """For each of three keys: how many logits, or which unnormalised probability, lie at it or above. Lane sums
+    first, so that the order of summation is the same for all three."""
     sum0 = tl.zeros([TILE], tl.float32)
     sum1 = tl.zeros([TILE], tl.float32)
     sum2 = tl.zeros([TILE], tl.float32)
@@ -105,7 +105,7 @@ def weight_from(
         place = start + tl.arange(0, TILE)
         x = load_row(row_logits, place, vocabulary)
         key = order_key(x)
-        counted = (place < vocabulary) & (key >= floor)
+        counted = place < vocabulary
         if WEIGH:
             weight = tl.where(counted, tl.exp((x - peak) / temperature), 0.0)
         else:
@@ -118,7 +118,7 @@ def weight_from(
 
 @triton.jit
 def largest_key(
-    row_logits, target, floor, peak, temperature, vocabulary,
+    row_logits, target, peak, temperature, vocabulary,
     TILE: tl.constexpr, KEY_BITS: tl.constexpr, WEIGH: tl.constexpr,
 ):  # fmt: skip
     """The largest key at and above which at least `target` is counted (or weighed)."""
@@ -129,7 +129,7 @@ def largest_key(
         k2 = k1 + step
         k3 = k2 + step
         w1, w2, w3 = weight_from(
-            row_logits, k1, k2, k3, floor, peak, temperature, vocabulary, TILE, WEIGH
+            row_logits, k1, k2, k3, peak, temperature, vocabulary, TILE, WEIGH
         )  # fmt: skip
         found = tl.where(w3 >= target, k3, tl.where(w2 >= target, k2, tl.where(w1 >= target, k1, found)))
         step = step >> 2
@@ -159,14 +159,13 @@ def threshold(
     if heat > 0:
         if k < vocabulary:
             found = largest_key(
-                row_logits, k.to(tl.float32), found, peak, heat, vocabulary, TILE, KEY_BITS, False
+                row_logits, k.to(tl.float32), peak, heat, vocabulary, TILE, KEY_BITS, False
             )  # fmt: skip
         if p < 1:
-            whole, _, _ = weight_from(
-                row_logits, found, found, found, found, peak, heat, vocabulary, TILE, True
-            )
+            # Of what top_k left: no key below `found` can be the answer, since `found` itself reaches the target.
+            whole, _, _ = weight_from(row_logits, found, found, found, peak, heat, vocabulary, TILE, True)
             found = largest_key(
-                row_logits, p * whole, found, peak, heat, vocabulary, TILE, KEY_BITS, True
+                row_logits, p * whole, peak, heat, vocabulary, TILE, KEY_BITS, True
             )  # fmt: skip
         if least > 0:
             found = tl.maximum(found, order_key(peak + heat * tl.log(least)))

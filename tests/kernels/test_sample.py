@@ -137,6 +137,14 @@ def test_ties_stay_together(place, ties, top_k, seed):
     assert kept[drawn.tokens].all()
 
 
+def test_close_races_end_alike(place):
+    """Two tokens and no cut: late arrivals decide, which hundreds of tokens never show."""
+    logits = torch.stack([torch.linspace(-2, 2, 48), torch.zeros(48)], dim=1)
+    sampling = rows_of(*((1.0, 2, 1.0, 0.0, 99, position) for position in range(48)))
+    drawn, _ = run(place, logits, sampling)
+    assert torch.equal(drawn.tokens, reference.sample(logits, sampling).tokens)
+
+
 def test_philox_yields_its_published_values():
     """The known answers of Random123 for Philox4x32-10: counter and key all zeros, all ones, and digits of pi."""
     ones = 0xFFFFFFFF
