@@ -171,6 +171,29 @@ def serve(
 
 
 @app.command(rich_help_panel="Serving")
+def demo(
+    duration: Annotated[
+        float, typer.Option(min=5.0, max=3600.0, metavar="SECONDS", help="Length of the stream of requests.")
+    ] = 60.0,
+    cache: Annotated[Path, typer.Option(help="Where the models are kept for the next run.")] = Path(
+        "~/.cache/tokenmux"
+    ),
+    seed: Annotated[int, typer.Option(help="Another seed, another stream.")] = 0,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the report as one JSON document, the last line of stdout.")
+    ] = False,
+) -> None:
+    """Twelve models, one small virtual GPU, a real stream of requests, and a report; about two minutes.
+
+    Needs no GPU and no model hub: the weights are SmolLM2-135M-Instruct from wherever it can be had, and small random ones.
+    """
+    from tokenmux.engine.demo.run import DemoOptions
+    from tokenmux.engine.demo.run import run as run_demo
+
+    raise typer.Exit(run_demo(DemoOptions(cache.expanduser(), duration, seed, as_json=json)))
+
+
+@app.command(rich_help_panel="Serving")
 def pull(
     repository: Annotated[str, typer.Argument(metavar="ORG/NAME", help="A repository of the model hub.")],
     name: Annotated[str | None, typer.Option(help="Name in the catalogue. Default: NAME.")] = None,

@@ -24,6 +24,7 @@ from tokenmux.engine.instance.started import Started
 from tokenmux.engine.models.batch import Segment
 from tokenmux.engine.models.catalogue import Entry
 from tokenmux.engine.models.image import read_image
+from tokenmux.engine.models.rows import row_rule
 from tokenmux.engine.models.runner import Runner
 from tokenmux.engine.runtime.contents import Content
 
@@ -127,6 +128,7 @@ class _Model:
         """Built by whichever thread asks first."""
         with self._building:
             if self._runner is None:
+                row_rule(self.entry.manifest.dtype)  # takes a second the first time: not in a step
                 self._runner = Runner(
                     self.entry.skeleton(), self.facts.kv, prefill_chunk_tokens=prefill_chunk_tokens
                 )

@@ -1,0 +1,127 @@
+"""The main job, end to end: real models, a real server in its own processes, a real stream of requests, a report.
+
+`tokenmux demo` calls `run`. What is shown goes to stderr, so that `--json` leaves one JSON document on stdout.
+"""
+
+import asyncio
+import json
+import tempfile
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+
+from tokenmux.engine.client import AsyncClient
+from tokenmux.engine.demo.load import LONGEST, SHORTEST, PlannedRequest, Progress, plan_stream, send_stream
+from tokenmux.engine.demo.models import DemoModels, prepare
+from tokenmux.engine.demo.process import served
+from tokenmux.engine.demo.report import Report, make_report, print_report
+from tokenmux.engine.demo.service_level import Calibration, calibrate
+from tokenmux.engine.demo.view import View
+from tokenmux.engine.runtime.calibrate import measure
+from tokenmux.engine.runtime.clock import MonotonicClock
+
+QUESTION = "What is the capital of France? Answer in one sentence."
+TARGET_BUSY = 0.6
+"""Share of the stream's time that its decode steps would take if every request were alone. Batching brings it down."""
+_REFRESH_PER_S = 5
+
+
+@dataclass(frozen=True, slots=True)
+class DemoOptions:
+    """`duration_s` is the length of the stream; downloads, calibration and the report come on top."""
+
+    cache: Path
+    duration_s: float = 60.0
+    seed: int = 0
+    as_json: bool = False
+
+
+def run(options: DemoOptions) -> int:
+    """Run the demo; 0 if every request was answered. Raises TokenmuxError where something is missing."""
+    console = Console(stderr=True)
+    models = prepare(options.cache, console)
+    copy_bytes_per_s = measure(MonotonicClock()).copy_bytes_per_s
+    console.print(
+        f"{len(models.names)} models, {models.total_bytes / (1 << 30):.2f} GiB together; the virtual GPU has "
+        f"{models.arena_bytes / (1 << 30):.2f} GiB. A plain copy does {copy_bytes_per_s / 1e9:.1f} GB/s here."
+    )
+    report = asyncio.run(_serve_and_measure(options, models, copy_bytes_per_s, console))
+    console.print(
+        f"\n[bold]{models.real[0]}[/bold] was asked: {report.question}\n[green]{report.answer}[/green]\n"
+    )
+    print_report(report, console)
+    if options.as_json:
+        print(json.dumps(report.as_json()), flush=True)
+    return 0 if report.pool.n_failed == 0 else 1
+
+
+async def _serve_and_measure(
+    options: DemoOptions, models: DemoModels, copy_bytes_per_s: float, console: Console
+) -> Report:
+    with (
+        tempfile.TemporaryDirectory(prefix="tokenmux-demo-") as folder,
+        console.status("starting the server"),
+    ):
+        async with served(models.pool_config(), Path(folder)) as address, AsyncClient(address) as client:
+            return await _measure(options, models, copy_bytes_per_s, console, client)
+
+
+async def _measure(
+    options: DemoOptions,
+    models: DemoModels,
+    copy_bytes_per_s: float,
+    console: Console,
+    client: AsyncClient,
+) -> Report:
+    calibration = await calibrate(client, models.kinds())
+    console.print(
+        f"alone, a decode step takes {1e3 * calibration.slowest_step_s:.1f} ms for the slowest model: on time means "
+        f"{calibration.ttft_s:.2f} s to the first token and {1e3 * calibration.tpot_s:.0f} ms for each one after"
+    )
+    stream = _plan(options, models, calibration)
+    progress = Progress(n_planned=len(stream))
+    before = await client.pool.status()
+    await _watch_while(
+        client,
+        View(progress, "tokenmux demo"),
+        console,
+        send_stream(client, stream, progress, calibration.ttft_s, calibration.tpot_s),
+    )
+    after = await client.pool.status()
+    answer = await client.chat(models.real[0], [{"role": "user", "content": QUESTION}], max_tokens=48)
+    return make_report(
+        progress.outcomes, before, after, calibration, copy_bytes_per_s, QUESTION, answer.text.strip()
+    )
+
+
+def _plan(options: DemoOptions, models: DemoModels, calibration: Calibration) -> list[PlannedRequest]:
+    """As many requests as keep this machine busy, not swamped."""
+    mean_tokens = (SHORTEST + LONGEST) / 2
+    real_share = 0.7
+    request_s = real_share * mean_tokens * calibration.slowest_step_s
+    n_requests = max(2 * len(models.names), int(TARGET_BUSY * options.duration_s / request_s))
+    return plan_stream(list(models.names), n_requests, options.duration_s, options.seed)
+
+
+async def _watch_while(
+    client: AsyncClient, view: View, console: Console, work: Coroutine[None, None, None]
+) -> None:
+    """Show the pool's status until the work is done."""
+    loop = asyncio.get_running_loop()
+    working = asyncio.ensure_future(work)
+    with Live(
+        console=console, get_renderable=lambda: view.render(loop.time()), refresh_per_second=_REFRESH_PER_S
+    ):
+
+        async def watch() -> None:
+            async for status in client.pool.watch():
+                view.status = status
+
+        watching = asyncio.ensure_future(watch())
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        await working
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
