@@ -82,7 +82,7 @@ class Runner:
         tokens: list[int | None] = [None] * len(batch.segments)
         if not batch.drawing:
             return tokens
-        likeliest = logits.argmax(-1).tolist()
+        likeliest = sampling.likeliest(logits).tolist()
         for row, index in enumerate(batch.drawing):
             segment = batch.segments[index]
             position = batch.position(index)

@@ -22,7 +22,7 @@ def draw(logits: torch.Tensor, sampling: Sampling, position: int, forbidden: Col
         logits = logits.clone()
         logits[list(forbidden)] = -torch.inf
     if sampling.temperature <= 0.0:
-        return int(logits.argmax())
+        return int(likeliest(logits))
     scores = logits.float() / sampling.temperature
     if 0 < sampling.top_k < scores.numel():
         threshold = torch.topk(scores, sampling.top_k).values[-1]
@@ -34,6 +34,14 @@ def draw(logits: torch.Tensor, sampling: Sampling, position: int, forbidden: Col
     target = uniform(sampling.seed, position) * float(cumulative[-1])
     token = int(torch.searchsorted(cumulative, target, right=True))
     return min(token, int(weights.nonzero()[-1]))
+
+
+def likeliest(logits: torch.Tensor) -> torch.Tensor:
+    """The index of the largest logit in each row of `[..., vocabulary]`.
+
+    By `max`, since `argmax` in bfloat16 took 13 ms for 32 rows of 49,152 where this took 1.
+    """
+    return logits.max(-1).indices
 
 
 def uniform(seed: int, position: int) -> float:
