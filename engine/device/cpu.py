@@ -99,6 +99,10 @@ class CpuDevice:
     def interrupt(self) -> None:
         self._interrupted.set()
 
+    def image_address(self, image: ImageId) -> int:
+        """Where the host cache keeps an image."""
+        return self._images[image].address
+
     def close(self) -> None:
         self._closing.set()
         self._interrupted.set()
@@ -159,7 +163,7 @@ class CpuDevice:
 
     def _image_span(self, image: Image) -> Span:
         offset = self._ledger.arena.offset(self._ledger.extent(image.id))
-        return self.arena.address + offset, self._images[image.id].address, image.n_bytes
+        return self.arena.address + offset, self.image_address(image.id), image.n_bytes
 
     def _block_spans(self, transfers: list[Transfer], into_device: bool) -> list[Span]:
         """One span per run of blocks that are neighbours on both sides."""

@@ -1,0 +1,240 @@
+"""Activating a model against copying its bytes: what the engine adds to the physical limit of a swap.
+
+    python -m benchmarks.swap [--quick]
+
+Models of Llama's architecture in three sizes (random weights; the middle one has the shape of SmolLM2-135M, with its 272 tensors)
+are swapped in and out by the real engine on the virtual GPU: `Load` goes in, and the clock stops when the model could step. Between
+two swaps the same bytes are copied from the same host cache by one plain memmove into memory that was touched before. Ratios are
+taken pair by pair, so that they hold when the machine's speed drifts.
+"""
+
+import argparse
+import ctypes
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from benchmarks import report
+from tokenmux.engine.core.cost import RooflineCost
+from tokenmux.engine.core.facts import DeviceFacts, HostFacts, ModelFacts
+from tokenmux.engine.core.message import FromWorker, Load, Register, Residency, Unload
+from tokenmux.engine.core.request import RequestId
+from tokenmux.engine.device.cpu import CpuDevice
+from tokenmux.engine.device.interface import Completion
+from tokenmux.engine.device.memory import Memory
+from tokenmux.engine.instance.instance import Instance
+from tokenmux.engine.memory.host_cache import HostCache
+from tokenmux.engine.models.catalogue import Catalogue, Entry
+from tokenmux.engine.models.tiny import byte_tokenizer
+from tokenmux.engine.policy.slack import SlackPolicy
+from tokenmux.engine.runtime.clock import MonotonicClock
+from tokenmux.engine.runtime.engine import Engine
+from tokenmux.engine.runtime.model_host import ModelHost
+
+SMOLLM2_135M = "135M"
+SHAPES = {
+    "20M": LlamaConfig(
+        vocab_size=16384,
+        hidden_size=320,
+        intermediate_size=864,
+        num_hidden_layers=12,
+        num_attention_heads=5,
+        num_key_value_heads=5,
+        tie_word_embeddings=True,
+    ),
+    SMOLLM2_135M: LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+    ),
+    "360M": LlamaConfig(
+        vocab_size=49152,
+        hidden_size=960,
+        intermediate_size=2560,
+        num_hidden_layers=32,
+        num_attention_heads=15,
+        num_key_value_heads=5,
+        tie_word_embeddings=True,
+    ),
+}
+TARGETS = {
+    "activation_over_copy": report.Target(source="swap time over pure copy time, SmolLM2-135M", at_most=1.3),
+    "repoint_ms": report.Target(source="re-pointing a skeleton of 272 tensors", at_most=10.0),
+}
+SLAB_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Swaps:
+    """Seconds, one entry a repetition."""
+
+    activation_s: list[float]
+    copy_s: list[float]
+    repoint_s: list[float]
+
+    @property
+    def ratios(self) -> list[float]:
+        return [a / c for a, c in zip(self.activation_s, self.copy_s, strict=True)]
+
+
+class Bench:
+    """The real engine on the virtual GPU, its inbox emptied by hand so that the clock stops at the right event."""
+
+    def __init__(self, entry: Entry) -> None:
+        facts = entry.facts
+        device = DeviceFacts(
+            name="cpu",
+            arena_bytes=facts.n_bytes + 8 * SLAB_BYTES,
+            host_kv_bytes=SLAB_BYTES,
+            copy_in_bytes_per_s=1e10,
+            copy_out_bytes_per_s=1e10,
+            memory_bytes_per_s=1e10,
+            flops_per_s=1e11,
+            slab_bytes=SLAB_BYTES,
+        )
+        host = HostFacts(cache_bytes=facts.n_bytes, fetch_bytes_per_s=1e9)
+        self.model: ModelFacts = facts
+        self._inbox: SimpleQueue[Callable[[Engine], None]] = SimpleQueue()
+        clock = MonotonicClock()
+        self.instance = Instance(
+            device, HostCache(host.cache_bytes), SlackPolicy(), RooflineCost(device, host)
+        )
+        self.host = ModelHost(self.instance, clock, {})
+        self.device = CpuDevice(device, self.instance.ledger, clock, self, self.host)
+        self.host.attach(self.device.arena)
+        self.engine = Engine(self.instance, clock, self.host, self._said, {})
+        self.engine.attach(self.device)
+        self.engine.receive(Register(facts, str(entry.path)))
+        self.engine.pump()
+        self._run_until(Residency.HOST)
+        self._target = Memory(facts.n_bytes, touch=True)
+
+    def swap(self) -> float:
+        """Seconds from the wish to a model that could step."""
+        began = time.perf_counter()
+        self.engine.receive(Load(self.model.id))
+        self.engine.pump()
+        self._run_until(Residency.RESIDENT)
+        seconds = time.perf_counter() - began
+        self.engine.receive(Unload(self.model.id))
+        self.engine.pump()
+        return seconds
+
+    def copy(self) -> float:
+        """Seconds of one plain copy of the same bytes, out of the same host cache."""
+        source = self.device.image_address(self.model.images[0].id)
+        began = time.perf_counter()
+        ctypes.memmove(self._target.address, source, self.model.n_bytes)
+        return time.perf_counter() - began
+
+    def repoint(self) -> float:
+        """Seconds of binding the skeleton's tensors; the model must be resident."""
+        began = time.perf_counter()
+        self.host.bind(self.model)
+        return time.perf_counter() - began
+
+    def load(self) -> None:
+        self.engine.receive(Load(self.model.id))
+        self.engine.pump()
+        self._run_until(Residency.RESIDENT)
+
+    def close(self) -> None:
+        self.device.close()
+        self._target.close()
+
+    def _run_until(self, residency: Residency) -> None:
+        while self.instance.models[self.model.id].residency is not residency:
+            self._inbox.get()(self.engine)
+            self.engine.pump()
+
+    def _said(self, messages: list[FromWorker]) -> None: ...
+
+    # the device's `Post`
+    def done(self, completion: Completion) -> None:
+        self._inbox.put(lambda engine: engine.done(completion))
+
+    def progress(self, operation: int, share: float) -> None:
+        self._inbox.put(lambda engine: engine.progress(operation, share))
+
+    def drawn(self, at_s: float, tokens: tuple[tuple[RequestId, int], ...]) -> None: ...
+
+    def broken(self, operation: int, error: BaseException) -> None:
+        self._inbox.put(lambda _engine: _raise(error))
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+def make_entry(name: str, config: LlamaConfig, folder: Path) -> Entry:
+    """A catalogue entry of that shape with random weights in bfloat16."""
+    checkpoint = folder / f"checkpoint-{name}"
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(checkpoint)
+    byte_tokenizer().save_pretrained(checkpoint)
+    return Catalogue(folder / "catalogue").register_folder(name, checkpoint)
+
+
+def measure(entry: Entry, repetitions: int) -> Swaps:
+    bench = Bench(entry)
+    try:
+        bench.swap()
+        bench.copy()
+        pairs = [(bench.swap(), bench.copy()) for _ in range(repetitions)]
+        bench.load()
+        repoint = [bench.repoint() for _ in range(repetitions)]
+    finally:
+        bench.close()
+    return Swaps([a for a, _ in pairs], [c for _, c in pairs], repoint)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument(
+        "--quick", action="store_true", help="a look: the small and the middle size, 10 swaps each"
+    )
+    quick = parser.parse_args().quick
+    names = list(SHAPES)[:2] if quick else list(SHAPES)
+    metrics: dict[str, float] = {}
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="tokenmux-swap-") as folder:
+        for name in names:
+            entry = make_entry(name, SHAPES[name], Path(folder))
+            swaps = measure(entry, 10 if quick else 40)
+            suffix = "" if name == SMOLLM2_135M else f"_{name}"
+            ratio = report.spread(f"activation_over_copy{suffix}", swaps.ratios)
+            metrics |= ratio
+            metrics |= report.spread(f"repoint_ms{suffix}", [1e3 * s for s in swaps.repoint_s])
+            activation = report.spread("ms", [1e3 * s for s in swaps.activation_s])["ms"]
+            copy = report.spread("ms", [1e3 * s for s in swaps.copy_s])["ms"]
+            rows.append(
+                [
+                    name,
+                    entry.facts.n_bytes / 1e6,
+                    len(entry.manifest.tensors),
+                    copy,
+                    activation,
+                    *ratio.values(),
+                    metrics[f"repoint_ms{suffix}"],
+                ]
+            )
+    report.table(
+        "activation against one plain copy of the same bytes",
+        ["model", "MB", "tensors", "copy ms", "activation ms", "ratio", "p20", "p80", "of it re-pointing ms"],
+        rows,
+    )
+    report.finish("swap", metrics, TARGETS)
+
+
+if __name__ == "__main__":
+    main()
