@@ -92,8 +92,10 @@ def kv_append(
             rotary.cosine.is_contiguous() and rotary.sine.is_contiguous() and rotary.rotated.is_contiguous()
         ):
             raise ValueError("cosine, sine and the rotated queries are contiguous")
-        if rotary.pairs % 8:
-            raise ValueError(f"rotated pairs come in multiples of 8, got {rotary.pairs}")
+        if rotary.pairs % 8 or 2 * rotary.pairs > head_dim:
+            raise ValueError(
+                f"rotated pairs are a multiple of 8 that fits {head_dim} dims, got {rotary.pairs}"
+            )
         query_heads = rotary.query.shape[1]
         query_token, query_head = sixteenths(rotary.query.stride(0)), sixteenths(rotary.query.stride(1))
         optional = {

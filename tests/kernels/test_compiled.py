@@ -63,8 +63,13 @@ def everything(capability, dtype, head_dim):
     """All forms for one head size: block sizes, groups, variants, and (once) vocabularies and dtypes of logits."""
     seen = set()
     wanted = ALL_OF_IT if head_dim == 64 else ("kv_append", "paged", "kv_pack_int8", "kv_unpack_int8")
+    variants = (
+        {},
+        {"softcap": True, "sinks": BF16, "rotary_pairs": head_dim // 2},
+        {"rotary_pairs": head_dim // 32 * 8, "rotary_interleaved": True},
+    )
     for block_size, group, variant, (vocabulary, logits) in itertools.product(
-        (16, 32, 64), (1, 32, 64), ({}, SINKS, TURNED), ((151_936, dtype), (50_257, dtype), (151_936, FP32))
+        (16, 32, 64), (1, 32, 64), variants, ((151_936, dtype), (50_257, dtype), (151_936, FP32))
     ):
         model = shape(dtype, head_dim, block_size, group, vocabulary, logits, **variant)
         for name, form in forms(capability, model).items():

@@ -106,7 +106,8 @@ def test_misfits_are_refused(interpreter):
     bad = {
         "do not fit": {"key": torch.zeros(1, 1, 64)},
         "last dimension of value": {"value": torch.zeros(1, 2, 128)[..., ::2]},
-        "multiples of 8": {"rotary": rotary},
+        "multiple of 8 that fits 64 dims, got 12": {"rotary": rotary},
+        "got 40": {"rotary": Rotary(torch.zeros(1, 40), torch.zeros(1, 40), rotary.query, rotary.rotated)},
         "are contiguous": {
             "rotary": Rotary(torch.zeros(1, 32)[:, ::4], angles, rotary.query, rotary.rotated)
         },
