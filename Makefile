@@ -1,0 +1,43 @@
+# What a developer runs, one word each. `make setup` once; everything else uses the environment it makes.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help setup test lint format types imports proto bench demo check
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## a virtual environment with everything that tests need
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -e '.[test]'
+
+test: ## all tests
+	$(BIN)/pytest
+
+lint: ## ruff: rules and format, without changing anything
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: ## ruff: repair what can be repaired
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: ## mypy, strict
+	$(BIN)/mypy -p tokenmux.engine -p tokenmux.kernels
+
+imports: ## the direction of imports
+	$(BIN)/lint-imports --no-logo
+
+proto: ## the Python code of proto/, written anew
+	$(BIN)/python proto/generate.py
+
+bench: ## every benchmark, one after another; each ends with one JSON line
+	@for file in $$(grep -l __main__ benchmarks/*.py); do \
+	  $(BIN)/python -m benchmarks.$$(basename $$file .py) || exit 1; \
+	done
+
+demo: ## many models on one small virtual device
+	$(BIN)/tokenmux demo
+
+check: lint types imports test ## what has to be green before a commit
