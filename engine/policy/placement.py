@@ -28,8 +28,8 @@ MOVE_COPIES = 3.0
 """A model moves only if its next token is due this many of its own load times from now."""
 
 
-MOVE_GAIN = 0.02
-"""A move must lower the larger of the two loads by this much: a fifth of what a 7B model asks."""
+MOVE_GAIN = 0.03
+"""A move must lower the larger of the two loads by this much: a third of what a 7B model asks."""
 
 
 @dataclass(slots=True)
@@ -56,6 +56,8 @@ class _Load:
     """What all live models ask of one instance."""
 
     arena_bytes: int
+    lag: float = 0.0
+    """How late its latest model is, in TTFTs: work that has piled up."""
     asks: dict[ModelId, _Ask] = field(default_factory=dict)
 
     def larger(self, without: ModelId | None = None, extra: _Ask | None = None) -> float:
@@ -69,7 +71,7 @@ class _Load:
         room = self.arena_bytes - sum(sorted(ask.weight_bytes for ask in asks)[-2:])
         homeless = max(0.0, 1 - room / kv_bytes) if kv_bytes else 0.0
         copy = sum(ask.copy + homeless * ask.kv_copy for ask in asks)
-        return max(sum(ask.compute for ask in asks), copy)
+        return self.lag + max(sum(ask.compute for ask in asks), copy)
 
 
 class LeastLoaded:
@@ -122,6 +124,7 @@ class LeastLoaded:
         self._loads = [
             _Load(
                 instance.device.arena_bytes,
+                _lag(instance),
                 {m.facts.id: _ask(instance, m) for m in instance.live_models.values() if m.n_live},
             )
             for instance in pool.instances
@@ -132,6 +135,7 @@ class LeastLoaded:
         most = max(range(len(loads)), key=loads.__getitem__)
         least = min(range(len(loads)), key=loads.__getitem__)
         source = pool.instances[most]
+        freely = self._loads[most].lag > 0 and not self._loads[least].lag
         best, best_after = None, loads[most] - MOVE_GAIN
         for model_id, ask in self._loads[most].asks.items():
             model = source.live_models[model_id]
@@ -141,7 +145,7 @@ class LeastLoaded:
                 or self._homes[model_id].instance != most
             ):
                 continue
-            if model.deadline_s - pool.now_s < MOVE_COPIES * source.cost.copy_s(
+            if not freely and model.deadline_s - pool.now_s < MOVE_COPIES * source.cost.copy_s(
                 Channel.COPY_IN, ask.weight_bytes
             ):
                 continue
@@ -154,6 +158,16 @@ class LeastLoaded:
         home.instance, home.n_live = least, best.n_live
         self._loads[least].asks[best.facts.id] = self._loads[most].asks.pop(best.facts.id)
         return [Move(r.request.id, most, least) for r in _requests(best)]
+
+
+def _lag(instance: InstanceView) -> float:
+    latest = min(
+        (m for m in instance.live_models.values() if m.n_live), key=lambda m: m.deadline_s, default=None
+    )
+    if latest is None or latest.deadline_s >= instance.now_s:
+        return 0.0
+    ttft_s = min(r.request.service.ttft_s for r in _requests(latest))
+    return (instance.now_s - latest.deadline_s) / ttft_s
 
 
 def _ask(instance: InstanceView, model: ModelView) -> _Ask:

@@ -54,13 +54,17 @@ from tokenmux.engine.policy.steps import (
     shortest_tpot_s,
 )
 
-BURST_TPOTS = 6.0
-"""A burst of decode steps lasts this many TPOTs at most: 0.6 s at the paper's 100 ms. Results are flat from 3 to 12."""
+BURST_TPOTS = 4.0
+"""A burst of decode steps lasts this many TPOTs at most: 0.4 s at the paper's 100 ms. Copies wait for its end to make room."""
 
 LATE_BURST_TPOTS = 1.0
 """And at least this many, however late others are: turns shorter than this only cost decisions."""
 
 HEADROOM = 1 / 24
+"""Share of the arena that must stay free beside weights that come in, for KV to grow into. Half or double costs a point."""
+
+LAST_TO_GO_COPIES = 4.0
+"""A model that is late by this many of its load times, and finds no other room, takes that of the model that runs."""
 
 EVICTION_MARGIN_COPIES = 1.0
 """A victim's next token must be due this many of its own reload times after the candidate's."""
@@ -241,9 +245,17 @@ def _make_room(view: InstanceView, model: ModelView) -> Plan | None:
     while free < need and victims:
         evicted.append(victims.pop())
         free += evicted[-1].facts.n_bytes
-    if free < need and _next_to_run(view) is not None:
+    if free < need:
         kv = room.droppable_kv(view, model, later_than_s=model.deadline_s)
-        return Plan(at_once=(kv,)) if kv else None
+        if kv is not None:
+            return Plan(at_once=(kv,))
+        kept = _next_to_run(view)
+        if kept is not None:
+            late_s = view.now_s - model.deadline_s
+            patience_s = LAST_TO_GO_COPIES * view.cost.copy_s(Channel.COPY_IN, model.facts.n_bytes)
+            if late_s < patience_s or kept.facts.id == room.stepping(view) or not _may_go(view, kept, model):
+                return None
+            evicted.append(kept)
     fit = view.fit(model.facts.id, [victim.facts.id for victim in evicted])
     while fit is Fit.NO and victims and not _is_busy(view):
         evicted.append(victims.pop())
@@ -272,6 +284,13 @@ def _next_to_run(view: InstanceView) -> ModelView | None:
     return min(runnable, key=lambda model: model.runnable_deadline_s, default=None)
 
 
+def _may_go(view: InstanceView, model: ModelView, candidate: ModelView) -> bool:
+    """Whether a live model may be evicted for the candidate: it has had a turn, and can wait longer by the time of a reload."""
+    reload_s = view.cost.copy_s(Channel.COPY_IN, model.facts.n_bytes)
+    later = model.deadline_s > candidate.deadline_s + EVICTION_MARGIN_COPIES * reload_s
+    return bool(candidate.n_live) and model.stepped_since_load and not model.pinned and later
+
+
 def _victims(view: InstanceView, candidate: ModelView) -> list[ModelView]:
     """Models that may be evicted for the candidate's sake, the best one last."""
     idle: list[ModelView] = []
@@ -280,10 +299,8 @@ def _victims(view: InstanceView, candidate: ModelView) -> list[ModelView]:
     for model in room.evictable(view):
         if not model.n_live:
             idle.append(model)
-        elif candidate.n_live and model.stepped_since_load and model is not kept:
-            reload_s = view.cost.copy_s(Channel.COPY_IN, model.facts.n_bytes)
-            if model.deadline_s > candidate.deadline_s + EVICTION_MARGIN_COPIES * reload_s:
-                waiting.append(model)
+        elif model is not kept and _may_go(view, model, candidate):
+            waiting.append(model)
     waiting.sort(key=lambda m: m.deadline_s)
     idle.sort(key=lambda m: -m.last_used_s)
     return waiting + idle

@@ -1,0 +1,89 @@
+"""Whatever the memory, the models and the traffic: every request is served, nobody starves, and no plan is illegal."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.random import Generator
+
+from tokenmux.engine.core.cost import RooflineCost
+from tokenmux.engine.core.event import ModelAdded
+from tokenmux.engine.core.facts import DeviceFacts, HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.engine.core.request import Request, RequestId, ServiceLevel
+from tokenmux.engine.instance.instance import Instance
+from tokenmux.engine.instance.metrics import Metrics, RequestRecord
+from tokenmux.engine.memory.host_cache import HostCache
+from tokenmux.engine.policy.slack import SlackPolicy
+from tokenmux.engine.sim.simulator import Simulator
+from tokenmux.engine.workload.trace import Arrival
+
+MB = 1_000_000
+HOST = HostFacts(cache_bytes=300 * MB, fetch_bytes_per_s=500 * MB)
+
+
+def device(arena_mb: int, host_kv_mb: int) -> DeviceFacts:
+    return DeviceFacts(
+        name="tiny",
+        arena_bytes=arena_mb * MB,
+        host_kv_bytes=host_kv_mb * MB,
+        copy_in_bytes_per_s=1000 * MB,
+        copy_out_bytes_per_s=1000 * MB,
+        memory_bytes_per_s=20_000 * MB,
+        flops_per_s=1e12,
+        step_overhead_s=0.002,
+        slab_bytes=MB,
+        prefill_chunk_tokens=64,
+    )
+
+
+def model(name: str, weight_mb: int, n_layers: int) -> ModelFacts:
+    return ModelFacts(
+        ModelId(name),
+        (Image(ImageId(name), weight_mb * MB),),
+        KvShape(n_layers, n_kv_heads=4, head_dim=64, dtype_bytes=2, block_size=16),
+        max_context=512,
+        n_parameters=weight_mb * MB // 2,
+    )
+
+
+def traffic(rng: Generator, models: list[ModelFacts], n: int) -> list[Arrival]:
+    arrivals, at_s = [], 0.0
+    for number in range(n):
+        at_s += float(rng.exponential(0.1))
+        request = Request(
+            RequestId(str(number)),
+            models[int(rng.integers(len(models)))].id,
+            n_prompt=int(rng.integers(1, 300)),
+            max_tokens=200,
+            arrival_s=at_s,
+            service=ServiceLevel(float(rng.choice([0.5, 2.0])), 0.05),
+        )
+        arrivals.append(Arrival(request, int(rng.integers(1, 201))))
+    return arrivals
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 10_000),
+    arena_mb=st.integers(30, 120),
+    host_kv_mb=st.sampled_from([0, 2, 10, 100]),
+    n_models=st.integers(1, 6),
+)
+def test_everything_is_served(seed: int, arena_mb: int, host_kv_mb: int, n_models: int) -> None:
+    rng = np.random.default_rng(seed)
+    models = [
+        model(f"m{i}", int(rng.integers(2, max(3, arena_mb - 24))), int(rng.integers(2, 12)))
+        for i in range(n_models)
+    ]
+    arrivals = traffic(rng, models, 40)
+    records: list[RequestRecord] = []
+    facts = device(arena_mb, host_kv_mb)
+    cost = RooflineCost(facts, HOST)
+    instance = Instance(facts, HostCache(HOST.cache_bytes), SlackPolicy(), cost, Metrics(records.append))
+    simulator = Simulator([instance], RooflineCost(facts, HOST))
+    for facts_of_model in models:
+        simulator.apply(0, ModelAdded(0.0, facts_of_model))
+    simulator.run(arrivals)
+    instance.check_integrity()
+    assert sorted(r.request.id for r in records) == sorted(a.request.id for a in arrivals)
+    assert {r.request.id: r.n_tokens for r in records} == {a.request.id: a.n_output for a in arrivals}
+    assert simulator.now_s < 600
