@@ -81,13 +81,17 @@ def ambient_reads(tree: ast.AST) -> list[int]:
 
 
 def test_only_the_command_line_reads_the_environment() -> None:
-    """engine/cli.py is the only reader of arguments and environment variables; everything else is handed its settings."""
+    """Everything else is handed its settings."""
+    exempt = {
+        "engine/cli.py",  # the composition root
+        "engine/runtime/worker.py",  # sets how OpenMP's threads wait in its child, unless the operator did
+    }
     found = {
         str(path.relative_to(ROOT)): lines
         for path in SOURCES
         if (lines := ambient_reads(ast.parse(path.read_text())))
     }
-    assert found.keys() <= {"engine/cli.py"}, found
+    assert found.keys() <= exempt, found
 
 
 @pytest.mark.parametrize(

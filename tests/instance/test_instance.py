@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tokenmux.engine.core.errors import InternalError
+from tokenmux.engine.core.errors import IllegalPlan, InternalError
 from tokenmux.engine.core.event import (
     Arrived,
     Cancelled,
@@ -22,6 +22,7 @@ from tokenmux.engine.core.plan import (
     Activate,
     Channel,
     Chunk,
+    Compact,
     Discard,
     Evict,
     Fetch,
@@ -268,6 +269,25 @@ def test_fit_counts_an_image_that_the_eviction_would_take_away() -> None:
     small = a_body(A, ADAPTED, arena_bytes=640)
     load(small, A)
     assert small.instance.fit(ADAPTED.id, [A.id]) is Fit.NO
+
+
+def test_nothing_is_given_room_while_a_compaction_is_under_way() -> None:
+    """The books say already what the device does not yet: what looks free is still being read."""
+    low, gap, high = model("low", ("x", 64)), model("gap", ("y", 640)), model("high", ("z", 320))
+    body = a_body(low, gap, high, arena_bytes=64 + 640 + 320 + 512)
+    for facts in (low, gap, high):
+        load(body, facts)
+    body.plan(Channel.COPY_IN, Plan(Compact(1100), (Evict(gap.id),)))
+    request = arrive(body, "q", low)
+    first = Step(low.id, (Chunk(request, 0, 8),))
+    with pytest.raises(IllegalPlan, match="no room"):
+        body.plan(Channel.COMPUTE, Plan(first))
+    with pytest.raises(IllegalPlan, match="not usable"):
+        body.plan(Channel.COMPUTE, Plan(Step(high.id, (NEXT,))))
+    assert body.instance.fit(gap.id) is Fit.NO
+    body.complete(Channel.COPY_IN)
+    body.plan(Channel.COMPUTE, Plan(first))
+    body.complete(Channel.COMPUTE)
 
 
 def test_fit_needs_no_compaction_where_an_eviction_leaves_one_hole() -> None:
