@@ -25,6 +25,7 @@ class Arrived:
     n_on_time: int = 0
     first_token_s: float | None = None
     last_token_s: float | None = None
+    artifact: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -295,6 +295,7 @@ class Instance:
                     request.n_on_time,
                     request.first_token_s,
                     request.last_token_s,
+                    (request.artifact.allowance_s, request.artifact.late_s),
                 )
             )
             return
@@ -306,6 +307,7 @@ class Instance:
             request.last_token_s,
             request.n_drawn,
             request.n_on_time,
+            request.artifact.late_s,
         )
         self.metrics.of(request.request.model).n_finished += 1
         if self.metrics.on_record:
@@ -551,6 +553,8 @@ class Instance:
 
     def _draw(self, request: RequestState, ends_s: tuple[float, ...]) -> None:
         on_time = count_on_time(request.deadline_s, request.request.service.tpot_s, ends_s)
+        since_s = request.request.arrival_s if request.last_token_s is None else request.last_token_s
+        request.artifact.drawn(since_s, ends_s, request.request.service.tpot_s)
         request.n_tokens += len(ends_s)
         request.n_on_time += on_time
         request.last_token_s = ends_s[-1]

@@ -13,6 +13,7 @@ from tokenmux.engine.core.event import Arrived
 from tokenmux.engine.core.facts import ModelFacts
 from tokenmux.engine.core.message import RequestPhase, Residency
 from tokenmux.engine.core.request import FinishReason, Request, RequestId
+from tokenmux.engine.instance.metrics import ArtifactAllowance
 from tokenmux.engine.memory.kv_table import KvTable
 from tokenmux.engine.memory.ledger import Ledger
 
@@ -30,6 +31,7 @@ class RequestState:
     """One live request."""
 
     __slots__ = (
+        "artifact",
         "deadline_s",
         "first_token_s",
         "in_copy",
@@ -65,6 +67,7 @@ class RequestState:
         self.first_token_s = arrived.first_token_s
         self.last_token_s = arrived.last_token_s
         self.n_on_time = arrived.n_on_time
+        self.artifact = ArtifactAllowance(*(arrived.artifact or (request.service.ttft_s,)))
         self.told_phase: RequestPhase | None = None
 
     @property

@@ -11,7 +11,7 @@ A model's *slack* is the time until the earliest next-token deadline of its requ
    (copy-out) and dropped, of whoever can wait longest.
 5. If nothing can move, the request that can wait longest gives up its KV.
 
-Forward progress: an answer of IDLE on every channel at once is only given when no request wants a token (`_last_resort`), or
+Forward progress: an answer of IDLE on every channel at once is only given when no request wants a token (`last_resort`), or
 when what is missing is being fetched from disk.
 """
 
@@ -53,6 +53,7 @@ from tokenmux.engine.policy.steps import (
     repetitions,
     shortest_tpot_s,
 )
+from tokenmux.engine.policy.turns import last_resort
 
 BURST_TPOTS = 4.0
 """A burst of decode steps lasts this many TPOTs at most: 0.4 s at the paper's 100 ms. Copies wait for its end to make room."""
@@ -149,7 +150,7 @@ def _plan_compute(view: InstanceView) -> Plan:
         if chunks:
             repeat = repetitions(view, model, chunks, _burst_s(view, model, runnable))
             return Plan(Step(model.facts.id, tuple(chunks), repeat))
-    return _last_resort(view)
+    return last_resort(view)
 
 
 def _early_prefill(view: InstanceView, runnable: list[ModelView]) -> ModelView | None:
@@ -174,25 +175,6 @@ def _burst_s(view: InstanceView, model: ModelView, runnable: list[ModelView]) ->
     tpot_s = shortest_tpot_s(model)
     others_s = min((m.runnable_deadline_s for m in runnable if m is not model), default=inf) - view.now_s
     return min(BURST_TPOTS * tpot_s, max(others_s, LATE_BURST_TPOTS * tpot_s))
-
-
-def _last_resort(view: InstanceView) -> Plan:
-    """Nothing can run. If nothing is under way either, make room for the most urgent model whatever it costs."""
-    if any(view.in_flight(channel) is not None for channel in Channel):
-        return IDLE
-    live = [m for m in view.live_models.values() if m.n_live and m.residency is not Residency.DISK]
-    if not live:
-        return IDLE
-    first = min(live, key=lambda model: model.deadline_s)
-    others = [model for model in room.evictable(view) if model is not first]
-    furthest = max(others, key=lambda model: model.deadline_s, default=None)
-    action = (
-        room.droppable_kv(view, keep=first)
-        or (Evict(furthest.facts.id) if furthest else None)
-        or room.droppable_kv(view, keep=first, of_residents=True)
-        or room.discardable_kv(view, keep=first)
-    )
-    return Plan(at_once=(action,)) if action else IDLE
 
 
 # ── copy-in ──────────────────────────────────────────────────────────────────────────────────────────────────────

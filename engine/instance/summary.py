@@ -1,0 +1,76 @@
+"""What many requests' records say together: the figures of merit, once, for the engine and the simulator.
+
+Tokens on time and requests fully on time are strict: a late token stays late, and a request that failed counts all that it was
+due. The artifact's attainment is reported beside them under its own name.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from statistics import fmean
+
+from tokenmux.engine.core.request import FinishReason
+from tokenmux.engine.instance.metrics import RequestRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Shares between 0 and 1, times in seconds; percentiles over requests."""
+
+    n_requests: int
+    n_tokens: int
+    tokens_on_time: float
+    requests_on_time: float
+    artifact_attainment: float
+    ttft_p50_s: float
+    ttft_p99_s: float
+    tpot_p50_s: float
+    tpot_p99_s: float
+    goodput_tokens_per_s: float
+    """Tokens on time, per second from the first arrival to the last token."""
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def summarise(records: Iterable[RequestRecord], n_tokens_never_drawn: int = 0) -> Summary:
+    """`n_tokens_never_drawn`: tokens due to requests that were refused, or failed before they were drawn, if known."""
+    records = list(records)
+    n_tokens = sum(r.n_tokens for r in records) + n_tokens_never_drawn
+    n_on_time = sum(r.n_on_time for r in records)
+    whole = sum(r.n_on_time == r.n_tokens and r.reason is not FinishReason.FAILED for r in records)
+    served = [r for r in records if r.last_token_s is not None]
+    ttfts = sorted(r.ttft_s for r in records if r.ttft_s is not None)
+    tpots = sorted(r.tpot_s for r in records if r.tpot_s is not None)
+    begin_s = min((r.request.arrival_s for r in records), default=0.0)
+    end_s = max((r.last_token_s for r in served if r.last_token_s is not None), default=begin_s)
+    return Summary(
+        n_requests=len(records),
+        n_tokens=n_tokens,
+        tokens_on_time=n_on_time / n_tokens if n_tokens else 1.0,
+        requests_on_time=whole / len(records) if records else 1.0,
+        artifact_attainment=fmean(map(_artifact_attainment, served)) if served else 1.0,
+        ttft_p50_s=percentile(ttfts, 0.5),
+        ttft_p99_s=percentile(ttfts, 0.99),
+        tpot_p50_s=percentile(tpots, 0.5),
+        tpot_p99_s=percentile(tpots, 0.99),
+        goodput_tokens_per_s=n_on_time / (end_s - begin_s) if end_s > begin_s else 0.0,
+    )
+
+
+def summaries_by(records: Iterable[RequestRecord], key: Callable[[RequestRecord], str]) -> dict[str, Summary]:
+    """One summary for each tenant, model, or whatever the key names."""
+    groups: dict[str, list[RequestRecord]] = {}
+    for record in records:
+        groups.setdefault(key(record), []).append(record)
+    return {name: summarise(group) for name, group in sorted(groups.items())}
+
+
+def percentile(ordered: list[float], share: float) -> float:
+    """Of ascending values, the one that this share of them does not exceed; 0 if there are none."""
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
+
+
+def _artifact_attainment(record: RequestRecord) -> float:
+    assert record.last_token_s is not None
+    total_s = record.last_token_s - record.request.arrival_s
+    return 1 - record.artifact_late_s / total_s if total_s > 0 else 1.0

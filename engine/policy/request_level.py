@@ -1,0 +1,121 @@
+"""Baseline: autoscaling between requests, as ServerlessLLM does (OSDI 2024). A model has a device from its first request until none is left.
+
+Requests of the model that arrive meanwhile join its batch; other models wait for a free instance, first come first served. The waiting line is one
+for the whole pool: an instance that falls idle takes the oldest waiting model from whoever holds it.
+"""
+
+from collections.abc import Sequence
+
+from tokenmux.engine.core.event import Arrived, Event
+from tokenmux.engine.core.facts import ModelId
+from tokenmux.engine.core.plan import IDLE, Channel, Chunk, Plan, Step
+from tokenmux.engine.core.request import Request
+from tokenmux.engine.policy import turns
+from tokenmux.engine.policy.interface import InstanceView, ModelView
+from tokenmux.engine.policy.pool import Move, Place, PoolView, Refuse
+from tokenmux.engine.policy.steps import decode_chunks, prefill_chunks
+
+_BURST_TPOTS = 4.0
+
+
+class RequestLevelPolicy:
+    """One model at a time, until it has no requests."""
+
+    name = "request-level"
+
+    def __init__(self) -> None:
+        self._current: ModelId | None = None
+
+    def on_event(self, event: Event, view: InstanceView) -> None:
+        if self._current not in view.live_models:
+            live = view.live_models.values()
+            oldest = min(live, key=turns.oldest_arrival_s, default=None)
+            self._current = oldest.facts.id if oldest else None
+
+    def plan(self, channel: Channel, view: InstanceView) -> Plan:
+        model = view.models.get(self._current) if self._current else None
+        match channel:
+            case Channel.FETCH:
+                return turns.fetch_oldest(view)
+            case Channel.COPY_IN if model:
+                return turns.bring_in(view, model) or turns.page_in(view, model) or IDLE
+            case Channel.COPY_OUT if model and not view.can_run(_chunks(view, model)):
+                return turns.page_out(view, model.decoding.values())
+            case Channel.COMPUTE if model:
+                burst_s = _BURST_TPOTS * min(
+                    (r.request.service.tpot_s for r in model.decoding.values()), default=0
+                )
+                plan = turns.step(view, model, _chunks(view, model), burst_s)
+                return plan if plan != IDLE else turns.last_resort(view)
+        return IDLE
+
+    def interrupts(self, step: Step, event: Event, view: InstanceView) -> bool:
+        return isinstance(event, Arrived) and event.request.model == step.model
+
+
+def _chunks(view: InstanceView, model: ModelView) -> list[Chunk]:
+    return prefill_chunks(view, model.waiting.values()) + decode_chunks(model)
+
+
+class OneModelPerInstance:
+    """The pool's side: a waiting line of models, and `dedicated` as the case in which nobody ever leaves."""
+
+    def __init__(self, name: str, forever: bool) -> None:
+        self.name = name
+        self._forever = forever
+        self._holders: dict[int, list[ModelId]] = {}
+        self._homes: dict[ModelId, int] = {}
+        self._n_live: dict[ModelId, int] = {}
+
+    def place(self, request: Request, pool: PoolView) -> Place | Refuse:
+        index = self._homes.get(request.model)
+        if index is None:
+            indices = range(len(pool.instances))
+            index = min(
+                indices,
+                key=lambda i: (len(self._holders.get(i, ())), not _is_resident(pool, i, request.model)),
+            )
+            if self._forever and self._holders.get(index):
+                return Refuse(f"{request.model} has no device of its own; the pool needs one more")
+            self._homes[request.model] = index
+            self._holders.setdefault(index, []).append(request.model)
+        self._n_live[request.model] = self._n_live.get(request.model, 0) + 1
+        return Place(index)
+
+    def on_event(self, index: int, event: Event, pool: PoolView) -> Sequence[Move]:
+        if self._forever or self._holders.get(index):
+            return ()
+        lines = [
+            (turns.oldest_arrival_s(pool.instances[i].live_models[m]), i, m) for i, m in self._waiting(pool)
+        ]
+        if not lines:
+            return ()
+        _, source, model_id = min(lines)
+        self._holders[source].remove(model_id)
+        self._holders[index] = [model_id]
+        self._homes[model_id] = index
+        model = pool.instances[source].live_models[model_id]
+        requests = [r for file in (model.waiting, model.decoding, model.away) for r in file]
+        return [Move(request, source, index) for request in requests]
+
+    def on_left(self, index: int, request: Request) -> None:
+        model = request.model
+        if self._homes.get(model) != index:
+            return
+        self._n_live[model] -= 1
+        if not self._n_live[model] and not self._forever:
+            del self._n_live[model], self._homes[model]
+            self._holders[index].remove(model)
+
+    def _waiting(self, pool: PoolView) -> list[tuple[int, ModelId]]:
+        """Models that hold an instance's line behind the one that is served there."""
+        return [
+            (i, model)
+            for i, holders in self._holders.items()
+            for model in holders[1:]
+            if model in pool.instances[i].live_models
+        ]
+
+
+def _is_resident(pool: PoolView, index: int, model: ModelId) -> bool:
+    return model in pool.instances[index].resident_models

@@ -1,0 +1,154 @@
+"""One simulation from beginning to end: models, a pool, a policy by name and a trace in; figures of merit out."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tokenmux.engine.core.facts import DeviceFacts, ModelFacts, ModelId
+from tokenmux.engine.core.plan import Channel
+from tokenmux.engine.core.request import Request
+from tokenmux.engine.instance.instance import Instance
+from tokenmux.engine.instance.metrics import Metrics, RequestRecord
+from tokenmux.engine.instance.summary import Summary, summarise
+from tokenmux.engine.memory.host_cache import HostCache
+from tokenmux.engine.policy.interface import InstancePolicy
+from tokenmux.engine.policy.pool import PoolPolicy
+from tokenmux.engine.policy.registry import make_policies
+from tokenmux.engine.sim.catalogue import Architecture, measured_as, paper_architecture
+from tokenmux.engine.sim.hardware import DISK_BYTES_PER_S, GB, HOST_COPY_BYTES_PER_S, gpu, instance_facts
+from tokenmux.engine.sim.profiles import ProfiledCost, step_fit
+from tokenmux.engine.sim.simulator import OnDone, Simulator
+from tokenmux.engine.workload.trace import Arrival
+
+Policies = Callable[[int], tuple[Sequence[InstancePolicy], PoolPolicy]]
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What a pool is built of: instances of `n_devices` GPUs each, and their hosts."""
+
+    gpu: str = "H100"
+    n_devices: int = 1
+    """Of one instance: more than one is a tensor-parallel group."""
+    copy_bytes_per_s: float = HOST_COPY_BYTES_PER_S
+    disk_bytes_per_s: float = DISK_BYTES_PER_S
+    instances_per_host: int = 8
+    host_cache_bytes: int = 2000 * GB
+    slower: float = 1.0
+    """Multiplies all step times."""
+
+    def instance(self) -> DeviceFacts:
+        return instance_facts(gpu(self.gpu), self.n_devices, self.copy_bytes_per_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Market:
+    """Models by name, each with the architecture whose step times it has."""
+
+    facts: Mapping[ModelId, ModelFacts]
+    architectures: Mapping[ModelId, str]
+
+    @property
+    def max_context(self) -> dict[ModelId, int]:
+        return {model: facts.max_context for model, facts in self.facts.items()}
+
+
+def market(architectures: Mapping[str, Architecture]) -> Market:
+    """One model for every name."""
+    facts = {ModelId(name): kind.facts(name) for name, kind in architectures.items()}
+    return Market(facts, {ModelId(name): measured_as(kind.name) for name, kind in architectures.items()})
+
+
+def paper_market(names: Sequence[str]) -> Market:
+    """Architectures in the order in which the Aegaeon artifact assigns them."""
+    return market({name: paper_architecture(index) for index, name in enumerate(names)})
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of it."""
+
+    records: list[RequestRecord]
+    refused: list[Request]
+    arrivals: Sequence[Arrival]
+    simulator: Simulator
+    seconds: float
+    """Virtual time until the last event."""
+    span_s: float
+    """Virtual time from 0 to the last arrival."""
+    busy_at_span: dict[Channel, float] = field(default_factory=dict)
+
+    def summary(self, from_s: float = 0.0, to_s: float = float("inf")) -> Summary:
+        """Over the requests that arrived within; the tokens of refused ones count as late."""
+        records = [r for r in self.records if from_s <= r.request.arrival_s < to_s]
+        refused = {r.id for r in self.refused if from_s <= r.arrival_s < to_s}
+        lost = sum(a.n_output for a in self.arrivals if a.request.id in refused)
+        return summarise(records, lost)
+
+    def busy(self, channel: Channel) -> float:
+        """Share of the arrival period in which the channel was busy, mean over instances."""
+        return self.busy_at_span[channel]
+
+    @property
+    def n_swaps(self) -> int:
+        return sum(c.n_swaps for i in self.simulator.instances for c in i.metrics.models.values())
+
+    @property
+    def swap_bytes(self) -> int:
+        return sum(c.swap_bytes for i in self.simulator.instances for c in i.metrics.models.values())
+
+    @property
+    def n_steps(self) -> int:
+        return sum(i.metrics.n_steps for i in self.simulator.instances)
+
+
+def simulate(
+    market: Market,
+    arrivals: Sequence[Arrival],
+    n_instances: int,
+    policy: str | Policies = "slack",
+    hardware: Hardware = Hardware(),
+    on_done: OnDone | None = None,
+) -> Outcome:
+    """Replay `arrivals` (in order of time) on a pool of `n_instances`."""
+    device = hardware.instance()
+    truth = true_cost(market, hardware, device)
+    policies, pool_policy = (
+        make_policies(policy, n_instances) if isinstance(policy, str) else policy(n_instances)
+    )
+    records: list[RequestRecord] = []
+    caches = [_warm_cache(market, hardware) for _ in range(-(-n_instances // hardware.instances_per_host))]
+    instances = [
+        Instance(
+            device, caches[i // hardware.instances_per_host], policies[i], truth, Metrics(records.append)
+        )
+        for i in range(n_instances)
+    ]
+    simulator = Simulator(instances, truth, pool_policy, market.facts, on_done)
+    span_s = arrivals[-1].request.arrival_s if arrivals else 0.0
+    simulator.run(arrivals, until_s=span_s)
+    busy = {c: _busy_share(instances, c, span_s) for c in Channel}
+    simulator.run([])
+    refused = [request for request, _ in simulator.refused]
+    return Outcome(records, refused, arrivals, simulator, simulator.now_s, span_s, busy)
+
+
+def true_cost(market: Market, hardware: Hardware, device: DeviceFacts) -> ProfiledCost:
+    fits = [
+        (facts, step_fit(gpu(hardware.gpu), hardware.n_devices, market.architectures[model], facts))
+        for model, facts in market.facts.items()
+    ]
+    return ProfiledCost(device, fits, hardware.disk_bytes_per_s, hardware.slower)
+
+
+def _warm_cache(market: Market, hardware: Hardware) -> HostCache:
+    """A host cache as it is after a while: full of models, as many as fit, the first of the market first."""
+    cache = HostCache(hardware.host_cache_bytes)
+    for facts in market.facts.values():
+        if cache.used_bytes + facts.n_bytes <= cache.capacity:
+            cache.end_fetch(cache.begin_fetch(facts.images)[0], ok=True)
+    return cache
+
+
+def _busy_share(instances: Sequence[Instance], channel: Channel, span_s: float) -> float:
+    busy_s = sum(instance.metrics.busy_s[channel] for instance in instances)
+    return min(1.0, busy_s / len(instances) / span_s) if span_s else 0.0
