@@ -8,6 +8,7 @@ part; what is in it, the manifest's (`image.py`).
 
 from copy import deepcopy
 from dataclasses import dataclass
+from threading import Lock
 
 import torch
 from accelerate import init_empty_weights  # type: ignore[import-untyped]
@@ -17,6 +18,10 @@ from tokenmux.engine.core.errors import BadCheckpoint, InternalError
 from tokenmux.engine.models import attention
 from tokenmux.engine.models.image import Manifest, TensorEntry
 from tokenmux.engine.models.rows import grouped_experts_are_exact
+
+_building = Lock()
+"""`init_empty_weights` and transformers' default dtype are settings of the whole process: one model at a time is built.
+Two threads at once left tied weights apart."""
 
 
 @dataclass(frozen=True, slots=True)

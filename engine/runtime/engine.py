@@ -56,7 +56,7 @@ class WeightsHost(Protocol):
     """Keeps the runnable side of models in step with where the instance has their weights."""
 
     def add(self, facts: ModelFacts, path: str) -> None:
-        """A model was registered. Raises TokenmuxError when it cannot be run."""
+        """A model was registered."""
         ...
 
     def remove(self, model: ModelId) -> None: ...

@@ -7,7 +7,7 @@ blocks. A skeleton is built once, when its model is first fetched, on the fetch 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event, Lock
+from threading import Event, RLock
 
 import torch
 
@@ -45,8 +45,8 @@ class ModelHost:
     # ── what the engine says ─────────────────────────────────────────────────────────────────────────────────
 
     def add(self, facts: ModelFacts, path: str) -> None:
-        """Open a catalogue entry. Raises TokenmuxError when its files are not as they should be."""
-        self._models[facts.id] = _Model(facts, Entry.load(Path(path), block_size=facts.kv.block_size))
+        """Note where the model's catalogue entry is; its files are opened by the first fetch."""
+        self._models[facts.id] = _Model(facts, Path(path))
 
     def remove(self, model: ModelId) -> None:
         del self._models[model]
@@ -66,7 +66,7 @@ class ModelHost:
     def read_image(self, image: Image, into: memoryview, progress: Callable[[int], None]) -> None:
         """Fill the buffer from the image's file, checked the first time; on the fetch channel's thread."""
         model = self._owner_of(image.id)
-        read_image(model.entry.manifest, into, progress, verify=not model.is_verified)
+        read_image(model.entry().manifest, into, progress, verify=not model.is_verified)
         model.is_verified = True
         self._runner(model.facts.id)
 
@@ -77,7 +77,7 @@ class ModelHost:
         model = self._models[step.model]
         runner = self._runner(step.model)
         segments = [self._segment(chunk) for chunk in step.chunks]
-        kv = self._kv_view(model.facts.kv, model.entry.manifest.dtype)
+        kv = self._kv_view(model.facts.kv, model.entry().manifest.dtype)
         requests = tuple(chunk.request for chunk in step.chunks)
         return RunnableStep(runner, segments, requests, kv, step.repeat, self._clock)
 
@@ -118,19 +118,28 @@ class ModelHost:
 
 @dataclass(slots=True)
 class _Model:
+    """A registered model. Its entry is opened and its skeleton built by whichever thread asks first: the fetch channel's."""
+
     facts: ModelFacts
-    entry: Entry
+    path: Path
     is_verified: bool = False
+    _entry: Entry | None = None
     _runner: Runner | None = None
-    _building: Lock = field(default_factory=Lock)
+    _opening: RLock = field(default_factory=RLock)
+
+    def entry(self) -> Entry:
+        with self._opening:
+            if self._entry is None:
+                self._entry = Entry.load(self.path, block_size=self.facts.kv.block_size)
+            return self._entry
 
     def runner(self, prefill_chunk_tokens: int) -> Runner:
-        """Built by whichever thread asks first."""
-        with self._building:
+        with self._opening:
             if self._runner is None:
-                row_rule(self.entry.manifest.dtype)  # takes a second the first time: not in a step
+                entry = self.entry()
+                row_rule(entry.manifest.dtype)  # takes a second the first time: not in a step
                 self._runner = Runner(
-                    self.entry.skeleton(), self.facts.kv, prefill_chunk_tokens=prefill_chunk_tokens
+                    entry.skeleton(), self.facts.kv, prefill_chunk_tokens=prefill_chunk_tokens
                 )
             return self._runner
 

@@ -10,58 +10,18 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from threading import Lock, Thread
 
-from tokenmux.engine.core.cost import RooflineCost
 from tokenmux.engine.core.errors import WorkerFailed
-from tokenmux.engine.core.facts import DeviceFacts, HostFacts
 from tokenmux.engine.core.message import Broken, FromWorker, Shutdown, ToWorker
-from tokenmux.engine.core.request import RequestId
-from tokenmux.engine.device.cpu import CpuDevice
-from tokenmux.engine.instance.instance import Instance
-from tokenmux.engine.memory.host_cache import HostCache
-from tokenmux.engine.policy.slack import SlackPolicy
-from tokenmux.engine.runtime.clock import MonotonicClock
-from tokenmux.engine.runtime.contents import Content
-from tokenmux.engine.runtime.engine import Engine
+from tokenmux.engine.runtime.assemble import WorkerConfig, assemble
 from tokenmux.engine.runtime.loop import EngineLoop
-from tokenmux.engine.runtime.model_host import ModelHost
 
 _log = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S = 10.0
 """A worker that has not ended by then, most likely inside a step, is killed."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerConfig:
-    """All that a worker process needs to begin."""
-
-    device: DeviceFacts
-    host: HostFacts
-
-
-def serve(config: WorkerConfig, loop: EngineLoop, emit: Callable[[list[FromWorker]], None]) -> None:
-    """Run an engine on a virtual GPU in this thread until it is told to stop."""
-    clock = MonotonicClock()
-    contents: dict[RequestId, Content] = {}
-    instance = Instance(
-        config.device,
-        HostCache(config.host.cache_bytes),
-        SlackPolicy(),
-        RooflineCost(config.device, config.host),
-    )
-    host = ModelHost(instance, clock, contents)
-    device = CpuDevice(config.device, instance.ledger, clock, loop, host)
-    host.attach(device.arena)
-    engine = Engine(instance, clock, host, emit, contents)
-    engine.attach(device)
-    try:
-        loop.run(engine, clock)
-    finally:
-        device.close()
 
 
 class ProcessWorker:
@@ -157,4 +117,5 @@ def _run_child(config: WorkerConfig, pipe: Connection) -> None:
             loop.send(Shutdown())
 
     Thread(target=read, name="tokenmux-pipe-reader", daemon=True).start()
-    serve(config, loop, emit)
+    with assemble(config, loop, emit) as parts:
+        loop.run(parts.engine, parts.clock)

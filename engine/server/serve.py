@@ -14,9 +14,10 @@ from tokenmux.engine.core.message import FromWorker
 from tokenmux.engine.core.request import ServiceLevel
 from tokenmux.engine.instance.capacity import check_model, check_request
 from tokenmux.engine.models.catalogue import Catalogue
+from tokenmux.engine.runtime.assemble import WorkerConfig
 from tokenmux.engine.runtime.calibrate import Speeds, measure
 from tokenmux.engine.runtime.clock import MonotonicClock
-from tokenmux.engine.runtime.worker import ProcessWorker, WorkerConfig
+from tokenmux.engine.runtime.worker import ProcessWorker
 from tokenmux.engine.server.access import Access, Key
 from tokenmux.engine.server.administration import add_to_catalogue
 from tokenmux.engine.server.admission import Defaults

@@ -1,0 +1,60 @@
+"""Puts the parts of a worker together: an instance, the virtual GPU, the models on it, and the engine over them."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from tokenmux.engine.core.cost import RooflineCost
+from tokenmux.engine.core.facts import DeviceFacts, HostFacts
+from tokenmux.engine.core.message import FromWorker
+from tokenmux.engine.core.request import RequestId
+from tokenmux.engine.device.cpu import CpuDevice
+from tokenmux.engine.instance.instance import Instance
+from tokenmux.engine.memory.host_cache import HostCache
+from tokenmux.engine.policy.slack import SlackPolicy
+from tokenmux.engine.runtime.clock import MonotonicClock
+from tokenmux.engine.runtime.contents import Content
+from tokenmux.engine.runtime.engine import Engine
+from tokenmux.engine.runtime.loop import EngineLoop
+from tokenmux.engine.runtime.model_host import ModelHost
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerConfig:
+    """All that a worker needs to begin."""
+
+    device: DeviceFacts
+    host: HostFacts
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A worker that is ready for `EngineLoop.run(engine, clock)`."""
+
+    engine: Engine
+    instance: Instance
+    clock: MonotonicClock
+
+
+@contextmanager
+def assemble(
+    config: WorkerConfig, loop: EngineLoop, emit: Callable[[list[FromWorker]], None]
+) -> Iterator[Parts]:
+    """Make the parts; on leaving, the device's threads end and its memory goes back."""
+    clock = MonotonicClock()
+    contents: dict[RequestId, Content] = {}
+    instance = Instance(
+        config.device,
+        HostCache(config.host.cache_bytes),
+        SlackPolicy(),
+        RooflineCost(config.device, config.host),
+    )
+    host = ModelHost(instance, clock, contents)
+    device = CpuDevice(config.device, instance.ledger, clock, loop, host)
+    host.attach(device.arena)
+    engine = Engine(instance, clock, host, emit, contents)
+    engine.attach(device)
+    try:
+        yield Parts(engine, instance, clock)
+    finally:
+        device.close()
