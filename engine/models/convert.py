@@ -86,8 +86,13 @@ def _load(path: Path, *, source: Path | None = None, **options: Any) -> PreTrain
     source = source or path
     try:
         with quiet_transformers():
+            # Mismatches are asked for only to be refused below, by name.
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                str(path), local_files_only=True, output_loading_info=True, **options
+                str(path),
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **options,
             )
     except (OSError, RuntimeError, ValueError, KeyError, IndexError, TypeError, EOFError) as error:
         reason = str(error).strip().splitlines() or [repr(error)]

@@ -161,7 +161,8 @@ class Detokenizer:
         text = self._held + text
         found = [(at, stop) for stop in self._stop if (at := text.find(stop)) >= 0]
         if found:
-            at, self.stopped = min(found, key=lambda hit: (hit[0], -len(hit[1])))
+            # The one that is complete first, so that it does not matter in what portions tokens arrive.
+            at, self.stopped = min(found, key=lambda hit: (hit[0] + len(hit[1]), hit[0]))
             self._held = ""
             return text[:at]
         n_held = 0 if final else max((_overlap(text, stop) for stop in self._stop), default=0)

@@ -5,7 +5,7 @@ it in random pieces), and moves blocks about. The arena begins full of NaN bytes
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -134,6 +134,15 @@ class HostileScheduler:
     def _release(self, blocks: list[int]) -> None:
         self.free.extend(blocks)
         self.random.shuffle(self.free)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny products gain nothing from threads, and on a busy machine threads that wait for each other cost tenfold."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from tokenmux.engine.models.runner import Runner
 from tokenmux.engine.models.skeleton import Skeleton, state_names
 
 GRID = 16
-N_OUTPUT = 24
-PROMPT_LENGTHS = (1, 5, 16, 17, 40, 131)
+N_OUTPUT = 16
+PROMPT_LENGTHS = (1, 16, 17, 40, 131)
 
 
 @dataclass(frozen=True)
