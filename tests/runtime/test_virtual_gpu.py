@@ -1,0 +1,250 @@
+"""The whole worker on real (small) models: what a request yields must not depend on what else happens to the device.
+
+The device holds one model and a little KV; six models of different architectures are served on it at once.
+"""
+
+import gc
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from queue import SimpleQueue
+
+import numpy as np
+import psutil
+import pytest
+
+from tokenmux.engine.core.facts import DeviceFacts, HostFacts, ModelId
+from tokenmux.engine.core.message import (
+    Acknowledged,
+    Broken,
+    Cancel,
+    Finished,
+    FromWorker,
+    Pause,
+    Register,
+    Resume,
+    Sampling,
+    Submit,
+    Tokens,
+    ToWorker,
+)
+from tokenmux.engine.core.request import FinishReason, Request, RequestId, ServiceLevel
+from tokenmux.engine.instance.instance import Instance
+from tokenmux.engine.models import tiny
+from tokenmux.engine.models.catalogue import Catalogue, Entry
+from tokenmux.engine.runtime.assemble import WorkerConfig, assemble
+from tokenmux.engine.runtime.loop import EngineLoop
+
+FAMILIES = ("llama", "qwen3", "mistral", "gemma2", "gpt2", "phi3")
+KB = 1 << 10
+SLAB_BYTES = 64 * KB
+WAIT_S = 60.0
+GRID = 32
+
+
+@pytest.fixture(scope="module")
+def entries(tmp_path_factory: pytest.TempPathFactory) -> list[Entry]:
+    root = tmp_path_factory.mktemp("catalogue")
+    catalogue = Catalogue(root)
+    return [
+        catalogue.register_folder(family, tiny.create(family, root / "checkpoints" / family))
+        for family in FAMILIES
+    ]
+
+
+class InThread:
+    """A worker in a thread of the test's process, so that the test can look into its books."""
+
+    def __init__(self) -> None:
+        self.loop = EngineLoop()
+        self.inbox: SimpleQueue[FromWorker] = SimpleQueue()
+        self.tokens: dict[RequestId, list[int]] = {}
+        self.ends: dict[RequestId, Finished] = {}
+        self.instance: Instance
+
+    def send(self, message: ToWorker) -> None:
+        self.loop.send(message)
+
+    def next(self) -> FromWorker:
+        message = self.inbox.get(timeout=WAIT_S)
+        match message:
+            case Tokens(request, index, token_ids):
+                output = self.tokens.setdefault(request, [])
+                assert index == len(output)
+                output.extend(token_ids)
+            case Finished(request):
+                assert request not in self.ends, "a request ended twice"
+                self.ends[request] = message
+            case Broken(detail):
+                raise AssertionError(detail)
+        return message
+
+    def until(self, met: Callable[[FromWorker], bool]) -> FromWorker:
+        while not met(message := self.next()):
+            pass
+        return message
+
+    def until_ended(self, n: int) -> None:
+        while len(self.ends) < n:
+            self.next()
+
+
+@contextmanager
+def worker(entries: list[Entry], device: DeviceFacts) -> Iterator[InThread]:
+    """A worker that knows the entries."""
+    body = InThread()
+    host = HostFacts(cache_bytes=64 << 20, fetch_bytes_per_s=1e9)
+
+    def emit(messages: list[FromWorker]) -> None:
+        for message in messages:
+            body.inbox.put(message)
+
+    with assemble(WorkerConfig(device, host), body.loop, emit) as parts:
+        body.instance = parts.instance
+        thread = threading.Thread(target=body.loop.run, args=(parts.engine, parts.clock))
+        thread.start()
+        try:
+            for entry in entries:
+                body.send(Register(entry.facts, str(entry.path)))
+                answer = body.until(lambda message: isinstance(message, Acknowledged))
+                assert isinstance(answer, Acknowledged)
+                assert not answer.error
+            yield body
+        finally:
+            parts.engine.stopped = True
+            body.loop.send(Cancel(RequestId("nobody")))
+            thread.join(WAIT_S)
+            assert not thread.is_alive()
+
+
+def device(entries: list[Entry], n_slabs: int, host_kv_bytes: int = 4096 * KB) -> DeviceFacts:
+    """Room for the largest model and so many slabs of KV."""
+    return DeviceFacts(
+        name="cpu",
+        arena_bytes=max(entry.facts.n_bytes for entry in entries) + n_slabs * SLAB_BYTES,
+        host_kv_bytes=host_kv_bytes,
+        copy_in_bytes_per_s=1e10,
+        copy_out_bytes_per_s=1e10,
+        memory_bytes_per_s=1e10,
+        flops_per_s=1e11,
+        slab_bytes=SLAB_BYTES,
+        prefill_chunk_tokens=GRID,
+    )
+
+
+def submits(entries: list[Entry], n: int, seed: int = 0) -> list[Submit]:
+    """Requests in turn over the models; every third is sampled, the others are greedy."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for number in range(n):
+        entry = entries[number % len(entries)]
+        prompt = tuple(int(t) for t in rng.integers(0, 256, size=rng.integers(1, 90)))
+        sampling = (
+            Sampling(temperature=0.8, top_k=40, top_p=0.95, seed=number) if number % 3 == 0 else Sampling()
+        )
+        request = Request(
+            RequestId(f"r{number}"),
+            ModelId(entry.name),
+            n_prompt=len(prompt),
+            max_tokens=int(rng.integers(4, 40)),
+            arrival_s=0.0,
+            service=ServiceLevel(ttft_s=1.0, tpot_s=0.01),
+        )
+        made.append(Submit(request, prompt, sampling, stop_token_ids=frozenset({257})))
+    return made
+
+
+@pytest.fixture(scope="module")
+def alone(entries: list[Entry]) -> dict[RequestId, list[int]]:
+    """What each of 60 requests yields with the device to itself."""
+    roomy = device(entries, n_slabs=200)
+    with worker(entries, roomy) as body:
+        for number, submit in enumerate(submits(entries, 60)):
+            body.send(submit)
+            body.until_ended(number + 1)
+        return body.tokens
+
+
+@pytest.mark.parametrize("host_kv_bytes", [4096 * KB, 2 * SLAB_BYTES], ids=["paging", "host full"])
+def test_sixty_requests_over_six_models_on_a_device_that_holds_one(
+    entries: list[Entry], alone: dict[RequestId, list[int]], host_kv_bytes: int
+) -> None:
+    with worker(entries, device(entries, 4, host_kv_bytes)) as body:
+        for submit in submits(entries, 60):
+            body.send(submit)
+        body.until_ended(60)
+        swaps = sum(body.instance.metrics.of(ModelId(entry.name)).n_swaps for entry in entries)
+    assert {end.reason for end in body.ends.values()} <= {FinishReason.STOP, FinishReason.LENGTH}
+    assert swaps > len(entries)
+    assert body.tokens == alone
+    body.instance.check_integrity()
+    assert body.instance.ledger.blocks.used_bytes == 0
+    assert body.instance.ledger.host_blocks.used_bytes == 0
+    assert not body.instance.requests
+
+
+def test_requests_that_are_cancelled_paused_and_resumed_disturb_nobody(
+    entries: list[Entry], alone: dict[RequestId, list[int]]
+) -> None:
+    with worker(entries, device(entries, 4)) as body:
+        for submit in submits(entries, 60):
+            body.send(submit)
+        cancelled = [RequestId(f"r{number}") for number in range(0, 60, 7)]
+        paused = [RequestId(f"r{number}") for number in range(1, 60, 7)]
+        for request in paused:
+            body.send(Pause(request))
+        body.until(lambda message: isinstance(message, Tokens))
+        for request in cancelled:
+            body.send(Cancel(request))
+        body.until_ended(30)
+        for request in paused:
+            body.send(Resume(request))
+        body.until_ended(60)
+    for request, tokens in body.tokens.items():
+        expected = alone[request]
+        assert tokens == (expected[: len(tokens)] if request in cancelled else expected)
+    body.instance.check_integrity()
+    assert body.instance.ledger.blocks.used_bytes == 0
+
+
+def test_a_request_goes_on_from_what_was_delivered_as_if_nothing_had_happened(
+    entries: list[Entry], alone: dict[RequestId, list[int]]
+) -> None:
+    """Recovery after a worker's death: the tokens already delivered come back with the request."""
+    with worker(entries, device(entries, 8)) as body:
+        expected = {}
+        for submit in submits(entries, 60):
+            known = alone[submit.request.id]
+            cut = len(known) // 2
+            if cut == 0:
+                continue
+            delivered = tuple(known[:cut])
+            body.tokens[submit.request.id] = list(delivered)
+            expected[submit.request.id] = known
+            body.send(
+                Submit(
+                    submit.request,
+                    submit.prompt,
+                    submit.sampling,
+                    stop_token_ids=submit.stop_token_ids,
+                    delivered=delivered,
+                )
+            )
+        body.until_ended(len(expected))
+    assert body.tokens == expected
+
+
+def test_the_memory_of_the_process_stays_flat(entries: list[Entry]) -> None:
+    process = psutil.Process()
+    with worker(entries, device(entries, 4)) as body:
+        sizes = []
+        for _ in range(10):
+            body.tokens.clear()
+            body.ends.clear()
+            # The same requests each time: torch keeps a compiled product for every shape that it has seen.
+            for submit in submits(entries, 24):
+                body.send(submit)
+            body.until_ended(24)
+            gc.collect()
+            sizes.append(process.memory_info().rss)
+    assert sizes[-1] - sizes[2] < 4 << 20, [size >> 20 for size in sizes]
