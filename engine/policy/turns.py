@@ -10,6 +10,7 @@ from tokenmux.engine.core.message import Residency
 from tokenmux.engine.core.plan import (
     IDLE,
     Activate,
+    AtOnce,
     Channel,
     Chunk,
     Compact,
@@ -30,7 +31,7 @@ def step(view: InstanceView, model: ModelView, chunks: list[Chunk], seconds: flo
     if not chunks or model.is_moving or model.residency is not Residency.RESIDENT:
         return IDLE
     if not view.can_run(chunks):
-        victim = room.droppable_kv(view, keep=model) or room.idle_model(view)
+        victim = _victim(view, model)
         if victim is not None:
             return Plan(at_once=(victim,))
         chunks = as_many_as_fit(view, chunks)
@@ -69,8 +70,15 @@ def page_in(view: InstanceView, model: ModelView) -> Plan | None:
     first = min(absent, key=lambda r: r.deadline_s)
     if view.can_page_in(first.request.id):
         return Plan(PageIn((first.request.id,)))
-    victim = room.droppable_kv(view, keep=model) or room.idle_model(view)
+    victim = _victim(view, model)
     return Plan(at_once=(victim,)) if victim else None
+
+
+def _victim(view: InstanceView, model: ModelView) -> AtOnce | None:
+    """Who makes room for the KV of the model whose turn it is: KV of others, or the weights of the least recently used."""
+    others = [other for other in room.evictable(view) if other is not model]
+    oldest = min(others, key=lambda m: m.last_used_s, default=None)
+    return room.droppable_kv(view, keep=model) or (Evict(oldest.facts.id) if oldest else None)
 
 
 def page_out(view: InstanceView, requests: Iterable[RequestView]) -> Plan:

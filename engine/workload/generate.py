@@ -10,6 +10,7 @@ from math import gamma, pi, sin
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
+
 from tokenmux.engine.workload.lengths import CHAT, Lengths
 from tokenmux.engine.workload.trace import Trace, TraceRequest
 

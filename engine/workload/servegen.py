@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.random import Generator
+
 from tokenmux.engine.core.errors import NotFound
 from tokenmux.engine.workload.generate import Renewal, poisson
 from tokenmux.engine.workload.lengths import Lengths, LengthTable

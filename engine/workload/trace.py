@@ -55,11 +55,12 @@ class Arrival:
 def arrivals(
     trace: Iterable[TraceRequest],
     max_context: Mapping[ModelId, int],
-    service: ServiceLevel = ServiceLevel(),  # noqa: B008  (a frozen value)
+    service: ServiceLevel | None = None,
     prefix: str = "",
 ) -> list[Arrival]:
     """The trace as requests, numbered in their order. `max_tokens` is what the context leaves, not the true length."""
     made = []
+    service = service or ServiceLevel()
     for number, line in enumerate(trace):
         model = ModelId(line.model)
         level = ServiceLevel(
