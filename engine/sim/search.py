@@ -1,0 +1,34 @@
+"""Fewest or most: searches over simulations for the edge at which a service level is still kept."""
+
+from collections.abc import Callable
+
+
+def fewest(is_enough: Callable[[int], bool], low: int, high: int) -> int | None:
+    """The least n in `[low, high]` for which `is_enough(n)`, by doubling from `low` and bisection; None if there is none.
+
+    A simulation is not strictly monotonic: a pool one larger may do a hair worse. The answer is the edge that bisection meets.
+    """
+    step, bad, good = 1, low - 1, low
+    while not is_enough(good):
+        if good >= high:
+            return None
+        bad, good, step = good, min(high, good + step), 2 * step
+    while good - bad > 1:
+        middle = (good + bad) // 2
+        if is_enough(middle):
+            good = middle
+        else:
+            bad = middle
+    return good
+
+
+def most(is_enough: Callable[[int], bool], low: int, high: int, step: int = 1) -> int:
+    """The largest n of `low, low + step, ... high` for which `is_enough(n)`, by bisection; `low` if none is."""
+    good, bad = 0, (high - low) // step + 1
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        if is_enough(low + middle * step):
+            good = middle
+        else:
+            bad = middle
+    return low + good * step
