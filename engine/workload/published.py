@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from tokenmux.engine.core.errors import NotFound
+from tokenmux.engine.core.facts import ModelId
 from tokenmux.engine.workload.trace import Trace, TraceRequest, open_text
 
 
@@ -56,11 +57,11 @@ ARTIFACT_LONGEST = 16384
 _ARTIFACT_SPARE = 32
 
 
-def scale_as_artifact(trace: Iterable[TraceRequest], max_context: Mapping[str, int]) -> Trace:
+def scale_as_artifact(trace: Iterable[TraceRequest], max_context: Mapping[ModelId, int]) -> Trace:
     """Requests longer than their model's context shrink, both lengths by `max_context / max(length + 32, 16384)`."""
     scaled = []
     for line in trace:
-        limit = max_context[line.model]
+        limit = max_context[ModelId(line.model)]
         length = line.input_tokens + line.output_tokens + _ARTIFACT_SPARE
         if length > limit:
             share = limit / max(length, ARTIFACT_LONGEST)
