@@ -1,0 +1,106 @@
+"""Whole simulations: deterministic, nothing lost under any policy, and the figures of merit mean what they say."""
+
+import numpy as np
+import pytest
+
+from tokenmux.engine.core.errors import ConfigError
+from tokenmux.engine.core.plan import AtOnce, Channel, Operation
+from tokenmux.engine.core.request import ServiceLevel
+from tokenmux.engine.policy.registry import POLICIES, make_policies, make_policy
+from tokenmux.engine.sim.hardware import GB
+from tokenmux.engine.sim.scenario import Hardware, Market, paper_market, simulate
+from tokenmux.engine.workload.generate import traffic
+from tokenmux.engine.workload.shape import clipped
+from tokenmux.engine.workload.trace import Arrival, arrivals
+
+
+def workload(
+    n_models: int, rate: float, duration_s: float, service: ServiceLevel | None = None
+) -> tuple[Market, list[Arrival]]:
+    names = [f"m{index}" for index in range(n_models)]
+    market = paper_market(names)
+    trace = traffic(np.random.default_rng(0), dict.fromkeys(names, rate), duration_s)
+    return market, arrivals(clipped(trace, 4096), market.max_context, service)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_accepted_request_is_served_in_full(policy: str) -> None:
+    market, requests = workload(12, 0.1, 40.0)
+    outcome = simulate(market, requests, 4, policy)
+    refused = {request.id for request in outcome.refused}
+    expected = {a.request.id: a.n_output for a in requests if a.request.id not in refused}
+    assert {r.request.id: r.n_tokens for r in outcome.records} == expected
+    assert bool(refused) is (policy == "dedicated")
+    for instance in outcome.simulator.instances:
+        instance.check_integrity()
+        assert not instance.requests
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_same_trace_gives_the_same_decisions(policy: str) -> None:
+    market, requests = workload(10, 0.2, 20.0)
+
+    def decisions() -> list[tuple[int, float, Operation | AtOnce]]:
+        seen: list[tuple[int, float, Operation | AtOnce]] = []
+        simulate(
+            market,
+            requests,
+            3,
+            policy,
+            on_done=lambda i, started, _: seen.append((i, started.at_s, started.operation)),
+        )
+        return seen
+
+    first = decisions()
+    assert len(first) > 100
+    assert first == decisions()
+
+
+def test_slack_keeps_more_on_time_than_the_baselines() -> None:
+    market, requests = workload(30, 0.1, 60.0)
+    shares = {p: simulate(market, requests, 4, p).summary().tokens_on_time for p in POLICIES}
+    assert shares["slack"] > 0.98
+    assert max(shares[p] for p in ("aegaeon", "request-level", "dedicated")) < 0.9
+
+
+def test_models_move_off_a_loaded_instance() -> None:
+    market, requests = workload(40, 0.1, 60.0)
+    outcome = simulate(market, requests, 4)
+    assert outcome.simulator.n_moves > 0
+    assert outcome.summary().n_tokens == sum(a.n_output for a in requests)
+
+
+def test_a_small_host_cache_costs_fetches_and_loses_nothing() -> None:
+    market, requests = workload(12, 0.1, 40.0)
+    small = Hardware(host_cache_bytes=60 * GB)
+    outcome = simulate(market, requests, 4, "slack", small)
+    assert outcome.busy(Channel.FETCH) > 0
+    assert simulate(market, requests, 4).busy(Channel.FETCH) == 0
+    assert outcome.summary().n_tokens == sum(a.n_output for a in requests)
+
+
+def test_refused_requests_count_as_late() -> None:
+    market, requests = workload(10, 0.1, 30.0)
+    outcome = simulate(market, requests, 5, "dedicated")
+    assert outcome.refused
+    summary = outcome.summary()
+    assert summary.n_tokens == sum(a.n_output for a in requests)
+    assert summary.tokens_on_time < 0.9
+
+
+def test_slower_steps_take_longer() -> None:
+    market, requests = workload(3, 0.2, 30.0)
+    normal, slow = (simulate(market, requests, 1, hardware=Hardware(slower=s)) for s in (1.0, 1.25))
+    assert slow.simulator.instances[0].metrics.busy_s[Channel.COMPUTE] > 0
+    assert slow.seconds > normal.seconds
+
+
+def test_a_policy_that_needs_more_instances_says_so() -> None:
+    assert make_policy("slack").name == "slack"
+    for wrong in (
+        lambda: make_policy("aegaeon"),
+        lambda: make_policies("aegaeon", 1),
+        lambda: make_policy("fifo"),
+    ):
+        with pytest.raises(ConfigError):
+            wrong()

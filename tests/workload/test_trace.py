@@ -1,0 +1,74 @@
+"""The trace format: what is written is read again, and what is wrong is named with its line."""
+
+from pathlib import Path
+
+import pytest
+
+from tokenmux.engine.core.errors import ConfigError
+from tokenmux.engine.core.facts import ModelId
+from tokenmux.engine.core.request import ServiceLevel
+from tokenmux.engine.workload.trace import TraceRequest, arrivals, read_trace, renamed, write_trace
+
+TRACE = [
+    TraceRequest(0.0, "a", 10, 3),
+    TraceRequest(0.5, "b", 1, 1, tenant="bank", ttft_s=2.0, tpot_s=0.05, weight=2.0),
+]
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.csv", "t.jsonl.gz", "t.csv.gz"])
+def test_what_is_written_is_read(tmp_path: Path, name: str) -> None:
+    write_trace(tmp_path / name, TRACE)
+    assert read_trace(tmp_path / name) == TRACE
+
+
+def test_json_lines_leave_defaults_out(tmp_path: Path) -> None:
+    write_trace(tmp_path / "t.jsonl", TRACE[:1])
+    assert (tmp_path / "t.jsonl").read_text() == (
+        '{"arrival_s": 0.0, "model": "a", "input_tokens": 10, "output_tokens": 3}\n'
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{]", "line 1"),
+        ("[]", "not a JSON object"),
+        ('{"arrival_s": 0, "model": "a", "input_tokens": 1}', "missing fields \\['output_tokens'\\]"),
+        ('{"arrival_s": 0, "model": "a", "input_tokens": 0, "output_tokens": 1}', "at least 1"),
+        ('{"arrival_s": "x", "model": "a", "input_tokens": 1, "output_tokens": 1}', "line 1"),
+        (
+            '{"arrival_s": 0, "model": "a", "input_tokens": 1, "output_tokens": 1, "text": "hi"}',
+            "unknown fields",
+        ),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text(text + "\n")
+    with pytest.raises(ConfigError, match=message):
+        read_trace(path)
+
+
+def test_an_unsorted_trace_is_refused(tmp_path: Path) -> None:
+    write_trace(tmp_path / "t.csv", reversed(TRACE))
+    with pytest.raises(ConfigError, match="request 2 arrives before"):
+        read_trace(tmp_path / "t.csv")
+
+
+def test_an_unknown_suffix_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"\.jsonl or \.csv"):
+        read_trace(tmp_path / "t.txt")
+
+
+def test_arrivals_do_not_tell_the_scheduler_the_true_length() -> None:
+    first, second = arrivals(
+        TRACE, {ModelId("a"): 100, ModelId("b"): 100}, ServiceLevel(5.0, 0.2), prefix="x"
+    )
+    assert (first.n_output, first.request.max_tokens, first.request.id) == (3, 90, "x0")
+    assert first.request.service == ServiceLevel(5.0, 0.2)
+    assert second.request.service == ServiceLevel(2.0, 0.05)
+    assert (second.request.tenant, second.request.weight) == ("bank", 2.0)
+
+
+def test_renaming_leaves_others_alone() -> None:
+    assert [line.model for line in renamed(TRACE, {"a": "z"})] == ["z", "b"]
