@@ -38,6 +38,7 @@ class RequestState:
         "in_step",
         "kv",
         "last_token_s",
+        "lead_s",
         "model",
         "n_on_time",
         "n_tokens",
@@ -58,6 +59,8 @@ class RequestState:
         self.shift_s = 0.0
         """How far pauses have pushed the deadlines back."""
         self.deadline_s = request.deadline_s(arrived.n_delivered)
+        self.lead_s = request.service.ttft_s * (1 - 1 / request.weight)
+        """By how much its weight moves it forward among others: less than a TTFT, so that nobody starves behind it."""
         self.paused_since_s: float | None = None
         self.in_step = False
         self.in_copy = False
@@ -164,15 +167,15 @@ class ModelState:
     @property
     def deadline_s(self) -> float:
         if self._deadline_s is None:
-            away = min((r.deadline_s for r in self.away.values()), default=inf)
+            away = min((r.deadline_s - r.lead_s for r in self.away.values()), default=inf)
             self._deadline_s = min(self.runnable_deadline_s, away)
         return self._deadline_s
 
     @property
     def runnable_deadline_s(self) -> float:
         if self._runnable_s is None:
-            waiting = min((r.deadline_s for r in self.waiting.values()), default=inf)
-            decoding = min((r.deadline_s for r in self.decoding.values()), default=inf)
+            waiting = min((r.deadline_s - r.lead_s for r in self.waiting.values()), default=inf)
+            decoding = min((r.deadline_s - r.lead_s for r in self.decoding.values()), default=inf)
             self._runnable_s = min(waiting, decoding)
         return self._runnable_s
 
