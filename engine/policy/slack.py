@@ -65,7 +65,8 @@ HEADROOM = 1 / 24
 """Share of the arena that must stay free beside weights that come in, for KV to grow into. Half or double costs a point."""
 
 LAST_TO_GO_COPIES = 4.0
-"""A model that is late by this many of its load times, and finds no other room, takes that of the model that runs."""
+"""A model that is late by this many of its load times, and finds no other room, takes that of the model that runs. Where the two could
+never share the arena it does not wait for that: it goes when its load must begin to be in time."""
 
 EVICTION_MARGIN_COPIES = 1.0
 """A victim's next token must be due this many of its own reload times after the candidate's."""
@@ -234,7 +235,9 @@ def _make_room(view: InstanceView, model: ModelView) -> Plan | None:
         kept = _next_to_run(view)
         if kept is not None:
             late_s = view.now_s - model.deadline_s
-            patience_s = LAST_TO_GO_COPIES * view.cost.copy_s(Channel.COPY_IN, model.facts.n_bytes)
+            together = kept.facts.n_bytes + need <= view.device.arena_bytes
+            copies = LAST_TO_GO_COPIES if together else -1.0
+            patience_s = copies * view.cost.copy_s(Channel.COPY_IN, model.facts.n_bytes)
             if late_s < patience_s or kept.facts.id == room.stepping(view) or not _may_go(view, kept, model):
                 return None
             evicted.append(kept)
