@@ -14,7 +14,7 @@ from tokenmux.engine.workload.generate import gamma_with_cv, traffic
 from tokenmux.engine.workload.shape import clipped
 from tokenmux.engine.workload.trace import Arrival, arrivals
 
-N_MODELS, RATE, N_GPUS = 60, 0.1, 10
+N_MODELS, RATE, N_GPUS = 80, 0.1, 10
 
 
 def bursty(cv: float) -> tuple[Market, list[Arrival]]:
