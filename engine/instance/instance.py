@@ -121,6 +121,11 @@ class Instance:
             return Fit.NO
         return Fit.AFTER_COMPACTION
 
+    def can_compact(self, n_bytes: int) -> bool:
+        if self.ledger.arena.frozen or n_bytes <= 0:
+            return False
+        return bool(self.ledger.plan_compaction(n_bytes, self._fixed_models(), (), self._fixed_kv()))
+
     def can_run(self, chunks: Iterable[Chunk], repeat: int = 1) -> bool:
         return self.ledger.can_grow(
             (self.requests[chunk.request].kv, chunk.start + chunk.n_tokens + repeat - 1) for chunk in chunks
@@ -128,6 +133,12 @@ class Instance:
 
     def can_page_in(self, request: RequestId) -> bool:
         return self.ledger.can_page_in(self.requests[request].kv)
+
+    def can_resume(self, request: RequestId) -> bool:
+        state = self.requests[request]
+        end = min(state.n_tokens, state.n_computed + self.device.prefill_chunk_tokens)
+        n_blocks = state.kv.n_missing + state.kv.blocks_to_grow(end)
+        return self.ledger.blocks.can_allocate(state.kv.shape.block_bytes, n_blocks)
 
     def can_page_out(self, request: RequestId) -> bool:
         return self.ledger.can_page_out(self.requests[request].kv)

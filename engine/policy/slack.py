@@ -44,7 +44,7 @@ from tokenmux.engine.core.plan import (
     Plan,
     Step,
 )
-from tokenmux.engine.policy import room
+from tokenmux.engine.policy import rescue, room
 from tokenmux.engine.policy.interface import Fit, InstanceView, ModelView, RequestView
 from tokenmux.engine.policy.steps import (
     as_many_as_fit,
@@ -52,8 +52,8 @@ from tokenmux.engine.policy.steps import (
     prefill_chunks,
     repetitions,
     shortest_tpot_s,
+    single_chunks,
 )
-from tokenmux.engine.policy.turns import last_resort
 
 BURST_TPOTS = 4.0
 """A burst of decode steps lasts this many TPOTs at most: 0.4 s at the paper's 100 ms. Copies wait for its end to make room."""
@@ -68,7 +68,7 @@ LAST_TO_GO_COPIES = 4.0
 """A model that is late by this many of its load times, and finds no other room, takes that of the model that runs. Where the two could
 never share the arena it does not wait for that: it goes when its load must begin to be in time."""
 
-EVICTION_MARGIN_COPIES = 1.0
+EVICTION_MARGIN_COPIES = 1.5
 """A victim's next token must be due this many of its own reload times after the candidate's."""
 
 
@@ -92,6 +92,8 @@ class SlackPolicy:
                     del self._unfetched[model_id]
 
     def plan(self, channel: Channel, view: InstanceView) -> Plan:
+        if rescue.is_blocked(view):
+            return rescue.plan(channel, view)
         match channel:
             case Channel.COMPUTE:
                 return _plan_compute(view)
@@ -147,11 +149,11 @@ def _plan_compute(view: InstanceView) -> Plan:
             victim = room.droppable_kv(view, keep=model) or room.idle_model(view)
             if victim is not None:
                 return Plan(at_once=(victim,))
-            chunks = as_many_as_fit(view, chunks)
+            chunks = as_many_as_fit(view, chunks) or as_many_as_fit(view, single_chunks(view, model))
         if chunks:
             repeat = repetitions(view, model, chunks, _burst_s(view, model, runnable))
             return Plan(Step(model.facts.id, tuple(chunks), repeat))
-    return last_resort(view)
+    return IDLE
 
 
 def _early_prefill(view: InstanceView, runnable: list[ModelView]) -> ModelView | None:
@@ -322,12 +324,12 @@ def _is_blocked(view: InstanceView) -> bool:
 
 def _plan_fetch(view: InstanceView, unfetched: Iterable[ModelId]) -> Plan:
     """From disk: what somebody waits for, by slack; then, while the host cache has room to spare, what is new."""
-    urgent = [m for m in view.live_models.values() if m.n_live and m.residency is Residency.DISK]
-    urgent.sort(key=lambda model: model.deadline_s)
-    asked = [view.models[m] for m in view.asked_models]
-    for model in (*urgent, *asked):
-        if model.residency is Residency.DISK and view.can_fetch(model.facts.id):
-            return Plan(Fetch(model.facts.id))
+    urgent = rescue.fetch(view)
+    if urgent.operation is not None:
+        return urgent
+    for model_id in view.asked_models:
+        if view.models[model_id].residency is Residency.DISK and view.can_fetch(model_id):
+            return Plan(Fetch(model_id))
     for model_id in unfetched:
         if view.models[model_id].residency is Residency.DISK and not view.fetch_would_drop(model_id):
             return Plan(Fetch(model_id))

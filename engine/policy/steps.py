@@ -34,12 +34,20 @@ def prefill_chunks(view: InstanceView, requests: Iterable[RequestView]) -> list[
     return chunks
 
 
+def single_chunks(view: InstanceView, model: ModelView) -> list[Chunk]:
+    """What a step of the model could hold, one chunk for each request that could be in it."""
+    waiting = (chunk for request in model.waiting.values() for chunk in prefill_chunks(view, [request]))
+    return [*waiting, *decode_chunks(model)]
+
+
 def as_many_as_fit(view: InstanceView, chunks: list[Chunk]) -> list[Chunk]:
-    """The most urgent chunks for whose KV there is room."""
+    """The most urgent chunks for whose KV there is room, within one cell of the prefill grid."""
     fitting: list[Chunk] = []
+    budget = view.device.prefill_chunk_tokens
     for chunk in sorted(chunks, key=lambda c: view.requests[c.request].deadline_s):
-        if view.can_run([*fitting, chunk]):
+        if (not fitting or chunk.n_tokens <= budget) and view.can_run([*fitting, chunk]):
             fitting.append(chunk)
+            budget -= chunk.n_tokens
     return fitting
 
 
