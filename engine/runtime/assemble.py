@@ -11,7 +11,7 @@ from tokenmux.engine.core.request import RequestId
 from tokenmux.engine.device.cpu import CpuDevice
 from tokenmux.engine.instance.instance import Instance
 from tokenmux.engine.memory.host_cache import HostCache
-from tokenmux.engine.policy.slack import SlackPolicy
+from tokenmux.engine.policy.registry import make_policy
 from tokenmux.engine.runtime.clock import MonotonicClock
 from tokenmux.engine.runtime.contents import Content
 from tokenmux.engine.runtime.engine import Engine
@@ -25,6 +25,8 @@ class WorkerConfig:
 
     device: DeviceFacts
     host: HostFacts
+    policy: str = "slack"
+    """A name of `engine.policy.registry`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ def assemble(
     instance = Instance(
         config.device,
         HostCache(config.host.cache_bytes),
-        SlackPolicy(),
+        make_policy(config.policy),
         RooflineCost(config.device, config.host),
     )
     host = ModelHost(instance, clock, contents)

@@ -50,7 +50,7 @@ async def serve(config: PoolConfig, catalogue: Catalogue, say: Callable[[str], N
     access, transport = read_access(config), read_transport(config)
     device, host = facts_of(config, await asyncio.to_thread(measure, MonotonicClock()))
     front = Front(
-        worker_factory(WorkerConfig(device, host)),
+        worker_factory(WorkerConfig(device, host, config.policy)),
         catalogue,
         DeviceCapacity(device, host),
         pinned=[name for name, model in config.models.items() if model.pinned],
