@@ -55,8 +55,8 @@ from tokenmux.engine.policy.steps import (
     single_chunks,
 )
 
-BURST_TPOTS = 4.0
-"""A burst of decode steps lasts this many TPOTs at most: 0.4 s at the paper's 100 ms. Copies wait for its end to make room."""
+BURST_TPOTS = 2.0
+"""A burst of decode steps lasts this many TPOTs at most: 0.2 s at the paper's 100 ms. Copies wait for its end to make room."""
 
 LATE_BURST_TPOTS = 1.0
 """And at least this many, however late others are: turns shorter than this only cost decisions."""
@@ -146,7 +146,7 @@ def _plan_compute(view: InstanceView) -> Plan:
         chunks = prefill_chunks(view, sorted(model.waiting.values(), key=lambda r: r.deadline_s))
         chunks += decode_chunks(model)
         if not view.can_run(chunks):
-            victim = room.droppable_kv(view, keep=model) or room.idle_model(view)
+            victim = room.droppable_kv(view, keep=model) or room.idle_model(view) or _later_model(view, model)
             if victim is not None:
                 return Plan(at_once=(victim,))
             chunks = as_many_as_fit(view, chunks) or as_many_as_fit(view, single_chunks(view, model))
@@ -154,6 +154,12 @@ def _plan_compute(view: InstanceView) -> Plan:
             repeat = repetitions(view, model, chunks, _burst_s(view, model, runnable))
             return Plan(Step(model.facts.id, tuple(chunks), repeat))
     return IDLE
+
+
+def _later_model(view: InstanceView, model: ModelView) -> Evict | None:
+    """The resident model that can wait longest, if it is due after this one: between too many residents, KV cannot grow."""
+    later = [m for m in room.evictable(view) if m.deadline_s > model.deadline_s and m.stepped_since_load]
+    return Evict(max(later, key=lambda m: m.deadline_s).facts.id) if later else None
 
 
 def _early_prefill(view: InstanceView, runnable: list[ModelView]) -> ModelView | None:
