@@ -193,6 +193,51 @@ def demo(
     raise typer.Exit(run_demo(DemoOptions(cache.expanduser(), duration, seed, as_json=json)))
 
 
+@app.command(rich_help_panel="Operating a pool")
+def plan(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...", help="NAME=ARCHITECTURE, or COUNT*ARCHITECTURE, such as 40*qwen2.5-7b."
+        ),
+    ],
+    gpu: Annotated[str, typer.Option(help="A10, A100, H20, H100 or H800.")] = "H100",
+    group: Annotated[int, typer.Option(min=1, help="GPUs of one instance: a tensor-parallel group.")] = 1,
+    trace: Annotated[
+        Path | None, typer.Option(help="Traffic to plan for: JSONL or CSV. Default: Poisson.")
+    ] = None,
+    rate: Annotated[float, typer.Option(min=0.0, help="Requests per second of each model.")] = 0.1,
+    duration: Annotated[float, typer.Option(min=1.0, metavar="SECONDS", help="Of the traffic.")] = 300.0,
+    ttft: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="First token due. Default: 10, or the trace's.")
+    ] = None,
+    tpot: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Each token after. Default: 0.1.")
+    ] = None,
+    goal: Annotated[float, typer.Option(min=0.5, max=1.0, help="Share of all tokens on time.")] = 0.99,
+    compare: Annotated[bool, typer.Option(help="Plan for the other policies as well.")] = True,
+    seed: Annotated[int, typer.Option()] = 0,
+    html: Annotated[Path | None, typer.Option(help="Write a self-contained page with plots.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the plan as one JSON document.")] = False,
+) -> None:
+    """How many GPUs a catalogue needs, what limits, and what other policies would need. Simulated; takes a minute.
+
+    [dim]tokenmux plan '30*qwen2.5-7b' '10*llama2-13b' --rate 0.1 --html plan.html[/dim]
+    """
+    from tokenmux.engine.core.request import ServiceLevel
+    from tokenmux.engine.sim.plan_command import plan_command
+    from tokenmux.engine.sim.scenario import Hardware
+
+    default = ServiceLevel()
+    level = (
+        None
+        if ttft is None and tpot is None
+        else ServiceLevel(ttft or default.ttft_s, tpot or default.tpot_s)
+    )
+    hardware = Hardware(gpu=gpu, n_devices=group)
+    plan_command(models, hardware, trace, rate, duration, level, goal, compare, seed, as_json=json, html=html)
+
+
 @app.command(rich_help_panel="Serving")
 def pull(
     repository: Annotated[str, typer.Argument(metavar="ORG/NAME", help="A repository of the model hub.")],
