@@ -65,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         entry = Catalogue(Path(root)).register_folder("model", folder)
         runner = Runner(entry.skeleton(), entry.facts.kv, prefill_chunk_tokens=512)
         runner.bind(map_image(entry.manifest).clone())
+        runner.record()
         rounds = measure(reference, runner, entry.facts.kv, n_rounds, n_steps)
     report(rounds)
 

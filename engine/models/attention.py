@@ -12,13 +12,15 @@ SmolLM2 at 32 rows of 256 keys this took 0.3 ms per layer, the flash kernel of t
 products in float32 0.7 ms.
 """
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface
 
-from tokenmux.engine.models.batch import CellKeys, DecodeTiles, StepBatch
+from tokenmux.engine.models.batch import CellKeys, DecodeInputs, StepBatch
 
 ATTENTION_NAME = "tokenmux_paged"
 STEP_ARGUMENT = "tokenmux_step"
@@ -31,7 +33,7 @@ def paged_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    tokenmux_step: StepBatch,
+    tokenmux_step: StepBatch | DecodeInputs,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -46,19 +48,18 @@ def paged_attention(
     """
     step = tokenmux_step
     layer: int = module.layer_idx  # type: ignore[assignment]
-    n_rows, n_prompt_rows = query.shape[2], step.n_prompt_rows
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
-    if n_rows > step.n_rows:
-        new = torch.cat((key[:, :, : step.n_rows], value[:, :, : step.n_rows]), 1)
-    else:
-        new = torch.cat((key, value), 1)
-    step.views.tokens[layer].index_copy_(0, step.write_lines, new.view(-1, new.shape[3]))
-
-    units = step.views.units[layer]
-    if not n_prompt_rows:
+    tokens, units = step.tokens[layer], step.units[layer]
+    if not step.n_prompt_rows:
         tiles = step.decode_tiles(sliding_window)
-        decoded = _attend_tiles(query[0].transpose(0, 1), units, tiles, key.shape[1], scale, softcap, s_aux)
-        return decoded[None], None
+        decode = _scripted_decode() if isinstance(step, DecodeInputs) else _decode
+        decoded: torch.Tensor = decode(
+            query, key, value, tokens, units, step.write_lines, *tiles, scale, softcap, s_aux
+        )
+        return decoded, None
+    assert isinstance(step, StepBatch)
+    _write(tokens, step.write_lines, key, value)
+    n_rows, n_prompt_rows = query.shape[2], step.n_prompt_rows
     output = query.new_empty(1, n_rows, query.shape[1], query.shape[3])
     for index, cell in enumerate(step.cells):
         rows = slice(cell.row, cell.row + cell.n)
@@ -73,7 +74,7 @@ def paged_attention(
     if n_prompt_rows < n_rows:
         tiles = step.decode_tiles(sliding_window)
         q = query[0, :, n_prompt_rows:].transpose(0, 1)
-        output[0, n_prompt_rows:] = _attend_tiles(q, units, tiles, key.shape[1], scale, softcap, s_aux)
+        output[0, n_prompt_rows:] = _attend_tiles(q, units, *tiles, key.shape[1], scale, softcap, s_aux)
     return output, None
 
 
@@ -114,61 +115,107 @@ def _attend_cell(
     return torch.matmul(weights.to(v.dtype), v.repeat_interleave(group, 1))
 
 
+# The functions from here to `_tree_sum` are run as they are and, inside a recorded step, by TorchScript's interpreter, which
+# keeps their branches. Hence `size` instead of unpacked shapes, and empty tensors instead of None.
+
+
+def _decode(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    tokens: torch.Tensor,
+    units: torch.Tensor,
+    write_lines: torch.Tensor,
+    tile_units: torch.Tensor,
+    mask: torch.Tensor,
+    row_of_tile: torch.Tensor,
+    merge: torch.Tensor,
+    scale: float,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """Attention of a step that has decode rows only, `[1, n_rows, q_heads, head_dim]`."""
+    _write(tokens, write_lines, key, value)
+    q = query[0].transpose(0, 1)
+    n_heads = key.size(1)
+    return _attend_tiles(
+        q, units, tile_units, mask, row_of_tile, merge, n_heads, scale, softcap, sinks
+    ).unsqueeze(0)
+
+
+def _write(tokens: torch.Tensor, write_lines: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+    """Write the keys and values of all rows but the padding into their blocks."""
+    n = write_lines.size(0) // (2 * key.size(1))
+    new = torch.cat((key[:, :, :n], value[:, :, :n]), 1)
+    tokens.index_copy_(0, write_lines, new.view(-1, new.size(3)))
+
+
 def _attend_tiles(
     q: torch.Tensor,
     units: torch.Tensor,
-    tiles: DecodeTiles,
+    tile_units: torch.Tensor,
+    mask: torch.Tensor,
+    row_of_tile: torch.Tensor,
+    merge: torch.Tensor,
     n_heads: int,
     scale: float,
     softcap: float | None,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     """Attention of the decode rows `q[row, q_head, dim]`, each over its own tiles; same shape as `q`."""
-    n_q_heads, head_dim = q.shape[1:]
-    n_products, n_keys = tiles.n_tiles * n_heads, tiles.mask.shape[3]
-    k, v = units.index_select(0, tiles.units).view(2, n_products, n_keys, head_dim)
-    q = q.contiguous() if tiles.row_of_tile is None else q.index_select(0, tiles.row_of_tile)
-    scores = torch.bmm(q.view(n_products, -1, head_dim), k.transpose(1, 2))
-    scores = scores.view(tiles.n_tiles, n_heads, -1, n_keys)
+    n_q_heads, head_dim = q.size(1), q.size(2)
+    n_tiles, n_keys = mask.size(0), mask.size(3)
+    n_products = n_tiles * n_heads
+    kv = units.index_select(0, tile_units).view(2, n_products, n_keys, head_dim)
+    q = q.contiguous() if row_of_tile.size(0) == 0 else q.index_select(0, row_of_tile)
+    scores = torch.bmm(q.view(n_products, -1, head_dim), kv[0].transpose(1, 2))
+    scores = scores.view(n_tiles, n_heads, -1, n_keys)
     if softcap is not None:
         scores = torch.tanh(scores.float().mul_(scale / softcap)).mul_(softcap).to(q.dtype)
-        scores.add_(tiles.mask)
+        scores.add_(mask)
     else:
-        scores = torch.add(tiles.mask, scores, alpha=scale)
+        scores = torch.add(mask, scores, alpha=scale)
     weights = torch.softmax(scores, -1)
-    partial = torch.bmm(weights.view(n_products, -1, n_keys), v).view(tiles.n_tiles, n_q_heads, head_dim)
-    if tiles.merge is None and sinks is None:
+    partial = torch.bmm(weights.view(n_products, -1, n_keys), kv[1]).view(n_tiles, n_q_heads, head_dim)
+    if merge.size(0) == 0 and sinks is None:
         return partial
-    lse = torch.logsumexp(scores.float(), -1).view(tiles.n_tiles, n_q_heads)
-    return _merge(partial, lse, tiles.merge, sinks)
+    lse = torch.logsumexp(scores.float(), [-1]).view(n_tiles, n_q_heads)
+    return _merge(partial, lse, merge, sinks)
 
 
 def _merge(
-    partial: torch.Tensor, lse: torch.Tensor, merge: torch.Tensor | None, sinks: torch.Tensor | None
+    partial: torch.Tensor, lse: torch.Tensor, merge: torch.Tensor, sinks: torch.Tensor | None
 ) -> torch.Tensor:
     """Join each row's tiles, `partial[tile, head, dim]` with log-sum-exp `lse[tile, head]` in float32, and its sinks.
 
     Sums run over a binary tree of slots, so that unused ones (weight 0) change no bit, however many the longest row of
     the batch calls for. A row of one tile comes out as that tile.
     """
-    slots, values = lse[:, None], partial[:, None]
-    if merge is not None:
-        slots = F.pad(lse, (0, 0, 0, 1), value=-torch.inf)[merge]
-        values = F.pad(partial, (0, 0, 0, 0, 0, 1))[merge]
-    top = slots.amax(1, keepdim=True)
+    slots, values = lse.unsqueeze(1), partial.unsqueeze(1)
+    if merge.size(0) > 0:
+        slots = F.pad(lse, [0, 0, 0, 1], value=-torch.inf)[merge]
+        values = F.pad(partial, [0, 0, 0, 0, 0, 1])[merge]
+    top = slots.amax([1], keepdim=True)
     weights = torch.exp(slots - top)
     total = _tree_sum(weights)
     if sinks is not None:
         total = total + torch.exp(sinks.float() - top[:, 0])
-    joined = _tree_sum(weights[..., None] * values)
-    return (joined / total[..., None]).to(partial.dtype)
+    joined = _tree_sum(weights.unsqueeze(-1) * values)
+    return (joined / total.unsqueeze(-1)).to(partial.dtype)
 
 
 def _tree_sum(x: torch.Tensor) -> torch.Tensor:
     """Sum over dimension 1, whose size is a power of two, by adding neighbours."""
-    while x.shape[1] > 1:
+    while x.size(1) > 1:
         x = x[:, 0::2] + x[:, 1::2]
     return x[:, 0]
+
+
+@cache
+def _scripted_decode() -> Callable[..., torch.Tensor]:
+    """`_decode` for TorchScript's interpreter. Raises what torch raises where it has none."""
+    scripted: Callable[..., torch.Tensor] = torch.jit.script(_decode)
+    return scripted
 
 
 def register() -> None:

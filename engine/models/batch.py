@@ -15,8 +15,9 @@ KV blocks lie anywhere in `kv[block, layer, k|v, head, token, dim]`. The index a
 use the same ones on a view that begins later. Nothing in this file runs a model; `attention.py` reads it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -71,6 +72,11 @@ class KvViews:
     tokens: tuple[torch.Tensor, ...]
     units: tuple[torch.Tensor, ...]
 
+    @property
+    def tile_tokens(self) -> int:
+        """Keys per decode tile: whole blocks."""
+        return -(-TILE_TOKENS // self.shape.block_size) * self.shape.block_size
+
     @classmethod
     def of(cls, kv: torch.Tensor, shape: KvShape) -> "KvViews":
         """Views of `kv`; raises InternalError unless it has the shape's blocks, contiguous."""
@@ -113,20 +119,32 @@ class CellKeys:
     mask: torch.Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class DecodeTiles:
+class DecodeTiles(NamedTuple):
     """What all decode rows see in a layer of one window, as tiles of a fixed number of keys.
 
-    `units` selects lines of `KvViews.units`, ordered `[k|v, tile, head, block]`. `row_of_tile` is None when every row has
-    one tile, in order. `mask[tile, 1, 1, token]` is added to the scores. `merge[row, slot]` lists the tiles of each row, its
-    width a power of two; an unused slot holds `n_tiles`.
+    `units` selects lines of `KvViews.units`, ordered `[k|v, tile, head, block]`. `mask[tile, 1, 1, token]` is added to the
+    scores. `merge[row, slot]` lists the tiles of each row, its width a power of two; an unused slot holds the number of
+    tiles. When every row has one tile, in order, `row_of_tile` and `merge` are empty.
     """
 
-    n_tiles: int
     units: torch.Tensor
     mask: torch.Tensor
-    row_of_tile: torch.Tensor | None
-    merge: torch.Tensor | None
+    row_of_tile: torch.Tensor
+    merge: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeInputs:
+    """What attention needs of a step that has decode rows only: index arrays, and the views of each layer."""
+
+    write_lines: torch.Tensor
+    tiles: Mapping[int | None, DecodeTiles]
+    tokens: Sequence[torch.Tensor]
+    units: Sequence[torch.Tensor]
+    n_prompt_rows: Literal[0] = 0
+
+    def decode_tiles(self, window: int | None) -> DecodeTiles:
+        return self.tiles[window]
 
 
 class StepBatch:
@@ -144,7 +162,8 @@ class StepBatch:
             raise InternalError("a step needs at least one segment")
         self.segments = tuple(segments)
         self.views = views
-        self.tile_tokens = -(-TILE_TOKENS // views.shape.block_size) * views.shape.block_size
+        self.tokens, self.units = views.tokens, views.units
+        self.tile_tokens = views.tile_tokens
         self.drawing = tuple(i for i, segment in enumerate(segments) if segment.draw)
         self._dtype = dtype
         self._rule = rule
@@ -232,6 +251,11 @@ class StepBatch:
             found = self._cell_keys[key] = self._make_cell_keys(self.cells[cell], window)
         return found
 
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """The windows whose decode tiles were asked for in this step."""
+        return tuple(self._decode_tiles)
+
     def decode_tiles(self, window: int | None) -> DecodeTiles:
         """The tiles of the decode rows (padding included) in layers that see `window` tokens back (None: all)."""
         found = self._decode_tiles.get(window)
@@ -298,7 +322,7 @@ class StepBatch:
         # Beyond a row's last block a tile repeats that block: it is finite, and masked.
         ordinals = np.minimum(keys[:, ::size], last) // size
         blocks = self._tables[owners[rows][:, None], ordinals]
-        merge = row_of_tile = None
+        merge = row_of_tile = self._tensor(np.empty(0, np.int64))
         if n_tiles > len(positions):
             row_of_tile = self._tensor(rows)
             width = 1 << int(counts.max() - 1).bit_length()
@@ -306,7 +330,7 @@ class StepBatch:
             table[rows, slots] = np.arange(n_tiles)
             merge = self._tensor(table)
         mask = self._mask(visible)[:, None, None]
-        return DecodeTiles(n_tiles, self._units(blocks), mask, row_of_tile, merge)
+        return DecodeTiles(self._units(blocks), mask, row_of_tile, merge)
 
     def _units(self, blocks: _Integers) -> torch.Tensor:
         """Lines of `KvViews.units` for `blocks[..., block]`, ordered `[k|v, ..., head, block]`, flat."""

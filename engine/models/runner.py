@@ -1,6 +1,7 @@
 """Runs steps of one model: lays them out, calls transformers' model once, draws the tokens.
 
     runner.bind(weights)                    # after the image was copied into the arena
+    runner.record()                         # once: decode steps without Python between their operations
     batch = runner.prepare(segments, kv)    # host work, can overlap with another model's step
     tokens = runner.step(batch)             # one forward pass
     batch.advance(tokens)                   # the next step of a repeated decode
@@ -19,7 +20,8 @@ from tokenmux.engine.core.errors import InternalError
 from tokenmux.engine.core.facts import KvShape
 from tokenmux.engine.models import sampling
 from tokenmux.engine.models.attention import STEP_ARGUMENT
-from tokenmux.engine.models.batch import KvViews, Segment, StepBatch
+from tokenmux.engine.models.batch import DecodeInputs, KvViews, Segment, StepBatch
+from tokenmux.engine.models.recording import RecordedDecode, record
 from tokenmux.engine.models.rows import row_rule
 from tokenmux.engine.models.skeleton import Skeleton
 
@@ -33,6 +35,7 @@ class Runner:
         self._grid = prefill_chunk_tokens
         self._dtype = skeleton.model.dtype
         self._views: KvViews | None = None
+        self._recorded: RecordedDecode | None = None
 
     @property
     def bound(self) -> bool:
@@ -54,9 +57,20 @@ class Runner:
         views = self._views
         if views is None or views.kv.data_ptr() != kv.data_ptr() or views.kv.shape != kv.shape:
             views = self._views = KvViews.of(kv, self._shape)
-        return StepBatch(
-            segments, views, dtype=self._dtype, grid=self._grid, rule=row_rule(self._dtype, kv.device.type)
-        )
+        return self._lay_out(segments, views)
+
+    @torch.inference_mode()
+    def record(self) -> None:
+        """Record the decode step of the bound model, so that later ones take less time. Takes about half a second, once.
+
+        Where the model cannot be recorded bit for bit, its steps stay as they are.
+        """
+        if self._recorded is None:
+            self._recorded = record(self._skeleton, self._forward, self._lay_out, self._shape)
+
+    @property
+    def recorded(self) -> bool:
+        return self._recorded is not None
 
     @torch.inference_mode()
     def logits(self, batch: StepBatch) -> torch.Tensor:
@@ -65,15 +79,9 @@ class Runner:
             raise InternalError("the model is not bound to weights")
         for block in batch.unfilled_blocks:
             batch.views.kv[block].zero_()
-        output = self._skeleton.model(
-            input_ids=batch.token_ids,
-            position_ids=batch.positions,
-            use_cache=False,
-            logits_to_keep=batch.logit_rows,
-            **{STEP_ARGUMENT: batch},
-        )
-        logits: torch.Tensor = output.logits[0]
-        return logits
+        if self._recorded is not None and not batch.n_prompt_rows and batch.drawing:
+            return self._recorded.logits(batch, self._skeleton.tensors)
+        return self._forward(batch.token_ids, batch.positions, batch.logit_rows, batch)
 
     @torch.inference_mode()
     def step(self, batch: StepBatch) -> list[int | None]:
@@ -82,7 +90,7 @@ class Runner:
         tokens: list[int | None] = [None] * len(batch.segments)
         if not batch.drawing:
             return tokens
-        likeliest = sampling.likeliest(logits).tolist()
+        likeliest = sampling.likeliest(logits[: len(batch.drawing)]).tolist()
         for row, index in enumerate(batch.drawing):
             segment = batch.segments[index]
             position = batch.position(index)
@@ -93,3 +101,25 @@ class Runner:
             else:
                 tokens[index] = sampling.draw(logits[row], segment.sampling, position, forbidden)
         return tokens
+
+    def _lay_out(self, segments: Sequence[Segment], views: KvViews) -> StepBatch:
+        rule = row_rule(self._dtype, views.kv.device.type)
+        return StepBatch(segments, views, dtype=self._dtype, grid=self._grid, rule=rule)
+
+    def _forward(
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        logit_rows: torch.Tensor,
+        step: StepBatch | DecodeInputs,
+    ) -> torch.Tensor:
+        """One pass through transformers' model, as modules."""
+        output = self._skeleton.model(
+            input_ids=token_ids,
+            position_ids=positions,
+            use_cache=False,
+            logits_to_keep=logit_rows,
+            **{STEP_ARGUMENT: step},
+        )
+        logits: torch.Tensor = output.logits[0]
+        return logits

@@ -6,6 +6,7 @@ that an evicted model cannot be run by mistake and nothing keeps the memory aliv
 part; what is in it, the manifest's (`image.py`).
 """
 
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from threading import Lock
@@ -54,11 +55,16 @@ class Skeleton:
         self.model = empty_model(config, manifest.dtype, trust_remote_code=trust_remote_code)
         self.n_bytes = manifest.n_bytes
         self._bindings = _match(self.model, manifest)
-        self._bound = False
+        self._tensors: tuple[torch.Tensor, ...] = ()
 
     @property
     def bound(self) -> bool:
-        return self._bound
+        return bool(self._tensors)
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """The weights that the model is bound to; none when unbound."""
+        return self._tensors
 
     def bind(self, weights: torch.Tensor) -> None:
         """Point the model at an image: `weights` is a contiguous `uint8` tensor of the manifest's size, 64-byte aligned."""
@@ -66,21 +72,25 @@ class Skeleton:
             raise InternalError(
                 f"weights must be {self.n_bytes} bytes in one dimension, not {weights.dtype} {tuple(weights.shape)}"
             )
+        tensors = []
         with torch.inference_mode():
             for binding in self._bindings:
                 entry = binding.entry
                 tensor = weights[entry.offset : entry.offset + entry.n_bytes].view(binding.dtype)
-                tensor = tensor.view(entry.shape)
-                for slot in binding.slots:
-                    slot.table[slot.name] = tensor
-        self._bound = True
+                tensors.append(tensor.view(entry.shape))
+        self.point(tensors)
+        self._tensors = tuple(tensors)
 
     def unbind(self) -> None:
         """Forget the weights. Unbinding twice changes nothing."""
-        for binding in self._bindings:
+        self.point([binding.empty for binding in self._bindings])
+        self._tensors = ()
+
+    def point(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Let the model use `tensors`, ordered like the property of that name, in place of those it is bound to."""
+        for binding, tensor in zip(self._bindings, tensors, strict=True):
             for slot in binding.slots:
-                slot.table[slot.name] = binding.empty
-        self._bound = False
+                slot.table[slot.name] = tensor
 
 
 def empty_model(

@@ -68,7 +68,7 @@ class ModelHost:
         model = self._owner_of(image.id)
         read_image(model.entry().manifest, into, progress, verify=not model.is_verified)
         model.is_verified = True
-        self._runner(model.facts.id)
+        model.record(into, self._instance.device.prefill_chunk_tokens)
 
     def prepare_step(self, started: Started) -> "RunnableStep":
         """Resolve token ids and block handles; on the engine's thread."""
@@ -142,6 +142,15 @@ class _Model:
                     entry.skeleton(), self.facts.kv, prefill_chunk_tokens=prefill_chunk_tokens
                 )
             return self._runner
+
+    def record(self, image: memoryview, prefill_chunk_tokens: int) -> None:
+        """Record the decode step on the weights just read, before anyone else has the runner; once."""
+        with self._opening:
+            if self._runner is None and len(self.facts.images) == 1:
+                runner = self.runner(prefill_chunk_tokens)
+                runner.bind(torch.frombuffer(image, dtype=torch.uint8))
+                runner.record()
+                runner.unbind()
 
     def unbind(self) -> None:
         if self._runner is not None:

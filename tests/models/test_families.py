@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from tokenmux.engine.core.facts import KvShape
 from tokenmux.engine.core.message import Sampling
 from tokenmux.engine.models import tiny
+from tokenmux.engine.models.batch import Segment
 from tokenmux.engine.models.facts import kv_shape
 from tokenmux.engine.models.probe import image_in_memory
 from tokenmux.engine.models.runner import Runner
@@ -57,6 +58,7 @@ def load(folder: Path, dtype: torch.dtype) -> Served:
     shape = kv_shape(reference.config, dtype, 8)
     runner = Runner(Skeleton(reference.config, manifest), shape, prefill_chunk_tokens=GRID)
     runner.bind(weights)
+    runner.record()
     return Served(reference, runner, shape, dtype, weights)
 
 
@@ -102,3 +104,24 @@ def test_equals_itself_alone_in_bfloat16(serve, hostile_scheduler, job) -> None:
         )
         assert scheduler.serve(jobs(), preempt=0.1, move=0.1, repeat=1 + 2 * seed) == alone
         assert scheduler.n_preemptions > len(alone)
+
+
+def test_steps_are_recorded_with_the_same_bits_for_other_weights_too(serve) -> None:
+    """The graph holds no weights: bound to others, it gives what the modules give."""
+    served = serve(torch.bfloat16)
+    assert served.runner.recorded
+    other = served.weights.view(torch.bfloat16).flip(0).contiguous().view(torch.uint8)
+    s = served.shape
+    kv = torch.randn(
+        90, s.n_layers, 2, s.n_kv_heads, s.block_size, s.head_dim, generator=torch.Generator().manual_seed(1)
+    ).bfloat16()
+    segments = [Segment([9 + i], length, 0, list(range(i, 90, 2))) for i, length in enumerate((300, 20))]
+    manifest = image_in_memory(state_names(served.reference), served.dtype)[1]
+    modules = Runner(Skeleton(served.reference.config, manifest), s, prefill_chunk_tokens=GRID)
+    logits = []
+    for runner in (served.runner, modules):
+        runner.bind(other)
+        logits.append(runner.logits(runner.prepare(segments, kv.clone())))
+    served.runner.bind(served.weights)
+    assert torch.equal(*logits)
+    assert not modules.recorded
