@@ -163,7 +163,9 @@ def read_image(
             while done < manifest.n_bytes:
                 n = file.readinto(into[done : min(done + _CHUNK, manifest.n_bytes)])
                 if not n:
-                    raise BadCheckpoint(f"{manifest.file}: cut off; {manifest.n_bytes - done} bytes are missing")
+                    raise BadCheckpoint(
+                        f"{manifest.file}: cut off; {manifest.n_bytes - done} bytes are missing"
+                    )
                 if verify:
                     digest.update(into[done : done + n])
                 done += n
