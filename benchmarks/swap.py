@@ -31,6 +31,7 @@ from tokenmux.engine.device.memory import Memory
 from tokenmux.engine.instance.instance import Instance
 from tokenmux.engine.memory.host_cache import HostCache
 from tokenmux.engine.models.catalogue import Catalogue, Entry
+from tokenmux.engine.models.quiet import quiet_transformers
 from tokenmux.engine.models.tiny import byte_tokenizer
 from tokenmux.engine.policy.slack import SlackPolicy
 from tokenmux.engine.runtime.clock import MonotonicClock
@@ -180,7 +181,8 @@ def make_entry(name: str, config: LlamaConfig, folder: Path) -> Entry:
     """A catalogue entry of that shape with random weights in bfloat16."""
     checkpoint = folder / f"checkpoint-{name}"
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(checkpoint)
+    with quiet_transformers():
+        AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(checkpoint)
     byte_tokenizer().save_pretrained(checkpoint)
     return Catalogue(folder / "catalogue").register_folder(name, checkpoint)
 
