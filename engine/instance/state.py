@@ -112,8 +112,10 @@ class ModelState:
     """One model of the catalogue and its live requests, each in the file of what it needs next."""
 
     __slots__ = (
+        "_asked_at",
         "_deadline_s",
         "_ledger",
+        "_off_device",
         "_runnable_s",
         "away",
         "decoding",
@@ -143,6 +145,8 @@ class ModelState:
         self.decoding: dict[RequestId, RequestState] = {}
         self.away: dict[RequestId, RequestState] = {}
         self.paused: dict[RequestId, RequestState] = {}
+        self._asked_at = (-1, -1)
+        self._off_device = Residency.DISK
         self._deadline_s: float | None = None
         self._runnable_s: float | None = None
 
@@ -150,6 +154,13 @@ class ModelState:
     def residency(self) -> Residency:
         if self.stage is not None:
             return self.stage
+        versions = (self._ledger.version, self._ledger.cache.version)
+        if versions != self._asked_at:
+            self._asked_at, self._off_device = versions, self._find()
+        return self._off_device
+
+    def _find(self) -> Residency:
+        """Where the weights are that are not on the device; asked for every model on every event, so it is remembered."""
         cache = self._ledger.cache
         absent = [image.id for image in self._ledger.absent_images(self.facts) if not cache.has(image.id)]
         if not absent:

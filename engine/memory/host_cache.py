@@ -14,6 +14,8 @@ class HostCache:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.used_bytes = 0
+        self.version = 0
+        """Changes whenever an image comes or goes."""
         self._cached: dict[ImageId, Image] = {}
         self._fetching: dict[ImageId, Image] = {}
         self._holds: dict[ImageId, int] = {}
@@ -51,6 +53,7 @@ class HostCache:
 
         Raises IntegrityError, and drops nothing, if the room cannot be made.
         """
+        self.version += 1
         if not self.can_fetch(images):
             raise IntegrityError("host cache: fetch begun without room for it")
         wanted = {image.id for image in images}
@@ -70,6 +73,7 @@ class HostCache:
 
     def end_fetch(self, images: tuple[Image, ...], ok: bool) -> None:
         """The reading of these ended, well or not."""
+        self.version += 1
         for image in images:
             del self._fetching[image.id]
             if ok:
@@ -78,6 +82,7 @@ class HostCache:
                 self.used_bytes -= image.n_bytes
 
     def drop(self, image: ImageId) -> None:
+        self.version += 1
         if image in self._holds:
             raise IntegrityError(f"host cache: {image} is dropped while a copy reads it")
         self.used_bytes -= self._cached.pop(image).n_bytes

@@ -36,6 +36,8 @@ class Ledger:
         self.host_arena = Arena(device.host_kv_bytes)
         self.host_blocks = SlabPool(self.host_arena, device.slab_bytes)
         self.cache = cache
+        self.version = 0
+        """Changes whenever weights come or go."""
         self.kv: dict[RequestId, KvTable] = {}
         self._extents: dict[ImageId, ExtentHandle] = {}
         self._users: dict[ImageId, Counter[ModelId]] = {}
@@ -77,6 +79,7 @@ class Ledger:
 
     def place(self, model: ModelFacts) -> tuple[Image, ...]:
         """Give the model's absent images extents; returns them: they are what has to be copied."""
+        self.version += 1
         absent = self.absent_images(model)
         if not self.can_place(model):
             raise IllegalPlan(
@@ -92,6 +95,7 @@ class Ledger:
 
     def displace(self, model: ModelFacts) -> None:
         """Take the model's extents away, except those that another resident model shares."""
+        self.version += 1
         for image in model.images:
             users = self._users[image.id]
             users[model.id] -= 1
