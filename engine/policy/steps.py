@@ -3,7 +3,7 @@
 Shared by all policies; which model steps is theirs to say.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from tokenmux.engine.core.cost import StepWork
 from tokenmux.engine.core.plan import Chunk
@@ -34,13 +34,15 @@ def prefill_chunks(view: InstanceView, requests: Iterable[RequestView]) -> list[
     return chunks
 
 
-def single_chunks(view: InstanceView, model: ModelView) -> list[Chunk]:
-    """What a step of the model could hold, one chunk for each request that could be in it."""
-    waiting = (chunk for request in model.waiting.values() for chunk in prefill_chunks(view, [request]))
-    return [*waiting, *decode_chunks(model)]
+def single_chunks(view: InstanceView, model: ModelView) -> Iterator[Chunk]:
+    """What a step of the model could hold, one chunk for each request that could be in it, made as it is asked for."""
+    for request in model.decoding.values():
+        yield Chunk(request.request.id, request.n_tokens - 1, 1)
+    for request in model.waiting.values():
+        yield from prefill_chunks(view, [request])
 
 
-def as_many_as_fit(view: InstanceView, chunks: list[Chunk]) -> list[Chunk]:
+def as_many_as_fit(view: InstanceView, chunks: Iterable[Chunk]) -> list[Chunk]:
     """The most urgent chunks for whose KV there is room, within one cell of the prefill grid."""
     fitting: list[Chunk] = []
     budget = view.device.prefill_chunk_tokens
