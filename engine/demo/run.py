@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
-from tokenmux.engine.client import AsyncClient
+from tokenmux.engine.client import AsyncClient, Residency
 from tokenmux.engine.demo.load import LONGEST, SHORTEST, PlannedRequest, Progress, plan_stream, send_stream
 from tokenmux.engine.demo.models import DemoModels, prepare
 from tokenmux.engine.demo.process import served
@@ -76,6 +76,8 @@ async def _measure(
     console: Console,
     client: AsyncClient,
 ) -> Report:
+    console.print("reading the models into host memory ...")
+    await _until_in_memory(client)
     calibration = await calibrate(client, models.kinds())
     console.print(
         f"alone, a decode step takes {1e3 * calibration.slowest_step_s:.1f} ms for the slowest model: on time means "
@@ -95,6 +97,13 @@ async def _measure(
     return make_report(
         progress.outcomes, before, after, calibration, copy_bytes_per_s, QUESTION, answer.text.strip()
     )
+
+
+async def _until_in_memory(client: AsyncClient) -> None:
+    """Wait until the host cache has every model: calibration should time steps, not what goes on beside them."""
+    async for status in client.pool.watch():
+        if all(model.residency in (Residency.HOST, Residency.RESIDENT) for model in status.models):
+            return
 
 
 def _plan(options: DemoOptions, models: DemoModels, calibration: Calibration) -> list[PlannedRequest]:
