@@ -138,8 +138,8 @@ class PoolConfig(Section):
     catalogue: Location = Path("~/.cache/tokenmux/catalogue")
     models: dict[ModelName, Annotated[ModelConfig, BeforeValidator(_source)]] = Field(default_factory=dict)
     device: DeviceConfig = DeviceConfig()
-    policy: Literal["slack", "request-level"] = "slack"
-    """How models share the device; `request-level` lets a model finish its requests before another comes in."""
+    policy: Literal["slack"] = "slack"
+    """How models share the device. The other policies are baselines for the simulator: they do not promise progress."""
     queue: QueueConfig = QueueConfig()
     service_level: ServiceLevelConfig = ServiceLevelConfig()
     slow_reader: SlowReaderConfig = SlowReaderConfig()

@@ -86,7 +86,7 @@ def test_nothing_needs_to_be_said(tmp_path: Path) -> None:
         ("keys:\n- {name: a, scope: admin, file: f, fiel: g}\n", "pool.yaml:2: keys.0.fiel: there is no such key; did you"),
         ("keys:\n- {name: a, file: f}\n", "pool.yaml:2: keys.0.scope: is missing"),
         ("device:\n  kind: gpu\n", "pool.yaml:2: device.kind: should be 'cpu', and is 'gpu'"),
-        ("policy: magic\n", "pool.yaml:1: policy: should be 'slack' or 'request-level', and is 'magic'"),
+        ("policy: magic\n", "pool.yaml:1: policy: should be 'slack', and is 'magic'"),
         ("device:\n  arena: two\n", "pool.yaml:2: device.arena: 'two' is not a size: write a number with KiB, MiB,"),
         ("device:\n  arena: 0\n", "pool.yaml:2: device.arena: should be greater than 0, and is 0"),
         ("device: 7\n", "pool.yaml:1: device: should be a valid dictionary"),
