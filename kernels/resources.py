@@ -37,10 +37,6 @@ class Resources:
     def wide_loads(self) -> int:
         return self.loads.get(128, 0)
 
-    @property
-    def narrow_loads(self) -> int:
-        return sum(count for bits, count in self.loads.items() if bits < 128)
-
 
 def resources(compiled: Any) -> Resources:
     """Reads the resources of what `Variant.compile` returned."""

@@ -320,7 +320,6 @@ class Instance:
             request.n_on_time,
             request.artifact.late_s,
         )
-        self.metrics.of(request.request.model).n_finished += 1
         if self.metrics.on_record:
             self.metrics.on_record(record)
         self._ended.append((record, detail))

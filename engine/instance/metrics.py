@@ -75,7 +75,6 @@ class ArtifactAllowance:
 class ModelCounters:
     """Totals of one model since it was registered."""
 
-    n_finished: int = 0
     n_tokens: int = 0
     n_tokens_on_time: int = 0
     n_prompt_tokens: int = 0

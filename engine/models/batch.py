@@ -166,7 +166,6 @@ class StepBatch:
         self.tile_tokens = views.tile_tokens
         self.drawing = tuple(i for i, segment in enumerate(segments) if segment.draw)
         self._dtype = dtype
-        self._rule = rule
         self._cell_keys: dict[tuple[int, int | None], CellKeys] = {}
         self._decode_tiles: dict[int | None, DecodeTiles] = {}
 

@@ -9,10 +9,7 @@ A model's *slack* is the time until the earliest next-token deadline of its requ
    exceeds the candidate's by the time of a reload, and once they have stepped: no two models chase each other out.
 4. KV stays on the device when its model leaves. Only when it takes the room of weights is it written through in the background
    (copy-out) and dropped, of whoever can wait longest.
-5. If nothing can move, the request that can wait longest gives up its KV.
-
-Forward progress: an answer of IDLE on every channel at once is only given when no request wants a token (`last_resort`), or
-when what is missing is being fetched from disk.
+5. While nothing can step, `rescue` takes over: everything serves the most urgent request that could, until it has stepped.
 """
 
 from collections.abc import Iterable

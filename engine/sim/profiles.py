@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tokenmux.engine.core.cost import StepWork
-from tokenmux.engine.core.facts import DeviceFacts, ModelFacts, ModelId
+from tokenmux.engine.core.facts import DeviceFacts, ModelFacts
 from tokenmux.engine.core.plan import Channel
 from tokenmux.engine.sim.hardware import Gpu
 
@@ -136,9 +136,6 @@ class ProfiledCost:
 
     def observe_copy(self, channel: Channel, n_bytes: int, seconds: float) -> None:
         """Nothing to learn."""
-
-    def knows(self, model: ModelId) -> bool:
-        return model in self._steps
 
 
 class _Coefficients:

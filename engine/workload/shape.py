@@ -15,15 +15,6 @@ def window(trace: Iterable[TraceRequest], start_s: float, end_s: float) -> Trace
     ]
 
 
-def is_steady(arrival_s: float, warm_up_s: float, end_s: float) -> bool:
-    """Whether a request counts in a steady-state measurement: it arrived after the warm-up and before the end.
-
-    Replay the whole trace and count only these: then the measured requests meet a pool that is already busy, and traffic
-    goes on behind the last of them.
-    """
-    return warm_up_s <= arrival_s < end_s
-
-
 def faster(trace: Iterable[TraceRequest], factor: float) -> Trace:
     """The same requests at `factor` times the rate."""
     return [replace(line, arrival_s=line.arrival_s / factor) for line in trace]
