@@ -46,7 +46,13 @@ from tokenmux.engine.core.plan import (
 from tokenmux.engine.core.request import FinishReason, RequestId
 from tokenmux.engine.instance import validate
 from tokenmux.engine.instance.capacity import check_pins
-from tokenmux.engine.instance.metrics import Metrics, RequestRecord, count_on_time
+from tokenmux.engine.instance.metrics import (
+    Metrics,
+    RequestRecord,
+    ServiceCounters,
+    SwapReason,
+    count_on_time,
+)
 from tokenmux.engine.instance.started import Started
 from tokenmux.engine.instance.state import ModelState, RequestState
 from tokenmux.engine.memory.arena import aligned
@@ -92,6 +98,8 @@ class Instance:
         self._withdrawn: list[Arrived] = []
         self._phases: list[PhaseMessage] = []
         self._swap_compute_s = 0.0
+        self._swap_reason = SwapReason.FIRST
+        self._work_until_s = -inf
         self._paging_computed: dict[tuple[Channel, RequestId], int] = {}
 
     # ── what a policy asks ───────────────────────────────────────────────────────────────────────────────────
@@ -156,6 +164,7 @@ class Instance:
     def apply(self, event: Event) -> None:
         """Enter an event into the state and tell the policy."""
         self.now_s = event.at_s
+        self.count_work()
         match event:
             case StepDone():
                 self._end_step(event)
@@ -208,6 +217,12 @@ class Instance:
                     made_room = True
         return started
 
+    def count_work(self) -> None:
+        """Bring the counters of models with work up to now."""
+        if self._work_until_s > -inf:
+            self.metrics.count_work(len(self.live_models), self.now_s - self._work_until_s)
+        self._work_until_s = self.now_s
+
     def take_ended(self) -> list[tuple[RequestRecord, str]]:
         """Requests that ended since the last call, each with a detail for its client."""
         ended, self._ended = self._ended, []
@@ -258,7 +273,9 @@ class Instance:
     def _arrive(self, arrived: Arrived) -> None:
         request = arrived.request
         model = self.models[request.model]
-        state = RequestState(arrived, model, self.ledger.open(request.id, model.facts.kv))
+        tenant = self.metrics.tenant(request.tenant)
+        self.metrics.of(request.model).last_asked_s = self.now_s
+        state = RequestState(arrived, model, self.ledger.open(request.id, model.facts.kv), tenant)
         if arrived.n_kept:
             self.ledger.adopt(request.id, arrived.n_kept)
         self.requests[request.id] = state
@@ -278,6 +295,8 @@ class Instance:
         request = self.requests.get(request_id)
         if request is not None and request.paused_since_s is not None and not request.to_end:
             request.shift_s += at_s - request.paused_since_s
+            if request.since_s is not None:
+                request.since_s += at_s - request.paused_since_s
             request.paused_since_s = None
             request.set_deadline()
             request.model.file(request)
@@ -320,6 +339,8 @@ class Instance:
             request.n_on_time,
             request.artifact.late_s,
         )
+        self.metrics.of(request.request.model).service.count_end(record)
+        request.tenant.count_end(record)
         if self.metrics.on_record:
             self.metrics.on_record(record)
         self._ended.append((record, detail))
@@ -430,6 +451,7 @@ class Instance:
             self.ledger.cache.hold(image.id)
         model.stage = Residency.LOADING
         self._swap_compute_s = self._compute_busy_s()
+        self._swap_reason = _swap_reason(model)
         for request in model.requests():
             if not request.is_paused:
                 self._tell(request, RequestPhase.LOADING)
@@ -529,14 +551,22 @@ class Instance:
         validate.step_done(step, event)
         n_iterations = len(event.ends_s)
         finished = dict(event.finished)
+        seconds = event.at_s - started.at_s
         counters = self.metrics.of(step.model)
+        row_s = seconds / sum(chunk.n_tokens for chunk in step.chunks)
+        drawn: dict[tuple[ServiceCounters, float | None], int] = {}
         for chunk in step.chunks:
             request = self.requests[chunk.request]
             request.in_step = False
+            request.tenant.gpu_s += row_s * chunk.n_tokens
             was_prompt = max(0, min(chunk.start + chunk.n_tokens, request.request.n_prompt) - chunk.start)
-            counters.n_prompt_tokens += was_prompt
+            if was_prompt:
+                counters.service.n_prompt_tokens += was_prompt
+                request.tenant.n_prompt_tokens += was_prompt
             if chunk.start + chunk.n_tokens == request.n_tokens:
-                self._draw(request, event.ends_s)
+                since = (request.tenant, request.since_s)
+                drawn[since] = drawn.get(since, 0) + 1
+                self._draw(request, counters.service, event.ends_s)
                 request.kv.n_computed = request.n_tokens - 1
             else:
                 request.kv.n_computed = chunk.start + chunk.n_tokens
@@ -548,8 +578,9 @@ class Instance:
                 self._end(request, *request.to_end)
             else:
                 self._refile(request)
-        seconds = event.at_s - started.at_s
+        self.metrics.count_drawn(counters.service, drawn, event.ends_s)
         counters.compute_s += seconds
+        counters.service.gpu_s += seconds
         self.metrics.busy_s[Channel.COMPUTE] += seconds
         self.metrics.n_steps += n_iterations
         self.cost.observe_step(started.model, _mean_work(started.work, n_iterations), seconds / n_iterations)
@@ -561,19 +592,20 @@ class Instance:
             model.last_used_s = event.at_s
             model.forget_deadlines()
 
-    def _draw(self, request: RequestState, ends_s: tuple[float, ...]) -> None:
+    def _draw(self, request: RequestState, model: ServiceCounters, ends_s: tuple[float, ...]) -> None:
         on_time = count_on_time(request.deadline_s, request.request.service.tpot_s, ends_s)
         since_s = request.request.arrival_s if request.last_token_s is None else request.last_token_s
         request.artifact.drawn(since_s, ends_s, request.request.service.tpot_s)
         request.n_tokens += len(ends_s)
         request.n_on_time += on_time
-        request.last_token_s = ends_s[-1]
+        model.n_tokens_on_time += on_time
+        request.tenant.n_tokens_on_time += on_time
+        request.last_token_s = request.since_s = ends_s[-1]
         if request.first_token_s is None:
             request.first_token_s = ends_s[0]
+            model.ttft.add(ends_s[0] - request.request.arrival_s)
+            request.tenant.ttft.add(ends_s[0] - request.request.arrival_s)
         request.set_deadline()
-        counters = self.metrics.of(request.request.model)
-        counters.n_tokens += len(ends_s)
-        counters.n_tokens_on_time += on_time
 
     def _end_copy(self, event: CopyDone) -> None:
         channel = next((c for c, s in self._in_flight.items() if s.id == event.operation), None)
@@ -620,15 +652,13 @@ class Instance:
         model.wanted = False if model.wanted is False else None
         self._file_asked(model)
         self.resident_models[model.facts.id] = model
+        exposed_s = max(0.0, seconds - (self._compute_busy_s() - self._swap_compute_s))
+        waited = [request for request in model.requests() if not request.is_paused]
         counters = self.metrics.of(model.facts.id)
-        counters.n_swaps += 1
-        counters.swap_bytes += started.n_bytes
-        counters.swap_s += seconds
-        computed = self._compute_busy_s() - self._swap_compute_s
-        counters.swap_exposed_s += max(0.0, seconds - computed)
-        for request in model.requests():
-            if not request.is_paused:
-                self._tell(request, RequestPhase.PAGED_OUT if request.kv.n_missing else RequestPhase.QUEUED)
+        self.metrics.count_swap(counters, self._swap_reason, started.n_bytes, seconds, exposed_s)
+        self.metrics.charge((request.tenant for request in waited), exposed_s)
+        for request in waited:
+            self._tell(request, RequestPhase.PAGED_OUT if request.kv.n_missing else RequestPhase.QUEUED)
 
     def _end_paging(self, started: Started, ok: bool) -> None:
         for request_id, transfers in started.transfers:
@@ -682,6 +712,12 @@ class Instance:
     def _note(self, decided: Operation | AtOnce) -> None:
         for observer in self.decision_observers:
             observer(self.now_s, decided)
+
+
+def _swap_reason(model: ModelState) -> SwapReason:
+    if model.n_live:
+        return SwapReason.FIRST if model.last_used_s == -inf else SwapReason.AGAIN
+    return SwapReason.OPERATOR if model.pinned or model.wanted else SwapReason.AHEAD
 
 
 def _mean_work(work: StepWork, n_iterations: int) -> StepWork:

@@ -13,7 +13,7 @@ from tokenmux.engine.core.event import Arrived
 from tokenmux.engine.core.facts import ModelFacts
 from tokenmux.engine.core.message import RequestPhase, Residency
 from tokenmux.engine.core.request import FinishReason, Request, RequestId
-from tokenmux.engine.instance.metrics import ArtifactAllowance
+from tokenmux.engine.instance.metrics import ArtifactAllowance, ServiceCounters
 from tokenmux.engine.memory.kv_table import KvTable
 from tokenmux.engine.memory.ledger import Ledger
 
@@ -46,14 +46,17 @@ class RequestState:
         "paused_since_s",
         "request",
         "shift_s",
+        "since_s",
+        "tenant",
         "to_end",
         "told_phase",
     )
 
-    def __init__(self, arrived: Arrived, model: "ModelState", kv: KvTable) -> None:
+    def __init__(self, arrived: Arrived, model: "ModelState", kv: KvTable, tenant: ServiceCounters) -> None:
         request = arrived.request
         self.request: Request = request
         self.model = model
+        self.tenant = tenant
         self.kv = kv
         self.n_tokens = request.n_prompt + arrived.n_delivered
         self.shift_s = 0.0
@@ -69,6 +72,8 @@ class RequestState:
         self.need = Need.PREFILL
         self.first_token_s = arrived.first_token_s
         self.last_token_s = arrived.last_token_s
+        self.since_s = arrived.last_token_s
+        """From when the wait for the next token counts: its last one, or the end of the client's pause that much later."""
         self.n_on_time = arrived.n_on_time
         self.artifact = ArtifactAllowance(*(arrived.artifact or (request.service.ttft_s,)))
         self.told_phase: RequestPhase | None = None

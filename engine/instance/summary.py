@@ -1,6 +1,6 @@
-"""What many requests' records say together: the figures of merit, once, for the engine and the simulator.
+"""What many requests say together: the figures of merit, once, for the engine and the simulator.
 
-Tokens on time and requests fully on time are strict: a late token stays late, and a request that failed counts all that it was
+Exact from records (`summarise`), or from counters of bounded memory (`summary_of`), where percentiles are those of histograms. Tokens on time and requests fully on time are strict: a late token stays late, and a request that failed counts all that it was
 due. The artifact's attainment is reported beside them under its own name.
 """
 
@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from statistics import fmean
 
-from tokenmux.engine.core.request import FinishReason
-from tokenmux.engine.instance.metrics import RequestRecord
+from tokenmux.engine.instance.histogram import Histogram
+from tokenmux.engine.instance.metrics import RequestRecord, ServiceCounters
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,35 +25,62 @@ class Summary:
     ttft_p99_s: float
     tpot_p50_s: float
     tpot_p99_s: float
+    gap_p50_s: float
+    """Between a token and the next of its request; 0 where it was not counted."""
+    gap_p99_s: float
     goodput_tokens_per_s: float
-    """Tokens on time, per second from the first arrival to the last token."""
+    """Tokens on time, per second from the first arrival to the last token (or of the time given)."""
 
     def as_dict(self) -> dict[str, float]:
         return asdict(self)
 
 
-def summarise(records: Iterable[RequestRecord], n_tokens_never_drawn: int = 0) -> Summary:
+def summarise(
+    records: Iterable[RequestRecord], n_tokens_never_drawn: int = 0, gaps: Histogram | None = None
+) -> Summary:
     """`n_tokens_never_drawn`: tokens due to requests that were refused, or failed before they were drawn, if known."""
+    gaps = gaps or Histogram()
     records = list(records)
     n_tokens = sum(r.n_tokens for r in records) + n_tokens_never_drawn
     n_on_time = sum(r.n_on_time for r in records)
-    whole = sum(r.n_on_time == r.n_tokens and r.reason is not FinishReason.FAILED for r in records)
-    served = [r for r in records if r.last_token_s is not None]
+    whole = sum(r.is_on_time for r in records)
+    attained = [r.artifact_attainment for r in records if r.artifact_attainment is not None]
     ttfts = sorted(r.ttft_s for r in records if r.ttft_s is not None)
     tpots = sorted(r.tpot_s for r in records if r.tpot_s is not None)
     begin_s = min((r.request.arrival_s for r in records), default=0.0)
-    end_s = max((r.last_token_s for r in served if r.last_token_s is not None), default=begin_s)
+    end_s = max((r.last_token_s for r in records if r.last_token_s is not None), default=begin_s)
     return Summary(
         n_requests=len(records),
         n_tokens=n_tokens,
         tokens_on_time=n_on_time / n_tokens if n_tokens else 1.0,
         requests_on_time=whole / len(records) if records else 1.0,
-        artifact_attainment=fmean(map(_artifact_attainment, served)) if served else 1.0,
+        artifact_attainment=fmean(attained) if attained else 1.0,
         ttft_p50_s=percentile(ttfts, 0.5),
         ttft_p99_s=percentile(ttfts, 0.99),
         tpot_p50_s=percentile(tpots, 0.5),
         tpot_p99_s=percentile(tpots, 0.99),
+        gap_p50_s=gaps.percentile(0.5),
+        gap_p99_s=gaps.percentile(0.99),
         goodput_tokens_per_s=n_on_time / (end_s - begin_s) if end_s > begin_s else 0.0,
+    )
+
+
+def summary_of(counters: ServiceCounters, seconds: float) -> Summary:
+    """A model's or a tenant's counters over `seconds`. Percentiles are upper bounds of the histograms' intervals."""
+    n_requests, n_tokens = counters.n_requests, counters.n_tokens
+    return Summary(
+        n_requests=n_requests,
+        n_tokens=n_tokens,
+        tokens_on_time=counters.n_tokens_on_time / n_tokens if n_tokens else 1.0,
+        requests_on_time=counters.n_requests_on_time / n_requests if n_requests else 1.0,
+        artifact_attainment=counters.attained / counters.n_attained if counters.n_attained else 1.0,
+        ttft_p50_s=counters.ttft.percentile(0.5),
+        ttft_p99_s=counters.ttft.percentile(0.99),
+        tpot_p50_s=counters.tpot.percentile(0.5),
+        tpot_p99_s=counters.tpot.percentile(0.99),
+        gap_p50_s=counters.gaps.percentile(0.5),
+        gap_p99_s=counters.gaps.percentile(0.99),
+        goodput_tokens_per_s=counters.n_tokens_on_time / seconds if seconds > 0 else 0.0,
     )
 
 
@@ -68,9 +95,3 @@ def summaries_by(records: Iterable[RequestRecord], key: Callable[[RequestRecord]
 def percentile(ordered: list[float], share: float) -> float:
     """Of ascending values, the one that this share of them does not exceed; 0 if there are none."""
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
-
-
-def _artifact_attainment(record: RequestRecord) -> float:
-    assert record.last_token_s is not None
-    total_s = record.last_token_s - record.request.arrival_s
-    return 1 - record.artifact_late_s / total_s if total_s > 0 else 1.0

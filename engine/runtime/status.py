@@ -65,8 +65,8 @@ class StatusReporter:
             swap_bytes=counters.swap_bytes,
             swap_s=counters.swap_s,
             swap_exposed_s=counters.swap_exposed_s,
-            n_tokens=counters.n_tokens,
-            n_tokens_on_time=counters.n_tokens_on_time,
-            n_prompt_tokens=counters.n_prompt_tokens,
+            n_tokens=counters.service.n_tokens,
+            n_tokens_on_time=counters.service.n_tokens_on_time,
+            n_prompt_tokens=counters.service.n_prompt_tokens,
             compute_s=counters.compute_s,
         )

@@ -4,8 +4,9 @@ import pytest
 
 from tokenmux.engine.core.facts import ModelId
 from tokenmux.engine.core.request import FinishReason, Request, RequestId, ServiceLevel
-from tokenmux.engine.instance.metrics import ArtifactAllowance, RequestRecord
-from tokenmux.engine.instance.summary import summaries_by, summarise
+from tokenmux.engine.instance.histogram import Histogram
+from tokenmux.engine.instance.metrics import ArtifactAllowance, RequestRecord, ServiceCounters
+from tokenmux.engine.instance.summary import summaries_by, summarise, summary_of
 
 
 def record(name: str, n_tokens: int, n_on_time: int, tenant: str = "a", late_s: float = 0.0) -> RequestRecord:
@@ -55,3 +56,15 @@ def test_many_tokens_at_once_count_as_one_by_one() -> None:
         pytest.approx(together.late_s),
         pytest.approx(together.allowance_s),
     )
+
+
+def test_counters_and_records_sum_up_alike() -> None:
+    records = [record("1", 10, 10), record("2", 30, 15, late_s=2.0)]
+    counters, gaps = ServiceCounters(n_tokens=40, n_tokens_on_time=25), Histogram()
+    for each in records:
+        counters.count_end(each)
+        counters.ttft.add(each.ttft_s or 0.0)
+    gaps.add(0.03, 38)
+    counters.gaps = gaps
+    exact, counted = summarise(records, gaps=gaps), summary_of(counters, 10.0)
+    assert counted.as_dict() == pytest.approx(exact.as_dict() | {"tpot_p50_s": 1.0, "tpot_p99_s": 1.0})
