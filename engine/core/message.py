@@ -3,12 +3,14 @@
 The front owns text: chat templates, tokenizers, stop strings, detokenization. A worker owns token ids. In-process and
 across processes the same values travel.
 
-    front ── Submit, Cancel, Pause, Resume, Register, Unregister, Load, Unload, Pin, Shutdown ──▶ worker
-    front ◀── Tokens, Finished, RequestState, WorkerStatus, Acknowledged, Broken ──────────────── worker
+    front ── Submit, Cancel, Pause, Resume, Register, Unregister, Load, Unload, Pin, AskTrace, Shutdown ──▶ worker
+    front ◀── Tokens, Finished, RequestState, WorkerStatus, WorkerUse, Traced, Acknowledged, Broken ──────── worker
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from tokenmux.engine.core.facts import ModelFacts, ModelId
 from tokenmux.engine.core.request import FinishReason, Request, RequestId
@@ -96,11 +98,21 @@ class Pin:
 
 
 @dataclass(frozen=True, slots=True)
+class AskTrace:
+    """Hand over what is remembered of the last `last_s` seconds; answered by `Traced` with the same ticket."""
+
+    ticket: int
+    last_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Shutdown:
     """Stop the worker once it has answered; live requests are handed back as they are."""
 
 
-ToWorker = Submit | Cancel | Pause | Resume | Register | Unregister | Load | Unload | Pin | Shutdown
+ToWorker = (
+    Submit | Cancel | Pause | Resume | Register | Unregister | Load | Unload | Pin | AskTrace | Shutdown
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +209,75 @@ class WorkerStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Durations:
+    """A histogram: how many durations lie in each interval between the bounds of `engine.instance.histogram`."""
+
+    counts: tuple[int, ...]
+    total_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """How a model or a tenant was served; the counters of `engine.instance.metrics.ServiceCounters` at a moment."""
+
+    n_requests: int
+    n_requests_on_time: int
+    n_requests_failed: int
+    n_prompt_tokens: int
+    n_tokens: int
+    n_tokens_on_time: int
+    n_attained: int
+    attained: float
+    gpu_s: float
+    ttft: Durations
+    tpot: Durations
+    gaps: Durations
+
+
+@dataclass(frozen=True, slots=True)
+class ModelUse:
+    """One model's service, and how often it was swapped in for which reason."""
+
+    model: ModelId
+    service: Service
+    swaps: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerUse:
+    """Who used the worker since it began: those models and tenants whose counters moved since the last such message.
+
+    Sent at most once a second. `work_s` and `model_work_s` as in `engine.instance.metrics.Metrics`.
+    """
+
+    at_s: float
+    work_s: float
+    model_work_s: float
+    n_models_used: int
+    models: tuple[ModelUse, ...]
+    tenants: tuple[tuple[str, Service], ...]
+
+
+class Span(NamedTuple):
+    """Something that lasted: an operation on a channel (`track` is its name in small letters) or a `request`."""
+
+    instance: int
+    track: str
+    name: str
+    start_s: float
+    end_s: float
+    details: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """Answer to `AskTrace`: what ended within that time, in the order of the ends."""
+
+    ticket: int
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Acknowledged:
     """Answer to `Register`, `Unregister`, `Load`, `Unload` and `Pin`: empty `error` means done (or, for `Load`, begun)."""
 
@@ -211,4 +292,4 @@ class Broken:
     detail: str
 
 
-FromWorker = Tokens | Finished | RequestState | WorkerStatus | Acknowledged | Broken
+FromWorker = Tokens | Finished | RequestState | WorkerStatus | WorkerUse | Traced | Acknowledged | Broken

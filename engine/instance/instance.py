@@ -64,7 +64,8 @@ from tokenmux.engine.policy.interface import Fit, InstancePolicy
 class Instance:
     """One execution unit's brain. It satisfies `engine.policy.interface.InstanceView`.
 
-    `decision_observers` are told of everything that the policy decided, with its time: the decision log.
+    `decision_observers` are told of everything that the policy decided, with its time: the decision log. `completion_observers` are told
+    of every operation that ended, and how.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Instance:
         self.interrupted = False
         """Whether the repeated step in flight should end after its present iteration."""
         self.decision_observers = [on_decision] if on_decision else []
+        self.completion_observers: list[Callable[[Started, StepDone | CopyDone], None]] = []
         self._in_flight: dict[Channel, Started] = {}
         self._next_operation = 0
         self._orphans: set[int] = set()
@@ -591,6 +593,8 @@ class Instance:
             model = self.models[step.model]
             model.last_used_s = event.at_s
             model.forget_deadlines()
+        for observer in self.completion_observers:
+            observer(started, event)
 
     def _draw(self, request: RequestState, model: ServiceCounters, ends_s: tuple[float, ...]) -> None:
         on_time = count_on_time(request.deadline_s, request.request.service.tpot_s, ends_s)
@@ -633,6 +637,8 @@ class Instance:
             self.metrics.copied_bytes[channel] += started.n_bytes
             if started.n_bytes:
                 self.cost.observe_copy(channel, started.n_bytes, seconds)
+        for observer in self.completion_observers:
+            observer(started, event)
 
     def _end_activate(self, started: Started, seconds: float, ok: bool) -> None:
         assert started.model is not None

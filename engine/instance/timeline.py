@@ -1,72 +1,130 @@
-"""Every step and copy as a Chrome trace (chrome://tracing, ui.perfetto.dev), from either body.
+"""Every step, copy and request as a Chrome trace (chrome://tracing, ui.perfetto.dev), from either body.
 
-One process per instance, one thread per channel. Bodies call `add` for every operation that completed.
+One process per instance, one thread per channel, one line per request. Bodies tell of every operation that completed and of every
+request that ended; a running server keeps the newest only.
 """
 
 import json
-from typing import IO, NamedTuple
+from collections import deque
+from collections.abc import Iterable
+from math import inf
+from typing import IO
 
 from tokenmux.engine.core.event import Event, StepDone
+from tokenmux.engine.core.message import Span
 from tokenmux.engine.core.plan import Activate, Channel, Fetch, PageIn, PageOut, Step
+from tokenmux.engine.instance.metrics import RequestRecord
 from tokenmux.engine.instance.started import Started
 
-
-class Span(NamedTuple):
-    """One operation on one channel of one instance."""
-
-    instance: int
-    channel: Channel
-    name: str
-    start_s: float
-    end_s: float
-    details: dict[str, object]
+_TRACKS = {channel: channel.name.lower() for channel in Channel}
+_THREADS = {name: channel.value for channel, name in _TRACKS.items()}
+_REQUEST = "request"
 
 
 class Timeline:
-    """Spans in the order of their ends, kept in memory until written."""
+    """Spans in the order of their ends, kept in memory: all, or with `most` the newest so many."""
 
-    def __init__(self) -> None:
-        self.spans: list[Span] = []
+    def __init__(self, most: int | None = None) -> None:
+        self.spans: deque[Span] = deque(maxlen=most)
 
     def add(self, instance: int, started: Started, event: Event) -> None:
+        """An operation completed."""
         name, details = _described(started)
         if isinstance(event, StepDone):
             details["iterations"] = len(event.ends_s)
-        self.spans.append(Span(instance, started.channel, name, started.at_s, event.at_s, details))
+        self.spans.append(Span(instance, _TRACKS[started.channel], name, started.at_s, event.at_s, details))
+
+    def add_request(self, instance: int, record: RequestRecord) -> None:
+        """A request ended."""
+        request = record.request
+        details: dict[str, object] = {
+            "request": request.id,
+            "tenant": request.tenant,
+            "prompt_tokens": request.n_prompt,
+            "tokens": record.n_tokens,
+            "on_time": record.n_on_time,
+            "ended": record.reason.value,
+        }
+        if record.first_token_s is not None:
+            details["first_token_s"] = record.first_token_s
+        self.spans.append(Span(instance, _REQUEST, request.model, request.arrival_s, record.end_s, details))
+
+    def since(self, from_s: float) -> tuple[Span, ...]:
+        """What ended at `from_s` or later."""
+        return tuple(span for span in self.spans if span.end_s >= from_s)
 
     def holdings(self) -> list[tuple[int, str, float, float]]:
         """Steps as (instance, model, start, end) in seconds: who held which device, for plots."""
-        return [(s.instance, s.name, s.start_s, s.end_s) for s in self.spans if s.channel is Channel.COMPUTE]
+        compute = _TRACKS[Channel.COMPUTE]
+        return [(s.instance, s.name, s.start_s, s.end_s) for s in self.spans if s.track == compute]
 
     def write(self, file: IO[str]) -> None:
-        """Write the JSON document; its times are microseconds."""
-        events: list[dict[str, object]] = [
-            {"name": "process_name", "ph": "M", "pid": pid, "args": {"name": f"instance {pid}"}}
-            for pid in sorted({span.instance for span in self.spans})
-        ]
-        events += [
-            {
-                "name": "thread_name",
-                "ph": "M",
-                "pid": pid,
-                "tid": channel.value,
-                "args": {"name": channel.name.lower()},
-            }
-            for pid, channel in sorted({(span.instance, span.channel) for span in self.spans})
-        ]
-        events += [
-            {
-                "name": span.name,
-                "ph": "X",
-                "pid": span.instance,
-                "tid": span.channel.value,
-                "ts": round(span.start_s * 1e6, 3),
-                "dur": round((span.end_s - span.start_s) * 1e6, 3),
-                "args": span.details,
-            }
-            for span in self.spans
-        ]
-        json.dump({"traceEvents": events, "displayTimeUnit": "ms"}, file)
+        """Write the JSON document."""
+        file.write(chrome_trace(self.spans))
+
+
+def chrome_trace(spans: Iterable[Span]) -> str:
+    """The JSON document of a Chrome trace; its times are microseconds.
+
+    Format: "Trace Event Format" of the Chromium project. Operations are complete events ("X"); requests overlap, so each is a pair of
+    asynchronous events ("b", "e") with its id, and an instant ("n") at its first token.
+    """
+    spans = list(spans)
+    events: list[dict[str, object]] = [
+        {"name": "process_name", "ph": "M", "pid": pid, "args": {"name": f"instance {pid}"}}
+        for pid in sorted({span.instance for span in spans})
+    ]
+    threads = sorted({(span.instance, span.track) for span in spans if span.track in _THREADS})
+    events += [
+        {"name": "thread_name", "ph": "M", "pid": pid, "tid": _THREADS[track], "args": {"name": track}}
+        for pid, track in threads
+    ]
+    for span in spans:
+        events += _request_events(span) if span.track == _REQUEST else [_operation_event(span)]
+    return json.dumps({"traceEvents": events, "displayTimeUnit": "ms"})
+
+
+def seconds_covered(spans: Iterable[Span]) -> float:
+    """From the first beginning of an operation among them to the last end."""
+    start_s, end_s = inf, -inf
+    for span in spans:
+        if span.track != _REQUEST:
+            start_s, end_s = min(start_s, span.start_s), max(end_s, span.end_s)
+    return max(0.0, end_s - start_s)
+
+
+def _operation_event(span: Span) -> dict[str, object]:
+    return {
+        "name": span.name,
+        "ph": "X",
+        "pid": span.instance,
+        "tid": _THREADS[span.track],
+        "ts": _microseconds(span.start_s),
+        "dur": _microseconds(span.end_s - span.start_s),
+        "args": span.details,
+    }
+
+
+def _request_events(span: Span) -> list[dict[str, object]]:
+    common = {
+        "name": span.name,
+        "cat": _REQUEST,
+        "id": span.details["request"],
+        "pid": span.instance,
+        "tid": 0,
+    }
+    events: list[dict[str, object]] = [
+        {**common, "ph": "b", "ts": _microseconds(span.start_s), "args": span.details},
+        {**common, "ph": "e", "ts": _microseconds(span.end_s)},
+    ]
+    first_token_s = span.details.get("first_token_s")
+    if isinstance(first_token_s, float):
+        events.insert(1, {**common, "name": "first token", "ph": "n", "ts": _microseconds(first_token_s)})
+    return events
+
+
+def _microseconds(seconds: float) -> float:
+    return round(seconds * 1e6, 3)
 
 
 def _described(started: Started) -> tuple[str, dict[str, object]]:

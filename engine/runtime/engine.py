@@ -25,6 +25,7 @@ from tokenmux.engine.core.event import (
 from tokenmux.engine.core.facts import ModelFacts, ModelId
 from tokenmux.engine.core.message import (
     Acknowledged,
+    AskTrace,
     Broken,
     Cancel,
     Finished,
@@ -50,6 +51,7 @@ from tokenmux.engine.instance.instance import Instance
 from tokenmux.engine.instance.started import Started
 from tokenmux.engine.runtime.contents import Content
 from tokenmux.engine.runtime.status import StatusReporter
+from tokenmux.engine.runtime.telemetry import Telemetry
 
 
 class WeightsHost(Protocol):
@@ -86,6 +88,7 @@ class Engine:
         self._emit = emit
         self._contents = contents
         self._status = StatusReporter(instance, clock)
+        self._telemetry = Telemetry(instance, clock)
         self._out: list[FromWorker] = []
         self._loading: dict[int, Started] = {}
         instance.decision_observers.append(self._on_decision)
@@ -95,8 +98,9 @@ class Engine:
 
     @property
     def status_due_s(self) -> float | None:
-        """When a status that was held back should be sent; None if there is none."""
-        return self._status.due_s
+        """When a status or a report that was held back should be sent; None if there is none."""
+        held_back = [due_s for due_s in (self._status.due_s, self._telemetry.due_s) if due_s is not None]
+        return min(held_back, default=None)
 
     # ── what comes in ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -112,6 +116,8 @@ class Engine:
                 self.instance.apply(Paused(now_s, request))
             case Resume(request):
                 self.instance.apply(Resumed(now_s, request))
+            case AskTrace():
+                self._out.append(self._telemetry.trace(message))
             case Shutdown():
                 self.stopped = True
             case Register() | Unregister() | Load() | Unload() | Pin():
@@ -165,10 +171,9 @@ class Engine:
         self._out.extend(self.instance.take_phases())
         for record, detail in self.instance.take_ended():
             del self._contents[record.request.id]
+            self._telemetry.ended(record)
             self._out.append(Finished(record.request.id, record.reason, record.end_s, detail))
-        status = self._status.report()
-        if status is not None:
-            self._out.append(status)
+        self._out.extend(report for report in (self._telemetry.report(), self._status.report()) if report)
         if self._out:
             out, self._out = self._out, []
             self._emit(out)

@@ -1,0 +1,91 @@
+"""What a worker remembers for operators: who used it, told once a second, and the newest operations and requests, told when asked.
+
+Both are bounded. `engine.runtime.status` tells what is going on now.
+"""
+
+from tokenmux.engine.core.clock import Clock
+from tokenmux.engine.core.event import CopyDone, StepDone
+from tokenmux.engine.core.message import AskTrace, Durations, ModelUse, Service, Traced, WorkerUse
+from tokenmux.engine.instance.histogram import Histogram
+from tokenmux.engine.instance.instance import Instance
+from tokenmux.engine.instance.metrics import RequestRecord, ServiceCounters
+from tokenmux.engine.instance.started import Started
+from tokenmux.engine.instance.timeline import Timeline
+
+MIN_INTERVAL_S = 1.0
+
+MAX_SPANS = 8192
+"""A minute or more of work, in 4 MB."""
+
+
+class Telemetry:
+    """Watches one instance."""
+
+    def __init__(self, instance: Instance, clock: Clock) -> None:
+        self.due_s: float | None = None
+        """When a report that was held back should be asked for again; None: nothing is held back."""
+        self._instance = instance
+        self._clock = clock
+        self._last_s = float("-inf")
+        self._told: dict[ServiceCounters, tuple[float, ...]] = {}
+        self._timeline = Timeline(MAX_SPANS)
+        instance.completion_observers.append(self._completed)
+
+    def ended(self, record: RequestRecord) -> None:
+        self._timeline.add_request(0, record)
+
+    def trace(self, question: AskTrace) -> Traced:
+        return Traced(question.ticket, self._timeline.since(self._clock.now_s() - question.last_s))
+
+    def report(self) -> WorkerUse | None:
+        """Whose counters moved since the last report; None if nobody's did, or the last was a moment ago."""
+        now_s = self._clock.now_s()
+        if now_s < self._last_s + MIN_INTERVAL_S:
+            self.due_s = self._last_s + MIN_INTERVAL_S
+            return None
+        self._last_s, self.due_s = now_s, None
+        metrics = self._instance.metrics
+        models = tuple(
+            ModelUse(
+                model, _service(counters.service), {reason.value: n for reason, n in counters.swaps.items()}
+            )
+            for model, counters in metrics.models.items()
+            if self._moved(counters.service, counters.n_swaps)
+        )
+        tenants = tuple((name, _service(c)) for name, c in metrics.tenants.items() if self._moved(c))
+        if not models and not tenants:
+            return None
+        return WorkerUse(
+            now_s, metrics.work_s, metrics.model_work_s, metrics.n_models_used(now_s), models, tenants
+        )
+
+    def _completed(self, started: Started, event: StepDone | CopyDone) -> None:
+        self._timeline.add(0, started, event)
+
+    def _moved(self, counters: ServiceCounters, n_swaps: int = 0) -> bool:
+        now = (counters.n_requests, counters.n_prompt_tokens, counters.n_tokens, counters.gpu_s, n_swaps)
+        if self._told.get(counters) == now:
+            return False
+        self._told[counters] = now
+        return True
+
+
+def _service(counters: ServiceCounters) -> Service:
+    return Service(
+        n_requests=counters.n_requests,
+        n_requests_on_time=counters.n_requests_on_time,
+        n_requests_failed=counters.n_requests_failed,
+        n_prompt_tokens=counters.n_prompt_tokens,
+        n_tokens=counters.n_tokens,
+        n_tokens_on_time=counters.n_tokens_on_time,
+        n_attained=counters.n_attained,
+        attained=counters.attained,
+        gpu_s=counters.gpu_s,
+        ttft=_durations(counters.ttft),
+        tpot=_durations(counters.tpot),
+        gaps=_durations(counters.gaps),
+    )
+
+
+def _durations(histogram: Histogram) -> Durations:
+    return Durations(tuple(histogram.counts), histogram.total_s)

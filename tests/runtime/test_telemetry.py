@@ -1,0 +1,86 @@
+"""What a worker remembers for operators, on virtual time."""
+
+from itertools import pairwise
+
+import pytest
+
+from tests.runtime.virtual import HOST, EngineOnVirtualTime
+from tokenmux.engine.core.cost import RooflineCost
+from tokenmux.engine.core.facts import DeviceFacts, Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.engine.core.message import AskTrace, Register, Traced, WorkerUse
+from tokenmux.engine.core.request import Request, RequestId
+from tokenmux.engine.instance.instance import Instance
+from tokenmux.engine.memory.host_cache import HostCache
+from tokenmux.engine.policy.slack import SlackPolicy
+from tokenmux.engine.runtime.telemetry import MIN_INTERVAL_S
+
+GB = 10**9
+SHAPE = KvShape(n_layers=16, n_kv_heads=8, head_dim=64, dtype_bytes=2, block_size=16)
+N_OUTPUT = {f"r{i}": 40 + i for i in range(6)}
+
+
+@pytest.fixture
+def body() -> EngineOnVirtualTime:
+    """Two models that share a device, six requests of two tenants, all served."""
+    facts = DeviceFacts("imagined", 16 * GB, 8 * GB, 1e9, 1e9, 1e12, 1e14, slab_bytes=64 << 20)
+    instance = Instance(facts, HostCache(HOST.cache_bytes), SlackPolicy(), RooflineCost(facts, HOST))
+    body = EngineOnVirtualTime(instance, {RequestId(name): n for name, n in N_OUTPUT.items()})
+    for name in "ab":
+        image = Image(ImageId(name), 10 * GB)
+        body.send(Register(ModelFacts(ModelId(name), (image,), SHAPE, 4096, GB), path=""))
+    for i, name in enumerate(N_OUTPUT):
+        model, tenant = ModelId("ab"[i % 2]), "xy"[i % 2]
+        body.submit_at(Request(RequestId(name), model, 50, 1000, 3.0 * i, tenant=tenant))
+    body.clock.run()
+    return body
+
+
+def reports(body: EngineOnVirtualTime) -> list[WorkerUse]:
+    return [message for message in body.said if isinstance(message, WorkerUse)]
+
+
+def test_reports_come_once_a_second_at_most_and_add_up(body: EngineOnVirtualTime) -> None:
+    said = reports(body)
+    assert len(said) > 3
+    assert all(b.at_s - a.at_s >= MIN_INTERVAL_S for a, b in pairwise(said))
+    body.clock.call_at(body.clock.now_s() + 5.0, body.engine.pump)
+    body.clock.run()
+    last = {name: service for report in reports(body) for name, service in report.tenants}
+    assert {name: service.n_tokens for name, service in last.items()} == {
+        "x": sum(n for i, n in enumerate(N_OUTPUT.values()) if i % 2 == 0),
+        "y": sum(n for i, n in enumerate(N_OUTPUT.values()) if i % 2 == 1),
+    }
+    models = {use.model: use for report in reports(body) for use in report.models}
+    for use in models.values():
+        metrics = body.instance.metrics.of(use.model)
+        assert use.service.gpu_s == metrics.service.gpu_s
+        assert sum(use.service.gaps.counts) == metrics.service.gaps.n
+        assert use.swaps == {reason.value: n for reason, n in metrics.swaps.items()}
+    assert sum(use.swaps["again"] for use in models.values()) > 0
+    assert reports(body)[-1].model_work_s == body.instance.metrics.model_work_s
+
+
+def test_what_did_not_move_is_not_told_again(body: EngineOnVirtualTime) -> None:
+    assert any(len(report.tenants) == 1 for report in reports(body))
+    for _ in range(3):
+        body.clock.call_at(body.clock.now_s() + 5.0, body.engine.pump)
+        body.clock.run()
+    n_reports = len(reports(body))
+    body.clock.call_at(body.clock.now_s() + 5.0, body.engine.pump)
+    body.clock.run()
+    assert len(reports(body)) == n_reports
+    assert body.engine.status_due_s is None
+
+
+def test_a_trace_has_what_ended_within_the_time_asked_for(body: EngineOnVirtualTime) -> None:
+    body.send(AskTrace(7, last_s=1e9))
+    body.send(AskTrace(8, last_s=2.0))
+    everything, newest = (message for message in body.said if isinstance(message, Traced))
+    assert (everything.ticket, newest.ticket) == (7, 8)
+    tracks = {span.track for span in everything.spans}
+    assert tracks == {"compute", "copy_in", "fetch", "request"} | ({"copy_out"} & tracks)
+    ended = {span.details["request"] for span in everything.spans if span.track == "request"}
+    assert ended == set(N_OUTPUT)
+    from_s = body.clock.now_s() - 2.0
+    assert newest.spans == tuple(span for span in everything.spans if span.end_s >= from_s)
+    assert 0 < len(newest.spans) < len(everything.spans)
