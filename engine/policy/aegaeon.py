@@ -7,6 +7,8 @@ instance that has its model, or to the least loaded. Decode instances serve thei
     q_i = c / (n_i (alpha - sum 1/n_k)),   alpha = max(c / (min n QMAX) + sum 1/n_k, 0.5),   n_i = TPOT / t_i
 
 seconds (t_i: a step's time, c: all switch times of the round), and prefetch the next model while one decodes.
+
+A pool of one instance has no roles: it works in the rounds of a decode instance, which prefill what arrives.
 """
 
 from collections.abc import Sequence
@@ -14,12 +16,12 @@ from dataclasses import dataclass, field
 
 from tokenmux.engine.core.event import Arrived, CopyDone, Event, StepDone
 from tokenmux.engine.core.facts import ModelId
-from tokenmux.engine.core.plan import IDLE, Channel, Plan, Step
+from tokenmux.engine.core.plan import Channel, Plan, Step
 from tokenmux.engine.core.request import Request, RequestId
 from tokenmux.engine.policy import turns
 from tokenmux.engine.policy.interface import InstanceView, ModelView
 from tokenmux.engine.policy.pool import Move, Place, PoolView
-from tokenmux.engine.policy.steps import decode_chunks, decode_work, prefill_chunks
+from tokenmux.engine.policy.steps import decode_chunks, decode_work, must_end, prefill_chunks
 
 MAX_GROUP = 8
 QMAX_S = 4.0
@@ -45,41 +47,52 @@ class AegaeonPrefill:
     def __init__(self) -> None:
         self.groups: list[Group] = []
 
+    def _join(self, model: ModelId, request: RequestId) -> None:
+        group = self.open_group(model)
+        if group is None:
+            group = Group(model)
+            self.groups.append(group)
+        group.requests.append(request)
+        group.n_joined += 1
+
     def open_group(self, model: ModelId) -> Group | None:
         return next((g for g in self.groups if g.model == model and g.n_joined < MAX_GROUP), None)
 
     def on_event(self, event: Event, view: InstanceView) -> None:
         if isinstance(event, Arrived):
-            group = self.open_group(event.request.model)
-            if group is None:
-                group = Group(event.request.model)
-                self.groups.append(group)
-            group.requests.append(event.request.id)
-            group.n_joined += 1
+            self._join(event.request.model, event.request.id)
         for group in self.groups:
             group.requests = [r for r in group.requests if r in view.models[group.model].waiting]
         self.groups = [group for group in self.groups if group.requests]
 
     def plan(self, channel: Channel, view: InstanceView) -> Plan:
-        if channel is Channel.COPY_OUT:
-            return turns.page_out(view, (r for m in view.live_models.values() for r in m.decoding.values()))
-        if channel is Channel.FETCH:
-            return turns.fetch_oldest(view)
         if not self.groups:
-            return IDLE
+            return _page_out(view) if channel is Channel.COPY_OUT else turns.asked(channel, view)
         first = view.models[self.groups[0].model]
-        if channel is Channel.COPY_IN:
-            following = next((g.model for g in self.groups if g.model != first.facts.id), None)
-            plan = turns.bring_in(view, first) or turns.page_in(view, first)
-            if plan is None and following:
-                plan = turns.bring_in(view, view.models[following], keep={first.facts.id})
-            return plan or IDLE
-        request = first.waiting[self.groups[0].requests[0]]
-        plan = turns.step(view, first, prefill_chunks(view, [request]), 0.0)
-        return plan if plan != IDLE else turns.last_resort(view)
+        return turns.serve(channel, view, first, lambda channel: self._plan(channel, view, first))
+
+    def _plan(self, channel: Channel, view: InstanceView, first: ModelView) -> Plan:
+        match channel:
+            case Channel.COPY_OUT:
+                return _page_out(view)
+            case Channel.FETCH:
+                return turns.fetch(view, first)
+            case Channel.COPY_IN:
+                following = next((g.model for g in self.groups if g.model != first.facts.id), None)
+                plan = turns.bring_in(view, first) or turns.page_in(view, first)
+                if plan is None and following:
+                    plan = turns.bring_in(view, view.models[following], keep={first.facts.id})
+                return plan or turns.asked(channel, view)
+            case Channel.COMPUTE:
+                request = min(first.waiting.values(), key=lambda r: r.deadline_s)
+                return turns.step(view, first, prefill_chunks(view, [request]), 0.0)
 
     def interrupts(self, step: Step, event: Event, view: InstanceView) -> bool:
-        return False
+        return must_end(step, event)
+
+
+def _page_out(view: InstanceView) -> Plan:
+    return turns.page_out(view, (r for m in view.live_models.values() for r in m.decoding.values()))
 
 
 class AegaeonDecode:
@@ -109,28 +122,31 @@ class AegaeonDecode:
                 self._turn_ends_s = view.now_s + self._quotas.get(first.facts.id, QMAX_S)
 
     def plan(self, channel: Channel, view: InstanceView) -> Plan:
-        if channel is Channel.FETCH:
-            return turns.fetch_oldest(view)
         if not self._round:
-            return IDLE
+            return turns.asked(channel, view)
         first = view.models[self._round[0]]
+        return turns.serve(channel, view, first, lambda channel: self._plan(channel, view, first))
+
+    def _plan(self, channel: Channel, view: InstanceView, first: ModelView) -> Plan:
         match channel:
+            case Channel.FETCH:
+                return turns.fetch(view, first)
             case Channel.COPY_IN:
                 plan = turns.bring_in(view, first) or turns.page_in(view, first)
                 if plan is None and len(self._round) > 1:
                     plan = turns.bring_in(view, view.models[self._round[1]], keep={first.facts.id})
-                return plan or IDLE
+                return plan or turns.asked(channel, view)
             case Channel.COPY_OUT:
                 others = (m for m in view.live_models.values() if m is not first)
                 return turns.page_out(view, (r for m in others for r in m.decoding.values()))
-            case _:
+            case Channel.COMPUTE:
                 chunks = prefill_chunks(view, first.waiting.values()) + decode_chunks(first)
                 left_s = max(0.0, (self._turn_ends_s or view.now_s) - view.now_s)
-                plan = turns.step(view, first, chunks, left_s)
-                return plan if plan != IDLE else turns.last_resort(view)
+                return turns.step(view, first, chunks, left_s)
 
     def interrupts(self, step: Step, event: Event, view: InstanceView) -> bool:
-        return isinstance(event, CopyDone) and bool(view.models[step.model].waiting)
+        new = isinstance(event, CopyDone | Arrived) and bool(view.models[step.model].waiting)
+        return new or must_end(step, event)
 
 
 def quotas(view: InstanceView, models: Sequence[ModelView]) -> dict[ModelId, float]:
@@ -169,13 +185,17 @@ class AegaeonPool:
         )
 
     def on_event(self, index: int, event: Event, pool: PoolView) -> Sequence[Move]:
-        if index >= len(self._prefill) or not isinstance(event, CopyDone):
+        """Prefilled requests are handed over once the host has their KV; without it where the host has no room, to be rebuilt."""
+        if index >= len(self._prefill) or not isinstance(event, CopyDone | StepDone):
             return ()
+        view = pool.instances[index]
+        idle = view.in_flight(Channel.COPY_OUT) is None
         done = (
             (model.facts.id, request)
-            for model in pool.instances[index].live_models.values()
+            for model in view.live_models.values()
             for request in model.decoding.values()
-            if request.is_clean and not (request.in_copy or request.in_step)
+            if not (request.in_copy or request.in_step)
+            and (request.is_clean or (idle and not view.can_page_out(request.request.id)))
         )
         return [Move(request.request.id, index, self._decode_home(model, pool)) for model, request in done]
 

@@ -11,12 +11,20 @@ from tokenmux.engine.policy.request_level import OneModelPerInstance, RequestLev
 from tokenmux.engine.policy.slack import SlackPolicy
 
 POLICIES = ("slack", "aegaeon", "request-level", "dedicated")
+SERVED = ("slack", "request-level", "aegaeon")
+"""Those that a running server offers: what they need fits one instance."""
 
 
 def make_policy(name: str) -> InstancePolicy:
-    """The policy of a pool of one instance. Raises ConfigError for an unknown name, or one that needs several instances."""
-    if name == "aegaeon":
-        raise ConfigError("policy aegaeon needs at least two instances: it separates prefill from decode")
+    """The policy of a running server, which has one instance. Raises ConfigError for what it does not offer, with the reason."""
+    match name:
+        case "dedicated":
+            raise ConfigError(
+                "policy dedicated gives every model an instance of its own, and a server has one: "
+                f"use {' or '.join(SERVED)}"
+            )
+        case _ if name not in SERVED:
+            raise ConfigError(f"no policy {name}; a server offers {', '.join(SERVED)}")
     return make_policies(name, 1)[0][0]
 
 
@@ -31,11 +39,9 @@ def make_policies(name: str, n_instances: int) -> tuple[Sequence[InstancePolicy]
             )
         case "dedicated":
             return [SlackPolicy() for _ in range(n_instances)], OneModelPerInstance(name, forever=True)
+        case "aegaeon" if n_instances == 1:
+            return [AegaeonDecode()], LeastLoaded()
         case "aegaeon":
-            if n_instances < 2:
-                raise ConfigError(
-                    "policy aegaeon needs at least two instances: it separates prefill from decode"
-                )
             n_prefill = min(n_instances - 1, max(1, round(PREFILL_SHARE * n_instances)))
             prefill = [AegaeonPrefill() for _ in range(n_prefill)]
             decode = [AegaeonDecode() for _ in range(n_instances - n_prefill)]

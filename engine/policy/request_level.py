@@ -13,7 +13,7 @@ from tokenmux.engine.core.request import Request
 from tokenmux.engine.policy import turns
 from tokenmux.engine.policy.interface import InstanceView, ModelView
 from tokenmux.engine.policy.pool import Move, Place, PoolView, Refuse
-from tokenmux.engine.policy.steps import decode_chunks, prefill_chunks
+from tokenmux.engine.policy.steps import decode_chunks, must_end, prefill_chunks
 
 _BURST_TPOTS = 4.0
 
@@ -27,30 +27,36 @@ class RequestLevelPolicy:
         self._current: ModelId | None = None
 
     def on_event(self, event: Event, view: InstanceView) -> None:
-        if self._current not in view.live_models:
-            live = view.live_models.values()
-            oldest = min(live, key=turns.oldest_arrival_s, default=None)
+        current = view.live_models.get(self._current) if self._current else None
+        if current is None or not current.n_live:
+            waiting = [model for model in view.live_models.values() if model.n_live]
+            oldest = min(waiting, key=turns.oldest_arrival_s, default=None)
             self._current = oldest.facts.id if oldest else None
 
     def plan(self, channel: Channel, view: InstanceView) -> Plan:
-        model = view.models.get(self._current) if self._current else None
-        match channel:
-            case Channel.FETCH:
-                return turns.fetch_oldest(view)
-            case Channel.COPY_IN if model:
-                return turns.bring_in(view, model) or turns.page_in(view, model) or IDLE
-            case Channel.COPY_OUT if model and not view.can_run(_chunks(view, model)):
-                return turns.page_out(view, model.decoding.values())
-            case Channel.COMPUTE if model:
-                burst_s = _BURST_TPOTS * min(
-                    (r.request.service.tpot_s for r in model.decoding.values()), default=0
-                )
-                plan = turns.step(view, model, _chunks(view, model), burst_s)
-                return plan if plan != IDLE else turns.last_resort(view)
-        return IDLE
+        if self._current is None:
+            return turns.asked(channel, view)
+        model = view.models[self._current]
+        return turns.serve(channel, view, model, lambda channel: _plan(channel, view, model))
 
     def interrupts(self, step: Step, event: Event, view: InstanceView) -> bool:
-        return isinstance(event, Arrived) and event.request.model == step.model
+        return must_end(step, event) or (isinstance(event, Arrived) and event.request.model == step.model)
+
+
+def _plan(channel: Channel, view: InstanceView, model: ModelView) -> Plan:
+    match channel:
+        case Channel.FETCH:
+            return turns.fetch(view, model)
+        case Channel.COPY_IN:
+            return turns.bring_in(view, model) or turns.page_in(view, model) or turns.asked(channel, view)
+        case Channel.COPY_OUT:
+            full = not view.can_run(_chunks(view, model))
+            return turns.page_out(view, model.decoding.values()) if full else IDLE
+        case Channel.COMPUTE:
+            burst_s = _BURST_TPOTS * min(
+                (r.request.service.tpot_s for r in model.decoding.values()), default=0
+            )
+            return turns.step(view, model, _chunks(view, model), burst_s)
 
 
 def _chunks(view: InstanceView, model: ModelView) -> list[Chunk]:

@@ -3,7 +3,8 @@
 A policy asks `is_blocked` first, and while it holds answers with `plan` instead of its own rules. There is one target at a time, chosen by
 deadline, and one next action towards it, whichever channel is asked: so nothing that is freed for the target is taken by
 another, and two models cannot chase each other out. In the end the target has the arena to itself, and admission has made
-sure that this is enough. What is given up on the way, in this order:
+sure that this is enough. Where models take turns (`engine.policy.turns`) the target is of the model whose turn it is, since no other
+would step. What is given up on the way, in this order:
 
     KV that the host has ─▶ weights nobody waits for ─▶ KV that the host has room for
       ─▶ other weights, the latest deadline first ─▶ holes between what remains ─▶ KV of others, to be rebuilt later
@@ -22,7 +23,6 @@ from tokenmux.engine.core.plan import (
     Discard,
     Drop,
     Evict,
-    Fetch,
     Operation,
     PageIn,
     PageOut,
@@ -45,23 +45,30 @@ _CHANNELS = {
 }
 
 
-def is_blocked(view: InstanceView) -> bool:
-    """Whether somebody wants tokens, no step is in flight or possible, and nothing is on its way in that may change that."""
+def is_blocked(view: InstanceView, turn: ModelView | None = None) -> bool:
+    """Whether somebody wants tokens, no step is in flight or possible, and nothing is on its way in that may change that.
+
+    `turn`: the only model that the policy would let step.
+    """
     if any(view.in_flight(channel) is not None for channel in _PROMISING):
         return False
     for model in view.resident_models.values():
-        if not model.is_moving and any(view.can_run([chunk]) for chunk in single_chunks(view, model)):
+        if model.is_moving or (turn is not None and model is not turn):
+            continue
+        if any(view.can_run([chunk]) for chunk in single_chunks(view, model)):
             return False
+    if turn is not None:
+        return turn.n_live > 0
     return any(model.n_live for model in view.live_models.values())
 
 
-def plan(channel: Channel, view: InstanceView) -> Plan:
-    """What this channel does for the target."""
+def plan(channel: Channel, view: InstanceView, turn: ModelView | None = None) -> Plan:
+    """What this channel does for the target: a request of `turn`, or of any model."""
     if channel is Channel.FETCH:
         return fetch(view)
     if channel is Channel.COMPUTE:
         return IDLE
-    action = _next_action(view)
+    action = _next_action(view, turn)
     if action is None:
         return IDLE
     if isinstance(action, tuple):
@@ -71,26 +78,20 @@ def plan(channel: Channel, view: InstanceView) -> Plan:
 
 def fetch(view: InstanceView) -> Plan:
     """From disk, the most urgent model, unless the host cache would lose one that is more urgent still for it."""
-    live = sorted((m for m in view.live_models.values() if m.n_live), key=lambda model: model.deadline_s)
-    cached_before = False
-    for model in live:
-        cached_before |= model.residency is Residency.HOST
-        if model.residency is Residency.DISK and view.can_fetch(model.facts.id):
-            if cached_before and view.fetch_would_drop(model.facts.id):
-                return IDLE
-            return Plan(Fetch(model.facts.id))
-    return IDLE
+    live = [model for model in view.live_models.values() if model.n_live]
+    return room.fetch_first(view, sorted(live, key=lambda model: model.deadline_s))
 
 
-def _next_action(view: InstanceView) -> Action | None:
-    """One step towards a step of the most urgent model that is in memory; None: wait for what is in flight."""
-    resident = sorted(view.resident_models.values(), key=lambda model: model.deadline_s)
-    for model in resident:
+def _next_action(view: InstanceView, turn: ModelView | None) -> Action | None:
+    """One step towards a step of `turn`, or of the most urgent model that is in memory; None: wait for what is in flight."""
+    resident = [m for m in view.resident_models.values() if turn is None or m is turn]
+    for model in sorted(resident, key=lambda model: model.deadline_s):
         resumable = [r for r in model.away.values() if not r.in_copy and view.can_resume(r.request.id)]
         if resumable:
             return PageIn((_first(resumable).request.id,))
     near = (Residency.HOST, Residency.RESIDENT)
-    models = [m for m in view.live_models.values() if m.n_live and m.residency in near and not m.is_moving]
+    candidates = view.live_models.values() if turn is None else (turn,)
+    models = [m for m in candidates if m.n_live and m.residency in near and not m.is_moving]
     if not models:
         return None
     target = min(models, key=lambda model: model.deadline_s)

@@ -9,7 +9,7 @@ from math import inf
 
 from tokenmux.engine.core.facts import ModelId
 from tokenmux.engine.core.message import Residency
-from tokenmux.engine.core.plan import Activate, Channel, Discard, Drop, Evict, Step
+from tokenmux.engine.core.plan import IDLE, Activate, Channel, Drop, Evict, Fetch, Plan, Step
 from tokenmux.engine.policy.interface import InstanceView, ModelView, RequestView
 
 _FULL = 0.9
@@ -36,6 +36,32 @@ def idle_model(view: InstanceView) -> Evict | None:
     """The least recently used resident model that nobody waits for."""
     idle = [model for model in evictable(view) if not (model.n_live or model.wanted)]
     return Evict(min(idle, key=lambda m: m.last_used_s).facts.id) if idle else None
+
+
+def unwanted(view: InstanceView) -> tuple[Evict, ...]:
+    """Models that an operator wants off the device, and that may go now."""
+    return tuple(Evict(model.facts.id) for model in evictable(view) if model.wanted is False)
+
+
+def fetch_first(view: InstanceView, models: Iterable[ModelView]) -> Plan:
+    """From disk, the first of these that is there only, unless the host cache would lose one that comes before it."""
+    cached_before = False
+    for model in models:
+        cached_before |= model.residency is Residency.HOST
+        if model.residency is Residency.DISK and view.can_fetch(model.facts.id):
+            if cached_before and view.fetch_would_drop(model.facts.id):
+                return IDLE
+            return Plan(Fetch(model.facts.id))
+    return IDLE
+
+
+def fetch_asked(view: InstanceView) -> Plan:
+    """From disk what an operator pinned, or wants loaded."""
+    for model_id in view.asked_models:
+        model = view.models[model_id]
+        if model.residency is Residency.DISK and model.wanted is not False and view.can_fetch(model_id):
+            return Plan(Fetch(model_id))
+    return IDLE
 
 
 def due_s(request: RequestView) -> float:
@@ -75,16 +101,6 @@ def droppable_kv(
             if absent or of_residents or request.is_paused:
                 best, best_s = request, due_s(request)
     return Drop(best.request.id) if best else None
-
-
-def discardable_kv(view: InstanceView, keep: ModelView) -> Discard | None:
-    """The request that can wait longest gives up its KV: of another model first, of the same model if it must be."""
-    best = latest(r for r in kv_holders(view, keep) if not view.can_page_out(r.request.id))
-    if best is None:
-        own = [r for file in (keep.waiting, keep.decoding) for r in file.values() if r.device_bytes]
-        own = [r for r in own if not (r.in_copy or r.in_step)]
-        best = latest(own) if len(own) > 1 else None
-    return Discard(best.request.id) if best else None
 
 
 def is_short(view: InstanceView) -> bool:

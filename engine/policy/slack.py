@@ -18,13 +18,10 @@ from math import inf
 from tokenmux.engine.core.cost import StepWork
 from tokenmux.engine.core.event import (
     Arrived,
-    Cancelled,
     CopyDone,
     Event,
     ModelAdded,
     ModelRemoved,
-    Paused,
-    Withdrawn,
 )
 from tokenmux.engine.core.facts import ModelId
 from tokenmux.engine.core.message import Residency
@@ -46,6 +43,7 @@ from tokenmux.engine.policy.interface import Fit, InstanceView, ModelView, Reque
 from tokenmux.engine.policy.steps import (
     as_many_as_fit,
     decode_chunks,
+    must_end,
     prefill_chunks,
     repetitions,
     shortest_tpot_s,
@@ -108,11 +106,7 @@ class SlackPolicy:
                 return request.model in view.resident_models
             case CopyDone():
                 return view.in_flight(Channel.COPY_IN) is None and _is_urgent(step, view)
-            case Cancelled() | Paused() | Withdrawn():
-                return any(chunk.request == event.request for chunk in step.chunks)
-            case ModelRemoved():
-                return True
-        return False
+        return must_end(step, event)
 
 
 def _is_urgent(step: Step, view: InstanceView) -> bool:
@@ -140,8 +134,7 @@ def _plan_compute(view: InstanceView) -> Plan:
         runnable.remove(early)
         runnable.insert(0, early)
     for model in runnable:
-        chunks = prefill_chunks(view, sorted(model.waiting.values(), key=lambda r: r.deadline_s))
-        chunks += decode_chunks(model)
+        chunks = prefill_chunks(view, model.waiting.values()) + decode_chunks(model)
         if not view.can_run(chunks):
             victim = room.droppable_kv(view, keep=model) or room.idle_model(view) or _later_model(view, model)
             if victim is not None:
@@ -187,9 +180,9 @@ def _burst_s(view: InstanceView, model: ModelView, runnable: list[ModelView]) ->
 
 
 def _plan_copy_in(view: InstanceView) -> Plan:
-    unwanted = [m for m in room.evictable(view) if m.wanted is False]
+    unwanted = room.unwanted(view)
     if unwanted:
-        return Plan(at_once=tuple(Evict(model.facts.id) for model in unwanted))
+        return Plan(at_once=unwanted)
     return _page_in(view) or _activate(view) or IDLE
 
 
@@ -330,9 +323,9 @@ def _plan_fetch(view: InstanceView, unfetched: Iterable[ModelId]) -> Plan:
     urgent = rescue.fetch(view)
     if urgent.operation is not None:
         return urgent
-    for model_id in view.asked_models:
-        if view.models[model_id].residency is Residency.DISK and view.can_fetch(model_id):
-            return Plan(Fetch(model_id))
+    asked = room.fetch_asked(view)
+    if asked.operation is not None:
+        return asked
     for model_id in unfetched:
         if view.models[model_id].residency is Residency.DISK and not view.fetch_would_drop(model_id):
             return Plan(Fetch(model_id))

@@ -6,7 +6,8 @@ Shared by all policies; which model steps is theirs to say.
 from collections.abc import Iterable, Iterator
 
 from tokenmux.engine.core.cost import StepWork
-from tokenmux.engine.core.plan import Chunk
+from tokenmux.engine.core.event import Cancelled, Event, ModelRemoved, Paused, Withdrawn
+from tokenmux.engine.core.plan import Chunk, Step
 from tokenmux.engine.policy.interface import InstanceView, ModelView, RequestView
 
 
@@ -16,11 +17,11 @@ def decode_chunks(model: ModelView) -> list[Chunk]:
 
 
 def prefill_chunks(view: InstanceView, requests: Iterable[RequestView]) -> list[Chunk]:
-    """Chunks of waiting requests, in their order, that fill one cell of the prefill grid."""
+    """Chunks of these requests that fill one cell of the prefill grid, the most urgent first."""
     grid = view.device.prefill_chunk_tokens
     budget = grid
     chunks: list[Chunk] = []
-    for request in requests:
+    for request in sorted(requests, key=lambda r: r.deadline_s):
         start = request.n_computed
         end = min(request.n_tokens, start - start % grid + grid)
         if end > request.request.n_prompt > start:
@@ -76,6 +77,16 @@ def repetitions(view: InstanceView, model: ModelView, chunks: list[Chunk], secon
     while repeat > 1 and not view.can_run(chunks, repeat):
         repeat //= 2
     return repeat
+
+
+def must_end(step: Step, event: Event) -> bool:
+    """Whether a burst ends for this event whatever the policy: a request must leave it, or its model does."""
+    match event:
+        case Cancelled() | Paused() | Withdrawn():
+            return any(chunk.request == event.request for chunk in step.chunks)
+        case ModelRemoved():
+            return event.model == step.model
+    return False
 
 
 def shortest_tpot_s(model: ModelView) -> float:

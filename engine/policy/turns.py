@@ -1,9 +1,11 @@
 """For policies in which models take turns: bring one model in, whoever has to go for it, and let it step.
 
-The baselines are built of these. Whose turn it is, and for how long, is theirs to say.
+The baselines are built of these. Whose turn it is, and for how long, is theirs to say. While the model whose turn it is cannot step and
+their rules lead nowhere, `rescue` serves it alone; so a turn always comes to a step, however small the memory.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
+from math import inf
 
 from tokenmux.engine.core.facts import ModelId
 from tokenmux.engine.core.message import Residency
@@ -15,15 +17,43 @@ from tokenmux.engine.core.plan import (
     Chunk,
     Compact,
     Evict,
-    Fetch,
     PageIn,
     PageOut,
     Plan,
     Step,
 )
-from tokenmux.engine.policy import room
+from tokenmux.engine.policy import rescue, room
 from tokenmux.engine.policy.interface import Fit, InstanceView, ModelView, RequestView
 from tokenmux.engine.policy.steps import as_many_as_fit, repetitions
+
+
+def serve(channel: Channel, view: InstanceView, turn: ModelView, own: Callable[[Channel], Plan]) -> Plan:
+    """What the policy's own rules say of the channel, unless `turn` cannot step under them.
+
+    Where its weights are there already they are not asked at all: what the rescue frees, a prefetch would take again.
+    """
+    if rescue.is_blocked(view, turn) and (
+        turn.residency is Residency.RESIDENT or all(own(c) == IDLE for c in Channel if c is not Channel.FETCH)
+    ):
+        return rescue.plan(channel, view, turn) if channel is not Channel.FETCH else fetch(view, turn)
+    return own(channel)
+
+
+def asked(channel: Channel, view: InstanceView) -> Plan:
+    """What operators asked for, when there is nothing else to do: models leave, and come where that costs nobody anything."""
+    match channel:
+        case Channel.FETCH:
+            return room.fetch_asked(view)
+        case Channel.COPY_IN:
+            unwanted = room.unwanted(view)
+            if unwanted:
+                return Plan(at_once=unwanted)
+            live = {model for model in view.live_models if view.live_models[model].n_live}
+            for model_id in view.asked_models:
+                plan = bring_in(view, view.models[model_id], keep={*live, *view.asked_models})
+                if plan is not None:
+                    return plan
+    return IDLE
 
 
 def step(view: InstanceView, model: ModelView, chunks: list[Chunk], seconds: float) -> Plan:
@@ -91,36 +121,13 @@ def page_out(view: InstanceView, requests: Iterable[RequestView]) -> Plan:
     return IDLE
 
 
-def fetch_oldest(view: InstanceView) -> Plan:
-    """From disk what somebody has waited for longest."""
-    absent = [
-        m for m in view.live_models.values() if m.residency is Residency.DISK and view.can_fetch(m.facts.id)
-    ]
-    if not absent:
-        return IDLE
-    return Plan(Fetch(min(absent, key=oldest_arrival_s).facts.id))
+def fetch(view: InstanceView, turn: ModelView) -> Plan:
+    """From disk: the model whose turn it is, then what somebody has waited for longest; neither is pushed out for what comes after."""
+    others = (model for model in view.live_models.values() if model is not turn)
+    return room.fetch_first(view, [turn, *sorted(others, key=oldest_arrival_s)])
 
 
 def oldest_arrival_s(model: ModelView) -> float:
     """When the longest-waiting live request of the model arrived."""
     files = (model.waiting, model.decoding, model.away, model.paused)
-    return min(r.request.arrival_s for file in files for r in file.values())
-
-
-def last_resort(view: InstanceView) -> Plan:
-    """Nothing can run. If nothing is under way either, make room for the most urgent model whatever it costs."""
-    if any(view.in_flight(channel) is not None for channel in Channel):
-        return IDLE
-    live = [m for m in view.live_models.values() if m.n_live and m.residency is not Residency.DISK]
-    if not live:
-        return IDLE
-    first = min(live, key=lambda model: model.deadline_s)
-    others = [model for model in room.evictable(view) if model is not first]
-    furthest = max(others, key=lambda model: model.deadline_s, default=None)
-    action = (
-        room.droppable_kv(view, keep=first)
-        or (Evict(furthest.facts.id) if furthest else None)
-        or room.droppable_kv(view, keep=first, of_residents=True)
-        or room.discardable_kv(view, keep=first)
-    )
-    return Plan(at_once=(action,)) if action else IDLE
+    return min((r.request.arrival_s for file in files for r in file.values()), default=inf)

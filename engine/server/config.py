@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from tokenmux.engine.core.errors import ConfigError
+from tokenmux.engine.policy.registry import make_policy
 from tokenmux.engine.server.access import Scope
 from tokenmux.engine.server.administration import NAME
 from tokenmux.engine.server.sizes import parse_size
@@ -45,6 +46,14 @@ def _name(value: str) -> str:
     return value
 
 
+def _policy(value: str) -> str:
+    try:
+        make_policy(value)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+    return value
+
+
 def _location(value: Path, info: ValidationInfo) -> Path:
     """Absolute, from the folder that the validation is given as its context."""
     folder: Any = info.context
@@ -61,6 +70,7 @@ Count = Annotated[int, Field(ge=1)]
 Address = Annotated[str, AfterValidator(_address)]
 Location = Annotated[Path, AfterValidator(_location)]
 ModelName = Annotated[str, AfterValidator(_name)]
+PolicyName = Annotated[str, AfterValidator(_policy)]
 
 
 class Section(BaseModel):
@@ -138,8 +148,8 @@ class PoolConfig(Section):
     catalogue: Location = Path("~/.cache/tokenmux/catalogue")
     models: dict[ModelName, Annotated[ModelConfig, BeforeValidator(_source)]] = Field(default_factory=dict)
     device: DeviceConfig = DeviceConfig()
-    policy: Literal["slack"] = "slack"
-    """How models share the device. The other policies are baselines for the simulator: they do not promise progress."""
+    policy: PolicyName = "slack"
+    """How models share the device; all but the default are baselines, to compare with."""
     queue: QueueConfig = QueueConfig()
     service_level: ServiceLevelConfig = ServiceLevelConfig()
     slow_reader: SlowReaderConfig = SlowReaderConfig()

@@ -1,4 +1,4 @@
-"""The promises under the real policy on virtual time, in pools so small that nothing fits comfortably.
+"""The promises under every policy that a server offers, on virtual time, in pools so small that nothing fits comfortably.
 
 Random worlds of a few models, of which the arena holds one with the KV of one request, and host memory little KV or none.
 Whatever happens there: every request gets all its tokens, in bounded time, no KV is lost that could be kept, and at the
@@ -22,7 +22,7 @@ from tokenmux.engine.instance.instance import Instance
 from tokenmux.engine.instance.metrics import Metrics, RequestRecord
 from tokenmux.engine.memory.host_cache import HostCache
 from tokenmux.engine.policy.interface import InstanceView
-from tokenmux.engine.policy.slack import SlackPolicy
+from tokenmux.engine.policy.registry import make_policy
 from tokenmux.engine.sim.simulator import Simulator
 from tokenmux.engine.workload.trace import Arrival
 
@@ -33,9 +33,9 @@ SHAPES = (KvShape(2, 1, 8, 2, 8), KvShape(3, 2, 8, 2, 4), KvShape(1, 1, 20, 2, 1
 class Audited:
     """A policy whose instance is audited after every event."""
 
-    def __init__(self) -> None:
-        self.policy = SlackPolicy()
-        self.name = self.policy.name
+    def __init__(self, name: str) -> None:
+        self.policy = make_policy(name)
+        self.name = name
 
     def on_event(self, event: Event, view: InstanceView) -> None:
         assert isinstance(view, Instance)
@@ -57,6 +57,7 @@ class World:
     host: HostFacts
     models: list[ModelFacts]
     arrivals: list[Arrival] = field(default_factory=list)
+    policy: str = "slack"
     records: dict[RequestId, RequestRecord] = field(default_factory=dict)
     decisions: Counter[str] = field(default_factory=Counter)
     most_decisions: int = 1_500
@@ -67,7 +68,7 @@ class World:
         self.instance = Instance(
             self.device,
             HostCache(self.host.cache_bytes),
-            Audited(),
+            Audited(self.policy),
             cost,
             Metrics(self._record),
             self._decided,
@@ -115,7 +116,7 @@ def device_of(arena_bytes: int, host_kv_bytes: int) -> DeviceFacts:
     )
 
 
-def tiny_world(seed: int, host_kv_bytes: int | None = None) -> World:
+def tiny_world(seed: int, policy: str = "slack", host_kv_bytes: int | None = None) -> World:
     random = Random(seed)
     models = [
         ModelFacts(
@@ -134,7 +135,8 @@ def tiny_world(seed: int, host_kv_bytes: int | None = None) -> World:
     host_kv = scarce if host_kv_bytes is None else host_kv_bytes
     sizes = [model.n_bytes for model in models]
     cache_bytes = random.choice((max(sizes), sum(sizes) // 2 + max(sizes), sum(sizes)))
-    world = World(device_of(most + spare, host_kv), HostFacts(cache_bytes, fetch_bytes_per_s=200_000), models)
+    host = HostFacts(cache_bytes, fetch_bytes_per_s=200_000)
+    world = World(device_of(most + spare, host_kv), host, models, policy=policy)
     at_s = 0.0
     mean_gap_s = random.choice((0.02, 0.3, 1.5))
     for i in range(random.randint(5, 40)):
@@ -148,17 +150,21 @@ def tiny_world(seed: int, host_kv_bytes: int | None = None) -> World:
 
 
 SEEDS = range(30)
+POLICIES = ("slack", "request-level", "aegaeon")
+
+every_policy = pytest.mark.parametrize("policy", POLICIES)
 
 
 @cache
-def served(seed: int) -> World:
-    return tiny_world(seed).serve()
+def served(seed: int, policy: str) -> World:
+    return tiny_world(seed, policy).serve()
 
 
+@every_policy
 @pytest.mark.parametrize("seed", SEEDS)
-def test_nothing_is_lost(seed: int) -> None:
+def test_nothing_is_lost(seed: int, policy: str) -> None:
     """Promise 2 and 4: every request ends once, with all its tokens, and holds nothing any more."""
-    world = served(seed)
+    world = served(seed, policy)
     assert world.records.keys() == {arrival.request.id for arrival in world.arrivals}
     for arrival in world.arrivals:
         record = world.records[arrival.request.id]
@@ -173,39 +179,43 @@ def test_nothing_is_lost(seed: int) -> None:
     assert ledger.arena.used_bytes == ledger.weight_bytes, "an extent leaked"
 
 
+@every_policy
 @pytest.mark.parametrize("seed", SEEDS)
-def test_waiting_is_bounded(seed: int) -> None:
+def test_waiting_is_bounded(seed: int, policy: str) -> None:
     """Promise 4: all of them take no longer than one after another, each with a load of its own: nothing thrashes."""
-    world = served(seed)
+    world = served(seed, policy)
     one_by_one_s = sum(world.alone_s(arrival) for arrival in world.arrivals)
     end_s = max(record.end_s for record in world.records.values())
     assert end_s <= world.arrivals[-1].request.arrival_s + 1.5 * one_by_one_s
 
 
+@every_policy
 @pytest.mark.parametrize("seed", SEEDS)
-def test_kv_is_given_up_only_where_the_host_is_full(seed: int) -> None:
+def test_kv_is_given_up_only_where_the_host_is_full(seed: int, policy: str) -> None:
     """Promise 3: with room for it on the host no KV is ever rebuilt, and what is rebuilt is counted."""
-    world = served(seed)
+    world = served(seed, policy)
     assert world.instance.metrics.n_discards == world.decisions["Discard"]
-    roomy = tiny_world(seed, host_kv_bytes=200 * SLAB).serve()
+    roomy = tiny_world(seed, policy, host_kv_bytes=200 * SLAB).serve()
     assert roomy.decisions["Discard"] == 0
 
 
-def test_these_worlds_are_tight() -> None:
-    seen = sum((served(seed).decisions for seed in SEEDS), Counter[str]())
+@every_policy
+def test_these_worlds_are_tight(policy: str) -> None:
+    seen = sum((served(seed, policy).decisions for seed in SEEDS), Counter[str]())
     for kind in ("Step", "Activate", "Fetch", "Evict", "PageOut", "Drop", "PageIn", "Compact", "Discard"):
         assert seen[kind] >= 3, f"these worlds are not tight enough: {seen}"
 
 
+@every_policy
 @pytest.mark.parametrize("seed", range(20))
-def test_cancelling_everything_at_any_moment_leaves_nothing(seed: int) -> None:
-    world = tiny_world(seed)
+def test_cancelling_everything_at_any_moment_leaves_nothing(seed: int, policy: str) -> None:
+    world = tiny_world(seed, policy)
     middle_s = world.arrivals[len(world.arrivals) // 2].request.arrival_s + 0.05
     cost = RooflineCost(world.device, world.host)
     world.instance = Instance(
         world.device,
         HostCache(world.host.cache_bytes),
-        Audited(),
+        Audited(policy),
         cost,
         Metrics(world._record),
         world._decided,

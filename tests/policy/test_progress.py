@@ -1,4 +1,4 @@
-"""Whatever the memory, the models and the traffic: every request is served, nobody starves, and no plan is illegal."""
+"""Whatever the policy, the memory, the models and the traffic: every request is served, nobody starves, and no plan is illegal."""
 
 import numpy as np
 from hypothesis import given, settings
@@ -6,13 +6,12 @@ from hypothesis import strategies as st
 from numpy.random import Generator
 
 from tokenmux.engine.core.cost import RooflineCost
-from tokenmux.engine.core.event import ModelAdded
 from tokenmux.engine.core.facts import DeviceFacts, HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.engine.core.request import Request, RequestId, ServiceLevel
 from tokenmux.engine.instance.instance import Instance
 from tokenmux.engine.instance.metrics import Metrics, RequestRecord
 from tokenmux.engine.memory.host_cache import HostCache
-from tokenmux.engine.policy.slack import SlackPolicy
+from tokenmux.engine.policy.registry import make_policies
 from tokenmux.engine.sim.simulator import Simulator
 from tokenmux.engine.workload.trace import Arrival
 
@@ -61,14 +60,18 @@ def traffic(rng: Generator, models: list[ModelFacts], n: int) -> list[Arrival]:
     return arrivals
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=120)
 @given(
     seed=st.integers(0, 10_000),
     arena_mb=st.integers(30, 120),
     host_kv_mb=st.sampled_from([0, 2, 10, 100]),
     n_models=st.integers(1, 6),
+    policy=st.sampled_from(["slack", "request-level", "aegaeon"]),
+    n_instances=st.integers(1, 3),
 )
-def test_everything_is_served(seed: int, arena_mb: int, host_kv_mb: int, n_models: int) -> None:
+def test_everything_is_served(
+    seed: int, arena_mb: int, host_kv_mb: int, n_models: int, policy: str, n_instances: int
+) -> None:
     rng = np.random.default_rng(seed)
     models = [
         model(f"m{i}", int(rng.integers(2, max(3, arena_mb - 24))), int(rng.integers(2, 12)))
@@ -77,13 +80,15 @@ def test_everything_is_served(seed: int, arena_mb: int, host_kv_mb: int, n_model
     arrivals = traffic(rng, models, 40)
     records: list[RequestRecord] = []
     facts = device(arena_mb, host_kv_mb)
-    cost = RooflineCost(facts, HOST)
-    instance = Instance(facts, HostCache(HOST.cache_bytes), SlackPolicy(), cost, Metrics(records.append))
-    simulator = Simulator([instance], RooflineCost(facts, HOST))
-    for facts_of_model in models:
-        simulator.apply(0, ModelAdded(0.0, facts_of_model))
+    policies, pool_policy = make_policies(policy, n_instances)
+    instances = [
+        Instance(facts, HostCache(HOST.cache_bytes), own, RooflineCost(facts, HOST), Metrics(records.append))
+        for own in policies
+    ]
+    simulator = Simulator(instances, RooflineCost(facts, HOST), pool_policy, {m.id: m for m in models})
     simulator.run(arrivals)
-    instance.check_integrity()
+    for instance in instances:
+        instance.check_integrity()
     assert sorted(r.request.id for r in records) == sorted(a.request.id for a in arrivals)
     assert {r.request.id: r.n_tokens for r in records} == {a.request.id: a.n_output for a in arrivals}
     assert simulator.now_s < 600

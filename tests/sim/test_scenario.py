@@ -95,12 +95,13 @@ def test_slower_steps_take_longer() -> None:
     assert slow.seconds > normal.seconds
 
 
-def test_a_policy_that_needs_more_instances_says_so() -> None:
-    assert make_policy("slack").name == "slack"
-    for wrong in (
-        lambda: make_policy("aegaeon"),
-        lambda: make_policies("aegaeon", 1),
-        lambda: make_policy("fifo"),
+def test_what_a_server_cannot_run_says_why() -> None:
+    for name in ("slack", "request-level", "aegaeon"):
+        assert make_policy(name).name == name
+    for wrong, why in (
+        (lambda: make_policy("dedicated"), "an instance of its own"),
+        (lambda: make_policy("fifo"), "a server offers slack, "),
+        (lambda: make_policies("fifo", 3), "there are slack, "),
     ):
-        with pytest.raises(ConfigError):
+        with pytest.raises(ConfigError, match=why):
             wrong()
