@@ -22,6 +22,12 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+LARGEST_HEAD = 256
+"""Numbers in the largest head that attention takes."""
+
+LARGEST_GROUP = 64
+"""Query heads that may share a KV head."""
+
 
 class Architecture(enum.IntEnum):
     """The rows of the table; the value is the compute capability that is compiled for in the checks."""
@@ -78,6 +84,20 @@ class SampleTile:
     search_warps: int = 16
 
 
+@dataclass(frozen=True, slots=True)
+class StepTiles:
+    """How a model's step is cut: `rows` of every pass that is not one long cell of a prompt, and its kernels' tiles.
+
+    64 rows: up to there a product with 16-bit weights is bound by reading the weights on every device in the table (an
+    H100 does 295 operations for each byte that it reads), so that padding a batch of one costs next to nothing.
+    """
+
+    decode: DecodeTile
+    prefill: PrefillTile
+    sample: SampleTile = SampleTile()
+    rows: int = 64
+
+
 def padded(extent: int) -> int:
     """The power of two that a tile axis of `extent` elements is padded to."""
     return 1 << (extent - 1).bit_length()
@@ -85,8 +105,8 @@ def padded(extent: int) -> int:
 
 def group_tile(group: int) -> int:
     """Rows of the decode tile for `group` query heads a KV head: tensor cores want at least 16."""
-    if group > 64:
-        raise ValueError(f"at most 64 query heads share a KV head, got {group}")
+    if group > LARGEST_GROUP:
+        raise ValueError(f"at most {LARGEST_GROUP} query heads share a KV head, got {group}")
     return max(16, padded(group))
 
 
@@ -123,9 +143,14 @@ def prefill_tile(capability: int, head_dim: int) -> PrefillTile:
     return _PREFILL[Architecture.of(capability), _head_class(head_dim)]
 
 
+def step_tiles(capability: int, head_dim: int) -> StepTiles:
+    """Raises `ValueError` for a device or a head size that the kernels do not serve."""
+    return StepTiles(decode_tile(capability, head_dim), prefill_tile(capability, head_dim))
+
+
 def _head_class(head_dim: int) -> int:
     """Head sizes between two powers of two are padded to the larger (80, 96 and 112 run as 128)."""
     size = max(64, padded(head_dim))
-    if size > 256:
-        raise ValueError(f"head sizes go up to 256, got {head_dim}")
+    if size > LARGEST_HEAD:
+        raise ValueError(f"head sizes go up to {LARGEST_HEAD}, got {head_dim}")
     return size

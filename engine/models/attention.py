@@ -1,7 +1,8 @@
 """Attention over block-major paged KV, called by transformers' modelling code once per layer.
 
 Registered with transformers' `AttentionInterface` under `ATTENTION_NAME`; the step's `StepBatch` arrives as the keyword
-argument `STEP_ARGUMENT`, handed down by the model. New keys and values are written into their blocks in place, then prompt
+argument `STEP_ARGUMENT`, handed down by the model. A step that was laid out for the Triton kernels (`kernel_step.py`, on a GPU)
+attends itself; the rest of this file is the formulation in torch. New keys and values are written into their blocks in place, then prompt
 cells are computed one by one and decode rows all at once, in shapes that do not depend on the batch (see `batch.py`).
 
 Honours scaling, sliding windows, soft-capped scores and attention sinks. Leaves rotary embedding, projections and everything
@@ -14,7 +15,7 @@ products in float32 0.7 ms.
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,25 @@ ATTENTION_NAME = "tokenmux_paged"
 STEP_ARGUMENT = "tokenmux_step"
 
 
+class AttendsItself(Protocol):
+    """A step that brings its own attention, with the arguments of `paged_attention` and the same result."""
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+        sinks: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Write keys and values into their blocks and attend all rows: `[1, n_rows, q_heads, head_dim]`."""
+        ...
+
+
 def paged_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -33,7 +53,7 @@ def paged_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    tokenmux_step: StepBatch | DecodeInputs,
+    tokenmux_step: StepBatch | DecodeInputs | AttendsItself,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -49,6 +69,11 @@ def paged_attention(
     step = tokenmux_step
     layer: int = module.layer_idx  # type: ignore[assignment]
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
+    if not isinstance(step, StepBatch | DecodeInputs):
+        attended = step.attend(
+            layer, query, key, value, scale=scale, window=sliding_window, softcap=softcap, sinks=s_aux
+        )
+        return attended, None
     tokens, units = step.tokens[layer], step.units[layer]
     if not step.n_prompt_rows:
         tiles = step.decode_tiles(sliding_window)

@@ -80,11 +80,7 @@ class KvViews:
     @classmethod
     def of(cls, kv: torch.Tensor, shape: KvShape) -> "KvViews":
         """Views of `kv`; raises InternalError unless it has the shape's blocks, contiguous."""
-        expected = (shape.n_layers, 2, shape.n_kv_heads, shape.block_size, shape.head_dim)
-        if tuple(kv.shape[1:]) != expected or not kv.is_contiguous():
-            raise InternalError(
-                f"KV tensor of shape {tuple(kv.shape)} is not [n, {expected}] or not contiguous"
-            )
+        check_kv(kv, shape)
         units = kv.view(-1, shape.block_size * shape.head_dim)
         tokens = kv.view(-1, shape.head_dim)
         per_layer = 2 * shape.n_kv_heads
@@ -175,7 +171,7 @@ class StepBatch:
         owners: list[int] = []
         last_row = [0] * len(segments)
         for index, segment in enumerate(segments):
-            _check(segment, grid, views.shape)
+            check_segment(segment, grid, views.shape)
             cut = min(segment.end, segment.n_prompt)
             for start in range(segment.start, cut, grid):
                 n = min(start + grid, cut) - start
@@ -346,7 +342,14 @@ class StepBatch:
         return torch.from_numpy(array).to(self.views.kv.device)
 
 
-def _check(segment: Segment, grid: int, shape: KvShape) -> None:
+def check_kv(kv: torch.Tensor, shape: KvShape) -> None:
+    """Raise InternalError unless `kv` has the shape's blocks, contiguous."""
+    expected = (shape.n_layers, 2, shape.n_kv_heads, shape.block_size, shape.head_dim)
+    if tuple(kv.shape[1:]) != expected or not kv.is_contiguous():
+        raise InternalError(f"KV tensor of shape {tuple(kv.shape)} is not [n, {expected}] or not contiguous")
+
+
+def check_segment(segment: Segment, grid: int, shape: KvShape) -> None:
     """Refuse a segment whose attention would not have the shapes it would have alone."""
     if not segment.token_ids:
         raise InternalError("a segment needs at least one token")

@@ -13,29 +13,50 @@ blocks in place. A token that a segment draws does not depend on the other segme
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
 from tokenmux.engine.core.errors import InternalError
 from tokenmux.engine.core.facts import KvShape
-from tokenmux.engine.models import sampling
-from tokenmux.engine.models.attention import STEP_ARGUMENT
+from tokenmux.engine.models import kernel_path, sampling
+from tokenmux.engine.models.attention import STEP_ARGUMENT, AttendsItself
 from tokenmux.engine.models.batch import DecodeInputs, KvViews, Segment, StepBatch
 from tokenmux.engine.models.recording import RecordedDecode, record
-from tokenmux.engine.models.rows import row_rule
-from tokenmux.engine.models.skeleton import Skeleton
+from tokenmux.engine.models.rows import check_rows_of, row_rule
+from tokenmux.engine.models.skeleton import Skeleton, choose_experts
+
+if TYPE_CHECKING:
+    from tokenmux.engine.models.kernel_step import KernelBatch
+    from tokenmux.kernels.tiles import StepTiles
+
+Batch: TypeAlias = "StepBatch | KernelBatch"
+"""A step that was laid out: for torch, or for the Triton kernels."""
 
 
 class Runner:
-    """One model, bound to weights or not, for steps over KV of `shape`. Not for use by two threads at once."""
+    """One model, bound to weights or not, for steps over KV of `shape`. Not for use by two threads at once.
 
-    def __init__(self, skeleton: Skeleton, shape: KvShape, *, prefill_chunk_tokens: int) -> None:
+    Where KV lies on a GPU, steps go through the Triton kernels, cut as the architecture's table says. With `tiles` they do
+    so everywhere, cut like that (in Triton's interpreter, for example).
+    """
+
+    def __init__(
+        self,
+        skeleton: Skeleton,
+        shape: KvShape,
+        *,
+        prefill_chunk_tokens: int,
+        tiles: "StepTiles | None" = None,
+    ) -> None:
         self._skeleton = skeleton
         self._shape = shape
         self._grid = prefill_chunk_tokens
         self._dtype = skeleton.model.dtype
         self._views: KvViews | None = None
         self._recorded: RecordedDecode | None = None
+        self._tiles = tiles
+        self._tiles_of: dict[torch.device, StepTiles | None] = {}
 
     @property
     def bound(self) -> bool:
@@ -49,11 +70,15 @@ class Runner:
         """Let go of the image; steps are refused until the next `bind`."""
         self._skeleton.unbind()
 
-    def prepare(self, segments: Sequence[Segment], kv: torch.Tensor) -> StepBatch:
+    def prepare(self, segments: Sequence[Segment], kv: torch.Tensor) -> Batch:
         """Lay out a step over `kv[block, layer, k|v, head, token, dim]`, in the model's dtype.
 
-        Raises InternalError when a chunk lies off the prefill grid or a segment's blocks do not hold it.
+        Raises InternalError when a chunk lies off the prefill grid or a segment's blocks do not hold it, UnsupportedModel
+        when KV lies on a device whose kernels do not serve the model.
         """
+        tiles = self._tiles_on(kv.device)
+        if tiles is not None:
+            return kernel_path.lay_out(segments, kv, self._shape, grid=self._grid, tiles=tiles)
         views = self._views
         if views is None or views.kv.data_ptr() != kv.data_ptr() or views.kv.shape != kv.shape:
             views = self._views = KvViews.of(kv, self._shape)
@@ -73,10 +98,12 @@ class Runner:
         return self._recorded is not None
 
     @torch.inference_mode()
-    def logits(self, batch: StepBatch) -> torch.Tensor:
+    def logits(self, batch: Batch) -> torch.Tensor:
         """Run one forward pass: the logits `[row, vocabulary]`, a row for each of `batch.drawing`, then padding."""
         if not self._skeleton.bound:
             raise InternalError("the model is not bound to weights")
+        if not isinstance(batch, StepBatch):
+            return batch.run(lambda p: self._forward(p.token_ids, p.positions, p.logit_rows, p))
         for block in batch.unfilled_blocks:
             batch.views.kv[block].zero_()
         if self._recorded is not None and not batch.n_prompt_rows and batch.drawing:
@@ -84,23 +111,39 @@ class Runner:
         return self._forward(batch.token_ids, batch.positions, batch.logit_rows, batch)
 
     @torch.inference_mode()
-    def step(self, batch: StepBatch) -> list[int | None]:
+    def step(self, batch: Batch) -> list[int | None]:
         """Run one forward pass and draw. The token that each segment draws, None for those that draw none."""
         logits = self.logits(batch)
         tokens: list[int | None] = [None] * len(batch.segments)
         if not batch.drawing:
             return tokens
-        likeliest = sampling.likeliest(logits[: len(batch.drawing)]).tolist()
-        for row, index in enumerate(batch.drawing):
-            segment = batch.segments[index]
-            position = batch.position(index)
-            below_minimum = position - segment.n_prompt < segment.min_tokens
-            forbidden = segment.stop_token_ids if below_minimum else ()
-            if segment.sampling.temperature <= 0.0 and not forbidden:
-                tokens[index] = likeliest[row]
-            else:
-                tokens[index] = sampling.draw(logits[row], segment.sampling, position, forbidden)
+        draws = [self._draw(batch, index) for index in batch.drawing]
+        draw = sampling.draw_rows if isinstance(batch, StepBatch) else batch.draw
+        for index, token in zip(batch.drawing, draw(logits, draws), strict=True):
+            tokens[index] = token
         return tokens
+
+    @staticmethod
+    def _draw(batch: Batch, index: int) -> sampling.Draw:
+        segment = batch.segments[index]
+        position = batch.position(index)
+        below_minimum = position - segment.n_prompt < segment.min_tokens
+        return sampling.Draw(segment.sampling, position, segment.stop_token_ids if below_minimum else ())
+
+    def _tiles_on(self, device: torch.device) -> "StepTiles | None":
+        """How a step over KV on `device` is cut for the kernels; None where it runs in torch."""
+        if self._tiles is not None:
+            return self._tiles
+        if device not in self._tiles_of:
+            model = self._skeleton.model
+            tiles = kernel_path.tiles_for(
+                device, self._shape, int(model.config.get_text_config().num_attention_heads)
+            )
+            if tiles is not None:
+                check_rows_of(tiles.rows, self._dtype, device.type)
+                choose_experts(model, self._dtype, device.type)
+            self._tiles_of[device] = tiles
+        return self._tiles_of[device]
 
     def _lay_out(self, segments: Sequence[Segment], views: KvViews) -> StepBatch:
         rule = row_rule(self._dtype, views.kv.device.type)
@@ -111,7 +154,7 @@ class Runner:
         token_ids: torch.Tensor,
         positions: torch.Tensor,
         logit_rows: torch.Tensor,
-        step: StepBatch | DecodeInputs,
+        step: StepBatch | DecodeInputs | AttendsItself,
     ) -> torch.Tensor:
         """One pass through transformers' model, as modules."""
         output = self._skeleton.model(

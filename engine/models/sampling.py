@@ -6,7 +6,8 @@ Tokens of equal probability at the edge of a top-k or top-p set are all kept: th
 are sorted.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,6 +15,24 @@ import torch
 from tokenmux.engine.core.message import Sampling
 
 _SORTED_FIRST = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """What one draw depends on besides its logits: `position` is that of the token drawn."""
+
+    sampling: Sampling
+    position: int
+    forbidden: Collection[int] = ()
+
+
+def draw_rows(logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
+    """A token for each of the first rows of `logits` `[row, vocabulary]`."""
+    tokens: list[int] = likeliest(logits[: len(draws)]).tolist()
+    for row, wanted in enumerate(draws):
+        if wanted.sampling.temperature > 0.0 or wanted.forbidden:
+            tokens[row] = draw(logits[row], wanted.sampling, wanted.position, wanted.forbidden)
+    return tokens
 
 
 def draw(logits: torch.Tensor, sampling: Sampling, position: int, forbidden: Collection[int] = ()) -> int:

@@ -79,6 +79,7 @@ class Skeleton:
                 tensor = weights[entry.offset : entry.offset + entry.n_bytes].view(binding.dtype)
                 tensors.append(tensor.view(entry.shape))
         self.point(tensors)
+        self._move_buffers(weights.device)
         self._tensors = tuple(tensors)
 
     def unbind(self) -> None:
@@ -92,14 +93,20 @@ class Skeleton:
             for slot in binding.slots:
                 slot.table[slot.name] = tensor
 
+    def _move_buffers(self, device: torch.device) -> None:
+        """Take what no image holds (rotary frequencies, scales) to where the weights are; it stays there."""
+        for module in self.model.modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None and buffer.device != device:
+                    module._buffers[name] = buffer.to(device)
+
 
 def empty_model(
     config: PreTrainedConfig, dtype: torch.dtype, *, trust_remote_code: bool = False
 ) -> PreTrainedModel:
     """transformers' causal language model on the meta device, in `dtype`, with our attention function.
 
-    Buffers are real: on the meta device rotary frequencies and embedding scales would be lost. A mixture of experts runs
-    its grouped products where these are exact by row in `dtype`, else one product per token.
+    Buffers are real: on the meta device rotary frequencies and embedding scales would be lost.
     """
     attention.register()
     with init_empty_weights(include_buffers=False):
@@ -111,10 +118,16 @@ def empty_model(
         )
     # Inside the context every assignment makes a new empty parameter, so tied weights come apart.
     model.tie_weights()
-    if model._can_set_experts_implementation():
-        model.set_experts_implementation("grouped_mm" if grouped_experts_are_exact(dtype) else "batched_mm")
+    choose_experts(model, dtype, "cpu")
     model.eval()  # type: ignore[no-untyped-call]
     return model
+
+
+def choose_experts(model: PreTrainedModel, dtype: torch.dtype, device: str) -> None:
+    """Let a mixture of experts run grouped products where they are exact by row on `device`, else one product per token."""
+    if model._can_set_experts_implementation():
+        exact = grouped_experts_are_exact(dtype, device)
+        model.set_experts_implementation("grouped_mm" if exact else "batched_mm")
 
 
 def state_names(model: PreTrainedModel) -> dict[str, torch.Tensor]:
