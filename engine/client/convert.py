@@ -1,26 +1,32 @@
 """Between the client's values and protobuf messages."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 from tokenmux.engine.client.values import (
     Completion,
     Delta,
+    Durations,
     Event,
     Finish,
     Instance,
     Message,
     Model,
     ModelMetadata,
+    ModelSizes,
     Phase,
     PoolStatus,
+    PoolTrace,
     Prompt,
     PromptInfo,
+    RecordedRequest,
     Residency,
+    Service,
     State,
+    Tenant,
 )
-from tokenmux.v1 import inference_pb2, models_pb2, pool_pb2
+from tokenmux.v1 import inference_pb2, models_pb2, planning_pb2, pool_pb2
 
 
 def generate_request(
@@ -148,21 +154,47 @@ def metadata(response: inference_pb2.ModelMetadataResponse) -> ModelMetadata:
 
 
 def model(message: models_pb2.Model) -> Model:
-    plain = _same_named(Model, message, besides={"residency"})
-    return Model(
-        residency=_enum(Residency, models_pb2.Residency.Name, message.residency, "RESIDENCY_"), **plain
+    plain = _same_named(Model, message, besides={"residency", "service"})
+    residency = _enum(Residency, models_pb2.Residency.Name, message.residency, "RESIDENCY_")
+    return Model(residency=residency, service=service(message.service), **plain)
+
+
+def service(message: models_pb2.Service) -> Service:
+    return Service(
+        ttft=_durations(message.ttft),
+        tpot=_durations(message.tpot),
+        gaps=_durations(message.gaps),
+        **_same_named(Service, message, besides={"ttft", "tpot", "gaps"}),
     )
+
+
+def _durations(message: models_pb2.Durations) -> Durations:
+    return Durations(tuple(message.counts), message.total_s)
+
+
+def sizes(message: planning_pb2.ModelSizes) -> ModelSizes:
+    return ModelSizes(**_same_named(ModelSizes, message))
+
+
+def recorded(message: planning_pb2.RecordedRequest) -> RecordedRequest:
+    return RecordedRequest(**_same_named(RecordedRequest, message))
+
+
+def pool_trace(message: pool_pb2.TraceResponse) -> PoolTrace:
+    return PoolTrace(**_same_named(PoolTrace, message))
 
 
 def pool_status(message: pool_pb2.StatusResponse) -> PoolStatus:
     return PoolStatus(
         instances=tuple(Instance(**_same_named(Instance, instance)) for instance in message.instances),
         models=tuple(model(item) for item in message.models),
-        **_same_named(PoolStatus, message, besides={"instances", "models"}),
+        tenants=tuple(Tenant(item.name, service(item.service)) for item in message.tenants),
+        duration_bounds_s=tuple(message.duration_bounds_s),
+        **_same_named(PoolStatus, message, besides={"instances", "models", "tenants", "duration_bounds_s"}),
     )
 
 
-def _same_named(kind: Any, message: Any, besides: frozenset[str] | set[str] = frozenset()) -> dict[str, Any]:
+def _same_named(kind: Any, message: Any, besides: Collection[str] = ()) -> dict[str, Any]:
     """The scalar fields of a message that a dataclass has under the same name."""
     return {field.name: getattr(message, field.name) for field in fields(kind) if field.name not in besides}
 

@@ -17,14 +17,19 @@ from tokenmux.engine.client.values import (
     Message,
     Model,
     ModelMetadata,
+    ModelSizes,
     PoolStatus,
+    PoolTrace,
     Prompt,
+    RecordedRequest,
 )
 from tokenmux.v1 import (
     inference_pb2,
     inference_pb2_grpc,
     models_pb2,
     models_pb2_grpc,
+    planning_pb2,
+    planning_pb2_grpc,
     pool_pb2,
     pool_pb2_grpc,
 )
@@ -96,6 +101,8 @@ class Client:
         """Registering, loading, pinning: needs an admin key where the server has keys."""
         self.pool = Pool(self._channel, self._metadata)
         """What runs where: needs an admin key where the server has keys."""
+        self.planning = Planning(self._channel, self._metadata)
+        """What a capacity planner needs: needs an admin key where the server has keys."""
 
     def generate(
         self,
@@ -258,3 +265,33 @@ class Pool:
                     yield convert.pool_status(response)
         finally:
             call.cancel()
+
+    def trace(self, last_s: float = 0.0, *, timeout_s: float | None = None) -> PoolTrace:
+        """The steps, copies and requests that ended within the last seconds; 0: all that the pool remembers."""
+        with translated():
+            request = pool_pb2.TraceRequest(last_s=last_s)
+            return convert.pool_trace(self._stub.Trace(request, timeout=timeout_s, metadata=self._metadata))
+
+
+class Planning:
+    """`Client.planning`."""
+
+    def __init__(self, channel: grpc.Channel, metadata: Sequence[tuple[str, str]]) -> None:
+        self._stub = planning_pb2_grpc.PlanningStub(channel)  # type: ignore[no-untyped-call]
+        self._metadata = metadata
+
+    def catalogue(self, *, timeout_s: float | None = None) -> tuple[ModelSizes, ...]:
+        """The sizes of all models, by name."""
+        with translated():
+            request = planning_pb2.CatalogueRequest()
+            response = self._stub.Catalogue(request, timeout=timeout_s, metadata=self._metadata)
+            return tuple(convert.sizes(message) for message in response.models)
+
+    def recorded_traffic(
+        self, last_s: float = 0.0, *, timeout_s: float | None = None
+    ) -> tuple[RecordedRequest, ...]:
+        """The requests that arrived within the last seconds and have ended, in order of arrival; 0: all that the server remembers."""
+        request = planning_pb2.RecordedTrafficRequest(last_s=last_s)
+        call = self._stub.RecordedTraffic(request, timeout=timeout_s, metadata=self._metadata)
+        with translated():
+            return tuple([convert.recorded(line) for response in call for line in response.requests])

@@ -98,8 +98,57 @@ class Residency(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Durations:
+    """A histogram: `counts[i]` durations up to `PoolStatus.duration_bounds_s[i]`, the last beyond all bounds."""
+
+    counts: tuple[int, ...]
+    total_s: float
+
+    def percentile(self, share: float, bounds_s: Sequence[float]) -> float | None:
+        """The bound that this share of them does not exceed, the largest bound for those beyond it; None if there are none."""
+        left = share * sum(self.counts)
+        for i, count in enumerate(self.counts):
+            left -= count
+            if count and left <= 0:
+                return bounds_s[min(i, len(bounds_s) - 1)]
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """How a model or a tenant was served since the worker started. `gpu_s` are device seconds.
+
+    `artifact_attainment` is the Aegaeon artifact's figure, which flatters.
+    """
+
+    n_requests: int
+    n_requests_on_time: int
+    n_requests_failed: int
+    n_prompt_tokens: int
+    n_tokens: int
+    n_tokens_on_time: int
+    artifact_attainment: float
+    gpu_s: float
+    ttft: Durations
+    tpot: Durations
+    gaps: Durations
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """Who asks."""
+
+    name: str
+    service: Service
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
-    """A model of the catalogue. Sizes in bytes, times in seconds; totals since the worker started."""
+    """A model of the catalogue. Sizes in bytes, times in seconds; totals since the worker started.
+
+    Swaps by reason: requests waited and it was `first` here, or had to leave and came `again`; nobody waited, an `operator` asked or it
+    came `ahead` of requests.
+    """
 
     name: str
     residency: Residency
@@ -121,6 +170,11 @@ class Model:
     n_tokens: int
     n_tokens_on_time: int
     compute_s: float
+    n_swaps_first: int
+    n_swaps_again: int
+    n_swaps_operator: int
+    n_swaps_ahead: int
+    service: Service
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,11 +208,18 @@ class Instance:
     n_steps: int
     n_discards: int
     running_model: str
+    work_s: float
+    model_work_s: float
+    n_models_used: int
 
 
 @dataclass(frozen=True, slots=True)
 class PoolStatus:
-    """The pool at a moment."""
+    """The pool at a moment.
+
+    `devices_saved` is against one device for each model while it has requests, `devices_saved_dedicated` against one for each model that was
+    asked for within the last hour.
+    """
 
     version: str
     uptime_s: float
@@ -167,3 +228,45 @@ class PoolStatus:
     n_restarts: int
     instances: tuple[Instance, ...]
     models: tuple[Model, ...]
+    tenants: tuple[Tenant, ...]
+    duration_bounds_s: tuple[float, ...]
+    devices_saved: float
+    devices_saved_dedicated: float
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSizes:
+    """What a planner needs to know of a model."""
+
+    name: str
+    weight_bytes: int
+    n_parameters: int
+    max_context: int
+    vocab_size: int
+    n_layers: int
+    n_kv_heads: int
+    head_dim: int
+    dtype_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedRequest:
+    """A request that the server has seen: lengths and times, never text. `arrival_s` counts from when recording began."""
+
+    arrival_s: float
+    model: str
+    input_tokens: int
+    output_tokens: int
+    tenant: str
+    ttft_s: float
+    tpot_s: float
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class PoolTrace:
+    """What ran lately, as a JSON document in Chrome's Trace Event Format; `seconds` from its first operation to its last."""
+
+    chrome_trace: str
+    n_spans: int
+    seconds: float

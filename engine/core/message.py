@@ -279,10 +279,14 @@ class Traced:
 
 @dataclass(frozen=True, slots=True)
 class Acknowledged:
-    """Answer to `Register`, `Unregister`, `Load`, `Unload` and `Pin`: empty `error` means done (or, for `Load`, begun)."""
+    """Answer to `Register`, `Unregister`, `Load`, `Unload` and `Pin`: empty `error` means done (or, for `Load`, begun).
+
+    `kind` is the name of the error's class in `engine.core.errors`.
+    """
 
     model: ModelId
     error: str = ""
+    kind: str = ""
 
 
 @dataclass(frozen=True, slots=True)

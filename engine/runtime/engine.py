@@ -214,7 +214,7 @@ class Engine:
                         self.instance.check_pinnable(model_id)
                     self.instance.apply(ModelWanted(now_s, model_id, pinned=pinned))
         except TokenmuxError as error:
-            return Acknowledged(model_id, str(error))
+            return Acknowledged(model_id, str(error), type(error).__name__)
         return Acknowledged(model_id)
 
     def _on_decision(self, _at_s: float, decided: Operation | AtOnce) -> None:

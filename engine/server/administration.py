@@ -21,6 +21,7 @@ from tokenmux.engine.core.facts import ModelFacts
 from tokenmux.engine.core.message import (
     Load,
     ModelStatus,
+    ModelUse,
     Pin,
     Register,
     Residency,
@@ -37,12 +38,13 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 @dataclass(frozen=True, slots=True)
 class ModelView:
-    """One model as an operator sees it. `status` is None while the worker has not reported on it."""
+    """One model as an operator sees it. `status` and `use` are None while the worker has not reported on it."""
 
     facts: ModelFacts
     pinned: bool
     refusal: str
     status: ModelStatus | None
+    use: ModelUse | None
 
 
 def no_progress(what: str, done: int, total: int) -> None:
@@ -172,4 +174,5 @@ class Administration:
             pinned=served.pinned,
             refusal="" if served.refusal is None else str(served.refusal),
             status=next((model for model in models if model.model == served.facts.id), None),
+            use=self._front.usage.models.get(served.facts.id),
         )

@@ -23,12 +23,14 @@ from tokenmux.engine.server.front import Front
 from tokenmux.engine.server.health import HealthServicer, keep_health
 from tokenmux.engine.server.malformed import MalformedInterceptor
 from tokenmux.engine.server.seams import Catalogue
-from tokenmux.engine.server.services import InferenceService, ModelsService, PoolService
+from tokenmux.engine.server.services import InferenceService, ModelsService, PlanningService, PoolService
 from tokenmux.v1 import (
     inference_pb2,
     inference_pb2_grpc,
     models_pb2,
     models_pb2_grpc,
+    planning_pb2,
+    planning_pb2_grpc,
     pool_pb2,
     pool_pb2_grpc,
 )
@@ -140,8 +142,9 @@ def _server(
     models_pb2_grpc.add_ModelsServicer_to_server(ModelsService(administration), server)  # type: ignore[no-untyped-call]
     pool = PoolService(front, administration, _version())
     pool_pb2_grpc.add_PoolServicer_to_server(pool, server)  # type: ignore[no-untyped-call]
+    planning_pb2_grpc.add_PlanningServicer_to_server(PlanningService(front), server)  # type: ignore[no-untyped-call]
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    files = (inference_pb2, models_pb2, pool_pb2, health_pb2)
+    files = (inference_pb2, models_pb2, pool_pb2, planning_pb2, health_pb2)
     names = [name for file in files for name in _service_names(file.DESCRIPTOR)]
     reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)
     return server

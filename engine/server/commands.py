@@ -8,6 +8,7 @@ import asyncio
 from collections import defaultdict, deque
 from collections.abc import Callable
 
+from tokenmux.engine.core import errors
 from tokenmux.engine.core.errors import NotServable, TokenmuxError
 from tokenmux.engine.core.message import Acknowledged, Load, Pin, Register, ToWorker, Unload, Unregister
 
@@ -22,7 +23,7 @@ class Commands:
         self._pending: defaultdict[str, deque[asyncio.Future[None]]] = defaultdict(deque)
 
     def begin(self, command: Command) -> asyncio.Future[None]:
-        """Send a command. The future raises NotServable with the worker's reason, or what `fail` was called with."""
+        """Send a command. The future raises the worker's error, or what `fail` was called with."""
         model = command.facts.id if isinstance(command, Register) else command.model
         answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._pending[model].append(answer)
@@ -40,7 +41,7 @@ class Commands:
         if answer.done():  # who asked was cancelled
             return
         if message.error:
-            answer.set_exception(NotServable(message.error))
+            answer.set_exception(_error_of(message))
         else:
             answer.set_result(None)
 
@@ -51,3 +52,11 @@ class Commands:
             for answer in answers:
                 if not answer.done():
                     answer.set_exception(error)
+
+
+def _error_of(message: Acknowledged) -> TokenmuxError:
+    """The error that the worker raised, of its own class; NotServable where it did not say which."""
+    kind = getattr(errors, message.kind, None)
+    if isinstance(kind, type) and issubclass(kind, TokenmuxError):
+        return kind(message.error)
+    return NotServable(message.error)

@@ -126,6 +126,19 @@ class WorkerConfig(Section):
     restart_window_s: Seconds = 60.0
 
 
+class RecordTrafficConfig(Section):
+    """Lengths and times of requests, never text, for `tokenmux plan --from-server`."""
+
+    window: Annotated[int, Field(ge=0)] = 10_000
+    """The newest requests, kept in memory (2 MB); 0: none."""
+    path: Location | None = None
+    """A file to which they are appended as well, in the format of traces."""
+    max_size: Size = 64 << 20
+    """A longer file is put aside, and a new one begun."""
+    keep: Count = 4
+    """Files put aside; older ones are deleted."""
+
+
 class TlsConfig(Section):
     """PEM files."""
 
@@ -154,6 +167,7 @@ class PoolConfig(Section):
     service_level: ServiceLevelConfig = ServiceLevelConfig()
     slow_reader: SlowReaderConfig = SlowReaderConfig()
     worker: WorkerConfig = WorkerConfig()
+    record_traffic: RecordTrafficConfig = RecordTrafficConfig()
     tls: TlsConfig | None = None
     keys: tuple[KeyConfig, ...] = ()
     max_message: Size = 4 << 20
@@ -228,6 +242,10 @@ def _contradictions(config: PoolConfig) -> list[tuple[Place, str]]:
             "add them, or listen on 127.0.0.1"
         )
         found.append((("listen",), reason))
+    path = config.record_traffic.path
+    if path is not None and path.suffix != ".jsonl":
+        reason = f"record_traffic.path: {path.name} must end in .jsonl, so that it can be read as a trace"
+        found.append((("record_traffic", "path"), reason))
     names = [key.name for key in config.keys]
     found.extend(
         (("keys", index, "name"), f"keys.{index}.name: there are two keys named {name!r}")

@@ -1,7 +1,8 @@
 """Between protobuf messages and the values that the server works with. Nothing is judged here: `engine.server.admission` does."""
 
 from tokenmux.engine.core.errors import InvalidRequest
-from tokenmux.engine.core.message import RequestState, WorkerStatus
+from tokenmux.engine.core.facts import ModelFacts
+from tokenmux.engine.core.message import Durations, RequestState, Service, WorkerStatus
 from tokenmux.engine.core.request import FinishReason
 from tokenmux.engine.server.administration import ModelView
 from tokenmux.engine.server.generation import (
@@ -15,7 +16,9 @@ from tokenmux.engine.server.generation import (
     TokenDelta,
     TokenIds,
 )
-from tokenmux.v1 import inference_pb2, models_pb2, pool_pb2
+from tokenmux.engine.server.usage import Usage
+from tokenmux.engine.workload.trace import TraceRequest
+from tokenmux.v1 import inference_pb2, models_pb2, planning_pb2, pool_pb2
 
 
 def ask_of(request: inference_pb2.GenerateRequest, tenant: str | None) -> Ask:
@@ -151,10 +154,66 @@ def model(view: ModelView) -> models_pb2.Model:
                 compute_s=status.compute_s,
             )
         )
+    if view.use is not None:
+        message.service.CopyFrom(service(view.use.service))
+        for reason, n in view.use.swaps.items():
+            setattr(message, f"n_swaps_{reason}", n)
     return message
 
 
-def instance(status: WorkerStatus) -> pool_pb2.Instance:
+def service(counters: Service) -> models_pb2.Service:
+    return models_pb2.Service(
+        n_requests=counters.n_requests,
+        n_requests_on_time=counters.n_requests_on_time,
+        n_requests_failed=counters.n_requests_failed,
+        n_prompt_tokens=counters.n_prompt_tokens,
+        n_tokens=counters.n_tokens,
+        n_tokens_on_time=counters.n_tokens_on_time,
+        artifact_attainment=counters.attained / counters.n_attained if counters.n_attained else 0.0,
+        gpu_s=counters.gpu_s,
+        ttft=_durations(counters.ttft),
+        tpot=_durations(counters.tpot),
+        gaps=_durations(counters.gaps),
+    )
+
+
+def _durations(histogram: Durations) -> models_pb2.Durations:
+    return models_pb2.Durations(counts=histogram.counts, total_s=histogram.total_s)
+
+
+def tenants(usage: Usage) -> list[pool_pb2.Tenant]:
+    """By name."""
+    return [pool_pb2.Tenant(name=name, service=service(own)) for name, own in sorted(usage.tenants.items())]
+
+
+def sizes(facts: ModelFacts) -> planning_pb2.ModelSizes:
+    return planning_pb2.ModelSizes(
+        name=facts.id,
+        weight_bytes=facts.n_bytes,
+        n_parameters=facts.n_parameters,
+        max_context=facts.max_context,
+        vocab_size=facts.vocab_size,
+        n_layers=facts.kv.n_layers,
+        n_kv_heads=facts.kv.n_kv_heads,
+        head_dim=facts.kv.head_dim,
+        dtype_bytes=facts.kv.dtype_bytes,
+    )
+
+
+def recorded(line: TraceRequest) -> planning_pb2.RecordedRequest:
+    return planning_pb2.RecordedRequest(
+        arrival_s=line.arrival_s,
+        model=line.model,
+        input_tokens=line.input_tokens,
+        output_tokens=line.output_tokens,
+        tenant=line.tenant,
+        ttft_s=line.ttft_s,
+        tpot_s=line.tpot_s,
+        weight=line.weight,
+    )
+
+
+def instance(status: WorkerStatus, usage: Usage) -> pool_pb2.Instance:
     return pool_pb2.Instance(
         at_s=status.at_s,
         device=status.device,
@@ -172,4 +231,7 @@ def instance(status: WorkerStatus) -> pool_pb2.Instance:
         n_steps=status.n_steps,
         n_discards=status.n_discards,
         running_model=status.running_model or "",
+        work_s=usage.work_s,
+        model_work_s=usage.model_work_s,
+        n_models_used=usage.n_models_used,
     )

@@ -9,6 +9,7 @@ Everything runs on one event loop; only tokenizing, the catalogue and the start 
 """
 
 import asyncio
+import itertools
 import logging
 import secrets
 import time
@@ -30,6 +31,7 @@ from tokenmux.engine.core.errors import (
 from tokenmux.engine.core.facts import ModelFacts, ModelId
 from tokenmux.engine.core.message import (
     Acknowledged,
+    AskTrace,
     Cancel,
     Finished,
     FromWorker,
@@ -40,9 +42,12 @@ from tokenmux.engine.core.message import (
     RequestState,
     Resume,
     Sampling,
+    Span,
     Submit,
     Tokens,
+    Traced,
     WorkerStatus,
+    WorkerUse,
 )
 from tokenmux.engine.core.request import FinishReason, Request, RequestId
 from tokenmux.engine.server.admission import (
@@ -59,6 +64,8 @@ from tokenmux.engine.server.observation import Changes
 from tokenmux.engine.server.roster import Roster, Served
 from tokenmux.engine.server.seams import Capacity, Catalogue, Entry, Tokenizer, WorkerFactory
 from tokenmux.engine.server.supervisor import RestartLimits, Supervisor
+from tokenmux.engine.server.traffic import TrafficRecorder
+from tokenmux.engine.server.usage import Usage
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +99,7 @@ class Front:
         pinned: Collection[str] = (),
         limits: Limits | None = None,
         defaults: Defaults | None = None,
+        recorder: TrafficRecorder | None = None,
         clock: Callable[[], float] = time.monotonic,
         draw_seed: Callable[[], int] = lambda: secrets.randbits(64),
     ) -> None:
@@ -101,6 +109,8 @@ class Front:
         """Notified when a worker's status, the roster or the readiness changed."""
         self.worker_status: WorkerStatus | None = None
         """The latest; None before the first and while there is no worker."""
+        self.usage = Usage()
+        self.recorder = recorder
         self.draining = False
         """Whether `drain` was called."""
         self._catalogue = catalogue
@@ -122,6 +132,8 @@ class Front:
         )
         self.commands = Commands(self._supervisor.send)
         self._live: dict[RequestId, LiveRequest] = {}
+        self._tickets = itertools.count()
+        self._traces: dict[int, asyncio.Future[tuple[Span, ...]]] = {}
         self._unread_timers: dict[RequestId, asyncio.TimerHandle] = {}
         self._n_admitting = 0
         self._n_open = 0
@@ -225,6 +237,23 @@ class Front:
         else:
             can_chat = True
         return Metadata(served.facts, can_chat, tokenizer.stop_token_ids)
+
+    async def trace(self, last_s: float) -> tuple[Span, ...]:
+        """What the worker remembers of the last `last_s` seconds. Raises Unavailable without a worker."""
+        if not self.worker_running:
+            raise Unavailable("there is no worker at this moment: try again when `pool status` shows one")
+        ticket = next(self._tickets)
+        answer: asyncio.Future[tuple[Span, ...]] = asyncio.get_running_loop().create_future()
+        self._traces[ticket] = answer
+        try:
+            self._supervisor.send(AskTrace(ticket, last_s))
+            return await answer
+        finally:
+            del self._traces[ticket]
+
+    def now_s(self) -> float:
+        """On the clock of `Request.arrival_s`."""
+        return self._clock()
 
     def check_fit(self, served: Served) -> None:
         """Raises DoesNotFit when the device can never hold the model."""
@@ -360,6 +389,13 @@ class Front:
             case WorkerStatus():
                 self.worker_status = message
                 self.changes.notify()
+            case WorkerUse():
+                self.usage.take(message)
+                self.changes.notify()
+            case Traced(ticket, spans):
+                answer = self._traces.get(ticket)
+                if answer is not None and not answer.done():
+                    answer.set_result(spans)
             case Acknowledged():
                 self.commands.acknowledge(message)
 
@@ -373,7 +409,7 @@ class Front:
                 case RequestState():
                     live.take_state(message)
                 case Finished():
-                    del self._live[live.id]
+                    self._drop(live)
                     live.take_finished(message)
         except Exception:
             logger.exception("request %s: its output could not be delivered", live.id)
@@ -414,8 +450,13 @@ class Front:
     def _worker_broke(self) -> None:
         """Settle what is over anyway; the rest waits for the next worker."""
         self.worker_status = None
+        self.usage = Usage()
         self.changes.notify()
-        self.commands.fail(WorkerFailed("the worker broke and is being restarted: try again in a moment"))
+        broken = WorkerFailed("the worker broke and is being restarted: try again in a moment")
+        self.commands.fail(broken)
+        for answer in self._traces.values():
+            if not answer.done():
+                answer.set_exception(broken)
         for live in list(self._live.values()):
             if live.phase is RequestPhase.RUNNING:
                 live.n_deaths += 1
@@ -442,8 +483,11 @@ class Front:
         self.changes.notify()
 
     def _drop(self, live: LiveRequest) -> None:
+        """It is over on the worker's side as well."""
         self._forget_timer(live)
         del self._live[live.id]
+        if self.recorder is not None:
+            self.recorder.ended(live.request, live.n_delivered)
 
 
 def _log_failure(answer: asyncio.Future[None]) -> None:

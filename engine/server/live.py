@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from tokenmux.engine.core.errors import Ended, InternalError, TokenmuxError
 from tokenmux.engine.core.message import Finished, RequestPhase, RequestState, Submit, Tokens
-from tokenmux.engine.core.request import FinishReason
+from tokenmux.engine.core.request import FinishReason, Request
 from tokenmux.engine.server.buffer import EventBuffer
 from tokenmux.engine.server.generation import FinishInfo, PromptInfo, StreamEvent, TokenDelta
 from tokenmux.engine.server.seams import Detokenizer
@@ -66,6 +66,15 @@ class LiveRequest:
 
     async def __anext__(self) -> StreamEvent:
         return await self._buffer.__anext__()
+
+    @property
+    def request(self) -> Request:
+        return self._submit.request
+
+    @property
+    def n_delivered(self) -> int:
+        """Tokens that it drew so far."""
+        return len(self._delivered)
 
     @property
     def closed(self) -> bool:

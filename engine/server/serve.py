@@ -26,6 +26,7 @@ from tokenmux.engine.server.config import PoolConfig
 from tokenmux.engine.server.front import Front, Limits
 from tokenmux.engine.server.seams import Progress, Worker, WorkerFactory
 from tokenmux.engine.server.supervisor import RestartLimits
+from tokenmux.engine.server.traffic import TraceFile, TrafficRecorder
 
 FETCH_BYTES_PER_S = 1e9
 """Where the cost model starts for reading weights from disk; it corrects itself from the first fetch on."""
@@ -48,6 +49,7 @@ async def serve(config: PoolConfig, catalogue: Catalogue, say: Callable[[str], N
     Raises ConfigError, DoesNotFit when no model fits, and what starting the worker raises.
     """
     access, transport = read_access(config), read_transport(config)
+    recorder = recorder_of(config, MonotonicClock().now_s())
     device, host = facts_of(config, await asyncio.to_thread(measure, MonotonicClock()))
     front = Front(
         worker_factory(WorkerConfig(device, host, config.policy)),
@@ -58,11 +60,16 @@ async def serve(config: PoolConfig, catalogue: Catalogue, say: Callable[[str], N
         defaults=Defaults(
             config.queue.max_tokens, ServiceLevel(config.service_level.ttft_s, config.service_level.tpot_s)
         ),
+        recorder=recorder,
     )
-    async with running(front, catalogue, access, transport) as server:
-        at = f"{config.listen.rpartition(':')[0]}:{server.port}"
-        say(f"serving {len(front.roster)} models, listening on {at}")
-        await until_signalled(front, config.drain_s)
+    try:
+        async with running(front, catalogue, access, transport) as server:
+            at = f"{config.listen.rpartition(':')[0]}:{server.port}"
+            say(f"serving {len(front.roster)} models, listening on {at}")
+            await until_signalled(front, config.drain_s)
+    finally:
+        if recorder is not None:
+            recorder.close()
 
 
 def worker_factory(config: WorkerConfig) -> WorkerFactory:
@@ -102,6 +109,15 @@ def facts_of(config: PoolConfig, speeds: Speeds) -> tuple[DeviceFacts, HostFacts
         prefill_chunk_tokens=config.device.prefill_chunk_tokens,
     )
     return device, HostFacts(config.device.host_cache, FETCH_BYTES_PER_S)
+
+
+def recorder_of(config: PoolConfig, now_s: float) -> TrafficRecorder | None:
+    """None where nothing is recorded. Raises ConfigError when the file cannot be written."""
+    asked = config.record_traffic
+    if not asked.window and asked.path is None:
+        return None
+    file = None if asked.path is None else TraceFile(asked.path, asked.max_size, asked.keep)
+    return TrafficRecorder(asked.window, now_s, file)
 
 
 def limits_of(config: PoolConfig) -> Limits:

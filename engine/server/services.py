@@ -7,7 +7,9 @@ import asyncio
 import math
 import time
 
-from tokenmux.engine.core.errors import InvalidRequest
+from tokenmux.engine.core.errors import ConfigError, InvalidRequest
+from tokenmux.engine.instance.histogram import BOUNDS_S
+from tokenmux.engine.instance.timeline import chrome_trace, seconds_covered
 from tokenmux.engine.server import convert
 from tokenmux.engine.server.access import Access
 from tokenmux.engine.server.administration import Administration
@@ -20,9 +22,14 @@ from tokenmux.v1 import (
     inference_pb2_grpc,
     models_pb2,
     models_pb2_grpc,
+    planning_pb2,
+    planning_pb2_grpc,
     pool_pb2,
     pool_pb2_grpc,
 )
+
+RECORDED_PER_MESSAGE = 1000
+"""About 60 kB: far below any limit on messages."""
 
 
 class InferenceService(inference_pb2_grpc.InferenceServicer):
@@ -149,22 +156,68 @@ class PoolService(pool_pb2_grpc.PoolServicer):
 
     async def WatchStatus(self, request: pool_pb2.WatchStatusRequest, context: Context) -> None:
         async with answering(context):
-            if not (math.isfinite(request.min_interval_s) and request.min_interval_s >= 0):
-                raise InvalidRequest(f"min_interval_s {request.min_interval_s:g}: use seconds, 0 or more")
+            _check_seconds("min_interval_s", request.min_interval_s)
             version = self._front.changes.version
             while not self._front.draining:  # a watcher must not hold up the end
                 await context.write(self._status())
                 await asyncio.sleep(request.min_interval_s)
                 version = await self._front.changes.after(version)
 
+    async def Trace(self, request: pool_pb2.TraceRequest, context: Context) -> pool_pb2.TraceResponse:
+        async with answering(context):
+            _check_seconds("last_s", request.last_s)
+            spans = await self._front.trace(request.last_s or math.inf)
+            document = await asyncio.to_thread(chrome_trace, spans)
+            return pool_pb2.TraceResponse(
+                chrome_trace=document, n_spans=len(spans), seconds=seconds_covered(spans)
+            )
+
     def _status(self) -> pool_pb2.StatusResponse:
-        status = self._front.worker_status
+        status, usage = self._front.worker_status, self._front.usage
+        instances = [] if status is None else [convert.instance(status, usage)]
         return pool_pb2.StatusResponse(
             version=self._version,
             uptime_s=time.monotonic() - self._started_s,
             n_requests=self._front.n_live,
             max_requests=self._front.limits.max_requests,
             n_restarts=self._front.n_restarts,
-            instances=[] if status is None else [convert.instance(status)],
+            instances=instances,
             models=map(convert.model, self._administration.models()),
+            tenants=convert.tenants(usage),
+            duration_bounds_s=BOUNDS_S,
+            devices_saved=usage.devices_saved(len(instances)),
+            devices_saved_dedicated=usage.devices_saved_dedicated(len(instances)),
         )
+
+
+class PlanningService(planning_pb2_grpc.PlanningServicer):
+    """`tokenmux.v1.Planning`."""
+
+    def __init__(self, front: Front) -> None:
+        self._front = front
+
+    async def Catalogue(
+        self, request: planning_pb2.CatalogueRequest, context: Context
+    ) -> planning_pb2.CatalogueResponse:
+        async with answering(context):
+            return planning_pb2.CatalogueResponse(
+                models=[convert.sizes(served.facts) for served in self._front.roster]
+            )
+
+    async def RecordedTraffic(self, request: planning_pb2.RecordedTrafficRequest, context: Context) -> None:
+        async with answering(context):
+            _check_seconds("last_s", request.last_s)
+            recorder = self._front.recorder
+            if recorder is None or not recorder.window:
+                raise ConfigError(
+                    "this server records no traffic: set `record_traffic.window` above 0 in its pool.yaml"
+                )
+            lines = recorder.recorded(request.last_s, self._front.now_s())
+            for start in range(0, len(lines), RECORDED_PER_MESSAGE):
+                batch = map(convert.recorded, lines[start : start + RECORDED_PER_MESSAGE])
+                await context.write(planning_pb2.RecordedTrafficResponse(requests=batch))
+
+
+def _check_seconds(name: str, seconds: float) -> None:
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise InvalidRequest(f"{name} {seconds:g}: use seconds, 0 or more")

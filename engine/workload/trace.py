@@ -10,7 +10,7 @@ JSON lines (`.jsonl`), one object a line, or CSV (`.csv`) with a heading line; t
     ttft_s, tpot_s  optional service level of this request, seconds
     weight          optional, 1.0
 
-Lines are in order of arrival. A trailing `.gz` is understood. A running server records the same format.
+Lines may come in any order. A trailing `.gz` is understood. A running server records the same format (docs/traces.md).
 """
 
 import csv
@@ -18,7 +18,7 @@ import gzip
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from itertools import pairwise
+from math import inf, isfinite
 from pathlib import Path
 from typing import IO, cast
 
@@ -83,33 +83,32 @@ def arrivals(
 
 
 def read_trace(path: Path) -> Trace:
-    """Read `.jsonl` or `.csv`, perhaps `.gz`. Raises ConfigError naming the line of what is wrong."""
+    """Read `.jsonl` or `.csv`, perhaps `.gz`, into the order of arrival. Raises ConfigError naming the line of what is wrong."""
     read = _reader_of(path)
     try:
         with open_text(path) as lines:
             trace = [_parsed(row, path, number) for number, row in read(lines)]
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"trace {path} cannot be read: {error}") from error
-    for number, (before, after) in enumerate(pairwise(trace)):
-        if after.arrival_s < before.arrival_s:
-            raise ConfigError(
-                f"trace {path}: request {number + 2} arrives before the one above it; sort the file"
-            )
-    return trace
+    return sorted(trace, key=lambda line: line.arrival_s)
 
 
 def write_trace(path: Path, trace: Iterable[TraceRequest]) -> None:
-    """Write `.jsonl` or `.csv`, perhaps `.gz`; fields that have their default are left out of JSON lines."""
+    """Write `.jsonl` or `.csv`, perhaps `.gz`."""
     is_json = _reader_of(path) is _json_lines
     with open_text(path, "wt") as file:
         if is_json:
-            for line in trace:
-                row = {name: value for name, value in _values(line).items() if value != _DEFAULTS.get(name)}
-                file.write(json.dumps(row) + "\n")
+            file.writelines(map(json_line, trace))
         else:
             table = csv.DictWriter(file, list(_DEFAULTS))
             table.writeheader()
             table.writerows({k: "" if v is None else v for k, v in _values(line).items()} for line in trace)
+
+
+def json_line(line: TraceRequest) -> str:
+    """One line of a `.jsonl` file, its end included; fields that have their default are left out."""
+    row = {name: value for name, value in _values(line).items() if value != _DEFAULTS.get(name)}
+    return json.dumps(row) + "\n"
 
 
 def open_text(path: Path, mode: str = "rt") -> IO[str]:
@@ -179,7 +178,10 @@ def _parsed(row: object, path: Path, number: int) -> TraceRequest:
         )
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{where}: {error}") from error
-    if line.input_tokens < 1 or line.output_tokens < 1 or line.weight <= 0:
+    times = [line.arrival_s, *(time for time in (line.ttft_s, line.tpot_s) if time is not None)]
+    if not all(isfinite(time) and time >= 0 for time in times):
+        raise ConfigError(f"{where}: times must be seconds, 0 or more")
+    if line.input_tokens < 1 or line.output_tokens < 1 or not 0 < line.weight < inf:
         raise ConfigError(f"{where}: token counts must be at least 1, and the weight above 0")
     return line
 

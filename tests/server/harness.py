@@ -22,22 +22,29 @@ from tokenmux.engine.core.errors import (
 from tokenmux.engine.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.engine.core.message import (
     Acknowledged,
+    AskTrace,
     Cancel,
+    Durations,
     Finished,
     FromWorker,
     Load,
     ModelStatus,
+    ModelUse,
     Pin,
     Register,
     RequestPhase,
     RequestState,
     Residency,
+    Service,
+    Span,
     Submit,
     Tokens,
     ToWorker,
+    Traced,
     Unload,
     Unregister,
     WorkerStatus,
+    WorkerUse,
 )
 from tokenmux.engine.core.request import FinishReason
 from tokenmux.engine.server.access import Access, Key
@@ -45,7 +52,8 @@ from tokenmux.engine.server.admission import Defaults
 from tokenmux.engine.server.app import Transport, running
 from tokenmux.engine.server.front import Front, Limits
 from tokenmux.engine.server.seams import Progress
-from tokenmux.v1 import inference_pb2_grpc, models_pb2_grpc, pool_pb2_grpc
+from tokenmux.engine.server.traffic import TrafficRecorder
+from tokenmux.v1 import inference_pb2_grpc, models_pb2_grpc, planning_pb2_grpc, pool_pb2_grpc
 
 VOCAB = 256
 END = 0
@@ -195,6 +203,10 @@ class FakeWorker:
                 self.post(Acknowledged(model_facts.id, self._hub.refuses.get(model_facts.id, "")))
             case Unregister(model) | Load(model) | Unload(model) | Pin(model):
                 self.post(Acknowledged(model, self._hub.refuses.get(model, "")))
+            case AskTrace(ticket, last_s) if self._hub.answer_traces:
+                self.post(
+                    Traced(ticket, tuple(span for span in self._hub.spans if span.end_s >= 100.0 - last_s))
+                )
             case Cancel(request, reason) if self._hub.answer_cancels:
                 self.post(Finished(request, reason, 0.0))
             case Submit(request) if self._hub.auto:
@@ -226,6 +238,8 @@ class Hub:
     def __init__(self, *, auto: bool = False) -> None:
         self.auto = auto
         self.answer_cancels = True
+        self.answer_traces = True
+        self.spans: list[Span] = []
         self.refuses: dict[str, str] = {}
         self.fails_to_start = 0
         self.workers: list[FakeWorker] = []
@@ -265,6 +279,7 @@ def make_front(
     limits: Limits | None = None,
     pinned: Sequence[str] = (),
     clock: Callable[[], float] = lambda: 100.0,
+    recorder: TrafficRecorder | None = None,
 ) -> tuple[Front, FakeCatalogue]:
     """A front over the hub's workers that serves these models (`letters` unless given), with a clock that stands still."""
     catalogue = FakeCatalogue(*(entries or (FakeEntry(facts("letters")),)))
@@ -275,6 +290,7 @@ def make_front(
         pinned=pinned,
         limits=limits,
         defaults=Defaults(max_tokens=8),
+        recorder=recorder,
         clock=clock,
         draw_seed=lambda: 1234,
     )
@@ -307,6 +323,10 @@ class Served:
     def pool(self) -> pool_pb2_grpc.PoolStub:
         return pool_pb2_grpc.PoolStub(self.channel)
 
+    @property
+    def planning(self) -> planning_pb2_grpc.PlanningStub:
+        return planning_pb2_grpc.PlanningStub(self.channel)
+
 
 @asynccontextmanager
 async def serving(
@@ -315,10 +335,11 @@ async def serving(
     limits: Limits | None = None,
     keys: Sequence[Key] = (),
     transport: Transport | None = None,
+    recorder: TrafficRecorder | None = None,
 ) -> AsyncIterator[Served]:
     """The whole server on a free loopback port, and a channel to it."""
     hub = Hub(auto=auto)
-    front, catalogue = make_front(hub, *entries, limits=limits)
+    front, catalogue = make_front(hub, *entries, limits=limits, recorder=recorder)
     async with (
         running(front, catalogue, Access(keys), transport or Transport()) as server,
         grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
@@ -365,6 +386,20 @@ def worker_status(*models: str, residency: Residency = Residency.RESIDENT) -> Wo
             for name in models
         ),
     )
+
+
+def service(first: int) -> Service:
+    """Every number another, from `first` on."""
+    histograms = (Durations((0,) * i + (first + 20 + i,) + (0,) * (35 - i), 0.5 * i) for i in (12, 13, 14))
+    return Service(*(first + i for i in range(6)), 4, 2.0, first + 0.5, *histograms)
+
+
+def worker_use(*models: str, tenants: Sequence[str] = ("bank",)) -> WorkerUse:
+    """A report in which every number is another."""
+    swaps = {"first": 51, "again": 52, "operator": 53, "ahead": 54}
+    uses = tuple(ModelUse(ModelId(name), service(100 * (i + 1)), swaps) for i, name in enumerate(models))
+    own = tuple((name, service(1000 * (i + 1))) for i, name in enumerate(tenants))
+    return WorkerUse(1.5, 10.0, 35.0, 5, uses, own)
 
 
 class ServerThread:

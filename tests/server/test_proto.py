@@ -9,7 +9,7 @@ from google.protobuf import descriptor_pb2
 
 ROOT = Path(__file__).parents[2] / "proto"
 PACKAGE = ROOT / "tokenmux" / "v1"
-FILES = ("inference", "models", "pool")
+FILES = ("inference", "models", "planning", "pool")
 
 
 def regenerate(out: Path) -> None:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from tokenmux.v1 import models_pb2 as tokenmux_dot_v1_dot_models__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16tokenmux/v1/pool.proto\x12\x0btokenmux.v1\x1a\x18tokenmux/v1/models.proto\"\x0f\n\rStatusRequest\",\n\x12WatchStatusRequest\x12\x16\n\x0emin_interval_s\x18\x01 \x01(\x01\"\xbf\x01\n\x0eStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x10\n\x08uptime_s\x18\x02 \x01(\x01\x12\x12\n\nn_requests\x18\x03 \x01(\r\x12\x14\n\x0cmax_requests\x18\x04 \x01(\r\x12\x12\n\nn_restarts\x18\x05 \x01(\r\x12(\n\tinstances\x18\x06 \x03(\x0b\x32\x15.tokenmux.v1.Instance\x12\"\n\x06models\x18\x07 \x03(\x0b\x32\x12.tokenmux.v1.Model\"\xec\x02\n\x08Instance\x12\x0c\n\x04\x61t_s\x18\x01 \x01(\x01\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x13\n\x0b\x61rena_bytes\x18\x03 \x01(\x04\x12\x14\n\x0cweight_bytes\x18\x04 \x01(\x04\x12\x10\n\x08kv_bytes\x18\x05 \x01(\x04\x12\x18\n\x10host_cache_bytes\x18\x06 \x01(\x04\x12\x1d\n\x15host_cache_used_bytes\x18\x07 \x01(\x04\x12\x15\n\rhost_kv_bytes\x18\x08 \x01(\x04\x12\x1a\n\x12host_kv_used_bytes\x18\t \x01(\x04\x12\x16\n\x0e\x63ompute_busy_s\x18\n \x01(\x01\x12\x16\n\x0e\x63opy_in_busy_s\x18\x0b \x01(\x01\x12\x17\n\x0f\x63opy_out_busy_s\x18\x0c \x01(\x01\x12\x14\n\x0c\x66\x65tch_busy_s\x18\r \x01(\x01\x12\x0f\n\x07n_steps\x18\x0e \x01(\x04\x12\x12\n\nn_discards\x18\x0f \x01(\x04\x12\x15\n\rrunning_model\x18\x10 \x01(\t2\x98\x01\n\x04Pool\x12\x41\n\x06Status\x12\x1a.tokenmux.v1.StatusRequest\x1a\x1b.tokenmux.v1.StatusResponse\x12M\n\x0bWatchStatus\x12\x1f.tokenmux.v1.WatchStatusRequest\x1a\x1b.tokenmux.v1.StatusResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16tokenmux/v1/pool.proto\x12\x0btokenmux.v1\x1a\x18tokenmux/v1/models.proto\"\x0f\n\rStatusRequest\",\n\x12WatchStatusRequest\x12\x16\n\x0emin_interval_s\x18\x01 \x01(\x01\"\xb8\x02\n\x0eStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x10\n\x08uptime_s\x18\x02 \x01(\x01\x12\x12\n\nn_requests\x18\x03 \x01(\r\x12\x14\n\x0cmax_requests\x18\x04 \x01(\r\x12\x12\n\nn_restarts\x18\x05 \x01(\r\x12(\n\tinstances\x18\x06 \x03(\x0b\x32\x15.tokenmux.v1.Instance\x12\"\n\x06models\x18\x07 \x03(\x0b\x32\x12.tokenmux.v1.Model\x12$\n\x07tenants\x18\x08 \x03(\x0b\x32\x13.tokenmux.v1.Tenant\x12\x19\n\x11\x64uration_bounds_s\x18\t \x03(\x01\x12\x15\n\rdevices_saved\x18\n \x01(\x01\x12\x1f\n\x17\x64\x65vices_saved_dedicated\x18\x0b \x01(\x01\"=\n\x06Tenant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x07service\x18\x02 \x01(\x0b\x32\x14.tokenmux.v1.Service\"\x1e\n\x0cTraceRequest\x12\x0e\n\x06last_s\x18\x01 \x01(\x01\"G\n\rTraceResponse\x12\x14\n\x0c\x63hrome_trace\x18\x01 \x01(\t\x12\x0f\n\x07n_spans\x18\x02 \x01(\r\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\"\xa9\x03\n\x08Instance\x12\x0c\n\x04\x61t_s\x18\x01 \x01(\x01\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x13\n\x0b\x61rena_bytes\x18\x03 \x01(\x04\x12\x14\n\x0cweight_bytes\x18\x04 \x01(\x04\x12\x10\n\x08kv_bytes\x18\x05 \x01(\x04\x12\x18\n\x10host_cache_bytes\x18\x06 \x01(\x04\x12\x1d\n\x15host_cache_used_bytes\x18\x07 \x01(\x04\x12\x15\n\rhost_kv_bytes\x18\x08 \x01(\x04\x12\x1a\n\x12host_kv_used_bytes\x18\t \x01(\x04\x12\x16\n\x0e\x63ompute_busy_s\x18\n \x01(\x01\x12\x16\n\x0e\x63opy_in_busy_s\x18\x0b \x01(\x01\x12\x17\n\x0f\x63opy_out_busy_s\x18\x0c \x01(\x01\x12\x14\n\x0c\x66\x65tch_busy_s\x18\r \x01(\x01\x12\x0f\n\x07n_steps\x18\x0e \x01(\x04\x12\x12\n\nn_discards\x18\x0f \x01(\x04\x12\x15\n\rrunning_model\x18\x10 \x01(\t\x12\x0e\n\x06work_s\x18\x11 \x01(\x01\x12\x14\n\x0cmodel_work_s\x18\x12 \x01(\x01\x12\x15\n\rn_models_used\x18\x13 \x01(\r2\xd8\x01\n\x04Pool\x12\x41\n\x06Status\x12\x1a.tokenmux.v1.StatusRequest\x1a\x1b.tokenmux.v1.StatusResponse\x12M\n\x0bWatchStatus\x12\x1f.tokenmux.v1.WatchStatusRequest\x1a\x1b.tokenmux.v1.StatusResponse0\x01\x12>\n\x05Trace\x12\x19.tokenmux.v1.TraceRequest\x1a\x1a.tokenmux.v1.TraceResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,9 +37,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHSTATUSREQUEST']._serialized_start=82
   _globals['_WATCHSTATUSREQUEST']._serialized_end=126
   _globals['_STATUSRESPONSE']._serialized_start=129
-  _globals['_STATUSRESPONSE']._serialized_end=320
-  _globals['_INSTANCE']._serialized_start=323
-  _globals['_INSTANCE']._serialized_end=687
-  _globals['_POOL']._serialized_start=690
-  _globals['_POOL']._serialized_end=842
+  _globals['_STATUSRESPONSE']._serialized_end=441
+  _globals['_TENANT']._serialized_start=443
+  _globals['_TENANT']._serialized_end=504
+  _globals['_TRACEREQUEST']._serialized_start=506
+  _globals['_TRACEREQUEST']._serialized_end=536
+  _globals['_TRACERESPONSE']._serialized_start=538
+  _globals['_TRACERESPONSE']._serialized_end=609
+  _globals['_INSTANCE']._serialized_start=612
+  _globals['_INSTANCE']._serialized_end=1037
+  _globals['_POOL']._serialized_start=1040
+  _globals['_POOL']._serialized_end=1256
 # @@protoc_insertion_point(module_scope)

@@ -18,7 +18,7 @@ class WatchStatusRequest(_message.Message):
     def __init__(self, min_interval_s: _Optional[float] = ...) -> None: ...
 
 class StatusResponse(_message.Message):
-    __slots__ = ("version", "uptime_s", "n_requests", "max_requests", "n_restarts", "instances", "models")
+    __slots__ = ("version", "uptime_s", "n_requests", "max_requests", "n_restarts", "instances", "models", "tenants", "duration_bounds_s", "devices_saved", "devices_saved_dedicated")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     UPTIME_S_FIELD_NUMBER: _ClassVar[int]
     N_REQUESTS_FIELD_NUMBER: _ClassVar[int]
@@ -26,6 +26,10 @@ class StatusResponse(_message.Message):
     N_RESTARTS_FIELD_NUMBER: _ClassVar[int]
     INSTANCES_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
+    TENANTS_FIELD_NUMBER: _ClassVar[int]
+    DURATION_BOUNDS_S_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_SAVED_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_SAVED_DEDICATED_FIELD_NUMBER: _ClassVar[int]
     version: str
     uptime_s: float
     n_requests: int
@@ -33,10 +37,38 @@ class StatusResponse(_message.Message):
     n_restarts: int
     instances: _containers.RepeatedCompositeFieldContainer[Instance]
     models: _containers.RepeatedCompositeFieldContainer[_models_pb2.Model]
-    def __init__(self, version: _Optional[str] = ..., uptime_s: _Optional[float] = ..., n_requests: _Optional[int] = ..., max_requests: _Optional[int] = ..., n_restarts: _Optional[int] = ..., instances: _Optional[_Iterable[_Union[Instance, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[_models_pb2.Model, _Mapping]]] = ...) -> None: ...
+    tenants: _containers.RepeatedCompositeFieldContainer[Tenant]
+    duration_bounds_s: _containers.RepeatedScalarFieldContainer[float]
+    devices_saved: float
+    devices_saved_dedicated: float
+    def __init__(self, version: _Optional[str] = ..., uptime_s: _Optional[float] = ..., n_requests: _Optional[int] = ..., max_requests: _Optional[int] = ..., n_restarts: _Optional[int] = ..., instances: _Optional[_Iterable[_Union[Instance, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[_models_pb2.Model, _Mapping]]] = ..., tenants: _Optional[_Iterable[_Union[Tenant, _Mapping]]] = ..., duration_bounds_s: _Optional[_Iterable[float]] = ..., devices_saved: _Optional[float] = ..., devices_saved_dedicated: _Optional[float] = ...) -> None: ...
+
+class Tenant(_message.Message):
+    __slots__ = ("name", "service")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SERVICE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    service: _models_pb2.Service
+    def __init__(self, name: _Optional[str] = ..., service: _Optional[_Union[_models_pb2.Service, _Mapping]] = ...) -> None: ...
+
+class TraceRequest(_message.Message):
+    __slots__ = ("last_s",)
+    LAST_S_FIELD_NUMBER: _ClassVar[int]
+    last_s: float
+    def __init__(self, last_s: _Optional[float] = ...) -> None: ...
+
+class TraceResponse(_message.Message):
+    __slots__ = ("chrome_trace", "n_spans", "seconds")
+    CHROME_TRACE_FIELD_NUMBER: _ClassVar[int]
+    N_SPANS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    chrome_trace: str
+    n_spans: int
+    seconds: float
+    def __init__(self, chrome_trace: _Optional[str] = ..., n_spans: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class Instance(_message.Message):
-    __slots__ = ("at_s", "device", "arena_bytes", "weight_bytes", "kv_bytes", "host_cache_bytes", "host_cache_used_bytes", "host_kv_bytes", "host_kv_used_bytes", "compute_busy_s", "copy_in_busy_s", "copy_out_busy_s", "fetch_busy_s", "n_steps", "n_discards", "running_model")
+    __slots__ = ("at_s", "device", "arena_bytes", "weight_bytes", "kv_bytes", "host_cache_bytes", "host_cache_used_bytes", "host_kv_bytes", "host_kv_used_bytes", "compute_busy_s", "copy_in_busy_s", "copy_out_busy_s", "fetch_busy_s", "n_steps", "n_discards", "running_model", "work_s", "model_work_s", "n_models_used")
     AT_S_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     ARENA_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -53,6 +85,9 @@ class Instance(_message.Message):
     N_STEPS_FIELD_NUMBER: _ClassVar[int]
     N_DISCARDS_FIELD_NUMBER: _ClassVar[int]
     RUNNING_MODEL_FIELD_NUMBER: _ClassVar[int]
+    WORK_S_FIELD_NUMBER: _ClassVar[int]
+    MODEL_WORK_S_FIELD_NUMBER: _ClassVar[int]
+    N_MODELS_USED_FIELD_NUMBER: _ClassVar[int]
     at_s: float
     device: str
     arena_bytes: int
@@ -69,4 +104,7 @@ class Instance(_message.Message):
     n_steps: int
     n_discards: int
     running_model: str
-    def __init__(self, at_s: _Optional[float] = ..., device: _Optional[str] = ..., arena_bytes: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., host_cache_bytes: _Optional[int] = ..., host_cache_used_bytes: _Optional[int] = ..., host_kv_bytes: _Optional[int] = ..., host_kv_used_bytes: _Optional[int] = ..., compute_busy_s: _Optional[float] = ..., copy_in_busy_s: _Optional[float] = ..., copy_out_busy_s: _Optional[float] = ..., fetch_busy_s: _Optional[float] = ..., n_steps: _Optional[int] = ..., n_discards: _Optional[int] = ..., running_model: _Optional[str] = ...) -> None: ...
+    work_s: float
+    model_work_s: float
+    n_models_used: int
+    def __init__(self, at_s: _Optional[float] = ..., device: _Optional[str] = ..., arena_bytes: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., host_cache_bytes: _Optional[int] = ..., host_cache_used_bytes: _Optional[int] = ..., host_kv_bytes: _Optional[int] = ..., host_kv_used_bytes: _Optional[int] = ..., compute_busy_s: _Optional[float] = ..., copy_in_busy_s: _Optional[float] = ..., copy_out_busy_s: _Optional[float] = ..., fetch_busy_s: _Optional[float] = ..., n_steps: _Optional[int] = ..., n_discards: _Optional[int] = ..., running_model: _Optional[str] = ..., work_s: _Optional[float] = ..., model_work_s: _Optional[float] = ..., n_models_used: _Optional[int] = ...) -> None: ...

@@ -45,6 +45,11 @@ class PoolStub:
                 request_serializer=tokenmux_dot_v1_dot_pool__pb2.WatchStatusRequest.SerializeToString,
                 response_deserializer=tokenmux_dot_v1_dot_pool__pb2.StatusResponse.FromString,
                 _registered_method=True)
+        self.Trace = channel.unary_unary(
+                '/tokenmux.v1.Pool/Trace',
+                request_serializer=tokenmux_dot_v1_dot_pool__pb2.TraceRequest.SerializeToString,
+                response_deserializer=tokenmux_dot_v1_dot_pool__pb2.TraceResponse.FromString,
+                _registered_method=True)
 
 
 class PoolServicer:
@@ -65,6 +70,14 @@ class PoolServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Trace(self, request, context):
+        """What ran lately: the steps, copies and requests that ended within the last seconds, as a Chrome trace for ui.perfetto.dev.
+        The pool remembers the newest few thousand, always. UNAVAILABLE while there is no worker.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PoolServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +90,11 @@ def add_PoolServicer_to_server(servicer, server):
                     servicer.WatchStatus,
                     request_deserializer=tokenmux_dot_v1_dot_pool__pb2.WatchStatusRequest.FromString,
                     response_serializer=tokenmux_dot_v1_dot_pool__pb2.StatusResponse.SerializeToString,
+            ),
+            'Trace': grpc.unary_unary_rpc_method_handler(
+                    servicer.Trace,
+                    request_deserializer=tokenmux_dot_v1_dot_pool__pb2.TraceRequest.FromString,
+                    response_serializer=tokenmux_dot_v1_dot_pool__pb2.TraceResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +152,33 @@ class Pool:
             '/tokenmux.v1.Pool/WatchStatus',
             tokenmux_dot_v1_dot_pool__pb2.WatchStatusRequest.SerializeToString,
             tokenmux_dot_v1_dot_pool__pb2.StatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Trace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tokenmux.v1.Pool/Trace',
+            tokenmux_dot_v1_dot_pool__pb2.TraceRequest.SerializeToString,
+            tokenmux_dot_v1_dot_pool__pb2.TraceResponse.FromString,
             options,
             channel_credentials,
             insecure,

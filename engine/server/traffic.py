@@ -1,0 +1,99 @@
+"""Records traffic for capacity planning: lengths, times and names of requests that ended, never their text.
+
+The newest stay in memory, and with a path every one is also appended to a file of the trace format (`engine.workload.trace`), which is
+put aside when it is full. Recording never fails a request: when the file cannot be written, that is logged and only memory goes on.
+"""
+
+import logging
+import os
+from collections import deque
+from pathlib import Path
+
+from tokenmux.engine.core.errors import ConfigError
+from tokenmux.engine.core.request import Request
+from tokenmux.engine.workload.trace import Trace, TraceRequest, json_line
+
+logger = logging.getLogger(__name__)
+
+
+class TrafficRecorder:
+    """See the module. `window` is how many requests memory keeps, `start_s` when recording began, on the clock of `Request.arrival_s`."""
+
+    def __init__(self, window: int, start_s: float, file: "TraceFile | None" = None) -> None:
+        self.window = window
+        self._start_s = start_s
+        self._newest: deque[TraceRequest] = deque(maxlen=window)
+        self._file = file
+
+    def ended(self, request: Request, n_output: int) -> None:
+        """A request ended after so many tokens, for whatever reason."""
+        line = TraceRequest(
+            round(request.arrival_s - self._start_s, 6),
+            request.model,
+            request.n_prompt,
+            max(1, n_output),
+            request.tenant,
+            request.service.ttft_s,
+            request.service.tpot_s,
+            request.weight,
+        )
+        self._newest.append(line)
+        if self._file is not None:
+            try:
+                self._file.append(json_line(line))
+            except OSError as error:
+                logger.error("traffic is recorded in memory only from now on: %s", error)
+                self.close()
+
+    def recorded(self, last_s: float, now_s: float) -> Trace:
+        """Those in memory that arrived within `last_s` (0: all), in order of arrival."""
+        from_s = now_s - self._start_s - last_s if last_s else 0.0
+        return sorted(
+            (line for line in self._newest if line.arrival_s >= from_s), key=lambda line: line.arrival_s
+        )
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class TraceFile:
+    """A file of JSON lines that never holds half a line: each is one write to the end.
+
+    When one more line would make it longer than `max_bytes` it becomes `NAME.1.jsonl`, the one before `NAME.2.jsonl`, up to `keep`; the oldest
+    goes. So does a file that lies there at the beginning, since times in one file count from one start.
+    """
+
+    def __init__(self, path: Path, max_bytes: int, keep: int) -> None:
+        """Raises ConfigError when the file cannot be written."""
+        self._path, self._max_bytes, self._keep = path, max_bytes, keep
+        try:
+            self._file = self._begin()
+        except OSError as error:
+            raise ConfigError(
+                f"record_traffic.path: {path} cannot be written: {error.strerror}; name a file in a folder that exists and is writable"
+            ) from error
+
+    def append(self, line: str) -> None:
+        data = line.encode()
+        if self._n_bytes and self._n_bytes + len(data) > self._max_bytes:
+            os.close(self._file)
+            self._file = self._begin()
+        os.write(self._file, data)
+        self._n_bytes += len(data)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+    def _begin(self) -> int:
+        if self._path.exists() and self._path.stat().st_size:
+            for number in range(self._keep, 0, -1):
+                older = self._path if number == 1 else self._aside(number - 1)
+                if older.exists():
+                    older.replace(self._aside(number))
+        self._n_bytes = 0
+        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC, 0o640)
+
+    def _aside(self, number: int) -> Path:
+        return self._path.with_suffix(f".{number}{self._path.suffix}")
