@@ -112,7 +112,7 @@ class Bench:
         )
         self.host = ModelHost(self.instance, clock, {})
         self.device = CpuDevice(device, self.instance.ledger, clock, self, self.host)
-        self.host.attach(self.device.arena)
+        self.host.attach(self.device.arena.as_tensor())
         self.engine = Engine(self.instance, clock, self.host, self._said, {})
         self.engine.attach(self.device)
         self.engine.receive(Register(facts, str(entry.path)))

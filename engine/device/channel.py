@@ -17,10 +17,11 @@ class ChannelThread:
     def submit(self, operation: int, job: Callable[[], None]) -> None:
         self._jobs.put((operation, job))
 
-    def close(self) -> None:
-        """Finish the jobs already submitted, then end the thread."""
+    def close(self, timeout_s: float | None = None) -> bool:
+        """Finish the jobs already submitted, then end the thread; False if it has not ended by then."""
         self._jobs.put(None)
-        self._thread.join()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         while (item := self._jobs.get()) is not None:

@@ -8,7 +8,6 @@ interpreter lock released, so that they overlap with steps as far as the machine
 import ctypes
 from collections.abc import Callable, Iterable
 from threading import Event
-from typing import Protocol
 
 from tokenmux.engine.core.clock import Clock
 from tokenmux.engine.core.errors import TokenmuxError
@@ -16,43 +15,18 @@ from tokenmux.engine.core.event import CopyDone
 from tokenmux.engine.core.facts import DeviceFacts, Image, ImageId
 from tokenmux.engine.core.plan import Activate, Channel, Compact, Fetch, PageIn, PageOut, Step
 from tokenmux.engine.device.channel import ChannelThread
-from tokenmux.engine.device.interface import Post
+from tokenmux.engine.device.interface import Host, Post
 from tokenmux.engine.device.memory import Memory
+from tokenmux.engine.device.progress import progress_of
+from tokenmux.engine.device.spans import paging_spans
 from tokenmux.engine.instance.started import Started
 from tokenmux.engine.memory.ledger import Ledger, Transfer
-from tokenmux.engine.memory.slabs import BlockHandle, SlabPool
 
 COPY_CHUNK_BYTES = 16 << 20
 """Between chunks the interpreter lock changes hands and a closing device is noticed; larger chunks were no faster."""
 
-PROGRESS_INTERVAL_S = 0.2
-"""A person sees five changes a second as motion."""
-
 Span = tuple[int, int, int]
 """(target address, source address, bytes)"""
-
-
-class StepJob(Protocol):
-    """A step that is ready to run, on the compute channel's thread."""
-
-    def run(self, operation: int, interrupted: Event, post: Post) -> None:
-        """Run the iterations, posting `drawn` after each and `done` at the end."""
-        ...
-
-
-class Host(Protocol):
-    """What the device needs of its surroundings."""
-
-    def read_image(self, image: Image, into: memoryview, progress: Callable[[int], None]) -> None:
-        """Fill the buffer with an image's bytes from disk, telling `progress` of every piece.
-
-        Raises TokenmuxError where the file is bad.
-        """
-        ...
-
-    def prepare_step(self, started: Started) -> StepJob:
-        """Resolve what a step needs, on the engine's thread."""
-        ...
 
 
 class CpuDevice:
@@ -77,7 +51,7 @@ class CpuDevice:
             case Step():
                 self._interrupted.clear()
                 job = self._host.prepare_step(started)
-                self._submit(started, lambda: job.run(started.id, self._interrupted, self._post))
+                self._submit(started, lambda: job.run(started.id, self._interrupted, self._post, _settled))
             case Fetch():
                 for dropped in started.dropped:
                     self._images.pop(dropped).close()
@@ -118,7 +92,7 @@ class CpuDevice:
         spans = list(spans)
 
         def job() -> None:
-            report = self._reporter(started)
+            report = progress_of(started, self._clock, self._post)
             for target, source, n_bytes in spans:
                 for offset in range(0, n_bytes, COPY_CHUNK_BYTES):
                     if self._closing.is_set():
@@ -130,25 +104,10 @@ class CpuDevice:
 
         self._submit(started, job)
 
-    def _reporter(self, started: Started) -> Callable[[int], None]:
-        """Counts bytes done, and posts progress when some time has passed since the last."""
-        done = 0
-        told_s = self._clock.now_s()
-
-        def report(n_bytes: int) -> None:
-            nonlocal done, told_s
-            done += n_bytes
-            now_s = self._clock.now_s()
-            if now_s >= told_s + PROGRESS_INTERVAL_S:
-                told_s = now_s
-                self._post.progress(started.id, done / started.n_bytes)
-
-        return report
-
     def _fetch(self, started: Started) -> None:
         read: dict[ImageId, Memory] = {}
         error = ""
-        report = self._reporter(started)
+        report = progress_of(started, self._clock, self._post)
         try:
             for image in started.images:
                 read[image.id] = Memory(image.n_bytes, touch=False)
@@ -166,19 +125,12 @@ class CpuDevice:
         return self.arena.address + offset, self.image_address(image.id), image.n_bytes
 
     def _block_spans(self, transfers: list[Transfer], into_device: bool) -> list[Span]:
-        """One span per run of blocks that are neighbours on both sides."""
-        spans: list[Span] = []
-        for transfer in transfers:
-            size = transfer.shape.block_bytes
-            device = self.arena.address + _address(self._ledger.blocks, transfer.device, size)
-            host = self._host_kv.address + _address(self._ledger.host_blocks, transfer.host, size)
-            target, source = (device, host) if into_device else (host, device)
-            if spans and (spans[-1][0] + spans[-1][2], spans[-1][1] + spans[-1][2]) == (target, source):
-                spans[-1] = (*spans[-1][:2], spans[-1][2] + size)
-            else:
-                spans.append((target, source, size))
-        return spans
+        spans = [
+            (self.arena.address + span.device, self._host_kv.address + span.host, span.n_bytes)
+            for span in paging_spans(self._ledger, transfers)
+        ]
+        return spans if into_device else [(host, device, n_bytes) for device, host, n_bytes in spans]
 
 
-def _address(pool: SlabPool, handle: BlockHandle, block_bytes: int) -> int:
-    return pool.block_index(handle) * block_bytes
+def _settled() -> None:
+    """A processor has done what it was asked for."""

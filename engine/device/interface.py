@@ -2,14 +2,18 @@
 
     null   completes everything after the cost model's durations on virtual time, and computes nothing
     cpu    a virtual GPU: an arena of host memory, real copies on threads of their own, real steps
+    cuda   a GPU: streams ordered by events, page-locked host memory
 
 The engine starts an operation; the device posts a completion event. Everything that reads the ledger happens inside `start`, on the
 engine's thread, so that handles become addresses at launch and at no other time.
 """
 
+from collections.abc import Callable, Sequence
+from threading import Event
 from typing import Protocol
 
 from tokenmux.engine.core.event import CopyDone, StepDone
+from tokenmux.engine.core.facts import Image
 from tokenmux.engine.core.request import RequestId
 from tokenmux.engine.instance.started import Started
 
@@ -49,4 +53,34 @@ class Device(Protocol):
 
     def close(self) -> None:
         """Stop all channels and return the memory."""
+        ...
+
+
+class StepJob(Protocol):
+    """A step that is ready to run, on the compute channel's thread."""
+
+    def kv_blocks(self) -> Sequence[tuple[Sequence[int], int]]:
+        """For each chunk the indices of its KV blocks, and how many of the first ones the step only reads."""
+        ...
+
+    def run(self, operation: int, interrupted: Event, post: Post, settle: Callable[[], None]) -> None:
+        """Run the iterations, posting `drawn` after each and `done` at the end.
+
+        `settle` returns when the device has done what it was asked for until then: before that nothing is over, nor its time known.
+        """
+        ...
+
+
+class Host(Protocol):
+    """What a device needs of its surroundings."""
+
+    def read_image(self, image: Image, into: memoryview, progress: Callable[[int], None]) -> None:
+        """Fill the buffer with an image's bytes from disk, telling `progress` of every piece.
+
+        Raises TokenmuxError where the file is bad.
+        """
+        ...
+
+    def prepare_step(self, started: Started) -> StepJob:
+        """Resolve what a step needs, on the engine's thread."""
         ...

@@ -3,6 +3,8 @@
 import ctypes
 import mmap
 
+import torch
+
 
 class Memory:
     """`n_bytes` of page-aligned memory. `touch` writes every page, so that no copy into it ever meets a page fault."""
@@ -14,6 +16,10 @@ class Memory:
         self.address = ctypes.addressof(self._exported)
         if touch:
             ctypes.memset(self.address, 0, len(self.buffer))
+
+    def as_tensor(self) -> torch.Tensor:
+        """All of it as `uint8`."""
+        return torch.frombuffer(self.buffer, dtype=torch.uint8)
 
     def close(self) -> None:
         """Give the pages back, now and not when the last view of them is gone. Nothing may read them any more."""

@@ -1,14 +1,17 @@
-"""Puts the parts of a worker together: an instance, the virtual GPU, the models on it, and the engine over them."""
+"""Puts the parts of a worker together: an instance, a device, the models on it, and the engine over them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 from tokenmux.engine.core.cost import RooflineCost
 from tokenmux.engine.core.facts import DeviceFacts, HostFacts
 from tokenmux.engine.core.message import FromWorker
 from tokenmux.engine.core.request import RequestId
 from tokenmux.engine.device.cpu import CpuDevice
+from tokenmux.engine.device.cuda import CudaDevice
+from tokenmux.engine.device.gpu import TorchGpu
 from tokenmux.engine.instance.instance import Instance
 from tokenmux.engine.memory.host_cache import HostCache
 from tokenmux.engine.policy.registry import make_policy
@@ -17,6 +20,8 @@ from tokenmux.engine.runtime.contents import Content
 from tokenmux.engine.runtime.engine import Engine
 from tokenmux.engine.runtime.loop import EngineLoop
 from tokenmux.engine.runtime.model_host import ModelHost
+
+DeviceKind = Literal["cpu", "cuda"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +32,7 @@ class WorkerConfig:
     host: HostFacts
     policy: str = "slack"
     """A name of `engine.policy.registry`."""
+    kind: DeviceKind = "cpu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +48,10 @@ class Parts:
 def assemble(
     config: WorkerConfig, loop: EngineLoop, emit: Callable[[list[FromWorker]], None]
 ) -> Iterator[Parts]:
-    """Make the parts; on leaving, the device's threads end and its memory goes back."""
+    """Make the parts; on leaving, the device's threads end and its memory goes back.
+
+    Raises ConfigError where there is no device of that kind, DoesNotFit where its memory does not suffice.
+    """
     clock = MonotonicClock()
     contents: dict[RequestId, Content] = {}
     instance = Instance(
@@ -52,8 +61,13 @@ def assemble(
         RooflineCost(config.device, config.host),
     )
     host = ModelHost(instance, clock, contents)
-    device = CpuDevice(config.device, instance.ledger, clock, loop, host)
-    host.attach(device.arena)
+    device: CpuDevice | CudaDevice
+    if config.kind == "cuda":
+        device = CudaDevice(config.device, instance.ledger, clock, loop, host, TorchGpu())
+        host.attach(device.arena)
+    else:
+        device = CpuDevice(config.device, instance.ledger, clock, loop, host)
+        host.attach(device.arena.as_tensor())
     engine = Engine(instance, clock, host, emit, contents)
     engine.attach(device)
     try:

@@ -5,7 +5,7 @@ blocks. A skeleton is built once, when its model is first fetched, on the fetch 
 """
 
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, RLock
@@ -19,7 +19,6 @@ from tokenmux.engine.core.facts import Image, ImageId, KvShape, ModelFacts, Mode
 from tokenmux.engine.core.plan import Chunk, Step
 from tokenmux.engine.core.request import FinishReason, RequestId
 from tokenmux.engine.device.interface import Post
-from tokenmux.engine.device.memory import Memory
 from tokenmux.engine.instance.instance import Instance
 from tokenmux.engine.instance.started import Started
 from tokenmux.engine.models.batch import Segment
@@ -40,8 +39,9 @@ class ModelHost:
         self._models: dict[ModelId, _Model] = {}
         self._kv_views: dict[tuple[KvShape, torch.dtype], torch.Tensor] = {}
 
-    def attach(self, arena: Memory) -> None:
-        self._arena = torch.frombuffer(arena.buffer, dtype=torch.uint8)
+    def attach(self, arena: torch.Tensor) -> None:
+        """`arena` is all of the device's memory for weights and KV, as bytes."""
+        self._arena = arena
 
     # ── what the engine says ─────────────────────────────────────────────────────────────────────────────────
 
@@ -172,13 +172,18 @@ class RunnableStep:
     repeat: int
     clock: Clock
 
-    def run(self, operation: int, interrupted: Event, post: Post) -> None:
+    def kv_blocks(self) -> list[tuple[Sequence[int], int]]:
+        block_size = self.kv.shape[4]
+        return [(segment.blocks, segment.start // block_size) for segment in self.segments]
+
+    def run(self, operation: int, interrupted: Event, post: Post, settle: Callable[[], None]) -> None:
         """Run up to `repeat` iterations; fewer when a request stops or the step is interrupted."""
         batch = self.runner.prepare(self.segments, self.kv)
         ends_s: list[float] = []
         finished: tuple[tuple[RequestId, FinishReason], ...] = ()
         while True:
             tokens = self.runner.step(batch)
+            settle()
             ends_s.append(self.clock.now_s())
             drawn = [
                 (request, token, segment)

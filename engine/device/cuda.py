@@ -1,0 +1,414 @@
+"""A GPU: one arena, three streams, copies in two chunks at a time, and events instead of stopping the device.
+
+    engine's thread     start: handles become addresses, and `Ordering` says which pieces of other channels come first
+    channel's thread    gives its stream the work, sleeps on events, posts what completed; one operation at a time
+    stream              compute, copy-in, copy-out; runs while the others run, except where it was told to wait for an event
+
+An operation falls into pieces: the blocks of one request, one extent of weights, one move, one step. Each ends with an event of its own,
+and a piece that touches the same bytes waits for that event on the device, not for the operation, and nobody's thread.
+The instance plans most of what depends on an operation only when that has completed; nothing here relies on it.
+
+Host memory is page-locked in place where the system allows it, so that the copy engines read images and paged-out KV where they lie.
+Where it does not, copies pass through two page-locked chunks for each direction, filled and emptied by the channel's thread.
+
+A step writes tokens that no copy in flight may count on: a page-out copies whole blocks, but its book says up to where they were computed
+when it began. So it waits for no step, and a step for no page-out, on the tokens that the step adds (`_Space.TAIL`).
+
+Not done: graphs. A captured decode step would be a `StepJob` that replays instead of launching; it needs index arrays at fixed
+addresses and weights that come back to the extent at which the graph was captured, or virtual-memory mapping under it.
+Nothing here has run on a GPU yet: tests carry it out on streams that do each thing as late as their order permits.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from itertools import count
+from threading import Event
+from typing import TypeVar
+
+import torch
+
+from tokenmux.engine.core.clock import Clock
+from tokenmux.engine.core.errors import TokenmuxError
+from tokenmux.engine.core.event import CopyDone
+from tokenmux.engine.core.facts import DeviceFacts, Image, ImageId
+from tokenmux.engine.core.plan import Activate, Channel, Compact, Fetch, PageIn, PageOut, Step
+from tokenmux.engine.device.channel import ChannelThread
+from tokenmux.engine.device.gpu import STREAMS, Gpu, GpuEvent
+from tokenmux.engine.device.interface import Host, Post, StepJob
+from tokenmux.engine.device.memory import Memory
+from tokenmux.engine.device.ordering import NOWHERE, Ordering, Places, Spans, merged
+from tokenmux.engine.device.progress import progress_of
+from tokenmux.engine.device.spans import block_spans, move_pieces, paging_spans
+from tokenmux.engine.instance.started import Started
+from tokenmux.engine.memory.arena import Move
+from tokenmux.engine.memory.ledger import Ledger, Transfer
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+CHUNK_BYTES = 16 << 20
+"""At 50 GB/s a third of a millisecond: long against the microseconds of an event, short against a switch."""
+
+CHUNKS_IN_FLIGHT = 2
+"""One is copied while the next is prepared."""
+
+CLOSE_TIMEOUT_S = 2.0
+"""A channel that has not ended by then hangs in the driver, and only the end of the process ends it. Four of them wait less long
+than the front does before it kills the process."""
+
+
+class _Space(Enum):
+    """Where bytes lie, for the ordering. Images are spaces of their own, named by their ids."""
+
+    ARENA = 1
+    TAIL = 2
+    """The arena once more: the tokens that steps in flight are adding to blocks."""
+    HOST_KV = 3
+
+
+class _LostError(Exception):
+    """A piece that comes first will never be done: the device is closing, or broken and has said so."""
+
+
+@dataclass(slots=True, eq=False)
+class _Piece:
+    """A part of an operation that others can wait for. `passed` is set once `end` is recorded, or when it never will be."""
+
+    channel: Channel
+    copies: tuple["_Copy", ...] = ()
+    number: int = 0
+    after: tuple["_Piece", ...] = ()
+    end: GpuEvent | None = None
+    lost: bool = False
+    passed: Event = field(default_factory=Event)
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """`uint8` tensors of equal size. `staged`: its host side is not page-locked."""
+
+    target: torch.Tensor
+    source: torch.Tensor
+    staged: bool = False
+
+    @property
+    def n_bytes(self) -> int:
+        return self.target.numel()
+
+    def part(self, start: int, end: int) -> "_Copy":
+        return _Copy(self.target[start:end], self.source[start:end], self.staged)
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """Copies in flight, and what the host has to do once they are done."""
+
+    end: GpuEvent
+    n_bytes: int
+    to_empty: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+
+
+class _HostMemory:
+    """Memory of ours that the GPU copies from or to, page-locked if the system allows it."""
+
+    def __init__(self, gpu: Gpu, memory: Memory) -> None:
+        self._gpu = gpu
+        self._memory = memory
+        self.locked = gpu.lock(memory)
+        self.bytes = memory.as_tensor()
+
+    def close(self) -> None:
+        if self.locked:
+            self._gpu.unlock(self._memory)
+        self._memory.close()
+
+
+class CudaDevice:
+    """Four threads over three streams and one arena. Raises DoesNotFit where the arena does not fit the GPU."""
+
+    def __init__(
+        self,
+        facts: DeviceFacts,
+        ledger: Ledger,
+        clock: Clock,
+        post: Post,
+        host: Host,
+        gpu: Gpu,
+        chunk_bytes: int = CHUNK_BYTES,
+    ) -> None:
+        self._gpu = gpu
+        self._chunk_bytes = chunk_bytes
+        self.arena = gpu.allocate(facts.arena_bytes)
+        self._aside = gpu.allocate(chunk_bytes)
+        self._host_kv = _HostMemory(gpu, Memory(facts.host_kv_bytes, touch=True))
+        self._rings: dict[Channel, list[torch.Tensor]] = {}
+        self._images: dict[ImageId, _HostMemory] = {}
+        self._ledger = ledger
+        self._clock = clock
+        self._post = post
+        self._host = host
+        self._ordering: Ordering[_Piece] = Ordering()
+        self._interrupted = Event()
+        self._closing = Event()
+        self._channels = {
+            channel: ChannelThread(channel.name.lower().replace("_", "-"), post.broken) for channel in Channel
+        }
+        if self._host_kv.locked:
+            _log.info("%s: host memory is page-locked in place", gpu.name)
+        else:
+            _log.warning(
+                "%s: copies of paged-out KV pass through page-locked chunks, which is slower: allow the server to lock %d bytes",
+                gpu.name,
+                facts.host_kv_bytes,
+            )
+
+    def start(self, started: Started) -> None:
+        match started.operation:
+            case Step():
+                self._interrupted.clear()
+                step = self._host.prepare_step(started)
+                piece = self._enter(_Piece(Channel.COMPUTE), *self._step_places(started, step))
+                self._submit(started, [piece], lambda: self._step(started, step, piece))
+            case Fetch():
+                dropped = {image: self._images.pop(image) for image in started.dropped}
+                forgotten: Places = {image: ((0, memory.bytes.numel()),) for image, memory in dropped.items()}
+                piece = self._enter(_Piece(Channel.FETCH), NOWHERE, forgotten)
+                self._submit(started, [piece], lambda: self._fetch(started, list(dropped.values()), piece))
+            case Activate():
+                self._submit_copy(started, [self._enter_image(image) for image in started.images])
+            case PageIn() | PageOut():
+                paged = [self._enter_blocks(started.channel, blocks) for _, blocks in started.transfers]
+                self._submit_copy(started, paged)
+            case Compact():
+                self._submit_copy(started, [self._enter_move(move) for move in started.moves])
+
+    def interrupt(self) -> None:
+        self._interrupted.set()
+
+    def close(self) -> None:
+        """End the channels, then give all memory back. What hangs in the driver keeps its memory until the process ends."""
+        self._closing.set()
+        self._interrupted.set()
+        ended = [channel.close(CLOSE_TIMEOUT_S) for channel in self._channels.values()]
+        if not all(ended):
+            _log.error("%s: an operation hangs in the driver; the process has to end", self._gpu.name)
+            return
+        for channel in STREAMS:
+            self._despite_errors(lambda channel: self._gpu.record(channel).wait(), channel)
+        for memory in (self._host_kv, *self._images.values()):
+            self._despite_errors(_HostMemory.close, memory)
+        for tensor in (self.arena, self._aside, *(slot for ring in self._rings.values() for slot in ring)):
+            self._despite_errors(self._gpu.release, tensor)
+
+    def _despite_errors(self, give_back: Callable[[T], None], what: T) -> None:
+        """A broken GPU refuses even to take its memory back; that must not keep the rest."""
+        try:
+            give_back(what)
+        except RuntimeError as error:
+            _log.warning("%s: while closing: %s", self._gpu.name, error)
+
+    # ── on the engine's thread: what touches which bytes ─────────────────────────────────────────────────────
+
+    def _enter(self, piece: _Piece, reads: Places, writes: Places) -> _Piece:
+        piece.number, piece.after = self._ordering.enter(piece.channel, piece, reads, writes)
+        return piece
+
+    def _step_places(self, started: Started, step: StepJob) -> tuple[Places, Places]:
+        assert started.model is not None
+        size = started.model.kv.block_bytes
+        weights = [self._extent(image) for image in started.model.images]
+        blocks = step.kv_blocks()
+        read = block_spans([indices for indices, _ in blocks], size)
+        tail = block_spans([indices[n_full:] for indices, n_full in blocks], size)
+        return {_Space.ARENA: merged((*weights, *read)), _Space.TAIL: tail}, {_Space.TAIL: tail}
+
+    def _enter_image(self, image: Image) -> _Piece:
+        start, end = self._extent(image)
+        memory = self._images[image.id]
+        source = memory.bytes[: image.n_bytes]
+        copies = (_Copy(self.arena[start:end], source, staged=not memory.locked),)
+        reads: Places = {image.id: ((0, image.n_bytes),)}
+        return self._enter(_Piece(Channel.COPY_IN, copies), reads, _both(((start, end),)))
+
+    def _enter_blocks(self, channel: Channel, transfers: Sequence[Transfer]) -> _Piece:
+        spans = paging_spans(self._ledger, transfers)
+        device = merged((s.device, s.device + s.n_bytes) for s in spans)
+        host: Places = {_Space.HOST_KV: merged((s.host, s.host + s.n_bytes) for s in spans)}
+        pairs = [
+            (self.arena[s.device : s.device + s.n_bytes], self._host_kv.bytes[s.host : s.host + s.n_bytes])
+            for s in spans
+        ]
+        staged = not self._host_kv.locked
+        if channel is Channel.COPY_IN:
+            copies = tuple(_Copy(on_device, on_host, staged) for on_device, on_host in pairs)
+            return self._enter(_Piece(channel, copies), host, _both(device))
+        copies = tuple(_Copy(on_host, on_device, staged) for on_device, on_host in pairs)
+        return self._enter(_Piece(channel, copies), {_Space.ARENA: device}, host)
+
+    def _enter_move(self, move: Move) -> _Piece:
+        copies: list[_Copy] = []
+        for source, target, n_bytes, aside in move_pieces(move, self._chunk_bytes):
+            begin, end = self.arena[source : source + n_bytes], self.arena[target : target + n_bytes]
+            if aside:
+                copies += (_Copy(self._aside[:n_bytes], begin), _Copy(end, self._aside[:n_bytes]))
+            else:
+                copies.append(_Copy(end, begin))
+        source_span = ((move.source, move.source + move.n_bytes),)
+        target_span = ((move.target, move.target + move.n_bytes),)
+        return self._enter(_Piece(Channel.COPY_IN, tuple(copies)), _both(source_span), _both(target_span))
+
+    def _extent(self, image: Image) -> tuple[int, int]:
+        start = self._ledger.arena.offset(self._ledger.extent(image.id))
+        return start, start + image.n_bytes
+
+    # ── on the channels' threads ─────────────────────────────────────────────────────────────────────────────
+
+    def _submit(self, started: Started, pieces: Sequence[_Piece], job: Callable[[], None]) -> None:
+        def run() -> None:
+            try:
+                job()
+            except _LostError:
+                return
+            finally:
+                for piece in pieces:
+                    piece.lost = not piece.passed.is_set()
+                    piece.passed.set()
+                    self._ordering.leave(piece.channel, piece.number)
+
+        self._channels[started.channel].submit(started.id, run)
+
+    def _submit_copy(self, started: Started, pieces: Sequence[_Piece]) -> None:
+        self._submit(started, pieces, lambda: self._copy(started, pieces))
+
+    def _come_after(self, piece: _Piece, *, on_host: bool) -> None:
+        """Let what the stream is given from now on (or, `on_host`, this thread) come after the pieces that come first.
+
+        An event that is not recorded yet holds nothing back, so this thread sleeps until the other has recorded it. That
+        ends: pieces wait only for those entered before them, and a thread that gives up a piece says so.
+        """
+        for earlier in piece.after:
+            earlier.passed.wait()
+            if earlier.lost:
+                raise _LostError
+            if earlier.end is not None and on_host:
+                earlier.end.wait()
+            elif earlier.end is not None:
+                earlier.end.hold(piece.channel)
+
+    def _pass(self, piece: _Piece) -> None:
+        piece.end = self._gpu.record(piece.channel)
+        piece.passed.set()
+
+    def _step(self, started: Started, step: StepJob, piece: _Piece) -> None:
+        if self._closing.is_set():
+            raise _LostError
+        self._come_after(piece, on_host=False)
+        with self._gpu.running(Channel.COMPUTE):
+            step.run(started.id, self._interrupted, self._post, self._settle)
+        self._pass(piece)
+
+    def _settle(self) -> None:
+        self._gpu.record(Channel.COMPUTE).wait()
+
+    def _copy(self, started: Started, pieces: Sequence[_Piece]) -> None:
+        report = progress_of(started, self._clock, self._post)
+        in_flight: deque[_Chunk] = deque()
+        numbers = count()
+
+        def land() -> None:
+            chunk = in_flight.popleft()
+            chunk.end.wait()
+            for target, source in chunk.to_empty:
+                target.copy_(source)
+            report(chunk.n_bytes)
+
+        for piece in pieces:
+            # The host's part of a staged copy is done at once, not in the stream's turn.
+            staged = any(copy.staged for copy in piece.copies)
+            self._come_after(piece, on_host=staged)
+            for copies in _chunks(piece.copies, self._chunk_bytes):
+                if self._closing.is_set():
+                    raise _LostError
+                if len(in_flight) == CHUNKS_IN_FLIGHT:
+                    land()
+                in_flight.append(self._give(started.channel, copies, next(numbers)))
+            while staged and in_flight:
+                land()
+            self._pass(piece)
+        while in_flight:
+            land()
+        self._post.done(CopyDone(self._clock.now_s(), started.id))
+
+    def _give(self, channel: Channel, copies: Sequence[_Copy], number: int) -> _Chunk:
+        """Give the stream one chunk. The ring's slot for this number is free: at most `CHUNKS_IN_FLIGHT` are in flight."""
+        to_empty: list[tuple[torch.Tensor, torch.Tensor]] = []
+        filled = 0
+        for copy in copies:
+            if copy.staged:
+                slot = self._slot(channel, number)[filled : filled + copy.n_bytes]
+                filled += copy.n_bytes
+                if channel is Channel.COPY_IN:
+                    slot.copy_(copy.source)
+                    self._gpu.copy(channel, copy.target, slot)
+                else:
+                    self._gpu.copy(channel, slot, copy.source)
+                    to_empty.append((copy.target, slot))
+            else:
+                self._gpu.copy(channel, copy.target, copy.source)
+        n_bytes = sum(copy.n_bytes for copy in copies)
+        return _Chunk(self._gpu.record(channel), n_bytes, tuple(to_empty))
+
+    def _slot(self, channel: Channel, number: int) -> torch.Tensor:
+        if channel not in self._rings:
+            self._rings[channel] = [
+                self._gpu.allocate_locked(self._chunk_bytes) for _ in range(CHUNKS_IN_FLIGHT)
+            ]
+        return self._rings[channel][number % CHUNKS_IN_FLIGHT]
+
+    def _fetch(self, started: Started, dropped: Sequence[_HostMemory], piece: _Piece) -> None:
+        self._come_after(piece, on_host=True)
+        for forgotten in dropped:
+            forgotten.close()
+        error = ""
+        read: dict[ImageId, _HostMemory] = {}
+        report = progress_of(started, self._clock, self._post)
+        try:
+            for image in started.images:
+                memory = Memory(image.n_bytes, touch=False)
+                read[image.id] = _HostMemory(self._gpu, memory)
+                self._host.read_image(image, memoryview(memory.buffer)[: image.n_bytes], report)
+        except TokenmuxError as problem:
+            error = str(problem)
+            for unusable in read.values():
+                unusable.close()
+        else:
+            self._images.update(read)
+        piece.passed.set()
+        self._post.done(CopyDone(self._clock.now_s(), started.id, error))
+
+
+def _both(spans: Spans) -> Places:
+    """The arena, whatever is in it."""
+    return {_Space.ARENA: spans, _Space.TAIL: spans}
+
+
+def _chunks(copies: Sequence[_Copy], n_bytes: int) -> Iterator[list[_Copy]]:
+    """The copies in order: large ones cut, small ones gathered, to at most `n_bytes` each."""
+    gathered: list[_Copy] = []
+    room = n_bytes
+    for copy in copies:
+        start = 0
+        while start < copy.n_bytes:
+            end = min(start + room, copy.n_bytes)
+            gathered.append(copy.part(start, end))
+            room -= end - start
+            start = end
+            if not room:
+                yield gathered
+                gathered, room = [], n_bytes
+    if gathered:
+        yield gathered

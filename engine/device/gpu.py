@@ -1,0 +1,191 @@
+"""What the CUDA device needs of a GPU, and torch's GPU behind it: memory, three streams, events, copies, page-locked host memory.
+
+A stream is named by the channel that it belongs to: `COMPUTE`, `COPY_IN`, `COPY_OUT`. Work given to a stream runs in the order in which it
+was given; `GpuEvent.hold` is the only thing that orders one stream after another, and `GpuEvent.wait` the only thing that waits.
+Only long-stable parts of `torch.cuda` are used. Nothing here has run on a GPU yet.
+"""
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from threading import Thread
+from typing import Protocol
+
+import torch
+
+from tokenmux.engine.core.errors import ConfigError, DoesNotFit
+from tokenmux.engine.core.plan import Channel
+from tokenmux.engine.device.memory import Memory
+
+_log = logging.getLogger(__name__)
+
+STREAMS = (Channel.COMPUTE, Channel.COPY_IN, Channel.COPY_OUT)
+
+_PORTABLE = 1
+"""`cudaHostRegisterPortable`."""
+
+
+class GpuEvent(Protocol):
+    """A moment in a stream: it has passed when all work given to the stream before it is done."""
+
+    def wait(self) -> None:
+        """Sleep until it has passed. Raises what the work before it raised."""
+        ...
+
+    def hold(self, channel: Channel) -> None:
+        """Work given to that stream from now on begins after it. Returns at once."""
+        ...
+
+
+class Gpu(Protocol):
+    """One GPU. Callable from any thread; a call may raise a RuntimeError after which every other one does."""
+
+    @property
+    def name(self) -> str: ...
+
+    def allocate(self, n_bytes: int) -> torch.Tensor:
+        """Device memory as a `uint8` tensor, zeroed. Raises DoesNotFit."""
+        ...
+
+    def release(self, memory: torch.Tensor) -> None:
+        """Give device memory or page-locked memory back to the driver now, whatever views of it there are."""
+        ...
+
+    def allocate_locked(self, n_bytes: int) -> torch.Tensor:
+        """Page-locked host memory as a `uint8` tensor."""
+        ...
+
+    def lock(self, memory: Memory) -> bool:
+        """Page-lock host memory in place, so that the copy engines reach it; False where the system refuses."""
+        ...
+
+    def unlock(self, memory: Memory) -> None:
+        """Undo `lock`. No copy may be under way."""
+        ...
+
+    def copy(self, channel: Channel, target: torch.Tensor, source: torch.Tensor) -> None:
+        """Give the stream a copy between `uint8` tensors of equal size that do not overlap; host memory is page-locked."""
+        ...
+
+    def record(self, channel: Channel) -> GpuEvent:
+        """The moment after all that was given to the stream until now."""
+        ...
+
+    def running(self, channel: Channel) -> AbstractContextManager[object]:
+        """What torch is asked to do on this thread meanwhile goes to that stream."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _TorchEvent:
+    event: torch.cuda.Event
+    streams: dict[Channel, torch.cuda.Stream]
+
+    def wait(self) -> None:
+        self.event.synchronize()
+
+    def hold(self, channel: Channel) -> None:
+        self.streams[channel].wait_event(self.event)
+
+
+class TorchGpu:
+    """The first CUDA device that torch sees (`CUDA_VISIBLE_DEVICES` says which). Raises ConfigError where there is none."""
+
+    def __init__(self) -> None:
+        check_cuda()
+        self._device = torch.device("cuda", 0)
+        self._streams = {channel: torch.cuda.Stream(self._device) for channel in STREAMS}  # type: ignore[no-untyped-call]
+
+    @property
+    def name(self) -> str:
+        return torch.cuda.get_device_name(self._device)
+
+    def allocate(self, n_bytes: int) -> torch.Tensor:
+        try:
+            memory = torch.zeros(n_bytes, dtype=torch.uint8, device=self._device)
+        except torch.OutOfMemoryError:
+            free, total = torch.cuda.mem_get_info(self._device)
+            raise DoesNotFit(
+                f"{n_bytes} bytes cannot be allocated on {self.name}, where {free} of {total} are free: "
+                "lower device.arena, or end what else runs there"
+            ) from None
+        # Torch gave the zeros to the default stream, which ours do not wait for.
+        torch.cuda.synchronize(self._device)
+        return memory
+
+    def release(self, memory: torch.Tensor) -> None:
+        memory.untyped_storage().resize_(0)
+        torch.cuda.empty_cache()
+
+    def allocate_locked(self, n_bytes: int) -> torch.Tensor:
+        return torch.empty(n_bytes, dtype=torch.uint8, pin_memory=True)
+
+    def lock(self, memory: Memory) -> bool:
+        status = _in_a_thread(
+            lambda: _cudart().cudaHostRegister(memory.address, len(memory.buffer), _PORTABLE)
+        )
+        if status:
+            _log.warning(
+                "%d bytes of host memory cannot be page-locked (CUDA error %d)", len(memory.buffer), status
+            )
+        return not status
+
+    def unlock(self, memory: Memory) -> None:
+        status = _in_a_thread(lambda: _cudart().cudaHostUnregister(memory.address))
+        if status:
+            raise RuntimeError(f"cudaHostUnregister failed with CUDA error {status}")
+
+    def copy(self, channel: Channel, target: torch.Tensor, source: torch.Tensor) -> None:
+        with self.running(channel):
+            target.copy_(source, non_blocking=True)
+
+    def record(self, channel: Channel) -> _TorchEvent:
+        # Blocking: whoever waits for it sleeps, instead of turning a core in circles that steps need.
+        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        event.record(self._streams[channel])
+        return _TorchEvent(event, self._streams)
+
+    def running(self, channel: Channel) -> AbstractContextManager[object]:
+        return torch.cuda.stream(self._streams[channel])
+
+
+def check_cuda() -> None:
+    """Raise ConfigError, with the remedy, unless torch can use a CUDA device. Makes no CUDA context."""
+    if torch.version.cuda is None:
+        raise ConfigError(
+            f"device.kind: cuda needs a torch that was built for CUDA, and this one is {torch.__version__}: "
+            "install one from pytorch.org, or say `kind: cpu`"
+        )
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"device.kind: cuda needs an NVIDIA GPU, and torch {torch.__version__} sees none: look at `nvidia-smi` and at "
+            "CUDA_VISIBLE_DEVICES, or say `kind: cpu`"
+        )
+
+
+def _cudart() -> "_Cudart":
+    runtime: _Cudart = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    return runtime
+
+
+class _Cudart(Protocol):
+    """What we use of `torch.cuda.cudart()`; both return a status that is 0 when all is well."""
+
+    def cudaHostRegister(self, address: int, n_bytes: int, flags: int) -> int: ...
+    def cudaHostUnregister(self, address: int) -> int: ...
+
+
+def _in_a_thread(call: Callable[[], int]) -> int:
+    """Call in a thread of its own.
+
+    The runtime keeps the error of a failed call for the thread that made it, where the next kernel launch would report it as its own;
+    torch offers no way to clear it.
+    """
+    status: list[int] = []
+    thread = Thread(target=lambda: status.append(int(call())), name="tokenmux-page-lock")
+    thread.start()
+    thread.join()
+    if not status:
+        raise RuntimeError("the CUDA runtime cannot be called")
+    return status[0]

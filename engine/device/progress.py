@@ -1,0 +1,26 @@
+"""How far a long copy or fetch is, told a few times a second."""
+
+from collections.abc import Callable
+
+from tokenmux.engine.core.clock import Clock
+from tokenmux.engine.device.interface import Post
+from tokenmux.engine.instance.started import Started
+
+INTERVAL_S = 0.2
+"""A person sees five changes a second as motion."""
+
+
+def progress_of(started: Started, clock: Clock, post: Post) -> Callable[[int], None]:
+    """To be called with the bytes of every piece that is done; posts progress when some time has passed since the last."""
+    done = 0
+    told_s = clock.now_s()
+
+    def report(n_bytes: int) -> None:
+        nonlocal done, told_s
+        done += n_bytes
+        now_s = clock.now_s()
+        if now_s >= told_s + INTERVAL_S:
+            told_s = now_s
+            post.progress(started.id, min(1.0, done / started.n_bytes))
+
+    return report

@@ -1,0 +1,69 @@
+"""Where the bytes of an operation lie, as offsets: the only place where handles of blocks become numbers for a device."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from tokenmux.engine.device.ordering import Spans
+from tokenmux.engine.memory.arena import Move
+from tokenmux.engine.memory.ledger import Ledger, Transfer
+
+
+class PagingSpan(NamedTuple):
+    """`n_bytes` at `device` in the arena and at `host` in the memory for paged-out KV."""
+
+    device: int
+    host: int
+    n_bytes: int
+
+
+def paging_spans(ledger: Ledger, transfers: Iterable[Transfer]) -> list[PagingSpan]:
+    """One span per run of blocks that are neighbours on both sides."""
+    spans: list[PagingSpan] = []
+    for transfer in transfers:
+        size = transfer.shape.block_bytes
+        device = ledger.blocks.block_index(transfer.device) * size
+        host = ledger.host_blocks.block_index(transfer.host) * size
+        last = spans[-1] if spans else None
+        if last and (last.device + last.n_bytes, last.host + last.n_bytes) == (device, host):
+            spans[-1] = last._replace(n_bytes=last.n_bytes + size)
+        else:
+            spans.append(PagingSpan(device, host, size))
+    return spans
+
+
+def block_spans(indices: Sequence[Sequence[int]], block_bytes: int) -> Spans:
+    """The bytes of blocks given by their indices in the view of the whole arena, merged."""
+    flat = np.unique(np.fromiter((i for some in indices for i in some), np.int64))
+    if not len(flat):
+        return ()
+    last = np.flatnonzero(np.diff(flat) != 1)
+    starts = flat[np.concatenate(([0], last + 1))] * block_bytes
+    ends = (flat[np.concatenate((last, [len(flat) - 1]))] + 1) * block_bytes
+    return tuple(zip(starts.tolist(), ends.tolist(), strict=True))
+
+
+class Piece(NamedTuple):
+    """`n_bytes` from `source` to `target`; through a buffer aside where these overlap and the piece is not smaller than their distance."""
+
+    source: int
+    target: int
+    n_bytes: int
+    aside: bool = False
+
+
+def move_pieces(move: Move, n_bytes: int) -> list[Piece]:
+    """A move cut into copies whose sides do not overlap, of at most `n_bytes` where the whole overlaps itself.
+
+    Carried out in order they are a memmove: a slide down begins at its low end, one up at its high end.
+    """
+    distance = abs(move.target - move.source)
+    if distance >= move.n_bytes:
+        return [Piece(move.source, move.target, move.n_bytes)]
+    starts = range(0, move.n_bytes, n_bytes)
+    return [
+        Piece(move.source + start, move.target + start, size, aside=size > distance)
+        for start in (starts if move.target < move.source else reversed(starts))
+        for size in [min(n_bytes, move.n_bytes - start)]
+    ]

@@ -1,0 +1,165 @@
+"""A GPU without a GPU: streams over host memory that do everything late, in a random order that events and streams permit.
+
+What a stream is given runs when somebody waits for it, or by chance before; a copy reads its source then and not when it was given. So
+a wait that is missing shows as wrong bytes. Copies are refused from or to memory that a GPU could not reach, or not any more.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from random import Random
+from threading import RLock
+
+import torch
+
+from tokenmux.engine.core.errors import DoesNotFit
+from tokenmux.engine.core.plan import Channel
+from tokenmux.engine.device.gpu import STREAMS
+from tokenmux.engine.device.memory import Memory
+
+
+@dataclass(eq=False)
+class FakeEvent:
+    gpu: "FakeGpu"
+    channel: Channel
+    passed: bool = False
+
+    def wait(self) -> None:
+        self.gpu.run_until(self)
+
+    def hold(self, channel: Channel) -> None:
+        self.gpu.give(channel, lambda: None, self)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a stream does once `after` has passed."""
+
+    run: Callable[[], None]
+    after: FakeEvent | None
+
+
+@dataclass
+class FakeGpu:
+    seed: int = 0
+    capacity: int = 1 << 30
+    lockable: bool = True
+    fail_at: int | None = None
+    """The copy of this number fails, and everything after it."""
+    name: str = "fake"
+    allocated: dict[int, int] = field(default_factory=dict)
+    """Bytes by address: of device memory, and of page-locked memory."""
+    locked: dict[int, int] = field(default_factory=dict)
+    n_copies: int = 0
+    broken: bool = False
+
+    def __post_init__(self) -> None:
+        self._random = Random(self.seed)
+        self._streams: dict[Channel, deque[Task]] = {channel: deque() for channel in STREAMS}
+        self._lock = RLock()
+
+    # ── the interface ────────────────────────────────────────────────────────────────────────────────────────
+
+    def allocate(self, n_bytes: int) -> torch.Tensor:
+        self._check()
+        if sum(self.allocated.values()) + n_bytes > self.capacity:
+            raise DoesNotFit(f"{n_bytes} bytes cannot be allocated on {self.name}: lower device.arena")
+        memory = torch.zeros(n_bytes, dtype=torch.uint8)
+        self.allocated[memory.data_ptr()] = n_bytes
+        return memory
+
+    def release(self, memory: torch.Tensor) -> None:
+        self._check()
+        (self.allocated if memory.data_ptr() in self.allocated else self.locked).pop(memory.data_ptr())
+
+    def allocate_locked(self, n_bytes: int) -> torch.Tensor:
+        self._check()
+        memory = torch.zeros(n_bytes, dtype=torch.uint8)
+        self.locked[memory.data_ptr()] = n_bytes
+        return memory
+
+    def lock(self, memory: Memory) -> bool:
+        self._check()
+        if self.lockable:
+            self.locked[memory.address] = len(memory.buffer)
+        return self.lockable
+
+    def unlock(self, memory: Memory) -> None:
+        self._check()
+        del self.locked[memory.address]
+
+    def copy(self, channel: Channel, target: torch.Tensor, source: torch.Tensor) -> None:
+        start, end = target.data_ptr(), target.data_ptr() + target.numel()
+        assert source.numel() == target.numel()
+        assert end <= source.data_ptr() or source.data_ptr() + source.numel() <= start, "the sides overlap"
+
+        def run() -> None:
+            for side in (target, source):
+                assert self._reaches(side), "a copy touches memory that is neither the GPU's nor page-locked"
+            self.n_copies += 1
+            if self.n_copies == self.fail_at:
+                self.broken = True
+            self._check()
+            target.copy_(source)
+
+        self.give(channel, run)
+
+    def record(self, channel: Channel) -> FakeEvent:
+        event = FakeEvent(self, channel)
+
+        def run() -> None:
+            event.passed = True
+
+        self.give(channel, run)
+        return event
+
+    @contextmanager
+    def running(self, channel: Channel) -> Iterator[None]:
+        """What runs on the host runs now, so everything before it in the stream does, too."""
+        self.record(channel).wait()
+        yield
+        self._check()
+
+    # ── how it is carried out ────────────────────────────────────────────────────────────────────────────────
+
+    def give(self, channel: Channel, run: Callable[[], None], after: FakeEvent | None = None) -> None:
+        with self._lock:
+            self._check()
+            self._streams[channel].append(Task(run, after))
+            for _ in range(self._random.choice((0, 0, 0, 1, 3))):
+                self._run_any()
+
+    def run_until(self, event: FakeEvent) -> None:
+        """Half of the time nothing else is done than what has to be."""
+        with self._lock:
+            self._check()
+            if self._random.random() < 0.5:
+                self._run_lazily(event)
+            while not event.passed:
+                assert self._run_any(), "streams wait for each other in a circle"
+
+    def _run_lazily(self, event: FakeEvent) -> None:
+        stream = self._streams[event.channel]
+        while not event.passed:
+            after = stream[0].after
+            if after is not None:
+                self._run_lazily(after)
+            stream.popleft().run()
+
+    def _run_any(self) -> bool:
+        ready = [
+            stream for stream in self._streams.values() if stream and (not (e := stream[0].after) or e.passed)
+        ]
+        if ready:
+            self._random.choice(ready).popleft().run()
+        return bool(ready)
+
+    def _reaches(self, memory: torch.Tensor) -> bool:
+        start, end = memory.data_ptr(), memory.data_ptr() + memory.numel()
+        regions = (*self.allocated.items(), *self.locked.items())
+        return any(address <= start and end <= address + n_bytes for address, n_bytes in regions)
+
+    def _check(self) -> None:
+        if self.broken:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")

@@ -1,0 +1,319 @@
+"""The CUDA device on fake streams: order without completions, failure, memory, and what a machine without a GPU is told."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from random import Random
+from threading import Event
+
+import pytest
+import torch
+
+from tests.device.bench import (
+    FACTS,
+    GPU,
+    KB,
+    SHAPE,
+    WAIT_S,
+    Bench,
+    bench_of,
+    content,
+    cuda_over,
+    model,
+    request,
+)
+from tests.device.fake_gpu import FakeGpu
+from tokenmux.engine.core.errors import ConfigError, DoesNotFit
+from tokenmux.engine.core.event import Arrived, StepDone
+from tokenmux.engine.core.facts import Image, ImageId, ModelFacts, ModelId
+from tokenmux.engine.core.plan import (
+    Activate,
+    Channel,
+    Chunk,
+    Compact,
+    Evict,
+    Fetch,
+    Operation,
+    PageIn,
+    PageOut,
+    Step,
+)
+from tokenmux.engine.core.request import RequestId
+from tokenmux.engine.device.cuda import CudaDevice
+from tokenmux.engine.device.gpu import Gpu, TorchGpu, check_cuda
+from tokenmux.engine.device.interface import Completion, Post
+from tokenmux.engine.instance.started import Started
+from tokenmux.engine.memory.host_cache import HostCache
+from tokenmux.engine.memory.ledger import Ledger
+from tokenmux.engine.runtime.clock import MonotonicClock
+
+
+# ── operations that do not wait for completions ──────────────────────────────────────────────────────────────────
+
+
+class HashingStep:
+    """Writes tokens that depend on all of the weights and on all KV before them, so that one wrong byte spreads."""
+
+    def __init__(self, early: "Early", started: Started) -> None:
+        step = started.operation
+        assert isinstance(step, Step)
+        assert started.model is not None
+        self.early = early
+        self.chunk = step.chunks[0]
+        ledger = early.ledger
+        blocks = ledger.kv[self.chunk.request].device
+        self.indices = [ledger.blocks.block_index(h) for h in blocks if h is not None]
+        start = ledger.arena.offset(ledger.extent(started.model.images[0].id))
+        self.weights = slice(start, start + started.model.n_bytes)
+
+    def kv_blocks(self) -> list[tuple[list[int], int]]:
+        return [(self.indices, self.chunk.start // SHAPE.block_size)]
+
+    def run(self, operation: int, interrupted: Event, post: Post, settle: Callable[[], None]) -> None:
+        kv = self.early.kv_view
+        state = digest(self.early.device.arena[self.weights])
+        for position in range(self.chunk.start + self.chunk.n_tokens):
+            block, token = self.indices[position // SHAPE.block_size], position % SHAPE.block_size
+            if position >= self.chunk.start:
+                kv[block, :, :, :, token] = (state * 31 + position) % 251
+            state = (state * 17 + digest(kv[block, :, :, :, token])) % 65_521
+        settle()
+        post.done(StepDone(0.0, operation, (0.0,)))
+
+
+def digest(data: torch.Tensor) -> int:
+    flat = data.reshape(-1).to(torch.int64)
+    return int((flat * (torch.arange(flat.numel(), device=flat.device) % 8191 + 1)).sum() % 65_521)
+
+
+@dataclass
+class Early:
+    """A ledger and a device without an instance between them: books are closed when an operation starts, not when it ends.
+
+    Only what a page-out may count on is left to completions, as it is in the instance: the tokens of steps that have ended.
+    """
+
+    gpu: Gpu
+    is_early: bool
+    ledger: Ledger = field(default_factory=lambda: Ledger(FACTS, HostCache(1 << 20)))
+    models: dict[str, ModelFacts] = field(default_factory=dict)
+    resident: list[str] = field(default_factory=list)
+    requests: dict[str, str] = field(default_factory=dict)
+    """The model of each."""
+    n_tokens: dict[str, int] = field(default_factory=dict)
+    n_started: int = 0
+    n_under_way: int = 0
+    in_step: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.inbox: SimpleQueue[Completion | BaseException] = SimpleQueue()
+        self.device = CudaDevice(
+            FACTS, self.ledger, MonotonicClock(), self, self, self.gpu, chunk_bytes=16 * KB
+        )
+        for index, name in enumerate("abcd"):
+            self.models[name] = model(name, (120 + 50 * index) * KB)
+            self.start(Fetch(ModelId(name)), Channel.FETCH, images=self.models[name].images)
+        self.settle()
+
+    def read_image(self, image: Image, into: memoryview, progress: Callable[[int], None]) -> None:
+        into[:] = content(image)
+
+    def prepare_step(self, started: Started) -> HashingStep:
+        return HashingStep(self, started)
+
+    def done(self, completion: Completion) -> None:
+        self.inbox.put(completion)
+
+    def broken(self, operation: int, error: BaseException) -> None:
+        self.inbox.put(error)
+
+    def drawn(self, at_s: float, tokens: tuple[tuple[RequestId, int], ...]) -> None: ...
+    def progress(self, operation: int, share: float) -> None: ...
+
+    @property
+    def kv_view(self) -> torch.Tensor:
+        n_blocks = FACTS.arena_bytes // SHAPE.block_bytes
+        blocks = self.device.arena[: n_blocks * SHAPE.block_bytes]
+        return blocks.view(n_blocks, SHAPE.n_layers, 2, SHAPE.n_kv_heads, SHAPE.block_size, -1)
+
+    def start(self, operation: Operation, channel: Channel, **parts: object) -> None:
+        started = Started(self.n_started, channel, operation, 0.0, n_bytes=1, **parts)  # type: ignore[arg-type]
+        self.n_started += 1
+        self.n_under_way += 1
+        self.device.start(started)
+        if not self.is_early:
+            self.settle()
+
+    def settle(self) -> None:
+        while self.n_under_way:
+            completion = self.inbox.get(timeout=WAIT_S)
+            if isinstance(completion, BaseException):
+                raise completion
+            self.n_under_way -= 1
+
+    # the actions of a program, each either possible and begun, or nothing
+
+    def activate(self, name: str) -> None:
+        facts = self.models[name]
+        if name not in self.resident and self.ledger.can_place(facts):
+            self.resident.append(name)
+            images = self.ledger.place(facts)
+            self.start(Activate(facts.id), Channel.COPY_IN, model=facts, images=images)
+
+    def evict(self, name: str) -> None:
+        if name in self.resident:
+            self.resident.remove(name)
+            self.ledger.displace(self.models[name])
+
+    def open(self, name: str, of: str) -> None:
+        if name not in self.requests:
+            self.requests[name] = of
+            self.n_tokens[name] = 0
+            self.ledger.open(RequestId(name), SHAPE)
+
+    def step(self, name: str, n_tokens: int) -> None:
+        of = self.requests.get(name)
+        if of not in self.resident or of is None:
+            return
+        table = self.ledger.kv[RequestId(name)]
+        end = self.n_tokens[name] + n_tokens
+        if table.n_missing or not self.ledger.can_grow([(table, end)]):
+            return
+        self.ledger.grow(table, end)
+        chunk = Chunk(RequestId(name), self.n_tokens[name], n_tokens)
+        self.n_tokens[name] = end
+        self.in_step.add(name)
+        self.start(Step(ModelId(of), (chunk,)), Channel.COMPUTE, model=self.models[of])
+
+    def end_steps(self) -> None:
+        """All steps have ended, with whatever else there was."""
+        self.settle()
+        for name in self.in_step:
+            self.ledger.kv[RequestId(name)].n_computed = self.n_tokens[name]
+        self.in_step.clear()
+
+    def page_out(self, name: str) -> None:
+        if name not in self.requests:
+            return
+        request = RequestId(name)
+        table = self.ledger.kv[request]
+        if table.n_computed == table.n_clean or not self.ledger.can_page_out(table):
+            return
+        transfers = self.ledger.begin_page_out(request)
+        self.start(PageOut((request,)), Channel.COPY_OUT, transfers=((request, transfers),))
+        self.ledger.end_page_out(request, table.n_computed, ok=True)
+
+    def drop(self, name: str) -> None:
+        if name in self.requests and name not in self.in_step:
+            table = self.ledger.kv[RequestId(name)]
+            if table.is_clean and table.n_computed and not table.n_missing:
+                self.ledger.drop(RequestId(name))
+
+    def page_in(self, name: str) -> None:
+        if name not in self.requests:
+            return
+        request = RequestId(name)
+        table = self.ledger.kv[request]
+        if table.n_missing and self.ledger.can_page_in(table):
+            transfers = self.ledger.begin_page_in(request)
+            self.start(PageIn((request,)), Channel.COPY_IN, transfers=((request, transfers),))
+            self.ledger.end_page_in(request, transfers, ok=True)
+
+    def compact(self, n_bytes: int) -> None:
+        moves = self.ledger.plan_compaction(n_bytes, (), (), ())
+        if moves:
+            self.start(Compact(n_bytes), Channel.COPY_IN, moves=self.ledger.apply(moves))
+
+    def contents(self) -> dict[str, int]:
+        """A digest of everything that is somewhere: weights on the device, KV on the device or the host."""
+        self.end_steps()
+        found = {}
+        for name in self.resident:
+            start = self.ledger.arena.offset(self.ledger.extent(ImageId(name)))
+            found[name] = digest(self.device.arena[start : start + self.models[name].n_bytes])
+            assert found[name] == digest(torch.tensor(list(content(self.models[name].images[0]))))
+        for name in self.requests:
+            self.page_in(name)
+            self.settle()
+            table = self.ledger.kv[RequestId(name)]
+            if table.n_missing:
+                continue
+            blocks = [self.ledger.blocks.block_index(h) for h in table.device if h is not None]
+            tokens = [
+                digest(self.kv_view[blocks[p // SHAPE.block_size], :, :, :, p % SHAPE.block_size])
+                for p in range(table.n_computed)
+            ]
+            found[f"kv {name}"] = digest(torch.tensor(tokens))
+        return found
+
+
+def program(seed: int, n_actions: int) -> Callable[[Early], None]:
+    """Actions by chance: many that fill the device, so that everything lies where something else lay before."""
+    random = Random(seed)
+    names = "abcd"
+    actions: list[Callable[[Early], None]] = []
+    for _ in range(n_actions):
+        of, name, n = random.choice(names), f"r{random.randrange(4)}", random.randrange(1, 25)
+        actions.append(
+            random.choice(
+                [
+                    lambda early, of=of: early.activate(of),
+                    lambda early, of=of: early.activate(of),
+                    lambda early, of=of: early.evict(of),
+                    lambda early, name=name, of=of: early.open(name, of),
+                    lambda early, name=name, n=n: early.step(name, n),
+                    lambda early, name=name, n=n: early.step(name, n),
+                    lambda early, name=name, n=n: early.step(name, n),
+                    lambda early: early.end_steps(),
+                    lambda early, name=name: early.page_out(name),
+                    lambda early, name=name: early.page_out(name),
+                    lambda early, name=name: early.drop(name),
+                    lambda early, name=name: early.page_in(name),
+                    lambda early: early.compact(300 * KB),
+                ]
+            )
+        )
+
+    def run(early: Early) -> None:
+        for action in actions:
+            action(early)
+
+    return run
+
+
+@contextmanager
+def early(gpu: Gpu, *, is_early: bool) -> Iterator[Early]:
+    harness = Early(gpu, is_early)
+    try:
+        yield harness
+    finally:
+        harness.device.close()
+
+
+@pytest.mark.parametrize("lockable", [True, False], ids=["page-locked", "staged"])
+@pytest.mark.parametrize("seed", range(25))
+def test_operations_that_wait_for_no_completion_leave_what_waiting_ones_leave(
+    seed: int, lockable: bool
+) -> None:
+    run = program(seed, 120)
+    with early(FakeGpu(seed), is_early=False) as waiting:
+        run(waiting)
+        expected, n_started = waiting.contents(), waiting.n_started
+    with early(FakeGpu(seed + 1, lockable=lockable), is_early=True) as hasty:
+        run(hasty)
+        assert hasty.contents() == expected
+        assert hasty.n_started == n_started
+        assert len(hasty.device._ordering) == 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("is_real", [pytest.param(True, marks=GPU)])
+def test_the_same_on_a_gpu(seed: int, is_real: bool) -> None:
+    run = program(seed, 120)
+    with early(FakeGpu(seed), is_early=False) as waiting:
+        run(waiting)
+        expected = waiting.contents()
+    with early(TorchGpu(), is_early=True) as hasty:
+        run(hasty)
+        assert hasty.contents() == expected
