@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from tokenmux.engine.cli_kernels import kernels_app
 from tokenmux.engine.core.errors import ConfigError, TokenmuxError
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ models_app = typer.Typer(help="The catalogue: list, register, load, unload, pin.
 pool_app = typer.Typer(help="The pool: devices, memory, and what runs where.", no_args_is_help=True)
 app.add_typer(models_app, name="models", rich_help_panel="Operating a pool")
 app.add_typer(pool_app, name="pool", rich_help_panel="Operating a pool")
+app.add_typer(kernels_app, name="kernels", rich_help_panel="Operating a pool")
 
 
 @dataclass(frozen=True, slots=True)

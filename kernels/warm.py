@@ -6,8 +6,12 @@ somebody's request. `compile_for` fills the cache with exactly the forms that th
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import triton
 
 from tokenmux.kernels.block_copy import launch as block_copy
 from tokenmux.kernels.kv_append import launch as kv_append
@@ -18,6 +22,8 @@ from tokenmux.kernels.sample import launch as sample
 from tokenmux.kernels.tiles import SampleTile, decode_tile, prefill_tile
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     import torch
 
     from tokenmux.kernels.variant import Variant
@@ -76,3 +82,60 @@ def forms(capability: int, shape: ModelShape) -> dict[str, Variant]:
 def compile_for(capability: int, shape: ModelShape) -> dict[str, Any]:
     """Compiles all `forms` into Triton's cache (what is there already is only looked up) and returns them by name."""
     return {name: variant.compile(capability) for name, variant in forms(capability, shape).items()}
+
+
+LAUNCHED_BY_STEPS = frozenset(
+    {
+        "kv_append",
+        "paged_decode.attend",
+        "paged_decode.merge",
+        "paged_prefill",
+        "sample.summarise",
+        "sample.threshold",
+        "sample.draw",
+        "sample.finish",
+    }
+)
+"""Blocks are paged by the copy engines so far, and requests carry no penalties: the other forms are not needed yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Warmed:
+    """What filling the cache came to. `compiled` of `forms` were not there before; sizes are bytes."""
+
+    forms: int
+    compiled: int
+    seconds: float
+    cache: Path
+    cache_bytes: int
+
+
+def warm(capability: int, shapes: Iterable[ModelShape], progress: Callable[[int, int], None]) -> Warmed:
+    """Compiles all forms that steps of `shapes` launch, each once. `progress` hears how many are done, of how many."""
+    distinct = {
+        (variant.kernel, *variant.kinds.items(), *variant.constants.items()): variant
+        for shape in shapes
+        for name, variant in forms(capability, shape).items()
+        if name in LAUNCHED_BY_STEPS
+    }
+    compiled = 0
+
+    def listen(*, cache_hit: bool, **_: Any) -> None:
+        nonlocal compiled
+        compiled += not cache_hit
+
+    began = time.perf_counter()
+    with triton.knobs.compilation.scope():
+        triton.knobs.compilation.listener = listen
+        for done, variant in enumerate(distinct.values()):
+            progress(done, len(distinct))
+            variant.compile(capability)
+    progress(len(distinct), len(distinct))
+    cache = Path(triton.knobs.cache.dir)
+    return Warmed(
+        forms=len(distinct),
+        compiled=compiled,
+        seconds=time.perf_counter() - began,
+        cache=cache,
+        cache_bytes=sum(file.stat().st_size for file in cache.rglob("*") if file.is_file()),
+    )

@@ -150,10 +150,7 @@ class Catalogue:
         """
 
         def fill(target: Path) -> Manifest:
-            files = find_weights(folder)
-            config = _load_config(folder, trust_remote_code)
-            stored = next((t.torch_dtype for f in files for t in f.tensors.values()), torch.float32)
-            chosen = _chosen_dtype(dtype, config, stored)
+            config, chosen = describe_folder(folder, dtype=dtype, trust_remote_code=trust_remote_code)
             probe(config, trust_remote_code=trust_remote_code)
             model = empty_model(config, chosen, trust_remote_code=trust_remote_code)
             for file in _text_files(folder, with_code=trust_remote_code):
@@ -248,6 +245,16 @@ class Catalogue:
         finally:
             shutil.rmtree(work, ignore_errors=True)
         return Entry.load(path, block_size=self._block_size)
+
+
+def describe_folder(
+    folder: Path, *, dtype: str | None = None, trust_remote_code: bool = False
+) -> tuple[PreTrainedConfig, torch.dtype]:
+    """Config and dtype that the checkpoint in `folder` would be served with. Reads no weights; raises as `register_folder`."""
+    files = find_weights(folder)
+    config = _load_config(folder, trust_remote_code)
+    stored = next((t.torch_dtype for f in files for t in f.tensors.values()), torch.float32)
+    return config, _chosen_dtype(dtype, config, stored)
 
 
 def checkpoint_from_gguf(file: Path, target: Path) -> None:
