@@ -26,7 +26,11 @@ class ServiceLevel:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a request asks of the pool. `weight` scales its share against others of its kind (higher: sooner)."""
+    """What a request asks of the pool.
+
+    `weight` brings it forward among others, by less than a TTFT (higher: sooner). `tenant_weight` is set by the operator: under overload tenants
+    get time in proportion to it.
+    """
 
     id: RequestId
     model: ModelId
@@ -36,6 +40,7 @@ class Request:
     service: ServiceLevel = ServiceLevel()
     tenant: str = "default"
     weight: float = 1.0
+    tenant_weight: float = 1.0
 
     def deadline_s(self, index: int) -> float:
         """When token `index` (from 0) is due, in seconds on the clock of `arrival_s`."""

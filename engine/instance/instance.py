@@ -53,6 +53,7 @@ from tokenmux.engine.instance.metrics import (
     SwapReason,
     count_on_time,
 )
+from tokenmux.engine.instance.shares import Shares
 from tokenmux.engine.instance.started import Started
 from tokenmux.engine.instance.state import ModelState, RequestState
 from tokenmux.engine.memory.arena import aligned
@@ -81,6 +82,7 @@ class Instance:
         self.cost = cost
         self.policy = policy
         self.ledger = Ledger(device, cache)
+        self.shares = Shares()
         self.metrics = metrics or Metrics()
         self.now_s = -inf
         self.models: dict[ModelId, ModelState] = {}
@@ -185,7 +187,7 @@ class Instance:
             case Resumed(at_s, request_id):
                 self._resume(request_id, at_s)
             case ModelAdded(_, facts):
-                self.models[facts.id] = ModelState(facts, self.ledger)
+                self.models[facts.id] = ModelState(facts, self.ledger, self.shares)
             case ModelRemoved(_, model_id):
                 self._remove(self.models[model_id])
             case ModelWanted(_, model_id, wanted, pinned):
@@ -200,7 +202,7 @@ class Instance:
 
         A plan that only makes room (something at once, no operation) has all channels asked again.
         """
-        self.now_s = now_s
+        self.now_s = self.shares.now_s = now_s
         started: list[Started] = []
         made_room = True
         while made_room:
@@ -277,7 +279,8 @@ class Instance:
         model = self.models[request.model]
         tenant = self.metrics.tenant(request.tenant)
         self.metrics.of(request.model).last_asked_s = self.now_s
-        state = RequestState(arrived, model, self.ledger.open(request.id, model.facts.kv), tenant)
+        table, share = self.ledger.open(request.id, model.facts.kv), self.shares.enter(request)
+        state = RequestState(arrived, model, table, tenant, share)
         if arrived.n_kept:
             self.ledger.adopt(request.id, arrived.n_kept)
         self.requests[request.id] = state
@@ -290,6 +293,7 @@ class Instance:
         request = self.requests.get(request_id)
         if request is not None and not request.is_paused and not request.to_end:
             request.paused_since_s = at_s
+            self.shares.leave(request.share)
             request.model.file(request)
             self._tell(request, RequestPhase.PAUSED)
 
@@ -300,6 +304,7 @@ class Instance:
             if request.since_s is not None:
                 request.since_s += at_s - request.paused_since_s
             request.paused_since_s = None
+            request.share = self.shares.enter(request.request)
             request.set_deadline()
             request.model.file(request)
             self._tell(request, RequestPhase.QUEUED)
@@ -315,6 +320,8 @@ class Instance:
         n_clean = request.kv.n_clean
         self.ledger.close(request.id)
         del self.requests[request.id]
+        if not request.is_paused:
+            self.shares.leave(request.share)
         if not request.model.has_requests and self.live_models.get(request.request.model) is request.model:
             del self.live_models[request.request.model]
         if reason is None:
@@ -561,6 +568,7 @@ class Instance:
             request = self.requests[chunk.request]
             request.in_step = False
             request.tenant.gpu_s += row_s * chunk.n_tokens
+            request.share.had_s += row_s * chunk.n_tokens / request.share.weight
             was_prompt = max(0, min(chunk.start + chunk.n_tokens, request.request.n_prompt) - chunk.start)
             if was_prompt:
                 counters.service.n_prompt_tokens += was_prompt
@@ -580,6 +588,7 @@ class Instance:
                 self._end(request, *request.to_end)
             else:
                 self._refile(request)
+        self.shares.settle()
         self.metrics.count_drawn(counters.service, drawn, event.ends_s)
         counters.compute_s += seconds
         counters.service.gpu_s += seconds
@@ -663,6 +672,9 @@ class Instance:
         counters = self.metrics.of(model.facts.id)
         self.metrics.count_swap(counters, self._swap_reason, started.n_bytes, seconds, exposed_s)
         self.metrics.charge((request.tenant for request in waited), exposed_s)
+        for request in waited:
+            request.share.had_s += exposed_s / len(waited) / request.share.weight
+        self.shares.settle()
         for request in waited:
             self._tell(request, RequestPhase.PAGED_OUT if request.kv.n_missing else RequestPhase.QUEUED)
 

@@ -14,6 +14,7 @@ from tokenmux.engine.core.facts import ModelFacts
 from tokenmux.engine.core.message import RequestPhase, Residency
 from tokenmux.engine.core.request import FinishReason, Request, RequestId
 from tokenmux.engine.instance.metrics import ArtifactAllowance, ServiceCounters
+from tokenmux.engine.instance.shares import Share, Shares
 from tokenmux.engine.memory.kv_table import KvTable
 from tokenmux.engine.memory.ledger import Ledger
 
@@ -45,6 +46,7 @@ class RequestState:
         "need",
         "paused_since_s",
         "request",
+        "share",
         "shift_s",
         "since_s",
         "tenant",
@@ -52,11 +54,14 @@ class RequestState:
         "told_phase",
     )
 
-    def __init__(self, arrived: Arrived, model: "ModelState", kv: KvTable, tenant: ServiceCounters) -> None:
+    def __init__(
+        self, arrived: Arrived, model: "ModelState", kv: KvTable, tenant: ServiceCounters, share: Share
+    ) -> None:
         request = arrived.request
         self.request: Request = request
         self.model = model
         self.tenant = tenant
+        self.share = share
         self.kv = kv
         self.n_tokens = request.n_prompt + arrived.n_delivered
         self.shift_s = 0.0
@@ -91,6 +96,12 @@ class RequestState:
         return self.kv.n_computed
 
     @property
+    def due_s(self) -> float:
+        deadline_s = self.deadline_s - self.lead_s
+        shares = self.model.shares
+        return deadline_s if shares.even else shares.due_s(self.share, deadline_s)
+
+    @property
     def is_paused(self) -> bool:
         return self.paused_since_s is not None
 
@@ -119,8 +130,10 @@ class ModelState:
     __slots__ = (
         "_asked_at",
         "_deadline_s",
+        "_deadlines",
         "_ledger",
         "_off_device",
+        "_runnable_deadlines",
         "_runnable_s",
         "away",
         "decoding",
@@ -129,14 +142,16 @@ class ModelState:
         "last_used_s",
         "paused",
         "pinned",
+        "shares",
         "stage",
         "stepped_since_load",
         "waiting",
         "wanted",
     )
 
-    def __init__(self, facts: ModelFacts, ledger: Ledger) -> None:
+    def __init__(self, facts: ModelFacts, ledger: Ledger, shares: Shares) -> None:
         self.facts = facts
+        self.shares = shares
         self._ledger = ledger
         self.stage: Literal[Residency.LOADING, Residency.RESIDENT] | None = None
         """Where it is on the device; None: not there, and the host cache knows the rest."""
@@ -154,6 +169,9 @@ class ModelState:
         self._off_device = Residency.DISK
         self._deadline_s: float | None = None
         self._runnable_s: float | None = None
+        self._deadlines: dict[Share, float] | None = None
+        """By tenant; the pair without is for when no tenant is ahead of another."""
+        self._runnable_deadlines: dict[Share, float] | None = None
 
     @property
     def residency(self) -> Residency:
@@ -182,6 +200,10 @@ class ModelState:
 
     @property
     def deadline_s(self) -> float:
+        if not self.shares.even:
+            if self._deadlines is None:
+                self._deadlines = _earliest(self.waiting, self.decoding, self.away)
+            return self.shares.earliest_s(self._deadlines)
         if self._deadline_s is None:
             away = min((r.deadline_s - r.lead_s for r in self.away.values()), default=inf)
             self._deadline_s = min(self.runnable_deadline_s, away)
@@ -189,6 +211,10 @@ class ModelState:
 
     @property
     def runnable_deadline_s(self) -> float:
+        if not self.shares.even:
+            if self._runnable_deadlines is None:
+                self._runnable_deadlines = _earliest(self.waiting, self.decoding)
+            return self.shares.earliest_s(self._runnable_deadlines)
         if self._runnable_s is None:
             waiting = min((r.deadline_s - r.lead_s for r in self.waiting.values()), default=inf)
             decoding = min((r.deadline_s - r.lead_s for r in self.decoding.values()), default=inf)
@@ -213,7 +239,7 @@ class ModelState:
         self.forget_deadlines()
 
     def forget_deadlines(self) -> None:
-        self._deadline_s = self._runnable_s = None
+        self._deadline_s = self._runnable_s = self._deadlines = self._runnable_deadlines = None
 
     def _file_of(self, need: Need) -> dict[RequestId, RequestState]:
         match need:
@@ -225,3 +251,14 @@ class ModelState:
                 return self.away
             case Need.READER:
                 return self.paused
+
+
+def _earliest(*files: dict[RequestId, RequestState]) -> dict[Share, float]:
+    """Each tenant's earliest deadline among these requests, brought forward by their weights."""
+    earliest: dict[Share, float] = {}
+    for file in files:
+        for request in file.values():
+            deadline_s = request.deadline_s - request.lead_s
+            if deadline_s < earliest.get(request.share, inf):
+                earliest[request.share] = deadline_s
+    return earliest

@@ -84,7 +84,7 @@ class AegaeonPrefill:
                     plan = turns.bring_in(view, view.models[following], keep={first.facts.id})
                 return plan or turns.asked(channel, view)
             case Channel.COMPUTE:
-                request = min(first.waiting.values(), key=lambda r: r.deadline_s)
+                request = min(first.waiting.values(), key=lambda r: r.due_s)
                 return turns.step(view, first, prefill_chunks(view, [request]), 0.0)
 
     def interrupts(self, step: Step, event: Event, view: InstanceView) -> bool:

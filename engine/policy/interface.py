@@ -39,6 +39,11 @@ class RequestView(Protocol):
         ...
 
     @property
+    def due_s(self) -> float:
+        """The same as it counts among others: its weight brings it forward, and lateness counts less while its tenant is ahead of others."""
+        ...
+
+    @property
     def in_step(self) -> bool: ...
     @property
     def in_copy(self) -> bool: ...
@@ -102,7 +107,7 @@ class ModelView(Protocol):
 
     @property
     def deadline_s(self) -> float:
-        """The earliest next-token deadline of requests that want tokens; infinity if there are none."""
+        """The earliest `due_s` of requests that want tokens; infinity if there are none."""
         ...
 
     @property

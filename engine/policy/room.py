@@ -66,7 +66,7 @@ def fetch_asked(view: InstanceView) -> Plan:
 
 def due_s(request: RequestView) -> float:
     """When a request wants its next token: never, while its client does not read."""
-    return inf if request.is_paused else request.deadline_s
+    return inf if request.is_paused else request.due_s
 
 
 def kv_holders(view: InstanceView, keep: ModelView | None = None) -> Iterator[RequestView]:

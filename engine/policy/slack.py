@@ -193,7 +193,7 @@ def _page_in(view: InstanceView) -> Plan | None:
         absent = [r for r in model.away.values() if not r.in_copy]
         if not absent:
             continue
-        first = min(absent, key=lambda r: r.deadline_s)
+        first = min(absent, key=lambda r: r.due_s)
         if view.can_page_in(first.request.id):
             return Plan(PageIn((first.request.id,)))
         victim = room.droppable_kv(view, model, later_than_s=model.deadline_s) or room.idle_model(view)

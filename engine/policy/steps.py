@@ -21,7 +21,7 @@ def prefill_chunks(view: InstanceView, requests: Iterable[RequestView]) -> list[
     grid = view.device.prefill_chunk_tokens
     budget = grid
     chunks: list[Chunk] = []
-    for request in sorted(requests, key=lambda r: r.deadline_s):
+    for request in sorted(requests, key=lambda r: r.due_s):
         start = request.n_computed
         end = min(request.n_tokens, start - start % grid + grid)
         if end > request.request.n_prompt > start:
@@ -47,7 +47,7 @@ def as_many_as_fit(view: InstanceView, chunks: Iterable[Chunk]) -> list[Chunk]:
     """The most urgent chunks for whose KV there is room, within one cell of the prefill grid."""
     fitting: list[Chunk] = []
     budget = view.device.prefill_chunk_tokens
-    for chunk in sorted(chunks, key=lambda c: view.requests[c.request].deadline_s):
+    for chunk in sorted(chunks, key=lambda c: view.requests[c.request].due_s):
         if (not fitting or chunk.n_tokens <= budget) and view.can_run([*fitting, chunk]):
             fitting.append(chunk)
             budget -= chunk.n_tokens

@@ -97,7 +97,7 @@ def page_in(view: InstanceView, model: ModelView) -> Plan | None:
     absent = [r for r in model.away.values() if not r.in_copy]
     if not absent or model.residency is not Residency.RESIDENT:
         return None
-    first = min(absent, key=lambda r: r.deadline_s)
+    first = min(absent, key=lambda r: r.due_s)
     if view.can_page_in(first.request.id):
         return Plan(PageIn((first.request.id,)))
     victim = _victim(view, model)
