@@ -11,8 +11,9 @@ The instance plans most of what depends on an operation only when that has compl
 Host memory is page-locked in place where the system allows it, so that the copy engines read images and paged-out KV where they lie.
 Where it does not, copies pass through two page-locked chunks for each direction, filled and emptied by the channel's thread.
 
-A step writes tokens that no copy in flight may count on: a page-out copies whole blocks, but its book says up to where they were computed
-when it began. So it waits for no step, and a step for no page-out, on the tokens that the step adds (`_Space.TAIL`).
+A page-out copies whole blocks, but its book says up to which token they were computed when it began. So it does not wait for a step that
+adds tokens to the last block of the same request, nor that for it: what a step adds to a block that holds something is a space of its
+own (`_Space.TAIL`), while a block that it begins was another's before, and is written like anything else.
 
 Not done: graphs. A captured decode step would be a `StepJob` that replays instead of launching; it needs index arrays at fixed
 addresses and weights that come back to the extent at which the graph was captured, or virtual-memory mapping under it.
@@ -66,7 +67,7 @@ class _Space(Enum):
 
     ARENA = 1
     TAIL = 2
-    """The arena once more: the tokens that steps in flight are adding to blocks."""
+    """The arena once more: tokens that steps in flight add to blocks."""
     HOST_KV = 3
 
 
@@ -223,8 +224,11 @@ class CudaDevice:
         weights = [self._extent(image) for image in started.model.images]
         blocks = step.kv_blocks()
         read = block_spans([indices for indices, _ in blocks], size)
-        tail = block_spans([indices[n_full:] for indices, n_full in blocks], size)
-        return {_Space.ARENA: merged((*weights, *read)), _Space.TAIL: tail}, {_Space.TAIL: tail}
+        shape = started.model.kv
+        tail = block_spans([indices[n_held // shape.block_size :] for indices, n_held in blocks], size)
+        begun = block_spans([indices[shape.blocks_for(n_held) :] for indices, n_held in blocks], size)
+        reads: Places = {_Space.ARENA: merged((*weights, *read)), _Space.TAIL: tail}
+        return reads, {_Space.ARENA: begun, _Space.TAIL: tail}
 
     def _enter_image(self, image: Image) -> _Piece:
         start, end = self._extent(image)

@@ -60,7 +60,7 @@ class StepJob(Protocol):
     """A step that is ready to run, on the compute channel's thread."""
 
     def kv_blocks(self) -> Sequence[tuple[Sequence[int], int]]:
-        """For each chunk the indices of its KV blocks, and how many of the first ones the step only reads."""
+        """For each chunk the indices of its KV blocks, and how many tokens these hold; the step writes after them."""
         ...
 
     def run(self, operation: int, interrupted: Event, post: Post, settle: Callable[[], None]) -> None:

@@ -173,8 +173,7 @@ class RunnableStep:
     clock: Clock
 
     def kv_blocks(self) -> list[tuple[Sequence[int], int]]:
-        block_size = self.kv.shape[4]
-        return [(segment.blocks, segment.start // block_size) for segment in self.segments]
+        return [(segment.blocks, segment.start) for segment in self.segments]
 
     def run(self, operation: int, interrupted: Event, post: Post, settle: Callable[[], None]) -> None:
         """Run up to `repeat` iterations; fewer when a request stops or the step is interrupted."""

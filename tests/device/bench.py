@@ -93,7 +93,7 @@ class FakeStep:
         for chunk in started.operation.chunks:
             table = ledger.kv[chunk.request]
             indices = [ledger.blocks.block_index(h) for h in table.device if h is not None]
-            self.blocks.append((indices, chunk.start // SHAPE.block_size))
+            self.blocks.append((indices, chunk.start))
             self.tokens += [(indices, p) for p in range(chunk.start, chunk.start + chunk.n_tokens)]
 
     def kv_blocks(self) -> list[tuple[list[int], int]]:

@@ -16,23 +16,17 @@ from tests.device.bench import (
     KB,
     SHAPE,
     WAIT_S,
-    Bench,
-    bench_of,
     content,
-    cuda_over,
     model,
-    request,
 )
 from tests.device.fake_gpu import FakeGpu
-from tokenmux.engine.core.errors import ConfigError, DoesNotFit
-from tokenmux.engine.core.event import Arrived, StepDone
+from tokenmux.engine.core.event import StepDone
 from tokenmux.engine.core.facts import Image, ImageId, ModelFacts, ModelId
 from tokenmux.engine.core.plan import (
     Activate,
     Channel,
     Chunk,
     Compact,
-    Evict,
     Fetch,
     Operation,
     PageIn,
@@ -41,13 +35,12 @@ from tokenmux.engine.core.plan import (
 )
 from tokenmux.engine.core.request import RequestId
 from tokenmux.engine.device.cuda import CudaDevice
-from tokenmux.engine.device.gpu import Gpu, TorchGpu, check_cuda
+from tokenmux.engine.device.gpu import Gpu, TorchGpu
 from tokenmux.engine.device.interface import Completion, Post
 from tokenmux.engine.instance.started import Started
 from tokenmux.engine.memory.host_cache import HostCache
 from tokenmux.engine.memory.ledger import Ledger
 from tokenmux.engine.runtime.clock import MonotonicClock
-
 
 # ── operations that do not wait for completions ──────────────────────────────────────────────────────────────────
 
@@ -68,7 +61,7 @@ class HashingStep:
         self.weights = slice(start, start + started.model.n_bytes)
 
     def kv_blocks(self) -> list[tuple[list[int], int]]:
-        return [(self.indices, self.chunk.start // SHAPE.block_size)]
+        return [(self.indices, self.chunk.start)]
 
     def run(self, operation: int, interrupted: Event, post: Post, settle: Callable[[], None]) -> None:
         kv = self.early.kv_view
@@ -210,6 +203,12 @@ class Early:
             if table.is_clean and table.n_computed and not table.n_missing:
                 self.ledger.drop(RequestId(name))
 
+    def give_up(self, name: str) -> None:
+        """Its blocks are free at once, while they are still being copied."""
+        self.end_steps()
+        self.page_out(name)
+        self.drop(name)
+
     def page_in(self, name: str) -> None:
         if name not in self.requests:
             return
@@ -268,7 +267,9 @@ def program(seed: int, n_actions: int) -> Callable[[Early], None]:
                     lambda early: early.end_steps(),
                     lambda early, name=name: early.page_out(name),
                     lambda early, name=name: early.page_out(name),
+                    lambda early, name=name: early.give_up(name),
                     lambda early, name=name: early.drop(name),
+                    lambda early, name=name: early.page_in(name),
                     lambda early, name=name: early.page_in(name),
                     lambda early: early.compact(300 * KB),
                 ]
@@ -304,7 +305,7 @@ def test_operations_that_wait_for_no_completion_leave_what_waiting_ones_leave(
         run(hasty)
         assert hasty.contents() == expected
         assert hasty.n_started == n_started
-        assert len(hasty.device._ordering) == 0
+    assert len(hasty.device._ordering) == 0
 
 
 @pytest.mark.parametrize("seed", range(5))
