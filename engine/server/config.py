@@ -27,6 +27,7 @@ from tokenmux.engine.core.errors import ConfigError
 from tokenmux.engine.policy.registry import make_policy
 from tokenmux.engine.server.access import Scope
 from tokenmux.engine.server.administration import NAME
+from tokenmux.engine.server.admission import MAX_TENANT_CHARS, MAX_WEIGHT
 from tokenmux.engine.server.sizes import parse_size
 from tokenmux.engine.server.yaml_lines import Document, Place, parse
 
@@ -67,6 +68,8 @@ def _source(value: object) -> object:
 Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
 Seconds = Annotated[FiniteFloat, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Weight = Annotated[FiniteFloat, Field(ge=1 / MAX_WEIGHT, le=MAX_WEIGHT)]
+TenantName = Annotated[str, Field(min_length=1, max_length=MAX_TENANT_CHARS)]
 Address = Annotated[str, AfterValidator(_address)]
 Location = Annotated[Path, AfterValidator(_location)]
 ModelName = Annotated[str, AfterValidator(_name)]
@@ -84,6 +87,8 @@ class ModelConfig(Section):
 
     source: Location
     pinned: bool = False
+    weight: Weight = 1.0
+    """Multiplies the weight of its requests: higher is sooner, by less than a TTFT."""
 
 
 class DeviceConfig(Section):
@@ -105,6 +110,13 @@ class QueueConfig(Section):
     max_requests: Count = 256
     max_tokens: Count = 256
     """Length of an answer where the request does not say."""
+
+
+class TenantConfig(Section):
+    """A tenant: the name of a key, or what a request says where there are no keys."""
+
+    weight: Weight = 1.0
+    """Under overload, tenants get time and places in the queue in proportion."""
 
 
 class ServiceLevelConfig(Section):
@@ -164,6 +176,7 @@ class PoolConfig(Section):
     policy: PolicyName = "slack"
     """How models share the device; all but the default are baselines, to compare with."""
     queue: QueueConfig = QueueConfig()
+    tenants: dict[TenantName, TenantConfig] = Field(default_factory=dict)
     service_level: ServiceLevelConfig = ServiceLevelConfig()
     slow_reader: SlowReaderConfig = SlowReaderConfig()
     worker: WorkerConfig = WorkerConfig()

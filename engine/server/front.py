@@ -64,12 +64,15 @@ from tokenmux.engine.server.observation import Changes
 from tokenmux.engine.server.roster import Roster, Served
 from tokenmux.engine.server.seams import Capacity, Catalogue, Entry, Tokenizer, WorkerFactory
 from tokenmux.engine.server.supervisor import RestartLimits, Supervisor
+from tokenmux.engine.server.tenants import Weights, is_full
 from tokenmux.engine.server.traffic import TrafficRecorder
 from tokenmux.engine.server.usage import Usage
 
 logger = logging.getLogger(__name__)
 
 TOKENIZER_THREADS = 2
+DEFAULT_TENANT = "default"
+"""Of requests that name none and carry no key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,7 @@ class Limits:
     """How much the front takes on."""
 
     max_requests: int = 256
-    """Accepted and not yet ended; one more is refused."""
+    """Accepted and not yet ended; what is more is refused, but for tenants that hold less than their share (`engine.server.tenants`)."""
     buffer_tokens: int = 512
     """Tokens that a client may leave unread before its request is paused."""
     unread_s: float = 60.0
@@ -99,6 +102,7 @@ class Front:
         pinned: Collection[str] = (),
         limits: Limits | None = None,
         defaults: Defaults | None = None,
+        weights: Weights | None = None,
         recorder: TrafficRecorder | None = None,
         clock: Callable[[], float] = time.monotonic,
         draw_seed: Callable[[], int] = lambda: secrets.randbits(64),
@@ -117,6 +121,7 @@ class Front:
         self._capacity = capacity
         self._pin_at_start = frozenset(pinned)
         self._defaults = defaults or Defaults()
+        self._weights = weights or Weights()
         self._clock = clock
         self._draw_seed = draw_seed
         self._threads = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="tokenizer")
@@ -280,7 +285,9 @@ class Front:
             raise self._down
         facts = self.roster.accepting(ask.model).facts
         check_parameters(ask, facts)
-        if self.n_live >= self.limits.max_requests:
+        tenant = ask.tenant or DEFAULT_TENANT
+        holders = [live.request.tenant for live in self._live.values()]
+        if is_full(tenant, holders, self.limits.max_requests, self._weights, self._n_admitting):
             raise Overloaded(
                 f"the queue is full ({self.limits.max_requests} requests): try again in a few seconds"
             )
@@ -306,8 +313,9 @@ class Front:
                 max_tokens=max_tokens,
                 arrival_s=arrival_s,
                 service=service_level(ask, self._defaults),
-                tenant=ask.tenant or "default",
-                weight=ask.weight,
+                tenant=tenant,
+                weight=ask.weight * self._weights.of_model(facts.id),
+                tenant_weight=self._weights.of_tenant(tenant),
             ),
             prompt=prompt,
             sampling=Sampling(

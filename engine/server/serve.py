@@ -26,6 +26,7 @@ from tokenmux.engine.server.config import PoolConfig
 from tokenmux.engine.server.front import Front, Limits
 from tokenmux.engine.server.seams import Progress, Worker, WorkerFactory
 from tokenmux.engine.server.supervisor import RestartLimits
+from tokenmux.engine.server.tenants import Weights
 from tokenmux.engine.server.traffic import TraceFile, TrafficRecorder
 
 FETCH_BYTES_PER_S = 1e9
@@ -60,6 +61,7 @@ async def serve(config: PoolConfig, catalogue: Catalogue, say: Callable[[str], N
         defaults=Defaults(
             config.queue.max_tokens, ServiceLevel(config.service_level.ttft_s, config.service_level.tpot_s)
         ),
+        weights=weights_of(config),
         recorder=recorder,
     )
     try:
@@ -126,6 +128,13 @@ def limits_of(config: PoolConfig) -> Limits:
         buffer_tokens=config.slow_reader.buffer_tokens,
         unread_s=config.slow_reader.end_after_s,
         restarts=RestartLimits(config.worker.max_restarts, config.worker.restart_window_s),
+    )
+
+
+def weights_of(config: PoolConfig) -> Weights:
+    return Weights(
+        {name: tenant.weight for name, tenant in config.tenants.items()},
+        {name: model.weight for name, model in config.models.items()},
     )
 
 

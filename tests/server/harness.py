@@ -52,6 +52,7 @@ from tokenmux.engine.server.admission import Defaults
 from tokenmux.engine.server.app import Transport, running
 from tokenmux.engine.server.front import Front, Limits
 from tokenmux.engine.server.seams import Progress
+from tokenmux.engine.server.tenants import Weights
 from tokenmux.engine.server.traffic import TrafficRecorder
 from tokenmux.v1 import inference_pb2_grpc, models_pb2_grpc, planning_pb2_grpc, pool_pb2_grpc
 
@@ -277,6 +278,7 @@ def make_front(
     hub: Hub,
     *entries: FakeEntry,
     limits: Limits | None = None,
+    weights: Weights | None = None,
     pinned: Sequence[str] = (),
     clock: Callable[[], float] = lambda: 100.0,
     recorder: TrafficRecorder | None = None,
@@ -290,6 +292,7 @@ def make_front(
         pinned=pinned,
         limits=limits,
         defaults=Defaults(max_tokens=8),
+        weights=weights,
         recorder=recorder,
         clock=clock,
         draw_seed=lambda: 1234,

@@ -17,6 +17,7 @@ models:
   big:
     source: /weights/big.gguf
     pinned: true
+    weight: 2
 device:
   kind: cpu
   arena: 2GiB
@@ -26,6 +27,7 @@ device:
   prefill_chunk_tokens: 256
 policy: slack
 queue: {max_requests: 9, max_tokens: 32}
+tenants: {team: {weight: 3}}
 service_level: {ttft_s: 2, tpot_s: 0.05}
 slow_reader: {buffer_tokens: 7, end_after_s: 3}
 worker: {max_restarts: 0, restart_window_s: 5}
@@ -61,6 +63,8 @@ def test_everything_can_be_said(tmp_path: Path) -> None:
     assert config.models["small"].source == tmp_path / "weights/small"
     assert config.models["big"].source == Path("/weights/big.gguf")
     assert [config.models[name].pinned for name in ("small", "big")] == [False, True]
+    assert [config.models[name].weight for name in ("small", "big")] == [1.0, 2.0]
+    assert {name: tenant.weight for name, tenant in config.tenants.items()} == {"team": 3.0}
     assert config.tls is not None
     assert config.tls.private_key == tmp_path / "key.pem"
     assert (config.keys[0].scope, config.keys[0].file) == (Scope.INFERENCE, tmp_path / "team.key")
@@ -91,6 +95,8 @@ def test_nothing_needs_to_be_said(tmp_path: Path) -> None:
         ("device:\n  arena: two\n", "pool.yaml:2: device.arena: 'two' is not a size: write a number with KiB, MiB,"),
         ("device:\n  arena: 0\n", "pool.yaml:2: device.arena: should be greater than 0, and is 0"),
         ("device: 7\n", "pool.yaml:1: device: should be a valid dictionary"),
+        ("tenants: {team: {weight: 0}}\n", "pool.yaml:1: tenants.team.weight: should be greater than or equal to 0.01, and"),
+        ("tenants:\n  team: {wait: 1}\n", "pool.yaml:2: tenants.team.wait: there is no such key; did you mean 'weight'? allowed: weight"),
         ("queue: {max_requests: 0}\n", "pool.yaml:1: queue.max_requests: should be greater than or equal to 1, and is 0"),
         ("service_level:\n  ttft_s: .nan\n", "pool.yaml:2: service_level.ttft_s: should be a finite number"),
         ("tls:\n  certificate: x\n", "pool.yaml:1: tls.private_key: is missing"),

@@ -58,13 +58,18 @@ from tokenmux.engine.server.generation import (
     TokenIds,
 )
 from tokenmux.engine.server.supervisor import RestartLimits
+from tokenmux.engine.server.tenants import Weights
 
 
 @asynccontextmanager
 async def started(
-    hub: Hub, *entries: FakeEntry, limits: Limits | None = None, clock: Callable[[], float] = lambda: 100.0
+    hub: Hub,
+    *entries: FakeEntry,
+    limits: Limits | None = None,
+    weights: Weights | None = None,
+    clock: Callable[[], float] = lambda: 100.0,
 ) -> AsyncIterator[Front]:
-    front, _ = make_front(hub, *entries, limits=limits, clock=clock)
+    front, _ = make_front(hub, *entries, limits=limits, weights=weights, clock=clock)
     try:
         async with asyncio.timeout(PATIENCE_S):
             await front.start()
@@ -270,6 +275,30 @@ async def test_a_full_queue_refuses_and_recovers() -> None:
         await until(lambda: front.n_live == 0)
         hub.auto = True
         assert text_of(await events_of(front, ask())) == "defghijk"
+
+
+async def test_a_tenant_that_fills_the_queue_does_not_shut_out_another() -> None:
+    hub = Hub()
+    async with started(hub, limits=Limits(max_requests=16)) as front, AsyncExitStack() as stack:
+        for _ in range(16):
+            await stack.enter_async_context(front.open(ask(tenant="large")))
+        with pytest.raises(Overloaded):
+            await events_of(front, ask(tenant="large"))
+        for _ in range(2):
+            await stack.enter_async_context(front.open(ask(tenant="small")))
+        with pytest.raises(Overloaded):
+            await events_of(front, ask(tenant="small"))
+
+
+async def test_the_operators_weights_reach_the_scheduler() -> None:
+    hub = Hub(auto=True)
+    weights = Weights({"team": 3.0}, {"letters": 4.0})
+    async with started(hub, weights=weights) as front:
+        await events_of(front, ask(tenant="team", weight=2.0))
+        await events_of(front, ask())
+        first, second = [(await hub.next(Submit)).request for _ in range(2)]
+    assert (first.weight, first.tenant_weight) == (8.0, 3.0)
+    assert (second.weight, second.tenant_weight) == (4.0, 1.0)
 
 
 async def until(condition: Callable[[], bool]) -> None:

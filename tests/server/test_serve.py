@@ -19,7 +19,7 @@ from tokenmux.engine.runtime.calibrate import Speeds
 from tokenmux.engine.server.access import Scope
 from tokenmux.engine.server.app import Transport
 from tokenmux.engine.server.config import KeyConfig, PoolConfig, TlsConfig
-from tokenmux.engine.server.serve import facts_of, limits_of, read_access, read_transport
+from tokenmux.engine.server.serve import facts_of, limits_of, read_access, read_transport, weights_of
 
 
 def test_the_configuration_reaches_the_parts() -> None:
@@ -27,6 +27,8 @@ def test_the_configuration_reaches_the_parts() -> None:
         {
             "device": {"arena": 10, "host_cache": 20, "host_kv": 30, "slab": 40, "prefill_chunk_tokens": 50},
             "queue": {"max_requests": 1},
+            "models": {"a": {"source": "a", "weight": 4}, "b": "b"},
+            "tenants": {"team": {"weight": 3}},
             "slow_reader": {"buffer_tokens": 2, "end_after_s": 3},
             "worker": {"max_restarts": 4, "restart_window_s": 5},
         },
@@ -36,6 +38,9 @@ def test_the_configuration_reaches_the_parts() -> None:
     assert (device.arena_bytes, host.cache_bytes, device.host_kv_bytes) == (10, 20, 30)
     assert (device.slab_bytes, device.prefill_chunk_tokens) == (40, 50)
     assert (device.copy_in_bytes_per_s, device.memory_bytes_per_s, device.flops_per_s) == (1.0, 2.0, 3.0)
+    weights = weights_of(config)
+    assert (weights.of_tenant("team"), weights.of_tenant("other")) == (3, 1)
+    assert (weights.of_model("a"), weights.of_model("b")) == (4, 1)
     limits = limits_of(config)
     assert (limits.max_requests, limits.buffer_tokens, limits.unread_s) == (1, 2, 3)
     assert (limits.restarts.n, limits.restarts.window_s) == (4, 5)
