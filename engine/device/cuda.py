@@ -288,8 +288,8 @@ class CudaDevice:
     def _submit_copy(self, started: Started, pieces: Sequence[_Piece]) -> None:
         self._submit(started, pieces, lambda: self._copy(started, pieces))
 
-    def _come_after(self, piece: _Piece, *, on_host: bool) -> None:
-        """Let what the stream is given from now on (or, `on_host`, this thread) come after the pieces that come first.
+    def _come_after(self, piece: _Piece) -> None:
+        """Let what the stream is given from now on (the fetch channel has none: this thread) come after the pieces that come first.
 
         An event that is not recorded yet holds nothing back, so this thread sleeps until the other has recorded it. That
         ends: pieces wait only for those entered before them, and a thread that gives up a piece says so.
@@ -298,7 +298,7 @@ class CudaDevice:
             earlier.passed.wait()
             if earlier.lost:
                 raise _LostError
-            if earlier.end is not None and on_host:
+            if earlier.end is not None and piece.channel is Channel.FETCH:
                 earlier.end.wait()
             elif earlier.end is not None:
                 earlier.end.hold(piece.channel)
@@ -310,7 +310,7 @@ class CudaDevice:
     def _step(self, started: Started, step: StepJob, piece: _Piece) -> None:
         if self._closing.is_set():
             raise _LostError
-        self._come_after(piece, on_host=False)
+        self._come_after(piece)
         with self._gpu.running(Channel.COMPUTE):
             step.run(started.id, self._interrupted, self._post, self._settle)
         self._pass(piece)
@@ -331,16 +331,15 @@ class CudaDevice:
             report(chunk.n_bytes)
 
         for piece in pieces:
-            # The host's part of a staged copy is done at once, not in the stream's turn.
-            staged = any(copy.staged for copy in piece.copies)
-            self._come_after(piece, on_host=staged)
+            self._come_after(piece)
             for copies in _chunks(piece.copies, self._chunk_bytes):
                 if self._closing.is_set():
                     raise _LostError
                 if len(in_flight) == CHUNKS_IN_FLIGHT:
                     land()
                 in_flight.append(self._give(started.channel, copies, next(numbers)))
-            while staged and in_flight:
+            # The host's part of a staged copy is not in the stream: others may not come until it is done.
+            while in_flight and any(copy.staged for copy in piece.copies):
                 land()
             self._pass(piece)
         while in_flight:
@@ -374,7 +373,7 @@ class CudaDevice:
         return self._rings[channel][number % CHUNKS_IN_FLIGHT]
 
     def _fetch(self, started: Started, dropped: Sequence[_HostMemory], piece: _Piece) -> None:
-        self._come_after(piece, on_host=True)
+        self._come_after(piece)
         for forgotten in dropped:
             forgotten.close()
         error = ""

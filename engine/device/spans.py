@@ -19,7 +19,7 @@ class PagingSpan(NamedTuple):
 
 
 def paging_spans(ledger: Ledger, transfers: Iterable[Transfer]) -> list[PagingSpan]:
-    """One span per run of blocks that are neighbours on both sides."""
+    """One span per run of blocks that are neighbours on both sides, whichever way they run (blocks allocated at once run down)."""
     spans: list[PagingSpan] = []
     for transfer in transfers:
         size = transfer.shape.block_bytes
@@ -28,6 +28,8 @@ def paging_spans(ledger: Ledger, transfers: Iterable[Transfer]) -> list[PagingSp
         last = spans[-1] if spans else None
         if last and (last.device + last.n_bytes, last.host + last.n_bytes) == (device, host):
             spans[-1] = last._replace(n_bytes=last.n_bytes + size)
+        elif last and (last.device - size, last.host - size) == (device, host):
+            spans[-1] = PagingSpan(device, host, last.n_bytes + size)
         else:
             spans.append(PagingSpan(device, host, size))
     return spans

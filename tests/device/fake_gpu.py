@@ -8,8 +8,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from random import Random
-from threading import RLock
+from threading import Condition, RLock
 
 import torch
 
@@ -53,11 +54,24 @@ class FakeGpu:
     locked: dict[int, int] = field(default_factory=dict)
     n_copies: int = 0
     broken: bool = False
+    stuck: SimpleQueue[Channel] = field(default_factory=SimpleQueue)
+    """The streams that somebody waits for in vain because of `shut_after`."""
 
     def __post_init__(self) -> None:
         self._random = Random(self.seed)
         self._streams: dict[Channel, deque[Task]] = {channel: deque() for channel in STREAMS}
+        self._allowed: dict[Channel, int] = {}
+        self._opened = Condition()
         self._lock = RLock()
+
+    def shut_after(self, channel: Channel, n_tasks: int) -> None:
+        """The stream does so many more things, then nothing until `open`."""
+        self._allowed[channel] = n_tasks
+
+    def open(self, channel: Channel) -> None:
+        with self._opened:
+            self._allowed.pop(channel, None)
+            self._opened.notify_all()
 
     # ── the interface ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -132,28 +146,48 @@ class FakeGpu:
 
     def run_until(self, event: FakeEvent) -> None:
         """Half of the time nothing else is done than what has to be."""
+        while not self._run_towards(event):
+            assert self._allowed, "streams wait for each other in a circle"
+            with self._opened:
+                self.stuck.put(event.channel)
+                self._opened.wait()
+
+    def _run_towards(self, event: FakeEvent) -> bool:
         with self._lock:
             self._check()
             if self._random.random() < 0.5:
                 self._run_lazily(event)
-            while not event.passed:
-                assert self._run_any(), "streams wait for each other in a circle"
+            while not event.passed and self._run_any():
+                pass
+            return event.passed
 
     def _run_lazily(self, event: FakeEvent) -> None:
         stream = self._streams[event.channel]
-        while not event.passed:
+        while not event.passed and self._may_run(event.channel):
             after = stream[0].after
             if after is not None:
                 self._run_lazily(after)
-            stream.popleft().run()
+                if not after.passed:
+                    return
+            self._run_next(event.channel)
 
     def _run_any(self) -> bool:
         ready = [
-            stream for stream in self._streams.values() if stream and (not (e := stream[0].after) or e.passed)
+            channel
+            for channel, stream in self._streams.items()
+            if stream and self._may_run(channel) and (not (e := stream[0].after) or e.passed)
         ]
         if ready:
-            self._random.choice(ready).popleft().run()
+            self._run_next(self._random.choice(ready))
         return bool(ready)
+
+    def _run_next(self, channel: Channel) -> None:
+        if channel in self._allowed:
+            self._allowed[channel] -= 1
+        self._streams[channel].popleft().run()
+
+    def _may_run(self, channel: Channel) -> bool:
+        return self._allowed.get(channel, 1) > 0
 
     def _reaches(self, memory: torch.Tensor) -> bool:
         start, end = memory.data_ptr(), memory.data_ptr() + memory.numel()

@@ -1,5 +1,6 @@
 """The CUDA device on fake streams: order without completions, failure, memory, and what a machine without a GPU is told."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,11 +17,16 @@ from tests.device.bench import (
     KB,
     SHAPE,
     WAIT_S,
+    Bench,
+    bench_of,
     content,
+    cuda_over,
     model,
+    request,
 )
 from tests.device.fake_gpu import FakeGpu
-from tokenmux.engine.core.event import StepDone
+from tokenmux.engine.core.errors import ConfigError, DoesNotFit
+from tokenmux.engine.core.event import Arrived, CopyDone, StepDone
 from tokenmux.engine.core.facts import Image, ImageId, ModelFacts, ModelId
 from tokenmux.engine.core.plan import (
     Activate,
@@ -34,13 +40,16 @@ from tokenmux.engine.core.plan import (
     Step,
 )
 from tokenmux.engine.core.request import RequestId
+from tokenmux.engine.device import cuda
 from tokenmux.engine.device.cuda import CudaDevice
-from tokenmux.engine.device.gpu import Gpu, TorchGpu
+from tokenmux.engine.device.gpu import Gpu, TorchGpu, check_cuda
 from tokenmux.engine.device.interface import Completion, Post
 from tokenmux.engine.instance.started import Started
 from tokenmux.engine.memory.host_cache import HostCache
 from tokenmux.engine.memory.ledger import Ledger
 from tokenmux.engine.runtime.clock import MonotonicClock
+
+CHANNEL_THREADS = tuple(f"tokenmux-{name}" for name in ("copy-in", "copy-out", "fetch", "compute"))
 
 # ── operations that do not wait for completions ──────────────────────────────────────────────────────────────────
 
@@ -189,13 +198,13 @@ class Early:
     def page_out(self, name: str) -> None:
         if name not in self.requests:
             return
-        request = RequestId(name)
-        table = self.ledger.kv[request]
+        request_id = RequestId(name)
+        table = self.ledger.kv[request_id]
         if table.n_computed == table.n_clean or not self.ledger.can_page_out(table):
             return
-        transfers = self.ledger.begin_page_out(request)
-        self.start(PageOut((request,)), Channel.COPY_OUT, transfers=((request, transfers),))
-        self.ledger.end_page_out(request, table.n_computed, ok=True)
+        transfers = self.ledger.begin_page_out(request_id)
+        self.start(PageOut((request_id,)), Channel.COPY_OUT, transfers=((request_id, transfers),))
+        self.ledger.end_page_out(request_id, table.n_computed, ok=True)
 
     def drop(self, name: str) -> None:
         if name in self.requests and name not in self.in_step:
@@ -212,12 +221,12 @@ class Early:
     def page_in(self, name: str) -> None:
         if name not in self.requests:
             return
-        request = RequestId(name)
-        table = self.ledger.kv[request]
+        request_id = RequestId(name)
+        table = self.ledger.kv[request_id]
         if table.n_missing and self.ledger.can_page_in(table):
-            transfers = self.ledger.begin_page_in(request)
-            self.start(PageIn((request,)), Channel.COPY_IN, transfers=((request, transfers),))
-            self.ledger.end_page_in(request, transfers, ok=True)
+            transfers = self.ledger.begin_page_in(request_id)
+            self.start(PageIn((request_id,)), Channel.COPY_IN, transfers=((request_id, transfers),))
+            self.ledger.end_page_in(request_id, transfers, ok=True)
 
     def compact(self, n_bytes: int) -> None:
         moves = self.ledger.plan_compaction(n_bytes, (), (), ())
@@ -318,3 +327,200 @@ def test_the_same_on_a_gpu(seed: int, is_real: bool) -> None:
     with early(TorchGpu(), is_early=True) as hasty:
         run(hasty)
         assert hasty.contents() == expected
+
+
+# ── what waits for what, one at a time ───────────────────────────────────────────────────────────────────────────
+
+
+def in_one_chunk(bench: Bench, gpu: Gpu) -> CudaDevice:
+    """All of an operation is given to its stream before anything of it is waited for."""
+    return CudaDevice(
+        FACTS, bench.instance.ledger, bench.clock, bench, bench.host, gpu, chunk_bytes=FACTS.arena_bytes
+    )
+
+
+def started(bench: Bench, operation: Operation, channel: Channel, **parts: object) -> Started:
+    """An operation that the instance would not have begun yet."""
+    facts = bench.instance.models[ModelId("a")].facts
+    return Started(1000, channel, operation, 0.0, n_bytes=1, model=facts, **parts)  # type: ignore[arg-type]
+
+
+def test_a_step_waits_on_the_device_for_the_copy_of_its_weights() -> None:
+    gpu = FakeGpu()
+    with bench_of(lambda bench: in_one_chunk(bench, gpu)) as bench:
+        bench.add(model("a", 200 * KB))
+        bench.run(Fetch(ModelId("a")))
+        bench.instance.apply(Arrived(bench.now_s(), request("r", "a")))
+        table = bench.instance.requests[RequestId("r")].kv
+        bench.instance.ledger.grow(table, 16)
+        gpu.shut_after(Channel.COPY_IN, 0)
+        bench.start(Activate(ModelId("a")))
+        step = Step(ModelId("a"), (Chunk(RequestId("r"), 0, 16),))
+        bench.device.start(started(bench, step, Channel.COMPUTE))
+        assert {gpu.stuck.get(timeout=WAIT_S) for _ in range(2)} == {Channel.COPY_IN, Channel.COMPUTE}
+        assert not bench.host.in_step.is_set()
+        gpu.open(Channel.COPY_IN)
+        assert {type(bench.inbox.get(timeout=WAIT_S)) for _ in range(2)} == {CopyDone, StepDone}
+
+
+def test_a_request_that_has_come_in_runs_while_the_next_of_the_same_operation_comes() -> None:
+    """Events are per request: the copy-in stream stands still inside the second one's blocks."""
+    gpu = FakeGpu()
+    with bench_of(lambda bench: cuda_over(gpu, bench)) as bench:
+        bench.add(model("a", 200 * KB))
+        bench.load("a")
+        for name in ("first", "second"):
+            bench.instance.apply(Arrived(bench.now_s(), request(name, "a")))
+            bench.run(Step(ModelId("a"), (Chunk(RequestId(name), 0, 16),)))
+            bench.run(PageOut((RequestId(name),)))
+            bench.instance.ledger.drop(RequestId(name))
+        ledger = bench.instance.ledger
+        transfers = tuple(
+            (RequestId(name), ledger.begin_page_in(RequestId(name))) for name in ("first", "second")
+        )
+        gpu.shut_after(Channel.COPY_IN, 3)  # a copy of the first, the end of its chunk, the end of the first
+        bench.device.start(
+            started(bench, PageIn((RequestId("first"),)), Channel.COPY_IN, transfers=transfers)
+        )
+        ledger.end_page_in(RequestId("first"), transfers[0][1], ok=True)
+        bench.host.in_step.clear()
+        bench.start(Step(ModelId("a"), (Chunk(RequestId("first"), 16, 1),)))
+        assert isinstance(bench.inbox.get(timeout=WAIT_S), StepDone)
+        assert gpu.stuck.get(timeout=WAIT_S) is Channel.COPY_IN
+        gpu.open(Channel.COPY_IN)
+        assert isinstance(bench.inbox.get(timeout=WAIT_S), CopyDone)
+
+
+def test_an_image_is_forgotten_only_when_the_copies_that_read_it_are_done() -> None:
+    gpu = FakeGpu()
+    with bench_of(lambda bench: in_one_chunk(bench, gpu)) as bench:
+        a, b = model("a", 200 * KB), model("b", 100 * KB)
+        bench.add(a, b)
+        bench.run(Fetch(ModelId("a")))
+        gpu.shut_after(Channel.COPY_IN, 0)
+        bench.start(Activate(ModelId("a")))
+        fetch = started(bench, Fetch(ModelId("b")), Channel.FETCH, images=b.images, dropped=(ImageId("a"),))
+        bench.device.start(fetch)
+        assert [gpu.stuck.get(timeout=WAIT_S) for _ in range(2)] == [Channel.COPY_IN, Channel.COPY_IN]
+        gpu.open(Channel.COPY_IN)
+        assert {bench.inbox.get(timeout=WAIT_S).operation for _ in range(2)} == {1, 1000}  # type: ignore[union-attr]
+        assert bench.image_on_device(a) == content(a.images[0])
+
+
+# ── failure ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_gpu_that_breaks_in_a_copy_is_reported_and_nothing_hangs() -> None:
+    gpu = FakeGpu()
+    bench = Bench(lambda bench: cuda_over(gpu, bench))
+    bench.add(model("a", 200 * KB), model("b", 200 * KB))
+    bench.load("a")
+    bench.run(Fetch(ModelId("b")))
+    gpu.fail_at = gpu.n_copies + 4
+    bench.start(Activate(ModelId("b")))
+    error = bench.inbox.get(timeout=WAIT_S)
+    assert isinstance(error, RuntimeError)
+    assert "illegal memory access" in str(error)
+    bench.instance.apply(Arrived(bench.now_s(), request("r", "a")))
+    bench.start(Step(ModelId("a"), (Chunk(RequestId("r"), 0, 16),)))
+    assert isinstance(bench.inbox.get(timeout=WAIT_S), RuntimeError), "every later operation fails, too"
+    bench.device.close()
+    assert not any(thread.name.startswith(CHANNEL_THREADS) for thread in threading.enumerate())
+
+
+def test_what_depends_on_an_operation_that_failed_is_given_up_silently() -> None:
+    gpu = FakeGpu(fail_at=1)
+    bench = Bench(lambda bench: cuda_over(gpu, bench))
+    bench.add(model("a", 200 * KB))
+    bench.run(Fetch(ModelId("a")))
+    bench.instance.apply(Arrived(bench.now_s(), request("r", "a")))
+    bench.instance.ledger.grow(bench.instance.requests[RequestId("r")].kv, 16)
+    gpu.shut_after(Channel.COPY_IN, 0)
+    bench.start(Activate(ModelId("a")))
+    step = Step(ModelId("a"), (Chunk(RequestId("r"), 0, 16),))
+    bench.device.start(started(bench, step, Channel.COMPUTE))
+    gpu.open(Channel.COPY_IN)
+    assert isinstance(bench.inbox.get(timeout=WAIT_S), RuntimeError)
+    bench.device.close()
+    assert bench.inbox.empty()
+    assert not bench.host.in_step.is_set()
+
+
+def test_a_device_that_is_closed_in_mid_copy_ends_and_gives_everything_back() -> None:
+    gpu = FakeGpu()
+    bench = Bench(lambda bench: cuda_over(gpu, bench))
+    bench.add(model("a", 200 * KB))
+    bench.run(Fetch(ModelId("a")))
+    gpu.shut_after(Channel.COPY_IN, 0)
+    bench.start(Activate(ModelId("a")))
+    assert gpu.stuck.get(timeout=WAIT_S) is Channel.COPY_IN
+    closing = threading.Thread(target=bench.device.close)
+    closing.start()
+    gpu.open(Channel.COPY_IN)
+    closing.join(WAIT_S)
+    assert not closing.is_alive()
+    assert bench.inbox.empty(), "a copy that was given up does not complete"
+    assert (gpu.allocated, gpu.locked) == ({}, {})
+
+
+def test_a_channel_that_hangs_in_the_driver_does_not_hang_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "CLOSE_TIMEOUT_S", 0.1)
+    gpu = FakeGpu()
+    bench = Bench(lambda bench: cuda_over(gpu, bench))
+    bench.add(model("a", 200 * KB))
+    bench.run(Fetch(ModelId("a")))
+    gpu.shut_after(Channel.COPY_IN, 0)
+    bench.start(Activate(ModelId("a")))
+    assert gpu.stuck.get(timeout=WAIT_S) is Channel.COPY_IN
+    bench.device.close()
+    assert gpu.locked, "memory under an operation is not given back"
+    gpu.open(Channel.COPY_IN)
+
+
+def test_a_gpu_without_room_for_the_arena_is_refused_with_the_remedy() -> None:
+    before = threading.active_count()
+    with pytest.raises(DoesNotFit, match=r"lower device\.arena"):
+        Bench(lambda bench: cuda_over(FakeGpu(capacity=FACTS.arena_bytes - 1), bench))
+    assert threading.active_count() == before
+
+
+# ── memory ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_memory_is_what_the_books_say_and_goes_back() -> None:
+    gpu = FakeGpu()
+    with bench_of(lambda bench: cuda_over(gpu, bench)) as bench:
+        names = "abcdef"
+        bench.add(*(model(name, 300 * KB) for name in names))
+        for name in names:
+            bench.run(Fetch(ModelId(name)))
+            cache = bench.instance.ledger.cache
+            assert sum(gpu.locked.values()) == cache.used_bytes + FACTS.host_kv_bytes
+        assert cache.used_bytes == 900 * KB, "three of them fit"
+        assert sum(gpu.allocated.values()) == FACTS.arena_bytes + 16 * KB
+    assert (gpu.allocated, gpu.locked) == ({}, {})
+
+
+def test_an_image_that_cannot_be_read_leaves_nothing_locked() -> None:
+    gpu = FakeGpu()
+    with bench_of(lambda bench: cuda_over(gpu, bench)) as bench:
+        bench.add(model("bad", 100 * KB))
+        bench.host.bad_images.add(ImageId("bad"))
+        bench.run(Fetch(ModelId("bad")))
+        assert sum(gpu.locked.values()) == FACTS.host_kv_bytes
+
+
+def test_it_is_said_when_host_memory_cannot_be_locked(caplog: pytest.LogCaptureFixture) -> None:
+    with bench_of(lambda bench: cuda_over(FakeGpu(lockable=False), bench)):
+        assert f"allow the server to lock {FACTS.host_kv_bytes} bytes" in caplog.text
+
+
+# ── no GPU ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_machine_without_cuda_is_told_what_to_do() -> None:
+    with pytest.raises(ConfigError, match=r"device\.kind: cuda needs .* or say `kind: cpu`"):
+        check_cuda()
+    with pytest.raises(ConfigError):
+        TorchGpu()
