@@ -3,7 +3,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup test lint format types imports proto bench demo check
+# Where there is no environment of ours, as on a machine lent for its GPU, any Python that has torch and Triton will do.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+
+.PHONY: help setup test nightly lint format types imports proto bench gpu demo check
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,6 +17,9 @@ setup: ## a virtual environment with everything that tests need
 
 test: ## all tests
 	$(BIN)/pytest
+
+nightly: ## the tests that take long: all compiled forms of the kernels, all families, real weights
+	$(BIN)/pytest -m nightly
 
 lint: ## ruff: rules and format, without changing anything
 	$(BIN)/ruff check .
@@ -33,9 +39,12 @@ proto: ## the Python code of proto/, written anew
 	$(BIN)/python proto/generate.py
 
 bench: ## every benchmark, one after another; each ends with one JSON line
-	@for file in $$(grep -l __main__ benchmarks/*.py); do \
+	@for file in $$(grep -l __main__ benchmarks/*.py | grep -v /gpu.py); do \
 	  $(BIN)/python -m benchmarks.$$(basename $$file .py) || exit 1; \
 	done
+
+gpu: ## everything that only a GPU can tell, in under ten minutes: results in gpu.json
+	PYTHONPATH=.typing $(GPU_PYTHON) -m benchmarks.gpu
 
 demo: ## many models on one small virtual device
 	$(BIN)/tokenmux demo

@@ -21,11 +21,13 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks import report
+from tokenmux.engine.core.clock import Clock
 from tokenmux.engine.core.cost import RooflineCost
 from tokenmux.engine.core.facts import DeviceFacts, HostFacts, ModelFacts
 from tokenmux.engine.core.message import FromWorker, Load, Register, Residency, Unload
 from tokenmux.engine.core.request import RequestId
 from tokenmux.engine.device.cpu import CpuDevice
+from tokenmux.engine.device.cuda import CudaDevice
 from tokenmux.engine.device.interface import Completion
 from tokenmux.engine.device.memory import Memory
 from tokenmux.engine.instance.instance import Instance
@@ -105,20 +107,27 @@ class Bench:
         )
         host = HostFacts(cache_bytes=facts.n_bytes, fetch_bytes_per_s=1e9)
         self.model: ModelFacts = facts
+        self._target: Memory | None = None
         self._inbox: SimpleQueue[Callable[[Engine], None]] = SimpleQueue()
         clock = MonotonicClock()
         self.instance = Instance(
             device, HostCache(host.cache_bytes), SlackPolicy(), RooflineCost(device, host)
         )
         self.host = ModelHost(self.instance, clock, {})
-        self.device = CpuDevice(device, self.instance.ledger, clock, self, self.host)
-        self.host.attach(self.device.arena.as_tensor())
+        self.device = self._make_device(device, clock)
+        self.host.attach(self._arena())
         self.engine = Engine(self.instance, clock, self.host, self._said, {})
         self.engine.attach(self.device)
         self.engine.receive(Register(facts, str(entry.path)))
         self.engine.pump()
         self._run_until(Residency.HOST)
-        self._target = Memory(facts.n_bytes, touch=True)
+
+    def _make_device(self, facts: DeviceFacts, clock: Clock) -> CpuDevice | CudaDevice:
+        return CpuDevice(facts, self.instance.ledger, clock, self, self.host)
+
+    def _arena(self) -> torch.Tensor:
+        assert isinstance(self.device, CpuDevice)
+        return self.device.arena.as_tensor()
 
     def swap(self) -> float:
         """Seconds from the wish to a model that could step."""
@@ -133,6 +142,9 @@ class Bench:
 
     def copy(self) -> float:
         """Seconds of one plain copy of the same bytes, out of the same host cache."""
+        assert isinstance(self.device, CpuDevice)
+        if self._target is None:
+            self._target = Memory(self.model.n_bytes, touch=True)
         source = self.device.image_address(self.model.images[0].id)
         began = time.perf_counter()
         ctypes.memmove(self._target.address, source, self.model.n_bytes)
@@ -151,7 +163,8 @@ class Bench:
 
     def close(self) -> None:
         self.device.close()
-        self._target.close()
+        if self._target is not None:
+            self._target.close()
 
     def _run_until(self, residency: Residency) -> None:
         while self.instance.models[self.model.id].residency is not residency:

@@ -154,8 +154,8 @@ def _compare(config: PreTrainedConfig, trust_remote_code: bool) -> None:
             )
 
 
-def image_in_memory(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> tuple[torch.Tensor, Manifest]:
-    """An image of `tensors` as a `uint8` tensor, and its manifest (without a file or checksum)."""
+def manifest_in_memory(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> Manifest:
+    """The manifest of an image of `tensors`, which may be empty ones (without a file or checksum)."""
     entries: dict[str, TensorEntry] = {}
     offset = 0
     for name, tensor in tensors.items():
@@ -163,8 +163,14 @@ def image_in_memory(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> 
         size = tensor.numel() * tensor.element_size()
         entries[name] = TensorEntry(name, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), offset, size)
         offset += size
-    image = torch.zeros(offset, dtype=torch.uint8)
-    for name, entry in entries.items():
+    return Manifest("memory", dtype, Path(), 0, offset, "", entries)
+
+
+def image_in_memory(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> tuple[torch.Tensor, Manifest]:
+    """An image of `tensors` as a `uint8` tensor, and its manifest."""
+    manifest = manifest_in_memory(tensors, dtype)
+    image = torch.zeros(manifest.n_bytes, dtype=torch.uint8)
+    for name, entry in manifest.tensors.items():
         raw = tensors[name].detach().contiguous().reshape(-1).view(torch.uint8)
         image[entry.offset : entry.offset + entry.n_bytes] = raw
-    return image, Manifest("memory", dtype, Path(), 0, offset, "", entries)
+    return image, manifest
