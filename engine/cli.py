@@ -7,7 +7,7 @@ Exit status: 0 done, 1 it did not work, 2 wrong usage or configuration. Errors a
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -197,12 +197,24 @@ def demo(
 
 @app.command(rich_help_panel="Operating a pool")
 def plan(
+    ctx: typer.Context,
     models: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
-            metavar="MODEL...", help="NAME=ARCHITECTURE, or COUNT*ARCHITECTURE, such as 40*qwen2.5-7b."
+            metavar="MODEL...",
+            help="An architecture (qwen2.5-7b), a folder with a config.json, NAME=either, or COUNT*either; "
+            "@RATE after it for requests per second of each.",
+            show_default=False,
         ),
-    ],
+    ] = None,
+    from_server: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Take models and recorded traffic from a running server."),
+    ] = None,
+    last: Annotated[
+        float,
+        typer.Option(min=0.0, metavar="SECONDS", help="Of the server's traffic; 0: all that it remembers."),
+    ] = 0.0,
     gpu: Annotated[str, typer.Option(help="A10, A100, H20, H100 or H800.")] = "H100",
     group: Annotated[int, typer.Option(min=1, help="GPUs of one instance: a tensor-parallel group.")] = 1,
     trace: Annotated[
@@ -211,33 +223,67 @@ def plan(
     rate: Annotated[float, typer.Option(min=0.0, help="Requests per second of each model.")] = 0.1,
     duration: Annotated[float, typer.Option(min=1.0, metavar="SECONDS", help="Of the traffic.")] = 300.0,
     ttft: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="First token due. Default: 10, or the trace's.")
+        float | None,
+        typer.Option(min=0.001, metavar="SECONDS", help="First token due. Default: the trace's, or 10."),
     ] = None,
     tpot: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Each token after. Default: 0.1.")
+        float | None,
+        typer.Option(min=0.0001, metavar="SECONDS", help="Each token after. Default: the trace's, or 0.1."),
     ] = None,
     goal: Annotated[float, typer.Option(min=0.5, max=1.0, help="Share of all tokens on time.")] = 0.99,
     compare: Annotated[bool, typer.Option(help="Plan for the other policies as well.")] = True,
-    seed: Annotated[int, typer.Option()] = 0,
+    cost: Annotated[bool, typer.Option("--cost", help="Dollars and energy per million tokens.")] = False,
+    price: Annotated[
+        float | None, typer.Option(min=0.0, metavar="DOLLARS", help="Of an hour of one GPU; implies --cost.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the generated traffic.")] = 0,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Simulate in so many. Default: one a processor.")
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Write a self-contained page with plots.")] = None,
+    chrome: Annotated[
+        Path | None, typer.Option(help="Write every step and copy as a trace for ui.perfetto.dev.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the plan as one JSON document.")] = False,
 ) -> None:
     """How many GPUs a catalogue needs, what limits, and what other policies would need. Simulated; takes a minute.
 
-    [dim]tokenmux plan '30*qwen2.5-7b' '10*llama2-13b' --rate 0.1 --html plan.html[/dim]
+    [dim]tokenmux plan '30*qwen2.5-7b' '10*llama2-13b@0.5' ./my-model --html plan.html[/dim]
+
+    [dim]tokenmux plan --from-server 127.0.0.1:50051[/dim]
     """
-    from tokenmux.engine.core.request import ServiceLevel
-    from tokenmux.engine.sim.plan_command import plan_command
+    from functools import partial
+
+    from tokenmux.engine.cli_plan import ask_server, plan_in_processes
+    from tokenmux.engine.sim.hardware import gpu as known_gpu
+    from tokenmux.engine.sim.plan_command import Output, Question, plan_command
     from tokenmux.engine.sim.scenario import Hardware
 
-    default = ServiceLevel()
-    level = (
-        None
-        if ttft is None and tpot is None
-        else ServiceLevel(ttft or default.ttft_s, tpot or default.tpot_s)
+    errors = Console(stderr=True)
+    known_gpu(gpu)
+    question = Question(
+        models or (),
+        Hardware(gpu=gpu, n_devices=group),
+        trace,
+        rate,
+        duration,
+        ttft,
+        tpot,
+        goal,
+        compare,
+        seed,
     )
-    hardware = Hardware(gpu=gpu, n_devices=group)
-    plan_command(models, hardware, trace, rate, duration, level, goal, compare, seed, as_json=json, html=html)
+    if from_server is not None:
+        ctx.obj = replace(ctx.obj, target=from_server)
+        with _connected(ctx) as client, errors.status(f"asking {from_server}"):
+            seen = ask_server(client, last, with_traffic=trace is None)
+        question = replace(question, known=seen.models, trace=trace or seen.trace)
+    plan_command(
+        question,
+        Output(json, html, chrome, cost or price is not None, price),
+        partial(plan_in_processes, asked=processes, console=errors),
+        note=lambda text: errors.print(f"note: {text}", highlight=False, soft_wrap=True),
+    )
 
 
 @app.command(rich_help_panel="Serving")
@@ -475,6 +521,62 @@ def pool_status(
                 else:
                     live.update(pool_view(status, before), refresh=True)
                 before = status
+
+
+@pool_app.command("trace")
+def pool_trace(
+    ctx: typer.Context,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path("trace.json"),
+    seconds: Annotated[float, typer.Option(min=0.0, max=3600.0, help="How long to watch.")] = 10.0,
+    past: Annotated[
+        bool, typer.Option("--past", help="The last so many seconds instead; 0: all that is remembered.")
+    ] = False,
+) -> None:
+    """Every step, copy and request of some seconds, as a Chrome trace for ui.perfetto.dev."""
+    import time
+
+    with _connected(ctx) as client:
+        client.pool.trace(1e-9)  # before the wait, so that a server that cannot is told of at once
+        if not past:
+            with Console(stderr=True).status(f"watching for {seconds:g} s"), suppress(KeyboardInterrupt):
+                began_s = time.monotonic()
+                time.sleep(seconds)
+            seconds = max(time.monotonic() - began_s, 1e-9)
+        trace = client.pool.trace(seconds)
+    _write(output, trace.chrome_trace)
+    typer.echo(
+        f"{output}: {trace.n_spans} operations and requests, {trace.seconds:.1f} s; open it in ui.perfetto.dev"
+    )
+
+
+@pool_app.command("traffic")
+def pool_traffic(
+    ctx: typer.Context,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The file to write: .jsonl or .csv, perhaps .gz.")
+    ] = Path("traffic.jsonl"),
+    last: Annotated[
+        float, typer.Option(min=0.0, metavar="SECONDS", help="0: all that the server remembers.")
+    ] = 0.0,
+) -> None:
+    """The requests that the server has seen, lengths and times and never text, as a trace for [dim]tokenmux plan --trace[/dim]."""
+    from tokenmux.engine.cli_plan import ask_server
+    from tokenmux.engine.workload.trace import write_trace
+
+    with _connected(ctx) as client:
+        seen = ask_server(client, last)
+    try:
+        write_trace(output, seen.trace)
+    except OSError as error:
+        raise ConfigError(f"{output}: cannot be written: {error.strerror}") from error
+    typer.echo(f"{output}: {len(seen.trace)} requests")
+
+
+def _write(path: Path, content: str) -> None:
+    try:
+        path.write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def main() -> None:

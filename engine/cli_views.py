@@ -21,6 +21,7 @@ _COLOURS = {
     Residency.FETCHING: "blue",
 }
 _BAR_WIDTH = 30
+_MOST_TENANTS = 12
 
 
 def as_json(value: Any) -> str:
@@ -79,7 +80,63 @@ def pool_view(now: PoolStatus, before: PoolStatus | None = None) -> RenderableTy
             _instance(instance, earlier[i] if i < len(earlier) else None)
             for i, instance in enumerate(now.instances)
         ]
-    return Group(title, *instances, models_table(now.models, _rates(now, before)))
+    parts: list[RenderableType] = [title, *instances, models_table(now.models, _rates(now, before))]
+    if now.tenants:
+        parts += [Text(), tenants_table(now)]
+    if now.instances and now.instances[0].work_s:
+        parts += [Text(), saved_line(now)]
+    return Group(*parts)
+
+
+def tenants_table(now: PoolStatus) -> Table:
+    """Who used the pool since the worker started, the greatest users first."""
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    table.add_column("tenant")
+    for name in ("requests", "whole", "tokens", "on time", "TTFT p99", "gap p99", "GPU s"):
+        table.add_column(name, justify="right")
+    ordered = sorted(now.tenants, key=lambda tenant: -tenant.service.gpu_s)
+    for tenant in ordered[:_MOST_TENANTS]:
+        own = tenant.service
+        table.add_row(
+            tenant.name,
+            _count(own.n_requests),
+            f"{own.n_requests_on_time / own.n_requests:.0%}" if own.n_requests else "",
+            _count(own.n_tokens),
+            f"{own.n_tokens_on_time / own.n_tokens:.0%}" if own.n_tokens else "",
+            *(
+                _at_most(durations.percentile(0.99, now.duration_bounds_s))
+                for durations in (own.ttft, own.gaps)
+            ),
+            f"{own.gpu_s:.1f}",
+        )
+    if len(ordered) > _MOST_TENANTS:
+        table.add_row(f"and {len(ordered) - _MOST_TENANTS} more", style="dim")
+    return table
+
+
+def saved_line(now: PoolStatus) -> Text:
+    """What the pool saves, in devices."""
+    n_devices = len(now.instances)
+    held = f"{n_devices} device{'s' if n_devices > 1 else ''}"
+    exposed_s = sum(model.swap_exposed_s for model in now.models)
+    reasons = ", ".join(
+        f"{n} {name}"
+        for name in ("first", "again", "operator", "ahead")
+        if (n := sum(getattr(model, f"n_swaps_{name}") for model in now.models))
+    )
+    return Text.assemble(
+        ("saved ", "dim"),
+        f"{now.devices_saved:.1f} devices on average while there was work, against one per model with requests "
+        f"({held} held); {now.devices_saved_dedicated:.0f} against one per model used in the last hour\n",
+        ("swaps ", "dim"),
+        f"{reasons or 'none'}; {exposed_s:.1f} s of them with nothing else running",
+    )
+
+
+def _at_most(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return f"≤ {seconds:g} s" if seconds >= 1 else f"≤ {1000 * seconds:g} ms"
 
 
 def _instance(now: Instance, before: Instance | None) -> RenderableType:

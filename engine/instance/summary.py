@@ -36,11 +36,15 @@ class Summary:
 
 
 def summarise(
-    records: Iterable[RequestRecord], n_tokens_never_drawn: int = 0, gaps: Histogram | None = None
+    records: Iterable[RequestRecord],
+    n_tokens_never_drawn: int = 0,
+    gaps: Histogram | None = None,
+    n_refused: int = 0,
 ) -> Summary:
     """`n_tokens_never_drawn`: tokens due to requests that were refused, or failed before they were drawn, if known."""
     gaps = gaps or Histogram()
     records = list(records)
+    n_requests = len(records) + n_refused
     n_tokens = sum(r.n_tokens for r in records) + n_tokens_never_drawn
     n_on_time = sum(r.n_on_time for r in records)
     whole = sum(r.is_on_time for r in records)
@@ -50,10 +54,10 @@ def summarise(
     begin_s = min((r.request.arrival_s for r in records), default=0.0)
     end_s = max((r.last_token_s for r in records if r.last_token_s is not None), default=begin_s)
     return Summary(
-        n_requests=len(records),
+        n_requests=n_requests,
         n_tokens=n_tokens,
         tokens_on_time=n_on_time / n_tokens if n_tokens else 1.0,
-        requests_on_time=whole / len(records) if records else 1.0,
+        requests_on_time=whole / n_requests if n_requests else 1.0,
         artifact_attainment=fmean(attained) if attained else 1.0,
         ttft_p50_s=percentile(ttfts, 0.5),
         ttft_p99_s=percentile(ttfts, 0.99),

@@ -1,6 +1,6 @@
 """Every step, copy and request as a Chrome trace (chrome://tracing, ui.perfetto.dev), from either body.
 
-One process per instance, one thread per channel, one line per request. Bodies tell of every operation that completed and of every
+One process per instance with one thread per channel, and one process for all requests. Bodies tell of every operation that completed and of every
 request that ended; a running server keeps the newest only.
 """
 
@@ -19,6 +19,8 @@ from tokenmux.engine.instance.started import Started
 _TRACKS = {channel: channel.name.lower() for channel in Channel}
 _THREADS = {name: channel.value for channel, name in _TRACKS.items()}
 _REQUEST = "request"
+_REQUESTS_PID = 1_000_000
+"""The process of requests, which may move from one instance to another."""
 
 
 class Timeline:
@@ -70,9 +72,12 @@ def chrome_trace(spans: Iterable[Span]) -> str:
     asynchronous events ("b", "e") with its id, and an instant ("n") at its first token.
     """
     spans = list(spans)
+    processes = {pid: f"instance {pid}" for pid in sorted({s.instance for s in spans if s.track in _THREADS})}
+    if any(span.track == _REQUEST for span in spans):
+        processes[_REQUESTS_PID] = "requests"
     events: list[dict[str, object]] = [
-        {"name": "process_name", "ph": "M", "pid": pid, "args": {"name": f"instance {pid}"}}
-        for pid in sorted({span.instance for span in spans})
+        {"name": "process_name", "ph": "M", "pid": pid, "args": {"name": name}}
+        for pid, name in processes.items()
     ]
     threads = sorted({(span.instance, span.track) for span in spans if span.track in _THREADS})
     events += [
@@ -110,7 +115,7 @@ def _request_events(span: Span) -> list[dict[str, object]]:
         "name": span.name,
         "cat": _REQUEST,
         "id": span.details["request"],
-        "pid": span.instance,
+        "pid": _REQUESTS_PID,
         "tid": 0,
     }
     events: list[dict[str, object]] = [

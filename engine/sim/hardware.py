@@ -39,7 +39,10 @@ HOST_COPY_BYTES_PER_S = 16e9
 DISK_BYTES_PER_S = 5e9
 """One NVMe drive read in sequence."""
 
-_USABLE = 0.9
+HOST_KV_BYTES = 128 * GB
+"""Host memory for paged-out KV cache, for each device."""
+
+USABLE = 0.9
 """The share of device memory that the arena gets: the rest is activations and the runtime's own (vLLM's default share)."""
 
 _PREFILL_TOKENS = 2048
@@ -56,8 +59,8 @@ def instance_facts(
     gpu: Gpu,
     n_devices: int = 1,
     copy_bytes_per_s: float = HOST_COPY_BYTES_PER_S,
-    host_kv_bytes: int = 128 * GB,
-    usable: float = _USABLE,
+    host_kv_bytes: int = HOST_KV_BYTES,
+    usable: float = USABLE,
 ) -> DeviceFacts:
     """One instance of `n_devices` of these as a tensor-parallel group: memories, speeds and links add up."""
     return DeviceFacts(

@@ -1,58 +1,201 @@
 """Answers an operator's question before the money is spent: how many devices does this catalogue need, and what limits it?
 
-For every policy the fewest instances are searched that keep the share of tokens on time; the default policy's answer is then looked at one device
-less and one more. Energy and cost are estimates from data-sheet power and a rental price.
+For every policy the fewest instances are searched that keep the share of tokens on time; then one more and one less are looked at, and on
+one less what doubling each resource would give. A `Planning` says what has to be simulated; who simulates, in how many processes, is the
+caller's business, and the plan is the same. Energy and cost are estimates from data-sheet power and a rental price.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass, replace
 
+from tokenmux.engine.core.message import Span
 from tokenmux.engine.core.plan import Channel
 from tokenmux.engine.instance.summary import Summary
 from tokenmux.engine.instance.timeline import Timeline
 from tokenmux.engine.sim.hardware import gpu
-from tokenmux.engine.sim.scenario import Hardware, Market, Outcome, simulate
-from tokenmux.engine.sim.search import fewest
+from tokenmux.engine.sim.scenario import Hardware, Market, simulate
+from tokenmux.engine.sim.search import Progress, replay
 from tokenmux.engine.workload.trace import Arrival
 
-SATURATED = 0.85
-"""A channel this busy over the whole trace limits: bursts find it taken."""
-
+OURS = "slack"
 BASELINES = ("aegaeon", "request-level", "dedicated")
+
+RELIEFS: dict[str, Callable[[Hardware], Hardware]] = {
+    "compute": lambda h: replace(h, slower=h.slower / 2),
+    "copies": lambda h: replace(h, copy_bytes_per_s=2 * h.copy_bytes_per_s),
+    "device memory": lambda h: replace(h, usable=2 * h.usable),
+    "host memory": lambda h: replace(
+        h, host_kv_bytes=2 * h.host_kv_bytes, host_cache_bytes=2 * h.host_cache_bytes
+    ),
+}
+"""What could limit, each with hardware that has twice as much of it."""
+
+NOTICEABLE = 0.2
+"""A resource limits if doubling it makes up for this share of what is missing..."""
+
+ALIKE = 0.9
+"""...and for this share of what the best one makes up for."""
+
+ONE_EACH = "one device per model"
+NOTHING_ALONE = "no resource alone"
+NOTHING = "nothing"
+"""The smallest pool is enough."""
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What is planned for."""
+
+    market: Market
+    arrivals: Sequence[Arrival]
+    hardware: Hardware
+
+    @property
+    def duration_s(self) -> float:
+        return self.arrivals[-1].request.arrival_s if self.arrivals else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One simulation: a policy on a number of instances, perhaps with twice as much of a resource."""
+
+    policy: str
+    n_instances: int
+    relief: str = ""
+    traced: bool = False
+    """Whether every step, copy and request is noted down."""
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One simulation: a policy on a number of instances."""
+    """What came of one simulation."""
 
     policy: str
     n_instances: int
     summary: Summary
     compute_busy: float
     copy_in_busy: float
+    copy_out_busy: float
     fetch_busy: float
     n_swaps: int
     n_discards: int
+    spans: tuple[Span, ...] = ()
 
-    @property
-    def limit(self) -> str:
-        """What is scarcest here."""
-        if self.n_discards:
-            return "host memory for KV"
-        shares = {
-            "compute": self.compute_busy,
-            "copies": self.copy_in_busy,
-            "disk (host cache)": self.fetch_busy,
-        }
-        name = max(shares, key=shares.__getitem__)
-        return (
-            name if shares[name] >= SATURATED else "bursts and device memory: no channel is busy on average"
+
+def run(world: World, job: Job) -> Point:
+    """Simulate."""
+    hardware = RELIEFS[job.relief](world.hardware) if job.relief else world.hardware
+    timeline = Timeline()
+    note = timeline.add if job.traced else None
+    outcome = simulate(world.market, world.arrivals, job.n_instances, job.policy, hardware, on_done=note)
+    if job.traced:
+        for record in outcome.records:
+            timeline.add_request(0, record)
+    return Point(
+        job.policy,
+        job.n_instances,
+        outcome.summary(),
+        outcome.busy(Channel.COMPUTE),
+        outcome.busy(Channel.COPY_IN),
+        outcome.busy(Channel.COPY_OUT),
+        outcome.busy(Channel.FETCH),
+        outcome.n_swaps,
+        sum(instance.metrics.n_discards for instance in outcome.simulator.instances),
+        tuple(timeline.spans),
+    )
+
+
+class Planning:
+    """What is known so far, and what has to be simulated next."""
+
+    def __init__(self, world: World, goal: float, policies: Sequence[str]) -> None:
+        self.world = world
+        self.goal = goal
+        self.policies = policies
+        self.known: dict[Job, Point] = {}
+        self._highest = max(2, len({arrival.request.model for arrival in world.arrivals}))
+
+    def needed(self) -> list[Job]:
+        """What the plan cannot do without, as far as that can be told now; none: it is complete."""
+        jobs: list[Job] = []
+        for policy in self.policies:
+            progress = self._progress(policy)
+            if progress.needs is not None:
+                jobs.append(Job(policy, progress.needs))
+            else:
+                jobs += self._afterwards(policy, progress.answer)
+        return [job for job in dict.fromkeys(jobs) if job not in self.known]
+
+    def guesses(self) -> list[Job]:
+        """What the searches will need next if what they wait for goes one way, or the other: for processes that would be idle."""
+        jobs = []
+        for policy in self.policies:
+            needs = self._progress(policy).needs
+            for outcome in (True, False) if needs is not None else ():
+                following = self._progress(policy, {needs: outcome} if needs is not None else {})
+                if following.needs is not None:
+                    jobs.append(Job(policy, following.needs))
+        return [job for job in dict.fromkeys(jobs) if job not in self.known]
+
+    def tell(self, job: Job, point: Point) -> None:
+        """A simulation ended."""
+        self.known[job] = point
+
+    def plan(self) -> "CapacityPlan":
+        """The answer, once nothing is needed any more; what was only guessed leaves no trace in it."""
+        fewest = {policy: self._progress(policy).answer for policy in self.policies}
+        points: list[Point] = []
+        relieved: dict[str, dict[str, float]] = {}
+        spans: tuple[Span, ...] = ()
+        for policy, answer in fewest.items():
+            afterwards = self._afterwards(policy, answer)
+            seen = {*self._progress(policy).seen, *(j.n_instances for j in afterwards if not j.relief)}
+            points += [self.known[Job(policy, n)] for n in sorted(seen)]
+            relieved[policy] = {
+                j.relief: self.known[j].summary.tokens_on_time for j in afterwards if j.relief
+            }
+            spans = next((self.known[j].spans for j in afterwards if j.traced), spans)
+        world = self.world
+        return CapacityPlan(
+            hardware=world.hardware,
+            n_models=len(world.market.facts),
+            n_requests=len(world.arrivals),
+            duration_s=world.duration_s,
+            goal=self.goal,
+            fewest=fewest,
+            points=tuple(points),
+            relieved=relieved,
+            spans=spans,
         )
+
+    def _progress(self, policy: str, supposed: dict[int, bool] | None = None) -> Progress:
+        known = {
+            job.n_instances: point.summary.tokens_on_time >= self.goal
+            for job, point in self.known.items()
+            if job.policy == policy and not job.relief and not job.traced
+        }
+        return replay(known | (supposed or {}), least_instances(policy), self._highest)
+
+    def _afterwards(self, policy: str, answer: int | None) -> list[Job]:
+        """What a policy's part of the plan needs once its fewest instances are known."""
+        low = least_instances(policy)
+        jobs = [Job(policy, n) for n in (answer - 1, answer + 1) if n >= low] if answer else []
+        short = self._highest if answer is None else answer - 1
+        if short >= low and policy != "dedicated":
+            jobs += [Job(policy, short, relief) for relief in RELIEFS]
+        if policy == OURS and answer is not None:
+            jobs.append(Job(policy, answer, traced=True))
+        return jobs
+
+
+def least_instances(policy: str) -> int:
+    """The smallest pool that a policy can run."""
+    return 2 if policy == "aegaeon" else 1
 
 
 @dataclass(frozen=True, slots=True)
 class CapacityPlan:
-    """The answer. Counts are instances; `n_devices` of one instance each."""
+    """The answer. Counts are instances; `hardware.n_devices` devices are one instance."""
 
     hardware: Hardware
     n_models: int
@@ -61,15 +204,28 @@ class CapacityPlan:
     goal: float
     fewest: dict[str, int | None]
     points: tuple[Point, ...]
-    holdings: tuple[tuple[int, str, float, float], ...]
+    relieved: dict[str, dict[str, float]]
+    """By policy: tokens on time on one instance less, with twice as much of a resource."""
+    spans: tuple[Span, ...]
+    """Every step, copy and request of the default policy on its fewest instances."""
 
     @property
     def answer(self) -> Point | None:
         """The default policy on the fewest instances."""
-        return self.point("slack", self.fewest.get("slack"))
+        return self.best(OURS)
+
+    def best(self, policy: str) -> Point | None:
+        """A policy on its fewest instances."""
+        return self.point(policy, self.fewest.get(policy))
 
     def point(self, policy: str, n_instances: int | None) -> Point | None:
         return next((p for p in self.points if (p.policy, p.n_instances) == (policy, n_instances)), None)
+
+    def around(self, policy: str) -> list[Point]:
+        """The fewest instances with one less and one more; of a search without an answer the largest pool."""
+        own = [p for p in self.points if p.policy == policy]
+        fewest = self.fewest.get(policy)
+        return own[-1:] if fewest is None else [p for p in own if abs(p.n_instances - fewest) <= 1]
 
     def devices(self, policy: str) -> int | None:
         n = self.fewest.get(policy)
@@ -77,96 +233,85 @@ class CapacityPlan:
 
     def saved_share(self, policy: str) -> float | None:
         """The share of devices saved against another policy."""
-        ours, theirs = self.devices("slack"), self.devices(policy)
+        ours, theirs = self.devices(OURS), self.devices(policy)
         return None if ours is None or not theirs else 1 - ours / theirs
 
-    def dollars_per_million_tokens(self) -> float | None:
-        ours, answer = self.devices("slack"), self.answer
-        if ours is None or answer is None or not answer.summary.n_tokens:
-            return None
-        hours = ours * self.duration_s / 3600
-        return hours * gpu(self.hardware.gpu).dollars_per_hour / answer.summary.n_tokens * 1e6
+    def limit(self, policy: str) -> str:
+        """Why there have to be so many: of what (the one or the two) twice as much would bring one device less nearest to the goal."""
+        if policy == "dedicated":
+            return ONE_EACH
+        relieved = self.relieved.get(policy, {})
+        short = self.points_short(policy)
+        if short is None or not relieved:
+            return NOTHING
+        had = short.summary.tokens_on_time
+        gains = {name: share - had for name, share in relieved.items()}
+        most = max(gains.values())
+        if most < NOTICEABLE * (self.goal - had):
+            return NOTHING_ALONE
+        return ", ".join([name for name, gain in gains.items() if gain >= ALIKE * most][:2])
 
-    def watt_hours_per_million_tokens(self) -> float | None:
-        ours, answer = self.devices("slack"), self.answer
-        if ours is None or answer is None or not answer.summary.n_tokens:
+    def points_short(self, policy: str) -> Point | None:
+        """The policy one instance short of enough, or on the largest pool that was tried."""
+        around = self.around(policy)
+        fewest = self.fewest.get(policy)
+        return around[0] if around and (fewest is None or around[0].n_instances < fewest) else None
+
+    def dollars_per_million_tokens(
+        self, policy: str = OURS, dollars_per_hour: float | None = None
+    ) -> float | None:
+        """At so many dollars for an hour of one device; None: the round price of `engine.sim.hardware`."""
+        point, devices = self.best(policy), self.devices(policy)
+        if point is None or devices is None or not point.summary.n_tokens:
+            return None
+        price = gpu(self.hardware.gpu).dollars_per_hour if dollars_per_hour is None else dollars_per_hour
+        return devices * self.duration_s / 3600 * price / point.summary.n_tokens * 1e6
+
+    def watt_hours_per_million_tokens(self, policy: str = OURS) -> float | None:
+        """Of the devices alone: idle power, and board power while they step."""
+        point, devices = self.best(policy), self.devices(policy)
+        if point is None or devices is None or not point.summary.n_tokens:
             return None
         kind = gpu(self.hardware.gpu)
-        watts = kind.idle_watts + (kind.watts - kind.idle_watts) * answer.compute_busy
-        return ours * watts * self.duration_s / 3600 / answer.summary.n_tokens * 1e6
+        watts = kind.idle_watts + (kind.watts - kind.idle_watts) * point.compute_busy
+        return devices * watts * self.duration_s / 3600 / point.summary.n_tokens * 1e6
 
-    def as_dict(self) -> dict[str, object]:
+    def as_dict(self, with_cost: bool = False, dollars_per_hour: float | None = None) -> dict[str, object]:
         """For JSON."""
+        policies = list(self.fewest)
+        cost = {
+            "dollars_per_million_tokens": {
+                p: self.dollars_per_million_tokens(p, dollars_per_hour) for p in policies
+            },
+            "watt_hours_per_million_tokens": {p: self.watt_hours_per_million_tokens(p) for p in policies},
+        }
         return {
             "hardware": asdict(self.hardware),
             "models": self.n_models,
             "requests": self.n_requests,
             "duration_s": self.duration_s,
             "goal": self.goal,
-            "devices": {policy: self.devices(policy) for policy in self.fewest},
-            "saved_share": {p: self.saved_share(p) for p in self.fewest if p != "slack"},
-            "limit": self.answer.limit if self.answer else None,
-            "dollars_per_million_tokens": self.dollars_per_million_tokens(),
-            "watt_hours_per_million_tokens": self.watt_hours_per_million_tokens(),
-            "points": [{**asdict(p), "summary": p.summary.as_dict(), "limit": p.limit} for p in self.points],
+            "devices": {policy: self.devices(policy) for policy in policies},
+            "saved_share": {p: self.saved_share(p) for p in policies if p != OURS},
+            "limit": {policy: self.limit(policy) for policy in policies},
+            "one_less_with_twice": self.relieved,
+            **(cost if with_cost else {}),
+            "points": [_plain(point, self.hardware.n_devices) for point in self.points],
         }
 
 
-def plan_capacity(
-    market: Market,
-    arrivals: Sequence[Arrival],
-    hardware: Hardware,
-    goal: float = 0.99,
-    policies: Sequence[str] = ("slack", *BASELINES),
-    most_instances: int | None = None,
-    on_progress: Callable[[str, int], None] = lambda policy, n: None,
-) -> CapacityPlan:
-    """Search every policy's fewest instances. `on_progress` is told before each simulation."""
-    points: dict[tuple[str, int], Point] = {}
-    highest = most_instances or max(2, len({a.request.model for a in arrivals}))
-    least: dict[str, int | None] = {}
-
-    def look(policy: str, n: int) -> Point:
-        if (policy, n) not in points:
-            on_progress(policy, n)
-            points[policy, n] = _point(policy, n, simulate(market, arrivals, n, policy, hardware))
-        return points[policy, n]
-
-    for policy in policies:
-        low = 2 if policy == "aegaeon" else 1
-
-        def is_enough(n: int, policy: str = policy) -> bool:
-            return look(policy, n).summary.tokens_on_time >= goal
-
-        least[policy] = fewest(is_enough, low, highest)
-    holdings: tuple[tuple[int, str, float, float], ...] = ()
-    ours = least.get("slack")
-    if ours is not None:
-        for neighbour in {max(1, ours - 1), ours + 1}:
-            look("slack", neighbour)
-        timeline = Timeline()
-        simulate(market, arrivals, ours, "slack", hardware, on_done=timeline.add)
-        holdings = tuple(timeline.holdings())
-    return CapacityPlan(
-        hardware,
-        len(market.facts),
-        len(arrivals),
-        arrivals[-1].request.arrival_s if arrivals else 0.0,
-        goal,
-        least,
-        tuple(points[key] for key in sorted(points)),
-        holdings,
-    )
+def _plain(point: Point, n_devices: int) -> dict[str, object]:
+    document = asdict(point)
+    del document["spans"]
+    return {"devices": n_devices * point.n_instances, **document}
 
 
-def _point(policy: str, n: int, outcome: Outcome) -> Point:
-    return Point(
-        policy,
-        n,
-        outcome.summary(),
-        outcome.busy(Channel.COMPUTE),
-        outcome.busy(Channel.COPY_IN),
-        outcome.busy(Channel.FETCH),
-        outcome.n_swaps,
-        sum(instance.metrics.n_discards for instance in outcome.simulator.instances),
-    )
+Told = Callable[[Planning, Collection[Job]], None]
+"""Told how a planning goes: what is known, and which simulations are under way."""
+
+
+def plan_here(planning: Planning, told: Told = lambda planning, running: None) -> None:
+    """One simulation after the other, in this process, until the plan is complete."""
+    while jobs := planning.needed():
+        told(planning, jobs[:1])
+        planning.tell(jobs[0], run(planning.world, jobs[0]))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from tokenmux.engine.core.facts import DeviceFacts, ModelFacts, ModelId
 from tokenmux.engine.core.plan import Channel
 from tokenmux.engine.core.request import Request
+from tokenmux.engine.instance.histogram import Histogram
 from tokenmux.engine.instance.instance import Instance
 from tokenmux.engine.instance.metrics import Metrics, RequestRecord
 from tokenmux.engine.instance.summary import Summary, summarise
@@ -14,7 +15,15 @@ from tokenmux.engine.policy.interface import InstancePolicy
 from tokenmux.engine.policy.pool import PoolPolicy
 from tokenmux.engine.policy.registry import make_policies
 from tokenmux.engine.sim.catalogue import Architecture, measured_as, paper_architecture
-from tokenmux.engine.sim.hardware import DISK_BYTES_PER_S, GB, HOST_COPY_BYTES_PER_S, gpu, instance_facts
+from tokenmux.engine.sim.hardware import (
+    DISK_BYTES_PER_S,
+    GB,
+    HOST_COPY_BYTES_PER_S,
+    HOST_KV_BYTES,
+    USABLE,
+    gpu,
+    instance_facts,
+)
 from tokenmux.engine.sim.profiles import ProfiledCost, step_fit
 from tokenmux.engine.sim.simulator import OnDone, Simulator
 from tokenmux.engine.workload.trace import Arrival
@@ -35,9 +44,15 @@ class Hardware:
     host_cache_bytes: int = 2000 * GB
     slower: float = 1.0
     """Multiplies all step times."""
+    host_kv_bytes: int = HOST_KV_BYTES
+    """For each device."""
+    usable: float = USABLE
+    """Share of device memory that is managed; above 1: more memory than it really has."""
 
     def instance(self) -> DeviceFacts:
-        return instance_facts(gpu(self.gpu), self.n_devices, self.copy_bytes_per_s)
+        return instance_facts(
+            gpu(self.gpu), self.n_devices, self.copy_bytes_per_s, self.host_kv_bytes, self.usable
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +93,15 @@ class Outcome:
     busy_at_span: dict[Channel, float] = field(default_factory=dict)
 
     def summary(self, from_s: float = 0.0, to_s: float = float("inf")) -> Summary:
-        """Over the requests that arrived within; the tokens of refused ones count as late."""
+        """Over the requests that arrived within; refused ones, and all their tokens, count as late. Gaps are those of the whole run."""
         records = [r for r in self.records if from_s <= r.request.arrival_s < to_s]
         refused = {r.id for r in self.refused if from_s <= r.arrival_s < to_s}
         lost = sum(a.n_output for a in self.arrivals if a.request.id in refused)
-        return summarise(records, lost)
+        gaps = Histogram()
+        for instance in self.simulator.instances:
+            for counters in instance.metrics.models.values():
+                gaps.merge(counters.service.gaps)
+        return summarise(records, lost, gaps, len(refused))
 
     def busy(self, channel: Channel) -> float:
         """Share of the arrival period in which the channel was busy, mean over instances."""

@@ -1,6 +1,7 @@
 """Fewest or most: searches over simulations for the edge at which a service level is still kept."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 
 def fewest(is_enough: Callable[[int], bool], low: int, high: int) -> int | None:
@@ -20,6 +21,36 @@ def fewest(is_enough: Callable[[int], bool], low: int, high: int) -> int | None:
         else:
             bad = middle
     return good
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a search for the fewest is, given what is known: what it looked at, and what it must know next (None: it is over)."""
+
+    seen: tuple[int, ...]
+    needs: int | None
+    answer: int | None = None
+
+
+class _Unknown(Exception):
+    """The search asks for what nobody has simulated yet."""
+
+
+def replay(known: Mapping[int, bool], low: int, high: int) -> Progress:
+    """Search for the fewest with what is known already. So a search can be spread over processes and still take the path that it takes alone."""
+    seen: list[int] = []
+
+    def look(n: int) -> bool:
+        if n not in known:
+            raise _Unknown(n)
+        seen.append(n)
+        return known[n]
+
+    try:
+        answer = fewest(look, low, high)
+    except _Unknown as unknown:
+        return Progress(tuple(seen), unknown.args[0])
+    return Progress(tuple(seen), None, answer)
 
 
 def most(is_enough: Callable[[int], bool], low: int, high: int, step: int = 1) -> int:

@@ -79,7 +79,7 @@ async def test_a_trace_is_a_document_for_perfetto() -> None:
         trace = await client.pool.trace()
         assert (trace.n_spans, trace.seconds) == (3, 1.5)
         kinds = [event["ph"] for event in json.loads(trace.chrome_trace)["traceEvents"]]
-        assert kinds == ["M", "M", "M", "X", "X", "b", "n", "e"]
+        assert kinds == ["M", "M", "M", "M", "X", "X", "b", "n", "e"]
         newest = await client.pool.trace(last_s=8.2)
         assert newest.n_spans == 1
         with pytest.raises(CallFailed) as refused:

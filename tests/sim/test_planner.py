@@ -2,15 +2,43 @@
 
 import io
 import json
+import sys
+from collections import Counter
+from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
 
-from tokenmux.engine.core.errors import ConfigError, NotFound
+from tokenmux.engine.core.errors import ConfigError, DoesNotFit, NotFound
+from tokenmux.engine.instance.summary import summarise
 from tokenmux.engine.instance.timeline import Timeline
-from tokenmux.engine.sim.plan_command import parse_market, plan_command
+from tokenmux.engine.sim.plan_command import (
+    Output,
+    Question,
+    parse_market,
+    plan_command,
+    print_plan,
+    world_of,
+)
+from tokenmux.engine.sim.plan_report import html_report
+from tokenmux.engine.sim.planner import (
+    BASELINES,
+    ONE_EACH,
+    RELIEFS,
+    CapacityPlan,
+    Planning,
+    Point,
+    least_instances,
+    plan_here,
+    run,
+)
 from tokenmux.engine.sim.scenario import Hardware, simulate
-from tokenmux.engine.sim.search import fewest, most
+from tokenmux.engine.sim.search import fewest, most, replay
 from tokenmux.engine.workload.trace import TraceRequest, arrivals
 
 
@@ -26,32 +54,217 @@ def test_a_search_without_an_answer() -> None:
     assert most(lambda n: False, 2, 20, step=2) == 2
 
 
-def test_a_plan_in_three_forms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    page = tmp_path / "plan.html"
-    plan = plan_command(
-        ["6*qwen2.5-7b", "big=llama2-13b"], Hardware(), rate_rps=0.1, duration_s=30.0, as_json=True, html=page
+@given(st.dictionaries(st.integers(1, 12), st.booleans()), st.integers(1, 4))
+def test_a_replayed_search_takes_the_path_of_one_that_knows_everything(
+    known: dict[int, bool], low: int
+) -> None:
+    """Fed what it asks for, one after the other, whatever the outcomes (they need not be monotonic)."""
+    outcomes = {n: known.get(n, n % 3 == 0) for n in range(1, 13)}
+    asked: list[int] = []
+
+    def look(n: int) -> bool:
+        asked.append(n)
+        return outcomes[n]
+
+    answer = fewest(look, low, 12)
+    told: dict[int, bool] = {}
+    while (progress := replay(told, low, 12)).needs is not None:
+        told[progress.needs] = outcomes[progress.needs]
+    assert progress.answer == answer
+    assert progress.seen == tuple(asked)
+    assert list(told) == list(dict.fromkeys(asked))
+    assert replay(outcomes, low, 12) == progress
+
+
+MODELS = ("8*qwen2.5-7b", "big=llama2-13b")
+
+
+def question(**changes: Any) -> Question:
+    return Question(**({"models": MODELS, "rate_rps": 0.2, "duration_s": 30.0} | changes))
+
+
+@pytest.fixture(scope="module")
+def planning() -> Planning:
+    made = Planning(world_of(question()), 0.99, ("slack", *BASELINES))
+    plan_here(made)
+    return made
+
+
+def test_a_plan_does_not_depend_on_who_simulates_when(planning: Planning) -> None:
+    """Guesses first, several at a time, in reverse: the plan is the same, and has no trace of what was only guessed."""
+    other = Planning(planning.world, 0.99, planning.policies)
+    guessed = set()
+    while needed := other.needed():
+        guesses = other.guesses()
+        guessed.update(guesses)
+        for job in [*guesses, *reversed(needed)]:
+            other.tell(job, planning.known.get(job) or run(planning.world, job))
+    assert guessed - planning.known.keys(), "nothing was guessed in vain: this compares too little"
+    assert other.plan() == planning.plan()
+
+
+def test_a_plan_looks_at_one_device_less_and_one_more(planning: Planning) -> None:
+    plan = planning.plan()
+    for policy, n in plan.fewest.items():
+        assert n is not None
+        around = [point.n_instances for point in plan.around(policy)]
+        assert around == [m for m in (n - 1, n, n + 1) if m >= least_instances(policy)]
+        best = plan.best(policy)
+        assert best is not None
+        assert best.summary.tokens_on_time >= 0.99
+        short = plan.points_short(policy)
+        assert short is None or short.summary.tokens_on_time < 0.99
+
+
+def test_what_limits_is_what_helps(planning: Planning) -> None:
+    plan = planning.plan()
+    assert plan.limit("dedicated") == ONE_EACH
+    assert "dedicated" not in {policy for policy, shares in plan.relieved.items() if shares}
+    assert plan.limit("request-level").split(", ")[0] in RELIEFS
+
+
+def relieved_plan(**shares: float) -> CapacityPlan:
+    """Half of the tokens on time on one instance, all on two."""
+    empty = summarise([])
+    points = tuple(
+        Point("slack", n, replace(empty, tokens_on_time=share), 0.5, 0.0, 0.0, 0.0, 0, 0)
+        for n, share in ((1, 0.5), (2, 1.0))
     )
+    relieved = {"slack": {name.replace("_", " "): share for name, share in shares.items()}}
+    return CapacityPlan(Hardware(), 1, 1, 1.0, 0.99, {"slack": 2}, points, relieved, ())
+
+
+def test_a_limit_has_to_make_up_for_a_good_part_of_what_is_missing() -> None:
+    assert relieved_plan(compute=0.5, copies=0.9, device_memory=0.7).limit("slack") == "copies"
+    assert relieved_plan(compute=0.9, copies=0.5, host_memory=0.88).limit("slack") == "compute, host memory"
+    assert relieved_plan(compute=0.5, copies=0.51).limit("slack") == "no resource alone"
+    assert relieved_plan().limit("slack") == "nothing"
+
+
+def test_memory_can_be_what_limits() -> None:
+    """Two models of 26 GB and little traffic on a device of which 40 GB can be used: they do not fit together."""
+    hardware = Hardware(usable=0.5, copy_bytes_per_s=10e9)
+    trace = [TraceRequest(0.9 * i, f"llama2-13b-{i % 2}", 100, 30, ttft_s=3.0) for i in range(60)]
+    plan = plan_command(
+        question(models=["2*llama2-13b"], hardware=hardware, trace=trace, compare=False), Output(True)
+    )
+    assert plan.fewest == {"slack": 2}
+    assert plan.limit("slack") == "copies, device memory", "faster swaps, or no need to swap"
+
+
+def test_a_plan_in_four_forms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page, chrome = tmp_path / "plan.html", tmp_path / "plan.trace"
+    plan = plan_command(question(duration_s=20.0), Output(True, page, chrome, True, 2.0))
     document = json.loads(capsys.readouterr().out)
-    assert document["devices"] == {
-        p: plan.devices(p) for p in ("slack", "aegaeon", "request-level", "dedicated")
+    assert document["devices"] == {p: plan.devices(p) for p in ("slack", *BASELINES)}
+    assert document["devices"]["dedicated"] == 9
+    assert document["saved_share"]["dedicated"] == pytest.approx(1 - document["devices"]["slack"] / 9)
+    assert document["limit"]["dedicated"] == ONE_EACH
+    costs = document["dollars_per_million_tokens"]
+    assert costs["dedicated"] == pytest.approx(costs["slack"] * 9 / document["devices"]["slack"])
+    assert {event["ph"] for event in json.loads(chrome.read_text())["traceEvents"]} == {
+        "M",
+        "X",
+        "b",
+        "n",
+        "e",
     }
-    assert document["devices"]["slack"] == 1
-    assert document["devices"]["dedicated"] == 7
-    assert document["saved_share"]["dedicated"] == pytest.approx(6 / 7)
-    assert plan.point("slack", 2) is not None
-    assert document["dollars_per_million_tokens"] > 0
-    html = page.read_text()
-    assert "1 devices" in html
-    assert "http" not in html
+    print_plan(plan, Console(file=sys.stdout, width=80), with_cost=True)
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert max(len(line) for line in shown.splitlines()) <= 80
+    for part in ("one device per model", "request-level", "Wh/M tokens", "device memory"):
+        assert part in shown
 
 
-def test_a_trace_must_name_known_models() -> None:
-    with pytest.raises(ConfigError, match="not in the plan: other"):
-        plan_command(["qwen2.5-7b"], Hardware(), trace=[TraceRequest(0.0, "other", 1, 1)])
-    with pytest.raises(NotFound):
-        parse_market(["a=unheard-of"], {})
-    with pytest.raises(ConfigError):
-        parse_market([], {})
+class Page(HTMLParser):
+    """Counts tags, and insists that they close in order."""
+
+    VOID = frozenset({"meta", "line", "circle", "rect", "polyline"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: Counter[str] = Counter()
+        self.numbers: list[float] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen[tag] += 1
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self.numbers += [
+            float(value) for name, value in attrs if value and name in ("x", "y", "cx", "cy", "width")
+        ]
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def test_the_page_stands_alone_and_is_well_formed(planning: Planning) -> None:
+    html = html_report(planning.plan(), with_cost=True)
+    for needed_from_elsewhere in ("src=", "href=", "@import", "url(", "<script"):
+        assert needed_from_elsewhere not in html
+    page = Page()
+    page.feed(html)
+    assert page.open == []
+    assert page.seen["svg"] == 2
+    assert page.seen["polyline"] == 4, "one line a policy"
+    assert page.seen["circle"] == len(planning.plan().points)
+    assert page.seen["rect"] > 10
+    assert all(0 <= number <= 760 for number in page.numbers)
+
+
+def test_names_are_text_on_the_page() -> None:
+    trace = [TraceRequest(0.1 * i, "<b>&", 100, 30) for i in range(9)]
+    plan = plan_command(question(models=["<b>&=qwen2.5-7b"], trace=trace, compare=False), Output(True))
+    html = html_report(plan)
+    assert "&lt;b&gt;&amp;" in html
+    assert "<b>&" not in html
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        (
+            {"trace": [TraceRequest(0.0, "other", 1, 1)]},
+            ConfigError,
+            "not in the plan: other; name each as other=ARCH",
+        ),
+        ({"trace": []}, ConfigError, "the trace has no requests"),
+        ({"rate_rps": 0.0}, ConfigError, "no request comes within 30 s at these rates: raise --rate"),
+        ({"models": ["a=unheard-of"]}, NotFound, "no architecture unheard-of"),
+        ({"models": []}, ConfigError, "name at least one model"),
+        ({"models": ["llama2-70b"]}, DoesNotFit, "128.5 GiB of weights and the device 67.1 GiB"),
+        ({"models": ["qwen2.5-7b@-1"]}, ConfigError, "the rate after @ must be"),
+        ({"models": ["qwen2.5-7b@nan"]}, ConfigError, "the rate after @ must be"),
+    ],
+)
+def test_what_cannot_be_planned_is_told_with_the_remedy(
+    changes: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        world_of(question(**changes))
+
+
+def test_rates_may_differ_by_model() -> None:
+    world = world_of(question(models=["busy=qwen2.5-7b@2", "idle=qwen2.5-7b@0", "rest=qwen2.5-7b"]))
+    n = Counter(arrival.request.model for arrival in world.arrivals)
+    assert n["busy"] > 30
+    assert n["idle"] == 0
+    assert 0 < n["rest"] < 20
+
+
+def test_a_recorded_trace_begins_with_its_first_request_and_keeps_to_contexts() -> None:
+    notes: list[str] = []
+    trace = [TraceRequest(5000.0, "m", 10, 5, ttft_s=3.0), TraceRequest(5001.5, "m", 90_000, 5)]
+    world = world_of(question(models=["m=yi-1.5-9b"], trace=trace), notes.append)
+    assert [arrival.request.arrival_s for arrival in world.arrivals] == [0.0, 1.5]
+    assert world.arrivals[1].request.n_prompt + world.arrivals[1].n_output == 4096
+    assert notes == ["1 of 2 requests are longer than their model's context, and planned as cut to it"]
+    assert [a.request.service.ttft_s for a in world.arrivals] == [3.0, 10.0]
+    asked = world_of(question(models=["m=yi-1.5-9b"], trace=trace, ttft_s=1.0))
+    assert {a.request.service.ttft_s for a in asked.arrivals} == {1.0}
 
 
 def test_a_timeline_is_a_chrome_trace() -> None:

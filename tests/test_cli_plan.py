@@ -1,0 +1,164 @@
+"""`tokenmux plan` and what operators take from a running server, as commands."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner, Result
+
+from tests.server.harness import FakeEntry, ServerThread, facts, serving, worker_status, worker_use
+from tokenmux.engine.cli import app
+from tokenmux.engine.cli_plan import n_processes, plan_in_processes, progress_line
+from tokenmux.engine.client import Client
+from tokenmux.engine.core.message import Span
+from tokenmux.engine.server.traffic import TrafficRecorder
+from tokenmux.engine.sim.plan_command import Question, world_of
+from tokenmux.engine.sim.planner import Job, Planning, plan_here
+from tokenmux.engine.workload.trace import read_trace
+
+
+@pytest.fixture
+def server() -> Iterator[ServerThread]:
+    recorder = TrafficRecorder(100, start_s=0.0)
+    with ServerThread(
+        lambda: serving(FakeEntry(facts("letters")), FakeEntry(facts("more")), recorder=recorder)
+    ) as running:
+        yield running
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, arguments, catch_exceptions=False)
+
+
+def refused(result: Result, status: int) -> str:
+    """The one line on stderr."""
+    assert result.exit_code == status, result.output
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    return line
+
+
+def test_several_processes_make_the_same_plan() -> None:
+    question = Question(["6*qwen2.5-7b", "big=llama2-13b"], rate_rps=0.2, duration_s=20.0, compare=True)
+    alone, apart = (Planning(world_of(question), 0.99, ("slack", "request-level")) for _ in range(2))
+    plan_here(alone)
+    plan_in_processes(apart, 2, Console(file=sys.stderr))
+    assert apart.plan() == alone.plan()
+
+
+def test_processes_are_only_started_where_there_is_something_to_do() -> None:
+    assert n_processes(3, 1) == 3
+    assert n_processes(None, 1) == 1
+    assert n_processes(None, 100_000) >= 1
+
+
+def test_progress_says_what_is_done_and_what_is_under_way() -> None:
+    planning = Planning(world_of(Question(["qwen2.5-7b"], rate_rps=0.5)), 0.99, ("slack",))
+    jobs = [Job("slack", 3), Job("dedicated", 9, "copies"), Job("slack", 4)]
+    line = progress_line(planning, jobs)
+    assert line == "0 pools simulated; now slack on 3, dedicated on 9 with twice the copies and 1 more"
+
+
+def test_a_plan_of_names_is_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    page = tmp_path / "plan.html"
+    result = run(
+        "plan", "2*qwen2.5-7b", "--duration", "20", "--rate", "0.3", "--html", str(page), "--price", "3"
+    )
+    assert result.exit_code == 0, result.output
+    assert "$/M tokens" in result.stdout
+    assert page.read_text().startswith("<!doctype html>")
+    without = run("plan", "2*qwen2.5-7b", "--duration", "20", "--no-compare")
+    assert "$" not in without.stdout
+    assert "dedicated" not in without.stdout
+
+
+def test_a_plan_from_a_server(server: ServerThread, tmp_path: Path) -> None:
+    """What a server records is what its plan is made of, and what its traffic saved as a file gives again."""
+    target = server.served.target
+    with Client(target) as client:
+        for number in range(5):
+            client.generate("letters" if number % 2 else "more", "abc", max_tokens=3 + number)
+    result = run("plan", "--from-server", target, "--json")
+    assert result.exit_code == 0, result.output
+    plan = json.loads(result.stdout)
+    assert (plan["models"], plan["requests"]) == (2, 5)
+    assert plan["points"][0]["summary"]["n_tokens"] == 3 + 4 + 5 + 6 + 7
+    assert plan["devices"]["slack"] == 1
+
+    file = tmp_path / "t.csv.gz"
+    assert run("--server", target, "pool", "traffic", "-o", str(file)).stdout == f"{file}: 5 requests\n"
+    assert sorted(line.output_tokens for line in read_trace(file)) == [3, 4, 5, 6, 7]
+    again = run("plan", "letters=qwen2.5-7b", "more=qwen2.5-7b", "--trace", str(file), "--json")
+    assert json.loads(again.stdout)["points"][0]["summary"]["n_tokens"] == 25
+
+
+def test_a_server_without_traffic_and_one_that_is_not_there(server: ServerThread) -> None:
+    line = refused(run("plan", "--from-server", server.served.target), 1)
+    assert line.startswith("error: this server has recorded no request yet: send it some")
+    assert "127.0.0.1:1" in refused(run("plan", "--from-server", "127.0.0.1:1"), 1)
+    with ServerThread(lambda: serving(FakeEntry(facts("letters")))) as silent:
+        line = refused(run("plan", "--from-server", silent.served.target), 1)
+        assert "set `record_traffic.window` above 0" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["qwen99"], 1, "no architecture qwen99; there are"),
+        (["qwen2.5-7b", "--gpu", "H9"], 1, "no hardware profile H9; there are A10"),
+        (["qwen2.5-7b", "--rate", "0"], 2, "raise --rate or --duration"),
+        (["qwen2.5-7b", "--trace", "none.jsonl"], 2, "none.jsonl cannot be read"),
+        (["./none"], 2, "give the config.json of a model"),
+        (["llama2-70b"], 1, "it needs a larger device budget or a smaller model"),
+        ([], 2, "name at least one model to plan for"),
+        (
+            ["qwen2.5-7b", "--duration", "20", "--html", "/none/plan.html"],
+            2,
+            "/none/plan.html: cannot be written",
+        ),
+    ],
+)
+def test_what_cannot_be_planned_is_a_line(arguments: list[str], status: int, message: str) -> None:
+    assert message in refused(run("plan", *arguments), status)
+
+
+def test_negative_rates_are_wrong_usage() -> None:
+    result = run("plan", "qwen2.5-7b", "--rate", "-1")
+    assert result.exit_code == 2
+    assert "--rate" in result.stderr
+
+
+def test_a_trace_of_what_runs(server: ServerThread, tmp_path: Path) -> None:
+    server.served.hub.spans = [Span(0, "compute", "letters", 91.0, 91.5, {"requests": 1})]
+    file = tmp_path / "trace.json"
+    result = run(
+        "--server", server.served.target, "pool", "trace", "--past", "--seconds", "20", "-o", str(file)
+    )
+    assert result.stdout.startswith(f"{file}: 1 operations and requests, 0.5 s")
+    assert [event["ph"] for event in json.loads(file.read_text())["traceEvents"]] == ["M", "M", "X"]
+    watched = run("--server", server.served.target, "pool", "trace", "--seconds", "0", "-o", str(file))
+    assert watched.stdout.startswith(f"{file}: 0 operations")
+    line = refused(run("--server", server.served.target, "pool", "trace", "--past", "-o", "/none/t"), 2)
+    assert line == "error: /none/t: cannot be written: No such file or directory"
+
+
+def test_status_shows_tenants_and_what_is_saved(
+    server: ServerThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    for message in (worker_status("letters"), worker_use("letters", tenants=("bank", "shop"))):
+        server.do(server.post(message))
+    shown = run("--server", server.served.target, "pool", "status").stdout
+    for part in (
+        "saved 2.5 devices on average",
+        "4 against one per model used in the last hour",
+        "51 first, 52 again, 53 operator, 54 ahead",
+        "bank",
+        "≤ 25 ms",
+    ):
+        assert part in shown
+    assert shown.index("shop") < shown.index("bank"), "the greatest user first"
