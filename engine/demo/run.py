@@ -20,7 +20,7 @@ from tokenmux.engine.demo.process import served
 from tokenmux.engine.demo.report import Report, make_report, print_report
 from tokenmux.engine.demo.service_level import Calibration, calibrate
 from tokenmux.engine.demo.view import View
-from tokenmux.engine.runtime.calibrate import measure
+from tokenmux.engine.runtime.calibrate import measure_cpu
 from tokenmux.engine.runtime.clock import MonotonicClock
 
 QUESTION = "What is the capital of France? Answer in one sentence."
@@ -43,7 +43,7 @@ def run(options: DemoOptions) -> int:
     """Run the demo; 0 if every request was answered. Raises TokenmuxError where something is missing."""
     console = Console(stderr=True)
     models = prepare(options.cache, console)
-    copy_bytes_per_s = measure(MonotonicClock()).copy_bytes_per_s
+    copy_bytes_per_s = measure_cpu(MonotonicClock()).copy_bytes_per_s
     console.print(
         f"{len(models.names)} models, {models.total_bytes / (1 << 30):.2f} GiB together; the virtual GPU has "
         f"{models.arena_bytes / (1 << 30):.2f} GiB. A plain copy does {copy_bytes_per_s / 1e9:.1f} GB/s here."

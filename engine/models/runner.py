@@ -130,6 +130,14 @@ class Runner:
         below_minimum = position - segment.n_prompt < segment.min_tokens
         return sampling.Draw(segment.sampling, position, segment.stop_token_ids if below_minimum else ())
 
+    def make_ready(self, device: torch.device) -> None:
+        """Find out now what the first step over KV on `device` would find out: it takes a second or two.
+
+        Raises UnsupportedModel where the model's steps cannot be exact there.
+        """
+        if self._tiles_on(device) is None:
+            row_rule(self._dtype, device.type)
+
     def _tiles_on(self, device: torch.device) -> "StepTiles | None":
         """How a step over KV on `device` is cut for the kernels; None where it runs in torch."""
         if self._tiles is not None:

@@ -5,27 +5,54 @@ Nothing depends on it being exact: the cost model corrects itself from every ste
 
 import ctypes
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import get_context
 
 import torch
 
 from tokenmux.engine.core.clock import Clock
+from tokenmux.engine.core.errors import WorkerFailed
+from tokenmux.engine.device.gpu import TorchGpu, check_cuda
 from tokenmux.engine.device.memory import Memory
+from tokenmux.engine.runtime.assemble import DeviceKind
 
 _COPY_BYTES = 128 << 20
 _ROWS, _WIDTH = 256, 2048
 
+_GPU_SQUARE = 4096
+"""A product of 0.14 TFLOP: a fifth of a millisecond on an H100, long against a launch."""
+
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
-    """What one core-set of this machine does: bytes/s of a plain copy, bytes/s of reading, FLOP/s of a bf16 product."""
+    """What a device does: bytes/s of a plain copy from and to the host, bytes/s of reading, FLOP/s of a bf16 product."""
 
     copy_bytes_per_s: float
     read_bytes_per_s: float
     flops_per_s: float
+    name: str = "cpu"
+    free_bytes: int | None = None
+    """Device memory that nobody uses; None where the device has none of its own."""
 
 
-def measure(clock: Clock, repetitions: int = 3) -> Speeds:
+def measure(kind: DeviceKind, clock: Clock) -> Speeds:
+    """Measure the device. Raises ConfigError where there is none of that kind, WorkerFailed where it cannot be used."""
+    if kind == "cpu":
+        return measure_cpu(clock)
+    check_cuda()
+    # In a process of its own: a CUDA context keeps hundreds of MB of the device for as long as its process lives.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
+        try:
+            return executor.submit(_measure_cuda).result()
+        except (RuntimeError, BrokenProcessPool) as error:
+            raise WorkerFailed(
+                f"the GPU cannot be used: {error}; look at `nvidia-smi` and at the kernel's log"
+            ) from error
+
+
+def measure_cpu(clock: Clock, repetitions: int = 3) -> Speeds:
     """Best of a few repetitions each."""
     source, target = Memory(_COPY_BYTES, touch=True), Memory(_COPY_BYTES, touch=True)
     try:
@@ -58,3 +85,44 @@ def _timed(clock: Clock, call: Callable[[], object]) -> float:
     began_s = clock.now_s()
     call()
     return clock.now_s() - began_s
+
+
+def _measure_cuda(repetitions: int = 3) -> Speeds:
+    """Best of a few repetitions each, after one that counts for nothing."""
+    name = TorchGpu().name
+    free_bytes, _ = torch.cuda.mem_get_info()
+    host = torch.empty(_COPY_BYTES, dtype=torch.uint8, pin_memory=True)
+    device = torch.empty(_COPY_BYTES, dtype=torch.uint8, device="cuda")
+    weights = torch.zeros(_COPY_BYTES // 2 // _GPU_SQUARE, _GPU_SQUARE, dtype=torch.bfloat16, device="cuda")
+    row = torch.zeros(2, _GPU_SQUARE, dtype=torch.bfloat16, device="cuda")
+    square = torch.zeros(_GPU_SQUARE, _GPU_SQUARE, dtype=torch.bfloat16, device="cuda")
+
+    def best_s(call: Callable[[], object]) -> float:
+        call()
+        return min(_timed_on_gpu(call) for _ in range(repetitions))
+
+    with torch.inference_mode():
+        copy_s = max(
+            best_s(lambda: device.copy_(host, non_blocking=True)),
+            best_s(lambda: host.copy_(device, non_blocking=True)),
+        )
+        read_s = best_s(lambda: torch.nn.functional.linear(row, weights))
+        product_s = best_s(lambda: torch.matmul(square, square))
+    return Speeds(
+        copy_bytes_per_s=_COPY_BYTES / copy_s,
+        read_bytes_per_s=_COPY_BYTES / read_s,
+        flops_per_s=2.0 * _GPU_SQUARE**3 / product_s,
+        name=name,
+        free_bytes=free_bytes,
+    )
+
+
+def _timed_on_gpu(call: Callable[[], object]) -> float:
+    """Seconds by the GPU's own clock."""
+    began = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    ended = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    began.record()
+    call()
+    ended.record()
+    ended.synchronize()
+    return float(began.elapsed_time(ended)) / 1e3

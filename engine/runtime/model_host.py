@@ -24,7 +24,6 @@ from tokenmux.engine.instance.started import Started
 from tokenmux.engine.models.batch import Segment
 from tokenmux.engine.models.catalogue import Entry
 from tokenmux.engine.models.image import read_image
-from tokenmux.engine.models.rows import row_rule
 from tokenmux.engine.models.runner import Runner
 from tokenmux.engine.runtime.contents import Content
 
@@ -69,7 +68,7 @@ class ModelHost:
         model = self._owner_of(image.id)
         read_image(model.entry().manifest, into, progress, verify=not model.is_verified)
         model.is_verified = True
-        model.record(into, self._instance.device.prefill_chunk_tokens)
+        model.make_ready(into, self._arena.device, self._instance.device.prefill_chunk_tokens)
 
     def prepare_step(self, started: Started) -> "RunnableStep":
         """Resolve token ids and block handles; on the engine's thread."""
@@ -124,6 +123,7 @@ class _Model:
     facts: ModelFacts
     path: Path
     is_verified: bool = False
+    _is_ready: bool = False
     _entry: Entry | None = None
     _runner: Runner | None = None
     _opening: RLock = field(default_factory=RLock)
@@ -137,24 +137,29 @@ class _Model:
     def runner(self, prefill_chunk_tokens: int) -> Runner:
         with self._opening:
             if self._runner is None:
-                entry = self.entry()
-                row_rule(entry.manifest.dtype)  # takes a second the first time: not in a step
                 self._runner = Runner(
-                    entry.skeleton(), self.facts.kv, prefill_chunk_tokens=prefill_chunk_tokens
+                    self.entry().skeleton(), self.facts.kv, prefill_chunk_tokens=prefill_chunk_tokens
                 )
                 # What torch, transformers and skeletons keep is never garbage: looking through it, which the interpreter
                 # does now and then in the middle of a step, takes 0.3 s with one model and two microseconds once frozen.
                 gc.freeze()
             return self._runner
 
-    def record(self, image: memoryview, prefill_chunk_tokens: int) -> None:
-        """Record the decode step on the weights just read, before anyone else has the runner; once."""
+    def make_ready(self, image: memoryview, device: torch.device, prefill_chunk_tokens: int) -> None:
+        """Do once, on the weights just read and before anyone else has the runner, what a first step would take long for.
+
+        Raises UnsupportedModel where steps on the device cannot be exact.
+        """
         with self._opening:
-            if self._runner is None and len(self.facts.images) == 1:
-                runner = self.runner(prefill_chunk_tokens)
+            if self._is_ready:
+                return
+            runner = self.runner(prefill_chunk_tokens)
+            runner.make_ready(device)
+            if device.type == "cpu" and len(self.facts.images) == 1:
                 runner.bind(torch.frombuffer(image, dtype=torch.uint8))
                 runner.record()
                 runner.unbind()
+            self._is_ready = True
 
     def unbind(self) -> None:
         if self._runner is not None:

@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
 from threading import Lock, Thread
 
@@ -117,5 +117,10 @@ def _run_child(config: WorkerConfig, pipe: Connection) -> None:
             loop.send(Shutdown())
 
     Thread(target=read, name="tokenmux-pipe-reader", daemon=True).start()
-    with assemble(config, loop, emit) as parts:
+    with ExitStack() as stack:
+        try:
+            parts = stack.enter_context(assemble(config, loop, emit))
+        except Exception as error:
+            emit([Broken(f"the device cannot be used: {error}")])
+            raise
         loop.run(parts.engine, parts.clock)

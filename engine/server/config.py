@@ -94,9 +94,10 @@ class ModelConfig(Section):
 class DeviceConfig(Section):
     """The device and its memory budgets."""
 
-    kind: Literal["cpu"] = "cpu"
-    arena: Size = 2 << 30
-    """Device memory for weights and KV cache."""
+    kind: Literal["cpu", "cuda"] = "cpu"
+    """`cuda`: the first GPU that CUDA shows (CUDA_VISIBLE_DEVICES)."""
+    arena: Size | None = None
+    """Device memory for weights and KV cache. Left out, 2 GiB on a CPU, and of a GPU 85% of what is free."""
     host_cache: Size = 4 << 30
     """Host memory that keeps weights near the device."""
     host_kv: Size = 1 << 30

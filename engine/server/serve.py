@@ -12,6 +12,7 @@ from tokenmux.engine.core.errors import ConfigError
 from tokenmux.engine.core.facts import DeviceFacts, HostFacts, ModelFacts
 from tokenmux.engine.core.message import FromWorker
 from tokenmux.engine.core.request import ServiceLevel
+from tokenmux.engine.device.gpu import check_cuda
 from tokenmux.engine.instance.capacity import check_model, check_request
 from tokenmux.engine.models.catalogue import Catalogue
 from tokenmux.engine.runtime.assemble import WorkerConfig
@@ -29,6 +30,10 @@ from tokenmux.engine.server.supervisor import RestartLimits
 from tokenmux.engine.server.tenants import Weights
 from tokenmux.engine.server.traffic import TraceFile, TrafficRecorder
 
+CPU_ARENA_BYTES = 2 << 30
+GPU_ARENA_SHARE = 0.85
+"""Of the memory that is free on a GPU; the rest is for what steps hold in between, and for kernels."""
+
 FETCH_BYTES_PER_S = 1e9
 """Where the cost model starts for reading weights from disk; it corrects itself from the first fetch on."""
 
@@ -36,8 +41,10 @@ FETCH_BYTES_PER_S = 1e9
 def open_catalogue(config: PoolConfig, progress: Progress) -> Catalogue:
     """The catalogue with the models of the configuration, converted where that has not been done yet. May take minutes.
 
-    Raises what `engine.server.administration.add_to_catalogue` raises.
+    Raises ConfigError, before all that, where the device is not there; and what `engine.server.administration.add_to_catalogue` raises.
     """
+    if config.device.kind == "cuda":
+        check_cuda()
     catalogue = Catalogue(config.catalogue)
     for name in sorted(config.models.keys() - set(catalogue.names())):
         add_to_catalogue(catalogue, name, config.models[name].source, progress)
@@ -51,9 +58,9 @@ async def serve(config: PoolConfig, catalogue: Catalogue, say: Callable[[str], N
     """
     access, transport = read_access(config), read_transport(config)
     recorder = recorder_of(config, MonotonicClock().now_s())
-    device, host = facts_of(config, await asyncio.to_thread(measure, MonotonicClock()))
+    device, host = facts_of(config, await asyncio.to_thread(measure, config.device.kind, MonotonicClock()))
     front = Front(
-        worker_factory(WorkerConfig(device, host, config.policy)),
+        worker_factory(WorkerConfig(device, host, config.policy, config.device.kind)),
         catalogue,
         DeviceCapacity(device, host),
         pinned=[name for name, model in config.models.items() if model.pinned],
@@ -99,9 +106,11 @@ class DeviceCapacity:
 
 def facts_of(config: PoolConfig, speeds: Speeds) -> tuple[DeviceFacts, HostFacts]:
     """Budgets from the configuration, speeds as measured."""
+    free_bytes = speeds.free_bytes
+    default = CPU_ARENA_BYTES if free_bytes is None else int(GPU_ARENA_SHARE * free_bytes)
     device = DeviceFacts(
-        name=config.device.kind,
-        arena_bytes=config.device.arena,
+        name=speeds.name,
+        arena_bytes=config.device.arena or default,
         host_kv_bytes=config.device.host_kv,
         copy_in_bytes_per_s=speeds.copy_bytes_per_s,
         copy_out_bytes_per_s=speeds.copy_bytes_per_s,

@@ -89,7 +89,7 @@ def test_nothing_needs_to_be_said(tmp_path: Path) -> None:
         ("keys:\n- {name: a, scope: root, file: f}\n", "pool.yaml:2: keys.0.scope: should be 'inference' or 'admin', and"),
         ("keys:\n- {name: a, scope: admin, file: f, fiel: g}\n", "pool.yaml:2: keys.0.fiel: there is no such key; did you"),
         ("keys:\n- {name: a, file: f}\n", "pool.yaml:2: keys.0.scope: is missing"),
-        ("device:\n  kind: gpu\n", "pool.yaml:2: device.kind: should be 'cpu', and is 'gpu'"),
+        ("device:\n  kind: gpu\n", "pool.yaml:2: device.kind: should be 'cpu' or 'cuda', and is 'gpu'"),
         ("policy: magic\n", "pool.yaml:1: policy: no policy magic; a server offers slack, request-level, aegaeon"),
         ("policy: dedicated\n", "pool.yaml:1: policy: policy dedicated gives every model an instance of its own"),
         ("device:\n  arena: two\n", "pool.yaml:2: device.arena: 'two' is not a size: write a number with KiB, MiB,"),

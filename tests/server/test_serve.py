@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.server.harness import ServerThread, serving
 from tokenmux.engine.client import CallFailed, Client, Delta, Finish
@@ -93,6 +94,33 @@ def test_tls_is_spoken_with_the_certificate(tmp_path: Path) -> None:
             assert client.generate("letters", "abc", max_tokens=2).text == "de"
         with Client(server.served.target) as client, pytest.raises(CallFailed):
             client.generate("letters", "abc")
+
+
+@pytest.mark.parametrize(
+    ("arena", "speeds", "expected"),
+    [
+        (None, Speeds(1.0, 2.0, 3.0), 2 << 30),
+        (None, Speeds(1.0, 2.0, 3.0, "H100", free_bytes=100_000), 85_000),
+        ("4KiB", Speeds(1.0, 2.0, 3.0, "H100", free_bytes=100_000), 4096),
+    ],
+)
+def test_the_arena_is_what_was_said_or_most_of_what_is_free(
+    arena: str | None, speeds: Speeds, expected: int
+) -> None:
+    config = PoolConfig.model_validate({"device": {"arena": arena}}, context=Path.cwd())
+    device, _ = facts_of(config, speeds)
+    assert (device.arena_bytes, device.name) == (expected, speeds.name)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_gpu_that_is_not_there_is_noticed_before_anything_is_converted(tmp_path: Path) -> None:
+    (tmp_path / "pool.yaml").write_text("device: {kind: cuda}\nmodels: {a: nothing}\ncatalogue: kept\n")
+    command = [sys.executable, "-m", "tokenmux.engine.cli", "serve", "-c", str(tmp_path / "pool.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 2
+    assert "device.kind: cuda needs" in done.stderr
+    assert "kind: cpu" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @contextmanager

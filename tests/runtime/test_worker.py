@@ -1,0 +1,65 @@
+"""A worker in a process of its own, and one that cannot begin."""
+
+from queue import SimpleQueue
+
+import pytest
+import torch
+
+from tokenmux.engine.core.errors import ConfigError
+from tokenmux.engine.core.facts import DeviceFacts, HostFacts
+from tokenmux.engine.core.message import Broken, FromWorker
+from tokenmux.engine.runtime.assemble import DeviceKind, WorkerConfig
+from tokenmux.engine.runtime.calibrate import Speeds, measure
+from tokenmux.engine.runtime.clock import MonotonicClock
+from tokenmux.engine.runtime.worker import ProcessWorker
+
+WAIT_S = 60.0
+MB = 1 << 20
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+GPU = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
+
+
+def config(kind: DeviceKind, arena_bytes: int = MB) -> WorkerConfig:
+    facts = DeviceFacts("some", arena_bytes, MB, 1e9, 1e9, 1e9, 1e9, slab_bytes=MB // 16)
+    return WorkerConfig(facts, HostFacts(MB, 1e9), kind=kind)
+
+
+@pytest.mark.parametrize(
+    ("of", "remedy"),
+    [
+        pytest.param(config("cuda"), "or say `kind: cpu`", id="no GPU", marks=NO_GPU),
+        pytest.param(config("cuda", 1 << 50), "lower device.arena", id="no room", marks=GPU),
+    ],
+)
+def test_a_worker_whose_device_cannot_be_opened_says_why_and_ends(of: WorkerConfig, remedy: str) -> None:
+    inbox: SimpleQueue[FromWorker] = SimpleQueue()
+    worker = ProcessWorker(of, inbox.put)
+    try:
+        message = inbox.get(timeout=WAIT_S)
+        assert isinstance(message, Broken)
+        assert message.detail.startswith("the device cannot be used: ")
+        assert remedy in message.detail
+        assert isinstance(inbox.get(timeout=WAIT_S), Broken), "and that the process is gone"
+    finally:
+        worker.close()
+
+
+def test_the_processor_is_measured() -> None:
+    speeds = measure("cpu", MonotonicClock())
+    assert min(speeds.copy_bytes_per_s, speeds.read_bytes_per_s, speeds.flops_per_s) > 1e6
+    assert (speeds.name, speeds.free_bytes) == ("cpu", None)
+
+
+@NO_GPU
+def test_a_gpu_that_is_not_there_is_not_measured() -> None:
+    with pytest.raises(ConfigError, match="or say `kind: cpu`"):
+        measure("cuda", MonotonicClock())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_is_measured_in_a_process_that_ends() -> None:
+    speeds: Speeds = measure("cuda", MonotonicClock())
+    assert speeds.free_bytes
+    assert speeds.read_bytes_per_s > speeds.copy_bytes_per_s > 1e8
+    assert torch.cuda.memory_allocated() == 0
