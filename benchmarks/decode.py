@@ -63,8 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     with tempfile.TemporaryDirectory() as root:
         entry = Catalogue(Path(root)).register_folder("model", folder)
-        runner = Runner(entry.skeleton(), entry.facts.kv, prefill_chunk_tokens=512)
-        runner.bind(map_image(entry.manifest).clone())
+        skeleton = entry.skeleton(packed=True)
+        image = map_image(entry.manifest).clone()
+        skeleton.pack(image)
+        runner = Runner(skeleton, entry.facts.kv, prefill_chunk_tokens=512)
+        runner.bind(image)
         runner.record()
         rounds = measure(reference, runner, entry.facts.kv, n_rounds, n_steps)
     report(rounds)

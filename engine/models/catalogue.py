@@ -94,9 +94,9 @@ class Entry:
         facts = model_facts(path.name, model, manifest, block_size=block_size)
         return cls(path.name, path, facts, manifest, config, trust)
 
-    def skeleton(self) -> Skeleton:
-        """The empty model of this entry, to be bound to its image."""
-        return Skeleton(self.config, self.manifest, trust_remote_code=self.trust_remote_code)
+    def skeleton(self, *, packed: bool = False) -> Skeleton:
+        """The empty model of this entry, to be bound to its image; with `packed`, to one that `Skeleton.pack` rearranged."""
+        return Skeleton(self.config, self.manifest, packed=packed, trust_remote_code=self.trust_remote_code)
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of this entry."""

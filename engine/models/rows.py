@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from tokenmux.engine.core.errors import UnsupportedModel
+from tokenmux.engine.models.packing import packed_product, packing_of
 
 # Long sums show a difference most often: in bfloat16 one of ten rows differed at 576 x 1536, none in 2,000 at 576 x 576.
 _SHAPES = ((96, 64), (576, 1536), (256, 4096))
@@ -44,8 +45,10 @@ def row_rule(dtype: torch.dtype, device: str = "cpu") -> RowRule:
 
     Raises UnsupportedModel when the machine's products depend on the row count under every rule.
     """
+    products = [(_linear(dtype, device, n, k), k) for n, k in _SHAPES]
+    products += [(p, k) for n, k in _SHAPES if device == "cpu" and (p := _packed_linear(dtype, n, k))]
     for rule in _CANDIDATES:
-        if all(_is_exact(_linear(dtype, device, *shape), shape[1], dtype, device, rule) for shape in _SHAPES):
+        if all(_is_exact(product, k, dtype, device, rule) for product, k in products):
             return rule
     raise UnsupportedModel(
         f"products in {dtype} on this machine depend on the number of rows however they are padded, so a request's "
@@ -90,6 +93,18 @@ def grouped_experts_are_exact(dtype: torch.dtype, device: str = "cpu") -> bool:
 def _linear(dtype: torch.dtype, device: str, n: int, k: int) -> Callable[[torch.Tensor], torch.Tensor]:
     weight = _random(dtype, device, n, k)
     return lambda x: F.linear(x, weight)
+
+
+def _packed_linear(dtype: torch.dtype, n: int, k: int) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """The same with the weight packed, if weights like it are."""
+    packing = packing_of(dtype, (n, k))
+    if packing is None:
+        return None
+    memory = _random(dtype, "cpu", n, k).view(-1).view(torch.uint8)
+    packing.pack(memory)
+    weight = packing.over(memory)
+    # `memory` is named so that it lives as long as the weight over it.
+    return lambda x, memory=memory: packed_product(x, weight)  # type: ignore[misc]
 
 
 def _is_exact(

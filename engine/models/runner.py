@@ -1,5 +1,6 @@
 """Runs steps of one model: lays them out, calls transformers' model once, draws the tokens.
 
+    runner.pack(image)                      # on a processor, after the image was read
     runner.bind(weights)                    # after the image was copied into the arena
     runner.record()                         # once: decode steps without Python between their operations
     batch = runner.prepare(segments, kv)    # host work, can overlap with another model's step
@@ -61,6 +62,10 @@ class Runner:
     @property
     def bound(self) -> bool:
         return self._skeleton.bound
+
+    def pack(self, image: torch.Tensor) -> None:
+        """Rearrange an image as it comes from its file, a `uint8` tensor, into what `bind` expects, where it lies."""
+        self._skeleton.pack(image)
 
     def bind(self, weights: torch.Tensor) -> None:
         """Point the model at its image in the arena, a `uint8` tensor."""

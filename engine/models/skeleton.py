@@ -8,16 +8,18 @@ part; what is in it, the manifest's (`image.py`).
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 
 import torch
 from accelerate import init_empty_weights  # type: ignore[import-untyped]
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from tokenmux.engine.core.errors import BadCheckpoint, InternalError
 from tokenmux.engine.models import attention
 from tokenmux.engine.models.image import Manifest, TensorEntry
+from tokenmux.engine.models.packing import Packed, PackedLinear, packing_of
 from tokenmux.engine.models.rows import grouped_experts_are_exact
 
 _building = Lock()
@@ -41,20 +43,38 @@ class _Binding:
     dtype: torch.dtype
     slots: tuple[_Slot, ...]
     empty: torch.Tensor
+    packed: Packed | None = None
+
+    def bytes_in(self, image: torch.Tensor) -> torch.Tensor:
+        return image[self.entry.offset : self.entry.offset + self.entry.n_bytes]
+
+    def tensor_in(self, image: torch.Tensor) -> torch.Tensor:
+        memory = self.bytes_in(image)
+        if self.packed is not None:
+            return self.packed.over(memory)
+        return memory.view(self.dtype).view(self.entry.shape)
 
 
 class Skeleton:
     """transformers' model for a config, and which tensor of the image goes where.
 
-    Raises BadCheckpoint when the manifest lacks a tensor of the model or has one of another shape.
+    With `packed`, it is bound to images that `pack` has rearranged for the processor (`packing.py`). Raises BadCheckpoint
+    when the manifest lacks a tensor of the model or has one of another shape.
     """
 
     def __init__(
-        self, config: PreTrainedConfig, manifest: Manifest, *, trust_remote_code: bool = False
+        self,
+        config: PreTrainedConfig,
+        manifest: Manifest,
+        *,
+        packed: bool = False,
+        trust_remote_code: bool = False,
     ) -> None:
         self.model = empty_model(config, manifest.dtype, trust_remote_code=trust_remote_code)
         self.n_bytes = manifest.n_bytes
         self._bindings = _match(self.model, manifest)
+        if packed:
+            self._bindings = _with_packing(self.model, self._bindings)
         self._tensors: tuple[torch.Tensor, ...] = ()
 
     @property
@@ -66,18 +86,20 @@ class Skeleton:
         """The weights that the model is bound to; none when unbound."""
         return self._tensors
 
+    def pack(self, image: torch.Tensor) -> None:
+        """Rearrange an image as it comes from its file into what `bind` expects, where it lies."""
+        for binding in self._bindings:
+            if binding.packed is not None:
+                binding.packed.pack(binding.bytes_in(image))
+
     def bind(self, weights: torch.Tensor) -> None:
         """Point the model at an image: `weights` is a contiguous `uint8` tensor of the manifest's size, 64-byte aligned."""
         if weights.dtype != torch.uint8 or weights.ndim != 1 or weights.numel() < self.n_bytes:
             raise InternalError(
                 f"weights must be {self.n_bytes} bytes in one dimension, not {weights.dtype} {tuple(weights.shape)}"
             )
-        tensors = []
         with torch.inference_mode():
-            for binding in self._bindings:
-                entry = binding.entry
-                tensor = weights[entry.offset : entry.offset + entry.n_bytes].view(binding.dtype)
-                tensors.append(tensor.view(entry.shape))
+            tensors = [binding.tensor_in(weights) for binding in self._bindings]
         self.point(tensors)
         self._move_buffers(weights.device)
         self._tensors = tuple(tensors)
@@ -139,6 +161,19 @@ def state_names(model: PreTrainedModel) -> dict[str, torch.Tensor]:
             seen.add(id(tensor))
             named[name] = tensor
     return named
+
+
+def _with_packing(model: PreTrainedModel, bindings: Sequence[_Binding]) -> tuple[_Binding, ...]:
+    """The bindings, those of plain linear layers with a packing where there is one. Tied weights are read in other ways too."""
+    linear = {id(m._parameters): m for m in model.modules() if type(m) is nn.Linear}
+    found = []
+    for binding in bindings:
+        module = linear.get(id(binding.slots[0].table)) if len(binding.slots) == 1 else None
+        packed = packing_of(binding.dtype, binding.entry.shape) if module is not None else None
+        if module is not None and packed is not None:
+            module.__class__ = PackedLinear
+        found.append(replace(binding, packed=packed))
+    return tuple(found)
 
 
 def _match(model: PreTrainedModel, manifest: Manifest) -> tuple[_Binding, ...]:

@@ -46,7 +46,9 @@ class ModelHost:
 
     def add(self, facts: ModelFacts, path: str) -> None:
         """Note where the model's catalogue entry is; its files are opened by the first fetch."""
-        self._models[facts.id] = _Model(facts, Path(path))
+        self._models[facts.id] = _Model(
+            facts, Path(path), self._instance.device.prefill_chunk_tokens, self._arena.device
+        )
 
     def remove(self, model: ModelId) -> None:
         del self._models[model]
@@ -68,7 +70,7 @@ class ModelHost:
         model = self._owner_of(image.id)
         read_image(model.entry().manifest, into, progress, verify=not model.is_verified)
         model.is_verified = True
-        model.make_ready(into, self._arena.device, self._instance.device.prefill_chunk_tokens)
+        model.make_ready(torch.frombuffer(into, dtype=torch.uint8))
 
     def prepare_step(self, started: Started) -> "RunnableStep":
         """Resolve token ids and block handles; on the engine's thread."""
@@ -110,7 +112,7 @@ class ModelHost:
         return view
 
     def _runner(self, model_id: ModelId) -> Runner:
-        return self._models[model_id].runner(self._instance.device.prefill_chunk_tokens)
+        return self._models[model_id].runner()
 
     def _owner_of(self, image: ImageId) -> "_Model":
         return next(m for m in self._models.values() if any(i.id == image for i in m.facts.images))
@@ -122,6 +124,8 @@ class _Model:
 
     facts: ModelFacts
     path: Path
+    prefill_chunk_tokens: int
+    device: torch.device
     is_verified: bool = False
     _is_ready: bool = False
     _entry: Entry | None = None
@@ -134,29 +138,35 @@ class _Model:
                 self._entry = Entry.load(self.path, block_size=self.facts.kv.block_size)
             return self._entry
 
-    def runner(self, prefill_chunk_tokens: int) -> Runner:
+    def runner(self) -> Runner:
         with self._opening:
             if self._runner is None:
                 self._runner = Runner(
-                    self.entry().skeleton(), self.facts.kv, prefill_chunk_tokens=prefill_chunk_tokens
+                    self.entry().skeleton(packed=self.device.type == "cpu"),
+                    self.facts.kv,
+                    prefill_chunk_tokens=self.prefill_chunk_tokens,
                 )
                 # What torch, transformers and skeletons keep is never garbage: looking through it, which the interpreter
                 # does now and then in the middle of a step, takes 0.3 s with one model and two microseconds once frozen.
                 gc.freeze()
             return self._runner
 
-    def make_ready(self, image: memoryview, device: torch.device, prefill_chunk_tokens: int) -> None:
-        """Do once, on the weights just read and before anyone else has the runner, what a first step would take long for.
+    def make_ready(self, image: torch.Tensor) -> None:
+        """Rearrange an image just read for the processor, if that is the device; the first time, before anyone else has the
+        runner, also do what a first step would take long for.
 
         Raises UnsupportedModel where steps on the device cannot be exact.
         """
         with self._opening:
+            runner = self.runner()
+            is_recordable = self.device.type == "cpu" and len(self.facts.images) == 1
+            if is_recordable:
+                runner.pack(image)
             if self._is_ready:
                 return
-            runner = self.runner(prefill_chunk_tokens)
-            runner.make_ready(device)
-            if device.type == "cpu" and len(self.facts.images) == 1:
-                runner.bind(torch.frombuffer(image, dtype=torch.uint8))
+            runner.make_ready(self.device)
+            if is_recordable:
+                runner.bind(image)
                 runner.record()
                 runner.unbind()
             self._is_ready = True

@@ -36,6 +36,12 @@ class Served:
     dtype: torch.dtype
     weights: torch.Tensor
 
+    def bind(self, weights: torch.Tensor) -> None:
+        """As a device does: a copy of the weights, rearranged for the processor."""
+        copied = weights.clone()
+        self.runner.pack(copied)
+        self.runner.bind(copied)
+
 
 @pytest.fixture(scope="module", params=sorted(tiny.FAMILIES))
 def family(request: pytest.FixtureRequest) -> str:
@@ -56,10 +62,11 @@ def load(folder: Path, dtype: torch.dtype) -> Served:
     reference = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
     weights, manifest = image_in_memory(state_names(reference), dtype)
     shape = kv_shape(reference.config, dtype, 8)
-    runner = Runner(Skeleton(reference.config, manifest), shape, prefill_chunk_tokens=GRID)
-    runner.bind(weights)
+    runner = Runner(Skeleton(reference.config, manifest, packed=True), shape, prefill_chunk_tokens=GRID)
+    served = Served(reference, runner, shape, dtype, weights)
+    served.bind(weights)
     runner.record()
-    return Served(reference, runner, shape, dtype, weights)
+    return served
 
 
 def generate(model: PreTrainedModel, prompt: list[int]) -> list[int]:
@@ -107,7 +114,7 @@ def test_equals_itself_alone_in_bfloat16(serve, hostile_scheduler, job) -> None:
 
 
 def test_steps_are_recorded_with_the_same_bits_for_other_weights_too(serve) -> None:
-    """The graph holds no weights: bound to others, it gives what the modules give."""
+    """The graph holds no weights: bound to others, packed, it gives what the modules give with these as they come."""
     served = serve(torch.bfloat16)
     assert served.runner.recorded
     other = served.weights.view(torch.bfloat16).flip(0).contiguous().view(torch.uint8)
@@ -118,10 +125,9 @@ def test_steps_are_recorded_with_the_same_bits_for_other_weights_too(serve) -> N
     segments = [Segment([9 + i], length, 0, list(range(i, 90, 2))) for i, length in enumerate((300, 20))]
     manifest = image_in_memory(state_names(served.reference), served.dtype)[1]
     modules = Runner(Skeleton(served.reference.config, manifest), s, prefill_chunk_tokens=GRID)
-    logits = []
-    for runner in (served.runner, modules):
-        runner.bind(other)
-        logits.append(runner.logits(runner.prepare(segments, kv.clone())))
-    served.runner.bind(served.weights)
+    served.bind(other)
+    modules.bind(other)
+    logits = [r.logits(r.prepare(segments, kv.clone())) for r in (served.runner, modules)]
+    served.bind(served.weights)
     assert torch.equal(*logits)
     assert not modules.recorded

@@ -26,10 +26,18 @@ def entry(tmp_path_factory: pytest.TempPathFactory) -> Entry:
     return Catalogue(tmp_path_factory.mktemp("root")).register_folder("smollm2", folder)
 
 
+def bound_runner(entry: Entry) -> Runner:
+    runner = Runner(entry.skeleton(packed=True), entry.facts.kv, prefill_chunk_tokens=GRID)
+    image = map_image(entry.manifest).clone()
+    runner.pack(image)
+    runner.bind(image)
+    return runner
+
+
 def test_a_mixed_batch_yields_what_each_yields_alone(entry: Entry, hostile_scheduler, job) -> None:
     torch.set_num_threads(2)
-    runner = Runner(entry.skeleton(), entry.facts.kv, prefill_chunk_tokens=GRID)
-    runner.bind(map_image(entry.manifest).clone())
+    runner = bound_runner(entry)
+    runner.record()
 
     def jobs() -> list:
         generator = random.Random(1)
@@ -55,8 +63,7 @@ def test_a_mixed_batch_yields_what_each_yields_alone(entry: Entry, hostile_sched
 
 def test_it_answers_a_question(entry: Entry, hostile_scheduler, job) -> None:
     tokenizer = entry.tokenizer()
-    runner = Runner(entry.skeleton(), entry.facts.kv, prefill_chunk_tokens=GRID)
-    runner.bind(map_image(entry.manifest).clone())
+    runner = bound_runner(entry)
     prompt = tokenizer.encode_chat([{"role": "user", "content": "What is the capital of France?"}])
     scheduler = hostile_scheduler(runner, entry.facts.kv, torch.bfloat16, grid=GRID, n_blocks=20)
     (output,) = scheduler.serve([job(prompt, 12)])
