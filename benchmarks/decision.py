@@ -21,9 +21,7 @@ from tokenmux.engine.workload.generate import traffic
 from tokenmux.engine.workload.lengths import fixed
 from tokenmux.engine.workload.trace import arrivals
 
-TARGETS = {
-    "decision_us_p99": Target("issue 3: 20 models and 200 live requests on an instance", at_most=100.0)
-}
+TARGETS = {"decision_us_p99": Target("20 models and 200 live requests on an instance", at_most=100.0)}
 
 
 class Timed:

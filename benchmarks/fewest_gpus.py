@@ -6,13 +6,14 @@ TOKENMUX_DATA=... python -m benchmarks.fewest_gpus [--quick]
 import sys
 import time
 
+from benchmarks.plots import bars
 from benchmarks.report import Target, finish, table
 from benchmarks.workloads import GOAL, data_folder, paper_file, quick
 from tokenmux.engine.core.plan import Channel
 from tokenmux.engine.sim.scenario import Outcome, simulate
 from tokenmux.engine.sim.search import fewest
 
-SOURCE = "issue 3: measured by a prototype on the same files; the paper's scheduler needs about 25, 26, 39"
+SOURCE = "measured by a prototype on the same files; the paper's scheduler needs about 25, 26, 39"
 TARGETS = {
     "gpus_80_at_0.1": Target(SOURCE, at_most=8),
     "gpus_54_at_0.5": Target(SOURCE, at_most=8),
@@ -45,6 +46,7 @@ def search(workload: tuple[int, float, int], policy: str) -> tuple[int | None, l
 def main() -> None:
     rows: list[list[object]] = []
     metrics: dict[str, float] = {}
+    groups: dict[str, dict[str, float]] = {}
     for workload in WORKLOADS:
         for policy in ("slack",) if quick(sys.argv) else ("slack", "aegaeon", "request-level"):
             n, row = search(workload, policy)
@@ -52,6 +54,8 @@ def main() -> None:
             if n is not None:
                 suffix = "" if policy == "slack" else "_" + policy.replace("-", "_")
                 metrics[f"gpus_{workload[0]}_at_{workload[1]}{suffix}"] = n
+                groups.setdefault(f"{workload[0]} at {workload[1]}", {})[policy] = n
+    bars("fewest_gpus", f"Fewest H100 with {GOAL:.0%} of tokens on time", "GPUs", groups)
     files = "the paper's files" if data_folder() else "generated traffic (TOKENMUX_DATA is not set)"
     table(
         f"Fewest H100 with {GOAL:.0%} of tokens on time, {files}",

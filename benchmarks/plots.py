@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
+from matplotlib.figure import Figure
 
 from benchmarks.report import ROOT
 
 mpl.use("svg")
 mpl.rcParams["svg.hashsalt"] = "tokenmux"
+mpl.rcParams["svg.fonttype"] = "none"
 
 FOLDER = ROOT / "docs" / "results"
 
@@ -33,8 +35,31 @@ def lines(
     axes.set_ylabel("share of tokens on time")
     axes.set_ylim(0, 1.02)
     axes.legend()
+    return _save(figure, name)
+
+
+def bars(name: str, title: str, y_label: str, groups: Mapping[str, Mapping[str, float]]) -> Path:
+    """For every group one bar per label, with its value on top; returns the file."""
+    from matplotlib import pyplot as plt
+
+    labels = list(dict.fromkeys(label for group in groups.values() for label in group))
+    figure, axes = plt.subplots(figsize=(max(7.0, 0.45 * len(groups) * len(labels)), 4), layout="constrained")
+    width = 0.8 / len(labels)
+    for index, label in enumerate(labels):
+        places = [place + index * width for place, group in enumerate(groups.values()) if label in group]
+        drawn = axes.bar(places, [g[label] for g in groups.values() if label in g], width, label=label)
+        axes.bar_label(drawn, fmt="%.3g", fontsize=7, rotation=90, padding=2)
+    axes.set_xticks([place + 0.4 - width / 2 for place in range(len(groups))], list(groups), fontsize=8)
+    axes.set_title(title)
+    axes.set_ylabel(y_label)
+    axes.margins(y=0.15)
+    axes.legend(fontsize=8)
+    return _save(figure, name)
+
+
+def _save(figure: Figure, name: str) -> Path:
     FOLDER.mkdir(parents=True, exist_ok=True)
     path = FOLDER / f"{name}.svg"
     figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
+    figure.clear()
     return path

@@ -12,8 +12,8 @@ from tokenmux.engine.sim.scenario import Outcome, simulate
 from tokenmux.engine.sim.search import most
 
 TARGETS = {
-    "models_at_0.1": Target("issue 3: a prototype kept about 157", at_least=150),
-    "models_at_0.5": Target("issue 3: a prototype kept about 102", at_least=100),
+    "models_at_0.1": Target("a prototype kept about 157", at_least=150),
+    "models_at_0.5": Target("a prototype kept about 102", at_least=100),
 }
 N_GPUS = 16
 SETTINGS = ((0.1, 400.0, 100.0, 110, 190), (0.5, 240.0, 60.0, 70, 130))
