@@ -155,7 +155,7 @@ def check_cuda() -> None:
     if torch.version.cuda is None:
         raise ConfigError(
             f"device.kind: cuda needs a torch that was built for CUDA, and this one is {torch.__version__}: "
-            "install one from pytorch.org, or say `kind: cpu`"
+            "install PyTorch's build for CUDA, or say `kind: cpu`"
         )
     if not torch.cuda.is_available():
         raise ConfigError(

@@ -4,6 +4,7 @@ What a stream is given runs when somebody waits for it, or by chance before; a c
 a wait that is missing shows as wrong bytes. Copies are refused from or to memory that a GPU could not reach, or not any more.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -65,7 +66,8 @@ class FakeGpu:
         self._lock = RLock()
 
     def shut_after(self, channel: Channel, n_tasks: int) -> None:
-        """The stream does so many more things, then nothing until `open`."""
+        """The stream does what it was given, then so many more things, then nothing until `open`."""
+        self.record(channel).wait()
         self._allowed[channel] = n_tasks
 
     def open(self, channel: Channel) -> None:
@@ -146,6 +148,8 @@ class FakeGpu:
 
     def run_until(self, event: FakeEvent) -> None:
         """Half of the time nothing else is done than what has to be."""
+        if self._random.random() < 0.3:
+            time.sleep(0.0005)  # a GPU takes its time, in which other threads go on
         while not self._run_towards(event):
             assert self._allowed, "streams wait for each other in a circle"
             with self._opened:

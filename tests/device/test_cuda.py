@@ -42,7 +42,7 @@ from tokenmux.engine.core.plan import (
 from tokenmux.engine.core.request import RequestId
 from tokenmux.engine.device import cuda
 from tokenmux.engine.device.cuda import CudaDevice
-from tokenmux.engine.device.gpu import Gpu, TorchGpu, check_cuda
+from tokenmux.engine.device.gpu import STREAMS, Gpu, TorchGpu, check_cuda
 from tokenmux.engine.device.interface import Completion, Post
 from tokenmux.engine.instance.started import Started
 from tokenmux.engine.memory.host_cache import HostCache
@@ -302,7 +302,9 @@ def early(gpu: Gpu, *, is_early: bool) -> Iterator[Early]:
 
 
 @pytest.mark.parametrize("lockable", [True, False], ids=["page-locked", "staged"])
-@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize(
+    "seed", [*range(6), *(pytest.param(n, marks=pytest.mark.nightly) for n in range(6, 60))]
+)
 def test_operations_that_wait_for_no_completion_leave_what_waiting_ones_leave(
     seed: int, lockable: bool
 ) -> None:
@@ -389,6 +391,47 @@ def test_a_request_that_has_come_in_runs_while_the_next_of_the_same_operation_co
         assert gpu.stuck.get(timeout=WAIT_S) is Channel.COPY_IN
         gpu.open(Channel.COPY_IN)
         assert isinstance(bench.inbox.get(timeout=WAIT_S), CopyDone)
+
+
+def test_a_step_waits_on_the_device_for_the_page_in_of_its_request_and_a_page_in_for_those_that_leave() -> (
+    None
+):
+    """`second` is paged out and dropped, `first` comes into its blocks and runs: all given before anything is done."""
+    gpu = FakeGpu()
+    with bench_of(lambda bench: in_one_chunk(bench, gpu)) as bench:
+        bench.add(model("a", 570 * KB))
+        bench.load("a")
+        ledger = bench.instance.ledger
+        for name in ("first", "second"):
+            bench.instance.apply(Arrived(bench.now_s(), request(name, "a", n_prompt=48)))
+            for start in (0, 16, 32):
+                bench.run(Step(ModelId("a"), (Chunk(RequestId(name), start, 16),)))
+            if name == "first":
+                bench.run(PageOut((RequestId(name),)))
+                ledger.drop(RequestId(name))
+        blocks = set(bench.blocks_of("second"))
+        for channel in (Channel.COPY_OUT, Channel.COPY_IN):
+            gpu.shut_after(channel, 0)
+        bench.start(PageOut((RequestId("second"),)))
+        ledger.end_page_out(RequestId("second"), 48, ok=True)
+        ledger.drop(RequestId("second"))
+        transfers = ledger.begin_page_in(RequestId("first"))
+        page_in = PageIn((RequestId("first"),))
+        parts = {"transfers": ((RequestId("first"), transfers),)}
+        bench.device.start(started(bench, page_in, Channel.COPY_IN, **parts))
+        ledger.end_page_in(RequestId("first"), transfers, ok=True)
+        assert blocks & set(bench.blocks_of("first"))
+        ledger.grow(ledger.kv[RequestId("first")], 49)
+        bench.host.in_step.clear()
+        bench.device.start(
+            started(bench, Step(ModelId("a"), (Chunk(RequestId("first"), 48, 1),)), Channel.COMPUTE)
+        )
+        assert {gpu.stuck.get(timeout=WAIT_S) for _ in range(3)} == {*STREAMS}
+        gpu.open(Channel.COPY_IN)
+        assert {gpu.stuck.get(timeout=WAIT_S) for _ in range(3)} == {*STREAMS}, "it waits for the copy-out"
+        assert not bench.host.in_step.is_set()
+        gpu.open(Channel.COPY_OUT)
+        assert {type(bench.inbox.get(timeout=WAIT_S)) for _ in range(3)} == {CopyDone, StepDone}
 
 
 def test_an_image_is_forgotten_only_when_the_copies_that_read_it_are_done() -> None:

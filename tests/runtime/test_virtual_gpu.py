@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 import pytest
 
+from tests.device.fake_gpu import FakeGpu
 from tokenmux.engine.core.facts import DeviceFacts, HostFacts, ModelId
 from tokenmux.engine.core.message import (
     Acknowledged,
@@ -32,7 +33,8 @@ from tokenmux.engine.core.request import FinishReason, Request, RequestId, Servi
 from tokenmux.engine.instance.instance import Instance
 from tokenmux.engine.models import tiny
 from tokenmux.engine.models.catalogue import Catalogue, Entry
-from tokenmux.engine.runtime.assemble import WorkerConfig, assemble
+from tokenmux.engine.runtime import assemble as assembly
+from tokenmux.engine.runtime.assemble import DeviceKind, WorkerConfig, assemble
 from tokenmux.engine.runtime.loop import EngineLoop
 
 FAMILIES = ("llama", "qwen3", "mistral", "gemma2", "gpt2", "phi3")
@@ -90,7 +92,7 @@ class InThread:
 
 
 @contextmanager
-def worker(entries: list[Entry], device: DeviceFacts) -> Iterator[InThread]:
+def worker(entries: list[Entry], device: DeviceFacts, kind: DeviceKind = "cpu") -> Iterator[InThread]:
     """A worker that knows the entries."""
     body = InThread()
     host = HostFacts(cache_bytes=64 << 20, fetch_bytes_per_s=1e9)
@@ -99,7 +101,7 @@ def worker(entries: list[Entry], device: DeviceFacts) -> Iterator[InThread]:
         for message in messages:
             body.inbox.put(message)
 
-    with assemble(WorkerConfig(device, host), body.loop, emit) as parts:
+    with assemble(WorkerConfig(device, host, kind=kind), body.loop, emit) as parts:
         body.instance = parts.instance
         thread = threading.Thread(target=body.loop.run, args=(parts.engine, parts.clock))
         thread.start()
@@ -181,6 +183,22 @@ def test_sixty_requests_over_six_models_on_a_device_that_holds_one(
     assert body.instance.ledger.blocks.used_bytes == 0
     assert body.instance.ledger.host_blocks.used_bytes == 0
     assert not body.instance.requests
+
+
+@pytest.mark.parametrize("lockable", [True, False], ids=["page-locked", "staged"])
+def test_the_same_on_the_cuda_device_over_fake_streams(
+    entries: list[Entry], alone: dict[RequestId, list[int]], lockable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = FakeGpu(seed=5, lockable=lockable)
+    monkeypatch.setattr(assembly, "TorchGpu", lambda: gpu)
+    with worker(entries, device(entries, 4), kind="cuda") as body:
+        for submit in submits(entries, 60):
+            body.send(submit)
+        body.until_ended(60)
+        assert sum(body.instance.metrics.of(ModelId(entry.name)).n_swaps for entry in entries) > len(entries)
+    assert body.tokens == alone
+    body.instance.check_integrity()
+    assert (gpu.allocated, gpu.locked) == ({}, {})
 
 
 def test_requests_that_are_cancelled_paused_and_resumed_disturb_nobody(
