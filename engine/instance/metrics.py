@@ -5,16 +5,18 @@ are there by `arrival + TTFT + i * TPOT` (`engine.core.request.Request.deadline_
 Everything is a counter that costs a step one addition for each of its rows, and memory is bounded whatever clients send.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import pairwise
 from math import inf
+from operator import sub
 
 from tokenmux.engine.core.facts import ModelId
 from tokenmux.engine.core.plan import Channel
 from tokenmux.engine.core.request import FinishReason, Request
-from tokenmux.engine.instance.histogram import Histogram
+from tokenmux.engine.instance.histogram import Histogram, interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +195,10 @@ class Metrics:
         self.on_record = on_record
 
     def of(self, model: ModelId) -> ModelCounters:
-        return self.models.setdefault(model, ModelCounters())
+        found = self.models.get(model)
+        if found is None:
+            found = self.models[model] = ModelCounters()
+        return found
 
     def tenant(self, name: str) -> ServiceCounters:
         found = self.tenants.get(name)
@@ -211,13 +216,18 @@ class Metrics:
 
     def count_drawn(self, model: ServiceCounters, rows: DrawnRows, ends_s: tuple[float, ...]) -> None:
         """Enter the tokens of a step and the gaps before them."""
+        n_ends, inner, span_s = len(ends_s), inner_gaps(ends_s), ends_s[-1] - ends_s[0]
         for (tenant, since_s), n_rows in rows.items():
+            first = None if since_s is None else interval(ends_s[0] - since_s)
             for counters in (model, tenant):
-                counters.n_tokens += n_rows * len(ends_s)
-                if since_s is not None:
-                    counters.gaps.add(ends_s[0] - since_s, n_rows)
-                for before_s, end_s in pairwise(ends_s):
-                    counters.gaps.add(end_s - before_s, n_rows)
+                counters.n_tokens += n_rows * n_ends
+                gaps = counters.gaps
+                if first is not None and since_s is not None:
+                    gaps.counts[first] += n_rows
+                    gaps.total_s += n_rows * (ends_s[0] - since_s)
+                for place, n in inner:
+                    gaps.counts[place] += n_rows * n
+                gaps.total_s += n_rows * span_s
 
     def count_swap(
         self, model: ModelCounters, reason: SwapReason, n_bytes: int, seconds: float, exposed_s: float
@@ -248,6 +258,17 @@ class Metrics:
         GPUs saved against dedicated devices: this, less the devices of this instance.
         """
         return sum(counters.last_asked_s >= now_s - DEDICATED_WINDOW_S for counters in self.models.values())
+
+
+def inner_gaps(ends_s: tuple[float, ...]) -> list[tuple[int, int]]:
+    """The gaps between the iterations of a step: intervals of a histogram, and how many lie in each. Nearly always they all lie in one."""
+    if len(ends_s) < 2:
+        return []
+    gaps_s = list(map(sub, ends_s[1:], ends_s))
+    shortest, longest = interval(min(gaps_s)), interval(max(gaps_s))
+    if shortest == longest:
+        return [(shortest, len(gaps_s))]
+    return list(Counter(map(interval, gaps_s)).items())
 
 
 def count_on_time(first_deadline_s: float, tpot_s: float, ends_s: tuple[float, ...]) -> int:

@@ -1,5 +1,6 @@
 """What counts as on time, who pays for the device, and why models were swapped in: each against its definition."""
 
+from collections import Counter
 from itertools import pairwise
 from math import inf
 
@@ -13,6 +14,7 @@ from tokenmux.engine.core.event import Arrived, Event, ModelAdded, ModelWanted, 
 from tokenmux.engine.core.facts import DeviceFacts, HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.engine.core.plan import Activate, Channel, Evict, Fetch, Plan, Step
 from tokenmux.engine.core.request import FinishReason, Request, RequestId, ServiceLevel
+from tokenmux.engine.instance.histogram import interval
 from tokenmux.engine.instance.instance import Instance
 from tokenmux.engine.instance.metrics import (
     DEDICATED_WINDOW_S,
@@ -24,6 +26,7 @@ from tokenmux.engine.instance.metrics import (
     ServiceCounters,
     SwapReason,
     count_on_time,
+    inner_gaps,
 )
 from tokenmux.engine.instance.started import Started
 from tokenmux.engine.memory.host_cache import HostCache
@@ -54,6 +57,13 @@ def test_a_token_is_on_time_when_it_is_there_by_its_deadline(
     ends_s = tuple(arrival_s + sum(gaps_s[: i + 1]) for i in range(len(gaps_s)))
     naive = sum(end_s <= arrival_s + ttft_s + (index + i) * tpot_s for i, end_s in enumerate(ends_s))
     assert count_on_time(request.deadline_s(index), tpot_s, ends_s) == naive
+
+
+@given(st.lists(eighths, min_size=1, max_size=8))
+def test_gaps_within_a_step_are_counted_as_one_by_one(gaps_s: list[float]) -> None:
+    ends_s = tuple(sum(gaps_s[: i + 1]) for i in range(len(gaps_s)))
+    one_by_one = Counter(interval(end_s - before_s) for before_s, end_s in pairwise(ends_s))
+    assert dict(inner_gaps(ends_s)) == one_by_one
 
 
 def record(n_tokens: int, first_token_s: float | None, last_token_s: float | None) -> RequestRecord:
