@@ -83,7 +83,7 @@ def paged_attention(
         )
         return decoded, None
     assert isinstance(step, StepBatch)
-    _write(tokens, step.write_lines, key, value)
+    write_kv(tokens, step.write_lines, key, value)
     n_rows, n_prompt_rows = query.shape[2], step.n_prompt_rows
     output = query.new_empty(1, n_rows, query.shape[1], query.shape[3])
     for index, cell in enumerate(step.cells):
@@ -160,7 +160,7 @@ def _decode(
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     """Attention of a step that has decode rows only, `[1, n_rows, q_heads, head_dim]`."""
-    _write(tokens, write_lines, key, value)
+    write_kv(tokens, write_lines, key, value)
     q = query[0].transpose(0, 1)
     n_heads = key.size(1)
     return _attend_tiles(
@@ -168,7 +168,7 @@ def _decode(
     ).unsqueeze(0)
 
 
-def _write(tokens: torch.Tensor, write_lines: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+def write_kv(tokens: torch.Tensor, write_lines: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
     """Write the keys and values of all rows but the padding into their blocks."""
     n = write_lines.size(0) // (2 * key.size(1))
     new = torch.cat((key[:, :, :n], value[:, :, :n]), 1)
