@@ -77,7 +77,9 @@ def pool_view(now: PoolStatus, before: PoolStatus | None = None) -> RenderableTy
     else:
         earlier = before.instances if before is not None else ()
         instances = [
-            _instance(instance, earlier[i] if i < len(earlier) else None)
+            _instance(
+                instance, earlier[i] if i < len(earlier) else None, 0.0 if now.n_restarts else now.uptime_s
+            )
             for i, instance in enumerate(now.instances)
         ]
     parts: list[RenderableType] = [title, *instances, models_table(now.models, _rates(now, before))]
@@ -119,6 +121,8 @@ def saved_line(now: PoolStatus) -> Text:
     n_devices = len(now.instances)
     held = f"{n_devices} device{'s' if n_devices > 1 else ''}"
     exposed_s = sum(model.swap_exposed_s for model in now.models)
+    work_s = max(instance.work_s for instance in now.instances)
+    goodput = sum(model.service.n_tokens_on_time for model in now.models) / work_s
     reasons = ", ".join(
         f"{n} {name}"
         for name in ("first", "again", "operator", "ahead")
@@ -129,8 +133,14 @@ def saved_line(now: PoolStatus) -> Text:
         f"{now.devices_saved:.1f} devices on average while there was work, against one per model with requests "
         f"({held} held); {now.devices_saved_dedicated:.0f} against one per model used in the last hour\n",
         ("swaps ", "dim"),
-        f"{reasons or 'none'}; {exposed_s:.1f} s of them with nothing else running",
+        f"{reasons or 'none'}; {_at_least(exposed_s)} of them with nothing else running\n",
+        ("goodput ", "dim"),
+        f"{goodput:.1f} tokens/s on time while there was work",
     )
+
+
+def _at_least(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
 
 
 def _at_most(seconds: float | None) -> str:
@@ -139,7 +149,9 @@ def _at_most(seconds: float | None) -> str:
     return f"≤ {seconds:g} s" if seconds >= 1 else f"≤ {1000 * seconds:g} ms"
 
 
-def _instance(now: Instance, before: Instance | None) -> RenderableType:
+def _instance(now: Instance, before: Instance | None, uptime_s: float) -> RenderableType:
+    """Busy shares are of the time since the earlier status, or since the server started (0 where that says nothing)."""
+    seconds = now.at_s - before.at_s if before is not None else uptime_s
     grid = Table.grid(padding=(0, 2))
     grid.add_row(
         "device",
@@ -154,9 +166,9 @@ def _instance(now: Instance, before: Instance | None) -> RenderableType:
         ("host KV", now.host_kv_used_bytes, now.host_kv_bytes),
     ):
         grid.add_row(name, _bar(part, whole), f"{show_size(part)} of {show_size(whole)}")
-    if before is not None and now.at_s > before.at_s:
+    if seconds > 0:
         shares = (
-            f"{name} {(getattr(now, field) - getattr(before, field)) / (now.at_s - before.at_s):.0%}"
+            f"{name} {(getattr(now, field) - (getattr(before, field) if before else 0.0)) / seconds:.0%}"
             for name, field in (
                 ("compute", "compute_busy_s"),
                 ("copy in", "copy_in_busy_s"),

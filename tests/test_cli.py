@@ -171,7 +171,7 @@ def test_a_wrong_line_in_the_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "pool.yaml"
     path.write_text("device:\n  kind: toaster\n")
     line = refused(run(None, "serve", "--config", str(path)), 2)
-    assert line == f"error: {path}:2: device.kind: should be 'cpu', and is 'toaster'"
+    assert line == f"error: {path}:2: device.kind: should be 'cpu' or 'cuda', and is 'toaster'"
 
 
 def test_wrong_usage_is_status_2(server: ServerThread) -> None:

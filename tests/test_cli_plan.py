@@ -157,6 +157,8 @@ def test_status_shows_tenants_and_what_is_saved(
         "saved 2.5 devices on average",
         "4 against one per model used in the last hour",
         "51 first, 52 again, 53 operator, 54 ahead",
+        "7.0 s of them with nothing else running",
+        "goodput 10.5 tokens/s on time while there was work",
         "bank",
         "≤ 25 ms",
     ):
