@@ -124,8 +124,8 @@ def test_a_gpu_that_is_not_there_is_noticed_before_anything_is_converted(tmp_pat
 
 
 @contextmanager
-def real_server(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`tokenmux serve` over two small random models; yields the process and its address."""
+def real_server(folder: Path, more: str = "") -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`tokenmux serve` over two small random models, with more lines in its pool.yaml; yields the process and its address."""
     for family in ("llama", "gpt2"):
         tiny.create(family, folder / family)
     (folder / "pool.yaml").write_text(
@@ -133,6 +133,7 @@ def real_server(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
         "catalogue: kept\n"
         "models: {llama: llama, gpt2: gpt2}\n"
         "device: {arena: 8MiB, host_cache: 32MiB, host_kv: 8MiB, slab: 1MiB, prefill_chunk_tokens: 32}\n"
+        + more
     )
     command = [sys.executable, "-m", "tokenmux.engine.cli", "serve", "--config", str(folder / "pool.yaml")]
     with (folder / "log").open("w") as log:
