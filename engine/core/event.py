@@ -93,6 +93,10 @@ class StepDone:
     finished: tuple[tuple[RequestId, FinishReason], ...] = ()
 
 
+SUPERSEDED = "superseded: nobody waits for it any more"
+"""The `error` of a copy or fetch that ended early because it was asked to."""
+
+
 @dataclass(frozen=True, slots=True)
 class CopyDone:
     """A copy or fetch completed; `error` says why it did not (the channel is free again either way)."""

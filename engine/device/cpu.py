@@ -11,13 +11,13 @@ from threading import Event
 
 from tokenmux.engine.core.clock import Clock
 from tokenmux.engine.core.errors import TokenmuxError
-from tokenmux.engine.core.event import CopyDone
+from tokenmux.engine.core.event import SUPERSEDED, CopyDone
 from tokenmux.engine.core.facts import DeviceFacts, Image, ImageId
 from tokenmux.engine.core.plan import Activate, Channel, Compact, Fetch, PageIn, PageOut, Step
 from tokenmux.engine.device.channel import ChannelThread
 from tokenmux.engine.device.interface import Host, Post
 from tokenmux.engine.device.memory import Memory
-from tokenmux.engine.device.progress import progress_of
+from tokenmux.engine.device.progress import SupersededError, progress_of, until_superseded
 from tokenmux.engine.device.spans import paging_spans
 from tokenmux.engine.instance.started import Started
 from tokenmux.engine.memory.ledger import Ledger, Transfer
@@ -41,6 +41,7 @@ class CpuDevice:
         self._post = post
         self._host = host
         self._interrupted = Event()
+        self._superseded: set[int] = set()
         self._closing = Event()
         self._channels = {
             channel: ChannelThread(channel.name.lower().replace("_", "-"), post.broken) for channel in Channel
@@ -73,6 +74,9 @@ class CpuDevice:
     def interrupt(self) -> None:
         self._interrupted.set()
 
+    def supersede(self, operation: int) -> None:
+        self._superseded.add(operation)
+
     def image_address(self, image: ImageId) -> int:
         """Where the host cache keeps an image."""
         return self._images[image].address
@@ -97,6 +101,10 @@ class CpuDevice:
                 for offset in range(0, n_bytes, COPY_CHUNK_BYTES):
                     if self._closing.is_set():
                         return
+                    if started.id in self._superseded:
+                        self._superseded.remove(started.id)
+                        self._post.done(CopyDone(self._clock.now_s(), started.id, SUPERSEDED))
+                        return
                     n = min(COPY_CHUNK_BYTES, n_bytes - offset)
                     ctypes.memmove(target + offset, source + offset, n)
                     report(n)
@@ -107,12 +115,13 @@ class CpuDevice:
     def _fetch(self, started: Started) -> None:
         read: dict[ImageId, Memory] = {}
         error = ""
-        report = progress_of(started, self._clock, self._post)
+        report = until_superseded(progress_of(started, self._clock, self._post), started.id, self._superseded)
         try:
             for image in started.images:
                 read[image.id] = Memory(image.n_bytes, touch=False)
                 self._host.read_image(image, memoryview(read[image.id].buffer)[: image.n_bytes], report)
-        except TokenmuxError as problem:
+        except (TokenmuxError, SupersededError) as problem:
+            self._superseded.discard(started.id)
             error = str(problem)
             for memory in read.values():
                 memory.close()

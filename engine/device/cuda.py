@@ -33,7 +33,7 @@ import torch
 
 from tokenmux.engine.core.clock import Clock
 from tokenmux.engine.core.errors import TokenmuxError
-from tokenmux.engine.core.event import CopyDone
+from tokenmux.engine.core.event import SUPERSEDED, CopyDone
 from tokenmux.engine.core.facts import DeviceFacts, Image, ImageId
 from tokenmux.engine.core.plan import Activate, Channel, Compact, Fetch, PageIn, PageOut, Step
 from tokenmux.engine.device.channel import ChannelThread
@@ -41,7 +41,7 @@ from tokenmux.engine.device.gpu import STREAMS, Gpu, GpuEvent
 from tokenmux.engine.device.interface import Host, Post, StepJob
 from tokenmux.engine.device.memory import Memory
 from tokenmux.engine.device.ordering import NOWHERE, Ordering, Places, Spans, merged
-from tokenmux.engine.device.progress import progress_of
+from tokenmux.engine.device.progress import SupersededError, progress_of, until_superseded
 from tokenmux.engine.device.spans import block_spans, move_pieces, paging_spans
 from tokenmux.engine.instance.started import Started
 from tokenmux.engine.memory.arena import Move
@@ -154,6 +154,7 @@ class CudaDevice:
         self._host = host
         self._ordering: Ordering[_Piece] = Ordering()
         self._interrupted = Event()
+        self._superseded: set[int] = set()
         self._closing = Event()
         self._channels = {
             channel: ChannelThread(channel.name.lower().replace("_", "-"), post.broken) for channel in Channel
@@ -189,6 +190,9 @@ class CudaDevice:
 
     def interrupt(self) -> None:
         self._interrupted.set()
+
+    def supersede(self, operation: int) -> None:
+        self._superseded.add(operation)
 
     def close(self) -> None:
         """End the channels, then give all memory back. What hangs in the driver keeps its memory until the process ends."""
@@ -278,6 +282,7 @@ class CudaDevice:
             except _LostError:
                 return
             finally:
+                self._superseded.discard(started.id)
                 for piece in pieces:
                     piece.lost = not piece.passed.is_set()
                     piece.passed.set()
@@ -322,6 +327,7 @@ class CudaDevice:
         report = progress_of(started, self._clock, self._post)
         in_flight: deque[_Chunk] = deque()
         numbers = count()
+        error = ""
 
         def land() -> None:
             chunk = in_flight.popleft()
@@ -333,10 +339,13 @@ class CudaDevice:
         for piece in pieces:
             self._come_after(piece)
             for copies in _chunks(piece.copies, self._chunk_bytes):
-                if self._closing.is_set():
-                    raise _LostError
                 if len(in_flight) == CHUNKS_IN_FLIGHT:
                     land()
+                if self._closing.is_set():
+                    raise _LostError
+                if started.id in self._superseded:
+                    error = SUPERSEDED
+                    break
                 in_flight.append(self._give(started.channel, copies, next(numbers)))
             # The host's part of a staged copy is not in the stream: others may not come until it is done.
             while in_flight and any(copy.staged for copy in piece.copies):
@@ -344,7 +353,7 @@ class CudaDevice:
             self._pass(piece)
         while in_flight:
             land()
-        self._post.done(CopyDone(self._clock.now_s(), started.id))
+        self._post.done(CopyDone(self._clock.now_s(), started.id, error))
 
     def _give(self, channel: Channel, copies: Sequence[_Copy], number: int) -> _Chunk:
         """Give the stream one chunk. The ring's slot for this number is free: at most `CHUNKS_IN_FLIGHT` are in flight."""
@@ -378,13 +387,13 @@ class CudaDevice:
             forgotten.close()
         error = ""
         read: dict[ImageId, _HostMemory] = {}
-        report = progress_of(started, self._clock, self._post)
+        report = until_superseded(progress_of(started, self._clock, self._post), started.id, self._superseded)
         try:
             for image in started.images:
                 memory = Memory(image.n_bytes, touch=False)
                 read[image.id] = _HostMemory(self._gpu, memory)
                 self._host.read_image(image, memoryview(memory.buffer)[: image.n_bytes], report)
-        except TokenmuxError as problem:
+        except (TokenmuxError, SupersededError) as problem:
             error = str(problem)
             for unusable in read.values():
                 unusable.close()

@@ -51,6 +51,10 @@ class Device(Protocol):
         """End the repeated step in flight after its present iteration."""
         ...
 
+    def supersede(self, operation: int) -> None:
+        """End this activation or fetch at its next chunk, with the error `SUPERSEDED`; it may just have completed instead."""
+        ...
+
     def close(self) -> None:
         """Stop all channels and return the memory."""
         ...

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 
 from tokenmux.engine.core.cost import CostModel, burst_ends_s
-from tokenmux.engine.core.event import CopyDone, StepDone
+from tokenmux.engine.core.event import SUPERSEDED, CopyDone, StepDone
 from tokenmux.engine.core.plan import Compact, Step
 from tokenmux.engine.core.request import FinishReason, RequestId
 from tokenmux.engine.device.interface import Post
@@ -54,6 +54,7 @@ class NullDevice:
         self._post = post
         self._left = left
         self._step: tuple[Started, tuple[float, ...]] | None = None
+        self._copies: set[int] = set()
 
     def start(self, started: Started) -> None:
         now_s = self._clock.now_s()
@@ -68,7 +69,8 @@ class NullDevice:
         else:
             seconds = self._cost.copy_s(started.channel, started.n_bytes)
         done = CopyDone(now_s + seconds, started.id)
-        self._clock.call_at(done.at_s, lambda: self._post.done(done))
+        self._copies.add(started.id)
+        self._clock.call_at(done.at_s, lambda: self._complete_copy(done))
 
     def interrupt(self) -> None:
         if self._step is None:
@@ -78,12 +80,21 @@ class NullDevice:
         if n < len(ends_s):
             self._expect(started, ends_s[:n])
 
+    def supersede(self, operation: int) -> None:
+        done = CopyDone(self._clock.now_s(), operation, SUPERSEDED)
+        self._clock.call_at(done.at_s, lambda: self._complete_copy(done))
+
     def close(self) -> None:
         """Nothing is held."""
 
     def _expect(self, started: Started, ends_s: tuple[float, ...]) -> None:
         expected = self._step = (started, ends_s)
         self._clock.call_at(ends_s[-1], lambda: self._complete(expected))
+
+    def _complete_copy(self, done: CopyDone) -> None:
+        if done.operation in self._copies:
+            self._copies.remove(done.operation)
+            self._post.done(done)
 
     def _complete(self, expected: tuple[Started, tuple[float, ...]]) -> None:
         if self._step is not expected:

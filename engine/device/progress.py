@@ -1,8 +1,10 @@
 """How far a long copy or fetch is, told a few times a second."""
 
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 
 from tokenmux.engine.core.clock import Clock
+from tokenmux.engine.core.event import SUPERSEDED
 from tokenmux.engine.device.interface import Post
 from tokenmux.engine.instance.started import Started
 
@@ -24,3 +26,20 @@ def progress_of(started: Started, clock: Clock, post: Post) -> Callable[[int], N
             post.progress(started.id, min(1.0, done / started.n_bytes))
 
     return report
+
+
+class SupersededError(Exception):
+    """A fetch ends early because it was asked to."""
+
+
+def until_superseded(
+    report: Callable[[int], None], operation: int, superseded: AbstractSet[int]
+) -> Callable[[int], None]:
+    """`report`, which raises SupersededError once the operation is in `superseded`."""
+
+    def report_or_end(n_bytes: int) -> None:
+        if operation in superseded:
+            raise SupersededError(SUPERSEDED)
+        report(n_bytes)
+
+    return report_or_end

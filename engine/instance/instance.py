@@ -13,6 +13,7 @@ from math import inf
 from tokenmux.engine.core.cost import CostModel, StepWork
 from tokenmux.engine.core.errors import IllegalPlan, IntegrityError, InternalError, InUse
 from tokenmux.engine.core.event import (
+    SUPERSEDED,
     Arrived,
     Cancelled,
     CopyDone,
@@ -101,6 +102,9 @@ class Instance:
         self._ended: list[tuple[RequestRecord, str]] = []
         self._withdrawn: list[Arrived] = []
         self._phases: list[PhaseMessage] = []
+        self._awaited: set[int] = set()
+        """Activations and fetches in flight that somebody waits for, or did."""
+        self._superseded: list[int] = []
         self._swap_compute_s = 0.0
         self._swap_reason = SwapReason.FIRST
         self._work_until_s = -inf
@@ -192,6 +196,7 @@ class Instance:
                 self._remove(self.models[model_id])
             case ModelWanted(_, model_id, wanted, pinned):
                 self._want(self.models[model_id], wanted, pinned)
+        self._find_superseded()
         self.policy.on_event(event, self)
         step = self.in_flight(Channel.COMPUTE)
         if isinstance(step, Step) and step.repeat > 1 and not self.interrupted:
@@ -236,6 +241,11 @@ class Instance:
         """Withdrawn requests that have left since the last call, each as the arrival that it is for its next instance."""
         withdrawn, self._withdrawn = self._withdrawn, []
         return withdrawn
+
+    def take_superseded(self) -> list[int]:
+        """Operations in flight that should end at their next chunk, as `CopyDone` with the error `SUPERSEDED`; each is told once."""
+        superseded, self._superseded = self._superseded, []
+        return superseded
 
     def take_phases(self) -> list[PhaseMessage]:
         """Changes of requests' phases since the last call."""
@@ -438,6 +448,7 @@ class Instance:
                 started = self._start_fetch(self._model(model_id), operation)
         self._in_flight[channel] = started
         self._next_operation += 1
+        self._find_superseded()
         return started
 
     def _start_step(self, step: Step) -> Started:
@@ -628,6 +639,8 @@ class Instance:
         seconds = event.at_s - started.at_s
         self.metrics.busy_s[channel] += seconds
         ok = not event.error
+        self._awaited.discard(event.operation)
+        self.metrics.n_superseded += event.error == SUPERSEDED
         match started.operation:
             case Activate():
                 self._end_activate(started, seconds, ok)
@@ -639,7 +652,7 @@ class Instance:
                     model.is_moving = False
             case Fetch(model_id):
                 self.ledger.cache.end_fetch(started.images, ok)
-                if not ok and model_id in self.models:
+                if not ok and event.error != SUPERSEDED and model_id in self.models:
                     for request in list(self.models[model_id].requests()):
                         self._end(request, FinishReason.FAILED, event.error)
         if ok and not started.moves:
@@ -699,6 +712,21 @@ class Instance:
                 f"operation {operation} completed on {channel.name}, where {started} was in flight"
             )
         return started
+
+    def _find_superseded(self) -> None:
+        """A model is on its way whose requests have all gone meanwhile, and another that has some waits for the channel."""
+        for channel, lacking in ((Channel.COPY_IN, Residency.HOST), (Channel.FETCH, Residency.DISK)):
+            started = self._in_flight.get(channel)
+            if started is None or started.model is None or started.model.id not in self.models:
+                continue
+            model = self.models[started.model.id]
+            if model.has_requests or model.wanted or model.pinned:
+                self._awaited.add(started.id)
+            elif started.id in self._awaited and any(
+                other.residency is lacking for other in self.live_models.values()
+            ):
+                self._awaited.discard(started.id)
+                self._superseded.append(started.id)
 
     # ── small questions ──────────────────────────────────────────────────────────────────────────────────────
 

@@ -188,6 +188,8 @@ class Metrics:
         self.copied_bytes = dict.fromkeys(Channel, 0)
         self.n_steps = 0
         self.n_discards = 0
+        self.n_superseded = 0
+        """Copies of weights and fetches that ended early, for the sake of others."""
         self.work_s = 0.0
         """Time in which any model had unfinished requests..."""
         self.model_work_s = 0.0

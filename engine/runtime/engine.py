@@ -14,8 +14,10 @@ from typing import Protocol
 from tokenmux.engine.core.clock import Clock
 from tokenmux.engine.core.errors import NotFound, TokenmuxError
 from tokenmux.engine.core.event import (
+    SUPERSEDED,
     Arrived,
     Cancelled,
+    CopyDone,
     ModelAdded,
     ModelRemoved,
     ModelWanted,
@@ -138,6 +140,10 @@ class Engine:
         """An operation completed."""
         loaded = self._loading.pop(completion.operation, None)
         moved = self.instance.ledger.moved_models(loaded.moves) if loaded else set()
+        if isinstance(completion, CopyDone) and completion.error == SUPERSEDED:
+            assert loaded is not None
+            if isinstance(loaded.operation, Activate):
+                self._host.unbind(loaded.operation.model)
         self.instance.apply(completion)
         for model_id in sorted(moved & self.instance.resident_models.keys()):
             self._host.bind(self.instance.models[model_id].facts)
@@ -161,6 +167,8 @@ class Engine:
         if not self.stopped:
             if self.instance.interrupted:
                 self._device.interrupt()
+            for operation in self.instance.take_superseded():
+                self._device.supersede(operation)
             for started in self.instance.decide(self._clock.now_s()):
                 self._device.start(started)
                 if isinstance(started.operation, (Activate, Compact, Fetch)):

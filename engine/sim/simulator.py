@@ -13,7 +13,7 @@ from math import inf
 
 from tokenmux.engine.core.cost import CostModel, burst_ends_s
 from tokenmux.engine.core.errors import InternalError
-from tokenmux.engine.core.event import Arrived, CopyDone, Event, ModelAdded, StepDone, Withdrawn
+from tokenmux.engine.core.event import SUPERSEDED, Arrived, CopyDone, Event, ModelAdded, StepDone, Withdrawn
 from tokenmux.engine.core.facts import ModelFacts, ModelId
 from tokenmux.engine.core.plan import Channel, Compact, Step
 from tokenmux.engine.core.request import FinishReason, Request, RequestId
@@ -53,6 +53,7 @@ class Simulator:
         self._sequence = 0
         self._n_output: dict[RequestId, int] = {}
         self._steps: dict[int, tuple[Started, tuple[float, ...]]] = {}
+        self._copies: list[dict[int, Started]] = [{} for _ in instances]
         self._targets: dict[RequestId, int] = {}
         self._sharers = _sharers_of_caches(instances)
 
@@ -104,6 +105,8 @@ class Simulator:
                 pending.append((move.source, Withdrawn(self.now_s, move.request)))
             if instance.interrupted and index in self._steps:
                 self._interrupt(index)
+            for operation in instance.take_superseded():
+                self._push(self.now_s, index, _CopyEnd(self._copies[index][operation], SUPERSEDED))
             self._decide(index)
 
     def _submit(self, arrival: Arrival) -> None:
@@ -138,6 +141,7 @@ class Simulator:
             seconds = truth.move_s(started.n_bytes)
         else:
             seconds = truth.copy_s(started.channel, started.n_bytes)
+        self._copies[index][started.id] = started
         self._push(self.now_s + seconds, index, _CopyEnd(started))
 
     def _least_left(self, index: int, step: Step) -> int:
@@ -155,7 +159,9 @@ class Simulator:
     def _complete(self, index: int, due: "_StepEnd | _CopyEnd") -> None:
         if isinstance(due, _CopyEnd):
             started = due.started
-            self._finish(index, started, CopyDone(self.now_s, started.id))
+            if self._copies[index].pop(started.id, None) is None:
+                return
+            self._finish(index, started, CopyDone(self.now_s, started.id, due.error))
             if started.channel is Channel.FETCH:
                 for sharer in self._sharers[index]:
                     self._decide(sharer)
@@ -197,9 +203,10 @@ class _StepEnd:
 
 @dataclass(frozen=True, slots=True)
 class _CopyEnd:
-    """A copy, a move or a fetch completes."""
+    """A copy, a move or a fetch completes, unless it was superseded before."""
 
     started: Started
+    error: str = ""
 
 
 class _OneInstance:

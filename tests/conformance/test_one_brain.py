@@ -11,10 +11,10 @@ import pytest
 
 from tests.runtime.virtual import EngineOnVirtualTime
 from tokenmux.engine.core.cost import RooflineCost
-from tokenmux.engine.core.event import ModelAdded
+from tokenmux.engine.core.event import Cancelled, ModelAdded
 from tokenmux.engine.core.facts import DeviceFacts, HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
-from tokenmux.engine.core.message import Finished, Register
-from tokenmux.engine.core.plan import Activate, AtOnce, Drop, Evict, Operation, PageIn, PageOut, Step
+from tokenmux.engine.core.message import Cancel, Finished, Register
+from tokenmux.engine.core.plan import Activate, AtOnce, Drop, Evict, Fetch, Operation, PageIn, PageOut, Step
 from tokenmux.engine.core.request import Request, RequestId, ServiceLevel
 from tokenmux.engine.instance.instance import Instance
 from tokenmux.engine.memory.host_cache import HostCache
@@ -74,18 +74,32 @@ def instance(facts: DeviceFacts, note: Callable[[float, Operation | AtOnce], Non
     )
 
 
-def simulate(facts: DeviceFacts, catalogue: list[ModelFacts], arrivals: list[Arrival]) -> Decisions:
+def simulate(
+    facts: DeviceFacts,
+    catalogue: list[ModelFacts],
+    arrivals: list[Arrival],
+    cancelled: tuple[tuple[float, RequestId], ...] = (),
+) -> Decisions:
     decisions: Decisions = []
     body = instance(facts, lambda at_s, decided: decisions.append((at_s, decided)))
     simulator = Simulator([body], RooflineCost(facts, HOST))
     for model in catalogue:
         simulator.apply(0, ModelAdded(0.0, model))
-    simulator.run(arrivals)
+    coming = list(arrivals)
+    for at_s, request in cancelled:
+        simulator.run([a for a in coming if a.request.arrival_s <= at_s], until_s=at_s)
+        coming = [a for a in coming if a.request.arrival_s > at_s]
+        simulator.now_s = at_s
+        simulator.apply(0, Cancelled(at_s, request))
+    simulator.run(coming)
     return decisions
 
 
 def run_engine(
-    facts: DeviceFacts, catalogue: list[ModelFacts], arrivals: list[Arrival]
+    facts: DeviceFacts,
+    catalogue: list[ModelFacts],
+    arrivals: list[Arrival],
+    cancelled: tuple[tuple[float, RequestId], ...] = (),
 ) -> tuple[EngineOnVirtualTime, Decisions]:
     decisions: Decisions = []
     n_output = {arrival.request.id: arrival.n_output for arrival in arrivals}
@@ -94,6 +108,8 @@ def run_engine(
         body.send(Register(model, path=""))
     for arrival in arrivals:
         body.submit_at(arrival.request)
+    for at_s, request in cancelled:
+        body.clock.call_at(at_s, lambda request=request: body.send(Cancel(request)))
     body.clock.run()
     return body, decisions
 
@@ -114,6 +130,27 @@ def test_engine_and_simulator_decide_the_same(seed: int, arena_gb: int, host_kv_
     assert sorted(end.request for end in ends) == sorted(arrival.request.id for arrival in arrivals)
     body.instance.check_integrity()
     assert not body.instance.ledger.kv
+
+
+@pytest.mark.parametrize(
+    ("came_s", "cancelled_s", "kind"), [(5.0, 5.4, Activate), (0.1, 2.0, Fetch), (5.0, 30.0, None)]
+)
+def test_both_supersede_a_load_alike(came_s: float, cancelled_s: float, kind: type[Operation] | None) -> None:
+    """One model is on its way when its request is cancelled and another's waits (10 GB are fetched in 1.3 s, copied in 0.6)."""
+    facts = device(18 * GB, 40 * GB)
+    arrivals = [
+        Arrival(Request(RequestId(name), ModelId(of), 100, 400, at_s, ServiceLevel(10.0, 0.1)), 20)
+        for name, of, at_s in (("gone", "m2", came_s), ("stays", "m1", came_s + 0.1))
+    ]
+    cancelled = ((cancelled_s, RequestId("gone")),)
+    simulated = simulate(facts, models(3), arrivals, cancelled)
+    body, decisions = run_engine(facts, models(3), arrivals, cancelled)
+    assert simulated == decisions
+    assert body.instance.metrics.n_superseded == (kind is not None)
+    if kind is not None:
+        decided = [what for at_s, what in decisions if at_s == cancelled_s]
+        assert kind(ModelId("m1")) in decided, "at once, instead of after the rest of the other"
+    body.instance.check_integrity()
 
 
 def test_the_compared_trace_exercises_every_kind_of_decision() -> None:

@@ -126,12 +126,15 @@ class FakeHost:
         self.in_step = Event()
         self.step_may_end = Event()
         self.step_may_end.set()
+        self.may_read = Event()
+        self.may_read.set()
         self.step_error: Exception | None = None
         self.bad_images: set[ImageId] = set()
 
     def read_image(self, image: Image, into: memoryview, progress: Callable[[int], None]) -> None:
         if image.id in self.bad_images:
             raise BadCheckpoint(f"{image.id} is cut off")
+        assert self.may_read.wait(WAIT_S)
         into[:] = content(image)
         progress(image.n_bytes)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.device.bench import ALL, KB, WAIT_S, WITH_BYTES, Bench, bench_of, content, model, request, stamp
-from tokenmux.engine.core.event import Arrived, CopyDone, StepDone
+from tokenmux.engine.core.event import SUPERSEDED, Arrived, CopyDone, StepDone
 from tokenmux.engine.core.facts import ImageId, ModelId
 from tokenmux.engine.core.message import Residency
 from tokenmux.engine.core.plan import Activate, Chunk, Compact, Drop, Evict, Fetch, PageIn, PageOut, Step
@@ -114,6 +114,34 @@ def test_copies_overlap_with_a_step(real: Bench) -> None:
     real.run(Activate(ModelId("b")))
     real.host.step_may_end.set()
     assert isinstance(real.finish(), StepDone)
+
+
+def test_a_fetch_that_is_superseded_ends_at_its_next_piece(real: Bench) -> None:
+    real.add(model("a", 200 * KB))
+    real.host.may_read.clear()
+    real.start(Fetch(ModelId("a")))
+    real.device.supersede(0)
+    real.host.may_read.set()
+    done = real.finish()
+    assert isinstance(done, CopyDone)
+    assert done.error == SUPERSEDED
+    assert real.instance.models[ModelId("a")].residency is Residency.DISK
+    real.instance.check_integrity()
+    real.load("a")
+
+
+def test_an_activation_that_is_superseded_ends_at_its_next_chunk_and_can_be_begun_again(real: Bench) -> None:
+    a = model("a", 200 * KB)
+    real.add(a)
+    real.run(Fetch(ModelId("a")))
+    real.device.supersede(1)  # of the next operation, so that it comes in time on every device
+    done = real.run(Activate(ModelId("a")))
+    assert isinstance(done, CopyDone)
+    assert done.error == SUPERSEDED
+    assert real.instance.models[ModelId("a")].residency is Residency.HOST
+    real.instance.check_integrity()
+    assert real.run(Activate(ModelId("a"))) == CopyDone(real.instance.now_s, 2)
+    assert real.image_on_device(a) == content(a.images[0])
 
 
 def test_an_interrupted_burst_ends_after_its_present_iteration(real: Bench) -> None:

@@ -26,7 +26,7 @@ from tests.device.bench import (
 )
 from tests.device.fake_gpu import FakeGpu
 from tokenmux.engine.core.errors import ConfigError, DoesNotFit
-from tokenmux.engine.core.event import Arrived, CopyDone, StepDone
+from tokenmux.engine.core.event import SUPERSEDED, Arrived, CopyDone, StepDone
 from tokenmux.engine.core.facts import Image, ImageId, ModelFacts, ModelId
 from tokenmux.engine.core.plan import (
     Activate,
@@ -174,6 +174,13 @@ class Early:
             self.n_tokens[name] = 0
             self.ledger.open(RequestId(name), SHAPE)
 
+    def close(self, name: str) -> None:
+        """Gone, whatever is under way for it; a new request may take the name."""
+        if name in self.requests:
+            self.ledger.close(RequestId(name))
+            del self.requests[name], self.n_tokens[name]
+            self.in_step.discard(name)
+
     def step(self, name: str, n_tokens: int) -> None:
         of = self.requests.get(name)
         if of not in self.resident or of is None:
@@ -274,6 +281,7 @@ def program(seed: int, n_actions: int) -> Callable[[Early], None]:
                     lambda early, name=name, n=n: early.step(name, n),
                     lambda early, name=name, n=n: early.step(name, n),
                     lambda early: early.end_steps(),
+                    lambda early, name=name: early.close(name),
                     lambda early, name=name: early.page_out(name),
                     lambda early, name=name: early.page_out(name),
                     lambda early, name=name: early.give_up(name),
@@ -432,6 +440,25 @@ def test_a_step_waits_on_the_device_for_the_page_in_of_its_request_and_a_page_in
         assert not bench.host.in_step.is_set()
         gpu.open(Channel.COPY_OUT)
         assert {type(bench.inbox.get(timeout=WAIT_S)) for _ in range(3)} == {CopyDone, StepDone}
+
+
+def test_an_activation_that_is_superseded_in_mid_copy_ends_when_nothing_of_it_is_in_flight() -> None:
+    gpu = FakeGpu()
+    with bench_of(lambda bench: cuda_over(gpu, bench)) as bench:
+        bench.add(model("a", 200 * KB))
+        bench.run(Fetch(ModelId("a")))
+        gpu.shut_after(Channel.COPY_IN, 0)
+        bench.start(Activate(ModelId("a")))
+        assert gpu.stuck.get(timeout=WAIT_S) is Channel.COPY_IN
+        bench.device.supersede(1)
+        assert bench.inbox.empty(), "two chunks are in flight"
+        n_copies = gpu.n_copies
+        gpu.open(Channel.COPY_IN)
+        done = bench.finish()
+        assert isinstance(done, CopyDone)
+        assert done.error == SUPERSEDED
+        assert gpu.n_copies - n_copies == 2
+        bench.instance.check_integrity()
 
 
 def test_an_image_is_forgotten_only_when_the_copies_that_read_it_are_done() -> None:

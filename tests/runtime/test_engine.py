@@ -96,6 +96,19 @@ def test_a_cancelled_request_frees_everything_whether_fetching_loading_or_runnin
     body.instance.check_integrity()
 
 
+def test_a_load_that_nobody_waits_for_any_more_ends_and_its_model_is_let_go() -> None:
+    body = engine(n_output={"r": 10, "s": 10})
+    start_s = body.clock.now_s()
+    body.submit_at(request("r", A, start_s, 10))
+    body.submit_at(request("s", B, start_s + 1.0, 10))
+    body.clock.call_at(start_s + 3.0, lambda: body.send(Cancel(RequestId("r"))))
+    body.clock.run()
+    assert ends(body) == {"r": FinishReason.CANCELLED, "s": FinishReason.LENGTH}
+    assert body.weights.log[2:] == [("bind", A), ("unbind", A), ("bind", B)]
+    assert body.instance.metrics.n_superseded == 1
+    body.instance.check_integrity()
+
+
 def test_a_paused_request_does_not_run_and_its_deadlines_stand_still() -> None:
     body = engine(n_output={"r": 100_000})
     body.submit_at(request("r", A, body.clock.now_s(), 100_000))
