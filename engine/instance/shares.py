@@ -80,5 +80,10 @@ class Shares:
         return deadline_s if late_s <= 0 else self.now_s - late_s * share.patience
 
     def earliest_s(self, deadlines: dict[Share, float]) -> float:
-        """Of each tenant's earliest deadline, the earliest as they are ordered."""
-        return min((self.due_s(share, deadline_s) for share, deadline_s in deadlines.items()), default=inf)
+        """Of each tenant's earliest deadline, the earliest as they are ordered. Asked more often than all else: a plain loop."""
+        now_s, earliest_s = self.now_s, inf
+        for share, deadline_s in deadlines.items():
+            due_s = deadline_s if deadline_s >= now_s else now_s - (now_s - deadline_s) * share.patience
+            if due_s < earliest_s:  # noqa: PLR1730 - min() takes twice as long
+                earliest_s = due_s
+        return earliest_s

@@ -6,9 +6,12 @@ largest models. The larger share counts.
 
 Models come and go at random, so loads drift apart. Now and then the most loaded instance gives one model, with all its requests,
 to the least loaded: one that is not on the device, has time to be loaded elsewhere, and whose moving narrows the gap.
+
+The `oracle` is told how long answers will be: a model that will soon be done asks for less. Only a simulation can tell it, and it is there to say what
+that would be worth.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
@@ -17,7 +20,7 @@ from tokenmux.engine.core.event import Event
 from tokenmux.engine.core.facts import ModelId
 from tokenmux.engine.core.message import Residency
 from tokenmux.engine.core.plan import Channel
-from tokenmux.engine.core.request import Request
+from tokenmux.engine.core.request import Request, RequestId
 from tokenmux.engine.policy.interface import InstanceView, ModelView, RequestView
 from tokenmux.engine.policy.pool import Move, Place, PoolView, Refuse
 
@@ -27,6 +30,9 @@ REBALANCE_TTFTS = 0.1
 MOVE_COPIES = 3.0
 """A model moves only if its next token is due this many of its own load times from now."""
 
+
+FORESIGHT_TTFTS = 3.0
+"""A model that will last longer than this asks for as much under the oracle as without it."""
 
 MOVE_GAIN = 0.03
 """A move must lower the larger of the two loads by this much: a third of what a 7B model asks."""
@@ -75,12 +81,16 @@ class _Load:
 
 
 class LeastLoaded:
-    """Keeps a model's requests together, so that they share steps and one copy of the weights."""
+    """Keeps a model's requests together, so that they share steps and one copy of the weights.
+
+    `lengths`: tokens that every request will draw, if that is known.
+    """
 
     name = "least-loaded"
 
-    def __init__(self, rebalances: bool = True) -> None:
+    def __init__(self, rebalances: bool = True, lengths: Mapping[RequestId, int] | None = None) -> None:
         self._rebalances = rebalances
+        self._lengths = lengths
         self._homes: dict[ModelId, _Home] = {}
         self._loads: list[_Load] = []
         self._next_look_s = -inf
@@ -125,10 +135,17 @@ class LeastLoaded:
             _Load(
                 instance.device.arena_bytes,
                 _lag(instance),
-                {m.facts.id: _ask(instance, m) for m in instance.live_models.values() if m.n_live},
+                {m.facts.id: self._ask(instance, m) for m in instance.live_models.values() if m.n_live},
             )
             for instance in pool.instances
         ]
+
+    def _ask(self, instance: InstanceView, model: ModelView) -> _Ask:
+        ask = _ask(instance, model)
+        if self._lengths is not None:
+            lasts = max(_lasts(instance, r, self._lengths[r.request.id]) for r in _requests(model))
+            ask.compute, ask.copy, ask.kv_copy = ask.compute * lasts, ask.copy * lasts, ask.kv_copy * lasts
+        return ask
 
     def _rebalance(self, pool: PoolView) -> Sequence[Move]:
         loads = [load.larger() for load in self._loads]
@@ -183,6 +200,13 @@ def _ask(instance: InstanceView, model: ModelView) -> _Ask:
         kv_bytes,
         instance.cost.copy_s(Channel.COPY_IN, kv_bytes) / service.ttft_s,
     )
+
+
+def _lasts(instance: InstanceView, request: RequestView, n_output: int) -> float:
+    """How much of the time that the oracle looks ahead the request will last, if its tokens come when they are due."""
+    service = request.request.service
+    last_due_s = request.deadline_s + (n_output - request.n_drawn) * service.tpot_s
+    return min(1.0, max(0.0, (last_due_s - instance.now_s) / (FORESIGHT_TTFTS * service.ttft_s)))
 
 
 def _requests(model: ModelView) -> Iterator[RequestView]:

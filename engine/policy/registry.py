@@ -1,8 +1,9 @@
 """Policies by name, the same names in the engine's configuration, the simulator, the planner and the benchmarks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tokenmux.engine.core.errors import ConfigError
+from tokenmux.engine.core.request import RequestId
 from tokenmux.engine.policy.aegaeon import PREFILL_SHARE, AegaeonDecode, AegaeonPool, AegaeonPrefill
 from tokenmux.engine.policy.interface import InstancePolicy
 from tokenmux.engine.policy.placement import LeastLoaded
@@ -10,7 +11,7 @@ from tokenmux.engine.policy.pool import PoolPolicy
 from tokenmux.engine.policy.request_level import OneModelPerInstance, RequestLevelPolicy
 from tokenmux.engine.policy.slack import SlackPolicy
 
-POLICIES = ("slack", "aegaeon", "request-level", "dedicated")
+POLICIES = ("slack", "aegaeon", "request-level", "dedicated", "oracle")
 SERVED = ("slack", "request-level", "aegaeon")
 """Those that a running server offers: what they need fits one instance."""
 
@@ -23,16 +24,25 @@ def make_policy(name: str) -> InstancePolicy:
                 "policy dedicated gives every model an instance of its own, and a server has one: "
                 f"use {' or '.join(SERVED)}"
             )
+        case "oracle":
+            raise ConfigError(
+                "policy oracle knows how long every answer will be, which only a simulation can tell it: "
+                f"use {' or '.join(SERVED)}"
+            )
         case _ if name not in SERVED:
             raise ConfigError(f"no policy {name}; a server offers {', '.join(SERVED)}")
     return make_policies(name, 1)[0][0]
 
 
-def make_policies(name: str, n_instances: int) -> tuple[Sequence[InstancePolicy], PoolPolicy]:
-    """One policy for each instance, and the pool's."""
+def make_policies(
+    name: str, n_instances: int, lengths: Mapping[RequestId, int] | None = None
+) -> tuple[Sequence[InstancePolicy], PoolPolicy]:
+    """One policy for each instance, and the pool's. `lengths`: tokens that requests will draw, for `oracle`."""
     match name:
         case "slack":
             return [SlackPolicy() for _ in range(n_instances)], LeastLoaded()
+        case "oracle" if lengths is not None:
+            return [SlackPolicy() for _ in range(n_instances)], LeastLoaded(lengths=lengths)
         case "request-level":
             return [RequestLevelPolicy() for _ in range(n_instances)], OneModelPerInstance(
                 name, forever=False
@@ -46,4 +56,8 @@ def make_policies(name: str, n_instances: int) -> tuple[Sequence[InstancePolicy]
             prefill = [AegaeonPrefill() for _ in range(n_prefill)]
             decode = [AegaeonDecode() for _ in range(n_instances - n_prefill)]
             return [*prefill, *decode], AegaeonPool(prefill, n_instances)
+        case "oracle":
+            raise ConfigError(
+                "no policy oracle where nobody knows how long answers will be: a simulation does"
+            )
     raise ConfigError(f"no policy {name}; there are {', '.join(POLICIES)}")

@@ -131,9 +131,11 @@ def simulate(
     """Replay `arrivals` (in order of time) on a pool of `n_instances`."""
     device = hardware.instance()
     truth = true_cost(market, hardware, device)
-    policies, pool_policy = (
-        make_policies(policy, n_instances) if isinstance(policy, str) else policy(n_instances)
-    )
+    if isinstance(policy, str):
+        lengths = {arrival.request.id: arrival.n_output for arrival in arrivals}
+        policies, pool_policy = make_policies(policy, n_instances, lengths)
+    else:
+        policies, pool_policy = policy(n_instances)
     records: list[RequestRecord] = []
     caches = [_warm_cache(market, hardware) for _ in range(-(-n_instances // hardware.instances_per_host))]
     instances = [

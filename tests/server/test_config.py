@@ -91,6 +91,7 @@ def test_nothing_needs_to_be_said(tmp_path: Path) -> None:
         ("keys:\n- {name: a, file: f}\n", "pool.yaml:2: keys.0.scope: is missing"),
         ("device:\n  kind: gpu\n", "pool.yaml:2: device.kind: should be 'cpu' or 'cuda', and is 'gpu'"),
         ("policy: magic\n", "pool.yaml:1: policy: no policy magic; a server offers slack, request-level, aegaeon"),
+        ("policy: oracle\n", "pool.yaml:1: policy: policy oracle knows how long every answer will be, which only a simulation"),
         ("policy: dedicated\n", "pool.yaml:1: policy: policy dedicated gives every model an instance of its own"),
         ("device:\n  arena: two\n", "pool.yaml:2: device.arena: 'two' is not a size: write a number with KiB, MiB,"),
         ("device:\n  arena: 0\n", "pool.yaml:2: device.arena: should be greater than 0, and is 0"),
