@@ -67,6 +67,8 @@ def activate(instance: "Instance", model: ModelState) -> None:
 def evict(instance: "Instance", model: ModelState) -> None:
     if model.stage is not Residency.RESIDENT:
         raise IllegalPlan(f"{model.facts.id} is not resident and cannot be evicted")
+    if model.pinned:
+        raise IllegalPlan(f"{model.facts.id} is pinned and cannot be evicted")
     running = instance.in_flight(Channel.COMPUTE)
     if (isinstance(running, Step) and running.model == model.facts.id) or model.is_moving:
         raise IllegalPlan(f"{model.facts.id} is in use by an operation in flight and cannot be evicted")

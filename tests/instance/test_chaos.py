@@ -110,7 +110,9 @@ class Chaos:
         self.body.apply(Arrived(self.body.now_s, request, n_delivered))
 
     def cancel(self) -> None:
-        request = self.any_request()
+        """One that is being copied, if there is one: that is rare enough."""
+        copied = [request.id for request in self.body.instance.requests.values() if request.in_copy]
+        request = self.random.choice(copied) if copied else self.any_request()
         for channel, started in self.body.flights.items():
             if request in str(started.operation):
                 self.seen[f"cancelled under {channel.name}"] += 1

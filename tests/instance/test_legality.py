@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from tokenmux.engine.core.errors import IllegalPlan
-from tokenmux.engine.core.event import Cancelled, Event, ModelAdded, Paused
+from tokenmux.engine.core.event import Cancelled, Event, ModelAdded, ModelWanted, Paused
 from tokenmux.engine.core.facts import ModelFacts, ModelId
 from tokenmux.engine.core.plan import (
     Activate,
@@ -99,6 +99,7 @@ RULES: list[tuple[str, Callable[[], Body], Channel, Plan]] = [
     ("not resident", running, copy_in, Plan(at_once=(Evict(B.id),))),
     ("no model nothing", running, copy_in, Plan(at_once=(Evict(ModelId("nothing")),))),
     ("in use by an operation in flight", stepping, copy_in, Plan(at_once=(Evict(A.id),))),
+    ("is pinned", after(ModelWanted(1.0, A.id, pinned=True)), copy_in, Plan(at_once=(Evict(A.id),))),
     ("no moves make", running, copy_in, Plan(Compact(64))),
     ("no moves make", running, copy_in, Plan(Compact(5000))),
     # KV
