@@ -4,7 +4,7 @@ Model facts come from `config.json` and the weight image's manifest, device fact
 short calibration. Nothing here reads files; `engine.models` does.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NewType
 
 ModelId = NewType("ModelId", str)
@@ -59,10 +59,11 @@ class ModelFacts:
     max_context: int
     n_parameters: int
     vocab_size: int = 0
+    n_bytes: int = field(init=False, repr=False, compare=False)
 
-    @property
-    def n_bytes(self) -> int:
-        return sum(image.n_bytes for image in self.images)
+    def __post_init__(self) -> None:
+        # Asked for every resident and every live model at every decision: summed once.
+        object.__setattr__(self, "n_bytes", sum(image.n_bytes for image in self.images))
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,11 +98,18 @@ class Arena:
 
     def hole_without(self, freed: AbstractSet[ExtentHandle]) -> int:
         """The largest hole there would be if the extents in `freed` were free."""
-        best = cursor = 0
-        for start, length in sorted(e for handle, e in self._extents.items() if handle not in freed):
-            best = max(best, start - cursor)
-            cursor = start + length
-        return max(best, self.capacity - cursor)
+        pieces = list(self._holes)
+        for handle in freed:
+            start, length = self._extents[handle]
+            pieces.append((start, start + length))
+        pieces.sort()
+        best = first = end = 0
+        for start, piece_end in pieces:
+            if start > end:
+                first = start
+            end = piece_end
+            best = max(best, end - first)
+        return best
 
     def plan_compaction(
         self,

@@ -150,8 +150,14 @@ class Ledger:
         }
 
     def _freed_by(self, evicted: Iterable[ModelFacts]) -> set[ExtentHandle]:
-        leaving = Counter(model.id for model in evicted)
-        return {self._extents[image] for image, users in self._users.items() if users <= leaving}
+        leaving = {model.id for model in evicted}
+        if not leaving:
+            return set()
+        return {
+            self._extents[image]
+            for image, users in self._users.items()
+            if all(n == (model in leaving) or n == 0 for model, n in users.items())
+        }
 
     # ── KV ───────────────────────────────────────────────────────────────────────────────────────────────────
 
