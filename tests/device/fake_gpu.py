@@ -148,7 +148,7 @@ class FakeGpu:
 
     def run_until(self, event: FakeEvent) -> None:
         """Half of the time nothing else is done than what has to be."""
-        if self._random.random() < 0.3:
+        if self._random.random() < 0.1:
             time.sleep(0.0005)  # a GPU takes its time, in which other threads go on
         while not self._run_towards(event):
             assert self._allowed, "streams wait for each other in a circle"

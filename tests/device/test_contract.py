@@ -68,6 +68,15 @@ def test_weights_arrive_whole_and_survive_compaction(real: Bench) -> None:
     assert real.image_on_device(c) == content(c.images[0])
 
 
+def test_weights_survive_a_slide_by_less_than_a_chunk(real: Bench) -> None:
+    a, b = model("a", 8 * KB), model("b", 300 * KB)
+    real.add(a, b)
+    real.load("a", "b")
+    real.run(Compact(336 * KB), Evict(ModelId("a")))
+    assert real.instance.ledger.arena.offset(real.instance.ledger.extent(ImageId("b"))) == 0
+    assert real.image_on_device(b) == content(b.images[0])
+
+
 def test_kv_comes_back_as_it_left(real: Bench) -> None:
     real.add(model("a", 200 * KB))
     real.load("a")
