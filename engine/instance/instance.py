@@ -160,7 +160,10 @@ class Instance:
         return self.ledger.can_page_out(self.requests[request].kv)
 
     def can_fetch(self, model: ModelId) -> bool:
-        return self.ledger.cache.can_fetch(self.models[model].facts.images)
+        state = self.models[model]
+        if self.now_s < state.fetch_after_s and not state.n_live:
+            return False
+        return self.ledger.cache.can_fetch(state.facts.images)
 
     def fetch_would_drop(self, model: ModelId) -> bool:
         cache = self.ledger.cache
@@ -384,6 +387,7 @@ class Instance:
 
     def _want(self, model: ModelState, wanted: bool | None, pinned: bool | None) -> None:
         model.pinned = model.pinned if pinned is None else pinned
+        model.fetch_after_s = -inf
         if wanted is not None:
             here = model.stage is Residency.RESIDENT
             is_so = wanted is here and model.stage is not Residency.LOADING
@@ -652,15 +656,22 @@ class Instance:
                     model.is_moving = False
             case Fetch(model_id):
                 self.ledger.cache.end_fetch(started.images, ok)
-                if not ok and event.error != SUPERSEDED and model_id in self.models:
-                    for request in list(self.models[model_id].requests()):
-                        self._end(request, FinishReason.FAILED, event.error)
+                fetched = self.models.get(model_id)
+                if fetched is not None and event.error != SUPERSEDED:
+                    self._fetched(fetched, self.cost.copy_s(channel, started.n_bytes), event.error)
         if ok and not started.moves:
             self.metrics.copied_bytes[channel] += started.n_bytes
             if started.n_bytes:
                 self.cost.observe_copy(channel, started.n_bytes, seconds)
         for observer in self.completion_observers:
             observer(started, event)
+
+    def _fetched(self, model: ModelState, fetch_s: float, error: str) -> None:
+        """A fetch, which should take so long, came to its end: those who waited for one that failed are told."""
+        model.fetch_pause_s = max(fetch_s, 2 * model.fetch_pause_s) if error else 0.0
+        model.fetch_after_s = self.now_s + model.fetch_pause_s
+        for request in list(model.requests()) if error else ():
+            self._end(request, FinishReason.FAILED, error)
 
     def _end_activate(self, started: Started, seconds: float, ok: bool) -> None:
         assert started.model is not None

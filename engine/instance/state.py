@@ -138,6 +138,8 @@ class ModelState:
         "away",
         "decoding",
         "facts",
+        "fetch_after_s",
+        "fetch_pause_s",
         "is_moving",
         "last_used_s",
         "paused",
@@ -160,6 +162,10 @@ class ModelState:
         self.wanted: bool | None = None
         """An operator wants it loaded (True) or unloaded (False) once; None: nobody said anything."""
         self.last_used_s = -inf
+        self.fetch_after_s = -inf
+        """A fetch failed: it is not tried again before, unless a request waits or an operator asks anew."""
+        self.fetch_pause_s = 0.0
+        """From the last failure to then; twice as long after the next."""
         self.stepped_since_load = False
         self.waiting: dict[RequestId, RequestState] = {}
         self.decoding: dict[RequestId, RequestState] = {}

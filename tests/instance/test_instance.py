@@ -379,3 +379,36 @@ def test_the_audit_notices_a_request_without_a_table() -> None:
     body.ledger.close(R)
     with pytest.raises(InternalError, match="tables differ"):
         body.instance.check_integrity()
+
+
+def test_a_fetch_that_fails_for_nobody_is_tried_again_after_growing_pauses() -> None:
+    body = a_body(A, B)
+    body.apply(ModelWanted(0.0, A.id, pinned=True))
+    pauses_s = []
+    for _ in range(4):
+        assert body.instance.can_fetch(A.id)
+        body.plan(Channel.FETCH, Plan(Fetch(A.id)))
+        body.complete(Channel.FETCH, error="the file is gone")
+        assert not body.instance.can_fetch(A.id)
+        pauses_s.append(body.instance.models[A.id].fetch_after_s - body.now_s)
+        body.now_s = body.instance.models[A.id].fetch_after_s
+        body.apply(ModelWanted(body.now_s, B.id))
+    assert pauses_s == pytest.approx([pauses_s[0] * 2**n for n in range(4)])
+    assert pauses_s[0] > 0
+
+
+@pytest.mark.parametrize("asks", ["request", "operator"])
+def test_a_fetch_that_failed_is_tried_at_once_for_whoever_asks(asks: str) -> None:
+    body = a_body(A)
+    body.apply(ModelWanted(0.0, A.id, pinned=True))
+    body.plan(Channel.FETCH, Plan(Fetch(A.id)))
+    body.complete(Channel.FETCH, error="the file is gone")
+    assert not body.instance.can_fetch(A.id)
+    if asks == "request":
+        arrive(body, "r")
+    else:
+        body.apply(ModelWanted(body.now_s, A.id, wanted=True))
+    assert body.instance.can_fetch(A.id)
+    body.plan(Channel.FETCH, Plan(Fetch(A.id)))
+    body.complete(Channel.FETCH)
+    assert body.instance.models[A.id].fetch_pause_s == 0.0
