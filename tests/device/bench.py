@@ -220,6 +220,12 @@ class Bench:
         blocks = self.arena[: n_blocks * SHAPE.block_bytes]
         return blocks.view(n_blocks, SHAPE.n_layers, 2, SHAPE.n_kv_heads, SHAPE.block_size, -1)
 
+    def overwrite(self, blocks: list[int]) -> None:
+        """Write something else into these blocks, behind the device's back."""
+        self.kv_view[blocks] = 0xEE
+        if self.arena.is_cuda:
+            torch.cuda.synchronize()
+
     def image_on_device(self, facts: ModelFacts) -> bytes:
         ledger = self.instance.ledger
         offset = ledger.arena.offset(ledger.extent(facts.images[0].id))

@@ -89,7 +89,7 @@ def test_kv_comes_back_as_it_left(real: Bench) -> None:
     real.run(PageOut((RequestId("r"),)))
     before = real.blocks_of("r")
     real.run(PageOut((RequestId("other"),)), Drop(RequestId("r")))
-    real.kv_view[before] = 0xEE
+    real.overwrite(before)
     real.run(PageIn((RequestId("r"),)))
     assert real.stamps("r", 40) == written
 
