@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cases = make_cases(quick=options.quick)
     with torch.inference_mode():
         check(cases)
-        report(cases, measure(cases, 5 if options.quick else 15))
+        report(cases, measure(cases, 3 if options.quick else 7))
 
 
 def make_cases(*, quick: bool) -> list[Case]:
@@ -99,7 +99,7 @@ def make_cases(*, quick: bool) -> list[Case]:
             decode_case(heads, batch, context)
             for batch in ((1, 8) if quick else (1, 8, 32))
             for context in ((128, 1024) if quick else (128, 512, 2048, 4096))
-            if batch * context <= 32 * 2048
+            if batch * context <= 32 * 1024
         ]
         for prefix, chunk in (
             ((0, 128), (512, 128)) if quick else ((0, 64), (0, 512), (512, 512), (3584, 512))
