@@ -36,6 +36,9 @@ NOTICEABLE = 0.2
 ALIKE = 0.9
 """...and for this share of what the best one makes up for."""
 
+MODELS_PER_FIRST_GUESS = 16
+"""A search begins with one instance for so many models: a little beyond what was reached (10 to an instance, at 0.1 requests per second each)."""
+
 ONE_EACH = "one device per model"
 NOTHING_ALONE = "no resource alone"
 NOTHING = "nothing"
@@ -87,7 +90,9 @@ def run(world: World, job: Job) -> Point:
     hardware = RELIEFS[job.relief](world.hardware) if job.relief else world.hardware
     timeline = Timeline()
     note = timeline.add if job.traced else None
-    outcome = simulate(world.market, world.arrivals, job.n_instances, job.policy, hardware, on_done=note)
+    outcome = simulate(
+        world.market, world.arrivals, job.n_instances, job.policy, hardware, on_done=note, to_the_end=False
+    )
     if job.traced:
         for record in outcome.records:
             timeline.add_request(0, record)
@@ -174,7 +179,10 @@ class Planning:
             for job, point in self.known.items()
             if job.policy == policy and not job.relief and not job.traced
         }
-        return replay(known | (supposed or {}), least_instances(policy), self._highest)
+        low = least_instances(policy)
+        # Pools that are hopelessly small take longest to simulate, and say least.
+        first = self._highest if policy == "dedicated" else max(low, self._highest // MODELS_PER_FIRST_GUESS)
+        return replay(known | (supposed or {}), low, self._highest, first)
 
     def _afterwards(self, policy: str, answer: int | None) -> list[Job]:
         """What a policy's part of the plan needs once its fewest instances are known."""

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 from tokenmux.engine.core.facts import DeviceFacts, ModelFacts, ModelId
 from tokenmux.engine.core.plan import Channel
-from tokenmux.engine.core.request import Request
+from tokenmux.engine.core.request import FinishReason, Request
 from tokenmux.engine.instance.histogram import Histogram
 from tokenmux.engine.instance.instance import Instance
 from tokenmux.engine.instance.metrics import Metrics, RequestRecord
+from tokenmux.engine.instance.state import RequestState
 from tokenmux.engine.instance.summary import Summary, summarise
 from tokenmux.engine.memory.host_cache import HostCache
 from tokenmux.engine.policy.interface import InstancePolicy
@@ -91,9 +93,12 @@ class Outcome:
     span_s: float
     """Virtual time from 0 to the last arrival."""
     busy_at_span: dict[Channel, float] = field(default_factory=dict)
+    n_tokens_not_drawn: int = 0
+    """Of requests that were not finished when the simulation was stopped."""
 
     def summary(self, from_s: float = 0.0, to_s: float = float("inf")) -> Summary:
-        """Over the requests that arrived within; refused ones, and all their tokens, count as late. Gaps are those of the whole run."""
+        """Over the requests that arrived within; refused ones, and all their tokens, count as late. Gaps, and tokens
+        of unfinished requests, are those of the whole run."""
         records = [r for r in self.records if from_s <= r.request.arrival_s < to_s]
         refused = {r.id for r in self.refused if from_s <= r.arrival_s < to_s}
         lost = sum(a.n_output for a in self.arrivals if a.request.id in refused)
@@ -101,7 +106,7 @@ class Outcome:
         for instance in self.simulator.instances:
             for counters in instance.metrics.models.values():
                 gaps.merge(counters.service.gaps)
-        return summarise(records, lost, gaps, len(refused))
+        return summarise(records, lost + self.n_tokens_not_drawn, gaps, len(refused))
 
     def busy(self, channel: Channel) -> float:
         """Share of the arrival period in which the channel was busy, mean over instances."""
@@ -127,8 +132,13 @@ def simulate(
     policy: str | Policies = "slack",
     hardware: Hardware = Hardware(),
     on_done: OnDone | None = None,
+    to_the_end: bool = True,
 ) -> Outcome:
-    """Replay `arrivals` (in order of time) on a pool of `n_instances`."""
+    """Replay `arrivals` (in order of time) on a pool of `n_instances`.
+
+    Not `to_the_end`: only until the last token of all is due. What is drawn later is late anyway, so tokens and requests on time are the
+    same, and a pool that is far too small need not work off its queue. A request without a token then counts as if its first came at once.
+    """
     device = hardware.instance()
     truth = true_cost(market, hardware, device)
     if isinstance(policy, str):
@@ -148,9 +158,32 @@ def simulate(
     span_s = arrivals[-1].request.arrival_s if arrivals else 0.0
     simulator.run(arrivals, until_s=span_s)
     busy = {c: _busy_share(instances, c, span_s) for c in Channel}
-    simulator.run([])
+    simulator.run([], until_s=inf if to_the_end else max((_last_due_s(a) for a in arrivals), default=0.0))
+    simulator.run([], until_s=inf if to_the_end else simulator.steps_end_s)
+    records += [_unfinished(state, simulator.now_s) for i in instances for state in i.requests.values()]
+    n_output = {arrival.request.id: arrival.n_output for arrival in arrivals}
+    not_drawn = sum(n_output[state.id] - state.n_drawn for i in instances for state in i.requests.values())
     refused = [request for request, _ in simulator.refused]
-    return Outcome(records, refused, arrivals, simulator, simulator.now_s, span_s, busy)
+    return Outcome(records, refused, arrivals, simulator, simulator.now_s, span_s, busy, not_drawn)
+
+
+def _last_due_s(arrival: Arrival) -> float:
+    return arrival.request.deadline_s(arrival.n_output - 1)
+
+
+def _unfinished(state: RequestState, now_s: float) -> RequestRecord:
+    """What a request that is still live is known to be: late."""
+    first_s = now_s if state.first_token_s is None else state.first_token_s
+    return RequestRecord(
+        state.request,
+        FinishReason.FAILED,
+        first_s,
+        now_s,
+        state.last_token_s,
+        state.n_drawn,
+        state.n_on_time,
+        state.artifact.late_s,
+    )
 
 
 def true_cost(market: Market, hardware: Hardware, device: DeviceFacts) -> ProfiledCost:

@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 
-def fewest(is_enough: Callable[[int], bool], low: int, high: int) -> int | None:
-    """The least n in `[low, high]` for which `is_enough(n)`, by doubling from `low` and bisection; None if there is none.
+def fewest(is_enough: Callable[[int], bool], low: int, high: int, first: int | None = None) -> int | None:
+    """The least n in `[low, high]` for which `is_enough(n)`, by growing steps from `first` (or `low`) and bisection; None if there is none.
 
     A simulation is not strictly monotonic: a pool one larger may do a hair worse. The answer is the edge that bisection meets.
     """
-    step, bad, good = 1, low - 1, low
+    step, bad, good = 1, low - 1, low if first is None else first
     while not is_enough(good):
         if good >= high:
             return None
@@ -36,7 +36,7 @@ class _Unknown(Exception):
     """The search asks for what nobody has simulated yet."""
 
 
-def replay(known: Mapping[int, bool], low: int, high: int) -> Progress:
+def replay(known: Mapping[int, bool], low: int, high: int, first: int | None = None) -> Progress:
     """Search for the fewest with what is known already. So a search can be spread over processes and still take the path that it takes alone."""
     seen: list[int] = []
 
@@ -47,7 +47,7 @@ def replay(known: Mapping[int, bool], low: int, high: int) -> Progress:
         return known[n]
 
     try:
-        answer = fewest(look, low, high)
+        answer = fewest(look, low, high, first)
     except _Unknown as unknown:
         return Progress(tuple(seen), unknown.args[0])
     return Progress(tuple(seen), None, answer)

@@ -82,6 +82,11 @@ class Simulator:
                 f"simulation ended with {len(stuck)} requests unfinished, {stuck[0]} among them"
             )
 
+    @property
+    def steps_end_s(self) -> float:
+        """When the last of the steps under way will end; 0 if there are none."""
+        return max((ends_s[-1] for _, ends_s in self._steps.values()), default=0.0)
+
     def apply(self, index: int, event: Event) -> None:
         """Give one instance an event, and carry out what is then decided, moves to other instances included."""
         pending = deque([(index, event)])

@@ -46,6 +46,7 @@ from tokenmux.engine.workload.trace import TraceRequest, arrivals
 def test_searches_find_the_edge(edge: int) -> None:
     assert fewest(lambda n: n >= edge, 1, 20) == edge
     assert fewest(lambda n: n >= edge, 3, 20) == max(3, edge)
+    assert {fewest(lambda n: n >= edge, 1, 20, first) for first in range(1, 21)} == {edge}
     assert most(lambda n: n <= edge, 1, 20) == edge
 
 
@@ -54,9 +55,9 @@ def test_a_search_without_an_answer() -> None:
     assert most(lambda n: False, 2, 20, step=2) == 2
 
 
-@given(st.dictionaries(st.integers(1, 12), st.booleans()), st.integers(1, 4))
+@given(st.dictionaries(st.integers(1, 12), st.booleans()), st.integers(1, 4), st.integers(4, 12))
 def test_a_replayed_search_takes_the_path_of_one_that_knows_everything(
-    known: dict[int, bool], low: int
+    known: dict[int, bool], low: int, first: int
 ) -> None:
     """Fed what it asks for, one after the other, whatever the outcomes (they need not be monotonic)."""
     outcomes = {n: known.get(n, n % 3 == 0) for n in range(1, 13)}
@@ -66,14 +67,14 @@ def test_a_replayed_search_takes_the_path_of_one_that_knows_everything(
         asked.append(n)
         return outcomes[n]
 
-    answer = fewest(look, low, 12)
+    answer = fewest(look, low, 12, first)
     told: dict[int, bool] = {}
-    while (progress := replay(told, low, 12)).needs is not None:
+    while (progress := replay(told, low, 12, first)).needs is not None:
         told[progress.needs] = outcomes[progress.needs]
     assert progress.answer == answer
     assert progress.seen == tuple(asked)
     assert list(told) == list(dict.fromkeys(asked))
-    assert replay(outcomes, low, 12) == progress
+    assert replay(outcomes, low, 12, first) == progress
 
 
 MODELS = ("8*qwen2.5-7b", "big=llama2-13b")

@@ -107,3 +107,21 @@ def test_what_a_server_cannot_run_says_why() -> None:
     ):
         with pytest.raises(ConfigError, match=why):
             wrong()
+
+
+@pytest.mark.parametrize("n_instances", [1, 2, 4])
+def test_stopping_when_all_is_late_changes_nothing_that_is_on_time(n_instances: int) -> None:
+    """From a hopeless pool to an ample one."""
+    market, requests = workload(10, 0.3, 40.0, ServiceLevel(1.0, 0.02))
+    whole, stopped = (simulate(market, requests, n_instances, to_the_end=end) for end in (True, False))
+    assert len(stopped.records) == len(whole.records) == len(requests)
+    exact, early = whole.summary(), stopped.summary()
+    assert early.n_tokens == exact.n_tokens
+    assert early.tokens_on_time == exact.tokens_on_time
+    assert early.requests_on_time == exact.requests_on_time
+    assert early.goodput_tokens_per_s >= exact.goodput_tokens_per_s
+    if n_instances == 1:
+        assert stopped.seconds < 0.8 * whole.seconds, "the small pool was too large to show anything"
+        assert stopped.n_tokens_not_drawn > 0
+    if n_instances == 4:
+        assert early.ttft_p50_s == exact.ttft_p50_s
