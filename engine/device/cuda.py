@@ -275,10 +275,12 @@ class CudaDevice:
 
     # ── on the channels' threads ─────────────────────────────────────────────────────────────────────────────
 
-    def _submit(self, started: Started, pieces: Sequence[_Piece], job: Callable[[], None]) -> None:
+    def _submit(self, started: Started, pieces: Sequence[_Piece], job: Callable[[], CopyDone | None]) -> None:
+        """Have the channel do the job, and post what it returns once nobody need wait for its pieces any more."""
+
         def run() -> None:
             try:
-                job()
+                done = job()
             except _LostError:
                 return
             finally:
@@ -287,6 +289,8 @@ class CudaDevice:
                     piece.lost = not piece.passed.is_set()
                     piece.passed.set()
                     self._ordering.leave(piece.channel, piece.number)
+            if done is not None:
+                self._post.done(done)
 
         self._channels[started.channel].submit(started.id, run)
 
@@ -323,7 +327,7 @@ class CudaDevice:
     def _settle(self) -> None:
         self._gpu.record(Channel.COMPUTE).wait()
 
-    def _copy(self, started: Started, pieces: Sequence[_Piece]) -> None:
+    def _copy(self, started: Started, pieces: Sequence[_Piece]) -> CopyDone:
         report = progress_of(started, self._clock, self._post)
         in_flight: deque[_Chunk] = deque()
         numbers = count()
@@ -353,7 +357,7 @@ class CudaDevice:
             self._pass(piece)
         while in_flight:
             land()
-        self._post.done(CopyDone(self._clock.now_s(), started.id, error))
+        return CopyDone(self._clock.now_s(), started.id, error)
 
     def _give(self, channel: Channel, copies: Sequence[_Copy], number: int) -> _Chunk:
         """Give the stream one chunk. The ring's slot for this number is free: at most `CHUNKS_IN_FLIGHT` are in flight."""
@@ -381,7 +385,7 @@ class CudaDevice:
             ]
         return self._rings[channel][number % CHUNKS_IN_FLIGHT]
 
-    def _fetch(self, started: Started, dropped: Sequence[_HostMemory], piece: _Piece) -> None:
+    def _fetch(self, started: Started, dropped: Sequence[_HostMemory], piece: _Piece) -> CopyDone:
         self._come_after(piece)
         for forgotten in dropped:
             forgotten.close()
@@ -400,7 +404,7 @@ class CudaDevice:
         else:
             self._images.update(read)
         piece.passed.set()
-        self._post.done(CopyDone(self._clock.now_s(), started.id, error))
+        return CopyDone(self._clock.now_s(), started.id, error)
 
 
 def _both(spans: Spans) -> Places:
