@@ -12,16 +12,17 @@ from tokenmux.engine.core.plan import Channel
 
 
 class StepWork(NamedTuple):
-    """The work of one step, in the four numbers that its duration depends on.
+    """The work of one step, in the four numbers that its duration depends on, and whether it shares memory's bandwidth.
 
     `prefill_pairs` counts (query, key) pairs of the prefilled tokens; `context_tokens` is the summed KV length that the
-    decode rows read.
+    decode rows read. `beside_copy`: a copy between host and device is in flight when the step begins.
     """
 
     prefill_tokens: int = 0
     prefill_pairs: int = 0
     decode_rows: int = 0
     context_tokens: int = 0
+    beside_copy: bool = False
 
 
 NO_WORK = StepWork()
@@ -63,8 +64,16 @@ _TRUSTED_RATIO = (0.2, 20.0)
 """A measurement this far from the estimate is cut to here, so that one page fault does not teach nonsense."""
 
 
+_INTERFERENCE = (1.0, 5.0)
+"""A copy never makes a step faster; where it seems so, or beyond this, something else was measured."""
+
+
 class RooflineCost:
-    """The cost model of a running engine: roofline estimate times a learned ratio per model and kind of work."""
+    """The cost model of a running engine: a roofline estimate times what was learned.
+
+    Learned are a ratio per model and kind of work (prefill or not), from steps that had the memory to themselves; for models that
+    never stepped, the ratio of the others; and one ratio for the device: how much longer steps take beside a copy.
+    """
 
     def __init__(self, device: DeviceFacts, host: HostFacts) -> None:
         self._device = device
@@ -79,10 +88,16 @@ class RooflineCost:
             Channel.FETCH: host.fetch_overhead_s,
         }
         self._step_ratio: dict[tuple[ModelId, bool], float] = {}
+        self._usual_ratio: dict[bool, float] = {}
         self._copy_ratio: dict[Channel, float] = {}
+        self.interference = 1.0
+        """How many times as long steps take beside a copy, as measured so far."""
 
     def step_s(self, model: ModelFacts, work: StepWork) -> float:
-        ratio = self._step_ratio.get((model.id, work.prefill_tokens > 0), 1.0)
+        is_prefill = work.prefill_tokens > 0
+        ratio = self._step_ratio.get((model.id, is_prefill)) or self._usual_ratio.get(is_prefill, 1.0)
+        if work.beside_copy:
+            ratio *= self.interference
         return ratio * self._roofline_step_s(model, work)
 
     def copy_s(self, channel: Channel, n_bytes: int) -> float:
@@ -93,14 +108,23 @@ class RooflineCost:
         return self._device.copy_overhead_s + 2 * n_bytes / self._device.memory_bytes_per_s
 
     def observe_step(self, model: ModelFacts, work: StepWork, seconds: float) -> None:
-        key = (model.id, work.prefill_tokens > 0)
-        measured = _bounded(seconds / self._roofline_step_s(model, work))
+        is_prefill = work.prefill_tokens > 0
+        key = (model.id, is_prefill)
+        measured = _bounded(seconds / self._roofline_step_s(model, work), _TRUSTED_RATIO)
         known = self._step_ratio.get(key)
-        self._step_ratio[key] = measured if known is None else known + _LEARNING_RATE * (measured - known)
+        usual = self._usual_ratio.get(is_prefill, measured)
+        self._usual_ratio[is_prefill] = usual + _LEARNING_RATE * (measured - usual)
+        if known is None:
+            self._step_ratio[key] = measured
+        elif work.beside_copy:
+            beside = _bounded(measured / known, _INTERFERENCE)
+            self.interference += _LEARNING_RATE * (beside - self.interference)
+        else:
+            self._step_ratio[key] = known + _LEARNING_RATE * (measured - known)
 
     def observe_copy(self, channel: Channel, n_bytes: int, seconds: float) -> None:
         estimate = self._overhead_s[channel] + n_bytes / self._bytes_per_s[channel]
-        measured = _bounded(seconds / estimate)
+        measured = _bounded(seconds / estimate, _TRUSTED_RATIO)
         known = self._copy_ratio.get(channel, 1.0)
         self._copy_ratio[channel] = known + _LEARNING_RATE * (measured - known)
 
@@ -114,6 +138,6 @@ class RooflineCost:
         return device.step_overhead_s + max(flops / device.flops_per_s, traffic / device.memory_bytes_per_s)
 
 
-def _bounded(ratio: float) -> float:
-    low, high = _TRUSTED_RATIO
+def _bounded(ratio: float, bounds: tuple[float, float]) -> float:
+    low, high = bounds
     return min(max(ratio, low), high)

@@ -187,7 +187,7 @@ class ModelStatus:
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """What the worker knows of itself: sent on every change that a person would want to see, at most ten a second."""
+    """What the worker knows of itself: sent on every change that a person would want to see, at most five a second."""
 
     at_s: float
     device: str

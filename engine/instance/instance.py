@@ -563,7 +563,8 @@ class Instance:
             n_rows = chunk.n_tokens - n_prefill
             rows += n_rows
             context += n_rows * end - n_rows * (n_rows - 1) // 2
-        return StepWork(prefill, pairs, rows, context)
+        beside_copy = Channel.COPY_IN in self._in_flight or Channel.COPY_OUT in self._in_flight
+        return StepWork(prefill, pairs, rows, context, beside_copy)
 
     # ── completing one ───────────────────────────────────────────────────────────────────────────────────────
 

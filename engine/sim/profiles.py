@@ -169,7 +169,7 @@ class _Coefficients:
         self.flops_s = 2 * model.n_parameters / device.flops_per_s
 
     def seconds(self, work: StepWork) -> float:
-        n_prefill, pairs, rows, context = work
+        n_prefill, pairs, rows, context, _ = work
         fixed = self.decode_s
         if n_prefill:
             prefill_s = max(self.token_s * n_prefill + self.pair_s * pairs, self.long_token_s * n_prefill)

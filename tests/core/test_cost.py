@@ -23,7 +23,12 @@ HOST = HostFacts(1 << 30, fetch_bytes_per_s=2e9, fetch_overhead_s=0.01)
 COPIES = (Channel.COPY_IN, Channel.COPY_OUT, Channel.FETCH)
 
 works = st.builds(
-    StepWork, st.integers(0, 4096), st.integers(0, 1 << 22), st.integers(1, 256), st.integers(0, 1 << 20)
+    StepWork,
+    st.integers(0, 4096),
+    st.integers(0, 1 << 22),
+    st.integers(1, 256),
+    st.integers(0, 1 << 20),
+    st.just(False),
 )
 
 
@@ -85,10 +90,11 @@ def test_one_outlier_moves_an_estimate_little() -> None:
     )
 
 
-def test_what_one_model_teaches_says_nothing_of_another() -> None:
+def test_what_one_model_teaches_says_nothing_of_another_that_was_measured() -> None:
     """Nor does decoding of prefill, or one channel of another."""
     cost, fresh = RooflineCost(DEVICE, HOST), RooflineCost(DEVICE, HOST)
     decode, prefill = StepWork(decode_rows=4, context_tokens=100), StepWork(prefill_tokens=512)
+    cost.observe_step(model("other"), decode, fresh.step_s(model("other"), decode))
     cost.observe_step(model(), decode, 1.0)
     assert cost.step_s(model("other"), decode) == fresh.step_s(model("other"), decode)
     assert cost.step_s(model(), prefill) == fresh.step_s(model(), prefill)
@@ -109,3 +115,39 @@ def test_a_burst_is_its_steps_one_after_another(work: StepWork, repeat: int, sta
             work._replace(context_tokens=work.context_tokens + k * work.decode_rows) for k in range(i + 1)
         ]
         assert end_s == pytest.approx(start_s + sum(cost.step_s(model(), step) for step in steps))
+
+
+def test_what_a_copy_costs_the_steps_beside_it_is_learned_apart_from_the_steps_themselves() -> None:
+    cost = RooflineCost(DEVICE, HOST)
+    alone = StepWork(decode_rows=4, context_tokens=1000)
+    beside = alone._replace(beside_copy=True)
+    base_s = cost.step_s(model(), alone)
+    for _ in range(30):
+        cost.observe_step(model(), alone, 2.0 * base_s)
+        cost.observe_step(model(), beside, 3.0 * base_s)
+    assert cost.interference == pytest.approx(1.5, 0.01)
+    assert cost.step_s(model(), alone) == pytest.approx(2.0 * base_s, 0.01)
+    assert cost.step_s(model(), beside) == pytest.approx(3.0 * base_s, 0.01)
+    assert cost.step_s(model("another"), beside) == pytest.approx(
+        1.5 * cost.step_s(model("another"), alone), 0.01
+    )
+
+
+def test_a_copy_never_makes_steps_look_faster() -> None:
+    cost = RooflineCost(DEVICE, HOST)
+    work = StepWork(decode_rows=1)
+    base_s = cost.step_s(model(), work)
+    cost.observe_step(model(), work, base_s)
+    for _ in range(30):
+        cost.observe_step(model(), work._replace(beside_copy=True), 0.5 * base_s)
+    assert cost.interference == 1.0
+
+
+def test_a_model_that_never_stepped_is_expected_to_be_as_far_from_its_roofline_as_the_others() -> None:
+    cost = RooflineCost(DEVICE, HOST)
+    decode, prefill = StepWork(decode_rows=1), StepWork(prefill_tokens=100)
+    expected_s = {work: cost.step_s(model("new", 10**9), work) for work in (decode, prefill)}
+    for _ in range(10):
+        cost.observe_step(model("old"), decode, 3.0 * RooflineCost(DEVICE, HOST).step_s(model("old"), decode))
+    assert cost.step_s(model("new", 10**9), decode) == pytest.approx(3.0 * expected_s[decode], 0.01)
+    assert cost.step_s(model("new", 10**9), prefill) == expected_s[prefill]

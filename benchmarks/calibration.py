@@ -1,0 +1,331 @@
+"""How well the simulator predicts a real run: the demo's models and traffic on the virtual GPU, measured and then simulated.
+
+Two streams of the demo's traffic (another seed each) go through the real engine, with real weights, on this machine. Step and copy times are taken from
+the first; the simulator then replays both with these times and knows nothing else of the runs but when requests arrived and how long
+they were. The second stream is the test: nothing was fitted to it. Beside it stand the interference of copies with steps, and how fast
+the running engine's own cost model comes near the truth, starting from a roofline.
+
+    python -m benchmarks.calibration [--quick] [--cache FOLDER]
+"""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as a worker process has it; before torch is imported
+
+import argparse
+import statistics
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks.report import Target, finish, table
+from tokenmux.engine.core.cost import RooflineCost
+from tokenmux.engine.core.event import StepDone
+from tokenmux.engine.core.facts import DeviceFacts, HostFacts, ModelFacts, ModelId
+from tokenmux.engine.core.message import (
+    Finished,
+    FromWorker,
+    Register,
+    Sampling,
+    Shutdown,
+    Submit,
+    WorkerStatus,
+)
+from tokenmux.engine.core.plan import Activate
+from tokenmux.engine.core.request import Request, RequestId, ServiceLevel
+from tokenmux.engine.demo.load import plan_stream
+from tokenmux.engine.demo.models import DemoModels, prepare
+from tokenmux.engine.demo.service_level import FIRST_TOKENS, TURNS
+from tokenmux.engine.instance.instance import Instance
+from tokenmux.engine.instance.metrics import Metrics, RequestRecord
+from tokenmux.engine.instance.state import Residency
+from tokenmux.engine.instance.summary import Summary, summarise
+from tokenmux.engine.memory.host_cache import HostCache
+from tokenmux.engine.models.catalogue import Catalogue
+from tokenmux.engine.policy.registry import make_policy
+from tokenmux.engine.runtime.assemble import Parts, WorkerConfig, assemble
+from tokenmux.engine.runtime.calibrate import measure_cpu
+from tokenmux.engine.runtime.clock import MonotonicClock
+from tokenmux.engine.runtime.loop import EngineLoop
+from tokenmux.engine.sim.measured import Completed, MeasuredCost, fit_cost, iteration_of
+from tokenmux.engine.sim.simulator import Simulator
+from tokenmux.engine.workload.trace import Arrival
+
+TTFT_ERROR = "ttft_p50_error"
+ON_TIME_ERROR = "on_time_error_points"
+SOURCE = "the project's milestone for the scheduler: TTFT p50 within 15%, tokens on time within 3 points"
+TARGETS = {
+    TTFT_ERROR: Target(SOURCE, at_most=0.15),
+    ON_TIME_ERROR: Target(SOURCE, at_most=3.0),
+}
+STEPS_SEEN = (0, 1, 2, 5, 10, 20, 50)
+GAP_S = 3.0
+"""Between the parts of a run, so that one does not weigh on the next."""
+
+
+@dataclass(slots=True)
+class Run:
+    """One stream through the real engine. Times are on the engine's clock."""
+
+    arrivals: list[Arrival] = field(default_factory=list)
+    records: list[RequestRecord] = field(default_factory=list)
+    completed: list[Completed] = field(default_factory=list)
+
+    def summary(self) -> Summary:
+        return summarise(self.records)
+
+    def n_swaps(self) -> int:
+        return sum(isinstance(started.operation, Activate) for started, _ in self.completed)
+
+    def compute_s(self) -> float:
+        return sum(e.at_s - s.at_s for s, e in self.completed if isinstance(e, StepDone))
+
+
+class RealEngine:
+    """The engine of a worker, in a thread of this process, with the demo's models in its host cache."""
+
+    def __init__(self, parts: Parts, loop: EngineLoop, models: DemoModels) -> None:
+        self.parts, self._loop, self._models = parts, loop, models
+        self.run = Run()
+        self._left = 0
+        self._idle = threading.Event()
+        self._in_memory = threading.Event()
+        self._n_submitted = 0
+        parts.instance.metrics.on_record = lambda record: self.run.records.append(record)
+        parts.instance.completion_observers.append(lambda s, e: self.run.completed.append((s, e)))
+
+    def hear(self, messages: list[FromWorker]) -> None:
+        for message in messages:
+            match message:
+                case Finished():
+                    self._left -= 1
+                    if not self._left:
+                        self._idle.set()
+                case WorkerStatus(models=models):
+                    near = (Residency.HOST, Residency.RESIDENT)
+                    if len(models) == len(self._models.facts) and all(m.residency in near for m in models):
+                        self._in_memory.set()
+
+    def register(self) -> None:
+        for facts in self._models.facts:
+            self._loop.send(Register(facts, str(self._models.root / "models" / facts.id)))
+        self._in_memory.wait()
+
+    def send(
+        self, stream: Sequence[tuple[float, ModelId, tuple[int, ...], int]], service: ServiceLevel
+    ) -> Run:
+        """Submit `(at_s, model, prompt, n_output)` at their times, and wait until all are done."""
+        run = self.run = Run()
+        self._idle.clear()
+        self._left = len(stream)
+        began = time.monotonic()
+        for at_s, model, prompt, n_output in stream:
+            time.sleep(max(0.0, began + at_s - time.monotonic()))
+            request = Request(
+                RequestId(f"r{self._n_submitted}"),
+                model,
+                len(prompt),
+                n_output,
+                self.parts.clock.now_s(),
+                service,
+            )
+            self._n_submitted += 1
+            run.arrivals.append(Arrival(request, n_output))
+            sampling = Sampling(temperature=0.7, top_p=0.9, seed=self._n_submitted)
+            self._loop.send(Submit(request, prompt, sampling))
+        self._idle.wait()
+        return run
+
+
+@contextmanager
+def real_engine(models: DemoModels, device: DeviceFacts, host: HostFacts) -> Iterator[RealEngine]:
+    loop = EngineLoop()
+    heard: list[RealEngine] = []
+    with assemble(WorkerConfig(device, host), loop, lambda m: heard[0].hear(m)) as parts:
+        engine = RealEngine(parts, loop, models)
+        heard.append(engine)
+        thread = threading.Thread(target=loop.run, args=(parts.engine, parts.clock), daemon=True)
+        thread.start()
+        try:
+            engine.register()
+            yield engine
+        finally:
+            loop.send(Shutdown())
+            thread.join()
+
+
+def simulated(
+    run: Run, truth: MeasuredCost, device: DeviceFacts, host: HostFacts, models: Sequence[ModelFacts]
+) -> Run:
+    """The same arrivals on virtual time, with the policy's own cost model beginning where the engine's does."""
+    cache = HostCache(host.cache_bytes)
+    for facts in models:
+        cache.begin_fetch(facts.images)
+        cache.end_fetch(facts.images, True)
+    result = Run(arrivals=run.arrivals)
+    instance = Instance(
+        device, cache, make_policy("slack"), RooflineCost(device, host), Metrics(result.records.append)
+    )
+    simulator = Simulator(
+        [instance],
+        truth,
+        models={facts.id: facts for facts in models},
+        on_done=lambda _, started, event: result.completed.append((started, event)),
+    )
+    first_s = run.arrivals[0].request.arrival_s
+    simulator.run(
+        [
+            replace(a, request=replace(a.request, arrival_s=a.request.arrival_s - first_s))
+            for a in run.arrivals
+        ]
+    )
+    return result
+
+
+def convergence(completed: Sequence[Completed], device: DeviceFacts, host: HostFacts) -> dict[int, float]:
+    """Median relative error of the estimate of a model's next step, after so many steps of that kind of that model."""
+    cost = RooflineCost(device, host)
+    seen: dict[tuple[ModelId, bool], int] = defaultdict(int)
+    errors: dict[int, list[float]] = defaultdict(list)
+    for started, event in completed:
+        if isinstance(event, StepDone):
+            model, work, seconds = iteration_of(started, event)
+            kind = (model.id, work.prefill_tokens > 0)
+            errors[max(n for n in STEPS_SEEN if n <= seen[kind])].append(
+                abs(cost.step_s(model, work) / seconds - 1)
+            )
+            cost.observe_step(model, work, seconds)
+            seen[kind] += 1
+    return {n: statistics.median(errors[n]) for n in STEPS_SEEN if errors[n]}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="shorter streams")
+    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "tokenmux")
+    options = parser.parse_args(arguments)
+    duration_s = 15.0 if options.quick else 60.0
+
+    console = Console(stderr=True)
+    models = prepare(options.cache, console)
+    config = models.pool_config()["device"]
+    speeds = measure_cpu(MonotonicClock())
+    device = DeviceFacts(
+        speeds.name,
+        arena_bytes=config["arena"],
+        host_kv_bytes=config["host_kv"],
+        copy_in_bytes_per_s=speeds.copy_bytes_per_s,
+        copy_out_bytes_per_s=speeds.copy_bytes_per_s,
+        memory_bytes_per_s=speeds.read_bytes_per_s,
+        flops_per_s=speeds.flops_per_s,
+        slab_bytes=config["slab"],
+        prefill_chunk_tokens=config["prefill_chunk_tokens"],
+    )
+    host = HostFacts(config["host_cache"], fetch_bytes_per_s=1e9)
+    streams = Streams(models)
+    with real_engine(models, device, host) as engine:
+        console.print("all models in memory; timing one request alone")
+        alone = engine.send([(0.0, ModelId(models.real[0]), (1,) * 8, 32)], ServiceLevel())
+        step_s = alone.records[0].tpot_s or 0.0
+        service = ServiceLevel(FIRST_TOKENS * TURNS * step_s, TURNS * step_s)
+        rate = streams.rate(step_s)
+        runs = []
+        for seed in (0, 1):
+            time.sleep(GAP_S)
+            console.print(f"stream {seed}: {duration_s:.0f} s, {rate:.1f} requests/s")
+            runs.append(engine.send(streams.plan(rate, duration_s, seed), service))
+    truth = fit_cost(runs[0].completed)
+    predicted = [simulated(run, truth, device, host, models.facts) for run in runs]
+    report(runs, predicted, truth, convergence(runs[0].completed + runs[1].completed, device, host))
+
+
+class Streams:
+    """The demo's traffic as token ids: its texts through each model's own tokenizer."""
+
+    busy = 0.6
+    """Share of the time that decode steps would take if every request were alone, as in the demo."""
+    mean_tokens = 40
+    real_share = 0.7
+
+    def __init__(self, models: DemoModels) -> None:
+        self._models = models
+        catalogue = Catalogue(models.root)
+        self._tokenizers = {name: catalogue.get(name).tokenizer() for name in models.names}
+
+    def rate(self, step_s: float) -> float:
+        """Requests per second that keep the machine busy, not swamped."""
+        return self.busy / (self.real_share * self.mean_tokens * step_s)
+
+    def plan(
+        self, rate: float, duration_s: float, seed: int
+    ) -> list[tuple[float, ModelId, tuple[int, ...], int]]:
+        n_requests = max(2 * len(self._models.names), int(rate * duration_s))
+        planned = plan_stream(list(self._models.names), n_requests, duration_s, seed)
+        return [
+            (p.at_s, ModelId(p.model), self._encode(p.model, p.prompt, p.is_chat), p.n_tokens)
+            for p in planned
+        ]
+
+    def _encode(self, model: str, prompt: str, is_chat: bool) -> tuple[int, ...]:
+        tokenizer = self._tokenizers[model]
+        if is_chat:
+            return tuple(tokenizer.encode_chat([{"role": "user", "content": prompt}]))
+        return tuple(tokenizer.encode(prompt))
+
+
+def report(
+    runs: Sequence[Run], predicted: Sequence[Run], truth: MeasuredCost, errors: dict[int, float]
+) -> None:
+    rows: list[list[object]] = []
+    for name, run, guess in zip(("fitted to", "predicted"), runs, predicted, strict=True):
+        real, sim = run.summary(), guess.summary()
+        for label, measured, simulated_value in (
+            ("tokens on time", real.tokens_on_time, sim.tokens_on_time),
+            ("requests fully on time", real.requests_on_time, sim.requests_on_time),
+            ("TTFT p50, s", real.ttft_p50_s, sim.ttft_p50_s),
+            ("TTFT p99, s", real.ttft_p99_s, sim.ttft_p99_s),
+            ("TPOT p50, s", real.tpot_p50_s, sim.tpot_p50_s),
+            ("swaps", run.n_swaps(), guess.n_swaps()),
+            ("compute, s", run.compute_s(), guess.compute_s()),
+        ):
+            rows.append(
+                [name, label, measured, simulated_value, simulated_value / measured - 1 if measured else 0.0]
+            )
+    table(
+        "a real run, and the simulator's prediction of it",
+        ["stream", "", "measured", "simulated", "error"],
+        rows,
+    )
+    table(
+        "the engine's own cost model: error of its next estimate of a step (median)",
+        ["steps of that kind seen", "error"],
+        [[f"{n} or more", error] for n, error in errors.items()],
+    )
+    real, sim = runs[1].summary(), predicted[1].summary()
+    print(
+        f"beside a copy, a step takes {truth.interference:.2f} times as long; turnaround {1e3 * truth.turnaround_s:.2f} ms"
+    )
+    metrics = {
+        TTFT_ERROR: abs(sim.ttft_p50_s / real.ttft_p50_s - 1),
+        "ttft_p99_error": abs(sim.ttft_p99_s / real.ttft_p99_s - 1),
+        ON_TIME_ERROR: 100 * abs(sim.tokens_on_time - real.tokens_on_time),
+        "tokens_on_time": real.tokens_on_time,
+        "tokens_on_time_simulated": sim.tokens_on_time,
+        "swaps": float(runs[1].n_swaps()),
+        "swaps_simulated": float(predicted[1].n_swaps()),
+        "interference": truth.interference,
+        **{f"cost_error_after_{n}": error for n, error in errors.items()},
+    }
+    finish("calibration", metrics, TARGETS)
+
+
+if __name__ == "__main__":
+    main()
