@@ -56,6 +56,7 @@ def check(environment: dict[str, str], out: Path, sections: list[str]) -> None:
     assert document["interpreted"] is last["machine"]["interpreted"] is True
 
 
+@pytest.mark.timeout(300)
 def test_every_part_can_be_reached_without_what_may_be_absent(
     environment: dict[str, str], tmp_path: Path
 ) -> None:

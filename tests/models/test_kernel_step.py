@@ -89,13 +89,11 @@ def test_company_changes_no_token_drawn_or_likeliest(interpreter, folder_of) -> 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("family", sorted(tiny.FAMILIES))
 def test_longer_and_more(interpreter, folder_of, family) -> None:
-    lengths = (1, 16, 17, 40, 131)
-    found = [
-        serve(interpreter, folder_of(family), path, lengths, 12, seed=2) for path in ("torch", "kernels")
-    ]
+    lengths = (1, 17, 131)
+    found = [serve(interpreter, folder_of(family), path, lengths, 8, seed=2) for path in ("torch", "kernels")]
     assert found[0] == found[1]
     alone, company = (
-        serve(interpreter, folder_of(family), path, lengths, 12, sampled=True, seed=3)["tokens"]
+        serve(interpreter, folder_of(family), path, lengths, 8, sampled=True, seed=3)["tokens"]
         for path in ("alone", "kernels")
     )
     assert alone == company
