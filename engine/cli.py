@@ -246,7 +246,7 @@ def plan(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the plan as one JSON document.")] = False,
 ) -> None:
-    """How many GPUs a catalogue needs, what limits, and what other policies would need. Simulated; takes a minute.
+    """How many GPUs a catalogue needs, what limits, and what other policies would need. Simulated; takes minutes for a large catalogue.
 
     [dim]tokenmux plan '30*qwen2.5-7b' '10*llama2-13b@0.5' ./my-model --html plan.html[/dim]
 

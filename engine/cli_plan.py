@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Collection
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -82,8 +83,9 @@ _world: World | None = None
 
 
 def _enter(world: World) -> None:
-    """In a simulating process, before its first job."""
+    """In a simulating process, before its first job. Ctrl-C is its parent's business."""
     global _world
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _world = world
 
 
