@@ -1,9 +1,9 @@
 """A model market: every client of ServeGen's m-large as a model of its own, but for the popular ones, which have devices of their own anyway.
 
-Most of its models are silent nearly always and come in bursts. Fewest H100s in ten minutes of several days, for the first of them by policy, and
-the GPUs that are saved against one device for each model: the worst of these hours counts.
+Most of its models are silent nearly always and come in bursts. Fewest H100s in ten minutes of several days, and the GPUs that are saved against
+one device for each model: the worst of these hours counts. The baselines take many times as long to simulate as `slack`, and are left out unless asked for.
 
-    TOKENMUX_DATA=... python -m benchmarks.market [--quick]
+    TOKENMUX_DATA=... python -m benchmarks.market [--quick] [--baselines]
 """
 
 import sys
@@ -74,8 +74,7 @@ def main() -> None:
         traces = dict(list(traces.items())[:1])
     for name, trace in traces.items():
         market, requests = of_paper(trace)
-        with_baselines = not gpus and not quick(sys.argv)
-        for policy in ("slack", "request-level", "aegaeon") if with_baselines else ("slack",):
+        for policy in ("slack", "request-level", "aegaeon") if "--baselines" in sys.argv else ("slack",):
             outcomes: dict[int, Outcome] = {}
 
             def is_enough(n: int, policy: str = policy, outcomes: dict[int, Outcome] = outcomes) -> bool:
