@@ -266,7 +266,7 @@ class Span(NamedTuple):
     name: str
     start_s: float
     end_s: float
-    details: Mapping[str, object]
+    details: Mapping[str, str | int | float]
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ class Timeline:
     def add_request(self, instance: int, record: RequestRecord) -> None:
         """A request ended."""
         request = record.request
-        details: dict[str, object] = {
+        details: dict[str, str | int | float] = {
             "request": request.id,
             "tenant": request.tenant,
             "prompt_tokens": request.n_prompt,
@@ -132,7 +132,7 @@ def _microseconds(seconds: float) -> float:
     return round(seconds * 1e6, 3)
 
 
-def _described(started: Started) -> tuple[str, dict[str, object]]:
+def _described(started: Started) -> tuple[str, dict[str, str | int | float]]:
     match started.operation:
         case Step(model, chunks):
             return str(model), {
