@@ -9,7 +9,6 @@ charged as one step here, so the figure is the worst case; the cost per drawn to
 """
 
 import argparse
-import gc
 import time
 from collections.abc import Callable
 
@@ -25,6 +24,7 @@ from tokenmux.engine.instance.instance import Instance
 from tokenmux.engine.instance.started import Started
 from tokenmux.engine.memory.host_cache import HostCache
 from tokenmux.engine.policy.slack import SlackPolicy
+from tokenmux.engine.runtime import collector
 from tokenmux.engine.runtime.engine import Engine
 
 GB = 10**9
@@ -155,7 +155,7 @@ def main() -> None:
     for _ in range(N_LIVE):
         body.submit()
     body.clock.run(until_s=20.0)
-    gc.freeze()  # as a worker does once its models are built
+    collector.settle()  # as a worker does once its models are built
     body.per_step_s.clear()
     body.n_tokens = 0
     body.clock.run(until_s=60.0 if quick else 220.0)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from threading import Thread
 
 from rich.console import Console
 
@@ -73,9 +74,8 @@ def _plan_apart(planning: Planning, n: int, told: Callable[[Planning, Collection
     finally:
         processes = list((pool._processes or {}).values())
         pool.shutdown(wait=False, cancel_futures=True)
-        for (
-            process
-        ) in processes:  # what they still simulate was only guessed, or nobody waits for it any more
+        # What they still simulate was only guessed, or nobody waits for it any more.
+        for process in processes:
             process.terminate()
 
 
@@ -83,10 +83,18 @@ _world: World | None = None
 
 
 def _enter(world: World) -> None:
-    """In a simulating process, before its first job. Ctrl-C is its parent's business."""
+    """In a simulating process, before its first job. Ctrl-C is its parent's business; without a parent it ends."""
     global _world
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with_parent, daemon=True).start()
     _world = world
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(1)
 
 
 def _run(job: Job) -> Point:

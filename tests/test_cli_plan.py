@@ -1,10 +1,13 @@
 """`tokenmux plan` and what operators take from a running server, as commands."""
 
+import contextlib
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
@@ -164,3 +167,22 @@ def test_status_shows_tenants_and_what_is_saved(
     ):
         assert part in shown
     assert shown.index("shop") < shown.index("bank"), "the greatest user first"
+
+
+ORPHAN_MAKER = """
+import multiprocessing, os, signal
+from concurrent.futures import ProcessPoolExecutor
+from tokenmux.engine.cli_plan import _enter
+if __name__ == "__main__":
+    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_enter, initargs=(None,))
+    print(pool.submit(os.getpid).result(), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_simulating_process_does_not_outlive_its_parent(tmp_path: Path) -> None:
+    script = tmp_path / "orphans.py"
+    script.write_text(ORPHAN_MAKER)
+    child = int(subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, check=False).stdout)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(child).wait(timeout=30)

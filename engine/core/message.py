@@ -165,9 +165,8 @@ class Residency(Enum):
     RESIDENT = "resident"
 
 
-@dataclass(frozen=True, slots=True)
-class ModelStatus:
-    """What the worker knows of one model at a moment."""
+class ModelStatus(NamedTuple):
+    """What the worker knows of one model at a moment. A tuple, since many are made: twice as fast as a dataclass."""
 
     model: ModelId
     residency: Residency

@@ -109,6 +109,8 @@ class Instance:
         self._swap_reason = SwapReason.FIRST
         self._work_until_s = -inf
         self._paging_computed: dict[tuple[Channel, RequestId], int] = {}
+        self._on_disk_at: tuple[int, int] | None = None
+        self._any_on_disk = False
 
     # ── what a policy asks ───────────────────────────────────────────────────────────────────────────────────
 
@@ -119,6 +121,14 @@ class Instance:
     @property
     def arena_free_bytes(self) -> int:
         return self.ledger.arena.free_bytes
+
+    @property
+    def any_on_disk(self) -> bool:
+        versions = (self.ledger.version, self.ledger.cache.version)
+        if versions != self._on_disk_at:
+            self._on_disk_at = versions
+            self._any_on_disk = any(m.residency is Residency.DISK for m in self.models.values())
+        return self._any_on_disk
 
     def fit(self, model: ModelId, evicted: Iterable[ModelId] = ()) -> Fit:
         facts = self.models[model].facts
@@ -195,6 +205,7 @@ class Instance:
                 self._resume(request_id, at_s)
             case ModelAdded(_, facts):
                 self.models[facts.id] = ModelState(facts, self.ledger, self.shares)
+                self._on_disk_at = None
             case ModelRemoved(_, model_id):
                 self._remove(self.models[model_id])
             case ModelWanted(_, model_id, wanted, pinned):
@@ -382,6 +393,7 @@ class Instance:
         elif model.stage is Residency.RESIDENT:
             self._evict(model)
         del self.models[model.facts.id]
+        self._on_disk_at = None
         self.asked_models.pop(model.facts.id, None)
         self.live_models.pop(model.facts.id, None)
 

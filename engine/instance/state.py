@@ -191,6 +191,8 @@ class ModelState:
     def _find(self) -> Residency:
         """Where the weights are that are not on the device; asked for every model on every event, so it is remembered."""
         cache = self._ledger.cache
+        if all(cache.has(image.id) for image in self.facts.images):
+            return Residency.HOST
         absent = [image.id for image in self._ledger.absent_images(self.facts) if not cache.has(image.id)]
         if not absent:
             return Residency.HOST

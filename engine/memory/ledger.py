@@ -59,6 +59,9 @@ class Ledger:
 
     def images_to_place(self, model: ModelFacts, evicted: Iterable[ModelFacts]) -> tuple[Image, ...]:
         """Images that would have no extent if these models were evicted: what they alone share with it goes too."""
+        absent = self.absent_images(model)
+        if absent == model.images:
+            return absent
         freed = self._freed_by(evicted)
         extents = ((image, self._extents.get(image.id)) for image in model.images)
         return tuple(image for image, extent in extents if extent is None or extent in freed)

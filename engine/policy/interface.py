@@ -143,6 +143,11 @@ class InstanceView(Protocol):
     @property
     def resident_models(self) -> Mapping[ModelId, ModelView]: ...
     @property
+    def any_on_disk(self) -> bool:
+        """Whether there is a model whose weights are neither on the device, nor in host memory, nor on their way there."""
+        ...
+
+    @property
     def asked_models(self) -> Iterable[ModelId]:
         """Those that an operator pinned, or wants loaded or unloaded."""
         ...

@@ -78,9 +78,9 @@ def plan(channel: Channel, view: InstanceView, turn: ModelView | None = None) ->
 
 def fetch(view: InstanceView) -> Plan:
     """From disk, the most urgent model, unless the host cache would lose one that is more urgent still for it."""
-    live = [model for model in view.live_models.values() if model.n_live]
-    if not any(model.residency is Residency.DISK for model in live):
+    if not view.any_on_disk:
         return IDLE
+    live = [model for model in view.live_models.values() if model.n_live]
     return room.fetch_first(view, sorted(live, key=lambda model: model.deadline_s))
 
 

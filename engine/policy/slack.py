@@ -204,7 +204,7 @@ def _page_in(view: InstanceView) -> Plan | None:
 
 def _activate(view: InstanceView) -> Plan | None:
     """The weights of the least-slack model; of others only if that costs nobody anything."""
-    absent = [m for m in view.live_models.values() if m.n_live and m.residency is Residency.HOST]
+    absent = [m for m in view.live_models.values() if m.residency is Residency.HOST and m.n_live]
     if absent:
         first = min(absent, key=lambda model: model.deadline_s)
         return _make_room(view, first)
@@ -320,6 +320,8 @@ def _is_blocked(view: InstanceView) -> bool:
 
 def _plan_fetch(view: InstanceView, unfetched: Iterable[ModelId]) -> Plan:
     """From disk: what somebody waits for, by slack; then, while the host cache has room to spare, what is new."""
+    if not view.any_on_disk:
+        return IDLE
     urgent = rescue.fetch(view)
     if urgent.operation is not None:
         return urgent

@@ -4,7 +4,6 @@ The instance decides which weights are where; this follows, and turns a started 
 blocks. A skeleton is built once, when its model is first fetched, on the fetch channel's thread, and kept.
 """
 
-import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ from tokenmux.engine.models.batch import Segment
 from tokenmux.engine.models.catalogue import Entry
 from tokenmux.engine.models.image import read_image
 from tokenmux.engine.models.runner import Runner
+from tokenmux.engine.runtime import collector
 from tokenmux.engine.runtime.contents import Content
 
 
@@ -146,9 +146,7 @@ class _Model:
                     self.facts.kv,
                     prefill_chunk_tokens=self.prefill_chunk_tokens,
                 )
-                # What torch, transformers and skeletons keep is never garbage: looking through it, which the interpreter
-                # does now and then in the middle of a step, takes 0.3 s with one model and two microseconds once frozen.
-                gc.freeze()
+                collector.settle()
             return self._runner
 
     def make_ready(self, image: torch.Tensor) -> None:

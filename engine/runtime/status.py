@@ -2,7 +2,7 @@
 
 from tokenmux.engine.core.clock import Clock
 from tokenmux.engine.core.message import ModelStatus, WorkerStatus
-from tokenmux.engine.core.plan import Channel, Step
+from tokenmux.engine.core.plan import Channel, Operation, Step
 from tokenmux.engine.instance.instance import Instance
 from tokenmux.engine.instance.state import ModelState
 
@@ -49,12 +49,12 @@ class StatusReporter:
             n_steps=metrics.n_steps,
             n_discards=metrics.n_discards,
             running_model=step.model if isinstance(step, Step) else None,
-            models=tuple(self._model(model) for model in instance.models.values()),
+            models=tuple(self._model(model, step) for model in instance.models.values()),
         )
 
-    def _model(self, model: ModelState) -> ModelStatus:
+    def _model(self, model: ModelState, step: Operation | None) -> ModelStatus:
         counters = self._instance.metrics.of(model.facts.id)
-        step = self._instance.in_flight(Channel.COMPUTE)
+        service = counters.service
         n_running = len(step.chunks) if isinstance(step, Step) and step.model == model.facts.id else 0
         return ModelStatus(
             model=model.facts.id,
@@ -67,8 +67,8 @@ class StatusReporter:
             swap_bytes=counters.swap_bytes,
             swap_s=counters.swap_s,
             swap_exposed_s=counters.swap_exposed_s,
-            n_tokens=counters.service.n_tokens,
-            n_tokens_on_time=counters.service.n_tokens_on_time,
-            n_prompt_tokens=counters.service.n_prompt_tokens,
+            n_tokens=service.n_tokens,
+            n_tokens_on_time=service.n_tokens_on_time,
+            n_prompt_tokens=service.n_prompt_tokens,
             compute_s=counters.compute_s,
         )
