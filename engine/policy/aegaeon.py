@@ -81,7 +81,7 @@ class AegaeonPrefill:
                 following = next((g.model for g in self.groups if g.model != first.facts.id), None)
                 plan = turns.bring_in(view, first) or turns.page_in(view, first)
                 if plan is None and following:
-                    plan = turns.bring_in(view, view.models[following], keep={first.facts.id})
+                    plan = turns.bring_ahead(view, view.models[following], first)
                 return plan or turns.asked(channel, view)
             case Channel.COMPUTE:
                 request = min(first.waiting.values(), key=lambda r: r.due_s)
@@ -134,7 +134,7 @@ class AegaeonDecode:
             case Channel.COPY_IN:
                 plan = turns.bring_in(view, first) or turns.page_in(view, first)
                 if plan is None and len(self._round) > 1:
-                    plan = turns.bring_in(view, view.models[self._round[1]], keep={first.facts.id})
+                    plan = turns.bring_ahead(view, view.models[self._round[1]], first)
                 return plan or turns.asked(channel, view)
             case Channel.COPY_OUT:
                 others = (m for m in view.live_models.values() if m is not first)

@@ -24,7 +24,7 @@ from tokenmux.engine.core.plan import (
 )
 from tokenmux.engine.policy import rescue, room
 from tokenmux.engine.policy.interface import Fit, InstanceView, ModelView, RequestView
-from tokenmux.engine.policy.steps import as_many_as_fit, repetitions
+from tokenmux.engine.policy.steps import as_many_as_fit, repetitions, single_chunks
 
 
 def serve(channel: Channel, view: InstanceView, turn: ModelView, own: Callable[[Channel], Plan]) -> Plan:
@@ -64,7 +64,8 @@ def step(view: InstanceView, model: ModelView, chunks: list[Chunk], seconds: flo
         victim = _victim(view, model)
         if victim is not None:
             return Plan(at_once=(victim,))
-        chunks = as_many_as_fit(view, chunks)
+        # Where none of these fits, whatever else the model could do: as long as there is something, no rescue comes.
+        chunks = as_many_as_fit(view, chunks) or as_many_as_fit(view, single_chunks(view, model))
     if not chunks:
         return IDLE
     return Plan(Step(model.facts.id, tuple(chunks), repetitions(view, model, chunks, seconds)))
@@ -90,6 +91,16 @@ def bring_in(view: InstanceView, model: ModelView, keep: Collection[ModelId] = (
         case Fit.NO:
             kv = room.droppable_kv(view, keep=model)
             return Plan(at_once=(kv,)) if kv and not keep else None
+
+
+def bring_ahead(view: InstanceView, model: ModelView, turn: ModelView) -> Plan | None:
+    """The weights of the model that comes next, beside those of `turn`.
+
+    Not again before `turn` has stepped: where its KV needs the room, the next model had to leave, and would be brought back for ever.
+    """
+    if model.last_used_s > turn.last_used_s:
+        return None
+    return bring_in(view, model, keep={turn.facts.id})
 
 
 def page_in(view: InstanceView, model: ModelView) -> Plan | None:

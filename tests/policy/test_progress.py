@@ -1,7 +1,7 @@
 """Whatever the policy, the memory, the models and the traffic: every request is served, nobody starves, and no plan is illegal."""
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.random import Generator
 
@@ -60,7 +60,7 @@ def traffic(rng: Generator, models: list[ModelFacts], n: int) -> list[Arrival]:
     return arrivals
 
 
-@settings(deadline=None, max_examples=120)
+@settings(deadline=None, max_examples=60)
 @given(
     seed=st.integers(0, 10_000),
     arena_mb=st.integers(30, 120),
@@ -69,6 +69,10 @@ def traffic(rng: Generator, models: list[ModelFacts], n: int) -> list[Arrival]:
     policy=st.sampled_from(["slack", "request-level", "aegaeon"]),
     n_instances=st.integers(1, 3),
 )
+# A model brought ahead of its turn took the room that the KV of the turn needed, left for it, and came again, for ever.
+@example(seed=501, arena_mb=32, host_kv_mb=0, n_models=6, policy="aegaeon", n_instances=1)
+# The most urgent prompt did not fit, a shorter one would have: no step, and no rescue either.
+@example(seed=1745, arena_mb=44, host_kv_mb=0, n_models=5, policy="aegaeon", n_instances=2)
 def test_everything_is_served(
     seed: int, arena_mb: int, host_kv_mb: int, n_models: int, policy: str, n_instances: int
 ) -> None:

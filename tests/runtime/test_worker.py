@@ -1,5 +1,6 @@
 """A worker in a process of its own, and one that cannot begin."""
 
+import os
 from queue import SimpleQueue
 
 import pytest
@@ -11,7 +12,7 @@ from tokenmux.engine.core.message import Broken, FromWorker
 from tokenmux.engine.runtime.assemble import DeviceKind, WorkerConfig
 from tokenmux.engine.runtime.calibrate import Speeds, measure
 from tokenmux.engine.runtime.clock import MonotonicClock
-from tokenmux.engine.runtime.worker import ProcessWorker
+from tokenmux.engine.runtime.worker import ProcessWorker, _modest_threads
 
 WAIT_S = 60.0
 MB = 1 << 20
@@ -63,3 +64,21 @@ def test_a_gpu_is_measured_in_a_process_that_ends() -> None:
     assert speeds.free_bytes
     assert speeds.read_bytes_per_s > speeds.copy_bytes_per_s > 1e8
     assert torch.cuda.memory_allocated() == 0
+
+
+def test_one_core_is_left_to_others_and_waiting_threads_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    with _modest_threads():
+        assert (os.environ["OMP_NUM_THREADS"], os.environ["OMP_WAIT_POLICY"]) == ("3", "passive")
+    assert "OMP_NUM_THREADS" not in os.environ
+    assert "OMP_WAIT_POLICY" not in os.environ
+
+
+def test_what_the_operator_chose_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    with _modest_threads():
+        assert os.environ["OMP_NUM_THREADS"] == "7"
+    assert os.environ["OMP_NUM_THREADS"] == "7"
