@@ -53,6 +53,8 @@ from tokenmux.engine.runtime.assemble import Parts, WorkerConfig, assemble
 from tokenmux.engine.runtime.calibrate import measure_cpu
 from tokenmux.engine.runtime.clock import MonotonicClock
 from tokenmux.engine.runtime.loop import EngineLoop
+from tokenmux.engine.server.config import PoolConfig
+from tokenmux.engine.server.serve import facts_of
 from tokenmux.engine.sim.measured import Completed, MeasuredCost, fit_cost, iteration_of
 from tokenmux.engine.sim.simulator import Simulator
 from tokenmux.engine.workload.trace import Arrival
@@ -216,20 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     console = Console(stderr=True)
     models = prepare(options.cache, console)
-    config = models.pool_config()["device"]
-    speeds = measure_cpu(MonotonicClock())
-    device = DeviceFacts(
-        speeds.name,
-        arena_bytes=config["arena"],
-        host_kv_bytes=config["host_kv"],
-        copy_in_bytes_per_s=speeds.copy_bytes_per_s,
-        copy_out_bytes_per_s=speeds.copy_bytes_per_s,
-        memory_bytes_per_s=speeds.read_bytes_per_s,
-        flops_per_s=speeds.flops_per_s,
-        slab_bytes=config["slab"],
-        prefill_chunk_tokens=config["prefill_chunk_tokens"],
-    )
-    host = HostFacts(config["host_cache"], fetch_bytes_per_s=1e9)
+    device, host = facts_of(PoolConfig.model_validate(models.pool_config()), measure_cpu(MonotonicClock()))
     streams = Streams(models)
     with real_engine(models, device, host) as engine:
         console.print("all models in memory; timing one request alone")

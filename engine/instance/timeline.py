@@ -55,11 +55,6 @@ class Timeline:
         """What ended at `from_s` or later."""
         return tuple(span for span in self.spans if span.end_s >= from_s)
 
-    def holdings(self) -> list[tuple[int, str, float, float]]:
-        """Steps as (instance, model, start, end) in seconds: who held which device, for plots."""
-        compute = _TRACKS[Channel.COMPUTE]
-        return [(s.instance, s.name, s.start_s, s.end_s) for s in self.spans if s.track == compute]
-
     def write(self, file: IO[str]) -> None:
         """Write the JSON document."""
         file.write(chrome_trace(self.spans))

@@ -283,4 +283,5 @@ def test_a_timeline_is_a_chrome_trace() -> None:
         "copy_in",
         "compute",
     }
-    assert timeline.holdings()[0][:2] == (0, "m")
+    step = next(span for span in timeline.spans if span.track == "compute")
+    assert (step.instance, step.name) == (0, "m")
