@@ -218,7 +218,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     console = Console(stderr=True)
     models = prepare(options.cache, console)
-    device, host = facts_of(PoolConfig.model_validate(models.pool_config()), measure_cpu(MonotonicClock()))
+    config = PoolConfig.model_validate(models.pool_config(), context=models.root)
+    device, host = facts_of(config, measure_cpu(MonotonicClock()))
     streams = Streams(models)
     with real_engine(models, device, host) as engine:
         console.print("all models in memory; timing one request alone")
