@@ -13,6 +13,7 @@ needs, and cost nothing.
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from tokenmux.engine.core.facts import ModelId
 from tokenmux.engine.core.request import RequestId
@@ -27,8 +28,7 @@ class Channel(IntEnum):
     COMPUTE = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(NamedTuple):
     """Advance a request over its tokens `[start, start + n_tokens)`.
 
         prompt                      | output so far   | next

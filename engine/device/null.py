@@ -1,9 +1,10 @@
 """The device that computes nothing: every operation completes after the cost model's duration, on virtual time.
 
-With it the whole engine runs in a test without weights, threads or waiting. How many tokens a request draws is told to it.
+With it the whole engine runs in a test without weights, threads or waiting. Every token it draws is 0, and how many of them is told to it.
 """
 
 from collections.abc import Callable
+from functools import partial
 from heapq import heappop, heappush
 
 from tokenmux.engine.core.cost import CostModel, burst_ends_s
@@ -62,7 +63,10 @@ class NullDevice:
         if isinstance(operation, Step):
             assert started.model is not None
             repeat = min([operation.repeat, *(self._left(chunk.request) for chunk in operation.chunks)])
-            self._expect(started, burst_ends_s(self._cost, started.model, started.work, repeat, now_s))
+            ends_s = burst_ends_s(self._cost, started.model, started.work, repeat, now_s)
+            for iteration, end_s in enumerate(ends_s):
+                self._clock.call_at(end_s, partial(self._draw, started, iteration))
+            self._expect(started, ends_s)
             return
         if isinstance(operation, Compact):
             seconds = self._cost.move_s(started.n_bytes)
@@ -90,6 +94,14 @@ class NullDevice:
     def _expect(self, started: Started, ends_s: tuple[float, ...]) -> None:
         expected = self._step = (started, ends_s)
         self._clock.call_at(ends_s[-1], lambda: self._complete(expected))
+
+    def _draw(self, started: Started, iteration: int) -> None:
+        if self._step is None or self._step[0] is not started or iteration >= len(self._step[1]):
+            return
+        step = started.operation
+        assert isinstance(step, Step)
+        drawing = (c.request for c in step.chunks if self._draws(c.request, c.start + c.n_tokens))
+        self._post.drawn(self._clock.now_s(), tuple((request, 0) for request in drawing))
 
     def _complete_copy(self, done: CopyDone) -> None:
         if done.operation in self._copies:

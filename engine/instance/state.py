@@ -129,6 +129,7 @@ class ModelState:
 
     __slots__ = (
         "_asked_at",
+        "_cached_at",
         "_deadline_s",
         "_deadlines",
         "_ledger",
@@ -172,6 +173,8 @@ class ModelState:
         self.away: dict[RequestId, RequestState] = {}
         self.paused: dict[RequestId, RequestState] = {}
         self._asked_at = (-1, -1)
+        self._cached_at = -1
+        """The version of the host cache at which it was seen to have all the weights."""
         self._off_device = Residency.DISK
         self._deadline_s: float | None = None
         self._runnable_s: float | None = None
@@ -183,7 +186,10 @@ class ModelState:
     def residency(self) -> Residency:
         if self.stage is not None:
             return self.stage
-        versions = (self._ledger.version, self._ledger.cache.version)
+        cache_version = self._ledger.cache.version
+        if cache_version == self._cached_at:
+            return Residency.HOST
+        versions = (self._ledger.version, cache_version)
         if versions != self._asked_at:
             self._asked_at, self._off_device = versions, self._find()
         return self._off_device
@@ -192,6 +198,7 @@ class ModelState:
         """Where the weights are that are not on the device; asked for every model on every event, so it is remembered."""
         cache = self._ledger.cache
         if all(cache.has(image.id) for image in self.facts.images):
+            self._cached_at = cache.version
             return Residency.HOST
         absent = [image.id for image in self._ledger.absent_images(self.facts) if not cache.has(image.id)]
         if not absent:

@@ -93,6 +93,8 @@ class Engine:
         self._telemetry = Telemetry(instance, clock)
         self._out: list[FromWorker] = []
         self._loading: dict[int, Started] = {}
+        self._changed = False
+        """Whether anything happened since the policy was last asked. Drawn tokens do not count: their step goes on."""
         instance.decision_observers.append(self._on_decision)
 
     def attach(self, device: Device) -> None:
@@ -109,6 +111,7 @@ class Engine:
     def receive(self, message: ToWorker) -> None:
         """Take a message of the front. Errors in it are answered, never raised."""
         now_s = self._clock.now_s()
+        self._changed = True
         match message:
             case Submit():
                 self._submit(message, now_s)
@@ -138,6 +141,7 @@ class Engine:
 
     def done(self, completion: Completion) -> None:
         """An operation completed."""
+        self._changed = True
         loaded = self._loading.pop(completion.operation, None)
         moved = self.instance.ledger.moved_models(loaded.moves) if loaded else set()
         if isinstance(completion, CopyDone) and completion.error == SUPERSEDED:
@@ -164,18 +168,9 @@ class Engine:
 
     def pump(self) -> None:
         """Start whatever the policy wants next and send what there is to say."""
-        if not self.stopped:
-            if self.instance.interrupted:
-                self._device.interrupt()
-            for operation in self.instance.take_superseded():
-                self._device.supersede(operation)
-            for started in self.instance.decide(self._clock.now_s()):
-                self._device.start(started)
-                if isinstance(started.operation, (Activate, Compact, Fetch)):
-                    self._loading[started.id] = started
-                if isinstance(started.operation, Activate) and started.model:
-                    # While the bytes are on their way: re-pointing takes as long as a tenth of the copy.
-                    self._host.bind(started.model)
+        if self._changed and not self.stopped:
+            self._changed = False
+            self._go_on()
         self._out.extend(self.instance.take_phases())
         for record, detail in self.instance.take_ended():
             del self._contents[record.request.id]
@@ -187,6 +182,19 @@ class Engine:
             self._emit(out)
 
     # ── parts of the above ───────────────────────────────────────────────────────────────────────────────────
+
+    def _go_on(self) -> None:
+        if self.instance.interrupted:
+            self._device.interrupt()
+        for operation in self.instance.take_superseded():
+            self._device.supersede(operation)
+        for started in self.instance.decide(self._clock.now_s()):
+            self._device.start(started)
+            if isinstance(started.operation, (Activate, Compact, Fetch)):
+                self._loading[started.id] = started
+            if isinstance(started.operation, Activate) and started.model:
+                # While the bytes are on their way: re-pointing takes as long as a tenth of the copy.
+                self._host.bind(started.model)
 
     def _submit(self, submit: Submit, now_s: float) -> None:
         request = submit.request

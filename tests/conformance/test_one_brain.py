@@ -9,7 +9,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from tests.runtime.virtual import EngineOnVirtualTime
 from tokenmux.engine.core.cost import RooflineCost
 from tokenmux.engine.core.event import Cancelled, ModelAdded
 from tokenmux.engine.core.facts import DeviceFacts, HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
@@ -19,6 +18,7 @@ from tokenmux.engine.core.request import Request, RequestId, ServiceLevel
 from tokenmux.engine.instance.instance import Instance
 from tokenmux.engine.memory.host_cache import HostCache
 from tokenmux.engine.policy.slack import SlackPolicy
+from tokenmux.engine.runtime.virtual import EngineOnVirtualTime
 from tokenmux.engine.sim.simulator import Arrival, Simulator
 
 GB = 10**9

@@ -99,7 +99,7 @@ def test_a_step_may_end_early_and_go_on() -> None:
     body = stepping()
     body.complete(Channel.COMPUTE, n_iterations=2)
     assert body.instance.requests[R].n_drawn == 3
-    step(body, replace(NEXT, start=14))
+    step(body, NEXT._replace(start=14))
     assert body.instance.requests[R].n_drawn == 4
 
 

@@ -4,7 +4,6 @@ import itertools
 
 import pytest
 
-from tests.runtime.virtual import HOST, EngineOnVirtualTime
 from tokenmux.engine.core.cost import RooflineCost
 from tokenmux.engine.core.facts import DeviceFacts, Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.engine.core.message import (
@@ -30,6 +29,7 @@ from tokenmux.engine.core.request import FinishReason, Request, RequestId
 from tokenmux.engine.instance.instance import Instance
 from tokenmux.engine.memory.host_cache import HostCache
 from tokenmux.engine.policy.slack import SlackPolicy
+from tokenmux.engine.runtime.virtual import HOST, EngineOnVirtualTime
 
 GB = 10**9
 SHAPE = KvShape(n_layers=16, n_kv_heads=8, head_dim=64, dtype_bytes=2, block_size=16)
@@ -180,13 +180,28 @@ def test_tokens_carry_their_index_and_none_follow_a_cancellation() -> None:
     body.submit_at(request("r", A, body.clock.now_s(), 100_000))
     body.clock.run(until_s=body.clock.now_s() + 15.0)
     assert body.instance.requests[RequestId("r")].in_step
-    body.engine.drawn(1.0, ((RequestId("r"), 7),))
-    body.engine.drawn(1.0, ((RequestId("r"), 8),))
+
+    def tokens() -> list[int]:
+        return [m.index for m in body.said if isinstance(m, Tokens) and m.request == "r"]
+
+    drawn = len(tokens())
+    assert drawn > 0
     body.engine.receive(Cancel(RequestId("r")))
-    body.engine.drawn(2.0, ((RequestId("r"), 9),))
-    body.engine.pump()
-    tokens = [(m.index, m.token_ids) for m in body.said if isinstance(m, Tokens)]
-    assert tokens == [(0, (7,)), (1, (8,))]
+    body.engine.drawn(body.clock.now_s(), ((RequestId("r"), 9),))
+    body.clock.run()
+    assert tokens() == list(range(drawn))
+
+
+def test_the_policy_is_not_asked_while_a_burst_goes_on() -> None:
+    body = engine(n_output={"r": 1000})
+    body.submit_at(request("r", A, body.clock.now_s(), 1000))
+    asked_s: list[float] = []
+    plan = body.instance.policy.plan
+    body.instance.policy.plan = lambda channel, view: asked_s.append(view.now_s) or plan(channel, view)  # type: ignore[method-assign, func-returns-value]
+    body.clock.run()
+    drawn_s = [message.at_s for message in body.said if isinstance(message, Tokens)]
+    assert len(drawn_s) == 1000
+    assert len(set(asked_s)) < len(drawn_s) / 2
 
 
 def test_a_broken_device_is_reported_once_and_stops_the_engine() -> None:

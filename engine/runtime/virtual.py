@@ -1,6 +1,6 @@
-"""The real engine on virtual time: no threads, no weights, no waiting."""
+"""The real engine on virtual time, for tests and benchmarks: no threads, no weights, no waiting."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from tokenmux.engine.core.cost import RooflineCost
 from tokenmux.engine.core.facts import HostFacts, ModelFacts, ModelId
@@ -43,20 +43,22 @@ class EngineOnVirtualTime:
         self.contents: dict[RequestId, Content] = {}
         self.clock = VirtualClock()
         self.instance = instance
-        self.engine = Engine(instance, self.clock, self.weights, self.said.extend, self.contents)
-        self.engine.attach(
-            NullDevice(
-                instance,
-                RooflineCost(instance.device, HOST),
-                self.clock,
-                self,
-                lambda request: n_output[request] - instance.requests[request].n_drawn,
-            )
-        )
+        self.engine = Engine(instance, self.clock, self.weights, self.emit, self.contents)
+        cost = RooflineCost(instance.device, HOST)
+        left = lambda request: n_output[request] - instance.requests[request].n_drawn
+        self.device = NullDevice(instance, cost, self.clock, self, left)
+        self.engine.attach(self.device)
+
+    def emit(self, messages: list[FromWorker]) -> None:
+        self.said += messages
+
+    def react(self, call: Callable[[], None]) -> None:
+        """One turn of the engine's thread: something comes in, and what it brings about goes out."""
+        call()
+        self.engine.pump()
 
     def send(self, message: ToWorker) -> None:
-        self.engine.receive(message)
-        self.engine.pump()
+        self.react(lambda: self.engine.receive(message))
 
     def submit_at(self, request: Request) -> None:
         submit = Submit(request, prompt=(0,) * request.n_prompt, sampling=Sampling())
@@ -64,11 +66,10 @@ class EngineOnVirtualTime:
 
     # the device's `Post`
     def done(self, completion: Completion) -> None:
-        self.engine.done(completion)
-        self.engine.pump()
+        self.react(lambda: self.engine.done(completion))
 
     def drawn(self, at_s: float, tokens: tuple[tuple[RequestId, int], ...]) -> None:
-        raise AssertionError("the null device draws nothing")
+        self.react(lambda: self.engine.drawn(at_s, tokens))
 
     def progress(self, operation: int, share: float) -> None:
         raise AssertionError("the null device reports no progress")
