@@ -1,6 +1,6 @@
 """The live state of one instance: its requests and models, filed so that a policy finds what it needs at once.
 
-Everything is updated in place, event by event, by `engine.instance.instance`; nothing is ever rebuilt. These classes satisfy
+Everything is updated in place, event by event, by the modules beside this one; nothing is ever rebuilt. These classes satisfy
 the view Protocols of `engine.policy.interface`.
 """
 

@@ -4,17 +4,14 @@ Rules about room are the ledger's (`engine.memory.ledger`); these are the rules 
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from tokenmux.engine.core.errors import IllegalPlan, InternalError
 from tokenmux.engine.core.event import StepDone
 from tokenmux.engine.core.message import Residency
 from tokenmux.engine.core.plan import Activate, Channel, Compact, Fetch, Operation, PageIn, PageOut, Step
+from tokenmux.engine.instance.live import LiveState
 from tokenmux.engine.instance.state import ModelState, RequestState
 from tokenmux.engine.memory.arena import Move
-
-if TYPE_CHECKING:
-    from tokenmux.engine.instance.instance import Instance
 
 _CHANNEL_OF = {
     Activate: Channel.COPY_IN,
@@ -31,15 +28,15 @@ def channel(asked: Channel, operation: Operation) -> None:
         raise IllegalPlan(f"{operation} was planned for the {asked.name} channel")
 
 
-def step(instance: "Instance", model: ModelState, plan: Step) -> None:
+def step(state: LiveState, model: ModelState, plan: Step) -> None:
     """Weights resident and still, KV on the device, chunks that continue their requests on the prefill grid."""
     if model.stage is not Residency.RESIDENT or model.is_moving:
         raise IllegalPlan(f"step of {plan.model}, whose weights are not usable ({model.residency.value})")
     if not plan.chunks or plan.repeat < 1 or len({chunk.request for chunk in plan.chunks}) < len(plan.chunks):
         raise IllegalPlan(f"step of {plan.model} has no chunks, no repetitions, or a request twice")
-    grid = instance.device.prefill_chunk_tokens
+    grid = state.device.prefill_chunk_tokens
     for chunk in plan.chunks:
-        request = instance.requests.get(chunk.request)
+        request = state.requests.get(chunk.request)
         if request is None or request.to_end or request.is_paused or request.model is not model:
             raise IllegalPlan(f"{chunk.request} is not a runnable request of {plan.model}")
         end = chunk.start + chunk.n_tokens
@@ -50,27 +47,27 @@ def step(instance: "Instance", model: ModelState, plan: Step) -> None:
         left = request.request.max_tokens - request.n_drawn
         if plan.repeat > 1 and (chunk.n_tokens > 1 or end != request.n_tokens or plan.repeat > left):
             raise IllegalPlan(f"{chunk} cannot be repeated {plan.repeat} times")
-    if not instance.can_run(plan.chunks, plan.repeat):
+    if not state.can_run(plan.chunks, plan.repeat):
         raise IllegalPlan(
             f"no room for the KV of {len(plan.chunks)} chunks of {plan.model}, {plan.repeat} times"
         )
 
 
-def activate(instance: "Instance", model: ModelState) -> None:
+def activate(state: LiveState, model: ModelState) -> None:
     if model.stage is not None:
         raise IllegalPlan(f"{model.facts.id} is already {model.stage.value}")
-    for image in instance.ledger.absent_images(model.facts):
-        if not instance.ledger.cache.has(image.id):
+    for image in state.ledger.absent_images(model.facts):
+        if not state.ledger.cache.has(image.id):
             raise IllegalPlan(f"{model.facts.id} cannot be activated: {image.id} is not in the host cache")
 
 
-def evict(instance: "Instance", model: ModelState) -> None:
+def evict(state: LiveState, model: ModelState) -> None:
     if model.stage is not Residency.RESIDENT:
         raise IllegalPlan(f"{model.facts.id} is not resident and cannot be evicted")
     if model.pinned:
         raise IllegalPlan(f"{model.facts.id} is pinned and cannot be evicted")
-    running = instance.in_flight(Channel.COMPUTE)
-    if (isinstance(running, Step) and running.model == model.facts.id) or model.is_moving:
+    running = state.in_flight.get(Channel.COMPUTE)
+    if (running and running.model and running.model.id == model.facts.id) or model.is_moving:
         raise IllegalPlan(f"{model.facts.id} is in use by an operation in flight and cannot be evicted")
 
 
@@ -94,10 +91,10 @@ def paging(asked: Channel, requests: Sequence[RequestState]) -> None:
             raise IllegalPlan(f"{request.id} has nothing to page out")
 
 
-def fetch(instance: "Instance", model: ModelState) -> None:
+def fetch(state: LiveState, model: ModelState) -> None:
     if model.residency is not Residency.DISK:
         raise IllegalPlan(f"{model.facts.id} need not be fetched: it is {model.residency.value}")
-    if not instance.ledger.cache.can_fetch(model.facts.images):
+    if not state.ledger.cache.can_fetch(model.facts.images):
         raise IllegalPlan(f"the host cache has no room for {model.facts.id}")
 
 

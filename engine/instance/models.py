@@ -1,0 +1,56 @@
+"""What operators do with a model of an instance: load, unload, pin and remove it, and when they may not."""
+
+from math import inf
+
+from tokenmux.engine.core.errors import InUse
+from tokenmux.engine.core.message import Residency
+from tokenmux.engine.core.plan import Channel
+from tokenmux.engine.core.request import FinishReason
+from tokenmux.engine.instance import at_once, requests
+from tokenmux.engine.instance.capacity import check_pins
+from tokenmux.engine.instance.live import LiveState
+from tokenmux.engine.instance.state import ModelState
+
+
+def want(state: LiveState, model: ModelState, wanted: bool | None, pinned: bool | None) -> None:
+    """Note that an operator wants it on the device or off, pinned or not; None: that is as it was."""
+    model.pinned = model.pinned if pinned is None else pinned
+    model.fetch_after_s = -inf
+    if wanted is not None:
+        here = model.stage is Residency.RESIDENT
+        is_so = wanted is here and model.stage is not Residency.LOADING
+        model.wanted = None if is_so else wanted
+    state.file_asked(model)
+
+
+def remove(state: LiveState, model: ModelState) -> None:
+    """Its requests fail, its weights go: those that an operation in flight uses when that ends."""
+    for request in list(model.requests()):
+        requests.end(
+            state, request, FinishReason.FAILED, f"model {model.facts.id} was removed from the catalogue"
+        )
+    user = state.in_flight.get(Channel.COPY_IN if model.stage is Residency.LOADING else Channel.COMPUTE)
+    if user is not None and user.model is model.facts and user.id not in state.orphans:
+        state.orphans.add(user.id)
+        state.resident_models.pop(model.facts.id, None)
+    elif model.stage is Residency.RESIDENT:
+        at_once.evict(state, model)
+    state.forget_model(model.facts.id)
+
+
+def check_removable(model: ModelState) -> None:
+    """Raise InUse while an operation in flight touches the model."""
+    if model.stage is Residency.LOADING or model.residency is Residency.FETCHING or model.is_moving:
+        raise InUse(f"model {model.facts.id} is being loaded; try again in a moment")
+
+
+def check_pinnable(state: LiveState, model: ModelState) -> None:
+    """Raise DoesNotFit if pinning the model would leave another one without room to run."""
+    pinned = [m.facts for m in state.models.values() if m.pinned or m is model]
+    check_pins(state.device, pinned, (m.facts for m in state.models.values()))
+
+
+def check_unloadable(model: ModelState) -> None:
+    """Raise InUse if the model is pinned."""
+    if model.pinned:
+        raise InUse(f"model {model.facts.id} is pinned; unpin it first")
