@@ -76,6 +76,29 @@ def busy(n_models: int, rate: float, duration_s: float) -> list[TraceRequest]:
     return [TraceRequest(r.arrival_s, r.model, 300, 200) for r in traffic(np.random.default_rng(0), rates, duration_s)]  # fmt: skip
 
 
+def crowd(at_s: float, n: int = 300) -> list[TraceRequest]:
+    """More of one model than an instance can prefill within a TTFT."""
+    return [TraceRequest(at_s + 0.01 * i, "qwen2.5-7b-0", 3000, 100) for i in range(n)]
+
+
+def test_a_crowd_spreads_over_idle_instances_and_gathers_again() -> None:
+    later = [line(200.0 + 0.01 * i, 0) for i in range(5)]
+    watched, outcome = run(crowd(0.0) + later, 4)
+    crowded = Counter(watched.placed[r.request.id] for r in outcome.records if r.request.arrival_s < 100)
+    assert len(crowded) == 4
+    assert min(crowded.values()) > 20
+    assert outcome.summary().tokens_on_time > 0.99
+    assert len({watched.placed[r.request.id] for r in outcome.records if r.request.arrival_s > 100}) == 1
+
+
+def test_a_crowd_stays_where_it_is_while_other_instances_are_busy() -> None:
+    others = [line(0.1 * i, 1 + i % 30) for i in range(600)]
+    lines = sorted(crowd(20.0, 100) + others, key=lambda at: at.arrival_s)
+    watched, outcome = run(lines, 2, rebalances=False)
+    crowded = {watched.placed[r.request.id] for r in outcome.records if r.request.n_prompt == 3000}
+    assert len(crowded) == 1
+
+
 def test_new_models_spread_and_requests_follow_their_model() -> None:
     watched, _ = run([line(0.01 * i, i % 6) for i in range(24)], 3, rebalances=False)
     where = list(watched.placed.values())
@@ -124,3 +147,13 @@ def test_dedicated_refuses_a_model_without_a_device() -> None:
     for record in outcome.records:
         homes[record.request.model].add(watched.placed[record.request.id])
     assert all(len(home) == 1 for home in homes.values())
+
+
+def test_nothing_is_remembered_of_requests_that_are_over() -> None:
+    lines = sorted(busy(24, 0.4, 60.0) + crowd(20.0, 100), key=lambda at: at.arrival_s)
+    watched, outcome = run(lines, 3)
+    assert watched.moved
+    assert len(outcome.records) == len(lines)
+    assert isinstance(watched.policy, LeastLoaded)
+    assert not watched.policy._homes
+    assert not watched.policy._moving
