@@ -39,6 +39,7 @@ BUDGETS = {
     "paged_prefill, heads of 64": Budget(registers=192, shared_kib=52),
     "paged_prefill, heads of 128": Budget(registers=224, shared_kib=99),
     "paged_prefill, heads of 256": Budget(registers=252, shared_kib=99),
+    "kv_page": Budget(registers=32, shared_kib=0),
     "kv_pack": Budget(registers=32, shared_kib=0),
     "kv_unpack": Budget(registers=32, shared_kib=0),
     "kv_move": Budget(registers=32, shared_kib=0),
@@ -78,6 +79,8 @@ def wide_loads(name: str, variant: Variant, itemsize: int) -> int:
             elements = 4 * constants["TOKEN_TILE"] * constants["DIM_TILE"]
         case "kv_append":
             elements = 2 * constants["TOKEN_TILE"] * constants["DIM_TILE"]
+        case "kv_page":
+            elements, itemsize = constants["CHUNK"], 1
         case "kv_pack" | "kv_unpack" | "kv_move":
             elements = constants["CHUNK"]
         case "kv_pack_int8":

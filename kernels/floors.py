@@ -66,7 +66,7 @@ def paged_prefill_flops(
 
 
 def kv_copy(layout: KVLayout, blocks: int, itemsize: int) -> int:
-    """`kv_move`, `kv_pack` and `kv_unpack`: every block read once and written once (to the host: over the bus)."""
+    """`kv_page`, `kv_pack`, `kv_unpack` and `kv_move`: every block read once and written once (to the host: over the bus)."""
     return 2 * blocks * layout.block_elements * itemsize
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 import triton
 
 from tokenmux.kernels.block_copy import launch as block_copy
@@ -23,8 +24,6 @@ from tokenmux.kernels.tiles import SampleTile, decode_tile, prefill_tile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-
-    import torch
 
     from tokenmux.kernels.variant import Variant
 
@@ -70,6 +69,7 @@ def forms(capability: int, shape: ModelShape) -> dict[str, Variant]:
         "paged_prefill": paged_prefill.variant(
             shape.dtype, shape.head_dim, shape.block_size, prefill, softcap=shape.softcap, sinks=shape.sinks
         ),
+        "kv_page": block_copy.variant(torch.uint8, gather=True, scatter=True),
         "kv_pack": block_copy.variant(shape.dtype, gather=True, scatter=False),
         "kv_unpack": block_copy.variant(shape.dtype, gather=False, scatter=True),
         "kv_move": block_copy.variant(shape.dtype, gather=True, scatter=True),
@@ -84,9 +84,10 @@ def compile_for(capability: int, shape: ModelShape) -> dict[str, Any]:
     return {name: variant.compile(capability) for name, variant in forms(capability, shape).items()}
 
 
-LAUNCHED_BY_STEPS = frozenset(
+LAUNCHED = frozenset(
     {
         "kv_append",
+        "kv_page",
         "paged_decode.attend",
         "paged_decode.merge",
         "paged_prefill",
@@ -96,7 +97,7 @@ LAUNCHED_BY_STEPS = frozenset(
         "sample.finish",
     }
 )
-"""Blocks are paged by the copy engines so far, and requests carry no penalties: the other forms are not needed yet."""
+"""By a server. Blocks are paged as they are and within one launch, and requests carry no penalties: no other form is needed yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +112,12 @@ class Warmed:
 
 
 def warm(capability: int, shapes: Iterable[ModelShape], progress: Callable[[int, int], None]) -> Warmed:
-    """Compiles all forms that steps of `shapes` launch, each once. `progress` hears how many are done, of how many."""
+    """Compiles all forms that a server of `shapes` launches, each once. `progress` hears how many are done, of how many."""
     distinct = {
         (variant.kernel, *variant.kinds.items(), *variant.constants.items()): variant
         for shape in shapes
         for name, variant in forms(capability, shape).items()
-        if name in LAUNCHED_BY_STEPS
+        if name in LAUNCHED
     }
     compiled = 0
 

@@ -10,6 +10,7 @@ The instance plans most of what depends on an operation only when that has compl
 
 Host memory is page-locked in place where the system allows it, so that the copy engines read images and paged-out KV where they lie.
 Where it does not, copies pass through two page-locked chunks for each direction, filled and emptied by the channel's thread.
+KV whose blocks are small is paged by a kernel on the same streams, where the copy engines would lose too much with each (`paging.py`).
 
 A page-out copies whole blocks, but its book says up to which token they were computed when it began. So it does not wait for a step that
 adds tokens to the last block of the same request, nor that for it: what a step adds to a block that holds something is a space of its
@@ -22,14 +23,12 @@ Nothing here has run on a GPU yet: tests carry it out on streams that do each th
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from itertools import count
+from itertools import cycle
 from threading import Event
 from typing import TypeVar
-
-import torch
 
 from tokenmux.engine.core.clock import Clock
 from tokenmux.engine.core.errors import TokenmuxError
@@ -37,25 +36,26 @@ from tokenmux.engine.core.event import SUPERSEDED, CopyDone
 from tokenmux.engine.core.facts import DeviceFacts, Image, ImageId
 from tokenmux.engine.core.plan import Activate, Channel, Compact, Fetch, PageIn, PageOut, Step
 from tokenmux.engine.device.channel import ChannelThread
+from tokenmux.engine.device.chunks import CHUNK_BYTES, CHUNKS_IN_FLIGHT, Copies, Copy, Landing, Slot, Work
 from tokenmux.engine.device.gpu import STREAMS, Gpu, GpuEvent
 from tokenmux.engine.device.interface import Host, Post, StepJob
 from tokenmux.engine.device.memory import Memory
 from tokenmux.engine.device.ordering import NOWHERE, Ordering, Places, Spans, merged
+from tokenmux.engine.device.paging import Pager
 from tokenmux.engine.device.progress import SupersededError, progress_of, until_superseded
 from tokenmux.engine.device.spans import block_spans, move_pieces, paging_spans
 from tokenmux.engine.instance.started import Started
 from tokenmux.engine.memory.arena import Move
 from tokenmux.engine.memory.ledger import Ledger, Transfer
+from tokenmux.kernels.kv_pack.choice import COPY_OVERHEAD_S
 
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-CHUNK_BYTES = 16 << 20
-"""At 50 GB/s a third of a millisecond: long against the microseconds of an event, short against a switch."""
+_COPYING = (Channel.COPY_IN, Channel.COPY_OUT)
 
-CHUNKS_IN_FLIGHT = 2
-"""One is copied while the next is prepared."""
+_NO_COPIES = Copies(())
 
 CLOSE_TIMEOUT_S = 2.0
 """A channel that has not ended by then hangs in the driver, and only the end of the process ends it. Four of them wait less long
@@ -80,7 +80,7 @@ class _Piece:
     """A part of an operation that others can wait for. `passed` is set once `end` is recorded, or when it never will be."""
 
     channel: Channel
-    copies: tuple["_Copy", ...] = ()
+    work: Work = _NO_COPIES
     number: int = 0
     after: tuple["_Piece", ...] = ()
     end: GpuEvent | None = None
@@ -89,28 +89,12 @@ class _Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class _Copy:
-    """`uint8` tensors of equal size. `staged`: its host side is not page-locked."""
-
-    target: torch.Tensor
-    source: torch.Tensor
-    staged: bool = False
-
-    @property
-    def n_bytes(self) -> int:
-        return self.target.numel()
-
-    def part(self, start: int, end: int) -> "_Copy":
-        return _Copy(self.target[start:end], self.source[start:end], self.staged)
-
-
-@dataclass(frozen=True, slots=True)
-class _Chunk:
-    """Copies in flight, and what the host has to do once they are done."""
+class _InFlight:
+    """A chunk that was given to a stream, and what the host has to do once it has passed."""
 
     end: GpuEvent
     n_bytes: int
-    to_empty: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+    land: Landing
 
 
 class _HostMemory:
@@ -140,13 +124,28 @@ class CudaDevice:
         host: Host,
         gpu: Gpu,
         chunk_bytes: int = CHUNK_BYTES,
+        copy_overhead_s: float = COPY_OVERHEAD_S,
     ) -> None:
         self._gpu = gpu
         self._chunk_bytes = chunk_bytes
         self.arena = gpu.allocate(facts.arena_bytes)
         self._aside = gpu.allocate(chunk_bytes)
         self._host_kv = _HostMemory(gpu, Memory(facts.host_kv_bytes, touch=True))
-        self._rings: dict[Channel, list[torch.Tensor]] = {}
+        self._slots = {
+            channel: [Slot(gpu, channel, chunk_bytes) for _ in range(CHUNKS_IN_FLIGHT)]
+            for channel in _COPYING
+        }
+        self._pager = Pager(
+            ledger,
+            self._host_kv.bytes,
+            staged=not self._host_kv.locked,
+            chunk_bytes=chunk_bytes,
+            bytes_per_s={
+                Channel.COPY_IN: facts.copy_in_bytes_per_s,
+                Channel.COPY_OUT: facts.copy_out_bytes_per_s,
+            },
+            copy_overhead_s=copy_overhead_s,
+        )
         self._images: dict[ImageId, _HostMemory] = {}
         self._ledger = ledger
         self._clock = clock
@@ -206,7 +205,8 @@ class CudaDevice:
             self._despite_errors(lambda channel: self._gpu.record(channel).wait(), channel)
         for memory in (self._host_kv, *self._images.values()):
             self._despite_errors(_HostMemory.close, memory)
-        for tensor in (self.arena, self._aside, *(slot for ring in self._rings.values() for slot in ring)):
+        buffers = (memory for slots in self._slots.values() for slot in slots for memory in slot.memory())
+        for tensor in (self.arena, self._aside, *buffers):
             self._despite_errors(self._gpu.release, tensor)
 
     def _despite_errors(self, give_back: Callable[[T], None], what: T) -> None:
@@ -238,36 +238,31 @@ class CudaDevice:
         start, end = self._extent(image)
         memory = self._images[image.id]
         source = memory.bytes[: image.n_bytes]
-        copies = (_Copy(self.arena[start:end], source, staged=not memory.locked),)
+        work = Copies((Copy(self.arena[start:end], source),), staged=not memory.locked)
         reads: Places = {image.id: ((0, image.n_bytes),)}
-        return self._enter(_Piece(Channel.COPY_IN, copies), reads, _both(((start, end),)))
+        return self._enter(_Piece(Channel.COPY_IN, work), reads, _both(((start, end),)))
 
     def _enter_blocks(self, channel: Channel, transfers: Sequence[Transfer]) -> _Piece:
         spans = paging_spans(self._ledger, transfers)
         device = merged((s.device, s.device + s.n_bytes) for s in spans)
         host: Places = {_Space.HOST_KV: merged((s.host, s.host + s.n_bytes) for s in spans)}
-        pairs = [
-            (self.arena[s.device : s.device + s.n_bytes], self._host_kv.bytes[s.host : s.host + s.n_bytes])
-            for s in spans
-        ]
-        staged = not self._host_kv.locked
+        piece = _Piece(channel, self._pager.work(channel, self.arena, transfers, spans))
         if channel is Channel.COPY_IN:
-            copies = tuple(_Copy(on_device, on_host, staged) for on_device, on_host in pairs)
-            return self._enter(_Piece(channel, copies), host, _both(device))
-        copies = tuple(_Copy(on_host, on_device, staged) for on_device, on_host in pairs)
-        return self._enter(_Piece(channel, copies), {_Space.ARENA: device}, host)
+            return self._enter(piece, host, _both(device))
+        return self._enter(piece, {_Space.ARENA: device}, host)
 
     def _enter_move(self, move: Move) -> _Piece:
-        copies: list[_Copy] = []
+        copies: list[Copy] = []
         for source, target, n_bytes, aside in move_pieces(move, self._chunk_bytes):
             begin, end = self.arena[source : source + n_bytes], self.arena[target : target + n_bytes]
             if aside:
-                copies += (_Copy(self._aside[:n_bytes], begin), _Copy(end, self._aside[:n_bytes]))
+                copies += (Copy(self._aside[:n_bytes], begin), Copy(end, self._aside[:n_bytes]))
             else:
-                copies.append(_Copy(end, begin))
+                copies.append(Copy(end, begin))
         source_span = ((move.source, move.source + move.n_bytes),)
         target_span = ((move.target, move.target + move.n_bytes),)
-        return self._enter(_Piece(Channel.COPY_IN, tuple(copies)), _both(source_span), _both(target_span))
+        piece = _Piece(Channel.COPY_IN, Copies(tuple(copies)))
+        return self._enter(piece, _both(source_span), _both(target_span))
 
     def _extent(self, image: Image) -> tuple[int, int]:
         start = self._ledger.arena.offset(self._ledger.extent(image.id))
@@ -329,20 +324,19 @@ class CudaDevice:
 
     def _copy(self, started: Started, pieces: Sequence[_Piece]) -> CopyDone:
         report = progress_of(started, self._clock, self._post)
-        in_flight: deque[_Chunk] = deque()
-        numbers = count()
+        in_flight: deque[_InFlight] = deque()
+        slots = cycle(self._slots[started.channel])
         error = ""
 
         def land() -> None:
             chunk = in_flight.popleft()
             chunk.end.wait()
-            for target, source in chunk.to_empty:
-                target.copy_(source)
+            chunk.land()
             report(chunk.n_bytes)
 
         for piece in pieces:
             self._come_after(piece)
-            for copies in _chunks(piece.copies, self._chunk_bytes):
+            for chunk in piece.work.chunks(self._chunk_bytes):
                 if len(in_flight) == CHUNKS_IN_FLIGHT:
                     land()
                 if self._closing.is_set():
@@ -350,40 +344,15 @@ class CudaDevice:
                 if started.id in self._superseded:
                     error = SUPERSEDED
                     break
-                in_flight.append(self._give(started.channel, copies, next(numbers)))
+                landing = chunk.give(next(slots))
+                in_flight.append(_InFlight(self._gpu.record(started.channel), chunk.n_bytes, landing))
             # The host's part of a staged copy is not in the stream: others may not come until it is done.
-            while in_flight and any(copy.staged for copy in piece.copies):
+            while in_flight and piece.work.staged:
                 land()
             self._pass(piece)
         while in_flight:
             land()
         return CopyDone(self._clock.now_s(), started.id, error)
-
-    def _give(self, channel: Channel, copies: Sequence[_Copy], number: int) -> _Chunk:
-        """Give the stream one chunk. The ring's slot for this number is free: at most `CHUNKS_IN_FLIGHT` are in flight."""
-        to_empty: list[tuple[torch.Tensor, torch.Tensor]] = []
-        filled = 0
-        for copy in copies:
-            if copy.staged:
-                slot = self._slot(channel, number)[filled : filled + copy.n_bytes]
-                filled += copy.n_bytes
-                if channel is Channel.COPY_IN:
-                    slot.copy_(copy.source)
-                    self._gpu.copy(channel, copy.target, slot)
-                else:
-                    self._gpu.copy(channel, slot, copy.source)
-                    to_empty.append((copy.target, slot))
-            else:
-                self._gpu.copy(channel, copy.target, copy.source)
-        n_bytes = sum(copy.n_bytes for copy in copies)
-        return _Chunk(self._gpu.record(channel), n_bytes, tuple(to_empty))
-
-    def _slot(self, channel: Channel, number: int) -> torch.Tensor:
-        if channel not in self._rings:
-            self._rings[channel] = [
-                self._gpu.allocate_locked(self._chunk_bytes) for _ in range(CHUNKS_IN_FLIGHT)
-            ]
-        return self._rings[channel][number % CHUNKS_IN_FLIGHT]
 
     def _fetch(self, started: Started, dropped: Sequence[_HostMemory], piece: _Piece) -> CopyDone:
         self._come_after(piece)
@@ -410,21 +379,3 @@ class CudaDevice:
 def _both(spans: Spans) -> Places:
     """The arena, whatever is in it."""
     return {_Space.ARENA: spans, _Space.TAIL: spans}
-
-
-def _chunks(copies: Sequence[_Copy], n_bytes: int) -> Iterator[list[_Copy]]:
-    """The copies in order: large ones cut, small ones gathered, to at most `n_bytes` each."""
-    gathered: list[_Copy] = []
-    room = n_bytes
-    for copy in copies:
-        start = 0
-        while start < copy.n_bytes:
-            end = min(start + room, copy.n_bytes)
-            gathered.append(copy.part(start, end))
-            room -= end - start
-            start = end
-            if not room:
-                yield gathered
-                gathered, room = [], n_bytes
-    if gathered:
-        yield gathered

@@ -22,8 +22,8 @@ _log = logging.getLogger(__name__)
 
 STREAMS = (Channel.COMPUTE, Channel.COPY_IN, Channel.COPY_OUT)
 
-_PORTABLE = 1
-"""`cudaHostRegisterPortable`."""
+_PORTABLE_AND_MAPPED = 1 | 2
+"""`cudaHostRegisterPortable` and `cudaHostRegisterMapped`: for copy engines, and for kernels."""
 
 
 class GpuEvent(Protocol):
@@ -66,6 +66,21 @@ class Gpu(Protocol):
 
     def copy(self, channel: Channel, target: torch.Tensor, source: torch.Tensor) -> None:
         """Give the stream a copy between `uint8` tensors of equal size that do not overlap; host memory is page-locked."""
+        ...
+
+    def copy_blocks(
+        self,
+        channel: Channel,
+        target: torch.Tensor,
+        source: torch.Tensor,
+        offsets: torch.Tensor,
+        block_bytes: int,
+    ) -> None:
+        """Give the stream one kernel that copies blocks between `uint8` tensors, each in device memory or page-locked.
+
+        `offsets` `[2, block]` (int64, device memory) says where each goes in `target` and comes from in `source`; it is read
+        when the kernel runs. `block_bytes` and all offsets are multiples of 16; blocks do not overlap.
+        """
         ...
 
     def record(self, channel: Channel) -> GpuEvent:
@@ -123,7 +138,7 @@ class TorchGpu:
 
     def lock(self, memory: Memory) -> bool:
         status = _in_a_thread(
-            lambda: _cudart().cudaHostRegister(memory.address, len(memory.buffer), _PORTABLE)
+            lambda: _cudart().cudaHostRegister(memory.address, len(memory.buffer), _PORTABLE_AND_MAPPED)
         )
         if status:
             _log.warning(
@@ -139,6 +154,20 @@ class TorchGpu:
     def copy(self, channel: Channel, target: torch.Tensor, source: torch.Tensor) -> None:
         with self.running(channel):
             target.copy_(source, non_blocking=True)
+
+    def copy_blocks(
+        self,
+        channel: Channel,
+        target: torch.Tensor,
+        source: torch.Tensor,
+        offsets: torch.Tensor,
+        block_bytes: int,
+    ) -> None:
+        # Here and not above: Triton is optional, and only steps, which need it too, make blocks that can be paged.
+        from tokenmux.kernels.kv_pack.launch import kv_page
+
+        with self.running(channel):
+            kv_page(target, source, offsets, block_bytes=block_bytes)
 
     def record(self, channel: Channel) -> _TorchEvent:
         # Blocking: whoever waits for it sleeps, instead of turning a core in circles that steps need.

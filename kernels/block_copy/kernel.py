@@ -2,7 +2,7 @@
 
     pack     scattered blocks ---> consecutive blocks of the staging buffer
     unpack   consecutive blocks -> scattered blocks
-    move     scattered blocks ---> scattered blocks
+    move     scattered blocks ---> scattered blocks        within the device, or paging between it and the host
 
 Either side may be device memory or pinned host memory, which the device reads and writes at its mapped address.
 """

@@ -1,9 +1,9 @@
-"""Whether to page blocks with a kernel or with the copy engines, by the size of a block.
+"""Whether to page blocks with a kernel or with the copy engines, by the size of a copy.
 
-A copy engine moves one block per copy. Each copy costs it a fixed time on top of its bytes (fetching the descriptor,
-starting the transfer), in a batched submission as well, and reaches
+A copy engine moves one block per copy, or a run of neighbours. Each copy costs it a fixed time on top of its bytes
+(fetching the descriptor, starting the transfer), in a batched submission as well, and reaches
 
-    share = transfer / (transfer + overhead)        transfer = block bytes / bus bytes per second
+    share = transfer / (transfer + overhead)        transfer = bytes of a copy / bus bytes per second
 
 of the bus. The kernel has no such overhead: one launch reads all the blocks, scattered or not, and stores 16 bytes a
 thread straight to pinned memory. But it takes SMs from the step that runs at the same time, which a copy engine does
@@ -31,9 +31,9 @@ class PageMethod(enum.Enum):
 
 
 def page_method(
-    block_bytes: int, bus_bytes_per_s: float, copy_overhead_s: float = COPY_OVERHEAD_S
+    copy_bytes: float, bus_bytes_per_s: float, copy_overhead_s: float = COPY_OVERHEAD_S
 ) -> PageMethod:
-    """The method for blocks of `block_bytes` over a bus of `bus_bytes_per_s` in one direction."""
-    transfer_s = block_bytes / bus_bytes_per_s
+    """The method for blocks that make up copies of `copy_bytes` on average, over a bus of `bus_bytes_per_s` in one direction."""
+    transfer_s = copy_bytes / bus_bytes_per_s
     share = transfer_s / (transfer_s + copy_overhead_s)
     return PageMethod.COPY_ENGINE if share >= ENOUGH else PageMethod.KERNEL

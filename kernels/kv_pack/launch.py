@@ -1,4 +1,4 @@
-"""Host side of `kv_pack` and `kv_unpack`: page out and in with one launch for any number of blocks.
+"""Host side of `kv_page`, `kv_pack` and `kv_unpack`: page out and in with one launch for any number of blocks.
 
 Staging buffers are device memory or pinned host memory. When to use the copy engines instead: `choice.py`.
 """
@@ -12,6 +12,7 @@ import torch
 from tokenmux.kernels.block_copy import launch as block_copy
 from tokenmux.kernels.kv_pack import kernel
 from tokenmux.kernels.kv_pack.reference import SMALLEST_SCALE
+from tokenmux.kernels.layout import OFFSET_ALIGNMENT
 from tokenmux.kernels.tiles import padded
 from tokenmux.kernels.variant import Kind, Variant
 
@@ -21,6 +22,19 @@ if TYPE_CHECKING:
 
 ELEMENTS = 4096
 """Elements a program of the int8 path: four 16-byte loads a thread with 4 warps, as whole rows."""
+
+
+def kv_page(target: torch.Tensor, source: torch.Tensor, offsets: torch.Tensor, *, block_bytes: int) -> None:
+    """Copies blocks that are scattered on both sides, of any model: the tensors are `uint8`, one of them often pinned host memory.
+
+    `offsets` `[2, block]` (int64, on the device) are bytes: where each block goes in `target`, where it comes from in
+    `source`. They are not looked at here, as that would wait for the device.
+    """
+    if block_bytes % OFFSET_ALIGNMENT:
+        raise ValueError(f"blocks are multiples of {OFFSET_ALIGNMENT} bytes, got {block_bytes}")
+    block_copy.launch(
+        source, target, block_bytes, offsets.shape[1], source_offsets=offsets[1], target_offsets=offsets[0]
+    )
 
 
 def kv_pack(arena: torch.Tensor, offsets: torch.Tensor, staging: torch.Tensor, *, layout: KVLayout) -> None:

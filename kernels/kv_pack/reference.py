@@ -1,4 +1,4 @@
-"""What `kv_pack` and `kv_unpack` compute, in plain torch, as they are and through int8."""
+"""What `kv_page`, `kv_pack` and `kv_unpack` compute, in plain torch, as they are and through int8."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ if TYPE_CHECKING:
 
 SMALLEST_SCALE = 1e-30
 """Keeps a row of zeros (or of numbers that vanish in float32) from dividing by zero."""
+
+
+def kv_page(target: torch.Tensor, source: torch.Tensor, offsets: torch.Tensor, *, block_bytes: int) -> None:
+    """Copies `block_bytes` of `source` at `offsets[1, i]` to `target` at `offsets[0, i]`: `uint8` tensors, offsets in bytes."""
+    for there, here in offsets.T.tolist():
+        target[there : there + block_bytes] = source[here : here + block_bytes]
 
 
 def kv_pack(arena: torch.Tensor, offsets: torch.Tensor, staging: torch.Tensor, *, layout: KVLayout) -> None:

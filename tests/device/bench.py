@@ -255,21 +255,46 @@ def make_cpu(bench: Bench) -> Device:
     return CpuDevice(FACTS, bench.instance.ledger, bench.clock, bench, bench.host)
 
 
-def cuda_over(gpu: Gpu, bench: Bench) -> CudaDevice:
+ENGINES, KERNEL = 0.0, 1.0
+"""The overhead of a copy in seconds: without one the copy engines page every block, and with a long one the kernel does."""
+
+
+def cuda_over(gpu: Gpu, bench: Bench, copy_overhead_s: float = ENGINES) -> CudaDevice:
     """With chunks so small that everything here takes several."""
-    return CudaDevice(FACTS, bench.instance.ledger, bench.clock, bench, bench.host, gpu, chunk_bytes=16 * KB)
+    return CudaDevice(
+        FACTS,
+        bench.instance.ledger,
+        bench.clock,
+        bench,
+        bench.host,
+        gpu,
+        chunk_bytes=16 * KB,
+        copy_overhead_s=copy_overhead_s,
+    )
 
 
 def make_fake(bench: Bench) -> Device:
     return cuda_over(FakeGpu(), bench)
 
 
+def make_fake_with_kernel(bench: Bench) -> Device:
+    return cuda_over(FakeGpu(), bench, KERNEL)
+
+
 def make_staged(bench: Bench) -> Device:
     return cuda_over(FakeGpu(lockable=False), bench)
 
 
+def make_staged_with_kernel(bench: Bench) -> Device:
+    return cuda_over(FakeGpu(lockable=False), bench, KERNEL)
+
+
 def make_cuda(bench: Bench) -> Device:
     return cuda_over(TorchGpu(), bench)
+
+
+def make_cuda_with_kernel(bench: Bench) -> Device:
+    return cuda_over(TorchGpu(), bench, KERNEL)
 
 
 @contextmanager
@@ -287,6 +312,9 @@ WITH_BYTES = [
     pytest.param(make_cpu, id="cpu"),
     pytest.param(make_fake, id="cuda (fake streams)"),
     pytest.param(make_staged, id="cuda (fake streams, nothing page-locked)"),
+    pytest.param(make_fake_with_kernel, id="cuda (fake streams, paging by kernel)"),
+    pytest.param(make_staged_with_kernel, id="cuda (fake streams, paging by kernel, nothing page-locked)"),
     pytest.param(make_cuda, id="cuda", marks=GPU),
+    pytest.param(make_cuda_with_kernel, id="cuda (paging by kernel)", marks=GPU),
 ]
 ALL = [pytest.param(make_null, id="null"), *WITH_BYTES]

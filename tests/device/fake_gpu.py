@@ -48,12 +48,14 @@ class FakeGpu:
     capacity: int = 1 << 30
     lockable: bool = True
     fail_at: int | None = None
-    """The copy of this number fails, and everything after it."""
+    """The copy or launch of this number fails, and everything after it."""
     name: str = "fake"
     allocated: dict[int, int] = field(default_factory=dict)
     """Bytes by address: of device memory, and of page-locked memory."""
     locked: dict[int, int] = field(default_factory=dict)
     n_copies: int = 0
+    n_launches: int = 0
+    """Of the copies, those of blocks by a kernel."""
     broken: bool = False
     stuck: SimpleQueue[Channel] = field(default_factory=SimpleQueue)
     """The streams that somebody waits for in vain because of `shut_after`."""
@@ -111,13 +113,30 @@ class FakeGpu:
         assert end <= source.data_ptr() or source.data_ptr() + source.numel() <= start, "the sides overlap"
 
         def run() -> None:
-            for side in (target, source):
-                assert self._reaches(side), "a copy touches memory that is neither the GPU's nor page-locked"
-            self.n_copies += 1
-            if self.n_copies == self.fail_at:
-                self.broken = True
-            self._check()
-            target.copy_(source)
+            self._count()
+            self._copy_now(target, source)
+
+        self.give(channel, run)
+
+    def copy_blocks(
+        self,
+        channel: Channel,
+        target: torch.Tensor,
+        source: torch.Tensor,
+        offsets: torch.Tensor,
+        block_bytes: int,
+    ) -> None:
+        assert block_bytes % 16 == 0
+        assert (offsets.dtype, offsets.shape[0]) == (torch.int64, 2)
+
+        def run() -> None:
+            assert self._lies_in(self.allocated, offsets), "a kernel reads its offsets from device memory"
+            self._count()
+            self.n_launches += 1
+            for to, come_from in offsets.T.tolist():
+                assert to >= 0
+                assert come_from >= 0
+                self._copy_now(target[to : to + block_bytes], source[come_from : come_from + block_bytes])
 
         self.give(channel, run)
 
@@ -193,10 +212,22 @@ class FakeGpu:
     def _may_run(self, channel: Channel) -> bool:
         return self._allowed.get(channel, 1) > 0
 
-    def _reaches(self, memory: torch.Tensor) -> bool:
-        start, end = memory.data_ptr(), memory.data_ptr() + memory.numel()
-        regions = (*self.allocated.items(), *self.locked.items())
-        return any(address <= start and end <= address + n_bytes for address, n_bytes in regions)
+    def _count(self) -> None:
+        self.n_copies += 1
+        if self.n_copies == self.fail_at:
+            self.broken = True
+        self._check()
+
+    def _copy_now(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        for side in (target, source):
+            assert self._lies_in(self.allocated, side) or self._lies_in(self.locked, side), (
+                "a copy touches memory that is neither the GPU's nor page-locked"
+            )
+        target.copy_(source)
+
+    def _lies_in(self, regions: dict[int, int], memory: torch.Tensor) -> bool:
+        start, end = memory.data_ptr(), memory.data_ptr() + memory.nbytes
+        return any(address <= start and end <= address + n_bytes for address, n_bytes in regions.items())
 
     def _check(self) -> None:
         if self.broken:

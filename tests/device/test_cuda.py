@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from tests.device.bench import (
+    ENGINES,
     FACTS,
     GPU,
     KB,
+    KERNEL,
     SHAPE,
     WAIT_S,
     Bench,
@@ -42,10 +44,12 @@ from tokenmux.engine.core.plan import (
 )
 from tokenmux.engine.core.request import RequestId
 from tokenmux.engine.device import cuda
+from tokenmux.engine.device.chunks import Copies
 from tokenmux.engine.device.cuda import CudaDevice, _Space
 from tokenmux.engine.device.gpu import STREAMS, Gpu, TorchGpu, check_cuda
 from tokenmux.engine.device.interface import Completion, Post
 from tokenmux.engine.device.ordering import Places, Spans, merged
+from tokenmux.engine.device.paging import Blocks
 from tokenmux.engine.instance.started import Started
 from tokenmux.engine.memory.host_cache import HostCache
 from tokenmux.engine.memory.ledger import Ledger
@@ -54,12 +58,25 @@ from tokenmux.engine.runtime.clock import MonotonicClock
 # ── what is said to be touched, and what is ──────────────────────────────────────────────────────────────────────
 
 
+def sides(piece: cuda._Piece) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """From where and to where the piece copies."""
+    match piece.work:
+        case Copies(copies=copies):
+            yield from ((copy.source, copy.target) for copy in copies)
+        case Blocks() as blocks:
+            size = blocks.block_bytes
+            for there, here in zip(blocks.on_device.tolist(), blocks.on_host.tolist(), strict=True):
+                on_device = blocks.arena[there * size : (there + 1) * size]
+                on_host = blocks.host[here * size : (here + 1) * size]
+                yield (on_host, on_device) if piece.channel is Channel.COPY_IN else (on_device, on_host)
+
+
 class Watched(CudaDevice):
     """Checks that every copy stays within the places that its piece was entered with."""
 
     def _enter(self, piece: cuda._Piece, reads: Places, writes: Places) -> cuda._Piece:
-        for copy in piece.copies:
-            for tensor, places in ((copy.source, reads), (copy.target, writes)):
+        for source, target in sides(piece):
+            for tensor, places in ((source, reads), (target, writes)):
                 spaces = {_Space.ARENA, _Space.TAIL}
                 if places is reads and piece.channel is Channel.COPY_OUT:
                     spaces = {_Space.ARENA}  # what a step in flight adds does not count
@@ -163,6 +180,7 @@ class Early:
 
     gpu: Gpu
     is_early: bool
+    copy_overhead_s: float = ENGINES
     ledger: Ledger = field(default_factory=lambda: Ledger(FACTS, HostCache(1 << 20)))
     models: dict[str, ModelFacts] = field(default_factory=dict)
     resident: list[str] = field(default_factory=list)
@@ -175,7 +193,16 @@ class Early:
 
     def __post_init__(self) -> None:
         self.inbox: SimpleQueue[Completion | BaseException] = SimpleQueue()
-        self.device = Watched(FACTS, self.ledger, MonotonicClock(), self, self, self.gpu, chunk_bytes=16 * KB)
+        self.device = Watched(
+            FACTS,
+            self.ledger,
+            MonotonicClock(),
+            self,
+            self,
+            self.gpu,
+            chunk_bytes=16 * KB,
+            copy_overhead_s=self.copy_overhead_s,
+        )
         for index, name in enumerate("abcd"):
             self.models[name] = model(name, (120 + 50 * index) * KB)
             self.start(Fetch(ModelId(name)), Channel.FETCH, images=self.models[name].images)
@@ -364,40 +391,50 @@ def program(seed: int, n_actions: int) -> Callable[[Early], None]:
 
 
 @contextmanager
-def early(gpu: Gpu, *, is_early: bool) -> Iterator[Early]:
-    harness = Early(gpu, is_early)
+def early(gpu: Gpu, *, is_early: bool, copy_overhead_s: float = ENGINES) -> Iterator[Early]:
+    harness = Early(gpu, is_early, copy_overhead_s)
     try:
         yield harness
     finally:
         harness.device.close()
 
 
+SEEDS_THAT_PAGE = (1, 2, 8, 13)
+"""Half of all programs never page anything, and say nothing about the kernel."""
+
+
+@pytest.mark.parametrize("copy_overhead_s", [ENGINES, KERNEL], ids=["engines", "kernel"])
 @pytest.mark.parametrize("lockable", [True, False], ids=["page-locked", "staged"])
 @pytest.mark.parametrize(
-    "seed", [*range(4), *(pytest.param(n, marks=pytest.mark.nightly) for n in range(4, 60))]
+    "seed",
+    [pytest.param(n, marks=() if n in SEEDS_THAT_PAGE else pytest.mark.nightly) for n in range(60)],
 )
 def test_operations_that_wait_for_no_completion_leave_what_waiting_ones_leave(
-    seed: int, lockable: bool
+    seed: int, lockable: bool, copy_overhead_s: float
 ) -> None:
     run = program(seed, 120)
     with early(FakeGpu(seed), is_early=False) as waiting:
         run(waiting)
         expected, n_started = waiting.contents(), waiting.n_started
-    with early(FakeGpu(seed + 1, lockable=lockable), is_early=True) as hasty:
+    gpu = FakeGpu(seed + 1, lockable=lockable)
+    with early(gpu, is_early=True, copy_overhead_s=copy_overhead_s) as hasty:
         run(hasty)
         assert hasty.contents() == expected
         assert hasty.n_started == n_started
+    assert not gpu.n_launches or copy_overhead_s == KERNEL
     assert len(hasty.device._ordering) == 0
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("is_real", [pytest.param(True, marks=GPU)])
-def test_the_same_on_a_gpu(seed: int, is_real: bool) -> None:
+@pytest.mark.parametrize(
+    "copy_overhead_s", [pytest.param(s, marks=GPU) for s in (ENGINES, KERNEL)], ids=["engines", "kernel"]
+)
+def test_the_same_on_a_gpu(seed: int, copy_overhead_s: float) -> None:
     run = program(seed, 120)
     with early(FakeGpu(seed), is_early=False) as waiting:
         run(waiting)
         expected = waiting.contents()
-    with early(TorchGpu(), is_early=True) as hasty:
+    with early(TorchGpu(), is_early=True, copy_overhead_s=copy_overhead_s) as hasty:
         run(hasty)
         assert hasty.contents() == expected
 
@@ -405,10 +442,17 @@ def test_the_same_on_a_gpu(seed: int, is_real: bool) -> None:
 # ── what waits for what, one at a time ───────────────────────────────────────────────────────────────────────────
 
 
-def in_one_chunk(bench: Bench, gpu: Gpu) -> CudaDevice:
+def in_one_chunk(bench: Bench, gpu: Gpu, copy_overhead_s: float = ENGINES) -> CudaDevice:
     """All of an operation is given to its stream before anything of it is waited for."""
     return CudaDevice(
-        FACTS, bench.instance.ledger, bench.clock, bench, bench.host, gpu, chunk_bytes=FACTS.arena_bytes
+        FACTS,
+        bench.instance.ledger,
+        bench.clock,
+        bench,
+        bench.host,
+        gpu,
+        chunk_bytes=FACTS.arena_bytes,
+        copy_overhead_s=copy_overhead_s,
     )
 
 
@@ -464,9 +508,12 @@ def test_a_request_that_has_come_in_runs_while_the_next_of_the_same_operation_co
         assert isinstance(bench.inbox.get(timeout=WAIT_S), CopyDone)
 
 
-def test_kv_that_goes_out_through_chunks_of_the_host_comes_in_only_when_it_has_landed() -> None:
+@pytest.mark.parametrize("copy_overhead_s", [ENGINES, KERNEL], ids=["engines", "kernel"])
+def test_kv_that_goes_out_through_chunks_of_the_host_comes_in_only_when_it_has_landed(
+    copy_overhead_s: float,
+) -> None:
     gpu = FakeGpu(lockable=False)
-    with bench_of(lambda bench: in_one_chunk(bench, gpu)) as bench:
+    with bench_of(lambda bench: in_one_chunk(bench, gpu, copy_overhead_s)) as bench:
         bench.add(model("a", 200 * KB))
         bench.load("a")
         bench.instance.apply(Arrived(bench.now_s(), request("r", "a")))
@@ -489,12 +536,13 @@ def test_kv_that_goes_out_through_chunks_of_the_host_comes_in_only_when_it_has_l
         assert bench.stamps("r", 16) == [[stamp(position)] for position in range(16)]
 
 
-def test_a_step_waits_on_the_device_for_the_page_in_of_its_request_and_a_page_in_for_those_that_leave() -> (
-    None
-):
+@pytest.mark.parametrize("copy_overhead_s", [ENGINES, KERNEL], ids=["engines", "kernel"])
+def test_a_step_waits_on_the_device_for_the_page_in_of_its_request_and_a_page_in_for_those_that_leave(
+    copy_overhead_s: float,
+) -> None:
     """`second` is paged out and dropped, `first` comes into its blocks and runs: all given before anything is done."""
     gpu = FakeGpu()
-    with bench_of(lambda bench: in_one_chunk(bench, gpu)) as bench:
+    with bench_of(lambda bench: in_one_chunk(bench, gpu, copy_overhead_s)) as bench:
         bench.add(model("a", 570 * KB))
         bench.load("a")
         ledger = bench.instance.ledger
@@ -645,6 +693,10 @@ def test_a_gpu_without_room_for_the_arena_is_refused_with_the_remedy() -> None:
 # ── memory ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+OFFSETS_BYTES = 4 * 64 * KB
+"""Of two chunks in flight in each direction."""
+
+
 def test_memory_is_what_the_books_say_and_goes_back() -> None:
     gpu = FakeGpu()
     with bench_of(lambda bench: cuda_over(gpu, bench)) as bench:
@@ -653,9 +705,9 @@ def test_memory_is_what_the_books_say_and_goes_back() -> None:
         for name in names:
             bench.run(Fetch(ModelId(name)))
             cache = bench.instance.ledger.cache
-            assert sum(gpu.locked.values()) == cache.used_bytes + FACTS.host_kv_bytes
+            assert sum(gpu.locked.values()) == cache.used_bytes + FACTS.host_kv_bytes + OFFSETS_BYTES
         assert cache.used_bytes == 900 * KB, "three of them fit"
-        assert sum(gpu.allocated.values()) == FACTS.arena_bytes + 16 * KB
+        assert sum(gpu.allocated.values()) == FACTS.arena_bytes + 16 * KB + OFFSETS_BYTES
     assert (gpu.allocated, gpu.locked) == ({}, {})
 
 
@@ -665,7 +717,7 @@ def test_an_image_that_cannot_be_read_leaves_nothing_locked() -> None:
         bench.add(model("bad", 100 * KB))
         bench.host.bad_images.add(ImageId("bad"))
         bench.run(Fetch(ModelId("bad")))
-        assert sum(gpu.locked.values()) == FACTS.host_kv_bytes
+        assert sum(gpu.locked.values()) == FACTS.host_kv_bytes + OFFSETS_BYTES
 
 
 def test_it_is_said_when_host_memory_cannot_be_locked(caplog: pytest.LogCaptureFixture) -> None:

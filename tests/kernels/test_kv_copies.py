@@ -1,4 +1,4 @@
-"""`kv_pack`, `kv_unpack` and `kv_move`: bit for bit, and through int8 within the bound that is promised."""
+"""`kv_page`, `kv_pack`, `kv_unpack` and `kv_move`: bit for bit, and through int8 within the bound that is promised."""
 
 from __future__ import annotations
 
@@ -57,6 +57,24 @@ def test_packing_and_unpacking_are_exact(place, layout, blocks, single, seed):
     unpacked = place.run(PACK + "kv_unpack", arena=elsewhere, offsets=offsets, staging=packed, layout=layout)
     pack_reference.kv_unpack(elsewhere, offsets, expected[:blocks], layout=layout)
     assert torch.equal(bits(unpacked["arena"]), bits(elsewhere))
+
+
+@settings(max_examples=16)
+@given(sixteenths=st.integers(1, 1200), blocks=st.integers(0, 4), seed=st.integers(0, 2**16))
+@example(512, 3, 0)
+@example(513, 3, 0)
+def test_paging_is_exact_whatever_lies_on_either_side(place, sixteenths, blocks, seed):
+    """Bytes at offsets of no common grid but 16, and around them nothing changes."""
+    size, generator = 16 * sixteenths, torch.Generator().manual_seed(seed)
+    source = torch.randint(0, 256, (blocks * (size + 48) + 64,), dtype=torch.uint8, generator=generator)
+    target = torch.full((blocks * (size + 16) + 32,), 7, dtype=torch.uint8)
+    there = torch.randperm(blocks, generator=generator) * (size + 16) + 16
+    here = torch.randperm(blocks, generator=generator) * (size + 48) + 32
+    offsets = torch.stack((there, here))
+    expected = target.clone()
+    pack_reference.kv_page(expected, source, offsets, block_bytes=size)
+    paged = place.run(PACK + "kv_page", target=target, source=source, offsets=offsets, block_bytes=size)
+    assert torch.equal(paged["target"], expected)
 
 
 @settings(max_examples=16)
@@ -149,6 +167,9 @@ def test_misfits_are_refused(interpreter):
         interpreter(PACK + "kv_pack", arena=arena, offsets=one, staging=staging[:, 1:], layout=layout)
     with pytest.raises(ValueError, match="staging holds"):
         interpreter(PACK + "kv_unpack", arena=arena, offsets=one.repeat(2), staging=staging, layout=layout)
+    raw = torch.zeros(64, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="multiples of 16 bytes"):
+        interpreter(PACK + "kv_page", target=raw, source=raw, offsets=one.repeat(2, 1), block_bytes=24)
     halved = Quantised(torch.zeros(1, layout.block_elements, dtype=torch.int8), torch.zeros(1, 7))
     with pytest.raises(ValueError, match="a block"):
         interpreter(PACK + "kv_pack_int8", arena=arena, offsets=one, staging=halved, layout=layout)

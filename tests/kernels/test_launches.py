@@ -132,6 +132,8 @@ def launch_everything(layout, layer, window, rows, vocabulary):
     )  # fmt: skip
 
     offsets, staging = table[:2, 0], torch.zeros(2, layout.block_elements, dtype=BF16)
+    sides = torch.zeros(2, rows, dtype=torch.int64)
+    kv_pack.kv_page(arena.view(torch.uint8), staging.view(torch.uint8), sides, block_bytes=16 * rows)
     kv_pack.kv_pack(arena, offsets, staging, layout=layout)
     kv_pack.kv_unpack(arena, offsets, staging, layout=layout)
     kv_move(arena, offsets, offsets, layout=layout)
