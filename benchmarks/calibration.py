@@ -1,11 +1,13 @@
-"""How well the simulator predicts a real run: the demo's models and traffic on the virtual GPU, measured and then simulated.
+"""How well the simulator predicts real runs: the demo's models and traffic on the virtual GPU, measured and then simulated.
 
-Two streams of the demo's traffic (another seed each) go through the real engine, with real weights, on this machine. Step and copy times are taken from
-the first; the simulator then replays both with these times and knows nothing else of the runs but when requests arrived and how long
-they were. The second stream is the test: nothing was fitted to it. Beside it stand the interference of copies with steps, and how fast
-the running engine's own cost model comes near the truth, starting from a roofline.
+Streams of the demo's traffic (another seed each) go through the real engine, with real weights, on this machine. Step and copy times are taken from
+the first; the simulator then replays the others with these times and knows nothing else of the runs but when requests arrived and how long
+they were. Half of the predicted streams come as fast as the demo's, the others twice as fast, so that some tokens are late. Beside that stand the
+interference of copies with steps, and how fast the running engine's own cost model comes near the truth, starting from a roofline.
 
     python -m benchmarks.calibration [--quick] [--cache FOLDER]
+
+A quarter of an hour. Other work on the machine that comes and goes while it runs is what nobody can predict.
 """
 
 import os
@@ -67,6 +69,9 @@ TARGETS = {
     ON_TIME_ERROR: Target(SOURCE, at_most=3.0),
 }
 STEPS_SEEN = (0, 1, 2, 5, 10, 20, 50)
+LOADS = {"demo": 1.0, "dense": 2.0}
+"""Kinds of predicted streams: how many times the demo's requests per second."""
+
 GAP_S = 3.0
 """Between the parts of a run, so that one does not weigh on the next."""
 
@@ -78,6 +83,11 @@ class Run:
     arrivals: list[Arrival] = field(default_factory=list)
     records: list[RequestRecord] = field(default_factory=list)
     completed: list[Completed] = field(default_factory=list)
+
+    def __add__(self, other: "Run") -> "Run":
+        return Run(
+            self.arrivals + other.arrivals, self.records + other.records, self.completed + other.completed
+        )
 
     def summary(self) -> Summary:
         return summarise(self.records)
@@ -214,27 +224,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="shorter streams")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "tokenmux")
     options = parser.parse_args(arguments)
-    duration_s = 15.0 if options.quick else 60.0
+    duration_s, n_each = (20.0, 1) if options.quick else (150.0, 2)
 
     console = Console(stderr=True)
     models = prepare(options.cache, console)
     config = PoolConfig.model_validate(models.pool_config(), context=models.root)
     device, host = facts_of(config, measure_cpu(MonotonicClock()))
     streams = Streams(models)
+    measured: dict[str, list[Run]] = {load: [] for load in LOADS}
     with real_engine(models, device, host) as engine:
         console.print("all models in memory; timing one request alone")
         alone = engine.send([(0.0, ModelId(models.real[0]), (1,) * 8, 32)], ServiceLevel())
         step_s = alone.records[0].tpot_s or 0.0
         service = ServiceLevel(FIRST_TOKENS * TURNS * step_s, TURNS * step_s)
-        rate = streams.rate(step_s)
-        runs = []
-        for seed in (0, 1):
+
+        def measure(load: str, times: float, seed: int) -> Run:
+            rate = times * streams.rate(step_s)
             time.sleep(GAP_S)
-            console.print(f"stream {seed}: {duration_s:.0f} s, {rate:.1f} requests/s")
-            runs.append(engine.send(streams.plan(rate, duration_s, seed), service))
-    truth = fit_cost(runs[0].completed)
-    predicted = [simulated(run, truth, device, host, models.facts) for run in runs]
-    report(runs, predicted, truth, convergence(runs[0].completed + runs[1].completed, device, host))
+            console.print(f"{load} {seed}: {duration_s:.0f} s, {rate:.1f} requests/s")
+            return engine.send(streams.plan(rate, duration_s, seed), service)
+
+        fitted = measure("to be fitted", 1.0, 0)
+        for seed in range(n_each):
+            for number, (load, times) in enumerate(LOADS.items()):
+                measured[load].append(measure(load, times, 1 + len(LOADS) * seed + number))
+    truth = fit_cost(fitted.completed)
+    pairs = {
+        load: [(run, simulated(run, truth, device, host, models.facts)) for run in runs]
+        for load, runs in measured.items()
+    }
+    seen = [fitted, *(run for runs in measured.values() for run in runs)]
+    report(pairs, truth, convergence(sum(seen, Run()).completed, device, host))
 
 
 class Streams:
@@ -271,26 +291,26 @@ class Streams:
         return tuple(tokenizer.encode(prompt))
 
 
-def report(
-    runs: Sequence[Run], predicted: Sequence[Run], truth: MeasuredCost, errors: dict[int, float]
-) -> None:
+def report(pairs: dict[str, list[tuple[Run, Run]]], truth: MeasuredCost, errors: dict[int, float]) -> None:
+    """`pairs`: of each kind of stream, what was measured and what was simulated."""
     rows: list[list[object]] = []
-    for name, run, guess in zip(("fitted to", "predicted"), runs, predicted, strict=True):
-        real, sim = run.summary(), guess.summary()
-        for label, measured, simulated_value in (
-            ("tokens on time", real.tokens_on_time, sim.tokens_on_time),
-            ("requests fully on time", real.requests_on_time, sim.requests_on_time),
-            ("TTFT p50, s", real.ttft_p50_s, sim.ttft_p50_s),
-            ("TTFT p99, s", real.ttft_p99_s, sim.ttft_p99_s),
-            ("TPOT p50, s", real.tpot_p50_s, sim.tpot_p50_s),
-            ("swaps", run.n_swaps(), guess.n_swaps()),
-            ("compute, s", run.compute_s(), guess.compute_s()),
-        ):
-            rows.append(
-                [name, label, measured, simulated_value, simulated_value / measured - 1 if measured else 0.0]
-            )
+    metrics: dict[str, float] = {}
+    for load, streams in pairs.items():
+        for number, (run, guess) in enumerate(streams):
+            rows += _compared(f"{load} {number}", run, guess)
+        whole = [sum(runs, Run()) for runs in zip(*streams, strict=True)]
+        rows += _compared(f"{load}, all", *whole)
+        real, sim = (run.summary() for run in whole)
+        prefix = "" if load == "demo" else f"{load}_"
+        metrics |= {
+            f"{prefix}{TTFT_ERROR}": abs(sim.ttft_p50_s / real.ttft_p50_s - 1),
+            f"{prefix}{ON_TIME_ERROR}": 100 * abs(sim.tokens_on_time - real.tokens_on_time),
+            f"{prefix}ttft_p99_error": abs(sim.ttft_p99_s / real.ttft_p99_s - 1),
+            f"{prefix}swaps_error": abs(whole[1].n_swaps() / whole[0].n_swaps() - 1),
+            f"{prefix}requests": float(len(whole[0].records)),
+        }
     table(
-        "a real run, and the simulator's prediction of it",
+        "real runs, and the simulator's predictions of them",
         ["stream", "", "measured", "simulated", "error"],
         rows,
     )
@@ -299,22 +319,27 @@ def report(
         ["steps of that kind seen", "error"],
         [[f"{n} or more", error] for n, error in errors.items()],
     )
-    real, sim = runs[1].summary(), predicted[1].summary()
     print(
         f"beside a copy, a step takes {truth.interference:.2f} times as long; turnaround {1e3 * truth.turnaround_s:.2f} ms"
     )
-    metrics = {
-        TTFT_ERROR: abs(sim.ttft_p50_s / real.ttft_p50_s - 1),
-        "ttft_p99_error": abs(sim.ttft_p99_s / real.ttft_p99_s - 1),
-        ON_TIME_ERROR: 100 * abs(sim.tokens_on_time - real.tokens_on_time),
-        "tokens_on_time": real.tokens_on_time,
-        "tokens_on_time_simulated": sim.tokens_on_time,
-        "swaps": float(runs[1].n_swaps()),
-        "swaps_simulated": float(predicted[1].n_swaps()),
-        "interference": truth.interference,
-        **{f"cost_error_after_{n}": error for n, error in errors.items()},
-    }
+    metrics["interference"] = truth.interference
+    metrics |= {f"cost_error_after_{n}": error for n, error in errors.items()}
     finish("calibration", metrics, TARGETS)
+
+
+def _compared(name: str, run: Run, guess: Run) -> list[list[object]]:
+    real, sim = run.summary(), guess.summary()
+    figures = (
+        ("requests", float(len(run.records)), float(len(guess.records))),
+        ("tokens on time", real.tokens_on_time, sim.tokens_on_time),
+        ("requests fully on time", real.requests_on_time, sim.requests_on_time),
+        ("TTFT p50, s", real.ttft_p50_s, sim.ttft_p50_s),
+        ("TTFT p99, s", real.ttft_p99_s, sim.ttft_p99_s),
+        ("TPOT p50, s", real.tpot_p50_s, sim.tpot_p50_s),
+        ("swaps", float(run.n_swaps()), float(guess.n_swaps())),
+        ("compute, s", run.compute_s(), guess.compute_s()),
+    )
+    return [[name, label, a, b, b / a - 1 if a else 0.0] for label, a, b in figures]
 
 
 if __name__ == "__main__":

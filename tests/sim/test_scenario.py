@@ -5,7 +5,7 @@ import pytest
 
 from tokenmux.engine.core.errors import ConfigError
 from tokenmux.engine.core.plan import AtOnce, Channel, Operation
-from tokenmux.engine.core.request import ServiceLevel
+from tokenmux.engine.core.request import Request, RequestId, ServiceLevel
 from tokenmux.engine.policy.registry import POLICIES, make_policies, make_policy
 from tokenmux.engine.sim.hardware import GB
 from tokenmux.engine.sim.scenario import Hardware, Market, paper_market, simulate
@@ -125,3 +125,20 @@ def test_stopping_when_all_is_late_changes_nothing_that_is_on_time(n_instances: 
         assert stopped.n_tokens_not_drawn > 0
     if n_instances == 4:
         assert early.ttft_p50_s == exact.ttft_p50_s
+
+
+def test_a_step_that_is_under_way_when_the_last_token_is_due_still_counts() -> None:
+    """Steps take a little longer than a TPOT: what the first token had to spare is used up towards the end, at another token each time."""
+    n_straddling = 0
+    for late_by in range(40):
+        market, _ = workload(1, 0.1, 1.0)
+        model = next(iter(market.facts))
+        service = ServiceLevel(ttft_s=0.98 + 0.0005 * late_by, tpot_s=0.008)
+        request = Request(RequestId("r"), model, 100, 100, 0.0, service)
+        whole, stopped = (
+            simulate(market, [Arrival(request, 100)], 1, "request-level", to_the_end=end).summary()
+            for end in (True, False)
+        )
+        assert stopped.tokens_on_time == whole.tokens_on_time
+        n_straddling += 0.0 < whole.tokens_on_time < 1.0
+    assert n_straddling > 5
