@@ -64,7 +64,6 @@ def model_shapes(
         with quiet_transformers(), torch.inference_mode():
             model = empty_model(config, dtype, trust_remote_code=trust_remote_code)
             torch.nn.Module.to(model, "meta")
-            model.config.pad_token_id = None  # else some models look for it among the token ids
             rows = torch.zeros(1, _N_ROWS, dtype=torch.int64, device="meta")
             logits = model(
                 input_ids=rows,

@@ -141,6 +141,8 @@ def empty_model(
     # Inside the context every assignment makes a new empty parameter, so tied weights come apart.
     model.tie_weights()
     choose_experts(model, dtype, "cpu")
+    # Else some models look for padding among the token ids in every step, and the device is waited for.
+    model.config.pad_token_id = None
     model.eval()  # type: ignore[no-untyped-call]
     return model
 
