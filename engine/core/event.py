@@ -84,6 +84,22 @@ class ModelWanted:
 
 
 @dataclass(frozen=True, slots=True)
+class ResizeAsked:
+    """An operator wants another size of the arena: nothing new begins, and everything leaves it, until `Resized`."""
+
+    at_s: float
+    arena_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resized:
+    """The empty arena was replaced by one of this size: the one asked for, or that of before where the device has not so much."""
+
+    at_s: float
+    arena_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class StepDone:
     """A step completed `len(ends_s)` of its iterations, at these times; these requests drew their last token in it."""
 
@@ -115,6 +131,8 @@ Event = (
     | ModelAdded
     | ModelRemoved
     | ModelWanted
+    | ResizeAsked
+    | Resized
     | StepDone
     | CopyDone
 )

@@ -3,7 +3,7 @@
 The front owns text: chat templates, tokenizers, stop strings, detokenization. A worker owns token ids. In-process and
 across processes the same values travel.
 
-    front ── Submit, Cancel, Pause, Resume, Register, Unregister, Load, Unload, Pin, AskTrace, Shutdown ──▶ worker
+    front ── Submit, Cancel, Pause, Resume, Register, Unregister, Load, Unload, Pin, Resize, AskTrace, Shutdown ──▶ worker
     front ◀── Tokens, Finished, RequestState, WorkerStatus, WorkerUse, Traced, Acknowledged, Broken ──────── worker
 """
 
@@ -98,6 +98,13 @@ class Pin:
 
 
 @dataclass(frozen=True, slots=True)
+class Resize:
+    """Give the arena another size, once everything in it has left; requests go on afterwards. Answered when that is done."""
+
+    arena_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class AskTrace:
     """Hand over what is remembered of the last `last_s` seconds; answered by `Traced` with the same ticket."""
 
@@ -111,7 +118,18 @@ class Shutdown:
 
 
 ToWorker = (
-    Submit | Cancel | Pause | Resume | Register | Unregister | Load | Unload | Pin | AskTrace | Shutdown
+    Submit
+    | Cancel
+    | Pause
+    | Resume
+    | Register
+    | Unregister
+    | Load
+    | Unload
+    | Pin
+    | Resize
+    | AskTrace
+    | Shutdown
 )
 
 
@@ -278,12 +296,12 @@ class Traced:
 
 @dataclass(frozen=True, slots=True)
 class Acknowledged:
-    """Answer to `Register`, `Unregister`, `Load`, `Unload` and `Pin`: empty `error` means done (or, for `Load`, begun).
+    """Answer to `Register`, `Unregister`, `Load`, `Unload` and `Pin`, and to `Resize`, which is about no model.
 
-    `kind` is the name of the error's class in `engine.core.errors`.
+    Empty `error` means done (or, for `Load`, begun). `kind` is the name of the error's class in `engine.core.errors`.
     """
 
-    model: ModelId
+    model: ModelId | None
     error: str = ""
     kind: str = ""
 

@@ -30,3 +30,4 @@ class ChannelThread:
                 job()
             except BaseException as error:  # noqa: BLE001 - whatever it is, the engine must hear of it
                 self._failed(operation, error)
+            del item, job  # while the thread sleeps, they would keep the memory that the job worked on

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable
 from threading import Event
 
 from tokenmux.engine.core.clock import Clock
-from tokenmux.engine.core.errors import TokenmuxError
+from tokenmux.engine.core.errors import DoesNotFit, TokenmuxError
 from tokenmux.engine.core.event import SUPERSEDED, CopyDone
 from tokenmux.engine.core.facts import DeviceFacts, Image, ImageId
 from tokenmux.engine.core.plan import Activate, Channel, Compact, Fetch, PageIn, PageOut, Step
 from tokenmux.engine.device.channel import ChannelThread
 from tokenmux.engine.device.interface import Host, Post
-from tokenmux.engine.device.memory import Memory
+from tokenmux.engine.device.memory import Memory, available_bytes
 from tokenmux.engine.device.progress import SupersededError, progress_of, until_superseded
 from tokenmux.engine.device.spans import paging_spans
 from tokenmux.engine.instance.started import Started
@@ -76,6 +76,18 @@ class CpuDevice:
 
     def supersede(self, operation: int) -> None:
         self._superseded.add(operation)
+
+    def resize(self, arena_bytes: int) -> None:
+        before = len(self.arena.buffer)
+        self._host.detach()
+        self.arena.close()
+        try:
+            self.arena = _arena(arena_bytes)
+        except DoesNotFit:
+            self.arena = Memory(before, touch=True)
+            raise
+        finally:
+            self._host.attach(self.arena.as_tensor())
 
     def image_address(self, image: ImageId) -> int:
         """Where the host cache keeps an image."""
@@ -139,6 +151,19 @@ class CpuDevice:
             for span in paging_spans(self._ledger, transfers)
         ]
         return spans if into_device else [(host, device, n_bytes) for device, host, n_bytes in spans]
+
+
+def _arena(n_bytes: int) -> Memory:
+    """Memory for an arena. Raises DoesNotFit, instead of taking what the system would have to kill somebody for."""
+    available = available_bytes()
+    try:
+        if available is not None and n_bytes > available:
+            raise OSError(f"{available} are available")
+        return Memory(n_bytes, touch=True)
+    except (OSError, OverflowError) as error:
+        raise DoesNotFit(
+            f"{n_bytes} bytes of memory cannot be had on this machine ({error}): ask for less, or end what else runs here"
+        ) from None
 
 
 def _settled() -> None:

@@ -30,8 +30,10 @@ from itertools import cycle
 from threading import Event
 from typing import TypeVar
 
+import torch
+
 from tokenmux.engine.core.clock import Clock
-from tokenmux.engine.core.errors import TokenmuxError
+from tokenmux.engine.core.errors import DoesNotFit, TokenmuxError, WorkerFailed
 from tokenmux.engine.core.event import SUPERSEDED, CopyDone
 from tokenmux.engine.core.facts import DeviceFacts, Image, ImageId
 from tokenmux.engine.core.plan import Activate, Channel, Compact, Fetch, PageIn, PageOut, Step
@@ -192,6 +194,24 @@ class CudaDevice:
 
     def supersede(self, operation: int) -> None:
         self._superseded.add(operation)
+
+    def resize(self, arena_bytes: int) -> None:
+        before = self.arena.numel()
+        self._host.detach()
+        self._gpu.release(self.arena)
+        try:
+            self.arena = self._gpu.allocate(arena_bytes)
+        except DoesNotFit:
+            self.arena = self._take_back(before)
+            raise
+        finally:
+            self._host.attach(self.arena)
+
+    def _take_back(self, n_bytes: int) -> torch.Tensor:
+        try:
+            return self._gpu.allocate(n_bytes)
+        except DoesNotFit as error:
+            raise WorkerFailed(f"memory given back to the GPU was taken by somebody else: {error}") from error
 
     def close(self) -> None:
         """End the channels, then give all memory back. What hangs in the driver keeps its memory until the process ends."""

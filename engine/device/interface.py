@@ -10,12 +10,15 @@ engine's thread, so that handles become addresses at launch and at no other time
 
 from collections.abc import Callable, Sequence
 from threading import Event
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from tokenmux.engine.core.event import CopyDone, StepDone
 from tokenmux.engine.core.facts import Image
 from tokenmux.engine.core.request import RequestId
 from tokenmux.engine.instance.started import Started
+
+if TYPE_CHECKING:  # a null device needs no torch
+    import torch
 
 Completion = StepDone | CopyDone
 
@@ -55,6 +58,13 @@ class Device(Protocol):
         """End this activation or fetch at its next chunk, with the error `SUPERSEDED`; it may just have completed instead."""
         ...
 
+    def resize(self, arena_bytes: int) -> None:
+        """Give the arena's memory back to the system and take so much in its place, with nothing in flight and nothing in the arena.
+
+        Raises DoesNotFit where there is not so much; the arena then has the size that it had. After any other error there is none.
+        """
+        ...
+
     def close(self) -> None:
         """Stop all channels and return the memory."""
         ...
@@ -87,4 +97,12 @@ class Host(Protocol):
 
     def prepare_step(self, started: Started) -> StepJob:
         """Resolve what a step needs, on the engine's thread."""
+        ...
+
+    def detach(self) -> None:
+        """The arena is about to be replaced: keep nothing that points there."""
+        ...
+
+    def attach(self, arena: "torch.Tensor") -> None:
+        """The arena is there again, all of it as bytes, perhaps of another size."""
         ...

@@ -2,6 +2,8 @@
 
 import ctypes
 import mmap
+import re
+from pathlib import Path
 
 import torch
 
@@ -25,3 +27,12 @@ class Memory:
         """Give the pages back, now and not when the last view of them is gone. Nothing may read them any more."""
         del self._exported
         self.buffer.madvise(mmap.MADV_DONTNEED)
+
+
+def available_bytes() -> int | None:
+    """What Linux says can be taken without swapping; None where it does not say."""
+    try:
+        found = re.search(r"^MemAvailable:\s*(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) << 10 if found else None

@@ -88,6 +88,9 @@ class NullDevice:
         done = CopyDone(self._clock.now_s(), operation, SUPERSEDED)
         self._clock.call_at(done.at_s, lambda: self._complete_copy(done))
 
+    def resize(self, arena_bytes: int) -> None:
+        """There is no memory."""
+
     def close(self) -> None:
         """Nothing is held."""
 

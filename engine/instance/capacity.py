@@ -17,18 +17,26 @@ def weight_bytes(model: ModelFacts) -> int:
     return sum(aligned(image.n_bytes) for image in model.images)
 
 
+def least_arena_bytes(
+    device: DeviceFacts, model: ModelFacts, n_tokens: int, pinned: Iterable[ModelFacts] = ()
+) -> int:
+    """The smallest arena that holds the model and the KV of one request of `n_tokens` beside the weights of what is pinned."""
+    held = sum(weight_bytes(other) for other in pinned if other.id != model.id)
+    return held + weight_bytes(model) + aligned(kv_bytes(device, model.kv, n_tokens))
+
+
 def check_model(
     device: DeviceFacts, host: HostFacts, model: ModelFacts, pinned: Iterable[ModelFacts] = ()
 ) -> None:
     """Raise DoesNotFit unless the model can be served at all: weights, one prefill chunk of KV, and its KV blocks."""
     if 2 * model.kv.block_bytes > device.slab_bytes:
         raise DoesNotFit(
-            f"{model.id}: a KV block of {_size(model.kv.block_bytes)} needs slabs of at least twice that, and they "
-            f"have {_size(device.slab_bytes)}; raise slab_bytes"
+            f"{model.id}: a KV block of {show_size(model.kv.block_bytes)} needs slabs of at least twice that, and they "
+            f"have {show_size(device.slab_bytes)}; raise slab_bytes"
         )
     if model.n_bytes > host.cache_bytes:
         raise DoesNotFit(
-            f"{model.id} has {_size(model.n_bytes)} of weights and the host cache {_size(host.cache_bytes)}; "
+            f"{model.id} has {show_size(model.n_bytes)} of weights and the host cache {show_size(host.cache_bytes)}; "
             f"raise host_cache"
         )
     check_request(device, model, min(model.max_context, device.prefill_chunk_tokens), pinned)
@@ -43,15 +51,15 @@ def check_request(
     room = device.arena_bytes - device.arena_bytes % 64 - held
     if weights + kv <= room:
         return
-    beside = f" beside {_size(held)} of pinned weights" if held else ""
+    beside = f" beside {show_size(held)} of pinned weights" if held else ""
     if weights > room:
         raise DoesNotFit(
-            f"{model.id} has {_size(weights)} of weights and the device {_size(device.arena_bytes)}{beside}; "
+            f"{model.id} has {show_size(weights)} of weights and the device {show_size(device.arena_bytes)}{beside}; "
             f"it needs a larger device budget or a smaller model"
         )
     raise DoesNotFit(
-        f"{n_tokens} tokens of {model.id} need {_size(kv)} of KV cache next to {_size(weights)} of weights, and the "
-        f"device has {_size(device.arena_bytes)}{beside}; ask for fewer tokens or raise the device budget"
+        f"{n_tokens} tokens of {model.id} need {show_size(kv)} of KV cache next to {show_size(weights)} of weights, and the "
+        f"device has {show_size(device.arena_bytes)}{beside}; ask for fewer tokens or raise the device budget"
     )
 
 
@@ -64,7 +72,7 @@ def check_pins(device: DeviceFacts, pinned: list[ModelFacts], models: Iterable[M
             raise DoesNotFit(f"these pins would shut out another model: {error}") from None
 
 
-def _size(n_bytes: int) -> str:
+def show_size(n_bytes: int) -> str:
     for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if n_bytes >= scale:
             return f"{n_bytes / scale:.1f} {unit}"

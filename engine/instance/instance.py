@@ -19,6 +19,8 @@ from tokenmux.engine.core.event import (
     ModelRemoved,
     ModelWanted,
     Paused,
+    ResizeAsked,
+    Resized,
     Resumed,
     StepDone,
     Withdrawn,
@@ -27,7 +29,7 @@ from tokenmux.engine.core.facts import DeviceFacts, ModelId
 from tokenmux.engine.core.message import RequestState as PhaseMessage
 from tokenmux.engine.core.plan import AtOnce, Channel, Chunk, Operation, Step
 from tokenmux.engine.core.request import RequestId
-from tokenmux.engine.instance import at_once, complete, models, requests
+from tokenmux.engine.instance import at_once, complete, models, requests, resizing
 from tokenmux.engine.instance.begin import begin
 from tokenmux.engine.instance.live import LiveState
 from tokenmux.engine.instance.metrics import Metrics, RequestRecord
@@ -36,6 +38,7 @@ from tokenmux.engine.instance.superseding import Superseding
 from tokenmux.engine.memory.arena import aligned
 from tokenmux.engine.memory.host_cache import HostCache
 from tokenmux.engine.memory.ledger import Ledger
+from tokenmux.engine.policy import drain
 from tokenmux.engine.policy.interface import Fit, InstancePolicy
 
 
@@ -175,6 +178,10 @@ class Instance:
                 models.remove(state, state.models[model_id])
             case ModelWanted(_, model_id, wanted, pinned):
                 models.want(state, state.models[model_id], wanted, pinned)
+            case ResizeAsked(_, arena_bytes):
+                resizing.ask(state, arena_bytes)
+            case Resized(_, arena_bytes):
+                resizing.done(state, arena_bytes)
         self._superseding.look(state)
         self.policy.on_event(event, self)
         step = self.in_flight(Channel.COMPUTE)
@@ -182,12 +189,13 @@ class Instance:
             state.interrupted = self.policy.interrupts(step, event, self)
 
     def decide(self, now_s: float) -> list[Started]:
-        """Ask the policy what every free channel does next; returns what has now begun.
+        """Ask the policy what every free channel does next; returns what has now begun. While the arena is to be replaced, `drain` is asked instead.
 
         A plan that only makes room (something at once, no operation) has all channels asked again.
         """
         state = self._state
         state.now_s = state.shares.now_s = now_s
+        planner = self.policy.plan if state.resize_bytes is None else drain.plan
         started: list[Started] = []
         made_room = True
         while made_room:
@@ -195,7 +203,7 @@ class Instance:
             for channel in Channel:
                 if channel in self._in_flight:
                     continue
-                plan = self.policy.plan(channel, self)
+                plan = planner(channel, self)
                 for action in plan.at_once:
                     self._note(action)
                     at_once.do(state, action)
@@ -246,6 +254,15 @@ class Instance:
     def check_unloadable(self, model_id: ModelId) -> None:
         """Raise InUse if the model is pinned."""
         models.check_unloadable(self.models[model_id])
+
+    def check_resizable(self, arena_bytes: int) -> None:
+        """Raise InUse, InvalidRequest or DoesNotFit where the arena cannot be given that size."""
+        resizing.check(self._state, arena_bytes)
+
+    @property
+    def resize_ready_bytes(self) -> int | None:
+        """The size to give the arena now: one was asked for, and nothing is in flight, nor in the arena. Then `apply` `Resized`."""
+        return self._state.resize_bytes if resizing.is_drained(self._state) else None
 
     @property
     def is_idle(self) -> bool:

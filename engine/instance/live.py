@@ -41,6 +41,8 @@ class LiveState:
         """Operations begun so far: the id of the next."""
         self.interrupted = False
         """Whether the repeated step in flight should end after its present iteration."""
+        self.resize_bytes: int | None = None
+        """The size that the arena is to have: it is being emptied for that. None: it is not."""
         self.orphans: set[int] = set()
         """Steps and activations in flight whose model was removed: they give its weights back when they end."""
         self.swap_compute_s = 0.0

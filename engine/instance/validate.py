@@ -64,7 +64,7 @@ def activate(state: LiveState, model: ModelState) -> None:
 def evict(state: LiveState, model: ModelState) -> None:
     if model.stage is not Residency.RESIDENT:
         raise IllegalPlan(f"{model.facts.id} is not resident and cannot be evicted")
-    if model.pinned:
+    if model.pinned and state.resize_bytes is None:
         raise IllegalPlan(f"{model.facts.id} is pinned and cannot be evicted")
     running = state.in_flight.get(Channel.COMPUTE)
     if (running and running.model and running.model.id == model.facts.id) or model.is_moving:

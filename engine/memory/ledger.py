@@ -44,6 +44,15 @@ class Ledger:
         """How often each model placed the image: twice where it was registered anew while an operation still used the old."""
         self._arriving: set[BlockHandle] = set()
 
+    def resize(self, arena_bytes: int) -> None:
+        """Books of an arena of another size, in the place of empty ones. Raises IntegrityError if anything lies in the arena."""
+        if self.arena.used_bytes or self.arena.frozen:
+            raise IntegrityError(
+                f"ledger: the arena is replaced while it holds {self.arena.used_bytes} bytes"
+            )
+        self.arena = Arena(arena_bytes)
+        self.blocks = SlabPool(self.arena, self.blocks.slab_bytes)
+
     # ── weights ──────────────────────────────────────────────────────────────────────────────────────────────
 
     @property

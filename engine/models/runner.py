@@ -75,6 +75,10 @@ class Runner:
         """Let go of the image; steps are refused until the next `bind`."""
         self._skeleton.unbind()
 
+    def forget_kv(self) -> None:
+        """Let go of the KV of the last step."""
+        self._views = None
+
     def prepare(self, segments: Sequence[Segment], kv: torch.Tensor) -> Batch:
         """Lay out a step over `kv[block, layer, k|v, head, token, dim]`, in the model's dtype.
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from tokenmux.engine.core.clock import Clock
-from tokenmux.engine.core.errors import NotFound, TokenmuxError
+from tokenmux.engine.core.errors import DoesNotFit, NotFound, TokenmuxError
 from tokenmux.engine.core.event import (
     SUPERSEDED,
     Arrived,
@@ -22,6 +22,8 @@ from tokenmux.engine.core.event import (
     ModelRemoved,
     ModelWanted,
     Paused,
+    ResizeAsked,
+    Resized,
     Resumed,
 )
 from tokenmux.engine.core.facts import ModelFacts, ModelId
@@ -38,6 +40,7 @@ from tokenmux.engine.core.message import (
     Register,
     RequestPhase,
     RequestState,
+    Resize,
     Resume,
     Shutdown,
     Submit,
@@ -125,6 +128,8 @@ class Engine:
                 self._out.append(self._telemetry.trace(message))
             case Shutdown():
                 self.stopped = True
+            case Resize(arena_bytes):
+                self._ask_resize(arena_bytes, now_s)
             case Register() | Unregister() | Load() | Unload() | Pin():
                 self._out.append(self._administer(message, now_s))
 
@@ -168,7 +173,7 @@ class Engine:
 
     def pump(self) -> None:
         """Start whatever the policy wants next and send what there is to say."""
-        if self._changed and not self.stopped:
+        while self._changed and not self.stopped:
             self._changed = False
             self._go_on()
         self._out.extend(self.instance.take_phases())
@@ -195,6 +200,21 @@ class Engine:
             if isinstance(started.operation, Activate) and started.model:
                 # While the bytes are on their way: re-pointing takes as long as a tenth of the copy.
                 self._host.bind(started.model)
+        arena_bytes = self.instance.resize_ready_bytes
+        if arena_bytes is not None:
+            self._resize(arena_bytes)
+
+    def _resize(self, arena_bytes: int) -> None:
+        """Replace the arena, in which nothing lies. This thread waits for it: nothing else could begin anyway."""
+        answer = Acknowledged(None)
+        try:
+            self._device.resize(arena_bytes)
+        except DoesNotFit as error:
+            answer = Acknowledged(None, str(error), type(error).__name__)
+            arena_bytes = self.instance.device.arena_bytes
+        self.instance.apply(Resized(self._clock.now_s(), arena_bytes))
+        self._out.append(answer)
+        self._changed = True
 
     def _submit(self, submit: Submit, now_s: float) -> None:
         request = submit.request
@@ -205,6 +225,15 @@ class Engine:
             return
         self._contents[request.id] = Content(submit, [*submit.prompt, *submit.delivered])
         self.instance.apply(Arrived(now_s, request, len(submit.delivered)))
+
+    def _ask_resize(self, arena_bytes: int, now_s: float) -> None:
+        """Answered now if it is refused, else when it is done."""
+        try:
+            self.instance.check_resizable(arena_bytes)
+        except TokenmuxError as error:
+            self._out.append(Acknowledged(None, str(error), type(error).__name__))
+        else:
+            self.instance.apply(ResizeAsked(now_s, arena_bytes))
 
     def _administer(self, message: Register | Unregister | Load | Unload | Pin, now_s: float) -> Acknowledged:
         model_id = message.facts.id if isinstance(message, Register) else message.model

@@ -42,6 +42,13 @@ class ModelHost:
         """`arena` is all of the device's memory for weights and KV, as bytes."""
         self._arena = arena
 
+    def detach(self) -> None:
+        """The arena is about to be replaced: keep nothing that points there. No model is bound."""
+        del self._arena
+        self._kv_views.clear()
+        for model in self._models.values():
+            model.forget_kv()
+
     # ── what the engine says ─────────────────────────────────────────────────────────────────────────────────
 
     def add(self, facts: ModelFacts, path: str) -> None:
@@ -172,6 +179,10 @@ class _Model:
     def unbind(self) -> None:
         if self._runner is not None:
             self._runner.unbind()
+
+    def forget_kv(self) -> None:
+        if self._runner is not None:
+            self._runner.forget_kv()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
-"""Commands to a worker about a model, and their acknowledgements.
+"""Commands to a worker about a model, or about the pool, and their acknowledgements.
 
-A worker answers the commands about one model in the order in which they were sent, so that an acknowledgement belongs to the
-oldest command without one.
+A worker answers the commands about one model, and those about none, in the order in which they were sent, so that an acknowledgement
+belongs to the oldest command without one.
 """
 
 import asyncio
@@ -10,9 +10,19 @@ from collections.abc import Callable
 
 from tokenmux.engine.core import errors
 from tokenmux.engine.core.errors import NotServable, TokenmuxError
-from tokenmux.engine.core.message import Acknowledged, Load, Pin, Register, ToWorker, Unload, Unregister
+from tokenmux.engine.core.facts import ModelId
+from tokenmux.engine.core.message import (
+    Acknowledged,
+    Load,
+    Pin,
+    Register,
+    Resize,
+    ToWorker,
+    Unload,
+    Unregister,
+)
 
-Command = Register | Unregister | Load | Unload | Pin
+Command = Register | Unregister | Load | Unload | Pin | Resize
 
 
 class Commands:
@@ -20,13 +30,12 @@ class Commands:
 
     def __init__(self, send: Callable[[ToWorker], None]) -> None:
         self._send = send
-        self._pending: defaultdict[str, deque[asyncio.Future[None]]] = defaultdict(deque)
+        self._pending: defaultdict[ModelId | None, deque[asyncio.Future[None]]] = defaultdict(deque)
 
     def begin(self, command: Command) -> asyncio.Future[None]:
         """Send a command. The future raises the worker's error, or what `fail` was called with."""
-        model = command.facts.id if isinstance(command, Register) else command.model
         answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._pending[model].append(answer)
+        self._pending[_subject(command)].append(answer)
         self._send(command)
         return answer
 
@@ -52,6 +61,17 @@ class Commands:
             for answer in answers:
                 if not answer.done():
                     answer.set_exception(error)
+
+
+def _subject(command: Command) -> ModelId | None:
+    """The model that a command is about."""
+    match command:
+        case Register(facts):
+            return facts.id
+        case Resize():
+            return None
+        case Unregister(model) | Load(model) | Unload(model) | Pin(model):
+            return model
 
 
 def _error_of(message: Acknowledged) -> TokenmuxError:

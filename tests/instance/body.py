@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from tokenmux.engine.core.cost import RooflineCost
-from tokenmux.engine.core.event import Arrived, CopyDone, Event, StepDone
+from tokenmux.engine.core.event import Arrived, CopyDone, Event, Resized, StepDone
 from tokenmux.engine.core.facts import DeviceFacts, HostFacts, Image, ModelFacts
 from tokenmux.engine.core.plan import IDLE, Activate, Channel, Compact, PageIn, PageOut, Plan, Step
 from tokenmux.engine.core.request import FinishReason, RequestId
@@ -89,6 +89,18 @@ class Body:
             self._begin(started)
             return started
         return None
+
+    def drain(self) -> bool:
+        """Begin what empties the arena for a resize, or replace it; whether that is done."""
+        for started in self.instance.decide(self.now_s):
+            self.flights[started.channel] = started
+            self._begin(started)
+        arena_bytes = self.instance.resize_ready_bytes
+        if arena_bytes is None:
+            return False
+        self.arena = [POISON] * arena_bytes
+        self.apply(Resized(self.now_s, arena_bytes))
+        return True
 
     def apply(self, event: Event) -> None:
         """Enter an event, and check books and cells."""

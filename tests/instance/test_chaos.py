@@ -1,4 +1,4 @@
-"""Random plans, legal and illegal, amid arrivals, cancellations, pauses, removals and failing copies.
+"""Random plans, legal and illegal, amid arrivals, cancellations, pauses, removals, failing copies and, in some of the runs, resizes.
 
 The planner knows no rules. What the instance refuses must leave no trace; what it allows must keep every cell right; and
 in the end every accepted request has ended exactly once, and nothing is held by anybody.
@@ -10,7 +10,7 @@ from random import Random
 
 import pytest
 
-from tokenmux.engine.core.errors import IllegalPlan
+from tokenmux.engine.core.errors import DoesNotFit, IllegalPlan, InUse
 from tokenmux.engine.core.event import (
     Arrived,
     Cancelled,
@@ -18,6 +18,7 @@ from tokenmux.engine.core.event import (
     ModelRemoved,
     ModelWanted,
     Paused,
+    ResizeAsked,
     Resumed,
     Withdrawn,
 )
@@ -59,6 +60,7 @@ MODELS = tuple(
         ("other", "C", SHAPES[1]),
     )
 )
+RESIZING = range(24, 36)
 NOBODY = RequestId("nobody")
 NOTHING = ModelId("nothing")
 
@@ -68,6 +70,8 @@ class Chaos:
 
     def __init__(self, seed: int) -> None:
         self.random = Random(seed)
+        self.resizes = seed in RESIZING
+        self.resizing = False
         arena_bytes = self.random.choice((1500, 2100, 3000, 4200))
         host_kv_bytes = self.random.choice((0, 512, 1024, 2048))
         cache_bytes = self.random.choice((800, 1200, 2000))
@@ -85,6 +89,8 @@ class Chaos:
             [self.arrive, self.pause, self.resume, self.resume],
         )
         rarely = [self.cancel, self.withdraw, self.want, self.remove_model, self.add_model, self.add_model]
+        if self.resizes:
+            rarely.append(self.resize)
         for _ in range(N_ACTIONS):
             self.body.now_s += self.random.random() * 0.05
             self.random.choice(self.random.choices((often, sometimes, rarely), (24, 3, 1))[0])()
@@ -161,6 +167,16 @@ class Chaos:
         if absent:
             self.body.apply(ModelAdded(self.body.now_s, self.random.choice(absent)))
 
+    def resize(self) -> None:
+        arena_bytes = self.random.choice((900, 1500, 2100, 3000, 4200))
+        try:
+            self.body.instance.check_resizable(arena_bytes)
+        except (DoesNotFit, InUse) as error:
+            self.seen[f"resize refused: {type(error).__name__}"] += 1
+        else:
+            self.body.apply(ResizeAsked(self.body.now_s, arena_bytes))
+            self.resizing = True
+
     def fail_all_of(self, model: ModelId) -> None:
         for request in self.body.instance.requests.values():
             if request.request.model == model:
@@ -195,6 +211,10 @@ class Chaos:
     # ── plans ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def plan(self) -> None:
+        if self.resizing:
+            self.resizing = not self.body.drain()
+            self.seen["resized"] += not self.resizing
+            return
         free = [channel for channel in Channel if channel not in self.body.flights]
         if not free:
             return
@@ -322,7 +342,7 @@ class Chaos:
             self.seen[f"ended: {record.reason.value}"] += 1
 
 
-SEEDS = range(24)
+SEEDS = range(36)
 
 
 @cache
@@ -350,4 +370,5 @@ def test_chaos_gets_everywhere() -> None:
     expected += [f"cancelled under {channel}" for channel in ("COMPUTE", "COPY_IN", "COPY_OUT")]
     expected += [f"removed under {channel}" for channel in ("COMPUTE", "COPY_IN", "FETCH")]
     expected += [f"ended: {reason.value}" for reason in FinishReason] + ["withdrawn"]
+    expected += ["resized", "resize refused: DoesNotFit", "resize refused: InUse"]
     assert [what for what in expected if not seen[what]] == []

@@ -1,0 +1,196 @@
+"""A pool that is resized while it serves: random worlds on virtual time, and the memory and the tokens of a real worker."""
+
+import re
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.device.fake_gpu import FakeGpu
+from tests.policy.test_progress import HOST, MB, device, model, traffic
+from tests.runtime.test_virtual_gpu import KB, SLAB_BYTES, InThread, entries, submits, worker
+from tests.runtime.test_virtual_gpu import device as real_device
+from tokenmux.engine.core.cost import RooflineCost
+from tokenmux.engine.core.errors import DoesNotFit
+from tokenmux.engine.core.message import Acknowledged, Finished, Register, Resize, Tokens
+from tokenmux.engine.core.request import FinishReason
+from tokenmux.engine.instance.instance import Instance
+from tokenmux.engine.memory.host_cache import HostCache
+from tokenmux.engine.models.catalogue import Entry
+from tokenmux.engine.policy.registry import make_policy
+from tokenmux.engine.runtime import assemble as assembly
+from tokenmux.engine.runtime.virtual import EngineOnVirtualTime
+
+__all__ = ["entries"]
+
+
+def scarce(most_mb: int) -> Callable[[int], None]:
+    """A device that never has more than this."""
+
+    def resize(arena_bytes: int) -> None:
+        if arena_bytes > most_mb * MB:
+            raise DoesNotFit(f"there are only {most_mb} MB")
+
+    return resize
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 10_000),
+    arena_mb=st.integers(30, 120),
+    host_kv_mb=st.sampled_from([0, 2, 10, 100]),
+    n_models=st.integers(1, 5),
+    policy=st.sampled_from(["slack", "request-level", "aegaeon"]),
+    sizes_mb=st.lists(st.integers(10, 160), min_size=1, max_size=8),
+)
+def test_random_worlds_with_resizes_end_every_request(
+    seed: int, arena_mb: int, host_kv_mb: int, n_models: int, policy: str, sizes_mb: list[int]
+) -> None:
+    rng = np.random.default_rng(seed)
+    models = [
+        model(f"m{i}", int(rng.integers(2, max(3, arena_mb - 24))), int(rng.integers(2, 12)))
+        for i in range(n_models)
+    ]
+    arrivals = traffic(rng, models, 30)
+    facts = device(arena_mb, host_kv_mb)
+    instance = Instance(facts, HostCache(HOST.cache_bytes), make_policy(policy), RooflineCost(facts, HOST))
+    body = EngineOnVirtualTime(instance, {a.request.id: a.n_output for a in arrivals})
+    body.device.resize = scarce(140)  # type: ignore[method-assign]
+    for facts_of_model in models:
+        body.send(Register(facts_of_model, path=""))
+    for arrival in arrivals:
+        body.submit_at(arrival.request)
+    for size_mb in sizes_mb:
+        message = Resize(size_mb * MB)
+        body.clock.call_at(float(rng.uniform(0, 6)), lambda message=message: body.send(message))
+    body.clock.run(until_s=600)
+
+    ends = [message for message in body.said if isinstance(message, Finished)]
+    drawn = {a.request.id: 0 for a in arrivals}
+    for message in body.said:
+        if isinstance(message, Tokens):
+            drawn[message.request] += len(message.token_ids)
+    assert sorted(end.request for end in ends) == sorted(drawn)
+    assert drawn == {a.request.id: a.n_output for a in arrivals}
+    answers = [m for m in body.said if isinstance(m, Acknowledged) and m.model is None]
+    assert len(answers) == len(sizes_mb)
+    assert {answer.kind for answer in answers} <= {"", "DoesNotFit", "InUse"}
+    instance.check_integrity()
+    assert instance.ledger.arena.capacity == instance.device.arena_bytes - instance.device.arena_bytes % 64
+    assert instance.device.arena_bytes in {arena_mb * MB, *(size * MB for size in sizes_mb)}
+    assert (instance.ledger.blocks.used_bytes, instance.ledger.host_blocks.used_bytes) == (0, 0)
+
+
+# The real device
+
+
+def resize(body: InThread, arena_bytes: int) -> Acknowledged:
+    body.send(Resize(arena_bytes))
+    answer = body.until(lambda message: isinstance(message, Acknowledged))
+    assert isinstance(answer, Acknowledged)
+    return answer
+
+
+def arena_bytes_of(entries: list[Entry], n_slabs: int) -> int:
+    return real_device(entries, n_slabs).arena_bytes
+
+
+def serve_and_resize(entries: list[Entry], body: InThread) -> list[Acknowledged]:
+    """Sixty requests, and the arena shrunk, grown and shrunk again among their tokens."""
+    for submit in submits(entries, 60):
+        body.send(submit)
+    answers = []
+    for n_slabs in (3, 30, 4):
+        for _ in range(40):
+            body.until(lambda message: isinstance(message, Tokens))
+        answers.append(resize(body, arena_bytes_of(entries, n_slabs)))
+    body.until_ended(60)
+    return answers
+
+
+@pytest.fixture(scope="module")
+def alone(entries: list[Entry]) -> dict[object, list[int]]:
+    """What the requests yield when nothing is resized."""
+    with worker(entries, real_device(entries, n_slabs=200)) as body:
+        for submit in submits(entries, 60):
+            body.send(submit)
+        body.until_ended(60)
+        return dict(body.tokens)
+
+
+@pytest.mark.parametrize("host_kv_bytes", [4096 * KB, SLAB_BYTES], ids=["paging", "host full"])
+def test_tokens_are_those_of_an_undisturbed_run(
+    entries: list[Entry], alone: dict[object, list[int]], host_kv_bytes: int
+) -> None:
+    with worker(entries, real_device(entries, 20, host_kv_bytes)) as body:
+        answers = serve_and_resize(entries, body)
+        assert [answer.error for answer in answers] == [""] * 3
+        assert body.instance.device.arena_bytes == arena_bytes_of(entries, 4)
+    assert body.tokens == alone
+    assert {end.reason for end in body.ends.values()} <= {FinishReason.STOP, FinishReason.LENGTH}
+    body.instance.check_integrity()
+    assert not body.instance.requests
+
+
+def test_the_same_on_the_cuda_device_over_fake_streams(
+    entries: list[Entry], alone: dict[object, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = FakeGpu(seed=7)
+    monkeypatch.setattr(assembly, "TorchGpu", lambda: gpu)
+    with worker(entries, real_device(entries, 20), kind="cuda") as body:
+        before = sum(gpu.allocated.values())
+        gpu.capacity = before + SLAB_BYTES
+        assert resize(body, arena_bytes_of(entries, 40)).kind == "DoesNotFit"
+        assert sum(gpu.allocated.values()) == before
+        gpu.capacity = 1 << 30
+        assert [answer.error for answer in serve_and_resize(entries, body)] == [""] * 3
+        assert before - sum(gpu.allocated.values()) == 16 * SLAB_BYTES
+    assert body.tokens == alone
+    assert (gpu.allocated, gpu.locked) == ({}, {})
+
+
+def mappings() -> list[tuple[int, int]]:
+    """Size and resident part of each of this process's mappings, in bytes."""
+    text = Path("/proc/self/smaps").read_text()
+    found = re.findall(r"^Size:\s+(\d+) kB$.*?^Rss:\s+(\d+) kB$", text, re.MULTILINE | re.DOTALL)
+    return [(int(size) << 10, int(resident) << 10) for size, resident in found]
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux's view of memory")
+def test_memory_goes_back_to_the_system_and_comes_again(entries: list[Entry]) -> None:
+    large, small = 512 << 20, 64 << 20
+    facts = real_device(entries, n_slabs=(large - arena_bytes_of(entries, 0)) // SLAB_BYTES)
+    sizes: list[tuple[int, int]] = []
+    with worker(entries, facts) as body:
+
+        def measure() -> None:
+            sizes.append(tuple(sum(column) for column in zip(*mappings(), strict=True)))  # type: ignore[arg-type]
+
+        for submit in submits(entries, 12):
+            body.send(submit)
+        body.until(lambda message: isinstance(message, Tokens))
+        measure()
+        for arena_bytes in (small, large, small):
+            assert not resize(body, arena_bytes).error
+            body.until(lambda message: isinstance(message, Tokens | Finished))
+            measure()
+        body.until_ended(12)
+        assert not resize(body, large).error
+        body.send(submits(entries, 13)[12])
+        body.until_ended(13)  # what the last step worked on must not be kept by who worked on it
+        measure()
+        assert not resize(body, small).error
+        measure()
+        refused = resize(body, 1 << 50)
+        assert refused.kind == "DoesNotFit"
+        assert "cannot be had on this machine" in refused.error
+        assert body.instance.device.arena_bytes == small
+    changes = [tuple(b - a for a, b in zip(*pair, strict=True)) for pair in pairwise(sizes)]
+    given_back = large - small
+    for sign, change in zip((-1, 1, -1, 1, -1), changes, strict=True):
+        for n_bytes in change:
+            assert sign * n_bytes > 0.8 * given_back, (sizes, changes)
