@@ -523,6 +523,30 @@ def pool_status(
                 before = status
 
 
+@pool_app.command("resize")
+def pool_resize(
+    ctx: typer.Context,
+    size: Annotated[
+        str, typer.Argument(metavar="SIZE", help="Device memory to use from now on, such as 2GiB.")
+    ],
+) -> None:
+    """Give device memory back to the system, or take more. Requests wait until it is done, and go on.
+
+    Holds until the server is restarted: [dim]device.arena[/dim] in its pool.yaml says what it starts with.
+    """
+    from tokenmux.engine.server.sizes import parse_size, show_size
+
+    try:
+        arena_bytes = parse_size(size)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if not 0 < arena_bytes < 1 << 63:
+        raise ConfigError(f"{size} is no size for a pool: ask for more than nothing, and less than 8 EiB")
+    with _connected(ctx) as client, Console(stderr=True).status("waiting for what is in flight"):
+        arena_bytes = client.pool.resize(arena_bytes)
+    typer.echo(f"the pool has {show_size(arena_bytes)} of device memory")
+
+
 @pool_app.command("trace")
 def pool_trace(
     ctx: typer.Context,

@@ -18,7 +18,7 @@ from tests.server.harness import (
     worker_status,
 )
 from tokenmux.engine.cli import app
-from tokenmux.engine.core.message import Load, Pin, Submit, Unload
+from tokenmux.engine.core.message import Load, Pin, Resize, Submit, Unload
 from tokenmux.engine.server.access import Key, Scope
 
 
@@ -131,6 +131,20 @@ def test_models_and_status_are_shown(server: ServerThread, monkeypatch: pytest.M
 
 
 # Errors
+
+
+def test_the_pool_is_resized(server: ServerThread) -> None:
+    result = run(server, "pool", "resize", "512MiB")
+    assert (result.exit_code, result.stdout) == (0, "the pool has 512 MiB of device memory\n")
+    assert server.do(server.served.hub.next(Resize)) == Resize(512 << 20)
+    server.served.hub.refuses["resize"] = "512 bytes is too little"
+    assert "512 bytes is too little" in refused(run(server, "pool", "resize", "512"), 1)
+    for nonsense, message in (
+        ("lots", "is not a size"),
+        ("0", "more than nothing"),
+        ("9999999TiB", "less than"),
+    ):
+        assert message in refused(run(server, "pool", "resize", nonsense), 2)
 
 
 def test_what_the_server_refuses_is_a_line_and_status_1(server: ServerThread) -> None:

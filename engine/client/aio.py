@@ -284,6 +284,16 @@ class AsyncPool:
                 await self._stub.Trace(request, timeout=timeout_s, metadata=self._metadata)
             )
 
+    async def resize(self, arena_bytes: int, *, timeout_s: float | None = None) -> int:
+        """Give the pool so much device memory for weights and KV cache, once everything in it has left; returns what it has then.
+
+        Requests wait meanwhile and go on afterwards. Done even if this stops waiting; holds until the server is restarted.
+        """
+        with translated():
+            request = pool_pb2.ResizeRequest(arena_bytes=arena_bytes)
+            answer = await self._stub.Resize(request, timeout=timeout_s, metadata=self._metadata)
+            return int(answer.arena_bytes)
+
 
 class AsyncPlanning:
     """`AsyncClient.planning`."""

@@ -272,6 +272,16 @@ class Pool:
             request = pool_pb2.TraceRequest(last_s=last_s)
             return convert.pool_trace(self._stub.Trace(request, timeout=timeout_s, metadata=self._metadata))
 
+    def resize(self, arena_bytes: int, *, timeout_s: float | None = None) -> int:
+        """Give the pool so much device memory for weights and KV cache, once everything in it has left; returns what it has then.
+
+        Requests wait meanwhile and go on afterwards. Done even if this stops waiting; holds until the server is restarted.
+        """
+        with translated():
+            request = pool_pb2.ResizeRequest(arena_bytes=arena_bytes)
+            answer = self._stub.Resize(request, timeout=timeout_s, metadata=self._metadata)
+            return int(answer.arena_bytes)
+
 
 class Planning:
     """`Client.planning`."""

@@ -1,4 +1,4 @@
-"""What operators do with models: register, remove, load, unload, pin; and what they are shown.
+"""What operators do with models: register, remove, load, unload, pin; what they do with the pool: resize; and what they are shown.
 
 The front keeps the roster and speaks to the worker; here is the order in which things have to happen so that a half-done
 command leaves nothing behind.
@@ -25,6 +25,7 @@ from tokenmux.engine.core.message import (
     Pin,
     Register,
     Residency,
+    Resize,
     Unload,
     Unregister,
 )
@@ -72,6 +73,7 @@ class Administration:
         self._front = front
         self._catalogue = catalogue
         self._adding: dict[str, asyncio.Task[ModelView]] = {}
+        self._resizing: asyncio.Task[None] | None = None
 
     def models(self) -> list[ModelView]:
         """All of them, by name."""
@@ -160,6 +162,25 @@ class Administration:
         served.pinned = pinned
         self._front.changes.notify()
         return self._view(served)
+
+    async def resize(self, arena_bytes: int) -> int:
+        """Give the pool so much device memory, once everything in it has left; returns what it has then.
+
+        Requests wait meanwhile, and go on. Goes on to its end even when whoever asked has left. Raises InvalidRequest, InUse while another
+        resize is going on, DoesNotFit when what is served would not fit, or when the device has not so much.
+        """
+        if arena_bytes < 1:
+            raise InvalidRequest("arena_bytes 0: a pool needs memory; give its new size in bytes")
+        if self._resizing is not None and not self._resizing.done():
+            raise InUse("the pool is being resized at this moment: try again when that is done")
+        self._resizing = asyncio.create_task(self._resize(arena_bytes), name="resize")
+        await asyncio.shield(self._resizing)
+        return self._front.size.arena_bytes
+
+    async def _resize(self, arena_bytes: int) -> None:
+        with self._front.size.becoming(arena_bytes):
+            await self._command(Resize(arena_bytes))
+        self._front.reconsider()
 
     async def _command(self, command: Command) -> None:
         if not self._front.worker_running:

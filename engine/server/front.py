@@ -61,6 +61,7 @@ from tokenmux.engine.server.commands import Commands
 from tokenmux.engine.server.generation import Ask, Chat, ChatMessage, Metadata, Prompt, Text, TokenIds
 from tokenmux.engine.server.live import LiveRequest
 from tokenmux.engine.server.observation import Changes
+from tokenmux.engine.server.pool_size import PoolSize
 from tokenmux.engine.server.roster import Roster, Served
 from tokenmux.engine.server.seams import Capacity, Catalogue, Entry, Tokenizer, WorkerFactory
 from tokenmux.engine.server.supervisor import RestartLimits, Supervisor
@@ -118,7 +119,7 @@ class Front:
         self.draining = False
         """Whether `drain` was called."""
         self._catalogue = catalogue
-        self._capacity = capacity
+        self.size = PoolSize(capacity)
         self._pin_at_start = frozenset(pinned)
         self._defaults = defaults or Defaults()
         self._weights = weights or Weights()
@@ -127,7 +128,7 @@ class Front:
         self._threads = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="tokenizer")
         self.roster = Roster(self._threads)
         self._supervisor = Supervisor(
-            factory,
+            lambda on_message: factory(on_message, arena_bytes=self.size.arena_bytes),
             on_message=self._receive,
             on_broken=self._worker_broke,
             on_started=self._worker_started,
@@ -156,7 +157,7 @@ class Front:
         for entry in await asyncio.to_thread(self._entries):
             served = Served(entry, pinned=entry.facts.id in self._pin_at_start)
             try:
-                self._capacity.check_model(entry.facts, ())
+                self.size.check_model(entry.facts, ())
             except DoesNotFit as error:
                 logger.warning("%s is refused: %s", entry.facts.id, error)
                 served.refusal = error
@@ -262,7 +263,20 @@ class Front:
 
     def check_fit(self, served: Served) -> None:
         """Raises DoesNotFit when the device can never hold the model."""
-        self._capacity.check_model(served.facts, self._pinned())
+        self.size.check_model(served.facts, self._pinned())
+
+    def reconsider(self) -> None:
+        """The pool has another size: models that were refused for theirs are served if they fit now."""
+        for served in self.roster:
+            if isinstance(served.refusal, DoesNotFit):
+                try:
+                    self.check_fit(served)
+                except DoesNotFit as error:
+                    served.refusal = error
+                else:
+                    served.refusal = None
+                    self._register(served)
+        self.changes.notify()
 
     def _pinned(self) -> list[ModelFacts]:
         return [served.facts for served in self.roster if served.pinned and served.refusal is None]
@@ -303,7 +317,7 @@ class Front:
         facts = self.roster.accepting(ask.model).facts
         max_tokens = output_limit(ask, prompt, facts, self._defaults)
         check_token_ids("tokens of the prompt", prompt, facts)
-        self._capacity.check_request(facts, len(prompt) + max_tokens, self._pinned())
+        self.size.check_request(facts, len(prompt) + max_tokens, self._pinned())
         end_token_ids = frozenset() if ask.ignore_end_tokens else tokenizer.stop_token_ids
         submit = Submit(
             request=Request(

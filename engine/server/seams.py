@@ -23,11 +23,23 @@ class Worker(Protocol):
         ...
 
 
-WorkerFactory = Callable[[Callable[[FromWorker], None]], Worker]
+class WorkerFactory(Protocol):
+    """Starts workers."""
+
+    def __call__(self, on_message: Callable[[FromWorker], None], *, arena_bytes: int) -> Worker:
+        """Start a worker whose device manages so much memory; may block. It answers through `on_message`."""
+        ...
 
 
 class Capacity(Protocol):
     """What could ever fit on the device, however full it is now."""
+
+    @property
+    def arena_bytes(self) -> int: ...
+
+    def resized(self, arena_bytes: int) -> "Capacity":
+        """The same with an arena of another size."""
+        ...
 
     def check_model(self, model: ModelFacts, pinned: Iterable[ModelFacts]) -> None:
         """Raises DoesNotFit when the model can never be served beside the pinned ones."""

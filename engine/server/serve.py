@@ -5,7 +5,7 @@ This is where the front meets the real worker and the real catalogue; nothing el
 
 import asyncio
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tokenmux.engine.core.errors import ConfigError
@@ -84,8 +84,9 @@ async def serve(config: PoolConfig, catalogue: Catalogue, say: Callable[[str], N
 def worker_factory(config: WorkerConfig) -> WorkerFactory:
     """Workers as processes of this machine."""
 
-    def start(on_message: Callable[[FromWorker], None]) -> Worker:
-        return ProcessWorker(config, on_message)
+    def start(on_message: Callable[[FromWorker], None], *, arena_bytes: int) -> Worker:
+        device = replace(config.device, arena_bytes=arena_bytes)
+        return ProcessWorker(replace(config, device=device), on_message)
 
     return start
 
@@ -96,6 +97,13 @@ class DeviceCapacity:
 
     device: DeviceFacts
     host: HostFacts
+
+    @property
+    def arena_bytes(self) -> int:
+        return self.device.arena_bytes
+
+    def resized(self, arena_bytes: int) -> "DeviceCapacity":
+        return replace(self, device=replace(self.device, arena_bytes=arena_bytes))
 
     def check_model(self, model: ModelFacts, pinned: Iterable[ModelFacts]) -> None:
         check_model(self.device, self.host, model, pinned)

@@ -172,6 +172,11 @@ class PoolService(pool_pb2_grpc.PoolServicer):
                 chrome_trace=document, n_spans=len(spans), seconds=seconds_covered(spans)
             )
 
+    async def Resize(self, request: pool_pb2.ResizeRequest, context: Context) -> pool_pb2.ResizeResponse:
+        async with answering(context):
+            arena_bytes = await self._administration.resize(request.arena_bytes)
+            return pool_pb2.ResizeResponse(arena_bytes=arena_bytes)
+
     def _status(self) -> pool_pb2.StatusResponse:
         status, usage = self._front.worker_status, self._front.usage
         instances = [] if status is None else [convert.instance(status, usage)]

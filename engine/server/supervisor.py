@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from tokenmux.engine.core.errors import TokenmuxError, Unavailable, WorkerFailed
 from tokenmux.engine.core.message import Broken, FromWorker, ToWorker
-from tokenmux.engine.server.seams import Worker, WorkerFactory
+from tokenmux.engine.server.seams import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class Supervisor:
 
     def __init__(
         self,
-        factory: WorkerFactory,
+        factory: Callable[[Callable[[FromWorker], None]], Worker],
         *,
         on_message: Callable[[FromWorker], None],
         on_broken: Callable[[], None],

@@ -35,6 +35,7 @@ from tokenmux.engine.core.message import (
     RequestPhase,
     RequestState,
     Residency,
+    Resize,
     Service,
     Span,
     Submit,
@@ -171,27 +172,35 @@ class FakeCatalogue:
         del self.kept[name]
 
 
+@dataclass(frozen=True)
 class SmallDevice:
-    """10 000 bytes for a model beside the pinned ones, and room for 60 tokens."""
+    """10 000 bytes, unless resized, for a model beside the pinned ones, and room for 60 tokens."""
+
+    arena_bytes: int = 10_000
+
+    def resized(self, arena_bytes: int) -> "SmallDevice":
+        return SmallDevice(arena_bytes)
 
     def check_model(self, model: ModelFacts, pinned: Iterable[ModelFacts]) -> None:
-        if model.n_bytes + sum(other.n_bytes for other in pinned if other.id != model.id) > 10_000:
+        if model.n_bytes + sum(other.n_bytes for other in pinned if other.id != model.id) > self.arena_bytes:
             raise DoesNotFit(
-                f"{model.id} needs {model.n_bytes} bytes, the device has 10000: raise device.arena"
+                f"{model.id} needs {model.n_bytes} bytes, the device has {self.arena_bytes}: raise device.arena"
             )
 
     def check_request(self, model: ModelFacts, n_tokens: int, pinned: Iterable[ModelFacts]) -> None:
         self.check_model(model, pinned)
-        if n_tokens > 60:
+        if n_tokens > 60 * self.arena_bytes // 10_000:
             raise DoesNotFit(f"{n_tokens} tokens of {model.id} do not fit the device: ask for at most 60")
 
 
 class FakeWorker:
     """Acknowledges commands and ends what is cancelled; tokens come when the test says so, or at once with `auto`."""
 
-    def __init__(self, hub: "Hub", post: Callable[[FromWorker], None]) -> None:
+    def __init__(self, hub: "Hub", post: Callable[[FromWorker], None], arena_bytes: int) -> None:
         self._hub = hub
         self.post = post
+        self.arena_bytes = arena_bytes
+        """It started with so much."""
         self.dead = False
         self.closed = False
 
@@ -204,6 +213,8 @@ class FakeWorker:
                 self.post(Acknowledged(model_facts.id, self._hub.refuses.get(model_facts.id, "")))
             case Unregister(model) | Load(model) | Unload(model) | Pin(model):
                 self.post(Acknowledged(model, self._hub.refuses.get(model, "")))
+            case Resize() if self._hub.answer_resizes:
+                self.post(Acknowledged(None, self._hub.refuses.get("resize", ""), "DoesNotFit"))
             case AskTrace(ticket, last_s) if self._hub.answer_traces:
                 self.post(
                     Traced(ticket, tuple(span for span in self._hub.spans if span.end_s >= 100.0 - last_s))
@@ -240,17 +251,18 @@ class Hub:
         self.auto = auto
         self.answer_cancels = True
         self.answer_traces = True
+        self.answer_resizes = True
         self.spans: list[Span] = []
         self.refuses: dict[str, str] = {}
         self.fails_to_start = 0
         self.workers: list[FakeWorker] = []
         self.sent: asyncio.Queue[ToWorker] = asyncio.Queue()
 
-    def factory(self, post: Callable[[FromWorker], None]) -> FakeWorker:
+    def factory(self, post: Callable[[FromWorker], None], *, arena_bytes: int) -> FakeWorker:
         if self.fails_to_start:
             self.fails_to_start -= 1
             raise OSError("no more processes")
-        worker = FakeWorker(self, post)
+        worker = FakeWorker(self, post, arena_bytes)
         self.workers.append(worker)
         return worker
 

@@ -631,8 +631,8 @@ async def test_a_first_worker_that_breaks_at_once_is_replaced_before_the_start_r
     hub = Hub(auto=True)
     make = hub.factory
 
-    def fragile(post: Callable[..., None]) -> object:
-        worker = make(post)
+    def fragile(post: Callable[..., None], *, arena_bytes: int) -> object:
+        worker = make(post, arena_bytes=arena_bytes)
         if len(hub.workers) == 1:
             worker.send = lambda message: None  # type: ignore[method-assign]
             post(Broken("out of memory"))

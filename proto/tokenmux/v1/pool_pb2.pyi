@@ -67,6 +67,18 @@ class TraceResponse(_message.Message):
     seconds: float
     def __init__(self, chrome_trace: _Optional[str] = ..., n_spans: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
 
+class ResizeRequest(_message.Message):
+    __slots__ = ("arena_bytes",)
+    ARENA_BYTES_FIELD_NUMBER: _ClassVar[int]
+    arena_bytes: int
+    def __init__(self, arena_bytes: _Optional[int] = ...) -> None: ...
+
+class ResizeResponse(_message.Message):
+    __slots__ = ("arena_bytes",)
+    ARENA_BYTES_FIELD_NUMBER: _ClassVar[int]
+    arena_bytes: int
+    def __init__(self, arena_bytes: _Optional[int] = ...) -> None: ...
+
 class Instance(_message.Message):
     __slots__ = ("at_s", "device", "arena_bytes", "weight_bytes", "kv_bytes", "host_cache_bytes", "host_cache_used_bytes", "host_kv_bytes", "host_kv_used_bytes", "compute_busy_s", "copy_in_busy_s", "copy_out_busy_s", "fetch_busy_s", "n_steps", "n_discards", "running_model", "work_s", "model_work_s", "n_models_used")
     AT_S_FIELD_NUMBER: _ClassVar[int]

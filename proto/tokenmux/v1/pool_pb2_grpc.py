@@ -50,6 +50,11 @@ class PoolStub:
                 request_serializer=tokenmux_dot_v1_dot_pool__pb2.TraceRequest.SerializeToString,
                 response_deserializer=tokenmux_dot_v1_dot_pool__pb2.TraceResponse.FromString,
                 _registered_method=True)
+        self.Resize = channel.unary_unary(
+                '/tokenmux.v1.Pool/Resize',
+                request_serializer=tokenmux_dot_v1_dot_pool__pb2.ResizeRequest.SerializeToString,
+                response_deserializer=tokenmux_dot_v1_dot_pool__pb2.ResizeResponse.FromString,
+                _registered_method=True)
 
 
 class PoolServicer:
@@ -78,6 +83,17 @@ class PoolServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Resize(self, request, context):
+        """Give memory back to the system, or take more: the device memory for weights and KV cache gets another size. Requests that run are put
+        aside in host memory meanwhile, and go on afterwards with the same tokens. Answered when it is done, which takes as long as what is in
+        flight and the copies to host memory; done even if the caller does not wait. Holds until the server is restarted.
+        FAILED_PRECONDITION, with nothing changed, when what is served would not fit, when the device has not so much, and while another resize
+        is going on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PoolServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -95,6 +111,11 @@ def add_PoolServicer_to_server(servicer, server):
                     servicer.Trace,
                     request_deserializer=tokenmux_dot_v1_dot_pool__pb2.TraceRequest.FromString,
                     response_serializer=tokenmux_dot_v1_dot_pool__pb2.TraceResponse.SerializeToString,
+            ),
+            'Resize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Resize,
+                    request_deserializer=tokenmux_dot_v1_dot_pool__pb2.ResizeRequest.FromString,
+                    response_serializer=tokenmux_dot_v1_dot_pool__pb2.ResizeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -179,6 +200,33 @@ class Pool:
             '/tokenmux.v1.Pool/Trace',
             tokenmux_dot_v1_dot_pool__pb2.TraceRequest.SerializeToString,
             tokenmux_dot_v1_dot_pool__pb2.TraceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Resize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tokenmux.v1.Pool/Resize',
+            tokenmux_dot_v1_dot_pool__pb2.ResizeRequest.SerializeToString,
+            tokenmux_dot_v1_dot_pool__pb2.ResizeResponse.FromString,
             options,
             channel_credentials,
             insecure,
