@@ -43,6 +43,8 @@ BUDGETS = {
     "kv_pack": Budget(registers=32, shared_kib=0),
     "kv_unpack": Budget(registers=32, shared_kib=0),
     "kv_move": Budget(registers=32, shared_kib=0),
+    "kv_page_out_int8": Budget(registers=40, shared_kib=1),
+    "kv_page_in_int8": Budget(registers=40, shared_kib=4),
     "kv_pack_int8": Budget(registers=40, shared_kib=1),
     "kv_unpack_int8": Budget(registers=40, shared_kib=4),
     "sample.penalise": Budget(registers=24, shared_kib=0),
@@ -83,9 +85,9 @@ def wide_loads(name: str, variant: Variant, itemsize: int) -> int:
             elements, itemsize = constants["CHUNK"], 1
         case "kv_pack" | "kv_unpack" | "kv_move":
             elements = constants["CHUNK"]
-        case "kv_pack_int8":
+        case "kv_pack_int8" | "kv_page_out_int8":
             elements = constants["ROWS"] * constants["DIM_TILE"]
-        case "kv_unpack_int8":
+        case "kv_unpack_int8" | "kv_page_in_int8":
             elements, itemsize = constants["ROWS"] * constants["DIM_TILE"], 1
         case "sample" if constants.get("ALIGNED"):
             elements = constants["TILE"]

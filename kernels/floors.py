@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tokenmux.kernels.kv_pack.quantised import record_bytes
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -77,7 +79,7 @@ def kv_copy_int8(layout: KVLayout, blocks: int, itemsize: int) -> int:
 
 def int8_staging(layout: KVLayout, blocks: int) -> int:
     """What crosses the bus on the int8 path."""
-    return blocks * layout.block_elements // layout.head_dim * (layout.head_dim + 4)
+    return blocks * record_bytes(layout)
 
 
 def sample(rows: int, vocabulary: int, itemsize: int) -> int:

@@ -73,6 +73,8 @@ def forms(capability: int, shape: ModelShape) -> dict[str, Variant]:
         "kv_pack": block_copy.variant(shape.dtype, gather=True, scatter=False),
         "kv_unpack": block_copy.variant(shape.dtype, gather=False, scatter=True),
         "kv_move": block_copy.variant(shape.dtype, gather=True, scatter=True),
+        "kv_page_out_int8": kv_pack.quantise_variant(shape.dtype, shape.head_dim, records=True),
+        "kv_page_in_int8": kv_pack.dequantise_variant(shape.dtype, shape.head_dim, records=True),
         "kv_pack_int8": kv_pack.quantise_variant(shape.dtype, shape.head_dim),
         "kv_unpack_int8": kv_pack.dequantise_variant(shape.dtype, shape.head_dim),
         **{f"sample.{name}": variant for name, variant in sampler.items()},

@@ -2,12 +2,27 @@
 
 A program takes ROWS rows of `head_dim` numbers of one block: it reads them once, and a row's scale and codes come from
 registers.
+
+Without `records`, codes and scales lie one block after the other, each in memory of its own. `records` says where a block's
+record begins, in bytes from where codes and scales both start: its codes, then its scales.
 """
 
 import triton
 import triton.language as tl
 
-UNALIGNED = ("offsets", "scales")
+UNALIGNED = ("offsets", "scales", "records")
+
+
+@triton.jit
+def _places(records, block, block_rows, HEAD_DIM: tl.constexpr):
+    """Where the block's codes and its scales begin, in elements of each."""
+    if records is None:
+        scales_at = block.to(tl.int64) * block_rows
+        codes_at = scales_at * HEAD_DIM
+    else:
+        codes_at = tl.multiple_of(tl.load(records + block), 16)
+        scales_at = (codes_at + block_rows * HEAD_DIM) // 4
+    return codes_at, scales_at
 
 
 @triton.jit(do_not_specialize=["block_rows"], do_not_specialize_on_alignment=UNALIGNED)
@@ -16,6 +31,7 @@ def quantise(
     offsets,
     codes,
     scales,
+    records,
     block_rows,
     SMALLEST_SCALE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -31,9 +47,9 @@ def quantise(
     scale = tl.maximum(tl.max(tl.abs(x), axis=1) / 127.0, SMALLEST_SCALE)
     code = tl.floor(x / scale[:, None] + 0.5)
     code = tl.minimum(tl.maximum(code, -127.0), 127.0)
-    staged = block.to(tl.int64) * block_rows + row
-    tl.store(codes + staged[:, None] * HEAD_DIM + dim, code.to(tl.int8), mask=inside)
-    tl.store(scales + staged, scale, mask=row < block_rows)
+    codes_at, scales_at = _places(records, block, block_rows, HEAD_DIM)
+    tl.store(codes + codes_at + row[:, None] * HEAD_DIM + dim, code.to(tl.int8), mask=inside)
+    tl.store(scales + scales_at + row, scale, mask=row < block_rows)
 
 
 @triton.jit(do_not_specialize=["block_rows"], do_not_specialize_on_alignment=UNALIGNED)
@@ -42,6 +58,7 @@ def dequantise(
     offsets,
     codes,
     scales,
+    records,
     block_rows,
     HEAD_DIM: tl.constexpr,
     DIM_TILE: tl.constexpr,
@@ -51,9 +68,9 @@ def dequantise(
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     dim = tl.arange(0, DIM_TILE)[None, :]
     inside = (row < block_rows)[:, None] & (dim < HEAD_DIM)
-    staged = block.to(tl.int64) * block_rows + row
-    code = tl.load(codes + staged[:, None] * HEAD_DIM + dim, mask=inside, other=0).to(tl.float32)
-    scale = tl.load(scales + staged, mask=row < block_rows, other=0.0)
+    codes_at, scales_at = _places(records, block, block_rows, HEAD_DIM)
+    code = tl.load(codes + codes_at + row[:, None] * HEAD_DIM + dim, mask=inside, other=0).to(tl.float32)
+    scale = tl.load(scales + scales_at + row, mask=row < block_rows, other=0.0)
     offset = tl.multiple_of(tl.load(offsets + block), 16)
     x = (code * scale[:, None]).to(arena.dtype.element_ty)
     tl.store(arena + offset + row[:, None] * HEAD_DIM + dim, x, mask=inside)

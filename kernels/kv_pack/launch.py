@@ -5,12 +5,13 @@ Staging buffers are device memory or pinned host memory. When to use the copy en
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from tokenmux.kernels.block_copy import launch as block_copy
 from tokenmux.kernels.kv_pack import kernel
+from tokenmux.kernels.kv_pack.quantised import record_bytes
 from tokenmux.kernels.kv_pack.reference import SMALLEST_SCALE
 from tokenmux.kernels.layout import OFFSET_ALIGNMENT
 from tokenmux.kernels.tiles import padded
@@ -51,56 +52,113 @@ def kv_unpack(arena: torch.Tensor, offsets: torch.Tensor, staging: torch.Tensor,
 
 def kv_pack_int8(arena: torch.Tensor, offsets: torch.Tensor, staging: Quantised, *, layout: KVLayout) -> None:
     """Like `kv_pack`, in int8; see `reference.py` for the format and `quantised.py` for the error."""
-    _launch_int8(quantise_variant(arena.dtype, layout.head_dim), arena, offsets, staging, layout)
+    _check_quantised(staging, offsets, layout)
+    variant = quantise_variant(arena.dtype, layout.head_dim)
+    _launch_int8(variant, arena, offsets, staging.codes, staging.scales, None, layout)
 
 
 def kv_unpack_int8(
     arena: torch.Tensor, offsets: torch.Tensor, staging: Quantised, *, layout: KVLayout
 ) -> None:
     """Like `kv_unpack`, from int8."""
-    _launch_int8(dequantise_variant(arena.dtype, layout.head_dim), arena, offsets, staging, layout)
+    _check_quantised(staging, offsets, layout)
+    variant = dequantise_variant(arena.dtype, layout.head_dim)
+    _launch_int8(variant, arena, offsets, staging.codes, staging.scales, None, layout)
 
 
-def quantise_variant(dtype: torch.dtype, head_dim: int) -> Variant:
-    """The compiled form of packing to int8."""
-    constants = {**_tile(head_dim), "SMALLEST_SCALE": SMALLEST_SCALE}
-    return Variant(kernel.quantise, _kinds(dtype), constants, unaligned=kernel.UNALIGNED, warps=4)
+def kv_page_out_int8(
+    host: torch.Tensor, arena: torch.Tensor, offsets: torch.Tensor, *, layout: KVLayout
+) -> None:
+    """Quantises blocks of the arena to records anywhere in `host`, which is `uint8` and often pinned host memory.
+
+    `offsets` `[2, block]` (int64, on the device): where each record goes in `host`, in bytes, and where its block comes from
+    in `arena`, in elements. A record is `quantised.record_bytes` long.
+    """
+    variant = quantise_variant(arena.dtype, layout.head_dim, records=True)
+    _launch_records(variant, arena, offsets[1], host, offsets[0], layout)
 
 
-def dequantise_variant(dtype: torch.dtype, head_dim: int) -> Variant:
-    """The compiled form of unpacking from int8."""
-    return Variant(kernel.dequantise, _kinds(dtype), _tile(head_dim), unaligned=kernel.UNALIGNED, warps=4)
+def kv_page_in_int8(
+    arena: torch.Tensor, host: torch.Tensor, offsets: torch.Tensor, *, layout: KVLayout
+) -> None:
+    """Writes blocks of the arena from records; `offsets` are where each block goes, in elements, and its record, in bytes."""
+    variant = dequantise_variant(arena.dtype, layout.head_dim, records=True)
+    _launch_records(variant, arena, offsets[0], host, offsets[1], layout)
 
 
-def _kinds(dtype: torch.dtype) -> dict[str, Kind]:
-    return {
+def quantise_variant(dtype: torch.dtype, head_dim: int, *, records: bool = False) -> Variant:
+    """The compiled form of packing to int8, or of paging out to records."""
+    constants = {"SMALLEST_SCALE": SMALLEST_SCALE}
+    return _int8_variant(kernel.quantise, dtype, head_dim, constants, records=records)
+
+
+def dequantise_variant(dtype: torch.dtype, head_dim: int, *, records: bool = False) -> Variant:
+    """The compiled form of unpacking from int8, or of paging in from records."""
+    return _int8_variant(kernel.dequantise, dtype, head_dim, {}, records=records)
+
+
+def _int8_variant(
+    code: Any, dtype: torch.dtype, head_dim: int, constants: dict[str, Any], *, records: bool
+) -> Variant:
+    kinds: dict[str, Kind] = {
         "arena": dtype,
         "offsets": torch.int64,
         "codes": torch.int8,
         "scales": torch.float32,
         "block_rows": int,
     }
+    constants = {**constants, **_tile(head_dim)}
+    if records:
+        kinds["records"] = torch.int64
+    else:
+        constants["records"] = None
+    return Variant(code, kinds, constants, unaligned=kernel.UNALIGNED, warps=4)
 
 
 def _tile(head_dim: int) -> dict[str, int]:
     return {"HEAD_DIM": head_dim, "DIM_TILE": padded(head_dim), "ROWS": ELEMENTS // padded(head_dim)}
 
 
-def _launch_int8(
-    variant: Variant, arena: torch.Tensor, offsets: torch.Tensor, staging: Quantised, layout: KVLayout
+def _launch_records(
+    variant: Variant,
+    arena: torch.Tensor,
+    blocks: torch.Tensor,
+    host: torch.Tensor,
+    records: torch.Tensor,
+    layout: KVLayout,
 ) -> None:
-    _check(staging.codes, offsets, layout)
+    if record_bytes(layout) % OFFSET_ALIGNMENT:
+        raise ValueError(f"records are multiples of {OFFSET_ALIGNMENT} bytes, got {record_bytes(layout)}")
+    scales = host[: host.numel() // 4 * 4].view(torch.float32)
+    _launch_int8(variant, arena, blocks, host.view(torch.int8), scales, records, layout)
+
+
+def _launch_int8(
+    variant: Variant,
+    arena: torch.Tensor,
+    offsets: torch.Tensor,
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    records: torch.Tensor | None,
+    layout: KVLayout,
+) -> None:
     rows = layout.block_elements // layout.head_dim
-    if not staging.scales.is_contiguous() or staging.scales.shape[1] != rows:
-        raise ValueError(f"scales are contiguous, {rows} a block")
     variant.launch(
         (offsets.numel(), -(-rows // variant.constants["ROWS"])),
         arena=arena,
         offsets=offsets,
-        codes=staging.codes,
-        scales=staging.scales,
+        codes=codes,
+        scales=scales,
         block_rows=rows,
+        **({} if records is None else {"records": records}),
     )
+
+
+def _check_quantised(staging: Quantised, offsets: torch.Tensor, layout: KVLayout) -> None:
+    _check(staging.codes, offsets, layout)
+    rows = layout.block_elements // layout.head_dim
+    if not staging.scales.is_contiguous() or staging.scales.shape[1] != rows:
+        raise ValueError(f"scales are contiguous, {rows} a block")
 
 
 def _check(staging: torch.Tensor, offsets: torch.Tensor, layout: KVLayout) -> None:

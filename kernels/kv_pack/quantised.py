@@ -1,4 +1,4 @@
-"""The staging buffer of the int8 path, and how far off it may be."""
+"""Where int8 lies, in staging buffers and in records, and how far off it may be."""
 
 from __future__ import annotations
 
@@ -31,6 +31,11 @@ class Quantised:
             ),
             scales=torch.empty(blocks, rows, dtype=torch.float32, device=device, pin_memory=pinned),
         )
+
+
+def record_bytes(layout: KVLayout) -> int:
+    """Of a block in int8 where codes and scales lie together: its codes, then its scales."""
+    return layout.block_elements // layout.head_dim * (layout.head_dim + 4)
 
 
 def int8_error_bound(largest: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tokenmux.kernels.kv_pack.quantised import Quantised, record_bytes
+
 if TYPE_CHECKING:
-    from tokenmux.kernels.kv_pack.quantised import Quantised
     from tokenmux.kernels.layout import KVLayout
 
 SMALLEST_SCALE = 1e-30
@@ -53,3 +54,25 @@ def kv_unpack_int8(
     for place, offset in enumerate(offsets.tolist()):
         rows = staging.codes[place].view(-1, layout.head_dim).float() * staging.scales[place][:, None]
         layout.block(arena, offset).copy_(rows.view(layout.layers, 2, layout.kv_heads, layout.block_size, -1))
+
+
+def kv_page_out_int8(
+    host: torch.Tensor, arena: torch.Tensor, offsets: torch.Tensor, *, layout: KVLayout
+) -> None:
+    """`kv_pack_int8`, to a record for each block: codes, then scales, at `offsets[0, i]` bytes of `host` (`uint8`)."""
+    for record, offset in offsets.T.tolist():
+        quantised = Quantised.allocate(1, layout)
+        kv_pack_int8(arena, torch.tensor([offset]), quantised, layout=layout)
+        whole = torch.cat((quantised.codes.view(torch.uint8)[0], quantised.scales.view(torch.uint8)[0]))
+        host[record : record + len(whole)] = whole
+
+
+def kv_page_in_int8(
+    arena: torch.Tensor, host: torch.Tensor, offsets: torch.Tensor, *, layout: KVLayout
+) -> None:
+    """`kv_unpack_int8`, from the records at `offsets[1, i]` bytes of `host` to the blocks at `offsets[0, i]`."""
+    for offset, record in offsets.T.tolist():
+        whole = host[record : record + record_bytes(layout)].clone()
+        codes, scales = whole[: layout.block_elements], whole[layout.block_elements :]
+        quantised = Quantised(codes.view(torch.int8)[None], scales.view(torch.float32)[None])
+        kv_unpack_int8(arena, torch.tensor([offset]), quantised, layout=layout)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenmux.kernels.kv_move import reference as move_reference
 from tokenmux.kernels.kv_pack import reference as pack_reference
 from tokenmux.kernels.kv_pack.choice import PageMethod, page_method
-from tokenmux.kernels.kv_pack.quantised import Quantised, int8_error_bound
+from tokenmux.kernels.kv_pack.quantised import Quantised, int8_error_bound, record_bytes
 from tokenmux.kernels.layout import KVLayout
 
 PACK = "tokenmux.kernels.kv_pack.launch:"
@@ -120,6 +120,50 @@ def test_int8_keeps_its_bound(place, layout, blocks, magnitude, single, seed):
     pack_reference.kv_unpack_int8(back, offsets, packed["staging"], layout=layout)
     for offset in offsets.tolist():
         torch.testing.assert_close(layout.block(result, offset), layout.block(back, offset), equal_nan=True)
+
+
+@settings(max_examples=16)
+@given(layout=layouts, blocks=st.integers(0, 3), single=st.booleans(), seed=st.integers(0, 2**16))
+def test_records_hold_what_packing_makes(place, layout, blocks, single, seed):
+    """Codes and scales of each block together, anywhere on the host; around records and blocks nothing changes."""
+    dtype = place.dtypes[0 if single else 1]
+    arena, offsets = strewn(layout, blocks, dtype, seed)
+    arena.nan_to_num_()
+    pitch = layout.block_elements * dtype.itemsize
+    host = torch.full((blocks * pitch + 16,), 7, dtype=torch.uint8)
+    records = torch.randperm(blocks) * pitch
+    out = torch.stack((records, offsets))
+    paged = place.run(PACK + "kv_page_out_int8", host=host, arena=arena, offsets=out, layout=layout)["host"]
+    packed = place.run(
+        PACK + "kv_pack_int8",
+        arena=arena,
+        offsets=offsets,
+        staging=Quantised.allocate(blocks, layout),
+        layout=layout,
+    )["staging"]
+    expected = host.clone()
+    for record, codes, scales in zip(records.tolist(), packed.codes, packed.scales, strict=True):
+        whole = torch.cat((codes.view(torch.uint8), scales.view(torch.uint8)))
+        assert len(whole) == record_bytes(layout)
+        expected[record : record + len(whole)] = whole
+    assert torch.equal(paged, expected)
+
+    elsewhere = torch.full_like(arena, -7.0)
+    back = place.run(
+        PACK + "kv_page_in_int8", arena=elsewhere, host=paged, offsets=out.flip(0), layout=layout
+    )["arena"]
+    unpacked = place.run(
+        PACK + "kv_unpack_int8", arena=elsewhere, offsets=offsets, staging=packed, layout=layout
+    )["arena"]
+    assert torch.equal(back, unpacked)
+
+    by_reference = host.clone()
+    pack_reference.kv_page_out_int8(by_reference, arena, out, layout=layout)
+    assert (
+        (by_reference.view(torch.int8).int() - paged.view(torch.int8).int()).abs() <= 1
+    ).float().mean() > 0.99
+    pack_reference.kv_page_in_int8(elsewhere, paged, out.flip(0), layout=layout)
+    torch.testing.assert_close(elsewhere, back)
 
 
 @settings(max_examples=16)

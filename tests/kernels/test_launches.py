@@ -140,6 +140,9 @@ def launch_everything(layout, layer, window, rows, vocabulary):
     quantised = Quantised.allocate(2, layout)
     kv_pack.kv_pack_int8(arena, offsets, quantised, layout=layout)
     kv_pack.kv_unpack_int8(arena, offsets, quantised, layout=layout)
+    host = staging.view(torch.uint8).view(-1)
+    kv_pack.kv_page_out_int8(host, arena, sides, layout=layout)
+    kv_pack.kv_page_in_int8(arena, host, sides, layout=layout)
 
     floats, ints, longs = torch.zeros(rows), lengths, torch.zeros(rows, dtype=torch.int64)
     listed = torch.zeros(rows, 1, dtype=torch.int32)
