@@ -37,8 +37,8 @@ class Slot:
     """The buffers of one chunk in flight on a channel: page-locked bytes, made when first asked for, and offsets of blocks."""
 
     def __init__(self, gpu: Gpu, channel: Channel, chunk_bytes: int) -> None:
+        self.gpu = gpu
         self.channel = channel
-        self._gpu = gpu
         self._chunk_bytes = chunk_bytes
         self._locked: torch.Tensor | None = None
         self._offsets_on_host = gpu.allocate_locked(_OFFSETS_BYTES)
@@ -47,27 +47,16 @@ class Slot:
     @property
     def locked(self) -> torch.Tensor:
         if self._locked is None:
-            self._locked = self._gpu.allocate_locked(self._chunk_bytes)
+            self._locked = self.gpu.allocate_locked(self._chunk_bytes)
         return self._locked
 
-    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
-        self._gpu.copy(self.channel, target, source)
-
-    def copy_blocks(
-        self,
-        target: torch.Tensor,
-        to: torch.Tensor,
-        source: torch.Tensor,
-        come_from: torch.Tensor,
-        n_bytes: int,
-    ) -> None:
-        """Copy blocks of `n_bytes` with one kernel: `to[i]` and `come_from[i]` are indices in blocks of that size."""
-        offsets = torch.stack((to, come_from)) * n_bytes
+    def offsets(self, to: torch.Tensor, come_from: torch.Tensor) -> torch.Tensor:
+        """Both in device memory, `[2, block]`, as soon as the stream comes to it."""
+        offsets = torch.stack((to, come_from))
         size = offsets.numel() * offsets.element_size()
         self._offsets_on_host[:size].view(torch.int64).copy_(offsets.view(-1))
-        self._gpu.copy(self.channel, self._offsets[:size], self._offsets_on_host[:size])
-        on_device = self._offsets[:size].view(torch.int64).view(2, -1)
-        self._gpu.copy_blocks(self.channel, target, source, on_device, n_bytes)
+        self.gpu.copy(self.channel, self._offsets[:size], self._offsets_on_host[:size])
+        return self._offsets[:size].view(torch.int64).view(2, -1)
 
     def memory(self) -> Iterator[torch.Tensor]:
         """All that has to be released."""
@@ -143,7 +132,7 @@ class Copies:
     def give(self, slot: Slot) -> Landing:
         if not self.staged:
             for copy in self.copies:
-                slot.copy(copy.target, copy.source)
+                slot.gpu.copy(slot.channel, copy.target, copy.source)
             return nothing
         to_empty: list[Copy] = []
         filled = 0
@@ -152,9 +141,9 @@ class Copies:
             filled += copy.n_bytes
             if slot.channel is Channel.COPY_IN:
                 locked.copy_(copy.source)
-                slot.copy(copy.target, locked)
+                slot.gpu.copy(slot.channel, copy.target, locked)
             else:
-                slot.copy(locked, copy.source)
+                slot.gpu.copy(slot.channel, locked, copy.source)
                 to_empty.append(Copy(copy.target, locked))
 
         def land() -> None:

@@ -37,13 +37,14 @@ from tokenmux.engine.core.errors import DoesNotFit, TokenmuxError, WorkerFailed
 from tokenmux.engine.core.event import SUPERSEDED, CopyDone
 from tokenmux.engine.core.facts import DeviceFacts, Image, ImageId
 from tokenmux.engine.core.plan import Activate, Channel, Compact, Fetch, PageIn, PageOut, Step
+from tokenmux.engine.core.request import RequestId
 from tokenmux.engine.device.channel import ChannelThread
 from tokenmux.engine.device.chunks import CHUNK_BYTES, CHUNKS_IN_FLIGHT, Copies, Copy, Landing, Slot, Work
 from tokenmux.engine.device.gpu import STREAMS, Gpu, GpuEvent
 from tokenmux.engine.device.interface import Host, Post, StepJob
 from tokenmux.engine.device.memory import Memory
 from tokenmux.engine.device.ordering import NOWHERE, Ordering, Places, Spans, merged
-from tokenmux.engine.device.paging import Pager
+from tokenmux.engine.device.paging import KvDtype, Pager
 from tokenmux.engine.device.progress import SupersededError, progress_of, until_superseded
 from tokenmux.engine.device.spans import block_spans, move_pieces, paging_spans
 from tokenmux.engine.instance.started import Started
@@ -127,7 +128,9 @@ class CudaDevice:
         gpu: Gpu,
         chunk_bytes: int = CHUNK_BYTES,
         copy_overhead_s: float = COPY_OVERHEAD_S,
+        kv_dtype: KvDtype | None = None,
     ) -> None:
+        """With `kv_dtype`, which says what a request's KV is computed in, paged-out KV is int8, which is not exact."""
         self._gpu = gpu
         self._chunk_bytes = chunk_bytes
         self.arena = gpu.allocate(facts.arena_bytes)
@@ -147,6 +150,7 @@ class CudaDevice:
                 Channel.COPY_OUT: facts.copy_out_bytes_per_s,
             },
             copy_overhead_s=copy_overhead_s,
+            kv_dtype=kv_dtype,
         )
         self._images: dict[ImageId, _HostMemory] = {}
         self._ledger = ledger
@@ -184,7 +188,7 @@ class CudaDevice:
             case Activate():
                 self._submit_copy(started, [self._enter_image(image) for image in started.images])
             case PageIn() | PageOut():
-                paged = [self._enter_blocks(started.channel, blocks) for _, blocks in started.transfers]
+                paged = [self._enter_blocks(started.channel, *paged) for paged in started.transfers]
                 self._submit_copy(started, paged)
             case Compact():
                 self._submit_copy(started, [self._enter_move(move) for move in started.moves])
@@ -262,11 +266,11 @@ class CudaDevice:
         reads: Places = {image.id: ((0, image.n_bytes),)}
         return self._enter(_Piece(Channel.COPY_IN, work), reads, _both(((start, end),)))
 
-    def _enter_blocks(self, channel: Channel, transfers: Sequence[Transfer]) -> _Piece:
+    def _enter_blocks(self, channel: Channel, request: RequestId, transfers: Sequence[Transfer]) -> _Piece:
         spans = paging_spans(self._ledger, transfers)
         device = merged((s.device, s.device + s.n_bytes) for s in spans)
         host: Places = {_Space.HOST_KV: merged((s.host, s.host + s.n_bytes) for s in spans)}
-        piece = _Piece(channel, self._pager.work(channel, self.arena, transfers, spans))
+        piece = _Piece(channel, self._pager.work(channel, self.arena, request, transfers, spans))
         if channel is Channel.COPY_IN:
             return self._enter(piece, host, _both(device))
         return self._enter(piece, {_Space.ARENA: device}, host)

@@ -17,6 +17,7 @@ import torch
 from tokenmux.engine.core.errors import ConfigError, DoesNotFit
 from tokenmux.engine.core.plan import Channel
 from tokenmux.engine.device.memory import Memory
+from tokenmux.kernels.layout import KVLayout
 
 _log = logging.getLogger(__name__)
 
@@ -81,6 +82,28 @@ class Gpu(Protocol):
         `offsets` `[2, block]` (int64, device memory) says where each goes in `target` and comes from in `source`; it is read
         when the kernel runs. `block_bytes` and all offsets are multiples of 16; blocks do not overlap.
         """
+        ...
+
+    def quantise_blocks(
+        self,
+        channel: Channel,
+        host: torch.Tensor,
+        arena: torch.Tensor,
+        offsets: torch.Tensor,
+        layout: KVLayout,
+    ) -> None:
+        """Like `copy_blocks`, to records in int8 (`kernels/kv_pack`): blocks of `arena`, in the model's dtype, to `host`, in bytes."""
+        ...
+
+    def dequantise_blocks(
+        self,
+        channel: Channel,
+        arena: torch.Tensor,
+        host: torch.Tensor,
+        offsets: torch.Tensor,
+        layout: KVLayout,
+    ) -> None:
+        """The way back; `offsets` have the target first here, too."""
         ...
 
     def record(self, channel: Channel) -> GpuEvent:
@@ -168,6 +191,32 @@ class TorchGpu:
 
         with self.running(channel):
             kv_page(target, source, offsets, block_bytes=block_bytes)
+
+    def quantise_blocks(
+        self,
+        channel: Channel,
+        host: torch.Tensor,
+        arena: torch.Tensor,
+        offsets: torch.Tensor,
+        layout: KVLayout,
+    ) -> None:
+        from tokenmux.kernels.kv_pack.launch import kv_page_out_int8
+
+        with self.running(channel):
+            kv_page_out_int8(host, arena, offsets, layout=layout)
+
+    def dequantise_blocks(
+        self,
+        channel: Channel,
+        arena: torch.Tensor,
+        host: torch.Tensor,
+        offsets: torch.Tensor,
+        layout: KVLayout,
+    ) -> None:
+        from tokenmux.kernels.kv_pack.launch import kv_page_in_int8
+
+        with self.running(channel):
+            kv_page_in_int8(arena, host, offsets, layout=layout)
 
     def record(self, channel: Channel) -> _TorchEvent:
         # Blocking: whoever waits for it sleeps, instead of turning a core in circles that steps need.

@@ -7,21 +7,38 @@ A copy engine takes a run of blocks that are neighbours on both sides as one cop
                         |   offsets: (where, from where) of each
     host KV     [ block A ]....[ block C ][ block B ]..........     page-locked, so that the device reaches it
 
+In int8, where a server asks for that, the kernel writes a record of codes and scales to the first half of a block's place on the
+host: the books count whole blocks all the same, so that they need not know.
+
 Where host memory is not page-locked, the host's side of the launch is the slot's page-locked bytes, filled or emptied by the
 channel's thread.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
+from tokenmux.engine.core.facts import KvShape
 from tokenmux.engine.core.plan import Channel
+from tokenmux.engine.core.request import RequestId
 from tokenmux.engine.device.chunks import MAX_BLOCKS, Copies, Copy, Landing, Slot, Work, nothing
 from tokenmux.engine.device.spans import PagingSpan
 from tokenmux.engine.memory.ledger import Ledger, Transfer
 from tokenmux.kernels.kv_pack.choice import PageMethod, page_method
-from tokenmux.kernels.layout import OFFSET_ALIGNMENT
+from tokenmux.kernels.kv_pack.quantised import record_bytes
+from tokenmux.kernels.layout import OFFSET_ALIGNMENT, KVLayout
+
+KvDtype = Callable[[RequestId], torch.dtype]
+"""What a request's keys and values are computed in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Int8:
+    """How blocks are read that are to be quantised."""
+
+    layout: KVLayout
+    dtype: torch.dtype
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,30 +51,36 @@ class Blocks:
     on_host: torch.Tensor
     block_bytes: int
     staged: bool
+    int8: Int8 | None = None
 
     @property
     def n_bytes(self) -> int:
+        """As the books count them."""
         return len(self.on_device) * self.block_bytes
+
+    @property
+    def host_bytes(self) -> int:
+        """Of a block, on the host."""
+        return record_bytes(self.int8.layout) if self.int8 else self.block_bytes
 
     def chunks(self, n_bytes: int) -> Iterator["Blocks"]:
         n = min(n_bytes // self.block_bytes, MAX_BLOCKS)
         for start in range(0, len(self.on_device), n):
             part = slice(start, start + n)
-            yield Blocks(
-                self.arena, self.host, self.on_device[part], self.on_host[part], self.block_bytes, self.staged
-            )
+            yield replace(self, on_device=self.on_device[part], on_host=self.on_host[part])
 
     def give(self, slot: Slot) -> Landing:
         if not self.staged:
-            self._launch(slot, self.host, self.on_host)
+            self._launch(slot, self.host, self.on_host * self.block_bytes)
             return nothing
-        locked = slot.locked[: self.n_bytes]
-        rows = locked.view(-1, self.block_bytes)
+        size, n = self.host_bytes, len(self.on_device)
+        locked = slot.locked[: n * size]
+        rows = locked.view(n, size)
         n_host = self.host.numel() // self.block_bytes
-        host = self.host[: n_host * self.block_bytes].view(n_host, self.block_bytes)
+        host = self.host[: n_host * self.block_bytes].view(n_host, self.block_bytes)[:, :size]
         if slot.channel is Channel.COPY_IN:
             torch.index_select(host, 0, self.on_host, out=rows)
-        self._launch(slot, locked, torch.arange(len(rows)))
+        self._launch(slot, locked, torch.arange(n) * size)
         if slot.channel is Channel.COPY_IN:
             return nothing
 
@@ -66,11 +89,22 @@ class Blocks:
 
         return land
 
-    def _launch(self, slot: Slot, host: torch.Tensor, places: torch.Tensor) -> None:
-        if slot.channel is Channel.COPY_IN:
-            slot.copy_blocks(self.arena, self.on_device, host, places, self.block_bytes)
+    def _launch(self, slot: Slot, host: torch.Tensor, here: torch.Tensor) -> None:
+        """`here`: where the blocks are on the host, in bytes."""
+        gpu, channel = slot.gpu, slot.channel
+        there = self.on_device * self.block_bytes
+        if self.int8:
+            itemsize = self.int8.dtype.itemsize
+            there //= itemsize
+            arena = self.arena[: self.arena.numel() // itemsize * itemsize].view(self.int8.dtype)
+            if channel is Channel.COPY_IN:
+                gpu.dequantise_blocks(channel, arena, host, slot.offsets(there, here), self.int8.layout)
+            else:
+                gpu.quantise_blocks(channel, host, arena, slot.offsets(here, there), self.int8.layout)
+        elif channel is Channel.COPY_IN:
+            gpu.copy_blocks(channel, self.arena, host, slot.offsets(there, here), self.block_bytes)
         else:
-            slot.copy_blocks(host, places, self.arena, self.on_device, self.block_bytes)
+            gpu.copy_blocks(channel, host, self.arena, slot.offsets(here, there), self.block_bytes)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,29 +118,46 @@ class Pager:
     bytes_per_s: Mapping[Channel, float]
     """Of the bus, in the direction of each copy channel."""
     copy_overhead_s: float
+    kv_dtype: KvDtype | None = None
+    """Given where paged-out KV is to be int8."""
 
     def work(
         self,
         channel: Channel,
         arena: torch.Tensor,
+        request: RequestId,
         transfers: Sequence[Transfer],
         spans: Sequence[PagingSpan],
     ) -> Work:
         """The copies of one request's blocks, which are of one size; `spans` are the runs that they make up."""
         if not transfers:
             return Copies(())
-        size = transfers[0].shape.block_bytes
-        mean = sum(span.n_bytes for span in spans) / len(spans)
-        method = page_method(mean, self.bytes_per_s[channel], self.copy_overhead_s)
-        reachable = size % OFFSET_ALIGNMENT == 0 and size <= self.chunk_bytes
-        if method is PageMethod.KERNEL and reachable:
+        shape = transfers[0].shape
+        size = shape.block_bytes
+        int8 = self._int8(self.kv_dtype, request, shape) if self.kv_dtype else None
+        if int8 or self._by_kernel(channel, size, spans):
             blocks, host_blocks = self.ledger.blocks, self.ledger.host_blocks
             on_device = torch.tensor([blocks.block_index(transfer.device) for transfer in transfers])
             on_host = torch.tensor([host_blocks.block_index(transfer.host) for transfer in transfers])
-            return Blocks(arena, self.host, on_device, on_host, size, self.staged)
+            return Blocks(arena, self.host, on_device, on_host, size, self.staged, int8)
         copies = []
         for span in spans:
             there = arena[span.device : span.device + span.n_bytes]
             here = self.host[span.host : span.host + span.n_bytes]
             copies.append(Copy(there, here) if channel is Channel.COPY_IN else Copy(here, there))
         return Copies(tuple(copies), self.staged)
+
+    def _by_kernel(self, channel: Channel, size: int, spans: Sequence[PagingSpan]) -> bool:
+        mean = sum(span.n_bytes for span in spans) / len(spans)
+        method = page_method(mean, self.bytes_per_s[channel], self.copy_overhead_s)
+        fits = size % OFFSET_ALIGNMENT == 0 and size <= self.chunk_bytes
+        return method is PageMethod.KERNEL and fits
+
+    def _int8(self, kv_dtype: KvDtype, request: RequestId, shape: KvShape) -> Int8 | None:
+        """None for blocks that the kernel cannot take: both ways, so what went out exact comes in exact."""
+        if shape.head_dim % OFFSET_ALIGNMENT or shape.block_bytes > self.chunk_bytes:
+            return None
+        layout = KVLayout(shape.n_layers, shape.n_kv_heads, shape.head_dim, shape.block_size)
+        if record_bytes(layout) % OFFSET_ALIGNMENT:
+            return None
+        return Int8(layout, kv_dtype(request))

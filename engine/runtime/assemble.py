@@ -23,6 +23,8 @@ from tokenmux.engine.runtime.model_host import ModelHost
 
 DeviceKind = Literal["cpu", "cuda"]
 
+PagedKv = Literal["exact", "int8"]
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerConfig:
@@ -33,6 +35,8 @@ class WorkerConfig:
     policy: str = "slack"
     """A name of `engine.policy.registry`."""
     kind: DeviceKind = "cpu"
+    paged_kv: PagedKv = "exact"
+    """Of the CUDA device; another one pages exactly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,8 @@ def assemble(
     host = ModelHost(instance, clock, contents)
     device: CpuDevice | CudaDevice
     if config.kind == "cuda":
-        device = CudaDevice(config.device, instance.ledger, clock, loop, host, TorchGpu())
+        kv_dtype = host.kv_dtype if config.paged_kv == "int8" else None
+        device = CudaDevice(config.device, instance.ledger, clock, loop, host, TorchGpu(), kv_dtype=kv_dtype)
         host.attach(device.arena)
     else:
         device = CpuDevice(config.device, instance.ledger, clock, loop, host)

@@ -90,6 +90,10 @@ class ModelHost:
         requests = tuple(chunk.request for chunk in step.chunks)
         return RunnableStep(runner, segments, requests, kv, step.repeat, self._clock)
 
+    def kv_dtype(self, request: RequestId) -> torch.dtype:
+        """What the request's keys and values are computed in; asked for requests that have some."""
+        return self._models[self._instance.requests[request].request.model].entry().manifest.dtype
+
     # ── parts of the above ───────────────────────────────────────────────────────────────────────────────────
 
     def _segment(self, chunk: Chunk) -> Segment:

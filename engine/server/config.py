@@ -102,6 +102,8 @@ class DeviceConfig(Section):
     """Host memory that keeps weights near the device."""
     host_kv: Size = 1 << 30
     """Host memory for KV cache that is paged out."""
+    paged_kv: Literal["exact", "int8"] = "exact"
+    """`int8` halves what paging moves, and with it requests that were paged no longer yield exactly the tokens they would have."""
     slab: Size = 16 << 20
     prefill_chunk_tokens: Count = 512
     """A longer prompt is computed in pieces of so many tokens."""
@@ -256,6 +258,12 @@ def _contradictions(config: PoolConfig) -> list[tuple[Place, str]]:
             "add them, or listen on 127.0.0.1"
         )
         found.append((("listen",), reason))
+    if config.device.paged_kv == "int8" and config.device.kind != "cuda":
+        reason = (
+            f"device.paged_kv: int8 is computed by a GPU's kernel, and device.kind is {config.device.kind}: "
+            "leave it out, or say `kind: cuda`"
+        )
+        found.append((("device", "paged_kv"), reason))
     path = config.record_traffic.path
     if path is not None and path.suffix != ".jsonl":
         reason = f"record_traffic.path: {path.name} must end in .jsonl, so that it can be read as a trace"

@@ -60,7 +60,7 @@ async def serve(config: PoolConfig, catalogue: Catalogue, say: Callable[[str], N
     recorder = recorder_of(config, MonotonicClock().now_s())
     device, host = facts_of(config, await asyncio.to_thread(measure, config.device.kind, MonotonicClock()))
     front = Front(
-        worker_factory(WorkerConfig(device, host, config.policy, config.device.kind)),
+        worker_factory(WorkerConfig(device, host, config.policy, config.device.kind, config.device.paged_kv)),
         catalogue,
         DeviceCapacity(device, host),
         pinned=[name for name, model in config.models.items() if model.pinned],

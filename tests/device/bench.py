@@ -32,6 +32,7 @@ from tokenmux.engine.device.cuda import CudaDevice
 from tokenmux.engine.device.gpu import Gpu, TorchGpu
 from tokenmux.engine.device.interface import Completion, Device, Post
 from tokenmux.engine.device.null import NullDevice, VirtualClock
+from tokenmux.engine.device.paging import KvDtype
 from tokenmux.engine.instance.instance import Instance
 from tokenmux.engine.instance.started import Started
 from tokenmux.engine.memory.host_cache import HostCache
@@ -255,11 +256,21 @@ def make_cpu(bench: Bench) -> Device:
     return CpuDevice(FACTS, bench.instance.ledger, bench.clock, bench, bench.host)
 
 
-ENGINES, KERNEL = 0.0, 1.0
-"""The overhead of a copy in seconds: without one the copy engines page every block, and with a long one the kernel does."""
+@dataclass(frozen=True)
+class Paging:
+    """How the CUDA device pages blocks: without an overhead the copy engines page all of them, and with a long one a kernel does."""
+
+    copy_overhead_s: float = 0.0
+    kv_dtype: KvDtype | None = None
 
 
-def cuda_over(gpu: Gpu, bench: Bench, copy_overhead_s: float = ENGINES) -> CudaDevice:
+ENGINES = Paging()
+KERNEL = Paging(copy_overhead_s=1.0)
+INT8 = Paging(kv_dtype=lambda _: torch.float16)
+"""A token whose numbers are all the same comes back exactly, so `stamp` does."""
+
+
+def cuda_over(gpu: Gpu, bench: Bench, paging: Paging = ENGINES, chunk_bytes: int = 16 * KB) -> CudaDevice:
     """With chunks so small that everything here takes several."""
     return CudaDevice(
         FACTS,
@@ -268,33 +279,18 @@ def cuda_over(gpu: Gpu, bench: Bench, copy_overhead_s: float = ENGINES) -> CudaD
         bench,
         bench.host,
         gpu,
-        chunk_bytes=16 * KB,
-        copy_overhead_s=copy_overhead_s,
+        chunk_bytes=chunk_bytes,
+        copy_overhead_s=paging.copy_overhead_s,
+        kv_dtype=paging.kv_dtype,
     )
 
 
-def make_fake(bench: Bench) -> Device:
-    return cuda_over(FakeGpu(), bench)
+def fake(paging: Paging, *, lockable: bool = True) -> Callable[[Bench], Device]:
+    return lambda bench: cuda_over(FakeGpu(lockable=lockable), bench, paging)
 
 
-def make_fake_with_kernel(bench: Bench) -> Device:
-    return cuda_over(FakeGpu(), bench, KERNEL)
-
-
-def make_staged(bench: Bench) -> Device:
-    return cuda_over(FakeGpu(lockable=False), bench)
-
-
-def make_staged_with_kernel(bench: Bench) -> Device:
-    return cuda_over(FakeGpu(lockable=False), bench, KERNEL)
-
-
-def make_cuda(bench: Bench) -> Device:
-    return cuda_over(TorchGpu(), bench)
-
-
-def make_cuda_with_kernel(bench: Bench) -> Device:
-    return cuda_over(TorchGpu(), bench, KERNEL)
+def real(paging: Paging) -> Callable[[Bench], Device]:
+    return lambda bench: cuda_over(TorchGpu(), bench, paging)
 
 
 @contextmanager
@@ -310,11 +306,16 @@ def bench_of(make: Callable[[Bench], Device]) -> Iterator[Bench]:
 GPU = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
 WITH_BYTES = [
     pytest.param(make_cpu, id="cpu"),
-    pytest.param(make_fake, id="cuda (fake streams)"),
-    pytest.param(make_staged, id="cuda (fake streams, nothing page-locked)"),
-    pytest.param(make_fake_with_kernel, id="cuda (fake streams, paging by kernel)"),
-    pytest.param(make_staged_with_kernel, id="cuda (fake streams, paging by kernel, nothing page-locked)"),
-    pytest.param(make_cuda, id="cuda", marks=GPU),
-    pytest.param(make_cuda_with_kernel, id="cuda (paging by kernel)", marks=GPU),
+    pytest.param(fake(ENGINES), id="cuda (fake streams)"),
+    pytest.param(fake(ENGINES, lockable=False), id="cuda (fake streams, nothing page-locked)"),
+    pytest.param(fake(KERNEL), id="cuda (fake streams, paging by kernel)"),
+    pytest.param(
+        fake(KERNEL, lockable=False), id="cuda (fake streams, paging by kernel, nothing page-locked)"
+    ),
+    pytest.param(fake(INT8), id="cuda (fake streams, paging in int8)"),
+    pytest.param(fake(INT8, lockable=False), id="cuda (fake streams, paging in int8, nothing page-locked)"),
+    pytest.param(real(ENGINES), id="cuda", marks=GPU),
+    pytest.param(real(KERNEL), id="cuda (paging by kernel)", marks=GPU),
+    pytest.param(real(INT8), id="cuda (paging in int8)", marks=GPU),
 ]
 ALL = [pytest.param(make_null, id="null"), *WITH_BYTES]

@@ -19,6 +19,9 @@ from tokenmux.engine.core.errors import DoesNotFit
 from tokenmux.engine.core.plan import Channel
 from tokenmux.engine.device.gpu import STREAMS
 from tokenmux.engine.device.memory import Memory
+from tokenmux.kernels.kv_pack import reference as kv_pack
+from tokenmux.kernels.kv_pack.quantised import record_bytes
+from tokenmux.kernels.layout import KVLayout
 
 
 @dataclass(eq=False)
@@ -114,7 +117,9 @@ class FakeGpu:
 
         def run() -> None:
             self._count()
-            self._copy_now(target, source)
+            for side in (target, source):
+                self._check_reaches(side)
+            target.copy_(source)
 
         self.give(channel, run)
 
@@ -127,18 +132,45 @@ class FakeGpu:
         block_bytes: int,
     ) -> None:
         assert block_bytes % 16 == 0
-        assert (offsets.dtype, offsets.shape[0]) == (torch.int64, 2)
+        self._launch(
+            channel,
+            lambda: kv_pack.kv_page(target, source, offsets, block_bytes=block_bytes),
+            offsets,
+            (target, block_bytes),
+            (source, block_bytes),
+        )
 
-        def run() -> None:
-            assert self._lies_in(self.allocated, offsets), "a kernel reads its offsets from device memory"
-            self._count()
-            self.n_launches += 1
-            for to, come_from in offsets.T.tolist():
-                assert to >= 0
-                assert come_from >= 0
-                self._copy_now(target[to : to + block_bytes], source[come_from : come_from + block_bytes])
+    def quantise_blocks(
+        self,
+        channel: Channel,
+        host: torch.Tensor,
+        arena: torch.Tensor,
+        offsets: torch.Tensor,
+        layout: KVLayout,
+    ) -> None:
+        self._launch(
+            channel,
+            lambda: kv_pack.kv_page_out_int8(host, arena, offsets, layout=layout),
+            offsets,
+            (host, record_bytes(layout)),
+            (arena, layout.block_elements),
+        )
 
-        self.give(channel, run)
+    def dequantise_blocks(
+        self,
+        channel: Channel,
+        arena: torch.Tensor,
+        host: torch.Tensor,
+        offsets: torch.Tensor,
+        layout: KVLayout,
+    ) -> None:
+        self._launch(
+            channel,
+            lambda: kv_pack.kv_page_in_int8(arena, host, offsets, layout=layout),
+            offsets,
+            (arena, layout.block_elements),
+            (host, record_bytes(layout)),
+        )
 
     def record(self, channel: Channel) -> FakeEvent:
         event = FakeEvent(self, channel)
@@ -212,18 +244,39 @@ class FakeGpu:
     def _may_run(self, channel: Channel) -> bool:
         return self._allowed.get(channel, 1) > 0
 
+    def _launch(
+        self,
+        channel: Channel,
+        kernel: Callable[[], None],
+        offsets: torch.Tensor,
+        *sides: tuple[torch.Tensor, int],
+    ) -> None:
+        """Give a kernel to the stream; `sides` are a tensor for each row of `offsets`, and how much of it a block takes."""
+        assert (offsets.dtype, offsets.shape[0]) == (torch.int64, 2)
+
+        def run() -> None:
+            assert self._lies_in(self.allocated, offsets), "a kernel reads its offsets from device memory"
+            self._count()
+            self.n_launches += 1
+            for (tensor, size), row in zip(sides, offsets.tolist(), strict=True):
+                for start in row:
+                    assert 0 <= start <= len(tensor) - size
+                    assert start % 16 == 0
+                    self._check_reaches(tensor[start : start + size])
+            kernel()
+
+        self.give(channel, run)
+
     def _count(self) -> None:
         self.n_copies += 1
         if self.n_copies == self.fail_at:
             self.broken = True
         self._check()
 
-    def _copy_now(self, target: torch.Tensor, source: torch.Tensor) -> None:
-        for side in (target, source):
-            assert self._lies_in(self.allocated, side) or self._lies_in(self.locked, side), (
-                "a copy touches memory that is neither the GPU's nor page-locked"
-            )
-        target.copy_(source)
+    def _check_reaches(self, memory: torch.Tensor) -> None:
+        assert self._lies_in(self.allocated, memory) or self._lies_in(self.locked, memory), (
+            "a copy touches memory that is neither the GPU's nor page-locked"
+        )
 
     def _lies_in(self, regions: dict[int, int], memory: torch.Tensor) -> bool:
         start, end = memory.data_ptr(), memory.data_ptr() + memory.nbytes

@@ -15,11 +15,13 @@ from tests.device.bench import (
     ENGINES,
     FACTS,
     GPU,
+    INT8,
     KB,
     KERNEL,
     SHAPE,
     WAIT_S,
     Bench,
+    Paging,
     bench_of,
     content,
     cuda_over,
@@ -54,6 +56,8 @@ from tokenmux.engine.instance.started import Started
 from tokenmux.engine.memory.host_cache import HostCache
 from tokenmux.engine.memory.ledger import Ledger
 from tokenmux.engine.runtime.clock import MonotonicClock
+
+each_paging = pytest.mark.parametrize("paging", [ENGINES, KERNEL, INT8], ids=["engines", "kernel", "int8"])
 
 # ── what is said to be touched, and what is ──────────────────────────────────────────────────────────────────────
 
@@ -180,7 +184,7 @@ class Early:
 
     gpu: Gpu
     is_early: bool
-    copy_overhead_s: float = ENGINES
+    paging: Paging = ENGINES
     ledger: Ledger = field(default_factory=lambda: Ledger(FACTS, HostCache(1 << 20)))
     models: dict[str, ModelFacts] = field(default_factory=dict)
     resident: list[str] = field(default_factory=list)
@@ -201,7 +205,8 @@ class Early:
             self,
             self.gpu,
             chunk_bytes=16 * KB,
-            copy_overhead_s=self.copy_overhead_s,
+            copy_overhead_s=self.paging.copy_overhead_s,
+            kv_dtype=self.paging.kv_dtype,
         )
         for index, name in enumerate("abcd"):
             self.models[name] = model(name, (120 + 50 * index) * KB)
@@ -391,8 +396,8 @@ def program(seed: int, n_actions: int) -> Callable[[Early], None]:
 
 
 @contextmanager
-def early(gpu: Gpu, *, is_early: bool, copy_overhead_s: float = ENGINES) -> Iterator[Early]:
-    harness = Early(gpu, is_early, copy_overhead_s)
+def early(gpu: Gpu, *, is_early: bool, paging: Paging) -> Iterator[Early]:
+    harness = Early(gpu, is_early, paging)
     try:
         yield harness
     finally:
@@ -403,38 +408,38 @@ SEEDS_THAT_PAGE = (1, 2, 8, 13)
 """Half of all programs never page anything, and say nothing about the kernel."""
 
 
-@pytest.mark.parametrize("copy_overhead_s", [ENGINES, KERNEL], ids=["engines", "kernel"])
+@each_paging
 @pytest.mark.parametrize("lockable", [True, False], ids=["page-locked", "staged"])
 @pytest.mark.parametrize(
     "seed",
     [pytest.param(n, marks=() if n in SEEDS_THAT_PAGE else pytest.mark.nightly) for n in range(60)],
 )
 def test_operations_that_wait_for_no_completion_leave_what_waiting_ones_leave(
-    seed: int, lockable: bool, copy_overhead_s: float
+    seed: int, lockable: bool, paging: Paging
 ) -> None:
     run = program(seed, 120)
-    with early(FakeGpu(seed), is_early=False) as waiting:
+    with early(FakeGpu(seed), is_early=False, paging=INT8 if paging is INT8 else ENGINES) as waiting:
         run(waiting)
         expected, n_started = waiting.contents(), waiting.n_started
     gpu = FakeGpu(seed + 1, lockable=lockable)
-    with early(gpu, is_early=True, copy_overhead_s=copy_overhead_s) as hasty:
+    with early(gpu, is_early=True, paging=paging) as hasty:
         run(hasty)
         assert hasty.contents() == expected
         assert hasty.n_started == n_started
-    assert not gpu.n_launches or copy_overhead_s == KERNEL
+    assert not gpu.n_launches or paging is not ENGINES
     assert len(hasty.device._ordering) == 0
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(
-    "copy_overhead_s", [pytest.param(s, marks=GPU) for s in (ENGINES, KERNEL)], ids=["engines", "kernel"]
+    "paging", [pytest.param(p, marks=GPU) for p in (ENGINES, KERNEL)], ids=["engines", "kernel"]
 )
-def test_the_same_on_a_gpu(seed: int, copy_overhead_s: float) -> None:
+def test_the_same_on_a_gpu(seed: int, paging: Paging) -> None:
     run = program(seed, 120)
-    with early(FakeGpu(seed), is_early=False) as waiting:
+    with early(FakeGpu(seed), is_early=False, paging=ENGINES) as waiting:
         run(waiting)
         expected = waiting.contents()
-    with early(TorchGpu(), is_early=True, copy_overhead_s=copy_overhead_s) as hasty:
+    with early(TorchGpu(), is_early=True, paging=paging) as hasty:
         run(hasty)
         assert hasty.contents() == expected
 
@@ -442,18 +447,9 @@ def test_the_same_on_a_gpu(seed: int, copy_overhead_s: float) -> None:
 # ── what waits for what, one at a time ───────────────────────────────────────────────────────────────────────────
 
 
-def in_one_chunk(bench: Bench, gpu: Gpu, copy_overhead_s: float = ENGINES) -> CudaDevice:
+def in_one_chunk(bench: Bench, gpu: Gpu, paging: Paging = ENGINES) -> CudaDevice:
     """All of an operation is given to its stream before anything of it is waited for."""
-    return CudaDevice(
-        FACTS,
-        bench.instance.ledger,
-        bench.clock,
-        bench,
-        bench.host,
-        gpu,
-        chunk_bytes=FACTS.arena_bytes,
-        copy_overhead_s=copy_overhead_s,
-    )
+    return cuda_over(gpu, bench, paging, chunk_bytes=FACTS.arena_bytes)
 
 
 def started(bench: Bench, operation: Operation, channel: Channel, **parts: object) -> Started:
@@ -508,12 +504,12 @@ def test_a_request_that_has_come_in_runs_while_the_next_of_the_same_operation_co
         assert isinstance(bench.inbox.get(timeout=WAIT_S), CopyDone)
 
 
-@pytest.mark.parametrize("copy_overhead_s", [ENGINES, KERNEL], ids=["engines", "kernel"])
+@each_paging
 def test_kv_that_goes_out_through_chunks_of_the_host_comes_in_only_when_it_has_landed(
-    copy_overhead_s: float,
+    paging: Paging,
 ) -> None:
     gpu = FakeGpu(lockable=False)
-    with bench_of(lambda bench: in_one_chunk(bench, gpu, copy_overhead_s)) as bench:
+    with bench_of(lambda bench: in_one_chunk(bench, gpu, paging)) as bench:
         bench.add(model("a", 200 * KB))
         bench.load("a")
         bench.instance.apply(Arrived(bench.now_s(), request("r", "a")))
@@ -536,13 +532,13 @@ def test_kv_that_goes_out_through_chunks_of_the_host_comes_in_only_when_it_has_l
         assert bench.stamps("r", 16) == [[stamp(position)] for position in range(16)]
 
 
-@pytest.mark.parametrize("copy_overhead_s", [ENGINES, KERNEL], ids=["engines", "kernel"])
+@each_paging
 def test_a_step_waits_on_the_device_for_the_page_in_of_its_request_and_a_page_in_for_those_that_leave(
-    copy_overhead_s: float,
+    paging: Paging,
 ) -> None:
     """`second` is paged out and dropped, `first` comes into its blocks and runs: all given before anything is done."""
     gpu = FakeGpu()
-    with bench_of(lambda bench: in_one_chunk(bench, gpu, copy_overhead_s)) as bench:
+    with bench_of(lambda bench: in_one_chunk(bench, gpu, paging)) as bench:
         bench.add(model("a", 570 * KB))
         bench.load("a")
         ledger = bench.instance.ledger

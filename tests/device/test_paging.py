@@ -8,12 +8,14 @@ import torch
 from tests.device.fake_gpu import FakeGpu
 from tokenmux.engine.core.facts import DeviceFacts, KvShape
 from tokenmux.engine.core.plan import Channel
+from tokenmux.engine.core.request import RequestId
 from tokenmux.engine.device.chunks import Copies, Slot, Work
-from tokenmux.engine.device.paging import Blocks, Pager
+from tokenmux.engine.device.paging import Blocks, KvDtype, Pager
 from tokenmux.engine.device.spans import paging_spans
 from tokenmux.engine.memory.host_cache import HostCache
 from tokenmux.engine.memory.ledger import Ledger, Transfer
 from tokenmux.kernels.kv_pack.choice import COPY_OVERHEAD_S
+from tokenmux.kernels.kv_pack.quantised import int8_error_bound
 
 KB = 1 << 10
 SLAB_BYTES = 1 << 20
@@ -34,6 +36,7 @@ class Paged:
     scattered: bool = True
     lockable: bool = True
     chunk_bytes: int = 64 * KB
+    shape: KvShape | None = None
     gpu: FakeGpu = field(init=False)
 
     def __post_init__(self) -> None:
@@ -54,12 +57,14 @@ class Paged:
         assert device is not None
         assert host is not None
         pairs = zip(device[::step], host[::step], strict=True)
-        self.transfers = tuple(Transfer(shape(size), there, here) for there, here in pairs)
+        self.transfers = tuple(Transfer(self.shape or shape(size), there, here) for there, here in pairs)
         self.slots = {
             channel: [Slot(self.gpu, channel, self.chunk_bytes) for _ in range(2)] for channel in CHANNELS
         }
 
-    def work(self, channel: Channel, copy_overhead_s: float = COPY_OVERHEAD_S) -> Work:
+    def work(
+        self, channel: Channel, copy_overhead_s: float = COPY_OVERHEAD_S, kv_dtype: KvDtype | None = None
+    ) -> Work:
         pager = Pager(
             self.ledger,
             self.host,
@@ -67,8 +72,10 @@ class Paged:
             chunk_bytes=self.chunk_bytes,
             bytes_per_s=dict.fromkeys(CHANNELS, BUS_BYTES_PER_S),
             copy_overhead_s=copy_overhead_s,
+            kv_dtype=kv_dtype,
         )
-        return pager.work(channel, self.arena, self.transfers, paging_spans(self.ledger, self.transfers))
+        spans = paging_spans(self.ledger, self.transfers)
+        return pager.work(channel, self.arena, RequestId("r"), self.transfers, spans)
 
     def run(self, work: Work, channel: Channel) -> None:
         """All chunks, two in flight."""
@@ -150,3 +157,32 @@ def test_a_launch_takes_no_more_blocks_than_its_table_of_offsets_holds(
     assert [chunk.n_bytes // (2 * KB) for chunk in work.chunks(paged.chunk_bytes)] == [7, 7, 7, 7, 2]
     paged.run(work, Channel.COPY_OUT)
     assert all(torch.equal(there, here) for there, here in paged.blocks())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("lockable", [True, False], ids=["page-locked", "staged"])
+def test_in_int8_blocks_come_back_within_the_bound_and_cross_the_bus_at_half_their_size(
+    dtype: torch.dtype, lockable: bool
+) -> None:
+    paged = Paged(dtype.itemsize * 8 * KB, 30, lockable=lockable, shape=KvShape(4, 2, 64, dtype.itemsize, 8))
+    numbers = paged.arena.view(dtype)
+    numbers.copy_(torch.randn(numbers.shape, generator=torch.Generator().manual_seed(1)))
+    before = paged.arena.clone()
+    work = paged.work(Channel.COPY_OUT, 0.0, lambda _: dtype)
+    assert work.n_bytes == 30 * paged.block_bytes, "the books count whole blocks"
+    paged.run(work, Channel.COPY_OUT)
+    assert int(paged.host.count_nonzero()) <= 30 * (8 * KB + 4 * 128)
+    for there, _ in paged.blocks():
+        there.zero_()
+    paged.run(paged.work(Channel.COPY_IN, 0.0, lambda _: dtype), Channel.COPY_IN)
+    rows, expected = (memory.view(dtype).float().view(-1, 64) for memory in (paged.arena, before))
+    bound = int8_error_bound(expected.abs().amax(dim=1, keepdim=True), dtype)
+    assert ((rows - expected).abs() <= bound).all()
+    assert int((rows != expected).any(dim=1).sum()) <= 30 * 128, "only what was paged has changed"
+    assert not torch.equal(paged.arena, before)
+
+
+def test_what_the_kernel_cannot_quantise_is_paged_as_it_is() -> None:
+    """Heads of 24 numbers: both ways, so that what went out exact comes in exact."""
+    paged = Paged(24 * 2 * 2 * 8, 5, shape=KvShape(1, 1, 24, 2, 8))
+    assert isinstance(paged.work(Channel.COPY_OUT, 0.0, lambda _: torch.float16), Copies)

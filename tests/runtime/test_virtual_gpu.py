@@ -34,7 +34,7 @@ from tokenmux.engine.instance.instance import Instance
 from tokenmux.engine.models import tiny
 from tokenmux.engine.models.catalogue import Catalogue, Entry
 from tokenmux.engine.runtime import assemble as assembly
-from tokenmux.engine.runtime.assemble import DeviceKind, WorkerConfig, assemble
+from tokenmux.engine.runtime.assemble import DeviceKind, PagedKv, WorkerConfig, assemble
 from tokenmux.engine.runtime.loop import EngineLoop
 
 FAMILIES = ("llama", "qwen3", "mistral", "gemma2", "gpt2", "phi3")
@@ -92,7 +92,9 @@ class InThread:
 
 
 @contextmanager
-def worker(entries: list[Entry], device: DeviceFacts, kind: DeviceKind = "cpu") -> Iterator[InThread]:
+def worker(
+    entries: list[Entry], device: DeviceFacts, kind: DeviceKind = "cpu", paged_kv: PagedKv = "exact"
+) -> Iterator[InThread]:
     """A worker that knows the entries."""
     body = InThread()
     host = HostFacts(cache_bytes=64 << 20, fetch_bytes_per_s=1e9)
@@ -101,7 +103,7 @@ def worker(entries: list[Entry], device: DeviceFacts, kind: DeviceKind = "cpu") 
         for message in messages:
             body.inbox.put(message)
 
-    with assemble(WorkerConfig(device, host, kind=kind), body.loop, emit) as parts:
+    with assemble(WorkerConfig(device, host, kind=kind, paged_kv=paged_kv), body.loop, emit) as parts:
         body.instance = parts.instance
         thread = threading.Thread(target=body.loop.run, args=(parts.engine, parts.clock))
         thread.start()
@@ -200,6 +202,22 @@ def test_the_same_on_the_cuda_device_over_fake_streams(
     assert gpu.n_launches, "blocks this small are paged by the kernel"
     body.instance.check_integrity()
     assert (gpu.allocated, gpu.locked) == ({}, {})
+
+
+def test_with_int8_requests_that_were_paged_go_on_with_nearly_their_tokens(
+    entries: list[Entry], alone: dict[RequestId, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = FakeGpu(seed=5)
+    monkeypatch.setattr(assembly, "TorchGpu", lambda: gpu)
+    with worker(entries, device(entries, 4), kind="cuda", paged_kv="int8") as body:
+        for submit in submits(entries, 60):
+            body.send(submit)
+        body.until_ended(60)
+    assert gpu.n_launches
+    same = sum(body.tokens[request] == tokens for request, tokens in alone.items())
+    assert same > len(alone) / 2, "a bound of half a step in 127 changes few"
+    assert {end.reason for end in body.ends.values()} <= {FinishReason.STOP, FinishReason.LENGTH}
+    body.instance.check_integrity()
 
 
 def test_requests_that_are_cancelled_paused_and_resumed_disturb_nobody(

@@ -57,7 +57,7 @@ def test_everything_can_be_said(tmp_path: Path) -> None:
     config = load(tmp_path, FULL)
     assert config.device.model_dump() == {
         "kind": "cpu", "arena": 2 << 30, "host_cache": 3 << 29, "host_kv": 512 << 20, "slab": 8 << 20,
-        "prefill_chunk_tokens": 256,
+        "prefill_chunk_tokens": 256, "paged_kv": "exact",
     }  # fmt: skip
     assert config.catalogue == tmp_path / "kept"
     assert config.models["small"].source == tmp_path / "weights/small"
@@ -90,6 +90,8 @@ def test_nothing_needs_to_be_said(tmp_path: Path) -> None:
         ("keys:\n- {name: a, scope: admin, file: f, fiel: g}\n", "pool.yaml:2: keys.0.fiel: there is no such key; did you"),
         ("keys:\n- {name: a, file: f}\n", "pool.yaml:2: keys.0.scope: is missing"),
         ("device:\n  kind: gpu\n", "pool.yaml:2: device.kind: should be 'cpu' or 'cuda', and is 'gpu'"),
+        ("device:\n  paged_kv: int4\n", "pool.yaml:2: device.paged_kv: should be 'exact' or 'int8', and is 'int4'"),
+        ("device:\n  paged_kv: int8\n", "pool.yaml:2: device.paged_kv: int8 is computed by a GPU's kernel, and device.kind is cpu: leave"),
         ("policy: magic\n", "pool.yaml:1: policy: no policy magic; a server offers slack, request-level, aegaeon"),
         ("policy: oracle\n", "pool.yaml:1: policy: policy oracle knows how long every answer will be, which only a simulation"),
         ("policy: dedicated\n", "pool.yaml:1: policy: policy dedicated gives every model an instance of its own"),
