@@ -6,7 +6,7 @@ A model's *slack* is the time until the earliest next-token deadline of its requ
    waiting prompt goes first where that makes nobody late: users feel the first token most.
 2. Copy-in brings back the KV of resident models first, then the weights of the least-slack model that is not resident.
 3. Room is made by evicting models without requests (least recently used), then those with the most slack, and these only if it
-   exceeds the candidate's by the time of a reload, and once they have stepped: no two models chase each other out.
+   exceeds the candidate's by the time of a few reloads, and once they have stepped: no two models chase each other out.
 4. KV stays on the device when its model leaves. Only when it takes the room of weights is it written through in the background
    (copy-out) and dropped, of whoever can wait longest.
 5. While nothing can step, `rescue` takes over: everything serves the most urgent request that could, until it has stepped.
@@ -57,14 +57,16 @@ LATE_BURST_TPOTS = 1.0
 """And at least this many, however late others are: turns shorter than this only cost decisions."""
 
 HEADROOM = 1 / 24
-"""Share of the arena that must stay free beside weights that come in, for KV to grow into. Half or double costs a point."""
+"""Share of the arena that must stay free beside weights that come in, for KV to grow into. None at all makes no difference at the targets; with it,
+a model that has just come in need not evict another to prefill."""
 
 LAST_TO_GO_COPIES = 4.0
 """A model that is late by this many of its load times, and finds no other room, takes that of the model that runs. Where the two could
 never share the arena it does not wait for that: it goes when its load must begin to be in time."""
 
-EVICTION_MARGIN_COPIES = 1.5
-"""A victim's next token must be due this many of its own reload times after the candidate's."""
+EVICTION_MARGIN_COPIES = 4.0
+"""A victim's next token must be due this many of its own reload times after the candidate's. On Poisson traffic of three seeds (78 models at 0.5 on
+11 H100) 1.5 kept 96.5% of tokens on time, 3 kept 97.7%, 4 kept 98.4%, 6 kept 99.0%, but 6 lost where requests are rare."""
 
 
 class SlackPolicy:

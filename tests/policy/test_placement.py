@@ -116,7 +116,7 @@ def test_a_model_without_requests_has_no_home_any_more() -> None:
 
 
 def test_without_moves_some_wait_longer() -> None:
-    lines = busy(40, 0.1, 120.0)
+    lines = busy(40, 0.13, 120.0)
     moving, with_moves = run(lines, 3)
     _, without = run(lines, 3, rebalances=False)
     assert moving.moved
