@@ -19,6 +19,7 @@ from tokenmux.engine.device.interface import Host, Post
 from tokenmux.engine.device.memory import Memory, available_bytes
 from tokenmux.engine.device.progress import SupersededError, progress_of, until_superseded
 from tokenmux.engine.device.spans import paging_spans
+from tokenmux.engine.instance.capacity import show_size
 from tokenmux.engine.instance.started import Started
 from tokenmux.engine.memory.ledger import Ledger, Transfer
 
@@ -158,11 +159,11 @@ def _arena(n_bytes: int) -> Memory:
     available = available_bytes()
     try:
         if available is not None and n_bytes > available:
-            raise OSError(f"{available} are available")
+            raise OSError(f"{show_size(available)} are available")
         return Memory(n_bytes, touch=True)
     except (OSError, OverflowError) as error:
         raise DoesNotFit(
-            f"{n_bytes} bytes of memory cannot be had on this machine ({error}): ask for less, or end what else runs here"
+            f"{show_size(n_bytes)} of memory cannot be had on this machine ({error}): ask for less, or end what else runs here"
         ) from None
 
 
