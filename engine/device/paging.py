@@ -7,7 +7,7 @@ A copy engine takes a run of blocks that are neighbours on both sides as one cop
                         |   offsets: (where, from where) of each
     host KV     [ block A ]....[ block C ][ block B ]..........     page-locked, so that the device reaches it
 
-In int8, where a server asks for that, the kernel writes a record of codes and scales to the first half of a block's place on the
+In int8, where a server asks for that, the kernel writes a record of codes and scales to the beginning of a block's place on the
 host: the books count whole blocks all the same, so that they need not know.
 
 Where host memory is not page-locked, the host's side of the launch is the slot's page-locked bytes, filled or emptied by the
