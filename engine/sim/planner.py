@@ -36,8 +36,9 @@ NOTICEABLE = 0.2
 ALIKE = 0.9
 """...and for this share of what the best one makes up for."""
 
-MODELS_PER_FIRST_GUESS = 16
-"""A search begins with one instance for so many models: a little beyond what was reached (10 to an instance, at 0.1 requests per second each)."""
+MODELS_PER_FIRST_GUESS = {OURS: 10, "aegaeon": 4, "request-level": 4}
+"""A search begins with one instance for so many models, about what each policy reaches at 0.1 requests per second for each model. Pools that are
+hopelessly small take longest to simulate, and say least."""
 
 ONE_EACH = "one device per model"
 NOTHING_ALONE = "no resource alone"
@@ -180,8 +181,8 @@ class Planning:
             if job.policy == policy and not job.relief and not job.traced
         }
         low = least_instances(policy)
-        # Pools that are hopelessly small take longest to simulate, and say least.
-        first = self._highest if policy == "dedicated" else max(low, self._highest // MODELS_PER_FIRST_GUESS)
+        per_instance = MODELS_PER_FIRST_GUESS.get(policy, 1)
+        first = max(low, self._highest // per_instance)
         return replay(known | (supposed or {}), low, self._highest, first)
 
     def _afterwards(self, policy: str, answer: int | None) -> list[Job]:

@@ -5,15 +5,25 @@ from dataclasses import dataclass
 
 
 def fewest(is_enough: Callable[[int], bool], low: int, high: int, first: int | None = None) -> int | None:
-    """The least n in `[low, high]` for which `is_enough(n)`, by growing steps from `first` (or `low`) and bisection; None if there is none.
+    """The least n in `[low, high]` for which `is_enough(n)`, by growing steps up or down from `first` (or `low`) and bisection; None if there is none.
 
     A simulation is not strictly monotonic: a pool one larger may do a hair worse. The answer is the edge that bisection meets.
     """
-    step, bad, good = 1, low - 1, low if first is None else first
-    while not is_enough(good):
-        if good >= high:
+    at = low if first is None else first
+    step, bad, good = 1, low - 1, high + 1
+    if is_enough(at):
+        good = at
+        while good > low and is_enough(at := max(low, good - step)):
+            good, step = at, 2 * step
+        bad = at if at < good else bad
+    else:
+        while at < high:
+            bad, at, step = at, min(high, at + step), 2 * step
+            if is_enough(at):
+                good = at
+                break
+        if good > high:
             return None
-        bad, good, step = good, min(high, good + step), 2 * step
     while good - bad > 1:
         middle = (good + bad) // 2
         if is_enough(middle):
