@@ -2,7 +2,7 @@
 
 Streams of the demo's traffic (another seed each) go through the real engine, with real weights, on this machine. Step and copy times are taken from
 the first; the simulator then replays the others with these times and knows nothing else of the runs but when requests arrived and how long
-they were. Half of the predicted streams come as fast as the demo's, the others twice as fast, so that some tokens are late. Beside that stand the
+they were, which models lay on the device when they began, and what the engine's cost model had learned by then. Half of the predicted streams come as fast as the demo's, the others twice as fast, so that some tokens are late. Beside that stand the
 interference of copies with steps, and how fast the running engine's own cost model comes near the truth, starting from a roofline.
 
     python -m benchmarks.calibration [--quick] [--cache FOLDER]
@@ -15,6 +15,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as a worker process has it; before torch is imported
 
 import argparse
+import copy
 import statistics
 import threading
 import time
@@ -27,8 +28,8 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.report import Target, finish, table
-from tokenmux.engine.core.cost import RooflineCost
-from tokenmux.engine.core.event import StepDone
+from tokenmux.engine.core.cost import CostModel, RooflineCost
+from tokenmux.engine.core.event import ModelAdded, ModelWanted, StepDone
 from tokenmux.engine.core.facts import DeviceFacts, HostFacts, ModelFacts, ModelId
 from tokenmux.engine.core.message import (
     Finished,
@@ -83,6 +84,10 @@ class Run:
     arrivals: list[Arrival] = field(default_factory=list)
     records: list[RequestRecord] = field(default_factory=list)
     completed: list[Completed] = field(default_factory=list)
+    began_with: tuple[ModelId, ...] = ()
+    """Models on the device, the least recently used first."""
+    cost: CostModel | None = None
+    """The engine's own, as it was when the stream began."""
 
     def __add__(self, other: "Run") -> "Run":
         return Run(
@@ -133,7 +138,11 @@ class RealEngine:
         self, stream: Sequence[tuple[float, ModelId, tuple[int, ...], int]], service: ServiceLevel
     ) -> Run:
         """Submit `(at_s, model, prompt, n_output)` at their times, and wait until all are done."""
-        run = self.run = Run()
+        instance = self.parts.instance
+        resident = sorted(instance.resident_models.values(), key=lambda model: model.last_used_s)
+        run = self.run = Run(
+            began_with=tuple(model.facts.id for model in resident), cost=copy.deepcopy(instance.cost)
+        )
         self._idle.clear()
         self._left = len(stream)
         began = time.monotonic()
@@ -175,25 +184,30 @@ def real_engine(models: DemoModels, device: DeviceFacts, host: HostFacts) -> Ite
 def simulated(
     run: Run, truth: MeasuredCost, device: DeviceFacts, host: HostFacts, models: Sequence[ModelFacts]
 ) -> Run:
-    """The same arrivals on virtual time, with the policy's own cost model beginning where the engine's does."""
+    """The same arrivals on virtual time, from where the real engine began."""
     cache = HostCache(host.cache_bytes)
     for facts in models:
         cache.begin_fetch(facts.images)
         cache.end_fetch(facts.images, True)
     result = Run(arrivals=run.arrivals)
-    instance = Instance(
-        device, cache, make_policy("slack"), RooflineCost(device, host), Metrics(result.records.append)
-    )
+    cost = run.cost or RooflineCost(device, host)
+    instance = Instance(device, cache, make_policy("slack"), cost, Metrics(result.records.append))
     simulator = Simulator(
         [instance],
         truth,
         models={facts.id: facts for facts in models},
         on_done=lambda _, started, event: result.completed.append((started, event)),
     )
-    first_s = run.arrivals[0].request.arrival_s
+    for facts in models:
+        simulator.apply(0, ModelAdded(0.0, facts))
+    for model in run.began_with:
+        simulator.apply(0, ModelWanted(simulator.now_s, model, wanted=True))
+        simulator.run([])
+    result.completed.clear()
+    later_s = simulator.now_s + GAP_S - run.arrivals[0].request.arrival_s
     simulator.run(
         [
-            replace(a, request=replace(a.request, arrival_s=a.request.arrival_s - first_s))
+            replace(a, request=replace(a.request, arrival_s=a.request.arrival_s + later_s))
             for a in run.arrivals
         ]
     )
