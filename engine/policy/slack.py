@@ -57,12 +57,11 @@ LATE_BURST_TPOTS = 1.0
 """And at least this many, however late others are: turns shorter than this only cost decisions."""
 
 HEADROOM = 1 / 24
-"""Share of the arena that must stay free beside weights that come in, for KV to grow into. None at all makes no difference at the targets; with it,
-a model that has just come in need not evict another to prefill."""
+"""Share of the arena that must stay free beside weights that come in, for KV to grow into. None at all costs a quarter of a point at the targets."""
 
 LAST_TO_GO_COPIES = 4.0
 """A model that is late by this many of its load times, and finds no other room, takes that of the model that runs. Where the two could
-never share the arena it does not wait for that: it goes when its load must begin to be in time."""
+never share the arena it does not wait for that: it goes when its load must begin to be in time. Nothing at the targets, 1.5 points in a market's busy hour."""
 
 EVICTION_MARGIN_COPIES = 4.0
 """A victim's next token must be due this many of its own reload times after the candidate's. On Poisson traffic of three seeds (78 models at 0.5 on
