@@ -1,9 +1,10 @@
 """How well the simulator predicts real runs: the demo's models and traffic on the virtual GPU, measured and then simulated.
 
-Streams of the demo's traffic (another seed each) go through the real engine, with real weights, on this machine. Step and copy times are taken from
-the first; the simulator then replays the others with these times and knows nothing else of the runs but when requests arrived and how long
-they were, which models lay on the device when they began, and what the engine's cost model had learned by then. Half of the predicted streams come as fast as the demo's, the others twice as fast, so that some tokens are late. Beside that stand the
-interference of copies with steps, and how fast the running engine's own cost model comes near the truth, starting from a roofline.
+Streams of the demo's traffic (another seed each) go through the real engine, with real weights, on this machine; some come as fast as the demo's,
+others twice as fast, so that some tokens are late. The simulator then replays each of them with the step and copy times of all the others, since
+the speed of a shared machine drifts. Of the stream itself it knows when requests arrived and how long they were, which models lay on the
+device when it began, and what the engine's cost model had learned by then. Beside that stand the interference of copies with steps, and how
+fast the running engine's own cost model comes near the truth, starting from a roofline.
 
     python -m benchmarks.calibration [--quick] [--cache FOLDER]
 
@@ -25,6 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
 from benchmarks.report import Target, finish, table
@@ -71,7 +73,14 @@ TARGETS = {
 }
 STEPS_SEEN = (0, 1, 2, 5, 10, 20, 50)
 LOADS = {"demo": 1.0, "dense": 2.0}
-"""Kinds of predicted streams: how many times the demo's requests per second."""
+"""Kinds of streams: how many times the demo's requests per second."""
+
+STREAMS = ("demo", "dense", "demo", "dense", "demo")
+
+REPLAYS = 9
+JITTER_S = 0.01
+"""Which of two models goes first can hang on a millisecond, and all that follows with it, in a real run as in a simulated one. So each stream is
+simulated several times, its arrivals moved by up to so much, and the prediction is what came of all of them."""
 
 GAP_S = 3.0
 """Between the parts of a run, so that one does not weigh on the next."""
@@ -181,6 +190,22 @@ def real_engine(models: DemoModels, device: DeviceFacts, host: HostFacts) -> Ite
             thread.join()
 
 
+def predicted(
+    run: Run, truth: MeasuredCost, device: DeviceFacts, host: HostFacts, models: Sequence[ModelFacts]
+) -> Run:
+    """What the simulator expects of a stream: `REPLAYS` runs in one."""
+    moves = np.random.default_rng(0).uniform(-JITTER_S, JITTER_S, (REPLAYS, len(run.arrivals)))
+    replays = []
+    for moved in moves:
+        arrivals = [
+            replace(a, request=replace(a.request, arrival_s=a.request.arrival_s + float(by_s)))
+            for a, by_s in zip(run.arrivals, moved, strict=True)
+        ]
+        arrivals.sort(key=lambda arrival: arrival.request.arrival_s)
+        replays.append(simulated(replace(run, arrivals=arrivals), truth, device, host, models))
+    return sum(replays, Run())
+
+
 def simulated(
     run: Run, truth: MeasuredCost, device: DeviceFacts, host: HostFacts, models: Sequence[ModelFacts]
 ) -> Run:
@@ -190,7 +215,7 @@ def simulated(
         cache.begin_fetch(facts.images)
         cache.end_fetch(facts.images, True)
     result = Run(arrivals=run.arrivals)
-    cost = run.cost or RooflineCost(device, host)
+    cost = copy.deepcopy(run.cost) or RooflineCost(device, host)
     instance = Instance(device, cache, make_policy("slack"), cost, Metrics(result.records.append))
     simulator = Simulator(
         [instance],
@@ -238,37 +263,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="shorter streams")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "tokenmux")
     options = parser.parse_args(arguments)
-    duration_s, n_each = (20.0, 1) if options.quick else (150.0, 2)
+    duration_s, loads = (20.0, STREAMS[:3]) if options.quick else (120.0, STREAMS)
 
     console = Console(stderr=True)
     models = prepare(options.cache, console)
     config = PoolConfig.model_validate(models.pool_config(), context=models.root)
     device, host = facts_of(config, measure_cpu(MonotonicClock()))
     streams = Streams(models)
-    measured: dict[str, list[Run]] = {load: [] for load in LOADS}
+    runs: list[Run] = []
     with real_engine(models, device, host) as engine:
         console.print("all models in memory; timing one request alone")
         alone = engine.send([(0.0, ModelId(models.real[0]), (1,) * 8, 32)], ServiceLevel())
         step_s = alone.records[0].tpot_s or 0.0
         service = ServiceLevel(FIRST_TOKENS * TURNS * step_s, TURNS * step_s)
-
-        def measure(load: str, times: float, seed: int) -> Run:
-            rate = times * streams.rate(step_s)
+        for seed, load in enumerate(loads):
+            rate = LOADS[load] * streams.rate(step_s)
             time.sleep(GAP_S)
             console.print(f"{load} {seed}: {duration_s:.0f} s, {rate:.1f} requests/s")
-            return engine.send(streams.plan(rate, duration_s, seed), service)
-
-        fitted = measure("to be fitted", 1.0, 0)
-        for seed in range(n_each):
-            for number, (load, times) in enumerate(LOADS.items()):
-                measured[load].append(measure(load, times, 1 + len(LOADS) * seed + number))
-    truth = fit_cost(fitted.completed)
-    pairs = {
-        load: [(run, simulated(run, truth, device, host, models.facts)) for run in runs]
-        for load, runs in measured.items()
-    }
-    seen = [fitted, *(run for runs in measured.values() for run in runs)]
-    report(pairs, truth, convergence(sum(seen, Run()).completed, device, host))
+            runs.append(engine.send(streams.plan(rate, duration_s, seed), service))
+    pairs: dict[str, list[tuple[Run, Run]]] = {load: [] for load in LOADS}
+    for run, load in zip(runs, loads, strict=True):
+        truth = fit_cost(sum((other for other in runs if other is not run), Run()).completed)
+        pairs[load].append((run, predicted(run, truth, device, host, models.facts)))
+    seen = sum(runs, Run()).completed
+    report(pairs, fit_cost(seen), convergence(seen, device, host))
 
 
 class Streams:
@@ -320,7 +338,7 @@ def report(pairs: dict[str, list[tuple[Run, Run]]], truth: MeasuredCost, errors:
             f"{prefix}{TTFT_ERROR}": abs(sim.ttft_p50_s / real.ttft_p50_s - 1),
             f"{prefix}{ON_TIME_ERROR}": 100 * abs(sim.tokens_on_time - real.tokens_on_time),
             f"{prefix}ttft_p99_error": abs(sim.ttft_p99_s / real.ttft_p99_s - 1),
-            f"{prefix}swaps_error": abs(whole[1].n_swaps() / whole[0].n_swaps() - 1),
+            f"{prefix}swaps_error": abs(whole[1].n_swaps() / REPLAYS / whole[0].n_swaps() - 1),
             f"{prefix}requests": float(len(whole[0].records)),
         }
     table(
@@ -344,14 +362,14 @@ def report(pairs: dict[str, list[tuple[Run, Run]]], truth: MeasuredCost, errors:
 def _compared(name: str, run: Run, guess: Run) -> list[list[object]]:
     real, sim = run.summary(), guess.summary()
     figures = (
-        ("requests", float(len(run.records)), float(len(guess.records))),
+        ("requests", float(len(run.records)), len(guess.records) / REPLAYS),
         ("tokens on time", real.tokens_on_time, sim.tokens_on_time),
         ("requests fully on time", real.requests_on_time, sim.requests_on_time),
         ("TTFT p50, s", real.ttft_p50_s, sim.ttft_p50_s),
         ("TTFT p99, s", real.ttft_p99_s, sim.ttft_p99_s),
         ("TPOT p50, s", real.tpot_p50_s, sim.tpot_p50_s),
-        ("swaps", float(run.n_swaps()), float(guess.n_swaps())),
-        ("compute, s", run.compute_s(), guess.compute_s()),
+        ("swaps", float(run.n_swaps()), guess.n_swaps() / REPLAYS),
+        ("compute, s", run.compute_s(), guess.compute_s() / REPLAYS),
     )
     return [[name, label, a, b, b / a - 1 if a else 0.0] for label, a, b in figures]
 
