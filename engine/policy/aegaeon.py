@@ -105,11 +105,13 @@ class AegaeonDecode:
         self._quotas: dict[ModelId, float] = {}
         self._turn_ends_s: float | None = None
         """None: the model whose turn it is has not stepped yet."""
+        self._drawn: dict[RequestId, int] = {}
+        """Tokens of its requests when it first could. A turn without a new one goes on: KV that was discarded may take all of it to rebuild."""
 
     def on_event(self, event: Event, view: InstanceView) -> None:
         live = [m for m in view.live_models if view.live_models[m].n_live]
         over = self._turn_ends_s is not None and view.now_s >= self._turn_ends_s
-        if self._round and (over or self._round[0] not in live):
+        if self._round and (self._round[0] not in live or (over and self._has_drawn(view))):
             self._round.pop(0)
             self._turn_ends_s = None
         self._round = [model for model in self._round if model in live]
@@ -120,6 +122,14 @@ class AegaeonDecode:
             first = view.models[self._round[0]]
             if first.facts.id in view.resident_models and not first.away:
                 self._turn_ends_s = view.now_s + self._quotas.get(first.facts.id, QMAX_S)
+                self._drawn = {
+                    r.request.id: r.n_drawn for file in (first.waiting, first.decoding) for r in file.values()
+                }
+
+    def _has_drawn(self, view: InstanceView) -> bool:
+        """Whether the turn has brought its model a token, or somebody who waited for one no longer does."""
+        waited = ((view.requests.get(request), n) for request, n in self._drawn.items())
+        return any(request is None or request.is_paused or request.n_drawn > n for request, n in waited)
 
     def plan(self, channel: Channel, view: InstanceView) -> Plan:
         if not self._round:

@@ -6,8 +6,10 @@ from hypothesis import strategies as st
 from numpy.random import Generator
 
 from tokenmux.engine.core.cost import RooflineCost
+from tokenmux.engine.core.errors import DoesNotFit
 from tokenmux.engine.core.facts import DeviceFacts, HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.engine.core.request import Request, RequestId, ServiceLevel
+from tokenmux.engine.instance.capacity import check_request
 from tokenmux.engine.instance.instance import Instance
 from tokenmux.engine.instance.metrics import Metrics, RequestRecord
 from tokenmux.engine.memory.host_cache import HostCache
@@ -96,3 +98,46 @@ def test_everything_is_served(
     assert sorted(r.request.id for r in records) == sorted(a.request.id for a in arrivals)
     assert {r.request.id: r.n_tokens for r in records} == {a.request.id: a.n_output for a in arrivals}
     assert simulator.now_s < 600
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    seed=st.integers(0, 100_000),
+    arena_mb=st.integers(8, 24),
+    n_models=st.integers(2, 6),
+    largest_mb=st.integers(3, 8),
+    policy=st.sampled_from(["slack", "request-level", "aegaeon"]),
+)
+# A turn was over before what others had discarded was rebuilt, and then the next one discarded it again.
+@example(seed=95138, arena_mb=8, n_models=5, largest_mb=6, policy="aegaeon")
+@example(seed=66640, arena_mb=11, n_models=6, largest_mb=6, policy="aegaeon")
+def test_everything_is_served_in_an_arena_for_one_without_host_memory_for_kv(
+    seed: int, arena_mb: int, n_models: int, largest_mb: int, policy: str
+) -> None:
+    rng = np.random.default_rng(seed)
+    models = {
+        m.id: m
+        for m in (
+            model(f"m{i}", int(rng.integers(2, largest_mb)), int(rng.integers(2, 12)))
+            for i in range(n_models)
+        )
+    }
+    facts = device(arena_mb, 0)
+    arrivals = [
+        a for a in traffic(rng, list(models.values()), 30) if _fits(facts, models[a.request.model], a.request)
+    ]
+    records: list[RequestRecord] = []
+    policies, pool_policy = make_policies(policy, 1)
+    cost = RooflineCost(facts, HOST)
+    instance = Instance(facts, HostCache(HOST.cache_bytes), policies[0], cost, Metrics(records.append))
+    Simulator([instance], RooflineCost(facts, HOST), pool_policy, models).run(arrivals)
+    instance.check_integrity()
+    assert {r.request.id: r.n_tokens for r in records} == {a.request.id: a.n_output for a in arrivals}
+
+
+def _fits(facts: DeviceFacts, of: ModelFacts, request: Request) -> bool:
+    try:
+        check_request(facts, of, request.n_prompt + request.max_tokens)
+    except DoesNotFit:
+        return False
+    return True

@@ -67,12 +67,8 @@ def test_random_worlds_with_resizes_end_every_request(
     seed: int, arena_mb: int, host_kv_mb: int, n_models: int, policy: str, sizes_mb: list[int]
 ) -> None:
     rng = np.random.default_rng(seed)
-    if policy == "aegaeon":
-        # Its rounds discard each other's KV for ever in an arena of 10 MB, resized or not: sizes are those of its own test.
-        sizes_mb = [max(30, size_mb) for size_mb in sizes_mb]
-    heaviest_mb = (min([arena_mb, *sizes_mb]) if policy == "aegaeon" else arena_mb) - 24
     models = [
-        model(f"m{i}", int(rng.integers(2, max(3, heaviest_mb))), int(rng.integers(2, 12)))
+        model(f"m{i}", int(rng.integers(2, max(3, arena_mb - 24))), int(rng.integers(2, 12)))
         for i in range(n_models)
     ]
     arrivals = traffic(rng, models, 30)
