@@ -119,7 +119,7 @@ def test_deadline_and_cancellation_reach_the_server() -> None:
     with blocking(auto=False) as (server, client):
         hub = server.served.hub
         with pytest.raises(CallFailed) as caught:
-            client.generate("letters", "abc", timeout_s=0.05)
+            client.generate("letters", "abc", timeout_s=1.0)
         assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
         server.do(hub.next(Cancel))
         with client.stream("letters", "abc") as events:
@@ -226,8 +226,11 @@ async def test_async_errors_deadlines_and_cancellation() -> None:
     ):
         with pytest.raises(CallFailed, match="did you mean 'letters'"):
             await client.generate("lettres", "abc")
+        # Long enough to reach the worker on a busy machine, and then it runs out: the worker never answers.
+        call = asyncio.create_task(client.generate("letters", "abc", timeout_s=1.0))
+        await served.hub.next(Submit)
         with pytest.raises(CallFailed) as caught:
-            await client.generate("letters", "abc", timeout_s=0.05)
+            await call
         assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
         await served.hub.next(Cancel)
         task = asyncio.create_task(client.generate("letters", "abc"))
