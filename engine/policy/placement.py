@@ -33,13 +33,11 @@ REBALANCE_TTFTS = 0.1
 MOVE_COPIES = 3.0
 """A model moves only if its next token is due this many of its own load times from now."""
 
-
 FORESIGHT_TTFTS = 3.0
 """A model that will last longer than this asks for as much under the oracle as without it."""
 
 MOVE_GAIN = 0.03
 """A move must lower the larger of the two loads by this much: a third of what a 7B model asks."""
-
 
 CROWDED = 0.5
 """A model spreads when its prompts in line take this share of a TTFT and its decode steps of a TPOT, together, or its KV of the room beside
@@ -103,8 +101,9 @@ class LeastLoaded:
 
     def place(self, request: Request, pool: PoolView) -> Place | Refuse:
         homes = self._homes.setdefault(request.model, {})
-        index = min(homes, key=lambda i: _crowd(pool, i, request), default=None)
-        if index is None or _crowd(pool, index, request) > CROWDED:
+        crowds = {i: _crowd(pool, i, request) for i in homes}
+        index = min(crowds, key=crowds.__getitem__, default=None)
+        if index is None or crowds[index] > CROWDED:
             index = self._new_home(request, pool, homes, index)
         homes[index] = homes.get(index, 0) + 1
         return Place(index)
@@ -180,11 +179,7 @@ class LeastLoaded:
             model = source.live_models[model_id]
             if model.residency is not Residency.HOST or model.paused or least in self._homes[model_id]:
                 continue
-            if any(
-                request in self._moving
-                for file in (model.waiting, model.decoding, model.away)
-                for request in file
-            ):
+            if any(r.request.id in self._moving for r in _requests(model)):
                 continue
             if not freely and model.deadline_s - pool.now_s < MOVE_COPIES * source.cost.copy_s(
                 Channel.COPY_IN, ask.weight_bytes
