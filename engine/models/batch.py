@@ -160,6 +160,7 @@ class StepBatch:
         self.views = views
         self.tokens, self.units = views.tokens, views.units
         self.tile_tokens = views.tile_tokens
+        self.rule = rule
         self.drawing = tuple(i for i, segment in enumerate(segments) if segment.draw)
         self._dtype = dtype
         self._cell_keys: dict[tuple[int, int | None], CellKeys] = {}

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 _DTYPE = torch.bfloat16
 """Other types are left alone: float32 gains little (its products need no rearranging) and is the type compared with others' tokens."""
@@ -61,7 +62,10 @@ def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -
 
 
 def packed_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """`F.linear(x, weight, bias)` with a packed weight."""
+    """`F.linear(x, weight, bias)` with a packed weight. Seen by torch's function modes as that is (`pieces.py`)."""
+    if has_torch_function_unary(x):
+        product: torch.Tensor = handle_torch_function(packed_product, (x,), x, weight, bias)
+        return product
     # The tracer does not know this operator's types of arguments; TorchScript does.
     return (_scripted_product() if torch._C._get_tracing_state() else _product)(x, weight, bias)
 

@@ -2,14 +2,17 @@
 
 A product's kernel is chosen by its number of rows, and two kernels round differently. So the row of a request could come
 out differently alone and in company. For each dtype this module finds, once per process, the cheapest padding under which
-every row of a product has the same bits whatever the number of rows. It compares bits, never times, so its answer is
-reproducible. A GPU's library has too many kernels for that: there, every pass has exactly one number of rows (`kernel_step.py`)
+every row of a product has the same bits whatever the number of rows, and, where no padding does that for every number of rows, the
+largest number of rows for which one does: products of more are cut into pieces (`pieces.py`). It compares bits, never times, so its
+answer is reproducible. A GPU's library has too many kernels for that: there, every pass has exactly one number of rows (`kernel_step.py`)
 and what remains to be checked is that a row's place in it makes no difference. Measured on an EPYC with avx512_bf16: bfloat16 needs two rows (one-row products differ), float32 a multiple of
-four (the up to three rows beyond a multiple take another kernel when there are fewer than twelve).
+four (the up to three rows beyond a multiple take another kernel when there are fewer than twelve). On a Xeon with AMX, bfloat16 is
+exact up to 32 rows, one row included, and at no number of rows beyond.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -17,26 +20,50 @@ import torch.nn.functional as F
 
 from tokenmux.engine.core.errors import UnsupportedModel
 from tokenmux.engine.models.packing import packed_product, packing_of
+from tokenmux.engine.models.pieces import InPieces
 
 # Long sums show a difference most often: in bfloat16 one of ten rows differed at 576 x 1536, none in 2,000 at 576 x 576.
 _SHAPES = ((96, 64), (576, 1536), (256, 4096))
 _N_ROWS = 96
 _LARGEST_STEP = 40
+_LONG = 600
+"""Rows of a long prompt's step: numbers of rows are checked one by one up to the largest step, then in strides up to so many."""
+_STRIDE = 77
 
 
 @dataclass(frozen=True, slots=True)
 class RowRule:
-    """Pad to at least `minimum` rows and to a multiple of `multiple`."""
+    """Pad to at least `minimum` rows and to a multiple of `multiple`; products take at most `most` rows at a time (None: all)."""
 
     minimum: int
     multiple: int
+    most: int | None = None
 
     def padded(self, n_rows: int) -> int:
         """The number of rows, at least `n_rows`, that a step of `n_rows` rows is computed with."""
         return max(self.minimum, -(-n_rows // self.multiple) * self.multiple)
 
+    def fits_one_piece(self, n_rows: int) -> bool:
+        """Whether a product of so many rows is not cut."""
+        return self.most is None or n_rows <= self.most
 
-_CANDIDATES = (RowRule(2, 1), RowRule(4, 4), RowRule(8, 8), RowRule(16, 16), RowRule(32, 32))
+    def cutting(self, n_rows: int) -> AbstractContextManager[object]:
+        """While entered, linear layers of a step of `n_rows` rows are computed in pieces, if they must be."""
+        if self.most is None or n_rows <= self.most:
+            return nullcontext()
+        return InPieces(self.most, self.minimum)
+
+
+_PADDINGS = (RowRule(2, 1), RowRule(4, 4), RowRule(8, 8), RowRule(16, 16), RowRule(32, 32))
+_MOST = (None, 128, 64, 32, 16)
+
+
+def _candidates() -> Iterable[RowRule]:
+    """Whole products before pieces, little padding before much."""
+    for most in _MOST:
+        for padding in _PADDINGS:
+            if most is None or 2 * padding.minimum <= most:
+                yield replace(padding, most=most)
 
 
 @cache
@@ -47,7 +74,7 @@ def row_rule(dtype: torch.dtype, device: str = "cpu") -> RowRule:
     """
     products = [(_linear(dtype, device, n, k), k) for n, k in _SHAPES]
     products += [(p, k) for n, k in _SHAPES if device == "cpu" and (p := _packed_linear(dtype, n, k))]
-    for rule in _CANDIDATES:
+    for rule in _candidates():
         if all(_is_exact(product, k, dtype, device, rule) for product, k in products):
             return rule
     raise UnsupportedModel(
@@ -110,15 +137,26 @@ def _packed_linear(dtype: torch.dtype, n: int, k: int) -> Callable[[torch.Tensor
 def _is_exact(
     product: Callable[[torch.Tensor], torch.Tensor], k: int, dtype: torch.dtype, device: str, rule: RowRule
 ) -> bool:
-    """Whether all rows of `product` come out as in one large product when computed in steps of every size up to 40."""
-    x = _random(dtype, device, _N_ROWS, k)
-    expected = product(x)
-    for n in sorted({rule.padded(n) for n in range(1, _LARGEST_STEP + 1)}):
-        for start in range(0, _N_ROWS - n + 1, n):
+    """Whether the rows of `product` have the same bits in steps of every size that it is computed in.
+
+    Every number of rows up to that of a piece, or up to 40 and in strides beyond where there are no pieces.
+    """
+    n_most = rule.most or _LARGEST_STEP
+    x = _random(dtype, device, max(_N_ROWS, n_most), k)
+    expected = torch.cat([product(piece.clone()) for piece in torch.split(x, rule.most or len(x))])
+    for n in sorted({rule.padded(n) for n in range(1, n_most + 1)}):
+        for start in range(0, len(x) - n + 1, n):
             rows = slice(start, start + n)
             if not torch.equal(product(x[rows].clone()), expected[rows]):
                 return False
-    return True
+    if rule.most is not None:
+        return True
+    long = _random(dtype, device, _LONG, k)
+    expected = product(long)
+    return all(
+        torch.equal(product(long[:n].clone()), expected[:n])
+        for n in (rule.padded(n) for n in range(_LARGEST_STEP, _LONG, _STRIDE))
+    )
 
 
 def _random(dtype: torch.dtype, device: str, *shape: int) -> torch.Tensor:

@@ -115,9 +115,12 @@ class Runner:
             return batch.run(lambda p: self._forward(p.token_ids, p.positions, p.logit_rows, p))
         for block in batch.unfilled_blocks:
             batch.views.kv[block].zero_()
-        if self._recorded is not None and not batch.n_prompt_rows and batch.drawing:
+        rule, n_rows = batch.rule, batch.token_ids.numel()
+        recordable = not batch.n_prompt_rows and batch.drawing and rule.fits_one_piece(n_rows)
+        if self._recorded is not None and recordable:
             return self._recorded.logits(batch, self._skeleton.tensors)
-        return self._forward(batch.token_ids, batch.positions, batch.logit_rows, batch)
+        with rule.cutting(n_rows):
+            return self._forward(batch.token_ids, batch.positions, batch.logit_rows, batch)
 
     @torch.inference_mode()
     def step(self, batch: Batch) -> list[int | None]:
