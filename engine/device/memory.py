@@ -3,6 +3,7 @@
 import ctypes
 import mmap
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -13,7 +14,8 @@ class Memory:
 
     def __init__(self, n_bytes: int, *, touch: bool) -> None:
         self.buffer = mmap.mmap(-1, max(n_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self.buffer.madvise(mmap.MADV_HUGEPAGE)
+        with suppress(OSError):  # kernels without transparent huge pages do not know the advice
+            self.buffer.madvise(mmap.MADV_HUGEPAGE)
         self._exported = (ctypes.c_char * len(self.buffer)).from_buffer(self.buffer)
         self.address = ctypes.addressof(self._exported)
         if touch:
@@ -30,9 +32,23 @@ class Memory:
 
 
 def available_bytes() -> int | None:
-    """What Linux says can be taken without swapping; None where it does not say."""
-    try:
-        found = re.search(r"^MemAvailable:\s*(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
-    except OSError:
+    """Host memory that can be taken without swapping, at most what a container may have; None where Linux does not say."""
+    found = re.search(r"^MemAvailable:\s*(\d+) kB$", _read(Path("/proc/meminfo")), re.MULTILINE)
+    if found is None:
         return None
-    return int(found[1]) << 10 if found else None
+    limits = (_read(file).strip() for file in _CONTAINER_LIMITS)
+    return min([int(found[1]) << 10, *(int(limit) for limit in limits if limit.isdigit())])
+
+
+_CONTAINER_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+"""Of control groups of version 2 and version 1."""
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text()
+    except OSError:
+        return ""

@@ -32,12 +32,12 @@ def check_model(
     if 2 * model.kv.block_bytes > device.slab_bytes:
         raise DoesNotFit(
             f"{model.id}: a KV block of {show_size(model.kv.block_bytes)} needs slabs of at least twice that, and they "
-            f"have {show_size(device.slab_bytes)}; raise slab_bytes"
+            f"have {show_size(device.slab_bytes)}; raise device.slab"
         )
     if model.n_bytes > host.cache_bytes:
         raise DoesNotFit(
             f"{model.id} has {show_size(model.n_bytes)} of weights and the host cache {show_size(host.cache_bytes)}; "
-            f"raise host_cache"
+            f"raise device.host_cache"
         )
     check_request(device, model, min(model.max_context, device.prefill_chunk_tokens), pinned)
 

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+from tokenmux.engine.core.budgets import DeviceKind
 from tokenmux.engine.core.cost import RooflineCost
 from tokenmux.engine.core.facts import DeviceFacts, HostFacts
 from tokenmux.engine.core.message import FromWorker
@@ -20,8 +21,6 @@ from tokenmux.engine.runtime.contents import Content
 from tokenmux.engine.runtime.engine import Engine
 from tokenmux.engine.runtime.loop import EngineLoop
 from tokenmux.engine.runtime.model_host import ModelHost
-
-DeviceKind = Literal["cpu", "cuda"]
 
 PagedKv = Literal["exact", "int8"]
 

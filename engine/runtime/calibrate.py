@@ -12,11 +12,11 @@ from multiprocessing import get_context
 
 import torch
 
+from tokenmux.engine.core.budgets import DeviceKind
 from tokenmux.engine.core.clock import Clock
 from tokenmux.engine.core.errors import WorkerFailed
 from tokenmux.engine.device.gpu import TorchGpu, check_cuda
-from tokenmux.engine.device.memory import Memory
-from tokenmux.engine.runtime.assemble import DeviceKind
+from tokenmux.engine.device.memory import Memory, available_bytes
 
 _COPY_BYTES = 128 << 20
 _ROWS, _WIDTH = 256, 2048
@@ -35,6 +35,8 @@ class Speeds:
     name: str = "cpu"
     free_bytes: int | None = None
     """Device memory that nobody uses; None where the device has none of its own."""
+    host_bytes: int | None = None
+    """Host memory that is available; None where the system does not say, or the device has no use for more."""
 
 
 def measure(kind: DeviceKind, clock: Clock) -> Speeds:
@@ -114,6 +116,7 @@ def _measure_cuda(repetitions: int = 3) -> Speeds:
         flops_per_s=2.0 * _GPU_SQUARE**3 / product_s,
         name=name,
         free_bytes=free_bytes,
+        host_bytes=available_bytes(),
     )
 
 

@@ -23,6 +23,7 @@ from pydantic import (
     ValidationInfo,
 )
 
+from tokenmux.engine.core.budgets import DeviceKind
 from tokenmux.engine.core.errors import ConfigError
 from tokenmux.engine.policy.registry import make_policy
 from tokenmux.engine.server.access import Scope
@@ -94,19 +95,20 @@ class ModelConfig(Section):
 class DeviceConfig(Section):
     """The device and its memory budgets."""
 
-    kind: Literal["cpu", "cuda"] = "cpu"
+    kind: DeviceKind = "cpu"
     """`cuda`: the first GPU that CUDA shows (CUDA_VISIBLE_DEVICES)."""
     arena: Size | None = None
     """Device memory for weights and KV cache. Left out, 2 GiB on a CPU, and of a GPU 85% of what is free."""
-    host_cache: Size = 4 << 30
-    """Host memory that keeps weights near the device."""
-    host_kv: Size = 1 << 30
-    """Host memory for KV cache that is paged out."""
+    host_cache: Size | None = None
+    """Host memory that keeps weights near the device. Left out, 4 GiB; with a GPU half of what is available, if that is more."""
+    host_kv: Size | None = None
+    """Host memory for KV cache that is paged out. Left out, 1 GiB; with a GPU a tenth of what is available, if that is more."""
     paged_kv: Literal["exact", "int8"] = "exact"
     """`int8` halves what paging moves, and with it requests that were paged no longer yield exactly the tokens they would have."""
-    slab: Size = 16 << 20
-    prefill_chunk_tokens: Count = 512
-    """A longer prompt is computed in pieces of so many tokens."""
+    slab: Size | None = None
+    """Unit in which KV cache is given to models, at least two KV blocks of each. Left out, by the size of the arena and the models."""
+    prefill_chunk_tokens: Count | None = None
+    """A longer prompt is computed in pieces of this many tokens. Left out, 512 on a CPU and 2048 on a GPU."""
 
 
 class QueueConfig(Section):

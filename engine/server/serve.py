@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tokenmux.engine.core.budgets import PREFILL_CHUNK_TOKENS, default_budgets, default_slab_bytes
 from tokenmux.engine.core.errors import ConfigError
 from tokenmux.engine.core.facts import DeviceFacts, HostFacts, ModelFacts
 from tokenmux.engine.core.message import FromWorker
@@ -29,10 +30,6 @@ from tokenmux.engine.server.seams import Progress, Worker, WorkerFactory
 from tokenmux.engine.server.supervisor import RestartLimits
 from tokenmux.engine.server.tenants import Weights
 from tokenmux.engine.server.traffic import TraceFile, TrafficRecorder
-
-CPU_ARENA_BYTES = 2 << 30
-GPU_ARENA_SHARE = 0.85
-"""Of the memory that is free on a GPU; the rest is for what steps hold in between, and for kernels."""
 
 FETCH_BYTES_PER_S = 1e9
 """Where the cost model starts for reading weights from disk; it corrects itself from the first fetch on."""
@@ -58,7 +55,9 @@ async def serve(config: PoolConfig, catalogue: Catalogue, say: Callable[[str], N
     """
     access, transport = read_access(config), read_transport(config)
     recorder = recorder_of(config, MonotonicClock().now_s())
-    device, host = facts_of(config, await asyncio.to_thread(measure, config.device.kind, MonotonicClock()))
+    speeds = await asyncio.to_thread(measure, config.device.kind, MonotonicClock())
+    blocks = (entry.facts.kv.block_bytes for entry in catalogue.entries())
+    device, host = facts_of(config, speeds, max(blocks, default=0))
     front = Front(
         worker_factory(WorkerConfig(device, host, config.policy, config.device.kind, config.device.paged_kv)),
         catalogue,
@@ -112,22 +111,29 @@ class DeviceCapacity:
         check_request(self.device, model, n_tokens, pinned)
 
 
-def facts_of(config: PoolConfig, speeds: Speeds) -> tuple[DeviceFacts, HostFacts]:
-    """Budgets from the configuration, speeds as measured."""
-    free_bytes = speeds.free_bytes
-    default = CPU_ARENA_BYTES if free_bytes is None else int(GPU_ARENA_SHARE * free_bytes)
+def facts_of(
+    config: PoolConfig, speeds: Speeds, largest_block_bytes: int = 0
+) -> tuple[DeviceFacts, HostFacts]:
+    """Budgets from the configuration, or the defaults of `engine.core.budgets`; speeds as measured.
+
+    `largest_block_bytes` is the size of the largest KV block of the models to be served.
+    """
+    asked = config.device
+    default = default_budgets(asked.kind, speeds.free_bytes, speeds.host_bytes)
+    arena_bytes = asked.arena or default.arena_bytes
+    host_kv_bytes = asked.host_kv or default.host_kv_bytes
     device = DeviceFacts(
         name=speeds.name,
-        arena_bytes=config.device.arena or default,
-        host_kv_bytes=config.device.host_kv,
+        arena_bytes=arena_bytes,
+        host_kv_bytes=host_kv_bytes,
         copy_in_bytes_per_s=speeds.copy_bytes_per_s,
         copy_out_bytes_per_s=speeds.copy_bytes_per_s,
         memory_bytes_per_s=speeds.read_bytes_per_s,
         flops_per_s=speeds.flops_per_s,
-        slab_bytes=config.device.slab,
-        prefill_chunk_tokens=config.device.prefill_chunk_tokens,
+        slab_bytes=asked.slab or default_slab_bytes(arena_bytes, host_kv_bytes, largest_block_bytes),
+        prefill_chunk_tokens=asked.prefill_chunk_tokens or PREFILL_CHUNK_TOKENS[asked.kind],
     )
-    return device, HostFacts(config.device.host_cache, FETCH_BYTES_PER_S)
+    return device, HostFacts(asked.host_cache or default.host_cache_bytes, FETCH_BYTES_PER_S)
 
 
 def recorder_of(config: PoolConfig, now_s: float) -> TrafficRecorder | None:

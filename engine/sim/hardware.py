@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from tokenmux.engine.core.budgets import PREFILL_CHUNK_TOKENS, default_slab_bytes
 from tokenmux.engine.core.errors import NotFound
 from tokenmux.engine.core.facts import DeviceFacts
 
@@ -45,9 +46,6 @@ HOST_KV_BYTES = 128 * GB
 USABLE = 0.9
 """The share of device memory that the arena gets: the rest is activations and the runtime's own (vLLM's default share)."""
 
-_PREFILL_TOKENS = 2048
-"""Prompt tokens in one step. On these devices a chunk of this size lasts 25 to 430 ms, and halving it changes no result."""
-
 
 def gpu(name: str) -> Gpu:
     if name not in GPUS:
@@ -61,16 +59,21 @@ def instance_facts(
     copy_bytes_per_s: float = HOST_COPY_BYTES_PER_S,
     host_kv_bytes: int = HOST_KV_BYTES,
     usable: float = USABLE,
+    largest_block_bytes: int = 0,
 ) -> DeviceFacts:
-    """One instance of `n_devices` of these as a tensor-parallel group: memories, speeds and links add up."""
+    """One instance of `n_devices` of these as a tensor-parallel group: memories, speeds and links add up.
+
+    `largest_block_bytes` is the size of the largest KV block of the models to be served.
+    """
+    arena_bytes = int(n_devices * gpu.memory_bytes * usable)
     return DeviceFacts(
         name=gpu.name if n_devices == 1 else f"{gpu.name}x{n_devices}",
-        arena_bytes=int(n_devices * gpu.memory_bytes * usable),
+        arena_bytes=arena_bytes,
         host_kv_bytes=n_devices * host_kv_bytes,
         copy_in_bytes_per_s=n_devices * copy_bytes_per_s,
         copy_out_bytes_per_s=n_devices * copy_bytes_per_s,
         memory_bytes_per_s=n_devices * gpu.memory_bytes_per_s,
         flops_per_s=n_devices * gpu.flops_per_s,
-        slab_bytes=256_000_000,
-        prefill_chunk_tokens=_PREFILL_TOKENS,
+        slab_bytes=default_slab_bytes(arena_bytes, n_devices * host_kv_bytes, largest_block_bytes),
+        prefill_chunk_tokens=PREFILL_CHUNK_TOKENS["cuda"],
     )

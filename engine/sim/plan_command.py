@@ -131,7 +131,7 @@ def _check_names(lines: Trace, market: Market) -> None:
 
 def _check_sizes(lines: Trace, market: Market, hardware: Hardware) -> None:
     """Raises DoesNotFit for a model that no instance can hold with its longest request."""
-    device, host = hardware.instance(), HostFacts(hardware.host_cache_bytes, hardware.disk_bytes_per_s)
+    device, host = hardware.instance(market), HostFacts(hardware.host_cache_bytes, hardware.disk_bytes_per_s)
     longest: dict[str, int] = {}
     for line in lines:
         longest[line.model] = max(longest.get(line.model, 0), line.input_tokens + line.output_tokens)

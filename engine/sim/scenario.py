@@ -51,9 +51,14 @@ class Hardware:
     usable: float = USABLE
     """Share of device memory that is managed; above 1: more memory than it really has."""
 
-    def instance(self) -> DeviceFacts:
+    def instance(self, market: "Market") -> DeviceFacts:
         return instance_facts(
-            gpu(self.gpu), self.n_devices, self.copy_bytes_per_s, self.host_kv_bytes, self.usable
+            gpu(self.gpu),
+            self.n_devices,
+            self.copy_bytes_per_s,
+            self.host_kv_bytes,
+            self.usable,
+            max((facts.kv.block_bytes for facts in market.facts.values()), default=0),
         )
 
 
@@ -139,7 +144,7 @@ def simulate(
     Not `to_the_end`: only until the last token of all is due. What is drawn later is late anyway, so tokens and requests on time are the
     same, and a pool that is far too small need not work off its queue. A request without a token then counts as if its first came at once.
     """
-    device = hardware.instance()
+    device = hardware.instance(market)
     truth = true_cost(market, hardware, device)
     if isinstance(policy, str):
         lengths = {arrival.request.id: arrival.n_output for arrival in arrivals}

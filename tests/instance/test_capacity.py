@@ -57,8 +57,8 @@ HOST = HostFacts(1 << 20, 1e9)
 @pytest.mark.parametrize(
     ("says", "wanted"),
     [
-        ("raise slab_bytes", model("m", 100, KvShape(1, 5, 4, 4, 4))),
-        ("raise host_cache", model("m", 2 << 20)),
+        (r"raise device\.slab", model("m", 100, KvShape(1, 5, 4, 4, 4))),
+        (r"raise device\.host_cache", model("m", 2 << 20)),
         ("smaller model", model("m", 5000)),
         ("ask for fewer tokens or raise the device budget", model("m", 1900)),
     ],

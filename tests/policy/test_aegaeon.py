@@ -41,8 +41,8 @@ def test_roles_are_static_and_a_group_is_prefilled_before_another_model() -> Non
 def test_quotas_follow_the_formula() -> None:
     market = parse_market(["3*qwen2.5-7b", "big=llama2-13b"], {})
     hardware = Hardware()
-    cost = true_cost(market, hardware, hardware.instance())
-    instance = Instance(hardware.instance(), HostCache(10**12), AegaeonDecode(), cost)
+    cost = true_cost(market, hardware, hardware.instance(market))
+    instance = Instance(hardware.instance(market), HostCache(10**12), AegaeonDecode(), cost)
     for facts in market.facts.values():
         instance.apply(ModelAdded(0.0, facts))
     lines = [TraceRequest(0.0, str(model), 10, 400) for model in market.facts]
