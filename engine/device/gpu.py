@@ -132,8 +132,14 @@ class TorchGpu:
 
     def __init__(self) -> None:
         check_cuda()
+        sum_in_float32()
         self._device = torch.device("cuda", 0)
-        self._streams = {channel: torch.cuda.Stream(self._device) for channel in STREAMS}  # type: ignore[no-untyped-call]
+        # A step's programs are placed before those of a copy by kernel that waits beside them.
+        priorities = {channel: -1 if channel is Channel.COMPUTE else 0 for channel in STREAMS}
+        self._streams = {
+            channel: torch.cuda.Stream(self._device, priority)  # type: ignore[no-untyped-call]
+            for channel, priority in priorities.items()
+        }
 
     @property
     def name(self) -> str:
@@ -226,6 +232,15 @@ class TorchGpu:
 
     def running(self, channel: Channel) -> AbstractContextManager[object]:
         return torch.cuda.stream(self._streams[channel])
+
+
+def sum_in_float32() -> None:
+    """Have products in 16 bits add up in float32 to the end, for the whole process.
+
+    Left to itself cuBLAS may add the parts of a split sum in 16 bits, which loses precision and shows which algorithm was taken.
+    """
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
 
 
 def check_cuda() -> None:

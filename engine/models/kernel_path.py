@@ -11,6 +11,7 @@ import torch
 from tokenmux.engine.core.errors import UnsupportedModel
 from tokenmux.engine.core.facts import KvShape
 from tokenmux.engine.models.batch import Segment
+from tokenmux.engine.models.staging import Staging
 from tokenmux.kernels.layout import OFFSET_ALIGNMENT
 from tokenmux.kernels.tiles import LARGEST_GROUP, LARGEST_HEAD, StepTiles, step_tiles
 
@@ -49,7 +50,13 @@ def check_heads(head_dim: int, group: int) -> None:
 
 
 def lay_out(
-    segments: Sequence[Segment], kv: torch.Tensor, shape: KvShape, *, grid: int, tiles: StepTiles
+    segments: Sequence[Segment],
+    kv: torch.Tensor,
+    shape: KvShape,
+    *,
+    grid: int,
+    tiles: StepTiles,
+    staging: Staging,
 ) -> "KernelBatch":
     """The step over `kv`, for the kernels. Raises UnsupportedModel where Triton is missing."""
     try:
@@ -58,4 +65,4 @@ def lay_out(
         raise UnsupportedModel(
             "steps on a GPU need Triton, which is not installed: pip install 'tokenmux[gpu]'"
         ) from error
-    return KernelBatch(segments, kv, shape, grid=grid, tiles=tiles)
+    return KernelBatch(segments, kv, shape, grid=grid, tiles=tiles, staging=staging)

@@ -9,12 +9,12 @@ own way; no padding to a multiple makes them agree. So no shape here depends on 
 A row is then computed by the same kernels alone and in company, at most in another line of the same tile (`rows.py` checks on
 the device that this changes no bit), and the attention kernels themselves promise that a row does not depend on its neighbours.
 
-All that a pass needs goes to the device in one copy from pinned memory: ids, positions, the slots of its keys and values, KV
+All that a pass needs goes to the device in one copy from page-locked memory (`staging.py`): ids, positions, the slots of its keys and values, KV
 tables and lengths; every layer reads the same. This module imports Triton, so it is imported only where a step is laid out for
 the kernels.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,7 @@ from tokenmux.engine.core.errors import InternalError
 from tokenmux.engine.core.facts import KvShape
 from tokenmux.engine.models.batch import Segment, check_kv, check_segment
 from tokenmux.engine.models.sampling import Draw
+from tokenmux.engine.models.staging import Staging
 from tokenmux.kernels.kv_append.launch import kv_append
 from tokenmux.kernels.layout import KVLayout
 from tokenmux.kernels.paged_decode import launch as decode
@@ -33,8 +34,9 @@ from tokenmux.kernels.sample import launch as sampler
 from tokenmux.kernels.sample.parameters import Sampled, Sampling
 from tokenmux.kernels.tiles import StepTiles
 
-_ALIGNMENT = 16
-"""Bytes. Every array of an upload starts on such a boundary."""
+WORKSPACE_BYTES = 256 << 20
+"""What decode attention may take for partial results, at most. A row of 128k tokens of a 72B model takes 17 MB, and 64 of them
+beside one would take 1.1 GB of memory that no budget knows: more rows than fit go in several launches."""
 
 _Integers = npt.NDArray[np.int64]
 
@@ -79,7 +81,7 @@ class Chunks:
 
 @dataclass(frozen=True, slots=True)
 class DecodeRows:
-    """The rows of a pass behind its cells, padding included (length 0), as `paged_decode` reads them."""
+    """The rows of a pass behind its cells, without its padding, as `paged_decode` reads them."""
 
     table: torch.Tensor
     lengths: torch.Tensor
@@ -138,16 +140,45 @@ class KernelPass:
                 softcap=softcap,
                 sinks=sinks,
             )
+        end = n
         if self.decode_rows is not None:
-            table = self.decode_rows.table
-            n_partials = table.shape[0] * q.shape[1] * decode.splits(table, self.layout, self.tiles.decode)
+            end += len(self.decode_rows.lengths)
+            self._decode(
+                layer, q[n:end], out[n:end], scale=scale, window=window, softcap=softcap, sinks=sinks
+            )
+        out[end:].zero_()
+        return out.unsqueeze(0)
+
+    def _decode(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        out: torch.Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+        sinks: torch.Tensor | None,
+    ) -> None:
+        """Attend the decode rows. No padding: its programs would all leave at once, but 64 times as many have to be started.
+
+        How many rows a launch has changes no row, so that as many go together as the workspace allows.
+        """
+        assert self.decode_rows is not None
+        table, lengths = self.decode_rows.table, self.decode_rows.lengths
+        n_rows, n_heads, head_dim = query.shape
+        row_partials = n_heads * decode.splits(table, self.layout, self.tiles.decode)
+        together = min(n_rows, max(1, WORKSPACE_BYTES // (row_partials * (head_dim + 1) * 4)))
+        workspace = decode.Workspace.allocate(together * row_partials, head_dim, query.device)
+        for first in range(0, n_rows, together):
+            rows = slice(first, first + together)
             decode.paged_decode(
-                q[n:],
+                query[rows],
                 self.arena,
-                table,
-                self.decode_rows.lengths,
-                out[n:],
-                decode.Workspace.allocate(n_partials, q.shape[2], q.device),
+                table[rows],
+                lengths[rows],
+                out[rows],
+                workspace,
                 layout=self.layout,
                 layer=layer,
                 tile=self.tiles.decode,
@@ -156,16 +187,20 @@ class KernelPass:
                 softcap=softcap,
                 sinks=sinks,
             )
-        else:
-            out[n:].zero_()
-        return out.unsqueeze(0)
 
 
 class KernelBatch:
     """The passes of one step. What `StepBatch` is to the torch formulation: prepared, run, and advanced where it only decodes."""
 
     def __init__(
-        self, segments: Sequence[Segment], kv: torch.Tensor, shape: KvShape, *, grid: int, tiles: StepTiles
+        self,
+        segments: Sequence[Segment],
+        kv: torch.Tensor,
+        shape: KvShape,
+        *,
+        grid: int,
+        tiles: StepTiles,
+        staging: Staging,
     ) -> None:
         """Lay out `segments` over `kv[block, ...]`. Raises InternalError as `StepBatch` does."""
         if not segments:
@@ -176,6 +211,7 @@ class KernelBatch:
         self._arena = kv.view(-1)
         self._layout = KVLayout(shape.n_layers, shape.n_kv_heads, shape.head_dim, shape.block_size)
         self._tiles = tiles
+        self._staging = staging
         width = max(len(segment.blocks) for segment in segments)
         self._tables = np.zeros((len(segments), width), np.int64)
         for index, segment in enumerate(segments):
@@ -227,7 +263,7 @@ class KernelBatch:
         if order == sorted(order):
             return joined
         rows = np.argsort(np.array(order, np.int64))
-        return joined[_upload({"rows": rows}, joined.device)["rows"]]
+        return joined[self._staging.upload({"rows": rows})["rows"]]
 
     def passes(self) -> Iterator[tuple[_Pass, KernelPass]]:
         """Each pass, and what it is on the device: uploaded when it is its turn."""
@@ -235,8 +271,8 @@ class KernelBatch:
             yield cut, self._on_device(cut)
 
     def draw(self, logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
-        """A token for each row of `logits`. Waits for the device."""
-        return draw_rows(logits, draws, self._tiles)
+        """A token for each row of `logits`. Sleeps until the device has drawn them."""
+        return draw_rows(logits, draws, self._tiles, self._staging)
 
     def _on_device(self, cut: _Pass) -> KernelPass:
         n, size = len(cut.segments), self._layout.block_size
@@ -261,12 +297,11 @@ class KernelBatch:
             }
         if n > n_prompt:
             lengths = positions[n_prompt:] + 1
-            table = self._table(cut.segments[n_prompt:], int(lengths.max()))
             arrays |= {
-                "table": np.pad(table, ((0, n_rows - n), (0, 0))),
-                "lengths": _padded(lengths, n_rows - n_prompt).astype(np.int32),
+                "table": self._table(cut.segments[n_prompt:], int(lengths.max())),
+                "lengths": lengths.astype(np.int32),
             }
-        on_device = _upload(arrays, self._arena.device)
+        on_device = self._staging.upload(arrays)
         return KernelPass(
             token_ids=on_device["ids"][None],
             positions=on_device["positions"][None],
@@ -306,14 +341,14 @@ class KernelBatch:
         return table
 
 
-def draw_rows(logits: torch.Tensor, draws: Sequence[Draw], tiles: StepTiles) -> list[int]:
-    """A token for each row of `logits` `[row, vocabulary]`, drawn on its device by the `sample` kernel. Waits for the device.
+def draw_rows(logits: torch.Tensor, draws: Sequence[Draw], tiles: StepTiles, staging: Staging) -> list[int]:
+    """A token for each row of `logits` `[row, vocabulary]`, drawn on its device by the `sample` kernel. Sleeps until it is done.
 
     The distribution is that of `sampling.draw`, the numbers behind it are not: a seed gives other tokens than on the CPU.
     """
     n, vocabulary = len(draws), logits.shape[1]
     taken = [draw.sampling for draw in draws]
-    sampling = _upload(
+    sampling = staging.upload(
         {
             "temperature": np.array([max(s.temperature, 0.0) for s in taken], np.float32),
             "top_k": np.array([s.top_k if 0 < s.top_k < vocabulary else vocabulary for s in taken], np.int32),
@@ -321,15 +356,15 @@ def draw_rows(logits: torch.Tensor, draws: Sequence[Draw], tiles: StepTiles) -> 
             "min_p": np.zeros(n, np.float32),
             "seed": np.array([s.seed % (1 << 64) for s in taken], np.uint64).view(np.int64),
             "position": np.array([draw.position for draw in draws], np.int64),
-        },
-        logits.device,
+        }
     )
     banned = [(row, token) for row, draw in enumerate(draws) for token in draw.forbidden]
     logits = logits[:n]
     if banned:
         logits = logits.clone()
-        places = _upload({"places": np.array(banned, np.int64).T.copy()}, logits.device)["places"]
-        logits.index_put_((places[0], places[1]), logits.new_tensor(-torch.inf))
+        places = staging.upload({"places": np.array(banned, np.int64).T.copy()})["places"]
+        # Filled on the device: `new_tensor` would copy from the host, and wait for it.
+        logits.index_put_((places[0], places[1]), logits.new_full((), -torch.inf))
     out = Sampled(
         tokens=torch.empty(n, dtype=torch.int64, device=logits.device),
         log_probabilities=torch.empty(n, dtype=torch.float32, device=logits.device),
@@ -338,7 +373,7 @@ def draw_rows(logits: torch.Tensor, draws: Sequence[Draw], tiles: StepTiles) -> 
     )
     workspace = sampler.Workspace.allocate(n, vocabulary, 0, tiles.sample, str(logits.device))
     sampler.sample(logits, Sampling(**sampling), out, workspace, tile=tiles.sample)
-    tokens: list[int] = out.tokens.tolist()
+    tokens: list[int] = staging.fetch(out.tokens).tolist()
     return tokens
 
 
@@ -385,32 +420,3 @@ def _make_pass(segments: Sequence[Segment], cells: list[_Cell], rows: list[tuple
 def _padded(array: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.int64]:
     """`array` with zeros behind it."""
     return np.pad(array, (0, length - len(array)))
-
-
-def _upload(arrays: Mapping[str, npt.NDArray[np.generic]], device: torch.device) -> dict[str, torch.Tensor]:
-    """The arrays on `device`, in one copy that the host does not wait for."""
-    places: dict[str, int] = {}
-    size = 0
-    for name, array in arrays.items():
-        places[name] = size
-        size += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
-    host = torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
-    raw = host.numpy()
-    for name, array in arrays.items():
-        raw[places[name] : places[name] + array.nbytes] = (
-            np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        )
-    there = host.to(device, non_blocking=True)
-    return {
-        name: there[places[name] : places[name] + array.nbytes]
-        .view(_TORCH_DTYPES[array.dtype])
-        .view(array.shape)
-        for name, array in arrays.items()
-    }
-
-
-_TORCH_DTYPES: Mapping[np.dtype[np.generic], torch.dtype] = {
-    np.dtype(np.int64): torch.int64,
-    np.dtype(np.int32): torch.int32,
-    np.dtype(np.float32): torch.float32,
-}

@@ -26,6 +26,7 @@ from tokenmux.engine.models.batch import DecodeInputs, KvViews, Segment, StepBat
 from tokenmux.engine.models.recording import RecordedDecode, record
 from tokenmux.engine.models.rows import check_rows_of, row_rule
 from tokenmux.engine.models.skeleton import Skeleton, choose_experts
+from tokenmux.engine.models.staging import Staging
 
 if TYPE_CHECKING:
     from tokenmux.engine.models.kernel_step import KernelBatch
@@ -58,6 +59,7 @@ class Runner:
         self._recorded: RecordedDecode | None = None
         self._tiles = tiles
         self._tiles_of: dict[torch.device, StepTiles | None] = {}
+        self._staging_of: dict[torch.device, Staging] = {}
 
     @property
     def bound(self) -> bool:
@@ -87,7 +89,10 @@ class Runner:
         """
         tiles = self._tiles_on(kv.device)
         if tiles is not None:
-            return kernel_path.lay_out(segments, kv, self._shape, grid=self._grid, tiles=tiles)
+            staging = self._staging_on(kv.device)
+            return kernel_path.lay_out(
+                segments, kv, self._shape, grid=self._grid, tiles=tiles, staging=staging
+            )
         views = self._views
         if views is None or views.kv.data_ptr() != kv.data_ptr() or views.kv.shape != kv.shape:
             views = self._views = KvViews.of(kv, self._shape)
@@ -149,6 +154,13 @@ class Runner:
         """
         if self._tiles_on(device) is None:
             row_rule(self._dtype, device.type)
+        else:
+            self._staging_on(device)
+
+    def _staging_on(self, device: torch.device) -> Staging:
+        if device not in self._staging_of:
+            self._staging_of[device] = Staging.on(device)
+        return self._staging_of[device]
 
     def _tiles_on(self, device: torch.device) -> "StepTiles | None":
         """How a step over KV on `device` is cut for the kernels; None where it runs in torch."""

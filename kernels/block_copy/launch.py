@@ -15,7 +15,7 @@ CHUNK = 8192
 
 def variant(dtype: torch.dtype, *, gather: bool, scatter: bool) -> Variant:
     """The compiled form that reads scattered blocks if `gather` and writes scattered blocks if `scatter`."""
-    kinds: dict[str, Kind] = {"source": dtype, "target": dtype, "block_16": int}
+    kinds: dict[str, Kind] = {"source": dtype, "target": dtype, "block_16": int, "blocks": int}
     constants: dict[str, Any] = {"CHUNK": CHUNK}
     for name, used in (("source_offsets", gather), ("target_offsets", scatter)):
         if used:
@@ -33,13 +33,16 @@ def launch(
     *,
     source_offsets: torch.Tensor | None = None,
     target_offsets: torch.Tensor | None = None,
+    programs: int | None = None,
 ) -> None:
-    """Copies `blocks` blocks in one launch."""
+    """Copies `blocks` blocks in one launch of at most `programs` programs; without a limit, one for each chunk."""
     offsets = {"source_offsets": source_offsets, "target_offsets": target_offsets}
+    pieces = blocks * -(-block_elements // CHUNK)
     variant(source.dtype, gather=source_offsets is not None, scatter=target_offsets is not None).launch(
-        (blocks, -(-block_elements // CHUNK)),
+        (pieces if programs is None else min(pieces, programs),),
         source=source,
         target=target,
         block_16=block_elements // 16,
+        blocks=blocks,
         **{name: offset for name, offset in offsets.items() if offset is not None},
     )

@@ -25,6 +25,13 @@ ELEMENTS = 4096
 """Elements a program of the int8 path: four 16-byte loads a thread with 4 warps, as whole rows."""
 
 
+PAGING_PROGRAMS = 16
+"""Programs of a launch that reads or writes host memory: each has 8 KiB under way, and 66 KB (1.2 us at 55 GB/s) fill the bus.
+
+A grid of one program for each chunk would take all thread slots of a GPU for programs that wait for the bus (2,048 of them
+for 16 MiB, where an H100 holds 1,056), and no program of the step beside it could start until they were done."""
+
+
 def kv_page(target: torch.Tensor, source: torch.Tensor, offsets: torch.Tensor, *, block_bytes: int) -> None:
     """Copies blocks that are scattered on both sides, of any model: the tensors are `uint8`, one of them often pinned host memory.
 
@@ -34,20 +41,40 @@ def kv_page(target: torch.Tensor, source: torch.Tensor, offsets: torch.Tensor, *
     if block_bytes % OFFSET_ALIGNMENT:
         raise ValueError(f"blocks are multiples of {OFFSET_ALIGNMENT} bytes, got {block_bytes}")
     block_copy.launch(
-        source, target, block_bytes, offsets.shape[1], source_offsets=offsets[1], target_offsets=offsets[0]
+        source,
+        target,
+        block_bytes,
+        offsets.shape[1],
+        source_offsets=offsets[1],
+        target_offsets=offsets[0],
+        programs=PAGING_PROGRAMS,
     )
 
 
 def kv_pack(arena: torch.Tensor, offsets: torch.Tensor, staging: torch.Tensor, *, layout: KVLayout) -> None:
     """Copies the blocks at `offsets` (int64, on the device) to the rows of `staging` `[block, element]`."""
     _check(staging, offsets, layout)
-    block_copy.launch(arena, staging, layout.block_elements, offsets.numel(), source_offsets=offsets)
+    block_copy.launch(
+        arena,
+        staging,
+        layout.block_elements,
+        offsets.numel(),
+        source_offsets=offsets,
+        programs=_programs(staging),
+    )
 
 
 def kv_unpack(arena: torch.Tensor, offsets: torch.Tensor, staging: torch.Tensor, *, layout: KVLayout) -> None:
     """Copies the rows of `staging` `[block, element]` to the blocks at `offsets` (int64, on the device)."""
     _check(staging, offsets, layout)
-    block_copy.launch(staging, arena, layout.block_elements, offsets.numel(), target_offsets=offsets)
+    block_copy.launch(
+        staging,
+        arena,
+        layout.block_elements,
+        offsets.numel(),
+        target_offsets=offsets,
+        programs=_programs(staging),
+    )
 
 
 def kv_pack_int8(arena: torch.Tensor, offsets: torch.Tensor, staging: Quantised, *, layout: KVLayout) -> None:
@@ -106,6 +133,7 @@ def _int8_variant(
         "codes": torch.int8,
         "scales": torch.float32,
         "block_rows": int,
+        "blocks": int,
     }
     constants = {**constants, **_tile(head_dim)}
     if records:
@@ -142,16 +170,23 @@ def _launch_int8(
     records: torch.Tensor | None,
     layout: KVLayout,
 ) -> None:
-    rows = layout.block_elements // layout.head_dim
+    rows, blocks = layout.block_elements // layout.head_dim, offsets.numel()
+    pieces, programs = blocks * -(-rows // variant.constants["ROWS"]), _programs(codes)
     variant.launch(
-        (offsets.numel(), -(-rows // variant.constants["ROWS"])),
+        (pieces if programs is None else min(pieces, programs),),
         arena=arena,
         offsets=offsets,
         codes=codes,
         scales=scales,
         block_rows=rows,
+        blocks=blocks,
         **({} if records is None else {"records": records}),
     )
+
+
+def _programs(staging: torch.Tensor) -> int | None:
+    """How many programs a launch may have whose other side is `staging`: no limit within the device."""
+    return PAGING_PROGRAMS if staging.device.type == "cpu" else None
 
 
 def _check_quantised(staging: Quantised, offsets: torch.Tensor, layout: KVLayout) -> None:

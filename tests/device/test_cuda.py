@@ -48,7 +48,7 @@ from tokenmux.engine.core.request import RequestId
 from tokenmux.engine.device import cuda
 from tokenmux.engine.device.chunks import Copies
 from tokenmux.engine.device.cuda import CudaDevice, _Space
-from tokenmux.engine.device.gpu import STREAMS, Gpu, TorchGpu, check_cuda
+from tokenmux.engine.device.gpu import STREAMS, Gpu, TorchGpu, check_cuda, sum_in_float32
 from tokenmux.engine.device.interface import Completion, Post
 from tokenmux.engine.device.ordering import Places, Spans, merged
 from tokenmux.engine.device.paging import Blocks
@@ -730,3 +730,20 @@ def test_a_machine_without_cuda_is_told_what_to_do() -> None:
         check_cuda()
     with pytest.raises(ConfigError):
         TorchGpu()
+
+
+def test_products_are_summed_in_float32() -> None:
+    matmul = torch.backends.cuda.matmul
+    before = (
+        matmul.allow_bf16_reduced_precision_reduction,
+        matmul.allow_fp16_reduced_precision_reduction,
+    )
+    try:
+        sum_in_float32()
+        assert not matmul.allow_bf16_reduced_precision_reduction
+        assert not matmul.allow_fp16_reduced_precision_reduction
+    finally:
+        (
+            matmul.allow_bf16_reduced_precision_reduction,
+            matmul.allow_fp16_reduced_precision_reduction,
+        ) = before

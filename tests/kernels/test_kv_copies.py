@@ -63,6 +63,7 @@ def test_packing_and_unpacking_are_exact(place, layout, blocks, single, seed):
 @given(sixteenths=st.integers(1, 1200), blocks=st.integers(0, 4), seed=st.integers(0, 2**16))
 @example(512, 3, 0)
 @example(513, 3, 0)
+@example(1025, 13, 0)  # 39 chunks for 16 programs
 def test_paging_is_exact_whatever_lies_on_either_side(place, sixteenths, blocks, seed):
     """Bytes at offsets of no common grid but 16, and around them nothing changes."""
     size, generator = 16 * sixteenths, torch.Generator().manual_seed(seed)
@@ -124,6 +125,7 @@ def test_int8_keeps_its_bound(place, layout, blocks, magnitude, single, seed):
 
 @settings(max_examples=16)
 @given(layout=layouts, blocks=st.integers(0, 3), single=st.booleans(), seed=st.integers(0, 2**16))
+@example(KVLayout(3, 3, 128, 24), 3, True, 0)  # 42 pieces for 16 programs
 def test_records_hold_what_packing_makes(place, layout, blocks, single, seed):
     """Codes and scales of each block together, anywhere on the host; around records and blocks nothing changes."""
     dtype = place.dtypes[0 if single else 1]

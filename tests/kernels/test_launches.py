@@ -35,6 +35,7 @@ class AbsentDevice:
         self.target = GPUTarget("cuda", capability, 32)
         self.utils = self
         self.launched: list[str] = []
+        self.programs: list[int] = []
 
     def get_current_target(self):
         return self.target
@@ -55,7 +56,11 @@ class AbsentDevice:
         pass
 
     def launcher_cls(self, source, metadata):
-        return lambda *grid_and_arguments: self.launched.append(metadata.name)
+        def launch(x, y, z, *_):
+            self.launched.append(metadata.name)
+            self.programs.append(x * y * z)
+
+        return launch
 
 
 @pytest.fixture
@@ -155,3 +160,24 @@ def launch_everything(layout, layer, window, rows, vocabulary):
         tile=tile,
         penalties=Penalties(listed, listed, ints, floats, floats, floats),
     )
+
+
+@pytest.mark.parametrize("blocks", [1, 3, 64, 4096])
+@pytest.mark.parametrize("layers", [1, 32])
+def test_paging_leaves_the_multiprocessors_to_the_step_beside_it(absent_device, compilations, blocks, layers):
+    """However many blocks: their programs wait for the bus, and one that waits keeps its place from others."""
+    layout = KVLayout(layers, 8, 128, 16)
+    arena = torch.zeros(layout.block_elements, dtype=BF16)
+    host = torch.zeros(layout.block_elements * 2, dtype=torch.uint8)
+    sides = torch.zeros(2, blocks, dtype=torch.int64)
+    kv_pack.kv_page(host, arena.view(torch.uint8), sides, block_bytes=host.numel())
+    kv_pack.kv_page(arena.view(torch.uint8), host, sides, block_bytes=host.numel())
+    kv_pack.kv_page_out_int8(host, arena, sides, layout=layout)
+    kv_pack.kv_page_in_int8(arena, host, sides, layout=layout)
+    staging = torch.zeros(blocks, layout.block_elements if blocks < 4096 else 0, dtype=BF16)
+    if staging.numel():
+        kv_pack.kv_pack(arena, sides[0], staging, layout=layout)
+        kv_pack.kv_unpack(arena, sides[0], staging, layout=layout)
+    pieces = blocks * layers * 2 * 8 * 16 * 128 // 8192
+    assert max(absent_device.programs) <= min(16, 2 * pieces)
+    assert len(absent_device.programs) == (6 if staging.numel() else 4)

@@ -17,6 +17,7 @@ from tokenmux.engine.models.quiet import quiet_transformers
 from tokenmux.engine.models.runner import Runner
 from tokenmux.engine.models.sampling import Draw
 from tokenmux.engine.models.skeleton import Skeleton, state_names
+from tokenmux.engine.models.staging import HostCarrier, Staging
 from tokenmux.kernels.tiles import DecodeTile, PrefillTile, SampleTile, StepTiles
 
 GRID = 16
@@ -113,12 +114,57 @@ def logits(folder: str, result: dict[str, Any]) -> None:
             )
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
     result["untouched"] = bool(copies[1][order[20:]].isnan().all())
+    result["pieces_differ"] = _differ_in_pieces(runners[1], segments, kv, kernel_logits)
     batch = runners[1].prepare(segments, copies[1])
     result["n_passes"] = batch.n_passes  # type: ignore[union-attr]
+
+
+def _differ_in_pieces(
+    runner: Runner, segments: list[Segment], kv: torch.Tensor, expected: torch.Tensor
+) -> bool:
+    """Whether logits come out otherwise when decode attention has room for one row at a time."""
+    from tokenmux.engine.models import kernel_step
+
+    before = kernel_step.WORKSPACE_BYTES
+    kernel_step.WORKSPACE_BYTES = 1
+    try:
+        got = runner.logits(runner.prepare(segments, kv.clone()))[: len(segments)]
+    finally:
+        kernel_step.WORKSPACE_BYTES = before
+    return not torch.equal(got, expected)
 
 
 def draws(logits: torch.Tensor, wanted: list[Draw], result: dict[str, Any]) -> None:
     """What the kernels draw from `logits`."""
     from tokenmux.engine.models.kernel_step import draw_rows
 
-    result["tokens"] = draw_rows(logits, wanted, TILES)
+    carrier = Late()
+    result["tokens"] = draw_rows(logits, wanted, TILES, Staging(carrier))
+    result["n_waits"] = carrier.n_waits
+
+
+class Late(HostCarrier):
+    """A stream whose copies back are done when somebody waits for it, and not before."""
+
+    def __init__(self) -> None:
+        self.n_waits = 0
+        self.given: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.ours: list[torch.Tensor] = []
+
+    def locked(self, n_bytes: int) -> torch.Tensor:
+        self.ours.append(torch.full((n_bytes,), 0x77, dtype=torch.uint8))
+        return self.ours[-1]
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        if any(
+            piece.untyped_storage().data_ptr() == target.untyped_storage().data_ptr() for piece in self.ours
+        ):
+            self.given.append((target, source))
+        else:
+            target.copy_(source)
+
+    def settle(self) -> None:
+        self.n_waits += 1
+        for target, source in self.given:
+            target.copy_(source)
+        self.given.clear()

@@ -20,6 +20,7 @@ from tokenmux.engine.models import kernel_path, rows, tiny
 from tokenmux.engine.models.batch import Segment
 from tokenmux.engine.models.kernel_step import KernelBatch
 from tokenmux.engine.models.sampling import Draw
+from tokenmux.engine.models.staging import Staging
 from tokenmux.kernels.interpreter import Interpreter
 from tokenmux.kernels.sample import parameters, reference
 from tokenmux.kernels.tiles import step_tiles
@@ -29,6 +30,7 @@ EVERY_DAY = ("gemma2", "gpt2", "gpt_oss", "llama")
 
 SHAPE = KvShape(n_layers=2, n_kv_heads=2, head_dim=32, dtype_bytes=4, block_size=8)
 WORKER = "tests.models.interpreted:"
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,7 @@ def test_logits_equal_those_of_the_torch_formulation(interpreter, folder_of, fam
     assert found["difference"] < 1e-4
     assert found["untouched"]
     assert found["n_passes"] > 3
+    assert not found["pieces_differ"]
 
 
 @pytest.mark.parametrize("family", EVERY_DAY)
@@ -105,7 +108,7 @@ def test_longer_and_more(interpreter, folder_of, family) -> None:
 def lay_out(segments: list[Segment], n_blocks: int = 400) -> KernelBatch:
     s = SHAPE
     kv = torch.zeros(n_blocks, s.n_layers, 2, s.n_kv_heads, s.block_size, s.head_dim)
-    return KernelBatch(segments, kv, s, grid=GRID, tiles=TILES)
+    return KernelBatch(segments, kv, s, grid=GRID, tiles=TILES, staging=Staging.on(kv.device))
 
 
 @st.composite
@@ -151,8 +154,11 @@ def test_every_row_has_its_place_and_shapes_know_no_company(step: list[Segment])
         for cell in cut.cells:
             assert cell.start % GRID == 0
             assert cell.n <= GRID
-        n_decode = on_device.decode_rows.lengths.tolist() if on_device.decode_rows else []
-        assert [length for length in n_decode if length] == (cut.positions[cut.n_prompt_rows :] + 1).tolist()
+        lengths = (cut.positions[cut.n_prompt_rows :] + 1).tolist()
+        decode_rows = on_device.decode_rows
+        assert (decode_rows.lengths.tolist() if decode_rows else []) == lengths, "no padding among them"
+        if decode_rows:
+            assert decode_rows.table.shape == (len(lengths), -(-max(lengths) // SHAPE.block_size))
     assert written == {index: segment.end for index, segment in enumerate(step)}
     assert sorted(drawn) == list(batch.drawing)
 
@@ -174,7 +180,7 @@ def test_advancing_moves_every_row_by_one() -> None:
     assert on_device.token_ids[0, :3].tolist() == [8, 9, 0]
     assert on_device.positions[0, :3].tolist() == [8, 4, 0]
     assert on_device.decode_rows is not None
-    assert on_device.decode_rows.lengths[:3].tolist() == [9, 5, 0]
+    assert on_device.decode_rows.lengths.tolist() == [9, 5]
     assert [batch.position(0), batch.position(1)] == [9, 5]
     for token in range(3):
         batch.advance([token, token])
@@ -190,7 +196,7 @@ def test_what_cannot_be_laid_out_or_advanced_is_refused() -> None:
     with pytest.raises(InternalError, match="at least one segment"):
         lay_out([])
     with pytest.raises(InternalError, match="KV tensor of shape"):
-        KernelBatch([ok], torch.zeros(4, 2), SHAPE, grid=GRID, tiles=TILES)
+        KernelBatch([ok], torch.zeros(4, 2), SHAPE, grid=GRID, tiles=TILES, staging=Staging.on(CPU))
     for not_decoding in (
         ok,
         Segment([1, 2], 40, 40, list(range(6))),
@@ -234,6 +240,7 @@ def test_draws_equal_the_reference_of_the_kernel(interpreter) -> None:
     got = interpreter(WORKER + "draws", logits=padded, wanted=draws, result={})
     assert got["result"]["tokens"] == expected
     assert expected[4] != first
+    assert got["result"]["n_waits"] == 1, "once, for the tokens"
     assert torch.equal(got["logits"][:6], kept)
 
 
@@ -263,7 +270,7 @@ def test_a_machine_without_triton_is_told_what_to_install(monkeypatch: pytest.Mo
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "tokenmux.kernels.kv_append.launch", None)
     with pytest.raises(UnsupportedModel, match=r"pip install 'tokenmux\[gpu\]'"):
-        kernel_path.lay_out([], torch.zeros(1), SHAPE, grid=GRID, tiles=TILES)
+        kernel_path.lay_out([], torch.zeros(1), SHAPE, grid=GRID, tiles=TILES, staging=Staging.on(CPU))
 
 
 def test_what_no_image_holds_follows_the_weights(folder_of) -> None:
