@@ -6,11 +6,36 @@ simulator can run millions of requests that have no content at all.
 
 from dataclasses import dataclass
 from enum import Enum
+from math import isnan
 from typing import NewType
 
 from tokenmux.engine.core.facts import ModelId
 
 RequestId = NewType("RequestId", str)
+
+SECONDS = (1e-6, 1e9)
+"""A TTFT or TPOT outside of this is taken as the nearer end: nothing that divides by one, or counts steps in it, can overflow."""
+
+WEIGHTS = (1e-6, 1e6)
+"""The same for weights. Admission (`engine.server.admission`) is stricter, and refuses instead."""
+
+LEVEL_RATIO = 10.0
+"""The pool reckons with no level this many times stricter or laxer than its own (`ServiceLevel.beside`)."""
+
+
+def _keep_within(value: object, names: tuple[str, ...], bounds: tuple[float, float]) -> None:
+    """Bring attributes of a frozen value within bounds; ones that are within, nearly all, stay untouched."""
+    low, high = bounds
+    for name in names:
+        number: float = getattr(value, name)
+        if not low <= number <= high:
+            if isnan(number):
+                raise ValueError(f"{name} is not a number")
+            object.__setattr__(value, name, _within(number, low, high))
+
+
+def _within(number: float, low: float, high: float) -> float:
+    return min(max(number, low), high)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +47,21 @@ class ServiceLevel:
 
     ttft_s: float = 10.0
     tpot_s: float = 0.1
+
+    def __post_init__(self) -> None:
+        _keep_within(self, ("ttft_s", "tpot_s"), SECONDS)
+
+    def beside(self, pool: "ServiceLevel") -> "ServiceLevel":
+        """This level for what concerns others too, such as the load of an instance: within `LEVEL_RATIO` of the pool's level.
+
+        A request is judged by its own level. What it says must not decide how the pool treats everybody else.
+        """
+        ttft_s = _within(self.ttft_s, pool.ttft_s / LEVEL_RATIO, pool.ttft_s * LEVEL_RATIO)
+        tpot_s = _within(self.tpot_s, pool.tpot_s / LEVEL_RATIO, pool.tpot_s * LEVEL_RATIO)
+        return self if (ttft_s, tpot_s) == (self.ttft_s, self.tpot_s) else ServiceLevel(ttft_s, tpot_s)
+
+
+DEFAULT_LEVEL = ServiceLevel()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +77,13 @@ class Request:
     n_prompt: int
     max_tokens: int
     arrival_s: float
-    service: ServiceLevel = ServiceLevel()
+    service: ServiceLevel = DEFAULT_LEVEL
     tenant: str = "default"
     weight: float = 1.0
     tenant_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _keep_within(self, ("weight", "tenant_weight"), WEIGHTS)
 
     def deadline_s(self, index: int) -> float:
         """When token `index` (from 0) is due, in seconds on the clock of `arrival_s`."""

@@ -28,7 +28,7 @@ from tokenmux.engine.core.event import (
 from tokenmux.engine.core.facts import DeviceFacts, ModelId
 from tokenmux.engine.core.message import RequestState as PhaseMessage
 from tokenmux.engine.core.plan import AtOnce, Channel, Chunk, Operation, Step
-from tokenmux.engine.core.request import RequestId
+from tokenmux.engine.core.request import DEFAULT_LEVEL, RequestId, ServiceLevel
 from tokenmux.engine.instance import at_once, complete, models, requests, resizing
 from tokenmux.engine.instance.begin import begin
 from tokenmux.engine.instance.live import LiveState
@@ -57,8 +57,11 @@ class Instance:
         cost: CostModel,
         metrics: Metrics | None = None,
         on_decision: Callable[[float, Operation | AtOnce], None] | None = None,
+        *,
+        service: ServiceLevel = DEFAULT_LEVEL,
     ) -> None:
-        state = self._state = LiveState(device, Ledger(device, cache), cost, metrics or Metrics())
+        """`service` is the pool's own level: what requests get that do not say, and what the patience of all is measured by."""
+        state = self._state = LiveState(device, Ledger(device, cache), cost, metrics or Metrics(), service)
         self.cost = cost
         self.policy = policy
         self.ledger = state.ledger
@@ -82,6 +85,10 @@ class Instance:
     @property
     def device(self) -> DeviceFacts:
         return self._state.device
+
+    @property
+    def service(self) -> ServiceLevel:
+        return self._state.service
 
     def in_flight(self, channel: Channel) -> Operation | None:
         started = self._in_flight.get(channel)

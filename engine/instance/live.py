@@ -13,7 +13,7 @@ from tokenmux.engine.core.facts import DeviceFacts, ModelFacts, ModelId
 from tokenmux.engine.core.message import RequestPhase, Residency
 from tokenmux.engine.core.message import RequestState as PhaseMessage
 from tokenmux.engine.core.plan import Channel, Chunk
-from tokenmux.engine.core.request import RequestId
+from tokenmux.engine.core.request import RequestId, ServiceLevel
 from tokenmux.engine.instance.metrics import Metrics, RequestRecord, SwapReason
 from tokenmux.engine.instance.shares import Shares
 from tokenmux.engine.instance.started import Started
@@ -24,12 +24,20 @@ from tokenmux.engine.memory.ledger import Ledger
 class LiveState:
     """Requests, models and operations in flight of one instance, with its books."""
 
-    def __init__(self, device: DeviceFacts, ledger: Ledger, cost: CostModel, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        device: DeviceFacts,
+        ledger: Ledger,
+        cost: CostModel,
+        metrics: Metrics,
+        service: ServiceLevel,
+    ) -> None:
         self.device = device
         self.ledger = ledger
         self.cost = cost
         self.metrics = metrics
-        self.shares = Shares()
+        self.service = service
+        self.shares = Shares(service.ttft_s)
         self.now_s = -inf
         self.models: dict[ModelId, ModelState] = {}
         self.live_models: dict[ModelId, ModelState] = {}

@@ -14,13 +14,14 @@ from math import inf
 from tokenmux.engine.core.request import Request
 
 QUANTUM_TTFTS = 0.1
-"""A second at the paper's 10 s: about a load and a burst, below which taking turns would cost more than it gives."""
+"""Of the pool's own TTFT, whatever requests ask for: else a tenant could choose how much its share may be exceeded. A second at the
+paper's 10 s: about a load and a burst, below which taking turns would cost more than it gives."""
 
 
 class Share:
     """One tenant's account."""
 
-    __slots__ = ("had_s", "n_wanting", "patience", "quantum_s", "weight")
+    __slots__ = ("had_s", "n_wanting", "patience", "weight")
 
     def __init__(self) -> None:
         self.had_s = 0.0
@@ -28,7 +29,6 @@ class Share:
         self.n_wanting = 0
         """Its requests that want tokens."""
         self.weight = 1.0
-        self.quantum_s = 1.0
         self.patience = 1.0
         """What its lateness is multiplied by."""
 
@@ -36,7 +36,9 @@ class Share:
 class Shares:
     """The accounts of all tenants that want something, or that are ahead of those who do."""
 
-    def __init__(self) -> None:
+    def __init__(self, ttft_s: float = 10.0) -> None:
+        """`ttft_s`: the pool's own TTFT."""
+        self.quantum_s = QUANTUM_TTFTS * ttft_s
         self.now_s = -inf
         self.even = True
         """Whether nobody is ahead: deadlines are what they are."""
@@ -46,7 +48,6 @@ class Shares:
         """The request begins to want tokens, or wants them again."""
         share = self._shares.setdefault(request.tenant, Share())
         share.weight = request.tenant_weight
-        share.quantum_s = QUANTUM_TTFTS * request.service.ttft_s
         if not share.n_wanting:
             least_s = min((other.had_s for other in self._shares.values() if other.n_wanting), default=0.0)
             share.had_s = max(share.had_s, least_s)
@@ -72,7 +73,7 @@ class Shares:
         least_s = min((share.had_s for share in wanting), default=inf)
         self._shares = {name: s for name, s in self._shares.items() if s.n_wanting or s.had_s > least_s}
         for share in wanting:
-            share.patience = (1 + (share.had_s - least_s) / share.quantum_s) ** -2
+            share.patience = (1 + (share.had_s - least_s) / self.quantum_s) ** -2
 
     def due_s(self, share: Share, deadline_s: float) -> float:
         """The deadline of one of its requests, as it is ordered."""

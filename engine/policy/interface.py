@@ -13,7 +13,7 @@ from tokenmux.engine.core.event import Event
 from tokenmux.engine.core.facts import DeviceFacts, ModelFacts, ModelId
 from tokenmux.engine.core.message import Residency
 from tokenmux.engine.core.plan import Channel, Chunk, Operation, Plan, Step
-from tokenmux.engine.core.request import Request, RequestId
+from tokenmux.engine.core.request import Request, RequestId, ServiceLevel
 
 
 class RequestView(Protocol):
@@ -133,6 +133,11 @@ class InstanceView(Protocol):
     def device(self) -> DeviceFacts: ...
     @property
     def cost(self) -> CostModel: ...
+    @property
+    def service(self) -> ServiceLevel:
+        """The pool's own service level. What a single request says is bounded by it before it concerns others."""
+        ...
+
     @property
     def models(self) -> Mapping[ModelId, ModelView]: ...
     @property

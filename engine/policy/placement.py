@@ -28,7 +28,7 @@ from tokenmux.engine.policy.interface import InstanceView, ModelView, RequestVie
 from tokenmux.engine.policy.pool import Move, Place, PoolView, Refuse
 
 REBALANCE_TTFTS = 0.1
-"""Time between two looks at the balance: a second at the paper's 10 s."""
+"""Time between two looks at the balance, in the pool's own TTFT: a second at the paper's 10 s."""
 
 MOVE_COPIES = 3.0
 """A model moves only if its next token is due this many of its own load times from now."""
@@ -64,7 +64,7 @@ class _Load:
 
     arena_bytes: int
     lag: float = 0.0
-    """How late its latest model is, in TTFTs: work that has piled up."""
+    """How late its latest model is, in TTFTs of the pool: work that has piled up."""
     asks: dict[ModelId, _Ask] = field(default_factory=dict)
 
     def larger(self, without: ModelId | None = None, extra: _Ask | None = None) -> float:
@@ -115,9 +115,7 @@ class LeastLoaded:
             homes[index] = homes.get(index, 0) + 1
         if not self._rebalances or pool.now_s < self._next_look_s or len(pool.instances) < 2:
             return ()
-        live = pool.instances[index].live_models.values()
-        ttft_s = min((r.request.service.ttft_s for m in live for r in _requests(m)), default=10.0)
-        self._next_look_s = pool.now_s + REBALANCE_TTFTS * ttft_s
+        self._next_look_s = pool.now_s + REBALANCE_TTFTS * pool.instances[index].service.ttft_s
         self._measure(pool)
         return self._rebalance(pool)
 
@@ -142,9 +140,10 @@ class LeastLoaded:
             return crowded
         assert index is not None
         facts, cost = pool.facts(request.model), pool.instances[index].cost
+        service = request.service.beside(pool.instances[index].service)
         self._loads[index].asks[request.model] = _Ask(
-            cost.step_s(facts, StepWork(decode_rows=1)) / request.service.tpot_s,
-            cost.copy_s(Channel.COPY_IN, facts.n_bytes) / request.service.ttft_s,
+            cost.step_s(facts, StepWork(decode_rows=1)) / service.tpot_s,
+            cost.copy_s(Channel.COPY_IN, facts.n_bytes) / service.ttft_s,
             facts.n_bytes,
             0,
             0.0,
@@ -202,7 +201,8 @@ def _crowd(pool: PoolView, index: int, request: Request) -> float:
     model = instance.live_models.get(request.model)
     if model is None:
         return 0.0
-    n_prompt, n_decoding, service = request.n_prompt, len(model.decoding), request.service
+    n_prompt, n_decoding = request.n_prompt, len(model.decoding)
+    service = request.service.beside(instance.service)
     prefill = StepWork(prefill_tokens=n_prompt, prefill_pairs=n_prompt**2 // 2)
     decode = StepWork(decode_rows=n_decoding, context_tokens=n_decoding * n_prompt)
     waiting_s = len(model.waiting) * instance.cost.step_s(model.facts, prefill)
@@ -218,14 +218,13 @@ def _lag(instance: InstanceView) -> float:
     )
     if latest is None or latest.deadline_s >= instance.now_s:
         return 0.0
-    ttft_s = min(r.request.service.ttft_s for r in _requests(latest))
-    return (instance.now_s - latest.deadline_s) / ttft_s
+    return (instance.now_s - latest.deadline_s) / instance.service.ttft_s
 
 
 def _ask(instance: InstanceView, model: ModelView) -> _Ask:
     requests = list(_requests(model))
     context = sum(r.n_tokens for r in requests)
-    service = requests[0].request.service
+    service = requests[0].request.service.beside(instance.service)
     work = StepWork(decode_rows=len(requests), context_tokens=context)
     kv_bytes = context * model.facts.kv.token_bytes
     return _Ask(

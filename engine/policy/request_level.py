@@ -13,7 +13,7 @@ from tokenmux.engine.core.request import Request
 from tokenmux.engine.policy import turns
 from tokenmux.engine.policy.interface import InstanceView, ModelView
 from tokenmux.engine.policy.pool import Move, Place, PoolView, Refuse
-from tokenmux.engine.policy.steps import decode_chunks, must_end, prefill_chunks
+from tokenmux.engine.policy.steps import decode_chunks, must_end, prefill_chunks, shortest_tpot_s
 
 _BURST_TPOTS = 4.0
 
@@ -53,10 +53,9 @@ def _plan(channel: Channel, view: InstanceView, model: ModelView) -> Plan:
             full = not view.can_run(_chunks(view, model))
             return turns.page_out(view, model.decoding.values()) if full else IDLE
         case Channel.COMPUTE:
-            burst_s = _BURST_TPOTS * min(
-                (r.request.service.tpot_s for r in model.decoding.values()), default=0
-            )
-            return turns.step(view, model, _chunks(view, model), burst_s)
+            chunks = _chunks(view, model)
+            burst_s = _BURST_TPOTS * shortest_tpot_s(view, model) if model.decoding else 0.0
+            return turns.step(view, model, chunks, burst_s)
 
 
 def _chunks(view: InstanceView, model: ModelView) -> list[Chunk]:

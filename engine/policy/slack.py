@@ -115,7 +115,7 @@ def _is_urgent(step: Step, view: InstanceView) -> bool:
     for model in view.resident_models.values():
         if model.facts.id != step.model and _is_runnable(model):
             slack_s = model.runnable_deadline_s - view.now_s
-            if slack_s < BURST_TPOTS * shortest_tpot_s(model):
+            if slack_s < BURST_TPOTS * shortest_tpot_s(view, model):
                 return True
     return False
 
@@ -167,12 +167,12 @@ def _early_prefill(view: InstanceView, runnable: list[ModelView]) -> ModelView |
     others_s = min(m.runnable_deadline_s for m in runnable if m is not oldest) - view.now_s
     prompt = max(r.n_tokens - r.n_computed for r in oldest.waiting.values())
     needed_s = view.cost.step_s(oldest.facts, StepWork(prefill_tokens=prompt, prefill_pairs=prompt**2 // 2))
-    return oldest if others_s > needed_s + shortest_tpot_s(oldest) else None
+    return oldest if others_s > needed_s + shortest_tpot_s(view, oldest) else None
 
 
 def _burst_s(view: InstanceView, model: ModelView, runnable: list[ModelView]) -> float:
     """How long the model may step before others are asked: until one of them would be late, within bounds."""
-    tpot_s = shortest_tpot_s(model)
+    tpot_s = shortest_tpot_s(view, model)
     others_s = min((m.runnable_deadline_s for m in runnable if m is not model), default=inf) - view.now_s
     return min(BURST_TPOTS * tpot_s, max(others_s, LATE_BURST_TPOTS * tpot_s))
 

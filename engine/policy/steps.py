@@ -10,6 +10,9 @@ from tokenmux.engine.core.event import Cancelled, Event, ModelRemoved, Paused, W
 from tokenmux.engine.core.plan import Chunk, Step
 from tokenmux.engine.policy.interface import InstanceView, ModelView, RequestView
 
+_LEAST_STEP_S = 1e-9
+"""No step is estimated to be shorter, whatever the facts of model and device say."""
+
 
 def decode_chunks(model: ModelView) -> list[Chunk]:
     """One row for every request that decodes."""
@@ -73,7 +76,7 @@ def repetitions(view: InstanceView, model: ModelView, chunks: list[Chunk], secon
         context += request.n_tokens
         left = min(left, request.request.max_tokens - request.n_drawn)
     step_s = view.cost.step_s(model.facts, StepWork(decode_rows=rows, context_tokens=context))
-    repeat = max(1, min(left, int(seconds / step_s)))
+    repeat = max(1, int(min(left, seconds / max(step_s, _LEAST_STEP_S))))
     while repeat > 1 and not view.can_run(chunks, repeat):
         repeat //= 2
     return repeat
@@ -89,6 +92,10 @@ def must_end(step: Step, event: Event) -> bool:
     return False
 
 
-def shortest_tpot_s(model: ModelView) -> float:
-    """Of the model's requests that a step could advance now."""
-    return min(r.request.service.tpot_s for file in (model.waiting, model.decoding) for r in file.values())
+def shortest_tpot_s(view: InstanceView, model: ModelView) -> float:
+    """Of the model's requests that a step could advance now, but no longer than the pool's own.
+
+    A request that can wait for ever does not hold the device for ever.
+    """
+    own = (r.request.service.tpot_s for file in (model.waiting, model.decoding) for r in file.values())
+    return min(view.service.tpot_s, *own)

@@ -9,7 +9,7 @@ from tokenmux.engine.core.budgets import DeviceKind
 from tokenmux.engine.core.cost import RooflineCost
 from tokenmux.engine.core.facts import DeviceFacts, HostFacts
 from tokenmux.engine.core.message import FromWorker
-from tokenmux.engine.core.request import RequestId
+from tokenmux.engine.core.request import DEFAULT_LEVEL, RequestId, ServiceLevel
 from tokenmux.engine.device.cpu import CpuDevice
 from tokenmux.engine.device.cuda import CudaDevice
 from tokenmux.engine.device.gpu import TorchGpu
@@ -36,6 +36,8 @@ class WorkerConfig:
     kind: DeviceKind = "cpu"
     paged_kv: PagedKv = "exact"
     """Of the CUDA device; another one pages exactly."""
+    service: ServiceLevel = DEFAULT_LEVEL
+    """The pool's own level: of requests that do not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ def assemble(
         HostCache(config.host.cache_bytes),
         make_policy(config.policy),
         RooflineCost(config.device, config.host),
+        service=config.service,
     )
     host = ModelHost(instance, clock, contents)
     device: CpuDevice | CudaDevice

@@ -5,7 +5,6 @@ command leaves nothing behind.
 """
 
 import asyncio
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,10 +30,9 @@ from tokenmux.engine.core.message import (
 )
 from tokenmux.engine.server.commands import Command
 from tokenmux.engine.server.front import Front
+from tokenmux.engine.server.names import NAME, check_name_length
 from tokenmux.engine.server.roster import Served
 from tokenmux.engine.server.seams import Catalogue, Entry, Progress
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +85,7 @@ class Administration:
 
         Goes on to its end even when whoever asked has left. Raises InvalidRequest, AlreadyExists, NotFound (no such source), BadCheckpoint, NotServable.
         """
+        check_name_length(name)
         if not NAME.fullmatch(name):
             raise InvalidRequest(
                 f"{name!r} is no model name: use letters, digits and . _ -, beginning with a letter or digit, "

@@ -27,8 +27,8 @@ from tokenmux.engine.core.budgets import DeviceKind
 from tokenmux.engine.core.errors import ConfigError
 from tokenmux.engine.policy.registry import make_policy
 from tokenmux.engine.server.access import Scope
-from tokenmux.engine.server.administration import NAME
-from tokenmux.engine.server.admission import MAX_TENANT_CHARS, MAX_WEIGHT
+from tokenmux.engine.server.admission import MAX_SECONDS, MAX_WEIGHT, MIN_SECONDS, MIN_WEIGHT
+from tokenmux.engine.server.names import MAX_TENANT_CHARS, NAME, tenant_fault
 from tokenmux.engine.server.sizes import parse_size
 from tokenmux.engine.server.yaml_lines import Document, Place, parse
 
@@ -45,6 +45,13 @@ def _address(value: str) -> str:
 def _name(value: str) -> str:
     if not NAME.fullmatch(value):
         raise ValueError(f"{value!r} is no model name: use letters, digits and . _ -, at most 128 characters")
+    return value
+
+
+def _tenant(value: str) -> str:
+    fault = tenant_fault(value)
+    if fault is not None:
+        raise ValueError(fault)
     return value
 
 
@@ -66,11 +73,14 @@ def _source(value: object) -> object:
     return {"source": value} if isinstance(value, str) else value
 
 
-Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
-Seconds = Annotated[FiniteFloat, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
-Weight = Annotated[FiniteFloat, Field(ge=1 / MAX_WEIGHT, le=MAX_WEIGHT)]
-TenantName = Annotated[str, Field(min_length=1, max_length=MAX_TENANT_CHARS)]
+MAX_COUNT = 2**31 - 1
+
+Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0, lt=1 << 62)]
+Seconds = Annotated[FiniteFloat, Field(ge=MIN_SECONDS, le=MAX_SECONDS)]
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+CountOrNone = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+Weight = Annotated[FiniteFloat, Field(ge=MIN_WEIGHT, le=MAX_WEIGHT)]
+TenantName = Annotated[str, Field(min_length=1, max_length=MAX_TENANT_CHARS), AfterValidator(_tenant)]
 Address = Annotated[str, AfterValidator(_address)]
 Location = Annotated[Path, AfterValidator(_location)]
 ModelName = Annotated[str, AfterValidator(_name)]
@@ -139,14 +149,14 @@ class SlowReaderConfig(Section):
 
 
 class WorkerConfig(Section):
-    max_restarts: Annotated[int, Field(ge=0)] = 3
+    max_restarts: CountOrNone = 3
     restart_window_s: Seconds = 60.0
 
 
 class RecordTrafficConfig(Section):
     """Lengths and times of requests, never text, for `tokenmux plan --from-server`."""
 
-    window: Annotated[int, Field(ge=0)] = 10_000
+    window: CountOrNone = 10_000
     """The newest requests, kept in memory (2 MB); 0: none."""
     path: Location | None = None
     """A file to which they are appended as well, in the format of traces."""
@@ -166,7 +176,8 @@ class TlsConfig(Section):
 class KeyConfig(Section):
     """An API key. The secret stands in a file of its own, so that this one can be shown around."""
 
-    name: Annotated[str, Field(min_length=1, max_length=64)]
+    name: TenantName
+    """Its requests are those of the tenant of this name."""
     scope: Scope
     file: Location
 
@@ -188,8 +199,8 @@ class PoolConfig(Section):
     record_traffic: RecordTrafficConfig = RecordTrafficConfig()
     tls: TlsConfig | None = None
     keys: tuple[KeyConfig, ...] = ()
-    max_message: Size = 4 << 20
-    drain_s: Annotated[FiniteFloat, Field(ge=0)] = 30.0
+    max_message: Annotated[Size, Field(le=MAX_COUNT)] = 4 << 20
+    drain_s: Annotated[FiniteFloat, Field(ge=0, le=MAX_SECONDS)] = 30.0
     """How long live requests may take to complete after SIGTERM."""
 
 

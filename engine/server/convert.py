@@ -1,10 +1,19 @@
-"""Between protobuf messages and the values that the server works with. Nothing is judged here: `engine.server.admission` does."""
+"""Between protobuf messages and the values that the server works with.
+
+Nothing is judged here but what is too much to convert: `engine.server.admission` does.
+"""
 
 from tokenmux.engine.core.errors import InvalidRequest
 from tokenmux.engine.core.facts import ModelFacts
 from tokenmux.engine.core.message import Durations, RequestState, Service, WorkerStatus
 from tokenmux.engine.core.request import FinishReason
 from tokenmux.engine.server.administration import ModelView
+from tokenmux.engine.server.admission import (
+    MAX_CHAT_MESSAGES,
+    MAX_STOP_STRINGS,
+    MAX_STOP_TOKEN_IDS,
+    check_count,
+)
 from tokenmux.engine.server.generation import (
     Ask,
     Chat,
@@ -24,9 +33,11 @@ from tokenmux.v1 import inference_pb2, models_pb2, planning_pb2, pool_pb2
 def ask_of(request: inference_pb2.GenerateRequest, tenant: str | None) -> Ask:
     """The question in a request. `tenant`, if known from the caller's key, replaces what the request says.
 
-    Raises InvalidRequest when there is no prompt.
+    Raises InvalidRequest when there is no prompt, and for more strings, ids or messages than are worth copying.
     """
     sampling, stopping, level = request.sampling, request.stopping, request.service_level
+    check_count("stop strings", stopping.strings, MAX_STOP_STRINGS)
+    check_count("stop token ids", stopping.token_ids, MAX_STOP_TOKEN_IDS)
     return Ask(
         model=request.model,
         prompt=_prompt_of(request),
@@ -51,7 +62,7 @@ def _prompt_of(request: inference_pb2.GenerateRequest) -> Text | TokenIds | Chat
         case "text":
             return Text(request.text)
         case "token_ids":
-            return TokenIds(tuple(request.token_ids.ids))
+            return TokenIds(request.token_ids.ids)
         case "chat":
             return chat_of(request.chat)
         case _:
@@ -70,6 +81,7 @@ def text_or_chat_of(request: inference_pb2.TokenizeRequest) -> Text | Chat:
 
 
 def chat_of(chat: inference_pb2.Chat) -> Chat:
+    check_count("chat messages", chat.messages, MAX_CHAT_MESSAGES)
     return Chat(tuple(ChatMessage(message.role, message.content) for message in chat.messages))
 
 

@@ -354,7 +354,7 @@ class Front:
         in_thread = asyncio.get_running_loop().run_in_executor
         match prompt:
             case TokenIds(ids):
-                return ids
+                return tuple(ids)
             case Text(text):
                 return tuple(await in_thread(self._threads, tokenizer.encode, text))
             case Chat(messages):

@@ -4,6 +4,7 @@ The gRPC servicers translate to and from these; another front end (an HTTP diale
 as the client said it: `engine.server.admission` decides whether it is acceptable.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tokenmux.engine.core.facts import ModelFacts
@@ -22,7 +23,8 @@ class Text:
 class TokenIds:
     """A prompt as token ids, taken as they are."""
 
-    ids: tuple[int, ...]
+    ids: Sequence[int]
+    """As they came, since there may be a million of them: copied once their number has been found acceptable."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from tokenmux.engine.core.errors import NotFound, TokenmuxError
 from tokenmux.engine.core.facts import ModelFacts
+from tokenmux.engine.server.names import check_name_length
 from tokenmux.engine.server.seams import Entry, Tokenizer
 
 NAMED_IN_ERRORS = 12
@@ -56,7 +57,8 @@ class Roster:
         self._models.pop(name, None)
 
     def find(self, name: str) -> Served:
-        """The model of that name. Raises NotFound with the closest names."""
+        """The model of that name. Raises NotFound with the closest names, InvalidRequest for a name that no model can have."""
+        check_name_length(name)
         served = self._models.get(name)
         if served is None:
             raise NotFound(self._no_such_model(name))

@@ -59,14 +59,16 @@ async def serve(config: PoolConfig, catalogue: Catalogue, say: Callable[[str], N
     blocks = (entry.facts.kv.block_bytes for entry in catalogue.entries())
     device, host = facts_of(config, speeds, max(blocks, default=0))
     front = Front(
-        worker_factory(WorkerConfig(device, host, config.policy, config.device.kind, config.device.paged_kv)),
+        worker_factory(
+            WorkerConfig(
+                device, host, config.policy, config.device.kind, config.device.paged_kv, level_of(config)
+            )
+        ),
         catalogue,
         DeviceCapacity(device, host),
         pinned=[name for name, model in config.models.items() if model.pinned],
         limits=limits_of(config),
-        defaults=Defaults(
-            config.queue.max_tokens, ServiceLevel(config.service_level.ttft_s, config.service_level.tpot_s)
-        ),
+        defaults=Defaults(config.queue.max_tokens, level_of(config)),
         weights=weights_of(config),
         recorder=recorder,
     )
@@ -152,6 +154,11 @@ def limits_of(config: PoolConfig) -> Limits:
         unread_s=config.slow_reader.end_after_s,
         restarts=RestartLimits(config.worker.max_restarts, config.worker.restart_window_s),
     )
+
+
+def level_of(config: PoolConfig) -> ServiceLevel:
+    """Of requests that do not say."""
+    return ServiceLevel(config.service_level.ttft_s, config.service_level.tpot_s)
 
 
 def weights_of(config: PoolConfig) -> Weights:

@@ -1,6 +1,7 @@
 """Sizes as people write them: "512MiB", "2 GiB", "1.5GB", or a plain number of bytes."""
 
 import re
+from fractions import Fraction
 
 UNITS = {
     "": 1,
@@ -14,18 +15,20 @@ UNITS = {
     "GIB": 1 << 30,
     "TIB": 1 << 40,
 }
+MAX_CHARS = 40
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 
 
 def parse_size(value: object) -> int:
     """Bytes. Raises ValueError for what is no size."""
-    match = _SIZE.fullmatch(str(value))
+    text = str(value)
+    match = _SIZE.fullmatch(text) if len(text) <= MAX_CHARS else None
     unit = None if match is None else UNITS.get(match[2].upper())
     if match is None or unit is None or isinstance(value, bool):
         raise ValueError(
-            f"{value!r} is not a size: write a number with KiB, MiB, GiB (or KB, MB, GB), such as 2GiB"
+            f"{text[:MAX_CHARS]!r} is not a size: write a number with KiB, MiB, GiB (or KB, MB, GB), such as 2GiB"
         )
-    return int(float(match[1]) * unit)
+    return int(Fraction(match[1]) * unit)
 
 
 def show_size(n_bytes: float) -> str:

@@ -6,7 +6,7 @@ from math import inf
 
 from tokenmux.engine.core.facts import DeviceFacts, ModelFacts, ModelId
 from tokenmux.engine.core.plan import Channel
-from tokenmux.engine.core.request import FinishReason, Request
+from tokenmux.engine.core.request import DEFAULT_LEVEL, FinishReason, Request, ServiceLevel
 from tokenmux.engine.instance.histogram import Histogram
 from tokenmux.engine.instance.instance import Instance
 from tokenmux.engine.instance.metrics import Metrics, RequestRecord
@@ -139,7 +139,7 @@ def simulate(
     on_done: OnDone | None = None,
     to_the_end: bool = True,
 ) -> Outcome:
-    """Replay `arrivals` (in order of time) on a pool of `n_instances`.
+    """Replay `arrivals` (in order of time) on a pool of `n_instances` whose own service level is the usual one of the first requests.
 
     Not `to_the_end`: only until the last token of all is due. What is drawn later is late anyway, so tokens and requests on time are the
     same, and a pool that is far too small need not work off its queue. A request without a token then counts as if its first came at once.
@@ -151,11 +151,17 @@ def simulate(
         policies, pool_policy = make_policies(policy, n_instances, lengths)
     else:
         policies, pool_policy = policy(n_instances)
+    level = usual_level(arrivals)
     records: list[RequestRecord] = []
     caches = [_warm_cache(market, hardware) for _ in range(-(-n_instances // hardware.instances_per_host))]
     instances = [
         Instance(
-            device, caches[i // hardware.instances_per_host], policies[i], truth, Metrics(records.append)
+            device,
+            caches[i // hardware.instances_per_host],
+            policies[i],
+            truth,
+            Metrics(records.append),
+            service=level,
         )
         for i in range(n_instances)
     ]
@@ -170,6 +176,12 @@ def simulate(
     not_drawn = sum(n_output[state.id] - state.n_drawn for i in instances for state in i.requests.values())
     refused = [request for request, _ in simulator.refused]
     return Outcome(records, refused, arrivals, simulator, simulator.now_s, span_s, busy, not_drawn)
+
+
+def usual_level(arrivals: Sequence[Arrival]) -> ServiceLevel:
+    """The median of the first hundred requests, by TTFT."""
+    levels = sorted((a.request.service for a in arrivals[:101]), key=lambda s: (s.ttft_s, s.tpot_s))
+    return levels[len(levels) // 2] if levels else DEFAULT_LEVEL
 
 
 def _last_due_s(arrival: Arrival) -> float:

@@ -176,7 +176,7 @@ def _parsed(row: object, path: Path, number: int) -> TraceRequest:
             None if tpot_s is None else float(tpot_s),
             float(row.get("weight", 1.0)),
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"{where}: {error}") from error
     times = [line.arrival_s, *(time for time in (line.ttft_s, line.tpot_s) if time is not None)]
     if not all(isfinite(time) and time >= 0 for time in times):

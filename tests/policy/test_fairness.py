@@ -43,10 +43,16 @@ def model(name: str) -> ModelFacts:
 
 
 def arrival(
-    at_s: float, tenant: str, model: str, n: int = 60, weight: float = 1.0, tenant_weight: float = 1.0
+    at_s: float,
+    tenant: str,
+    model: str,
+    n: int = 60,
+    weight: float = 1.0,
+    tenant_weight: float = 1.0,
+    ttft_s: float = TTFT_S,
 ) -> Arrival:
     number = RequestId(f"{tenant} {model} {at_s:.3f}")
-    service = ServiceLevel(TTFT_S, 0.1)
+    service = ServiceLevel(ttft_s, 0.1)
     return Arrival(Request(number, ModelId(model), n, n, at_s, service, tenant, weight, tenant_weight), n)
 
 
@@ -63,7 +69,9 @@ class World:
         self.records: list[RequestRecord] = []
         cost = RooflineCost(DEVICE, HOST)
         cache = HostCache(HOST.cache_bytes)
-        self.instance = Instance(DEVICE, cache, SlackPolicy(), cost, Metrics(self.records.append))
+        metrics = Metrics(self.records.append)
+        level = ServiceLevel(TTFT_S, 0.1)
+        self.instance = Instance(DEVICE, cache, SlackPolicy(), cost, metrics, service=level)
         self.simulator = Simulator([self.instance], RooflineCost(DEVICE, HOST))
         for name in sorted({str(a.request.model) for a in self.arrivals}):
             self.simulator.apply(0, ModelAdded(0.0, model(name)))
@@ -91,6 +99,15 @@ def test_a_flood_of_one_tenant_delays_another_by_no_more_than_a_moment(models: l
     lonely = [arrival(1.0 + 5 * i, "small", "theirs", 10) for i in range(4)]
     waits = World(flood("large", models, n), lonely).waits("small")
     assert len(waits) == 4
+    assert max(waits) < TTFT_S + EVICTION_MARGIN_COPIES * LOAD_S + 0.5
+
+
+@pytest.mark.parametrize("ttft_s", [0.001, 100.0, 86_400.0])
+def test_what_a_flood_says_of_its_patience_does_not_buy_it_a_greater_share(ttft_s: float) -> None:
+    """A tenant's quantum was a share of the TTFT of its last request: a patient one between each two of a flood undid its account."""
+    rude = [arrival(0.05 * i + 0.01, "large", "f0", 1, ttft_s=ttft_s) for i in range(60)]
+    lonely = [arrival(1.0 + 5 * i, "small", "theirs", 10) for i in range(4)]
+    waits = World(flood("large", ["f0"], 60), rude, lonely).waits("small")
     assert max(waits) < TTFT_S + EVICTION_MARGIN_COPIES * LOAD_S + 0.5
 
 

@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 
 from tokenmux.engine.core.event import Event
 from tokenmux.engine.core.message import Residency
@@ -121,6 +122,15 @@ def test_without_moves_some_wait_longer() -> None:
     _, without = run(lines, 3, rebalances=False)
     assert moving.moved
     assert with_moves.summary().tokens_on_time > without.summary().tokens_on_time
+
+
+@pytest.mark.parametrize("seconds", [1e-9, 1e9])
+def test_what_one_request_says_of_its_patience_does_not_stop_the_balancing(seconds: float) -> None:
+    """The next look was a share of the shortest TTFT on the instance: one request alone with 1e9 s, and there was none any more."""
+    odd = TraceRequest(0.0, "qwen2.5-7b-39", 300, 200, ttft_s=seconds, tpot_s=seconds)
+    lines = sorted([odd, *busy(39, 0.13, 120.0)], key=lambda at: at.arrival_s)
+    watched, _ = run(lines, 3)
+    assert len(watched.moved) > 10
 
 
 def test_only_models_that_are_not_there_and_have_time_move_and_move_whole() -> None:

@@ -1,0 +1,33 @@
+"""What models and tenants may be called. One rule, asked before a name is looked up, logged, compared or shown anywhere."""
+
+import re
+
+from tokenmux.engine.core.errors import InvalidRequest
+
+MAX_NAME_CHARS = 128
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+"""Names of models."""
+
+MAX_TENANT_CHARS = 64
+
+
+def check_name_length(name: str) -> None:
+    """Raise InvalidRequest for a model name that no model can have. Looking for the closest names takes 0.9 s for one of 4 MB."""
+    if len(name) > MAX_NAME_CHARS:
+        raise InvalidRequest(
+            f"a model name of {len(name)} characters: names have at most {MAX_NAME_CHARS}; check `model`"
+        )
+
+
+def tenant_fault(tenant: str) -> str | None:
+    """What is wrong with the name of a tenant, with the remedy; None: nothing.
+
+    Names in parentheses are the pool's own ("(pool)", "(others)"). Unprintable characters could steer an operator's terminal.
+    """
+    if len(tenant) > MAX_TENANT_CHARS:
+        return f"tenant has {len(tenant)} characters: at most {MAX_TENANT_CHARS} are allowed"
+    if tenant.startswith("("):
+        return f"tenant {tenant!r} begins with a parenthesis, as the pool's own names do: leave it out"
+    if not tenant.isprintable() or tenant != tenant.strip():
+        return f"tenant {tenant!r}: use printable characters, with no space at either end"
+    return None
