@@ -1,5 +1,6 @@
 """`tokenmux kernels`: what concerns the Triton kernels of a GPU pool."""
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,15 +42,21 @@ def warm(
             metavar="sm_NN", help="Such as sm_80, sm_90 or sm_100. Default: that of the GPU in this machine."
         ),
     ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Cache to fill. Default: TRITON_CACHE_DIR, or Triton's own."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Compile what models need on a GPU ahead of time, into Triton's cache: else the first request of each waits for it.
+    """Compile what models need on a GPU ahead of time, into Triton's cache: else the first fetch of each waits for it.
 
-    Needs no GPU when the architecture is given, and only what is missing is compiled. The cache is Triton's own:
-    TRITON_CACHE_DIR moves it.
+    Needs no GPU when the architecture is given, and only what is missing is compiled. A cache can be filled on one machine and
+    brought to another with the same versions of tokenmux, Triton and Python: set TRITON_CACHE_DIR to its folder there.
 
-    [dim]tokenmux kernels warm --config pool.yaml --arch sm_90[/dim]
+    [dim]tokenmux kernels warm --config pool.yaml --arch sm_90 --cache ./kernels-sm90[/dim]
     """
+    if cache is not None:
+        os.environ["TRITON_CACHE_DIR"] = str(cache.absolute())
     if not folders and config is None:
         raise ConfigError("name model folders, or a pool.yaml with --config")
     try:
@@ -74,7 +81,10 @@ def warm(
         shapes.extend(found)
     with progress_bars(Console(stderr=True)) as progress:
         warmed = compiler.warm(
-            capability, shapes, lambda done, total: progress(f"compiling for sm_{capability}", done, total)
+            capability,
+            shapes,
+            lambda done, total: progress(f"compiling for sm_{capability}", done, total),
+            paged_int8=config is not None and _pages_in_int8(config),
         )
     if json:
         found_and_done = {"arch": f"sm_{capability}", "models": len(models), "forms": warmed.forms}
@@ -135,6 +145,12 @@ def _models(folders: list[Path], config: Path | None) -> Iterator[_Model]:
                 f"{name}: {source} is not in the catalogue yet; start the server once, and it will be"
             )
         yield _Model(name, *describe_folder(source), BLOCK_TOKENS)
+
+
+def _pages_in_int8(config: Path) -> bool:
+    from tokenmux.engine.server.config import load_config
+
+    return load_config(config).device.paged_kv == "int8"
 
 
 def _capability(arch: str | None) -> int:

@@ -99,7 +99,9 @@ LAUNCHED = frozenset(
         "sample.finish",
     }
 )
-"""By a server. Blocks are paged as they are and within one launch, and requests carry no penalties: no other form is needed yet."""
+"""By a server. Requests carry no penalties, so that no other form is needed yet, but for `PAGING_IN_INT8` where that is asked for."""
+
+PAGING_IN_INT8 = frozenset({"kv_page_out_int8", "kv_page_in_int8"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +115,20 @@ class Warmed:
     cache_bytes: int
 
 
-def warm(capability: int, shapes: Iterable[ModelShape], progress: Callable[[int, int], None]) -> Warmed:
+def warm(
+    capability: int,
+    shapes: Iterable[ModelShape],
+    progress: Callable[[int, int], None],
+    *,
+    paged_int8: bool = False,
+) -> Warmed:
     """Compiles all forms that a server of `shapes` launches, each once. `progress` hears how many are done, of how many."""
+    launched = LAUNCHED | PAGING_IN_INT8 if paged_int8 else LAUNCHED
     distinct = {
         (variant.kernel, *variant.kinds.items(), *variant.constants.items()): variant
         for shape in shapes
         for name, variant in forms(capability, shape).items()
-        if name in LAUNCHED
+        if name in launched
     }
     compiled = 0
 

@@ -55,6 +55,17 @@ def test_folders_catalogues_and_pools_name_models(llama: Path, tmp_path: Path, o
         assert f"cache: {own_cache}" in said.replace("\n", "")
 
 
+def test_a_cache_of_its_own_and_the_forms_of_int8(
+    llama: Path, tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = tmp_path / "pool.yaml"
+    pool.write_text(f"models:\n  fresh: {llama}\ncatalogue: none\ndevice: {{kind: cuda, paged_kv: int8}}\n")
+    monkeypatch.chdir(tmp_path)
+    found = json.loads(run("--config", pool, "--arch", "sm_90", "--cache", "brought", "--json").stdout)
+    assert (found["forms"], found["compiled"], found["cache"]) == (11, 11, str(tmp_path / "brought"))
+    assert not own_cache.exists()
+
+
 def test_what_is_wrong_is_told_in_a_line(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -145,6 +145,12 @@ class TorchGpu:
     def name(self) -> str:
         return torch.cuda.get_device_name(self._device)
 
+    @property
+    def capability(self) -> int:
+        """Compute capability, as major * 10 + minor."""
+        major, minor = torch.cuda.get_device_capability(self._device)
+        return 10 * major + minor
+
     def allocate(self, n_bytes: int) -> torch.Tensor:
         try:
             memory = torch.zeros(n_bytes, dtype=torch.uint8, device=self._device)

@@ -21,6 +21,7 @@ from tokenmux.engine.runtime.contents import Content
 from tokenmux.engine.runtime.engine import Engine
 from tokenmux.engine.runtime.loop import EngineLoop
 from tokenmux.engine.runtime.model_host import ModelHost
+from tokenmux.engine.runtime.warming import Warmer, compile_in_a_child
 
 PagedKv = Literal["exact", "int8"]
 
@@ -66,13 +67,16 @@ def assemble(
         RooflineCost(config.device, config.host),
         service=config.service,
     )
-    host = ModelHost(instance, clock, contents)
     device: CpuDevice | CudaDevice
     if config.kind == "cuda":
-        kv_dtype = host.kv_dtype if config.paged_kv == "int8" else None
-        device = CudaDevice(config.device, instance.ledger, clock, loop, host, TorchGpu(), kv_dtype=kv_dtype)
+        gpu, paged_int8 = TorchGpu(), config.paged_kv == "int8"
+        warmer = Warmer(compile_in_a_child(gpu.capability, paged_int8=paged_int8))
+        host = ModelHost(instance, clock, contents, warmer)
+        kv_dtype = host.kv_dtype if paged_int8 else None
+        device = CudaDevice(config.device, instance.ledger, clock, loop, host, gpu, kv_dtype=kv_dtype)
         host.attach(device.arena)
     else:
+        host = ModelHost(instance, clock, contents)
         device = CpuDevice(config.device, instance.ledger, clock, loop, host)
         host.attach(device.arena.as_tensor())
     engine = Engine(instance, clock, host, emit, contents)

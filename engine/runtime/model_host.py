@@ -26,15 +26,24 @@ from tokenmux.engine.models.image import read_image
 from tokenmux.engine.models.runner import Runner
 from tokenmux.engine.runtime import collector
 from tokenmux.engine.runtime.contents import Content
+from tokenmux.engine.runtime.warming import Warmer
 
 
 class ModelHost:
     """Keeps a runner for each registered model. `attach` hands it the arena."""
 
-    def __init__(self, instance: Instance, clock: Clock, contents: Mapping[RequestId, Content]) -> None:
+    def __init__(
+        self,
+        instance: Instance,
+        clock: Clock,
+        contents: Mapping[RequestId, Content],
+        warmer: Warmer | None = None,
+    ) -> None:
+        """`warmer`: where steps run on a GPU, has their kernels compiled while nobody waits for them yet."""
         self._instance = instance
         self._clock = clock
         self._contents = contents
+        self._warmer = warmer
         self._models: dict[ModelId, _Model] = {}
         self._kv_views: dict[tuple[KvShape, torch.dtype], torch.Tensor] = {}
 
@@ -56,6 +65,8 @@ class ModelHost:
         self._models[facts.id] = _Model(
             facts, Path(path), self._instance.device.prefill_chunk_tokens, self._arena.device
         )
+        if self._warmer is not None:
+            self._warmer.begin(Path(path))
 
     def remove(self, model: ModelId) -> None:
         del self._models[model]
@@ -78,6 +89,8 @@ class ModelHost:
         read_image(model.entry().manifest, into, progress, verify=not model.is_verified)
         model.is_verified = True
         model.make_ready(torch.frombuffer(into, dtype=torch.uint8))
+        if self._warmer is not None:
+            self._warmer.wait(model.path)
 
     def prepare_step(self, started: Started) -> "RunnableStep":
         """Resolve token ids and block handles; on the engine's thread."""
