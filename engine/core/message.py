@@ -4,7 +4,7 @@ The front owns text: chat templates, tokenizers, stop strings, detokenization. A
 across processes the same values travel.
 
     front ── Submit, Cancel, Pause, Resume, Register, Unregister, Load, Unload, Pin, Resize, AskTrace, Shutdown ──▶ worker
-    front ◀── Tokens, Finished, RequestState, WorkerStatus, WorkerUse, Traced, Acknowledged, Broken ──────── worker
+    front ◀── Tokens, Finished, RequestState, WorkerStatus, WorkerUse, Traced, Acknowledged, Alive, Broken ── worker
 """
 
 from collections.abc import Mapping
@@ -307,10 +307,22 @@ class Acknowledged:
 
 
 @dataclass(frozen=True, slots=True)
+class Alive:
+    """The worker's loop has come round: sent once a second, the first when it can be sent to.
+
+    `silent_s`, if not zero: what it does next may take so long, and it says nothing meanwhile.
+    """
+
+    silent_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Broken:
     """The worker cannot go on; its requests may be submitted elsewhere with what was delivered."""
 
     detail: str
 
 
-FromWorker = Tokens | Finished | RequestState | WorkerStatus | WorkerUse | Traced | Acknowledged | Broken
+FromWorker = (
+    Tokens | Finished | RequestState | WorkerStatus | WorkerUse | Traced | Acknowledged | Alive | Broken
+)

@@ -26,6 +26,9 @@ from tokenmux.engine.memory.ledger import Ledger, Transfer
 COPY_CHUNK_BYTES = 16 << 20
 """Between chunks the interpreter lock changes hands and a closing device is noticed; larger chunks were no faster."""
 
+CLOSE_TIMEOUT_S = 1.0
+"""A channel that has not ended by then is inside a step or a read; four of them wait less long than the front does."""
+
 Span = tuple[int, int, int]
 """(target address, source address, bytes)"""
 
@@ -97,8 +100,9 @@ class CpuDevice:
     def close(self) -> None:
         self._closing.set()
         self._interrupted.set()
-        for channel in self._channels.values():
-            channel.close()
+        ended = [channel.close(CLOSE_TIMEOUT_S) for channel in self._channels.values()]
+        if not all(ended):
+            return  # what hangs may still touch its memory; the end of the process ends both
         for memory in (self.arena, self._host_kv, *self._images.values()):
             memory.close()
 

@@ -60,7 +60,7 @@ _COPYING = (Channel.COPY_IN, Channel.COPY_OUT)
 
 _NO_COPIES = Copies(())
 
-CLOSE_TIMEOUT_S = 2.0
+CLOSE_TIMEOUT_S = 1.0
 """A channel that has not ended by then hangs in the driver, and only the end of the process ends it. Four of them wait less long
 than the front does before it kills the process."""
 

@@ -8,11 +8,12 @@ One thread calls everything here; who that is, and what time it is, is the calle
 virtual clock in tests). No step ever waits for the engine: it prepares, starts, and is told.
 """
 
+import logging
 from collections.abc import Callable
 from typing import Protocol
 
 from tokenmux.engine.core.clock import Clock
-from tokenmux.engine.core.errors import DoesNotFit, NotFound, TokenmuxError
+from tokenmux.engine.core.errors import DoesNotFit, NotFound, NotServable, TokenmuxError
 from tokenmux.engine.core.event import (
     SUPERSEDED,
     Arrived,
@@ -29,6 +30,7 @@ from tokenmux.engine.core.event import (
 from tokenmux.engine.core.facts import ModelFacts, ModelId
 from tokenmux.engine.core.message import (
     Acknowledged,
+    Alive,
     AskTrace,
     Broken,
     Cancel,
@@ -55,8 +57,15 @@ from tokenmux.engine.device.interface import Completion, Device
 from tokenmux.engine.instance.instance import Instance
 from tokenmux.engine.instance.started import Started
 from tokenmux.engine.runtime.contents import Content
+from tokenmux.engine.runtime.stalls import Stalls
 from tokenmux.engine.runtime.status import StatusReporter
 from tokenmux.engine.runtime.telemetry import Telemetry
+
+logger = logging.getLogger(__name__)
+
+RESIZE_FLOOR_S = 60.0
+RESIZE_BYTES_PER_S = 100e6
+"""Memory given back and taken again is touched page by page, which is slow where the system has to make room for it."""
 
 
 class WeightsHost(Protocol):
@@ -94,6 +103,7 @@ class Engine:
         self._contents = contents
         self._status = StatusReporter(instance, clock)
         self._telemetry = Telemetry(instance, clock)
+        self._stalls = Stalls(instance.cost)
         self._out: list[FromWorker] = []
         self._loading: dict[int, Started] = {}
         self._changed = False
@@ -135,6 +145,7 @@ class Engine:
 
     def drawn(self, at_s: float, tokens: tuple[tuple[RequestId, int], ...]) -> None:
         """One iteration of the step in flight drew these tokens."""
+        self._stalls.stepped(self._clock.now_s())
         for request_id, token in tokens:
             request = self.instance.requests[request_id]
             if request.to_end is not None:
@@ -147,6 +158,7 @@ class Engine:
     def done(self, completion: Completion) -> None:
         """An operation completed."""
         self._changed = True
+        self._stalls.ended(completion.operation, self._clock.now_s())
         loaded = self._loading.pop(completion.operation, None)
         moved = self.instance.ledger.moved_models(loaded.moves) if loaded else set()
         if isinstance(completion, CopyDone) and completion.error == SUPERSEDED:
@@ -159,10 +171,20 @@ class Engine:
 
     def progress(self, operation: int, share: float) -> None:
         """A fetch or an activation has done this share of its bytes: those who wait for the model are told."""
+        self._stalls.advanced(operation, self._clock.now_s())
         started = self._loading.get(operation)
         model = self.instance.models.get(started.model.id) if started and started.model else None
         for request in model.waiting.values() if model else ():
             self._out.append(RequestState(request.id, RequestPhase.LOADING, progress=share))
+
+    def beat(self) -> None:
+        """Say that this loop comes round; called once a second. What hangs on the device is found here, and reported."""
+        hung = self._stalls.find(self._clock.now_s())
+        if hung is None:
+            self._emit([Alive()])
+        else:
+            self.broken(hung)
+            self.pump()
 
     def broken(self, detail: str) -> None:
         """The device cannot go on: say so and stop. The front submits the requests elsewhere."""
@@ -194,6 +216,7 @@ class Engine:
         for operation in self.instance.take_superseded():
             self._device.supersede(operation)
         for started in self.instance.decide(self._clock.now_s()):
+            self._stalls.began(started, self._clock.now_s())
             self._device.start(started)
             if isinstance(started.operation, (Activate, Compact, Fetch)):
                 self._loading[started.id] = started
@@ -207,6 +230,8 @@ class Engine:
     def _resize(self, arena_bytes: int) -> None:
         """Replace the arena, in which nothing lies. This thread waits for it: nothing else could begin anyway."""
         answer = Acknowledged(None)
+        n_bytes = arena_bytes + self.instance.device.arena_bytes
+        self._emit([Alive(silent_s=RESIZE_FLOOR_S + n_bytes / RESIZE_BYTES_PER_S)])
         try:
             self._device.resize(arena_bytes)
         except DoesNotFit as error:
@@ -260,6 +285,11 @@ class Engine:
                     self.instance.apply(ModelWanted(now_s, model_id, pinned=pinned))
         except TokenmuxError as error:
             return Acknowledged(model_id, str(error), type(error).__name__)
+        except Exception as error:
+            if not isinstance(message, Register) or model_id in self.instance.models:
+                raise
+            logger.exception("%s cannot be registered", model_id)
+            return Acknowledged(model_id, f"{model_id} cannot be registered: {error!r}", NotServable.__name__)
         return Acknowledged(model_id)
 
     def _on_decision(self, _at_s: float, decided: Operation | AtOnce) -> None:

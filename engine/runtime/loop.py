@@ -1,4 +1,4 @@
-"""The thread that runs an engine: it sleeps until a message or a completion arrives, and never polls."""
+"""The thread that runs an engine: it sleeps until a message or a completion arrives, or until it has to say that it lives."""
 
 import logging
 import traceback
@@ -12,6 +12,9 @@ from tokenmux.engine.device.interface import Completion
 from tokenmux.engine.runtime.engine import Engine
 
 _log = logging.getLogger(__name__)
+
+BEAT_S = 1.0
+"""How often the loop says that it comes round, busy or idle."""
 
 
 class EngineLoop:
@@ -41,23 +44,25 @@ class EngineLoop:
 
     def run(self, engine: Engine, clock: Clock) -> None:
         """Serve until the engine stops. An error in the engine itself is reported as `Broken`, then raised."""
+        beat_s = clock.now_s()
         try:
+            engine.beat()
             while not engine.stopped:
-                self._take_one(engine, clock)
+                self._take_one(engine, clock, beat_s + BEAT_S)
                 self._take_rest(engine)
                 engine.pump()
+                if clock.now_s() >= beat_s + BEAT_S:
+                    beat_s = clock.now_s()
+                    engine.beat()
         except Exception as error:
             engine.broken(f"the engine failed: {error!r}")
             engine.pump()
             raise
 
-    def _take_one(self, engine: Engine, clock: Clock) -> None:
-        due_s = engine.status_due_s
+    def _take_one(self, engine: Engine, clock: Clock, beat_s: float) -> None:
+        due_s = beat_s if engine.status_due_s is None else min(beat_s, engine.status_due_s)
         try:
-            if due_s is None:
-                self._inbox.get()(engine)
-            else:
-                self._inbox.get(timeout=max(0.0, due_s - clock.now_s()))(engine)
+            self._inbox.get(timeout=max(0.0, due_s - clock.now_s()))(engine)
         except Empty:
             return
 

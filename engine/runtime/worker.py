@@ -1,7 +1,8 @@
 """A worker: one engine with its device, in a process of its own, behind the messages of `engine.core.message`.
 
 The front keeps the interpreter lock of its process to itself, and a crash here costs time, not the server. Messages travel over a
-private pipe between parent and child; when either end dies, the other notices at once.
+private pipe between parent and child; when either end dies, the other notices at once. Signals to the process group are the front's
+to answer: a worker ends by message, by the end of its pipe, with its parent (`orphans`), or by SIGKILL.
 """
 
 import logging
@@ -11,17 +12,25 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
-from threading import Lock, Thread
+from queue import Empty, Full, Queue
+from threading import Thread
 
 from tokenmux.engine.core.errors import WorkerFailed
 from tokenmux.engine.core.message import Broken, FromWorker, Shutdown, ToWorker
+from tokenmux.engine.runtime import orphans
 from tokenmux.engine.runtime.assemble import WorkerConfig, assemble
 from tokenmux.engine.runtime.loop import EngineLoop
 
 _log = logging.getLogger(__name__)
 
-CLOSE_TIMEOUT_S = 10.0
+CLOSE_TIMEOUT_S = 5.0
 """A worker that has not ended by then, most likely inside a step, is killed."""
+
+REAP_TIMEOUT_S = 2.0
+"""A killed process that has not ended by then waits inside the kernel (a dead disk, a dead driver); it is left to it."""
+
+MAX_UNSENT = 100_000
+"""Messages that may wait for the pipe. A worker that reads nothing is found by its silence long before, unless it is flooded."""
 
 
 class ProcessWorker:
@@ -30,16 +39,19 @@ class ProcessWorker:
     def __init__(self, config: WorkerConfig, on_message: Callable[[FromWorker], None]) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._sending = Lock()
+        self._unsent: Queue[ToWorker | None] = Queue(MAX_UNSENT)
+        self._gone = False
         self._on_message = on_message
         self._closing = False
         self._process = context.Process(
-            target=_run_child, args=(config, theirs), name="tokenmux-worker", daemon=True
+            target=_run_child, args=(config, theirs, os.getpid()), name="tokenmux-worker", daemon=True
         )
         with _modest_threads():
-            self._process.start()
+            orphans.start(self._process)
         theirs.close()
+        self._sender = Thread(target=self._send, name="tokenmux-worker-sender", daemon=True)
         self._reader = Thread(target=self._read, name="tokenmux-worker-reader", daemon=True)
+        self._sender.start()
         self._reader.start()
 
     @property
@@ -47,37 +59,73 @@ class ProcessWorker:
         return self._process.pid
 
     def send(self, message: ToWorker) -> None:
-        """Hand over a message. Raises WorkerFailed when the process is gone."""
+        """Hand over a message; never blocks. Raises WorkerFailed when the process is gone, or reads nothing any more."""
+        if self._gone:
+            raise WorkerFailed("the worker process is gone; it is being restarted")
         try:
-            with self._sending:
-                self._pipe.send(message)
-        except (OSError, ValueError) as error:
-            raise WorkerFailed("the worker process is gone; it is being restarted") from error
+            self._unsent.put_nowait(message)
+        except Full:
+            raise WorkerFailed(f"the worker has left {MAX_UNSENT} messages unread") from None
 
-    def close(self) -> None:
-        """Stop the process, gently at first. Nothing is delivered afterwards."""
+    def close(self, *, at_once: bool = False) -> None:
+        """Stop the process, gently at first unless `at_once`. Nothing is delivered afterwards. Takes seconds at most."""
         self._closing = True
-        try:
-            self.send(Shutdown())
-        except WorkerFailed:
-            pass
-        self._process.join(CLOSE_TIMEOUT_S)
+        if not at_once:
+            try:
+                self.send(Shutdown())
+            except WorkerFailed:
+                pass
+            self._process.join(CLOSE_TIMEOUT_S)
         if self._process.is_alive():
             self._process.kill()
-            self._process.join()
-        self._reader.join()
+            self._process.join(REAP_TIMEOUT_S)
+        if self._process.is_alive():
+            _log.error("worker process %d does not end though it was killed; it is left behind", self.pid)
+            return
+        self._end_sender()
+        self._sender.join(REAP_TIMEOUT_S)
+        self._reader.join(REAP_TIMEOUT_S)
         self._pipe.close()
 
+    def _end_sender(self) -> None:
+        """Have the sender end without sending what is left."""
+        self._gone = True
+        while True:
+            try:
+                self._unsent.put_nowait(None)
+                return
+            except Full:
+                try:
+                    self._unsent.get_nowait()
+                except Empty:
+                    pass
+
+    def _send(self) -> None:
+        try:
+            while (message := self._unsent.get()) is not None:
+                self._pipe.send(message)
+        except Exception as error:  # noqa: BLE001 - the reader says what became of the process
+            if not isinstance(error, OSError):
+                _log.exception("a message could not be sent to the worker")
+                self._process.kill()
+        self._gone = True
+
     def _read(self) -> None:
+        detail = ""
         try:
             while True:
                 for message in self._pipe.recv():
                     if not self._closing:
                         self._on_message(message)
         except (EOFError, OSError):
-            self._process.join()
-            if not self._closing:
-                self._on_message(Broken(f"the worker process ended with status {self._process.exitcode}"))
+            self._process.join(REAP_TIMEOUT_S)
+        except Exception as error:  # noqa: BLE001 - pickles can raise anything
+            _log.exception("what the worker sent cannot be read")
+            detail = f"the worker sent what cannot be read: {error!r}"
+        self._gone = True
+        if not self._closing:
+            ended = f"the worker process ended with status {self._process.exitcode}"
+            self._on_message(Broken(detail or ended))
 
 
 @contextmanager
@@ -98,8 +146,10 @@ def _modest_threads() -> Iterator[None]:
             del os.environ[name]
 
 
-def _run_child(config: WorkerConfig, pipe: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _run_child(config: WorkerConfig, pipe: Connection, parent: int) -> None:
+    orphans.die_with_parent(parent)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     loop = EngineLoop()
 

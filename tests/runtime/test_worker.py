@@ -1,18 +1,21 @@
 """A worker in a process of its own, and one that cannot begin."""
 
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from queue import SimpleQueue
 
 import pytest
 import torch
 
-from tokenmux.engine.core.errors import ConfigError
+from tokenmux.engine.core.errors import ConfigError, WorkerFailed
 from tokenmux.engine.core.facts import DeviceFacts, HostFacts
-from tokenmux.engine.core.message import Broken, FromWorker
+from tokenmux.engine.core.message import Alive, AskTrace, Broken, FromWorker, Traced
 from tokenmux.engine.runtime.assemble import DeviceKind, WorkerConfig
 from tokenmux.engine.runtime.calibrate import Speeds, measure
 from tokenmux.engine.runtime.clock import MonotonicClock
-from tokenmux.engine.runtime.worker import ProcessWorker, _modest_threads
+from tokenmux.engine.runtime.worker import MAX_UNSENT, ProcessWorker, _modest_threads
 
 WAIT_S = 60.0
 MB = 1 << 20
@@ -43,6 +46,43 @@ def test_a_worker_whose_device_cannot_be_opened_says_why_and_ends(of: WorkerConf
         assert isinstance(inbox.get(timeout=WAIT_S), Broken), "and that the process is gone"
     finally:
         worker.close()
+
+
+@contextmanager
+def real_worker() -> Iterator[tuple[ProcessWorker, SimpleQueue[FromWorker]]]:
+    """A worker process that has begun to serve."""
+    inbox: SimpleQueue[FromWorker] = SimpleQueue()
+    worker = ProcessWorker(config("cpu"), inbox.put)
+    try:
+        while not isinstance(inbox.get(timeout=WAIT_S), Alive):
+            pass
+        yield worker, inbox
+    finally:
+        worker.close(at_once=True)
+
+
+def test_signals_to_the_group_are_the_fronts_to_answer() -> None:
+    with real_worker() as (worker, inbox):
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGTERM)
+        os.kill(worker.pid, signal.SIGINT)
+        worker.send(AskTrace(1, 1.0))
+        while not isinstance(message := inbox.get(timeout=WAIT_S), Traced):
+            assert not isinstance(message, Broken)
+
+
+def test_sending_to_a_stopped_worker_never_blocks_and_it_can_be_ended() -> None:
+    """More than any pipe holds; then more than may wait. A test that blocks here ends by pytest's own limit."""
+    with real_worker() as (worker, _):
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGSTOP)
+        with pytest.raises(WorkerFailed, match="unread"):
+            flood(worker, 2 * MAX_UNSENT)
+
+
+def flood(worker: ProcessWorker, n: int) -> None:
+    for ticket in range(n):
+        worker.send(AskTrace(ticket, 1.0))
 
 
 def test_the_processor_is_measured() -> None:

@@ -1,0 +1,84 @@
+"""Finds the operation that hangs: one in flight that has shown no progress for far longer than it should take.
+
+What is known of an operation says how long it may be silent: `STALL_FACTOR` times the longest of what the cost model expects
+of it (of a repeated step, of one iteration) and what any operation of its channel has taken so far, and `STALL_FLOOR_S` at
+least. A prefill that takes minutes on a processor is expected to, and is left alone. Fetches wait for disks and networks,
+which is no fault of the device: `engine.device.reader` looks after them.
+"""
+
+from dataclasses import dataclass
+
+from tokenmux.engine.core.cost import CostModel
+from tokenmux.engine.core.plan import Channel, Compact, Step
+from tokenmux.engine.instance.started import Started
+
+STALL_FACTOR = 20.0
+STALL_FLOOR_S = 30.0
+
+
+@dataclass(slots=True)
+class _Watched:
+    """An operation in flight, when it last showed progress, and how long it may show none."""
+
+    started: Started
+    sign_s: float
+    patience_s: float
+
+
+class Stalls:
+    """Told of what begins, goes on and ends, it says what hangs. Times in seconds on the engine's clock."""
+
+    def __init__(self, cost: CostModel) -> None:
+        self._cost = cost
+        self._watched: dict[Channel, _Watched] = {}
+        self._longest_s: dict[Channel, float] = {}
+
+    def began(self, started: Started, now_s: float) -> None:
+        if started.channel is Channel.FETCH:
+            return
+        longest_s = max(self._expected_s(started), self._longest_s.get(started.channel, 0.0))
+        patience_s = max(STALL_FLOOR_S, STALL_FACTOR * longest_s)
+        self._watched[started.channel] = _Watched(started, now_s, patience_s)
+
+    def stepped(self, now_s: float) -> None:
+        """The step in flight has done an iteration."""
+        watched = self._watched.get(Channel.COMPUTE)
+        if watched is not None:
+            self._sign(watched, now_s)
+
+    def advanced(self, operation: int, now_s: float) -> None:
+        """A copy has done some of its chunks."""
+        for watched in self._watched.values():
+            if watched.started.id == operation:
+                self._sign(watched, now_s)
+
+    def ended(self, operation: int, now_s: float) -> None:
+        self.advanced(operation, now_s)
+        self._watched = {c: w for c, w in self._watched.items() if w.started.id != operation}
+
+    def _sign(self, watched: _Watched, now_s: float) -> None:
+        channel = watched.started.channel
+        self._longest_s[channel] = max(self._longest_s.get(channel, 0.0), now_s - watched.sign_s)
+        watched.sign_s = now_s
+
+    def find(self, now_s: float) -> str | None:
+        """What hangs, in words; None if nothing does."""
+        for channel, watched in self._watched.items():
+            silent_s = now_s - watched.sign_s
+            if silent_s > watched.patience_s:
+                what = type(watched.started.operation).__name__.lower()
+                model = f" of {watched.started.model.id}" if watched.started.model else ""
+                return (
+                    f"the device hangs: a {what}{model} on the channel {channel.name.lower()} "
+                    f"has shown no progress for {silent_s:.0f} s, and {watched.patience_s:.0f} s are allowed"
+                )
+        return None
+
+    def _expected_s(self, started: Started) -> float:
+        match started.operation:
+            case Step() if started.model is not None:
+                return self._cost.step_s(started.model, started.work)
+            case Compact():
+                return self._cost.move_s(sum(move.n_bytes for move in started.moves))
+            case _:
+                return self._cost.copy_s(started.channel, started.n_bytes)
