@@ -162,14 +162,17 @@ def serve(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     checked = load_config(config, overrides)
 
-    # torch comes with these: not before the configuration is right
-    from tokenmux.engine.cli_progress import progress_bars
-    from tokenmux.engine.server.serve import open_catalogue
-    from tokenmux.engine.server.serve import serve as run
+    from tokenmux.engine.server.listening import reserved
 
-    with progress_bars(Console(stderr=True)) as progress:
-        models = open_catalogue(checked, progress)
-    asyncio.run(run(checked, models, say=typer.echo))
+    with reserved(checked.listen) as reservation:
+        # torch comes with these: not before the configuration is right, and the address ours
+        from tokenmux.engine.cli_progress import progress_bars
+        from tokenmux.engine.server.serve import open_catalogue
+        from tokenmux.engine.server.serve import serve as run
+
+        with progress_bars(Console(stderr=True)) as progress:
+            models = open_catalogue(checked, progress)
+        asyncio.run(run(checked, models, typer.echo, reservation))
 
 
 @app.command(rich_help_panel="Serving")

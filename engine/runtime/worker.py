@@ -67,15 +67,19 @@ class ProcessWorker:
         except Full:
             raise WorkerFailed(f"the worker has left {MAX_UNSENT} messages unread") from None
 
-    def close(self, *, at_once: bool = False) -> None:
-        """Stop the process, gently at first unless `at_once`. Nothing is delivered afterwards. Takes seconds at most."""
+    def kill(self) -> None:
+        """End the process now, stopped and hung ones too. `close` it afterwards."""
         self._closing = True
-        if not at_once:
-            try:
-                self.send(Shutdown())
-            except WorkerFailed:
-                pass
-            self._process.join(CLOSE_TIMEOUT_S)
+        self._process.kill()
+
+    def close(self) -> None:
+        """Stop the process, gently at first. Nothing is delivered afterwards. Takes seconds at most."""
+        self._closing = True
+        try:
+            self.send(Shutdown())
+        except WorkerFailed:
+            pass
+        self._process.join(CLOSE_TIMEOUT_S)
         if self._process.is_alive():
             self._process.kill()
             self._process.join(REAP_TIMEOUT_S)

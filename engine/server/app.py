@@ -10,20 +10,22 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
+from types import FrameType
 
 import grpc
 from google.protobuf.descriptor import FileDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from tokenmux.engine.core.errors import ConfigError
 from tokenmux.engine.server.access import Access, AccessInterceptor
 from tokenmux.engine.server.administration import Administration
 from tokenmux.engine.server.front import Front
 from tokenmux.engine.server.health import HealthServicer, keep_health
+from tokenmux.engine.server.listening import cannot_listen
 from tokenmux.engine.server.malformed import MalformedInterceptor
 from tokenmux.engine.server.seams import Catalogue
 from tokenmux.engine.server.services import InferenceService, ModelsService, PlanningService, PoolService
+from tokenmux.engine.server.stopping import LastResort
 from tokenmux.v1 import (
     inference_pb2,
     inference_pb2_grpc,
@@ -87,20 +89,31 @@ async def running(
                 await keeper
             await health_servicer.enter_graceful_shutdown()
     finally:
+        front.end_streams()  # first: what gRPC says of calls that it cancels is not what became of them
         await server.stop(CLOSING_S)
         await front.close()
 
 
-async def until_signalled(front: Front, drain_s: float) -> None:
-    """Wait for SIGTERM or SIGINT, then for live requests to complete, at most `drain_s`; a second signal ends that too."""
+async def until_signalled(front: Front, drain_s: float, last_resort: LastResort | None = None) -> None:
+    """Wait for SIGTERM or SIGINT, then for live requests to complete, at most `drain_s`; a second signal ends that too.
+
+    `last_resort` is told of signals even while this loop hangs.
+    """
     stop, hurry = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    n_signals = 0
 
     def signalled() -> None:
         (hurry if stop.is_set() else stop).set()
 
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, signalled)
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        nonlocal n_signals
+        n_signals += 1
+        if last_resort is not None:
+            (last_resort.draining if n_signals == 1 else last_resort.hurrying)()
+        loop.call_soon_threadsafe(signalled)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         await stop.wait()
         logger.info("draining: %d live requests, at most %g s", front.n_live, drain_s)
@@ -110,8 +123,8 @@ async def until_signalled(front: Front, drain_s: float) -> None:
             task.cancel()
         await asyncio.gather(drained, hurried, return_exceptions=True)
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _server(
@@ -162,22 +175,10 @@ def _bind(server: grpc.aio.Server, transport: Transport) -> int:
             credentials = grpc.ssl_server_credentials([(transport.private_key, transport.certificate)])
             port = server.add_secure_port(transport.address, credentials)
     except RuntimeError as error:
-        raise _cannot_listen(transport) from error
+        raise cannot_listen(transport.address) from error
     if port == 0:
-        raise _cannot_listen(transport)
+        raise cannot_listen(transport.address)
     return port
-
-
-def _cannot_listen(transport: Transport) -> ConfigError:
-    pair = (
-        ""
-        if transport.certificate is None
-        else " Check also that the TLS certificate and key belong together."
-    )
-    return ConfigError(
-        f"cannot listen on {transport.address}: the port is in use, or the address is not of this machine. "
-        f"Stop the other server, or choose another address with `listen` (--listen).{pair}"
-    )
 
 
 def _version() -> str:

@@ -149,8 +149,15 @@ class SlowReaderConfig(Section):
 
 
 class WorkerConfig(Section):
+    """A worker that breaks is replaced, for ever."""
+
     max_restarts: CountOrNone = 3
+    """So many workers in a row that break within `restart_window_s` of their start are replaced at once; then the wait is 1, 2, 4, ... 60 s."""
     restart_window_s: Seconds = 60.0
+    silent_s: Annotated[Seconds, Field(ge=2)] = 10.0
+    """A worker that says nothing for so long hangs, and is killed."""
+    outage_s: Annotated[FiniteFloat, Field(ge=0)] = 30.0
+    """Requests wait so long while there is no worker; then they end, and new ones are refused until there is one."""
 
 
 class RecordTrafficConfig(Section):

@@ -13,7 +13,7 @@ import itertools
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -23,6 +23,7 @@ from tokenmux.engine.core.errors import (
     Ended,
     InternalError,
     InvalidRequest,
+    NotServable,
     Overloaded,
     TokenmuxError,
     Unavailable,
@@ -35,11 +36,13 @@ from tokenmux.engine.core.message import (
     Cancel,
     Finished,
     FromWorker,
+    Load,
     Pause,
     Pin,
     Register,
     RequestPhase,
     RequestState,
+    Residency,
     Resume,
     Sampling,
     Span,
@@ -61,10 +64,12 @@ from tokenmux.engine.server.commands import Commands
 from tokenmux.engine.server.generation import Ask, Chat, ChatMessage, Metadata, Prompt, Text, TokenIds
 from tokenmux.engine.server.live import LiveRequest
 from tokenmux.engine.server.observation import Changes
+from tokenmux.engine.server.outage import Outage
 from tokenmux.engine.server.pool_size import PoolSize
 from tokenmux.engine.server.roster import Roster, Served
 from tokenmux.engine.server.seams import Capacity, Catalogue, Entry, Tokenizer, WorkerFactory
-from tokenmux.engine.server.supervisor import RestartLimits, Supervisor
+from tokenmux.engine.server.supervisor import Patience, RestartLimits, Supervisor
+from tokenmux.engine.server.suspects import Suspects
 from tokenmux.engine.server.tenants import Weights, is_full
 from tokenmux.engine.server.traffic import TrafficRecorder
 from tokenmux.engine.server.usage import Usage
@@ -72,6 +77,14 @@ from tokenmux.engine.server.usage import Usage
 logger = logging.getLogger(__name__)
 
 TOKENIZER_THREADS = 2
+MAX_DOUBLINGS = 3
+"""Of the time that trials may take."""
+PROVEN_TOKENS = 2
+"""A request that brings so many tokens with a worker, or ends, did not break it."""
+CONVICTIONS = 2
+CONVICTIONS_OF_PROVEN = 5
+"""After so many requests of one model that broke workers, with none that got anywhere in between and none that waits, the
+model is refused: sooner if no request of it ever got anywhere."""
 DEFAULT_TENANT = "default"
 """Of requests that name none and carry no key."""
 
@@ -87,8 +100,15 @@ class Limits:
     unread_s: float = 60.0
     """How long it may stay paused before it is ended."""
     deaths_per_request: int = 2
-    """A request that was running when more workers than this died is not given to another: it may be the cause."""
+    """After so many deaths of workers that had it and did not get anywhere with it, a request is tried alone
+    (`engine.server.suspects`); it ends when one more worker breaks over it."""
+    trial_s: float = 40.0
+    """A trial that has not ended by then ends without a verdict, and later ones may take twice as long: longer than a
+    hung worker goes unnoticed."""
     restarts: RestartLimits = field(default_factory=RestartLimits)
+    patience: Patience = field(default_factory=Patience)
+    outage_s: float = 30.0
+    """Requests wait so long for a worker; then they are refused until there is one."""
 
 
 class Front:
@@ -107,6 +127,7 @@ class Front:
         recorder: TrafficRecorder | None = None,
         clock: Callable[[], float] = time.monotonic,
         draw_seed: Callable[[], int] = lambda: secrets.randbits(64),
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         """`pinned` names the models to pin from the start. `clock` must be the one that the worker's times are on: CLOCK_MONOTONIC is, across processes of one machine."""
         self.limits = limits or Limits()
@@ -132,9 +153,12 @@ class Front:
             on_message=self._receive,
             on_broken=self._worker_broke,
             on_started=self._worker_started,
+            on_down=lambda error: self._outage.begin(error),
             on_given_up=self._give_up,
             limits=self.limits.restarts,
+            patience=self.limits.patience,
             clock=clock,
+            sleep=sleep,
         )
         self.commands = Commands(self._supervisor.send)
         self._live: dict[RequestId, LiveRequest] = {}
@@ -147,12 +171,28 @@ class Front:
         self._registered = asyncio.Event()
         self._down: TokenmuxError | None = Unavailable("the server is starting: try again in a moment")
         self._given_up: TokenmuxError | None = None
+        self._sleep = sleep
+        self._suspects: Suspects[RequestId | Load] = Suspects(self.limits.deaths_per_request)
+        """Requests, and models whose loading was asked for without a request (they are pinned)."""
+        self._trial: asyncio.Task[None] | None = None
+        self._n_unregistered_deaths = 0
+        """How many workers in a row broke before they had taken all models."""
+        self._telling: asyncio.Task[None] | None = None
+        self._told: Served | None = None
+        """The model that the worker is being told of, while it is told one at a time."""
+        self._outage = Outage(
+            self.limits.outage_s,
+            on_change=self.changes.notify,
+            on_refusal=self._end_live,
+            clock=clock,
+            sleep=sleep,
+        )
 
     async def start(self) -> None:
         """Start the worker and register every model of the catalogue with it.
 
         Models that do not fit are kept and refused. Raises DoesNotFit when that is all of them, and Unavailable when no worker
-        could be kept alive.
+        could be kept alive. Once this has returned, workers that break are replaced for ever.
         """
         for entry in await asyncio.to_thread(self._entries):
             served = Served(entry, pinned=entry.facts.id in self._pin_at_start)
@@ -172,12 +212,33 @@ class Front:
         self._down = None
         self.changes.notify()
 
+    def end_streams(self) -> None:
+        """End what is still live, each with how far it got. Nothing is accepted any more."""
+        self._down = self._given_up = Unavailable(
+            "the server has stopped: try another one, or this one again later"
+        )
+        for live in list(self._live.values()):
+            n = live.n_delivered
+            live.fail(
+                Unavailable(
+                    f"the server stopped after {n} tokens of request {live.id}: "
+                    "send it again, to another server or to this one later"
+                )
+            )
+            self._drop(live)
+        self._registered.set()
+        self.changes.notify()
+
     async def close(self) -> None:
-        """End what is live, stop the worker, release the threads."""
-        self._give_up(Unavailable("the server has stopped: try another one, or this one again later"))
+        """End what is live, stop the worker, release the threads. Takes seconds at most, whatever hangs."""
+        self.end_streams()
+        self._outage.close()
+        for task in (self._trial, self._telling):
+            if task is not None:
+                task.cancel()
         await self._supervisor.close()
         self.commands.fail(Unavailable("the server has stopped"))
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def drain(self) -> None:
         """Refuse new requests from now on, and wait until the clients of the others have all they asked for."""
@@ -189,8 +250,8 @@ class Front:
 
     @property
     def ready(self) -> bool:
-        """Whether requests are accepted. That a worker is being restarted does not matter: they wait for it."""
-        return self._down is None
+        """Whether requests are accepted and there is a worker, or will be in a moment."""
+        return self._down is None and self._outage.reason is None
 
     @property
     def worker_running(self) -> bool:
@@ -295,8 +356,7 @@ class Front:
 
     async def _admit(self, ask: Ask) -> LiveRequest:
         arrival_s = self._clock()
-        if self._down is not None:
-            raise self._down
+        self._check_up()
         facts = self.roster.accepting(ask.model).facts
         check_parameters(ask, facts)
         tenant = ask.tenant or DEFAULT_TENANT
@@ -312,8 +372,7 @@ class Front:
         finally:
             self._n_admitting -= 1
         # Tokenizing took time: the model may be gone, the server stopping.
-        if self._down is not None:
-            raise self._down
+        self._check_up()
         facts = self.roster.accepting(ask.model).facts
         max_tokens = output_limit(ask, prompt, facts, self._defaults)
         check_token_ids("tokens of the prompt", prompt, facts)
@@ -347,8 +406,26 @@ class Front:
             self._clock,
         )
         self._live[live.id] = live
-        self._supervisor.send(submit)
+        if self._suspects.arrive(live.id, suspected=self.roster.find(live.model).n_convicted > 0):
+            self._submit(live)
+        else:
+            self._go_on_trying()
         return live
+
+    def _check_up(self) -> None:
+        """Raise Unavailable while requests are not accepted."""
+        refusal = self._down or self._outage.refusal
+        if refusal is not None:
+            raise refusal
+
+    def _submit(self, live: LiveRequest, *, first: bool = False) -> None:
+        """Give a request to the worker. Without one, or one that is being told what there is, it waits."""
+        if self._supervisor.running and self._telling is None:
+            self._supervisor.send(live.resubmission())
+            live.n_at_worker = live.n_delivered
+            self._suspects.sent(live.id, first=first)
+            if live.paused:
+                self._supervisor.send(Pause(live.id))
 
     async def _encode(self, tokenizer: Tokenizer, prompt: Prompt) -> tuple[int, ...]:
         in_thread = asyncio.get_running_loop().run_in_executor
@@ -372,7 +449,14 @@ class Front:
         """End the request from our side; the worker's `Finished` takes it off the books."""
         live.fail(error)
         self._forget_timer(live)
-        self._supervisor.send(Cancel(live.id))
+        if self._with_worker(live):
+            self._supervisor.send(Cancel(live.id))
+        else:
+            self._drop(live)
+
+    def _with_worker(self, live: LiveRequest) -> bool:
+        """Whether the present worker was given it, and will say when it ends."""
+        return self._supervisor.running and self._telling is None and not self._suspects.holds(live.id)
 
     def _stopped_reading(self, live: LiveRequest) -> None:
         live.pause()
@@ -410,6 +494,9 @@ class Front:
                     self._deliver(live, message)
             case WorkerStatus():
                 self.worker_status = message
+                for model in message.models:
+                    if model.pinned and model.residency is Residency.RESIDENT:
+                        self._suspects.progressed(Load(model.model))
                 self.changes.notify()
             case WorkerUse():
                 self.usage.take(message)
@@ -426,11 +513,15 @@ class Front:
         try:
             match message:
                 case Tokens():
+                    if self._suspects.is_unproven(live.id):
+                        self._look_for_progress(live, message)
                     if live.take_tokens(message):
                         self._supervisor.send(Cancel(live.id, FinishReason.STOP))
                 case RequestState():
                     live.take_state(message)
                 case Finished():
+                    if message.reason in (FinishReason.STOP, FinishReason.LENGTH):
+                        self._proven(live.id, live.model)
                     self._drop(live)
                     live.take_finished(message)
         except Exception:
@@ -442,21 +533,118 @@ class Front:
     def _worker_started(self) -> None:
         """Tell a new worker everything: the models, then the requests with what their clients have."""
         self._registered.clear()
+        if self._n_unregistered_deaths >= self.limits.deaths_per_request:
+            self._telling = asyncio.create_task(self._tell_one_by_one(), name="register models")
+            return
         for served in self.roster:
             if served.refusal is None:
                 self._register(served)
-        for live in self._live.values():
-            self._supervisor.send(live.resubmission())
-            if live.paused:
-                self._supervisor.send(Pause(live.id))
-        if not self._registering:
-            self._registered.set()
+        self._tell_requests()
 
-    def _register(self, served: Served) -> None:
+    async def _tell_one_by_one(self) -> None:
+        """Workers broke before they had taken all models: so it shows which one it is (see `_worker_broke`)."""
+        for served in list(self.roster):
+            if served.refusal is None:
+                self._told = served
+                await asyncio.wait([self._register(served)])
+        self._told = self._telling = None
+        self._tell_requests()
+
+    def _tell_requests(self) -> None:
+        for live in list(self._live.values()):
+            if not self._suspects.holds(live.id):
+                self._submit(live, first=True)
+        if not self._registering:
+            self._all_registered()
+        self._go_on_trying()
+
+    def _all_registered(self) -> None:
+        self._n_unregistered_deaths = 0
+        self._supervisor.served()
+        self._registered.set()
+        self._outage.serves()
+
+    # What breaks workers
+
+    def _go_on_trying(self) -> None:
+        """Give the worker the next suspects, if the last ones are through."""
+        if self._trial is not None and not self._suspects.waited_for:
+            self._trial.cancel()
+            self._trial = None
+        while self._supervisor.running and self._telling is None and (subjects := self._suspects.release()):
+            for subject in subjects:
+                if not isinstance(subject, Load):
+                    self._submit(self._live[subject])
+                elif subject.model in self.roster:
+                    self._pin(self.roster.find(subject.model))
+        if self._trial is None and self._suspects.waited_for:
+            self._trial = asyncio.create_task(self._end_trial(), name="trial")
+
+    async def _end_trial(self) -> None:
+        await self._sleep(self.limits.trial_s * 2.0 ** min(self._suspects.n_hurried, MAX_DOUBLINGS))
+        self._trial = None
+        self._suspects.hurry()
+        self._go_on_trying()
+
+    def _look_for_progress(self, live: LiveRequest, tokens: Tokens) -> None:
+        if tokens.index + len(tokens.token_ids) - live.n_at_worker >= PROVEN_TOKENS:
+            self._proven(live.id, live.model)
+
+    def _proven(self, subject: RequestId | Load, model: ModelId) -> None:
+        """It got somewhere with the present worker."""
+        self._suspects.progressed(subject)
+        if model in self.roster:
+            served = self.roster.find(model)
+            served.n_convicted, served.proven = 0, True
+        self._outage.end()
+        if self._suspects.trying:
+            self._go_on_trying()
+
+    def _convict(self, guilty: RequestId | Load) -> None:
+        """It broke a worker while it was the only thing that could have: it goes to no other."""
+        if isinstance(guilty, Load):
+            self._refuse(self.roster.find(guilty.model), "workers broke again and again when it was loaded")
+            return
+        live = self._live[guilty]
+        live.fail(
+            NotServable(
+                f"request {live.id} is given up: workers broke over it, the last one while it was tried alone; "
+                "do not send it again, and please report it with the server's log"
+            )
+        )
+        self._drop(live)
+        if live.model not in self.roster:
+            return
+        served = self.roster.find(live.model)
+        served.n_convicted += 1
+        n = served.n_convicted
+        limit = CONVICTIONS_OF_PROVEN if served.proven else CONVICTIONS
+        if n >= limit and not any(other.model == live.model for other in self._live.values()):
+            self._refuse(served, f"{n} of its requests broke workers, and none got anywhere in between")
+
+    def _refuse(self, served: Served, why: str) -> None:
+        """A model is not given to workers any more; its requests end with the reason."""
+        model = served.facts.id
+        served.refusal = NotServable(
+            f"{model} is not served: {why}; look at the server's log, then unregister it or restart the server"
+        )
+        logger.error("%s", served.refusal)
+        for live in list(self._live.values()):
+            if live.model == model:
+                self._end(live, served.refusal)
+        self.changes.notify()
+
+    def _register(self, served: Served) -> asyncio.Future[None]:
         answer = self.commands.begin(Register(served.facts, str(served.entry.path)))
         self._registering.add(answer)
         answer.add_done_callback(lambda done: self._registration_answered(served, done))
-        if served.pinned:
+        if served.pinned and not self._suspects.holds(Load(served.facts.id)):
+            self._pin(served)
+        return answer
+
+    def _pin(self, served: Served) -> None:
+        if served.pinned and served.refusal is None:
+            self._suspects.sent(Load(served.facts.id))
             self.commands.begin(Pin(served.facts.id, True)).add_done_callback(_log_failure)
 
     def _registration_answered(self, served: Served, answer: asyncio.Future[None]) -> None:
@@ -466,41 +654,54 @@ class Front:
             logger.error("the worker does not take %s: %s", served.facts.id, error)
             served.refusal = error
             self.changes.notify()
-        if not self._registering and self._supervisor.running:
-            self._registered.set()
+        if not self._registering and self._supervisor.running and self._telling is None:
+            self._all_registered()
 
     def _worker_broke(self) -> None:
         """Settle what is over anyway; the rest waits for the next worker."""
         self.worker_status = None
         self.usage = Usage()
+        for task in (self._trial, self._telling):
+            if task is not None:
+                task.cancel()
+        self._trial = self._telling = None
         self.changes.notify()
         broken = WorkerFailed("the worker broke and is being restarted: try again in a moment")
         self.commands.fail(broken)
         for answer in self._traces.values():
             if not answer.done():
                 answer.set_exception(broken)
+        if self._supervisor.has_spoken:
+            self._blame()  # before those are forgotten whose clients left meanwhile: they may be the cause
+        else:
+            self._suspects.spared()
         for live in list(self._live.values()):
-            if live.phase is RequestPhase.RUNNING:
-                live.n_deaths += 1
             if live.closed or live.conclude():
                 self._drop(live)
-            elif live.n_deaths > self.limits.deaths_per_request:
-                live.fail(
-                    WorkerFailed(
-                        f"request {live.id} was running each time when {live.n_deaths} workers broke: it is given up; "
-                        "if it happens again, please report it with the server's log"
-                    )
-                )
-                self._drop(live)
-            else:
-                live.take_state(RequestState(live.id, RequestPhase.QUEUED))
+        for live in self._live.values():
+            live.take_state(RequestState(live.id, RequestPhase.QUEUED))
+        self._outage.broke()
 
-    def _give_up(self, error: TokenmuxError) -> None:
-        """There will be no worker any more."""
-        self._down = self._given_up = error
+    def _blame(self) -> None:
+        """The worker broke over something that it had been told."""
+        told, self._told = self._told, None
+        if told is not None:
+            self._refuse(told, "a worker broke each time when it was told of this model")
+        elif not self._registered.is_set():
+            self._n_unregistered_deaths += 1
+        guilty = self._suspects.died()
+        if guilty is not None:
+            self._convict(guilty)
+
+    def _end_live(self, error: TokenmuxError) -> None:
         for live in list(self._live.values()):
             live.fail(error)
             self._drop(live)
+
+    def _give_up(self, error: TokenmuxError) -> None:
+        """There will be no worker at all."""
+        self._down = self._given_up = error
+        self._end_live(error)
         self._registered.set()
         self.changes.notify()
 
@@ -508,6 +709,9 @@ class Front:
         """It is over on the worker's side as well."""
         self._forget_timer(live)
         del self._live[live.id]
+        self._suspects.forget(live.id)
+        if self._suspects.trying:
+            self._go_on_trying()
         if self.recorder is not None:
             self.recorder.ended(live.request, live.n_delivered)
 

@@ -48,8 +48,8 @@ class LiveRequest:
         self.id = submit.request.id
         self.model = submit.request.model
         self.phase = RequestPhase.QUEUED
-        self.n_deaths = 0
-        """How many workers died while they ran it."""
+        self.n_at_worker = 0
+        """Tokens that existed when the present worker was given it; `engine.server.front` keeps this."""
         self._submit = submit
         self._detokenizer = detokenizer
         self._clock = clock

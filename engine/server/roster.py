@@ -26,6 +26,10 @@ class Served:
     entry: Entry
     pinned: bool = False
     refusal: TokenmuxError | None = None
+    n_convicted: int = 0
+    """Requests for it that broke workers since one got anywhere: its weights may be the cause."""
+    proven: bool = False
+    """Whether a request for it ever got anywhere."""
     loading: "asyncio.Task[Tokenizer] | None" = None
 
     @property

@@ -18,6 +18,10 @@ class Worker(Protocol):
         """Hand over a message without waiting. Raises WorkerFailed when the worker is gone."""
         ...
 
+    def kill(self) -> None:
+        """End it now, whatever it does. `close` it afterwards."""
+        ...
+
     def close(self) -> None:
         """Stop it and free what it holds; may block. Nothing is delivered afterwards. Harmless when it is gone already."""
         ...

@@ -26,10 +26,17 @@ from tokenmux.engine.server.admission import Defaults
 from tokenmux.engine.server.app import Transport, running, until_signalled
 from tokenmux.engine.server.config import PoolConfig
 from tokenmux.engine.server.front import Front, Limits
+from tokenmux.engine.server.listening import Reservation, check_pair
 from tokenmux.engine.server.seams import Progress, Worker, WorkerFactory
-from tokenmux.engine.server.supervisor import RestartLimits
+from tokenmux.engine.server.stopping import LastResort
+from tokenmux.engine.server.supervisor import Patience, RestartLimits
 from tokenmux.engine.server.tenants import Weights
 from tokenmux.engine.server.traffic import TraceFile, TrafficRecorder
+
+STARTING_S = 300.0
+"""Until a worker serves: libraries, a context on a GPU."""
+TOUCHED_BYTES_PER_S = 100e6
+"""Of its memory, where the system has to make room for it."""
 
 FETCH_BYTES_PER_S = 1e9
 """Where the cost model starts for reading weights from disk; it corrects itself from the first fetch on."""
@@ -42,17 +49,22 @@ def open_catalogue(config: PoolConfig, progress: Progress) -> Catalogue:
     """
     if config.device.kind == "cuda":
         check_cuda()
+    read_access(config)
+    read_transport(config)
     catalogue = Catalogue(config.catalogue)
     for name in sorted(config.models.keys() - set(catalogue.names())):
         add_to_catalogue(catalogue, name, config.models[name].source, progress)
     return catalogue
 
 
-async def serve(config: PoolConfig, catalogue: Catalogue, say: Callable[[str], None]) -> None:
+async def serve(
+    config: PoolConfig, catalogue: Catalogue, say: Callable[[str], None], reservation: Reservation
+) -> None:
     """Serve the catalogue until SIGTERM or SIGINT. `say` is told in a line when the server answers, and where.
 
-    Raises ConfigError, DoesNotFit when no model fits, and what starting the worker raises.
+    `reservation` holds the address until then. Raises ConfigError, DoesNotFit when no model fits, and what starting the worker raises.
     """
+    last_resort = LastResort(config.drain_s)
     access, transport = read_access(config), read_transport(config)
     recorder = recorder_of(config, MonotonicClock().now_s())
     speeds = await asyncio.to_thread(measure, config.device.kind, MonotonicClock())
@@ -72,11 +84,12 @@ async def serve(config: PoolConfig, catalogue: Catalogue, say: Callable[[str], N
         weights=weights_of(config),
         recorder=recorder,
     )
+    reservation.give_up()
     try:
         async with running(front, catalogue, access, transport) as server:
             at = f"{config.listen.rpartition(':')[0]}:{server.port}"
             say(f"serving {len(front.roster)} models, listening on {at}")
-            await until_signalled(front, config.drain_s)
+            await until_signalled(front, config.drain_s, last_resort)
     finally:
         if recorder is not None:
             recorder.close()
@@ -153,12 +166,20 @@ def limits_of(config: PoolConfig) -> Limits:
         buffer_tokens=config.slow_reader.buffer_tokens,
         unread_s=config.slow_reader.end_after_s,
         restarts=RestartLimits(config.worker.max_restarts, config.worker.restart_window_s),
+        patience=Patience(silent_s=config.worker.silent_s, starting_s=starting_s(config)),
+        outage_s=config.worker.outage_s,
     )
 
 
 def level_of(config: PoolConfig) -> ServiceLevel:
     """Of requests that do not say."""
     return ServiceLevel(config.service_level.ttft_s, config.service_level.tpot_s)
+
+
+def starting_s(config: PoolConfig) -> float:
+    """How long a worker may take until it serves: libraries are loaded, and its memory is touched page by page."""
+    n_bytes = (config.device.arena or 0) + (config.device.host_kv or 0)
+    return STARTING_S + n_bytes / TOUCHED_BYTES_PER_S
 
 
 def weights_of(config: PoolConfig) -> Weights:
@@ -183,11 +204,16 @@ def read_access(config: PoolConfig) -> Access:
 
 
 def read_transport(config: PoolConfig) -> Transport:
-    """Read certificate and private key, if any. Raises ConfigError."""
+    """Read certificate and private key, if any. Raises ConfigError, also when they do not belong together."""
+    if config.tls is None:
+        return Transport(address=config.listen, max_message_bytes=config.max_message)
+    certificate = _read("tls.certificate", config.tls.certificate)
+    private_key = _read("tls.private_key", config.tls.private_key)
+    check_pair(config.tls.certificate, config.tls.private_key)
     return Transport(
         address=config.listen,
-        certificate=None if config.tls is None else _read("tls.certificate", config.tls.certificate),
-        private_key=None if config.tls is None else _read("tls.private_key", config.tls.private_key),
+        certificate=certificate,
+        private_key=private_key,
         max_message_bytes=config.max_message,
     )
 

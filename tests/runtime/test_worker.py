@@ -58,7 +58,8 @@ def real_worker() -> Iterator[tuple[ProcessWorker, SimpleQueue[FromWorker]]]:
             pass
         yield worker, inbox
     finally:
-        worker.close(at_once=True)
+        worker.kill()
+        worker.close()
 
 
 def test_signals_to_the_group_are_the_fronts_to_answer() -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -202,6 +202,7 @@ class FakeWorker:
         self.arena_bytes = arena_bytes
         """It started with so much."""
         self.dead = False
+        self.killed = False
         self.closed = False
 
     def send(self, message: ToWorker) -> None:
@@ -233,6 +234,9 @@ class FakeWorker:
             ids = tuple(output(submit)[index : index + wide])
             self.post(Tokens(request.id, index, ids, request.arrival_s))
         self.post(Finished(request.id, FinishReason.LENGTH, request.arrival_s))
+
+    def kill(self) -> None:
+        self.dead = self.killed = True
 
     def close(self) -> None:
         self.closed = True
@@ -286,6 +290,41 @@ class Hub:
         return [self.sent.get_nowait() for _ in range(self.sent.qsize())]
 
 
+class VirtualTime:
+    """A clock with a sleeper: time passes when the test says so."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+        self._sleepers: list[tuple[float, asyncio.Future[None]]] = []
+
+    def clock(self) -> float:
+        return self.now_s
+
+    async def sleep(self, seconds: float) -> None:
+        until: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._sleepers.append((self.now_s + seconds, until))
+        await until
+
+    async def pass_s(self, seconds: float) -> None:
+        """Wake whoever is due within this time, each at its time, and let what follows happen."""
+        end_s = self.now_s + seconds
+        await turns()
+        while due := [sleeper for sleeper in self._sleepers if sleeper[0] <= end_s]:
+            first = min(due, key=lambda sleeper: sleeper[0])
+            self._sleepers.remove(first)
+            self.now_s = max(self.now_s, first[0])
+            if not first[1].done():
+                first[1].set_result(None)
+                await turns()
+        self.now_s = end_s
+
+
+async def turns(n: int = 20) -> None:
+    """Let the loop come round a few times."""
+    for _ in range(n):
+        await asyncio.sleep(0)
+
+
 def make_front(
     hub: Hub,
     *entries: FakeEntry,
@@ -293,6 +332,7 @@ def make_front(
     weights: Weights | None = None,
     pinned: Sequence[str] = (),
     clock: Callable[[], float] = lambda: 100.0,
+    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     recorder: TrafficRecorder | None = None,
 ) -> tuple[Front, FakeCatalogue]:
     """A front over the hub's workers that serves these models (`letters` unless given), with a clock that stands still."""
@@ -307,6 +347,7 @@ def make_front(
         weights=weights,
         recorder=recorder,
         clock=clock,
+        sleep=sleep,
         draw_seed=lambda: 1234,
     )
     return front, catalogue

@@ -29,7 +29,6 @@ from tokenmux.engine.core.errors import (
     Overloaded,
     TokenmuxError,
     Unavailable,
-    WorkerFailed,
 )
 from tokenmux.engine.core.message import (
     Broken,
@@ -57,7 +56,6 @@ from tokenmux.engine.server.generation import (
     TokenDelta,
     TokenIds,
 )
-from tokenmux.engine.server.supervisor import RestartLimits
 from tokenmux.engine.server.tenants import Weights
 
 
@@ -579,52 +577,6 @@ async def test_a_worker_that_cannot_be_sent_to_is_replaced() -> None:
         hub.worker.dead = True
         assert text_of(await events_of(front, ask())) == "defghijk"
         assert front.n_restarts == 1
-
-
-async def test_a_request_under_which_workers_keep_dying_is_given_up_alone() -> None:
-    hub = Hub()
-    limits = Limits(deaths_per_request=1, restarts=RestartLimits(n=9))
-    async with started(hub, limits=limits) as front, front.open(ask()) as bad, front.open(ask()) as good:
-        for _ in range(2):
-            submits = [await hub.next(Submit), await hub.next(Submit)]
-            assert {submit.request.id for submit in submits} == {bad.id, good.id}
-            hub.post(RequestState(bad.id, RequestPhase.RUNNING))
-            hub.post(Broken("killed"))
-        again = await hub.next(Submit)
-        assert again.request.id == good.id
-        hub.worker.run(again)
-        assert text_of([event async for event in good]) == "defghijk"
-        with pytest.raises(WorkerFailed, match="when 2 workers broke"):
-            async for _ in bad:
-                pass
-
-
-async def test_restarts_are_bounded_and_then_everybody_is_told() -> None:
-    hub = Hub()
-    async with started(hub, limits=Limits(restarts=RestartLimits(n=2, window_s=60.0))) as front:
-        async with front.open(ask()) as stream:
-            await hub.next(Submit)
-            hub.fails_to_start = 1
-            hub.post(Broken("killed"))
-            await hub.next(Submit)
-            hub.post(Broken("killed again"))
-            with pytest.raises(Unavailable, match=r"more than 2 times within 60 s.*killed again"):
-                async for _ in stream:
-                    pass
-        assert not front.ready
-        with pytest.raises(Unavailable, match="stays down"):
-            await events_of(front, ask())
-
-
-async def test_old_restarts_are_forgiven() -> None:
-    hub, now = Hub(), [100.0]
-    limits = Limits(restarts=RestartLimits(n=1, window_s=60.0))
-    async with started(hub, limits=limits, clock=lambda: now[0]) as front:
-        for n in (1, 2, 3):
-            hub.post(Broken("killed"))
-            await until(lambda n=n: front.worker_running and front.n_restarts == n)
-            now[0] += 61.0
-        assert front.ready
 
 
 async def test_a_first_worker_that_breaks_at_once_is_replaced_before_the_start_returns() -> None:

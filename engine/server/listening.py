@@ -1,0 +1,88 @@
+"""Where the server listens: the address is taken before anything slow begins, and certificates are read and tried.
+
+gRPC says of every failure to listen that there was one; here the reasons are told apart.
+"""
+
+import errno
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from tokenmux.engine.core.errors import ConfigError
+
+
+def cannot_listen(
+    address: str, why: str = "the port is in use, or the address is not of this machine"
+) -> ConfigError:
+    return ConfigError(
+        f"cannot listen on {address}: {why}. "
+        "Stop the other server, or choose another address with `listen` (--listen)."
+    )
+
+
+class Reservation:
+    """An address that no other server can take, until `give_up` (just before gRPC takes it) or the end of the context."""
+
+    def __init__(self, address: str) -> None:
+        """Raises ConfigError if the address cannot be had."""
+        host, _, port = address.rpartition(":")
+        self._sockets = ExitStack()
+        try:
+            found = socket.getaddrinfo(
+                host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )
+            for family, kind, protocol, _, place in found[: 1 if int(port) == 0 else None]:
+                taken = self._sockets.enter_context(socket.socket(family, kind, protocol))
+                # As gRPC does: connections of a server that has just ended are no hindrance; one that listens is.
+                taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    taken.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                taken.bind(place)
+                taken.listen(1)
+        except OSError as error:
+            self._sockets.close()
+            why = "the port is in use" if error.errno == errno.EADDRINUSE else str(error.strerror or error)
+            raise cannot_listen(address, why) from error
+
+    def give_up(self) -> None:
+        self._sockets.close()
+
+
+@contextmanager
+def reserved(address: str) -> Iterator[Reservation]:
+    """Hold an address while something slow goes on. Raises ConfigError if it cannot be had."""
+    reservation = Reservation(address)
+    try:
+        yield reservation
+    finally:
+        reservation.give_up()
+
+
+def check_pair(certificate: Path, private_key: Path) -> None:
+    """Raise ConfigError, with the file and the remedy, unless both are PEM files and belong together."""
+    if b"-----BEGIN CERTIFICATE-----" not in certificate.read_bytes():
+        raise ConfigError(
+            f"tls.certificate: {certificate} holds no certificate in PEM format (BEGIN CERTIFICATE)"
+        )
+    key = private_key.read_bytes()
+    if b"PRIVATE KEY-----" not in key:
+        raise ConfigError(
+            f"tls.private_key: {private_key} holds no private key in PEM format (BEGIN PRIVATE KEY)"
+        )
+    if b"ENCRYPTED" in key:
+        raise ConfigError(
+            f"tls.private_key: {private_key} is encrypted, and the server cannot ask for its passphrase: decrypt it"
+        )
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, private_key, password=lambda: "")
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise ConfigError(
+                f"tls: the private key {private_key} does not belong to the certificate {certificate}"
+            ) from error
+        reason = (error.reason or str(error)).lower().replace("_", " ")
+        raise ConfigError(
+            f"tls: {certificate} and {private_key} cannot be used: one of them is damaged ({reason})"
+        ) from error

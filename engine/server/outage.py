@@ -1,0 +1,101 @@
+"""Whether a worker is missing for longer than a moment: what health says, and whether requests still wait for the next one.
+
+worker broke ─ late_s ─▶ outage: health says so, requests wait ─ patience_s ─▶ they end, new ones are refused
+                 worker serves again ─ steady_s, or a token ─▶ over
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from tokenmux.engine.core.errors import TokenmuxError, Unavailable
+
+LATE_S = 10.0
+"""A worker that breaks is usually replaced within this time; until then nothing is said."""
+
+STEADY_S = 1.0
+"""A worker that serves for so long ends an outage, even if nobody asks anything of it."""
+
+
+class Outage:
+    """See the module. Everything runs on the event loop; `sleep` passes the time."""
+
+    def __init__(
+        self,
+        patience_s: float,
+        *,
+        on_change: Callable[[], None],
+        on_refusal: Callable[[TokenmuxError], None],
+        clock: Callable[[], float],
+        sleep: Callable[[float], Awaitable[object]],
+    ) -> None:
+        """`on_change` is called when health changes, `on_refusal` when those who wait shall wait no longer."""
+        self.reason: TokenmuxError | None = None
+        """Why there is no worker; None outside of an outage."""
+        self.refusal: TokenmuxError | None = None
+        """What requests are refused with; None while they may wait."""
+        self._patience_s = patience_s
+        self._on_change = on_change
+        self._on_refusal = on_refusal
+        self._clock = clock
+        self._sleep = sleep
+        self._began_s = 0.0
+        self._next: asyncio.Task[None] | None = None
+
+    def broke(self) -> None:
+        """The worker broke. Its successor is expected in a moment."""
+        if self.reason is None:
+            missing = Unavailable(
+                "the worker broke and its successor does not serve yet: try again in a moment"
+            )
+            self._after(LATE_S, lambda: self.begin(missing))
+        else:
+            self.begin(self.reason)
+
+    def begin(self, reason: TokenmuxError) -> None:
+        """It is known that there will be none for a while, or that it takes long."""
+        if self.reason is None:
+            self._began_s = self._clock()
+        self.reason = reason
+        self._on_change()
+        self._cancel()
+        if self.refusal is None:
+            self._after(max(0.0, self._began_s + self._patience_s - self._clock()), self._refuse)
+        else:
+            self.refusal = reason
+
+    def serves(self) -> None:
+        """A worker has taken what it was told."""
+        if self.reason is None:
+            self._cancel()
+        else:
+            self._after(STEADY_S, self.end)
+
+    def end(self) -> None:
+        """A worker is of use again."""
+        self._cancel()
+        if self.reason is not None:
+            self.reason = self.refusal = None
+            self._on_change()
+
+    def close(self) -> None:
+        self._cancel()
+
+    def _refuse(self) -> None:
+        assert self.reason is not None
+        self.refusal = self.reason
+        self._on_refusal(self.refusal)
+
+    def _after(self, seconds: float, then: Callable[[], None]) -> None:
+        """Do this next, and nothing else that was to come."""
+        self._cancel()
+        self._next = asyncio.create_task(self._wait(seconds, then), name="outage")
+
+    async def _wait(self, seconds: float, then: Callable[[], None]) -> None:
+        await self._sleep(seconds)
+        self._next = None
+        then()
+
+    def _cancel(self) -> None:
+        if self._next is not None:
+            self._next.cancel()
+            self._next = None
