@@ -18,6 +18,7 @@ from tokenmux.engine.device.channel import ChannelThread
 from tokenmux.engine.device.interface import Host, Post
 from tokenmux.engine.device.memory import Memory, available_bytes
 from tokenmux.engine.device.progress import SupersededError, progress_of, until_superseded
+from tokenmux.engine.device.reader import GivenUpError, Reader
 from tokenmux.engine.device.spans import paging_spans
 from tokenmux.engine.instance.capacity import show_size
 from tokenmux.engine.instance.started import Started
@@ -47,6 +48,7 @@ class CpuDevice:
         self._interrupted = Event()
         self._superseded: set[int] = set()
         self._closing = Event()
+        self._reader = Reader(clock)
         self._channels = {
             channel: ChannelThread(channel.name.lower().replace("_", "-"), post.broken) for channel in Channel
         }
@@ -100,6 +102,7 @@ class CpuDevice:
     def close(self) -> None:
         self._closing.set()
         self._interrupted.set()
+        self._reader.close()
         ended = [channel.close(CLOSE_TIMEOUT_S) for channel in self._channels.values()]
         if not all(ended):
             return  # what hangs may still touch its memory; the end of the process ends both
@@ -133,17 +136,25 @@ class CpuDevice:
         read: dict[ImageId, Memory] = {}
         error = ""
         report = until_superseded(progress_of(started, self._clock, self._post), started.id, self._superseded)
-        try:
+
+        def job(told: Callable[[int], None]) -> None:
             for image in started.images:
                 read[image.id] = Memory(image.n_bytes, touch=False)
-                self._host.read_image(image, memoryview(read[image.id].buffer)[: image.n_bytes], report)
-        except (TokenmuxError, SupersededError) as problem:
-            self._superseded.discard(started.id)
-            error = str(problem)
+                self._host.read_image(image, memoryview(read[image.id].buffer)[: image.n_bytes], told)
+
+        def discard() -> None:
             for memory in read.values():
                 memory.close()
+
+        try:
+            self._reader.read(started.images, job, discard, report)
+        except GivenUpError:
+            return
+        except (TokenmuxError, SupersededError) as problem:
+            error = str(problem)
         else:
             self._images.update(read)
+        self._superseded.discard(started.id)
         self._post.done(CopyDone(self._clock.now_s(), started.id, error))
 
     def _image_span(self, image: Image) -> Span:

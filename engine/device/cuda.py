@@ -46,6 +46,7 @@ from tokenmux.engine.device.memory import Memory
 from tokenmux.engine.device.ordering import NOWHERE, Ordering, Places, Spans, merged
 from tokenmux.engine.device.paging import KvDtype, Pager
 from tokenmux.engine.device.progress import SupersededError, progress_of, until_superseded
+from tokenmux.engine.device.reader import GivenUpError, Reader
 from tokenmux.engine.device.spans import block_spans, move_pieces, paging_spans
 from tokenmux.engine.instance.started import Started
 from tokenmux.engine.memory.arena import Move
@@ -161,6 +162,7 @@ class CudaDevice:
         self._interrupted = Event()
         self._superseded: set[int] = set()
         self._closing = Event()
+        self._reader = Reader(clock)
         self._channels = {
             channel: ChannelThread(channel.name.lower().replace("_", "-"), post.broken) for channel in Channel
         }
@@ -221,6 +223,7 @@ class CudaDevice:
         """End the channels, then give all memory back. What hangs in the driver keeps its memory until the process ends."""
         self._closing.set()
         self._interrupted.set()
+        self._reader.close()
         ended = [channel.close(CLOSE_TIMEOUT_S) for channel in self._channels.values()]
         if not all(ended):
             _log.error("%s: an operation hangs in the driver; the process has to end", self._gpu.name)
@@ -385,15 +388,23 @@ class CudaDevice:
         error = ""
         read: dict[ImageId, _HostMemory] = {}
         report = until_superseded(progress_of(started, self._clock, self._post), started.id, self._superseded)
-        try:
+
+        def job(told: Callable[[int], None]) -> None:
             for image in started.images:
                 memory = Memory(image.n_bytes, touch=False)
                 read[image.id] = _HostMemory(self._gpu, memory)
-                self._host.read_image(image, memoryview(memory.buffer)[: image.n_bytes], report)
-        except (TokenmuxError, SupersededError) as problem:
-            error = str(problem)
+                self._host.read_image(image, memoryview(memory.buffer)[: image.n_bytes], told)
+
+        def discard() -> None:
             for unusable in read.values():
                 unusable.close()
+
+        try:
+            self._reader.read(started.images, job, discard, report)
+        except GivenUpError:
+            raise _LostError from None
+        except (TokenmuxError, SupersededError) as problem:
+            error = str(problem)
         else:
             self._images.update(read)
         piece.passed.set()

@@ -139,7 +139,7 @@ class ModelHost:
         return self._models[model_id].runner()
 
     def _owner_of(self, image: ImageId) -> "_Model":
-        return next(m for m in self._models.values() if any(i.id == image for i in m.facts.images))
+        return next(m for m in list(self._models.values()) if any(i.id == image for i in m.facts.images))
 
 
 @dataclass(slots=True)

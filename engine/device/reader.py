@@ -1,0 +1,132 @@
+"""Reads that may never return (a dead network file system, a pipe in the place of a file) hold up one fetch, not all.
+
+A read runs on a thread of its own. When it shows no progress for `patience_s` it is given up with a reason: the next read has
+a new thread, and the old one ends when its read returns, if ever. What it was writing into stays its own until then. Something
+that hangs is not read again before it has returned, so that each image holds one thread at most, and all together `MAX_STUCK`.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tokenmux.engine.core.clock import Clock
+from tokenmux.engine.core.errors import Unavailable
+from tokenmux.engine.core.facts import Image, ImageId
+from tokenmux.engine.device.channel import ChannelThread
+
+PATIENCE_S = 30.0
+"""For the next 16 MiB: half a megabyte a second is less than any disk or network file system that is of use."""
+
+PREPARING_S = 600.0
+PREPARED_BYTES_PER_S = 20e6
+"""What was read whole is then arranged for the processor, and its model's skeleton built: no disk is to blame for that time."""
+
+MAX_STUCK = 64
+"""Threads that hang. With more of them, and their memory, only a new process helps."""
+
+Told = Callable[[int], None]
+"""Hears of every piece that was read, in bytes."""
+
+
+class GivenUpError(Exception):
+    """Raised in a read that has been given up, when it goes on after all; or in who waits for it, when the device closes."""
+
+
+@dataclass(slots=True, eq=False)
+class _Reading:
+    n_left: int
+    patience_s: float
+    sign_s: float
+    given_up: bool = False
+    over: bool = False
+    error: BaseException | None = None
+
+
+class Reader:
+    """See the module. `read` is called from one thread, the fetch channel's; `close` from any."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._patience_s = PATIENCE_S
+        self._changed = threading.Condition()
+        self._closing = False
+        self._stuck: set[ImageId] = set()
+        self._thread = self._new_thread()
+
+    def read(
+        self,
+        images: tuple[Image, ...],
+        job: Callable[[Told], None],
+        discard: Callable[[], None],
+        report: Told,
+    ) -> None:
+        """Have `job` read the images, telling of every piece, which `report` is told in turn. Raises what the job raises.
+
+        Raises Unavailable if the job shows no progress for too long, or an earlier read of an image still hangs, and
+        RuntimeError if too much hangs. Unless the job succeeds, `discard` frees what it wrote into, once nothing does any more.
+        """
+        names = {image.id for image in images}
+        if self._stuck & names:
+            raise Unavailable("an earlier read of its weights still hangs: is their disk or network there?")
+        reading = _Reading(sum(image.n_bytes for image in images), self._patience_s, self._clock.now_s())
+
+        def told(n_bytes: int) -> None:
+            report(n_bytes)
+            with self._changed:
+                if reading.given_up:
+                    raise GivenUpError
+                reading.sign_s = self._clock.now_s()
+                reading.n_left -= n_bytes
+                if reading.n_left <= 0:
+                    n_bytes = sum(image.n_bytes for image in images)
+                    reading.patience_s = max(self._patience_s, PREPARING_S + n_bytes / PREPARED_BYTES_PER_S)
+
+        def run() -> None:
+            try:
+                job(told)
+            except BaseException as error:  # noqa: BLE001 - raised again by who waits
+                reading.error = error
+            with self._changed:
+                if reading.given_up or reading.error is not None:
+                    discard()
+                reading.over = True
+                self._stuck -= names
+                self._changed.notify_all()
+
+        self._thread.submit(0, run)
+        with self._changed:
+            while not (reading.over or self._closing) and (left_s := self._left_s(reading)) > 0:
+                self._changed.wait(left_s)
+            if not reading.over:
+                reading.given_up = True
+                self._stuck |= names
+        if reading.given_up:
+            self._replace_thread()
+            raise GivenUpError if self._closing else self._too_slow(reading)
+        if reading.error is not None:
+            raise reading.error
+
+    def close(self) -> None:
+        """Wait for nothing any more."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.close(0.0)
+
+    def _left_s(self, reading: _Reading) -> float:
+        return reading.sign_s + reading.patience_s - self._clock.now_s()
+
+    def _too_slow(self, reading: _Reading) -> Exception:
+        if len(self._stuck) > MAX_STUCK:
+            return RuntimeError(f"{len(self._stuck)} reads of weights hang")
+        return Unavailable(
+            f"reading its weights brought nothing for {reading.patience_s:g} s and was given up: "
+            "is their disk or network there?"
+        )
+
+    def _replace_thread(self) -> None:
+        self._thread.close(0.0)
+        self._thread = self._new_thread()
+
+    def _new_thread(self) -> ChannelThread:
+        return ChannelThread("reader", lambda _, error: None)
