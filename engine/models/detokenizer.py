@@ -1,0 +1,365 @@
+"""Text that grows token by token, equal in the end to the decoding of all tokens at once.
+
+    tokens ──▶ TextStream ──▶ text that later tokens cannot change ──▶ Detokenizer ──▶ text up to the first stop string
+
+`tokenizers` has a `DecodeStream` for the first half. It is not used: in version 0.23 it never gives out text
+that ends in U+FFFD (a model may write that character, or bytes that are not UTF-8) and decodes a longer and
+longer window meanwhile, raises where a run of byte tokens turns out to be invalid, and cannot be flushed at
+the end. It takes 0.5 to 1 us per token, this file 2 to 4.
+
+Needs `tokenizers` only, not transformers. One `TokenText` serves all outputs of a model; the rest belongs to
+one output.
+"""
+
+import codecs
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from tokenmux.engine.core.errors import InvalidRequest
+
+_REPLACEMENT = "\ufffd"
+_CONTEXT_TOKENS = 4
+"""Of the prompt: a token's text can depend on the token before it (leading spaces, pieces of words)."""
+_LONGEST_RUN = 128
+"""Byte tokens that are held back (about 40 characters): an invalid one changes the text of the whole run
+before it."""
+_LONGEST_WINDOW = 32
+"""Tokens that are decoded together. Longer windows are cut; they occur only in outputs that are not text."""
+_UNFINISHED_BYTES = 3
+"""A character of UTF-8 that is not complete has at most three bytes, hence at most three tokens."""
+_FIRST_MARK, _OTHER_MARK = 0xD800, "\udfff"
+"""Lone surrogates stand for special tokens while stop strings are looked for: no decoder ever yields one."""
+
+
+class TokenText:
+    """How a model's tokens become text: its tokenizer, its special tokens, and which tokens spell single
+    bytes."""
+
+    def __init__(self, tokenizer: Tokenizer, special_ids: Collection[int]) -> None:
+        """`special_ids` are the tokens that are left out of the text unless asked for."""
+        kinds = set(_decoder_kinds(tokenizer))
+        self.tokenizer = tokenizer
+        self.special: Mapping[int, str] = {
+            token: text for token in special_ids if (text := tokenizer.id_to_token(token)) is not None
+        }
+        self.byte_of: Mapping[int, int] = _byte_tokens(tokenizer) if "ByteFallback" in kinds else {}
+        """Byte tokens of a decoder with byte fallback, which reads a whole run of them as UTF-8, or as one
+        U+FFFD each."""
+        self.splits_characters = "ByteLevel" in kinds or not self.byte_of
+        """Whether a U+FFFD at the end of a text may be the beginning of a character."""
+
+        self._ids = {text: token for token, text in self.special.items() if text}
+        self._lengths = sorted({len(text) for text in self._ids}, reverse=True)
+        self._first = {text[0] for text in self._ids}
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """The text of all `token_ids`; bytes that are not UTF-8 become U+FFFD."""
+        shown = [token for token in token_ids if not (skip_special_tokens and token in self.special)]
+        text: str = self.tokenizer.decode(shown, skip_special_tokens=False)
+        return text
+
+    def specials_in(self, text: str) -> Iterator[tuple[int, int, int]]:
+        """The special tokens that are spelled out in `text`: where each begins and ends, and its id."""
+        at = 0
+        while at < len(text):
+            ends = (at + n for n in self._lengths) if text[at] in self._first else ()
+            end = next((end for end in ends if text[at:end] in self._ids), None)
+            if end is None:
+                at += 1
+            else:
+                yield at, min(end, len(text)), self._ids[text[at:end]]
+                at = end
+
+
+class TextStream:
+    """The text of one output; equal to the decoding of all its tokens, with a bounded amount of work for
+    each.
+
+        window   [ context | pending ]      decoded together; its first characters were given out before
+
+    A run of byte tokens is held back until it ends or is invalid. From `_LONGEST_RUN` tokens on its
+    characters are given out as they are completed; only there, and only if it becomes invalid later, does the
+    text differ (by the characters given out).
+    """
+
+    def __init__(
+        self, tokens: TokenText, prompt: Sequence[int] = (), *, skip_special_tokens: bool = True
+    ) -> None:
+        """The output continues `prompt`."""
+        self._tokenizer = tokens.tokenizer
+        self._byte_of = tokens.byte_of
+        self._splits_characters = tokens.splits_characters
+        self._hidden: Collection[int] = tokens.special if skip_special_tokens else ()
+        self._window = [token for token in prompt[-_CONTEXT_TOKENS:] if self._shows(token)]
+        self._given = self._decode(self._window)
+        self._run = _Run()
+
+    def push(self, token: int) -> str:
+        """Take the next token; the text that is certain now, which may be empty."""
+        if not self._shows(token):
+            return ""
+        byte = self._byte_of.get(token)
+        if byte is not None:
+            return self._push_byte(token, byte)
+        text = self._end_run()
+        self._window.append(token)
+        return text + self._advance(final=False)
+
+    def finish(self) -> str:
+        """The rest of the text, when no more tokens will come."""
+        return self._end_run() + self._advance(final=True)
+
+    def _shows(self, token: int) -> bool:
+        return token not in self._hidden and self._tokenizer.id_to_token(token) is not None
+
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(token_ids, skip_special_tokens=False) if token_ids else ""
+        return text
+
+    def _push_byte(self, token: int, byte: int) -> str:
+        run = self._run
+        text = run.take(token, byte)
+        if len(run.held) < _LONGEST_RUN or run.is_open:
+            return text
+        # So long that it is not held any longer: what it spells so far is text like any other.
+        spelled = self._through_tokenizer(run.held[: len(run.held) - run.n_unfinished])
+        run.open()
+        return text + spelled
+
+    def _end_run(self) -> str:
+        """The byte tokens that came last have no successor."""
+        run = self._run
+        if run.last is None:
+            return ""
+        self._run = _Run()
+        if run.is_open:
+            self._restart(run.last)
+            return _REPLACEMENT * len(run.held)
+        if self._window and self._window[-1] in self._byte_of:
+            # The prompt ended in bytes, which would be read together with these.
+            self._restart(run.last)
+            return run.text()
+        self._window += run.held
+        return ""
+
+    def _through_tokenizer(self, token_ids: list[int]) -> str:
+        self._window += token_ids
+        return self._advance(final=True)
+
+    def _restart(self, token: int) -> None:
+        """All text up to `token` was given out."""
+        self._window = [token]
+        self._given = self._decode(self._window)
+
+    def _advance(self, *, final: bool) -> str:
+        """Decode the window; what is new and certain in it."""
+        text = self._decode(self._window)
+        if not text.startswith(self._given):
+            text = self._reconcile(text)
+        held = not final and self._splits_characters and text.endswith(_REPLACEMENT)
+        end = max(len(text) - held, len(self._given))
+        new, self._given = text[len(self._given) : end], text[:end]
+        if held:
+            if len(self._window) > _LONGEST_WINDOW:
+                self._cut(text)
+        elif self._window:
+            context = self._decode(self._window[-1:])
+            # A last token without text of its own (a space that is stripped at the beginning) is no context.
+            if context or len(self._window) > _LONGEST_WINDOW:
+                self._window, self._given = self._window[-1:], context
+        return new
+
+    def _reconcile(self, text: str) -> str:
+        """Text whose beginning is not what was given out: what was is not taken back."""
+        if self._given.endswith(_REPLACEMENT) and text.startswith(self._given[:-1]):
+            # The prompt ended within a character, and this is the rest of it.
+            self._given = self._given[:-1]
+            return text
+        self._window, self._given = self._window[-1:], ""
+        return self._decode(self._window)
+
+    def _cut(self, text: str) -> None:
+        """Drop tokens from the front of a long window, at a place where no character can be cut in two."""
+        longest = _UNFINISHED_BYTES + 1
+        for n_kept in range(longest, 2 * longest):
+            kept = self._window[-n_kept:]
+            rest = self._decode(kept)
+            n_dropped = len(text) - len(rest)
+            if n_dropped <= len(self._given) and text.endswith(rest):
+                self._window, self._given = kept, self._given[n_dropped:]
+                return
+
+
+class _Run:
+    """Byte tokens in a row. While it is not open, nothing of it was given out; `held` are tokens without text
+    so far."""
+
+    def __init__(self) -> None:
+        self.held: list[int] = []
+        self.last: int | None = None
+        self.is_open = False
+        self.n_unfinished = 0
+        self._spelled: list[str] = []
+        self._utf8 = codecs.getincrementaldecoder("utf-8")()
+        self._is_valid = True
+
+    def take(self, token: int, byte: int) -> str:
+        """The text that is certain by this byte: none, the characters of an open run, or U+FFFD for all that
+        was held."""
+        self.last = token
+        self.held.append(token)
+        self.n_unfinished += 1
+        if self._is_valid:
+            try:
+                character = self._utf8.decode(bytes((byte,)))
+            except UnicodeDecodeError:
+                self._is_valid = False
+        if not self._is_valid:
+            text = _REPLACEMENT * len(self.held)
+            self.held.clear()
+            self.is_open = True
+            return text
+        if not character:
+            return ""
+        self.n_unfinished = 0
+        if self.is_open:
+            self.held.clear()
+            return character
+        self._spelled.append(character)
+        return ""
+
+    def open(self) -> None:
+        """Its complete characters were given out."""
+        self.is_open = True
+        self.held = self.held[len(self.held) - self.n_unfinished :]
+
+    def text(self) -> str:
+        """The text of a run that is not open and has ended."""
+        return _REPLACEMENT * len(self.held) if self.n_unfinished else "".join(self._spelled)
+
+
+class Detokenizer:
+    """Turns one output into text as its tokens arrive, and ends it at the first stop string.
+
+    A stop string may contain special tokens ("<|end|>"), though they are left out of the text; each must be
+    whole. `stopped` is the stop string that ended the output, once one did; text from there on is never given
+    out.
+    """
+
+    def __init__(
+        self,
+        tokens: TokenText,
+        stop: Sequence[str] = (),
+        *,
+        prompt: Sequence[int] = (),
+        skip_special_tokens: bool = True,
+    ) -> None:
+        """Raises InvalidRequest for an empty stop string."""
+        if not all(stop):
+            raise InvalidRequest("a stop string must not be empty")
+        self.stopped: str | None = None
+        self._stream = TextStream(tokens, prompt, skip_special_tokens=skip_special_tokens)
+        self._held = ""
+        self._marks: dict[int, str] = {}
+        self._stops = {text: text for text in stop}
+        """Stop strings by what is looked for: with a mark for each special token in it."""
+        if skip_special_tokens and stop:
+            self._mark_specials(tokens)
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        """Take the next tokens; the text that is certain now, which may be empty."""
+        if self.stopped is not None:
+            return ""
+        text = ""
+        for token in token_ids:
+            mark = self._marks.get(token)
+            # What comes before a special token must be out before its mark, even if it is half a character.
+            text += self._stream.push(token) if mark is None else self._stream.finish() + mark
+        return self._release(text, final=False)
+
+    def finish(self) -> str:
+        """The rest of the text, when no more tokens will come."""
+        if self.stopped is not None:
+            return ""
+        return self._release(self._stream.finish(), final=True)
+
+    def _mark_specials(self, tokens: TokenText) -> None:
+        """Let special tokens leave marks if a stop string has one in it."""
+        for text in list(self._stops):
+            key, end = "", 0
+            for start, after, token in tokens.specials_in(text):
+                mark = self._marks.setdefault(token, chr(_FIRST_MARK + len(self._marks)))
+                key += text[end:start] + mark
+                end = after
+            del self._stops[text]
+            self._stops[key + text[end:]] = text
+        if self._marks:
+            self._marks = dict.fromkeys(tokens.special, _OTHER_MARK) | self._marks
+
+    def _release(self, text: str, *, final: bool) -> str:
+        """Hold back what may become a stop string; cut at one that is complete."""
+        marked = self._held + text
+        plain, place = _without_marks(marked) if self._marks else (marked, None)
+        found, n_held = [], 0
+        for stop, name in self._stops.items():
+            has_mark = place is not None and any(map(_is_mark, stop))
+            where = marked if has_mark else plain
+            at = where.find(stop)
+            if at >= 0:
+                start, last = at, at + len(stop) - 1
+                if place is not None and not has_mark:
+                    start, last = place[start], place[last]
+                found.append((last, start, name))
+            elif not final:
+                n = _overlap(where, stop)
+                if n and place is not None and not has_mark:
+                    n = len(marked) - place[len(plain) - n]
+                n_held = max(n_held, n)
+        if found:
+            # The one that is complete first, so that it does not matter in what portions tokens arrive.
+            _, at, self.stopped = min(found, key=lambda hit: hit[:2])
+            self._held = ""
+        else:
+            at = len(marked) - n_held
+            self._held = marked[at:]
+        return marked[:at] if place is None else _without_marks(marked[:at])[0]
+
+
+def _is_mark(character: str) -> bool:
+    return "\ud800" <= character <= _OTHER_MARK
+
+
+def _without_marks(text: str) -> tuple[str, list[int] | None]:
+    """`text` without marks, and where in it each remaining character was; None: nothing was taken out."""
+    if not any(map(_is_mark, text)):
+        return text, None
+    place = [at for at, character in enumerate(text) if not _is_mark(character)]
+    return "".join(text[at] for at in place), place
+
+
+def _overlap(text: str, stop: str) -> int:
+    """The length of the longest end of `text` with which `stop` begins."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
+
+
+def _decoder_kinds(tokenizer: Tokenizer) -> Iterator[str]:
+    """Types of the tokenizer's decoders, by their name in tokenizer.json; none for decoders written in
+    Python."""
+    try:
+        description = json.loads(tokenizer.decoder.__getstate__()) if tokenizer.decoder is not None else {}
+    except Exception:  # noqa: BLE001 - what a decoder written in Python raises here is its own
+        return
+    waiting: list[Any] = [description]
+    while waiting:
+        decoder = waiting.pop()
+        yield decoder.get("type", "")
+        waiting += decoder.get("decoders", ())
+
+
+def _byte_tokens(tokenizer: Tokenizer) -> dict[int, int]:
+    """The byte of each token that is spelled like <0xE2>."""
+    spelled = ((byte, f"<0x{byte:{form}}>") for byte in range(256) for form in ("02X", "02x"))
+    return {id: byte for byte, text in spelled if (id := tokenizer.token_to_id(text)) is not None}
