@@ -1,14 +1,18 @@
-"""GPU day: everything that only a machine with a GPU can tell, in one command and under ten minutes.
+"""GPU day: everything that only a machine with a GPU can tell, in one command and within eight minutes.
 
-    make gpu        or        python -m benchmarks.gpu [--out gpu.json] [--seconds 570] [--only SECTION ...]
-    python -m benchmarks.gpu --interpret        the program itself, in Triton's interpreter on the CPU: no figure, tiny shapes
+    make gpu OUT=FOLDER      or      python -m benchmarks.gpu --out FOLDER [--seconds 480] [--only SECTION ...] [--cache FOLDER]
+    python -m benchmarks.gpu --interpret             the program itself, in Triton's interpreter on the CPU: no figure, tiny shapes
+    python -m benchmarks.gpu --prepare sm_90 --cache FOLDER       compile its kernels where there is no GPU, to be brought along
 
-Sections, in this order: the copy bandwidths that all else is measured against; the tests marked `gpu`; every kernel against its
-reference in bfloat16 and float16; whole models, alone and in company; every kernel against its byte floor and against torch's
-attention on contiguous KV; swapping through the engine against one pinned copy; decoding through our skeleton and runner.
+Sections, in this order: the copy bandwidths that all else is measured against; a worker process that serves two models in an arena
+for one; every kernel against its reference in bfloat16 and float16; whole models, alone and in company; the measurements that the
+design waits for (captured steps, page-locking, alignment, paging beside steps, a profile); every kernel against its byte floor and
+against torch's attention; decoding through our skeleton and runner; swapping against one pinned copy; the tests marked `gpu`.
 
-Each section runs in a process of its own, and each of its items is written down as soon as it is done: what crashes the device or
-hangs costs that item, is recorded as such, and the rest goes on. Results go to a JSON file, a table, and the last line of stdout.
+Each section runs in a process of its own, and each item is written to FOLDER/gpu.json as soon as it is done: what crashes the
+device or hangs costs that item, is recorded as such, and the rest goes on. Beside it: FOLDER/table.txt, what processes said
+(FOLDER/SECTION.log), and the files that items leave. No section is begun without time for its first items, and no item outlives
+its section's time by more than GRACE_S. The last line of stdout is the usual JSON document.
 Exit status: 0 all items done, 1 some failed or found no time, 2 no CUDA device.
 
 Nothing has to be installed on a machine that has torch, Triton and transformers: the package is found through `.typing`.
@@ -18,14 +22,17 @@ import argparse
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
-import tempfile
 import time
 import traceback
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,16 +40,18 @@ import torch
 from benchmarks.report import ROOT, commit, finish, machine, table
 
 if TYPE_CHECKING:
-    from benchmarks.gpu_place import Item, Place
+    from benchmarks.gpu_place import Item
 
 SECTIONS: dict[str, tuple[str, float]] = {
     "copies": ("benchmarks.gpu_kernels:copies", 40),
-    "tests": ("benchmarks.gpu_models:tests", 150),
-    "correctness": ("benchmarks.gpu_kernels:correctness", 90),
-    "models": ("benchmarks.gpu_models:models", 90),
-    "kernels": ("benchmarks.gpu_kernels:timings", 120),
-    "swap": ("benchmarks.gpu_models:swap", 90),
-    "decode": ("benchmarks.gpu_models:decode", 120),
+    "worker": ("benchmarks.gpu_worker:worker", 90),
+    "correctness": ("benchmarks.gpu_kernels:correctness", 70),
+    "models": ("benchmarks.gpu_models:models", 80),
+    "measures": ("benchmarks.gpu_measures:measures", 110),
+    "kernels": ("benchmarks.gpu_kernels:timings", 80),
+    "decode": ("benchmarks.gpu_models:decode", 90),
+    "swap": ("benchmarks.gpu_models:swap", 60),
+    "tests": ("benchmarks.gpu_models:tests", 120),
 }
 """Where a section's items come from, and the most seconds that it may take."""
 
@@ -50,7 +59,21 @@ CRASHES_FORGIVEN = 3
 """A process that dies is started again behind the item that killed it; after so many the section ends."""
 
 GRACE_S = 20.0
-"""An item in flight may overrun its section's time by this much before the process is ended."""
+"""An item in flight may overrun its section's time by this much before its process is killed."""
+
+LEAST_S = 15.0
+"""A process needs most of this to import torch and transformers: with less left, its section is not begun."""
+
+BROKEN_DEVICE = 13
+"""Exit status of a process whose device takes no more work: the rest of its items need a new one."""
+
+END_S = 5.0
+"""A process whose reports have ended may take so long to end itself."""
+
+SLOW_END = 1000
+"""Instead of an exit status: it took longer."""
+
+Seconds = Callable[[], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,23 +87,82 @@ class Outcome:
     values: Mapping[str, Any]
 
 
+@dataclass(slots=True)
+class Run:
+    """Where results go, and how processes are started. `clock` is handed in, so that time can be up when a test says so."""
+
+    out: Path
+    interpreted: bool
+    cache: Path | None = None
+    clock: Seconds = time.monotonic
+    outcomes: list[Outcome] = field(default_factory=list)
+    in_flight: str | None = None
+    """The item that runs now, as section.item."""
+    began_s: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.began_s = self.clock()
+
+    @property
+    def seconds(self) -> float:
+        """Since the beginning."""
+        return self.clock() - self.began_s
+
+    def begin(self, section: str, item: str) -> None:
+        """Should everything end now, the document names the item that was running."""
+        self.in_flight = f"{section}.{item}"
+        self.write()
+
+    def note(self, outcome: Outcome) -> None:
+        """One more item: the whole document is written anew, so that whatever happens next, this is kept."""
+        self.in_flight = None
+        self.outcomes.append(outcome)
+        self.write()
+
+    def write(self) -> None:
+        sections: dict[str, dict[str, object]] = {}
+        for outcome in self.outcomes:
+            entry = {"status": outcome.status, "seconds": round(outcome.seconds, 3), **outcome.values}
+            sections.setdefault(outcome.section, {})[outcome.item] = entry
+        document = {
+            "benchmark": "gpu",
+            "commit": commit(),
+            "interpreted": self.interpreted,
+            "seconds": round(self.seconds, 1),
+            "machine": {**machine(), **versions()},
+            "in_flight": self.in_flight,
+            "sections": sections,
+        }
+        half = self.out / "gpu.json.new"
+        half.write_text(json.dumps(document, indent=1, default=str) + "\n")
+        half.replace(self.out / "gpu.json")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--interpret", action="store_true", help="check this program on the CPU; no timings")
-    parser.add_argument("--out", type=Path, default=Path("gpu.json"), help="results (default: %(default)s)")
     parser.add_argument(
-        "--seconds", type=float, default=570.0, help="for everything together (default: %(default)s)"
+        "--out", type=Path, default=Path("gpu-results"), help="folder of results (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=480.0, help="for everything together (default: %(default)s)"
     )
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION")
-    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)  # where items come from, log, seconds
+    parser.add_argument("--cache", type=Path, help="folder of compiled kernels, to use and to fill")
+    parser.add_argument("--prepare", metavar="sm_NN", help="only compile the kernels, without a GPU")
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)  # where items come from, out, seconds
     options = parser.parse_args(arguments)
+    if options.cache is not None:
+        os.environ["TRITON_CACHE_DIR"] = str(options.cache.absolute())
     if options.child:
-        from benchmarks.gpu_place import Place
+        return child(*options.child, interpreted=options.interpret)
+    if options.prepare:
+        from benchmarks.gpu_kernels import prepare
 
-        source, log, seconds = options.child
-        run_items(source, Path(log), float(seconds), Place.here(interpreted=options.interpret))
+        print(prepare(int(options.prepare.removeprefix("sm_"))))
         return 0
     if not options.interpret and not torch.cuda.is_available():
         print(
@@ -89,145 +171,178 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    began = time.monotonic()
-    outcomes: list[Outcome] = []
+    run = Run(options.out, options.interpret, options.cache)
+    run.write()
     for section in options.only:
-        left = options.seconds - (time.monotonic() - began)
+        left = options.seconds - run.seconds
         print(f"{section} ...", file=sys.stderr, flush=True)
-        outcomes += carry_out(section, min(SECTIONS[section][1], left), options.interpret)
-        write(options.out, outcomes, options.interpret, time.monotonic() - began)
-    report(outcomes, options.out, options.interpret)
-    return 0 if all(outcome.status == "done" for outcome in outcomes) else 1
+        carry_out(run, section, min(SECTIONS[section][1], left))
+    report(run)
+    return 0 if all(outcome.status == "done" for outcome in run.outcomes) else 1
 
 
-def carry_out(section: str, seconds: float, interpreted: bool) -> list[Outcome]:
+# ── in the process that was called ───────────────────────────────────────────────────────────────────────────
+
+
+def carry_out(run: Run, section: str, seconds: float) -> None:
     """Run a section in processes of its own until it ends, its time is up, or too many of them died."""
-    ends = time.monotonic() + seconds
-    if seconds <= 0:
-        return [Outcome(section, "all", "skipped", 0.0, {"reason": "no time left"})]
-    with tempfile.TemporaryDirectory(prefix="tokenmux-gpu-") as folder:
-        log = Path(folder) / "log"
-        log.touch()
-        for _ in range(1 + CRASHES_FORGIVEN):
-            left = max(ends - time.monotonic(), 0.0)
-            reason = start(section, log, left, interpreted)
-            if not reason:
+    ends_s = run.clock() + seconds
+    seen: set[str] = set()
+    for attempt in range(1 + CRASHES_FORGIVEN):
+        left = ends_s - run.clock()
+        if left < LEAST_S:
+            run.note(
+                Outcome(section, "all" if not attempt else "rest", "skipped", 0.0, {"reason": "no time left"})
+            )
+            return
+        before = len(seen)
+        reason = one_process(run, section, left, seen)
+        if not reason:
+            return
+        if len(seen) == before:
+            run.note(Outcome(section, "all", "crashed", 0.0, {"reason": reason}))
+            return
+
+
+def one_process(run: Run, section: str, seconds: float, seen: set[str]) -> str:
+    """One process for what `seen` lacks of a section. Why it has to be started again, or nothing if all is well."""
+    ends_s = run.clock() + seconds + GRACE_S
+    with (run.out / f"{section}.log").open("ab") as log, started(run, section, seconds, seen, log) as process:
+        lines: SimpleQueue[str | None] = SimpleQueue()
+        Thread(target=read_lines, args=(process, lines), daemon=True).start()
+        begun: str | None = None
+        while True:
+            try:
+                line = lines.get(timeout=max(0.0, ends_s - run.clock()))
+            except Empty:
+                reason = "it did not end in time"
                 break
-            begun, outcomes = read(section, log)
-            if begun is None:
-                outcomes.append(Outcome(section, "all", "crashed", 0.0, {"reason": reason}))
-                return outcomes
-            add(log, {"item": begun, "status": "crashed", "seconds": 0.0, "values": {"reason": reason}})
-        return read(section, log)[1]
+            if line is None:
+                reason = ""
+                break
+            entry = json.loads(line)
+            begun = None if "status" in entry else entry["item"]
+            if begun is not None:
+                run.begin(section, begun)
+            else:
+                seen.add(entry["item"])
+                run.note(Outcome(section, entry["item"], entry["status"], entry["seconds"], entry["values"]))
+        status = kill(process, END_S if not reason else 0.0)
+    if not reason and status in (0, SLOW_END):
+        return ""
+    if not reason:
+        said = (run.out / f"{section}.log").read_text(errors="replace").splitlines()
+        last = [line for line in said if line.strip()][-3:]
+        reason = f"the process ended with status {status}: {' | '.join(last)}"
+    if begun is not None:
+        seen.add(begun)
+        run.note(Outcome(section, begun, "crashed", 0.0, {"reason": reason}))
+    return reason
 
 
-def start(section: str, log: Path, seconds: float, interpreted: bool) -> str:
-    """One process for the rest of a section; why it ended, or nothing if all is well."""
+def started(run: Run, section: str, seconds: float, seen: set[str], log: Any) -> "subprocess.Popen[str]":
     search = [str(ROOT / ".typing"), str(ROOT), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, search))}
-    if interpreted:
+    environment["TOKENMUX_GPU_SEEN"] = json.dumps(sorted(seen))
+    if run.interpreted:
         environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    source = SECTIONS[section][0]
     command = [
         sys.executable,
         "-m",
         "benchmarks.gpu",
         "--child",
-        SECTIONS[section][0],
-        str(log),
+        source,
+        str(run.out.absolute()),
         str(seconds),
     ]
+    if run.cache is not None:
+        command += ["--cache", str(run.cache.absolute())]
+    return subprocess.Popen(
+        command + ["--interpret"] * run.interpreted,
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def read_lines(process: "subprocess.Popen[str]", lines: "SimpleQueue[str | None]") -> None:
+    """What the child reports, and None at its end."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        lines.put(line)
+    lines.put(None)
+
+
+def kill(process: "subprocess.Popen[str]", after_s: float) -> int:
+    """End the process, and those that it started, if they have not ended by then; its exit status, or SLOW_END."""
+    status = SLOW_END
     try:
-        done = subprocess.run(
-            command + ["--interpret"] * interpreted,
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=seconds + GRACE_S,
-            check=False,
-        )
+        status = process.wait(after_s)
     except subprocess.TimeoutExpired:
-        return "it did not end in time"
-    if done.returncode == 0:
-        return ""
-    last = [line for line in done.stderr.splitlines() if line.strip()][-3:]
-    return f"the process ended with status {done.returncode}: {' | '.join(last)}"
+        pass
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
+    return status
 
 
-def run_items(source: str, log: Path, seconds: float, place: "Place") -> None:
-    """In the process of a section: the items that `source` makes, one after the other, but for those that the log knows already."""
-    ends = time.monotonic() + seconds
-    module, _, name = source.partition(":")
-    seen = {entry["item"] for entry in entries(log)}
-    items: Sequence[Item] = getattr(importlib.import_module(module), name)(place)
+# ── in the process of a section ──────────────────────────────────────────────────────────────────────────────
+
+
+def child(source: str, out: str, seconds: str, *, interpreted: bool) -> int:
+    from benchmarks.gpu_place import Place
+
+    reports = os.fdopen(os.dup(1), "w", buffering=1)
+    # Whatever libraries print goes to the log, and not between the reports.
+    os.dup2(2, 1)
+    with redirect_stdout(sys.stderr):
+        place = Place.here(interpreted=interpreted, out=Path(out))
+        seen = set(json.loads(os.environ.get("TOKENMUX_GPU_SEEN", "[]")))
+        module, _, name = source.partition(":")
+        items = getattr(importlib.import_module(module), name)(place)
+        for entry in carried_out(items, seen, float(seconds), time.monotonic):
+            print(json.dumps(entry, default=str), file=reports, flush=True)
+            if entry.get("status") == "failed" and not place.works():
+                os._exit(BROKEN_DEVICE)
+    return 0
+
+
+def carried_out(
+    items: "Sequence[Item]", seen: set[str], seconds: float, clock: Seconds
+) -> Iterator[dict[str, Any]]:
+    """Carry out the items that were not seen: a report at the beginning of each, and one at its end. None is begun too late."""
+    ends_s = clock() + seconds
     for item in items:
         if item.name in seen:
             continue
-        if time.monotonic() > ends:
-            add(
-                log,
-                {
-                    "item": item.name,
-                    "status": "skipped",
-                    "seconds": 0.0,
-                    "values": {"reason": "no time left"},
-                },
-            )
+        if clock() + item.seconds > ends_s:
+            yield report_of(item, "skipped", 0.0, {"reason": "no time left"})
             continue
-        add(log, {"item": item.name})
-        began = time.monotonic()
+        yield {"item": item.name}
+        began_s = clock()
         try:
             status, values = "done", dict(item.run())
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this item's result
-            status = "failed"
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            values = {
-                "reason": f"{type(error).__name__}: {error}"[:600],
-                "where": f"{Path(where.filename).name}:{where.lineno}",
-            }
-        add(log, {"item": item.name, "status": status, "seconds": time.monotonic() - began, "values": values})
-
-
-def add(log: Path, entry: Mapping[str, object]) -> None:
-    with log.open("a") as file:
-        file.write(json.dumps(entry) + "\n")
-
-
-def entries(log: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in log.read_text().splitlines()]
-
-
-def read(section: str, log: Path) -> tuple[str | None, list[Outcome]]:
-    """The item that was begun and not ended, if any, and what became of the others."""
-    begun: str | None = None
-    outcomes = []
-    for entry in entries(log):
-        if "status" in entry:
-            begun = None
-            outcomes.append(
-                Outcome(section, entry["item"], entry["status"], entry["seconds"], entry["values"])
+            trace = "".join(traceback.format_exception(error)[-6:])
+            status, values = (
+                "failed",
+                {"reason": f"{type(error).__name__}: {error}"[:600], "trace": trace[-3000:]},
             )
-        else:
-            begun = entry["item"]
-    return begun, outcomes
+        yield report_of(item, status, clock() - began_s, values)
 
 
-def write(out: Path, outcomes: Sequence[Outcome], interpreted: bool, seconds: float) -> None:
-    """The whole document so far: after every section, so that nothing is lost if the rest is."""
-    sections: dict[str, dict[str, object]] = {}
-    for outcome in outcomes:
-        entry = {"status": outcome.status, "seconds": round(outcome.seconds, 3), **outcome.values}
-        sections.setdefault(outcome.section, {})[outcome.item] = entry
-    document = {
-        "benchmark": "gpu",
-        "commit": commit(),
-        "interpreted": interpreted,
-        "seconds": round(seconds, 1),
-        "machine": {**machine(), **versions()},
-        "sections": sections,
-    }
-    out.write_text(json.dumps(document, indent=1) + "\n")
+def report_of(item: "Item", status: str, seconds: float, values: Mapping[str, object]) -> dict[str, Any]:
+    return {"item": item.name, "status": status, "seconds": seconds, "values": values}
+
+
+# ── what is told at the end ──────────────────────────────────────────────────────────────────────────────────
 
 
 def versions() -> dict[str, object]:
@@ -250,32 +365,34 @@ def versions() -> dict[str, object]:
     return found
 
 
-def report(outcomes: Sequence[Outcome], out: Path, interpreted: bool) -> None:
-    """The table for people, and the JSON line: each figure as section.item.name."""
+def report(run: Run) -> None:
+    """The table for people, there and in a file, and the JSON line: each figure as section.item.name."""
     metrics: dict[str, float] = {}
     rows = []
-    for outcome in outcomes:
+    for outcome in run.outcomes:
         figures = {name: value for name, value in outcome.values.items() if isinstance(value, int | float)}
-        if not interpreted:
+        if not run.interpreted:
             metrics |= {f"{outcome.section}.{outcome.item}.{name}": value for name, value in figures.items()}
         told = ", ".join(
             f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
             for name, value in outcome.values.items()
+            if name != "trace"
         )
         rows.append([outcome.section, outcome.item, outcome.status, told])
     title = (
         "in Triton's interpreter: shows that the program runs, no figure means anything"
-        if interpreted
+        if run.interpreted
         else "on the GPU"
     )
     table(title, ["section", "item", "status", "figures"], rows)
+    (run.out / "table.txt").write_text("\n".join(" | ".join(map(str, row)) for row in rows) + "\n")
     for status in ("failed", "crashed", "skipped"):
-        missed = sum(outcome.status == status for outcome in outcomes)
+        missed = sum(outcome.status == status for outcome in run.outcomes)
         metrics[f"items_{status}"] = missed
         if missed:
             print(f"{missed} items {status}")
-    print(f"all of it: {out}")
-    finish("gpu", metrics, None, {**versions(), "interpreted": interpreted})
+    print(f"all of it: {run.out}")
+    finish("gpu", metrics, None, {**versions(), "interpreted": run.interpreted})
 
 
 if __name__ == "__main__":

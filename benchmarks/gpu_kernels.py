@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.gpu_place import Item, Place
-from tokenmux.kernels import floors
+from tokenmux.kernels import floors, warm
+from tokenmux.kernels.block_copy import launch as block_copy
 from tokenmux.kernels.kv_append import launch as append
 from tokenmux.kernels.kv_append import reference as append_reference
 from tokenmux.kernels.kv_move import launch as move
@@ -372,6 +373,7 @@ def timings(place: Place) -> list[Item]:
             Item(f"kv_append.{heads.name}.{n}", partial(time_append, place, heads, dtype, n, bandwidth))
             for n in ((3,) if place.interpreted else (64, 512))
         ]
+        items.append(Item(f"kv_page.{heads.name}", partial(time_paging, place, heads, dtype)))
     blocks = 2 if place.interpreted else 64
     for what in ("kv_pack", "kv_unpack", "kv_move"):
         for heads in shapes[:1]:
@@ -384,7 +386,7 @@ def timings(place: Place) -> list[Item]:
     return items
 
 
-def against_floor(floor: int, taken: Mapping[str, float], bandwidth: Callable[[], float]) -> dict[str, float]:
+def against_floor(floor: int, taken: Mapping[str, Any], bandwidth: Callable[[], float]) -> dict[str, Any]:
     """The share of the copy bandwidth that a kernel reaches: its byte floor over its time, over the bandwidth."""
     rate = floor / taken["s"]
     return {**taken, "floor_bytes": floor, "gb_per_s": rate / 1e9, "share_of_copy": rate / bandwidth()}
@@ -495,6 +497,26 @@ def time_copies(
     return result
 
 
+def time_paging(place: Place, heads: Heads, dtype: torch.dtype) -> Mapping[str, Any]:
+    """GB/s over the bus of the kernel that pages, by its number of programs, in both directions; the engines' are in `copies`."""
+    layout = heads.layout(layers=2 if place.interpreted else 32)
+    n = 2 if place.interpreted else 128
+    size = layout.block_elements * dtype.itemsize
+    device = torch.zeros(n * size, dtype=torch.uint8, device=place.device)
+    host = torch.zeros(n * size, dtype=torch.uint8, pin_memory=not place.interpreted)
+    here, there = (torch.randperm(n).to(place.device) * size for _ in range(2))
+    found: dict[str, Any] = {"block_bytes": size}
+    for programs in (4, 8, 16, 32, None):
+        for way, target, source in (("in", device, host), ("out", host, device)):
+            taken = place.seconds(
+                lambda target=target, source=source, programs=programs: block_copy.launch(
+                    source, target, size, n, source_offsets=here, target_offsets=there, programs=programs
+                )
+            )
+            found[f"{way}_{programs or 'all'}_gb_per_s"] = n * size / taken["s"] / 1e9
+    return found
+
+
 def time_sample(
     place: Place,
     dtype: torch.dtype,
@@ -510,3 +532,26 @@ def time_sample(
     workspace = sampler.Workspace.allocate(n, vocabulary, 0, place.sample_tile, place.device)
     taken = place.seconds(lambda: sampler.sample(logits, sampling, out, workspace, tile=place.sample_tile))
     return against_floor(floors.sample(n, vocabulary, dtype.itemsize), taken, bandwidth)
+
+
+# ── compiled ahead ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def prepare(capability: int) -> str:
+    """Compile the kernels of all sections into Triton's cache. Needs no device; says in a line what came of it."""
+    shapes = []
+    for dtype in (torch.bfloat16, torch.float16):
+        for heads in (SMOLLM2, LLAMA_8B, QWEN_7B, GEMMA_9B, Heads("llama-3.2-1b", 32, 8, 64)):
+            for vocabulary in (128_256, 49_152, 32_000):
+                for extra in ({}, {"softcap": True, "sinks": dtype}):
+                    group = heads.query // heads.kv
+                    shapes.append(warm.ModelShape(dtype, heads.dim, 16, group, vocabulary, dtype, **extra))
+    began = time.perf_counter()
+    distinct = {
+        (form.kernel, *form.kinds.items(), *form.constants.items()): form
+        for shape in shapes
+        for form in warm.forms(capability, shape).values()
+    }
+    for form in distinct.values():
+        form.compile(capability)
+    return f"{len(distinct)} kernels for sm_{capability} in {time.perf_counter() - began:.0f} s"

@@ -355,7 +355,7 @@ def decode(place: Place) -> list[Item]:
             run = partial(time_decode, place, partial(loaded, name), batch, context, n_steps)
             items.append(Item(f"{name}.{batch}x{context}", run))
         items.append(Item(f"{name}.prefill", partial(time_prefill, place, partial(loaded, name))))
-    return [*items, Item("graphs", lambda: {"summary": "not built: steps are launched kernel by kernel"})]
+    return items
 
 
 @torch.inference_mode()

@@ -10,11 +10,24 @@ from benchmarks.gpu_place import Item, Place
 def items(place: Place) -> list[Item]:
     assert place.interpreted
     return [
-        Item("fine", lambda: {"value": 1.5}),
+        Item("fine", fine),
         Item("wrong", lambda: {"value": 1 / 0}),
         Item("deadly", lambda: os._exit(7)),
         Item("after", lambda: {"summary": "reached"}),
     ]
+
+
+def fine() -> Mapping[str, float]:
+    print("what it said")
+    return {"value": 1.5}
+
+
+def breaking(_: Place) -> list[Item]:
+    def breaks() -> Mapping[str, float]:
+        Place.works = lambda _: False  # type: ignore[method-assign]
+        raise RuntimeError(f"{os.getpid()}")
+
+    return [Item("breaks", breaks), Item("after", lambda: {"process": f"RuntimeError: {os.getpid()}"})]
 
 
 def endless(_: Place) -> list[Item]:
