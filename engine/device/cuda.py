@@ -39,7 +39,16 @@ from tokenmux.engine.core.facts import DeviceFacts, Image, ImageId
 from tokenmux.engine.core.plan import Activate, Channel, Compact, Fetch, PageIn, PageOut, Step
 from tokenmux.engine.core.request import RequestId
 from tokenmux.engine.device.channel import ChannelThread
-from tokenmux.engine.device.chunks import CHUNK_BYTES, CHUNKS_IN_FLIGHT, Copies, Copy, Landing, Slot, Work
+from tokenmux.engine.device.chunks import (
+    CHUNK_BYTES,
+    CHUNKS_IN_FLIGHT,
+    LOCKED_CHUNK_BYTES,
+    Copies,
+    Copy,
+    Landing,
+    Slot,
+    Work,
+)
 from tokenmux.engine.device.gpu import STREAMS, Gpu, GpuEvent
 from tokenmux.engine.device.interface import Host, Post, StepJob
 from tokenmux.engine.device.memory import Memory
@@ -128,12 +137,14 @@ class CudaDevice:
         host: Host,
         gpu: Gpu,
         chunk_bytes: int = CHUNK_BYTES,
+        locked_chunk_bytes: int = LOCKED_CHUNK_BYTES,
         copy_overhead_s: float = COPY_OVERHEAD_S,
         kv_dtype: KvDtype | None = None,
     ) -> None:
         """With `kv_dtype`, which says what a request's KV is computed in, paged-out KV is int8, which is not exact."""
         self._gpu = gpu
         self._chunk_bytes = chunk_bytes
+        self._locked_chunk_bytes = locked_chunk_bytes
         self.arena = gpu.allocate(facts.arena_bytes)
         self._aside = gpu.allocate(chunk_bytes)
         self._host_kv = _HostMemory(gpu, Memory(facts.host_kv_bytes, touch=True))
@@ -363,7 +374,8 @@ class CudaDevice:
 
         for piece in pieces:
             self._come_after(piece)
-            for chunk in piece.work.chunks(self._chunk_bytes):
+            size = self._chunk_bytes if piece.work.staged else self._locked_chunk_bytes
+            for chunk in piece.work.chunks(size):
                 if len(in_flight) == CHUNKS_IN_FLIGHT:
                     land()
                 if self._closing.is_set():

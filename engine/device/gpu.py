@@ -65,8 +65,11 @@ class Gpu(Protocol):
         """Undo `lock`. No copy may be under way."""
         ...
 
-    def copy(self, channel: Channel, target: torch.Tensor, source: torch.Tensor) -> None:
-        """Give the stream a copy between `uint8` tensors of equal size that do not overlap; host memory is page-locked."""
+    def copy(self, channel: Channel, *copies: tuple[torch.Tensor, torch.Tensor]) -> None:
+        """Give the stream copies, one after the other: target and source of each.
+
+        They are `uint8` tensors of equal size that do not overlap; host memory is page-locked.
+        """
         ...
 
     def copy_blocks(
@@ -186,9 +189,10 @@ class TorchGpu:
         if status:
             raise RuntimeError(f"cudaHostUnregister failed with CUDA error {status}")
 
-    def copy(self, channel: Channel, target: torch.Tensor, source: torch.Tensor) -> None:
+    def copy(self, channel: Channel, *copies: tuple[torch.Tensor, torch.Tensor]) -> None:
         with self.running(channel):
-            target.copy_(source, non_blocking=True)
+            for target, source in copies:
+                target.copy_(source, non_blocking=True)
 
     def copy_blocks(
         self,

@@ -140,11 +140,14 @@ class Pager:
             on_device = torch.tensor([blocks.block_index(transfer.device) for transfer in transfers])
             on_host = torch.tensor([host_blocks.block_index(transfer.host) for transfer in transfers])
             return Blocks(arena, self.host, on_device, on_host, size, self.staged, int8)
-        copies = []
-        for span in spans:
-            there = arena[span.device : span.device + span.n_bytes]
-            here = self.host[span.host : span.host + span.n_bytes]
-            copies.append(Copy(there, here) if channel is Channel.COPY_IN else Copy(here, there))
+        on_both = [
+            (arena[device : device + n_bytes], self.host[host : host + n_bytes])
+            for device, host, n_bytes in spans
+        ]
+        if channel is Channel.COPY_IN:
+            copies = [Copy(there, here) for there, here in on_both]
+        else:
+            copies = [Copy(here, there) for there, here in on_both]
         return Copies(tuple(copies), self.staged)
 
     def _by_kernel(self, channel: Channel, size: int, spans: Sequence[PagingSpan]) -> bool:

@@ -1,23 +1,24 @@
 """Whether to page blocks with a kernel or with the copy engines, by the size of a copy.
 
-A copy engine moves one block per copy, or a run of neighbours. Each copy costs it a fixed time on top of its bytes
-(fetching the descriptor, starting the transfer), in a batched submission as well, and reaches
+A copy engine moves one block per copy, or a run of neighbours. Each copy costs a fixed time on top of its bytes: Python
+submits it (slices, `copy_`, the driver's call), then the engine fetches its descriptor. So it reaches
 
     share = transfer / (transfer + overhead)        transfer = bytes of a copy / bus bytes per second
 
 of the bus. The kernel has no such overhead: one launch reads all the blocks, scattered or not, and stores 16 bytes a
-thread straight to pinned memory. But it takes SMs from the step that runs at the same time, which a copy engine does
-not. So the copy engines are right as soon as they are nearly as fast. A block of a 7B model with 32 layers and 8 KV
-heads of 128 at 16 tokens is 2 MiB, 40 us at 50 GB/s: the engines. A block of a 135M model with 30 layers and 3 KV
-heads of 64 is 0.35 MiB at 16 tokens, 7 us: at 1 us a copy, the engines still reach 88%. At 64 KiB they reach half.
+thread straight to pinned memory. But its programs take places on SMs from the step that runs at the same time, few as
+they are, which a copy engine does not. So the copy engines are right as soon as they are nearly as fast. A block of a 7B
+model with 32 layers and 8 KV heads of 128 at 16 tokens is 2 MiB, 42 us at 50 GB/s: the engines, at 81%. A block of a 135M
+model with 30 layers and 3 KV heads of 64 is 0.35 MiB at 16 tokens, 7 us: they would reach 42%, and the kernel takes it.
 """
 
 from __future__ import annotations
 
 import enum
 
-COPY_OVERHEAD_S = 1e-6
-"""Fixed time a copy in a batched submission. An assumption until a device has been measured: hand in your own."""
+COPY_OVERHEAD_S = 10e-6
+"""Fixed time of a copy. 6 us of it are Python's and were measured without a GPU (slices 4, `copy_` 2), the driver's call and the
+descriptor are assumed until a device has been measured: hand in your own."""
 
 ENOUGH = 0.8
 """Share of the bus at which leaving the SMs alone is worth more than the rest of the bandwidth."""

@@ -280,6 +280,7 @@ def cuda_over(gpu: Gpu, bench: Bench, paging: Paging = ENGINES, chunk_bytes: int
         bench.host,
         gpu,
         chunk_bytes=chunk_bytes,
+        locked_chunk_bytes=chunk_bytes,
         copy_overhead_s=paging.copy_overhead_s,
         kv_dtype=paging.kv_dtype,
     )

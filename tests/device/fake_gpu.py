@@ -57,6 +57,8 @@ class FakeGpu:
     """Bytes by address: of device memory, and of page-locked memory."""
     locked: dict[int, int] = field(default_factory=dict)
     n_copies: int = 0
+    n_submissions: int = 0
+    """Calls that gave copies."""
     n_launches: int = 0
     """Of the copies, those of blocks by a kernel."""
     broken: bool = False
@@ -110,7 +112,12 @@ class FakeGpu:
         self._check()
         del self.locked[memory.address]
 
-    def copy(self, channel: Channel, target: torch.Tensor, source: torch.Tensor) -> None:
+    def copy(self, channel: Channel, *copies: tuple[torch.Tensor, torch.Tensor]) -> None:
+        self.n_submissions += 1
+        for target, source in copies:
+            self._copy(channel, target, source)
+
+    def _copy(self, channel: Channel, target: torch.Tensor, source: torch.Tensor) -> None:
         start, end = target.data_ptr(), target.data_ptr() + target.numel()
         assert source.numel() == target.numel()
         assert end <= source.data_ptr() or source.data_ptr() + source.numel() <= start, "the sides overlap"

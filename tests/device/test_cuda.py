@@ -205,6 +205,7 @@ class Early:
             self,
             self.gpu,
             chunk_bytes=16 * KB,
+            locked_chunk_bytes=16 * KB,
             copy_overhead_s=self.paging.copy_overhead_s,
             kv_dtype=self.paging.kv_dtype,
         )

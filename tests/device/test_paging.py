@@ -107,11 +107,26 @@ class Paged:
 @pytest.mark.parametrize("channel", CHANNELS)
 def test_small_blocks_go_by_kernel_and_large_ones_by_copy_engine(channel: Channel) -> None:
     assert isinstance(Paged(16 * KB, 5).work(channel), Blocks)
-    assert isinstance(Paged(256 * KB, 5, chunk_bytes=512 * KB).work(channel), Copies)
+    assert isinstance(Paged(256 * KB, 5, chunk_bytes=512 * KB).work(channel), Blocks)
+    large = Paged(256 * KB, 5, chunk_bytes=512 * KB).work(channel, copy_overhead_s=1e-6)
+    assert isinstance(large, Copies)
+
+
+def test_small_copies_are_given_as_they_are_and_at_once() -> None:
+    """A slice of a tensor takes as long as submitting a copy, and Python's time is the steps' beside it."""
+    paged = Paged(2 * KB, 30)
+    work = paged.work(Channel.COPY_OUT, copy_overhead_s=0.0)
+    assert isinstance(work, Copies)
+    chunks = list(work.chunks(16 * KB))
+    assert [len(chunk.copies) for chunk in chunks] == [8, 8, 8, 6]
+    given = [copy for chunk in chunks for copy in chunk.copies]
+    assert all(copy is own for copy, own in zip(given, work.copies, strict=True))
+    paged.run(work, Channel.COPY_OUT)
+    assert paged.gpu.n_submissions == len(list(work.chunks(paged.chunk_bytes)))
 
 
 def test_small_blocks_that_are_neighbours_on_both_sides_are_large_copies() -> None:
-    work = Paged(16 * KB, 30, scattered=False).work(Channel.COPY_OUT)
+    work = Paged(16 * KB, 30, scattered=False).work(Channel.COPY_OUT, copy_overhead_s=2e-6)
     assert isinstance(work, Copies)
     assert len(work.copies) == 1
 

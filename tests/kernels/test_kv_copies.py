@@ -225,6 +225,6 @@ def test_misfits_are_refused(interpreter):
 
 def test_small_blocks_go_by_kernel_and_large_ones_by_copy_engine():
     assert page_method(2 * 2**20, 50e9) is PageMethod.COPY_ENGINE
-    assert page_method(368_640, 50e9) is PageMethod.COPY_ENGINE
+    assert page_method(368_640, 50e9) is PageMethod.KERNEL
     assert page_method(64 * 2**10, 50e9) is PageMethod.KERNEL
     assert page_method(64 * 2**10, 50e9, copy_overhead_s=1e-7) is PageMethod.COPY_ENGINE
