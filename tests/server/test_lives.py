@@ -334,7 +334,7 @@ async def test_a_front_that_stood_still_itself_does_not_blame_the_worker() -> No
         await time.pass_s(1.0)
         time.now_s += 3600.0  # stopped, or the machine slept
         await time.pass_s(1.0)
-        assert not hub.worker.killed
+        assert not hub.workers[0].killed
 
 
 async def test_a_stopping_server_says_how_far_each_stream_came() -> None:

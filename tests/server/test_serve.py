@@ -137,7 +137,9 @@ def real_server(folder: Path, more: str = "") -> Iterator[tuple[subprocess.Popen
     )
     command = [sys.executable, "-m", "tokenmux.engine.cli", "serve", "--config", str(folder / "pool.yaml")]
     with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+        )
     try:
         assert process.stdout is not None
         line = process.stdout.readline()

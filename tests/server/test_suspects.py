@@ -178,6 +178,20 @@ def test_the_deadly_are_found_and_nobody_else(
     assert world.n_deaths <= len(deadly) * (LIMIT + 4 + 2 * n.bit_length())
 
 
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_arrivals_without_end_do_not_hide_the_deadly(seed: int) -> None:
+    """There is always somebody new who may have been it, until arrivals wait."""
+    world = World(random.Random(seed), {0})
+    for subject in range(400):
+        world.arrive(subject)
+        world.turn()
+        if world.guilty:
+            break
+    assert world.guilty == [0]
+    assert world.n_deaths <= 12
+
+
 @settings(max_examples=100, deadline=None)
 @given(seed=st.integers(0, 2**32), n=st.integers(1, 20), n_kills=st.integers(1, 3))
 def test_kills_from_outside_cost_time_only(seed: int, n: int, n_kills: int) -> None:
