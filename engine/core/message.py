@@ -15,6 +15,9 @@ from typing import NamedTuple
 from tokenmux.engine.core.facts import ModelFacts, ModelId
 from tokenmux.engine.core.request import FinishReason, Request, RequestId
 
+GREEDY_BELOW = 1e-5
+"""A temperature below this is greedy, as in vLLM: logits divided by less may overflow, and a draw would take the likeliest anyway."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -24,6 +27,10 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature < GREEDY_BELOW
 
 
 @dataclass(frozen=True, slots=True)

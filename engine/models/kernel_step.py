@@ -350,7 +350,7 @@ def draw_rows(logits: torch.Tensor, draws: Sequence[Draw], tiles: StepTiles, sta
     taken = [draw.sampling for draw in draws]
     sampling = staging.upload(
         {
-            "temperature": np.array([max(s.temperature, 0.0) for s in taken], np.float32),
+            "temperature": np.array([0.0 if s.is_greedy else s.temperature for s in taken], np.float32),
             "top_k": np.array([s.top_k if 0 < s.top_k < vocabulary else vocabulary for s in taken], np.int32),
             "top_p": np.array([s.top_p for s in taken], np.float32),
             "min_p": np.zeros(n, np.float32),

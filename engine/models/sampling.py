@@ -30,19 +30,23 @@ def draw_rows(logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
     """A token for each of the first rows of `logits` `[row, vocabulary]`."""
     tokens: list[int] = likeliest(logits[: len(draws)]).tolist()
     for row, wanted in enumerate(draws):
-        if wanted.sampling.temperature > 0.0 or wanted.forbidden:
+        if wanted.forbidden or not wanted.sampling.is_greedy:
             tokens[row] = draw(logits[row], wanted.sampling, wanted.position, wanted.forbidden)
     return tokens
 
 
 def draw(logits: torch.Tensor, sampling: Sampling, position: int, forbidden: Collection[int] = ()) -> int:
-    """The token at `position`, given the logits `[vocabulary]` there. `forbidden` tokens are never drawn."""
+    """The token at `position`, given the logits `[vocabulary]` there. `forbidden` tokens are never drawn.
+
+    The largest logit is taken away before the division, so that no temperature makes a score overflow.
+    """
     if forbidden:
         logits = logits.clone()
         logits[list(forbidden)] = -torch.inf
-    if sampling.temperature <= 0.0:
-        return int(likeliest(logits))
-    scores = logits.float() / sampling.temperature
+    first = int(likeliest(logits))
+    if sampling.is_greedy or not torch.isfinite(logits[first]):
+        return first
+    scores = (logits.float() - logits[first].float()) / sampling.temperature
     if 0 < sampling.top_k < scores.numel():
         threshold = torch.topk(scores, sampling.top_k).values[-1]
         scores = scores.masked_fill(scores < threshold, -torch.inf)

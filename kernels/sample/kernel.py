@@ -15,7 +15,10 @@ float32; the row stays in the L2 cache. Rows that use neither make no pass.
 import triton
 import triton.language as tl
 
+from tokenmux.kernels.sample.parameters import GREEDY_BELOW
 from tokenmux.kernels.sample.philox import log_exponentials
+
+HEAT_FROM = tl.constexpr(GREEDY_BELOW)
 
 UNALIGNED = (
     "tokens", "counts", "lengths", "repetition", "frequency", "presence",
@@ -156,7 +159,7 @@ def threshold(
     peak = tl.max(tl.load(tile_peak + row * tiles + tile, mask=tile < tiles, other=float("-inf")), axis=0)
 
     found = tl.zeros([], tl.uint32)
-    if heat > 0:
+    if heat >= HEAT_FROM:
         if k < vocabulary:
             found = largest_key(
                 row_logits, k.to(tl.float32), peak, heat, vocabulary, TILE, KEY_BITS, False
@@ -189,7 +192,7 @@ def draw(
         logits + row * sixteenfold(row_stride, ALIGNED), place, sixteenfold(vocabulary, ALIGNED)
     )  # fmt: skip
     heat = tl.load(temperature + row)
-    if heat > 0:
+    if heat >= HEAT_FROM:
         noise = log_exponentials(tile * TILE, tl.load(seed + row), tl.load(position + row), TILE)
         kept = order_key(x) >= tl.load(thresholds + row).to(tl.uint32)
         x = tl.where(kept, x / heat - noise, float("-inf"))

@@ -29,11 +29,15 @@ class Penalties:
     presence: torch.Tensor
 
 
+GREEDY_BELOW = 1e-5
+"""A temperature below this takes the largest logit: what is divided by less may overflow float32."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """Each a tensor `[row]`. Off is the value that changes nothing, not a special one.
 
-    `temperature` float32: 0 takes the largest logit. `top_k` int32: off at the vocabulary size. `top_p` float32:
+    `temperature` float32: below `GREEDY_BELOW` takes the largest logit. `top_k` int32: off at the vocabulary size. `top_p` float32:
     off at 1. `min_p` float32: off at 0. `seed` and `position` int64: a draw depends on these two and on the logits.
     """
 

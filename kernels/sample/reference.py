@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import torch
 
-from tokenmux.kernels.sample.parameters import Penalties, Sampled, Sampling
+from tokenmux.kernels.sample.parameters import GREEDY_BELOW, Penalties, Sampled, Sampling
 
 _MASK = 0xFFFFFFFF
 _ROUNDS = 10
@@ -102,7 +102,7 @@ def _multiply(x: torch.Tensor, factor: int) -> tuple[torch.Tensor, torch.Tensor]
 
 def _draw(scores: torch.Tensor, sampling: Sampling, row: int) -> torch.Tensor:
     temperature = float(sampling.temperature[row])
-    if temperature == 0:
+    if temperature < GREEDY_BELOW:
         return torch.argmax(scores)
     top_k, top_p, min_p = int(sampling.top_k[row]), float(sampling.top_p[row]), float(sampling.min_p[row])
     race = exponentials(int(sampling.seed[row]), int(sampling.position[row]), len(scores))

@@ -55,7 +55,7 @@ def rows_of(*rows):
 
 
 parameters = st.tuples(
-    st.sampled_from([0.0, 0.3, 1.0, 2.5]),
+    st.sampled_from([0.0, 1e-38, 9e-6, 0.3, 1.0, 2.5]),
     st.sampled_from([1, 2, 7, 40, 100_000]),
     st.sampled_from([0.05, 0.5, 0.9, 1.0]),
     st.sampled_from([0.0, 0.01, 0.4]),

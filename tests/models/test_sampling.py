@@ -4,11 +4,12 @@ from collections import Counter
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tokenmux.engine.core.message import Sampling
-from tokenmux.engine.models.sampling import draw, likeliest, uniform
+from tokenmux.engine.core.message import GREEDY_BELOW, Sampling
+from tokenmux.engine.models.sampling import Draw, draw, draw_rows, likeliest, uniform
+from tokenmux.kernels.sample import parameters
 
 N_WORDS = 3000
 LOGITS = torch.randn(N_WORDS, generator=torch.Generator().manual_seed(0)).bfloat16()
@@ -72,3 +73,54 @@ def test_forbidden_tokens_are_never_drawn() -> None:
     drawn = {draw(logits, Sampling(1.0, seed=2), position, {0}) for position in range(100)}
     assert drawn == {1, 2}
     assert logits[0] == 9.0
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-45, 1e-38, 3e-37, 1e-6, 9.9e-6])
+def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
+    """Logits divided by 1e-38 overflowed, and the last token of the vocabulary was drawn for ever."""
+    sampling = Sampling(temperature, seed=1)
+    assert {draw(LOGITS, sampling, position) for position in range(5)} == {int(likeliest(LOGITS))}
+    assert draw_rows(LOGITS[None], [Draw(sampling, 0)]) == [int(likeliest(LOGITS))]
+    assert draw_rows(LOGITS[None], [Draw(sampling, 0, {int(likeliest(LOGITS))})]) != [int(likeliest(LOGITS))]
+
+
+FLOAT32 = st.floats(width=32, allow_nan=False)
+
+
+@given(
+    st.lists(FLOAT32, min_size=1, max_size=40),
+    st.floats(0, 10) | st.sampled_from([5e-324, 1e-38, 1e-5, 1.0001e-5, 1e-4, 10.0]),
+    st.integers(0, 2**31 - 1),
+    st.floats(0, 1, exclude_min=True) | st.sampled_from([5e-324, 1e-45, 1e-7, 1 - 1e-9]),
+    st.integers(0, 2**64 - 1),
+    st.integers(0, 2**40),
+    st.sets(st.integers(0, 39)),
+)
+@example([3.4e38, -3.4e38, 3.4e38], 1e-5, 0, 1.0, 0, 0, set())
+@example([float("inf"), 1.0], 1.0, 0, 0.5, 0, 0, set())
+@example([float("-inf"), float("-inf")], 1.0, 1, 0.5, 0, 0, set())
+def test_whatever_is_asked_a_token_is_drawn_that_may_be_drawn(
+    values: list[float],
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int,
+    position: int,
+    forbidden: set[int],
+) -> None:
+    logits = torch.tensor(values)
+    banned = {token for token in forbidden if token < len(values)}
+    open_to_all = [value for token, value in enumerate(values) if token not in banned]
+    token = draw(logits, Sampling(temperature, top_k, top_p, seed), position, banned)
+    assert 0 <= token < len(values)
+    if open_to_all and max(open_to_all) > float("-inf"):
+        assert token not in banned
+        assert values[token] > float("-inf")
+        if temperature < GREEDY_BELOW:
+            assert values[token] == max(open_to_all)
+        if 0 < top_k:
+            assert sum(value > values[token] for value in open_to_all) < top_k
+
+
+def test_the_kernels_have_the_same_bound() -> None:
+    assert parameters.GREEDY_BELOW == GREEDY_BELOW
