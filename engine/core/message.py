@@ -172,7 +172,7 @@ class RequestPhase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class RequestState:
-    """A change of a request's phase: queued with its position among the waiting, loading with the share done."""
+    """A change of a request's phase: queued with the number of requests before it, loading with the share done."""
 
     request: RequestId
     phase: RequestPhase
@@ -207,6 +207,10 @@ class ModelStatus(NamedTuple):
     n_tokens_on_time: int
     n_prompt_tokens: int
     compute_s: float
+    load_error: str = ""
+    """Why its weights could not be brought from disk the last time."""
+    unload_asked: bool = False
+    """An operator wants it off the device, which it has not left yet."""
 
 
 @dataclass(frozen=True, slots=True)

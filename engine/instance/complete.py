@@ -166,6 +166,7 @@ def _page(state: LiveState, started: Started, ok: bool) -> None:
 
 def _fetch(state: LiveState, model: ModelState, fetch_s: float, error: str) -> None:
     """A fetch, which should take so long, came to its end: those who waited for one that failed are told."""
+    model.load_error = error
     model.fetch_pause_s = max(fetch_s, 2 * model.fetch_pause_s) if error else 0.0
     model.fetch_after_s = state.now_s + model.fetch_pause_s
     for request in list(model.requests()) if error else ():

@@ -71,6 +71,7 @@ class Instance:
         self.resident_models = state.resident_models
         self.asked_models = state.asked_models
         self.requests = state.requests
+        self.queue = state.queue
         self.decision_observers = [on_decision] if on_decision else []
         self.completion_observers: list[Callable[[Started, StepDone | CopyDone], None]] = []
         self._in_flight = state.in_flight

@@ -15,6 +15,7 @@ from tokenmux.engine.core.message import RequestState as PhaseMessage
 from tokenmux.engine.core.plan import Channel, Chunk
 from tokenmux.engine.core.request import RequestId, ServiceLevel
 from tokenmux.engine.instance.metrics import Metrics, RequestRecord, SwapReason
+from tokenmux.engine.instance.queue import Queue
 from tokenmux.engine.instance.shares import Shares
 from tokenmux.engine.instance.started import Started
 from tokenmux.engine.instance.state import ModelState, RequestState
@@ -44,6 +45,7 @@ class LiveState:
         self.resident_models: dict[ModelId, ModelState] = {}
         self.asked_models: dict[ModelId, None] = {}
         self.requests: dict[RequestId, RequestState] = {}
+        self.queue = Queue()
         self.in_flight: dict[Channel, Started] = {}
         self.n_started = 0
         """Operations begun so far: the id of the next."""
@@ -96,10 +98,13 @@ class LiveState:
         if request.to_end is None:
             request.model.file(request)
 
-    def tell(self, request: RequestState, phase: RequestPhase, position: int = 0) -> None:
+    def tell(self, request: RequestState, phase: RequestPhase) -> None:
         """Note the request's phase for its client, if it is a new one."""
         if request.told_phase is not phase:
             request.told_phase = phase
+            if phase is RequestPhase.RUNNING:
+                self.queue.leave(request)
+            position = request.told_position if phase is RequestPhase.QUEUED else 0
             self.phases.append(PhaseMessage(request.id, phase, position))
 
     def pop(self, channel: Channel, operation: int) -> Started:

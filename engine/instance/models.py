@@ -16,6 +16,7 @@ def want(state: LiveState, model: ModelState, wanted: bool | None, pinned: bool 
     """Note that an operator wants it on the device or off, pinned or not; None: that is as it was."""
     model.pinned = model.pinned if pinned is None else pinned
     model.fetch_after_s = -inf
+    model.load_error = ""
     if wanted is not None:
         here = model.stage is Residency.RESIDENT
         is_so = wanted is here and model.stage is not Residency.LOADING

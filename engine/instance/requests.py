@@ -20,8 +20,8 @@ def arrive(state: LiveState, arrived: Arrived) -> None:
     state.requests[request.id] = live
     model.file(live)
     state.live_models[request.model] = model
-    n_waiting = sum(len(m.waiting) for m in state.live_models.values())
-    state.tell(live, RequestPhase.QUEUED, position=n_waiting)
+    state.queue.join(live)
+    state.tell(live, RequestPhase.QUEUED)
 
 
 def pause(state: LiveState, request_id: RequestId, at_s: float) -> None:
@@ -50,6 +50,7 @@ def end(state: LiveState, request: RequestState, reason: FinishReason | None, de
     """The request is over, or goes on elsewhere (no reason). It leaves as soon as nothing in flight touches it; call again then."""
     if request.to_end is None:
         request.model.unfile(request)
+        state.queue.leave(request)
     if request.to_end is None or request.to_end[0] is None:
         request.to_end = (reason, detail)
     if request.in_step or request.in_copy:

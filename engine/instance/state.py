@@ -52,6 +52,7 @@ class RequestState:
         "tenant",
         "to_end",
         "told_phase",
+        "told_position",
     )
 
     def __init__(
@@ -82,6 +83,8 @@ class RequestState:
         self.n_on_time = arrived.n_on_time
         self.artifact = ArtifactAllowance(*(arrived.artifact or (request.service.ttft_s,)))
         self.told_phase: RequestPhase | None = None
+        self.told_position = 0
+        """How many requests are before it, while it has not run (`engine.instance.queue`)."""
 
     @property
     def id(self) -> RequestId:
@@ -143,6 +146,7 @@ class ModelState:
         "fetch_pause_s",
         "is_moving",
         "last_used_s",
+        "load_error",
         "paused",
         "pinned",
         "shares",
@@ -167,6 +171,8 @@ class ModelState:
         """A fetch failed: it is not tried again before, unless a request waits or an operator asks anew."""
         self.fetch_pause_s = 0.0
         """From the last failure to then; twice as long after the next."""
+        self.load_error = ""
+        """Why it could not be brought from disk the last time; empty: that did not fail, or an operator has asked anew."""
         self.stepped_since_load = False
         self.waiting: dict[RequestId, RequestState] = {}
         self.decoding: dict[RequestId, RequestState] = {}

@@ -57,6 +57,7 @@ from tokenmux.engine.device.interface import Completion, Device
 from tokenmux.engine.instance.instance import Instance
 from tokenmux.engine.instance.started import Started
 from tokenmux.engine.runtime.contents import Content
+from tokenmux.engine.runtime.positions import QueuePositions
 from tokenmux.engine.runtime.stalls import Stalls
 from tokenmux.engine.runtime.status import StatusReporter
 from tokenmux.engine.runtime.telemetry import Telemetry
@@ -104,7 +105,10 @@ class Engine:
         self._status = StatusReporter(instance, clock)
         self._telemetry = Telemetry(instance, clock)
         self._stalls = Stalls(instance.cost)
+        self._positions = QueuePositions(instance, clock)
         self._out: list[FromWorker] = []
+        self._answers: list[Acknowledged] = []
+        """To commands that change what a status shows: they follow one that shows it."""
         self._loading: dict[int, Started] = {}
         self._changed = False
         """Whether anything happened since the policy was last asked. Drawn tokens do not count: their step goes on."""
@@ -116,8 +120,8 @@ class Engine:
     @property
     def status_due_s(self) -> float | None:
         """When a status or a report that was held back should be sent; None if there is none."""
-        held_back = [due_s for due_s in (self._status.due_s, self._telemetry.due_s) if due_s is not None]
-        return min(held_back, default=None)
+        all_due_s = (self._status.due_s, self._telemetry.due_s, self._positions.due_s)
+        return min((due_s for due_s in all_due_s if due_s is not None), default=None)
 
     # ── what comes in ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -140,8 +144,10 @@ class Engine:
                 self.stopped = True
             case Resize(arena_bytes):
                 self._ask_resize(arena_bytes, now_s)
-            case Register() | Unregister() | Load() | Unload() | Pin():
+            case Register() | Unregister():
                 self._out.append(self._administer(message, now_s))
+            case Load() | Unload() | Pin():
+                self._answers.append(self._administer(message, now_s))
 
     def drawn(self, at_s: float, tokens: tuple[tuple[RequestId, int], ...]) -> None:
         """One iteration of the step in flight drew these tokens."""
@@ -203,7 +209,12 @@ class Engine:
             del self._contents[record.request.id]
             self._telemetry.ended(record)
             self._out.append(Finished(record.request.id, record.reason, record.end_s, detail))
-        self._out.extend(report for report in (self._telemetry.report(), self._status.report()) if report)
+        self._out.extend(self._positions.report())
+        status = self._status.report(at_once=bool(self._answers))
+        self._out.extend(report for report in (self._telemetry.report(), status) if report)
+        if self._answers:
+            self._out.extend(self._answers)
+            self._answers.clear()
         if self._out:
             out, self._out = self._out, []
             self._emit(out)
@@ -238,7 +249,7 @@ class Engine:
             answer = Acknowledged(None, str(error), type(error).__name__)
             arena_bytes = self.instance.device.arena_bytes
         self.instance.apply(Resized(self._clock.now_s(), arena_bytes))
-        self._out.append(answer)
+        self._answers.append(answer)
         self._changed = True
 
     def _submit(self, submit: Submit, now_s: float) -> None:

@@ -19,10 +19,10 @@ class StatusReporter:
         self._last_s = float("-inf")
         self.due_s: float | None = None
 
-    def report(self) -> WorkerStatus | None:
-        """A snapshot, or None if one was sent a moment ago: then `due_s` says when to ask again."""
+    def report(self, *, at_once: bool = False) -> WorkerStatus | None:
+        """A snapshot, or None if one was sent a moment ago and it need not be `at_once`: then `due_s` says when to ask again."""
         now_s = self._clock.now_s()
-        if now_s < self._last_s + MIN_INTERVAL_S:
+        if now_s < self._last_s + MIN_INTERVAL_S and not at_once:
             self.due_s = self._last_s + MIN_INTERVAL_S
             return None
         self._last_s, self.due_s = now_s, None
@@ -52,10 +52,15 @@ class StatusReporter:
             models=tuple(self._model(model, step) for model in instance.models.values()),
         )
 
+    def _n_stepping(self, step: Step) -> int:
+        """Requests of the step in flight that want its tokens: not those that were cancelled or paused since it began."""
+        requests = (self._instance.requests[chunk.request] for chunk in step.chunks)
+        return sum(request.to_end is None and not request.is_paused for request in requests)
+
     def _model(self, model: ModelState, step: Operation | None) -> ModelStatus:
         counters = self._instance.metrics.of(model.facts.id)
         service = counters.service
-        n_running = len(step.chunks) if isinstance(step, Step) and step.model == model.facts.id else 0
+        n_running = self._n_stepping(step) if isinstance(step, Step) and step.model == model.facts.id else 0
         return ModelStatus(
             model=model.facts.id,
             residency=model.residency,
@@ -71,4 +76,6 @@ class StatusReporter:
             n_tokens_on_time=service.n_tokens_on_time,
             n_prompt_tokens=service.n_prompt_tokens,
             compute_s=counters.compute_s,
+            load_error=model.load_error,
+            unload_asked=model.wanted is False,
         )

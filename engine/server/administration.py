@@ -10,11 +10,14 @@ from pathlib import Path
 
 from tokenmux.engine.core.errors import (
     AlreadyExists,
+    BadCheckpoint,
+    Ended,
     InUse,
     InvalidRequest,
     NotFound,
     TokenmuxError,
     Unavailable,
+    WorkerFailed,
 )
 from tokenmux.engine.core.facts import ModelFacts
 from tokenmux.engine.core.message import (
@@ -137,14 +140,28 @@ class Administration:
         await asyncio.to_thread(self._catalogue.remove, name)
 
     async def load(self, name: str, *, wait: bool = False) -> ModelView:
-        """Make a model resident; with `wait`, return only when it is. Raises NotServable when there is no room."""
+        """Make a model resident; with `wait`, return only when it is.
+
+        Raises DoesNotFit when there is no room beside what is pinned. While it waits: BadCheckpoint when the weights cannot be read, Ended when
+        another operator wants it off the device, NotFound when it is removed, WorkerFailed when the worker breaks.
+        """
         served = self._front.roster.accepting(name)
+        self._front.check_fit(served)
         await self._command(Load(served.facts.id))
-        version = self._front.changes.version
+        version, n_restarts = self._front.changes.version, self._front.n_restarts
         while wait:
-            view = self.model(name)
-            if view.status is not None and view.status.residency is Residency.RESIDENT:
+            served = self._front.roster.accepting(name)
+            status = self._view(served).status
+            if status is not None and status.residency is Residency.RESIDENT:
                 break
+            if not self._front.worker_running or self._front.n_restarts != n_restarts:
+                raise WorkerFailed(f"the worker broke before {name} was resident: load it again")
+            if status is not None and status.load_error:
+                raise BadCheckpoint(f"{name} could not be loaded: {status.load_error}")
+            if status is not None and status.unload_asked:
+                raise Ended(
+                    f"{name} was unloaded before it was resident: load it again if it is still wanted"
+                )
             version = await self._front.changes.after(version)
         return self._view(served)
 

@@ -3,6 +3,9 @@
 Nothing is judged here but what is too much to convert: `engine.server.admission` does.
 """
 
+import logging
+from collections.abc import Iterable
+
 from tokenmux.engine.core.errors import InvalidRequest
 from tokenmux.engine.core.facts import ModelFacts
 from tokenmux.engine.core.message import Durations, RequestState, Service, WorkerStatus
@@ -28,6 +31,8 @@ from tokenmux.engine.server.generation import (
 from tokenmux.engine.server.usage import Usage
 from tokenmux.engine.workload.trace import TraceRequest
 from tokenmux.v1 import inference_pb2, models_pb2, planning_pb2, pool_pb2
+
+logger = logging.getLogger(__name__)
 
 
 def ask_of(request: inference_pb2.GenerateRequest, tenant: str | None) -> Ask:
@@ -137,7 +142,20 @@ def finish_info(info: FinishInfo) -> inference_pb2.FinishInfo:
 
 
 def model(view: ModelView) -> models_pb2.Model:
-    """A model with what the worker last said of it."""
+    """A model with what the worker last said of it.
+
+    One with numbers that no message can hold is shown as refused: it must not take the status of all the others with it.
+    """
+    try:
+        return _whole_model(view)
+    except (ValueError, TypeError, OverflowError) as error:
+        logger.error("%s cannot be shown: %s; %r", view.facts.id, error, view)
+        return models_pb2.Model(
+            name=view.facts.id, refusal=view.refusal or f"its figures are impossible ({error}): remove it"
+        )
+
+
+def _whole_model(view: ModelView) -> models_pb2.Model:
     facts, status = view.facts, view.status
     message = models_pb2.Model(
         name=facts.id,
@@ -198,7 +216,18 @@ def tenants(usage: Usage) -> list[pool_pb2.Tenant]:
     return [pool_pb2.Tenant(name=name, service=service(own)) for name, own in sorted(usage.tenants.items())]
 
 
-def sizes(facts: ModelFacts) -> planning_pb2.ModelSizes:
+def sizes(models: Iterable[ModelFacts]) -> list[planning_pb2.ModelSizes]:
+    """Of all models whose sizes a message can hold."""
+    messages = []
+    for facts in models:
+        try:
+            messages.append(_sizes(facts))
+        except (ValueError, TypeError, OverflowError) as error:
+            logger.error("%s is left out of the catalogue's sizes: %s", facts.id, error)
+    return messages
+
+
+def _sizes(facts: ModelFacts) -> planning_pb2.ModelSizes:
     return planning_pb2.ModelSizes(
         name=facts.id,
         weight_bytes=facts.n_bytes,

@@ -404,6 +404,7 @@ def test_a_fetch_that_failed_is_tried_at_once_for_whoever_asks(asks: str) -> Non
     body.plan(Channel.FETCH, Plan(Fetch(A.id)))
     body.complete(Channel.FETCH, error="the file is gone")
     assert not body.instance.can_fetch(A.id)
+    assert body.instance.models[A.id].load_error == "the file is gone"
     if asks == "request":
         arrive(body, "r")
     else:
@@ -412,3 +413,4 @@ def test_a_fetch_that_failed_is_tried_at_once_for_whoever_asks(asks: str) -> Non
     body.plan(Channel.FETCH, Plan(Fetch(A.id)))
     body.complete(Channel.FETCH)
     assert body.instance.models[A.id].fetch_pause_s == 0.0
+    assert body.instance.models[A.id].load_error == ""

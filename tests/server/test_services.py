@@ -5,7 +5,9 @@ import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -29,6 +31,7 @@ from tests.server.harness import (
 )
 from tokenmux.engine.core.errors import ConfigError
 from tokenmux.engine.core.message import (
+    Broken,
     Cancel,
     Finished,
     Load,
@@ -45,7 +48,7 @@ from tokenmux.engine.core.request import FinishReason
 from tokenmux.engine.server.access import Access, Key, Scope
 from tokenmux.engine.server.app import Transport, running, until_signalled
 from tokenmux.engine.server.front import Limits
-from tokenmux.v1 import inference_pb2, inference_pb2_grpc, models_pb2, pool_pb2
+from tokenmux.v1 import inference_pb2, inference_pb2_grpc, models_pb2, planning_pb2, pool_pb2
 
 Code = grpc.StatusCode
 
@@ -409,6 +412,56 @@ async def test_load_can_wait_until_the_model_is_resident(served: Served) -> None
     assert not call.done()
     served.hub.post(worker_status("letters"))
     assert (await call).residency == models_pb2.RESIDENCY_RESIDENT
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        ({"load_error": "model.image: cut off"}, grpc.StatusCode.FAILED_PRECONDITION),
+        ({"unload_asked": True}, grpc.StatusCode.ABORTED),
+    ],
+)
+async def test_waiting_for_a_load_that_failed_ends(
+    served: Served, status: dict[str, Any], code: grpc.StatusCode
+) -> None:
+    waiting = asyncio.ensure_future(
+        served.models.Load(models_pb2.LoadModelRequest(name="letters", wait=True))
+    )
+    await served.hub.next(Load)
+    now = worker_status("letters", residency=Residency.DISK)
+    served.hub.post(now)
+    await asyncio.sleep(0)
+    served.hub.post(replace(now, models=(now.models[0]._replace(**status),)))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await asyncio.wait_for(waiting, PATIENCE_S)
+    assert caught.value.code() is code
+
+
+async def test_waiting_for_a_load_ends_with_the_worker(served: Served) -> None:
+    waiting = asyncio.ensure_future(
+        served.models.Load(models_pb2.LoadModelRequest(name="letters", wait=True))
+    )
+    await served.hub.next(Load)
+    served.hub.post(worker_status("letters", residency=Residency.DISK))
+    served.hub.post(Broken("killed"))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await asyncio.wait_for(waiting, PATIENCE_S)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize("figures", [{"max_context": -5}, {"max_context": 10**30}, {"n_parameters": 0.5}])
+async def test_one_odd_model_does_not_break_the_calls_about_all(figures: dict[str, Any]) -> None:
+    odd = FakeEntry(replace(facts("odd"), **figures))
+    async with serving(FakeEntry(facts("letters")), odd) as served:
+        listed = (await served.models.List(models_pb2.ListModelsRequest())).models
+        assert [model.name for model in listed] == ["letters", "odd"]
+        assert "its figures are impossible" in listed[1].refusal
+        assert [m.name for m in (await served.pool.Status(pool_pb2.StatusRequest())).models] == [
+            "letters",
+            "odd",
+        ]
+        sizes = (await served.planning.Catalogue(planning_pb2.CatalogueRequest())).models
+        assert [model.name for model in sizes] == ["letters"]
 
 
 async def test_status_tells_memory_channels_and_models(served: Served) -> None:
