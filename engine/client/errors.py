@@ -7,6 +7,9 @@ import grpc
 
 _RETRYABLE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED})
 
+_TOO_LARGE = "message larger than max"
+"""gRPC's own words for a message that no repetition will make smaller."""
+
 
 class CallFailed(Exception):
     """`code` is the gRPC status, `message` the server's words, which name the remedy."""
@@ -18,8 +21,9 @@ class CallFailed(Exception):
 
     @property
     def retryable(self) -> bool:
-        """Whether the same call may succeed later."""
-        return self.code in _RETRYABLE
+        """Whether the same call may succeed later although nobody changes anything."""
+        too_large = self.code is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in self.message
+        return self.code in _RETRYABLE and not too_large
 
 
 @contextmanager

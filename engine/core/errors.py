@@ -1,6 +1,6 @@
 """The error tree: every error that a user of tokenmux can meet, with the remedy in its message.
 
-    TokenmuxError
+    TokenmuxError             such as a disk that is full: mend it      (FAILED_PRECONDITION)
     ├── InvalidRequest        the caller must change the request        (gRPC INVALID_ARGUMENT)
     ├── NotFound              no such model, request or file            (NOT_FOUND)
     ├── AlreadyExists         a model of that name is registered        (ALREADY_EXISTS)
@@ -18,12 +18,18 @@
         ├── IllegalPlan       a policy asked for what the ledger forbids
         └── IntegrityError    an allocator's books do not balance
 
-Only the classes live here; the mapping to gRPC status codes is the server's.
+Only the classes live here; the mapping to gRPC status codes is the server's. Those that are `retryable` have codes that say "try again"
+(RESOURCE_EXHAUSTED, UNAVAILABLE), and no others do.
 """
+
+from typing import ClassVar
 
 
 class TokenmuxError(Exception):
     """Base of all errors raised on purpose. `str(error)` is fit to be shown to a user."""
+
+    retryable: ClassVar[bool] = False
+    """Whether the same call may succeed later although nobody changes anything."""
 
 
 class InvalidRequest(TokenmuxError):
@@ -40,6 +46,8 @@ class AlreadyExists(TokenmuxError):
 
 class Overloaded(TokenmuxError):
     """A queue or budget is full at this moment; the same request may succeed later."""
+
+    retryable = True
 
 
 class NotServable(TokenmuxError):
@@ -73,6 +81,8 @@ class Ended(TokenmuxError):
 class Unavailable(TokenmuxError):
     """The server does not answer requests at this moment; another one, or this one later, may."""
 
+    retryable = True
+
 
 class WorkerFailed(Unavailable):
     """A device, or the process that drives it, broke; its requests are handed back."""
@@ -88,3 +98,9 @@ class IllegalPlan(InternalError):
 
 class IntegrityError(InternalError):
     """An allocator found its own books out of balance."""
+
+
+def error_of(kind: str, otherwise: type[TokenmuxError]) -> type[TokenmuxError]:
+    """The class of that name, as it travels between processes; `otherwise` for a name that is none of ours."""
+    found = globals().get(kind)
+    return found if isinstance(found, type) and issubclass(found, TokenmuxError) else otherwise

@@ -152,12 +152,13 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The one end of a request. `detail` says why when the reason is FAILED."""
+    """The one end of a request. `detail` says why when the reason is FAILED; `kind` names the error's class in `engine.core.errors`."""
 
     request: RequestId
     reason: FinishReason
     at_s: float
     detail: str = ""
+    kind: str = ""
 
 
 class RequestPhase(Enum):

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from tokenmux.engine.core.clock import Clock
-from tokenmux.engine.core.errors import DoesNotFit, NotFound, NotServable, TokenmuxError
+from tokenmux.engine.core.errors import BadCheckpoint, DoesNotFit, NotFound, NotServable, TokenmuxError
 from tokenmux.engine.core.event import (
     SUPERSEDED,
     Arrived,
@@ -55,6 +55,7 @@ from tokenmux.engine.core.plan import Activate, AtOnce, Compact, Evict, Fetch, O
 from tokenmux.engine.core.request import FinishReason, RequestId
 from tokenmux.engine.device.interface import Completion, Device
 from tokenmux.engine.instance.instance import Instance
+from tokenmux.engine.instance.metrics import RequestRecord
 from tokenmux.engine.instance.started import Started
 from tokenmux.engine.runtime.contents import Content
 from tokenmux.engine.runtime.positions import QueuePositions
@@ -208,7 +209,8 @@ class Engine:
         for record, detail in self.instance.take_ended():
             del self._contents[record.request.id]
             self._telemetry.ended(record)
-            self._out.append(Finished(record.request.id, record.reason, record.end_s, detail))
+            kind = self._kind_of(record, detail)
+            self._out.append(Finished(record.request.id, record.reason, record.end_s, detail, kind))
         self._out.extend(self._positions.report())
         status = self._status.report(at_once=bool(self._answers))
         self._out.extend(report for report in (self._telemetry.report(), status) if report)
@@ -302,6 +304,11 @@ class Engine:
             logger.exception("%s cannot be registered", model_id)
             return Acknowledged(model_id, f"{model_id} cannot be registered: {error!r}", NotServable.__name__)
         return Acknowledged(model_id)
+
+    def _kind_of(self, record: RequestRecord, detail: str) -> str:
+        """The class of the error with which a request ended: weights that cannot be read stay so until somebody mends them."""
+        model = self.instance.models.get(record.request.model)
+        return BadCheckpoint.__name__ if detail and model is not None and detail == model.load_error else ""
 
     def _on_decision(self, _at_s: float, decided: Operation | AtOnce) -> None:
         if isinstance(decided, Evict):

@@ -78,7 +78,9 @@ class Administration:
 
     def models(self) -> list[ModelView]:
         """All of them, by name."""
-        return [self._view(served) for served in self._front.roster]
+        status = self._front.worker_status
+        told = {} if status is None else {model.model: model for model in status.models}
+        return [self._view_with(served, told.get(served.facts.id)) for served in self._front.roster]
 
     def model(self, name: str) -> ModelView:
         return self._view(self._front.roster.find(name))
@@ -206,10 +208,14 @@ class Administration:
     def _view(self, served: Served) -> ModelView:
         status = self._front.worker_status
         models = () if status is None else status.models
+        own = next((model for model in models if model.model == served.facts.id), None)
+        return self._view_with(served, own)
+
+    def _view_with(self, served: Served, status: ModelStatus | None) -> ModelView:
         return ModelView(
             facts=served.facts,
             pinned=served.pinned,
             refusal="" if served.refusal is None else str(served.refusal),
-            status=next((model for model in models if model.model == served.facts.id), None),
+            status=status,
             use=self._front.usage.models.get(served.facts.id),
         )

@@ -7,22 +7,22 @@ import asyncio
 import logging
 import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from types import FrameType
 
 import grpc
 from google.protobuf.descriptor import FileDescriptor
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from tokenmux.engine.server.access import Access, AccessInterceptor
 from tokenmux.engine.server.administration import Administration
 from tokenmux.engine.server.front import Front
-from tokenmux.engine.server.health import HealthServicer, keep_health
+from tokenmux.engine.server.health import HealthService
 from tokenmux.engine.server.listening import cannot_listen
-from tokenmux.engine.server.malformed import MalformedInterceptor
+from tokenmux.engine.server.malformed import GRPC_LIMIT_TIMES, MalformedInterceptor
 from tokenmux.engine.server.seams import Catalogue
 from tokenmux.engine.server.services import InferenceService, ModelsService, PlanningService, PoolService
 from tokenmux.engine.server.stopping import LastResort
@@ -51,6 +51,8 @@ class Transport:
     certificate: bytes | None = None
     private_key: bytes | None = None
     max_message_bytes: int = 4 << 20
+    max_calls_per_connection: int = 10_000
+    """Calls beyond this wait in their client until one of the others has ended."""
     keepalive_s: float = 30.0
     """A connection that is silent for so long is asked whether it lives; its calls are cancelled if it does not."""
 
@@ -74,20 +76,16 @@ async def running(
 
     The port is taken before anything slow begins, and answered only when the front is ready.
     """
-    health_servicer: HealthServicer = health.aio.HealthServicer()  # type: ignore[attr-defined]  # missing in the stubs
-    server = _server(front, catalogue, access, transport, health_servicer)
+    health = HealthService(front)
+    server = _server(front, catalogue, access, transport, health)
     try:
         port = _bind(server, transport)
         await front.start()
         await server.start()
-        keeper = asyncio.create_task(keep_health(front, health_servicer), name="health")
         try:
             yield Running(port, front)
         finally:
-            keeper.cancel()
-            with suppress(asyncio.CancelledError):
-                await keeper
-            await health_servicer.enter_graceful_shutdown()
+            health.stop()
     finally:
         front.end_streams()  # first: what gRPC says of calls that it cancels is not what became of them
         await server.stop(CLOSING_S)
@@ -132,18 +130,23 @@ def _server(
     catalogue: Catalogue,
     access: Access,
     transport: Transport,
-    health_servicer: HealthServicer,
+    health: HealthService,
 ) -> grpc.aio.Server:
     milliseconds = int(transport.keepalive_s * 1000)
     server = grpc.aio.server(
-        interceptors=[AccessInterceptor(access), MalformedInterceptor()],
+        interceptors=[AccessInterceptor(access), MalformedInterceptor(transport.max_message_bytes)],
         options=[
             (
                 "grpc.so_reuseport",
                 0,
             ),  # else a second server on the same port would silently take half of the calls
-            ("grpc.max_receive_message_length", transport.max_message_bytes),
+            ("grpc.max_receive_message_length", GRPC_LIMIT_TIMES * transport.max_message_bytes),
             ("grpc.max_send_message_length", -1),
+            # Calls that arrive faster than the loop takes them wait for it. By default grpc ends those over 1,000 as CANCELLED, a
+            # status that no client retries; the front refuses what is too much itself, with a reason.
+            ("grpc.server.max_pending_requests", 100_000),
+            ("grpc.server.max_pending_requests_hard_limit", 200_000),
+            ("grpc.max_concurrent_streams", transport.max_calls_per_connection),
             ("grpc.keepalive_time_ms", milliseconds),
             ("grpc.keepalive_timeout_ms", milliseconds),
             ("grpc.keepalive_permit_without_calls", 1),
@@ -156,7 +159,7 @@ def _server(
     pool = PoolService(front, administration, _version())
     pool_pb2_grpc.add_PoolServicer_to_server(pool, server)  # type: ignore[no-untyped-call]
     planning_pb2_grpc.add_PlanningServicer_to_server(PlanningService(front), server)  # type: ignore[no-untyped-call]
-    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
     files = (inference_pb2, models_pb2, pool_pb2, planning_pb2, health_pb2)
     names = [name for file in files for name in _service_names(file.DESCRIPTOR)]
     reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)

@@ -8,8 +8,7 @@ import asyncio
 from collections import defaultdict, deque
 from collections.abc import Callable
 
-from tokenmux.engine.core import errors
-from tokenmux.engine.core.errors import NotServable, TokenmuxError
+from tokenmux.engine.core.errors import NotServable, TokenmuxError, error_of
 from tokenmux.engine.core.facts import ModelId
 from tokenmux.engine.core.message import (
     Acknowledged,
@@ -50,7 +49,7 @@ class Commands:
         if answer.done():  # who asked was cancelled
             return
         if message.error:
-            answer.set_exception(_error_of(message))
+            answer.set_exception(error_of(message.kind, NotServable)(message.error))
         else:
             answer.set_result(None)
 
@@ -72,11 +71,3 @@ def _subject(command: Command) -> ModelId | None:
             return None
         case Unregister(model) | Load(model) | Unload(model) | Pin(model):
             return model
-
-
-def _error_of(message: Acknowledged) -> TokenmuxError:
-    """The error that the worker raised, of its own class; NotServable where it did not say which."""
-    kind = getattr(errors, message.kind, None)
-    if isinstance(kind, type) and issubclass(kind, TokenmuxError):
-        return kind(message.error)
-    return NotServable(message.error)

@@ -28,6 +28,7 @@ from tokenmux.engine.core.errors import ConfigError
 from tokenmux.engine.policy.registry import make_policy
 from tokenmux.engine.server.access import Scope
 from tokenmux.engine.server.admission import MAX_SECONDS, MAX_WEIGHT, MIN_SECONDS, MIN_WEIGHT
+from tokenmux.engine.server.malformed import GRPC_LIMIT_TIMES
 from tokenmux.engine.server.names import MAX_TENANT_CHARS, NAME, tenant_fault
 from tokenmux.engine.server.sizes import parse_size
 from tokenmux.engine.server.yaml_lines import Document, Place, parse
@@ -206,7 +207,7 @@ class PoolConfig(Section):
     record_traffic: RecordTrafficConfig = RecordTrafficConfig()
     tls: TlsConfig | None = None
     keys: tuple[KeyConfig, ...] = ()
-    max_message: Annotated[Size, Field(le=MAX_COUNT)] = 4 << 20
+    max_message: Annotated[Size, Field(le=MAX_COUNT // GRPC_LIMIT_TIMES)] = 4 << 20
     drain_s: Annotated[FiniteFloat, Field(ge=0, le=MAX_SECONDS)] = 30.0
     """How long live requests may take to complete after SIGTERM."""
 

@@ -13,6 +13,7 @@ import itertools
 import logging
 import secrets
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -162,6 +163,8 @@ class Front:
         )
         self.commands = Commands(self._supervisor.send)
         self._live: dict[RequestId, LiveRequest] = {}
+        self._held: Counter[str] = Counter()
+        """How many of them each tenant has."""
         self._tickets = itertools.count()
         self._traces: dict[int, asyncio.Future[tuple[Span, ...]]] = {}
         self._unread_timers: dict[RequestId, asyncio.TimerHandle] = {}
@@ -360,8 +363,7 @@ class Front:
         facts = self.roster.accepting(ask.model).facts
         check_parameters(ask, facts)
         tenant = ask.tenant or DEFAULT_TENANT
-        holders = [live.request.tenant for live in self._live.values()]
-        if is_full(tenant, holders, self.limits.max_requests, self._weights, self._n_admitting):
+        if is_full(tenant, self._held, self.limits.max_requests, self._weights, self._n_admitting):
             raise Overloaded(
                 f"the queue is full ({self.limits.max_requests} requests): try again in a few seconds"
             )
@@ -406,6 +408,7 @@ class Front:
             self._clock,
         )
         self._live[live.id] = live
+        self._held[tenant] += 1
         if self._suspects.arrive(live.id, suspected=self.roster.find(live.model).n_convicted > 0):
             self._submit(live)
         else:
@@ -709,6 +712,10 @@ class Front:
         """It is over on the worker's side as well."""
         self._forget_timer(live)
         del self._live[live.id]
+        tenant = live.request.tenant
+        self._held[tenant] -= 1
+        if not self._held[tenant]:
+            del self._held[tenant]
         self._suspects.forget(live.id)
         if self._suspects.trying:
             self._go_on_trying()

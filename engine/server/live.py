@@ -13,7 +13,7 @@ the worker's side when `Finished` came. In between the request still holds memor
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from tokenmux.engine.core.errors import Ended, InternalError, TokenmuxError
+from tokenmux.engine.core.errors import Ended, InternalError, TokenmuxError, error_of
 from tokenmux.engine.core.message import Finished, RequestPhase, RequestState, Submit, Tokens
 from tokenmux.engine.core.request import FinishReason, Request
 from tokenmux.engine.server.buffer import EventBuffer
@@ -101,13 +101,15 @@ class LiveRequest:
 
         Tokens that are known already (a fresh worker may repeat itself) are skipped; a gap raises InternalError.
         """
+        if self.closed:  # what a step in flight still draws for a client that left
+            return False
         known = len(self._delivered) - tokens.index
         if known < 0:
             raise InternalError(
                 f"request {self.id}: tokens from index {tokens.index}, but only {len(self._delivered)} before"
             )
         fresh = tokens.token_ids[known:]
-        if self.closed or not fresh:
+        if not fresh:
             return False
         index = len(self._delivered)
         text = ""
@@ -133,7 +135,8 @@ class LiveRequest:
             case FinishReason.CANCELLED:
                 self.fail(Ended(f"request {self.id} was cancelled: {finished.detail or 'its client left'}"))
             case FinishReason.FAILED:
-                self.fail(Ended(f"request {self.id} failed: {finished.detail or 'no reason was given'}"))
+                error = error_of(finished.kind, Ended)
+                self.fail(error(f"request {self.id} failed: {finished.detail or 'no reason was given'}"))
 
     def conclude(self) -> bool:
         """End the request if its tokens say that it is complete, though the worker did not live to say so."""

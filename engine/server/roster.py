@@ -5,14 +5,13 @@ requests for it get that reason.
 """
 
 import asyncio
-import difflib
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from tokenmux.engine.core.errors import NotFound, TokenmuxError
 from tokenmux.engine.core.facts import ModelFacts
-from tokenmux.engine.server.names import check_name_length
+from tokenmux.engine.server.names import check_name_length, closest
 from tokenmux.engine.server.seams import Entry, Tokenizer
 
 NAMED_IN_ERRORS = 12
@@ -91,7 +90,7 @@ class Roster:
             said = f"no model named {name!r}"
         if not self._models:
             return f"{said}: none is served; register one first"
-        close = difflib.get_close_matches(name, self._models, n=3)
+        close = closest(name, self._models)
         if close:
             said += "; did you mean " + " or ".join(repr(other) for other in close) + "?"
         names = sorted(self._models)

@@ -7,7 +7,7 @@ import asyncio
 import math
 import time
 
-from tokenmux.engine.core.errors import ConfigError, InvalidRequest
+from tokenmux.engine.core.errors import ConfigError, InvalidRequest, Overloaded
 from tokenmux.engine.instance.histogram import BOUNDS_S
 from tokenmux.engine.instance.timeline import chrome_trace, seconds_covered
 from tokenmux.engine.server import convert
@@ -141,6 +141,13 @@ class ModelsService(models_pb2_grpc.ModelsServicer):
             return convert.model(await self._administration.pin(request.name, pinned=request.pinned))
 
 
+MAX_WATCHERS = 128
+WATCH_INTERVAL_S = 0.1
+"""Least time between two messages to a watcher."""
+FRESH_S = 0.05
+"""A status is made once for all who ask within this time, unless something changed: of 1,000 models it takes 20 ms."""
+
+
 class PoolService(pool_pb2_grpc.PoolServicer):
     """`tokenmux.v1.Pool`."""
 
@@ -149,6 +156,10 @@ class PoolService(pool_pb2_grpc.PoolServicer):
         self._administration = administration
         self._version = version
         self._started_s = time.monotonic()
+        self._n_watchers = 0
+        self._latest = pool_pb2.StatusResponse()
+        self._latest_of: tuple[int, int] | None = None
+        """The version of the front, and its number of requests, that `_latest` shows."""
 
     async def Status(self, request: pool_pb2.StatusRequest, context: Context) -> pool_pb2.StatusResponse:
         async with answering(context):
@@ -157,11 +168,15 @@ class PoolService(pool_pb2_grpc.PoolServicer):
     async def WatchStatus(self, request: pool_pb2.WatchStatusRequest, context: Context) -> None:
         async with answering(context):
             _check_seconds("min_interval_s", request.min_interval_s)
-            version = self._front.changes.version
-            while not self._front.draining:  # a watcher must not hold up the end
-                await context.write(self._status())
-                await asyncio.sleep(request.min_interval_s)
-                version = await self._front.changes.after(version)
+            if self._n_watchers >= MAX_WATCHERS:
+                raise Overloaded(
+                    f"{MAX_WATCHERS} clients watch the status already: ask for it now and then instead"
+                )
+            self._n_watchers += 1
+            try:
+                await self._watch(max(request.min_interval_s, WATCH_INTERVAL_S), context)
+            finally:
+                self._n_watchers -= 1
 
     async def Trace(self, request: pool_pb2.TraceRequest, context: Context) -> pool_pb2.TraceResponse:
         async with answering(context):
@@ -177,7 +192,22 @@ class PoolService(pool_pb2_grpc.PoolServicer):
             arena_bytes = await self._administration.resize(request.arena_bytes)
             return pool_pb2.ResizeResponse(arena_bytes=arena_bytes)
 
+    async def _watch(self, interval_s: float, context: Context) -> None:
+        version = self._front.changes.version
+        while not self._front.draining:  # a watcher must not hold up the end
+            await context.write(self._status())
+            await asyncio.sleep(interval_s)
+            version = await self._front.changes.after(version)
+
     def _status(self) -> pool_pb2.StatusResponse:
+        """The status now, one message for all who ask at the same moment."""
+        now_s = time.monotonic() - self._started_s
+        shows = (self._front.changes.version, self._front.n_live)
+        if shows != self._latest_of or now_s - self._latest.uptime_s > FRESH_S:
+            self._latest, self._latest_of = self._make_status(), shows
+        return self._latest
+
+    def _make_status(self) -> pool_pb2.StatusResponse:
         status, usage = self._front.worker_status, self._front.usage
         instances = [] if status is None else [convert.instance(status, usage)]
         return pool_pb2.StatusResponse(

@@ -33,6 +33,7 @@ MAX_MESSAGE_CHARS = 2048
 """Status messages travel in HTTP/2 trailers, which many proxies cap at 8 KiB once percent-encoded."""
 
 CODES: dict[type[TokenmuxError], grpc.StatusCode] = {
+    TokenmuxError: grpc.StatusCode.FAILED_PRECONDITION,
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     NotFound: grpc.StatusCode.NOT_FOUND,
     AlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
@@ -43,21 +44,20 @@ CODES: dict[type[TokenmuxError], grpc.StatusCode] = {
     InUse: grpc.StatusCode.FAILED_PRECONDITION,
     Ended: grpc.StatusCode.ABORTED,
     Unavailable: grpc.StatusCode.UNAVAILABLE,
+    InternalError: grpc.StatusCode.INTERNAL,
 }
-"""A class that is not named here has the code of the nearest one above it."""
+"""A class that is not named here has the code of the nearest one above it. RESOURCE_EXHAUSTED and UNAVAILABLE are for `retryable` errors only."""
 
 
-def code_of(error: TokenmuxError) -> grpc.StatusCode | None:
-    """The status code of an error, None for faults of ours."""
-    return next((CODES[kind] for kind in type(error).__mro__ if kind in CODES), None)
+def code_of(error: TokenmuxError) -> grpc.StatusCode:
+    """The status code of an error."""
+    return next(CODES[kind] for kind in type(error).__mro__ if kind in CODES)
 
 
 def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
     """The code and the message that a client gets; a fault of ours is logged here."""
     if isinstance(error, TokenmuxError) and not isinstance(error, InternalError):
-        code = code_of(error)
-        if code is not None:
-            return code, str(error)[:MAX_MESSAGE_CHARS]
+        return code_of(error), str(error)[:MAX_MESSAGE_CHARS]
     incident = secrets.token_hex(4)
     logger.error("internal error %s", incident, exc_info=error)
     return (

@@ -1,6 +1,7 @@
 """What the operator grants: weights of tenants and of models, and whose request finds a place in a full queue."""
 
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 SPARE_PLACES = 1 / 8
@@ -23,11 +24,10 @@ class Weights:
         return self.models.get(name, 1.0)
 
 
-def is_full(tenant: str, held: Collection[str], limit: int, weights: Weights, n_admitting: int = 0) -> bool:
-    """Whether a queue of `limit` places is full for this tenant. `held`: whose each place is; `n_admitting` are nobody's yet."""
-    n = len(held) + n_admitting
+def is_full(tenant: str, held: Counter[str], limit: int, weights: Weights, n_admitting: int = 0) -> bool:
+    """Whether a queue of `limit` places is full for this tenant. `held`: places by tenant; `n_admitting` are nobody's yet."""
+    n = held.total() + n_admitting
     if n < limit or n >= limit + int(SPARE_PLACES * limit):
         return n >= limit
     together = sum(weights.of_tenant(name) for name in {*held, tenant})
-    n_own = sum(name == tenant for name in held)
-    return n_own >= limit * weights.of_tenant(tenant) / together
+    return held[tenant] >= limit * weights.of_tenant(tenant) / together

@@ -19,7 +19,7 @@ from tokenmux.engine.server.admission import (
 )
 from tokenmux.engine.server.convert import ask_of
 from tokenmux.engine.server.generation import Ask, Text, TokenIds
-from tokenmux.engine.server.names import tenant_fault
+from tokenmux.engine.server.names import closest, tenant_fault
 from tokenmux.engine.server.sizes import parse_size
 from tokenmux.v1 import inference_pb2, models_pb2
 
@@ -150,3 +150,18 @@ async def test_a_model_name_that_no_model_can_have_costs_nothing_in_any_call() -
                 await call
             assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
             assert "a model name of 3000000 characters" in (caught.value.details() or "")
+
+
+@given(
+    st.lists(st.text("abc-", min_size=1, max_size=20), max_size=40, unique=True), st.text("abc-", max_size=20)
+)
+def test_the_closest_names_are_of_those_that_exist(names: list[str], name: str) -> None:
+    found = closest(name, names)
+    assert len(found) <= 3
+    assert set(found) <= set(names)
+
+
+def test_a_slip_of_the_finger_is_recognised_among_many() -> None:
+    names = [f"model-{i:04}" for i in range(1000)]
+    assert "qwen2.5-7b" in closest("qwen25-7b", [*names, "qwen2.5-7b"])
+    assert "model-0123" in closest("modle-0123", names)

@@ -45,6 +45,8 @@ from tokenmux.engine.core.message import (
     Unregister,
 )
 from tokenmux.engine.core.request import FinishReason
+from tokenmux.engine.server import health as health_module
+from tokenmux.engine.server import services
 from tokenmux.engine.server.access import Access, Key, Scope
 from tokenmux.engine.server.app import Transport, running, until_signalled
 from tokenmux.engine.server.front import Limits
@@ -164,8 +166,10 @@ async def test_what_cannot_be_decoded_is_the_callers_fault(served: Served, metho
 
 async def test_a_request_over_the_size_limit_is_refused() -> None:
     async with serving(transport=Transport(max_message_bytes=1000)) as served:
-        code, _ = await refused(served.inference.Generate(generate("x" * 2000)))
-        assert code is Code.RESOURCE_EXHAUSTED
+        code, said = await refused(served.inference.Generate(generate("x" * 2000)))
+        assert (code, "the server takes 1000" in said) == (Code.INVALID_ARGUMENT, True)
+        code, _ = await refused(served.inference.Generate(generate("x" * 20_000)))
+        assert code is Code.RESOURCE_EXHAUSTED, "gRPC's own limit, before it is read"
 
 
 async def test_a_fault_of_ours_is_an_id_and_nothing_more(caplog: pytest.LogCaptureFixture) -> None:
@@ -521,6 +525,88 @@ async def test_health_overall_and_per_model(served: Served) -> None:
     assert (await watch.read()).status == status.SERVING
     await served.front.drain()
     assert (await watch.read()).status == status.NOT_SERVING
+
+
+async def test_health_of_all_and_of_names_that_nothing_can_have(served: Served) -> None:
+    health = health_pb2_grpc.HealthStub(served.channel)
+    listed = (await health.List(health_pb2.HealthListRequest())).statuses
+    assert {name: value.status for name, value in listed.items()} == dict.fromkeys(
+        ("", "tokenmux.v1.Inference", "models/letters"), health_pb2.HealthCheckResponse.SERVING
+    )
+    long = health_pb2.HealthCheckRequest(service="models/" + "x" * 3_000_000)
+    code, said = await refused(health.Check(long))
+    assert (code, "3000000 characters" in said) == (Code.INVALID_ARGUMENT, True)
+    watch = health.Watch(long)
+    with pytest.raises(grpc.aio.AioRpcError):
+        await watch.read()
+    assert await watch.code() is Code.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("watched", ["status", "health"])
+async def test_there_is_an_end_to_how_many_may_watch(
+    served: Served, watched: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(services, "MAX_WATCHERS", 2)
+    monkeypatch.setattr(health_module, "MAX_WATCHERS", 2)
+    health = health_pb2_grpc.HealthStub(served.channel)
+
+    def watch() -> Any:
+        if watched == "status":
+            return served.pool.WatchStatus(pool_pb2.WatchStatusRequest())
+        return health.Watch(health_pb2.HealthCheckRequest())
+
+    first, second = watch(), watch()
+    await first.read()
+    await second.read()
+    third = watch()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await third.read()
+    assert caught.value.code() is Code.RESOURCE_EXHAUSTED
+    first.cancel()
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            fourth = watch()
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                await fourth.read()
+                break
+
+
+async def test_a_status_is_made_once_for_all_who_watch(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = 0
+    make = services.PoolService._make_status
+
+    def counted(service: services.PoolService) -> pool_pb2.StatusResponse:
+        nonlocal made
+        made += 1
+        return make(service)
+
+    monkeypatch.setattr(services, "FRESH_S", 60.0)
+    monkeypatch.setattr(services.PoolService, "_make_status", counted)
+    watches = [served.pool.WatchStatus(pool_pb2.WatchStatusRequest()) for _ in range(30)]
+    await asyncio.gather(*(watch.read() for watch in watches))
+    assert made == 1
+    served.hub.post(worker_status("letters"))
+    seen = await asyncio.gather(*(watch.read() for watch in watches))
+    assert made == 2
+    assert {status.instances[0].n_steps for status in seen} == {12}
+
+
+async def test_a_burst_of_thousands_of_calls_is_served() -> None:
+    """gRPC itself ended those over a thousand that waited for the loop as CANCELLED, which no client tries again."""
+    async with serving(limits=Limits(max_requests=4000)) as crowded:
+
+        async def code() -> grpc.StatusCode:
+            call = crowded.inference.Generate(generate(max_tokens=1))
+            try:
+                await call
+            except grpc.aio.AioRpcError as error:
+                return error.code()
+            return Code.OK
+
+        codes = await asyncio.gather(*(code() for _ in range(3000)))
+    assert set(codes) == {Code.OK}
 
 
 async def test_reflection_describes_the_services(served: Served) -> None:
