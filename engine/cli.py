@@ -4,10 +4,12 @@ Commands are thin; what they do is in the packages that they import, and they im
 Exit status: 0 done, 1 it did not work, 2 wrong usage or configuration. Errors are told in a line on stderr, with the remedy.
 """
 
+import io
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from errno import EPIPE
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +19,8 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from tokenmux.engine.cli_kernels import kernels_app
+from tokenmux.engine.cli_text import name as shown_name
+from tokenmux.engine.cli_text import safe
 from tokenmux.engine.core.errors import ConfigError, TokenmuxError
 
 if TYPE_CHECKING:
@@ -30,6 +34,10 @@ class _Failed(TokenmuxError):
     """A call to the server failed."""
 
 
+_NOWHERE = io.StringIO()
+"""In the place of a stdout that failed, so that it is not flushed again at the end."""
+
+
 class _Root(TyperGroup):
     """Turns errors that were raised on purpose into a line on stderr and an exit status."""
 
@@ -37,10 +45,17 @@ class _Root(TyperGroup):
         try:
             return super().invoke(ctx)
         except ConfigError as error:
-            typer.echo(f"error: {error}", err=True)
+            typer.echo(safe(f"error: {error}"), err=True)
             raise typer.Exit(MISUSED) from error
         except TokenmuxError as error:
-            typer.echo(f"error: {error}", err=True)
+            typer.echo(safe(f"error: {error}"), err=True)
+            raise typer.Exit(FAILED) from error
+        except OSError as error:
+            # Whoever opens a file says so itself: this is stdout. Who closed the pipe knows, and needs no word (typer ends with status 1).
+            if error.errno == EPIPE or error.filename is not None:
+                raise
+            typer.echo(f"error: the output cannot be written: {error.strerror}", err=True)
+            sys.stdout = _NOWHERE
             raise typer.Exit(FAILED) from error
 
 
@@ -68,6 +83,7 @@ class _Server:
     api_key: str | None
     tls: bool
     ca_file: Path | None
+    insecure: bool
 
 
 def _show_version(wanted: bool) -> None:
@@ -93,26 +109,46 @@ def root(
     ca_file: Annotated[
         Path | None, typer.Option(envvar="TOKENMUX_CA_FILE", help="Talk TLS, trusting this authority (PEM).")
     ] = None,
+    insecure: Annotated[
+        bool,
+        typer.Option(
+            "--insecure", help="Send the key to another machine without TLS, for all on the way to read."
+        ),
+    ] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    ctx.obj = _Server(server, api_key, tls, ca_file)
+    ctx.obj = _Server(server, api_key, tls, ca_file, insecure)
 
 
 @contextmanager
 def _connected(ctx: typer.Context) -> "Iterator[Client]":
-    from tokenmux.engine.client import CallFailed, Client
+    from tokenmux.engine.client import CallFailed, Client, WrongArgument
 
     server: _Server = ctx.obj
     try:
-        with Client(server.target, api_key=server.api_key, tls=server.tls, ca_file=server.ca_file) as client:
+        client = Client(
+            server.target,
+            api_key=server.api_key or None,
+            tls=server.tls,
+            ca_file=server.ca_file,
+            insecure=server.insecure,
+        )
+    except WrongArgument as error:
+        raise ConfigError(str(error)) from error
+    except OSError as error:
+        raise ConfigError(f"{server.ca_file}: cannot be read: {error.strerror}") from error
+    try:
+        with client:
             yield client
+    except (UnicodeEncodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"an argument or the input is not valid UTF-8 text: {error.reason}") from error
+    except WrongArgument as error:
+        raise ConfigError(str(error)) from error
     except CallFailed as error:
         hint = f"; is a server running on {server.target}?" if error.code.name == "UNAVAILABLE" else ""
         raise _Failed(f"{error}{hint}") from error
-    except OSError as error:
-        raise ConfigError(f"{server.ca_file}: cannot be read: {error.strerror}") from error
 
 
 # ── serving ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -278,14 +314,14 @@ def plan(
     )
     if from_server is not None:
         ctx.obj = replace(ctx.obj, target=from_server)
-        with _connected(ctx) as client, errors.status(f"asking {from_server}"):
+        with _connected(ctx) as client, errors.status(shown_name(f"asking {from_server}")):
             seen = ask_server(client, last, with_traffic=trace is None)
         question = replace(question, known=seen.models, trace=trace or seen.trace)
     plan_command(
         question,
         Output(json, html, chrome, cost or price is not None, price),
         partial(plan_in_processes, asked=processes, console=errors),
-        note=lambda text: errors.print(f"note: {text}", highlight=False, soft_wrap=True),
+        note=lambda text: errors.print(safe(f"note: {text}"), markup=False, highlight=False, soft_wrap=True),
     )
 
 
@@ -331,12 +367,15 @@ def pull(
 
 # ── generating ───────────────────────────────────────────────────────────────────────────────────────────────
 
+_INT32 = 2**31 - 1
 Model = Annotated[str, typer.Argument(help="Name of a served model.")]
-MaxTokens = Annotated[int | None, typer.Option("--max-tokens", "-n", help="Default: the server's.")]
+MaxTokens = Annotated[
+    int | None, typer.Option("--max-tokens", "-n", min=1, max=_INT32, help="Default: the server's.")
+]
 Temperature = Annotated[float, typer.Option("--temperature", "-t", help="0 is greedy.")]
-TopK = Annotated[int, typer.Option(help="Draw among the k likeliest tokens; 0: no limit.")]
+TopK = Annotated[int, typer.Option(min=0, max=_INT32, help="Draw among the k likeliest tokens; 0: no limit.")]
 TopP = Annotated[float | None, typer.Option(help="Draw among the likeliest with this probability together.")]
-Seed = Annotated[int | None, typer.Option(help="The same seed gives the same tokens.")]
+Seed = Annotated[int | None, typer.Option(min=0, max=2**64 - 1, help="The same seed gives the same tokens.")]
 Stop = Annotated[list[str] | None, typer.Option(help="Text that ends the answer; may be given again.")]
 
 
@@ -362,10 +401,10 @@ def generate(
     from tokenmux.engine.cli_talk import show_stream, summary
     from tokenmux.engine.cli_views import as_json
 
-    text = sys.stdin.read() if prompt == "-" else prompt
     options = _options(max_tokens, temperature, top_k, top_p, seed, stop)
     errors = Console(stderr=True)
     with _connected(ctx) as client:
+        text = sys.stdin.read() if prompt == "-" else prompt
         if json:
             typer.echo(as_json(client.generate(model, text, **options)))
             return
@@ -442,7 +481,7 @@ def models_register(
     ] = "",
 ) -> None:
     """Add a model. Its weights are converted once if need be, which may take minutes."""
-    with _connected(ctx) as client, Console(stderr=True).status(f"registering {name}"):
+    with _connected(ctx) as client, Console(stderr=True).status(shown_name(f"registering {name}")):
         client.models.register(name, source)
     typer.echo(f"{name} is served")
 
@@ -468,7 +507,7 @@ def models_load(
     wait: Annotated[bool, typer.Option("--wait", help="Return when it is resident.")] = False,
 ) -> None:
     """Bring a model onto the device before anybody asks for it."""
-    with _connected(ctx) as client, Console(stderr=True).status(f"loading {name}"):
+    with _connected(ctx) as client, Console(stderr=True).status(shown_name(f"loading {name}")):
         model = client.models.load(name, wait=wait)
     typer.echo(f"{name}: {model.residency.value}")
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from rich.console import Console
 
+from tokenmux.engine.cli_text import shown_on
 from tokenmux.engine.client import Client, Delta, Event, Finish, GenerateOptions, Message, Phase, State
 
 
@@ -20,7 +21,7 @@ def show_stream(events: Iterable[Event], errors: Console) -> tuple[str, Finish |
                     if event.text and not text:
                         waiting.stop()
                     text += event.text
-                    sys.stdout.write(event.text)
+                    sys.stdout.write(shown_on(sys.stdout, event.text))
                     sys.stdout.flush()
                 case Finish():
                     finish = event

@@ -11,6 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from tokenmux.engine.cli_text import name, safe
 from tokenmux.engine.client import Instance, Model, PoolStatus, Residency
 from tokenmux.engine.server.sizes import show_size
 
@@ -41,13 +42,13 @@ def models_table(models: Iterable[Model], rates: dict[str, float] | None = None)
     table = Table(box=None, header_style="dim", pad_edge=False)
     table.add_column("model")
     table.add_column("state")
-    for name in ("weights", "context", "run", "queue", "away", "tokens", "on time", "swaps", "each"):
-        table.add_column(name, justify="right")
+    for column in ("weights", "context", "run", "queue", "away", "tokens", "on time", "swaps", "each"):
+        table.add_column(column, justify="right")
     if rates is not None:
         table.add_column("tokens/s", justify="right")
     for model in models:
         row: list[RenderableType] = [
-            Text(model.name, style="bold" if model.n_running else ""),
+            name(model.name, "bold" if model.n_running else ""),
             _state(model),
             show_size(model.weight_bytes),
             str(model.max_context),
@@ -70,7 +71,7 @@ def pool_view(now: PoolStatus, before: PoolStatus | None = None) -> RenderableTy
     restarts = f", {now.n_restarts} restarts" if now.n_restarts else ""
     title = Text.assemble(
         ("tokenmux ", "bold"),
-        f"{now.version}, up {_duration(now.uptime_s)}, {now.n_requests} of {now.max_requests} requests{restarts}",
+        f"{safe(now.version)}, up {_duration(now.uptime_s)}, {now.n_requests} of {now.max_requests} requests{restarts}",
     )
     if not now.instances:
         instances: list[RenderableType] = [Text("no worker is running", style="red")]
@@ -94,13 +95,13 @@ def tenants_table(now: PoolStatus) -> Table:
     """Who used the pool since the worker started, the greatest users first."""
     table = Table(box=None, header_style="dim", pad_edge=False)
     table.add_column("tenant")
-    for name in ("requests", "whole", "tokens", "on time", "TTFT p99", "gap p99", "GPU s"):
-        table.add_column(name, justify="right")
+    for column in ("requests", "whole", "tokens", "on time", "TTFT p99", "gap p99", "GPU s"):
+        table.add_column(column, justify="right")
     ordered = sorted(now.tenants, key=lambda tenant: -tenant.service.gpu_s)
     for tenant in ordered[:_MOST_TENANTS]:
         own = tenant.service
         table.add_row(
-            tenant.name,
+            name(tenant.name),
             _count(own.n_requests),
             f"{own.n_requests_on_time / own.n_requests:.0%}" if own.n_requests else "",
             _count(own.n_tokens),
@@ -124,9 +125,9 @@ def saved_line(now: PoolStatus) -> Text:
     work_s = max(instance.work_s for instance in now.instances)
     goodput = sum(model.service.n_tokens_on_time for model in now.models) / work_s
     reasons = ", ".join(
-        f"{n} {name}"
-        for name in ("first", "again", "operator", "ahead")
-        if (n := sum(getattr(model, f"n_swaps_{name}") for model in now.models))
+        f"{n} {reason}"
+        for reason in ("first", "again", "operator", "ahead")
+        if (n := sum(getattr(model, f"n_swaps_{reason}") for model in now.models))
     )
     return Text.assemble(
         ("saved ", "dim"),
@@ -155,21 +156,21 @@ def _instance(now: Instance, before: Instance | None, uptime_s: float) -> Render
     grid = Table.grid(padding=(0, 2))
     grid.add_row(
         "device",
-        Text(now.device, style="bold"),
-        f"running {now.running_model}" if now.running_model else "idle",
+        name(now.device, "bold"),
+        name(f"running {now.running_model}" if now.running_model else "idle"),
     )
     used = now.weight_bytes + now.kv_bytes
     held = f"{show_size(now.weight_bytes)} weights, {show_size(now.kv_bytes)} KV"
     grid.add_row("arena", _bar(used, now.arena_bytes), f"{held}, of {show_size(now.arena_bytes)}")
-    for name, part, whole in (
+    for memory, part, whole in (
         ("host cache", now.host_cache_used_bytes, now.host_cache_bytes),
         ("host KV", now.host_kv_used_bytes, now.host_kv_bytes),
     ):
-        grid.add_row(name, _bar(part, whole), f"{show_size(part)} of {show_size(whole)}")
+        grid.add_row(memory, _bar(part, whole), f"{show_size(part)} of {show_size(whole)}")
     if seconds > 0:
         shares = (
-            f"{name} {(getattr(now, field) - (getattr(before, field) if before else 0.0)) / seconds:.0%}"
-            for name, field in (
+            f"{channel} {(getattr(now, field) - (getattr(before, field) if before else 0.0)) / seconds:.0%}"
+            for channel, field in (
                 ("compute", "compute_busy_s"),
                 ("copy in", "copy_in_busy_s"),
                 ("copy out", "copy_out_busy_s"),
@@ -193,7 +194,7 @@ def _rates(now: PoolStatus, before: PoolStatus | None) -> dict[str, float] | Non
 
 def _state(model: Model) -> Text:
     if model.refusal:
-        return Text(f"refused: {model.refusal}", style="red")
+        return name(f"refused: {model.refusal}", "red")
     pinned = " (pinned)" if model.pinned else ""
     return Text(model.residency.value + pinned, style=_COLOURS.get(model.residency, "dim"))
 

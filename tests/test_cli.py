@@ -1,13 +1,19 @@
 """The command line against the real server over scripted workers: output, exit status, errors in a line."""
 
+import io
 import json
 import os
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from tests.server.harness import (
@@ -16,8 +22,12 @@ from tests.server.harness import (
     facts,
     serving,
     worker_status,
+    worker_use,
 )
 from tokenmux.engine.cli import app
+from tokenmux.engine.cli_talk import show_stream
+from tokenmux.engine.cli_text import safe
+from tokenmux.engine.client import Delta
 from tokenmux.engine.core.message import Load, Pin, Resize, Submit, Unload
 from tokenmux.engine.server.access import Key, Scope
 
@@ -225,3 +235,115 @@ def test_a_model_that_is_not_there_is_told_before_anything_listens(tmp_path: Pat
     arguments = ["--model", f"m={tmp_path / 'none'}", "--catalogue", str(tmp_path / "kept")]
     line = refused(run(None, "serve", *arguments), 1)
     assert line == f"error: {tmp_path / 'none'}: there is no such folder or file on the server"
+
+
+# What others say, and what is not possible
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-n", str(2**40)], "--max-tokens"),
+        (["-n", "0"], "--max-tokens"),
+        (["--seed", "-1"], "--seed"),
+        (["--seed", str(2**64)], "--seed"),
+        (["--top-k", str(10**11)], "--top-k"),
+    ],
+)
+def test_numbers_that_cannot_be_sent_are_wrong_usage(
+    server: ServerThread, arguments: list[str], message: str
+) -> None:
+    result = run(server, "generate", "letters", "abc", *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", "letters", "\udcff"],
+        ["generate", "\udcff", "a"],
+        ["generate", "letters", "a", "--stop", "\udcff"],
+        ["chat", "letters", "--system", "\udcff"],
+        ["models", "register", "\udcff", "x"],
+        ["models", "load", "\udcff"],
+    ],
+)
+def test_arguments_that_are_not_utf8(server: ServerThread, arguments: list[str]) -> None:
+    line = refused(run(server, *arguments, stdin="hi\n"), 2)
+    assert line.startswith("error: ")
+
+
+@pytest.mark.parametrize("command", [["generate", "letters", "-"], ["chat", "letters"]])
+def test_input_that_is_not_utf8(server: ServerThread, command: list[str]) -> None:
+    arguments = ["--server", server.served.target, *command]
+    result = CliRunner().invoke(app, arguments, input=b"\xff\xfe\n", catch_exceptions=False)
+    assert refused(result, 2).startswith("error: an argument or the input is not valid UTF-8 text")
+
+
+@pytest.mark.parametrize("size", ["9" * 400, "1e400", "9" * 30 + "TiB"])
+def test_sizes_of_any_length(server: ServerThread, size: str) -> None:
+    assert len(refused(run(server, "pool", "resize", size), 2)) < 300
+
+
+@pytest.mark.parametrize("name", ["[/b]", "[bold red blink]x", "\x1b]0;owned\x07"])
+def test_names_are_neither_markup_nor_escapes(server: ServerThread, name: str) -> None:
+    for arguments in (["models", "register", name, "x"], ["models", "load", name]):
+        assert "Traceback" not in run(server, *arguments).stderr
+    status = worker_status("letters")
+    server.do(server.post(replace(status, device=name)))
+    server.do(server.post(worker_use("letters", tenants=[name])))
+    result = run(server, "pool", "status")
+    assert result.exit_code == 0
+    assert "\x1b" not in result.stdout
+    assert "\x07" not in result.stdout
+    if name.isprintable():
+        assert name in result.stdout
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("stream", [Terminal(), io.StringIO()])
+def test_an_answer_cannot_steer_the_terminal(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = "a\x1b]0;owned\x07\tb\u200d\n\x9b31m\u05d0"
+    monkeypatch.setattr(sys, "stdout", stream)
+    show_stream([Delta(0, (), answer)], Console(file=io.StringIO()))
+    shown = stream.getvalue()
+    assert shown == (
+        "a\ufffd]0;owned\ufffd\tb\u200d\n\ufffd31m\u05d0\n" if stream.isatty() else f"{answer}\n"
+    )
+
+
+@given(st.text())
+def test_text_made_safe_has_no_control_characters(text: str) -> None:
+    made = safe(text)
+    assert len(made) == len(text)
+    assert not any(unicodedata.category(c) == "Cc" and c not in "\n\t" for c in made)
+
+
+@pytest.mark.parametrize(("target", "status"), [("/dev/full", 1), ("head", 1)])
+def test_output_that_cannot_be_written_is_told_in_a_line(
+    server: ServerThread, target: str, status: int
+) -> None:
+    command = [sys.executable, "-m", "tokenmux.engine.cli", "--server", server.served.target]
+    command += ["generate", "letters", "abc", "-n", "50"]
+    if target == "head":
+        reader, writer = os.pipe()
+        os.close(reader)
+        result = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+        os.close(writer)
+        assert result.stderr == ""
+    else:
+        with open(target, "w") as full:
+            result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        assert result.stderr == "error: the output cannot be written: No space left on device\n"
+    assert result.returncode == status
+
+
+def test_a_key_for_another_machine_needs_tls() -> None:
+    result = run(None, "--server", "10.1.2.3:1", "--api-key", "sesame", "models", "list")
+    assert "in the clear" in refused(result, 2)

@@ -6,7 +6,7 @@
 """
 
 from tokenmux.engine.client.aio import AsyncClient, AsyncStream
-from tokenmux.engine.client.errors import CallFailed
+from tokenmux.engine.client.errors import CallFailed, WrongArgument
 from tokenmux.engine.client.options import GenerateOptions
 from tokenmux.engine.client.sync import Client, Stream
 from tokenmux.engine.client.values import (
@@ -59,4 +59,5 @@ __all__ = [
     "State",
     "Stream",
     "Tenant",
+    "WrongArgument",
 ]

@@ -87,9 +87,13 @@ class AsyncClient:
         api_key: str | None = None,
         tls: bool = False,
         ca_file: Path | None = None,
+        insecure: bool = False,
     ) -> None:
-        """`tls` trusts the system's authorities, `ca_file` (PEM, implies TLS) only its own."""
-        connection = Connection(target, api_key, tls, ca_file)
+        """`tls` trusts the system's authorities, `ca_file` (PEM, implies TLS) only its own.
+
+        A key for another machine needs one of them, or `insecure`, which lets all on the way read it. Raises WrongArgument.
+        """
+        connection = Connection(target, api_key, tls, ca_file, insecure)
         credentials = connection.credentials()
         if credentials is None:
             self._channel = grpc.aio.insecure_channel(target, options=connection.options)
@@ -152,7 +156,7 @@ class AsyncClient:
 
         >>> (await client.chat("smol", [{"role": "user", "content": "Who are you?"}])).text
         """
-        return await self.generate(model, messages, timeout_s=timeout_s, **options)
+        return await self.generate(model, convert.conversation(messages), timeout_s=timeout_s, **options)
 
     async def tokenize(
         self, model: str, prompt: Prompt, *, timeout_s: float | None = None

@@ -1,9 +1,12 @@
 """Between the client's values and protobuf messages."""
 
-from collections.abc import Collection, Mapping, Sequence
+import reprlib
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from numbers import Integral
+from typing import Any, TypeVar
 
+from tokenmux.engine.client.errors import WrongArgument
 from tokenmux.engine.client.values import (
     Completion,
     Delta,
@@ -28,6 +31,8 @@ from tokenmux.engine.client.values import (
 )
 from tokenmux.v1 import inference_pb2, models_pb2, planning_pb2, pool_pb2
 
+MessageT = TypeVar("MessageT")
+
 
 def generate_request(
     model: str,
@@ -47,22 +52,39 @@ def generate_request(
     tenant: str = "",
     weight: float | None = None,
 ) -> inference_pb2.GenerateRequest:
-    """The request for what the caller said. Raises TypeError or ValueError for what cannot even be sent."""
-    return inference_pb2.GenerateRequest(
+    """The request for what the caller said. Raises TypeError or WrongArgument for what cannot even be sent."""
+    return _made(
+        inference_pb2.GenerateRequest,
         model=model,
-        sampling=inference_pb2.Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
-        stopping=inference_pb2.Stopping(
+        sampling=_made(inference_pb2.Sampling, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
+        stopping=_made(
+            inference_pb2.Stopping,
             max_tokens=max_tokens,
             min_tokens=min_tokens,
             strings=[stop] if isinstance(stop, str) else stop,
             token_ids=stop_token_ids,
             ignore_end_tokens=ignore_end_tokens,
         ),
-        service_level=inference_pb2.ServiceLevel(ttft_s=ttft_s, tpot_s=tpot_s),
+        service_level=_made(inference_pb2.ServiceLevel, ttft_s=ttft_s, tpot_s=tpot_s),
         tenant=tenant,
         weight=weight,
         **_prompt(prompt),
     )
+
+
+def _made(kind: Callable[..., MessageT], **values: Any) -> MessageT:
+    """A message of these values; where one of them cannot be sent, its name is in the error."""
+    try:
+        return kind(**values)
+    except (TypeError, ValueError):
+        for name, value in values.items():
+            try:
+                kind(**{name: value})
+            except TypeError as error:
+                raise TypeError(f"{name}: {error}") from error
+            except ValueError as error:  # UnicodeEncodeError is one
+                raise WrongArgument(f"{name}: {reprlib.repr(value)} cannot be sent: {error}") from error
+        raise
 
 
 def tokenize_request(model: str, prompt: Prompt) -> inference_pb2.TokenizeRequest:
@@ -70,24 +92,38 @@ def tokenize_request(model: str, prompt: Prompt) -> inference_pb2.TokenizeReques
     given = _prompt(prompt)
     if "token_ids" in given:
         raise TypeError("the prompt is token ids already: give text or messages")
-    return inference_pb2.TokenizeRequest(model=model, **given)
+    return _made(inference_pb2.TokenizeRequest, model=model, **given)
 
 
 def _prompt(prompt: Prompt) -> dict[str, Any]:
     """The field of the oneof that stands for this prompt."""
     if isinstance(prompt, str):
         return {"text": prompt}
-    if all(isinstance(item, int) for item in prompt):
-        return {"token_ids": inference_pb2.TokenIds(ids=[*prompt])}
-    return {"chat": inference_pb2.Chat(messages=[_message(item) for item in prompt])}
+    if isinstance(prompt, bytes | bytearray | memoryview):
+        raise TypeError("the prompt is bytes: decode them to text, or give token ids as a list of ints")
+    if isinstance(prompt, Mapping | Message):
+        raise TypeError("the prompt is a single message: put it in a list")
+    items = [*prompt]
+    if all(isinstance(item, Integral) for item in items):
+        return {"token_ids": _made(inference_pb2.TokenIds, ids=items)}
+    return {"chat": inference_pb2.Chat(messages=[_message(item) for item in items])}
+
+
+def conversation(messages: Prompt) -> Prompt:
+    """Raises TypeError for what is not a sequence of messages: text, which would not go through the template, or token ids."""
+    if isinstance(messages, str):
+        raise TypeError("chat takes messages, such as [Message('user', text)]; generate takes text")
+    if "chat" not in _prompt(messages) and len(messages):
+        raise TypeError("chat takes messages, such as [Message('user', text)]; generate takes token ids")
+    return messages
 
 
 def _message(item: object) -> inference_pb2.ChatMessage:
     match item:
         case Message(role, content):
-            return inference_pb2.ChatMessage(role=role, content=content)
+            return _made(inference_pb2.ChatMessage, role=role, content=content)
         case Mapping() if item.keys() == {"role", "content"}:
-            return inference_pb2.ChatMessage(role=item["role"], content=item["content"])
+            return _made(inference_pb2.ChatMessage, role=item["role"], content=item["content"])
         case _:
             raise TypeError(
                 f"{item!r} is no chat message: use Message(role, content), or a mapping with these two keys"

@@ -1,4 +1,4 @@
-"""The one exception of the client: a call that the server refused or that did not get through."""
+"""What the client raises: a call that the server refused or that did not get through, and arguments that cannot be sent."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +24,10 @@ class CallFailed(Exception):
         """Whether the same call may succeed later although nobody changes anything."""
         too_large = self.code is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in self.message
         return self.code in _RETRYABLE and not too_large
+
+
+class WrongArgument(ValueError):
+    """An argument that cannot be sent, or must not be; the message names it and the remedy."""
 
 
 @contextmanager

@@ -87,9 +87,13 @@ class Client:
         api_key: str | None = None,
         tls: bool = False,
         ca_file: Path | None = None,
+        insecure: bool = False,
     ) -> None:
-        """`tls` trusts the system's authorities, `ca_file` (PEM, implies TLS) only its own."""
-        connection = Connection(target, api_key, tls, ca_file)
+        """`tls` trusts the system's authorities, `ca_file` (PEM, implies TLS) only its own.
+
+        A key for another machine needs one of them, or `insecure`, which lets all on the way read it. Raises WrongArgument.
+        """
+        connection = Connection(target, api_key, tls, ca_file, insecure)
         credentials = connection.credentials()
         if credentials is None:
             self._channel = grpc.insecure_channel(target, options=connection.options)
@@ -150,7 +154,7 @@ class Client:
 
         >>> client.chat("smol", [{"role": "user", "content": "Who are you?"}]).text
         """
-        return self.generate(model, messages, timeout_s=timeout_s, **options)
+        return self.generate(model, convert.conversation(messages), timeout_s=timeout_s, **options)
 
     def tokenize(self, model: str, prompt: Prompt, *, timeout_s: float | None = None) -> tuple[int, ...]:
         """The token ids of a text or a conversation, as `generate` would see them."""
