@@ -300,7 +300,7 @@ class Streams:
     def __init__(self, models: DemoModels) -> None:
         self._models = models
         catalogue = Catalogue(models.root)
-        self._tokenizers = {name: catalogue.get(name).tokenizer() for name in models.names}
+        self._tokenizers = {name: catalogue.get(name).encoder() for name in models.names}
 
     def rate(self, step_s: float) -> float:
         """Requests per second that keep the machine busy, not swamped."""

@@ -32,7 +32,8 @@ from tokenmux.engine.device.interface import Completion
 from tokenmux.engine.device.memory import Memory
 from tokenmux.engine.instance.instance import Instance
 from tokenmux.engine.memory.host_cache import HostCache
-from tokenmux.engine.models.catalogue import Catalogue, Entry
+from tokenmux.engine.models.catalogue import Catalogue
+from tokenmux.engine.models.entry import Entry
 from tokenmux.engine.models.quiet import quiet_transformers
 from tokenmux.engine.models.tiny import byte_tokenizer
 from tokenmux.engine.policy.slack import SlackPolicy

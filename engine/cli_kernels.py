@@ -112,7 +112,8 @@ class _Model:
 
 def _models(folders: list[Path], config: Path | None) -> Iterator[_Model]:
     """What is in the folders, and in the catalogue of a configuration and beside it. Raises what reading them raises."""
-    from tokenmux.engine.models.catalogue import Catalogue, Entry, describe_folder
+    from tokenmux.engine.models.catalogue import Catalogue, describe_folder
+    from tokenmux.engine.models.entry import Entry
     from tokenmux.engine.models.facts import BLOCK_TOKENS
 
     def of_entry(entry: Entry) -> _Model:

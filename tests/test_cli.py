@@ -234,7 +234,10 @@ def test_pull_needs_a_repository_that_is_one(tmp_path: Path) -> None:
 def test_a_model_that_is_not_there_is_told_before_anything_listens(tmp_path: Path) -> None:
     arguments = ["--model", f"m={tmp_path / 'none'}", "--catalogue", str(tmp_path / "kept")]
     line = refused(run(None, "serve", *arguments), 1)
-    assert line == f"error: {tmp_path / 'none'}: there is no such folder or file on the server"
+    assert (
+        line
+        == f"error: no model can be served; m: {tmp_path / 'none'}: there is no such folder or file on the server"
+    )
 
 
 # What others say, and what is not possible

@@ -3,8 +3,9 @@
     <root>/models/<name>/
         manifest.json        what the weight image holds, and the file it is in
         weights.image        the image, unless the checkpoint's own file serves as it
-        config.json, generation_config.json, tokenizer files
-        entry.json           what the operator said at registration
+        config.json, generation_config.json, and the author's code where that is trusted
+        entry.json           what the operator said at registration, and the model's facts
+        text.json, encoder.json, decoder.json   its tokenizer and chat template (`text.py`)
 
 An entry appears whole or not at all: it is made under another name and renamed. Two entries of one source are two models,
 with images of their own in memory. Architectures that cannot be served are refused here (`probe.py`), as are checkpoints
@@ -15,7 +16,8 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,86 +31,98 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
+from transformers import AutoTokenizer, PreTrainedConfig
 
 from tokenmux.engine.core.errors import (
     AlreadyExists,
     BadCheckpoint,
+    DoesNotFit,
+    InUse,
     InvalidRequest,
     NotFound,
+    NotServable,
     Overloaded,
     TokenmuxError,
     UnsupportedModel,
 )
-from tokenmux.engine.core.facts import ModelFacts
 from tokenmux.engine.models.checkpoint import find_weights
+from tokenmux.engine.models.config_file import first_line, load_config, read_object
 from tokenmux.engine.models.convert import image_from_folder, image_from_gguf
+from tokenmux.engine.models.entry import (
+    ENTRY,
+    IMAGE,
+    MANIFEST,
+    Entry,
+    entry_document,
+    is_current,
+)
 from tokenmux.engine.models.facts import BLOCK_TOKENS, model_facts
-from tokenmux.engine.models.files import atomic_file
+from tokenmux.engine.models.files import DISK_FULL, atomic_file
 from tokenmux.engine.models.image import Manifest, Progress, no_progress
+from tokenmux.engine.models.locks import Claim, alone_in, is_free
 from tokenmux.engine.models.probe import probe
 from tokenmux.engine.models.quiet import quiet_transformers
 from tokenmux.engine.models.skeleton import Skeleton, empty_model
+from tokenmux.engine.models.text import is_foreign
+from tokenmux.engine.models.text_files import TRIAL_S, write_text_files
 from tokenmux.engine.models.tokenizer import Tokenizer
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_MANIFEST, _ENTRY, _IMAGE = "manifest.json", "entry.json", "weights.image"
-_TEXT_FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
+_CONFIG_FILES = ("config.json", "generation_config.json")
+_TOKENIZER_FILES = (
+    "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
     "vocab.txt",
     "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
+    "spiece.model",
+    "*.tiktoken",
+    "tekken.json",
+    "chat_template*",
 )
 _COMPUTED_IN = (torch.bfloat16, torch.float16, torch.float32)
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One model of the catalogue: where it is, what it is, and how to make the parts that run it."""
+class SetAside:
+    """An entry that was taken out of the catalogue and can still be put back."""
 
     name: str
-    path: Path
-    facts: ModelFacts
-    manifest: Manifest
-    config: PreTrainedConfig
-    trust_remote_code: bool = False
+    entry: Path
+    aside: Path
 
-    @classmethod
-    def load(cls, path: Path, *, block_size: int = BLOCK_TOKENS) -> "Entry":
-        """Read the entry in folder `path`. Raises NotFound or BadCheckpoint."""
-        if not path.is_dir():
-            raise NotFound(f"no model named {path.name} in the catalogue {path.parent}")
-        manifest = Manifest.load(path / _MANIFEST)
-        said = _read_json(path / _ENTRY)
-        trust = bool(said.get("trust_remote_code", False))
-        config = _load_config(path, trust)
-        model = empty_model(config, manifest.dtype, trust_remote_code=trust)
-        facts = model_facts(path.name, model, manifest, block_size=block_size)
-        return cls(path.name, path, facts, manifest, config, trust)
+    def restore(self) -> None:
+        """Put it back. Raises TokenmuxError when the disk does not let us."""
+        with _disk(self.entry.parent):
+            self.aside.rename(self.entry)
+            self.aside.parent.rmdir()
 
-    def skeleton(self, *, packed: bool = False) -> Skeleton:
-        """The empty model of this entry, to be bound to its image; with `packed`, to one that `Skeleton.pack` rearranged."""
-        return Skeleton(self.config, self.manifest, packed=packed, trust_remote_code=self.trust_remote_code)
-
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer of this entry."""
-        return Tokenizer.load(self.path, self.facts.vocab_size, trust_remote_code=self.trust_remote_code)
+    def delete(self) -> None:
+        """Delete its files; what cannot be deleted now is deleted when a catalogue is next swept."""
+        shutil.rmtree(self.aside.parent, ignore_errors=True)
 
 
 class Catalogue:
-    """The models under `<root>/models`. Registering is for one process at a time; reading is for any number."""
+    """The models under `<root>/models`. Any number of processes may register, remove and read at the same time.
 
-    def __init__(self, root: Path, *, block_size: int = BLOCK_TOKENS) -> None:
+    `told_memory` is called before a checkpoint is loaded with how many bytes of weights it has: a process under a memory
+    limit has to allow for them.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        block_size: int = BLOCK_TOKENS,
+        trial_s: float = TRIAL_S,
+        told_memory: Callable[[int], None] = lambda n_bytes: None,
+    ) -> None:
         self._models = root / "models"
         self._block_size = block_size
+        self._trial_s = trial_s
+        self._told_memory = told_memory
+        self._claims: dict[str, Claim] = {}
 
     def names(self) -> tuple[str, ...]:
         """Names of all entries, sorted."""
@@ -122,17 +136,69 @@ class Catalogue:
 
     def get(self, name: str) -> Entry:
         """The entry `name`. Raises NotFound or BadCheckpoint."""
-        return Entry.load(self._models / _checked(name), block_size=self._block_size)
+        return Entry.load(self._models / checked_name(name), block_size=self._block_size)
 
-    def remove(self, name: str) -> None:
-        """Delete the entry `name`, with its image if it has one of its own. Raises NotFound."""
-        path = self._models / _checked(name)
+    def claim(self, name: str) -> None:
+        """Keep other processes from removing the entry while this object lives. Raises NotFound or InUse."""
+        if name in self._claims:
+            return
+        try:
+            self._claims[name] = Claim(self._models / checked_name(name))
+        except FileNotFoundError:
+            raise NotFound(f"no model named {name} in the catalogue {self._models}") from None
+        except OSError as error:
+            raise InUse(
+                f"{name} is being removed from the catalogue {self._models} ({error.strerror})"
+            ) from None
+
+    def set_aside(self, name: str) -> SetAside:
+        """Take the entry `name` out of the catalogue without deleting anything yet.
+
+        Raises NotFound, InUse when another process serves it, and TokenmuxError when the disk does not let us.
+        """
+        path = self._models / checked_name(name)
         if not path.is_dir():
             raise NotFound(f"no model named {name} in the catalogue {self._models}")
+        with _disk(self._models), alone_in(self._models):
+            claim = self._claims.pop(name, None)
+            if claim is not None:
+                claim.release()
+            try:
+                if not is_free(path):
+                    raise InUse(
+                        f"{name} is served by another server from the catalogue {self._models}: stop that one first"
+                    )
+                doomed = Path(tempfile.mkdtemp(prefix=".removed-", dir=self._models))
+                path.rename(doomed / name)
+            except BaseException:
+                if claim is not None:
+                    self.claim(name)
+                raise
+        return SetAside(name, path, doomed / name)
+
+    def remove(self, name: str) -> None:
+        """Delete the entry `name`, with its image if it has one of its own. Raises as `set_aside`."""
         # Renamed first, so that a deletion that is cut short leaves no half entry under the name.
-        doomed = Path(tempfile.mkdtemp(prefix=".removed-", dir=self._models))
-        path.rename(doomed / name)
-        shutil.rmtree(doomed)
+        self.set_aside(name).delete()
+
+    def sweep(self) -> None:
+        """Delete what processes left behind that were killed while they registered or removed a model."""
+        if not self._models.is_dir():
+            return
+        with suppress(OSError), alone_in(self._models):
+            for path in self._models.iterdir():
+                if path.name.startswith(".") and path.is_dir() and is_free(path):
+                    shutil.rmtree(path, ignore_errors=True)
+
+    def bring_up_to_date(self, name: str) -> Entry:
+        """The entry `name`; what an earlier version did not write into it is added. Raises as `register_folder`."""
+        path = self._models / checked_name(name)
+        if path.is_dir() and not is_current(path):
+            with self._reasons(f"the catalogue's entry {path}"):
+                manifest = Manifest.load(path / MANIFEST)
+                trust = bool(read_object(path / ENTRY).get("trust_remote_code", False))
+                self._complete(name, path, manifest, path, trust)
+        return self.get(name)
 
     def register_folder(
         self,
@@ -153,19 +219,20 @@ class Catalogue:
             config, chosen = describe_folder(folder, dtype=dtype, trust_remote_code=trust_remote_code)
             probe(config, trust_remote_code=trust_remote_code)
             model = empty_model(config, chosen, trust_remote_code=trust_remote_code)
-            for file in _text_files(folder, with_code=trust_remote_code):
+            self._told_memory(sum(file.n_bytes for file in find_weights(folder)))
+            for file in _files_to_keep(folder, with_code=trust_remote_code):
                 shutil.copy(file, target / file.name)
             return image_from_folder(
                 folder,
                 config,
                 model,
-                target / _IMAGE,
+                target / IMAGE,
                 dtype=chosen,
                 trust_remote_code=trust_remote_code,
                 progress=progress,
             )
 
-        return self._add(name, fill, trust_remote_code)
+        return self._add(name, fill, folder, trust_remote_code=trust_remote_code)
 
     def register_gguf(
         self, name: str, file: Path, *, dtype: str = "bfloat16", progress: Progress = no_progress
@@ -174,14 +241,15 @@ class Catalogue:
 
         def fill(target: Path) -> Manifest:
             checkpoint_from_gguf(file, target)
+            self._told_memory(file.stat().st_size)
             manifest, config = image_from_gguf(
-                file, target / _IMAGE, dtype=_named_dtype(dtype), progress=progress
+                file, target / IMAGE, dtype=_named_dtype(dtype), progress=progress
             )
             config.save_pretrained(target)
             probe(config)
             return manifest
 
-        return self._add(name, fill, False)
+        return self._add(name, fill, file)
 
     def pull(
         self,
@@ -199,7 +267,7 @@ class Catalogue:
         """
         name = name or repository.rsplit("/", 1)[-1]
         self._refuse_taken(name)
-        patterns = ["*.safetensors", "model.safetensors.index.json", *_TEXT_FILES]
+        patterns = ["*.safetensors", "model.safetensors.index.json", *_CONFIG_FILES, *_TOKENIZER_FILES]
         try:
             folder = snapshot_download(
                 repository,
@@ -221,30 +289,85 @@ class Catalogue:
         )
 
     def _refuse_taken(self, name: str) -> Path:
-        path = self._models / _checked(name)
+        path = self._models / checked_name(name)
         if path.exists():
             raise AlreadyExists(f"a model named {name} is registered; remove it or choose another name")
         return path
 
-    def _add(self, name: str, fill: Callable[[Path], Manifest], trust_remote_code: bool) -> Entry:
+    def _add(
+        self, name: str, fill: Callable[[Path], Manifest], source: Path, *, trust_remote_code: bool = False
+    ) -> Entry:
         """Make an entry in a folder beside the others and give it its name at the end."""
         path = self._refuse_taken(name)
-        try:
+        with self._reasons(str(source)):
             self._models.mkdir(parents=True, exist_ok=True)
-            work = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=self._models))
-        except OSError as error:
-            raise TokenmuxError(f"{self._models}: cannot be written ({error.strerror})") from error
+            with alone_in(self._models):
+                work = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=self._models))
+                working = Claim(work)
+            try:
+                try:
+                    manifest = fill(work)
+                    manifest.save(work / MANIFEST)
+                    text_from = source if source.is_dir() else work
+                    self._complete(name, work, manifest, text_from, trust_remote_code)
+                except TokenmuxError as error:
+                    raise type(error)(str(error).replace(str(work), str(source))) from error
+                with alone_in(self._models):
+                    self._refuse_taken(name)
+                    work.rename(path)
+            finally:
+                working.release()
+                shutil.rmtree(work, ignore_errors=True)
+        return self.get(name)
+
+    def _complete(
+        self, name: str, entry: Path, manifest: Manifest, text_from: Path, trust_remote_code: bool
+    ) -> None:
+        """Check that the model can be built and its text tokenized, and write what the front needs to know of both."""
+        config = load_config(entry, trust_remote_code=trust_remote_code)
+        with quiet_transformers():
+            skeleton = Skeleton(config, manifest, trust_remote_code=trust_remote_code)
+        facts = model_facts(name, skeleton.model, manifest, block_size=self._block_size)
+        tokenizer = Tokenizer.load(text_from, facts.vocab_size, trust_remote_code=trust_remote_code)
+        with quiet_transformers():
+            write_text_files(
+                entry,
+                tokenizer.backend,
+                vocab_size=facts.vocab_size,
+                stop_token_ids=tokenizer.stop_token_ids,
+                trial_s=self._trial_s,
+            )
+        with atomic_file(entry / ENTRY) as out:
+            out.write(json.dumps(entry_document(facts, trust_remote_code=trust_remote_code)).encode())
+
+    @contextmanager
+    def _reasons(self, source: str) -> Iterator[None]:
+        """Whatever foreign code raises in the block is a reason why `source` is refused, and no more."""
         try:
-            manifest = fill(work)
-            with quiet_transformers():
-                Skeleton(_load_config(work, trust_remote_code), manifest, trust_remote_code=trust_remote_code)
-            with atomic_file(work / _ENTRY) as out:
-                out.write(json.dumps({"trust_remote_code": trust_remote_code}).encode())
-            manifest.save(work / _MANIFEST)
-            work.rename(path)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-        return Entry.load(path, block_size=self._block_size)
+            with _disk(self._models):
+                yield
+        except TokenmuxError:
+            raise
+        except MemoryError as error:
+            raise NotServable(f"{source}: registering it takes more memory than there is") from error
+        except BaseException as error:
+            if not is_foreign(error):
+                raise
+            raise UnsupportedModel(f"{source}: {first_line(error)} ({type(error).__name__})") from error
+
+
+@contextmanager
+def _disk(folder: Path) -> Iterator[None]:
+    """What the disk under `folder` refuses is said as it is, with the remedy."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise DoesNotFit(
+                f"{folder}: the disk is full; free some space or choose another folder"
+            ) from error
+        where = error.filename or folder
+        raise TokenmuxError(f"{where}: cannot be written or read ({error.strerror or error})") from error
 
 
 def describe_folder(
@@ -252,7 +375,7 @@ def describe_folder(
 ) -> tuple[PreTrainedConfig, torch.dtype]:
     """Config and dtype that the checkpoint in `folder` would be served with. Reads no weights; raises as `register_folder`."""
     files = find_weights(folder)
-    config = _load_config(folder, trust_remote_code)
+    config = load_config(folder, trust_remote_code=trust_remote_code)
     stored = next((t.torch_dtype for f in files for t in f.tensors.values()), torch.float32)
     return config, _chosen_dtype(dtype, config, stored)
 
@@ -275,7 +398,7 @@ def checkpoint_from_gguf(file: Path, target: Path) -> None:
         raise BadCheckpoint(f"{file}: transformers cannot read it ({reason})") from error
 
 
-def _checked(name: str) -> str:
+def checked_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise InvalidRequest(
             f"{name!r} is not a model name: letters, digits, '.', '_' and '-', beginning with a letter or digit"
@@ -283,33 +406,8 @@ def _checked(name: str) -> str:
     return name
 
 
-def _load_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
-    _read_json(folder / "config.json")
-    try:
-        with quiet_transformers():
-            config: PreTrainedConfig = AutoConfig.from_pretrained(
-                str(folder), local_files_only=True, trust_remote_code=trust_remote_code
-            )
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        reason = next(iter(str(error).strip().splitlines()), repr(error))
-        raise UnsupportedModel(f"{folder / 'config.json'}: {reason}") from error
-    return config
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise BadCheckpoint(f"{path}: the file is missing") from None
-    except ValueError as error:
-        raise BadCheckpoint(f"{path}: damaged ({error})") from None
-    if not isinstance(document, dict):
-        raise BadCheckpoint(f"{path}: damaged (not an object)")
-    return document
-
-
-def _text_files(folder: Path, *, with_code: bool) -> list[Path]:
-    found = [folder / name for name in _TEXT_FILES if (folder / name).is_file()]
+def _files_to_keep(folder: Path, *, with_code: bool) -> list[Path]:
+    found = [folder / name for name in _CONFIG_FILES if (folder / name).is_file()]
     return found + (sorted(folder.glob("*.py")) if with_code else [])
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from tokenmux.engine.core.errors import UnsupportedModel
 from tokenmux.engine.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.engine.models.image import Manifest
 
@@ -16,11 +17,14 @@ BLOCK_TOKENS = 16
 def model_facts(
     name: str, model: PreTrainedModel, manifest: Manifest, *, block_size: int = BLOCK_TOKENS
 ) -> ModelFacts:
-    """The facts of the catalogue entry `name`; `model` is the empty model of its config."""
+    """The facts of the catalogue entry `name`; `model` is the empty model of its config.
+
+    Raises UnsupportedModel for numbers that no model has.
+    """
     config = model.config.get_text_config()
     # The checksum is part of the id: a name that is registered anew with other weights is another image.
     image = Image(ImageId(f"{name}@{manifest.sha256[:12]}"), manifest.n_bytes)
-    return ModelFacts(
+    facts = ModelFacts(
         id=ModelId(name),
         images=(image,),
         kv=kv_shape(config, manifest.dtype, block_size),
@@ -28,6 +32,24 @@ def model_facts(
         n_parameters=active_parameters(model),
         vocab_size=int(config.vocab_size),
     )
+    return check_facts(facts)
+
+
+def check_facts(facts: ModelFacts) -> ModelFacts:
+    """These facts, if every number is one that a model can have. Raises UnsupportedModel."""
+    numbers = {
+        "layers": (facts.kv.n_layers, 1, 1 << 14),
+        "key-value heads": (facts.kv.n_kv_heads, 1, 1 << 14),
+        "head size": (facts.kv.head_dim, 1, 1 << 16),
+        "context (max_position_embeddings)": (facts.max_context, 1, (1 << 31) - 1),
+        "vocabulary": (facts.vocab_size, 1, (1 << 31) - 1),
+        "parameters": (facts.n_parameters, 1, 1 << 50),
+        "bytes of weights": (facts.n_bytes, 1, 1 << 50),
+    }
+    for what, (number, least, most) in numbers.items():
+        if not isinstance(number, int) or not least <= number <= most:
+            raise UnsupportedModel(f"{facts.id}: {what} of {number!r}: a model has {least} to {most}")
+    return facts
 
 
 def kv_shape(config: PreTrainedConfig, dtype: torch.dtype, block_size: int = BLOCK_TOKENS) -> KvShape:

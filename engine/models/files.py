@@ -11,6 +11,8 @@ from typing import BinaryIO
 
 from tokenmux.engine.core.errors import DoesNotFit, TokenmuxError
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 @contextmanager
 def atomic_file(path: Path, *, n_bytes: int = 0) -> Iterator[BinaryIO]:
@@ -35,7 +37,7 @@ def atomic_file(path: Path, *, n_bytes: int = 0) -> Iterator[BinaryIO]:
         temporary = None
         _sync_folder(folder)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in DISK_FULL:
             raise _disk_full(path, n_bytes) from error
         raise TokenmuxError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:

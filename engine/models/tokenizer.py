@@ -23,7 +23,7 @@ class Tokenizer:
     def __init__(
         self, backend: PreTrainedTokenizerBase, vocab_size: int, stop_token_ids: Collection[int]
     ) -> None:
-        self._backend = backend
+        self.backend = backend
         core = backend.backend_tokenizer
         added = core.get_added_tokens_decoder()
         self._text = TokenText(core, [token for token, said in added.items() if said.special])
@@ -54,7 +54,7 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise InvalidRequest(f"the prompt is not valid Unicode (character {error.start})") from None
-        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens)
+        ids: list[int] = self.backend.encode(text, add_special_tokens=add_special_tokens)
         return ids
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
@@ -64,10 +64,10 @@ class Tokenizer:
         """
         if not messages:
             raise InvalidRequest("a conversation needs at least one message")
-        if self._backend.chat_template is None:
+        if self.backend.chat_template is None:
             raise InvalidRequest("this model has no chat template; send a prompt as text or token ids")
         try:
-            text = self._backend.apply_chat_template(
+            text = self.backend.apply_chat_template(
                 [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
             )
         except (TemplateError, TypeError, ValueError, KeyError) as error:

@@ -21,7 +21,7 @@ from tokenmux.engine.device.interface import Post
 from tokenmux.engine.instance.instance import Instance
 from tokenmux.engine.instance.started import Started
 from tokenmux.engine.models.batch import Segment
-from tokenmux.engine.models.catalogue import Entry
+from tokenmux.engine.models.entry import Entry
 from tokenmux.engine.models.image import read_image
 from tokenmux.engine.models.runner import Runner
 from tokenmux.engine.runtime import collector

@@ -9,8 +9,12 @@ import ctypes
 import os
 import signal
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.process import BaseProcess
+from typing import TypeVar
+
+Started = TypeVar("Started")
 
 _PR_SET_PDEATHSIG = 1
 
@@ -20,7 +24,12 @@ _starter = ThreadPoolExecutor(1, thread_name_prefix="tokenmux-starter")
 
 def start(process: BaseProcess) -> None:
     """Start a child that lives until it ends, is ended, or this process ends. Raises what `process.start` raises."""
-    _starter.submit(process.start).result()
+    started(process.start).result()
+
+
+def started(start_child: Callable[[], Started]) -> Future[Started]:
+    """Run `start_child`, which starts a child process in whatever way, on the thread that lasts."""
+    return _starter.submit(start_child)
 
 
 def die_with_parent(parent: int) -> None:

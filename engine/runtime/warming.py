@@ -103,7 +103,7 @@ def main() -> None:
 
 def warm_entries(paths: Sequence[Path], capability: int, *, paged_int8: bool = False) -> None:
     """Compile into Triton's cache what the entries in these folders launch. One that cannot be read costs the others nothing."""
-    from tokenmux.engine.models.catalogue import Entry
+    from tokenmux.engine.models.entry import Entry
     from tokenmux.engine.models.kernel_shapes import model_shapes
     from tokenmux.kernels import warm
 

@@ -5,8 +5,11 @@ command leaves nothing behind.
 """
 
 import asyncio
+import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from tokenmux.engine.core.errors import (
     AlreadyExists,
@@ -15,11 +18,10 @@ from tokenmux.engine.core.errors import (
     InUse,
     InvalidRequest,
     NotFound,
-    TokenmuxError,
     Unavailable,
     WorkerFailed,
 )
-from tokenmux.engine.core.facts import ModelFacts
+from tokenmux.engine.core.facts import ModelFacts, ModelId
 from tokenmux.engine.core.message import (
     Load,
     ModelStatus,
@@ -35,18 +37,29 @@ from tokenmux.engine.server.commands import Command
 from tokenmux.engine.server.front import Front
 from tokenmux.engine.server.names import NAME, check_name_length
 from tokenmux.engine.server.roster import Served
-from tokenmux.engine.server.seams import Catalogue, Entry, Progress
+from tokenmux.engine.server.seams import Catalogue, Entry, Progress, SetAside
+
+FORCED_S = 60.0
+"""How long a forced removal waits for what is under way with the model."""
+ASK_AGAIN_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class ModelView:
     """One model as an operator sees it. `status` and `use` are None while the worker has not reported on it."""
 
-    facts: ModelFacts
+    facts: ModelFacts | None
+    """None for one that could not be read."""
     pinned: bool
     refusal: str
     status: ModelStatus | None
     use: ModelUse | None
+    name: str = ""
+    """Taken from the facts unless there are none."""
+
+    def __post_init__(self) -> None:
+        if self.facts is not None:
+            object.__setattr__(self, "name", self.facts.id)
 
 
 def no_progress(what: str, done: int, total: int) -> None:
@@ -60,11 +73,35 @@ def add_to_catalogue(
 
     Raises NotFound, and what `Catalogue.register_folder` raises.
     """
-    if source.is_dir():
+    if kind_of(source) == "folder":
         return catalogue.register_folder(name, source, progress=progress)
-    if source.is_file():
-        return catalogue.register_gguf(name, source, progress=progress)
-    raise NotFound(f"{source}: there is no such folder or file on the server")
+    return catalogue.register_gguf(name, source, progress=progress)
+
+
+def kind_of(source: Path) -> Literal["folder", "gguf"]:
+    """What lies at `source`. Raises NotFound, too for what is no path or may not be looked at."""
+    said = str(source)
+    said = said if len(said) <= 200 else f"{said[:200]}..."
+    try:
+        mode = source.stat().st_mode
+    except (OSError, ValueError) as error:
+        reason = (
+            "" if isinstance(error, FileNotFoundError) else f" ({getattr(error, 'strerror', None) or error})"
+        )
+        raise NotFound(f"{said}: there is no such folder or file on the server{reason}") from None
+    if stat.S_ISDIR(mode):
+        return "folder"
+    if stat.S_ISREG(mode):
+        return "gguf"
+    raise NotFound(f"{said}: neither a folder nor a file")
+
+
+class Gone:
+    """Set aside in the place of files that are no longer there."""
+
+    def restore(self) -> None: ...
+
+    def delete(self) -> None: ...
 
 
 class Administration:
@@ -80,7 +117,7 @@ class Administration:
         """All of them, by name."""
         status = self._front.worker_status
         told = {} if status is None else {model.model: model for model in status.models}
-        return [self._view_with(served, told.get(served.facts.id)) for served in self._front.roster]
+        return [self._view_with(served, told.get(ModelId(served.name))) for served in self._front.roster]
 
     def model(self, name: str) -> ModelView:
         return self._view(self._front.roster.find(name))
@@ -116,7 +153,7 @@ class Administration:
         try:
             self._front.check_fit(served)
             await self._command(Register(entry.facts, str(entry.path)))
-        except TokenmuxError:
+        except BaseException:
             if source:
                 await asyncio.to_thread(self._catalogue.remove, name)
             raise
@@ -125,21 +162,50 @@ class Administration:
         return self._view(served)
 
     async def unregister(self, name: str, *, force: bool = False) -> None:
-        """Stop serving a model and delete its converted files. Raises InUse while requests are live, unless forced."""
+        """Stop serving a model and delete its converted files. Raises InUse while requests are live, unless forced; forced, it
+        waits for what is under way with the model, such as a fetch.
+
+        Its files go first, and come back when the worker does not let the model go: what fails leaves everything as it was.
+        """
         served = self._front.roster.find(name)
-        n_live = self._front.n_live_of(served.facts.id)
+        n_live = self._front.n_live_of(ModelId(served.name))
         if n_live and not force:
             raise InUse(f"{name!r} has {n_live} live requests: wait for them, or force it to end them")
-        if served.refusal is None:
-            self._front.roster.remove(name)
+        aside = await asyncio.to_thread(self._set_aside, name)
+        self._front.roster.remove(name)
+        try:
+            if served.refusal is None:
+                await self._let_go(served, force=force)
+        except BaseException:
+            self._front.roster.add(served)
+            await asyncio.to_thread(aside.restore)
+            raise
+        finally:
+            self._front.changes.notify()
+        await asyncio.to_thread(aside.delete)
+
+    def _set_aside(self, name: str) -> SetAside:
+        try:
+            return self._catalogue.set_aside(name)
+        except NotFound:  # somebody deleted it; the model is to go all the same
+            return Gone()
+
+    async def _let_go(self, served: Served, *, force: bool) -> None:
+        """Have the worker forget the model. Raises InUse, when forced only once `FORCED_S` were not enough."""
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + FORCED_S
+        while True:
+            version = self._front.changes.version
             try:
                 await self._command(Unregister(served.facts.id))
-            except TokenmuxError:
-                self._front.roster.add(served)
-                raise
-        self._front.roster.remove(name)
-        self._front.changes.notify()
-        await asyncio.to_thread(self._catalogue.remove, name)
+            except InUse:
+                left_s = until_s - loop.time()
+                if not force or left_s <= 0:
+                    raise
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._front.changes.after(version), min(left_s, ASK_AGAIN_S))
+            else:
+                return
 
     async def load(self, name: str, *, wait: bool = False) -> ModelView:
         """Make a model resident; with `wait`, return only when it is.
@@ -208,14 +274,15 @@ class Administration:
     def _view(self, served: Served) -> ModelView:
         status = self._front.worker_status
         models = () if status is None else status.models
-        own = next((model for model in models if model.model == served.facts.id), None)
+        own = next((model for model in models if model.model == served.name), None)
         return self._view_with(served, own)
 
     def _view_with(self, served: Served, status: ModelStatus | None) -> ModelView:
         return ModelView(
-            facts=served.facts,
+            facts=None if served.entry is None else served.facts,
             pinned=served.pinned,
             refusal="" if served.refusal is None else str(served.refusal),
             status=status,
-            use=self._front.usage.models.get(served.facts.id),
+            use=self._front.usage.models.get(ModelId(served.name)),
+            name=served.name,
         )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from tokenmux.engine.core.errors import InvalidRequest
 from tokenmux.engine.core.facts import ModelFacts
 from tokenmux.engine.core.request import ServiceLevel
-from tokenmux.engine.server.generation import Ask, Chat, Text, TokenIds
+from tokenmux.engine.server.generation import Ask, Chat, Prompt, Text, TokenIds
 from tokenmux.engine.server.names import tenant_fault
 
 MAX_TEMPERATURE = 10.0
@@ -106,6 +106,23 @@ def check_prompt_length(n_prompt: int, facts: ModelFacts) -> None:
         raise InvalidRequest(
             f"the prompt has {n_prompt} tokens, but {facts.id} has a context of {facts.max_context}, "
             f"output included: shorten the prompt to at most {facts.max_context - 1} tokens"
+        )
+
+
+def check_text_length(prompt: Prompt, facts: ModelFacts, longest_token_chars: int) -> None:
+    """Raises InvalidRequest for text that cannot fit into the context, however well it is tokenized."""
+    match prompt:
+        case Text(text):
+            n_chars = len(text)
+        case Chat(messages):
+            n_chars = sum(len(message.content) for message in messages)
+        case TokenIds():
+            return
+    limit = (facts.max_context + 1) * longest_token_chars
+    if n_chars > limit:
+        raise InvalidRequest(
+            f"the prompt has {n_chars} characters, which cannot fit into the context of {facts.id} "
+            f"({facts.max_context} tokens of at most {longest_token_chars} characters): shorten it"
         )
 
 

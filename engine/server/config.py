@@ -161,6 +161,26 @@ class WorkerConfig(Section):
     """Requests wait so long while there is no worker; then they end, and new ones are refused until there is one."""
 
 
+class TextConfig(Section):
+    """Child processes that turn prompts into token ids, by the models' own tokenizers and chat templates."""
+
+    seconds: Annotated[FiniteFloat, Field(gt=0)] = 5.0
+    """Of processor time for one prompt; the process is killed then, and the request refused."""
+    memory: Size = 2 << 30
+    """Of one process."""
+    processes: Annotated[int, Field(ge=1, le=64)] = 3
+    """With one alone, a model's bad template can hold up the prompts of the others."""
+
+
+class RegistrationConfig(Section):
+    """Child processes that probe, convert and check models."""
+
+    memory: Size = 6 << 30
+    """Of one process, besides three times the weights that it converts."""
+    silent_s: Annotated[FiniteFloat, Field(gt=0)] = 300.0
+    """Of processor time without a word of progress, until the process is killed and the model refused."""
+
+
 class RecordTrafficConfig(Section):
     """Lengths and times of requests, never text, for `tokenmux plan --from-server`."""
 
@@ -204,6 +224,8 @@ class PoolConfig(Section):
     service_level: ServiceLevelConfig = ServiceLevelConfig()
     slow_reader: SlowReaderConfig = SlowReaderConfig()
     worker: WorkerConfig = WorkerConfig()
+    text: TextConfig = TextConfig()
+    registration: RegistrationConfig = RegistrationConfig()
     record_traffic: RecordTrafficConfig = RecordTrafficConfig()
     tls: TlsConfig | None = None
     keys: tuple[KeyConfig, ...] = ()

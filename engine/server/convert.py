@@ -149,24 +149,17 @@ def model(view: ModelView) -> models_pb2.Model:
     try:
         return _whole_model(view)
     except (ValueError, TypeError, OverflowError) as error:
-        logger.error("%s cannot be shown: %s; %r", view.facts.id, error, view)
+        logger.error("%s cannot be shown: %s; %r", view.name, error, view)
         return models_pb2.Model(
-            name=view.facts.id, refusal=view.refusal or f"its figures are impossible ({error}): remove it"
+            name=view.name, refusal=view.refusal or f"its figures are impossible ({error}): remove it"
         )
 
 
 def _whole_model(view: ModelView) -> models_pb2.Model:
-    facts, status = view.facts, view.status
-    message = models_pb2.Model(
-        name=facts.id,
-        pinned=view.pinned,
-        refusal=view.refusal,
-        weight_bytes=facts.n_bytes,
-        kv_bytes_per_token=facts.kv.token_bytes,
-        n_parameters=facts.n_parameters,
-        max_context=facts.max_context,
-        vocab_size=facts.vocab_size,
-    )
+    status = view.status
+    message = models_pb2.Model(name=view.name, pinned=view.pinned, refusal=view.refusal)
+    if view.facts is not None:
+        message.MergeFrom(_facts(view.facts))
     if status is not None:
         message.MergeFrom(
             models_pb2.Model(
@@ -189,6 +182,16 @@ def _whole_model(view: ModelView) -> models_pb2.Model:
         for reason, n in view.use.swaps.items():
             setattr(message, f"n_swaps_{reason}", n)
     return message
+
+
+def _facts(facts: ModelFacts) -> models_pb2.Model:
+    return models_pb2.Model(
+        weight_bytes=facts.n_bytes,
+        kv_bytes_per_token=facts.kv.token_bytes,
+        n_parameters=facts.n_parameters,
+        max_context=facts.max_context,
+        vocab_size=facts.vocab_size,
+    )
 
 
 def service(counters: Service) -> models_pb2.Service:

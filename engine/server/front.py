@@ -1,11 +1,11 @@
 """The front: every accepted request between its client and the worker.
 
-It admits (`engine.server.admission`), tokenizes in threads, submits, and hands each client its own stream. It pauses the
+It admits (`engine.server.admission`), has prompts tokenized in child processes (`engine.server.texts`), submits, and hands each client its own stream. It pauses the
 requests of clients that do not read and ends them after a while, cancels those of clients that left, and when a worker dies,
 tells the next one everything anew: the models, and every live request with the tokens that its client already has. Operators'
 commands are in `engine.server.administration`, the life of the worker in `engine.server.supervisor`.
 
-Everything runs on one event loop; only tokenizing, the catalogue and the start of a worker happen in threads.
+Everything runs on one event loop; only decoders, the catalogue and the start of a worker are opened in threads.
 """
 
 import asyncio
@@ -14,16 +14,15 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 from tokenmux.engine.core.errors import (
     DoesNotFit,
     Ended,
     InternalError,
-    InvalidRequest,
     NotServable,
     Overloaded,
     TokenmuxError,
@@ -57,27 +56,29 @@ from tokenmux.engine.core.request import FinishReason, Request, RequestId
 from tokenmux.engine.server.admission import (
     Defaults,
     check_parameters,
+    check_text_length,
     check_token_ids,
     output_limit,
     service_level,
 )
 from tokenmux.engine.server.commands import Commands
-from tokenmux.engine.server.generation import Ask, Chat, ChatMessage, Metadata, Prompt, Text, TokenIds
+from tokenmux.engine.server.generation import Ask, Metadata, Prompt, TokenIds
 from tokenmux.engine.server.live import LiveRequest
 from tokenmux.engine.server.observation import Changes
 from tokenmux.engine.server.outage import Outage
 from tokenmux.engine.server.pool_size import PoolSize
 from tokenmux.engine.server.roster import Roster, Served
-from tokenmux.engine.server.seams import Capacity, Catalogue, Entry, Tokenizer, WorkerFactory
+from tokenmux.engine.server.seams import Capacity, Catalogue, Texts, Tokenizer, WorkerFactory
 from tokenmux.engine.server.supervisor import Patience, RestartLimits, Supervisor
 from tokenmux.engine.server.suspects import Suspects
 from tokenmux.engine.server.tenants import Weights, is_full
+from tokenmux.engine.server.texts import Texts as ChildTexts
 from tokenmux.engine.server.traffic import TrafficRecorder
 from tokenmux.engine.server.usage import Usage
 
 logger = logging.getLogger(__name__)
 
-TOKENIZER_THREADS = 2
+DECODER_THREADS = 2
 MAX_DOUBLINGS = 3
 """Of the time that trials may take."""
 PROVEN_TOKENS = 2
@@ -126,11 +127,12 @@ class Front:
         defaults: Defaults | None = None,
         weights: Weights | None = None,
         recorder: TrafficRecorder | None = None,
+        texts: Texts | None = None,
         clock: Callable[[], float] = time.monotonic,
         draw_seed: Callable[[], int] = lambda: secrets.randbits(64),
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
-        """`pinned` names the models to pin from the start. `clock` must be the one that the worker's times are on: CLOCK_MONOTONIC is, across processes of one machine."""
+        """`pinned` names the models to pin from the start; `texts` is closed with the front. `clock` must be the one that the worker's times are on: CLOCK_MONOTONIC is, across processes of one machine."""
         self.limits = limits or Limits()
         self.changes = Changes()
         """Notified when a worker's status, the roster or the readiness changed."""
@@ -147,7 +149,8 @@ class Front:
         self._weights = weights or Weights()
         self._clock = clock
         self._draw_seed = draw_seed
-        self._threads = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="tokenizer")
+        self._threads = ThreadPoolExecutor(DECODER_THREADS, thread_name_prefix="decoder")
+        self._texts = texts or ChildTexts()
         self.roster = Roster(self._threads)
         self._supervisor = Supervisor(
             lambda on_message: factory(on_message, arena_bytes=self.size.arena_bytes),
@@ -194,18 +197,20 @@ class Front:
     async def start(self) -> None:
         """Start the worker and register every model of the catalogue with it.
 
-        Models that do not fit are kept and refused. Raises DoesNotFit when that is all of them, and Unavailable when no worker
-        could be kept alive. Once this has returned, workers that break are replaced for ever.
+        Models that are damaged or do not fit are kept and refused. Raises DoesNotFit when none of them fits, and Unavailable
+        when no worker could be kept alive. Once this has returned, workers that break are replaced for ever.
         """
-        for entry in await asyncio.to_thread(self._entries):
-            served = Served(entry, pinned=entry.facts.id in self._pin_at_start)
+        for served in await asyncio.to_thread(self._entries):
+            served.pinned = served.name in self._pin_at_start
             try:
-                self.size.check_model(entry.facts, ())
+                if served.refusal is None:
+                    self.size.check_model(served.facts, ())
             except DoesNotFit as error:
-                logger.warning("%s is refused: %s", entry.facts.id, error)
                 served.refusal = error
+            if served.refusal is not None:
+                logger.warning("%s is refused: %s", served.name, served.refusal)
             self.roster.add(served)
-        refusals = [served.refusal for served in self.roster if served.refusal is not None]
+        refusals = [served.refusal for served in self.roster if isinstance(served.refusal, DoesNotFit)]
         if refusals and len(refusals) == len(self.roster):
             raise DoesNotFit(f"no model of the catalogue fits the device; for one: {refusals[0]}")
         await self._supervisor.start()
@@ -241,6 +246,7 @@ class Front:
                 task.cancel()
         await self._supervisor.close()
         self.commands.fail(Unavailable("the server has stopped"))
+        self._texts.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def drain(self) -> None:
@@ -291,22 +297,16 @@ class Front:
             self._leave(live)
 
     async def tokenize(self, model: str, prompt: Prompt) -> tuple[int, ...]:
-        """The token ids of a prompt. Raises NotFound, InvalidRequest, NotServable."""
-        served = self.roster.accepting(model)
-        check_parameters(Ask(model, prompt), served.facts)
-        return await self._encode(await self.roster.tokenizer(served), prompt)
+        """The token ids of a prompt. It takes a place in the queue meanwhile. Raises as `open` does."""
+        with self._admitting(DEFAULT_TENANT):
+            _, _, ids = await self._encode(Ask(model, prompt))
+            return ids
 
     async def metadata(self, model: str) -> Metadata:
         """What a client may want to know of a model. Raises NotFound, NotServable."""
         served = self.roster.accepting(model)
         tokenizer = await self.roster.tokenizer(served)
-        try:
-            await self._encode(tokenizer, Chat((ChatMessage("user", "hello"),)))
-        except InvalidRequest:
-            can_chat = False
-        else:
-            can_chat = True
-        return Metadata(served.facts, can_chat, tokenizer.stop_token_ids)
+        return Metadata(served.facts, tokenizer.facts.can_chat, tokenizer.facts.stop_token_ids)
 
     async def trace(self, last_s: float) -> tuple[Span, ...]:
         """What the worker remembers of the last `last_s` seconds. Raises Unavailable without a worker."""
@@ -345,41 +345,30 @@ class Front:
     def _pinned(self) -> list[ModelFacts]:
         return [served.facts for served in self.roster if served.pinned and served.refusal is None]
 
-    def _entries(self) -> list[Entry]:
-        """The whole entries of the catalogue: a damaged one is no reason not to serve the others."""
-        entries = []
+    def _entries(self) -> list[Served]:
+        """What the catalogue has: a damaged entry is refused, and no reason not to serve the others."""
+        found = []
         for name in self._catalogue.names():
             try:
-                entries.append(self._catalogue.get(name))
+                found.append(Served(self._catalogue.get(name)))
             except TokenmuxError as error:
-                logger.error("%s is left out: %s", name, error)
-        return entries
+                found.append(Served(None, refusal=error, name=name))
+        return found
 
     # Admission
 
     async def _admit(self, ask: Ask) -> LiveRequest:
         arrival_s = self._clock()
-        self._check_up()
-        facts = self.roster.accepting(ask.model).facts
-        check_parameters(ask, facts)
         tenant = ask.tenant or DEFAULT_TENANT
-        if is_full(tenant, self._held, self.limits.max_requests, self._weights, self._n_admitting):
-            raise Overloaded(
-                f"the queue is full ({self.limits.max_requests} requests): try again in a few seconds"
-            )
-        self._n_admitting += 1
-        try:
-            tokenizer = await self.roster.tokenizer(self.roster.accepting(ask.model))
-            prompt = await self._encode(tokenizer, ask.prompt)
-        finally:
-            self._n_admitting -= 1
-        # Tokenizing took time: the model may be gone, the server stopping.
         self._check_up()
-        facts = self.roster.accepting(ask.model).facts
+        check_parameters(ask, self.roster.accepting(ask.model).facts)
+        with self._admitting(tenant):
+            served, tokenizer, prompt = await self._encode(ask)
+        facts = served.facts
         max_tokens = output_limit(ask, prompt, facts, self._defaults)
         check_token_ids("tokens of the prompt", prompt, facts)
         self.size.check_request(facts, len(prompt) + max_tokens, self._pinned())
-        end_token_ids = frozenset() if ask.ignore_end_tokens else tokenizer.stop_token_ids
+        end_token_ids = frozenset() if ask.ignore_end_tokens else tokenizer.facts.stop_token_ids
         submit = Submit(
             request=Request(
                 id=RequestId(secrets.token_hex(8)),
@@ -430,16 +419,43 @@ class Front:
             if live.paused:
                 self._supervisor.send(Pause(live.id))
 
-    async def _encode(self, tokenizer: Tokenizer, prompt: Prompt) -> tuple[int, ...]:
-        in_thread = asyncio.get_running_loop().run_in_executor
-        match prompt:
-            case TokenIds(ids):
-                return tuple(ids)
-            case Text(text):
-                return tuple(await in_thread(self._threads, tokenizer.encode, text))
-            case Chat(messages):
-                turns = [{"role": message.role, "content": message.content} for message in messages]
-                return tuple(await in_thread(self._threads, tokenizer.encode_chat, turns))
+    @contextmanager
+    def _admitting(self, tenant: str) -> Iterator[None]:
+        """Hold a place in the queue while a prompt is tokenized. Raises Overloaded, and why nothing is accepted now."""
+        self._check_up()
+        if is_full(tenant, self._held, self.limits.max_requests, self._weights, self._n_admitting):
+            raise Overloaded(
+                f"the queue is full ({self.limits.max_requests} requests): try again in a few seconds"
+            )
+        self._n_admitting += 1
+        try:
+            yield
+        finally:
+            self._n_admitting -= 1
+        # Tokenizing took time: the server may be stopping.
+        self._check_up()
+
+    async def _encode(self, ask: Ask) -> tuple[Served, Tokenizer, tuple[int, ...]]:
+        """The model, its tokenizer, and the prompt as that tokenizer says it: the model of the name when this returns."""
+        while True:
+            served = self.roster.accepting(ask.model)
+            check_parameters(ask, served.facts)
+            tokenizer = await self.roster.tokenizer(served)
+            check_text_length(ask.prompt, served.facts, tokenizer.facts.longest_token_chars)
+            prompt = await self._token_ids(served, tokenizer, ask.prompt)
+            # Another checkpoint under the name has another vocabulary: begin again.
+            if self.roster.accepting(ask.model) is served:
+                return served, tokenizer, prompt
+
+    async def _token_ids(self, served: Served, tokenizer: Tokenizer, prompt: Prompt) -> tuple[int, ...]:
+        if isinstance(prompt, TokenIds):
+            return tuple(prompt.ids)
+        try:
+            return tuple(await self._texts.encode(served.name, served.path, tokenizer.facts, prompt))
+        except (Exception, asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic of a native library; gRPC would never answer
+            raise InternalError(f"the tokenizer of {served.name} failed: {error!r}") from error
 
     # The client's side
 
@@ -638,7 +654,7 @@ class Front:
         self.changes.notify()
 
     def _register(self, served: Served) -> asyncio.Future[None]:
-        answer = self.commands.begin(Register(served.facts, str(served.entry.path)))
+        answer = self.commands.begin(Register(served.facts, str(served.path)))
         self._registering.add(answer)
         answer.add_done_callback(lambda done: self._registration_answered(served, done))
         if served.pinned and not self._suspects.holds(Load(served.facts.id)):
@@ -654,7 +670,7 @@ class Front:
         self._registering.discard(answer)
         error = answer.exception()
         if isinstance(error, TokenmuxError) and not isinstance(error, Unavailable):
-            logger.error("the worker does not take %s: %s", served.facts.id, error)
+            logger.error("the worker does not take %s: %s", served.name, error)
             served.refusal = error
             self.changes.notify()
         if not self._registering and self._supervisor.running and self._telling is None:

@@ -51,7 +51,7 @@ class HealthService:
     async def List(
         self, request: health_pb2.HealthListRequest, context: Context
     ) -> health_pb2.HealthListResponse:
-        names = [*OVERALL, *(model_service(served.facts.id) for served in self._front.roster)]
+        names = [*OVERALL, *(model_service(served.name) for served in self._front.roster)]
         return health_pb2.HealthListResponse(
             statuses={name: HealthCheckResponse(status=self._status(name)) for name in names}
         )

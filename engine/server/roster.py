@@ -8,8 +8,9 @@ import asyncio
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from pathlib import Path
 
-from tokenmux.engine.core.errors import NotFound, TokenmuxError
+from tokenmux.engine.core.errors import NotFound, NotServable, TokenmuxError
 from tokenmux.engine.core.facts import ModelFacts
 from tokenmux.engine.server.names import check_name_length, closest
 from tokenmux.engine.server.seams import Entry, Tokenizer
@@ -20,9 +21,9 @@ NAMED_IN_ERRORS = 12
 
 @dataclass(slots=True, eq=False)
 class Served:
-    """One model. `refusal` says why requests for it are refused, if they are."""
+    """One model. `refusal` says why requests for it are refused, if they are; one that could not be read has no entry."""
 
-    entry: Entry
+    entry: Entry | None
     pinned: bool = False
     refusal: TokenmuxError | None = None
     n_convicted: int = 0
@@ -30,10 +31,28 @@ class Served:
     proven: bool = False
     """Whether a request for it ever got anywhere."""
     loading: "asyncio.Task[Tokenizer] | None" = None
+    name: str = ""
+    """Taken from the entry unless there is none."""
+
+    def __post_init__(self) -> None:
+        if self.entry is not None:
+            self.name = self.entry.facts.id
 
     @property
     def facts(self) -> ModelFacts:
-        return self.entry.facts
+        """Raises the refusal of a model without an entry."""
+        return self.whole().facts
+
+    @property
+    def path(self) -> Path:
+        """The folder of its entry. Raises as `facts`."""
+        return self.whole().path
+
+    def whole(self) -> Entry:
+        """Its entry. Raises the refusal of a model without one."""
+        if self.entry is None:
+            raise self.refusal or NotServable(f"{self.name} is not in the catalogue")
+        return self.entry
 
 
 class Roster:
@@ -54,7 +73,7 @@ class Roster:
         return len(self._models)
 
     def add(self, served: Served) -> None:
-        self._models[served.facts.id] = served
+        self._models[served.name] = served
 
     def remove(self, name: str) -> None:
         self._models.pop(name, None)
@@ -77,11 +96,11 @@ class Roster:
     async def tokenizer(self, served: Served) -> Tokenizer:
         """The model's tokenizer, loaded once however many ask, and again if that failed."""
         if served.loading is None or (served.loading.done() and served.loading.exception() is not None):
-            served.loading = asyncio.create_task(self._load(served), name=f"tokenizer of {served.facts.id}")
+            served.loading = asyncio.create_task(self._load(served), name=f"tokenizer of {served.name}")
         return await asyncio.shield(served.loading)
 
     async def _load(self, served: Served) -> Tokenizer:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, served.entry.tokenizer)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, served.whole().tokenizer)
 
     def _no_such_model(self, name: str) -> str:
         if not name:

@@ -3,12 +3,14 @@
 `engine.runtime` implements the worker, `engine.models` the catalogue and its tokenizers, `engine.instance` what is known of capacity.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from tokenmux.engine.core.facts import ModelFacts
 from tokenmux.engine.core.message import FromWorker, ToWorker
+from tokenmux.engine.models.text import TextFacts
+from tokenmux.engine.server.generation import Chat, Text
 
 
 class Worker(Protocol):
@@ -72,26 +74,33 @@ class Detokenizer(Protocol):
 
 
 class Tokenizer(Protocol):
-    """Text to token ids and back for one model. Called from several threads at once."""
+    """What the front needs of a model's tokenizer; turning prompts into token ids is `Texts`' part."""
+
+    @property
+    def facts(self) -> TextFacts: ...
 
     @property
     def stop_token_ids(self) -> frozenset[int]:
         """The tokens with which the model itself ends its output."""
         ...
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids, special tokens included. Raises InvalidRequest for text that is not valid Unicode."""
+    def detokenizer(self, stop: Sequence[str], *, prompt: Sequence[int]) -> Detokenizer:
+        """For one output that continues `prompt` and ends at the first of the stop strings."""
         ...
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Token ids of messages with `role` and `content`, plus the cue for an answer.
 
-        Raises InvalidRequest if there is no chat template, or it refuses the messages.
+class Texts(Protocol):
+    """Prompts to token ids. Used from the event loop, which it never blocks."""
+
+    async def encode(self, model: str, path: Path, facts: TextFacts, prompt: Text | Chat) -> Sequence[int]:
+        """Token ids of a prompt by the tokenizer of the entry in folder `path`; `model` names it in errors.
+
+        Raises InvalidRequest, NotServable when it exceeds the limits, Overloaded when its turn did not come in time.
         """
         ...
 
-    def detokenizer(self, stop: Sequence[str], *, prompt: Sequence[int]) -> Detokenizer:
-        """For one output that continues `prompt` and ends at the first of the stop strings."""
+    def close(self) -> None:
+        """End what is going on. Waits for nothing."""
         ...
 
 
@@ -109,6 +118,16 @@ class Entry(Protocol):
     def tokenizer(self) -> Tokenizer:
         """Load it; may take a second. Raises BadCheckpoint."""
         ...
+
+
+class SetAside(Protocol):
+    """An entry on its way out of the catalogue."""
+
+    def restore(self) -> None:
+        """Put it back. Raises TokenmuxError."""
+        ...
+
+    def delete(self) -> None: ...
 
 
 Progress = Callable[[str, int, int], None]
@@ -132,6 +151,13 @@ class Catalogue(Protocol):
         """The same for a GGUF file."""
         ...
 
+    def set_aside(self, name: str) -> SetAside:
+        """Take a model's files out of the catalogue, to be deleted or restored; the source stays.
+
+        Raises NotFound, InUse when another server serves it, and TokenmuxError when the disk does not let us.
+        """
+        ...
+
     def remove(self, name: str) -> None:
-        """Delete a model's converted files; the source stays. Raises NotFound."""
+        """Set it aside and delete it."""
         ...

@@ -9,28 +9,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tokenmux.engine.core.budgets import PREFILL_CHUNK_TOKENS, default_budgets, default_slab_bytes
-from tokenmux.engine.core.errors import ConfigError
+from tokenmux.engine.core.errors import ConfigError, NotServable
 from tokenmux.engine.core.facts import DeviceFacts, HostFacts, ModelFacts
 from tokenmux.engine.core.message import FromWorker
 from tokenmux.engine.core.request import ServiceLevel
 from tokenmux.engine.device.gpu import check_cuda
 from tokenmux.engine.instance.capacity import check_model, check_request
-from tokenmux.engine.models.catalogue import Catalogue
 from tokenmux.engine.runtime.assemble import WorkerConfig
 from tokenmux.engine.runtime.calibrate import Speeds, measure
 from tokenmux.engine.runtime.clock import MonotonicClock
 from tokenmux.engine.runtime.worker import ProcessWorker
 from tokenmux.engine.server.access import Access, Key
-from tokenmux.engine.server.administration import add_to_catalogue
 from tokenmux.engine.server.admission import Defaults
 from tokenmux.engine.server.app import Transport, running, until_signalled
 from tokenmux.engine.server.config import PoolConfig
 from tokenmux.engine.server.front import Front, Limits
 from tokenmux.engine.server.listening import Reservation, check_pair
 from tokenmux.engine.server.seams import Progress, Worker, WorkerFactory
+from tokenmux.engine.server.served_catalogue import RegistrationLimits, ServedCatalogue
 from tokenmux.engine.server.stopping import LastResort
 from tokenmux.engine.server.supervisor import Patience, RestartLimits
 from tokenmux.engine.server.tenants import Weights
+from tokenmux.engine.server.texts import TextLimits, Texts
 from tokenmux.engine.server.traffic import TraceFile, TrafficRecorder
 
 STARTING_S = 300.0
@@ -42,23 +42,28 @@ FETCH_BYTES_PER_S = 1e9
 """Where the cost model starts for reading weights from disk; it corrects itself from the first fetch on."""
 
 
-def open_catalogue(config: PoolConfig, progress: Progress) -> Catalogue:
+def open_catalogue(config: PoolConfig, progress: Progress) -> ServedCatalogue:
     """The catalogue with the models of the configuration, converted where that has not been done yet. May take minutes.
 
-    Raises ConfigError, before all that, where the device is not there; and what `engine.server.administration.add_to_catalogue` raises.
+    A model that cannot be converted is refused, and the others are served. Raises ConfigError, before all that, where the device
+    is not there; NotServable when the configuration names models, and the catalogue holds none that can be served.
     """
     if config.device.kind == "cuda":
         check_cuda()
     read_access(config)
     read_transport(config)
-    catalogue = Catalogue(config.catalogue)
-    for name in sorted(config.models.keys() - set(catalogue.names())):
-        add_to_catalogue(catalogue, name, config.models[name].source, progress)
+    catalogue = ServedCatalogue(config.catalogue, registration_limits_of(config))
+    missing = sorted(config.models.keys() - set(catalogue.names()))
+    refusals = catalogue.bring_in(((name, config.models[name].source) for name in missing), progress)
+    if config.models and set(catalogue.names()) <= refusals.keys():
+        name, reason = next(iter(refusals.items()))
+        others = f" ({len(refusals) - 1} more are refused)" if len(refusals) > 1 else ""
+        raise NotServable(f"no model can be served; {name}: {reason}{others}")
     return catalogue
 
 
 async def serve(
-    config: PoolConfig, catalogue: Catalogue, say: Callable[[str], None], reservation: Reservation
+    config: PoolConfig, catalogue: ServedCatalogue, say: Callable[[str], None], reservation: Reservation
 ) -> None:
     """Serve the catalogue until SIGTERM or SIGINT. `say` is told in a line when the server answers, and where.
 
@@ -83,6 +88,7 @@ async def serve(
         defaults=Defaults(config.queue.max_tokens, level_of(config)),
         weights=weights_of(config),
         recorder=recorder,
+        texts=Texts(text_limits_of(config)),
     )
     reservation.give_up()
     try:
@@ -91,6 +97,7 @@ async def serve(
             say(f"serving {len(front.roster)} models, listening on {at}")
             await until_signalled(front, config.drain_s, last_resort)
     finally:
+        catalogue.close()
         if recorder is not None:
             recorder.close()
 
@@ -180,6 +187,14 @@ def starting_s(config: PoolConfig) -> float:
     """How long a worker may take until it serves: libraries are loaded, and its memory is touched page by page."""
     n_bytes = (config.device.arena or 0) + (config.device.host_kv or 0)
     return STARTING_S + n_bytes / TOUCHED_BYTES_PER_S
+
+
+def text_limits_of(config: PoolConfig) -> TextLimits:
+    return TextLimits(config.text.seconds, config.text.memory, config.text.processes)
+
+
+def registration_limits_of(config: PoolConfig) -> RegistrationLimits:
+    return RegistrationLimits(config.registration.memory, config.registration.silent_s, config.text.seconds)
 
 
 def weights_of(config: PoolConfig) -> Weights:

@@ -236,7 +236,9 @@ class PlanningService(planning_pb2_grpc.PlanningServicer):
     ) -> planning_pb2.CatalogueResponse:
         async with answering(context):
             return planning_pb2.CatalogueResponse(
-                models=convert.sizes(served.facts for served in self._front.roster)
+                models=convert.sizes(
+                    served.facts for served in self._front.roster if served.entry is not None
+                )
             )
 
     async def RecordedTraffic(self, request: planning_pb2.RecordedTrafficRequest, context: Context) -> None:

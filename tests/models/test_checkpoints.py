@@ -22,7 +22,8 @@ from tokenmux.engine.core.errors import (
 )
 from tokenmux.engine.models import catalogue as catalogue_module
 from tokenmux.engine.models import files, tiny
-from tokenmux.engine.models.catalogue import Catalogue, Entry
+from tokenmux.engine.models.catalogue import Catalogue
+from tokenmux.engine.models.entry import Entry
 from tokenmux.engine.models.image import map_image
 
 

@@ -8,8 +8,9 @@ import torch
 
 from tokenmux.engine.core.errors import TokenmuxError
 from tokenmux.engine.core.message import Sampling
-from tokenmux.engine.models.catalogue import Catalogue, Entry
+from tokenmux.engine.models.catalogue import Catalogue
 from tokenmux.engine.models.demo_checkpoint import obtain_demo_checkpoint
+from tokenmux.engine.models.entry import Entry
 from tokenmux.engine.models.image import map_image
 from tokenmux.engine.models.runner import Runner
 
@@ -64,7 +65,7 @@ def test_a_mixed_batch_yields_what_each_yields_alone(entry: Entry, hostile_sched
 def test_it_answers_a_question(entry: Entry, hostile_scheduler, job) -> None:
     tokenizer = entry.tokenizer()
     runner = bound_runner(entry)
-    prompt = tokenizer.encode_chat([{"role": "user", "content": "What is the capital of France?"}])
+    prompt = entry.encoder().encode_chat([{"role": "user", "content": "What is the capital of France?"}])
     scheduler = hostile_scheduler(runner, entry.facts.kv, torch.bfloat16, grid=GRID, n_blocks=20)
     (output,) = scheduler.serve([job(prompt, 12)])
     assert "Paris" in tokenizer.decode(output)

@@ -29,7 +29,7 @@ def test_pieces_join_to_the_text_and_none_is_broken(text: str) -> None:
 
 @given(st.binary(max_size=30))
 def test_bytes_that_are_no_text_come_out_and_hold_nothing_up(content: bytes) -> None:
-    alphabet = {symbol: BYTES._backend.convert_tokens_to_ids(symbol) for symbol in _byte_symbols()}
+    alphabet = {symbol: BYTES.backend.convert_tokens_to_ids(symbol) for symbol in _byte_symbols()}
     ids = [alphabet[_byte_symbols()[byte]] for byte in content]
     pieces = grow(BYTES.detokenizer(), ids)
     assert "".join(pieces) == content.decode(errors="replace")

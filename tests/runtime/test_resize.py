@@ -23,7 +23,7 @@ from tokenmux.engine.core.request import FinishReason, Request, RequestId
 from tokenmux.engine.instance.capacity import check_request
 from tokenmux.engine.instance.instance import Instance
 from tokenmux.engine.memory.host_cache import HostCache
-from tokenmux.engine.models.catalogue import Entry
+from tokenmux.engine.models.entry import Entry
 from tokenmux.engine.policy.registry import make_policy
 from tokenmux.engine.runtime import assemble as assembly
 from tokenmux.engine.runtime.virtual import EngineOnVirtualTime

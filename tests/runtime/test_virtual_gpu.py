@@ -32,7 +32,8 @@ from tokenmux.engine.core.message import (
 from tokenmux.engine.core.request import FinishReason, Request, RequestId, ServiceLevel
 from tokenmux.engine.instance.instance import Instance
 from tokenmux.engine.models import tiny
-from tokenmux.engine.models.catalogue import Catalogue, Entry
+from tokenmux.engine.models.catalogue import Catalogue
+from tokenmux.engine.models.entry import Entry
 from tokenmux.engine.runtime import assemble as assembly
 from tokenmux.engine.runtime.assemble import DeviceKind, PagedKv, WorkerConfig, assemble
 from tokenmux.engine.runtime.loop import EngineLoop

@@ -24,7 +24,8 @@ from tokenmux.engine.instance.instance import Instance
 from tokenmux.engine.memory.host_cache import HostCache
 from tokenmux.engine.models import tiny
 from tokenmux.engine.models.batch import Segment
-from tokenmux.engine.models.catalogue import Catalogue, Entry
+from tokenmux.engine.models.catalogue import Catalogue
+from tokenmux.engine.models.entry import Entry
 from tokenmux.engine.models.runner import Runner
 from tokenmux.engine.policy.registry import make_policy
 from tokenmux.engine.runtime.clock import MonotonicClock

@@ -4,7 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -17,6 +17,7 @@ from tokenmux.engine.core.errors import (
     DoesNotFit,
     InvalidRequest,
     NotFound,
+    TokenmuxError,
     WorkerFailed,
 )
 from tokenmux.engine.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
@@ -48,10 +49,12 @@ from tokenmux.engine.core.message import (
     WorkerUse,
 )
 from tokenmux.engine.core.request import FinishReason
+from tokenmux.engine.models.text import TextFacts
 from tokenmux.engine.server.access import Access, Key
 from tokenmux.engine.server.admission import Defaults
 from tokenmux.engine.server.app import Transport, running
 from tokenmux.engine.server.front import Front, Limits
+from tokenmux.engine.server.generation import Chat, Text
 from tokenmux.engine.server.seams import Progress
 from tokenmux.engine.server.tenants import Weights
 from tokenmux.engine.server.traffic import TrafficRecorder
@@ -119,6 +122,11 @@ class LetterTokenizer:
     gate: Callable[[], None] = lambda: None
     """Called in the tokenizer's thread."""
 
+    @property
+    def facts(self) -> TextFacts:
+        template = "letters" if self.has_chat_template else None
+        return TextFacts(self.stop_token_ids, 100, template, "", False, {}, "letters")
+
     def encode(self, text: str) -> list[int]:
         self.gate()
         return [ord(letter) for letter in text]
@@ -130,6 +138,46 @@ class LetterTokenizer:
 
     def detokenizer(self, stop: Sequence[str], *, prompt: Sequence[int]) -> LetterDetokenizer:
         return LetterDetokenizer(stop, self.width)
+
+
+class ThreadTexts:
+    """Encodes with the tokenizers of fake entries, each prompt in a thread of its own that nothing waits for."""
+
+    def __init__(self, entry: Callable[[str], "FakeEntry"]) -> None:
+        self._entry = entry
+
+    async def encode(self, model: str, path: Path, facts: TextFacts, prompt: Text | Chat) -> list[int]:
+        letters = self._entry(model).letters
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[list[int]] = loop.create_future()
+
+        def settle(ids: list[int] | None, error: BaseException | None) -> None:
+            if answer.done():
+                return
+            if error is not None:
+                answer.set_exception(error)
+            elif ids is not None:
+                answer.set_result(ids)
+
+        def work() -> None:
+            ids, failure = None, None
+            try:
+                if isinstance(prompt, Text):
+                    ids = letters.encode(prompt.text)
+                else:
+                    ids = letters.encode_chat(
+                        [{"role": m.role, "content": m.content} for m in prompt.messages]
+                    )
+            except BaseException as error:  # noqa: BLE001 - raised where it is awaited
+                failure = error
+            with suppress(RuntimeError):  # the loop may be gone
+                loop.call_soon_threadsafe(settle, ids, failure)
+
+        threading.Thread(target=work, daemon=True).start()
+        return await answer
+
+    def close(self) -> None:
+        pass
 
 
 @dataclass
@@ -147,6 +195,10 @@ class FakeCatalogue:
 
     def __init__(self, *entries: FakeEntry) -> None:
         self.kept: dict[str, FakeEntry] = {entry.facts.id: entry for entry in entries}
+        self.refuses_removal: TokenmuxError | None = None
+
+    def __getitem__(self, name: str) -> FakeEntry:
+        return self.kept[name]
 
     def names(self) -> list[str]:
         return sorted(self.kept)
@@ -168,8 +220,27 @@ class FakeCatalogue:
     def register_gguf(self, name: str, file: Path, *, progress: Progress) -> FakeEntry:
         return self.register_folder(name, file, progress=progress)
 
+    def set_aside(self, name: str) -> "FakeAside":
+        if self.refuses_removal is not None:
+            raise self.refuses_removal
+        if name not in self.kept:
+            raise NotFound(name)
+        return FakeAside(self, self.kept.pop(name))
+
     def remove(self, name: str) -> None:
-        del self.kept[name]
+        self.set_aside(name).delete()
+
+
+@dataclass
+class FakeAside:
+    catalogue: FakeCatalogue
+    entry: FakeEntry
+
+    def restore(self) -> None:
+        self.catalogue.kept[self.entry.facts.id] = self.entry
+
+    def delete(self) -> None:
+        pass
 
 
 @dataclass(frozen=True)
@@ -213,7 +284,8 @@ class FakeWorker:
             case Register(model_facts):
                 self.post(Acknowledged(model_facts.id, self._hub.refuses.get(model_facts.id, "")))
             case Unregister(model) | Load(model) | Unload(model) | Pin(model):
-                self.post(Acknowledged(model, self._hub.refuses.get(model, "")))
+                kind = self._hub.kinds.get(model, "")
+                self.post(Acknowledged(model, self._hub.refuses.get(model, ""), kind))
             case Resize() if self._hub.answer_resizes:
                 self.post(Acknowledged(None, self._hub.refuses.get("resize", ""), "DoesNotFit"))
             case AskTrace(ticket, last_s) if self._hub.answer_traces:
@@ -258,6 +330,8 @@ class Hub:
         self.answer_resizes = True
         self.spans: list[Span] = []
         self.refuses: dict[str, str] = {}
+        self.kinds: dict[str, str] = {}
+        """Classes of the errors that models are refused with."""
         self.fails_to_start = 0
         self.workers: list[FakeWorker] = []
         self.sent: asyncio.Queue[ToWorker] = asyncio.Queue()
@@ -346,6 +420,7 @@ def make_front(
         defaults=Defaults(max_tokens=8),
         weights=weights,
         recorder=recorder,
+        texts=ThreadTexts(catalogue.__getitem__),
         clock=clock,
         sleep=sleep,
         draw_seed=lambda: 1234,

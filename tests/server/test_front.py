@@ -20,6 +20,7 @@ from tests.server.harness import (
     worker_status,
 )
 from tokenmux.engine.core.errors import (
+    BadCheckpoint,
     DoesNotFit,
     Ended,
     InternalError,
@@ -338,15 +339,18 @@ async def test_a_model_that_does_not_fit_is_refused_and_the_others_are_served() 
         assert (await hub.next(Register)).facts.id == "letters"
 
 
-async def test_a_damaged_entry_is_left_out_and_the_others_are_served(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+async def test_a_damaged_entry_is_listed_with_its_reason_and_the_others_are_served() -> None:
     hub = Hub(auto=True)
     async with started(hub, FakeEntry(facts("bad")), FakeEntry(facts("letters"))) as front:
-        with pytest.raises(NotFound):
-            await events_of(front, ask(model="bad"))
-        assert text_of(await events_of(front, ask())) == "defghijk"
-    assert "bad is left out: bad: the manifest is damaged" in caplog.text
+        assert {served.name: str(served.refusal or "") for served in front.roster} == {
+            "bad": "bad: the manifest is damaged",
+            "letters": "",
+        }
+        with pytest.raises(BadCheckpoint, match="manifest is damaged"):
+            async with front.open(Ask("bad", Text("a"))):
+                pass
+        async with front.open(Ask("letters", Text("a"))) as live:
+            assert live.model == "letters"
 
 
 async def test_a_device_too_small_for_any_model_refuses_to_start() -> None:

@@ -1,0 +1,50 @@
+"""Reads JSON files and transformers' configs of folders that somebody else wrote: whatever is wrong with them has a reason."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from tokenmux.engine.core.errors import BadCheckpoint, TokenmuxError, UnsupportedModel
+from tokenmux.engine.models.quiet import quiet_transformers
+
+
+def load_config(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The config of the checkpoint in `folder`. Raises BadCheckpoint for a damaged file, UnsupportedModel for one that
+    transformers does not take."""
+    read_object(folder / "config.json")
+    try:
+        with quiet_transformers():
+            config: PreTrainedConfig = AutoConfig.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=trust_remote_code
+            )
+    except (TokenmuxError, MemoryError):
+        raise
+    except Exception as error:  # transformers' own, and those of its strict checks of types
+        raise UnsupportedModel(f"{folder / 'config.json'}: {first_line(error)}") from error
+    return config
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises BadCheckpoint."""
+    try:
+        document = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise BadCheckpoint(f"{path}: the file is missing") from None
+    except OSError as error:
+        raise BadCheckpoint(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise BadCheckpoint(f"{path}: damaged ({first_line(error)})") from None
+    if not isinstance(document, dict):
+        raise BadCheckpoint(f"{path}: damaged (not an object)")
+    return document
+
+
+def first_line(error: BaseException) -> str:
+    """What a foreign exception says: its first line that says something, with what it introduces; else its type."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    n = 2 if lines[0].endswith(":") else 1
+    return " ".join(lines[:n])[:500]
