@@ -50,6 +50,7 @@ from tokenmux.engine.device.chunks import (
     Work,
 )
 from tokenmux.engine.device.gpu import STREAMS, Gpu, GpuEvent
+from tokenmux.engine.device.host_pages import PAGE_BYTES, HostPages, PagedImage
 from tokenmux.engine.device.interface import Host, Post, StepJob
 from tokenmux.engine.device.memory import Memory
 from tokenmux.engine.device.ordering import NOWHERE, Ordering, Places, Spans, merged
@@ -73,6 +74,10 @@ _NO_COPIES = Copies(())
 CLOSE_TIMEOUT_S = 1.0
 """A channel that has not ended by then hangs in the driver, and only the end of the process ends it. Four of them wait less long
 than the front does before it kills the process."""
+
+
+LOCK_BYTES = 1 << 30
+"""Memory for paged-out KV is page-locked in pieces of this size: whoever launches meanwhile gets a turn, and drivers refuse 512 GiB."""
 
 
 class _Space(Enum):
@@ -111,18 +116,28 @@ class _InFlight:
 
 
 class _HostMemory:
-    """Memory of ours that the GPU copies from or to, page-locked if the system allows it."""
+    """Memory of ours that the GPU copies from and to, page-locked in pieces of `piece_bytes` if the system allows it."""
 
-    def __init__(self, gpu: Gpu, memory: Memory) -> None:
+    def __init__(self, gpu: Gpu, memory: Memory, piece_bytes: int) -> None:
         self._gpu = gpu
         self._memory = memory
-        self.locked = gpu.lock(memory)
+        self._locked: list[int] = []
+        n_bytes = len(memory.buffer)
+        for start in range(0, n_bytes, piece_bytes):
+            if not gpu.lock(memory.address + start, min(piece_bytes, n_bytes - start)):
+                self._unlock()
+                break
+            self._locked.append(memory.address + start)
+        self.locked = bool(self._locked)
         self.bytes = memory.as_tensor()
 
     def close(self) -> None:
-        if self.locked:
-            self._gpu.unlock(self._memory)
+        self._unlock()
         self._memory.close()
+
+    def _unlock(self) -> None:
+        while self._locked:
+            self._gpu.unlock(self._locked.pop())
 
 
 class CudaDevice:
@@ -140,6 +155,8 @@ class CudaDevice:
         locked_chunk_bytes: int = LOCKED_CHUNK_BYTES,
         copy_overhead_s: float = COPY_OVERHEAD_S,
         kv_dtype: KvDtype | None = None,
+        page_bytes: int = PAGE_BYTES,
+        lock_bytes: int = LOCK_BYTES,
     ) -> None:
         """With `kv_dtype`, which says what a request's KV is computed in, paged-out KV is int8, which is not exact."""
         self._gpu = gpu
@@ -147,7 +164,8 @@ class CudaDevice:
         self._locked_chunk_bytes = locked_chunk_bytes
         self.arena = gpu.allocate(facts.arena_bytes)
         self._aside = gpu.allocate(chunk_bytes)
-        self._host_kv = _HostMemory(gpu, Memory(facts.host_kv_bytes, touch=True))
+        self._host_kv = _HostMemory(gpu, Memory(facts.host_kv_bytes, touch=True), lock_bytes)
+        self._pages = HostPages(gpu, page_bytes)
         self._slots = {
             channel: [Slot(gpu, channel, chunk_bytes) for _ in range(CHUNKS_IN_FLIGHT)]
             for channel in _COPYING
@@ -156,6 +174,7 @@ class CudaDevice:
             ledger,
             self._host_kv.bytes,
             staged=not self._host_kv.locked,
+            lock_bytes=lock_bytes,
             chunk_bytes=chunk_bytes,
             bytes_per_s={
                 Channel.COPY_IN: facts.copy_in_bytes_per_s,
@@ -164,7 +183,7 @@ class CudaDevice:
             copy_overhead_s=copy_overhead_s,
             kv_dtype=kv_dtype,
         )
-        self._images: dict[ImageId, _HostMemory] = {}
+        self._images: dict[ImageId, PagedImage] = {}
         self._ledger = ledger
         self._clock = clock
         self._post = post
@@ -195,7 +214,7 @@ class CudaDevice:
                 self._submit(started, [piece], lambda: self._step(started, step, piece))
             case Fetch():
                 dropped = {image: self._images.pop(image) for image in started.dropped}
-                forgotten: Places = {image: ((0, memory.bytes.numel()),) for image, memory in dropped.items()}
+                forgotten: Places = {id: ((0, image.n_bytes),) for id, image in dropped.items()}
                 piece = self._enter(_Piece(Channel.FETCH), NOWHERE, forgotten)
                 self._submit(started, [piece], lambda: self._fetch(started, list(dropped.values()), piece))
             case Activate():
@@ -241,8 +260,10 @@ class CudaDevice:
             return
         for channel in STREAMS:
             self._despite_errors(lambda channel: self._gpu.record(channel).wait(), channel)
-        for memory in (self._host_kv, *self._images.values()):
-            self._despite_errors(_HostMemory.close, memory)
+        self._despite_errors(_HostMemory.close, self._host_kv)
+        self._despite_errors(HostPages.unlock, self._pages)
+        self._images.clear()
+        self._pages.close()
         buffers = (memory for slots in self._slots.values() for slot in slots for memory in slot.memory())
         for tensor in (self.arena, self._aside, *buffers):
             self._despite_errors(self._gpu.release, tensor)
@@ -274,9 +295,12 @@ class CudaDevice:
 
     def _enter_image(self, image: Image) -> _Piece:
         start, end = self._extent(image)
-        memory = self._images[image.id]
-        source = memory.bytes[: image.n_bytes]
-        work = Copies((Copy(self.arena[start:end], source),), staged=not memory.locked)
+        paged = self._images[image.id]
+        copies, place = [], start
+        for piece in paged.pieces():
+            copies.append(Copy(self.arena[place : place + len(piece)], piece))
+            place += len(piece)
+        work = Copies(tuple(copies), staged=not paged.locked)
         reads: Places = {image.id: ((0, image.n_bytes),)}
         return self._enter(_Piece(Channel.COPY_IN, work), reads, _both(((start, end),)))
 
@@ -393,19 +417,19 @@ class CudaDevice:
             land()
         return CopyDone(self._clock.now_s(), started.id, error)
 
-    def _fetch(self, started: Started, dropped: Sequence[_HostMemory], piece: _Piece) -> CopyDone:
+    def _fetch(self, started: Started, dropped: Sequence[PagedImage], piece: _Piece) -> CopyDone:
         self._come_after(piece)
         for forgotten in dropped:
             forgotten.close()
         error = ""
-        read: dict[ImageId, _HostMemory] = {}
+        read: dict[ImageId, PagedImage] = {}
         report = until_superseded(progress_of(started, self._clock, self._post), started.id, self._superseded)
 
         def job(told: Callable[[int], None]) -> None:
             for image in started.images:
-                memory = Memory(image.n_bytes, touch=False)
-                read[image.id] = _HostMemory(self._gpu, memory)
-                self._host.read_image(image, memoryview(memory.buffer)[: image.n_bytes], told)
+                paged = read[image.id] = self._pages.take(image.n_bytes)
+                self._host.read_image(image, paged.view(), told)
+                paged.lock()
 
         def discard() -> None:
             for unusable in read.values():

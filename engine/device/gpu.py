@@ -16,7 +16,6 @@ import torch
 
 from tokenmux.engine.core.errors import ConfigError, DoesNotFit
 from tokenmux.engine.core.plan import Channel
-from tokenmux.engine.device.memory import Memory
 from tokenmux.kernels.layout import KVLayout
 
 _log = logging.getLogger(__name__)
@@ -50,19 +49,22 @@ class Gpu(Protocol):
         ...
 
     def release(self, memory: torch.Tensor) -> None:
-        """Give device memory or page-locked memory back to the driver now, whatever views of it there are."""
+        """Give device memory back to the driver now, whatever views of it there are. Page-locked memory torch keeps for later use."""
         ...
 
     def allocate_locked(self, n_bytes: int) -> torch.Tensor:
         """Page-locked host memory as a `uint8` tensor."""
         ...
 
-    def lock(self, memory: Memory) -> bool:
-        """Page-lock host memory in place, so that the copy engines reach it; False where the system refuses."""
+    def lock(self, address: int, n_bytes: int) -> bool:
+        """Page-lock host memory in place, so that the device reaches it; False where the system refuses.
+
+        A copy stays within memory that was locked at once; a kernel may touch any.
+        """
         ...
 
-    def unlock(self, memory: Memory) -> None:
-        """Undo `lock`. No copy may be under way."""
+    def unlock(self, address: int) -> None:
+        """Undo `lock` of the memory that begins there. No copy may be under way."""
         ...
 
     def copy(self, channel: Channel, *copies: tuple[torch.Tensor, torch.Tensor]) -> None:
@@ -174,18 +176,14 @@ class TorchGpu:
     def allocate_locked(self, n_bytes: int) -> torch.Tensor:
         return torch.empty(n_bytes, dtype=torch.uint8, pin_memory=True)
 
-    def lock(self, memory: Memory) -> bool:
-        status = _in_a_thread(
-            lambda: _cudart().cudaHostRegister(memory.address, len(memory.buffer), _PORTABLE_AND_MAPPED)
-        )
+    def lock(self, address: int, n_bytes: int) -> bool:
+        status = _in_a_thread(lambda: _cudart().cudaHostRegister(address, n_bytes, _PORTABLE_AND_MAPPED))
         if status:
-            _log.warning(
-                "%d bytes of host memory cannot be page-locked (CUDA error %d)", len(memory.buffer), status
-            )
+            _log.warning("%d bytes of host memory cannot be page-locked (CUDA error %d)", n_bytes, status)
         return not status
 
-    def unlock(self, memory: Memory) -> None:
-        status = _in_a_thread(lambda: _cudart().cudaHostUnregister(memory.address))
+    def unlock(self, address: int) -> None:
+        status = _in_a_thread(lambda: _cudart().cudaHostUnregister(address))
         if status:
             raise RuntimeError(f"cudaHostUnregister failed with CUDA error {status}")
 

@@ -118,6 +118,8 @@ class Pager:
     bytes_per_s: Mapping[Channel, float]
     """Of the bus, in the direction of each copy channel."""
     copy_overhead_s: float
+    lock_bytes: int
+    """`host` was page-locked in pieces of this size: no copy reaches over the end of one."""
     kv_dtype: KvDtype | None = None
     """Given where paged-out KV is to be int8."""
 
@@ -142,7 +144,7 @@ class Pager:
             return Blocks(arena, self.host, on_device, on_host, size, self.staged, int8)
         on_both = [
             (arena[device : device + n_bytes], self.host[host : host + n_bytes])
-            for device, host, n_bytes in spans
+            for device, host, n_bytes in _within(spans, self.lock_bytes)
         ]
         if channel is Channel.COPY_IN:
             copies = [Copy(there, here) for there, here in on_both]
@@ -164,3 +166,13 @@ class Pager:
         if record_bytes(layout) % OFFSET_ALIGNMENT:
             return None
         return Int8(layout, kv_dtype(request))
+
+
+def _within(spans: Sequence[PagingSpan], piece_bytes: int) -> Iterator[PagingSpan]:
+    """The same bytes, in spans whose host's side lies within one of its pieces of `piece_bytes`."""
+    for device, host, n_bytes in spans:
+        start = 0
+        while start < n_bytes:
+            end = min(n_bytes, (host + start) // piece_bytes * piece_bytes + piece_bytes - host)
+            yield PagingSpan(device + start, host + start, end - start)
+            start = end

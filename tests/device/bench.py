@@ -281,6 +281,8 @@ def cuda_over(gpu: Gpu, bench: Bench, paging: Paging = ENGINES, chunk_bytes: int
         gpu,
         chunk_bytes=chunk_bytes,
         locked_chunk_bytes=chunk_bytes,
+        page_bytes=16 * KB,
+        lock_bytes=24 * KB,
         copy_overhead_s=paging.copy_overhead_s,
         kv_dtype=paging.kv_dtype,
     )

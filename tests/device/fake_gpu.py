@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from queue import SimpleQueue
 from random import Random
 from threading import Condition, RLock
@@ -18,7 +19,6 @@ import torch
 from tokenmux.engine.core.errors import DoesNotFit
 from tokenmux.engine.core.plan import Channel
 from tokenmux.engine.device.gpu import STREAMS
-from tokenmux.engine.device.memory import Memory
 from tokenmux.kernels.kv_pack import reference as kv_pack
 from tokenmux.kernels.kv_pack.quantised import record_bytes
 from tokenmux.kernels.layout import KVLayout
@@ -57,6 +57,8 @@ class FakeGpu:
     """Bytes by address: of device memory, and of page-locked memory."""
     locked: dict[int, int] = field(default_factory=dict)
     n_copies: int = 0
+    n_locks: int = 0
+    """Calls that locked or unlocked memory."""
     n_submissions: int = 0
     """Calls that gave copies."""
     n_launches: int = 0
@@ -102,15 +104,18 @@ class FakeGpu:
         self.locked[memory.data_ptr()] = n_bytes
         return memory
 
-    def lock(self, memory: Memory) -> bool:
+    def lock(self, address: int, n_bytes: int) -> bool:
         self._check()
+        self.n_locks += 1
         if self.lockable:
-            self.locked[memory.address] = len(memory.buffer)
+            assert address not in self.locked, "locked twice"
+            self.locked[address] = n_bytes
         return self.lockable
 
-    def unlock(self, memory: Memory) -> None:
+    def unlock(self, address: int) -> None:
         self._check()
-        del self.locked[memory.address]
+        self.n_locks += 1
+        del self.locked[address]
 
     def copy(self, channel: Channel, *copies: tuple[torch.Tensor, torch.Tensor]) -> None:
         self.n_submissions += 1
@@ -269,7 +274,7 @@ class FakeGpu:
                 for start in row:
                     assert 0 <= start <= len(tensor) - size
                     assert start % 16 == 0
-                    self._check_reaches(tensor[start : start + size])
+                    self._check_reaches(tensor[start : start + size], by_kernel=True)
             kernel()
 
         self.give(channel, run)
@@ -280,10 +285,19 @@ class FakeGpu:
             self.broken = True
         self._check()
 
-    def _check_reaches(self, memory: torch.Tensor) -> None:
-        assert self._lies_in(self.allocated, memory) or self._lies_in(self.locked, memory), (
-            "a copy touches memory that is neither the GPU's nor page-locked"
-        )
+    def _check_reaches(self, memory: torch.Tensor, *, by_kernel: bool = False) -> None:
+        """A kernel reads each byte by its address; a copy is refused that reaches from one locked piece into the next."""
+        pieces = [memory]
+        if by_kernel:
+            edges = {0, memory.nbytes}
+            edges |= {address - memory.data_ptr() for address in self.locked}
+            inside = sorted(edge for edge in edges if 0 <= edge <= memory.nbytes)
+            raw = memory.view(torch.uint8)
+            pieces = [raw[start:end] for start, end in pairwise(inside)]
+        for piece in pieces:
+            assert self._lies_in(self.allocated, piece) or self._lies_in(self.locked, piece), (
+                "a copy touches memory that is neither the GPU's nor page-locked"
+            )
 
     def _lies_in(self, regions: dict[int, int], memory: torch.Tensor) -> bool:
         start, end = memory.data_ptr(), memory.data_ptr() + memory.nbytes

@@ -15,6 +15,7 @@ from tests.device.bench import (
     ENGINES,
     FACTS,
     GPU,
+    HOST,
     INT8,
     KB,
     KERNEL,
@@ -88,15 +89,20 @@ class Watched(CudaDevice):
         return super()._enter(piece, reads, writes)
 
     def _check(self, tensor: torch.Tensor, places: Places, spaces: set[_Space]) -> None:
-        for name, memory in (
-            ("arena", self.arena),
-            ("host kv", self._host_kv.bytes),
-            *((image, memory.bytes) for image, memory in self._images.items()),
+        for name, memory, begin in (
+            ("arena", self.arena, 0),
+            ("host kv", self._host_kv.bytes, 0),
+            *(
+                (id, piece, index * 16 * KB)
+                for id, image in self._images.items()
+                for index, piece in enumerate(image.pieces())
+            ),
         ):
             start = tensor.data_ptr() - memory.data_ptr()
             if 0 <= start < memory.numel():
                 names = {"arena": spaces, "host kv": {_Space.HOST_KV}}.get(name, {name})
-                assert all(is_within((start, start + tensor.numel()), places.get(n, ())) for n in names)
+                span = (begin + start, begin + start + tensor.numel())
+                assert all(is_within(span, places.get(n, ())) for n in names)
                 return
         assert tensor.data_ptr() == self._aside.data_ptr()
 
@@ -206,6 +212,8 @@ class Early:
             self.gpu,
             chunk_bytes=16 * KB,
             locked_chunk_bytes=16 * KB,
+            page_bytes=16 * KB,
+            lock_bytes=24 * KB,
             copy_overhead_s=self.paging.copy_overhead_s,
             kv_dtype=self.paging.kv_dtype,
         )
@@ -610,6 +618,13 @@ def test_an_image_is_forgotten_only_when_the_copies_that_read_it_are_done() -> N
         assert bench.image_on_device(a) == content(a.images[0])
 
 
+def check_ended(before: set[threading.Thread]) -> None:
+    """No thread of the device is left, or about to end."""
+    for thread in set(threading.enumerate()) - before:
+        thread.join(WAIT_S)
+        assert not thread.is_alive()
+
+
 # ── failure ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -628,7 +643,7 @@ def test_a_gpu_that_breaks_in_a_copy_is_reported_and_nothing_hangs() -> None:
     bench.start(Step(ModelId("a"), (Chunk(RequestId("r"), 0, 16),)))
     assert isinstance(bench.inbox.get(timeout=WAIT_S), RuntimeError), "every later operation fails, too"
     bench.device.close()
-    assert not set(threading.enumerate()) - before
+    check_ended(before)
 
 
 def test_what_depends_on_an_operation_that_failed_is_given_up_silently() -> None:
@@ -684,7 +699,7 @@ def test_a_gpu_without_room_for_the_arena_is_refused_with_the_remedy() -> None:
     before = set(threading.enumerate())
     with pytest.raises(DoesNotFit, match=r"lower device\.arena"):
         Bench(lambda bench: cuda_over(FakeGpu(capacity=FACTS.arena_bytes - 1), bench))
-    assert not set(threading.enumerate()) - before
+    check_ended(before)
 
 
 # ── memory ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -694,27 +709,87 @@ OFFSETS_BYTES = 4 * 64 * KB
 """Of two chunks in flight in each direction."""
 
 
+def locked_for_images(gpu: FakeGpu) -> int:
+    return sum(gpu.locked.values()) - FACTS.host_kv_bytes - OFFSETS_BYTES
+
+
 def test_memory_is_what_the_books_say_and_goes_back() -> None:
     gpu = FakeGpu()
     with bench_of(lambda bench: cuda_over(gpu, bench)) as bench:
         names = "abcdef"
         bench.add(*(model(name, 300 * KB) for name in names))
-        for name in names:
+        for n_read, name in enumerate(names, 1):
             bench.run(Fetch(ModelId(name)))
-            cache = bench.instance.ledger.cache
-            assert sum(gpu.locked.values()) == cache.used_bytes + FACTS.host_kv_bytes + OFFSETS_BYTES
-        assert cache.used_bytes == 900 * KB, "three of them fit"
+            assert locked_for_images(gpu) == min(n_read, 3) * 304 * KB, "whole pages"
+        assert bench.instance.ledger.cache.used_bytes == 900 * KB, "three of them fit"
         assert sum(gpu.allocated.values()) == FACTS.arena_bytes + 16 * KB + OFFSETS_BYTES
     assert (gpu.allocated, gpu.locked) == ({}, {})
 
 
-def test_an_image_that_cannot_be_read_leaves_nothing_locked() -> None:
+def fetch_what_is_missing(bench: Bench, names: str, n: int, random: Random) -> None:
+    cache = bench.instance.ledger.cache
+    for _ in range(n):
+        missing = [name for name in names if not cache.has(ImageId(name))]
+        bench.run(Fetch(ModelId(random.choice(missing))))
+
+
+def test_fetches_over_a_full_cache_lock_and_unlock_nothing() -> None:
+    """While memory is page-locked nobody launches: it is done once for each page, whatever comes and goes."""
     gpu = FakeGpu()
     with bench_of(lambda bench: cuda_over(gpu, bench)) as bench:
-        bench.add(model("bad", 100 * KB))
+        bench.add(*(model(name, 300 * KB) for name in "abcdef"))
+        for name in "abc":
+            bench.run(Fetch(ModelId(name)))
+        calls = gpu.n_locks
+        fetch_what_is_missing(bench, "abcdef", 40, Random(1))
+        assert gpu.n_locks == calls
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_the_sizes_of_images_pages_are_locked_once_and_hardly_more_than_the_cache_holds(
+    seed: int,
+) -> None:
+    gpu, random = FakeGpu(), Random(seed)
+    unlocked: list[int] = []
+    gpu.unlock = unlocked.append  # type: ignore[method-assign]
+    with bench_of(lambda bench: cuda_over(gpu, bench)) as bench:
+        names = "abcdefghijklmnop"
+        bench.add(*(model(name, random.randrange(1, 500) * KB) for name in names))
+        fetch_what_is_missing(bench, names, 120, random)
+        assert not unlocked
+        assert locked_for_images(gpu) <= HOST.cache_bytes + len(names) * 16 * KB
+
+
+def test_an_image_is_read_before_its_pages_are_locked() -> None:
+    gpu = FakeGpu()
+    with bench_of(lambda bench: cuda_over(gpu, bench)) as bench:
+        bench.add(model("a", 100 * KB))
+        locked = []
+        read = bench.host.read_image
+
+        def read_image(image: Image, into: memoryview, progress: Callable[[int], None]) -> None:
+            read(image, into, progress)
+            locked.append(locked_for_images(gpu))
+
+        bench.host.read_image = read_image  # type: ignore[method-assign]
+        bench.run(Fetch(ModelId("a")))
+        assert locked == [0]
+        assert locked_for_images(gpu) == 112 * KB
+
+
+def test_an_image_that_cannot_be_read_locks_nothing_and_leaves_its_pages_to_others() -> None:
+    gpu = FakeGpu()
+    with bench_of(lambda bench: cuda_over(gpu, bench)) as bench:
+        bench.add(model("bad", 100 * KB), model("good", 100 * KB))
         bench.host.bad_images.add(ImageId("bad"))
-        bench.run(Fetch(ModelId("bad")))
-        assert sum(gpu.locked.values()) == FACTS.host_kv_bytes + OFFSETS_BYTES
+        for _ in range(3):
+            bench.run(Fetch(ModelId("bad")))
+        assert locked_for_images(gpu) == 0
+        bench.run(Fetch(ModelId("good")))
+        bench.run(Activate(ModelId("good")))
+        assert bench.image_on_device(bench.instance.models[ModelId("good")].facts) == content(
+            Image(ImageId("good"), 100 * KB)
+        )
 
 
 def test_it_is_said_when_host_memory_cannot_be_locked(caplog: pytest.LogCaptureFixture) -> None:

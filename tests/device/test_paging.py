@@ -72,6 +72,7 @@ class Paged:
             chunk_bytes=self.chunk_bytes,
             bytes_per_s=dict.fromkeys(CHANNELS, BUS_BYTES_PER_S),
             copy_overhead_s=copy_overhead_s,
+            lock_bytes=1 << 30,
             kv_dtype=kv_dtype,
         )
         spans = paging_spans(self.ledger, self.transfers)
