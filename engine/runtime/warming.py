@@ -70,12 +70,10 @@ def compile_in_a_child(capability: int, *, paged_int8: bool = False, timeout_s: 
     def compile(paths: Sequence[Path]) -> None:
         code = "from tokenmux.engine.runtime.warming import main; main()"
         command = [sys.executable, "-c", code, str(os.getpid()), str(capability), str(int(paged_int8))]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         try:
             # This thread waits for the child and outlives it, so that the kernel's signal at its end is none too early.
             done = subprocess.run(
                 [*command, *map(str, paths)],
-                env=environment,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
