@@ -1,6 +1,5 @@
 """`tokenmux kernels`: what concerns the Triton kernels of a GPU pool."""
 
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -55,8 +54,6 @@ def warm(
 
     [dim]tokenmux kernels warm --config pool.yaml --arch sm_90 --cache ./kernels-sm90[/dim]
     """
-    if cache is not None:
-        os.environ["TRITON_CACHE_DIR"] = str(cache.absolute())
     if not folders and config is None:
         raise ConfigError("name model folders, or a pool.yaml with --config")
     try:
@@ -85,6 +82,7 @@ def warm(
             shapes,
             lambda done, total: progress(f"compiling for sm_{capability}", done, total),
             paged_int8=config is not None and _pages_in_int8(config),
+            cache=cache,
         )
     if json:
         found_and_done = {"arch": f"sm_{capability}", "models": len(models), "forms": warmed.forms}

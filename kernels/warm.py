@@ -121,8 +121,12 @@ def warm(
     progress: Callable[[int, int], None],
     *,
     paged_int8: bool = False,
+    cache: Path | None = None,
 ) -> Warmed:
-    """Compiles all forms that a server of `shapes` launches, each once. `progress` hears how many are done, of how many."""
+    """Compiles all forms that a server of `shapes` launches, each once, into the folder `cache` or Triton's own.
+
+    `progress` hears how many are done, of how many.
+    """
     launched = LAUNCHED | PAGING_IN_INT8 if paged_int8 else LAUNCHED
     distinct = {
         (variant.kernel, *variant.kinds.items(), *variant.constants.items()): variant
@@ -137,17 +141,19 @@ def warm(
         compiled += not cache_hit
 
     began = time.perf_counter()
-    with triton.knobs.compilation.scope():
+    with triton.knobs.compilation.scope(), triton.knobs.cache.scope():
         triton.knobs.compilation.listener = listen
+        if cache is not None:
+            triton.knobs.cache.dir = str(cache.absolute())
         for done, variant in enumerate(distinct.values()):
             progress(done, len(distinct))
             variant.compile(capability)
+        folder = Path(triton.knobs.cache.dir)
     progress(len(distinct), len(distinct))
-    cache = Path(triton.knobs.cache.dir)
     return Warmed(
         forms=len(distinct),
         compiled=compiled,
         seconds=time.perf_counter() - began,
-        cache=cache,
-        cache_bytes=sum(file.stat().st_size for file in cache.rglob("*") if file.is_file()),
+        cache=folder,
+        cache_bytes=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
     )

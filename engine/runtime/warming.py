@@ -68,12 +68,12 @@ def compile_in_a_child(capability: int, *, paged_int8: bool = False, timeout_s: 
     """For a device of `capability` (major * 10 + minor); with `paged_int8` also what pages KV in int8."""
 
     def compile(paths: Sequence[Path]) -> None:
-        code = "from tokenmux.engine.runtime.warming import main; main()"
-        command = [sys.executable, "-c", code, str(os.getpid()), str(capability), str(int(paged_int8))]
+        arguments = (os.getpid(), capability, paged_int8, [str(path) for path in paths])
+        code = f"from tokenmux.engine.runtime import warming; warming.child{arguments!r}"
         try:
             # This thread waits for the child and outlives it, so that the kernel's signal at its end is none too early.
             done = subprocess.run(
-                [*command, *map(str, paths)],
+                [sys.executable, "-c", code],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
@@ -91,12 +91,11 @@ def compile_in_a_child(capability: int, *, paged_int8: bool = False, timeout_s: 
     return compile
 
 
-def main() -> None:
-    """The child: arguments are the parent's process id, the capability, whether KV is paged in int8, and folders."""
-    parent, capability, paged_int8, *paths = sys.argv[1:]
-    die_with_parent(int(parent))
+def child(parent: int, capability: int, paged_int8: bool, paths: Sequence[str]) -> None:
+    """What the child does."""
+    die_with_parent(parent)
     os.nice(5)  # a server's steps go first
-    warm_entries([Path(path) for path in paths], int(capability), paged_int8=bool(int(paged_int8)))
+    warm_entries([Path(path) for path in paths], capability, paged_int8=paged_int8)
 
 
 def warm_entries(paths: Sequence[Path], capability: int, *, paged_int8: bool = False) -> None:

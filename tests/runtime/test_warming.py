@@ -164,21 +164,20 @@ def test_a_child_dies_with_its_worker(tmp_path: Path) -> None:
     """The parent is killed while its child waits for a compiler that never answers."""
     fifo = tmp_path / "pid"
     os.mkfifo(fifo)
-    (tmp_path / "stalls.py").write_text(
+    stall = (
         "import os, time\n"
         "from tokenmux.engine.runtime import warming\n"
         "def stall(*_, **__):\n"
         f"    with open({str(fifo)!r}, 'w') as file: file.write(str(os.getpid()))\n"
         "    time.sleep(600)\n"
         "warming.warm_entries = stall\n"
-        "warming.main()\n"
     )
     (tmp_path / "parent.py").write_text(
-        "import sys\n"
         "from pathlib import Path\n"
         "from tokenmux.engine.runtime import warming\n"
         "run = warming.subprocess.run\n"
-        "warming.subprocess.run = lambda command, **rest: run([sys.executable, 'stalls.py', *command[3:]], **rest)\n"
+        f"stall = {stall!r}\n"
+        "warming.subprocess.run = lambda command, **rest: run([*command[:2], stall + command[2]], **rest)\n"
         "warmer = warming.Warmer(warming.compile_in_a_child(90))\n"
         "warmer.begin(Path('x'))\n"
         "warmer.wait(Path('x'))\n"
