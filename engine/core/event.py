@@ -109,7 +109,7 @@ class StepDone:
     finished: tuple[tuple[RequestId, FinishReason], ...] = ()
 
 
-SUPERSEDED = "superseded: nobody waits for it any more"
+SUPERSEDED = "superseded: it made way for what is more urgent"
 """The `error` of a copy or fetch that ended early because it was asked to."""
 
 

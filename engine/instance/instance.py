@@ -39,7 +39,7 @@ from tokenmux.engine.memory.arena import aligned
 from tokenmux.engine.memory.host_cache import HostCache
 from tokenmux.engine.memory.ledger import Ledger
 from tokenmux.engine.policy import drain
-from tokenmux.engine.policy.interface import Fit, InstancePolicy
+from tokenmux.engine.policy.interface import Fit, InstancePolicy, MakesWay
 
 
 class Instance:
@@ -76,6 +76,7 @@ class Instance:
         self.completion_observers: list[Callable[[Started, StepDone | CopyDone], None]] = []
         self._in_flight = state.in_flight
         self._superseding = Superseding()
+        self._makes_way = policy.makes_way if isinstance(policy, MakesWay) else None
 
     # ── what a policy asks ───────────────────────────────────────────────────────────────────────────────────
 
@@ -192,6 +193,9 @@ class Instance:
                 resizing.done(state, arena_bytes)
         self._superseding.look(state)
         self.policy.on_event(event, self)
+        if isinstance(event, Arrived) and self._makes_way is not None and state.resize_bytes is None:
+            makes_way = self._makes_way
+            self._superseding.arrived(state, lambda load, since_s: makes_way(load, since_s, event, self))
         step = self.in_flight(Channel.COMPUTE)
         if isinstance(step, Step) and step.repeat > 1 and not state.interrupted:
             state.interrupted = self.policy.interrupts(step, event, self)
@@ -283,7 +287,7 @@ class Instance:
     # ── parts of the above ───────────────────────────────────────────────────────────────────────────────────
 
     def _completed(self, started: Started, event: StepDone | CopyDone) -> None:
-        self._superseding.ended(started.id)
+        self._superseding.ended(started, event)
         for observer in self.completion_observers:
             observer(started, event)
 

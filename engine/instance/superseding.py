@@ -1,8 +1,17 @@
-"""Which copies of weights and fetches in flight should make way: somebody waited for the model, nobody does now, and another is waited for."""
+"""Which copies of weights and fetches in flight should make way.
 
+Either somebody waited for the model, nobody does now, and another one is waited for; or the policy says that a request which
+has just arrived is more urgent. A model that gave way to a more urgent one does so once until it has been loaded.
+"""
+
+from collections.abc import Callable
+
+from tokenmux.engine.core.event import CopyDone, StepDone
+from tokenmux.engine.core.facts import ModelId
 from tokenmux.engine.core.message import Residency
-from tokenmux.engine.core.plan import Channel
+from tokenmux.engine.core.plan import Activate, Channel, Fetch
 from tokenmux.engine.instance.live import LiveState
+from tokenmux.engine.instance.started import Started
 
 _CHANNELS = ((Channel.COPY_IN, Residency.HOST), (Channel.FETCH, Residency.DISK))
 """And where the weights of a model are that waits for the channel."""
@@ -14,6 +23,9 @@ class Superseding:
     def __init__(self) -> None:
         self._awaited: set[int] = set()
         """Operations in flight that somebody waits for, or did."""
+        self._told: set[int] = set()
+        self._gave_way: dict[ModelId, None] = {}
+        """To a more urgent one, and have not been loaded since."""
         self._found: list[int] = []
 
     def look(self, state: LiveState) -> None:
@@ -22,17 +34,40 @@ class Superseding:
             if started is None or started.model is None or started.model.id not in state.models:
                 continue
             model = state.models[started.model.id]
+            if started.id in self._told:
+                continue
             if model.has_requests or model.wanted or model.pinned:
                 self._awaited.add(started.id)
             elif started.id in self._awaited and any(
                 other.residency is lacking for other in state.live_models.values()
             ):
-                self._awaited.discard(started.id)
-                self._found.append(started.id)
+                self._tell(started.id)
 
-    def ended(self, operation: int) -> None:
-        """The operation is no longer in flight."""
+    def arrived(self, state: LiveState, makes_way: Callable[[Activate | Fetch, float], bool]) -> None:
+        """A request arrived: is it to go before what is in flight? `makes_way` is given an operation and when it began."""
+        for channel, _ in _CHANNELS:
+            started = state.in_flight.get(channel)
+            if started is None or started.model is None or started.model.id not in state.models:
+                continue
+            operation, model = started.operation, started.model.id
+            assert isinstance(operation, (Activate, Fetch))
+            if started.id in self._told or model in self._gave_way:
+                continue
+            if makes_way(operation, started.at_s):
+                self._gave_way[model] = None
+                self._tell(started.id)
+
+    def _tell(self, operation: int) -> None:
         self._awaited.discard(operation)
+        self._told.add(operation)
+        self._found.append(operation)
+
+    def ended(self, started: Started, event: StepDone | CopyDone) -> None:
+        """The operation is no longer in flight."""
+        self._awaited.discard(started.id)
+        self._told.discard(started.id)
+        if isinstance(started.operation, Activate) and isinstance(event, CopyDone) and not event.error:
+            self._gave_way.pop(started.operation.model, None)
 
     def take(self) -> list[int]:
         """What has been found since the last call."""

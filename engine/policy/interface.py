@@ -6,13 +6,13 @@ with values of `engine.core.plan`, and changes nothing but its own memory, and t
 
 from collections.abc import Iterable, Mapping
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from tokenmux.engine.core.cost import CostModel
-from tokenmux.engine.core.event import Event
+from tokenmux.engine.core.event import Arrived, Event
 from tokenmux.engine.core.facts import DeviceFacts, ModelFacts, ModelId
 from tokenmux.engine.core.message import Residency
-from tokenmux.engine.core.plan import Channel, Chunk, Operation, Plan, Step
+from tokenmux.engine.core.plan import Activate, Channel, Chunk, Fetch, Operation, Plan, Step
 from tokenmux.engine.core.request import Request, RequestId, ServiceLevel
 
 
@@ -183,6 +183,18 @@ class InstanceView(Protocol):
     def can_fetch(self, model: ModelId) -> bool: ...
     def fetch_would_drop(self, model: ModelId) -> bool:
         """Whether fetching it would push other images out of the host cache."""
+        ...
+
+
+@runtime_checkable
+class MakesWay(Protocol):
+    """A policy that gives up a load in flight for one that is more urgent. Others let each load come to its end."""
+
+    def makes_way(
+        self, operation: Activate | Fetch, since_s: float, arrived: Arrived, view: "InstanceView"
+    ) -> bool:
+        """Whether the load, begun at `since_s`, is to end at its next chunk for the request that arrived; asked until its
+        model has given way once, and then not before that has been loaded."""
         ...
 
 

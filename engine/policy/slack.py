@@ -9,7 +9,8 @@ A model's *slack* is the time until the earliest next-token deadline of its requ
    exceeds the candidate's by the time of a few reloads, and once they have stepped: no two models chase each other out.
 4. KV stays on the device when its model leaves. Only when it takes the room of weights is it written through in the background
    (copy-out) and dropped, of whoever can wait longest.
-5. While nothing can step, `rescue` takes over: everything serves the most urgent request that could, until it has stepped.
+5. A load makes way for a request that would be late behind it, if whoever waits for it can wait longer (`making_way`).
+6. While nothing can step, `rescue` takes over: everything serves the most urgent request that could, until it has stepped.
 """
 
 from collections.abc import Iterable
@@ -38,7 +39,7 @@ from tokenmux.engine.core.plan import (
     Plan,
     Step,
 )
-from tokenmux.engine.policy import rescue, room
+from tokenmux.engine.policy import making_way, rescue, room
 from tokenmux.engine.policy.interface import Fit, InstanceView, ModelView, RequestView
 from tokenmux.engine.policy.steps import (
     as_many_as_fit,
@@ -99,6 +100,11 @@ class SlackPolicy:
                 return _plan_copy_out(view)
             case Channel.FETCH:
                 return _plan_fetch(view, self._unfetched)
+
+    def makes_way(
+        self, operation: Activate | Fetch, since_s: float, arrived: Arrived, view: InstanceView
+    ) -> bool:
+        return making_way.makes_way(operation, since_s, arrived, view)
 
     def interrupts(self, step: Step, event: Event, view: InstanceView) -> bool:
         """Ask again when somebody new can run, or when a request in the burst must leave it."""
