@@ -1,6 +1,6 @@
 """What could ever fit on an instance, however full it is now: what is refused at once, with both sizes in the message."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from tokenmux.engine.core.errors import DoesNotFit
 from tokenmux.engine.core.facts import DeviceFacts, HostFacts, KvShape, ModelFacts
@@ -63,13 +63,27 @@ def check_request(
     )
 
 
-def check_pins(device: DeviceFacts, pinned: list[ModelFacts], models: Iterable[ModelFacts]) -> None:
-    """Raise DoesNotFit if pinning these left a model of the catalogue that could never run again."""
+def check_pins(
+    device: DeviceFacts,
+    pinned: Sequence[ModelFacts],
+    models: Iterable[ModelFacts],
+    already: Sequence[ModelFacts] = (),
+) -> None:
+    """Raise DoesNotFit if pinning these took from a model of the catalogue what it can do while only `already` are pinned.
+
+    That is its whole context, if that fits now, and else a chunk of a prompt: what never fitted is no reason against a pin.
+    """
+    room = device.arena_bytes - device.arena_bytes % 64
     for model in models:
-        try:
-            check_request(device, model, model.max_context, pinned)
-        except DoesNotFit as error:
-            raise DoesNotFit(f"these pins would shut out another model: {error}") from None
+        chunk = min(model.max_context, device.prefill_chunk_tokens)
+        for n_tokens in (model.max_context, chunk):
+            if least_arena_bytes(device, model, n_tokens, already) > room:
+                continue
+            try:
+                check_request(device, model, n_tokens, pinned)
+            except DoesNotFit as error:
+                raise DoesNotFit(f"these pins would shut out another model: {error}") from None
+            break
 
 
 def show_size(n_bytes: int) -> str:

@@ -340,6 +340,7 @@ class Front:
                 else:
                     served.refusal = None
                     self._register(served)
+                    self._pin(served)
         self.changes.notify()
 
     def _pinned(self) -> list[ModelFacts]:
@@ -558,6 +559,7 @@ class Front:
         for served in self.roster:
             if served.refusal is None:
                 self._register(served)
+        self._tell_pins()
         self._tell_requests()
 
     async def _tell_one_by_one(self) -> None:
@@ -567,7 +569,14 @@ class Front:
                 self._told = served
                 await asyncio.wait([self._register(served)])
         self._told = self._telling = None
+        self._tell_pins()
         self._tell_requests()
+
+    def _tell_pins(self) -> None:
+        """After all models, so that each pin is judged by what it leaves to every one of them."""
+        for served in self.roster:
+            if served.refusal is None and not self._suspects.holds(Load(served.facts.id)):
+                self._pin(served)
 
     def _tell_requests(self) -> None:
         for live in list(self._live.values()):
@@ -657,22 +666,35 @@ class Front:
         answer = self.commands.begin(Register(served.facts, str(served.path)))
         self._registering.add(answer)
         answer.add_done_callback(lambda done: self._registration_answered(served, done))
-        if served.pinned and not self._suspects.holds(Load(served.facts.id)):
-            self._pin(served)
         return answer
 
     def _pin(self, served: Served) -> None:
         if served.pinned and served.refusal is None:
             self._suspects.sent(Load(served.facts.id))
-            self.commands.begin(Pin(served.facts.id, True)).add_done_callback(_log_failure)
+            answer = self.commands.begin(Pin(served.facts.id, True))
+            self._registering.add(answer)
+            answer.add_done_callback(lambda done: self._pin_answered(served, done))
+
+    def _pin_answered(self, served: Served, answer: asyncio.Future[None]) -> None:
+        """A pin that the worker does not take is not in force, and is not shown as if it were."""
+        error = answer.exception()
+        if isinstance(error, TokenmuxError) and not isinstance(error, Unavailable):
+            logger.error("%s is not pinned: %s", served.facts.id, error)
+            served.pinned = False
+            self.changes.notify()
+        self._taken(answer)
 
     def _registration_answered(self, served: Served, answer: asyncio.Future[None]) -> None:
-        self._registering.discard(answer)
         error = answer.exception()
         if isinstance(error, TokenmuxError) and not isinstance(error, Unavailable):
             logger.error("the worker does not take %s: %s", served.name, error)
             served.refusal = error
             self.changes.notify()
+        self._taken(answer)
+
+    def _taken(self, answer: asyncio.Future[None]) -> None:
+        """The worker has answered a registration or a pin."""
+        self._registering.discard(answer)
         if not self._registering and self._supervisor.running and self._telling is None:
             self._all_registered()
 
@@ -737,9 +759,3 @@ class Front:
             self._go_on_trying()
         if self.recorder is not None:
             self.recorder.ended(live.request, live.n_delivered)
-
-
-def _log_failure(answer: asyncio.Future[None]) -> None:
-    error = answer.exception()
-    if error is not None:
-        logger.warning("%s", error)

@@ -1,5 +1,7 @@
 """What is let in can be served, and what is refused could not: the early answer agrees with the allocators."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -76,3 +78,32 @@ def test_pins_may_not_shut_another_model_out() -> None:
     check_pins(device, [large], [large])
     with pytest.raises(DoesNotFit, match="shut out another model: 32 tokens of small"):
         check_pins(device, [large], [small, large])
+
+
+def test_what_never_fitted_is_no_reason_against_a_pin() -> None:
+    """Where one model's whole context did not fit the arena, nothing could be pinned, not even the only model."""
+    device = device_facts(2048, 0, SLAB)
+    wide = replace(model("wide", 1000), max_context=10_000)
+    small = model("small", 128)
+    check_request(device, wide, device.prefill_chunk_tokens)
+    check_pins(device, [wide], [wide])
+    check_pins(device, [small], [small, wide])
+    with pytest.raises(
+        DoesNotFit, match=f"shut out another model: {device.prefill_chunk_tokens} tokens of wide"
+    ):
+        check_pins(device, [model("large", 700)], [model("large", 700), wide])
+
+
+def test_a_pin_does_not_take_what_the_others_have_left() -> None:
+    """Beside the first pin a model has room for less than its context: that does not stand in the way of every other pin."""
+    device = device_facts(4096, 0, SLAB)
+    first, second = model("first", 1000), model("second", 100)
+    wide = model("wide", 1500)
+    wide = replace(
+        wide,
+        max_context=next(n for n in range(1, 10_000) if not fits(check_request, device, wide, n, [first])),
+    )
+    assert fits(check_request, device, wide, wide.max_context, [])
+    check_pins(device, [first, second], [first, second, wide], already=[first])
+    with pytest.raises(DoesNotFit, match="tokens of wide"):
+        check_pins(device, [first, second], [first, second, wide])

@@ -283,6 +283,8 @@ class FakeWorker:
         match message:
             case Register(model_facts):
                 self.post(Acknowledged(model_facts.id, self._hub.refuses.get(model_facts.id, "")))
+            case Pin(model, pinned=True) if model in self._hub.refuses_pins:
+                self.post(Acknowledged(model, self._hub.refuses_pins[model], "DoesNotFit"))
             case Unregister(model) | Load(model) | Unload(model) | Pin(model):
                 kind = self._hub.kinds.get(model, "")
                 self.post(Acknowledged(model, self._hub.refuses.get(model, ""), kind))
@@ -332,6 +334,7 @@ class Hub:
         self.refuses: dict[str, str] = {}
         self.kinds: dict[str, str] = {}
         """Classes of the errors that models are refused with."""
+        self.refuses_pins: dict[str, str] = {}
         self.fails_to_start = 0
         self.workers: list[FakeWorker] = []
         self.sent: asyncio.Queue[ToWorker] = asyncio.Queue()

@@ -372,6 +372,22 @@ async def test_pins_from_the_start_count_for_what_fits_beside_them() -> None:
     await front.close()
 
 
+async def test_pins_are_judged_after_all_models_and_one_that_is_refused_is_not_shown_as_in_force() -> None:
+    """Half of the configured pins were in force, the list showed all, and what they left no room for was served and always refused."""
+    hub = Hub(auto=True)
+    hub.refuses_pins["middle"] = "these pins would shut out another model"
+    entries = [FakeEntry(facts(name, 4_000)) for name in ("large", "middle", "letters")]
+    front, _ = make_front(hub, *entries, pinned=["large", "middle"])
+    await front.start()
+    sent = hub.unread()
+    assert [type(message) for message in sent] == [Register] * 3 + [Pin] * 2
+    assert {served.facts.id: served.pinned for served in front.roster} == {
+        "large": True, "letters": False, "middle": False,
+    }  # fmt: skip
+    assert text_of(await events_of(front, ask())) == "defghijk"
+    await front.close()
+
+
 async def test_a_model_that_the_worker_does_not_take_is_refused_with_its_reason() -> None:
     hub = Hub(auto=True)
     hub.refuses["letters"] = "its image is cut off"
