@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 import pytest
 
@@ -63,6 +64,9 @@ def test_children_are_started_by_one_thread_that_lasts() -> None:
         def start(self) -> None:
             self.threads.append(threading.current_thread())
 
+        def is_alive(self) -> bool:
+            return False
+
     noting: BaseProcess = Noting()  # type: ignore[assignment]
     for _ in range(2):
         asking = threading.Thread(target=orphans.start, args=(noting,))
@@ -71,3 +75,27 @@ def test_children_are_started_by_one_thread_that_lasts() -> None:
     first, second = Noting.threads
     assert first is second
     assert first.is_alive()
+
+
+BORN = """
+import multiprocessing, signal, sys
+from tokenmux.engine.runtime import orphans
+
+if __name__ == "__main__":
+    child = multiprocessing.get_context("spawn").Process(target=signal.pause, daemon=True)
+    orphans.start(child)
+    status = open(f"/proc/{child.pid}/status").read()
+    (blocked,) = [line.split()[1] for line in status.splitlines() if line.startswith("SigBlk:")]
+    print(blocked, flush=True)
+"""
+
+
+def test_children_are_born_deaf_to_the_groups_signals_and_keep_nobody_from_ending(tmp_path: Path) -> None:
+    """The parent ends without a word to its child, which multiprocessing then asks to terminate, and waits for."""
+    (tmp_path / "born.py").write_text(BORN)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "born.py")], capture_output=True, text=True, timeout=100, check=True
+    )
+    blocked = int(done.stdout, 16)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        assert blocked & 1 << (number - 1)
