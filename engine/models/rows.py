@@ -83,21 +83,55 @@ def row_rule(dtype: torch.dtype, device: str = "cpu") -> RowRule:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Product:
+    """What a library chooses a product's kernel by, beside the number of rows: a weight `[n, k]` (`[k, n]` if `transposed`)."""
+
+    n: int
+    k: int
+    bias: bool = False
+    transposed: bool = False
+
+
+_USUAL = frozenset(Product(n, k) for n, k in _SHAPES)
+
+_LARGEST_WEIGHT = 1 << 28
+"""Elements. A larger one, which only the head of a large vocabulary has, would take more memory than steps leave free."""
+
+
+def products_of(model: torch.nn.Module) -> frozenset[Product]:
+    """The distinct products of the model's layers."""
+    found = set()
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        bias = getattr(module, "bias", None) is not None
+        if isinstance(module, torch.nn.Linear):
+            found.add(Product(module.weight.shape[0], module.weight.shape[1], bias))
+        elif type(module).__name__ == "Conv1D" and isinstance(weight, torch.Tensor):
+            found.add(Product(weight.shape[1], weight.shape[0], bias, transposed=True))
+    return frozenset(found)
+
+
 @cache
-def check_rows_of(n_rows: int, dtype: torch.dtype, device: str) -> None:
+def check_rows_of(
+    n_rows: int, dtype: torch.dtype, device: str, products: frozenset[Product] = frozenset()
+) -> None:
     """For a device whose steps have passes of exactly `n_rows` rows: raise UnsupportedModel unless products are exact by row.
 
-    A row must have the same bits wherever it stands among `n_rows` rows and whatever stands in the others.
+    A row must have the same bits wherever it stands among `n_rows` rows and whatever stands in the others. Looked at are a few
+    usual products, and those of the model.
     """
-    for n, k in _SHAPES:
-        product = _linear(dtype, device, n, k)
-        x = _random(dtype, device, n_rows, k)
+    for kind in sorted(_USUAL | products, key=str):
+        if kind.n * kind.k > _LARGEST_WEIGHT:
+            continue
+        product = _linear(dtype, device, kind.n, kind.k, bias=kind.bias, transposed=kind.transposed)
+        x = _random(dtype, device, n_rows, kind.k)
         expected = product(x)
         for shift in range(1, n_rows, 5):
             if not torch.equal(product(x.roll(shift, 0)).roll(-shift, 0), expected):
                 raise UnsupportedModel(
-                    f"products in {dtype} of {n_rows} rows on this device depend on the place of a row, so a request's "
-                    "tokens would depend on its company; register the model in another dtype"
+                    f"products in {dtype} of {n_rows} rows on this device depend on the place of a row ({kind}), so a "
+                    "request's tokens would depend on its company; register the model in another dtype"
                 )
 
 
@@ -117,9 +151,15 @@ def grouped_experts_are_exact(dtype: torch.dtype, device: str = "cpu") -> bool:
         return False  # the device has no grouped product in this dtype
 
 
-def _linear(dtype: torch.dtype, device: str, n: int, k: int) -> Callable[[torch.Tensor], torch.Tensor]:
+def _linear(
+    dtype: torch.dtype, device: str, n: int, k: int, *, bias: bool = False, transposed: bool = False
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    added = _random(dtype, device, n) if bias else None
+    if transposed:
+        columns = _random(dtype, device, k, n)
+        return lambda x: x @ columns if added is None else torch.addmm(added, x, columns)
     weight = _random(dtype, device, n, k)
-    return lambda x: F.linear(x, weight)
+    return lambda x: F.linear(x, weight, added)
 
 
 def _packed_linear(dtype: torch.dtype, n: int, k: int) -> Callable[[torch.Tensor], torch.Tensor] | None:
@@ -160,5 +200,7 @@ def _is_exact(
 
 
 def _random(dtype: torch.dtype, device: str, *shape: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(*shape, generator=generator).to(device=device, dtype=dtype)
+    """The same numbers each time. On a GPU drawn there: a host takes seconds for the weight of a large layer."""
+    generator = torch.Generator(device).manual_seed(0)
+    drawn = torch.float32 if device == "cpu" else dtype
+    return torch.randn(*shape, generator=generator, device=device, dtype=drawn).to(dtype)

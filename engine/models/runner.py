@@ -24,7 +24,7 @@ from tokenmux.engine.models import kernel_path, sampling
 from tokenmux.engine.models.attention import STEP_ARGUMENT, AttendsItself
 from tokenmux.engine.models.batch import DecodeInputs, KvViews, Segment, StepBatch
 from tokenmux.engine.models.recording import RecordedDecode, record
-from tokenmux.engine.models.rows import check_rows_of, row_rule
+from tokenmux.engine.models.rows import check_rows_of, products_of, row_rule
 from tokenmux.engine.models.skeleton import Skeleton, choose_experts
 from tokenmux.engine.models.staging import Staging
 
@@ -172,7 +172,7 @@ class Runner:
                 device, self._shape, int(model.config.get_text_config().num_attention_heads)
             )
             if tiles is not None:
-                check_rows_of(tiles.rows, self._dtype, device.type)
+                check_rows_of(tiles.rows, self._dtype, device.type, products_of(model))
                 choose_experts(model, self._dtype, device.type)
             self._tiles_of[device] = tiles
         return self._tiles_of[device]

@@ -20,6 +20,7 @@ from tokenmux.engine.models import kernel_path, rows, tiny
 from tokenmux.engine.models.batch import Segment
 from tokenmux.engine.models.kernel_step import KernelBatch
 from tokenmux.engine.models.sampling import Draw
+from tokenmux.engine.models.skeleton import empty_model
 from tokenmux.engine.models.staging import Staging
 from tokenmux.kernels.interpreter import Interpreter
 from tokenmux.kernels.sample import parameters, reference
@@ -286,10 +287,44 @@ def test_a_device_whose_products_know_the_place_of_a_row_is_refused(monkeypatch:
     rows.check_rows_of(64, torch.float32, "cpu")
     honest = rows._linear
 
-    def by_place(*arguments):
-        product = honest(*arguments)
-        return lambda x: product(x) + torch.arange(len(x))[:, None] * 1e-3
+    def by_place(dtype, device, n, k, **options):
+        product = honest(dtype, device, n, k, **options)
+        return lambda x: product(x) + torch.arange(len(x))[:, None] * (1e-3 if bad == (n, k, options) else 0)
 
     monkeypatch.setattr(rows, "_linear", by_place)
-    with pytest.raises(UnsupportedModel, match="depend on the place of a row"):
-        rows.check_rows_of.__wrapped__(64, torch.float32, "cpu")
+    plain, biased = {"bias": False, "transposed": False}, {"bias": True, "transposed": False}
+    for bad in (
+        (576, 1536, plain),
+        (40, 24, plain),
+        (40, 24, biased),
+        (24, 8, {**biased, "transposed": True}),
+    ):
+        own = frozenset({rows.Product(bad[0], bad[1], **bad[2])})
+        with pytest.raises(UnsupportedModel, match=rf"depend on the place of a row .*n={bad[0]}, k={bad[1]}"):
+            rows.check_rows_of.__wrapped__(8, torch.float32, "cpu", own)
+    bad = (40, 24, biased)
+    rows.check_rows_of.__wrapped__(8, torch.float32, "cpu", frozenset({rows.Product(40, 24)}))
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("llama", lambda h: {rows.Product(h, h)}),
+        ("qwen2", lambda h: {rows.Product(h, h, bias=True), rows.Product(h, h)}),
+        ("gpt2", lambda h: {rows.Product(3 * h, h, bias=True, transposed=True)}),
+    ],
+)
+def test_a_models_own_products_are_looked_at(family, expected) -> None:
+    """Biases and transposed weights ask other questions of a library than plain ones."""
+    config = tiny.FAMILIES[family]()
+    model = empty_model(config, torch.float32)
+    found = rows.products_of(model)
+    hidden = config.hidden_size
+    n_heads = config.num_attention_heads
+    query = hidden if family == "gpt2" else n_heads * getattr(config, "head_dim", hidden // n_heads)
+    wanted = {replace(p, n=query if p.n == hidden else p.n) for p in expected(hidden)}
+    if family == "qwen2":
+        wanted = {p if p.bias else replace(p, n=hidden, k=query) for p in wanted}
+    assert wanted <= found
+    assert rows.Product(config.vocab_size, hidden) in found
+    assert len(found) <= 8, "distinct ones only"
