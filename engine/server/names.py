@@ -27,12 +27,13 @@ def check_name_length(name: str) -> None:
 def tenant_fault(tenant: str) -> str | None:
     """What is wrong with the name of a tenant, with the remedy; None: nothing.
 
-    Names in parentheses are the pool's own ("(pool)", "(others)"). Unprintable characters could steer an operator's terminal.
+    Names in parentheses are the pool's own ("(pool)", "(others)"), brackets are markup to some tools, and unprintable characters could steer an
+    operator's terminal.
     """
     if len(tenant) > MAX_TENANT_CHARS:
         return f"tenant has {len(tenant)} characters: at most {MAX_TENANT_CHARS} are allowed"
-    if tenant.startswith("("):
-        return f"tenant {tenant!r} begins with a parenthesis, as the pool's own names do: leave it out"
+    if tenant and not (tenant[0].isalnum() or tenant[0] == "_"):
+        return f"tenant {tenant!r}: begin with a letter or digit"
     if not tenant.isprintable() or tenant != tenant.strip():
         return f"tenant {tenant!r}: use printable characters, with no space at either end"
     return None
