@@ -94,8 +94,11 @@ async def serve(
     try:
         async with running(front, catalogue, access, transport) as server:
             at = f"{config.listen.rpartition(':')[0]}:{server.port}"
+            # Who reads that line may send a signal at once.
+            signalled = asyncio.ensure_future(until_signalled(front, config.drain_s, last_resort))
+            await asyncio.sleep(0)
             say(f"serving {len(front.roster)} models, listening on {at}")
-            await until_signalled(front, config.drain_s, last_resort)
+            await signalled
     finally:
         catalogue.close()
         if recorder is not None:
