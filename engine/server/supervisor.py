@@ -13,13 +13,17 @@ import asyncio
 import logging
 import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 from tokenmux.engine.core.errors import TokenmuxError, Unavailable, WorkerFailed
 from tokenmux.engine.core.message import Alive, Broken, FromWorker, ToWorker
 from tokenmux.engine.server.seams import Worker
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 TICK_S = 1.0
 """How often it is looked whether the worker has said anything."""
@@ -122,6 +126,8 @@ class Supervisor:
         self._on_started = on_started
         self._on_down = on_down
         self._on_given_up = on_given_up
+        # Of its own: what hangs in the loop's threads (a disk) must not keep a worker from being replaced.
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="tokenmux-supervisor")
         self._limits = limits
         self._patience = patience
         self._clock = clock
@@ -174,12 +180,16 @@ class Supervisor:
         if self._inbox is not None:
             self._inbox.shut()
         if worker is not None:
-            await asyncio.to_thread(worker.close)
+            await self._in_thread(worker.close)
+        self._threads.shutdown(wait=False)
 
     async def _spawn(self) -> tuple[Worker, _Inbox]:
         inbox = _Inbox(self._receive)
         self._began_s = self._clock()
-        return await asyncio.to_thread(self._factory, inbox.post), inbox
+        return await self._in_thread(lambda: self._factory(inbox.post)), inbox
+
+    async def _in_thread(self, call: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
     def _install(self, worker: Worker, inbox: _Inbox) -> None:
         self._worker, self._inbox = worker, inbox
@@ -236,7 +246,7 @@ class Supervisor:
                 Unavailable(f"the worker hung and is being replaced ({detail}): try again in a moment")
             )
         if broken is not None:
-            await asyncio.to_thread(broken.close)
+            await self._in_thread(broken.close)
         while not self._closed:
             lived_s = self._clock() - self._began_s
             self._n_short_lives = self._n_short_lives + 1 if lived_s < self._limits.window_s else 1

@@ -1,7 +1,9 @@
 """What breaks, hangs or kills workers, against a scripted worker and on virtual time: who pays, and how it goes on."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
@@ -276,6 +278,20 @@ async def test_closing_does_not_wait_for_the_next_worker() -> None:
         hub.post(Broken("killed"))
         await until(lambda: front._supervisor._waiting is not None)
     assert len(hub.workers) == 1
+
+
+async def test_threads_that_hang_elsewhere_do_not_keep_a_worker_from_being_replaced() -> None:
+    """As reads of a dead disk do in the threads of the loop, all of them."""
+    hub, time, never = Hub(auto=True), VirtualTime(), threading.Event()
+    async with started(hub, time) as front:
+        loop = asyncio.get_running_loop()
+        few = ThreadPoolExecutor(1)
+        loop.set_default_executor(few)
+        hanging = loop.run_in_executor(None, never.wait)
+        hub.post(Broken("killed"))
+        await until(lambda: front.n_restarts == 1 and front.worker_running)
+        never.set()
+        await hanging
 
 
 # Silence
