@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -31,11 +30,10 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from transformers import AutoTokenizer, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from tokenmux.engine.core.errors import (
     AlreadyExists,
-    BadCheckpoint,
     DoesNotFit,
     InUse,
     InvalidRequest,
@@ -47,7 +45,7 @@ from tokenmux.engine.core.errors import (
 )
 from tokenmux.engine.models.checkpoint import find_weights
 from tokenmux.engine.models.config_file import first_line, load_config, read_object
-from tokenmux.engine.models.convert import image_from_folder, image_from_gguf
+from tokenmux.engine.models.convert import image_from_folder
 from tokenmux.engine.models.entry import (
     ENTRY,
     IMAGE,
@@ -58,6 +56,7 @@ from tokenmux.engine.models.entry import (
 )
 from tokenmux.engine.models.facts import BLOCK_TOKENS, model_facts
 from tokenmux.engine.models.files import DISK_FULL, atomic_file
+from tokenmux.engine.models.gguf.checkpoint import GgufCheckpoint
 from tokenmux.engine.models.image import Manifest, Progress, no_progress
 from tokenmux.engine.models.locks import Claim, alone_in, is_free
 from tokenmux.engine.models.probe import probe
@@ -237,17 +236,17 @@ class Catalogue:
     def register_gguf(
         self, name: str, file: Path, *, dtype: str = "bfloat16", progress: Progress = no_progress
     ) -> Entry:
-        """Add the model in a GGUF file under `name`, its weights dequantised to `dtype`. Raises as `register_folder`."""
+        """Add the model in a GGUF file (or several: any of them) under `name`, its weights dequantised to `dtype`.
+
+        Raises as `register_folder`.
+        """
 
         def fill(target: Path) -> Manifest:
-            checkpoint_from_gguf(file, target)
-            self._told_memory(file.stat().st_size)
-            manifest, config = image_from_gguf(
-                file, target / IMAGE, dtype=_named_dtype(dtype), progress=progress
-            )
-            config.save_pretrained(target)
-            probe(config)
-            return manifest
+            checkpoint = GgufCheckpoint.open(file)
+            self._told_memory(checkpoint.n_bytes)
+            checkpoint.write_text(target)
+            probe(checkpoint.config)
+            return checkpoint.write_image(target / IMAGE, dtype=_named_dtype(dtype), progress=progress)
 
         return self._add(name, fill, file)
 
@@ -378,24 +377,6 @@ def describe_folder(
     config = load_config(folder, trust_remote_code=trust_remote_code)
     stored = next((t.torch_dtype for f in files for t in f.tensors.values()), torch.float32)
     return config, _chosen_dtype(dtype, config, stored)
-
-
-def checkpoint_from_gguf(file: Path, target: Path) -> None:
-    """Write the tokenizer that a GGUF file holds into folder `target`. Raises NotFound or BadCheckpoint."""
-    if not file.is_file():
-        raise NotFound(f"{file}: no such file")
-    with file.open("rb") as start:
-        if start.read(4) != b"GGUF":
-            raise BadCheckpoint(f"{file}: not a GGUF file")
-    try:
-        with quiet_transformers():
-            tokenizer: Any = AutoTokenizer.from_pretrained(
-                str(file.parent), gguf_file=file.name, local_files_only=True
-            )
-            tokenizer.save_pretrained(str(target))
-    except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), repr(error))
-        raise BadCheckpoint(f"{file}: transformers cannot read it ({reason})") from error
 
 
 def checked_name(name: str) -> str:

