@@ -44,6 +44,11 @@ class Gpu(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def capability(self) -> int:
+        """Compute capability, as major * 10 + minor."""
+        ...
+
     def allocate(self, n_bytes: int) -> torch.Tensor:
         """Device memory as a `uint8` tensor, zeroed. Raises DoesNotFit."""
         ...
@@ -152,7 +157,6 @@ class TorchGpu:
 
     @property
     def capability(self) -> int:
-        """Compute capability, as major * 10 + minor."""
         major, minor = torch.cuda.get_device_capability(self._device)
         return 10 * major + minor
 

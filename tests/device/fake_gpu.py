@@ -53,6 +53,7 @@ class FakeGpu:
     fail_at: int | None = None
     """The copy or launch of this number fails, and everything after it."""
     name: str = "fake"
+    capability: int = 90
     allocated: dict[int, int] = field(default_factory=dict)
     """Bytes by address: of device memory, and of page-locked memory."""
     locked: dict[int, int] = field(default_factory=dict)

@@ -164,6 +164,8 @@ def test_the_same_on_the_cuda_device_over_fake_streams(
 ) -> None:
     gpu = FakeGpu(seed=7)
     monkeypatch.setattr(assembly, "TorchGpu", lambda: gpu)
+    # Fake streams launch no kernel that could be compiled; `test_warming.py` has the real one.
+    monkeypatch.setattr(assembly, "compile_in_a_child", lambda *_, **__: lambda _paths: None)
     with worker(entries, real_device(entries, 20), kind="cuda") as body:
         before = sum(gpu.allocated.values())
         gpu.capacity = before + SLAB_BYTES

@@ -194,6 +194,8 @@ def test_the_same_on_the_cuda_device_over_fake_streams(
 ) -> None:
     gpu = FakeGpu(seed=5, lockable=lockable)
     monkeypatch.setattr(assembly, "TorchGpu", lambda: gpu)
+    # Fake streams launch no kernel that could be compiled; `test_warming.py` has the real one.
+    monkeypatch.setattr(assembly, "compile_in_a_child", lambda *_, **__: lambda _paths: None)
     with worker(entries, device(entries, 4), kind="cuda") as body:
         for submit in submits(entries, 60):
             body.send(submit)
@@ -210,6 +212,8 @@ def test_with_int8_requests_that_were_paged_go_on_with_nearly_their_tokens(
 ) -> None:
     gpu = FakeGpu(seed=5)
     monkeypatch.setattr(assembly, "TorchGpu", lambda: gpu)
+    # Fake streams launch no kernel that could be compiled; `test_warming.py` has the real one.
+    monkeypatch.setattr(assembly, "compile_in_a_child", lambda *_, **__: lambda _paths: None)
     with worker(entries, device(entries, 4), kind="cuda", paged_kv="int8") as body:
         for submit in submits(entries, 60):
             body.send(submit)
