@@ -75,6 +75,7 @@ async def serve(
     speeds = await asyncio.to_thread(measure, config.device.kind, MonotonicClock())
     blocks = (entry.facts.kv.block_bytes for entry in catalogue.entries())
     device, host = facts_of(config, speeds, max(blocks, default=0))
+    texts = Texts(text_limits_of(config))
     front = Front(
         worker_factory(
             WorkerConfig(
@@ -88,8 +89,9 @@ async def serve(
         defaults=Defaults(config.queue.max_tokens, level_of(config)),
         weights=weights_of(config),
         recorder=recorder,
-        texts=Texts(text_limits_of(config)),
+        texts=texts,
     )
+    texts.begin()
     reservation.give_up()
     try:
         async with running(front, catalogue, access, transport) as server:

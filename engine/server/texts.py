@@ -108,6 +108,11 @@ class Texts:
             if piece in self._waiting:
                 self._waiting.remove(piece)
 
+    def begin(self) -> None:
+        """Start the first child now, so that the first prompt does not wait for it."""
+        slot = self._slots[0]
+        slot.work = asyncio.create_task(self._start_child(slot), name="")
+
     def close(self) -> None:
         """Kill the children; whoever waits gets Unavailable. Blocks for nothing."""
         self._closed = True
@@ -145,6 +150,16 @@ class Texts:
     def _is_suspect(self, model: str) -> bool:
         killed_s = self._killed_s.get(model)
         return killed_s is not None and self._clock() - killed_s < SUSPECT_S
+
+    async def _start_child(self, slot: _Slot) -> None:
+        try:
+            slot.child = await Child.start(self._module, memory_bytes=self.limits.memory_bytes)
+        except OSError as error:
+            logger.warning("a child process for prompts could not be started: %s", error)
+        finally:
+            slot.work = None
+            if not self._closed:
+                self._dispatch()
 
     async def _work(self, slot: _Slot, piece: _Piece) -> None:
         try:
