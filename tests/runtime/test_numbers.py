@@ -1,11 +1,12 @@
 """Whatever number a request brings, the engine goes on and nobody else waits for it."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from math import isfinite
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tokenmux.engine.core.cost import RooflineCost
@@ -95,20 +96,27 @@ PLAIN = st.builds(
     ttft_s=st.none() | st.sampled_from([0.001, 86_400.0]) | st.floats(0.001, 86_400.0),
     tpot_s=st.none() | st.sampled_from([0.001, 86_400.0]) | st.floats(0.001, 86_400.0),
     weight=st.sampled_from([0.01, 1.0, 100.0]) | st.floats(0.01, 100.0),
-    tenant=st.sampled_from(["one", "two"]),
 )
 ODD = st.builds(
     lambda ask, field, number: replace(ask, **{field: number}),
     PLAIN,
-    st.sampled_from(["temperature", "top_p", "ttft_s", "tpot_s", "weight"]),
-    NUMBER | ANY,
+    st.sampled_from(["ttft_s", "tpot_s", "weight"]),
+    st.sampled_from(EXTREMES) | ANY,
 )
 """One number of these may be anything."""
 
 
-@given(st.lists(PLAIN | ODD, min_size=1, max_size=5), st.sampled_from(SERVED))
-@settings(max_examples=150, deadline=None)
+def usual(**odd: float) -> Ask:
+    return replace(Ask("a", TokenIds((1,) * 10), max_tokens=N_TOKENS), **odd)
+
+
+@given(st.lists(PLAIN | ODD, min_size=2, max_size=5), st.sampled_from(SERVED))
+@example([usual(tpot_s=1e308)], "slack")
+@example([usual(ttft_s=5e-324), usual()], "slack")
+@settings(max_examples=300, deadline=None)
 def test_what_is_admitted_is_served(asks: list[Ask], policy: str) -> None:
+    tenants = itertools.cycle(("one", "two"))
+    asks = [replace(ask, tenant=tenant) for ask, tenant in zip(asks, tenants, strict=False)]
     requests = [admitted(number, ask, 0.1 * number) for number, ask in enumerate(asks)]
     serve(policy, [request for request in requests if request is not None])
 
