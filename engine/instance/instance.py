@@ -62,6 +62,7 @@ class Instance:
     ) -> None:
         """`service` is the pool's own level: what requests get that do not say, and what the patience of all is measured by."""
         state = self._state = LiveState(device, Ledger(device, cache), cost, metrics or Metrics(), service)
+        self.service = service
         self.cost = cost
         self.policy = policy
         self.ledger = state.ledger
@@ -87,10 +88,6 @@ class Instance:
     @property
     def device(self) -> DeviceFacts:
         return self._state.device
-
-    @property
-    def service(self) -> ServiceLevel:
-        return self._state.service
 
     def in_flight(self, channel: Channel) -> Operation | None:
         started = self._in_flight.get(channel)

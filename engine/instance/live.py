@@ -37,7 +37,6 @@ class LiveState:
         self.ledger = ledger
         self.cost = cost
         self.metrics = metrics
-        self.service = service
         self.shares = Shares(service.ttft_s)
         self.now_s = -inf
         self.models: dict[ModelId, ModelState] = {}

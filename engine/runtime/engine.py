@@ -211,9 +211,13 @@ class Engine:
             self._telemetry.ended(record)
             kind = self._kind_of(record, detail)
             self._out.append(Finished(record.request.id, record.reason, record.end_s, detail, kind))
-        self._out.extend(self._positions.report())
-        status = self._status.report(at_once=bool(self._answers))
-        self._out.extend(report for report in (self._telemetry.report(), status) if report)
+        if self.instance.queue.version != self._positions.looked_at:
+            self._out.extend(self._positions.report())
+        use, status = self._telemetry.report(), self._status.report(at_once=bool(self._answers))
+        if use is not None:
+            self._out.append(use)
+        if status is not None:
+            self._out.append(status)
         if self._answers:
             self._out.extend(self._answers)
             self._answers.clear()

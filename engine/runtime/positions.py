@@ -26,19 +26,16 @@ class QueuePositions:
         self._instance = instance
         self._clock = clock
         self._next_s = float("-inf")
-        self._looked_at = -1
+        self.looked_at = -1
+        """The version of the line at the last look: nobody came or left while it has this one."""
 
     def report(self) -> list[RequestState]:
-        """What to tell now. Looks at the line only after somebody came or left, and not again a moment later."""
-        version = self._instance.queue.version
-        if version == self._looked_at:
-            self.due_s = None
-            return []
+        """What to tell now, after somebody came or left; nothing if the last look was a moment ago."""
         now_s = self._clock.now_s()
         if now_s < self._next_s:
             self.due_s = self._next_s
             return []
-        self.due_s, self._looked_at = None, version
+        self.due_s, self.looked_at = None, self._instance.queue.version
         waiting = [r for r in self._instance.queue if r.to_end is None and not r.is_paused]
         self._next_s = now_s + MIN_INTERVAL_S * (1 + len(waiting) // PER_INTERVAL)
         waiting.sort(key=lambda request: request.due_s)
