@@ -28,6 +28,10 @@ class Asked:
     rates: dict[str, float]
 
 
+MAX_MODELS = 100_000
+"""Of one kind in a plan."""
+
+
 def parse_models(entries: Sequence[str], known: Mapping[ModelId, ModelFacts] | None = None) -> Asked:
     """`known` are models whose facts come from elsewhere (a running server); an entry of the same name goes before.
 
@@ -70,9 +74,11 @@ def _rate(entry: str) -> tuple[str, float | None]:
 def _named(entry: str) -> dict[str, tuple[ModelFacts, str]]:
     """Facts by name, each with the architecture whose measured step times it has (empty: derived)."""
     count, star, rest = entry.partition("*")
-    if star and count.isdigit():
-        if not int(count):
-            raise ConfigError(f"{entry}: the number of models must be at least 1")
+    if star and count.isdecimal():
+        if len(count) > len(str(MAX_MODELS)) or not 1 <= int(count) <= MAX_MODELS:
+            raise ConfigError(
+                f"{entry[:80]}: the number of models must be at least 1 and at most {MAX_MODELS}"
+            )
         own, kind = _facts(rest)
         return {f"{own.id}-{n}": (renamed(own, f"{own.id}-{n}"), kind) for n in range(int(count))}
     name, equals, described = entry.partition("=")

@@ -28,6 +28,10 @@ from tokenmux.engine.workload.trace import Trace, arrivals, read_trace
 __all__ = ["Output", "Question", "parse_market", "plan_command", "print_plan"]
 
 
+MAX_REQUESTS = 5_000_000
+"""Of generated traffic: a gigabyte or two, and hours."""
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """What is asked. `models` as in `engine.sim.models`; without a trace every model gets Poisson traffic of its rate, or `rate_rps`."""
@@ -89,6 +93,12 @@ def world_of(question: Question, note: Callable[[str], None] = lambda text: None
     market = asked.market
     if question.trace is None:
         rates = {str(model): asked.rates.get(model, question.rate_rps) for model in market.facts}
+        expected = sum(rates.values()) * question.duration_s
+        if expected > MAX_REQUESTS:
+            raise ConfigError(
+                f"about {expected:.3g} requests within {question.duration_s:g} s are more than can be simulated ({MAX_REQUESTS}): "
+                "lower --rate or --duration"
+            )
         lines = traffic(np.random.default_rng(question.seed), rates, question.duration_s)
         if not lines:
             raise ConfigError(

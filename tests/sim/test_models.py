@@ -79,7 +79,11 @@ def test_what_a_server_knows_gives_way_to_what_is_said() -> None:
         ("./none", "config.json of a model, or a folder that has one"),
         ("none.json", "none.json: cannot be read: No such file"),
         ("0*qwen2.5-7b", "the number of models must be at least 1"),
+        ("999999999*qwen2.5-7b", "at least 1 and at most 100000"),
+        ("9" * 5000 + "*qwen2.5-7b", "at least 1 and at most 100000"),
         ("qwen2.5-7b@-0.5", "the rate after @ must be"),
+        ("qwen2.5-7b@nan", "the rate after @ must be"),
+        ("qwen2.5-7b@1e400", "the rate after @ must be"),
     ],
 )
 def test_what_is_not_understood_is_told_with_the_remedy(entry: str, message: str) -> None:
