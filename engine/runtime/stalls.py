@@ -18,11 +18,10 @@ STALL_FLOOR_S = 30.0
 
 @dataclass(slots=True)
 class _Watched:
-    """An operation in flight, when it last showed progress, and how long it may show none."""
+    """An operation in flight, and when it last showed progress."""
 
     started: Started
     sign_s: float
-    patience_s: float
 
 
 class Stalls:
@@ -31,14 +30,12 @@ class Stalls:
     def __init__(self, cost: CostModel) -> None:
         self._cost = cost
         self._watched: dict[Channel, _Watched] = {}
-        self._longest_s: dict[Channel, float] = {}
+        self._longest_s = dict.fromkeys(Channel, 0.0)
 
     def began(self, started: Started, now_s: float) -> None:
         if started.channel is Channel.FETCH:
             return
-        longest_s = max(self._expected_s(started), self._longest_s.get(started.channel, 0.0))
-        patience_s = max(STALL_FLOOR_S, STALL_FACTOR * longest_s)
-        self._watched[started.channel] = _Watched(started, now_s, patience_s)
+        self._watched[started.channel] = _Watched(started, now_s)
 
     def stepped(self, now_s: float) -> None:
         """The step in flight has done an iteration."""
@@ -53,26 +50,32 @@ class Stalls:
                 self._sign(watched, now_s)
 
     def ended(self, operation: int, now_s: float) -> None:
-        self.advanced(operation, now_s)
-        self._watched = {c: w for c, w in self._watched.items() if w.started.id != operation}
+        for channel, watched in self._watched.items():
+            if watched.started.id == operation:
+                self._sign(watched, now_s)
+                del self._watched[channel]
+                return
 
     def _sign(self, watched: _Watched, now_s: float) -> None:
-        channel = watched.started.channel
-        self._longest_s[channel] = max(self._longest_s.get(channel, 0.0), now_s - watched.sign_s)
-        watched.sign_s = now_s
+        silent_s, watched.sign_s = now_s - watched.sign_s, now_s
+        self._longest_s[watched.started.channel] = max(self._longest_s[watched.started.channel], silent_s)
 
     def find(self, now_s: float) -> str | None:
         """What hangs, in words; None if nothing does."""
         for channel, watched in self._watched.items():
             silent_s = now_s - watched.sign_s
-            if silent_s > watched.patience_s:
+            if silent_s > STALL_FLOOR_S and silent_s > (patience_s := self._patience_s(watched.started)):
                 what = type(watched.started.operation).__name__.lower()
                 model = f" of {watched.started.model.id}" if watched.started.model else ""
                 return (
                     f"the device hangs: a {what}{model} on the channel {channel.name.lower()} "
-                    f"has shown no progress for {silent_s:.0f} s, and {watched.patience_s:.0f} s are allowed"
+                    f"has shown no progress for {silent_s:.0f} s, and {patience_s:.0f} s are allowed"
                 )
         return None
+
+    def _patience_s(self, started: Started) -> float:
+        longest_s = max(self._expected_s(started), self._longest_s[started.channel])
+        return max(STALL_FLOOR_S, STALL_FACTOR * longest_s)
 
     def _expected_s(self, started: Started) -> float:
         match started.operation:
