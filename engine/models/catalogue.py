@@ -90,16 +90,20 @@ class SetAside:
     name: str
     entry: Path
     aside: Path
+    claim: Claim
+    """Of the folder that it lies in, so that nobody sweeps it away before it is decided what becomes of it."""
 
     def restore(self) -> None:
         """Put it back. Raises TokenmuxError when the disk does not let us."""
         with _disk(self.entry.parent):
             self.aside.rename(self.entry)
             self.aside.parent.rmdir()
+        self.claim.release()
 
     def delete(self) -> None:
         """Delete its files; what cannot be deleted now is deleted when a catalogue is next swept."""
         shutil.rmtree(self.aside.parent, ignore_errors=True)
+        self.claim.release()
 
 
 class Catalogue:
@@ -168,12 +172,13 @@ class Catalogue:
                         f"{name} is served by another server from the catalogue {self._models}: stop that one first"
                     )
                 doomed = Path(tempfile.mkdtemp(prefix=".removed-", dir=self._models))
+                kept = Claim(doomed)
                 path.rename(doomed / name)
             except BaseException:
                 if claim is not None:
                     self.claim(name)
                 raise
-        return SetAside(name, path, doomed / name)
+        return SetAside(name, path, doomed / name, kept)
 
     def remove(self, name: str) -> None:
         """Delete the entry `name`, with its image if it has one of its own. Raises as `set_aside`."""

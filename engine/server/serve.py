@@ -99,7 +99,7 @@ async def serve(
             # Who reads that line may send a signal at once.
             signalled = asyncio.ensure_future(until_signalled(front, config.drain_s, last_resort))
             await asyncio.sleep(0)
-            say(f"serving {len(front.roster)} models, listening on {at}")
+            say(f"serving {sum(served.refusal is None for served in front.roster)} models, listening on {at}")
             await signalled
     finally:
         catalogue.close()
