@@ -1,7 +1,8 @@
-"""Writes tiny GGUF files from transformers' models, by the rules of llama.cpp's converters: an oracle that shares no code with the reader.
+"""Writes tiny GGUF files from transformers' models, by the rules of llama.cpp's converters: an oracle that
+shares no code with the reader.
 
-`write(model, file)` gives a file whose tokens must be those of `model`. `Contents` can be changed before it is written, to see what
-a reader makes of it.
+`write(model, file)` gives a file whose tokens must be those of `model`. `Contents` can be changed before it
+is written, to see what a reader makes of it.
 """
 
 from dataclasses import dataclass, field

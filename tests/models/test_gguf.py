@@ -1,4 +1,6 @@
-"""GGUF files give the model that they were written from, whatever its architecture, rotary scaling, windows and experts."""
+"""GGUF files give the model that they were written from, whatever its architecture, rotary scaling, windows
+and experts.
+"""
 
 from pathlib import Path
 from typing import Any

@@ -12,6 +12,7 @@
     ends.py        the tokens that end an output
     checkpoint.py  all of it: from a file to a folder that the catalogue can serve
 
-Names of tensors come from the `gguf` package, values are dequantised by it. What transformers' own reading of such files leaves out
-(rotary scaling, windows, experts' sizes, end tokens, pre-tokenizers) is why it is not used.
+Names of tensors come from the `gguf` package, values are dequantised by it. What transformers' own reading of
+such files leaves out (rotary scaling, windows, experts' sizes, end tokens, pre-tokenizers) is why it is not
+used.
 """

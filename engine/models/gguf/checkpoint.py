@@ -36,7 +36,8 @@ class GgufCheckpoint:
 
     @classmethod
     def open(cls, file: Path) -> "GgufCheckpoint":
-        """Read what `file` says of itself (any of its files, if there are several) and give every key and tensor its place.
+        """Read what `file` says of itself (any of its files, if there are several) and give every key and
+        tensor its place.
 
         Raises NotFound, BadCheckpoint or UnsupportedModel, which name the key or the tensor.
         """
@@ -85,7 +86,10 @@ class GgufCheckpoint:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes that converting looks at: all tensors as the files hold them, and the largest one unpacked to float32."""
+        """Bytes that converting handles.
+
+        All tensors as the files hold them, and the largest one unpacked to float32.
+        """
         packed = sum(tensor.n_bytes for tensor in self._model.tensors.values())
         return packed + 4 * max(torch.Size(shape).numel() for shape in self._shapes.values())
 
@@ -101,7 +105,10 @@ class GgufCheckpoint:
             out.write(json.dumps(ends, indent=1).encode())
 
     def tensors(self, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-        """Name and numbers of the model's tensors, one after the other. Raises BadCheckpoint where numbers are not finite."""
+        """Name and numbers of the model's tensors, one after the other.
+
+        Raises BadCheckpoint where numbers are not finite.
+        """
         for name, source in self._sources.items():
             yield name, read(self._model, source, dtype)
 

@@ -1,7 +1,8 @@
 """The config of each architecture, from the file's metadata: one function each, over what all of them share.
 
-A number that decides a result is required wherever the converters of llama.cpp write it; defaults stand only where they leave it
-out. Sizes are compared with the tensors here already, since a skeleton is built from them.
+A number that decides a result is required wherever the converters of llama.cpp write it; defaults stand only
+where they leave it out. Sizes are compared with the tensors here already, since a skeleton is built from
+them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,10 @@ _LARGEST_CONTEXT = 1 << 27
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """What a config is made from: the keys of the architecture, the tensors, and the values of those that hold rotary factors."""
+    """What a config is made from.
+
+    The keys of the architecture, the tensors, and the values of those that hold rotary factors.
+    """
 
     keys: Keys
     tensors: Mapping[str, GgufTensor]
@@ -49,8 +53,9 @@ class Described:
 class Architecture:
     """How one architecture is read.
 
-    `names` is its table of tensor names; `config` makes the fields of transformers' config, `model_type` among them. `paired`: rows of
-    queries and keys are stored pair by pair, as llama.cpp rotates them. `raised_norms`: weights of norms are stored with 1 added.
+    `names` is its table of tensor names; `config` makes the fields of transformers' config, `model_type`
+    among them. `paired`: rows of queries and keys are stored pair by pair, as llama.cpp rotates them.
+    `raised_norms`: weights of norms are stored with 1 added.
     """
 
     names: MODEL_ARCH
@@ -83,10 +88,14 @@ class _Sizes:
 
 
 def described_config(architecture: str, found: Described) -> dict[str, Any]:
-    """The fields of the config, every key of the architecture taken. Raises BadCheckpoint or UnsupportedModel."""
+    """The fields of the config, every key of the architecture taken.
+
+    Raises BadCheckpoint or UnsupportedModel.
+    """
     if architecture not in ARCHITECTURES:
         raise UnsupportedModel(
-            f"{found.keys.file}: general.architecture is {architecture[:60]!r}; supported are {', '.join(sorted(ARCHITECTURES))}"
+            f"{found.keys.file}: general.architecture is {architecture[:60]!r}; supported are "
+            f"{', '.join(sorted(ARCHITECTURES))}"
         )
     fields = ARCHITECTURES[architecture].config(found)
     found.keys.refuse_rest()
@@ -124,8 +133,9 @@ def _sizes(found: Described) -> _Sizes:
         rows, expected = "blk.0.attn_qkv.weight", sizes.head_dim * (heads + 2 * sizes.kv_heads)
     if found.size(rows, 0) != expected:
         raise BadCheckpoint(
-            f"{keys.file}: {rows} has {found.size(rows, 0)} rows, not {expected} for {heads} and {sizes.kv_heads} heads "
-            f"of {sizes.head_dim} (attention.head_count, attention.head_count_kv, attention.key_length)"
+            f"{keys.file}: {rows} has {found.size(rows, 0)} rows, not {expected} for {heads} and "
+            f"{sizes.kv_heads} heads of {sizes.head_dim} "
+            "(attention.head_count, attention.head_count_kv, attention.key_length)"
         )
     return sizes
 
@@ -145,7 +155,10 @@ def _rope(
     partial: bool = False,
     truncate: bool | None = None,
 ) -> dict[str, Any]:
-    """Rotary parameters. `base` is the default of `rope.freq_base`; `partial` allows fewer rotated dimensions than a head has."""
+    """Rotary parameters.
+
+    `base` is the default of `rope.freq_base`; `partial` allows fewer rotated dimensions than a head has.
+    """
     keys = found.keys
     # An architecture with part of its heads rotated must say how much; others rotate all.
     rotated = keys.integer("rope.dimension_count", None if partial else sizes.head_dim)
@@ -178,7 +191,10 @@ def _dense(keys: Keys) -> None:
 
 
 def _experts(found: Described, *, normed: bool, gating: int = 1) -> tuple[int, int]:
-    """How many experts there are and how many a token takes; whatever else could be said of them must be as usual."""
+    """How many experts there are and how many a token takes.
+
+    Whatever else could be said of them must be as usual.
+    """
     keys = found.keys
     count, used = keys.integer("expert_count"), keys.integer("expert_used_count")
     if count != found.size("blk.0.ffn_gate_inp.weight", 0):
@@ -272,7 +288,8 @@ def _gemma(found: Described) -> dict[str, Any]:
 def _query_scale(found: Described, sizes: _Sizes, layers_of_27b: int) -> int:
     """What queries are scaled by, as the square of 1 / scale. No key says it.
 
-    The models of 27B have the mean width of a head, all others 256. llama.cpp tells them by the number of layers, too.
+    The models of 27B have the mean width of a head, all others 256. llama.cpp tells them by the number of
+    layers, too.
     """
     found.keys.integer("attention.key_length")
     return sizes.hidden // sizes.heads if sizes.layers == layers_of_27b else 256

@@ -1,7 +1,8 @@
 """The tokens that end an output: by the file's keys, and by their text where converters leave the keys out.
 
-Base models' files name one end token; those of chat models often name the end of a text, and not that of a turn. llama.cpp finds these
-by their text, and so does this. Its ends of fill-in-the-middle (padding, repository, file) are not taken.
+Base models' files name one end token; those of chat models often name the end of a text, and not that of a
+turn. llama.cpp finds these by their text, and so does this. Its ends of fill-in-the-middle (padding,
+repository, file) are not taken.
 """
 
 from collections.abc import Sequence
@@ -29,13 +30,19 @@ _BY_TEXT = frozenset(
     )
 )
 _BY_TEXT_IF_CONTROL = frozenset(("</s>", "<eos>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "[e~["))
-"""Texts that a vocabulary may also hold as ordinary words: they count where the file marks them as control tokens."""
+"""Texts that a vocabulary may also hold as ordinary words.
+
+They count where the file marks them as control tokens.
+"""
 
 
 def end_tokens(
     keys: Keys, tokens: Sequence[str], control: frozenset[int], default: int | None
 ) -> tuple[int, ...]:
-    """Ids that end an output, sorted; `default` stands for a missing end-of-text key. Raises BadCheckpoint for one that is no token."""
+    """Ids that end an output, sorted; `default` stands for a missing end-of-text key.
+
+    Raises BadCheckpoint for one that is no token.
+    """
     ends = set()
     for name in _BY_KEY:
         if name in keys:

@@ -1,7 +1,8 @@
-"""The header of one GGUF file: metadata and tensors, each checked against the file's size before anything is built.
+"""The header of one GGUF file, checked against the file's size before anything is built.
 
-Counts and sizes are believed only as far as the file has bytes for them, so a damaged header costs no more time and memory than
-reading the file's first part. Bytes that no tensor names (alignment, anything after the last tensor) are not looked at.
+Counts and sizes are believed only as far as the file has bytes for them, so a damaged header costs no more
+time and memory than reading the file's first part. Bytes that no tensor names (alignment, anything after the
+last tensor) are not looked at.
 """
 
 import math
@@ -41,7 +42,10 @@ _STRING, _ARRAY = 8, 9
 
 @dataclass(frozen=True, slots=True)
 class GgufTensor:
-    """One tensor: `n_bytes` at `offset` of `file`, row-major with `shape`, its numbers packed as `kind` says."""
+    """One tensor.
+
+    `n_bytes` at `offset` of `file`, row-major with `shape`, its numbers packed as `kind` says.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -53,7 +57,10 @@ class GgufTensor:
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """What one file says: metadata by key (numbers, booleans, strings, lists of one of these), tensors by name."""
+    """What one file says.
+
+    Metadata by key (numbers, booleans, strings, lists of one of these), tensors by name.
+    """
 
     file: Path
     metadata: Mapping[str, Any]
@@ -63,7 +70,8 @@ class GgufHeader:
 def read_header(file: Path) -> GgufHeader:
     """Read and check the header of a GGUF file.
 
-    Raises NotFound, BadCheckpoint when it is damaged or cut off, UnsupportedModel when it is of another version or byte order.
+    Raises NotFound, BadCheckpoint when it is damaged or cut off, UnsupportedModel when it is of another
+    version or byte order.
     """
     try:
         with file.open("rb") as opened:

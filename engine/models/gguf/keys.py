@@ -1,7 +1,8 @@
 """Metadata with a ledger: each key of the architecture or the tokenizer is taken, or refused by name.
 
-llama.cpp reads the namespaces `general`, `tokenizer`, `split` and that of the architecture; others are notes of whoever made the
-file. In these, a key that this project does not know may change a result, so it is never passed over.
+llama.cpp reads the namespaces `general`, `tokenizer`, `split` and that of the architecture; others are notes
+of whoever made the file. In these, a key that this project does not know may change a result, so it is never
+passed over.
 """
 
 import math
@@ -78,7 +79,10 @@ class Keys:
         return self._values.get(name)
 
     def expect(self, name: str, *allowed: object) -> None:
-        """Take a key that is allowed to be absent or to have one of these values: others would change the result."""
+        """Take a key that may be absent or have one of these values.
+
+        Others would change the result.
+        """
         if name in self._values and (value := self._take(name, None)) not in allowed:
             self.unsupported(name, f"is {_show(value)}")
 

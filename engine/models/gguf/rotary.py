@@ -1,7 +1,8 @@
 """Rotary scaling: from the keys `rope.*` and the tensors of factors to transformers' `rope_parameters`.
 
-Three ways to say it, in GGUF: keys (`rope.scaling.type` linear or yarn, `.factor`, ...), a tensor `rope_freqs.weight` (each frequency
-is divided by its factor: Llama 3), and two tensors `rope_factors_short.weight`, `rope_factors_long.weight` (Phi-3).
+Three ways to say it, in GGUF: keys (`rope.scaling.type` linear or yarn, `.factor`, ...), a tensor
+`rope_freqs.weight` (each frequency is divided by its factor: Llama 3), and two tensors
+`rope_factors_short.weight`, `rope_factors_long.weight` (Phi-3).
 """
 
 import math
@@ -28,8 +29,8 @@ def rope_parameters(
 ) -> dict[str, Any]:
     """The parameters of `rotated` dimensions with `base` theta, for a model of `context` positions.
 
-    `factors` are the tensors of factors that the file has. `truncate` is yarn's, where the architecture has a choice of its own.
-    Raises BadCheckpoint or UnsupportedModel.
+    `factors` are the tensors of factors that the file has. `truncate` is yarn's, where the architecture has a
+    choice of its own. Raises BadCheckpoint or UnsupportedModel.
     """
     for name, values in factors.items():
         if len(values) != rotated // 2 or not all(math.isfinite(v) and v > 0 for v in values):
@@ -78,7 +79,8 @@ def _factor(keys: Keys) -> float:
 
 
 def _yarn(keys: Keys, truncate: bool | None) -> dict[str, Any]:
-    # What the converter writes as attention factor and what llama.cpp makes of it differ; no known model has one.
+    # What the converter writes as attention factor and what llama.cpp makes of it differ; no known model has
+    # one.
     for name in ("yarn_ext_factor", "attn_factor"):
         keys.expect(f"rope.scaling.{name}", 1.0)
     for name in ("yarn_attn_factor", "yarn_log_multiplier"):
@@ -144,7 +146,8 @@ def _frequencies(factors: Sequence[float], base: float, rotated: int, context: i
 def _candidates(factors: Sequence[float], wavelengths: Sequence[float]) -> list[tuple[float, float, int]]:
     """(factor, high_freq_factor, original context) to try, with low_freq_factor 1: only ratios matter.
 
-    Between the two bounds 1/f is linear in 1/wavelength, so two factors there give the line, and it the parameters.
+    Between the two bounds 1/f is linear in 1/wavelength, so two factors there give the line, and it the
+    parameters.
     """
     factor = _rounded(max(factors))
     found = [(factor, 4.0, original) for original in (8192, 4096, 2048, 16384, 32768)]

@@ -1,7 +1,7 @@
 """Models in several GGUF files, NAME-00001-of-00003.gguf and so on: any of them stands for all.
 
-The first holds the metadata, each says which one it is (`split.no`, from 0), of how many (`split.count`), and how many tensors
-all of them have together (`split.tensors.count`).
+The first holds the metadata, each says which one it is (`split.no`, from 0), of how many (`split.count`), and
+how many tensors all of them have together (`split.tensors.count`).
 """
 
 import re
@@ -18,7 +18,10 @@ _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 
 @dataclass(frozen=True, slots=True)
 class GgufModel:
-    """A model as its file, or its files together, hold it. `file` is the one to name in messages: the first."""
+    """A model as its file, or its files together, hold it.
+
+    `file` is the one to name in messages: the first.
+    """
 
     file: Path
     metadata: Mapping[str, Any]
@@ -26,7 +29,10 @@ class GgufModel:
 
 
 def read_model(file: Path) -> GgufModel:
-    """Read the headers of `file` and of the others that make a model with it. Raises as `read_header`, and BadCheckpoint."""
+    """Read the headers of `file` and of the others that make a model with it.
+
+    Raises as `read_header`, and BadCheckpoint.
+    """
     header = read_header(file)
     count = header.metadata.get("split.count", 0)
     if type(count) is not int or count < 2:
@@ -34,7 +40,8 @@ def read_model(file: Path) -> GgufModel:
     matched = _SHARD.fullmatch(file.name)
     if matched is None or int(matched[3]) != count:
         raise BadCheckpoint(
-            f"{file}: one of {count} files of a model, which must be named NAME-00001-of-{count:05}.gguf and so on"
+            f"{file}: one of {count} files of a model, which must be named "
+            f"NAME-00001-of-{count:05}.gguf and so on"
         )
     headers = []
     for number in range(1, count + 1):

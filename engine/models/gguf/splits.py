@@ -1,7 +1,8 @@
-"""How byte-level vocabularies split text before pairs are merged, by the names that files use (`tokenizer.ggml.pre`).
+"""How byte-level vocabularies split text before pairs are merged, by the names that files use
+(`tokenizer.ggml.pre`).
 
-The expressions are those of the models' own tokenizers, as llama.cpp's vocabularies list them. A name that is not here is refused:
-with another split the same text becomes other tokens.
+The expressions are those of the models' own tokenizers, as llama.cpp's vocabularies list them. A name that is
+not here is refused: with another split the same text becomes other tokens.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,8 +29,8 @@ _GPT4O = _cased(_CONTRACTIONS + "?") + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*"
 _DEEPSEEK_V3 = (
     r"\p{N}{1,3}",
     "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
-    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
-    + _END,
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    r"| ?[\p{P}\p{S}]+[\r\n]*" + _END,
 )
 _DEEPSEEK_CODER = (
     r"[\r\n]",
@@ -61,7 +62,9 @@ _BY_NAME = {name: expressions for names, expressions in _EXPRESSIONS.items() for
 WHOLE_WORDS = frozenset(
     ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken")
 )
-"""Names of vocabularies that take a word which is a token as it stands, before any merge; they begin with BOS by default."""
+"""Names of vocabularies that take a word which is a token as it stands, before any merge; they begin with BOS
+by default.
+"""
 
 
 def split(name: str) -> pre_tokenizers.PreTokenizer | None:

@@ -1,7 +1,7 @@
 """Tensors: which of the file's make which of the model's, each used exactly once; and their numbers.
 
-Names come from the `gguf` package's tables. What llama.cpp's converters did to the values is undone: rows of queries and keys in
-pairs, norms with 1 added, experts in three tensors, matrices of GPT-2 turned over.
+Names come from the `gguf` package's tables. What llama.cpp's converters did to the values is undone: rows of
+queries and keys in pairs, norms with 1 added, experts in three tensors, matrices of GPT-2 turned over.
 """
 
 import re
@@ -27,7 +27,10 @@ Make = Callable[[Sequence[torch.Tensor]], torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A tensor of the model: `make` of these tensors of the file. `exact`: in float32, to be rounded afterwards."""
+    """A tensor of the model.
+
+    `make` of these tensors of the file. `exact`: in float32, to be rounded afterwards.
+    """
 
     names: tuple[str, ...]
     make: Make
@@ -43,10 +46,12 @@ def plan(
     n_layers: int,
     already_used: frozenset[str],
 ) -> dict[str, Source]:
-    """The sources of the tensors `wanted` (any device), by name: every tensor of the file is used exactly once.
+    """The sources of the tensors `wanted` (any device), by name: every tensor of the file is used exactly
+    once.
 
-    `heads` are the numbers of query and of key heads; `already_used` are tensors that the config has taken. Raises BadCheckpoint that
-    names a tensor which is missing, left over or of another shape, UnsupportedModel for one of a type that cannot be read.
+    `heads` are the numbers of query and of key heads; `already_used` are tensors that the config has taken.
+    Raises BadCheckpoint that names a tensor which is missing, left over or of another shape, UnsupportedModel
+    for one of a type that cannot be read.
     """
     table = gguf.get_tensor_name_map(architecture.names, n_layers)
     sources: dict[str, Source] = {}
@@ -62,7 +67,8 @@ def plan(
         raise BadCheckpoint(f"{model.file}: {_count(len(missing), 'tensor')} missing, such as {missing[0]}")
     if left := sorted(model.tensors.keys() - set(used) - already_used):
         raise UnsupportedModel(
-            f"{model.file}: {_count(len(left), 'tensor')} without a use in this architecture, such as {left[0]}"
+            f"{model.file}: {_count(len(left), 'tensor')} without a use in this architecture, "
+            f"such as {left[0]}"
         )
     for name, source in sources.items():
         _check(model, source, name, wanted[name])
@@ -70,7 +76,10 @@ def plan(
 
 
 def read(model: GgufModel, source: Source, dtype: torch.dtype) -> torch.Tensor:
-    """The numbers of one tensor in `dtype`. Raises BadCheckpoint where they are not finite, or the file has changed."""
+    """The numbers of one tensor in `dtype`.
+
+    Raises BadCheckpoint where they are not finite, or the file has changed.
+    """
     kind = torch.float32 if source.exact else dtype
     return source.make([_numbers(model.tensors[name], kind) for name in source.names]).to(dtype)
 
@@ -173,8 +182,8 @@ def _check(model: GgufModel, source: Source, name: str, wanted: torch.Tensor) ->
         made = None
     if made != tuple(wanted.shape):
         raise BadCheckpoint(
-            f"{model.file}: {' and '.join(source.names[:2])} {[list(shape) for shape in shapes[:2]]} cannot make "
-            f"{name} {list(wanted.shape)}"
+            f"{model.file}: {' and '.join(source.names[:2])} {[list(shape) for shape in shapes[:2]]} "
+            f"cannot make {name} {list(wanted.shape)}"
         )
     for part in source.names:
         _check_kind(model, model.tensors[part])
@@ -215,7 +224,10 @@ def _pieces(tensor: GgufTensor, made: torch.Tensor) -> Iterator[tuple[torch.Tens
 
 
 def _dequantised(raw: np.ndarray, kind: GGMLQuantizationType) -> torch.Tensor:
-    """Rows of bytes as rows of float32. Raises NotImplementedError for a type that `gguf` cannot dequantise."""
+    """Rows of bytes as rows of float32.
+
+    Raises NotImplementedError for a type that `gguf` cannot dequantise.
+    """
     if kind in (GGMLQuantizationType.F64, GGMLQuantizationType.I8, GGMLQuantizationType.I16):
         raise NotImplementedError
     # A copy: torch does not take memory that must not be written.

@@ -1,4 +1,7 @@
-"""The tokenizer of a GGUF file: byte-level vocabularies (`gpt2`) and SentencePiece's (`llama`), built from the file's metadata."""
+"""The tokenizer of a GGUF file.
+
+Byte-level vocabularies (`gpt2`) and SentencePiece's (`llama`), built from the file's metadata.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +36,10 @@ _WITHOUT_EFFECT = (
 
 @dataclass(frozen=True, slots=True)
 class GgufTokenizer:
-    """A tokenizer with what else is known of its tokens: ids that end an output, the one that begins a text."""
+    """A tokenizer with what else is known of its tokens.
+
+    Ids that end an output, the one that begins a text.
+    """
 
     backend: PreTrainedTokenizerFast
     end_ids: tuple[int, ...]
@@ -51,7 +57,10 @@ class _Vocabulary:
 
 
 def read_tokenizer(file: Path, metadata: Mapping[str, Any], architecture: str, n_rows: int) -> GgufTokenizer:
-    """Build the tokenizer; `n_rows` is the number of tokens that the embedding has. Raises BadCheckpoint or UnsupportedModel."""
+    """Build the tokenizer; `n_rows` is the number of tokens that the embedding has.
+
+    Raises BadCheckpoint or UnsupportedModel.
+    """
     keys = Keys(file, metadata, "tokenizer")
     tokens = keys.several("ggml.tokens", str)
     if not tokens or len(tokens) > n_rows:
@@ -123,7 +132,8 @@ def _sentencepiece(vocabulary: _Vocabulary, architecture: str) -> Tokenizer:
     scores = keys.several("ggml.scores", float, len(vocabulary.tokens))
     tokens = list(vocabulary.tokens)
     if architecture in _GEMMA:
-        # Its tokens of several spaces are stored as such, and its pieces are merged in the order of the vocabulary.
+        # Its tokens of several spaces are stored as such, and its pieces are merged in the order of the
+        # vocabulary.
         tokens = [_SPACE * len(text) if len(text) > 1 and not text.strip(" ") else text for text in tokens]
         scores = [-float(number) for number in range(len(tokens))]
     ids = {text: number for number, text in enumerate(tokens)}
@@ -148,7 +158,10 @@ def _sentencepiece(vocabulary: _Vocabulary, architecture: str) -> Tokenizer:
 def _merges(
     ids: Mapping[str, int], scores: Sequence[float], no_text: frozenset[int]
 ) -> list[tuple[str, str]]:
-    """SentencePiece merges the two neighbours whose joined piece scores best: every division of a piece is a merge of its rank."""
+    """SentencePiece merges the two neighbours whose joined piece scores best.
+
+    Every division of a piece is a merge of its rank.
+    """
     pieces = {text: number for text, number in ids.items() if number not in no_text}
     found: list[tuple[float, int, int, str, str]] = []
     for text, number in pieces.items():
@@ -170,7 +183,10 @@ def _bpe(keys: Keys, ids: dict[str, int], merges: list[tuple[str, str]], **optio
 
 
 def _add_special(core: Tokenizer, vocabulary: _Vocabulary, ends: Sequence[int]) -> None:
-    """Tokens that stand for themselves in text: control tokens (hidden in outputs), and those that users defined."""
+    """Tokens that stand for themselves in text.
+
+    Control tokens (hidden in outputs), and those that users defined.
+    """
     control = vocabulary.of_type(_CONTROL) | set(ends)
     texts = core.get_vocab(with_added_tokens=False)
     special, plain = [], []
@@ -188,7 +204,7 @@ def _add_special(core: Tokenizer, vocabulary: _Vocabulary, ends: Sequence[int]) 
 def _dressed(
     core: Tokenizer, vocabulary: _Vocabulary, begin: int | None, *, begins: bool
 ) -> PreTrainedTokenizerFast:
-    """The tokenizer as transformers has it, with BOS and EOS added as the file says, and the chat template."""
+    """The tokenizer as transformers has it, BOS and EOS added as the file says, with its chat template."""
     keys, tokens = vocabulary.keys, vocabulary.tokens
     names: dict[str, str] = {}
     if begin is not None and begin < len(tokens):

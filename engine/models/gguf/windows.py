@@ -1,4 +1,7 @@
-"""Which layers see a sliding window only: from `attention.sliding_window` and its pattern to transformers' fields."""
+"""Which layers see a sliding window only.
+
+From `attention.sliding_window` and its pattern to transformers' fields.
+"""
 
 from typing import Any
 
@@ -24,7 +27,10 @@ def nowhere(keys: Keys, context: int) -> None:
 
 
 def alternating(keys: Keys, n_layers: int, period: int) -> dict[str, Any]:
-    """Every `period`-th layer sees everything, the others a window. The file may say another pattern: a number, or a list."""
+    """Every `period`-th layer sees everything, the others a window.
+
+    The file may say another pattern: a number, or a list.
+    """
     window = keys.integer(_WINDOW)
     pattern = keys.raw(_PATTERN)
     if pattern is None:
