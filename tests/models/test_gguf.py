@@ -10,11 +10,15 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFValueType
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from tests.models import gguf_files as files
 from tokenmux.engine.core.errors import BadCheckpoint, NotFound, UnsupportedModel
+from tokenmux.engine.models.batch import Segment
+from tokenmux.engine.models.catalogue import Catalogue
 from tokenmux.engine.models.gguf.checkpoint import GgufCheckpoint
+from tokenmux.engine.models.image import map_image
+from tokenmux.engine.models.runner import Runner
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -333,3 +337,27 @@ def test_an_adapter_is_no_model(llama: PreTrainedModel, tmp_path: Path) -> None:
     contents.keys["general.type"] = ("adapter", files.TEXT)
     with pytest.raises(UnsupportedModel, match=r"general.type is 'adapter'"):
         GgufCheckpoint.open(contents.write(tmp_path / "lora.gguf"))
+
+
+def test_a_registered_file_is_served_with_the_tokens_of_its_model(tmp_path: Path) -> None:
+    """The whole way: rotary scaling of Llama 3, two files, end tokens, the catalogue, our own steps."""
+    model = files.model_of("llama", rope_parameters=LLAMA3, head_dim=64)
+    contents = files.contents_of(model)
+    contents.keys["tokenizer.ggml.eot_token_id"] = (259, files.U32)
+    _, second = contents.write_split(tmp_path)
+    entry = Catalogue(tmp_path, block_size=16).register_gguf("m", second, dtype="float32")
+    assert entry.tokenizer().stop_token_ids == {257, 259}
+    prompt = torch.randint(0, 250, (100,), generator=torch.Generator().manual_seed(7)).tolist()
+    shape = entry.facts.kv
+    runner = Runner(entry.skeleton(), shape, prefill_chunk_tokens=512)
+    runner.bind(map_image(entry.manifest).clone())
+    kv = torch.zeros(8, shape.n_layers, 2, shape.n_kv_heads, 16, shape.head_dim)
+    tokens, start = list(prompt), 0
+    for _ in range(12):
+        segment = Segment(tokens[start:], start, len(prompt), list(range(8)))
+        tokens.append(runner.step(runner.prepare([segment], kv))[0])
+        start = len(tokens) - 1
+    ids = torch.tensor([prompt])
+    settings = GenerationConfig(do_sample=False, max_new_tokens=12, pad_token_id=0)
+    expected = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+    assert tokens == expected[0].tolist()
