@@ -91,3 +91,13 @@ def test_nothing_is_packed_where_torch_cannot(monkeypatch: pytest.MonkeyPatch) -
     finally:
         for cached in (packing._works, packing_of):
             cached.cache_clear()
+
+
+def test_a_packed_weight_is_all_that_keeps_itself() -> None:
+    """An activation makes hundreds of them; one reference too many is kilobytes that never come back."""
+    packed = packing_of(torch.bfloat16, (96, 64))
+    if packed is None:
+        pytest.skip("nothing is packed here")
+    memory = torch.zeros(96 * 64 * 2, dtype=torch.uint8)
+    packed.pack(memory)
+    assert packed.over(memory)._use_count() == 1
