@@ -166,7 +166,7 @@ def check_products(place: Place, dtype: torch.dtype) -> Mapping[str, Any]:
     """Whether a row's place in a pass changes its bits; and, to know, which padding to a multiple would have been exact."""
     rows.check_rows_of(place.step_tiles(64).rows, dtype, place.device)
     try:
-        rule = rows.row_rule(dtype, place.device)
+        rule = rows.row_rule(dtype)
         padding = f"at least {rule.minimum}, multiple of {rule.multiple}"
     except UnsupportedModel:
         padding = "none is exact"

@@ -6,49 +6,38 @@ of at most as many rows as were found to be treated alike (`rows.py`). There, 16
 product of 512 rows at 4096 x 4096, and 3 times at 1536 x 576; the same product without AMX takes ten times as long.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch.overrides import TorchFunctionMode
 
-from tokenmux.engine.models.packing import packed_product
-
-_ROWS_AT = {F.linear: 0, packed_product: 0, torch.addmm: 1}
-"""What modelling code calls to multiply a step's rows with weights, and which argument the rows are. Products within attention have
-shapes that do not depend on the step."""
+from tokenmux.engine.models.rows import RowRule
 
 
-class InPieces(TorchFunctionMode):
-    """While it is entered, linear layers take at most `most` rows at a time, and never fewer than `least`.
-
-    There must be `least` rows at least, and `least` may be half of `most` at most.
-    """
-
-    def __init__(self, most: int, least: int) -> None:
-        super().__init__()
-        self._most, self._least = most, least
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        place = _ROWS_AT.get(func)
-        if place is None or len(args) <= place:
-            return func(*args, **(kwargs or {}))
-        x: torch.Tensor = args[place]
-        rows = x.reshape(-1, x.shape[-1])
-        if len(rows) <= self._most:
-            return func(*args, **(kwargs or {}))
-        pieces = [
-            func(*args[:place], piece, *args[place + 1 :], **(kwargs or {}))
-            for piece in torch.split(rows, sizes_of_pieces(len(rows), self._most, self._least))
-        ]
-        return torch.cat(pieces).view(*x.shape[:-1], -1)
+def in_pieces(
+    product: Callable[..., torch.Tensor],
+    place: int,
+    arguments: Sequence[Any],
+    named: Mapping[str, Any],
+    rule: RowRule,
+) -> torch.Tensor:
+    """`product(*arguments, **named)`, with as many rows of the argument at `place` at a time as the rule allows."""
+    x: torch.Tensor = arguments[place]
+    rows = x.reshape(-1, x.shape[-1])
+    if rule.most is None or len(rows) <= rule.most:
+        return product(*arguments, **named)
+    pieces = [
+        product(*arguments[:place], piece, *arguments[place + 1 :], **named)
+        for piece in torch.split(rows, sizes_of_pieces(len(rows), rule.most, rule.minimum))
+    ]
+    return torch.cat(pieces).view(*x.shape[:-1], -1)
 
 
 def sizes_of_pieces(n_rows: int, most: int, least: int) -> list[int]:
-    """Cut `n_rows` rows: every piece has `most` rows, but for the last two, so that none has fewer than `least`."""
+    """Cut `n_rows` rows: every piece has `most` rows, but for the last two, so that none has fewer than `least`.
+
+    There must be `least` rows at least, and `least` may be half of `most` at most.
+    """
     sizes = [most] * (n_rows // most)
     rest = n_rows % most
     if rest:

@@ -23,8 +23,9 @@ from tokenmux.engine.core.facts import KvShape
 from tokenmux.engine.models import kernel_path, sampling
 from tokenmux.engine.models.attention import STEP_ARGUMENT, AttendsItself
 from tokenmux.engine.models.batch import DecodeInputs, KvViews, Segment, StepBatch
+from tokenmux.engine.models.by_row import ByRow
 from tokenmux.engine.models.recording import RecordedDecode, record
-from tokenmux.engine.models.rows import check_rows_of, products_of, row_rule
+from tokenmux.engine.models.rows import RowRule, check_rows_of, products_of, row_rule
 from tokenmux.engine.models.skeleton import Skeleton, choose_experts
 from tokenmux.engine.models.staging import Staging
 
@@ -55,6 +56,7 @@ class Runner:
         self._shape = shape
         self._grid = prefill_chunk_tokens
         self._dtype = skeleton.model.dtype
+        self._products = products_of(skeleton.model)
         self._views: KvViews | None = None
         self._recorded: RecordedDecode | None = None
         self._tiles = tiles
@@ -105,7 +107,7 @@ class Runner:
         Where the model cannot be recorded bit for bit, its steps stay as they are.
         """
         if self._recorded is None:
-            self._recorded = record(self._skeleton, self._forward, self._lay_out, self._shape)
+            self._recorded = record(self._skeleton, self._by_row, self._lay_out, self._shape)
 
     @property
     def recorded(self) -> bool:
@@ -124,8 +126,7 @@ class Runner:
         recordable = not batch.n_prompt_rows and batch.drawing and rule.fits_one_piece(n_rows)
         if self._recorded is not None and recordable:
             return self._recorded.logits(batch, self._skeleton.tensors)
-        with rule.cutting(n_rows):
-            return self._forward(batch.token_ids, batch.positions, batch.logit_rows, batch)
+        return self._by_row(batch.token_ids, batch.positions, batch.logit_rows, batch)
 
     @torch.inference_mode()
     def step(self, batch: Batch) -> list[int | None]:
@@ -153,7 +154,7 @@ class Runner:
         Raises UnsupportedModel where the model's steps cannot be exact there.
         """
         if self._tiles_on(device) is None:
-            row_rule(self._dtype, device.type)
+            self._rule()
         else:
             self._staging_on(device)
 
@@ -172,14 +173,27 @@ class Runner:
                 device, self._shape, int(model.config.get_text_config().num_attention_heads)
             )
             if tiles is not None:
-                check_rows_of(tiles.rows, self._dtype, device.type, products_of(model))
+                check_rows_of(tiles.rows, self._dtype, device.type, self._products)
                 choose_experts(model, self._dtype, device.type)
             self._tiles_of[device] = tiles
         return self._tiles_of[device]
 
     def _lay_out(self, segments: Sequence[Segment], views: KvViews) -> StepBatch:
-        rule = row_rule(self._dtype, views.kv.device.type)
-        return StepBatch(segments, views, dtype=self._dtype, grid=self._grid, rule=rule)
+        return StepBatch(segments, views, dtype=self._dtype, grid=self._grid, rule=self._rule())
+
+    def _rule(self) -> RowRule:
+        return row_rule(self._dtype, self._products)
+
+    def _by_row(
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        logit_rows: torch.Tensor,
+        step: StepBatch | DecodeInputs,
+    ) -> torch.Tensor:
+        """One pass on a processor, where much depends on how many rows there are."""
+        with ByRow(self._rule()):
+            return self._forward(token_ids, positions, logit_rows, step)
 
     def _forward(
         self,

@@ -5,8 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tokenmux.engine.models.by_row import ByRow
 from tokenmux.engine.models.packing import packed_product, packing_of
-from tokenmux.engine.models.pieces import InPieces, sizes_of_pieces
+from tokenmux.engine.models.pieces import sizes_of_pieces
+from tokenmux.engine.models.rows import RowRule
 
 
 @given(n_rows=st.integers(0, 700), most=st.sampled_from([16, 32, 128]), share=st.integers(1, 8))
@@ -23,7 +25,7 @@ def test_every_way_to_a_product_is_cut() -> None:
     weight, bias = torch.randn(64, 128), torch.randn(64)
     x = torch.randn(1, 75, 128)
     expected = F.linear(x, weight, bias)
-    with _Counting() as counted, InPieces(32, 2):
+    with _Counting() as counted, ByRow(RowRule(2, 1, most=32)):
         assert torch.allclose(F.linear(x, weight, bias), expected, atol=1e-5)
         assert torch.allclose(torch.nn.Linear.forward(_layer(weight, bias), x), expected, atol=1e-5)
         assert torch.allclose(torch.addmm(bias, x[0], weight.T), expected[0], atol=1e-5)
@@ -38,7 +40,7 @@ def test_a_packed_product_is_cut() -> None:
     memory = weight.clone().view(-1).view(torch.uint8)
     packing.pack(memory)
     x = torch.randn(1, 75, 128).bfloat16()
-    with InPieces(32, 2):
+    with ByRow(RowRule(2, 1, most=32)):
         cut = packed_product(x, packing.over(memory))
     pieces = [F.linear(piece, weight) for piece in x[0].split([32, 32, 11])]
     assert torch.equal(cut[0], torch.cat(pieces))

@@ -1,6 +1,5 @@
 """Steps: what is refused, what is skipped, and where the shapes that exactness rests on come from."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from tokenmux.engine.models.batch import Segment
 from tokenmux.engine.models.facts import kv_shape, max_context
 from tokenmux.engine.models.image import Manifest
 from tokenmux.engine.models.probe import image_in_memory, probe
-from tokenmux.engine.models.rows import RowRule, row_rule
+from tokenmux.engine.models.rows import Product, RowRule, row_rule
 from tokenmux.engine.models.runner import Runner
 from tokenmux.engine.models.skeleton import Skeleton, state_names
 
@@ -161,22 +160,24 @@ def test_rows_are_padded_by_measurement(monkeypatch: pytest.MonkeyPatch) -> None
     assert [RowRule(2, 1).padded(n) for n in (0, 1, 2, 3)] == [2, 2, 2, 3]
     assert [RowRule(4, 4).padded(n) for n in (1, 4, 5)] == [4, 4, 8]
 
-    def fails_below_sixteen(
-        product: Callable[[torch.Tensor], torch.Tensor],
-        k: int,
-        dtype: torch.dtype,
-        device: str,
-        rule: RowRule,
-    ) -> bool:
+    def exact(rule: RowRule, dtype: torch.dtype, kind: Product, n_threads: int) -> bool:
         return rule.multiple >= 16
 
-    monkeypatch.setattr(rows, "_is_exact", fails_below_sixteen)
-    assert row_rule.__wrapped__(torch.bfloat16) == RowRule(16, 16)
-    monkeypatch.setattr(rows, "_is_exact", lambda *a: a[-1].most == 64)
-    assert row_rule.__wrapped__(torch.bfloat16) == RowRule(2, 1, most=64)
-    monkeypatch.setattr(rows, "_is_exact", lambda *_: False)
+    monkeypatch.setattr(rows, "_fits", exact)
+    rows._row_rule.cache_clear()
+    assert row_rule(torch.bfloat16) == RowRule(16, 16)
+    monkeypatch.setattr(rows, "_fits", lambda rule, *_: rule.most == 64)
+    rows._row_rule.cache_clear()
+    assert row_rule(torch.bfloat16) == RowRule(2, 1, most=64)
+    monkeypatch.setattr(rows, "_fits", lambda rule, dtype, kind, n: kind.n != 192 or rule.most == 16)
+    rows._row_rule.cache_clear()
+    assert row_rule(torch.bfloat16) == RowRule(2, 1)
+    assert row_rule(torch.bfloat16, frozenset((Product(192, 576),))) == RowRule(2, 1, most=16)
+    monkeypatch.setattr(rows, "_fits", lambda *_: False)
+    rows._row_rule.cache_clear()
     with pytest.raises(UnsupportedModel, match="depend on the number of rows"):
-        row_rule.__wrapped__(torch.bfloat16)
+        row_rule(torch.bfloat16)
+    rows._row_rule.cache_clear()
 
 
 @pytest.mark.parametrize("family", sorted(tiny.FAMILIES))

@@ -15,7 +15,7 @@ from tokenmux.engine.core.message import Alive, AskTrace, Broken, FromWorker, Tr
 from tokenmux.engine.runtime.assemble import DeviceKind, WorkerConfig
 from tokenmux.engine.runtime.calibrate import Speeds, measure
 from tokenmux.engine.runtime.clock import MonotonicClock
-from tokenmux.engine.runtime.worker import MAX_UNSENT, ProcessWorker, _modest_threads
+from tokenmux.engine.runtime.worker import MAX_UNSENT, ProcessWorker, _modest_threads, threads_beside_others
 
 WAIT_S = 60.0
 MB = 1 << 20
@@ -123,3 +123,11 @@ def test_what_the_operator_chose_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     with _modest_threads():
         assert os.environ["OMP_NUM_THREADS"] == "7"
     assert os.environ["OMP_NUM_THREADS"] == "7"
+
+
+@pytest.mark.parametrize(
+    ("n_cores", "n_threads"),
+    [(1, 1), (2, 1), (3, 2), (4, 3), (5, 4), (6, 4), (8, 6), (12, 8), (16, 12), (64, 48)],
+)
+def test_layers_divide_evenly_among_the_threads_of_a_step(n_cores: int, n_threads: int) -> None:
+    assert threads_beside_others(n_cores) == n_threads
