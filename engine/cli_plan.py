@@ -56,7 +56,7 @@ def progress_line(planning: Planning, running: Collection[Job]) -> str:
 def _plan_apart(planning: Planning, n: int, told: Callable[[Planning, Collection[Job]], None]) -> None:
     # Not forked: the client's threads, where a server was asked, do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    running: dict[Future[Point], Job] = {}
+    running: dict[Future[Point | None], Job] = {}
     pool = ProcessPoolExecutor(n, context, initializer=_enter, initargs=(planning.world,))
     try:
         while needed := planning.needed():
@@ -97,7 +97,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _run(job: Job) -> Point:
+def _run(job: Job) -> Point | None:
     assert _world is not None
     return run(_world, job)
 

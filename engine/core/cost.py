@@ -50,10 +50,11 @@ def burst_ends_s(
     """When each iteration of a repeated step ends; the context grows by one token a row from one to the next."""
     ends = []
     at_s = start_s
+    prefill, pairs, rows, context, beside_copy = work
     for _ in range(repeat):
-        at_s += cost.step_s(model, work)
+        at_s += cost.step_s(model, StepWork(prefill, pairs, rows, context, beside_copy))
         ends.append(at_s)
-        work = work._replace(context_tokens=work.context_tokens + work.decode_rows)
+        context += rows
     return tuple(ends)
 
 

@@ -31,14 +31,14 @@ class KvShape:
     head_dim: int
     dtype_bytes: int
     block_size: int
+    token_bytes: int = field(init=False, repr=False, compare=False)
+    block_bytes: int = field(init=False, repr=False, compare=False)
 
-    @property
-    def token_bytes(self) -> int:
-        return self.n_layers * 2 * self.n_kv_heads * self.head_dim * self.dtype_bytes
-
-    @property
-    def block_bytes(self) -> int:
-        return self.token_bytes * self.block_size
+    def __post_init__(self) -> None:
+        # Asked for every request with KV at every decision: multiplied once.
+        token_bytes = self.n_layers * 2 * self.n_kv_heads * self.head_dim * self.dtype_bytes
+        object.__setattr__(self, "token_bytes", token_bytes)
+        object.__setattr__(self, "block_bytes", token_bytes * self.block_size)
 
     def blocks_for(self, n_tokens: int) -> int:
         """Number of blocks that hold `n_tokens` tokens."""

@@ -41,6 +41,8 @@ from tokenmux.engine.memory.ledger import Ledger
 from tokenmux.engine.policy import drain
 from tokenmux.engine.policy.interface import Fit, InstancePolicy, MakesWay
 
+_CHANNELS = tuple(Channel)
+
 
 class Instance:
     """One execution unit's brain. It satisfies `engine.policy.interface.InstanceView`.
@@ -209,7 +211,7 @@ class Instance:
         made_room = True
         while made_room:
             made_room = False
-            for channel in Channel:
+            for channel in _CHANNELS:
                 if channel in self._in_flight:
                     continue
                 plan = planner(channel, self)

@@ -35,7 +35,8 @@ class KvTable:
 
     def blocks_to_grow(self, n_tokens: int) -> int:
         """How many more device blocks are needed before `n_tokens` tokens have room."""
-        return max(0, self.shape.blocks_for(n_tokens) - len(self.device))
+        more = -(-n_tokens // self.shape.block_size) - len(self.device)
+        return max(0, more)
 
     def grow(self, handles: list[BlockHandle]) -> None:
         self.device.extend(handles)

@@ -195,15 +195,15 @@ class Ledger:
 
     def can_grow(self, tables: Iterable[tuple[KvTable, int]]) -> bool:
         """Whether each table can get device room for its number of tokens, all of them together."""
-        need: dict[int, int] = {}
+        block_bytes = need = 0
         for table, n_tokens in tables:
             more = table.blocks_to_grow(n_tokens)
             if more:
-                size = table.shape.block_bytes
-                need[size] = need.get(size, 0) + more
-        if len(need) > 1:
-            raise IllegalPlan("one step grows KV of one shape only")
-        return all(self.blocks.can_allocate(size, n) for size, n in need.items())
+                if need and table.shape.block_bytes != block_bytes:
+                    raise IllegalPlan("one step grows KV of one shape only")
+                block_bytes = table.shape.block_bytes
+                need += more
+        return not need or self.blocks.can_allocate(block_bytes, need)
 
     def grow(self, table: KvTable, n_tokens: int) -> None:
         """Give the table device room for `n_tokens` tokens."""

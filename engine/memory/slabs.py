@@ -28,6 +28,8 @@ class SlabPool:
     def __init__(self, arena: Arena, slab_bytes: int) -> None:
         self.slab_bytes = slab_bytes
         self.used_bytes = 0
+        self.was_short = False
+        """Whether room was ever asked for that there was not."""
         self._arena = arena
         self._slabs: dict[int, _Slab] = {}
         self._partial: dict[int, dict[int, _Slab]] = {}
@@ -48,7 +50,10 @@ class SlabPool:
             n -= len(slab.free)
             if n <= 0:
                 return True
-        return n <= 0 or n <= self._arena.free_slots(self.slab_bytes) * self.capacity(block_bytes)
+        if n <= 0 or n <= self._arena.free_slots(self.slab_bytes) * self.capacity(block_bytes):
+            return True
+        self.was_short = True
+        return False
 
     def allocate(self, block_bytes: int, n: int) -> list[BlockHandle] | None:
         """`n` blocks, out of started slabs first; None, and nothing taken, if there are not that many."""
@@ -74,9 +79,11 @@ class SlabPool:
 
         Raises IntegrityError at a block that is free already, before its place can be given out twice.
         """
+        slabs, slab, last_key = self._slabs, None, -1
         for handle in handles:
             key, index = handle >> _INDEX_BITS, handle & _INDEX_MASK
-            slab = self._slabs.get(key)
+            if key != last_key:
+                slab, last_key = slabs.get(key), key
             if slab is None or index not in slab.live:
                 raise IntegrityError(f"slabs: block {index} of slab {key} is freed, and is not allocated")
             slab.live.remove(index)
@@ -84,9 +91,10 @@ class SlabPool:
             self.used_bytes -= slab.block_bytes
             if not slab.live:
                 self._arena.free(slab.extent)
-                del self._slabs[key]
+                del slabs[key]
                 self._partial[slab.block_bytes].pop(key, None)
-            else:
+                slab, last_key = None, -1
+            elif len(slab.free) == 1:
                 self._partial[slab.block_bytes][key] = slab
 
     def block_index(self, handle: BlockHandle) -> int:

@@ -66,9 +66,26 @@ class _Load:
     lag: float = 0.0
     """How late its latest model is, in TTFTs of the pool: work that has piled up."""
     asks: dict[ModelId, _Ask] = field(default_factory=dict)
+    _now: float | None = None
+    """`larger` of what is asked now, once somebody wanted to know."""
+
+    def add(self, model: ModelId, ask: _Ask) -> None:
+        self.asks[model] = ask
+        self._now = None
+
+    def remove(self, model: ModelId) -> None:
+        self._now = None
+        self.asks.pop(model, None)
+
+    @property
+    def now(self) -> float:
+        """The larger of the two shares."""
+        if self._now is None:
+            self._now = self.larger()
+        return self._now
 
     def larger(self, without: ModelId | None = None, extra: _Ask | None = None) -> float:
-        """The larger of the two shares, perhaps without one of the models or with one more."""
+        """The same without one of the models, or with one more."""
         asks = [ask for model, ask in self.asks.items() if model != without]
         if extra:
             asks.append(extra)
@@ -124,7 +141,7 @@ class LeastLoaded:
         homes[index] -= 1
         if not homes[index]:
             del homes[index]
-            self._loads[index].asks.pop(request.model, None)
+            self._loads[index].remove(request.model)
         if not homes:
             del self._homes[request.model]
 
@@ -135,19 +152,20 @@ class LeastLoaded:
         if not self._loads:
             self._measure(pool)
         others = [i for i in range(len(self._loads)) if i not in homes]
-        index = min(others, key=lambda i: self._loads[i].larger(), default=None)
-        if crowded is not None and (index is None or self._loads[index].larger() > FREE):
+        index = min(others, key=lambda i: self._loads[i].now, default=None)
+        if crowded is not None and (index is None or self._loads[index].now > FREE):
             return crowded
         assert index is not None
         facts, cost = pool.facts(request.model), pool.instances[index].cost
         service = request.service.beside(pool.instances[index].service)
-        self._loads[index].asks[request.model] = _Ask(
+        ask = _Ask(
             cost.step_s(facts, StepWork(decode_rows=1)) / service.tpot_s,
             cost.copy_s(Channel.COPY_IN, facts.n_bytes) / service.ttft_s,
             facts.n_bytes,
             0,
             0.0,
         )
+        self._loads[index].add(request.model, ask)
         return index
 
     def _measure(self, pool: PoolView) -> None:
@@ -168,7 +186,7 @@ class LeastLoaded:
         return ask
 
     def _rebalance(self, pool: PoolView) -> Sequence[Move]:
-        loads = [load.larger() for load in self._loads]
+        loads = [load.now for load in self._loads]
         most = max(range(len(loads)), key=loads.__getitem__)
         least = min(range(len(loads)), key=loads.__getitem__)
         source = pool.instances[most]
@@ -191,7 +209,8 @@ class LeastLoaded:
             return ()
         self._homes[best.facts.id][least] = 0
         self._moving.update((r.request.id, least) for r in _requests(best))
-        self._loads[least].asks[best.facts.id] = self._loads[most].asks.pop(best.facts.id)
+        self._loads[least].add(best.facts.id, self._loads[most].asks[best.facts.id])
+        self._loads[most].remove(best.facts.id)
         return [Move(r.request.id, most, least) for r in _requests(best)]
 
 

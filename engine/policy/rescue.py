@@ -50,8 +50,9 @@ def is_blocked(view: InstanceView, turn: ModelView | None = None) -> bool:
 
     `turn`: the only model that the policy would let step.
     """
-    if any(view.in_flight(channel) is not None for channel in _PROMISING):
-        return False
+    for channel in _PROMISING:
+        if view.in_flight(channel) is not None:
+            return False
     for model in view.resident_models.values():
         if model.is_moving or (turn is not None and model is not turn):
             continue

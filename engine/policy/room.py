@@ -69,12 +69,13 @@ def due_s(request: RequestView) -> float:
     return inf if request.is_paused else request.due_s
 
 
-def kv_holders(view: InstanceView, keep: ModelView | None = None) -> Iterator[RequestView]:
-    """Requests with KV on the device that nothing in flight touches; of `keep` only the paused ones."""
+def kv_holders(
+    view: InstanceView, keep: ModelView | None = None, of_residents: bool = True
+) -> Iterator[RequestView]:
+    """Requests with KV on the device that nothing in flight touches; of `keep` only the paused ones, and likewise of residents."""
     for model in view.live_models.values():
-        files = (
-            (model.paused,) if model is keep else (model.paused, model.waiting, model.decoding, model.away)
-        )
+        spared = model is keep or not (of_residents or model.residency is not Residency.RESIDENT)
+        files = (model.paused,) if spared else (model.paused, model.waiting, model.decoding, model.away)
         for file in files:
             for request in file.values():
                 if request.device_bytes and not request.in_step and not request.in_copy:
@@ -95,7 +96,7 @@ def droppable_kv(
     """
     best: RequestView | None = None
     best_s = later_than_s
-    for request in kv_holders(view, keep):
+    for request in kv_holders(view, keep, of_residents):
         if request.is_clean and due_s(request) > best_s:
             absent = view.models[request.request.model].residency in (Residency.HOST, Residency.DISK)
             if absent or of_residents or request.is_paused:

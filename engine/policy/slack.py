@@ -89,6 +89,8 @@ class SlackPolicy:
                     del self._unfetched[model_id]
 
     def plan(self, channel: Channel, view: InstanceView) -> Plan:
+        if channel is Channel.FETCH and not view.any_on_disk:
+            return IDLE
         if rescue.is_blocked(view):
             return rescue.plan(channel, view)
         match channel:
@@ -305,11 +307,10 @@ def _plan_copy_out(view: InstanceView) -> Plan:
     if not (resident_too or room.is_short(view)):
         return IDLE
     best: RequestView | None = None
-    for request in room.kv_holders(view):
+    for request in room.kv_holders(view, of_residents=resident_too):
         if request.is_clean or (best is not None and room.due_s(request) <= room.due_s(best)):
             continue
-        here = view.models[request.request.model].residency is Residency.RESIDENT
-        if (resident_too or request.is_paused or not here) and view.can_page_out(request.request.id):
+        if view.can_page_out(request.request.id):
             best = request
     return Plan(PageOut((best.request.id,))) if best else IDLE
 
@@ -327,8 +328,6 @@ def _is_blocked(view: InstanceView) -> bool:
 
 def _plan_fetch(view: InstanceView, unfetched: Iterable[ModelId]) -> Plan:
     """From disk: what somebody waits for, by slack; then, while the host cache has room to spare, what is new."""
-    if not view.any_on_disk:
-        return IDLE
     urgent = rescue.fetch(view)
     if urgent.operation is not None:
         return urgent

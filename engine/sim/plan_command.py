@@ -72,7 +72,8 @@ def plan_command(
     Raises ConfigError, NotFound or DoesNotFit for what is not understood or can never be.
     """
     world = world_of(question, note)
-    planning = Planning(world, question.goal, (OURS, *BASELINES) if question.compare else (OURS,))
+    policies = (OURS, *BASELINES) if question.compare else (OURS,)
+    planning = Planning(world, question.goal, policies, with_spans=bool(output.html or output.chrome))
     carry_out(planning)
     plan = planning.plan()
     price = output.dollars_per_hour

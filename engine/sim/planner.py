@@ -1,7 +1,7 @@
 """Answers an operator's question before the money is spent: how many devices does this catalogue need, and what limits it?
 
-For every policy the fewest instances are searched that keep the share of tokens on time; then one more and one less are looked at, and on
-one less what doubling each resource would give. A `Planning` says what has to be simulated; who simulates, in how many processes, is the
+For every policy the fewest instances are searched that keep the share of tokens on time. Of the default policy, one more and one less are then
+looked at, and on one less what doubling each resource would give. A search stops a pool as soon as it is certain to miss the goal. A `Planning` says what has to be simulated; who simulates, in how many processes, is the
 caller's business, and the plan is the same. Energy and cost are estimates from data-sheet power and a rental price.
 """
 
@@ -13,18 +13,20 @@ from tokenmux.engine.core.plan import Channel
 from tokenmux.engine.instance.summary import Summary
 from tokenmux.engine.instance.timeline import Timeline
 from tokenmux.engine.sim.hardware import gpu
-from tokenmux.engine.sim.scenario import Hardware, Market, simulate
+from tokenmux.engine.sim.scenario import Hardware, Market, Outcome, simulate
 from tokenmux.engine.sim.search import Progress, replay
 from tokenmux.engine.workload.trace import Arrival
 
 OURS = "slack"
 BASELINES = ("aegaeon", "request-level", "dedicated")
 
+HOST_MEMORY = "host memory"
+
 RELIEFS: dict[str, Callable[[Hardware], Hardware]] = {
     "compute": lambda h: replace(h, slower=h.slower / 2),
     "copies": lambda h: replace(h, copy_bytes_per_s=2 * h.copy_bytes_per_s),
     "device memory": lambda h: replace(h, usable=2 * h.usable),
-    "host memory": lambda h: replace(
+    HOST_MEMORY: lambda h: replace(
         h, host_kv_bytes=2 * h.host_kv_bytes, host_cache_bytes=2 * h.host_cache_bytes
     ),
 }
@@ -68,6 +70,8 @@ class Job:
     relief: str = ""
     traced: bool = False
     """Whether every step, copy and request is noted down."""
+    goal: float | None = None
+    """Of a search: it ends, with nothing to show, as soon as this share of tokens on time is out of reach."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,17 +87,28 @@ class Point:
     fetch_busy: float
     n_swaps: int
     n_discards: int
+    host_was_short: bool = True
+    """Whether more host memory could have changed anything."""
     spans: tuple[Span, ...] = ()
 
 
-def run(world: World, job: Job) -> Point:
-    """Simulate."""
+def run(world: World, job: Job) -> Point | None:
+    """Simulate. None: the goal was out of reach."""
     hardware = RELIEFS[job.relief](world.hardware) if job.relief else world.hardware
     timeline = Timeline()
     note = timeline.add if job.traced else None
     outcome = simulate(
-        world.market, world.arrivals, job.n_instances, job.policy, hardware, on_done=note, to_the_end=False
+        world.market,
+        world.arrivals,
+        job.n_instances,
+        job.policy,
+        hardware,
+        on_done=note,
+        to_the_end=False,
+        goal=job.goal,
     )
+    if outcome.missed:
+        return None
     if job.traced:
         for record in outcome.records:
             timeline.add_request(0, record)
@@ -107,18 +122,29 @@ def run(world: World, job: Job) -> Point:
         outcome.busy(Channel.FETCH),
         outcome.n_swaps,
         sum(instance.metrics.n_discards for instance in outcome.simulator.instances),
+        _host_was_short(world, hardware, outcome),
         tuple(timeline.spans),
+    )
+
+
+def _host_was_short(world: World, hardware: Hardware, outcome: Outcome) -> bool:
+    weight_bytes = sum(facts.n_bytes for facts in world.market.facts.values())
+    return weight_bytes > hardware.host_cache_bytes or any(
+        instance.ledger.host_blocks.was_short for instance in outcome.simulator.instances
     )
 
 
 class Planning:
     """What is known so far, and what has to be simulated next."""
 
-    def __init__(self, world: World, goal: float, policies: Sequence[str]) -> None:
+    def __init__(self, world: World, goal: float, policies: Sequence[str], with_spans: bool = True) -> None:
+        """`with_spans`: the plan is to hold every step, copy and request of its answer."""
         self.world = world
         self.goal = goal
         self.policies = policies
-        self.known: dict[Job, Point] = {}
+        self.with_spans = with_spans
+        self.known: dict[Job, Point | None] = {}
+        """What came of each simulation; None: it was stopped, for it missed the goal."""
         self._highest = max(2, len({arrival.request.model for arrival in world.arrivals}))
 
     def needed(self) -> list[Job]:
@@ -127,7 +153,7 @@ class Planning:
         for policy in self.policies:
             progress = self._progress(policy)
             if progress.needs is not None:
-                jobs.append(Job(policy, progress.needs))
+                jobs.append(self._look(policy, progress.needs))
             else:
                 jobs += self._afterwards(policy, progress.answer)
         return [job for job in dict.fromkeys(jobs) if job not in self.known]
@@ -140,12 +166,14 @@ class Planning:
             for outcome in (True, False) if needs is not None else ():
                 following = self._progress(policy, {needs: outcome} if needs is not None else {})
                 if following.needs is not None:
-                    jobs.append(Job(policy, following.needs))
+                    jobs.append(self._look(policy, following.needs))
         return [job for job in dict.fromkeys(jobs) if job not in self.known]
 
-    def tell(self, job: Job, point: Point) -> None:
-        """A simulation ended."""
+    def tell(self, job: Job, point: Point | None) -> None:
+        """A simulation ended. One that was not stopped is as good as one that nobody would have stopped."""
         self.known[job] = point
+        if job.goal is not None and point is not None:
+            self.known[replace(job, goal=None)] = point
 
     def plan(self) -> "CapacityPlan":
         """The answer, once nothing is needed any more; what was only guessed leaves no trace in it."""
@@ -156,11 +184,9 @@ class Planning:
         for policy, answer in fewest.items():
             afterwards = self._afterwards(policy, answer)
             seen = {*self._progress(policy).seen, *(j.n_instances for j in afterwards if not j.relief)}
-            points += [self.known[Job(policy, n)] for n in sorted(seen)]
-            relieved[policy] = {
-                j.relief: self.known[j].summary.tokens_on_time for j in afterwards if j.relief
-            }
-            spans = next((self.known[j].spans for j in afterwards if j.traced), spans)
+            points += [p for n in sorted(seen) if (p := self.known.get(Job(policy, n))) is not None]
+            relieved[policy] = self._relieved(afterwards)
+            spans = next((self._whole(j).spans for j in afterwards if j.traced), spans)
         world = self.world
         return CapacityPlan(
             hardware=world.hardware,
@@ -176,9 +202,9 @@ class Planning:
 
     def _progress(self, policy: str, supposed: dict[int, bool] | None = None) -> Progress:
         known = {
-            job.n_instances: point.summary.tokens_on_time >= self.goal
+            job.n_instances: point is not None and point.summary.tokens_on_time >= self.goal
             for job, point in self.known.items()
-            if job.policy == policy and not job.relief and not job.traced
+            if job.policy == policy and job.goal is not None
         }
         low = least_instances(policy)
         per_instance = MODELS_PER_FIRST_GUESS.get(policy, 1)
@@ -187,14 +213,38 @@ class Planning:
 
     def _afterwards(self, policy: str, answer: int | None) -> list[Job]:
         """What a policy's part of the plan needs once its fewest instances are known."""
+        if answer is None:
+            shown = [self._highest]
+        else:
+            shown = [answer - 1, answer + 1] if policy == OURS else []
         low = least_instances(policy)
-        jobs = [Job(policy, n) for n in (answer - 1, answer + 1) if n >= low] if answer else []
+        jobs = [Job(policy, n) for n in shown if n >= low]
         short = self._highest if answer is None else answer - 1
-        if short >= low and policy != "dedicated":
-            jobs += [Job(policy, short, relief) for relief in RELIEFS]
-        if policy == OURS and answer is not None:
+        if policy == OURS and short >= low:
+            point = self.known.get(Job(policy, short))
+            spared = HOST_MEMORY if point is not None and not point.host_was_short else ""
+            jobs += [Job(policy, short, relief) for relief in RELIEFS if relief != spared]
+        if policy == OURS and answer is not None and self.with_spans:
             jobs.append(Job(policy, answer, traced=True))
         return jobs
+
+    def _relieved(self, afterwards: Sequence[Job]) -> dict[str, float]:
+        """What twice as much of each resource gives, in the order of `RELIEFS`; of host memory where there was enough: nothing."""
+        jobs = {job.relief: job for job in afterwards if job.relief}
+        if not jobs:
+            return {}
+        short = next(replace(job, relief="") for job in jobs.values())
+        return {name: self._whole(jobs.get(name, short)).summary.tokens_on_time for name in RELIEFS}
+
+    def _look(self, policy: str, n: int) -> Job:
+        """One of a search."""
+        return Job(policy, n, goal=self.goal)
+
+    def _whole(self, job: Job) -> Point:
+        """What came of a simulation that nobody would have stopped."""
+        point = self.known[job]
+        assert point is not None
+        return point
 
 
 def least_instances(policy: str) -> int:
@@ -214,9 +264,9 @@ class CapacityPlan:
     fewest: dict[str, int | None]
     points: tuple[Point, ...]
     relieved: dict[str, dict[str, float]]
-    """By policy: tokens on time on one instance less, with twice as much of a resource."""
+    """By policy, the default one: tokens on time on one instance less, with twice as much of a resource."""
     spans: tuple[Span, ...]
-    """Every step, copy and request of the default policy on its fewest instances."""
+    """Every step, copy and request of the default policy on its fewest instances, if they were asked for."""
 
     @property
     def answer(self) -> Point | None:
@@ -231,7 +281,7 @@ class CapacityPlan:
         return next((p for p in self.points if (p.policy, p.n_instances) == (policy, n_instances)), None)
 
     def around(self, policy: str) -> list[Point]:
-        """The fewest instances with one less and one more; of a search without an answer the largest pool."""
+        """The fewest instances with one less and one more, as far as they were simulated whole; of a search without an answer the largest pool."""
         own = [p for p in self.points if p.policy == policy]
         fewest = self.fewest.get(policy)
         return own[-1:] if fewest is None else [p for p in own if abs(p.n_instances - fewest) <= 1]
@@ -246,9 +296,14 @@ class CapacityPlan:
         return None if ours is None or not theirs else 1 - ours / theirs
 
     def limit(self, policy: str) -> str:
-        """Why there have to be so many: of what (the one or the two) twice as much would bring one device less nearest to the goal."""
+        """Why there have to be so many: of what (the one or the two) twice as much would bring one device less nearest to the goal.
+
+        Empty for baselines, of which it is not asked.
+        """
         if policy == "dedicated":
             return ONE_EACH
+        if policy != OURS:
+            return ""
         relieved = self.relieved.get(policy, {})
         short = self.points_short(policy)
         if short is None or not relieved:
@@ -311,7 +366,7 @@ class CapacityPlan:
 
 def _plain(point: Point, n_devices: int) -> dict[str, object]:
     document = asdict(point)
-    del document["spans"]
+    del document["spans"], document["host_was_short"]
     return {"devices": n_devices * point.n_instances, **document}
 
 

@@ -1,5 +1,6 @@
 """One simulation from beginning to end: models, a pool, a policy by name and a trace in; figures of merit out."""
 
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
@@ -28,6 +29,7 @@ from tokenmux.engine.sim.hardware import (
 )
 from tokenmux.engine.sim.profiles import ProfiledCost, step_fit
 from tokenmux.engine.sim.simulator import OnDone, Simulator
+from tokenmux.engine.sim.verdict import N_LOOKS, Verdict
 from tokenmux.engine.workload.trace import Arrival
 
 Policies = Callable[[int], tuple[Sequence[InstancePolicy], PoolPolicy]]
@@ -100,6 +102,8 @@ class Outcome:
     busy_at_span: dict[Channel, float] = field(default_factory=dict)
     n_tokens_not_drawn: int = 0
     """Of requests that were not finished when the simulation was stopped."""
+    missed: bool = False
+    """It was stopped because the goal had become out of reach: of its figures only that is true."""
 
     def summary(self, from_s: float = 0.0, to_s: float = float("inf")) -> Summary:
         """Over the requests that arrived within; refused ones, and all their tokens, count as late. Gaps, and tokens
@@ -138,11 +142,14 @@ def simulate(
     hardware: Hardware = Hardware(),
     on_done: OnDone | None = None,
     to_the_end: bool = True,
+    goal: float | None = None,
 ) -> Outcome:
     """Replay `arrivals` (in order of time) on a pool of `n_instances` whose own service level is the usual one of the first requests.
 
     Not `to_the_end`: only until the last token of all is due. What is drawn later is late anyway, so tokens and requests on time are the
     same, and a pool that is far too small need not work off its queue. A request without a token then counts as if its first came at once.
+
+    `goal`: stop as soon as it is certain that less than this share of all tokens will be on time; the outcome is `missed` then.
     """
     device = hardware.instance(market)
     truth = true_cost(market, hardware, device)
@@ -167,15 +174,39 @@ def simulate(
     ]
     simulator = Simulator(instances, truth, pool_policy, market.facts, on_done)
     span_s = arrivals[-1].request.arrival_s if arrivals else 0.0
-    simulator.run(arrivals, until_s=span_s)
+    missed = goal is not None and _run_towards(goal, simulator, arrivals, records, span_s)
+    if goal is None:
+        simulator.run(arrivals, until_s=span_s)
     busy = {c: _busy_share(instances, c, span_s) for c in Channel}
-    simulator.run([], until_s=inf if to_the_end else max((_last_due_s(a) for a in arrivals), default=0.0))
-    simulator.run([], until_s=inf if to_the_end else simulator.steps_end_s)
+    if not missed:
+        last_due_s = max((_last_due_s(a) for a in arrivals), default=0.0)
+        simulator.run([], until_s=inf if to_the_end else last_due_s)
+        simulator.run([], until_s=inf if to_the_end else simulator.steps_end_s)
     records += [_unfinished(state, simulator.now_s) for i in instances for state in i.requests.values()]
     n_output = {arrival.request.id: arrival.n_output for arrival in arrivals}
     not_drawn = sum(n_output[state.id] - state.n_drawn for i in instances for state in i.requests.values())
     refused = [request for request, _ in simulator.refused]
-    return Outcome(records, refused, arrivals, simulator, simulator.now_s, span_s, busy, not_drawn)
+    return Outcome(records, refused, arrivals, simulator, simulator.now_s, span_s, busy, not_drawn, missed)
+
+
+def _run_towards(
+    goal: float,
+    simulator: Simulator,
+    arrivals: Sequence[Arrival],
+    records: Sequence[RequestRecord],
+    span_s: float,
+) -> bool:
+    """Until the last arrival, or until the goal is out of reach; whether it is."""
+    verdict = Verdict(goal, arrivals, records)
+    done = 0
+    for look in range(1, N_LOOKS + 1):
+        until_s = span_s * look / N_LOOKS if look < N_LOOKS else span_s
+        end = bisect_right(arrivals, until_s, lo=done, key=lambda arrival: arrival.request.arrival_s)
+        simulator.run(arrivals[done:end], until_s=until_s)
+        done = end
+        if verdict.is_missed(simulator):
+            return True
+    return False
 
 
 def usual_level(arrivals: Sequence[Arrival]) -> ServiceLevel:

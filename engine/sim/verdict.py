@@ -1,0 +1,48 @@
+"""When a simulation may stop: as soon as so many tokens are late that the pool is certain to miss its goal."""
+
+from collections.abc import Sequence
+
+from tokenmux.engine.instance.instance import Instance
+from tokenmux.engine.instance.metrics import RequestRecord
+from tokenmux.engine.instance.state import RequestState
+from tokenmux.engine.sim.simulator import Simulator
+from tokenmux.engine.workload.trace import Arrival
+
+N_LOOKS = 60
+"""How often it is asked while requests arrive: the pool of a search that is one device short stops after some more sixtieths than it must."""
+
+
+class Verdict:
+    """Whether the share of all tokens that are on time can still be `goal`. Counts late tokens; ask it now and then."""
+
+    def __init__(self, goal: float, arrivals: Sequence[Arrival], records: Sequence[RequestRecord]) -> None:
+        """`records` grows as requests end."""
+        self._goal = goal
+        self._n_output = {arrival.request.id: arrival.n_output for arrival in arrivals}
+        self._n_tokens = sum(self._n_output.values())
+        self._records = records
+        self._n_seen = 0
+        self._n_late_ended = 0
+
+    def is_missed(self, simulator: Simulator) -> bool:
+        new = self._records[self._n_seen :]
+        self._n_seen += len(new)
+        self._n_late_ended += sum(self._n_output[r.request.id] - r.n_on_time for r in new)
+        n_late = self._n_late_ended + sum(self._n_output[request.id] for request, _ in simulator.refused)
+        n_late += sum(self._n_late(instance, simulator.now_s) for instance in simulator.instances)
+        return (self._n_tokens - n_late) / self._n_tokens < self._goal
+
+    def _n_late(self, instance: Instance, now_s: float) -> int:
+        """Of the requests that are live there: tokens that came late, and those that are overdue."""
+        return sum(
+            state.n_drawn - state.n_on_time + self._n_overdue(state, now_s)
+            for state in instance.requests.values()
+        )
+
+    def _n_overdue(self, state: RequestState, now_s: float) -> int:
+        """What a step in flight has drawn already is entered when it ends: of its requests nothing is said."""
+        if state.in_step or now_s <= state.deadline_s:
+            return 0
+        n_left = self._n_output[state.id] - state.n_drawn
+        tpot_s = state.request.service.tpot_s
+        return min(n_left, int((now_s - state.deadline_s) / tpot_s)) if tpot_s > 0 else n_left
