@@ -63,6 +63,7 @@ def end(state: LiveState, request: RequestState, reason: FinishReason | None, de
         state.shares.leave(request.share)
     if not request.model.has_requests and state.live_models.get(request.request.model) is request.model:
         del state.live_models[request.request.model]
+    request.model.keep_warm(request.request, state.now_s)
     if reason is None:
         state.withdrawn.append(_arrival_elsewhere(request, state.now_s, n_clean))
         return

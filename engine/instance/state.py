@@ -18,6 +18,9 @@ from tokenmux.engine.instance.shares import Share, Shares
 from tokenmux.engine.memory.kv_table import KvTable
 from tokenmux.engine.memory.ledger import Ledger
 
+WARM_TTFTS = 10.0
+"""For so many of its TTFTs after a request ends, the next one like it is expected."""
+
 
 class Need(Enum):
     """What a live request needs next; the names of `ModelState`'s files."""
@@ -154,6 +157,8 @@ class ModelState:
         "stepped_since_load",
         "waiting",
         "wanted",
+        "warm_ttft_s",
+        "warm_until_s",
     )
 
     def __init__(self, facts: ModelFacts, ledger: Ledger, shares: Shares) -> None:
@@ -174,6 +179,9 @@ class ModelState:
         self.load_error = ""
         """Why it could not be brought from disk the last time; empty: that did not fail, or an operator has asked anew."""
         self.stepped_since_load = False
+        self.warm_until_s = -inf
+        self.warm_ttft_s = inf
+        """Of the requests that `warm_until_s` is for."""
         self.waiting: dict[RequestId, RequestState] = {}
         self.decoding: dict[RequestId, RequestState] = {}
         self.away: dict[RequestId, RequestState] = {}
@@ -258,6 +266,12 @@ class ModelState:
     def unfile(self, request: RequestState) -> None:
         self._file_of(request.need).pop(request.id, None)
         self.forget_deadlines()
+
+    def keep_warm(self, request: Request, now_s: float) -> None:
+        """A request ends: the next one like it is expected for a while. The strictest of those that ended counts, as long as it lasts."""
+        ttft_s = request.service.ttft_s
+        if ttft_s <= self.warm_ttft_s or self.warm_until_s <= now_s:
+            self.warm_ttft_s, self.warm_until_s = ttft_s, now_s + WARM_TTFTS * ttft_s
 
     def forget_deadlines(self) -> None:
         self._deadline_s = self._runnable_s = self._deadlines = self._runnable_deadlines = None

@@ -84,6 +84,11 @@ class ModelView(Protocol):
     @property
     def stepped_since_load(self) -> bool: ...
     @property
+    def warm_until_s(self) -> float:
+        """Until when its next request is expected, and will be due soon after it comes."""
+        ...
+
+    @property
     def waiting(self) -> Mapping[RequestId, RequestView]:
         """Need prefill (or a rebuild); whatever KV they have is on the device."""
         ...

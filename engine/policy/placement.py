@@ -23,12 +23,13 @@ from tokenmux.engine.core.event import Arrived, Event
 from tokenmux.engine.core.facts import ModelId
 from tokenmux.engine.core.message import Residency
 from tokenmux.engine.core.plan import Channel
-from tokenmux.engine.core.request import Request, RequestId
+from tokenmux.engine.core.request import Request, RequestId, ServiceLevel
 from tokenmux.engine.policy.interface import InstanceView, ModelView, RequestView
 from tokenmux.engine.policy.pool import Move, Place, PoolView, Refuse
+from tokenmux.engine.policy.slack import HEADROOM
 
 REBALANCE_TTFTS = 0.1
-"""Time between two looks at the balance, in the pool's own TTFT: a second at the paper's 10 s."""
+"""Time between two looks at the balance, in the pool's own TTFT (a second at the paper's 10 s), or that of a request that came since."""
 
 MOVE_COPIES = 3.0
 """A model moves only if its next token is due this many of its own load times from now."""
@@ -41,10 +42,15 @@ MOVE_GAIN = 0.03
 
 CROWDED = 0.5
 """A model spreads when its prompts in line take this share of a TTFT and its decode steps of a TPOT, together, or its KV of the room beside
-two sets of its weights."""
+two sets of its weights (one set, where there is no room for two)."""
 
 FREE = 0.25
 """And only to an instance with no more load than this. With 0.75 a tight pool (a market on 4 H100) fell from 99.6% of tokens on time to 78%."""
+
+
+CLASH = 1.0
+"""Two models that never fit into the arena together take turns, and while one comes in nobody steps: as bad as a load of one more. A model
+that is too large to share gets an instance of its own while it is live, as long as the others can do without that one."""
 
 
 @dataclass(slots=True)
@@ -95,7 +101,16 @@ class _Load:
         room = self.arena_bytes - sum(sorted(ask.weight_bytes for ask in asks)[-2:])
         homeless = max(0.0, 1 - room / kv_bytes) if kv_bytes else 0.0
         copy = sum(ask.copy + homeless * ask.kv_copy for ask in asks)
-        return self.lag + max(sum(ask.compute for ask in asks), copy)
+        return self.lag + max(sum(ask.compute for ask in asks), copy) + self._clash(asks)
+
+    def clashes(self, n_bytes: int, without: ModelId | None = None) -> bool:
+        """Whether weights of that size and those of one of the models here could never be in the arena together."""
+        room = (1 - HEADROOM) * self.arena_bytes - n_bytes
+        return any(ask.weight_bytes > room for model, ask in self.asks.items() if model != without)
+
+    def _clash(self, asks: list[_Ask]) -> float:
+        pair = sorted(ask.weight_bytes for ask in asks)[-2:]
+        return CLASH if len(pair) == 2 and sum(pair) > (1 - HEADROOM) * self.arena_bytes else 0.0
 
 
 class LeastLoaded:
@@ -117,6 +132,8 @@ class LeastLoaded:
         self._next_look_s = -inf
 
     def place(self, request: Request, pool: PoolView) -> Place | Refuse:
+        ttft_s = request.service.beside(pool.instances[0].service).ttft_s
+        self._next_look_s = min(self._next_look_s, pool.now_s + REBALANCE_TTFTS * ttft_s)
         homes = self._homes.setdefault(request.model, {})
         crowds = {i: _crowd(pool, i, request) for i in homes}
         index = min(crowds, key=crowds.__getitem__, default=None)
@@ -152,11 +169,25 @@ class LeastLoaded:
         if not self._loads:
             self._measure(pool)
         others = [i for i in range(len(self._loads)) if i not in homes]
-        index = min(others, key=lambda i: self._loads[i].now, default=None)
-        if crowded is not None and (index is None or self._loads[index].now > FREE):
+        facts, cost = pool.facts(request.model), pool.instances[0].cost
+        service = request.service.beside(pool.instances[0].service)
+        load_share = cost.copy_s(Channel.COPY_IN, facts.n_bytes) / service.ttft_s
+
+        def load(index: int) -> float:
+            load = self._loads[index]
+            return load.now + (CLASH if load.clashes(facts.n_bytes) else 0.0)
+
+        def burden(index: int) -> float:
+            """With what it would take to bring the weights there."""
+            return load(index) + (
+                0.0 if request.model in pool.instances[index].resident_models else load_share
+            )
+
+        index = min(others, key=burden, default=None)
+        if crowded is not None and (index is None or load(index) > FREE):
             return crowded
         assert index is not None
-        facts, cost = pool.facts(request.model), pool.instances[index].cost
+        cost = pool.instances[index].cost
         service = request.service.beside(pool.instances[index].service)
         ask = _Ask(
             cost.step_s(facts, StepWork(decode_rows=1)) / service.tpot_s,
@@ -202,7 +233,7 @@ class LeastLoaded:
                 Channel.COPY_IN, ask.weight_bytes
             ):
                 continue
-            after = max(self._loads[most].larger(without=model_id), self._loads[least].larger(extra=ask))
+            after = self._after(most, least, model_id)
             if after < best_after:
                 best, best_after = model, after
         if best is None:
@@ -212,6 +243,18 @@ class LeastLoaded:
         self._loads[least].add(best.facts.id, self._loads[most].asks[best.facts.id])
         self._loads[most].remove(best.facts.id)
         return [Move(r.request.id, most, least) for r in _requests(best)]
+
+    def _after(self, most: int, least: int, model: ModelId) -> float:
+        """The larger of the two loads once the model has moved.
+
+        Of models that are in each other's way the first to leave lowers nothing: there, the load that it would meet counts.
+        """
+        source, target = self._loads[most], self._loads[least]
+        ask = source.asks[model]
+        there = target.larger(extra=ask)
+        if source.clashes(ask.weight_bytes, model) and not target.clashes(ask.weight_bytes):
+            return there
+        return max(source.larger(without=model), there)
 
 
 def _crowd(pool: PoolView, index: int, request: Request) -> float:
@@ -227,7 +270,10 @@ def _crowd(pool: PoolView, index: int, request: Request) -> float:
     waiting_s = len(model.waiting) * instance.cost.step_s(model.facts, prefill)
     step_s = instance.cost.step_s(model.facts, decode) if n_decoding else 0.0
     kv_bytes = (model.n_live + 1) * n_prompt * model.facts.kv.token_bytes
-    room = max(1, instance.device.arena_bytes - 2 * model.facts.n_bytes)
+    arena_bytes, weights = instance.device.arena_bytes, 2 * model.facts.n_bytes
+    if weights > (1 - HEADROOM) * arena_bytes:
+        weights = model.facts.n_bytes
+    room = max(1, arena_bytes - weights)
     return max(waiting_s / service.ttft_s + step_s / service.tpot_s, kv_bytes / room)
 
 
@@ -241,9 +287,13 @@ def _lag(instance: InstanceView) -> float:
 
 
 def _ask(instance: InstanceView, model: ModelView) -> _Ask:
+    """By the strictest of its requests: its steps must come as often as that one needs them, and serve the others too."""
     requests = list(_requests(model))
     context = sum(r.n_tokens for r in requests)
-    service = requests[0].request.service.beside(instance.service)
+    strictest = ServiceLevel(
+        min(r.request.service.ttft_s for r in requests), min(r.request.service.tpot_s for r in requests)
+    )
+    service = strictest.beside(instance.service)
     work = StepWork(decode_rows=len(requests), context_tokens=context)
     kv_bytes = context * model.facts.kv.token_bytes
     return _Ask(

@@ -120,10 +120,12 @@ class SlackPolicy:
 
 def _is_urgent(step: Step, view: InstanceView) -> bool:
     """Whether a model other than the stepping one could run now, and is due within a burst."""
+    stepping = view.models.get(step.model)
+    burst_s = BURST_TPOTS * shortest_tpot_s(view, stepping) if stepping and _is_runnable(stepping) else 0.0
     for model in view.resident_models.values():
         if model.facts.id != step.model and _is_runnable(model):
             slack_s = model.runnable_deadline_s - view.now_s
-            if slack_s < BURST_TPOTS * shortest_tpot_s(view, model):
+            if slack_s < max(burst_s, BURST_TPOTS * shortest_tpot_s(view, model)):
                 return True
     return False
 
@@ -289,6 +291,8 @@ def _victims(view: InstanceView, candidate: ModelView) -> list[ModelView]:
     waiting: list[ModelView] = []
     kept = _next_to_run(view)
     for model in room.evictable(view):
+        if candidate.n_live and view.now_s < model.warm_until_s < candidate.deadline_s:
+            continue
         if not model.n_live:
             idle.append(model)
         elif model is not kept and _may_go(view, model, candidate):

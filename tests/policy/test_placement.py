@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -109,8 +110,9 @@ def test_new_models_spread_and_requests_follow_their_model() -> None:
 
 
 def test_a_model_without_requests_has_no_home_any_more() -> None:
-    """Its next request goes where there is least to do then."""
-    watched, _ = run([line(0.0, 0, 20), *(line(60.0 + 0.01 * i, 1, 200) for i in range(3)), line(61.0, 0)], 2)
+    """Its next request, which has time for a load, goes where there is least to do then."""
+    again = replace(line(61.0, 0), ttft_s=60.0)
+    watched, _ = run([line(0.0, 0, 20), *(line(60.0 + 0.01 * i, 1, 200) for i in range(3)), again], 2)
     placed = list(watched.placed.values())
     assert placed[0] == placed[1] == 0
     assert placed[-1] == 1
@@ -167,3 +169,24 @@ def test_nothing_is_remembered_of_requests_that_are_over() -> None:
     assert isinstance(watched.policy, LeastLoaded)
     assert not watched.policy._homes
     assert not watched.policy._moving
+
+
+def test_a_model_returns_to_where_its_weights_are() -> None:
+    """Unless that instance is busier by more than a load would take: with a far deadline a load costs little."""
+    for ttft_s, home in ((2.0, 0), (60.0, 1)):
+        lines = [line(0.0, 0), line(0.1, 1), line(30.0, 2, 2000), replace(line(30.1, 0), ttft_s=ttft_s)]
+        watched, outcome = run(lines, 2, rebalances=False)
+        placed = [watched.placed[a.request.id] for a in outcome.arrivals]
+        assert placed == [0, 1, 0, home]
+
+
+def test_a_model_asks_for_what_its_strictest_request_needs() -> None:
+    """Whichever of its requests came first, the model with an interactive one keeps its instance busier."""
+    batch, interactive = (
+        replace(line(0.0, 0, 3000), ttft_s=t, tpot_s=p) for t, p in ((600.0, 2.0), (2.0, 0.03))
+    )
+    for first, second in ((batch, interactive), (interactive, batch)):
+        lines = [first, replace(second, arrival_s=1.0), line(1.1, 1, 3000), line(4.0, 2)]
+        watched, outcome = run(lines, 2)
+        placed = [watched.placed[a.request.id] for a in outcome.arrivals]
+        assert placed == [0, 0, 1, 1]

@@ -7,7 +7,7 @@ import numpy as np
 from tokenmux.engine.core.event import ModelAdded, ModelWanted
 from tokenmux.engine.core.facts import ModelId
 from tokenmux.engine.core.plan import Activate, AtOnce, Evict, Operation, Step
-from tokenmux.engine.core.request import Request, RequestId, ServiceLevel
+from tokenmux.engine.core.request import DEFAULT_LEVEL, Request, RequestId, ServiceLevel
 from tokenmux.engine.instance.instance import Instance
 from tokenmux.engine.instance.metrics import Metrics, RequestRecord
 from tokenmux.engine.memory.host_cache import HostCache
@@ -24,7 +24,7 @@ Decisions = list[tuple[float, Operation | AtOnce]]
 class World:
     """One H100 with models of 15 GB; four of them fit."""
 
-    def __init__(self, n_models: int) -> None:
+    def __init__(self, n_models: int, service: ServiceLevel = DEFAULT_LEVEL) -> None:
         kind = architecture("qwen2.5-7b")
         self.models = [kind.facts(f"m{i}") for i in range(n_models)]
         device = instance_facts(gpu("H100"))
@@ -42,16 +42,23 @@ class World:
             truth,
             Metrics(lambda record: self.records.update({record.request.id: record})),
             lambda at_s, decided: self.decisions.append((at_s, decided)),
+            service=service,
         )
         self.simulator = Simulator([self.instance], truth)
         for facts in self.models:
             self.simulator.apply(0, ModelAdded(0.0, facts))
 
     def arrival(
-        self, at_s: float, model: int, n_output: int = 100, weight: float = 1.0, ttft_s: float = 10.0
+        self,
+        at_s: float,
+        model: int,
+        n_output: int = 100,
+        weight: float = 1.0,
+        ttft_s: float = 10.0,
+        tpot_s: float = 0.1,
     ) -> Arrival:
         number = RequestId(f"{model}@{at_s}")
-        service = ServiceLevel(ttft_s, 0.1)
+        service = ServiceLevel(ttft_s, tpot_s)
         request = Request(number, ModelId(f"m{model}"), 200, 4000, at_s, service, weight=weight)
         return Arrival(request, n_output)
 
@@ -151,3 +158,30 @@ def test_waiting_is_bounded_under_overload() -> None:
     waits = sorted(r.ttft_s for r in world.records.values() if r.ttft_s is not None)
     assert len(waits) == len(arrivals)
     assert waits[-1] < 4 * waits[len(waits) // 2]
+
+
+def test_a_long_burst_makes_way_for_who_is_due_before_its_end() -> None:
+    """In a pool for batch, steps come in bursts of seconds; the interactive model comes in beside one and must not wait for its end."""
+    world = World(2, ServiceLevel(600.0, 2.0))
+    world.simulator.run(
+        [
+            world.arrival(0.0, 0, 3000, ttft_s=600.0, tpot_s=2.0),
+            world.arrival(10.0, 1, 50, ttft_s=2.0, tpot_s=0.05),
+        ]
+    )
+    assert world.records[RequestId("1@10.0")].n_on_time == 50
+    longest = max(decided.repeat for _, decided in world.decisions if isinstance(decided, Step))
+    assert longest > 200, "batch took no long bursts: this shows nothing"
+
+
+def test_who_can_wait_evicts_nobody_who_is_about_to_come_back() -> None:
+    """The interactive model has just been used; batch has ten minutes, and takes its room when it has not come back for a while."""
+    world = World(5)
+    batch = [world.arrival(0.1 * i, i, 2500, ttft_s=600.0, tpot_s=2.0) for i in (1, 2, 3)]
+    late_batch = world.arrival(8.0, 4, 100, ttft_s=600.0, tpot_s=2.0)
+    interactive = [world.arrival(at_s, 0, 20, ttft_s=2.0, tpot_s=0.05) for at_s in (0.0, 12.0, 24.0)]
+    world.simulator.run(sorted([*batch, late_batch, *interactive], key=lambda a: a.request.arrival_s))
+    loads = world.activations()
+    assert loads.count(ModelId("m0")) == 1
+    assert loads.count(ModelId("m4")) == 1, "it had its turn in the end"
+    assert all(record.n_on_time == record.n_tokens for record in world.records.values())
