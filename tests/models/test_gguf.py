@@ -310,6 +310,15 @@ def test_notes_of_who_made_the_file_are_passed_over(key: str, llama: PreTrainedM
     GgufCheckpoint.open(contents.write(tmp_path / "model.gguf"))
 
 
+def test_keys_of_the_part_for_images_are_passed_over_and_its_tensors_are_not(tmp_path: Path) -> None:
+    contents = files.contents_of(files.model_of("gemma3_text", head_dim=32, sliding_window=24))
+    contents.put(mm__tokens_per_image=(256, files.U32), vision__block_count=(27, files.U32))
+    GgufCheckpoint.open(contents.write(tmp_path / "text.gguf"))
+    contents.tensors["v.blk.0.attn_q.weight"] = np.ones((4, 4), np.float32)
+    with pytest.raises(UnsupportedModel, match=r"such as v.blk.0.attn_q.weight"):
+        GgufCheckpoint.open(contents.write(tmp_path / "both.gguf"))
+
+
 def test_tensors_are_used_once_each_or_named(llama: PreTrainedModel, tmp_path: Path) -> None:
     contents = files.contents_of(llama)
     contents.tensors["blk.0.attn_q.extra"] = np.ones(4, np.float32)

@@ -101,6 +101,7 @@ def test_an_unknown_split_is_refused_by_name(name: str) -> None:
         ({"merges": ["h e", "nonsense"]}, "ggml.merges has 'nonsense'"),
         ({"merges": ["h zz"]}, "ggml.merges does not fit"),
         ({"tokens": ["a", "b", "a"]}, "ggml.tokens has 'a' twice"),
+        ({"tokens": ["a", "b" * 2000]}, "ggml.tokens has a token of 2000 characters"),
         ({"token_type": [1, 1]}, "ggml.token_type has 2 elements"),
         ({"eos_token_id": 99999}, "ggml.eos_token_id is 99999"),
         ({"eot_token_id": 320}, "ggml.eot_token_id is 320"),

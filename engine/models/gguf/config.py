@@ -267,6 +267,8 @@ def _qwen_experts(model_type: str, *, normed: bool, shared: bool) -> Callable[[D
             "mlp_only_layers": [],
         }
         if not shared:
+            for name in ("expert_shared_count", "expert_shared_feed_forward_length"):
+                keys.expect(name, 0)
             return fields
         width = keys.integer("expert_shared_feed_forward_length", found.size("blk.0.ffn_up_shexp.weight", 0))
         keys.expect("expert_shared_count", 1)
@@ -313,6 +315,7 @@ def _gemma2(found: Described) -> dict[str, Any]:
 def _gemma3(found: Described) -> dict[str, Any]:
     keys, sizes = found.keys, _sizes(found)
     capped = "final_logit_softcapping" in keys
+    keys.ignore_below("mm.", "vision.")  # of the part for images, whose tensors are in a file of their own
     return (
         _common(found, sizes)
         | windows.alternating(keys, sizes.layers, 6)

@@ -90,6 +90,10 @@ class Keys:
         """Take keys that change no result."""
         self._taken.update(names)
 
+    def ignore_below(self, *starts: str) -> None:
+        """Take all keys that begin so: they change no result."""
+        self._taken.update(name for name in self._values if name.startswith(starts))
+
     def bad(self, name: str, reason: str) -> NoReturn:
         raise BadCheckpoint(f"{self.file}: {self._prefix}.{name} {reason}")
 

@@ -3,6 +3,7 @@
 Byte-level vocabularies (`gpt2`) and SentencePiece's (`llama`), built from the file's metadata.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 _NO_TEXT = (_UNKNOWN, _CONTROL, _UNUSED, _BYTE)
 _SPACE = "▁"
 _GEMMA = ("gemma", "gemma2", "gemma3")
+_LONGEST = 1024
+"""Characters of a token. Every division of a piece is looked at, so a longer one is not believed."""
 _WITHOUT_EFFECT = (
     # Tokens that are neither added nor end an output.
     "ggml.seperator_token_id",
@@ -27,6 +30,7 @@ _WITHOUT_EFFECT = (
     "ggml.cls_token_id",
     *(f"ggml.fim_{part}_token_id" for part in ("pre", "suf", "mid", "pad", "rep", "sep")),
     *(f"ggml.{part}_token_id" for part in ("prefix", "suffix", "middle", "fsep")),
+    *(f"ggml.add_{part}_token" for part in ("padding", "unknown", "mask")),
     "ggml.token_type_count",
     "huggingface.json",
     "rwkv.world",
@@ -66,8 +70,10 @@ def read_tokenizer(file: Path, metadata: Mapping[str, Any], architecture: str, n
     if not tokens or len(tokens) > n_rows:
         keys.bad("ggml.tokens", f"has {len(tokens)} tokens, and the embedding has {n_rows}")
     if len(set(tokens)) != len(tokens):
-        twice = next(text for text in tokens if tokens.count(text) > 1)
+        twice = Counter(tokens).most_common(1)[0][0]
         keys.bad("ggml.tokens", f"has {twice[:40]!r} twice")
+    if (longest := max(map(len, tokens))) > _LONGEST:
+        keys.bad("ggml.tokens", f"has a token of {longest} characters")
     types = (
         keys.several("ggml.token_type", int, len(tokens))
         if "ggml.token_type" in keys
