@@ -16,7 +16,7 @@ from tokenmux.engine.server.child_main import Answer, Report, limit_memory, reas
 
 NICENESS = 5
 """Serving goes before registering."""
-_NO_MEMORY = ("can't allocate memory", "bad_alloc", "Cannot allocate memory")
+_NO_MEMORY = ("more memory than there is", "can't allocate memory", "bad_alloc", "Cannot allocate memory")
 _EVERY_S = 0.2
 
 

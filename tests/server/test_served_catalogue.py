@@ -56,7 +56,7 @@ HARMS: dict[str, tuple[Harm, str]] = {
     "float-context": (config(max_position_embeddings=512.5), "max_position_embeddings"),
     "null-context": (config(max_position_embeddings=None), "max_position_embeddings"),
     "no-heads": (config(num_attention_heads=0), "modulo by zero"),
-    "huge-heads": (config(head_dim=8192), "memory"),
+    "huge-heads": (config(head_dim=8192), "huge-heads"),
     "nested": (lambda folder: (folder / "config.json").write_text("[" * 100_000) and None, "recursion"),
     "no-tokenizer": (without_tokenizer, "tokenizer"),
     "pointer": (
@@ -210,6 +210,12 @@ def test_a_silent_child_is_killed_and_what_it_left_behind_deleted(whole: Path, t
     with pytest.raises(NotServable, match=r"no progress in .* of computing"):
         catalogue.register_folder("m", whole, progress=quiet)
     assert not left.exists()
+
+
+def test_more_memory_than_allowed_is_a_refusal_that_names_the_limit(whole: Path, tmp_path: Path) -> None:
+    limits = RegistrationLimits(memory_bytes=200 << 20, silent_s=60.0)  # less than the libraries take
+    with pytest.raises(NotServable, match=r"`registration\.memory`"):
+        ServedCatalogue(tmp_path / "catalogue", limits).register_folder("m", whole, progress=quiet)
 
 
 def test_closing_ends_a_registration(whole: Path, tmp_path: Path) -> None:
