@@ -358,7 +358,8 @@ def draw_rows(logits: torch.Tensor, draws: Sequence[Draw], tiles: StepTiles, sta
             "position": np.array([draw.position for draw in draws], np.int64),
         }
     )
-    banned = [(row, token) for row, draw in enumerate(draws) for token in draw.forbidden]
+    n_tokens = logits.shape[-1]
+    banned = [(row, t) for row, draw in enumerate(draws) for t in draw.forbidden if 0 <= t < n_tokens]
     logits = logits[:n]
     if banned:
         logits = logits.clone()

@@ -39,10 +39,11 @@ def draw(logits: torch.Tensor, sampling: Sampling, position: int, forbidden: Col
     """The token at `position`, given the logits `[vocabulary]` there. `forbidden` tokens are never drawn.
 
     The largest logit is taken away before the division, so that no temperature makes a score overflow.
+    Ids in `forbidden` that the vocabulary does not have are nothing to forbid.
     """
     if forbidden:
         logits = logits.clone()
-        logits[list(forbidden)] = -torch.inf
+        logits[[token for token in forbidden if 0 <= token < logits.numel()]] = -torch.inf
     first = int(likeliest(logits))
     if sampling.is_greedy or not torch.isfinite(logits[first]):
         return first

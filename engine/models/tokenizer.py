@@ -4,17 +4,19 @@ The front owns text; workers see token ids. `Tokenizer` encodes and checks what 
 token by token, is `detokenizer.py`'s subject.
 """
 
-import json
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tokenmux.engine.core.errors import BadCheckpoint, InvalidRequest
 from tokenmux.engine.models.detokenizer import Detokenizer, TokenText
+from tokenmux.engine.models.ends import end_tokens
 from tokenmux.engine.models.quiet import quiet_transformers
+
+logger = logging.getLogger(__name__)
 
 
 class Tokenizer:
@@ -46,7 +48,10 @@ class Tokenizer:
             raise BadCheckpoint(f"{folder}: the tokenizer cannot be read ({reason})") from error
         if not backend.is_fast:
             raise BadCheckpoint(f"{folder}: the tokenizer has no fast version (tokenizer.json)")
-        return cls(backend, vocab_size, _stop_token_ids(folder, backend))
+        ends = end_tokens(folder, backend.eos_token_id, vocab_size)
+        for warning in ends.warnings:
+            logger.warning("%s: %s", folder.name, warning)
+        return cls(backend, vocab_size, ends.ids)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`. Raises InvalidRequest for text that is not valid Unicode."""
@@ -91,18 +96,3 @@ class Tokenizer:
     ) -> Detokenizer:
         """A fresh detokenizer for one output. `prompt` is what it continues: only its end matters, for spaces."""
         return Detokenizer(self._text, stop, prompt=prompt, skip_special_tokens=skip_special_tokens)
-
-
-def _stop_token_ids(folder: Path, backend: PreTrainedTokenizerBase) -> set[int]:
-    ids: set[int] = set() if backend.eos_token_id is None else {int(backend.eos_token_id)}
-    for name in ("generation_config.json", "config.json"):
-        try:
-            found: Any = json.loads((folder / name).read_bytes()).get("eos_token_id")
-        except FileNotFoundError:
-            continue
-        except (ValueError, AttributeError) as error:
-            raise BadCheckpoint(f"{folder / name}: damaged ({error})") from None
-        if found is not None:
-            ids.update(found if isinstance(found, list) else [found])
-            break
-    return ids

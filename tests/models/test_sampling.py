@@ -124,3 +124,14 @@ def test_whatever_is_asked_a_token_is_drawn_that_may_be_drawn(
 
 def test_the_kernels_have_the_same_bound() -> None:
     assert parameters.GREEDY_BELOW == GREEDY_BELOW
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_what_the_vocabulary_does_not_have_is_nothing_to_forbid(temperature: float) -> None:
+    sampling = Sampling(temperature, seed=1)
+    likeliest_id = int(likeliest(LOGITS))
+    for forbidden in ({N_WORDS}, {-1}, {9999, -9999}, {10**30}):
+        assert draw(LOGITS, sampling, 3, forbidden) == draw(LOGITS, sampling, 3)
+        assert draw(LOGITS, sampling, 3, {likeliest_id, *forbidden}) == draw(
+            LOGITS, sampling, 3, {likeliest_id}
+        )

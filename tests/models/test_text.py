@@ -110,7 +110,7 @@ def test_token_ids_out_of_range_are_refused(bad: int) -> None:
         BYTES.check_token_ids([5, bad])
 
 
-def test_loading_finds_what_ends_an_output(tmp_path: Path) -> None:
+def test_loading_finds_what_ends_an_output(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(BadCheckpoint, match="tokenizer cannot be read"):
         Tokenizer.load(tmp_path, 320)
     tiny.byte_tokenizer().save_pretrained(tmp_path)
@@ -119,6 +119,12 @@ def test_loading_finds_what_ends_an_output(tmp_path: Path) -> None:
     loaded = Tokenizer.load(tmp_path, 320)
     assert loaded.stop_token_ids == {5, 6, 257}
     assert loaded.decode(loaded.encode("wörld")) == "wörld"
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [5, 320, -1, true]}')
+    with caplog.at_level("WARNING"):
+        assert Tokenizer.load(tmp_path, 320).stop_token_ids == {5, 257}
+    assert "eos_token_id 320 is ignored: the model has token ids 0 to 319" in caplog.text
+    # The tokenizer's own may be beyond the model's rows.
+    assert Tokenizer.load(tmp_path, 257).stop_token_ids == {5}
     (tmp_path / "generation_config.json").write_text("[")
     with pytest.raises(BadCheckpoint, match=r"generation_config\.json: damaged"):
         Tokenizer.load(tmp_path, 320)
