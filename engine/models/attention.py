@@ -25,6 +25,8 @@ from tokenmux.engine.models.batch import CellKeys, DecodeInputs, StepBatch
 
 ATTENTION_NAME = "tokenmux_paged"
 STEP_ARGUMENT = "tokenmux_step"
+HOLDER = "tokenmux_step_holder"
+"""The attribute of attention modules that has the `StepHolder` of their model."""
 
 
 class AttendsItself(Protocol):
@@ -46,6 +48,15 @@ class AttendsItself(Protocol):
         ...
 
 
+class StepHolder:
+    """Where attention finds the step if the model does not hand its keyword arguments on. One for each model."""
+
+    __slots__ = ("step",)
+
+    def __init__(self) -> None:
+        self.step: StepBatch | DecodeInputs | AttendsItself | None = None
+
+
 def paged_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -53,7 +64,7 @@ def paged_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    tokenmux_step: StepBatch | DecodeInputs | AttendsItself,
+    tokenmux_step: StepBatch | DecodeInputs | AttendsItself | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -63,10 +74,30 @@ def paged_attention(
     """Attend the rows of a step.
 
     `query` is `[1, q_heads, n_rows, head_dim]`, `key` and `value` `[1, kv_heads, n_rows, head_dim]`, already rotated; the
-    result is `[1, n_rows, q_heads, head_dim]`. `attention_mask` is always None: the model makes none for a
+    result is `[1, n_rows, q_heads, head_dim]`. Narrower values (latent attention) are padded with zeros to the width of
+    keys, in which KV is kept, and the result is as narrow. `attention_mask` is always None: the model makes none for a
     function that has no mask registered.
     """
+    n_values = value.shape[3]
+    if n_values < key.shape[3]:
+        padded = F.pad(value, [0, key.shape[3] - n_values])
+        output, _none = paged_attention(
+            module,
+            query,
+            key,
+            padded,
+            attention_mask,
+            tokenmux_step=tokenmux_step,
+            scaling=scaling,
+            sliding_window=sliding_window,
+            softcap=softcap,
+            s_aux=s_aux,
+        )
+        return output[..., :n_values], None
     step = tokenmux_step
+    if step is None:
+        step = getattr(module, HOLDER).step
+    assert step is not None
     layer: int = module.layer_idx  # type: ignore[assignment]
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
     if not isinstance(step, StepBatch | DecodeInputs):

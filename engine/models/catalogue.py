@@ -61,6 +61,7 @@ from tokenmux.engine.models.image import Manifest, Progress, no_progress
 from tokenmux.engine.models.locks import Claim, alone_in, is_free
 from tokenmux.engine.models.probe import probe
 from tokenmux.engine.models.quiet import quiet_transformers
+from tokenmux.engine.models.sizes import check_size
 from tokenmux.engine.models.skeleton import Skeleton, empty_model
 from tokenmux.engine.models.text import is_foreign
 from tokenmux.engine.models.text_files import TRIAL_S, write_text_files
@@ -381,6 +382,9 @@ def describe_folder(
     files = find_weights(folder)
     config = load_config(folder, trust_remote_code=trust_remote_code)
     stored = next((t.torch_dtype for f in files for t in f.tensors.values()), torch.float32)
+    check_size(
+        folder / "config.json", config, sum(f.n_bytes for f in files), trust_remote_code=trust_remote_code
+    )
     return config, _chosen_dtype(dtype, config, stored)
 
 

@@ -5,6 +5,7 @@ lies. Anything else is loaded by transformers, which renames, fuses and dequanti
 written in the order of the model's layers. No table of names is kept here.
 """
 
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from tokenmux.engine.core.errors import BadCheckpoint
+from tokenmux.engine.core.errors import BadCheckpoint, TokenmuxError
 from tokenmux.engine.models.checkpoint import SafetensorsFile, find_weights
 from tokenmux.engine.models.image import (
     ALIGNMENT,
@@ -26,6 +27,11 @@ from tokenmux.engine.models.image import (
 )
 from tokenmux.engine.models.quiet import quiet_transformers
 from tokenmux.engine.models.skeleton import state_names
+
+_WITHOUT_EFFECT = re.compile(
+    r"rotary_emb\.inv_freq$|\.masked_bias$|^(v_head|value_head|score|classifier|(model\.)?mtp(_\w+)?)\."
+)
+"""Tensors that do not change what a model writes: former buffers, and heads for other purposes."""
 
 
 def image_from_folder(
@@ -76,9 +82,11 @@ def _load(path: Path, **options: Any) -> PreTrainedModel:
                 ignore_mismatched_sizes=True,
                 **options,
             )
-    except (OSError, RuntimeError, ValueError, KeyError, IndexError, TypeError, EOFError) as error:
-        reason = str(error).strip().splitlines() or [repr(error)]
-        raise BadCheckpoint(f"{path}: transformers cannot load it ({reason[0]})") from error
+    except (TokenmuxError, MemoryError):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise BadCheckpoint(f"{path}: transformers cannot load it ({reason})") from error
     model: PreTrainedModel = loaded[0]
     report: Mapping[str, Collection[object]] = loaded[1]
     for problem in ("missing_keys", "mismatched_keys"):
@@ -86,6 +94,13 @@ def _load(path: Path, **options: Any) -> PreTrainedModel:
             raise BadCheckpoint(
                 f"{path}: {len(keys)} {problem.replace('_keys', '')} tensors, such as {keys[0]}"
             )
+    unknown = sorted(
+        str(key) for key in report.get("unexpected_keys") or () if not _WITHOUT_EFFECT.search(str(key))
+    )
+    if unknown:
+        raise BadCheckpoint(
+            f"{path}: {len(unknown)} tensors have no place in the model that config.json describes, such as {unknown[0]}"
+        )
     return model
 
 

@@ -55,10 +55,16 @@ def check_facts(facts: ModelFacts) -> ModelFacts:
 def kv_shape(config: PreTrainedConfig, dtype: torch.dtype, block_size: int = BLOCK_TOKENS) -> KvShape:
     """The shape of a model's KV blocks. The probe checks it against what the model really hands to attention."""
     n_heads = int(config.num_attention_heads)
+    n_kv_heads = int(getattr(config, "num_key_value_heads", None) or n_heads)
+    head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // n_heads)
+    nope, rope = (getattr(config, f"qk_{part}_head_dim", None) for part in ("nope", "rope"))
+    if nope is not None and rope is not None and getattr(config, "kv_lora_rank", None):
+        # Latent attention: each head has keys of its own, and values as narrow or narrower, which are padded.
+        n_kv_heads, head_dim = n_heads, max(int(nope) + int(rope), int(config.v_head_dim))
     return KvShape(
         n_layers=int(config.num_hidden_layers),
-        n_kv_heads=int(getattr(config, "num_key_value_heads", None) or n_heads),
-        head_dim=int(getattr(config, "head_dim", None) or config.hidden_size // n_heads),
+        n_kv_heads=n_kv_heads,
+        head_dim=head_dim,
         dtype_bytes=dtype.itemsize,
         block_size=block_size,
     )

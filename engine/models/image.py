@@ -8,8 +8,10 @@ subject, and copying them to a device is the device's.
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,9 @@ from tokenmux.engine.models.files import atomic_file
 
 ALIGNMENT = 64
 MANIFEST_VERSION = 1
+MAX_DIMENSIONS = 16
 _CHUNK = 16 << 20
+_SAMPLE = 4096
 
 Progress = Callable[[str, int, int], None]
 """Called as `progress(what, done, total)`, in bytes, now and then during work that takes long."""
@@ -59,6 +63,25 @@ class TensorEntry:
     @property
     def torch_dtype(self) -> torch.dtype:
         return DTYPES[self.dtype]
+
+
+def check_entry(entry: TensorEntry, n_image_bytes: int) -> None:
+    """Raise ValueError unless the entry is a tensor within an image of `n_image_bytes`: binding it can then not fail."""
+    numbers = (*entry.shape, entry.offset, entry.n_bytes, n_image_bytes)
+    if type(entry.name) is not str or not all(type(number) is int and number >= 0 for number in numbers):
+        raise ValueError(
+            f"tensor {entry.name!r}: names are strings, shapes and offsets whole numbers, not negative"
+        )
+    if len(entry.shape) > MAX_DIMENSIONS:
+        raise ValueError(f"tensor {entry.name} has {len(entry.shape)} dimensions")
+    if type(entry.dtype) is not str or entry.dtype not in DTYPES:
+        raise ValueError(f"tensor {entry.name} is of type {entry.dtype!r}")
+    size = prod(entry.shape) * entry.torch_dtype.itemsize
+    if entry.n_bytes != size or entry.offset + size > n_image_bytes:
+        raise ValueError(
+            f"tensor {entry.name} of {entry.dtype} {entry.shape} has {entry.n_bytes} bytes at {entry.offset} "
+            f"of {n_image_bytes}, which cannot be"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +128,8 @@ class Manifest:
             entries = [
                 TensorEntry(n, d, tuple(shape), o, size) for n, d, shape, o, size in document["tensors"]
             ]
+            for entry in entries:
+                check_entry(entry, document["n_bytes"])
             return cls(
                 source=document["source"],
                 dtype=DTYPES[document["dtype"]],
@@ -116,7 +141,7 @@ class Manifest:
             )
         except FileNotFoundError:
             raise BadCheckpoint(f"{path}: the manifest is missing") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise BadCheckpoint(
                 f"{path}: the manifest is damaged ({error!r}); register the model again"
             ) from None
@@ -135,7 +160,8 @@ def map_image(manifest: Manifest, *, verify: bool = False) -> torch.Tensor:
 
 def _altered(manifest: Manifest) -> BadCheckpoint:
     return BadCheckpoint(
-        f"{manifest.file}: the weight image does not match its checksum; register the model again"
+        f"{manifest.file}: the weights do not match their checksum: the file was changed after the model was "
+        "registered; put the old file back, or unregister the model and register it again"
     )
 
 
@@ -151,13 +177,38 @@ def map_bytes(file: Path, offset: int, n_bytes: int) -> torch.Tensor:
     return torch.from_file(str(file), shared=False, size=end, dtype=torch.uint8)[offset:]
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a file looked like when its image was last read: a later read of the same needs no checksum of everything.
+
+    `samples` covers the first bytes of every chunk, for file systems whose times cannot be relied on.
+    """
+
+    inode: tuple[int, int]
+    n_bytes: int
+    changed_ns: tuple[int, int]
+    samples: bytes = b""
+
+    @classmethod
+    def now(cls, handle: int) -> "Seen":
+        """The open file `handle` as it is now, without samples."""
+        stat = os.fstat(handle)
+        return cls((stat.st_dev, stat.st_ino), stat.st_size, (stat.st_mtime_ns, stat.st_ctime_ns))
+
+
 def read_image(
-    manifest: Manifest, into: memoryview, told: Callable[[int], None], *, verify: bool = False
-) -> None:
-    """Read the image into a buffer of `n_bytes`; `told` hears of every piece, in bytes. Raises BadCheckpoint as `map_image`."""
-    digest = hashlib.sha256()
+    manifest: Manifest, into: memoryview, told: Callable[[int], None], *, seen: Seen | None = None
+) -> Seen:
+    """Read the image into a buffer of `n_bytes`; `told` hears of every piece, in bytes.
+
+    The checksum is compared unless the file is as it was `seen` when an earlier call of this function returned that. Raises
+    BadCheckpoint when the file is missing, too short, or not what was registered.
+    """
+    digest, samples = hashlib.sha256(), hashlib.blake2b(digest_size=16)
     try:
         with manifest.file.open("rb", buffering=0) as file:
+            before = Seen.now(file.fileno())
+            verify = seen is None or replace(seen, samples=b"") != before
             file.seek(manifest.data_offset)
             done = 0
             while done < manifest.n_bytes:
@@ -170,10 +221,17 @@ def read_image(
                     digest.update(into[done : done + n])
                 done += n
                 told(n)
+            for start in range(0, manifest.n_bytes, _CHUNK):
+                samples.update(into[start : min(start + _SAMPLE, manifest.n_bytes)])
+            changed = Seen.now(file.fileno()) != before
     except OSError as error:
         raise BadCheckpoint(f"{manifest.file}: the weight image cannot be read ({error.strerror})") from None
+    now = replace(before, samples=samples.digest())
     if verify and digest.hexdigest() != manifest.sha256:
         raise _altered(manifest)
+    if not verify and (changed or now != seen):
+        raise _altered(manifest)
+    return now
 
 
 def sha256(image: torch.Tensor, what: str, progress: Progress = no_progress) -> str:

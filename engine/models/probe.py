@@ -14,13 +14,15 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from tokenmux.engine.core.errors import TokenmuxError, UnsupportedModel
-from tokenmux.engine.models.attention import ATTENTION_NAME, STEP_ARGUMENT
+from tokenmux.engine.core.errors import UnsupportedModel
+from tokenmux.engine.models.attention import ATTENTION_NAME
 from tokenmux.engine.models.batch import Segment
+from tokenmux.engine.models.config_file import first_line
 from tokenmux.engine.models.facts import kv_shape
 from tokenmux.engine.models.image import ALIGNMENT, DTYPE_NAMES, Manifest, TensorEntry
 from tokenmux.engine.models.quiet import quiet_transformers
 from tokenmux.engine.models.runner import Runner
+from tokenmux.engine.models.sizes import check_buildable
 from tokenmux.engine.models.skeleton import Skeleton, state_names
 
 _GRID = 16
@@ -28,7 +30,10 @@ _BLOCK = 8
 _PROMPTS = (27, 9)
 _WINDOW = 12
 _N_DECODED = 5
+_N_WORDS = 96
+_LONGEST = 64
 _TOLERANCE = 2e-3
+_STATE_KEYS = ("mamba_", "ssm_", "linear_num_", "lru_width", "conv_L_cache", "state_size", "rwkv_", "xlstm_")
 
 
 def probe(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> None:
@@ -39,17 +44,20 @@ def probe(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> None:
     try:
         with quiet_transformers(), torch.random.fork_rng(devices=()):
             torch.manual_seed(0)
-            _compare(shrunk(config), trust_remote_code)
-    except UnsupportedModel as error:
-        raise UnsupportedModel(f"{what}: {error}") from None
-    except (TokenmuxError, RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
-        raise UnsupportedModel(f"{what}: {_reason(error)}") from error
+            small = shrunk(config)
+            check_buildable(small, trust_remote_code=trust_remote_code)
+            _compare(small, trust_remote_code)
+    except Exception as error:
+        reason = str(error) if isinstance(error, UnsupportedModel) else _reason(error)
+        if (state := _state_beside_kv(config)) is not None:
+            reason = f"it keeps state beside keys and values ({state}), which is not supported yet"
+        raise UnsupportedModel(f"{what}: {reason}") from error
 
 
 def shrunk(config: PreTrainedConfig) -> PreTrainedConfig:
     """A small config of the same kind: fewer layers (each kind kept), heads, experts and words; short windows.
 
-    Head size and rotary parameters stay, since they belong together.
+    Head size and rotary parameters stay, since they belong together. What a config does not let itself be set to stays.
     """
     small = deepcopy(config)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -58,6 +66,7 @@ def shrunk(config: PreTrainedConfig) -> PreTrainedConfig:
     n_heads = n_kv * (2 if grouped else 1)
     layer_types = getattr(config, "layer_types", None)
     n_layers = min(config.num_hidden_layers, _layers_for_every_kind(layer_types))
+    n_groups = min(2, getattr(config, "n_group", None) or 1)
     sizes: dict[str, object] = {
         "num_hidden_layers": n_layers,
         "num_attention_heads": n_heads,
@@ -70,29 +79,58 @@ def shrunk(config: PreTrainedConfig) -> PreTrainedConfig:
         "shared_expert_intermediate_size": 64,
         "num_experts": 4,
         "num_local_experts": 4,
+        "n_routed_experts": 4,
         "num_experts_per_tok": 2,
-        "vocab_size": 96,
-        "sliding_window": _WINDOW,
+        "n_group": n_groups,
+        "topk_group": min(n_groups, getattr(config, "topk_group", None) or 1),
+        "first_k_dense_replace": min(1, getattr(config, "first_k_dense_replace", None) or 0),
+        "vocab_size": _N_WORDS,
         "attention_chunk_size": _WINDOW,
     }
+    context = getattr(config, "max_position_embeddings", None) or 0
+    # A window as long as the context is never in force, and some models have it in a mask that is not passed on.
+    if (getattr(config, "sliding_window", None) or context) < context:
+        sizes["sliding_window"] = _WINDOW
+    if not getattr(config, "rope_parameters", None):
+        sizes["max_position_embeddings"] = min(context, _LONGEST)
     for name, value in sizes.items():
         if getattr(config, name, None) is not None:
-            setattr(small, name, value)
-    if layer_types is not None:
-        small.layer_types = list(layer_types[:n_layers])
+            _set(small, name, value)
+    for name, value in list(vars(small).items()):
+        # One value for each layer, such as its kind.
+        if isinstance(value, list) and len(value) == config.num_hidden_layers:
+            _set(small, name, value[:n_layers])
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        setattr(small, name, None)
+        if not _set(small, name, None):
+            _set(small, name, 0)
     return small
+
+
+def _set(config: PreTrainedConfig, name: str, value: object) -> bool:
+    """Set a value of a config; False if the config does not take it (its types are checked, properties may lack setters)."""
+    try:
+        setattr(config, name, value)
+    except Exception:  # noqa: BLE001 - configs are foreign code, and raise what they like
+        return False
+    return True
 
 
 def _reason(error: Exception) -> str:
     """What an exception out of the modelling code means here."""
-    text = next(iter(str(error).strip().splitlines()), repr(error))
+    text = first_line(error)
     if isinstance(error, KeyError) and ATTENTION_NAME in text:
         return "its attention cannot be replaced"
-    if isinstance(error, TypeError) and STEP_ARGUMENT in text:
-        return "it does not hand the step on to its attention"
     return f"it cannot run over paged KV ({text})"
+
+
+def _state_beside_kv(config: PreTrainedConfig) -> str | None:
+    """The key of the config that tells of layers whose state is not keys and values: such models cannot be served."""
+    kinds = getattr(config, "layer_types", None)
+    if isinstance(kinds, list) and (odd := next((k for k in kinds if "attention" not in str(k)), None)):
+        return f"layers of type {odd}"
+    if isinstance(kinds, list) and any(str(kind).startswith("linear") for kind in kinds):
+        return "layers of type linear_attention"
+    return next((name for name in vars(config) if name.startswith(_STATE_KEYS)), None)
 
 
 def _layers_for_every_kind(layer_types: list[str] | None) -> int:
@@ -125,7 +163,8 @@ def _compare(config: PreTrainedConfig, trust_remote_code: bool) -> None:
         2 * n_blocks, shape.n_layers, 2, shape.n_kv_heads, shape.block_size, shape.head_dim
     )
     tables = [list(range(first, 2 * n_blocks, 2)) for first in (1, 0)]
-    ids = torch.randint(0, config.vocab_size, (2, max(_PROMPTS) + _N_DECODED)).tolist()
+    # Token 0 may be padding, which some models leave out.
+    ids = torch.randint(1, config.vocab_size, (2, max(_PROMPTS) + _N_DECODED)).tolist()
     served: list[list[torch.Tensor]] = [[], []]
 
     def serve(spans: Mapping[int, tuple[int, int]]) -> None:

@@ -203,12 +203,17 @@ class Runner:
         step: StepBatch | DecodeInputs | AttendsItself,
     ) -> torch.Tensor:
         """One pass through transformers' model, as modules."""
-        output = self._skeleton.model(
-            input_ids=token_ids,
-            position_ids=positions,
-            use_cache=False,
-            logits_to_keep=logit_rows,
-            **{STEP_ARGUMENT: step},
-        )
+        holder = self._skeleton.step_holder
+        holder.step = step
+        try:
+            output = self._skeleton.model(
+                input_ids=token_ids,
+                position_ids=positions,
+                use_cache=False,
+                logits_to_keep=logit_rows,
+                **{STEP_ARGUMENT: step},
+            )
+        finally:
+            holder.step = None
         logits: torch.Tensor = output.logits[0]
         return logits

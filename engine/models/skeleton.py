@@ -7,6 +7,7 @@ part; what is in it, the manifest's (`image.py`).
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from threading import Lock
@@ -71,6 +72,10 @@ class Skeleton:
         trust_remote_code: bool = False,
     ) -> None:
         self.model = empty_model(config, manifest.dtype, trust_remote_code=trust_remote_code)
+        self.step_holder = attention.StepHolder()
+        for module in self.model.modules():
+            if hasattr(module, "layer_idx"):
+                setattr(module, attention.HOLDER, self.step_holder)
         self.n_bytes = manifest.n_bytes
         self._bindings = _match(self.model, manifest)
         if packed:
@@ -142,7 +147,8 @@ def empty_model(
     model.tie_weights()
     choose_experts(model, dtype, "cpu")
     # Else some models look for padding among the token ids in every step, and the device is waited for.
-    model.config.pad_token_id = None
+    with suppress(Exception):  # some configs insist on an integer
+        model.config.pad_token_id = None
     model.eval()  # type: ignore[no-untyped-call]
     return model
 
@@ -191,15 +197,37 @@ def _match(model: PreTrainedModel, manifest: Manifest) -> tuple[_Binding, ...]:
                     tensors[id(tensor)] = tensor
     bindings = []
     for key, named_slots in places.items():
-        entry = next((e for name, _ in named_slots if (e := manifest.tensors.get(name)) is not None), None)
-        empty = tensors[key]
-        if entry is None:
-            raise BadCheckpoint(f"{manifest.source}: tensor {named_slots[0][0]} is missing")
-        if entry.shape != tuple(empty.shape):
-            raise BadCheckpoint(
-                f"{manifest.source}: tensor {entry.name} has shape {entry.shape}, "
-                f"config.json asks for {tuple(empty.shape)}"
-            )
-        slots = tuple(slot for _, slot in named_slots)
-        bindings.append(_Binding(entry, entry.torch_dtype, slots, empty))
+        for entry, slots in _entries_of(named_slots, manifest):
+            empty = tensors[key]
+            if entry.shape != tuple(empty.shape):
+                raise BadCheckpoint(
+                    f"{manifest.source}: tensor {entry.name} has shape {entry.shape}, "
+                    f"config.json asks for {tuple(empty.shape)}"
+                )
+            bindings.append(_Binding(entry, entry.torch_dtype, slots, empty))
+    unused = sorted(manifest.tensors.keys() - {binding.entry.name for binding in bindings})
+    if unused:
+        raise BadCheckpoint(
+            f"{manifest.source}: {len(unused)} tensors have no place in the model that config.json describes, "
+            f"such as {unused[0]}"
+        )
     return tuple(bindings)
+
+
+def _entries_of(
+    named_slots: Sequence[tuple[str, _Slot]], manifest: Manifest
+) -> list[tuple[TensorEntry, tuple[_Slot, ...]]]:
+    """The tensors of the image for the places that show one tensor of the model, each with the places that it goes to.
+
+    That is one tensor, under any of the names. Where the checkpoint had several with values of their own, config.json said
+    wrongly that they are tied: each goes to its own place.
+    """
+    found = [(entry, slot) for name, slot in named_slots if (entry := manifest.tensors.get(name)) is not None]
+    if not found:
+        raise BadCheckpoint(f"{manifest.source}: tensor {named_slots[0][0]} is missing")
+    if len(found) == 1:
+        return [(found[0][0], tuple(slot for _, slot in named_slots))]
+    if len(found) < len(named_slots):
+        absent = next(name for name, _ in named_slots if name not in manifest.tensors)
+        raise BadCheckpoint(f"{manifest.source}: of {len(named_slots)} tied tensors only {absent} is missing")
+    return [(entry, (slot,)) for entry, slot in found]

@@ -4,7 +4,9 @@ The instance decides which weights are where; this follows, and turns a started 
 blocks. A skeleton is built once, when its model is first fetched, on the fetch channel's thread, and kept.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, RLock
@@ -12,7 +14,13 @@ from threading import Event, RLock
 import torch
 
 from tokenmux.engine.core.clock import Clock
-from tokenmux.engine.core.errors import InternalError
+from tokenmux.engine.core.errors import (
+    BadCheckpoint,
+    DoesNotFit,
+    InternalError,
+    TokenmuxError,
+    UnsupportedModel,
+)
 from tokenmux.engine.core.event import StepDone
 from tokenmux.engine.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.engine.core.plan import Chunk, Step
@@ -22,11 +30,13 @@ from tokenmux.engine.instance.instance import Instance
 from tokenmux.engine.instance.started import Started
 from tokenmux.engine.models.batch import Segment
 from tokenmux.engine.models.entry import Entry
-from tokenmux.engine.models.image import read_image
+from tokenmux.engine.models.image import Seen, read_image
 from tokenmux.engine.models.runner import Runner
 from tokenmux.engine.runtime import collector
 from tokenmux.engine.runtime.contents import Content
 from tokenmux.engine.runtime.warming import Warmer
+
+_log = logging.getLogger(__name__)
 
 
 class ModelHost:
@@ -84,11 +94,22 @@ class ModelHost:
     # ── what the device asks ─────────────────────────────────────────────────────────────────────────────────
 
     def read_image(self, image: Image, into: memoryview, progress: Callable[[int], None]) -> None:
-        """Fill the buffer from the image's file, checked the first time; on the fetch channel's thread."""
+        """Fill the buffer from the image's file, checked when the file is new or was touched; on the fetch channel's thread.
+
+        Raises TokenmuxError with the reason why the model cannot be run: whatever a model's files or its modelling code
+        do, it is that model's trouble.
+        """
         model = self._owner_of(image.id)
-        read_image(model.entry().manifest, into, progress, verify=not model.is_verified)
-        model.is_verified = True
-        model.make_ready(torch.frombuffer(into, dtype=torch.uint8))
+        with _reasons_of(model.facts.id):
+            manifest = model.entry().manifest
+        if manifest.n_bytes != image.n_bytes:
+            raise BadCheckpoint(
+                f"{model.path}: its image has {manifest.n_bytes} bytes, not {image.n_bytes} as when the server took "
+                "it up; restart the server"
+            )
+        model.seen = read_image(manifest, into, progress, seen=model.seen)
+        with _reasons_of(model.facts.id):
+            model.make_ready(torch.frombuffer(into, dtype=torch.uint8))
         if self._warmer is not None:
             self._warmer.wait(model.path)
 
@@ -142,6 +163,21 @@ class ModelHost:
         return next(m for m in list(self._models.values()) if any(i.id == image for i in m.facts.images))
 
 
+@contextmanager
+def _reasons_of(model: ModelId) -> Iterator[None]:
+    """Foreign exceptions are reasons why this model cannot be run, and no more."""
+    try:
+        yield
+    except TokenmuxError:
+        raise
+    except MemoryError as error:
+        raise DoesNotFit(f"{model} cannot be prepared to run: the host's memory is exhausted") from error
+    except Exception as error:
+        _log.exception("%s cannot be prepared", model)
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UnsupportedModel(f"{model} cannot be prepared to run: {reason}") from error
+
+
 @dataclass(slots=True)
 class _Model:
     """A registered model. Its entry is opened and its skeleton built by whichever thread asks first: the fetch channel's."""
@@ -150,7 +186,7 @@ class _Model:
     path: Path
     prefill_chunk_tokens: int
     device: torch.device
-    is_verified: bool = False
+    seen: Seen | None = None
     _is_ready: bool = False
     _entry: Entry | None = None
     _runner: Runner | None = None
@@ -187,9 +223,11 @@ class _Model:
             if self._is_ready:
                 return
             runner.make_ready(self.device)
-            if is_recordable:
+            if len(self.facts.images) == 1:
+                # What cannot be bound shows here, where it is one model's failure.
                 runner.bind(image)
-                runner.record()
+                if is_recordable:
+                    runner.record()
                 runner.unbind()
             self._is_ready = True
 

@@ -204,7 +204,7 @@ def test_an_altered_image_is_noticed(catalogue: Catalogue, checkpoint: Path) -> 
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    with pytest.raises(BadCheckpoint, match="does not match its checksum"):
+    with pytest.raises(BadCheckpoint, match="do not match their checksum"):
         map_image(entry.manifest, verify=True)
     file.write_bytes(content[:-1])
     with pytest.raises(BadCheckpoint, match="cut off"):

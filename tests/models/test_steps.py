@@ -188,11 +188,12 @@ def test_the_probe_lets_every_family_pass(family: str) -> None:
 @pytest.mark.parametrize(
     ("model_type", "reason"),
     [
-        ("stablelm", "does not hand the step on"),
         ("falcon", "attention cannot be replaced"),
         ("bloom", r"layers \[0, 1\] do not call the attention function"),
-        ("deepseek_v3", "cannot run over paged KV"),
-        ("mamba", "cannot run over paged KV"),
+        ("dbrx", "cannot run over paged KV"),
+        ("mamba", "state beside keys and values"),
+        ("qwen3_next", r"state beside keys and values \(layers of type linear_attention\)"),
+        ("bamba", "state beside keys and values"),
         ("llama4_text", "logits differ"),
     ],
 )

@@ -1,0 +1,72 @@
+"""Numbers of a config.json are checked before anything of that size is built: one number too many must not cost the machine."""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from accelerate import init_empty_weights  # type: ignore[import-untyped]
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from tokenmux.engine.core.errors import BadCheckpoint, UnsupportedModel
+from tokenmux.engine.models.config_file import first_line
+
+_BUILT_ONE_BY_ONE = ("layer", "expert")
+"""What is counted by keys with these words in them is built in a loop."""
+_COUNTED = 4096
+"""More layers or experts than this must show in the number of tensors."""
+_WEIGHTS_PER_BYTE = 4
+"""The densest format that is read has two."""
+_PROBED_BYTES = 1 << 30
+"""The probe of a model with heads of 256 numbers takes 3 MB; one that takes more than this is no language model."""
+
+
+def check_counts(path: Path, config: Mapping[str, Any], n_tensors: int) -> None:
+    """Raise BadCheckpoint if the config in `path` asks for more layers or experts than the checkpoint's tensors can be."""
+    text = config.get("text_config")
+    parts = [config, text if isinstance(text, dict) else {}]
+    for key, value in (item for part in parts for item in part.items()):
+        if not isinstance(value, int) or not any(word in key for word in _BUILT_ONE_BY_ONE):
+            continue
+        if value > max(n_tensors, _COUNTED) or (
+            key in ("num_hidden_layers", "n_layer") and value > n_tensors
+        ):
+            raise BadCheckpoint(f"{path}: {key} is {value}, but the checkpoint has {n_tensors} tensors")
+
+
+def check_size(
+    path: Path, config: PreTrainedConfig, n_bytes: int, *, trust_remote_code: bool = False
+) -> None:
+    """Raise BadCheckpoint if the config in `path` describes a model that `n_bytes` of weights are too few for."""
+    n_weights, n_buffered = _numbers(config, trust_remote_code)
+    if n_weights > _WEIGHTS_PER_BYTE * n_bytes:
+        raise BadCheckpoint(
+            f"{path}: describes {n_weights} weights, but the checkpoint has {n_bytes} bytes of them"
+        )
+    if 4 * n_buffered > max(n_bytes, _PROBED_BYTES):
+        raise BadCheckpoint(f"{path}: describes a model with {4 * n_buffered >> 20} MiB besides its weights")
+
+
+def check_buildable(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> None:
+    """Raise UnsupportedModel if a model of `config` would take more than a probe should, its buffers included."""
+    n_bytes = 4 * sum(_numbers(config, trust_remote_code))
+    if n_bytes > _PROBED_BYTES:
+        raise UnsupportedModel(
+            f"config.json describes a model of which even two layers with few heads and words take {n_bytes >> 20} MiB"
+        )
+
+
+def _numbers(config: PreTrainedConfig, trust_remote_code: bool) -> tuple[int, int]:
+    """How many numbers the weights of a model of `config` have, and its buffers, without any memory for them."""
+    try:
+        with init_empty_weights(include_buffers=True):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                deepcopy(config), trust_remote_code=trust_remote_code
+            )
+        model.tie_weights()
+    except Exception as error:
+        what = (config.architectures or [config.model_type])[0]
+        raise UnsupportedModel(
+            f"architecture {what}: no model can be built from config.json ({first_line(error)})"
+        ) from error
+    return sum(p.numel() for p in model.parameters()), sum(b.numel() for b in model.buffers())
