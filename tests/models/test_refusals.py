@@ -273,7 +273,7 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {family: tiny.create(family, root / family) for family in tiny.FAMILIES}
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(family=st.sampled_from(sorted(tiny.FAMILIES)), key=st.sampled_from(NUMBERS), value=ODD)
 def test_any_value_of_a_config_is_served_or_refused_with_a_reason(
     families: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, family: str, key: str, value: object
