@@ -78,33 +78,38 @@ def paged_attention(
     keys, in which KV is kept, and the result is as narrow. `attention_mask` is always None: the model makes none for a
     function that has no mask registered.
     """
-    n_values = value.shape[3]
-    if n_values < key.shape[3]:
-        padded = F.pad(value, [0, key.shape[3] - n_values])
-        output, _none = paged_attention(
-            module,
-            query,
-            key,
-            padded,
-            attention_mask,
-            tokenmux_step=tokenmux_step,
-            scaling=scaling,
-            sliding_window=sliding_window,
-            softcap=softcap,
-            s_aux=s_aux,
-        )
-        return output[..., :n_values], None
     step = tokenmux_step
     if step is None:
         step = getattr(module, HOLDER).step
     assert step is not None
     layer: int = module.layer_idx  # type: ignore[assignment]
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
+    # From the module, not from the tensors: while a step is recorded, a branch on a size would be frozen.
+    n_values, n_keys = getattr(module, "v_head_dim", None), getattr(module, "qk_head_dim", None)
+    if isinstance(n_values, int) and isinstance(n_keys, int) and n_values < n_keys:
+        value = F.pad(value, [0, n_keys - n_values])
+        output = _attend_step(step, layer, query, key, value, scale, sliding_window, softcap, s_aux)
+        return output[..., :n_values], None
+    return _attend_step(step, layer, query, key, value, scale, sliding_window, softcap, s_aux), None
+
+
+def _attend_step(
+    step: StepBatch | DecodeInputs | AttendsItself,
+    layer: int,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scale: float,
+    sliding_window: int | None,
+    softcap: float | None,
+    s_aux: torch.Tensor | None,
+) -> torch.Tensor:
+    """`paged_attention` with everything resolved, keys and values of one width."""
     if not isinstance(step, StepBatch | DecodeInputs):
         attended = step.attend(
             layer, query, key, value, scale=scale, window=sliding_window, softcap=softcap, sinks=s_aux
         )
-        return attended, None
+        return attended
     tokens, units = step.tokens[layer], step.units[layer]
     if not step.n_prompt_rows:
         tiles = step.decode_tiles(sliding_window)
@@ -112,7 +117,7 @@ def paged_attention(
         decoded: torch.Tensor = decode(
             query, key, value, tokens, units, step.write_lines, *tiles, scale, softcap, s_aux
         )
-        return decoded, None
+        return decoded
     assert isinstance(step, StepBatch)
     write_kv(tokens, step.write_lines, key, value)
     n_rows, n_prompt_rows = query.shape[2], step.n_prompt_rows
@@ -131,7 +136,7 @@ def paged_attention(
         tiles = step.decode_tiles(sliding_window)
         q = query[0, :, n_prompt_rows:].transpose(0, 1)
         output[0, n_prompt_rows:] = _attend_tiles(q, units, *tiles, key.shape[1], scale, softcap, s_aux)
-    return output, None
+    return output
 
 
 def _read_cell(

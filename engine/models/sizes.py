@@ -65,8 +65,6 @@ def _numbers(config: PreTrainedConfig, trust_remote_code: bool) -> tuple[int, in
             )
         model.tie_weights()
     except Exception as error:
-        what = (config.architectures or [config.model_type])[0]
-        raise UnsupportedModel(
-            f"architecture {what}: no model can be built from config.json ({first_line(error)})"
-        ) from error
+        what = f"no {config.model_type} model can be built from config.json ({first_line(error)})"
+        raise UnsupportedModel(what) from error
     return sum(p.numel() for p in model.parameters()), sum(b.numel() for b in model.buffers())

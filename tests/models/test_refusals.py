@@ -333,7 +333,7 @@ def test_what_a_strict_config_refuses_is_a_refusal(
 ) -> None:
     folder = Path(shutil.copytree(families[family], tmp_path / "m"))
     change_config(folder, **change)
-    with pytest.raises(UnsupportedModel, match=r"config\.json: |architecture "):
+    with pytest.raises(UnsupportedModel, match=r"config\.json"):
         catalogue.register_folder("m", folder)
 
 
