@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
-from tokenmux.engine.core.facts import DeviceFacts, ModelFacts, ModelId
+from tokenmux.engine.core.cost import RooflineCost
+from tokenmux.engine.core.facts import DeviceFacts, HostFacts, ModelFacts, ModelId
 from tokenmux.engine.core.plan import Channel
 from tokenmux.engine.core.request import DEFAULT_LEVEL, FinishReason, Request, ServiceLevel
 from tokenmux.engine.instance.histogram import Histogram
@@ -18,6 +19,7 @@ from tokenmux.engine.policy.interface import InstancePolicy
 from tokenmux.engine.policy.pool import PoolPolicy
 from tokenmux.engine.policy.registry import make_policies
 from tokenmux.engine.sim.catalogue import Architecture, measured_as, paper_architecture
+from tokenmux.engine.sim.doubts import SURE, Doubts
 from tokenmux.engine.sim.hardware import (
     DISK_BYTES_PER_S,
     GB,
@@ -143,6 +145,7 @@ def simulate(
     on_done: OnDone | None = None,
     to_the_end: bool = True,
     goal: float | None = None,
+    doubts: Doubts = SURE,
 ) -> Outcome:
     """Replay `arrivals` (in order of time) on a pool of `n_instances` whose own service level is the usual one of the first requests.
 
@@ -150,6 +153,7 @@ def simulate(
     same, and a pool that is far too small need not work off its queue. A request without a token then counts as if its first came at once.
 
     `goal`: stop as soon as it is certain that less than this share of all tokens will be on time; the outcome is `missed` then.
+    `doubts`: what makes it more pessimistic than the step times that were measured.
     """
     device = hardware.instance(market)
     truth = true_cost(market, hardware, device)
@@ -158,6 +162,7 @@ def simulate(
         policies, pool_policy = make_policies(policy, n_instances, lengths)
     else:
         policies, pool_policy = policy(n_instances)
+    host = HostFacts(hardware.host_cache_bytes, hardware.disk_bytes_per_s)
     level = usual_level(arrivals)
     records: list[RequestRecord] = []
     caches = [_warm_cache(market, hardware) for _ in range(-(-n_instances // hardware.instances_per_host))]
@@ -166,13 +171,13 @@ def simulate(
             device,
             caches[i // hardware.instances_per_host],
             policies[i],
-            truth,
+            RooflineCost(device, host) if doubts.learned else truth,
             Metrics(records.append),
             service=level,
         )
         for i in range(n_instances)
     ]
-    simulator = Simulator(instances, truth, pool_policy, market.facts, on_done)
+    simulator = Simulator(instances, truth, pool_policy, market.facts, on_done, doubts)
     span_s = arrivals[-1].request.arrival_s if arrivals else 0.0
     missed = goal is not None and _run_towards(goal, simulator, arrivals, records, span_s)
     if goal is None:

@@ -1,7 +1,7 @@
 """Carries plans out on virtual time: the same instances, policies and metrics as the running engine, and no device.
 
 The simulator knows what an online scheduler cannot: how many tokens each request will draw (`Arrival.n_output`), and how long
-steps and copies truly take (`truth`). A repeated step is one event; when an event interrupts it, its end moves to the end of
+steps and copies truly take (`truth`, and what `doubts` add to it). A repeated step is one event; when an event interrupts it, its end moves to the end of
 the iteration that is under way. Events of equal time happen in the order in which they were caused.
 """
 
@@ -15,11 +15,12 @@ from tokenmux.engine.core.cost import CostModel, burst_ends_s
 from tokenmux.engine.core.errors import InternalError
 from tokenmux.engine.core.event import SUPERSEDED, Arrived, CopyDone, Event, ModelAdded, StepDone, Withdrawn
 from tokenmux.engine.core.facts import ModelFacts, ModelId
-from tokenmux.engine.core.plan import Channel, Compact, Step
+from tokenmux.engine.core.plan import Activate, Channel, Compact, Step
 from tokenmux.engine.core.request import FinishReason, Request, RequestId
 from tokenmux.engine.instance.instance import Instance
 from tokenmux.engine.instance.started import Started
 from tokenmux.engine.policy.pool import Move, Place, PoolPolicy, PoolView, Refuse
+from tokenmux.engine.sim.doubts import SURE, Doubts
 from tokenmux.engine.workload.trace import Arrival
 
 OnDone = Callable[[int, Started, Event], None]
@@ -40,6 +41,7 @@ class Simulator:
         pool_policy: PoolPolicy | None = None,
         models: Mapping[ModelId, ModelFacts] | None = None,
         on_done: OnDone | None = None,
+        doubts: Doubts = SURE,
     ) -> None:
         self.instances = instances
         self.now_s = 0.0
@@ -49,6 +51,9 @@ class Simulator:
         self._pool_policy = pool_policy or _OneInstance()
         self._models = models or {}
         self._on_done = on_done
+        self._doubts = doubts
+        self._stepped: dict[int, ModelId] = {}
+        """The model that stepped last on each instance."""
         self._heap: list[tuple[float, int, int, _StepEnd | _CopyEnd]] = []
         self._sequence = 0
         self._n_output: dict[RequestId, int] = {}
@@ -138,7 +143,10 @@ class Simulator:
         if isinstance(operation, Step):
             assert started.model is not None
             repeat = min(operation.repeat, self._least_left(index, operation))
+            switches = self._stepped.get(index) != started.model.id
+            self._stepped[index] = started.model.id
             ends_s = burst_ends_s(truth, started.model, started.work, repeat, self.now_s)
+            ends_s = self._doubts.stretched(ends_s, self.now_s, switches, started.work.beside_copy)
             self._steps[index] = (started, ends_s)
             self._push(ends_s[-1], index, _StepEnd(started.id, len(ends_s)))
             return
@@ -146,6 +154,8 @@ class Simulator:
             seconds = truth.move_s(started.n_bytes)
         else:
             seconds = truth.copy_s(started.channel, started.n_bytes)
+            if isinstance(operation, Activate):
+                seconds += self._doubts.activation_s
         self._copies[index][started.id] = started
         self._push(self.now_s + seconds, index, _CopyEnd(started))
 

@@ -1,0 +1,94 @@
+"""Switches that make a simulation more pessimistic: each does what it says, to the digit, and none changes anything unasked."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from tokenmux.engine.core.cost import RooflineCost
+from tokenmux.engine.core.event import CopyDone, Event, StepDone
+from tokenmux.engine.core.plan import Activate, Step
+from tokenmux.engine.instance.started import Started
+from tokenmux.engine.sim.doubts import ALL_DOUBTS, SURE, Doubts
+from tokenmux.engine.sim.plan_command import parse_market
+from tokenmux.engine.sim.scenario import Outcome, simulate
+from tokenmux.engine.workload.trace import TraceRequest, arrivals
+
+
+@dataclass
+class Seen:
+    outcome: Outcome
+    steps: list[tuple[Started, StepDone]]
+    loads: list[tuple[Started, CopyDone]]
+
+
+def seen(doubts: Doubts) -> Seen:
+    """Two models with two requests each on one device: one comes in while the other steps, and then they take turns."""
+    steps: list[tuple[Started, StepDone]] = []
+    loads: list[tuple[Started, CopyDone]] = []
+
+    def note(index: int, started: Started, event: Event) -> None:
+        if isinstance(event, StepDone):
+            steps.append((started, event))
+        elif isinstance(started.operation, Activate) and isinstance(event, CopyDone):
+            loads.append((started, event))
+
+    market = parse_market(["2*qwen2.5-7b"], {})
+    lines = [TraceRequest(0.1 * i, f"qwen2.5-7b-{i % 2}", 100, 500) for i in range(4)]
+    outcome = simulate(market, arrivals(lines, market.max_context), 1, on_done=note, doubts=doubts)
+    return Seen(outcome, steps, loads)
+
+
+def durations(run: Seen) -> list[tuple[bool, bool, float, float]]:
+    """Of each step: whether it switches models, whether a copy was beside it, what it took, and what it was measured to take."""
+    truth = run.outcome.simulator._truths[0]
+    rows, before = [], None
+    for started, event in run.steps:
+        assert started.model is not None
+        assert isinstance(started.operation, Step)
+        measured, work = 0.0, started.work
+        for _ in event.ends_s:
+            measured += truth.step_s(started.model, work)
+            work = work._replace(context_tokens=work.context_tokens + work.decode_rows)
+        rows.append((started.model.id != before, work.beside_copy, event.at_s - started.at_s, measured))
+        before = started.model.id
+    return rows
+
+
+def test_without_doubts_steps_take_what_was_measured() -> None:
+    rows = durations(seen(SURE))
+    assert sum(switches for switches, *_ in rows) > 2, "no turns: this shows nothing"
+    assert any(beside for _, beside, *_ in rows)
+    assert all(took == pytest.approx(measured) for *_, took, measured in rows)
+
+
+def test_a_switch_of_models_costs_its_time_once() -> None:
+    rows = durations(seen(Doubts(switch_s=0.005)))
+    assert all(took == pytest.approx(measured + 0.005 * switches) for switches, _, took, measured in rows)
+
+
+def test_steps_beside_a_copy_take_longer() -> None:
+    rows = durations(seen(Doubts(beside_copy=1.5)))
+    assert any(beside for _, beside, *_ in rows)
+    assert any(not beside for _, beside, *_ in rows)
+    assert all(took == pytest.approx(measured * (1.5 if beside else 1)) for _, beside, took, measured in rows)
+
+
+def test_an_activation_takes_longer_than_its_copy() -> None:
+    def seconds(run: Seen) -> list[float]:
+        return [event.at_s - started.at_s for started, event in run.loads]
+
+    sure, doubtful = seconds(seen(SURE)), seconds(seen(Doubts(activation_s=0.025)))
+    assert doubtful == pytest.approx([s + 0.025 for s in sure])
+
+
+def test_a_scheduler_that_is_told_nothing_learns() -> None:
+    (instance,) = seen(Doubts(learned=True)).outcome.simulator.instances
+    assert isinstance(instance.cost, RooflineCost)
+    (told,) = seen(SURE).outcome.simulator.instances
+    assert not isinstance(told.cost, RooflineCost)
+
+
+def test_all_doubts_together_cost_time_and_no_tokens() -> None:
+    sure, doubtful = seen(SURE).outcome, seen(ALL_DOUBTS).outcome
+    assert doubtful.seconds > sure.seconds
+    assert doubtful.summary().n_tokens == sure.summary().n_tokens == 2000
