@@ -287,22 +287,20 @@ def test_a_device_whose_products_know_the_place_of_a_row_is_refused(monkeypatch:
     rows.check_rows_of(64, torch.float32, "cpu")
     honest = rows._linear
 
-    def by_place(dtype, device, n, k, **options):
-        product = honest(dtype, device, n, k, **options)
-        return lambda x: product(x) + torch.arange(len(x))[:, None] * (1e-3 if bad == (n, k, options) else 0)
+    def by_place(weight, kind):
+        product = honest(weight, kind)
+        return lambda x: product(x) + torch.arange(len(x))[:, None] * (1e-3 if kind == bad else 0)
 
     monkeypatch.setattr(rows, "_linear", by_place)
-    plain, biased = {"bias": False, "transposed": False}, {"bias": True, "transposed": False}
     for bad in (
-        (576, 1536, plain),
-        (40, 24, plain),
-        (40, 24, biased),
-        (24, 8, {**biased, "transposed": True}),
+        rows.Product(576, 1536),
+        rows.Product(40, 24),
+        rows.Product(40, 24, bias=True),
+        rows.Product(24, 8, bias=True, transposed=True),
     ):
-        own = frozenset({rows.Product(bad[0], bad[1], **bad[2])})
-        with pytest.raises(UnsupportedModel, match=rf"depend on the place of a row .*n={bad[0]}, k={bad[1]}"):
-            rows.check_rows_of.__wrapped__(8, torch.float32, "cpu", own)
-    bad = (40, 24, biased)
+        with pytest.raises(UnsupportedModel, match=rf"depend on the place of a row .*n={bad.n}, k={bad.k}"):
+            rows.check_rows_of.__wrapped__(8, torch.float32, "cpu", frozenset({bad}))
+    bad = rows.Product(40, 24, bias=True)
     rows.check_rows_of.__wrapped__(8, torch.float32, "cpu", frozenset({rows.Product(40, 24)}))
 
 

@@ -172,12 +172,32 @@ def test_rows_are_padded_by_measurement(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(rows, "_fits", lambda rule, dtype, kind, n: kind.n != 192 or rule.most == 16)
     rows._row_rule.cache_clear()
     assert row_rule(torch.bfloat16) == RowRule(2, 1)
-    assert row_rule(torch.bfloat16, frozenset((Product(192, 576),))) == RowRule(2, 1, most=16)
+    assert row_rule(torch.bfloat16, frozenset((Product(192, 576), Product(96, 64)))) == RowRule(2, 1, most=16)
     monkeypatch.setattr(rows, "_fits", lambda *_: False)
     rows._row_rule.cache_clear()
     with pytest.raises(UnsupportedModel, match="depend on the number of rows"):
         row_rule(torch.bfloat16)
     rows._row_rule.cache_clear()
+
+
+def test_products_agree_where_the_rule_lets_them() -> None:
+    """Kernels that change at 18 and at 33 rows, and one in which a row's place matters."""
+    bits = {
+        n: tuple(range(n)) if n < 18 else tuple(range(100, 100 + n)) for n in (1, 2, 3, 8, 16, 17, 18, 32, 33)
+    }
+    assert not rows._agree(bits, RowRule(2, 1))
+    assert not rows._agree(bits, RowRule(2, 1, most=32))
+    assert rows._agree(bits, RowRule(2, 1, most=16))
+    assert rows._agree(bits, RowRule(32, 32))
+    assert not rows._agree(bits | {8: ()}, RowRule(2, 1, most=16))
+    assert rows._agree(bits | {8: ()}, RowRule(16, 16, most=16))
+
+
+def test_sums_in_another_order_show() -> None:
+    """Of random numbers the order of summing changes one result in thousands; of these, it changes nearly every row."""
+    x, weight = (t.float() for t in rows._operands(torch.bfloat16, "cpu", Product(96, 512)))
+    whole, other = ((x[:32] @ weight.T).bfloat16(), (x[:32].flip(1) @ weight.flip(1).T).bfloat16())
+    assert sum(a == b for a, b in zip(rows._hashes(whole), rows._hashes(other), strict=True)) < 3
 
 
 @pytest.mark.parametrize("family", sorted(tiny.FAMILIES))
