@@ -177,14 +177,20 @@ class Simulator:
             if self._copies[index].pop(started.id, None) is None:
                 return
             self._finish(index, started, CopyDone(self.now_s, started.id, due.error))
-            if started.channel is Channel.FETCH:
-                for sharer in self._sharers[index]:
-                    self._decide(sharer)
+            self._tell_sharers(index, started)
             return
         step, ends_s = self._steps.get(index, (None, ()))
         if step is not None and step.id == due.operation and len(ends_s) == due.n_iterations:
             del self._steps[index]
             self._finish(index, step, self._step_done(index, step, ends_s))
+
+    def _tell_sharers(self, index: int, started: Started) -> None:
+        """A fetch brought what others may wait for; a copy that ended holds the host cache's images no longer, so that others may fetch."""
+        is_fetch = started.channel is Channel.FETCH
+        if is_fetch or isinstance(started.operation, Activate):
+            for sharer in self._sharers[index]:
+                if is_fetch or self.instances[sharer].any_on_disk:
+                    self._decide(sharer)
 
     def _finish(self, index: int, started: Started, event: Event) -> None:
         if self._on_done:

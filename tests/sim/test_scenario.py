@@ -7,8 +7,9 @@ from tokenmux.engine.core.errors import ConfigError
 from tokenmux.engine.core.plan import AtOnce, Channel, Operation
 from tokenmux.engine.core.request import Request, RequestId, ServiceLevel
 from tokenmux.engine.policy.registry import POLICIES, make_policies, make_policy
+from tokenmux.engine.sim.catalogue import architecture
 from tokenmux.engine.sim.hardware import GB
-from tokenmux.engine.sim.scenario import Hardware, Market, paper_market, simulate
+from tokenmux.engine.sim.scenario import Hardware, Market, market, paper_market, simulate
 from tokenmux.engine.workload.generate import traffic
 from tokenmux.engine.workload.shape import clipped
 from tokenmux.engine.workload.trace import Arrival, arrivals
@@ -142,3 +143,14 @@ def test_a_step_that_is_under_way_when_the_last_token_is_due_still_counts() -> N
         assert stopped.tokens_on_time == whole.tokens_on_time
         n_straddling += 0.0 < whole.tokens_on_time < 1.0
     assert n_straddling > 5
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_instances_that_share_a_tiny_host_cache_all_get_their_fetches(seed: int) -> None:
+    """What one holds in the cache while it copies, another may have waited for to be let go."""
+    names = {f"m{i}": architecture(("qwen2.5-32b", "llama3.2-3b", "qwen2.5-7b")[i % 3]) for i in range(12)}
+    made = market(names)
+    trace = traffic(np.random.default_rng(seed), dict.fromkeys(names, 0.05), 30.0)
+    requests = arrivals(clipped(trace, 4096), made.max_context)
+    outcome = simulate(made, requests, 6, "slack", Hardware(host_cache_bytes=70 * GB))
+    assert outcome.summary().n_tokens == sum(a.n_output for a in requests)
