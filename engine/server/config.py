@@ -6,6 +6,7 @@ This describes; `engine.server.serve` builds from it.
 
 import difflib
 import ipaddress
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ DEFAULT_LISTEN = "127.0.0.1:50051"
 
 def _address(value: str) -> str:
     host, _, port = value.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
+    if not host or not (port.isascii() and port.isdecimal() and len(port) <= 5) or int(port) > 65535:
         raise ValueError(f"{value!r} is no address: write HOST:PORT, such as {DEFAULT_LISTEN} or [::1]:50051")
     return value
 
@@ -67,7 +68,14 @@ def _policy(value: str) -> str:
 def _location(value: Path, info: ValidationInfo) -> Path:
     """Absolute, from the folder that the validation is given as its context."""
     folder: Any = info.context
-    return Path(folder).absolute() / value.expanduser()
+    try:
+        os.fsencode(value)
+        location = value.expanduser()
+    except (RuntimeError, UnicodeError) as error:
+        raise ValueError(f"{str(value)!r} is no path here: write it in full ({error})") from error
+    if "\0" in str(value):
+        raise ValueError(f"{str(value)!r} is no path: it holds a NUL character")
+    return Path(folder).absolute() / location
 
 
 def _source(value: object) -> object:

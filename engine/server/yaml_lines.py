@@ -1,6 +1,7 @@
 """YAML with line numbers: the plain data of a file, and the line on which each part of it stands."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import yaml
 
@@ -8,6 +9,10 @@ from tokenmux.engine.core.errors import ConfigError
 
 Place = tuple[str | int, ...]
 """Keys and indices from the top: ("models", "small", "source")."""
+
+MAX_DEPTH = 32
+MAX_VALUES = 100_000
+"""What a file may hold once its aliases are written out: nine lines can stand for 10^9 values, or for no end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,29 +33,53 @@ class Document:
 
 
 def parse(text: str, name: str) -> Document:
-    """Read YAML. Raises ConfigError with the line where it is no YAML, or names a key twice."""
-    loader = yaml.SafeLoader(text)
+    """Read YAML. Raises ConfigError with the line where it is no YAML, names a key twice, or has no end."""
     lines: dict[Place, int] = {}
     try:
-        node = loader.get_single_node()
-        if node is None:
-            return Document(name, {}, lines)
-        _walk(node, (), lines, name)
-        return Document(name, loader.construct_document(node), lines)
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return Document(name, {}, lines)
+            _walk(node, (), lines, name)
+            return Document(name, loader.construct_document(node), lines)
+        finally:
+            loader.dispose()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = 1 if mark is None else mark.line + 1
         raise ConfigError(
             f"{name}:{line}: this is no valid YAML: {error.problem or error.context}"
         ) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{name}: this is no valid YAML: {error}") from error
-    finally:
-        loader.dispose()
+    except yaml.reader.ReaderError as error:
+        raise ConfigError(
+            f"{name}: this is no valid YAML: {error.reason}: character {error.position} is U+{error.character:04X}"
+        ) from error
+    except RecursionError as error:  # the parser's own, before there are nodes to look at
+        raise ConfigError(f"{name}: values lie more than {MAX_DEPTH} levels deep") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """Whatever a value's own constructor raises (ValueError for the date 2026-99-99) is told with its line."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except yaml.YAMLError:
+            raise
+        except Exception as error:
+            kind = node.tag.rpartition(":")[2]
+            problem = f"this is read as {kind} and is none ({error}): quote it if it is text"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
 
 
 def _walk(node: yaml.Node, place: Place, lines: dict[Place, int], name: str) -> None:
     lines.setdefault(place, node.start_mark.line + 1)
+    if len(place) > MAX_DEPTH or len(lines) > MAX_VALUES:
+        bound = f"{MAX_DEPTH} levels deep" if len(place) > MAX_DEPTH else f"{MAX_VALUES:,} values"
+        raise ConfigError(
+            f"{name}:{node.start_mark.line + 1}: more than {bound}, with what aliases repeat: write fewer"
+        )
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             line = key.start_mark.line + 1

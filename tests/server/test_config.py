@@ -1,13 +1,17 @@
 """pool.yaml: what it may say, and that every mistake is told with its line and what is allowed."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tokenmux.engine.core.errors import ConfigError
 from tokenmux.engine.server.access import Scope
-from tokenmux.engine.server.config import Override, PoolConfig, is_loopback, load_config
+from tokenmux.engine.server.config import Override, PoolConfig, check, is_loopback, load_config
 from tokenmux.engine.server.sizes import parse_size, show_size
+from tokenmux.engine.server.yaml_lines import parse
 
 FULL = """\
 listen: 0.0.0.0:50051
@@ -116,6 +120,89 @@ def test_nothing_needs_to_be_said(tmp_path: Path) -> None:
 def test_a_mistake_is_told_with_its_line(tmp_path: Path, text: str, message: str) -> None:
     (told, *_) = mistakes(tmp_path, text)
     assert told.startswith(message)
+
+
+ALIASES = "".join(f"k{n}: &k{n} [{', '.join([f'*k{n - 1}'] * 9)}]\n" for n in range(1, 10))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("listen: 2026-99-99", ":1: this is no valid YAML: this is read as timestamp and is none"),
+        ("\nlisten: !!timestamp x", ":2: this is no valid YAML"),
+        ("queue: {max_requests: !!int x}", ":1: this is no valid YAML: this is read as int"),
+        ("queue: {max_requests: !!bool x}", ":1: this is no valid YAML: this is read as bool"),
+        ("queue: {max_requests: " + "9" * 5000 + "}", ":1: this is no valid YAML: this is read as int"),
+        ("listen: a\x01b", "character 9 is U+0001"),
+        ("models: &a {b: *a}", "more than 32 levels deep"),
+        ("models: &a [*a]", "more than 32 levels deep"),
+        ("a: " + "[" * 3000 + "]" * 3000, "levels deep"),
+        ("k0: &k0 [x]\n" + ALIASES, "more than 100,000 values"),
+        ("catalogue: ~no-such-user/x", ":1: catalogue: '~no-such-user/x' is no path here: write it in full"),
+        ('catalogue: "a\\0b"', ":1: catalogue: 'a\\x00b' is no path"),
+        ('models: {a: "\\ud800"}', ":1: models.a.source: '\\ud800' is no path here"),
+        ("listen: 127.0.0.1:\u0663", "is no address"),
+        ("listen: 127.0.0.1:" + "9" * 5000, "is no address"),
+    ],
+)
+def test_odd_files_are_refused_with_their_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "pool.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert str(caught.value).startswith(f"{path}:")
+    assert message in str(caught.value)
+
+
+@given(
+    st.recursive(
+        st.sampled_from(
+            [
+                *[
+                    "&a",
+                    "*a",
+                    "!!int",
+                    "!!float",
+                    "!!bool",
+                    "!!timestamp",
+                    "!!binary",
+                    "!!set",
+                    "!!omap",
+                    "x",
+                    "1",
+                    "-1",
+                    "1e9",
+                    "~",
+                    "~x",
+                    "0x",
+                    "0o9",
+                    "1:99",
+                    "''",
+                    "<<",
+                    "<<:",
+                ],
+                "2026-13-45",
+                "2026-01-01T99:00:00Z",
+                "2026-01-01T00:00:00+99:99",
+                "9" * 4400,
+                ".inf",
+                "\x07",
+                "\u202e",
+            ]
+        ),
+        lambda inner: st.one_of(
+            st.lists(inner, max_size=4).map(lambda parts: f"[{', '.join(parts)}]"),
+            st.tuples(inner, inner).map(lambda pair: f"{{{pair[0]}: {pair[1]}}}"),
+            st.tuples(inner, inner).map(" ".join),
+        ),
+    ),
+    st.sampled_from(
+        ["catalogue", "listen", "models", "device", "keys", "tls", "policy", "tenants", "text", "z"]
+    ),
+)
+def test_any_file_is_a_configuration_or_mistakes(value: str, key: str) -> None:
+    with contextlib.suppress(ConfigError):
+        check(parse(f"{key}: {value}", "pool.yaml"), Path("/"))
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
