@@ -13,6 +13,7 @@ from typing import Any
 
 from tokenmux.engine.core.errors import BadCheckpoint, NotFound, UnsupportedModel
 from tokenmux.engine.models.config_file import read_object
+from tokenmux.engine.models.files import check_regular
 from tokenmux.engine.models.image import DTYPES, TensorEntry, check_entry
 from tokenmux.engine.models.quantised import refuse_packed, refuse_quantised
 from tokenmux.engine.models.sizes import check_counts
@@ -42,6 +43,10 @@ def find_weights(folder: Path) -> tuple[SafetensorsFile, ...]:
     """
     if not folder.is_dir():
         raise NotFound(f"{folder}: no such folder")
+    try:
+        check_regular(*folder.iterdir())
+    except OSError as error:
+        raise BadCheckpoint(f"{folder}: cannot be read ({error.strerror or error})") from error
     if not (folder / "config.json").is_file():
         raise BadCheckpoint(f"{folder}: config.json is missing{_hint(folder)}")
     config = read_object(folder / "config.json")
@@ -92,6 +97,7 @@ def _hint(folder: Path) -> str:
 def read_safetensors(path: Path) -> SafetensorsFile:
     """Read and check the header of a safetensors file. Raises BadCheckpoint with the reason, UnsupportedModel for a type of
     tensors that no model here computes with."""
+    check_regular(path)
     try:
         size = path.stat().st_size
         with path.open("rb") as file:

@@ -3,13 +3,14 @@
 import errno
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from tokenmux.engine.core.errors import DoesNotFit, TokenmuxError
+from tokenmux.engine.core.errors import BadCheckpoint, DoesNotFit, TokenmuxError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -59,3 +60,17 @@ def _disk_full(path: Path, n_bytes: int) -> DoesNotFit:
     return DoesNotFit(
         f"{path}: the disk is full ({n_bytes} bytes to write, {free} free); free some space or choose another folder"
     )
+
+
+def check_regular(*paths: Path) -> None:
+    """Raise BadCheckpoint if one of these is a pipe, a socket or a device: to open or read it may take for ever.
+
+    Links are followed. What is missing or cannot be looked at is for whoever opens it to say.
+    """
+    for path in paths:
+        try:
+            mode = path.stat().st_mode
+        except OSError:
+            continue
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise BadCheckpoint(f"{path}: is a pipe, socket or device; put a regular file in its place")

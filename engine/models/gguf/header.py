@@ -17,6 +17,7 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from tokenmux.engine.core.errors import BadCheckpoint, NotFound, UnsupportedModel
+from tokenmux.engine.models.files import check_regular
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -73,6 +74,7 @@ def read_header(file: Path) -> GgufHeader:
     Raises NotFound, BadCheckpoint when it is damaged or cut off, UnsupportedModel when it is of another
     version or byte order.
     """
+    check_regular(file)
     try:
         with file.open("rb") as opened:
             if opened.read(4) != _MAGIC:
