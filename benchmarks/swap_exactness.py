@@ -1,0 +1,304 @@
+"""Tokens of models that are swapped all the time, against the tokens of the same models alone.
+
+    python -m benchmarks.swap_exactness [--quick]
+
+For each family of `engine.models.tiny` and for bfloat16 and float32, the real engine of a worker serves the model in an arena with
+little room. A cycle takes the model out and brings it back beside neighbours of other sizes that come and go, so that its weights
+return at another offset; requests are served in it, greedy and sampled, and in every third cycle the model is sent away in mid-generation
+while a neighbour's request takes the room of its KV, which is paged out and comes back. Every token is compared with what the model gave alone, before the first swap.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from random import Random
+
+from benchmarks import report
+from tokenmux.engine.core.cost import RooflineCost
+from tokenmux.engine.core.event import CopyDone, StepDone
+from tokenmux.engine.core.facts import DeviceFacts, HostFacts, ModelId
+from tokenmux.engine.core.message import (
+    Finished,
+    FromWorker,
+    Load,
+    Register,
+    Sampling,
+    Submit,
+    Tokens,
+    Unload,
+)
+from tokenmux.engine.core.plan import Activate, PageOut
+from tokenmux.engine.core.request import FinishReason, Request, RequestId, ServiceLevel
+from tokenmux.engine.device.cpu import CpuDevice
+from tokenmux.engine.device.interface import Completion
+from tokenmux.engine.instance.instance import Instance
+from tokenmux.engine.instance.started import Started
+from tokenmux.engine.instance.state import Residency
+from tokenmux.engine.memory.host_cache import HostCache
+from tokenmux.engine.models import tiny
+from tokenmux.engine.models.catalogue import Catalogue
+from tokenmux.engine.models.entry import Entry
+from tokenmux.engine.policy.slack import SlackPolicy
+from tokenmux.engine.runtime.clock import MonotonicClock
+from tokenmux.engine.runtime.contents import Content
+from tokenmux.engine.runtime.engine import Engine
+from tokenmux.engine.runtime.model_host import ModelHost
+
+DTYPES = ("bfloat16", "float32")
+N_CYCLES = 300
+N_CYCLES_QUICK = 10
+N_PROMPTS = 12
+N_AT_ONCE = 2
+SLAB_BYTES = 256 << 10
+N_SLABS = 1
+CHUNK_TOKENS = 32
+BESIDE = ("llama", "gpt2", "gemma3")
+"""Families of the neighbours: images of three sizes."""
+WAIT_S = 120.0
+TARGETS = {
+    "n_changed_tokens": report.Target(source="swapping does not change a token", at_most=0),
+    "fewest_swaps": report.Target(
+        source="cycles of load and unload, each family and type", at_least=N_CYCLES
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A request that is served again and again."""
+
+    tokens: tuple[int, ...]
+    n_output: int
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Exactness:
+    """What the cycles of one model showed."""
+
+    n_swaps: int
+    """Activations of the model that were completed, the first one not counted."""
+    n_offsets: int
+    """Different places in the arena at which its weights lay."""
+    n_page_outs: int
+    """Copies of KV out of the arena."""
+    n_tokens: int
+    n_changed_tokens: int
+
+
+class Bench:
+    """The engine of a worker on the virtual GPU, run in the caller's thread, so that each thing is done when a call returns."""
+
+    def __init__(self, device: DeviceFacts) -> None:
+        host = HostFacts(cache_bytes=64 << 20, fetch_bytes_per_s=1e9)
+        clock = MonotonicClock()
+        contents: dict[RequestId, Content] = {}
+        self._inbox: SimpleQueue[Callable[[Engine], None]] = SimpleQueue()
+        self._said: list[FromWorker] = []
+        self._clock = clock
+        self._n_submitted = 0
+        self.offsets: dict[ModelId, list[int]] = {}
+        self.n_page_outs = 0
+        self.instance = Instance(
+            device, HostCache(host.cache_bytes), SlackPolicy(), RooflineCost(device, host)
+        )
+        models = ModelHost(self.instance, clock, contents)
+        self._device = CpuDevice(device, self.instance.ledger, clock, self, models)
+        models.attach(self._device.arena.as_tensor())
+        self._engine = Engine(
+            self.instance, clock, models, lambda messages: self._said.extend(messages), contents
+        )
+        self._engine.attach(self._device)
+        self.instance.completion_observers.append(self._completed)
+
+    def close(self) -> None:
+        self._device.close()
+
+    def register(self, entry: Entry) -> None:
+        self._engine.receive(Register(entry.facts, str(entry.path)))
+        self._until(entry.facts.id, Residency.HOST)
+
+    def load(self, model: ModelId) -> None:
+        self._engine.receive(Load(model))
+        self._until(model, Residency.RESIDENT)
+
+    def unload(self, model: ModelId) -> None:
+        self._engine.receive(Unload(model))
+        self._until(model, Residency.HOST)
+
+    def serve(
+        self, prompts: Sequence[tuple[ModelId, Prompt]], sent_away: ModelId | None = None
+    ) -> list[list[int]]:
+        """The tokens of each prompt, all served at once; `sent_away` is unloaded when its first token has been drawn."""
+        tokens: dict[RequestId, list[int]] = {}
+        model_of: dict[RequestId, ModelId] = {}
+        for model, prompt in prompts:
+            request = Request(
+                RequestId(f"r{self._n_submitted}"),
+                model,
+                len(prompt.tokens),
+                prompt.n_output,
+                self._clock.now_s(),
+                ServiceLevel(ttft_s=1.0, tpot_s=0.01),
+            )
+            self._n_submitted += 1
+            tokens[request.id], model_of[request.id] = [], model
+            self._engine.receive(Submit(request, prompt.tokens, prompt.sampling))
+        left = len(tokens)
+        self._engine.pump()
+        while left:
+            self._turn()
+            self._engine.pump()
+            said, self._said = self._said, []
+            for message in said:
+                match message:
+                    case Tokens(request=id, token_ids=token_ids):
+                        tokens[id].extend(token_ids)
+                        if model_of[id] == sent_away:
+                            self._engine.receive(Unload(sent_away))
+                            self._engine.pump()
+                            sent_away = None
+                    case Finished(request=id, reason=reason):
+                        if reason is not FinishReason.LENGTH:
+                            raise RuntimeError(f"{id} of {model_of[id]} ended: {reason.value}")
+                        left -= 1
+        return list(tokens.values())
+
+    def _until(self, model: ModelId, residency: Residency) -> None:
+        self._engine.pump()
+        while self.instance.models[model].residency is not residency:
+            self._turn()
+            self._engine.pump()
+
+    def _turn(self) -> None:
+        self._inbox.get(timeout=WAIT_S)(self._engine)
+
+    def _completed(self, started: Started, _event: StepDone | CopyDone) -> None:
+        if isinstance(started.operation, Activate):
+            ledger = self.instance.ledger
+            extent = ledger.extent(self.instance.models[started.operation.model].facts.images[0].id)
+            self.offsets.setdefault(started.operation.model, []).append(ledger.arena.offset(extent))
+        elif isinstance(started.operation, PageOut):
+            self.n_page_outs += 1
+
+    # the device's `Post`
+    def done(self, completion: Completion) -> None:
+        self._inbox.put(lambda engine: engine.done(completion))
+
+    def progress(self, operation: int, share: float) -> None:
+        self._inbox.put(lambda engine: engine.progress(operation, share))
+
+    def drawn(self, at_s: float, tokens: tuple[tuple[RequestId, int], ...]) -> None:
+        self._inbox.put(lambda engine: engine.drawn(at_s, tokens))
+
+    def broken(self, operation: int, error: BaseException) -> None:
+        self._inbox.put(lambda _engine: _raise(error))
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+def device_facts(arena_bytes: int) -> DeviceFacts:
+    return DeviceFacts(
+        name="cpu",
+        arena_bytes=arena_bytes,
+        host_kv_bytes=4 << 20,
+        copy_in_bytes_per_s=1e10,
+        copy_out_bytes_per_s=1e10,
+        memory_bytes_per_s=1e10,
+        flops_per_s=1e11,
+        slab_bytes=SLAB_BYTES,
+        prefill_chunk_tokens=CHUNK_TOKENS,
+    )
+
+
+def make_prompts(seed: int) -> list[Prompt]:
+    """Prompts of up to three chunks, every other one sampled."""
+    random = Random(seed)
+    return [
+        Prompt(
+            tuple(random.randrange(256) for _ in range(random.randint(1, 70))),
+            random.randint(3, 6),
+            Sampling(0.8, top_k=40, top_p=0.95, seed=number) if number % 2 else Sampling(),
+        )
+        for number in range(N_PROMPTS)
+    ]
+
+
+def measure(entry: Entry, neighbours: Sequence[Entry], n_cycles: int, seed: int = 0) -> Exactness:
+    """Serve `entry` alone, then through `n_cycles` cycles of unloading and loading beside its neighbours."""
+    prompts = make_prompts(seed)
+    model = ModelId(entry.name)
+    with closing(Bench(device_facts(entry.facts.n_bytes + (8 << 20)))) as roomy:
+        roomy.register(entry)
+        alone = [roomy.serve([(model, prompt)])[0] for prompt in prompts]
+    random = Random(seed)
+    beside = [ModelId(neighbour.name) for neighbour in neighbours]
+    arena_bytes = entry.facts.n_bytes + max(n.facts.n_bytes for n in neighbours) + N_SLABS * SLAB_BYTES
+    n_tokens = n_changed = 0
+    with closing(Bench(device_facts(arena_bytes))) as small:
+        for known in (entry, *neighbours):
+            small.register(known)
+        for cycle in range(n_cycles + 1):
+            for known in (model, *beside):
+                small.unload(known)
+            neighbour = random.choice(beside)
+            for known in (neighbour, model) if random.random() < 0.7 else (model, neighbour):
+                small.load(known)
+            chosen = random.sample(range(N_PROMPTS), N_AT_ONCE)
+            wanted = [(model, prompts[number]) for number in chosen]
+            if cycle % 3 == 0:
+                served = small.serve([*wanted, (neighbour, random.choice(prompts))], model)[:N_AT_ONCE]
+            else:
+                served = small.serve(wanted)
+            for number, tokens in zip(chosen, served, strict=True):
+                n_tokens += len(tokens)
+                n_changed += sum(a != b for a, b in zip(tokens, alone[number], strict=True))
+        offsets, n_page_outs = small.offsets[model], small.n_page_outs
+    return Exactness(len(offsets) - 1, len(set(offsets)), n_page_outs, n_tokens, n_changed)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--quick", action="store_true", help=f"a look: {N_CYCLES_QUICK} cycles of each model")
+    n_cycles = N_CYCLES_QUICK if parser.parse_args().quick else N_CYCLES
+    results: dict[tuple[str, str], Exactness] = {}
+    with tempfile.TemporaryDirectory(prefix="tokenmux-swap-exactness-") as name:
+        folder = Path(name)
+        catalogue = Catalogue(folder / "catalogue")
+        sources = {
+            family: tiny.create(family, folder / family, seed=number)
+            for number, family in enumerate(tiny.FAMILIES)
+        }
+        neighbours = [catalogue.register_folder(f"beside-{family}", sources[family]) for family in BESIDE]
+        for family, source in sources.items():
+            for dtype in DTYPES:
+                entry = catalogue.register_folder(f"{family}-{dtype}", source, dtype=dtype)
+                results[family, dtype] = measure(entry, neighbours, n_cycles)
+    report.table(
+        "tokens of swapped models that differ from those of the same model alone",
+        ["family", "type", "swaps", "places", "page-outs", "tokens", "changed"],
+        [
+            [*key, r.n_swaps, r.n_offsets, r.n_page_outs, r.n_tokens, r.n_changed_tokens]
+            for key, r in results.items()
+        ],
+    )
+    fewest = min(r.n_swaps for r in results.values())
+    metrics: dict[str, float] = {
+        "n_swaps": sum(r.n_swaps for r in results.values()),
+        "n_page_outs": sum(r.n_page_outs for r in results.values()),
+        "n_tokens": sum(r.n_tokens for r in results.values()),
+        "n_changed_tokens": sum(r.n_changed_tokens for r in results.values()),
+    }
+    report.finish(
+        "swap_exactness", metrics if n_cycles < N_CYCLES else metrics | {"fewest_swaps": fewest}, TARGETS
+    )
+
+
+if __name__ == "__main__":
+    main()
