@@ -231,7 +231,11 @@ def demo(
     from tokenmux.engine.demo.run import DemoOptions
     from tokenmux.engine.demo.run import run as run_demo
 
-    raise typer.Exit(run_demo(DemoOptions(cache.expanduser(), duration, seed, as_json=json)))
+    try:
+        folder = cache.expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{cache}: {error}") from error
+    raise typer.Exit(run_demo(DemoOptions(folder, duration, seed, as_json=json)))
 
 
 @app.command(rich_help_panel="Operating a pool")

@@ -35,10 +35,18 @@ def read_object(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise BadCheckpoint(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:
-        raise BadCheckpoint(f"{path}: damaged ({first_line(error)})") from None
+        raise BadCheckpoint(f"{path}: damaged ({_fault_of(error)})") from None
     if not isinstance(document, dict):
         raise BadCheckpoint(f"{path}: damaged (not an object)")
     return document
+
+
+def _fault_of(error: ValueError | RecursionError) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    if "set_int_max_str_digits" in str(error):
+        return "a number has thousands of digits"
+    return first_line(error)
 
 
 def first_line(error: BaseException) -> str:

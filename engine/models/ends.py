@@ -5,13 +5,12 @@ fine-tune whose tokenizer has more tokens than the model has rows). Only ids tha
 of here; what was left out or had to be guessed is said in warnings.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenmux.engine.core.errors import BadCheckpoint
+from tokenmux.engine.models.config_file import read_object
 
 _SOURCES = ("generation_config.json", "config.json")
 _DEEPEST, _MOST = 4, 256
@@ -99,12 +98,4 @@ def _shown(value: object) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty if there is no such file."""
-    try:
-        document = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except (ValueError, RecursionError) as error:
-        raise BadCheckpoint(f"{path}: damaged ({error})") from None
-    if not isinstance(document, dict):
-        raise BadCheckpoint(f"{path}: damaged (not an object)")
-    return document
+    return read_object(path) if path.exists() else {}

@@ -39,7 +39,13 @@ DEFAULT_LISTEN = "127.0.0.1:50051"
 
 def _address(value: str) -> str:
     host, _, port = value.rpartition(":")
-    if not host or not (port.isascii() and port.isdecimal() and len(port) <= 5) or int(port) > 65535:
+    bracketed = host.startswith("[") and host.endswith("]")
+    if (
+        not host
+        or (":" in host and not bracketed)
+        or not (port.isascii() and port.isdecimal() and len(port) <= 5)
+        or int(port) > 65535
+    ):
         raise ValueError(f"{value!r} is no address: write HOST:PORT, such as {DEFAULT_LISTEN} or [::1]:50051")
     return value
 

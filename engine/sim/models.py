@@ -87,7 +87,11 @@ def _named(entry: str) -> dict[str, tuple[ModelFacts, str]]:
 
 
 def _facts(described: str) -> tuple[ModelFacts, str]:
-    path = Path(described).expanduser()
+    try:
+        path = Path(described).expanduser()
+        path.exists()
+    except (RuntimeError, ValueError) as error:  # an unknown home, a NUL
+        raise ConfigError(f"{described!r} is not a path that can be used: {error}") from error
     if path.suffix == ".json" or path.exists() or "/" in described:
         return _from_config(path), ""
     made = architecture(described)
@@ -102,8 +106,8 @@ def _from_config(path: Path) -> ModelFacts:
         raise ConfigError(
             f"{file}: cannot be read: {error.strerror}; give the config.json of a model, or a folder that has one"
         ) from error
-    except ValueError as error:
-        raise ConfigError(f"{file}: is not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{file}: is not JSON that can be read: {error}") from error
     if not isinstance(config, dict):
         raise ConfigError(f"{file}: is not the config of a model, but {type(config).__name__}")
     try:

@@ -109,6 +109,7 @@ def test_nothing_needs_to_be_said(tmp_path: Path) -> None:
         ("tls:\n  certificate: x\n", "pool.yaml:1: tls.private_key: is missing"),
         ("listen: 50051\n", "pool.yaml:1: listen: should be a valid string"),
         ("listen: here\n", "pool.yaml:1: listen: 'here' is no address: write HOST:PORT, such as 127.0.0.1:50051"),
+        ("listen: '[::1:5'\n", "pool.yaml:1: listen: '[::1:5' is no address"),
         ("listen: 127.0.0.1:99999\n", "pool.yaml:1: listen: '127.0.0.1:99999' is no address"),
         ("drain_s: 1\nlisten: 0.0.0.0:1\n", "pool.yaml:2: listen: 0.0.0.0:1 can be reached from other machines, which needs `tls`"),
         ("a: [\n", "pool.yaml:2: this is no valid YAML"),
