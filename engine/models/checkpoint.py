@@ -55,15 +55,16 @@ def find_weights(folder: Path) -> tuple[SafetensorsFile, ...]:
     check_counts(folder / "config.json", config, sum(len(file.tensors) for file in files))
     if not config.get("quantization_config"):
         for file in files:
-            refuse_packed(folder, file.tensors)
+            refuse_packed(folder, {name: entry.torch_dtype for name, entry in file.tensors.items()})
     return files
 
 
 def _read_files(folder: Path) -> tuple[SafetensorsFile, ...]:
-    if (folder / _INDEX).is_file():
-        return _read_shards(folder)
+    # In the order of transformers, which loads what cannot be used as it lies.
     if (folder / _SINGLE).is_file():
         return (read_safetensors(folder / _SINGLE),)
+    if (folder / _INDEX).is_file():
+        return _read_shards(folder)
     found = sorted(p for p in folder.glob("*.safetensors") if p.name != _ADAPTER)
     if len(found) == 1:
         return (read_safetensors(found[0]),)
@@ -182,4 +183,11 @@ def _read_shards(folder: Path) -> tuple[SafetensorsFile, ...]:
     for tensor, name in file_of.items():
         if tensor not in shards[name].tensors:
             raise BadCheckpoint(f"{folder / name}: tensor {tensor} is missing")
+    shard_of: dict[str, str] = {}
+    for name, shard in shards.items():
+        for tensor in shard.tensors:
+            if (other := shard_of.setdefault(tensor, name)) != name:
+                raise BadCheckpoint(
+                    f"{folder}: tensor {tensor} is both in {other} and in {name}; remove one of them"
+                )
     return tuple(shards.values())

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tokenmux.engine.core.errors import UnsupportedModel
 
 _READ = frozenset({"mxfp4"})
@@ -39,11 +41,16 @@ def refuse_quantised(folder: Path, config: Mapping[str, Any]) -> None:
         raise _refusal(folder, method)
 
 
-def refuse_packed(folder: Path, names: Mapping[str, object]) -> None:
-    """Raise UnsupportedModel if the names of a checkpoint's tensors are those of packed weights."""
-    packed = next((name for name in names if name.endswith(_PACKED)), None)
-    if packed is not None:
-        raise _refusal(folder, f"as tensor {packed} shows")
+def refuse_packed(folder: Path, tensors: Mapping[str, torch.dtype]) -> None:
+    """Raise UnsupportedModel if a checkpoint's tensors are packed weights, by their names or their types.
+
+    transformers takes whole numbers for weights without a word, and without their scales.
+    """
+    for name, dtype in tensors.items():
+        if name.endswith(_PACKED):
+            raise _refusal(folder, f"as tensor {name} shows")
+        if name.endswith(".weight") and not dtype.is_floating_point:
+            raise _refusal(folder, f"as tensor {name} of type {str(dtype).removeprefix('torch.')} shows")
 
 
 def _method(config: Mapping[str, Any]) -> str | None:

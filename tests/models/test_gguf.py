@@ -247,6 +247,15 @@ def test_files_that_do_not_make_a_whole_are_refused_by_name(llama: PreTrainedMod
         GgufCheckpoint.open(tmp_path / "nonesuch.gguf")
 
 
+def test_a_count_of_files_that_is_no_whole_number_is_not_passed_over(
+    llama: PreTrainedModel, tmp_path: Path
+) -> None:
+    contents = files.contents_of(llama)
+    contents.keys["split.count"] = ("2", files.TEXT)
+    with pytest.raises(BadCheckpoint, match=r"split.count is '2', not a whole number"):
+        GgufCheckpoint.open(contents.write(tmp_path / "model.gguf"))
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e39])
 def test_numbers_that_are_not_finite_are_refused(
     value: float, llama: PreTrainedModel, tmp_path: Path

@@ -95,6 +95,42 @@ def test_packed_tensors_and_files_of_quantisers_show_it_too(checkpoint: Path) ->
         find_weights(checkpoint)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.uint8, torch.bool])
+def test_weights_that_are_whole_numbers_are_quantised(checkpoint: Path, dtype: torch.dtype) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    change_tensors(checkpoint, lambda t: t.update({name: (50 * t[name]).to(dtype)}))
+    with pytest.raises(UnsupportedModel, match=rf"as tensor {name} of type {str(dtype)[6:]} shows"):
+        find_weights(checkpoint)
+
+
+# ── shards, and files that are none ───────────────────────────────────────────────────────────────────────────
+
+
+def split_in_two(folder: Path, *, twice: bool = False) -> None:
+    """Make two shards and their index beside model.safetensors; `twice`: one tensor is in both."""
+    tensors = load_file(folder / WEIGHTS)
+    names = sorted(tensors)
+    parts = {"a.safetensors": names[:3], "b.safetensors": names[3 - twice :]}
+    for file, part in parts.items():
+        save_file({name: tensors[name] for name in part}, folder / file, metadata={"format": "pt"})
+    file_of = {name: file for file, part in parts.items() for name in part}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": file_of}))
+
+
+def test_a_tensor_in_two_shards_is_ambiguous(checkpoint: Path) -> None:
+    split_in_two(checkpoint, twice=True)
+    (checkpoint / WEIGHTS).unlink()
+    with pytest.raises(BadCheckpoint, match=r"is both in a\.safetensors and in b\.safetensors"):
+        find_weights(checkpoint)
+
+
+def test_the_file_that_is_checked_is_the_one_that_transformers_loads(checkpoint: Path) -> None:
+    split_in_two(checkpoint)
+    assert [file.path.name for file in find_weights(checkpoint)] == [WEIGHTS]
+    (checkpoint / WEIGHTS).unlink()
+    assert [file.path.name for file in find_weights(checkpoint)] == ["a.safetensors", "b.safetensors"]
+
+
 # ── every tensor is used, or the file refused ─────────────────────────────────────────────────────────────────
 
 

@@ -35,7 +35,9 @@ def read_model(file: Path) -> GgufModel:
     """
     header = read_header(file)
     count = header.metadata.get("split.count", 0)
-    if type(count) is not int or count < 2:
+    if type(count) is not int:
+        raise BadCheckpoint(f"{file}: split.count is {str(count)[:40]!r}, not a whole number")
+    if count < 2:
         return GgufModel(file, header.metadata, header.tensors)
     matched = _SHARD.fullmatch(file.name)
     if matched is None or int(matched[3]) != count:
