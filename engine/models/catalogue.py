@@ -56,7 +56,6 @@ from tokenmux.engine.models.entry import (
 )
 from tokenmux.engine.models.facts import BLOCK_TOKENS, model_facts
 from tokenmux.engine.models.files import DISK_FULL, atomic_file
-from tokenmux.engine.models.gguf.checkpoint import GgufCheckpoint
 from tokenmux.engine.models.image import Manifest, Progress, no_progress
 from tokenmux.engine.models.locks import Claim, alone_in, is_free
 from tokenmux.engine.models.probe import probe
@@ -248,6 +247,9 @@ class Catalogue:
         """
 
         def fill(target: Path) -> Manifest:
+            # Only here: a machine that is lent for its GPU need not have the package.
+            from tokenmux.engine.models.gguf.checkpoint import GgufCheckpoint
+
             checkpoint = GgufCheckpoint.open(file)
             self._told_memory(checkpoint.n_bytes)
             checkpoint.write_text(target)

