@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
+from tokenmux.engine.models.experts import expert_products, products_by_rule
 from tokenmux.engine.models.packing import packed_product
 from tokenmux.engine.models.pieces import in_pieces
 from tokenmux.engine.models.rows import RowRule
@@ -33,6 +34,9 @@ class ByRow(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         named = kwargs or {}
+        if func is expert_products:
+            x, weights, chosen, transposed = args
+            return products_by_rule(x, weights, chosen, transposed, self._rule)
         place = _ROWS_AT.get(func)
         # A recorded step has no more rows than one piece (`Runner.logits`).
         cut = self._rule.most is not None and not torch._C._get_tracing_state()

@@ -176,6 +176,11 @@ def products_of(model: torch.nn.Module) -> frozenset[Product]:
             found.add(Product(module.weight.shape[0], module.weight.shape[1], bias))
         elif type(module).__name__ == "Conv1D" and isinstance(weight, torch.Tensor):
             found.add(Product(weight.shape[1], weight.shape[0], bias, transposed=True))
+        elif hasattr(module, "is_transposed"):  # experts, each with a weight of its own
+            for stacked in (p for p in module._parameters.values() if p is not None and p.ndim == 3):
+                rows, columns = stacked.shape[1:]
+                n, k = (columns, rows) if module.is_transposed else (rows, columns)
+                found.add(Product(n, k, transposed=bool(module.is_transposed)))
     return frozenset(found)
 
 

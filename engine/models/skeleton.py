@@ -18,7 +18,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from tokenmux.engine.core.errors import BadCheckpoint, InternalError
-from tokenmux.engine.models import attention
+from tokenmux.engine.models import attention, experts
 from tokenmux.engine.models.image import Manifest, TensorEntry
 from tokenmux.engine.models.packing import Packed, PackedLinear, packing_of
 from tokenmux.engine.models.rows import grouped_experts_are_exact
@@ -154,8 +154,13 @@ def empty_model(
 
 
 def choose_experts(model: PreTrainedModel, dtype: torch.dtype, device: str) -> None:
-    """Let a mixture of experts run grouped products where they are exact by row on `device`, else one product per token."""
-    if model._can_set_experts_implementation():
+    """Let a mixture of experts compute by row on a processor; elsewhere grouped products where they are exact, else one for each token."""
+    if not model._can_set_experts_implementation():
+        return
+    if device == "cpu":
+        experts.register()
+        model.set_experts_implementation(experts.EXPERTS_NAME)
+    else:
         exact = grouped_experts_are_exact(dtype, device)
         model.set_experts_implementation("grouped_mm" if exact else "batched_mm")
 
