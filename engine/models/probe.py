@@ -47,6 +47,8 @@ def probe(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> None:
             small = shrunk(config)
             check_buildable(small, trust_remote_code=trust_remote_code)
             _compare(small, trust_remote_code)
+    except MemoryError:
+        raise
     except Exception as error:
         reason = str(error) if isinstance(error, UnsupportedModel) else _reason(error)
         if (state := _state_beside_kv(config)) is not None:

@@ -64,6 +64,8 @@ def _numbers(config: PreTrainedConfig, trust_remote_code: bool) -> tuple[int, in
                 deepcopy(config), trust_remote_code=trust_remote_code
             )
         model.tie_weights()
+    except MemoryError:
+        raise
     except Exception as error:
         what = f"no {config.model_type} model can be built from config.json ({first_line(error)})"
         raise UnsupportedModel(what) from error

@@ -43,6 +43,8 @@ class Tokenizer:
                 backend = AutoTokenizer.from_pretrained(
                     str(folder), local_files_only=True, trust_remote_code=trust_remote_code
                 )
+        except MemoryError:
+            raise
         except Exception as error:
             reason = next(iter(str(error).strip().splitlines()), repr(error))
             raise BadCheckpoint(f"{folder}: the tokenizer cannot be read ({reason})") from error

@@ -64,21 +64,27 @@ def test_the_products_of_experts_are_known(family: str) -> None:
 
 
 _LAYER = """
-import resource, torch
+import re, torch
+from pathlib import Path
 from transformers import AutoConfig
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeExperts
 from tokenmux.engine.models.experts import experts_by_row
 torch.set_num_threads(1)
+
+def peak():
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
 config = AutoConfig.for_model("qwen2_moe", hidden_size=2048, moe_intermediate_size=1408, num_experts=60, num_experts_per_tok=4)
 with torch.inference_mode():
-    layer = Qwen2MoeExperts(config).to(torch.bfloat16)
+    torch.set_default_dtype(torch.bfloat16)
+    layer = Qwen2MoeExperts(config)
     for parameter in layer.parameters():
         parameter.fill_(0.01)
     x = torch.ones(512, 2048, dtype=torch.bfloat16)
     ids = torch.arange(2048).remainder(60).view(512, 4)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak()
     experts_by_row(layer, x, ids, torch.full((512, 4), 0.25, dtype=torch.bfloat16))
-    grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    grown = peak() - before
 print(grown, sum(p.nbytes for p in layer.parameters()))
 """
 

@@ -57,7 +57,10 @@ HARMS: dict[str, tuple[Harm, str]] = {
     "null-context": (config(max_position_embeddings=None), "max_position_embeddings"),
     "no-heads": (config(num_attention_heads=0), "modulo by zero"),
     "huge-heads": (config(head_dim=8192), "huge-heads"),
-    "nested": (lambda folder: (folder / "config.json").write_text("[" * 100_000) and None, "recursion"),
+    "nested": (
+        lambda folder: (folder / "config.json").write_text("[" * 100_000) and None,
+        "nested too deeply",
+    ),
     "no-tokenizer": (without_tokenizer, "tokenizer"),
     "pointer": (
         lambda folder: (folder / "tokenizer.json").write_text("version https://x") and None,

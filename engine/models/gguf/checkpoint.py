@@ -43,7 +43,7 @@ class GgufCheckpoint:
         """
         try:
             return cls._open(read_model(file))
-        except TokenmuxError:
+        except (TokenmuxError, MemoryError):
             raise
         except Exception as error:
             reason = next(iter(str(error).strip().splitlines()), repr(error))
@@ -132,6 +132,8 @@ def _made(model: GgufModel, fields: Mapping[str, Any], tokenizer: GgufTokenizer)
     try:
         with quiet_transformers():
             config: PreTrainedConfig = AutoConfig.for_model(model_type, **options)
+    except MemoryError:
+        raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise UnsupportedModel(f"{model.file}: transformers refuses its config ({reason})") from error

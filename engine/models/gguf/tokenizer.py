@@ -182,6 +182,8 @@ def _merges(
 def _bpe(keys: Keys, ids: dict[str, int], merges: list[tuple[str, str]], **options: Any) -> models.BPE:
     try:
         return models.BPE(vocab=ids, merges=merges, **options)
+    except MemoryError:
+        raise
     except Exception as error:
         raise BadCheckpoint(
             f"{keys.file}: tokenizer.ggml.merges does not fit the vocabulary ({error})"
