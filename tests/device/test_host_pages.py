@@ -69,6 +69,7 @@ def test_nothing_stays_mapped_or_open() -> None:
     def mapped() -> int:
         return len(re.findall("tokenmux-images", Path("/proc/self/maps").read_text()))
 
+    gc.collect()  # what earlier tests left in cycles is not to go in between
     before, files = mapped(), len(os.listdir("/proc/self/fd"))
     pool = HostPages(FakeGpu(), PAGE)
     image = pool.take(5 * PAGE)
@@ -80,4 +81,5 @@ def test_nothing_stays_mapped_or_open() -> None:
     assert int(view.sum()) == 7 * 5 * PAGE, "who still looks sees what was there"
     del image, pool, view
     gc.collect()
-    assert (mapped(), len(os.listdir("/proc/self/fd"))) == (before, files)
+    assert mapped() <= before
+    assert len(os.listdir("/proc/self/fd")) <= files
