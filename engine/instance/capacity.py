@@ -4,13 +4,14 @@ from collections.abc import Iterable, Sequence
 
 from tokenmux.engine.core.errors import DoesNotFit
 from tokenmux.engine.core.facts import DeviceFacts, HostFacts, KvShape, ModelFacts
-from tokenmux.engine.memory.arena import aligned
+from tokenmux.engine.memory.arena import ALIGNMENT, aligned
 
 
 def kv_bytes(device: DeviceFacts, shape: KvShape, n_tokens: int) -> int:
     """Arena bytes of the slabs that hold `n_tokens` tokens of one request."""
-    per_slab = max(1, (device.slab_bytes - shape.block_bytes + 1) // shape.block_bytes)
-    return -(-shape.blocks_for(n_tokens) // per_slab) * device.slab_bytes
+    slab_bytes = aligned(device.slab_bytes)
+    per_slab = max(1, (slab_bytes - shape.block_bytes + 1) // shape.block_bytes)
+    return -(-shape.blocks_for(n_tokens) // per_slab) * slab_bytes
 
 
 def weight_bytes(model: ModelFacts) -> int:
@@ -48,7 +49,7 @@ def check_request(
     """Raise DoesNotFit unless the model's weights and the KV of one request of `n_tokens` fit beside what is pinned."""
     held = sum(weight_bytes(other) for other in pinned if other.id != model.id)
     weights, kv = weight_bytes(model), kv_bytes(device, model.kv, n_tokens)
-    room = device.arena_bytes - device.arena_bytes % 64 - held
+    room = device.arena_bytes - device.arena_bytes % ALIGNMENT - held
     if weights + kv <= room:
         return
     beside = f" beside {show_size(held)} of pinned weights" if held else ""
@@ -73,7 +74,7 @@ def check_pins(
 
     That is its whole context, if that fits now, and else a chunk of a prompt: what never fitted is no reason against a pin.
     """
-    room = device.arena_bytes - device.arena_bytes % 64
+    room = device.arena_bytes - device.arena_bytes % ALIGNMENT
     for model in models:
         chunk = min(model.max_context, device.prefill_chunk_tokens)
         for n_tokens in (model.max_context, chunk):

@@ -18,8 +18,9 @@ from tokenmux.engine.core.errors import IntegrityError
 
 ExtentHandle = NewType("ExtentHandle", int)
 
-ALIGNMENT = 64
-"""Bytes. A cache line, and what 512-bit vector loads like; also the alignment of tensors in a weight image."""
+ALIGNMENT = 256
+"""Bytes. Matrix libraries choose a kernel by the alignment of its operands, up to 256 bytes on a GPU. Every extent starts
+on such a boundary, so a tensor has the same alignment wherever its image lies, and a swap cannot change the kernel."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,9 +32,9 @@ class Ledger:
 
     def __init__(self, device: DeviceFacts, cache: HostCache) -> None:
         self.arena = Arena(device.arena_bytes)
-        self.blocks = SlabPool(self.arena, device.slab_bytes)
+        self.blocks = SlabPool(self.arena, aligned(device.slab_bytes))
         self.host_arena = Arena(device.host_kv_bytes)
-        self.host_blocks = SlabPool(self.host_arena, device.slab_bytes)
+        self.host_blocks = SlabPool(self.host_arena, aligned(device.slab_bytes))
         self.cache = cache
         self.version = 0
         """Changes whenever weights come or go."""

@@ -1,7 +1,8 @@
 """Weight images: all weights of a model as one contiguous run of bytes, and the manifest that says what lies where.
 
 Every tensor begins on a 64-byte boundary of the image, so that one copy makes a model resident and a view per tensor makes
-it usable. An image is a file of its own or a part of one (the data section of a safetensors file that already has the
+it usable. The arena gives images bases at multiples of 256 bytes: each tensor then has the same alignment up to 256 wherever its
+image lies, although within the image 64 suffices. An image is a file of its own or a part of one (the data section of a safetensors file that already has the
 right names and types). This file writes, maps and checks images; where the weights come from is `convert.py`'s
 subject, and copying them to a device is the device's.
 """

@@ -27,6 +27,14 @@ def test_a_kernel_without_huge_pages_has_memory_all_the_same(monkeypatch: pytest
     made.close()
 
 
+@pytest.mark.parametrize("n_bytes", [1, 64, 10_001, (2 << 20) + 64])
+def test_an_arena_starts_at_a_multiple_of_256(n_bytes: int) -> None:
+    """Offsets within it are such multiples, and it is the address that matrix libraries look at."""
+    made = Memory(n_bytes, touch=False)
+    assert made.address % 256 == made.as_tensor().data_ptr() % 256 == 0
+    made.close()
+
+
 @pytest.mark.parametrize(("limit", "expected"), [("2048", 2048), ("max", 5 << 10), ("999999", 5 << 10)])
 def test_a_container_has_what_it_may_have(limit: str, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
     files = {

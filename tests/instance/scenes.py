@@ -15,12 +15,12 @@ def model(name: str, *images: tuple[str, int]) -> ModelFacts:
     return ModelFacts(ModelId(name), tuple(Image(ImageId(i), n) for i, n in images), SHAPE, 64, 100)
 
 
-A, B, C = model("A", ("a", 640)), model("B", ("b", 640)), model("C", ("c", 2000))
-ADAPTED = model("adapted", ("a", 640), ("adapter", 64))
+A, B, C = model("A", ("a", 768)), model("B", ("b", 768)), model("C", ("c", 2000))
+ADAPTED = model("adapted", ("a", 768), ("adapter", 256))
 
 
-def a_body(*models: ModelFacts, arena_bytes: int = 640 + 2 * SLAB, host_kv_bytes: int = SLAB) -> Body:
-    body = Body(device_facts(arena_bytes, host_kv_bytes, SLAB), cache_bytes=1400)
+def a_body(*models: ModelFacts, arena_bytes: int = 768 + 2 * SLAB, host_kv_bytes: int = SLAB) -> Body:
+    body = Body(device_facts(arena_bytes, host_kv_bytes, SLAB), cache_bytes=1600)
     for facts in models:
         body.apply(ModelAdded(0.0, facts))
     return body

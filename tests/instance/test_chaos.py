@@ -46,9 +46,10 @@ from .body import Body, device_facts
 N_ACTIONS = 1500
 GRID = 8
 IMAGES = {
-    name: Image(ImageId(name), n_bytes) for name, n_bytes in (("A", 300), ("B", 700), ("C", 450), ("D", 70))
+    name: Image(ImageId(name), n_bytes)
+    for name, n_bytes in (("A", 1200), ("B", 2800), ("C", 1800), ("D", 280))
 }
-SHAPES = (KvShape(1, 1, 4, 2, 4), KvShape(3, 1, 3, 2, 4))
+SHAPES = (KvShape(1, 1, 16, 2, 4), KvShape(3, 1, 12, 2, 4))
 MODELS = tuple(
     ModelFacts(
         ModelId(name), tuple(IMAGES[image] for image in images), shape, max_context=40, n_parameters=100
@@ -72,10 +73,10 @@ class Chaos:
         self.random = Random(seed)
         self.resizes = seed in RESIZING
         self.resizing = False
-        arena_bytes = self.random.choice((1500, 2100, 3000, 4200))
-        host_kv_bytes = self.random.choice((0, 512, 1024, 2048))
-        cache_bytes = self.random.choice((800, 1200, 2000))
-        self.body = Body(device_facts(arena_bytes, host_kv_bytes, grid=GRID), cache_bytes)
+        arena_bytes = self.random.choice((6000, 8400, 12000, 16800))
+        host_kv_bytes = self.random.choice((0, 2048, 4096, 8192))
+        cache_bytes = self.random.choice((3200, 4800, 8000))
+        self.body = Body(device_facts(arena_bytes, host_kv_bytes, slab_bytes=2048, grid=GRID), cache_bytes)
         self.accepted: dict[RequestId, Request] = {}
         self.moved_on: set[RequestId] = set()
         self.may_end: dict[RequestId, set[FinishReason]] = {}
@@ -168,7 +169,7 @@ class Chaos:
             self.body.apply(ModelAdded(self.body.now_s, self.random.choice(absent)))
 
     def resize(self) -> None:
-        arena_bytes = self.random.choice((900, 1500, 2100, 3000, 4200))
+        arena_bytes = self.random.choice((3600, 6000, 8400, 12000, 16800))
         try:
             self.body.instance.check_resizable(arena_bytes)
         except (DoesNotFit, InUse) as error:

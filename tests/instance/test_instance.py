@@ -258,7 +258,7 @@ def test_a_shared_image_is_copied_once_and_kept_for_the_other() -> None:
 
 def test_fit_counts_an_image_that_the_eviction_would_take_away() -> None:
     """Evicting A to make room for A's adapted sibling takes their common image along, whose room is needed again."""
-    body = a_body(A, ADAPTED, arena_bytes=640 + 64)
+    body = a_body(A, ADAPTED, arena_bytes=768 + 256)
     load(body, A)
     body.plan(Channel.FETCH, Plan(Fetch(ADAPTED.id)))
     body.complete(Channel.FETCH)
@@ -266,18 +266,18 @@ def test_fit_counts_an_image_that_the_eviction_would_take_away() -> None:
     assert body.instance.fit(ADAPTED.id) is Fit.NOW
     body.ledger.cache.drop(A.images[0].id)
     assert body.instance.fit(ADAPTED.id, [A.id]) is Fit.NO, "the host does not have the image any more"
-    small = a_body(A, ADAPTED, arena_bytes=640)
+    small = a_body(A, ADAPTED, arena_bytes=768)
     load(small, A)
     assert small.instance.fit(ADAPTED.id, [A.id]) is Fit.NO
 
 
 def test_nothing_is_given_room_while_a_compaction_is_under_way() -> None:
     """The books say already what the device does not yet: what looks free is still being read."""
-    low, gap, high = model("low", ("x", 64)), model("gap", ("y", 640)), model("high", ("z", 320))
-    body = a_body(low, gap, high, arena_bytes=64 + 640 + 320 + 512)
+    low, gap, high = model("low", ("x", 256)), model("gap", ("y", 768)), model("high", ("z", 512))
+    body = a_body(low, gap, high, arena_bytes=256 + 768 + 512 + 512)
     for facts in (low, gap, high):
         load(body, facts)
-    body.plan(Channel.COPY_IN, Plan(Compact(1100), (Evict(gap.id),)))
+    body.plan(Channel.COPY_IN, Plan(Compact(1200), (Evict(gap.id),)))
     request = arrive(body, "q", low)
     first = Step(low.id, (Chunk(request, 0, 8),))
     with pytest.raises(IllegalPlan, match="no room"):
@@ -292,8 +292,8 @@ def test_nothing_is_given_room_while_a_compaction_is_under_way() -> None:
 
 def test_fit_needs_no_compaction_where_an_eviction_leaves_one_hole() -> None:
     """Also for a model of several images."""
-    two = model("two", ("x", 320), ("y", 320))
-    body = a_body(A, two, arena_bytes=640)
+    two = model("two", ("x", 256), ("y", 512))
+    body = a_body(A, two, arena_bytes=768)
     load(body, A)
     assert body.instance.fit(two.id, [A.id]) is Fit.NOW
 

@@ -54,7 +54,7 @@ def without_host_room() -> Body:
 
 def full() -> Body:
     """Two requests of A hold KV; the arena has one slab of 7 blocks left for both."""
-    body = a_body(A, arena_bytes=640 + SLAB)
+    body = a_body(A, arena_bytes=768 + SLAB)
     for name in "rs":
         arrive(body, name, n_prompt=8, max_tokens=30)
     load(body)
@@ -122,7 +122,7 @@ RULES: list[tuple[str, Callable[[], Body], Channel, Plan]] = [
 
 
 def fetched(facts: ModelFacts) -> Body:
-    body = Body(device_facts(640, 0, SLAB), cache_bytes=4000)
+    body = Body(device_facts(768, 0, SLAB), cache_bytes=4000)
     body.apply(ModelAdded(0.0, facts))
     body.plan(fetch, Plan(Fetch(facts.id)))
     body.complete(fetch)

@@ -133,6 +133,7 @@ class ArenaMachine(RuleBasedStateMachine):
         self.arena.check_integrity()
         for handle in self.arena.handles:
             start, end = self.span(handle)
+            assert start % 256 == 0, "weights would return at another alignment"
             assert self.memory[start:end] == pattern(handle, end - start)
         assert self.arena.largest_hole == max((b - a for a, b in self.holes()), default=0)
         assert self.arena.free_bytes == sum(b - a for a, b in self.holes())

@@ -7,7 +7,7 @@ content, so that stale, lost or twice-owned KV shows as soon as it is looked at.
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -369,3 +369,50 @@ def test_audit_notices_a_miscounted_table() -> None:
     table.n_missing = 1
     with pytest.raises(IntegrityError, match="miscounts"):
         ledger.check_integrity()
+
+
+@given(
+    slab_bytes=st.integers(1, 3000),
+    arena_bytes=st.integers(1, 30000),
+    sizes=st.lists(st.integers(1, 6000), min_size=1, max_size=6),
+    blocks=st.lists(st.integers(0, 6), max_size=4),
+    wanted=st.integers(1, 12000),
+    data=st.data(),
+)
+def test_every_extent_starts_at_a_multiple_of_256(
+    slab_bytes, arena_bytes, sizes, blocks, wanted, data
+) -> None:
+    """Whatever sizes weights and slabs have, also after evictions, compactions and weights placed where others lay."""
+    device = DeviceFacts("pretended", arena_bytes, arena_bytes, 1e9, 1e9, 1e9, 1e9, slab_bytes=slab_bytes)
+    ledger = Ledger(device, HostCache(0))
+    shape = SHAPES[0]
+    models = [
+        ModelFacts(ModelId(str(i)), (Image(ImageId(str(i)), size),), shape, 64, 100)
+        for i, size in enumerate(sizes)
+    ]
+
+    def check() -> None:
+        assert ledger.arena.capacity % 256 == 0
+        for arena in (ledger.arena, ledger.host_arena):
+            assert all(arena.offset(handle) % 256 == 0 for handle in arena.handles)
+
+    placed: list[ModelFacts] = []
+    for turn in range(2):
+        for model in models:
+            if model not in placed and ledger.can_place(model):
+                ledger.place(model)
+                placed.append(model)
+        for n in blocks:
+            for pool in (ledger.blocks, ledger.host_blocks):
+                if n and pool.capacity(shape.block_bytes):
+                    pool.allocate(shape.block_bytes, n)
+        check()
+        for model in data.draw(st.lists(st.sampled_from(models), unique=True), label=f"leave in turn {turn}"):
+            if model in placed:
+                placed.remove(model)
+                ledger.displace(model)
+        moves = ledger.plan_compaction(wanted, (), fixed_kv=())
+        assert all(move.source % 256 == move.target % 256 == 0 for move in moves or ())
+        if moves:
+            ledger.apply(moves)
+        check()

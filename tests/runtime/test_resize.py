@@ -22,6 +22,7 @@ from tokenmux.engine.core.message import Acknowledged, Finished, Register, Resiz
 from tokenmux.engine.core.request import FinishReason, Request, RequestId
 from tokenmux.engine.instance.capacity import check_request
 from tokenmux.engine.instance.instance import Instance
+from tokenmux.engine.memory.arena import ALIGNMENT
 from tokenmux.engine.memory.host_cache import HostCache
 from tokenmux.engine.models.entry import Entry
 from tokenmux.engine.policy.registry import make_policy
@@ -103,7 +104,10 @@ def test_random_worlds_with_resizes_end_every_request(
     assert len(answers) == len(sizes_mb)
     assert {answer.kind for answer in answers} <= {"", "DoesNotFit", "InUse"}
     instance.check_integrity()
-    assert instance.ledger.arena.capacity == instance.device.arena_bytes - instance.device.arena_bytes % 64
+    assert (
+        instance.ledger.arena.capacity
+        == instance.device.arena_bytes - instance.device.arena_bytes % ALIGNMENT
+    )
     assert instance.device.arena_bytes in {arena_mb * MB, *(size * MB for size in sizes_mb)}
     assert (instance.ledger.blocks.used_bytes, instance.ledger.host_blocks.used_bytes) == (0, 0)
 
