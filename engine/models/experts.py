@@ -61,6 +61,8 @@ def expert_products(
     if has_torch_function_unary(x):
         product: torch.Tensor = handle_torch_function(expert_products, (x,), x, weights, chosen, transposed)
         return product
+    if x.is_meta:  # a run for shapes alone: nobody knows who chose whom
+        return x.new_empty(x.size(0), weights.size(2 if transposed else 1))
     return products_by_rule(x, weights, chosen, transposed, RowRule(1, 1))
 
 
