@@ -1,9 +1,9 @@
 """The front: every accepted request between its client and the worker.
 
-It admits (`engine.server.admission`), has prompts tokenized in child processes (`engine.server.texts`), submits, and hands each client its own stream. It pauses the
-requests of clients that do not read and ends them after a while, cancels those of clients that left, and when a worker dies,
-tells the next one everything anew: the models, and every live request with the tokens that its client already has. Operators'
-commands are in `engine.server.administration`, the life of the worker in `engine.server.supervisor`.
+It has requests admitted and tokenized (`engine.server.intake`), submits them, and hands each client its own stream. It pauses
+the requests of clients that do not read and ends them after a while, cancels those of clients that left, and when a worker
+dies, tells the next one everything anew: the models, and every live request with the tokens that its client already has.
+Operators' commands are in `engine.server.administration`, the life of the worker in `engine.server.supervisor`.
 
 Everything runs on one event loop; only decoders, the catalogue and the start of a worker are opened in threads.
 """
@@ -13,10 +13,9 @@ import itertools
 import logging
 import secrets
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from tokenmux.engine.core.errors import (
@@ -24,12 +23,11 @@ from tokenmux.engine.core.errors import (
     Ended,
     InternalError,
     NotServable,
-    Overloaded,
     TokenmuxError,
     Unavailable,
     WorkerFailed,
 )
-from tokenmux.engine.core.facts import ModelFacts, ModelId
+from tokenmux.engine.core.facts import ModelId
 from tokenmux.engine.core.message import (
     Acknowledged,
     AskTrace,
@@ -44,34 +42,26 @@ from tokenmux.engine.core.message import (
     RequestState,
     Residency,
     Resume,
-    Sampling,
     Span,
-    Submit,
     Tokens,
     Traced,
     WorkerStatus,
     WorkerUse,
 )
-from tokenmux.engine.core.request import FinishReason, Request, RequestId
-from tokenmux.engine.server.admission import (
-    Defaults,
-    check_parameters,
-    check_text_length,
-    check_token_ids,
-    output_limit,
-    service_level,
-)
+from tokenmux.engine.core.request import FinishReason, RequestId
+from tokenmux.engine.server.admission import Defaults
 from tokenmux.engine.server.commands import Commands
-from tokenmux.engine.server.generation import Ask, Metadata, Prompt, TokenIds
+from tokenmux.engine.server.generation import Ask, Metadata, Prompt
+from tokenmux.engine.server.intake import Intake
 from tokenmux.engine.server.live import LiveRequest
 from tokenmux.engine.server.observation import Changes
 from tokenmux.engine.server.outage import Outage
 from tokenmux.engine.server.pool_size import PoolSize
 from tokenmux.engine.server.roster import Roster, Served
-from tokenmux.engine.server.seams import Capacity, Catalogue, Texts, Tokenizer, WorkerFactory
+from tokenmux.engine.server.seams import Capacity, Catalogue, Texts, WorkerFactory
 from tokenmux.engine.server.supervisor import Patience, RestartLimits, Supervisor
 from tokenmux.engine.server.suspects import Suspects
-from tokenmux.engine.server.tenants import Weights, is_full
+from tokenmux.engine.server.tenants import Weights
 from tokenmux.engine.server.texts import Texts as ChildTexts
 from tokenmux.engine.server.traffic import TrafficRecorder
 from tokenmux.engine.server.usage import Usage
@@ -87,8 +77,6 @@ CONVICTIONS = 2
 CONVICTIONS_OF_PROVEN = 5
 """After so many requests of one model that broke workers, with none that got anywhere in between and none that waits, the
 model is refused: sooner if no request of it ever got anywhere."""
-DEFAULT_TENANT = "default"
-"""Of requests that name none and carry no key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,13 +133,21 @@ class Front:
         self._catalogue = catalogue
         self.size = PoolSize(capacity)
         self._pin_at_start = frozenset(pinned)
-        self._defaults = defaults or Defaults()
-        self._weights = weights or Weights()
         self._clock = clock
-        self._draw_seed = draw_seed
         self._threads = ThreadPoolExecutor(DECODER_THREADS, thread_name_prefix="decoder")
         self._texts = texts or ChildTexts()
         self.roster = Roster(self._threads)
+        self._intake = Intake(
+            self.roster,
+            self._texts,
+            self.size,
+            max_requests=self.limits.max_requests,
+            defaults=defaults or Defaults(),
+            weights=weights or Weights(),
+            refusal=self._refusal,
+            clock=clock,
+            draw_seed=draw_seed,
+        )
         self._supervisor = Supervisor(
             lambda on_message: factory(on_message, arena_bytes=self.size.arena_bytes),
             on_message=self._receive,
@@ -166,12 +162,9 @@ class Front:
         )
         self.commands = Commands(self._supervisor.send)
         self._live: dict[RequestId, LiveRequest] = {}
-        self._held: Counter[str] = Counter()
-        """How many of them each tenant has."""
         self._tickets = itertools.count()
         self._traces: dict[int, asyncio.Future[tuple[Span, ...]]] = {}
         self._unread_timers: dict[RequestId, asyncio.TimerHandle] = {}
-        self._n_admitting = 0
         self._n_open = 0
         self._registering: set[asyncio.Future[None]] = set()
         self._registered = asyncio.Event()
@@ -273,7 +266,7 @@ class Front:
     @property
     def n_live(self) -> int:
         """Requests that hold a place: accepted, and not yet ended on the worker's side."""
-        return len(self._live) + self._n_admitting
+        return len(self._live) + self._intake.n_admitting
 
     def n_live_of(self, model: ModelId) -> int:
         """Requests of a model whose clients still wait."""
@@ -297,16 +290,12 @@ class Front:
             self._leave(live)
 
     async def tokenize(self, model: str, prompt: Prompt) -> tuple[int, ...]:
-        """The token ids of a prompt. It takes a place in the queue meanwhile. Raises as `open` does."""
-        with self._admitting(DEFAULT_TENANT):
-            _, _, ids = await self._encode(Ask(model, prompt))
-            return ids
+        """As `Intake.tokenize`."""
+        return await self._intake.tokenize(model, prompt)
 
     async def metadata(self, model: str) -> Metadata:
-        """What a client may want to know of a model. Raises NotFound, NotServable."""
-        served = self.roster.accepting(model)
-        tokenizer = await self.roster.tokenizer(served)
-        return Metadata(served.facts, tokenizer.facts.can_chat, tokenizer.facts.stop_token_ids)
+        """As `Intake.metadata`."""
+        return await self._intake.metadata(model)
 
     async def trace(self, last_s: float) -> tuple[Span, ...]:
         """What the worker remembers of the last `last_s` seconds. Raises Unavailable without a worker."""
@@ -327,7 +316,7 @@ class Front:
 
     def check_fit(self, served: Served) -> None:
         """Raises DoesNotFit when the device can never hold the model."""
-        self.size.check_model(served.facts, self._pinned())
+        self.size.check_model(served.facts, self.roster.pinned())
 
     def reconsider(self) -> None:
         """The pool has another size: models that were refused for theirs are served if they fit now."""
@@ -343,9 +332,6 @@ class Front:
                     self._pin(served)
         self.changes.notify()
 
-    def _pinned(self) -> list[ModelFacts]:
-        return [served.facts for served in self.roster if served.pinned and served.refusal is None]
-
     def _entries(self) -> list[Served]:
         """What the catalogue has: a damaged entry is refused, and no reason not to serve the others."""
         found = []
@@ -359,57 +345,26 @@ class Front:
     # Admission
 
     async def _admit(self, ask: Ask) -> LiveRequest:
-        arrival_s = self._clock()
-        tenant = ask.tenant or DEFAULT_TENANT
-        self._check_up()
-        check_parameters(ask, self.roster.accepting(ask.model).facts)
-        with self._admitting(tenant):
-            served, tokenizer, prompt = await self._encode(ask)
-        facts = served.facts
-        max_tokens = output_limit(ask, prompt, facts, self._defaults)
-        check_token_ids("tokens of the prompt", prompt, facts)
-        self.size.check_request(facts, len(prompt) + max_tokens, self._pinned())
-        end_token_ids = frozenset() if ask.ignore_end_tokens else tokenizer.facts.stop_token_ids
-        submit = Submit(
-            request=Request(
-                id=RequestId(secrets.token_hex(8)),
-                model=facts.id,
-                n_prompt=len(prompt),
-                max_tokens=max_tokens,
-                arrival_s=arrival_s,
-                service=service_level(ask, self._defaults),
-                tenant=tenant,
-                weight=ask.weight * self._weights.of_model(facts.id),
-                tenant_weight=self._weights.of_tenant(tenant),
-            ),
-            prompt=prompt,
-            sampling=Sampling(
-                ask.temperature, ask.top_k, ask.top_p, self._draw_seed() if ask.seed is None else ask.seed
-            ),
-            min_tokens=ask.min_tokens,
-            stop_token_ids=end_token_ids.union(ask.stop_token_ids),
-        )
+        submit, detokenizer = await self._intake.submission(ask)
         live = LiveRequest(
             submit,
-            tokenizer.detokenizer(ask.stop_strings, prompt=prompt),
+            detokenizer,
             self.limits.buffer_tokens,
             self._stopped_reading,
             self._reads_again,
             self._clock,
         )
         self._live[live.id] = live
-        self._held[tenant] += 1
+        self._intake.take_place(live.request.tenant)
         if self._suspects.arrive(live.id, suspected=self.roster.find(live.model).n_convicted > 0):
             self._submit(live)
         else:
             self._go_on_trying()
         return live
 
-    def _check_up(self) -> None:
-        """Raise Unavailable while requests are not accepted."""
-        refusal = self._down or self._outage.refusal
-        if refusal is not None:
-            raise refusal
+    def _refusal(self) -> TokenmuxError | None:
+        """Why requests are not accepted at this moment."""
+        return self._down or self._outage.refusal
 
     def _submit(self, live: LiveRequest, *, first: bool = False) -> None:
         """Give a request to the worker. Without one, or one that is being told what there is, it waits."""
@@ -419,44 +374,6 @@ class Front:
             self._suspects.sent(live.id, first=first)
             if live.paused:
                 self._supervisor.send(Pause(live.id))
-
-    @contextmanager
-    def _admitting(self, tenant: str) -> Iterator[None]:
-        """Hold a place in the queue while a prompt is tokenized. Raises Overloaded, and why nothing is accepted now."""
-        self._check_up()
-        if is_full(tenant, self._held, self.limits.max_requests, self._weights, self._n_admitting):
-            raise Overloaded(
-                f"the queue is full ({self.limits.max_requests} requests): try again in a few seconds"
-            )
-        self._n_admitting += 1
-        try:
-            yield
-        finally:
-            self._n_admitting -= 1
-        # Tokenizing took time: the server may be stopping.
-        self._check_up()
-
-    async def _encode(self, ask: Ask) -> tuple[Served, Tokenizer, tuple[int, ...]]:
-        """The model, its tokenizer, and the prompt as that tokenizer says it: the model of the name when this returns."""
-        while True:
-            served = self.roster.accepting(ask.model)
-            check_parameters(ask, served.facts)
-            tokenizer = await self.roster.tokenizer(served)
-            check_text_length(ask.prompt, served.facts, tokenizer.facts.longest_token_chars)
-            prompt = await self._token_ids(served, tokenizer, ask.prompt)
-            # Another checkpoint under the name has another vocabulary: begin again.
-            if self.roster.accepting(ask.model) is served:
-                return served, tokenizer, prompt
-
-    async def _token_ids(self, served: Served, tokenizer: Tokenizer, prompt: Prompt) -> tuple[int, ...]:
-        if isinstance(prompt, TokenIds):
-            return tuple(prompt.ids)
-        try:
-            return tuple(await self._texts.encode(served.name, served.path, tokenizer.facts, prompt))
-        except (Exception, asyncio.CancelledError, KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # a panic of a native library; gRPC would never answer
-            raise InternalError(f"the tokenizer of {served.name} failed: {error!r}") from error
 
     # The client's side
 
@@ -750,10 +667,7 @@ class Front:
         """It is over on the worker's side as well."""
         self._forget_timer(live)
         del self._live[live.id]
-        tenant = live.request.tenant
-        self._held[tenant] -= 1
-        if not self._held[tenant]:
-            del self._held[tenant]
+        self._intake.give_back_place(live.request.tenant)
         self._suspects.forget(live.id)
         if self._suspects.trying:
             self._go_on_trying()

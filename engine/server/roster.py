@@ -78,6 +78,10 @@ class Roster:
     def remove(self, name: str) -> None:
         self._models.pop(name, None)
 
+    def pinned(self) -> list[ModelFacts]:
+        """Of the models that are pinned and served."""
+        return [served.facts for served in self if served.pinned and served.refusal is None]
+
     def find(self, name: str) -> Served:
         """The model of that name. Raises NotFound with the closest names, InvalidRequest for a name that no model can have."""
         check_name_length(name)
