@@ -24,7 +24,8 @@ class Superseding:
         self._awaited: set[int] = set()
         """Operations in flight that somebody waits for, or did."""
         self._told: set[int] = set()
-        self._gave_way: dict[ModelId, None] = {}
+        """Operations in flight that have been found to make way."""
+        self._gave_way: set[ModelId] = set()
         """To a more urgent one, and have not been loaded since."""
         self._found: list[int] = []
 
@@ -33,9 +34,9 @@ class Superseding:
             started = state.in_flight.get(channel)
             if started is None or started.model is None or started.model.id not in state.models:
                 continue
-            model = state.models[started.model.id]
             if started.id in self._told:
                 continue
+            model = state.models[started.model.id]
             if model.has_requests or model.wanted or model.pinned:
                 self._awaited.add(started.id)
             elif started.id in self._awaited and any(
@@ -54,7 +55,7 @@ class Superseding:
             if started.id in self._told or model in self._gave_way:
                 continue
             if makes_way(operation, started.at_s):
-                self._gave_way[model] = None
+                self._gave_way.add(model)
                 self._tell(started.id)
 
     def _tell(self, operation: int) -> None:
@@ -67,7 +68,7 @@ class Superseding:
         self._awaited.discard(started.id)
         self._told.discard(started.id)
         if isinstance(started.operation, Activate) and isinstance(event, CopyDone) and not event.error:
-            self._gave_way.pop(started.operation.model, None)
+            self._gave_way.discard(started.operation.model)
 
     def take(self) -> list[int]:
         """What has been found since the last call."""

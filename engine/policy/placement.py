@@ -47,7 +47,6 @@ two sets of its weights (one set, where there is no room for two)."""
 FREE = 0.25
 """And only to an instance with no more load than this. With 0.75 a tight pool (a market on 4 H100) fell from 99.6% of tokens on time to 78%."""
 
-
 CLASH = 1.0
 """Two models that never fit into the arena together take turns, and while one comes in nobody steps: as bad as a load of one more. A model
 that is too large to share gets an instance of its own while it is live, as long as the others can do without that one."""
@@ -85,7 +84,7 @@ class _Load:
 
     @property
     def now(self) -> float:
-        """The larger of the two shares."""
+        """The larger share of compute and copies, how late it is already, and `CLASH` where two models never fit together."""
         if self._now is None:
             self._now = self.larger()
         return self._now
@@ -98,19 +97,17 @@ class _Load:
         if not asks:
             return 0.0
         kv_bytes = sum(ask.kv_bytes for ask in asks)
-        room = self.arena_bytes - sum(sorted(ask.weight_bytes for ask in asks)[-2:])
+        two_largest = sum(sorted(ask.weight_bytes for ask in asks)[-2:])
+        room = self.arena_bytes - two_largest
         homeless = max(0.0, 1 - room / kv_bytes) if kv_bytes else 0.0
         copy = sum(ask.copy + homeless * ask.kv_copy for ask in asks)
-        return self.lag + max(sum(ask.compute for ask in asks), copy) + self._clash(asks)
+        clash = CLASH if len(asks) > 1 and two_largest > (1 - HEADROOM) * self.arena_bytes else 0.0
+        return self.lag + max(sum(ask.compute for ask in asks), copy) + clash
 
     def clashes(self, n_bytes: int, without: ModelId | None = None) -> bool:
         """Whether weights of that size and those of one of the models here could never be in the arena together."""
         room = (1 - HEADROOM) * self.arena_bytes - n_bytes
         return any(ask.weight_bytes > room for model, ask in self.asks.items() if model != without)
-
-    def _clash(self, asks: list[_Ask]) -> float:
-        pair = sorted(ask.weight_bytes for ask in asks)[-2:]
-        return CLASH if len(pair) == 2 and sum(pair) > (1 - HEADROOM) * self.arena_bytes else 0.0
 
 
 class LeastLoaded:
@@ -169,34 +166,35 @@ class LeastLoaded:
         if not self._loads:
             self._measure(pool)
         others = [i for i in range(len(self._loads)) if i not in homes]
-        facts, cost = pool.facts(request.model), pool.instances[0].cost
-        service = request.service.beside(pool.instances[0].service)
-        load_share = cost.copy_s(Channel.COPY_IN, facts.n_bytes) / service.ttft_s
+        facts = pool.facts(request.model)
+
+        def ask(index: int) -> _Ask:
+            cost = pool.instances[index].cost
+            service = request.service.beside(pool.instances[index].service)
+            return _Ask(
+                cost.step_s(facts, StepWork(decode_rows=1)) / service.tpot_s,
+                cost.copy_s(Channel.COPY_IN, facts.n_bytes) / service.ttft_s,
+                facts.n_bytes,
+                0,
+                0.0,
+            )
+
+        copy_share = ask(0).copy
 
         def load(index: int) -> float:
-            load = self._loads[index]
-            return load.now + (CLASH if load.clashes(facts.n_bytes) else 0.0)
+            there = self._loads[index]
+            return there.now + (CLASH if there.clashes(facts.n_bytes) else 0.0)
 
         def burden(index: int) -> float:
             """With what it would take to bring the weights there."""
-            return load(index) + (
-                0.0 if request.model in pool.instances[index].resident_models else load_share
-            )
+            is_there = request.model in pool.instances[index].resident_models
+            return load(index) + (0.0 if is_there else copy_share)
 
         index = min(others, key=burden, default=None)
         if crowded is not None and (index is None or load(index) > FREE):
             return crowded
         assert index is not None
-        cost = pool.instances[index].cost
-        service = request.service.beside(pool.instances[index].service)
-        ask = _Ask(
-            cost.step_s(facts, StepWork(decode_rows=1)) / service.tpot_s,
-            cost.copy_s(Channel.COPY_IN, facts.n_bytes) / service.ttft_s,
-            facts.n_bytes,
-            0,
-            0.0,
-        )
-        self._loads[index].add(request.model, ask)
+        self._loads[index].add(request.model, ask(index))
         return index
 
     def _measure(self, pool: PoolView) -> None:

@@ -44,5 +44,4 @@ class Verdict:
         if state.in_step or now_s <= state.deadline_s:
             return 0
         n_left = self._n_output[state.id] - state.n_drawn
-        tpot_s = state.request.service.tpot_s
-        return min(n_left, int((now_s - state.deadline_s) / tpot_s)) if tpot_s > 0 else n_left
+        return min(n_left, int((now_s - state.deadline_s) / state.request.service.tpot_s))
