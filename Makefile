@@ -32,10 +32,10 @@ format: ## ruff: repair what can be repaired
 	$(BIN)/ruff format .
 
 types: ## mypy, strict
-	$(BIN)/mypy -p tokenmux.engine -p tokenmux.kernels
+	$(BIN)/mypy -p tokenmux
 
 imports: ## the direction of imports
-	$(BIN)/lint-imports --no-logo
+	PYTHONPATH=.typing $(BIN)/lint-imports --no-logo
 
 proto: ## the Python code of proto/, written anew
 	$(BIN)/python proto/generate.py

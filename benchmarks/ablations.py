@@ -9,12 +9,12 @@ from contextlib import contextmanager
 
 from benchmarks.report import finish, table
 from benchmarks.workloads import paper_file, quick
-from tokenmux.engine.policy import placement, slack
-from tokenmux.engine.policy.interface import InstancePolicy
-from tokenmux.engine.policy.placement import LeastLoaded
-from tokenmux.engine.policy.pool import PoolPolicy
-from tokenmux.engine.policy.slack import SlackPolicy
-from tokenmux.engine.sim.scenario import simulate
+from tokenmux.policy import placement, slack
+from tokenmux.policy.interface import InstancePolicy
+from tokenmux.policy.placement import LeastLoaded
+from tokenmux.policy.pool import PoolPolicy
+from tokenmux.policy.slack import SlackPolicy
+from tokenmux.sim.scenario import simulate
 
 WORKLOADS = ((80, 0.1, 8), (54, 0.5, 8), (80, 0.5, 11))
 CASES: dict[str, tuple[object, str, float]] = {

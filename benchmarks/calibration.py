@@ -30,10 +30,10 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks.report import Target, finish, table
-from tokenmux.engine.core.cost import CostModel, RooflineCost
-from tokenmux.engine.core.event import ModelAdded, ModelWanted, StepDone
-from tokenmux.engine.core.facts import DeviceFacts, HostFacts, ModelFacts, ModelId
-from tokenmux.engine.core.message import (
+from tokenmux.core.cost import CostModel, RooflineCost
+from tokenmux.core.event import ModelAdded, ModelWanted, StepDone
+from tokenmux.core.facts import DeviceFacts, HostFacts, ModelFacts, ModelId
+from tokenmux.core.message import (
     Finished,
     FromWorker,
     Register,
@@ -42,27 +42,27 @@ from tokenmux.engine.core.message import (
     Submit,
     WorkerStatus,
 )
-from tokenmux.engine.core.plan import Activate
-from tokenmux.engine.core.request import Request, RequestId, ServiceLevel
-from tokenmux.engine.demo.load import plan_stream
-from tokenmux.engine.demo.models import DemoModels, prepare
-from tokenmux.engine.demo.service_level import FIRST_TOKENS, TURNS
-from tokenmux.engine.instance.instance import Instance
-from tokenmux.engine.instance.metrics import Metrics, RequestRecord
-from tokenmux.engine.instance.state import Residency
-from tokenmux.engine.instance.summary import Summary, summarise
-from tokenmux.engine.memory.host_cache import HostCache
-from tokenmux.engine.models.catalogue import Catalogue
-from tokenmux.engine.policy.registry import make_policy
-from tokenmux.engine.runtime.assemble import Parts, WorkerConfig, assemble
-from tokenmux.engine.runtime.calibrate import measure_cpu
-from tokenmux.engine.runtime.clock import MonotonicClock
-from tokenmux.engine.runtime.loop import EngineLoop
-from tokenmux.engine.server.config import PoolConfig
-from tokenmux.engine.server.serve import facts_of
-from tokenmux.engine.sim.measured import Completed, MeasuredCost, fit_cost, iteration_of
-from tokenmux.engine.sim.simulator import Simulator
-from tokenmux.engine.workload.trace import Arrival
+from tokenmux.core.plan import Activate
+from tokenmux.core.request import Request, RequestId, ServiceLevel
+from tokenmux.demo.load import plan_stream
+from tokenmux.demo.models import DemoModels, prepare
+from tokenmux.demo.service_level import FIRST_TOKENS, TURNS
+from tokenmux.instance.instance import Instance
+from tokenmux.instance.metrics import Metrics, RequestRecord
+from tokenmux.instance.state import Residency
+from tokenmux.instance.summary import Summary, summarise
+from tokenmux.memory.host_cache import HostCache
+from tokenmux.models.catalogue import Catalogue
+from tokenmux.policy.registry import make_policy
+from tokenmux.runtime.assemble import Parts, WorkerConfig, assemble
+from tokenmux.runtime.calibrate import measure_cpu
+from tokenmux.runtime.clock import MonotonicClock
+from tokenmux.runtime.loop import EngineLoop
+from tokenmux.server.config import PoolConfig
+from tokenmux.server.serve import facts_of
+from tokenmux.sim.measured import Completed, MeasuredCost, fit_cost, iteration_of
+from tokenmux.sim.simulator import Simulator
+from tokenmux.workload.trace import Arrival
 
 TTFT_ERROR = "ttft_p50_error"
 ON_TIME_ERROR = "on_time_error_points"

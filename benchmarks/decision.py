@@ -11,16 +11,16 @@ import numpy as np
 
 from benchmarks.report import Target, finish, spread, table
 from benchmarks.workloads import quick
-from tokenmux.engine.core.event import Event
-from tokenmux.engine.core.plan import Channel, Plan, Step
-from tokenmux.engine.policy.interface import InstanceView
-from tokenmux.engine.policy.placement import LeastLoaded
-from tokenmux.engine.policy.slack import SlackPolicy
-from tokenmux.engine.sim.catalogue import architecture
-from tokenmux.engine.sim.scenario import market, simulate
-from tokenmux.engine.workload.generate import traffic
-from tokenmux.engine.workload.lengths import fixed
-from tokenmux.engine.workload.trace import arrivals
+from tokenmux.core.event import Event
+from tokenmux.core.plan import Channel, Plan, Step
+from tokenmux.policy.interface import InstanceView
+from tokenmux.policy.placement import LeastLoaded
+from tokenmux.policy.slack import SlackPolicy
+from tokenmux.sim.catalogue import architecture
+from tokenmux.sim.scenario import market, simulate
+from tokenmux.workload.generate import traffic
+from tokenmux.workload.lengths import fixed
+from tokenmux.workload.trace import arrivals
 
 TARGETS = {"decision_us_p99": Target("20 models and 200 live requests on an instance", at_most=100.0)}
 

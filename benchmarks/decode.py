@@ -23,12 +23,12 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from benchmarks.report import Target, finish, spread, table
-from tokenmux.engine.core.facts import KvShape
-from tokenmux.engine.models.batch import Segment
-from tokenmux.engine.models.catalogue import Catalogue
-from tokenmux.engine.models.demo_checkpoint import obtain_demo_checkpoint
-from tokenmux.engine.models.image import map_image
-from tokenmux.engine.models.runner import Runner
+from tokenmux.core.facts import KvShape
+from tokenmux.models.batch import Segment
+from tokenmux.models.catalogue import Catalogue
+from tokenmux.models.demo_checkpoint import obtain_demo_checkpoint
+from tokenmux.models.image import map_image
+from tokenmux.models.runner import Runner
 
 BATCHES = (1, 8, 32)
 N_PROMPT = 64

@@ -22,11 +22,11 @@ from transformers import Qwen2Config
 
 from benchmarks.gpu_models import SHAPES, Loaded, load
 from benchmarks.gpu_place import Item, Place
-from tokenmux.engine.device.memory import Memory
-from tokenmux.engine.models import tiny
-from tokenmux.engine.models.batch import Segment
-from tokenmux.engine.models.kernel_step import KernelBatch
+from tokenmux.device.memory import Memory
 from tokenmux.kernels.block_copy import launch as block_copy
+from tokenmux.models import tiny
+from tokenmux.models.batch import Segment
+from tokenmux.models.kernel_step import KernelBatch
 
 GB = 1 << 30
 

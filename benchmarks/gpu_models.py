@@ -19,20 +19,20 @@ from benchmarks import swap as swapping
 from benchmarks.gpu_kernels import copy_rate
 from benchmarks.gpu_place import Item, Place
 from benchmarks.report import ROOT
-from tokenmux.engine.core.clock import Clock
-from tokenmux.engine.core.errors import UnsupportedModel
-from tokenmux.engine.core.facts import DeviceFacts, KvShape
-from tokenmux.engine.core.message import Sampling
-from tokenmux.engine.device.cpu import CpuDevice
-from tokenmux.engine.device.cuda import CudaDevice
-from tokenmux.engine.device.gpu import TorchGpu
-from tokenmux.engine.models import rows, tiny
-from tokenmux.engine.models.batch import Segment
-from tokenmux.engine.models.facts import kv_shape
-from tokenmux.engine.models.probe import manifest_in_memory
-from tokenmux.engine.models.quiet import quiet_transformers
-from tokenmux.engine.models.runner import Runner
-from tokenmux.engine.models.skeleton import Skeleton, empty_model, state_names
+from tokenmux.core.clock import Clock
+from tokenmux.core.errors import UnsupportedModel
+from tokenmux.core.facts import DeviceFacts, KvShape
+from tokenmux.core.message import Sampling
+from tokenmux.device.cpu import CpuDevice
+from tokenmux.device.cuda import CudaDevice
+from tokenmux.device.gpu import TorchGpu
+from tokenmux.models import rows, tiny
+from tokenmux.models.batch import Segment
+from tokenmux.models.facts import kv_shape
+from tokenmux.models.probe import manifest_in_memory
+from tokenmux.models.quiet import quiet_transformers
+from tokenmux.models.runner import Runner
+from tokenmux.models.skeleton import Skeleton, empty_model, state_names
 
 SHAPES: Mapping[str, LlamaConfig] = {
     "smollm2-135m": swapping.SHAPES[swapping.SMOLLM2_135M],

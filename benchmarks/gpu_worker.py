@@ -16,8 +16,8 @@ from transformers import LlamaConfig
 
 from benchmarks import swap as swapping
 from benchmarks.gpu_place import Item, Place
-from tokenmux.engine.core.facts import DeviceFacts, HostFacts, ModelId
-from tokenmux.engine.core.message import (
+from tokenmux.core.facts import DeviceFacts, HostFacts, ModelId
+from tokenmux.core.message import (
     Acknowledged,
     Broken,
     Finished,
@@ -32,14 +32,14 @@ from tokenmux.engine.core.message import (
     Unload,
     WorkerStatus,
 )
-from tokenmux.engine.core.request import FinishReason, Request, RequestId, ServiceLevel
-from tokenmux.engine.models import tiny
-from tokenmux.engine.models.batch import Segment
-from tokenmux.engine.models.catalogue import Entry
-from tokenmux.engine.models.runner import Runner
-from tokenmux.engine.runtime.assemble import WorkerConfig
-from tokenmux.engine.runtime.clock import MonotonicClock
-from tokenmux.engine.runtime.worker import ProcessWorker
+from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
+from tokenmux.models import tiny
+from tokenmux.models.batch import Segment
+from tokenmux.models.catalogue import Entry
+from tokenmux.models.runner import Runner
+from tokenmux.runtime.assemble import WorkerConfig
+from tokenmux.runtime.clock import MonotonicClock
+from tokenmux.runtime.worker import ProcessWorker
 
 WAIT_S = 60.0
 
@@ -284,7 +284,7 @@ def same_as_torch(place: Place, entries: Sequence[Entry], ask: Ask, tokens: Sequ
     """Up to which share of its tokens the request is equal to torch's own attention on the processor, without any kernel."""
     entry = next(entry for entry in entries if entry.facts.id == ask.model)
     image = torch.empty(entry.facts.n_bytes, dtype=torch.uint8)
-    from tokenmux.engine.models.image import read_image
+    from tokenmux.models.image import read_image
 
     read_image(entry.manifest, memoryview(image.numpy()), lambda _: None)
     shape = entry.facts.kv

@@ -25,10 +25,10 @@ import torch.nn.functional as F
 from rich.console import Console
 
 from benchmarks.report import Target, finish, spread, table
-from tokenmux.engine.core.facts import KvShape
-from tokenmux.engine.models.attention import paged_attention, write_kv
-from tokenmux.engine.models.batch import KvViews, Segment, StepBatch
-from tokenmux.engine.models.rows import row_rule
+from tokenmux.core.facts import KvShape
+from tokenmux.models.attention import paged_attention, write_kv
+from tokenmux.models.batch import KvViews, Segment, StepBatch
+from tokenmux.models.rows import row_rule
 
 DTYPE = torch.bfloat16
 BLOCK_SIZE = 16

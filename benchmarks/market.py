@@ -15,15 +15,15 @@ import numpy as np
 from benchmarks.plots import bars
 from benchmarks.report import Target, finish, table
 from benchmarks.workloads import GOAL, data_folder, quick
-from tokenmux.engine.core.plan import Channel
-from tokenmux.engine.sim.scenario import Market, Outcome, paper_market, simulate
-from tokenmux.engine.sim.search import fewest
-from tokenmux.engine.workload.generate import gamma_with_cv, traffic, zipf_rates
-from tokenmux.engine.workload.published import first_appearances
-from tokenmux.engine.workload.servegen import WINDOW_S, read_lengths, read_windows
-from tokenmux.engine.workload.servegen import market as servegen_market
-from tokenmux.engine.workload.shape import clipped
-from tokenmux.engine.workload.trace import Arrival, Trace, arrivals
+from tokenmux.core.plan import Channel
+from tokenmux.sim.scenario import Market, Outcome, paper_market, simulate
+from tokenmux.sim.search import fewest
+from tokenmux.workload.generate import gamma_with_cv, traffic, zipf_rates
+from tokenmux.workload.published import first_appearances
+from tokenmux.workload.servegen import WINDOW_S, read_lengths, read_windows
+from tokenmux.workload.servegen import market as servegen_market
+from tokenmux.workload.shape import clipped
+from tokenmux.workload.trace import Arrival, Trace, arrivals
 
 TARGETS = {"gpus_saved_share": Target("the paper's deployment saved 82% of its GPUs", at_least=0.82)}
 POPULAR_RPS = 1.0

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from benchmarks.report import finish
 from benchmarks.sweep import edge, sweep
 from benchmarks.workloads import GOAL, paper_file, quick
-from tokenmux.engine.sim.scenario import Market
-from tokenmux.engine.workload.trace import Arrival
+from tokenmux.sim.scenario import Market
+from tokenmux.workload.trace import Arrival
 
 ARTIFACT_GOAL = 0.90
 """The published figures (about 70 models at 0.1 and 48 at 0.5) are at this value of the artifact's own attainment."""

@@ -10,10 +10,10 @@ import numpy as np
 from benchmarks.plots import bars
 from benchmarks.report import Target, finish, table
 from benchmarks.workloads import paper_file, quick
-from tokenmux.engine.sim.scenario import Hardware, Market, paper_market, simulate
-from tokenmux.engine.workload.generate import gamma_with_cv, traffic
-from tokenmux.engine.workload.shape import clipped
-from tokenmux.engine.workload.trace import Arrival, arrivals
+from tokenmux.sim.scenario import Hardware, Market, paper_market, simulate
+from tokenmux.workload.generate import gamma_with_cv, traffic
+from tokenmux.workload.shape import clipped
+from tokenmux.workload.trace import Arrival, arrivals
 
 N_MODELS, RATE, N_GPUS = 80, 0.1, 10
 

@@ -9,8 +9,8 @@ from benchmarks.plots import bars
 from benchmarks.report import Target, finish, table
 from benchmarks.sweep import POLICIES
 from benchmarks.workloads import paper_file, quick
-from tokenmux.engine.core.request import ServiceLevel
-from tokenmux.engine.sim.scenario import simulate
+from tokenmux.core.request import ServiceLevel
+from tokenmux.sim.scenario import simulate
 
 LEVELS = {
     "1x": ServiceLevel(10, 0.1),

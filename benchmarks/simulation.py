@@ -9,10 +9,10 @@ import time
 
 from benchmarks.report import Target, finish, table
 from benchmarks.workloads import GOAL, paper_file, quick, steady
-from tokenmux.engine.sim.plan_command import Question, world_of
-from tokenmux.engine.sim.planner import BASELINES, OURS, Planning, plan_here
-from tokenmux.engine.sim.scenario import Market, simulate
-from tokenmux.engine.workload.trace import Arrival
+from tokenmux.sim.plan_command import Question, world_of
+from tokenmux.sim.planner import BASELINES, OURS, Planning, plan_here
+from tokenmux.sim.scenario import Market, simulate
+from tokenmux.workload.trace import Arrival
 
 TARGETS = {
     "seconds_80_models": Target("fast enough to search with", at_most=5.0),

@@ -26,9 +26,9 @@ import numpy as np
 import psutil
 
 from benchmarks.report import Target, finish, table
-from tokenmux.engine.client import AsyncClient, CallFailed, Completion, Delta, Finish
-from tokenmux.engine.demo.process import served
-from tokenmux.engine.models import tiny
+from tokenmux.client import AsyncClient, CallFailed, Completion, Delta, Finish
+from tokenmux.demo.process import served
+from tokenmux.models import tiny
 
 MIB = 1 << 20
 GUEST = "guest"

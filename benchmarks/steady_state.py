@@ -7,9 +7,9 @@ import sys
 
 from benchmarks.report import Target, finish, table
 from benchmarks.workloads import GOAL, quick, steady
-from tokenmux.engine.core.plan import Channel
-from tokenmux.engine.sim.scenario import Outcome, simulate
-from tokenmux.engine.sim.search import most
+from tokenmux.core.plan import Channel
+from tokenmux.sim.scenario import Outcome, simulate
+from tokenmux.sim.search import most
 
 TARGETS = {
     "models_at_0.1": Target("a prototype kept about 157", at_least=150),

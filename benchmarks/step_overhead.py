@@ -15,18 +15,18 @@ import time
 from collections.abc import Callable
 
 from benchmarks import report
-from tokenmux.engine.core.cost import RooflineCost
-from tokenmux.engine.core.facts import DeviceFacts, Image, ImageId, KvShape, ModelFacts, ModelId
-from tokenmux.engine.core.message import Finished, FromWorker, Register
-from tokenmux.engine.core.plan import AtOnce, Operation, Step
-from tokenmux.engine.core.request import Request, RequestId
-from tokenmux.engine.device.interface import Device
-from tokenmux.engine.instance.instance import Instance
-from tokenmux.engine.instance.started import Started
-from tokenmux.engine.memory.host_cache import HostCache
-from tokenmux.engine.policy.slack import SlackPolicy
-from tokenmux.engine.runtime import collector
-from tokenmux.engine.runtime.virtual import HOST, EngineOnVirtualTime
+from tokenmux.core.cost import RooflineCost
+from tokenmux.core.facts import DeviceFacts, Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.message import Finished, FromWorker, Register
+from tokenmux.core.plan import AtOnce, Operation, Step
+from tokenmux.core.request import Request, RequestId
+from tokenmux.device.interface import Device
+from tokenmux.instance.instance import Instance
+from tokenmux.instance.started import Started
+from tokenmux.memory.host_cache import HostCache
+from tokenmux.policy.slack import SlackPolicy
+from tokenmux.runtime import collector
+from tokenmux.runtime.virtual import HOST, EngineOnVirtualTime
 
 GB = 10**9
 N_MODELS, N_LIVE, N_OUTPUT = 20, 50, 200

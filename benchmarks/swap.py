@@ -21,25 +21,25 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks import report
-from tokenmux.engine.core.clock import Clock
-from tokenmux.engine.core.cost import RooflineCost
-from tokenmux.engine.core.facts import DeviceFacts, HostFacts, ModelFacts
-from tokenmux.engine.core.message import FromWorker, Load, Register, Residency, Unload
-from tokenmux.engine.core.request import RequestId
-from tokenmux.engine.device.cpu import CpuDevice
-from tokenmux.engine.device.cuda import CudaDevice
-from tokenmux.engine.device.interface import Completion
-from tokenmux.engine.device.memory import Memory
-from tokenmux.engine.instance.instance import Instance
-from tokenmux.engine.memory.host_cache import HostCache
-from tokenmux.engine.models.catalogue import Catalogue
-from tokenmux.engine.models.entry import Entry
-from tokenmux.engine.models.quiet import quiet_transformers
-from tokenmux.engine.models.tiny import byte_tokenizer
-from tokenmux.engine.policy.slack import SlackPolicy
-from tokenmux.engine.runtime.clock import MonotonicClock
-from tokenmux.engine.runtime.engine import Engine
-from tokenmux.engine.runtime.model_host import ModelHost
+from tokenmux.core.clock import Clock
+from tokenmux.core.cost import RooflineCost
+from tokenmux.core.facts import DeviceFacts, HostFacts, ModelFacts
+from tokenmux.core.message import FromWorker, Load, Register, Residency, Unload
+from tokenmux.core.request import RequestId
+from tokenmux.device.cpu import CpuDevice
+from tokenmux.device.cuda import CudaDevice
+from tokenmux.device.interface import Completion
+from tokenmux.device.memory import Memory
+from tokenmux.instance.instance import Instance
+from tokenmux.memory.host_cache import HostCache
+from tokenmux.models.catalogue import Catalogue
+from tokenmux.models.entry import Entry
+from tokenmux.models.quiet import quiet_transformers
+from tokenmux.models.tiny import byte_tokenizer
+from tokenmux.policy.slack import SlackPolicy
+from tokenmux.runtime.clock import MonotonicClock
+from tokenmux.runtime.engine import Engine
+from tokenmux.runtime.model_host import ModelHost
 
 SMOLLM2_135M = "135M"
 SHAPES = {

@@ -2,7 +2,7 @@
 
     python -m benchmarks.swap_exactness [--quick]
 
-For each family of `engine.models.tiny` and for bfloat16 and float32, the real engine of a worker serves the model in an arena with
+For each family of `tokenmux.models.tiny` and for bfloat16 and float32, the real engine of a worker serves the model in an arena with
 little room. A cycle takes the model out and brings it back beside neighbours of other sizes that come and go, so that its weights
 return at another offset; requests are served in it, greedy and sampled, and in every third cycle the model is sent away in mid-generation
 while a neighbour's request takes the room of its KV, which is paged out and comes back. Every token is compared with what the model gave alone, before the first swap.
@@ -18,10 +18,10 @@ from queue import SimpleQueue
 from random import Random
 
 from benchmarks import report
-from tokenmux.engine.core.cost import RooflineCost
-from tokenmux.engine.core.event import CopyDone, StepDone
-from tokenmux.engine.core.facts import DeviceFacts, HostFacts, ModelId
-from tokenmux.engine.core.message import (
+from tokenmux.core.cost import RooflineCost
+from tokenmux.core.event import CopyDone, StepDone
+from tokenmux.core.facts import DeviceFacts, HostFacts, ModelId
+from tokenmux.core.message import (
     Finished,
     FromWorker,
     Load,
@@ -31,22 +31,22 @@ from tokenmux.engine.core.message import (
     Tokens,
     Unload,
 )
-from tokenmux.engine.core.plan import Activate, PageOut
-from tokenmux.engine.core.request import FinishReason, Request, RequestId, ServiceLevel
-from tokenmux.engine.device.cpu import CpuDevice
-from tokenmux.engine.device.interface import Completion
-from tokenmux.engine.instance.instance import Instance
-from tokenmux.engine.instance.started import Started
-from tokenmux.engine.instance.state import Residency
-from tokenmux.engine.memory.host_cache import HostCache
-from tokenmux.engine.models import tiny
-from tokenmux.engine.models.catalogue import Catalogue
-from tokenmux.engine.models.entry import Entry
-from tokenmux.engine.policy.slack import SlackPolicy
-from tokenmux.engine.runtime.clock import MonotonicClock
-from tokenmux.engine.runtime.contents import Content
-from tokenmux.engine.runtime.engine import Engine
-from tokenmux.engine.runtime.model_host import ModelHost
+from tokenmux.core.plan import Activate, PageOut
+from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
+from tokenmux.device.cpu import CpuDevice
+from tokenmux.device.interface import Completion
+from tokenmux.instance.instance import Instance
+from tokenmux.instance.started import Started
+from tokenmux.instance.state import Residency
+from tokenmux.memory.host_cache import HostCache
+from tokenmux.models import tiny
+from tokenmux.models.catalogue import Catalogue
+from tokenmux.models.entry import Entry
+from tokenmux.policy.slack import SlackPolicy
+from tokenmux.runtime.clock import MonotonicClock
+from tokenmux.runtime.contents import Content
+from tokenmux.runtime.engine import Engine
+from tokenmux.runtime.model_host import ModelHost
 
 DTYPES = ("bfloat16", "float32")
 N_CYCLES = 300

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable
 from benchmarks.plots import lines
 from benchmarks.report import table
 from benchmarks.workloads import GOAL
-from tokenmux.engine.instance.summary import Summary
-from tokenmux.engine.sim.scenario import Hardware, Market, simulate
-from tokenmux.engine.workload.trace import Arrival
+from tokenmux.instance.summary import Summary
+from tokenmux.sim.scenario import Hardware, Market, simulate
+from tokenmux.workload.trace import Arrival
 
 POLICIES = ("slack", "aegaeon", "request-level")
 

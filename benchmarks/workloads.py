@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from tokenmux.engine.core.request import ServiceLevel
-from tokenmux.engine.sim.scenario import Market, paper_market
-from tokenmux.engine.workload.generate import traffic
-from tokenmux.engine.workload.published import first_appearances, read_paper, scale_as_artifact
-from tokenmux.engine.workload.shape import clipped, longer
-from tokenmux.engine.workload.trace import Arrival, Trace, arrivals
+from tokenmux.core.request import ServiceLevel
+from tokenmux.sim.scenario import Market, paper_market
+from tokenmux.workload.generate import traffic
+from tokenmux.workload.published import first_appearances, read_paper, scale_as_artifact
+from tokenmux.workload.shape import clipped, longer
+from tokenmux.workload.trace import Arrival, Trace, arrivals
 
 GOAL = 0.99
 """Share of all tokens that must be on time."""

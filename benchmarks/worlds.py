@@ -15,19 +15,19 @@ from numpy.random import Generator
 
 from benchmarks.report import Target, finish, table
 from benchmarks.workloads import GOAL, quick
-from tokenmux.engine.core.event import Event
-from tokenmux.engine.core.facts import ModelId
-from tokenmux.engine.core.request import Request, ServiceLevel
-from tokenmux.engine.instance.summary import summarise
-from tokenmux.engine.policy.interface import InstancePolicy
-from tokenmux.engine.policy.pool import Move, Place, PoolPolicy, PoolView
-from tokenmux.engine.policy.slack import SlackPolicy
-from tokenmux.engine.sim.catalogue import ARCHITECTURES, Architecture, architecture, paper_architecture
-from tokenmux.engine.sim.hardware import GB
-from tokenmux.engine.sim.scenario import Hardware, Market, Outcome, market, simulate
-from tokenmux.engine.workload.generate import gamma_with_cv, poisson, traffic, zipf_rates
-from tokenmux.engine.workload.shape import clipped
-from tokenmux.engine.workload.trace import Arrival, arrivals
+from tokenmux.core.event import Event
+from tokenmux.core.facts import ModelId
+from tokenmux.core.request import Request, ServiceLevel
+from tokenmux.instance.summary import summarise
+from tokenmux.policy.interface import InstancePolicy
+from tokenmux.policy.pool import Move, Place, PoolPolicy, PoolView
+from tokenmux.policy.slack import SlackPolicy
+from tokenmux.sim.catalogue import ARCHITECTURES, Architecture, architecture, paper_architecture
+from tokenmux.sim.hardware import GB
+from tokenmux.sim.scenario import Hardware, Market, Outcome, market, simulate
+from tokenmux.workload.generate import gamma_with_cv, poisson, traffic, zipf_rates
+from tokenmux.workload.shape import clipped
+from tokenmux.workload.trace import Arrival, arrivals
 
 TARGETS = {
     "interactive_on_4": Target("tokens on time of the interactive class", at_least=0.997),

@@ -18,13 +18,13 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from tokenmux.engine.cli_kernels import kernels_app
-from tokenmux.engine.cli_text import name as shown_name
-from tokenmux.engine.cli_text import safe
-from tokenmux.engine.core.errors import ConfigError, TokenmuxError
+from tokenmux.cli_kernels import kernels_app
+from tokenmux.cli_text import name as shown_name
+from tokenmux.cli_text import safe
+from tokenmux.core.errors import ConfigError, TokenmuxError
 
 if TYPE_CHECKING:
-    from tokenmux.engine.client import Client, GenerateOptions
+    from tokenmux.client import Client, GenerateOptions
 
 DEFAULT_SERVER = "127.0.0.1:50051"
 FAILED, MISUSED = 1, 2
@@ -124,7 +124,7 @@ def root(
 
 @contextmanager
 def _connected(ctx: typer.Context) -> "Iterator[Client]":
-    from tokenmux.engine.client import CallFailed, Client, WrongArgument
+    from tokenmux.client import CallFailed, Client, WrongArgument
 
     server: _Server = ctx.obj
     try:
@@ -180,7 +180,7 @@ def serve(
     import asyncio
     import logging
 
-    from tokenmux.engine.server.config import Override, load_config
+    from tokenmux.server.config import Override, load_config
 
     flags = {
         ("listen",): ("--listen", listen),
@@ -198,13 +198,13 @@ def serve(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     checked = load_config(config, overrides)
 
-    from tokenmux.engine.server.listening import reserved
+    from tokenmux.server.listening import reserved
 
     with reserved(checked.listen) as reservation:
         # torch comes with these: not before the configuration is right, and the address ours
-        from tokenmux.engine.cli_progress import progress_bars
-        from tokenmux.engine.server.serve import open_catalogue
-        from tokenmux.engine.server.serve import serve as run
+        from tokenmux.cli_progress import progress_bars
+        from tokenmux.server.serve import open_catalogue
+        from tokenmux.server.serve import serve as run
 
         with progress_bars(Console(stderr=True)) as progress:
             models = open_catalogue(checked, progress)
@@ -228,8 +228,8 @@ def demo(
 
     Needs no GPU and no model hub: the weights are SmolLM2-135M-Instruct from wherever it can be had, and small random ones.
     """
-    from tokenmux.engine.demo.run import DemoOptions
-    from tokenmux.engine.demo.run import run as run_demo
+    from tokenmux.demo.run import DemoOptions
+    from tokenmux.demo.run import run as run_demo
 
     try:
         folder = cache.expanduser()
@@ -297,10 +297,10 @@ def plan(
     """
     from functools import partial
 
-    from tokenmux.engine.cli_plan import ask_server, plan_in_processes
-    from tokenmux.engine.sim.hardware import gpu as known_gpu
-    from tokenmux.engine.sim.plan_command import Output, Question, plan_command
-    from tokenmux.engine.sim.scenario import Hardware
+    from tokenmux.cli_plan import ask_server, plan_in_processes
+    from tokenmux.sim.hardware import gpu as known_gpu
+    from tokenmux.sim.plan_command import Output, Question, plan_command
+    from tokenmux.sim.scenario import Hardware
 
     errors = Console(stderr=True)
     known_gpu(gpu)
@@ -349,13 +349,13 @@ def pull(
 
     A server that runs already takes it up with [dim]tokenmux models register NAME[/dim].
     """
-    from tokenmux.engine.server.config import Override, load_config
+    from tokenmux.server.config import Override, load_config
 
     given = [] if catalogue is None else [Override(("catalogue",), str(catalogue.absolute()), "--catalogue")]
     folder = load_config(config, given).catalogue
 
-    from tokenmux.engine.cli_progress import progress_bars
-    from tokenmux.engine.models.catalogue import Catalogue
+    from tokenmux.cli_progress import progress_bars
+    from tokenmux.models.catalogue import Catalogue
 
     with progress_bars(Console(stderr=True)) as progress:
         entry = Catalogue(folder).pull(
@@ -402,8 +402,8 @@ def generate(
     ] = False,
 ) -> None:
     """Continue a text, printing it as it comes."""
-    from tokenmux.engine.cli_talk import show_stream, summary
-    from tokenmux.engine.cli_views import as_json
+    from tokenmux.cli_talk import show_stream, summary
+    from tokenmux.cli_views import as_json
 
     options = _options(max_tokens, temperature, top_k, top_p, seed, stop)
     errors = Console(stderr=True)
@@ -430,7 +430,7 @@ def chat(
     stop: Stop = None,
 ) -> None:
     """Converse with a model, a line at a time. Ctrl-C cancels an answer, Ctrl-D leaves."""
-    from tokenmux.engine.cli_talk import converse
+    from tokenmux.cli_talk import converse
 
     options = _options(max_tokens, temperature, top_k, top_p, seed, stop)
     with _connected(ctx) as client:
@@ -463,7 +463,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @models_app.command("list")
 def models_list(ctx: typer.Context, json: Json = False) -> None:
     """All models with their state and what they have cost so far."""
-    from tokenmux.engine.cli_views import as_json, models_table
+    from tokenmux.cli_views import as_json, models_table
 
     with _connected(ctx) as client:
         models = client.models.list()
@@ -549,7 +549,7 @@ def pool_status(
     """Memory, channels and models, now or live."""
     from rich.live import Live
 
-    from tokenmux.engine.cli_views import as_json, pool_view
+    from tokenmux.cli_views import as_json, pool_view
 
     with _connected(ctx) as client:
         if not watch:
@@ -580,7 +580,7 @@ def pool_resize(
 
     Holds until the server is restarted: [dim]device.arena[/dim] in its pool.yaml says what it starts with.
     """
-    from tokenmux.engine.server.sizes import parse_size, show_size
+    from tokenmux.server.sizes import parse_size, show_size
 
     try:
         arena_bytes = parse_size(size)
@@ -630,8 +630,8 @@ def pool_traffic(
     ] = 0.0,
 ) -> None:
     """The requests that the server has seen, lengths and times and never text, as a trace for [dim]tokenmux plan --trace[/dim]."""
-    from tokenmux.engine.cli_plan import ask_server
-    from tokenmux.engine.workload.trace import write_trace
+    from tokenmux.cli_plan import ask_server
+    from tokenmux.workload.trace import write_trace
 
     with _connected(ctx) as client:
         seen = ask_server(client, last)

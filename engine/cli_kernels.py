@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from tokenmux.engine.core.errors import ConfigError, NotFound, TokenmuxError
+from tokenmux.core.errors import ConfigError, NotFound, TokenmuxError
 
 if TYPE_CHECKING:
     import torch
@@ -60,8 +60,8 @@ def warm(
         from tokenmux.kernels import warm as compiler
     except ModuleNotFoundError as error:
         raise TokenmuxError("Triton is not installed: pip install 'tokenmux[gpu]'") from error
-    from tokenmux.engine.cli_progress import progress_bars
-    from tokenmux.engine.models.kernel_shapes import model_shapes
+    from tokenmux.cli_progress import progress_bars
+    from tokenmux.models.kernel_shapes import model_shapes
 
     capability = _capability(arch)
     models = list(_models(folders or [], config))
@@ -110,9 +110,9 @@ class _Model:
 
 def _models(folders: list[Path], config: Path | None) -> Iterator[_Model]:
     """What is in the folders, and in the catalogue of a configuration and beside it. Raises what reading them raises."""
-    from tokenmux.engine.models.catalogue import Catalogue, describe_folder
-    from tokenmux.engine.models.entry import Entry
-    from tokenmux.engine.models.facts import BLOCK_TOKENS
+    from tokenmux.models.catalogue import Catalogue, describe_folder
+    from tokenmux.models.entry import Entry
+    from tokenmux.models.facts import BLOCK_TOKENS
 
     def of_entry(entry: Entry) -> _Model:
         return _Model(
@@ -132,7 +132,7 @@ def _models(folders: list[Path], config: Path | None) -> Iterator[_Model]:
             yield _Model(folder.name, *describe_folder(folder), BLOCK_TOKENS)
     if config is None:
         return
-    from tokenmux.engine.server.config import load_config
+    from tokenmux.server.config import load_config
 
     pool = load_config(config)
     catalogue = Catalogue(pool.catalogue)
@@ -147,7 +147,7 @@ def _models(folders: list[Path], config: Path | None) -> Iterator[_Model]:
 
 
 def _pages_in_int8(config: Path) -> bool:
-    from tokenmux.engine.server.config import load_config
+    from tokenmux.server.config import load_config
 
     return load_config(config).device.paged_kv == "int8"
 

@@ -11,12 +11,12 @@ from threading import Thread
 
 from rich.console import Console
 
-from tokenmux.engine.client import Client, ModelSizes, RecordedRequest
-from tokenmux.engine.core.decoder import BLOCK_TOKENS
-from tokenmux.engine.core.errors import ConfigError, NotFound, WorkerFailed
-from tokenmux.engine.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
-from tokenmux.engine.sim.planner import Job, Planning, Point, World, plan_here, run
-from tokenmux.engine.workload.trace import Trace, TraceRequest
+from tokenmux.client import Client, ModelSizes, RecordedRequest
+from tokenmux.core.decoder import BLOCK_TOKENS
+from tokenmux.core.errors import ConfigError, NotFound, WorkerFailed
+from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.sim.planner import Job, Planning, Point, World, plan_here, run
+from tokenmux.workload.trace import Trace, TraceRequest
 
 FEW_REQUESTS = 300
 """Below so many, starting other processes takes longer than simulating."""

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 
 from rich.console import Console
 
-from tokenmux.engine.cli_text import shown_on
-from tokenmux.engine.client import Client, Delta, Event, Finish, GenerateOptions, Message, Phase, State
+from tokenmux.cli_text import shown_on
+from tokenmux.client import Client, Delta, Event, Finish, GenerateOptions, Message, Phase, State
 
 
 def show_stream(events: Iterable[Event], errors: Console) -> tuple[str, Finish | None]:

@@ -11,9 +11,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from tokenmux.engine.cli_text import name, safe
-from tokenmux.engine.client import Instance, Model, PoolStatus, Residency
-from tokenmux.engine.server.sizes import show_size
+from tokenmux.cli_text import name, safe
+from tokenmux.client import Instance, Model, PoolStatus, Residency
+from tokenmux.server.sizes import show_size
 
 _COLOURS = {
     Residency.RESIDENT: "bold green",

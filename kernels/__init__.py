@@ -4,5 +4,5 @@ One folder a kernel: `reference.py` is the truth in plain torch, `kernel.py` the
 the strictly typed host side. Importing this package, or any `reference`, never imports Triton: a machine
 without it can still run, read and test everything that defines the results.
 
-Nothing here knows about models, requests or schedules, and nothing here imports `tokenmux.engine`.
+Nothing here knows about models, requests or schedules, and nothing here imports `tokenmux`.
 """

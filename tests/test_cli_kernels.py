@@ -8,9 +8,9 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from tokenmux.engine.cli import app
-from tokenmux.engine.models import tiny
-from tokenmux.engine.models.catalogue import Catalogue
+from tokenmux.cli import app
+from tokenmux.models import tiny
+from tokenmux.models.catalogue import Catalogue
 
 
 @pytest.fixture(autouse=True)

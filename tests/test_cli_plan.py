@@ -13,14 +13,14 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from tests.server.harness import FakeEntry, ServerThread, facts, serving, worker_status, worker_use
-from tokenmux.engine.cli import app
-from tokenmux.engine.cli_plan import n_processes, plan_in_processes, progress_line
-from tokenmux.engine.client import Client
-from tokenmux.engine.core.message import Span
-from tokenmux.engine.server.traffic import TrafficRecorder
-from tokenmux.engine.sim.plan_command import Question, world_of
-from tokenmux.engine.sim.planner import Job, Planning, plan_here
-from tokenmux.engine.workload.trace import read_trace
+from tokenmux.cli import app
+from tokenmux.cli_plan import n_processes, plan_in_processes, progress_line
+from tokenmux.client import Client
+from tokenmux.core.message import Span
+from tokenmux.server.traffic import TrafficRecorder
+from tokenmux.sim.plan_command import Question, world_of
+from tokenmux.sim.planner import Job, Planning, plan_here
+from tokenmux.workload.trace import read_trace
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ def test_status_shows_tenants_and_what_is_saved(
 ORPHAN_MAKER = """
 import multiprocessing, os, signal
 from concurrent.futures import ProcessPoolExecutor
-from tokenmux.engine.cli_plan import _enter
+from tokenmux.cli_plan import _enter
 if __name__ == "__main__":
     pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_enter, initargs=(None,))
     print(pool.submit(os.getpid).result(), flush=True)

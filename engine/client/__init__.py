@@ -1,15 +1,15 @@
 """The Python client of tokenmux, blocking and asyncio. Needs grpcio and the generated `tokenmux.v1`, nothing else of ours.
 
->>> from tokenmux.engine.client import Client
+>>> from tokenmux.client import Client
 >>> with Client() as client:
 ...     print(client.generate("smol", "The capital of France is", max_tokens=8).text)
 """
 
-from tokenmux.engine.client.aio import AsyncClient, AsyncStream
-from tokenmux.engine.client.errors import CallFailed, WrongArgument
-from tokenmux.engine.client.options import GenerateOptions
-from tokenmux.engine.client.sync import Client, Stream
-from tokenmux.engine.client.values import (
+from tokenmux.client.aio import AsyncClient, AsyncStream
+from tokenmux.client.errors import CallFailed, WrongArgument
+from tokenmux.client.options import GenerateOptions
+from tokenmux.client.sync import Client, Stream
+from tokenmux.client.values import (
     Completion,
     Delta,
     Durations,

@@ -7,11 +7,11 @@ from typing import Any, Self, Unpack
 
 import grpc
 
-from tokenmux.engine.client import convert
-from tokenmux.engine.client.connection import DEFAULT_TARGET, Connection
-from tokenmux.engine.client.errors import translated
-from tokenmux.engine.client.options import GenerateOptions
-from tokenmux.engine.client.values import (
+from tokenmux.client import convert
+from tokenmux.client.connection import DEFAULT_TARGET, Connection
+from tokenmux.client.errors import translated
+from tokenmux.client.options import GenerateOptions
+from tokenmux.client.values import (
     Completion,
     Event,
     Message,

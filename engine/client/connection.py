@@ -7,7 +7,7 @@ from pathlib import Path
 
 import grpc
 
-from tokenmux.engine.client.errors import WrongArgument
+from tokenmux.client.errors import WrongArgument
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 

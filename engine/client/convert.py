@@ -6,8 +6,8 @@ from dataclasses import fields
 from numbers import Integral
 from typing import Any, TypeVar
 
-from tokenmux.engine.client.errors import WrongArgument
-from tokenmux.engine.client.values import (
+from tokenmux.client.errors import WrongArgument
+from tokenmux.client.values import (
     Completion,
     Delta,
     Durations,

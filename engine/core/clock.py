@@ -1,4 +1,4 @@
-"""Time is handed in. `Clock` is all that anything of ours knows about it; the real one lives in `engine.runtime`."""
+"""Time is handed in. `Clock` is all that anything of ours knows about it; the real one lives in `tokenmux.runtime`."""
 
 from typing import Protocol
 

@@ -7,8 +7,8 @@ a step lasts as long as the slower of its arithmetic and its memory traffic, plu
 
 from typing import NamedTuple, Protocol
 
-from tokenmux.engine.core.facts import DeviceFacts, HostFacts, ModelFacts, ModelId
-from tokenmux.engine.core.plan import Channel
+from tokenmux.core.facts import DeviceFacts, HostFacts, ModelFacts, ModelId
+from tokenmux.core.plan import Channel
 
 
 class StepWork(NamedTuple):

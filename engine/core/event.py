@@ -6,8 +6,8 @@ the body (the runtime or the simulator) keeps. Events of equal time are applied 
 
 from dataclasses import dataclass
 
-from tokenmux.engine.core.facts import ModelFacts, ModelId
-from tokenmux.engine.core.request import FinishReason, Request, RequestId
+from tokenmux.core.facts import ModelFacts, ModelId
+from tokenmux.core.request import FinishReason, Request, RequestId
 
 
 @dataclass(frozen=True, slots=True)

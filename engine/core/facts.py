@@ -1,7 +1,7 @@
 """What is known about a model and about a device before anything runs: sizes and speeds, as plain values.
 
 Model facts come from `config.json` and the weight image's manifest, device facts from the operator or from a
-short calibration. Nothing here reads files; `engine.models` does.
+short calibration. Nothing here reads files; `tokenmux.models` does.
 """
 
 from dataclasses import dataclass, field

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
-from tokenmux.engine.core.facts import ModelFacts, ModelId
-from tokenmux.engine.core.request import FinishReason, Request, RequestId
+from tokenmux.core.facts import ModelFacts, ModelId
+from tokenmux.core.request import FinishReason, Request, RequestId
 
 GREEDY_BELOW = 1e-5
 """A temperature below this is greedy, as in vLLM: logits divided by less may overflow, and a draw would take the likeliest anyway."""
@@ -152,7 +152,7 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The one end of a request. `detail` says why when the reason is FAILED; `kind` names the error's class in `engine.core.errors`."""
+    """The one end of a request. `detail` says why when the reason is FAILED; `kind` names the error's class in `tokenmux.core.errors`."""
 
     request: RequestId
     reason: FinishReason
@@ -239,7 +239,7 @@ class WorkerStatus:
 
 @dataclass(frozen=True, slots=True)
 class Durations:
-    """A histogram: how many durations lie in each interval between the bounds of `engine.instance.histogram`."""
+    """A histogram: how many durations lie in each interval between the bounds of `tokenmux.instance.histogram`."""
 
     counts: tuple[int, ...]
     total_s: float
@@ -247,7 +247,7 @@ class Durations:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """How a model or a tenant was served; the counters of `engine.instance.metrics.ServiceCounters` at a moment."""
+    """How a model or a tenant was served; the counters of `tokenmux.instance.metrics.ServiceCounters` at a moment."""
 
     n_requests: int
     n_requests_on_time: int
@@ -276,7 +276,7 @@ class ModelUse:
 class WorkerUse:
     """Who used the worker since it began: those models and tenants whose counters moved since the last such message.
 
-    Sent at most once a second. `work_s` and `model_work_s` as in `engine.instance.metrics.Metrics`.
+    Sent at most once a second. `work_s` and `model_work_s` as in `tokenmux.instance.metrics.Metrics`.
     """
 
     at_s: float
@@ -310,7 +310,7 @@ class Traced:
 class Acknowledged:
     """Answer to `Register`, `Unregister`, `Load`, `Unload` and `Pin`, and to `Resize`, which is about no model.
 
-    Empty `error` means done (or, for `Load`, begun). `kind` is the name of the error's class in `engine.core.errors`.
+    Empty `error` means done (or, for `Load`, begun). `kind` is the name of the error's class in `tokenmux.core.errors`.
     """
 
     model: ModelId | None

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
-from tokenmux.engine.core.facts import ModelId
-from tokenmux.engine.core.request import RequestId
+from tokenmux.core.facts import ModelId
+from tokenmux.core.request import RequestId
 
 
 class Channel(IntEnum):

@@ -1,6 +1,6 @@
 """A request as the scheduler sees it: lengths, limits and deadlines, never text.
 
-The content (token ids, sampling parameters, stop tokens) travels beside it in `engine.core.message`, so that the
+The content (token ids, sampling parameters, stop tokens) travels beside it in `tokenmux.core.message`, so that the
 simulator can run millions of requests that have no content at all.
 """
 
@@ -9,7 +9,7 @@ from enum import Enum
 from math import isnan
 from typing import NewType
 
-from tokenmux.engine.core.facts import ModelId
+from tokenmux.core.facts import ModelId
 
 RequestId = NewType("RequestId", str)
 
@@ -17,7 +17,7 @@ SECONDS = (1e-6, 1e9)
 """A TTFT or TPOT outside of this is taken as the nearer end: nothing that divides by one, or counts steps in it, can overflow."""
 
 WEIGHTS = (1e-6, 1e6)
-"""The same for weights. Admission (`engine.server.admission`) is stricter, and refuses instead."""
+"""The same for weights. Admission (`tokenmux.server.admission`) is stricter, and refuses instead."""
 
 LEVEL_RATIO = 10.0
 """The pool reckons with no level this many times stricter or laxer than its own (`ServiceLevel.beside`)."""

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tokenmux.engine.client import AsyncClient, CallFailed, Delta, Finish
-from tokenmux.engine.workload.generate import gamma_with_cv, zipf_rates
+from tokenmux.client import AsyncClient, CallFailed, Delta, Finish
+from tokenmux.workload.generate import gamma_with_cv, zipf_rates
 
 QUESTIONS = (
     "What is the capital of France?",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from tokenmux.engine.core.errors import WorkerFailed
+from tokenmux.core.errors import WorkerFailed
 
 _READY = re.compile(r"listening on (\S+)")
 _STOP_TIMEOUT_S = 20.0
@@ -26,7 +26,7 @@ async def served(config: Mapping[str, object], folder: Path) -> AsyncIterator[st
     log = folder / "server.log"
     with log.open("wb") as errors:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tokenmux.engine.cli", "serve", "--config", str(path)),
+            *(sys.executable, "-m", "tokenmux.cli", "serve", "--config", str(path)),
             stdout=asyncio.subprocess.PIPE,
             stderr=errors,
         )

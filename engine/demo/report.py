@@ -6,9 +6,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from tokenmux.engine.client import Model, PoolStatus
-from tokenmux.engine.demo.load import Outcome
-from tokenmux.engine.demo.service_level import Calibration
+from tokenmux.client import Model, PoolStatus
+from tokenmux.demo.load import Outcome
+from tokenmux.demo.service_level import Calibration
 
 
 @dataclass(frozen=True, slots=True)

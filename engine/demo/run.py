@@ -13,15 +13,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
-from tokenmux.engine.client import AsyncClient, Residency
-from tokenmux.engine.demo.load import LONGEST, SHORTEST, PlannedRequest, Progress, plan_stream, send_stream
-from tokenmux.engine.demo.models import DemoModels, prepare
-from tokenmux.engine.demo.process import served
-from tokenmux.engine.demo.report import Report, make_report, print_report
-from tokenmux.engine.demo.service_level import Calibration, calibrate
-from tokenmux.engine.demo.view import View
-from tokenmux.engine.runtime.calibrate import measure_cpu
-from tokenmux.engine.runtime.clock import MonotonicClock
+from tokenmux.client import AsyncClient, Residency
+from tokenmux.demo.load import LONGEST, SHORTEST, PlannedRequest, Progress, plan_stream, send_stream
+from tokenmux.demo.models import DemoModels, prepare
+from tokenmux.demo.process import served
+from tokenmux.demo.report import Report, make_report, print_report
+from tokenmux.demo.service_level import Calibration, calibrate
+from tokenmux.demo.view import View
+from tokenmux.runtime.calibrate import measure_cpu
+from tokenmux.runtime.clock import MonotonicClock
 
 QUESTION = "What is the capital of France? Answer in one sentence."
 TARGET_BUSY = 0.6

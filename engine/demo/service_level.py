@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tokenmux.engine.client import AsyncClient
+from tokenmux.client import AsyncClient
 
 TURNS = 8
 """A token may take as long as this many decode steps of the slowest model: so many models can take turns."""

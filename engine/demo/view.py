@@ -8,8 +8,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from tokenmux.engine.client import Model, PoolStatus, Residency
-from tokenmux.engine.demo.load import Progress
+from tokenmux.client import Model, PoolStatus, Residency
+from tokenmux.demo.load import Progress
 
 _MARKS = {
     Residency.RESIDENT: ("● device", "green"),

@@ -12,8 +12,8 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from tokenmux.engine.core.plan import Channel
-from tokenmux.engine.device.gpu import Gpu
+from tokenmux.core.plan import Channel
+from tokenmux.device.gpu import Gpu
 
 CHUNK_BYTES = 16 << 20
 """Of a copy that passes through page-locked bytes: at 50 GB/s a third of a millisecond, long against the microseconds of an event."""

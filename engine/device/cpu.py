@@ -9,20 +9,20 @@ import ctypes
 from collections.abc import Callable, Iterable
 from threading import Event
 
-from tokenmux.engine.core.clock import Clock
-from tokenmux.engine.core.errors import DoesNotFit, TokenmuxError
-from tokenmux.engine.core.event import SUPERSEDED, CopyDone
-from tokenmux.engine.core.facts import DeviceFacts, Image, ImageId
-from tokenmux.engine.core.plan import Activate, Channel, Compact, Fetch, PageIn, PageOut, Step
-from tokenmux.engine.device.channel import ChannelThread
-from tokenmux.engine.device.interface import Host, Post
-from tokenmux.engine.device.memory import Memory, available_bytes
-from tokenmux.engine.device.progress import SupersededError, progress_of, until_superseded
-from tokenmux.engine.device.reader import GivenUpError, Reader
-from tokenmux.engine.device.spans import paging_spans
-from tokenmux.engine.instance.capacity import show_size
-from tokenmux.engine.instance.started import Started
-from tokenmux.engine.memory.ledger import Ledger, Transfer
+from tokenmux.core.clock import Clock
+from tokenmux.core.errors import DoesNotFit, TokenmuxError
+from tokenmux.core.event import SUPERSEDED, CopyDone
+from tokenmux.core.facts import DeviceFacts, Image, ImageId
+from tokenmux.core.plan import Activate, Channel, Compact, Fetch, PageIn, PageOut, Step
+from tokenmux.device.channel import ChannelThread
+from tokenmux.device.interface import Host, Post
+from tokenmux.device.memory import Memory, available_bytes
+from tokenmux.device.progress import SupersededError, progress_of, until_superseded
+from tokenmux.device.reader import GivenUpError, Reader
+from tokenmux.device.spans import paging_spans
+from tokenmux.instance.capacity import show_size
+from tokenmux.instance.started import Started
+from tokenmux.memory.ledger import Ledger, Transfer
 
 COPY_CHUNK_BYTES = 16 << 20
 """Between chunks the interpreter lock changes hands and a closing device is noticed; larger chunks were no faster."""

@@ -32,14 +32,14 @@ from typing import TypeVar
 
 import torch
 
-from tokenmux.engine.core.clock import Clock
-from tokenmux.engine.core.errors import DoesNotFit, TokenmuxError, WorkerFailed
-from tokenmux.engine.core.event import SUPERSEDED, CopyDone
-from tokenmux.engine.core.facts import DeviceFacts, Image, ImageId
-from tokenmux.engine.core.plan import Activate, Channel, Compact, Fetch, PageIn, PageOut, Step
-from tokenmux.engine.core.request import RequestId
-from tokenmux.engine.device.channel import ChannelThread
-from tokenmux.engine.device.chunks import (
+from tokenmux.core.clock import Clock
+from tokenmux.core.errors import DoesNotFit, TokenmuxError, WorkerFailed
+from tokenmux.core.event import SUPERSEDED, CopyDone
+from tokenmux.core.facts import DeviceFacts, Image, ImageId
+from tokenmux.core.plan import Activate, Channel, Compact, Fetch, PageIn, PageOut, Step
+from tokenmux.core.request import RequestId
+from tokenmux.device.channel import ChannelThread
+from tokenmux.device.chunks import (
     CHUNK_BYTES,
     CHUNKS_IN_FLIGHT,
     LOCKED_CHUNK_BYTES,
@@ -49,19 +49,19 @@ from tokenmux.engine.device.chunks import (
     Slot,
     Work,
 )
-from tokenmux.engine.device.gpu import STREAMS, Gpu, GpuEvent
-from tokenmux.engine.device.host_pages import PAGE_BYTES, HostPages, PagedImage
-from tokenmux.engine.device.interface import Host, Post, StepJob
-from tokenmux.engine.device.memory import Memory
-from tokenmux.engine.device.ordering import NOWHERE, Ordering, Places, Spans, merged
-from tokenmux.engine.device.paging import KvDtype, Pager
-from tokenmux.engine.device.progress import SupersededError, progress_of, until_superseded
-from tokenmux.engine.device.reader import GivenUpError, Reader
-from tokenmux.engine.device.spans import block_spans, move_pieces, paging_spans
-from tokenmux.engine.instance.started import Started
-from tokenmux.engine.memory.arena import Move
-from tokenmux.engine.memory.ledger import Ledger, Transfer
+from tokenmux.device.gpu import STREAMS, Gpu, GpuEvent
+from tokenmux.device.host_pages import PAGE_BYTES, HostPages, PagedImage
+from tokenmux.device.interface import Host, Post, StepJob
+from tokenmux.device.memory import Memory
+from tokenmux.device.ordering import NOWHERE, Ordering, Places, Spans, merged
+from tokenmux.device.paging import KvDtype, Pager
+from tokenmux.device.progress import SupersededError, progress_of, until_superseded
+from tokenmux.device.reader import GivenUpError, Reader
+from tokenmux.device.spans import block_spans, move_pieces, paging_spans
+from tokenmux.instance.started import Started
 from tokenmux.kernels.kv_pack.choice import COPY_OVERHEAD_S
+from tokenmux.memory.arena import Move
+from tokenmux.memory.ledger import Ledger, Transfer
 
 _log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from typing import Protocol
 
 import torch
 
-from tokenmux.engine.core.errors import ConfigError, DoesNotFit
-from tokenmux.engine.core.plan import Channel
+from tokenmux.core.errors import ConfigError, DoesNotFit
+from tokenmux.core.plan import Channel
 from tokenmux.kernels.layout import KVLayout
 
 _log = logging.getLogger(__name__)

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from threading import Event
 from typing import TYPE_CHECKING, Protocol
 
-from tokenmux.engine.core.event import CopyDone, StepDone
-from tokenmux.engine.core.facts import Image
-from tokenmux.engine.core.request import RequestId
-from tokenmux.engine.instance.started import Started
+from tokenmux.core.event import CopyDone, StepDone
+from tokenmux.core.facts import Image
+from tokenmux.core.request import RequestId
+from tokenmux.instance.started import Started
 
 if TYPE_CHECKING:  # a null device needs no torch
     import torch

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from functools import partial
 from heapq import heappop, heappush
 
-from tokenmux.engine.core.cost import CostModel, burst_ends_s
-from tokenmux.engine.core.event import SUPERSEDED, CopyDone, StepDone
-from tokenmux.engine.core.plan import Compact, Step
-from tokenmux.engine.core.request import FinishReason, RequestId
-from tokenmux.engine.device.interface import Post
-from tokenmux.engine.instance.instance import Instance
-from tokenmux.engine.instance.started import Started
+from tokenmux.core.cost import CostModel, burst_ends_s
+from tokenmux.core.event import SUPERSEDED, CopyDone, StepDone
+from tokenmux.core.plan import Compact, Step
+from tokenmux.core.request import FinishReason, RequestId
+from tokenmux.device.interface import Post
+from tokenmux.instance.instance import Instance
+from tokenmux.instance.started import Started
 
 
 class VirtualClock:

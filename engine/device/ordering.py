@@ -19,7 +19,7 @@ from operator import itemgetter
 from threading import Lock
 from typing import Generic, TypeVar
 
-from tokenmux.engine.core.plan import Channel
+from tokenmux.core.plan import Channel
 
 Item = TypeVar("Item")
 

@@ -19,15 +19,15 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from tokenmux.engine.core.facts import KvShape
-from tokenmux.engine.core.plan import Channel
-from tokenmux.engine.core.request import RequestId
-from tokenmux.engine.device.chunks import MAX_BLOCKS, Copies, Copy, Landing, Slot, Work, nothing
-from tokenmux.engine.device.spans import PagingSpan
-from tokenmux.engine.memory.ledger import Ledger, Transfer
+from tokenmux.core.facts import KvShape
+from tokenmux.core.plan import Channel
+from tokenmux.core.request import RequestId
+from tokenmux.device.chunks import MAX_BLOCKS, Copies, Copy, Landing, Slot, Work, nothing
+from tokenmux.device.spans import PagingSpan
 from tokenmux.kernels.kv_pack.choice import PageMethod, page_method
 from tokenmux.kernels.kv_pack.quantised import record_bytes
 from tokenmux.kernels.layout import OFFSET_ALIGNMENT, KVLayout
+from tokenmux.memory.ledger import Ledger, Transfer
 
 KvDtype = Callable[[RequestId], torch.dtype]
 """What a request's keys and values are computed in."""

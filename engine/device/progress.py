@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 
-from tokenmux.engine.core.clock import Clock
-from tokenmux.engine.core.event import SUPERSEDED
-from tokenmux.engine.device.interface import Post
-from tokenmux.engine.instance.started import Started
+from tokenmux.core.clock import Clock
+from tokenmux.core.event import SUPERSEDED
+from tokenmux.device.interface import Post
+from tokenmux.instance.started import Started
 
 INTERVAL_S = 0.2
 """A person sees five changes a second as motion."""

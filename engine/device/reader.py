@@ -9,10 +9,10 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tokenmux.engine.core.clock import Clock
-from tokenmux.engine.core.errors import Unavailable
-from tokenmux.engine.core.facts import Image, ImageId
-from tokenmux.engine.device.channel import ChannelThread
+from tokenmux.core.clock import Clock
+from tokenmux.core.errors import Unavailable
+from tokenmux.core.facts import Image, ImageId
+from tokenmux.device.channel import ChannelThread
 
 PATIENCE_S = 30.0
 """For the next 16 MiB: half a megabyte a second is less than any disk or network file system that is of use."""

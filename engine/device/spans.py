@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tokenmux.engine.device.ordering import Spans
-from tokenmux.engine.memory.arena import Move
-from tokenmux.engine.memory.ledger import Ledger, Transfer
+from tokenmux.device.ordering import Spans
+from tokenmux.memory.arena import Move
+from tokenmux.memory.ledger import Ledger, Transfer
 
 
 class PagingSpan(NamedTuple):

@@ -1,10 +1,10 @@
 """What a plan does at once: weights and KV are forgotten where something else needs the room."""
 
-from tokenmux.engine.core.message import RequestPhase
-from tokenmux.engine.core.plan import AtOnce, Discard, Drop, Evict
-from tokenmux.engine.instance import validate
-from tokenmux.engine.instance.live import LiveState
-from tokenmux.engine.instance.state import ModelState
+from tokenmux.core.message import RequestPhase
+from tokenmux.core.plan import AtOnce, Discard, Drop, Evict
+from tokenmux.instance import validate
+from tokenmux.instance.live import LiveState
+from tokenmux.instance.state import ModelState
 
 
 def do(state: LiveState, action: AtOnce) -> None:

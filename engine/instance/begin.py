@@ -2,17 +2,17 @@
 
 from math import inf
 
-from tokenmux.engine.core.cost import StepWork
-from tokenmux.engine.core.errors import IllegalPlan
-from tokenmux.engine.core.message import RequestPhase, Residency
-from tokenmux.engine.core.plan import Activate, Channel, Compact, Fetch, Operation, PageIn, PageOut, Step
-from tokenmux.engine.core.request import RequestId
-from tokenmux.engine.instance import validate
-from tokenmux.engine.instance.live import LiveState
-from tokenmux.engine.instance.metrics import SwapReason
-from tokenmux.engine.instance.started import Started
-from tokenmux.engine.instance.state import ModelState
-from tokenmux.engine.memory.ledger import Transfer
+from tokenmux.core.cost import StepWork
+from tokenmux.core.errors import IllegalPlan
+from tokenmux.core.message import RequestPhase, Residency
+from tokenmux.core.plan import Activate, Channel, Compact, Fetch, Operation, PageIn, PageOut, Step
+from tokenmux.core.request import RequestId
+from tokenmux.instance import validate
+from tokenmux.instance.live import LiveState
+from tokenmux.instance.metrics import SwapReason
+from tokenmux.instance.started import Started
+from tokenmux.instance.state import ModelState
+from tokenmux.memory.ledger import Transfer
 
 
 def begin(state: LiveState, channel: Channel, operation: Operation) -> Started:

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
-from tokenmux.engine.core.errors import DoesNotFit
-from tokenmux.engine.core.facts import DeviceFacts, HostFacts, KvShape, ModelFacts
-from tokenmux.engine.memory.arena import ALIGNMENT, aligned
+from tokenmux.core.errors import DoesNotFit
+from tokenmux.core.facts import DeviceFacts, HostFacts, KvShape, ModelFacts
+from tokenmux.memory.arena import ALIGNMENT, aligned
 
 
 def kv_bytes(device: DeviceFacts, shape: KvShape, n_tokens: int) -> int:

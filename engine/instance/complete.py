@@ -1,16 +1,16 @@
 """Completing an operation: what it brought is entered into the books, counted, and given to the requests that waited for it."""
 
-from tokenmux.engine.core.cost import StepWork
-from tokenmux.engine.core.errors import InternalError
-from tokenmux.engine.core.event import SUPERSEDED, CopyDone, StepDone
-from tokenmux.engine.core.message import RequestPhase, Residency
-from tokenmux.engine.core.plan import Activate, Channel, Compact, Fetch, PageIn, PageOut, Step
-from tokenmux.engine.core.request import FinishReason
-from tokenmux.engine.instance import requests, validate
-from tokenmux.engine.instance.live import LiveState
-from tokenmux.engine.instance.metrics import ServiceCounters, count_on_time
-from tokenmux.engine.instance.started import Started
-from tokenmux.engine.instance.state import ModelState, RequestState
+from tokenmux.core.cost import StepWork
+from tokenmux.core.errors import InternalError
+from tokenmux.core.event import SUPERSEDED, CopyDone, StepDone
+from tokenmux.core.message import RequestPhase, Residency
+from tokenmux.core.plan import Activate, Channel, Compact, Fetch, PageIn, PageOut, Step
+from tokenmux.core.request import FinishReason
+from tokenmux.instance import requests, validate
+from tokenmux.instance.live import LiveState
+from tokenmux.instance.metrics import ServiceCounters, count_on_time
+from tokenmux.instance.started import Started
+from tokenmux.instance.state import ModelState, RequestState
 
 
 def step(state: LiveState, event: StepDone) -> Started:

@@ -9,8 +9,8 @@ reads no clock and touches no device; what a policy plans is checked against the
 
 from collections.abc import Callable, Iterable
 
-from tokenmux.engine.core.cost import CostModel
-from tokenmux.engine.core.event import (
+from tokenmux.core.cost import CostModel
+from tokenmux.core.event import (
     Arrived,
     Cancelled,
     CopyDone,
@@ -25,27 +25,27 @@ from tokenmux.engine.core.event import (
     StepDone,
     Withdrawn,
 )
-from tokenmux.engine.core.facts import DeviceFacts, ModelId
-from tokenmux.engine.core.message import RequestState as PhaseMessage
-from tokenmux.engine.core.plan import AtOnce, Channel, Chunk, Operation, Step
-from tokenmux.engine.core.request import DEFAULT_LEVEL, RequestId, ServiceLevel
-from tokenmux.engine.instance import at_once, complete, models, requests, resizing
-from tokenmux.engine.instance.begin import begin
-from tokenmux.engine.instance.live import LiveState
-from tokenmux.engine.instance.metrics import Metrics, RequestRecord
-from tokenmux.engine.instance.started import Started
-from tokenmux.engine.instance.superseding import Superseding
-from tokenmux.engine.memory.arena import aligned
-from tokenmux.engine.memory.host_cache import HostCache
-from tokenmux.engine.memory.ledger import Ledger
-from tokenmux.engine.policy import drain
-from tokenmux.engine.policy.interface import Fit, InstancePolicy, MakesWay
+from tokenmux.core.facts import DeviceFacts, ModelId
+from tokenmux.core.message import RequestState as PhaseMessage
+from tokenmux.core.plan import AtOnce, Channel, Chunk, Operation, Step
+from tokenmux.core.request import DEFAULT_LEVEL, RequestId, ServiceLevel
+from tokenmux.instance import at_once, complete, models, requests, resizing
+from tokenmux.instance.begin import begin
+from tokenmux.instance.live import LiveState
+from tokenmux.instance.metrics import Metrics, RequestRecord
+from tokenmux.instance.started import Started
+from tokenmux.instance.superseding import Superseding
+from tokenmux.memory.arena import aligned
+from tokenmux.memory.host_cache import HostCache
+from tokenmux.memory.ledger import Ledger
+from tokenmux.policy import drain
+from tokenmux.policy.interface import Fit, InstancePolicy, MakesWay
 
 _CHANNELS = tuple(Channel)
 
 
 class Instance:
-    """One execution unit's brain. It satisfies `engine.policy.interface.InstanceView`.
+    """One execution unit's brain. It satisfies `tokenmux.policy.interface.InstanceView`.
 
     `decision_observers` are told of everything that the policy decided, with its time: the decision log. `completion_observers` are told
     of every operation that ended, and how.

@@ -1,25 +1,25 @@
 """The live state of one instance, with the small steps that every event, plan and completion is made of.
 
-`engine.instance.instance` is what others see of it; `requests`, `models`, `at_once`, `begin` and `complete` change it.
+`tokenmux.instance.instance` is what others see of it; `requests`, `models`, `at_once`, `begin` and `complete` change it.
 """
 
 from collections.abc import Iterable
 from math import inf
 
-from tokenmux.engine.core.cost import CostModel
-from tokenmux.engine.core.errors import IllegalPlan, IntegrityError, InternalError
-from tokenmux.engine.core.event import Arrived
-from tokenmux.engine.core.facts import DeviceFacts, ModelFacts, ModelId
-from tokenmux.engine.core.message import RequestPhase, Residency
-from tokenmux.engine.core.message import RequestState as PhaseMessage
-from tokenmux.engine.core.plan import Channel, Chunk
-from tokenmux.engine.core.request import RequestId, ServiceLevel
-from tokenmux.engine.instance.metrics import Metrics, RequestRecord, SwapReason
-from tokenmux.engine.instance.queue import Queue
-from tokenmux.engine.instance.shares import Shares
-from tokenmux.engine.instance.started import Started
-from tokenmux.engine.instance.state import ModelState, RequestState
-from tokenmux.engine.memory.ledger import Ledger
+from tokenmux.core.cost import CostModel
+from tokenmux.core.errors import IllegalPlan, IntegrityError, InternalError
+from tokenmux.core.event import Arrived
+from tokenmux.core.facts import DeviceFacts, ModelFacts, ModelId
+from tokenmux.core.message import RequestPhase, Residency
+from tokenmux.core.message import RequestState as PhaseMessage
+from tokenmux.core.plan import Channel, Chunk
+from tokenmux.core.request import RequestId, ServiceLevel
+from tokenmux.instance.metrics import Metrics, RequestRecord, SwapReason
+from tokenmux.instance.queue import Queue
+from tokenmux.instance.shares import Shares
+from tokenmux.instance.started import Started
+from tokenmux.instance.state import ModelState, RequestState
+from tokenmux.memory.ledger import Ledger
 
 
 class LiveState:

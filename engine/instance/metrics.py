@@ -1,7 +1,7 @@
 """What an instance counts: tokens on time, waiting, swaps, busy channels, who used the device. Fed by the instance, read by everyone.
 
 The same counters serve the running engine and the simulator; docs/metrics.md defines each for operators. Tokens are on time when they
-are there by `arrival + TTFT + i * TPOT` (`engine.core.request.Request.deadline_s`), later pauses by the client not counted against us.
+are there by `arrival + TTFT + i * TPOT` (`tokenmux.core.request.Request.deadline_s`), later pauses by the client not counted against us.
 Everything is a counter that costs a step one addition for each of its rows, and memory is bounded whatever clients send.
 """
 
@@ -13,10 +13,10 @@ from itertools import pairwise
 from math import inf
 from operator import sub
 
-from tokenmux.engine.core.facts import ModelId
-from tokenmux.engine.core.plan import Channel
-from tokenmux.engine.core.request import FinishReason, Request
-from tokenmux.engine.instance.histogram import Histogram, interval
+from tokenmux.core.facts import ModelId
+from tokenmux.core.plan import Channel
+from tokenmux.core.request import FinishReason, Request
+from tokenmux.instance.histogram import Histogram, interval
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,14 @@
 
 from math import inf
 
-from tokenmux.engine.core.errors import InUse
-from tokenmux.engine.core.message import Residency
-from tokenmux.engine.core.plan import Channel
-from tokenmux.engine.core.request import FinishReason
-from tokenmux.engine.instance import at_once, requests
-from tokenmux.engine.instance.capacity import check_pins
-from tokenmux.engine.instance.live import LiveState
-from tokenmux.engine.instance.state import ModelState
+from tokenmux.core.errors import InUse
+from tokenmux.core.message import Residency
+from tokenmux.core.plan import Channel
+from tokenmux.core.request import FinishReason
+from tokenmux.instance import at_once, requests
+from tokenmux.instance.capacity import check_pins
+from tokenmux.instance.live import LiveState
+from tokenmux.instance.state import ModelState
 
 
 def want(state: LiveState, model: ModelState, wanted: bool | None, pinned: bool | None) -> None:

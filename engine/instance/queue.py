@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from tokenmux.engine.core.request import RequestId
-from tokenmux.engine.instance.state import RequestState
+from tokenmux.core.request import RequestId
+from tokenmux.instance.state import RequestState
 
 
 class Queue:

@@ -1,11 +1,11 @@
 """A request's life on an instance: it arrives, is paused and resumed by its client, and ends once."""
 
-from tokenmux.engine.core.event import Arrived
-from tokenmux.engine.core.message import RequestPhase
-from tokenmux.engine.core.request import FinishReason, RequestId
-from tokenmux.engine.instance.live import LiveState
-from tokenmux.engine.instance.metrics import RequestRecord
-from tokenmux.engine.instance.state import RequestState
+from tokenmux.core.event import Arrived
+from tokenmux.core.message import RequestPhase
+from tokenmux.core.request import FinishReason, RequestId
+from tokenmux.instance.live import LiveState
+from tokenmux.instance.metrics import RequestRecord
+from tokenmux.instance.state import RequestState
 
 
 def arrive(state: LiveState, arrived: Arrived) -> None:

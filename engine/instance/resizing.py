@@ -1,16 +1,16 @@
 """Giving an instance's arena another size: when that is refused, how it begins, and when it is done.
 
-    ResizeAsked ──▶ `engine.policy.drain` plans, nobody else ──▶ nothing in flight, arena empty ──▶ Resized ──▶ the policy goes on
+    ResizeAsked ──▶ `tokenmux.policy.drain` plans, nobody else ──▶ nothing in flight, arena empty ──▶ Resized ──▶ the policy goes on
 
 Requests live on and wait; models that have some come back as after any eviction.
 """
 
 from dataclasses import replace
 
-from tokenmux.engine.core.errors import DoesNotFit, InUse, InvalidRequest
-from tokenmux.engine.core.plan import Channel, Step
-from tokenmux.engine.instance.capacity import least_arena_bytes, show_size
-from tokenmux.engine.instance.live import LiveState
+from tokenmux.core.errors import DoesNotFit, InUse, InvalidRequest
+from tokenmux.core.plan import Channel, Step
+from tokenmux.instance.capacity import least_arena_bytes, show_size
+from tokenmux.instance.live import LiveState
 
 _MIB = 1 << 20
 _REMEDIES = {True: "unpin or remove a model", False: "remove the model"}

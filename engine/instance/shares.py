@@ -11,7 +11,7 @@ others. A tenant that comes back owes what it owed and has saved nothing (as in 
 
 from math import inf
 
-from tokenmux.engine.core.request import Request
+from tokenmux.core.request import Request
 
 QUANTUM_TTFTS = 0.1
 """Of the pool's own TTFT, whatever requests ask for: else a tenant could choose how much its share may be exceeded. A second at the

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from tokenmux.engine.core.cost import NO_WORK, StepWork
-from tokenmux.engine.core.facts import Image, ImageId, ModelFacts
-from tokenmux.engine.core.plan import Channel, Operation
-from tokenmux.engine.core.request import RequestId
-from tokenmux.engine.memory.arena import Move
-from tokenmux.engine.memory.ledger import Transfer
+from tokenmux.core.cost import NO_WORK, StepWork
+from tokenmux.core.facts import Image, ImageId, ModelFacts
+from tokenmux.core.plan import Channel, Operation
+from tokenmux.core.request import RequestId
+from tokenmux.memory.arena import Move
+from tokenmux.memory.ledger import Transfer
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """The live state of one instance: its requests and models, filed so that a policy finds what it needs at once.
 
 Everything is updated in place, event by event, by the modules beside this one; nothing is ever rebuilt. These classes satisfy
-the view Protocols of `engine.policy.interface`.
+the view Protocols of `tokenmux.policy.interface`.
 """
 
 from collections.abc import Iterator
@@ -9,14 +9,14 @@ from enum import Enum
 from math import inf
 from typing import Literal
 
-from tokenmux.engine.core.event import Arrived
-from tokenmux.engine.core.facts import ModelFacts
-from tokenmux.engine.core.message import RequestPhase, Residency
-from tokenmux.engine.core.request import FinishReason, Request, RequestId
-from tokenmux.engine.instance.metrics import ArtifactAllowance, ServiceCounters
-from tokenmux.engine.instance.shares import Share, Shares
-from tokenmux.engine.memory.kv_table import KvTable
-from tokenmux.engine.memory.ledger import Ledger
+from tokenmux.core.event import Arrived
+from tokenmux.core.facts import ModelFacts
+from tokenmux.core.message import RequestPhase, Residency
+from tokenmux.core.request import FinishReason, Request, RequestId
+from tokenmux.instance.metrics import ArtifactAllowance, ServiceCounters
+from tokenmux.instance.shares import Share, Shares
+from tokenmux.memory.kv_table import KvTable
+from tokenmux.memory.ledger import Ledger
 
 WARM_TTFTS = 10.0
 """For so many of its TTFTs after a request ends, the next one like it is expected."""
@@ -87,7 +87,7 @@ class RequestState:
         self.artifact = ArtifactAllowance(*(arrived.artifact or (request.service.ttft_s,)))
         self.told_phase: RequestPhase | None = None
         self.told_position = 0
-        """How many requests are before it, while it has not run (`engine.instance.queue`)."""
+        """How many requests are before it, while it has not run (`tokenmux.instance.queue`)."""
 
     @property
     def id(self) -> RequestId:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from statistics import fmean
 
-from tokenmux.engine.instance.histogram import Histogram
-from tokenmux.engine.instance.metrics import RequestRecord, ServiceCounters
+from tokenmux.instance.histogram import Histogram
+from tokenmux.instance.metrics import RequestRecord, ServiceCounters
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,12 @@ has just arrived is more urgent. A model that gave way to a more urgent one does
 
 from collections.abc import Callable
 
-from tokenmux.engine.core.event import CopyDone, StepDone
-from tokenmux.engine.core.facts import ModelId
-from tokenmux.engine.core.message import Residency
-from tokenmux.engine.core.plan import Activate, Channel, Fetch
-from tokenmux.engine.instance.live import LiveState
-from tokenmux.engine.instance.started import Started
+from tokenmux.core.event import CopyDone, StepDone
+from tokenmux.core.facts import ModelId
+from tokenmux.core.message import Residency
+from tokenmux.core.plan import Activate, Channel, Fetch
+from tokenmux.instance.live import LiveState
+from tokenmux.instance.started import Started
 
 _CHANNELS = ((Channel.COPY_IN, Residency.HOST), (Channel.FETCH, Residency.DISK))
 """And where the weights of a model are that waits for the channel."""

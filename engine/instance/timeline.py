@@ -10,11 +10,11 @@ from collections.abc import Iterable
 from math import inf
 from typing import IO
 
-from tokenmux.engine.core.event import Event, StepDone
-from tokenmux.engine.core.message import Span
-from tokenmux.engine.core.plan import Activate, Channel, Fetch, PageIn, PageOut, Step
-from tokenmux.engine.instance.metrics import RequestRecord
-from tokenmux.engine.instance.started import Started
+from tokenmux.core.event import Event, StepDone
+from tokenmux.core.message import Span
+from tokenmux.core.plan import Activate, Channel, Fetch, PageIn, PageOut, Step
+from tokenmux.instance.metrics import RequestRecord
+from tokenmux.instance.started import Started
 
 _TRACKS = {channel: channel.name.lower() for channel in Channel}
 _THREADS = {name: channel.value for channel, name in _TRACKS.items()}

@@ -1,17 +1,17 @@
 """Whether a plan is legal in the present state. A policy that breaks a rule here has a bug, and hears of it at once.
 
-Rules about room are the ledger's (`engine.memory.ledger`); these are the rules about who may be touched when.
+Rules about room are the ledger's (`tokenmux.memory.ledger`); these are the rules about who may be touched when.
 """
 
 from collections.abc import Sequence
 
-from tokenmux.engine.core.errors import IllegalPlan, InternalError
-from tokenmux.engine.core.event import StepDone
-from tokenmux.engine.core.message import Residency
-from tokenmux.engine.core.plan import Activate, Channel, Compact, Fetch, Operation, PageIn, PageOut, Step
-from tokenmux.engine.instance.live import LiveState
-from tokenmux.engine.instance.state import ModelState, RequestState
-from tokenmux.engine.memory.arena import Move
+from tokenmux.core.errors import IllegalPlan, InternalError
+from tokenmux.core.event import StepDone
+from tokenmux.core.message import Residency
+from tokenmux.core.plan import Activate, Channel, Compact, Fetch, Operation, PageIn, PageOut, Step
+from tokenmux.instance.live import LiveState
+from tokenmux.instance.state import ModelState, RequestState
+from tokenmux.memory.arena import Move
 
 _CHANNEL_OF = {
     Activate: Channel.COPY_IN,

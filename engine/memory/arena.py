@@ -14,7 +14,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import NewType
 
-from tokenmux.engine.core.errors import IntegrityError
+from tokenmux.core.errors import IntegrityError
 
 ExtentHandle = NewType("ExtentHandle", int)
 

@@ -1,11 +1,11 @@
 """The host cache: which weight images lie in host memory, within a byte budget, least recently used first to go.
 
 One per host, shared by its instances. The image file behind every entry is the backing store, so dropping one costs only
-a later read. The bytes themselves belong to `engine.device`.
+a later read. The bytes themselves belong to `tokenmux.device`.
 """
 
-from tokenmux.engine.core.errors import IntegrityError
-from tokenmux.engine.core.facts import Image, ImageId
+from tokenmux.core.errors import IntegrityError
+from tokenmux.core.facts import Image, ImageId
 
 
 class HostCache:

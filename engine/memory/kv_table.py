@@ -7,8 +7,8 @@
 KV only ever grows, so the host copy is valid for a prefix of `n_clean` tokens: what was computed since is the dirty tail.
 """
 
-from tokenmux.engine.core.facts import KvShape
-from tokenmux.engine.memory.slabs import BlockHandle
+from tokenmux.core.facts import KvShape
+from tokenmux.memory.slabs import BlockHandle
 
 
 class KvTable:

@@ -9,13 +9,13 @@ from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
-from tokenmux.engine.core.errors import IllegalPlan, IntegrityError
-from tokenmux.engine.core.facts import DeviceFacts, Image, ImageId, KvShape, ModelFacts, ModelId
-from tokenmux.engine.core.request import RequestId
-from tokenmux.engine.memory.arena import Arena, ExtentHandle, Move, aligned
-from tokenmux.engine.memory.host_cache import HostCache
-from tokenmux.engine.memory.kv_table import KvTable
-from tokenmux.engine.memory.slabs import BlockHandle, SlabPool
+from tokenmux.core.errors import IllegalPlan, IntegrityError
+from tokenmux.core.facts import DeviceFacts, Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.request import RequestId
+from tokenmux.memory.arena import Arena, ExtentHandle, Move, aligned
+from tokenmux.memory.host_cache import HostCache
+from tokenmux.memory.kv_table import KvTable
+from tokenmux.memory.slabs import BlockHandle, SlabPool
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ A slab's capacity leaves room for the worst padding, so it does not depend on wh
 from collections.abc import Iterable
 from typing import NewType
 
-from tokenmux.engine.core.errors import IntegrityError
-from tokenmux.engine.memory.arena import Arena, ExtentHandle
+from tokenmux.core.errors import IntegrityError
+from tokenmux.memory.arena import Arena, ExtentHandle
 
 BlockHandle = NewType("BlockHandle", int)
 

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface
 
-from tokenmux.engine.models.batch import CellKeys, DecodeInputs, StepBatch
+from tokenmux.models.batch import CellKeys, DecodeInputs, StepBatch
 
 ATTENTION_NAME = "tokenmux_paged"
 STEP_ARGUMENT = "tokenmux_step"

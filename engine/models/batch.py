@@ -23,10 +23,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tokenmux.engine.core.errors import InternalError
-from tokenmux.engine.core.facts import KvShape
-from tokenmux.engine.core.message import Sampling
-from tokenmux.engine.models.rows import RowRule
+from tokenmux.core.errors import InternalError
+from tokenmux.core.facts import KvShape
+from tokenmux.core.message import Sampling
+from tokenmux.models.rows import RowRule
 
 TILE_TOKENS = 128
 """Keys per decode tile. On SmolLM2 with contexts of 96 to 256 tokens, 64, 128 and 256 were within 10%; 16 took twice as long."""

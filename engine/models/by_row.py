@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from tokenmux.engine.models.experts import expert_products, products_by_rule
-from tokenmux.engine.models.packing import packed_product
-from tokenmux.engine.models.pieces import in_pieces
-from tokenmux.engine.models.rows import RowRule
-from tokenmux.engine.models.vectors import by_vectors, is_rounded_by_place
+from tokenmux.models.experts import expert_products, products_by_rule
+from tokenmux.models.packing import packed_product
+from tokenmux.models.pieces import in_pieces
+from tokenmux.models.rows import RowRule
+from tokenmux.models.vectors import by_vectors, is_rounded_by_place
 
 _ROWS_AT = {F.linear: 0, packed_product: 0, torch.addmm: 1}
 """What multiplies a step's rows with weights, and which argument the rows are. Products within attention have shapes that do not

@@ -32,7 +32,7 @@ from huggingface_hub.errors import (
 )
 from transformers import PreTrainedConfig
 
-from tokenmux.engine.core.errors import (
+from tokenmux.core.errors import (
     AlreadyExists,
     DoesNotFit,
     InUse,
@@ -43,10 +43,10 @@ from tokenmux.engine.core.errors import (
     TokenmuxError,
     UnsupportedModel,
 )
-from tokenmux.engine.models.checkpoint import find_weights
-from tokenmux.engine.models.config_file import first_line, load_config, read_object
-from tokenmux.engine.models.convert import image_from_folder
-from tokenmux.engine.models.entry import (
+from tokenmux.models.checkpoint import find_weights
+from tokenmux.models.config_file import first_line, load_config, read_object
+from tokenmux.models.convert import image_from_folder
+from tokenmux.models.entry import (
     ENTRY,
     IMAGE,
     MANIFEST,
@@ -54,17 +54,17 @@ from tokenmux.engine.models.entry import (
     entry_document,
     is_current,
 )
-from tokenmux.engine.models.facts import BLOCK_TOKENS, model_facts
-from tokenmux.engine.models.files import DISK_FULL, atomic_file
-from tokenmux.engine.models.image import Manifest, Progress, no_progress
-from tokenmux.engine.models.locks import Claim, alone_in, is_free
-from tokenmux.engine.models.probe import probe
-from tokenmux.engine.models.quiet import quiet_transformers
-from tokenmux.engine.models.sizes import check_size
-from tokenmux.engine.models.skeleton import Skeleton, empty_model
-from tokenmux.engine.models.text import is_foreign
-from tokenmux.engine.models.text_files import TRIAL_S, write_text_files
-from tokenmux.engine.models.tokenizer import Tokenizer
+from tokenmux.models.facts import BLOCK_TOKENS, model_facts
+from tokenmux.models.files import DISK_FULL, atomic_file
+from tokenmux.models.image import Manifest, Progress, no_progress
+from tokenmux.models.locks import Claim, alone_in, is_free
+from tokenmux.models.probe import probe
+from tokenmux.models.quiet import quiet_transformers
+from tokenmux.models.sizes import check_size
+from tokenmux.models.skeleton import Skeleton, empty_model
+from tokenmux.models.text import is_foreign
+from tokenmux.models.text_files import TRIAL_S, write_text_files
+from tokenmux.models.tokenizer import Tokenizer
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _CONFIG_FILES = ("config.json", "generation_config.json")
@@ -248,7 +248,7 @@ class Catalogue:
 
         def fill(target: Path) -> Manifest:
             # Only here: a machine that is lent for its GPU need not have the package.
-            from tokenmux.engine.models.gguf.checkpoint import GgufCheckpoint
+            from tokenmux.models.gguf.checkpoint import GgufCheckpoint
 
             checkpoint = GgufCheckpoint.open(file)
             self._told_memory(checkpoint.n_bytes)

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenmux.engine.core.errors import BadCheckpoint, NotFound, UnsupportedModel
-from tokenmux.engine.models.config_file import read_object
-from tokenmux.engine.models.files import check_regular
-from tokenmux.engine.models.image import DTYPES, TensorEntry, check_entry
-from tokenmux.engine.models.quantised import refuse_packed, refuse_quantised
-from tokenmux.engine.models.sizes import check_counts
+from tokenmux.core.errors import BadCheckpoint, NotFound, UnsupportedModel
+from tokenmux.models.config_file import read_object
+from tokenmux.models.files import check_regular
+from tokenmux.models.image import DTYPES, TensorEntry, check_entry
+from tokenmux.models.quantised import refuse_packed, refuse_quantised
+from tokenmux.models.sizes import check_counts
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"

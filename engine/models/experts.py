@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch.overrides import handle_torch_function, has_torch_function_unary
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from tokenmux.engine.models.rows import RowRule
+from tokenmux.models.rows import RowRule
 
 EXPERTS_NAME = "tokenmux_by_row"
 """Under which transformers finds `experts_by_row`."""

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from tokenmux.engine.core.errors import UnsupportedModel
-from tokenmux.engine.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
-from tokenmux.engine.models.image import Manifest
+from tokenmux.core.errors import UnsupportedModel
+from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.models.image import Manifest
 
 BLOCK_TOKENS = 16
 """Tokens per KV block unless the pool says otherwise. In SmolLM2 such a block is 369 kB in bfloat16."""

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from tokenmux.engine.core.errors import BadCheckpoint, DoesNotFit, TokenmuxError
+from tokenmux.core.errors import BadCheckpoint, DoesNotFit, TokenmuxError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from tokenmux.engine.core.errors import BadCheckpoint
-from tokenmux.engine.models.files import atomic_file
+from tokenmux.core.errors import BadCheckpoint
+from tokenmux.models.files import atomic_file
 
 ALIGNMENT = 64
 MANIFEST_VERSION = 1

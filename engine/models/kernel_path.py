@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tokenmux.engine.core.errors import UnsupportedModel
-from tokenmux.engine.core.facts import KvShape
-from tokenmux.engine.models.batch import Segment
-from tokenmux.engine.models.staging import Staging
+from tokenmux.core.errors import UnsupportedModel
+from tokenmux.core.facts import KvShape
 from tokenmux.kernels.layout import OFFSET_ALIGNMENT
 from tokenmux.kernels.tiles import LARGEST_GROUP, LARGEST_HEAD, StepTiles, step_tiles
+from tokenmux.models.batch import Segment
+from tokenmux.models.staging import Staging
 
 if TYPE_CHECKING:
-    from tokenmux.engine.models.kernel_step import KernelBatch
+    from tokenmux.models.kernel_step import KernelBatch
 
 _REMEDY = "serve the model from a pool of device cpu"
 
@@ -60,7 +60,7 @@ def lay_out(
 ) -> "KernelBatch":
     """The step over `kv`, for the kernels. Raises UnsupportedModel where Triton is missing."""
     try:
-        from tokenmux.engine.models.kernel_step import KernelBatch
+        from tokenmux.models.kernel_step import KernelBatch
     except ModuleNotFoundError as error:
         raise UnsupportedModel(
             "steps on a GPU need Triton, which is not installed: pip install 'tokenmux[gpu]'"

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedConfig
 
-from tokenmux.engine.core.errors import UnsupportedModel
-from tokenmux.engine.models.attention import STEP_ARGUMENT
-from tokenmux.engine.models.kernel_path import check_heads
-from tokenmux.engine.models.quiet import quiet_transformers
-from tokenmux.engine.models.skeleton import empty_model
+from tokenmux.core.errors import UnsupportedModel
 from tokenmux.kernels.warm import ModelShape
+from tokenmux.models.attention import STEP_ARGUMENT
+from tokenmux.models.kernel_path import check_heads
+from tokenmux.models.quiet import quiet_transformers
+from tokenmux.models.skeleton import empty_model
 
 _N_ROWS = 4
 

@@ -21,11 +21,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tokenmux.engine.core.errors import InternalError
-from tokenmux.engine.core.facts import KvShape
-from tokenmux.engine.models.batch import Segment, check_kv, check_segment
-from tokenmux.engine.models.sampling import Draw
-from tokenmux.engine.models.staging import Staging
+from tokenmux.core.errors import InternalError
+from tokenmux.core.facts import KvShape
 from tokenmux.kernels.kv_append.launch import kv_append
 from tokenmux.kernels.layout import KVLayout
 from tokenmux.kernels.paged_decode import launch as decode
@@ -33,6 +30,9 @@ from tokenmux.kernels.paged_prefill.launch import paged_prefill
 from tokenmux.kernels.sample import launch as sampler
 from tokenmux.kernels.sample.parameters import Sampled, Sampling
 from tokenmux.kernels.tiles import StepTiles
+from tokenmux.models.batch import Segment, check_kv, check_segment
+from tokenmux.models.sampling import Draw
+from tokenmux.models.staging import Staging
 
 WORKSPACE_BYTES = 256 << 20
 """What decode attention may take for partial results, at most. A row of 128k tokens of a 72B model takes 17 MB, and 64 of them

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tokenmux.engine.models.rows import RowRule
+from tokenmux.models.rows import RowRule
 
 
 def in_pieces(

@@ -14,16 +14,16 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from tokenmux.engine.core.errors import UnsupportedModel
-from tokenmux.engine.models.attention import ATTENTION_NAME
-from tokenmux.engine.models.batch import Segment
-from tokenmux.engine.models.config_file import first_line
-from tokenmux.engine.models.facts import kv_shape
-from tokenmux.engine.models.image import ALIGNMENT, DTYPE_NAMES, Manifest, TensorEntry
-from tokenmux.engine.models.quiet import quiet_transformers
-from tokenmux.engine.models.runner import Runner
-from tokenmux.engine.models.sizes import check_buildable
-from tokenmux.engine.models.skeleton import Skeleton, state_names
+from tokenmux.core.errors import UnsupportedModel
+from tokenmux.models.attention import ATTENTION_NAME
+from tokenmux.models.batch import Segment
+from tokenmux.models.config_file import first_line
+from tokenmux.models.facts import kv_shape
+from tokenmux.models.image import ALIGNMENT, DTYPE_NAMES, Manifest, TensorEntry
+from tokenmux.models.quiet import quiet_transformers
+from tokenmux.models.runner import Runner
+from tokenmux.models.sizes import check_buildable
+from tokenmux.models.skeleton import Skeleton, state_names
 
 _GRID = 16
 _BLOCK = 8

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tokenmux.engine.core.errors import UnsupportedModel
+from tokenmux.core.errors import UnsupportedModel
 
 _READ = frozenset({"mxfp4"})
 """Dequantised while they are loaded."""

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from tokenmux.engine.core.facts import KvShape
-from tokenmux.engine.models.batch import DecodeInputs, DecodeTiles, KvViews, Segment, StepBatch
-from tokenmux.engine.models.skeleton import Skeleton
+from tokenmux.core.facts import KvShape
+from tokenmux.models.batch import DecodeInputs, DecodeTiles, KvViews, Segment, StepBatch
+from tokenmux.models.skeleton import Skeleton
 
 Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, StepBatch | DecodeInputs], torch.Tensor]
 """The logits of a step: called with its token ids, its positions, the rows whose logits are wanted, and what attention needs."""

@@ -22,8 +22,8 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 
-from tokenmux.engine.core.errors import UnsupportedModel
-from tokenmux.engine.models.packing import packed_product, packing_of
+from tokenmux.core.errors import UnsupportedModel
+from tokenmux.models.packing import packed_product, packing_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,20 +18,20 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
-from tokenmux.engine.core.errors import InternalError
-from tokenmux.engine.core.facts import KvShape
-from tokenmux.engine.models import kernel_path, sampling
-from tokenmux.engine.models.attention import STEP_ARGUMENT, AttendsItself
-from tokenmux.engine.models.batch import DecodeInputs, KvViews, Segment, StepBatch
-from tokenmux.engine.models.by_row import ByRow
-from tokenmux.engine.models.recording import RecordedDecode, record
-from tokenmux.engine.models.rows import RowRule, check_rows_of, products_of, row_rule
-from tokenmux.engine.models.skeleton import Skeleton, choose_experts
-from tokenmux.engine.models.staging import Staging
+from tokenmux.core.errors import InternalError
+from tokenmux.core.facts import KvShape
+from tokenmux.models import kernel_path, sampling
+from tokenmux.models.attention import STEP_ARGUMENT, AttendsItself
+from tokenmux.models.batch import DecodeInputs, KvViews, Segment, StepBatch
+from tokenmux.models.by_row import ByRow
+from tokenmux.models.recording import RecordedDecode, record
+from tokenmux.models.rows import RowRule, check_rows_of, products_of, row_rule
+from tokenmux.models.skeleton import Skeleton, choose_experts
+from tokenmux.models.staging import Staging
 
 if TYPE_CHECKING:
-    from tokenmux.engine.models.kernel_step import KernelBatch
     from tokenmux.kernels.tiles import StepTiles
+    from tokenmux.models.kernel_step import KernelBatch
 
 Batch: TypeAlias = "StepBatch | KernelBatch"
 """A step that was laid out: for torch, or for the Triton kernels."""

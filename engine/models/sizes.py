@@ -8,8 +8,8 @@ from typing import Any
 from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from tokenmux.engine.core.errors import BadCheckpoint, UnsupportedModel
-from tokenmux.engine.models.config_file import first_line
+from tokenmux.core.errors import BadCheckpoint, UnsupportedModel
+from tokenmux.models.config_file import first_line
 
 _BUILT_ONE_BY_ONE = ("layer", "expert")
 """What is counted by keys with these words in them is built in a loop."""

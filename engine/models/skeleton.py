@@ -17,11 +17,11 @@ from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from tokenmux.engine.core.errors import BadCheckpoint, InternalError
-from tokenmux.engine.models import attention, experts
-from tokenmux.engine.models.image import Manifest, TensorEntry
-from tokenmux.engine.models.packing import Packed, PackedLinear, packing_of
-from tokenmux.engine.models.rows import grouped_experts_are_exact
+from tokenmux.core.errors import BadCheckpoint, InternalError
+from tokenmux.models import attention, experts
+from tokenmux.models.image import Manifest, TensorEntry
+from tokenmux.models.packing import Packed, PackedLinear, packing_of
+from tokenmux.models.rows import grouped_experts_are_exact
 
 _building = Lock()
 """`init_empty_weights` and transformers' default dtype are settings of the whole process: one model at a time is built.

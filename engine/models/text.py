@@ -4,7 +4,7 @@
     encoder.json    the tokenizer, as transformers made it at registration
     decoder.json    its vocabulary and decoder only: nothing in it runs a pattern of the model's author
 
-`text_files.py` writes them at registration. `Encoder` runs in processes of its own (`engine.server.texts`); `Decoder` in the front.
+`text_files.py` writes them at registration. `Encoder` runs in processes of its own (`tokenmux.server.texts`); `Decoder` in the front.
 """
 
 import json
@@ -15,8 +15,8 @@ from typing import Any
 
 from tokenizers import Tokenizer as Core
 
-from tokenmux.engine.core.errors import BadCheckpoint, InvalidRequest
-from tokenmux.engine.models.template import render
+from tokenmux.core.errors import BadCheckpoint, InvalidRequest
+from tokenmux.models.template import render
 
 TEXT, ENCODER, DECODER = "text.json", "encoder.json", "decoder.json"
 VERSION = 1

@@ -17,9 +17,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from tokenmux.engine.core.errors import BadCheckpoint, TokenmuxError
-from tokenmux.engine.models.template import render
-from tokenmux.engine.models.text import (
+from tokenmux.core.errors import BadCheckpoint, TokenmuxError
+from tokenmux.models.template import render
+from tokenmux.models.text import (
     DECODER,
     ENCODER,
     Encoder,

@@ -11,10 +11,10 @@ from pathlib import Path
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from tokenmux.engine.core.errors import BadCheckpoint, InvalidRequest
-from tokenmux.engine.models.detokenizer import Detokenizer, TokenText
-from tokenmux.engine.models.ends import end_tokens
-from tokenmux.engine.models.quiet import quiet_transformers
+from tokenmux.core.errors import BadCheckpoint, InvalidRequest
+from tokenmux.models.detokenizer import Detokenizer, TokenText
+from tokenmux.models.ends import end_tokens
+from tokenmux.models.quiet import quiet_transformers
 
 logger = logging.getLogger(__name__)
 

@@ -14,14 +14,14 @@ A pool of one instance has no roles: it works in the rounds of a decode instance
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tokenmux.engine.core.event import Arrived, CopyDone, Event, StepDone
-from tokenmux.engine.core.facts import ModelId
-from tokenmux.engine.core.plan import Channel, Plan, Step
-from tokenmux.engine.core.request import Request, RequestId
-from tokenmux.engine.policy import turns
-from tokenmux.engine.policy.interface import InstanceView, ModelView
-from tokenmux.engine.policy.pool import Move, Place, PoolView
-from tokenmux.engine.policy.steps import decode_chunks, decode_work, must_end, prefill_chunks
+from tokenmux.core.event import Arrived, CopyDone, Event, StepDone
+from tokenmux.core.facts import ModelId
+from tokenmux.core.plan import Channel, Plan, Step
+from tokenmux.core.request import Request, RequestId
+from tokenmux.policy import turns
+from tokenmux.policy.interface import InstanceView, ModelView
+from tokenmux.policy.pool import Move, Place, PoolView
+from tokenmux.policy.steps import decode_chunks, decode_work, must_end, prefill_chunks
 
 MAX_GROUP = 8
 QMAX_S = 4.0

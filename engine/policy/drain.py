@@ -7,9 +7,9 @@
 What an operation in flight uses leaves when that has ended. Nothing is discarded before: what ends may make room on the host.
 """
 
-from tokenmux.engine.core.plan import IDLE, AtOnce, Channel, Discard, Drop, Evict, PageOut, Plan
-from tokenmux.engine.policy import room
-from tokenmux.engine.policy.interface import InstanceView
+from tokenmux.core.plan import IDLE, AtOnce, Channel, Discard, Drop, Evict, PageOut, Plan
+from tokenmux.policy import room
+from tokenmux.policy.interface import InstanceView
 
 _USERS = (Channel.COMPUTE, Channel.COPY_IN, Channel.COPY_OUT)
 """Channels whose operations use the arena, or host memory for KV."""

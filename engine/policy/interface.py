@@ -1,19 +1,19 @@
 """What a policy may read and what it must answer: the seam between decisions and everything else.
 
 The views are Protocols over the instance's own live state, kept up incrementally and never copied. A policy reads them, answers
-with values of `engine.core.plan`, and changes nothing but its own memory, and that only in `on_event`.
+with values of `tokenmux.core.plan`, and changes nothing but its own memory, and that only in `on_event`.
 """
 
 from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Protocol, runtime_checkable
 
-from tokenmux.engine.core.cost import CostModel
-from tokenmux.engine.core.event import Arrived, Event
-from tokenmux.engine.core.facts import DeviceFacts, ModelFacts, ModelId
-from tokenmux.engine.core.message import Residency
-from tokenmux.engine.core.plan import Activate, Channel, Chunk, Fetch, Operation, Plan, Step
-from tokenmux.engine.core.request import Request, RequestId, ServiceLevel
+from tokenmux.core.cost import CostModel
+from tokenmux.core.event import Arrived, Event
+from tokenmux.core.facts import DeviceFacts, ModelFacts, ModelId
+from tokenmux.core.message import Residency
+from tokenmux.core.plan import Activate, Channel, Chunk, Fetch, Operation, Plan, Step
+from tokenmux.core.request import Request, RequestId, ServiceLevel
 
 
 class RequestView(Protocol):

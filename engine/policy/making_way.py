@@ -8,11 +8,11 @@ less than half of the load is lost, the room that becomes free is enough for it,
 nevertheless, by a margin. With one service level for all that is hardly ever so: it is for a pool whose users differ.
 """
 
-from tokenmux.engine.core.cost import StepWork
-from tokenmux.engine.core.event import Arrived
-from tokenmux.engine.core.message import Residency
-from tokenmux.engine.core.plan import Activate, Channel, Fetch
-from tokenmux.engine.policy.interface import InstanceView, ModelView
+from tokenmux.core.cost import StepWork
+from tokenmux.core.event import Arrived
+from tokenmux.core.message import Residency
+from tokenmux.core.plan import Activate, Channel, Fetch
+from tokenmux.policy.interface import InstanceView, ModelView
 
 MARGIN = 4.0
 """Whoever waits for the load must have this many times what the newcomer's load and its own, once more from its beginning, take."""

@@ -18,15 +18,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
-from tokenmux.engine.core.cost import StepWork
-from tokenmux.engine.core.event import Arrived, Event
-from tokenmux.engine.core.facts import ModelId
-from tokenmux.engine.core.message import Residency
-from tokenmux.engine.core.plan import Channel
-from tokenmux.engine.core.request import Request, RequestId, ServiceLevel
-from tokenmux.engine.policy.interface import InstanceView, ModelView, RequestView
-from tokenmux.engine.policy.pool import Move, Place, PoolView, Refuse
-from tokenmux.engine.policy.slack import HEADROOM
+from tokenmux.core.cost import StepWork
+from tokenmux.core.event import Arrived, Event
+from tokenmux.core.facts import ModelId
+from tokenmux.core.message import Residency
+from tokenmux.core.plan import Channel
+from tokenmux.core.request import Request, RequestId, ServiceLevel
+from tokenmux.policy.interface import InstanceView, ModelView, RequestView
+from tokenmux.policy.pool import Move, Place, PoolView, Refuse
+from tokenmux.policy.slack import HEADROOM
 
 REBALANCE_TTFTS = 0.1
 """Time between two looks at the balance, in the pool's own TTFT (a second at the paper's 10 s), or that of a request that came since."""

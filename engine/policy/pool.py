@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from tokenmux.engine.core.event import Event
-from tokenmux.engine.core.facts import ModelFacts, ModelId
-from tokenmux.engine.core.request import Request, RequestId
-from tokenmux.engine.policy.interface import InstanceView
+from tokenmux.core.event import Event
+from tokenmux.core.facts import ModelFacts, ModelId
+from tokenmux.core.request import Request, RequestId
+from tokenmux.policy.interface import InstanceView
 
 
 class PoolView(Protocol):

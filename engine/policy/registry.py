@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 
-from tokenmux.engine.core.errors import ConfigError
-from tokenmux.engine.core.request import RequestId
-from tokenmux.engine.policy.aegaeon import PREFILL_SHARE, AegaeonDecode, AegaeonPool, AegaeonPrefill
-from tokenmux.engine.policy.interface import InstancePolicy
-from tokenmux.engine.policy.placement import LeastLoaded
-from tokenmux.engine.policy.pool import PoolPolicy
-from tokenmux.engine.policy.request_level import OneModelPerInstance, RequestLevelPolicy
-from tokenmux.engine.policy.slack import SlackPolicy
+from tokenmux.core.errors import ConfigError
+from tokenmux.core.request import RequestId
+from tokenmux.policy.aegaeon import PREFILL_SHARE, AegaeonDecode, AegaeonPool, AegaeonPrefill
+from tokenmux.policy.interface import InstancePolicy
+from tokenmux.policy.placement import LeastLoaded
+from tokenmux.policy.pool import PoolPolicy
+from tokenmux.policy.request_level import OneModelPerInstance, RequestLevelPolicy
+from tokenmux.policy.slack import SlackPolicy
 
 POLICIES = ("slack", "aegaeon", "request-level", "dedicated", "oracle")
 SERVED = ("slack", "request-level", "aegaeon")

@@ -6,14 +6,14 @@ for the whole pool: an instance that falls idle takes the oldest waiting model f
 
 from collections.abc import Sequence
 
-from tokenmux.engine.core.event import Arrived, Event
-from tokenmux.engine.core.facts import ModelId
-from tokenmux.engine.core.plan import IDLE, Channel, Chunk, Plan, Step
-from tokenmux.engine.core.request import Request
-from tokenmux.engine.policy import turns
-from tokenmux.engine.policy.interface import InstanceView, ModelView
-from tokenmux.engine.policy.pool import Move, Place, PoolView, Refuse
-from tokenmux.engine.policy.steps import decode_chunks, must_end, prefill_chunks, shortest_tpot_s
+from tokenmux.core.event import Arrived, Event
+from tokenmux.core.facts import ModelId
+from tokenmux.core.plan import IDLE, Channel, Chunk, Plan, Step
+from tokenmux.core.request import Request
+from tokenmux.policy import turns
+from tokenmux.policy.interface import InstanceView, ModelView
+from tokenmux.policy.pool import Move, Place, PoolView, Refuse
+from tokenmux.policy.steps import decode_chunks, must_end, prefill_chunks, shortest_tpot_s
 
 _BURST_TPOTS = 4.0
 

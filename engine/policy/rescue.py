@@ -3,7 +3,7 @@
 A policy asks `is_blocked` first, and while it holds answers with `plan` instead of its own rules. There is one target at a time, chosen by
 deadline, and one next action towards it, whichever channel is asked: so nothing that is freed for the target is taken by
 another, and two models cannot chase each other out. In the end the target has the arena to itself, and admission has made
-sure that this is enough. Where models take turns (`engine.policy.turns`) the target is of the model whose turn it is, since no other
+sure that this is enough. Where models take turns (`tokenmux.policy.turns`) the target is of the model whose turn it is, since no other
 would step. What is given up on the way, in this order:
 
     KV that the host has ─▶ weights nobody waits for ─▶ KV that the host has room for
@@ -13,8 +13,8 @@ would step. What is given up on the way, in this order:
 
 from collections.abc import Iterable
 
-from tokenmux.engine.core.message import Residency
-from tokenmux.engine.core.plan import (
+from tokenmux.core.message import Residency
+from tokenmux.core.plan import (
     IDLE,
     Activate,
     AtOnce,
@@ -28,9 +28,9 @@ from tokenmux.engine.core.plan import (
     PageOut,
     Plan,
 )
-from tokenmux.engine.policy import room
-from tokenmux.engine.policy.interface import Fit, InstanceView, ModelView, RequestView
-from tokenmux.engine.policy.steps import single_chunks
+from tokenmux.policy import room
+from tokenmux.policy.interface import Fit, InstanceView, ModelView, RequestView
+from tokenmux.policy.steps import single_chunks
 
 _PROMISING = (Channel.COMPUTE, Channel.COPY_IN, Channel.COPY_OUT)
 """What is under way here may let something run once it is done. A fetch may not: two can chase each other for ever."""

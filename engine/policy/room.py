@@ -7,10 +7,10 @@ beside them. It is dropped, once the host has it, only where weights could not c
 from collections.abc import Iterable, Iterator
 from math import inf
 
-from tokenmux.engine.core.facts import ModelId
-from tokenmux.engine.core.message import Residency
-from tokenmux.engine.core.plan import IDLE, Activate, Channel, Drop, Evict, Fetch, Plan, Step
-from tokenmux.engine.policy.interface import InstanceView, ModelView, RequestView
+from tokenmux.core.facts import ModelId
+from tokenmux.core.message import Residency
+from tokenmux.core.plan import IDLE, Activate, Channel, Drop, Evict, Fetch, Plan, Step
+from tokenmux.policy.interface import InstanceView, ModelView, RequestView
 
 _FULL = 0.9
 """KV is written through to the host beyond this share of the arena: what is left is room for bursts to grow into."""

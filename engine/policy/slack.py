@@ -16,17 +16,17 @@ A model's *slack* is the time until the earliest next-token deadline of its requ
 from collections.abc import Iterable
 from math import inf
 
-from tokenmux.engine.core.cost import StepWork
-from tokenmux.engine.core.event import (
+from tokenmux.core.cost import StepWork
+from tokenmux.core.event import (
     Arrived,
     CopyDone,
     Event,
     ModelAdded,
     ModelRemoved,
 )
-from tokenmux.engine.core.facts import ModelId
-from tokenmux.engine.core.message import Residency
-from tokenmux.engine.core.plan import (
+from tokenmux.core.facts import ModelId
+from tokenmux.core.message import Residency
+from tokenmux.core.plan import (
     IDLE,
     Activate,
     Channel,
@@ -39,9 +39,9 @@ from tokenmux.engine.core.plan import (
     Plan,
     Step,
 )
-from tokenmux.engine.policy import making_way, rescue, room
-from tokenmux.engine.policy.interface import Fit, InstanceView, ModelView, RequestView
-from tokenmux.engine.policy.steps import (
+from tokenmux.policy import making_way, rescue, room
+from tokenmux.policy.interface import Fit, InstanceView, ModelView, RequestView
+from tokenmux.policy.steps import (
     as_many_as_fit,
     decode_chunks,
     must_end,

@@ -5,10 +5,10 @@ Shared by all policies; which model steps is theirs to say.
 
 from collections.abc import Iterable, Iterator
 
-from tokenmux.engine.core.cost import StepWork
-from tokenmux.engine.core.event import Cancelled, Event, ModelRemoved, Paused, Withdrawn
-from tokenmux.engine.core.plan import Chunk, Step
-from tokenmux.engine.policy.interface import InstanceView, ModelView, RequestView
+from tokenmux.core.cost import StepWork
+from tokenmux.core.event import Cancelled, Event, ModelRemoved, Paused, Withdrawn
+from tokenmux.core.plan import Chunk, Step
+from tokenmux.policy.interface import InstanceView, ModelView, RequestView
 
 _LEAST_STEP_S = 1e-9
 """No step is estimated to be shorter, whatever the facts of model and device say."""

@@ -7,9 +7,9 @@ their rules lead nowhere, `rescue` serves it alone; so a turn always comes to a 
 from collections.abc import Callable, Collection, Iterable
 from math import inf
 
-from tokenmux.engine.core.facts import ModelId
-from tokenmux.engine.core.message import Residency
-from tokenmux.engine.core.plan import (
+from tokenmux.core.facts import ModelId
+from tokenmux.core.message import Residency
+from tokenmux.core.plan import (
     IDLE,
     Activate,
     AtOnce,
@@ -22,9 +22,9 @@ from tokenmux.engine.core.plan import (
     Plan,
     Step,
 )
-from tokenmux.engine.policy import rescue, room
-from tokenmux.engine.policy.interface import Fit, InstanceView, ModelView, RequestView
-from tokenmux.engine.policy.steps import as_many_as_fit, repetitions, single_chunks
+from tokenmux.policy import rescue, room
+from tokenmux.policy.interface import Fit, InstanceView, ModelView, RequestView
+from tokenmux.policy.steps import as_many_as_fit, repetitions, single_chunks
 
 
 def serve(channel: Channel, view: InstanceView, turn: ModelView, own: Callable[[Channel], Plan]) -> Plan:

@@ -5,23 +5,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from tokenmux.engine.core.budgets import DeviceKind
-from tokenmux.engine.core.cost import RooflineCost
-from tokenmux.engine.core.facts import DeviceFacts, HostFacts
-from tokenmux.engine.core.message import FromWorker
-from tokenmux.engine.core.request import DEFAULT_LEVEL, RequestId, ServiceLevel
-from tokenmux.engine.device.cpu import CpuDevice
-from tokenmux.engine.device.cuda import CudaDevice
-from tokenmux.engine.device.gpu import TorchGpu
-from tokenmux.engine.instance.instance import Instance
-from tokenmux.engine.memory.host_cache import HostCache
-from tokenmux.engine.policy.registry import make_policy
-from tokenmux.engine.runtime.clock import MonotonicClock
-from tokenmux.engine.runtime.contents import Content
-from tokenmux.engine.runtime.engine import Engine
-from tokenmux.engine.runtime.loop import EngineLoop
-from tokenmux.engine.runtime.model_host import ModelHost
-from tokenmux.engine.runtime.warming import Warmer, compile_in_a_child
+from tokenmux.core.budgets import DeviceKind
+from tokenmux.core.cost import RooflineCost
+from tokenmux.core.facts import DeviceFacts, HostFacts
+from tokenmux.core.message import FromWorker
+from tokenmux.core.request import DEFAULT_LEVEL, RequestId, ServiceLevel
+from tokenmux.device.cpu import CpuDevice
+from tokenmux.device.cuda import CudaDevice
+from tokenmux.device.gpu import TorchGpu
+from tokenmux.instance.instance import Instance
+from tokenmux.memory.host_cache import HostCache
+from tokenmux.policy.registry import make_policy
+from tokenmux.runtime.clock import MonotonicClock
+from tokenmux.runtime.contents import Content
+from tokenmux.runtime.engine import Engine
+from tokenmux.runtime.loop import EngineLoop
+from tokenmux.runtime.model_host import ModelHost
+from tokenmux.runtime.warming import Warmer, compile_in_a_child
 
 PagedKv = Literal["exact", "int8"]
 
@@ -33,7 +33,7 @@ class WorkerConfig:
     device: DeviceFacts
     host: HostFacts
     policy: str = "slack"
-    """A name of `engine.policy.registry`."""
+    """A name of `tokenmux.policy.registry`."""
     kind: DeviceKind = "cpu"
     paged_kv: PagedKv = "exact"
     """Of the CUDA device; another one pages exactly."""

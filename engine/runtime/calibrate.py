@@ -12,11 +12,11 @@ from multiprocessing import get_context
 
 import torch
 
-from tokenmux.engine.core.budgets import DeviceKind
-from tokenmux.engine.core.clock import Clock
-from tokenmux.engine.core.errors import WorkerFailed
-from tokenmux.engine.device.gpu import TorchGpu, check_cuda
-from tokenmux.engine.device.memory import Memory, available_bytes
+from tokenmux.core.budgets import DeviceKind
+from tokenmux.core.clock import Clock
+from tokenmux.core.errors import WorkerFailed
+from tokenmux.device.gpu import TorchGpu, check_cuda
+from tokenmux.device.memory import Memory, available_bytes
 
 _COPY_BYTES = 128 << 20
 _ROWS, _WIDTH = 256, 2048

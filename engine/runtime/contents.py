@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tokenmux.engine.core.message import Submit
+from tokenmux.core.message import Submit
 
 
 @dataclass(slots=True)

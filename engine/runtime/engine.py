@@ -12,9 +12,9 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
-from tokenmux.engine.core.clock import Clock
-from tokenmux.engine.core.errors import BadCheckpoint, DoesNotFit, NotFound, NotServable, TokenmuxError
-from tokenmux.engine.core.event import (
+from tokenmux.core.clock import Clock
+from tokenmux.core.errors import BadCheckpoint, DoesNotFit, NotFound, NotServable, TokenmuxError
+from tokenmux.core.event import (
     SUPERSEDED,
     Arrived,
     Cancelled,
@@ -27,8 +27,8 @@ from tokenmux.engine.core.event import (
     Resized,
     Resumed,
 )
-from tokenmux.engine.core.facts import ModelFacts, ModelId
-from tokenmux.engine.core.message import (
+from tokenmux.core.facts import ModelFacts, ModelId
+from tokenmux.core.message import (
     Acknowledged,
     Alive,
     AskTrace,
@@ -51,17 +51,17 @@ from tokenmux.engine.core.message import (
     Unload,
     Unregister,
 )
-from tokenmux.engine.core.plan import Activate, AtOnce, Compact, Evict, Fetch, Operation
-from tokenmux.engine.core.request import FinishReason, RequestId
-from tokenmux.engine.device.interface import Completion, Device
-from tokenmux.engine.instance.instance import Instance
-from tokenmux.engine.instance.metrics import RequestRecord
-from tokenmux.engine.instance.started import Started
-from tokenmux.engine.runtime.contents import Content
-from tokenmux.engine.runtime.positions import QueuePositions
-from tokenmux.engine.runtime.stalls import Stalls
-from tokenmux.engine.runtime.status import StatusReporter
-from tokenmux.engine.runtime.telemetry import Telemetry
+from tokenmux.core.plan import Activate, AtOnce, Compact, Evict, Fetch, Operation
+from tokenmux.core.request import FinishReason, RequestId
+from tokenmux.device.interface import Completion, Device
+from tokenmux.instance.instance import Instance
+from tokenmux.instance.metrics import RequestRecord
+from tokenmux.instance.started import Started
+from tokenmux.runtime.contents import Content
+from tokenmux.runtime.positions import QueuePositions
+from tokenmux.runtime.stalls import Stalls
+from tokenmux.runtime.status import StatusReporter
+from tokenmux.runtime.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
 

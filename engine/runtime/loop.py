@@ -5,11 +5,11 @@ import traceback
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
-from tokenmux.engine.core.clock import Clock
-from tokenmux.engine.core.message import ToWorker
-from tokenmux.engine.core.request import RequestId
-from tokenmux.engine.device.interface import Completion
-from tokenmux.engine.runtime.engine import Engine
+from tokenmux.core.clock import Clock
+from tokenmux.core.message import ToWorker
+from tokenmux.core.request import RequestId
+from tokenmux.device.interface import Completion
+from tokenmux.runtime.engine import Engine
 
 _log = logging.getLogger(__name__)
 

@@ -13,28 +13,28 @@ from threading import Event, RLock
 
 import torch
 
-from tokenmux.engine.core.clock import Clock
-from tokenmux.engine.core.errors import (
+from tokenmux.core.clock import Clock
+from tokenmux.core.errors import (
     BadCheckpoint,
     DoesNotFit,
     InternalError,
     TokenmuxError,
     UnsupportedModel,
 )
-from tokenmux.engine.core.event import StepDone
-from tokenmux.engine.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
-from tokenmux.engine.core.plan import Chunk, Step
-from tokenmux.engine.core.request import FinishReason, RequestId
-from tokenmux.engine.device.interface import Post
-from tokenmux.engine.instance.instance import Instance
-from tokenmux.engine.instance.started import Started
-from tokenmux.engine.models.batch import Segment
-from tokenmux.engine.models.entry import Entry
-from tokenmux.engine.models.image import Seen, read_image
-from tokenmux.engine.models.runner import Runner
-from tokenmux.engine.runtime import collector
-from tokenmux.engine.runtime.contents import Content
-from tokenmux.engine.runtime.warming import Warmer
+from tokenmux.core.event import StepDone
+from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.plan import Chunk, Step
+from tokenmux.core.request import FinishReason, RequestId
+from tokenmux.device.interface import Post
+from tokenmux.instance.instance import Instance
+from tokenmux.instance.started import Started
+from tokenmux.models.batch import Segment
+from tokenmux.models.entry import Entry
+from tokenmux.models.image import Seen, read_image
+from tokenmux.models.runner import Runner
+from tokenmux.runtime import collector
+from tokenmux.runtime.contents import Content
+from tokenmux.runtime.warming import Warmer
 
 _log = logging.getLogger(__name__)
 

@@ -4,9 +4,9 @@ The line is of requests that have not run yet, in the order in which the instanc
 a tenth, or at all among the first ten: so a line of n sends each of its requests about 10 + 10 ln(n) messages in its life, not n.
 """
 
-from tokenmux.engine.core.clock import Clock
-from tokenmux.engine.core.message import RequestPhase, RequestState
-from tokenmux.engine.instance.instance import Instance
+from tokenmux.core.clock import Clock
+from tokenmux.core.message import RequestPhase, RequestState
+from tokenmux.instance.instance import Instance
 
 MIN_INTERVAL_S = 0.2
 

@@ -3,14 +3,14 @@
 What is known of an operation says how long it may be silent: `STALL_FACTOR` times the longest of what the cost model expects
 of it (of a repeated step, of one iteration) and what any operation of its channel has taken so far, and `STALL_FLOOR_S` at
 least. A prefill that takes minutes on a processor is expected to, and is left alone. Fetches wait for disks and networks,
-which is no fault of the device: `engine.device.reader` looks after them.
+which is no fault of the device: `tokenmux.device.reader` looks after them.
 """
 
 from dataclasses import dataclass
 
-from tokenmux.engine.core.cost import CostModel
-from tokenmux.engine.core.plan import Channel, Compact, Step
-from tokenmux.engine.instance.started import Started
+from tokenmux.core.cost import CostModel
+from tokenmux.core.plan import Channel, Compact, Step
+from tokenmux.instance.started import Started
 
 STALL_FACTOR = 20.0
 STALL_FLOOR_S = 30.0

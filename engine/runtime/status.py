@@ -1,10 +1,10 @@
 """What a worker tells of itself: a snapshot after every change, at most five a second."""
 
-from tokenmux.engine.core.clock import Clock
-from tokenmux.engine.core.message import ModelStatus, WorkerStatus
-from tokenmux.engine.core.plan import Channel, Operation, Step
-from tokenmux.engine.instance.instance import Instance
-from tokenmux.engine.instance.state import ModelState
+from tokenmux.core.clock import Clock
+from tokenmux.core.message import ModelStatus, WorkerStatus
+from tokenmux.core.plan import Channel, Operation, Step
+from tokenmux.instance.instance import Instance
+from tokenmux.instance.state import ModelState
 
 MIN_INTERVAL_S = 0.2
 """A person sees five changes a second as motion, and a snapshot of 20 models takes a quarter as long as all else in a step."""

@@ -1,16 +1,16 @@
 """What a worker remembers for operators: who used it, told once a second, and the newest operations and requests, told when asked.
 
-Both are bounded. `engine.runtime.status` tells what is going on now.
+Both are bounded. `tokenmux.runtime.status` tells what is going on now.
 """
 
-from tokenmux.engine.core.clock import Clock
-from tokenmux.engine.core.event import CopyDone, StepDone
-from tokenmux.engine.core.message import AskTrace, Durations, ModelUse, Service, Traced, WorkerUse
-from tokenmux.engine.instance.histogram import Histogram
-from tokenmux.engine.instance.instance import Instance
-from tokenmux.engine.instance.metrics import RequestRecord, ServiceCounters
-from tokenmux.engine.instance.started import Started
-from tokenmux.engine.instance.timeline import Timeline
+from tokenmux.core.clock import Clock
+from tokenmux.core.event import CopyDone, StepDone
+from tokenmux.core.message import AskTrace, Durations, ModelUse, Service, Traced, WorkerUse
+from tokenmux.instance.histogram import Histogram
+from tokenmux.instance.instance import Instance
+from tokenmux.instance.metrics import RequestRecord, ServiceCounters
+from tokenmux.instance.started import Started
+from tokenmux.instance.timeline import Timeline
 
 MIN_INTERVAL_S = 1.0
 

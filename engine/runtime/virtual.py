@@ -2,15 +2,15 @@
 
 from collections.abc import Callable, Mapping
 
-from tokenmux.engine.core.cost import RooflineCost
-from tokenmux.engine.core.facts import HostFacts, ModelFacts, ModelId
-from tokenmux.engine.core.message import FromWorker, Sampling, Submit, ToWorker
-from tokenmux.engine.core.request import Request, RequestId
-from tokenmux.engine.device.interface import Completion
-from tokenmux.engine.device.null import NullDevice, VirtualClock
-from tokenmux.engine.instance.instance import Instance
-from tokenmux.engine.runtime.contents import Content
-from tokenmux.engine.runtime.engine import Engine
+from tokenmux.core.cost import RooflineCost
+from tokenmux.core.facts import HostFacts, ModelFacts, ModelId
+from tokenmux.core.message import FromWorker, Sampling, Submit, ToWorker
+from tokenmux.core.request import Request, RequestId
+from tokenmux.device.interface import Completion
+from tokenmux.device.null import NullDevice, VirtualClock
+from tokenmux.instance.instance import Instance
+from tokenmux.runtime.contents import Content
+from tokenmux.runtime.engine import Engine
 
 HOST = HostFacts(cache_bytes=200 * 10**9, fetch_bytes_per_s=8e9)
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Condition, Thread
 
-from tokenmux.engine.core.errors import TokenmuxError
-from tokenmux.engine.runtime.orphans import die_with_parent
+from tokenmux.core.errors import TokenmuxError
+from tokenmux.runtime.orphans import die_with_parent
 
 _log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def compile_in_a_child(capability: int, *, paged_int8: bool = False, timeout_s: 
 
     def compile(paths: Sequence[Path]) -> None:
         arguments = (os.getpid(), capability, paged_int8, [str(path) for path in paths])
-        code = f"from tokenmux.engine.runtime import warming; warming.child{arguments!r}"
+        code = f"from tokenmux.runtime import warming; warming.child{arguments!r}"
         try:
             # This thread waits for the child and outlives it, so that the kernel's signal at its end is none too early.
             done = subprocess.run(
@@ -100,9 +100,9 @@ def child(parent: int, capability: int, paged_int8: bool, paths: Sequence[str]) 
 
 def warm_entries(paths: Sequence[Path], capability: int, *, paged_int8: bool = False) -> None:
     """Compile into Triton's cache what the entries in these folders launch. One that cannot be read costs the others nothing."""
-    from tokenmux.engine.models.entry import Entry
-    from tokenmux.engine.models.kernel_shapes import model_shapes
     from tokenmux.kernels import warm
+    from tokenmux.models.entry import Entry
+    from tokenmux.models.kernel_shapes import model_shapes
 
     shapes: list[warm.ModelShape] = []
     for path in paths:

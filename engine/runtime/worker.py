@@ -1,4 +1,4 @@
-"""A worker: one engine with its device, in a process of its own, behind the messages of `engine.core.message`.
+"""A worker: one engine with its device, in a process of its own, behind the messages of `tokenmux.core.message`.
 
 The front keeps the interpreter lock of its process to itself, and a crash here costs time, not the server. Messages travel over a
 private pipe between parent and child; when either end dies, the other notices at once. Signals to the process group are the front's
@@ -15,11 +15,11 @@ from multiprocessing.connection import Connection
 from queue import Empty, Full, Queue
 from threading import Thread
 
-from tokenmux.engine.core.errors import WorkerFailed
-from tokenmux.engine.core.message import Broken, FromWorker, Shutdown, ToWorker
-from tokenmux.engine.runtime import orphans
-from tokenmux.engine.runtime.assemble import WorkerConfig, assemble
-from tokenmux.engine.runtime.loop import EngineLoop
+from tokenmux.core.errors import WorkerFailed
+from tokenmux.core.message import Broken, FromWorker, Shutdown, ToWorker
+from tokenmux.runtime import orphans
+from tokenmux.runtime.assemble import WorkerConfig, assemble
+from tokenmux.runtime.loop import EngineLoop
 
 _log = logging.getLogger(__name__)
 

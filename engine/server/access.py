@@ -2,7 +2,7 @@
 
 Services are separate in the API so that this can be decided from the name of the method alone. Inference keys open
 `Inference`; admin keys open everything. Health checks are open to all, so that load balancers need no key. Without any keys
-configured everything is open, which `engine.server.config` allows on loopback addresses only.
+configured everything is open, which `tokenmux.server.config` allows on loopback addresses only.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from enum import Enum
 
 import grpc
 
-from tokenmux.engine.server.grpc_types import Context, Continuation, Handler, Interceptor
+from tokenmux.server.grpc_types import Context, Continuation, Handler, Interceptor
 
 
 class Scope(Enum):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tokenmux.engine.core.errors import (
+from tokenmux.core.errors import (
     AlreadyExists,
     BadCheckpoint,
     Ended,
@@ -21,8 +21,8 @@ from tokenmux.engine.core.errors import (
     Unavailable,
     WorkerFailed,
 )
-from tokenmux.engine.core.facts import ModelFacts, ModelId
-from tokenmux.engine.core.message import (
+from tokenmux.core.facts import ModelFacts, ModelId
+from tokenmux.core.message import (
     Load,
     ModelStatus,
     ModelUse,
@@ -33,11 +33,11 @@ from tokenmux.engine.core.message import (
     Unload,
     Unregister,
 )
-from tokenmux.engine.server.commands import Command
-from tokenmux.engine.server.front import Front
-from tokenmux.engine.server.names import NAME, check_name_length
-from tokenmux.engine.server.roster import Served
-from tokenmux.engine.server.seams import Catalogue, Entry, Progress, SetAside
+from tokenmux.server.commands import Command
+from tokenmux.server.front import Front
+from tokenmux.server.names import NAME, check_name_length
+from tokenmux.server.roster import Served
+from tokenmux.server.seams import Catalogue, Entry, Progress, SetAside
 
 FORCED_S = 60.0
 """How long a forced removal waits for what is under way with the model."""

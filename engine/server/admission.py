@@ -1,17 +1,17 @@
 """Is this request acceptable? Pure checks that raise InvalidRequest with what to change, and the values that follow.
 
 Refusing early is a promise: nothing that could have been refused here may fail later, when it has cost others time. Whether
-the device can hold the request is asked of the instance (`engine.server.seams.Capacity`), not decided here.
+the device can hold the request is asked of the instance (`tokenmux.server.seams.Capacity`), not decided here.
 """
 
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field
 
-from tokenmux.engine.core.errors import InvalidRequest
-from tokenmux.engine.core.facts import ModelFacts
-from tokenmux.engine.core.request import ServiceLevel
-from tokenmux.engine.server.generation import Ask, Chat, Prompt, Text, TokenIds
-from tokenmux.engine.server.names import tenant_fault
+from tokenmux.core.errors import InvalidRequest
+from tokenmux.core.facts import ModelFacts
+from tokenmux.core.request import ServiceLevel
+from tokenmux.server.generation import Ask, Chat, Prompt, Text, TokenIds
+from tokenmux.server.names import tenant_fault
 
 MAX_TEMPERATURE = 10.0
 MIN_WEIGHT, MAX_WEIGHT = 0.01, 100.0

@@ -17,15 +17,15 @@ from google.protobuf.descriptor import FileDescriptor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from tokenmux.engine.server.access import Access, AccessInterceptor
-from tokenmux.engine.server.administration import Administration
-from tokenmux.engine.server.front import Front
-from tokenmux.engine.server.health import HealthService
-from tokenmux.engine.server.listening import cannot_listen
-from tokenmux.engine.server.malformed import GRPC_LIMIT_TIMES, MalformedInterceptor
-from tokenmux.engine.server.seams import Catalogue
-from tokenmux.engine.server.services import InferenceService, ModelsService, PlanningService, PoolService
-from tokenmux.engine.server.stopping import LastResort
+from tokenmux.server.access import Access, AccessInterceptor
+from tokenmux.server.administration import Administration
+from tokenmux.server.front import Front
+from tokenmux.server.health import HealthService
+from tokenmux.server.listening import cannot_listen
+from tokenmux.server.malformed import GRPC_LIMIT_TIMES, MalformedInterceptor
+from tokenmux.server.seams import Catalogue
+from tokenmux.server.services import InferenceService, ModelsService, PlanningService, PoolService
+from tokenmux.server.stopping import LastResort
 from tokenmux.v1 import (
     inference_pb2,
     inference_pb2_grpc,

@@ -11,8 +11,8 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from tokenmux.engine.core.message import RequestState
-from tokenmux.engine.server.generation import StreamEvent, TokenDelta
+from tokenmux.core.message import RequestState
+from tokenmux.server.generation import StreamEvent, TokenDelta
 
 
 class EventBuffer:

@@ -1,7 +1,7 @@
 """A child process of the front that runs what a stranger wrote: templates, tokenizers, modelling code, file formats.
 
 It is spawned, not forked, does one piece of work at a time, and is killed when a piece takes too long. It dies with the front
-(`engine.runtime.orphans`). What it answers is JSON and bytes, so that a child that was taken over can lie about its own model
+(`tokenmux.runtime.orphans`). What it answers is JSON and bytes, so that a child that was taken over can lie about its own model
 and do nothing else to the front.
 """
 
@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from threading import Thread
 from typing import Any
 
-from tokenmux.engine.core import errors
-from tokenmux.engine.core.errors import TokenmuxError
-from tokenmux.engine.runtime import orphans
-from tokenmux.engine.server.frames import BrokenFrame, pack, read_async
+from tokenmux.core import errors
+from tokenmux.core.errors import TokenmuxError
+from tokenmux.runtime import orphans
+from tokenmux.server.frames import BrokenFrame, pack, read_async
 
 PATIENCE = 6
 """A piece of work may wait for a processor: by the clock it may take this many times what it may compute."""
@@ -63,7 +63,7 @@ class Child:
 
     @classmethod
     async def start(cls, module: str, *, memory_bytes: int) -> "Child":
-        """Run `python -m module` with `engine.server.child_main.run` in it. Raises OSError when there are no more processes."""
+        """Run `python -m module` with `tokenmux.server.child_main.run` in it. Raises OSError when there are no more processes."""
         ours, theirs = socket.socketpair()
         with theirs:
             command = [

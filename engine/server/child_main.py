@@ -1,6 +1,6 @@
 """The inside of a child process of the front: limits first, then one piece of work after another, until the front is gone.
 
-    python -m tokenmux.engine.server.text_child SOCKET PARENT MEMORY
+    python -m tokenmux.server.text_child SOCKET PARENT MEMORY
 
 SOCKET is the inherited descriptor that frames (`frames.py`) pass over, PARENT the front's process id, MEMORY the bytes that
 the process may allocate (`RLIMIT_DATA`: private writable memory; mapped files that are only read do not count).
@@ -14,9 +14,9 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tokenmux.engine.core.errors import BadCheckpoint, NotServable, TokenmuxError
-from tokenmux.engine.runtime.orphans import die_with_parent
-from tokenmux.engine.server.frames import pack, read
+from tokenmux.core.errors import BadCheckpoint, NotServable, TokenmuxError
+from tokenmux.runtime.orphans import die_with_parent
+from tokenmux.server.frames import pack, read
 
 Answer = tuple[Mapping[str, object], bytes]
 Report = Callable[[Mapping[str, object]], None]

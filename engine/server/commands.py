@@ -8,9 +8,9 @@ import asyncio
 from collections import defaultdict, deque
 from collections.abc import Callable
 
-from tokenmux.engine.core.errors import NotServable, TokenmuxError, error_of
-from tokenmux.engine.core.facts import ModelId
-from tokenmux.engine.core.message import (
+from tokenmux.core.errors import NotServable, TokenmuxError, error_of
+from tokenmux.core.facts import ModelId
+from tokenmux.core.message import (
     Acknowledged,
     Load,
     Pin,

@@ -1,7 +1,7 @@
 """`pool.yaml`: what a server is to be, validated, with errors that name the line and what is allowed.
 
 Flags of the command line arrive as `Override`s and go through the same validation. Paths are taken from the folder of the file.
-This describes; `engine.server.serve` builds from it.
+This describes; `tokenmux.server.serve` builds from it.
 """
 
 import difflib
@@ -24,15 +24,15 @@ from pydantic import (
     ValidationInfo,
 )
 
-from tokenmux.engine.core.budgets import DeviceKind
-from tokenmux.engine.core.errors import ConfigError
-from tokenmux.engine.policy.registry import make_policy
-from tokenmux.engine.server.access import Scope
-from tokenmux.engine.server.admission import MAX_SECONDS, MAX_WEIGHT, MIN_SECONDS, MIN_WEIGHT
-from tokenmux.engine.server.malformed import GRPC_LIMIT_TIMES
-from tokenmux.engine.server.names import MAX_TENANT_CHARS, NAME, tenant_fault
-from tokenmux.engine.server.sizes import parse_size
-from tokenmux.engine.server.yaml_lines import Document, Place, parse
+from tokenmux.core.budgets import DeviceKind
+from tokenmux.core.errors import ConfigError
+from tokenmux.policy.registry import make_policy
+from tokenmux.server.access import Scope
+from tokenmux.server.admission import MAX_SECONDS, MAX_WEIGHT, MIN_SECONDS, MIN_WEIGHT
+from tokenmux.server.malformed import GRPC_LIMIT_TIMES
+from tokenmux.server.names import MAX_TENANT_CHARS, NAME, tenant_fault
+from tokenmux.server.sizes import parse_size
+from tokenmux.server.yaml_lines import Document, Place, parse
 
 DEFAULT_LISTEN = "127.0.0.1:50051"
 

@@ -1,23 +1,23 @@
 """Between protobuf messages and the values that the server works with.
 
-Nothing is judged here but what is too much to convert: `engine.server.admission` does.
+Nothing is judged here but what is too much to convert: `tokenmux.server.admission` does.
 """
 
 import logging
 from collections.abc import Iterable
 
-from tokenmux.engine.core.errors import InvalidRequest
-from tokenmux.engine.core.facts import ModelFacts
-from tokenmux.engine.core.message import Durations, RequestState, Service, WorkerStatus
-from tokenmux.engine.core.request import FinishReason
-from tokenmux.engine.server.administration import ModelView
-from tokenmux.engine.server.admission import (
+from tokenmux.core.errors import InvalidRequest
+from tokenmux.core.facts import ModelFacts
+from tokenmux.core.message import Durations, RequestState, Service, WorkerStatus
+from tokenmux.core.request import FinishReason
+from tokenmux.server.administration import ModelView
+from tokenmux.server.admission import (
     MAX_CHAT_MESSAGES,
     MAX_STOP_STRINGS,
     MAX_STOP_TOKEN_IDS,
     check_count,
 )
-from tokenmux.engine.server.generation import (
+from tokenmux.server.generation import (
     Ask,
     Chat,
     ChatMessage,
@@ -28,9 +28,9 @@ from tokenmux.engine.server.generation import (
     TokenDelta,
     TokenIds,
 )
-from tokenmux.engine.server.usage import Usage
-from tokenmux.engine.workload.trace import TraceRequest
+from tokenmux.server.usage import Usage
 from tokenmux.v1 import inference_pb2, models_pb2, planning_pb2, pool_pb2
+from tokenmux.workload.trace import TraceRequest
 
 logger = logging.getLogger(__name__)
 

@@ -1,9 +1,9 @@
 """The front: every accepted request between its client and the worker.
 
-It has requests admitted and tokenized (`engine.server.intake`), submits them, and hands each client its own stream. It pauses
+It has requests admitted and tokenized (`tokenmux.server.intake`), submits them, and hands each client its own stream. It pauses
 the requests of clients that do not read and ends them after a while, cancels those of clients that left, and when a worker
 dies, tells the next one everything anew: the models, and every live request with the tokens that its client already has.
-Operators' commands are in `engine.server.administration`, the life of the worker in `engine.server.supervisor`.
+Operators' commands are in `tokenmux.server.administration`, the life of the worker in `tokenmux.server.supervisor`.
 
 Everything runs on one event loop; only decoders, the catalogue and the start of a worker are opened in threads.
 """
@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from tokenmux.engine.core.errors import (
+from tokenmux.core.errors import (
     DoesNotFit,
     Ended,
     InternalError,
@@ -27,8 +27,8 @@ from tokenmux.engine.core.errors import (
     Unavailable,
     WorkerFailed,
 )
-from tokenmux.engine.core.facts import ModelId
-from tokenmux.engine.core.message import (
+from tokenmux.core.facts import ModelId
+from tokenmux.core.message import (
     Acknowledged,
     AskTrace,
     Cancel,
@@ -48,23 +48,23 @@ from tokenmux.engine.core.message import (
     WorkerStatus,
     WorkerUse,
 )
-from tokenmux.engine.core.request import FinishReason, RequestId
-from tokenmux.engine.server.admission import Defaults
-from tokenmux.engine.server.commands import Commands
-from tokenmux.engine.server.generation import Ask, Metadata, Prompt
-from tokenmux.engine.server.intake import Intake
-from tokenmux.engine.server.live import LiveRequest
-from tokenmux.engine.server.observation import Changes
-from tokenmux.engine.server.outage import Outage
-from tokenmux.engine.server.pool_size import PoolSize
-from tokenmux.engine.server.roster import Roster, Served
-from tokenmux.engine.server.seams import Capacity, Catalogue, Texts, WorkerFactory
-from tokenmux.engine.server.supervisor import Patience, RestartLimits, Supervisor
-from tokenmux.engine.server.suspects import Suspects
-from tokenmux.engine.server.tenants import Weights
-from tokenmux.engine.server.texts import Texts as ChildTexts
-from tokenmux.engine.server.traffic import TrafficRecorder
-from tokenmux.engine.server.usage import Usage
+from tokenmux.core.request import FinishReason, RequestId
+from tokenmux.server.admission import Defaults
+from tokenmux.server.commands import Commands
+from tokenmux.server.generation import Ask, Metadata, Prompt
+from tokenmux.server.intake import Intake
+from tokenmux.server.live import LiveRequest
+from tokenmux.server.observation import Changes
+from tokenmux.server.outage import Outage
+from tokenmux.server.pool_size import PoolSize
+from tokenmux.server.roster import Roster, Served
+from tokenmux.server.seams import Capacity, Catalogue, Texts, WorkerFactory
+from tokenmux.server.supervisor import Patience, RestartLimits, Supervisor
+from tokenmux.server.suspects import Suspects
+from tokenmux.server.tenants import Weights
+from tokenmux.server.texts import Texts as ChildTexts
+from tokenmux.server.traffic import TrafficRecorder
+from tokenmux.server.usage import Usage
 
 logger = logging.getLogger(__name__)
 
@@ -84,14 +84,14 @@ class Limits:
     """How much the front takes on."""
 
     max_requests: int = 256
-    """Accepted and not yet ended; what is more is refused, but for tenants that hold less than their share (`engine.server.tenants`)."""
+    """Accepted and not yet ended; what is more is refused, but for tenants that hold less than their share (`tokenmux.server.tenants`)."""
     buffer_tokens: int = 512
     """Tokens that a client may leave unread before its request is paused."""
     unread_s: float = 60.0
     """How long it may stay paused before it is ended."""
     deaths_per_request: int = 2
     """After so many deaths of workers that had it and did not get anywhere with it, a request is tried alone
-    (`engine.server.suspects`); it ends when one more worker breaks over it."""
+    (`tokenmux.server.suspects`); it ends when one more worker breaks over it."""
     trial_s: float = 40.0
     """A trial that has not ended by then ends without a verdict, and later ones may take twice as long: longer than a
     hung worker goes unnoticed."""

@@ -1,15 +1,15 @@
 """What a client asks of the front and what it gets back, as values, independent of any wire format.
 
 The gRPC servicers translate to and from these; another front end (an HTTP dialect) would do the same. Everything here is
-as the client said it: `engine.server.admission` decides whether it is acceptable.
+as the client said it: `tokenmux.server.admission` decides whether it is acceptable.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tokenmux.engine.core.facts import ModelFacts
-from tokenmux.engine.core.message import RequestState
-from tokenmux.engine.core.request import FinishReason, RequestId
+from tokenmux.core.facts import ModelFacts
+from tokenmux.core.message import RequestState
+from tokenmux.core.request import FinishReason, RequestId
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,11 @@ health of all. Here a watcher waits for its own connection only.
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 
-from tokenmux.engine.core.errors import NotFound, Overloaded
-from tokenmux.engine.server.front import Front
-from tokenmux.engine.server.grpc_types import Context
-from tokenmux.engine.server.names import check_name_length
-from tokenmux.engine.server.status import answering
+from tokenmux.core.errors import NotFound, Overloaded
+from tokenmux.server.front import Front
+from tokenmux.server.grpc_types import Context
+from tokenmux.server.names import check_name_length
+from tokenmux.server.status import answering
 
 OVERALL = ("", "tokenmux.v1.Inference")
 MODELS = "models/"

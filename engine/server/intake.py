@@ -1,7 +1,7 @@
 """From a client's question to what a worker is sent: a place in the queue, the prompt's token ids, every default filled in.
 
-The checks are in `engine.server.admission`; here they meet the models, the tokenizers and the size of the pool. Prompts become
-token ids in child processes (`engine.server.texts`), and a request holds a place in the queue meanwhile.
+The checks are in `tokenmux.server.admission`; here they meet the models, the tokenizers and the size of the pool. Prompts become
+token ids in child processes (`tokenmux.server.texts`), and a request holds a place in the queue meanwhile.
 """
 
 import asyncio
@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from tokenmux.engine.core.errors import InternalError, Overloaded, TokenmuxError
-from tokenmux.engine.core.message import Sampling, Submit
-from tokenmux.engine.core.request import Request, RequestId
-from tokenmux.engine.server.admission import (
+from tokenmux.core.errors import InternalError, Overloaded, TokenmuxError
+from tokenmux.core.message import Sampling, Submit
+from tokenmux.core.request import Request, RequestId
+from tokenmux.server.admission import (
     Defaults,
     check_parameters,
     check_text_length,
@@ -21,11 +21,11 @@ from tokenmux.engine.server.admission import (
     output_limit,
     service_level,
 )
-from tokenmux.engine.server.generation import Ask, Metadata, Prompt, TokenIds
-from tokenmux.engine.server.pool_size import PoolSize
-from tokenmux.engine.server.roster import Roster, Served
-from tokenmux.engine.server.seams import Detokenizer, Texts, Tokenizer
-from tokenmux.engine.server.tenants import Weights, is_full
+from tokenmux.server.generation import Ask, Metadata, Prompt, TokenIds
+from tokenmux.server.pool_size import PoolSize
+from tokenmux.server.roster import Roster, Served
+from tokenmux.server.seams import Detokenizer, Texts, Tokenizer
+from tokenmux.server.tenants import Weights, is_full
 
 DEFAULT_TENANT = "default"
 """Of requests that name none and carry no key."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from tokenmux.engine.core.errors import ConfigError
+from tokenmux.core.errors import ConfigError
 
 
 def cannot_listen(

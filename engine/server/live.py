@@ -1,7 +1,7 @@
 """One accepted request, as the front sees it: what was delivered, what its client still has to read, and how it ends.
 
 It turns token ids from a worker into text and events, counts what was on time, and knows at any moment what a fresh worker
-would need to go on (`resubmission`). It sends nothing itself: `engine.server.front` talks to the worker.
+would need to go on (`resubmission`). It sends nothing itself: `tokenmux.server.front` talks to the worker.
 
     worker ── Tokens ─▶ take_tokens ─▶ detokenizer ─▶ EventBuffer ─▶ client
            ── Finished ─▶ take_finished
@@ -13,12 +13,12 @@ the worker's side when `Finished` came. In between the request still holds memor
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from tokenmux.engine.core.errors import Ended, InternalError, TokenmuxError, error_of
-from tokenmux.engine.core.message import Finished, RequestPhase, RequestState, Submit, Tokens
-from tokenmux.engine.core.request import FinishReason, Request
-from tokenmux.engine.server.buffer import EventBuffer
-from tokenmux.engine.server.generation import FinishInfo, PromptInfo, StreamEvent, TokenDelta
-from tokenmux.engine.server.seams import Detokenizer
+from tokenmux.core.errors import Ended, InternalError, TokenmuxError, error_of
+from tokenmux.core.message import Finished, RequestPhase, RequestState, Submit, Tokens
+from tokenmux.core.request import FinishReason, Request
+from tokenmux.server.buffer import EventBuffer
+from tokenmux.server.generation import FinishInfo, PromptInfo, StreamEvent, TokenDelta
+from tokenmux.server.seams import Detokenizer
 
 
 @dataclass(slots=True)
@@ -49,7 +49,7 @@ class LiveRequest:
         self.model = submit.request.model
         self.phase = RequestPhase.QUEUED
         self.n_at_worker = 0
-        """Tokens that existed when the present worker was given it; `engine.server.front` keeps this."""
+        """Tokens that existed when the present worker was given it; `tokenmux.server.front` keeps this."""
         self._submit = submit
         self._detokenizer = detokenizer
         self._clock = clock

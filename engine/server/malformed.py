@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from tokenmux.engine.server.grpc_types import Context, Continuation, Handler, Interceptor
+from tokenmux.server.grpc_types import Context, Continuation, Handler, Interceptor
 
 OUR_SERVICES = "/tokenmux."
 MESSAGE = (

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from heapq import nlargest
 
-from tokenmux.engine.core.errors import InvalidRequest
+from tokenmux.core.errors import InvalidRequest
 
 MAX_NAME_CHARS = 128
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")

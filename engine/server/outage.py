@@ -7,7 +7,7 @@ worker broke ─ late_s ─▶ outage: health says so, requests wait ─ patienc
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from tokenmux.engine.core.errors import TokenmuxError, Unavailable
+from tokenmux.core.errors import TokenmuxError, Unavailable
 
 LATE_S = 10.0
 """A worker that breaks is usually replaced within this time; until then nothing is said."""

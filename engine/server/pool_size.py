@@ -7,8 +7,8 @@ remains if the new one cannot be had.
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from tokenmux.engine.core.facts import ModelFacts
-from tokenmux.engine.server.seams import Capacity
+from tokenmux.core.facts import ModelFacts
+from tokenmux.server.seams import Capacity
 
 
 class PoolSize:

@@ -1,4 +1,4 @@
-"""A child process that probes, converts and checks checkpoints; `engine.server.served_catalogue` is its other side.
+"""A child process that probes, converts and checks checkpoints; `tokenmux.server.served_catalogue` is its other side.
 
 Asked with `root`, `block_size`, `trial_s`, `memory_bytes`, and `work`: a list of [`folder`, `gguf` or `refresh`, name, source].
 It tells what it does as it goes, and each result as it comes; what fails is that model's refusal.
@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenmux.engine.core.errors import NotServable, TokenmuxError
-from tokenmux.engine.models.catalogue import Catalogue
-from tokenmux.engine.server.child_main import Answer, Report, limit_memory, reason_of, run
+from tokenmux.core.errors import NotServable, TokenmuxError
+from tokenmux.models.catalogue import Catalogue
+from tokenmux.server.child_main import Answer, Report, limit_memory, reason_of, run
 
 NICENESS = 5
 """Serving goes before registering."""

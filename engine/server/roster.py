@@ -10,10 +10,10 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenmux.engine.core.errors import NotFound, NotServable, TokenmuxError
-from tokenmux.engine.core.facts import ModelFacts
-from tokenmux.engine.server.names import check_name_length, closest
-from tokenmux.engine.server.seams import Entry, Tokenizer
+from tokenmux.core.errors import NotFound, NotServable, TokenmuxError
+from tokenmux.core.facts import ModelFacts
+from tokenmux.server.names import check_name_length, closest
+from tokenmux.server.seams import Entry, Tokenizer
 
 NAMED_IN_ERRORS = 12
 """A message names at most this many models."""

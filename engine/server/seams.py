@@ -1,16 +1,16 @@
 """What the front needs from the layers below it, as Protocols, so that it can be tested against scripted stand-ins.
 
-`engine.runtime` implements the worker, `engine.models` the catalogue and its tokenizers, `engine.instance` what is known of capacity.
+`tokenmux.runtime` implements the worker, `tokenmux.models` the catalogue and its tokenizers, `tokenmux.instance` what is known of capacity.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from tokenmux.engine.core.facts import ModelFacts
-from tokenmux.engine.core.message import FromWorker, ToWorker
-from tokenmux.engine.models.text import TextFacts
-from tokenmux.engine.server.generation import Chat, Text
+from tokenmux.core.facts import ModelFacts
+from tokenmux.core.message import FromWorker, ToWorker
+from tokenmux.models.text import TextFacts
+from tokenmux.server.generation import Chat, Text
 
 
 class Worker(Protocol):

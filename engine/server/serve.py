@@ -1,6 +1,6 @@
 """From a validated `PoolConfig` to a server that runs: keys and certificates are read, parts are made and put together.
 
-This is where the front meets the real worker and the real catalogue; nothing else in `engine.server` knows them.
+This is where the front meets the real worker and the real catalogue; nothing else in `tokenmux.server` knows them.
 """
 
 import asyncio
@@ -8,30 +8,30 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tokenmux.engine.core.budgets import PREFILL_CHUNK_TOKENS, default_budgets, default_slab_bytes
-from tokenmux.engine.core.errors import ConfigError, NotServable
-from tokenmux.engine.core.facts import DeviceFacts, HostFacts, ModelFacts
-from tokenmux.engine.core.message import FromWorker
-from tokenmux.engine.core.request import ServiceLevel
-from tokenmux.engine.device.gpu import check_cuda
-from tokenmux.engine.instance.capacity import check_model, check_request
-from tokenmux.engine.runtime.assemble import WorkerConfig
-from tokenmux.engine.runtime.calibrate import Speeds, measure
-from tokenmux.engine.runtime.clock import MonotonicClock
-from tokenmux.engine.runtime.worker import ProcessWorker
-from tokenmux.engine.server.access import Access, Key
-from tokenmux.engine.server.admission import Defaults
-from tokenmux.engine.server.app import Transport, running, until_signalled
-from tokenmux.engine.server.config import PoolConfig
-from tokenmux.engine.server.front import Front, Limits
-from tokenmux.engine.server.listening import Reservation, check_pair
-from tokenmux.engine.server.seams import Progress, Worker, WorkerFactory
-from tokenmux.engine.server.served_catalogue import RegistrationLimits, ServedCatalogue
-from tokenmux.engine.server.stopping import LastResort
-from tokenmux.engine.server.supervisor import Patience, RestartLimits
-from tokenmux.engine.server.tenants import Weights
-from tokenmux.engine.server.texts import TextLimits, Texts
-from tokenmux.engine.server.traffic import TraceFile, TrafficRecorder
+from tokenmux.core.budgets import PREFILL_CHUNK_TOKENS, default_budgets, default_slab_bytes
+from tokenmux.core.errors import ConfigError, NotServable
+from tokenmux.core.facts import DeviceFacts, HostFacts, ModelFacts
+from tokenmux.core.message import FromWorker
+from tokenmux.core.request import ServiceLevel
+from tokenmux.device.gpu import check_cuda
+from tokenmux.instance.capacity import check_model, check_request
+from tokenmux.runtime.assemble import WorkerConfig
+from tokenmux.runtime.calibrate import Speeds, measure
+from tokenmux.runtime.clock import MonotonicClock
+from tokenmux.runtime.worker import ProcessWorker
+from tokenmux.server.access import Access, Key
+from tokenmux.server.admission import Defaults
+from tokenmux.server.app import Transport, running, until_signalled
+from tokenmux.server.config import PoolConfig
+from tokenmux.server.front import Front, Limits
+from tokenmux.server.listening import Reservation, check_pair
+from tokenmux.server.seams import Progress, Worker, WorkerFactory
+from tokenmux.server.served_catalogue import RegistrationLimits, ServedCatalogue
+from tokenmux.server.stopping import LastResort
+from tokenmux.server.supervisor import Patience, RestartLimits
+from tokenmux.server.tenants import Weights
+from tokenmux.server.texts import TextLimits, Texts
+from tokenmux.server.traffic import TraceFile, TrafficRecorder
 
 STARTING_S = 300.0
 """Until a worker serves: libraries, a context on a GPU."""
@@ -119,7 +119,7 @@ def worker_factory(config: WorkerConfig) -> WorkerFactory:
 
 @dataclass(frozen=True, slots=True)
 class DeviceCapacity:
-    """`engine.server.seams.Capacity` of one device."""
+    """`tokenmux.server.seams.Capacity` of one device."""
 
     device: DeviceFacts
     host: HostFacts
@@ -141,7 +141,7 @@ class DeviceCapacity:
 def facts_of(
     config: PoolConfig, speeds: Speeds, largest_block_bytes: int = 0
 ) -> tuple[DeviceFacts, HostFacts]:
-    """Budgets from the configuration, or the defaults of `engine.core.budgets`; speeds as measured.
+    """Budgets from the configuration, or the defaults of `tokenmux.core.budgets`; speeds as measured.
 
     `largest_block_bytes` is the size of the largest KV block of the models to be served.
     """

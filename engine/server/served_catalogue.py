@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenmux.engine.core.errors import NotServable, TokenmuxError, Unavailable
-from tokenmux.engine.models.catalogue import Catalogue, SetAside
-from tokenmux.engine.models.entry import Entry
-from tokenmux.engine.models.facts import BLOCK_TOKENS
-from tokenmux.engine.server.administration import kind_of
-from tokenmux.engine.server.child import Answer, Child, ChildEnded, LimitExceeded
-from tokenmux.engine.server.seams import Progress
+from tokenmux.core.errors import NotServable, TokenmuxError, Unavailable
+from tokenmux.models.catalogue import Catalogue, SetAside
+from tokenmux.models.entry import Entry
+from tokenmux.models.facts import BLOCK_TOKENS
+from tokenmux.server.administration import kind_of
+from tokenmux.server.child import Answer, Child, ChildEnded, LimitExceeded
+from tokenmux.server.seams import Progress
 
-MODULE = "tokenmux.engine.server.registration_child"
+MODULE = "tokenmux.server.registration_child"
 _AT_ONCE = 2
 _SLOWEST_BYTES_PER_S = 50e6
 """At least so much of a checkpoint is converted in a second of processor time."""
@@ -43,7 +43,7 @@ class RegistrationLimits:
 
 
 class ServedCatalogue:
-    """See the module. Its methods block; call them from threads. `engine.server.seams.Catalogue`."""
+    """See the module. Its methods block; call them from threads. `tokenmux.server.seams.Catalogue`."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class ServedCatalogue:
         return found
 
     def register_folder(self, name: str, folder: Path, *, progress: Progress) -> Entry:
-        """As `engine.models.catalogue.Catalogue.register_folder`, in a child process."""
+        """As `tokenmux.models.catalogue.Catalogue.register_folder`, in a child process."""
         return self._register(("folder", name, folder), progress)
 
     def register_gguf(self, name: str, file: Path, *, progress: Progress) -> Entry:

@@ -1,22 +1,22 @@
 """The gRPC services: each method translates, calls the front or the administration, and translates back.
 
-No decision is taken here. Errors become status in `engine.server.status`.
+No decision is taken here. Errors become status in `tokenmux.server.status`.
 """
 
 import asyncio
 import math
 import time
 
-from tokenmux.engine.core.errors import ConfigError, InvalidRequest, Overloaded
-from tokenmux.engine.instance.histogram import BOUNDS_S
-from tokenmux.engine.instance.timeline import chrome_trace, seconds_covered
-from tokenmux.engine.server import convert
-from tokenmux.engine.server.access import Access
-from tokenmux.engine.server.administration import Administration
-from tokenmux.engine.server.front import Front
-from tokenmux.engine.server.generation import Ask, FinishInfo, PromptInfo, TokenDelta
-from tokenmux.engine.server.grpc_types import Context
-from tokenmux.engine.server.status import answering
+from tokenmux.core.errors import ConfigError, InvalidRequest, Overloaded
+from tokenmux.instance.histogram import BOUNDS_S
+from tokenmux.instance.timeline import chrome_trace, seconds_covered
+from tokenmux.server import convert
+from tokenmux.server.access import Access
+from tokenmux.server.administration import Administration
+from tokenmux.server.front import Front
+from tokenmux.server.generation import Ask, FinishInfo, PromptInfo, TokenDelta
+from tokenmux.server.grpc_types import Context
+from tokenmux.server.status import answering
 from tokenmux.v1 import (
     inference_pb2,
     inference_pb2_grpc,

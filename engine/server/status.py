@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 
 import grpc
 
-from tokenmux.engine.core.errors import (
+from tokenmux.core.errors import (
     AlreadyExists,
     BadCheckpoint,
     ConfigError,
@@ -25,7 +25,7 @@ from tokenmux.engine.core.errors import (
     TokenmuxError,
     Unavailable,
 )
-from tokenmux.engine.server.grpc_types import Context
+from tokenmux.server.grpc_types import Context
 
 logger = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from tokenmux.engine.core.errors import TokenmuxError, Unavailable, WorkerFailed
-from tokenmux.engine.core.message import Alive, Broken, FromWorker, ToWorker
-from tokenmux.engine.server.seams import Worker
+from tokenmux.core.errors import TokenmuxError, Unavailable, WorkerFailed
+from tokenmux.core.message import Alive, Broken, FromWorker, ToWorker
+from tokenmux.server.seams import Worker
 
 logger = logging.getLogger(__name__)
 

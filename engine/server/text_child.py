@@ -1,4 +1,4 @@
-"""A child process that turns prompts into token ids, for any model of the catalogue; `engine.server.texts` is its other side.
+"""A child process that turns prompts into token ids, for any model of the catalogue; `tokenmux.server.texts` is its other side.
 
 It imports neither torch nor transformers: it starts in a tenth of a second and 30 MB. Asked with a JSON object (`path` of the
 entry, `digest` of its tokenizer, `chat`) and the text, or the messages as JSON, beside it; answers token ids as 32-bit integers.
@@ -11,8 +11,8 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-from tokenmux.engine.models.text import Encoder
-from tokenmux.engine.server.child_main import Answer, Report, run
+from tokenmux.models.text import Encoder
+from tokenmux.server.child_main import Answer, Report, run
 
 MOST_ENCODERS = 16
 """Kept loaded; the one that was used least recently goes first, and goes when half of the memory is used."""

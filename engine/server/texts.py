@@ -15,14 +15,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tokenmux.engine.core.errors import InvalidRequest, NotServable, Overloaded, Unavailable
-from tokenmux.engine.models.text import TextFacts, check_can_chat
-from tokenmux.engine.server.child import Child, ChildEnded, LimitExceeded
-from tokenmux.engine.server.generation import Chat, Text
+from tokenmux.core.errors import InvalidRequest, NotServable, Overloaded, Unavailable
+from tokenmux.models.text import TextFacts, check_can_chat
+from tokenmux.server.child import Child, ChildEnded, LimitExceeded
+from tokenmux.server.generation import Chat, Text
 
 logger = logging.getLogger(__name__)
 
-MODULE = "tokenmux.engine.server.text_child"
+MODULE = "tokenmux.server.text_child"
 SUSPECT_S = 60.0
 """How long a model whose work was killed shares one child with others of its kind."""
 

@@ -1,6 +1,6 @@
 """Records traffic for capacity planning: lengths, times and names of requests that ended, never their text.
 
-The newest stay in memory, and with a path every one is also appended to a file of the trace format (`engine.workload.trace`), which is
+The newest stay in memory, and with a path every one is also appended to a file of the trace format (`tokenmux.workload.trace`), which is
 put aside when it is full. Recording never fails a request: when the file cannot be written, that is logged and only memory goes on.
 """
 
@@ -9,9 +9,9 @@ import os
 from collections import deque
 from pathlib import Path
 
-from tokenmux.engine.core.errors import ConfigError
-from tokenmux.engine.core.request import Request
-from tokenmux.engine.workload.trace import Trace, TraceRequest, json_line
+from tokenmux.core.errors import ConfigError
+from tokenmux.core.request import Request
+from tokenmux.workload.trace import Trace, TraceRequest, json_line
 
 logger = logging.getLogger(__name__)
 

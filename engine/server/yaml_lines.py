@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from tokenmux.engine.core.errors import ConfigError
+from tokenmux.core.errors import ConfigError
 
 Place = tuple[str | int, ...]
 """Keys and indices from the top: ("models", "small", "source")."""

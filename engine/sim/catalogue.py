@@ -6,8 +6,8 @@ head had its own, and `as_artifact` does the same for comparisons with it.
 
 from dataclasses import dataclass, replace
 
-from tokenmux.engine.core.errors import NotFound
-from tokenmux.engine.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.errors import NotFound
+from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
 
 _BLOCK_TOKENS = 16
 

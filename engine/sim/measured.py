@@ -12,12 +12,12 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from tokenmux.engine.core.cost import StepWork
-from tokenmux.engine.core.errors import InternalError
-from tokenmux.engine.core.event import CopyDone, StepDone
-from tokenmux.engine.core.facts import KvShape, ModelFacts
-from tokenmux.engine.core.plan import Channel, Compact
-from tokenmux.engine.instance.started import Started
+from tokenmux.core.cost import StepWork
+from tokenmux.core.errors import InternalError
+from tokenmux.core.event import CopyDone, StepDone
+from tokenmux.core.facts import KvShape, ModelFacts
+from tokenmux.core.plan import Channel, Compact
+from tokenmux.instance.started import Started
 
 Completed = tuple[Started, StepDone | CopyDone]
 """An operation as it began, and how it ended; in the order of their ends."""

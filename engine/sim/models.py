@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 
-from tokenmux.engine.core.decoder import facts_of_config
-from tokenmux.engine.core.errors import ConfigError
-from tokenmux.engine.core.facts import Image, ImageId, ModelFacts, ModelId
-from tokenmux.engine.sim.catalogue import architecture, measured_as
-from tokenmux.engine.sim.scenario import Market
+from tokenmux.core.decoder import facts_of_config
+from tokenmux.core.errors import ConfigError
+from tokenmux.core.facts import Image, ImageId, ModelFacts, ModelId
+from tokenmux.sim.catalogue import architecture, measured_as
+from tokenmux.sim.scenario import Market
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,18 +12,18 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from tokenmux.engine.core.errors import ConfigError
-from tokenmux.engine.core.facts import HostFacts, ModelFacts, ModelId
-from tokenmux.engine.core.request import ServiceLevel
-from tokenmux.engine.instance.capacity import check_model, check_request
-from tokenmux.engine.instance.timeline import chrome_trace
-from tokenmux.engine.sim.models import parse_market, parse_models
-from tokenmux.engine.sim.plan_report import html_report
-from tokenmux.engine.sim.planner import BASELINES, OURS, CapacityPlan, Planning, World, plan_here
-from tokenmux.engine.sim.scenario import Hardware, Market
-from tokenmux.engine.workload.generate import traffic
-from tokenmux.engine.workload.shape import clipped
-from tokenmux.engine.workload.trace import Trace, arrivals, read_trace
+from tokenmux.core.errors import ConfigError
+from tokenmux.core.facts import HostFacts, ModelFacts, ModelId
+from tokenmux.core.request import ServiceLevel
+from tokenmux.instance.capacity import check_model, check_request
+from tokenmux.instance.timeline import chrome_trace
+from tokenmux.sim.models import parse_market, parse_models
+from tokenmux.sim.plan_report import html_report
+from tokenmux.sim.planner import BASELINES, OURS, CapacityPlan, Planning, World, plan_here
+from tokenmux.sim.scenario import Hardware, Market
+from tokenmux.workload.generate import traffic
+from tokenmux.workload.shape import clipped
+from tokenmux.workload.trace import Trace, arrivals, read_trace
 
 __all__ = ["Output", "Question", "parse_market", "plan_command", "print_plan"]
 
@@ -34,7 +34,7 @@ MAX_REQUESTS = 5_000_000
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked. `models` as in `engine.sim.models`; without a trace every model gets Poisson traffic of its rate, or `rate_rps`."""
+    """What is asked. `models` as in `tokenmux.sim.models`; without a trace every model gets Poisson traffic of its rate, or `rate_rps`."""
 
     models: Sequence[str]
     hardware: Hardware = field(default_factory=Hardware)

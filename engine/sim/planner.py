@@ -8,14 +8,14 @@ caller's business, and the plan is the same. Energy and cost are estimates from 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from tokenmux.engine.core.message import Span
-from tokenmux.engine.core.plan import Channel
-from tokenmux.engine.instance.summary import Summary
-from tokenmux.engine.instance.timeline import Timeline
-from tokenmux.engine.sim.hardware import gpu
-from tokenmux.engine.sim.scenario import Hardware, Market, Outcome, simulate
-from tokenmux.engine.sim.search import Progress, replay
-from tokenmux.engine.workload.trace import Arrival
+from tokenmux.core.message import Span
+from tokenmux.core.plan import Channel
+from tokenmux.instance.summary import Summary
+from tokenmux.instance.timeline import Timeline
+from tokenmux.sim.hardware import gpu
+from tokenmux.sim.scenario import Hardware, Market, Outcome, simulate
+from tokenmux.sim.search import Progress, replay
+from tokenmux.workload.trace import Arrival
 
 OURS = "slack"
 BASELINES = ("aegaeon", "request-level", "dedicated")
@@ -324,7 +324,7 @@ class CapacityPlan:
     def dollars_per_million_tokens(
         self, policy: str = OURS, dollars_per_hour: float | None = None
     ) -> float | None:
-        """At so many dollars for an hour of one device; None: the round price of `engine.sim.hardware`."""
+        """At so many dollars for an hour of one device; None: the round price of `tokenmux.sim.hardware`."""
         point, devices = self.best(policy), self.devices(policy)
         if point is None or devices is None or not point.summary.n_tokens:
             return None

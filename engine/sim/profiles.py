@@ -18,10 +18,10 @@ be faster per token than one of 4096 tokens, the longest measured.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tokenmux.engine.core.cost import StepWork
-from tokenmux.engine.core.facts import DeviceFacts, ModelFacts
-from tokenmux.engine.core.plan import Channel
-from tokenmux.engine.sim.hardware import Gpu
+from tokenmux.core.cost import StepWork
+from tokenmux.core.facts import DeviceFacts, ModelFacts
+from tokenmux.core.plan import Channel
+from tokenmux.sim.hardware import Gpu
 
 
 @dataclass(frozen=True, slots=True)

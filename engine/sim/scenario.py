@@ -5,22 +5,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
-from tokenmux.engine.core.cost import RooflineCost
-from tokenmux.engine.core.facts import DeviceFacts, HostFacts, ModelFacts, ModelId
-from tokenmux.engine.core.plan import Channel
-from tokenmux.engine.core.request import DEFAULT_LEVEL, FinishReason, Request, ServiceLevel
-from tokenmux.engine.instance.histogram import Histogram
-from tokenmux.engine.instance.instance import Instance
-from tokenmux.engine.instance.metrics import Metrics, RequestRecord
-from tokenmux.engine.instance.state import RequestState
-from tokenmux.engine.instance.summary import Summary, summarise
-from tokenmux.engine.memory.host_cache import HostCache
-from tokenmux.engine.policy.interface import InstancePolicy
-from tokenmux.engine.policy.pool import PoolPolicy
-from tokenmux.engine.policy.registry import make_policies
-from tokenmux.engine.sim.catalogue import Architecture, measured_as, paper_architecture
-from tokenmux.engine.sim.doubts import SURE, Doubts
-from tokenmux.engine.sim.hardware import (
+from tokenmux.core.cost import RooflineCost
+from tokenmux.core.facts import DeviceFacts, HostFacts, ModelFacts, ModelId
+from tokenmux.core.plan import Channel
+from tokenmux.core.request import DEFAULT_LEVEL, FinishReason, Request, ServiceLevel
+from tokenmux.instance.histogram import Histogram
+from tokenmux.instance.instance import Instance
+from tokenmux.instance.metrics import Metrics, RequestRecord
+from tokenmux.instance.state import RequestState
+from tokenmux.instance.summary import Summary, summarise
+from tokenmux.memory.host_cache import HostCache
+from tokenmux.policy.interface import InstancePolicy
+from tokenmux.policy.pool import PoolPolicy
+from tokenmux.policy.registry import make_policies
+from tokenmux.sim.catalogue import Architecture, measured_as, paper_architecture
+from tokenmux.sim.doubts import SURE, Doubts
+from tokenmux.sim.hardware import (
     DISK_BYTES_PER_S,
     GB,
     HOST_COPY_BYTES_PER_S,
@@ -29,10 +29,10 @@ from tokenmux.engine.sim.hardware import (
     gpu,
     instance_facts,
 )
-from tokenmux.engine.sim.profiles import ProfiledCost, step_fit
-from tokenmux.engine.sim.simulator import OnDone, Simulator
-from tokenmux.engine.sim.verdict import N_LOOKS, Verdict
-from tokenmux.engine.workload.trace import Arrival
+from tokenmux.sim.profiles import ProfiledCost, step_fit
+from tokenmux.sim.simulator import OnDone, Simulator
+from tokenmux.sim.verdict import N_LOOKS, Verdict
+from tokenmux.workload.trace import Arrival
 
 Policies = Callable[[int], tuple[Sequence[InstancePolicy], PoolPolicy]]
 

@@ -11,24 +11,24 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from math import inf
 
-from tokenmux.engine.core.cost import CostModel, burst_ends_s
-from tokenmux.engine.core.errors import InternalError
-from tokenmux.engine.core.event import SUPERSEDED, Arrived, CopyDone, Event, ModelAdded, StepDone, Withdrawn
-from tokenmux.engine.core.facts import ModelFacts, ModelId
-from tokenmux.engine.core.plan import Activate, Channel, Compact, Step
-from tokenmux.engine.core.request import FinishReason, Request, RequestId
-from tokenmux.engine.instance.instance import Instance
-from tokenmux.engine.instance.started import Started
-from tokenmux.engine.policy.pool import Move, Place, PoolPolicy, PoolView, Refuse
-from tokenmux.engine.sim.doubts import SURE, Doubts
-from tokenmux.engine.workload.trace import Arrival
+from tokenmux.core.cost import CostModel, burst_ends_s
+from tokenmux.core.errors import InternalError
+from tokenmux.core.event import SUPERSEDED, Arrived, CopyDone, Event, ModelAdded, StepDone, Withdrawn
+from tokenmux.core.facts import ModelFacts, ModelId
+from tokenmux.core.plan import Activate, Channel, Compact, Step
+from tokenmux.core.request import FinishReason, Request, RequestId
+from tokenmux.instance.instance import Instance
+from tokenmux.instance.started import Started
+from tokenmux.policy.pool import Move, Place, PoolPolicy, PoolView, Refuse
+from tokenmux.sim.doubts import SURE, Doubts
+from tokenmux.workload.trace import Arrival
 
 OnDone = Callable[[int, Started, Event], None]
 """Told of every completed operation: the instance's index, what was started, and how it ended."""
 
 
 class Simulator:
-    """Virtual time over a set of instances; it satisfies `engine.policy.pool.PoolView`.
+    """Virtual time over a set of instances; it satisfies `tokenmux.policy.pool.PoolView`.
 
     `truth` is one cost model for all instances, or one for each. A model of `models` is made known to an instance when a request
     first brings it there; whatever else an instance should know is told by `apply`. Without a pool policy there is one instance.

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from tokenmux.engine.instance.instance import Instance
-from tokenmux.engine.instance.metrics import RequestRecord
-from tokenmux.engine.instance.state import RequestState
-from tokenmux.engine.sim.simulator import Simulator
-from tokenmux.engine.workload.trace import Arrival
+from tokenmux.instance.instance import Instance
+from tokenmux.instance.metrics import RequestRecord
+from tokenmux.instance.state import RequestState
+from tokenmux.sim.simulator import Simulator
+from tokenmux.workload.trace import Arrival
 
 N_LOOKS = 60
 """How often it is asked while requests arrive: the pool of a search that is one device short stops after some more sixtieths than it must."""

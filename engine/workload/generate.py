@@ -11,8 +11,8 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from tokenmux.engine.workload.lengths import CHAT, Lengths
-from tokenmux.engine.workload.trace import Trace, TraceRequest
+from tokenmux.workload.lengths import CHAT, Lengths
+from tokenmux.workload.trace import Trace, TraceRequest
 
 Times = NDArray[np.float64]
 Process = Callable[[Generator, float, float], Times]

@@ -10,9 +10,9 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-from tokenmux.engine.core.errors import NotFound
-from tokenmux.engine.core.facts import ModelId
-from tokenmux.engine.workload.trace import Trace, TraceRequest, open_text
+from tokenmux.core.errors import NotFound
+from tokenmux.core.facts import ModelId
+from tokenmux.workload.trace import Trace, TraceRequest, open_text
 
 
 def read_paper(path: Path, n_models: int, rate: float) -> Trace:

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from numpy.random import Generator
 
-from tokenmux.engine.core.errors import NotFound
-from tokenmux.engine.workload.generate import Renewal, poisson
-from tokenmux.engine.workload.lengths import Lengths, LengthTable
-from tokenmux.engine.workload.trace import Trace, TraceRequest, open_text
+from tokenmux.core.errors import NotFound
+from tokenmux.workload.generate import Renewal, poisson
+from tokenmux.workload.lengths import Lengths, LengthTable
+from tokenmux.workload.trace import Trace, TraceRequest, open_text
 
 WINDOW_S = 600.0
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import replace
 
-from tokenmux.engine.workload.trace import Trace, TraceRequest
+from tokenmux.workload.trace import Trace, TraceRequest
 
 
 def window(trace: Iterable[TraceRequest], start_s: float, end_s: float) -> Trace:

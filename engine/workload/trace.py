@@ -22,9 +22,9 @@ from math import inf, isfinite
 from pathlib import Path
 from typing import IO, cast
 
-from tokenmux.engine.core.errors import ConfigError
-from tokenmux.engine.core.facts import ModelId
-from tokenmux.engine.core.request import Request, RequestId, ServiceLevel
+from tokenmux.core.errors import ConfigError
+from tokenmux.core.facts import ModelId
+from tokenmux.core.request import Request, RequestId, ServiceLevel
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,18 +11,27 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
-FOLDERS = {"tokenmux/engine": "engine", "tokenmux/kernels": "kernels", "tokenmux/v1": "proto/tokenmux/v1"}
+FOLDERS = {"tokenmux": "engine", "tokenmux/kernels": "kernels", "tokenmux/v1": "proto/tokenmux/v1"}
 SHIPPED = {".py", ".pyi", ".proto", ".typed"}
 
 
 def test_every_package_is_listed() -> None:
     """A folder missing from pyproject.toml is missing from the wheel, and from nothing else: nobody would notice."""
     found = {
-        ".".join(("tokenmux", *path.parent.relative_to(ROOT).parts))
-        for top in ("engine", "kernels")
-        for path in (ROOT / top).rglob("*.py")
+        ".".join((*inside.split("/"), *path.parent.relative_to(ROOT / outside).parts))
+        for inside, outside in FOLDERS.items()
+        for path in (ROOT / outside).rglob("*.py")
     }
-    assert found | {"tokenmux.v1"} == set(SETTINGS["tool"]["setuptools"]["packages"])
+    assert found == set(SETTINGS["tool"]["setuptools"]["packages"])
+
+
+def test_the_folder_of_links_shows_every_room() -> None:
+    """Checkers of types and imports, and machines where nothing is installed, find the package through `.typing`."""
+    links = {
+        path.name: path.resolve() for path in (ROOT / ".typing" / "tokenmux").iterdir() if path.is_symlink()
+    }
+    rooms = {path.name: path for path in (ROOT / "engine").iterdir() if path.name != "__pycache__"}
+    assert links == rooms | {"kernels": ROOT / "kernels", "v1": ROOT / "proto" / "tokenmux" / "v1"}
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +78,7 @@ def test_every_package_imports_from_the_wheel(wheel: Path, tmp_path: Path) -> No
         f"for name in {packages!r}:\n"
         "    module = importlib.import_module(name)\n"
         f"    assert next(iter(module.__path__)).startswith({str(tmp_path)!r}), (name, list(module.__path__))\n"
-        "import tokenmux.v1.inference_pb2, tokenmux.engine.sim.simulator as simulator\n"
+        "import tokenmux.v1.inference_pb2, tokenmux.sim.simulator as simulator\n"
         f"assert simulator.__file__.startswith({str(tmp_path)!r})\n"
     )
     done = subprocess.run(
@@ -81,4 +90,4 @@ def test_every_package_imports_from_the_wheel(wheel: Path, tmp_path: Path) -> No
 def test_the_command_is_shipped(wheel: Path) -> None:
     archive = zipfile.ZipFile(wheel)
     (name,) = [name for name in archive.namelist() if name.endswith("entry_points.txt")]
-    assert "tokenmux = tokenmux.engine.cli:main" in archive.read(name).decode()
+    assert "tokenmux = tokenmux.cli:main" in archive.read(name).decode()

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenmux.engine.client import AsyncClient, Client, Message, WrongArgument
-from tokenmux.engine.client.connection import Connection, is_local
-from tokenmux.engine.client.convert import conversation, generate_request, tokenize_request
+from tokenmux.client import AsyncClient, Client, Message, WrongArgument
+from tokenmux.client.connection import Connection, is_local
+from tokenmux.client.convert import conversation, generate_request, tokenize_request
 
 LOCAL = (
     "127.0.0.1:50051",

@@ -21,7 +21,7 @@ from tests.server.harness import (
     serving,
     worker_status,
 )
-from tokenmux.engine.client import (
+from tokenmux.client import (
     AsyncClient,
     CallFailed,
     Client,
@@ -35,9 +35,9 @@ from tokenmux.engine.client import (
     State,
     convert,
 )
-from tokenmux.engine.core.facts import ModelId
-from tokenmux.engine.core.message import Cancel, Load, Pin, Submit, Unload
-from tokenmux.engine.server.access import Key, Scope
+from tokenmux.core.facts import ModelId
+from tokenmux.core.message import Cancel, Load, Pin, Submit, Unload
+from tokenmux.server.access import Key, Scope
 from tokenmux.v1 import inference_pb2
 
 
@@ -274,9 +274,9 @@ def test_what_the_client_does_not_know_yet_is_no_error() -> None:
 
 def test_importing_the_client_brings_nothing_else_of_ours() -> None:
     script = (
-        "import sys, tokenmux.engine.client\n"
-        "ours = [name for name in sys.modules if name.startswith('tokenmux.engine.')]\n"
-        "print([name for name in ours if not name.startswith('tokenmux.engine.client')])\n"
+        "import sys, tokenmux.client\n"
+        "ours = [name for name in sys.modules if name.startswith('tokenmux.')]\n"
+        "print([name for name in ours if not name.startswith('tokenmux.client')])\n"
         "print([name for name in ('torch', 'transformers', 'pydantic', 'yaml') if name in sys.modules])\n"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

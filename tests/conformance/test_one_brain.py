@@ -9,17 +9,17 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from tokenmux.engine.core.cost import RooflineCost
-from tokenmux.engine.core.event import Cancelled, ModelAdded
-from tokenmux.engine.core.facts import DeviceFacts, HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
-from tokenmux.engine.core.message import Cancel, Finished, Register
-from tokenmux.engine.core.plan import Activate, AtOnce, Drop, Evict, Fetch, Operation, PageIn, PageOut, Step
-from tokenmux.engine.core.request import Request, RequestId, ServiceLevel
-from tokenmux.engine.instance.instance import Instance
-from tokenmux.engine.memory.host_cache import HostCache
-from tokenmux.engine.policy.slack import SlackPolicy
-from tokenmux.engine.runtime.virtual import EngineOnVirtualTime
-from tokenmux.engine.sim.simulator import Arrival, Simulator
+from tokenmux.core.cost import RooflineCost
+from tokenmux.core.event import Cancelled, ModelAdded
+from tokenmux.core.facts import DeviceFacts, HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.message import Cancel, Finished, Register
+from tokenmux.core.plan import Activate, AtOnce, Drop, Evict, Fetch, Operation, PageIn, PageOut, Step
+from tokenmux.core.request import Request, RequestId, ServiceLevel
+from tokenmux.instance.instance import Instance
+from tokenmux.memory.host_cache import HostCache
+from tokenmux.policy.slack import SlackPolicy
+from tokenmux.runtime.virtual import EngineOnVirtualTime
+from tokenmux.sim.simulator import Arrival, Simulator
 
 GB = 10**9
 HOST = HostFacts(cache_bytes=200 * GB, fetch_bytes_per_s=8e9)

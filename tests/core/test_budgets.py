@@ -6,17 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenmux.engine.core.budgets import LARGEST_SLAB_BYTES, default_budgets, default_slab_bytes
-from tokenmux.engine.core.facts import DeviceFacts, HostFacts, KvShape
-from tokenmux.engine.instance.capacity import check_model
-from tokenmux.engine.memory.arena import Arena
-from tokenmux.engine.memory.slabs import SlabPool
-from tokenmux.engine.runtime.calibrate import Speeds
-from tokenmux.engine.server.config import PoolConfig
-from tokenmux.engine.server.serve import facts_of
-from tokenmux.engine.sim.catalogue import ARCHITECTURES
-from tokenmux.engine.sim.models import parse_market
-from tokenmux.engine.sim.scenario import Hardware
+from tokenmux.core.budgets import LARGEST_SLAB_BYTES, default_budgets, default_slab_bytes
+from tokenmux.core.facts import DeviceFacts, HostFacts, KvShape
+from tokenmux.instance.capacity import check_model
+from tokenmux.memory.arena import Arena
+from tokenmux.memory.slabs import SlabPool
+from tokenmux.runtime.calibrate import Speeds
+from tokenmux.server.config import PoolConfig
+from tokenmux.server.serve import facts_of
+from tokenmux.sim.catalogue import ARCHITECTURES
+from tokenmux.sim.models import parse_market
+from tokenmux.sim.scenario import Hardware
 
 GB = 1_000_000_000
 H100 = Speeds(50e9, 3e12, 900e12, "H100", free_bytes=80 * GB, host_bytes=500 * GB)

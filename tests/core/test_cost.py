@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenmux.engine.core.cost import RooflineCost, StepWork, burst_ends_s
-from tokenmux.engine.core.facts import DeviceFacts, HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
-from tokenmux.engine.core.plan import Channel
+from tokenmux.core.cost import RooflineCost, StepWork, burst_ends_s
+from tokenmux.core.facts import DeviceFacts, HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.plan import Channel
 
 DEVICE = DeviceFacts(
     "d",

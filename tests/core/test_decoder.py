@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from tokenmux.engine.core.decoder import count_parameters, facts_of_config
-from tokenmux.engine.core.errors import ConfigError
+from tokenmux.core.decoder import count_parameters, facts_of_config
+from tokenmux.core.errors import ConfigError
 
 
 def config(

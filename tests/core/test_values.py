@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenmux.engine.core import errors, event, message, plan
-from tokenmux.engine.core.facts import KvShape, ModelId
-from tokenmux.engine.core.request import Request, RequestId, ServiceLevel
+from tokenmux.core import errors, event, message, plan
+from tokenmux.core.facts import KvShape, ModelId
+from tokenmux.core.request import Request, RequestId, ServiceLevel
 
 ACROSS = [
     *typing.get_args(message.ToWorker),

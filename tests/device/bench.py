@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from tests.device.fake_gpu import FakeGpu
-from tokenmux.engine.core.cost import RooflineCost
-from tokenmux.engine.core.errors import BadCheckpoint
-from tokenmux.engine.core.event import ModelAdded, StepDone
-from tokenmux.engine.core.facts import DeviceFacts, HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
-from tokenmux.engine.core.plan import (
+from tokenmux.core.cost import RooflineCost
+from tokenmux.core.errors import BadCheckpoint
+from tokenmux.core.event import ModelAdded, StepDone
+from tokenmux.core.facts import DeviceFacts, HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.plan import (
     IDLE,
     Activate,
     Channel,
@@ -26,18 +26,18 @@ from tokenmux.engine.core.plan import (
     Plan,
     Step,
 )
-from tokenmux.engine.core.request import Request, RequestId
-from tokenmux.engine.device.cpu import CpuDevice
-from tokenmux.engine.device.cuda import CudaDevice
-from tokenmux.engine.device.gpu import Gpu, TorchGpu
-from tokenmux.engine.device.interface import Completion, Device, Post
-from tokenmux.engine.device.null import NullDevice, VirtualClock
-from tokenmux.engine.device.paging import KvDtype
-from tokenmux.engine.instance.instance import Instance
-from tokenmux.engine.instance.started import Started
-from tokenmux.engine.memory.host_cache import HostCache
-from tokenmux.engine.policy.interface import InstanceView
-from tokenmux.engine.runtime.clock import MonotonicClock
+from tokenmux.core.request import Request, RequestId
+from tokenmux.device.cpu import CpuDevice
+from tokenmux.device.cuda import CudaDevice
+from tokenmux.device.gpu import Gpu, TorchGpu
+from tokenmux.device.interface import Completion, Device, Post
+from tokenmux.device.null import NullDevice, VirtualClock
+from tokenmux.device.paging import KvDtype
+from tokenmux.instance.instance import Instance
+from tokenmux.instance.started import Started
+from tokenmux.memory.host_cache import HostCache
+from tokenmux.policy.interface import InstanceView
+from tokenmux.runtime.clock import MonotonicClock
 
 KB = 1 << 10
 FACTS = DeviceFacts(

@@ -16,9 +16,9 @@ from threading import Condition, RLock
 
 import torch
 
-from tokenmux.engine.core.errors import DoesNotFit
-from tokenmux.engine.core.plan import Channel
-from tokenmux.engine.device.gpu import STREAMS
+from tokenmux.core.errors import DoesNotFit
+from tokenmux.core.plan import Channel
+from tokenmux.device.gpu import STREAMS
 from tokenmux.kernels.kv_pack import reference as kv_pack
 from tokenmux.kernels.kv_pack.quantised import record_bytes
 from tokenmux.kernels.layout import KVLayout

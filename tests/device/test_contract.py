@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import pytest
 
 from tests.device.bench import ALL, KB, WAIT_S, WITH_BYTES, Bench, bench_of, content, model, request, stamp
-from tokenmux.engine.core.event import SUPERSEDED, Arrived, CopyDone, StepDone
-from tokenmux.engine.core.facts import ImageId, ModelId
-from tokenmux.engine.core.message import Residency
-from tokenmux.engine.core.plan import Activate, Chunk, Compact, Drop, Evict, Fetch, PageIn, PageOut, Step
-from tokenmux.engine.core.request import RequestId
+from tokenmux.core.event import SUPERSEDED, Arrived, CopyDone, StepDone
+from tokenmux.core.facts import ImageId, ModelId
+from tokenmux.core.message import Residency
+from tokenmux.core.plan import Activate, Chunk, Compact, Drop, Evict, Fetch, PageIn, PageOut, Step
+from tokenmux.core.request import RequestId
 
 
 @pytest.fixture(params=ALL)

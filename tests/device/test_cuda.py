@@ -31,10 +31,10 @@ from tests.device.bench import (
     stamp,
 )
 from tests.device.fake_gpu import FakeGpu
-from tokenmux.engine.core.errors import ConfigError, DoesNotFit
-from tokenmux.engine.core.event import SUPERSEDED, Arrived, CopyDone, StepDone
-from tokenmux.engine.core.facts import Image, ImageId, ModelFacts, ModelId
-from tokenmux.engine.core.plan import (
+from tokenmux.core.errors import ConfigError, DoesNotFit
+from tokenmux.core.event import SUPERSEDED, Arrived, CopyDone, StepDone
+from tokenmux.core.facts import Image, ImageId, ModelFacts, ModelId
+from tokenmux.core.plan import (
     Activate,
     Channel,
     Chunk,
@@ -45,18 +45,18 @@ from tokenmux.engine.core.plan import (
     PageOut,
     Step,
 )
-from tokenmux.engine.core.request import RequestId
-from tokenmux.engine.device import cuda
-from tokenmux.engine.device.chunks import Copies
-from tokenmux.engine.device.cuda import CudaDevice, _Space
-from tokenmux.engine.device.gpu import STREAMS, Gpu, TorchGpu, check_cuda, sum_in_float32
-from tokenmux.engine.device.interface import Completion, Post
-from tokenmux.engine.device.ordering import Places, Spans, merged
-from tokenmux.engine.device.paging import Blocks
-from tokenmux.engine.instance.started import Started
-from tokenmux.engine.memory.host_cache import HostCache
-from tokenmux.engine.memory.ledger import Ledger
-from tokenmux.engine.runtime.clock import MonotonicClock
+from tokenmux.core.request import RequestId
+from tokenmux.device import cuda
+from tokenmux.device.chunks import Copies
+from tokenmux.device.cuda import CudaDevice, _Space
+from tokenmux.device.gpu import STREAMS, Gpu, TorchGpu, check_cuda, sum_in_float32
+from tokenmux.device.interface import Completion, Post
+from tokenmux.device.ordering import Places, Spans, merged
+from tokenmux.device.paging import Blocks
+from tokenmux.instance.started import Started
+from tokenmux.memory.host_cache import HostCache
+from tokenmux.memory.ledger import Ledger
+from tokenmux.runtime.clock import MonotonicClock
 
 each_paging = pytest.mark.parametrize("paging", [ENGINES, KERNEL, INT8], ids=["engines", "kernel", "int8"])
 

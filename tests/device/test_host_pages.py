@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.device.fake_gpu import FakeGpu
-from tokenmux.engine.device.host_pages import HostPages, PagedImage
+from tokenmux.device.host_pages import HostPages, PagedImage
 
 PAGE = 16 << 10
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tokenmux.engine.device import memory
-from tokenmux.engine.device.memory import Memory, available_bytes
+from tokenmux.device import memory
+from tokenmux.device.memory import Memory, available_bytes
 
 
 class NoHugePages(mmap.mmap):

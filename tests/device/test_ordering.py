@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenmux.engine.core.plan import Channel
-from tokenmux.engine.device.ordering import NOWHERE, Ordering, Places, merged
+from tokenmux.core.plan import Channel
+from tokenmux.device.ordering import NOWHERE, Ordering, Places, merged
 
 N_CELLS = 6
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from tokenmux.engine.core.errors import BadCheckpoint, Unavailable
-from tokenmux.engine.core.facts import Image, ImageId
-from tokenmux.engine.device import reader as module
-from tokenmux.engine.device.reader import GivenUpError, Reader, Told
+from tokenmux.core.errors import BadCheckpoint, Unavailable
+from tokenmux.core.facts import Image, ImageId
+from tokenmux.device import reader as module
+from tokenmux.device.reader import GivenUpError, Reader, Told
 
 PATIENCE_S = 0.05
 """Of reads that never come to anything; the others have a minute."""

@@ -6,9 +6,9 @@ import pytest
 
 from tests.device.bench import FACTS, KB, Bench, bench_of, cuda_over, make_cpu
 from tests.device.fake_gpu import FakeGpu
-from tokenmux.engine.core.errors import DoesNotFit, WorkerFailed
-from tokenmux.engine.device import cpu
-from tokenmux.engine.device.interface import Device
+from tokenmux.core.errors import DoesNotFit, WorkerFailed
+from tokenmux.device import cpu
+from tokenmux.device.interface import Device
 
 
 class Attached:

@@ -8,18 +8,18 @@ instance should have refused, or books that drift from the device, show as a wro
 from collections.abc import Iterable
 from dataclasses import replace
 
-from tokenmux.engine.core.cost import RooflineCost
-from tokenmux.engine.core.event import Arrived, CopyDone, Event, Resized, StepDone
-from tokenmux.engine.core.facts import DeviceFacts, HostFacts, Image, ModelFacts
-from tokenmux.engine.core.plan import IDLE, Activate, Channel, Compact, PageIn, PageOut, Plan, Step
-from tokenmux.engine.core.request import FinishReason, RequestId
-from tokenmux.engine.instance.instance import Instance
-from tokenmux.engine.instance.metrics import RequestRecord
-from tokenmux.engine.instance.started import Started
-from tokenmux.engine.memory.host_cache import HostCache
-from tokenmux.engine.memory.kv_table import KvTable
-from tokenmux.engine.memory.slabs import BlockHandle, SlabPool
-from tokenmux.engine.policy.interface import InstanceView
+from tokenmux.core.cost import RooflineCost
+from tokenmux.core.event import Arrived, CopyDone, Event, Resized, StepDone
+from tokenmux.core.facts import DeviceFacts, HostFacts, Image, ModelFacts
+from tokenmux.core.plan import IDLE, Activate, Channel, Compact, PageIn, PageOut, Plan, Step
+from tokenmux.core.request import FinishReason, RequestId
+from tokenmux.instance.instance import Instance
+from tokenmux.instance.metrics import RequestRecord
+from tokenmux.instance.started import Started
+from tokenmux.memory.host_cache import HostCache
+from tokenmux.memory.kv_table import KvTable
+from tokenmux.memory.slabs import BlockHandle, SlabPool
+from tokenmux.policy.interface import InstanceView
 
 POISON = None
 Cells = list[object]

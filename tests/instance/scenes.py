@@ -1,9 +1,9 @@
 """Small worlds for tests of one instance: three models, of which the arena holds one beside two slabs of KV."""
 
-from tokenmux.engine.core.event import Arrived, ModelAdded
-from tokenmux.engine.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
-from tokenmux.engine.core.plan import Activate, Channel, Chunk, Drop, Fetch, PageOut, Plan, Step
-from tokenmux.engine.core.request import Request, RequestId
+from tokenmux.core.event import Arrived, ModelAdded
+from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.plan import Activate, Channel, Chunk, Drop, Fetch, PageOut, Plan, Step
+from tokenmux.core.request import Request, RequestId
 
 from .body import Body, device_facts
 

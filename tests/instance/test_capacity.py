@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenmux.engine.core.errors import DoesNotFit
-from tokenmux.engine.core.facts import HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
-from tokenmux.engine.core.request import RequestId
-from tokenmux.engine.instance.capacity import check_model, check_pins, check_request
-from tokenmux.engine.memory.host_cache import HostCache
-from tokenmux.engine.memory.ledger import Ledger
+from tokenmux.core.errors import DoesNotFit
+from tokenmux.core.facts import HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.request import RequestId
+from tokenmux.instance.capacity import check_model, check_pins, check_request
+from tokenmux.memory.host_cache import HostCache
+from tokenmux.memory.ledger import Ledger
 
 from .body import device_facts
 

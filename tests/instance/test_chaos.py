@@ -10,8 +10,8 @@ from random import Random
 
 import pytest
 
-from tokenmux.engine.core.errors import DoesNotFit, IllegalPlan, InUse
-from tokenmux.engine.core.event import (
+from tokenmux.core.errors import DoesNotFit, IllegalPlan, InUse
+from tokenmux.core.event import (
     Arrived,
     Cancelled,
     ModelAdded,
@@ -22,8 +22,8 @@ from tokenmux.engine.core.event import (
     Resumed,
     Withdrawn,
 )
-from tokenmux.engine.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
-from tokenmux.engine.core.plan import (
+from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.plan import (
     Activate,
     AtOnce,
     Channel,
@@ -39,7 +39,7 @@ from tokenmux.engine.core.plan import (
     Plan,
     Step,
 )
-from tokenmux.engine.core.request import FinishReason, Request, RequestId
+from tokenmux.core.request import FinishReason, Request, RequestId
 
 from .body import Body, device_facts
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenmux.engine.instance.histogram import BOUNDS_S, Histogram
+from tokenmux.instance.histogram import BOUNDS_S, Histogram
 
 durations = st.lists(st.floats(0.0, 600.0), min_size=1, max_size=50)
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from tokenmux.engine.core.errors import IllegalPlan, InternalError
-from tokenmux.engine.core.event import (
+from tokenmux.core.errors import IllegalPlan, InternalError
+from tokenmux.core.event import (
     Arrived,
     Cancelled,
     CopyDone,
@@ -17,8 +17,8 @@ from tokenmux.engine.core.event import (
     StepDone,
     Withdrawn,
 )
-from tokenmux.engine.core.message import RequestPhase, Residency
-from tokenmux.engine.core.plan import (
+from tokenmux.core.message import RequestPhase, Residency
+from tokenmux.core.plan import (
     Activate,
     Channel,
     Chunk,
@@ -31,8 +31,8 @@ from tokenmux.engine.core.plan import (
     Plan,
     Step,
 )
-from tokenmux.engine.core.request import FinishReason, Request, ServiceLevel
-from tokenmux.engine.policy.interface import Fit
+from tokenmux.core.request import FinishReason, Request, ServiceLevel
+from tokenmux.policy.interface import Fit
 
 from .body import Body
 from .scenes import ADAPTED, NEXT, A, B, R, S, a_body, arrive, load, model, paged_out, running, step

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import pytest
 
-from tokenmux.engine.core.errors import IllegalPlan
-from tokenmux.engine.core.event import Cancelled, Event, ModelAdded, ModelWanted, Paused
-from tokenmux.engine.core.facts import ModelFacts, ModelId
-from tokenmux.engine.core.plan import (
+from tokenmux.core.errors import IllegalPlan
+from tokenmux.core.event import Cancelled, Event, ModelAdded, ModelWanted, Paused
+from tokenmux.core.facts import ModelFacts, ModelId
+from tokenmux.core.plan import (
     Activate,
     Channel,
     Chunk,

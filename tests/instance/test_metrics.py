@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenmux.engine.core.cost import RooflineCost
-from tokenmux.engine.core.event import Arrived, Event, ModelAdded, ModelWanted, Paused, Resumed, StepDone
-from tokenmux.engine.core.facts import DeviceFacts, HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
-from tokenmux.engine.core.plan import Activate, Channel, Evict, Fetch, Plan, Step
-from tokenmux.engine.core.request import FinishReason, Request, RequestId, ServiceLevel
-from tokenmux.engine.instance.histogram import interval
-from tokenmux.engine.instance.instance import Instance
-from tokenmux.engine.instance.metrics import (
+from tokenmux.core.cost import RooflineCost
+from tokenmux.core.event import Arrived, Event, ModelAdded, ModelWanted, Paused, Resumed, StepDone
+from tokenmux.core.facts import DeviceFacts, HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.plan import Activate, Channel, Evict, Fetch, Plan, Step
+from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
+from tokenmux.instance.histogram import interval
+from tokenmux.instance.instance import Instance
+from tokenmux.instance.metrics import (
     DEDICATED_WINDOW_S,
     MAX_TENANTS,
     OTHERS,
@@ -28,11 +28,11 @@ from tokenmux.engine.instance.metrics import (
     count_on_time,
     inner_gaps,
 )
-from tokenmux.engine.instance.started import Started
-from tokenmux.engine.memory.host_cache import HostCache
-from tokenmux.engine.policy.slack import SlackPolicy
-from tokenmux.engine.sim.simulator import Simulator
-from tokenmux.engine.workload.trace import Arrival
+from tokenmux.instance.started import Started
+from tokenmux.memory.host_cache import HostCache
+from tokenmux.policy.slack import SlackPolicy
+from tokenmux.sim.simulator import Simulator
+from tokenmux.workload.trace import Arrival
 
 from .body import Body
 from .scenes import NEXT, A, B, R, a_body, arrive, load, running

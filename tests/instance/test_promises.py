@@ -12,19 +12,19 @@ from random import Random
 
 import pytest
 
-from tokenmux.engine.core.cost import RooflineCost, StepWork
-from tokenmux.engine.core.event import Cancelled, Event, ModelAdded
-from tokenmux.engine.core.facts import DeviceFacts, HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
-from tokenmux.engine.core.plan import AtOnce, Channel, Operation, Plan, Step
-from tokenmux.engine.core.request import FinishReason, Request, RequestId, ServiceLevel
-from tokenmux.engine.instance.capacity import kv_bytes, weight_bytes
-from tokenmux.engine.instance.instance import Instance
-from tokenmux.engine.instance.metrics import Metrics, RequestRecord
-from tokenmux.engine.memory.host_cache import HostCache
-from tokenmux.engine.policy.interface import InstanceView
-from tokenmux.engine.policy.registry import make_policy
-from tokenmux.engine.sim.simulator import Simulator
-from tokenmux.engine.workload.trace import Arrival
+from tokenmux.core.cost import RooflineCost, StepWork
+from tokenmux.core.event import Cancelled, Event, ModelAdded
+from tokenmux.core.facts import DeviceFacts, HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.plan import AtOnce, Channel, Operation, Plan, Step
+from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
+from tokenmux.instance.capacity import kv_bytes, weight_bytes
+from tokenmux.instance.instance import Instance
+from tokenmux.instance.metrics import Metrics, RequestRecord
+from tokenmux.memory.host_cache import HostCache
+from tokenmux.policy.interface import InstanceView
+from tokenmux.policy.registry import make_policy
+from tokenmux.sim.simulator import Simulator
+from tokenmux.workload.trace import Arrival
 
 SLAB = 4096
 SHAPES = (KvShape(2, 1, 8, 2, 8), KvShape(3, 2, 8, 2, 4), KvShape(1, 1, 20, 2, 16))

@@ -2,9 +2,9 @@
 
 import pytest
 
-from tokenmux.engine.core.errors import DoesNotFit, IntegrityError, InUse, InvalidRequest
-from tokenmux.engine.core.event import ModelWanted, ResizeAsked, Resized
-from tokenmux.engine.core.plan import (
+from tokenmux.core.errors import DoesNotFit, IntegrityError, InUse, InvalidRequest
+from tokenmux.core.event import ModelWanted, ResizeAsked, Resized
+from tokenmux.core.plan import (
     IDLE,
     Activate,
     Channel,
@@ -18,7 +18,7 @@ from tokenmux.engine.core.plan import (
     Plan,
     Step,
 )
-from tokenmux.engine.policy import drain
+from tokenmux.policy import drain
 
 from .body import Body
 from .scenes import NEXT, SLAB, A, B, C, R, S, a_body, arrive, load, paged_out, running, step

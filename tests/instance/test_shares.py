@@ -3,9 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenmux.engine.core.facts import ModelId
-from tokenmux.engine.core.request import Request, RequestId, ServiceLevel
-from tokenmux.engine.instance.shares import QUANTUM_TTFTS, Shares
+from tokenmux.core.facts import ModelId
+from tokenmux.core.request import Request, RequestId, ServiceLevel
+from tokenmux.instance.shares import QUANTUM_TTFTS, Shares
 
 
 def request(tenant: str) -> Request:

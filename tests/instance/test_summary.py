@@ -2,11 +2,11 @@
 
 import pytest
 
-from tokenmux.engine.core.facts import ModelId
-from tokenmux.engine.core.request import FinishReason, Request, RequestId, ServiceLevel
-from tokenmux.engine.instance.histogram import Histogram
-from tokenmux.engine.instance.metrics import ArtifactAllowance, RequestRecord, ServiceCounters
-from tokenmux.engine.instance.summary import summaries_by, summarise, summary_of
+from tokenmux.core.facts import ModelId
+from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
+from tokenmux.instance.histogram import Histogram
+from tokenmux.instance.metrics import ArtifactAllowance, RequestRecord, ServiceCounters
+from tokenmux.instance.summary import summaries_by, summarise, summary_of
 
 
 def record(name: str, n_tokens: int, n_on_time: int, tenant: str = "a", late_s: float = 0.0) -> RequestRecord:

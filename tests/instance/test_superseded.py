@@ -2,10 +2,10 @@
 
 import pytest
 
-from tokenmux.engine.core.event import SUPERSEDED, Cancelled, ModelWanted
-from tokenmux.engine.core.message import Residency
-from tokenmux.engine.core.plan import Activate, Channel, Fetch, Plan
-from tokenmux.engine.core.request import RequestId
+from tokenmux.core.event import SUPERSEDED, Cancelled, ModelWanted
+from tokenmux.core.message import Residency
+from tokenmux.core.plan import Activate, Channel, Fetch, Plan
+from tokenmux.core.request import RequestId
 
 from .body import Body
 from .scenes import A, B, a_body, arrive

@@ -4,14 +4,14 @@ import io
 import json
 from typing import Any
 
-from tokenmux.engine.core.event import CopyDone
-from tokenmux.engine.core.facts import ModelId
-from tokenmux.engine.core.message import Span
-from tokenmux.engine.core.plan import Channel, PageOut, Plan
-from tokenmux.engine.core.request import FinishReason, Request, RequestId
-from tokenmux.engine.instance.metrics import RequestRecord
-from tokenmux.engine.instance.started import Started
-from tokenmux.engine.instance.timeline import Timeline, chrome_trace, seconds_covered
+from tokenmux.core.event import CopyDone
+from tokenmux.core.facts import ModelId
+from tokenmux.core.message import Span
+from tokenmux.core.plan import Channel, PageOut, Plan
+from tokenmux.core.request import FinishReason, Request, RequestId
+from tokenmux.instance.metrics import RequestRecord
+from tokenmux.instance.started import Started
+from tokenmux.instance.timeline import Timeline, chrome_trace, seconds_covered
 
 from .scenes import NEXT, A, running, step
 

@@ -5,8 +5,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tokenmux.engine.core.errors import IntegrityError
-from tokenmux.engine.memory.arena import ALIGNMENT, Arena, ExtentHandle, aligned
+from tokenmux.core.errors import IntegrityError
+from tokenmux.memory.arena import ALIGNMENT, Arena, ExtentHandle, aligned
 
 SLOT_BYTES = 4 * ALIGNMENT
 POISON = 0xEE

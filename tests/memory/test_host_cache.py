@@ -5,9 +5,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tokenmux.engine.core.errors import IntegrityError
-from tokenmux.engine.core.facts import Image, ImageId
-from tokenmux.engine.memory.host_cache import HostCache
+from tokenmux.core.errors import IntegrityError
+from tokenmux.core.facts import Image, ImageId
+from tokenmux.memory.host_cache import HostCache
 
 IMAGES = tuple(
     Image(ImageId(name), n_bytes) for name, n_bytes in zip("abcdef", (2, 2, 3, 3, 4, 6), strict=True)

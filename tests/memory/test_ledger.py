@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tokenmux.engine.core.errors import IllegalPlan, IntegrityError
-from tokenmux.engine.core.facts import DeviceFacts, Image, ImageId, KvShape, ModelFacts, ModelId
-from tokenmux.engine.core.request import RequestId
-from tokenmux.engine.memory.arena import Move
-from tokenmux.engine.memory.host_cache import HostCache
-from tokenmux.engine.memory.kv_table import KvTable
-from tokenmux.engine.memory.ledger import Ledger, Transfer
-from tokenmux.engine.memory.slabs import BlockHandle
+from tokenmux.core.errors import IllegalPlan, IntegrityError
+from tokenmux.core.facts import DeviceFacts, Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.request import RequestId
+from tokenmux.memory.arena import Move
+from tokenmux.memory.host_cache import HostCache
+from tokenmux.memory.kv_table import KvTable
+from tokenmux.memory.ledger import Ledger, Transfer
+from tokenmux.memory.slabs import BlockHandle
 
 SLAB_BYTES = 512
 SHAPES = (KvShape(1, 1, 4, 2, 4), KvShape(3, 1, 3, 2, 4))

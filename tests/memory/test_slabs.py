@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tokenmux.engine.core.errors import IntegrityError
-from tokenmux.engine.memory.arena import ALIGNMENT, Arena, ExtentHandle
-from tokenmux.engine.memory.slabs import BlockHandle, SlabPool
+from tokenmux.core.errors import IntegrityError
+from tokenmux.memory.arena import ALIGNMENT, Arena, ExtentHandle
+from tokenmux.memory.slabs import BlockHandle, SlabPool
 
 SLAB_BYTES = 4 * ALIGNMENT
 BLOCK_SIZES = (7, 24, 64, 100, 128)

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from tokenmux.engine.core.facts import KvShape
-from tokenmux.engine.core.message import Sampling
-from tokenmux.engine.models.batch import GREEDY, Segment
-from tokenmux.engine.models.runner import Runner
+from tokenmux.core.facts import KvShape
+from tokenmux.core.message import Sampling
+from tokenmux.models.batch import GREEDY, Segment
+from tokenmux.models.runner import Runner
 
 
 @dataclass

@@ -15,7 +15,7 @@ import torch
 from gguf import GGMLQuantizationType, GGUFValueType
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from tokenmux.engine.models import tiny
+from tokenmux.models import tiny
 
 U32, F32, TEXT, FLAG = GGUFValueType.UINT32, GGUFValueType.FLOAT32, GGUFValueType.STRING, GGUFValueType.BOOL
 

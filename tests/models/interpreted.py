@@ -9,16 +9,16 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.models.conftest import HostileScheduler, Job
-from tokenmux.engine.core.message import Sampling
-from tokenmux.engine.models.batch import Segment
-from tokenmux.engine.models.facts import kv_shape
-from tokenmux.engine.models.probe import image_in_memory
-from tokenmux.engine.models.quiet import quiet_transformers
-from tokenmux.engine.models.runner import Runner
-from tokenmux.engine.models.sampling import Draw
-from tokenmux.engine.models.skeleton import Skeleton, state_names
-from tokenmux.engine.models.staging import HostCarrier, Staging
+from tokenmux.core.message import Sampling
 from tokenmux.kernels.tiles import DecodeTile, PrefillTile, SampleTile, StepTiles
+from tokenmux.models.batch import Segment
+from tokenmux.models.facts import kv_shape
+from tokenmux.models.probe import image_in_memory
+from tokenmux.models.quiet import quiet_transformers
+from tokenmux.models.runner import Runner
+from tokenmux.models.sampling import Draw
+from tokenmux.models.skeleton import Skeleton, state_names
+from tokenmux.models.staging import HostCarrier, Staging
 
 GRID = 16
 TILES = StepTiles(
@@ -123,7 +123,7 @@ def _differ_in_pieces(
     runner: Runner, segments: list[Segment], kv: torch.Tensor, expected: torch.Tensor
 ) -> bool:
     """Whether logits come out otherwise when decode attention has room for one row at a time."""
-    from tokenmux.engine.models import kernel_step
+    from tokenmux.models import kernel_step
 
     before = kernel_step.WORKSPACE_BYTES
     kernel_step.WORKSPACE_BYTES = 1
@@ -136,7 +136,7 @@ def _differ_in_pieces(
 
 def draws(logits: torch.Tensor, wanted: list[Draw], result: dict[str, Any]) -> None:
     """What the kernels draw from `logits`."""
-    from tokenmux.engine.models.kernel_step import draw_rows
+    from tokenmux.models.kernel_step import draw_rows
 
     carrier = Late()
     result["tokens"] = draw_rows(logits, wanted, TILES, Staging(carrier))

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from tokenmux.engine.core.errors import (
+from tokenmux.core.errors import (
     AlreadyExists,
     BadCheckpoint,
     DoesNotFit,
@@ -20,11 +20,11 @@ from tokenmux.engine.core.errors import (
     TokenmuxError,
     UnsupportedModel,
 )
-from tokenmux.engine.models import catalogue as catalogue_module
-from tokenmux.engine.models import files, tiny
-from tokenmux.engine.models.catalogue import Catalogue
-from tokenmux.engine.models.entry import Entry
-from tokenmux.engine.models.image import map_image
+from tokenmux.models import catalogue as catalogue_module
+from tokenmux.models import files, tiny
+from tokenmux.models.catalogue import Catalogue
+from tokenmux.models.entry import Entry
+from tokenmux.models.image import map_image
 
 
 @pytest.fixture(scope="module")

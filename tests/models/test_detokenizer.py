@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from tokenmux.engine.models.detokenizer import Detokenizer, TextStream, TokenText
+from tokenmux.models.detokenizer import Detokenizer, TextStream, TokenText
 
 WORDS = ("a", "b", ".", " ", "é", "✓", "\ufffd", "", "▁", "▁a", "▁▁", "##b", "b</w>", "it's", " .", "▁✓")
 SPECIAL = ("<|end|>", "<|user|>", "<|end")

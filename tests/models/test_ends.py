@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenmux.engine.core.errors import BadCheckpoint
-from tokenmux.engine.models.ends import end_tokens, valid_ids
+from tokenmux.core.errors import BadCheckpoint
+from tokenmux.models.ends import end_tokens, valid_ids
 
 JSON = st.recursive(
     st.none()

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenmux.engine.models.experts import expert_products, products_by_rule
-from tokenmux.engine.models.rows import Product, RowRule, products_of, row_rule
-from tokenmux.engine.models.skeleton import empty_model
-from tokenmux.engine.models.tiny import FAMILIES
+from tokenmux.models.experts import expert_products, products_by_rule
+from tokenmux.models.rows import Product, RowRule, products_of, row_rule
+from tokenmux.models.skeleton import empty_model
+from tokenmux.models.tiny import FAMILIES
 
 
 @settings(max_examples=30)
@@ -68,7 +68,7 @@ import re, torch
 from pathlib import Path
 from transformers import AutoConfig
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeExperts
-from tokenmux.engine.models.experts import experts_by_row
+from tokenmux.models.experts import experts_by_row
 torch.set_num_threads(1)
 
 def peak():

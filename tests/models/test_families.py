@@ -12,14 +12,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from tokenmux.engine.core.facts import KvShape
-from tokenmux.engine.core.message import Sampling
-from tokenmux.engine.models import tiny
-from tokenmux.engine.models.batch import Segment
-from tokenmux.engine.models.facts import kv_shape
-from tokenmux.engine.models.probe import image_in_memory
-from tokenmux.engine.models.runner import Runner
-from tokenmux.engine.models.skeleton import Skeleton, state_names
+from tokenmux.core.facts import KvShape
+from tokenmux.core.message import Sampling
+from tokenmux.models import tiny
+from tokenmux.models.batch import Segment
+from tokenmux.models.facts import kv_shape
+from tokenmux.models.probe import image_in_memory
+from tokenmux.models.runner import Runner
+from tokenmux.models.skeleton import Skeleton, state_names
 
 GRID = 16
 N_OUTPUT = 16

@@ -13,12 +13,12 @@ from gguf import GGMLQuantizationType, GGUFValueType
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from tests.models import gguf_files as files
-from tokenmux.engine.core.errors import BadCheckpoint, NotFound, UnsupportedModel
-from tokenmux.engine.models.batch import Segment
-from tokenmux.engine.models.catalogue import Catalogue
-from tokenmux.engine.models.gguf.checkpoint import GgufCheckpoint
-from tokenmux.engine.models.image import map_image
-from tokenmux.engine.models.runner import Runner
+from tokenmux.core.errors import BadCheckpoint, NotFound, UnsupportedModel
+from tokenmux.models.batch import Segment
+from tokenmux.models.catalogue import Catalogue
+from tokenmux.models.gguf.checkpoint import GgufCheckpoint
+from tokenmux.models.image import map_image
+from tokenmux.models.runner import Runner
 
 LLAMA3 = {
     "rope_type": "llama3",

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from tests.models import gguf_files as files
 from tests.models.test_gguf import LINEAR, LLAMA3, logits, model_from
-from tokenmux.engine.core.errors import BadCheckpoint, UnsupportedModel
-from tokenmux.engine.models.gguf.checkpoint import GgufCheckpoint
+from tokenmux.core.errors import BadCheckpoint, UnsupportedModel
+from tokenmux.models.gguf.checkpoint import GgufCheckpoint
 
 REFUSALS = (BadCheckpoint, UnsupportedModel)
 MODELS: dict[str, dict[str, Any]] = {

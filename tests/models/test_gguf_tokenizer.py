@@ -8,9 +8,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from tests.models import gguf_files as files
-from tokenmux.engine.core.errors import BadCheckpoint, UnsupportedModel
-from tokenmux.engine.models.gguf import splits
-from tokenmux.engine.models.gguf.tokenizer import GgufTokenizer, read_tokenizer
+from tokenmux.core.errors import BadCheckpoint, UnsupportedModel
+from tokenmux.models.gguf import splits
+from tokenmux.models.gguf.tokenizer import GgufTokenizer, read_tokenizer
 
 
 def byte_level(**changed: Any) -> dict[str, Any]:

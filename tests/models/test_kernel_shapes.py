@@ -9,16 +9,16 @@ from transformers import AutoConfig
 from triton.runtime.driver import driver
 
 from tests.kernels.test_launches import AbsentDevice
-from tokenmux.engine.core.errors import UnsupportedModel
-from tokenmux.engine.models import tiny
-from tokenmux.engine.models.batch import Segment
-from tokenmux.engine.models.facts import kv_shape
-from tokenmux.engine.models.kernel_shapes import model_shapes
-from tokenmux.engine.models.probe import image_in_memory
-from tokenmux.engine.models.runner import Runner
-from tokenmux.engine.models.skeleton import Skeleton, empty_model, state_names
+from tokenmux.core.errors import UnsupportedModel
 from tokenmux.kernels import warm
 from tokenmux.kernels.tiles import step_tiles
+from tokenmux.models import tiny
+from tokenmux.models.batch import Segment
+from tokenmux.models.facts import kv_shape
+from tokenmux.models.kernel_shapes import model_shapes
+from tokenmux.models.probe import image_in_memory
+from tokenmux.models.runner import Runner
+from tokenmux.models.skeleton import Skeleton, empty_model, state_names
 
 BF16 = torch.bfloat16
 

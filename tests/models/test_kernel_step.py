@@ -13,18 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.models.interpreted import GRID, TILES, make_runner
-from tokenmux.engine.core.errors import InternalError, UnsupportedModel
-from tokenmux.engine.core.facts import KvShape
-from tokenmux.engine.core.message import Sampling
-from tokenmux.engine.models import kernel_path, rows, tiny
-from tokenmux.engine.models.batch import Segment
-from tokenmux.engine.models.kernel_step import KernelBatch
-from tokenmux.engine.models.sampling import Draw
-from tokenmux.engine.models.skeleton import empty_model
-from tokenmux.engine.models.staging import Staging
+from tokenmux.core.errors import InternalError, UnsupportedModel
+from tokenmux.core.facts import KvShape
+from tokenmux.core.message import Sampling
 from tokenmux.kernels.interpreter import Interpreter
 from tokenmux.kernels.sample import parameters, reference
 from tokenmux.kernels.tiles import step_tiles
+from tokenmux.models import kernel_path, rows, tiny
+from tokenmux.models.batch import Segment
+from tokenmux.models.kernel_step import KernelBatch
+from tokenmux.models.sampling import Draw
+from tokenmux.models.skeleton import empty_model
+from tokenmux.models.staging import Staging
 
 EVERY_DAY = ("gemma2", "gpt2", "gpt_oss", "llama")
 """Windows with capped scores, learned positions, sinks with experts, and the plain case."""
@@ -267,7 +267,7 @@ def test_the_device_decides(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_machine_without_triton_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [n for n in sys.modules if n.startswith("tokenmux.engine.models.kernel_step")]:
+    for name in [n for n in sys.modules if n.startswith("tokenmux.models.kernel_step")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "tokenmux.kernels.kv_append.launch", None)
     with pytest.raises(UnsupportedModel, match=r"pip install 'tokenmux\[gpu\]'"):

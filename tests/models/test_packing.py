@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tokenmux.engine.models import packing
-from tokenmux.engine.models.packing import PackedLinear, packed_product, packing_of
+from tokenmux.models import packing
+from tokenmux.models.packing import PackedLinear, packed_product, packing_of
 
 needs_packing = pytest.mark.skipif(
     packing_of(torch.bfloat16, (128, 192)) is None, reason="this machine's torch packs no weights"

@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tokenmux.engine.models.by_row import ByRow
-from tokenmux.engine.models.packing import packed_product, packing_of
-from tokenmux.engine.models.pieces import sizes_of_pieces
-from tokenmux.engine.models.rows import RowRule
+from tokenmux.models.by_row import ByRow
+from tokenmux.models.packing import packed_product, packing_of
+from tokenmux.models.pieces import sizes_of_pieces
+from tokenmux.models.rows import RowRule
 
 
 @given(n_rows=st.integers(0, 700), most=st.sampled_from([16, 32, 128]), share=st.integers(1, 8))

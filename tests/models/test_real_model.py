@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tokenmux.engine.core.errors import TokenmuxError
-from tokenmux.engine.core.message import Sampling
-from tokenmux.engine.models.catalogue import Catalogue
-from tokenmux.engine.models.demo_checkpoint import obtain_demo_checkpoint
-from tokenmux.engine.models.entry import Entry
-from tokenmux.engine.models.image import map_image
-from tokenmux.engine.models.runner import Runner
+from tokenmux.core.errors import TokenmuxError
+from tokenmux.core.message import Sampling
+from tokenmux.models.catalogue import Catalogue
+from tokenmux.models.demo_checkpoint import obtain_demo_checkpoint
+from tokenmux.models.entry import Entry
+from tokenmux.models.image import map_image
+from tokenmux.models.runner import Runner
 
 GRID = 64
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(1200)]

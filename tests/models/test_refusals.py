@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from tokenmux.engine.core.errors import BadCheckpoint, TokenmuxError, UnsupportedModel
-from tokenmux.engine.models import tiny
-from tokenmux.engine.models.catalogue import Catalogue
-from tokenmux.engine.models.checkpoint import find_weights, read_safetensors
-from tokenmux.engine.models.image import Manifest, Seen, map_image, read_image
+from tokenmux.core.errors import BadCheckpoint, TokenmuxError, UnsupportedModel
+from tokenmux.models import tiny
+from tokenmux.models.catalogue import Catalogue
+from tokenmux.models.checkpoint import find_weights, read_safetensors
+from tokenmux.models.image import Manifest, Seen, map_image, read_image
 
 WEIGHTS = "model.safetensors"
 

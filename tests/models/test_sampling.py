@@ -7,9 +7,9 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tokenmux.engine.core.message import GREEDY_BELOW, Sampling
-from tokenmux.engine.models.sampling import Draw, draw, draw_rows, likeliest, uniform
+from tokenmux.core.message import GREEDY_BELOW, Sampling
 from tokenmux.kernels.sample import parameters
+from tokenmux.models.sampling import Draw, draw, draw_rows, likeliest, uniform
 
 N_WORDS = 3000
 LOGITS = torch.randn(N_WORDS, generator=torch.Generator().manual_seed(0)).bfloat16()

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tokenmux.engine.core.errors import BadCheckpoint
-from tokenmux.engine.models.checkpoint import find_weights, read_safetensors
-from tokenmux.engine.models.files import check_regular
-from tokenmux.engine.models.gguf.header import read_header
+from tokenmux.core.errors import BadCheckpoint
+from tokenmux.models.checkpoint import find_weights, read_safetensors
+from tokenmux.models.files import check_regular
+from tokenmux.models.gguf.header import read_header
 
 FILES = [
     "config.json",

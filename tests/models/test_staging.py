@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenmux.engine.models.staging import HostCarrier, Staging
+from tokenmux.models.staging import HostCarrier, Staging
 
 
 class LateStream(HostCarrier):

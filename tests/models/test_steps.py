@@ -7,17 +7,17 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tokenmux.engine.core.errors import BadCheckpoint, InternalError, UnsupportedModel
-from tokenmux.engine.core.facts import KvShape
-from tokenmux.engine.core.message import Sampling
-from tokenmux.engine.models import rows, tiny
-from tokenmux.engine.models.batch import Segment
-from tokenmux.engine.models.facts import kv_shape, max_context
-from tokenmux.engine.models.image import Manifest
-from tokenmux.engine.models.probe import image_in_memory, probe
-from tokenmux.engine.models.rows import Product, RowRule, row_rule
-from tokenmux.engine.models.runner import Runner
-from tokenmux.engine.models.skeleton import Skeleton, state_names
+from tokenmux.core.errors import BadCheckpoint, InternalError, UnsupportedModel
+from tokenmux.core.facts import KvShape
+from tokenmux.core.message import Sampling
+from tokenmux.models import rows, tiny
+from tokenmux.models.batch import Segment
+from tokenmux.models.facts import kv_shape, max_context
+from tokenmux.models.image import Manifest
+from tokenmux.models.probe import image_in_memory, probe
+from tokenmux.models.rows import Product, RowRule, row_rule
+from tokenmux.models.runner import Runner
+from tokenmux.models.skeleton import Skeleton, state_names
 
 GRID = 16
 

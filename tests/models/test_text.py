@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenmux.engine.core.errors import BadCheckpoint, InvalidRequest
-from tokenmux.engine.models import tiny
-from tokenmux.engine.models.tokenizer import Detokenizer, Tokenizer
+from tokenmux.core.errors import BadCheckpoint, InvalidRequest
+from tokenmux.models import tiny
+from tokenmux.models.tokenizer import Detokenizer, Tokenizer
 
 BYTES = Tokenizer(tiny.byte_tokenizer(), tiny.VOCAB_SIZE, {257})
 """Each byte is a token, so that every character of more than one byte spans tokens."""

@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from tokenmux.engine.core.errors import BadCheckpoint, DoesNotFit, InvalidRequest, TokenmuxError
-from tokenmux.engine.models import catalogue, text_files, tiny
-from tokenmux.engine.models.catalogue import Catalogue
-from tokenmux.engine.models.decoding import Decoder
-from tokenmux.engine.models.template import render
-from tokenmux.engine.models.text import Encoder, TextFacts
-from tokenmux.engine.models.text_files import write_text_files
+from tokenmux.core.errors import BadCheckpoint, DoesNotFit, InvalidRequest, TokenmuxError
+from tokenmux.models import catalogue, text_files, tiny
+from tokenmux.models.catalogue import Catalogue
+from tokenmux.models.decoding import Decoder
+from tokenmux.models.template import render
+from tokenmux.models.text import Encoder, TextFacts
+from tokenmux.models.text_files import write_text_files
 
 BACKEND = tiny.byte_tokenizer()
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tokenmux.engine.models.batch import Segment
-from tokenmux.engine.models.facts import kv_shape
-from tokenmux.engine.models.probe import image_in_memory
-from tokenmux.engine.models.runner import Runner
-from tokenmux.engine.models.skeleton import Skeleton, state_names
+from tokenmux.models.batch import Segment
+from tokenmux.models.facts import kv_shape
+from tokenmux.models.probe import image_in_memory
+from tokenmux.models.runner import Runner
+from tokenmux.models.skeleton import Skeleton, state_names
 
 BLOCK = 16
 SHAPE = {

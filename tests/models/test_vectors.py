@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenmux.engine.models.by_row import ByRow
-from tokenmux.engine.models.rows import RowRule
-from tokenmux.engine.models.vectors import by_vectors, is_rounded_by_place, padded_size
+from tokenmux.models.by_row import ByRow
+from tokenmux.models.rows import RowRule
+from tokenmux.models.vectors import by_vectors, is_rounded_by_place, padded_size
 
 FUNCTIONS = [F.silu, F.gelu, torch.sigmoid, torch.tanh, torch.exp, torch.cos, torch.sin, F.softplus, F.mish]
 DTYPES = [torch.float32, torch.bfloat16]

@@ -2,16 +2,16 @@
 
 import pytest
 
-from tokenmux.engine.core.cost import StepWork
-from tokenmux.engine.core.event import Arrived, Event, ModelAdded
-from tokenmux.engine.core.plan import Channel, Step
-from tokenmux.engine.instance.instance import Instance
-from tokenmux.engine.instance.started import Started
-from tokenmux.engine.memory.host_cache import HostCache
-from tokenmux.engine.policy.aegaeon import ALPHA_MIN, MAX_GROUP, QMAX_S, AegaeonDecode, AegaeonPrefill, quotas
-from tokenmux.engine.sim.plan_command import parse_market
-from tokenmux.engine.sim.scenario import Hardware, simulate, true_cost
-from tokenmux.engine.workload.trace import TraceRequest, arrivals
+from tokenmux.core.cost import StepWork
+from tokenmux.core.event import Arrived, Event, ModelAdded
+from tokenmux.core.plan import Channel, Step
+from tokenmux.instance.instance import Instance
+from tokenmux.instance.started import Started
+from tokenmux.memory.host_cache import HostCache
+from tokenmux.policy.aegaeon import ALPHA_MIN, MAX_GROUP, QMAX_S, AegaeonDecode, AegaeonPrefill, quotas
+from tokenmux.sim.plan_command import parse_market
+from tokenmux.sim.scenario import Hardware, simulate, true_cost
+from tokenmux.workload.trace import TraceRequest, arrivals
 
 
 def test_roles_are_static_and_a_group_is_prefilled_before_another_model() -> None:

@@ -5,17 +5,17 @@ from itertools import chain
 
 import pytest
 
-from tokenmux.engine.core.cost import RooflineCost
-from tokenmux.engine.core.event import Cancelled, ModelAdded
-from tokenmux.engine.core.facts import DeviceFacts, HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
-from tokenmux.engine.core.request import Request, RequestId, ServiceLevel
-from tokenmux.engine.instance.instance import Instance
-from tokenmux.engine.instance.metrics import Metrics, RequestRecord
-from tokenmux.engine.instance.shares import Shares
-from tokenmux.engine.memory.host_cache import HostCache
-from tokenmux.engine.policy.slack import EVICTION_MARGIN_COPIES, SlackPolicy
-from tokenmux.engine.sim.simulator import Simulator
-from tokenmux.engine.workload.trace import Arrival
+from tokenmux.core.cost import RooflineCost
+from tokenmux.core.event import Cancelled, ModelAdded
+from tokenmux.core.facts import DeviceFacts, HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.request import Request, RequestId, ServiceLevel
+from tokenmux.instance.instance import Instance
+from tokenmux.instance.metrics import Metrics, RequestRecord
+from tokenmux.instance.shares import Shares
+from tokenmux.memory.host_cache import HostCache
+from tokenmux.policy.slack import EVICTION_MARGIN_COPIES, SlackPolicy
+from tokenmux.sim.simulator import Simulator
+from tokenmux.workload.trace import Arrival
 
 HOST = HostFacts(cache_bytes=500_000, fetch_bytes_per_s=200_000)
 DEVICE = DeviceFacts(

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 
 from tests.conformance.test_one_brain import GB, HOST, device, run_engine, simulate
-from tokenmux.engine.core.cost import RooflineCost
-from tokenmux.engine.core.event import SUPERSEDED, CopyDone, ModelAdded, StepDone
-from tokenmux.engine.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
-from tokenmux.engine.core.plan import Activate, Fetch, Operation
-from tokenmux.engine.core.request import Request, RequestId, ServiceLevel
-from tokenmux.engine.instance.instance import Instance
-from tokenmux.engine.instance.started import Started
-from tokenmux.engine.memory.host_cache import HostCache
-from tokenmux.engine.policy.slack import SlackPolicy
-from tokenmux.engine.sim.simulator import Arrival, Simulator
+from tokenmux.core.cost import RooflineCost
+from tokenmux.core.event import SUPERSEDED, CopyDone, ModelAdded, StepDone
+from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.plan import Activate, Fetch, Operation
+from tokenmux.core.request import Request, RequestId, ServiceLevel
+from tokenmux.instance.instance import Instance
+from tokenmux.instance.started import Started
+from tokenmux.memory.host_cache import HostCache
+from tokenmux.policy.slack import SlackPolicy
+from tokenmux.sim.simulator import Arrival, Simulator
 
 SHAPE = KvShape(n_layers=28, n_kv_heads=8, head_dim=128, dtype_bytes=2, block_size=16)
 PATIENT, HURRIED = ServiceLevel(60.0, 0.5), ServiceLevel(1.0, 0.1)

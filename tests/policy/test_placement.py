@@ -7,18 +7,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tokenmux.engine.core.event import Event
-from tokenmux.engine.core.message import Residency
-from tokenmux.engine.core.plan import Channel
-from tokenmux.engine.core.request import Request, RequestId
-from tokenmux.engine.policy.interface import InstancePolicy
-from tokenmux.engine.policy.placement import LeastLoaded
-from tokenmux.engine.policy.pool import Move, Place, PoolPolicy, PoolView, Refuse
-from tokenmux.engine.policy.registry import make_policies
-from tokenmux.engine.sim.plan_command import parse_market
-from tokenmux.engine.sim.scenario import Outcome, simulate
-from tokenmux.engine.workload.generate import traffic
-from tokenmux.engine.workload.trace import TraceRequest, arrivals
+from tokenmux.core.event import Event
+from tokenmux.core.message import Residency
+from tokenmux.core.plan import Channel
+from tokenmux.core.request import Request, RequestId
+from tokenmux.policy.interface import InstancePolicy
+from tokenmux.policy.placement import LeastLoaded
+from tokenmux.policy.pool import Move, Place, PoolPolicy, PoolView, Refuse
+from tokenmux.policy.registry import make_policies
+from tokenmux.sim.plan_command import parse_market
+from tokenmux.sim.scenario import Outcome, simulate
+from tokenmux.workload.generate import traffic
+from tokenmux.workload.trace import TraceRequest, arrivals
 
 
 class Watched:

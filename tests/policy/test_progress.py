@@ -5,17 +5,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.random import Generator
 
-from tokenmux.engine.core.cost import RooflineCost
-from tokenmux.engine.core.errors import DoesNotFit
-from tokenmux.engine.core.facts import DeviceFacts, HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
-from tokenmux.engine.core.request import Request, RequestId, ServiceLevel
-from tokenmux.engine.instance.capacity import check_request
-from tokenmux.engine.instance.instance import Instance
-from tokenmux.engine.instance.metrics import Metrics, RequestRecord
-from tokenmux.engine.memory.host_cache import HostCache
-from tokenmux.engine.policy.registry import make_policies
-from tokenmux.engine.sim.simulator import Simulator
-from tokenmux.engine.workload.trace import Arrival
+from tokenmux.core.cost import RooflineCost
+from tokenmux.core.errors import DoesNotFit
+from tokenmux.core.facts import DeviceFacts, HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.request import Request, RequestId, ServiceLevel
+from tokenmux.instance.capacity import check_request
+from tokenmux.instance.instance import Instance
+from tokenmux.instance.metrics import Metrics, RequestRecord
+from tokenmux.memory.host_cache import HostCache
+from tokenmux.policy.registry import make_policies
+from tokenmux.sim.simulator import Simulator
+from tokenmux.workload.trace import Arrival
 
 MB = 1_000_000
 HOST = HostFacts(cache_bytes=300 * MB, fetch_bytes_per_s=500 * MB)

@@ -4,19 +4,19 @@ from collections import Counter
 
 import numpy as np
 
-from tokenmux.engine.core.event import ModelAdded, ModelWanted
-from tokenmux.engine.core.facts import ModelId
-from tokenmux.engine.core.plan import Activate, AtOnce, Evict, Operation, Step
-from tokenmux.engine.core.request import DEFAULT_LEVEL, Request, RequestId, ServiceLevel
-from tokenmux.engine.instance.instance import Instance
-from tokenmux.engine.instance.metrics import Metrics, RequestRecord
-from tokenmux.engine.memory.host_cache import HostCache
-from tokenmux.engine.policy.slack import SlackPolicy
-from tokenmux.engine.sim.catalogue import architecture
-from tokenmux.engine.sim.hardware import GB, gpu, instance_facts
-from tokenmux.engine.sim.profiles import ProfiledCost, step_fit
-from tokenmux.engine.sim.simulator import Simulator
-from tokenmux.engine.workload.trace import Arrival
+from tokenmux.core.event import ModelAdded, ModelWanted
+from tokenmux.core.facts import ModelId
+from tokenmux.core.plan import Activate, AtOnce, Evict, Operation, Step
+from tokenmux.core.request import DEFAULT_LEVEL, Request, RequestId, ServiceLevel
+from tokenmux.instance.instance import Instance
+from tokenmux.instance.metrics import Metrics, RequestRecord
+from tokenmux.memory.host_cache import HostCache
+from tokenmux.policy.slack import SlackPolicy
+from tokenmux.sim.catalogue import architecture
+from tokenmux.sim.hardware import GB, gpu, instance_facts
+from tokenmux.sim.profiles import ProfiledCost, step_fit
+from tokenmux.sim.simulator import Simulator
+from tokenmux.workload.trace import Arrival
 
 Decisions = list[tuple[float, Operation | AtOnce]]
 

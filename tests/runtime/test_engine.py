@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 
-from tokenmux.engine.core.cost import RooflineCost
-from tokenmux.engine.core.facts import DeviceFacts, Image, ImageId, KvShape, ModelFacts, ModelId
-from tokenmux.engine.core.message import (
+from tokenmux.core.cost import RooflineCost
+from tokenmux.core.facts import DeviceFacts, Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.message import (
     Acknowledged,
     Broken,
     Cancel,
@@ -24,12 +24,12 @@ from tokenmux.engine.core.message import (
     Unregister,
     WorkerStatus,
 )
-from tokenmux.engine.core.plan import Channel
-from tokenmux.engine.core.request import FinishReason, Request, RequestId
-from tokenmux.engine.instance.instance import Instance
-from tokenmux.engine.memory.host_cache import HostCache
-from tokenmux.engine.policy.slack import SlackPolicy
-from tokenmux.engine.runtime.virtual import HOST, EngineOnVirtualTime
+from tokenmux.core.plan import Channel
+from tokenmux.core.request import FinishReason, Request, RequestId
+from tokenmux.instance.instance import Instance
+from tokenmux.memory.host_cache import HostCache
+from tokenmux.policy.slack import SlackPolicy
+from tokenmux.runtime.virtual import HOST, EngineOnVirtualTime
 
 GB = 10**9
 SHAPE = KvShape(n_layers=16, n_kv_heads=8, head_dim=64, dtype_bytes=2, block_size=16)

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from tests.runtime.test_virtual_gpu import device, submits, worker
-from tokenmux.engine.core.message import Finished
-from tokenmux.engine.core.request import FinishReason
-from tokenmux.engine.device import reader
-from tokenmux.engine.models import tiny
-from tokenmux.engine.models.catalogue import Catalogue, Entry
+from tokenmux.core.message import Finished
+from tokenmux.core.request import FinishReason
+from tokenmux.device import reader
+from tokenmux.models import tiny
+from tokenmux.models.catalogue import Catalogue, Entry
 
 
 def entries(folder: Path) -> list[Entry]:

@@ -9,17 +9,17 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tokenmux.engine.core.cost import RooflineCost
-from tokenmux.engine.core.errors import InvalidRequest
-from tokenmux.engine.core.facts import DeviceFacts, Image, ImageId, KvShape, ModelFacts, ModelId
-from tokenmux.engine.core.message import Finished, Register, Tokens
-from tokenmux.engine.core.request import FinishReason, Request, RequestId, ServiceLevel
-from tokenmux.engine.instance.instance import Instance
-from tokenmux.engine.memory.host_cache import HostCache
-from tokenmux.engine.policy.registry import SERVED, make_policy
-from tokenmux.engine.runtime.virtual import HOST, EngineOnVirtualTime
-from tokenmux.engine.server.admission import Defaults, check_parameters, output_limit, service_level
-from tokenmux.engine.server.generation import Ask, TokenIds
+from tokenmux.core.cost import RooflineCost
+from tokenmux.core.errors import InvalidRequest
+from tokenmux.core.facts import DeviceFacts, Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.message import Finished, Register, Tokens
+from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
+from tokenmux.instance.instance import Instance
+from tokenmux.memory.host_cache import HostCache
+from tokenmux.policy.registry import SERVED, make_policy
+from tokenmux.runtime.virtual import HOST, EngineOnVirtualTime
+from tokenmux.server.admission import Defaults, check_parameters, output_limit, service_level
+from tokenmux.server.generation import Ask, TokenIds
 
 GB = 10**9
 SHAPE = KvShape(n_layers=16, n_kv_heads=8, head_dim=64, dtype_bytes=2, block_size=16)

@@ -5,9 +5,9 @@ from math import log
 import pytest
 
 from tests.runtime.test_engine import A, B, engine, request
-from tokenmux.engine.core.message import Cancel, Pause, RequestPhase, RequestState
-from tokenmux.engine.core.request import RequestId
-from tokenmux.engine.runtime.virtual import EngineOnVirtualTime
+from tokenmux.core.message import Cancel, Pause, RequestPhase, RequestState
+from tokenmux.core.request import RequestId
+from tokenmux.runtime.virtual import EngineOnVirtualTime
 
 
 def told(body: EngineOnVirtualTime, name: str) -> list[int]:

@@ -16,18 +16,18 @@ from tests.device.fake_gpu import FakeGpu
 from tests.policy.test_progress import HOST, MB, device, model, traffic
 from tests.runtime.test_virtual_gpu import KB, SLAB_BYTES, InThread, entries, submits, worker
 from tests.runtime.test_virtual_gpu import device as real_device
-from tokenmux.engine.core.cost import RooflineCost
-from tokenmux.engine.core.errors import DoesNotFit
-from tokenmux.engine.core.message import Acknowledged, Finished, Register, Resize, Tokens
-from tokenmux.engine.core.request import FinishReason, Request, RequestId
-from tokenmux.engine.instance.capacity import check_request
-from tokenmux.engine.instance.instance import Instance
-from tokenmux.engine.memory.arena import ALIGNMENT
-from tokenmux.engine.memory.host_cache import HostCache
-from tokenmux.engine.models.entry import Entry
-from tokenmux.engine.policy.registry import make_policy
-from tokenmux.engine.runtime import assemble as assembly
-from tokenmux.engine.runtime.virtual import EngineOnVirtualTime
+from tokenmux.core.cost import RooflineCost
+from tokenmux.core.errors import DoesNotFit
+from tokenmux.core.message import Acknowledged, Finished, Register, Resize, Tokens
+from tokenmux.core.request import FinishReason, Request, RequestId
+from tokenmux.instance.capacity import check_request
+from tokenmux.instance.instance import Instance
+from tokenmux.memory.arena import ALIGNMENT
+from tokenmux.memory.host_cache import HostCache
+from tokenmux.models.entry import Entry
+from tokenmux.policy.registry import make_policy
+from tokenmux.runtime import assemble as assembly
+from tokenmux.runtime.virtual import EngineOnVirtualTime
 
 __all__ = ["entries"]
 

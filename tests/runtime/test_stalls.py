@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 
 from tests.runtime.test_engine import A, engine, request
-from tokenmux.engine.core.cost import RooflineCost, StepWork
-from tokenmux.engine.core.facts import DeviceFacts, Image, ImageId, KvShape, ModelFacts, ModelId
-from tokenmux.engine.core.message import Alive, Broken, FromWorker, Resize, Submit
-from tokenmux.engine.core.plan import Activate, Channel, Fetch, Operation, Step
-from tokenmux.engine.instance.started import Started
-from tokenmux.engine.runtime.loop import BEAT_S, EngineLoop
-from tokenmux.engine.runtime.stalls import STALL_FACTOR, STALL_FLOOR_S, Stalls
-from tokenmux.engine.runtime.virtual import HOST
+from tokenmux.core.cost import RooflineCost, StepWork
+from tokenmux.core.facts import DeviceFacts, Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.message import Alive, Broken, FromWorker, Resize, Submit
+from tokenmux.core.plan import Activate, Channel, Fetch, Operation, Step
+from tokenmux.instance.started import Started
+from tokenmux.runtime.loop import BEAT_S, EngineLoop
+from tokenmux.runtime.stalls import STALL_FACTOR, STALL_FLOOR_S, Stalls
+from tokenmux.runtime.virtual import HOST
 
 MODEL = ModelFacts(
     ModelId("m"), (Image(ImageId("m"), 10**9),), KvShape(16, 8, 64, dtype_bytes=2, block_size=16), 4096, 10**9

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.runtime.test_engine import A, B, engine, model, request
-from tokenmux.engine.core.message import (
+from tokenmux.core.message import (
     Acknowledged,
     Cancel,
     FromWorker,
@@ -20,10 +20,10 @@ from tokenmux.engine.core.message import (
     Unload,
     WorkerStatus,
 )
-from tokenmux.engine.core.request import RequestId
-from tokenmux.engine.runtime.status import StatusReporter
-from tokenmux.engine.server import convert
-from tokenmux.engine.server.administration import ModelView
+from tokenmux.core.request import RequestId
+from tokenmux.runtime.status import StatusReporter
+from tokenmux.server import convert
+from tokenmux.server.administration import ModelView
 
 NAMES = ("r", "s", "t", "u")
 DEEDS = st.lists(

@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from tests.device.fake_gpu import FakeGpu
-from tokenmux.engine.core.facts import DeviceFacts, HostFacts, ModelId
-from tokenmux.engine.core.message import (
+from tokenmux.core.facts import DeviceFacts, HostFacts, ModelId
+from tokenmux.core.message import (
     Acknowledged,
     Broken,
     Cancel,
@@ -29,14 +29,14 @@ from tokenmux.engine.core.message import (
     Tokens,
     ToWorker,
 )
-from tokenmux.engine.core.request import FinishReason, Request, RequestId, ServiceLevel
-from tokenmux.engine.instance.instance import Instance
-from tokenmux.engine.models import tiny
-from tokenmux.engine.models.catalogue import Catalogue
-from tokenmux.engine.models.entry import Entry
-from tokenmux.engine.runtime import assemble as assembly
-from tokenmux.engine.runtime.assemble import DeviceKind, PagedKv, WorkerConfig, assemble
-from tokenmux.engine.runtime.loop import EngineLoop
+from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
+from tokenmux.instance.instance import Instance
+from tokenmux.models import tiny
+from tokenmux.models.catalogue import Catalogue
+from tokenmux.models.entry import Entry
+from tokenmux.runtime import assemble as assembly
+from tokenmux.runtime.assemble import DeviceKind, PagedKv, WorkerConfig, assemble
+from tokenmux.runtime.loop import EngineLoop
 
 FAMILIES = ("llama", "qwen3", "mistral", "gemma2", "gpt2", "phi3")
 KB = 1 << 10

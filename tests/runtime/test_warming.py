@@ -17,22 +17,22 @@ from triton.runtime.driver import driver
 
 from tests.device.bench import FACTS, HOST
 from tests.kernels.test_launches import AbsentDevice
-from tokenmux.engine.core.cost import RooflineCost
-from tokenmux.engine.core.errors import TokenmuxError
-from tokenmux.engine.core.message import Sampling
-from tokenmux.engine.instance.instance import Instance
-from tokenmux.engine.memory.host_cache import HostCache
-from tokenmux.engine.models import tiny
-from tokenmux.engine.models.batch import Segment
-from tokenmux.engine.models.catalogue import Catalogue
-from tokenmux.engine.models.entry import Entry
-from tokenmux.engine.models.runner import Runner
-from tokenmux.engine.policy.registry import make_policy
-from tokenmux.engine.runtime.clock import MonotonicClock
-from tokenmux.engine.runtime.model_host import ModelHost
-from tokenmux.engine.runtime.warming import Warmer, compile_in_a_child
+from tokenmux.core.cost import RooflineCost
+from tokenmux.core.errors import TokenmuxError
+from tokenmux.core.message import Sampling
+from tokenmux.instance.instance import Instance
 from tokenmux.kernels.kv_pack.launch import kv_page
 from tokenmux.kernels.tiles import step_tiles
+from tokenmux.memory.host_cache import HostCache
+from tokenmux.models import tiny
+from tokenmux.models.batch import Segment
+from tokenmux.models.catalogue import Catalogue
+from tokenmux.models.entry import Entry
+from tokenmux.models.runner import Runner
+from tokenmux.policy.registry import make_policy
+from tokenmux.runtime.clock import MonotonicClock
+from tokenmux.runtime.model_host import ModelHost
+from tokenmux.runtime.warming import Warmer, compile_in_a_child
 
 WAIT_S = 60.0
 FAMILIES = ("llama", "gemma2", "gpt_oss")
@@ -166,7 +166,7 @@ def test_a_child_dies_with_its_worker(tmp_path: Path) -> None:
     os.mkfifo(fifo)
     stall = (
         "import os, time\n"
-        "from tokenmux.engine.runtime import warming\n"
+        "from tokenmux.runtime import warming\n"
         "def stall(*_, **__):\n"
         f"    with open({str(fifo)!r}, 'w') as file: file.write(str(os.getpid()))\n"
         "    time.sleep(600)\n"
@@ -174,7 +174,7 @@ def test_a_child_dies_with_its_worker(tmp_path: Path) -> None:
     )
     (tmp_path / "parent.py").write_text(
         "from pathlib import Path\n"
-        "from tokenmux.engine.runtime import warming\n"
+        "from tokenmux.runtime import warming\n"
         "run = warming.subprocess.run\n"
         f"stall = {stall!r}\n"
         "warming.subprocess.run = lambda command, **rest: run([*command[:2], stall + command[2]], **rest)\n"

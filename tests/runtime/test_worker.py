@@ -9,13 +9,13 @@ from queue import SimpleQueue
 import pytest
 import torch
 
-from tokenmux.engine.core.errors import ConfigError, WorkerFailed
-from tokenmux.engine.core.facts import DeviceFacts, HostFacts
-from tokenmux.engine.core.message import Alive, AskTrace, Broken, FromWorker, Traced
-from tokenmux.engine.runtime.assemble import DeviceKind, WorkerConfig
-from tokenmux.engine.runtime.calibrate import Speeds, measure
-from tokenmux.engine.runtime.clock import MonotonicClock
-from tokenmux.engine.runtime.worker import MAX_UNSENT, ProcessWorker, _modest_threads, threads_beside_others
+from tokenmux.core.errors import ConfigError, WorkerFailed
+from tokenmux.core.facts import DeviceFacts, HostFacts
+from tokenmux.core.message import Alive, AskTrace, Broken, FromWorker, Traced
+from tokenmux.runtime.assemble import DeviceKind, WorkerConfig
+from tokenmux.runtime.calibrate import Speeds, measure
+from tokenmux.runtime.clock import MonotonicClock
+from tokenmux.runtime.worker import MAX_UNSENT, ProcessWorker, _modest_threads, threads_beside_others
 
 WAIT_S = 60.0
 MB = 1 << 20

@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 
 import grpc
 
-from tokenmux.engine.core.errors import (
+from tokenmux.core.errors import (
     AlreadyExists,
     BadCheckpoint,
     DoesNotFit,
@@ -20,8 +20,8 @@ from tokenmux.engine.core.errors import (
     TokenmuxError,
     WorkerFailed,
 )
-from tokenmux.engine.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
-from tokenmux.engine.core.message import (
+from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.message import (
     Acknowledged,
     AskTrace,
     Cancel,
@@ -48,16 +48,16 @@ from tokenmux.engine.core.message import (
     WorkerStatus,
     WorkerUse,
 )
-from tokenmux.engine.core.request import FinishReason
-from tokenmux.engine.models.text import TextFacts
-from tokenmux.engine.server.access import Access, Key
-from tokenmux.engine.server.admission import Defaults
-from tokenmux.engine.server.app import Transport, running
-from tokenmux.engine.server.front import Front, Limits
-from tokenmux.engine.server.generation import Chat, Text
-from tokenmux.engine.server.seams import Progress
-from tokenmux.engine.server.tenants import Weights
-from tokenmux.engine.server.traffic import TrafficRecorder
+from tokenmux.core.request import FinishReason
+from tokenmux.models.text import TextFacts
+from tokenmux.server.access import Access, Key
+from tokenmux.server.admission import Defaults
+from tokenmux.server.app import Transport, running
+from tokenmux.server.front import Front, Limits
+from tokenmux.server.generation import Chat, Text
+from tokenmux.server.seams import Progress
+from tokenmux.server.tenants import Weights
+from tokenmux.server.traffic import TrafficRecorder
 from tokenmux.v1 import inference_pb2_grpc, models_pb2_grpc, planning_pb2_grpc, pool_pb2_grpc
 
 VOCAB = 256

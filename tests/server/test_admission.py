@@ -9,18 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.server.harness import CONTEXT, FakeEntry, facts, serving
-from tokenmux.engine.core.errors import InvalidRequest
-from tokenmux.engine.server.admission import (
+from tokenmux.core.errors import InvalidRequest
+from tokenmux.server.admission import (
     MAX_CHAT_MESSAGES,
     Defaults,
     check_parameters,
     check_token_ids,
     service_level,
 )
-from tokenmux.engine.server.convert import ask_of
-from tokenmux.engine.server.generation import Ask, Text, TokenIds
-from tokenmux.engine.server.names import closest, tenant_fault
-from tokenmux.engine.server.sizes import parse_size
+from tokenmux.server.convert import ask_of
+from tokenmux.server.generation import Ask, Text, TokenIds
+from tokenmux.server.names import closest, tenant_fault
+from tokenmux.server.sizes import parse_size
 from tokenmux.v1 import inference_pb2, models_pb2
 
 NUMBERS = ("temperature", "top_p", "ttft_s", "tpot_s", "weight")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tokenmux.engine.core.errors import BadCheckpoint, NotServable
-from tokenmux.engine.server import frames
-from tokenmux.engine.server.child import Answer, Child, ChildEnded, LimitExceeded
+from tokenmux.core.errors import BadCheckpoint, NotServable
+from tokenmux.server import frames
+from tokenmux.server.child import Answer, Child, ChildEnded, LimitExceeded
 
 MEMORY = 1 << 30
 
@@ -78,7 +78,7 @@ def test_a_child_in_an_endless_loop_dies_with_its_parent() -> None:
     parent = (
         "import asyncio, os, signal, sys\n"
         "sys.path.insert(0, os.getcwd())\n"
-        "from tokenmux.engine.server.child import Child\n"
+        "from tokenmux.server.child import Child\n"
         "async def main():\n"
         "    child = await Child.start('tests.server.children.silent', memory_bytes=1 << 30)\n"
         "    asking = asyncio.ensure_future(child.ask({}, limit_s=60))\n"

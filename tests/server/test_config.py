@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenmux.engine.core.errors import ConfigError
-from tokenmux.engine.server.access import Scope
-from tokenmux.engine.server.config import Override, PoolConfig, check, is_loopback, load_config
-from tokenmux.engine.server.sizes import parse_size, show_size
-from tokenmux.engine.server.yaml_lines import parse
+from tokenmux.core.errors import ConfigError
+from tokenmux.server.access import Scope
+from tokenmux.server.config import Override, PoolConfig, check, is_loopback, load_config
+from tokenmux.server.sizes import parse_size, show_size
+from tokenmux.server.yaml_lines import parse
 
 FULL = """\
 listen: 0.0.0.0:50051

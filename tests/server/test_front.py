@@ -19,7 +19,7 @@ from tests.server.harness import (
     output,
     worker_status,
 )
-from tokenmux.engine.core.errors import (
+from tokenmux.core.errors import (
     BadCheckpoint,
     DoesNotFit,
     Ended,
@@ -31,7 +31,7 @@ from tokenmux.engine.core.errors import (
     TokenmuxError,
     Unavailable,
 )
-from tokenmux.engine.core.message import (
+from tokenmux.core.message import (
     Broken,
     Cancel,
     Finished,
@@ -44,9 +44,9 @@ from tokenmux.engine.core.message import (
     Submit,
     Tokens,
 )
-from tokenmux.engine.core.request import FinishReason, RequestId, ServiceLevel
-from tokenmux.engine.server.front import Front, Limits
-from tokenmux.engine.server.generation import (
+from tokenmux.core.request import FinishReason, RequestId, ServiceLevel
+from tokenmux.server.front import Front, Limits
+from tokenmux.server.generation import (
     Ask,
     Chat,
     ChatMessage,
@@ -57,7 +57,7 @@ from tokenmux.engine.server.generation import (
     TokenDelta,
     TokenIds,
 )
-from tokenmux.engine.server.tenants import Weights
+from tokenmux.server.tenants import Weights
 
 
 @asynccontextmanager

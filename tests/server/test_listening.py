@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tokenmux.engine.core.errors import ConfigError
-from tokenmux.engine.server.config import PoolConfig, TlsConfig
-from tokenmux.engine.server.listening import Reservation, reserved
-from tokenmux.engine.server.serve import read_transport
+from tokenmux.core.errors import ConfigError
+from tokenmux.server.config import PoolConfig, TlsConfig
+from tokenmux.server.listening import Reservation, reserved
+from tokenmux.server.serve import read_transport
 
 OPENSSL = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make certificates")
 
@@ -50,7 +50,7 @@ def test_a_second_server_on_a_port_ends_before_it_converts_anything(tmp_path: Pa
         command = [
             sys.executable,
             "-m",
-            "tokenmux.engine.cli",
+            "tokenmux.cli",
             "serve",
             "--listen",
             address,

@@ -11,9 +11,9 @@ import pytest
 
 from tests.server.harness import PATIENCE_S, FakeEntry, FakeWorker, Hub, VirtualTime, facts, make_front, turns
 from tests.server.test_front import ask, events_of, text_of, tokens, until
-from tokenmux.engine.core.errors import NotServable, Unavailable
-from tokenmux.engine.core.facts import ModelId
-from tokenmux.engine.core.message import (
+from tokenmux.core.errors import NotServable, Unavailable
+from tokenmux.core.facts import ModelId
+from tokenmux.core.message import (
     Alive,
     Broken,
     FromWorker,
@@ -24,9 +24,9 @@ from tokenmux.engine.core.message import (
     Submit,
     ToWorker,
 )
-from tokenmux.engine.server.front import Front, Limits
-from tokenmux.engine.server.live import LiveRequest
-from tokenmux.engine.server.supervisor import Patience, RestartLimits
+from tokenmux.server.front import Front, Limits
+from tokenmux.server.live import LiveRequest
+from tokenmux.server.supervisor import Patience, RestartLimits
 
 MANY = RestartLimits(n=99)
 """For tests of other things than waiting."""

@@ -17,16 +17,16 @@ from tests.server.harness import (
     worker_status,
     worker_use,
 )
-from tokenmux.engine.client import AsyncClient, CallFailed
-from tokenmux.engine.core.errors import DoesNotFit, InUse, NotServable, Unavailable
-from tokenmux.engine.core.facts import ModelId
-from tokenmux.engine.core.message import Acknowledged, AskTrace, Broken, Load, Span
-from tokenmux.engine.core.request import Request, RequestId
-from tokenmux.engine.server.access import Key, Scope
-from tokenmux.engine.server.commands import Commands
-from tokenmux.engine.server.services import RECORDED_PER_MESSAGE
-from tokenmux.engine.server.traffic import TrafficRecorder
-from tokenmux.engine.workload.trace import TraceRequest
+from tokenmux.client import AsyncClient, CallFailed
+from tokenmux.core.errors import DoesNotFit, InUse, NotServable, Unavailable
+from tokenmux.core.facts import ModelId
+from tokenmux.core.message import Acknowledged, AskTrace, Broken, Load, Span
+from tokenmux.core.request import Request, RequestId
+from tokenmux.server.access import Key, Scope
+from tokenmux.server.commands import Commands
+from tokenmux.server.services import RECORDED_PER_MESSAGE
+from tokenmux.server.traffic import TrafficRecorder
+from tokenmux.workload.trace import TraceRequest
 
 SPANS = [
     Span(0, "copy_in", "letters", 90.0, 91.0, {"bytes": 1000}),

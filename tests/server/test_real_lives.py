@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.server.test_serve import real_server, worker_of
-from tokenmux.engine.client import CallFailed, Client, Delta
+from tokenmux.client import CallFailed, Client, Delta
 
 PATIENCE_MS = 60_000
 PROMPT = "Once upon a time"

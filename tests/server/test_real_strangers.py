@@ -11,10 +11,10 @@ import pytest
 from transformers import dynamic_module_utils
 
 from tests.server.test_serve import real_server
-from tokenmux.engine.client import CallFailed, Client
-from tokenmux.engine.models import tiny
-from tokenmux.engine.models.catalogue import Catalogue
-from tokenmux.engine.server.served_catalogue import ServedCatalogue
+from tokenmux.client import CallFailed, Client
+from tokenmux.models import tiny
+from tokenmux.models.catalogue import Catalogue
+from tokenmux.server.served_catalogue import ServedCatalogue
 
 ENDLESS = (
     "{% if messages|length > 1 %}{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}{% endif %}"

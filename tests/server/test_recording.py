@@ -6,9 +6,9 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from tests.server.test_serve import real_server
-from tokenmux.engine.cli import app
-from tokenmux.engine.client import Client, PoolStatus
-from tokenmux.engine.workload.trace import read_trace
+from tokenmux.cli import app
+from tokenmux.client import Client, PoolStatus
+from tokenmux.workload.trace import read_trace
 
 SECRET = "the vault opens with seven turns"
 

@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from tests.server.harness import ServerThread, serving
-from tokenmux.engine.client import CallFailed, Client, Delta, Finish
-from tokenmux.engine.core.errors import ConfigError
-from tokenmux.engine.models import tiny
-from tokenmux.engine.runtime.calibrate import Speeds
-from tokenmux.engine.server.access import Scope
-from tokenmux.engine.server.app import Transport
-from tokenmux.engine.server.config import KeyConfig, PoolConfig, TlsConfig
-from tokenmux.engine.server.serve import facts_of, limits_of, read_access, read_transport, weights_of
+from tokenmux.client import CallFailed, Client, Delta, Finish
+from tokenmux.core.errors import ConfigError
+from tokenmux.models import tiny
+from tokenmux.runtime.calibrate import Speeds
+from tokenmux.server.access import Scope
+from tokenmux.server.app import Transport
+from tokenmux.server.config import KeyConfig, PoolConfig, TlsConfig
+from tokenmux.server.serve import facts_of, limits_of, read_access, read_transport, weights_of
 
 
 def test_the_configuration_reaches_the_parts() -> None:
@@ -115,7 +115,7 @@ def test_the_arena_is_what_was_said_or_most_of_what_is_free(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_gpu_that_is_not_there_is_noticed_before_anything_is_converted(tmp_path: Path) -> None:
     (tmp_path / "pool.yaml").write_text("device: {kind: cuda}\nmodels: {a: nothing}\ncatalogue: kept\n")
-    command = [sys.executable, "-m", "tokenmux.engine.cli", "serve", "-c", str(tmp_path / "pool.yaml")]
+    command = [sys.executable, "-m", "tokenmux.cli", "serve", "-c", str(tmp_path / "pool.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 2
     assert "device.kind: cuda needs" in done.stderr
@@ -135,7 +135,7 @@ def real_server(folder: Path, more: str = "") -> Iterator[tuple[subprocess.Popen
         "device: {arena: 8MiB, host_cache: 32MiB, host_kv: 8MiB, slab: 1MiB, prefill_chunk_tokens: 32}\n"
         + more
     )
-    command = [sys.executable, "-m", "tokenmux.engine.cli", "serve", "--config", str(folder / "pool.yaml")]
+    command = [sys.executable, "-m", "tokenmux.cli", "serve", "--config", str(folder / "pool.yaml")]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True

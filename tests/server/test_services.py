@@ -29,8 +29,8 @@ from tests.server.harness import (
     serving,
     worker_status,
 )
-from tokenmux.engine.core.errors import ConfigError
-from tokenmux.engine.core.message import (
+from tokenmux.core.errors import ConfigError
+from tokenmux.core.message import (
     Broken,
     Cancel,
     Finished,
@@ -44,12 +44,12 @@ from tokenmux.engine.core.message import (
     Unload,
     Unregister,
 )
-from tokenmux.engine.core.request import FinishReason
-from tokenmux.engine.server import health as health_module
-from tokenmux.engine.server import services
-from tokenmux.engine.server.access import Access, Key, Scope
-from tokenmux.engine.server.app import Transport, running, until_signalled
-from tokenmux.engine.server.front import Limits
+from tokenmux.core.request import FinishReason
+from tokenmux.server import health as health_module
+from tokenmux.server import services
+from tokenmux.server.access import Access, Key, Scope
+from tokenmux.server.app import Transport, running, until_signalled
+from tokenmux.server.front import Limits
 from tokenmux.v1 import inference_pb2, inference_pb2_grpc, models_pb2, planning_pb2, pool_pb2
 
 Code = grpc.StatusCode

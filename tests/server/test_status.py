@@ -6,13 +6,13 @@ import grpc
 import pytest
 
 from tests.server.harness import LetterTokenizer, facts
-from tokenmux.engine.client import CallFailed
-from tokenmux.engine.core import errors
-from tokenmux.engine.core.errors import Ended, InternalError, TokenmuxError, error_of
-from tokenmux.engine.core.message import Finished, Sampling, Submit, Tokens
-from tokenmux.engine.core.request import FinishReason, Request, RequestId
-from tokenmux.engine.server.live import LiveRequest
-from tokenmux.engine.server.status import code_of, status_of
+from tokenmux.client import CallFailed
+from tokenmux.core import errors
+from tokenmux.core.errors import Ended, InternalError, TokenmuxError, error_of
+from tokenmux.core.message import Finished, Sampling, Submit, Tokens
+from tokenmux.core.request import FinishReason, Request, RequestId
+from tokenmux.server.live import LiveRequest
+from tokenmux.server.status import code_of, status_of
 
 Code = grpc.StatusCode
 

@@ -4,14 +4,14 @@ import subprocess
 import sys
 from queue import SimpleQueue
 
-from tokenmux.engine.server.stopping import LastResort
+from tokenmux.server.stopping import LastResort
 
 WAIT_S = 60.0
 
 STUCK = """
 import asyncio, os, signal, sys, threading
-from tokenmux.engine.server.app import until_signalled
-from tokenmux.engine.server.stopping import LastResort
+from tokenmux.server.app import until_signalled
+from tokenmux.server.stopping import LastResort
 
 class Front:
     n_live = 0

@@ -21,14 +21,14 @@ from tests.server.harness import (
     make_front,
     serving,
 )
-from tokenmux.engine.core.errors import InUse, InvalidRequest, NotFound, Overloaded, TokenmuxError
-from tokenmux.engine.core.message import Submit, Unregister
-from tokenmux.engine.server import convert
-from tokenmux.engine.server.administration import Administration, ModelView
-from tokenmux.engine.server.front import Front, Limits
-from tokenmux.engine.server.generation import Ask, Chat, ChatMessage, Text
-from tokenmux.engine.server.roster import Served
-from tokenmux.engine.server.status import status_of
+from tokenmux.core.errors import InUse, InvalidRequest, NotFound, Overloaded, TokenmuxError
+from tokenmux.core.message import Submit, Unregister
+from tokenmux.server import convert
+from tokenmux.server.administration import Administration, ModelView
+from tokenmux.server.front import Front, Limits
+from tokenmux.server.generation import Ask, Chat, ChatMessage, Text
+from tokenmux.server.roster import Served
+from tokenmux.server.status import status_of
 from tokenmux.v1 import inference_pb2, models_pb2, pool_pb2
 
 

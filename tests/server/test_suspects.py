@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tokenmux.engine.server.suspects import Suspects
+from tokenmux.server.suspects import Suspects
 
 LIMIT = 2
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tokenmux.engine.core.errors import InvalidRequest, NotServable, Overloaded, Unavailable
-from tokenmux.engine.models import tiny
-from tokenmux.engine.models.text import TextFacts
-from tokenmux.engine.models.text_files import write_text_files
-from tokenmux.engine.server.generation import Chat, ChatMessage, Text
-from tokenmux.engine.server.texts import TextLimits, Texts
+from tokenmux.core.errors import InvalidRequest, NotServable, Overloaded, Unavailable
+from tokenmux.models import tiny
+from tokenmux.models.text import TextFacts
+from tokenmux.models.text_files import write_text_files
+from tokenmux.server.generation import Chat, ChatMessage, Text
+from tokenmux.server.texts import TextLimits, Texts
 
 ENDLESS = (
     "{% if messages|length > 1 %}{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}{% endif %}"

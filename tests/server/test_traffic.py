@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tokenmux.engine.core.errors import ConfigError
-from tokenmux.engine.core.facts import ModelId
-from tokenmux.engine.core.request import Request, RequestId, ServiceLevel
-from tokenmux.engine.server.config import PoolConfig
-from tokenmux.engine.server.serve import recorder_of
-from tokenmux.engine.server.traffic import TraceFile, TrafficRecorder
-from tokenmux.engine.workload.trace import TraceRequest, read_trace
+from tokenmux.core.errors import ConfigError
+from tokenmux.core.facts import ModelId
+from tokenmux.core.request import Request, RequestId, ServiceLevel
+from tokenmux.server.config import PoolConfig
+from tokenmux.server.serve import recorder_of
+from tokenmux.server.traffic import TraceFile, TrafficRecorder
+from tokenmux.workload.trace import TraceRequest, read_trace
 
 
 def request(number: int, at_s: float) -> Request:

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 
 import pytest
 
-from tokenmux.engine.core.cost import RooflineCost
-from tokenmux.engine.core.event import CopyDone, Event, StepDone
-from tokenmux.engine.core.plan import Activate, Step
-from tokenmux.engine.instance.started import Started
-from tokenmux.engine.sim.doubts import ALL_DOUBTS, SURE, Doubts
-from tokenmux.engine.sim.plan_command import parse_market
-from tokenmux.engine.sim.scenario import Outcome, simulate
-from tokenmux.engine.workload.trace import TraceRequest, arrivals
+from tokenmux.core.cost import RooflineCost
+from tokenmux.core.event import CopyDone, Event, StepDone
+from tokenmux.core.plan import Activate, Step
+from tokenmux.instance.started import Started
+from tokenmux.sim.doubts import ALL_DOUBTS, SURE, Doubts
+from tokenmux.sim.plan_command import parse_market
+from tokenmux.sim.scenario import Outcome, simulate
+from tokenmux.workload.trace import TraceRequest, arrivals
 
 
 @dataclass

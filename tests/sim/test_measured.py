@@ -4,14 +4,14 @@ import random
 
 import pytest
 
-from tokenmux.engine.core.cost import StepWork
-from tokenmux.engine.core.errors import InternalError
-from tokenmux.engine.core.event import CopyDone, StepDone
-from tokenmux.engine.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
-from tokenmux.engine.core.plan import Activate, Channel, Chunk, Step
-from tokenmux.engine.core.request import RequestId
-from tokenmux.engine.instance.started import Started
-from tokenmux.engine.sim.measured import Completed, fit_cost, shape_of
+from tokenmux.core.cost import StepWork
+from tokenmux.core.errors import InternalError
+from tokenmux.core.event import CopyDone, StepDone
+from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.plan import Activate, Channel, Chunk, Step
+from tokenmux.core.request import RequestId
+from tokenmux.instance.started import Started
+from tokenmux.sim.measured import Completed, fit_cost, shape_of
 
 INTERFERENCE = 1.4
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tokenmux.engine.core.errors import ConfigError, NotFound
-from tokenmux.engine.core.facts import ModelId
-from tokenmux.engine.sim.models import parse_models
+from tokenmux.core.errors import ConfigError, NotFound
+from tokenmux.core.facts import ModelId
+from tokenmux.sim.models import parse_models
 
 CONFIG = {
     "model_type": "llama",

@@ -11,18 +11,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from tokenmux.engine.core.event import Event
-from tokenmux.engine.core.plan import IDLE, Channel, Plan, Step
-from tokenmux.engine.core.request import Request, RequestId, ServiceLevel
-from tokenmux.engine.instance.metrics import RequestRecord
-from tokenmux.engine.policy.interface import InstancePolicy, InstanceView
-from tokenmux.engine.policy.pool import Move, Place, PoolPolicy, PoolView, Refuse
-from tokenmux.engine.policy.registry import make_policies
-from tokenmux.engine.sim.catalogue import architecture
-from tokenmux.engine.sim.hardware import GB
-from tokenmux.engine.sim.scenario import Hardware, Market, market, simulate
-from tokenmux.engine.workload.generate import traffic
-from tokenmux.engine.workload.trace import Arrival, arrivals
+from tokenmux.core.event import Event
+from tokenmux.core.plan import IDLE, Channel, Plan, Step
+from tokenmux.core.request import Request, RequestId, ServiceLevel
+from tokenmux.instance.metrics import RequestRecord
+from tokenmux.policy.interface import InstancePolicy, InstanceView
+from tokenmux.policy.pool import Move, Place, PoolPolicy, PoolView, Refuse
+from tokenmux.policy.registry import make_policies
+from tokenmux.sim.catalogue import architecture
+from tokenmux.sim.hardware import GB
+from tokenmux.sim.scenario import Hardware, Market, market, simulate
+from tokenmux.workload.generate import traffic
+from tokenmux.workload.trace import Arrival, arrivals
 
 LONGER = 137
 MAX_PROMPT, MAX_TOKENS = 1024, 3000

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from tokenmux.engine.core.errors import ConfigError, DoesNotFit, NotFound
-from tokenmux.engine.instance.summary import summarise
-from tokenmux.engine.instance.timeline import Timeline
-from tokenmux.engine.sim.hardware import GB
-from tokenmux.engine.sim.plan_command import (
+from tokenmux.core.errors import ConfigError, DoesNotFit, NotFound
+from tokenmux.instance.summary import summarise
+from tokenmux.instance.timeline import Timeline
+from tokenmux.sim.hardware import GB
+from tokenmux.sim.plan_command import (
     Output,
     Question,
     parse_market,
@@ -26,8 +26,8 @@ from tokenmux.engine.sim.plan_command import (
     print_plan,
     world_of,
 )
-from tokenmux.engine.sim.plan_report import html_report
-from tokenmux.engine.sim.planner import (
+from tokenmux.sim.plan_report import html_report
+from tokenmux.sim.planner import (
     BASELINES,
     ONE_EACH,
     RELIEFS,
@@ -39,9 +39,9 @@ from tokenmux.engine.sim.planner import (
     plan_here,
     run,
 )
-from tokenmux.engine.sim.scenario import Hardware, simulate
-from tokenmux.engine.sim.search import fewest, most, replay
-from tokenmux.engine.workload.trace import TraceRequest, arrivals
+from tokenmux.sim.scenario import Hardware, simulate
+from tokenmux.sim.search import fewest, most, replay
+from tokenmux.workload.trace import TraceRequest, arrivals
 
 
 @pytest.mark.parametrize("edge", range(1, 21))

@@ -2,13 +2,13 @@
 
 import pytest
 
-from tokenmux.engine.core.cost import StepWork
-from tokenmux.engine.core.errors import NotFound
-from tokenmux.engine.core.facts import ModelId
-from tokenmux.engine.core.plan import Channel
-from tokenmux.engine.sim.catalogue import ARCHITECTURES, architecture, measured_as, paper_architecture
-from tokenmux.engine.sim.hardware import GPUS, gpu, instance_facts
-from tokenmux.engine.sim.profiles import ProfiledCost, derived_fit, step_fit
+from tokenmux.core.cost import StepWork
+from tokenmux.core.errors import NotFound
+from tokenmux.core.facts import ModelId
+from tokenmux.core.plan import Channel
+from tokenmux.sim.catalogue import ARCHITECTURES, architecture, measured_as, paper_architecture
+from tokenmux.sim.hardware import GPUS, gpu, instance_facts
+from tokenmux.sim.profiles import ProfiledCost, derived_fit, step_fit
 
 
 def cost_of(gpu_name: str, name: str, n_devices: int = 1) -> tuple[ProfiledCost, ModelId]:

@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 
-from tokenmux.engine.core.errors import ConfigError
-from tokenmux.engine.core.plan import AtOnce, Channel, Operation
-from tokenmux.engine.core.request import Request, RequestId, ServiceLevel
-from tokenmux.engine.policy.registry import POLICIES, make_policies, make_policy
-from tokenmux.engine.sim.catalogue import architecture
-from tokenmux.engine.sim.hardware import GB
-from tokenmux.engine.sim.scenario import Hardware, Market, market, paper_market, simulate
-from tokenmux.engine.workload.generate import traffic
-from tokenmux.engine.workload.shape import clipped
-from tokenmux.engine.workload.trace import Arrival, arrivals
+from tokenmux.core.errors import ConfigError
+from tokenmux.core.plan import AtOnce, Channel, Operation
+from tokenmux.core.request import Request, RequestId, ServiceLevel
+from tokenmux.policy.registry import POLICIES, make_policies, make_policy
+from tokenmux.sim.catalogue import architecture
+from tokenmux.sim.hardware import GB
+from tokenmux.sim.scenario import Hardware, Market, market, paper_market, simulate
+from tokenmux.workload.generate import traffic
+from tokenmux.workload.shape import clipped
+from tokenmux.workload.trace import Arrival, arrivals
 
 
 def workload(

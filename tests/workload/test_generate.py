@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tokenmux.engine.workload.generate import (
+from tokenmux.workload.generate import (
     Diurnal,
     Process,
     Renewal,
@@ -12,7 +12,7 @@ from tokenmux.engine.workload.generate import (
     traffic,
     zipf_rates,
 )
-from tokenmux.engine.workload.lengths import CHAT, LengthTable, fixed
+from tokenmux.workload.lengths import CHAT, LengthTable, fixed
 
 
 @pytest.mark.parametrize("process", [poisson, gamma_with_cv(3.0), Renewal("weibull", 0.6), Diurnal(1000.0)])

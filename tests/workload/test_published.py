@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tokenmux.engine.core.errors import NotFound
-from tokenmux.engine.core.facts import ModelId
-from tokenmux.engine.workload.published import first_appearances, read_azure, read_paper, scale_as_artifact
-from tokenmux.engine.workload.servegen import market, read_lengths, read_windows
-from tokenmux.engine.workload.shape import clipped, faster, longer, window
-from tokenmux.engine.workload.trace import TraceRequest
+from tokenmux.core.errors import NotFound
+from tokenmux.core.facts import ModelId
+from tokenmux.workload.published import first_appearances, read_azure, read_paper, scale_as_artifact
+from tokenmux.workload.servegen import market, read_lengths, read_windows
+from tokenmux.workload.shape import clipped, faster, longer, window
+from tokenmux.workload.trace import TraceRequest
 
 
 def written(path: Path, text: str) -> Path:

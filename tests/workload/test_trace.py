@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from tokenmux.engine.core.errors import ConfigError
-from tokenmux.engine.core.facts import ModelId
-from tokenmux.engine.core.request import ServiceLevel
-from tokenmux.engine.workload.trace import TraceRequest, arrivals, read_trace, renamed, write_trace
+from tokenmux.core.errors import ConfigError
+from tokenmux.core.facts import ModelId
+from tokenmux.core.request import ServiceLevel
+from tokenmux.workload.trace import TraceRequest, arrivals, read_trace, renamed, write_trace
 
 TRACE = [
     TraceRequest(0.0, "a", 10, 3),

@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
-from tokenmux.engine.core.errors import BadCheckpoint, TokenmuxError, UnsupportedModel
-from tokenmux.engine.models.files import atomic_file
-from tokenmux.engine.models.gguf.config import ARCHITECTURES, Described, described_config
-from tokenmux.engine.models.gguf.keys import Keys
-from tokenmux.engine.models.gguf.rotary import FREQUENCIES, LONG, SHORT
-from tokenmux.engine.models.gguf.shards import GgufModel, read_model
-from tokenmux.engine.models.gguf.tensors import Source, plan, read, values
-from tokenmux.engine.models.gguf.tokenizer import GgufTokenizer, read_tokenizer
-from tokenmux.engine.models.image import ALIGNMENT, Manifest, Progress, no_progress, write_image
-from tokenmux.engine.models.quiet import quiet_transformers
-from tokenmux.engine.models.skeleton import empty_model, state_names
+from tokenmux.core.errors import BadCheckpoint, TokenmuxError, UnsupportedModel
+from tokenmux.models.files import atomic_file
+from tokenmux.models.gguf.config import ARCHITECTURES, Described, described_config
+from tokenmux.models.gguf.keys import Keys
+from tokenmux.models.gguf.rotary import FREQUENCIES, LONG, SHORT
+from tokenmux.models.gguf.shards import GgufModel, read_model
+from tokenmux.models.gguf.tensors import Source, plan, read, values
+from tokenmux.models.gguf.tokenizer import GgufTokenizer, read_tokenizer
+from tokenmux.models.image import ALIGNMENT, Manifest, Progress, no_progress, write_image
+from tokenmux.models.quiet import quiet_transformers
+from tokenmux.models.skeleton import empty_model, state_names
 
 _MOST_FACTORS = 1 << 16
 

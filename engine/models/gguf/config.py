@@ -11,11 +11,11 @@ from typing import Any
 
 from gguf import MODEL_ARCH
 
-from tokenmux.engine.core.errors import BadCheckpoint, UnsupportedModel
-from tokenmux.engine.models.gguf import windows
-from tokenmux.engine.models.gguf.header import GgufTensor
-from tokenmux.engine.models.gguf.keys import Keys
-from tokenmux.engine.models.gguf.rotary import rope_parameters
+from tokenmux.core.errors import BadCheckpoint, UnsupportedModel
+from tokenmux.models.gguf import windows
+from tokenmux.models.gguf.header import GgufTensor
+from tokenmux.models.gguf.keys import Keys
+from tokenmux.models.gguf.rotary import rope_parameters
 
 _RMS, _LAYER = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
 _LLAMA_LAYOUT = "Meta AI original pth"

@@ -7,7 +7,7 @@ repository, file) are not taken.
 
 from collections.abc import Sequence
 
-from tokenmux.engine.models.gguf.keys import Keys
+from tokenmux.models.gguf.keys import Keys
 
 _BY_KEY = ("ggml.eos_token_id", "ggml.eot_token_id", "ggml.eom_token_id")
 _BY_TEXT = frozenset(

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from tokenmux.engine.core.errors import BadCheckpoint, NotFound, UnsupportedModel
-from tokenmux.engine.models.files import check_regular
+from tokenmux.core.errors import BadCheckpoint, NotFound, UnsupportedModel
+from tokenmux.models.files import check_regular
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tokenmux.engine.core.errors import BadCheckpoint, UnsupportedModel
+from tokenmux.core.errors import BadCheckpoint, UnsupportedModel
 
 _LARGEST = 1 << 31
 

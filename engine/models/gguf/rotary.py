@@ -9,8 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tokenmux.engine.core.errors import BadCheckpoint
-from tokenmux.engine.models.gguf.keys import Keys
+from tokenmux.core.errors import BadCheckpoint
+from tokenmux.models.gguf.keys import Keys
 
 FREQUENCIES = "rope_freqs.weight"
 SHORT, LONG = "rope_factors_short.weight", "rope_factors_long.weight"

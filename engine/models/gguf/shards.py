@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenmux.engine.core.errors import BadCheckpoint
-from tokenmux.engine.models.gguf.header import GgufHeader, GgufTensor, read_header
+from tokenmux.core.errors import BadCheckpoint
+from tokenmux.models.gguf.header import GgufHeader, GgufTensor, read_header
 
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from gguf import GGMLQuantizationType
 
-from tokenmux.engine.core.errors import BadCheckpoint, UnsupportedModel
-from tokenmux.engine.models.gguf.config import Architecture
-from tokenmux.engine.models.gguf.header import GgufTensor
-from tokenmux.engine.models.gguf.shards import GgufModel
+from tokenmux.core.errors import BadCheckpoint, UnsupportedModel
+from tokenmux.models.gguf.config import Architecture
+from tokenmux.models.gguf.header import GgufTensor
+from tokenmux.models.gguf.shards import GgufModel
 
 _EXPERTS = re.compile(r"model\.layers\.(\d+)\.mlp\.experts\.(gate_up|down)_proj(_bias)?")
 _PIECE = 1 << 22

@@ -12,10 +12,10 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from tokenmux.engine.core.errors import BadCheckpoint, UnsupportedModel
-from tokenmux.engine.models.gguf import splits
-from tokenmux.engine.models.gguf.ends import end_tokens, token_id
-from tokenmux.engine.models.gguf.keys import Keys
+from tokenmux.core.errors import BadCheckpoint, UnsupportedModel
+from tokenmux.models.gguf import splits
+from tokenmux.models.gguf.ends import end_tokens, token_id
+from tokenmux.models.gguf.keys import Keys
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 _NO_TEXT = (_UNKNOWN, _CONTROL, _UNUSED, _BYTE)

@@ -5,7 +5,7 @@ From `attention.sliding_window` and its pattern to transformers' fields.
 
 from typing import Any
 
-from tokenmux.engine.models.gguf.keys import Keys
+from tokenmux.models.gguf.keys import Keys
 
 _WINDOW, _PATTERN = "attention.sliding_window", "attention.sliding_window_pattern"
 

@@ -2,7 +2,7 @@
 
 import os
 
-from tokenmux.engine.server.child_main import Answer, Report, run
+from tokenmux.server.child_main import Answer, Report, run
 
 
 def handle(header: dict[str, object], payload: bytes, report: Report) -> Answer:

@@ -1,6 +1,6 @@
 """A child that takes its work and never says a word."""
 
-from tokenmux.engine.server.child_main import Answer, Report, run
+from tokenmux.server.child_main import Answer, Report, run
 
 
 def handle(header: dict[str, object], payload: bytes, report: Report) -> Answer:
