@@ -9,11 +9,11 @@ from contextlib import contextmanager
 
 from benchmarks.report import finish, table
 from benchmarks.workloads import paper_file, quick
-from tokenmux.policy import placement, slack
-from tokenmux.policy.interface import InstancePolicy
-from tokenmux.policy.placement import LeastLoaded
-from tokenmux.policy.pool import PoolPolicy
-from tokenmux.policy.slack import SlackPolicy
+from tokenmux.scheduler.policy import slack
+from tokenmux.scheduler.policy.interface import InstancePolicy
+from tokenmux.scheduler.policy.pool.interface import PoolPolicy, placement
+from tokenmux.scheduler.policy.pool.placement import LeastLoaded
+from tokenmux.scheduler.policy.slack import SlackPolicy
 from tokenmux.sim.scenario import simulate
 
 WORKLOADS = ((80, 0.1, 8), (54, 0.5, 8), (80, 0.5, 11))

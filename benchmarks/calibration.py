@@ -47,17 +47,17 @@ from tokenmux.core.request import Request, RequestId, ServiceLevel
 from tokenmux.demo.load import plan_stream
 from tokenmux.demo.models import DemoModels, prepare
 from tokenmux.demo.service_level import FIRST_TOKENS, TURNS
-from tokenmux.instance.instance import Instance
-from tokenmux.instance.metrics import Metrics, RequestRecord
-from tokenmux.instance.state import Residency
-from tokenmux.instance.summary import Summary, summarise
-from tokenmux.memory.host_cache import HostCache
 from tokenmux.models.catalogue import Catalogue
-from tokenmux.policy.registry import make_policy
 from tokenmux.runtime.assemble import Parts, WorkerConfig, assemble
 from tokenmux.runtime.calibrate import measure_cpu
 from tokenmux.runtime.clock import MonotonicClock
 from tokenmux.runtime.loop import EngineLoop
+from tokenmux.scheduler.instance.instance import Instance
+from tokenmux.scheduler.instance.state import Residency
+from tokenmux.scheduler.memory.host_cache import HostCache
+from tokenmux.scheduler.metrics.counters import Metrics, RequestRecord
+from tokenmux.scheduler.metrics.summary import Summary, summarise
+from tokenmux.scheduler.policy.registry import make_policy
 from tokenmux.server.config import PoolConfig
 from tokenmux.server.serve import facts_of
 from tokenmux.sim.measured import Completed, MeasuredCost, fit_cost, iteration_of

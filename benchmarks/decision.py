@@ -13,9 +13,9 @@ from benchmarks.report import Target, finish, spread, table
 from benchmarks.workloads import quick
 from tokenmux.core.event import Event
 from tokenmux.core.plan import Channel, Plan, Step
-from tokenmux.policy.interface import InstanceView
-from tokenmux.policy.placement import LeastLoaded
-from tokenmux.policy.slack import SlackPolicy
+from tokenmux.scheduler.policy.interface import InstanceView
+from tokenmux.scheduler.policy.pool.placement import LeastLoaded
+from tokenmux.scheduler.policy.slack import SlackPolicy
 from tokenmux.sim.catalogue import architecture
 from tokenmux.sim.scenario import market, simulate
 from tokenmux.workload.generate import traffic

@@ -21,12 +21,12 @@ from tokenmux.core.message import Finished, FromWorker, Register
 from tokenmux.core.plan import AtOnce, Operation, Step
 from tokenmux.core.request import Request, RequestId
 from tokenmux.device.interface import Device
-from tokenmux.instance.instance import Instance
-from tokenmux.instance.started import Started
-from tokenmux.memory.host_cache import HostCache
-from tokenmux.policy.slack import SlackPolicy
 from tokenmux.runtime import collector
 from tokenmux.runtime.virtual import HOST, EngineOnVirtualTime
+from tokenmux.scheduler.instance.instance import Instance
+from tokenmux.scheduler.instance.started import Started
+from tokenmux.scheduler.memory.host_cache import HostCache
+from tokenmux.scheduler.policy.slack import SlackPolicy
 
 GB = 10**9
 N_MODELS, N_LIVE, N_OUTPUT = 20, 50, 200

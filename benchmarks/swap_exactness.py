@@ -35,18 +35,18 @@ from tokenmux.core.plan import Activate, PageOut
 from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
 from tokenmux.device.cpu import CpuDevice
 from tokenmux.device.interface import Completion
-from tokenmux.instance.instance import Instance
-from tokenmux.instance.started import Started
-from tokenmux.instance.state import Residency
-from tokenmux.memory.host_cache import HostCache
 from tokenmux.models import tiny
 from tokenmux.models.catalogue import Catalogue
 from tokenmux.models.entry import Entry
-from tokenmux.policy.slack import SlackPolicy
 from tokenmux.runtime.clock import MonotonicClock
 from tokenmux.runtime.contents import Content
 from tokenmux.runtime.engine import Engine
 from tokenmux.runtime.model_host import ModelHost
+from tokenmux.scheduler.instance.instance import Instance
+from tokenmux.scheduler.instance.started import Started
+from tokenmux.scheduler.instance.state import Residency
+from tokenmux.scheduler.memory.host_cache import HostCache
+from tokenmux.scheduler.policy.slack import SlackPolicy
 
 DTYPES = ("bfloat16", "float32")
 N_CYCLES = 300

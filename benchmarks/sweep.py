@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from benchmarks.plots import lines
 from benchmarks.report import table
 from benchmarks.workloads import GOAL
-from tokenmux.instance.summary import Summary
+from tokenmux.scheduler.metrics.summary import Summary
 from tokenmux.sim.scenario import Hardware, Market, simulate
 from tokenmux.workload.trace import Arrival
 

@@ -18,10 +18,10 @@ from benchmarks.workloads import GOAL, quick
 from tokenmux.core.event import Event
 from tokenmux.core.facts import ModelId
 from tokenmux.core.request import Request, ServiceLevel
-from tokenmux.instance.summary import summarise
-from tokenmux.policy.interface import InstancePolicy
-from tokenmux.policy.pool import Move, Place, PoolPolicy, PoolView
-from tokenmux.policy.slack import SlackPolicy
+from tokenmux.scheduler.metrics.summary import summarise
+from tokenmux.scheduler.policy.interface import InstancePolicy
+from tokenmux.scheduler.policy.pool.interface import Move, Place, PoolPolicy, PoolView
+from tokenmux.scheduler.policy.slack import SlackPolicy
 from tokenmux.sim.catalogue import ARCHITECTURES, Architecture, architecture, paper_architecture
 from tokenmux.sim.hardware import GB
 from tokenmux.sim.scenario import Hardware, Market, Outcome, market, simulate

@@ -239,7 +239,7 @@ class WorkerStatus:
 
 @dataclass(frozen=True, slots=True)
 class Durations:
-    """A histogram: how many durations lie in each interval between the bounds of `tokenmux.instance.histogram`."""
+    """A histogram: how many durations lie in each interval between the bounds of `tokenmux.scheduler.metrics.histogram`."""
 
     counts: tuple[int, ...]
     total_s: float
@@ -247,7 +247,7 @@ class Durations:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """How a model or a tenant was served; the counters of `tokenmux.instance.metrics.ServiceCounters` at a moment."""
+    """How a model or a tenant was served; the counters of `tokenmux.scheduler.metrics.counters.ServiceCounters` at a moment."""
 
     n_requests: int
     n_requests_on_time: int
@@ -276,7 +276,7 @@ class ModelUse:
 class WorkerUse:
     """Who used the worker since it began: those models and tenants whose counters moved since the last such message.
 
-    Sent at most once a second. `work_s` and `model_work_s` as in `tokenmux.instance.metrics.Metrics`.
+    Sent at most once a second. `work_s` and `model_work_s` as in `tokenmux.scheduler.metrics.counters.Metrics`.
     """
 
     at_s: float

@@ -20,9 +20,9 @@ from tokenmux.device.memory import Memory, available_bytes
 from tokenmux.device.progress import SupersededError, progress_of, until_superseded
 from tokenmux.device.reader import GivenUpError, Reader
 from tokenmux.device.spans import paging_spans
-from tokenmux.instance.capacity import show_size
-from tokenmux.instance.started import Started
-from tokenmux.memory.ledger import Ledger, Transfer
+from tokenmux.scheduler.instance.started import Started
+from tokenmux.scheduler.memory.capacity import show_size
+from tokenmux.scheduler.memory.ledger import Ledger, Transfer
 
 COPY_CHUNK_BYTES = 16 << 20
 """Between chunks the interpreter lock changes hands and a closing device is noticed; larger chunks were no faster."""

@@ -58,10 +58,10 @@ from tokenmux.device.paging import KvDtype, Pager
 from tokenmux.device.progress import SupersededError, progress_of, until_superseded
 from tokenmux.device.reader import GivenUpError, Reader
 from tokenmux.device.spans import block_spans, move_pieces, paging_spans
-from tokenmux.instance.started import Started
 from tokenmux.kernels.kv_pack.choice import COPY_OVERHEAD_S
-from tokenmux.memory.arena import Move
-from tokenmux.memory.ledger import Ledger, Transfer
+from tokenmux.scheduler.instance.started import Started
+from tokenmux.scheduler.memory.arena import Move
+from tokenmux.scheduler.memory.ledger import Ledger, Transfer
 
 _log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from tokenmux.core.event import SUPERSEDED, CopyDone, StepDone
 from tokenmux.core.plan import Compact, Step
 from tokenmux.core.request import FinishReason, RequestId
 from tokenmux.device.interface import Post
-from tokenmux.instance.instance import Instance
-from tokenmux.instance.started import Started
+from tokenmux.scheduler.instance.instance import Instance
+from tokenmux.scheduler.instance.started import Started
 
 
 class VirtualClock:

@@ -27,7 +27,7 @@ from tokenmux.device.spans import PagingSpan
 from tokenmux.kernels.kv_pack.choice import PageMethod, page_method
 from tokenmux.kernels.kv_pack.quantised import record_bytes
 from tokenmux.kernels.layout import OFFSET_ALIGNMENT, KVLayout
-from tokenmux.memory.ledger import Ledger, Transfer
+from tokenmux.scheduler.memory.ledger import Ledger, Transfer
 
 KvDtype = Callable[[RequestId], torch.dtype]
 """What a request's keys and values are computed in."""

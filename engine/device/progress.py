@@ -6,7 +6,7 @@ from collections.abc import Set as AbstractSet
 from tokenmux.core.clock import Clock
 from tokenmux.core.event import SUPERSEDED
 from tokenmux.device.interface import Post
-from tokenmux.instance.started import Started
+from tokenmux.scheduler.instance.started import Started
 
 INTERVAL_S = 0.2
 """A person sees five changes a second as motion."""

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from tokenmux.device.ordering import Spans
-from tokenmux.memory.arena import Move
-from tokenmux.memory.ledger import Ledger, Transfer
+from tokenmux.scheduler.memory.arena import Move
+from tokenmux.scheduler.memory.ledger import Ledger, Transfer
 
 
 class PagingSpan(NamedTuple):

@@ -13,15 +13,15 @@ from tokenmux.core.request import DEFAULT_LEVEL, RequestId, ServiceLevel
 from tokenmux.device.cpu import CpuDevice
 from tokenmux.device.cuda import CudaDevice
 from tokenmux.device.gpu import TorchGpu
-from tokenmux.instance.instance import Instance
-from tokenmux.memory.host_cache import HostCache
-from tokenmux.policy.registry import make_policy
 from tokenmux.runtime.clock import MonotonicClock
 from tokenmux.runtime.contents import Content
 from tokenmux.runtime.engine import Engine
 from tokenmux.runtime.loop import EngineLoop
 from tokenmux.runtime.model_host import ModelHost
 from tokenmux.runtime.warming import Warmer, compile_in_a_child
+from tokenmux.scheduler.instance.instance import Instance
+from tokenmux.scheduler.memory.host_cache import HostCache
+from tokenmux.scheduler.policy.registry import make_policy
 
 PagedKv = Literal["exact", "int8"]
 
@@ -33,7 +33,7 @@ class WorkerConfig:
     device: DeviceFacts
     host: HostFacts
     policy: str = "slack"
-    """A name of `tokenmux.policy.registry`."""
+    """A name of `tokenmux.scheduler.policy.registry`."""
     kind: DeviceKind = "cpu"
     paged_kv: PagedKv = "exact"
     """Of the CUDA device; another one pages exactly."""

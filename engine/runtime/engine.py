@@ -54,14 +54,14 @@ from tokenmux.core.message import (
 from tokenmux.core.plan import Activate, AtOnce, Compact, Evict, Fetch, Operation
 from tokenmux.core.request import FinishReason, RequestId
 from tokenmux.device.interface import Completion, Device
-from tokenmux.instance.instance import Instance
-from tokenmux.instance.metrics import RequestRecord
-from tokenmux.instance.started import Started
 from tokenmux.runtime.contents import Content
 from tokenmux.runtime.positions import QueuePositions
 from tokenmux.runtime.stalls import Stalls
 from tokenmux.runtime.status import StatusReporter
 from tokenmux.runtime.telemetry import Telemetry
+from tokenmux.scheduler.instance.instance import Instance
+from tokenmux.scheduler.instance.started import Started
+from tokenmux.scheduler.metrics.counters import RequestRecord
 
 logger = logging.getLogger(__name__)
 

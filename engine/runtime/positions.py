@@ -6,7 +6,7 @@ a tenth, or at all among the first ten: so a line of n sends each of its request
 
 from tokenmux.core.clock import Clock
 from tokenmux.core.message import RequestPhase, RequestState
-from tokenmux.instance.instance import Instance
+from tokenmux.scheduler.instance.instance import Instance
 
 MIN_INTERVAL_S = 0.2
 

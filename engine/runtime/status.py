@@ -3,8 +3,8 @@
 from tokenmux.core.clock import Clock
 from tokenmux.core.message import ModelStatus, WorkerStatus
 from tokenmux.core.plan import Channel, Operation, Step
-from tokenmux.instance.instance import Instance
-from tokenmux.instance.state import ModelState
+from tokenmux.scheduler.instance.instance import Instance
+from tokenmux.scheduler.instance.state import ModelState
 
 MIN_INTERVAL_S = 0.2
 """A person sees five changes a second as motion, and a snapshot of 20 models takes a quarter as long as all else in a step."""

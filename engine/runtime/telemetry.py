@@ -6,11 +6,11 @@ Both are bounded. `tokenmux.runtime.status` tells what is going on now.
 from tokenmux.core.clock import Clock
 from tokenmux.core.event import CopyDone, StepDone
 from tokenmux.core.message import AskTrace, Durations, ModelUse, Service, Traced, WorkerUse
-from tokenmux.instance.histogram import Histogram
-from tokenmux.instance.instance import Instance
-from tokenmux.instance.metrics import RequestRecord, ServiceCounters
-from tokenmux.instance.started import Started
-from tokenmux.instance.timeline import Timeline
+from tokenmux.scheduler.instance.instance import Instance
+from tokenmux.scheduler.instance.started import Started
+from tokenmux.scheduler.metrics.counters import RequestRecord, ServiceCounters
+from tokenmux.scheduler.metrics.histogram import Histogram
+from tokenmux.scheduler.metrics.timeline import Timeline
 
 MIN_INTERVAL_S = 1.0
 

@@ -8,9 +8,9 @@ from tokenmux.core.message import FromWorker, Sampling, Submit, ToWorker
 from tokenmux.core.request import Request, RequestId
 from tokenmux.device.interface import Completion
 from tokenmux.device.null import NullDevice, VirtualClock
-from tokenmux.instance.instance import Instance
 from tokenmux.runtime.contents import Content
 from tokenmux.runtime.engine import Engine
+from tokenmux.scheduler.instance.instance import Instance
 
 HOST = HostFacts(cache_bytes=200 * 10**9, fetch_bytes_per_s=8e9)
 

@@ -26,7 +26,7 @@ from pydantic import (
 
 from tokenmux.core.budgets import DeviceKind
 from tokenmux.core.errors import ConfigError
-from tokenmux.policy.registry import make_policy
+from tokenmux.scheduler.policy.registry import make_policy
 from tokenmux.server.access import Scope
 from tokenmux.server.admission import MAX_SECONDS, MAX_WEIGHT, MIN_SECONDS, MIN_WEIGHT
 from tokenmux.server.malformed import GRPC_LIMIT_TIMES

@@ -14,11 +14,11 @@ from tokenmux.core.facts import DeviceFacts, HostFacts, ModelFacts
 from tokenmux.core.message import FromWorker
 from tokenmux.core.request import ServiceLevel
 from tokenmux.device.gpu import check_cuda
-from tokenmux.instance.capacity import check_model, check_request
 from tokenmux.runtime.assemble import WorkerConfig
 from tokenmux.runtime.calibrate import Speeds, measure
 from tokenmux.runtime.clock import MonotonicClock
 from tokenmux.runtime.worker import ProcessWorker
+from tokenmux.scheduler.memory.capacity import check_model, check_request
 from tokenmux.server.access import Access, Key
 from tokenmux.server.admission import Defaults
 from tokenmux.server.app import Transport, running, until_signalled

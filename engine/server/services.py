@@ -8,8 +8,8 @@ import math
 import time
 
 from tokenmux.core.errors import ConfigError, InvalidRequest, Overloaded
-from tokenmux.instance.histogram import BOUNDS_S
-from tokenmux.instance.timeline import chrome_trace, seconds_covered
+from tokenmux.scheduler.metrics.histogram import BOUNDS_S
+from tokenmux.scheduler.metrics.timeline import chrome_trace, seconds_covered
 from tokenmux.server import convert
 from tokenmux.server.access import Access
 from tokenmux.server.administration import Administration

@@ -15,8 +15,8 @@ from rich.table import Table
 from tokenmux.core.errors import ConfigError
 from tokenmux.core.facts import HostFacts, ModelFacts, ModelId
 from tokenmux.core.request import ServiceLevel
-from tokenmux.instance.capacity import check_model, check_request
-from tokenmux.instance.timeline import chrome_trace
+from tokenmux.scheduler.memory.capacity import check_model, check_request
+from tokenmux.scheduler.metrics.timeline import chrome_trace
 from tokenmux.sim.models import parse_market, parse_models
 from tokenmux.sim.plan_report import html_report
 from tokenmux.sim.planner import BASELINES, OURS, CapacityPlan, Planning, World, plan_here

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, replace
 
 from tokenmux.core.message import Span
 from tokenmux.core.plan import Channel
-from tokenmux.instance.summary import Summary
-from tokenmux.instance.timeline import Timeline
+from tokenmux.scheduler.metrics.summary import Summary
+from tokenmux.scheduler.metrics.timeline import Timeline
 from tokenmux.sim.hardware import gpu
 from tokenmux.sim.scenario import Hardware, Market, Outcome, simulate
 from tokenmux.sim.search import Progress, replay

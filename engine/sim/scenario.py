@@ -9,15 +9,15 @@ from tokenmux.core.cost import RooflineCost
 from tokenmux.core.facts import DeviceFacts, HostFacts, ModelFacts, ModelId
 from tokenmux.core.plan import Channel
 from tokenmux.core.request import DEFAULT_LEVEL, FinishReason, Request, ServiceLevel
-from tokenmux.instance.histogram import Histogram
-from tokenmux.instance.instance import Instance
-from tokenmux.instance.metrics import Metrics, RequestRecord
-from tokenmux.instance.state import RequestState
-from tokenmux.instance.summary import Summary, summarise
-from tokenmux.memory.host_cache import HostCache
-from tokenmux.policy.interface import InstancePolicy
-from tokenmux.policy.pool import PoolPolicy
-from tokenmux.policy.registry import make_policies
+from tokenmux.scheduler.instance.instance import Instance
+from tokenmux.scheduler.instance.state import RequestState
+from tokenmux.scheduler.memory.host_cache import HostCache
+from tokenmux.scheduler.metrics.counters import Metrics, RequestRecord
+from tokenmux.scheduler.metrics.histogram import Histogram
+from tokenmux.scheduler.metrics.summary import Summary, summarise
+from tokenmux.scheduler.policy.interface import InstancePolicy
+from tokenmux.scheduler.policy.pool.interface import PoolPolicy
+from tokenmux.scheduler.policy.registry import make_policies
 from tokenmux.sim.catalogue import Architecture, measured_as, paper_architecture
 from tokenmux.sim.doubts import SURE, Doubts
 from tokenmux.sim.hardware import (

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from tokenmux.instance.instance import Instance
-from tokenmux.instance.metrics import RequestRecord
-from tokenmux.instance.state import RequestState
+from tokenmux.scheduler.instance.instance import Instance
+from tokenmux.scheduler.instance.state import RequestState
+from tokenmux.scheduler.metrics.counters import RequestRecord
 from tokenmux.sim.simulator import Simulator
 from tokenmux.workload.trace import Arrival
 

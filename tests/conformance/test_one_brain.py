@@ -15,10 +15,10 @@ from tokenmux.core.facts import DeviceFacts, HostFacts, Image, ImageId, KvShape,
 from tokenmux.core.message import Cancel, Finished, Register
 from tokenmux.core.plan import Activate, AtOnce, Drop, Evict, Fetch, Operation, PageIn, PageOut, Step
 from tokenmux.core.request import Request, RequestId, ServiceLevel
-from tokenmux.instance.instance import Instance
-from tokenmux.memory.host_cache import HostCache
-from tokenmux.policy.slack import SlackPolicy
 from tokenmux.runtime.virtual import EngineOnVirtualTime
+from tokenmux.scheduler.instance.instance import Instance
+from tokenmux.scheduler.memory.host_cache import HostCache
+from tokenmux.scheduler.policy.slack import SlackPolicy
 from tokenmux.sim.simulator import Arrival, Simulator
 
 GB = 10**9

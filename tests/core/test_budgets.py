@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from tokenmux.core.budgets import LARGEST_SLAB_BYTES, default_budgets, default_slab_bytes
 from tokenmux.core.facts import DeviceFacts, HostFacts, KvShape
-from tokenmux.instance.capacity import check_model
-from tokenmux.memory.arena import Arena
-from tokenmux.memory.slabs import SlabPool
 from tokenmux.runtime.calibrate import Speeds
+from tokenmux.scheduler.memory.arena import Arena
+from tokenmux.scheduler.memory.capacity import check_model
+from tokenmux.scheduler.memory.slabs import SlabPool
 from tokenmux.server.config import PoolConfig
 from tokenmux.server.serve import facts_of
 from tokenmux.sim.catalogue import ARCHITECTURES

@@ -33,11 +33,11 @@ from tokenmux.device.gpu import Gpu, TorchGpu
 from tokenmux.device.interface import Completion, Device, Post
 from tokenmux.device.null import NullDevice, VirtualClock
 from tokenmux.device.paging import KvDtype
-from tokenmux.instance.instance import Instance
-from tokenmux.instance.started import Started
-from tokenmux.memory.host_cache import HostCache
-from tokenmux.policy.interface import InstanceView
 from tokenmux.runtime.clock import MonotonicClock
+from tokenmux.scheduler.instance.instance import Instance
+from tokenmux.scheduler.instance.started import Started
+from tokenmux.scheduler.memory.host_cache import HostCache
+from tokenmux.scheduler.policy.interface import InstanceView
 
 KB = 1 << 10
 FACTS = DeviceFacts(

@@ -53,10 +53,10 @@ from tokenmux.device.gpu import STREAMS, Gpu, TorchGpu, check_cuda, sum_in_float
 from tokenmux.device.interface import Completion, Post
 from tokenmux.device.ordering import Places, Spans, merged
 from tokenmux.device.paging import Blocks
-from tokenmux.instance.started import Started
-from tokenmux.memory.host_cache import HostCache
-from tokenmux.memory.ledger import Ledger
 from tokenmux.runtime.clock import MonotonicClock
+from tokenmux.scheduler.instance.started import Started
+from tokenmux.scheduler.memory.host_cache import HostCache
+from tokenmux.scheduler.memory.ledger import Ledger
 
 each_paging = pytest.mark.parametrize("paging", [ENGINES, KERNEL, INT8], ids=["engines", "kernel", "int8"])
 

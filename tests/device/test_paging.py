@@ -14,8 +14,8 @@ from tokenmux.device.paging import Blocks, KvDtype, Pager
 from tokenmux.device.spans import paging_spans
 from tokenmux.kernels.kv_pack.choice import COPY_OVERHEAD_S
 from tokenmux.kernels.kv_pack.quantised import int8_error_bound
-from tokenmux.memory.host_cache import HostCache
-from tokenmux.memory.ledger import Ledger, Transfer
+from tokenmux.scheduler.memory.host_cache import HostCache
+from tokenmux.scheduler.memory.ledger import Ledger, Transfer
 
 KB = 1 << 10
 SLAB_BYTES = 1 << 20

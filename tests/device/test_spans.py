@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from tokenmux.core.facts import DeviceFacts, KvShape
 from tokenmux.core.request import RequestId
 from tokenmux.device.spans import PagingSpan, block_spans, move_pieces, paging_spans
-from tokenmux.memory.arena import ExtentHandle, Move
-from tokenmux.memory.host_cache import HostCache
-from tokenmux.memory.ledger import Ledger
+from tokenmux.scheduler.memory.arena import ExtentHandle, Move
+from tokenmux.scheduler.memory.host_cache import HostCache
+from tokenmux.scheduler.memory.ledger import Ledger
 
 SHAPE = KvShape(n_layers=1, n_kv_heads=1, head_dim=8, dtype_bytes=1, block_size=4)
 SIZE = SHAPE.block_bytes

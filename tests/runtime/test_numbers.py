@@ -14,10 +14,10 @@ from tokenmux.core.errors import InvalidRequest
 from tokenmux.core.facts import DeviceFacts, Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.core.message import Finished, Register, Tokens
 from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
-from tokenmux.instance.instance import Instance
-from tokenmux.memory.host_cache import HostCache
-from tokenmux.policy.registry import SERVED, make_policy
 from tokenmux.runtime.virtual import HOST, EngineOnVirtualTime
+from tokenmux.scheduler.instance.instance import Instance
+from tokenmux.scheduler.memory.host_cache import HostCache
+from tokenmux.scheduler.policy.registry import SERVED, make_policy
 from tokenmux.server.admission import Defaults, check_parameters, output_limit, service_level
 from tokenmux.server.generation import Ask, TokenIds
 

@@ -13,21 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.device.fake_gpu import FakeGpu
-from tests.policy.test_progress import HOST, MB, device, model, traffic
 from tests.runtime.test_virtual_gpu import KB, SLAB_BYTES, InThread, entries, submits, worker
 from tests.runtime.test_virtual_gpu import device as real_device
+from tests.scheduler.policy.test_progress import HOST, MB, device, model, traffic
 from tokenmux.core.cost import RooflineCost
 from tokenmux.core.errors import DoesNotFit
 from tokenmux.core.message import Acknowledged, Finished, Register, Resize, Tokens
 from tokenmux.core.request import FinishReason, Request, RequestId
-from tokenmux.instance.capacity import check_request
-from tokenmux.instance.instance import Instance
-from tokenmux.memory.arena import ALIGNMENT
-from tokenmux.memory.host_cache import HostCache
 from tokenmux.models.entry import Entry
-from tokenmux.policy.registry import make_policy
 from tokenmux.runtime import assemble as assembly
 from tokenmux.runtime.virtual import EngineOnVirtualTime
+from tokenmux.scheduler.instance.instance import Instance
+from tokenmux.scheduler.memory.arena import ALIGNMENT
+from tokenmux.scheduler.memory.capacity import check_request
+from tokenmux.scheduler.memory.host_cache import HostCache
+from tokenmux.scheduler.policy.registry import make_policy
 
 __all__ = ["entries"]
 

@@ -9,10 +9,10 @@ from tokenmux.core.cost import RooflineCost, StepWork
 from tokenmux.core.facts import DeviceFacts, Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.core.message import Alive, Broken, FromWorker, Resize, Submit
 from tokenmux.core.plan import Activate, Channel, Fetch, Operation, Step
-from tokenmux.instance.started import Started
 from tokenmux.runtime.loop import BEAT_S, EngineLoop
 from tokenmux.runtime.stalls import STALL_FACTOR, STALL_FLOOR_S, Stalls
 from tokenmux.runtime.virtual import HOST
+from tokenmux.scheduler.instance.started import Started
 
 MODEL = ModelFacts(
     ModelId("m"), (Image(ImageId("m"), 10**9),), KvShape(16, 8, 64, dtype_bytes=2, block_size=16), 4096, 10**9

@@ -8,11 +8,11 @@ from tokenmux.core.cost import RooflineCost
 from tokenmux.core.facts import DeviceFacts, Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.core.message import AskTrace, Register, Traced, WorkerUse
 from tokenmux.core.request import Request, RequestId
-from tokenmux.instance.instance import Instance
-from tokenmux.memory.host_cache import HostCache
-from tokenmux.policy.slack import SlackPolicy
 from tokenmux.runtime.telemetry import MIN_INTERVAL_S
 from tokenmux.runtime.virtual import HOST, EngineOnVirtualTime
+from tokenmux.scheduler.instance.instance import Instance
+from tokenmux.scheduler.memory.host_cache import HostCache
+from tokenmux.scheduler.policy.slack import SlackPolicy
 
 GB = 10**9
 SHAPE = KvShape(n_layers=16, n_kv_heads=8, head_dim=64, dtype_bytes=2, block_size=16)

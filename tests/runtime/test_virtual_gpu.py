@@ -30,13 +30,13 @@ from tokenmux.core.message import (
     ToWorker,
 )
 from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
-from tokenmux.instance.instance import Instance
 from tokenmux.models import tiny
 from tokenmux.models.catalogue import Catalogue
 from tokenmux.models.entry import Entry
 from tokenmux.runtime import assemble as assembly
 from tokenmux.runtime.assemble import DeviceKind, PagedKv, WorkerConfig, assemble
 from tokenmux.runtime.loop import EngineLoop
+from tokenmux.scheduler.instance.instance import Instance
 
 FAMILIES = ("llama", "qwen3", "mistral", "gemma2", "gpt2", "phi3")
 KB = 1 << 10

@@ -20,19 +20,19 @@ from tests.kernels.test_launches import AbsentDevice
 from tokenmux.core.cost import RooflineCost
 from tokenmux.core.errors import TokenmuxError
 from tokenmux.core.message import Sampling
-from tokenmux.instance.instance import Instance
 from tokenmux.kernels.kv_pack.launch import kv_page
 from tokenmux.kernels.tiles import step_tiles
-from tokenmux.memory.host_cache import HostCache
 from tokenmux.models import tiny
 from tokenmux.models.batch import Segment
 from tokenmux.models.catalogue import Catalogue
 from tokenmux.models.entry import Entry
 from tokenmux.models.runner import Runner
-from tokenmux.policy.registry import make_policy
 from tokenmux.runtime.clock import MonotonicClock
 from tokenmux.runtime.model_host import ModelHost
 from tokenmux.runtime.warming import Warmer, compile_in_a_child
+from tokenmux.scheduler.instance.instance import Instance
+from tokenmux.scheduler.memory.host_cache import HostCache
+from tokenmux.scheduler.policy.registry import make_policy
 
 WAIT_S = 60.0
 FAMILIES = ("llama", "gemma2", "gpt_oss")

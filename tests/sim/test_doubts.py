@@ -7,7 +7,7 @@ import pytest
 from tokenmux.core.cost import RooflineCost
 from tokenmux.core.event import CopyDone, Event, StepDone
 from tokenmux.core.plan import Activate, Step
-from tokenmux.instance.started import Started
+from tokenmux.scheduler.instance.started import Started
 from tokenmux.sim.doubts import ALL_DOUBTS, SURE, Doubts
 from tokenmux.sim.plan_command import parse_market
 from tokenmux.sim.scenario import Outcome, simulate

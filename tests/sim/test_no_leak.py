@@ -14,10 +14,10 @@ import pytest
 from tokenmux.core.event import Event
 from tokenmux.core.plan import IDLE, Channel, Plan, Step
 from tokenmux.core.request import Request, RequestId, ServiceLevel
-from tokenmux.instance.metrics import RequestRecord
-from tokenmux.policy.interface import InstancePolicy, InstanceView
-from tokenmux.policy.pool import Move, Place, PoolPolicy, PoolView, Refuse
-from tokenmux.policy.registry import make_policies
+from tokenmux.scheduler.metrics.counters import RequestRecord
+from tokenmux.scheduler.policy.interface import InstancePolicy, InstanceView
+from tokenmux.scheduler.policy.pool.interface import Move, Place, PoolPolicy, PoolView, Refuse
+from tokenmux.scheduler.policy.registry import make_policies
 from tokenmux.sim.catalogue import architecture
 from tokenmux.sim.hardware import GB
 from tokenmux.sim.scenario import Hardware, Market, market, simulate

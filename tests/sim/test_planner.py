@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from tokenmux.core.errors import ConfigError, DoesNotFit, NotFound
-from tokenmux.instance.summary import summarise
-from tokenmux.instance.timeline import Timeline
+from tokenmux.scheduler.metrics.summary import summarise
+from tokenmux.scheduler.metrics.timeline import Timeline
 from tokenmux.sim.hardware import GB
 from tokenmux.sim.plan_command import (
     Output,

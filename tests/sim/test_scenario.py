@@ -6,7 +6,7 @@ import pytest
 from tokenmux.core.errors import ConfigError
 from tokenmux.core.plan import AtOnce, Channel, Operation
 from tokenmux.core.request import Request, RequestId, ServiceLevel
-from tokenmux.policy.registry import POLICIES, make_policies, make_policy
+from tokenmux.scheduler.policy.registry import POLICIES, make_policies, make_policy
 from tokenmux.sim.catalogue import architecture
 from tokenmux.sim.hardware import GB
 from tokenmux.sim.scenario import Hardware, Market, market, paper_market, simulate

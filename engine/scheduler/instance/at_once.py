@@ -1,0 +1,40 @@
+"""What a plan does at once: weights and KV are forgotten where something else needs the room."""
+
+from tokenmux.core.message import RequestPhase
+from tokenmux.core.plan import AtOnce, Discard, Drop, Evict
+from tokenmux.scheduler.instance import validate
+from tokenmux.scheduler.instance.live import LiveState
+from tokenmux.scheduler.instance.state import ModelState
+
+
+def do(state: LiveState, action: AtOnce) -> None:
+    """Raises IllegalPlan where the action is not allowed now."""
+    match action:
+        case Evict(model_id):
+            model = state.model(model_id)
+            validate.evict(state, model)
+            evict(state, model)
+        case Drop(request_id):
+            request = state.request(request_id)
+            validate.forget(request, len(request.kv.device) - request.kv.n_missing)
+            state.ledger.drop(request_id)
+            state.refile(request)
+            if request.kv.n_missing:
+                state.tell(request, RequestPhase.PAGED_OUT)
+        case Discard(request_id):
+            request = state.request(request_id)
+            validate.forget(request, len(request.kv.device))
+            state.ledger.discard(request_id)
+            request.kv = state.ledger.kv[request_id]
+            state.metrics.n_discards += 1
+            state.refile(request)
+            state.tell(request, RequestPhase.QUEUED)
+
+
+def evict(state: LiveState, model: ModelState) -> None:
+    """Take the model's weights off the device."""
+    state.ledger.displace(model.facts)
+    model.stage = None
+    model.wanted = None
+    state.file_asked(model)
+    del state.resident_models[model.facts.id]

@@ -1,0 +1,295 @@
+"""The state machine of one instance: events in, decisions out; synchronous, and the same for the engine and the simulator.
+
+    body ── apply(event) ──▶ state, ledger, metrics ──▶ policy.on_event
+    body ◀── decide(now) ◀── validated plans ◀───────── policy.plan(channel) for every free channel
+
+A body (the runtime or the simulator) carries out what `decide` starts and says when it completed. The instance never waits,
+reads no clock and touches no device; what a policy plans is checked against the ledger and refused loudly if illegal.
+"""
+
+from collections.abc import Callable, Iterable
+
+from tokenmux.core.cost import CostModel
+from tokenmux.core.event import (
+    Arrived,
+    Cancelled,
+    CopyDone,
+    Event,
+    ModelAdded,
+    ModelRemoved,
+    ModelWanted,
+    Paused,
+    ResizeAsked,
+    Resized,
+    Resumed,
+    StepDone,
+    Withdrawn,
+)
+from tokenmux.core.facts import DeviceFacts, ModelId
+from tokenmux.core.message import RequestState as PhaseMessage
+from tokenmux.core.plan import AtOnce, Channel, Chunk, Operation, Step
+from tokenmux.core.request import DEFAULT_LEVEL, RequestId, ServiceLevel
+from tokenmux.scheduler.instance import at_once, complete, models, requests, resizing
+from tokenmux.scheduler.instance.begin import begin
+from tokenmux.scheduler.instance.live import LiveState
+from tokenmux.scheduler.instance.started import Started
+from tokenmux.scheduler.instance.superseding import Superseding
+from tokenmux.scheduler.memory.arena import aligned
+from tokenmux.scheduler.memory.host_cache import HostCache
+from tokenmux.scheduler.memory.ledger import Ledger
+from tokenmux.scheduler.metrics.counters import Metrics, RequestRecord
+from tokenmux.scheduler.policy import drain
+from tokenmux.scheduler.policy.interface import Fit, InstancePolicy, MakesWay
+
+_CHANNELS = tuple(Channel)
+
+
+class Instance:
+    """One execution unit's brain. It satisfies `tokenmux.scheduler.policy.interface.InstanceView`.
+
+    `decision_observers` are told of everything that the policy decided, with its time: the decision log. `completion_observers` are told
+    of every operation that ended, and how.
+    """
+
+    def __init__(
+        self,
+        device: DeviceFacts,
+        cache: HostCache,
+        policy: InstancePolicy,
+        cost: CostModel,
+        metrics: Metrics | None = None,
+        on_decision: Callable[[float, Operation | AtOnce], None] | None = None,
+        *,
+        service: ServiceLevel = DEFAULT_LEVEL,
+    ) -> None:
+        """`service` is the pool's own level: what requests get that do not say, and what the patience of all is measured by."""
+        state = self._state = LiveState(device, Ledger(device, cache), cost, metrics or Metrics(), service)
+        self.service = service
+        self.cost = cost
+        self.policy = policy
+        self.ledger = state.ledger
+        self.metrics = state.metrics
+        self.models = state.models
+        self.live_models = state.live_models
+        self.resident_models = state.resident_models
+        self.asked_models = state.asked_models
+        self.requests = state.requests
+        self.queue = state.queue
+        self.decision_observers = [on_decision] if on_decision else []
+        self.completion_observers: list[Callable[[Started, StepDone | CopyDone], None]] = []
+        self._in_flight = state.in_flight
+        self._superseding = Superseding()
+        self._makes_way = policy.makes_way if isinstance(policy, MakesWay) else None
+
+    # ── what a policy asks ───────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def now_s(self) -> float:
+        return self._state.now_s
+
+    @property
+    def device(self) -> DeviceFacts:
+        return self._state.device
+
+    def in_flight(self, channel: Channel) -> Operation | None:
+        started = self._in_flight.get(channel)
+        return started.operation if started else None
+
+    @property
+    def arena_free_bytes(self) -> int:
+        return self.ledger.arena.free_bytes
+
+    @property
+    def any_on_disk(self) -> bool:
+        return self._state.any_on_disk
+
+    def fit(self, model: ModelId, evicted: Iterable[ModelId] = ()) -> Fit:
+        facts = self.models[model].facts
+        leaving = [self.models[other].facts for other in evicted]
+        absent = self.ledger.absent_images(facts)
+        images = self.ledger.images_to_place(facts, leaving)
+        lost = (image for image in images if image not in absent)
+        if self.ledger.arena.frozen or not all(self.ledger.cache.has(image.id) for image in lost):
+            return Fit.NO
+        n_bytes = sum(aligned(image.n_bytes) for image in images)
+        if self.ledger.hole_without(leaving) >= n_bytes:
+            return Fit.NOW
+        if images == absent and self.ledger.can_place(facts):
+            return Fit.NOW
+        if (
+            self.ledger.plan_compaction(n_bytes, self._state.fixed_models(), leaving, self._state.fixed_kv())
+            is None
+        ):
+            return Fit.NO
+        return Fit.AFTER_COMPACTION
+
+    def can_compact(self, n_bytes: int) -> bool:
+        if self.ledger.arena.frozen or n_bytes <= 0:
+            return False
+        return bool(
+            self.ledger.plan_compaction(n_bytes, self._state.fixed_models(), (), self._state.fixed_kv())
+        )
+
+    def can_run(self, chunks: Iterable[Chunk], repeat: int = 1) -> bool:
+        return self._state.can_run(chunks, repeat)
+
+    def can_page_in(self, request: RequestId) -> bool:
+        return self.ledger.can_page_in(self.requests[request].kv)
+
+    def can_resume(self, request: RequestId) -> bool:
+        state = self.requests[request]
+        end = min(state.n_tokens, state.n_computed + self.device.prefill_chunk_tokens)
+        n_blocks = state.kv.n_missing + state.kv.blocks_to_grow(end)
+        return self.ledger.blocks.can_allocate(state.kv.shape.block_bytes, n_blocks)
+
+    def can_page_out(self, request: RequestId) -> bool:
+        return self.ledger.can_page_out(self.requests[request].kv)
+
+    def can_fetch(self, model: ModelId) -> bool:
+        state = self.models[model]
+        if self.now_s < state.fetch_after_s and not state.n_live:
+            return False
+        return self.ledger.cache.can_fetch(state.facts.images)
+
+    def fetch_would_drop(self, model: ModelId) -> bool:
+        cache = self.ledger.cache
+        absent = (image for image in self.models[model].facts.images if not cache.has(image.id))
+        return cache.used_bytes + sum(image.n_bytes for image in absent) > cache.capacity
+
+    # ── what a body calls ────────────────────────────────────────────────────────────────────────────────────
+
+    def apply(self, event: Event) -> None:
+        """Enter an event into the state and tell the policy."""
+        state = self._state
+        state.now_s = event.at_s
+        state.count_work()
+        match event:
+            case StepDone():
+                self._completed(complete.step(state, event), event)
+            case CopyDone():
+                self._completed(complete.copy(state, event), event)
+            case Arrived():
+                requests.arrive(state, event)
+            case Withdrawn(_, request_id):
+                if request_id in state.requests:
+                    requests.end(state, state.requests[request_id], None)
+            case Cancelled(_, request_id, reason):
+                if request_id in state.requests:
+                    requests.end(state, state.requests[request_id], reason)
+            case Paused(at_s, request_id):
+                requests.pause(state, request_id, at_s)
+            case Resumed(at_s, request_id):
+                requests.resume(state, request_id, at_s)
+            case ModelAdded(_, facts):
+                state.add_model(facts)
+            case ModelRemoved(_, model_id):
+                models.remove(state, state.models[model_id])
+            case ModelWanted(_, model_id, wanted, pinned):
+                models.want(state, state.models[model_id], wanted, pinned)
+            case ResizeAsked(_, arena_bytes):
+                resizing.ask(state, arena_bytes)
+            case Resized(_, arena_bytes):
+                resizing.done(state, arena_bytes)
+        self._superseding.look(state)
+        self.policy.on_event(event, self)
+        if isinstance(event, Arrived) and self._makes_way is not None and state.resize_bytes is None:
+            makes_way = self._makes_way
+            self._superseding.arrived(state, lambda load, since_s: makes_way(load, since_s, event, self))
+        step = self.in_flight(Channel.COMPUTE)
+        if isinstance(step, Step) and step.repeat > 1 and not state.interrupted:
+            state.interrupted = self.policy.interrupts(step, event, self)
+
+    def decide(self, now_s: float) -> list[Started]:
+        """Ask the policy what every free channel does next; returns what has now begun. While the arena is to be replaced, `drain` is asked instead.
+
+        A plan that only makes room (something at once, no operation) has all channels asked again.
+        """
+        state = self._state
+        state.now_s = state.shares.now_s = now_s
+        planner = self.policy.plan if state.resize_bytes is None else drain.plan
+        started: list[Started] = []
+        made_room = True
+        while made_room:
+            made_room = False
+            for channel in _CHANNELS:
+                if channel in self._in_flight:
+                    continue
+                plan = planner(channel, self)
+                for action in plan.at_once:
+                    self._note(action)
+                    at_once.do(state, action)
+                if plan.operation is not None:
+                    self._note(plan.operation)
+                    started.append(begin(state, channel, plan.operation))
+                    self._superseding.look(state)
+                elif plan.at_once:
+                    made_room = True
+        return started
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the repeated step in flight should end after its present iteration."""
+        return self._state.interrupted
+
+    def count_work(self) -> None:
+        """Bring the counters of models with work up to now."""
+        self._state.count_work()
+
+    def take_ended(self) -> list[tuple[RequestRecord, str]]:
+        """Requests that ended since the last call, each with a detail for its client."""
+        ended, self._state.ended = self._state.ended, []
+        return ended
+
+    def take_withdrawn(self) -> list[Arrived]:
+        """Withdrawn requests that have left since the last call, each as the arrival that it is for its next instance."""
+        withdrawn, self._state.withdrawn = self._state.withdrawn, []
+        return withdrawn
+
+    def take_superseded(self) -> list[int]:
+        """Operations in flight that should end at their next chunk, as `CopyDone` with the error `SUPERSEDED`; each is told once."""
+        return self._superseding.take()
+
+    def take_phases(self) -> list[PhaseMessage]:
+        """Changes of requests' phases since the last call."""
+        phases, self._state.phases = self._state.phases, []
+        return phases
+
+    def check_removable(self, model_id: ModelId) -> None:
+        """Raise InUse while an operation in flight touches the model."""
+        models.check_removable(self.models[model_id])
+
+    def check_pinnable(self, model_id: ModelId) -> None:
+        """Raise DoesNotFit if pinning the model would leave another one without room to run."""
+        models.check_pinnable(self._state, self.models[model_id])
+
+    def check_unloadable(self, model_id: ModelId) -> None:
+        """Raise InUse if the model is pinned."""
+        models.check_unloadable(self.models[model_id])
+
+    def check_resizable(self, arena_bytes: int) -> None:
+        """Raise InUse, InvalidRequest or DoesNotFit where the arena cannot be given that size."""
+        resizing.check(self._state, arena_bytes)
+
+    @property
+    def resize_ready_bytes(self) -> int | None:
+        """The size to give the arena now: one was asked for, and nothing is in flight, nor in the arena. Then `apply` `Resized`."""
+        return self._state.resize_bytes if resizing.is_drained(self._state) else None
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._in_flight
+
+    def check_integrity(self) -> None:
+        """Raise IntegrityError unless state and ledger agree to the byte."""
+        self._state.check_integrity()
+
+    # ── parts of the above ───────────────────────────────────────────────────────────────────────────────────
+
+    def _completed(self, started: Started, event: StepDone | CopyDone) -> None:
+        self._superseding.ended(started, event)
+        for observer in self.completion_observers:
+            observer(started, event)
+
+    def _note(self, decided: Operation | AtOnce) -> None:
+        for observer in self.decision_observers:
+            observer(self.now_s, decided)

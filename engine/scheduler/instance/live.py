@@ -1,0 +1,168 @@
+"""The live state of one instance, with the small steps that every event, plan and completion is made of.
+
+`tokenmux.scheduler.instance.instance` is what others see of it; `requests`, `models`, `at_once`, `begin` and `complete` change it.
+"""
+
+from collections.abc import Iterable
+from math import inf
+
+from tokenmux.core.cost import CostModel
+from tokenmux.core.errors import IllegalPlan, IntegrityError, InternalError
+from tokenmux.core.event import Arrived
+from tokenmux.core.facts import DeviceFacts, ModelFacts, ModelId
+from tokenmux.core.message import RequestPhase, Residency
+from tokenmux.core.message import RequestState as PhaseMessage
+from tokenmux.core.plan import Channel, Chunk
+from tokenmux.core.request import RequestId, ServiceLevel
+from tokenmux.scheduler.instance.queue import Queue
+from tokenmux.scheduler.instance.started import Started
+from tokenmux.scheduler.instance.state import ModelState, RequestState
+from tokenmux.scheduler.memory.ledger import Ledger
+from tokenmux.scheduler.metrics.counters import Metrics, RequestRecord, SwapReason
+from tokenmux.scheduler.metrics.shares import Shares
+
+
+class LiveState:
+    """Requests, models and operations in flight of one instance, with its books."""
+
+    def __init__(
+        self,
+        device: DeviceFacts,
+        ledger: Ledger,
+        cost: CostModel,
+        metrics: Metrics,
+        service: ServiceLevel,
+    ) -> None:
+        self.device = device
+        self.ledger = ledger
+        self.cost = cost
+        self.metrics = metrics
+        self.shares = Shares(service.ttft_s)
+        self.now_s = -inf
+        self.models: dict[ModelId, ModelState] = {}
+        self.live_models: dict[ModelId, ModelState] = {}
+        self.resident_models: dict[ModelId, ModelState] = {}
+        self.asked_models: dict[ModelId, None] = {}
+        self.requests: dict[RequestId, RequestState] = {}
+        self.queue = Queue()
+        self.in_flight: dict[Channel, Started] = {}
+        self.n_started = 0
+        """Operations begun so far: the id of the next."""
+        self.interrupted = False
+        """Whether the repeated step in flight should end after its present iteration."""
+        self.resize_bytes: int | None = None
+        """The size that the arena is to have: it is being emptied for that. None: it is not."""
+        self.orphans: set[int] = set()
+        """Steps and activations in flight whose model was removed: they give its weights back when they end."""
+        self.swap_compute_s = 0.0
+        """Of the activation in flight: busy seconds of the compute channel when it began."""
+        self.swap_reason = SwapReason.FIRST
+        """Of the activation in flight."""
+        self.paging_computed: dict[tuple[Channel, RequestId], int] = {}
+        """Tokens of each request being paged whose KV existed when its copy began."""
+        self.ended: list[tuple[RequestRecord, str]] = []
+        self.withdrawn: list[Arrived] = []
+        self.phases: list[PhaseMessage] = []
+        self._work_until_s = -inf
+        self._on_disk_at: tuple[int, int] | None = None
+        self._any_on_disk = False
+
+    # ── steps ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def count_work(self) -> None:
+        """Bring the counters of models with work up to now."""
+        if self._work_until_s > -inf:
+            self.metrics.count_work(len(self.live_models), self.now_s - self._work_until_s)
+        self._work_until_s = self.now_s
+
+    def add_model(self, facts: ModelFacts) -> None:
+        self.models[facts.id] = ModelState(facts, self.ledger, self.shares)
+        self._on_disk_at = None
+
+    def forget_model(self, model: ModelId) -> None:
+        del self.models[model]
+        self._on_disk_at = None
+        self.asked_models.pop(model, None)
+        self.live_models.pop(model, None)
+
+    def file_asked(self, model: ModelState) -> None:
+        """Keep `asked_models` right after what an operator wants of the model changed."""
+        if model.pinned or model.wanted is not None:
+            self.asked_models[model.facts.id] = None
+        else:
+            self.asked_models.pop(model.facts.id, None)
+
+    def refile(self, request: RequestState) -> None:
+        """Put the request where it belongs now, unless it is over."""
+        if request.to_end is None:
+            request.model.file(request)
+
+    def tell(self, request: RequestState, phase: RequestPhase) -> None:
+        """Note the request's phase for its client, if it is a new one."""
+        if request.told_phase is not phase:
+            request.told_phase = phase
+            if phase is RequestPhase.RUNNING:
+                self.queue.leave(request)
+            position = request.told_position if phase is RequestPhase.QUEUED else 0
+            self.phases.append(PhaseMessage(request.id, phase, position))
+
+    def pop(self, channel: Channel, operation: int) -> Started:
+        """The operation is no longer in flight."""
+        started = self.in_flight.pop(channel, None)
+        if started is None or started.id != operation:
+            raise InternalError(
+                f"operation {operation} completed on {channel.name}, where {started} was in flight"
+            )
+        return started
+
+    # ── questions ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def model(self, model: ModelId) -> ModelState:
+        """The model of a plan; raises IllegalPlan if there is none."""
+        if model not in self.models:
+            raise IllegalPlan(f"there is no model {model}")
+        return self.models[model]
+
+    def request(self, request: RequestId) -> RequestState:
+        """The request of a plan; raises IllegalPlan if there is none."""
+        if request not in self.requests:
+            raise IllegalPlan(f"there is no request {request}")
+        return self.requests[request]
+
+    @property
+    def any_on_disk(self) -> bool:
+        versions = (self.ledger.version, self.ledger.cache.version)
+        if versions != self._on_disk_at:
+            self._on_disk_at = versions
+            self._any_on_disk = any(m.residency is Residency.DISK for m in self.models.values())
+        return self._any_on_disk
+
+    def can_run(self, chunks: Iterable[Chunk], repeat: int = 1) -> bool:
+        return self.ledger.can_grow(
+            (self.requests[chunk.request].kv, chunk.start + chunk.n_tokens + repeat - 1) for chunk in chunks
+        )
+
+    def fixed_models(self) -> list[ModelFacts]:
+        """Models whose weights must stay where they are: a step or a copy in flight addresses them."""
+        fixed = [model.facts for model in self.models.values() if model.stage is Residency.LOADING]
+        step = self.in_flight.get(Channel.COMPUTE)
+        return [*fixed, step.model] if step and step.model else fixed
+
+    def fixed_kv(self) -> list[RequestId]:
+        """Requests whose KV must stay where it is: an operation in flight addresses it."""
+        return [request.id for request in self.requests.values() if request.in_step or request.in_copy]
+
+    def compute_busy_s(self) -> float:
+        """Busy seconds of the compute channel up to now, the step in flight included."""
+        step = self.in_flight.get(Channel.COMPUTE)
+        return self.metrics.busy_s[Channel.COMPUTE] + (self.now_s - step.at_s if step else 0.0)
+
+    def check_integrity(self) -> None:
+        """Raise IntegrityError unless state and ledger agree to the byte."""
+        self.ledger.check_integrity()
+        if self.ledger.kv.keys() != self.requests.keys():
+            raise IntegrityError("instance: requests and KV tables differ")
+        filed = [request.id for model in self.models.values() for request in model.requests()]
+        leaving = [request.id for request in self.requests.values() if request.to_end]
+        if sorted([*filed, *leaving]) != sorted(self.requests):
+            raise IntegrityError("instance: a live request is filed nowhere, or twice")

@@ -1,0 +1,62 @@
+"""What operators do with a model of an instance: load, unload, pin and remove it, and when they may not."""
+
+from math import inf
+
+from tokenmux.core.errors import InUse
+from tokenmux.core.message import Residency
+from tokenmux.core.plan import Channel
+from tokenmux.core.request import FinishReason
+from tokenmux.scheduler.instance import at_once, requests
+from tokenmux.scheduler.instance.live import LiveState
+from tokenmux.scheduler.instance.state import ModelState
+from tokenmux.scheduler.memory.capacity import check_pins
+
+
+def want(state: LiveState, model: ModelState, wanted: bool | None, pinned: bool | None) -> None:
+    """Note that an operator wants it on the device or off, pinned or not; None: that is as it was."""
+    model.pinned = model.pinned if pinned is None else pinned
+    model.fetch_after_s = -inf
+    model.load_error = ""
+    if wanted is not None:
+        here = model.stage is Residency.RESIDENT
+        is_so = wanted is here and model.stage is not Residency.LOADING
+        model.wanted = None if is_so else wanted
+    state.file_asked(model)
+
+
+def remove(state: LiveState, model: ModelState) -> None:
+    """Its requests fail, its weights go: those that an operation in flight uses when that ends."""
+    for request in list(model.requests()):
+        requests.end(
+            state, request, FinishReason.FAILED, f"model {model.facts.id} was removed from the catalogue"
+        )
+    user = state.in_flight.get(Channel.COPY_IN if model.stage is Residency.LOADING else Channel.COMPUTE)
+    if user is not None and user.model is model.facts and user.id not in state.orphans:
+        state.orphans.add(user.id)
+        state.resident_models.pop(model.facts.id, None)
+    elif model.stage is Residency.RESIDENT:
+        at_once.evict(state, model)
+    state.forget_model(model.facts.id)
+
+
+def check_removable(model: ModelState) -> None:
+    """Raise InUse while an operation in flight touches the model."""
+    if model.stage is Residency.LOADING or model.residency is Residency.FETCHING or model.is_moving:
+        raise InUse(f"model {model.facts.id} is being loaded; try again in a moment")
+
+
+def check_pinnable(state: LiveState, model: ModelState) -> None:
+    """Raise DoesNotFit if pinning the model would take from another one the room that it has, InUse if that is about to change."""
+    if state.resize_bytes is not None:
+        raise InUse(
+            f"model {model.facts.id} cannot be pinned while the pool is being resized: try again when that is done"
+        )
+    already = [m.facts for m in state.models.values() if m.pinned and m is not model]
+    everything = (m.facts for m in state.models.values())
+    check_pins(state.device, [*already, model.facts], everything, already)
+
+
+def check_unloadable(model: ModelState) -> None:
+    """Raise InUse if the model is pinned."""
+    if model.pinned:
+        raise InUse(f"model {model.facts.id} is pinned; unpin it first")

@@ -1,0 +1,31 @@
+"""The line of requests that have not run yet on an instance."""
+
+from collections.abc import Iterator
+
+from tokenmux.core.request import RequestId
+from tokenmux.scheduler.instance.state import RequestState
+
+
+class Queue:
+    """In order of arrival; `version` tells whether anybody came or left."""
+
+    def __init__(self) -> None:
+        self.version = 0
+        self._requests: dict[RequestId, RequestState] = {}
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def __iter__(self) -> Iterator[RequestState]:
+        return iter(self._requests.values())
+
+    def join(self, request: RequestState) -> None:
+        request.told_position = len(self._requests)
+        self._requests[request.id] = request
+        self.version += 1
+
+    def leave(self, request: RequestState) -> None:
+        """Harmless for one that has left."""
+        if self._requests.pop(request.id, None) is not None:
+            request.told_position = 0
+            self.version += 1

@@ -1,0 +1,97 @@
+"""A request's life on an instance: it arrives, is paused and resumed by its client, and ends once."""
+
+from tokenmux.core.event import Arrived
+from tokenmux.core.message import RequestPhase
+from tokenmux.core.request import FinishReason, RequestId
+from tokenmux.scheduler.instance.live import LiveState
+from tokenmux.scheduler.instance.state import RequestState
+from tokenmux.scheduler.metrics.counters import RequestRecord
+
+
+def arrive(state: LiveState, arrived: Arrived) -> None:
+    request = arrived.request
+    model = state.models[request.model]
+    tenant = state.metrics.tenant(request.tenant)
+    state.metrics.of(request.model).last_asked_s = state.now_s
+    table, share = state.ledger.open(request.id, model.facts.kv), state.shares.enter(request)
+    live = RequestState(arrived, model, table, tenant, share)
+    if arrived.n_kept:
+        state.ledger.adopt(request.id, arrived.n_kept)
+    state.requests[request.id] = live
+    model.file(live)
+    state.live_models[request.model] = model
+    state.queue.join(live)
+    state.tell(live, RequestPhase.QUEUED)
+
+
+def pause(state: LiveState, request_id: RequestId, at_s: float) -> None:
+    request = state.requests.get(request_id)
+    if request is not None and not request.is_paused and not request.to_end:
+        request.paused_since_s = at_s
+        state.shares.leave(request.share)
+        request.model.file(request)
+        state.tell(request, RequestPhase.PAUSED)
+
+
+def resume(state: LiveState, request_id: RequestId, at_s: float) -> None:
+    request = state.requests.get(request_id)
+    if request is not None and request.paused_since_s is not None and not request.to_end:
+        request.shift_s += at_s - request.paused_since_s
+        if request.since_s is not None:
+            request.since_s += at_s - request.paused_since_s
+        request.paused_since_s = None
+        request.share = state.shares.enter(request.request)
+        request.set_deadline()
+        request.model.file(request)
+        state.tell(request, RequestPhase.QUEUED)
+
+
+def end(state: LiveState, request: RequestState, reason: FinishReason | None, detail: str = "") -> None:
+    """The request is over, or goes on elsewhere (no reason). It leaves as soon as nothing in flight touches it; call again then."""
+    if request.to_end is None:
+        request.model.unfile(request)
+        state.queue.leave(request)
+    if request.to_end is None or request.to_end[0] is None:
+        request.to_end = (reason, detail)
+    if request.in_step or request.in_copy:
+        return
+    reason, detail = request.to_end
+    n_clean = request.kv.n_clean
+    state.ledger.close(request.id)
+    del state.requests[request.id]
+    if not request.is_paused:
+        state.shares.leave(request.share)
+    if not request.model.has_requests and state.live_models.get(request.request.model) is request.model:
+        del state.live_models[request.request.model]
+    request.model.keep_warm(request.request, state.now_s)
+    if reason is None:
+        state.withdrawn.append(_arrival_elsewhere(request, state.now_s, n_clean))
+        return
+    record = RequestRecord(
+        request.request,
+        reason,
+        request.first_token_s,
+        state.now_s,
+        request.last_token_s,
+        request.n_drawn,
+        request.n_on_time,
+        request.artifact.late_s,
+    )
+    state.metrics.of(request.request.model).service.count_end(record)
+    request.tenant.count_end(record)
+    if state.metrics.on_record:
+        state.metrics.on_record(record)
+    state.ended.append((record, detail))
+
+
+def _arrival_elsewhere(request: RequestState, at_s: float, n_kept: int) -> Arrived:
+    return Arrived(
+        at_s,
+        request.request,
+        request.n_drawn,
+        n_kept,
+        request.n_on_time,
+        request.first_token_s,
+        request.last_token_s,
+        (request.artifact.allowance_s, request.artifact.late_s),
+    )

@@ -1,0 +1,62 @@
+"""Giving an instance's arena another size: when that is refused, how it begins, and when it is done.
+
+    ResizeAsked ──▶ `tokenmux.scheduler.policy.drain` plans, nobody else ──▶ nothing in flight, arena empty ──▶ Resized ──▶ the policy goes on
+
+Requests live on and wait; models that have some come back as after any eviction.
+"""
+
+from dataclasses import replace
+
+from tokenmux.core.errors import DoesNotFit, InUse, InvalidRequest
+from tokenmux.core.plan import Channel, Step
+from tokenmux.scheduler.instance.live import LiveState
+from tokenmux.scheduler.memory.capacity import least_arena_bytes, show_size
+
+_MIB = 1 << 20
+_REMEDIES = {True: "unpin or remove a model", False: "remove the model"}
+
+
+def check(state: LiveState, arena_bytes: int) -> None:
+    """Raise InUse while another resize is going on, DoesNotFit if what is served now could not be served at that smaller size.
+
+    That is, as for a model that is registered: each with one chunk of a prompt, or its largest live request, beside what is pinned.
+    """
+    if state.resize_bytes is not None:
+        raise InUse(
+            f"the pool is being resized to {show_size(state.resize_bytes)} already: try again when that is done"
+        )
+    if arena_bytes < 1:
+        raise InvalidRequest(f"an arena of {arena_bytes} bytes holds nothing: ask for a larger one")
+    if arena_bytes >= state.device.arena_bytes:
+        return
+    pinned = [model.facts for model in state.models.values() if model.pinned]
+    for model in state.models.values():
+        chunk = min(model.facts.max_context, state.device.prefill_chunk_tokens)
+        n_tokens = max([chunk, *(r.request.n_prompt + r.request.max_tokens for r in model.requests())])
+        least = least_arena_bytes(state.device, model.facts, n_tokens, pinned)
+        if arena_bytes < least:
+            beside = " beside the pinned models" if pinned else ""
+            raise DoesNotFit(
+                f"{show_size(arena_bytes)} is too little: {model.facts.id} with a request of {n_tokens} tokens needs "
+                f"{-(-least // _MIB)}MiB{beside}; ask for that or more, or first {_REMEDIES[bool(pinned)]}"
+            )
+
+
+def ask(state: LiveState, arena_bytes: int) -> None:
+    """Begin to empty the arena. A burst in flight ends after its present iteration."""
+    state.resize_bytes = arena_bytes
+    step = state.in_flight.get(Channel.COMPUTE)
+    if step is not None and isinstance(step.operation, Step) and step.operation.repeat > 1:
+        state.interrupted = True
+
+
+def is_drained(state: LiveState) -> bool:
+    """Whether nothing uses the arena, nor will."""
+    return not state.in_flight and not state.ledger.arena.used_bytes
+
+
+def done(state: LiveState, arena_bytes: int) -> None:
+    """The arena has this size now. Raises IntegrityError unless it was empty."""
+    state.ledger.resize(arena_bytes)
+    state.device = replace(state.device, arena_bytes=arena_bytes)
+    state.resize_bytes = None

@@ -1,0 +1,299 @@
+"""The live state of one instance: its requests and models, filed so that a policy finds what it needs at once.
+
+Everything is updated in place, event by event, by the modules beside this one; nothing is ever rebuilt. These classes satisfy
+the view Protocols of `tokenmux.scheduler.policy.interface`.
+"""
+
+from collections.abc import Iterator
+from enum import Enum
+from math import inf
+from typing import Literal
+
+from tokenmux.core.event import Arrived
+from tokenmux.core.facts import ModelFacts
+from tokenmux.core.message import RequestPhase, Residency
+from tokenmux.core.request import FinishReason, Request, RequestId
+from tokenmux.scheduler.memory.kv_table import KvTable
+from tokenmux.scheduler.memory.ledger import Ledger
+from tokenmux.scheduler.metrics.counters import ArtifactAllowance, ServiceCounters
+from tokenmux.scheduler.metrics.shares import Share, Shares
+
+WARM_TTFTS = 10.0
+"""For so many of its TTFTs after a request ends, the next one like it is expected."""
+
+
+class Need(Enum):
+    """What a live request needs next; the names of `ModelState`'s files."""
+
+    PREFILL = "waiting"
+    DECODE = "decoding"
+    PAGE_IN = "away"
+    READER = "paused"
+
+
+class RequestState:
+    """One live request."""
+
+    __slots__ = (
+        "artifact",
+        "deadline_s",
+        "first_token_s",
+        "in_copy",
+        "in_step",
+        "kv",
+        "last_token_s",
+        "lead_s",
+        "model",
+        "n_on_time",
+        "n_tokens",
+        "need",
+        "paused_since_s",
+        "request",
+        "share",
+        "shift_s",
+        "since_s",
+        "tenant",
+        "to_end",
+        "told_phase",
+        "told_position",
+    )
+
+    def __init__(
+        self, arrived: Arrived, model: "ModelState", kv: KvTable, tenant: ServiceCounters, share: Share
+    ) -> None:
+        request = arrived.request
+        self.request: Request = request
+        self.model = model
+        self.tenant = tenant
+        self.share = share
+        self.kv = kv
+        self.n_tokens = request.n_prompt + arrived.n_delivered
+        self.shift_s = 0.0
+        """How far pauses have pushed the deadlines back."""
+        self.deadline_s = request.deadline_s(arrived.n_delivered)
+        self.lead_s = request.service.ttft_s * (1 - 1 / request.weight)
+        """By how much its weight moves it forward among others: less than a TTFT, so that nobody starves behind it."""
+        self.paused_since_s: float | None = None
+        self.in_step = False
+        self.in_copy = False
+        self.to_end: tuple[FinishReason | None, str] | None = None
+        """It is over, or goes on elsewhere (no reason), and leaves as soon as no operation in flight touches it."""
+        self.need = Need.PREFILL
+        self.first_token_s = arrived.first_token_s
+        self.last_token_s = arrived.last_token_s
+        self.since_s = arrived.last_token_s
+        """From when the wait for the next token counts: its last one, or the end of the client's pause that much later."""
+        self.n_on_time = arrived.n_on_time
+        self.artifact = ArtifactAllowance(*(arrived.artifact or (request.service.ttft_s,)))
+        self.told_phase: RequestPhase | None = None
+        self.told_position = 0
+        """How many requests are before it, while it has not run (`tokenmux.scheduler.instance.queue`)."""
+
+    @property
+    def id(self) -> RequestId:
+        return self.request.id
+
+    @property
+    def n_drawn(self) -> int:
+        return self.n_tokens - self.request.n_prompt
+
+    @property
+    def n_computed(self) -> int:
+        return self.kv.n_computed
+
+    @property
+    def due_s(self) -> float:
+        deadline_s = self.deadline_s - self.lead_s
+        shares = self.model.shares
+        return deadline_s if shares.even else shares.due_s(self.share, deadline_s)
+
+    @property
+    def is_paused(self) -> bool:
+        return self.paused_since_s is not None
+
+    @property
+    def is_clean(self) -> bool:
+        return self.kv.is_clean
+
+    @property
+    def device_bytes(self) -> int:
+        return (len(self.kv.device) - self.kv.n_missing) * self.kv.shape.block_bytes
+
+    def next_need(self) -> Need:
+        if self.is_paused:
+            return Need.READER
+        if not self.kv.on_device:
+            return Need.PAGE_IN
+        return Need.DECODE if self.n_drawn and self.kv.n_computed == self.n_tokens - 1 else Need.PREFILL
+
+    def set_deadline(self) -> None:
+        self.deadline_s = self.request.deadline_s(self.n_drawn) + self.shift_s
+
+
+class ModelState:
+    """One model of the catalogue and its live requests, each in the file of what it needs next."""
+
+    __slots__ = (
+        "_asked_at",
+        "_cached_at",
+        "_deadline_s",
+        "_deadlines",
+        "_ledger",
+        "_off_device",
+        "_runnable_deadlines",
+        "_runnable_s",
+        "away",
+        "decoding",
+        "facts",
+        "fetch_after_s",
+        "fetch_pause_s",
+        "is_moving",
+        "last_used_s",
+        "load_error",
+        "paused",
+        "pinned",
+        "shares",
+        "stage",
+        "stepped_since_load",
+        "waiting",
+        "wanted",
+        "warm_ttft_s",
+        "warm_until_s",
+    )
+
+    def __init__(self, facts: ModelFacts, ledger: Ledger, shares: Shares) -> None:
+        self.facts = facts
+        self.shares = shares
+        self._ledger = ledger
+        self.stage: Literal[Residency.LOADING, Residency.RESIDENT] | None = None
+        """Where it is on the device; None: not there, and the host cache knows the rest."""
+        self.is_moving = False
+        self.pinned = False
+        self.wanted: bool | None = None
+        """An operator wants it loaded (True) or unloaded (False) once; None: nobody said anything."""
+        self.last_used_s = -inf
+        self.fetch_after_s = -inf
+        """A fetch failed: it is not tried again before, unless a request waits or an operator asks anew."""
+        self.fetch_pause_s = 0.0
+        """From the last failure to then; twice as long after the next."""
+        self.load_error = ""
+        """Why it could not be brought from disk the last time; empty: that did not fail, or an operator has asked anew."""
+        self.stepped_since_load = False
+        self.warm_until_s = -inf
+        self.warm_ttft_s = inf
+        """Of the requests that `warm_until_s` is for."""
+        self.waiting: dict[RequestId, RequestState] = {}
+        self.decoding: dict[RequestId, RequestState] = {}
+        self.away: dict[RequestId, RequestState] = {}
+        self.paused: dict[RequestId, RequestState] = {}
+        self._asked_at = (-1, -1)
+        self._cached_at = -1
+        """The version of the host cache at which it was seen to have all the weights."""
+        self._off_device = Residency.DISK
+        self._deadline_s: float | None = None
+        self._runnable_s: float | None = None
+        self._deadlines: dict[Share, float] | None = None
+        """By tenant; the pair without is for when no tenant is ahead of another."""
+        self._runnable_deadlines: dict[Share, float] | None = None
+
+    @property
+    def residency(self) -> Residency:
+        if self.stage is not None:
+            return self.stage
+        cache_version = self._ledger.cache.version
+        if cache_version == self._cached_at:
+            return Residency.HOST
+        versions = (self._ledger.version, cache_version)
+        if versions != self._asked_at:
+            self._asked_at, self._off_device = versions, self._find()
+        return self._off_device
+
+    def _find(self) -> Residency:
+        """Where the weights are that are not on the device; asked for every model on every event, so it is remembered."""
+        cache = self._ledger.cache
+        if all(cache.has(image.id) for image in self.facts.images):
+            self._cached_at = cache.version
+            return Residency.HOST
+        absent = [image.id for image in self._ledger.absent_images(self.facts) if not cache.has(image.id)]
+        if not absent:
+            return Residency.HOST
+        return Residency.FETCHING if all(cache.is_fetching(image) for image in absent) else Residency.DISK
+
+    @property
+    def n_live(self) -> int:
+        return len(self.waiting) + len(self.decoding) + len(self.away)
+
+    @property
+    def has_requests(self) -> bool:
+        return bool(self.waiting or self.decoding or self.away or self.paused)
+
+    @property
+    def deadline_s(self) -> float:
+        if not self.shares.even:
+            if self._deadlines is None:
+                self._deadlines = _earliest(self.waiting, self.decoding, self.away)
+            return self.shares.earliest_s(self._deadlines)
+        if self._deadline_s is None:
+            away = min((r.deadline_s - r.lead_s for r in self.away.values()), default=inf)
+            self._deadline_s = min(self.runnable_deadline_s, away)
+        return self._deadline_s
+
+    @property
+    def runnable_deadline_s(self) -> float:
+        if not self.shares.even:
+            if self._runnable_deadlines is None:
+                self._runnable_deadlines = _earliest(self.waiting, self.decoding)
+            return self.shares.earliest_s(self._runnable_deadlines)
+        if self._runnable_s is None:
+            waiting = min((r.deadline_s - r.lead_s for r in self.waiting.values()), default=inf)
+            decoding = min((r.deadline_s - r.lead_s for r in self.decoding.values()), default=inf)
+            self._runnable_s = min(waiting, decoding)
+        return self._runnable_s
+
+    def requests(self) -> Iterator[RequestState]:
+        for file in (self.waiting, self.decoding, self.away, self.paused):
+            yield from file.values()
+
+    def file(self, request: RequestState) -> None:
+        """Put the request where it belongs now. Its old file, if any, is the one named by `request.need`."""
+        need = request.next_need()
+        if need is not request.need or request.id not in self._file_of(need):
+            self._file_of(request.need).pop(request.id, None)
+            request.need = need
+            self._file_of(need)[request.id] = request
+        self.forget_deadlines()
+
+    def unfile(self, request: RequestState) -> None:
+        self._file_of(request.need).pop(request.id, None)
+        self.forget_deadlines()
+
+    def keep_warm(self, request: Request, now_s: float) -> None:
+        """A request ends: the next one like it is expected for a while. The strictest of those that ended counts, as long as it lasts."""
+        ttft_s = request.service.ttft_s
+        if ttft_s <= self.warm_ttft_s or self.warm_until_s <= now_s:
+            self.warm_ttft_s, self.warm_until_s = ttft_s, now_s + WARM_TTFTS * ttft_s
+
+    def forget_deadlines(self) -> None:
+        self._deadline_s = self._runnable_s = self._deadlines = self._runnable_deadlines = None
+
+    def _file_of(self, need: Need) -> dict[RequestId, RequestState]:
+        match need:
+            case Need.PREFILL:
+                return self.waiting
+            case Need.DECODE:
+                return self.decoding
+            case Need.PAGE_IN:
+                return self.away
+            case Need.READER:
+                return self.paused
+
+
+def _earliest(*files: dict[RequestId, RequestState]) -> dict[Share, float]:
+    """Each tenant's earliest deadline among these requests, brought forward by their weights."""
+    earliest: dict[Share, float] = {}
+    for file in files:
+        for request in file.values():
+            deadline_s = request.deadline_s - request.lead_s
+            if deadline_s < earliest.get(request.share, inf):
+                earliest[request.share] = deadline_s
+    return earliest

@@ -1,0 +1,67 @@
+"""The KV blocks of one request, and where each of them is: on the device, on the host, or on both.
+
+    tokens      0 ............ n_clean ............ n_computed ..... room of the last block
+    host copy   [valid        ][stale or absent                              ]
+    device      [block][block][ None = only on the host ][block][block]
+
+KV only ever grows, so the host copy is valid for a prefix of `n_clean` tokens: what was computed since is the dirty tail.
+"""
+
+from tokenmux.core.facts import KvShape
+from tokenmux.scheduler.memory.slabs import BlockHandle
+
+
+class KvTable:
+    """Block `i` holds tokens `[i * block_size, (i + 1) * block_size)`."""
+
+    __slots__ = ("device", "host", "n_clean", "n_computed", "n_missing", "shape")
+
+    def __init__(self, shape: KvShape) -> None:
+        self.shape = shape
+        self.device: list[BlockHandle | None] = []
+        self.host: list[BlockHandle | None] = []
+        self.n_computed = 0
+        self.n_clean = 0
+        self.n_missing = 0
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether the host has everything, so that the device copies may be dropped."""
+        return self.n_clean >= self.n_computed
+
+    @property
+    def on_device(self) -> bool:
+        return self.n_missing == 0
+
+    def blocks_to_grow(self, n_tokens: int) -> int:
+        """How many more device blocks are needed before `n_tokens` tokens have room."""
+        more = -(-n_tokens // self.shape.block_size) - len(self.device)
+        return max(0, more)
+
+    def grow(self, handles: list[BlockHandle]) -> None:
+        self.device.extend(handles)
+        self.host.extend([None] * len(handles))
+
+    def missing(self) -> list[int]:
+        """Places of the blocks that are only on the host."""
+        return [place for place, handle in enumerate(self.device) if handle is None]
+
+    def dirty(self) -> list[int]:
+        """Places of the blocks whose tokens the host does not all have."""
+        return list(range(self.n_clean // self.shape.block_size, self.shape.blocks_for(self.n_computed)))
+
+    def take_device(self) -> list[BlockHandle]:
+        """Forget every device block; returns them for freeing. Blocks beyond `n_computed` cease to exist."""
+        taken = [handle for handle in self.device if handle is not None]
+        n_kept = self.shape.blocks_for(self.n_computed)
+        self.device = [None] * n_kept
+        del self.host[n_kept:]
+        self.n_missing = n_kept
+        return taken
+
+    def take_host(self) -> list[BlockHandle]:
+        """Forget every host block; returns them for freeing."""
+        taken = [handle for handle in self.host if handle is not None]
+        self.host = [None] * len(self.host)
+        self.n_clean = 0
+        return taken

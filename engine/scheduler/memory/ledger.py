@@ -1,0 +1,314 @@
+"""Who holds what on one instance: weights in extents, KV in blocks on the device and on the host.
+
+The ledger answers whether something is possible and enters it into the books; deciding is the policy's, ordering the
+instance's, moving bytes the device's. Everything here is integers.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+
+from tokenmux.core.errors import IllegalPlan, IntegrityError
+from tokenmux.core.facts import DeviceFacts, Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.request import RequestId
+from tokenmux.scheduler.memory.arena import Arena, ExtentHandle, Move, aligned
+from tokenmux.scheduler.memory.host_cache import HostCache
+from tokenmux.scheduler.memory.kv_table import KvTable
+from tokenmux.scheduler.memory.slabs import BlockHandle, SlabPool
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """One block that a copy moves between the device and the host, whichever way."""
+
+    shape: KvShape
+    device: BlockHandle
+    host: BlockHandle
+
+
+class Ledger:
+    """The books of one instance's arena and host KV; the host cache is shared with its neighbours."""
+
+    def __init__(self, device: DeviceFacts, cache: HostCache) -> None:
+        self.arena = Arena(device.arena_bytes)
+        self.blocks = SlabPool(self.arena, aligned(device.slab_bytes))
+        self.host_arena = Arena(device.host_kv_bytes)
+        self.host_blocks = SlabPool(self.host_arena, aligned(device.slab_bytes))
+        self.cache = cache
+        self.version = 0
+        """Changes whenever weights come or go."""
+        self.kv: dict[RequestId, KvTable] = {}
+        self._extents: dict[ImageId, ExtentHandle] = {}
+        self._users: dict[ImageId, Counter[ModelId]] = {}
+        """How often each model placed the image: twice where it was registered anew while an operation still used the old."""
+        self._arriving: set[BlockHandle] = set()
+
+    def resize(self, arena_bytes: int) -> None:
+        """Books of an arena of another size, in the place of empty ones. Raises IntegrityError if anything lies in the arena."""
+        if self.arena.used_bytes or self.arena.frozen:
+            raise IntegrityError(
+                f"ledger: the arena is replaced while it holds {self.arena.used_bytes} bytes"
+            )
+        self.arena = Arena(arena_bytes)
+        self.blocks = SlabPool(self.arena, self.blocks.slab_bytes)
+
+    # ── weights ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(self.arena.size(extent) for extent in self._extents.values())
+
+    def extent(self, image: ImageId) -> ExtentHandle:
+        return self._extents[image]
+
+    def absent_images(self, model: ModelFacts) -> tuple[Image, ...]:
+        """Images of the model that have no extent yet."""
+        return tuple(image for image in model.images if image.id not in self._extents)
+
+    def images_to_place(self, model: ModelFacts, evicted: Iterable[ModelFacts]) -> tuple[Image, ...]:
+        """Images that would have no extent if these models were evicted: what they alone share with it goes too."""
+        absent = self.absent_images(model)
+        if absent == model.images:
+            return absent
+        freed = self._freed_by(evicted)
+        extents = ((image, self._extents.get(image.id)) for image in model.images)
+        return tuple(image for image, extent in extents if extent is None or extent in freed)
+
+    def can_place(self, model: ModelFacts) -> bool:
+        """Whether every absent image of the model finds a hole as things lie."""
+        absent = self.absent_images(model)
+        if len(absent) == 1:
+            return self.arena.largest_hole >= aligned(absent[0].n_bytes)
+        handles = [self.arena.allocate_low(image.n_bytes) for image in absent]
+        for handle in handles:
+            if handle is not None:
+                self.arena.free(handle)
+        return None not in handles
+
+    def bytes_to_place(self, model: ModelFacts) -> int:
+        return sum(aligned(image.n_bytes) for image in self.absent_images(model))
+
+    def place(self, model: ModelFacts) -> tuple[Image, ...]:
+        """Give the model's absent images extents; returns them: they are what has to be copied."""
+        self.version += 1
+        absent = self.absent_images(model)
+        if not self.can_place(model):
+            raise IllegalPlan(
+                f"{model.id} needs {self.bytes_to_place(model)} bytes that have no place in the arena"
+            )
+        for image in absent:
+            extent = self.arena.allocate_low(image.n_bytes)
+            assert extent is not None
+            self._extents[image.id] = extent
+        for image in model.images:
+            self._users.setdefault(image.id, Counter())[model.id] += 1
+        return absent
+
+    def displace(self, model: ModelFacts) -> None:
+        """Take the model's extents away, except those that another resident model shares."""
+        self.version += 1
+        for image in model.images:
+            users = self._users[image.id]
+            users[model.id] -= 1
+            if not +users:
+                del self._users[image.id]
+                self.arena.free(self._extents.pop(image.id))
+
+    def plan_compaction(
+        self,
+        n_bytes: int,
+        fixed: Iterable[ModelFacts],
+        evicted: Iterable[ModelFacts] = (),
+        fixed_kv: Iterable[RequestId] | None = None,
+    ) -> tuple[Move, ...] | None:
+        """Moves after which `n_bytes` are contiguous, leaving the weights of `fixed` where they are.
+
+        KV may move as well, except that of the requests `fixed_kv`; None: none of it may.
+        """
+        still = {image.id for model in fixed for image in model.images}
+        movable = {extent for image, extent in self._extents.items() if image not in still}
+        slots: AbstractSet[ExtentHandle] = frozenset()
+        if fixed_kv is not None:
+            tables = (self.kv[request] for request in fixed_kv)
+            slots = self.blocks.extents_without(h for table in tables for h in table.device if h is not None)
+        return self.arena.plan_compaction(n_bytes, movable, self._freed_by(evicted), slots)
+
+    def apply(self, moves: tuple[Move, ...]) -> tuple[Move, ...]:
+        """Enter moves into the books, in order; returns what the device has to move.
+
+        Of weights that is the extent. Of a slab it is its blocks, which keep their order but not their distance from the slab's
+        start, since a block's address is a multiple of its size.
+        """
+        on_device = []
+        for move in moves:
+            source = self.blocks.span(move.handle)
+            self.arena.apply((move,))
+            target = self.blocks.span(move.handle)
+            if source and target:
+                move = Move(move.handle, source[0], target[0], source[1])
+            on_device.append(move)
+        return tuple(on_device)
+
+    def hole_without(self, evicted: Iterable[ModelFacts]) -> int:
+        """The largest hole if these models were evicted."""
+        return 0 if self.arena.frozen else self.arena.hole_without(self._freed_by(evicted))
+
+    def moved_models(self, moves: tuple[Move, ...]) -> set[ModelId]:
+        """Models whose weights these moves touch."""
+        handles = {move.handle for move in moves}
+        return {
+            m for image, extent in self._extents.items() if extent in handles for m in +self._users[image]
+        }
+
+    def _freed_by(self, evicted: Iterable[ModelFacts]) -> set[ExtentHandle]:
+        leaving = {model.id for model in evicted}
+        if not leaving:
+            return set()
+        return {
+            self._extents[image]
+            for image, users in self._users.items()
+            if all(n == (model in leaving) or n == 0 for model, n in users.items())
+        }
+
+    # ── KV ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def open(self, request: RequestId, shape: KvShape) -> KvTable:
+        table = self.kv[request] = KvTable(shape)
+        return table
+
+    def adopt(self, request: RequestId, n_tokens: int) -> None:
+        """The KV of the request's first tokens already lies in host memory; without room for it, it does not."""
+        table = self.kv[request]
+        handles = self.host_blocks.allocate(table.shape.block_bytes, table.shape.blocks_for(n_tokens))
+        if handles is not None:
+            table.host = list(handles)
+            table.device = [None] * len(handles)
+            table.n_missing = len(handles)
+            table.n_computed = table.n_clean = n_tokens
+
+    def close(self, request: RequestId) -> None:
+        """The request is over: everything it held is free."""
+        table = self.kv.pop(request)
+        self.blocks.free(table.take_device())
+        self.host_blocks.free(table.take_host())
+
+    def can_grow(self, tables: Iterable[tuple[KvTable, int]]) -> bool:
+        """Whether each table can get device room for its number of tokens, all of them together."""
+        block_bytes = need = 0
+        for table, n_tokens in tables:
+            more = table.blocks_to_grow(n_tokens)
+            if more:
+                if need and table.shape.block_bytes != block_bytes:
+                    raise IllegalPlan("one step grows KV of one shape only")
+                block_bytes = table.shape.block_bytes
+                need += more
+        return not need or self.blocks.can_allocate(block_bytes, need)
+
+    def grow(self, table: KvTable, n_tokens: int) -> None:
+        """Give the table device room for `n_tokens` tokens."""
+        more = table.blocks_to_grow(n_tokens)
+        if more:
+            handles = self.blocks.allocate(table.shape.block_bytes, more)
+            if handles is None:
+                raise IllegalPlan(f"no room for {more} more KV blocks of {table.shape.block_bytes} bytes")
+            table.grow(handles)
+
+    def can_page_in(self, table: KvTable) -> bool:
+        return self.blocks.can_allocate(table.shape.block_bytes, table.n_missing)
+
+    def begin_page_in(self, request: RequestId) -> tuple[Transfer, ...]:
+        """Device blocks for everything that is only on the host; the table names them once they are filled."""
+        table = self.kv[request]
+        places = table.missing()
+        handles = self.blocks.allocate(table.shape.block_bytes, len(places))
+        if handles is None:
+            raise IllegalPlan(f"no room to page in {len(places)} blocks of {request}")
+        transfers = []
+        for place, handle in zip(places, handles, strict=True):
+            host = table.host[place]
+            if host is None:
+                raise IntegrityError(f"{request}: block {place} is neither on the device nor on the host")
+            transfers.append(Transfer(table.shape, handle, host))
+        self._arriving.update(handles)
+        return tuple(transfers)
+
+    def end_page_in(self, request: RequestId, transfers: Iterable[Transfer], ok: bool) -> None:
+        table = self.kv[request]
+        filled = [transfer.device for transfer in transfers]
+        self._arriving.difference_update(filled)
+        if not ok:
+            self.blocks.free(filled)
+            return
+        for place, handle in zip(table.missing(), filled, strict=True):
+            table.device[place] = handle
+        table.n_missing = 0
+
+    def can_page_out(self, table: KvTable) -> bool:
+        if self.arena.frozen:
+            return False
+        need = sum(1 for place in table.dirty() if table.host[place] is None)
+        return self.host_blocks.can_allocate(table.shape.block_bytes, need)
+
+    def begin_page_out(self, request: RequestId) -> tuple[Transfer, ...]:
+        """Host blocks for the dirty tail, and what to copy into them."""
+        table = self.kv[request]
+        places = table.dirty()
+        fresh = [place for place in places if table.host[place] is None]
+        if self.arena.frozen:
+            raise IllegalPlan(f"{request} cannot be paged out while blocks are being moved")
+        handles = self.host_blocks.allocate(table.shape.block_bytes, len(fresh))
+        if handles is None:
+            raise IllegalPlan(f"no room on the host to page out {len(fresh)} blocks of {request}")
+        for place, handle in zip(fresh, handles, strict=True):
+            table.host[place] = handle
+        transfers = []
+        for place in places:
+            device, host = table.device[place], table.host[place]
+            if device is None or host is None:
+                raise IntegrityError(f"{request}: dirty block {place} is not on the device")
+            transfers.append(Transfer(table.shape, device, host))
+        return tuple(transfers)
+
+    def end_page_out(self, request: RequestId, n_clean: int, ok: bool) -> None:
+        """The host copy is now valid for the first `n_clean` tokens (what was computed when the copy began).
+
+        If the copy failed, or never began, host blocks without a valid token are free again.
+        """
+        table = self.kv[request]
+        if ok:
+            table.n_clean = max(table.n_clean, n_clean)
+            return
+        n_kept = table.shape.blocks_for(table.n_clean)
+        self.host_blocks.free(handle for handle in table.host[n_kept:] if handle is not None)
+        table.host[n_kept:] = [None] * (len(table.host) - n_kept)
+
+    def drop(self, request: RequestId) -> None:
+        """Forget the device copies of a request that the host has in full."""
+        table = self.kv[request]
+        if not table.is_clean:
+            raise IllegalPlan(f"{request} has KV that only the device holds; page it out before dropping it")
+        self.blocks.free(table.take_device())
+
+    def discard(self, request: RequestId) -> None:
+        """Forget all KV of a request: it will be rebuilt from its token ids."""
+        table = self.kv[request]
+        self.blocks.free(table.take_device())
+        self.host_blocks.free(table.take_host())
+        self.kv[request] = KvTable(table.shape)
+
+    def check_integrity(self) -> None:
+        """Raise IntegrityError unless every extent and block has exactly one owner."""
+        self.arena.check_integrity()
+        self.host_arena.check_integrity()
+        self.cache.check_integrity()
+        tables = self.kv.values()
+        on_device = [h for table in tables for h in table.device if h is not None]
+        self.blocks.check_integrity([*on_device, *self._arriving])
+        self.host_blocks.check_integrity(h for table in tables for h in table.host if h is not None)
+        owned = {*self._extents.values(), *self.blocks.extents}
+        if len(owned) != len(self._extents) + len(self.blocks.extents) or owned != set(self.arena.handles):
+            raise IntegrityError("ledger: an extent of the arena has no owner, or two")
+        for table in tables:
+            if table.n_missing != len(table.missing()) or len(table.device) != len(table.host):
+                raise IntegrityError("ledger: a KV table miscounts its blocks")

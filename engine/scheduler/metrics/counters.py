@@ -1,0 +1,280 @@
+"""What an instance counts: tokens on time, waiting, swaps, busy channels, who used the device. Fed by the instance, read by everyone.
+
+The same counters serve the running engine and the simulator; docs/metrics.md defines each for operators. Tokens are on time when they
+are there by `arrival + TTFT + i * TPOT` (`tokenmux.core.request.Request.deadline_s`), later pauses by the client not counted against us.
+Everything is a counter that costs a step one addition for each of its rows, and memory is bounded whatever clients send.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from itertools import pairwise
+from math import inf
+from operator import sub
+
+from tokenmux.core.facts import ModelId
+from tokenmux.core.plan import Channel
+from tokenmux.core.request import FinishReason, Request
+from tokenmux.scheduler.metrics.histogram import Histogram, interval
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRecord:
+    """How one request went; times in seconds on the instance's clock."""
+
+    request: Request
+    reason: FinishReason
+    first_token_s: float | None
+    end_s: float
+    last_token_s: float | None
+    n_tokens: int
+    n_on_time: int
+    artifact_late_s: float = 0.0
+    """See `ArtifactAllowance`."""
+
+    @property
+    def ttft_s(self) -> float | None:
+        return None if self.first_token_s is None else self.first_token_s - self.request.arrival_s
+
+    @property
+    def tpot_s(self) -> float | None:
+        """Mean time between tokens; None for fewer than two tokens."""
+        if self.first_token_s is None or self.last_token_s is None or self.n_tokens < 2:
+            return None
+        return (self.last_token_s - self.first_token_s) / (self.n_tokens - 1)
+
+    @property
+    def is_on_time(self) -> bool:
+        """Whether all its tokens were on time, and it did not fail."""
+        return self.n_on_time == self.n_tokens and self.reason is not FinishReason.FAILED
+
+    @property
+    def artifact_attainment(self) -> float | None:
+        """The Aegaeon artifact's figure for one request: the share of its time that was not late. None if it drew no token."""
+        if self.last_token_s is None:
+            return None
+        total_s = self.last_token_s - self.request.arrival_s
+        return 1 - self.artifact_late_s / total_s if total_s > 0 else 1.0
+
+
+class ArtifactAllowance:
+    """The lateness that the Aegaeon artifact counts, for comparison only: it flatters.
+
+    Its README: "the percentage of time where TTFT/TPOT requirements are satisfied over total service time". A request has an allowance, TTFT at
+    first; each token adds a TPOT to it and takes away its wait. A token that needs longer than the allowance is late by the excess, and then the
+    full allowance stands again, so that one who is always late can still score well.
+    """
+
+    __slots__ = ("allowance_s", "late_s")
+
+    def __init__(self, allowance_s: float, late_s: float = 0.0) -> None:
+        self.allowance_s = allowance_s
+        self.late_s = late_s
+
+    def drawn(self, since_s: float, ends_s: tuple[float, ...], tpot_s: float) -> None:
+        """Tokens came at `ends_s`; the one before, or the request itself, at `since_s`."""
+        self._wait(ends_s[0] - since_s, tpot_s)
+        span_s = ends_s[-1] - ends_s[0]
+        if span_s <= self.allowance_s:
+            self.allowance_s += (len(ends_s) - 1) * tpot_s - span_s
+        else:
+            for before_s, end_s in pairwise(ends_s):
+                self._wait(end_s - before_s, tpot_s)
+
+    def _wait(self, wait_s: float, tpot_s: float) -> None:
+        if wait_s > self.allowance_s:
+            self.late_s += wait_s - self.allowance_s
+        else:
+            self.allowance_s -= wait_s
+        self.allowance_s += tpot_s
+
+
+class SwapReason(Enum):
+    """Why a model's weights were brought to the device."""
+
+    FIRST = "first"
+    """Requests wait for it, and it has not been here since it was registered."""
+    AGAIN = "again"
+    """Requests wait for it, and it had to leave before: the price of sharing."""
+    OPERATOR = "operator"
+    """Nobody waits for it; an operator pinned it or asked for it."""
+    AHEAD = "ahead"
+    """Nobody waits for it; the policy expects that somebody will."""
+
+
+@dataclass(slots=True, eq=False)
+class ServiceCounters:
+    """How a model, or a tenant, was served: totals since the instance began."""
+
+    n_requests: int = 0
+    """Ended ones."""
+    n_requests_on_time: int = 0
+    n_requests_failed: int = 0
+    n_prompt_tokens: int = 0
+    n_tokens: int = 0
+    n_tokens_on_time: int = 0
+    n_attained: int = 0
+    """Requests that ended with at least one token; `attained / n_attained` is the mean of the artifact's attainment."""
+    attained: float = 0.0
+    ttft: Histogram = field(default_factory=Histogram)
+    """Of requests that have a first token."""
+    tpot: Histogram = field(default_factory=Histogram)
+    """Mean time between tokens of ended requests with two tokens or more."""
+    gaps: Histogram = field(default_factory=Histogram)
+    """Between each token and the next of its request; a client's own pauses taken away."""
+    gpu_s: float = 0.0
+    """Device seconds. A step's go to its rows (each token that it advances is one row) in equal parts; the exposed seconds of a swap to
+    the requests that waited for the model, in equal parts, or to `POOL` where none did. So tenants add up to models, and models to
+    the compute channel's busy seconds and all exposed swap seconds."""
+
+    def count_end(self, record: RequestRecord) -> None:
+        self.n_requests += 1
+        self.n_requests_on_time += record.is_on_time
+        self.n_requests_failed += record.reason is FinishReason.FAILED
+        attainment = record.artifact_attainment
+        if attainment is not None:
+            self.n_attained += 1
+            self.attained += attainment
+        if record.tpot_s is not None:
+            self.tpot.add(record.tpot_s)
+
+
+def _no_swaps() -> dict[SwapReason, int]:
+    return dict.fromkeys(SwapReason, 0)
+
+
+@dataclass(slots=True, eq=False)
+class ModelCounters:
+    """Totals of one model since the instance began."""
+
+    service: ServiceCounters = field(default_factory=ServiceCounters)
+    swaps: dict[SwapReason, int] = field(default_factory=_no_swaps)
+    swap_bytes: int = 0
+    swap_s: float = 0.0
+    """Time its weights were being copied to the device..."""
+    swap_exposed_s: float = 0.0
+    """...and the part of it in which no step ran."""
+    compute_s: float = 0.0
+    last_asked_s: float = -inf
+    """When a request for it last came."""
+
+    @property
+    def n_swaps(self) -> int:
+        return sum(self.swaps.values())
+
+
+MAX_TENANTS = 256
+"""Tenants are named by clients: more than so many are counted together, as `OTHERS`."""
+
+OTHERS = "(others)"
+POOL = "(pool)"
+"""The tenant of what nobody asked for."""
+
+DEDICATED_WINDOW_S = 3600.0
+"""A deployment of one model per device would keep the devices of all models that were asked for within this time."""
+
+DrawnRows = Mapping[tuple[ServiceCounters, float | None], int]
+"""How many rows of a step drew tokens, by tenant and by when their last one came."""
+
+
+class Metrics:
+    """Counters of one instance. `on_record`, if given, is told of every request's end."""
+
+    def __init__(self, on_record: Callable[[RequestRecord], None] | None = None) -> None:
+        self.models: dict[ModelId, ModelCounters] = {}
+        self.tenants: dict[str, ServiceCounters] = {}
+        self.busy_s = dict.fromkeys(Channel, 0.0)
+        self.copied_bytes = dict.fromkeys(Channel, 0)
+        self.n_steps = 0
+        self.n_discards = 0
+        self.n_superseded = 0
+        """Copies of weights and fetches that ended early, for the sake of others."""
+        self.work_s = 0.0
+        """Time in which any model had unfinished requests..."""
+        self.model_work_s = 0.0
+        """...and the same time, counted once for each model that had some: what one device per model would have been needed for."""
+        self.on_record = on_record
+
+    def of(self, model: ModelId) -> ModelCounters:
+        found = self.models.get(model)
+        if found is None:
+            found = self.models[model] = ModelCounters()
+        return found
+
+    def tenant(self, name: str) -> ServiceCounters:
+        found = self.tenants.get(name)
+        if found is None:
+            if len(self.tenants) >= MAX_TENANTS and name != POOL:
+                name = OTHERS
+            found = self.tenants.setdefault(name, ServiceCounters())
+        return found
+
+    def count_work(self, n_models: int, seconds: float) -> None:
+        """For so long, so many models had unfinished requests."""
+        if n_models:
+            self.work_s += seconds
+            self.model_work_s += n_models * seconds
+
+    def count_drawn(self, model: ServiceCounters, rows: DrawnRows, ends_s: tuple[float, ...]) -> None:
+        """Enter the tokens of a step and the gaps before them."""
+        n_ends, inner, span_s = len(ends_s), inner_gaps(ends_s), ends_s[-1] - ends_s[0]
+        for (tenant, since_s), n_rows in rows.items():
+            first = None if since_s is None else interval(ends_s[0] - since_s)
+            for counters in (model, tenant):
+                counters.n_tokens += n_rows * n_ends
+                gaps = counters.gaps
+                if first is not None and since_s is not None:
+                    gaps.counts[first] += n_rows
+                    gaps.total_s += n_rows * (ends_s[0] - since_s)
+                for place, n in inner:
+                    gaps.counts[place] += n_rows * n
+                gaps.total_s += n_rows * span_s
+
+    def count_swap(
+        self, model: ModelCounters, reason: SwapReason, n_bytes: int, seconds: float, exposed_s: float
+    ) -> None:
+        model.swaps[reason] += 1
+        model.swap_bytes += n_bytes
+        model.swap_s += seconds
+        model.swap_exposed_s += exposed_s
+        model.service.gpu_s += exposed_s
+
+    def charge(self, tenants: Iterable[ServiceCounters], seconds: float) -> None:
+        """Share the exposed seconds of a swap among the requests, given by their tenants, that waited for it."""
+        payers = list(tenants) or [self.tenant(POOL)]
+        for tenant in payers:
+            tenant.gpu_s += seconds / len(payers)
+
+    def models_with_work(self) -> float:
+        """Mean number of models with unfinished requests while there were any: the devices that request-level autoscaling would have held.
+
+        GPUs saved against it: this, less the devices of this instance. The time that a request takes here, sharing the device, stands for
+        the time that it would take with a device to itself, which flatters where the pool is late.
+        """
+        return self.model_work_s / self.work_s if self.work_s else 0.0
+
+    def n_models_used(self, now_s: float) -> int:
+        """Models asked for within `DEDICATED_WINDOW_S`: the devices that one device per model would hold.
+
+        GPUs saved against dedicated devices: this, less the devices of this instance.
+        """
+        return sum(counters.last_asked_s >= now_s - DEDICATED_WINDOW_S for counters in self.models.values())
+
+
+def inner_gaps(ends_s: tuple[float, ...]) -> list[tuple[int, int]]:
+    """The gaps between the iterations of a step: intervals of a histogram, and how many lie in each. Nearly always they all lie in one."""
+    if len(ends_s) < 2:
+        return []
+    gaps_s = list(map(sub, ends_s[1:], ends_s))
+    shortest, longest = interval(min(gaps_s)), interval(max(gaps_s))
+    if shortest == longest:
+        return [(shortest, len(gaps_s))]
+    return list(Counter(map(interval, gaps_s)).items())
+
+
+def count_on_time(first_deadline_s: float, tpot_s: float, ends_s: tuple[float, ...]) -> int:
+    """How many of the tokens drawn at `ends_s` were there by `first_deadline_s + i * tpot_s`."""
+    if ends_s and ends_s[-1] <= first_deadline_s:
+        return len(ends_s)
+    return sum(end <= first_deadline_s + i * tpot_s for i, end in enumerate(ends_s))

@@ -1,0 +1,101 @@
+"""What many requests say together: the figures of merit, once, for the engine and the simulator.
+
+Exact from records (`summarise`), or from counters of bounded memory (`summary_of`), where percentiles are those of histograms. Tokens on time and requests fully on time are strict: a late token stays late, and a request that failed counts all that it was
+due. The artifact's attainment is reported beside them under its own name.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from statistics import fmean
+
+from tokenmux.scheduler.metrics.counters import RequestRecord, ServiceCounters
+from tokenmux.scheduler.metrics.histogram import Histogram
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Shares between 0 and 1, times in seconds; percentiles over requests."""
+
+    n_requests: int
+    n_tokens: int
+    tokens_on_time: float
+    requests_on_time: float
+    artifact_attainment: float
+    ttft_p50_s: float
+    ttft_p99_s: float
+    tpot_p50_s: float
+    tpot_p99_s: float
+    gap_p50_s: float
+    """Between a token and the next of its request; 0 where it was not counted."""
+    gap_p99_s: float
+    goodput_tokens_per_s: float
+    """Tokens on time, per second from the first arrival to the last token (or of the time given)."""
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def summarise(
+    records: Iterable[RequestRecord],
+    n_tokens_never_drawn: int = 0,
+    gaps: Histogram | None = None,
+    n_refused: int = 0,
+) -> Summary:
+    """`n_tokens_never_drawn`: tokens due to requests that were refused, or failed before they were drawn, if known."""
+    gaps = gaps or Histogram()
+    records = list(records)
+    n_requests = len(records) + n_refused
+    n_tokens = sum(r.n_tokens for r in records) + n_tokens_never_drawn
+    n_on_time = sum(r.n_on_time for r in records)
+    whole = sum(r.is_on_time for r in records)
+    attained = [r.artifact_attainment for r in records if r.artifact_attainment is not None]
+    ttfts = sorted(r.ttft_s for r in records if r.ttft_s is not None)
+    tpots = sorted(r.tpot_s for r in records if r.tpot_s is not None)
+    begin_s = min((r.request.arrival_s for r in records), default=0.0)
+    end_s = max((r.last_token_s for r in records if r.last_token_s is not None), default=begin_s)
+    return Summary(
+        n_requests=n_requests,
+        n_tokens=n_tokens,
+        tokens_on_time=n_on_time / n_tokens if n_tokens else 1.0,
+        requests_on_time=whole / n_requests if n_requests else 1.0,
+        artifact_attainment=fmean(attained) if attained else 1.0,
+        ttft_p50_s=percentile(ttfts, 0.5),
+        ttft_p99_s=percentile(ttfts, 0.99),
+        tpot_p50_s=percentile(tpots, 0.5),
+        tpot_p99_s=percentile(tpots, 0.99),
+        gap_p50_s=gaps.percentile(0.5),
+        gap_p99_s=gaps.percentile(0.99),
+        goodput_tokens_per_s=n_on_time / (end_s - begin_s) if end_s > begin_s else 0.0,
+    )
+
+
+def summary_of(counters: ServiceCounters, seconds: float) -> Summary:
+    """A model's or a tenant's counters over `seconds`. Percentiles are upper bounds of the histograms' intervals."""
+    n_requests, n_tokens = counters.n_requests, counters.n_tokens
+    return Summary(
+        n_requests=n_requests,
+        n_tokens=n_tokens,
+        tokens_on_time=counters.n_tokens_on_time / n_tokens if n_tokens else 1.0,
+        requests_on_time=counters.n_requests_on_time / n_requests if n_requests else 1.0,
+        artifact_attainment=counters.attained / counters.n_attained if counters.n_attained else 1.0,
+        ttft_p50_s=counters.ttft.percentile(0.5),
+        ttft_p99_s=counters.ttft.percentile(0.99),
+        tpot_p50_s=counters.tpot.percentile(0.5),
+        tpot_p99_s=counters.tpot.percentile(0.99),
+        gap_p50_s=counters.gaps.percentile(0.5),
+        gap_p99_s=counters.gaps.percentile(0.99),
+        goodput_tokens_per_s=counters.n_tokens_on_time / seconds if seconds > 0 else 0.0,
+    )
+
+
+def summaries_by(records: Iterable[RequestRecord], key: Callable[[RequestRecord], str]) -> dict[str, Summary]:
+    """One summary for each tenant, model, or whatever the key names."""
+    groups: dict[str, list[RequestRecord]] = {}
+    for record in records:
+        groups.setdefault(key(record), []).append(record)
+    return {name: summarise(group) for name, group in sorted(groups.items())}
+
+
+def percentile(ordered: list[float], share: float) -> float:
+    """Of ascending values, the one that this share of them does not exceed; 0 if there are none."""
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0

@@ -1,0 +1,126 @@
+"""Baseline: autoscaling between requests, as ServerlessLLM does (OSDI 2024). A model has a device from its first request until none is left.
+
+Requests of the model that arrive meanwhile join its batch; other models wait for a free instance, first come first served. The waiting line is one
+for the whole pool: an instance that falls idle takes the oldest waiting model from whoever holds it.
+"""
+
+from collections.abc import Sequence
+
+from tokenmux.core.event import Arrived, Event
+from tokenmux.core.facts import ModelId
+from tokenmux.core.plan import IDLE, Channel, Chunk, Plan, Step
+from tokenmux.core.request import Request
+from tokenmux.scheduler.policy.baselines import turns
+from tokenmux.scheduler.policy.interface import InstanceView, ModelView
+from tokenmux.scheduler.policy.pool.interface import Move, Place, PoolView, Refuse
+from tokenmux.scheduler.policy.steps import decode_chunks, must_end, prefill_chunks, shortest_tpot_s
+
+_BURST_TPOTS = 4.0
+
+
+class RequestLevelPolicy:
+    """One model at a time, until it has no requests."""
+
+    name = "request-level"
+
+    def __init__(self) -> None:
+        self._current: ModelId | None = None
+
+    def on_event(self, event: Event, view: InstanceView) -> None:
+        current = view.live_models.get(self._current) if self._current else None
+        if current is None or not current.n_live:
+            waiting = [model for model in view.live_models.values() if model.n_live]
+            oldest = min(waiting, key=turns.oldest_arrival_s, default=None)
+            self._current = oldest.facts.id if oldest else None
+
+    def plan(self, channel: Channel, view: InstanceView) -> Plan:
+        if self._current is None:
+            return turns.asked(channel, view)
+        model = view.models[self._current]
+        return turns.serve(channel, view, model, lambda channel: _plan(channel, view, model))
+
+    def interrupts(self, step: Step, event: Event, view: InstanceView) -> bool:
+        return must_end(step, event) or (isinstance(event, Arrived) and event.request.model == step.model)
+
+
+def _plan(channel: Channel, view: InstanceView, model: ModelView) -> Plan:
+    match channel:
+        case Channel.FETCH:
+            return turns.fetch(view, model)
+        case Channel.COPY_IN:
+            return turns.bring_in(view, model) or turns.page_in(view, model) or turns.asked(channel, view)
+        case Channel.COPY_OUT:
+            full = not view.can_run(_chunks(view, model))
+            return turns.page_out(view, model.decoding.values()) if full else IDLE
+        case Channel.COMPUTE:
+            chunks = _chunks(view, model)
+            burst_s = _BURST_TPOTS * shortest_tpot_s(view, model) if model.decoding else 0.0
+            return turns.step(view, model, chunks, burst_s)
+
+
+def _chunks(view: InstanceView, model: ModelView) -> list[Chunk]:
+    return prefill_chunks(view, model.waiting.values()) + decode_chunks(model)
+
+
+class OneModelPerInstance:
+    """The pool's side: a waiting line of models, and `dedicated` as the case in which nobody ever leaves."""
+
+    def __init__(self, name: str, forever: bool) -> None:
+        self.name = name
+        self._forever = forever
+        self._holders: dict[int, list[ModelId]] = {}
+        self._homes: dict[ModelId, int] = {}
+        self._n_live: dict[ModelId, int] = {}
+
+    def place(self, request: Request, pool: PoolView) -> Place | Refuse:
+        index = self._homes.get(request.model)
+        if index is None:
+            indices = range(len(pool.instances))
+            index = min(
+                indices,
+                key=lambda i: (len(self._holders.get(i, ())), not _is_resident(pool, i, request.model)),
+            )
+            if self._forever and self._holders.get(index):
+                return Refuse(f"{request.model} has no device of its own; the pool needs one more")
+            self._homes[request.model] = index
+            self._holders.setdefault(index, []).append(request.model)
+        self._n_live[request.model] = self._n_live.get(request.model, 0) + 1
+        return Place(index)
+
+    def on_event(self, index: int, event: Event, pool: PoolView) -> Sequence[Move]:
+        if self._forever or self._holders.get(index):
+            return ()
+        lines = [
+            (turns.oldest_arrival_s(pool.instances[i].live_models[m]), i, m) for i, m in self._waiting(pool)
+        ]
+        if not lines:
+            return ()
+        _, source, model_id = min(lines)
+        self._holders[source].remove(model_id)
+        self._holders[index] = [model_id]
+        self._homes[model_id] = index
+        model = pool.instances[source].live_models[model_id]
+        requests = [r for file in (model.waiting, model.decoding, model.away) for r in file]
+        return [Move(request, source, index) for request in requests]
+
+    def on_left(self, index: int, request: Request) -> None:
+        model = request.model
+        if self._homes.get(model) != index:
+            return
+        self._n_live[model] -= 1
+        if not self._n_live[model] and not self._forever:
+            del self._n_live[model], self._homes[model]
+            self._holders[index].remove(model)
+
+    def _waiting(self, pool: PoolView) -> list[tuple[int, ModelId]]:
+        """Models that hold an instance's line behind the one that is served there."""
+        return [
+            (i, model)
+            for i, holders in self._holders.items()
+            for model in holders[1:]
+            if model in pool.instances[i].live_models
+        ]
+
+
+def _is_resident(pool: PoolView, index: int, model: ModelId) -> bool:
+    return model in pool.instances[index].resident_models

@@ -1,0 +1,144 @@
+"""For policies in which models take turns: bring one model in, whoever has to go for it, and let it step.
+
+The baselines are built of these. Whose turn it is, and for how long, is theirs to say. While the model whose turn it is cannot step and
+their rules lead nowhere, `rescue` serves it alone; so a turn always comes to a step, however small the memory.
+"""
+
+from collections.abc import Callable, Collection, Iterable
+from math import inf
+
+from tokenmux.core.facts import ModelId
+from tokenmux.core.message import Residency
+from tokenmux.core.plan import (
+    IDLE,
+    Activate,
+    AtOnce,
+    Channel,
+    Chunk,
+    Compact,
+    Evict,
+    PageIn,
+    PageOut,
+    Plan,
+    Step,
+)
+from tokenmux.scheduler.policy import rescue, room
+from tokenmux.scheduler.policy.interface import Fit, InstanceView, ModelView, RequestView
+from tokenmux.scheduler.policy.steps import as_many_as_fit, repetitions, single_chunks
+
+
+def serve(channel: Channel, view: InstanceView, turn: ModelView, own: Callable[[Channel], Plan]) -> Plan:
+    """What the policy's own rules say of the channel, unless `turn` cannot step under them.
+
+    Where its weights are there already they are not asked at all: what the rescue frees, a prefetch would take again.
+    """
+    if rescue.is_blocked(view, turn) and (
+        turn.residency is Residency.RESIDENT or all(own(c) == IDLE for c in Channel if c is not Channel.FETCH)
+    ):
+        return rescue.plan(channel, view, turn) if channel is not Channel.FETCH else fetch(view, turn)
+    return own(channel)
+
+
+def asked(channel: Channel, view: InstanceView) -> Plan:
+    """What operators asked for, when there is nothing else to do: models leave, and come where that costs nobody anything."""
+    match channel:
+        case Channel.FETCH:
+            return room.fetch_asked(view)
+        case Channel.COPY_IN:
+            unwanted = room.unwanted(view)
+            if unwanted:
+                return Plan(at_once=unwanted)
+            live = {model for model in view.live_models if view.live_models[model].n_live}
+            for model_id in view.asked_models:
+                plan = bring_in(view, view.models[model_id], keep={*live, *view.asked_models})
+                if plan is not None:
+                    return plan
+    return IDLE
+
+
+def step(view: InstanceView, model: ModelView, chunks: list[Chunk], seconds: float) -> Plan:
+    """A step of these chunks, repeated within `seconds`; as many of them as find room for their KV."""
+    if not chunks or model.is_moving or model.residency is not Residency.RESIDENT:
+        return IDLE
+    if not view.can_run(chunks):
+        victim = _victim(view, model)
+        if victim is not None:
+            return Plan(at_once=(victim,))
+        # Where none of these fits, whatever else the model could do: as long as there is something, no rescue comes.
+        chunks = as_many_as_fit(view, chunks) or as_many_as_fit(view, single_chunks(view, model))
+    if not chunks:
+        return IDLE
+    return Plan(Step(model.facts.id, tuple(chunks), repetitions(view, model, chunks, seconds)))
+
+
+def bring_in(view: InstanceView, model: ModelView, keep: Collection[ModelId] = ()) -> Plan | None:
+    """What makes the model resident: evictions (least recently used first) and a copy; None if it must wait, or is there."""
+    if model.residency is not Residency.HOST:
+        return None
+    victims = [m for m in room.evictable(view) if m.facts.id not in keep and m is not model]
+    victims.sort(key=lambda m: -m.last_used_s)
+    evicted: list[ModelId] = []
+    fit = view.fit(model.facts.id)
+    while fit is Fit.NO and victims:
+        evicted.append(victims.pop().facts.id)
+        fit = view.fit(model.facts.id, evicted)
+    evictions = tuple(Evict(victim) for victim in evicted)
+    match fit:
+        case Fit.NOW:
+            return Plan(Activate(model.facts.id), evictions)
+        case Fit.AFTER_COMPACTION:
+            return Plan(Compact(model.facts.n_bytes), evictions)
+        case Fit.NO:
+            kv = room.droppable_kv(view, keep=model)
+            return Plan(at_once=(kv,)) if kv and not keep else None
+
+
+def bring_ahead(view: InstanceView, model: ModelView, turn: ModelView) -> Plan | None:
+    """The weights of the model that comes next, beside those of `turn`.
+
+    Not again before `turn` has stepped: where its KV needs the room, the next model had to leave, and would be brought back for ever.
+    """
+    if model.last_used_s > turn.last_used_s:
+        return None
+    return bring_in(view, model, keep={turn.facts.id})
+
+
+def page_in(view: InstanceView, model: ModelView) -> Plan | None:
+    """The model's KV that is only on the host, the most urgent request first."""
+    absent = [r for r in model.away.values() if not r.in_copy]
+    if not absent or model.residency is not Residency.RESIDENT:
+        return None
+    first = min(absent, key=lambda r: r.due_s)
+    if view.can_page_in(first.request.id):
+        return Plan(PageIn((first.request.id,)))
+    victim = _victim(view, model)
+    return Plan(at_once=(victim,)) if victim else None
+
+
+def _victim(view: InstanceView, model: ModelView) -> AtOnce | None:
+    """Who makes room for the KV of the model whose turn it is: KV of others, or the weights of the least recently used."""
+    others = [other for other in room.evictable(view) if other is not model]
+    oldest = min(others, key=lambda m: m.last_used_s, default=None)
+    return room.droppable_kv(view, keep=model) or (Evict(oldest.facts.id) if oldest else None)
+
+
+def page_out(view: InstanceView, requests: Iterable[RequestView]) -> Plan:
+    """The first of these whose KV the host does not have in full."""
+    for request in requests:
+        if not (request.is_clean or request.in_copy or request.in_step) and view.can_page_out(
+            request.request.id
+        ):
+            return Plan(PageOut((request.request.id,)))
+    return IDLE
+
+
+def fetch(view: InstanceView, turn: ModelView) -> Plan:
+    """From disk: the model whose turn it is, then what somebody has waited for longest; neither is pushed out for what comes after."""
+    others = (model for model in view.live_models.values() if model is not turn)
+    return room.fetch_first(view, [turn, *sorted(others, key=oldest_arrival_s)])
+
+
+def oldest_arrival_s(model: ModelView) -> float:
+    """When the longest-waiting live request of the model arrived."""
+    files = (model.waiting, model.decoding, model.away, model.paused)
+    return min((r.request.arrival_s for file in files for r in file.values()), default=inf)

@@ -1,0 +1,45 @@
+"""Emptying the arena before it is replaced: nothing new begins, and everything in it leaves, whatever the policy of other times.
+
+    weights                      ─▶ evicted, pinned ones too
+    KV that the host has         ─▶ dropped
+    KV that only the device has  ─▶ paged out, the most urgent first; where the host has no room, discarded, the least urgent first
+
+What an operation in flight uses leaves when that has ended. Nothing is discarded before: what ends may make room on the host.
+"""
+
+from tokenmux.core.plan import IDLE, AtOnce, Channel, Discard, Drop, Evict, PageOut, Plan
+from tokenmux.scheduler.policy import room
+from tokenmux.scheduler.policy.interface import InstanceView
+
+_USERS = (Channel.COMPUTE, Channel.COPY_IN, Channel.COPY_OUT)
+"""Channels whose operations use the arena, or host memory for KV."""
+
+
+def plan(channel: Channel, view: InstanceView) -> Plan:
+    """What this channel does to empty the arena."""
+    match channel:
+        case Channel.COPY_IN:
+            return Plan(at_once=_leaving(view))
+        case Channel.COPY_OUT:
+            return _write_out(view)
+        case Channel.FETCH | Channel.COMPUTE:
+            return IDLE
+
+
+def _leaving(view: InstanceView) -> tuple[AtOnce, ...]:
+    """What the host has."""
+    running = room.stepping(view)
+    weights = [m for m in view.resident_models.values() if not m.is_moving and m.facts.id != running]
+    clean = [request for request in room.kv_holders(view) if request.is_clean]
+    return (*(Evict(model.facts.id) for model in weights), *(Drop(r.request.id) for r in clean))
+
+
+def _write_out(view: InstanceView) -> Plan:
+    """What the host has not."""
+    dirty = [request for request in room.kv_holders(view) if not request.is_clean]
+    storable = [request for request in dirty if view.can_page_out(request.request.id)]
+    if storable:
+        return Plan(PageOut((min(storable, key=room.due_s).request.id,)))
+    if dirty and all(view.in_flight(channel) is None for channel in _USERS):
+        return Plan(at_once=(Discard(max(dirty, key=room.due_s).request.id),))
+    return IDLE

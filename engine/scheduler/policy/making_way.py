@@ -1,0 +1,48 @@
+"""When weights on their way make way for a request that has just come, though somebody waits for them.
+
+    begun ─── done so far ───┬─────────── left ──────────▶ loaded          what is done so far is lost
+                          arrival: would be late behind it, and whoever waits for the load has time for both
+
+The one who comes would wait for what is left of the load, and then for its own. It goes first if it would be late that way,
+less than half of the load is lost, the room that becomes free is enough for it, and whoever waits for the load will be in time
+nevertheless, by a margin. With one service level for all that is hardly ever so: it is for a pool whose users differ.
+"""
+
+from tokenmux.core.cost import StepWork
+from tokenmux.core.event import Arrived
+from tokenmux.core.message import Residency
+from tokenmux.core.plan import Activate, Channel, Fetch
+from tokenmux.scheduler.policy.interface import InstanceView, ModelView
+
+MARGIN = 4.0
+"""Whoever waits for the load must have this many times what the newcomer's load and its own, once more from its beginning, take."""
+
+
+def makes_way(operation: Activate | Fetch, since_s: float, arrived: Arrived, view: InstanceView) -> bool:
+    """Whether the load in flight, begun at `since_s`, is to be given up for the request that arrived."""
+    load, newcomer = view.models[operation.model], view.models[arrived.request.model]
+    is_fetch = isinstance(operation, Fetch)
+    if newcomer.residency is not (Residency.DISK if is_fetch else Residency.HOST):
+        return False
+    channel = Channel.FETCH if is_fetch else Channel.COPY_IN
+    whole_s = view.cost.copy_s(channel, load.facts.n_bytes)
+    left_s = since_s + whole_s - view.now_s
+    if 2 * left_s <= whole_s or not (is_fetch or _has_room(view, newcomer, load)):
+        return False
+    newcomers_s = _load_s(view, newcomer, is_fetch)
+    n_prompt = arrived.request.n_prompt
+    first_s = view.cost.step_s(newcomer.facts, StepWork(n_prompt, n_prompt * (n_prompt + 1) // 2))
+    is_late_behind = newcomer.deadline_s < view.now_s + left_s + newcomers_s + first_s
+    both_s = newcomers_s + _load_s(view, load, is_fetch)
+    return is_late_behind and load.deadline_s > view.now_s + MARGIN * both_s
+
+
+def _load_s(view: InstanceView, model: ModelView, from_disk: bool) -> float:
+    seconds = view.cost.copy_s(Channel.COPY_IN, model.facts.n_bytes)
+    if from_disk:
+        seconds += view.cost.copy_s(Channel.FETCH, model.facts.n_bytes)
+    return seconds
+
+
+def _has_room(view: InstanceView, newcomer: ModelView, load: ModelView) -> bool:
+    return newcomer.facts.n_bytes <= load.facts.n_bytes + view.arena_free_bytes

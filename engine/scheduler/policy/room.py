@@ -1,0 +1,115 @@
+"""Making room in the arena: whose weights go, and whose KV.
+
+Evicting weights is free but for the copy that brings them back. KV may stay when its model's weights leave, and usually does: it is small
+beside them. It is dropped, once the host has it, only where weights could not come in otherwise.
+"""
+
+from collections.abc import Iterable, Iterator
+from math import inf
+
+from tokenmux.core.facts import ModelId
+from tokenmux.core.message import Residency
+from tokenmux.core.plan import IDLE, Activate, Channel, Drop, Evict, Fetch, Plan, Step
+from tokenmux.scheduler.policy.interface import InstanceView, ModelView, RequestView
+
+_FULL = 0.9
+"""KV is written through to the host beyond this share of the arena: what is left is room for bursts to grow into."""
+
+
+def stepping(view: InstanceView) -> ModelId | None:
+    """The model whose step is in flight."""
+    step = view.in_flight(Channel.COMPUTE)
+    return step.model if isinstance(step, Step) else None
+
+
+def evictable(view: InstanceView) -> list[ModelView]:
+    """Resident models that nothing in flight needs and nobody pinned."""
+    running = stepping(view)
+    return [
+        model
+        for model in view.resident_models.values()
+        if not (model.pinned or model.is_moving or model.facts.id == running)
+    ]
+
+
+def idle_model(view: InstanceView) -> Evict | None:
+    """The least recently used resident model that nobody waits for."""
+    idle = [model for model in evictable(view) if not (model.n_live or model.wanted)]
+    return Evict(min(idle, key=lambda m: m.last_used_s).facts.id) if idle else None
+
+
+def unwanted(view: InstanceView) -> tuple[Evict, ...]:
+    """Models that an operator wants off the device, and that may go now."""
+    return tuple(Evict(model.facts.id) for model in evictable(view) if model.wanted is False)
+
+
+def fetch_first(view: InstanceView, models: Iterable[ModelView]) -> Plan:
+    """From disk, the first of these that is there only, unless the host cache would lose one that comes before it."""
+    cached_before = False
+    for model in models:
+        cached_before |= model.residency is Residency.HOST
+        if model.residency is Residency.DISK and view.can_fetch(model.facts.id):
+            if cached_before and view.fetch_would_drop(model.facts.id):
+                return IDLE
+            return Plan(Fetch(model.facts.id))
+    return IDLE
+
+
+def fetch_asked(view: InstanceView) -> Plan:
+    """From disk what an operator pinned, or wants loaded."""
+    for model_id in view.asked_models:
+        model = view.models[model_id]
+        if model.residency is Residency.DISK and model.wanted is not False and view.can_fetch(model_id):
+            return Plan(Fetch(model_id))
+    return IDLE
+
+
+def due_s(request: RequestView) -> float:
+    """When a request wants its next token: never, while its client does not read."""
+    return inf if request.is_paused else request.due_s
+
+
+def kv_holders(
+    view: InstanceView, keep: ModelView | None = None, of_residents: bool = True
+) -> Iterator[RequestView]:
+    """Requests with KV on the device that nothing in flight touches; of `keep` only the paused ones, and likewise of residents."""
+    for model in view.live_models.values():
+        spared = model is keep or not (of_residents or model.residency is not Residency.RESIDENT)
+        files = (model.paused,) if spared else (model.paused, model.waiting, model.decoding, model.away)
+        for file in files:
+            for request in file.values():
+                if request.device_bytes and not request.in_step and not request.in_copy:
+                    yield request
+
+
+def latest(requests: Iterable[RequestView]) -> RequestView | None:
+    """Of these, the request that can wait longest."""
+    return max(requests, key=due_s, default=None)
+
+
+def droppable_kv(
+    view: InstanceView, keep: ModelView, later_than_s: float = -inf, of_residents: bool = False
+) -> Drop | None:
+    """The request that can wait longest and whose KV the host has in full, of another model than `keep`, or a paused one.
+
+    Models that are resident keep theirs unless `of_residents`: it would only come back at once.
+    """
+    best: RequestView | None = None
+    best_s = later_than_s
+    for request in kv_holders(view, keep, of_residents):
+        if request.is_clean and due_s(request) > best_s:
+            absent = view.models[request.request.model].residency in (Residency.HOST, Residency.DISK)
+            if absent or of_residents or request.is_paused:
+                best, best_s = request, due_s(request)
+    return Drop(best.request.id) if best else None
+
+
+def is_short(view: InstanceView) -> bool:
+    """Whether KV takes the room of weights: beside it, the two largest of the live models would not fit."""
+    weights = sum(model.facts.n_bytes for model in view.resident_models.values())
+    coming = view.in_flight(Channel.COPY_IN)
+    if isinstance(coming, Activate):
+        weights += view.models[coming.model].facts.n_bytes
+    kv_bytes = view.device.arena_bytes - view.arena_free_bytes - weights
+    largest = sorted(model.facts.n_bytes for model in view.live_models.values())[-2:]
+    return kv_bytes + sum(largest) > _FULL * view.device.arena_bytes

@@ -1,0 +1,344 @@
+"""The default policy: whatever is due first goes first, on every channel, and copies overlap with steps.
+
+A model's *slack* is the time until the earliest next-token deadline of its requests. Rules, in the order of the file:
+
+1. Compute runs the resident model with the least slack in short bursts; prefill chunks and decode rows share a step. The oldest
+   waiting prompt goes first where that makes nobody late: users feel the first token most.
+2. Copy-in brings back the KV of resident models first, then the weights of the least-slack model that is not resident.
+3. Room is made by evicting models without requests (least recently used), then those with the most slack, and these only if it
+   exceeds the candidate's by the time of a few reloads, and once they have stepped: no two models chase each other out.
+4. KV stays on the device when its model leaves. Only when it takes the room of weights is it written through in the background
+   (copy-out) and dropped, of whoever can wait longest.
+5. A load makes way for a request that would be late behind it, if whoever waits for it can wait longer (`making_way`).
+6. While nothing can step, `rescue` takes over: everything serves the most urgent request that could, until it has stepped.
+"""
+
+from collections.abc import Iterable
+from math import inf
+
+from tokenmux.core.cost import StepWork
+from tokenmux.core.event import (
+    Arrived,
+    CopyDone,
+    Event,
+    ModelAdded,
+    ModelRemoved,
+)
+from tokenmux.core.facts import ModelId
+from tokenmux.core.message import Residency
+from tokenmux.core.plan import (
+    IDLE,
+    Activate,
+    Channel,
+    Chunk,
+    Compact,
+    Evict,
+    Fetch,
+    PageIn,
+    PageOut,
+    Plan,
+    Step,
+)
+from tokenmux.scheduler.policy import making_way, rescue, room
+from tokenmux.scheduler.policy.interface import Fit, InstanceView, ModelView, RequestView
+from tokenmux.scheduler.policy.steps import (
+    as_many_as_fit,
+    decode_chunks,
+    must_end,
+    prefill_chunks,
+    repetitions,
+    shortest_tpot_s,
+    single_chunks,
+)
+
+BURST_TPOTS = 2.0
+"""A burst of decode steps lasts this many TPOTs at most: 0.2 s at the paper's 100 ms. Copies wait for its end to make room."""
+
+LATE_BURST_TPOTS = 1.0
+"""And at least this many, however late others are: turns shorter than this only cost decisions."""
+
+HEADROOM = 1 / 24
+"""Share of the arena that must stay free beside weights that come in, for KV to grow into. None at all costs a quarter of a point at the targets."""
+
+LAST_TO_GO_COPIES = 4.0
+"""A model that is late by this many of its load times, and finds no other room, takes that of the model that runs. Where the two could
+never share the arena it does not wait for that: it goes when its load must begin to be in time. Nothing at the targets, 1.5 points in a market's busy hour."""
+
+EVICTION_MARGIN_COPIES = 4.0
+"""A victim's next token must be due this many of its own reload times after the candidate's. On Poisson traffic of three seeds (78 models at 0.5 on
+11 H100) 1.5 kept 96.5% of tokens on time, 3 kept 97.7%, 4 kept 98.4%, 6 kept 99.0%, but 6 lost where requests are rare."""
+
+
+class SlackPolicy:
+    """Deadline order on one instance. All it remembers is which models nobody has fetched from disk yet."""
+
+    name = "slack"
+
+    def __init__(self) -> None:
+        self._unfetched: dict[ModelId, None] = {}
+
+    def on_event(self, event: Event, view: InstanceView) -> None:
+        match event:
+            case ModelAdded(_, facts):
+                self._unfetched[facts.id] = None
+            case ModelRemoved(_, model_id):
+                self._unfetched.pop(model_id, None)
+            case CopyDone() if self._unfetched:
+                here = [m for m in self._unfetched if view.models[m].residency is not Residency.DISK]
+                for model_id in here:
+                    del self._unfetched[model_id]
+
+    def plan(self, channel: Channel, view: InstanceView) -> Plan:
+        if channel is Channel.FETCH and not view.any_on_disk:
+            return IDLE
+        if rescue.is_blocked(view):
+            return rescue.plan(channel, view)
+        match channel:
+            case Channel.COMPUTE:
+                return _plan_compute(view)
+            case Channel.COPY_IN:
+                return _plan_copy_in(view)
+            case Channel.COPY_OUT:
+                return _plan_copy_out(view)
+            case Channel.FETCH:
+                return _plan_fetch(view, self._unfetched)
+
+    def makes_way(
+        self, operation: Activate | Fetch, since_s: float, arrived: Arrived, view: InstanceView
+    ) -> bool:
+        return making_way.makes_way(operation, since_s, arrived, view)
+
+    def interrupts(self, step: Step, event: Event, view: InstanceView) -> bool:
+        """Ask again when somebody new can run, or when a request in the burst must leave it."""
+        match event:
+            case Arrived(_, request):
+                return request.model in view.resident_models
+            case CopyDone():
+                return view.in_flight(Channel.COPY_IN) is None and _is_urgent(step, view)
+        return must_end(step, event)
+
+
+def _is_urgent(step: Step, view: InstanceView) -> bool:
+    """Whether a model other than the stepping one could run now, and is due within a burst."""
+    stepping = view.models.get(step.model)
+    burst_s = BURST_TPOTS * shortest_tpot_s(view, stepping) if stepping and _is_runnable(stepping) else 0.0
+    for model in view.resident_models.values():
+        if model.facts.id != step.model and _is_runnable(model):
+            slack_s = model.runnable_deadline_s - view.now_s
+            if slack_s < max(burst_s, BURST_TPOTS * shortest_tpot_s(view, model)):
+                return True
+    return False
+
+
+# ── compute ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _is_runnable(model: ModelView) -> bool:
+    return bool(model.waiting or model.decoding) and not model.is_moving
+
+
+def _plan_compute(view: InstanceView) -> Plan:
+    runnable = [model for model in view.resident_models.values() if _is_runnable(model)]
+    runnable.sort(key=lambda model: model.runnable_deadline_s)
+    early = _early_prefill(view, runnable)
+    if early is not None:
+        runnable.remove(early)
+        runnable.insert(0, early)
+    for model in runnable:
+        chunks = prefill_chunks(view, model.waiting.values()) + decode_chunks(model)
+        if not view.can_run(chunks):
+            victim = room.droppable_kv(view, keep=model) or room.idle_model(view) or _later_model(view, model)
+            if victim is not None:
+                return Plan(at_once=(victim,))
+            chunks = as_many_as_fit(view, chunks) or as_many_as_fit(view, single_chunks(view, model))
+        if chunks:
+            repeat = repetitions(view, model, chunks, _burst_s(view, model, runnable))
+            return Plan(Step(model.facts.id, tuple(chunks), repeat))
+    return IDLE
+
+
+def _later_model(view: InstanceView, model: ModelView) -> Evict | None:
+    """The resident model that can wait longest, if it is due after this one: between too many residents, KV cannot grow."""
+    later = [m for m in room.evictable(view) if m.deadline_s > model.deadline_s and m.stepped_since_load]
+    return Evict(max(later, key=lambda m: m.deadline_s).facts.id) if later else None
+
+
+def _early_prefill(view: InstanceView, runnable: list[ModelView]) -> ModelView | None:
+    """The model of the oldest waiting prompt, if computing it first makes nobody late."""
+    if len(runnable) < 2:
+        return None
+    oldest, oldest_s = None, inf
+    for model in runnable:
+        for request in model.waiting.values():
+            if request.request.arrival_s < oldest_s:
+                oldest, oldest_s = model, request.request.arrival_s
+    if oldest is None:
+        return None
+    others_s = min(m.runnable_deadline_s for m in runnable if m is not oldest) - view.now_s
+    prompt = max(r.n_tokens - r.n_computed for r in oldest.waiting.values())
+    needed_s = view.cost.step_s(oldest.facts, StepWork(prefill_tokens=prompt, prefill_pairs=prompt**2 // 2))
+    return oldest if others_s > needed_s + shortest_tpot_s(view, oldest) else None
+
+
+def _burst_s(view: InstanceView, model: ModelView, runnable: list[ModelView]) -> float:
+    """How long the model may step before others are asked: until one of them would be late, within bounds."""
+    tpot_s = shortest_tpot_s(view, model)
+    others_s = min((m.runnable_deadline_s for m in runnable if m is not model), default=inf) - view.now_s
+    return min(BURST_TPOTS * tpot_s, max(others_s, LATE_BURST_TPOTS * tpot_s))
+
+
+# ── copy-in ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _plan_copy_in(view: InstanceView) -> Plan:
+    unwanted = room.unwanted(view)
+    if unwanted:
+        return Plan(at_once=unwanted)
+    return _page_in(view) or _activate(view) or IDLE
+
+
+def _page_in(view: InstanceView) -> Plan | None:
+    """KV of resident models, the most urgent model's first: their weights are there and wait for nothing else."""
+    incomplete = [m for m in view.resident_models.values() if m.away]
+    for model in sorted(incomplete, key=lambda m: m.deadline_s):
+        absent = [r for r in model.away.values() if not r.in_copy]
+        if not absent:
+            continue
+        first = min(absent, key=lambda r: r.due_s)
+        if view.can_page_in(first.request.id):
+            return Plan(PageIn((first.request.id,)))
+        victim = room.droppable_kv(view, model, later_than_s=model.deadline_s) or room.idle_model(view)
+        if victim is not None:
+            return Plan(at_once=(victim,))
+    return None
+
+
+def _activate(view: InstanceView) -> Plan | None:
+    """The weights of the least-slack model; of others only if that costs nobody anything."""
+    absent = [m for m in view.live_models.values() if m.residency is Residency.HOST and m.n_live]
+    if absent:
+        first = min(absent, key=lambda model: model.deadline_s)
+        return _make_room(view, first)
+    for model_id in view.asked_models:
+        model = view.models[model_id]
+        if not model.n_live and model.wanted is not False and model.residency is Residency.HOST:
+            plan = _make_room(view, model)
+            if plan is not None:
+                return plan
+    return None
+
+
+def _make_room(view: InstanceView, model: ModelView) -> Plan | None:
+    """Activate the model behind whatever evictions that takes; None if it must wait."""
+    need = model.facts.n_bytes + int(HEADROOM * view.device.arena_bytes)
+    victims = _victims(view, model)
+    evicted: list[ModelView] = []
+    free = view.arena_free_bytes
+    while free < need and victims:
+        evicted.append(victims.pop())
+        free += evicted[-1].facts.n_bytes
+    if free < need:
+        kv = room.droppable_kv(view, model, later_than_s=model.deadline_s)
+        if kv is not None:
+            return Plan(at_once=(kv,))
+        kept = _next_to_run(view)
+        if kept is not None:
+            late_s = view.now_s - model.deadline_s
+            together = kept.facts.n_bytes + need <= view.device.arena_bytes
+            copies = LAST_TO_GO_COPIES if together else -1.0
+            patience_s = copies * view.cost.copy_s(Channel.COPY_IN, model.facts.n_bytes)
+            if late_s < patience_s or kept.facts.id == room.stepping(view) or not _may_go(view, kept, model):
+                return None
+            evicted.append(kept)
+    fit = view.fit(model.facts.id, [victim.facts.id for victim in evicted])
+    while fit is Fit.NO and victims and not _is_busy(view):
+        evicted.append(victims.pop())
+        fit = view.fit(model.facts.id, [victim.facts.id for victim in evicted])
+    evictions = tuple(Evict(victim.facts.id) for victim in evicted)
+    match fit:
+        case Fit.NOW:
+            return Plan(Activate(model.facts.id), evictions)
+        case Fit.AFTER_COMPACTION:
+            return Plan(Compact(model.facts.n_bytes), evictions)
+        case Fit.NO:
+            return None
+
+
+def _is_busy(view: InstanceView) -> bool:
+    """Whether something is in flight whose end will let more be moved inside the arena."""
+    return view.in_flight(Channel.COMPUTE) is not None or view.in_flight(Channel.COPY_OUT) is not None
+
+
+def _next_to_run(view: InstanceView) -> ModelView | None:
+    """The resident model that steps, or will next: it is kept, so that compute has work while copies are under way."""
+    running = room.stepping(view)
+    if running is not None and running in view.resident_models:
+        return view.resident_models[running]
+    runnable = (model for model in view.resident_models.values() if _is_runnable(model))
+    return min(runnable, key=lambda model: model.runnable_deadline_s, default=None)
+
+
+def _may_go(view: InstanceView, model: ModelView, candidate: ModelView) -> bool:
+    """Whether a live model may be evicted for the candidate: it has had a turn, and can wait longer by the time of a reload."""
+    reload_s = view.cost.copy_s(Channel.COPY_IN, model.facts.n_bytes)
+    later = model.deadline_s > candidate.deadline_s + EVICTION_MARGIN_COPIES * reload_s
+    return bool(candidate.n_live) and model.stepped_since_load and not model.pinned and later
+
+
+def _victims(view: InstanceView, candidate: ModelView) -> list[ModelView]:
+    """Models that may be evicted for the candidate's sake, the best one last."""
+    idle: list[ModelView] = []
+    waiting: list[ModelView] = []
+    kept = _next_to_run(view)
+    for model in room.evictable(view):
+        if candidate.n_live and view.now_s < model.warm_until_s < candidate.deadline_s:
+            continue
+        if not model.n_live:
+            idle.append(model)
+        elif model is not kept and _may_go(view, model, candidate):
+            waiting.append(model)
+    waiting.sort(key=lambda m: m.deadline_s)
+    idle.sort(key=lambda m: -m.last_used_s)
+    return waiting + idle
+
+
+# ── copy-out and fetch ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _plan_copy_out(view: InstanceView) -> Plan:
+    """When memory is short, write through what can wait longest: paused readers, then models that are not resident."""
+    resident_too = _is_blocked(view)
+    if not (resident_too or room.is_short(view)):
+        return IDLE
+    best: RequestView | None = None
+    for request in room.kv_holders(view, of_residents=resident_too):
+        if request.is_clean or (best is not None and room.due_s(request) <= room.due_s(best)):
+            continue
+        if view.can_page_out(request.request.id):
+            best = request
+    return Plan(PageOut((best.request.id,))) if best else IDLE
+
+
+def _is_blocked(view: InstanceView) -> bool:
+    """Whether nothing at all can run now: then even resident models' KV may have to go."""
+    if view.in_flight(Channel.COMPUTE) is not None or view.in_flight(Channel.COPY_IN) is not None:
+        return False
+    for model in view.resident_models.values():
+        for file in (model.decoding, model.waiting):
+            if any(view.can_run([Chunk(r.request.id, r.n_computed, 1)]) for r in file.values()):
+                return False
+    return bool(view.live_models)
+
+
+def _plan_fetch(view: InstanceView, unfetched: Iterable[ModelId]) -> Plan:
+    """From disk: what somebody waits for, by slack; then, while the host cache has room to spare, what is new."""
+    urgent = rescue.fetch(view)
+    if urgent.operation is not None:
+        return urgent
+    asked = room.fetch_asked(view)
+    if asked.operation is not None:
+        return asked
+    for model_id in unfetched:
+        if view.models[model_id].residency is Residency.DISK and not view.fetch_would_drop(model_id):
+            return Plan(Fetch(model_id))
+    return IDLE

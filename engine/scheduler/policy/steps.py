@@ -1,0 +1,101 @@
+"""How a step is put together: prompt chunks on the prefill grid, decode rows, and how often the step may be repeated.
+
+Shared by all policies; which model steps is theirs to say.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from tokenmux.core.cost import StepWork
+from tokenmux.core.event import Cancelled, Event, ModelRemoved, Paused, Withdrawn
+from tokenmux.core.plan import Chunk, Step
+from tokenmux.scheduler.policy.interface import InstanceView, ModelView, RequestView
+
+_LEAST_STEP_S = 1e-9
+"""No step is estimated to be shorter, whatever the facts of model and device say."""
+
+
+def decode_chunks(model: ModelView) -> list[Chunk]:
+    """One row for every request that decodes."""
+    return [Chunk(request.request.id, request.n_tokens - 1, 1) for request in model.decoding.values()]
+
+
+def prefill_chunks(view: InstanceView, requests: Iterable[RequestView]) -> list[Chunk]:
+    """Chunks of these requests that fill one cell of the prefill grid, the most urgent first."""
+    grid = view.device.prefill_chunk_tokens
+    budget = grid
+    chunks: list[Chunk] = []
+    for request in sorted(requests, key=lambda r: r.due_s):
+        start = request.n_computed
+        end = min(request.n_tokens, start - start % grid + grid)
+        if end > request.request.n_prompt > start:
+            end = min(request.n_tokens, start + grid)
+        if chunks and end - start > budget:
+            break
+        chunks.append(Chunk(request.request.id, start, end - start))
+        budget -= end - start
+        if budget <= 0:
+            break
+    return chunks
+
+
+def single_chunks(view: InstanceView, model: ModelView) -> Iterator[Chunk]:
+    """What a step of the model could hold, one chunk for each request that could be in it, made as it is asked for."""
+    for request in model.decoding.values():
+        yield Chunk(request.request.id, request.n_tokens - 1, 1)
+    for request in model.waiting.values():
+        yield from prefill_chunks(view, [request])
+
+
+def as_many_as_fit(view: InstanceView, chunks: Iterable[Chunk]) -> list[Chunk]:
+    """The most urgent chunks for whose KV there is room, within one cell of the prefill grid."""
+    fitting: list[Chunk] = []
+    budget = view.device.prefill_chunk_tokens
+    for chunk in sorted(chunks, key=lambda c: view.requests[c.request].due_s):
+        if (not fitting or chunk.n_tokens <= budget) and view.can_run([*fitting, chunk]):
+            fitting.append(chunk)
+            budget -= chunk.n_tokens
+    return fitting
+
+
+def decode_work(model: ModelView) -> StepWork:
+    """The work of one decode step over all that the model has decoding."""
+    return StepWork(
+        decode_rows=len(model.decoding), context_tokens=sum(r.n_tokens for r in model.decoding.values())
+    )
+
+
+def repetitions(view: InstanceView, model: ModelView, chunks: list[Chunk], seconds: float) -> int:
+    """How often the step may be repeated within `seconds` of estimated time; 1 if it holds anything but decode rows."""
+    rows = context = 0
+    left = 1 << 30
+    for chunk in chunks:
+        request = view.requests[chunk.request]
+        if chunk.n_tokens > 1 or request.n_tokens != chunk.start + 1 or not request.n_drawn:
+            return 1
+        rows += 1
+        context += request.n_tokens
+        left = min(left, request.request.max_tokens - request.n_drawn)
+    step_s = view.cost.step_s(model.facts, StepWork(decode_rows=rows, context_tokens=context))
+    repeat = max(1, int(min(left, seconds / max(step_s, _LEAST_STEP_S))))
+    while repeat > 1 and not view.can_run(chunks, repeat):
+        repeat //= 2
+    return repeat
+
+
+def must_end(step: Step, event: Event) -> bool:
+    """Whether a burst ends for this event whatever the policy: a request must leave it, or its model does."""
+    match event:
+        case Cancelled() | Paused() | Withdrawn():
+            return any(chunk.request == event.request for chunk in step.chunks)
+        case ModelRemoved():
+            return event.model == step.model
+    return False
+
+
+def shortest_tpot_s(view: InstanceView, model: ModelView) -> float:
+    """Of the model's requests that a step could advance now, but no longer than the pool's own.
+
+    A request that can wait for ever does not hold the device for ever.
+    """
+    own = (r.request.service.tpot_s for file in (model.waiting, model.decoding) for r in file.values())
+    return min(view.service.tpot_s, *own)

@@ -1,0 +1,297 @@
+"""A body for an instance whose device is a list: plans are carried out cell by cell, and every read is checked.
+
+Every byte of the arena and of the host KV is one cell, and says what was written there last. Weights are written when
+an activation ends, KV when a step ends, copies when they end; until then their targets are poison. So a plan that the
+instance should have refused, or books that drift from the device, show as a wrong cell.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from tokenmux.core.cost import RooflineCost
+from tokenmux.core.event import Arrived, CopyDone, Event, Resized, StepDone
+from tokenmux.core.facts import DeviceFacts, HostFacts, Image, ModelFacts
+from tokenmux.core.plan import IDLE, Activate, Channel, Compact, PageIn, PageOut, Plan, Step
+from tokenmux.core.request import FinishReason, RequestId
+from tokenmux.scheduler.instance.instance import Instance
+from tokenmux.scheduler.instance.started import Started
+from tokenmux.scheduler.memory.host_cache import HostCache
+from tokenmux.scheduler.memory.kv_table import KvTable
+from tokenmux.scheduler.memory.slabs import BlockHandle, SlabPool
+from tokenmux.scheduler.metrics.counters import RequestRecord
+from tokenmux.scheduler.policy.interface import InstanceView
+
+POISON = None
+Cells = list[object]
+
+
+def device_facts(arena_bytes: int, host_kv_bytes: int, slab_bytes: int = 512, grid: int = 8) -> DeviceFacts:
+    return DeviceFacts(
+        "cells",
+        arena_bytes,
+        host_kv_bytes,
+        copy_in_bytes_per_s=1e3,
+        copy_out_bytes_per_s=1e3,
+        memory_bytes_per_s=1e5,
+        flops_per_s=1e6,
+        step_overhead_s=0.001,
+        copy_overhead_s=0.01,
+        slab_bytes=slab_bytes,
+        prefill_chunk_tokens=grid,
+    )
+
+
+class Puppet:
+    """A policy that plans what it is told, once."""
+
+    name = "puppet"
+
+    def __init__(self) -> None:
+        self.channel, self.next = Channel.COMPUTE, IDLE
+
+    def on_event(self, event: Event, view: InstanceView) -> None:
+        pass
+
+    def plan(self, channel: Channel, view: InstanceView) -> Plan:
+        if channel is not self.channel:
+            return IDLE
+        plan, self.next = self.next, IDLE
+        return plan
+
+    def interrupts(self, step: Step, event: Event, view: InstanceView) -> bool:
+        return False
+
+
+class Body:
+    """One instance, its cells, and what its requests should have by now."""
+
+    def __init__(self, device: DeviceFacts, cache_bytes: int) -> None:
+        host = HostFacts(cache_bytes, fetch_bytes_per_s=1e3)
+        self.puppet = Puppet()
+        self.instance = Instance(device, HostCache(cache_bytes), self.puppet, RooflineCost(device, host))
+        self.ledger = self.instance.ledger
+        self.arena: Cells = [POISON] * self.ledger.arena.capacity
+        self.host: Cells = [POISON] * self.ledger.host_arena.capacity
+        self.now_s = 0.0
+        self.flights: dict[Channel, Started] = {}
+        self.n_drawn: dict[RequestId, int] = {}
+        self.ended: dict[RequestId, RequestRecord] = {}
+        self._tables: dict[RequestId, list[KvTable]] = {}
+        self._n_at_begin: dict[RequestId, int] = {}
+
+    # ── driving ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def plan(self, channel: Channel, plan: Plan) -> Started | None:
+        """Have the policy answer `plan` for this channel; raises IllegalPlan if the instance refuses it."""
+        self.puppet.channel, self.puppet.next = channel, plan
+        for started in self.instance.decide(self.now_s):
+            self.flights[started.channel] = started
+            self._begin(started)
+            return started
+        return None
+
+    def drain(self) -> bool:
+        """Begin what empties the arena for a resize, or replace it; whether that is done."""
+        for started in self.instance.decide(self.now_s):
+            self.flights[started.channel] = started
+            self._begin(started)
+        arena_bytes = self.instance.resize_ready_bytes
+        if arena_bytes is None:
+            return False
+        self.arena = [POISON] * arena_bytes
+        self.apply(Resized(self.now_s, arena_bytes))
+        return True
+
+    def apply(self, event: Event) -> None:
+        """Enter an event, and check books and cells."""
+        self.instance.apply(event)
+        if isinstance(event, Arrived):
+            self.n_drawn[event.request.id] = event.n_delivered
+            if self.instance.requests[event.request.id].kv.n_computed:
+                self._adopt(event)
+        for record, _ in self.instance.take_ended():
+            assert record.request.id not in self.ended, "a request ended twice"
+            assert record.n_tokens == self.n_drawn[record.request.id]
+            self.ended[record.request.id] = record
+        self.check()
+
+    def complete(
+        self,
+        channel: Channel,
+        error: str = "",
+        n_iterations: int | None = None,
+        finished: Iterable[RequestId] = (),
+    ) -> None:
+        """The operation in flight on this channel ends now."""
+        started = self.flights.pop(channel)
+        if isinstance(started.operation, Step):
+            n = n_iterations or started.operation.repeat
+            ends_s = tuple(self.now_s + i * 0.001 for i in range(1, n + 1))
+            self.now_s = ends_s[-1]
+            self._carry_out_step(started, n)
+            reasons = tuple((request, FinishReason.STOP) for request in finished)
+            self.apply(StepDone(self.now_s, started.id, ends_s, reasons))
+        else:
+            if not error:
+                self._carry_out_copy(started)
+            self.apply(CopyDone(self.now_s, started.id, error))
+
+    # ── carrying out ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def _begin(self, started: Started) -> None:
+        """From now on the targets are undefined."""
+        match started.operation:
+            case Step(_, chunks):
+                for chunk in chunks:
+                    table = self.ledger.kv[chunk.request]
+                    for token in range(chunk.start, len(table.device) * table.shape.block_size):
+                        self._write_kv(self.arena, table.device, table, token, POISON)
+            case Activate():
+                for image in started.images:
+                    self._write_image(image, POISON)
+            case PageIn():
+                for _, transfers in started.transfers:
+                    for t in transfers:
+                        start = self.ledger.blocks.block_index(t.device) * t.shape.block_bytes
+                        self.arena[start : start + t.shape.block_bytes] = [POISON] * t.shape.block_bytes
+            case PageOut(requests):
+                for request in requests:
+                    self._n_at_begin[request] = self.ledger.kv[request].n_computed
+
+    def _carry_out_step(self, started: Started, n_iterations: int) -> None:
+        assert started.model is not None
+        assert isinstance(started.operation, Step)
+        self._check_weights(started.model)
+        for chunk in started.operation.chunks:
+            table, request = self.ledger.kv[chunk.request], self.instance.requests[chunk.request]
+            draws = chunk.start + chunk.n_tokens == request.request.n_prompt + self.n_drawn[chunk.request]
+            n_new = chunk.n_tokens + (n_iterations - 1 if draws else 0)
+            for token in range(chunk.start, chunk.start + n_new):
+                self._write_kv(self.arena, table.device, table, token, self._truth(chunk.request, token))
+            self.n_drawn[chunk.request] += n_iterations if draws else 0
+
+    def _carry_out_copy(self, started: Started) -> None:
+        match started.operation:
+            case Activate():
+                for image in started.images:
+                    self._write_image(image, image.id)
+            case Compact():
+                for move in started.moves:
+                    content = self.arena[move.source : move.source + move.n_bytes]
+                    self.arena[move.source : move.source + move.n_bytes] = [POISON] * move.n_bytes
+                    self.arena[move.target : move.target + move.n_bytes] = content
+            case PageIn():
+                for _, transfers in started.transfers:
+                    for t in transfers:
+                        block = self._block(self.host, self.ledger.host_blocks, t.host, t.shape.block_bytes)
+                        start = self.ledger.blocks.block_index(t.device) * t.shape.block_bytes
+                        self.arena[start : start + t.shape.block_bytes] = block
+            case PageOut():
+                for request, transfers in started.transfers:
+                    for t in transfers:
+                        block = self._block(self.arena, self.ledger.blocks, t.device, t.shape.block_bytes)
+                        start = self.ledger.host_blocks.block_index(t.host) * t.shape.block_bytes
+                        self.host[start : start + t.shape.block_bytes] = block
+                    self._forget_what_came_later(request)
+
+    def _forget_what_came_later(self, request: RequestId) -> None:
+        """A copy need not catch what a step wrote while it was under way."""
+        table = self.ledger.kv[request]
+        for token in range(self._n_at_begin.pop(request), table.n_computed):
+            if table.host[token // table.shape.block_size] is not None:
+                self._write_kv(self.host, table.host, table, token, POISON)
+
+    def _adopt(self, event: Arrived) -> None:
+        table = self.ledger.kv[event.request.id]
+        for token in range(table.n_computed):
+            self._write_kv(self.host, table.host, table, token, self._truth(event.request.id, token))
+
+    # ── cells ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _truth(self, request: RequestId, token: int) -> object:
+        """What the KV of a token is; one that was discarded and rebuilt differs from its first version."""
+        tables = self._tables.setdefault(request, [])
+        if not tables or tables[-1] is not self.ledger.kv[request]:
+            tables.append(self.ledger.kv[request])
+        return (request, len(tables), token)
+
+    def _pool(self, memory: Cells) -> SlabPool:
+        return self.ledger.blocks if memory is self.arena else self.ledger.host_blocks
+
+    def _block(self, memory: Cells, pool: SlabPool, handle: BlockHandle, n_bytes: int) -> Cells:
+        start = pool.block_index(handle) * n_bytes
+        return memory[start : start + n_bytes]
+
+    def _cells_of(self, memory: Cells, row: list[BlockHandle | None], table: KvTable, token: int) -> slice:
+        handle = row[token // table.shape.block_size]
+        assert handle is not None, f"token {token} has no block"
+        start = self._pool(memory).block_index(handle) * table.shape.block_bytes
+        start += token % table.shape.block_size * table.shape.token_bytes
+        return slice(start, start + table.shape.token_bytes)
+
+    def _write_kv(
+        self, memory: Cells, row: list[BlockHandle | None], table: KvTable, token: int, value: object
+    ) -> None:
+        memory[self._cells_of(memory, row, table, token)] = [value] * table.shape.token_bytes
+
+    def _write_image(self, image: Image, value: object) -> None:
+        start = self.ledger.arena.offset(self.ledger.extent(image.id))
+        self.arena[start : start + image.n_bytes] = [value and (value, i) for i in range(image.n_bytes)]
+
+    # ── checking ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def check(self) -> None:
+        """Books balance, resident weights are whole, and all KV that a request may read is its own."""
+        self.instance.check_integrity()
+        for model in self.instance.resident_models.values():
+            if not model.is_moving:
+                self._check_weights(model.facts)
+        for request, table in self.ledger.kv.items():
+            if table.on_device and not self.ledger.arena.frozen:
+                self._check_kv(self.arena, table.device, table, request, table.n_computed)
+            self._check_kv(self.host, table.host, table, request, table.n_clean)
+
+    def _check_weights(self, model: ModelFacts) -> None:
+        for image in model.images:
+            start = self.ledger.arena.offset(self.ledger.extent(image.id))
+            cells = self.arena[start : start + image.n_bytes]
+            assert cells == [(image.id, i) for i in range(image.n_bytes)], f"{image.id} is damaged"
+
+    def _check_kv(
+        self,
+        memory: Cells,
+        row: list[BlockHandle | None],
+        table: KvTable,
+        request: RequestId,
+        n_tokens: int,
+    ) -> None:
+        for token in range(n_tokens):
+            cells = memory[self._cells_of(memory, row, table, token)]
+            assert cells == [self._truth(request, token)] * len(cells), (
+                f"token {token} of {request} is damaged"
+            )
+
+    def snapshot(self) -> object:
+        """Everything that a refused plan must leave as it was."""
+        instance, ledger = self.instance, self.ledger
+        return (
+            {r: (q.need, q.in_step, q.in_copy, q.to_end, q.n_tokens) for r, q in instance.requests.items()},
+            {r: (t.n_computed, t.n_clean, t.n_missing, *t.device, *t.host) for r, t in ledger.kv.items()},
+            {
+                m: (s.stage, s.is_moving, s.wanted, s.pinned, s.stepped_since_load)
+                for m, s in instance.models.items()
+            },
+            list(instance.resident_models),
+            list(instance.live_models),
+            {c: instance.in_flight(c) for c in Channel},
+            [(h, ledger.arena.offset(h), ledger.arena.size(h)) for h in ledger.arena.handles],
+            [(h, ledger.host_arena.offset(h)) for h in ledger.host_arena.handles],
+            (ledger.blocks.used_bytes, ledger.host_blocks.used_bytes, ledger.arena.frozen),
+            (list(ledger.cache._cached), dict(ledger.cache._holds), list(ledger.cache._fetching)),
+            instance.metrics.n_discards,
+        )
+
+
+def at(event: Event, now_s: float) -> Event:
+    """The same event at another time."""
+    return replace(event, at_s=now_s)

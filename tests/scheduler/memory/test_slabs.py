@@ -1,0 +1,146 @@
+"""KV blocks of many shapes out of the same slabs: nobody's address range meets another's, and every leak is noticed."""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from tokenmux.core.errors import IntegrityError
+from tokenmux.scheduler.memory.arena import ALIGNMENT, Arena, ExtentHandle
+from tokenmux.scheduler.memory.slabs import BlockHandle, SlabPool
+
+SLAB_BYTES = 4 * ALIGNMENT
+BLOCK_SIZES = (7, 24, 64, 100, 128)
+"""Odd ones, even ones, one that leaves most of a slab as padding (100), and the largest that fits (128)."""
+
+
+class SlabMachine(RuleBasedStateMachine):
+    """Blocks come and go in several shapes while weights come and go below them."""
+
+    @initialize(units=st.integers(0, 40))
+    def create(self, units: int) -> None:
+        self.arena = Arena(units * ALIGNMENT)
+        self.pool = SlabPool(self.arena, SLAB_BYTES)
+        self.live: dict[BlockHandle, int] = {}
+        self.index: dict[BlockHandle, int] = {}
+        self.weights: list[ExtentHandle] = []
+
+    @rule(block_bytes=st.sampled_from(BLOCK_SIZES), n=st.integers(0, 12))
+    def allocate(self, block_bytes: int, n: int) -> None:
+        n_free = self.pool.free_blocks(block_bytes)
+        assert self.pool.can_allocate(block_bytes, n) == (n <= n_free)
+        handles = self.pool.allocate(block_bytes, n)
+        if n > n_free:
+            assert handles is None
+            assert self.pool.free_blocks(block_bytes) == n_free, "a refusal takes nothing"
+            return
+        assert handles is not None
+        assert len(handles) == n
+        assert not self.live.keys() & set(handles)
+        assert self.pool.free_blocks(block_bytes) == n_free - n
+        for handle in handles:
+            self.live[handle] = block_bytes
+            self.index[handle] = self.pool.block_index(handle)
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def free(self, data: st.DataObject) -> None:
+        handles = data.draw(st.lists(st.sampled_from(sorted(self.live)), unique=True))
+        self.pool.free(handles)
+        for handle in handles:
+            del self.live[handle], self.index[handle]
+        for handle in handles:
+            with pytest.raises(IntegrityError):
+                self.pool.free([handle])
+
+    @rule(n_bytes=st.integers(1, 6 * ALIGNMENT))
+    def load_weights(self, n_bytes: int) -> None:
+        extent = self.arena.allocate_low(n_bytes)
+        if extent is not None:
+            self.weights.append(extent)
+
+    @precondition(lambda self: self.weights)
+    @rule(data=st.data())
+    def evict_weights(self, data: st.DataObject) -> None:
+        self.arena.free(self.weights.pop(data.draw(st.integers(0, len(self.weights) - 1))))
+
+    @invariant()
+    def no_byte_has_two_owners(self) -> None:
+        """Each block lies at a multiple of its size, inside a slab of its own shape, apart from all others."""
+        self.pool.check_integrity(self.live)
+        self.arena.check_integrity()
+        assert self.pool.used_bytes == sum(self.live.values())
+        assert set(self.arena.handles) == {*self.pool.extents, *self.weights}
+        slabs = [(self.arena.offset(e), self.arena.offset(e) + SLAB_BYTES) for e in self.pool.extents]
+        shapes: dict[tuple[int, int], int] = {}
+        ranges = []
+        for handle, block_bytes in self.live.items():
+            assert self.pool.block_index(handle) == self.index[handle], "a live block has moved"
+            start = self.index[handle] * block_bytes
+            (home,) = [slab for slab in slabs if slab[0] <= start and start + block_bytes <= slab[1]]
+            assert shapes.setdefault(home, block_bytes) == block_bytes
+            ranges.append((start, start + block_bytes))
+        ranges.sort()
+        assert all(before[1] <= after[0] for before, after in pairwise(ranges))
+
+    @invariant()
+    def a_leak_is_noticed(self) -> None:
+        for handle in list(self.live)[:1]:
+            with pytest.raises(IntegrityError, match="1 blocks leaked, 0 held"):
+                self.pool.check_integrity(self.live.keys() - {handle})
+            with pytest.raises(IntegrityError, match="two owners"):
+                self.pool.check_integrity([*self.live, handle])
+        with pytest.raises(IntegrityError, match="0 blocks leaked, 1 held"):
+            self.pool.check_integrity([*self.live, BlockHandle(12345 << 24)])
+
+    def teardown(self) -> None:
+        if hasattr(self, "pool"):
+            self.pool.free(self.live)
+            assert self.pool.used_bytes == 0
+            assert self.pool.extents == [], "an empty slab goes back to the arena"
+            assert set(self.arena.handles) == set(self.weights)
+
+
+SlabMachine.TestCase.settings = settings(max_examples=50, stateful_step_count=30)
+TestSlabs = SlabMachine.TestCase
+
+
+@settings(max_examples=100)
+@given(block_bytes=st.integers(1, SLAB_BYTES + 10), below=st.integers(0, 3))
+def test_capacity_does_not_depend_on_place(block_bytes: int, below: int) -> None:
+    """Wherever a slab lies, the worst padding in front of its first block leaves room for as many blocks."""
+    arena = Arena(SLAB_BYTES + below * ALIGNMENT)
+    pool = SlabPool(arena, SLAB_BYTES)
+    capacity = pool.capacity(block_bytes)
+    handles = pool.allocate(block_bytes, capacity)
+    if block_bytes > (SLAB_BYTES + 1) // 2:
+        assert capacity == 0
+        assert pool.allocate(block_bytes, 1) is None
+        return
+    assert handles is not None
+    starts = sorted(pool.block_index(handle) * block_bytes for handle in handles)
+    assert starts[0] >= arena.capacity - SLAB_BYTES
+    assert starts[-1] + block_bytes <= arena.capacity
+    assert pool.allocate(block_bytes, 1) is None, "one slab was all there was"
+
+
+@pytest.mark.parametrize(
+    ("says", "damage"),
+    [
+        ("wrong free list", lambda pool, slab: slab.free.append(slab.free[0])),
+        ("wrong free list", lambda pool, slab: slab.free.pop()),
+        ("filed wrongly", lambda pool, slab: pool._partial[64].clear()),
+        ("used_bytes", lambda pool, slab: setattr(pool, "used_bytes", 0)),
+    ],
+)
+def test_audit_notices_damaged_books(says: str, damage: Callable[[SlabPool, object], None]) -> None:
+    pool = SlabPool(Arena(SLAB_BYTES), SLAB_BYTES)
+    handles = pool.allocate(64, 1)
+    assert handles is not None
+    pool.check_integrity(handles)
+    damage(pool, next(iter(pool._slabs.values())))
+    with pytest.raises(IntegrityError, match=says):
+        pool.check_integrity(handles)
