@@ -14,7 +14,7 @@ from tokenmux.scheduler.policy.interface import InstancePolicy
 from tokenmux.scheduler.policy.pool.interface import PoolPolicy, placement
 from tokenmux.scheduler.policy.pool.placement import LeastLoaded
 from tokenmux.scheduler.policy.slack import SlackPolicy
-from tokenmux.sim.scenario import simulate
+from tokenmux.simulator.scenario import simulate
 
 WORKLOADS = ((80, 0.1, 8), (54, 0.5, 8), (80, 0.5, 11))
 CASES: dict[str, tuple[object, str, float]] = {

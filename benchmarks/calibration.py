@@ -60,8 +60,8 @@ from tokenmux.scheduler.metrics.summary import Summary, summarise
 from tokenmux.scheduler.policy.registry import make_policy
 from tokenmux.server.config import PoolConfig
 from tokenmux.server.serve import facts_of
-from tokenmux.sim.measured import Completed, MeasuredCost, fit_cost, iteration_of
-from tokenmux.sim.simulator import Simulator
+from tokenmux.simulator.measured import Completed, MeasuredCost, fit_cost, iteration_of
+from tokenmux.simulator.simulator import Simulator
 from tokenmux.workload.trace import Arrival
 
 TTFT_ERROR = "ttft_p50_error"

@@ -16,8 +16,8 @@ from tokenmux.core.plan import Channel, Plan, Step
 from tokenmux.scheduler.policy.interface import InstanceView
 from tokenmux.scheduler.policy.pool.placement import LeastLoaded
 from tokenmux.scheduler.policy.slack import SlackPolicy
-from tokenmux.sim.catalogue import architecture
-from tokenmux.sim.scenario import market, simulate
+from tokenmux.simulator.catalogue import architecture
+from tokenmux.simulator.scenario import market, simulate
 from tokenmux.workload.generate import traffic
 from tokenmux.workload.lengths import fixed
 from tokenmux.workload.trace import arrivals

@@ -1,6 +1,6 @@
 """Fewest H100s that keep 99% of all tokens on time, on the paper's own workload files, by policy; and what is left of that under doubt.
 
-Step times are vLLM's in eager mode, as the paper's artifact measured them. The columns of doubt (`tokenmux.sim.doubts`) add what was not measured:
+Step times are vLLM's in eager mode, as the paper's artifact measured them. The columns of doubt (`tokenmux.simulator.doubts`) add what was not measured:
 5 ms for each switch of models, steps 10% slower beside a copy, a cost model that learns instead of being told, 25 ms more for an activation,
 an arena of 64 of 80 GB, and all of these together (`_pessimistic`). `_steady` is Poisson traffic at the files' own effective rates, warm-up cut.
 
@@ -15,9 +15,9 @@ from benchmarks.plots import bars
 from benchmarks.report import Target, finish, table
 from benchmarks.workloads import GOAL, data_folder, paper_file, quick, steady
 from tokenmux.core.plan import Channel
-from tokenmux.sim.doubts import ALL_DOUBTS, CRAMPED, Doubts
-from tokenmux.sim.scenario import Hardware, Outcome, simulate
-from tokenmux.sim.search import fewest
+from tokenmux.simulator.doubts import ALL_DOUBTS, CRAMPED, Doubts
+from tokenmux.simulator.planner.search import fewest
+from tokenmux.simulator.scenario import Hardware, Outcome, simulate
 
 SOURCE = "measured by a prototype on the same files; the paper's scheduler needs about 25, 26, 39"
 HONEST = "the headline is to hold without kind assumptions"

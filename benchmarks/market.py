@@ -16,8 +16,8 @@ from benchmarks.plots import bars
 from benchmarks.report import Target, finish, table
 from benchmarks.workloads import GOAL, data_folder, quick
 from tokenmux.core.plan import Channel
-from tokenmux.sim.scenario import Market, Outcome, paper_market, simulate
-from tokenmux.sim.search import fewest
+from tokenmux.simulator.planner.search import fewest
+from tokenmux.simulator.scenario import Market, Outcome, paper_market, simulate
 from tokenmux.workload.generate import gamma_with_cv, traffic, zipf_rates
 from tokenmux.workload.published import first_appearances
 from tokenmux.workload.servegen import WINDOW_S, read_lengths, read_windows

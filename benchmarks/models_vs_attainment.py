@@ -9,7 +9,7 @@ from collections.abc import Callable
 from benchmarks.report import finish
 from benchmarks.sweep import edge, sweep
 from benchmarks.workloads import GOAL, paper_file, quick
-from tokenmux.sim.scenario import Market
+from tokenmux.simulator.scenario import Market
 from tokenmux.workload.trace import Arrival
 
 ARTIFACT_GOAL = 0.90

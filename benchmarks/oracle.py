@@ -8,7 +8,7 @@ import sys
 from benchmarks.plots import bars
 from benchmarks.report import finish, table
 from benchmarks.workloads import paper_file, quick
-from tokenmux.sim.scenario import simulate
+from tokenmux.simulator.scenario import simulate
 
 POINTS = ((80, 0.1, 8), (80, 0.1, 7), (54, 0.5, 8), (54, 0.5, 7), (80, 0.5, 11), (80, 0.5, 10))
 

@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.plots import bars
 from benchmarks.report import Target, finish, table
 from benchmarks.workloads import paper_file, quick
-from tokenmux.sim.scenario import Hardware, Market, paper_market, simulate
+from tokenmux.simulator.scenario import Hardware, Market, paper_market, simulate
 from tokenmux.workload.generate import gamma_with_cv, traffic
 from tokenmux.workload.shape import clipped
 from tokenmux.workload.trace import Arrival, arrivals

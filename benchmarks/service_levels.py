@@ -10,7 +10,7 @@ from benchmarks.report import Target, finish, table
 from benchmarks.sweep import POLICIES
 from benchmarks.workloads import paper_file, quick
 from tokenmux.core.request import ServiceLevel
-from tokenmux.sim.scenario import simulate
+from tokenmux.simulator.scenario import simulate
 
 LEVELS = {
     "1x": ServiceLevel(10, 0.1),

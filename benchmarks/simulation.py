@@ -9,9 +9,9 @@ import time
 
 from benchmarks.report import Target, finish, table
 from benchmarks.workloads import GOAL, paper_file, quick, steady
-from tokenmux.sim.plan_command import Question, world_of
-from tokenmux.sim.planner import BASELINES, OURS, Planning, plan_here
-from tokenmux.sim.scenario import Market, simulate
+from tokenmux.simulator.planner.plan_command import Question, world_of
+from tokenmux.simulator.planner.planner import BASELINES, OURS, Planning, plan_here
+from tokenmux.simulator.scenario import Market, simulate
 from tokenmux.workload.trace import Arrival
 
 TARGETS = {

@@ -8,8 +8,8 @@ import sys
 from benchmarks.report import Target, finish, table
 from benchmarks.workloads import GOAL, quick, steady
 from tokenmux.core.plan import Channel
-from tokenmux.sim.scenario import Outcome, simulate
-from tokenmux.sim.search import most
+from tokenmux.simulator.planner.search import most
+from tokenmux.simulator.scenario import Outcome, simulate
 
 TARGETS = {
     "models_at_0.1": Target("a prototype kept about 157", at_least=150),

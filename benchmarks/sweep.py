@@ -6,7 +6,7 @@ from benchmarks.plots import lines
 from benchmarks.report import table
 from benchmarks.workloads import GOAL
 from tokenmux.scheduler.metrics.summary import Summary
-from tokenmux.sim.scenario import Hardware, Market, simulate
+from tokenmux.simulator.scenario import Hardware, Market, simulate
 from tokenmux.workload.trace import Arrival
 
 POLICIES = ("slack", "aegaeon", "request-level")

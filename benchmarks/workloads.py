@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from tokenmux.core.request import ServiceLevel
-from tokenmux.sim.scenario import Market, paper_market
+from tokenmux.simulator.scenario import Market, paper_market
 from tokenmux.workload.generate import traffic
 from tokenmux.workload.published import first_appearances, read_paper, scale_as_artifact
 from tokenmux.workload.shape import clipped, longer

@@ -22,9 +22,9 @@ from tokenmux.scheduler.metrics.summary import summarise
 from tokenmux.scheduler.policy.interface import InstancePolicy
 from tokenmux.scheduler.policy.pool.interface import Move, Place, PoolPolicy, PoolView
 from tokenmux.scheduler.policy.slack import SlackPolicy
-from tokenmux.sim.catalogue import ARCHITECTURES, Architecture, architecture, paper_architecture
-from tokenmux.sim.hardware import GB
-from tokenmux.sim.scenario import Hardware, Market, Outcome, market, simulate
+from tokenmux.simulator.catalogue import ARCHITECTURES, Architecture, architecture, paper_architecture
+from tokenmux.simulator.hardware import GB
+from tokenmux.simulator.scenario import Hardware, Market, Outcome, market, simulate
 from tokenmux.workload.generate import gamma_with_cv, poisson, traffic, zipf_rates
 from tokenmux.workload.shape import clipped
 from tokenmux.workload.trace import Arrival, arrivals

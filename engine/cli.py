@@ -298,9 +298,9 @@ def plan(
     from functools import partial
 
     from tokenmux.cli_plan import ask_server, plan_in_processes
-    from tokenmux.sim.hardware import gpu as known_gpu
-    from tokenmux.sim.plan_command import Output, Question, plan_command
-    from tokenmux.sim.scenario import Hardware
+    from tokenmux.simulator.hardware import gpu as known_gpu
+    from tokenmux.simulator.planner.plan_command import Output, Question, plan_command
+    from tokenmux.simulator.scenario import Hardware
 
     errors = Console(stderr=True)
     known_gpu(gpu)

@@ -12,10 +12,10 @@ from threading import Thread
 from rich.console import Console
 
 from tokenmux.client import Client, ModelSizes, RecordedRequest
-from tokenmux.core.decoder import BLOCK_TOKENS
 from tokenmux.core.errors import ConfigError, NotFound, WorkerFailed
 from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
-from tokenmux.sim.planner import Job, Planning, Point, World, plan_here, run
+from tokenmux.simulator.planner.decoder import BLOCK_TOKENS
+from tokenmux.simulator.planner.planner import Job, Planning, Point, World, plan_here, run
 from tokenmux.workload.trace import Trace, TraceRequest
 
 FEW_REQUESTS = 300

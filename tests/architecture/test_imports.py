@@ -37,7 +37,7 @@ def test_contracts_are_kept() -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        "tokenmux.sim.simulator",
+        "tokenmux.simulator.simulator",
         "tokenmux.scheduler.instance.instance",
         "tokenmux.scheduler.policy.slack",
         "tokenmux.client",
@@ -54,7 +54,7 @@ def test_the_scheduler_needs_no_third_party_package_at_all() -> None:
     """With site-packages switched off, so that a plan can be made, simulated and tested anywhere."""
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT / '.typing')!r}); "
-        "import tokenmux.sim.simulator, tokenmux.scheduler.instance.instance, tokenmux.scheduler.policy.slack"
+        "import tokenmux.simulator.simulator, tokenmux.scheduler.instance.instance, tokenmux.scheduler.policy.slack"
     )
     done = run(code, "-I", "-S")
     assert done.returncode == 0, done.stderr

@@ -78,7 +78,7 @@ def test_every_package_imports_from_the_wheel(wheel: Path, tmp_path: Path) -> No
         f"for name in {packages!r}:\n"
         "    module = importlib.import_module(name)\n"
         f"    assert next(iter(module.__path__)).startswith({str(tmp_path)!r}), (name, list(module.__path__))\n"
-        "import tokenmux.v1.inference_pb2, tokenmux.sim.simulator as simulator\n"
+        "import tokenmux.v1.inference_pb2, tokenmux.simulator.simulator as simulator\n"
         f"assert simulator.__file__.startswith({str(tmp_path)!r})\n"
     )
     done = subprocess.run(

@@ -19,7 +19,7 @@ from tokenmux.runtime.virtual import EngineOnVirtualTime
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.policy.slack import SlackPolicy
-from tokenmux.sim.simulator import Arrival, Simulator
+from tokenmux.simulator.simulator import Arrival, Simulator
 
 GB = 10**9
 HOST = HostFacts(cache_bytes=200 * GB, fetch_bytes_per_s=8e9)

@@ -14,9 +14,9 @@ from tokenmux.scheduler.memory.capacity import check_model
 from tokenmux.scheduler.memory.slabs import SlabPool
 from tokenmux.server.config import PoolConfig
 from tokenmux.server.serve import facts_of
-from tokenmux.sim.catalogue import ARCHITECTURES
-from tokenmux.sim.models import parse_market
-from tokenmux.sim.scenario import Hardware
+from tokenmux.simulator.catalogue import ARCHITECTURES
+from tokenmux.simulator.planner.models import parse_market
+from tokenmux.simulator.scenario import Hardware
 
 GB = 1_000_000_000
 H100 = Speeds(50e9, 3e12, 900e12, "H100", free_bytes=80 * GB, host_bytes=500 * GB)

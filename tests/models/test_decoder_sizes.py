@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tokenmux.core.decoder import FAMILIES, count_parameters, facts_of_config
 from tokenmux.models.facts import active_parameters, kv_shape, max_context
+from tokenmux.simulator.planner.decoder import FAMILIES, count_parameters, facts_of_config
 
 COMMON: dict[str, Any] = {
     "vocab_size": 32_003,

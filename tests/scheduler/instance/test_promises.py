@@ -23,7 +23,7 @@ from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.metrics.counters import Metrics, RequestRecord
 from tokenmux.scheduler.policy.interface import InstanceView
 from tokenmux.scheduler.policy.registry import make_policy
-from tokenmux.sim.simulator import Simulator
+from tokenmux.simulator.simulator import Simulator
 from tokenmux.workload.trace import Arrival
 
 SLAB = 4096

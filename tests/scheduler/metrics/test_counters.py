@@ -33,7 +33,7 @@ from tokenmux.scheduler.metrics.counters import (
 )
 from tokenmux.scheduler.metrics.histogram import interval
 from tokenmux.scheduler.policy.slack import SlackPolicy
-from tokenmux.sim.simulator import Simulator
+from tokenmux.simulator.simulator import Simulator
 from tokenmux.workload.trace import Arrival
 
 eighths = st.integers(0, 80).map(lambda n: n / 8)

@@ -14,7 +14,7 @@ from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.metrics.counters import Metrics, RequestRecord
 from tokenmux.scheduler.metrics.shares import Shares
 from tokenmux.scheduler.policy.slack import EVICTION_MARGIN_COPIES, SlackPolicy
-from tokenmux.sim.simulator import Simulator
+from tokenmux.simulator.simulator import Simulator
 from tokenmux.workload.trace import Arrival
 
 HOST = HostFacts(cache_bytes=500_000, fetch_bytes_per_s=200_000)

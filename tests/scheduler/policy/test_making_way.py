@@ -15,7 +15,7 @@ from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.instance.started import Started
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.policy.slack import SlackPolicy
-from tokenmux.sim.simulator import Arrival, Simulator
+from tokenmux.simulator.simulator import Arrival, Simulator
 
 SHAPE = KvShape(n_layers=28, n_kv_heads=8, head_dim=128, dtype_bytes=2, block_size=16)
 PATIENT, HURRIED = ServiceLevel(60.0, 0.5), ServiceLevel(1.0, 0.1)

@@ -14,7 +14,7 @@ from tokenmux.scheduler.memory.capacity import check_request
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.metrics.counters import Metrics, RequestRecord
 from tokenmux.scheduler.policy.registry import make_policies
-from tokenmux.sim.simulator import Simulator
+from tokenmux.simulator.simulator import Simulator
 from tokenmux.workload.trace import Arrival
 
 MB = 1_000_000

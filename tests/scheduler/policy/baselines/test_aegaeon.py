@@ -16,8 +16,8 @@ from tokenmux.scheduler.policy.baselines.aegaeon import (
     AegaeonPrefill,
     quotas,
 )
-from tokenmux.sim.plan_command import parse_market
-from tokenmux.sim.scenario import Hardware, simulate, true_cost
+from tokenmux.simulator.planner.plan_command import parse_market
+from tokenmux.simulator.scenario import Hardware, simulate, true_cost
 from tokenmux.workload.trace import TraceRequest, arrivals
 
 

@@ -15,8 +15,8 @@ from tokenmux.scheduler.policy.interface import InstancePolicy
 from tokenmux.scheduler.policy.pool.interface import Move, Place, PoolPolicy, PoolView, Refuse
 from tokenmux.scheduler.policy.pool.placement import LeastLoaded
 from tokenmux.scheduler.policy.registry import make_policies
-from tokenmux.sim.plan_command import parse_market
-from tokenmux.sim.scenario import Outcome, simulate
+from tokenmux.simulator.planner.plan_command import parse_market
+from tokenmux.simulator.scenario import Outcome, simulate
 from tokenmux.workload.generate import traffic
 from tokenmux.workload.trace import TraceRequest, arrivals
 

@@ -12,9 +12,9 @@ from tokenmux.core.message import Span
 from tokenmux.core.plan import Channel
 from tokenmux.scheduler.metrics.summary import Summary
 from tokenmux.scheduler.metrics.timeline import Timeline
-from tokenmux.sim.hardware import gpu
-from tokenmux.sim.scenario import Hardware, Market, Outcome, simulate
-from tokenmux.sim.search import Progress, replay
+from tokenmux.simulator.hardware import gpu
+from tokenmux.simulator.planner.search import Progress, replay
+from tokenmux.simulator.scenario import Hardware, Market, Outcome, simulate
 from tokenmux.workload.trace import Arrival
 
 OURS = "slack"
@@ -324,7 +324,7 @@ class CapacityPlan:
     def dollars_per_million_tokens(
         self, policy: str = OURS, dollars_per_hour: float | None = None
     ) -> float | None:
-        """At so many dollars for an hour of one device; None: the round price of `tokenmux.sim.hardware`."""
+        """At so many dollars for an hour of one device; None: the round price of `tokenmux.simulator.hardware`."""
         point, devices = self.best(policy), self.devices(policy)
         if point is None or devices is None or not point.summary.n_tokens:
             return None

@@ -8,9 +8,9 @@ from tokenmux.core.cost import RooflineCost
 from tokenmux.core.event import CopyDone, Event, StepDone
 from tokenmux.core.plan import Activate, Step
 from tokenmux.scheduler.instance.started import Started
-from tokenmux.sim.doubts import ALL_DOUBTS, SURE, Doubts
-from tokenmux.sim.plan_command import parse_market
-from tokenmux.sim.scenario import Outcome, simulate
+from tokenmux.simulator.doubts import ALL_DOUBTS, SURE, Doubts
+from tokenmux.simulator.planner.plan_command import parse_market
+from tokenmux.simulator.scenario import Outcome, simulate
 from tokenmux.workload.trace import TraceRequest, arrivals
 
 

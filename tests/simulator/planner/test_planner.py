@@ -17,8 +17,8 @@ from rich.console import Console
 from tokenmux.core.errors import ConfigError, DoesNotFit, NotFound
 from tokenmux.scheduler.metrics.summary import summarise
 from tokenmux.scheduler.metrics.timeline import Timeline
-from tokenmux.sim.hardware import GB
-from tokenmux.sim.plan_command import (
+from tokenmux.simulator.hardware import GB
+from tokenmux.simulator.planner.plan_command import (
     Output,
     Question,
     parse_market,
@@ -26,8 +26,8 @@ from tokenmux.sim.plan_command import (
     print_plan,
     world_of,
 )
-from tokenmux.sim.plan_report import html_report
-from tokenmux.sim.planner import (
+from tokenmux.simulator.planner.plan_report import html_report
+from tokenmux.simulator.planner.planner import (
     BASELINES,
     ONE_EACH,
     RELIEFS,
@@ -39,8 +39,8 @@ from tokenmux.sim.planner import (
     plan_here,
     run,
 )
-from tokenmux.sim.scenario import Hardware, simulate
-from tokenmux.sim.search import fewest, most, replay
+from tokenmux.simulator.planner.search import fewest, most, replay
+from tokenmux.simulator.scenario import Hardware, simulate
 from tokenmux.workload.trace import TraceRequest, arrivals
 
 

@@ -18,9 +18,9 @@ from tokenmux.scheduler.metrics.summary import Summary, summarise
 from tokenmux.scheduler.policy.interface import InstancePolicy
 from tokenmux.scheduler.policy.pool.interface import PoolPolicy
 from tokenmux.scheduler.policy.registry import make_policies
-from tokenmux.sim.catalogue import Architecture, measured_as, paper_architecture
-from tokenmux.sim.doubts import SURE, Doubts
-from tokenmux.sim.hardware import (
+from tokenmux.simulator.catalogue import Architecture, measured_as, paper_architecture
+from tokenmux.simulator.doubts import SURE, Doubts
+from tokenmux.simulator.hardware import (
     DISK_BYTES_PER_S,
     GB,
     HOST_COPY_BYTES_PER_S,
@@ -29,9 +29,9 @@ from tokenmux.sim.hardware import (
     gpu,
     instance_facts,
 )
-from tokenmux.sim.profiles import ProfiledCost, step_fit
-from tokenmux.sim.simulator import OnDone, Simulator
-from tokenmux.sim.verdict import N_LOOKS, Verdict
+from tokenmux.simulator.profiles import ProfiledCost, step_fit
+from tokenmux.simulator.simulator import OnDone, Simulator
+from tokenmux.simulator.verdict import N_LOOKS, Verdict
 from tokenmux.workload.trace import Arrival
 
 Policies = Callable[[int], tuple[Sequence[InstancePolicy], PoolPolicy]]

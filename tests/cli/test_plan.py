@@ -18,8 +18,8 @@ from tokenmux.cli_plan import n_processes, plan_in_processes, progress_line
 from tokenmux.client import Client
 from tokenmux.core.message import Span
 from tokenmux.server.traffic import TrafficRecorder
-from tokenmux.sim.plan_command import Question, world_of
-from tokenmux.sim.planner import Job, Planning, plan_here
+from tokenmux.simulator.planner.plan_command import Question, world_of
+from tokenmux.simulator.planner.planner import Job, Planning, plan_here
 from tokenmux.workload.trace import read_trace
 
 

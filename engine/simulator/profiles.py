@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from tokenmux.core.cost import StepWork
 from tokenmux.core.facts import DeviceFacts, ModelFacts
 from tokenmux.core.plan import Channel
-from tokenmux.sim.hardware import Gpu
+from tokenmux.simulator.hardware import Gpu
 
 
 @dataclass(frozen=True, slots=True)

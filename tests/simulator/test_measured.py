@@ -11,7 +11,7 @@ from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.core.plan import Activate, Channel, Chunk, Step
 from tokenmux.core.request import RequestId
 from tokenmux.scheduler.instance.started import Started
-from tokenmux.sim.measured import Completed, fit_cost, shape_of
+from tokenmux.simulator.measured import Completed, fit_cost, shape_of
 
 INTERFERENCE = 1.4
 

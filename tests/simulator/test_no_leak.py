@@ -18,9 +18,9 @@ from tokenmux.scheduler.metrics.counters import RequestRecord
 from tokenmux.scheduler.policy.interface import InstancePolicy, InstanceView
 from tokenmux.scheduler.policy.pool.interface import Move, Place, PoolPolicy, PoolView, Refuse
 from tokenmux.scheduler.policy.registry import make_policies
-from tokenmux.sim.catalogue import architecture
-from tokenmux.sim.hardware import GB
-from tokenmux.sim.scenario import Hardware, Market, market, simulate
+from tokenmux.simulator.catalogue import architecture
+from tokenmux.simulator.hardware import GB
+from tokenmux.simulator.scenario import Hardware, Market, market, simulate
 from tokenmux.workload.generate import traffic
 from tokenmux.workload.trace import Arrival, arrivals
 

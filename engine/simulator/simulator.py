@@ -20,7 +20,7 @@ from tokenmux.core.request import FinishReason, Request, RequestId
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.instance.started import Started
 from tokenmux.scheduler.policy.pool.interface import Move, Place, PoolPolicy, PoolView, Refuse
-from tokenmux.sim.doubts import SURE, Doubts
+from tokenmux.simulator.doubts import SURE, Doubts
 from tokenmux.workload.trace import Arrival
 
 OnDone = Callable[[int, Started, Event], None]

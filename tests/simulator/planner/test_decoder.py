@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from tokenmux.core.decoder import count_parameters, facts_of_config
 from tokenmux.core.errors import ConfigError
+from tokenmux.simulator.planner.decoder import count_parameters, facts_of_config
 
 
 def config(

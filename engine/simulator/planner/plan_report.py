@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from html import escape
 
 from tokenmux.core.message import Span
-from tokenmux.sim.planner import OURS, CapacityPlan
+from tokenmux.simulator.planner.planner import OURS, CapacityPlan
 
 _COLOURS = {"slack": "#0b6e4f", "aegaeon": "#c8553d", "request-level": "#3b7ea1", "dedicated": "#8d8d8d"}
 _WIDTH, _HEIGHT = 760, 320

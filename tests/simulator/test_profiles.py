@@ -6,9 +6,9 @@ from tokenmux.core.cost import StepWork
 from tokenmux.core.errors import NotFound
 from tokenmux.core.facts import ModelId
 from tokenmux.core.plan import Channel
-from tokenmux.sim.catalogue import ARCHITECTURES, architecture, measured_as, paper_architecture
-from tokenmux.sim.hardware import GPUS, gpu, instance_facts
-from tokenmux.sim.profiles import ProfiledCost, derived_fit, step_fit
+from tokenmux.simulator.catalogue import ARCHITECTURES, architecture, measured_as, paper_architecture
+from tokenmux.simulator.hardware import GPUS, gpu, instance_facts
+from tokenmux.simulator.profiles import ProfiledCost, derived_fit, step_fit
 
 
 def cost_of(gpu_name: str, name: str, n_devices: int = 1) -> tuple[ProfiledCost, ModelId]:

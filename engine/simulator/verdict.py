@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.instance.state import RequestState
 from tokenmux.scheduler.metrics.counters import RequestRecord
-from tokenmux.sim.simulator import Simulator
+from tokenmux.simulator.simulator import Simulator
 from tokenmux.workload.trace import Arrival
 
 N_LOOKS = 60
