@@ -33,20 +33,14 @@ from benchmarks.report import Target, finish, table
 from tokenmux.core.cost import CostModel, RooflineCost
 from tokenmux.core.event import ModelAdded, ModelWanted, StepDone
 from tokenmux.core.facts import DeviceFacts, HostFacts, ModelFacts, ModelId
-from tokenmux.core.message import (
-    Finished,
-    FromWorker,
-    Register,
-    Sampling,
-    Shutdown,
-    Submit,
-    WorkerStatus,
-)
 from tokenmux.core.plan import Activate
 from tokenmux.core.request import Request, RequestId, ServiceLevel
+from tokenmux.core.sampling import Sampling
 from tokenmux.demo.load import plan_stream
 from tokenmux.demo.models import DemoModels, prepare
 from tokenmux.demo.service_level import FIRST_TOKENS, TURNS
+from tokenmux.messages.commands import Register, Shutdown, Submit
+from tokenmux.messages.reports import Finished, FromWorker, WorkerStatus
 from tokenmux.models.catalogue import Catalogue
 from tokenmux.runtime.assemble import Parts, WorkerConfig, assemble
 from tokenmux.runtime.calibrate import measure_cpu

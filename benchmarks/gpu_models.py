@@ -22,7 +22,7 @@ from benchmarks.report import ROOT
 from tokenmux.core.clock import Clock
 from tokenmux.core.errors import UnsupportedModel
 from tokenmux.core.facts import DeviceFacts, KvShape
-from tokenmux.core.message import Sampling
+from tokenmux.core.sampling import Sampling
 from tokenmux.device.cpu import CpuDevice
 from tokenmux.device.cuda import CudaDevice
 from tokenmux.device.gpu import TorchGpu

@@ -17,22 +17,11 @@ from transformers import LlamaConfig
 from benchmarks import swap as swapping
 from benchmarks.gpu_place import Item, Place
 from tokenmux.core.facts import DeviceFacts, HostFacts, ModelId
-from tokenmux.core.message import (
-    Acknowledged,
-    Broken,
-    Finished,
-    FromWorker,
-    Register,
-    RequestPhase,
-    RequestState,
-    Resize,
-    Sampling,
-    Submit,
-    Tokens,
-    Unload,
-    WorkerStatus,
-)
+from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
+from tokenmux.core.sampling import Sampling
+from tokenmux.messages.commands import Register, Resize, Submit, Unload
+from tokenmux.messages.reports import Acknowledged, Broken, Finished, FromWorker, Tokens, WorkerStatus
 from tokenmux.models import tiny
 from tokenmux.models.batch import Segment
 from tokenmux.models.catalogue import Entry
@@ -124,7 +113,7 @@ class Driver:
                 if message.reason is not FinishReason.LENGTH:
                     raise AssertionError(f"{message.request} ended with {message.reason}: {message.detail}")
                 self.ended.add(message.request)
-            case RequestState():
+            case PhaseChanged():
                 self.phases[message.phase] += 1
             case WorkerStatus():
                 self.n_swaps = sum(model.n_swaps for model in message.models)

@@ -17,10 +17,11 @@ from collections.abc import Callable
 from benchmarks import report
 from tokenmux.core.cost import RooflineCost
 from tokenmux.core.facts import DeviceFacts, Image, ImageId, KvShape, ModelFacts, ModelId
-from tokenmux.core.message import Finished, FromWorker, Register
 from tokenmux.core.plan import AtOnce, Operation, Step
 from tokenmux.core.request import Request, RequestId
 from tokenmux.device.interface import Device
+from tokenmux.messages.commands import Register
+from tokenmux.messages.reports import Finished, FromWorker
 from tokenmux.runtime import collector
 from tokenmux.runtime.virtual import HOST, EngineOnVirtualTime
 from tokenmux.scheduler.instance.instance import Instance

@@ -24,12 +24,14 @@ from benchmarks import report
 from tokenmux.core.clock import Clock
 from tokenmux.core.cost import RooflineCost
 from tokenmux.core.facts import DeviceFacts, HostFacts, ModelFacts
-from tokenmux.core.message import FromWorker, Load, Register, Residency, Unload
+from tokenmux.core.phases import Residency
 from tokenmux.core.request import RequestId
 from tokenmux.device.cpu import CpuDevice
 from tokenmux.device.cuda import CudaDevice
 from tokenmux.device.interface import Completion
 from tokenmux.device.memory import Memory
+from tokenmux.messages.commands import Load, Register, Unload
+from tokenmux.messages.reports import FromWorker
 from tokenmux.models.catalogue import Catalogue
 from tokenmux.models.entry import Entry
 from tokenmux.models.quiet import quiet_transformers

@@ -21,20 +21,13 @@ from benchmarks import report
 from tokenmux.core.cost import RooflineCost
 from tokenmux.core.event import CopyDone, StepDone
 from tokenmux.core.facts import DeviceFacts, HostFacts, ModelId
-from tokenmux.core.message import (
-    Finished,
-    FromWorker,
-    Load,
-    Register,
-    Sampling,
-    Submit,
-    Tokens,
-    Unload,
-)
 from tokenmux.core.plan import Activate, PageOut
 from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
+from tokenmux.core.sampling import Sampling
 from tokenmux.device.cpu import CpuDevice
 from tokenmux.device.interface import Completion
+from tokenmux.messages.commands import Load, Register, Submit, Unload
+from tokenmux.messages.reports import Finished, FromWorker, Tokens
 from tokenmux.models import tiny
 from tokenmux.models.catalogue import Catalogue
 from tokenmux.models.entry import Entry

@@ -1,6 +1,6 @@
 """A request as the scheduler sees it: lengths, limits and deadlines, never text.
 
-The content (token ids, sampling parameters, stop tokens) travels beside it in `tokenmux.core.message`, so that the
+The content (token ids, sampling parameters, stop tokens) travels beside it in `tokenmux.messages`, so that the
 simulator can run millions of requests that have no content at all.
 """
 

@@ -25,7 +25,7 @@ import torch
 
 from tokenmux.core.errors import InternalError
 from tokenmux.core.facts import KvShape
-from tokenmux.core.message import Sampling
+from tokenmux.core.sampling import Sampling
 from tokenmux.models.rows import RowRule
 
 TILE_TOKENS = 128

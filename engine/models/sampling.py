@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from tokenmux.core.message import Sampling
+from tokenmux.core.sampling import Sampling
 
 _SORTED_FIRST = 1024
 

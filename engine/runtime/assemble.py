@@ -8,11 +8,11 @@ from typing import Literal
 from tokenmux.core.budgets import DeviceKind
 from tokenmux.core.cost import RooflineCost
 from tokenmux.core.facts import DeviceFacts, HostFacts
-from tokenmux.core.message import FromWorker
 from tokenmux.core.request import DEFAULT_LEVEL, RequestId, ServiceLevel
 from tokenmux.device.cpu import CpuDevice
 from tokenmux.device.cuda import CudaDevice
 from tokenmux.device.gpu import TorchGpu
+from tokenmux.messages.reports import FromWorker
 from tokenmux.runtime.clock import MonotonicClock
 from tokenmux.runtime.contents import Content
 from tokenmux.runtime.engine import Engine

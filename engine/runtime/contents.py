@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tokenmux.core.message import Submit
+from tokenmux.messages.commands import Submit
 
 
 @dataclass(slots=True)

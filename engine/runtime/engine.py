@@ -28,32 +28,26 @@ from tokenmux.core.event import (
     Resumed,
 )
 from tokenmux.core.facts import ModelFacts, ModelId
-from tokenmux.core.message import (
-    Acknowledged,
-    Alive,
+from tokenmux.core.phases import PhaseChanged, RequestPhase
+from tokenmux.core.plan import Activate, AtOnce, Compact, Evict, Fetch, Operation
+from tokenmux.core.request import FinishReason, RequestId
+from tokenmux.device.interface import Completion, Device
+from tokenmux.messages.commands import (
     AskTrace,
-    Broken,
     Cancel,
-    Finished,
-    FromWorker,
     Load,
     Pause,
     Pin,
     Register,
-    RequestPhase,
-    RequestState,
     Resize,
     Resume,
     Shutdown,
     Submit,
-    Tokens,
     ToWorker,
     Unload,
     Unregister,
 )
-from tokenmux.core.plan import Activate, AtOnce, Compact, Evict, Fetch, Operation
-from tokenmux.core.request import FinishReason, RequestId
-from tokenmux.device.interface import Completion, Device
+from tokenmux.messages.reports import Acknowledged, Alive, Broken, Finished, FromWorker, Tokens
 from tokenmux.runtime.contents import Content
 from tokenmux.runtime.positions import QueuePositions
 from tokenmux.runtime.stalls import Stalls
@@ -182,7 +176,7 @@ class Engine:
         started = self._loading.get(operation)
         model = self.instance.models.get(started.model.id) if started and started.model else None
         for request in model.waiting.values() if model else ():
-            self._out.append(RequestState(request.id, RequestPhase.LOADING, progress=share))
+            self._out.append(PhaseChanged(request.id, RequestPhase.LOADING, progress=share))
 
     def beat(self) -> None:
         """Say that this loop comes round; called once a second. What hangs on the device is found here, and reported."""

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
 from tokenmux.core.clock import Clock
-from tokenmux.core.message import ToWorker
 from tokenmux.core.request import RequestId
 from tokenmux.device.interface import Completion
+from tokenmux.messages.commands import ToWorker
 from tokenmux.runtime.engine import Engine
 
 _log = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ a tenth, or at all among the first ten: so a line of n sends each of its request
 """
 
 from tokenmux.core.clock import Clock
-from tokenmux.core.message import RequestPhase, RequestState
+from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.scheduler.instance.instance import Instance
 
 MIN_INTERVAL_S = 0.2
@@ -29,7 +29,7 @@ class QueuePositions:
         self.looked_at = -1
         """The version of the line at the last look: nobody came or left while it has this one."""
 
-    def report(self) -> list[RequestState]:
+    def report(self) -> list[PhaseChanged]:
         """What to tell now, after somebody came or left; nothing if the last look was a moment ago."""
         now_s = self._clock.now_s()
         if now_s < self._next_s:
@@ -46,5 +46,5 @@ class QueuePositions:
                 continue
             if position < EXACT or change >= COARSE * request.told_position:
                 request.told_position = position
-                told.append(RequestState(request.id, RequestPhase.QUEUED, position))
+                told.append(PhaseChanged(request.id, RequestPhase.QUEUED, position))
         return told

@@ -1,8 +1,8 @@
 """What a worker tells of itself: a snapshot after every change, at most five a second."""
 
 from tokenmux.core.clock import Clock
-from tokenmux.core.message import ModelStatus, WorkerStatus
 from tokenmux.core.plan import Channel, Operation, Step
+from tokenmux.messages.reports import ModelStatus, WorkerStatus
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.instance.state import ModelState
 

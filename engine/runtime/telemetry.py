@@ -5,7 +5,8 @@ Both are bounded. `tokenmux.runtime.status` tells what is going on now.
 
 from tokenmux.core.clock import Clock
 from tokenmux.core.event import CopyDone, StepDone
-from tokenmux.core.message import AskTrace, Durations, ModelUse, Service, Traced, WorkerUse
+from tokenmux.messages.commands import AskTrace
+from tokenmux.messages.reports import Durations, ModelUse, Service, Traced, WorkerUse
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.instance.started import Started
 from tokenmux.scheduler.metrics.counters import RequestRecord, ServiceCounters

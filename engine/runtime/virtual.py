@@ -4,10 +4,12 @@ from collections.abc import Callable, Mapping
 
 from tokenmux.core.cost import RooflineCost
 from tokenmux.core.facts import HostFacts, ModelFacts, ModelId
-from tokenmux.core.message import FromWorker, Sampling, Submit, ToWorker
 from tokenmux.core.request import Request, RequestId
+from tokenmux.core.sampling import Sampling
 from tokenmux.device.interface import Completion
 from tokenmux.device.null import NullDevice, VirtualClock
+from tokenmux.messages.commands import Submit, ToWorker
+from tokenmux.messages.reports import FromWorker
 from tokenmux.runtime.contents import Content
 from tokenmux.runtime.engine import Engine
 from tokenmux.scheduler.instance.instance import Instance

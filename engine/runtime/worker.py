@@ -1,4 +1,4 @@
-"""A worker: one engine with its device, in a process of its own, behind the messages of `tokenmux.core.message`.
+"""A worker: one engine with its device, in a process of its own, behind the messages of `tokenmux.messages`.
 
 The front keeps the interpreter lock of its process to itself, and a crash here costs time, not the server. Messages travel over a
 private pipe between parent and child; when either end dies, the other notices at once. Signals to the process group are the front's
@@ -16,7 +16,8 @@ from queue import Empty, Full, Queue
 from threading import Thread
 
 from tokenmux.core.errors import WorkerFailed
-from tokenmux.core.message import Broken, FromWorker, Shutdown, ToWorker
+from tokenmux.messages.commands import Shutdown, ToWorker
+from tokenmux.messages.reports import Broken, FromWorker
 from tokenmux.runtime import orphans
 from tokenmux.runtime.assemble import WorkerConfig, assemble
 from tokenmux.runtime.loop import EngineLoop

@@ -22,17 +22,9 @@ from tokenmux.core.errors import (
     WorkerFailed,
 )
 from tokenmux.core.facts import ModelFacts, ModelId
-from tokenmux.core.message import (
-    Load,
-    ModelStatus,
-    ModelUse,
-    Pin,
-    Register,
-    Residency,
-    Resize,
-    Unload,
-    Unregister,
-)
+from tokenmux.core.phases import Residency
+from tokenmux.messages.commands import Load, Pin, Register, Resize, Unload, Unregister
+from tokenmux.messages.reports import ModelStatus, ModelUse
 from tokenmux.server.commands import Command
 from tokenmux.server.front import Front
 from tokenmux.server.names import NAME, check_name_length

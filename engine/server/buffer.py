@@ -11,7 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from tokenmux.core.message import RequestState
+from tokenmux.core.phases import PhaseChanged
 from tokenmux.server.generation import StreamEvent, TokenDelta
 
 
@@ -49,7 +49,7 @@ class EventBuffer:
                 self._events[-1] = TokenDelta(
                     last.index, last.token_ids + event.token_ids, last.text + event.text
                 )
-            case RequestState(), RequestState():
+            case PhaseChanged(), PhaseChanged():
                 self._events[-1] = event
             case _:
                 self._events.append(event)

@@ -10,16 +10,8 @@ from collections.abc import Callable
 
 from tokenmux.core.errors import NotServable, TokenmuxError, error_of
 from tokenmux.core.facts import ModelId
-from tokenmux.core.message import (
-    Acknowledged,
-    Load,
-    Pin,
-    Register,
-    Resize,
-    ToWorker,
-    Unload,
-    Unregister,
-)
+from tokenmux.messages.commands import Load, Pin, Register, Resize, ToWorker, Unload, Unregister
+from tokenmux.messages.reports import Acknowledged
 
 Command = Register | Unregister | Load | Unload | Pin | Resize
 

@@ -8,8 +8,9 @@ from collections.abc import Iterable
 
 from tokenmux.core.errors import InvalidRequest
 from tokenmux.core.facts import ModelFacts
-from tokenmux.core.message import Durations, RequestState, Service, WorkerStatus
+from tokenmux.core.phases import PhaseChanged
 from tokenmux.core.request import FinishReason
+from tokenmux.messages.reports import Durations, Service, WorkerStatus
 from tokenmux.server.administration import ModelView
 from tokenmux.server.admission import (
     MAX_CHAT_MESSAGES,
@@ -95,7 +96,7 @@ def stream_response(event: StreamEvent) -> inference_pb2.GenerateStreamResponse:
     match event:
         case PromptInfo():
             return inference_pb2.GenerateStreamResponse(prompt_info=prompt_info(event))
-        case RequestState():
+        case PhaseChanged():
             return inference_pb2.GenerateStreamResponse(state=_state(event))
         case TokenDelta(index, token_ids, text):
             delta = inference_pb2.TokenDelta(index=index, token_ids=token_ids, text=text)
@@ -114,7 +115,7 @@ def prompt_info(info: PromptInfo) -> inference_pb2.PromptInfo:
     )
 
 
-def _state(state: RequestState) -> inference_pb2.RequestState:
+def _state(state: PhaseChanged) -> inference_pb2.RequestState:
     return inference_pb2.RequestState(
         phase=f"REQUEST_PHASE_{state.phase.name}", position=state.position, progress=state.progress
     )

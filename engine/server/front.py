@@ -28,27 +28,19 @@ from tokenmux.core.errors import (
     WorkerFailed,
 )
 from tokenmux.core.facts import ModelId
-from tokenmux.core.message import (
+from tokenmux.core.phases import PhaseChanged, RequestPhase, Residency
+from tokenmux.core.request import FinishReason, RequestId
+from tokenmux.core.span import Span
+from tokenmux.messages.commands import AskTrace, Cancel, Load, Pause, Pin, Register, Resume
+from tokenmux.messages.reports import (
     Acknowledged,
-    AskTrace,
-    Cancel,
     Finished,
     FromWorker,
-    Load,
-    Pause,
-    Pin,
-    Register,
-    RequestPhase,
-    RequestState,
-    Residency,
-    Resume,
-    Span,
     Tokens,
     Traced,
     WorkerStatus,
     WorkerUse,
 )
-from tokenmux.core.request import FinishReason, RequestId
 from tokenmux.server.admission import Defaults
 from tokenmux.server.commands import Commands
 from tokenmux.server.generation import Ask, Metadata, Prompt
@@ -425,7 +417,7 @@ class Front:
 
     def _receive(self, message: FromWorker) -> None:
         match message:
-            case Tokens() | RequestState() | Finished():
+            case Tokens() | PhaseChanged() | Finished():
                 live = self._live.get(message.request)
                 if live is not None:
                     self._deliver(live, message)
@@ -445,7 +437,7 @@ class Front:
             case Acknowledged():
                 self.commands.acknowledge(message)
 
-    def _deliver(self, live: LiveRequest, message: Tokens | RequestState | Finished) -> None:
+    def _deliver(self, live: LiveRequest, message: Tokens | PhaseChanged | Finished) -> None:
         """Whatever goes wrong with one request's output is that request's end, and no other's."""
         try:
             match message:
@@ -454,7 +446,7 @@ class Front:
                         self._look_for_progress(live, message)
                     if live.take_tokens(message):
                         self._supervisor.send(Cancel(live.id, FinishReason.STOP))
-                case RequestState():
+                case PhaseChanged():
                     live.take_state(message)
                 case Finished():
                     if message.reason in (FinishReason.STOP, FinishReason.LENGTH):
@@ -637,7 +629,7 @@ class Front:
             if live.closed or live.conclude():
                 self._drop(live)
         for live in self._live.values():
-            live.take_state(RequestState(live.id, RequestPhase.QUEUED))
+            live.take_state(PhaseChanged(live.id, RequestPhase.QUEUED))
         self._outage.broke()
 
     def _blame(self) -> None:

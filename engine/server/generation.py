@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tokenmux.core.facts import ModelFacts
-from tokenmux.core.message import RequestState
+from tokenmux.core.phases import PhaseChanged
 from tokenmux.core.request import FinishReason, RequestId
 
 
@@ -109,4 +109,4 @@ class Metadata:
     end_token_ids: frozenset[int]
 
 
-StreamEvent = PromptInfo | RequestState | TokenDelta | FinishInfo
+StreamEvent = PromptInfo | PhaseChanged | TokenDelta | FinishInfo

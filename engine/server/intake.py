@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from tokenmux.core.errors import InternalError, Overloaded, TokenmuxError
-from tokenmux.core.message import Sampling, Submit
 from tokenmux.core.request import Request, RequestId
+from tokenmux.core.sampling import Sampling
+from tokenmux.messages.commands import Submit
 from tokenmux.server.admission import (
     Defaults,
     check_parameters,

@@ -14,8 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from tokenmux.core.errors import Ended, InternalError, TokenmuxError, error_of
-from tokenmux.core.message import Finished, RequestPhase, RequestState, Submit, Tokens
+from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.core.request import FinishReason, Request
+from tokenmux.messages.commands import Submit
+from tokenmux.messages.reports import Finished, Tokens
 from tokenmux.server.buffer import EventBuffer
 from tokenmux.server.generation import FinishInfo, PromptInfo, StreamEvent, TokenDelta
 from tokenmux.server.seams import Detokenizer
@@ -89,7 +91,7 @@ class LiveRequest:
         """What a worker needs to begin, or to go on after the tokens that exist."""
         return replace(self._submit, delivered=tuple(self._delivered))
 
-    def take_state(self, state: RequestState) -> None:
+    def take_state(self, state: PhaseChanged) -> None:
         """Tell the client where its request is."""
         self.phase = state.phase
         if state.phase is RequestPhase.RUNNING and self._times.ran_s is None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Protocol
 
 from tokenmux.core.facts import ModelFacts
-from tokenmux.core.message import FromWorker, ToWorker
+from tokenmux.messages.commands import ToWorker
+from tokenmux.messages.reports import FromWorker
 from tokenmux.models.text import TextFacts
 from tokenmux.server.generation import Chat, Text
 

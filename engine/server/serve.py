@@ -11,9 +11,9 @@ from pathlib import Path
 from tokenmux.core.budgets import PREFILL_CHUNK_TOKENS, default_budgets, default_slab_bytes
 from tokenmux.core.errors import ConfigError, NotServable
 from tokenmux.core.facts import DeviceFacts, HostFacts, ModelFacts
-from tokenmux.core.message import FromWorker
 from tokenmux.core.request import ServiceLevel
 from tokenmux.device.gpu import check_cuda
+from tokenmux.messages.reports import FromWorker
 from tokenmux.runtime.assemble import WorkerConfig
 from tokenmux.runtime.calibrate import Speeds, measure
 from tokenmux.runtime.clock import MonotonicClock

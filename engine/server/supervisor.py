@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from tokenmux.core.errors import TokenmuxError, Unavailable, WorkerFailed
-from tokenmux.core.message import Alive, Broken, FromWorker, ToWorker
+from tokenmux.messages.commands import ToWorker
+from tokenmux.messages.reports import Alive, Broken, FromWorker
 from tokenmux.server.seams import Worker
 
 logger = logging.getLogger(__name__)

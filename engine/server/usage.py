@@ -1,7 +1,7 @@
 """Who used the worker, gathered from what it tells once a second; forgotten when the worker is replaced, as its counters begin anew."""
 
 from tokenmux.core.facts import ModelId
-from tokenmux.core.message import ModelUse, Service, WorkerUse
+from tokenmux.messages.reports import ModelUse, Service, WorkerUse
 
 
 class Usage:

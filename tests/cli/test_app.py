@@ -28,7 +28,7 @@ from tokenmux.cli import app
 from tokenmux.cli_talk import show_stream
 from tokenmux.cli_text import safe
 from tokenmux.client import Delta
-from tokenmux.core.message import Load, Pin, Resize, Submit, Unload
+from tokenmux.messages.commands import Load, Pin, Resize, Submit, Unload
 from tokenmux.server.access import Key, Scope
 
 

@@ -16,7 +16,7 @@ from tests.server.harness import FakeEntry, ServerThread, facts, serving, worker
 from tokenmux.cli import app
 from tokenmux.cli_plan import n_processes, plan_in_processes, progress_line
 from tokenmux.client import Client
-from tokenmux.core.message import Span
+from tokenmux.core.span import Span
 from tokenmux.server.traffic import TrafficRecorder
 from tokenmux.simulator.planner.plan_command import Question, world_of
 from tokenmux.simulator.planner.planner import Job, Planning, plan_here

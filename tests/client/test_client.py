@@ -36,7 +36,7 @@ from tokenmux.client import (
     convert,
 )
 from tokenmux.core.facts import ModelId
-from tokenmux.core.message import Cancel, Load, Pin, Submit, Unload
+from tokenmux.messages.commands import Cancel, Load, Pin, Submit, Unload
 from tokenmux.server.access import Key, Scope
 from tokenmux.v1 import inference_pb2
 

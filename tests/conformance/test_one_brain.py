@@ -12,9 +12,10 @@ import pytest
 from tokenmux.core.cost import RooflineCost
 from tokenmux.core.event import Cancelled, ModelAdded
 from tokenmux.core.facts import DeviceFacts, HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
-from tokenmux.core.message import Cancel, Finished, Register
 from tokenmux.core.plan import Activate, AtOnce, Drop, Evict, Fetch, Operation, PageIn, PageOut, Step
 from tokenmux.core.request import Request, RequestId, ServiceLevel
+from tokenmux.messages.commands import Cancel, Register
+from tokenmux.messages.reports import Finished
 from tokenmux.runtime.virtual import EngineOnVirtualTime
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache

@@ -7,7 +7,7 @@ import pytest
 from tests.device.bench import ALL, KB, WAIT_S, WITH_BYTES, Bench, bench_of, content, model, request, stamp
 from tokenmux.core.event import SUPERSEDED, Arrived, CopyDone, StepDone
 from tokenmux.core.facts import ImageId, ModelId
-from tokenmux.core.message import Residency
+from tokenmux.core.phases import Residency
 from tokenmux.core.plan import Activate, Chunk, Compact, Drop, Evict, Fetch, PageIn, PageOut, Step
 from tokenmux.core.request import RequestId
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tokenmux.core.facts import KvShape
-from tokenmux.core.message import Sampling
+from tokenmux.core.sampling import Sampling
 from tokenmux.models.batch import GREEDY, Segment
 from tokenmux.models.runner import Runner
 

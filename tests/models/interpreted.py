@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.models.conftest import HostileScheduler, Job
-from tokenmux.core.message import Sampling
+from tokenmux.core.sampling import Sampling
 from tokenmux.kernels.tiles import DecodeTile, PrefillTile, SampleTile, StepTiles
 from tokenmux.models.batch import Segment
 from tokenmux.models.facts import kv_shape

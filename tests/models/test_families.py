@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from tokenmux.core.facts import KvShape
-from tokenmux.core.message import Sampling
+from tokenmux.core.sampling import Sampling
 from tokenmux.models import tiny
 from tokenmux.models.batch import Segment
 from tokenmux.models.facts import kv_shape

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.models.interpreted import GRID, TILES, make_runner
 from tokenmux.core.errors import InternalError, UnsupportedModel
 from tokenmux.core.facts import KvShape
-from tokenmux.core.message import Sampling
+from tokenmux.core.sampling import Sampling
 from tokenmux.kernels.interpreter import Interpreter
 from tokenmux.kernels.sample import parameters, reference
 from tokenmux.kernels.tiles import step_tiles

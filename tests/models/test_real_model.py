@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tokenmux.core.errors import TokenmuxError
-from tokenmux.core.message import Sampling
+from tokenmux.core.sampling import Sampling
 from tokenmux.models.catalogue import Catalogue
 from tokenmux.models.demo_checkpoint import obtain_demo_checkpoint
 from tokenmux.models.entry import Entry

@@ -7,7 +7,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tokenmux.core.message import GREEDY_BELOW, Sampling
+from tokenmux.core.sampling import GREEDY_BELOW, Sampling
 from tokenmux.kernels.sample import parameters
 from tokenmux.models.sampling import Draw, draw, draw_rows, likeliest, uniform
 

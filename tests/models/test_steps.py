@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tokenmux.core.errors import BadCheckpoint, InternalError, UnsupportedModel
 from tokenmux.core.facts import KvShape
-from tokenmux.core.message import Sampling
+from tokenmux.core.sampling import Sampling
 from tokenmux.models import rows, tiny
 from tokenmux.models.batch import Segment
 from tokenmux.models.facts import kv_shape, max_context

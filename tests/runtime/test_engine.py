@@ -6,26 +6,11 @@ import pytest
 
 from tokenmux.core.cost import RooflineCost
 from tokenmux.core.facts import DeviceFacts, Image, ImageId, KvShape, ModelFacts, ModelId
-from tokenmux.core.message import (
-    Acknowledged,
-    Broken,
-    Cancel,
-    Finished,
-    Load,
-    Pause,
-    Pin,
-    Register,
-    RequestPhase,
-    RequestState,
-    Residency,
-    Resume,
-    Tokens,
-    Unload,
-    Unregister,
-    WorkerStatus,
-)
+from tokenmux.core.phases import PhaseChanged, RequestPhase, Residency
 from tokenmux.core.plan import Channel
 from tokenmux.core.request import FinishReason, Request, RequestId
+from tokenmux.messages.commands import Cancel, Load, Pause, Pin, Register, Resume, Unload, Unregister
+from tokenmux.messages.reports import Acknowledged, Broken, Finished, Tokens, WorkerStatus
 from tokenmux.runtime.virtual import HOST, EngineOnVirtualTime
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
@@ -129,7 +114,7 @@ def test_a_client_is_told_where_its_request_is() -> None:
     body = engine(n_output={"r": 100})
     body.submit_at(request("r", A))
     body.clock.run()
-    phases = [message.phase for message in body.said if isinstance(message, RequestState)]
+    phases = [message.phase for message in body.said if isinstance(message, PhaseChanged)]
     assert phases == [RequestPhase.QUEUED, RequestPhase.LOADING, RequestPhase.QUEUED, RequestPhase.RUNNING]
 
 

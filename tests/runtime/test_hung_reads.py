@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.runtime.test_virtual_gpu import device, submits, worker
-from tokenmux.core.message import Finished
 from tokenmux.core.request import FinishReason
 from tokenmux.device import reader
+from tokenmux.messages.reports import Finished
 from tokenmux.models import tiny
 from tokenmux.models.catalogue import Catalogue, Entry
 

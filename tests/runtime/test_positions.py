@@ -5,8 +5,9 @@ from math import log
 import pytest
 
 from tests.runtime.test_engine import A, B, engine, request
-from tokenmux.core.message import Cancel, Pause, RequestPhase, RequestState
+from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.core.request import RequestId
+from tokenmux.messages.commands import Cancel, Pause
 from tokenmux.runtime.virtual import EngineOnVirtualTime
 
 
@@ -15,7 +16,7 @@ def told(body: EngineOnVirtualTime, name: str) -> list[int]:
     return [
         message.position
         for message in body.said
-        if isinstance(message, RequestState)
+        if isinstance(message, PhaseChanged)
         and message.request == name
         and message.phase is RequestPhase.QUEUED
     ]

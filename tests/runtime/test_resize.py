@@ -18,8 +18,9 @@ from tests.runtime.test_virtual_gpu import device as real_device
 from tests.scheduler.policy.test_progress import HOST, MB, device, model, traffic
 from tokenmux.core.cost import RooflineCost
 from tokenmux.core.errors import DoesNotFit
-from tokenmux.core.message import Acknowledged, Finished, Register, Resize, Tokens
 from tokenmux.core.request import FinishReason, Request, RequestId
+from tokenmux.messages.commands import Register, Resize
+from tokenmux.messages.reports import Acknowledged, Finished, Tokens
 from tokenmux.models.entry import Entry
 from tokenmux.runtime import assemble as assembly
 from tokenmux.runtime.virtual import EngineOnVirtualTime

@@ -7,8 +7,9 @@ import pytest
 from tests.runtime.test_engine import A, engine, request
 from tokenmux.core.cost import RooflineCost, StepWork
 from tokenmux.core.facts import DeviceFacts, Image, ImageId, KvShape, ModelFacts, ModelId
-from tokenmux.core.message import Alive, Broken, FromWorker, Resize, Submit
 from tokenmux.core.plan import Activate, Channel, Fetch, Operation, Step
+from tokenmux.messages.commands import Resize, Submit
+from tokenmux.messages.reports import Alive, Broken, FromWorker
 from tokenmux.runtime.loop import BEAT_S, EngineLoop
 from tokenmux.runtime.stalls import STALL_FACTOR, STALL_FLOOR_S, Stalls
 from tokenmux.runtime.virtual import HOST

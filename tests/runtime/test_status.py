@@ -7,20 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.runtime.test_engine import A, B, engine, model, request
-from tokenmux.core.message import (
-    Acknowledged,
-    Cancel,
-    FromWorker,
-    Load,
-    ModelStatus,
-    Pause,
-    Pin,
-    Resume,
-    ToWorker,
-    Unload,
-    WorkerStatus,
-)
 from tokenmux.core.request import RequestId
+from tokenmux.messages.commands import Cancel, Load, Pause, Pin, Resume, ToWorker, Unload
+from tokenmux.messages.reports import Acknowledged, FromWorker, ModelStatus, WorkerStatus
 from tokenmux.runtime.status import StatusReporter
 from tokenmux.server import convert
 from tokenmux.server.administration import ModelView

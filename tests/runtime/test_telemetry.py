@@ -6,8 +6,9 @@ import pytest
 
 from tokenmux.core.cost import RooflineCost
 from tokenmux.core.facts import DeviceFacts, Image, ImageId, KvShape, ModelFacts, ModelId
-from tokenmux.core.message import AskTrace, Register, Traced, WorkerUse
 from tokenmux.core.request import Request, RequestId
+from tokenmux.messages.commands import AskTrace, Register
+from tokenmux.messages.reports import Traced, WorkerUse
 from tokenmux.runtime.telemetry import MIN_INTERVAL_S
 from tokenmux.runtime.virtual import HOST, EngineOnVirtualTime
 from tokenmux.scheduler.instance.instance import Instance

@@ -15,21 +15,10 @@ import pytest
 
 from tests.device.fake_gpu import FakeGpu
 from tokenmux.core.facts import DeviceFacts, HostFacts, ModelId
-from tokenmux.core.message import (
-    Acknowledged,
-    Broken,
-    Cancel,
-    Finished,
-    FromWorker,
-    Pause,
-    Register,
-    Resume,
-    Sampling,
-    Submit,
-    Tokens,
-    ToWorker,
-)
 from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
+from tokenmux.core.sampling import Sampling
+from tokenmux.messages.commands import Cancel, Pause, Register, Resume, Submit, ToWorker
+from tokenmux.messages.reports import Acknowledged, Broken, Finished, FromWorker, Tokens
 from tokenmux.models import tiny
 from tokenmux.models.catalogue import Catalogue
 from tokenmux.models.entry import Entry

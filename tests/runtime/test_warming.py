@@ -19,7 +19,7 @@ from tests.device.bench import FACTS, HOST
 from tests.kernels.test_launches import AbsentDevice
 from tokenmux.core.cost import RooflineCost
 from tokenmux.core.errors import TokenmuxError
-from tokenmux.core.message import Sampling
+from tokenmux.core.sampling import Sampling
 from tokenmux.kernels.kv_pack.launch import kv_page
 from tokenmux.kernels.tiles import step_tiles
 from tokenmux.models import tiny

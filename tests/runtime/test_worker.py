@@ -11,7 +11,8 @@ import torch
 
 from tokenmux.core.errors import ConfigError, WorkerFailed
 from tokenmux.core.facts import DeviceFacts, HostFacts
-from tokenmux.core.message import Alive, AskTrace, Broken, FromWorker, Traced
+from tokenmux.messages.commands import AskTrace
+from tokenmux.messages.reports import Alive, Broken, FromWorker, Traced
 from tokenmux.runtime.assemble import DeviceKind, WorkerConfig
 from tokenmux.runtime.calibrate import Speeds, measure
 from tokenmux.runtime.clock import MonotonicClock

@@ -21,34 +21,34 @@ from tokenmux.core.errors import (
     WorkerFailed,
 )
 from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
-from tokenmux.core.message import (
-    Acknowledged,
+from tokenmux.core.phases import PhaseChanged, RequestPhase, Residency
+from tokenmux.core.request import FinishReason
+from tokenmux.core.span import Span
+from tokenmux.messages.commands import (
     AskTrace,
     Cancel,
+    Load,
+    Pin,
+    Register,
+    Resize,
+    Submit,
+    ToWorker,
+    Unload,
+    Unregister,
+)
+from tokenmux.messages.reports import (
+    Acknowledged,
     Durations,
     Finished,
     FromWorker,
-    Load,
     ModelStatus,
     ModelUse,
-    Pin,
-    Register,
-    RequestPhase,
-    RequestState,
-    Residency,
-    Resize,
     Service,
-    Span,
-    Submit,
     Tokens,
-    ToWorker,
     Traced,
-    Unload,
-    Unregister,
     WorkerStatus,
     WorkerUse,
 )
-from tokenmux.core.request import FinishReason
 from tokenmux.models.text import TextFacts
 from tokenmux.server.access import Access, Key
 from tokenmux.server.admission import Defaults
@@ -302,8 +302,8 @@ class FakeWorker:
     def run(self, submit: Submit, *, wide: int = 1) -> None:
         """All tokens of a request at once: the letters after the last one of the prompt."""
         request = submit.request
-        self.post(RequestState(request.id, RequestPhase.QUEUED, position=2))
-        self.post(RequestState(request.id, RequestPhase.RUNNING))
+        self.post(PhaseChanged(request.id, RequestPhase.QUEUED, position=2))
+        self.post(PhaseChanged(request.id, RequestPhase.RUNNING))
         for index in range(len(submit.delivered), request.max_tokens, wide):
             ids = tuple(output(submit)[index : index + wide])
             self.post(Tokens(request.id, index, ids, request.arrival_s))

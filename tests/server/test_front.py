@@ -31,20 +31,10 @@ from tokenmux.core.errors import (
     TokenmuxError,
     Unavailable,
 )
-from tokenmux.core.message import (
-    Broken,
-    Cancel,
-    Finished,
-    Pause,
-    Pin,
-    Register,
-    RequestPhase,
-    RequestState,
-    Resume,
-    Submit,
-    Tokens,
-)
+from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.core.request import FinishReason, RequestId, ServiceLevel
+from tokenmux.messages.commands import Cancel, Pause, Pin, Register, Resume, Submit
+from tokenmux.messages.reports import Broken, Finished, Tokens
 from tokenmux.server.front import Front, Limits
 from tokenmux.server.generation import (
     Ask,
@@ -183,7 +173,7 @@ async def test_times_are_seconds_since_arrival_and_lateness_is_counted() -> None
     hub, now = Hub(), [100.0]
     async with started(hub, clock=lambda: now[0]) as front, front.open(ask(ttft_s=2.0, tpot_s=1.0)) as stream:
         now[0] = 101.0
-        hub.post(RequestState(stream.id, RequestPhase.RUNNING))
+        hub.post(PhaseChanged(stream.id, RequestPhase.RUNNING))
         hub.post(tokens(stream.id, 0, "a", at_s=101.5))
         hub.post(tokens(stream.id, 1, "b", at_s=103.5))
         hub.post(Finished(stream.id, FinishReason.LENGTH, 103.5))
@@ -490,14 +480,14 @@ async def test_a_client_that_never_reads_is_ended() -> None:
 async def test_states_that_were_not_read_are_replaced_by_newer_ones() -> None:
     hub = Hub()
     async with started(hub) as front, front.open(ask()) as stream:
-        hub.post(RequestState(stream.id, RequestPhase.QUEUED, position=3))
-        hub.post(RequestState(stream.id, RequestPhase.LOADING, progress=0.5))
+        hub.post(PhaseChanged(stream.id, RequestPhase.QUEUED, position=3))
+        hub.post(PhaseChanged(stream.id, RequestPhase.LOADING, progress=0.5))
         hub.post(tokens(stream.id, 0, "a"))
         hub.post(Finished(stream.id, FinishReason.LENGTH, 100.0))
         await until(lambda: stream.closed)
         events = [event async for event in stream]
-    assert [type(event) for event in events] == [PromptInfo, RequestState, TokenDelta, FinishInfo]
-    assert events[1] == RequestState(stream.id, RequestPhase.LOADING, progress=0.5)
+    assert [type(event) for event in events] == [PromptInfo, PhaseChanged, TokenDelta, FinishInfo]
+    assert events[1] == PhaseChanged(stream.id, RequestPhase.LOADING, progress=0.5)
 
 
 # The death of a worker

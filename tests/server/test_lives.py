@@ -13,17 +13,9 @@ from tests.server.harness import PATIENCE_S, FakeEntry, FakeWorker, Hub, Virtual
 from tests.server.test_front import ask, events_of, text_of, tokens, until
 from tokenmux.core.errors import NotServable, Unavailable
 from tokenmux.core.facts import ModelId
-from tokenmux.core.message import (
-    Alive,
-    Broken,
-    FromWorker,
-    Pin,
-    Register,
-    RequestPhase,
-    RequestState,
-    Submit,
-    ToWorker,
-)
+from tokenmux.core.phases import PhaseChanged, RequestPhase
+from tokenmux.messages.commands import Pin, Register, Submit, ToWorker
+from tokenmux.messages.reports import Alive, Broken, FromWorker
 from tokenmux.server.front import Front, Limits
 from tokenmux.server.live import LiveRequest
 from tokenmux.server.supervisor import Patience, RestartLimits
@@ -250,7 +242,7 @@ async def test_requests_wait_for_a_worker_but_not_for_ever() -> None:
             await time.pass_s(2.0)
             for stream in (before, during):
                 with pytest.raises(Unavailable, match=r"the next one starts in 60 s; the last time: killed"):
-                    await anext(e async for e in stream if not isinstance(e, RequestState) and False)
+                    await anext(e async for e in stream if not isinstance(e, PhaseChanged) and False)
         with pytest.raises(Unavailable, match="starts in 60 s"):
             await events_of(front, ask())
         assert front.n_live == 0
@@ -357,7 +349,7 @@ async def test_a_stopping_server_says_how_far_each_stream_came() -> None:
     hub = Hub()
     async with started(hub, VirtualTime()) as front, front.open(ask()) as stream:
         hub.post(tokens(stream.id, 0, "def"))
-        hub.post(RequestState(stream.id, RequestPhase.RUNNING))
+        hub.post(PhaseChanged(stream.id, RequestPhase.RUNNING))
         await until(lambda: stream.n_delivered == 3)
         front.end_streams()
         with pytest.raises(Unavailable, match="the server stopped after 3 tokens of request"):

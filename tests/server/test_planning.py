@@ -20,8 +20,10 @@ from tests.server.harness import (
 from tokenmux.client import AsyncClient, CallFailed
 from tokenmux.core.errors import DoesNotFit, InUse, NotServable, Unavailable
 from tokenmux.core.facts import ModelId
-from tokenmux.core.message import Acknowledged, AskTrace, Broken, Load, Span
 from tokenmux.core.request import Request, RequestId
+from tokenmux.core.span import Span
+from tokenmux.messages.commands import AskTrace, Load
+from tokenmux.messages.reports import Acknowledged, Broken
 from tokenmux.server.access import Key, Scope
 from tokenmux.server.commands import Commands
 from tokenmux.server.services import RECORDED_PER_MESSAGE

@@ -39,7 +39,7 @@ def test_import_path_equals_package(name: str) -> None:
 
 def test_enum_values_match_the_values_inside() -> None:
     """The servicers translate by name; a value added on one side only would fail at run time."""
-    from tokenmux.core.message import RequestPhase, Residency
+    from tokenmux.core.phases import RequestPhase, Residency
     from tokenmux.v1 import inference_pb2, models_pb2
 
     phases = {

@@ -14,7 +14,8 @@ from tests.server.harness import FakeEntry, Served, facts, serving
 from tests.server.test_serve import real_server, worker_of
 from tokenmux.client import AsyncClient, CallFailed, Client, Delta
 from tokenmux.core.errors import DoesNotFit
-from tokenmux.core.message import Acknowledged, Broken, Register, Resize
+from tokenmux.messages.commands import Register, Resize
+from tokenmux.messages.reports import Acknowledged, Broken
 from tokenmux.v1 import inference_pb2, pool_pb2
 
 Code = grpc.StatusCode

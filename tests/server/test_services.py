@@ -30,21 +30,10 @@ from tests.server.harness import (
     worker_status,
 )
 from tokenmux.core.errors import ConfigError
-from tokenmux.core.message import (
-    Broken,
-    Cancel,
-    Finished,
-    Load,
-    Pause,
-    Pin,
-    Residency,
-    Resume,
-    Submit,
-    Tokens,
-    Unload,
-    Unregister,
-)
+from tokenmux.core.phases import Residency
 from tokenmux.core.request import FinishReason
+from tokenmux.messages.commands import Cancel, Load, Pause, Pin, Resume, Submit, Unload, Unregister
+from tokenmux.messages.reports import Broken, Finished, Tokens
 from tokenmux.server import health as health_module
 from tokenmux.server import services
 from tokenmux.server.access import Access, Key, Scope

@@ -9,8 +9,10 @@ from tests.server.harness import LetterTokenizer, facts
 from tokenmux.client import CallFailed
 from tokenmux.core import errors
 from tokenmux.core.errors import Ended, InternalError, TokenmuxError, error_of
-from tokenmux.core.message import Finished, Sampling, Submit, Tokens
 from tokenmux.core.request import FinishReason, Request, RequestId
+from tokenmux.core.sampling import Sampling
+from tokenmux.messages.commands import Submit
+from tokenmux.messages.reports import Finished, Tokens
 from tokenmux.server.live import LiveRequest
 from tokenmux.server.status import code_of, status_of
 

@@ -22,7 +22,7 @@ from tests.server.harness import (
     serving,
 )
 from tokenmux.core.errors import InUse, InvalidRequest, NotFound, Overloaded, TokenmuxError
-from tokenmux.core.message import Submit, Unregister
+from tokenmux.messages.commands import Submit, Unregister
 from tokenmux.server import convert
 from tokenmux.server.administration import Administration, ModelView
 from tokenmux.server.front import Front, Limits

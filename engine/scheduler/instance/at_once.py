@@ -1,6 +1,6 @@
 """What a plan does at once: weights and KV are forgotten where something else needs the room."""
 
-from tokenmux.core.message import RequestPhase
+from tokenmux.core.phases import RequestPhase
 from tokenmux.core.plan import AtOnce, Discard, Drop, Evict
 from tokenmux.scheduler.instance import validate
 from tokenmux.scheduler.instance.live import LiveState

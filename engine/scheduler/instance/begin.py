@@ -4,7 +4,7 @@ from math import inf
 
 from tokenmux.core.cost import StepWork
 from tokenmux.core.errors import IllegalPlan
-from tokenmux.core.message import RequestPhase, Residency
+from tokenmux.core.phases import RequestPhase, Residency
 from tokenmux.core.plan import Activate, Channel, Compact, Fetch, Operation, PageIn, PageOut, Step
 from tokenmux.core.request import RequestId
 from tokenmux.scheduler.instance import validate

@@ -3,7 +3,7 @@
 from tokenmux.core.cost import StepWork
 from tokenmux.core.errors import InternalError
 from tokenmux.core.event import SUPERSEDED, CopyDone, StepDone
-from tokenmux.core.message import RequestPhase, Residency
+from tokenmux.core.phases import RequestPhase, Residency
 from tokenmux.core.plan import Activate, Channel, Compact, Fetch, PageIn, PageOut, Step
 from tokenmux.core.request import FinishReason
 from tokenmux.scheduler.instance import requests, validate

@@ -26,7 +26,7 @@ from tokenmux.core.event import (
     Withdrawn,
 )
 from tokenmux.core.facts import DeviceFacts, ModelId
-from tokenmux.core.message import RequestState as PhaseMessage
+from tokenmux.core.phases import PhaseChanged
 from tokenmux.core.plan import AtOnce, Channel, Chunk, Operation, Step
 from tokenmux.core.request import DEFAULT_LEVEL, RequestId, ServiceLevel
 from tokenmux.scheduler.instance import at_once, complete, models, requests, resizing
@@ -249,7 +249,7 @@ class Instance:
         """Operations in flight that should end at their next chunk, as `CopyDone` with the error `SUPERSEDED`; each is told once."""
         return self._superseding.take()
 
-    def take_phases(self) -> list[PhaseMessage]:
+    def take_phases(self) -> list[PhaseChanged]:
         """Changes of requests' phases since the last call."""
         phases, self._state.phases = self._state.phases, []
         return phases

@@ -10,8 +10,7 @@ from tokenmux.core.cost import CostModel
 from tokenmux.core.errors import IllegalPlan, IntegrityError, InternalError
 from tokenmux.core.event import Arrived
 from tokenmux.core.facts import DeviceFacts, ModelFacts, ModelId
-from tokenmux.core.message import RequestPhase, Residency
-from tokenmux.core.message import RequestState as PhaseMessage
+from tokenmux.core.phases import PhaseChanged, RequestPhase, Residency
 from tokenmux.core.plan import Channel, Chunk
 from tokenmux.core.request import RequestId, ServiceLevel
 from tokenmux.scheduler.instance.queue import Queue
@@ -62,7 +61,7 @@ class LiveState:
         """Tokens of each request being paged whose KV existed when its copy began."""
         self.ended: list[tuple[RequestRecord, str]] = []
         self.withdrawn: list[Arrived] = []
-        self.phases: list[PhaseMessage] = []
+        self.phases: list[PhaseChanged] = []
         self._work_until_s = -inf
         self._on_disk_at: tuple[int, int] | None = None
         self._any_on_disk = False
@@ -104,7 +103,7 @@ class LiveState:
             if phase is RequestPhase.RUNNING:
                 self.queue.leave(request)
             position = request.told_position if phase is RequestPhase.QUEUED else 0
-            self.phases.append(PhaseMessage(request.id, phase, position))
+            self.phases.append(PhaseChanged(request.id, phase, position))
 
     def pop(self, channel: Channel, operation: int) -> Started:
         """The operation is no longer in flight."""

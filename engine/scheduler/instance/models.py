@@ -3,7 +3,7 @@
 from math import inf
 
 from tokenmux.core.errors import InUse
-from tokenmux.core.message import Residency
+from tokenmux.core.phases import Residency
 from tokenmux.core.plan import Channel
 from tokenmux.core.request import FinishReason
 from tokenmux.scheduler.instance import at_once, requests

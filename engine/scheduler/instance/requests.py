@@ -1,7 +1,7 @@
 """A request's life on an instance: it arrives, is paused and resumed by its client, and ends once."""
 
 from tokenmux.core.event import Arrived
-from tokenmux.core.message import RequestPhase
+from tokenmux.core.phases import RequestPhase
 from tokenmux.core.request import FinishReason, RequestId
 from tokenmux.scheduler.instance.live import LiveState
 from tokenmux.scheduler.instance.state import RequestState

@@ -11,7 +11,7 @@ from typing import Literal
 
 from tokenmux.core.event import Arrived
 from tokenmux.core.facts import ModelFacts
-from tokenmux.core.message import RequestPhase, Residency
+from tokenmux.core.phases import RequestPhase, Residency
 from tokenmux.core.request import FinishReason, Request, RequestId
 from tokenmux.scheduler.memory.kv_table import KvTable
 from tokenmux.scheduler.memory.ledger import Ledger

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from tokenmux.core.event import CopyDone, StepDone
 from tokenmux.core.facts import ModelId
-from tokenmux.core.message import Residency
+from tokenmux.core.phases import Residency
 from tokenmux.core.plan import Activate, Channel, Fetch
 from tokenmux.scheduler.instance.live import LiveState
 from tokenmux.scheduler.instance.started import Started

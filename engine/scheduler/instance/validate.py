@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from tokenmux.core.errors import IllegalPlan, InternalError
 from tokenmux.core.event import StepDone
-from tokenmux.core.message import Residency
+from tokenmux.core.phases import Residency
 from tokenmux.core.plan import Activate, Channel, Compact, Fetch, Operation, PageIn, PageOut, Step
 from tokenmux.scheduler.instance.live import LiveState
 from tokenmux.scheduler.instance.state import ModelState, RequestState

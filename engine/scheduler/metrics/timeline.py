@@ -11,8 +11,8 @@ from math import inf
 from typing import IO
 
 from tokenmux.core.event import Event, StepDone
-from tokenmux.core.message import Span
 from tokenmux.core.plan import Activate, Channel, Fetch, PageIn, PageOut, Step
+from tokenmux.core.span import Span
 from tokenmux.scheduler.instance.started import Started
 from tokenmux.scheduler.metrics.counters import RequestRecord
 

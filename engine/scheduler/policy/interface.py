@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 from tokenmux.core.cost import CostModel
 from tokenmux.core.event import Arrived, Event
 from tokenmux.core.facts import DeviceFacts, ModelFacts, ModelId
-from tokenmux.core.message import Residency
+from tokenmux.core.phases import Residency
 from tokenmux.core.plan import Activate, Channel, Chunk, Fetch, Operation, Plan, Step
 from tokenmux.core.request import Request, RequestId, ServiceLevel
 

@@ -10,7 +10,7 @@ nevertheless, by a margin. With one service level for all that is hardly ever so
 
 from tokenmux.core.cost import StepWork
 from tokenmux.core.event import Arrived
-from tokenmux.core.message import Residency
+from tokenmux.core.phases import Residency
 from tokenmux.core.plan import Activate, Channel, Fetch
 from tokenmux.scheduler.policy.interface import InstanceView, ModelView
 

@@ -13,7 +13,7 @@ would step. What is given up on the way, in this order:
 
 from collections.abc import Iterable
 
-from tokenmux.core.message import Residency
+from tokenmux.core.phases import Residency
 from tokenmux.core.plan import (
     IDLE,
     Activate,

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from math import inf
 
 from tokenmux.core.facts import ModelId
-from tokenmux.core.message import Residency
+from tokenmux.core.phases import Residency
 from tokenmux.core.plan import IDLE, Activate, Channel, Drop, Evict, Fetch, Plan, Step
 from tokenmux.scheduler.policy.interface import InstanceView, ModelView, RequestView
 

@@ -25,7 +25,7 @@ from tokenmux.core.event import (
     ModelRemoved,
 )
 from tokenmux.core.facts import ModelId
-from tokenmux.core.message import Residency
+from tokenmux.core.phases import Residency
 from tokenmux.core.plan import (
     IDLE,
     Activate,

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from html import escape
 
-from tokenmux.core.message import Span
+from tokenmux.core.span import Span
 from tokenmux.simulator.planner.planner import OURS, CapacityPlan
 
 _COLOURS = {"slack": "#0b6e4f", "aegaeon": "#c8553d", "request-level": "#3b7ea1", "dedicated": "#8d8d8d"}

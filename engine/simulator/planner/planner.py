@@ -8,8 +8,8 @@ caller's business, and the plan is the same. Energy and cost are estimates from 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from tokenmux.core.message import Span
 from tokenmux.core.plan import Channel
+from tokenmux.core.span import Span
 from tokenmux.scheduler.metrics.summary import Summary
 from tokenmux.scheduler.metrics.timeline import Timeline
 from tokenmux.simulator.hardware import gpu

@@ -33,7 +33,7 @@ from tokenmux.core.event import (
     StepDone,
     Withdrawn,
 )
-from tokenmux.core.message import RequestPhase, Residency
+from tokenmux.core.phases import RequestPhase, Residency
 from tokenmux.core.plan import (
     Activate,
     Channel,

@@ -5,7 +5,7 @@ import pytest
 from tests.scheduler.instance.body import Body
 from tests.scheduler.instance.scenes import A, B, a_body, arrive
 from tokenmux.core.event import SUPERSEDED, Cancelled, ModelWanted
-from tokenmux.core.message import Residency
+from tokenmux.core.phases import Residency
 from tokenmux.core.plan import Activate, Channel, Fetch, Plan
 from tokenmux.core.request import RequestId
 

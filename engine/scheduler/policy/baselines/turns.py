@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable
 from math import inf
 
 from tokenmux.core.facts import ModelId
-from tokenmux.core.message import Residency
+from tokenmux.core.phases import Residency
 from tokenmux.core.plan import (
     IDLE,
     Activate,

@@ -21,7 +21,7 @@ from math import inf
 from tokenmux.core.cost import StepWork
 from tokenmux.core.event import Arrived, Event
 from tokenmux.core.facts import ModelId
-from tokenmux.core.message import Residency
+from tokenmux.core.phases import Residency
 from tokenmux.core.plan import Channel
 from tokenmux.core.request import Request, RequestId, ServiceLevel
 from tokenmux.scheduler.policy.interface import InstanceView, ModelView, RequestView

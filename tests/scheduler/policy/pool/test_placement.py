@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tokenmux.core.event import Event
-from tokenmux.core.message import Residency
+from tokenmux.core.phases import Residency
 from tokenmux.core.plan import Channel
 from tokenmux.core.request import Request, RequestId
 from tokenmux.scheduler.policy.interface import InstancePolicy

@@ -1,0 +1,169 @@
+"""Reports: what a worker tells the front."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from tokenmux.core.facts import ModelId
+from tokenmux.core.phases import PhaseChanged, Residency
+from tokenmux.core.request import FinishReason, RequestId
+from tokenmux.core.span import Span
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """New tokens of a request, the first of them at index `index` of its output."""
+
+    request: RequestId
+    index: int
+    token_ids: tuple[int, ...]
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The one end of a request. `detail` says why when the reason is FAILED; `kind` names the error's class in `tokenmux.core.errors`."""
+
+    request: RequestId
+    reason: FinishReason
+    at_s: float
+    detail: str = ""
+    kind: str = ""
+
+
+class ModelStatus(NamedTuple):
+    """What the worker knows of one model at a moment. A tuple, since many are made: twice as fast as a dataclass."""
+
+    model: ModelId
+    residency: Residency
+    pinned: bool
+    n_queued: int
+    n_running: int
+    n_paged_out: int
+    n_swaps: int
+    swap_bytes: int
+    swap_s: float
+    swap_exposed_s: float
+    n_tokens: int
+    n_tokens_on_time: int
+    n_prompt_tokens: int
+    compute_s: float
+    load_error: str = ""
+    """Why its weights could not be brought from disk the last time."""
+    unload_asked: bool = False
+    """An operator wants it off the device, which it has not left yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """What the worker knows of itself: sent on every change that a person would want to see, at most five a second."""
+
+    at_s: float
+    device: str
+    arena_bytes: int
+    weight_bytes: int
+    kv_bytes: int
+    host_cache_bytes: int
+    host_cache_used_bytes: int
+    host_kv_bytes: int
+    host_kv_used_bytes: int
+    compute_busy_s: float
+    copy_in_busy_s: float
+    copy_out_busy_s: float
+    fetch_busy_s: float
+    n_steps: int
+    n_discards: int
+    running_model: ModelId | None
+    models: tuple[ModelStatus, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Durations:
+    """A histogram: how many durations lie in each interval between the bounds of `tokenmux.scheduler.metrics.histogram`."""
+
+    counts: tuple[int, ...]
+    total_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """How a model or a tenant was served; the counters of `tokenmux.scheduler.metrics.counters.ServiceCounters` at a moment."""
+
+    n_requests: int
+    n_requests_on_time: int
+    n_requests_failed: int
+    n_prompt_tokens: int
+    n_tokens: int
+    n_tokens_on_time: int
+    n_attained: int
+    attained: float
+    gpu_s: float
+    ttft: Durations
+    tpot: Durations
+    gaps: Durations
+
+
+@dataclass(frozen=True, slots=True)
+class ModelUse:
+    """One model's service, and how often it was swapped in for which reason."""
+
+    model: ModelId
+    service: Service
+    swaps: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerUse:
+    """Who used the worker since it began: those models and tenants whose counters moved since the last such message.
+
+    Sent at most once a second. `work_s` and `model_work_s` as in `tokenmux.scheduler.metrics.counters.Metrics`.
+    """
+
+    at_s: float
+    work_s: float
+    model_work_s: float
+    n_models_used: int
+    models: tuple[ModelUse, ...]
+    tenants: tuple[tuple[str, Service], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """Answer to `AskTrace`: what ended within that time, in the order of the ends."""
+
+    ticket: int
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledged:
+    """Answer to `Register`, `Unregister`, `Load`, `Unload` and `Pin`, and to `Resize`, which is about no model.
+
+    Empty `error` means done (or, for `Load`, begun). `kind` is the name of the error's class in `tokenmux.core.errors`.
+    """
+
+    model: ModelId | None
+    error: str = ""
+    kind: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Alive:
+    """The worker's loop has come round: sent once a second, the first when it can be sent to.
+
+    `silent_s`, if not zero: what it does next may take so long, and it says nothing meanwhile.
+    """
+
+    silent_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """The worker cannot go on; its requests may be submitted elsewhere with what was delivered."""
+
+    detail: str
+
+
+FromWorker = (
+    Tokens | Finished | PhaseChanged | WorkerStatus | WorkerUse | Traced | Acknowledged | Alive | Broken
+)
