@@ -39,13 +39,13 @@ from tokenmux.core.sampling import Sampling
 from tokenmux.demo.load import plan_stream
 from tokenmux.demo.models import DemoModels, prepare
 from tokenmux.demo.service_level import FIRST_TOKENS, TURNS
+from tokenmux.executor.assemble import Parts, WorkerConfig, assemble
+from tokenmux.executor.calibrate import measure_cpu
+from tokenmux.executor.clock import MonotonicClock
+from tokenmux.executor.loop import EngineLoop
 from tokenmux.messages.commands import Register, Shutdown, Submit
 from tokenmux.messages.reports import Finished, FromWorker, WorkerStatus
 from tokenmux.models.catalogue import Catalogue
-from tokenmux.runtime.assemble import Parts, WorkerConfig, assemble
-from tokenmux.runtime.calibrate import measure_cpu
-from tokenmux.runtime.clock import MonotonicClock
-from tokenmux.runtime.loop import EngineLoop
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.instance.state import Residency
 from tokenmux.scheduler.memory.host_cache import HostCache

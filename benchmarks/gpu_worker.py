@@ -20,15 +20,15 @@ from tokenmux.core.facts import DeviceFacts, HostFacts, ModelId
 from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
 from tokenmux.core.sampling import Sampling
+from tokenmux.executor.assemble import WorkerConfig
+from tokenmux.executor.clock import MonotonicClock
+from tokenmux.executor.worker import ProcessWorker
 from tokenmux.messages.commands import Register, Resize, Submit, Unload
 from tokenmux.messages.reports import Acknowledged, Broken, Finished, FromWorker, Tokens, WorkerStatus
 from tokenmux.models import tiny
 from tokenmux.models.batch import Segment
 from tokenmux.models.catalogue import Entry
 from tokenmux.models.runner import Runner
-from tokenmux.runtime.assemble import WorkerConfig
-from tokenmux.runtime.clock import MonotonicClock
-from tokenmux.runtime.worker import ProcessWorker
 
 WAIT_S = 60.0
 

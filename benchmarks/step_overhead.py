@@ -20,10 +20,10 @@ from tokenmux.core.facts import DeviceFacts, Image, ImageId, KvShape, ModelFacts
 from tokenmux.core.plan import AtOnce, Operation, Step
 from tokenmux.core.request import Request, RequestId
 from tokenmux.device.interface import Device
+from tokenmux.executor import collector
+from tokenmux.executor.virtual import HOST, EngineOnVirtualTime
 from tokenmux.messages.commands import Register
 from tokenmux.messages.reports import Finished, FromWorker
-from tokenmux.runtime import collector
-from tokenmux.runtime.virtual import HOST, EngineOnVirtualTime
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.instance.started import Started
 from tokenmux.scheduler.memory.host_cache import HostCache

@@ -30,15 +30,15 @@ from tokenmux.device.cpu import CpuDevice
 from tokenmux.device.cuda import CudaDevice
 from tokenmux.device.interface import Completion
 from tokenmux.device.memory import Memory
+from tokenmux.executor.clock import MonotonicClock
+from tokenmux.executor.engine import Engine
+from tokenmux.executor.model_host import ModelHost
 from tokenmux.messages.commands import Load, Register, Unload
 from tokenmux.messages.reports import FromWorker
 from tokenmux.models.catalogue import Catalogue
 from tokenmux.models.entry import Entry
 from tokenmux.models.quiet import quiet_transformers
 from tokenmux.models.tiny import byte_tokenizer
-from tokenmux.runtime.clock import MonotonicClock
-from tokenmux.runtime.engine import Engine
-from tokenmux.runtime.model_host import ModelHost
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.policy.slack import SlackPolicy

@@ -26,15 +26,15 @@ from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
 from tokenmux.core.sampling import Sampling
 from tokenmux.device.cpu import CpuDevice
 from tokenmux.device.interface import Completion
+from tokenmux.executor.clock import MonotonicClock
+from tokenmux.executor.contents import Content
+from tokenmux.executor.engine import Engine
+from tokenmux.executor.model_host import ModelHost
 from tokenmux.messages.commands import Load, Register, Submit, Unload
 from tokenmux.messages.reports import Finished, FromWorker, Tokens
 from tokenmux.models import tiny
 from tokenmux.models.catalogue import Catalogue
 from tokenmux.models.entry import Entry
-from tokenmux.runtime.clock import MonotonicClock
-from tokenmux.runtime.contents import Content
-from tokenmux.runtime.engine import Engine
-from tokenmux.runtime.model_host import ModelHost
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.instance.started import Started
 from tokenmux.scheduler.instance.state import Residency

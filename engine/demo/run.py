@@ -20,8 +20,8 @@ from tokenmux.demo.process import served
 from tokenmux.demo.report import Report, make_report, print_report
 from tokenmux.demo.service_level import Calibration, calibrate
 from tokenmux.demo.view import View
-from tokenmux.runtime.calibrate import measure_cpu
-from tokenmux.runtime.clock import MonotonicClock
+from tokenmux.executor.calibrate import measure_cpu
+from tokenmux.executor.clock import MonotonicClock
 
 QUESTION = "What is the capital of France? Answer in one sentence."
 TARGET_BUSY = 0.6

@@ -1,7 +1,7 @@
 """A child process of the front that runs what a stranger wrote: templates, tokenizers, modelling code, file formats.
 
 It is spawned, not forked, does one piece of work at a time, and is killed when a piece takes too long. It dies with the front
-(`tokenmux.runtime.orphans`). What it answers is JSON and bytes, so that a child that was taken over can lie about its own model
+(`tokenmux.executor.orphans`). What it answers is JSON and bytes, so that a child that was taken over can lie about its own model
 and do nothing else to the front.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 
 from tokenmux.core import errors
 from tokenmux.core.errors import TokenmuxError
-from tokenmux.runtime import orphans
+from tokenmux.executor import orphans
 from tokenmux.server.frames import BrokenFrame, pack, read_async
 
 PATIENCE = 6

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tokenmux.core.errors import BadCheckpoint, NotServable, TokenmuxError
-from tokenmux.runtime.orphans import die_with_parent
+from tokenmux.executor.orphans import die_with_parent
 from tokenmux.server.frames import pack, read
 
 Answer = tuple[Mapping[str, object], bytes]

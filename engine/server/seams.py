@@ -1,6 +1,6 @@
 """What the front needs from the layers below it, as Protocols, so that it can be tested against scripted stand-ins.
 
-`tokenmux.runtime` implements the worker, `tokenmux.models` the catalogue and its tokenizers, `tokenmux.scheduler.instance` what is known of capacity.
+`tokenmux.executor` implements the worker, `tokenmux.models` the catalogue and its tokenizers, `tokenmux.scheduler.instance` what is known of capacity.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -13,11 +13,11 @@ from tokenmux.core.errors import ConfigError, NotServable
 from tokenmux.core.facts import DeviceFacts, HostFacts, ModelFacts
 from tokenmux.core.request import ServiceLevel
 from tokenmux.device.gpu import check_cuda
+from tokenmux.executor.assemble import WorkerConfig
+from tokenmux.executor.calibrate import Speeds, measure
+from tokenmux.executor.clock import MonotonicClock
+from tokenmux.executor.worker import ProcessWorker
 from tokenmux.messages.reports import FromWorker
-from tokenmux.runtime.assemble import WorkerConfig
-from tokenmux.runtime.calibrate import Speeds, measure
-from tokenmux.runtime.clock import MonotonicClock
-from tokenmux.runtime.worker import ProcessWorker
 from tokenmux.scheduler.memory.capacity import check_model, check_request
 from tokenmux.server.access import Access, Key
 from tokenmux.server.admission import Defaults

@@ -87,10 +87,10 @@ def test_only_the_command_line_reads_the_environment() -> None:
     exempt = {
         "engine/cli.py",  # the composition root
         "engine/cli_kernels.py",  # a part of it
-        "engine/runtime/warming.py",  # the arguments of its child
+        "engine/executor/warming.py",  # the arguments of its child
         "engine/server/child.py",  # what it keeps from its children
         "engine/server/child_main.py",  # the arguments of such a child
-        "engine/runtime/worker.py",  # sets how OpenMP's threads wait in its child, unless the operator did
+        "engine/executor/worker.py",  # sets how OpenMP's threads wait in its child, unless the operator did
     }
     found = {
         str(path.relative_to(ROOT)): lines

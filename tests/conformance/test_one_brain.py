@@ -14,9 +14,9 @@ from tokenmux.core.event import Cancelled, ModelAdded
 from tokenmux.core.facts import DeviceFacts, HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.core.plan import Activate, AtOnce, Drop, Evict, Fetch, Operation, PageIn, PageOut, Step
 from tokenmux.core.request import Request, RequestId, ServiceLevel
+from tokenmux.executor.virtual import EngineOnVirtualTime
 from tokenmux.messages.commands import Cancel, Register
 from tokenmux.messages.reports import Finished
-from tokenmux.runtime.virtual import EngineOnVirtualTime
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.policy.slack import SlackPolicy

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tokenmux.core.budgets import LARGEST_SLAB_BYTES, default_budgets, default_slab_bytes
 from tokenmux.core.facts import DeviceFacts, HostFacts, KvShape
-from tokenmux.runtime.calibrate import Speeds
+from tokenmux.executor.calibrate import Speeds
 from tokenmux.scheduler.memory.arena import Arena
 from tokenmux.scheduler.memory.capacity import check_model
 from tokenmux.scheduler.memory.slabs import SlabPool

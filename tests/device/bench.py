@@ -33,7 +33,7 @@ from tokenmux.device.gpu import Gpu, TorchGpu
 from tokenmux.device.interface import Completion, Device, Post
 from tokenmux.device.null import NullDevice, VirtualClock
 from tokenmux.device.paging import KvDtype
-from tokenmux.runtime.clock import MonotonicClock
+from tokenmux.executor.clock import MonotonicClock
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.instance.started import Started
 from tokenmux.scheduler.memory.host_cache import HostCache

@@ -53,7 +53,7 @@ from tokenmux.device.gpu import STREAMS, Gpu, TorchGpu, check_cuda, sum_in_float
 from tokenmux.device.interface import Completion, Post
 from tokenmux.device.ordering import Places, Spans, merged
 from tokenmux.device.paging import Blocks
-from tokenmux.runtime.clock import MonotonicClock
+from tokenmux.executor.clock import MonotonicClock
 from tokenmux.scheduler.instance.started import Started
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.memory.ledger import Ledger

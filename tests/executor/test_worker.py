@@ -11,12 +11,12 @@ import torch
 
 from tokenmux.core.errors import ConfigError, WorkerFailed
 from tokenmux.core.facts import DeviceFacts, HostFacts
+from tokenmux.executor.assemble import DeviceKind, WorkerConfig
+from tokenmux.executor.calibrate import Speeds, measure
+from tokenmux.executor.clock import MonotonicClock
+from tokenmux.executor.worker import MAX_UNSENT, ProcessWorker, _modest_threads, threads_beside_others
 from tokenmux.messages.commands import AskTrace
 from tokenmux.messages.reports import Alive, Broken, FromWorker, Traced
-from tokenmux.runtime.assemble import DeviceKind, WorkerConfig
-from tokenmux.runtime.calibrate import Speeds, measure
-from tokenmux.runtime.clock import MonotonicClock
-from tokenmux.runtime.worker import MAX_UNSENT, ProcessWorker, _modest_threads, threads_beside_others
 
 WAIT_S = 60.0
 MB = 1 << 20

@@ -7,10 +7,10 @@ import pytest
 from tokenmux.core.cost import RooflineCost
 from tokenmux.core.facts import DeviceFacts, Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.core.request import Request, RequestId
+from tokenmux.executor.telemetry import MIN_INTERVAL_S
+from tokenmux.executor.virtual import HOST, EngineOnVirtualTime
 from tokenmux.messages.commands import AskTrace, Register
 from tokenmux.messages.reports import Traced, WorkerUse
-from tokenmux.runtime.telemetry import MIN_INTERVAL_S
-from tokenmux.runtime.virtual import HOST, EngineOnVirtualTime
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.policy.slack import SlackPolicy

@@ -26,13 +26,13 @@ from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.core.plan import Chunk, Step
 from tokenmux.core.request import FinishReason, RequestId
 from tokenmux.device.interface import Post
+from tokenmux.executor import collector
+from tokenmux.executor.contents import Content
+from tokenmux.executor.warming import Warmer
 from tokenmux.models.batch import Segment
 from tokenmux.models.entry import Entry
 from tokenmux.models.image import Seen, read_image
 from tokenmux.models.runner import Runner
-from tokenmux.runtime import collector
-from tokenmux.runtime.contents import Content
-from tokenmux.runtime.warming import Warmer
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.instance.started import Started
 

@@ -16,11 +16,11 @@ from queue import Empty, Full, Queue
 from threading import Thread
 
 from tokenmux.core.errors import WorkerFailed
+from tokenmux.executor import orphans
+from tokenmux.executor.assemble import WorkerConfig, assemble
+from tokenmux.executor.loop import EngineLoop
 from tokenmux.messages.commands import Shutdown, ToWorker
 from tokenmux.messages.reports import Broken, FromWorker
-from tokenmux.runtime import orphans
-from tokenmux.runtime.assemble import WorkerConfig, assemble
-from tokenmux.runtime.loop import EngineLoop
 
 _log = logging.getLogger(__name__)
 

@@ -4,11 +4,11 @@ from math import log
 
 import pytest
 
-from tests.runtime.test_engine import A, B, engine, request
+from tests.executor.test_engine import A, B, engine, request
 from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.core.request import RequestId
+from tokenmux.executor.virtual import EngineOnVirtualTime
 from tokenmux.messages.commands import Cancel, Pause
-from tokenmux.runtime.virtual import EngineOnVirtualTime
 
 
 def told(body: EngineOnVirtualTime, name: str) -> list[int]:

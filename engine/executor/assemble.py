@@ -12,13 +12,13 @@ from tokenmux.core.request import DEFAULT_LEVEL, RequestId, ServiceLevel
 from tokenmux.device.cpu import CpuDevice
 from tokenmux.device.cuda import CudaDevice
 from tokenmux.device.gpu import TorchGpu
+from tokenmux.executor.clock import MonotonicClock
+from tokenmux.executor.contents import Content
+from tokenmux.executor.engine import Engine
+from tokenmux.executor.loop import EngineLoop
+from tokenmux.executor.model_host import ModelHost
+from tokenmux.executor.warming import Warmer, compile_in_a_child
 from tokenmux.messages.reports import FromWorker
-from tokenmux.runtime.clock import MonotonicClock
-from tokenmux.runtime.contents import Content
-from tokenmux.runtime.engine import Engine
-from tokenmux.runtime.loop import EngineLoop
-from tokenmux.runtime.model_host import ModelHost
-from tokenmux.runtime.warming import Warmer, compile_in_a_child
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.policy.registry import make_policy

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runtime.test_virtual_gpu import device, submits, worker
+from tests.executor.test_virtual_gpu import device, submits, worker
 from tokenmux.core.request import FinishReason
 from tokenmux.device import reader
 from tokenmux.messages.reports import Finished

@@ -9,9 +9,9 @@ from tokenmux.core.facts import DeviceFacts, Image, ImageId, KvShape, ModelFacts
 from tokenmux.core.phases import PhaseChanged, RequestPhase, Residency
 from tokenmux.core.plan import Channel
 from tokenmux.core.request import FinishReason, Request, RequestId
+from tokenmux.executor.virtual import HOST, EngineOnVirtualTime
 from tokenmux.messages.commands import Cancel, Load, Pause, Pin, Register, Resume, Unload, Unregister
 from tokenmux.messages.reports import Acknowledged, Broken, Finished, Tokens, WorkerStatus
-from tokenmux.runtime.virtual import HOST, EngineOnVirtualTime
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.policy.slack import SlackPolicy

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from tokenmux.runtime import orphans
+from tokenmux.executor import orphans
 
 PATIENCE_MS = 30_000
 
 CHILD = """
 import os, signal, sys
-from tokenmux.runtime.orphans import die_with_parent
+from tokenmux.executor.orphans import die_with_parent
 die_with_parent(int(sys.argv[1]))
 print(os.getpid(), flush=True)
 signal.pause()
@@ -79,7 +79,7 @@ def test_children_are_started_by_one_thread_that_lasts() -> None:
 
 BORN = """
 import multiprocessing, signal, sys
-from tokenmux.runtime import orphans
+from tokenmux.executor import orphans
 
 if __name__ == "__main__":
     child = multiprocessing.get_context("spawn").Process(target=signal.pause, daemon=True)

@@ -13,9 +13,9 @@ from tokenmux.core.cost import RooflineCost
 from tokenmux.core.errors import InvalidRequest
 from tokenmux.core.facts import DeviceFacts, Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
+from tokenmux.executor.virtual import HOST, EngineOnVirtualTime
 from tokenmux.messages.commands import Register
 from tokenmux.messages.reports import Finished, Tokens
-from tokenmux.runtime.virtual import HOST, EngineOnVirtualTime
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.policy.registry import SERVED, make_policy

@@ -20,6 +20,9 @@ from tests.kernels.test_launches import AbsentDevice
 from tokenmux.core.cost import RooflineCost
 from tokenmux.core.errors import TokenmuxError
 from tokenmux.core.sampling import Sampling
+from tokenmux.executor.clock import MonotonicClock
+from tokenmux.executor.model_host import ModelHost
+from tokenmux.executor.warming import Warmer, compile_in_a_child
 from tokenmux.kernels.kv_pack.launch import kv_page
 from tokenmux.kernels.tiles import step_tiles
 from tokenmux.models import tiny
@@ -27,9 +30,6 @@ from tokenmux.models.batch import Segment
 from tokenmux.models.catalogue import Catalogue
 from tokenmux.models.entry import Entry
 from tokenmux.models.runner import Runner
-from tokenmux.runtime.clock import MonotonicClock
-from tokenmux.runtime.model_host import ModelHost
-from tokenmux.runtime.warming import Warmer, compile_in_a_child
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.policy.registry import make_policy
@@ -166,7 +166,7 @@ def test_a_child_dies_with_its_worker(tmp_path: Path) -> None:
     os.mkfifo(fifo)
     stall = (
         "import os, time\n"
-        "from tokenmux.runtime import warming\n"
+        "from tokenmux.executor import warming\n"
         "def stall(*_, **__):\n"
         f"    with open({str(fifo)!r}, 'w') as file: file.write(str(os.getpid()))\n"
         "    time.sleep(600)\n"
@@ -174,7 +174,7 @@ def test_a_child_dies_with_its_worker(tmp_path: Path) -> None:
     )
     (tmp_path / "parent.py").write_text(
         "from pathlib import Path\n"
-        "from tokenmux.runtime import warming\n"
+        "from tokenmux.executor import warming\n"
         "run = warming.subprocess.run\n"
         f"stall = {stall!r}\n"
         "warming.subprocess.run = lambda command, **rest: run([*command[:2], stall + command[2]], **rest)\n"

@@ -4,15 +4,15 @@ from dataclasses import replace
 
 import pytest
 
-from tests.runtime.test_engine import A, engine, request
+from tests.executor.test_engine import A, engine, request
 from tokenmux.core.cost import RooflineCost, StepWork
 from tokenmux.core.facts import DeviceFacts, Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.core.plan import Activate, Channel, Fetch, Operation, Step
+from tokenmux.executor.loop import BEAT_S, EngineLoop
+from tokenmux.executor.stalls import STALL_FACTOR, STALL_FLOOR_S, Stalls
+from tokenmux.executor.virtual import HOST
 from tokenmux.messages.commands import Resize, Submit
 from tokenmux.messages.reports import Alive, Broken, FromWorker
-from tokenmux.runtime.loop import BEAT_S, EngineLoop
-from tokenmux.runtime.stalls import STALL_FACTOR, STALL_FLOOR_S, Stalls
-from tokenmux.runtime.virtual import HOST
 from tokenmux.scheduler.instance.started import Started
 
 MODEL = ModelFacts(

@@ -32,6 +32,11 @@ from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.core.plan import Activate, AtOnce, Compact, Evict, Fetch, Operation
 from tokenmux.core.request import FinishReason, RequestId
 from tokenmux.device.interface import Completion, Device
+from tokenmux.executor.contents import Content
+from tokenmux.executor.positions import QueuePositions
+from tokenmux.executor.stalls import Stalls
+from tokenmux.executor.status import StatusReporter
+from tokenmux.executor.telemetry import Telemetry
 from tokenmux.messages.commands import (
     AskTrace,
     Cancel,
@@ -48,11 +53,6 @@ from tokenmux.messages.commands import (
     Unregister,
 )
 from tokenmux.messages.reports import Acknowledged, Alive, Broken, Finished, FromWorker, Tokens
-from tokenmux.runtime.contents import Content
-from tokenmux.runtime.positions import QueuePositions
-from tokenmux.runtime.stalls import Stalls
-from tokenmux.runtime.status import StatusReporter
-from tokenmux.runtime.telemetry import Telemetry
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.instance.started import Started
 from tokenmux.scheduler.metrics.counters import RequestRecord

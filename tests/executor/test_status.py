@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.runtime.test_engine import A, B, engine, model, request
+from tests.executor.test_engine import A, B, engine, model, request
 from tokenmux.core.request import RequestId
+from tokenmux.executor.status import StatusReporter
 from tokenmux.messages.commands import Cancel, Load, Pause, Pin, Resume, ToWorker, Unload
 from tokenmux.messages.reports import Acknowledged, FromWorker, ModelStatus, WorkerStatus
-from tokenmux.runtime.status import StatusReporter
 from tokenmux.server import convert
 from tokenmux.server.administration import ModelView
 

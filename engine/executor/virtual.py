@@ -8,10 +8,10 @@ from tokenmux.core.request import Request, RequestId
 from tokenmux.core.sampling import Sampling
 from tokenmux.device.interface import Completion
 from tokenmux.device.null import NullDevice, VirtualClock
+from tokenmux.executor.contents import Content
+from tokenmux.executor.engine import Engine
 from tokenmux.messages.commands import Submit, ToWorker
 from tokenmux.messages.reports import FromWorker
-from tokenmux.runtime.contents import Content
-from tokenmux.runtime.engine import Engine
 from tokenmux.scheduler.instance.instance import Instance
 
 HOST = HostFacts(cache_bytes=200 * 10**9, fetch_bytes_per_s=8e9)

@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import Condition, Thread
 
 from tokenmux.core.errors import TokenmuxError
-from tokenmux.runtime.orphans import die_with_parent
+from tokenmux.executor.orphans import die_with_parent
 
 _log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def compile_in_a_child(capability: int, *, paged_int8: bool = False, timeout_s: 
 
     def compile(paths: Sequence[Path]) -> None:
         arguments = (os.getpid(), capability, paged_int8, [str(path) for path in paths])
-        code = f"from tokenmux.runtime import warming; warming.child{arguments!r}"
+        code = f"from tokenmux.executor import warming; warming.child{arguments!r}"
         try:
             # This thread waits for the child and outlives it, so that the kernel's signal at its end is none too early.
             done = subprocess.run(

@@ -13,17 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.device.fake_gpu import FakeGpu
-from tests.runtime.test_virtual_gpu import KB, SLAB_BYTES, InThread, entries, submits, worker
-from tests.runtime.test_virtual_gpu import device as real_device
+from tests.executor.test_virtual_gpu import KB, SLAB_BYTES, InThread, entries, submits, worker
+from tests.executor.test_virtual_gpu import device as real_device
 from tests.scheduler.policy.test_progress import HOST, MB, device, model, traffic
 from tokenmux.core.cost import RooflineCost
 from tokenmux.core.errors import DoesNotFit
 from tokenmux.core.request import FinishReason, Request, RequestId
+from tokenmux.executor import assemble as assembly
+from tokenmux.executor.virtual import EngineOnVirtualTime
 from tokenmux.messages.commands import Register, Resize
 from tokenmux.messages.reports import Acknowledged, Finished, Tokens
 from tokenmux.models.entry import Entry
-from tokenmux.runtime import assemble as assembly
-from tokenmux.runtime.virtual import EngineOnVirtualTime
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.arena import ALIGNMENT
 from tokenmux.scheduler.memory.capacity import check_request

@@ -17,14 +17,14 @@ from tests.device.fake_gpu import FakeGpu
 from tokenmux.core.facts import DeviceFacts, HostFacts, ModelId
 from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
 from tokenmux.core.sampling import Sampling
+from tokenmux.executor import assemble as assembly
+from tokenmux.executor.assemble import DeviceKind, PagedKv, WorkerConfig, assemble
+from tokenmux.executor.loop import EngineLoop
 from tokenmux.messages.commands import Cancel, Pause, Register, Resume, Submit, ToWorker
 from tokenmux.messages.reports import Acknowledged, Broken, Finished, FromWorker, Tokens
 from tokenmux.models import tiny
 from tokenmux.models.catalogue import Catalogue
 from tokenmux.models.entry import Entry
-from tokenmux.runtime import assemble as assembly
-from tokenmux.runtime.assemble import DeviceKind, PagedKv, WorkerConfig, assemble
-from tokenmux.runtime.loop import EngineLoop
 from tokenmux.scheduler.instance.instance import Instance
 
 FAMILIES = ("llama", "qwen3", "mistral", "gemma2", "gpt2", "phi3")
