@@ -24,8 +24,8 @@ from tokenmux.core.errors import UnsupportedModel
 from tokenmux.core.facts import DeviceFacts, KvShape
 from tokenmux.core.sampling import Sampling
 from tokenmux.device.cpu import CpuDevice
-from tokenmux.device.cuda import CudaDevice
-from tokenmux.device.gpu import TorchGpu
+from tokenmux.device.cuda.device import CudaDevice
+from tokenmux.device.cuda.gpu import TorchGpu
 from tokenmux.models import rows, tiny
 from tokenmux.models.batch import Segment
 from tokenmux.models.facts import kv_shape

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tokenmux.device.gpu import sum_in_float32
+from tokenmux.device.cuda.gpu import sum_in_float32
 from tokenmux.kernels.tiles import (
     DecodeTile,
     PrefillTile,

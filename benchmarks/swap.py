@@ -27,7 +27,7 @@ from tokenmux.core.facts import DeviceFacts, HostFacts, ModelFacts
 from tokenmux.core.phases import Residency
 from tokenmux.core.request import RequestId
 from tokenmux.device.cpu import CpuDevice
-from tokenmux.device.cuda import CudaDevice
+from tokenmux.device.cuda.device import CudaDevice
 from tokenmux.device.interface import Completion
 from tokenmux.device.memory import Memory
 from tokenmux.executor.clock import MonotonicClock

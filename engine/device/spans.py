@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tokenmux.device.ordering import Spans
+from tokenmux.device.cuda.ordering import Spans
 from tokenmux.scheduler.memory.arena import Move
 from tokenmux.scheduler.memory.ledger import Ledger, Transfer
 

@@ -10,8 +10,8 @@ from tokenmux.core.cost import RooflineCost
 from tokenmux.core.facts import DeviceFacts, HostFacts
 from tokenmux.core.request import DEFAULT_LEVEL, RequestId, ServiceLevel
 from tokenmux.device.cpu import CpuDevice
-from tokenmux.device.cuda import CudaDevice
-from tokenmux.device.gpu import TorchGpu
+from tokenmux.device.cuda.device import CudaDevice
+from tokenmux.device.cuda.gpu import TorchGpu
 from tokenmux.executor.clock import MonotonicClock
 from tokenmux.executor.contents import Content
 from tokenmux.executor.engine import Engine

@@ -15,7 +15,7 @@ import torch
 from tokenmux.core.budgets import DeviceKind
 from tokenmux.core.clock import Clock
 from tokenmux.core.errors import WorkerFailed
-from tokenmux.device.gpu import TorchGpu, check_cuda
+from tokenmux.device.cuda.gpu import TorchGpu, check_cuda
 from tokenmux.device.memory import Memory, available_bytes
 
 _COPY_BYTES = 128 << 20

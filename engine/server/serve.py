@@ -12,7 +12,7 @@ from tokenmux.core.budgets import PREFILL_CHUNK_TOKENS, default_budgets, default
 from tokenmux.core.errors import ConfigError, NotServable
 from tokenmux.core.facts import DeviceFacts, HostFacts, ModelFacts
 from tokenmux.core.request import ServiceLevel
-from tokenmux.device.gpu import check_cuda
+from tokenmux.device.cuda.gpu import check_cuda
 from tokenmux.executor.assemble import WorkerConfig
 from tokenmux.executor.calibrate import Speeds, measure
 from tokenmux.executor.clock import MonotonicClock

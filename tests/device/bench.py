@@ -9,7 +9,7 @@ from threading import Event
 import pytest
 import torch
 
-from tests.device.fake_gpu import FakeGpu
+from tests.device.cuda.fake_gpu import FakeGpu
 from tokenmux.core.cost import RooflineCost
 from tokenmux.core.errors import BadCheckpoint
 from tokenmux.core.event import ModelAdded, StepDone
@@ -28,11 +28,11 @@ from tokenmux.core.plan import (
 )
 from tokenmux.core.request import Request, RequestId
 from tokenmux.device.cpu import CpuDevice
-from tokenmux.device.cuda import CudaDevice
-from tokenmux.device.gpu import Gpu, TorchGpu
+from tokenmux.device.cuda.device import CudaDevice
+from tokenmux.device.cuda.gpu import Gpu, TorchGpu
+from tokenmux.device.cuda.paging import KvDtype
 from tokenmux.device.interface import Completion, Device, Post
 from tokenmux.device.null import NullDevice, VirtualClock
-from tokenmux.device.paging import KvDtype
 from tokenmux.executor.clock import MonotonicClock
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.instance.started import Started

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.device.bench import FACTS, KB, Bench, bench_of, cuda_over, make_cpu
-from tests.device.fake_gpu import FakeGpu
+from tests.device.cuda.fake_gpu import FakeGpu
 from tokenmux.core.errors import DoesNotFit, WorkerFailed
 from tokenmux.device import cpu
 from tokenmux.device.interface import Device

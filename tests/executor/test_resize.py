@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.device.fake_gpu import FakeGpu
+from tests.device.cuda.fake_gpu import FakeGpu
 from tests.executor.test_virtual_gpu import KB, SLAB_BYTES, InThread, entries, submits, worker
 from tests.executor.test_virtual_gpu import device as real_device
 from tests.scheduler.policy.test_progress import HOST, MB, device, model, traffic

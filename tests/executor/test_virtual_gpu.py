@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.device.fake_gpu import FakeGpu
+from tests.device.cuda.fake_gpu import FakeGpu
 from tokenmux.core.facts import DeviceFacts, HostFacts, ModelId
 from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
 from tokenmux.core.sampling import Sampling

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.device.fake_gpu import FakeGpu
-from tokenmux.device.host_pages import HostPages, PagedImage
+from tests.device.cuda.fake_gpu import FakeGpu
+from tokenmux.device.cuda.host_pages import HostPages, PagedImage
 
 PAGE = 16 << 10
 

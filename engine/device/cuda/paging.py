@@ -22,7 +22,7 @@ import torch
 from tokenmux.core.facts import KvShape
 from tokenmux.core.plan import Channel
 from tokenmux.core.request import RequestId
-from tokenmux.device.chunks import MAX_BLOCKS, Copies, Copy, Landing, Slot, Work, nothing
+from tokenmux.device.cuda.chunks import MAX_BLOCKS, Copies, Copy, Landing, Slot, Work, nothing
 from tokenmux.device.spans import PagingSpan
 from tokenmux.kernels.kv_pack.choice import PageMethod, page_method
 from tokenmux.kernels.kv_pack.quantised import record_bytes

@@ -30,7 +30,7 @@ from tests.device.bench import (
     request,
     stamp,
 )
-from tests.device.fake_gpu import FakeGpu
+from tests.device.cuda.fake_gpu import FakeGpu
 from tokenmux.core.errors import ConfigError, DoesNotFit
 from tokenmux.core.event import SUPERSEDED, Arrived, CopyDone, StepDone
 from tokenmux.core.facts import Image, ImageId, ModelFacts, ModelId
@@ -46,13 +46,13 @@ from tokenmux.core.plan import (
     Step,
 )
 from tokenmux.core.request import RequestId
-from tokenmux.device import cuda
-from tokenmux.device.chunks import Copies
-from tokenmux.device.cuda import CudaDevice, _Space
-from tokenmux.device.gpu import STREAMS, Gpu, TorchGpu, check_cuda, sum_in_float32
+from tokenmux.device.cuda.chunks import Copies
+from tokenmux.device.cuda.device import CudaDevice, _Space
+from tokenmux.device.cuda import device as cuda
+from tokenmux.device.cuda.gpu import STREAMS, Gpu, TorchGpu, check_cuda, sum_in_float32
+from tokenmux.device.cuda.ordering import Places, Spans, merged
+from tokenmux.device.cuda.paging import Blocks
 from tokenmux.device.interface import Completion, Post
-from tokenmux.device.ordering import Places, Spans, merged
-from tokenmux.device.paging import Blocks
 from tokenmux.executor.clock import MonotonicClock
 from tokenmux.scheduler.instance.started import Started
 from tokenmux.scheduler.memory.host_cache import HostCache

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenmux.core.plan import Channel
-from tokenmux.device.ordering import NOWHERE, Ordering, Places, merged
+from tokenmux.device.cuda.ordering import NOWHERE, Ordering, Places, merged
 
 N_CELLS = 6
 

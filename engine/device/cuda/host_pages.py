@@ -18,7 +18,7 @@ from threading import Lock
 
 import torch
 
-from tokenmux.device.gpu import Gpu
+from tokenmux.device.cuda.gpu import Gpu
 
 PAGE_BYTES = 16 << 20
 """Locked in two milliseconds, and at most that much of the host is lost with each image."""

@@ -18,7 +18,7 @@ import torch
 
 from tokenmux.core.errors import DoesNotFit
 from tokenmux.core.plan import Channel
-from tokenmux.device.gpu import STREAMS
+from tokenmux.device.cuda.gpu import STREAMS
 from tokenmux.kernels.kv_pack import reference as kv_pack
 from tokenmux.kernels.kv_pack.quantised import record_bytes
 from tokenmux.kernels.layout import KVLayout

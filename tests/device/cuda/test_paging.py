@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from tests.device.fake_gpu import FakeGpu
+from tests.device.cuda.fake_gpu import FakeGpu
 from tokenmux.core.facts import DeviceFacts, KvShape
 from tokenmux.core.plan import Channel
 from tokenmux.core.request import RequestId
-from tokenmux.device.chunks import Copies, Slot, Work
-from tokenmux.device.paging import Blocks, KvDtype, Pager
+from tokenmux.device.cuda.chunks import Copies, Slot, Work
+from tokenmux.device.cuda.paging import Blocks, KvDtype, Pager
 from tokenmux.device.spans import paging_spans
 from tokenmux.kernels.kv_pack.choice import COPY_OVERHEAD_S
 from tokenmux.kernels.kv_pack.quantised import int8_error_bound
@@ -167,7 +167,7 @@ def test_blocks_go_out_and_come_back_and_nothing_else_changes(
 def test_a_launch_takes_no_more_blocks_than_its_table_of_offsets_holds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tokenmux.device.paging.MAX_BLOCKS", 7)
+    monkeypatch.setattr("tokenmux.device.cuda.paging.MAX_BLOCKS", 7)
     paged = Paged(2 * KB, 30)
     work = paged.work(Channel.COPY_OUT)
     assert [chunk.n_bytes // (2 * KB) for chunk in work.chunks(paged.chunk_bytes)] == [7, 7, 7, 7, 2]

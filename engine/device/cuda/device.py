@@ -39,7 +39,7 @@ from tokenmux.core.facts import DeviceFacts, Image, ImageId
 from tokenmux.core.plan import Activate, Channel, Compact, Fetch, PageIn, PageOut, Step
 from tokenmux.core.request import RequestId
 from tokenmux.device.channel import ChannelThread
-from tokenmux.device.chunks import (
+from tokenmux.device.cuda.chunks import (
     CHUNK_BYTES,
     CHUNKS_IN_FLIGHT,
     LOCKED_CHUNK_BYTES,
@@ -49,12 +49,12 @@ from tokenmux.device.chunks import (
     Slot,
     Work,
 )
-from tokenmux.device.gpu import STREAMS, Gpu, GpuEvent
-from tokenmux.device.host_pages import PAGE_BYTES, HostPages, PagedImage
+from tokenmux.device.cuda.gpu import STREAMS, Gpu, GpuEvent
+from tokenmux.device.cuda.host_pages import PAGE_BYTES, HostPages, PagedImage
+from tokenmux.device.cuda.ordering import NOWHERE, Ordering, Places, Spans, merged
+from tokenmux.device.cuda.paging import KvDtype, Pager
 from tokenmux.device.interface import Host, Post, StepJob
 from tokenmux.device.memory import Memory
-from tokenmux.device.ordering import NOWHERE, Ordering, Places, Spans, merged
-from tokenmux.device.paging import KvDtype, Pager
 from tokenmux.device.progress import SupersededError, progress_of, until_superseded
 from tokenmux.device.reader import GivenUpError, Reader
 from tokenmux.device.spans import block_spans, move_pieces, paging_spans

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from tokenmux.core.plan import Channel
-from tokenmux.device.gpu import Gpu
+from tokenmux.device.cuda.gpu import Gpu
 
 CHUNK_BYTES = 16 << 20
 """Of a copy that passes through page-locked bytes: at 50 GB/s a third of a millisecond, long against the microseconds of an event."""
