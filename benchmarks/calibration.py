@@ -45,7 +45,7 @@ from tokenmux.executor.clock import MonotonicClock
 from tokenmux.executor.loop import EngineLoop
 from tokenmux.messages.commands import Register, Shutdown, Submit
 from tokenmux.messages.reports import Finished, FromWorker, WorkerStatus
-from tokenmux.models.catalogue import Catalogue
+from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.instance.state import Residency
 from tokenmux.scheduler.memory.host_cache import HostCache

@@ -24,11 +24,11 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from benchmarks.report import Target, finish, spread, table
 from tokenmux.core.facts import KvShape
-from tokenmux.models.batch import Segment
-from tokenmux.models.catalogue import Catalogue
-from tokenmux.models.demo_checkpoint import obtain_demo_checkpoint
-from tokenmux.models.image import map_image
-from tokenmux.models.runner import Runner
+from tokenmux.demo.checkpoint import obtain_demo_checkpoint
+from tokenmux.models.catalogue.catalogue import Catalogue
+from tokenmux.models.network.batch import Segment
+from tokenmux.models.network.runner import Runner
+from tokenmux.models.weights.image import map_image
 
 BATCHES = (1, 8, 32)
 N_PROMPT = 64

@@ -24,9 +24,9 @@ from benchmarks.gpu_models import SHAPES, Loaded, load
 from benchmarks.gpu_place import Item, Place
 from tokenmux.device.memory import Memory
 from tokenmux.kernels.block_copy import launch as block_copy
-from tokenmux.models import tiny
-from tokenmux.models.batch import Segment
-from tokenmux.models.kernel_step import KernelBatch
+from tokenmux.models.catalogue import tiny
+from tokenmux.models.network.batch import Segment
+from tokenmux.models.network.kernel_step import KernelBatch
 
 GB = 1 << 30
 

@@ -26,13 +26,14 @@ from tokenmux.core.sampling import Sampling
 from tokenmux.device.cpu import CpuDevice
 from tokenmux.device.cuda.device import CudaDevice
 from tokenmux.device.cuda.gpu import TorchGpu
-from tokenmux.models import rows, tiny
-from tokenmux.models.batch import Segment
-from tokenmux.models.facts import kv_shape
-from tokenmux.models.probe import manifest_in_memory
+from tokenmux.models.catalogue import tiny
+from tokenmux.models.catalogue.facts import kv_shape
+from tokenmux.models.catalogue.probe import manifest_in_memory
+from tokenmux.models.network import rows
+from tokenmux.models.network.batch import Segment
+from tokenmux.models.network.runner import Runner
+from tokenmux.models.network.skeleton import Skeleton, empty_model, state_names
 from tokenmux.models.quiet import quiet_transformers
-from tokenmux.models.runner import Runner
-from tokenmux.models.skeleton import Skeleton, empty_model, state_names
 
 SHAPES: Mapping[str, LlamaConfig] = {
     "smollm2-135m": swapping.SHAPES[swapping.SMOLLM2_135M],

@@ -25,10 +25,10 @@ from tokenmux.executor.clock import MonotonicClock
 from tokenmux.executor.worker import ProcessWorker
 from tokenmux.messages.commands import Register, Resize, Submit, Unload
 from tokenmux.messages.reports import Acknowledged, Broken, Finished, FromWorker, Tokens, WorkerStatus
-from tokenmux.models import tiny
-from tokenmux.models.batch import Segment
-from tokenmux.models.catalogue import Entry
-from tokenmux.models.runner import Runner
+from tokenmux.models.catalogue import tiny
+from tokenmux.models.catalogue.catalogue import Entry
+from tokenmux.models.network.batch import Segment
+from tokenmux.models.network.runner import Runner
 
 WAIT_S = 60.0
 
@@ -273,7 +273,7 @@ def same_as_torch(place: Place, entries: Sequence[Entry], ask: Ask, tokens: Sequ
     """Up to which share of its tokens the request is equal to torch's own attention on the processor, without any kernel."""
     entry = next(entry for entry in entries if entry.facts.id == ask.model)
     image = torch.empty(entry.facts.n_bytes, dtype=torch.uint8)
-    from tokenmux.models.image import read_image
+    from tokenmux.models.weights.image import read_image
 
     read_image(entry.manifest, memoryview(image.numpy()), lambda _: None)
     shape = entry.facts.kv

@@ -26,9 +26,9 @@ from rich.console import Console
 
 from benchmarks.report import Target, finish, spread, table
 from tokenmux.core.facts import KvShape
-from tokenmux.models.attention import paged_attention, write_kv
-from tokenmux.models.batch import KvViews, Segment, StepBatch
-from tokenmux.models.rows import row_rule
+from tokenmux.models.network.attention import paged_attention, write_kv
+from tokenmux.models.network.batch import KvViews, Segment, StepBatch
+from tokenmux.models.network.rows import row_rule
 
 DTYPE = torch.bfloat16
 BLOCK_SIZE = 16

@@ -28,7 +28,7 @@ import psutil
 from benchmarks.report import Target, finish, table
 from tokenmux.client import AsyncClient, CallFailed, Completion, Delta, Finish
 from tokenmux.demo.process import served
-from tokenmux.models import tiny
+from tokenmux.models.catalogue import tiny
 
 MIB = 1 << 20
 GUEST = "guest"

@@ -35,10 +35,10 @@ from tokenmux.executor.engine import Engine
 from tokenmux.executor.model_host import ModelHost
 from tokenmux.messages.commands import Load, Register, Unload
 from tokenmux.messages.reports import FromWorker
-from tokenmux.models.catalogue import Catalogue
-from tokenmux.models.entry import Entry
+from tokenmux.models.catalogue.catalogue import Catalogue
+from tokenmux.models.catalogue.entry import Entry
+from tokenmux.models.catalogue.tiny import byte_tokenizer
 from tokenmux.models.quiet import quiet_transformers
-from tokenmux.models.tiny import byte_tokenizer
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.policy.slack import SlackPolicy

@@ -2,7 +2,7 @@
 
     python -m benchmarks.swap_exactness [--quick]
 
-For each family of `tokenmux.models.tiny` and for bfloat16 and float32, the real engine of a worker serves the model in an arena with
+For each family of `tokenmux.models.catalogue.tiny` and for bfloat16 and float32, the real engine of a worker serves the model in an arena with
 little room. A cycle takes the model out and brings it back beside neighbours of other sizes that come and go, so that its weights
 return at another offset; requests are served in it, greedy and sampled, and in every third cycle the model is sent away in mid-generation
 while a neighbour's request takes the room of its KV, which is paged out and comes back. Every token is compared with what the model gave alone, before the first swap.
@@ -32,9 +32,9 @@ from tokenmux.executor.engine import Engine
 from tokenmux.executor.model_host import ModelHost
 from tokenmux.messages.commands import Load, Register, Submit, Unload
 from tokenmux.messages.reports import Finished, FromWorker, Tokens
-from tokenmux.models import tiny
-from tokenmux.models.catalogue import Catalogue
-from tokenmux.models.entry import Entry
+from tokenmux.models.catalogue import tiny
+from tokenmux.models.catalogue.catalogue import Catalogue
+from tokenmux.models.catalogue.entry import Entry
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.instance.started import Started
 from tokenmux.scheduler.instance.state import Residency

@@ -355,7 +355,7 @@ def pull(
     folder = load_config(config, given).catalogue
 
     from tokenmux.cli_progress import progress_bars
-    from tokenmux.models.catalogue import Catalogue
+    from tokenmux.models.catalogue.catalogue import Catalogue
 
     with progress_bars(Console(stderr=True)) as progress:
         entry = Catalogue(folder).pull(

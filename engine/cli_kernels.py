@@ -61,7 +61,7 @@ def warm(
     except ModuleNotFoundError as error:
         raise TokenmuxError("Triton is not installed: pip install 'tokenmux[gpu]'") from error
     from tokenmux.cli_progress import progress_bars
-    from tokenmux.models.kernel_shapes import model_shapes
+    from tokenmux.models.network.kernel_shapes import model_shapes
 
     capability = _capability(arch)
     models = list(_models(folders or [], config))
@@ -110,9 +110,9 @@ class _Model:
 
 def _models(folders: list[Path], config: Path | None) -> Iterator[_Model]:
     """What is in the folders, and in the catalogue of a configuration and beside it. Raises what reading them raises."""
-    from tokenmux.models.catalogue import Catalogue, describe_folder
-    from tokenmux.models.entry import Entry
-    from tokenmux.models.facts import BLOCK_TOKENS
+    from tokenmux.models.catalogue.catalogue import Catalogue, describe_folder
+    from tokenmux.models.catalogue.entry import Entry
+    from tokenmux.models.catalogue.facts import BLOCK_TOKENS
 
     def of_entry(entry: Entry) -> _Model:
         return _Model(

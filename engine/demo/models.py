@@ -1,6 +1,6 @@
 """The demo's catalogue: one real model registered several times over, as fine-tunes of one base would be, beside small ones.
 
-SmolLM2-135M-Instruct is obtained once (`tokenmux.models.demo_checkpoint`); the small models of other architectures get random
+SmolLM2-135M-Instruct is obtained once (`tokenmux.demo.checkpoint`); the small models of other architectures get random
 weights. Everything is kept in the cache folder, so that a second run begins at once.
 """
 
@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tokenmux.core.facts import ModelFacts
-from tokenmux.models import tiny
-from tokenmux.models.catalogue import Catalogue
-from tokenmux.models.demo_checkpoint import obtain_demo_checkpoint
-from tokenmux.models.image import Progress as ShowProgress
+from tokenmux.demo.checkpoint import obtain_demo_checkpoint
+from tokenmux.models.catalogue import tiny
+from tokenmux.models.catalogue.catalogue import Catalogue
+from tokenmux.models.weights.image import Progress as ShowProgress
 
 REAL = tuple(f"smollm2-{name}" for name in ("base", "legal", "medical", "kitchen", "travel", "poetry"))
 SMALL = ("qwen3", "gemma2", "mistral", "gpt2", "phi3", "qwen2_moe")

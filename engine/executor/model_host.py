@@ -29,10 +29,10 @@ from tokenmux.device.interface import Post
 from tokenmux.executor import collector
 from tokenmux.executor.contents import Content
 from tokenmux.executor.warming import Warmer
-from tokenmux.models.batch import Segment
-from tokenmux.models.entry import Entry
-from tokenmux.models.image import Seen, read_image
-from tokenmux.models.runner import Runner
+from tokenmux.models.catalogue.entry import Entry
+from tokenmux.models.network.batch import Segment
+from tokenmux.models.network.runner import Runner
+from tokenmux.models.weights.image import Seen, read_image
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.instance.started import Started
 

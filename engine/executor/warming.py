@@ -101,8 +101,8 @@ def child(parent: int, capability: int, paged_int8: bool, paths: Sequence[str]) 
 def warm_entries(paths: Sequence[Path], capability: int, *, paged_int8: bool = False) -> None:
     """Compile into Triton's cache what the entries in these folders launch. One that cannot be read costs the others nothing."""
     from tokenmux.kernels import warm
-    from tokenmux.models.entry import Entry
-    from tokenmux.models.kernel_shapes import model_shapes
+    from tokenmux.models.catalogue.entry import Entry
+    from tokenmux.models.network.kernel_shapes import model_shapes
 
     shapes: list[warm.ModelShape] = []
     for path in paths:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenmux.core.errors import NotServable, TokenmuxError
-from tokenmux.models.catalogue import Catalogue
+from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.server.child_main import Answer, Report, limit_memory, reason_of, run
 
 NICENESS = 5

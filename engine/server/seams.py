@@ -10,7 +10,7 @@ from typing import Protocol
 from tokenmux.core.facts import ModelFacts
 from tokenmux.messages.commands import ToWorker
 from tokenmux.messages.reports import FromWorker
-from tokenmux.models.text import TextFacts
+from tokenmux.models.text.encoder import TextFacts
 from tokenmux.server.generation import Chat, Text
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from tokenmux.core.errors import NotServable, TokenmuxError, Unavailable
-from tokenmux.models.catalogue import Catalogue, SetAside
-from tokenmux.models.entry import Entry
-from tokenmux.models.facts import BLOCK_TOKENS
+from tokenmux.models.catalogue.catalogue import Catalogue, SetAside
+from tokenmux.models.catalogue.entry import Entry
+from tokenmux.models.catalogue.facts import BLOCK_TOKENS
 from tokenmux.server.administration import kind_of
 from tokenmux.server.child import Answer, Child, ChildEnded, LimitExceeded
 from tokenmux.server.seams import Progress
@@ -84,7 +84,7 @@ class ServedCatalogue:
         return found
 
     def register_folder(self, name: str, folder: Path, *, progress: Progress) -> Entry:
-        """As `tokenmux.models.catalogue.Catalogue.register_folder`, in a child process."""
+        """As `tokenmux.models.catalogue.catalogue.Catalogue.register_folder`, in a child process."""
         return self._register(("folder", name, folder), progress)
 
     def register_gguf(self, name: str, file: Path, *, progress: Progress) -> Entry:

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-from tokenmux.models.text import Encoder
+from tokenmux.models.text.encoder import Encoder
 from tokenmux.server.child_main import Answer, Report, run
 
 MOST_ENCODERS = 16

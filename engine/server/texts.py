@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tokenmux.core.errors import InvalidRequest, NotServable, Overloaded, Unavailable
-from tokenmux.models.text import TextFacts, check_can_chat
+from tokenmux.models.text.encoder import TextFacts, check_can_chat
 from tokenmux.server.child import Child, ChildEnded, LimitExceeded
 from tokenmux.server.generation import Chat, Text
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.swap_exactness import measure
-from tokenmux.models import tiny
-from tokenmux.models.catalogue import Catalogue
+from tokenmux.models.catalogue import tiny
+from tokenmux.models.catalogue.catalogue import Catalogue
 
 
 @pytest.mark.parametrize(("family", "dtype"), [("qwen2", "bfloat16"), ("gpt2", "float32")])

@@ -9,8 +9,8 @@ import torch
 from typer.testing import CliRunner, Result
 
 from tokenmux.cli import app
-from tokenmux.models import tiny
-from tokenmux.models.catalogue import Catalogue
+from tokenmux.models.catalogue import tiny
+from tokenmux.models.catalogue.catalogue import Catalogue
 
 
 @pytest.fixture(autouse=True)

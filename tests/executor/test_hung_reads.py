@@ -9,8 +9,8 @@ from tests.executor.test_virtual_gpu import device, submits, worker
 from tokenmux.core.request import FinishReason
 from tokenmux.device import reader
 from tokenmux.messages.reports import Finished
-from tokenmux.models import tiny
-from tokenmux.models.catalogue import Catalogue, Entry
+from tokenmux.models.catalogue import tiny
+from tokenmux.models.catalogue.catalogue import Catalogue, Entry
 
 
 def entries(folder: Path) -> list[Entry]:

@@ -23,7 +23,7 @@ from tokenmux.executor import assemble as assembly
 from tokenmux.executor.virtual import EngineOnVirtualTime
 from tokenmux.messages.commands import Register, Resize
 from tokenmux.messages.reports import Acknowledged, Finished, Tokens
-from tokenmux.models.entry import Entry
+from tokenmux.models.catalogue.entry import Entry
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.arena import ALIGNMENT
 from tokenmux.scheduler.memory.capacity import check_request

@@ -22,9 +22,9 @@ from tokenmux.executor.assemble import DeviceKind, PagedKv, WorkerConfig, assemb
 from tokenmux.executor.loop import EngineLoop
 from tokenmux.messages.commands import Cancel, Pause, Register, Resume, Submit, ToWorker
 from tokenmux.messages.reports import Acknowledged, Broken, Finished, FromWorker, Tokens
-from tokenmux.models import tiny
-from tokenmux.models.catalogue import Catalogue
-from tokenmux.models.entry import Entry
+from tokenmux.models.catalogue import tiny
+from tokenmux.models.catalogue.catalogue import Catalogue
+from tokenmux.models.catalogue.entry import Entry
 from tokenmux.scheduler.instance.instance import Instance
 
 FAMILIES = ("llama", "qwen3", "mistral", "gemma2", "gpt2", "phi3")

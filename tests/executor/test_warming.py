@@ -25,11 +25,11 @@ from tokenmux.executor.model_host import ModelHost
 from tokenmux.executor.warming import Warmer, compile_in_a_child
 from tokenmux.kernels.kv_pack.launch import kv_page
 from tokenmux.kernels.tiles import step_tiles
-from tokenmux.models import tiny
-from tokenmux.models.batch import Segment
-from tokenmux.models.catalogue import Catalogue
-from tokenmux.models.entry import Entry
-from tokenmux.models.runner import Runner
+from tokenmux.models.catalogue import tiny
+from tokenmux.models.catalogue.catalogue import Catalogue
+from tokenmux.models.catalogue.entry import Entry
+from tokenmux.models.network.batch import Segment
+from tokenmux.models.network.runner import Runner
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.policy.registry import make_policy

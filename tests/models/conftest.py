@@ -13,8 +13,8 @@ import torch
 
 from tokenmux.core.facts import KvShape
 from tokenmux.core.sampling import Sampling
-from tokenmux.models.batch import GREEDY, Segment
-from tokenmux.models.runner import Runner
+from tokenmux.models.network.batch import GREEDY, Segment
+from tokenmux.models.network.runner import Runner
 
 
 @dataclass

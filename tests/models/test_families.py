@@ -14,12 +14,12 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from tokenmux.core.facts import KvShape
 from tokenmux.core.sampling import Sampling
-from tokenmux.models import tiny
-from tokenmux.models.batch import Segment
-from tokenmux.models.facts import kv_shape
-from tokenmux.models.probe import image_in_memory
-from tokenmux.models.runner import Runner
-from tokenmux.models.skeleton import Skeleton, state_names
+from tokenmux.models.catalogue import tiny
+from tokenmux.models.catalogue.facts import kv_shape
+from tokenmux.models.catalogue.probe import image_in_memory
+from tokenmux.models.network.batch import Segment
+from tokenmux.models.network.runner import Runner
+from tokenmux.models.network.skeleton import Skeleton, state_names
 
 GRID = 16
 N_OUTPUT = 16

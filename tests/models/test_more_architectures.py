@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
-from tokenmux.models.facts import kv_shape
-from tokenmux.models.probe import image_in_memory, probe
-from tokenmux.models.runner import Runner
-from tokenmux.models.skeleton import Skeleton, state_names
+from tokenmux.models.catalogue.facts import kv_shape
+from tokenmux.models.catalogue.probe import image_in_memory, probe
+from tokenmux.models.network.runner import Runner
+from tokenmux.models.network.skeleton import Skeleton, state_names
 
 GRID = 16
 N_OUTPUT = 10

@@ -8,11 +8,11 @@ import torch
 
 from tokenmux.core.errors import TokenmuxError
 from tokenmux.core.sampling import Sampling
-from tokenmux.models.catalogue import Catalogue
-from tokenmux.models.demo_checkpoint import obtain_demo_checkpoint
-from tokenmux.models.entry import Entry
-from tokenmux.models.image import map_image
-from tokenmux.models.runner import Runner
+from tokenmux.demo.checkpoint import obtain_demo_checkpoint
+from tokenmux.models.catalogue.catalogue import Catalogue
+from tokenmux.models.catalogue.entry import Entry
+from tokenmux.models.network.runner import Runner
+from tokenmux.models.weights.image import map_image
 
 GRID = 64
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(1200)]

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tokenmux.models import tiny
-from tokenmux.models.catalogue import Catalogue
-from tokenmux.models.image import map_image
+from tokenmux.models.catalogue import tiny
+from tokenmux.models.catalogue.catalogue import Catalogue
+from tokenmux.models.weights.image import map_image
 
 N_SWAPS = 1000
 

@@ -49,7 +49,7 @@ from tokenmux.messages.reports import (
     WorkerStatus,
     WorkerUse,
 )
-from tokenmux.models.text import TextFacts
+from tokenmux.models.text.encoder import TextFacts
 from tokenmux.server.access import Access, Key
 from tokenmux.server.admission import Defaults
 from tokenmux.server.app import Transport, running

@@ -12,8 +12,8 @@ from transformers import dynamic_module_utils
 
 from tests.server.test_serve import real_server
 from tokenmux.client import CallFailed, Client
-from tokenmux.models import tiny
-from tokenmux.models.catalogue import Catalogue
+from tokenmux.models.catalogue import tiny
+from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.server.served_catalogue import ServedCatalogue
 
 ENDLESS = (

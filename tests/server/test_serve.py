@@ -16,7 +16,7 @@ from tests.server.harness import ServerThread, serving
 from tokenmux.client import CallFailed, Client, Delta, Finish
 from tokenmux.core.errors import ConfigError
 from tokenmux.executor.calibrate import Speeds
-from tokenmux.models import tiny
+from tokenmux.models.catalogue import tiny
 from tokenmux.server.access import Scope
 from tokenmux.server.app import Transport
 from tokenmux.server.config import KeyConfig, PoolConfig, TlsConfig

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tokenmux.core.errors import InUse, NotServable, TokenmuxError, Unavailable, UnsupportedModel
-from tokenmux.models import tiny
-from tokenmux.models.catalogue import Catalogue
+from tokenmux.models.catalogue import tiny
+from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.server.served_catalogue import RegistrationLimits, ServedCatalogue
 
 LIMITS = RegistrationLimits(memory_bytes=3 << 30, silent_s=60.0, trial_s=2.0)

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tokenmux.core.errors import InvalidRequest, NotServable, Overloaded, Unavailable
-from tokenmux.models import tiny
-from tokenmux.models.text import TextFacts
-from tokenmux.models.text_files import write_text_files
+from tokenmux.models.catalogue import tiny
+from tokenmux.models.text.encoder import TextFacts
+from tokenmux.models.text.text_files import write_text_files
 from tokenmux.server.generation import Chat, ChatMessage, Text
 from tokenmux.server.texts import TextLimits, Texts
 

@@ -46,9 +46,9 @@ from tokenmux.core.plan import (
     Step,
 )
 from tokenmux.core.request import RequestId
+from tokenmux.device.cuda import device as cuda
 from tokenmux.device.cuda.chunks import Copies
 from tokenmux.device.cuda.device import CudaDevice, _Space
-from tokenmux.device.cuda import device as cuda
 from tokenmux.device.cuda.gpu import STREAMS, Gpu, TorchGpu, check_cuda, sum_in_float32
 from tokenmux.device.cuda.ordering import Places, Spans, merged
 from tokenmux.device.cuda.paging import Blocks

@@ -1,0 +1,421 @@
+"""The catalogue: a folder of models that are ready to be served, one subfolder each.
+
+    <root>/models/<name>/
+        manifest.json        what the weight image holds, and the file it is in
+        weights.image        the image, unless the checkpoint's own file serves as it
+        config.json, generation_config.json, and the author's code where that is trusted
+        entry.json           what the operator said at registration, and the model's facts
+        text.json, encoder.json, decoder.json   its tokenizer and chat template (`text.py`)
+
+An entry appears whole or not at all: it is made under another name and renamed. Two entries of one source are two models,
+with images of their own in memory. Architectures that cannot be served are refused here (`probe.py`), as are checkpoints
+that are not whole.
+"""
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from transformers import PreTrainedConfig
+
+from tokenmux.core.errors import (
+    AlreadyExists,
+    DoesNotFit,
+    InUse,
+    InvalidRequest,
+    NotFound,
+    NotServable,
+    Overloaded,
+    TokenmuxError,
+    UnsupportedModel,
+)
+from tokenmux.models.catalogue.checkpoint import find_weights
+from tokenmux.models.catalogue.convert import image_from_folder
+from tokenmux.models.catalogue.entry import (
+    ENTRY,
+    IMAGE,
+    MANIFEST,
+    Entry,
+    entry_document,
+    is_current,
+)
+from tokenmux.models.catalogue.facts import BLOCK_TOKENS, model_facts
+from tokenmux.models.catalogue.locks import Claim, alone_in, is_free
+from tokenmux.models.catalogue.probe import probe
+from tokenmux.models.catalogue.sizes import check_size
+from tokenmux.models.config_file import first_line, load_config, read_object
+from tokenmux.models.files import DISK_FULL, atomic_file
+from tokenmux.models.network.skeleton import Skeleton, empty_model
+from tokenmux.models.quiet import quiet_transformers
+from tokenmux.models.text.encoder import is_foreign
+from tokenmux.models.text.text_files import TRIAL_S, write_text_files
+from tokenmux.models.text.tokenizer import Tokenizer
+from tokenmux.models.weights.image import Manifest, Progress, no_progress
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_CONFIG_FILES = ("config.json", "generation_config.json")
+_TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "*.tiktoken",
+    "tekken.json",
+    "chat_template*",
+)
+_COMPUTED_IN = (torch.bfloat16, torch.float16, torch.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """An entry that was taken out of the catalogue and can still be put back."""
+
+    name: str
+    entry: Path
+    aside: Path
+    claim: Claim
+    """Of the folder that it lies in, so that nobody sweeps it away before it is decided what becomes of it."""
+
+    def restore(self) -> None:
+        """Put it back. Raises TokenmuxError when the disk does not let us."""
+        with _disk(self.entry.parent):
+            self.aside.rename(self.entry)
+            self.aside.parent.rmdir()
+        self.claim.release()
+
+    def delete(self) -> None:
+        """Delete its files; what cannot be deleted now is deleted when a catalogue is next swept."""
+        shutil.rmtree(self.aside.parent, ignore_errors=True)
+        self.claim.release()
+
+
+class Catalogue:
+    """The models under `<root>/models`. Any number of processes may register, remove and read at the same time.
+
+    `told_memory` is called before a checkpoint is loaded with how many bytes of weights it has: a process under a memory
+    limit has to allow for them.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        block_size: int = BLOCK_TOKENS,
+        trial_s: float = TRIAL_S,
+        told_memory: Callable[[int], None] = lambda n_bytes: None,
+    ) -> None:
+        self._models = root / "models"
+        self._block_size = block_size
+        self._trial_s = trial_s
+        self._told_memory = told_memory
+        self._claims: dict[str, Claim] = {}
+
+    def names(self) -> tuple[str, ...]:
+        """Names of all entries, sorted."""
+        if not self._models.is_dir():
+            return ()
+        return tuple(sorted(p.name for p in self._models.iterdir() if _NAME.fullmatch(p.name)))
+
+    def entries(self) -> tuple[Entry, ...]:
+        """All entries, sorted by name. Raises BadCheckpoint for a damaged one."""
+        return tuple(self.get(name) for name in self.names())
+
+    def get(self, name: str) -> Entry:
+        """The entry `name`. Raises NotFound or BadCheckpoint."""
+        return Entry.load(self._models / checked_name(name), block_size=self._block_size)
+
+    def claim(self, name: str) -> None:
+        """Keep other processes from removing the entry while this object lives. Raises NotFound or InUse."""
+        if name in self._claims:
+            return
+        try:
+            self._claims[name] = Claim(self._models / checked_name(name))
+        except FileNotFoundError:
+            raise NotFound(f"no model named {name} in the catalogue {self._models}") from None
+        except OSError as error:
+            raise InUse(
+                f"{name} is being removed from the catalogue {self._models} ({error.strerror})"
+            ) from None
+
+    def set_aside(self, name: str) -> SetAside:
+        """Take the entry `name` out of the catalogue without deleting anything yet.
+
+        Raises NotFound, InUse when another process serves it, and TokenmuxError when the disk does not let us.
+        """
+        path = self._models / checked_name(name)
+        if not path.is_dir():
+            raise NotFound(f"no model named {name} in the catalogue {self._models}")
+        with _disk(self._models), alone_in(self._models):
+            claim = self._claims.pop(name, None)
+            if claim is not None:
+                claim.release()
+            try:
+                if not is_free(path):
+                    raise InUse(
+                        f"{name} is served by another server from the catalogue {self._models}: stop that one first"
+                    )
+                doomed = Path(tempfile.mkdtemp(prefix=".removed-", dir=self._models))
+                kept = Claim(doomed)
+                path.rename(doomed / name)
+            except BaseException:
+                if claim is not None:
+                    self.claim(name)
+                raise
+        return SetAside(name, path, doomed / name, kept)
+
+    def remove(self, name: str) -> None:
+        """Delete the entry `name`, with its image if it has one of its own. Raises as `set_aside`."""
+        # Renamed first, so that a deletion that is cut short leaves no half entry under the name.
+        self.set_aside(name).delete()
+
+    def sweep(self) -> None:
+        """Delete what processes left behind that were killed while they registered or removed a model."""
+        if not self._models.is_dir():
+            return
+        with suppress(OSError), alone_in(self._models):
+            for path in self._models.iterdir():
+                if path.name.startswith(".") and path.is_dir() and is_free(path):
+                    shutil.rmtree(path, ignore_errors=True)
+
+    def bring_up_to_date(self, name: str) -> Entry:
+        """The entry `name`; what an earlier version did not write into it is added. Raises as `register_folder`."""
+        path = self._models / checked_name(name)
+        if path.is_dir() and not is_current(path):
+            with self._reasons(f"the catalogue's entry {path}"):
+                manifest = Manifest.load(path / MANIFEST)
+                trust = bool(read_object(path / ENTRY).get("trust_remote_code", False))
+                self._complete(name, path, manifest, path, trust)
+        return self.get(name)
+
+    def register_folder(
+        self,
+        name: str,
+        folder: Path,
+        *,
+        dtype: str | None = None,
+        trust_remote_code: bool = False,
+        progress: Progress = no_progress,
+    ) -> Entry:
+        """Add the checkpoint in `folder` (config.json, tokenizer, one safetensors file or shards) under `name`.
+
+        `dtype` is `bfloat16`, `float16` or `float32`; by default the checkpoint's own. Where the checkpoint's file is the image,
+        it is used where it lies and must stay there. Raises AlreadyExists, NotFound, BadCheckpoint, UnsupportedModel, DoesNotFit.
+        """
+
+        def fill(target: Path) -> Manifest:
+            config, chosen = describe_folder(folder, dtype=dtype, trust_remote_code=trust_remote_code)
+            probe(config, trust_remote_code=trust_remote_code)
+            model = empty_model(config, chosen, trust_remote_code=trust_remote_code)
+            self._told_memory(sum(file.n_bytes for file in find_weights(folder)))
+            for file in _files_to_keep(folder, with_code=trust_remote_code):
+                shutil.copy(file, target / file.name)
+            return image_from_folder(
+                folder,
+                config,
+                model,
+                target / IMAGE,
+                dtype=chosen,
+                trust_remote_code=trust_remote_code,
+                progress=progress,
+            )
+
+        return self._add(name, fill, folder, trust_remote_code=trust_remote_code)
+
+    def register_gguf(
+        self, name: str, file: Path, *, dtype: str = "bfloat16", progress: Progress = no_progress
+    ) -> Entry:
+        """Add the model in a GGUF file (or several: any of them) under `name`, its weights dequantised to `dtype`.
+
+        Raises as `register_folder`.
+        """
+
+        def fill(target: Path) -> Manifest:
+            # Only here: a machine that is lent for its GPU need not have the package.
+            from tokenmux.models.catalogue.gguf.checkpoint import GgufCheckpoint
+
+            checkpoint = GgufCheckpoint.open(file)
+            self._told_memory(checkpoint.n_bytes)
+            checkpoint.write_text(target)
+            probe(checkpoint.config)
+            return checkpoint.write_image(target / IMAGE, dtype=_named_dtype(dtype), progress=progress)
+
+        return self._add(name, fill, file)
+
+    def pull(
+        self,
+        repository: str,
+        *,
+        name: str | None = None,
+        revision: str | None = None,
+        dtype: str | None = None,
+        trust_remote_code: bool = False,
+        progress: Progress = no_progress,
+    ) -> Entry:
+        """Download `ORG/NAME` from the model hub and register it, by default under NAME.
+
+        Raises NotFound when the hub has no such repository, Overloaded when it cannot be reached, and as `register_folder`.
+        """
+        name = name or repository.rsplit("/", 1)[-1]
+        self._refuse_taken(name)
+        patterns = ["*.safetensors", "model.safetensors.index.json", *_CONFIG_FILES, *_TOKENIZER_FILES]
+        try:
+            folder = snapshot_download(
+                repository,
+                revision=revision,
+                allow_patterns=patterns + (["*.py"] if trust_remote_code else []),
+            )
+        except HFValidationError as error:
+            raise InvalidRequest(f"{repository}: {error}") from None
+        except (RepositoryNotFoundError, RevisionNotFoundError):
+            raise NotFound(
+                f"{repository}: not on the hub at this revision, or not public (set HF_TOKEN)"
+            ) from None
+        except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+            raise Overloaded(
+                f"{repository}: the hub cannot be reached ({type(error).__name__}); try again, or register a local folder"
+            ) from error
+        return self.register_folder(
+            name, Path(folder), dtype=dtype, trust_remote_code=trust_remote_code, progress=progress
+        )
+
+    def _refuse_taken(self, name: str) -> Path:
+        path = self._models / checked_name(name)
+        if path.exists():
+            raise AlreadyExists(f"a model named {name} is registered; remove it or choose another name")
+        return path
+
+    def _add(
+        self, name: str, fill: Callable[[Path], Manifest], source: Path, *, trust_remote_code: bool = False
+    ) -> Entry:
+        """Make an entry in a folder beside the others and give it its name at the end."""
+        path = self._refuse_taken(name)
+        with self._reasons(str(source)):
+            self._models.mkdir(parents=True, exist_ok=True)
+            with alone_in(self._models):
+                work = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=self._models))
+                working = Claim(work)
+            try:
+                try:
+                    manifest = fill(work)
+                    manifest.save(work / MANIFEST)
+                    text_from = source if source.is_dir() else work
+                    self._complete(name, work, manifest, text_from, trust_remote_code)
+                except TokenmuxError as error:
+                    raise type(error)(str(error).replace(str(work), str(source))) from error
+                with alone_in(self._models):
+                    self._refuse_taken(name)
+                    work.rename(path)
+            finally:
+                working.release()
+                shutil.rmtree(work, ignore_errors=True)
+        return self.get(name)
+
+    def _complete(
+        self, name: str, entry: Path, manifest: Manifest, text_from: Path, trust_remote_code: bool
+    ) -> None:
+        """Check that the model can be built and its text tokenized, and write what the front needs to know of both."""
+        config = load_config(entry, trust_remote_code=trust_remote_code)
+        with quiet_transformers():
+            skeleton = Skeleton(config, manifest, trust_remote_code=trust_remote_code)
+        facts = model_facts(name, skeleton.model, manifest, block_size=self._block_size)
+        tokenizer = Tokenizer.load(text_from, facts.vocab_size, trust_remote_code=trust_remote_code)
+        with quiet_transformers():
+            write_text_files(
+                entry,
+                tokenizer.backend,
+                vocab_size=facts.vocab_size,
+                stop_token_ids=tokenizer.stop_token_ids,
+                trial_s=self._trial_s,
+            )
+        with atomic_file(entry / ENTRY) as out:
+            out.write(json.dumps(entry_document(facts, trust_remote_code=trust_remote_code)).encode())
+
+    @contextmanager
+    def _reasons(self, source: str) -> Iterator[None]:
+        """Whatever foreign code raises in the block is a reason why `source` is refused, and no more."""
+        try:
+            with _disk(self._models):
+                yield
+        except TokenmuxError:
+            raise
+        except MemoryError as error:
+            raise NotServable(f"{source}: registering it takes more memory than there is") from error
+        except BaseException as error:
+            if not is_foreign(error):
+                raise
+            raise UnsupportedModel(f"{source}: {first_line(error)} ({type(error).__name__})") from error
+
+
+@contextmanager
+def _disk(folder: Path) -> Iterator[None]:
+    """What the disk under `folder` refuses is said as it is, with the remedy."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise DoesNotFit(
+                f"{folder}: the disk is full; free some space or choose another folder"
+            ) from error
+        where = error.filename or folder
+        raise TokenmuxError(f"{where}: cannot be written or read ({error.strerror or error})") from error
+
+
+def describe_folder(
+    folder: Path, *, dtype: str | None = None, trust_remote_code: bool = False
+) -> tuple[PreTrainedConfig, torch.dtype]:
+    """Config and dtype that the checkpoint in `folder` would be served with. Reads no weights; raises as `register_folder`."""
+    files = find_weights(folder)
+    config = load_config(folder, trust_remote_code=trust_remote_code)
+    stored = next((t.torch_dtype for f in files for t in f.tensors.values()), torch.float32)
+    check_size(
+        folder / "config.json", config, sum(f.n_bytes for f in files), trust_remote_code=trust_remote_code
+    )
+    return config, _chosen_dtype(dtype, config, stored)
+
+
+def checked_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise InvalidRequest(
+            f"{name!r} is not a model name: letters, digits, '.', '_' and '-', beginning with a letter or digit"
+        )
+    return name
+
+
+def _files_to_keep(folder: Path, *, with_code: bool) -> list[Path]:
+    found = [folder / name for name in _CONFIG_FILES if (folder / name).is_file()]
+    return found + (sorted(folder.glob("*.py")) if with_code else [])
+
+
+def _named_dtype(name: str) -> torch.dtype:
+    by_name = {str(dtype).removeprefix("torch."): dtype for dtype in _COMPUTED_IN}
+    if name not in by_name:
+        raise InvalidRequest(f"dtype {name!r} is not one of {', '.join(by_name)}")
+    return by_name[name]
+
+
+def _chosen_dtype(name: str | None, config: PreTrainedConfig, stored: torch.dtype) -> torch.dtype:
+    """The type to compute in: as asked, else as the config says, else as stored."""
+    if name is not None:
+        return _named_dtype(name)
+    chosen = config.dtype or stored
+    if chosen not in _COMPUTED_IN:
+        supported = ", ".join(str(dtype).removeprefix("torch.") for dtype in _COMPUTED_IN)
+        raise UnsupportedModel(f"weights of type {chosen}: ask for one of {supported}")
+    return chosen

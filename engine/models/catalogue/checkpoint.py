@@ -1,0 +1,193 @@
+"""Checkpoints as they come: which files hold the weights, and whether they are whole.
+
+Weights are read from safetensors files (one or several) or a GGUF file, never from pickles. Everything here reads headers
+and sizes only; a file that is cut off or lacks tensors is found before any weight is touched.
+"""
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenmux.core.errors import BadCheckpoint, NotFound, UnsupportedModel
+from tokenmux.models.catalogue.quantised import refuse_packed, refuse_quantised
+from tokenmux.models.catalogue.sizes import check_counts
+from tokenmux.models.config_file import read_object
+from tokenmux.models.files import check_regular
+from tokenmux.models.weights.image import DTYPES, TensorEntry, check_entry
+
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+_ADAPTER, _ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_LARGEST_HEADER = 100 << 20
+_LFS_POINTER = b"version https://git-lfs"
+
+
+@dataclass(frozen=True, slots=True)
+class SafetensorsFile:
+    """One safetensors file: its tensors, with offsets counted from `data_offset`, where the data section begins."""
+
+    path: Path
+    data_offset: int
+    n_bytes: int
+    tensors: Mapping[str, TensorEntry]
+
+
+def find_weights(folder: Path) -> tuple[SafetensorsFile, ...]:
+    """The safetensors files of a checkpoint folder, each checked to be whole.
+
+    Raises NotFound when there is no such folder, BadCheckpoint when it is incomplete or damaged, UnsupportedModel when it
+    has its weights only in another format.
+    """
+    if not folder.is_dir():
+        raise NotFound(f"{folder}: no such folder")
+    try:
+        check_regular(*folder.iterdir())
+    except OSError as error:
+        raise BadCheckpoint(f"{folder}: cannot be read ({error.strerror or error})") from error
+    if not (folder / "config.json").is_file():
+        raise BadCheckpoint(f"{folder}: config.json is missing{_hint(folder)}")
+    config = read_object(folder / "config.json")
+    refuse_quantised(folder, config)
+    files = _read_files(folder)
+    check_counts(folder / "config.json", config, sum(len(file.tensors) for file in files))
+    if not config.get("quantization_config"):
+        for file in files:
+            refuse_packed(folder, {name: entry.torch_dtype for name, entry in file.tensors.items()})
+    return files
+
+
+def _read_files(folder: Path) -> tuple[SafetensorsFile, ...]:
+    # In the order of transformers, which loads what cannot be used as it lies.
+    if (folder / _SINGLE).is_file():
+        return (read_safetensors(folder / _SINGLE),)
+    if (folder / _INDEX).is_file():
+        return _read_shards(folder)
+    found = sorted(p for p in folder.glob("*.safetensors") if p.name != _ADAPTER)
+    if len(found) == 1:
+        return (read_safetensors(found[0]),)
+    if found:
+        raise BadCheckpoint(f"{folder}: {len(found)} safetensors files, but {_INDEX} is missing")
+    others = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern))
+    if others:
+        raise UnsupportedModel(
+            f"{folder}: weights are only in {others[0]}, a pickle, which can run code when it is opened; "
+            "convert it to safetensors"
+        )
+    raise BadCheckpoint(f"{folder}: no weights ({_SINGLE} or {_INDEX}){_hint(folder)}")
+
+
+def _hint(folder: Path) -> str:
+    """What a folder that is no checkpoint seems to be, and what to name instead."""
+    adapter = folder / _ADAPTER_CONFIG
+    if adapter.is_file():
+        try:
+            base = str(read_object(adapter).get("base_model_name_or_path") or "another model")
+        except BadCheckpoint:
+            base = "another model"
+        return f": this is an adapter of {base[:200]}; merge it into that model and register the result"
+    if gguf := sorted(folder.glob("*.gguf")):
+        return f", but there is {gguf[0].name}: register that file"
+    if snapshots := sorted(folder.glob("snapshots/*/config.json")):
+        return f": this is a cache of the hub; register {snapshots[0].parent}"
+    return ""
+
+
+def read_safetensors(path: Path) -> SafetensorsFile:
+    """Read and check the header of a safetensors file. Raises BadCheckpoint with the reason, UnsupportedModel for a type of
+    tensors that no model here computes with."""
+    check_regular(path)
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(8)
+            if start == _LFS_POINTER[:8]:
+                raise BadCheckpoint(
+                    f"{path}: a Git LFS pointer, not the weights themselves; fetch them with `git lfs pull`"
+                )
+            n_header = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+            if not 2 <= n_header <= min(_LARGEST_HEADER, size - 8):
+                raise BadCheckpoint(
+                    f"{path}: not a safetensors file, or cut off in its header ({size} bytes)"
+                )
+            header = json.loads(file.read(n_header), object_pairs_hook=_unique)
+        tensors = _entries(path, header)
+    except OSError as error:
+        raise BadCheckpoint(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = f"{error!r}" if isinstance(error, KeyError) else str(error)
+        raise BadCheckpoint(f"{path}: the safetensors header is damaged ({reason})") from None
+    placed = sorted(tensors.values(), key=lambda entry: (entry.offset, entry.n_bytes))
+    end = 0
+    for entry in placed:
+        if entry.offset != end:
+            what = "overlaps the one before it" if entry.offset < end else "begins after a gap"
+            raise BadCheckpoint(f"{path}: the safetensors header is damaged (tensor {entry.name} {what})")
+        end += entry.n_bytes
+    data_offset = 8 + n_header
+    if size != data_offset + end:
+        what = "cut off" if size < data_offset + end else "too long"
+        raise BadCheckpoint(f"{path}: {what}, {size} bytes instead of {data_offset + end}")
+    return SafetensorsFile(path, data_offset, end, tensors)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; ValueError if it has a name twice, of which readers take one or the other."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in found if names.count(name) > 1)
+        raise ValueError(f"{twice!r} stands in it twice")
+    return found
+
+
+def _entries(path: Path, header: Any) -> dict[str, TensorEntry]:
+    """The tensors of a header. Raises ValueError, KeyError, TypeError or AttributeError for one that is not well-formed."""
+    if not isinstance(header, dict):
+        raise TypeError("not an object")
+    metadata = header.pop("__metadata__", None)
+    if metadata is not None and not isinstance(metadata, dict):
+        raise TypeError("__metadata__ is not an object")
+    tensors = {}
+    for name, description in header.items():
+        dtype, shape = description["dtype"], tuple(description["shape"])
+        begin, end = description["data_offsets"]
+        if isinstance(dtype, str) and dtype not in DTYPES:
+            raise UnsupportedModel(
+                f"{path}: tensor {name} is of type {dtype}; supported are {', '.join(DTYPES)}"
+            )
+        entry = TensorEntry(name, dtype, shape, begin, end - begin)
+        check_entry(entry, end)
+        tensors[name] = entry
+    return tensors
+
+
+def _read_shards(folder: Path) -> tuple[SafetensorsFile, ...]:
+    index = folder / _INDEX
+    try:
+        file_of: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
+        names = sorted(set(file_of.values()))
+        paths = [Path(name) for name in names]
+    except OSError as error:
+        raise BadCheckpoint(f"{index}: cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise BadCheckpoint(f"{index}: damaged ({error!r})") from None
+    for name, path in zip(names, paths, strict=True):
+        if path.name != name or "\0" in name:
+            raise BadCheckpoint(f"{index}: names {name}, which is not a file of this folder")
+        if not (folder / name).is_file():
+            raise BadCheckpoint(f"{folder / name}: the shard is missing")
+    shards = {name: read_safetensors(folder / name) for name in names}
+    for tensor, name in file_of.items():
+        if tensor not in shards[name].tensors:
+            raise BadCheckpoint(f"{folder / name}: tensor {tensor} is missing")
+    shard_of: dict[str, str] = {}
+    for name, shard in shards.items():
+        for tensor in shard.tensors:
+            if (other := shard_of.setdefault(tensor, name)) != name:
+                raise BadCheckpoint(
+                    f"{folder}: tensor {tensor} is both in {other} and in {name}; remove one of them"
+                )
+    return tuple(shards.values())

@@ -1,0 +1,116 @@
+"""One model of the catalogue: where it is, what it is, and how the parts are made that run it.
+
+What the front needs (facts, text) was written at registration: opening an entry runs no code of the model's author, and no
+modelling code. `skeleton` and `config` do; they are for the worker.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from tokenmux.core.errors import BadCheckpoint, NotFound
+from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.models.catalogue.facts import BLOCK_TOKENS, check_facts
+from tokenmux.models.config_file import load_config, read_object
+from tokenmux.models.network.skeleton import Skeleton
+from tokenmux.models.text.decoding import Decoder
+from tokenmux.models.text.encoder import Encoder
+from tokenmux.models.weights.image import Manifest
+
+MANIFEST, ENTRY, IMAGE = "manifest.json", "entry.json", "weights.image"
+VERSION = 2
+"""Of entry.json: 2 holds the facts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """See the module."""
+
+    name: str
+    path: Path
+    facts: ModelFacts
+    manifest: Manifest
+    trust_remote_code: bool = False
+
+    @classmethod
+    def load(cls, path: Path, *, block_size: int = BLOCK_TOKENS) -> "Entry":
+        """Read the entry in folder `path`. Raises NotFound or BadCheckpoint."""
+        if not path.is_dir():
+            raise NotFound(f"no model named {path.name} in the catalogue {path.parent}")
+        manifest = Manifest.load(path / MANIFEST)
+        said = read_object(path / ENTRY)
+        facts = _facts(path, said, manifest, block_size)
+        return cls(path.name, path, facts, manifest, bool(said.get("trust_remote_code", False)))
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """The model's config, read anew each time. Raises as `load_config`; runs the author's code where that is trusted."""
+        return load_config(self.path, trust_remote_code=self.trust_remote_code)
+
+    def skeleton(self, *, packed: bool = False) -> Skeleton:
+        """The empty model of this entry, to be bound to its image; with `packed`, to one that `Skeleton.pack` rearranged."""
+        return Skeleton(self.config, self.manifest, packed=packed, trust_remote_code=self.trust_remote_code)
+
+    def encoder(self) -> Encoder:
+        """What turns prompts into token ids: code and patterns of the model's author. Raises BadCheckpoint."""
+        return Encoder.load(self.path)
+
+    def tokenizer(self) -> Decoder:
+        """What the front needs of this entry's tokenizer. Raises BadCheckpoint."""
+        return Decoder.load(self.path)
+
+
+def entry_document(facts: ModelFacts, *, trust_remote_code: bool) -> dict[str, object]:
+    """What entry.json says."""
+    return {
+        "version": VERSION,
+        "trust_remote_code": trust_remote_code,
+        "facts": {
+            "n_layers": facts.kv.n_layers,
+            "n_kv_heads": facts.kv.n_kv_heads,
+            "head_dim": facts.kv.head_dim,
+            "max_context": facts.max_context,
+            "n_parameters": facts.n_parameters,
+            "vocab_size": facts.vocab_size,
+        },
+    }
+
+
+def is_current(path: Path) -> bool:
+    """Whether the entry in folder `path` was written by this version. Raises BadCheckpoint."""
+    return read_object(path / ENTRY).get("version") == VERSION
+
+
+def image_of(name: str, manifest: Manifest) -> Image:
+    """The checksum is part of the id: a name that is registered anew with other weights is another image."""
+    return Image(ImageId(f"{name}@{manifest.sha256[:12]}"), manifest.n_bytes)
+
+
+def _facts(path: Path, said: Mapping[str, Any], manifest: Manifest, block_size: int) -> ModelFacts:
+    if said.get("version") != VERSION:
+        raise BadCheckpoint(
+            f"{path}: registered by another version of tokenmux; unregister the model and register it again"
+        )
+    try:
+        numbers: dict[str, Any] = said["facts"]
+        shape = KvShape(
+            numbers["n_layers"],
+            numbers["n_kv_heads"],
+            numbers["head_dim"],
+            manifest.dtype.itemsize,
+            block_size,
+        )
+        facts = ModelFacts(
+            id=ModelId(path.name),
+            images=(image_of(path.name, manifest),),
+            kv=shape,
+            max_context=numbers["max_context"],
+            n_parameters=numbers["n_parameters"],
+            vocab_size=numbers["vocab_size"],
+        )
+        return replace(check_facts(facts))
+    except (KeyError, TypeError) as error:
+        raise BadCheckpoint(f"{path / ENTRY}: damaged ({error!r}); register the model again") from None

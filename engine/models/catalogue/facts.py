@@ -1,0 +1,118 @@
+"""What scheduling and memory need to know about a model, read from its config and its weight image."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from tokenmux.core.errors import UnsupportedModel
+from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.models.weights.image import Manifest
+
+BLOCK_TOKENS = 16
+"""Tokens per KV block unless the pool says otherwise. In SmolLM2 such a block is 369 kB in bfloat16."""
+
+
+def model_facts(
+    name: str, model: PreTrainedModel, manifest: Manifest, *, block_size: int = BLOCK_TOKENS
+) -> ModelFacts:
+    """The facts of the catalogue entry `name`; `model` is the empty model of its config.
+
+    Raises UnsupportedModel for numbers that no model has.
+    """
+    config = model.config.get_text_config()
+    # The checksum is part of the id: a name that is registered anew with other weights is another image.
+    image = Image(ImageId(f"{name}@{manifest.sha256[:12]}"), manifest.n_bytes)
+    facts = ModelFacts(
+        id=ModelId(name),
+        images=(image,),
+        kv=kv_shape(config, manifest.dtype, block_size),
+        max_context=max_context(config),
+        n_parameters=active_parameters(model),
+        vocab_size=int(config.vocab_size),
+    )
+    return check_facts(facts)
+
+
+def check_facts(facts: ModelFacts) -> ModelFacts:
+    """These facts, if every number is one that a model can have. Raises UnsupportedModel."""
+    numbers = {
+        "layers": (facts.kv.n_layers, 1, 1 << 14),
+        "key-value heads": (facts.kv.n_kv_heads, 1, 1 << 14),
+        "head size": (facts.kv.head_dim, 1, 1 << 16),
+        "context (max_position_embeddings)": (facts.max_context, 1, (1 << 31) - 1),
+        "vocabulary": (facts.vocab_size, 1, (1 << 31) - 1),
+        "parameters": (facts.n_parameters, 1, 1 << 50),
+        "bytes of weights": (facts.n_bytes, 1, 1 << 50),
+    }
+    for what, (number, least, most) in numbers.items():
+        if not isinstance(number, int) or not least <= number <= most:
+            raise UnsupportedModel(f"{facts.id}: {what} of {number!r}: a model has {least} to {most}")
+    return facts
+
+
+def kv_shape(config: PreTrainedConfig, dtype: torch.dtype, block_size: int = BLOCK_TOKENS) -> KvShape:
+    """The shape of a model's KV blocks. The probe checks it against what the model really hands to attention."""
+    n_heads = int(config.num_attention_heads)
+    n_kv_heads = int(getattr(config, "num_key_value_heads", None) or n_heads)
+    head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // n_heads)
+    nope, rope = (getattr(config, f"qk_{part}_head_dim", None) for part in ("nope", "rope"))
+    if nope is not None and rope is not None and getattr(config, "kv_lora_rank", None):
+        # Latent attention: each head has keys of its own, and values as narrow or narrower, which are padded.
+        n_kv_heads, head_dim = n_heads, max(int(nope) + int(rope), int(config.v_head_dim))
+    return KvShape(
+        n_layers=int(config.num_hidden_layers),
+        n_kv_heads=n_kv_heads,
+        head_dim=head_dim,
+        dtype_bytes=dtype.itemsize,
+        block_size=block_size,
+    )
+
+
+def max_context(config: PreTrainedConfig) -> int:
+    """The longest context in tokens that the model is served with.
+
+    Rotary scaling of type longrope switches to other factors for every row of a step once one row passes the original
+    context. So such a model is served up to there, where the step's company makes no difference.
+    """
+    limit = int(config.max_position_embeddings)
+    for parameters in _rope_parameters(config):
+        if parameters.get("rope_type") == "longrope":
+            original = parameters.get("original_max_position_embeddings")
+            original = original or getattr(config, "original_max_position_embeddings", None)
+            limit = min(limit, original or limit)
+    return limit
+
+
+def active_parameters(model: PreTrainedModel) -> int:
+    """How many weights one token's pass multiplies with: no look-up tables, and of experts those that are chosen."""
+    config = model.config.get_text_config()
+    n_experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    share = (getattr(config, "num_experts_per_tok", None) or 1) / n_experts if n_experts else 1.0
+    output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    projected = getattr(output, "weight", None)
+    total = 0.0
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            if isinstance(module, torch.nn.Embedding) and parameter is not projected:
+                continue
+            if module is output and any(parameter is p for p in _embedding_weights(model)):
+                continue  # tied: counted as the embedding's
+            total += parameter.numel() * (share if n_experts and parameter.ndim == 3 else 1.0)
+    return round(total)
+
+
+def _embedding_weights(model: PreTrainedModel) -> Iterator[torch.Tensor]:
+    for module in model.modules():
+        if isinstance(module, torch.nn.Embedding):
+            yield module.weight
+
+
+def _rope_parameters(config: PreTrainedConfig) -> Iterator[dict[str, Any]]:
+    """Rotary parameters of a config: one dictionary, or one per kind of layer."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    if "rope_type" in parameters:
+        yield parameters
+    else:
+        yield from (value for value in parameters.values() if isinstance(value, dict))

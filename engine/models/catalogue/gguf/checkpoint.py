@@ -1,0 +1,148 @@
+"""From a GGUF file to what the catalogue serves: config, tokenizer, end tokens, and the weight image."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PreTrainedConfig
+
+from tokenmux.core.errors import BadCheckpoint, TokenmuxError, UnsupportedModel
+from tokenmux.models.catalogue.gguf.config import ARCHITECTURES, Described, described_config
+from tokenmux.models.catalogue.gguf.keys import Keys
+from tokenmux.models.catalogue.gguf.rotary import FREQUENCIES, LONG, SHORT
+from tokenmux.models.catalogue.gguf.shards import GgufModel, read_model
+from tokenmux.models.catalogue.gguf.tensors import Source, plan, read, values
+from tokenmux.models.catalogue.gguf.tokenizer import GgufTokenizer, read_tokenizer
+from tokenmux.models.files import atomic_file
+from tokenmux.models.network.skeleton import empty_model, state_names
+from tokenmux.models.quiet import quiet_transformers
+from tokenmux.models.weights.image import ALIGNMENT, Manifest, Progress, no_progress, write_image
+
+_MOST_FACTORS = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class GgufCheckpoint:
+    """A GGUF file that can be served: everything in it has its place. No weight has been read yet."""
+
+    config: PreTrainedConfig
+    _model: GgufModel
+    _tokenizer: GgufTokenizer
+    _sources: Mapping[str, Source]
+    _shapes: Mapping[str, tuple[int, ...]]
+
+    @classmethod
+    def open(cls, file: Path) -> "GgufCheckpoint":
+        """Read what `file` says of itself (any of its files, if there are several) and give every key and
+        tensor its place.
+
+        Raises NotFound, BadCheckpoint or UnsupportedModel, which name the key or the tensor.
+        """
+        try:
+            return cls._open(read_model(file))
+        except (TokenmuxError, MemoryError):
+            raise
+        except Exception as error:
+            reason = next(iter(str(error).strip().splitlines()), repr(error))
+            raise BadCheckpoint(f"{file}: cannot be read ({type(error).__name__}: {reason})") from error
+
+    @classmethod
+    def _open(cls, model: GgufModel) -> "GgufCheckpoint":
+        general = Keys(model.file, model.metadata, "general")
+        name = general.text("architecture")
+        general.expect("type", "model")
+        used = frozenset((FREQUENCIES, SHORT, LONG)) & model.tensors.keys()
+        for extra in used:
+            if len(model.tensors[extra].shape) != 1 or model.tensors[extra].shape[0] > _MOST_FACTORS:
+                raise BadCheckpoint(f"{model.file}: {extra} has the shape {list(model.tensors[extra].shape)}")
+        found = Described(
+            Keys(model.file, model.metadata, name),
+            model.tensors,
+            {extra: values(model.tensors[extra]) for extra in used},
+            old_vocabulary=model.metadata.get("tokenizer.ggml.model") == "llama",
+        )
+        fields = described_config(name, found)
+        tokenizer = read_tokenizer(model.file, model.metadata, name, fields["vocab_size"])
+        config = _made(model, fields, tokenizer)
+        with quiet_transformers():
+            names = state_names(empty_model(config, torch.float32))
+        architecture = ARCHITECTURES[name]
+        sources = plan(
+            model,
+            architecture,
+            names,
+            heads=(
+                config.num_attention_heads,
+                getattr(config, "num_key_value_heads", config.num_attention_heads),
+            ),
+            n_layers=config.num_hidden_layers,
+            already_used=used,
+        )
+        shapes = {name: tuple(tensor.shape) for name, tensor in names.items()}
+        return cls(config, model, tokenizer, sources, shapes)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes that converting handles.
+
+        All tensors as the files hold them, and the largest one unpacked to float32.
+        """
+        packed = sum(tensor.n_bytes for tensor in self._model.tensors.values())
+        return packed + 4 * max(torch.Size(shape).numel() for shape in self._shapes.values())
+
+    def write_text(self, folder: Path) -> None:
+        """Write config.json, generation_config.json and the tokenizer into `folder`."""
+        with quiet_transformers():
+            self.config.save_pretrained(str(folder))
+            self._tokenizer.backend.save_pretrained(str(folder))
+        ends: dict[str, Any] = {"eos_token_id": list(self._tokenizer.end_ids)}
+        if self._tokenizer.begin_id is not None:
+            ends["bos_token_id"] = self._tokenizer.begin_id
+        with atomic_file(folder / "generation_config.json") as out:
+            out.write(json.dumps(ends, indent=1).encode())
+
+    def tensors(self, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+        """Name and numbers of the model's tensors, one after the other.
+
+        Raises BadCheckpoint where numbers are not finite.
+        """
+        for name, source in self._sources.items():
+            yield name, read(self._model, source, dtype)
+
+    def write_image(self, target: Path, *, dtype: torch.dtype, progress: Progress = no_progress) -> Manifest:
+        """Write the weights, dequantised to `dtype`, as an image. Raises BadCheckpoint or DoesNotFit."""
+        sizes = (torch.Size(shape).numel() * dtype.itemsize for shape in self._shapes.values())
+        n_bytes = sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)
+        source = str(self._model.file)
+        return write_image(
+            target, self.tensors(dtype), source=source, dtype=dtype, n_bytes=n_bytes, progress=progress
+        )
+
+
+def _made(model: GgufModel, fields: Mapping[str, Any], tokenizer: GgufTokenizer) -> PreTrainedConfig:
+    """The config of these fields. Raises UnsupportedModel when transformers refuses them."""
+    options = dict(fields) | {
+        "bos_token_id": tokenizer.begin_id,
+        "eos_token_id": list(tokenizer.end_ids) or None,
+    }
+    model_type = options.pop("model_type")
+    try:
+        with quiet_transformers():
+            config: PreTrainedConfig = AutoConfig.for_model(model_type, **options)
+    except MemoryError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UnsupportedModel(f"{model.file}: transformers refuses its config ({reason})") from error
+    for name, value in options.items():
+        if (
+            name not in ("rope_parameters", "bos_token_id", "eos_token_id")
+            and getattr(config, name, value) != value
+        ):
+            raise UnsupportedModel(
+                f"{model.file}: {name} is {value}, and transformers makes {getattr(config, name)} of it"
+            )
+    return config

@@ -1,0 +1,48 @@
+"""Which layers see a sliding window only.
+
+From `attention.sliding_window` and its pattern to transformers' fields.
+"""
+
+from typing import Any
+
+from tokenmux.models.catalogue.gguf.keys import Keys
+
+_WINDOW, _PATTERN = "attention.sliding_window", "attention.sliding_window_pattern"
+
+
+def everywhere(keys: Keys) -> int | None:
+    """The window of an architecture whose layers all have the same; None without one."""
+    if isinstance(pattern := keys.raw(_PATTERN), list) and not all(pattern):
+        keys.unsupported(_PATTERN, "has layers without a window")
+    elif isinstance(pattern, int) and pattern:
+        keys.unsupported(_PATTERN, f"is {pattern}")
+    return keys.integer(_WINDOW, 0, least=0) or None
+
+
+def nowhere(keys: Keys, context: int) -> None:
+    """An architecture that has no windows: 0, or one that no context reaches."""
+    if keys.integer(_WINDOW, 0, least=0) in range(1, context):
+        keys.unsupported(_WINDOW, f"is {keys.raw(_WINDOW)}")
+    keys.ignore(_PATTERN)
+
+
+def alternating(keys: Keys, n_layers: int, period: int) -> dict[str, Any]:
+    """Every `period`-th layer sees everything, the others a window.
+
+    The file may say another pattern: a number, or a list.
+    """
+    window = keys.integer(_WINDOW)
+    pattern = keys.raw(_PATTERN)
+    if pattern is None:
+        pattern = period
+    if isinstance(pattern, list):
+        sliding = [
+            bool(value) for value in keys.several(_PATTERN, type(pattern[0]) if pattern else bool, n_layers)
+        ]
+    else:
+        period = keys.integer(_PATTERN, period)
+        sliding = [(layer + 1) % period != 0 for layer in range(n_layers)]
+    return {
+        "sliding_window": window,
+        "layer_types": ["sliding_attention" if slides else "full_attention" for slides in sliding],
+    }

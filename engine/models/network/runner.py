@@ -1,0 +1,220 @@
+"""Runs steps of one model: lays them out, calls transformers' model once, draws the tokens.
+
+    runner.pack(image)                      # on a processor, after the image was read
+    runner.bind(weights)                    # after the image was copied into the arena
+    runner.record()                         # once: decode steps without Python between their operations
+    batch = runner.prepare(segments, kv)    # host work, can overlap with another model's step
+    tokens = runner.step(batch)             # one forward pass
+    batch.advance(tokens)                   # the next step of a repeated decode
+    tokens = runner.step(batch)
+    runner.unbind()                         # before the extent is given up
+
+The runner knows no requests and no scheduling: it gets block tables and positions, and writes keys and values into the
+blocks in place. A token that a segment draws does not depend on the other segments.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+
+from tokenmux.core.errors import InternalError
+from tokenmux.core.facts import KvShape
+from tokenmux.models.network import kernel_path
+from tokenmux.models.network.attention import STEP_ARGUMENT, AttendsItself
+from tokenmux.models.network.batch import DecodeInputs, KvViews, Segment, StepBatch
+from tokenmux.models.network.by_row import ByRow
+from tokenmux.models.network.recording import RecordedDecode, record
+from tokenmux.models.network.rows import RowRule, check_rows_of, products_of, row_rule
+from tokenmux.models.network.skeleton import Skeleton, choose_experts
+from tokenmux.models.network.staging import Staging
+from tokenmux.models.sampling import sampling
+
+if TYPE_CHECKING:
+    from tokenmux.kernels.tiles import StepTiles
+    from tokenmux.models.network.kernel_step import KernelBatch
+
+Batch: TypeAlias = "StepBatch | KernelBatch"
+"""A step that was laid out: for torch, or for the Triton kernels."""
+
+
+class Runner:
+    """One model, bound to weights or not, for steps over KV of `shape`. Not for use by two threads at once.
+
+    Where KV lies on a GPU, steps go through the Triton kernels, cut as the architecture's table says. With `tiles` they do
+    so everywhere, cut like that (in Triton's interpreter, for example).
+    """
+
+    def __init__(
+        self,
+        skeleton: Skeleton,
+        shape: KvShape,
+        *,
+        prefill_chunk_tokens: int,
+        tiles: "StepTiles | None" = None,
+    ) -> None:
+        self._skeleton = skeleton
+        self._shape = shape
+        self._grid = prefill_chunk_tokens
+        self._dtype = skeleton.model.dtype
+        self._products = products_of(skeleton.model)
+        self._views: KvViews | None = None
+        self._recorded: RecordedDecode | None = None
+        self._tiles = tiles
+        self._tiles_of: dict[torch.device, StepTiles | None] = {}
+        self._staging_of: dict[torch.device, Staging] = {}
+
+    @property
+    def bound(self) -> bool:
+        return self._skeleton.bound
+
+    def pack(self, image: torch.Tensor) -> None:
+        """Rearrange an image as it comes from its file, a `uint8` tensor, into what `bind` expects, where it lies."""
+        self._skeleton.pack(image)
+
+    def bind(self, weights: torch.Tensor) -> None:
+        """Point the model at its image in the arena, a `uint8` tensor."""
+        self._skeleton.bind(weights)
+
+    def unbind(self) -> None:
+        """Let go of the image; steps are refused until the next `bind`."""
+        self._skeleton.unbind()
+
+    def forget_kv(self) -> None:
+        """Let go of the KV of the last step."""
+        self._views = None
+
+    def prepare(self, segments: Sequence[Segment], kv: torch.Tensor) -> Batch:
+        """Lay out a step over `kv[block, layer, k|v, head, token, dim]`, in the model's dtype.
+
+        Raises InternalError when a chunk lies off the prefill grid or a segment's blocks do not hold it, UnsupportedModel
+        when KV lies on a device whose kernels do not serve the model.
+        """
+        tiles = self._tiles_on(kv.device)
+        if tiles is not None:
+            staging = self._staging_on(kv.device)
+            return kernel_path.lay_out(
+                segments, kv, self._shape, grid=self._grid, tiles=tiles, staging=staging
+            )
+        views = self._views
+        if views is None or views.kv.data_ptr() != kv.data_ptr() or views.kv.shape != kv.shape:
+            views = self._views = KvViews.of(kv, self._shape)
+        return self._lay_out(segments, views)
+
+    @torch.inference_mode()
+    def record(self) -> None:
+        """Record the decode step of the bound model, so that later ones take less time. Takes about half a second, once.
+
+        Where the model cannot be recorded bit for bit, its steps stay as they are.
+        """
+        if self._recorded is None:
+            self._recorded = record(self._skeleton, self._by_row, self._lay_out, self._shape)
+
+    @property
+    def recorded(self) -> bool:
+        return self._recorded is not None
+
+    @torch.inference_mode()
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """Run one forward pass: the logits `[row, vocabulary]`, a row for each of `batch.drawing`, then padding."""
+        if not self._skeleton.bound:
+            raise InternalError("the model is not bound to weights")
+        if not isinstance(batch, StepBatch):
+            return batch.run(lambda p: self._forward(p.token_ids, p.positions, p.logit_rows, p))
+        for block in batch.unfilled_blocks:
+            batch.views.kv[block].zero_()
+        rule, n_rows = batch.rule, batch.token_ids.numel()
+        recordable = not batch.n_prompt_rows and batch.drawing and rule.fits_one_piece(n_rows)
+        if self._recorded is not None and recordable:
+            return self._recorded.logits(batch, self._skeleton.tensors)
+        return self._by_row(batch.token_ids, batch.positions, batch.logit_rows, batch)
+
+    @torch.inference_mode()
+    def step(self, batch: Batch) -> list[int | None]:
+        """Run one forward pass and draw. The token that each segment draws, None for those that draw none."""
+        logits = self.logits(batch)
+        tokens: list[int | None] = [None] * len(batch.segments)
+        if not batch.drawing:
+            return tokens
+        draws = [self._draw(batch, index) for index in batch.drawing]
+        draw = sampling.draw_rows if isinstance(batch, StepBatch) else batch.draw
+        for index, token in zip(batch.drawing, draw(logits, draws), strict=True):
+            tokens[index] = token
+        return tokens
+
+    @staticmethod
+    def _draw(batch: Batch, index: int) -> sampling.Draw:
+        segment = batch.segments[index]
+        position = batch.position(index)
+        below_minimum = position - segment.n_prompt < segment.min_tokens
+        return sampling.Draw(segment.sampling, position, segment.stop_token_ids if below_minimum else ())
+
+    def make_ready(self, device: torch.device) -> None:
+        """Find out now what the first step over KV on `device` would find out: it takes a second or two.
+
+        Raises UnsupportedModel where the model's steps cannot be exact there.
+        """
+        if self._tiles_on(device) is None:
+            self._rule()
+        else:
+            self._staging_on(device)
+
+    def _staging_on(self, device: torch.device) -> Staging:
+        if device not in self._staging_of:
+            self._staging_of[device] = Staging.on(device)
+        return self._staging_of[device]
+
+    def _tiles_on(self, device: torch.device) -> "StepTiles | None":
+        """How a step over KV on `device` is cut for the kernels; None where it runs in torch."""
+        if self._tiles is not None:
+            return self._tiles
+        if device not in self._tiles_of:
+            model = self._skeleton.model
+            tiles = kernel_path.tiles_for(
+                device, self._shape, int(model.config.get_text_config().num_attention_heads)
+            )
+            if tiles is not None:
+                check_rows_of(tiles.rows, self._dtype, device.type, self._products)
+                choose_experts(model, self._dtype, device.type)
+            self._tiles_of[device] = tiles
+        return self._tiles_of[device]
+
+    def _lay_out(self, segments: Sequence[Segment], views: KvViews) -> StepBatch:
+        return StepBatch(segments, views, dtype=self._dtype, grid=self._grid, rule=self._rule())
+
+    def _rule(self) -> RowRule:
+        return row_rule(self._dtype, self._products)
+
+    def _by_row(
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        logit_rows: torch.Tensor,
+        step: StepBatch | DecodeInputs,
+    ) -> torch.Tensor:
+        """One pass on a processor, where much depends on how many rows there are."""
+        with ByRow(self._rule()):
+            return self._forward(token_ids, positions, logit_rows, step)
+
+    def _forward(
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        logit_rows: torch.Tensor,
+        step: StepBatch | DecodeInputs | AttendsItself,
+    ) -> torch.Tensor:
+        """One pass through transformers' model, as modules."""
+        holder = self._skeleton.step_holder
+        holder.step = step
+        try:
+            output = self._skeleton.model(
+                input_ids=token_ids,
+                position_ids=positions,
+                use_cache=False,
+                logits_to_keep=logit_rows,
+                **{STEP_ARGUMENT: step},
+            )
+        finally:
+            holder.step = None
+        logits: torch.Tensor = output.logits[0]
+        return logits

@@ -1,0 +1,171 @@
+"""A catalogue entry's text without transformers: what encodes prompts, what decodes output, and what is known of both.
+
+    text.json       stop tokens, chat template, special tokens of the template, the longest token
+    encoder.json    the tokenizer, as transformers made it at registration
+    decoder.json    its vocabulary and decoder only: nothing in it runs a pattern of the model's author
+
+`text_files.py` writes them at registration. `Encoder` runs in processes of its own (`tokenmux.server.texts`); `Decoder` in the front.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as Core
+
+from tokenmux.core.errors import BadCheckpoint, InvalidRequest
+from tokenmux.models.text.template import render
+
+TEXT, ENCODER, DECODER = "text.json", "encoder.json", "decoder.json"
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class TextFacts:
+    """What is known of a model's text.
+
+    `template` is None where there is no chat template; `template_refusal` says why one cannot be used; `in_parts` that it takes a
+    message's content as a list of parts. `longest_token_chars` bounds how many characters one token stands for.
+    """
+
+    stop_token_ids: frozenset[int]
+    longest_token_chars: int
+    template: str | None
+    template_refusal: str
+    in_parts: bool
+    special_tokens: Mapping[str, str]
+    digest: str
+    """Of encoder.json: two entries with one digest tokenize alike."""
+
+    @property
+    def can_chat(self) -> bool:
+        return self.template is not None and not self.template_refusal
+
+    def save(self, folder: Path) -> None:
+        document = {
+            "version": VERSION,
+            "stop_token_ids": sorted(self.stop_token_ids),
+            "longest_token_chars": self.longest_token_chars,
+            "template": self.template,
+            "template_refusal": self.template_refusal,
+            "in_parts": self.in_parts,
+            "special_tokens": dict(self.special_tokens),
+            "digest": self.digest,
+        }
+        (folder / TEXT).write_text(json.dumps(document, indent=1), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> "TextFacts":
+        """Read an entry's text.json. Raises BadCheckpoint when it is missing, damaged or of another version."""
+        path = folder / TEXT
+        try:
+            document: dict[str, Any] = json.loads(path.read_bytes())
+            if document["version"] != VERSION:
+                raise BadCheckpoint(
+                    f"{path}: version {document['version']}, not {VERSION}; register the model again"
+                )
+            return cls(
+                stop_token_ids=frozenset(int(token) for token in document["stop_token_ids"]),
+                longest_token_chars=int(document["longest_token_chars"]),
+                template=document["template"],
+                template_refusal=str(document["template_refusal"]),
+                in_parts=bool(document["in_parts"]),
+                special_tokens={str(name): str(text) for name, text in document["special_tokens"].items()},
+                digest=str(document["digest"]),
+            )
+        except FileNotFoundError:
+            raise BadCheckpoint(f"{path}: the file is missing; register the model again") from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BadCheckpoint(f"{path}: damaged ({error!r}); register the model again") from None
+
+
+class Encoder:
+    """Text and conversations to token ids. What the model's author wrote runs here: use it in a process that may be killed."""
+
+    def __init__(self, core: Core, facts: TextFacts) -> None:
+        self._core = core
+        self._facts = facts
+
+    @classmethod
+    def load(cls, folder: Path) -> "Encoder":
+        """Read an entry's encoder. Raises BadCheckpoint."""
+        return cls(load_core(folder / ENCODER), TextFacts.load(folder))
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of `text`. Raises InvalidRequest when the tokenizer cannot take it."""
+        try:
+            ids: list[int] = self._core.encode(text, add_special_tokens=add_special_tokens).ids
+        except MemoryError:
+            raise
+        except BaseException as error:
+            if not is_foreign(error):
+                raise
+            raise InvalidRequest(f"the model's tokenizer cannot encode this text ({error})") from None
+        return ids
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Token ids of a conversation, each message with `role` and `content`, ready for the assistant's next turn.
+
+        Raises InvalidRequest when there is no chat template that can be used, or it refuses the messages.
+        """
+        return self.encode(self.chat_text(messages), add_special_tokens=False)
+
+    def chat_text(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The conversation as the template writes it. Raises as `encode_chat`."""
+        if not messages:
+            raise InvalidRequest("a conversation needs at least one message")
+        check_can_chat(self._facts)
+        assert self._facts.template is not None
+        try:
+            return render(
+                self._facts.template,
+                as_template_takes(messages, self._facts.in_parts),
+                self._facts.special_tokens,
+            )
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this prompt's
+            raise InvalidRequest(
+                f"the model's chat template refuses these messages: {str(error) or type(error).__name__}"
+            ) from None
+
+
+def is_foreign(error: BaseException) -> bool:
+    """Whether a library failed: with an Exception, or a panic of Rust, which is none. An interrupt is no failure of a library."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+def check_can_chat(facts: TextFacts) -> None:
+    """Raises InvalidRequest when the model takes no conversations."""
+    if facts.template is None:
+        raise InvalidRequest("this model has no chat template; send a prompt as text or token ids")
+    if facts.template_refusal:
+        raise InvalidRequest(
+            f"this model's chat template cannot be used ({facts.template_refusal}); send a prompt as text or token ids"
+        )
+
+
+def as_template_takes(messages: Iterable[Mapping[str, str]], in_parts: bool) -> list[dict[str, object]]:
+    """Messages with their contents as text, or as lists of parts for templates that take nothing else."""
+    if not in_parts:
+        return [dict(message) for message in messages]
+    return [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
+
+
+def load_core(path: Path) -> Core:
+    """A tokenizer file. Raises BadCheckpoint when it is missing or damaged."""
+    try:
+        return Core.from_file(str(path))
+    except MemoryError:
+        raise
+    except BaseException as error:
+        if not is_foreign(error):
+            raise
+        reason = (
+            f"{path}: the tokenizer cannot be read ({error})"
+            if path.is_file()
+            else f"{path}: the file is missing"
+        )
+        raise BadCheckpoint(reason) from None

@@ -1,0 +1,206 @@
+"""Writes an entry's text files at registration (`text.py` says what they hold), and tries them before anybody relies on them.
+
+A tokenizer that cannot be read, encodes outside the model's vocabulary or takes too long is refused. A chat template that
+fails, or that our renderer writes otherwise than transformers, costs the model its conversations only, and the reason is kept.
+"""
+
+import hashlib
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from tokenmux.core.errors import BadCheckpoint, TokenmuxError
+from tokenmux.models.text.encoder import (
+    DECODER,
+    ENCODER,
+    Encoder,
+    TextFacts,
+    as_template_takes,
+    is_foreign,
+    load_core,
+)
+from tokenmux.models.text.template import render
+
+TRIAL_S = 5.0
+"""Processor time that loading a tokenizer, encoding a sentence and rendering a greeting may take."""
+
+_LONGEST_TOKEN_CHARS = 1 << 16
+_LARGEST_DECODER_BYTES = 1 << 16
+"""Of a decoder without its vocabulary: what it puts in the place of a token's text is written with every token."""
+
+_TRIALS = ("Hello, world! 123", "naïve café, 你好 😀\n\tdone")
+_WORD = "Zanzibar"
+_CHAT = ({"role": "user", "content": f"hello {_WORD}"},)
+
+
+class _TooLong(BaseException):
+    """No Exception, since jinja drops those that computing a constant raises."""
+
+
+def write_text_files(
+    folder: Path,
+    backend: PreTrainedTokenizerBase,
+    *,
+    vocab_size: int,
+    stop_token_ids: frozenset[int],
+    trial_s: float = TRIAL_S,
+) -> TextFacts:
+    """Write text.json, encoder.json and decoder.json into `folder`. Raises BadCheckpoint.
+
+    `backend` is the model's tokenizer as transformers reads it; `trial_s` bounds what trying it may take.
+    """
+    core: Any = backend.backend_tokenizer
+    core.no_truncation()
+    core.no_padding()
+    document: dict[str, Any] = json.loads(core.to_str())
+    text = json.dumps(document, ensure_ascii=False)
+    (folder / ENCODER).write_text(text, encoding="utf-8")
+    (folder / DECODER).write_text(
+        json.dumps(_decoder(folder, document), ensure_ascii=False), encoding="utf-8"
+    )
+    template, refusal, in_parts = _template(backend, trial_s)
+    facts = TextFacts(
+        stop_token_ids=frozenset(token for token in stop_token_ids if token < vocab_size),
+        longest_token_chars=_longest_token(folder, core),
+        template=template,
+        template_refusal=refusal,
+        in_parts=in_parts,
+        special_tokens=dict(backend.special_tokens_map),
+        digest=hashlib.sha256(text.encode()).hexdigest()[:16],
+    )
+    facts.save(folder)
+    _try(folder, backend, vocab_size, trial_s)
+    return facts
+
+
+def _decoder(folder: Path, document: Mapping[str, Any]) -> dict[str, Any]:
+    """The tokenizer without what only encoding needs."""
+    decoder = document.get("decoder")
+    if _has_pattern(decoder):
+        raise BadCheckpoint(
+            f"{folder}: the tokenizer's decoder searches for a pattern, which is not supported"
+        )
+    if len(json.dumps(decoder)) > _LARGEST_DECODER_BYTES:
+        raise BadCheckpoint(
+            f"{folder}: the tokenizer's decoder is larger than {_LARGEST_DECODER_BYTES} bytes"
+        )
+    model = dict(document["model"])
+    if model.get("type") == "BPE":
+        model["merges"] = []
+    unused = dict.fromkeys(("normalizer", "pre_tokenizer", "post_processor", "truncation", "padding"))
+    # A pattern of the vocabulary's added tokens is their text, never an expression.
+    return {**document, **unused, "model": model}
+
+
+def _has_pattern(value: object) -> bool:
+    if isinstance(value, dict):
+        return "Regex" in value or any(_has_pattern(inner) for inner in value.values())
+    return isinstance(value, list) and any(_has_pattern(inner) for inner in value)
+
+
+def _longest_token(folder: Path, core: Any) -> int:
+    longest = max(map(len, core.get_vocab(with_added_tokens=True)), default=0)
+    if not 0 < longest <= _LONGEST_TOKEN_CHARS:
+        raise BadCheckpoint(
+            f"{folder}: the tokenizer's longest token has {longest} characters; 1 to {_LONGEST_TOKEN_CHARS} are supported"
+        )
+    return longest
+
+
+def _template(backend: PreTrainedTokenizerBase, trial_s: float) -> tuple[str | None, str, bool]:
+    """The chat template, why it cannot be used, and whether it takes contents as parts only."""
+    if backend.chat_template is None:
+        return None, "", False
+    try:
+        template: str = backend.get_chat_template()
+        with _within(trial_s):
+            for in_parts in (False, True):
+                messages = as_template_takes(_CHAT, in_parts)
+                ours = render(template, messages, backend.special_tokens_map)
+                if _WORD in ours:
+                    return template, _difference(backend, template, messages), in_parts
+    except MemoryError:
+        return "", "it takes more memory than a template may", False
+    except _TooLong:
+        return "", f"it takes longer than {trial_s:g} s to write a greeting", False
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is this prompt's
+        return "", f"it fails on a greeting: {str(error) or type(error).__name__}"[:300], False
+    return template, "it leaves out what the user says", False
+
+
+def _difference(
+    backend: PreTrainedTokenizerBase, template: str, messages: Sequence[Mapping[str, object]]
+) -> str:
+    """Empty if transformers writes the same text; asked twice, since a template may tell the time."""
+    for _ in range(2):
+        conversation: Any = [dict(message) for message in messages]
+        theirs = backend.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+        if theirs == render(template, messages, backend.special_tokens_map):
+            return ""
+    return "transformers writes the same conversation otherwise"
+
+
+def _try(folder: Path, backend: PreTrainedTokenizerBase, vocab_size: int, trial_s: float) -> None:
+    """Load what was written and use it. Raises BadCheckpoint."""
+    began_s = time.process_time()
+    try:
+        with _within(trial_s):
+            encoder, decoder = Encoder.load(folder), load_core(folder / DECODER)
+            for text in _TRIALS:
+                ids = encoder.encode(text)
+                if ids != backend.encode(text):
+                    raise BadCheckpoint(
+                        f"{folder}: the tokenizer's own code and its file encode text differently"
+                    )
+                beyond = [token for token in ids if not 0 <= token < vocab_size]
+                if beyond:
+                    raise BadCheckpoint(
+                        f"{folder}: the tokenizer gives token {beyond[0]}, but the model has {vocab_size} tokens"
+                    )
+                decoder.decode(ids)
+    except _TooLong:
+        raise _too_slow(folder, trial_s) from None
+    except (TokenmuxError, MemoryError):
+        raise
+    except BaseException as error:
+        if not is_foreign(error):
+            raise
+        raise BadCheckpoint(f"{folder}: the tokenizer cannot encode text ({error})") from None
+    # What does not hear the signal, native code, is told afterwards.
+    if time.process_time() - began_s > trial_s:
+        raise _too_slow(folder, trial_s)
+
+
+def _too_slow(folder: Path, trial_s: float) -> BadCheckpoint:
+    return BadCheckpoint(f"{folder}: loading and trying the tokenizer takes longer than {trial_s:g} s")
+
+
+@contextmanager
+def _within(seconds: float) -> Iterator[None]:
+    """Raise _TooLong in the block once it has computed so long. Only the main thread can be interrupted so; others are not."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    inside = True
+
+    def late(number: int, frame: FrameType | None) -> None:
+        if inside:
+            raise _TooLong
+
+    before = signal.signal(signal.SIGPROF, late)
+    signal.setitimer(signal.ITIMER_PROF, seconds, seconds / 10)
+    try:
+        yield
+    finally:
+        inside = False
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
