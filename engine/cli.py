@@ -580,7 +580,7 @@ def pool_resize(
 
     Holds until the server is restarted: [dim]device.arena[/dim] in its pool.yaml says what it starts with.
     """
-    from tokenmux.server.sizes import parse_size, show_size
+    from tokenmux.core.sizes import parse_size, show_size
 
     try:
         arena_bytes = parse_size(size)

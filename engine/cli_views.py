@@ -13,7 +13,7 @@ from rich.text import Text
 
 from tokenmux.cli_text import name, safe
 from tokenmux.client import Instance, Model, PoolStatus, Residency
-from tokenmux.server.sizes import show_size
+from tokenmux.core.sizes import show_size
 
 _COLOURS = {
     Residency.RESIDENT: "bold green",

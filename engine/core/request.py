@@ -17,7 +17,7 @@ SECONDS = (1e-6, 1e9)
 """A TTFT or TPOT outside of this is taken as the nearer end: nothing that divides by one, or counts steps in it, can overflow."""
 
 WEIGHTS = (1e-6, 1e6)
-"""The same for weights. Admission (`tokenmux.server.admission`) is stricter, and refuses instead."""
+"""The same for weights. Admission (`tokenmux.server.front.admission`) is stricter, and refuses instead."""
 
 LEVEL_RATIO = 10.0
 """The pool reckons with no level this many times stricter or laxer than its own (`ServiceLevel.beside`)."""

@@ -17,14 +17,14 @@ from google.protobuf.descriptor import FileDescriptor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from tokenmux.server.access import Access, AccessInterceptor
-from tokenmux.server.administration import Administration
-from tokenmux.server.front import Front
-from tokenmux.server.health import HealthService
+from tokenmux.server.front.administration import Administration
+from tokenmux.server.front.front import Front
+from tokenmux.server.front.seams import Catalogue
+from tokenmux.server.grpc_api.access import Access, AccessInterceptor
+from tokenmux.server.grpc_api.health import HealthService
+from tokenmux.server.grpc_api.malformed import GRPC_LIMIT_TIMES, MalformedInterceptor
+from tokenmux.server.grpc_api.services import InferenceService, ModelsService, PlanningService, PoolService
 from tokenmux.server.listening import cannot_listen
-from tokenmux.server.malformed import GRPC_LIMIT_TIMES, MalformedInterceptor
-from tokenmux.server.seams import Catalogue
-from tokenmux.server.services import InferenceService, ModelsService, PlanningService, PoolService
 from tokenmux.server.stopping import LastResort
 from tokenmux.v1 import (
     inference_pb2,

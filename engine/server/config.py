@@ -26,12 +26,12 @@ from pydantic import (
 
 from tokenmux.core.budgets import DeviceKind
 from tokenmux.core.errors import ConfigError
+from tokenmux.core.sizes import parse_size
 from tokenmux.scheduler.policy.registry import make_policy
-from tokenmux.server.access import Scope
-from tokenmux.server.admission import MAX_SECONDS, MAX_WEIGHT, MIN_SECONDS, MIN_WEIGHT
-from tokenmux.server.malformed import GRPC_LIMIT_TIMES
-from tokenmux.server.names import MAX_TENANT_CHARS, NAME, tenant_fault
-from tokenmux.server.sizes import parse_size
+from tokenmux.server.front.admission import MAX_SECONDS, MAX_WEIGHT, MIN_SECONDS, MIN_WEIGHT
+from tokenmux.server.front.names import MAX_TENANT_CHARS, NAME, tenant_fault
+from tokenmux.server.grpc_api.access import Scope
+from tokenmux.server.grpc_api.malformed import GRPC_LIMIT_TIMES
 from tokenmux.server.yaml_lines import Document, Place, parse
 
 DEFAULT_LISTEN = "127.0.0.1:50051"

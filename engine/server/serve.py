@@ -19,19 +19,19 @@ from tokenmux.executor.clock import MonotonicClock
 from tokenmux.executor.worker import ProcessWorker
 from tokenmux.messages.reports import FromWorker
 from tokenmux.scheduler.memory.capacity import check_model, check_request
-from tokenmux.server.access import Access, Key
-from tokenmux.server.admission import Defaults
 from tokenmux.server.app import Transport, running, until_signalled
+from tokenmux.server.children.served_catalogue import RegistrationLimits, ServedCatalogue
+from tokenmux.server.children.texts import TextLimits, Texts
 from tokenmux.server.config import PoolConfig
-from tokenmux.server.front import Front, Limits
+from tokenmux.server.front.admission import Defaults
+from tokenmux.server.front.front import Front, Limits
+from tokenmux.server.front.seams import Progress, Worker, WorkerFactory
+from tokenmux.server.front.tenants import Weights
+from tokenmux.server.front.traffic import TraceFile, TrafficRecorder
+from tokenmux.server.grpc_api.access import Access, Key
 from tokenmux.server.listening import Reservation, check_pair
-from tokenmux.server.seams import Progress, Worker, WorkerFactory
-from tokenmux.server.served_catalogue import RegistrationLimits, ServedCatalogue
 from tokenmux.server.stopping import LastResort
-from tokenmux.server.supervisor import Patience, RestartLimits
-from tokenmux.server.tenants import Weights
-from tokenmux.server.texts import TextLimits, Texts
-from tokenmux.server.traffic import TraceFile, TrafficRecorder
+from tokenmux.server.workers.supervisor import Patience, RestartLimits
 
 STARTING_S = 300.0
 """Until a worker serves: libraries, a context on a GPU."""
@@ -119,7 +119,7 @@ def worker_factory(config: WorkerConfig) -> WorkerFactory:
 
 @dataclass(frozen=True, slots=True)
 class DeviceCapacity:
-    """`tokenmux.server.seams.Capacity` of one device."""
+    """`tokenmux.server.front.seams.Capacity` of one device."""
 
     device: DeviceFacts
     host: HostFacts

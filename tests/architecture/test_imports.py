@@ -88,8 +88,8 @@ def test_only_the_command_line_reads_the_environment() -> None:
         "engine/cli.py",  # the composition root
         "engine/cli_kernels.py",  # a part of it
         "engine/executor/warming.py",  # the arguments of its child
-        "engine/server/child.py",  # what it keeps from its children
-        "engine/server/child_main.py",  # the arguments of such a child
+        "engine/server/children/child.py",  # what it keeps from its children
+        "engine/server/children/child_main.py",  # the arguments of such a child
         "engine/executor/worker.py",  # sets how OpenMP's threads wait in its child, unless the operator did
     }
     found = {

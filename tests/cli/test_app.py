@@ -29,7 +29,7 @@ from tokenmux.cli_talk import show_stream
 from tokenmux.cli_text import safe
 from tokenmux.client import Delta
 from tokenmux.messages.commands import Load, Pin, Resize, Submit, Unload
-from tokenmux.server.access import Key, Scope
+from tokenmux.server.grpc_api.access import Key, Scope
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from tokenmux.cli import app
 from tokenmux.cli_plan import n_processes, plan_in_processes, progress_line
 from tokenmux.client import Client
 from tokenmux.core.span import Span
-from tokenmux.server.traffic import TrafficRecorder
+from tokenmux.server.front.traffic import TrafficRecorder
 from tokenmux.simulator.planner.plan_command import Question, world_of
 from tokenmux.simulator.planner.planner import Job, Planning, plan_here
 from tokenmux.workload.trace import read_trace

@@ -37,7 +37,7 @@ from tokenmux.client import (
 )
 from tokenmux.core.facts import ModelId
 from tokenmux.messages.commands import Cancel, Load, Pin, Submit, Unload
-from tokenmux.server.access import Key, Scope
+from tokenmux.server.grpc_api.access import Key, Scope
 from tokenmux.v1 import inference_pb2
 
 

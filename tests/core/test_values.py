@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenmux.core import errors, event, message, plan
+from tokenmux.core import errors, event, plan
 from tokenmux.core.facts import KvShape, ModelId
 from tokenmux.core.request import Request, RequestId, ServiceLevel
+from tokenmux.messages import commands, reports
 
 ACROSS = [
-    *typing.get_args(message.ToWorker),
-    *typing.get_args(message.FromWorker),
+    *typing.get_args(commands.ToWorker),
+    *typing.get_args(reports.FromWorker),
     *typing.get_args(event.Event),
     *typing.get_args(plan.Operation),
     *typing.get_args(plan.AtOnce),

@@ -19,8 +19,8 @@ from tokenmux.messages.reports import Finished, Tokens
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.policy.registry import SERVED, make_policy
-from tokenmux.server.admission import Defaults, check_parameters, output_limit, service_level
-from tokenmux.server.generation import Ask, TokenIds
+from tokenmux.server.front.admission import Defaults, check_parameters, output_limit, service_level
+from tokenmux.server.front.generation import Ask, TokenIds
 
 GB = 10**9
 SHAPE = KvShape(n_layers=16, n_kv_heads=8, head_dim=64, dtype_bytes=2, block_size=16)

@@ -11,8 +11,8 @@ from tokenmux.core.request import RequestId
 from tokenmux.executor.status import StatusReporter
 from tokenmux.messages.commands import Cancel, Load, Pause, Pin, Resume, ToWorker, Unload
 from tokenmux.messages.reports import Acknowledged, FromWorker, ModelStatus, WorkerStatus
-from tokenmux.server import convert
-from tokenmux.server.administration import ModelView
+from tokenmux.server.front.administration import ModelView
+from tokenmux.server.grpc_api import convert
 
 NAMES = ("r", "s", "t", "u")
 DEEDS = st.lists(

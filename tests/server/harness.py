@@ -50,14 +50,14 @@ from tokenmux.messages.reports import (
     WorkerUse,
 )
 from tokenmux.models.text.encoder import TextFacts
-from tokenmux.server.access import Access, Key
-from tokenmux.server.admission import Defaults
 from tokenmux.server.app import Transport, running
-from tokenmux.server.front import Front, Limits
-from tokenmux.server.generation import Chat, Text
-from tokenmux.server.seams import Progress
-from tokenmux.server.tenants import Weights
-from tokenmux.server.traffic import TrafficRecorder
+from tokenmux.server.front.admission import Defaults
+from tokenmux.server.front.front import Front, Limits
+from tokenmux.server.front.generation import Chat, Text
+from tokenmux.server.front.seams import Progress
+from tokenmux.server.front.tenants import Weights
+from tokenmux.server.front.traffic import TrafficRecorder
+from tokenmux.server.grpc_api.access import Access, Key
 from tokenmux.v1 import inference_pb2_grpc, models_pb2_grpc, planning_pb2_grpc, pool_pb2_grpc
 
 VOCAB = 256

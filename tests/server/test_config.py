@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenmux.core.errors import ConfigError
-from tokenmux.server.access import Scope
+from tokenmux.core.sizes import parse_size, show_size
 from tokenmux.server.config import Override, PoolConfig, check, is_loopback, load_config
-from tokenmux.server.sizes import parse_size, show_size
+from tokenmux.server.grpc_api.access import Scope
 from tokenmux.server.yaml_lines import parse
 
 FULL = """\

@@ -14,7 +14,7 @@ from tests.server.test_serve import real_server
 from tokenmux.client import CallFailed, Client
 from tokenmux.models.catalogue import tiny
 from tokenmux.models.catalogue.catalogue import Catalogue
-from tokenmux.server.served_catalogue import ServedCatalogue
+from tokenmux.server.children.served_catalogue import ServedCatalogue
 
 ENDLESS = (
     "{% if messages|length > 1 %}{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}{% endif %}"

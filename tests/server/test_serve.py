@@ -17,9 +17,9 @@ from tokenmux.client import CallFailed, Client, Delta, Finish
 from tokenmux.core.errors import ConfigError
 from tokenmux.executor.calibrate import Speeds
 from tokenmux.models.catalogue import tiny
-from tokenmux.server.access import Scope
 from tokenmux.server.app import Transport
 from tokenmux.server.config import KeyConfig, PoolConfig, TlsConfig
+from tokenmux.server.grpc_api.access import Scope
 from tokenmux.server.serve import facts_of, limits_of, read_access, read_transport, weights_of
 
 

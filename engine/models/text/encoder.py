@@ -4,7 +4,7 @@
     encoder.json    the tokenizer, as transformers made it at registration
     decoder.json    its vocabulary and decoder only: nothing in it runs a pattern of the model's author
 
-`text_files.py` writes them at registration. `Encoder` runs in processes of its own (`tokenmux.server.texts`); `Decoder` in the front.
+`text_files.py` writes them at registration. `Encoder` runs in processes of its own (`tokenmux.server.children.texts`); `Decoder` in the front.
 """
 
 import json

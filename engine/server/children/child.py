@@ -1,0 +1,178 @@
+"""A child process of the front that runs what a stranger wrote: templates, tokenizers, modelling code, file formats.
+
+It is spawned, not forked, does one piece of work at a time, and is killed when a piece takes too long. It dies with the front
+(`tokenmux.executor.orphans`). What it answers is JSON and bytes, so that a child that was taken over can lie about its own model
+and do nothing else to the front.
+"""
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from threading import Thread
+from typing import Any
+
+from tokenmux.core import errors
+from tokenmux.core.errors import TokenmuxError
+from tokenmux.executor import orphans
+from tokenmux.server.children.frames import BrokenFrame, pack, read_async
+
+PATIENCE = 6
+"""A piece of work may wait for a processor: by the clock it may take this many times what it may compute."""
+
+_SECRET = ("KEY", "PASSWORD", "SECRET", "TOKEN")
+"""Environment variables with such a word in their names are not handed to children."""
+
+
+class ChildEnded(Exception):
+    """The process ended in the middle of a piece of work, or said what is not a message."""
+
+
+class LimitExceeded(Exception):
+    """A piece of work took longer than it may; the process has been killed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    header: dict[str, Any]
+    payload: bytes
+
+    def checked(self) -> "Answer":
+        """This answer, unless it is an error: then that is raised, as an error of our tree."""
+        if "error" not in self.header:
+            return self
+        kind = getattr(errors, str(self.header["error"]), None)
+        if not (isinstance(kind, type) and issubclass(kind, TokenmuxError)):
+            kind = errors.BadCheckpoint
+        raise kind(str(self.header.get("message", "")))
+
+
+class Child:
+    """One process. `start` it, `ask` it one thing at a time, `kill` it."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self._process = process
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def start(cls, module: str, *, memory_bytes: int) -> "Child":
+        """Run `python -m module` with `tokenmux.server.children.child_main.run` in it. Raises OSError when there are no more processes."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            command = [
+                sys.executable,
+                "-P",
+                "-m",
+                module,
+                str(theirs.fileno()),
+                str(os.getpid()),
+                str(memory_bytes),
+            ]
+            environment = {
+                name: value
+                for name, value in os.environ.items()
+                if not any(word in name.upper().split("_") for word in _SECRET)
+            }
+            environment |= {
+                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                "CUDA_VISIBLE_DEVICES": "",
+                "HF_HUB_OFFLINE": "1",
+                "TOKENIZERS_PARALLELISM": "false",
+            }
+            try:
+                process = await asyncio.wrap_future(
+                    orphans.started(
+                        lambda: subprocess.Popen(
+                            command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, env=environment
+                        )
+                    )
+                )
+            except BaseException:
+                ours.close()
+                raise
+        reader, writer = await asyncio.open_connection(sock=ours)
+        return cls(process, reader, writer)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def ask(
+        self,
+        header: Mapping[str, object],
+        payload: bytes = b"",
+        *,
+        limit_s: float,
+        progress: Callable[[dict[str, Any]], None] | None = None,
+    ) -> Answer:
+        """Have a piece of work done. `limit_s` is how long it may compute without an answer or a word of progress, in seconds
+        of processor time, so that a busy machine is nobody's fault; by the clock it may take `PATIENCE` times as long.
+
+        Raises LimitExceeded and ChildEnded; the process is gone then.
+        """
+        try:
+            self._writer.write(pack(header, payload))
+            while True:
+                answer, beside = await self._next(limit_s)
+                if "progress" not in answer:
+                    return Answer(answer, beside)
+                if progress is not None:
+                    progress(answer)
+        except (EOFError, OSError, BrokenFrame) as error:
+            self.kill()
+            raise ChildEnded(await asyncio.to_thread(self._how_it_ended)) from error
+        except BaseException:
+            self.kill()
+            raise
+
+    def kill(self) -> None:
+        """End the process at once; it is reaped in a thread of its own, so that nothing waits for it."""
+        self._process.kill()
+        self._writer.close()
+        Thread(target=self._process.wait, name="reaper", daemon=True).start()
+
+    async def _next(self, limit_s: float) -> tuple[dict[str, Any], bytes]:
+        reading = asyncio.ensure_future(read_async(self._reader))
+        began_s, computed_s = time.monotonic(), self._computed_s()
+        try:
+            wait_s = limit_s
+            while not (await asyncio.wait((reading,), timeout=wait_s))[0]:
+                left_s = min(
+                    limit_s - (self._computed_s() - computed_s),
+                    PATIENCE * limit_s - (time.monotonic() - began_s),
+                )
+                if left_s <= 0:
+                    raise LimitExceeded
+                wait_s = max(left_s, limit_s / 20)
+            return reading.result()
+        finally:
+            if not reading.done():
+                reading.cancel()
+
+    def _computed_s(self) -> float:
+        """Processor time of the process so far; where that cannot be asked, the time by the clock."""
+        if sys.platform != "linux":
+            return time.monotonic()
+        try:
+            # The clock that clock_getcpuclockid(3) names.
+            return time.clock_gettime((~self.pid << 3) | 2)
+        except OSError:  # it has ended, as the reader is about to learn
+            return 0.0
+
+    def _how_it_ended(self) -> str:
+        try:
+            status = self._process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            return "its process does not end"
+        return (
+            f"its process was ended by signal {-status}"
+            if status < 0
+            else f"its process ended with status {status}"
+        )

@@ -1,0 +1,75 @@
+"""A child process that probes, converts and checks checkpoints; `tokenmux.server.children.served_catalogue` is its other side.
+
+Asked with `root`, `block_size`, `trial_s`, `memory_bytes`, and `work`: a list of [`folder`, `gguf` or `refresh`, name, source].
+It tells what it does as it goes, and each result as it comes; what fails is that model's refusal.
+"""
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenmux.core.errors import NotServable, TokenmuxError
+from tokenmux.models.catalogue.catalogue import Catalogue
+from tokenmux.server.children.child_main import Answer, Report, limit_memory, reason_of, run
+
+NICENESS = 5
+"""Serving goes before registering."""
+_NO_MEMORY = ("more memory than there is", "can't allocate memory", "bad_alloc", "Cannot allocate memory")
+_EVERY_S = 0.2
+
+
+def handle(header: dict[str, Any], payload: bytes, report: Report) -> Answer:
+    """Do the work that was asked for, one model after another."""
+    memory_bytes = int(header["memory_bytes"])
+    told_s = 0.0
+
+    def progress(what: str, done: int, total: int) -> None:
+        nonlocal told_s
+        now_s = time.monotonic()
+        if done >= total or now_s - told_s > _EVERY_S:
+            told_s = now_s
+            report({"progress": [what, done, total]})
+
+    catalogue = Catalogue(
+        Path(header["root"]),
+        block_size=int(header["block_size"]),
+        trial_s=float(header["trial_s"]),
+        # The model as it was saved, as it is computed in, and what conversion holds in between.
+        told_memory=lambda n_bytes: limit_memory(memory_bytes + 3 * n_bytes),
+    )
+    for kind, name, source in header["work"]:
+        limit_memory(memory_bytes)
+        report({"progress": [f"checking {source}", 0, 0]})
+        report(
+            {"progress": None, "name": name, "result": _one(catalogue, kind, name, Path(source), progress)}
+        )
+    return {}, b""
+
+
+def _one(catalogue: Catalogue, kind: str, name: str, source: Path, progress: Any) -> Mapping[str, str]:
+    try:
+        match kind:
+            case "folder":
+                catalogue.register_folder(name, source, progress=progress)
+            case "gguf":
+                catalogue.register_gguf(name, source, progress=progress)
+            case _:
+                catalogue.bring_up_to_date(name)
+    except TokenmuxError as error:
+        said = str(error)
+        if any(words in said for words in _NO_MEMORY):
+            return {
+                "error": NotServable.__name__,
+                "message": f"{source}: it takes more memory than registering may use (`registration.memory`): {said}",
+            }
+        return {"error": type(error).__name__, "message": said}
+    except Exception as error:  # noqa: BLE001 - whatever a stranger's file made happen is said of that file
+        return {"error": NotServable.__name__, "message": f"{source}: {reason_of(error)}"}
+    return {}
+
+
+if __name__ == "__main__":
+    os.nice(NICENESS)
+    run(handle)

@@ -1,0 +1,54 @@
+"""A child process that turns prompts into token ids, for any model of the catalogue; `tokenmux.server.children.texts` is its other side.
+
+It imports neither torch nor transformers: it starts in a tenth of a second and 30 MB. Asked with a JSON object (`path` of the
+entry, `digest` of its tokenizer, `chat`) and the text, or the messages as JSON, beside it; answers token ids as 32-bit integers.
+"""
+
+import json
+import resource
+from array import array
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+from tokenmux.models.text.encoder import Encoder
+from tokenmux.server.children.child_main import Answer, Report, run
+
+MOST_ENCODERS = 16
+"""Kept loaded; the one that was used least recently goes first, and goes when half of the memory is used."""
+
+
+class Encoders:
+    """The tokenizers that this process has loaded."""
+
+    def __init__(self) -> None:
+        self._loaded: OrderedDict[tuple[str, str], Encoder] = OrderedDict()
+
+    def handle(self, header: dict[str, Any], payload: bytes, report: Report) -> Answer:
+        encoder = self._encoder(str(header["path"]), str(header["digest"]))
+        ids = encoder.encode_chat(json.loads(payload)) if header["chat"] else encoder.encode(payload.decode())
+        return {}, array("i", ids).tobytes()
+
+    def _encoder(self, path: str, digest: str) -> Encoder:
+        key = path, digest
+        if key not in self._loaded:
+            while self._loaded and (len(self._loaded) >= MOST_ENCODERS or _half_used()):
+                self._loaded.popitem(last=False)
+            self._loaded[key] = Encoder.load(Path(path))
+        self._loaded.move_to_end(key)
+        return self._loaded[key]
+
+
+def _half_used() -> bool:
+    limit_bytes, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    if limit_bytes == resource.RLIM_INFINITY:
+        return False
+    try:
+        n_pages = int(Path("/proc/self/statm").read_text().split()[5])
+    except OSError:
+        return False
+    return n_pages * resource.getpagesize() > limit_bytes / 2
+
+
+if __name__ == "__main__":
+    run(Encoders().handle)

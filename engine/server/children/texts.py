@@ -1,0 +1,227 @@
+"""Prompts to token ids, in a few child processes: what models' authors wrote runs there, never in the front.
+
+A child does one prompt at a time and is killed when that takes longer than `TextLimits.seconds`; the request then gets an error
+that says so. One model never holds all children, and models whose work was killed lately share one child among them, so that
+the others go on. A request that is cancelled leaves the queue; work that a child has begun is finished and dropped.
+"""
+
+import asyncio
+import json
+import logging
+import time
+from array import array
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tokenmux.core.errors import InvalidRequest, NotServable, Overloaded, Unavailable
+from tokenmux.models.text.encoder import TextFacts, check_can_chat
+from tokenmux.server.children.child import Child, ChildEnded, LimitExceeded
+from tokenmux.server.front.generation import Chat, Text
+
+logger = logging.getLogger(__name__)
+
+MODULE = "tokenmux.server.children.text_child"
+SUSPECT_S = 60.0
+"""How long a model whose work was killed shares one child with others of its kind."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextLimits:
+    """What turning a prompt into token ids may take."""
+
+    seconds: float = 5.0
+    """Processor time of one prompt, loading the tokenizer included."""
+    memory_bytes: int = 2 << 30
+    """Of one child process."""
+    processes: int = 3
+    """Child processes, each started when it is first needed."""
+    wait_s: float = 30.0
+    """How long a prompt may wait for a child."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a model's tokenizer is. `model` names it in errors."""
+
+    model: str
+    path: Path
+    facts: TextFacts
+
+
+@dataclass(slots=True, eq=False)
+class _Piece:
+    """One prompt that is waited for."""
+
+    source: Source
+    is_chat: bool
+    payload: bytes
+    answer: "asyncio.Future[tuple[int, ...]]"
+    waiting: "asyncio.TimerHandle | None" = None
+
+
+@dataclass(slots=True, eq=False)
+class _Slot:
+    """A place for a child: none yet, idle, or at work."""
+
+    child: Child | None = None
+    work: "asyncio.Task[None] | None" = None
+    loaded: set[str] = field(default_factory=set)
+
+
+class Texts:
+    """See the module. Everything runs on one event loop."""
+
+    def __init__(
+        self,
+        limits: TextLimits | None = None,
+        *,
+        module: str = MODULE,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.limits = limits or TextLimits()
+        self._module = module
+        self._clock = clock
+        self._slots = [_Slot() for _ in range(self.limits.processes)]
+        self._waiting: deque[_Piece] = deque()
+        self._killed_s: dict[str, float] = {}
+        self._closed = False
+
+    async def encode(self, model: str, path: Path, facts: TextFacts, prompt: Text | Chat) -> tuple[int, ...]:
+        """Token ids of a prompt by the tokenizer of the entry in folder `path`. Raises InvalidRequest, NotServable when it exceeds the limits, Overloaded when no child was
+        free in time."""
+        if self._closed:
+            raise Unavailable("the server has stopped")
+        is_chat = isinstance(prompt, Chat)
+        if is_chat:
+            check_can_chat(facts)
+        answer: asyncio.Future[tuple[int, ...]] = asyncio.get_running_loop().create_future()
+        piece = _Piece(Source(model, path, facts), is_chat, _payload(prompt), answer)
+        piece.waiting = asyncio.get_running_loop().call_later(self.limits.wait_s, self._waited, piece)
+        self._waiting.append(piece)
+        self._dispatch()
+        try:
+            return await answer
+        finally:
+            piece.waiting.cancel()
+            if piece in self._waiting:
+                self._waiting.remove(piece)
+
+    def begin(self) -> None:
+        """Start the first child now, so that the first prompt does not wait for it."""
+        slot = self._slots[0]
+        slot.work = asyncio.create_task(self._start_child(slot), name="")
+
+    def close(self) -> None:
+        """Kill the children; whoever waits gets Unavailable. Blocks for nothing."""
+        self._closed = True
+        while self._waiting:
+            _fail(self._waiting.popleft(), Unavailable("the server has stopped"))
+        for slot in self._slots:
+            if slot.work is not None:
+                slot.work.cancel()
+            if slot.child is not None:
+                slot.child.kill()
+                slot.child = None
+
+    def _dispatch(self) -> None:
+        for piece in list(self._waiting):
+            free = [slot for slot in self._slots if slot.work is None]
+            if not free:
+                return
+            if not self._may_start(piece.source.model):
+                continue
+            self._waiting.remove(piece)
+            if piece.answer.done():
+                continue
+            slot = max(
+                free, key=lambda slot: (piece.source.facts.digest in slot.loaded, slot.child is not None)
+            )
+            slot.work = asyncio.create_task(self._work(slot, piece), name=f"encode for {piece.source.model}")
+            slot.work.set_name(piece.source.model)
+
+    def _may_start(self, model: str) -> bool:
+        working = Counter(slot.work.get_name() for slot in self._slots if slot.work is not None)
+        if self._is_suspect(model):
+            return not any(self._is_suspect(other) for other in working)
+        return len(self._slots) == 1 or working[model] < len(self._slots) - 1
+
+    def _is_suspect(self, model: str) -> bool:
+        killed_s = self._killed_s.get(model)
+        return killed_s is not None and self._clock() - killed_s < SUSPECT_S
+
+    async def _start_child(self, slot: _Slot) -> None:
+        try:
+            slot.child = await Child.start(self._module, memory_bytes=self.limits.memory_bytes)
+        except OSError as error:
+            logger.warning("a child process for prompts could not be started: %s", error)
+        finally:
+            slot.work = None
+            if not self._closed:
+                self._dispatch()
+
+    async def _work(self, slot: _Slot, piece: _Piece) -> None:
+        try:
+            if slot.child is None:
+                slot.child = await Child.start(self._module, memory_bytes=self.limits.memory_bytes)
+                slot.loaded.clear()
+            source = piece.source
+            header = {"path": str(source.path), "digest": source.facts.digest, "chat": piece.is_chat}
+            answer = await slot.child.ask(header, piece.payload, limit_s=self.limits.seconds)
+            slot.loaded.add(source.facts.digest)
+            ids = array("i")
+            ids.frombytes(answer.checked().payload)
+            if not piece.answer.done():
+                piece.answer.set_result(tuple(ids))
+        except (LimitExceeded, ChildEnded) as error:
+            slot.child = None
+            self._killed_s[piece.source.model] = self._clock()
+            refused = NotServable(self._said(piece, error))
+            logger.error("%s", refused)
+            _fail(piece, refused)
+        except asyncio.CancelledError:
+            _fail(piece, Unavailable("the server has stopped"))
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this prompt's
+            _fail(piece, error)
+        finally:
+            slot.work = None
+            if not self._closed:
+                self._dispatch()
+
+    def _said(self, piece: _Piece, error: Exception) -> str:
+        what = "chat template or tokenizer" if piece.is_chat else "tokenizer"
+        if isinstance(error, LimitExceeded):
+            how = f"took longer than {self.limits.seconds:g} s for this prompt (`text.seconds`)"
+        else:
+            how = f"failed on this prompt: {error} (it may use {self.limits.memory_bytes >> 20} MiB, `text.memory`)"
+        return f"the {what} of {piece.source.model} {how}; send another prompt, or token ids"
+
+    def _waited(self, piece: _Piece) -> None:
+        if piece in self._waiting:
+            self._waiting.remove(piece)
+            _fail(
+                piece,
+                Overloaded(
+                    f"the prompt waited {self.limits.wait_s:g} s for a tokenizer: try again later, or send token ids"
+                ),
+            )
+
+
+def _payload(prompt: Text | Chat) -> bytes:
+    """What the child is sent. Raises InvalidRequest for text that is not valid Unicode."""
+    try:
+        match prompt:
+            case Text(text):
+                return text.encode()
+            case Chat(messages):
+                turns = [{"role": message.role, "content": message.content} for message in messages]
+                return json.dumps(turns, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"the prompt is not valid Unicode (character {error.start})") from None
+
+
+def _fail(piece: _Piece, error: Exception) -> None:
+    if not piece.answer.done():
+        piece.answer.set_exception(error)

@@ -1,0 +1,92 @@
+"""What one client has not read yet: a buffer between a worker that produces and a connection that may not take.
+
+It never blocks the producer and stays small all the same: neighbouring token deltas melt into one, a newer state replaces
+an older one, and when the tokens in it reach `high` its owner is told, once, so that it can pause the request; when the
+reader has brought it down to half of that, the owner is told again. What to do about either is the owner's.
+
+One reader, one writer, both on the same event loop.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from tokenmux.core.phases import PhaseChanged
+from tokenmux.server.front.generation import StreamEvent, TokenDelta
+
+
+class EventBuffer:
+    """Async iterator over the events put in; ends when closed, by raising what it was closed with, if anything."""
+
+    def __init__(self, high: int, on_full: Callable[[], None], on_drained: Callable[[], None]) -> None:
+        """`high` is in tokens, at least 1."""
+        self._high = high
+        self._on_full = on_full
+        self._on_drained = on_drained
+        self._events: deque[StreamEvent] = deque()
+        self._n_tokens = 0
+        self._full = False
+        self._closed = False
+        self._error: Exception | None = None
+        self._wake = asyncio.Event()
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens not read yet."""
+        return self._n_tokens
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def put(self, event: StreamEvent) -> None:
+        """Append an event. What is put after `close` is dropped: nobody will read it."""
+        if self._closed:
+            return
+        last = self._events[-1] if self._events else None
+        match last, event:
+            case TokenDelta(), TokenDelta():
+                self._events[-1] = TokenDelta(
+                    last.index, last.token_ids + event.token_ids, last.text + event.text
+                )
+            case PhaseChanged(), PhaseChanged():
+                self._events[-1] = event
+            case _:
+                self._events.append(event)
+        self._wake.set()
+        if isinstance(event, TokenDelta):
+            self._n_tokens += len(event.token_ids)
+            if self._n_tokens >= self._high and not self._full:
+                self._full = True
+                self._on_full()
+
+    def close(self, error: Exception | None = None) -> None:
+        """End the stream. Without an error the reader gets what is left first; with one, the error at once."""
+        if self._closed:
+            return
+        self._closed = True
+        self._error = error
+        if error is not None:
+            self._events.clear()
+            self._n_tokens = 0
+        self._wake.set()
+
+    def __aiter__(self) -> "EventBuffer":
+        return self
+
+    async def __anext__(self) -> StreamEvent:
+        while not self._events:
+            if self._closed:
+                if self._error is not None:
+                    raise self._error
+                raise StopAsyncIteration
+            self._wake.clear()
+            await self._wake.wait()
+        event = self._events.popleft()
+        if isinstance(event, TokenDelta):
+            self._n_tokens -= len(event.token_ids)
+            if self._full and self._n_tokens <= self._high // 2:
+                self._full = False
+                if not self._closed:
+                    self._on_drained()
+        return event

@@ -1,0 +1,207 @@
+"""One accepted request, as the front sees it: what was delivered, what its client still has to read, and how it ends.
+
+It turns token ids from a worker into text and events, counts what was on time, and knows at any moment what a fresh worker
+would need to go on (`resubmission`). It sends nothing itself: `tokenmux.server.front.front` talks to the worker.
+
+    worker ── Tokens ─▶ take_tokens ─▶ detokenizer ─▶ EventBuffer ─▶ client
+           ── Finished ─▶ take_finished
+
+Its two sides end separately. The client's side is over (`closed`) when the last event is in the buffer or the client left;
+the worker's side when `Finished` came. In between the request still holds memory, and counts as live.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from tokenmux.core.errors import Ended, InternalError, TokenmuxError, error_of
+from tokenmux.core.phases import PhaseChanged, RequestPhase
+from tokenmux.core.request import FinishReason, Request
+from tokenmux.messages.commands import Submit
+from tokenmux.messages.reports import Finished, Tokens
+from tokenmux.server.front.buffer import EventBuffer
+from tokenmux.server.front.generation import FinishInfo, PromptInfo, StreamEvent, TokenDelta
+from tokenmux.server.front.seams import Detokenizer
+
+
+@dataclass(slots=True)
+class Timeline:
+    """When things happened, in seconds on the clock of `Request.arrival_s`; None: not yet."""
+
+    ran_s: float | None = None
+    first_token_s: float | None = None
+    last_token_s: float | None = None
+    n_on_time: int = 0
+    paused_since_s: float | None = None
+    paused_s: float = 0.0
+
+
+class LiveRequest:
+    """See the module. All methods run on the event loop; iterate over it to read its events."""
+
+    def __init__(
+        self,
+        submit: Submit,
+        detokenizer: Detokenizer,
+        buffer_tokens: int,
+        on_full: Callable[["LiveRequest"], None],
+        on_drained: Callable[["LiveRequest"], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self.id = submit.request.id
+        self.model = submit.request.model
+        self.phase = RequestPhase.QUEUED
+        self.n_at_worker = 0
+        """Tokens that existed when the present worker was given it; `tokenmux.server.front.front` keeps this."""
+        self._submit = submit
+        self._detokenizer = detokenizer
+        self._clock = clock
+        self._delivered: list[int] = []
+        self._times = Timeline()
+        self._buffer = EventBuffer(buffer_tokens, lambda: on_full(self), lambda: on_drained(self))
+        request = submit.request
+        self._buffer.put(
+            PromptInfo(request.id, request.model, request.n_prompt, request.max_tokens, submit.sampling.seed)
+        )
+
+    def __aiter__(self) -> "LiveRequest":
+        return self
+
+    async def __anext__(self) -> StreamEvent:
+        return await self._buffer.__anext__()
+
+    @property
+    def request(self) -> Request:
+        return self._submit.request
+
+    @property
+    def n_delivered(self) -> int:
+        """Tokens that it drew so far."""
+        return len(self._delivered)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the client's side is over."""
+        return self._buffer.closed
+
+    @property
+    def paused(self) -> bool:
+        return self._times.paused_since_s is not None
+
+    def resubmission(self) -> Submit:
+        """What a worker needs to begin, or to go on after the tokens that exist."""
+        return replace(self._submit, delivered=tuple(self._delivered))
+
+    def take_state(self, state: PhaseChanged) -> None:
+        """Tell the client where its request is."""
+        self.phase = state.phase
+        if state.phase is RequestPhase.RUNNING and self._times.ran_s is None:
+            self._times.ran_s = self._clock()
+        self._buffer.put(state)
+
+    def take_tokens(self, tokens: Tokens) -> bool:
+        """Take new output; True when a stop string ended it, which the worker cannot know.
+
+        Tokens that are known already (a fresh worker may repeat itself) are skipped; a gap raises InternalError.
+        """
+        if self.closed:  # what a step in flight still draws for a client that left
+            return False
+        known = len(self._delivered) - tokens.index
+        if known < 0:
+            raise InternalError(
+                f"request {self.id}: tokens from index {tokens.index}, but only {len(self._delivered)} before"
+            )
+        fresh = tokens.token_ids[known:]
+        if not fresh:
+            return False
+        index = len(self._delivered)
+        text = ""
+        for position, token_id in enumerate(fresh, start=index):
+            self._delivered.append(token_id)
+            if self._ends(token_id, position):
+                break
+            text += self._detokenizer.push((token_id,))
+            if self._detokenizer.stopped is not None:
+                break
+        self._count_on_time(index, tokens.at_s)
+        self._buffer.put(TokenDelta(index, tuple(self._delivered[index:]), text))
+        if self._detokenizer.stopped is not None:
+            self._complete(FinishReason.STOP)
+            return True
+        return False
+
+    def take_finished(self, finished: Finished) -> None:
+        """The worker's side is over: so is the client's, if it is not already."""
+        match finished.reason:
+            case FinishReason.STOP | FinishReason.LENGTH:
+                self._complete(finished.reason)
+            case FinishReason.CANCELLED:
+                self.fail(Ended(f"request {self.id} was cancelled: {finished.detail or 'its client left'}"))
+            case FinishReason.FAILED:
+                error = error_of(finished.kind, Ended)
+                self.fail(error(f"request {self.id} failed: {finished.detail or 'no reason was given'}"))
+
+    def conclude(self) -> bool:
+        """End the request if its tokens say that it is complete, though the worker did not live to say so."""
+        if self._delivered and self._ends(self._delivered[-1], len(self._delivered) - 1):
+            self._complete(FinishReason.STOP)
+        elif len(self._delivered) >= self._submit.request.max_tokens:
+            self._complete(FinishReason.LENGTH)
+        return self.closed
+
+    def fail(self, error: TokenmuxError) -> None:
+        """End the client's side with an error, without what it had not read."""
+        self._buffer.close(error)
+
+    def pause(self) -> None:
+        """The client's deadlines stand still from now on."""
+        if not self.paused:
+            self._times.paused_since_s = self._clock()
+
+    def resume(self) -> None:
+        """They go on."""
+        if self._times.paused_since_s is not None:
+            self._times.paused_s += self._clock() - self._times.paused_since_s
+            self._times.paused_since_s = None
+
+    def _ends(self, token_id: int, position: int) -> bool:
+        """Whether the worker stops at this token. Such a token is delivered as an id, but is no text."""
+        return token_id in self._submit.stop_token_ids and position + 1 >= self._submit.min_tokens
+
+    def _count_on_time(self, index: int, at_s: float) -> None:
+        """Judge the tokens delivered from `index` on, all of them drawn at `at_s`; pauses by the client do not count."""
+        times = self._times
+        shift_s = times.paused_s
+        if times.paused_since_s is not None:
+            shift_s += self._clock() - times.paused_since_s
+        deadline_s = self._submit.request.deadline_s
+        times.n_on_time += sum(at_s <= deadline_s(i) + shift_s for i in range(index, len(self._delivered)))
+        times.first_token_s = at_s if times.first_token_s is None else times.first_token_s
+        times.ran_s = at_s if times.ran_s is None else times.ran_s
+        times.last_token_s = at_s
+
+    def _complete(self, reason: FinishReason) -> None:
+        if self.closed:
+            return
+        stop_string = self._detokenizer.stopped
+        last = len(self._delivered) - 1
+        by_token = stop_string is None and last >= 0 and self._ends(self._delivered[last], last)
+        rest = "" if stop_string is not None else self._detokenizer.finish()
+        if rest:
+            self._buffer.put(TokenDelta(len(self._delivered), (), rest))
+        request, times = self._submit.request, self._times
+        end_s = request.arrival_s if times.last_token_s is None else times.last_token_s
+        self._buffer.put(
+            FinishInfo(
+                reason=reason,
+                stop_string=stop_string,
+                stop_token_id=self._delivered[last] if by_token else None,
+                n_prompt=request.n_prompt,
+                n_completion=len(self._delivered),
+                n_on_time=times.n_on_time,
+                queue_s=(end_s if times.ran_s is None else times.ran_s) - request.arrival_s,
+                ttft_s=(end_s if times.first_token_s is None else times.first_token_s) - request.arrival_s,
+                total_s=end_s - request.arrival_s,
+                seed=self._submit.sampling.seed,
+            )
+        )
+        self._buffer.close()

@@ -1,0 +1,122 @@
+"""The models that the front knows, by name, with their tokenizers loaded when first needed.
+
+A model can be known and yet refused (it does not fit, the worker would not take it): it is then listed with the reason, and
+requests for it get that reason.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenmux.core.errors import NotFound, NotServable, TokenmuxError
+from tokenmux.core.facts import ModelFacts
+from tokenmux.server.front.names import check_name_length, closest
+from tokenmux.server.front.seams import Entry, Tokenizer
+
+NAMED_IN_ERRORS = 12
+"""A message names at most this many models."""
+
+
+@dataclass(slots=True, eq=False)
+class Served:
+    """One model. `refusal` says why requests for it are refused, if they are; one that could not be read has no entry."""
+
+    entry: Entry | None
+    pinned: bool = False
+    refusal: TokenmuxError | None = None
+    n_convicted: int = 0
+    """Requests for it that broke workers since one got anywhere: its weights may be the cause."""
+    proven: bool = False
+    """Whether a request for it ever got anywhere."""
+    loading: "asyncio.Task[Tokenizer] | None" = None
+    name: str = ""
+    """Taken from the entry unless there is none."""
+
+    def __post_init__(self) -> None:
+        if self.entry is not None:
+            self.name = self.entry.facts.id
+
+    @property
+    def facts(self) -> ModelFacts:
+        """Raises the refusal of a model without an entry."""
+        return self.whole().facts
+
+    @property
+    def path(self) -> Path:
+        """The folder of its entry. Raises as `facts`."""
+        return self.whole().path
+
+    def whole(self) -> Entry:
+        """Its entry. Raises the refusal of a model without one."""
+        if self.entry is None:
+            raise self.refusal or NotServable(f"{self.name} is not in the catalogue")
+        return self.entry
+
+
+class Roster:
+    """Models by name, in the order of their names."""
+
+    def __init__(self, threads: Executor) -> None:
+        """`threads` run what may block: loading tokenizers."""
+        self._threads = threads
+        self._models: dict[str, Served] = {}
+
+    def __iter__(self) -> Iterator[Served]:
+        return (self._models[name] for name in sorted(self._models))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._models
+
+    def __len__(self) -> int:
+        return len(self._models)
+
+    def add(self, served: Served) -> None:
+        self._models[served.name] = served
+
+    def remove(self, name: str) -> None:
+        self._models.pop(name, None)
+
+    def pinned(self) -> list[ModelFacts]:
+        """Of the models that are pinned and served."""
+        return [served.facts for served in self if served.pinned and served.refusal is None]
+
+    def find(self, name: str) -> Served:
+        """The model of that name. Raises NotFound with the closest names, InvalidRequest for a name that no model can have."""
+        check_name_length(name)
+        served = self._models.get(name)
+        if served is None:
+            raise NotFound(self._no_such_model(name))
+        return served
+
+    def accepting(self, name: str) -> Served:
+        """The model of that name, if it takes requests. Raises NotFound, or the reason why it does not."""
+        served = self.find(name)
+        if served.refusal is not None:
+            raise served.refusal
+        return served
+
+    async def tokenizer(self, served: Served) -> Tokenizer:
+        """The model's tokenizer, loaded once however many ask, and again if that failed."""
+        if served.loading is None or (served.loading.done() and served.loading.exception() is not None):
+            served.loading = asyncio.create_task(self._load(served), name=f"tokenizer of {served.name}")
+        return await asyncio.shield(served.loading)
+
+    async def _load(self, served: Served) -> Tokenizer:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, served.whole().tokenizer)
+
+    def _no_such_model(self, name: str) -> str:
+        if not name:
+            said = "no model was named"
+        else:
+            said = f"no model named {name!r}"
+        if not self._models:
+            return f"{said}: none is served; register one first"
+        close = closest(name, self._models)
+        if close:
+            said += "; did you mean " + " or ".join(repr(other) for other in close) + "?"
+        names = sorted(self._models)
+        listed = ", ".join(names[:NAMED_IN_ERRORS])
+        more = f" and {len(names) - NAMED_IN_ERRORS} more" if len(names) > NAMED_IN_ERRORS else ""
+        return f"{said} (served: {listed}{more})"

@@ -1,0 +1,120 @@
+"""Who may call what: API keys, by service.
+
+Services are separate in the API so that this can be decided from the name of the method alone. Inference keys open
+`Inference`; admin keys open everything. Health checks are open to all, so that load balancers need no key. Without any keys
+configured everything is open, which `tokenmux.server.config` allows on loopback addresses only.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+import grpc
+
+from tokenmux.server.grpc_api.grpc_types import Context, Continuation, Handler, Interceptor
+
+
+class Scope(Enum):
+    """What a key opens."""
+
+    INFERENCE = "inference"
+    ADMIN = "admin"
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A named key. Only the digest of the secret is kept."""
+
+    name: str
+    scope: Scope
+    digest: bytes
+
+    @classmethod
+    def of(cls, name: str, scope: Scope, secret: str) -> "Key":
+        return cls(name, scope, hashlib.sha256(secret.encode()).digest())
+
+
+METADATA_KEY = "authorization"
+OPEN_SERVICES = frozenset({"grpc.health.v1.Health"})
+INFERENCE_SERVICES = frozenset({"tokenmux.v1.Inference"})
+
+Metadata = Iterable[tuple[str, str | bytes]]
+
+
+class Access:
+    """Decides calls by their metadata, `authorization: Bearer SECRET`."""
+
+    def __init__(self, keys: Iterable[Key]) -> None:
+        self._keys = tuple(keys)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there are no keys, so that everybody may do everything."""
+        return not self._keys
+
+    def caller(self, metadata: Metadata | None) -> Key | None:
+        """The key that a call carries, None for none or an unknown one."""
+        for name, value in metadata or ():
+            if name == METADATA_KEY and isinstance(value, str):
+                scheme, _, secret = value.partition(" ")
+                if scheme.lower() == "bearer":
+                    return self._find(hashlib.sha256(secret.strip().encode()).digest())
+        return None
+
+    def refusal(self, method: str, metadata: Metadata | None) -> tuple[grpc.StatusCode, str] | None:
+        """Why a call to `method` ("/package.Service/Method") is refused; None: it is not."""
+        service = method.strip("/").partition("/")[0]
+        if self.is_open or service in OPEN_SERVICES:
+            return None
+        key = self.caller(metadata)
+        if key is None:
+            return (
+                grpc.StatusCode.UNAUTHENTICATED,
+                f"this server needs an API key: send the metadata `{METADATA_KEY}: Bearer KEY` with a valid one",
+            )
+        if key.scope is Scope.ADMIN or service in INFERENCE_SERVICES:
+            return None
+        return (
+            grpc.StatusCode.PERMISSION_DENIED,
+            f"the key {key.name!r} is for inference; {service} needs an admin key",
+        )
+
+    def _find(self, digest: bytes) -> Key | None:
+        found = None
+        for key in self._keys:  # all of them, so that the time taken tells nothing
+            if hmac.compare_digest(key.digest, digest):
+                found = key
+        return found
+
+
+class AccessInterceptor(Interceptor):
+    """Refuses calls before their request is even read."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> Handler:
+        refusal = self._access.refusal(handler_call_details.method, handler_call_details.invocation_metadata)
+        handler = await continuation(handler_call_details)
+        if refusal is None or handler is None:
+            return handler
+        return refuse(handler, *refusal)
+
+
+def refuse(handler: Handler, code: grpc.StatusCode, message: str) -> Handler:
+    """A handler for the same kind of call that only ever ends it with this status."""
+
+    async def end(_: object, context: Context) -> None:
+        await context.abort(code, message)
+
+    kind = {
+        (False, False): grpc.unary_unary_rpc_method_handler,
+        (False, True): grpc.unary_stream_rpc_method_handler,
+        (True, False): grpc.stream_unary_rpc_method_handler,
+        (True, True): grpc.stream_stream_rpc_method_handler,
+    }[handler.request_streaming, handler.response_streaming]
+    return kind(end)

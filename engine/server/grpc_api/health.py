@@ -1,0 +1,94 @@
+"""The standard health service (grpc.health.v1), answered from what the front knows at the moment.
+
+Names: "" and "tokenmux.v1.Inference" are SERVING while requests are accepted, "models/NAME" while requests for that model
+are. A model that is not served is NOT_FOUND to `Check` and SERVICE_UNKNOWN to `Watch`, as the protocol has it for names that may come.
+
+grpc_health's own asyncio servicer writes to watchers under a lock that setting a status needs: one client that reads nothing stops the
+health of all. Here a watcher waits for its own connection only.
+"""
+
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health_pb2 import HealthCheckResponse
+
+from tokenmux.core.errors import NotFound, Overloaded
+from tokenmux.server.front.front import Front
+from tokenmux.server.front.names import check_name_length
+from tokenmux.server.grpc_api.grpc_types import Context
+from tokenmux.server.grpc_api.status import answering
+
+OVERALL = ("", "tokenmux.v1.Inference")
+MODELS = "models/"
+MAX_WATCHERS = 1000
+
+
+def model_service(name: str) -> str:
+    """The name under which a model's health is asked for."""
+    return MODELS + name
+
+
+class HealthService:
+    """See the module."""
+
+    def __init__(self, front: Front) -> None:
+        self._front = front
+        self._n_watchers = 0
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Nothing is served from now on."""
+        self._stopping = True
+        self._front.changes.notify()
+
+    async def Check(self, request: health_pb2.HealthCheckRequest, context: Context) -> HealthCheckResponse:
+        async with answering(context):
+            status = self._status(request.service)
+            if status == HealthCheckResponse.SERVICE_UNKNOWN:
+                raise NotFound(
+                    f"no health is known of {request.service!r}: ask for {model_service('NAME')!r}, or ''"
+                )
+            return HealthCheckResponse(status=status)
+
+    async def List(
+        self, request: health_pb2.HealthListRequest, context: Context
+    ) -> health_pb2.HealthListResponse:
+        names = [*OVERALL, *(model_service(served.name) for served in self._front.roster)]
+        return health_pb2.HealthListResponse(
+            statuses={name: HealthCheckResponse(status=self._status(name)) for name in names}
+        )
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:
+        async with answering(context):
+            if self._n_watchers >= MAX_WATCHERS:
+                raise Overloaded(
+                    f"{MAX_WATCHERS} clients watch health already: check it now and then instead"
+                )
+            self._n_watchers += 1
+            try:
+                await self._watch(request.service, context)
+            finally:
+                self._n_watchers -= 1
+
+    async def _watch(self, service: str, context: Context) -> None:
+        version, told = self._front.changes.version, None
+        while True:
+            status = self._status(service)
+            if status != told:
+                await context.write(HealthCheckResponse(status=status))
+                told = status
+            if self._stopping:
+                return
+            version = await self._front.changes.after(version)
+
+    def _status(self, service: str) -> HealthCheckResponse.ServingStatus:
+        """Raises InvalidRequest for a name that nothing can have."""
+        if service in OVERALL:
+            serving = self._front.ready
+        else:
+            name = service.removeprefix(MODELS)
+            check_name_length(name)
+            if not service.startswith(MODELS) or name not in self._front.roster:
+                return HealthCheckResponse.SERVICE_UNKNOWN
+            serving = self._front.ready and self._front.roster.find(name).refusal is None
+        return (
+            HealthCheckResponse.SERVING if serving and not self._stopping else HealthCheckResponse.NOT_SERVING
+        )

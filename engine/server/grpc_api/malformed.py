@@ -1,0 +1,79 @@
+"""Requests that are not valid protobuf, such as text that is not UTF-8, and those that are too large end with INVALID_ARGUMENT.
+
+Left to itself grpc answers INTERNAL ("exception deserializing request") for what is the caller's fault, and logs a traceback; and
+RESOURCE_EXHAUSTED, which says "try again later", to a message that will be too large for ever. gRPC's own limit, far above ours, stays for
+what should not even be read.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from tokenmux.server.grpc_api.grpc_types import Context, Continuation, Handler, Interceptor
+
+OUR_SERVICES = "/tokenmux."
+MESSAGE = (
+    "the request cannot be decoded: it must be protobuf as in tokenmux/v1, and its texts must be valid UTF-8"
+)
+
+
+GRPC_LIMIT_TIMES = 4
+"""gRPC's own limit is this many times ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Malformed:
+    """Stands in the place of a request that could not be decoded, or was too large for it."""
+
+    message: str = MESSAGE
+
+
+class MalformedInterceptor(Interceptor):
+    """Guards the methods of our own services, which all take a single request."""
+
+    def __init__(self, max_bytes: int) -> None:
+        """`max_bytes`: the largest message that is decoded."""
+        self._max_bytes = max_bytes
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> Handler:
+        handler = await continuation(handler_call_details)
+        if handler is None or not handler_call_details.method.startswith(OUR_SERVICES):
+            return handler
+        if handler.response_streaming:
+            kind, method = grpc.unary_stream_rpc_method_handler, handler.unary_stream
+        else:
+            kind, method = grpc.unary_unary_rpc_method_handler, handler.unary_unary
+        return kind(
+            _guard(method),
+            _lenient(handler.request_deserializer, self._max_bytes),
+            handler.response_serializer,
+        )
+
+
+def _lenient(deserializer: Any, max_bytes: int) -> Callable[[bytes], Any]:
+    def deserialize(data: bytes) -> Any:
+        if len(data) > max_bytes:
+            return _Malformed(
+                f"the request has {len(data)} bytes, and the server takes {max_bytes}: shorten it, or raise `max_message` "
+                "in the server's pool.yaml"
+            )
+        try:
+            return deserializer(data)
+        except (DecodeError, UnicodeDecodeError):
+            return _Malformed()
+
+    return deserialize
+
+
+def _guard(method: Any) -> Callable[..., Any]:
+    async def call(request: Any, context: Context) -> Any:
+        if isinstance(request, _Malformed):
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, request.message)
+        return await method(request, context)
+
+    return call

@@ -1,0 +1,282 @@
+"""Keeps one worker alive: starts it, carries its messages onto the event loop, replaces it when it breaks or falls silent.
+
+A worker answers from a thread of its own. Its messages are collected and handled on the loop in batches, so that a thousand
+tokens cost one wake-up. What a dead worker still had to say is dropped: its successor is told everything that matters anew,
+by `on_started`.
+
+A worker that says nothing for `Patience.silent_s` is killed: it beats once a second, whatever it computes. Time in which this
+process itself stood still does not count. Replacing begins at once; when workers keep breaking soon after they began, after a
+growing wait, and never ends. Only a server whose first worker cannot be had gives up, so that whoever started it notices.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from tokenmux.core.errors import TokenmuxError, Unavailable, WorkerFailed
+from tokenmux.messages.commands import ToWorker
+from tokenmux.messages.reports import Alive, Broken, FromWorker
+from tokenmux.server.front.seams import Worker
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+TICK_S = 1.0
+"""How often it is looked whether the worker has said anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class RestartLimits:
+    """`n` workers in a row that live for less than `window_s` seconds are replaced at once, later ones after a wait."""
+
+    n: int = 3
+    window_s: float = 60.0
+    first_wait_s: float = 1.0
+    longest_wait_s: float = 60.0
+
+    def wait_s(self, n_short_lives: int) -> float:
+        """How long to wait before the next start, after so many workers in a row that lived shortly."""
+        n_waits = n_short_lives - self.n
+        if n_waits <= 0:
+            return 0.0
+        return min(self.longest_wait_s, self.first_wait_s * 2.0 ** min(n_waits - 1, 64))
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a worker may say nothing, in seconds."""
+
+    silent_s: float = 10.0
+    """Once it serves. It announces what takes longer (a resize)."""
+    starting_s: float = 300.0
+    """Until it serves: libraries are loaded, memory is taken."""
+
+
+class _Inbox:
+    """Takes messages from any thread, hands them over on the loop, in order, several at a time, once released."""
+
+    def __init__(self, handle: Callable[[FromWorker], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._handle = handle
+        self._lock = threading.Lock()
+        self._messages: list[FromWorker] = []
+        self.n_posted = 0
+        """Messages that came so far."""
+        self._scheduled = True  # by `release`
+        self._open = True
+
+    def post(self, message: FromWorker) -> None:
+        with self._lock:
+            if not self._open:
+                return
+            self.n_posted += 1
+            self._messages.append(message)
+            if self._scheduled:
+                return
+            self._scheduled = True
+            # Under the lock, so that `shut` on the loop's thread cannot come in between and let the loop close.
+            self._loop.call_soon_threadsafe(self._drain)
+
+    def release(self) -> None:
+        """The worker is installed: what it said meanwhile can be handled."""
+        self._loop.call_soon(self._drain)
+
+    def shut(self) -> None:
+        """Nothing is handled any more."""
+        with self._lock:
+            self._open = False
+            self._messages.clear()
+
+    def _drain(self) -> None:
+        with self._lock:
+            messages, self._messages = self._messages, []
+            self._scheduled = False
+        for message in messages:
+            if not self._open:  # handling one of them may have shut it
+                return
+            self._handle(message)
+
+
+class Supervisor:
+    """See the module. Everything but `WorkerFactory` and the ends of workers runs on the event loop."""
+
+    def __init__(
+        self,
+        factory: Callable[[Callable[[FromWorker], None]], Worker],
+        *,
+        on_message: Callable[[FromWorker], None],
+        on_broken: Callable[[], None],
+        on_started: Callable[[], None],
+        on_down: Callable[[TokenmuxError], None],
+        on_given_up: Callable[[TokenmuxError], None],
+        limits: RestartLimits,
+        patience: Patience,
+        clock: Callable[[], float],
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    ) -> None:
+        """`on_broken` is called when a worker died, `on_started` when one can be sent to (the first one, too), `on_down` when
+        there will be none for a while, and why; `on_given_up` when `served` was never called and there will be no other."""
+        self._factory = factory
+        self._on_message = on_message
+        self._on_broken = on_broken
+        self._on_started = on_started
+        self._on_down = on_down
+        self._on_given_up = on_given_up
+        # Of its own: what hangs in the loop's threads (a disk) must not keep a worker from being replaced.
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="tokenmux-supervisor")
+        self._limits = limits
+        self._patience = patience
+        self._clock = clock
+        self._sleep = sleep
+        self._worker: Worker | None = None
+        self._inbox: _Inbox | None = None
+        self._restarting: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._waiting: asyncio.Future[object] | None = None
+        self._patience_s = 0.0
+        self._began_s = 0.0
+        self._n_short_lives = 0
+        self._has_served = False
+        self.has_spoken = False
+        """Whether the present worker, or the last one, has said anything; before that it has read nothing either."""
+        self._closed = False
+        self.n_restarts = 0
+
+    @property
+    def running(self) -> bool:
+        """Whether there is a worker to send to."""
+        return self._worker is not None
+
+    async def start(self) -> None:
+        """Start the first worker. Raises what the factory raises."""
+        self._install(*await self._spawn())
+
+    def served(self) -> None:
+        """A worker has taken what it was told: from now on there is always hope for another."""
+        self._has_served = True
+
+    def send(self, message: ToWorker) -> None:
+        """Hand a message to the worker. While there is none it is dropped: `on_started` is the time to repeat it."""
+        if self._worker is None:
+            return
+        try:
+            self._worker.send(message)
+        except WorkerFailed as error:
+            self._break(str(error))
+
+    async def close(self) -> None:
+        """Stop for good: no restart, no message after this."""
+        self._closed = True
+        if self._waiting is not None:
+            self._waiting.cancel()
+        if self._restarting is not None:
+            await self._restarting
+        worker, self._worker = self._worker, None
+        self._stop_watching()
+        if self._inbox is not None:
+            self._inbox.shut()
+        if worker is not None:
+            await self._in_thread(worker.close)
+        self._threads.shutdown(wait=False)
+
+    async def _spawn(self) -> tuple[Worker, _Inbox]:
+        inbox = _Inbox(self._receive)
+        self._began_s = self._clock()
+        return await self._in_thread(lambda: self._factory(inbox.post)), inbox
+
+    async def _in_thread(self, call: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+    def _install(self, worker: Worker, inbox: _Inbox) -> None:
+        self._worker, self._inbox = worker, inbox
+        self.has_spoken = False
+        self._patience_s = self._patience.starting_s
+        self._watching = asyncio.create_task(self._watch(worker, inbox), name="watch worker")
+        self._on_started()
+        inbox.release()
+
+    async def _watch(self, worker: Worker, inbox: _Inbox) -> None:
+        """Kill a worker that says nothing for longer than it may."""
+        silent_s, n_heard, looked_s = 0.0, inbox.n_posted, self._clock()
+        while silent_s < self._patience_s:
+            await self._sleep(TICK_S)
+            now_s = self._clock()
+            # Where this process was stopped itself, or starved, the worker's messages may only be waiting to be read.
+            passed_s = min(now_s - looked_s, 2 * TICK_S)
+            silent_s = 0.0 if inbox.n_posted != n_heard else silent_s + passed_s
+            n_heard, looked_s = inbox.n_posted, now_s
+        detail = f"it has said nothing for {silent_s:.0f} s"
+        logger.error("the worker is killed: %s", detail)
+        worker.kill()
+        self._break(detail, hung=True)
+
+    def _stop_watching(self) -> None:
+        watching, self._watching = self._watching, None
+        if watching is not None and watching is not asyncio.current_task():
+            watching.cancel()
+
+    def _receive(self, message: FromWorker) -> None:
+        self.has_spoken = self.has_spoken or not isinstance(message, Broken)
+        match message:
+            case Broken(detail):
+                self._break(detail)
+            case Alive(silent_s):
+                self._patience_s = max(self._patience.silent_s, silent_s)
+            case _:
+                self._on_message(message)
+
+    def _break(self, detail: str, *, hung: bool = False) -> None:
+        if self._closed or self._restarting is not None:
+            return
+        logger.error("worker broke: %s", detail)
+        self._stop_watching()
+        if self._inbox is not None:
+            self._inbox.shut()
+        self._restarting = asyncio.create_task(self._restart(detail, hung), name="restart worker")
+
+    async def _restart(self, detail: str, hung: bool) -> None:
+        broken, self._worker = self._worker, None
+        self._on_broken()
+        if hung:
+            self._on_down(
+                Unavailable(f"the worker hung and is being replaced ({detail}): try again in a moment")
+            )
+        if broken is not None:
+            await self._in_thread(broken.close)
+        while not self._closed:
+            lived_s = self._clock() - self._began_s
+            self._n_short_lives = self._n_short_lives + 1 if lived_s < self._limits.window_s else 1
+            if not await self._may_go_on(detail):
+                return
+            self.n_restarts += 1
+            try:
+                worker, inbox = await self._spawn()
+            except Exception as error:  # noqa: BLE001 - whatever stops a process from starting
+                detail = f"{type(error).__name__}: {error}"
+                logger.error("worker did not start: %s", detail)
+                continue
+            logger.warning("worker restarted (%d times so far)", self.n_restarts)
+            self._restarting = None  # first, so that this one may break while it is being told what to do
+            self._install(worker, inbox)
+            return
+
+    async def _may_go_on(self, detail: str) -> bool:
+        """Wait as long as is due before the next start. False if there is to be none."""
+        wait_s = self._limits.wait_s(self._n_short_lives)
+        if wait_s == 0.0:
+            return True
+        n = f"{self._n_short_lives} workers in a row broke within {self._limits.window_s:g} s of their start"
+        if not self._has_served:
+            self._on_given_up(Unavailable(f"the server cannot start: {n}; the last one: {detail}"))
+            return False
+        logger.error("%s; the next one starts in %g s", n, wait_s)
+        self._on_down(Unavailable(f"{n}; the next one starts in {wait_s:g} s; the last time: {detail}"))
+        self._waiting = asyncio.ensure_future(self._sleep(wait_s))
+        await asyncio.wait([self._waiting])
+        self._waiting = None
+        return not self._closed

@@ -1,0 +1,12 @@
+"""A child that takes its work and never says a word."""
+
+from tokenmux.server.children.child_main import Answer, Report, run
+
+
+def handle(header: dict[str, object], payload: bytes, report: Report) -> Answer:
+    while True:
+        pass
+
+
+if __name__ == "__main__":
+    run(handle)

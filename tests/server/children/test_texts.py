@@ -1,0 +1,148 @@
+"""Prompts in child processes: the same ids as transformers gives, limits that hold, and others that do not notice."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from tokenmux.core.errors import InvalidRequest, NotServable, Overloaded, Unavailable
+from tokenmux.models.catalogue import tiny
+from tokenmux.models.text.encoder import TextFacts
+from tokenmux.models.text.text_files import write_text_files
+from tokenmux.server.children.texts import TextLimits, Texts
+from tokenmux.server.front.generation import Chat, ChatMessage, Text
+
+ENDLESS = (
+    "{% if messages|length > 1 %}{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}{% endif %}"
+    "{{ messages[0].content }}"
+)
+ONE, TWO = Chat((ChatMessage("user", "hi"),)), Chat((ChatMessage("user", "hi"), ChatMessage("user", "x")))
+
+
+def entry(folder: Path, template: str | None = None) -> tuple[Path, TextFacts]:
+    folder.mkdir()
+    backend = tiny.byte_tokenizer()
+    if template is not None:
+        backend.chat_template = template
+    return folder, write_text_files(
+        folder, backend, vocab_size=tiny.VOCAB_SIZE, stop_token_ids=frozenset({257})
+    )
+
+
+@asynccontextmanager
+async def texts(**limits: float) -> AsyncIterator[Texts]:
+    made = Texts(TextLimits(**limits))  # type: ignore[arg-type]
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+async def test_text_and_chats_become_what_transformers_makes_of_them(tmp_path: Path) -> None:
+    good, backend = entry(tmp_path / "good"), tiny.byte_tokenizer()
+    async with texts() as pool:
+        for text in ("hello", "naïve 😀 <|end|>", ""):
+            assert await pool.encode("m", *good, Text(text)) == tuple(backend.encode(text))
+        conversation = [{"role": "user", "content": "hi"}]
+        expected = backend.apply_chat_template(conversation, add_generation_prompt=True, return_dict=False)
+        assert await pool.encode("m", *good, ONE) == tuple(expected)
+        with pytest.raises(InvalidRequest, match="not valid Unicode"):
+            await pool.encode("m", *good, Text("\ud800"))
+
+
+async def test_a_template_that_does_not_end_is_killed_and_named_and_others_are_served(tmp_path: Path) -> None:
+    bad, good = entry(tmp_path / "bad", ENDLESS), entry(tmp_path / "good")
+    async with texts(seconds=0.5) as pool:
+        assert await pool.encode("bad", *bad, ONE)
+        stuck = [asyncio.create_task(pool.encode("bad", *bad, TWO)) for _ in range(4)]
+        answered = 0
+        while not all(task.done() for task in stuck):
+            await pool.encode("good", *good, ONE)
+            answered += 1
+        assert answered > 10
+        for task in stuck:
+            with pytest.raises(
+                NotServable, match=r"the chat template or tokenizer of bad took longer than 0\.5 s"
+            ):
+                task.result()
+        assert await pool.encode("bad", *bad, ONE)
+
+
+async def test_a_prompt_that_takes_too_much_memory_costs_its_process_only(tmp_path: Path) -> None:
+    greedy = entry(
+        tmp_path / "greedy", "{{ 'x' * (10 ** 9 * (messages|length - 1)) }}{{ messages[0].content }}"
+    )
+    async with texts(memory_bytes=512 << 20) as pool:
+        with pytest.raises(NotServable, match="memory"):
+            await pool.encode("greedy", *greedy, TWO)
+        assert await pool.encode("greedy", *greedy, ONE)
+
+
+async def test_what_is_cancelled_leaves_the_queue(tmp_path: Path) -> None:
+    bad, good = entry(tmp_path / "bad", ENDLESS), entry(tmp_path / "good")
+    async with texts(seconds=1.0, processes=1) as pool:
+        await pool.encode("good", *good, ONE)
+        stuck = asyncio.create_task(pool.encode("bad", *bad, TWO))
+        waiting = [asyncio.create_task(pool.encode("good", *good, Text("x"))) for _ in range(50)]
+        await asyncio.sleep(0)
+        for task in waiting[1:]:
+            task.cancel()
+        await asyncio.wait(waiting[1:])
+        assert len(pool._waiting) <= 1
+        assert await waiting[0] == (tiny.byte_tokenizer().encode("x")[0],)
+        with pytest.raises(NotServable):
+            await stuck
+
+
+async def test_who_waits_too_long_is_told_to_try_again(tmp_path: Path) -> None:
+    bad, good = entry(tmp_path / "bad", ENDLESS), entry(tmp_path / "good")
+    async with texts(seconds=5.0, processes=1, wait_s=0.2) as pool:
+        stuck = asyncio.create_task(pool.encode("bad", *bad, TWO))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded, match="tokenizer"):
+            await pool.encode("good", *good, Text("x"))
+        stuck.cancel()
+
+
+async def test_closing_waits_for_nothing(tmp_path: Path) -> None:
+    bad = entry(tmp_path / "bad", ENDLESS)
+    pool = Texts(TextLimits(seconds=60))
+    await pool.encode("bad", *bad, ONE)
+    stuck = [asyncio.create_task(pool.encode("bad", *bad, TWO)) for _ in range(4)]
+    await asyncio.sleep(0.1)
+    began_s = time.monotonic()
+    pool.close()
+    assert time.monotonic() - began_s < 1
+    for task in stuck:
+        with pytest.raises(Unavailable):
+            await task
+    with pytest.raises(Unavailable):
+        await pool.encode("bad", *bad, ONE)
+
+
+def _panics(document: dict[str, object]) -> None:
+    document["pre_tokenizer"] = {
+        "type": "Split",
+        "pattern": {"Regex": "(a+)+$"},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+
+
+async def test_a_tokenizer_that_panics_is_that_prompts_error(tmp_path: Path) -> None:
+    path, facts = entry(tmp_path / "panic")
+    edit(path / "encoder.json", _panics)
+    async with texts() as pool:
+        with pytest.raises(InvalidRequest, match="tokenizer cannot encode"):
+            await pool.encode("panic", path, facts, Text("a" * 40 + "b"))
+        assert await pool.encode("panic", path, facts, Text("b"))
+
+
+def edit(path: Path, change: Callable[[dict[str, object]], None]) -> None:
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))

@@ -1,0 +1,101 @@
+"""Recording traffic: what is kept, for how long, and that no failure of the disk reaches a request."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from tokenmux.core.errors import ConfigError
+from tokenmux.core.facts import ModelId
+from tokenmux.core.request import Request, RequestId, ServiceLevel
+from tokenmux.server.config import PoolConfig
+from tokenmux.server.front.traffic import TraceFile, TrafficRecorder
+from tokenmux.server.serve import recorder_of
+from tokenmux.workload.trace import TraceRequest, read_trace
+
+
+def request(number: int, at_s: float) -> Request:
+    return Request(
+        RequestId(f"r{number}"), ModelId("m"), 10 + number, 99, at_s, ServiceLevel(2.0, 0.05), "bank", 3.0
+    )
+
+
+def test_a_request_is_a_line_of_a_trace() -> None:
+    recorder = TrafficRecorder(10, start_s=100.0)
+    recorder.ended(request(1, 103.25), 7)
+    assert recorder.recorded(0.0, 200.0) == [TraceRequest(3.25, "m", 11, 7, "bank", 2.0, 0.05, 3.0)]
+
+
+def test_one_that_drew_nothing_still_asked() -> None:
+    recorder = TrafficRecorder(10, 0.0)
+    recorder.ended(request(1, 1.0), 0)
+    assert recorder.recorded(0.0, 2.0)[0].output_tokens == 1
+
+
+def test_memory_keeps_the_newest_in_order_of_arrival() -> None:
+    recorder = TrafficRecorder(3, 0.0)
+    for number, at_s in enumerate((1.0, 9.0, 5.0, 7.0)):
+        recorder.ended(request(number, at_s), 5)
+    assert [line.arrival_s for line in recorder.recorded(0.0, 10.0)] == [5.0, 7.0, 9.0]
+    assert [line.arrival_s for line in recorder.recorded(3.5, 10.0)] == [7.0, 9.0]
+
+
+def test_a_file_is_a_trace_at_every_moment(tmp_path: Path) -> None:
+    recorder = TrafficRecorder(1, 0.0, TraceFile(tmp_path / "t.jsonl", 1 << 20, 2))
+    for number in range(5):
+        recorder.ended(request(number, 10.0 - number), 5)
+        assert len(read_trace(tmp_path / "t.jsonl")) == number + 1
+    recorder.close()
+    assert [line.arrival_s for line in read_trace(tmp_path / "t.jsonl")] == [6.0, 7.0, 8.0, 9.0, 10.0]
+
+
+def test_full_files_are_put_aside_and_the_oldest_goes(tmp_path: Path) -> None:
+    recorder = TrafficRecorder(1, 0.0, TraceFile(tmp_path / "t.jsonl", 400, 2))
+    for number in range(20):
+        recorder.ended(request(number, float(number)), 5)
+    recorder.close()
+    names = ["t.jsonl", "t.1.jsonl", "t.2.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    assert all((tmp_path / name).stat().st_size <= 400 for name in names)
+    kept = [line.arrival_s for name in reversed(names) for line in read_trace(tmp_path / name)]
+    assert kept == [float(number) for number in range(20 - len(kept), 20)]
+
+
+def test_a_file_of_an_earlier_run_is_put_aside(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text("before\n")
+    TraceFile(tmp_path / "t.jsonl", 400, 2).close()
+    assert (tmp_path / "t.1.jsonl").read_text() == "before\n"
+    assert (tmp_path / "t.jsonl").read_text() == ""
+
+
+def test_a_full_disk_fails_no_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = TrafficRecorder(10, 0.0, TraceFile(tmp_path / "t.jsonl", 1 << 20, 1))
+
+    def no_space(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", no_space)
+        recorder.ended(request(1, 1.0), 5)
+    recorder.ended(request(2, 2.0), 5)
+    assert len(recorder.recorded(0.0, 9.0)) == 2
+    assert (tmp_path / "t.jsonl").read_text() == ""
+
+
+def config(folder: Path, **asked: object) -> PoolConfig:
+    return PoolConfig.model_validate({"record_traffic": asked}, context=folder)
+
+
+def test_the_configuration_says_what_is_recorded(tmp_path: Path) -> None:
+    assert recorder_of(config(tmp_path, window=0), 0.0) is None
+    by_default = recorder_of(config(tmp_path), 0.0)
+    assert by_default is not None
+    assert by_default.window == 10_000
+    with_file = recorder_of(config(tmp_path, window=0, path="t.jsonl"), 0.0)
+    assert with_file is not None
+    with_file.ended(request(1, 1.0), 5)
+    with_file.close()
+    assert len(read_trace(tmp_path / "t.jsonl")) == 1
+    with pytest.raises(ConfigError, match=r"record_traffic\.path: .* cannot be written: No such file"):
+        recorder_of(config(tmp_path, path="none/t.jsonl"), 0.0)

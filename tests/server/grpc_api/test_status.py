@@ -1,0 +1,76 @@
+"""Errors and their codes: what says "try again" may succeed unchanged, and nothing else says so."""
+
+from collections.abc import Iterator
+
+import grpc
+import pytest
+
+from tests.server.harness import LetterTokenizer, facts
+from tokenmux.client import CallFailed
+from tokenmux.core import errors
+from tokenmux.core.errors import Ended, InternalError, TokenmuxError, error_of
+from tokenmux.core.request import FinishReason, Request, RequestId
+from tokenmux.core.sampling import Sampling
+from tokenmux.messages.commands import Submit
+from tokenmux.messages.reports import Finished, Tokens
+from tokenmux.server.front.live import LiveRequest
+from tokenmux.server.grpc_api.status import code_of, status_of
+
+Code = grpc.StatusCode
+
+
+def tree(root: type[TokenmuxError] = TokenmuxError) -> Iterator[type[TokenmuxError]]:
+    yield root
+    for kind in root.__subclasses__():
+        if kind.__module__ == errors.__name__:
+            yield from tree(kind)
+
+
+@pytest.mark.parametrize("kind", list(tree()))
+def test_a_code_says_try_again_exactly_where_that_may_help(kind: type[TokenmuxError]) -> None:
+    code = code_of(kind("a reason"))
+    assert CallFailed(code, "a reason").retryable == kind.retryable
+    assert kind.__name__ in (errors.__doc__ or "")
+    shown, message = status_of(kind("a reason"))
+    assert shown is code
+    assert (shown is Code.INTERNAL) == issubclass(kind, InternalError)
+    assert ("a reason" in message) == (shown is not Code.INTERNAL)
+    assert error_of(kind.__name__, Ended) is kind
+
+
+def test_an_error_of_ours_is_not_internal_without_being_one() -> None:
+    code, message = status_of(TokenmuxError("/models: cannot be written (Read-only file system)"))
+    assert code is Code.FAILED_PRECONDITION
+    assert "Read-only" in message
+
+
+def test_a_message_that_is_too_large_stays_so() -> None:
+    too_large = CallFailed(Code.RESOURCE_EXHAUSTED, "CLIENT: Received message larger than max (5 vs. 4)")
+    assert not too_large.retryable
+    assert CallFailed(Code.RESOURCE_EXHAUSTED, "the queue is full").retryable
+
+
+def live() -> LiveRequest:
+    submit = Submit(Request(RequestId("r"), facts("m").id, 1, 9, 0.0), (1,), Sampling())
+    detokenizer = LetterTokenizer().detokenizer((), prompt=())
+    return LiveRequest(submit, detokenizer, 9, lambda _: None, lambda _: None, lambda: 0.0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"), [("BadCheckpoint", Code.FAILED_PRECONDITION), ("", Code.ABORTED), ("os", Code.ABORTED)]
+)
+async def test_a_request_that_failed_has_the_code_of_its_reason(kind: str, code: grpc.StatusCode) -> None:
+    """Weights that are gone were ABORTED: a client that obeys tries again for ever."""
+    request = live()
+    request.take_finished(Finished(request.id, FinishReason.FAILED, 0.0, "the image is gone", kind))
+    with pytest.raises(TokenmuxError, match="the image is gone") as caught:
+        [event async for event in request]
+    assert code_of(caught.value) is code
+
+
+def test_tokens_after_the_client_left_are_no_fault() -> None:
+    request = live()
+    request.take_tokens(Tokens(request.id, 0, (65,), 0.0))
+    request.fail(TokenmuxError("its client left"))
+    assert not request.take_tokens(Tokens(request.id, 1, (66,), 0.0))
+    assert not request.take_tokens(Tokens(request.id, 2, (67,), 0.0))
