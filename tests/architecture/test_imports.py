@@ -85,8 +85,8 @@ def ambient_reads(tree: ast.AST) -> list[int]:
 def test_only_the_command_line_reads_the_environment() -> None:
     """Everything else is handed its settings."""
     exempt = {
-        "engine/cli.py",  # the composition root
-        "engine/cli_kernels.py",  # a part of it
+        "engine/cli/app.py",  # the composition root
+        "engine/cli/kernels.py",  # a part of it
         "engine/executor/warming.py",  # the arguments of its child
         "engine/server/children/child.py",  # what it keeps from its children
         "engine/server/children/child_main.py",  # the arguments of such a child

@@ -90,4 +90,4 @@ def test_every_package_imports_from_the_wheel(wheel: Path, tmp_path: Path) -> No
 def test_the_command_is_shipped(wheel: Path) -> None:
     archive = zipfile.ZipFile(wheel)
     (name,) = [name for name in archive.namelist() if name.endswith("entry_points.txt")]
-    assert "tokenmux = tokenmux.cli:main" in archive.read(name).decode()
+    assert "tokenmux = tokenmux.cli.app:main" in archive.read(name).decode()

@@ -24,9 +24,9 @@ from tests.server.harness import (
     worker_status,
     worker_use,
 )
-from tokenmux.cli import app
-from tokenmux.cli_talk import show_stream
-from tokenmux.cli_text import safe
+from tokenmux.cli.app import app
+from tokenmux.cli.talk import show_stream
+from tokenmux.cli.text import safe
 from tokenmux.client import Delta
 from tokenmux.messages.commands import Load, Pin, Resize, Submit, Unload
 from tokenmux.server.grpc_api.access import Key, Scope
@@ -209,7 +209,7 @@ def test_wrong_usage_is_status_2(server: ServerThread) -> None:
 def test_help_is_complete_and_brings_nothing_heavy() -> None:
     script = (
         "import sys\n"
-        "from tokenmux.cli import app\n"
+        "from tokenmux.cli.app import app\n"
         "try:\n"
         "    app(['--help'], prog_name='tokenmux')\n"
         "finally:\n"
@@ -332,7 +332,7 @@ def test_text_made_safe_has_no_control_characters(text: str) -> None:
 def test_output_that_cannot_be_written_is_told_in_a_line(
     server: ServerThread, target: str, status: int
 ) -> None:
-    command = [sys.executable, "-m", "tokenmux.cli", "--server", server.served.target]
+    command = [sys.executable, "-m", "tokenmux.cli.app", "--server", server.served.target]
     command += ["generate", "letters", "abc", "-n", "50"]
     if target == "head":
         reader, writer = os.pipe()

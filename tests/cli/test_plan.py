@@ -13,8 +13,8 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from tests.server.harness import FakeEntry, ServerThread, facts, serving, worker_status, worker_use
-from tokenmux.cli import app
-from tokenmux.cli_plan import n_processes, plan_in_processes, progress_line
+from tokenmux.cli.app import app
+from tokenmux.cli.plan import n_processes, plan_in_processes, progress_line
 from tokenmux.client import Client
 from tokenmux.core.span import Span
 from tokenmux.server.front.traffic import TrafficRecorder
@@ -172,7 +172,7 @@ def test_status_shows_tenants_and_what_is_saved(
 ORPHAN_MAKER = """
 import multiprocessing, os, signal
 from concurrent.futures import ProcessPoolExecutor
-from tokenmux.cli_plan import _enter
+from tokenmux.cli.plan import _enter
 if __name__ == "__main__":
     pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_enter, initargs=(None,))
     print(pool.submit(os.getpid).result(), flush=True)

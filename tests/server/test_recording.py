@@ -6,7 +6,7 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from tests.server.test_serve import real_server
-from tokenmux.cli import app
+from tokenmux.cli.app import app
 from tokenmux.client import Client, PoolStatus
 from tokenmux.workload.trace import read_trace
 

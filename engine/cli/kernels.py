@@ -60,7 +60,7 @@ def warm(
         from tokenmux.kernels import warm as compiler
     except ModuleNotFoundError as error:
         raise TokenmuxError("Triton is not installed: pip install 'tokenmux[gpu]'") from error
-    from tokenmux.cli_progress import progress_bars
+    from tokenmux.cli.progress import progress_bars
     from tokenmux.models.network.kernel_shapes import model_shapes
 
     capability = _capability(arch)

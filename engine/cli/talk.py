@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from rich.console import Console
 
-from tokenmux.cli_text import shown_on
+from tokenmux.cli.text import shown_on
 from tokenmux.client import Client, Delta, Event, Finish, GenerateOptions, Message, Phase, State
 
 

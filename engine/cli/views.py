@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from tokenmux.cli_text import name, safe
+from tokenmux.cli.text import name, safe
 from tokenmux.client import Instance, Model, PoolStatus, Residency
 from tokenmux.core.sizes import show_size
 

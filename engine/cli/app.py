@@ -18,9 +18,9 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from tokenmux.cli_kernels import kernels_app
-from tokenmux.cli_text import name as shown_name
-from tokenmux.cli_text import safe
+from tokenmux.cli.kernels import kernels_app
+from tokenmux.cli.text import name as shown_name
+from tokenmux.cli.text import safe
 from tokenmux.core.errors import ConfigError, TokenmuxError
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def serve(
 
     with reserved(checked.listen) as reservation:
         # torch comes with these: not before the configuration is right, and the address ours
-        from tokenmux.cli_progress import progress_bars
+        from tokenmux.cli.progress import progress_bars
         from tokenmux.server.serve import open_catalogue
         from tokenmux.server.serve import serve as run
 
@@ -297,7 +297,7 @@ def plan(
     """
     from functools import partial
 
-    from tokenmux.cli_plan import ask_server, plan_in_processes
+    from tokenmux.cli.plan import ask_server, plan_in_processes
     from tokenmux.simulator.hardware import gpu as known_gpu
     from tokenmux.simulator.planner.plan_command import Output, Question, plan_command
     from tokenmux.simulator.scenario import Hardware
@@ -354,7 +354,7 @@ def pull(
     given = [] if catalogue is None else [Override(("catalogue",), str(catalogue.absolute()), "--catalogue")]
     folder = load_config(config, given).catalogue
 
-    from tokenmux.cli_progress import progress_bars
+    from tokenmux.cli.progress import progress_bars
     from tokenmux.models.catalogue.catalogue import Catalogue
 
     with progress_bars(Console(stderr=True)) as progress:
@@ -402,8 +402,8 @@ def generate(
     ] = False,
 ) -> None:
     """Continue a text, printing it as it comes."""
-    from tokenmux.cli_talk import show_stream, summary
-    from tokenmux.cli_views import as_json
+    from tokenmux.cli.talk import show_stream, summary
+    from tokenmux.cli.views import as_json
 
     options = _options(max_tokens, temperature, top_k, top_p, seed, stop)
     errors = Console(stderr=True)
@@ -430,7 +430,7 @@ def chat(
     stop: Stop = None,
 ) -> None:
     """Converse with a model, a line at a time. Ctrl-C cancels an answer, Ctrl-D leaves."""
-    from tokenmux.cli_talk import converse
+    from tokenmux.cli.talk import converse
 
     options = _options(max_tokens, temperature, top_k, top_p, seed, stop)
     with _connected(ctx) as client:
@@ -463,7 +463,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @models_app.command("list")
 def models_list(ctx: typer.Context, json: Json = False) -> None:
     """All models with their state and what they have cost so far."""
-    from tokenmux.cli_views import as_json, models_table
+    from tokenmux.cli.views import as_json, models_table
 
     with _connected(ctx) as client:
         models = client.models.list()
@@ -549,7 +549,7 @@ def pool_status(
     """Memory, channels and models, now or live."""
     from rich.live import Live
 
-    from tokenmux.cli_views import as_json, pool_view
+    from tokenmux.cli.views import as_json, pool_view
 
     with _connected(ctx) as client:
         if not watch:
@@ -630,7 +630,7 @@ def pool_traffic(
     ] = 0.0,
 ) -> None:
     """The requests that the server has seen, lengths and times and never text, as a trace for [dim]tokenmux plan --trace[/dim]."""
-    from tokenmux.cli_plan import ask_server
+    from tokenmux.cli.plan import ask_server
     from tokenmux.workload.trace import write_trace
 
     with _connected(ctx) as client:

@@ -1,1 +1,0 @@
-../../engine/cli_kernels.py
