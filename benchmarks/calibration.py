@@ -37,12 +37,12 @@ from tokenmux.core.plan import Activate
 from tokenmux.core.request import Request, RequestId, ServiceLevel
 from tokenmux.core.sampling import Sampling
 from tokenmux.demo.load import plan_stream
-from tokenmux.demo.models import DemoModels, prepare
+from tokenmux.demo.prepared_models import DemoModels, prepare
 from tokenmux.demo.service_level import FIRST_TOKENS, TURNS
 from tokenmux.executor.assemble import Parts, WorkerConfig, assemble
 from tokenmux.executor.calibrate import measure_cpu
-from tokenmux.executor.clock import MonotonicClock
 from tokenmux.executor.loop import EngineLoop
+from tokenmux.executor.monotonic_clock import MonotonicClock
 from tokenmux.messages.commands import Register, Shutdown, Submit
 from tokenmux.messages.reports import Finished, FromWorker, WorkerStatus
 from tokenmux.models.catalogue.catalogue import Catalogue

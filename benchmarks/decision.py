@@ -13,10 +13,10 @@ from benchmarks.report import Target, finish, spread, table
 from benchmarks.workloads import quick
 from tokenmux.core.event import Event
 from tokenmux.core.plan import Channel, Plan, Step
-from tokenmux.scheduler.policy.interface import InstanceView
+from tokenmux.scheduler.policy.instance_policy import InstanceView
 from tokenmux.scheduler.policy.pool.placement import LeastLoaded
 from tokenmux.scheduler.policy.slack import SlackPolicy
-from tokenmux.simulator.catalogue import architecture
+from tokenmux.simulator.architectures import architecture
 from tokenmux.simulator.scenario import market, simulate
 from tokenmux.workload.generate import traffic
 from tokenmux.workload.lengths import fixed

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from benchmarks.report import Target, finish, spread, table
 from tokenmux.core.facts import KvShape
-from tokenmux.demo.checkpoint import obtain_demo_checkpoint
+from tokenmux.demo.real_checkpoint import obtain_demo_checkpoint
 from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.models.network.batch import Segment
 from tokenmux.models.network.runner import Runner

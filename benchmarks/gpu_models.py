@@ -27,13 +27,13 @@ from tokenmux.device.cpu import CpuDevice
 from tokenmux.device.cuda.device import CudaDevice
 from tokenmux.device.cuda.gpu import TorchGpu
 from tokenmux.models.catalogue import tiny
-from tokenmux.models.catalogue.facts import kv_shape
+from tokenmux.models.catalogue.model_facts import kv_shape
 from tokenmux.models.catalogue.probe import manifest_in_memory
 from tokenmux.models.network import rows
 from tokenmux.models.network.batch import Segment
 from tokenmux.models.network.runner import Runner
 from tokenmux.models.network.skeleton import Skeleton, empty_model, state_names
-from tokenmux.models.quiet import quiet_transformers
+from tokenmux.models.transformers_log import quiet_transformers
 
 SHAPES: Mapping[str, LlamaConfig] = {
     "smollm2-135m": swapping.SHAPES[swapping.SMOLLM2_135M],

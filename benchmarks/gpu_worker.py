@@ -21,7 +21,7 @@ from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
 from tokenmux.core.sampling import Sampling
 from tokenmux.executor.assemble import WorkerConfig
-from tokenmux.executor.clock import MonotonicClock
+from tokenmux.executor.monotonic_clock import MonotonicClock
 from tokenmux.executor.worker import ProcessWorker
 from tokenmux.messages.commands import Register, Resize, Submit, Unload
 from tokenmux.messages.reports import Acknowledged, Broken, Finished, FromWorker, Tokens, WorkerStatus

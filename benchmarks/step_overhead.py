@@ -19,7 +19,7 @@ from tokenmux.core.cost import RooflineCost
 from tokenmux.core.facts import DeviceFacts, Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.core.plan import AtOnce, Operation, Step
 from tokenmux.core.request import Request, RequestId
-from tokenmux.device.interface import Device
+from tokenmux.device.device_protocol import Device
 from tokenmux.executor import collector
 from tokenmux.executor.virtual import HOST, EngineOnVirtualTime
 from tokenmux.messages.commands import Register

@@ -28,17 +28,17 @@ from tokenmux.core.phases import Residency
 from tokenmux.core.request import RequestId
 from tokenmux.device.cpu import CpuDevice
 from tokenmux.device.cuda.device import CudaDevice
-from tokenmux.device.interface import Completion
+from tokenmux.device.device_protocol import Completion
 from tokenmux.device.memory import Memory
-from tokenmux.executor.clock import MonotonicClock
 from tokenmux.executor.engine import Engine
 from tokenmux.executor.model_host import ModelHost
+from tokenmux.executor.monotonic_clock import MonotonicClock
 from tokenmux.messages.commands import Load, Register, Unload
 from tokenmux.messages.reports import FromWorker
 from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.models.catalogue.entry import Entry
 from tokenmux.models.catalogue.tiny import byte_tokenizer
-from tokenmux.models.quiet import quiet_transformers
+from tokenmux.models.transformers_log import quiet_transformers
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.policy.slack import SlackPolicy

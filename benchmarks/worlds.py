@@ -19,10 +19,10 @@ from tokenmux.core.event import Event
 from tokenmux.core.facts import ModelId
 from tokenmux.core.request import Request, ServiceLevel
 from tokenmux.scheduler.metrics.summary import summarise
-from tokenmux.scheduler.policy.interface import InstancePolicy
-from tokenmux.scheduler.policy.pool.interface import Move, Place, PoolPolicy, PoolView
+from tokenmux.scheduler.policy.instance_policy import InstancePolicy
+from tokenmux.scheduler.policy.pool.pool_policy import Move, Place, PoolPolicy, PoolView
 from tokenmux.scheduler.policy.slack import SlackPolicy
-from tokenmux.simulator.catalogue import ARCHITECTURES, Architecture, architecture, paper_architecture
+from tokenmux.simulator.architectures import ARCHITECTURES, Architecture, architecture, paper_architecture
 from tokenmux.simulator.hardware import GB
 from tokenmux.simulator.scenario import Hardware, Market, Outcome, market, simulate
 from tokenmux.workload.generate import gamma_with_cv, poisson, traffic, zipf_rates

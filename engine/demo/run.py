@@ -15,13 +15,13 @@ from rich.live import Live
 
 from tokenmux.client import AsyncClient, Residency
 from tokenmux.demo.load import LONGEST, SHORTEST, PlannedRequest, Progress, plan_stream, send_stream
-from tokenmux.demo.models import DemoModels, prepare
+from tokenmux.demo.prepared_models import DemoModels, prepare
 from tokenmux.demo.process import served
 from tokenmux.demo.report import Report, make_report, print_report
 from tokenmux.demo.service_level import Calibration, calibrate
 from tokenmux.demo.view import View
 from tokenmux.executor.calibrate import measure_cpu
-from tokenmux.executor.clock import MonotonicClock
+from tokenmux.executor.monotonic_clock import MonotonicClock
 
 QUESTION = "What is the capital of France? Answer in one sentence."
 TARGET_BUSY = 0.6

@@ -15,9 +15,9 @@ from tokenmux.core.event import SUPERSEDED, CopyDone
 from tokenmux.core.facts import DeviceFacts, Image, ImageId
 from tokenmux.core.plan import Activate, Channel, Compact, Fetch, PageIn, PageOut, Step
 from tokenmux.device.channel import ChannelThread
-from tokenmux.device.interface import Host, Post
+from tokenmux.device.device_protocol import Host, Post
 from tokenmux.device.memory import Memory, available_bytes
-from tokenmux.device.progress import SupersededError, progress_of, until_superseded
+from tokenmux.device.operation_progress import SupersededError, progress_of, until_superseded
 from tokenmux.device.reader import GivenUpError, Reader
 from tokenmux.device.spans import paging_spans
 from tokenmux.scheduler.instance.started import Started

@@ -11,7 +11,7 @@ from tokenmux.core.cost import CostModel, burst_ends_s
 from tokenmux.core.event import SUPERSEDED, CopyDone, StepDone
 from tokenmux.core.plan import Compact, Step
 from tokenmux.core.request import FinishReason, RequestId
-from tokenmux.device.interface import Post
+from tokenmux.device.device_protocol import Post
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.instance.started import Started
 

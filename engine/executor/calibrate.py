@@ -12,9 +12,9 @@ from multiprocessing import get_context
 
 import torch
 
-from tokenmux.core.budgets import DeviceKind
 from tokenmux.core.clock import Clock
 from tokenmux.core.errors import WorkerFailed
+from tokenmux.core.memory_budgets import DeviceKind
 from tokenmux.device.cuda.gpu import TorchGpu, check_cuda
 from tokenmux.device.memory import Memory, available_bytes
 

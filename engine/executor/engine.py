@@ -31,12 +31,12 @@ from tokenmux.core.facts import ModelFacts, ModelId
 from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.core.plan import Activate, AtOnce, Compact, Evict, Fetch, Operation
 from tokenmux.core.request import FinishReason, RequestId
-from tokenmux.device.interface import Completion, Device
+from tokenmux.device.device_protocol import Completion, Device
 from tokenmux.executor.contents import Content
 from tokenmux.executor.positions import QueuePositions
 from tokenmux.executor.stalls import Stalls
-from tokenmux.executor.status import StatusReporter
 from tokenmux.executor.telemetry import Telemetry
+from tokenmux.executor.worker_status import StatusReporter
 from tokenmux.messages.commands import (
     AskTrace,
     Cancel,

@@ -7,7 +7,7 @@ from queue import Empty, SimpleQueue
 
 from tokenmux.core.clock import Clock
 from tokenmux.core.request import RequestId
-from tokenmux.device.interface import Completion
+from tokenmux.device.device_protocol import Completion
 from tokenmux.executor.engine import Engine
 from tokenmux.messages.commands import ToWorker
 

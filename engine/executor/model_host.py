@@ -25,7 +25,7 @@ from tokenmux.core.event import StepDone
 from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.core.plan import Chunk, Step
 from tokenmux.core.request import FinishReason, RequestId
-from tokenmux.device.interface import Post
+from tokenmux.device.device_protocol import Post
 from tokenmux.executor import collector
 from tokenmux.executor.contents import Content
 from tokenmux.executor.warming import Warmer

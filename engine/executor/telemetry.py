@@ -1,6 +1,6 @@
 """What a worker remembers for operators: who used it, told once a second, and the newest operations and requests, told when asked.
 
-Both are bounded. `tokenmux.executor.status` tells what is going on now.
+Both are bounded. `tokenmux.executor.worker_status` tells what is going on now.
 """
 
 from tokenmux.core.clock import Clock

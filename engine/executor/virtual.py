@@ -6,7 +6,7 @@ from tokenmux.core.cost import RooflineCost
 from tokenmux.core.facts import HostFacts, ModelFacts, ModelId
 from tokenmux.core.request import Request, RequestId
 from tokenmux.core.sampling import Sampling
-from tokenmux.device.interface import Completion
+from tokenmux.device.device_protocol import Completion
 from tokenmux.device.null import NullDevice, VirtualClock
 from tokenmux.executor.contents import Content
 from tokenmux.executor.engine import Engine

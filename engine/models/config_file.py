@@ -7,7 +7,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from tokenmux.core.errors import BadCheckpoint, TokenmuxError, UnsupportedModel
-from tokenmux.models.quiet import quiet_transformers
+from tokenmux.models.transformers_log import quiet_transformers
 
 
 def load_config(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:

@@ -24,8 +24,8 @@ from pydantic import (
     ValidationInfo,
 )
 
-from tokenmux.core.budgets import DeviceKind
 from tokenmux.core.errors import ConfigError
+from tokenmux.core.memory_budgets import DeviceKind
 from tokenmux.core.sizes import parse_size
 from tokenmux.scheduler.policy.registry import make_policy
 from tokenmux.server.front.admission import MAX_SECONDS, MAX_WEIGHT, MIN_SECONDS, MIN_WEIGHT

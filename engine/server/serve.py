@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tokenmux.core.budgets import PREFILL_CHUNK_TOKENS, default_budgets, default_slab_bytes
 from tokenmux.core.errors import ConfigError, NotServable
 from tokenmux.core.facts import DeviceFacts, HostFacts, ModelFacts
+from tokenmux.core.memory_budgets import PREFILL_CHUNK_TOKENS, default_budgets, default_slab_bytes
 from tokenmux.core.request import ServiceLevel
 from tokenmux.device.cuda.gpu import check_cuda
 from tokenmux.executor.assemble import WorkerConfig
 from tokenmux.executor.calibrate import Speeds, measure
-from tokenmux.executor.clock import MonotonicClock
+from tokenmux.executor.monotonic_clock import MonotonicClock
 from tokenmux.executor.worker import ProcessWorker
 from tokenmux.messages.reports import FromWorker
 from tokenmux.scheduler.memory.capacity import check_model, check_request
@@ -141,7 +141,7 @@ class DeviceCapacity:
 def facts_of(
     config: PoolConfig, speeds: Speeds, largest_block_bytes: int = 0
 ) -> tuple[DeviceFacts, HostFacts]:
-    """Budgets from the configuration, or the defaults of `tokenmux.core.budgets`; speeds as measured.
+    """Budgets from the configuration, or the defaults of `tokenmux.core.memory_budgets`; speeds as measured.
 
     `largest_block_bytes` is the size of the largest KV block of the models to be served.
     """

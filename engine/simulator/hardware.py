@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from tokenmux.core.budgets import PREFILL_CHUNK_TOKENS, default_slab_bytes
 from tokenmux.core.errors import NotFound
 from tokenmux.core.facts import DeviceFacts
+from tokenmux.core.memory_budgets import PREFILL_CHUNK_TOKENS, default_slab_bytes
 
 GB = 1_000_000_000
 

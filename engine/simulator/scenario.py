@@ -15,10 +15,10 @@ from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.metrics.counters import Metrics, RequestRecord
 from tokenmux.scheduler.metrics.histogram import Histogram
 from tokenmux.scheduler.metrics.summary import Summary, summarise
-from tokenmux.scheduler.policy.interface import InstancePolicy
-from tokenmux.scheduler.policy.pool.interface import PoolPolicy
+from tokenmux.scheduler.policy.instance_policy import InstancePolicy
+from tokenmux.scheduler.policy.pool.pool_policy import PoolPolicy
 from tokenmux.scheduler.policy.registry import make_policies
-from tokenmux.simulator.catalogue import Architecture, measured_as, paper_architecture
+from tokenmux.simulator.architectures import Architecture, measured_as, paper_architecture
 from tokenmux.simulator.doubts import SURE, Doubts
 from tokenmux.simulator.hardware import (
     DISK_BYTES_PER_S,

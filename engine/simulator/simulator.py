@@ -19,7 +19,7 @@ from tokenmux.core.plan import Activate, Channel, Compact, Step
 from tokenmux.core.request import FinishReason, Request, RequestId
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.instance.started import Started
-from tokenmux.scheduler.policy.pool.interface import Move, Place, PoolPolicy, PoolView, Refuse
+from tokenmux.scheduler.policy.pool.pool_policy import Move, Place, PoolPolicy, PoolView, Refuse
 from tokenmux.simulator.doubts import SURE, Doubts
 from tokenmux.workload.trace import Arrival
 
@@ -28,7 +28,7 @@ OnDone = Callable[[int, Started, Event], None]
 
 
 class Simulator:
-    """Virtual time over a set of instances; it satisfies `tokenmux.scheduler.policy.pool.interface.PoolView`.
+    """Virtual time over a set of instances; it satisfies `tokenmux.scheduler.policy.pool.pool_policy.PoolView`.
 
     `truth` is one cost model for all instances, or one for each. A model of `models` is made known to an instance when a request
     first brings it there; whatever else an instance should know is told by `apply`. Without a pool policy there is one instance.

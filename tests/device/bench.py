@@ -31,13 +31,13 @@ from tokenmux.device.cpu import CpuDevice
 from tokenmux.device.cuda.device import CudaDevice
 from tokenmux.device.cuda.gpu import Gpu, TorchGpu
 from tokenmux.device.cuda.paging import KvDtype
-from tokenmux.device.interface import Completion, Device, Post
+from tokenmux.device.device_protocol import Completion, Device, Post
 from tokenmux.device.null import NullDevice, VirtualClock
-from tokenmux.executor.clock import MonotonicClock
+from tokenmux.executor.monotonic_clock import MonotonicClock
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.instance.started import Started
 from tokenmux.scheduler.memory.host_cache import HostCache
-from tokenmux.scheduler.policy.interface import InstanceView
+from tokenmux.scheduler.policy.instance_policy import InstanceView
 
 KB = 1 << 10
 FACTS = DeviceFacts(

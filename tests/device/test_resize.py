@@ -8,7 +8,7 @@ from tests.device.bench import FACTS, KB, Bench, bench_of, cuda_over, make_cpu
 from tests.device.cuda.fake_gpu import FakeGpu
 from tokenmux.core.errors import DoesNotFit, WorkerFailed
 from tokenmux.device import cpu
-from tokenmux.device.interface import Device
+from tokenmux.device.device_protocol import Device
 
 
 class Attached:

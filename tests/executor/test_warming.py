@@ -20,8 +20,8 @@ from tests.kernels.test_launches import AbsentDevice
 from tokenmux.core.cost import RooflineCost
 from tokenmux.core.errors import TokenmuxError
 from tokenmux.core.sampling import Sampling
-from tokenmux.executor.clock import MonotonicClock
 from tokenmux.executor.model_host import ModelHost
+from tokenmux.executor.monotonic_clock import MonotonicClock
 from tokenmux.executor.warming import Warmer, compile_in_a_child
 from tokenmux.kernels.kv_pack.launch import kv_page
 from tokenmux.kernels.tiles import step_tiles

@@ -13,7 +13,7 @@ from tokenmux.core.errors import ConfigError, WorkerFailed
 from tokenmux.core.facts import DeviceFacts, HostFacts
 from tokenmux.executor.assemble import DeviceKind, WorkerConfig
 from tokenmux.executor.calibrate import Speeds, measure
-from tokenmux.executor.clock import MonotonicClock
+from tokenmux.executor.monotonic_clock import MonotonicClock
 from tokenmux.executor.worker import MAX_UNSENT, ProcessWorker, _modest_threads, threads_beside_others
 from tokenmux.messages.commands import AskTrace
 from tokenmux.messages.reports import Alive, Broken, FromWorker, Traced

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tokenmux.models.catalogue.facts import active_parameters, kv_shape, max_context
+from tokenmux.models.catalogue.model_facts import active_parameters, kv_shape, max_context
 from tokenmux.simulator.planner.decoder import FAMILIES, count_parameters, facts_of_config
 
 COMMON: dict[str, Any] = {

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from tokenmux.core.facts import KvShape
 from tokenmux.core.sampling import Sampling
 from tokenmux.models.catalogue import tiny
-from tokenmux.models.catalogue.facts import kv_shape
+from tokenmux.models.catalogue.model_facts import kv_shape
 from tokenmux.models.catalogue.probe import image_in_memory
 from tokenmux.models.network.batch import Segment
 from tokenmux.models.network.runner import Runner

@@ -8,7 +8,7 @@ import torch
 
 from tokenmux.core.errors import TokenmuxError
 from tokenmux.core.sampling import Sampling
-from tokenmux.demo.checkpoint import obtain_demo_checkpoint
+from tokenmux.demo.real_checkpoint import obtain_demo_checkpoint
 from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.models.catalogue.entry import Entry
 from tokenmux.models.network.runner import Runner

@@ -15,10 +15,10 @@ from tokenmux.core.event import Event
 from tokenmux.core.plan import IDLE, Channel, Plan, Step
 from tokenmux.core.request import Request, RequestId, ServiceLevel
 from tokenmux.scheduler.metrics.counters import RequestRecord
-from tokenmux.scheduler.policy.interface import InstancePolicy, InstanceView
-from tokenmux.scheduler.policy.pool.interface import Move, Place, PoolPolicy, PoolView, Refuse
+from tokenmux.scheduler.policy.instance_policy import InstancePolicy, InstanceView
+from tokenmux.scheduler.policy.pool.pool_policy import Move, Place, PoolPolicy, PoolView, Refuse
 from tokenmux.scheduler.policy.registry import make_policies
-from tokenmux.simulator.catalogue import architecture
+from tokenmux.simulator.architectures import architecture
 from tokenmux.simulator.hardware import GB
 from tokenmux.simulator.scenario import Hardware, Market, market, simulate
 from tokenmux.workload.generate import traffic

@@ -6,7 +6,7 @@ from tokenmux.core.cost import StepWork
 from tokenmux.core.errors import NotFound
 from tokenmux.core.facts import ModelId
 from tokenmux.core.plan import Channel
-from tokenmux.simulator.catalogue import ARCHITECTURES, architecture, measured_as, paper_architecture
+from tokenmux.simulator.architectures import ARCHITECTURES, architecture, measured_as, paper_architecture
 from tokenmux.simulator.hardware import GPUS, gpu, instance_facts
 from tokenmux.simulator.profiles import ProfiledCost, derived_fit, step_fit
 

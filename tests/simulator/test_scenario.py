@@ -7,7 +7,7 @@ from tokenmux.core.errors import ConfigError
 from tokenmux.core.plan import AtOnce, Channel, Operation
 from tokenmux.core.request import Request, RequestId, ServiceLevel
 from tokenmux.scheduler.policy.registry import POLICIES, make_policies, make_policy
-from tokenmux.simulator.catalogue import architecture
+from tokenmux.simulator.architectures import architecture
 from tokenmux.simulator.hardware import GB
 from tokenmux.simulator.scenario import Hardware, Market, market, paper_market, simulate
 from tokenmux.workload.generate import traffic

@@ -53,9 +53,9 @@ from tokenmux.device.cuda.gpu import STREAMS, Gpu, GpuEvent
 from tokenmux.device.cuda.host_pages import PAGE_BYTES, HostPages, PagedImage
 from tokenmux.device.cuda.ordering import NOWHERE, Ordering, Places, Spans, merged
 from tokenmux.device.cuda.paging import KvDtype, Pager
-from tokenmux.device.interface import Host, Post, StepJob
+from tokenmux.device.device_protocol import Host, Post, StepJob
 from tokenmux.device.memory import Memory
-from tokenmux.device.progress import SupersededError, progress_of, until_superseded
+from tokenmux.device.operation_progress import SupersededError, progress_of, until_superseded
 from tokenmux.device.reader import GivenUpError, Reader
 from tokenmux.device.spans import block_spans, move_pieces, paging_spans
 from tokenmux.kernels.kv_pack.choice import COPY_OVERHEAD_S

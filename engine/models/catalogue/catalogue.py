@@ -43,8 +43,9 @@ from tokenmux.core.errors import (
     TokenmuxError,
     UnsupportedModel,
 )
-from tokenmux.models.catalogue.checkpoint import find_weights
-from tokenmux.models.catalogue.convert import image_from_folder
+from tokenmux.models.atomic_files import DISK_FULL, atomic_file
+from tokenmux.models.catalogue.config_limits import check_size
+from tokenmux.models.catalogue.conversion import image_from_folder
 from tokenmux.models.catalogue.entry import (
     ENTRY,
     IMAGE,
@@ -53,17 +54,16 @@ from tokenmux.models.catalogue.entry import (
     entry_document,
     is_current,
 )
-from tokenmux.models.catalogue.facts import BLOCK_TOKENS, model_facts
 from tokenmux.models.catalogue.locks import Claim, alone_in, is_free
+from tokenmux.models.catalogue.model_facts import BLOCK_TOKENS, model_facts
 from tokenmux.models.catalogue.probe import probe
-from tokenmux.models.catalogue.sizes import check_size
+from tokenmux.models.catalogue.safetensors_checkpoint import find_weights
 from tokenmux.models.config_file import first_line, load_config, read_object
-from tokenmux.models.files import DISK_FULL, atomic_file
 from tokenmux.models.network.skeleton import Skeleton, empty_model
-from tokenmux.models.quiet import quiet_transformers
 from tokenmux.models.text.encoder import is_foreign
 from tokenmux.models.text.text_files import TRIAL_S, write_text_files
 from tokenmux.models.text.tokenizer import Tokenizer
+from tokenmux.models.transformers_log import quiet_transformers
 from tokenmux.models.weights.image import Manifest, Progress, no_progress
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -248,7 +248,7 @@ class Catalogue:
 
         def fill(target: Path) -> Manifest:
             # Only here: a machine that is lent for its GPU need not have the package.
-            from tokenmux.models.catalogue.gguf.checkpoint import GgufCheckpoint
+            from tokenmux.models.catalogue.gguf.gguf_checkpoint import GgufCheckpoint
 
             checkpoint = GgufCheckpoint.open(file)
             self._told_memory(checkpoint.n_bytes)

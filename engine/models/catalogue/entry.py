@@ -13,10 +13,10 @@ from transformers import PreTrainedConfig
 
 from tokenmux.core.errors import BadCheckpoint, NotFound
 from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
-from tokenmux.models.catalogue.facts import BLOCK_TOKENS, check_facts
+from tokenmux.models.catalogue.model_facts import BLOCK_TOKENS, check_facts
 from tokenmux.models.config_file import load_config, read_object
 from tokenmux.models.network.skeleton import Skeleton
-from tokenmux.models.text.decoding import Decoder
+from tokenmux.models.text.decoder import Decoder
 from tokenmux.models.text.encoder import Encoder
 from tokenmux.models.weights.image import Manifest
 

@@ -15,14 +15,14 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from tokenmux.core.errors import UnsupportedModel
-from tokenmux.models.catalogue.facts import kv_shape
-from tokenmux.models.catalogue.sizes import check_buildable
+from tokenmux.models.catalogue.config_limits import check_buildable
+from tokenmux.models.catalogue.model_facts import kv_shape
 from tokenmux.models.config_file import first_line
 from tokenmux.models.network.attention import ATTENTION_NAME
 from tokenmux.models.network.batch import Segment
 from tokenmux.models.network.runner import Runner
 from tokenmux.models.network.skeleton import Skeleton, state_names
-from tokenmux.models.quiet import quiet_transformers
+from tokenmux.models.transformers_log import quiet_transformers
 from tokenmux.models.weights.image import ALIGNMENT, DTYPE_NAMES, Manifest, TensorEntry
 
 _GRID = 16

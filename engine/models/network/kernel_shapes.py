@@ -14,7 +14,7 @@ from tokenmux.kernels.warm import ModelShape
 from tokenmux.models.network.attention import STEP_ARGUMENT
 from tokenmux.models.network.kernel_path import check_heads
 from tokenmux.models.network.skeleton import empty_model
-from tokenmux.models.quiet import quiet_transformers
+from tokenmux.models.transformers_log import quiet_transformers
 
 _N_ROWS = 4
 

@@ -32,7 +32,7 @@ from tokenmux.kernels.sample.parameters import Sampled, Sampling
 from tokenmux.kernels.tiles import StepTiles
 from tokenmux.models.network.batch import Segment, check_kv, check_segment
 from tokenmux.models.network.staging import Staging
-from tokenmux.models.sampling.sampling import Draw
+from tokenmux.models.sampling.draw import Draw
 
 WORKSPACE_BYTES = 256 << 20
 """What decode attention may take for partial results, at most. A row of 128k tokens of a 72B model takes 17 MB, and 64 of them

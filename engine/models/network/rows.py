@@ -3,7 +3,7 @@
 A product's kernel is chosen by its number of rows, and two kernels round differently. So the row of a request could come
 out differently alone and in company. For each dtype this module finds the cheapest padding under which every row of a product has
 the same bits whatever the number of rows, and, where no padding does that for every number of rows, the largest number of rows for
-which one does: products of more are cut into pieces (`pieces.py`). What is found holds for the shapes that were looked at and the
+which one does: products of more are cut into pieces (`row_pieces.py`). What is found holds for the shapes that were looked at and the
 number of threads that did, so every model's own shapes are looked at, once in a process. It compares bits, never times, so its answer
 is reproducible.
 

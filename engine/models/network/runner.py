@@ -28,7 +28,7 @@ from tokenmux.models.network.recording import RecordedDecode, record
 from tokenmux.models.network.rows import RowRule, check_rows_of, products_of, row_rule
 from tokenmux.models.network.skeleton import Skeleton, choose_experts
 from tokenmux.models.network.staging import Staging
-from tokenmux.models.sampling import sampling
+from tokenmux.models.sampling import draw as sampling
 
 if TYPE_CHECKING:
     from tokenmux.kernels.tiles import StepTiles

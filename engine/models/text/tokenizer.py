@@ -12,9 +12,9 @@ from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tokenmux.core.errors import BadCheckpoint, InvalidRequest
-from tokenmux.models.quiet import quiet_transformers
 from tokenmux.models.text.detokenizer import Detokenizer, TokenText
-from tokenmux.models.text.ends import end_tokens
+from tokenmux.models.text.end_tokens import end_tokens
+from tokenmux.models.transformers_log import quiet_transformers
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 Every tensor begins on a 64-byte boundary of the image, so that one copy makes a model resident and a view per tensor makes
 it usable. The arena gives images bases at multiples of 256 bytes: each tensor then has the same alignment up to 256 wherever its
 image lies, although within the image 64 suffices. An image is a file of its own or a part of one (the data section of a safetensors file that already has the
-right names and types). This file writes, maps and checks images; where the weights come from is `convert.py`'s
+right names and types). This file writes, maps and checks images; where the weights come from is `conversion.py`'s
 subject, and copying them to a device is the device's.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from tokenmux.core.errors import BadCheckpoint
-from tokenmux.models.files import atomic_file
+from tokenmux.models.atomic_files import atomic_file
 
 ALIGNMENT = 64
 MANIFEST_VERSION = 1

@@ -62,7 +62,7 @@ def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -
 
 
 def packed_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """`F.linear(x, weight, bias)` with a packed weight. Seen by torch's function modes as that is (`pieces.py`)."""
+    """`F.linear(x, weight, bias)` with a packed weight. Seen by torch's function modes as that is (`row_pieces.py`)."""
     if has_torch_function_unary(x):
         product: torch.Tensor = handle_torch_function(packed_product, (x,), x, weight, bias)
         return product

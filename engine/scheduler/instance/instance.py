@@ -39,13 +39,13 @@ from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.memory.ledger import Ledger
 from tokenmux.scheduler.metrics.counters import Metrics, RequestRecord
 from tokenmux.scheduler.policy import drain
-from tokenmux.scheduler.policy.interface import Fit, InstancePolicy, MakesWay
+from tokenmux.scheduler.policy.instance_policy import Fit, InstancePolicy, MakesWay
 
 _CHANNELS = tuple(Channel)
 
 
 class Instance:
-    """One execution unit's brain. It satisfies `tokenmux.scheduler.policy.interface.InstanceView`.
+    """One execution unit's brain. It satisfies `tokenmux.scheduler.policy.instance_policy.InstanceView`.
 
     `decision_observers` are told of everything that the policy decided, with its time: the decision log. `completion_observers` are told
     of every operation that ended, and how.

@@ -1,7 +1,7 @@
 """The live state of one instance: its requests and models, filed so that a policy finds what it needs at once.
 
 Everything is updated in place, event by event, by the modules beside this one; nothing is ever rebuilt. These classes satisfy
-the view Protocols of `tokenmux.scheduler.policy.interface`.
+the view Protocols of `tokenmux.scheduler.policy.instance_policy`.
 """
 
 from collections.abc import Iterator

@@ -9,7 +9,7 @@ What an operation in flight uses leaves when that has ended. Nothing is discarde
 
 from tokenmux.core.plan import IDLE, AtOnce, Channel, Discard, Drop, Evict, PageOut, Plan
 from tokenmux.scheduler.policy import room
-from tokenmux.scheduler.policy.interface import InstanceView
+from tokenmux.scheduler.policy.instance_policy import InstanceView
 
 _USERS = (Channel.COMPUTE, Channel.COPY_IN, Channel.COPY_OUT)
 """Channels whose operations use the arena, or host memory for KV."""

@@ -12,7 +12,7 @@ from tokenmux.core.cost import StepWork
 from tokenmux.core.event import Arrived
 from tokenmux.core.phases import Residency
 from tokenmux.core.plan import Activate, Channel, Fetch
-from tokenmux.scheduler.policy.interface import InstanceView, ModelView
+from tokenmux.scheduler.policy.instance_policy import InstanceView, ModelView
 
 MARGIN = 4.0
 """Whoever waits for the load must have this many times what the newcomer's load and its own, once more from its beginning, take."""

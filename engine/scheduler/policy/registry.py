@@ -11,9 +11,9 @@ from tokenmux.scheduler.policy.baselines.aegaeon import (
     AegaeonPrefill,
 )
 from tokenmux.scheduler.policy.baselines.request_level import OneModelPerInstance, RequestLevelPolicy
-from tokenmux.scheduler.policy.interface import InstancePolicy
-from tokenmux.scheduler.policy.pool.interface import PoolPolicy
+from tokenmux.scheduler.policy.instance_policy import InstancePolicy
 from tokenmux.scheduler.policy.pool.placement import LeastLoaded
+from tokenmux.scheduler.policy.pool.pool_policy import PoolPolicy
 from tokenmux.scheduler.policy.slack import SlackPolicy
 
 POLICIES = ("slack", "aegaeon", "request-level", "dedicated", "oracle")

@@ -29,7 +29,7 @@ from tokenmux.core.plan import (
     Plan,
 )
 from tokenmux.scheduler.policy import room
-from tokenmux.scheduler.policy.interface import Fit, InstanceView, ModelView, RequestView
+from tokenmux.scheduler.policy.instance_policy import Fit, InstanceView, ModelView, RequestView
 from tokenmux.scheduler.policy.steps import single_chunks
 
 _PROMISING = (Channel.COMPUTE, Channel.COPY_IN, Channel.COPY_OUT)

@@ -10,7 +10,7 @@ from math import inf
 from tokenmux.core.facts import ModelId
 from tokenmux.core.phases import Residency
 from tokenmux.core.plan import IDLE, Activate, Channel, Drop, Evict, Fetch, Plan, Step
-from tokenmux.scheduler.policy.interface import InstanceView, ModelView, RequestView
+from tokenmux.scheduler.policy.instance_policy import InstanceView, ModelView, RequestView
 
 _FULL = 0.9
 """KV is written through to the host beyond this share of the arena: what is left is room for bursts to grow into."""

@@ -40,7 +40,7 @@ from tokenmux.core.plan import (
     Step,
 )
 from tokenmux.scheduler.policy import making_way, rescue, room
-from tokenmux.scheduler.policy.interface import Fit, InstanceView, ModelView, RequestView
+from tokenmux.scheduler.policy.instance_policy import Fit, InstanceView, ModelView, RequestView
 from tokenmux.scheduler.policy.steps import (
     as_many_as_fit,
     decode_chunks,

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from tokenmux.core.cost import StepWork
 from tokenmux.core.event import Cancelled, Event, ModelRemoved, Paused, Withdrawn
 from tokenmux.core.plan import Chunk, Step
-from tokenmux.scheduler.policy.interface import InstanceView, ModelView, RequestView
+from tokenmux.scheduler.policy.instance_policy import InstanceView, ModelView, RequestView
 
 _LEAST_STEP_S = 1e-9
 """No step is estimated to be shorter, whatever the facts of model and device say."""

@@ -16,7 +16,7 @@ from typing import Any
 from tokenmux.core.errors import NotServable, TokenmuxError, Unavailable
 from tokenmux.models.catalogue.catalogue import Catalogue, SetAside
 from tokenmux.models.catalogue.entry import Entry
-from tokenmux.models.catalogue.facts import BLOCK_TOKENS
+from tokenmux.models.catalogue.model_facts import BLOCK_TOKENS
 from tokenmux.server.children.child import Answer, Child, ChildEnded, LimitExceeded
 from tokenmux.server.front.administration import kind_of
 from tokenmux.server.front.seams import Progress

@@ -1,7 +1,7 @@
 """Sizes of decoder-only models, from the values of their config.json alone: no weights, no modelling code, nothing to install.
 
 The counts are those of the modules that transformers builds for each family; tests compare them with what it really builds. Used to plan
-for models that are not here yet; a model that is served has its facts from its weights (`tokenmux.models.catalogue.facts`).
+for models that are not here yet; a model that is served has its facts from its weights (`tokenmux.models.catalogue.model_facts`).
 """
 
 from collections.abc import Mapping
@@ -269,7 +269,7 @@ def _dtype_bytes(config: Config, text: Config) -> int:
 
 
 def _max_context(config: Config) -> int:
-    """As `tokenmux.models.catalogue.facts.max_context`: with rotary scaling of type longrope, the original context."""
+    """As `tokenmux.models.catalogue.model_facts.max_context`: with rotary scaling of type longrope, the original context."""
     limit = _number(config, "max_position_embeddings")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if isinstance(rope, Mapping) and "longrope" in (rope.get("rope_type"), rope.get("type")):

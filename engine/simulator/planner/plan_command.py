@@ -17,7 +17,7 @@ from tokenmux.core.facts import HostFacts, ModelFacts, ModelId
 from tokenmux.core.request import ServiceLevel
 from tokenmux.scheduler.memory.capacity import check_model, check_request
 from tokenmux.scheduler.metrics.timeline import chrome_trace
-from tokenmux.simulator.planner.models import parse_market, parse_models
+from tokenmux.simulator.planner.named_models import parse_market, parse_models
 from tokenmux.simulator.planner.plan_report import html_report
 from tokenmux.simulator.planner.planner import BASELINES, OURS, CapacityPlan, Planning, World, plan_here
 from tokenmux.simulator.scenario import Hardware, Market
@@ -34,7 +34,7 @@ MAX_REQUESTS = 5_000_000
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked. `models` as in `tokenmux.simulator.planner.models`; without a trace every model gets Poisson traffic of its rate, or `rate_rps`."""
+    """What is asked. `models` as in `tokenmux.simulator.planner.named_models`; without a trace every model gets Poisson traffic of its rate, or `rate_rps`."""
 
     models: Sequence[str]
     hardware: Hardware = field(default_factory=Hardware)

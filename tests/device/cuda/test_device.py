@@ -52,8 +52,8 @@ from tokenmux.device.cuda.device import CudaDevice, _Space
 from tokenmux.device.cuda.gpu import STREAMS, Gpu, TorchGpu, check_cuda, sum_in_float32
 from tokenmux.device.cuda.ordering import Places, Spans, merged
 from tokenmux.device.cuda.paging import Blocks
-from tokenmux.device.interface import Completion, Post
-from tokenmux.executor.clock import MonotonicClock
+from tokenmux.device.device_protocol import Completion, Post
+from tokenmux.executor.monotonic_clock import MonotonicClock
 from tokenmux.scheduler.instance.started import Started
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.memory.ledger import Ledger

@@ -20,7 +20,7 @@ from tokenmux.core.errors import (
     TokenmuxError,
     UnsupportedModel,
 )
-from tokenmux.models import files
+from tokenmux.models import atomic_files as files
 from tokenmux.models.catalogue import catalogue as catalogue_module
 from tokenmux.models.catalogue import tiny
 from tokenmux.models.catalogue.catalogue import Catalogue

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from tokenmux.core.errors import BadCheckpoint, TokenmuxError, UnsupportedModel
 from tokenmux.models.catalogue import tiny
 from tokenmux.models.catalogue.catalogue import Catalogue
-from tokenmux.models.catalogue.checkpoint import find_weights, read_safetensors
+from tokenmux.models.catalogue.safetensors_checkpoint import find_weights, read_safetensors
 from tokenmux.models.weights.image import Manifest, Seen, map_image, read_image
 
 WEIGHTS = "model.safetensors"

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from tokenmux.core.errors import BadCheckpoint
-from tokenmux.models.catalogue.checkpoint import find_weights, read_safetensors
+from tokenmux.models.atomic_files import check_regular
 from tokenmux.models.catalogue.gguf.header import read_header
-from tokenmux.models.files import check_regular
+from tokenmux.models.catalogue.safetensors_checkpoint import find_weights, read_safetensors
 
 FILES = [
     "config.json",

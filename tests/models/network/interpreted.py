@@ -11,14 +11,14 @@ from transformers import AutoModelForCausalLM
 from tests.models.conftest import HostileScheduler, Job
 from tokenmux.core.sampling import Sampling
 from tokenmux.kernels.tiles import DecodeTile, PrefillTile, SampleTile, StepTiles
-from tokenmux.models.catalogue.facts import kv_shape
+from tokenmux.models.catalogue.model_facts import kv_shape
 from tokenmux.models.catalogue.probe import image_in_memory
 from tokenmux.models.network.batch import Segment
 from tokenmux.models.network.runner import Runner
 from tokenmux.models.network.skeleton import Skeleton, state_names
 from tokenmux.models.network.staging import HostCarrier, Staging
-from tokenmux.models.quiet import quiet_transformers
-from tokenmux.models.sampling.sampling import Draw
+from tokenmux.models.sampling.draw import Draw
+from tokenmux.models.transformers_log import quiet_transformers
 
 GRID = 16
 TILES = StepTiles(

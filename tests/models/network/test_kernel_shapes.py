@@ -13,7 +13,7 @@ from tokenmux.core.errors import UnsupportedModel
 from tokenmux.kernels import warm
 from tokenmux.kernels.tiles import step_tiles
 from tokenmux.models.catalogue import tiny
-from tokenmux.models.catalogue.facts import kv_shape
+from tokenmux.models.catalogue.model_facts import kv_shape
 from tokenmux.models.catalogue.probe import image_in_memory
 from tokenmux.models.network.batch import Segment
 from tokenmux.models.network.kernel_shapes import model_shapes

@@ -25,7 +25,7 @@ from tokenmux.models.network.batch import Segment
 from tokenmux.models.network.kernel_step import KernelBatch
 from tokenmux.models.network.skeleton import empty_model
 from tokenmux.models.network.staging import Staging
-from tokenmux.models.sampling.sampling import Draw
+from tokenmux.models.sampling.draw import Draw
 
 EVERY_DAY = ("gemma2", "gpt2", "gpt_oss", "llama")
 """Windows with capped scores, learned positions, sinks with experts, and the plain case."""

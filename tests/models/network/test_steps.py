@@ -11,7 +11,7 @@ from tokenmux.core.errors import BadCheckpoint, InternalError, UnsupportedModel
 from tokenmux.core.facts import KvShape
 from tokenmux.core.sampling import Sampling
 from tokenmux.models.catalogue import tiny
-from tokenmux.models.catalogue.facts import kv_shape, max_context
+from tokenmux.models.catalogue.model_facts import kv_shape, max_context
 from tokenmux.models.catalogue.probe import image_in_memory, probe
 from tokenmux.models.network import rows
 from tokenmux.models.network.batch import Segment

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tokenmux.models.catalogue.facts import kv_shape
+from tokenmux.models.catalogue.model_facts import kv_shape
 from tokenmux.models.catalogue.probe import image_in_memory
 from tokenmux.models.network.batch import Segment
 from tokenmux.models.network.runner import Runner

@@ -16,7 +16,7 @@ from tokenmux.core.errors import BadCheckpoint, DoesNotFit, InvalidRequest, Toke
 from tokenmux.models.catalogue import catalogue, tiny
 from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.models.text import text_files
-from tokenmux.models.text.decoding import Decoder
+from tokenmux.models.text.decoder import Decoder
 from tokenmux.models.text.encoder import Encoder, TextFacts
 from tokenmux.models.text.template import render
 from tokenmux.models.text.text_files import write_text_files

@@ -19,7 +19,7 @@ from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.memory.kv_table import KvTable
 from tokenmux.scheduler.memory.slabs import BlockHandle, SlabPool
 from tokenmux.scheduler.metrics.counters import RequestRecord
-from tokenmux.scheduler.policy.interface import InstanceView
+from tokenmux.scheduler.policy.instance_policy import InstanceView
 
 POISON = None
 Cells = list[object]

@@ -48,7 +48,7 @@ from tokenmux.core.plan import (
     Step,
 )
 from tokenmux.core.request import FinishReason, Request, ServiceLevel
-from tokenmux.scheduler.policy.interface import Fit
+from tokenmux.scheduler.policy.instance_policy import Fit
 
 
 def stepping() -> Body:

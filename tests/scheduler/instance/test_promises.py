@@ -21,7 +21,7 @@ from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.capacity import kv_bytes, weight_bytes
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.metrics.counters import Metrics, RequestRecord
-from tokenmux.scheduler.policy.interface import InstanceView
+from tokenmux.scheduler.policy.instance_policy import InstanceView
 from tokenmux.scheduler.policy.registry import make_policy
 from tokenmux.simulator.simulator import Simulator
 from tokenmux.workload.trace import Arrival

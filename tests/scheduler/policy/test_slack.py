@@ -12,7 +12,7 @@ from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.metrics.counters import Metrics, RequestRecord
 from tokenmux.scheduler.policy.slack import SlackPolicy
-from tokenmux.simulator.catalogue import architecture
+from tokenmux.simulator.architectures import architecture
 from tokenmux.simulator.hardware import GB, gpu, instance_facts
 from tokenmux.simulator.profiles import ProfiledCost, step_fit
 from tokenmux.simulator.simulator import Simulator

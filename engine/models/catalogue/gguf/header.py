@@ -17,7 +17,7 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from tokenmux.core.errors import BadCheckpoint, NotFound, UnsupportedModel
-from tokenmux.models.files import check_regular
+from tokenmux.models.atomic_files import check_regular
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)

@@ -14,7 +14,7 @@ import torch
 from gguf import GGMLQuantizationType
 
 from tokenmux.core.errors import BadCheckpoint, UnsupportedModel
-from tokenmux.models.catalogue.gguf.config import Architecture
+from tokenmux.models.catalogue.gguf.gguf_config import Architecture
 from tokenmux.models.catalogue.gguf.header import GgufTensor
 from tokenmux.models.catalogue.gguf.shards import GgufModel
 

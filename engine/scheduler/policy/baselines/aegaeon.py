@@ -19,8 +19,8 @@ from tokenmux.core.facts import ModelId
 from tokenmux.core.plan import Channel, Plan, Step
 from tokenmux.core.request import Request, RequestId
 from tokenmux.scheduler.policy.baselines import turns
-from tokenmux.scheduler.policy.interface import InstanceView, ModelView
-from tokenmux.scheduler.policy.pool.interface import Move, Place, PoolView
+from tokenmux.scheduler.policy.instance_policy import InstanceView, ModelView
+from tokenmux.scheduler.policy.pool.pool_policy import Move, Place, PoolView
 from tokenmux.scheduler.policy.steps import decode_chunks, decode_work, must_end, prefill_chunks
 
 MAX_GROUP = 8

@@ -11,8 +11,8 @@ from tokenmux.core.facts import ModelId
 from tokenmux.core.plan import IDLE, Channel, Chunk, Plan, Step
 from tokenmux.core.request import Request
 from tokenmux.scheduler.policy.baselines import turns
-from tokenmux.scheduler.policy.interface import InstanceView, ModelView
-from tokenmux.scheduler.policy.pool.interface import Move, Place, PoolView, Refuse
+from tokenmux.scheduler.policy.instance_policy import InstanceView, ModelView
+from tokenmux.scheduler.policy.pool.pool_policy import Move, Place, PoolView, Refuse
 from tokenmux.scheduler.policy.steps import decode_chunks, must_end, prefill_chunks, shortest_tpot_s
 
 _BURST_TPOTS = 4.0

@@ -24,8 +24,8 @@ from tokenmux.core.facts import ModelId
 from tokenmux.core.phases import Residency
 from tokenmux.core.plan import Channel
 from tokenmux.core.request import Request, RequestId, ServiceLevel
-from tokenmux.scheduler.policy.interface import InstanceView, ModelView, RequestView
-from tokenmux.scheduler.policy.pool.interface import Move, Place, PoolView, Refuse
+from tokenmux.scheduler.policy.instance_policy import InstanceView, ModelView, RequestView
+from tokenmux.scheduler.policy.pool.pool_policy import Move, Place, PoolView, Refuse
 from tokenmux.scheduler.policy.slack import HEADROOM
 
 REBALANCE_TTFTS = 0.1

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from tests.models.catalogue.gguf import gguf_files as files
 from tokenmux.core.errors import BadCheckpoint, NotFound, UnsupportedModel
 from tokenmux.models.catalogue.catalogue import Catalogue
-from tokenmux.models.catalogue.gguf.checkpoint import GgufCheckpoint
+from tokenmux.models.catalogue.gguf.gguf_checkpoint import GgufCheckpoint
 from tokenmux.models.network.batch import Segment
 from tokenmux.models.network.runner import Runner
 from tokenmux.models.weights.image import map_image

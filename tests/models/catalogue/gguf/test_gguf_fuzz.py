@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from tests.models.catalogue.gguf import gguf_files as files
 from tests.models.catalogue.gguf.test_gguf import LINEAR, LLAMA3, logits, model_from
 from tokenmux.core.errors import BadCheckpoint, UnsupportedModel
-from tokenmux.models.catalogue.gguf.checkpoint import GgufCheckpoint
+from tokenmux.models.catalogue.gguf.gguf_checkpoint import GgufCheckpoint
 
 REFUSALS = (BadCheckpoint, UnsupportedModel)
 MODELS: dict[str, dict[str, Any]] = {

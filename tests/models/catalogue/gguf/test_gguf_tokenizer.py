@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from tests.models.catalogue.gguf import gguf_files as files
 from tokenmux.core.errors import BadCheckpoint, UnsupportedModel
 from tokenmux.models.catalogue.gguf import splits
-from tokenmux.models.catalogue.gguf.tokenizer import GgufTokenizer, read_tokenizer
+from tokenmux.models.catalogue.gguf.gguf_tokenizer import GgufTokenizer, read_tokenizer
 
 
 def byte_level(**changed: Any) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from tokenmux.core.event import Event
 from tokenmux.core.phases import Residency
 from tokenmux.core.plan import Channel
 from tokenmux.core.request import Request, RequestId
-from tokenmux.scheduler.policy.interface import InstancePolicy
-from tokenmux.scheduler.policy.pool.interface import Move, Place, PoolPolicy, PoolView, Refuse
+from tokenmux.scheduler.policy.instance_policy import InstancePolicy
 from tokenmux.scheduler.policy.pool.placement import LeastLoaded
+from tokenmux.scheduler.policy.pool.pool_policy import Move, Place, PoolPolicy, PoolView, Refuse
 from tokenmux.scheduler.policy.registry import make_policies
 from tokenmux.simulator.planner.plan_command import parse_market
 from tokenmux.simulator.scenario import Outcome, simulate

@@ -1,6 +1,6 @@
 """The demo's catalogue: one real model registered several times over, as fine-tunes of one base would be, beside small ones.
 
-SmolLM2-135M-Instruct is obtained once (`tokenmux.demo.checkpoint`); the small models of other architectures get random
+SmolLM2-135M-Instruct is obtained once (`tokenmux.demo.real_checkpoint`); the small models of other architectures get random
 weights. Everything is kept in the cache folder, so that a second run begins at once.
 """
 
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tokenmux.core.facts import ModelFacts
-from tokenmux.demo.checkpoint import obtain_demo_checkpoint
+from tokenmux.demo.real_checkpoint import obtain_demo_checkpoint
 from tokenmux.models.catalogue import tiny
 from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.models.weights.image import Progress as ShowProgress

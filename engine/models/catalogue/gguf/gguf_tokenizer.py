@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tokenmux.core.errors import BadCheckpoint, UnsupportedModel
 from tokenmux.models.catalogue.gguf import splits
-from tokenmux.models.catalogue.gguf.ends import end_tokens, token_id
+from tokenmux.models.catalogue.gguf.gguf_end_tokens import end_tokens, token_id
 from tokenmux.models.catalogue.gguf.keys import Keys
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6

@@ -16,7 +16,7 @@ from huggingface_hub import snapshot_download
 from safetensors.torch import save_file
 
 from tokenmux.core.errors import TokenmuxError
-from tokenmux.models.catalogue.checkpoint import find_weights
+from tokenmux.models.catalogue.safetensors_checkpoint import find_weights
 from tokenmux.models.weights.image import Progress, no_progress
 
 _REPOSITORY = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -78,7 +78,7 @@ def _from_package(work: Path, folder: Path, progress: Progress) -> None:
         ) from error
     progress("converting SmolLM2-135M-Instruct", 2, 3)
     # Only here: a machine that is lent for its GPU need not have the package.
-    from tokenmux.models.catalogue.gguf.checkpoint import GgufCheckpoint
+    from tokenmux.models.catalogue.gguf.gguf_checkpoint import GgufCheckpoint
 
     checkpoint = GgufCheckpoint.open(gguf)
     checkpoint.config.dtype = torch.bfloat16

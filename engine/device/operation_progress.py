@@ -5,7 +5,7 @@ from collections.abc import Set as AbstractSet
 
 from tokenmux.core.clock import Clock
 from tokenmux.core.event import SUPERSEDED
-from tokenmux.device.interface import Post
+from tokenmux.device.device_protocol import Post
 from tokenmux.scheduler.instance.started import Started
 
 INTERVAL_S = 0.2

@@ -10,15 +10,15 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig
 
 from tokenmux.core.errors import BadCheckpoint, TokenmuxError, UnsupportedModel
-from tokenmux.models.catalogue.gguf.config import ARCHITECTURES, Described, described_config
+from tokenmux.models.atomic_files import atomic_file
+from tokenmux.models.catalogue.gguf.gguf_config import ARCHITECTURES, Described, described_config
+from tokenmux.models.catalogue.gguf.gguf_tokenizer import GgufTokenizer, read_tokenizer
 from tokenmux.models.catalogue.gguf.keys import Keys
-from tokenmux.models.catalogue.gguf.rotary import FREQUENCIES, LONG, SHORT
+from tokenmux.models.catalogue.gguf.rotary_factors import FREQUENCIES, LONG, SHORT
 from tokenmux.models.catalogue.gguf.shards import GgufModel, read_model
 from tokenmux.models.catalogue.gguf.tensors import Source, plan, read, values
-from tokenmux.models.catalogue.gguf.tokenizer import GgufTokenizer, read_tokenizer
-from tokenmux.models.files import atomic_file
 from tokenmux.models.network.skeleton import empty_model, state_names
-from tokenmux.models.quiet import quiet_transformers
+from tokenmux.models.transformers_log import quiet_transformers
 from tokenmux.models.weights.image import ALIGNMENT, Manifest, Progress, no_progress, write_image
 
 _MOST_FACTORS = 1 << 16

@@ -1,6 +1,6 @@
 """The models of a plan as operators name them: architectures, config.json files, what a running pool serves.
 
-qwen2.5-7b              an architecture by name (engine/simulator/catalogue.py)
+qwen2.5-7b              an architecture by name (engine/simulator/architectures.py)
 bank=qwen2.5-7b         the same under a name of its own, as in a trace
 40*qwen2.5-7b           forty of them, qwen2.5-7b-0 to qwen2.5-7b-39
 ./my-model              a folder with a config.json, or the file itself: sizes are derived from it
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tokenmux.core.errors import ConfigError
 from tokenmux.core.facts import Image, ImageId, ModelFacts, ModelId
-from tokenmux.simulator.catalogue import architecture, measured_as
+from tokenmux.simulator.architectures import architecture, measured_as
 from tokenmux.simulator.planner.decoder import facts_of_config
 from tokenmux.simulator.scenario import Market
 

@@ -15,7 +15,7 @@ from tokenmux.core.errors import BadCheckpoint, UnsupportedModel
 from tokenmux.models.catalogue.gguf import windows
 from tokenmux.models.catalogue.gguf.header import GgufTensor
 from tokenmux.models.catalogue.gguf.keys import Keys
-from tokenmux.models.catalogue.gguf.rotary import rope_parameters
+from tokenmux.models.catalogue.gguf.rotary_factors import rope_parameters
 
 _RMS, _LAYER = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
 _LLAMA_LAYOUT = "Meta AI original pth"

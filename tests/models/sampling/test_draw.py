@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tokenmux.core.sampling import GREEDY_BELOW, Sampling
 from tokenmux.kernels.sample import parameters
-from tokenmux.models.sampling.sampling import Draw, draw, draw_rows, likeliest, uniform
+from tokenmux.models.sampling.draw import Draw, draw, draw_rows, likeliest, uniform
 
 N_WORDS = 3000
 LOGITS = torch.randn(N_WORDS, generator=torch.Generator().manual_seed(0)).bfloat16()

@@ -7,7 +7,7 @@ import pytest
 
 from tokenmux.core.errors import ConfigError, NotFound
 from tokenmux.core.facts import ModelId
-from tokenmux.simulator.planner.models import parse_models
+from tokenmux.simulator.planner.named_models import parse_models
 
 CONFIG = {
     "model_type": "llama",

@@ -11,7 +11,7 @@ from typing import Protocol
 from tokenmux.core.event import Event
 from tokenmux.core.facts import ModelFacts, ModelId
 from tokenmux.core.request import Request, RequestId
-from tokenmux.scheduler.policy.interface import InstanceView
+from tokenmux.scheduler.policy.instance_policy import InstanceView
 
 
 class PoolView(Protocol):

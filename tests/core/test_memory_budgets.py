@@ -6,16 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenmux.core.budgets import LARGEST_SLAB_BYTES, default_budgets, default_slab_bytes
 from tokenmux.core.facts import DeviceFacts, HostFacts, KvShape
+from tokenmux.core.memory_budgets import LARGEST_SLAB_BYTES, default_budgets, default_slab_bytes
 from tokenmux.executor.calibrate import Speeds
 from tokenmux.scheduler.memory.arena import Arena
 from tokenmux.scheduler.memory.capacity import check_model
 from tokenmux.scheduler.memory.slabs import SlabPool
 from tokenmux.server.config import PoolConfig
 from tokenmux.server.serve import facts_of
-from tokenmux.simulator.catalogue import ARCHITECTURES
-from tokenmux.simulator.planner.models import parse_market
+from tokenmux.simulator.architectures import ARCHITECTURES
+from tokenmux.simulator.planner.named_models import parse_market
 from tokenmux.simulator.scenario import Hardware
 
 GB = 1_000_000_000

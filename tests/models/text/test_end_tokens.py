@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenmux.core.errors import BadCheckpoint
-from tokenmux.models.text.ends import end_tokens, valid_ids
+from tokenmux.models.text.end_tokens import end_tokens, valid_ids
 
 JSON = st.recursive(
     st.none()

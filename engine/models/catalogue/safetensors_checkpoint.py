@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from tokenmux.core.errors import BadCheckpoint, NotFound, UnsupportedModel
-from tokenmux.models.catalogue.quantised import refuse_packed, refuse_quantised
-from tokenmux.models.catalogue.sizes import check_counts
+from tokenmux.models.atomic_files import check_regular
+from tokenmux.models.catalogue.config_limits import check_counts
+from tokenmux.models.catalogue.quantised_checkpoints import refuse_packed, refuse_quantised
 from tokenmux.models.config_file import read_object
-from tokenmux.models.files import check_regular
 from tokenmux.models.weights.image import DTYPES, TensorEntry, check_entry
 
 _INDEX = "model.safetensors.index.json"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.executor.test_engine import A, B, engine, model, request
 from tokenmux.core.request import RequestId
-from tokenmux.executor.status import StatusReporter
+from tokenmux.executor.worker_status import StatusReporter
 from tokenmux.messages.commands import Cancel, Load, Pause, Pin, Resume, ToWorker, Unload
 from tokenmux.messages.reports import Acknowledged, FromWorker, ModelStatus, WorkerStatus
 from tokenmux.server.front.administration import ModelView

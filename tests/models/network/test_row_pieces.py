@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tokenmux.models.network.by_row import ByRow
-from tokenmux.models.network.pieces import sizes_of_pieces
+from tokenmux.models.network.row_pieces import sizes_of_pieces
 from tokenmux.models.network.rows import RowRule
 from tokenmux.models.weights.packing import packed_product, packing_of
 

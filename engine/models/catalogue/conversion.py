@@ -14,9 +14,9 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from tokenmux.core.errors import BadCheckpoint, TokenmuxError
-from tokenmux.models.catalogue.checkpoint import SafetensorsFile, find_weights
+from tokenmux.models.catalogue.safetensors_checkpoint import SafetensorsFile, find_weights
 from tokenmux.models.network.skeleton import state_names
-from tokenmux.models.quiet import quiet_transformers
+from tokenmux.models.transformers_log import quiet_transformers
 from tokenmux.models.weights.image import (
     ALIGNMENT,
     DTYPE_NAMES,
