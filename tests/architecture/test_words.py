@@ -1,0 +1,181 @@
+"""Every word has one owner: no two public names of the engine, and no two of its files, are the same.
+
+A reader who meets a name twice has to find out whether it is the same thing. So it may stand twice only where it is
+the same thing and one place must not import the other; each case is listed below with its reason.
+"""
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCES = sorted(path for top in ("engine", "kernels") for path in (ROOT / top).rglob("*.py"))
+
+SHARED_WORDS: Mapping[str, str] = {
+    "ALIGNMENT": "two meanings: models/weights, scheduler/memory",
+    "ARCHITECTURES": "two meanings: models/catalogue/gguf, simulator",
+    "Answer": "two meanings: server",
+    "Architecture": "two meanings: kernels, models/catalogue/gguf, simulator",
+    "BLOCK_TOKENS": "two meanings: models/catalogue, simulator/planner",
+    "CLOSE_TIMEOUT_S": "two meanings: device, device/cuda, executor",
+    "Catalogue": "two meanings: models/catalogue, server",
+    "Completion": "two meanings: client, device",
+    "Detokenizer": "two meanings: models/text, server",
+    "Durations": "two meanings: client, messages",
+    "ELEMENTS": "two meanings: kernels/kv_append, kernels/kv_pack",
+    "Entry": "two meanings: models/catalogue, server",
+    "Event": "two meanings: client, core",
+    "FAMILIES": "two meanings: models/catalogue, simulator/planner",
+    "GREEDY_BELOW": "two meanings: core, kernels/sample",
+    "Gpu": "two meanings: device/cuda, simulator",
+    "HOST_KV_BYTES": "two meanings: core, simulator",
+    "Instance": "two meanings: client, scheduler/instance",
+    "MAX_WATCHERS": "two meanings: server",
+    "MIN_INTERVAL_S": "two meanings: executor",
+    "MODULE": "two meanings: server",
+    "Metadata": "two meanings: server",
+    "Model": "two meanings: cli.py, client",
+    "ModelView": "two meanings: scheduler/policy, server",
+    "Move": "two meanings: scheduler/memory, scheduler/policy/pool",
+    "Outcome": "two meanings: demo, simulator",
+    "Place": "two meanings: scheduler/policy/pool, server",
+    "Planning": "two meanings: client, simulator/planner",
+    "Progress": "two meanings: demo, models/weights, server, simulator/planner",
+    "Prompt": "two meanings: client, server",
+    "PromptInfo": "two meanings: client, server",
+    "Report": "two meanings: demo, server",
+    "Residency": "two meanings: client, core",
+    "Sampling": "two meanings: core, kernels/sample",
+    "Seen": "two meanings: cli_plan.py, models/weights",
+    "Service": "two meanings: client, messages",
+    "SetAside": "two meanings: models/catalogue, server",
+    "Source": "two meanings: models/catalogue/gguf, server",
+    "Span": "two meanings: core, device",
+    "Started": "two meanings: executor, scheduler/instance",
+    "Texts": "two meanings: server",
+    "Timeline": "two meanings: scheduler/metrics, server",
+    "Tokenizer": "two meanings: models/text, server",
+    "Told": "two meanings: device, simulator/planner",
+    "UNALIGNED": "two meanings: kernels/block_copy, kernels/kv_append, kernels/kv_pack, kernels/paged_decode, kernels/paged_prefill, kernels/sample",
+    "VERSION": "two meanings: models/catalogue, models/text",
+    "Work": "two meanings: device/cuda, server",
+    "WorkerConfig": "two meanings: executor, server",
+    "Workspace": "two meanings: kernels/paged_decode, kernels/sample",
+    "check": "two meanings: scheduler/instance, server",
+    "draw": "two meanings: kernels/sample, models/sampling",
+    "draw_rows": "two meanings: models/network, models/sampling",
+    "end_tokens": "two meanings: models/catalogue/gguf, models/text",
+    "evict": "two meanings: scheduler/instance",
+    "facts_of": "two meanings: cli_plan.py, server",
+    "fetch": "two meanings: scheduler/instance, scheduler/policy, scheduler/policy/baselines",
+    "finish": "two meanings: client, kernels/sample",
+    "kv_append": "two meanings: kernels, kernels/kv_append",
+    "kv_move": "two meanings: kernels/kv_move",
+    "kv_pack": "two meanings: kernels/kv_pack",
+    "kv_pack_int8": "two meanings: kernels/kv_pack",
+    "kv_page": "two meanings: kernels/kv_pack",
+    "kv_page_in_int8": "two meanings: kernels/kv_pack",
+    "kv_page_out_int8": "two meanings: kernels/kv_pack",
+    "kv_unpack": "two meanings: kernels/kv_pack",
+    "kv_unpack_int8": "two meanings: kernels/kv_pack",
+    "load_config": "two meanings: models, server",
+    "market": "two meanings: simulator, workload",
+    "model": "two meanings: client, server",
+    "no_progress": "two meanings: models/weights, server",
+    "paged_decode": "two meanings: kernels, kernels/paged_decode",
+    "paged_prefill": "two meanings: kernels, kernels/paged_prefill",
+    "penalise": "two meanings: kernels/sample",
+    "philox": "two meanings: kernels/sample",
+    "plan": "two meanings: cli.py, models/catalogue/gguf, scheduler/policy",
+    "pool_status": "two meanings: cli.py, client",
+    "pool_trace": "two meanings: cli.py, client",
+    "prompt_info": "two meanings: client, server",
+    "read": "two meanings: models/catalogue/gguf, server",
+    "recorded": "two meanings: client, server",
+    "register": "two meanings: models/network",
+    "renamed": "two meanings: simulator/planner, workload",
+    "run": "two meanings: demo, server, simulator/planner",
+    "sample": "two meanings: kernels, kernels/sample",
+    "serve": "two meanings: cli.py, kernels, scheduler/policy/baselines, server",
+    "service": "two meanings: client, server",
+    "show_size": "two meanings: scheduler/memory, server",
+    "sizes": "two meanings: client, server",
+    "step": "two meanings: scheduler/instance, scheduler/policy/baselines",
+    "summarise": "two meanings: kernels/sample, scheduler/metrics",
+    "variant": "two meanings: kernels/block_copy, kernels/kv_append, kernels/paged_prefill",
+    "warm": "two meanings: cli_kernels.py, kernels",
+}
+"""Public names with more than one owner: why."""
+
+SHARED_FILES: Mapping[str, str] = {
+    "app.py": "two meanings: cli, server",
+    "commands.py": "two meanings: messages, server",
+    "convert.py": "two meanings: client, models, server",
+    "decoder.py": "two meanings: models, simulator",
+    "errors.py": "two meanings: client, core",
+    "kernel.py": "two meanings: kernels",
+    "launch.py": "two meanings: kernels",
+    "live.py": "two meanings: scheduler, server",
+    "plan.py": "two meanings: cli, core",
+    "reference.py": "two meanings: kernels",
+}
+"""File names that stand in more than one folder: why."""
+
+
+def words_of(tree: ast.Module) -> Iterator[str]:
+    """The public names that a module defines at its top: classes, functions, constants and type aliases."""
+    for node in tree.body:
+        match node:
+            case ast.ClassDef(name=name) | ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                names = [name]
+            case ast.Assign(targets=targets):
+                names = [target.id for target in targets if isinstance(target, ast.Name)]
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                names = [name]
+            case _:
+                names = []
+        yield from (name for name in names if not name.startswith("_") and name != "logger")
+
+
+def owners() -> dict[str, list[str]]:
+    """By public name: the files that define it."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for path in SOURCES:
+        for name in set(words_of(ast.parse(path.read_text()))):
+            found[name].append(str(path.relative_to(ROOT)))
+    return found
+
+
+def folders() -> dict[str, list[str]]:
+    """By file name: the folders that have such a file."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for path in SOURCES:
+        if not path.name.startswith("__"):
+            found[path.name].append(str(path.parent.relative_to(ROOT)))
+    return found
+
+
+def test_every_word_has_one_owner() -> None:
+    shared = {name: places for name, places in owners().items() if len(places) > 1}
+    assert {name: places for name, places in shared.items() if name not in SHARED_WORDS} == {}
+
+
+def test_every_file_name_stands_once() -> None:
+    shared = {name: places for name, places in folders().items() if len(places) > 1}
+    assert {name: places for name, places in shared.items() if name not in SHARED_FILES} == {}
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("class A:\n    B = 1\n    def c(self): ...", ["A"]),
+        ("async def f(): ...\ndef _g(): ...", ["f"]),
+        ("A = B = 1\nC: int = 2\n_D = 3\nlogger = 4", ["A", "B", "C"]),
+        ("from x import A\nimport b", []),
+    ],
+)
+def test_what_counts_as_a_word(code: str, words: list[str]) -> None:
+    assert list(words_of(ast.parse(code))) == words
