@@ -20,8 +20,7 @@ from tokenmux.simulator.planner.search import fewest
 from tokenmux.simulator.scenario import Market, Outcome, paper_market, simulate
 from tokenmux.workload.generate import gamma_with_cv, traffic, zipf_rates
 from tokenmux.workload.published import first_appearances
-from tokenmux.workload.servegen import WINDOW_S, read_lengths, read_windows
-from tokenmux.workload.servegen import market as servegen_market
+from tokenmux.workload.servegen import WINDOW_S, read_lengths, read_windows, servegen_market
 from tokenmux.workload.shape import clipped
 from tokenmux.workload.trace import Arrival, Trace, arrivals
 

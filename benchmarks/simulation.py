@@ -10,7 +10,7 @@ import time
 from benchmarks.report import Target, finish, table
 from benchmarks.workloads import GOAL, paper_file, quick, steady
 from tokenmux.simulator.planner.plan_command import Question, world_of
-from tokenmux.simulator.planner.planner import BASELINES, OURS, Planning, plan_here
+from tokenmux.simulator.planner.planner import BASELINES, OURS, PlanSearch, plan_here
 from tokenmux.simulator.scenario import Market, simulate
 from tokenmux.workload.trace import Arrival
 
@@ -25,7 +25,7 @@ def _plan() -> float:
     """Seconds for `tokenmux plan` of 80 models of three sizes at 0.1 requests per second, compared with the baselines, in one process."""
     world = world_of(Question(["32*llama3.2-3b", "32*qwen2.5-7b", "16*llama2-13b"]))
     began = time.process_time()
-    plan_here(Planning(world, GOAL, (OURS, *BASELINES), with_spans=False))
+    plan_here(PlanSearch(world, GOAL, (OURS, *BASELINES), with_spans=False))
     return time.process_time() - began
 
 

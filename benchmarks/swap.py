@@ -28,7 +28,7 @@ from tokenmux.core.phases import Residency
 from tokenmux.core.request import RequestId
 from tokenmux.device.cpu import CpuDevice
 from tokenmux.device.cuda.device import CudaDevice
-from tokenmux.device.device_protocol import Completion
+from tokenmux.device.device_protocol import OperationDone
 from tokenmux.device.memory import Memory
 from tokenmux.executor.engine import Engine
 from tokenmux.executor.model_host import ModelHost
@@ -177,7 +177,7 @@ class Bench:
     def _said(self, messages: list[FromWorker]) -> None: ...
 
     # the device's `Post`
-    def done(self, completion: Completion) -> None:
+    def done(self, completion: OperationDone) -> None:
         self._inbox.put(lambda engine: engine.done(completion))
 
     def progress(self, operation: int, share: float) -> None:

@@ -25,7 +25,7 @@ from tokenmux.core.plan import Activate, PageOut
 from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
 from tokenmux.core.sampling import Sampling
 from tokenmux.device.cpu import CpuDevice
-from tokenmux.device.device_protocol import Completion
+from tokenmux.device.device_protocol import OperationDone
 from tokenmux.executor.contents import Content
 from tokenmux.executor.engine import Engine
 from tokenmux.executor.model_host import ModelHost
@@ -179,7 +179,7 @@ class Bench:
             self.n_page_outs += 1
 
     # the device's `Post`
-    def done(self, completion: Completion) -> None:
+    def done(self, completion: OperationDone) -> None:
         self._inbox.put(lambda engine: engine.done(completion))
 
     def progress(self, operation: int, share: float) -> None:

@@ -228,8 +228,7 @@ def demo(
 
     Needs no GPU and no model hub: the weights are SmolLM2-135M-Instruct from wherever it can be had, and small random ones.
     """
-    from tokenmux.demo.run import DemoOptions
-    from tokenmux.demo.run import run as run_demo
+    from tokenmux.demo.run import DemoOptions, run_demo
 
     try:
         folder = cache.expanduser()

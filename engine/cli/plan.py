@@ -15,7 +15,7 @@ from tokenmux.client import Client, ModelSizes, RecordedRequest
 from tokenmux.core.errors import ConfigError, NotFound, WorkerFailed
 from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.simulator.planner.decoder import BLOCK_TOKENS
-from tokenmux.simulator.planner.planner import Job, Planning, Point, World, plan_here, run
+from tokenmux.simulator.planner.planner import Job, PlanSearch, Point, World, plan_here, simulate_job
 from tokenmux.workload.trace import Trace, TraceRequest
 
 FEW_REQUESTS = 300
@@ -29,11 +29,11 @@ def n_processes(asked: int | None, n_requests: int) -> int:
     return len(os.sched_getaffinity(0)) if n_requests >= FEW_REQUESTS else 1
 
 
-def plan_in_processes(planning: Planning, asked: int | None, console: Console) -> None:
+def plan_in_processes(planning: PlanSearch, asked: int | None, console: Console) -> None:
     """Simulate until the planning is complete. The plan does not depend on the number of processes."""
     with console.status("planning") as status:
 
-        def told(planning: Planning, running: Collection[Job]) -> None:
+        def told(planning: PlanSearch, running: Collection[Job]) -> None:
             status.update(progress_line(planning, running))
 
         n = n_processes(asked, len(planning.world.arrivals))
@@ -43,7 +43,7 @@ def plan_in_processes(planning: Planning, asked: int | None, console: Console) -
             _plan_apart(planning, n, told)
 
 
-def progress_line(planning: Planning, running: Collection[Job]) -> str:
+def progress_line(planning: PlanSearch, running: Collection[Job]) -> str:
     """How many simulations are done, and what is under way."""
     names = ", ".join(
         f"{job.policy} on {job.n_instances}" + (f" with twice the {job.relief}" if job.relief else "")
@@ -53,7 +53,7 @@ def progress_line(planning: Planning, running: Collection[Job]) -> str:
     return f"{len(planning.known)} pools simulated; now {names}{more}"
 
 
-def _plan_apart(planning: Planning, n: int, told: Callable[[Planning, Collection[Job]], None]) -> None:
+def _plan_apart(planning: PlanSearch, n: int, told: Callable[[PlanSearch, Collection[Job]], None]) -> None:
     # Not forked: the client's threads, where a server was asked, do not survive a fork.
     context = multiprocessing.get_context("spawn")
     running: dict[Future[Point | None], Job] = {}
@@ -99,7 +99,7 @@ def _end_with_parent() -> None:
 
 def _run(job: Job) -> Point | None:
     assert _world is not None
-    return run(_world, job)
+    return simulate_job(_world, job)
 
 
 @dataclass(frozen=True, slots=True)

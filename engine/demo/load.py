@@ -47,7 +47,7 @@ class PlannedRequest:
 
 
 @dataclass(slots=True)
-class Outcome:
+class RequestOutcome:
     """How a request went; `error` is empty unless it failed."""
 
     planned: PlannedRequest
@@ -57,13 +57,13 @@ class Outcome:
 
 
 @dataclass(slots=True)
-class Progress:
+class StreamProgress:
     """What the person watching wants to know, kept up while the stream runs."""
 
     n_planned: int
     n_sent: int = 0
     n_tokens: int = 0
-    outcomes: list[Outcome] = field(default_factory=list)
+    outcomes: list[RequestOutcome] = field(default_factory=list)
     last_text: str = ""
 
 
@@ -87,7 +87,7 @@ def _plan_one(rng: np.random.Generator, at_s: float, model: str) -> PlannedReque
 
 
 async def send_stream(
-    client: AsyncClient, stream: list[PlannedRequest], progress: Progress, ttft_s: float, tpot_s: float
+    client: AsyncClient, stream: list[PlannedRequest], progress: StreamProgress, ttft_s: float, tpot_s: float
 ) -> None:
     """Send every request at its time and wait for all of them to end."""
     loop = asyncio.get_running_loop()
@@ -100,9 +100,9 @@ async def send_stream(
 
 
 async def _send(
-    client: AsyncClient, planned: PlannedRequest, progress: Progress, ttft_s: float, tpot_s: float
+    client: AsyncClient, planned: PlannedRequest, progress: StreamProgress, ttft_s: float, tpot_s: float
 ) -> None:
-    outcome = Outcome(planned)
+    outcome = RequestOutcome(planned)
     prompt = [{"role": "user", "content": planned.prompt}] if planned.is_chat else planned.prompt
     pieces: list[str] = []
     try:

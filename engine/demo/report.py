@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tokenmux.client import Model, PoolStatus
-from tokenmux.demo.load import Outcome
+from tokenmux.demo.load import RequestOutcome
 from tokenmux.demo.service_level import Calibration
 
 
@@ -55,7 +55,7 @@ class PoolReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class DemoReport:
     """What `--json` prints."""
 
     pool: PoolReport
@@ -68,22 +68,22 @@ class Report:
 
 
 def make_report(
-    outcomes: list[Outcome],
+    outcomes: list[RequestOutcome],
     before: PoolStatus,
     after: PoolStatus,
     calibration: Calibration,
     copy_bytes_per_s: float,
     question: str,
     answer: str,
-) -> Report:
+) -> DemoReport:
     """Join what the clients saw with what the server counted between two statuses."""
     earlier = {model.name: model for model in before.models}
     models = tuple(_model_report(model, earlier[model.name], outcomes) for model in after.models)
     pool = _pool_report(outcomes, before, after, calibration, copy_bytes_per_s)
-    return Report(pool, models, question, answer)
+    return DemoReport(pool, models, question, answer)
 
 
-def _model_report(model: Model, earlier: Model, outcomes: list[Outcome]) -> ModelReport:
+def _model_report(model: Model, earlier: Model, outcomes: list[RequestOutcome]) -> ModelReport:
     own = [outcome for outcome in outcomes if outcome.planned.model == model.name]
     ttft = [outcome.finish.ttft_s for outcome in own if outcome.finish]
     return ModelReport(
@@ -99,7 +99,7 @@ def _model_report(model: Model, earlier: Model, outcomes: list[Outcome]) -> Mode
 
 
 def _pool_report(
-    outcomes: list[Outcome],
+    outcomes: list[RequestOutcome],
     before: PoolStatus,
     after: PoolStatus,
     calibration: Calibration,
@@ -141,7 +141,7 @@ def _pool_report(
     )
 
 
-def print_report(report: Report, console: Console) -> None:
+def print_report(report: DemoReport, console: Console) -> None:
     pool = report.pool
     table = Table(title="Per model", title_justify="left")
     for column in ("model", "requests", "TTFT p50", "p99", "TPOT", "on time", "swaps"):
@@ -177,13 +177,13 @@ def print_report(report: Report, console: Console) -> None:
     console.print(summary)
 
 
-def _on_time(outcomes: list[Outcome]) -> float | None:
+def _on_time(outcomes: list[RequestOutcome]) -> float | None:
     """Share of tokens on time; a failed request counts as the tokens it asked for, none on time."""
     due = sum(o.finish.n_completion_tokens if o.finish else o.planned.n_tokens for o in outcomes)
     return sum(o.finish.n_tokens_on_time for o in outcomes if o.finish) / due if due else None
 
 
-def _mean_tpot_s(outcomes: list[Outcome]) -> float | None:
+def _mean_tpot_s(outcomes: list[RequestOutcome]) -> float | None:
     timed = [o.finish for o in outcomes if o.finish and o.finish.n_completion_tokens > 1]
     if not timed:
         return None

@@ -1,6 +1,6 @@
 """The main job, end to end: real models, a real server in its own processes, a real stream of requests, a report.
 
-`tokenmux demo` calls `run`. What is shown goes to stderr, so that `--json` leaves one JSON document on stdout.
+`tokenmux demo` calls `run_demo`. What is shown goes to stderr, so that `--json` leaves one JSON document on stdout.
 """
 
 import asyncio
@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.live import Live
 
 from tokenmux.client import AsyncClient, Residency
-from tokenmux.demo.load import LONGEST, SHORTEST, PlannedRequest, Progress, plan_stream, send_stream
+from tokenmux.demo.load import LONGEST, SHORTEST, PlannedRequest, StreamProgress, plan_stream, send_stream
 from tokenmux.demo.prepared_models import DemoModels, prepare
 from tokenmux.demo.process import served
-from tokenmux.demo.report import Report, make_report, print_report
+from tokenmux.demo.report import DemoReport, make_report, print_report
 from tokenmux.demo.service_level import Calibration, calibrate
 from tokenmux.demo.view import View
 from tokenmux.executor.calibrate import measure_cpu
@@ -39,7 +39,7 @@ class DemoOptions:
     as_json: bool = False
 
 
-def run(options: DemoOptions) -> int:
+def run_demo(options: DemoOptions) -> int:
     """Run the demo; 0 if every request was answered. Raises TokenmuxError where something is missing."""
     console = Console(stderr=True)
     models = prepare(options.cache, console)
@@ -60,7 +60,7 @@ def run(options: DemoOptions) -> int:
 
 async def _serve_and_measure(
     options: DemoOptions, models: DemoModels, copy_bytes_per_s: float, console: Console
-) -> Report:
+) -> DemoReport:
     with (
         tempfile.TemporaryDirectory(prefix="tokenmux-demo-") as folder,
         console.status("starting the server"),
@@ -75,7 +75,7 @@ async def _measure(
     copy_bytes_per_s: float,
     console: Console,
     client: AsyncClient,
-) -> Report:
+) -> DemoReport:
     console.print("reading the models into host memory ...")
     await _until_in_memory(client)
     calibration = await calibrate(client, models.kinds())
@@ -84,7 +84,7 @@ async def _measure(
         f"{calibration.ttft_s:.2f} s to the first token and {1e3 * calibration.tpot_s:.0f} ms for each one after"
     )
     stream = _plan(options, models, calibration)
-    progress = Progress(n_planned=len(stream))
+    progress = StreamProgress(n_planned=len(stream))
     before = await client.pool.status()
     await _watch_while(
         client,

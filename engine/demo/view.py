@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tokenmux.client import Model, PoolStatus, Residency
-from tokenmux.demo.load import Progress
+from tokenmux.demo.load import StreamProgress
 
 _MARKS = {
     Residency.RESIDENT: ("● device", "green"),
@@ -25,7 +25,7 @@ _RATE_WINDOW_S = 5.0
 class View:
     """Renders the latest status; remembers a few seconds of token counts for the rate."""
 
-    def __init__(self, progress: Progress, title: str) -> None:
+    def __init__(self, progress: StreamProgress, title: str) -> None:
         self._progress = progress
         self._title = title
         self._counts: deque[tuple[float, int]] = deque()

@@ -30,7 +30,7 @@ COPY_CHUNK_BYTES = 16 << 20
 CLOSE_TIMEOUT_S = 1.0
 """A channel that has not ended by then is inside a step or a read; four of them wait less long than the front does."""
 
-Span = tuple[int, int, int]
+CopySpan = tuple[int, int, int]
 """(target address, source address, bytes)"""
 
 
@@ -112,7 +112,7 @@ class CpuDevice:
     def _submit(self, started: Started, job: Callable[[], None]) -> None:
         self._channels[started.channel].submit(started.id, job)
 
-    def _submit_copy(self, started: Started, spans: Iterable[Span]) -> None:
+    def _submit_copy(self, started: Started, spans: Iterable[CopySpan]) -> None:
         spans = list(spans)
 
         def job() -> None:
@@ -157,11 +157,11 @@ class CpuDevice:
         self._superseded.discard(started.id)
         self._post.done(CopyDone(self._clock.now_s(), started.id, error))
 
-    def _image_span(self, image: Image) -> Span:
+    def _image_span(self, image: Image) -> CopySpan:
         offset = self._ledger.arena.offset(self._ledger.extent(image.id))
         return self.arena.address + offset, self.image_address(image.id), image.n_bytes
 
-    def _block_spans(self, transfers: list[Transfer], into_device: bool) -> list[Span]:
+    def _block_spans(self, transfers: list[Transfer], into_device: bool) -> list[CopySpan]:
         spans = [
             (self.arena.address + span.device, self._host_kv.address + span.host, span.n_bytes)
             for span in paging_spans(self._ledger, transfers)

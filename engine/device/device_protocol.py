@@ -20,7 +20,7 @@ from tokenmux.scheduler.instance.started import Started
 if TYPE_CHECKING:  # a null device needs no torch
     import torch
 
-Completion = StepDone | CopyDone
+OperationDone = StepDone | CopyDone
 
 
 class Post(Protocol):
@@ -30,7 +30,7 @@ class Post(Protocol):
         """One iteration of the step in flight drew these tokens."""
         ...
 
-    def done(self, completion: Completion) -> None:
+    def done(self, completion: OperationDone) -> None:
         """An operation completed."""
         ...
 

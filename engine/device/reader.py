@@ -24,7 +24,7 @@ PREPARED_BYTES_PER_S = 20e6
 MAX_STUCK = 64
 """Threads that hang. With more of them, and their memory, only a new process helps."""
 
-Told = Callable[[int], None]
+ToldBytes = Callable[[int], None]
 """Hears of every piece that was read, in bytes."""
 
 
@@ -56,9 +56,9 @@ class Reader:
     def read(
         self,
         images: tuple[Image, ...],
-        job: Callable[[Told], None],
+        job: Callable[[ToldBytes], None],
         discard: Callable[[], None],
-        report: Told,
+        report: ToldBytes,
     ) -> None:
         """Have `job` read the images, telling of every piece, which `report` is told in turn. Raises what the job raises.
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tokenmux.device.cuda.ordering import Spans
-from tokenmux.scheduler.memory.arena import Move
+from tokenmux.scheduler.memory.arena import ExtentMove
 from tokenmux.scheduler.memory.ledger import Ledger, Transfer
 
 
@@ -55,7 +55,7 @@ class Piece(NamedTuple):
     aside: bool = False
 
 
-def move_pieces(move: Move, n_bytes: int) -> list[Piece]:
+def move_pieces(move: ExtentMove, n_bytes: int) -> list[Piece]:
     """A move cut into copies whose sides do not overlap, of at most `n_bytes` where the whole overlaps itself.
 
     Carried out in order they are a memmove: a slide down begins at its low end, one up at its high end.

@@ -31,7 +31,7 @@ from tokenmux.core.facts import ModelFacts, ModelId
 from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.core.plan import Activate, AtOnce, Compact, Evict, Fetch, Operation
 from tokenmux.core.request import FinishReason, RequestId
-from tokenmux.device.device_protocol import Completion, Device
+from tokenmux.device.device_protocol import Device, OperationDone
 from tokenmux.executor.contents import Content
 from tokenmux.executor.positions import QueuePositions
 from tokenmux.executor.stalls import Stalls
@@ -156,7 +156,7 @@ class Engine:
             content.token_ids.append(token)
             self._out.append(Tokens(request_id, index, (token,), at_s))
 
-    def done(self, completion: Completion) -> None:
+    def done(self, completion: OperationDone) -> None:
         """An operation completed."""
         self._changed = True
         self._stalls.ended(completion.operation, self._clock.now_s())

@@ -7,7 +7,7 @@ from queue import Empty, SimpleQueue
 
 from tokenmux.core.clock import Clock
 from tokenmux.core.request import RequestId
-from tokenmux.device.device_protocol import Completion
+from tokenmux.device.device_protocol import OperationDone
 from tokenmux.executor.engine import Engine
 from tokenmux.messages.commands import ToWorker
 
@@ -32,7 +32,7 @@ class EngineLoop:
     def progress(self, operation: int, share: float) -> None:
         self._inbox.put(lambda engine: engine.progress(operation, share))
 
-    def done(self, completion: Completion) -> None:
+    def done(self, completion: OperationDone) -> None:
         self._inbox.put(lambda engine: engine.done(completion))
 
     def broken(self, operation: int, error: BaseException) -> None:

@@ -32,7 +32,7 @@ from tokenmux.executor.warming import Warmer
 from tokenmux.models.catalogue.entry import Entry
 from tokenmux.models.network.batch import Segment
 from tokenmux.models.network.runner import Runner
-from tokenmux.models.weights.image import Seen, read_image
+from tokenmux.models.weights.image import FileStamp, read_image
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.instance.started import Started
 
@@ -186,7 +186,7 @@ class _Model:
     path: Path
     prefill_chunk_tokens: int
     device: torch.device
-    seen: Seen | None = None
+    seen: FileStamp | None = None
     _is_ready: bool = False
     _entry: Entry | None = None
     _runner: Runner | None = None

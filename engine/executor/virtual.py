@@ -6,7 +6,7 @@ from tokenmux.core.cost import RooflineCost
 from tokenmux.core.facts import HostFacts, ModelFacts, ModelId
 from tokenmux.core.request import Request, RequestId
 from tokenmux.core.sampling import Sampling
-from tokenmux.device.device_protocol import Completion
+from tokenmux.device.device_protocol import OperationDone
 from tokenmux.device.null import NullDevice, VirtualClock
 from tokenmux.executor.contents import Content
 from tokenmux.executor.engine import Engine
@@ -67,7 +67,7 @@ class EngineOnVirtualTime:
         self.clock.call_at(request.arrival_s, lambda: self.send(submit))
 
     # the device's `Post`
-    def done(self, completion: Completion) -> None:
+    def done(self, completion: OperationDone) -> None:
         self.react(lambda: self.engine.done(completion))
 
     def drawn(self, at_s: float, tokens: tuple[tuple[RequestId, int], ...]) -> None:

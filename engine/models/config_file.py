@@ -10,7 +10,7 @@ from tokenmux.core.errors import BadCheckpoint, TokenmuxError, UnsupportedModel
 from tokenmux.models.transformers_log import quiet_transformers
 
 
-def load_config(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+def load_model_config(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
     """The config of the checkpoint in `folder`. Raises BadCheckpoint for a damaged file, UnsupportedModel for one that
     transformers does not take."""
     read_object(folder / "config.json")

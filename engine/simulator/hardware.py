@@ -10,7 +10,7 @@ GB = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Gpu:
+class DataSheet:
     """Makers' data sheets: memory, memory bandwidth, dense 16-bit arithmetic, board power."""
 
     name: str
@@ -26,11 +26,11 @@ class Gpu:
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu("A10", 24 * GB, 0.600e12, 125e12, 150, 20, 0.8),
-        Gpu("A100", 80 * GB, 2.039e12, 312e12, 400, 55, 1.8),
-        Gpu("H20", 96 * GB, 4.000e12, 148e12, 400, 60, 1.6),
-        Gpu("H800", 80 * GB, 3.350e12, 989e12, 700, 70, 2.8),
-        Gpu("H100", 80 * GB, 3.350e12, 989e12, 700, 70, 2.8),
+        DataSheet("A10", 24 * GB, 0.600e12, 125e12, 150, 20, 0.8),
+        DataSheet("A100", 80 * GB, 2.039e12, 312e12, 400, 55, 1.8),
+        DataSheet("H20", 96 * GB, 4.000e12, 148e12, 400, 60, 1.6),
+        DataSheet("H800", 80 * GB, 3.350e12, 989e12, 700, 70, 2.8),
+        DataSheet("H100", 80 * GB, 3.350e12, 989e12, 700, 70, 2.8),
     )
 }
 
@@ -40,24 +40,24 @@ HOST_COPY_BYTES_PER_S = 16e9
 DISK_BYTES_PER_S = 5e9
 """One NVMe drive read in sequence."""
 
-HOST_KV_BYTES = 128 * GB
+HOST_KV_BYTES_PER_DEVICE = 128 * GB
 """Host memory for paged-out KV cache, for each device."""
 
 USABLE = 0.9
 """The share of device memory that the arena gets: the rest is activations and the runtime's own (vLLM's default share)."""
 
 
-def gpu(name: str) -> Gpu:
+def gpu(name: str) -> DataSheet:
     if name not in GPUS:
         raise NotFound(f"no hardware profile {name}; there are {', '.join(GPUS)}")
     return GPUS[name]
 
 
 def instance_facts(
-    gpu: Gpu,
+    gpu: DataSheet,
     n_devices: int = 1,
     copy_bytes_per_s: float = HOST_COPY_BYTES_PER_S,
-    host_kv_bytes: int = HOST_KV_BYTES,
+    host_kv_bytes: int = HOST_KV_BYTES_PER_DEVICE,
     usable: float = USABLE,
     largest_block_bytes: int = 0,
 ) -> DeviceFacts:

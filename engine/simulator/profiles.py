@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from tokenmux.core.cost import StepWork
 from tokenmux.core.facts import DeviceFacts, ModelFacts
 from tokenmux.core.plan import Channel
-from tokenmux.simulator.hardware import Gpu
+from tokenmux.simulator.hardware import DataSheet
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +81,12 @@ _GROUP_MS_PER_LAYER = 0.15
 """What each layer's two all-reduces add in a tensor-parallel group: H800, 7B to 14B, two devices against one."""
 
 
-def step_fit(gpu: Gpu, n_devices: int, architecture: str, model: ModelFacts) -> StepFit:
+def step_fit(gpu: DataSheet, n_devices: int, architecture: str, model: ModelFacts) -> StepFit:
     """The measured fit, or one derived from the model's size where nobody measured."""
     return _FITS.get((gpu.name, n_devices, architecture)) or derived_fit(gpu, n_devices, model)
 
 
-def derived_fit(gpu: Gpu, n_devices: int, model: ModelFacts) -> StepFit:
+def derived_fit(gpu: DataSheet, n_devices: int, model: ModelFacts) -> StepFit:
     """A roofline with the efficiencies that the measured models reach on this device."""
     layer_ms = _LAYER_MS + (_GROUP_MS_PER_LAYER if n_devices > 1 else 0.0)
     bytes_per_s = n_devices * gpu.memory_bytes_per_s * _MEMORY_SHARE

@@ -24,7 +24,7 @@ from tokenmux.simulator.hardware import (
     DISK_BYTES_PER_S,
     GB,
     HOST_COPY_BYTES_PER_S,
-    HOST_KV_BYTES,
+    HOST_KV_BYTES_PER_DEVICE,
     USABLE,
     gpu,
     instance_facts,
@@ -50,7 +50,7 @@ class Hardware:
     host_cache_bytes: int = 2000 * GB
     slower: float = 1.0
     """Multiplies all step times."""
-    host_kv_bytes: int = HOST_KV_BYTES
+    host_kv_bytes: int = HOST_KV_BYTES_PER_DEVICE
     """For each device."""
     usable: float = USABLE
     """Share of device memory that is managed; above 1: more memory than it really has."""

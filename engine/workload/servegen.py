@@ -70,7 +70,7 @@ def read_lengths(path: Path, model: str) -> dict[str, Lengths]:
     return lengths
 
 
-def market(
+def servegen_market(
     rng: Generator, windows: Iterable[Window], lengths: Mapping[str, Lengths], origin_s: float = 0.0
 ) -> Trace:
     """The trace of a market in which every client is a model named `model-CLIENT`; `origin_s` becomes time 0."""

@@ -186,6 +186,6 @@ def _parsed(row: object, path: Path, number: int) -> TraceRequest:
     return line
 
 
-def renamed(trace: Iterable[TraceRequest], names: Mapping[str, str]) -> Trace:
+def renamed_trace(trace: Iterable[TraceRequest], names: Mapping[str, str]) -> Trace:
     """The trace with other model names; those without an entry keep theirs."""
     return [replace(line, model=names.get(line.model, line.model)) for line in trace]

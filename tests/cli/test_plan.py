@@ -19,7 +19,7 @@ from tokenmux.client import Client
 from tokenmux.core.span import Span
 from tokenmux.server.front.traffic import TrafficRecorder
 from tokenmux.simulator.planner.plan_command import Question, world_of
-from tokenmux.simulator.planner.planner import Job, Planning, plan_here
+from tokenmux.simulator.planner.planner import Job, PlanSearch, plan_here
 from tokenmux.workload.trace import read_trace
 
 
@@ -46,7 +46,7 @@ def refused(result: Result, status: int) -> str:
 
 def test_several_processes_make_the_same_plan() -> None:
     question = Question(["6*qwen2.5-7b", "big=llama2-13b"], rate_rps=0.2, duration_s=20.0, compare=True)
-    alone, apart = (Planning(world_of(question), 0.99, ("slack", "request-level")) for _ in range(2))
+    alone, apart = (PlanSearch(world_of(question), 0.99, ("slack", "request-level")) for _ in range(2))
     plan_here(alone)
     plan_in_processes(apart, 2, Console(file=sys.stderr))
     assert apart.plan() == alone.plan()
@@ -59,7 +59,7 @@ def test_processes_are_only_started_where_there_is_something_to_do() -> None:
 
 
 def test_progress_says_what_is_done_and_what_is_under_way() -> None:
-    planning = Planning(world_of(Question(["qwen2.5-7b"], rate_rps=0.5)), 0.99, ("slack",))
+    planning = PlanSearch(world_of(Question(["qwen2.5-7b"], rate_rps=0.5)), 0.99, ("slack",))
     jobs = [Job("slack", 3), Job("dedicated", 9, "copies"), Job("slack", 4)]
     line = progress_line(planning, jobs)
     assert line == "0 pools simulated; now slack on 3, dedicated on 9 with twice the copies and 1 more"

@@ -31,7 +31,7 @@ from tokenmux.device.cpu import CpuDevice
 from tokenmux.device.cuda.device import CudaDevice
 from tokenmux.device.cuda.gpu import Gpu, TorchGpu
 from tokenmux.device.cuda.paging import KvDtype
-from tokenmux.device.device_protocol import Completion, Device, Post
+from tokenmux.device.device_protocol import Device, OperationDone, Post
 from tokenmux.device.null import NullDevice, VirtualClock
 from tokenmux.executor.monotonic_clock import MonotonicClock
 from tokenmux.scheduler.instance.instance import Instance
@@ -160,12 +160,12 @@ class Bench:
         self.clock = MonotonicClock()
         self.virtual = VirtualClock()
         self.host = FakeHost(self, self.clock)
-        self.inbox: SimpleQueue[Completion | BaseException] = SimpleQueue()
+        self.inbox: SimpleQueue[OperationDone | BaseException] = SimpleQueue()
         self.instance = Instance(FACTS, HostCache(HOST.cache_bytes), self.script, RooflineCost(FACTS, HOST))
         self.device = make(self)
 
     # the device's `Post`
-    def done(self, completion: Completion) -> None:
+    def done(self, completion: OperationDone) -> None:
         self.inbox.put(completion)
 
     def drawn(self, at_s: float, tokens: tuple[tuple[RequestId, int], ...]) -> None: ...
@@ -185,7 +185,7 @@ class Bench:
         assert [s.operation for s in started] == [operation]
         self.device.start(started[0])
 
-    def finish(self) -> Completion:
+    def finish(self) -> OperationDone:
         """Wait for the next completion and enter it."""
         self.virtual.run()
         completion = self.inbox.get(timeout=WAIT_S)
@@ -194,7 +194,7 @@ class Bench:
         self.instance.apply(completion)
         return completion
 
-    def run(self, operation: Operation, *at_once: Evict | Drop) -> Completion:
+    def run(self, operation: Operation, *at_once: Evict | Drop) -> OperationDone:
         self.start(operation, *at_once)
         return self.finish()
 

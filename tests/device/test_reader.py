@@ -9,7 +9,7 @@ import pytest
 from tokenmux.core.errors import BadCheckpoint, Unavailable
 from tokenmux.core.facts import Image, ImageId
 from tokenmux.device import reader as module
-from tokenmux.device.reader import GivenUpError, Reader, Told
+from tokenmux.device.reader import GivenUpError, Reader, ToldBytes
 
 PATIENCE_S = 0.05
 """Of reads that never come to anything; the others have a minute."""
@@ -35,8 +35,8 @@ def reader(monkeypatch: pytest.MonkeyPatch) -> Reader:
     return Reader(RealClock())
 
 
-def hang(until: threading.Event) -> Callable[[Told], None]:
-    def job(told: Told) -> None:
+def hang(until: threading.Event) -> Callable[[ToldBytes], None]:
+    def job(told: ToldBytes) -> None:
         until.wait()
         told(5)
         raise AssertionError("it was given up: it must not read on")
@@ -76,7 +76,7 @@ def test_progress_is_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Pieces()
     reader = Reader(clock)
 
-    def job(told: Told) -> None:
+    def job(told: ToldBytes) -> None:
         for _ in range(10):
             clock.at_s += 0.9 * module.PATIENCE_S
             told(1)
@@ -88,7 +88,7 @@ def test_progress_is_patience(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_follows_the_last_byte_is_no_disks_fault(reader: Reader) -> None:
     go_on = threading.Event()
 
-    def job(told: Told) -> None:
+    def job(told: ToldBytes) -> None:
         told(10)
         assert not go_on.wait(4 * PATIENCE_S), "nobody gave it up meanwhile"
 
@@ -99,7 +99,7 @@ def test_what_follows_the_last_byte_is_no_disks_fault(reader: Reader) -> None:
 def test_errors_of_the_job_and_of_the_report_come_through_and_free_the_memory(reader: Reader) -> None:
     discarded: list[str] = []
 
-    def bad(told: Told) -> None:
+    def bad(told: ToldBytes) -> None:
         raise BadCheckpoint("cut off")
 
     with pytest.raises(BadCheckpoint):
@@ -118,7 +118,7 @@ def test_closing_waits_for_nothing(reader: Reader) -> None:
     reader._patience_s = 3600.0
     begun = threading.Event()
 
-    def job(_: Told) -> None:
+    def job(_: ToldBytes) -> None:
         begun.set()
         threading.Event().wait()
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenmux.core.facts import DeviceFacts, KvShape
 from tokenmux.core.request import RequestId
 from tokenmux.device.spans import PagingSpan, block_spans, move_pieces, paging_spans
-from tokenmux.scheduler.memory.arena import ExtentHandle, Move
+from tokenmux.scheduler.memory.arena import ExtentHandle, ExtentMove
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.memory.ledger import Ledger
 
@@ -79,7 +79,7 @@ def test_the_pieces_of_a_move_in_order_are_a_memmove(
     memory = list(range(100))
     expected = memory.copy()
     expected[target : target + n_bytes] = memory[source : source + n_bytes]
-    for piece in move_pieces(Move(ExtentHandle(0), source, target, n_bytes), chunk):
+    for piece in move_pieces(ExtentMove(ExtentHandle(0), source, target, n_bytes), chunk):
         overlap = abs(piece.source - piece.target) < piece.n_bytes
         assert piece.aside == overlap
         assert piece.n_bytes <= chunk or not overlap
@@ -91,6 +91,6 @@ def test_the_pieces_of_a_move_in_order_are_a_memmove(
 
 @pytest.mark.parametrize(("source", "aside"), [(10, True), (1000, False)])
 def test_only_a_move_over_itself_goes_aside(source: int, aside: bool) -> None:
-    pieces = move_pieces(Move(ExtentHandle(0), source, 0, 100), 50)
+    pieces = move_pieces(ExtentMove(ExtentHandle(0), source, 0, 100), 50)
     assert any(piece.aside for piece in pieces) == aside
     assert len(pieces) == (2 if aside else 1)

@@ -25,7 +25,7 @@ from tokenmux.messages.commands import Register, Resize
 from tokenmux.messages.reports import Acknowledged, Finished, Tokens
 from tokenmux.models.catalogue.entry import Entry
 from tokenmux.scheduler.instance.instance import Instance
-from tokenmux.scheduler.memory.arena import ALIGNMENT
+from tokenmux.scheduler.memory.arena import EXTENT_ALIGNMENT
 from tokenmux.scheduler.memory.capacity import check_request
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.policy.registry import make_policy
@@ -107,7 +107,7 @@ def test_random_worlds_with_resizes_end_every_request(
     instance.check_integrity()
     assert (
         instance.ledger.arena.capacity
-        == instance.device.arena_bytes - instance.device.arena_bytes % ALIGNMENT
+        == instance.device.arena_bytes - instance.device.arena_bytes % EXTENT_ALIGNMENT
     )
     assert instance.device.arena_bytes in {arena_mb * MB, *(size * MB for size in sizes_mb)}
     assert (instance.ledger.blocks.used_bytes, instance.ledger.host_blocks.used_bytes) == (0, 0)

@@ -9,7 +9,7 @@ import pytest
 from tokenmux.core.errors import NotFound
 from tokenmux.core.facts import ModelId
 from tokenmux.workload.published import first_appearances, read_azure, read_paper, scale_as_artifact
-from tokenmux.workload.servegen import market, read_lengths, read_windows
+from tokenmux.workload.servegen import read_lengths, read_windows, servegen_market
 from tokenmux.workload.shape import clipped, faster, longer, window
 from tokenmux.workload.trace import TraceRequest
 
@@ -70,8 +70,8 @@ LENGTHS = (
 def test_servegen_clients_become_models(tmp_path: Path) -> None:
     windows = read_windows(written(tmp_path / "w.csv.gz", ARRIVALS), "m-large", 0.0, 1200.0)
     lengths = read_lengths(written(tmp_path / "l.csv.gz", LENGTHS), "m-large")
-    trace = market(np.random.default_rng(0), windows, lengths)
-    assert trace == market(np.random.default_rng(0), windows, lengths)
+    trace = servegen_market(np.random.default_rng(0), windows, lengths)
+    assert trace == servegen_market(np.random.default_rng(0), windows, lengths)
     per_model = {name: [line for line in trace if line.model == name] for name in ("model-3", "model-9")}
     assert len(per_model["model-3"]) == 300 + 600
     assert len(per_model["model-9"]) == pytest.approx(60, abs=30)

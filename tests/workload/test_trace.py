@@ -7,7 +7,7 @@ import pytest
 from tokenmux.core.errors import ConfigError
 from tokenmux.core.facts import ModelId
 from tokenmux.core.request import ServiceLevel
-from tokenmux.workload.trace import TraceRequest, arrivals, read_trace, renamed, write_trace
+from tokenmux.workload.trace import TraceRequest, arrivals, read_trace, renamed_trace, write_trace
 
 TRACE = [
     TraceRequest(0.0, "a", 10, 3),
@@ -73,4 +73,4 @@ def test_arrivals_do_not_tell_the_scheduler_the_true_length() -> None:
 
 
 def test_renaming_leaves_others_alone() -> None:
-    assert [line.model for line in renamed(TRACE, {"a": "z"})] == ["z", "b"]
+    assert [line.model for line in renamed_trace(TRACE, {"a": "z"})] == ["z", "b"]

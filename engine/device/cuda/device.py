@@ -60,7 +60,7 @@ from tokenmux.device.reader import GivenUpError, Reader
 from tokenmux.device.spans import block_spans, move_pieces, paging_spans
 from tokenmux.kernels.kv_pack.choice import COPY_OVERHEAD_S
 from tokenmux.scheduler.instance.started import Started
-from tokenmux.scheduler.memory.arena import Move
+from tokenmux.scheduler.memory.arena import ExtentMove
 from tokenmux.scheduler.memory.ledger import Ledger, Transfer
 
 _log = logging.getLogger(__name__)
@@ -313,7 +313,7 @@ class CudaDevice:
             return self._enter(piece, host, _both(device))
         return self._enter(piece, {_Space.ARENA: device}, host)
 
-    def _enter_move(self, move: Move) -> _Piece:
+    def _enter_move(self, move: ExtentMove) -> _Piece:
         copies: list[Copy] = []
         for source, target, n_bytes, aside in move_pieces(move, self._chunk_bytes):
             begin, end = self.arena[source : source + n_bytes], self.arena[target : target + n_bytes]

@@ -58,7 +58,7 @@ from tokenmux.models.catalogue.locks import Claim, alone_in, is_free
 from tokenmux.models.catalogue.model_facts import BLOCK_TOKENS, model_facts
 from tokenmux.models.catalogue.probe import probe
 from tokenmux.models.catalogue.safetensors_checkpoint import find_weights
-from tokenmux.models.config_file import first_line, load_config, read_object
+from tokenmux.models.config_file import first_line, load_model_config, read_object
 from tokenmux.models.network.skeleton import Skeleton, empty_model
 from tokenmux.models.text.encoder import is_foreign
 from tokenmux.models.text.text_files import TRIAL_S, write_text_files
@@ -331,7 +331,7 @@ class Catalogue:
         self, name: str, entry: Path, manifest: Manifest, text_from: Path, trust_remote_code: bool
     ) -> None:
         """Check that the model can be built and its text tokenized, and write what the front needs to know of both."""
-        config = load_config(entry, trust_remote_code=trust_remote_code)
+        config = load_model_config(entry, trust_remote_code=trust_remote_code)
         with quiet_transformers():
             skeleton = Skeleton(config, manifest, trust_remote_code=trust_remote_code)
         facts = model_facts(name, skeleton.model, manifest, block_size=self._block_size)
@@ -382,7 +382,7 @@ def describe_folder(
 ) -> tuple[PreTrainedConfig, torch.dtype]:
     """Config and dtype that the checkpoint in `folder` would be served with. Reads no weights; raises as `register_folder`."""
     files = find_weights(folder)
-    config = load_config(folder, trust_remote_code=trust_remote_code)
+    config = load_model_config(folder, trust_remote_code=trust_remote_code)
     stored = next((t.torch_dtype for f in files for t in f.tensors.values()), torch.float32)
     check_size(
         folder / "config.json", config, sum(f.n_bytes for f in files), trust_remote_code=trust_remote_code

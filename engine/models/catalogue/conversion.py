@@ -18,8 +18,8 @@ from tokenmux.models.catalogue.safetensors_checkpoint import SafetensorsFile, fi
 from tokenmux.models.network.skeleton import state_names
 from tokenmux.models.transformers_log import quiet_transformers
 from tokenmux.models.weights.image import (
-    ALIGNMENT,
     DTYPE_NAMES,
+    TENSOR_ALIGNMENT,
     Manifest,
     Progress,
     map_bytes,
@@ -66,7 +66,7 @@ def _is_image(file: SafetensorsFile, names: Mapping[str, torch.Tensor], dtype: t
     return file.tensors.keys() == names.keys() and all(
         entry.shape == tuple(names[name].shape)
         and entry.dtype == DTYPE_NAMES[dtype if names[name].is_floating_point() else names[name].dtype]
-        and entry.offset % ALIGNMENT == 0
+        and entry.offset % TENSOR_ALIGNMENT == 0
         for name, entry in file.tensors.items()
     )
 
@@ -108,6 +108,8 @@ def _write(
     model: PreTrainedModel, target: Path, source: str, dtype: torch.dtype, progress: Progress
 ) -> Manifest:
     names = state_names(model)
-    n_bytes = sum(-(-t.numel() * t.element_size() // ALIGNMENT) * ALIGNMENT for t in names.values())
+    n_bytes = sum(
+        -(-t.numel() * t.element_size() // TENSOR_ALIGNMENT) * TENSOR_ALIGNMENT for t in names.values()
+    )
 
     return write_image(target, names.items(), source=source, dtype=dtype, n_bytes=n_bytes, progress=progress)

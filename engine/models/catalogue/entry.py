@@ -14,14 +14,14 @@ from transformers import PreTrainedConfig
 from tokenmux.core.errors import BadCheckpoint, NotFound
 from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.models.catalogue.model_facts import BLOCK_TOKENS, check_facts
-from tokenmux.models.config_file import load_config, read_object
+from tokenmux.models.config_file import load_model_config, read_object
 from tokenmux.models.network.skeleton import Skeleton
 from tokenmux.models.text.decoder import Decoder
 from tokenmux.models.text.encoder import Encoder
 from tokenmux.models.weights.image import Manifest
 
 MANIFEST, ENTRY, IMAGE = "manifest.json", "entry.json", "weights.image"
-VERSION = 2
+ENTRY_VERSION = 2
 """Of entry.json: 2 holds the facts."""
 
 
@@ -47,8 +47,8 @@ class Entry:
 
     @property
     def config(self) -> PreTrainedConfig:
-        """The model's config, read anew each time. Raises as `load_config`; runs the author's code where that is trusted."""
-        return load_config(self.path, trust_remote_code=self.trust_remote_code)
+        """The model's config, read anew each time. Raises as `load_model_config`; runs the author's code where that is trusted."""
+        return load_model_config(self.path, trust_remote_code=self.trust_remote_code)
 
     def skeleton(self, *, packed: bool = False) -> Skeleton:
         """The empty model of this entry, to be bound to its image; with `packed`, to one that `Skeleton.pack` rearranged."""
@@ -66,7 +66,7 @@ class Entry:
 def entry_document(facts: ModelFacts, *, trust_remote_code: bool) -> dict[str, object]:
     """What entry.json says."""
     return {
-        "version": VERSION,
+        "version": ENTRY_VERSION,
         "trust_remote_code": trust_remote_code,
         "facts": {
             "n_layers": facts.kv.n_layers,
@@ -81,7 +81,7 @@ def entry_document(facts: ModelFacts, *, trust_remote_code: bool) -> dict[str, o
 
 def is_current(path: Path) -> bool:
     """Whether the entry in folder `path` was written by this version. Raises BadCheckpoint."""
-    return read_object(path / ENTRY).get("version") == VERSION
+    return read_object(path / ENTRY).get("version") == ENTRY_VERSION
 
 
 def image_of(name: str, manifest: Manifest) -> Image:
@@ -90,7 +90,7 @@ def image_of(name: str, manifest: Manifest) -> Image:
 
 
 def _facts(path: Path, said: Mapping[str, Any], manifest: Manifest, block_size: int) -> ModelFacts:
-    if said.get("version") != VERSION:
+    if said.get("version") != ENTRY_VERSION:
         raise BadCheckpoint(
             f"{path}: registered by another version of tokenmux; unregister the model and register it again"
         )

@@ -23,7 +23,7 @@ from tokenmux.models.network.batch import Segment
 from tokenmux.models.network.runner import Runner
 from tokenmux.models.network.skeleton import Skeleton, state_names
 from tokenmux.models.transformers_log import quiet_transformers
-from tokenmux.models.weights.image import ALIGNMENT, DTYPE_NAMES, Manifest, TensorEntry
+from tokenmux.models.weights.image import DTYPE_NAMES, TENSOR_ALIGNMENT, Manifest, TensorEntry
 
 _GRID = 16
 _BLOCK = 8
@@ -200,7 +200,7 @@ def manifest_in_memory(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) 
     entries: dict[str, TensorEntry] = {}
     offset = 0
     for name, tensor in tensors.items():
-        offset = -(-offset // ALIGNMENT) * ALIGNMENT
+        offset = -(-offset // TENSOR_ALIGNMENT) * TENSOR_ALIGNMENT
         size = tensor.numel() * tensor.element_size()
         entries[name] = TensorEntry(name, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), offset, size)
         offset += size

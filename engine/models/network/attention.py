@@ -279,6 +279,6 @@ def _scripted_decode() -> Callable[..., torch.Tensor]:
     return scripted
 
 
-def register() -> None:
+def register_attention() -> None:
     """Make `ATTENTION_NAME` known to transformers. Doing it again changes nothing."""
     AttentionInterface.register(ATTENTION_NAME, paged_attention)

@@ -20,7 +20,7 @@ EXPERTS_NAME = "tokenmux_by_row"
 """Under which transformers finds `experts_by_row`."""
 
 
-def register() -> None:
+def register_experts() -> None:
     """Tell transformers of `experts_by_row`."""
     ALL_EXPERTS_FUNCTIONS.register(EXPERTS_NAME, experts_by_row)
 

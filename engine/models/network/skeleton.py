@@ -135,7 +135,7 @@ def empty_model(
 
     Buffers are real: on the meta device rotary frequencies and embedding scales would be lost.
     """
-    attention.register()
+    attention.register_attention()
     with init_empty_weights(include_buffers=False):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             deepcopy(config),  # it is given the attention function's name
@@ -158,7 +158,7 @@ def choose_experts(model: PreTrainedModel, dtype: torch.dtype, device: str) -> N
     if not model._can_set_experts_implementation():
         return
     if device == "cpu":
-        experts.register()
+        experts.register_experts()
         model.set_experts_implementation(experts.EXPERTS_NAME)
     else:
         exact = grouped_experts_are_exact(dtype, device)

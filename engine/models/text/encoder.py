@@ -19,7 +19,7 @@ from tokenmux.core.errors import BadCheckpoint, InvalidRequest
 from tokenmux.models.text.template import render
 
 TEXT, ENCODER, DECODER = "text.json", "encoder.json", "decoder.json"
-VERSION = 1
+TEXT_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class TextFacts:
 
     def save(self, folder: Path) -> None:
         document = {
-            "version": VERSION,
+            "version": TEXT_VERSION,
             "stop_token_ids": sorted(self.stop_token_ids),
             "longest_token_chars": self.longest_token_chars,
             "template": self.template,
@@ -62,9 +62,9 @@ class TextFacts:
         path = folder / TEXT
         try:
             document: dict[str, Any] = json.loads(path.read_bytes())
-            if document["version"] != VERSION:
+            if document["version"] != TEXT_VERSION:
                 raise BadCheckpoint(
-                    f"{path}: version {document['version']}, not {VERSION}; register the model again"
+                    f"{path}: version {document['version']}, not {TEXT_VERSION}; register the model again"
                 )
             return cls(
                 stop_token_ids=frozenset(int(token) for token in document["stop_token_ids"]),

@@ -21,7 +21,7 @@ import torch
 from tokenmux.core.errors import BadCheckpoint
 from tokenmux.models.atomic_files import atomic_file
 
-ALIGNMENT = 64
+TENSOR_ALIGNMENT = 64
 MANIFEST_VERSION = 1
 MAX_DIMENSIONS = 16
 _CHUNK = 16 << 20
@@ -179,7 +179,7 @@ def map_bytes(file: Path, offset: int, n_bytes: int) -> torch.Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class FileStamp:
     """What a file looked like when its image was last read: a later read of the same needs no checksum of everything.
 
     `samples` covers the first bytes of every chunk, for file systems whose times cannot be relied on.
@@ -191,15 +191,15 @@ class Seen:
     samples: bytes = b""
 
     @classmethod
-    def now(cls, handle: int) -> "Seen":
+    def now(cls, handle: int) -> "FileStamp":
         """The open file `handle` as it is now, without samples."""
         stat = os.fstat(handle)
         return cls((stat.st_dev, stat.st_ino), stat.st_size, (stat.st_mtime_ns, stat.st_ctime_ns))
 
 
 def read_image(
-    manifest: Manifest, into: memoryview, told: Callable[[int], None], *, seen: Seen | None = None
-) -> Seen:
+    manifest: Manifest, into: memoryview, told: Callable[[int], None], *, seen: FileStamp | None = None
+) -> FileStamp:
     """Read the image into a buffer of `n_bytes`; `told` hears of every piece, in bytes.
 
     The checksum is compared unless the file is as it was `seen` when an earlier call of this function returned that. Raises
@@ -208,7 +208,7 @@ def read_image(
     digest, samples = hashlib.sha256(), hashlib.blake2b(digest_size=16)
     try:
         with manifest.file.open("rb", buffering=0) as file:
-            before = Seen.now(file.fileno())
+            before = FileStamp.now(file.fileno())
             verify = seen is None or replace(seen, samples=b"") != before
             file.seek(manifest.data_offset)
             done = 0
@@ -224,7 +224,7 @@ def read_image(
                 told(n)
             for start in range(0, manifest.n_bytes, _CHUNK):
                 samples.update(into[start : min(start + _SAMPLE, manifest.n_bytes)])
-            changed = Seen.now(file.fileno()) != before
+            changed = FileStamp.now(file.fileno()) != before
     except OSError as error:
         raise BadCheckpoint(f"{manifest.file}: the weight image cannot be read ({error.strerror})") from None
     now = replace(before, samples=samples.digest())
@@ -263,7 +263,7 @@ def write_image(
     offset = 0
     with atomic_file(path, n_bytes=n_bytes) as out:
         for name, tensor in tensors:
-            padding = -offset % ALIGNMENT
+            padding = -offset % TENSOR_ALIGNMENT
             raw = memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
             for piece in (bytes(padding), raw):
                 out.write(piece)

@@ -6,7 +6,7 @@ from tokenmux.core.cost import NO_WORK, StepWork
 from tokenmux.core.facts import Image, ImageId, ModelFacts
 from tokenmux.core.plan import Channel, Operation
 from tokenmux.core.request import RequestId
-from tokenmux.scheduler.memory.arena import Move
+from tokenmux.scheduler.memory.arena import ExtentMove
 from tokenmux.scheduler.memory.ledger import Transfer
 
 
@@ -29,5 +29,5 @@ class Started:
     """To be forgotten by the host cache before a fetch."""
     transfers: tuple[tuple[RequestId, tuple[Transfer, ...]], ...] = ()
     """Blocks to be copied by a page-in or page-out, by request."""
-    moves: tuple[Move, ...] = ()
+    moves: tuple[ExtentMove, ...] = ()
     """Of a compaction."""

@@ -11,7 +11,7 @@ from tokenmux.core.phases import Residency
 from tokenmux.core.plan import Activate, Channel, Compact, Fetch, Operation, PageIn, PageOut, Step
 from tokenmux.scheduler.instance.live import LiveState
 from tokenmux.scheduler.instance.state import ModelState, RequestState
-from tokenmux.scheduler.memory.arena import Move
+from tokenmux.scheduler.memory.arena import ExtentMove
 
 _CHANNEL_OF = {
     Activate: Channel.COPY_IN,
@@ -98,7 +98,7 @@ def fetch(state: LiveState, model: ModelState) -> None:
         raise IllegalPlan(f"the host cache has no room for {model.facts.id}")
 
 
-def compact(plan: Compact, moves: tuple[Move, ...] | None) -> tuple[Move, ...]:
+def compact(plan: Compact, moves: tuple[ExtentMove, ...] | None) -> tuple[ExtentMove, ...]:
     if not moves:
         raise IllegalPlan(f"no moves make {plan.n_bytes} bytes contiguous, or none are needed")
     return moves

@@ -18,13 +18,13 @@ from tokenmux.core.errors import IntegrityError
 
 ExtentHandle = NewType("ExtentHandle", int)
 
-ALIGNMENT = 256
+EXTENT_ALIGNMENT = 256
 """Bytes. Matrix libraries choose a kernel by the alignment of its operands, up to 256 bytes on a GPU. Every extent starts
 on such a boundary, so a tensor has the same alignment wherever its image lies, and a swap cannot change the kernel."""
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
+class ExtentMove:
     """One extent goes from `source` to `target` (byte offsets). Moves of a plan are carried out in their order."""
 
     handle: ExtentHandle
@@ -37,7 +37,7 @@ class Arena:
     """The books of one arena of `capacity` bytes."""
 
     def __init__(self, capacity: int) -> None:
-        self.capacity = capacity - capacity % ALIGNMENT
+        self.capacity = capacity - capacity % EXTENT_ALIGNMENT
         self.used_bytes = 0
         self.frozen = False
         """While moves are under way nothing may be allocated: their sources look free and are not yet."""
@@ -118,7 +118,7 @@ class Arena:
         movable: AbstractSet[ExtentHandle],
         freed: AbstractSet[ExtentHandle] = frozenset(),
         slots: AbstractSet[ExtentHandle] = frozenset(),
-    ) -> tuple[Move, ...] | None:
+    ) -> tuple[ExtentMove, ...] | None:
         """Slide `movable` extents down until a hole of `n_bytes` exists: the moves in order, or None if none does.
 
         If that does not do, `slots` (equal extents on the grid) are lifted first, the lowest to the highest free place. Extents in
@@ -135,7 +135,7 @@ class Arena:
             moves = None if slides is None else lifts + slides
         return None if moves is None else tuple(moves)
 
-    def apply(self, moves: tuple[Move, ...]) -> None:
+    def apply(self, moves: tuple[ExtentMove, ...]) -> None:
         """Enter moves into the books, in order."""
         for move in moves:
             start, size = self._extents[move.handle]
@@ -197,27 +197,27 @@ _Extents = dict[ExtentHandle, tuple[int, int]]
 
 def _slide(
     extents: _Extents, capacity: int, size: int, movable: AbstractSet[ExtentHandle]
-) -> list[Move] | None:
-    moves: list[Move] = []
+) -> list[ExtentMove] | None:
+    moves: list[ExtentMove] = []
     cursor = 0
     for handle, (start, length) in sorted(extents.items(), key=lambda item: item[1][0]):
         if start - cursor >= size:
             return moves
         if handle in movable and start > cursor:
-            moves.append(Move(handle, start, cursor, length))
+            moves.append(ExtentMove(handle, start, cursor, length))
             start = cursor
         cursor = start + length
     return moves if capacity - cursor >= size else None
 
 
-def _lift(extents: _Extents, capacity: int, slots: AbstractSet[ExtentHandle]) -> list[Move]:
+def _lift(extents: _Extents, capacity: int, slots: AbstractSet[ExtentHandle]) -> list[ExtentMove]:
     """The lowest of `slots` go to the highest free places of their grid, as long as that lifts them."""
     lowest = sorted((extents[handle][0], handle) for handle in slots)
     slot_bytes = extents[lowest[0][1]][1]
     taken: set[int] = set()
     for start, length in extents.values():
         taken.update(range((capacity - start - length) // slot_bytes, -(-(capacity - start) // slot_bytes)))
-    moves: list[Move] = []
+    moves: list[ExtentMove] = []
     place = 0
     for start, handle in lowest:
         while place in taken:
@@ -225,11 +225,11 @@ def _lift(extents: _Extents, capacity: int, slots: AbstractSet[ExtentHandle]) ->
         target = capacity - (place + 1) * slot_bytes
         if target <= start:
             break
-        moves.append(Move(handle, start, target, slot_bytes))
+        moves.append(ExtentMove(handle, start, target, slot_bytes))
         place += 1
     return moves
 
 
 def aligned(n_bytes: int) -> int:
     """`n_bytes` rounded up to the arena's alignment, and at least one unit of it."""
-    return max(ALIGNMENT, -(-n_bytes // ALIGNMENT) * ALIGNMENT)
+    return max(EXTENT_ALIGNMENT, -(-n_bytes // EXTENT_ALIGNMENT) * EXTENT_ALIGNMENT)

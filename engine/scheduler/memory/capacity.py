@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from tokenmux.core.errors import DoesNotFit
 from tokenmux.core.facts import DeviceFacts, HostFacts, KvShape, ModelFacts
-from tokenmux.scheduler.memory.arena import ALIGNMENT, aligned
+from tokenmux.scheduler.memory.arena import EXTENT_ALIGNMENT, aligned
 
 
 def kv_bytes(device: DeviceFacts, shape: KvShape, n_tokens: int) -> int:
@@ -49,7 +49,7 @@ def check_request(
     """Raise DoesNotFit unless the model's weights and the KV of one request of `n_tokens` fit beside what is pinned."""
     held = sum(weight_bytes(other) for other in pinned if other.id != model.id)
     weights, kv = weight_bytes(model), kv_bytes(device, model.kv, n_tokens)
-    room = device.arena_bytes - device.arena_bytes % ALIGNMENT - held
+    room = device.arena_bytes - device.arena_bytes % EXTENT_ALIGNMENT - held
     if weights + kv <= room:
         return
     beside = f" beside {show_size(held)} of pinned weights" if held else ""
@@ -74,7 +74,7 @@ def check_pins(
 
     That is its whole context, if that fits now, and else a chunk of a prompt: what never fitted is no reason against a pin.
     """
-    room = device.arena_bytes - device.arena_bytes % ALIGNMENT
+    room = device.arena_bytes - device.arena_bytes % EXTENT_ALIGNMENT
     for model in models:
         chunk = min(model.max_context, device.prefill_chunk_tokens)
         for n_tokens in (model.max_context, chunk):

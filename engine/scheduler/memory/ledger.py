@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from tokenmux.core.errors import IllegalPlan, IntegrityError
 from tokenmux.core.facts import DeviceFacts, Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.core.request import RequestId
-from tokenmux.scheduler.memory.arena import Arena, ExtentHandle, Move, aligned
+from tokenmux.scheduler.memory.arena import Arena, ExtentHandle, ExtentMove, aligned
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.memory.kv_table import KvTable
 from tokenmux.scheduler.memory.slabs import BlockHandle, SlabPool
@@ -121,7 +121,7 @@ class Ledger:
         fixed: Iterable[ModelFacts],
         evicted: Iterable[ModelFacts] = (),
         fixed_kv: Iterable[RequestId] | None = None,
-    ) -> tuple[Move, ...] | None:
+    ) -> tuple[ExtentMove, ...] | None:
         """Moves after which `n_bytes` are contiguous, leaving the weights of `fixed` where they are.
 
         KV may move as well, except that of the requests `fixed_kv`; None: none of it may.
@@ -134,7 +134,7 @@ class Ledger:
             slots = self.blocks.extents_without(h for table in tables for h in table.device if h is not None)
         return self.arena.plan_compaction(n_bytes, movable, self._freed_by(evicted), slots)
 
-    def apply(self, moves: tuple[Move, ...]) -> tuple[Move, ...]:
+    def apply(self, moves: tuple[ExtentMove, ...]) -> tuple[ExtentMove, ...]:
         """Enter moves into the books, in order; returns what the device has to move.
 
         Of weights that is the extent. Of a slab it is its blocks, which keep their order but not their distance from the slab's
@@ -146,7 +146,7 @@ class Ledger:
             self.arena.apply((move,))
             target = self.blocks.span(move.handle)
             if source and target:
-                move = Move(move.handle, source[0], target[0], source[1])
+                move = ExtentMove(move.handle, source[0], target[0], source[1])
             on_device.append(move)
         return tuple(on_device)
 
@@ -154,7 +154,7 @@ class Ledger:
         """The largest hole if these models were evicted."""
         return 0 if self.arena.frozen else self.arena.hole_without(self._freed_by(evicted))
 
-    def moved_models(self, moves: tuple[Move, ...]) -> set[ModelId]:
+    def moved_models(self, moves: tuple[ExtentMove, ...]) -> set[ModelId]:
         """Models whose weights these moves touch."""
         handles = {move.handle for move in moves}
         return {

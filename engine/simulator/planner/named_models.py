@@ -80,10 +80,10 @@ def _named(entry: str) -> dict[str, tuple[ModelFacts, str]]:
                 f"{entry[:80]}: the number of models must be at least 1 and at most {MAX_MODELS}"
             )
         own, kind = _facts(rest)
-        return {f"{own.id}-{n}": (renamed(own, f"{own.id}-{n}"), kind) for n in range(int(count))}
+        return {f"{own.id}-{n}": (renamed_facts(own, f"{own.id}-{n}"), kind) for n in range(int(count))}
     name, equals, described = entry.partition("=")
     own, kind = _facts(described if equals else entry)
-    return {name: (renamed(own, name), kind)} if equals else {own.id: (own, kind)}
+    return {name: (renamed_facts(own, name), kind)} if equals else {own.id: (own, kind)}
 
 
 def _facts(described: str) -> tuple[ModelFacts, str]:
@@ -118,7 +118,7 @@ def _from_config(path: Path) -> ModelFacts:
         raise ConfigError(f"{file}: {error}") from error
 
 
-def renamed(facts: ModelFacts, name: str) -> ModelFacts:
+def renamed_facts(facts: ModelFacts, name: str) -> ModelFacts:
     """The same sizes under another name, with weights of its own."""
     images = tuple(Image(ImageId(f"{name}/weights"), image.n_bytes) for image in facts.images)
     return replace(facts, id=ModelId(name), images=images)

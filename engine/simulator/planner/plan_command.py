@@ -19,7 +19,7 @@ from tokenmux.scheduler.memory.capacity import check_model, check_request
 from tokenmux.scheduler.metrics.timeline import chrome_trace
 from tokenmux.simulator.planner.named_models import parse_market, parse_models
 from tokenmux.simulator.planner.plan_report import html_report
-from tokenmux.simulator.planner.planner import BASELINES, OURS, CapacityPlan, Planning, World, plan_here
+from tokenmux.simulator.planner.planner import BASELINES, OURS, CapacityPlan, PlanSearch, World, plan_here
 from tokenmux.simulator.scenario import Hardware, Market
 from tokenmux.workload.generate import traffic
 from tokenmux.workload.shape import clipped
@@ -64,7 +64,7 @@ class Output:
 def plan_command(
     question: Question,
     output: Output = Output(),
-    carry_out: Callable[[Planning], None] = plan_here,
+    carry_out: Callable[[PlanSearch], None] = plan_here,
     note: Callable[[str], None] = lambda text: None,
 ) -> CapacityPlan:
     """Plan and print. `carry_out` simulates until the planning is complete; `note` is told what a reader of the plan should know.
@@ -73,7 +73,7 @@ def plan_command(
     """
     world = world_of(question, note)
     policies = (OURS, *BASELINES) if question.compare else (OURS,)
-    planning = Planning(world, question.goal, policies, with_spans=bool(output.html or output.chrome))
+    planning = PlanSearch(world, question.goal, policies, with_spans=bool(output.html or output.chrome))
     carry_out(planning)
     plan = planning.plan()
     price = output.dollars_per_hour

@@ -1,7 +1,7 @@
 """Answers an operator's question before the money is spent: how many devices does this catalogue need, and what limits it?
 
 For every policy the fewest instances are searched that keep the share of tokens on time. Of the default policy, one more and one less are then
-looked at, and on one less what doubling each resource would give. A search stops a pool as soon as it is certain to miss the goal. A `Planning` says what has to be simulated; who simulates, in how many processes, is the
+looked at, and on one less what doubling each resource would give. A search stops a pool as soon as it is certain to miss the goal. A `PlanSearch` says what has to be simulated; who simulates, in how many processes, is the
 caller's business, and the plan is the same. Energy and cost are estimates from data-sheet power and a rental price.
 """
 
@@ -13,7 +13,7 @@ from tokenmux.core.span import Span
 from tokenmux.scheduler.metrics.summary import Summary
 from tokenmux.scheduler.metrics.timeline import Timeline
 from tokenmux.simulator.hardware import gpu
-from tokenmux.simulator.planner.search import Progress, replay
+from tokenmux.simulator.planner.search import SearchState, replay
 from tokenmux.simulator.scenario import Hardware, Market, Outcome, simulate
 from tokenmux.workload.trace import Arrival
 
@@ -92,7 +92,7 @@ class Point:
     spans: tuple[Span, ...] = ()
 
 
-def run(world: World, job: Job) -> Point | None:
+def simulate_job(world: World, job: Job) -> Point | None:
     """Simulate. None: the goal was out of reach."""
     hardware = RELIEFS[job.relief](world.hardware) if job.relief else world.hardware
     timeline = Timeline()
@@ -134,7 +134,7 @@ def _host_was_short(world: World, hardware: Hardware, outcome: Outcome) -> bool:
     )
 
 
-class Planning:
+class PlanSearch:
     """What is known so far, and what has to be simulated next."""
 
     def __init__(self, world: World, goal: float, policies: Sequence[str], with_spans: bool = True) -> None:
@@ -200,7 +200,7 @@ class Planning:
             spans=spans,
         )
 
-    def _progress(self, policy: str, supposed: dict[int, bool] | None = None) -> Progress:
+    def _progress(self, policy: str, supposed: dict[int, bool] | None = None) -> SearchState:
         known = {
             job.n_instances: point is not None and point.summary.tokens_on_time >= self.goal
             for job, point in self.known.items()
@@ -370,12 +370,12 @@ def _plain(point: Point, n_devices: int) -> dict[str, object]:
     return {"devices": n_devices * point.n_instances, **document}
 
 
-Told = Callable[[Planning, Collection[Job]], None]
-"""Told how a planning goes: what is known, and which simulations are under way."""
+ToldProgress = Callable[[PlanSearch, Collection[Job]], None]
+"""Called during a search with what is known so far and the simulations that are running."""
 
 
-def plan_here(planning: Planning, told: Told = lambda planning, running: None) -> None:
+def plan_here(planning: PlanSearch, told: ToldProgress = lambda planning, running: None) -> None:
     """One simulation after the other, in this process, until the plan is complete."""
     while jobs := planning.needed():
         told(planning, jobs[:1])
-        planning.tell(jobs[0], run(planning.world, jobs[0]))
+        planning.tell(jobs[0], simulate_job(planning.world, jobs[0]))

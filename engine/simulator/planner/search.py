@@ -34,7 +34,7 @@ def fewest(is_enough: Callable[[int], bool], low: int, high: int, first: int | N
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class SearchState:
     """How far a search for the fewest is, given what is known: what it looked at, and what it must know next (None: it is over)."""
 
     seen: tuple[int, ...]
@@ -46,7 +46,7 @@ class _Unknown(Exception):
     """The search asks for what nobody has simulated yet."""
 
 
-def replay(known: Mapping[int, bool], low: int, high: int, first: int | None = None) -> Progress:
+def replay(known: Mapping[int, bool], low: int, high: int, first: int | None = None) -> SearchState:
     """Search for the fewest with what is known already. So a search can be spread over processes and still take the path that it takes alone."""
     seen: list[int] = []
 
@@ -59,8 +59,8 @@ def replay(known: Mapping[int, bool], low: int, high: int, first: int | None = N
     try:
         answer = fewest(look, low, high, first)
     except _Unknown as unknown:
-        return Progress(tuple(seen), unknown.args[0])
-    return Progress(tuple(seen), None, answer)
+        return SearchState(tuple(seen), unknown.args[0])
+    return SearchState(tuple(seen), None, answer)
 
 
 def most(is_enough: Callable[[int], bool], low: int, high: int, step: int = 1) -> int:

@@ -52,7 +52,7 @@ from tokenmux.device.cuda.device import CudaDevice, _Space
 from tokenmux.device.cuda.gpu import STREAMS, Gpu, TorchGpu, check_cuda, sum_in_float32
 from tokenmux.device.cuda.ordering import Places, Spans, merged
 from tokenmux.device.cuda.paging import Blocks
-from tokenmux.device.device_protocol import Completion, Post
+from tokenmux.device.device_protocol import OperationDone, Post
 from tokenmux.executor.monotonic_clock import MonotonicClock
 from tokenmux.scheduler.instance.started import Started
 from tokenmux.scheduler.memory.host_cache import HostCache
@@ -202,7 +202,7 @@ class Early:
     in_step: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.inbox: SimpleQueue[Completion | BaseException] = SimpleQueue()
+        self.inbox: SimpleQueue[OperationDone | BaseException] = SimpleQueue()
         self.device = Watched(
             FACTS,
             self.ledger,
@@ -228,7 +228,7 @@ class Early:
     def prepare_step(self, started: Started) -> HashingStep:
         return HashingStep(self, started)
 
-    def done(self, completion: Completion) -> None:
+    def done(self, completion: OperationDone) -> None:
         self.inbox.put(completion)
 
     def broken(self, operation: int, error: BaseException) -> None:

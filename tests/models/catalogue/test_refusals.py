@@ -18,7 +18,7 @@ from tokenmux.core.errors import BadCheckpoint, TokenmuxError, UnsupportedModel
 from tokenmux.models.catalogue import tiny
 from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.models.catalogue.safetensors_checkpoint import find_weights, read_safetensors
-from tokenmux.models.weights.image import Manifest, Seen, map_image, read_image
+from tokenmux.models.weights.image import FileStamp, Manifest, map_image, read_image
 
 WEIGHTS = "model.safetensors"
 
@@ -459,7 +459,7 @@ def test_a_manifest_is_as_strict(tmp_path: Path, checkpoint: Path, catalogue: Ca
 # ── a file that is changed behind our back ────────────────────────────────────────────────────────────────────
 
 
-def read(manifest: Manifest, seen: Seen | None = None) -> Seen:
+def read(manifest: Manifest, seen: FileStamp | None = None) -> FileStamp:
     return read_image(manifest, memoryview(bytearray(manifest.n_bytes)), lambda _: None, seen=seen)
 
 
@@ -488,7 +488,7 @@ def test_samples_show_a_change_that_times_do_not(
     catalogue: Catalogue, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = catalogue.register_folder("m", checkpoint).manifest
-    monkeypatch.setattr(Seen, "now", classmethod(lambda cls, handle: cls((0, 0), 1, (0, 0))))
+    monkeypatch.setattr(FileStamp, "now", classmethod(lambda cls, handle: cls((0, 0), 1, (0, 0))))
     seen = read(manifest)
     assert read(manifest, seen) == seen
     with (checkpoint / WEIGHTS).open("r+b") as out:

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tokenmux.core.errors import IntegrityError
-from tokenmux.scheduler.memory.arena import ALIGNMENT, Arena, ExtentHandle, aligned
+from tokenmux.scheduler.memory.arena import EXTENT_ALIGNMENT, Arena, ExtentHandle, aligned
 
-SLOT_BYTES = 4 * ALIGNMENT
+SLOT_BYTES = 4 * EXTENT_ALIGNMENT
 POISON = 0xEE
 
 
@@ -20,9 +20,9 @@ def pattern(tag: int, n_bytes: int) -> bytes:
 class ArenaMachine(RuleBasedStateMachine):
     """Beside the arena: a bytearray as the device, and holes found naively from where the extents lie."""
 
-    @initialize(units=st.integers(0, 40), rest=st.integers(0, ALIGNMENT - 1))
+    @initialize(units=st.integers(0, 40), rest=st.integers(0, EXTENT_ALIGNMENT - 1))
     def create(self, units: int, rest: int) -> None:
-        self.arena = Arena(units * ALIGNMENT + rest)
+        self.arena = Arena(units * EXTENT_ALIGNMENT + rest)
         self.memory = bytearray([POISON]) * self.arena.capacity
 
     def holes(self, without: frozenset[ExtentHandle] = frozenset()) -> list[tuple[int, int]]:
@@ -53,7 +53,7 @@ class ArenaMachine(RuleBasedStateMachine):
         handles = self.arena.handles
         return data.draw(st.frozensets(st.sampled_from(handles))) if handles else frozenset()
 
-    @rule(n_bytes=st.integers(0, 12 * ALIGNMENT))
+    @rule(n_bytes=st.integers(0, 12 * EXTENT_ALIGNMENT))
     def allocate_low(self, n_bytes: int) -> None:
         fitting = [a for a, b in self.holes() if b - a >= aligned(n_bytes)]
         handle = self.arena.allocate_low(n_bytes)
@@ -80,7 +80,7 @@ class ArenaMachine(RuleBasedStateMachine):
             self.arena.free(handle)
 
     @precondition(lambda self: self.arena.handles)
-    @rule(data=st.data(), n_bytes=st.integers(1, 20 * ALIGNMENT))
+    @rule(data=st.data(), n_bytes=st.integers(1, 20 * EXTENT_ALIGNMENT))
     def compact(self, data: st.DataObject, n_bytes: int) -> None:
         freed, movable = self.some_of(data), self.some_of(data)
         fixed = [self.span(h) for h in self.arena.handles if h not in freed | movable]
@@ -145,8 +145,8 @@ TestArena = ArenaMachine.TestCase
 
 
 def two_extents() -> tuple[Arena, ExtentHandle, ExtentHandle]:
-    arena = Arena(8 * ALIGNMENT)
-    first, second = arena.allocate_low(ALIGNMENT), arena.allocate_low(ALIGNMENT)
+    arena = Arena(8 * EXTENT_ALIGNMENT)
+    first, second = arena.allocate_low(EXTENT_ALIGNMENT), arena.allocate_low(EXTENT_ALIGNMENT)
     assert first is not None
     assert second is not None
     return arena, first, second
@@ -155,17 +155,17 @@ def two_extents() -> tuple[Arena, ExtentHandle, ExtentHandle]:
 @pytest.mark.parametrize(
     ("says", "damage"),
     [
-        ("does not follow", lambda arena: arena._holes.clear() or arena._holes.append((0, ALIGNMENT))),
-        ("does not follow", lambda arena: arena._extents.update({99: (0, ALIGNMENT)})),
+        ("does not follow", lambda arena: arena._holes.clear() or arena._holes.append((0, EXTENT_ALIGNMENT))),
+        ("does not follow", lambda arena: arena._extents.update({99: (0, EXTENT_ALIGNMENT)})),
         ("pieces end at", lambda arena: arena._holes.clear()),
-        ("two holes meet", lambda arena: arena._holes.append((4 * ALIGNMENT, 8 * ALIGNMENT))),
+        ("two holes meet", lambda arena: arena._holes.append((4 * EXTENT_ALIGNMENT, 8 * EXTENT_ALIGNMENT))),
         ("not the sum", lambda arena: setattr(arena, "used_bytes", 0)),
     ],
 )
 def test_audit_notices_damaged_books(says, damage) -> None:
     arena, _, _ = two_extents()
     if says == "two holes meet":
-        arena._holes[:] = [(2 * ALIGNMENT, 4 * ALIGNMENT)]
+        arena._holes[:] = [(2 * EXTENT_ALIGNMENT, 4 * EXTENT_ALIGNMENT)]
     damage(arena)
     with pytest.raises(IntegrityError, match=says):
         arena.check_integrity()
@@ -174,7 +174,7 @@ def test_audit_notices_damaged_books(says, damage) -> None:
 def test_a_move_that_starts_elsewhere_is_refused() -> None:
     arena, first, _ = two_extents()
     arena.free(first)
-    (move,) = arena.plan_compaction(7 * ALIGNMENT, set(arena.handles)) or ()
+    (move,) = arena.plan_compaction(7 * EXTENT_ALIGNMENT, set(arena.handles)) or ()
     arena.apply((move,))
     with pytest.raises(IntegrityError, match="does not start where its extent lies"):
         arena.apply((move,))

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tokenmux.core.errors import IllegalPlan, IntegrityError
 from tokenmux.core.facts import DeviceFacts, Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.core.request import RequestId
-from tokenmux.scheduler.memory.arena import Move
+from tokenmux.scheduler.memory.arena import ExtentMove
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.memory.kv_table import KvTable
 from tokenmux.scheduler.memory.ledger import Ledger, Transfer
@@ -279,7 +279,7 @@ class WeightsMachine(RuleBasedStateMachine):
         """Sliding leaves the weights of `fixed` alone and tells whose weights it moves."""
         fixed = data.draw(st.lists(st.sampled_from(list(self.resident)), unique=True))
         before = dict(self.where)
-        moves: tuple[Move, ...] | None
+        moves: tuple[ExtentMove, ...] | None
         moves = self.ledger.plan_compaction(n_bytes, [self.resident[model] for model in fixed])
         if moves is None:
             return

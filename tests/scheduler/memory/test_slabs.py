@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tokenmux.core.errors import IntegrityError
-from tokenmux.scheduler.memory.arena import ALIGNMENT, Arena, ExtentHandle
+from tokenmux.scheduler.memory.arena import EXTENT_ALIGNMENT, Arena, ExtentHandle
 from tokenmux.scheduler.memory.slabs import BlockHandle, SlabPool
 
-SLAB_BYTES = 4 * ALIGNMENT
+SLAB_BYTES = 4 * EXTENT_ALIGNMENT
 BLOCK_SIZES = (7, 24, 64, 100, 128)
 """Odd ones, even ones, one that leaves most of a slab as padding (100), and the largest that fits (128)."""
 
@@ -22,7 +22,7 @@ class SlabMachine(RuleBasedStateMachine):
 
     @initialize(units=st.integers(0, 40))
     def create(self, units: int) -> None:
-        self.arena = Arena(units * ALIGNMENT)
+        self.arena = Arena(units * EXTENT_ALIGNMENT)
         self.pool = SlabPool(self.arena, SLAB_BYTES)
         self.live: dict[BlockHandle, int] = {}
         self.index: dict[BlockHandle, int] = {}
@@ -56,7 +56,7 @@ class SlabMachine(RuleBasedStateMachine):
             with pytest.raises(IntegrityError):
                 self.pool.free([handle])
 
-    @rule(n_bytes=st.integers(1, 6 * ALIGNMENT))
+    @rule(n_bytes=st.integers(1, 6 * EXTENT_ALIGNMENT))
     def load_weights(self, n_bytes: int) -> None:
         extent = self.arena.allocate_low(n_bytes)
         if extent is not None:
@@ -112,7 +112,7 @@ TestSlabs = SlabMachine.TestCase
 @given(block_bytes=st.integers(1, SLAB_BYTES + 10), below=st.integers(0, 3))
 def test_capacity_does_not_depend_on_place(block_bytes: int, below: int) -> None:
     """Wherever a slab lies, the worst padding in front of its first block leaves room for as many blocks."""
-    arena = Arena(SLAB_BYTES + below * ALIGNMENT)
+    arena = Arena(SLAB_BYTES + below * EXTENT_ALIGNMENT)
     pool = SlabPool(arena, SLAB_BYTES)
     capacity = pool.capacity(block_bytes)
     handles = pool.allocate(block_bytes, capacity)

@@ -33,11 +33,11 @@ from tokenmux.simulator.planner.planner import (
     RELIEFS,
     CapacityPlan,
     Job,
-    Planning,
+    PlanSearch,
     Point,
     least_instances,
     plan_here,
-    run,
+    simulate_job,
 )
 from tokenmux.simulator.planner.search import fewest, most, replay
 from tokenmux.simulator.scenario import Hardware, simulate
@@ -91,26 +91,26 @@ def question(**changes: Any) -> Question:
 
 
 @pytest.fixture(scope="module")
-def planning() -> Planning:
-    made = Planning(world_of(question(**BUSY)), 0.99, ("slack", *BASELINES))
+def planning() -> PlanSearch:
+    made = PlanSearch(world_of(question(**BUSY)), 0.99, ("slack", *BASELINES))
     plan_here(made)
     return made
 
 
-def test_a_plan_does_not_depend_on_who_simulates_when(planning: Planning) -> None:
+def test_a_plan_does_not_depend_on_who_simulates_when(planning: PlanSearch) -> None:
     """Guesses first, several at a time, in reverse: the plan is the same, and has no trace of what was only guessed."""
-    other = Planning(planning.world, 0.99, planning.policies)
+    other = PlanSearch(planning.world, 0.99, planning.policies)
     guessed = set()
     while needed := other.needed():
         guesses = other.guesses()
         guessed.update(guesses)
         for job in [*guesses, *reversed(needed)]:
-            other.tell(job, planning.known.get(job) or run(planning.world, job))
+            other.tell(job, planning.known.get(job) or simulate_job(planning.world, job))
     assert guessed - planning.known.keys(), "nothing was guessed in vain: this compares too little"
     assert other.plan() == planning.plan()
 
 
-def test_a_plan_looks_at_one_device_less_and_one_more(planning: Planning) -> None:
+def test_a_plan_looks_at_one_device_less_and_one_more(planning: PlanSearch) -> None:
     plan = planning.plan()
     for policy, n in plan.fewest.items():
         assert n is not None
@@ -125,7 +125,7 @@ def test_a_plan_looks_at_one_device_less_and_one_more(planning: Planning) -> Non
         assert short is None or short.summary.tokens_on_time < 0.99
 
 
-def test_what_limits_is_what_helps(planning: Planning) -> None:
+def test_what_limits_is_what_helps(planning: PlanSearch) -> None:
     plan = planning.plan()
     assert plan.limit("dedicated") == ONE_EACH
     assert {policy for policy, shares in plan.relieved.items() if shares} == {"slack"}
@@ -134,7 +134,7 @@ def test_what_limits_is_what_helps(planning: Planning) -> None:
     assert plan.limit("request-level") == "", "it was not asked for"
 
 
-def test_host_memory_is_only_doubled_where_it_was_short(planning: Planning) -> None:
+def test_host_memory_is_only_doubled_where_it_was_short(planning: PlanSearch) -> None:
     """And the figure is what doubling it would have given."""
     plan = planning.plan()
     short = plan.points_short("slack")
@@ -142,15 +142,15 @@ def test_host_memory_is_only_doubled_where_it_was_short(planning: Planning) -> N
     assert not short.host_was_short
     job = Job("slack", short.n_instances, "host memory")
     assert job not in planning.known
-    doubled = run(planning.world, job)
+    doubled = simulate_job(planning.world, job)
     assert doubled is not None
     assert plan.relieved["slack"]["host memory"] == doubled.summary.tokens_on_time
     scarce = replace(planning.world, hardware=Hardware(host_cache_bytes=60 * GB))
-    point = run(scarce, replace(job, relief=""))
+    point = simulate_job(scarce, replace(job, relief=""))
     assert point is not None
     assert point.host_was_short
     tight = replace(planning.world, hardware=Hardware(host_kv_bytes=GB))
-    point = run(tight, replace(job, relief=""))
+    point = simulate_job(tight, replace(job, relief=""))
     assert point is not None
     assert point.host_was_short
 
@@ -163,10 +163,10 @@ def test_a_pool_that_is_stopped_would_have_missed(policy: str) -> None:
     )
     verdicts = set()
     for n in (least_instances(policy), 4, 12):
-        whole = run(world, Job(policy, n))
+        whole = simulate_job(world, Job(policy, n))
         assert whole is not None
         for goal in (0.5, 0.99, whole.summary.tokens_on_time):
-            looked = run(world, Job(policy, n, goal=goal))
+            looked = simulate_job(world, Job(policy, n, goal=goal))
             verdicts.add(looked is None)
             if looked is None:
                 assert whole.summary.tokens_on_time < goal
@@ -253,7 +253,7 @@ class Page(HTMLParser):
             assert self.open.pop() == tag
 
 
-def test_the_page_stands_alone_and_is_well_formed(planning: Planning) -> None:
+def test_the_page_stands_alone_and_is_well_formed(planning: PlanSearch) -> None:
     html = html_report(planning.plan(), with_cost=True)
     for needed_from_elsewhere in ("src=", "href=", "@import", "url(", "<script"):
         assert needed_from_elsewhere not in html

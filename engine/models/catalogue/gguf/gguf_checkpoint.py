@@ -11,15 +11,15 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from tokenmux.core.errors import BadCheckpoint, TokenmuxError, UnsupportedModel
 from tokenmux.models.atomic_files import atomic_file
-from tokenmux.models.catalogue.gguf.gguf_config import ARCHITECTURES, Described, described_config
+from tokenmux.models.catalogue.gguf.gguf_config import GGUF_ARCHITECTURES, Described, described_config
 from tokenmux.models.catalogue.gguf.gguf_tokenizer import GgufTokenizer, read_tokenizer
 from tokenmux.models.catalogue.gguf.keys import Keys
 from tokenmux.models.catalogue.gguf.rotary_factors import FREQUENCIES, LONG, SHORT
 from tokenmux.models.catalogue.gguf.shards import GgufModel, read_model
-from tokenmux.models.catalogue.gguf.tensors import Source, plan, read, values
+from tokenmux.models.catalogue.gguf.tensors import TensorSource, plan_tensors, read_tensor, values
 from tokenmux.models.network.skeleton import empty_model, state_names
 from tokenmux.models.transformers_log import quiet_transformers
-from tokenmux.models.weights.image import ALIGNMENT, Manifest, Progress, no_progress, write_image
+from tokenmux.models.weights.image import TENSOR_ALIGNMENT, Manifest, Progress, no_progress, write_image
 
 _MOST_FACTORS = 1 << 16
 
@@ -31,7 +31,7 @@ class GgufCheckpoint:
     config: PreTrainedConfig
     _model: GgufModel
     _tokenizer: GgufTokenizer
-    _sources: Mapping[str, Source]
+    _sources: Mapping[str, TensorSource]
     _shapes: Mapping[str, tuple[int, ...]]
 
     @classmethod
@@ -69,8 +69,8 @@ class GgufCheckpoint:
         config = _made(model, fields, tokenizer)
         with quiet_transformers():
             names = state_names(empty_model(config, torch.float32))
-        architecture = ARCHITECTURES[name]
-        sources = plan(
+        architecture = GGUF_ARCHITECTURES[name]
+        sources = plan_tensors(
             model,
             architecture,
             names,
@@ -110,12 +110,12 @@ class GgufCheckpoint:
         Raises BadCheckpoint where numbers are not finite.
         """
         for name, source in self._sources.items():
-            yield name, read(self._model, source, dtype)
+            yield name, read_tensor(self._model, source, dtype)
 
     def write_image(self, target: Path, *, dtype: torch.dtype, progress: Progress = no_progress) -> Manifest:
         """Write the weights, dequantised to `dtype`, as an image. Raises BadCheckpoint or DoesNotFit."""
         sizes = (torch.Size(shape).numel() * dtype.itemsize for shape in self._shapes.values())
-        n_bytes = sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)
+        n_bytes = sum(-(-size // TENSOR_ALIGNMENT) * TENSOR_ALIGNMENT for size in sizes)
         source = str(self._model.file)
         return write_image(
             target, self.tensors(dtype), source=source, dtype=dtype, n_bytes=n_bytes, progress=progress

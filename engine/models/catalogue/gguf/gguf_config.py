@@ -50,7 +50,7 @@ class Described:
 
 
 @dataclass(frozen=True, slots=True)
-class Architecture:
+class GgufArchitecture:
     """How one architecture is read.
 
     `names` is its table of tensor names; `config` makes the fields of transformers' config, `model_type`
@@ -92,12 +92,12 @@ def described_config(architecture: str, found: Described) -> dict[str, Any]:
 
     Raises BadCheckpoint or UnsupportedModel.
     """
-    if architecture not in ARCHITECTURES:
+    if architecture not in GGUF_ARCHITECTURES:
         raise UnsupportedModel(
             f"{found.keys.file}: general.architecture is {architecture[:60]!r}; supported are "
-            f"{', '.join(sorted(ARCHITECTURES))}"
+            f"{', '.join(sorted(GGUF_ARCHITECTURES))}"
         )
-    fields = ARCHITECTURES[architecture].config(found)
+    fields = GGUF_ARCHITECTURES[architecture].config(found)
     found.keys.refuse_rest()
     ids: dict[str, Any] = {"bos_token_id": None, "pad_token_id": None}
     return ids | fields
@@ -495,26 +495,26 @@ def _seed_oss(found: Described) -> dict[str, Any]:
     }
 
 
-ARCHITECTURES: Mapping[str, Architecture] = {
-    "cohere2": Architecture(MODEL_ARCH.COHERE2, _cohere("cohere2", period=4)),
-    "command-r": Architecture(MODEL_ARCH.COMMAND_R, _cohere("cohere", period=None)),
-    "gemma": Architecture(MODEL_ARCH.GEMMA, _gemma, raised_norms=True),
-    "gemma2": Architecture(MODEL_ARCH.GEMMA2, _gemma2, raised_norms=True),
-    "gemma3": Architecture(MODEL_ARCH.GEMMA3, _gemma3, raised_norms=True),
-    "glm4": Architecture(MODEL_ARCH.GLM4, _glm4),
-    "gpt-oss": Architecture(MODEL_ARCH.GPT_OSS, _gpt_oss),
-    "gpt2": Architecture(MODEL_ARCH.GPT2, _gpt2),
-    "granite": Architecture(MODEL_ARCH.GRANITE, _granite, paired=True),
-    "llama": Architecture(MODEL_ARCH.LLAMA, _llama, paired=True),
-    "olmo2": Architecture(MODEL_ARCH.OLMO2, _olmo2),
-    "olmoe": Architecture(MODEL_ARCH.OLMOE, _olmoe),
-    "phi3": Architecture(MODEL_ARCH.PHI3, _phi3),
-    "qwen2": Architecture(MODEL_ARCH.QWEN2, _qwen("qwen2")),
-    "qwen2moe": Architecture(MODEL_ARCH.QWEN2MOE, _qwen_experts("qwen2_moe", normed=False, shared=True)),
-    "qwen3": Architecture(MODEL_ARCH.QWEN3, _qwen("qwen3")),
-    "qwen3moe": Architecture(MODEL_ARCH.QWEN3MOE, _qwen_experts("qwen3_moe", normed=True, shared=False)),
-    "seed_oss": Architecture(MODEL_ARCH.SEED_OSS, _seed_oss),
-    "smollm3": Architecture(MODEL_ARCH.SMOLLM3, _smollm3, paired=True),
-    "starcoder2": Architecture(MODEL_ARCH.STARCODER2, _starcoder2),
+GGUF_ARCHITECTURES: Mapping[str, GgufArchitecture] = {
+    "cohere2": GgufArchitecture(MODEL_ARCH.COHERE2, _cohere("cohere2", period=4)),
+    "command-r": GgufArchitecture(MODEL_ARCH.COMMAND_R, _cohere("cohere", period=None)),
+    "gemma": GgufArchitecture(MODEL_ARCH.GEMMA, _gemma, raised_norms=True),
+    "gemma2": GgufArchitecture(MODEL_ARCH.GEMMA2, _gemma2, raised_norms=True),
+    "gemma3": GgufArchitecture(MODEL_ARCH.GEMMA3, _gemma3, raised_norms=True),
+    "glm4": GgufArchitecture(MODEL_ARCH.GLM4, _glm4),
+    "gpt-oss": GgufArchitecture(MODEL_ARCH.GPT_OSS, _gpt_oss),
+    "gpt2": GgufArchitecture(MODEL_ARCH.GPT2, _gpt2),
+    "granite": GgufArchitecture(MODEL_ARCH.GRANITE, _granite, paired=True),
+    "llama": GgufArchitecture(MODEL_ARCH.LLAMA, _llama, paired=True),
+    "olmo2": GgufArchitecture(MODEL_ARCH.OLMO2, _olmo2),
+    "olmoe": GgufArchitecture(MODEL_ARCH.OLMOE, _olmoe),
+    "phi3": GgufArchitecture(MODEL_ARCH.PHI3, _phi3),
+    "qwen2": GgufArchitecture(MODEL_ARCH.QWEN2, _qwen("qwen2")),
+    "qwen2moe": GgufArchitecture(MODEL_ARCH.QWEN2MOE, _qwen_experts("qwen2_moe", normed=False, shared=True)),
+    "qwen3": GgufArchitecture(MODEL_ARCH.QWEN3, _qwen("qwen3")),
+    "qwen3moe": GgufArchitecture(MODEL_ARCH.QWEN3MOE, _qwen_experts("qwen3_moe", normed=True, shared=False)),
+    "seed_oss": GgufArchitecture(MODEL_ARCH.SEED_OSS, _seed_oss),
+    "smollm3": GgufArchitecture(MODEL_ARCH.SMOLLM3, _smollm3, paired=True),
+    "starcoder2": GgufArchitecture(MODEL_ARCH.STARCODER2, _starcoder2),
 }
 """Architectures by their names in `general.architecture`."""

@@ -36,7 +36,7 @@ They count where the file marks them as control tokens.
 """
 
 
-def end_tokens(
+def gguf_end_tokens(
     keys: Keys, tokens: Sequence[str], control: frozenset[int], default: int | None
 ) -> tuple[int, ...]:
     """Ids that end an output, sorted; `default` stands for a missing end-of-text key.

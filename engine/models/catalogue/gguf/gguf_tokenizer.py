@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tokenmux.core.errors import BadCheckpoint, UnsupportedModel
 from tokenmux.models.catalogue.gguf import splits
-from tokenmux.models.catalogue.gguf.gguf_end_tokens import end_tokens, token_id
+from tokenmux.models.catalogue.gguf.gguf_end_tokens import gguf_end_tokens, token_id
 from tokenmux.models.catalogue.gguf.keys import Keys
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
@@ -93,7 +93,7 @@ def read_tokenizer(file: Path, metadata: Mapping[str, Any], architecture: str, n
         begin = token_id(keys, "ggml.bos_token_id", len(tokens)) if "ggml.bos_token_id" in keys else 1
     else:
         keys.unsupported("ggml.model", f"is {model[:40]!r}")
-    ends = end_tokens(keys, tokens, vocabulary.of_type(_CONTROL), default_end)
+    ends = gguf_end_tokens(keys, tokens, vocabulary.of_type(_CONTROL), default_end)
     _add_special(core, vocabulary, ends)
     backend = _dressed(core, vocabulary, begin, begins=begins)
     keys.expect("ggml.add_sep_token", False)

@@ -14,7 +14,7 @@ import torch
 from gguf import GGMLQuantizationType
 
 from tokenmux.core.errors import BadCheckpoint, UnsupportedModel
-from tokenmux.models.catalogue.gguf.gguf_config import Architecture
+from tokenmux.models.catalogue.gguf.gguf_config import GgufArchitecture
 from tokenmux.models.catalogue.gguf.header import GgufTensor
 from tokenmux.models.catalogue.gguf.shards import GgufModel
 
@@ -26,7 +26,7 @@ Make = Callable[[Sequence[torch.Tensor]], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class TensorSource:
     """A tensor of the model.
 
     `make` of these tensors of the file. `exact`: in float32, to be rounded afterwards.
@@ -37,15 +37,15 @@ class Source:
     exact: bool = False
 
 
-def plan(
+def plan_tensors(
     model: GgufModel,
-    architecture: Architecture,
+    architecture: GgufArchitecture,
     wanted: Mapping[str, torch.Tensor],
     *,
     heads: tuple[int, int],
     n_layers: int,
     already_used: frozenset[str],
-) -> dict[str, Source]:
+) -> dict[str, TensorSource]:
     """The sources of the tensors `wanted` (any device), by name: every tensor of the file is used exactly
     once.
 
@@ -54,7 +54,7 @@ def plan(
     for one of a type that cannot be read.
     """
     table = gguf.get_tensor_name_map(architecture.names, n_layers)
-    sources: dict[str, Source] = {}
+    sources: dict[str, TensorSource] = {}
     for name in wanted:
         if matched := _EXPERTS.fullmatch(name):
             blk, bias = f"blk.{matched[1]}", bool(matched[3])
@@ -75,7 +75,7 @@ def plan(
     return sources
 
 
-def read(model: GgufModel, source: Source, dtype: torch.dtype) -> torch.Tensor:
+def read_tensor(model: GgufModel, source: TensorSource, dtype: torch.dtype) -> torch.Tensor:
     """The numbers of one tensor in `dtype`.
 
     Raises BadCheckpoint where they are not finite, or the file has changed.
@@ -91,11 +91,11 @@ def values(tensor: GgufTensor) -> list[float]:
 
 def _plain_source(
     model: GgufModel,
-    architecture: Architecture,
+    architecture: GgufArchitecture,
     table: gguf.TensorNameMap,
     name: str,
     heads: tuple[int, int],
-) -> Source:
+) -> TensorSource:
     stem, _, suffix = name.rpartition(".")
     if suffix not in ("weight", "bias"):
         stem, suffix = name, "weight"
@@ -104,21 +104,21 @@ def _plain_source(
         raise UnsupportedModel(f"{model.file}: no tensor of a GGUF file is known to hold {name}")
     stored = f"{found}.{suffix}"
     if architecture.paired and found.endswith((".attn_q", ".attn_k")):
-        return Source((stored,), _in_halves(heads[found.endswith(".attn_k")]))
+        return TensorSource((stored,), _in_halves(heads[found.endswith(".attn_k")]))
     if architecture.raised_norms and name.endswith("norm.weight"):
-        return Source((stored,), lambda parts: parts[0] - 1, exact=True)
+        return TensorSource((stored,), lambda parts: parts[0] - 1, exact=True)
     if (
         architecture.names is gguf.MODEL_ARCH.GPT2
         and stem.endswith(("c_attn", "c_proj", "c_fc"))
         and suffix == "weight"
     ):
-        return Source((stored,), lambda parts: parts[0].T)
+        return TensorSource((stored,), lambda parts: parts[0].T)
     if found.endswith(".ffn_gate_inp_shexp"):
-        return Source((stored,), lambda parts: parts[0].reshape(1, -1))
-    return Source((stored,), lambda parts: parts[0])
+        return TensorSource((stored,), lambda parts: parts[0].reshape(1, -1))
+    return TensorSource((stored,), lambda parts: parts[0])
 
 
-def _expert_source(model: GgufModel, blk: str, which: str, *, bias: bool, turned: bool) -> Source:
+def _expert_source(model: GgufModel, blk: str, which: str, *, bias: bool, turned: bool) -> TensorSource:
     """Experts: one tensor for each of gate, up and down, or (in files of 2023) one for each expert.
 
     transformers has gate and up in one tensor: one after the other, or, `turned`, column by column.
@@ -126,20 +126,20 @@ def _expert_source(model: GgufModel, blk: str, which: str, *, bias: bool, turned
     suffix = "bias" if bias else "weight"
     if which == "down":
         if single := _single_experts(model, blk, "down"):
-            return Source(single, lambda parts: torch.stack(tuple(parts)))
+            return TensorSource(single, lambda parts: torch.stack(tuple(parts)))
         turn = turned and not bias
-        return Source(
+        return TensorSource(
             (f"{blk}.ffn_down_exps.{suffix}",), lambda parts: parts[0].transpose(1, 2) if turn else parts[0]
         )
     if turned:
         stored = (f"{blk}.ffn_gate_exps.{suffix}", f"{blk}.ffn_up_exps.{suffix}")
-        return Source(stored, _columns_by_turns if bias else _rows_by_turns)
+        return TensorSource(stored, _columns_by_turns if bias else _rows_by_turns)
     if gates := _single_experts(model, blk, "gate"):
-        return Source(gates + _single_experts(model, blk, "up"), _gates_then_ups)
+        return TensorSource(gates + _single_experts(model, blk, "up"), _gates_then_ups)
     if f"{blk}.ffn_gate_up_exps.{suffix}" in model.tensors:
-        return Source((f"{blk}.ffn_gate_up_exps.{suffix}",), lambda parts: parts[0])
+        return TensorSource((f"{blk}.ffn_gate_up_exps.{suffix}",), lambda parts: parts[0])
     stored = (f"{blk}.ffn_gate_exps.{suffix}", f"{blk}.ffn_up_exps.{suffix}")
-    return Source(stored, lambda parts: torch.cat(tuple(parts), 1))
+    return TensorSource(stored, lambda parts: torch.cat(tuple(parts), 1))
 
 
 def _single_experts(model: GgufModel, blk: str, which: str) -> tuple[str, ...]:
@@ -173,7 +173,7 @@ def _in_halves(n_heads: int) -> Make:
     return make
 
 
-def _check(model: GgufModel, source: Source, name: str, wanted: torch.Tensor) -> None:
+def _check(model: GgufModel, source: TensorSource, name: str, wanted: torch.Tensor) -> None:
     """Make the tensor of nothing but shapes, and compare."""
     shapes = [model.tensors[part].shape for part in source.names]
     try:
