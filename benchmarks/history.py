@@ -1,0 +1,70 @@
+"""Results of earlier runs, one JSON document a line, oldest first: what `report.finish` appends and `compare` reads.
+
+`finish` appends only where the variable TOKENMUX_HISTORY names a file (`make bench` names `benchmarks/history.jsonl`),
+so that a look with `--quick`, or a test, leaves the checkout as it is.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+FILE = Path(__file__).parent / "history.jsonl"
+VARIABLE = "TOKENMUX_HISTORY"
+KIND = ("system", "cpu", "cores", "device", "interpreted", "threads")
+"""What must be equal of two machines for their numbers to be compared. Versions may differ: they are part of what changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One run of one benchmark."""
+
+    benchmark: str
+    commit: str
+    date: str
+    quick: bool
+    """It measured less (`--quick`)."""
+    machine: Mapping[str, object]
+    metrics: Mapping[str, float]
+    targets: Mapping[str, Mapping[str, object]]
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Equal for runs that may be compared: one benchmark, at one length, on machines of one kind."""
+        return (self.benchmark, self.quick, *(self.machine.get(fact) for fact in KIND))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its metrics, without the percentiles that stand beside some of them."""
+        return tuple(name for name in self.metrics if not name.endswith(("_p20", "_p80")))
+
+
+def append(document: Mapping[str, object], file: Path) -> None:
+    """Add the document that a benchmark printed to the end of `file`, which is made if it is not there."""
+    with file.open("a", encoding="utf-8") as out:
+        out.write(json.dumps(document) + "\n")
+
+
+def read(file: Path) -> Iterator[Entry]:
+    """Every run in `file`, oldest first. Raises ValueError with the number of a line that is not one."""
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            found = json.loads(line)
+            yield Entry(
+                found["benchmark"],
+                found["commit"],
+                found["date"],
+                found.get("quick", False),
+                found["machine"],
+                found["metrics"],
+                found["targets"],
+            )
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{file}:{number} is not the result of a benchmark: {error!r}") from error
+
+
+def wanted() -> Path | None:
+    """The file to which results are to be appended, if the environment names one."""
+    named = os.environ.get(VARIABLE)
+    return Path(named) if named else None

@@ -1,0 +1,64 @@
+"""A policy of one's own, tried on a simulated GPU beside the default one.
+
+    python examples/write_a_policy.py
+
+The model whose request has waited longest has the device until that request is done; requests for the same model join
+its batch. It needs nothing but the view that it is given, and returns values: what it plans is checked by the instance.
+"""
+
+from plan_a_pool import small_catalogue, traffic_for
+from tokenmux.core.event import Arrived, Event
+from tokenmux.core.plan import IDLE, Channel, Plan, Step
+from tokenmux.scheduler.policy.baselines import turns
+from tokenmux.scheduler.policy.interface import InstanceView, ModelView
+from tokenmux.scheduler.policy.pool.placement import LeastLoaded
+from tokenmux.scheduler.policy.steps import decode_chunks, must_end, prefill_chunks
+from tokenmux.simulator.scenario import simulate
+
+BURST_S = 0.2
+
+
+class OldestFirst:
+    """First come, first served."""
+
+    name = "oldest-first"
+
+    def on_event(self, event: Event, view: InstanceView) -> None:
+        """Nothing to remember: the oldest request is looked up whenever it is asked for."""
+
+    def plan(self, channel: Channel, view: InstanceView) -> Plan:
+        waiting = [model for model in view.live_models.values() if model.n_live]
+        if not waiting:
+            return IDLE
+        first = min(waiting, key=turns.oldest_arrival_s)
+        # `serve` lets the rescue take over while this model cannot step: no memory is too small to make progress.
+        return turns.serve(channel, view, first, lambda channel: self._own(channel, view, first))
+
+    def _own(self, channel: Channel, view: InstanceView, model: ModelView) -> Plan:
+        chunks = prefill_chunks(view, model.waiting.values()) + decode_chunks(model)
+        match channel:
+            case Channel.FETCH:
+                return turns.fetch(view, model)
+            case Channel.COPY_IN:
+                return turns.bring_in(view, model) or turns.page_in(view, model) or IDLE
+            case Channel.COPY_OUT:
+                return IDLE if view.can_run(chunks) else turns.page_out(view, model.decoding.values())
+            case Channel.COMPUTE:
+                return turns.step(view, model, chunks, BURST_S)
+
+    def interrupts(self, step: Step, event: Event, view: InstanceView) -> bool:
+        """A burst ends for a request that could join it, and for one that leaves it."""
+        return must_end(step, event) or (isinstance(event, Arrived) and event.request.model == step.model)
+
+
+def main() -> None:
+    catalogue = small_catalogue()
+    requests = traffic_for(catalogue)
+    for name, policy in (("oldest-first", OldestFirst), ("slack", None)):
+        chosen = "slack" if policy is None else lambda n: ([policy() for _ in range(n)], LeastLoaded())
+        outcome = simulate(catalogue, requests, 2, chosen)
+        print(f"{name}: {outcome.summary().tokens_on_time:.3f} of all tokens on time, {outcome.n_swaps} swaps")
+
+
+if __name__ == "__main__":
+    main()
