@@ -8,14 +8,14 @@ GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
 OUT ?= gpu-results
 
-.PHONY: help setup test nightly lint format types imports proto bench gpu demo check
+.PHONY: help setup test nightly lint format spelling types imports proto bench gpu demo check
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: ## a virtual environment with everything that tests need
+setup: ## a virtual environment with everything that tests and pre-commit need
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -e '.[test]'
+	$(BIN)/pip install -e '.[dev]'
 
 test: ## all tests
 	$(BIN)/pytest
@@ -30,6 +30,9 @@ lint: ## ruff: rules and format, without changing anything
 format: ## ruff: repair what can be repaired
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+spelling: ## codespell
+	$(BIN)/codespell
 
 types: ## mypy, strict
 	$(BIN)/mypy -p tokenmux
@@ -51,4 +54,4 @@ gpu: ## everything that only a GPU can tell, in eight minutes: results in the fo
 demo: ## many models on one small virtual device
 	$(BIN)/tokenmux demo
 
-check: lint types imports test ## what has to be green before a commit
+check: lint spelling types imports test ## what has to be green before a commit

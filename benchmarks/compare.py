@@ -62,7 +62,10 @@ def _changes(new: Entry, before: Sequence[Entry]) -> Iterable[Change]:
         if not earlier:
             continue
         seen = [
-            entry.metrics[key] for entry in earlier for key in (name, f"{name}_p20", f"{name}_p80") if key in entry.metrics
+            entry.metrics[key]
+            for entry in earlier
+            for key in (name, f"{name}_p20", f"{name}_p80")
+            if key in entry.metrics
         ]
         met = [bool(entry.targets[name]["met"]) for entry in (earlier[-1], new) if name in entry.targets]
         yield Change(

@@ -36,7 +36,9 @@ def main() -> None:
     for n_gpus in range(1, 9):
         outcome = simulate(catalogue, requests, n_gpus, "slack", Hardware("H100"), to_the_end=False)
         on_time = outcome.summary().tokens_on_time
-        print(f"{n_gpus} GPUs: {on_time:.3f} of {len(requests)} requests' tokens on time, {outcome.n_swaps} swaps")
+        print(
+            f"{n_gpus} GPUs: {on_time:.3f} of {len(requests)} requests' tokens on time, {outcome.n_swaps} swaps"
+        )
         if on_time >= GOAL:
             print(f"{len(catalogue.facts)} models need {n_gpus} GPUs")
             return

@@ -9,10 +9,13 @@ this program. The last lines say how often weights were swapped.
 import argparse
 import subprocess
 import sys
+import time
 
-from tokenmux import Client
+from tokenmux.client import Client
 
 PROMPT = "Once upon a time"
+COUNTED_EVERY_S = 1.5
+"""The server hears once a second what its worker has counted."""
 
 
 def main() -> None:
@@ -23,9 +26,10 @@ def main() -> None:
     asked = parser.parse_args()
 
     first, second = asked.models
-    command = [sys.executable, "-m", "tokenmux.cli", "serve", "--listen", "127.0.0.1:0", "--arena", asked.arena]
-    command += ["--model", f"first={first}", "--model", f"second={second}"]
-    command += ["--catalogue", asked.catalogue] if asked.catalogue else []
+    command = [sys.executable, "-m", "tokenmux.cli.app", "serve", "--listen", "127.0.0.1:0"]
+    command += ["--arena", asked.arena, "--model", f"first={first}", "--model", f"second={second}"]
+    if asked.catalogue:
+        command += ["--catalogue", asked.catalogue]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             ask_both(address_of(server))
@@ -49,6 +53,7 @@ def ask_both(address: str) -> None:
             for model in ("first", "second"):
                 answer = client.generate(model, PROMPT, max_tokens=8)
                 print(f"{model}: {answer.text!r} after {answer.finish.ttft_s:.2f} s")
+        time.sleep(COUNTED_EVERY_S)
         for found in client.models.list():
             print(f"{found.name}: {found.residency.value}, swapped in {found.n_swaps} times")
 

@@ -1,15 +1,18 @@
 """Stream an answer from a running server, and show what happens to the request meanwhile.
 
-    python examples/stream.py 127.0.0.1:50051 MODEL "Once upon a time"
+python examples/stream.py 127.0.0.1:50051 MODEL "Once upon a time"
 """
 
 import sys
 
-from tokenmux import Client, Delta, Finish, State
+from tokenmux.client import Client, Delta, Finish, State
 
 
 def main(address: str, model: str, prompt: str) -> None:
-    with Client(address) as client, client.stream(model, prompt, max_tokens=24, temperature=0.7, seed=1) as events:
+    with (
+        Client(address) as client,
+        client.stream(model, prompt, max_tokens=24, temperature=0.7, seed=1) as events,
+    ):
         for event in events:
             match event:
                 case State(phase):
@@ -17,7 +20,9 @@ def main(address: str, model: str, prompt: str) -> None:
                 case Delta():
                     print(event.text, end="", flush=True)
                 case Finish():
-                    print(f"\n{event.n_completion_tokens} tokens, the first after {event.ttft_s:.2f} s: {event.reason}")
+                    print(
+                        f"\n{event.n_completion_tokens} tokens, the first after {event.ttft_s:.2f} s: {event.reason}"
+                    )
 
 
 if __name__ == "__main__":

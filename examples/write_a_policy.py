@@ -1,4 +1,4 @@
-"""A policy of one's own, tried on a simulated GPU beside the default one.
+"""A policy of one's own, tried on two simulated GPUs beside the default one.
 
     python examples/write_a_policy.py
 
@@ -6,11 +6,15 @@ The model whose request has waited longest has the device until that request is 
 its batch. It needs nothing but the view that it is given, and returns values: what it plans is checked by the instance.
 """
 
+from collections.abc import Sequence
+
 from plan_a_pool import small_catalogue, traffic_for
+
 from tokenmux.core.event import Arrived, Event
 from tokenmux.core.plan import IDLE, Channel, Plan, Step
 from tokenmux.scheduler.policy.baselines import turns
-from tokenmux.scheduler.policy.interface import InstanceView, ModelView
+from tokenmux.scheduler.policy.interface import InstancePolicy, InstanceView, ModelView
+from tokenmux.scheduler.policy.pool.interface import PoolPolicy
 from tokenmux.scheduler.policy.pool.placement import LeastLoaded
 from tokenmux.scheduler.policy.steps import decode_chunks, must_end, prefill_chunks
 from tokenmux.simulator.scenario import simulate
@@ -51,13 +55,18 @@ class OldestFirst:
         return must_end(step, event) or (isinstance(event, Arrived) and event.request.model == step.model)
 
 
+def oldest_first(n_instances: int) -> tuple[Sequence[InstancePolicy], PoolPolicy]:
+    """A policy for each instance, and one that chooses among instances."""
+    return [OldestFirst() for _ in range(n_instances)], LeastLoaded()
+
+
 def main() -> None:
     catalogue = small_catalogue()
     requests = traffic_for(catalogue)
-    for name, policy in (("oldest-first", OldestFirst), ("slack", None)):
-        chosen = "slack" if policy is None else lambda n: ([policy() for _ in range(n)], LeastLoaded())
-        outcome = simulate(catalogue, requests, 2, chosen)
-        print(f"{name}: {outcome.summary().tokens_on_time:.3f} of all tokens on time, {outcome.n_swaps} swaps")
+    for name, policy in (("oldest-first", oldest_first), ("slack", "slack")):
+        outcome = simulate(catalogue, requests, 2, policy)
+        on_time = outcome.summary().tokens_on_time
+        print(f"{name}: {on_time:.3f} of all tokens on time, {outcome.n_swaps} swaps")
 
 
 if __name__ == "__main__":
