@@ -13,6 +13,7 @@ from benchmarks.report import Target, finish, spread, table
 from benchmarks.workloads import quick
 from tokenmux.core.event import Event
 from tokenmux.core.plan import Channel, Plan, Step
+from tokenmux.scheduler.metrics.summary import percentile
 from tokenmux.scheduler.policy.instance_policy import InstanceView
 from tokenmux.scheduler.policy.pool.placement import LeastLoaded
 from tokenmux.scheduler.policy.slack import SlackPolicy
@@ -68,10 +69,10 @@ def main() -> None:
     alone, shared = measure(1, duration_s), measure(8, duration_s)
     metrics = {
         **spread("decision_us", alone),
-        "decision_us_p99": alone[int(0.99 * len(alone))],
+        "decision_us_p99": percentile(alone, 0.99),
         "decisions": len(alone),
         **spread("decision_8_tenants_us", shared),
-        "decision_8_tenants_us_p99": shared[int(0.99 * len(shared))],
+        "decision_8_tenants_us_p99": percentile(shared, 0.99),
     }
     table("One decision, microseconds", ["measure", "value"], [[k, v] for k, v in metrics.items()])
     finish("decision", metrics, TARGETS)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -43,15 +44,8 @@ class Target:
 
 def spread(name: str, samples: Sequence[float]) -> dict[str, float]:
     """Median of the samples under `name`, and their 20th and 80th percentile beside it."""
-    ordered = sorted(samples)
-
-    def at(share: float) -> float:
-        place = share * (len(ordered) - 1)
-        low = int(place)
-        high = min(low + 1, len(ordered) - 1)
-        return ordered[low] + (place - low) * (ordered[high] - ordered[low])
-
-    return {name: at(0.5), f"{name}_p20": at(0.2), f"{name}_p80": at(0.8)}
+    middle, low, high = (float(at) for at in np.percentile(samples, (50, 20, 80)))
+    return {name: middle, f"{name}_p20": low, f"{name}_p80": high}
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -27,6 +27,7 @@ from tokenmux.messages.reports import Finished, FromWorker
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.instance.started import Started
 from tokenmux.scheduler.memory.host_cache import HostCache
+from tokenmux.scheduler.metrics.summary import percentile
 from tokenmux.scheduler.policy.slack import SlackPolicy
 
 GB = 10**9
@@ -155,7 +156,7 @@ def main() -> None:
     ):
         ordered = sorted(1e3 * s for s in seconds)
         metrics |= report.spread(name, ordered)
-        metrics[f"{name}_p99"] = ordered[int(0.99 * (len(ordered) - 1))]
+        metrics[f"{name}_p99"] = percentile(ordered, 0.99)
         metrics[f"{what}s"] = float(len(ordered))
         rows.append(
             [what, len(ordered), metrics[name], metrics[f"{name}_p80"], metrics[f"{name}_p99"], ordered[-1]]

@@ -110,9 +110,9 @@ class _Model:
 
 def _models(folders: list[Path], config: Path | None) -> Iterator[_Model]:
     """What is in the folders, and in the catalogue of a configuration and beside it. Raises what reading them raises."""
+    from tokenmux.core.facts import BLOCK_TOKENS
     from tokenmux.models.catalogue.catalogue import Catalogue, describe_folder
     from tokenmux.models.catalogue.entry import Entry
-    from tokenmux.models.catalogue.model_facts import BLOCK_TOKENS
 
     def of_entry(entry: Entry) -> _Model:
         return _Model(

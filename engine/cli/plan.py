@@ -13,8 +13,7 @@ from rich.console import Console
 
 from tokenmux.client import Client, ModelSizes, RecordedRequest
 from tokenmux.core.errors import ConfigError, NotFound, WorkerFailed
-from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
-from tokenmux.simulator.planner.decoder import BLOCK_TOKENS
+from tokenmux.core.facts import BLOCK_TOKENS, Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.simulator.planner.planner import Job, PlanSearch, Point, World, plan_here, simulate_job
 from tokenmux.workload.trace import Trace, TraceRequest
 

@@ -8,7 +8,7 @@ from typing import Any, Self, Unpack
 import grpc
 
 from tokenmux.client import convert
-from tokenmux.client.connection import DEFAULT_TARGET, Connection
+from tokenmux.client.connection import DEFAULT_ADDRESS, Connection
 from tokenmux.client.errors import translated
 from tokenmux.client.options import GenerateOptions
 from tokenmux.client.values import (
@@ -82,7 +82,7 @@ class AsyncClient:
 
     def __init__(
         self,
-        target: str = DEFAULT_TARGET,
+        target: str = DEFAULT_ADDRESS,
         *,
         api_key: str | None = None,
         tls: bool = False,

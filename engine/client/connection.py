@@ -9,7 +9,7 @@ import grpc
 
 from tokenmux.client.errors import WrongArgument
 
-DEFAULT_TARGET = "127.0.0.1:50051"
+DEFAULT_ADDRESS = "127.0.0.1:50051"
 
 _OPTIONS = (
     ("grpc.max_receive_message_length", -1),  # the server bounds what it sends by what was asked for
@@ -26,7 +26,7 @@ class Connection:
     can carry.
     """
 
-    target: str = DEFAULT_TARGET
+    target: str = DEFAULT_ADDRESS
     api_key: str | None = None
     tls: bool = False
     ca_file: Path | None = None

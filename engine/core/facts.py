@@ -10,6 +10,9 @@ from typing import NewType
 ModelId = NewType("ModelId", str)
 ImageId = NewType("ImageId", str)
 
+BLOCK_TOKENS = 16
+"""Tokens per KV block unless the pool says otherwise. In SmolLM2 such a block is 369 kB in bfloat16."""
+
 
 @dataclass(frozen=True, slots=True)
 class Image:

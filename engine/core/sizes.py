@@ -32,9 +32,13 @@ def parse_size(value: object) -> int:
 
 
 def show_size(n_bytes: float) -> str:
-    """Three significant digits or so: "270 MB" is for marketing, "257 MiB" is what fits."""
+    """`n_bytes` with one decimal in the largest fitting unit, such as "257.5 MiB"; below 1 KiB, "512 bytes"."""
     for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if n_bytes >= scale:
-            amount = n_bytes / scale
-            return f"{amount:.0f} {unit}" if amount >= 100 else f"{amount:.1f} {unit}"
-    return f"{n_bytes:.0f} B"
+            return f"{n_bytes / scale:.1f} {unit}"
+    return f"{n_bytes:.0f} bytes"
+
+
+def round_up(n: int, multiple: int) -> int:
+    """The smallest multiple of `multiple` that is not below `n`."""
+    return -(-n // multiple) * multiple

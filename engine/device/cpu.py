@@ -14,21 +14,18 @@ from tokenmux.core.errors import DoesNotFit, TokenmuxError
 from tokenmux.core.event import SUPERSEDED, CopyDone
 from tokenmux.core.facts import DeviceFacts, Image, ImageId
 from tokenmux.core.plan import Activate, Channel, Compact, Fetch, PageIn, PageOut, Step
-from tokenmux.device.channel import ChannelThread
+from tokenmux.core.sizes import show_size
+from tokenmux.device.channel import CHANNEL_CLOSE_S, ChannelThread
 from tokenmux.device.device_protocol import Host, Post
 from tokenmux.device.memory import Memory, available_bytes
 from tokenmux.device.operation_progress import SupersededError, progress_of, until_superseded
 from tokenmux.device.reader import GivenUpError, Reader
 from tokenmux.device.spans import paging_spans
 from tokenmux.scheduler.instance.started import Started
-from tokenmux.scheduler.memory.capacity import show_size
 from tokenmux.scheduler.memory.ledger import Ledger, Transfer
 
 COPY_CHUNK_BYTES = 16 << 20
 """Between chunks the interpreter lock changes hands and a closing device is noticed; larger chunks were no faster."""
-
-CLOSE_TIMEOUT_S = 1.0
-"""A channel that has not ended by then is inside a step or a read; four of them wait less long than the front does."""
 
 CopySpan = tuple[int, int, int]
 """(target address, source address, bytes)"""
@@ -103,7 +100,7 @@ class CpuDevice:
         self._closing.set()
         self._interrupted.set()
         self._reader.close()
-        ended = [channel.close(CLOSE_TIMEOUT_S) for channel in self._channels.values()]
+        ended = [channel.close(CHANNEL_CLOSE_S) for channel in self._channels.values()]
         if not all(ended):
             return  # what hangs may still touch its memory; the end of the process ends both
         for memory in (self.arena, self._host_kv, *self._images.values()):

@@ -24,7 +24,7 @@ from tokenmux.messages.reports import Broken, FromWorker
 
 _log = logging.getLogger(__name__)
 
-CLOSE_TIMEOUT_S = 5.0
+PROCESS_CLOSE_S = 5.0
 """A worker that has not ended by then, most likely inside a step, is killed."""
 
 REAP_TIMEOUT_S = 2.0
@@ -80,7 +80,7 @@ class ProcessWorker:
             self.send(Shutdown())
         except WorkerFailed:
             pass
-        self._process.join(CLOSE_TIMEOUT_S)
+        self._process.join(PROCESS_CLOSE_S)
         if self._process.is_alive():
             self._process.kill()
             self._process.join(REAP_TIMEOUT_S)

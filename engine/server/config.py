@@ -5,7 +5,6 @@ This describes; `tokenmux.server.serve` builds from it.
 """
 
 import difflib
-import ipaddress
 import os
 import re
 from collections.abc import Sequence
@@ -24,17 +23,17 @@ from pydantic import (
     ValidationInfo,
 )
 
+from tokenmux.core.addresses import DEFAULT_ADDRESS, is_loopback
 from tokenmux.core.errors import ConfigError
 from tokenmux.core.memory_budgets import DeviceKind
+from tokenmux.core.model_names import MODEL_NAME
 from tokenmux.core.sizes import parse_size
 from tokenmux.scheduler.policy.registry import make_policy
 from tokenmux.server.front.admission import MAX_SECONDS, MAX_WEIGHT, MIN_SECONDS, MIN_WEIGHT
-from tokenmux.server.front.names import MAX_TENANT_CHARS, NAME, tenant_fault
+from tokenmux.server.front.names import MAX_TENANT_CHARS, tenant_fault
 from tokenmux.server.grpc_api.access import Scope
 from tokenmux.server.grpc_api.malformed import GRPC_LIMIT_TIMES
 from tokenmux.server.yaml_lines import Document, Place, parse
-
-DEFAULT_LISTEN = "127.0.0.1:50051"
 
 
 def _address(value: str) -> str:
@@ -46,12 +45,14 @@ def _address(value: str) -> str:
         or not (port.isascii() and port.isdecimal() and len(port) <= 5)
         or int(port) > 65535
     ):
-        raise ValueError(f"{value!r} is no address: write HOST:PORT, such as {DEFAULT_LISTEN} or [::1]:50051")
+        raise ValueError(
+            f"{value!r} is no address: write HOST:PORT, such as {DEFAULT_ADDRESS} or [::1]:50051"
+        )
     return value
 
 
 def _name(value: str) -> str:
-    if not NAME.fullmatch(value):
+    if not MODEL_NAME.fullmatch(value):
         raise ValueError(f"{value!r} is no model name: use letters, digits and . _ -, at most 128 characters")
     return value
 
@@ -227,7 +228,7 @@ class KeyConfig(Section):
 class PoolConfig(Section):
     """The whole file."""
 
-    listen: Address = DEFAULT_LISTEN
+    listen: Address = DEFAULT_ADDRESS
     catalogue: Location = Path("~/.cache/tokenmux/catalogue")
     models: dict[ModelName, Annotated[ModelConfig, BeforeValidator(_source)]] = Field(default_factory=dict)
     device: DeviceConfig = DeviceConfig()
@@ -274,7 +275,7 @@ def check(document: Document, folder: Path, overrides: Sequence[Override] = ()) 
     """Validate parsed data; relative paths are taken from `folder`. Raises ConfigError."""
     if not isinstance(document.data, dict):
         raise ConfigError(
-            f"{document.name}:1: there must be keys and values, such as `listen: {DEFAULT_LISTEN}`"
+            f"{document.name}:1: there must be keys and values, such as `listen: {DEFAULT_ADDRESS}`"
         )
     data = document.data
     for override in overrides:
@@ -290,17 +291,6 @@ def check(document: Document, folder: Path, overrides: Sequence[Override] = ()) 
             "\n".join(f"{_where(document, place, overrides)}: {text}" for place, text in mistakes)
         )
     return config
-
-
-def is_loopback(listen: str) -> bool:
-    """Whether only programs on this machine can reach the address."""
-    host = listen.rpartition(":")[0].strip("[]")
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _contradictions(config: PoolConfig) -> list[tuple[Place, str]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from tokenmux.core.errors import ConfigError, NotServable
 from tokenmux.core.facts import DeviceFacts, HostFacts, ModelFacts
 from tokenmux.core.memory_budgets import PREFILL_CHUNK_TOKENS, default_budgets, default_slab_bytes
+from tokenmux.core.progress import Progress
 from tokenmux.core.request import ServiceLevel
 from tokenmux.device.cuda.gpu import check_cuda
 from tokenmux.executor.assemble import WorkerConfig
@@ -25,7 +26,7 @@ from tokenmux.server.children.texts import TextLimits, Texts
 from tokenmux.server.config import PoolConfig
 from tokenmux.server.front.admission import Defaults
 from tokenmux.server.front.front import Front, Limits
-from tokenmux.server.front.seams import Progress, Worker, WorkerFactory
+from tokenmux.server.front.seams import Worker, WorkerFactory
 from tokenmux.server.front.tenants import Weights
 from tokenmux.server.front.traffic import TraceFile, TrafficRecorder
 from tokenmux.server.grpc_api.access import Access, Key

@@ -7,9 +7,7 @@ head had its own, and `as_artifact` does the same for comparisons with it.
 from dataclasses import dataclass, replace
 
 from tokenmux.core.errors import NotFound
-from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
-
-_BLOCK_TOKENS = 16
+from tokenmux.core.facts import BLOCK_TOKENS, Image, ImageId, KvShape, ModelFacts, ModelId
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +32,7 @@ class Architecture:
         return ModelFacts(
             ModelId(model),
             (Image(ImageId(f"{model}/weights"), n_bytes),),
-            KvShape(self.n_layers, self.n_kv_heads, self.head_dim, 2, _BLOCK_TOKENS),
+            KvShape(self.n_layers, self.n_kv_heads, self.head_dim, 2, BLOCK_TOKENS),
             self.max_context,
             int(1e9 * (self.active_b or self.parameters_b)),
         )

@@ -145,7 +145,7 @@ def test_models_and_status_are_shown(server: ServerThread, monkeypatch: pytest.M
 
 def test_the_pool_is_resized(server: ServerThread) -> None:
     result = run(server, "pool", "resize", "512MiB")
-    assert (result.exit_code, result.stdout) == (0, "the pool has 512 MiB of device memory\n")
+    assert (result.exit_code, result.stdout) == (0, "the pool has 512.0 MiB of device memory\n")
     assert server.do(server.served.hub.next(Resize)) == Resize(512 << 20)
     server.served.hub.refuses["resize"] = "512 bytes is too little"
     assert "512 bytes is too little" in refused(run(server, "pool", "resize", "512"), 1)

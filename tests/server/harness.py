@@ -22,6 +22,7 @@ from tokenmux.core.errors import (
 )
 from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.core.phases import PhaseChanged, RequestPhase, Residency
+from tokenmux.core.progress import Progress
 from tokenmux.core.request import FinishReason
 from tokenmux.core.span import Span
 from tokenmux.messages.commands import (
@@ -54,7 +55,6 @@ from tokenmux.server.app import Transport, running
 from tokenmux.server.front.admission import Defaults
 from tokenmux.server.front.front import Front, Limits
 from tokenmux.server.front.generation import Chat, Text
-from tokenmux.server.front.seams import Progress
 from tokenmux.server.front.tenants import Weights
 from tokenmux.server.front.traffic import TrafficRecorder
 from tokenmux.server.grpc_api.access import Access, Key

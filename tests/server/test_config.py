@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenmux.core.errors import ConfigError
-from tokenmux.core.sizes import parse_size, show_size
-from tokenmux.server.config import Override, PoolConfig, check, is_loopback, load_config
+from tokenmux.server.config import Override, PoolConfig, check, load_config
 from tokenmux.server.grpc_api.access import Scope
 from tokenmux.server.yaml_lines import parse
 
@@ -232,31 +231,3 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "latin.yaml").write_bytes(b"listen: \xe4\n")
     with pytest.raises(ConfigError, match="is not UTF-8 text"):
         load_config(tmp_path / "latin.yaml")
-
-
-@pytest.mark.parametrize(
-    ("listen", "loopback"),
-    [
-        ("127.0.0.1:1", True), ("127.8.8.8:1", True), ("[::1]:1", True), ("localhost:1", True),
-        ("0.0.0.0:1", False), ("[::]:1", False), ("10.0.0.1:1", False), ("example.org:1", False),
-    ],
-)  # fmt: skip
-def test_what_is_loopback(listen: str, loopback: bool) -> None:
-    assert is_loopback(listen) is loopback
-
-
-@pytest.mark.parametrize(
-    ("text", "n_bytes"), [("2GiB", 2 << 30), ("1.5 gib", 3 << 29), ("10MB", 10**7), (512, 512), ("7 B", 7)]
-)
-def test_sizes(text: object, n_bytes: int) -> None:
-    assert parse_size(text) == n_bytes
-
-
-@pytest.mark.parametrize("text", ["", "GiB", "-1GiB", "2 apples", "1e9", True, None])
-def test_what_is_no_size(text: object) -> None:
-    with pytest.raises(ValueError, match="is not a size"):
-        parse_size(text)
-
-
-def test_sizes_are_shown_as_what_fits() -> None:
-    assert [show_size(n) for n in (0, 2048, 270_000_000, 3 << 29)] == ["0 B", "2.0 KiB", "257 MiB", "1.5 GiB"]

@@ -38,7 +38,7 @@ from tokenmux.core.event import SUPERSEDED, CopyDone
 from tokenmux.core.facts import DeviceFacts, Image, ImageId
 from tokenmux.core.plan import Activate, Channel, Compact, Fetch, PageIn, PageOut, Step
 from tokenmux.core.request import RequestId
-from tokenmux.device.channel import ChannelThread
+from tokenmux.device.channel import CHANNEL_CLOSE_S, ChannelThread
 from tokenmux.device.cuda.chunks import (
     CHUNK_BYTES,
     CHUNKS_IN_FLIGHT,
@@ -70,10 +70,6 @@ T = TypeVar("T")
 _COPYING = (Channel.COPY_IN, Channel.COPY_OUT)
 
 _NO_COPIES = Copies(())
-
-CLOSE_TIMEOUT_S = 1.0
-"""A channel that has not ended by then hangs in the driver, and only the end of the process ends it. Four of them wait less long
-than the front does before it kills the process."""
 
 
 LOCK_BYTES = 1 << 30
@@ -254,7 +250,7 @@ class CudaDevice:
         self._closing.set()
         self._interrupted.set()
         self._reader.close()
-        ended = [channel.close(CLOSE_TIMEOUT_S) for channel in self._channels.values()]
+        ended = [channel.close(CHANNEL_CLOSE_S) for channel in self._channels.values()]
         if not all(ended):
             _log.error("%s: an operation hangs in the driver; the process has to end", self._gpu.name)
             return

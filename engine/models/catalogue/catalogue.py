@@ -13,7 +13,6 @@ that are not whole.
 """
 
 import json
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -43,6 +42,9 @@ from tokenmux.core.errors import (
     TokenmuxError,
     UnsupportedModel,
 )
+from tokenmux.core.facts import BLOCK_TOKENS
+from tokenmux.core.model_names import MODEL_NAME
+from tokenmux.core.progress import Progress, no_progress
 from tokenmux.models.atomic_files import DISK_FULL, atomic_file
 from tokenmux.models.catalogue.config_limits import check_size
 from tokenmux.models.catalogue.conversion import image_from_folder
@@ -55,7 +57,7 @@ from tokenmux.models.catalogue.entry import (
     is_current,
 )
 from tokenmux.models.catalogue.locks import Claim, alone_in, is_free
-from tokenmux.models.catalogue.model_facts import BLOCK_TOKENS, model_facts
+from tokenmux.models.catalogue.model_facts import model_facts
 from tokenmux.models.catalogue.probe import probe
 from tokenmux.models.catalogue.safetensors_checkpoint import find_weights
 from tokenmux.models.config_file import first_line, load_model_config, read_object
@@ -64,9 +66,8 @@ from tokenmux.models.text.encoder import is_foreign
 from tokenmux.models.text.text_files import TRIAL_S, write_text_files
 from tokenmux.models.text.tokenizer import Tokenizer
 from tokenmux.models.transformers_log import quiet_transformers
-from tokenmux.models.weights.image import Manifest, Progress, no_progress
+from tokenmux.models.weights.image import Manifest
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _CONFIG_FILES = ("config.json", "generation_config.json")
 _TOKENIZER_FILES = (
     "tokenizer*",
@@ -131,7 +132,7 @@ class Catalogue:
         """Names of all entries, sorted."""
         if not self._models.is_dir():
             return ()
-        return tuple(sorted(p.name for p in self._models.iterdir() if _NAME.fullmatch(p.name)))
+        return tuple(sorted(p.name for p in self._models.iterdir() if MODEL_NAME.fullmatch(p.name)))
 
     def entries(self) -> tuple[Entry, ...]:
         """All entries, sorted by name. Raises BadCheckpoint for a damaged one."""
@@ -391,7 +392,7 @@ def describe_folder(
 
 
 def checked_name(name: str) -> str:
-    if not _NAME.fullmatch(name):
+    if not MODEL_NAME.fullmatch(name):
         raise InvalidRequest(
             f"{name!r} is not a model name: letters, digits, '.', '_' and '-', beginning with a letter or digit"
         )

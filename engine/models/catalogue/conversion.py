@@ -14,6 +14,8 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from tokenmux.core.errors import BadCheckpoint, TokenmuxError
+from tokenmux.core.progress import Progress, no_progress
+from tokenmux.core.sizes import round_up
 from tokenmux.models.catalogue.safetensors_checkpoint import SafetensorsFile, find_weights
 from tokenmux.models.network.skeleton import state_names
 from tokenmux.models.transformers_log import quiet_transformers
@@ -21,9 +23,7 @@ from tokenmux.models.weights.image import (
     DTYPE_NAMES,
     TENSOR_ALIGNMENT,
     Manifest,
-    Progress,
     map_bytes,
-    no_progress,
     sha256,
     write_image,
 )
@@ -108,8 +108,6 @@ def _write(
     model: PreTrainedModel, target: Path, source: str, dtype: torch.dtype, progress: Progress
 ) -> Manifest:
     names = state_names(model)
-    n_bytes = sum(
-        -(-t.numel() * t.element_size() // TENSOR_ALIGNMENT) * TENSOR_ALIGNMENT for t in names.values()
-    )
+    n_bytes = sum(round_up(t.numel() * t.element_size(), TENSOR_ALIGNMENT) for t in names.values())
 
     return write_image(target, names.items(), source=source, dtype=dtype, n_bytes=n_bytes, progress=progress)

@@ -12,8 +12,8 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from tokenmux.core.errors import BadCheckpoint, NotFound
-from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
-from tokenmux.models.catalogue.model_facts import BLOCK_TOKENS, check_facts
+from tokenmux.core.facts import BLOCK_TOKENS, Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.models.catalogue.model_facts import check_facts
 from tokenmux.models.config_file import load_model_config, read_object
 from tokenmux.models.network.skeleton import Skeleton
 from tokenmux.models.text.decoder import Decoder

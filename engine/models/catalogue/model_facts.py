@@ -7,11 +7,8 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from tokenmux.core.errors import UnsupportedModel
-from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.facts import BLOCK_TOKENS, Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.models.weights.image import Manifest
-
-BLOCK_TOKENS = 16
-"""Tokens per KV block unless the pool says otherwise. In SmolLM2 such a block is 369 kB in bfloat16."""
 
 
 def model_facts(

@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from tokenmux.core.errors import UnsupportedModel
+from tokenmux.core.sizes import round_up
 from tokenmux.models.catalogue.config_limits import check_buildable
 from tokenmux.models.catalogue.model_facts import kv_shape
 from tokenmux.models.config_file import first_line
@@ -200,7 +201,7 @@ def manifest_in_memory(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) 
     entries: dict[str, TensorEntry] = {}
     offset = 0
     for name, tensor in tensors.items():
-        offset = -(-offset // TENSOR_ALIGNMENT) * TENSOR_ALIGNMENT
+        offset = round_up(offset, TENSOR_ALIGNMENT)
         size = tensor.numel() * tensor.element_size()
         entries[name] = TensorEntry(name, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), offset, size)
         offset += size

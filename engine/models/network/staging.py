@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tokenmux.core.sizes import round_up
+
 STAGING_BYTES = 1 << 20
 """A batch of 64 rows with tables of 1,024 blocks needs half of it. More is made where a step needs more."""
 
@@ -136,7 +138,7 @@ class Staging:
 
 
 def _aligned(n_bytes: int) -> int:
-    return -(-n_bytes // _ALIGNMENT) * _ALIGNMENT
+    return round_up(n_bytes, _ALIGNMENT)
 
 
 _TORCH_DTYPES: Mapping[np.dtype[np.generic], torch.dtype] = {

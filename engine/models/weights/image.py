@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from tokenmux.core.errors import BadCheckpoint
+from tokenmux.core.progress import Progress, no_progress
 from tokenmux.models.atomic_files import atomic_file
 
 TENSOR_ALIGNMENT = 64
@@ -26,9 +27,6 @@ MANIFEST_VERSION = 1
 MAX_DIMENSIONS = 16
 _CHUNK = 16 << 20
 _SAMPLE = 4096
-
-Progress = Callable[[str, int, int], None]
-"""Called as `progress(what, done, total)`, in bytes, now and then during work that takes long."""
 
 DTYPES: Mapping[str, torch.dtype] = {
     "BF16": torch.bfloat16,
@@ -45,10 +43,6 @@ DTYPES: Mapping[str, torch.dtype] = {
 """Types of tensors by their name in safetensors files and manifests."""
 
 DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
-
-
-def no_progress(what: str, done: int, total: int) -> None:
-    """The progress callback of those who do not want one."""
 
 
 @dataclass(frozen=True, slots=True)

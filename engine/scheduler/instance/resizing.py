@@ -9,8 +9,9 @@ from dataclasses import replace
 
 from tokenmux.core.errors import DoesNotFit, InUse, InvalidRequest
 from tokenmux.core.plan import Channel, Step
+from tokenmux.core.sizes import show_size
 from tokenmux.scheduler.instance.live import LiveState
-from tokenmux.scheduler.memory.capacity import least_arena_bytes, show_size
+from tokenmux.scheduler.memory.capacity import least_arena_bytes
 
 _MIB = 1 << 20
 _REMEDIES = {True: "unpin or remove a model", False: "remove the model"}

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from tokenmux.core.errors import DoesNotFit
 from tokenmux.core.facts import DeviceFacts, HostFacts, KvShape, ModelFacts
+from tokenmux.core.sizes import show_size
 from tokenmux.scheduler.memory.arena import EXTENT_ALIGNMENT, aligned
 
 
@@ -85,10 +86,3 @@ def check_pins(
             except DoesNotFit as error:
                 raise DoesNotFit(f"these pins would shut out another model: {error}") from None
             break
-
-
-def show_size(n_bytes: int) -> str:
-    for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if n_bytes >= scale:
-            return f"{n_bytes / scale:.1f} {unit}"
-    return f"{n_bytes} bytes"

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from tokenmux.core.errors import NotServable, TokenmuxError, Unavailable
+from tokenmux.core.facts import BLOCK_TOKENS
+from tokenmux.core.progress import Progress
 from tokenmux.models.catalogue.catalogue import Catalogue, SetAside
 from tokenmux.models.catalogue.entry import Entry
-from tokenmux.models.catalogue.model_facts import BLOCK_TOKENS
 from tokenmux.server.children.child import Answer, Child, ChildEnded, LimitExceeded
 from tokenmux.server.front.administration import kind_of
-from tokenmux.server.front.seams import Progress
 
 MODULE = "tokenmux.server.children.registration_child"
 _AT_ONCE = 2

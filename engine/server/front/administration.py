@@ -22,14 +22,16 @@ from tokenmux.core.errors import (
     WorkerFailed,
 )
 from tokenmux.core.facts import ModelFacts, ModelId
+from tokenmux.core.model_names import MODEL_NAME
 from tokenmux.core.phases import Residency
+from tokenmux.core.progress import Progress, no_progress
 from tokenmux.messages.commands import Load, Pin, Register, Resize, Unload, Unregister
 from tokenmux.messages.reports import ModelStatus, ModelUse
 from tokenmux.server.front.commands import Command
 from tokenmux.server.front.front import Front
-from tokenmux.server.front.names import NAME, check_name_length
+from tokenmux.server.front.names import check_name_length
 from tokenmux.server.front.roster import Served
-from tokenmux.server.front.seams import Catalogue, Entry, Progress, SetAside
+from tokenmux.server.front.seams import Catalogue, Entry, SetAside
 
 FORCED_S = 60.0
 """How long a forced removal waits for what is under way with the model."""
@@ -52,10 +54,6 @@ class ModelView:
     def __post_init__(self) -> None:
         if self.facts is not None:
             object.__setattr__(self, "name", self.facts.id)
-
-
-def no_progress(what: str, done: int, total: int) -> None:
-    """For conversions that nobody watches."""
 
 
 def add_to_catalogue(
@@ -120,7 +118,7 @@ class Administration:
         Goes on to its end even when whoever asked has left. Raises InvalidRequest, AlreadyExists, NotFound (no such source), BadCheckpoint, NotServable.
         """
         check_name_length(name)
-        if not NAME.fullmatch(name):
+        if not MODEL_NAME.fullmatch(name):
             raise InvalidRequest(
                 f"{name!r} is no model name: use letters, digits and . _ -, beginning with a letter or digit, "
                 "at most 128 characters"

@@ -2,16 +2,12 @@
 
 import difflib
 import itertools
-import re
 from collections.abc import Iterable
 from functools import lru_cache
 from heapq import nlargest
 
 from tokenmux.core.errors import InvalidRequest
-
-MAX_NAME_CHARS = 128
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-"""Names of models."""
+from tokenmux.core.model_names import MAX_NAME_CHARS
 
 MAX_TENANT_CHARS = 64
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tokenmux.core.facts import ModelFacts
+from tokenmux.core.progress import Progress
 from tokenmux.messages.commands import ToWorker
 from tokenmux.messages.reports import FromWorker
 from tokenmux.models.text.encoder import TextFacts
@@ -129,10 +130,6 @@ class SetAside(Protocol):
         ...
 
     def delete(self) -> None: ...
-
-
-Progress = Callable[[str, int, int], None]
-"""Told what is being done, how much of it is done, and how much there is."""
 
 
 class Catalogue(Protocol):

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokenmux.core.errors import ConfigError
-from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
-
-BLOCK_TOKENS = 16
+from tokenmux.core.facts import BLOCK_TOKENS, Image, ImageId, KvShape, ModelFacts, ModelId
 
 Flag = bool | str
 """A constant of the family, or the name of the config's key that says so (false where it is absent)."""

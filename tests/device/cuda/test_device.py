@@ -682,7 +682,7 @@ def test_a_device_that_is_closed_in_mid_copy_ends_and_gives_everything_back() ->
 
 
 def test_a_channel_that_hangs_in_the_driver_does_not_hang_close(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "CLOSE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(cuda, "CHANNEL_CLOSE_S", 0.1)
     gpu = FakeGpu()
     bench = Bench(lambda bench: cuda_over(gpu, bench))
     bench.add(model("a", 200 * KB))

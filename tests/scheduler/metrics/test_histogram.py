@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tokenmux.client import Durations
 from tokenmux.scheduler.metrics.histogram import BOUNDS_S, Histogram
 
 durations = st.lists(st.floats(0.0, 600.0), min_size=1, max_size=50)
@@ -23,6 +24,16 @@ def test_a_percentile_is_the_upper_bound_of_the_interval_that_holds_it(
     assert found == next(bound for bound in BOUNDS_S if exact <= bound)
     assert histogram.n == len(seconds)
     assert histogram.total_s == pytest.approx(sum(seconds))
+
+
+@given(durations, st.sampled_from([0.0, 0.5, 0.9, 0.99, 1.0]))
+def test_a_client_reads_the_same_percentiles(seconds: list[float], share: float) -> None:
+    """The client imports nothing of ours, so it has a reading of its own."""
+    histogram = Histogram()
+    for value in seconds:
+        histogram.add(value)
+    seen = Durations(tuple(histogram.counts), histogram.total_s)
+    assert seen.percentile(share, BOUNDS_S) == histogram.percentile(share)
 
 
 @given(durations, durations)

@@ -10,6 +10,8 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig
 
 from tokenmux.core.errors import BadCheckpoint, TokenmuxError, UnsupportedModel
+from tokenmux.core.progress import Progress, no_progress
+from tokenmux.core.sizes import round_up
 from tokenmux.models.atomic_files import atomic_file
 from tokenmux.models.catalogue.gguf.gguf_config import GGUF_ARCHITECTURES, Described, described_config
 from tokenmux.models.catalogue.gguf.gguf_tokenizer import GgufTokenizer, read_tokenizer
@@ -19,7 +21,7 @@ from tokenmux.models.catalogue.gguf.shards import GgufModel, read_model
 from tokenmux.models.catalogue.gguf.tensors import TensorSource, plan_tensors, read_tensor, values
 from tokenmux.models.network.skeleton import empty_model, state_names
 from tokenmux.models.transformers_log import quiet_transformers
-from tokenmux.models.weights.image import TENSOR_ALIGNMENT, Manifest, Progress, no_progress, write_image
+from tokenmux.models.weights.image import TENSOR_ALIGNMENT, Manifest, write_image
 
 _MOST_FACTORS = 1 << 16
 
@@ -115,7 +117,7 @@ class GgufCheckpoint:
     def write_image(self, target: Path, *, dtype: torch.dtype, progress: Progress = no_progress) -> Manifest:
         """Write the weights, dequantised to `dtype`, as an image. Raises BadCheckpoint or DoesNotFit."""
         sizes = (torch.Size(shape).numel() * dtype.itemsize for shape in self._shapes.values())
-        n_bytes = sum(-(-size // TENSOR_ALIGNMENT) * TENSOR_ALIGNMENT for size in sizes)
+        n_bytes = sum(round_up(size, TENSOR_ALIGNMENT) for size in sizes)
         source = str(self._model.file)
         return write_image(
             target, self.tensors(dtype), source=source, dtype=dtype, n_bytes=n_bytes, progress=progress

@@ -17,6 +17,7 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from tokenmux.core.errors import BadCheckpoint, NotFound, UnsupportedModel
+from tokenmux.core.sizes import round_up
 from tokenmux.models.atomic_files import check_regular
 
 _MAGIC = b"GGUF"
@@ -119,7 +120,7 @@ class _Reader:
         if type(alignment) is not int or not 0 < alignment <= 1 << 20 or alignment & (alignment - 1):
             raise self._damaged(f"general.alignment is {_show(alignment)}, not a power of two")
         described = [self._tensor() for _ in range(n_tensors)]
-        start = -(-self._at // alignment) * alignment
+        start = round_up(self._at, alignment)
         tensors: dict[str, GgufTensor] = {}
         for name, shape, kind, offset, n_bytes in described:
             if name in tensors:
