@@ -20,7 +20,7 @@ from tokenmux.core.facts import DeviceFacts, Image, ImageId, KvShape, ModelFacts
 from tokenmux.core.plan import AtOnce, Operation, Step
 from tokenmux.core.request import Request, RequestId
 from tokenmux.device.device_protocol import Device
-from tokenmux.executor import collector
+from tokenmux.executor import garbage_collection
 from tokenmux.executor.virtual import HOST, EngineOnVirtualTime
 from tokenmux.messages.commands import Register
 from tokenmux.messages.reports import Finished, FromWorker
@@ -145,7 +145,7 @@ def main() -> None:
     quick = parser.parse_args().quick
     body = TimedEngine()
     body.clock.run(until_s=20.0)
-    collector.settle()  # as a worker does once its models are built
+    garbage_collection.settle()  # as a worker does once its models are built
     body.forget()
     body.clock.run(until_s=60.0 if quick else 220.0)
     rows: list[list[object]] = []

@@ -26,10 +26,10 @@ from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
 from tokenmux.core.sampling import Sampling
 from tokenmux.device.cpu import CpuDevice
 from tokenmux.device.device_protocol import OperationDone
-from tokenmux.executor.contents import Content
 from tokenmux.executor.engine import Engine
 from tokenmux.executor.model_host import ModelHost
 from tokenmux.executor.monotonic_clock import MonotonicClock
+from tokenmux.executor.request_content import Content
 from tokenmux.messages.commands import Load, Register, Submit, Unload
 from tokenmux.messages.reports import Finished, FromWorker, Tokens
 from tokenmux.models.catalogue import tiny

@@ -12,7 +12,7 @@ from plan_a_pool import small_catalogue, traffic_for
 
 from tokenmux.core.event import Arrived, Event
 from tokenmux.core.plan import IDLE, Channel, Plan, Step
-from tokenmux.scheduler.policy.baselines import turns
+from tokenmux.scheduler.policy.baselines import turn_taking
 from tokenmux.scheduler.policy.interface import InstancePolicy, InstanceView, ModelView
 from tokenmux.scheduler.policy.pool.interface import PoolPolicy
 from tokenmux.scheduler.policy.pool.placement import LeastLoaded
@@ -34,21 +34,21 @@ class OldestFirst:
         waiting = [model for model in view.live_models.values() if model.n_live]
         if not waiting:
             return IDLE
-        first = min(waiting, key=turns.oldest_arrival_s)
+        first = min(waiting, key=turn_taking.oldest_arrival_s)
         # `serve` lets the rescue take over while this model cannot step: no memory is too small to make progress.
-        return turns.serve(channel, view, first, lambda channel: self._own(channel, view, first))
+        return turn_taking.serve(channel, view, first, lambda channel: self._own(channel, view, first))
 
     def _own(self, channel: Channel, view: InstanceView, model: ModelView) -> Plan:
         chunks = prefill_chunks(view, model.waiting.values()) + decode_chunks(model)
         match channel:
             case Channel.FETCH:
-                return turns.fetch(view, model)
+                return turn_taking.fetch(view, model)
             case Channel.COPY_IN:
-                return turns.bring_in(view, model) or turns.page_in(view, model) or IDLE
+                return turn_taking.bring_in(view, model) or turn_taking.page_in(view, model) or IDLE
             case Channel.COPY_OUT:
-                return IDLE if view.can_run(chunks) else turns.page_out(view, model.decoding.values())
+                return IDLE if view.can_run(chunks) else turn_taking.page_out(view, model.decoding.values())
             case Channel.COMPUTE:
-                return turns.step(view, model, chunks, BURST_S)
+                return turn_taking.step(view, model, chunks, BURST_S)
 
     def interrupts(self, step: Step, event: Event, view: InstanceView) -> bool:
         """A burst ends for a request that could join it, and for one that leaves it."""

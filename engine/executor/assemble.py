@@ -12,11 +12,11 @@ from tokenmux.core.request import DEFAULT_LEVEL, RequestId, ServiceLevel
 from tokenmux.device.cpu import CpuDevice
 from tokenmux.device.cuda.device import CudaDevice
 from tokenmux.device.cuda.gpu import TorchGpu
-from tokenmux.executor.contents import Content
 from tokenmux.executor.engine import Engine
 from tokenmux.executor.loop import EngineLoop
 from tokenmux.executor.model_host import ModelHost
 from tokenmux.executor.monotonic_clock import MonotonicClock
+from tokenmux.executor.request_content import Content
 from tokenmux.executor.warming import Warmer, compile_in_a_child
 from tokenmux.messages.reports import FromWorker
 from tokenmux.scheduler.instance.instance import Instance

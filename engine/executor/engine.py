@@ -32,8 +32,8 @@ from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.core.plan import Activate, AtOnce, Compact, Evict, Fetch, Operation
 from tokenmux.core.request import FinishReason, RequestId
 from tokenmux.device.device_protocol import Device, OperationDone
-from tokenmux.executor.contents import Content
 from tokenmux.executor.positions import QueuePositions
+from tokenmux.executor.request_content import Content
 from tokenmux.executor.stalls import Stalls
 from tokenmux.executor.telemetry import Telemetry
 from tokenmux.executor.worker_status import StatusReporter

@@ -26,8 +26,8 @@ from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.core.plan import Chunk, Step
 from tokenmux.core.request import FinishReason, RequestId
 from tokenmux.device.device_protocol import Post
-from tokenmux.executor import collector
-from tokenmux.executor.contents import Content
+from tokenmux.executor import garbage_collection
+from tokenmux.executor.request_content import Content
 from tokenmux.executor.warming import Warmer
 from tokenmux.models.catalogue.entry import Entry
 from tokenmux.models.network.batch import Segment
@@ -206,7 +206,7 @@ class _Model:
                     self.facts.kv,
                     prefill_chunk_tokens=self.prefill_chunk_tokens,
                 )
-                collector.settle()
+                garbage_collection.settle()
             return self._runner
 
     def make_ready(self, image: torch.Tensor) -> None:

@@ -8,8 +8,8 @@ from tokenmux.core.request import Request, RequestId
 from tokenmux.core.sampling import Sampling
 from tokenmux.device.device_protocol import OperationDone
 from tokenmux.device.null import NullDevice, VirtualClock
-from tokenmux.executor.contents import Content
 from tokenmux.executor.engine import Engine
+from tokenmux.executor.request_content import Content
 from tokenmux.messages.commands import Submit, ToWorker
 from tokenmux.messages.reports import FromWorker
 from tokenmux.scheduler.instance.instance import Instance

@@ -8,7 +8,7 @@ from tokenmux.core.phases import RequestPhase, Residency
 from tokenmux.core.plan import Activate, Channel, Compact, Fetch, Operation, PageIn, PageOut, Step
 from tokenmux.core.request import RequestId
 from tokenmux.scheduler.instance import validate
-from tokenmux.scheduler.instance.live import LiveState
+from tokenmux.scheduler.instance.live_state import LiveState
 from tokenmux.scheduler.instance.started import Started
 from tokenmux.scheduler.instance.state import ModelState
 from tokenmux.scheduler.memory.ledger import Transfer

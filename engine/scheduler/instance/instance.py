@@ -29,9 +29,9 @@ from tokenmux.core.facts import DeviceFacts, ModelId
 from tokenmux.core.phases import PhaseChanged
 from tokenmux.core.plan import AtOnce, Channel, Chunk, Operation, Step
 from tokenmux.core.request import DEFAULT_LEVEL, RequestId, ServiceLevel
-from tokenmux.scheduler.instance import at_once, complete, models, requests, resizing
+from tokenmux.scheduler.instance import complete, immediate_actions, operator_wishes, requests, resizing
 from tokenmux.scheduler.instance.begin import begin
-from tokenmux.scheduler.instance.live import LiveState
+from tokenmux.scheduler.instance.live_state import LiveState
 from tokenmux.scheduler.instance.started import Started
 from tokenmux.scheduler.instance.superseding import Superseding
 from tokenmux.scheduler.memory.arena import aligned
@@ -183,9 +183,9 @@ class Instance:
             case ModelAdded(_, facts):
                 state.add_model(facts)
             case ModelRemoved(_, model_id):
-                models.remove(state, state.models[model_id])
+                operator_wishes.remove(state, state.models[model_id])
             case ModelWanted(_, model_id, wanted, pinned):
-                models.want(state, state.models[model_id], wanted, pinned)
+                operator_wishes.want(state, state.models[model_id], wanted, pinned)
             case ResizeAsked(_, arena_bytes):
                 resizing.ask(state, arena_bytes)
             case Resized(_, arena_bytes):
@@ -217,7 +217,7 @@ class Instance:
                 plan = planner(channel, self)
                 for action in plan.at_once:
                     self._note(action)
-                    at_once.do(state, action)
+                    immediate_actions.do(state, action)
                 if plan.operation is not None:
                     self._note(plan.operation)
                     started.append(begin(state, channel, plan.operation))
@@ -256,15 +256,15 @@ class Instance:
 
     def check_removable(self, model_id: ModelId) -> None:
         """Raise InUse while an operation in flight touches the model."""
-        models.check_removable(self.models[model_id])
+        operator_wishes.check_removable(self.models[model_id])
 
     def check_pinnable(self, model_id: ModelId) -> None:
         """Raise DoesNotFit if pinning the model would leave another one without room to run."""
-        models.check_pinnable(self._state, self.models[model_id])
+        operator_wishes.check_pinnable(self._state, self.models[model_id])
 
     def check_unloadable(self, model_id: ModelId) -> None:
         """Raise InUse if the model is pinned."""
-        models.check_unloadable(self.models[model_id])
+        operator_wishes.check_unloadable(self.models[model_id])
 
     def check_resizable(self, arena_bytes: int) -> None:
         """Raise InUse, InvalidRequest or DoesNotFit where the arena cannot be given that size."""

@@ -3,7 +3,7 @@
 from tokenmux.core.event import Arrived
 from tokenmux.core.phases import RequestPhase
 from tokenmux.core.request import FinishReason, RequestId
-from tokenmux.scheduler.instance.live import LiveState
+from tokenmux.scheduler.instance.live_state import LiveState
 from tokenmux.scheduler.instance.state import RequestState
 from tokenmux.scheduler.metrics.counters import RequestRecord
 

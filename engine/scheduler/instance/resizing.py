@@ -10,7 +10,7 @@ from dataclasses import replace
 from tokenmux.core.errors import DoesNotFit, InUse, InvalidRequest
 from tokenmux.core.plan import Channel, Step
 from tokenmux.core.sizes import show_size
-from tokenmux.scheduler.instance.live import LiveState
+from tokenmux.scheduler.instance.live_state import LiveState
 from tokenmux.scheduler.memory.capacity import least_arena_bytes
 
 _MIB = 1 << 20

@@ -10,7 +10,7 @@ from tokenmux.core.event import CopyDone, StepDone
 from tokenmux.core.facts import ModelId
 from tokenmux.core.phases import Residency
 from tokenmux.core.plan import Activate, Channel, Fetch
-from tokenmux.scheduler.instance.live import LiveState
+from tokenmux.scheduler.instance.live_state import LiveState
 from tokenmux.scheduler.instance.started import Started
 
 _CHANNELS = ((Channel.COPY_IN, Residency.HOST), (Channel.FETCH, Residency.DISK))

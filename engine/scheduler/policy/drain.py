@@ -8,7 +8,7 @@ What an operation in flight uses leaves when that has ended. Nothing is discarde
 """
 
 from tokenmux.core.plan import IDLE, AtOnce, Channel, Discard, Drop, Evict, PageOut, Plan
-from tokenmux.scheduler.policy import room
+from tokenmux.scheduler.policy import eviction
 from tokenmux.scheduler.policy.instance_policy import InstanceView
 
 _USERS = (Channel.COMPUTE, Channel.COPY_IN, Channel.COPY_OUT)
@@ -28,18 +28,18 @@ def plan(channel: Channel, view: InstanceView) -> Plan:
 
 def _leaving(view: InstanceView) -> tuple[AtOnce, ...]:
     """What the host has."""
-    running = room.stepping(view)
+    running = eviction.stepping(view)
     weights = [m for m in view.resident_models.values() if not m.is_moving and m.facts.id != running]
-    clean = [request for request in room.kv_holders(view) if request.is_clean]
+    clean = [request for request in eviction.kv_holders(view) if request.is_clean]
     return (*(Evict(model.facts.id) for model in weights), *(Drop(r.request.id) for r in clean))
 
 
 def _write_out(view: InstanceView) -> Plan:
     """What the host has not."""
-    dirty = [request for request in room.kv_holders(view) if not request.is_clean]
+    dirty = [request for request in eviction.kv_holders(view) if not request.is_clean]
     storable = [request for request in dirty if view.can_page_out(request.request.id)]
     if storable:
-        return Plan(PageOut((min(storable, key=room.due_s).request.id,)))
+        return Plan(PageOut((min(storable, key=eviction.due_s).request.id,)))
     if dirty and all(view.in_flight(channel) is None for channel in _USERS):
-        return Plan(at_once=(Discard(max(dirty, key=room.due_s).request.id),))
+        return Plan(at_once=(Discard(max(dirty, key=eviction.due_s).request.id),))
     return IDLE

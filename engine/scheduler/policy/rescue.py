@@ -3,7 +3,7 @@
 A policy asks `is_blocked` first, and while it holds answers with `plan` instead of its own rules. There is one target at a time, chosen by
 deadline, and one next action towards it, whichever channel is asked: so nothing that is freed for the target is taken by
 another, and two models cannot chase each other out. In the end the target has the arena to itself, and admission has made
-sure that this is enough. Where models take turns (`tokenmux.scheduler.policy.baselines.turns`) the target is of the model whose turn it is, since no other
+sure that this is enough. Where models take turns (`tokenmux.scheduler.policy.baselines.turn_taking`) the target is of the model whose turn it is, since no other
 would step. What is given up on the way, in this order:
 
     KV that the host has ─▶ weights nobody waits for ─▶ KV that the host has room for
@@ -28,7 +28,7 @@ from tokenmux.core.plan import (
     PageOut,
     Plan,
 )
-from tokenmux.scheduler.policy import room
+from tokenmux.scheduler.policy import eviction
 from tokenmux.scheduler.policy.instance_policy import Fit, InstanceView, ModelView, RequestView
 from tokenmux.scheduler.policy.steps import single_chunks
 
@@ -82,7 +82,7 @@ def fetch(view: InstanceView) -> Plan:
     if not view.any_on_disk:
         return IDLE
     live = [model for model in view.live_models.values() if model.n_live]
-    return room.fetch_first(view, sorted(live, key=lambda model: model.deadline_s))
+    return eviction.fetch_first(view, sorted(live, key=lambda model: model.deadline_s))
 
 
 def _next_action(view: InstanceView, turn: ModelView | None) -> Action | None:
@@ -114,17 +114,17 @@ def _next_action(view: InstanceView, turn: ModelView | None) -> Action | None:
 
 def _make_room(view: InstanceView, target: ModelView) -> Action | None:
     """The cheapest thing that can still go, the target's most urgent request excepted."""
-    others = list(room.kv_holders(view, keep=target))
+    others = list(eviction.kv_holders(view, keep=target))
     clean = [request for request in others if request.is_clean]
     if clean:
         return (Drop(_last(clean).request.id),)
-    idle = room.idle_model(view)
+    idle = eviction.idle_model(view)
     if idle is not None:
         return (idle,)
     storable = [request for request in others if view.can_page_out(request.request.id)]
     if storable:
         return PageOut((_last(storable).request.id,))
-    weights = [m for m in room.evictable(view) if m is not target]
+    weights = [m for m in eviction.evictable(view) if m is not target]
     if weights:
         return (Evict(max(weights, key=lambda m: m.deadline_s).facts.id),)
     free = view.arena_free_bytes
@@ -167,8 +167,8 @@ def _own(model: ModelView) -> list[RequestView]:
 
 
 def _first(requests: Iterable[RequestView]) -> RequestView:
-    return min(requests, key=room.due_s)
+    return min(requests, key=eviction.due_s)
 
 
 def _last(requests: Iterable[RequestView]) -> RequestView:
-    return max(requests, key=room.due_s)
+    return max(requests, key=eviction.due_s)

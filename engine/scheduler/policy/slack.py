@@ -39,7 +39,7 @@ from tokenmux.core.plan import (
     Plan,
     Step,
 )
-from tokenmux.scheduler.policy import making_way, rescue, room
+from tokenmux.scheduler.policy import eviction, making_way, rescue
 from tokenmux.scheduler.policy.instance_policy import Fit, InstanceView, ModelView, RequestView
 from tokenmux.scheduler.policy.steps import (
     as_many_as_fit,
@@ -147,7 +147,11 @@ def _plan_compute(view: InstanceView) -> Plan:
     for model in runnable:
         chunks = prefill_chunks(view, model.waiting.values()) + decode_chunks(model)
         if not view.can_run(chunks):
-            victim = room.droppable_kv(view, keep=model) or room.idle_model(view) or _later_model(view, model)
+            victim = (
+                eviction.droppable_kv(view, keep=model)
+                or eviction.idle_model(view)
+                or _later_model(view, model)
+            )
             if victim is not None:
                 return Plan(at_once=(victim,))
             chunks = as_many_as_fit(view, chunks) or as_many_as_fit(view, single_chunks(view, model))
@@ -159,7 +163,7 @@ def _plan_compute(view: InstanceView) -> Plan:
 
 def _later_model(view: InstanceView, model: ModelView) -> Evict | None:
     """The resident model that can wait longest, if it is due after this one: between too many residents, KV cannot grow."""
-    later = [m for m in room.evictable(view) if m.deadline_s > model.deadline_s and m.stepped_since_load]
+    later = [m for m in eviction.evictable(view) if m.deadline_s > model.deadline_s and m.stepped_since_load]
     return Evict(max(later, key=lambda m: m.deadline_s).facts.id) if later else None
 
 
@@ -191,7 +195,7 @@ def _burst_s(view: InstanceView, model: ModelView, runnable: list[ModelView]) ->
 
 
 def _plan_copy_in(view: InstanceView) -> Plan:
-    unwanted = room.unwanted(view)
+    unwanted = eviction.unwanted(view)
     if unwanted:
         return Plan(at_once=unwanted)
     return _page_in(view) or _activate(view) or IDLE
@@ -207,7 +211,9 @@ def _page_in(view: InstanceView) -> Plan | None:
         first = min(absent, key=lambda r: r.due_s)
         if view.can_page_in(first.request.id):
             return Plan(PageIn((first.request.id,)))
-        victim = room.droppable_kv(view, model, later_than_s=model.deadline_s) or room.idle_model(view)
+        victim = eviction.droppable_kv(view, model, later_than_s=model.deadline_s) or eviction.idle_model(
+            view
+        )
         if victim is not None:
             return Plan(at_once=(victim,))
     return None
@@ -238,7 +244,7 @@ def _make_room(view: InstanceView, model: ModelView) -> Plan | None:
         evicted.append(victims.pop())
         free += evicted[-1].facts.n_bytes
     if free < need:
-        kv = room.droppable_kv(view, model, later_than_s=model.deadline_s)
+        kv = eviction.droppable_kv(view, model, later_than_s=model.deadline_s)
         if kv is not None:
             return Plan(at_once=(kv,))
         kept = _next_to_run(view)
@@ -247,7 +253,11 @@ def _make_room(view: InstanceView, model: ModelView) -> Plan | None:
             together = kept.facts.n_bytes + need <= view.device.arena_bytes
             copies = LAST_TO_GO_COPIES if together else -1.0
             patience_s = copies * view.cost.copy_s(Channel.COPY_IN, model.facts.n_bytes)
-            if late_s < patience_s or kept.facts.id == room.stepping(view) or not _may_go(view, kept, model):
+            if (
+                late_s < patience_s
+                or kept.facts.id == eviction.stepping(view)
+                or not _may_go(view, kept, model)
+            ):
                 return None
             evicted.append(kept)
     fit = view.fit(model.facts.id, [victim.facts.id for victim in evicted])
@@ -271,7 +281,7 @@ def _is_busy(view: InstanceView) -> bool:
 
 def _next_to_run(view: InstanceView) -> ModelView | None:
     """The resident model that steps, or will next: it is kept, so that compute has work while copies are under way."""
-    running = room.stepping(view)
+    running = eviction.stepping(view)
     if running is not None and running in view.resident_models:
         return view.resident_models[running]
     runnable = (model for model in view.resident_models.values() if _is_runnable(model))
@@ -290,7 +300,7 @@ def _victims(view: InstanceView, candidate: ModelView) -> list[ModelView]:
     idle: list[ModelView] = []
     waiting: list[ModelView] = []
     kept = _next_to_run(view)
-    for model in room.evictable(view):
+    for model in eviction.evictable(view):
         if candidate.n_live and view.now_s < model.warm_until_s < candidate.deadline_s:
             continue
         if not model.n_live:
@@ -308,11 +318,11 @@ def _victims(view: InstanceView, candidate: ModelView) -> list[ModelView]:
 def _plan_copy_out(view: InstanceView) -> Plan:
     """When memory is short, write through what can wait longest: paused readers, then models that are not resident."""
     resident_too = _is_blocked(view)
-    if not (resident_too or room.is_short(view)):
+    if not (resident_too or eviction.is_short(view)):
         return IDLE
     best: RequestView | None = None
-    for request in room.kv_holders(view, of_residents=resident_too):
-        if request.is_clean or (best is not None and room.due_s(request) <= room.due_s(best)):
+    for request in eviction.kv_holders(view, of_residents=resident_too):
+        if request.is_clean or (best is not None and eviction.due_s(request) <= eviction.due_s(best)):
             continue
         if view.can_page_out(request.request.id):
             best = request
@@ -335,7 +345,7 @@ def _plan_fetch(view: InstanceView, unfetched: Iterable[ModelId]) -> Plan:
     urgent = rescue.fetch(view)
     if urgent.operation is not None:
         return urgent
-    asked = room.fetch_asked(view)
+    asked = eviction.fetch_asked(view)
     if asked.operation is not None:
         return asked
     for model_id in unfetched:

@@ -18,7 +18,7 @@ from tokenmux.core.event import Arrived, CopyDone, Event, StepDone
 from tokenmux.core.facts import ModelId
 from tokenmux.core.plan import Channel, Plan, Step
 from tokenmux.core.request import Request, RequestId
-from tokenmux.scheduler.policy.baselines import turns
+from tokenmux.scheduler.policy.baselines import turn_taking
 from tokenmux.scheduler.policy.instance_policy import InstanceView, ModelView
 from tokenmux.scheduler.policy.pool.pool_policy import Move, Place, PoolView
 from tokenmux.scheduler.policy.steps import decode_chunks, decode_work, must_end, prefill_chunks
@@ -67,32 +67,32 @@ class AegaeonPrefill:
 
     def plan(self, channel: Channel, view: InstanceView) -> Plan:
         if not self.groups:
-            return _page_out(view) if channel is Channel.COPY_OUT else turns.asked(channel, view)
+            return _page_out(view) if channel is Channel.COPY_OUT else turn_taking.asked(channel, view)
         first = view.models[self.groups[0].model]
-        return turns.serve(channel, view, first, lambda channel: self._plan(channel, view, first))
+        return turn_taking.serve(channel, view, first, lambda channel: self._plan(channel, view, first))
 
     def _plan(self, channel: Channel, view: InstanceView, first: ModelView) -> Plan:
         match channel:
             case Channel.COPY_OUT:
                 return _page_out(view)
             case Channel.FETCH:
-                return turns.fetch(view, first)
+                return turn_taking.fetch(view, first)
             case Channel.COPY_IN:
                 following = next((g.model for g in self.groups if g.model != first.facts.id), None)
-                plan = turns.bring_in(view, first) or turns.page_in(view, first)
+                plan = turn_taking.bring_in(view, first) or turn_taking.page_in(view, first)
                 if plan is None and following:
-                    plan = turns.bring_ahead(view, view.models[following], first)
-                return plan or turns.asked(channel, view)
+                    plan = turn_taking.bring_ahead(view, view.models[following], first)
+                return plan or turn_taking.asked(channel, view)
             case Channel.COMPUTE:
                 request = min(first.waiting.values(), key=lambda r: r.due_s)
-                return turns.step(view, first, prefill_chunks(view, [request]), 0.0)
+                return turn_taking.step(view, first, prefill_chunks(view, [request]), 0.0)
 
     def interrupts(self, step: Step, event: Event, view: InstanceView) -> bool:
         return must_end(step, event)
 
 
 def _page_out(view: InstanceView) -> Plan:
-    return turns.page_out(view, (r for m in view.live_models.values() for r in m.decoding.values()))
+    return turn_taking.page_out(view, (r for m in view.live_models.values() for r in m.decoding.values()))
 
 
 class AegaeonDecode:
@@ -133,26 +133,26 @@ class AegaeonDecode:
 
     def plan(self, channel: Channel, view: InstanceView) -> Plan:
         if not self._round:
-            return turns.asked(channel, view)
+            return turn_taking.asked(channel, view)
         first = view.models[self._round[0]]
-        return turns.serve(channel, view, first, lambda channel: self._plan(channel, view, first))
+        return turn_taking.serve(channel, view, first, lambda channel: self._plan(channel, view, first))
 
     def _plan(self, channel: Channel, view: InstanceView, first: ModelView) -> Plan:
         match channel:
             case Channel.FETCH:
-                return turns.fetch(view, first)
+                return turn_taking.fetch(view, first)
             case Channel.COPY_IN:
-                plan = turns.bring_in(view, first) or turns.page_in(view, first)
+                plan = turn_taking.bring_in(view, first) or turn_taking.page_in(view, first)
                 if plan is None and len(self._round) > 1:
-                    plan = turns.bring_ahead(view, view.models[self._round[1]], first)
-                return plan or turns.asked(channel, view)
+                    plan = turn_taking.bring_ahead(view, view.models[self._round[1]], first)
+                return plan or turn_taking.asked(channel, view)
             case Channel.COPY_OUT:
                 others = (m for m in view.live_models.values() if m is not first)
-                return turns.page_out(view, (r for m in others for r in m.decoding.values()))
+                return turn_taking.page_out(view, (r for m in others for r in m.decoding.values()))
             case Channel.COMPUTE:
                 chunks = prefill_chunks(view, first.waiting.values()) + decode_chunks(first)
                 left_s = max(0.0, (self._turn_ends_s or view.now_s) - view.now_s)
-                return turns.step(view, first, chunks, left_s)
+                return turn_taking.step(view, first, chunks, left_s)
 
     def interrupts(self, step: Step, event: Event, view: InstanceView) -> bool:
         new = isinstance(event, CopyDone | Arrived) and bool(view.models[step.model].waiting)

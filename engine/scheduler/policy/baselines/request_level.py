@@ -10,7 +10,7 @@ from tokenmux.core.event import Arrived, Event
 from tokenmux.core.facts import ModelId
 from tokenmux.core.plan import IDLE, Channel, Chunk, Plan, Step
 from tokenmux.core.request import Request
-from tokenmux.scheduler.policy.baselines import turns
+from tokenmux.scheduler.policy.baselines import turn_taking
 from tokenmux.scheduler.policy.instance_policy import InstanceView, ModelView
 from tokenmux.scheduler.policy.pool.pool_policy import Move, Place, PoolView, Refuse
 from tokenmux.scheduler.policy.steps import decode_chunks, must_end, prefill_chunks, shortest_tpot_s
@@ -30,14 +30,14 @@ class RequestLevelPolicy:
         current = view.live_models.get(self._current) if self._current else None
         if current is None or not current.n_live:
             waiting = [model for model in view.live_models.values() if model.n_live]
-            oldest = min(waiting, key=turns.oldest_arrival_s, default=None)
+            oldest = min(waiting, key=turn_taking.oldest_arrival_s, default=None)
             self._current = oldest.facts.id if oldest else None
 
     def plan(self, channel: Channel, view: InstanceView) -> Plan:
         if self._current is None:
-            return turns.asked(channel, view)
+            return turn_taking.asked(channel, view)
         model = view.models[self._current]
-        return turns.serve(channel, view, model, lambda channel: _plan(channel, view, model))
+        return turn_taking.serve(channel, view, model, lambda channel: _plan(channel, view, model))
 
     def interrupts(self, step: Step, event: Event, view: InstanceView) -> bool:
         return must_end(step, event) or (isinstance(event, Arrived) and event.request.model == step.model)
@@ -46,16 +46,20 @@ class RequestLevelPolicy:
 def _plan(channel: Channel, view: InstanceView, model: ModelView) -> Plan:
     match channel:
         case Channel.FETCH:
-            return turns.fetch(view, model)
+            return turn_taking.fetch(view, model)
         case Channel.COPY_IN:
-            return turns.bring_in(view, model) or turns.page_in(view, model) or turns.asked(channel, view)
+            return (
+                turn_taking.bring_in(view, model)
+                or turn_taking.page_in(view, model)
+                or turn_taking.asked(channel, view)
+            )
         case Channel.COPY_OUT:
             full = not view.can_run(_chunks(view, model))
-            return turns.page_out(view, model.decoding.values()) if full else IDLE
+            return turn_taking.page_out(view, model.decoding.values()) if full else IDLE
         case Channel.COMPUTE:
             chunks = _chunks(view, model)
             burst_s = _BURST_TPOTS * shortest_tpot_s(view, model) if model.decoding else 0.0
-            return turns.step(view, model, chunks, burst_s)
+            return turn_taking.step(view, model, chunks, burst_s)
 
 
 def _chunks(view: InstanceView, model: ModelView) -> list[Chunk]:
@@ -91,7 +95,8 @@ class OneModelPerInstance:
         if self._forever or self._holders.get(index):
             return ()
         lines = [
-            (turns.oldest_arrival_s(pool.instances[i].live_models[m]), i, m) for i, m in self._waiting(pool)
+            (turn_taking.oldest_arrival_s(pool.instances[i].live_models[m]), i, m)
+            for i, m in self._waiting(pool)
         ]
         if not lines:
             return ()

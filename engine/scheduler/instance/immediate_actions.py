@@ -3,7 +3,7 @@
 from tokenmux.core.phases import RequestPhase
 from tokenmux.core.plan import AtOnce, Discard, Drop, Evict
 from tokenmux.scheduler.instance import validate
-from tokenmux.scheduler.instance.live import LiveState
+from tokenmux.scheduler.instance.live_state import LiveState
 from tokenmux.scheduler.instance.state import ModelState
 
 

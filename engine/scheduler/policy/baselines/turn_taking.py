@@ -22,7 +22,7 @@ from tokenmux.core.plan import (
     Plan,
     Step,
 )
-from tokenmux.scheduler.policy import rescue, room
+from tokenmux.scheduler.policy import eviction, rescue
 from tokenmux.scheduler.policy.instance_policy import Fit, InstanceView, ModelView, RequestView
 from tokenmux.scheduler.policy.steps import as_many_as_fit, repetitions, single_chunks
 
@@ -43,9 +43,9 @@ def asked(channel: Channel, view: InstanceView) -> Plan:
     """What operators asked for, when there is nothing else to do: models leave, and come where that costs nobody anything."""
     match channel:
         case Channel.FETCH:
-            return room.fetch_asked(view)
+            return eviction.fetch_asked(view)
         case Channel.COPY_IN:
-            unwanted = room.unwanted(view)
+            unwanted = eviction.unwanted(view)
             if unwanted:
                 return Plan(at_once=unwanted)
             live = {model for model in view.live_models if view.live_models[model].n_live}
@@ -75,7 +75,7 @@ def bring_in(view: InstanceView, model: ModelView, keep: Collection[ModelId] = (
     """What makes the model resident: evictions (least recently used first) and a copy; None if it must wait, or is there."""
     if model.residency is not Residency.HOST:
         return None
-    victims = [m for m in room.evictable(view) if m.facts.id not in keep and m is not model]
+    victims = [m for m in eviction.evictable(view) if m.facts.id not in keep and m is not model]
     victims.sort(key=lambda m: -m.last_used_s)
     evicted: list[ModelId] = []
     fit = view.fit(model.facts.id)
@@ -89,7 +89,7 @@ def bring_in(view: InstanceView, model: ModelView, keep: Collection[ModelId] = (
         case Fit.AFTER_COMPACTION:
             return Plan(Compact(model.facts.n_bytes), evictions)
         case Fit.NO:
-            kv = room.droppable_kv(view, keep=model)
+            kv = eviction.droppable_kv(view, keep=model)
             return Plan(at_once=(kv,)) if kv and not keep else None
 
 
@@ -117,9 +117,9 @@ def page_in(view: InstanceView, model: ModelView) -> Plan | None:
 
 def _victim(view: InstanceView, model: ModelView) -> AtOnce | None:
     """Who makes room for the KV of the model whose turn it is: KV of others, or the weights of the least recently used."""
-    others = [other for other in room.evictable(view) if other is not model]
+    others = [other for other in eviction.evictable(view) if other is not model]
     oldest = min(others, key=lambda m: m.last_used_s, default=None)
-    return room.droppable_kv(view, keep=model) or (Evict(oldest.facts.id) if oldest else None)
+    return eviction.droppable_kv(view, keep=model) or (Evict(oldest.facts.id) if oldest else None)
 
 
 def page_out(view: InstanceView, requests: Iterable[RequestView]) -> Plan:
@@ -135,7 +135,7 @@ def page_out(view: InstanceView, requests: Iterable[RequestView]) -> Plan:
 def fetch(view: InstanceView, turn: ModelView) -> Plan:
     """From disk: the model whose turn it is, then what somebody has waited for longest; neither is pushed out for what comes after."""
     others = (model for model in view.live_models.values() if model is not turn)
-    return room.fetch_first(view, [turn, *sorted(others, key=oldest_arrival_s)])
+    return eviction.fetch_first(view, [turn, *sorted(others, key=oldest_arrival_s)])
 
 
 def oldest_arrival_s(model: ModelView) -> float:

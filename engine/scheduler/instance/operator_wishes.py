@@ -6,8 +6,8 @@ from tokenmux.core.errors import InUse
 from tokenmux.core.phases import Residency
 from tokenmux.core.plan import Channel
 from tokenmux.core.request import FinishReason
-from tokenmux.scheduler.instance import at_once, requests
-from tokenmux.scheduler.instance.live import LiveState
+from tokenmux.scheduler.instance import immediate_actions, requests
+from tokenmux.scheduler.instance.live_state import LiveState
 from tokenmux.scheduler.instance.state import ModelState
 from tokenmux.scheduler.memory.capacity import check_pins
 
@@ -35,7 +35,7 @@ def remove(state: LiveState, model: ModelState) -> None:
         state.orphans.add(user.id)
         state.resident_models.pop(model.facts.id, None)
     elif model.stage is Residency.RESIDENT:
-        at_once.evict(state, model)
+        immediate_actions.evict(state, model)
     state.forget_model(model.facts.id)
 
 

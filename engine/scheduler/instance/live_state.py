@@ -1,6 +1,6 @@
 """The live state of one instance, with the small steps that every event, plan and completion is made of.
 
-`tokenmux.scheduler.instance.instance` is what others see of it; `requests`, `models`, `at_once`, `begin` and `complete` change it.
+`tokenmux.scheduler.instance.instance` is what others see of it; `requests`, `operator_wishes`, `immediate_actions`, `begin` and `complete` change it.
 """
 
 from collections.abc import Iterable
