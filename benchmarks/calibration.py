@@ -39,7 +39,7 @@ from tokenmux.core.sampling import Sampling
 from tokenmux.demo.load import plan_stream
 from tokenmux.demo.prepared_models import DemoModels, prepare
 from tokenmux.demo.service_level import FIRST_TOKENS, TURNS
-from tokenmux.executor.assemble import Parts, WorkerConfig, assemble
+from tokenmux.executor.assemble import Parts, WorkerSetup, assemble
 from tokenmux.executor.calibrate import measure_cpu
 from tokenmux.executor.loop import EngineLoop
 from tokenmux.executor.monotonic_clock import MonotonicClock
@@ -171,7 +171,7 @@ class RealEngine:
 def real_engine(models: DemoModels, device: DeviceFacts, host: HostFacts) -> Iterator[RealEngine]:
     loop = EngineLoop()
     heard: list[RealEngine] = []
-    with assemble(WorkerConfig(device, host), loop, lambda m: heard[0].hear(m)) as parts:
+    with assemble(WorkerSetup(device, host), loop, lambda m: heard[0].hear(m)) as parts:
         engine = RealEngine(parts, loop, models)
         heard.append(engine)
         thread = threading.Thread(target=loop.run, args=(parts.engine, parts.clock), daemon=True)

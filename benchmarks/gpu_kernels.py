@@ -25,7 +25,7 @@ from tokenmux.kernels.paged_prefill import launch as prefill
 from tokenmux.kernels.paged_prefill import reference as prefill_reference
 from tokenmux.kernels.sample import launch as sampler
 from tokenmux.kernels.sample import reference as sample_reference
-from tokenmux.kernels.sample.parameters import Sampled, Sampling
+from tokenmux.kernels.sample.parameters import Sampled, SamplingRows
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 """Absolute and relative: a few roundings of the dtype."""
@@ -297,9 +297,9 @@ def check_copies(place: Place, heads: Heads, dtype: torch.dtype) -> Mapping[str,
     return {"largest_error": 0.0, "largest_int8_error": float(error.max())}
 
 
-def make_sampling(place: Place, n: int, vocabulary: int, temperature: float, top_p: float) -> Sampling:
+def make_sampling(place: Place, n: int, vocabulary: int, temperature: float, top_p: float) -> SamplingRows:
     device = place.device
-    return Sampling(
+    return SamplingRows(
         temperature=torch.full((n,), temperature, device=device),
         top_k=torch.full((n,), vocabulary, dtype=torch.int32, device=device),
         top_p=torch.full((n,), top_p, device=device),
@@ -328,7 +328,9 @@ def check_sample(place: Place, dtype: torch.dtype) -> Mapping[str, Any]:
         out = sampled(place, n)
         workspace = sampler.Workspace.allocate(n, vocabulary, 0, place.sample_tile, place.device)
         sampler.sample(logits, sampling, out, workspace, tile=place.sample_tile)
-        moved = Sampling(**{field: getattr(sampling, field).cpu() for field in Sampling.__dataclass_fields__})
+        moved = SamplingRows(
+            **{field: getattr(sampling, field).cpu() for field in SamplingRows.__dataclass_fields__}
+        )
         expected = sample_reference.sample(logits.cpu(), moved)
         shares[name] = float((out.tokens.cpu() == expected.tokens).double().mean())
         torch.testing.assert_close(

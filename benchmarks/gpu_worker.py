@@ -20,7 +20,7 @@ from tokenmux.core.facts import DeviceFacts, HostFacts, ModelId
 from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
 from tokenmux.core.sampling import Sampling
-from tokenmux.executor.assemble import WorkerConfig
+from tokenmux.executor.assemble import WorkerSetup
 from tokenmux.executor.monotonic_clock import MonotonicClock
 from tokenmux.executor.worker import ProcessWorker
 from tokenmux.messages.commands import Register, Resize, Submit, Unload
@@ -143,7 +143,7 @@ def driver_of(place: Place, entries: Sequence[Entry], *, paged_int8: bool = Fals
     )
     host = HostFacts(sum(entry.facts.n_bytes for entry in entries), 1e9)
     inbox: SimpleQueue[FromWorker] = SimpleQueue()
-    config = WorkerConfig(
+    config = WorkerSetup(
         device,
         host,
         kind="cpu" if place.interpreted else "cuda",

@@ -27,7 +27,7 @@ PagedKv = Literal["exact", "int8"]
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerConfig:
+class WorkerSetup:
     """All that a worker needs to begin."""
 
     device: DeviceFacts
@@ -52,7 +52,7 @@ class Parts:
 
 @contextmanager
 def assemble(
-    config: WorkerConfig, loop: EngineLoop, emit: Callable[[list[FromWorker]], None]
+    config: WorkerSetup, loop: EngineLoop, emit: Callable[[list[FromWorker]], None]
 ) -> Iterator[Parts]:
     """Make the parts; on leaving, the device's threads end and its memory goes back.
 

@@ -17,7 +17,7 @@ from threading import Thread
 
 from tokenmux.core.errors import WorkerFailed
 from tokenmux.executor import orphans
-from tokenmux.executor.assemble import WorkerConfig, assemble
+from tokenmux.executor.assemble import WorkerSetup, assemble
 from tokenmux.executor.loop import EngineLoop
 from tokenmux.messages.commands import Shutdown, ToWorker
 from tokenmux.messages.reports import Broken, FromWorker
@@ -37,7 +37,7 @@ MAX_UNSENT = 100_000
 class ProcessWorker:
     """A worker process. `on_message` is called from a thread of this object, for every message in order."""
 
-    def __init__(self, config: WorkerConfig, on_message: Callable[[FromWorker], None]) -> None:
+    def __init__(self, config: WorkerSetup, on_message: Callable[[FromWorker], None]) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._unsent: Queue[ToWorker | None] = Queue(MAX_UNSENT)
@@ -160,7 +160,7 @@ def threads_beside_others(n_cores: int) -> int:
     return max(n for n in fitting if n <= max(1, n_cores - 1))
 
 
-def _run_child(config: WorkerConfig, pipe: Connection, parent: int) -> None:
+def _run_child(config: WorkerSetup, pipe: Connection, parent: int) -> None:
     orphans.die_with_parent(parent)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

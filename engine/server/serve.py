@@ -14,7 +14,7 @@ from tokenmux.core.memory_budgets import PREFILL_CHUNK_TOKENS, default_budgets, 
 from tokenmux.core.progress import Progress
 from tokenmux.core.request import ServiceLevel
 from tokenmux.device.cuda.gpu import check_cuda
-from tokenmux.executor.assemble import WorkerConfig
+from tokenmux.executor.assemble import WorkerSetup
 from tokenmux.executor.calibrate import Speeds, measure
 from tokenmux.executor.monotonic_clock import MonotonicClock
 from tokenmux.executor.worker import ProcessWorker
@@ -79,7 +79,7 @@ async def serve(
     texts = Texts(text_limits_of(config))
     front = Front(
         worker_factory(
-            WorkerConfig(
+            WorkerSetup(
                 device, host, config.policy, config.device.kind, config.device.paged_kv, level_of(config)
             )
         ),
@@ -108,7 +108,7 @@ async def serve(
             recorder.close()
 
 
-def worker_factory(config: WorkerConfig) -> WorkerFactory:
+def worker_factory(config: WorkerSetup) -> WorkerFactory:
     """Workers as processes of this machine."""
 
     def start(on_message: Callable[[FromWorker], None], *, arena_bytes: int) -> Worker:

@@ -13,7 +13,7 @@ from tokenmux.kernels.tiles import SampleTile, padded
 from tokenmux.kernels.variant import Variant
 
 if TYPE_CHECKING:
-    from tokenmux.kernels.sample.parameters import Penalties, Sampled, Sampling
+    from tokenmux.kernels.sample.parameters import Penalties, Sampled, SamplingRows
 
 CANDIDATES = 2048
 """The n largest of all tiles that `finish` holds in registers: 64 tiles (a vocabulary of 262,144) of 32."""
@@ -135,7 +135,7 @@ def variants(dtype: torch.dtype, vocabulary: int, row_stride: int, tile: SampleT
 
 def sample(
     logits: torch.Tensor,
-    sampling: Sampling,
+    sampling: SamplingRows,
     out: Sampled,
     workspace: Workspace,
     *,

@@ -34,7 +34,7 @@ GREEDY_BELOW = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
+class SamplingRows:
     """Each a tensor `[row]`. Off is the value that changes nothing, not a special one.
 
     `temperature` float32: below `GREEDY_BELOW` takes the largest logit. `top_k` int32: off at the vocabulary size. `top_p` float32:

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import torch
 
-from tokenmux.kernels.sample.parameters import GREEDY_BELOW, Penalties, Sampled, Sampling
+from tokenmux.kernels.sample.parameters import GREEDY_BELOW, Penalties, Sampled, SamplingRows
 
 _MASK = 0xFFFFFFFF
 _ROUNDS = 10
 
 
 def sample(
-    logits: torch.Tensor, sampling: Sampling, *, penalties: Penalties | None = None, top_n: int = 0
+    logits: torch.Tensor, sampling: SamplingRows, *, penalties: Penalties | None = None, top_n: int = 0
 ) -> Sampled:
     """Draws a token for each row of `logits` `[row, vocabulary]`; NaN counts as -inf; one logit a row is finite."""
     if penalties is not None:
@@ -100,7 +100,7 @@ def _multiply(x: torch.Tensor, factor: int) -> tuple[torch.Tensor, torch.Tensor]
     return (upper >> 16) + (whole >> 32), whole & _MASK
 
 
-def _draw(scores: torch.Tensor, sampling: Sampling, row: int) -> torch.Tensor:
+def _draw(scores: torch.Tensor, sampling: SamplingRows, row: int) -> torch.Tensor:
     temperature = float(sampling.temperature[row])
     if temperature < GREEDY_BELOW:
         return torch.argmax(scores)

@@ -18,7 +18,7 @@ from tokenmux.core.facts import DeviceFacts, HostFacts, ModelId
 from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
 from tokenmux.core.sampling import Sampling
 from tokenmux.executor import assemble as assembly
-from tokenmux.executor.assemble import DeviceKind, PagedKv, WorkerConfig, assemble
+from tokenmux.executor.assemble import DeviceKind, PagedKv, WorkerSetup, assemble
 from tokenmux.executor.loop import EngineLoop
 from tokenmux.messages.commands import Cancel, Pause, Register, Resume, Submit, ToWorker
 from tokenmux.messages.reports import Acknowledged, Broken, Finished, FromWorker, Tokens
@@ -93,7 +93,7 @@ def worker(
         for message in messages:
             body.inbox.put(message)
 
-    with assemble(WorkerConfig(device, host, kind=kind, paged_kv=paged_kv), body.loop, emit) as parts:
+    with assemble(WorkerSetup(device, host, kind=kind, paged_kv=paged_kv), body.loop, emit) as parts:
         body.instance = parts.instance
         thread = threading.Thread(target=body.loop.run, args=(parts.engine, parts.clock))
         thread.start()

@@ -11,7 +11,7 @@ import torch
 
 from tokenmux.core.errors import ConfigError, WorkerFailed
 from tokenmux.core.facts import DeviceFacts, HostFacts
-from tokenmux.executor.assemble import DeviceKind, WorkerConfig
+from tokenmux.executor.assemble import DeviceKind, WorkerSetup
 from tokenmux.executor.calibrate import Speeds, measure
 from tokenmux.executor.monotonic_clock import MonotonicClock
 from tokenmux.executor.worker import MAX_UNSENT, ProcessWorker, _modest_threads, threads_beside_others
@@ -24,9 +24,9 @@ NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA d
 GPU = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
 
 
-def config(kind: DeviceKind, arena_bytes: int = MB) -> WorkerConfig:
+def config(kind: DeviceKind, arena_bytes: int = MB) -> WorkerSetup:
     facts = DeviceFacts("some", arena_bytes, MB, 1e9, 1e9, 1e9, 1e9, slab_bytes=MB // 16)
-    return WorkerConfig(facts, HostFacts(MB, 1e9), kind=kind)
+    return WorkerSetup(facts, HostFacts(MB, 1e9), kind=kind)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def config(kind: DeviceKind, arena_bytes: int = MB) -> WorkerConfig:
         pytest.param(config("cuda", 1 << 50), "lower device.arena", id="no room", marks=GPU),
     ],
 )
-def test_a_worker_whose_device_cannot_be_opened_says_why_and_ends(of: WorkerConfig, remedy: str) -> None:
+def test_a_worker_whose_device_cannot_be_opened_says_why_and_ends(of: WorkerSetup, remedy: str) -> None:
     inbox: SimpleQueue[FromWorker] = SimpleQueue()
     worker = ProcessWorker(of, inbox.put)
     try:

@@ -11,7 +11,7 @@ from tokenmux.core.request import RequestId
 from tokenmux.executor.worker_status import StatusReporter
 from tokenmux.messages.commands import Cancel, Load, Pause, Pin, Resume, ToWorker, Unload
 from tokenmux.messages.reports import Acknowledged, FromWorker, ModelStatus, WorkerStatus
-from tokenmux.server.front.administration import ModelView
+from tokenmux.server.front.administration import ShownModel
 from tokenmux.server.grpc_api import convert
 
 NAMES = ("r", "s", "t", "u")
@@ -47,7 +47,7 @@ def test_counts_are_counts_whatever_is_cancelled_or_paused_in_mid_step(
     body.clock.run(until_s=start_s + 9)
     for status in seen:
         assert min(status.n_queued, status.n_running, status.n_paged_out) >= 0
-        shown = convert.model(ModelView(model(status.model), False, "", status, None))
+        shown = convert.model(ShownModel(model(status.model), False, "", status, None))
         assert shown.refusal == ""
 
 

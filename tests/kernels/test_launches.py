@@ -22,7 +22,7 @@ from tokenmux.kernels.layout import KVLayout
 from tokenmux.kernels.paged_decode import launch as paged_decode
 from tokenmux.kernels.paged_prefill.launch import paged_prefill
 from tokenmux.kernels.sample import launch as sample
-from tokenmux.kernels.sample.parameters import Penalties, Sampled, Sampling
+from tokenmux.kernels.sample.parameters import Penalties, Sampled, SamplingRows
 from tokenmux.kernels.tiles import SampleTile, decode_tile, prefill_tile
 
 BF16 = torch.bfloat16
@@ -154,7 +154,7 @@ def launch_everything(layout, layer, window, rows, vocabulary):
     tile = SampleTile()
     sample.sample(
         torch.zeros(rows, vocabulary, dtype=BF16),
-        Sampling(floats, ints, floats, floats, longs, longs),
+        SamplingRows(floats, ints, floats, floats, longs, longs),
         Sampled(longs, floats, torch.zeros(rows, 1, dtype=torch.int64), torch.zeros(rows, 1)),
         sample.Workspace.allocate(rows, vocabulary, 1, tile, "cpu"),
         tile=tile,

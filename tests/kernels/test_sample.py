@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tokenmux.kernels.sample import reference
-from tokenmux.kernels.sample.parameters import Penalties, Sampled, Sampling
+from tokenmux.kernels.sample.parameters import Penalties, Sampled, SamplingRows
 
 LAUNCH = "tokenmux.kernels.sample.launch:sample"
 
@@ -44,9 +44,9 @@ def run(place, logits, sampling, *, penalties=None, top_n=0):
 
 
 def rows_of(*rows):
-    """A `Sampling` from (temperature, top_k, top_p, min_p, seed, position) of each row."""
+    """A `SamplingRows` from (temperature, top_k, top_p, min_p, seed, position) of each row."""
     kinds = (torch.float32, torch.int32, torch.float32, torch.float32, torch.int64, torch.int64)
-    return Sampling(
+    return SamplingRows(
         *(
             torch.tensor(column, dtype=kind)
             for column, kind in zip(zip(*rows, strict=True), kinds, strict=True)

@@ -28,7 +28,7 @@ from tokenmux.kernels.layout import KVLayout
 from tokenmux.kernels.paged_decode import launch as decode
 from tokenmux.kernels.paged_prefill.launch import paged_prefill
 from tokenmux.kernels.sample import launch as sampler
-from tokenmux.kernels.sample.parameters import Sampled, Sampling
+from tokenmux.kernels.sample.parameters import Sampled, SamplingRows
 from tokenmux.kernels.tiles import StepTiles
 from tokenmux.models.network.batch import Segment, check_kv, check_segment
 from tokenmux.models.network.staging import Staging
@@ -373,7 +373,7 @@ def draw_rows(logits: torch.Tensor, draws: Sequence[Draw], tiles: StepTiles, sta
         top_log_probabilities=torch.empty(n, 0, dtype=torch.float32, device=logits.device),
     )
     workspace = sampler.Workspace.allocate(n, vocabulary, 0, tiles.sample, str(logits.device))
-    sampler.sample(logits, Sampling(**sampling), out, workspace, tile=tiles.sample)
+    sampler.sample(logits, SamplingRows(**sampling), out, workspace, tile=tiles.sample)
     tokens: list[int] = staging.fetch(out.tokens).tolist()
     return tokens
 

@@ -39,7 +39,7 @@ ASK_AGAIN_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class ModelView:
+class ShownModel:
     """One model as an operator sees it. `status` and `use` are None while the worker has not reported on it."""
 
     facts: ModelFacts | None
@@ -100,19 +100,19 @@ class Administration:
     def __init__(self, front: Front, catalogue: Catalogue) -> None:
         self._front = front
         self._catalogue = catalogue
-        self._adding: dict[str, asyncio.Task[ModelView]] = {}
+        self._adding: dict[str, asyncio.Task[ShownModel]] = {}
         self._resizing: asyncio.Task[None] | None = None
 
-    def models(self) -> list[ModelView]:
+    def models(self) -> list[ShownModel]:
         """All of them, by name."""
         status = self._front.worker_status
         told = {} if status is None else {model.model: model for model in status.models}
         return [self._view_with(served, told.get(ModelId(served.name))) for served in self._front.roster]
 
-    def model(self, name: str) -> ModelView:
+    def model(self, name: str) -> ShownModel:
         return self._view(self._front.roster.find(name))
 
-    async def register(self, name: str, source: str) -> ModelView:
+    async def register(self, name: str, source: str) -> ShownModel:
         """Convert, check and serve a model; without a source, serve one that the catalogue has already (it was pulled).
 
         Goes on to its end even when whoever asked has left. Raises InvalidRequest, AlreadyExists, NotFound (no such source), BadCheckpoint, NotServable.
@@ -134,7 +134,7 @@ class Administration:
         task.add_done_callback(lambda _: self._adding.pop(name))
         return await asyncio.shield(task)
 
-    async def _add(self, name: str, source: str) -> ModelView:
+    async def _add(self, name: str, source: str) -> ShownModel:
         if source:
             entry = await asyncio.to_thread(add_to_catalogue, self._catalogue, name, Path(source))
         else:
@@ -197,7 +197,7 @@ class Administration:
             else:
                 return
 
-    async def load(self, name: str, *, wait: bool = False) -> ModelView:
+    async def load(self, name: str, *, wait: bool = False) -> ShownModel:
         """Make a model resident; with `wait`, return only when it is.
 
         Raises DoesNotFit when there is no room beside what is pinned. While it waits: BadCheckpoint when the weights cannot be read, Ended when
@@ -223,13 +223,13 @@ class Administration:
             version = await self._front.changes.after(version)
         return self._view(served)
 
-    async def unload(self, name: str) -> ModelView:
+    async def unload(self, name: str) -> ShownModel:
         """Take a model off the device."""
         served = self._front.roster.accepting(name)
         await self._command(Unload(served.facts.id))
         return self._view(served)
 
-    async def pin(self, name: str, *, pinned: bool) -> ModelView:
+    async def pin(self, name: str, *, pinned: bool) -> ShownModel:
         """Keep a model resident, or no longer. Raises NotServable when the pinned ones would leave no room."""
         served = self._front.roster.accepting(name)
         await self._command(Pin(served.facts.id, pinned))
@@ -261,14 +261,14 @@ class Administration:
             raise Unavailable("there is no worker at this moment: try again when `pool status` shows one")
         await self._front.commands.begin(command)
 
-    def _view(self, served: Served) -> ModelView:
+    def _view(self, served: Served) -> ShownModel:
         status = self._front.worker_status
         models = () if status is None else status.models
         own = next((model for model in models if model.model == served.name), None)
         return self._view_with(served, own)
 
-    def _view_with(self, served: Served, status: ModelStatus | None) -> ModelView:
-        return ModelView(
+    def _view_with(self, served: Served, status: ModelStatus | None) -> ShownModel:
+        return ShownModel(
             facts=None if served.entry is None else served.facts,
             pinned=served.pinned,
             refusal="" if served.refusal is None else str(served.refusal),

@@ -24,7 +24,7 @@ from tokenmux.server.front.seams import Detokenizer
 
 
 @dataclass(slots=True)
-class Timeline:
+class RequestTimes:
     """When things happened, in seconds on the clock of `Request.arrival_s`; None: not yet."""
 
     ran_s: float | None = None
@@ -56,7 +56,7 @@ class LiveRequest:
         self._detokenizer = detokenizer
         self._clock = clock
         self._delivered: list[int] = []
-        self._times = Timeline()
+        self._times = RequestTimes()
         self._buffer = EventBuffer(buffer_tokens, lambda: on_full(self), lambda: on_drained(self))
         request = submit.request
         self._buffer.put(

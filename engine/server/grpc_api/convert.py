@@ -11,7 +11,7 @@ from tokenmux.core.facts import ModelFacts
 from tokenmux.core.phases import PhaseChanged
 from tokenmux.core.request import FinishReason
 from tokenmux.messages.reports import Durations, Service, WorkerStatus
-from tokenmux.server.front.administration import ModelView
+from tokenmux.server.front.administration import ShownModel
 from tokenmux.server.front.admission import (
     MAX_CHAT_MESSAGES,
     MAX_STOP_STRINGS,
@@ -142,7 +142,7 @@ def finish_info(info: FinishInfo) -> inference_pb2.FinishInfo:
     )
 
 
-def model(view: ModelView) -> models_pb2.Model:
+def model(view: ShownModel) -> models_pb2.Model:
     """A model with what the worker last said of it.
 
     One with numbers that no message can hold is shown as refused: it must not take the status of all the others with it.
@@ -156,7 +156,7 @@ def model(view: ModelView) -> models_pb2.Model:
         )
 
 
-def _whole_model(view: ModelView) -> models_pb2.Model:
+def _whole_model(view: ShownModel) -> models_pb2.Model:
     status = view.status
     message = models_pb2.Model(name=view.name, pinned=view.pinned, refusal=view.refusal)
     if view.facts is not None:

@@ -228,7 +228,7 @@ def test_draws_equal_the_reference_of_the_kernel(interpreter) -> None:
     banned[4, first] = -torch.inf
     expected = reference.sample(
         banned,
-        parameters.Sampling(
+        parameters.SamplingRows(
             temperature=torch.tensor([0.0, 1.0, 0.7, 2.0, 0.0, 0.0]),
             top_k=torch.tensor([300, 5, 300, 300, 300, 3], dtype=torch.int32),
             top_p=torch.tensor([1.0, 1.0, 0.5, 1.0, 1.0, 1.0]),

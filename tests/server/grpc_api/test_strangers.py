@@ -23,7 +23,7 @@ from tests.server.harness import (
 )
 from tokenmux.core.errors import InUse, InvalidRequest, NotFound, Overloaded, TokenmuxError
 from tokenmux.messages.commands import Submit, Unregister
-from tokenmux.server.front.administration import Administration, ModelView
+from tokenmux.server.front.administration import Administration, ShownModel
 from tokenmux.server.front.front import Front, Limits
 from tokenmux.server.front.generation import Ask, Chat, ChatMessage, Text
 from tokenmux.server.front.roster import Served
@@ -187,7 +187,7 @@ async def test_a_model_that_cannot_be_read_is_listed_and_breaks_no_call() -> Non
 
 @pytest.mark.parametrize("max_context", [-5, 10**30])
 def test_facts_out_of_range_are_a_refusal_and_no_error_of_the_call(max_context: int) -> None:
-    shown = convert.model(ModelView(replace(facts("m"), max_context=max_context), False, "", None, None))
+    shown = convert.model(ShownModel(replace(facts("m"), max_context=max_context), False, "", None, None))
     assert (shown.name, shown.max_context) == ("m", 0)
     assert "out of range" in shown.refusal
 
