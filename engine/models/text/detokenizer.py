@@ -122,6 +122,9 @@ class TextStream:
     def _push_byte(self, token: int, byte: int) -> str:
         run = self._run
         text = run.take(token, byte)
+        if text:
+            # A character that was begun before this run is not completed any more.
+            text = self._advance(final=True) + text
         if len(run.held) < _LONGEST_RUN or run.is_open:
             return text
         # So long that it is not held any longer: what it spells so far is text like any other.

@@ -118,6 +118,12 @@ def test_an_output_continues_its_prompt(kind: str, data: st.DataObject) -> None:
     assert whole(tokens, prompt) + "".join(stream(tokens, ids, prompt)) == whole(tokens, prompt + ids)
 
 
+def test_a_character_that_an_invalid_byte_cuts_short_is_not_lost() -> None:
+    tokens = KINDS["bytes, then byte level"]
+    ids = [tokens.tokenizer.token_to_id("é"), tokens.tokenizer.token_to_id("<0x80>")]
+    assert "".join(stream(tokens, ids)) == whole(tokens, ids) == "\ufffd\ufffd"
+
+
 @pytest.mark.parametrize("kind", ["llama", "gemma", "byte level"])
 @given(text=st.text(max_size=200))
 @example("😀😀 café")
