@@ -43,10 +43,11 @@ imports: ## the direction of imports
 proto: ## the Python code of proto/, written anew
 	$(BIN)/python proto/generate.py
 
-bench: ## every benchmark, one after another; each ends with one JSON line
-	@for file in $$(grep -l __main__ benchmarks/*.py | grep -v /gpu.py); do \
-	  $(BIN)/python -m benchmarks.$$(basename $$file .py) || exit 1; \
+bench: ## every benchmark, one after another; results go into benchmarks/history.jsonl, and are compared with earlier ones
+	@for file in $$(grep -l __main__ benchmarks/*.py | grep -v -e /gpu.py -e /compare.py); do \
+	  TOKENMUX_HISTORY=benchmarks/history.jsonl $(BIN)/python -m benchmarks.$$(basename $$file .py) || exit 1; \
 	done
+	$(BIN)/python -m benchmarks.compare
 
 gpu: ## everything that only a GPU can tell, in eight minutes: results in the folder OUT, compiled kernels in CACHE if given
 	PYTHONPATH=.typing $(GPU_PYTHON) -m benchmarks.gpu --out $(OUT) $(if $(CACHE),--cache $(CACHE))

@@ -87,7 +87,7 @@ def main() -> int:
     )
     parser.add_argument("benchmarks", nargs="*", help="only these")
     parser.add_argument("--last", type=int, default=5, help="number of earlier runs to compare with")
-    parser.add_argument("--history", type=Path, default=history.wanted() or history.FILE)
+    parser.add_argument("--history", type=Path, default=history.named() or history.FILE)
     asked = parser.parse_args()
     changes = compare(history.read(asked.history), asked.last, asked.benchmarks)
     table(

@@ -64,7 +64,7 @@ def read(file: Path) -> Iterator[Entry]:
             raise ValueError(f"{file}:{number} is not the result of a benchmark: {error!r}") from error
 
 
-def wanted() -> Path | None:
+def named() -> Path | None:
     """The file to which results are to be appended, if the environment names one."""
     named = os.environ.get(VARIABLE)
     return Path(named) if named else None

@@ -1,16 +1,18 @@
 """What every benchmark prints: a table for people, and one JSON document as the last line of stdout.
 
     {"benchmark": "swap", "commit": "0123456789ab", "date": "2026-11-21", "machine": {...},
-     "metrics": {"activation_over_copy": 1.21, "activation_over_copy_p20": 1.18, ...},
+     "quick": false, "metrics": {"activation_over_copy": 1.21, "activation_over_copy_p20": 1.18, ...},
      "targets": {"activation_over_copy": {"at_most": 1.3, "source": "...", "met": true}}}
 
 A target whose metric was not measured in this run (`--quick` measures less) is left out rather than counted as met.
+The document also goes into the history (`history.py`) if the environment names one.
 """
 
 import json
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +21,8 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+
+from benchmarks import history
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -65,16 +69,20 @@ def finish(
     targets: Mapping[str, Target] | None = None,
     machine_facts: Mapping[str, object] | None = None,
 ) -> None:
-    """Print the JSON document. Call it last. `machine_facts` adds to the machine's description (the device, say)."""
+    """Print the JSON document, and append it to the history if there is one. Call it last. `machine_facts` adds to the machine's description (the device, say)."""
     measured = {key: target for key, target in (targets or {}).items() if key in metrics}
     document = {
         "benchmark": name,
         "commit": commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "quick": "--quick" in sys.argv,
         "machine": {**machine(), **(machine_facts or {})},
         "metrics": {key: _rounded(value) for key, value in metrics.items()},
         "targets": {key: target.as_json(metrics[key]) for key, target in measured.items()},
     }
+    file = history.named()
+    if file is not None:
+        history.append(document, file)
     print(json.dumps(document), flush=True)
 
 
@@ -82,7 +90,11 @@ def commit() -> str:
     """The checked-out commit, with `-dirty` behind it if tracked files differ; `unknown` outside a checkout."""
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
-        return head + ("-dirty" if _git("status", "--porcelain", "--untracked-files=no") else "")
+        # The history grows as benchmarks end, which changes nothing that they measure.
+        changed = _git(
+            "status", "--porcelain", "--untracked-files=no", "--", ".", f":!benchmarks/{history.FILE.name}"
+        )
+        return head + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
