@@ -7,7 +7,7 @@
 
 import numpy as np
 
-from tokenmux.simulator.catalogue import architecture
+from tokenmux.simulator.architectures import architecture
 from tokenmux.simulator.scenario import Hardware, Market, market, simulate
 from tokenmux.workload.generate import traffic
 from tokenmux.workload.trace import Arrival, arrivals

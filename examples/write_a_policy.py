@@ -13,9 +13,9 @@ from plan_a_pool import small_catalogue, traffic_for
 from tokenmux.core.event import Arrived, Event
 from tokenmux.core.plan import IDLE, Channel, Plan, Step
 from tokenmux.scheduler.policy.baselines import turn_taking
-from tokenmux.scheduler.policy.interface import InstancePolicy, InstanceView, ModelView
-from tokenmux.scheduler.policy.pool.interface import PoolPolicy
+from tokenmux.scheduler.policy.instance_policy import InstancePolicy, InstanceView, ModelView
 from tokenmux.scheduler.policy.pool.placement import LeastLoaded
+from tokenmux.scheduler.policy.pool.pool_policy import PoolPolicy
 from tokenmux.scheduler.policy.steps import decode_chunks, must_end, prefill_chunks
 from tokenmux.simulator.scenario import simulate
 

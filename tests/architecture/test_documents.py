@@ -1,5 +1,7 @@
 """Pages point at what is there: links, files named in text, words of the glossary, the decisions' own list."""
 
+import ast
+import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ OF_THEIR_DAY = ("docs/LOG.md", "docs/results", "docs/decisions", "CHANGELOG.md")
 """Pages that say what was: the files that they name may have been moved since."""
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
+PARTS = re.DOTALL | re.MULTILINE
 FILE = re.compile(r"`((?:[\w.-]+/)*[\w.-]+\.(?:py|proto))`")
 SOURCES = [
     f"/{path.relative_to(ROOT).as_posix()}"
@@ -25,7 +28,7 @@ SOURCES = [
 
 
 def without_code(text: str) -> str:
-    return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"^```.*?^```", "", text, flags=PARTS)
 
 
 def anchors(page: Path) -> set[str]:
@@ -58,6 +61,24 @@ def test_files_that_are_named_exist(page: Path) -> None:
     """Pages may leave out the folders in front of a name, not those behind."""
     named = FILE.findall(page.read_text())
     assert [name for name in named if not any(source.endswith(f"/{name}") for source in SOURCES)] == []
+
+
+def programs() -> Iterator[tuple[str, str]]:
+    """Python that readers are shown: the examples, and the ```python blocks of pages."""
+    for path in sorted((ROOT / "examples").glob("*.py")):
+        yield path.name, path.read_text()
+    for page in PAGES:
+        for number, block in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text(), PARTS)):
+            yield f"{page.name}-{number}", block
+
+
+@pytest.mark.parametrize("program", [pytest.param(text, id=name) for name, text in programs()])
+def test_programs_that_readers_are_shown_import_what_is_there(program: str) -> None:
+    """In a moment, and wherever names are changed: the examples themselves are run by tests/examples."""
+    for node in ast.walk(ast.parse(program)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tokenmux"):
+            module = importlib.import_module(node.module or "")
+            assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == [], node.module
 
 
 def words_of_the_glossary() -> list[str]:
