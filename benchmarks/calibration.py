@@ -34,6 +34,7 @@ from tokenmux.core.cost import CostModel, RooflineCost
 from tokenmux.core.event import ModelAdded, ModelWanted, StepDone
 from tokenmux.core.facts import DeviceFacts, HostFacts, ModelFacts, ModelId
 from tokenmux.core.plan import Activate
+from tokenmux.core.record import RequestRecord
 from tokenmux.core.request import Request, RequestId, ServiceLevel
 from tokenmux.core.sampling import Sampling
 from tokenmux.demo.load import plan_stream
@@ -49,7 +50,7 @@ from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.instance.state import Residency
 from tokenmux.scheduler.memory.host_cache import HostCache
-from tokenmux.scheduler.metrics.counters import Metrics, RequestRecord
+from tokenmux.scheduler.metrics.counters import Metrics
 from tokenmux.scheduler.metrics.summary import Summary, summarise
 from tokenmux.scheduler.policy.registry import make_policy
 from tokenmux.server.config import PoolConfig

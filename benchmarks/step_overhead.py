@@ -19,13 +19,13 @@ from tokenmux.core.cost import RooflineCost
 from tokenmux.core.facts import DeviceFacts, Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.core.plan import AtOnce, Operation, Step
 from tokenmux.core.request import Request, RequestId
+from tokenmux.core.started import Started
 from tokenmux.device.device_protocol import Device
 from tokenmux.executor import garbage_collection
 from tokenmux.executor.virtual import HOST, EngineOnVirtualTime
 from tokenmux.messages.commands import Register
 from tokenmux.messages.reports import Finished, FromWorker
 from tokenmux.scheduler.instance.instance import Instance
-from tokenmux.scheduler.instance.started import Started
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.metrics.summary import percentile
 from tokenmux.scheduler.policy.slack import SlackPolicy

@@ -24,6 +24,7 @@ from tokenmux.core.facts import DeviceFacts, HostFacts, ModelId
 from tokenmux.core.plan import Activate, PageOut
 from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
 from tokenmux.core.sampling import Sampling
+from tokenmux.core.started import Started
 from tokenmux.device.cpu import CpuDevice
 from tokenmux.device.device_protocol import OperationDone
 from tokenmux.executor.engine import Engine
@@ -36,7 +37,6 @@ from tokenmux.models.catalogue import tiny
 from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.models.catalogue.entry import Entry
 from tokenmux.scheduler.instance.instance import Instance
-from tokenmux.scheduler.instance.started import Started
 from tokenmux.scheduler.instance.state import Residency
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.policy.slack import SlackPolicy

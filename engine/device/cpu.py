@@ -13,16 +13,17 @@ from tokenmux.core.clock import Clock
 from tokenmux.core.errors import DoesNotFit, TokenmuxError
 from tokenmux.core.event import SUPERSEDED, CopyDone
 from tokenmux.core.facts import DeviceFacts, Image, ImageId
+from tokenmux.core.handles import Transfer
 from tokenmux.core.plan import Activate, Channel, Compact, Fetch, PageIn, PageOut, Step
 from tokenmux.core.sizes import show_size
+from tokenmux.core.started import Started
 from tokenmux.device.channel import CHANNEL_CLOSE_S, ChannelThread
 from tokenmux.device.device_protocol import Host, Post
 from tokenmux.device.memory import Memory, available_bytes
 from tokenmux.device.operation_progress import SupersededError, progress_of, until_superseded
 from tokenmux.device.reader import GivenUpError, Reader
 from tokenmux.device.spans import paging_spans
-from tokenmux.scheduler.instance.started import Started
-from tokenmux.scheduler.memory.ledger import Ledger, Transfer
+from tokenmux.scheduler.memory.ledger import Ledger
 
 COPY_CHUNK_BYTES = 16 << 20
 """Between chunks the interpreter lock changes hands and a closing device is noticed; larger chunks were no faster."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 from tokenmux.core.event import CopyDone, StepDone
 from tokenmux.core.facts import Image
 from tokenmux.core.request import RequestId
-from tokenmux.scheduler.instance.started import Started
+from tokenmux.core.started import Started
 
 if TYPE_CHECKING:  # a null device needs no torch
     import torch

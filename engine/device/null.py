@@ -11,9 +11,9 @@ from tokenmux.core.cost import CostModel, burst_ends_s
 from tokenmux.core.event import SUPERSEDED, CopyDone, StepDone
 from tokenmux.core.plan import Compact, Step
 from tokenmux.core.request import FinishReason, RequestId
+from tokenmux.core.started import Started
 from tokenmux.device.device_protocol import Post
 from tokenmux.scheduler.instance.instance import Instance
-from tokenmux.scheduler.instance.started import Started
 
 
 class VirtualClock:

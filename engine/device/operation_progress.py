@@ -5,8 +5,8 @@ from collections.abc import Set as AbstractSet
 
 from tokenmux.core.clock import Clock
 from tokenmux.core.event import SUPERSEDED
+from tokenmux.core.started import Started
 from tokenmux.device.device_protocol import Post
-from tokenmux.scheduler.instance.started import Started
 
 INTERVAL_S = 0.2
 """A person sees five changes a second as motion."""

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tokenmux.core.handles import ExtentMove, Transfer
 from tokenmux.device.cuda.ordering import Spans
-from tokenmux.scheduler.memory.arena import ExtentMove
-from tokenmux.scheduler.memory.ledger import Ledger, Transfer
+from tokenmux.scheduler.memory.ledger import Ledger
 
 
 class PagingSpan(NamedTuple):

@@ -30,7 +30,9 @@ from tokenmux.core.event import (
 from tokenmux.core.facts import ModelFacts, ModelId
 from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.core.plan import Activate, AtOnce, Compact, Evict, Fetch, Operation
+from tokenmux.core.record import RequestRecord
 from tokenmux.core.request import FinishReason, RequestId
+from tokenmux.core.started import Started
 from tokenmux.device.device_protocol import Device, OperationDone
 from tokenmux.executor.positions import QueuePositions
 from tokenmux.executor.request_content import Content
@@ -54,8 +56,6 @@ from tokenmux.messages.commands import (
 )
 from tokenmux.messages.reports import Acknowledged, Alive, Broken, Finished, FromWorker, Tokens
 from tokenmux.scheduler.instance.instance import Instance
-from tokenmux.scheduler.instance.started import Started
-from tokenmux.scheduler.metrics.counters import RequestRecord
 
 logger = logging.getLogger(__name__)
 

@@ -25,6 +25,7 @@ from tokenmux.core.event import StepDone
 from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.core.plan import Chunk, Step
 from tokenmux.core.request import FinishReason, RequestId
+from tokenmux.core.started import Started
 from tokenmux.device.device_protocol import Post
 from tokenmux.executor import garbage_collection
 from tokenmux.executor.request_content import Content
@@ -34,7 +35,6 @@ from tokenmux.models.network.batch import Segment
 from tokenmux.models.network.runner import Runner
 from tokenmux.models.weights.image import FileStamp, read_image
 from tokenmux.scheduler.instance.instance import Instance
-from tokenmux.scheduler.instance.started import Started
 
 _log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tokenmux.core.cost import CostModel
 from tokenmux.core.plan import Channel, Compact, Step
-from tokenmux.scheduler.instance.started import Started
+from tokenmux.core.started import Started
 
 STALL_FACTOR = 20.0
 STALL_FLOOR_S = 30.0

@@ -5,11 +5,12 @@ Both are bounded. `tokenmux.executor.worker_status` tells what is going on now.
 
 from tokenmux.core.clock import Clock
 from tokenmux.core.event import CopyDone, StepDone
+from tokenmux.core.record import RequestRecord
+from tokenmux.core.started import Started
 from tokenmux.messages.commands import AskTrace
 from tokenmux.messages.reports import Durations, ModelUse, Service, Traced, WorkerUse
 from tokenmux.scheduler.instance.instance import Instance
-from tokenmux.scheduler.instance.started import Started
-from tokenmux.scheduler.metrics.counters import RequestRecord, ServiceCounters
+from tokenmux.scheduler.metrics.counters import ServiceCounters
 from tokenmux.scheduler.metrics.histogram import Histogram
 from tokenmux.scheduler.metrics.timeline import Timeline
 

@@ -17,7 +17,7 @@ from tokenmux.core.errors import InternalError
 from tokenmux.core.event import CopyDone, StepDone
 from tokenmux.core.facts import KvShape, ModelFacts
 from tokenmux.core.plan import Channel, Compact
-from tokenmux.scheduler.instance.started import Started
+from tokenmux.core.started import Started
 
 Completed = tuple[Started, StepDone | CopyDone]
 """An operation as it began, and how it ended; in the order of their ends."""

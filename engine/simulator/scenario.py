@@ -8,11 +8,12 @@ from math import inf
 from tokenmux.core.cost import RooflineCost
 from tokenmux.core.facts import DeviceFacts, HostFacts, ModelFacts, ModelId
 from tokenmux.core.plan import Channel
+from tokenmux.core.record import RequestRecord
 from tokenmux.core.request import DEFAULT_LEVEL, FinishReason, Request, ServiceLevel
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.instance.state import RequestState
 from tokenmux.scheduler.memory.host_cache import HostCache
-from tokenmux.scheduler.metrics.counters import Metrics, RequestRecord
+from tokenmux.scheduler.metrics.counters import Metrics
 from tokenmux.scheduler.metrics.histogram import Histogram
 from tokenmux.scheduler.metrics.summary import Summary, summarise
 from tokenmux.scheduler.policy.instance_policy import InstancePolicy

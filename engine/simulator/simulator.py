@@ -17,8 +17,8 @@ from tokenmux.core.event import SUPERSEDED, Arrived, CopyDone, Event, ModelAdded
 from tokenmux.core.facts import ModelFacts, ModelId
 from tokenmux.core.plan import Activate, Channel, Compact, Step
 from tokenmux.core.request import FinishReason, Request, RequestId
+from tokenmux.core.started import Started
 from tokenmux.scheduler.instance.instance import Instance
-from tokenmux.scheduler.instance.started import Started
 from tokenmux.scheduler.policy.pool.pool_policy import Move, Place, PoolPolicy, PoolView, Refuse
 from tokenmux.simulator.doubts import SURE, Doubts
 from tokenmux.workload.trace import Arrival

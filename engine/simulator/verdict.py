@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from tokenmux.core.record import RequestRecord
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.instance.state import RequestState
-from tokenmux.scheduler.metrics.counters import RequestRecord
 from tokenmux.simulator.simulator import Simulator
 from tokenmux.workload.trace import Arrival
 

@@ -27,6 +27,7 @@ from tokenmux.core.plan import (
     Step,
 )
 from tokenmux.core.request import Request, RequestId
+from tokenmux.core.started import Started
 from tokenmux.device.cpu import CpuDevice
 from tokenmux.device.cuda.device import CudaDevice
 from tokenmux.device.cuda.gpu import Gpu, TorchGpu
@@ -35,7 +36,6 @@ from tokenmux.device.device_protocol import Device, OperationDone, Post
 from tokenmux.device.null import NullDevice, VirtualClock
 from tokenmux.executor.monotonic_clock import MonotonicClock
 from tokenmux.scheduler.instance.instance import Instance
-from tokenmux.scheduler.instance.started import Started
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.policy.instance_policy import InstanceView
 

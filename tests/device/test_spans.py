@@ -7,9 +7,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tokenmux.core.facts import DeviceFacts, KvShape
+from tokenmux.core.handles import ExtentHandle, ExtentMove
 from tokenmux.core.request import RequestId
 from tokenmux.device.spans import PagingSpan, block_spans, move_pieces, paging_spans
-from tokenmux.scheduler.memory.arena import ExtentHandle, ExtentMove
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.memory.ledger import Ledger
 

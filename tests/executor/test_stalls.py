@@ -8,12 +8,12 @@ from tests.executor.test_engine import A, engine, request
 from tokenmux.core.cost import RooflineCost, StepWork
 from tokenmux.core.facts import DeviceFacts, Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.core.plan import Activate, Channel, Fetch, Operation, Step
+from tokenmux.core.started import Started
 from tokenmux.executor.loop import BEAT_S, EngineLoop
 from tokenmux.executor.stalls import STALL_FACTOR, STALL_FLOOR_S, Stalls
 from tokenmux.executor.virtual import HOST
 from tokenmux.messages.commands import Resize, Submit
 from tokenmux.messages.reports import Alive, Broken, FromWorker
-from tokenmux.scheduler.instance.started import Started
 
 MODEL = ModelFacts(
     ModelId("m"), (Image(ImageId("m"), 10**9),), KvShape(16, 8, 64, dtype_bytes=2, block_size=16), 4096, 10**9

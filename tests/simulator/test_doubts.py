@@ -7,7 +7,7 @@ import pytest
 from tokenmux.core.cost import RooflineCost
 from tokenmux.core.event import CopyDone, Event, StepDone
 from tokenmux.core.plan import Activate, Step
-from tokenmux.scheduler.instance.started import Started
+from tokenmux.core.started import Started
 from tokenmux.simulator.doubts import ALL_DOUBTS, SURE, Doubts
 from tokenmux.simulator.planner.plan_command import parse_market
 from tokenmux.simulator.scenario import Outcome, simulate

@@ -10,7 +10,7 @@ from tokenmux.core.event import CopyDone, StepDone
 from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.core.plan import Activate, Channel, Chunk, Step
 from tokenmux.core.request import RequestId
-from tokenmux.scheduler.instance.started import Started
+from tokenmux.core.started import Started
 from tokenmux.simulator.measured import Completed, fit_cost, shape_of
 
 INTERFERENCE = 1.4

@@ -13,8 +13,8 @@ import pytest
 
 from tokenmux.core.event import Event
 from tokenmux.core.plan import IDLE, Channel, Plan, Step
+from tokenmux.core.record import RequestRecord
 from tokenmux.core.request import Request, RequestId, ServiceLevel
-from tokenmux.scheduler.metrics.counters import RequestRecord
 from tokenmux.scheduler.policy.instance_policy import InstancePolicy, InstanceView
 from tokenmux.scheduler.policy.pool.pool_policy import Move, Place, PoolPolicy, PoolView, Refuse
 from tokenmux.scheduler.policy.registry import make_policies

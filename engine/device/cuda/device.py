@@ -36,8 +36,10 @@ from tokenmux.core.clock import Clock
 from tokenmux.core.errors import DoesNotFit, TokenmuxError, WorkerFailed
 from tokenmux.core.event import SUPERSEDED, CopyDone
 from tokenmux.core.facts import DeviceFacts, Image, ImageId
+from tokenmux.core.handles import ExtentMove, Transfer
 from tokenmux.core.plan import Activate, Channel, Compact, Fetch, PageIn, PageOut, Step
 from tokenmux.core.request import RequestId
+from tokenmux.core.started import Started
 from tokenmux.device.channel import CHANNEL_CLOSE_S, ChannelThread
 from tokenmux.device.cuda.chunks import (
     CHUNK_BYTES,
@@ -59,9 +61,7 @@ from tokenmux.device.operation_progress import SupersededError, progress_of, unt
 from tokenmux.device.reader import GivenUpError, Reader
 from tokenmux.device.spans import block_spans, move_pieces, paging_spans
 from tokenmux.kernels.kv_pack.choice import COPY_OVERHEAD_S
-from tokenmux.scheduler.instance.started import Started
-from tokenmux.scheduler.memory.arena import ExtentMove
-from tokenmux.scheduler.memory.ledger import Ledger, Transfer
+from tokenmux.scheduler.memory.ledger import Ledger
 
 _log = logging.getLogger(__name__)
 

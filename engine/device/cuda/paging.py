@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from tokenmux.core.facts import KvShape
+from tokenmux.core.handles import Transfer
 from tokenmux.core.plan import Channel
 from tokenmux.core.request import RequestId
 from tokenmux.device.cuda.chunks import MAX_BLOCKS, Copies, Copy, Landing, Slot, Work, nothing
@@ -27,7 +28,7 @@ from tokenmux.device.spans import PagingSpan
 from tokenmux.kernels.kv_pack.choice import PageMethod, page_method
 from tokenmux.kernels.kv_pack.quantised import record_bytes
 from tokenmux.kernels.layout import OFFSET_ALIGNMENT, KVLayout
-from tokenmux.scheduler.memory.ledger import Ledger, Transfer
+from tokenmux.scheduler.memory.ledger import Ledger
 
 KvDtype = Callable[[RequestId], torch.dtype]
 """What a request's keys and values are computed in."""

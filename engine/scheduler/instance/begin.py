@@ -4,15 +4,14 @@ from math import inf
 
 from tokenmux.core.cost import StepWork
 from tokenmux.core.errors import IllegalPlan
+from tokenmux.core.handles import Transfer
 from tokenmux.core.phases import RequestPhase, Residency
 from tokenmux.core.plan import Activate, Channel, Compact, Fetch, Operation, PageIn, PageOut, Step
 from tokenmux.core.request import RequestId
+from tokenmux.core.started import Started, SwapReason
 from tokenmux.scheduler.instance import validate
 from tokenmux.scheduler.instance.live_state import LiveState
-from tokenmux.scheduler.instance.started import Started
 from tokenmux.scheduler.instance.state import ModelState
-from tokenmux.scheduler.memory.ledger import Transfer
-from tokenmux.scheduler.metrics.counters import SwapReason
 
 
 def begin(state: LiveState, channel: Channel, operation: Operation) -> Started:

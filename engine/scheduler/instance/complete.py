@@ -6,9 +6,9 @@ from tokenmux.core.event import SUPERSEDED, CopyDone, StepDone
 from tokenmux.core.phases import RequestPhase, Residency
 from tokenmux.core.plan import Activate, Channel, Compact, Fetch, PageIn, PageOut, Step
 from tokenmux.core.request import FinishReason
+from tokenmux.core.started import Started
 from tokenmux.scheduler.instance import requests, validate
 from tokenmux.scheduler.instance.live_state import LiveState
-from tokenmux.scheduler.instance.started import Started
 from tokenmux.scheduler.instance.state import ModelState, RequestState
 from tokenmux.scheduler.metrics.counters import ServiceCounters, count_on_time
 

@@ -28,16 +28,17 @@ from tokenmux.core.event import (
 from tokenmux.core.facts import DeviceFacts, ModelId
 from tokenmux.core.phases import PhaseChanged
 from tokenmux.core.plan import AtOnce, Channel, Chunk, Operation, Step
+from tokenmux.core.record import RequestRecord
 from tokenmux.core.request import DEFAULT_LEVEL, RequestId, ServiceLevel
+from tokenmux.core.started import Started
 from tokenmux.scheduler.instance import complete, immediate_actions, operator_wishes, requests, resizing
 from tokenmux.scheduler.instance.begin import begin
 from tokenmux.scheduler.instance.live_state import LiveState
-from tokenmux.scheduler.instance.started import Started
 from tokenmux.scheduler.instance.superseding import Superseding
 from tokenmux.scheduler.memory.arena import aligned
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.memory.ledger import Ledger
-from tokenmux.scheduler.metrics.counters import Metrics, RequestRecord
+from tokenmux.scheduler.metrics.counters import Metrics
 from tokenmux.scheduler.policy import drain
 from tokenmux.scheduler.policy.instance_policy import Fit, InstancePolicy, MakesWay
 

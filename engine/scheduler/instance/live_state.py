@@ -12,12 +12,13 @@ from tokenmux.core.event import Arrived
 from tokenmux.core.facts import DeviceFacts, ModelFacts, ModelId
 from tokenmux.core.phases import PhaseChanged, RequestPhase, Residency
 from tokenmux.core.plan import Channel, Chunk
+from tokenmux.core.record import RequestRecord
 from tokenmux.core.request import RequestId, ServiceLevel
+from tokenmux.core.started import Started, SwapReason
 from tokenmux.scheduler.instance.queue import Queue
-from tokenmux.scheduler.instance.started import Started
 from tokenmux.scheduler.instance.state import ModelState, RequestState
 from tokenmux.scheduler.memory.ledger import Ledger
-from tokenmux.scheduler.metrics.counters import Metrics, RequestRecord, SwapReason
+from tokenmux.scheduler.metrics.counters import Metrics
 from tokenmux.scheduler.metrics.shares import Shares
 
 

@@ -2,10 +2,10 @@
 
 from tokenmux.core.event import Arrived
 from tokenmux.core.phases import RequestPhase
+from tokenmux.core.record import RequestRecord
 from tokenmux.core.request import FinishReason, RequestId
 from tokenmux.scheduler.instance.live_state import LiveState
 from tokenmux.scheduler.instance.state import RequestState
-from tokenmux.scheduler.metrics.counters import RequestRecord
 
 
 def arrive(state: LiveState, arrived: Arrived) -> None:

@@ -10,8 +10,8 @@ from tokenmux.core.event import CopyDone, StepDone
 from tokenmux.core.facts import ModelId
 from tokenmux.core.phases import Residency
 from tokenmux.core.plan import Activate, Channel, Fetch
+from tokenmux.core.started import Started
 from tokenmux.scheduler.instance.live_state import LiveState
-from tokenmux.scheduler.instance.started import Started
 
 _CHANNELS = ((Channel.COPY_IN, Residency.HOST), (Channel.FETCH, Residency.DISK))
 """And where the weights of a model are that waits for the channel."""

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 from tokenmux.core.errors import IllegalPlan, InternalError
 from tokenmux.core.event import StepDone
+from tokenmux.core.handles import ExtentMove
 from tokenmux.core.phases import Residency
 from tokenmux.core.plan import Activate, Channel, Compact, Fetch, Operation, PageIn, PageOut, Step
 from tokenmux.scheduler.instance.live_state import LiveState
 from tokenmux.scheduler.instance.state import ModelState, RequestState
-from tokenmux.scheduler.memory.arena import ExtentMove
 
 _CHANNEL_OF = {
     Activate: Channel.COPY_IN,

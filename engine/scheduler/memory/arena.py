@@ -11,26 +11,13 @@ arena once forced low, between weights, are lifted to the top again. Integers on
 
 from bisect import bisect_left, insort
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
-from typing import NewType
 
 from tokenmux.core.errors import IntegrityError
-
-ExtentHandle = NewType("ExtentHandle", int)
+from tokenmux.core.handles import ExtentHandle, ExtentMove
 
 EXTENT_ALIGNMENT = 256
 """Bytes. Matrix libraries choose a kernel by the alignment of its operands, up to 256 bytes on a GPU. Every extent starts
 on such a boundary, so a tensor has the same alignment wherever its image lies, and a swap cannot change the kernel."""
-
-
-@dataclass(frozen=True, slots=True)
-class ExtentMove:
-    """One extent goes from `source` to `target` (byte offsets). Moves of a plan are carried out in their order."""
-
-    handle: ExtentHandle
-    source: int
-    target: int
-    n_bytes: int
 
 
 class Arena:

@@ -8,7 +8,7 @@ KV only ever grows, so the host copy is valid for a prefix of `n_clean` tokens: 
 """
 
 from tokenmux.core.facts import KvShape
-from tokenmux.scheduler.memory.slabs import BlockHandle
+from tokenmux.core.handles import BlockHandle
 
 
 class KvTable:

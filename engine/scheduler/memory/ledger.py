@@ -7,24 +7,15 @@ instance's, moving bytes the device's. Everything here is integers.
 from collections import Counter
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 
 from tokenmux.core.errors import IllegalPlan, IntegrityError
 from tokenmux.core.facts import DeviceFacts, Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.handles import BlockHandle, ExtentHandle, ExtentMove, Transfer
 from tokenmux.core.request import RequestId
-from tokenmux.scheduler.memory.arena import Arena, ExtentHandle, ExtentMove, aligned
+from tokenmux.scheduler.memory.arena import Arena, aligned
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.memory.kv_table import KvTable
-from tokenmux.scheduler.memory.slabs import BlockHandle, SlabPool
-
-
-@dataclass(frozen=True, slots=True)
-class Transfer:
-    """One block that a copy moves between the device and the host, whichever way."""
-
-    shape: KvShape
-    device: BlockHandle
-    host: BlockHandle
+from tokenmux.scheduler.memory.slabs import SlabPool
 
 
 class Ledger:

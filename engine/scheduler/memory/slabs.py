@@ -11,12 +11,10 @@ A slab's capacity leaves room for the worst padding, so it does not depend on wh
 """
 
 from collections.abc import Iterable
-from typing import NewType
 
 from tokenmux.core.errors import IntegrityError
-from tokenmux.scheduler.memory.arena import Arena, ExtentHandle
-
-BlockHandle = NewType("BlockHandle", int)
+from tokenmux.core.handles import BlockHandle, ExtentHandle
+from tokenmux.scheduler.memory.arena import Arena
 
 _INDEX_BITS = 24
 _INDEX_MASK = (1 << _INDEX_BITS) - 1

@@ -8,54 +8,16 @@ Everything is a counter that costs a step one addition for each of its rows, and
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
 from itertools import pairwise
 from math import inf
 from operator import sub
 
 from tokenmux.core.facts import ModelId
 from tokenmux.core.plan import Channel
-from tokenmux.core.request import FinishReason, Request
+from tokenmux.core.record import RequestRecord
+from tokenmux.core.request import FinishReason
+from tokenmux.core.started import SwapReason
 from tokenmux.scheduler.metrics.histogram import Histogram, interval
-
-
-@dataclass(frozen=True, slots=True)
-class RequestRecord:
-    """How one request went; times in seconds on the instance's clock."""
-
-    request: Request
-    reason: FinishReason
-    first_token_s: float | None
-    end_s: float
-    last_token_s: float | None
-    n_tokens: int
-    n_on_time: int
-    artifact_late_s: float = 0.0
-    """See `ArtifactAllowance`."""
-
-    @property
-    def ttft_s(self) -> float | None:
-        return None if self.first_token_s is None else self.first_token_s - self.request.arrival_s
-
-    @property
-    def tpot_s(self) -> float | None:
-        """Mean time between tokens; None for fewer than two tokens."""
-        if self.first_token_s is None or self.last_token_s is None or self.n_tokens < 2:
-            return None
-        return (self.last_token_s - self.first_token_s) / (self.n_tokens - 1)
-
-    @property
-    def is_on_time(self) -> bool:
-        """Whether all its tokens were on time, and it did not fail."""
-        return self.n_on_time == self.n_tokens and self.reason is not FinishReason.FAILED
-
-    @property
-    def artifact_attainment(self) -> float | None:
-        """The Aegaeon artifact's figure for one request: the share of its time that was not late. None if it drew no token."""
-        if self.last_token_s is None:
-            return None
-        total_s = self.last_token_s - self.request.arrival_s
-        return 1 - self.artifact_late_s / total_s if total_s > 0 else 1.0
 
 
 class ArtifactAllowance:
@@ -88,19 +50,6 @@ class ArtifactAllowance:
         else:
             self.allowance_s -= wait_s
         self.allowance_s += tpot_s
-
-
-class SwapReason(Enum):
-    """Why a model's weights were brought to the device."""
-
-    FIRST = "first"
-    """Requests wait for it, and it has not been here since it was registered."""
-    AGAIN = "again"
-    """Requests wait for it, and it had to leave before: the price of sharing."""
-    OPERATOR = "operator"
-    """Nobody waits for it; an operator pinned it or asked for it."""
-    AHEAD = "ahead"
-    """Nobody waits for it; the policy expects that somebody will."""
 
 
 @dataclass(slots=True, eq=False)

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from statistics import fmean
 
-from tokenmux.scheduler.metrics.counters import RequestRecord, ServiceCounters
+from tokenmux.core.record import RequestRecord
+from tokenmux.scheduler.metrics.counters import ServiceCounters
 from tokenmux.scheduler.metrics.histogram import Histogram
 
 

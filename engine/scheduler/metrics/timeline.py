@@ -12,9 +12,9 @@ from typing import IO
 
 from tokenmux.core.event import Event, StepDone
 from tokenmux.core.plan import Activate, Channel, Fetch, PageIn, PageOut, Step
+from tokenmux.core.record import RequestRecord
 from tokenmux.core.span import Span
-from tokenmux.scheduler.instance.started import Started
-from tokenmux.scheduler.metrics.counters import RequestRecord
+from tokenmux.core.started import Started
 
 _TRACKS = {channel: channel.name.lower() for channel in Channel}
 _THREADS = {name: channel.value for channel, name in _TRACKS.items()}

@@ -46,6 +46,7 @@ from tokenmux.core.plan import (
     Step,
 )
 from tokenmux.core.request import RequestId
+from tokenmux.core.started import Started
 from tokenmux.device.cuda import device as cuda
 from tokenmux.device.cuda.chunks import Copies
 from tokenmux.device.cuda.device import CudaDevice, _Space
@@ -54,7 +55,6 @@ from tokenmux.device.cuda.ordering import Places, Spans, merged
 from tokenmux.device.cuda.paging import Blocks
 from tokenmux.device.device_protocol import OperationDone, Post
 from tokenmux.executor.monotonic_clock import MonotonicClock
-from tokenmux.scheduler.instance.started import Started
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.memory.ledger import Ledger
 

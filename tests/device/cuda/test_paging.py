@@ -7,6 +7,7 @@ import torch
 
 from tests.device.cuda.fake_gpu import FakeGpu
 from tokenmux.core.facts import DeviceFacts, KvShape
+from tokenmux.core.handles import Transfer
 from tokenmux.core.plan import Channel
 from tokenmux.core.request import RequestId
 from tokenmux.device.cuda.chunks import Copies, Slot, Work
@@ -15,7 +16,7 @@ from tokenmux.device.spans import paging_spans
 from tokenmux.kernels.kv_pack.choice import COPY_OVERHEAD_S
 from tokenmux.kernels.kv_pack.quantised import int8_error_bound
 from tokenmux.scheduler.memory.host_cache import HostCache
-from tokenmux.scheduler.memory.ledger import Ledger, Transfer
+from tokenmux.scheduler.memory.ledger import Ledger
 
 KB = 1 << 10
 SLAB_BYTES = 1 << 20

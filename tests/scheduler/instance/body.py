@@ -11,14 +11,15 @@ from dataclasses import replace
 from tokenmux.core.cost import RooflineCost
 from tokenmux.core.event import Arrived, CopyDone, Event, Resized, StepDone
 from tokenmux.core.facts import DeviceFacts, HostFacts, Image, ModelFacts
+from tokenmux.core.handles import BlockHandle
 from tokenmux.core.plan import IDLE, Activate, Channel, Compact, PageIn, PageOut, Plan, Step
+from tokenmux.core.record import RequestRecord
 from tokenmux.core.request import FinishReason, RequestId
+from tokenmux.core.started import Started
 from tokenmux.scheduler.instance.instance import Instance
-from tokenmux.scheduler.instance.started import Started
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.memory.kv_table import KvTable
-from tokenmux.scheduler.memory.slabs import BlockHandle, SlabPool
-from tokenmux.scheduler.metrics.counters import RequestRecord
+from tokenmux.scheduler.memory.slabs import SlabPool
 from tokenmux.scheduler.policy.instance_policy import InstanceView
 
 POISON = None

@@ -16,11 +16,12 @@ from tokenmux.core.cost import RooflineCost, StepWork
 from tokenmux.core.event import Cancelled, Event, ModelAdded
 from tokenmux.core.facts import DeviceFacts, HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.core.plan import AtOnce, Channel, Operation, Plan, Step
+from tokenmux.core.record import RequestRecord
 from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.capacity import kv_bytes, weight_bytes
 from tokenmux.scheduler.memory.host_cache import HostCache
-from tokenmux.scheduler.metrics.counters import Metrics, RequestRecord
+from tokenmux.scheduler.metrics.counters import Metrics
 from tokenmux.scheduler.policy.instance_policy import InstanceView
 from tokenmux.scheduler.policy.registry import make_policy
 from tokenmux.simulator.simulator import Simulator

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tokenmux.core.errors import IntegrityError
-from tokenmux.scheduler.memory.arena import EXTENT_ALIGNMENT, Arena, ExtentHandle, aligned
+from tokenmux.core.handles import ExtentHandle
+from tokenmux.scheduler.memory.arena import EXTENT_ALIGNMENT, Arena, aligned
 
 SLOT_BYTES = 4 * EXTENT_ALIGNMENT
 POISON = 0xEE

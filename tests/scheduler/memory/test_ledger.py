@@ -13,12 +13,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tokenmux.core.errors import IllegalPlan, IntegrityError
 from tokenmux.core.facts import DeviceFacts, Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.handles import BlockHandle, ExtentMove, Transfer
 from tokenmux.core.request import RequestId
-from tokenmux.scheduler.memory.arena import ExtentMove
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.memory.kv_table import KvTable
-from tokenmux.scheduler.memory.ledger import Ledger, Transfer
-from tokenmux.scheduler.memory.slabs import BlockHandle
+from tokenmux.scheduler.memory.ledger import Ledger
 
 SLAB_BYTES = 512
 SHAPES = (KvShape(1, 1, 4, 2, 4), KvShape(3, 1, 3, 2, 4))

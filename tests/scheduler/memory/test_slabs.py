@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tokenmux.core.errors import IntegrityError
-from tokenmux.scheduler.memory.arena import EXTENT_ALIGNMENT, Arena, ExtentHandle
-from tokenmux.scheduler.memory.slabs import BlockHandle, SlabPool
+from tokenmux.core.handles import BlockHandle, ExtentHandle
+from tokenmux.scheduler.memory.arena import EXTENT_ALIGNMENT, Arena
+from tokenmux.scheduler.memory.slabs import SlabPool
 
 SLAB_BYTES = 4 * EXTENT_ALIGNMENT
 BLOCK_SIZES = (7, 24, 64, 100, 128)

@@ -15,9 +15,10 @@ from tokenmux.core.cost import RooflineCost
 from tokenmux.core.event import Arrived, Event, ModelAdded, ModelWanted, Paused, Resumed, StepDone
 from tokenmux.core.facts import DeviceFacts, HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.core.plan import Activate, Channel, Evict, Fetch, Plan, Step
+from tokenmux.core.record import RequestRecord
 from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
+from tokenmux.core.started import Started, SwapReason
 from tokenmux.scheduler.instance.instance import Instance
-from tokenmux.scheduler.instance.started import Started
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.metrics.counters import (
     DEDICATED_WINDOW_S,
@@ -25,9 +26,7 @@ from tokenmux.scheduler.metrics.counters import (
     OTHERS,
     POOL,
     Metrics,
-    RequestRecord,
     ServiceCounters,
-    SwapReason,
     count_on_time,
     inner_gaps,
 )

@@ -8,10 +8,10 @@ from tests.scheduler.instance.scenes import NEXT, A, running, step
 from tokenmux.core.event import CopyDone
 from tokenmux.core.facts import ModelId
 from tokenmux.core.plan import Channel, PageOut, Plan
+from tokenmux.core.record import RequestRecord
 from tokenmux.core.request import FinishReason, Request, RequestId
 from tokenmux.core.span import Span
-from tokenmux.scheduler.instance.started import Started
-from tokenmux.scheduler.metrics.counters import RequestRecord
+from tokenmux.core.started import Started
 from tokenmux.scheduler.metrics.timeline import Timeline, chrome_trace, seconds_covered
 
 

@@ -8,10 +8,11 @@ import pytest
 from tokenmux.core.cost import RooflineCost
 from tokenmux.core.event import Cancelled, ModelAdded
 from tokenmux.core.facts import DeviceFacts, HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.record import RequestRecord
 from tokenmux.core.request import Request, RequestId, ServiceLevel
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
-from tokenmux.scheduler.metrics.counters import Metrics, RequestRecord
+from tokenmux.scheduler.metrics.counters import Metrics
 from tokenmux.scheduler.metrics.shares import Shares
 from tokenmux.scheduler.policy.slack import EVICTION_MARGIN_COPIES, SlackPolicy
 from tokenmux.simulator.simulator import Simulator

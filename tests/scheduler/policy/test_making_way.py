@@ -11,8 +11,8 @@ from tokenmux.core.event import SUPERSEDED, CopyDone, ModelAdded, StepDone
 from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.core.plan import Activate, Fetch, Operation
 from tokenmux.core.request import Request, RequestId, ServiceLevel
+from tokenmux.core.started import Started
 from tokenmux.scheduler.instance.instance import Instance
-from tokenmux.scheduler.instance.started import Started
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.policy.slack import SlackPolicy
 from tokenmux.simulator.simulator import Arrival, Simulator

@@ -8,11 +8,12 @@ from numpy.random import Generator
 from tokenmux.core.cost import RooflineCost
 from tokenmux.core.errors import DoesNotFit
 from tokenmux.core.facts import DeviceFacts, HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.record import RequestRecord
 from tokenmux.core.request import Request, RequestId, ServiceLevel
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.capacity import check_request
 from tokenmux.scheduler.memory.host_cache import HostCache
-from tokenmux.scheduler.metrics.counters import Metrics, RequestRecord
+from tokenmux.scheduler.metrics.counters import Metrics
 from tokenmux.scheduler.policy.registry import make_policies
 from tokenmux.simulator.simulator import Simulator
 from tokenmux.workload.trace import Arrival

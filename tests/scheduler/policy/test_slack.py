@@ -7,10 +7,11 @@ import numpy as np
 from tokenmux.core.event import ModelAdded, ModelWanted
 from tokenmux.core.facts import ModelId
 from tokenmux.core.plan import Activate, AtOnce, Evict, Operation, Step
+from tokenmux.core.record import RequestRecord
 from tokenmux.core.request import DEFAULT_LEVEL, Request, RequestId, ServiceLevel
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
-from tokenmux.scheduler.metrics.counters import Metrics, RequestRecord
+from tokenmux.scheduler.metrics.counters import Metrics
 from tokenmux.scheduler.policy.slack import SlackPolicy
 from tokenmux.simulator.architectures import architecture
 from tokenmux.simulator.hardware import GB, gpu, instance_facts

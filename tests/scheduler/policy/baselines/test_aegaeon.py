@@ -5,8 +5,8 @@ import pytest
 from tokenmux.core.cost import StepWork
 from tokenmux.core.event import Arrived, Event, ModelAdded
 from tokenmux.core.plan import Channel, Step
+from tokenmux.core.started import Started
 from tokenmux.scheduler.instance.instance import Instance
-from tokenmux.scheduler.instance.started import Started
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.policy.baselines.aegaeon import (
     ALPHA_MIN,

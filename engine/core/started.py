@@ -1,13 +1,26 @@
 """An operation that has begun: what a body (the runtime or the simulator) needs to carry it out."""
 
 from dataclasses import dataclass
+from enum import Enum
 
 from tokenmux.core.cost import NO_WORK, StepWork
 from tokenmux.core.facts import Image, ImageId, ModelFacts
+from tokenmux.core.handles import ExtentMove, Transfer
 from tokenmux.core.plan import Channel, Operation
 from tokenmux.core.request import RequestId
-from tokenmux.scheduler.memory.arena import ExtentMove
-from tokenmux.scheduler.memory.ledger import Transfer
+
+
+class SwapReason(Enum):
+    """Why a model's weights are brought to the device."""
+
+    FIRST = "first"
+    """Requests wait for it, and it has not been here since it was registered."""
+    AGAIN = "again"
+    """Requests wait for it, and it had to leave before: the price of sharing."""
+    OPERATOR = "operator"
+    """No request waits for it; an operator pinned it or asked for it."""
+    AHEAD = "ahead"
+    """No request waits for it; the policy expects one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,44 @@
+"""How one request went, from its arrival to its end."""
+
+from dataclasses import dataclass
+
+from tokenmux.core.request import FinishReason, Request
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRecord:
+    """How one request went; times in seconds on the instance's clock."""
+
+    request: Request
+    reason: FinishReason
+    first_token_s: float | None
+    end_s: float
+    last_token_s: float | None
+    n_tokens: int
+    n_on_time: int
+    artifact_late_s: float = 0.0
+    """See `tokenmux.scheduler.metrics.counters.ArtifactAllowance`."""
+
+    @property
+    def ttft_s(self) -> float | None:
+        return None if self.first_token_s is None else self.first_token_s - self.request.arrival_s
+
+    @property
+    def tpot_s(self) -> float | None:
+        """Mean time between tokens; None for fewer than two tokens."""
+        if self.first_token_s is None or self.last_token_s is None or self.n_tokens < 2:
+            return None
+        return (self.last_token_s - self.first_token_s) / (self.n_tokens - 1)
+
+    @property
+    def is_on_time(self) -> bool:
+        """Whether all its tokens were on time, and it did not fail."""
+        return self.n_on_time == self.n_tokens and self.reason is not FinishReason.FAILED
+
+    @property
+    def artifact_attainment(self) -> float | None:
+        """The Aegaeon artifact's figure for one request: the share of its time that was not late. None if it drew no token."""
+        if self.last_token_s is None:
+            return None
+        total_s = self.last_token_s - self.request.arrival_s
+        return 1 - self.artifact_late_s / total_s if total_s > 0 else 1.0
