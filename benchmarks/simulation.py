@@ -9,8 +9,9 @@ import time
 
 from benchmarks.report import Target, finish, table
 from benchmarks.workloads import GOAL, paper_file, quick, steady
-from tokenmux.simulator.planner.plan_command import Question, world_of
-from tokenmux.simulator.planner.planner import BASELINES, OURS, PlanSearch, plan_here
+from tokenmux.simulator.planner.capacity_plan import BASELINES, OURS
+from tokenmux.simulator.planner.plan_search import PlanSearch, plan_here
+from tokenmux.simulator.planner.question import Question, world_of
 from tokenmux.simulator.scenario import Market, simulate
 from tokenmux.workload.trace import Arrival
 

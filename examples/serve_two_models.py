@@ -26,7 +26,7 @@ def main() -> None:
     asked = parser.parse_args()
 
     first, second = asked.models
-    command = [sys.executable, "-m", "tokenmux.cli.app", "serve", "--listen", "127.0.0.1:0"]
+    command = [sys.executable, "-m", "tokenmux.cli", "serve", "--listen", "127.0.0.1:0"]
     command += ["--arena", asked.arena, "--model", f"first={first}", "--model", f"second={second}"]
     if asked.catalogue:
         command += ["--catalogue", asked.catalogue]

@@ -1,4 +1,4 @@
-"""`tokenmux kernels`: what concerns the Triton kernels of a GPU pool."""
+"""`tokenmux kernels`: the Triton kernels of a GPU pool."""
 
 import re
 from collections.abc import Iterator
@@ -16,41 +16,47 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig
 
-kernels_app = typer.Typer(help="The kernels of a GPU pool.", no_args_is_help=True)
+kernels_app = typer.Typer(help="Compile the kernels of a GPU pool.", no_args_is_help=True)
 
 
 @kernels_app.callback()
-def kernels() -> None:
-    """The kernels of a GPU pool."""
+def kernels_callback() -> None:
+    """Compile the kernels of a GPU pool."""
 
 
-@kernels_app.command()
-def warm(
+@kernels_app.command("warm")
+def kernels_warm(
     folders: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="FOLDER...", help="Model folders, entries of a catalogue, or a whole catalogue."
+            metavar="FOLDER", help="Folder of a model, of an entry of a catalogue, or of a whole catalogue."
         ),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="pool.yaml: its catalogue and models.")
+        Path | None,
+        typer.Option(
+            "--config", "-c", metavar="FILE", help="Configuration (pool.yaml) with a catalogue and models."
+        ),
     ] = None,
     arch: Annotated[
         str | None,
         typer.Option(
-            metavar="sm_NN", help="Such as sm_80, sm_90 or sm_100. Default: that of the GPU in this machine."
+            metavar="sm_NN", help="sm_80, sm_90, sm_100 or a relative. Default: the GPU in this machine."
         ),
     ] = None,
     cache: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Cache to fill. Default: TRITON_CACHE_DIR, or Triton's own."),
+        typer.Option(
+            metavar="FOLDER", help="Cache folder to fill. Default: TRITON_CACHE_DIR, otherwise Triton's own."
+        ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Compile what models need on a GPU ahead of time, into Triton's cache: else the first fetch of each waits for it.
+    """Compile the kernels that models need into Triton's cache. Otherwise the first load of each model waits for them.
 
-    Needs no GPU when the architecture is given, and only what is missing is compiled. A cache can be filled on one machine and
-    brought to another with the same versions of tokenmux, Triton and Python: set TRITON_CACHE_DIR to its folder there.
+    Needs no GPU if --arch is given, and compiles only what is missing from the cache.
+
+    The cache can be copied to a machine with the same tokenmux, Triton and Python: set TRITON_CACHE_DIR there.
 
     [dim]tokenmux kernels warm --config pool.yaml --arch sm_90 --cache ./kernels-sm90[/dim]
     """
@@ -60,7 +66,7 @@ def warm(
         from tokenmux.kernels import warm as compiler
     except ModuleNotFoundError as error:
         raise TokenmuxError("Triton is not installed: pip install 'tokenmux[gpu]'") from error
-    from tokenmux.cli.progress import progress_bars
+    from tokenmux.cli.progress_bars import progress_bars
     from tokenmux.models.network.kernel_shapes import model_shapes
 
     capability = _capability(arch)
@@ -98,8 +104,8 @@ def warm(
 
 
 @dataclass(frozen=True, slots=True)
-class _Model:
-    """A model whose kernels are wanted."""
+class _WantedModel:
+    """A model whose kernels are to be compiled."""
 
     name: str
     config: "PreTrainedConfig"
@@ -108,14 +114,14 @@ class _Model:
     trust_remote_code: bool = False
 
 
-def _models(folders: list[Path], config: Path | None) -> Iterator[_Model]:
-    """What is in the folders, and in the catalogue of a configuration and beside it. Raises what reading them raises."""
+def _models(folders: list[Path], config: Path | None) -> Iterator[_WantedModel]:
+    """The models in these folders, in the catalogue of a configuration, and in its list of models."""
     from tokenmux.core.facts import BLOCK_TOKENS
     from tokenmux.models.catalogue.catalogue import Catalogue, describe_folder
     from tokenmux.models.catalogue.entry import Entry
 
-    def of_entry(entry: Entry) -> _Model:
-        return _Model(
+    def of_entry(entry: Entry) -> _WantedModel:
+        return _WantedModel(
             entry.name,
             entry.config,
             entry.manifest.dtype,
@@ -129,7 +135,7 @@ def _models(folders: list[Path], config: Path | None) -> Iterator[_Model]:
         elif (folder / "models").is_dir():
             yield from map(of_entry, Catalogue(folder).entries())
         else:
-            yield _Model(folder.name, *describe_folder(folder), BLOCK_TOKENS)
+            yield _WantedModel(folder.name, *describe_folder(folder), BLOCK_TOKENS)
     if config is None:
         return
     from tokenmux.server.config import load_config
@@ -143,7 +149,7 @@ def _models(folders: list[Path], config: Path | None) -> Iterator[_Model]:
             raise NotFound(
                 f"{name}: {source} is not in the catalogue yet; start the server once, and it will be"
             )
-        yield _Model(name, *describe_folder(source), BLOCK_TOKENS)
+        yield _WantedModel(name, *describe_folder(source), BLOCK_TOKENS)
 
 
 def _pages_in_int8(config: Path) -> bool:

@@ -1,149 +1,136 @@
-"""`tokenmux plan`, the part that is not pure: several processes, progress on the terminal, and what a running server knows."""
+"""`tokenmux plan`: how many GPUs a set of models needs."""
 
-import multiprocessing
-import os
-import signal
-from collections.abc import Callable, Collection
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from threading import Thread
+from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.console import Console
 
-from tokenmux.client import Client, ModelSizes, RecordedRequest
-from tokenmux.core.errors import ConfigError, NotFound, WorkerFailed
-from tokenmux.core.facts import BLOCK_TOKENS, Image, ImageId, KvShape, ModelFacts, ModelId
-from tokenmux.simulator.planner.planner import Job, PlanSearch, Point, World, plan_here, simulate_job
-from tokenmux.workload.trace import Trace, TraceRequest
-
-FEW_REQUESTS = 300
-"""Below so many, starting other processes takes longer than simulating."""
+from tokenmux.cli.output_file import write_output
+from tokenmux.cli.remote import connected
+from tokenmux.cli.safe_text import safe, shown_name
 
 
-def n_processes(asked: int | None, n_requests: int) -> int:
-    """As many as asked for; else one for each processor that this process may use, if there is enough to do."""
-    if asked is not None:
-        return asked
-    return len(os.sched_getaffinity(0)) if n_requests >= FEW_REQUESTS else 1
+def plan_command(
+    ctx: typer.Context,
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="An architecture (qwen2.5-7b) or a folder with a config.json. NAME=MODEL gives it a name, "
+            "COUNT*MODEL means several, MODEL@RATE sets the requests per second of each.",
+            show_default=False,
+        ),
+    ] = None,
+    from_server: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Plan for the models and recorded traffic of this server."),
+    ] = None,
+    last: Annotated[
+        float,
+        typer.Option(
+            min=0.0, metavar="SECONDS", help="Only the last seconds of the server's traffic; 0: all of it."
+        ),
+    ] = 0.0,
+    gpu: Annotated[str, typer.Option(metavar="GPU", help="A10, A100, H20, H100 or H800.")] = "H100",
+    group: Annotated[
+        int, typer.Option(min=1, help="GPUs per instance, which form a tensor-parallel group.")
+    ] = 1,
+    trace: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Traffic to plan for, JSONL or CSV. Default: generated (Poisson)."),
+    ] = None,
+    rate: Annotated[
+        float, typer.Option(min=0.0, help="Requests per second of each model, if generated.")
+    ] = 0.1,
+    duration: Annotated[
+        float, typer.Option(min=1.0, metavar="SECONDS", help="Length of the generated traffic.")
+    ] = 300.0,
+    ttft: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001, metavar="SECONDS", help="Time to first token. Default: the trace's, otherwise 10."
+        ),
+    ] = None,
+    tpot: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0001, metavar="SECONDS", help="Time per further token. Default: the trace's, otherwise 0.1."
+        ),
+    ] = None,
+    goal: Annotated[
+        float, typer.Option(min=0.5, max=1.0, help="Share of all tokens that must be on time.")
+    ] = 0.99,
+    compare: Annotated[bool, typer.Option(help="Also plan for the other policies.")] = True,
+    cost: Annotated[bool, typer.Option("--cost", help="Show dollars and energy per million tokens.")] = False,
+    price: Annotated[
+        float | None, typer.Option(min=0.0, metavar="DOLLARS", help="Price of a GPU hour; implies --cost.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the generated traffic.")] = 0,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Number of processes. Default: one per core.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a self-contained HTML page with plots.")
+    ] = None,
+    chrome: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write every step and copy as a trace for ui.perfetto.dev."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the plan as one JSON document.")] = False,
+) -> None:
+    """Find how many GPUs a set of models needs, what limits it, and what other policies would need.
 
+    The answer is simulated. A large catalogue takes minutes.
 
-def plan_in_processes(planning: PlanSearch, asked: int | None, console: Console) -> None:
-    """Simulate until the planning is complete. The plan does not depend on the number of processes."""
-    with console.status("planning") as status:
+    [dim]tokenmux plan '30*qwen2.5-7b' '10*llama2-13b@0.5' ./my-model --html plan.html[/dim]
 
-        def told(planning: PlanSearch, running: Collection[Job]) -> None:
-            status.update(progress_line(planning, running))
+    [dim]tokenmux plan --from-server 127.0.0.1:50051[/dim]
+    """
+    from dataclasses import replace
+    from functools import partial
+    from json import dumps
 
-        n = n_processes(asked, len(planning.world.arrivals))
-        if n == 1:
-            plan_here(planning, told)
-        else:
-            _plan_apart(planning, n, told)
+    from tokenmux.cli.ask_server import ask_server
+    from tokenmux.cli.plan_processes import plan_in_processes
+    from tokenmux.scheduler.metrics.timeline import chrome_trace
+    from tokenmux.simulator.hardware import gpu as known_gpu
+    from tokenmux.simulator.planner.plan_page import html_report
+    from tokenmux.simulator.planner.plan_tables import print_plan
+    from tokenmux.simulator.planner.question import Question, answer_question
+    from tokenmux.simulator.scenario import Hardware
 
-
-def progress_line(planning: PlanSearch, running: Collection[Job]) -> str:
-    """How many simulations are done, and what is under way."""
-    names = ", ".join(
-        f"{job.policy} on {job.n_instances}" + (f" with twice the {job.relief}" if job.relief else "")
-        for job in list(running)[:2]
+    errors = Console(stderr=True)
+    known_gpu(gpu)  # refused now, before a server is asked
+    question = Question(
+        models or (),
+        Hardware(gpu=gpu, n_devices=group),
+        trace,
+        rate,
+        duration,
+        ttft,
+        tpot,
+        goal,
+        compare,
+        seed,
     )
-    more = f" and {len(running) - 2} more" if len(running) > 2 else ""
-    return f"{len(planning.known)} pools simulated; now {names}{more}"
-
-
-def _plan_apart(planning: PlanSearch, n: int, told: Callable[[PlanSearch, Collection[Job]], None]) -> None:
-    # Not forked: the client's threads, where a server was asked, do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    running: dict[Future[Point | None], Job] = {}
-    pool = ProcessPoolExecutor(n, context, initializer=_enter, initargs=(planning.world,))
-    try:
-        while needed := planning.needed():
-            under_way = set(running.values())
-            wanted = [job for job in (*needed, *planning.guesses()) if job not in under_way]
-            for job in wanted[: n - len(running)]:
-                running[pool.submit(_run, job)] = job
-            told(planning, running.values())
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                planning.tell(running.pop(future), future.result())
-    except BrokenProcessPool as error:
-        raise WorkerFailed(
-            "a simulating process ended, most likely for want of memory: try --processes 1, or a shorter trace"
-        ) from error
-    finally:
-        processes = list((pool._processes or {}).values())
-        pool.shutdown(wait=False, cancel_futures=True)
-        # What they still simulate was only guessed, or nobody waits for it any more.
-        for process in processes:
-            process.terminate()
-
-
-_world: World | None = None
-
-
-def _enter(world: World) -> None:
-    """In a simulating process, before its first job. Ctrl-C is its parent's business; without a parent it ends."""
-    global _world
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Thread(target=_end_with_parent, daemon=True).start()
-    _world = world
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-    os._exit(1)
-
-
-def _run(job: Job) -> Point | None:
-    assert _world is not None
-    return simulate_job(_world, job)
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What a running server knows: its models, and the requests that it has seen."""
-
-    models: dict[ModelId, ModelFacts]
-    trace: Trace
-
-
-def ask_server(client: Client, last_s: float = 0.0, with_traffic: bool = True) -> Seen:
-    """Catalogue and, if asked for, recorded traffic. Raises CallFailed, ConfigError for a server without models, NotFound without traffic."""
-    models = {ModelId(sizes.name): facts_of(sizes) for sizes in client.planning.catalogue()}
-    if not models:
-        raise ConfigError("this server has no models: register one first")
-    if not with_traffic:
-        return Seen(models, [])
-    lines = [trace_line(request) for request in client.planning.recorded_traffic(last_s)]
-    if not lines:
-        raise NotFound(
-            "this server has recorded no request yet: send it some, wait, or plan with --trace or --rate and the names of models"
-        )
-    # Models that were removed since are no longer in the catalogue.
-    return Seen(models, [line for line in lines if line.model in models])
-
-
-def facts_of(sizes: ModelSizes) -> ModelFacts:
-    return ModelFacts(
-        ModelId(sizes.name),
-        (Image(ImageId(f"{sizes.name}/weights"), sizes.weight_bytes),),
-        KvShape(sizes.n_layers, sizes.n_kv_heads, sizes.head_dim, sizes.dtype_bytes, BLOCK_TOKENS),
-        sizes.max_context,
-        sizes.n_parameters,
-        sizes.vocab_size,
+    if from_server is not None:
+        ctx.obj = replace(ctx.obj, target=from_server)
+        with connected(ctx) as client, errors.status(shown_name(f"asking {from_server}")):
+            seen = ask_server(client, last, with_traffic=trace is None)
+        question = replace(question, known=seen.models, trace=trace or seen.trace)
+    plan = answer_question(
+        question,
+        partial(plan_in_processes, asked=processes, console=errors),
+        lambda text: errors.print(safe(f"note: {text}"), markup=False, highlight=False, soft_wrap=True),
+        with_spans=html is not None or chrome is not None,
     )
-
-
-def trace_line(request: RecordedRequest) -> TraceRequest:
-    return TraceRequest(
-        request.arrival_s,
-        request.model,
-        request.input_tokens,
-        request.output_tokens,
-        request.tenant,
-        request.ttft_s,
-        request.tpot_s,
-        request.weight,
-    )
+    with_cost = cost or price is not None
+    if html is not None:
+        write_output(html, html_report(plan, with_cost, price))
+    if chrome is not None:
+        write_output(chrome, chrome_trace(plan.spans))
+    if json:
+        typer.echo(dumps(plan.as_dict(with_cost, price)))
+    else:
+        print_plan(plan, Console(), with_cost, price)

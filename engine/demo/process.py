@@ -26,7 +26,7 @@ async def served(config: Mapping[str, object], folder: Path) -> AsyncIterator[st
     log = folder / "server.log"
     with log.open("wb") as errors:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tokenmux.cli.app", "serve", "--config", str(path)),
+            *(sys.executable, "-m", "tokenmux.cli", "serve", "--config", str(path)),
             stdout=asyncio.subprocess.PIPE,
             stderr=errors,
         )

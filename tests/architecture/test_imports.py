@@ -85,8 +85,6 @@ def ambient_reads(tree: ast.AST) -> list[int]:
 def test_only_the_command_line_reads_the_environment() -> None:
     """Everything else is handed its settings."""
     exempt = {
-        "engine/cli/app.py",  # the composition root
-        "engine/cli/kernels.py",  # a part of it
         "engine/executor/warming.py",  # the arguments of its child
         "engine/server/children/child.py",  # what it keeps from its children
         "engine/server/children/child_main.py",  # the arguments of such a child
@@ -95,7 +93,7 @@ def test_only_the_command_line_reads_the_environment() -> None:
     found = {
         str(path.relative_to(ROOT)): lines
         for path in SOURCES
-        if (lines := ambient_reads(ast.parse(path.read_text())))
+        if "cli" not in path.relative_to(ROOT).parts and (lines := ambient_reads(ast.parse(path.read_text())))
     }
     assert found.keys() <= exempt, found
 

@@ -24,14 +24,12 @@ SHARED_WORDS: Mapping[str, str] = {
     "ELEMENTS": "two meanings: kernels/kv_append, kernels/kv_pack",
     "Entry": "two meanings: models/catalogue, server",
     "Event": "two meanings: client, core",
-    "FAMILIES": "two meanings: models/catalogue, simulator/planner",
     "GREEDY_BELOW": "two meanings: core, kernels/sample",
     "Instance": "two meanings: client, scheduler/instance",
     "MAX_WATCHERS": "two meanings: server",
     "MIN_INTERVAL_S": "two meanings: executor",
     "MODULE": "two meanings: server",
     "Metadata": "two meanings: server",
-    "Model": "two meanings: cli.py, client",
     "Place": "two meanings: scheduler/policy/pool, server",
     "Prompt": "two meanings: client, server",
     "PromptInfo": "the client imports nothing of ours: what it returns mirrors the API",
@@ -48,7 +46,6 @@ SHARED_WORDS: Mapping[str, str] = {
     "draw": "two meanings: kernels/sample, models/sampling",
     "draw_rows": "two meanings: models/network, models/sampling",
     "evict": "two meanings: scheduler/instance",
-    "facts_of": "two meanings: cli_plan.py, server",
     "fetch": "two meanings: scheduler/instance, scheduler/policy, scheduler/policy/baselines",
     "finish": "two meanings: client, kernels/sample",
     "kv_append": "two meanings: kernels, kernels/kv_append",
@@ -66,8 +63,6 @@ SHARED_WORDS: Mapping[str, str] = {
     "penalise": "two meanings: kernels/sample",
     "philox": "two meanings: kernels/sample",
     "plan": "two meanings: cli.py, models/catalogue/gguf, scheduler/policy",
-    "pool_status": "two meanings: cli.py, client",
-    "pool_trace": "two meanings: cli.py, client",
     "prompt_info": "two meanings: client, server",
     "recorded": "two meanings: client, server",
     "sample": "two meanings: kernels, kernels/sample",
@@ -77,22 +72,20 @@ SHARED_WORDS: Mapping[str, str] = {
     "step": "two meanings: scheduler/instance, scheduler/policy/baselines",
     "summarise": "two meanings: kernels/sample, scheduler/metrics",
     "variant": "two meanings: kernels/block_copy, kernels/kv_append, kernels/paged_prefill",
-    "warm": "two meanings: cli_kernels.py, kernels",
 }
 """Public names with more than one owner: why."""
 
 SHARED_FILES: Mapping[str, str] = {
-    "app.py": "two meanings: cli, server",
+    "app.py": "where a room is put together: the command line, the server",
     "commands.py": "two meanings: messages, server",
     "convert.py": "two meanings: client, models, server",
-    "decoder.py": "two meanings: models, simulator",
     "errors.py": "the client imports nothing of ours, and has errors of its own",
+    "generate.py": "in cli/ a file has the name of its command",
     "kernel.py": "every kernel has the same three files",
     "launch.py": "every kernel has the same three files",
-    "live.py": "two meanings: scheduler, server",
-    "plan.py": "two meanings: cli, core",
-    "progress.py": "two meanings: cli, core",
+    "plan.py": "in cli/ a file has the name of its command",
     "reference.py": "every kernel has the same three files",
+    "serve.py": "in cli/ a file has the name of its command",
 }
 """File names that stand in more than one folder: why."""
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
+from tests.cli.runner import refused
 from tokenmux.cli.app import app
 from tokenmux.models.catalogue import tiny
 from tokenmux.models.catalogue.catalogue import Catalogue
@@ -26,13 +27,6 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(app, ["kernels", "warm", *map(str, arguments)], catch_exceptions=False)
-
-
-def refused(result: Result, status: int) -> str:
-    assert result.exit_code == status
-    assert result.stdout == ""
-    (line,) = result.stderr.splitlines()
-    return line
 
 
 def test_folders_catalogues_and_pools_name_models(llama: Path, tmp_path: Path, own_cache: Path) -> None:

@@ -1,4 +1,4 @@
-"""`tokenmux plan` and what operators take from a running server, as commands."""
+"""`tokenmux plan`: the plan itself, from names and from a running server, and the processes that simulate it."""
 
 import contextlib
 import json
@@ -12,14 +12,15 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from tests.server.harness import FakeEntry, ServerThread, facts, serving, worker_status, worker_use
+from tests.cli.runner import refused
+from tests.server.harness import FakeEntry, ServerThread, facts, serving
 from tokenmux.cli.app import app
-from tokenmux.cli.plan import n_processes, plan_in_processes, progress_line
+from tokenmux.cli.plan_processes import n_processes, plan_in_processes, progress_line
 from tokenmux.client import Client
-from tokenmux.core.span import Span
 from tokenmux.server.front.traffic import TrafficRecorder
-from tokenmux.simulator.planner.plan_command import Question, world_of
-from tokenmux.simulator.planner.planner import Job, PlanSearch, plan_here
+from tokenmux.simulator.planner.plan_search import PlanSearch, plan_here
+from tokenmux.simulator.planner.question import Question, world_of
+from tokenmux.simulator.planner.simulated_job import Job
 from tokenmux.workload.trace import read_trace
 
 
@@ -34,14 +35,6 @@ def server() -> Iterator[ServerThread]:
 
 def run(*arguments: str) -> Result:
     return CliRunner().invoke(app, arguments, catch_exceptions=False)
-
-
-def refused(result: Result, status: int) -> str:
-    """The one line on stderr."""
-    assert result.exit_code == status, result.output
-    assert result.stdout == ""
-    (line,) = result.stderr.splitlines()
-    return line
 
 
 def test_several_processes_make_the_same_plan() -> None:
@@ -67,13 +60,13 @@ def test_progress_says_what_is_done_and_what_is_under_way() -> None:
 
 def test_a_plan_of_names_is_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    page = tmp_path / "plan.html"
-    result = run(
-        "plan", "2*qwen2.5-7b", "--duration", "20", "--rate", "0.3", "--html", str(page), "--price", "3"
-    )
+    page, trace = tmp_path / "plan.html", tmp_path / "plan.trace"
+    files = ["--html", str(page), "--chrome", str(trace)]
+    result = run("plan", "2*qwen2.5-7b", "--duration", "20", "--rate", "0.3", *files, "--price", "3")
     assert result.exit_code == 0, result.output
     assert "$/M tokens" in result.stdout
     assert page.read_text().startswith("<!doctype html>")
+    assert "X" in {event["ph"] for event in json.loads(trace.read_text())["traceEvents"]}
     without = run("plan", "2*qwen2.5-7b", "--duration", "20", "--no-compare")
     assert "$" not in without.stdout
     assert "dedicated" not in without.stdout
@@ -135,44 +128,10 @@ def test_negative_rates_are_wrong_usage() -> None:
     assert "--rate" in result.stderr
 
 
-def test_a_trace_of_what_runs(server: ServerThread, tmp_path: Path) -> None:
-    server.served.hub.spans = [Span(0, "compute", "letters", 91.0, 91.5, {"requests": 1})]
-    file = tmp_path / "trace.json"
-    result = run(
-        "--server", server.served.target, "pool", "trace", "--past", "--seconds", "20", "-o", str(file)
-    )
-    assert result.stdout.startswith(f"{file}: 1 operations and requests, 0.5 s")
-    assert [event["ph"] for event in json.loads(file.read_text())["traceEvents"]] == ["M", "M", "X"]
-    watched = run("--server", server.served.target, "pool", "trace", "--seconds", "0", "-o", str(file))
-    assert watched.stdout.startswith(f"{file}: 0 operations")
-    line = refused(run("--server", server.served.target, "pool", "trace", "--past", "-o", "/none/t"), 2)
-    assert line == "error: /none/t: cannot be written: No such file or directory"
-
-
-def test_status_shows_tenants_and_what_is_saved(
-    server: ServerThread, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "160")
-    for message in (worker_status("letters"), worker_use("letters", tenants=("bank", "shop"))):
-        server.do(server.post(message))
-    shown = run("--server", server.served.target, "pool", "status").stdout
-    for part in (
-        "saved 2.5 devices on average",
-        "4 against one per model used in the last hour",
-        "51 first, 52 again, 53 operator, 54 ahead",
-        "7.0 s of them with nothing else running",
-        "goodput 10.5 tokens/s on time while there was work",
-        "bank",
-        "≤ 25 ms",
-    ):
-        assert part in shown
-    assert shown.index("shop") < shown.index("bank"), "the greatest user first"
-
-
 ORPHAN_MAKER = """
 import multiprocessing, os, signal
 from concurrent.futures import ProcessPoolExecutor
-from tokenmux.cli.plan import _enter
+from tokenmux.cli.plan_processes import _enter
 if __name__ == "__main__":
     pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_enter, initargs=(None,))
     print(pool.submit(os.getpid).result(), flush=True)

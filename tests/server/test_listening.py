@@ -50,7 +50,7 @@ def test_a_second_server_on_a_port_ends_before_it_converts_anything(tmp_path: Pa
         command = [
             sys.executable,
             "-m",
-            "tokenmux.cli.app",
+            "tokenmux.cli",
             "serve",
             "--listen",
             address,

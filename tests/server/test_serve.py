@@ -115,7 +115,7 @@ def test_the_arena_is_what_was_said_or_most_of_what_is_free(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_gpu_that_is_not_there_is_noticed_before_anything_is_converted(tmp_path: Path) -> None:
     (tmp_path / "pool.yaml").write_text("device: {kind: cuda}\nmodels: {a: nothing}\ncatalogue: kept\n")
-    command = [sys.executable, "-m", "tokenmux.cli.app", "serve", "-c", str(tmp_path / "pool.yaml")]
+    command = [sys.executable, "-m", "tokenmux.cli", "serve", "-c", str(tmp_path / "pool.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 2
     assert "device.kind: cuda needs" in done.stderr
@@ -135,7 +135,7 @@ def real_server(folder: Path, more: str = "") -> Iterator[tuple[subprocess.Popen
         "device: {arena: 8MiB, host_cache: 32MiB, host_kv: 8MiB, slab: 1MiB, prefill_chunk_tokens: 32}\n"
         + more
     )
-    command = [sys.executable, "-m", "tokenmux.cli.app", "serve", "--config", str(folder / "pool.yaml")]
+    command = [sys.executable, "-m", "tokenmux.cli", "serve", "--config", str(folder / "pool.yaml")]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True

@@ -9,7 +9,7 @@ from tokenmux.core.event import CopyDone, Event, StepDone
 from tokenmux.core.plan import Activate, Step
 from tokenmux.core.started import Started
 from tokenmux.simulator.doubts import ALL_DOUBTS, SURE, Doubts
-from tokenmux.simulator.planner.plan_command import parse_market
+from tokenmux.simulator.planner.named_models import parse_market
 from tokenmux.simulator.scenario import Outcome, simulate
 from tokenmux.workload.trace import TraceRequest, arrivals
 

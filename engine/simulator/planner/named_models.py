@@ -16,7 +16,7 @@ from pathlib import Path
 from tokenmux.core.errors import ConfigError
 from tokenmux.core.facts import Image, ImageId, ModelFacts, ModelId
 from tokenmux.simulator.architectures import architecture, measured_as
-from tokenmux.simulator.planner.decoder import facts_of_config
+from tokenmux.simulator.planner.config_facts import facts_of_config
 from tokenmux.simulator.scenario import Market
 
 

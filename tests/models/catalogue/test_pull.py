@@ -95,7 +95,7 @@ def hub(checkpoint: Path, served: list[str]) -> Iterator[str]:
 def pull(hub: str, root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     environment |= {"HF_ENDPOINT": hub, "HF_HOME": str(root / "hub"), "HF_HUB_DISABLE_XET": "1"}
-    command = [sys.executable, "-m", "tokenmux.cli.app", "pull", "--catalogue", str(root / "catalogue")]
+    command = [sys.executable, "-m", "tokenmux.cli", "pull", "--catalogue", str(root / "catalogue")]
     return subprocess.run(
         [*command, *arguments], env=environment, capture_output=True, text=True, timeout=120, check=False
     )

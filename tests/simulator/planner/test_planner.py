@@ -6,7 +6,6 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,30 +15,16 @@ from rich.console import Console
 
 from tokenmux.core.errors import ConfigError, DoesNotFit, NotFound
 from tokenmux.scheduler.metrics.summary import summarise
-from tokenmux.scheduler.metrics.timeline import Timeline
+from tokenmux.scheduler.metrics.timeline import Timeline, chrome_trace
 from tokenmux.simulator.hardware import GB
-from tokenmux.simulator.planner.plan_command import (
-    Output,
-    Question,
-    parse_market,
-    plan_command,
-    print_plan,
-    world_of,
-)
-from tokenmux.simulator.planner.plan_report import html_report
-from tokenmux.simulator.planner.planner import (
-    BASELINES,
-    ONE_EACH,
-    RELIEFS,
-    CapacityPlan,
-    Job,
-    PlanSearch,
-    Point,
-    least_instances,
-    plan_here,
-    simulate_job,
-)
+from tokenmux.simulator.planner.capacity_plan import BASELINES, ONE_EACH, CapacityPlan, Point
+from tokenmux.simulator.planner.named_models import parse_market
+from tokenmux.simulator.planner.plan_page import html_report
+from tokenmux.simulator.planner.plan_search import PlanSearch, least_instances, plan_here
+from tokenmux.simulator.planner.plan_tables import print_plan
+from tokenmux.simulator.planner.question import Question, answer_question, world_of
 from tokenmux.simulator.planner.search import fewest, most, replay
+from tokenmux.simulator.planner.simulated_job import RELIEFS, Job, simulate_job
 from tokenmux.simulator.scenario import Hardware, simulate
 from tokenmux.workload.trace import TraceRequest, arrivals
 
@@ -197,24 +182,21 @@ def test_memory_can_be_what_limits() -> None:
     """Two models of 26 GB and little traffic on a device of which 40 GB can be used: they do not fit together."""
     hardware = Hardware(usable=0.5, copy_bytes_per_s=10e9)
     trace = [TraceRequest(0.9 * i, f"llama2-13b-{i % 2}", 100, 30, ttft_s=3.0) for i in range(60)]
-    plan = plan_command(
-        question(models=["2*llama2-13b"], hardware=hardware, trace=trace, compare=False), Output(True)
-    )
+    plan = answer_question(question(models=["2*llama2-13b"], hardware=hardware, trace=trace, compare=False))
     assert plan.fewest == {"slack": 2}
     assert plan.limit("slack") == "copies, device memory", "faster swaps, or no need to swap"
 
 
-def test_a_plan_in_four_forms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    page, chrome = tmp_path / "plan.html", tmp_path / "plan.trace"
-    plan = plan_command(question(**BUSY), Output(True, page, chrome, True, 2.0))
-    document = json.loads(capsys.readouterr().out)
+def test_a_plan_as_a_document_a_trace_and_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = answer_question(question(**BUSY), with_spans=True)
+    document = json.loads(json.dumps(plan.as_dict(True, 2.0)))
     assert document["devices"] == {p: plan.devices(p) for p in ("slack", *BASELINES)}
     assert document["devices"]["dedicated"] == 9
     assert document["saved_share"]["dedicated"] == pytest.approx(1 - document["devices"]["slack"] / 9)
     assert document["limit"]["dedicated"] == ONE_EACH
     costs = document["dollars_per_million_tokens"]
     assert costs["dedicated"] == pytest.approx(costs["slack"] * 9 / document["devices"]["slack"])
-    assert {event["ph"] for event in json.loads(chrome.read_text())["traceEvents"]} == {
+    assert {event["ph"] for event in json.loads(chrome_trace(plan.spans))["traceEvents"]} == {
         "M",
         "X",
         "b",
@@ -267,12 +249,10 @@ def test_the_page_stands_alone_and_is_well_formed(planning: PlanSearch) -> None:
     assert all(0 <= number <= 760 for number in page.numbers)
 
 
-def test_names_are_text_on_the_page(tmp_path: Path) -> None:
-    page = tmp_path / "plan.html"
+def test_names_are_text_on_the_page() -> None:
     trace = [TraceRequest(0.1 * i, "<b>&", 100, 30) for i in range(9)]
-    plan = plan_command(question(models=["<b>&=qwen2.5-7b"], trace=trace, compare=False), Output(True, page))
+    plan = answer_question(question(models=["<b>&=qwen2.5-7b"], trace=trace, compare=False), with_spans=True)
     html = html_report(plan)
-    assert html == page.read_text()
     assert "&lt;b&gt;&amp;" in html
     assert "<b>&" not in html
 

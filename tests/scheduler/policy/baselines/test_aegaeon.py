@@ -16,7 +16,7 @@ from tokenmux.scheduler.policy.baselines.aegaeon import (
     AegaeonPrefill,
     quotas,
 )
-from tokenmux.simulator.planner.plan_command import parse_market
+from tokenmux.simulator.planner.named_models import parse_market
 from tokenmux.simulator.scenario import Hardware, simulate, true_cost
 from tokenmux.workload.trace import TraceRequest, arrivals
 

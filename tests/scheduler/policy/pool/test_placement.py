@@ -15,7 +15,7 @@ from tokenmux.scheduler.policy.instance_policy import InstancePolicy
 from tokenmux.scheduler.policy.pool.placement import LeastLoaded
 from tokenmux.scheduler.policy.pool.pool_policy import Move, Place, PoolPolicy, PoolView, Refuse
 from tokenmux.scheduler.policy.registry import make_policies
-from tokenmux.simulator.planner.plan_command import parse_market
+from tokenmux.simulator.planner.named_models import parse_market
 from tokenmux.simulator.scenario import Outcome, simulate
 from tokenmux.workload.generate import traffic
 from tokenmux.workload.trace import TraceRequest, arrivals

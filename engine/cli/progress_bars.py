@@ -1,15 +1,17 @@
-"""Progress bars on stderr for what takes long: downloads and conversions."""
+"""Progress bars on stderr for downloads, conversions and compilations."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from tokenmux.core.progress import Progress as ShowProgress
+
 
 @contextmanager
-def progress_bars(errors: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """A function to call with what is being done, how much of it is done, and how much there is; from any thread."""
+def progress_bars(errors: Console) -> Iterator[ShowProgress]:
+    """A function to report progress to, shown as bars until the block ends."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),

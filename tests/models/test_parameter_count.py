@@ -8,7 +8,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tokenmux.models.catalogue.model_facts import active_parameters, kv_shape, max_context
-from tokenmux.simulator.planner.decoder import FAMILIES, count_parameters, facts_of_config
+from tokenmux.simulator.planner.config_facts import facts_of_config
+from tokenmux.simulator.planner.model_types import MODEL_TYPES
+from tokenmux.simulator.planner.parameter_count import count_parameters
 
 COMMON: dict[str, Any] = {
     "vocab_size": 32_003,
@@ -47,7 +49,7 @@ def config_of(family: str, **changes: Any) -> Any:
 
 
 @pytest.mark.parametrize("tied", [None, False, True])
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", sorted(MODEL_TYPES))
 def test_counts_are_those_of_the_modules(family: str, tied: bool | None) -> None:
     config = config_of(family) if tied is None else config_of(family, tie_word_embeddings=tied)
     with torch.device("meta"):
@@ -58,7 +60,7 @@ def test_counts_are_those_of_the_modules(family: str, tied: bool | None) -> None
     assert counts.active == pytest.approx(active_parameters(model), rel=1e-3)
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", sorted(MODEL_TYPES))
 def test_the_kv_cache_and_the_context_are_those_of_a_served_model(family: str) -> None:
     config = config_of(family, dtype="bfloat16")
     facts = facts_of_config("m", json.loads(config.to_json_string()))

@@ -1,4 +1,4 @@
-"""How the command line shows models and the pool: rich tables from the client's values, and the same as JSON."""
+"""Models and the pool as tables for a terminal, and the same values as JSON."""
 
 import json
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from tokenmux.cli.text import name, safe
+from tokenmux.cli.safe_text import safe, shown_name
 from tokenmux.client import Instance, Model, PoolStatus, Residency
 from tokenmux.core.sizes import show_size
 
@@ -38,7 +38,7 @@ def _plain(value: object) -> object:
 
 
 def models_table(models: Iterable[Model], rates: dict[str, float] | None = None) -> Table:
-    """One row a model; with `rates`, tokens per second by name."""
+    """One row per model. `rates`: tokens per second by model name."""
     table = Table(box=None, header_style="dim", pad_edge=False)
     table.add_column("model")
     table.add_column("state")
@@ -48,7 +48,7 @@ def models_table(models: Iterable[Model], rates: dict[str, float] | None = None)
         table.add_column("tokens/s", justify="right")
     for model in models:
         row: list[RenderableType] = [
-            name(model.name, "bold" if model.n_running else ""),
+            shown_name(model.name, "bold" if model.n_running else ""),
             _state(model),
             show_size(model.weight_bytes),
             str(model.max_context),
@@ -67,7 +67,7 @@ def models_table(models: Iterable[Model], rates: dict[str, float] | None = None)
 
 
 def pool_view(now: PoolStatus, before: PoolStatus | None = None) -> RenderableType:
-    """The pool; with an earlier status, also the rates since then."""
+    """The whole pool. With an earlier status, also the rates since then."""
     restarts = f", {now.n_restarts} restarts" if now.n_restarts else ""
     title = Text.assemble(
         ("tokenmux ", "bold"),
@@ -92,7 +92,7 @@ def pool_view(now: PoolStatus, before: PoolStatus | None = None) -> RenderableTy
 
 
 def tenants_table(now: PoolStatus) -> Table:
-    """Who used the pool since the worker started, the greatest users first."""
+    """Usage by tenant since the worker started, largest first."""
     table = Table(box=None, header_style="dim", pad_edge=False)
     table.add_column("tenant")
     for column in ("requests", "whole", "tokens", "on time", "TTFT p99", "gap p99", "GPU s"):
@@ -101,7 +101,7 @@ def tenants_table(now: PoolStatus) -> Table:
     for tenant in ordered[:_MOST_TENANTS]:
         own = tenant.service
         table.add_row(
-            name(tenant.name),
+            shown_name(tenant.name),
             _count(own.n_requests),
             f"{own.n_requests_on_time / own.n_requests:.0%}" if own.n_requests else "",
             _count(own.n_tokens),
@@ -118,7 +118,7 @@ def tenants_table(now: PoolStatus) -> Table:
 
 
 def saved_line(now: PoolStatus) -> Text:
-    """What the pool saves, in devices."""
+    """How many devices the pool saves, what swaps cost, and the goodput."""
     n_devices = len(now.instances)
     held = f"{n_devices} device{'s' if n_devices > 1 else ''}"
     exposed_s = sum(model.swap_exposed_s for model in now.models)
@@ -151,13 +151,13 @@ def _at_most(seconds: float | None) -> str:
 
 
 def _instance(now: Instance, before: Instance | None, uptime_s: float) -> RenderableType:
-    """Busy shares are of the time since the earlier status, or since the server started (0 where that says nothing)."""
+    """One device. Busy shares are of the time since `before`, or else of `uptime_s` (0: not shown)."""
     seconds = now.at_s - before.at_s if before is not None else uptime_s
     grid = Table.grid(padding=(0, 2))
     grid.add_row(
         "device",
-        name(now.device, "bold"),
-        name(f"running {now.running_model}" if now.running_model else "idle"),
+        shown_name(now.device, "bold"),
+        shown_name(f"running {now.running_model}" if now.running_model else "idle"),
     )
     used = now.weight_bytes + now.kv_bytes
     held = f"{show_size(now.weight_bytes)} weights, {show_size(now.kv_bytes)} KV"
@@ -194,7 +194,7 @@ def _rates(now: PoolStatus, before: PoolStatus | None) -> dict[str, float] | Non
 
 def _state(model: Model) -> Text:
     if model.refusal:
-        return name(f"refused: {model.refusal}", "red")
+        return shown_name(f"refused: {model.refusal}", "red")
     pinned = " (pinned)" if model.pinned else ""
     return Text(model.residency.value + pinned, style=_COLOURS.get(model.residency, "dim"))
 

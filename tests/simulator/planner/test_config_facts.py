@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from tokenmux.core.errors import ConfigError
-from tokenmux.simulator.planner.decoder import count_parameters, facts_of_config
+from tokenmux.simulator.planner.config_facts import facts_of_config
+from tokenmux.simulator.planner.parameter_count import count_parameters
 
 
 def config(
@@ -69,7 +70,7 @@ def test_longrope_is_served_up_to_its_original_context() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "bert"}, "model_type 'bert' is none whose size"),
+        ({"model_type": "bert"}, "model_type 'bert' is not one whose size"),
         ({"model_type": None}, "model_type .None."),
         ({"hidden_size": None}, "hidden_size is missing"),
         ({"vocab_size": "many"}, "vocab_size is 'many', and must be a whole number"),

@@ -1,22 +1,22 @@
-"""Generation on the terminal: text as it comes on stdout, what is being waited for on stderr."""
+"""Generation on the terminal: text goes to stdout as it arrives, the request's state to stderr."""
 
 import sys
 from collections.abc import Iterable
 
 from rich.console import Console
 
-from tokenmux.cli.text import shown_on
+from tokenmux.cli.safe_text import shown_on
 from tokenmux.client import Client, Delta, Event, Finish, GenerateOptions, Message, Phase, State
 
 
 def show_stream(events: Iterable[Event], errors: Console) -> tuple[str, Finish | None]:
-    """Print a stream while it comes; returns its text and its end."""
+    """Print a stream as it arrives. Returns its text and how it ended."""
     text, finish = "", None
     with errors.status("sent") as waiting:
         for event in events:
             match event:
                 case State():
-                    waiting.update(_say(event))
+                    waiting.update(_shown_state(event))
                 case Delta():
                     if event.text and not text:
                         waiting.stop()
@@ -29,8 +29,8 @@ def show_stream(events: Iterable[Event], errors: Console) -> tuple[str, Finish |
     return text, finish
 
 
-def summary(finish: Finish) -> str:
-    """One line on how a request went."""
+def summary_line(finish: Finish) -> str:
+    """Token counts and times of a request in one line."""
     rate = ""
     if finish.n_completion_tokens > 1 and finish.total_s > finish.ttft_s:
         rate = f", then {(finish.n_completion_tokens - 1) / (finish.total_s - finish.ttft_s):.1f} tokens/s"
@@ -43,7 +43,7 @@ def summary(finish: Finish) -> str:
 def converse(
     client: Client, model: str, system: str | None, errors: Console, options: GenerateOptions
 ) -> None:
-    """Read a line, answer it, remember both; until the input ends. Ctrl-C cancels an answer, and otherwise leaves."""
+    """Answer line after line until the input ends, with the conversation so far. Ctrl-C cancels an answer, or quits."""
     history = [Message("system", system)] if system else []
     while True:
         try:
@@ -63,10 +63,10 @@ def converse(
         history += [question, Message("assistant", answer)]
 
 
-def _say(state: State) -> str:
+def _shown_state(state: State) -> str:
     match state.phase:
         case Phase.QUEUED:
-            return f"queued, {state.position} before" if state.position else "queued"
+            return f"queued behind {state.position}" if state.position else "queued"
         case Phase.LOADING:
             return f"loading the model, {state.progress:.0%}"
         case _:

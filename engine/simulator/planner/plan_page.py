@@ -1,10 +1,10 @@
-"""A capacity plan as a self-contained HTML page: the answer, attainment over devices by policy, and who held which device."""
+"""A capacity plan as a self-contained HTML page: the answer, attainment by devices and policy, and a timeline of each device."""
 
 from collections.abc import Iterable
 from html import escape
 
 from tokenmux.core.span import Span
-from tokenmux.simulator.planner.planner import OURS, CapacityPlan
+from tokenmux.simulator.planner.capacity_plan import OURS, CapacityPlan
 
 _COLOURS = {"slack": "#0b6e4f", "aegaeon": "#c8553d", "request-level": "#3b7ea1", "dedicated": "#8d8d8d"}
 _WIDTH, _HEIGHT = 760, 320

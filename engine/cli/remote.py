@@ -1,0 +1,62 @@
+"""Calls to a running server: how the general options reach it, and how its errors become ours."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from tokenmux.core.errors import ConfigError, TokenmuxError
+
+if TYPE_CHECKING:
+    from tokenmux.client import Client
+
+
+class _FailedCall(TokenmuxError):
+    """A call to the server failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """The server that a command talks to, from the options before the command."""
+
+    target: str
+    api_key: str | None
+    tls: bool
+    ca_file: Path | None
+    insecure: bool
+
+
+@contextmanager
+def connected(ctx: typer.Context) -> "Iterator[Client]":
+    """A client of the server in `ctx.obj`, closed at the end.
+
+    Raises ConfigError for options and input that are wrong, another TokenmuxError if a call fails.
+    """
+    from tokenmux.client import CallFailed, Client, WrongArgument
+
+    remote: Remote = ctx.obj
+    try:
+        client = Client(
+            remote.target,
+            api_key=remote.api_key or None,
+            tls=remote.tls,
+            ca_file=remote.ca_file,
+            insecure=remote.insecure,
+        )
+    except WrongArgument as error:
+        raise ConfigError(str(error)) from error
+    except OSError as error:
+        raise ConfigError(f"{remote.ca_file}: cannot be read: {error.strerror}") from error
+    try:
+        with client:
+            yield client
+    except (UnicodeEncodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"an argument or the input is not valid UTF-8 text: {error.reason}") from error
+    except WrongArgument as error:
+        raise ConfigError(str(error)) from error
+    except CallFailed as error:
+        hint = f"; is a server running on {remote.target}?" if error.code.name == "UNAVAILABLE" else ""
+        raise _FailedCall(f"{error}{hint}") from error

@@ -1,0 +1,82 @@
+"""`tokenmux generate` and `tokenmux chat` against the real server over scripted workers."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.cli.runner import refused, run
+from tests.server.harness import ServerThread
+from tokenmux.cli.app import app
+from tokenmux.messages.commands import Submit
+
+
+def test_generate_prints_the_text(server: ServerThread) -> None:
+    result = run(server, "generate", "letters", "abc", "-n", "5")
+    assert (result.exit_code, result.stdout) == (0, "defgh\n")
+
+
+def test_generate_reads_stdin_and_sends_every_option(server: ServerThread) -> None:
+    options = [
+        "-n",
+        "9",
+        "-t",
+        "0.5",
+        "--top-k",
+        "3",
+        "--top-p",
+        "0.25",
+        "--seed",
+        "7",
+        "--stop",
+        "f",
+        "--stop",
+        "zz",
+    ]
+    result = run(server, "generate", "letters", "-", *options, "--stats", stdin="abc")
+    assert result.stdout == "de\n"
+    assert "ended by stop, seed 7" in result.stderr.replace("\n", " ")
+    submit = server.do(server.served.hub.next(Submit))
+    sampling = submit.sampling
+    assert (sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed) == (0.5, 3, 0.25, 7)
+    assert (submit.prompt, submit.request.max_tokens) == (tuple(b"abc"), 9)
+
+
+def test_generate_as_json(server: ServerThread) -> None:
+    result = run(server, "generate", "letters", "abc", "-n", "2", "--json")
+    answer = json.loads(result.stdout)
+    assert (answer["text"], answer["finish"]["reason"]) == ("de", "length")
+
+
+def test_chat_remembers_until_the_input_ends(server: ServerThread) -> None:
+    result = run(server, "chat", "letters", "--system", "be", "-n", "2", stdin="hi\n\nyo\n")
+    assert (result.exit_code, result.stdout) == (0, "<=\n<=\n")
+    first, second = (server.do(server.served.hub.next(Submit)).prompt for _ in range(2))
+    assert bytes(first) == b"s:be;u:hi;"
+    assert bytes(second) == b"s:be;u:hi;a:<=;u:yo;"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-n", str(2**40)], "--max-tokens"),
+        (["-n", "0"], "--max-tokens"),
+        (["--seed", "-1"], "--seed"),
+        (["--seed", str(2**64)], "--seed"),
+        (["--top-k", str(10**11)], "--top-k"),
+    ],
+)
+def test_numbers_that_cannot_be_sent_are_wrong_usage(
+    server: ServerThread, arguments: list[str], message: str
+) -> None:
+    result = run(server, "generate", "letters", "abc", *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("command", [["generate", "letters", "-"], ["chat", "letters"]])
+def test_input_that_is_not_utf8(server: ServerThread, command: list[str]) -> None:
+    arguments = ["--server", server.served.target, *command]
+    result = CliRunner().invoke(app, arguments, input=b"\xff\xfe\n", catch_exceptions=False)
+    assert refused(result, 2).startswith("error: an argument or the input is not valid UTF-8 text")

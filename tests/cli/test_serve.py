@@ -1,0 +1,39 @@
+"""`tokenmux serve`: a wrong configuration, and a model that does not exist, are told before anything listens."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.runner import refused, run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "none.yaml"], "error: none.yaml: cannot be read: No such file or directory"),
+        (["--arena", "lots"], "error: command line: --arena: device.arena: 'lots' is not a size"),
+        (["--model", "nameless"], "error: --model nameless: write NAME=PATH"),
+        (
+            ["--listen", "0.0.0.0:1"],
+            "error: command line: --listen: listen: 0.0.0.0:1 can be reached from other",
+        ),
+    ],
+)
+def test_a_wrong_configuration_is_status_2(arguments: list[str], message: str) -> None:
+    assert refused(run(None, "serve", *arguments), 2).startswith(message)
+
+
+def test_a_wrong_line_in_the_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "pool.yaml"
+    path.write_text("device:\n  kind: toaster\n")
+    line = refused(run(None, "serve", "--config", str(path)), 2)
+    assert line == f"error: {path}:2: device.kind: should be 'cpu' or 'cuda', and is 'toaster'"
+
+
+def test_a_model_that_is_not_there_is_told_before_anything_listens(tmp_path: Path) -> None:
+    arguments = ["--model", f"m={tmp_path / 'none'}", "--catalogue", str(tmp_path / "kept")]
+    line = refused(run(None, "serve", *arguments), 1)
+    assert (
+        line
+        == f"error: no model can be served; m: {tmp_path / 'none'}: there is no such folder or file on the server"
+    )
