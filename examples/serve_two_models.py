@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 
-from tokenmux.client import Client
+from tokenmux import Client
 
 PROMPT = "Once upon a time"
 COUNTED_EVERY_S = 1.5

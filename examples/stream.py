@@ -5,7 +5,7 @@ python examples/stream.py 127.0.0.1:50051 MODEL "Once upon a time"
 
 import sys
 
-from tokenmux.client import Client, Delta, Finish, State
+from tokenmux import Client, Delta, Finish, State
 
 
 def main(address: str, model: str, prompt: str) -> None:

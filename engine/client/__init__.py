@@ -1,6 +1,6 @@
 """The Python client of tokenmux, blocking and asyncio. Needs grpcio and the generated `tokenmux.v1`, nothing else of ours.
 
->>> from tokenmux.client import Client
+>>> from tokenmux import Client
 >>> with Client() as client:
 ...     print(client.generate("smol", "The capital of France is", max_tokens=8).text)
 """
