@@ -1,0 +1,35 @@
+"""Doubles and builders for those who test a policy, a device or a client of their own. The project's tests use the same.
+
+A world in which a scheduler can be tried takes a few lines, and no process, thread or clock:
+
+>>> from tokenmux.simulator.simulator import Simulator
+>>> from tokenmux.testing import make_arrival, make_device, make_instance, make_model
+>>> small, large = make_model("small", 2_000), make_model("large", 6_000)
+>>> instance = make_instance(make_device(arena_bytes=10_000))
+>>> simulator = Simulator([instance], instance.cost, models={m.id: m for m in (small, large)})
+>>> simulator.run([make_arrival("first", small, n_output=4), make_arrival("second", large, n_output=4)])
+>>> instance.metrics.models["large"].n_swaps
+1
+"""
+
+from tokenmux.testing.builders import (
+    SMALL_KV,
+    make_arrival,
+    make_device,
+    make_host,
+    make_instance,
+    make_model,
+    make_request,
+)
+from tokenmux.testing.scripted_policy import ScriptedPolicy
+
+__all__ = [
+    "SMALL_KV",
+    "ScriptedPolicy",
+    "make_arrival",
+    "make_device",
+    "make_host",
+    "make_instance",
+    "make_model",
+    "make_request",
+]
