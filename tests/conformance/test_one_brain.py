@@ -11,7 +11,7 @@ import pytest
 
 from tokenmux.core.cost import RooflineCost
 from tokenmux.core.event import Cancelled, ModelAdded
-from tokenmux.core.facts import DeviceFacts, HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.facts import DeviceFacts, HostFacts, KvShape, ModelFacts, ModelId
 from tokenmux.core.plan import Activate, AtOnce, Drop, Evict, Fetch, Operation, PageIn, PageOut, Step
 from tokenmux.core.request import Request, RequestId, ServiceLevel
 from tokenmux.executor.virtual import EngineOnVirtualTime
@@ -21,6 +21,7 @@ from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.policy.slack import SlackPolicy
 from tokenmux.simulator.simulator import Arrival, Simulator
+from tokenmux.testing import make_model
 
 GB = 10**9
 HOST = HostFacts(cache_bytes=200 * GB, fetch_bytes_per_s=8e9)
@@ -46,7 +47,7 @@ def device(arena_bytes: int, host_kv_bytes: int) -> DeviceFacts:
 def models(n: int) -> list[ModelFacts]:
     shape = KvShape(n_layers=28, n_kv_heads=28, head_dim=128, dtype_bytes=2, block_size=16)
     return [
-        ModelFacts(ModelId(f"m{i}"), (Image(ImageId(f"i{i}"), (10 + i % 3) * GB),), shape, 4096, 7 * GB)
+        make_model(f"m{i}", (10 + i % 3) * GB, kv=shape, max_context=4096, n_parameters=7 * GB)
         for i in range(n)
     ]
 

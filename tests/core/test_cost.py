@@ -5,8 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenmux.core.cost import RooflineCost, StepWork, burst_ends_s
-from tokenmux.core.facts import DeviceFacts, HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.facts import DeviceFacts, HostFacts, KvShape, ModelFacts
 from tokenmux.core.plan import Channel
+from tokenmux.testing import make_model
 
 DEVICE = DeviceFacts(
     "d",
@@ -33,8 +34,7 @@ works = st.builds(
 
 
 def model(name: str = "m", n_parameters: int = 7_000_000_000) -> ModelFacts:
-    images = (Image(ImageId(name), 2 * n_parameters),)
-    return ModelFacts(ModelId(name), images, KvShape(32, 8, 128, 2, 16), 4096, n_parameters)
+    return make_model(name, 2 * n_parameters, kv=KvShape(32, 8, 128, 2, 16), max_context=4096)
 
 
 def test_a_small_step_lasts_as_long_as_reading_the_weights() -> None:

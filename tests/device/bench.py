@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
 from threading import Event
 
@@ -15,7 +16,6 @@ from tokenmux.core.errors import BadCheckpoint
 from tokenmux.core.event import ModelAdded, StepDone
 from tokenmux.core.facts import DeviceFacts, HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.core.plan import (
-    IDLE,
     Activate,
     Channel,
     Drop,
@@ -26,7 +26,7 @@ from tokenmux.core.plan import (
     Plan,
     Step,
 )
-from tokenmux.core.request import Request, RequestId
+from tokenmux.core.request import RequestId
 from tokenmux.core.started import Started
 from tokenmux.device.cpu import CpuDevice
 from tokenmux.device.cuda.device import CudaDevice
@@ -35,9 +35,7 @@ from tokenmux.device.cuda.paging import KvDtype
 from tokenmux.device.device_protocol import Device, OperationDone, Post
 from tokenmux.device.null import NullDevice, VirtualClock
 from tokenmux.executor.monotonic_clock import MonotonicClock
-from tokenmux.scheduler.instance.instance import Instance
-from tokenmux.scheduler.memory.host_cache import HostCache
-from tokenmux.scheduler.policy.instance_policy import InstanceView
+from tokenmux.testing import ScriptedPolicy, make_instance, make_model
 
 KB = 1 << 10
 FACTS = DeviceFacts(
@@ -56,29 +54,7 @@ SHAPE = KvShape(n_layers=2, n_kv_heads=2, head_dim=16, dtype_bytes=2, block_size
 WAIT_S = 10.0
 
 
-def model(name: str, n_bytes: int) -> ModelFacts:
-    return ModelFacts(ModelId(name), (Image(ImageId(name), n_bytes),), SHAPE, 64, 1000)
-
-
-def request(name: str, of: str, n_prompt: int = 16) -> Request:
-    return Request(RequestId(name), ModelId(of), n_prompt=n_prompt, max_tokens=32, arrival_s=0.0)
-
-
-@dataclass
-class Script:
-    """A policy that plans what it was told, once, on the channel that it belongs to."""
-
-    name: str = "script"
-    plans: dict[Channel, Plan] = field(default_factory=dict)
-    interrupt_on: type | None = None
-
-    def on_event(self, event: object, view: InstanceView) -> None: ...
-
-    def plan(self, channel: Channel, view: InstanceView) -> Plan:
-        return self.plans.pop(channel, IDLE)
-
-    def interrupts(self, step: Step, event: object, view: InstanceView) -> bool:
-        return isinstance(event, self.interrupt_on) if self.interrupt_on else False
+model = partial(make_model, kv=SHAPE, n_parameters=1000)
 
 
 class FakeStep:
@@ -156,12 +132,12 @@ class Bench:
     """One instance, one device, and a way to run one operation to its end."""
 
     def __init__(self, make: Callable[["Bench"], Device]) -> None:
-        self.script = Script()
+        self.script = ScriptedPolicy()
         self.clock = MonotonicClock()
         self.virtual = VirtualClock()
         self.host = FakeHost(self, self.clock)
         self.inbox: SimpleQueue[OperationDone | BaseException] = SimpleQueue()
-        self.instance = Instance(FACTS, HostCache(HOST.cache_bytes), self.script, RooflineCost(FACTS, HOST))
+        self.instance = make_instance(FACTS, self.script, HOST)
         self.device = make(self)
 
     # the device's `Post`

@@ -4,12 +4,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.device.bench import ALL, KB, WAIT_S, WITH_BYTES, Bench, bench_of, content, model, request, stamp
+from tests.device.bench import ALL, KB, WAIT_S, WITH_BYTES, Bench, bench_of, content, model, stamp
 from tokenmux.core.event import SUPERSEDED, Arrived, CopyDone, StepDone
 from tokenmux.core.facts import ImageId, ModelId
 from tokenmux.core.phases import Residency
 from tokenmux.core.plan import Activate, Chunk, Compact, Drop, Evict, Fetch, PageIn, PageOut, Step
 from tokenmux.core.request import RequestId
+from tokenmux.testing import make_request
 
 
 @pytest.fixture(params=ALL)
@@ -28,7 +29,7 @@ def real(request: pytest.FixtureRequest) -> Iterator[Bench]:
 def test_every_operation_completes_once_and_the_books_balance(bench: Bench) -> None:
     bench.add(model("a", 200 * KB), model("b", 250 * KB))
     bench.load("a")
-    bench.instance.apply(Arrived(bench.now_s(), request("r", "a")))
+    bench.instance.apply(Arrived(bench.now_s(), make_request("r", "a")))
     step = bench.run(Step(ModelId("a"), (Chunk(RequestId("r"), 0, 16),)))
     assert isinstance(step, StepDone)
     assert len(step.ends_s) == 1
@@ -46,7 +47,7 @@ def test_every_operation_completes_once_and_the_books_balance(bench: Bench) -> N
 def test_a_repeated_step_reports_each_iteration(bench: Bench) -> None:
     bench.add(model("a", 200 * KB))
     bench.load("a")
-    bench.instance.apply(Arrived(bench.now_s(), request("r", "a")))
+    bench.instance.apply(Arrived(bench.now_s(), make_request("r", "a")))
     bench.run(Step(ModelId("a"), (Chunk(RequestId("r"), 0, 16),)))
     done = bench.run(Step(ModelId("a"), (Chunk(RequestId("r"), 16, 1),), repeat=5))
     assert isinstance(done, StepDone)
@@ -81,7 +82,7 @@ def test_kv_comes_back_as_it_left(real: Bench) -> None:
     real.add(model("a", 200 * KB))
     real.load("a")
     for name in ("r", "other"):
-        real.instance.apply(Arrived(real.now_s(), request(name, "a", n_prompt=40)))
+        real.instance.apply(Arrived(real.now_s(), make_request(name, "a", n_prompt=40)))
         for start in (0, 16, 32):
             real.run(Step(ModelId("a"), (Chunk(RequestId(name), start, min(16, 40 - start)),)))
     written = [[stamp(position)] for position in range(40)]
@@ -97,7 +98,7 @@ def test_kv_comes_back_as_it_left(real: Bench) -> None:
 def test_kv_is_written_through_while_a_step_adds_to_it(real: Bench) -> None:
     real.add(model("a", 200 * KB))
     real.load("a")
-    real.instance.apply(Arrived(real.now_s(), request("r", "a", n_prompt=20)))
+    real.instance.apply(Arrived(real.now_s(), make_request("r", "a", n_prompt=20)))
     real.run(Step(ModelId("a"), (Chunk(RequestId("r"), 0, 16),)))
     real.run(Step(ModelId("a"), (Chunk(RequestId("r"), 16, 4),)))
     real.host.in_step.clear()
@@ -115,7 +116,7 @@ def test_kv_is_written_through_while_a_step_adds_to_it(real: Bench) -> None:
 def test_copies_overlap_with_a_step(real: Bench) -> None:
     real.add(model("a", 200 * KB), model("b", 200 * KB))
     real.load("a")
-    real.instance.apply(Arrived(real.now_s(), request("r", "a")))
+    real.instance.apply(Arrived(real.now_s(), make_request("r", "a")))
     real.host.step_may_end.clear()
     real.start(Step(ModelId("a"), (Chunk(RequestId("r"), 0, 16),)))
     assert real.host.in_step.wait(WAIT_S)
@@ -156,14 +157,14 @@ def test_an_activation_that_is_superseded_ends_at_its_next_chunk_and_can_be_begu
 def test_an_interrupted_burst_ends_after_its_present_iteration(real: Bench) -> None:
     real.add(model("a", 200 * KB))
     real.load("a")
-    real.instance.apply(Arrived(real.now_s(), request("r", "a")))
+    real.instance.apply(Arrived(real.now_s(), make_request("r", "a")))
     real.run(Step(ModelId("a"), (Chunk(RequestId("r"), 0, 16),)))
     real.host.in_step.clear()
     real.host.step_may_end.clear()
     real.start(Step(ModelId("a"), (Chunk(RequestId("r"), 16, 1),), repeat=20))
     assert real.host.in_step.wait(WAIT_S)
-    real.script.interrupt_on = Arrived
-    real.instance.apply(Arrived(real.now_s(), request("second", "a")))
+    real.script.interrupt_on = (Arrived,)
+    real.instance.apply(Arrived(real.now_s(), make_request("second", "a")))
     assert real.instance.interrupted
     real.device.interrupt()
     real.host.step_may_end.set()
@@ -176,8 +177,8 @@ def test_an_image_that_cannot_be_read_fails_its_requests_and_nothing_else(real: 
     real.add(model("a", 200 * KB), model("bad", 100 * KB))
     real.load("a")
     real.host.bad_images.add(ImageId("bad"))
-    real.instance.apply(Arrived(real.now_s(), request("good", "a")))
-    real.instance.apply(Arrived(real.now_s(), request("doomed", "bad")))
+    real.instance.apply(Arrived(real.now_s(), make_request("good", "a")))
+    real.instance.apply(Arrived(real.now_s(), make_request("doomed", "bad")))
     done = real.run(Fetch(ModelId("bad")))
     assert isinstance(done, CopyDone)
     assert "cut off" in done.error
@@ -190,7 +191,7 @@ def test_an_image_that_cannot_be_read_fails_its_requests_and_nothing_else(real: 
 def test_a_step_that_raises_is_reported_and_the_channel_lives(real: Bench) -> None:
     real.add(model("a", 200 * KB))
     real.load("a")
-    real.instance.apply(Arrived(real.now_s(), request("r", "a")))
+    real.instance.apply(Arrived(real.now_s(), make_request("r", "a")))
     real.host.step_error = RuntimeError("out of memory")
     with pytest.raises(RuntimeError, match="out of memory"):
         real.run(Step(ModelId("a"), (Chunk(RequestId("r"), 0, 16),)))

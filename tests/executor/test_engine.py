@@ -4,38 +4,32 @@ import itertools
 
 import pytest
 
-from tokenmux.core.cost import RooflineCost
-from tokenmux.core.facts import DeviceFacts, Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.facts import DeviceFacts, KvShape, ModelId
 from tokenmux.core.phases import PhaseChanged, RequestPhase, Residency
 from tokenmux.core.plan import Channel
 from tokenmux.core.request import FinishReason, Request, RequestId
 from tokenmux.executor.virtual import HOST, EngineOnVirtualTime
 from tokenmux.messages.commands import Cancel, Load, Pause, Pin, Register, Resume, Unload, Unregister
 from tokenmux.messages.reports import Acknowledged, Broken, Finished, Tokens, WorkerStatus
-from tokenmux.scheduler.instance.instance import Instance
-from tokenmux.scheduler.memory.host_cache import HostCache
-from tokenmux.scheduler.policy.slack import SlackPolicy
+from tokenmux.testing import make_instance, make_model, make_request
 
 GB = 10**9
 SHAPE = KvShape(n_layers=16, n_kv_heads=8, head_dim=64, dtype_bytes=2, block_size=16)
 A, B = ModelId("a"), ModelId("b")
 
 
-def model(name: ModelId, gigabytes: int = 10) -> ModelFacts:
-    return ModelFacts(name, (Image(ImageId(name), gigabytes * GB),), SHAPE, 4096, GB)
-
-
 def request(name: str, of: ModelId, at_s: float = 0.0, n_output: int = 100) -> Request:
-    return Request(RequestId(name), of, n_prompt=50, max_tokens=n_output, arrival_s=at_s)
+    return make_request(name, of, n_prompt=50, max_tokens=n_output, arrival_s=at_s)
 
 
 def engine(arena_gigabytes: int = 16, n_output: dict[str, int] | None = None) -> EngineOnVirtualTime:
     facts = DeviceFacts("imagined", arena_gigabytes * GB, 8 * GB, 1e9, 1e9, 1e12, 1e14, slab_bytes=64 << 20)
-    instance = Instance(facts, HostCache(HOST.cache_bytes), SlackPolicy(), RooflineCost(facts, HOST))
+    instance = make_instance(facts, host=HOST)
     outputs = {RequestId(name): n for name, n in (n_output or {}).items()}
     body = EngineOnVirtualTime(instance, outputs)
-    body.send(Register(model(A), path=""))
-    body.send(Register(model(B), path=""))
+    for name in (A, B):
+        model = make_model(name, 10 * GB, kv=SHAPE, max_context=4096, n_parameters=GB)
+        body.send(Register(model, path=""))
     body.clock.run()
     return body
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tokenmux.core.cost import RooflineCost
 from tokenmux.core.errors import InvalidRequest
-from tokenmux.core.facts import DeviceFacts, Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.facts import DeviceFacts, KvShape, ModelId
 from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
 from tokenmux.executor.virtual import HOST, EngineOnVirtualTime
 from tokenmux.messages.commands import Register
@@ -21,12 +21,13 @@ from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.policy.registry import SERVED, make_policy
 from tokenmux.server.front.admission import Defaults, check_parameters, output_limit, service_level
 from tokenmux.server.front.generation import Ask, TokenIds
+from tokenmux.testing import make_model
 
 GB = 10**9
 SHAPE = KvShape(n_layers=16, n_kv_heads=8, head_dim=64, dtype_bytes=2, block_size=16)
 DEVICE = DeviceFacts("imagined", 16 * GB, 8 * GB, 10e9, 10e9, 1e12, 1e14, slab_bytes=64 << 20)
 FACTS = {
-    name: ModelFacts(ModelId(name), (Image(ImageId(name), 10 * GB),), SHAPE, 4096, GB, vocab_size=100)
+    name: make_model(name, 10 * GB, kv=SHAPE, max_context=4096, n_parameters=GB, vocab_size=100)
     for name in ("a", "b")
 }
 ANY = st.floats(allow_nan=False, allow_infinity=False)

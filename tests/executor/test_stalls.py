@@ -6,7 +6,7 @@ import pytest
 
 from tests.executor.test_engine import A, engine, request
 from tokenmux.core.cost import RooflineCost, StepWork
-from tokenmux.core.facts import DeviceFacts, Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.facts import DeviceFacts, KvShape
 from tokenmux.core.plan import Activate, Channel, Fetch, Operation, Step
 from tokenmux.core.started import Started
 from tokenmux.executor.loop import BEAT_S, EngineLoop
@@ -14,10 +14,9 @@ from tokenmux.executor.stalls import STALL_FACTOR, STALL_FLOOR_S, Stalls
 from tokenmux.executor.virtual import HOST
 from tokenmux.messages.commands import Resize, Submit
 from tokenmux.messages.reports import Alive, Broken, FromWorker
+from tokenmux.testing import make_model
 
-MODEL = ModelFacts(
-    ModelId("m"), (Image(ImageId("m"), 10**9),), KvShape(16, 8, 64, dtype_bytes=2, block_size=16), 4096, 10**9
-)
+MODEL = make_model("m", 10**9, kv=KvShape(16, 8, 64, 2, 16), max_context=4096, n_parameters=10**9)
 SLOW = DeviceFacts("slow", 2 * 10**9, 10**9, 1e9, 1e9, 1e9, 1e10, slab_bytes=64 << 20)
 STEP = Step(MODEL.id, ())
 

@@ -4,16 +4,13 @@ from itertools import pairwise
 
 import pytest
 
-from tokenmux.core.cost import RooflineCost
-from tokenmux.core.facts import DeviceFacts, Image, ImageId, KvShape, ModelFacts, ModelId
-from tokenmux.core.request import Request, RequestId
+from tokenmux.core.facts import DeviceFacts, KvShape
+from tokenmux.core.request import RequestId
 from tokenmux.executor.telemetry import MIN_INTERVAL_S
 from tokenmux.executor.virtual import HOST, EngineOnVirtualTime
 from tokenmux.messages.commands import AskTrace, Register
 from tokenmux.messages.reports import Traced, WorkerUse
-from tokenmux.scheduler.instance.instance import Instance
-from tokenmux.scheduler.memory.host_cache import HostCache
-from tokenmux.scheduler.policy.slack import SlackPolicy
+from tokenmux.testing import make_instance, make_model, make_request
 
 GB = 10**9
 SHAPE = KvShape(n_layers=16, n_kv_heads=8, head_dim=64, dtype_bytes=2, block_size=16)
@@ -24,14 +21,13 @@ N_OUTPUT = {f"r{i}": 40 + i for i in range(6)}
 def body() -> EngineOnVirtualTime:
     """Two models that share a device, six requests of two tenants, all served."""
     facts = DeviceFacts("imagined", 16 * GB, 8 * GB, 1e9, 1e9, 1e12, 1e14, slab_bytes=64 << 20)
-    instance = Instance(facts, HostCache(HOST.cache_bytes), SlackPolicy(), RooflineCost(facts, HOST))
+    instance = make_instance(facts, host=HOST)
     body = EngineOnVirtualTime(instance, {RequestId(name): n for name, n in N_OUTPUT.items()})
     for name in "ab":
-        image = Image(ImageId(name), 10 * GB)
-        body.send(Register(ModelFacts(ModelId(name), (image,), SHAPE, 4096, GB), path=""))
+        model = make_model(name, 10 * GB, kv=SHAPE, max_context=4096, n_parameters=GB)
+        body.send(Register(model, path=""))
     for i, name in enumerate(N_OUTPUT):
-        model, tenant = ModelId("ab"[i % 2]), "xy"[i % 2]
-        body.submit_at(Request(RequestId(name), model, 50, 1000, 3.0 * i, tenant=tenant))
+        body.submit_at(make_request(name, "ab"[i % 2], 50, 1000, 3.0 * i, tenant="xy"[i % 2]))
     body.clock.run()
     return body
 

@@ -7,19 +7,18 @@ import pytest
 from tokenmux.core.cost import StepWork
 from tokenmux.core.errors import InternalError
 from tokenmux.core.event import CopyDone, StepDone
-from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.facts import KvShape, ModelFacts
 from tokenmux.core.plan import Activate, Channel, Chunk, Step
 from tokenmux.core.request import RequestId
 from tokenmux.core.started import Started
 from tokenmux.simulator.measured import Completed, fit_cost, shape_of
+from tokenmux.testing import make_model
 
 INTERFERENCE = 1.4
 
 
-def model(name: str, n_layers: int = 4) -> ModelFacts:
-    return ModelFacts(
-        ModelId(name), (Image(ImageId(name), 1000),), KvShape(n_layers, 2, 64, 2, 16), 512, 10**6
-    )
+def of_layers(name: str, n_layers: int = 4) -> ModelFacts:
+    return make_model(name, kv=KvShape(n_layers, 2, 64, 2, 16), max_context=512, n_parameters=10**6)
 
 
 def truth_s(facts: ModelFacts, work: StepWork) -> float:
@@ -59,7 +58,7 @@ def history(models: list[ModelFacts], n: int = 300) -> list[Completed]:
 
 
 def test_it_finds_what_the_steps_were_made_of() -> None:
-    models = [model("a"), model("b"), model("deep", n_layers=8)]
+    models = [of_layers("a"), of_layers("b"), of_layers("deep", n_layers=8)]
     cost = fit_cost(history(models))
     assert cost.interference == pytest.approx(INTERFERENCE, 0.02)
     assert set(cost.steps) == {shape_of(models[0]), shape_of(models[2])}
@@ -74,6 +73,6 @@ def test_it_finds_what_the_steps_were_made_of() -> None:
 def test_nothing_measured_is_said_to_be_nothing() -> None:
     with pytest.raises(InternalError, match="no step"):
         fit_cost([])
-    steps_only = [(s, e) for s, e in history([model("a")], 20) if isinstance(e, StepDone)]
+    steps_only = [(s, e) for s, e in history([of_layers("a")], 20) if isinstance(e, StepDone)]
     with pytest.raises(InternalError, match="no copy"):
         fit_cost(steps_only)

@@ -27,7 +27,6 @@ from tests.device.bench import (
     content,
     cuda_over,
     model,
-    request,
     stamp,
 )
 from tests.device.cuda.fake_gpu import FakeGpu
@@ -57,6 +56,7 @@ from tokenmux.device.device_protocol import OperationDone, Post
 from tokenmux.executor.monotonic_clock import MonotonicClock
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.memory.ledger import Ledger
+from tokenmux.testing import make_request
 
 each_paging = pytest.mark.parametrize("paging", [ENGINES, KERNEL, INT8], ids=["engines", "kernel", "int8"])
 
@@ -127,7 +127,7 @@ def test_a_step_is_entered_with_all_that_it_reads_and_writes() -> None:
         bench.add(a)
         bench.load("a")
         for name in ("r", "s"):
-            bench.instance.apply(Arrived(bench.now_s(), request(name, "a", n_prompt=28)))
+            bench.instance.apply(Arrived(bench.now_s(), make_request(name, "a", n_prompt=28)))
             bench.run(Step(ModelId("a"), (Chunk(RequestId(name), 0, 16),)))
             bench.run(Step(ModelId("a"), (Chunk(RequestId(name), 16, 12),)))
         # Of five blocks, three hold 24 tokens, the fourth 4 of 8, and the fifth is begun.
@@ -472,7 +472,7 @@ def test_a_step_waits_on_the_device_for_the_copy_of_its_weights() -> None:
     with bench_of(lambda bench: in_one_chunk(bench, gpu)) as bench:
         bench.add(model("a", 200 * KB))
         bench.run(Fetch(ModelId("a")))
-        bench.instance.apply(Arrived(bench.now_s(), request("r", "a")))
+        bench.instance.apply(Arrived(bench.now_s(), make_request("r", "a")))
         table = bench.instance.requests[RequestId("r")].kv
         bench.instance.ledger.grow(table, 16)
         gpu.shut_after(Channel.COPY_IN, 0)
@@ -492,7 +492,7 @@ def test_a_request_that_has_come_in_runs_while_the_next_of_the_same_operation_co
         bench.add(model("a", 200 * KB))
         bench.load("a")
         for name in ("first", "second"):
-            bench.instance.apply(Arrived(bench.now_s(), request(name, "a")))
+            bench.instance.apply(Arrived(bench.now_s(), make_request(name, "a")))
             bench.run(Step(ModelId("a"), (Chunk(RequestId(name), 0, 16),)))
             bench.run(PageOut((RequestId(name),)))
             bench.instance.ledger.drop(RequestId(name))
@@ -521,7 +521,7 @@ def test_kv_that_goes_out_through_chunks_of_the_host_comes_in_only_when_it_has_l
     with bench_of(lambda bench: in_one_chunk(bench, gpu, paging)) as bench:
         bench.add(model("a", 200 * KB))
         bench.load("a")
-        bench.instance.apply(Arrived(bench.now_s(), request("r", "a")))
+        bench.instance.apply(Arrived(bench.now_s(), make_request("r", "a")))
         bench.run(Step(ModelId("a"), (Chunk(RequestId("r"), 0, 16),)))
         ledger = bench.instance.ledger
         gpu.shut_after(Channel.COPY_OUT, 0)
@@ -552,7 +552,7 @@ def test_a_step_waits_on_the_device_for_the_page_in_of_its_request_and_a_page_in
         bench.load("a")
         ledger = bench.instance.ledger
         for name in ("first", "second"):
-            bench.instance.apply(Arrived(bench.now_s(), request(name, "a", n_prompt=48)))
+            bench.instance.apply(Arrived(bench.now_s(), make_request(name, "a", n_prompt=48)))
             for start in (0, 16, 32):
                 bench.run(Step(ModelId("a"), (Chunk(RequestId(name), start, 16),)))
             if name == "first":
@@ -639,7 +639,7 @@ def test_a_gpu_that_breaks_in_a_copy_is_reported_and_nothing_hangs() -> None:
     error = bench.inbox.get(timeout=WAIT_S)
     assert isinstance(error, RuntimeError)
     assert "illegal memory access" in str(error)
-    bench.instance.apply(Arrived(bench.now_s(), request("r", "a")))
+    bench.instance.apply(Arrived(bench.now_s(), make_request("r", "a")))
     bench.start(Step(ModelId("a"), (Chunk(RequestId("r"), 0, 16),)))
     assert isinstance(bench.inbox.get(timeout=WAIT_S), RuntimeError), "every later operation fails, too"
     bench.device.close()
@@ -651,7 +651,7 @@ def test_what_depends_on_an_operation_that_failed_is_given_up_silently() -> None
     bench = Bench(lambda bench: cuda_over(gpu, bench))
     bench.add(model("a", 200 * KB))
     bench.run(Fetch(ModelId("a")))
-    bench.instance.apply(Arrived(bench.now_s(), request("r", "a")))
+    bench.instance.apply(Arrived(bench.now_s(), make_request("r", "a")))
     bench.instance.ledger.grow(bench.instance.requests[RequestId("r")].kv, 16)
     gpu.shut_after(Channel.COPY_IN, 0)
     bench.start(Activate(ModelId("a")))

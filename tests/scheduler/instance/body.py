@@ -8,19 +8,16 @@ instance should have refused, or books that drift from the device, show as a wro
 from collections.abc import Iterable
 from dataclasses import replace
 
-from tokenmux.core.cost import RooflineCost
 from tokenmux.core.event import Arrived, CopyDone, Event, Resized, StepDone
 from tokenmux.core.facts import DeviceFacts, HostFacts, Image, ModelFacts
 from tokenmux.core.handles import BlockHandle
-from tokenmux.core.plan import IDLE, Activate, Channel, Compact, PageIn, PageOut, Plan, Step
+from tokenmux.core.plan import Activate, Channel, Compact, PageIn, PageOut, Plan, Step
 from tokenmux.core.record import RequestRecord
 from tokenmux.core.request import FinishReason, RequestId
 from tokenmux.core.started import Started
-from tokenmux.scheduler.instance.instance import Instance
-from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.memory.kv_table import KvTable
 from tokenmux.scheduler.memory.slabs import SlabPool
-from tokenmux.scheduler.policy.instance_policy import InstanceView
+from tokenmux.testing import ScriptedPolicy, make_instance
 
 POISON = None
 Cells = list[object]
@@ -42,34 +39,13 @@ def device_facts(arena_bytes: int, host_kv_bytes: int, slab_bytes: int = 512, gr
     )
 
 
-class Puppet:
-    """A policy that plans what it is told, once."""
-
-    name = "puppet"
-
-    def __init__(self) -> None:
-        self.channel, self.next = Channel.COMPUTE, IDLE
-
-    def on_event(self, event: Event, view: InstanceView) -> None:
-        pass
-
-    def plan(self, channel: Channel, view: InstanceView) -> Plan:
-        if channel is not self.channel:
-            return IDLE
-        plan, self.next = self.next, IDLE
-        return plan
-
-    def interrupts(self, step: Step, event: Event, view: InstanceView) -> bool:
-        return False
-
-
 class Body:
     """One instance, its cells, and what its requests should have by now."""
 
     def __init__(self, device: DeviceFacts, cache_bytes: int) -> None:
         host = HostFacts(cache_bytes, fetch_bytes_per_s=1e3)
-        self.puppet = Puppet()
-        self.instance = Instance(device, HostCache(cache_bytes), self.puppet, RooflineCost(device, host))
+        self.policy = ScriptedPolicy()
+        self.instance = make_instance(device, self.policy, host)
         self.ledger = self.instance.ledger
         self.arena: Cells = [POISON] * self.ledger.arena.capacity
         self.host: Cells = [POISON] * self.ledger.host_arena.capacity
@@ -84,7 +60,7 @@ class Body:
 
     def plan(self, channel: Channel, plan: Plan) -> Started | None:
         """Have the policy answer `plan` for this channel; raises IllegalPlan if the instance refuses it."""
-        self.puppet.channel, self.puppet.next = channel, plan
+        self.policy.plans = {channel: plan}
         for started in self.instance.decide(self.now_s):
             self.flights[started.channel] = started
             self._begin(started)

@@ -2,20 +2,20 @@
 
 from tests.scheduler.instance.body import Body, device_facts
 from tokenmux.core.event import Arrived, ModelAdded
-from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.facts import KvShape, ModelFacts
 from tokenmux.core.plan import Activate, Channel, Chunk, Drop, Fetch, PageOut, Plan, Step
 from tokenmux.core.request import Request, RequestId
+from tokenmux.testing import make_model
 
 SHAPE = KvShape(1, 1, 4, 2, 4)
 SLAB = 512
 
 
-def model(name: str, *images: tuple[str, int]) -> ModelFacts:
-    return ModelFacts(ModelId(name), tuple(Image(ImageId(i), n) for i, n in images), SHAPE, 64, 100)
-
-
-A, B, C = model("A", ("a", 768)), model("B", ("b", 768)), model("C", ("c", 2000))
-ADAPTED = model("adapted", ("a", 768), ("adapter", 256))
+A, B, C = (
+    make_model(name, images=image)
+    for name, image in (("A", {"a": 768}), ("B", {"b": 768}), ("C", {"c": 2000}))
+)
+ADAPTED = make_model("adapted", images={"a": 768, "adapter": 256})
 
 
 def a_body(*models: ModelFacts, arena_bytes: int = 768 + 2 * SLAB, host_kv_bytes: int = SLAB) -> Body:

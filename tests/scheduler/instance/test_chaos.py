@@ -23,7 +23,7 @@ from tokenmux.core.event import (
     Resumed,
     Withdrawn,
 )
-from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.facts import KvShape, ModelId
 from tokenmux.core.plan import (
     Activate,
     AtOnce,
@@ -41,18 +41,14 @@ from tokenmux.core.plan import (
     Step,
 )
 from tokenmux.core.request import FinishReason, Request, RequestId
+from tokenmux.testing import make_model
 
 N_ACTIONS = 1500
 GRID = 8
-IMAGES = {
-    name: Image(ImageId(name), n_bytes)
-    for name, n_bytes in (("A", 1200), ("B", 2800), ("C", 1800), ("D", 280))
-}
+IMAGES = {"A": 1200, "B": 2800, "C": 1800, "D": 280}
 SHAPES = (KvShape(1, 1, 16, 2, 4), KvShape(3, 1, 12, 2, 4))
 MODELS = tuple(
-    ModelFacts(
-        ModelId(name), tuple(IMAGES[image] for image in images), shape, max_context=40, n_parameters=100
-    )
+    make_model(name, images={image: IMAGES[image] for image in images}, kv=shape, max_context=40)
     for name, images, shape in (
         ("base", "A", SHAPES[0]),
         ("adapted", "AD", SHAPES[0]),

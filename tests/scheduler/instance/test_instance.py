@@ -15,7 +15,6 @@ from tests.scheduler.instance.scenes import (
     a_body,
     arrive,
     load,
-    model,
     paged_out,
     running,
     step,
@@ -49,6 +48,7 @@ from tokenmux.core.plan import (
 )
 from tokenmux.core.request import FinishReason, Request, ServiceLevel
 from tokenmux.scheduler.policy.instance_policy import Fit
+from tokenmux.testing import make_model
 
 
 def stepping() -> Body:
@@ -175,7 +175,7 @@ def test_removing_a_model_fails_its_requests_and_frees_its_weights() -> None:
     assert body.ledger.arena.used_bytes == 0
 
 
-NEW_A = model("A", ("new a", 200))
+NEW_A = make_model("A", images={"new a": 200})
 
 
 @pytest.mark.parametrize("again", [A, NEW_A])
@@ -286,7 +286,7 @@ def test_fit_counts_an_image_that_the_eviction_would_take_away() -> None:
 
 def test_nothing_is_given_room_while_a_compaction_is_under_way() -> None:
     """The books say already what the device does not yet: what looks free is still being read."""
-    low, gap, high = model("low", ("x", 256)), model("gap", ("y", 768)), model("high", ("z", 512))
+    low, gap, high = make_model("low", 256), make_model("gap", 768), make_model("high", 512)
     body = a_body(low, gap, high, arena_bytes=256 + 768 + 512 + 512)
     for facts in (low, gap, high):
         load(body, facts)
@@ -305,7 +305,7 @@ def test_nothing_is_given_room_while_a_compaction_is_under_way() -> None:
 
 def test_fit_needs_no_compaction_where_an_eviction_leaves_one_hole() -> None:
     """Also for a model of several images."""
-    two = model("two", ("x", 256), ("y", 512))
+    two = make_model("two", images={"x": 256, "y": 512})
     body = a_body(A, two, arena_bytes=768)
     load(body, A)
     assert body.instance.fit(two.id, [A.id]) is Fit.NOW

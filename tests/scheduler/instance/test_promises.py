@@ -14,7 +14,7 @@ import pytest
 
 from tokenmux.core.cost import RooflineCost, StepWork
 from tokenmux.core.event import Cancelled, Event, ModelAdded
-from tokenmux.core.facts import DeviceFacts, HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.facts import DeviceFacts, HostFacts, KvShape, ModelFacts
 from tokenmux.core.plan import AtOnce, Channel, Operation, Plan, Step
 from tokenmux.core.record import RequestRecord
 from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
@@ -25,6 +25,7 @@ from tokenmux.scheduler.metrics.counters import Metrics
 from tokenmux.scheduler.policy.instance_policy import InstanceView
 from tokenmux.scheduler.policy.registry import make_policy
 from tokenmux.simulator.simulator import Simulator
+from tokenmux.testing import make_model
 from tokenmux.workload.trace import Arrival
 
 SLAB = 4096
@@ -120,10 +121,10 @@ def device_of(arena_bytes: int, host_kv_bytes: int) -> DeviceFacts:
 def tiny_world(seed: int, policy: str = "slack", host_kv_bytes: int | None = None) -> World:
     random = Random(seed)
     models = [
-        ModelFacts(
-            ModelId(f"m{i}"),
-            (Image(ImageId(f"m{i}"), random.randint(2_000, 30_000)),),
-            random.choice(SHAPES),
+        make_model(
+            f"m{i}",
+            random.randint(2_000, 30_000),
+            kv=random.choice(SHAPES),
             max_context=128,
             n_parameters=10_000,
         )
@@ -241,8 +242,7 @@ def test_a_flood_for_one_model_does_not_starve_another(flood_ttft_s: float) -> N
     At worst those that were due before it go first, one by one; none that became due later does.
     """
     flooded, other = (
-        ModelFacts(ModelId(name), (Image(ImageId(name), 20_000),), SHAPES[0], 128, 10_000)
-        for name in ("flooded", "other")
+        make_model(name, 20_000, kv=SHAPES[0], max_context=128) for name in ("flooded", "other")
     )
     device = device_of(weight_bytes(flooded) + 4 * SLAB, 40 * SLAB)
     world = World(device, HostFacts(50_000, 200_000), [flooded, other], most_decisions=20_000)

@@ -1,6 +1,7 @@
 """What is let in can be served, and what is refused could not: the early answer agrees with the allocators."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -8,18 +9,17 @@ from hypothesis import strategies as st
 
 from tests.scheduler.instance.body import device_facts
 from tokenmux.core.errors import DoesNotFit
-from tokenmux.core.facts import HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.facts import HostFacts, KvShape, ModelFacts
 from tokenmux.core.request import RequestId
 from tokenmux.scheduler.memory.capacity import check_model, check_pins, check_request
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.memory.ledger import Ledger
+from tokenmux.testing import make_model
 
 SLAB = 512
-SHAPE = KvShape(1, 1, 4, 2, 4)
 
 
-def model(name: str, n_bytes: int, shape: KvShape = SHAPE, max_context: int = 32) -> ModelFacts:
-    return ModelFacts(ModelId(name), (Image(ImageId(name), n_bytes),), shape, max_context, 100)
+model = partial(make_model, max_context=32)
 
 
 def fits(check: object, *arguments: object) -> bool:
@@ -42,7 +42,7 @@ def test_the_early_answer_is_the_allocators(
     arena_bytes: int, n_bytes: int, pinned_bytes: int, heads: int, n_tokens: int
 ) -> None:
     device = device_facts(arena_bytes, 0, SLAB)
-    wanted = model("m", n_bytes, KvShape(1, heads, 3, 2, 4))
+    wanted = model("m", n_bytes, kv=KvShape(1, heads, 3, 2, 4))
     pinned = [model("pinned", pinned_bytes)] if pinned_bytes else []
     ledger = Ledger(device, HostCache(0))
     placed = all(ledger.can_place(m) and ledger.place(m) for m in (*pinned, wanted))
@@ -58,7 +58,7 @@ HOST = HostFacts(1 << 20, 1e9)
 @pytest.mark.parametrize(
     ("says", "wanted"),
     [
-        (r"raise device\.slab", model("m", 100, KvShape(1, 5, 4, 4, 4))),
+        (r"raise device\.slab", model("m", 100, kv=KvShape(1, 5, 4, 4, 4))),
         (r"raise device\.host_cache", model("m", 2 << 20)),
         ("smaller model", model("m", 5000)),
         ("ask for fewer tokens or raise the device budget", model("m", 1900)),

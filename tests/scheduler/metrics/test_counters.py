@@ -13,7 +13,7 @@ from tests.scheduler.instance.body import Body
 from tests.scheduler.instance.scenes import NEXT, A, B, R, a_body, arrive, load, running
 from tokenmux.core.cost import RooflineCost
 from tokenmux.core.event import Arrived, Event, ModelAdded, ModelWanted, Paused, Resumed, StepDone
-from tokenmux.core.facts import DeviceFacts, HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.facts import DeviceFacts, HostFacts, KvShape, ModelId
 from tokenmux.core.plan import Activate, Channel, Evict, Fetch, Plan, Step
 from tokenmux.core.record import RequestRecord
 from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
@@ -33,6 +33,7 @@ from tokenmux.scheduler.metrics.counters import (
 from tokenmux.scheduler.metrics.histogram import interval
 from tokenmux.scheduler.policy.slack import SlackPolicy
 from tokenmux.simulator.simulator import Simulator
+from tokenmux.testing import make_model
 from tokenmux.workload.trace import Arrival
 
 eighths = st.integers(0, 80).map(lambda n: n / 8)
@@ -90,10 +91,8 @@ class Run:
     def __init__(self, seed: int) -> None:
         rng = np.random.default_rng(seed)
         models = {
-            ModelId(f"m{i}"): ModelFacts(
-                ModelId(f"m{i}"), (Image(ImageId(f"i{i}"), 10 * GB),), SHAPE, 4096, 7 * GB
-            )
-            for i in range(4)
+            ModelId(name): make_model(name, 10 * GB, kv=SHAPE, max_context=4096, n_parameters=7 * GB)
+            for name in ("m0", "m1", "m2", "m3")
         }
         self.records: list[RequestRecord] = []
         self.metrics = Metrics(self.records.append)

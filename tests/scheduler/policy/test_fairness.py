@@ -7,15 +7,16 @@ import pytest
 
 from tokenmux.core.cost import RooflineCost
 from tokenmux.core.event import Cancelled, ModelAdded
-from tokenmux.core.facts import DeviceFacts, HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.facts import DeviceFacts, HostFacts, KvShape
 from tokenmux.core.record import RequestRecord
-from tokenmux.core.request import Request, RequestId, ServiceLevel
+from tokenmux.core.request import ServiceLevel
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.metrics.counters import Metrics
 from tokenmux.scheduler.metrics.shares import Shares
 from tokenmux.scheduler.policy.slack import EVICTION_MARGIN_COPIES, SlackPolicy
 from tokenmux.simulator.simulator import Simulator
+from tokenmux.testing import make_model, make_request
 from tokenmux.workload.trace import Arrival
 
 HOST = HostFacts(cache_bytes=500_000, fetch_bytes_per_s=200_000)
@@ -32,15 +33,10 @@ DEVICE = DeviceFacts(
     slab_bytes=4096,
     prefill_chunk_tokens=16,
 )
+KV = KvShape(2, 1, 8, 2, 8)
 TTFT_S = 2.0
 LOAD_S = 0.3
 """From disk and from host memory, rounded up."""
-
-
-def model(name: str) -> ModelFacts:
-    return ModelFacts(
-        ModelId(name), (Image(ImageId(name), 20_000),), KvShape(2, 1, 8, 2, 8), max_context=128, n_parameters=10_000
-    )  # fmt: skip
 
 
 def arrival(
@@ -52,9 +48,11 @@ def arrival(
     tenant_weight: float = 1.0,
     ttft_s: float = TTFT_S,
 ) -> Arrival:
-    number = RequestId(f"{tenant} {model} {at_s:.3f}")
-    service = ServiceLevel(ttft_s, 0.1)
-    return Arrival(Request(number, ModelId(model), n, n, at_s, service, tenant, weight, tenant_weight), n)
+    request = make_request(
+        f"{tenant} {model} {at_s:.3f}", model, n, n, at_s,
+        service=ServiceLevel(ttft_s, 0.1), tenant=tenant, weight=weight, tenant_weight=tenant_weight,
+    )  # fmt: skip
+    return Arrival(request, n)
 
 
 def flood(tenant: str, models: Sequence[str], n: int, tenant_weight: float = 1.0) -> list[Arrival]:
@@ -75,7 +73,7 @@ class World:
         self.instance = Instance(DEVICE, cache, SlackPolicy(), cost, metrics, service=level)
         self.simulator = Simulator([self.instance], RooflineCost(DEVICE, HOST))
         for name in sorted({str(a.request.model) for a in self.arrivals}):
-            self.simulator.apply(0, ModelAdded(0.0, model(name)))
+            self.simulator.apply(0, ModelAdded(0.0, make_model(name, 20_000, kv=KV, max_context=128)))
 
     def waits(self, tenant: str) -> list[float]:
         """Seconds to the first token of each of the tenant's requests."""

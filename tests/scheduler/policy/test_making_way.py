@@ -1,6 +1,7 @@
 """A load under way makes way for a more urgent request: when, how often, and what it is worth."""
 
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from tests.conformance.test_one_brain import GB, HOST, device, run_engine, simulate
 from tokenmux.core.cost import RooflineCost
 from tokenmux.core.event import SUPERSEDED, CopyDone, ModelAdded, StepDone
-from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.facts import KvShape, ModelFacts, ModelId
 from tokenmux.core.plan import Activate, Fetch, Operation
 from tokenmux.core.request import Request, RequestId, ServiceLevel
 from tokenmux.core.started import Started
@@ -16,24 +17,21 @@ from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.policy.slack import SlackPolicy
 from tokenmux.simulator.simulator import Arrival, Simulator
+from tokenmux.testing import make_model, make_request
 
 SHAPE = KvShape(n_layers=28, n_kv_heads=8, head_dim=128, dtype_bytes=2, block_size=16)
 PATIENT, HURRIED = ServiceLevel(60.0, 0.5), ServiceLevel(1.0, 0.1)
 FACTS = device(72 * GB, 100 * GB)
 
 
-def model(name: str, gigabytes: int) -> ModelFacts:
-    return ModelFacts(
-        ModelId(name), (Image(ImageId(name), gigabytes * GB),), SHAPE, 4096, gigabytes * GB // 2
-    )
+model = partial(make_model, kv=SHAPE, max_context=4096)
 
-
-BIG, SMALL = model("big", 50), model("small", 4)
+BIG, SMALL = model("big", 50 * GB), model("small", 4 * GB)
 """Fetched in 6.25 s and copied in 3.1; fetched in 0.5 and copied in 0.25."""
 
 
 def arrival(of: ModelFacts, at_s: float, level: ServiceLevel) -> Arrival:
-    return Arrival(Request(RequestId(f"{of.id} at {at_s}"), of.id, 100, 400, at_s, level), 20)
+    return Arrival(make_request(f"{of.id} at {at_s}", of, 100, 400, at_s, service=level), 20)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +61,7 @@ def test_an_activation_makes_way(
 
 def test_a_fetch_that_nobody_waits_for_makes_way() -> None:
     """Fetched ahead, one after another, since the host cache has room."""
-    others = [model(f"m{i}", 50) for i in range(3)]
+    others = [model(f"m{i}", 50 * GB) for i in range(3)]
     arrivals = [arrival(SMALL, 7.0, HURRIED)]
     simulated = simulate(FACTS, [*others, SMALL], arrivals)
     body, decisions = run_engine(FACTS, [*others, SMALL], arrivals)
@@ -75,7 +73,7 @@ def test_a_fetch_that_nobody_waits_for_makes_way() -> None:
 
 def mixed(seed: int, duration_s: float = 300.0) -> tuple[list[ModelFacts], list[Arrival]]:
     """Six small models for people, three large ones for work that can wait a minute."""
-    catalogue = [model(f"small{i}", 4) for i in range(6)] + [model(f"big{i}", 50) for i in range(3)]
+    catalogue = [model(f"small{i}", 4 * GB) for i in range(6)] + [model(f"big{i}", 50 * GB) for i in range(3)]
     rng = np.random.default_rng(seed)
     arrivals = []
     for kind, n, rate, level in (("small", 6, 0.8, HURRIED), ("big", 3, 0.12, PATIENT)):

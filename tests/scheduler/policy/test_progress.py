@@ -7,7 +7,7 @@ from numpy.random import Generator
 
 from tokenmux.core.cost import RooflineCost
 from tokenmux.core.errors import DoesNotFit
-from tokenmux.core.facts import DeviceFacts, HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.facts import DeviceFacts, HostFacts, KvShape, ModelFacts
 from tokenmux.core.record import RequestRecord
 from tokenmux.core.request import Request, RequestId, ServiceLevel
 from tokenmux.scheduler.instance.instance import Instance
@@ -16,6 +16,7 @@ from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.metrics.counters import Metrics
 from tokenmux.scheduler.policy.registry import make_policies
 from tokenmux.simulator.simulator import Simulator
+from tokenmux.testing import make_model
 from tokenmux.workload.trace import Arrival
 
 MB = 1_000_000
@@ -37,14 +38,11 @@ def device(arena_mb: int, host_kv_mb: int) -> DeviceFacts:
     )
 
 
-def model(name: str, weight_mb: int, n_layers: int) -> ModelFacts:
-    return ModelFacts(
-        ModelId(name),
-        (Image(ImageId(name), weight_mb * MB),),
-        KvShape(n_layers, n_kv_heads=4, head_dim=64, dtype_bytes=2, block_size=16),
-        max_context=512,
-        n_parameters=weight_mb * MB // 2,
-    )
+def random_model(rng: Generator, number: int, below_mb: int) -> ModelFacts:
+    """Weights of 2 MB or more, but less than `below_mb`."""
+    weight_bytes = int(rng.integers(2, below_mb)) * MB
+    kv = KvShape(int(rng.integers(2, 12)), n_kv_heads=4, head_dim=64, dtype_bytes=2, block_size=16)
+    return make_model(f"m{number}", weight_bytes, kv=kv, max_context=512)
 
 
 def traffic(rng: Generator, models: list[ModelFacts], n: int) -> list[Arrival]:
@@ -80,10 +78,7 @@ def test_everything_is_served(
     seed: int, arena_mb: int, host_kv_mb: int, n_models: int, policy: str, n_instances: int
 ) -> None:
     rng = np.random.default_rng(seed)
-    models = [
-        model(f"m{i}", int(rng.integers(2, max(3, arena_mb - 24))), int(rng.integers(2, 12)))
-        for i in range(n_models)
-    ]
+    models = [random_model(rng, i, max(3, arena_mb - 24)) for i in range(n_models)]
     arrivals = traffic(rng, models, 40)
     records: list[RequestRecord] = []
     facts = device(arena_mb, host_kv_mb)
@@ -116,13 +111,7 @@ def test_everything_is_served_in_an_arena_for_one_without_host_memory_for_kv(
     seed: int, arena_mb: int, n_models: int, largest_mb: int, policy: str
 ) -> None:
     rng = np.random.default_rng(seed)
-    models = {
-        m.id: m
-        for m in (
-            model(f"m{i}", int(rng.integers(2, largest_mb)), int(rng.integers(2, 12)))
-            for i in range(n_models)
-        )
-    }
+    models = {m.id: m for m in (random_model(rng, i, largest_mb) for i in range(n_models))}
     facts = device(arena_mb, 0)
     arrivals = [
         a for a in traffic(rng, list(models.values()), 30) if _fits(facts, models[a.request.model], a.request)
