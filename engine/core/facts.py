@@ -27,6 +27,10 @@ class KvShape:
     """The KV cache of one token group in a model: enough to know the size of its blocks.
 
     A block holds `block_size` tokens of all layers: `[layer, k|v, head, token, dim]`.
+
+    >>> smollm2 = KvShape(n_layers=30, n_kv_heads=3, head_dim=64, dtype_bytes=2, block_size=16)
+    >>> smollm2.token_bytes, smollm2.block_bytes, smollm2.blocks_for(100)
+    (23040, 368640, 7)
     """
 
     n_layers: int

@@ -86,7 +86,12 @@ class Request:
         _keep_within(self, ("weight", "tenant_weight"), WEIGHTS)
 
     def deadline_s(self, index: int) -> float:
-        """When token `index` (from 0) is due, in seconds on the clock of `arrival_s`."""
+        """When token `index` (from 0) is due, in seconds on the clock of `arrival_s`.
+
+        >>> request = Request(RequestId("r"), ModelId("m"), n_prompt=8, max_tokens=4, arrival_s=100.0)
+        >>> request.deadline_s(0), request.deadline_s(20)
+        (110.0, 112.0)
+        """
         return self.arrival_s + self.service.ttft_s + index * self.service.tpot_s
 
 

@@ -20,7 +20,11 @@ _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 
 
 def parse_size(value: object) -> int:
-    """Bytes. Raises ValueError for what is no size."""
+    """Bytes. Raises ValueError for what is not a size.
+
+    >>> parse_size("1.5 GiB"), parse_size("2GB"), parse_size(512)
+    (1610612736, 2000000000, 512)
+    """
     text = str(value)
     match = _SIZE.fullmatch(text) if len(text) <= MAX_CHARS else None
     unit = None if match is None else UNITS.get(match[2].upper())
@@ -32,7 +36,11 @@ def parse_size(value: object) -> int:
 
 
 def show_size(n_bytes: float) -> str:
-    """`n_bytes` with one decimal in the largest fitting unit, such as "257.5 MiB"; below 1 KiB, "512 bytes"."""
+    """`n_bytes` with one decimal in the largest fitting unit.
+
+    >>> show_size(270_000_000), show_size(512)
+    ('257.5 MiB', '512 bytes')
+    """
     for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if n_bytes >= scale:
             return f"{n_bytes / scale:.1f} {unit}"

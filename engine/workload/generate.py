@@ -73,7 +73,11 @@ class Diurnal:
 
 
 def zipf_rates(n_models: int, total_rps: float, exponent: float = 1.0) -> list[float]:
-    """Rates of models by rank: the k-th most popular gets a share proportional to 1 / k ** exponent."""
+    """Rates of models by rank: the k-th most popular gets a share proportional to 1 / k ** exponent.
+
+    >>> [round(rate, 2) for rate in zipf_rates(3, total_rps=11.0)]
+    [6.0, 3.0, 2.0]
+    """
     shares = [1 / rank**exponent for rank in range(1, n_models + 1)]
     return [total_rps * share / sum(shares) for share in shares]
 

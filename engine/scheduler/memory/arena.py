@@ -21,7 +21,13 @@ on such a boundary, so a tensor has the same alignment wherever its image lies, 
 
 
 class Arena:
-    """The books of one arena of `capacity` bytes."""
+    """The books of one arena of `capacity` bytes.
+
+    >>> arena = Arena(4096)
+    >>> weights, slab = arena.allocate_low(1000), arena.allocate_slot(512)
+    >>> arena.offset(weights), arena.offset(slab), arena.free_bytes
+    (0, 3584, 2560)
+    """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity - capacity % EXTENT_ALIGNMENT

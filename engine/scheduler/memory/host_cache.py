@@ -9,7 +9,15 @@ from tokenmux.core.facts import Image, ImageId
 
 
 class HostCache:
-    """Books of the cache. An image is absent, being fetched, or cached; while a copy reads it, it is held."""
+    """Books of the cache. An image is absent, being fetched, or cached; while a copy reads it, it is held.
+
+    >>> cache = HostCache(capacity=1000)
+    >>> for name in ("old", "new"):
+    ...     to_read, dropped = cache.begin_fetch((Image(ImageId(name), 600),))
+    ...     cache.end_fetch(to_read, ok=True)
+    >>> dropped, cache.has(ImageId("new"))
+    (('old',), True)
+    """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity

@@ -24,7 +24,14 @@ def _zeros() -> list[int]:
 
 @dataclass(slots=True)
 class Histogram:
-    """`counts[i]` durations lie in interval `i`; the last is for those beyond all bounds."""
+    """`counts[i]` durations lie in interval `i`; the last is for those beyond all bounds.
+
+    >>> found = Histogram()
+    >>> for seconds in (0.011, 0.012, 0.3):
+    ...     found.add(seconds)
+    >>> found.percentile(0.5), found.percentile(0.99)
+    (0.016, 0.4)
+    """
 
     counts: list[int] = field(default_factory=_zeros)
     total_s: float = 0.0
