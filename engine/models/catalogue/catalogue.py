@@ -62,9 +62,9 @@ from tokenmux.models.catalogue.probe import probe
 from tokenmux.models.catalogue.safetensors_checkpoint import find_weights
 from tokenmux.models.config_file import first_line, load_model_config, read_object
 from tokenmux.models.network.skeleton import Skeleton, empty_model
+from tokenmux.models.text.checkpoint_tokenizer import CheckpointTokenizer
 from tokenmux.models.text.encoder import is_foreign
 from tokenmux.models.text.text_files import TRIAL_S, write_text_files
-from tokenmux.models.text.tokenizer import Tokenizer
 from tokenmux.models.transformers_log import quiet_transformers
 from tokenmux.models.weights.image import Manifest
 
@@ -336,7 +336,7 @@ class Catalogue:
         with quiet_transformers():
             skeleton = Skeleton(config, manifest, trust_remote_code=trust_remote_code)
         facts = model_facts(name, skeleton.model, manifest, block_size=self._block_size)
-        tokenizer = Tokenizer.load(text_from, facts.vocab_size, trust_remote_code=trust_remote_code)
+        tokenizer = CheckpointTokenizer.load(text_from, facts.vocab_size, trust_remote_code=trust_remote_code)
         with quiet_transformers():
             write_text_files(
                 entry,

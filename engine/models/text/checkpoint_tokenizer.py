@@ -1,0 +1,44 @@
+"""A checkpoint's own tokenizer as transformers reads it: what registration takes a catalogue entry's text files from."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from tokenmux.core.errors import BadCheckpoint
+from tokenmux.models.text.end_tokens import end_tokens
+from tokenmux.models.transformers_log import quiet_transformers
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointTokenizer:
+    """The tokenizer, and the tokens that end an output by it and by the model's generation config."""
+
+    backend: PreTrainedTokenizerBase
+    stop_token_ids: frozenset[int]
+
+    @classmethod
+    def load(cls, folder: Path, vocab_size: int, *, trust_remote_code: bool = False) -> "CheckpointTokenizer":
+        """Read the tokenizer in `folder`. Raises BadCheckpoint if there is none, it is damaged, or it is a slow one.
+
+        End tokens beyond `vocab_size` are left out with a warning.
+        """
+        try:
+            with quiet_transformers():
+                backend = AutoTokenizer.from_pretrained(
+                    str(folder), local_files_only=True, trust_remote_code=trust_remote_code
+                )
+        except MemoryError:
+            raise
+        except Exception as error:
+            reason = next(iter(str(error).strip().splitlines()), repr(error))
+            raise BadCheckpoint(f"{folder}: the tokenizer cannot be read ({reason})") from error
+        if not backend.is_fast:
+            raise BadCheckpoint(f"{folder}: the tokenizer has no fast version (tokenizer.json)")
+        ends = end_tokens(folder, backend.eos_token_id, vocab_size)
+        for warning in ends.warnings:
+            logger.warning("%s: %s", folder.name, warning)
+        return cls(backend, frozenset(ends.ids))
