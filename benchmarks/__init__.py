@@ -1,1 +1,2 @@
-"""Benchmarks: each program runs alone (`python -m benchmarks.NAME [--quick]`) and ends with one JSON document."""
+"""Benchmarks: each program runs alone (`python -m benchmarks.NAME [--quick]`) and ends with one JSON
+document."""

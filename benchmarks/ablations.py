@@ -1,4 +1,5 @@
-"""What each rule of the default policy earns: the same workloads with one rule taken away or one constant moved.
+"""What each rule of the default policy earns: the same workloads with one rule taken away or one constant
+moved.
 
 TOKENMUX_DATA=... python -m benchmarks.ablations [--quick]
 """

@@ -1,10 +1,13 @@
-"""How well the simulator predicts real runs: the demo's models and traffic on the virtual GPU, measured and then simulated.
+"""How well the simulator predicts real runs: the demo's models and traffic on the virtual GPU, measured and
+then simulated.
 
-Streams of the demo's traffic (another seed each) go through the real engine, with real weights, on this machine; some come as fast as the demo's,
-others twice as fast, so that some tokens are late. The simulator then replays each of them with the step and copy times of all the others, since
-the speed of a shared machine drifts. Of the stream itself it knows when requests arrived and how long they were, which models lay on the
-device when it began, and what the engine's cost model had learned by then. Beside that stand the interference of copies with steps, and how
-fast the running engine's own cost model comes near the truth, starting from a roofline.
+Streams of the demo's traffic (another seed each) go through the real engine, with real weights, on this
+machine; some come as fast as the demo's, others twice as fast, so that some tokens are late. The simulator
+then replays each of them with the step and copy times of all the others, since the speed of a shared machine
+drifts. Of the stream itself it knows when requests arrived and how long they were, which models lay on the
+device when it began, and what the engine's cost model had learned by then. Beside that stand the interference
+of copies with steps, and how fast the running engine's own cost model comes near the truth, starting from a
+roofline.
 
     python -m benchmarks.calibration [--quick] [--cache FOLDER]
 
@@ -74,8 +77,9 @@ STREAMS = ("demo", "dense", "demo", "dense", "demo")
 
 REPLAYS = 9
 JITTER_S = 0.01
-"""Which of two models goes first can hang on a millisecond, and all that follows with it, in a real run as in a simulated one. So each stream is
-simulated several times, its arrivals moved by up to so much, and the prediction is what came of all of them."""
+"""Which of two models goes first can hang on a millisecond, and all that follows with it, in a real run as in
+a simulated one. So each stream is simulated several times, its arrivals moved by up to so much, and the
+prediction is what came of all of them."""
 
 GAP_S = 3.0
 """Between the parts of a run, so that one does not weigh on the next."""
@@ -235,7 +239,8 @@ def simulated(
 
 
 def convergence(completed: Sequence[Completed], device: DeviceFacts, host: HostFacts) -> dict[int, float]:
-    """Median relative error of the estimate of a model's next step, after so many steps of that kind of that model."""
+    """Median relative error of the estimate of a model's next step, after so many steps of that kind of that
+    model."""
     cost = RooflineCost(device, host)
     seen: dict[tuple[ModelId, bool], int] = defaultdict(int)
     errors: dict[int, list[float]] = defaultdict(list)

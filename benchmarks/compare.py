@@ -1,10 +1,12 @@
-"""The newest run of each benchmark against earlier ones on the same kind of machine: ratio, and spread of the earlier ones.
+"""The newest run of each benchmark against earlier ones on the same kind of machine: ratio, and spread of the
+earlier ones.
 
     python -m benchmarks.compare [BENCHMARK ...] [--last 5] [--history FILE]
 
-A metric is *outside* where it lies beyond everything that the last runs measured, their percentiles included: noise seldom does
-that. Which direction is the good one is known of metrics with a target. A table for people, and one JSON document as the
-last line; the exit status is 1 if a target that was met in the run before is not met any more.
+A metric is *outside* where it lies beyond everything that the last runs measured, their percentiles included:
+noise seldom does that. Which direction is the good one is known of metrics with a target. A table for people,
+and one JSON document as the last line; the exit status is 1 if a target that was met in the run before is not
+met any more.
 """
 
 import argparse

@@ -1,10 +1,11 @@
-"""Decoding speed against transformers' own `generate`, with the same weights, dtype and threads, in one process.
+"""Decoding speed against transformers' own `generate`, with the same weights, dtype and threads, in one
+process.
 
-SmolLM2-135M-Instruct in bfloat16 continues random prompts at batch 1, 8 and 32, all prompts of one length, so that transformers
-needs no padding and decodes at its best. Rounds alternate between the two, and each ratio is taken within a round: a machine
-that is busy slows both. A step's time is the difference between a long and a short run over their difference in
-tokens for transformers (which hides its steps), and the median step for us. The floor is the step's bare matrix products, each with
-its own weights, timed in the same round.
+SmolLM2-135M-Instruct in bfloat16 continues random prompts at batch 1, 8 and 32, all prompts of one length, so
+that transformers needs no padding and decodes at its best. Rounds alternate between the two, and each ratio
+is taken within a round: a machine that is busy slows both. A step's time is the difference between a long and
+a short run over their difference in tokens for transformers (which hides its steps), and the median step for
+us. The floor is the step's bare matrix products, each with its own weights, timed in the same round.
 
     python -m benchmarks.decode [--quick] [--cache FOLDER]
 """

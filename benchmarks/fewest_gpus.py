@@ -1,8 +1,11 @@
-"""Fewest H100s that keep 99% of all tokens on time, on the paper's own workload files, by policy; and what is left of that under doubt.
+"""Fewest H100s that keep 99% of all tokens on time, on the paper's own workload files, by policy; and what is
+left of that under doubt.
 
-Step times are vLLM's in eager mode, as the paper's artifact measured them. The columns of doubt (`tokenmux.simulator.doubts`) add what was not measured:
-5 ms for each switch of models, steps 10% slower beside a copy, a cost model that learns instead of being told, 25 ms more for an activation,
-an arena of 64 of 80 GB, and all of these together (`_pessimistic`). `_steady` is Poisson traffic at the files' own effective rates, warm-up cut.
+Step times are vLLM's in eager mode, as the paper's artifact measured them. The columns of doubt
+(`tokenmux.simulator.doubts`) add what was not measured: 5 ms for each switch of models, steps 10% slower
+beside a copy, a cost model that learns instead of being told, 25 ms more for an activation, an arena of 64 of
+80 GB, and all of these together (`_pessimistic`). `_steady` is Poisson traffic at the files' own effective
+rates, warm-up cut.
 
 TOKENMUX_DATA=... python -m benchmarks.fewest_gpus [--quick]
 """

@@ -4,18 +4,21 @@
     python -m benchmarks.gpu --interpret             the program itself, in Triton's interpreter on the CPU: no figure, tiny shapes
     python -m benchmarks.gpu --prepare sm_90 --cache FOLDER       compile its kernels where there is no GPU, to be brought along
 
-Sections, in this order: the copy bandwidths that all else is measured against; a worker process that serves two models in an arena
-for one; every kernel against its reference in bfloat16 and float16; whole models, alone and in company; the measurements that the
-design waits for (captured steps, page-locking, alignment, paging beside steps, a profile); every kernel against its byte floor and
-against torch's attention; decoding through our skeleton and runner; swapping against one pinned copy; the tests marked `gpu`.
+Sections, in this order: the copy bandwidths that all else is measured against; a worker process that serves
+two models in an arena for one; every kernel against its reference in bfloat16 and float16; whole models,
+alone and in company; the measurements that the design waits for (captured steps, page-locking, alignment,
+paging beside steps, a profile); every kernel against its byte floor and against torch's attention; decoding
+through our skeleton and runner; swapping against one pinned copy; the tests marked `gpu`.
 
-Each section runs in a process of its own, and each item is written to FOLDER/gpu.json as soon as it is done: what crashes the
-device or hangs costs that item, is recorded as such, and the rest goes on. Beside it: FOLDER/table.txt, what processes said
-(FOLDER/SECTION.log), and the files that items leave. No section is begun without time for its first items, and no item outlives
-its section's time by more than GRACE_S. The last line of stdout is the usual JSON document.
-Exit status: 0 all items done, 1 some failed or found no time, 2 no CUDA device.
+Each section runs in a process of its own, and each item is written to FOLDER/gpu.json as soon as it is done:
+what crashes the device or hangs costs that item, is recorded as such, and the rest goes on. Beside it:
+FOLDER/table.txt, what processes said (FOLDER/SECTION.log), and the files that items leave. No section is
+begun without time for its first items, and no item outlives its section's time by more than GRACE_S. The last
+line of stdout is the usual JSON document. Exit status: 0 all items done, 1 some failed or found no time, 2 no
+CUDA device.
 
-Nothing has to be installed on a machine that has torch, Triton and transformers: the package is found through `.typing`.
+Nothing has to be installed on a machine that has torch, Triton and transformers: the package is found through
+`.typing`.
 """
 
 import argparse
@@ -78,7 +81,8 @@ Seconds = Callable[[], float]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one item: `status` is done, failed, crashed or skipped; `values` are its figures or the reason."""
+    """What became of one item: `status` is done, failed, crashed or skipped; `values` are its figures or the
+    reason."""
 
     section: str
     item: str
@@ -89,7 +93,8 @@ class Outcome:
 
 @dataclass(slots=True)
 class Run:
-    """Where results go, and how processes are started. `clock` is handed in, so that time can be up when a test says so."""
+    """Where results go, and how processes are started. `clock` is handed in, so that time can be up when a
+    test says so."""
 
     out: Path
     interpreted: bool
@@ -205,7 +210,8 @@ def carry_out(run: Run, section: str, seconds: float) -> None:
 
 
 def one_process(run: Run, section: str, seconds: float, seen: set[str]) -> str:
-    """One process for what `seen` lacks of a section. Why it has to be started again, or nothing if all is well."""
+    """One process for what `seen` lacks of a section. Why it has to be started again, or nothing if all is
+    well."""
     ends_s = run.clock() + seconds + GRACE_S
     with (run.out / f"{section}.log").open("ab") as log, started(run, section, seconds, seen, log) as process:
         lines: SimpleQueue[str | None] = SimpleQueue()
@@ -279,7 +285,8 @@ def read_lines(process: "subprocess.Popen[str]", lines: "SimpleQueue[str | None]
 
 
 def kill(process: "subprocess.Popen[str]", after_s: float) -> int:
-    """End the process, and those that it started, if they have not ended by then; its exit status, or SLOW_END."""
+    """End the process, and those that it started, if they have not ended by then; its exit status, or
+    SLOW_END."""
     status = SLOW_END
     try:
         status = process.wait(after_s)
@@ -317,7 +324,8 @@ def child(source: str, out: str, seconds: str, *, interpreted: bool) -> int:
 def carried_out(
     items: "Sequence[Item]", seen: set[str], seconds: float, clock: Seconds
 ) -> Iterator[dict[str, Any]]:
-    """Carry out the items that were not seen: a report at the beginning of each, and one at its end. None is begun too late."""
+    """Carry out the items that were not seen: a report at the beginning of each, and one at its end. None is
+    begun too late."""
     ends_s = clock() + seconds
     for item in items:
         if item.name in seen:

@@ -270,7 +270,8 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def check_copies(place: Place, heads: Heads, dtype: torch.dtype) -> Mapping[str, Any]:
-    """Out of the arena, through staging, to other places, and moved on: the same bits; through int8 within the bound."""
+    """Out of the arena, through staging, to other places, and moved on: the same bits; through int8 within
+    the bound."""
     layout, n = heads.layout(), 3 if place.interpreted else 40
     arena = random(place, dtype, 3 * n * layout.block_elements)
     here, there, beyond = (
@@ -319,7 +320,8 @@ def sampled(place: Place, n: int) -> Sampled:
 
 
 def check_sample(place: Place, dtype: torch.dtype) -> Mapping[str, Any]:
-    """Nearly every token is the reference's: in 16 bits, ties at a cut may fall to the other side by a rounding."""
+    """Nearly every token is the reference's: in 16 bits, ties at a cut may fall to the other side by a
+    rounding."""
     n, vocabulary = (6, 300) if place.interpreted else (64, 32_000)
     logits = random(place, dtype, n, vocabulary) * 3
     shares = {}
@@ -389,7 +391,8 @@ def timings(place: Place) -> list[Item]:
 
 
 def against_floor(floor: int, taken: Mapping[str, Any], bandwidth: Callable[[], float]) -> dict[str, Any]:
-    """The share of the copy bandwidth that a kernel reaches: its byte floor over its time, over the bandwidth."""
+    """The share of the copy bandwidth that a kernel reaches: its byte floor over its time, over the
+    bandwidth."""
     rate = floor / taken["s"]
     return {**taken, "floor_bytes": floor, "gb_per_s": rate / 1e9, "share_of_copy": rate / bandwidth()}
 
@@ -500,7 +503,8 @@ def time_copies(
 
 
 def time_paging(place: Place, heads: Heads, dtype: torch.dtype) -> Mapping[str, Any]:
-    """GB/s over the bus of the kernel that pages, by its number of programs, in both directions; the engines' are in `copies`."""
+    """GB/s over the bus of the kernel that pages, by its number of programs, in both directions; the engines'
+    are in `copies`."""
     layout = heads.layout(layers=2 if place.interpreted else 32)
     n = 2 if place.interpreted else 128
     size = layout.block_elements * dtype.itemsize
@@ -540,7 +544,8 @@ def time_sample(
 
 
 def prepare(capability: int) -> str:
-    """Compile the kernels of all sections into Triton's cache. Needs no device; says in a line what came of it."""
+    """Compile the kernels of all sections into Triton's cache. Needs no device; says in a line what came of
+    it."""
     shapes = []
     for dtype in (torch.bfloat16, torch.float16):
         for heads in (SMOLLM2, LLAMA_8B, QWEN_7B, GEMMA_9B, Heads("llama-3.2-1b", 32, 8, 64)):

@@ -54,7 +54,8 @@ def measures(place: Place) -> list[Item]:
 
 
 def decoding(place: Place, loaded: Loaded, batch: int, context: int, steps: int) -> KernelBatch:
-    """A decode step of `batch` rows at a context that is filled in and not computed; it can be advanced `steps` times."""
+    """A decode step of `batch` rows at a context that is filled in and not computed; it can be advanced
+    `steps` times."""
     shape = loaded.shape
     n_blocks = shape.blocks_for(context + steps + 2)
     kv = loaded.kv(batch * n_blocks, place.device)
@@ -115,7 +116,8 @@ def captured_pass(place: Place, config: Any) -> Mapping[str, Any]:
 
 
 def capture(place: Place, work: Callable[[], torch.Tensor]) -> tuple[Callable[[], object], torch.Tensor]:
-    """A graph of `work` to be replayed, and where its result then lies. Where nothing can be captured, `work` itself."""
+    """A graph of `work` to be replayed, and where its result then lies. Where nothing can be captured, `work`
+    itself."""
     if place.interpreted:
         result = work()
         return work, result
@@ -147,7 +149,8 @@ def timed(place: Place, work: Callable[[], object], n: int) -> list[float]:
 
 
 def page_locking(place: Place, kind: str) -> Mapping[str, Any]:
-    """The longest gap between launches while 4 GB are registered, and how long registering and giving back take."""
+    """The longest gap between launches while 4 GB are registered, and how long registering and giving back
+    take."""
     n_bytes = (4 << 20) if place.interpreted else 4 * GB
     piece = n_bytes if not kind.endswith("pieces") else n_bytes // 16
     memory = Memory(n_bytes, touch=kind.startswith("touched"))
@@ -189,7 +192,8 @@ def page_locking(place: Place, kind: str) -> Mapping[str, Any]:
 
 
 def longest_gap(place: Place, one: torch.Tensor, ends: threading.Event, seconds: float) -> float:
-    """Launch something small over and over until `ends` is set or the time is up; the longest time between two launches."""
+    """Launch something small over and over until `ends` is set or the time is up; the longest time between
+    two launches."""
     ends_s = time.perf_counter() + seconds
     last, longest, launched = time.perf_counter(), 0.0, 0
     while not ends.is_set() and last < ends_s:
@@ -227,7 +231,8 @@ def registration(place: Place) -> tuple[Callable[[int, int], None], Callable[[in
 
 @torch.inference_mode()
 def alignment(place: Place) -> Mapping[str, Any]:
-    """A model with biases, its image at offsets that differ modulo 256: at which of them do logits have other bits than at 0?"""
+    """A model with biases, its image at offsets that differ modulo 256: at which of them do logits have other
+    bits than at 0?"""
     config = Qwen2Config(
         vocab_size=4096,
         hidden_size=128 if place.interpreted else 2048,
@@ -275,7 +280,8 @@ def some_logits(place: Place, loaded: Loaded) -> list[torch.Tensor]:
 
 @torch.inference_mode()
 def beside_paging(place: Place, config: Any) -> Mapping[str, Any]:
-    """Seconds of a decode step alone, and beside page-outs by kernel under four settings; and what the paging reaches."""
+    """Seconds of a decode step alone, and beside page-outs by kernel under four settings; and what the paging
+    reaches."""
     loaded = load(place, config, place.dtypes[0], grid_of(place))
     batch, context = batch_and_context(place)
     n = 2 if place.interpreted else 24
@@ -314,7 +320,8 @@ def compute_stream(place: Place, priority: int) -> Iterator[None]:
 
 @contextmanager
 def paging(place: Place, programs: int | None) -> Iterator[dict[str, float]]:
-    """A thread that pages blocks of 256 KiB out on a stream of its own, one launch of 16 MiB after the other, two in flight."""
+    """A thread that pages blocks of 256 KiB out on a stream of its own, one launch of 16 MiB after the other,
+    two in flight."""
     size, n = (1 << 10, 4) if place.interpreted else (256 << 10, 64)
     device = torch.zeros(n * size, dtype=torch.uint8, device=place.device)
     host = torch.zeros(n * size, dtype=torch.uint8, pin_memory=not place.interpreted)
@@ -397,7 +404,8 @@ def profile(place: Place, config: Any) -> Mapping[str, Any]:
 
 @torch.inference_mode()
 def sleeping(place: Place, config: Any) -> Mapping[str, Any]:
-    """Torch raises at every operation that waits for the device; and the thread's processor time is told beside the step's."""
+    """Torch raises at every operation that waits for the device; and the thread's processor time is told
+    beside the step's."""
     loaded = load(place, config, place.dtypes[0], grid_of(place))
     batch, context = batch_and_context(place)
     prepared = decoding(place, loaded, batch, context, 30)

@@ -1,4 +1,5 @@
-"""The sections of `benchmarks.gpu` that look at whole models: the tests marked `gpu`, exactness, swapping, decoding."""
+"""The sections of `benchmarks.gpu` that look at whole models: the tests marked `gpu`, exactness, swapping,
+decoding."""
 
 import os
 import subprocess
@@ -83,7 +84,8 @@ class Loaded:
 
 @torch.inference_mode()
 def load(place: Place, config: PreTrainedConfig, dtype: torch.dtype, grid: int) -> Loaded:
-    """Weights are drawn where they stay: matrices of a scale that keeps activations at theirs, vectors of ones."""
+    """Weights are drawn where they stay: matrices of a scale that keeps activations at theirs, vectors of
+    ones."""
     with quiet_transformers():
         manifest = manifest_in_memory(state_names(empty_model(config, dtype)), dtype)
         skeleton = Skeleton(config, manifest)
@@ -164,7 +166,8 @@ def models(place: Place) -> list[Item]:
 
 
 def check_products(place: Place, dtype: torch.dtype) -> Mapping[str, Any]:
-    """Whether a row's place in a pass changes its bits; and, to know, which padding to a multiple would have been exact."""
+    """Whether a row's place in a pass changes its bits; and, to know, which padding to a multiple would have
+    been exact."""
     rows.check_rows_of(place.step_tiles(64).rows, dtype, place.device)
     try:
         rule = rows.row_rule(dtype)
@@ -216,7 +219,8 @@ def make_jobs(lengths: Sequence[int], n_output: int, shape: KvShape, vocabulary:
 def serve(
     loaded: Loaded, jobs: Sequence[Job], kv: torch.Tensor, n_output: int, replay_after: int = 0
 ) -> list[list[int]]:
-    """Serve jobs together: all prompts in one step, then decoding; after some tokens all KV is lost and replayed."""
+    """Serve jobs together: all prompts in one step, then decoding; after some tokens all KV is lost and
+    replayed."""
     runner = loaded.runner
     for done in range(n_output):
         if replay_after and done == replay_after:
@@ -256,7 +260,8 @@ def check_company(place: Place, config: PreTrainedConfig, dtype: torch.dtype) ->
 
 @torch.inference_mode()
 def check_eager(place: Place, config: PreTrainedConfig, dtype: torch.dtype) -> Mapping[str, Any]:
-    """The logits of a prompt and of rows decoded after it, against transformers' own attention with the same weights."""
+    """The logits of a prompt and of rows decoded after it, against transformers' own attention with the same
+    weights."""
     loaded = load(place, config, dtype, 16 if place.interpreted else 256)
     with quiet_transformers():
         eager = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager")
@@ -363,7 +368,8 @@ def decode(place: Place) -> list[Item]:
 def time_decode(
     place: Place, get: "partial[Loaded]", batch: int, context: int, n_steps: int
 ) -> Mapping[str, Any]:
-    """A decode step, drawing included, at a context that is not computed but filled in; and the weights' byte floor."""
+    """A decode step, drawing included, at a context that is not computed but filled in; and the weights' byte
+    floor."""
     loaded = get()
     s = loaded.shape
     n_blocks = s.blocks_for(context + n_steps + 4)

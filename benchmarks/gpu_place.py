@@ -1,4 +1,5 @@
-"""Where the sections of `benchmarks.gpu` run: a GPU, or Triton's interpreter on the CPU with shapes to match its pace."""
+"""Where the sections of `benchmarks.gpu` run: a GPU, or Triton's interpreter on the CPU with shapes to match
+its pace."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -25,7 +26,8 @@ SHORT_S = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One thing to check or to time. `run` gives its figures, or raises; it is not begun with less than `seconds` left."""
+    """One thing to check or to time. `run` gives its figures, or raises; it is not begun with less than
+    `seconds` left."""
 
     name: str
     run: Callable[[], Mapping[str, Any]]
@@ -34,7 +36,8 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A device and how kernels are cut for it. `capability` is 0 in the interpreter, where no time means anything.
+    """A device and how kernels are cut for it. `capability` is 0 in the interpreter, where no time means
+    anything.
 
     Items may leave files in the folder `out`.
     """
@@ -54,7 +57,8 @@ class Place:
         return cls("cuda", 10 * major + minor, (torch.bfloat16, torch.float16), out)
 
     def works(self) -> bool:
-        """Whether the device still takes work: after an illegal access it never does again in this process."""
+        """Whether the device still takes work: after an illegal access it never does again in this
+        process."""
         try:
             self.settle()
         except RuntimeError:
@@ -90,9 +94,11 @@ class Place:
         return step_tiles(self.capability, head_dim)
 
     def seconds(self, run: Callable[[], object]) -> dict[str, Any]:
-        """The time of `run` on the device as median and 20th and 80th percentile, with a cold L2 cache; once when interpreted.
+        """The time of `run` on the device as median and 20th and 80th percentile, with a cold L2 cache; once
+        when interpreted.
 
-        Short kernels are timed in a captured graph, where no launch from Python lies between them; `how` says which it was.
+        Short kernels are timed in a captured graph, where no launch from Python lies between them; `how` says
+        which it was.
         """
         if self.interpreted:
             began = time.perf_counter()
@@ -122,7 +128,8 @@ REPEATS, REPLAYS = 20, 15
 
 
 def replayed(run: Callable[[], object]) -> dict[str, Any]:
-    """Seconds of `run` by the replay of a graph in which it stands REPEATS times, each after a write that empties the L2 cache.
+    """Seconds of `run` by the replay of a graph in which it stands REPEATS times, each after a write that
+    empties the L2 cache.
 
     A graph of those writes alone is replayed as well, and its time taken off.
     """

@@ -1,4 +1,5 @@
-"""The section of `benchmarks.gpu` that runs a real worker process: two models in an arena for one, and the same tokens as alone."""
+"""The section of `benchmarks.gpu` that runs a real worker process: two models in an arena for one, and the
+same tokens as alone."""
 
 import tempfile
 import time
@@ -207,7 +208,8 @@ def asks_for(entries: Sequence[Entry], n_each: int, n_output: int) -> list[Ask]:
 
 
 def two_models(place: Place, configs: Sequence[Any]) -> Mapping[str, Any]:
-    """Requests for two models at once, alone, and across two resizes: exactly the same tokens; and nearly all of torch's."""
+    """Requests for two models at once, alone, and across two resizes: exactly the same tokens; and nearly all
+    of torch's."""
     n_each, n_output = (2, 12) if place.interpreted else (4, 160)
     with tempfile.TemporaryDirectory(prefix="tokenmux-gpu-worker-") as folder:
         entries = [
@@ -251,7 +253,8 @@ def two_models(place: Place, configs: Sequence[Any]) -> Mapping[str, Any]:
             (ask, tokens) for ask, tokens in zip(asks, alone, strict=True) if not ask.sampling.temperature
         ]
         shares = [same_as_torch(place, entries, ask, tokens) for ask, tokens in greedy[:4]]
-    # In 16 bits, kernels and torch round differently, and random weights have near ties: after one, tokens go other ways.
+    # In 16 bits, kernels and torch round differently, and random weights have near ties: after one, tokens go
+    # other ways.
     if shares and max(shares) < 0.1:
         raise AssertionError(
             f"tokens are not those of the torch path: shares of the same beginning {shares}; {found}"
@@ -270,7 +273,8 @@ def two_models(place: Place, configs: Sequence[Any]) -> Mapping[str, Any]:
 
 @torch.inference_mode()
 def same_as_torch(place: Place, entries: Sequence[Entry], ask: Ask, tokens: Sequence[int]) -> float:
-    """Up to which share of its tokens the request is equal to torch's own attention on the processor, without any kernel."""
+    """Up to which share of its tokens the request is equal to torch's own attention on the processor, without
+    any kernel."""
     entry = next(entry for entry in entries if entry.facts.id == ask.model)
     image = torch.empty(entry.facts.n_bytes, dtype=torch.uint8)
     from tokenmux.models.weights.image import read_image

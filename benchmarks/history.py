@@ -1,7 +1,8 @@
-"""Results of earlier runs, one JSON document a line, oldest first: what `report.finish` appends and `compare` reads.
+"""Results of earlier runs, one JSON document a line, oldest first: what `report.finish` appends and `compare`
+reads.
 
-`finish` appends only where the variable TOKENMUX_HISTORY names a file (`make bench` names `benchmarks/history.jsonl`),
-so that a look with `--quick`, or a test, leaves the checkout as it is.
+`finish` appends only where the variable TOKENMUX_HISTORY names a file (`make bench` names
+`benchmarks/history.jsonl`), so that a look with `--quick`, or a test, leaves the checkout as it is.
 """
 
 import json
@@ -13,7 +14,8 @@ from pathlib import Path
 FILE = Path(__file__).parent / "history.jsonl"
 VARIABLE = "TOKENMUX_HISTORY"
 KIND = ("system", "cpu", "cores", "device", "interpreted", "threads")
-"""What must be equal of two machines for their numbers to be compared. Versions may differ: they are part of what changed."""
+"""What must be equal of two machines for their numbers to be compared. Versions may differ: they are part of
+what changed."""
 
 
 @dataclass(frozen=True, slots=True)

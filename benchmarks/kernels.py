@@ -1,11 +1,14 @@
-"""Attention over paged KV on the CPU against torch's own attention over contiguous tensors, one layer at a time.
+"""Attention over paged KV on the CPU against torch's own attention over contiguous tensors, one layer at a
+time.
 
-What a layer of a step does here, through the same function that models call: write new keys and values into their blocks, then attend
-over the blocks, which lie scattered. The floor writes the same rows into contiguous tensors and attends these with
-`scaled_dot_product_attention`: what paging would cost if it cost nothing. Ours and the floor alternate, and a ratio is taken within
-each pair, so that it holds when the machine's speed drifts. Over 1 we are faster than the floor.
+What a layer of a step does here, through the same function that models call: write new keys and values into
+their blocks, then attend over the blocks, which lie scattered. The floor writes the same rows into contiguous
+tensors and attends these with `scaled_dot_product_attention`: what paging would cost if it cost nothing. Ours
+and the floor alternate, and a ratio is taken within each pair, so that it holds when the machine's speed
+drifts. Over 1 we are faster than the floor.
 
-Torch's attention is no good floor for decoding, one query a sequence: so decoding is held against one plain copy of its KV as well.
+Torch's attention is no good floor for decoding, one query a sequence: so decoding is held against one plain
+copy of its KV as well.
 
 Triton kernels are timed where there is a GPU: `python -m benchmarks.gpu`.
 
@@ -62,7 +65,8 @@ class Layer(torch.nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A layer's work twice: over blocks, and over contiguous tensors; and one plain copy of the KV that it reads or writes."""
+    """A layer's work twice: over blocks, and over contiguous tensors; and one plain copy of the KV that it
+    reads or writes."""
 
     name: str
     what: str
@@ -226,7 +230,8 @@ def measure(cases: Sequence[Case], n_rounds: int) -> dict[str, list[Round]]:
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """Of one call: the least of three bursts of at least a millisecond, so that a short one is not the clock's noise."""
+    """Of one call: the least of three bursts of at least a millisecond, so that a short one is not the
+    clock's noise."""
     began = time.perf_counter()
     run()
     n_calls = max(1, math.ceil(1e-3 / (time.perf_counter() - began)))

@@ -1,7 +1,9 @@
-"""A model market: every client of ServeGen's m-large as a model of its own, but for the popular ones, which have devices of their own anyway.
+"""A model market: every client of ServeGen's m-large as a model of its own, but for the popular ones, which
+have devices of their own anyway.
 
-Most of its models are silent nearly always and come in bursts. Fewest H100s in ten minutes of several days, and the GPUs that are saved against
-one device for each model: the worst of these hours counts. The baselines take many times as long to simulate as `slack`, and are left out unless asked for.
+Most of its models are silent nearly always and come in bursts. Fewest H100s in ten minutes of several days,
+and the GPUs that are saved against one device for each model: the worst of these hours counts. The baselines
+take many times as long to simulate as `slack`, and are left out unless asked for.
 
     TOKENMUX_DATA=... python -m benchmarks.market [--quick] [--baselines]
 """
@@ -29,8 +31,8 @@ POPULAR_RPS = 1.0
 """A client with more requests per second than this, on the mean of all 14 days, is popular."""
 
 HOURS = (10, 82, 178)
-"""Of the file: ten in the morning of the first, fourth and eighth day. The market then has 20, 17 and 31 requests per second; the median of
-all windows is 19."""
+"""Of the file: ten in the morning of the first, fourth and eighth day. The market then has 20, 17 and 31
+requests per second; the median of all windows is 19."""
 
 DAYS = 14
 

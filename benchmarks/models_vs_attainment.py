@@ -13,7 +13,8 @@ from tokenmux.simulator.scenario import Market
 from tokenmux.workload.trace import Arrival
 
 ARTIFACT_GOAL = 0.90
-"""The published figures (about 70 models at 0.1 and 48 at 0.5) are at this value of the artifact's own attainment."""
+"""The published figures (about 70 models at 0.1 and 48 at 0.5) are at this value of the artifact's own
+attainment."""
 
 
 def at_rate(rate: float) -> Callable[[float], tuple[Market, list[Arrival]]]:

@@ -1,4 +1,5 @@
-"""What it would be worth to know how long answers will be: `slack` against `oracle`, at its edge and one GPU below.
+"""What it would be worth to know how long answers will be: `slack` against `oracle`, at its edge and one GPU
+below.
 
 TOKENMUX_DATA=... python -m benchmarks.oracle [--quick]
 """

@@ -4,8 +4,8 @@
      "quick": false, "metrics": {"activation_over_copy": 1.21, "activation_over_copy_p20": 1.18, ...},
      "targets": {"activation_over_copy": {"at_most": 1.3, "source": "...", "met": true}}}
 
-A target whose metric was not measured in this run (`--quick` measures less) is left out rather than counted as met.
-The document also goes into the history (`history.py`) if the environment names one.
+A target whose metric was not measured in this run (`--quick` measures less) is left out rather than counted
+as met. The document also goes into the history (`history.py`) if the environment names one.
 """
 
 import json
@@ -69,7 +69,8 @@ def finish(
     targets: Mapping[str, Target] | None = None,
     machine_facts: Mapping[str, object] | None = None,
 ) -> None:
-    """Print the JSON document, and append it to the history if there is one. Call it last. `machine_facts` adds to the machine's description (the device, say)."""
+    """Print the JSON document, and append it to the history if there is one. Call it last. `machine_facts`
+    adds to the machine's description (the device, say)."""
     measured = {key: target for key, target in (targets or {}).items() if key in metrics}
     document = {
         "benchmark": name,
@@ -87,7 +88,8 @@ def finish(
 
 
 def commit() -> str:
-    """The checked-out commit, with `-dirty` behind it if tracked files differ; `unknown` outside a checkout."""
+    """The checked-out commit, with `-dirty` behind it if tracked files differ; `unknown` outside a
+    checkout."""
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
         # The history grows as benchmarks end, which changes nothing that they measure.

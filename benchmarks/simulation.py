@@ -1,4 +1,5 @@
-"""How fast the simulator is: the paper's 80 models on 8 GPUs, a plan of 80 models with the baselines, and 1,000 models on 200 GPUs for ten minutes.
+"""How fast the simulator is: the paper's 80 models on 8 GPUs, a plan of 80 models with the baselines, and
+1,000 models on 200 GPUs for ten minutes.
 
 python -m benchmarks.simulation [--quick]
 """
@@ -23,7 +24,8 @@ TARGETS = {
 
 
 def _plan() -> float:
-    """Seconds for `tokenmux plan` of 80 models of three sizes at 0.1 requests per second, compared with the baselines, in one process."""
+    """Seconds for `tokenmux plan` of 80 models of three sizes at 0.1 requests per second, compared with the
+    baselines, in one process."""
     world = world_of(Question(["32*llama3.2-3b", "32*qwen2.5-7b", "16*llama2-13b"]))
     began = time.process_time()
     plan_here(PlanSearch(world, GOAL, (OURS, *BASELINES), with_spans=False))

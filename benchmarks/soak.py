@@ -2,13 +2,15 @@
 
     python -m benchmarks.soak [--quick] [--seconds S]
 
-One real server over twelve tiny models of different families, on a device that holds about a third of them. Requests stream in
-and are compared token by token with what the same request gave on an idle server; some are cancelled in mid-stream. Meanwhile a
-model is registered and removed over and over, sources that are no models and parameters that are out of bounds are sent, the
-arena is resized, and monitoring calls of every kind come in. Time is cut into windows; every second one has watchers of the
-status at 20 Hz, and the same traffic as the window before it, so that their cost shows as a ratio.
+One real server over twelve tiny models of different families, on a device that holds about a third of them.
+Requests stream in and are compared token by token with what the same request gave on an idle server; some are
+cancelled in mid-stream. Meanwhile a model is registered and removed over and over, sources that are no models
+and parameters that are out of bounds are sent, the arena is resized, and monitoring calls of every kind come
+in. Time is cut into windows; every second one has watchers of the status at 20 Hz, and the same traffic as
+the window before it, so that their cost shows as a ratio.
 
-Memory is the resident set of each process of the server, compared between the middle and the end of the run. Ten minutes by default.
+Memory is the resident set of each process of the server, compared between the middle and the end of the run.
+Ten minutes by default.
 """
 
 import argparse
@@ -147,7 +149,8 @@ class Soak:
                 tasks.create_task(self._request(model, kind, cut))
 
     async def _request(self, model: str, kind: int, cut: int | None) -> None:
-        """One request, cancelled after `cut` tokens if given; what came is compared with what it gave alone."""
+        """One request, cancelled after `cut` tokens if given; what came is compared with what it gave
+        alone."""
         ids: list[int] = []
         status = "LOST"
         try:

@@ -2,12 +2,14 @@
 
     python -m benchmarks.step_overhead [--quick]
 
-The real engine drives the null device on virtual time, so that nothing but our own code runs: 50 live requests over 20 models,
-about a third of them resident. Every reaction to an event (enter it, ask the policy for every free channel, make the messages) is
-timed in processor time of the thread (on a shared machine the wall clock shows other people's turns).
+The real engine drives the null device on virtual time, so that nothing but our own code runs: 50 live
+requests over 20 models, about a third of them resident. Every reaction to an event (enter it, ask the policy
+for every free channel, make the messages) is timed in processor time of the thread (on a shared machine the
+wall clock shows other people's turns).
 
-A step is one forward pass: between two steps of a burst the engine only passes tokens on. Whatever it does until a step ends is charged to that
-step, copies and arrivals too. Beside it stands the worst case: the decisions alone, each with all that happened since the one before.
+A step is one forward pass: between two steps of a burst the engine only passes tokens on. Whatever it does
+until a step ends is charged to that step, copies and arrivals too. Beside it stands the worst case: the
+decisions alone, each with all that happened since the one before.
 """
 
 import argparse
@@ -51,7 +53,8 @@ TARGETS = {
 
 
 class TimedEngine(EngineOnVirtualTime):
-    """The engine on virtual time, with a clock around each of its reactions. A request that ends is followed by another."""
+    """The engine on virtual time, with a clock around each of its reactions. A request that ends is followed
+    by another."""
 
     def __init__(self) -> None:
         self._n_output: dict[RequestId, int] = {}

@@ -2,10 +2,11 @@
 
     python -m benchmarks.swap [--quick]
 
-Models of Llama's architecture in three sizes (random weights; the middle one has the shape of SmolLM2-135M, with its 272 tensors)
-are swapped in and out by the real engine on the virtual GPU: `Load` goes in, and the clock stops when the model could step. Between
-two swaps the same bytes are copied from the same host cache by one plain memmove into memory that was touched before. Ratios are
-taken pair by pair, so that they hold when the machine's speed drifts.
+Models of Llama's architecture in three sizes (random weights; the middle one has the shape of SmolLM2-135M,
+with its 272 tensors) are swapped in and out by the real engine on the virtual GPU: `Load` goes in, and the
+clock stops when the model could step. Between two swaps the same bytes are copied from the same host cache by
+one plain memmove into memory that was touched before. Ratios are taken pair by pair, so that they hold when
+the machine's speed drifts.
 """
 
 import argparse
@@ -94,7 +95,8 @@ class Swaps:
 
 
 class Bench:
-    """The real engine on the virtual GPU, its inbox emptied by hand so that the clock stops at the right event."""
+    """The real engine on the virtual GPU, its inbox emptied by hand so that the clock stops at the right
+    event."""
 
     def __init__(self, entry: Entry) -> None:
         facts = entry.facts

@@ -2,10 +2,12 @@
 
     python -m benchmarks.swap_exactness [--quick]
 
-For each family of `tokenmux.models.catalogue.tiny` and for bfloat16 and float32, the real engine of a worker serves the model in an arena with
-little room. A cycle takes the model out and brings it back beside neighbours of other sizes that come and go, so that its weights
-return at another offset; requests are served in it, greedy and sampled, and in every third cycle the model is sent away in mid-generation
-while a neighbour's request takes the room of its KV, which is paged out and comes back. Every token is compared with what the model gave alone, before the first swap.
+For each family of `tokenmux.models.catalogue.tiny` and for bfloat16 and float32, the real engine of a worker
+serves the model in an arena with little room. A cycle takes the model out and brings it back beside
+neighbours of other sizes that come and go, so that its weights return at another offset; requests are served
+in it, greedy and sampled, and in every third cycle the model is sent away in mid-generation while a
+neighbour's request takes the room of its KV, which is paged out and comes back. Every token is compared with
+what the model gave alone, before the first swap.
 """
 
 import argparse
@@ -84,7 +86,8 @@ class Exactness:
 
 
 class Bench:
-    """The engine of a worker on the virtual GPU, run in the caller's thread, so that each thing is done when a call returns."""
+    """The engine of a worker on the virtual GPU, run in the caller's thread, so that each thing is done when
+    a call returns."""
 
     def __init__(self, device: DeviceFacts) -> None:
         host = HostFacts(cache_bytes=64 << 20, fetch_bytes_per_s=1e9)
@@ -126,7 +129,8 @@ class Bench:
     def serve(
         self, prompts: Sequence[tuple[ModelId, Prompt]], sent_away: ModelId | None = None
     ) -> list[list[int]]:
-        """The tokens of each prompt, all served at once; `sent_away` is unloaded when its first token has been drawn."""
+        """The tokens of each prompt, all served at once; `sent_away` is unloaded when its first token has
+        been drawn."""
         tokens: dict[RequestId, list[int]] = {}
         model_of: dict[RequestId, ModelId] = {}
         for model, prompt in prompts:

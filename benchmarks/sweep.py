@@ -1,4 +1,5 @@
-"""One sweep of many simulations, for benchmarks that plot share of tokens on time over something, by policy."""
+"""One sweep of many simulations, for benchmarks that plot share of tokens on time over something, by
+policy."""
 
 from collections.abc import Callable, Iterable
 

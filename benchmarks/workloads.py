@@ -1,7 +1,8 @@
-"""Workloads and pools that the scheduling benchmarks share: the paper's files, steady Poisson traffic, ServeGen's market.
+"""Workloads and pools that the scheduling benchmarks share: the paper's files, steady Poisson traffic,
+ServeGen's market.
 
-The published files are read from the folder that the environment variable TOKENMUX_DATA names; without it, generated traffic of the same
-rates and lengths stands in, and the table says so.
+The published files are read from the folder that the environment variable TOKENMUX_DATA names; without it,
+generated traffic of the same rates and lengths stands in, and the table says so.
 """
 
 import os

@@ -1,7 +1,9 @@
-"""Worlds that break schedulers: an interactive class beside batch, a giant beside many small models, and seeded random ones.
+"""Worlds that break schedulers: an interactive class beside batch, a giant beside many small models, and
+seeded random ones.
 
-Each random world is simulated under the default policy, under the baselines, and under two static partitions that know beforehand how much
-each model will be asked for. Where any of them keeps 99% of all tokens on time, the default policy should not be more than a point behind.
+Each random world is simulated under the default policy, under the baselines, and under two static partitions
+that know beforehand how much each model will be asked for. Where any of them keeps 99% of all tokens on time,
+the default policy should not be more than a point behind.
 
 python -m benchmarks.worlds [--quick]
 """
@@ -51,7 +53,8 @@ class World:
 
 
 def interactive_beside_batch(n_gpus: int, duration_s: float = 120.0, seed: int = 0) -> World:
-    """Every fifth of the paper's forty models is interactive (0.3 requests per second), the others are batch (0.1)."""
+    """Every fifth of the paper's forty models is interactive (0.3 requests per second), the others are batch
+    (0.1)."""
     kinds = {f"m{i}": paper_architecture(i) for i in range(40)}
     fast = set(list(kinds)[::5])
     rates = {name: 0.3 if name in fast else 0.1 for name in kinds}
@@ -83,7 +86,8 @@ def giant_beside_small(n_gpus: int = 3, duration_s: float = 120.0, seed: int = 0
 
 
 def random_world(seed: int, duration_s: float = 60.0) -> World:
-    """Sizes from 0.5B to 32B, popularity from even to steep, steady or in bursts, one class or several, on 2 to 6 devices."""
+    """Sizes from 0.5B to 32B, popularity from even to steep, steady or in bursts, one class or several, on 2
+    to 6 devices."""
     rng = np.random.default_rng([13, seed])
     n_gpus = int(rng.integers(2, 7))
     n_models = int(rng.integers(2 * n_gpus, 10 * n_gpus))
@@ -164,7 +168,8 @@ def spread(world: World) -> Partition:
 
 
 def by_size(world: World) -> Partition:
-    """Models in order of size, cut into as many parts of equal work as there are instances: giants apart from small ones."""
+    """Models in order of size, cut into as many parts of equal work as there are instances: giants apart from
+    small ones."""
     work = _work(world)
     total = sum(work.values())
     homes, before = {}, 0.0

@@ -17,7 +17,8 @@ class ServerKnowledge:
 
 
 def ask_server(client: Client, last_s: float = 0.0, with_traffic: bool = True) -> ServerKnowledge:
-    """The server's models and, with `with_traffic`, the requests of the last `last_s` seconds (0: all it remembers).
+    """The server's models and, with `with_traffic`, the requests of the last `last_s` seconds (0: all it
+    remembers).
 
     Raises CallFailed, ConfigError if the server has no models, NotFound if it has recorded no request.
     """

@@ -52,11 +52,13 @@ def kernels_warm(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Compile the kernels that models need into Triton's cache. Otherwise the first load of each model waits for them.
+    """Compile the kernels that models need into Triton's cache. Otherwise the first load of each model waits
+    for them.
 
     Needs no GPU if --arch is given, and compiles only what is missing from the cache.
 
-    The cache can be copied to a machine with the same tokenmux, Triton and Python: set TRITON_CACHE_DIR there.
+    The cache can be copied to a machine with the same tokenmux, Triton and Python: set TRITON_CACHE_DIR
+    there.
 
     [dim]tokenmux kernels warm --config pool.yaml --arch sm_90 --cache ./kernels-sm90[/dim]
     """

@@ -20,7 +20,8 @@ FEW_REQUESTS = 300
 
 
 def n_processes(asked: int | None, n_requests: int) -> int:
-    """`asked`, if given; otherwise one per core that this process may use, or one if there are few requests."""
+    """`asked`, if given; otherwise one per core that this process may use, or one if there are few
+    requests."""
     if asked is not None:
         return asked
     return len(os.sched_getaffinity(0)) if n_requests >= FEW_REQUESTS else 1

@@ -43,7 +43,8 @@ def summary_line(finish: Finish) -> str:
 def converse(
     client: Client, model: str, system: str | None, errors: Console, options: GenerateOptions
 ) -> None:
-    """Answer line after line until the input ends, with the conversation so far. Ctrl-C cancels an answer, or quits."""
+    """Answer line after line until the input ends, with the conversation so far. Ctrl-C cancels an answer, or
+    quits."""
     history = [Message("system", system)] if system else []
     while True:
         try:

@@ -1,4 +1,5 @@
-"""Time is handed in. `Clock` is all that anything of ours knows about it; the real one lives in `tokenmux.executor`."""
+"""Time is handed in. `Clock` is all that anything of ours knows about it; the real one lives in
+`tokenmux.executor`."""
 
 from typing import Protocol
 

@@ -1,8 +1,10 @@
-"""How long steps and copies take: a roofline from model and device facts that corrects itself from what was measured.
+"""How long steps and copies take: a roofline from model and device facts that corrects itself from what was
+measured.
 
-No profiling run is ever required: the first estimate comes from sizes and speeds, and every completed step or copy
-moves it. Policies only read; the instance feeds it. The formulas follow the roofline model (Williams et al., CACM 2009):
-a step lasts as long as the slower of its arithmetic and its memory traffic, plus a fixed overhead.
+No profiling run is ever required: the first estimate comes from sizes and speeds, and every completed step or
+copy moves it. Policies only read; the instance feeds it. The formulas follow the roofline model (Williams et
+al., CACM 2009): a step lasts as long as the slower of its arithmetic and its memory traffic, plus a fixed
+overhead.
 """
 
 from typing import NamedTuple, Protocol
@@ -12,10 +14,12 @@ from tokenmux.core.plan import Channel
 
 
 class StepWork(NamedTuple):
-    """The work of one step, in the four numbers that its duration depends on, and whether it shares memory's bandwidth.
+    """The work of one step, in the four numbers that its duration depends on, and whether it shares memory's
+    bandwidth.
 
-    `prefill_pairs` counts (query, key) pairs of the prefilled tokens; `context_tokens` is the summed KV length that the
-    decode rows read. `beside_copy`: a copy between host and device is in flight when the step begins.
+    `prefill_pairs` counts (query, key) pairs of the prefilled tokens; `context_tokens` is the summed KV
+    length that the decode rows read. `beside_copy`: a copy between host and device is in flight when the step
+    begins.
     """
 
     prefill_tokens: int = 0
@@ -47,7 +51,8 @@ class CostModel(Protocol):
 def burst_ends_s(
     cost: CostModel, model: ModelFacts, work: StepWork, repeat: int, start_s: float
 ) -> tuple[float, ...]:
-    """When each iteration of a repeated step ends; the context grows by one token a row from one to the next."""
+    """When each iteration of a repeated step ends; the context grows by one token a row from one to the
+    next."""
     ends = []
     at_s = start_s
     prefill, pairs, rows, context, beside_copy = work
@@ -59,7 +64,8 @@ def burst_ends_s(
 
 
 _LEARNING_RATE = 0.2
-"""Weight of the newest measurement: after 10 steps 90% of a first error is gone, and one outlier moves it by a fifth."""
+"""Weight of the newest measurement: after 10 steps 90% of a first error is gone, and one outlier moves it by
+a fifth."""
 
 _TRUSTED_RATIO = (0.2, 20.0)
 """A measurement this far from the estimate is cut to here, so that one page fault does not teach nonsense."""
@@ -72,8 +78,9 @@ _INTERFERENCE = (1.0, 5.0)
 class RooflineCost:
     """The cost model of a running engine: a roofline estimate times what was learned.
 
-    Learned are a ratio per model and kind of work (prefill or not), from steps that had the memory to themselves; for models that
-    never stepped, the ratio of the others; and one ratio for the device: how much longer steps take beside a copy.
+    Learned are a ratio per model and kind of work (prefill or not), from steps that had the memory to
+    themselves; for models that never stepped, the ratio of the others; and one ratio for the device: how much
+    longer steps take beside a copy.
     """
 
     def __init__(self, device: DeviceFacts, host: HostFacts) -> None:

@@ -18,8 +18,8 @@
         ├── IllegalPlan       a policy asked for what the ledger forbids
         └── IntegrityError    an allocator's books do not balance
 
-Only the classes live here; the mapping to gRPC status codes is the server's. Those that are `retryable` have codes that say "try again"
-(RESOURCE_EXHAUSTED, UNAVAILABLE), and no others do.
+Only the classes live here; the mapping to gRPC status codes is the server's. Those that are `retryable` have
+codes that say "try again" (RESOURCE_EXHAUSTED, UNAVAILABLE), and no others do.
 """
 
 from typing import ClassVar
@@ -101,6 +101,7 @@ class IntegrityError(InternalError):
 
 
 def error_of(kind: str, otherwise: type[TokenmuxError]) -> type[TokenmuxError]:
-    """The class of that name, as it travels between processes; `otherwise` for a name that is none of ours."""
+    """The class of that name, as it travels between processes; `otherwise` for a name that is none of
+    ours."""
     found = globals().get(kind)
     return found if isinstance(found, type) and issubclass(found, TokenmuxError) else otherwise

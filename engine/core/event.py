@@ -1,7 +1,8 @@
 """What happens to an instance, as values: the only way its state changes from outside.
 
-Requests come and go, operations complete. Every event carries the time at which it happened, in seconds on whatever clock
-the body (the runtime or the simulator) keeps. Events of equal time are applied in the order of their arrival.
+Requests come and go, operations complete. Every event carries the time at which it happened, in seconds on
+whatever clock the body (the runtime or the simulator) keeps. Events of equal time are applied in the order of
+their arrival.
 """
 
 from dataclasses import dataclass
@@ -14,8 +15,8 @@ from tokenmux.core.request import FinishReason, Request, RequestId
 class Arrived:
     """A request was placed on this instance, perhaps after another one or a broken worker had begun it.
 
-    `n_delivered` of its tokens exist already; the KV of its first `n_kept` tokens lies in host memory, and what lacks is rebuilt.
-    The other fields carry its history into the metrics.
+    `n_delivered` of its tokens exist already; the KV of its first `n_kept` tokens lies in host memory, and
+    what lacks is rebuilt. The other fields carry its history into the metrics.
     """
 
     at_s: float
@@ -30,7 +31,8 @@ class Arrived:
 
 @dataclass(frozen=True, slots=True)
 class Withdrawn:
-    """A request goes on elsewhere: it leaves as soon as nothing in flight touches it (`Instance.take_withdrawn`)."""
+    """A request goes on elsewhere: it leaves as soon as nothing in flight touches it
+    (`Instance.take_withdrawn`)."""
 
     at_s: float
     request: RequestId
@@ -75,7 +77,8 @@ class ModelRemoved:
 
 @dataclass(frozen=True, slots=True)
 class ModelWanted:
-    """An operator wants the model resident (`wanted`) or off the device (`not wanted`) once; pins it, or unpins it."""
+    """An operator wants the model resident (`wanted`) or off the device (`not wanted`) once; pins it, or
+    unpins it."""
 
     at_s: float
     model: ModelId
@@ -85,7 +88,8 @@ class ModelWanted:
 
 @dataclass(frozen=True, slots=True)
 class ResizeAsked:
-    """An operator wants another size of the arena: nothing new begins, and everything leaves it, until `Resized`."""
+    """An operator wants another size of the arena: nothing new begins, and everything leaves it, until
+    `Resized`."""
 
     at_s: float
     arena_bytes: int
@@ -93,7 +97,8 @@ class ResizeAsked:
 
 @dataclass(frozen=True, slots=True)
 class Resized:
-    """The empty arena was replaced by one of this size: the one asked for, or that of before where the device has not so much."""
+    """The empty arena was replaced by one of this size: the one asked for, or that of before where the device
+    has not so much."""
 
     at_s: float
     arena_bytes: int
@@ -101,7 +106,8 @@ class Resized:
 
 @dataclass(frozen=True, slots=True)
 class StepDone:
-    """A step completed `len(ends_s)` of its iterations, at these times; these requests drew their last token in it."""
+    """A step completed `len(ends_s)` of its iterations, at these times; these requests drew their last token
+    in it."""
 
     at_s: float
     operation: int

@@ -1,4 +1,5 @@
-"""Handles of memory, and what is copied or moved between them. Only a device turns a handle into an address, at launch."""
+"""Handles of memory, and what is copied or moved between them. Only a device turns a handle into an address,
+at launch."""
 
 from dataclasses import dataclass
 from typing import NewType
@@ -23,7 +24,8 @@ class Transfer:
 
 @dataclass(frozen=True, slots=True)
 class ExtentMove:
-    """One extent goes from `source` to `target` (byte offsets). Moves of a plan are carried out in their order."""
+    """One extent goes from `source` to `target` (byte offsets). Moves of a plan are carried out in their
+    order."""
 
     handle: ExtentHandle
     source: int

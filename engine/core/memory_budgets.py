@@ -1,6 +1,8 @@
-"""Memory budgets of a device for which the operator named none: by kind of device, and by how much memory there is.
+"""Memory budgets of a device for which the operator named none: by kind of device, and by how much memory
+there is.
 
-Servers and simulated pools both take them from here, so that a plan never promises what a default server refuses.
+Servers and simulated pools both take them from here, so that a plan never promises what a default server
+refuses.
 """
 
 from dataclasses import dataclass
@@ -22,7 +24,8 @@ GPU_HOST_KV_SHARE = 0.1
 
 SMALLEST_SLAB_BYTES = 16 << 20
 LARGEST_SLAB_BYTES = 256_000_000
-"""At this size the largest KV block in the catalogue of architectures (12.5 MiB, llama2-13b) fills 92% of a slab."""
+"""At this size the largest KV block in the catalogue of architectures (12.5 MiB, llama2-13b) fills 92% of a
+slab."""
 
 SLABS_IN_ARENA = 256
 BLOCKS_IN_SLAB = 16
@@ -30,10 +33,12 @@ BLOCKS_IN_SLAB = 16
 
 LEAST_SLABS_IN_ARENA = 16
 LEAST_SLABS_ON_HOST = 8
-"""A slab holds blocks of one shape, so this many shapes can be on a device, or paged out, at the same time."""
+"""A slab holds blocks of one shape, so this many shapes can be on a device, or paged out, at the same
+time."""
 
 PREFILL_CHUNK_TOKENS: dict[DeviceKind, int] = {"cpu": 512, "cuda": 2048}
-"""On an H100 a chunk of 512 tokens is launch-bound (13 ms of products, 15 ms of launches); one of 2048 is not."""
+"""On an H100 a chunk of 512 tokens is launch-bound (13 ms of products, 15 ms of launches); one of 2048 is
+not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +66,8 @@ def default_budgets(kind: DeviceKind, free_bytes: int | None, host_bytes: int | 
 
 
 def default_slab_bytes(arena_bytes: int, host_kv_bytes: int, largest_block_bytes: int = 0) -> int:
-    """The size of a slab: a small part of the arena, large against `largest_block_bytes`, the largest known KV block.
+    """The size of a slab: a small part of the arena, large against `largest_block_bytes`, the largest known
+    KV block.
 
     Never less than two of those blocks, which is the least that serves a model.
     """

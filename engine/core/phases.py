@@ -18,7 +18,8 @@ class RequestPhase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class PhaseChanged:
-    """A change of a request's phase: queued with the number of requests before it, loading with the share done."""
+    """A change of a request's phase: queued with the number of requests before it, loading with the share
+    done."""
 
     request: RequestId
     phase: RequestPhase

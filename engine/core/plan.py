@@ -1,14 +1,16 @@
-"""What a policy wants next, as values. A policy decides, a device carries out, and the instance stands between.
+"""What a policy wants next, as values. A policy decides, a device carries out, and the instance stands
+between.
 
-An instance has channels that run at the same time. Whenever one is free the policy is asked what it does next:
+An instance has channels that run at the same time. Whenever one is free the policy is asked what it does
+next:
 
     copy-in    Activate(model) | PageIn(requests) | Compact()      host memory ──▶ arena
     copy-out   PageOut(request)                                    arena ──▶ host memory
     fetch      Fetch(model)                                        disk ──▶ host cache
     compute    Step(model, chunks, repeat)                         one forward pass, or several alike
 
-An answer may begin with things that happen at once (`Evict`, `Drop`, `Discard`): they make the room that the operation
-needs, and cost nothing.
+An answer may begin with things that happen at once (`Evict`, `Drop`, `Discard`): they make the room that the
+operation needs, and cost nothing.
 """
 
 from dataclasses import dataclass
@@ -35,9 +37,10 @@ class Chunk(NamedTuple):
         [........computed.....][chunk ->              ]
                                start        start + n_tokens
 
-    When the chunk ends at the last token that exists, the step also draws the next one. Decoding is the case of
-    `start` at that last token and `n_tokens == 1`. Inside the prompt, chunks begin and end on the prefill grid
-    (multiples of the device's `prefill_chunk_tokens`) or at the prompt's end: token-exactness rests on it.
+    When the chunk ends at the last token that exists, the step also draws the next one. Decoding is the case
+    of `start` at that last token and `n_tokens == 1`. Inside the prompt, chunks begin and end on the prefill
+    grid (multiples of the device's `prefill_chunk_tokens`) or at the prompt's end: token-exactness rests on
+    it.
     """
 
     request: RequestId
@@ -47,7 +50,8 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One forward pass of one model; with `repeat > 1` the same decode step that many times without asking again.
+    """One forward pass of one model; with `repeat > 1` the same decode step that many times without asking
+    again.
 
     A repeated step ends early when one of its requests finishes, or when the policy wants to be asked again.
     """
@@ -80,7 +84,8 @@ class Compact:
 
 @dataclass(frozen=True, slots=True)
 class PageOut:
-    """Write the blocks of these requests that the host does not have through to it; the device copies stay, clean."""
+    """Write the blocks of these requests that the host does not have through to it; the device copies stay,
+    clean."""
 
     requests: tuple[RequestId, ...]
 
@@ -94,7 +99,8 @@ class Fetch:
 
 @dataclass(frozen=True, slots=True)
 class Evict:
-    """Forget the device copy of a model's weights: they are read-only, and the host (or the disk) has them."""
+    """Forget the device copy of a model's weights: they are read-only, and the host (or the disk) has
+    them."""
 
     model: ModelId
 
@@ -119,7 +125,8 @@ AtOnce = Evict | Drop | Discard
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A policy's answer for one free channel: first these at once, then this operation (None: leave it idle)."""
+    """A policy's answer for one free channel: first these at once, then this operation (None: leave it
+    idle)."""
 
     operation: Operation | None = None
     at_once: tuple[AtOnce, ...] = ()

@@ -37,7 +37,8 @@ class RequestRecord:
 
     @property
     def artifact_attainment(self) -> float | None:
-        """The Aegaeon artifact's figure for one request: the share of its time that was not late. None if it drew no token."""
+        """The Aegaeon artifact's figure for one request: the share of its time that was not late. None if it
+        drew no token."""
         if self.last_token_s is None:
             return None
         total_s = self.last_token_s - self.request.arrival_s

@@ -1,7 +1,7 @@
 """A request as the scheduler sees it: lengths, limits and deadlines, never text.
 
-The content (token ids, sampling parameters, stop tokens) travels beside it in `tokenmux.messages`, so that the
-simulator can run millions of requests that have no content at all.
+The content (token ids, sampling parameters, stop tokens) travels beside it in `tokenmux.messages`, so that
+the simulator can run millions of requests that have no content at all.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,8 @@ from tokenmux.core.facts import ModelId
 RequestId = NewType("RequestId", str)
 
 SECONDS = (1e-6, 1e9)
-"""A TTFT or TPOT outside of this is taken as the nearer end: nothing that divides by one, or counts steps in it, can overflow."""
+"""A TTFT or TPOT outside of this is taken as the nearer end: nothing that divides by one, or counts steps in
+it, can overflow."""
 
 WEIGHTS = (1e-6, 1e6)
 """The same for weights. Admission (`tokenmux.server.front.admission`) is stricter, and refuses instead."""
@@ -52,7 +53,8 @@ class ServiceLevel:
         _keep_within(self, ("ttft_s", "tpot_s"), SECONDS)
 
     def beside(self, pool: "ServiceLevel") -> "ServiceLevel":
-        """This level for what concerns others too, such as the load of an instance: within `LEVEL_RATIO` of the pool's level.
+        """This level for what concerns others too, such as the load of an instance: within `LEVEL_RATIO` of
+        the pool's level.
 
         A request is judged by its own level. What it says must not decide how the pool treats everybody else.
         """
@@ -68,8 +70,8 @@ DEFAULT_LEVEL = ServiceLevel()
 class Request:
     """What a request asks of the pool.
 
-    `weight` brings it forward among others, by less than a TTFT (higher: sooner). `tenant_weight` is set by the operator: under overload tenants
-    get time in proportion to it.
+    `weight` brings it forward among others, by less than a TTFT (higher: sooner). `tenant_weight` is set by
+    the operator: under overload tenants get time in proportion to it.
     """
 
     id: RequestId

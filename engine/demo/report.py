@@ -27,7 +27,8 @@ class ModelReport:
 
 @dataclass(frozen=True, slots=True)
 class PoolReport:
-    """The pool's part. `swap_over_copy` compares activations under load with an idle copy of the same bytes."""
+    """The pool's part. `swap_over_copy` compares activations under load with an idle copy of the same
+    bytes."""
 
     ttft_s: float
     tpot_s: float

@@ -1,6 +1,8 @@
-"""The main job, end to end: real models, a real server in its own processes, a real stream of requests, a report.
+"""The main job, end to end: real models, a real server in its own processes, a real stream of requests, a
+report.
 
-`tokenmux demo` calls `run_demo`. What is shown goes to stderr, so that `--json` leaves one JSON document on stdout.
+`tokenmux demo` calls `run_demo`. What is shown goes to stderr, so that `--json` leaves one JSON document on
+stdout.
 """
 
 import asyncio
@@ -25,7 +27,8 @@ from tokenmux.executor.monotonic_clock import MonotonicClock
 
 QUESTION = "What is the capital of France? Answer in one sentence."
 TARGET_BUSY = 0.6
-"""Share of the stream's time that its decode steps would take if every request were alone. Batching brings it down."""
+"""Share of the stream's time that its decode steps would take if every request were alone. Batching brings it
+down."""
 _REFRESH_PER_S = 5
 
 
@@ -100,7 +103,8 @@ async def _measure(
 
 
 async def _until_in_memory(client: AsyncClient) -> None:
-    """Wait until the host cache has every model: calibration should time steps, not what goes on beside them."""
+    """Wait until the host cache has every model: calibration should time steps, not what goes on beside
+    them."""
     async for status in client.pool.watch():
         if all(model.residency in (Residency.HOST, Residency.RESIDENT) for model in status.models):
             return

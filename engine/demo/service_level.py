@@ -1,4 +1,5 @@
-"""What "on time" means on this machine: a service level derived from how fast it steps, so that the report says something."""
+"""What "on time" means on this machine: a service level derived from how fast it steps, so that the report
+says something."""
 
 from dataclasses import dataclass
 

@@ -5,8 +5,8 @@ from queue import SimpleQueue
 from threading import Thread
 
 CHANNEL_CLOSE_S = 1.0
-"""A channel that has not ended by then is inside a step or a read, or hangs in a driver, and ends with the process. Four
-of them wait less long than the front does before it kills the process."""
+"""A channel that has not ended by then is inside a step or a read, or hangs in a driver, and ends with the
+process. Four of them wait less long than the front does before it kills the process."""
 
 
 class ChannelThread:

@@ -1,8 +1,9 @@
 """The virtual GPU: an arena of host memory, copies on threads of their own, steps on real weights.
 
-The arena is one allocation of the budget, touched once so that no copy ever meets a page fault. Weights come from the host cache's
-buffers, KV goes to and from a second arena for paged-out blocks. Copies are plain `memmove`s of at most `COPY_CHUNK_BYTES`, with the
-interpreter lock released, so that they overlap with steps as far as the machine's memory bandwidth allows.
+The arena is one allocation of the budget, touched once so that no copy ever meets a page fault. Weights come
+from the host cache's buffers, KV goes to and from a second arena for paged-out blocks. Copies are plain
+`memmove`s of at most `COPY_CHUNK_BYTES`, with the interpreter lock released, so that they overlap with steps
+as far as the machine's memory bandwidth allows.
 """
 
 import ctypes
@@ -26,7 +27,8 @@ from tokenmux.device.spans import paging_spans
 from tokenmux.scheduler.memory.ledger import Ledger
 
 COPY_CHUNK_BYTES = 16 << 20
-"""Between chunks the interpreter lock changes hands and a closing device is noticed; larger chunks were no faster."""
+"""Between chunks the interpreter lock changes hands and a closing device is noticed; larger chunks were no
+faster."""
 
 CopySpan = tuple[int, int, int]
 """(target address, source address, bytes)"""
@@ -168,7 +170,8 @@ class CpuDevice:
 
 
 def _arena(n_bytes: int) -> Memory:
-    """Memory for an arena. Raises DoesNotFit, instead of taking what the system would have to kill somebody for."""
+    """Memory for an arena. Raises DoesNotFit, instead of taking what the system would have to kill somebody
+    for."""
     available = available_bytes()
     try:
         if available is not None and n_bytes > available:

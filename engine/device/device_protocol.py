@@ -4,8 +4,8 @@
     cpu    a virtual GPU: an arena of host memory, real copies on threads of their own, real steps
     cuda   a GPU: streams ordered by events, page-locked host memory
 
-The engine starts an operation; the device posts a completion event. Everything that reads the ledger happens inside `start`, on the
-engine's thread, so that handles become addresses at launch and at no other time.
+The engine starts an operation; the device posts a completion event. Everything that reads the ledger happens
+inside `start`, on the engine's thread, so that handles become addresses at launch and at no other time.
 """
 
 from collections.abc import Callable, Sequence
@@ -55,13 +55,16 @@ class Device(Protocol):
         ...
 
     def supersede(self, operation: int) -> None:
-        """End this activation or fetch at its next chunk, with the error `SUPERSEDED`; it may just have completed instead."""
+        """End this activation or fetch at its next chunk, with the error `SUPERSEDED`; it may just have
+        completed instead."""
         ...
 
     def resize(self, arena_bytes: int) -> None:
-        """Give the arena's memory back to the system and take so much in its place, with nothing in flight and nothing in the arena.
+        """Give the arena's memory back to the system and take so much in its place, with nothing in flight
+        and nothing in the arena.
 
-        Raises DoesNotFit where there is not so much; the arena then has the size that it had. After any other error there is none.
+        Raises DoesNotFit where there is not so much; the arena then has the size that it had. After any other
+        error there is none.
         """
         ...
 
@@ -74,13 +77,15 @@ class StepJob(Protocol):
     """A step that is ready to run, on the compute channel's thread."""
 
     def kv_blocks(self) -> Sequence[tuple[Sequence[int], int]]:
-        """For each chunk the indices of its KV blocks, and how many tokens these hold; the step writes after them."""
+        """For each chunk the indices of its KV blocks, and how many tokens these hold; the step writes after
+        them."""
         ...
 
     def run(self, operation: int, interrupted: Event, post: Post, settle: Callable[[], None]) -> None:
         """Run the iterations, posting `drawn` after each and `done` at the end.
 
-        `settle` returns when the device has done what it was asked for until then: before that nothing is over, nor its time known.
+        `settle` returns when the device has done what it was asked for until then: before that nothing is
+        over, nor its time known.
         """
         ...
 

@@ -10,7 +10,8 @@ import torch
 
 
 class Memory:
-    """`n_bytes` of page-aligned memory. `touch` writes every page, so that no copy into it ever meets a page fault."""
+    """`n_bytes` of page-aligned memory. `touch` writes every page, so that no copy into it ever meets a page
+    fault."""
 
     def __init__(self, n_bytes: int, *, touch: bool) -> None:
         self.buffer = mmap.mmap(-1, max(n_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -26,13 +27,15 @@ class Memory:
         return torch.frombuffer(self.buffer, dtype=torch.uint8)
 
     def close(self) -> None:
-        """Give the pages back, now and not when the last view of them is gone. Nothing may read them any more."""
+        """Give the pages back, now and not when the last view of them is gone. Nothing may read them any
+        more."""
         del self._exported
         self.buffer.madvise(mmap.MADV_DONTNEED)
 
 
 def available_bytes() -> int | None:
-    """Host memory that can be taken without swapping, at most what a container may have; None where Linux does not say."""
+    """Host memory that can be taken without swapping, at most what a container may have; None where Linux
+    does not say."""
     found = re.search(r"^MemAvailable:\s*(\d+) kB$", _read(Path("/proc/meminfo")), re.MULTILINE)
     if found is None:
         return None

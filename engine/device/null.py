@@ -1,6 +1,8 @@
-"""The device that computes nothing: every operation completes after the cost model's duration, on virtual time.
+"""The device that computes nothing: every operation completes after the cost model's duration, on virtual
+time.
 
-With it the whole engine runs in a test without weights, threads or waiting. Every token it draws is 0, and how many of them is told to it.
+With it the whole engine runs in a test without weights, threads or waiting. Every token it draws is 0, and
+how many of them is told to it.
 """
 
 from collections.abc import Callable
@@ -17,7 +19,8 @@ from tokenmux.scheduler.instance.instance import Instance
 
 
 class VirtualClock:
-    """Time that passes only in `run`: calls happen at their times, those of equal time in the order of `call_at`."""
+    """Time that passes only in `run`: calls happen at their times, those of equal time in the order of
+    `call_at`."""
 
     def __init__(self, start_s: float = 0.0) -> None:
         self._now_s = start_s
@@ -39,7 +42,8 @@ class VirtualClock:
 
 
 class NullDevice:
-    """Completes operations of `instance` on `clock`. `left` says how many tokens a request would still draw."""
+    """Completes operations of `instance` on `clock`. `left` says how many tokens a request would still
+    draw."""
 
     def __init__(
         self,

@@ -13,7 +13,8 @@ INTERVAL_S = 0.2
 
 
 def progress_of(started: Started, clock: Clock, post: Post) -> Callable[[int], None]:
-    """To be called with the bytes of every piece that is done; posts progress when some time has passed since the last."""
+    """To be called with the bytes of every piece that is done; posts progress when some time has passed since
+    the last."""
     done = 0
     told_s = clock.now_s()
 

@@ -1,8 +1,10 @@
-"""Reads that may never return (a dead network file system, a pipe in the place of a file) hold up one fetch, not all.
+"""Reads that may never return (a dead network file system, a pipe in the place of a file) hold up one fetch,
+not all.
 
-A read runs on a thread of its own. When it shows no progress for `patience_s` it is given up with a reason: the next read has
-a new thread, and the old one ends when its read returns, if ever. What it was writing into stays its own until then. Something
-that hangs is not read again before it has returned, so that each image holds one thread at most, and all together `MAX_STUCK`.
+A read runs on a thread of its own. When it shows no progress for `patience_s` it is given up with a reason:
+the next read has a new thread, and the old one ends when its read returns, if ever. What it was writing into
+stays its own until then. Something that hangs is not read again before it has returned, so that each image
+holds one thread at most, and all together `MAX_STUCK`.
 """
 
 import threading
@@ -15,11 +17,13 @@ from tokenmux.core.facts import Image, ImageId
 from tokenmux.device.channel import ChannelThread
 
 PATIENCE_S = 30.0
-"""For the next 16 MiB: half a megabyte a second is less than any disk or network file system that is of use."""
+"""For the next 16 MiB: half a megabyte a second is less than any disk or network file system that is of
+use."""
 
 PREPARING_S = 600.0
 PREPARED_BYTES_PER_S = 20e6
-"""What was read whole is then arranged for the processor, and its model's skeleton built: no disk is to blame for that time."""
+"""What was read whole is then arranged for the processor, and its model's skeleton built: no disk is to blame
+for that time."""
 
 MAX_STUCK = 64
 """Threads that hang. With more of them, and their memory, only a new process helps."""
@@ -29,7 +33,8 @@ ToldBytes = Callable[[int], None]
 
 
 class GivenUpError(Exception):
-    """Raised in a read that has been given up, when it goes on after all; or in who waits for it, when the device closes."""
+    """Raised in a read that has been given up, when it goes on after all; or in who waits for it, when the
+    device closes."""
 
 
 @dataclass(slots=True, eq=False)
@@ -60,10 +65,12 @@ class Reader:
         discard: Callable[[], None],
         report: ToldBytes,
     ) -> None:
-        """Have `job` read the images, telling of every piece, which `report` is told in turn. Raises what the job raises.
+        """Have `job` read the images, telling of every piece, which `report` is told in turn. Raises what the
+        job raises.
 
-        Raises Unavailable if the job shows no progress for too long, or an earlier read of an image still hangs, and
-        RuntimeError if too much hangs. Unless the job succeeds, `discard` frees what it wrote into, once nothing does any more.
+        Raises Unavailable if the job shows no progress for too long, or an earlier read of an image still
+        hangs, and RuntimeError if too much hangs. Unless the job succeeds, `discard` frees what it wrote
+        into, once nothing does any more.
         """
         names = {image.id for image in images}
         if self._stuck & names:

@@ -1,4 +1,5 @@
-"""Reads JSON files and transformers' configs of folders that somebody else wrote: whatever is wrong with them has a reason."""
+"""Reads JSON files and transformers' configs of folders that somebody else wrote: whatever is wrong with them
+has a reason."""
 
 import json
 from pathlib import Path
@@ -11,8 +12,8 @@ from tokenmux.models.transformers_log import quiet_transformers
 
 
 def load_model_config(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """The config of the checkpoint in `folder`. Raises BadCheckpoint for a damaged file, UnsupportedModel for one that
-    transformers does not take."""
+    """The config of the checkpoint in `folder`. Raises BadCheckpoint for a damaged file, UnsupportedModel for
+    one that transformers does not take."""
     read_object(folder / "config.json")
     try:
         with quiet_transformers():
@@ -50,7 +51,8 @@ def _fault_of(error: ValueError | RecursionError) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What a foreign exception says: its first line that says something, with what it introduces; else its type."""
+    """What a foreign exception says: its first line that says something, with what it introduces; else its
+    type."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__

@@ -1,4 +1,5 @@
-"""Keeps transformers' log lines and progress bars off the terminal: we report progress and reasons ourselves."""
+"""Keeps transformers' log lines and progress bars off the terminal: we report progress and reasons
+ourselves."""
 
 import logging as standard_logging
 from collections.abc import Iterator

@@ -1,6 +1,7 @@
 """Seeded generators of traffic. Every function takes a numpy Generator: the same seed makes the same trace.
 
-Arrival processes give times within `[0, duration_s)`; `traffic` joins them with lengths and models into a trace.
+Arrival processes give times within `[0, duration_s)`; `traffic` joins them with lengths and models into a
+trace.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,7 +27,8 @@ def poisson(rng: Generator, rate_rps: float, duration_s: float) -> Times:
 
 @dataclass(frozen=True, slots=True)
 class Renewal:
-    """Independent gaps of a Gamma or Weibull distribution; a shape below 1 makes bursts (coefficient of variation above 1)."""
+    """Independent gaps of a Gamma or Weibull distribution; a shape below 1 makes bursts (coefficient of
+    variation above 1)."""
 
     family: str
     shape: float
@@ -58,7 +60,8 @@ def gamma_with_cv(cv: float) -> Renewal:
 
 @dataclass(frozen=True, slots=True)
 class Diurnal:
-    """Poisson whose rate swings as a sine: `1 + swing * sin(2 pi (t / period + phase))` times the mean rate."""
+    """Poisson whose rate swings as a sine: `1 + swing * sin(2 pi (t / period + phase))` times the mean
+    rate."""
 
     period_s: float = 86400.0
     swing: float = 0.8

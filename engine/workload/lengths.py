@@ -1,7 +1,7 @@
 """How long prompts and answers are: quantile tables, drawn from by inversion, input and output independently.
 
-In the published traces the two are all but uncorrelated (rank correlation 0.06 over the 71,786 requests of the Aegaeon
-artifact), so two marginals are enough.
+In the published traces the two are all but uncorrelated (rank correlation 0.06 over the 71,786 requests of
+the Aegaeon artifact), so two marginals are enough.
 """
 
 from bisect import bisect_right
@@ -55,8 +55,8 @@ CHAT = Lengths(
     LengthTable(_SHARES, (1, 2, 8, 15, 51, 200, 405, 585, 791, 994, 1259, 1556, 1760, 2187, 2600)),
     LengthTable(_SHARES, (16, 16, 24, 45, 107, 161, 217, 265, 310, 364, 444, 574, 736, 955, 1309)),
 )
-"""Quantiles of the ShareGPT lengths in the Aegaeon artifact's workloads (71,786 requests; the 0.1% of prompts between 2,600
-and 26,000 tokens are cut)."""
+"""Quantiles of the ShareGPT lengths in the Aegaeon artifact's workloads (71,786 requests; the 0.1% of prompts
+between 2,600 and 26,000 tokens are cut)."""
 
 
 def fixed(n_input: int, n_output: int) -> Lengths:

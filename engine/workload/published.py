@@ -1,4 +1,5 @@
-"""Readers of published workloads. Each takes the path of a file that the user has; none of the data is part of tokenmux.
+"""Readers of published workloads. Each takes the path of a file that the user has; none of the data is part
+of tokenmux.
 
 - the Aegaeon artifact's synthetic workloads (SOSP 2025; Zenodo 10.5281/zenodo.16673199)
 - the Azure LLM inference traces of 2023 (Patel et al., Splitwise, ISCA 2024)
@@ -16,7 +17,8 @@ from tokenmux.workload.trace import Trace, TraceRequest, open_text
 
 
 def read_paper(path: Path, n_models: int, rate: float) -> Trace:
-    """One of the artifact's workloads by its number of models and nominal rate per model, in its own order of models."""
+    """One of the artifact's workloads by its number of models and nominal rate per model, in its own order of
+    models."""
     name = f"synth-{n_models}-{rate:g}-1.0-1.0"
     with open_text(path) as lines:
         trace = [
@@ -58,7 +60,8 @@ _ARTIFACT_SPARE = 32
 
 
 def scale_as_artifact(trace: Iterable[TraceRequest], max_context: Mapping[ModelId, int]) -> Trace:
-    """Requests longer than their model's context shrink, both lengths by `max_context / max(length + 32, 16384)`."""
+    """Requests longer than their model's context shrink, both lengths by `max_context / max(length + 32,
+    16384)`."""
     scaled = []
     for line in trace:
         limit = max_context[ModelId(line.model)]

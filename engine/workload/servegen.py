@@ -1,8 +1,9 @@
-"""Alibaba's ServeGen production arrivals, read so that one client is one model: a model market of bursts and silence.
+"""Alibaba's ServeGen production arrivals, read so that one client is one model: a model market of bursts and
+silence.
 
-That reading is ours, not Alibaba's. The file gives, for every client and window of 600 s with traffic, a rate and the
-distribution of its inter-arrival times; times are drawn from it and then stretched to fill the window, as ServeGen does
-(alibaba/ServeGen, Apache-2.0).
+That reading is ours, not Alibaba's. The file gives, for every client and window of 600 s with traffic, a rate
+and the distribution of its inter-arrival times; times are drawn from it and then stretched to fill the
+window, as ServeGen does (alibaba/ServeGen, Apache-2.0).
 """
 
 import csv
@@ -33,7 +34,8 @@ class Window:
 
 
 def read_windows(path: Path, model: str, start_s: float, end_s: float) -> list[Window]:
-    """Windows of one of the file's models (`m-large`, `m-mid`, ...) that begin in `[start_s, end_s)`, in file order."""
+    """Windows of one of the file's models (`m-large`, `m-mid`, ...) that begin in `[start_s, end_s)`, in file
+    order."""
     windows = []
     with open_text(path) as lines:
         for row in csv.DictReader(lines):
@@ -73,7 +75,8 @@ def read_lengths(path: Path, model: str) -> dict[str, Lengths]:
 def servegen_market(
     rng: Generator, windows: Iterable[Window], lengths: Mapping[str, Lengths], origin_s: float = 0.0
 ) -> Trace:
-    """The trace of a market in which every client is a model named `model-CLIENT`; `origin_s` becomes time 0."""
+    """The trace of a market in which every client is a model named `model-CLIENT`; `origin_s` becomes time
+    0."""
     trace: Trace = []
     for window in windows:
         times = window.start_s - origin_s + _fill(rng, window)
@@ -94,7 +97,8 @@ def _process(row: Mapping[str, str]) -> Renewal | None:
 
 
 def _fill(rng: Generator, window: Window) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Arrival times within the window: as many as the rate says, gaps of the fitted shape stretched to fill it."""
+    """Arrival times within the window: as many as the rate says, gaps of the fitted shape stretched to fill
+    it."""
     expected = window.rate_rps * WINDOW_S
     n = int(expected) + int(rng.random() < expected - int(expected))
     if window.process is None or n == 0:

@@ -1,4 +1,5 @@
-"""The trace format: one line per request, lengths and times and never text; what simulation and load tests both replay.
+"""The trace format: one line per request, lengths and times and never text; what simulation and load tests
+both replay.
 
 JSON lines (`.jsonl`), one object a line, or CSV (`.csv`) with a heading line; the same fields in both:
 
@@ -10,7 +11,8 @@ JSON lines (`.jsonl`), one object a line, or CSV (`.csv`) with a heading line; t
     ttft_s, tpot_s  optional service level of this request, seconds
     weight          optional, 1.0
 
-Lines may come in any order. A trailing `.gz` is understood. A running server records the same format (docs/traces.md).
+Lines may come in any order. A trailing `.gz` is understood. A running server records the same format
+(docs/traces.md).
 """
 
 import csv
@@ -46,7 +48,8 @@ Trace = list[TraceRequest]
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A request as a replay submits it. It stops by itself after `n_output` tokens, which no scheduler may know."""
+    """A request as a replay submits it. It stops by itself after `n_output` tokens, which no scheduler may
+    know."""
 
     request: Request
     n_output: int
@@ -58,7 +61,8 @@ def arrivals(
     service: ServiceLevel | None = None,
     prefix: str = "",
 ) -> list[Arrival]:
-    """The trace as requests, numbered in their order. `max_tokens` is what the context leaves, not the true length."""
+    """The trace as requests, numbered in their order. `max_tokens` is what the context leaves, not the true
+    length."""
     made = []
     service = service or ServiceLevel()
     for number, line in enumerate(trace):
@@ -83,7 +87,8 @@ def arrivals(
 
 
 def read_trace(path: Path) -> Trace:
-    """Read `.jsonl` or `.csv`, perhaps `.gz`, into the order of arrival. Raises ConfigError naming the line of what is wrong."""
+    """Read `.jsonl` or `.csv`, perhaps `.gz`, into the order of arrival. Raises ConfigError naming the line
+    of what is wrong."""
     read = _reader_of(path)
     try:
         with open_text(path) as lines:

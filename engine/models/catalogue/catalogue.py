@@ -7,9 +7,9 @@
         entry.json           what the operator said at registration, and the model's facts
         text.json, encoder.json, decoder.json   its tokenizer and chat template (`text.py`)
 
-An entry appears whole or not at all: it is made under another name and renamed. Two entries of one source are two models,
-with images of their own in memory. Architectures that cannot be served are refused here (`probe.py`), as are checkpoints
-that are not whole.
+An entry appears whole or not at all: it is made under another name and renamed. Two entries of one source are
+two models, with images of their own in memory. Architectures that cannot be served are refused here
+(`probe.py`), as are checkpoints that are not whole.
 """
 
 import json
@@ -92,7 +92,8 @@ class SetAside:
     entry: Path
     aside: Path
     claim: Claim
-    """Of the folder that it lies in, so that nobody sweeps it away before it is decided what becomes of it."""
+    """Of the folder that it lies in, so that nobody sweeps it away before it is decided what becomes of
+    it."""
 
     def restore(self) -> None:
         """Put it back. Raises TokenmuxError when the disk does not let us."""
@@ -108,10 +109,11 @@ class SetAside:
 
 
 class Catalogue:
-    """The models under `<root>/models`. Any number of processes may register, remove and read at the same time.
+    """The models under `<root>/models`. Any number of processes may register, remove and read at the same
+    time.
 
-    `told_memory` is called before a checkpoint is loaded with how many bytes of weights it has: a process under a memory
-    limit has to allow for them.
+    `told_memory` is called before a checkpoint is loaded with how many bytes of weights it has: a process
+    under a memory limit has to allow for them.
     """
 
     def __init__(
@@ -158,7 +160,8 @@ class Catalogue:
     def set_aside(self, name: str) -> SetAside:
         """Take the entry `name` out of the catalogue without deleting anything yet.
 
-        Raises NotFound, InUse when another process serves it, and TokenmuxError when the disk does not let us.
+        Raises NotFound, InUse when another process serves it, and TokenmuxError when the disk does not let
+        us.
         """
         path = self._models / checked_name(name)
         if not path.is_dir():
@@ -196,7 +199,8 @@ class Catalogue:
                     shutil.rmtree(path, ignore_errors=True)
 
     def bring_up_to_date(self, name: str) -> Entry:
-        """The entry `name`; what an earlier version did not write into it is added. Raises as `register_folder`."""
+        """The entry `name`; what an earlier version did not write into it is added. Raises as
+        `register_folder`."""
         path = self._models / checked_name(name)
         if path.is_dir() and not is_current(path):
             with self._reasons(f"the catalogue's entry {path}"):
@@ -214,10 +218,12 @@ class Catalogue:
         trust_remote_code: bool = False,
         progress: Progress = no_progress,
     ) -> Entry:
-        """Add the checkpoint in `folder` (config.json, tokenizer, one safetensors file or shards) under `name`.
+        """Add the checkpoint in `folder` (config.json, tokenizer, one safetensors file or shards) under
+        `name`.
 
-        `dtype` is `bfloat16`, `float16` or `float32`; by default the checkpoint's own. Where the checkpoint's file is the image,
-        it is used where it lies and must stay there. Raises AlreadyExists, NotFound, BadCheckpoint, UnsupportedModel, DoesNotFit.
+        `dtype` is `bfloat16`, `float16` or `float32`; by default the checkpoint's own. Where the checkpoint's
+        file is the image, it is used where it lies and must stay there. Raises AlreadyExists, NotFound,
+        BadCheckpoint, UnsupportedModel, DoesNotFit.
         """
 
         def fill(target: Path) -> Manifest:
@@ -242,7 +248,8 @@ class Catalogue:
     def register_gguf(
         self, name: str, file: Path, *, dtype: str = "bfloat16", progress: Progress = no_progress
     ) -> Entry:
-        """Add the model in a GGUF file (or several: any of them) under `name`, its weights dequantised to `dtype`.
+        """Add the model in a GGUF file (or several: any of them) under `name`, its weights dequantised to
+        `dtype`.
 
         Raises as `register_folder`.
         """
@@ -271,7 +278,8 @@ class Catalogue:
     ) -> Entry:
         """Download `ORG/NAME` from the model hub and register it, by default under NAME.
 
-        Raises NotFound when the hub has no such repository, Overloaded when it cannot be reached, and as `register_folder`.
+        Raises NotFound when the hub has no such repository, Overloaded when it cannot be reached, and as
+        `register_folder`.
         """
         name = name or repository.rsplit("/", 1)[-1]
         self._refuse_taken(name)
@@ -331,7 +339,8 @@ class Catalogue:
     def _complete(
         self, name: str, entry: Path, manifest: Manifest, text_from: Path, trust_remote_code: bool
     ) -> None:
-        """Check that the model can be built and its text tokenized, and write what the front needs to know of both."""
+        """Check that the model can be built and its text tokenized, and write what the front needs to know of
+        both."""
         config = load_model_config(entry, trust_remote_code=trust_remote_code)
         with quiet_transformers():
             skeleton = Skeleton(config, manifest, trust_remote_code=trust_remote_code)
@@ -381,7 +390,8 @@ def _disk(folder: Path) -> Iterator[None]:
 def describe_folder(
     folder: Path, *, dtype: str | None = None, trust_remote_code: bool = False
 ) -> tuple[PreTrainedConfig, torch.dtype]:
-    """Config and dtype that the checkpoint in `folder` would be served with. Reads no weights; raises as `register_folder`."""
+    """Config and dtype that the checkpoint in `folder` would be served with. Reads no weights; raises as
+    `register_folder`."""
     files = find_weights(folder)
     config = load_model_config(folder, trust_remote_code=trust_remote_code)
     stored = next((t.torch_dtype for f in files for t in f.tensors.values()), torch.float32)

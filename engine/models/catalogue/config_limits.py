@@ -1,4 +1,5 @@
-"""Numbers of a config.json are checked before anything of that size is built: one number too many must not cost the machine."""
+"""Numbers of a config.json are checked before anything of that size is built: one number too many must not
+cost the machine."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -18,11 +19,13 @@ _COUNTED = 4096
 _WEIGHTS_PER_BYTE = 4
 """The densest format that is read has two."""
 _PROBED_BYTES = 1 << 30
-"""The probe of a model with heads of 256 numbers takes 3 MB; one that takes more than this is no language model."""
+"""The probe of a model with heads of 256 numbers takes 3 MB; one that takes more than this is no language
+model."""
 
 
 def check_counts(path: Path, config: Mapping[str, Any], n_tensors: int) -> None:
-    """Raise BadCheckpoint if the config in `path` asks for more layers or experts than the checkpoint's tensors can be."""
+    """Raise BadCheckpoint if the config in `path` asks for more layers or experts than the checkpoint's
+    tensors can be."""
     text = config.get("text_config")
     parts = [config, text if isinstance(text, dict) else {}]
     for key, value in (item for part in parts for item in part.items()):
@@ -37,7 +40,8 @@ def check_counts(path: Path, config: Mapping[str, Any], n_tensors: int) -> None:
 def check_size(
     path: Path, config: PreTrainedConfig, n_bytes: int, *, trust_remote_code: bool = False
 ) -> None:
-    """Raise BadCheckpoint if the config in `path` describes a model that `n_bytes` of weights are too few for."""
+    """Raise BadCheckpoint if the config in `path` describes a model that `n_bytes` of weights are too few
+    for."""
     n_weights, n_buffered = _numbers(config, trust_remote_code)
     if n_weights > _WEIGHTS_PER_BYTE * n_bytes:
         raise BadCheckpoint(
@@ -48,7 +52,8 @@ def check_size(
 
 
 def check_buildable(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> None:
-    """Raise UnsupportedModel if a model of `config` would take more than a probe should, its buffers included."""
+    """Raise UnsupportedModel if a model of `config` would take more than a probe should, its buffers
+    included."""
     n_bytes = 4 * sum(_numbers(config, trust_remote_code))
     if n_bytes > _PROBED_BYTES:
         raise UnsupportedModel(
@@ -57,7 +62,8 @@ def check_buildable(config: PreTrainedConfig, *, trust_remote_code: bool = False
 
 
 def _numbers(config: PreTrainedConfig, trust_remote_code: bool) -> tuple[int, int]:
-    """How many numbers the weights of a model of `config` have, and its buffers, without any memory for them."""
+    """How many numbers the weights of a model of `config` have, and its buffers, without any memory for
+    them."""
     try:
         with init_empty_weights(include_buffers=True):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]

@@ -1,8 +1,8 @@
 """From a checkpoint to a weight image: in place where possible, else once through transformers' own loading.
 
-A safetensors file whose tensors already carry the names, shapes and types of the model, each on its boundary, is used as it
-lies. Anything else is loaded by transformers, which renames, fuses and dequantises as the architecture needs, and
-written in the order of the model's layers. No table of names is kept here.
+A safetensors file whose tensors already carry the names, shapes and types of the model, each on its boundary,
+is used as it lies. Anything else is loaded by transformers, which renames, fuses and dequantises as the
+architecture needs, and written in the order of the model's layers. No table of names is kept here.
 """
 
 import re
@@ -44,7 +44,8 @@ def image_from_folder(
     trust_remote_code: bool = False,
     progress: Progress = no_progress,
 ) -> Manifest:
-    """The image of a safetensors folder; `target` is written only if the checkpoint cannot be used as it lies.
+    """The image of a safetensors folder; `target` is written only if the checkpoint cannot be used as it
+    lies.
 
     `model` is the empty model of `config`. Raises BadCheckpoint, UnsupportedModel or DoesNotFit.
     """

@@ -1,7 +1,7 @@
 """One model of the catalogue: where it is, what it is, and how the parts are made that run it.
 
-What the front needs (facts, text) was written at registration: opening an entry runs no code of the model's author, and no
-modelling code. `skeleton` and `config` do; they are for the worker.
+What the front needs (facts, text) was written at registration: opening an entry runs no code of the model's
+author, and no modelling code. `skeleton` and `config` do; they are for the worker.
 """
 
 from collections.abc import Mapping
@@ -47,15 +47,18 @@ class Entry:
 
     @property
     def config(self) -> PreTrainedConfig:
-        """The model's config, read anew each time. Raises as `load_model_config`; runs the author's code where that is trusted."""
+        """The model's config, read anew each time. Raises as `load_model_config`; runs the author's code
+        where that is trusted."""
         return load_model_config(self.path, trust_remote_code=self.trust_remote_code)
 
     def skeleton(self, *, packed: bool = False) -> Skeleton:
-        """The empty model of this entry, to be bound to its image; with `packed`, to one that `Skeleton.pack` rearranged."""
+        """The empty model of this entry, to be bound to its image; with `packed`, to one that `Skeleton.pack`
+        rearranged."""
         return Skeleton(self.config, self.manifest, packed=packed, trust_remote_code=self.trust_remote_code)
 
     def encoder(self) -> Encoder:
-        """What turns prompts into token ids: code and patterns of the model's author. Raises BadCheckpoint."""
+        """What turns prompts into token ids: code and patterns of the model's author. Raises
+        BadCheckpoint."""
         return Encoder.load(self.path)
 
     def tokenizer(self) -> Decoder:

@@ -1,4 +1,5 @@
-"""Locks between the processes that share a catalogue (`flock`): they end with their process, however that ends.
+"""Locks between the processes that share a catalogue (`flock`): they end with their process, however that
+ends.
 
 A folder's own lock says that somebody works in it or serves from it; it is taken on the folder itself.
 """
@@ -12,7 +13,8 @@ from pathlib import Path
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Wait until nobody else is in a block like this with the same folder. Raises OSError where locks do not work."""
+    """Wait until nobody else is in a block like this with the same folder. Raises OSError where locks do not
+    work."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)

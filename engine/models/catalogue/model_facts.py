@@ -50,7 +50,8 @@ def check_facts(facts: ModelFacts) -> ModelFacts:
 
 
 def kv_shape(config: PreTrainedConfig, dtype: torch.dtype, block_size: int = BLOCK_TOKENS) -> KvShape:
-    """The shape of a model's KV blocks. The probe checks it against what the model really hands to attention."""
+    """The shape of a model's KV blocks. The probe checks it against what the model really hands to
+    attention."""
     n_heads = int(config.num_attention_heads)
     n_kv_heads = int(getattr(config, "num_key_value_heads", None) or n_heads)
     head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // n_heads)
@@ -70,8 +71,8 @@ def kv_shape(config: PreTrainedConfig, dtype: torch.dtype, block_size: int = BLO
 def max_context(config: PreTrainedConfig) -> int:
     """The longest context in tokens that the model is served with.
 
-    Rotary scaling of type longrope switches to other factors for every row of a step once one row passes the original
-    context. So such a model is served up to there, where the step's company makes no difference.
+    Rotary scaling of type longrope switches to other factors for every row of a step once one row passes the
+    original context. So such a model is served up to there, where the step's company makes no difference.
     """
     limit = int(config.max_position_embeddings)
     for parameters in _rope_parameters(config):
@@ -83,7 +84,8 @@ def max_context(config: PreTrainedConfig) -> int:
 
 
 def active_parameters(model: PreTrainedModel) -> int:
-    """How many weights one token's pass multiplies with: no look-up tables, and of experts those that are chosen."""
+    """How many weights one token's pass multiplies with: no look-up tables, and of experts those that are
+    chosen."""
     config = model.config.get_text_config()
     n_experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
     share = (getattr(config, "num_experts_per_tok", None) or 1) / n_experts if n_experts else 1.0

@@ -1,10 +1,10 @@
 """Decides at registration whether a model can be served: tries a tiny one of the same kind.
 
-Modelling code is transformers', so what an architecture does with our attention function cannot be known from its name: some
-do not hand the step on, some keep state beside the KV cache, some mask in a way that is not passed to attention. The
-probe takes the model's config, shrinks it, fills it with random weights, serves two ragged requests (a prompt in
-two cells, then decoding, in blocks that hold NaN before) and compares with transformers' eager attention, each
-request alone. What does not agree is refused with the reason.
+Modelling code is transformers', so what an architecture does with our attention function cannot be known from
+its name: some do not hand the step on, some keep state beside the KV cache, some mask in a way that is not
+passed to attention. The probe takes the model's config, shrinks it, fills it with random weights, serves two
+ragged requests (a prompt in two cells, then decoding, in blocks that hold NaN before) and compares with
+transformers' eager attention, each request alone. What does not agree is refused with the reason.
 """
 
 from collections.abc import Mapping
@@ -38,7 +38,8 @@ _STATE_KEYS = ("mamba_", "ssm_", "linear_num_", "lru_width", "conv_L_cache", "st
 
 
 def probe(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> None:
-    """Return if models of this config can be served; else raise UnsupportedModel with the reason. Takes about a second."""
+    """Return if models of this config can be served; else raise UnsupportedModel with the reason. Takes about
+    a second."""
     what = f"architecture {(config.architectures or [config.model_type])[0]}"
     if config.get_text_config() is not config:
         raise UnsupportedModel(f"{what}: models of more than text are not supported")
@@ -58,9 +59,11 @@ def probe(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> None:
 
 
 def shrunk(config: PreTrainedConfig) -> PreTrainedConfig:
-    """A small config of the same kind: fewer layers (each kind kept), heads, experts and words; short windows.
+    """A small config of the same kind: fewer layers (each kind kept), heads, experts and words; short
+    windows.
 
-    Head size and rotary parameters stay, since they belong together. What a config does not let itself be set to stays.
+    Head size and rotary parameters stay, since they belong together. What a config does not let itself be set
+    to stays.
     """
     small = deepcopy(config)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -91,7 +94,8 @@ def shrunk(config: PreTrainedConfig) -> PreTrainedConfig:
         "attention_chunk_size": _WINDOW,
     }
     context = getattr(config, "max_position_embeddings", None) or 0
-    # A window as long as the context is never in force, and some models have it in a mask that is not passed on.
+    # A window as long as the context is never in force, and some models have it in a mask that is not passed
+    # on.
     if (getattr(config, "sliding_window", None) or context) < context:
         sizes["sliding_window"] = _WINDOW
     if not getattr(config, "rope_parameters", None):
@@ -110,7 +114,8 @@ def shrunk(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def _set(config: PreTrainedConfig, name: str, value: object) -> bool:
-    """Set a value of a config; False if the config does not take it (its types are checked, properties may lack setters)."""
+    """Set a value of a config; False if the config does not take it (its types are checked, properties may
+    lack setters)."""
     try:
         setattr(config, name, value)
     except Exception:  # noqa: BLE001 - configs are foreign code, and raise what they like
@@ -127,7 +132,8 @@ def _reason(error: Exception) -> str:
 
 
 def _state_beside_kv(config: PreTrainedConfig) -> str | None:
-    """The key of the config that tells of layers whose state is not keys and values: such models cannot be served."""
+    """The key of the config that tells of layers whose state is not keys and values: such models cannot be
+    served."""
     kinds = getattr(config, "layer_types", None)
     if isinstance(kinds, list) and (odd := next((k for k in kinds if "attention" not in str(k)), None)):
         return f"layers of type {odd}"

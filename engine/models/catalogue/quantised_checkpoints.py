@@ -1,7 +1,8 @@
-"""Which quantised checkpoints can be read: those that transformers turns back into plain weights by itself, and no others.
+"""Which quantised checkpoints can be read: those that transformers turns back into plain weights by itself,
+and no others.
 
-The others are refused by the name of their method before anything of them is loaded: loading needs libraries that are not
-installed, or gives a model whose layers are not those that run here.
+The others are refused by the name of their method before anything of them is loaded: loading needs libraries
+that are not installed, or gives a model whose layers are not those that run here.
 """
 
 from collections.abc import Mapping
@@ -33,7 +34,8 @@ _PACKED = (
 
 
 def refuse_quantised(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raise UnsupportedModel if the checkpoint in `folder`, with this config.json, is quantised in a way that is not read."""
+    """Raise UnsupportedModel if the checkpoint in `folder`, with this config.json, is quantised in a way that
+    is not read."""
     method = _method(config)
     if method is None:
         method = next((method for name, method in _FILES.items() if (folder / name).is_file()), None)

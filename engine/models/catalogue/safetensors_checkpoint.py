@@ -1,7 +1,7 @@
 """Checkpoints as they come: which files hold the weights, and whether they are whole.
 
-Weights are read from safetensors files (one or several) or a GGUF file, never from pickles. Everything here reads headers
-and sizes only; a file that is cut off or lacks tensors is found before any weight is touched.
+Weights are read from safetensors files (one or several) or a GGUF file, never from pickles. Everything here
+reads headers and sizes only; a file that is cut off or lacks tensors is found before any weight is touched.
 """
 
 import json
@@ -27,7 +27,8 @@ _LFS_POINTER = b"version https://git-lfs"
 
 @dataclass(frozen=True, slots=True)
 class SafetensorsFile:
-    """One safetensors file: its tensors, with offsets counted from `data_offset`, where the data section begins."""
+    """One safetensors file: its tensors, with offsets counted from `data_offset`, where the data section
+    begins."""
 
     path: Path
     data_offset: int
@@ -38,8 +39,8 @@ class SafetensorsFile:
 def find_weights(folder: Path) -> tuple[SafetensorsFile, ...]:
     """The safetensors files of a checkpoint folder, each checked to be whole.
 
-    Raises NotFound when there is no such folder, BadCheckpoint when it is incomplete or damaged, UnsupportedModel when it
-    has its weights only in another format.
+    Raises NotFound when there is no such folder, BadCheckpoint when it is incomplete or damaged,
+    UnsupportedModel when it has its weights only in another format.
     """
     if not folder.is_dir():
         raise NotFound(f"{folder}: no such folder")
@@ -96,8 +97,8 @@ def _hint(folder: Path) -> str:
 
 
 def read_safetensors(path: Path) -> SafetensorsFile:
-    """Read and check the header of a safetensors file. Raises BadCheckpoint with the reason, UnsupportedModel for a type of
-    tensors that no model here computes with."""
+    """Read and check the header of a safetensors file. Raises BadCheckpoint with the reason, UnsupportedModel
+    for a type of tensors that no model here computes with."""
     check_regular(path)
     try:
         size = path.stat().st_size
@@ -144,7 +145,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _entries(path: Path, header: Any) -> dict[str, TensorEntry]:
-    """The tensors of a header. Raises ValueError, KeyError, TypeError or AttributeError for one that is not well-formed."""
+    """The tensors of a header. Raises ValueError, KeyError, TypeError or AttributeError for one that is not
+    well-formed."""
     if not isinstance(header, dict):
         raise TypeError("not an object")
     metadata = header.pop("__metadata__", None)

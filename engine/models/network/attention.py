@@ -1,16 +1,17 @@
 """Attention over block-major paged KV, called by transformers' modelling code once per layer.
 
-Registered with transformers' `AttentionInterface` under `ATTENTION_NAME`; the step's `StepBatch` arrives as the keyword
-argument `STEP_ARGUMENT`, handed down by the model. A step that was laid out for the Triton kernels (`kernel_step.py`, on a GPU)
-attends itself; the rest of this file is the formulation in torch. New keys and values are written into their blocks in place, then prompt
-cells are computed one by one and decode rows all at once, in shapes that do not depend on the batch (see `batch.py`).
+Registered with transformers' `AttentionInterface` under `ATTENTION_NAME`; the step's `StepBatch` arrives as
+the keyword argument `STEP_ARGUMENT`, handed down by the model. A step that was laid out for the Triton
+kernels (`kernel_step.py`, on a GPU) attends itself; the rest of this file is the formulation in torch. New
+keys and values are written into their blocks in place, then prompt cells are computed one by one and decode
+rows all at once, in shapes that do not depend on the batch (see `batch.py`).
 
-Honours scaling, sliding windows, soft-capped scores and attention sinks. Leaves rotary embedding, projections and everything
-else to the model.
+Honours scaling, sliding windows, soft-capped scores and attention sinks. Leaves rotary embedding, projections
+and everything else to the model.
 
-Decode rows: scores and values are batched products over (tile, KV head), the query heads of a group as their rows. On
-SmolLM2 at 32 rows of 256 keys this took 0.3 ms per layer, the flash kernel of torch over the same tiles 0.8 ms and
-products in float32 0.7 ms.
+Decode rows: scores and values are batched products over (tile, KV head), the query heads of a group as their
+rows. On SmolLM2 at 32 rows of 256 keys this took 0.3 ms per layer, the flash kernel of torch over the same
+tiles 0.8 ms and products in float32 0.7 ms.
 """
 
 from collections.abc import Callable
@@ -49,7 +50,8 @@ class AttendsItself(Protocol):
 
 
 class StepHolder:
-    """Where attention finds the step if the model does not hand its keyword arguments on. One for each model."""
+    """Where attention finds the step if the model does not hand its keyword arguments on. One for each
+    model."""
 
     __slots__ = ("step",)
 
@@ -73,10 +75,10 @@ def paged_attention(
 ) -> tuple[torch.Tensor, None]:
     """Attend the rows of a step.
 
-    `query` is `[1, q_heads, n_rows, head_dim]`, `key` and `value` `[1, kv_heads, n_rows, head_dim]`, already rotated; the
-    result is `[1, n_rows, q_heads, head_dim]`. Narrower values (latent attention) are padded with zeros to the width of
-    keys, in which KV is kept, and the result is as narrow. `attention_mask` is always None: the model makes none for a
-    function that has no mask registered.
+    `query` is `[1, q_heads, n_rows, head_dim]`, `key` and `value` `[1, kv_heads, n_rows, head_dim]`, already
+    rotated; the result is `[1, n_rows, q_heads, head_dim]`. Narrower values (latent attention) are padded
+    with zeros to the width of keys, in which KV is kept, and the result is as narrow. `attention_mask` is
+    always None: the model makes none for a function that has no mask registered.
     """
     step = tokenmux_step
     if step is None:
@@ -156,7 +158,8 @@ def _attend_cell(
     softcap: float | None,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Attention of one prompt cell, `[1, q_heads, n, head_dim]`. Without `mask` the cell sees itself, causally."""
+    """Attention of one prompt cell, `[1, q_heads, n, head_dim]`. Without `mask` the cell sees itself,
+    causally."""
     if softcap is None and sinks is None:
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
@@ -176,8 +179,9 @@ def _attend_cell(
     return torch.matmul(weights.to(v.dtype), v.repeat_interleave(group, 1))
 
 
-# The functions from here to `_tree_sum` are run as they are and, inside a recorded step, by TorchScript's interpreter, which
-# keeps their branches. Hence `size` instead of unpacked shapes, and empty tensors instead of None.
+# The functions from here to `_tree_sum` are run as they are and, inside a recorded step, by TorchScript's
+# interpreter, which keeps their branches. Hence `size` instead of unpacked shapes, and empty tensors instead
+# of None.
 
 
 def _decode(
@@ -247,10 +251,11 @@ def _attend_tiles(
 def _merge(
     partial: torch.Tensor, lse: torch.Tensor, merge: torch.Tensor, sinks: torch.Tensor | None
 ) -> torch.Tensor:
-    """Join each row's tiles, `partial[tile, head, dim]` with log-sum-exp `lse[tile, head]` in float32, and its sinks.
+    """Join each row's tiles, `partial[tile, head, dim]` with log-sum-exp `lse[tile, head]` in float32, and
+    its sinks.
 
-    Sums run over a binary tree of slots, so that unused ones (weight 0) change no bit, however many the longest row of
-    the batch calls for. A row of one tile comes out as that tile.
+    Sums run over a binary tree of slots, so that unused ones (weight 0) change no bit, however many the
+    longest row of the batch calls for. A row of one tile comes out as that tile.
     """
     slots, values = lse.unsqueeze(1), partial.unsqueeze(1)
     if merge.size(0) > 0:

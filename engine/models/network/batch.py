@@ -4,15 +4,17 @@ A step concatenates the rows (tokens) of all its segments, without padding betwe
 
     [ prompt cells of segment 0 | of segment 1 | ... ][ decode rows ][ padding rows ]
 
-A **prompt cell** is the part of a prompt between two lines of the prefill grid. Its attention is computed by itself, with
-shapes that follow from its first and last position alone. A **decode row** is any token at or after the end of the prompt:
-one that was drawn just now, or one of many that are replayed after a preemption. Its keys are cut into tiles of a fixed
-number of tokens, counted from position 0. Neither shape depends on who else is in the batch, which is what makes a
-request's tokens independent of its company. **Padding rows** only bring the row count to one that the matrix products
-treat alike (`rows.py`); they read one key and write nothing.
+A **prompt cell** is the part of a prompt between two lines of the prefill grid. Its attention is computed by
+itself, with shapes that follow from its first and last position alone. A **decode row** is any token at or
+after the end of the prompt: one that was drawn just now, or one of many that are replayed after a preemption.
+Its keys are cut into tiles of a fixed number of tokens, counted from position 0. Neither shape depends on who
+else is in the batch, which is what makes a request's tokens independent of its company. **Padding rows** only
+bring the row count to one that the matrix products treat alike (`rows.py`); they read one key and write
+nothing.
 
-KV blocks lie anywhere in `kv[block, layer, k|v, head, token, dim]`. The index arrays here are for layer 0; other layers
-use the same ones on a view that begins later. Nothing in this file runs a model; `attention.py` reads it.
+KV blocks lie anywhere in `kv[block, layer, k|v, head, token, dim]`. The index arrays here are for layer 0;
+other layers use the same ones on a view that begins later. Nothing in this file runs a model; `attention.py`
+reads it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +31,8 @@ from tokenmux.core.sampling import Sampling
 from tokenmux.models.network.rows import RowRule
 
 TILE_TOKENS = 128
-"""Keys per decode tile. On SmolLM2 with contexts of 96 to 256 tokens, 64, 128 and 256 were within 10%; 16 took twice as long."""
+"""Keys per decode tile. On SmolLM2 with contexts of 96 to 256 tokens, 64, 128 and 256 were within 10%; 16
+took twice as long."""
 
 GREEDY = Sampling()
 
@@ -40,9 +43,10 @@ _Integers = npt.NDArray[np.int64]
 class Segment:
     """One request's part of a step: its tokens at positions `[start, start + len(token_ids))`.
 
-    `blocks` are the indices of its KV blocks, in order: enough for every token up to the end of the segment, and for the
-    steps after it if the batch will be advanced. With `draw`, the token after the last one is drawn; the output token of
-    index i (the first is 0) cannot be one of `stop_token_ids` while i < `min_tokens`.
+    `blocks` are the indices of its KV blocks, in order: enough for every token up to the end of the segment,
+    and for the steps after it if the batch will be advanced. With `draw`, the token after the last one is
+    drawn; the output token of index i (the first is 0) cannot be one of `stop_token_ids` while i <
+    `min_tokens`.
     """
 
     token_ids: Sequence[int]
@@ -61,7 +65,8 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class KvViews:
-    """The KV cache of one model, `kv[block, layer, k|v, head, token, dim]`, as each layer reads and writes it.
+    """The KV cache of one model, `kv[block, layer, k|v, head, token, dim]`, as each layer reads and writes
+    it.
 
     `tokens[layer]` has a line of `head_dim` per token and head, for writing; `units[layer]` a line of
     `block_size * head_dim` per block and head, for reading. Index 0 is the layer's keys of head 0 in block 0.
@@ -106,8 +111,8 @@ class PromptCell:
 class CellKeys:
     """What a prompt cell that does not begin at position 0 sees in a layer of one window.
 
-    `units` selects lines of `KvViews.units`, ordered `[k|v, head, block]`. The first `n_keys` tokens of them count, and
-    `mask[n, n_keys]` (0 or -inf) is added to the scores.
+    `units` selects lines of `KvViews.units`, ordered `[k|v, head, block]`. The first `n_keys` tokens of them
+    count, and `mask[n, n_keys]` (0 or -inf) is added to the scores.
     """
 
     units: torch.Tensor
@@ -118,9 +123,10 @@ class CellKeys:
 class DecodeTiles(NamedTuple):
     """What all decode rows see in a layer of one window, as tiles of a fixed number of keys.
 
-    `units` selects lines of `KvViews.units`, ordered `[k|v, tile, head, block]`. `mask[tile, 1, 1, token]` is added to the
-    scores. `merge[row, slot]` lists the tiles of each row, its width a power of two; an unused slot holds the number of
-    tiles. When every row has one tile, in order, `row_of_tile` and `merge` are empty.
+    `units` selects lines of `KvViews.units`, ordered `[k|v, tile, head, block]`. `mask[tile, 1, 1, token]` is
+    added to the scores. `merge[row, slot]` lists the tiles of each row, its width a power of two; an unused
+    slot holds the number of tiles. When every row has one tile, in order, `row_of_tile` and `merge` are
+    empty.
     """
 
     units: torch.Tensor
@@ -146,14 +152,15 @@ class DecodeInputs:
 class StepBatch:
     """The rows of one step. Attention asks it for index arrays by window; they are computed once per step.
 
-    `token_ids` and `positions` have shape `[1, n_rows]`, padding included; `logit_rows` are the rows whose logits are wanted,
-    one for each entry of `drawing` (indices of segments), then padding.
+    `token_ids` and `positions` have shape `[1, n_rows]`, padding included; `logit_rows` are the rows whose
+    logits are wanted, one for each entry of `drawing` (indices of segments), then padding.
     """
 
     def __init__(
         self, segments: Sequence[Segment], views: KvViews, *, dtype: torch.dtype, grid: int, rule: RowRule
     ) -> None:
-        """Lay out `segments`. Raises InternalError on a chunk off the prefill grid or blocks that do not reach its end."""
+        """Lay out `segments`. Raises InternalError on a chunk off the prefill grid or blocks that do not
+        reach its end."""
         if not segments:
             raise InternalError("a step needs at least one segment")
         self.segments = tuple(segments)
@@ -212,11 +219,13 @@ class StepBatch:
 
     @property
     def can_advance(self) -> bool:
-        """Whether each segment is one decode row that draws, so that the next step differs only in its tokens."""
+        """Whether each segment is one decode row that draws, so that the next step differs only in its
+        tokens."""
         return self.n_prompt_rows == 0 and self.n_rows == len(self.drawing) == len(self.segments)
 
     def advance(self, token_ids: Sequence[int]) -> None:
-        """Make this the next decode step, each segment one token further: `token_ids[i]` was drawn for segment i.
+        """Make this the next decode step, each segment one token further: `token_ids[i]` was drawn for
+        segment i.
 
         Raises InternalError when the batch cannot be advanced or a segment's blocks end here.
         """
@@ -253,7 +262,8 @@ class StepBatch:
         return tuple(self._decode_tiles)
 
     def decode_tiles(self, window: int | None) -> DecodeTiles:
-        """The tiles of the decode rows (padding included) in layers that see `window` tokens back (None: all)."""
+        """The tiles of the decode rows (padding included) in layers that see `window` tokens back (None:
+        all)."""
         found = self._decode_tiles.get(window)
         if found is None:
             found = self._decode_tiles[window] = self._make_decode_tiles(window)
@@ -276,8 +286,8 @@ class StepBatch:
     def _find_unfilled_blocks(self, blocks: _Integers, positions: _Integers) -> tuple[int, ...]:
         """Blocks that this step begins and does not fill.
 
-        The arena holds the bytes of former owners. A masked score makes a key harmless, but a value of NaN times a weight
-        of 0 is NaN, so the rest of such blocks is zeroed before the step.
+        The arena holds the bytes of former owners. A masked score makes a key harmless, but a value of NaN
+        times a weight of 0 is NaN, so the rest of such blocks is zeroed before the step.
         """
         size = self.views.shape.block_size
         begun = blocks[positions % size == 0]

@@ -1,8 +1,10 @@
-"""Runs modelling code so that a row's bits depend on the row alone: what it calls is computed another way where the way matters.
+"""Runs modelling code so that a row's bits depend on the row alone: what it calls is computed another way
+where the way matters.
 
-Two things tie a row to its company: the kernel that a matrix product takes for its number of rows (`rows.py`, `row_pieces.py`), and the
-elements of an array that are left over when it is computed several at a time (`vectors.py`). Modelling code is transformers', so
-its calls are caught on their way into torch. A call that is caught or passed on takes 1.4 us more; a recorded step takes none.
+Two things tie a row to its company: the kernel that a matrix product takes for its number of rows (`rows.py`,
+`row_pieces.py`), and the elements of an array that are left over when it is computed several at a time
+(`vectors.py`). Modelling code is transformers', so its calls are caught on their way into torch. A call that
+is caught or passed on takes 1.4 us more; a recorded step takes none.
 """
 
 from collections.abc import Mapping
@@ -19,12 +21,13 @@ from tokenmux.models.network.vectors import by_vectors, is_rounded_by_place
 from tokenmux.models.weights.packing import packed_product
 
 _ROWS_AT = {F.linear: 0, packed_product: 0, torch.addmm: 1}
-"""What multiplies a step's rows with weights, and which argument the rows are. Products within attention have shapes that do not
-depend on the step."""
+"""What multiplies a step's rows with weights, and which argument the rows are. Products within attention have
+shapes that do not depend on the step."""
 
 
 class ByRow(TorchFunctionMode):
-    """While it is entered, linear layers obey `rule`, and element-wise functions are computed in whole vectors."""
+    """While it is entered, linear layers obey `rule`, and element-wise functions are computed in whole
+    vectors."""
 
     def __init__(self, rule: RowRule) -> None:
         super().__init__()

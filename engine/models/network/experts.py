@@ -1,8 +1,9 @@
 """Mixtures of experts on a processor: one product for each expert in use, with the rows that chose it.
 
-transformers offers a product for each pair of a row and an expert, which copies the expert's weights for every pair (23 GB and minutes for
-512 tokens through one layer of Qwen1.5-MoE's shape), and grouped products, whose bits depend on how many rows chose the same expert. Here
-each expert's rows are padded and cut as the rows of any linear layer are (`rows.py`), so that a row's bits depend on the row alone.
+transformers offers a product for each pair of a row and an expert, which copies the expert's weights for
+every pair (23 GB and minutes for 512 tokens through one layer of Qwen1.5-MoE's shape), and grouped products,
+whose bits depend on how many rows chose the same expert. Here each expert's rows are padded and cut as the
+rows of any linear layer are (`rows.py`), so that a row's bits depend on the row alone.
 """
 
 from collections.abc import Callable
@@ -28,7 +29,8 @@ def register_experts() -> None:
 def experts_by_row(
     experts: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
-    """What the experts of a layer make of `hidden_states[row, size]`, each row from those that it chose, in the order of its choices.
+    """What the experts of a layer make of `hidden_states[row, size]`, each row from those that it chose, in
+    the order of its choices.
 
     `experts` is a module of transformers that its own implementations of experts could run as well.
     """
@@ -54,7 +56,8 @@ def _layer(experts: Any, name: str, x: torch.Tensor, chosen: torch.Tensor) -> to
 def expert_products(
     x: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor, transposed: bool
 ) -> torch.Tensor:
-    """Row `i` of `x` times the weight `chosen[i]` of `weights[expert, n, k]` (`[expert, k, n]` if transposed); `chosen` ascends.
+    """Row `i` of `x` times the weight `chosen[i]` of `weights[expert, n, k]` (`[expert, k, n]` if
+    transposed); `chosen` ascends.
 
     Seen by torch's function modes, so that `by_row.py` can say by which rule.
     """

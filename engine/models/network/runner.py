@@ -9,8 +9,8 @@
     tokens = runner.step(batch)
     runner.unbind()                         # before the extent is given up
 
-The runner knows no requests and no scheduling: it gets block tables and positions, and writes keys and values into the
-blocks in place. A token that a segment draws does not depend on the other segments.
+The runner knows no requests and no scheduling: it gets block tables and positions, and writes keys and values
+into the blocks in place. A token that a segment draws does not depend on the other segments.
 """
 
 from collections.abc import Sequence
@@ -41,8 +41,8 @@ Batch: TypeAlias = "StepBatch | KernelBatch"
 class Runner:
     """One model, bound to weights or not, for steps over KV of `shape`. Not for use by two threads at once.
 
-    Where KV lies on a GPU, steps go through the Triton kernels, cut as the architecture's table says. With `tiles` they do
-    so everywhere, cut like that (in Triton's interpreter, for example).
+    Where KV lies on a GPU, steps go through the Triton kernels, cut as the architecture's table says. With
+    `tiles` they do so everywhere, cut like that (in Triton's interpreter, for example).
     """
 
     def __init__(
@@ -69,7 +69,8 @@ class Runner:
         return self._skeleton.bound
 
     def pack(self, image: torch.Tensor) -> None:
-        """Rearrange an image as it comes from its file, a `uint8` tensor, into what `bind` expects, where it lies."""
+        """Rearrange an image as it comes from its file, a `uint8` tensor, into what `bind` expects, where it
+        lies."""
         self._skeleton.pack(image)
 
     def bind(self, weights: torch.Tensor) -> None:
@@ -87,8 +88,8 @@ class Runner:
     def prepare(self, segments: Sequence[Segment], kv: torch.Tensor) -> Batch:
         """Lay out a step over `kv[block, layer, k|v, head, token, dim]`, in the model's dtype.
 
-        Raises InternalError when a chunk lies off the prefill grid or a segment's blocks do not hold it, UnsupportedModel
-        when KV lies on a device whose kernels do not serve the model.
+        Raises InternalError when a chunk lies off the prefill grid or a segment's blocks do not hold it,
+        UnsupportedModel when KV lies on a device whose kernels do not serve the model.
         """
         tiles = self._tiles_on(kv.device)
         if tiles is not None:
@@ -103,7 +104,8 @@ class Runner:
 
     @torch.inference_mode()
     def record(self) -> None:
-        """Record the decode step of the bound model, so that later ones take less time. Takes about half a second, once.
+        """Record the decode step of the bound model, so that later ones take less time. Takes about half a
+        second, once.
 
         Where the model cannot be recorded bit for bit, its steps stay as they are.
         """
@@ -116,7 +118,8 @@ class Runner:
 
     @torch.inference_mode()
     def logits(self, batch: Batch) -> torch.Tensor:
-        """Run one forward pass: the logits `[row, vocabulary]`, a row for each of `batch.drawing`, then padding."""
+        """Run one forward pass: the logits `[row, vocabulary]`, a row for each of `batch.drawing`, then
+        padding."""
         if not self._skeleton.bound:
             raise InternalError("the model is not bound to weights")
         if not isinstance(batch, StepBatch):

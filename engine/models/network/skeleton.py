@@ -1,9 +1,9 @@
 """A model without weights, built once and kept: binding it to weights in the arena takes milliseconds.
 
-The skeleton is transformers' own model on the meta device, with our attention function. Binding replaces the entries of
-each module's parameters by views into an image that lies anywhere in memory; unbinding puts the empty ones back, so
-that an evicted model cannot be run by mistake and nothing keeps the memory alive. Copying the image there is the device's
-part; what is in it, the manifest's (`image.py`).
+The skeleton is transformers' own model on the meta device, with our attention function. Binding replaces the
+entries of each module's parameters by views into an image that lies anywhere in memory; unbinding puts the
+empty ones back, so that an evicted model cannot be run by mistake and nothing keeps the memory alive. Copying
+the image there is the device's part; what is in it, the manifest's (`image.py`).
 """
 
 from collections.abc import Sequence
@@ -24,8 +24,8 @@ from tokenmux.models.weights.image import Manifest, TensorEntry
 from tokenmux.models.weights.packing import Packed, PackedLinear, packing_of
 
 _building = Lock()
-"""`init_empty_weights` and transformers' default dtype are settings of the whole process: one model at a time is built.
-Two threads at once left tied weights apart."""
+"""`init_empty_weights` and transformers' default dtype are settings of the whole process: one model at a time
+is built. Two threads at once left tied weights apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,8 @@ class _Slot:
 
 @dataclass(frozen=True, slots=True)
 class _Binding:
-    """One tensor of the image, the places that show it (several where weights are tied), and what they hold when unbound."""
+    """One tensor of the image, the places that show it (several where weights are tied), and what they hold
+    when unbound."""
 
     entry: TensorEntry
     dtype: torch.dtype
@@ -59,8 +60,8 @@ class _Binding:
 class Skeleton:
     """transformers' model for a config, and which tensor of the image goes where.
 
-    With `packed`, it is bound to images that `pack` has rearranged for the processor (`packing.py`). Raises BadCheckpoint
-    when the manifest lacks a tensor of the model or has one of another shape.
+    With `packed`, it is bound to images that `pack` has rearranged for the processor (`packing.py`). Raises
+    BadCheckpoint when the manifest lacks a tensor of the model or has one of another shape.
     """
 
     def __init__(
@@ -98,7 +99,8 @@ class Skeleton:
                 binding.packed.pack(binding.bytes_in(image))
 
     def bind(self, weights: torch.Tensor) -> None:
-        """Point the model at an image: `weights` is a contiguous `uint8` tensor of the manifest's size, 64-byte aligned."""
+        """Point the model at an image: `weights` is a contiguous `uint8` tensor of the manifest's size,
+        64-byte aligned."""
         if weights.dtype != torch.uint8 or weights.ndim != 1 or weights.numel() < self.n_bytes:
             raise InternalError(
                 f"weights must be {self.n_bytes} bytes in one dimension, not {weights.dtype} {tuple(weights.shape)}"
@@ -115,7 +117,8 @@ class Skeleton:
         self._tensors = ()
 
     def point(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Let the model use `tensors`, ordered like the property of that name, in place of those it is bound to."""
+        """Let the model use `tensors`, ordered like the property of that name, in place of those it is bound
+        to."""
         for binding, tensor in zip(self._bindings, tensors, strict=True):
             for slot in binding.slots:
                 slot.table[slot.name] = tensor
@@ -154,7 +157,8 @@ def empty_model(
 
 
 def choose_experts(model: PreTrainedModel, dtype: torch.dtype, device: str) -> None:
-    """Let a mixture of experts compute by row on a processor; elsewhere grouped products where they are exact, else one for each token."""
+    """Let a mixture of experts compute by row on a processor; elsewhere grouped products where they are
+    exact, else one for each token."""
     if not model._can_set_experts_implementation():
         return
     if device == "cpu":
@@ -177,7 +181,8 @@ def state_names(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 def _with_packing(model: PreTrainedModel, bindings: Sequence[_Binding]) -> tuple[_Binding, ...]:
-    """The bindings, those of plain linear layers with a packing where there is one. Tied weights are read in other ways too."""
+    """The bindings, those of plain linear layers with a packing where there is one. Tied weights are read in
+    other ways too."""
     linear = {id(m._parameters): m for m in model.modules() if type(m) is nn.Linear}
     found = []
     for binding in bindings:
@@ -222,10 +227,11 @@ def _match(model: PreTrainedModel, manifest: Manifest) -> tuple[_Binding, ...]:
 def _entries_of(
     named_slots: Sequence[tuple[str, _Slot]], manifest: Manifest
 ) -> list[tuple[TensorEntry, tuple[_Slot, ...]]]:
-    """The tensors of the image for the places that show one tensor of the model, each with the places that it goes to.
+    """The tensors of the image for the places that show one tensor of the model, each with the places that it
+    goes to.
 
-    That is one tensor, under any of the names. Where the checkpoint had several with values of their own, config.json said
-    wrongly that they are tied: each goes to its own place.
+    That is one tensor, under any of the names. Where the checkpoint had several with values of their own,
+    config.json said wrongly that they are tied: each goes to its own place.
     """
     found = [(entry, slot) for name, slot in named_slots if (entry := manifest.tensors.get(name)) is not None]
     if not found:

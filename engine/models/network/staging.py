@@ -3,9 +3,9 @@
     upload   arrays into the piece, one copy to the device that nobody waits for
     fetch    one copy back into the piece, and the thread sleeps until it has arrived
 
-Page-locked memory is made once because making it takes the driver's lock for milliseconds, at the first step of every new
-size otherwise. And nothing is read from the device by `.item()` or `.tolist()`: those wait in a loop that keeps a core busy for
-the whole step, where `fetch` sleeps on an event.
+Page-locked memory is made once because making it takes the driver's lock for milliseconds, at the first step
+of every new size otherwise. And nothing is read from the device by `.item()` or `.tolist()`: those wait in a
+loop that keeps a core busy for the whole step, where `fetch` sleeps on an event.
 """
 
 from collections.abc import Mapping
@@ -115,7 +115,8 @@ class Staging:
         }
 
     def fetch(self, there: torch.Tensor) -> torch.Tensor:
-        """The contiguous tensor's values on the host, until the next call; everything given to the stream before is done."""
+        """The contiguous tensor's values on the host, until the next call; everything given to the stream
+        before is done."""
         here = self._take(there.nbytes)[: there.nbytes].view(there.dtype).view(there.shape)
         self._carrier.copy(here, there)
         self._settle()

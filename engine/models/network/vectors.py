@@ -1,9 +1,10 @@
 """Element-wise functions whose results do not depend on where an element lies in its array.
 
-torch computes most elements of an array several at a time, and those that are left over one by one, by other code that rounds
-differently for some functions: in float32 for silu, sigmoid, softplus and gelu's approximation, in bfloat16 for rsqrt. What is left
-over depends on how many elements there are, and on how they are divided among threads: with 5 threads, 156,801 of the KV numbers of
-a prompt of 300 tokens differed alone and in company. So arrays are padded until no thread has anything left over.
+torch computes most elements of an array several at a time, and those that are left over one by one, by other
+code that rounds differently for some functions: in float32 for silu, sigmoid, softplus and gelu's
+approximation, in bfloat16 for rsqrt. What is left over depends on how many elements there are, and on how
+they are divided among threads: with 5 threads, 156,801 of the KV numbers of a prompt of 300 tokens differed
+alone and in company. So arrays are padded until no thread has anything left over.
 """
 
 from collections.abc import Callable
@@ -37,7 +38,8 @@ def is_rounded_by_place(function: Callable[..., object], dtype: torch.dtype) -> 
 def by_vectors(
     function: Callable[..., torch.Tensor], x: torch.Tensor, *arguments: object, **named: object
 ) -> torch.Tensor:
-    """`function(x, ...)` with bits of every element that depend on the element alone. Always a new tensor, though `inplace` asks else."""
+    """`function(x, ...)` with bits of every element that depend on the element alone. Always a new tensor,
+    though `inplace` asks else."""
     pad, cut = (_scripted_pad(), _scripted_cut()) if torch._C._get_tracing_state() else (_pad, _cut)
     padded = pad(x, torch.get_num_threads(), _GELU_ALONE if function is F.gelu else -1)
     return cut(function(padded, *arguments, **named | ({"inplace": False} if "inplace" in named else {})), x)
@@ -46,8 +48,9 @@ def by_vectors(
 def padded_size(n: int, threads: int, alone: int) -> int:
     """The least number of elements, at least `n`, of which each thread that torch uses gets whole vectors.
 
-    Up to `alone` elements it uses one thread, beyond all of them; with `alone` negative, one for each 32,768 (`at::internal::GRAIN_SIZE`).
-    A vector is taken for 64 elements: two AVX-512 registers of bfloat16, which is what the loops take at once; other processors' are shorter.
+    Up to `alone` elements it uses one thread, beyond all of them; with `alone` negative, one for each 32,768
+    (`at::internal::GRAIN_SIZE`). A vector is taken for 64 elements: two AVX-512 registers of bfloat16, which
+    is what the loops take at once; other processors' are shorter.
     """
     size = -1
     while size != n:

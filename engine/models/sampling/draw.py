@@ -1,9 +1,9 @@
 """Drawing the next token from logits, each row by itself, as a pure function of (logits, sampling, position).
 
-There is no generator whose state could run ahead: the uniform number of a draw comes from a counter-based generator keyed by
-the request's seed, at the counter given by the token's position. So preemption, batching and recovery cannot change it.
-Tokens of equal probability at the edge of a top-k or top-p set are all kept: the set then does not depend on how ties
-are sorted.
+There is no generator whose state could run ahead: the uniform number of a draw comes from a counter-based
+generator keyed by the request's seed, at the counter given by the token's position. So preemption, batching
+and recovery cannot change it. Tokens of equal probability at the edge of a top-k or top-p set are all kept:
+the set then does not depend on how ties are sorted.
 """
 
 from collections.abc import Collection, Sequence
@@ -77,7 +77,8 @@ def uniform(seed: int, position: int) -> float:
 def _nucleus_threshold(weights: torch.Tensor, top_p: float) -> torch.Tensor:
     """The least weight in the smallest set of the likeliest tokens whose weights reach `top_p`.
 
-    The first thousand are nearly always enough, and finding them costs a tenth of sorting a vocabulary of 50,000.
+    The first thousand are nearly always enough, and finding them costs a tenth of sorting a vocabulary of
+    50,000.
     """
     for n in (min(_SORTED_FIRST, weights.numel()), weights.numel()):
         ranked = torch.topk(weights, n).values

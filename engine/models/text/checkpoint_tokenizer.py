@@ -1,4 +1,5 @@
-"""A checkpoint's own tokenizer as transformers reads it: what registration takes a catalogue entry's text files from."""
+"""A checkpoint's own tokenizer as transformers reads it: what registration takes a catalogue entry's text
+files from."""
 
 import logging
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ class CheckpointTokenizer:
 
     @classmethod
     def load(cls, folder: Path, vocab_size: int, *, trust_remote_code: bool = False) -> "CheckpointTokenizer":
-        """Read the tokenizer in `folder`. Raises BadCheckpoint if there is none, it is damaged, or it is a slow one.
+        """Read the tokenizer in `folder`. Raises BadCheckpoint if there is none, it is damaged, or it is a
+        slow one.
 
         End tokens beyond `vocab_size` are left out with a warning.
         """

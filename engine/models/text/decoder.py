@@ -1,4 +1,5 @@
-"""What the front knows of a model's text: the facts, and the decoder of its output. Encoding happens in other processes."""
+"""What the front knows of a model's text: the facts, and the decoder of its output. Encoding happens in other
+processes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,8 @@ from tokenmux.models.text.encoder import DECODER, TextFacts, load_core
 
 
 class Decoder:
-    """The decoder of one entry, made at registration from its tokenizer: vocabulary and decoding steps, no patterns."""
+    """The decoder of one entry, made at registration from its tokenizer: vocabulary and decoding steps, no
+    patterns."""
 
     def __init__(self, core: Core, facts: TextFacts) -> None:
         added = core.get_added_tokens_decoder()
@@ -34,5 +36,6 @@ class Decoder:
     def detokenizer(
         self, stop: Sequence[str] = (), *, prompt: Sequence[int] = (), skip_special_tokens: bool = True
     ) -> Detokenizer:
-        """A fresh detokenizer for one output. `prompt` is what it continues: only its end matters, for spaces."""
+        """A fresh detokenizer for one output. `prompt` is what it continues: only its end matters, for
+        spaces."""
         return Detokenizer(self._text, stop, prompt=prompt, skip_special_tokens=skip_special_tokens)

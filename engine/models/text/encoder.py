@@ -1,10 +1,12 @@
-"""A catalogue entry's text without transformers: what encodes prompts, what decodes output, and what is known of both.
+"""A catalogue entry's text without transformers: what encodes prompts, what decodes output, and what is known
+of both.
 
     text.json       stop tokens, chat template, special tokens of the template, the longest token
     encoder.json    the tokenizer, as transformers made it at registration
     decoder.json    its vocabulary and decoder only: nothing in it runs a pattern of the model's author
 
-`text_files.py` writes them at registration. `Encoder` runs in processes of its own (`tokenmux.server.children.texts`); `Decoder` in the front.
+`text_files.py` writes them at registration. `Encoder` runs in processes of its own
+(`tokenmux.server.children.texts`); `Decoder` in the front.
 """
 
 import json
@@ -26,8 +28,9 @@ TEXT_VERSION = 1
 class TextFacts:
     """What is known of a model's text.
 
-    `template` is None where there is no chat template; `template_refusal` says why one cannot be used; `in_parts` that it takes a
-    message's content as a list of parts. `longest_token_chars` bounds how many characters one token stands for.
+    `template` is None where there is no chat template; `template_refusal` says why one cannot be used;
+    `in_parts` that it takes a message's content as a list of parts. `longest_token_chars` bounds how many
+    characters one token stands for.
     """
 
     stop_token_ids: frozenset[int]
@@ -58,7 +61,8 @@ class TextFacts:
 
     @classmethod
     def load(cls, folder: Path) -> "TextFacts":
-        """Read an entry's text.json. Raises BadCheckpoint when it is missing, damaged or of another version."""
+        """Read an entry's text.json. Raises BadCheckpoint when it is missing, damaged or of another
+        version."""
         path = folder / TEXT
         try:
             document: dict[str, Any] = json.loads(path.read_bytes())
@@ -82,7 +86,8 @@ class TextFacts:
 
 
 class Encoder:
-    """Text and conversations to token ids. What the model's author wrote runs here: use it in a process that may be killed."""
+    """Text and conversations to token ids. What the model's author wrote runs here: use it in a process that
+    may be killed."""
 
     def __init__(self, core: Core, facts: TextFacts) -> None:
         self._core = core
@@ -106,7 +111,8 @@ class Encoder:
         return ids
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Token ids of a conversation, each message with `role` and `content`, ready for the assistant's next turn.
+        """Token ids of a conversation, each message with `role` and `content`, ready for the assistant's next
+        turn.
 
         Raises InvalidRequest when there is no chat template that can be used, or it refuses the messages.
         """
@@ -133,7 +139,8 @@ class Encoder:
 
 
 def is_foreign(error: BaseException) -> bool:
-    """Whether a library failed: with an Exception, or a panic of Rust, which is none. An interrupt is no failure of a library."""
+    """Whether a library failed: with an Exception, or a panic of Rust, which is none. An interrupt is no
+    failure of a library."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 

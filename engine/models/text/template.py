@@ -1,4 +1,5 @@
-"""Chat templates without transformers: the same sandbox with the same names, so that a process that renders starts in 0.1 s.
+"""Chat templates without transformers: the same sandbox with the same names, so that a process that renders
+starts in 0.1 s.
 
 Registration compares what it renders with what transformers renders (`text_files.py`).
 """

@@ -1,7 +1,9 @@
-"""Writes an entry's text files at registration (`text.py` says what they hold), and tries them before anybody relies on them.
+"""Writes an entry's text files at registration (`text.py` says what they hold), and tries them before anybody
+relies on them.
 
-A tokenizer that cannot be read, encodes outside the model's vocabulary or takes too long is refused. A chat template that
-fails, or that our renderer writes otherwise than transformers, costs the model its conversations only, and the reason is kept.
+A tokenizer that cannot be read, encodes outside the model's vocabulary or takes too long is refused. A chat
+template that fails, or that our renderer writes otherwise than transformers, costs the model its
+conversations only, and the reason is kept.
 """
 
 import hashlib
@@ -34,7 +36,8 @@ TRIAL_S = 5.0
 
 _LONGEST_TOKEN_CHARS = 1 << 16
 _LARGEST_DECODER_BYTES = 1 << 16
-"""Of a decoder without its vocabulary: what it puts in the place of a token's text is written with every token."""
+"""Of a decoder without its vocabulary: what it puts in the place of a token's text is written with every
+token."""
 
 _TRIALS = ("Hello, world! 123", "naïve café, 你好 😀\n\tdone")
 _WORD = "Zanzibar"
@@ -185,7 +188,8 @@ def _too_slow(folder: Path, trial_s: float) -> BadCheckpoint:
 
 @contextmanager
 def _within(seconds: float) -> Iterator[None]:
-    """Raise _TooLong in the block once it has computed so long. Only the main thread can be interrupted so; others are not."""
+    """Raise _TooLong in the block once it has computed so long. Only the main thread can be interrupted so;
+    others are not."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

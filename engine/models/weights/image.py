@@ -1,10 +1,12 @@
-"""Weight images: all weights of a model as one contiguous run of bytes, and the manifest that says what lies where.
+"""Weight images: all weights of a model as one contiguous run of bytes, and the manifest that says what lies
+where.
 
-Every tensor begins on a 64-byte boundary of the image, so that one copy makes a model resident and a view per tensor makes
-it usable. The arena gives images bases at multiples of 256 bytes: each tensor then has the same alignment up to 256 wherever its
-image lies, although within the image 64 suffices. An image is a file of its own or a part of one (the data section of a safetensors file that already has the
-right names and types). This file writes, maps and checks images; where the weights come from is `conversion.py`'s
-subject, and copying them to a device is the device's.
+Every tensor begins on a 64-byte boundary of the image, so that one copy makes a model resident and a view per
+tensor makes it usable. The arena gives images bases at multiples of 256 bytes: each tensor then has the same
+alignment up to 256 wherever its image lies, although within the image 64 suffices. An image is a file of its
+own or a part of one (the data section of a safetensors file that already has the right names and types). This
+file writes, maps and checks images; where the weights come from is `conversion.py`'s subject, and copying
+them to a device is the device's.
 """
 
 import hashlib
@@ -61,7 +63,8 @@ class TensorEntry:
 
 
 def check_entry(entry: TensorEntry, n_image_bytes: int) -> None:
-    """Raise ValueError unless the entry is a tensor within an image of `n_image_bytes`: binding it can then not fail."""
+    """Raise ValueError unless the entry is a tensor within an image of `n_image_bytes`: binding it can then
+    not fail."""
     numbers = (*entry.shape, entry.offset, entry.n_bytes, n_image_bytes)
     if type(entry.name) is not str or not all(type(number) is int and number >= 0 for number in numbers):
         raise ValueError(
@@ -95,7 +98,8 @@ class Manifest:
     tensors: Mapping[str, TensorEntry]
 
     def save(self, path: Path) -> None:
-        """Write the manifest as JSON, atomically. A file in the manifest's own folder is named relative to it."""
+        """Write the manifest as JSON, atomically. A file in the manifest's own folder is named relative to
+        it."""
         file = self.file.name if self.file.parent == path.parent else str(self.file)
         tensors = [[t.name, t.dtype, list(t.shape), t.offset, t.n_bytes] for t in self.tensors.values()]
         document = {
@@ -143,7 +147,8 @@ class Manifest:
 
 
 def map_image(manifest: Manifest, *, verify: bool = False) -> torch.Tensor:
-    """The image as a memory-mapped, read-only `uint8` tensor of `n_bytes`; with `verify`, its checksum is compared.
+    """The image as a memory-mapped, read-only `uint8` tensor of `n_bytes`; with `verify`, its checksum is
+    compared.
 
     Writing to the tensor is undefined. Raises BadCheckpoint when the file is missing, too short or altered.
     """
@@ -161,7 +166,8 @@ def _altered(manifest: Manifest) -> BadCheckpoint:
 
 
 def map_bytes(file: Path, offset: int, n_bytes: int) -> torch.Tensor:
-    """A range of a file as a memory-mapped `uint8` tensor. Raises BadCheckpoint when the file ends before it."""
+    """A range of a file as a memory-mapped `uint8` tensor. Raises BadCheckpoint when the file ends before
+    it."""
     end = offset + n_bytes
     try:
         size = file.stat().st_size
@@ -174,7 +180,8 @@ def map_bytes(file: Path, offset: int, n_bytes: int) -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True)
 class FileStamp:
-    """What a file looked like when its image was last read: a later read of the same needs no checksum of everything.
+    """What a file looked like when its image was last read: a later read of the same needs no checksum of
+    everything.
 
     `samples` covers the first bytes of every chunk, for file systems whose times cannot be relied on.
     """
@@ -196,8 +203,8 @@ def read_image(
 ) -> FileStamp:
     """Read the image into a buffer of `n_bytes`; `told` hears of every piece, in bytes.
 
-    The checksum is compared unless the file is as it was `seen` when an earlier call of this function returned that. Raises
-    BadCheckpoint when the file is missing, too short, or not what was registered.
+    The checksum is compared unless the file is as it was `seen` when an earlier call of this function
+    returned that. Raises BadCheckpoint when the file is missing, too short, or not what was registered.
     """
     digest, samples = hashlib.sha256(), hashlib.blake2b(digest_size=16)
     try:
@@ -249,8 +256,8 @@ def write_image(
 ) -> Manifest:
     """Write tensors as an image file, each on its boundary, atomically; the manifest of it (not saved).
 
-    `n_bytes` is the expected size of all, for the progress and for refusing early when the disk lacks it. Raises
-    DoesNotFit when the disk is full, and leaves nothing behind.
+    `n_bytes` is the expected size of all, for the progress and for refusing early when the disk lacks it.
+    Raises DoesNotFit when the disk is full, and leaves nothing behind.
     """
     digest = hashlib.sha256()
     entries: dict[str, TensorEntry] = {}

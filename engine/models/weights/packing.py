@@ -1,13 +1,14 @@
 """Weights of linear layers as the processor's matrix products read them fastest.
 
-oneDNN multiplies with a weight that lies row by row only after rearranging it, in every call. In bfloat16, for the few rows of a
-decode step, that takes longer than the product: a layer of 576 x 1536 takes 80 us with its weight as it comes and 48 us with it
-rearranged beforehand, and the bits of the result are the same. So the images in the host cache hold such weights rearranged
-("packed"), in the place and the number of bytes that they had; on disk they stay as they came.
+oneDNN multiplies with a weight that lies row by row only after rearranging it, in every call. In bfloat16,
+for the few rows of a decode step, that takes longer than the product: a layer of 576 x 1536 takes 80 us with
+its weight as it comes and 48 us with it rearranged beforehand, and the bits of the result are the same. So
+the images in the host cache hold such weights rearranged ("packed"), in the place and the number of bytes
+that they had; on disk they stay as they came.
 
-A packed weight is a tensor that only oneDNN can read. Over memory that is not torch's own it can be made with the C interface that
-torch keeps stable for models compiled ahead of time (`aoti_torch_*`). Where anything of this is missing, or does not compute what the
-plain product does, nothing is packed.
+A packed weight is a tensor that only oneDNN can read. Over memory that is not torch's own it can be made with
+the C interface that torch keeps stable for models compiled ahead of time (`aoti_torch_*`). Where anything of
+this is missing, or does not compute what the plain product does, nothing is packed.
 """
 
 import ctypes
@@ -22,7 +23,8 @@ from torch import nn
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 _DTYPE = torch.bfloat16
-"""Other types are left alone: float32 gains little (its products need no rearranging) and is the type compared with others' tokens."""
+"""Other types are left alone: float32 gains little (its products need no rearranging) and is the type
+compared with others' tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,8 @@ def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -
 
 
 def packed_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """`F.linear(x, weight, bias)` with a packed weight. Seen by torch's function modes as that is (`row_pieces.py`)."""
+    """`F.linear(x, weight, bias)` with a packed weight. Seen by torch's function modes as that is
+    (`row_pieces.py`)."""
     if has_torch_function_unary(x):
         product: torch.Tensor = handle_torch_function(packed_product, (x,), x, weight, bias)
         return product
@@ -153,6 +156,7 @@ def _view(address: int, shape: tuple[int, int], layout: bytes) -> torch.Tensor:
         capsule(handle.value, None, None)
     )
     if tensor._use_count() > 1:  # type: ignore[attr-defined]  # missing in the stubs
-        # It steals nothing, in spite of its name: the handle is still ours. Left, it costs 1.7 kB for each weight of each activation.
+        # It steals nothing, in spite of its name: the handle is still ours. Left, it costs 1.7 kB for each
+        # weight of each activation.
         library.aoti_torch_delete_tensor_object(handle)
     return tensor

@@ -55,8 +55,8 @@ class CapacityPlan:
     fewest: dict[str, int | None]
     points: tuple[Point, ...]
     relieved: dict[str, dict[str, float]]
-    """By policy (the default one only), then by resource: the share of tokens on time on one instance less than needed,
-    with twice as much of that resource."""
+    """By policy (the default one only), then by resource: the share of tokens on time on one instance less
+    than needed, with twice as much of that resource."""
     spans: tuple[Span, ...]
     """Every step, copy and request of the default policy on its fewest instances; empty unless asked for."""
 
@@ -73,8 +73,8 @@ class CapacityPlan:
         return next((p for p in self.points if (p.policy, p.n_instances) == (policy, n_instances)), None)
 
     def around(self, policy: str) -> list[Point]:
-        """The points at the fewest instances, one less and one more, if they were simulated to the end. If no pool was
-        enough: the largest one tried."""
+        """The points at the fewest instances, one less and one more, if they were simulated to the end. If no
+        pool was enough: the largest one tried."""
         own = [p for p in self.points if p.policy == policy]
         fewest = self.fewest.get(policy)
         return own[-1:] if fewest is None else [p for p in own if abs(p.n_instances - fewest) <= 1]
@@ -89,7 +89,8 @@ class CapacityPlan:
         return None if ours is None or not theirs else 1 - ours / theirs
 
     def limit(self, policy: str) -> str:
-        """What keeps one device less from being enough: the one or two resources whose doubling would help most.
+        """What keeps one device less from being enough: the one or two resources whose doubling would help
+        most.
 
         Empty for baselines, for which nothing is doubled.
         """
@@ -117,7 +118,8 @@ class CapacityPlan:
     def dollars_per_million_tokens(
         self, policy: str = OURS, dollars_per_hour: float | None = None
     ) -> float | None:
-        """`dollars_per_hour` is the price of one device; None: the round price in `tokenmux.simulator.hardware`."""
+        """`dollars_per_hour` is the price of one device; None: the round price in
+        `tokenmux.simulator.hardware`."""
         point, devices = self.best(policy), self.devices(policy)
         if point is None or devices is None or not point.summary.n_tokens:
             return None

@@ -14,7 +14,8 @@ _DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def facts_of_config(name: str, config: Config) -> ModelFacts:
-    """Facts of a model that is called `name`. Raises ConfigError for a config of unknown type or with something missing."""
+    """Facts of a model that is called `name`. Raises ConfigError for a config of unknown type or with
+    something missing."""
     text = text_part(config)
     counts, n_bytes = count_parameters(text), _dtype_bytes(config, text)
     shape = KvShape(
@@ -40,7 +41,8 @@ def _dtype_bytes(config: Config, text: Config) -> int:
 
 
 def _max_context(config: Config) -> int:
-    """As `tokenmux.models.catalogue.model_facts.max_context`: with rotary scaling of type longrope, the original context."""
+    """As `tokenmux.models.catalogue.model_facts.max_context`: with rotary scaling of type longrope, the
+    original context."""
     limit = number(config, "max_position_embeddings")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if isinstance(rope, Mapping) and "longrope" in (rope.get("rope_type"), rope.get("type")):

@@ -24,7 +24,8 @@ def text_part(config: Config) -> Config:
 
 
 def number(config: Config, key: str) -> int:
-    """The whole number under `key`, or under another name for it. Raises ConfigError if it is missing or not above 0."""
+    """The whole number under `key`, or under another name for it. Raises ConfigError if it is missing or not
+    above 0."""
     for name in (key, *_OTHER_NAMES.get(key, ())):
         value = config.get(name)
         if value is not None:

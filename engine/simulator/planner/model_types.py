@@ -1,4 +1,5 @@
-"""What decoder-only models are built of, by the `model_type` of their config.json: norms, biases, experts, tied weights.
+"""What decoder-only models are built of, by the `model_type` of their config.json: norms, biases, experts,
+tied weights.
 
 One row for each type whose parameters can be counted; tests compare the counts with what transformers builds.
 """

@@ -33,7 +33,8 @@ MAX_MODELS = 100_000
 
 
 def parse_models(entries: Sequence[str], known: Mapping[ModelId, ModelFacts] | None = None) -> Asked:
-    """`known` are models whose facts come from elsewhere (a running server); an entry of the same name goes before.
+    """`known` are models whose facts come from elsewhere (a running server); an entry of the same name goes
+    before.
 
     Raises ConfigError or NotFound for what is not understood.
     """

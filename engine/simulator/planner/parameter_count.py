@@ -1,4 +1,5 @@
-"""How many parameters a model has, from its config.json alone: no weights, no modelling code, nothing to install."""
+"""How many parameters a model has, from its config.json alone: no weights, no modelling code, nothing to
+install."""
 
 from dataclasses import dataclass
 
@@ -9,7 +10,8 @@ from tokenmux.simulator.planner.model_types import MODEL_TYPES, Flag, ModelType
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Numbers of parameters. `active`: those that one token is multiplied with (no look-up tables, only the chosen experts)."""
+    """Numbers of parameters. `active`: those that one token is multiplied with (no look-up tables, only the
+    chosen experts)."""
 
     total: int
     active: int
@@ -61,7 +63,8 @@ def _mlp(kind: ModelType, config: Config, inner: int) -> int:
 
 
 def _feed_forward(kind: ModelType, config: Config) -> tuple[int, int, int]:
-    """Parameters of a layer with experts: those that every token uses, all experts, and the experts that one token uses."""
+    """Parameters of a layer with experts: those that every token uses, all experts, and the experts that one
+    token uses."""
     if not kind.experts:
         return 0, 0, 0
     hidden, inner = number(config, "hidden_size"), number(config, kind.expert_size)

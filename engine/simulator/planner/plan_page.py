@@ -1,4 +1,5 @@
-"""A capacity plan as a self-contained HTML page: the answer, attainment by devices and policy, and a timeline of each device."""
+"""A capacity plan as a self-contained HTML page: the answer, attainment by devices and policy, and a timeline
+of each device."""
 
 from collections.abc import Iterable
 from html import escape

@@ -1,8 +1,9 @@
 """Searches for the fewest instances that keep a share of tokens on time, for every policy.
 
-For the default policy it also looks at one instance more and one less, and, on one less, at what doubling each resource
-would give. A simulation stops as soon as it is certain to miss the goal. `PlanSearch` says what has to be simulated; who
-simulates, and in how many processes, is the caller's business and does not change the plan.
+For the default policy it also looks at one instance more and one less, and, on one less, at what doubling
+each resource would give. A simulation stops as soon as it is certain to miss the goal. `PlanSearch` says what
+has to be simulated; who simulates, and in how many processes, is the caller's business and does not change
+the plan.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -14,8 +15,8 @@ from tokenmux.simulator.planner.search import SearchState, replay
 from tokenmux.simulator.planner.simulated_job import HOST_MEMORY, RELIEFS, Job, World, simulate_job
 
 MODELS_PER_FIRST_GUESS = {OURS: 10, "aegaeon": 4, "request-level": 4}
-"""First guess of a search: this many models per instance, about what each policy reaches at 0.1 requests per second and
-model. Start large: overloaded pools are the slowest to simulate and tell the least."""
+"""First guess of a search: this many models per instance, about what each policy reaches at 0.1 requests per
+second and model. Start large: overloaded pools are the slowest to simulate and tell the least."""
 
 
 class PlanSearch:
@@ -43,7 +44,8 @@ class PlanSearch:
         return [job for job in dict.fromkeys(jobs) if job not in self.known]
 
     def guesses(self) -> list[Job]:
-        """What the searches may need next, for either result of what they wait for. Keeps idle processes busy."""
+        """What the searches may need next, for either result of what they wait for. Keeps idle processes
+        busy."""
         jobs = []
         for policy in self.policies:
             needs = self._progress(policy).needs
@@ -54,7 +56,8 @@ class PlanSearch:
         return [job for job in dict.fromkeys(jobs) if job not in self.known]
 
     def tell(self, job: Job, point: Point | None) -> None:
-        """Enter the result of a simulation. One with a goal that ran to the end also counts as one without."""
+        """Enter the result of a simulation. One with a goal that ran to the end also counts as one
+        without."""
         self.known[job] = point
         if job.goal is not None and point is not None:
             self.known[replace(job, goal=None)] = point
@@ -113,8 +116,8 @@ class PlanSearch:
         return jobs
 
     def _relieved(self, afterwards: Sequence[Job]) -> dict[str, float]:
-        """Tokens on time with twice as much of each resource, in the order of `RELIEFS`. Host memory that was never short
-        is not doubled: the result is that of the pool as it is."""
+        """Tokens on time with twice as much of each resource, in the order of `RELIEFS`. Host memory that was
+        never short is not doubled: the result is that of the pool as it is."""
         jobs = {job.relief: job for job in afterwards if job.relief}
         if not jobs:
             return {}

@@ -65,7 +65,8 @@ def answer_question(
 
 
 def world_of(question: Question, note: Callable[[str], None] = lambda text: None) -> World:
-    """The question's models and traffic, checked. `note` is called with what a reader of the plan should know.
+    """The question's models and traffic, checked. `note` is called with what a reader of the plan should
+    know.
 
     Raises ConfigError, NotFound or DoesNotFit.
     """

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 
 
 def fewest(is_enough: Callable[[int], bool], low: int, high: int, first: int | None = None) -> int | None:
-    """The least n in `[low, high]` for which `is_enough(n)`, by growing steps up or down from `first` (or `low`) and bisection; None if there is none.
+    """The least n in `[low, high]` for which `is_enough(n)`, by growing steps up or down from `first` (or
+    `low`) and bisection; None if there is none.
 
-    A simulation is not strictly monotonic: a pool one larger may do a hair worse. The answer is the edge that bisection meets.
+    A simulation is not strictly monotonic: a pool one larger may do a hair worse. The answer is the edge that
+    bisection meets.
     """
     at = low if first is None else first
     step, bad, good = 1, low - 1, high + 1
@@ -35,7 +37,8 @@ def fewest(is_enough: Callable[[int], bool], low: int, high: int, first: int | N
 
 @dataclass(frozen=True, slots=True)
 class SearchState:
-    """How far a search for the fewest is, given what is known: what it looked at, and what it must know next (None: it is over)."""
+    """How far a search for the fewest is, given what is known: what it looked at, and what it must know next
+    (None: it is over)."""
 
     seen: tuple[int, ...]
     needs: int | None
@@ -47,7 +50,8 @@ class _Unknown(Exception):
 
 
 def replay(known: Mapping[int, bool], low: int, high: int, first: int | None = None) -> SearchState:
-    """Search for the fewest with what is known already. So a search can be spread over processes and still take the path that it takes alone."""
+    """Search for the fewest with what is known already. So a search can be spread over processes and still
+    take the path that it takes alone."""
     seen: list[int] = []
 
     def look(n: int) -> bool:
@@ -64,7 +68,8 @@ def replay(known: Mapping[int, bool], low: int, high: int, first: int | None = N
 
 
 def most(is_enough: Callable[[int], bool], low: int, high: int, step: int = 1) -> int:
-    """The largest n of `low, low + step, ... high` for which `is_enough(n)`, by bisection; `low` if none is."""
+    """The largest n of `low, low + step, ... high` for which `is_enough(n)`, by bisection; `low` if none
+    is."""
     good, bad = 0, (high - low) // step + 1
     while bad - good > 1:
         middle = (good + bad) // 2
