@@ -352,7 +352,8 @@ def report(pairs: dict[str, list[tuple[Run, Run]]], truth: MeasuredCost, errors:
         [[f"{n} or more", error] for n, error in errors.items()],
     )
     print(
-        f"beside a copy, a step takes {truth.interference:.2f} times as long; turnaround {1e3 * truth.turnaround_s:.2f} ms"
+        f"beside a copy, a step takes {truth.interference:.2f} times as long; turnaround "
+        f"{1e3 * truth.turnaround_s:.2f} ms"
     )
     metrics["interference"] = truth.interference
     metrics |= {f"cost_error_after_{n}": error for n, error in errors.items()}

@@ -1,8 +1,13 @@
 """GPU day: everything that only a machine with a GPU can tell, in one command and within eight minutes.
 
-    make gpu OUT=FOLDER      or      python -m benchmarks.gpu --out FOLDER [--seconds 480] [--only SECTION ...] [--cache FOLDER]
-    python -m benchmarks.gpu --interpret             the program itself, in Triton's interpreter on the CPU: no figure, tiny shapes
-    python -m benchmarks.gpu --prepare sm_90 --cache FOLDER       compile its kernels where there is no GPU, to be brought along
+    make gpu OUT=FOLDER
+    python -m benchmarks.gpu --out FOLDER [--seconds 480] [--only SECTION ...] [--cache FOLDER]
+
+    # Try the program itself, in Triton's interpreter on the CPU: tiny shapes, no figures.
+    python -m benchmarks.gpu --interpret
+
+    # Compile its kernels on a machine without a GPU, to bring the cache along.
+    python -m benchmarks.gpu --prepare sm_90 --cache FOLDER
 
 Sections, in this order: the copy bandwidths that all else is measured against; a worker process that serves
 two models in an arena for one; every kernel against its reference in bfloat16 and float16; whole models,
@@ -171,7 +176,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if not options.interpret and not torch.cuda.is_available():
         print(
-            f"no CUDA device: torch {torch.__version__} sees none here (look at nvidia-smi and CUDA_VISIBLE_DEVICES).\n"
+            f"no CUDA device: torch {torch.__version__} sees none here (look at nvidia-smi and "
+            "CUDA_VISIBLE_DEVICES).\n"
             "To check this program without one: python -m benchmarks.gpu --interpret",
             file=sys.stderr,
         )
@@ -186,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if all(outcome.status == "done" for outcome in run.outcomes) else 1
 
 
-# ── in the process that was called ───────────────────────────────────────────────────────────────────────────
+# ── in the process that was called ──────────────────────────────────────────────────────────────────────────
 
 
 def carry_out(run: Run, section: str, seconds: float) -> None:
@@ -300,7 +306,7 @@ def kill(process: "subprocess.Popen[str]", after_s: float) -> int:
     return status
 
 
-# ── in the process of a section ──────────────────────────────────────────────────────────────────────────────
+# ── in the process of a section ─────────────────────────────────────────────────────────────────────────────
 
 
 def child(source: str, out: str, seconds: str, *, interpreted: bool) -> int:
@@ -350,7 +356,7 @@ def report_of(item: "Item", status: str, seconds: float, values: Mapping[str, ob
     return {"item": item.name, "status": status, "seconds": seconds, "values": values}
 
 
-# ── what is told at the end ──────────────────────────────────────────────────────────────────────────────────
+# ── what is told at the end ─────────────────────────────────────────────────────────────────────────────────
 
 
 def versions() -> dict[str, object]:

@@ -89,7 +89,7 @@ def random(place: Place, dtype: torch.dtype, *shape: int) -> torch.Tensor:
     return torch.randn(shape, dtype=torch.float32, device=place.device).to(dtype)
 
 
-# ── copies ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── copies ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def copies(place: Place) -> list[Item]:
@@ -126,7 +126,7 @@ def bus_rate(place: Place, into_device: bool) -> Mapping[str, Any]:
     return {"bytes": n_bytes, "gb_per_s": n_bytes / best / 1e9, "s": best}
 
 
-# ── correctness ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── correctness ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def correctness(place: Place) -> list[Item]:
@@ -346,7 +346,7 @@ def check_sample(place: Place, dtype: torch.dtype) -> Mapping[str, Any]:
     return {f"same_{name}": share for name, share in shares.items()}
 
 
-# ── timings ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── timings ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def timings(place: Place) -> list[Item]:
@@ -540,7 +540,7 @@ def time_sample(
     return against_floor(floors.sample(n, vocabulary, dtype.itemsize), taken, bandwidth)
 
 
-# ── compiled ahead ───────────────────────────────────────────────────────────────────────────────────────────
+# ── compiled ahead ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 def prepare(capability: int) -> str:

@@ -1,9 +1,9 @@
 """The section of `benchmarks.gpu` with the measurements that the design waits for, on the day of a GPU.
 
-captured_pass     one decode pass of an 8B model captured in a graph and replayed, against the same launched one by one
-page_locking      the longest time without a launch while memory is page-locked beside it: cold, touched, in pieces
+captured_pass     one decode pass of an 8B model, replayed as a graph and launched kernel by kernel
+page_locking      the longest time without a launch while memory is page-locked: cold, touched, in pieces
 alignment         one image bound at several offsets of an arena: the same bits?
-beside_paging     decode steps while blocks are paged by kernel: as many programs as chunks, 16, and a priority between
+beside_paging     decode steps while a kernel pages blocks: a program per chunk, 16 programs, priorities
 profile           what one decode step launches and how long each kernel takes; the whole of it in profile.txt
 sleeping          whether a decode step waits for the device anywhere but on its own event
 """
@@ -50,7 +50,7 @@ def measures(place: Place) -> list[Item]:
     ]
 
 
-# ── steps to measure ─────────────────────────────────────────────────────────────────────────────────────────
+# ── steps to measure ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def decoding(place: Place, loaded: Loaded, batch: int, context: int, steps: int) -> KernelBatch:
@@ -88,7 +88,7 @@ def batch_and_context(place: Place) -> tuple[int, int]:
     return (2, 20) if place.interpreted else (8, 1024)
 
 
-# ── (a) captured passes ──────────────────────────────────────────────────────────────────────────────────────
+# ── (a) captured passes ─────────────────────────────────────────────────────────────────────────────────────
 
 
 @torch.inference_mode()
@@ -145,7 +145,7 @@ def timed(place: Place, work: Callable[[], object], n: int) -> list[float]:
     return taken[1:]
 
 
-# ── (b) page-locking beside launches ─────────────────────────────────────────────────────────────────────────
+# ── (b) page-locking beside launches ────────────────────────────────────────────────────────────────────────
 
 
 def page_locking(place: Place, kind: str) -> Mapping[str, Any]:
@@ -226,7 +226,7 @@ def registration(place: Place) -> tuple[Callable[[int, int], None], Callable[[in
     return lock, unlock
 
 
-# ── (c) alignment ────────────────────────────────────────────────────────────────────────────────────────────
+# ── (c) alignment ───────────────────────────────────────────────────────────────────────────────────────────
 
 
 @torch.inference_mode()
@@ -275,7 +275,7 @@ def some_logits(place: Place, loaded: Loaded) -> list[torch.Tensor]:
     return [runner.logits(runner.prepare([segment], kv))[0].clone() for segment in segments]
 
 
-# ── (d) paging beside steps ──────────────────────────────────────────────────────────────────────────────────
+# ── (d) paging beside steps ─────────────────────────────────────────────────────────────────────────────────
 
 
 @torch.inference_mode()
@@ -366,7 +366,7 @@ def paging(place: Place, programs: int | None) -> Iterator[dict[str, float]]:
         raise errors[0]
 
 
-# ── (e) where the time of a step goes ────────────────────────────────────────────────────────────────────────
+# ── (e) where the time of a step goes ───────────────────────────────────────────────────────────────────────
 
 
 @torch.inference_mode()

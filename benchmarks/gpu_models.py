@@ -103,7 +103,7 @@ def load(place: Place, config: PreTrainedConfig, dtype: torch.dtype, grid: int) 
     return Loaded(runner, shape, config, dtype, skeleton)
 
 
-# ── tests ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── tests ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def tests(place: Place) -> list[Item]:
@@ -138,7 +138,7 @@ def run_pytest(path: str, marked: str) -> Mapping[str, Any]:
     return {"summary": lines[-1]}
 
 
-# ── whole models ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── whole models ────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def models(place: Place) -> list[Item]:
@@ -253,7 +253,8 @@ def check_company(place: Place, config: PreTrainedConfig, dtype: torch.dtype) ->
         wrong = [n for n, a, b in zip(lengths, alone, company, strict=True) if a != b]
         if wrong:
             raise AssertionError(
-                f"prompts of {wrong} tokens yield other tokens in company ({'with' if replay_after else 'without'} replay)"
+                f"prompts of {wrong} tokens yield other tokens in company "
+                f"({'with' if replay_after else 'without'} replay)"
             )
     return {"requests": len(lengths), "tokens_each": n_output, "distinct": len({tuple(t) for t in alone})}
 
@@ -288,7 +289,7 @@ def check_eager(place: Place, config: PreTrainedConfig, dtype: torch.dtype) -> M
     return {"relative_error": error}
 
 
-# ── swapping ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── swapping ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class GpuSwaps(swapping.Bench):
@@ -341,7 +342,7 @@ def time_swaps(place: Place, config: LlamaConfig, repetitions: int) -> Mapping[s
     }
 
 
-# ── decoding ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── decoding ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def decode(place: Place) -> list[Item]:

@@ -96,7 +96,8 @@ def main() -> None:
     bars("market", f"Fewest H100 for a market of {n_models} models", "GPUs", gpus)
     table(
         f"A market of {n_models} models: fewest H100 with {GOAL:.0%} of tokens on time in ten minutes",
-        ["when", "models asked for", "requests", "policy", "GPUs", "tokens", "requests on time", "compute", "copy-in"],
+        ["when", "models asked for", "requests", "policy", "GPUs", "tokens", "requests on time", "compute",
+         "copy-in"],
         rows,
     )  # fmt: skip
     metrics: dict[str, float] = {"models": n_models}

@@ -4,8 +4,8 @@
 >>> with Client() as client:  # doctest: +SKIP
 ...     print(client.generate("small", "The capital of France is").text)
 
-They are loaded when they are first asked for, so `import tokenmux` brings neither gRPC nor torch. What administrators
-use (models, pools, plans) is in `tokenmux.client`.
+They are loaded when they are first asked for, so `import tokenmux` brings neither gRPC nor torch. What
+administrators use (models, pools, plans) is in `tokenmux.client`.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,5 @@
-"""How many GPUs does a catalogue need? Simulate the scheduler on pools of growing size until enough tokens are on time.
+"""How many GPUs does a catalogue need? Simulate the scheduler on pools of growing size until enough tokens
+are on time.
 
     python examples/plan_a_pool.py
 
@@ -14,7 +15,8 @@ from tokenmux.workload.trace import Arrival, arrivals
 
 SECONDS = 120.0
 GOAL = 0.99
-"""Share of tokens that are to come by their deadlines: 10 s to the first one, 100 ms for each one after it."""
+"""Share of tokens that are to come by their deadlines: 10 s to the first one, 100 ms for each one after
+it."""
 
 
 def small_catalogue() -> Market:
@@ -37,7 +39,8 @@ def main() -> None:
         outcome = simulate(catalogue, requests, n_gpus, "slack", Hardware("H100"), to_the_end=False)
         on_time = outcome.summary().tokens_on_time
         print(
-            f"{n_gpus} GPUs: {on_time:.3f} of {len(requests)} requests' tokens on time, {outcome.n_swaps} swaps"
+            f"{n_gpus} GPUs: {on_time:.3f} of {len(requests)} requests' tokens on time, "
+            f"{outcome.n_swaps} swaps"
         )
         if on_time >= GOAL:
             print(f"{len(catalogue.facts)} models need {n_gpus} GPUs")

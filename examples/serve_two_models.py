@@ -2,8 +2,8 @@
 
     python examples/serve_two_models.py MODEL MODEL --arena 2GiB
 
-MODEL is a folder of safetensors or a GGUF file. The server is the one that `tokenmux serve` starts; it ends with
-this program. The last lines say how often weights were swapped.
+MODEL is a folder of safetensors or a GGUF file. The server is the one that `tokenmux serve` starts; it ends
+with this program. The last lines say how often weights were swapped.
 """
 
 import argparse

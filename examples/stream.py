@@ -21,7 +21,8 @@ def main(address: str, model: str, prompt: str) -> None:
                     print(event.text, end="", flush=True)
                 case Finish():
                     print(
-                        f"\n{event.n_completion_tokens} tokens, the first after {event.ttft_s:.2f} s: {event.reason}"
+                        f"\n{event.n_completion_tokens} tokens, the first after {event.ttft_s:.2f} "
+                        f"s: {event.reason}"
                     )
 
 

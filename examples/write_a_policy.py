@@ -2,8 +2,9 @@
 
     python examples/write_a_policy.py
 
-The model whose request has waited longest has the device until that request is done; requests for the same model join
-its batch. It needs nothing but the view that it is given, and returns values: what it plans is checked by the instance.
+The model whose request has waited longest has the device until that request is done; requests for the same
+model join its batch. It needs nothing but the view that it is given, and returns values: what it plans is
+checked by the instance.
 """
 
 from collections.abc import Sequence
@@ -35,7 +36,8 @@ class OldestFirst:
         if not waiting:
             return IDLE
         first = min(waiting, key=turn_taking.oldest_arrival_s)
-        # `serve` lets the rescue take over while this model cannot step: no memory is too small to make progress.
+        # `serve` lets the rescue take over while this model cannot step: no memory is too small to make
+        # progress.
         return turn_taking.serve(channel, view, first, lambda channel: self._own(channel, view, first))
 
     def _own(self, channel: Channel, view: InstanceView, model: ModelView) -> Plan:

@@ -14,8 +14,8 @@ NO_WINDOW = 2**31 - 1
 def sixteenths(stride: int) -> int:
     """A stride in units of 16 elements.
 
-    Strides travel in this unit so that the compiler knows every row to be aligned for 16-byte loads, without one
-    compiled form for each stride that a fused projection may have.
+    Strides travel in this unit so that the compiler knows every row to be aligned for 16-byte loads, without
+    one compiled form for each stride that a fused projection may have.
     """
     if stride % 16:
         raise ValueError(f"strides of rows and heads are multiples of 16 elements, got {stride}")

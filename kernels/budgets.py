@@ -1,8 +1,8 @@
 """What each kernel may take from the device: held against the compiled code, for every architecture.
 
-No kernel spills. Shared memory stays under 99 KiB everywhere, the most that sm_86, sm_89 and sm_120 give a program,
-so that one table serves the whole family. Registers are what the compilers of the supported range need, rounded up
-by a few: a change that costs a program per SM should be a decision, not a side effect.
+No kernel spills. Shared memory stays under 99 KiB everywhere, the most that sm_86, sm_89 and sm_120 give a
+program, so that one table serves the whole family. Registers are what the compilers of the supported range
+need, rounded up by a few: a change that costs a program per SM should be a decision, not a side effect.
 """
 
 from __future__ import annotations
@@ -68,10 +68,12 @@ def budget_of(name: str, shape: ModelShape) -> Budget:
 
 
 def wide_loads(name: str, variant: Variant, itemsize: int) -> int:
-    """How many 16-byte loads must stand in the code of a form, if nothing that matters is loaded in smaller pieces.
+    """How many 16-byte loads must stand in the code of a form, if nothing that matters is loaded in smaller
+    pieces.
 
-    One tile, divided among the threads. Attention loads a tile of keys and a tile of values, and asynchronously:
-    ahead of the loop, and in it. Were the keys or the values loaded in smaller pieces, a half would be missing.
+    One tile, divided among the threads. Attention loads a tile of keys and a tile of values, and
+    asynchronously: ahead of the loop, and in it. Were the keys or the values loaded in smaller pieces, a half
+    would be missing.
     """
     constants: Mapping[str, int] = variant.constants
     match name.split(".")[0]:

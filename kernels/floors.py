@@ -1,8 +1,9 @@
 """Byte floors: the least that each kernel must move to and from device memory, for given shapes.
 
-A kernel bound by memory cannot be faster than its floor over the device's copy bandwidth, so that the quotient is
-the share of the machine that it reaches. Floors count each byte that must cross once: what a second reader finds
-in the L2 cache is free, tables and lengths (8 bytes a block) are left out. Everything is in bytes.
+A kernel bound by memory cannot be faster than its floor over the device's copy bandwidth, so that the
+quotient is the share of the machine that it reaches. Floors count each byte that must cross once: what a
+second reader finds in the L2 cache is free, tables and lengths (8 bytes a block) are left out. Everything is
+in bytes.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def rotary(query_heads: int, head_dim: int, pairs: int, tokens: int, itemsize: i
 def paged_decode(
     layout: KVLayout, lengths: Sequence[int], query_heads: int, itemsize: int, window: int | None = None
 ) -> int:
-    """Each visible key and value of one layer once, queries in, results out; partial results stay in the cache."""
+    """Each visible key and value of one layer once, queries in, results out; partial results stay in the
+    cache."""
     visible = sum(length if window is None else min(length, window) for length in lengths)
     return visible * _token(layout, itemsize) + 2 * len(lengths) * query_heads * layout.head_dim * itemsize
 
@@ -43,8 +45,8 @@ def paged_prefill(
     itemsize: int,
     window: int | None = None,
 ) -> int:
-    """Each visible key and value of one layer once, queries in, results out. For long chunks arithmetic binds first:
-    see `paged_prefill_flops`."""
+    """Each visible key and value of one layer once, queries in, results out. For long chunks arithmetic
+    binds first: see `paged_prefill_flops`."""
     visible = 0
     for length, new in zip(lengths, chunks, strict=True):
         reach = length if window is None else min(length, window + new - 1)
@@ -59,7 +61,8 @@ def paged_prefill_flops(
     head_dim: int,
     window: int | None = None,
 ) -> int:
-    """Multiplications and additions of one layer: 4 * head_dim for each pair of a query and a key that it sees."""
+    """Multiplications and additions of one layer: 4 * head_dim for each pair of a query and a key that it
+    sees."""
     pairs = 0
     for length, new in zip(lengths, chunks, strict=True):
         for position in range(length - new, length):
@@ -68,12 +71,14 @@ def paged_prefill_flops(
 
 
 def kv_copy(layout: KVLayout, blocks: int, itemsize: int) -> int:
-    """`kv_page`, `kv_pack`, `kv_unpack` and `kv_move`: every block read once and written once (to the host: over the bus)."""
+    """`kv_page`, `kv_pack`, `kv_unpack` and `kv_move`: every block read once and written once (to the
+    host: over the bus)."""
     return 2 * blocks * layout.block_elements * itemsize
 
 
 def kv_copy_int8(layout: KVLayout, blocks: int, itemsize: int) -> int:
-    """The int8 path: blocks on one side, codes and one float32 scale for each row of head_dim on the other."""
+    """The int8 path: blocks on one side, codes and one float32 scale for each row of head_dim on the
+    other."""
     return blocks * layout.block_elements * itemsize + int8_staging(layout, blocks)
 
 

@@ -1,7 +1,8 @@
 """Runs launch functions in Triton's interpreter, in a child process: the kernels' meaning without a GPU.
 
-Triton decides between compiling and interpreting when its decorators run, so one process cannot do both. The child
-starts with `TRITON_INTERPRET` set, the parent stays in compiled mode, and nobody has to set an environment variable.
+Triton decides between compiling and interpreting when its decorators run, so one process cannot do both. The
+child starts with `TRITON_INTERPRET` set, the parent stays in compiled mode, and nobody has to set an
+environment variable.
 
 The interpreter is trusted on float32 and float16 only. On bfloat16 it computes with the raw bits.
 """
@@ -24,8 +25,9 @@ _SERVE = "from tokenmux.kernels.interpreter import serve; serve()"
 class Interpreter:
     """A child process with the interpreter; use as a context manager.
 
-    Calling it runs `module:function` there and returns the arguments as the function left them: tensors that it
-    wrote come back in the returned dictionary, the caller's own are untouched. What the function raises is raised.
+    Calling it runs `module:function` there and returns the arguments as the function left them: tensors that
+    it wrote come back in the returned dictionary, the caller's own are untouched. What the function raises is
+    raised.
     """
 
     def __enter__(self) -> Self:

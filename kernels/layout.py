@@ -8,14 +8,14 @@ A *block* holds the KV of `block_size` tokens, for all layers, in one contiguous
     head          [ token 0 | token 1 | ... | token B-1 ]
     token           [ dim 0 ... dim D-1 ]
 
-so that paging one block is one large copy, and so that the tokens of one head, which attention reads together,
-are neighbours (`block_size * head_dim` elements in a row).
+so that paging one block is one large copy, and so that the tokens of one head, which attention reads
+together, are neighbours (`block_size * head_dim` elements in a row).
 
 Blocks may lie anywhere in the arena. A kernel gets the arena as one flat tensor of the model's dtype and, for
-each sequence, a row of an int64 *table*: entry j is the offset of the sequence's j-th block, **in elements from
-the start of that tensor**. Elements and not block numbers, because models with blocks of different size share
-one arena, so there is no common block size to count in. Offsets are multiples of 16 elements, which is what lets
-the compiler use 16-byte loads. Table entries past a sequence's length are never read.
+each sequence, a row of an int64 *table*: entry j is the offset of the sequence's j-th block, **in elements
+from the start of that tensor**. Elements and not block numbers, because models with blocks of different size
+share one arena, so there is no common block size to count in. Offsets are multiples of 16 elements, which is
+what lets the compiler use 16-byte loads. Table entries past a sequence's length are never read.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What a compiled kernel takes from the device, read out of its machine code with the tools in Triton's wheel."""
+"""What a compiled kernel takes from the device, read out of its machine code with the tools in Triton's
+wheel."""
 
 from __future__ import annotations
 

@@ -1,20 +1,21 @@
 """Tile sizes and KV splits: a table per architecture and head size, and nothing else decides them.
 
-Not the batch: a row's result would then depend on who else is in it, since another tile or split adds the same
-numbers in another order. And not a tuner at run time: switching to a model would wait for a compiler.
+Not the batch: a row's result would then depend on who else is in it, since another tile or split adds the
+same numbers in another order. And not a tuner at run time: switching to a model would wait for a compiler.
 
-The numbers come from arithmetic, checked against compiled code, not from timings on a device (there has been none):
+The numbers come from arithmetic, checked against compiled code, not from timings on a device (there has been
+none):
 
-- Decoding is bound by memory. By Little's law an H100 needs about 3.35 TB/s * 0.7 us = 2.3 MB in flight, 18 KB an
-  SM; a tile of `tokens * head_dim` keys and values in 16 bits is 16 or 32 KB. Of three stages the compiler spends
-  one on reading the block table ahead (with two it reads the table in the way), so that one tile is in flight
-  behind the one at work, in each of the three or more programs that fit on an SM.
+- Decoding is bound by memory. By Little's law an H100 needs about 3.35 TB/s * 0.7 us = 2.3 MB in flight, 18
+  KB an SM; a tile of `tokens * head_dim` keys and values in 16 bits is 16 or 32 KB. Of three stages the
+  compiler spends one on reading the block table ahead (with two it reads the table in the way), so that one
+  tile is in flight behind the one at work, in each of the three or more programs that fit on an SM.
 - A split is long enough that its fp32 partial result (`4 * head_dim` bytes a query head) is small against the
   keys and values it read, and short enough that one sequence of 4,096 tokens with 8 KV heads makes 64 or more
   programs. It is a multiple of the tile.
 - Prefill is bound by the tensor cores: tiles as large as the registers allow without spilling.
-- Tiles for `SM_80` fit in 99 KB of shared memory, so that they serve sm_86, sm_89 and sm_120 as well, which have
-  no more than that for a block.
+- Tiles for `SM_80` fit in 99 KB of shared memory, so that they serve sm_86, sm_89 and sm_120 as well, which
+  have no more than that for a block.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class Architecture(enum.IntEnum):
 
     @staticmethod
     def of(capability: int) -> Architecture:
-        """The row for a compute capability (major * 10 + minor): same family, or the one with less shared memory."""
+        """The row for a compute capability (major * 10 + minor): same family, or the one with less shared
+        memory."""
         match capability // 10:
             case 8 | 12:
                 return Architecture.SM_80
@@ -76,7 +78,8 @@ class PrefillTile:
 
 @dataclass(frozen=True, slots=True)
 class SampleTile:
-    """`vocabulary` logits a program in the parallel passes; `search` logits an iteration of the threshold search."""
+    """`vocabulary` logits a program in the parallel passes; `search` logits an iteration of the threshold
+    search."""
 
     vocabulary: int = 4096
     search: int = 8192
@@ -86,10 +89,12 @@ class SampleTile:
 
 @dataclass(frozen=True, slots=True)
 class StepTiles:
-    """How a model's step is cut: `rows` of every pass that is not one long cell of a prompt, and its kernels' tiles.
+    """How a model's step is cut: `rows` of every pass that is not one long cell of a prompt, and its kernels'
+    tiles.
 
-    64 rows: up to there a product with 16-bit weights is bound by reading the weights on every device in the table (an
-    H100 does 295 operations for each byte that it reads), so that padding a batch of one costs next to nothing.
+    64 rows: up to there a product with 16-bit weights is bound by reading the weights on every device in the
+    table (an H100 does 295 operations for each byte that it reads), so that padding a batch of one costs next
+    to nothing.
     """
 
     decode: DecodeTile

@@ -1,9 +1,9 @@
 """One compiled form of a kernel: what the compiler is told, apart from what varies by launch.
 
 The launch functions and the ahead-of-time compiler both go through a `Variant`, so that what was compiled in
-advance is exactly what a launch looks up in Triton's cache. Everything that Triton would specialise on by value
-is either a constant here or excluded from specialisation in the kernel's decorator, so that the form depends on the
-model and the device, never on the step.
+advance is exactly what a launch looks up in Triton's cache. Everything that Triton would specialise on by
+value is either a constant here or excluded from specialisation in the kernel's decorator, so that the form
+depends on the model and the device, never on the step.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ class Variant:
 
 
 class _TargetOnly:
-    """As much of a driver as compiling needs. It is its own device, so that nothing compiled for it is kept."""
+    """As much of a driver as compiling needs. It is its own device, so that nothing compiled for it is
+    kept."""
 
     def __init__(self, capability: int) -> None:
         self._target = GPUTarget("cuda", capability, 32)
@@ -91,7 +92,8 @@ class _TargetOnly:
 
 @contextmanager
 def _target_only(capability: int) -> Iterator[_TargetOnly]:
-    """Makes Triton compile for `capability`; the driver that was active (or none, yet) is active again afterwards."""
+    """Makes Triton compile for `capability`; the driver that was active (or none, yet) is active again
+    afterwards."""
     before = driver._active  # `driver.active` would create one, which fails where there is no device
     target = _TargetOnly(capability)
     driver.set_active(target)

@@ -1,7 +1,7 @@
 """Everything that a model needs compiled, ahead of time and without a device.
 
-A form that is missing from Triton's cache is compiled at its first launch, for a second or so, in the middle of
-somebody's request. `compile_for` fills the cache with exactly the forms that the launch functions look up.
+A form that is missing from Triton's cache is compiled at its first launch, for a second or so, in the middle
+of somebody's request. `compile_for` fills the cache with exactly the forms that the launch functions look up.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 class ModelShape:
     """What of a model reaches the compiler. Layers, KV heads, windows and batches do not.
 
-    `group` is query heads a KV head. `sinks` is the dtype of attention sinks, None for a model without. `rotary_pairs`
-    is 0 where the model rotates its keys itself. `vocabulary` and `logits` say what the sampler reads; a row of
-    logits is taken to be contiguous.
+    `group` is query heads a KV head. `sinks` is the dtype of attention sinks, None for a model without.
+    `rotary_pairs` is 0 where the model rotates its keys itself. `vocabulary` and `logits` say what the
+    sampler reads; a row of logits is taken to be contiguous.
     """
 
     dtype: torch.dtype
@@ -82,7 +82,8 @@ def forms(capability: int, shape: ModelShape) -> dict[str, Variant]:
 
 
 def compile_for(capability: int, shape: ModelShape) -> dict[str, Any]:
-    """Compiles all `forms` into Triton's cache (what is there already is only looked up) and returns them by name."""
+    """Compiles all `forms` into Triton's cache (what is there already is only looked up) and returns them
+    by name."""
     return {name: variant.compile(capability) for name, variant in forms(capability, shape).items()}
 
 
@@ -99,7 +100,8 @@ LAUNCHED = frozenset(
         "sample.finish",
     }
 )
-"""By a server. Requests carry no penalties, so that no other form is needed yet, but for `PAGING_IN_INT8` where that is asked for."""
+"""By a server. Requests carry no penalties, so that no other form is needed yet, but for `PAGING_IN_INT8`
+where that is asked for."""
 
 PAGING_IN_INT8 = frozenset({"kv_page_out_int8", "kv_page_in_int8"})
 
@@ -123,7 +125,8 @@ def warm(
     paged_int8: bool = False,
     cache: Path | None = None,
 ) -> Warmed:
-    """Compiles all forms that a server of `shapes` launches, each once, into the folder `cache` or Triton's own.
+    """Compiles all forms that a server of `shapes` launches, each once, into the folder `cache` or Triton's
+    own.
 
     `progress` hears how many are done, of how many.
     """

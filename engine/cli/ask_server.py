@@ -30,7 +30,8 @@ def ask_server(client: Client, last_s: float = 0.0, with_traffic: bool = True) -
     lines = [trace_line(request) for request in client.planning.recorded_traffic(last_s)]
     if not lines:
         raise NotFound(
-            "this server has recorded no request yet: send it some, or plan with the names of models and --trace or --rate"
+            "this server has recorded no request yet: send it some, or plan with the names of models "
+            "and --trace or --rate"
         )
     # A model may have been removed since its requests were recorded.
     return ServerKnowledge(models, [line for line in lines if line.model in models])

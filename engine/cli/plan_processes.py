@@ -67,7 +67,8 @@ def _plan_apart(planning: PlanSearch, n: int, told: ToldProgress) -> None:
                 planning.tell(running.pop(future), future.result())
     except BrokenProcessPool as error:
         raise WorkerFailed(
-            "a simulating process ended, most likely because memory ran out: try --processes 1, or a shorter trace"
+            "a simulating process ended, most likely because memory ran out: try --processes 1, or a "
+            "shorter trace"
         ) from error
     finally:
         processes = list((pool._processes or {}).values())

@@ -95,7 +95,8 @@ def pool_trace_command(
         trace = client.pool.trace(seconds)
     write_output(output, trace.chrome_trace)
     typer.echo(
-        f"{output}: {trace.n_spans} operations and requests, {trace.seconds:.1f} s; open it in ui.perfetto.dev"
+        f"{output}: {trace.n_spans} operations and requests, {trace.seconds:.1f} s; open it in "
+        "ui.perfetto.dev"
     )
 
 

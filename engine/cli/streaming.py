@@ -35,7 +35,8 @@ def summary_line(finish: Finish) -> str:
     if finish.n_completion_tokens > 1 and finish.total_s > finish.ttft_s:
         rate = f", then {(finish.n_completion_tokens - 1) / (finish.total_s - finish.ttft_s):.1f} tokens/s"
     return (
-        f"{finish.n_prompt_tokens} prompt tokens, {finish.n_completion_tokens} tokens, {finish.n_tokens_on_time} on time, "
+        f"{finish.n_prompt_tokens} prompt tokens, {finish.n_completion_tokens} tokens, "
+        f"{finish.n_tokens_on_time} on time, "
         f"first after {finish.ttft_s:.2f} s{rate}, ended by {finish.reason}, seed {finish.seed}"
     )
 

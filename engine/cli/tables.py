@@ -71,7 +71,8 @@ def pool_view(now: PoolStatus, before: PoolStatus | None = None) -> RenderableTy
     restarts = f", {now.n_restarts} restarts" if now.n_restarts else ""
     title = Text.assemble(
         ("tokenmux ", "bold"),
-        f"{safe(now.version)}, up {_duration(now.uptime_s)}, {now.n_requests} of {now.max_requests} requests{restarts}",
+        f"{safe(now.version)}, up {_duration(now.uptime_s)}, {now.n_requests} of {now.max_requests} "
+        f"requests{restarts}",
     )
     if not now.instances:
         instances: list[RenderableType] = [Text("no worker is running", style="red")]
@@ -131,7 +132,8 @@ def saved_line(now: PoolStatus) -> Text:
     )
     return Text.assemble(
         ("saved ", "dim"),
-        f"{now.devices_saved:.1f} devices on average while there was work, against one per model with requests "
+        f"{now.devices_saved:.1f} devices on average while there was work, against one per model "
+        "with requests "
         f"({held} held); {now.devices_saved_dedicated:.0f} against one per model used in the last hour\n",
         ("swaps ", "dim"),
         f"{reasons or 'none'}; {_at_least(exposed_s)} of them with nothing else running\n",

@@ -1,4 +1,5 @@
-"""The Python client of tokenmux, blocking and asyncio. Needs grpcio and the generated `tokenmux.v1`, nothing else of ours.
+"""The Python client of tokenmux, blocking and asyncio. Needs grpcio and the generated `tokenmux.v1`, nothing
+else of ours.
 
 >>> from tokenmux import Client
 >>> with Client() as client:

@@ -20,10 +20,11 @@ _OPTIONS = (
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """`api_key` is sent with every call: over TLS, to this machine, or where `insecure` says that others may read it.
+    """`api_key` is sent with every call: over TLS, to this machine, or where `insecure` says that others may
+    read it.
 
-    `ca_file`: a PEM file of the authority to trust. Raises WrongArgument for a key that would be sent in the clear, and for one that no header
-    can carry.
+    `ca_file`: a PEM file of the authority to trust. Raises WrongArgument for a key that would be sent in the
+    clear, and for one that no header can carry.
     """
 
     target: str = DEFAULT_ADDRESS
@@ -41,11 +42,13 @@ class Connection:
             and self.api_key.strip() == self.api_key != ""
         ):
             raise WrongArgument(
-                "the API key must be printable ASCII with no space or newline at its ends: strip() what was read from a file"
+                "the API key must be printable ASCII with no space or newline at its ends: strip() "
+                "what was read from a file"
             )
         if not (self.tls or self.ca_file is not None or self.insecure or is_local(self.target)):
             raise WrongArgument(
-                f"the API key would go to {self.target} in the clear: connect with TLS (tls, or ca_file for an authority of your own), "
+                f"the API key would go to {self.target} in the clear: connect with TLS (tls, or "
+                "ca_file for an authority of your own), "
                 "or say insecure if nobody else can read that network"
             )
 
@@ -66,7 +69,8 @@ class Connection:
 
 
 def is_local(target: str) -> bool:
-    """Whether what is sent to this gRPC target stays on this machine: a Unix socket, or loopback addresses only."""
+    """Whether what is sent to this gRPC target stays on this machine: a Unix socket, or loopback addresses
+    only."""
     scheme, separator, rest = target.partition(":")
     if separator and scheme in ("unix", "unix-abstract"):
         return True

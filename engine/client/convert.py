@@ -52,7 +52,8 @@ def generate_request(
     tenant: str = "",
     weight: float | None = None,
 ) -> inference_pb2.GenerateRequest:
-    """The request for what the caller said. Raises TypeError or WrongArgument for what cannot even be sent."""
+    """The request for what the caller said. Raises TypeError or WrongArgument for what cannot even be
+    sent."""
     return _made(
         inference_pb2.GenerateRequest,
         model=model,
@@ -110,7 +111,8 @@ def _prompt(prompt: Prompt) -> dict[str, Any]:
 
 
 def conversation(messages: Prompt) -> Prompt:
-    """Raises TypeError for what is not a sequence of messages: text, which would not go through the template, or token ids."""
+    """Raises TypeError for what is not a sequence of messages: text, which would not go through the
+    template, or token ids."""
     if isinstance(messages, str):
         raise TypeError("chat takes messages, such as [Message('user', text)]; generate takes text")
     if "chat" not in _prompt(messages) and len(messages):

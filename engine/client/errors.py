@@ -1,4 +1,5 @@
-"""What the client raises: a call that the server refused or that did not get through, and arguments that cannot be sent."""
+"""What the client raises: a call that the server refused or that did not get through, and arguments that
+cannot be sent."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -36,7 +36,8 @@ from tokenmux.v1 import (
 
 
 class Stream:
-    """The events of one generation, to iterate over. Leaving it as a context, or `cancel`, ends the generation."""
+    """The events of one generation, to iterate over. Leaving it as a context, or `cancel`, ends the
+    generation."""
 
     def __init__(self, call: Any) -> None:
         self._call = call
@@ -76,8 +77,8 @@ class Client:
     ...         if isinstance(event, Delta):
     ...             print(event.text, end="", flush=True)
 
-    Every method raises CallFailed when the server refuses or cannot be reached, and takes `timeout_s`, a deadline for the whole
-    call in seconds (None: none). May be used from several threads.
+    Every method raises CallFailed when the server refuses or cannot be reached, and takes `timeout_s`, a
+    deadline for the whole call in seconds (None: none). May be used from several threads.
     """
 
     def __init__(
@@ -91,7 +92,8 @@ class Client:
     ) -> None:
         """`tls` trusts the system's authorities, `ca_file` (PEM, implies TLS) only its own.
 
-        A key for another machine needs one of them, or `insecure`, which lets all on the way read it. Raises WrongArgument.
+        A key for another machine needs one of them, or `insecure`, which lets all on the way read it. Raises
+        WrongArgument.
         """
         connection = Connection(target, api_key, tls, ca_file, insecure)
         credentials = connection.credentials()
@@ -134,7 +136,8 @@ class Client:
         timeout_s: float | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Stream:
-        """Generate and return the events as they come: PromptInfo, then State and Delta, and Finish at the end.
+        """Generate and return the events as they come: PromptInfo, then State and Delta, and Finish at the
+        end.
 
         >>> with client.stream("smol", "Tell me a story", max_tokens=200) as events:
         ...     text = "".join(event.text for event in events if isinstance(event, Delta))
@@ -260,7 +263,8 @@ class Pool:
             return convert.pool_status(self._stub.Status(request, timeout=timeout_s, metadata=self._metadata))
 
     def watch(self, *, min_interval_s: float = 0.0, timeout_s: float | None = None) -> Iterator[PoolStatus]:
-        """The pool now and at every change, at least `min_interval_s` seconds apart; ends when the server stops."""
+        """The pool now and at every change, at least `min_interval_s` seconds apart; ends when the server
+        stops."""
         request = pool_pb2.WatchStatusRequest(min_interval_s=min_interval_s)
         call = self._stub.WatchStatus(request, timeout=timeout_s, metadata=self._metadata)
         try:
@@ -271,15 +275,18 @@ class Pool:
             call.cancel()
 
     def trace(self, last_s: float = 0.0, *, timeout_s: float | None = None) -> PoolTrace:
-        """The steps, copies and requests that ended within the last seconds; 0: all that the pool remembers."""
+        """The steps, copies and requests that ended within the last seconds; 0: all that the pool
+        remembers."""
         with translated():
             request = pool_pb2.TraceRequest(last_s=last_s)
             return convert.pool_trace(self._stub.Trace(request, timeout=timeout_s, metadata=self._metadata))
 
     def resize(self, arena_bytes: int, *, timeout_s: float | None = None) -> int:
-        """Give the pool so much device memory for weights and KV cache, once everything in it has left; returns what it has then.
+        """Give the pool so much device memory for weights and KV cache, once everything in it has left;
+        returns what it has then.
 
-        Requests wait meanwhile and go on afterwards. Done even if this stops waiting; holds until the server is restarted.
+        Requests wait meanwhile and go on afterwards. Done even if this stops waiting; holds until the server
+        is restarted.
         """
         with translated():
             request = pool_pb2.ResizeRequest(arena_bytes=arena_bytes)
@@ -304,7 +311,8 @@ class Planning:
     def recorded_traffic(
         self, last_s: float = 0.0, *, timeout_s: float | None = None
     ) -> tuple[RecordedRequest, ...]:
-        """The requests that arrived within the last seconds and have ended, in order of arrival; 0: all that the server remembers."""
+        """The requests that arrived within the last seconds and have ended, in order of arrival; 0: all
+        that the server remembers."""
         request = planning_pb2.RecordedTrafficRequest(last_s=last_s)
         call = self._stub.RecordedTraffic(request, timeout=timeout_s, metadata=self._metadata)
         with translated():

@@ -59,7 +59,8 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """How a request ended. `reason` is "stop" or "length"; times are seconds since the request arrived at the server."""
+    """How a request ended. `reason` is "stop" or "length"; times are seconds since the request arrived at
+    the server."""
 
     reason: str
     stop_string: str | None
@@ -99,13 +100,15 @@ class Residency(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Durations:
-    """A histogram: `counts[i]` durations up to `PoolStatus.duration_bounds_s[i]`, the last beyond all bounds."""
+    """A histogram: `counts[i]` durations up to `PoolStatus.duration_bounds_s[i]`, the last beyond all
+    bounds."""
 
     counts: tuple[int, ...]
     total_s: float
 
     def percentile(self, share: float, bounds_s: Sequence[float]) -> float | None:
-        """The bound that this share of them does not exceed, the largest bound for those beyond it; None if there are none."""
+        """The bound that this share of them does not exceed, the largest bound for those beyond it; None
+        if there are none."""
         left = share * sum(self.counts)
         for i, count in enumerate(self.counts):
             left -= count
@@ -146,8 +149,8 @@ class Tenant:
 class Model:
     """A model of the catalogue. Sizes in bytes, times in seconds; totals since the worker started.
 
-    Swaps by reason: requests waited and it was `first` here, or had to leave and came `again`; nobody waited, an `operator` asked or it
-    came `ahead` of requests.
+    Swaps by reason: requests waited and it was `first` here, or had to leave and came `again`; nobody waited,
+    an `operator` asked or it came `ahead` of requests.
     """
 
     name: str
@@ -190,7 +193,8 @@ class ModelMetadata:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One execution unit. Sizes in bytes, times in seconds on the worker's clock; rates are differences of two statuses."""
+    """One execution unit. Sizes in bytes, times in seconds on the worker's clock; rates are differences of
+    two statuses."""
 
     at_s: float
     device: str
@@ -217,8 +221,8 @@ class Instance:
 class PoolStatus:
     """The pool at a moment.
 
-    `devices_saved` is against one device for each model while it has requests, `devices_saved_dedicated` against one for each model that was
-    asked for within the last hour.
+    `devices_saved` is against one device for each model while it has requests, `devices_saved_dedicated`
+    against one for each model that was asked for within the last hour.
     """
 
     version: str
@@ -251,7 +255,8 @@ class ModelSizes:
 
 @dataclass(frozen=True, slots=True)
 class RecordedRequest:
-    """A request that the server has seen: lengths and times, never text. `arrival_s` counts from when recording began."""
+    """A request that the server has seen: lengths and times, never text. `arrival_s` counts from when
+    recording began."""
 
     arrival_s: float
     model: str
@@ -265,7 +270,8 @@ class RecordedRequest:
 
 @dataclass(frozen=True, slots=True)
 class PoolTrace:
-    """What ran lately, as a JSON document in Chrome's Trace Event Format; `seconds` from its first operation to its last."""
+    """What ran lately, as a JSON document in Chrome's Trace Event Format; `seconds` from its first
+    operation to its last."""
 
     chrome_trace: str
     n_spans: int

@@ -30,7 +30,8 @@ def parse_size(value: object) -> int:
     unit = None if match is None else UNITS.get(match[2].upper())
     if match is None or unit is None or isinstance(value, bool):
         raise ValueError(
-            f"{text[:MAX_CHARS]!r} is not a size: write a number with KiB, MiB, GiB (or KB, MB, GB), such as 2GiB"
+            f"{text[:MAX_CHARS]!r} is not a size: write a number with KiB, MiB, GiB (or KB, MB, GB), "
+            "such as 2GiB"
         )
     return int(Fraction(match[1]) * unit)
 

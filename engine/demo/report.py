@@ -162,8 +162,10 @@ def print_report(report: DemoReport, console: Console) -> None:
     lines = {
         "service level": f"first token within {pool.ttft_s:.2f} s, then one each {1e3 * pool.tpot_s:.0f} ms "
         f"(a decode step alone takes {1e3 * pool.slowest_step_s:.1f} ms here)",
-        "requests": f"{pool.n_requests}, {pool.n_failed} failed, {_share(pool.requests_on_time)} with every token on time",
-        "tokens": f"{pool.n_tokens} at {pool.tokens_per_s:.0f} per second, {_share(pool.tokens_on_time)} on time",
+        "requests": f"{pool.n_requests}, {pool.n_failed} failed, {_share(pool.requests_on_time)} with every "
+        "token on time",
+        "tokens": f"{pool.n_tokens} at {pool.tokens_per_s:.0f} per second, {_share(pool.tokens_on_time)} on "
+        "time",
         "first token": f"p50 {_seconds(pool.ttft_p50_s)}, p99 {_seconds(pool.ttft_p99_s)}",
         "swaps": f"{pool.n_swaps}, {pool.swap_bytes / gib:.1f} GiB in {pool.swap_s:.2f} s: "
         + (f"{pool.swap_over_copy:.2f}x an idle copy of the same bytes; " if pool.swap_over_copy else "")

@@ -83,8 +83,10 @@ async def _measure(
     await _until_in_memory(client)
     calibration = await calibrate(client, models.kinds())
     console.print(
-        f"alone, a decode step takes {1e3 * calibration.slowest_step_s:.1f} ms for the slowest model: on time means "
-        f"{calibration.ttft_s:.2f} s to the first token and {1e3 * calibration.tpot_s:.0f} ms for each one after"
+        f"alone, a decode step takes {1e3 * calibration.slowest_step_s:.1f} ms for the slowest "
+        "model: on time means "
+        f"{calibration.ttft_s:.2f} s to the first token and {1e3 * calibration.tpot_s:.0f} ms for "
+        "each one after"
     )
     stream = _plan(options, models, calibration)
     progress = StreamProgress(n_planned=len(stream))

@@ -46,7 +46,8 @@ class View:
         head.add_row(
             "device memory",
             ProgressBar(total=instance.arena_bytes, completed=used, width=30),
-            f"{_mib(instance.weight_bytes)} weights, {_mib(instance.kv_bytes)} KV, of {_mib(instance.arena_bytes)}",
+            f"{_mib(instance.weight_bytes)} weights, {_mib(instance.kv_bytes)} KV, of "
+            f"{_mib(instance.arena_bytes)}",
         )
         swaps = sum(model.n_swaps for model in self.status.models)
         head.add_row("flow", "", f"{self._rate(now_s):.0f} tokens/s, {swaps} swaps, {instance.n_steps} steps")

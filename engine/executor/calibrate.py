@@ -1,6 +1,7 @@
 """A quarter of a second of measuring this machine, so that the cost model's first estimates are not fantasy.
 
-Nothing depends on it being exact: the cost model corrects itself from every step and copy that is carried out.
+Nothing depends on it being exact: the cost model corrects itself from every step and copy that is carried
+out.
 """
 
 import ctypes
@@ -27,7 +28,8 @@ _GPU_SQUARE = 4096
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
-    """What a device does: bytes/s of a plain copy from and to the host, bytes/s of reading, FLOP/s of a bf16 product."""
+    """What a device does: bytes/s of a plain copy from and to the host, bytes/s of reading, FLOP/s of a
+    bf16 product."""
 
     copy_bytes_per_s: float
     read_bytes_per_s: float
@@ -36,15 +38,18 @@ class Speeds:
     free_bytes: int | None = None
     """Device memory that nobody uses; None where the device has none of its own."""
     host_bytes: int | None = None
-    """Host memory that is available; None where the system does not say, or the device has no use for more."""
+    """Host memory that is available; None where the system does not say, or the device has no use for
+    more."""
 
 
 def measure(kind: DeviceKind, clock: Clock) -> Speeds:
-    """Measure the device. Raises ConfigError where there is none of that kind, WorkerFailed where it cannot be used."""
+    """Measure the device. Raises ConfigError where there is none of that kind, WorkerFailed where it
+    cannot be used."""
     if kind == "cpu":
         return measure_cpu(clock)
     check_cuda()
-    # In a process of its own: a CUDA context keeps hundreds of MB of the device for as long as its process lives.
+    # In a process of its own: a CUDA context keeps hundreds of MB of the device for as long as its process
+    # lives.
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
         try:
             return executor.submit(_measure_cuda).result()

@@ -4,8 +4,8 @@
     device ──▶ drawn ────┼─▶ instance ──▶ pump ───┤
     device ──▶ done ─────┘                        └─▶ emit(tokens, states, ends)
 
-One thread calls everything here; who that is, and what time it is, is the caller's business (`loop.py` in a real worker, a
-virtual clock in tests). No step ever waits for the engine: it prepares, starts, and is told.
+One thread calls everything here; who that is, and what time it is, is the caller's business (`loop.py` in a
+real worker, a virtual clock in tests). No step ever waits for the engine: it prepares, starts, and is told.
 """
 
 import logging
@@ -61,7 +61,8 @@ logger = logging.getLogger(__name__)
 
 RESIZE_FLOOR_S = 60.0
 RESIZE_BYTES_PER_S = 100e6
-"""Memory given back and taken again is touched page by page, which is slow where the system has to make room for it."""
+"""Memory given back and taken again is touched page by page, which is slow where the system has to make
+room for it."""
 
 
 class WeightsHost(Protocol):
@@ -106,7 +107,8 @@ class Engine:
         """To commands that change what a status shows: they follow one that shows it."""
         self._loading: dict[int, Started] = {}
         self._changed = False
-        """Whether anything happened since the policy was last asked. Drawn tokens do not count: their step goes on."""
+        """Whether anything happened since the policy was last asked. Drawn tokens do not count: their step
+        goes on."""
         instance.decision_observers.append(self._on_decision)
 
     def attach(self, device: Device) -> None:
@@ -118,7 +120,7 @@ class Engine:
         all_due_s = (self._status.due_s, self._telemetry.due_s, self._positions.due_s)
         return min((due_s for due_s in all_due_s if due_s is not None), default=None)
 
-    # ── what comes in ────────────────────────────────────────────────────────────────────────────────────────
+    # ── what comes in ───────────────────────────────────────────────────────────────────────────────────────
 
     def receive(self, message: ToWorker) -> None:
         """Take a message of the front. Errors in it are answered, never raised."""
@@ -171,7 +173,8 @@ class Engine:
             self._host.bind(self.instance.models[model_id].facts)
 
     def progress(self, operation: int, share: float) -> None:
-        """A fetch or an activation has done this share of its bytes: those who wait for the model are told."""
+        """A fetch or an activation has done this share of its bytes: those who wait for the model are
+        told."""
         self._stalls.advanced(operation, self._clock.now_s())
         started = self._loading.get(operation)
         model = self.instance.models.get(started.model.id) if started and started.model else None
@@ -179,7 +182,8 @@ class Engine:
             self._out.append(PhaseChanged(request.id, RequestPhase.LOADING, progress=share))
 
     def beat(self) -> None:
-        """Say that this loop comes round; called once a second. What hangs on the device is found here, and reported."""
+        """Say that this loop comes round; called once a second. What hangs on the device is found here,
+        and reported."""
         hung = self._stalls.find(self._clock.now_s())
         if hung is None:
             self._emit([Alive()])
@@ -192,7 +196,7 @@ class Engine:
         self._out.append(Broken(detail))
         self.stopped = True
 
-    # ── what goes out ────────────────────────────────────────────────────────────────────────────────────────
+    # ── what goes out ───────────────────────────────────────────────────────────────────────────────────────
 
     def pump(self) -> None:
         """Start whatever the policy wants next and send what there is to say."""
@@ -219,7 +223,7 @@ class Engine:
             out, self._out = self._out, []
             self._emit(out)
 
-    # ── parts of the above ───────────────────────────────────────────────────────────────────────────────────
+    # ── parts of the above ──────────────────────────────────────────────────────────────────────────────────
 
     def _go_on(self) -> None:
         if self.instance.interrupted:
@@ -239,7 +243,8 @@ class Engine:
             self._resize(arena_bytes)
 
     def _resize(self, arena_bytes: int) -> None:
-        """Replace the arena, in which nothing lies. This thread waits for it: nothing else could begin anyway."""
+        """Replace the arena, in which nothing lies. This thread waits for it: nothing else could begin
+        anyway."""
         answer = Acknowledged(None)
         n_bytes = arena_bytes + self.instance.device.arena_bytes
         self._emit([Alive(silent_s=RESIZE_FLOOR_S + n_bytes / RESIZE_BYTES_PER_S)])
@@ -304,7 +309,8 @@ class Engine:
         return Acknowledged(model_id)
 
     def _kind_of(self, record: RequestRecord, detail: str) -> str:
-        """The class of the error with which a request ended: weights that cannot be read stay so until somebody mends them."""
+        """The class of the error with which a request ended: weights that cannot be read stay so until
+        somebody mends them."""
         model = self.instance.models.get(record.request.model)
         return BadCheckpoint.__name__ if detail and model is not None and detail == model.load_error else ""
 

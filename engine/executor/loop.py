@@ -1,4 +1,5 @@
-"""The thread that runs an engine: it sleeps until a message or a completion arrives, or until it has to say that it lives."""
+"""The thread that runs an engine: it sleeps until a message or a completion arrives, or until it has to
+say that it lives."""
 
 import logging
 import traceback
@@ -43,7 +44,8 @@ class EngineLoop:
         )
 
     def run(self, engine: Engine, clock: Clock) -> None:
-        """Serve until the engine stops. An error in the engine itself is reported as `Broken`, then raised."""
+        """Serve until the engine stops. An error in the engine itself is reported as `Broken`, then
+        raised."""
         beat_s = clock.now_s()
         try:
             engine.beat()

@@ -1,7 +1,8 @@
 """The runnable side of the models on one device: skeletons, where they point, and the steps that run on them.
 
-The instance decides which weights are where; this follows, and turns a started step into rows of token ids and indices of KV
-blocks. A skeleton is built once, when its model is first fetched, on the fetch channel's thread, and kept.
+The instance decides which weights are where; this follows, and turns a started step into rows of token ids
+and indices of KV blocks. A skeleton is built once, when its model is first fetched, on the fetch channel's
+thread, and kept.
 """
 
 import logging
@@ -68,7 +69,7 @@ class ModelHost:
         for model in self._models.values():
             model.forget_kv()
 
-    # ── what the engine says ─────────────────────────────────────────────────────────────────────────────────
+    # ── what the engine says ────────────────────────────────────────────────────────────────────────────────
 
     def add(self, facts: ModelFacts, path: str) -> None:
         """Note where the model's catalogue entry is; its files are opened by the first fetch."""
@@ -91,20 +92,22 @@ class ModelHost:
     def unbind(self, model: ModelId) -> None:
         self._models[model].unbind()
 
-    # ── what the device asks ─────────────────────────────────────────────────────────────────────────────────
+    # ── what the device asks ────────────────────────────────────────────────────────────────────────────────
 
     def read_image(self, image: Image, into: memoryview, progress: Callable[[int], None]) -> None:
-        """Fill the buffer from the image's file, checked when the file is new or was touched; on the fetch channel's thread.
+        """Fill the buffer from the image's file, checked when the file is new or was touched; on the fetch
+        channel's thread.
 
-        Raises TokenmuxError with the reason why the model cannot be run: whatever a model's files or its modelling code
-        do, it is that model's trouble.
+        Raises TokenmuxError with the reason why the model cannot be run: whatever a model's files or its
+        modelling code do, it is that model's trouble.
         """
         model = self._owner_of(image.id)
         with _reasons_of(model.facts.id):
             manifest = model.entry().manifest
         if manifest.n_bytes != image.n_bytes:
             raise BadCheckpoint(
-                f"{model.path}: its image has {manifest.n_bytes} bytes, not {image.n_bytes} as when the server took "
+                f"{model.path}: its image has {manifest.n_bytes} bytes, not {image.n_bytes} as when "
+                "the server took "
                 "it up; restart the server"
             )
         model.seen = read_image(manifest, into, progress, seen=model.seen)
@@ -128,7 +131,7 @@ class ModelHost:
         """What the request's keys and values are computed in; asked for requests that have some."""
         return self._models[self._instance.requests[request].request.model].entry().manifest.dtype
 
-    # ── parts of the above ───────────────────────────────────────────────────────────────────────────────────
+    # ── parts of the above ──────────────────────────────────────────────────────────────────────────────────
 
     def _segment(self, chunk: Chunk) -> Segment:
         content = self._contents[chunk.request]
@@ -180,7 +183,8 @@ def _reasons_of(model: ModelId) -> Iterator[None]:
 
 @dataclass(slots=True)
 class _Model:
-    """A registered model. Its entry is opened and its skeleton built by whichever thread asks first: the fetch channel's."""
+    """A registered model. Its entry is opened and its skeleton built by whichever thread asks first: the
+    fetch channel's."""
 
     facts: ModelFacts
     path: Path
@@ -210,8 +214,8 @@ class _Model:
             return self._runner
 
     def make_ready(self, image: torch.Tensor) -> None:
-        """Rearrange an image just read for the processor, if that is the device; the first time, before anyone else has the
-        runner, also do what a first step would take long for.
+        """Rearrange an image just read for the processor, if that is the device; the first time, before
+        anyone else has the runner, also do what a first step would take long for.
 
         Raises UnsupportedModel where steps on the device cannot be exact.
         """
@@ -242,7 +246,8 @@ class _Model:
 
 @dataclass(frozen=True, slots=True)
 class RunnableStep:
-    """A step with everything resolved. It runs on the compute channel's thread and touches no shared state."""
+    """A step with everything resolved. It runs on the compute channel's thread and touches no shared
+    state."""
 
     runner: Runner
     segments: list[Segment]

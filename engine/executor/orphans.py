@@ -1,11 +1,13 @@
-"""Child processes die with their parent, even stopped, hung, or still importing: Linux kills them (`PR_SET_PDEATHSIG`).
+"""Child processes die with their parent, even stopped, hung, or still importing: Linux kills them
+(`PR_SET_PDEATHSIG`).
 
-The child calls `die_with_parent` before anything else. The parent starts it with `start`, because Linux sends the signal
-when the *thread* that started the child ends, not the process: a child started from a pool's thread would die with the pool.
-On other systems `die_with_parent` does nothing; a child then ends when its pipe closes.
+The child calls `die_with_parent` before anything else. The parent starts it with `start`, because Linux sends
+the signal when the *thread* that started the child ends, not the process: a child started from a pool's
+thread would die with the pool. On other systems `die_with_parent` does nothing; a child then ends when its
+pipe closes.
 
-A signal to the whole process group (Ctrl-C, systemd's SIGTERM) is for the parent to answer: children are born with SIGINT and
-SIGTERM blocked, and are ended by `kill`; `terminate` has no effect on them.
+A signal to the whole process group (Ctrl-C, systemd's SIGTERM) is for the parent to answer: children are born
+with SIGINT and SIGTERM blocked, and are ended by `kill`; `terminate` has no effect on them.
 """
 
 import atexit
@@ -28,13 +30,15 @@ _GROUP_SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM})
 
 
 _starter = ThreadPoolExecutor(1, thread_name_prefix="tokenmux-starter")
-"""One thread that lives as long as this process; every child is started by it and inherits its signal mask."""
+"""One thread that lives as long as this process; every child is started by it and inherits its signal
+mask."""
 
 _children: WeakSet[BaseProcess] = WeakSet()
 
 
 def start(process: BaseProcess) -> None:
-    """Start a child that lives until it ends, is ended, or this process ends. Raises what `process.start` raises."""
+    """Start a child that lives until it ends, is ended, or this process ends. Raises what `process.start`
+    raises."""
     # It starts a process of its own with the first child, and unblocks these signals afterwards.
     started(resource_tracker.ensure_running).result()
     started(process.start).result()
@@ -62,7 +66,8 @@ atexit.register(_kill_children)
 
 
 def die_with_parent(parent: int) -> None:
-    """Called in the child, with the parent's process id: SIGKILL this process when the parent ends, or if it has ended already."""
+    """Called in the child, with the parent's process id: SIGKILL this process when the parent ends, or if
+    it has ended already."""
     if sys.platform != "linux":
         return
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):

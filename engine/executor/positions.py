@@ -1,7 +1,8 @@
 """Tells those who wait how many requests are before them, again as the line moves.
 
-The line is of requests that have not run yet, in the order in which the instance would serve them. A request is told when its place changed by
-a tenth, or at all among the first ten: so a line of n sends each of its requests about 10 + 10 ln(n) messages in its life, not n.
+The line is of requests that have not run yet, in the order in which the instance would serve them. A request
+is told when its place changed by a tenth, or at all among the first ten: so a line of n sends each of its
+requests about 10 + 10 ln(n) messages in its life, not n.
 """
 
 from tokenmux.core.clock import Clock

@@ -1,9 +1,11 @@
-"""Finds the operation that hangs: one in flight that has shown no progress for far longer than it should take.
+"""Finds the operation that hangs: one in flight that has shown no progress for far longer than it should
+take.
 
-What is known of an operation says how long it may be silent: `STALL_FACTOR` times the longest of what the cost model expects
-of it (of a repeated step, of one iteration) and what any operation of its channel has taken so far, and `STALL_FLOOR_S` at
-least. A prefill that takes minutes on a processor is expected to, and is left alone. Fetches wait for disks and networks,
-which is no fault of the device: `tokenmux.device.reader` looks after them.
+What is known of an operation says how long it may be silent: `STALL_FACTOR` times the longest of what the
+cost model expects of it (of a repeated step, of one iteration) and what any operation of its channel has
+taken so far, and `STALL_FLOOR_S` at least. A prefill that takes minutes on a processor is expected to, and is
+left alone. Fetches wait for disks and networks, which is no fault of the device: `tokenmux.device.reader`
+looks after them.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
-"""What a worker remembers for operators: who used it, told once a second, and the newest operations and requests, told when asked.
+"""What a worker remembers for operators: who used it, told once a second, and the newest operations and
+requests, told when asked.
 
 Both are bounded. `tokenmux.executor.worker_status` tells what is going on now.
 """

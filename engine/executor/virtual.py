@@ -37,7 +37,8 @@ class NoWeights:
 
 
 class EngineOnVirtualTime:
-    """The engine's single thread, played by the virtual clock. `n_output` says when a request stops by itself."""
+    """The engine's single thread, played by the virtual clock. `n_output` says when a request stops by
+    itself."""
 
     def __init__(self, instance: Instance, n_output: Mapping[RequestId, int]) -> None:
         self.said: list[FromWorker] = []

@@ -1,8 +1,9 @@
 """Compiles the kernels of registered models ahead of their first steps, in a process of its own.
 
-A kernel that is missing from Triton's cache is compiled at its first launch: up to a second for each of nine, on the compute
-channel's thread, while every model waits. Compiling ahead cannot be done in a worker, because it takes Triton's driver away from
-launches. So a child process fills the cache, and the worker only loads what it finds there.
+A kernel that is missing from Triton's cache is compiled at its first launch: up to a second for each of nine,
+on the compute channel's thread, while every model waits. Compiling ahead cannot be done in a worker, because
+it takes Triton's driver away from launches. So a child process fills the cache, and the worker only loads
+what it finds there.
 """
 
 import logging
@@ -19,14 +20,16 @@ from tokenmux.executor.orphans import die_with_parent
 _log = logging.getLogger(__name__)
 
 TIMEOUT_S = 300.0
-"""For all models that were registered at the same time. A child that takes longer is ended; a step then compiles what it needs."""
+"""For all models that were registered at the same time. A child that takes longer is ended; a step then
+compiles what it needs."""
 
 Compile = Callable[[Sequence[Path]], None]
 """Fills the cache for models in these folders of a catalogue. Raises TokenmuxError with what went wrong."""
 
 
 class Warmer:
-    """One thread that has `compile` called for models as they are registered, with all that wait at a time."""
+    """One thread that has `compile` called for models as they are registered, with all that wait at a
+    time."""
 
     def __init__(self, compile: Compile) -> None:
         self._compile = compile
@@ -71,7 +74,8 @@ def compile_in_a_child(capability: int, *, paged_int8: bool = False, timeout_s: 
         arguments = (os.getpid(), capability, paged_int8, [str(path) for path in paths])
         code = f"from tokenmux.executor import warming; warming.child{arguments!r}"
         try:
-            # This thread waits for the child and outlives it, so that the kernel's signal at its end is none too early.
+            # This thread waits for the child and outlives it, so that the kernel's signal at its end is none
+            # too early.
             done = subprocess.run(
                 [sys.executable, "-c", code],
                 stdin=subprocess.DEVNULL,
@@ -99,7 +103,8 @@ def child(parent: int, capability: int, paged_int8: bool, paths: Sequence[str]) 
 
 
 def warm_entries(paths: Sequence[Path], capability: int, *, paged_int8: bool = False) -> None:
-    """Compile into Triton's cache what the entries in these folders launch. One that cannot be read costs the others nothing."""
+    """Compile into Triton's cache what the entries in these folders launch. One that cannot be read costs
+    the others nothing."""
     from tokenmux.kernels import warm
     from tokenmux.models.catalogue.entry import Entry
     from tokenmux.models.network.kernel_shapes import model_shapes

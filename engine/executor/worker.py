@@ -1,8 +1,9 @@
 """A worker: one engine with its device, in a process of its own, behind the messages of `tokenmux.messages`.
 
-The front keeps the interpreter lock of its process to itself, and a crash here costs time, not the server. Messages travel over a
-private pipe between parent and child; when either end dies, the other notices at once. Signals to the process group are the front's
-to answer: a worker ends by message, by the end of its pipe, with its parent (`orphans`), or by SIGKILL.
+The front keeps the interpreter lock of its process to itself, and a crash here costs time, not the server.
+Messages travel over a private pipe between parent and child; when either end dies, the other notices at once.
+Signals to the process group are the front's to answer: a worker ends by message, by the end of its pipe, with
+its parent (`orphans`), or by SIGKILL.
 """
 
 import logging
@@ -28,10 +29,12 @@ PROCESS_CLOSE_S = 5.0
 """A worker that has not ended by then, most likely inside a step, is killed."""
 
 REAP_TIMEOUT_S = 2.0
-"""A killed process that has not ended by then waits inside the kernel (a dead disk, a dead driver); it is left to it."""
+"""A killed process that has not ended by then waits inside the kernel (a dead disk, a dead driver); it is
+left to it."""
 
 MAX_UNSENT = 100_000
-"""Messages that may wait for the pipe. A worker that reads nothing is found by its silence long before, unless it is flooded."""
+"""Messages that may wait for the pipe. A worker that reads nothing is found by its silence long before,
+unless it is flooded."""
 
 
 class ProcessWorker:
@@ -60,7 +63,8 @@ class ProcessWorker:
         return self._process.pid
 
     def send(self, message: ToWorker) -> None:
-        """Hand over a message; never blocks. Raises WorkerFailed when the process is gone, or reads nothing any more."""
+        """Hand over a message; never blocks. Raises WorkerFailed when the process is gone, or reads
+        nothing any more."""
         if self._gone:
             raise WorkerFailed("the worker process is gone; it is being restarted")
         try:
@@ -135,10 +139,12 @@ class ProcessWorker:
 
 @contextmanager
 def _modest_threads() -> Iterator[None]:
-    """A process started here leaves one core to others, and its OpenMP threads sleep while they wait, unless the operator chose.
+    """A process started here leaves one core to others, and its OpenMP threads sleep while they wait, unless
+    the operator chose.
 
-    A server has more to do than steps: copies, messages, the front, its clients. Beside one busy process on two cores, a step of
-    SmolLM2 took 18 ms with one thread, 22 to 35 with two that sleep while they wait for each other, and 32 to 52 with two that spin.
+    A server has more to do than steps: copies, messages, the front, its clients. Beside one busy process on
+    two cores, a step of SmolLM2 took 18 ms with one thread, 22 to 35 with two that sleep while they wait for
+    each other, and 32 to 52 with two that spin.
     """
     n_threads = threads_beside_others(len(os.sched_getaffinity(0)))
     defaults = {"OMP_NUM_THREADS": str(n_threads), "OMP_WAIT_POLICY": "passive"}
@@ -152,9 +158,11 @@ def _modest_threads() -> Iterator[None]:
 
 
 def threads_beside_others(n_cores: int) -> int:
-    """Threads of a step on a machine of `n_cores` cores: all but one, or fewer, so that they are a power of two or three times one.
+    """Threads of a step on a machine of `n_cores` cores: all but one, or fewer, so that they are a power of
+    two or three times one.
 
-    Layers divide evenly among so many. With 5, 7, 11, 13 or 15 threads products are exact by row for fewer rows at a time, if at all.
+    Layers divide evenly among so many. With 5, 7, 11, 13 or 15 threads products are exact by row for fewer
+    rows at a time, if at all.
     """
     fitting = {1 << i for i in range(12)} | {3 << i for i in range(12)}
     return max(n for n in fitting if n <= max(1, n_cores - 1))

@@ -7,7 +7,8 @@ from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.instance.state import ModelState
 
 MIN_INTERVAL_S = 0.2
-"""A person sees five changes a second as motion, and a snapshot of 20 models takes a quarter as long as all else in a step."""
+"""A person sees five changes a second as motion, and a snapshot of 20 models takes a quarter as long as
+all else in a step."""
 
 
 class StatusReporter:
@@ -20,7 +21,8 @@ class StatusReporter:
         self.due_s: float | None = None
 
     def report(self, *, at_once: bool = False) -> WorkerStatus | None:
-        """A snapshot, or None if one was sent a moment ago and it need not be `at_once`: then `due_s` says when to ask again."""
+        """A snapshot, or None if one was sent a moment ago and it need not be `at_once`: then `due_s` says
+        when to ask again."""
         now_s = self._clock.now_s()
         if now_s < self._last_s + MIN_INTERVAL_S and not at_once:
             self.due_s = self._last_s + MIN_INTERVAL_S
@@ -53,7 +55,8 @@ class StatusReporter:
         )
 
     def _n_stepping(self, step: Step) -> int:
-        """Requests of the step in flight that want its tokens: not those that were cancelled or paused since it began."""
+        """Requests of the step in flight that want its tokens: not those that were cancelled or paused
+        since it began."""
         requests = (self._instance.requests[chunk.request] for chunk in step.chunks)
         return sum(request.to_end is None and not request.is_paused for request in requests)
 

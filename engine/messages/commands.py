@@ -65,7 +65,8 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Unload:
-    """Ask that a model leave the device; its requests, if any, are paged out and bring it back in their turn."""
+    """Ask that a model leave the device; its requests, if any, are paged out and bring it back in their
+    turn."""
 
     model: ModelId
 
@@ -80,14 +81,16 @@ class Pin:
 
 @dataclass(frozen=True, slots=True)
 class Resize:
-    """Give the arena another size, once everything in it has left; requests go on afterwards. Answered when that is done."""
+    """Give the arena another size, once everything in it has left; requests go on afterwards. Answered
+    when that is done."""
 
     arena_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class AskTrace:
-    """Hand over what is remembered of the last `last_s` seconds; answered by `Traced` with the same ticket."""
+    """Hand over what is remembered of the last `last_s` seconds; answered by `Traced` with the same
+    ticket."""
 
     ticket: int
     last_s: float

@@ -22,7 +22,8 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The one end of a request. `detail` says why when the reason is FAILED; `kind` names the error's class in `tokenmux.core.errors`."""
+    """The one end of a request. `detail` says why when the reason is FAILED; `kind` names the error's
+    class in `tokenmux.core.errors`."""
 
     request: RequestId
     reason: FinishReason
@@ -32,7 +33,8 @@ class Finished:
 
 
 class ModelStatus(NamedTuple):
-    """What the worker knows of one model at a moment. A tuple, since many are made: twice as fast as a dataclass."""
+    """What the worker knows of one model at a moment. A tuple, since many are made: twice as fast as a
+    dataclass."""
 
     model: ModelId
     residency: Residency
@@ -56,7 +58,8 @@ class ModelStatus(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """What the worker knows of itself: sent on every change that a person would want to see, at most five a second."""
+    """What the worker knows of itself: sent on every change that a person would want to see, at most five
+    a second."""
 
     at_s: float
     device: str
@@ -79,7 +82,8 @@ class WorkerStatus:
 
 @dataclass(frozen=True, slots=True)
 class Durations:
-    """A histogram: how many durations lie in each interval between the bounds of `tokenmux.scheduler.metrics.histogram`."""
+    """A histogram: how many durations lie in each interval between the bounds of
+    `tokenmux.scheduler.metrics.histogram`."""
 
     counts: tuple[int, ...]
     total_s: float
@@ -87,7 +91,8 @@ class Durations:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """How a model or a tenant was served; the counters of `tokenmux.scheduler.metrics.counters.ServiceCounters` at a moment."""
+    """How a model or a tenant was served; the counters of
+    `tokenmux.scheduler.metrics.counters.ServiceCounters` at a moment."""
 
     n_requests: int
     n_requests_on_time: int
@@ -114,9 +119,11 @@ class ModelUse:
 
 @dataclass(frozen=True, slots=True)
 class WorkerUse:
-    """Who used the worker since it began: those models and tenants whose counters moved since the last such message.
+    """Who used the worker since it began: those models and tenants whose counters moved since the last such
+    message.
 
-    Sent at most once a second. `work_s` and `model_work_s` as in `tokenmux.scheduler.metrics.counters.Metrics`.
+    Sent at most once a second. `work_s` and `model_work_s` as in
+    `tokenmux.scheduler.metrics.counters.Metrics`.
     """
 
     at_s: float
@@ -137,9 +144,11 @@ class Traced:
 
 @dataclass(frozen=True, slots=True)
 class Acknowledged:
-    """Answer to `Register`, `Unregister`, `Load`, `Unload` and `Pin`, and to `Resize`, which is about no model.
+    """Answer to `Register`, `Unregister`, `Load`, `Unload` and `Pin`, and to `Resize`, which is about no
+    model.
 
-    Empty `error` means done (or, for `Load`, begun). `kind` is the name of the error's class in `tokenmux.core.errors`.
+    Empty `error` means done (or, for `Load`, begun). `kind` is the name of the error's class in
+    `tokenmux.core.errors`.
     """
 
     model: ModelId | None

@@ -58,7 +58,8 @@ def _sync_folder(folder: Path) -> None:
 def _disk_full(path: Path, n_bytes: int) -> DoesNotFit:
     free = shutil.disk_usage(path.parent).free
     return DoesNotFit(
-        f"{path}: the disk is full ({n_bytes} bytes to write, {free} free); free some space or choose another folder"
+        f"{path}: the disk is full ({n_bytes} bytes to write, {free} free); free some space or "
+        "choose another folder"
     )
 
 

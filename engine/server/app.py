@@ -1,6 +1,8 @@
-"""Assembles the gRPC server: services, health, reflection, interceptors, transport; and runs it until told to stop.
+"""Assembles the gRPC server: services, health, reflection, interceptors, transport; and runs it until told to
+stop.
 
-What is behind the front (worker, catalogue) is handed in, so that tests run the same server over scripted parts.
+What is behind the front (worker, catalogue) is handed in, so that tests run the same server over scripted
+parts.
 """
 
 import asyncio
@@ -54,7 +56,8 @@ class Transport:
     max_calls_per_connection: int = 10_000
     """Calls beyond this wait in their client until one of the others has ended."""
     keepalive_s: float = 30.0
-    """A connection that is silent for so long is asked whether it lives; its calls are cancelled if it does not."""
+    """A connection that is silent for so long is asked whether it lives; its calls are cancelled if it
+    does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,8 @@ async def running(
     access: Access,
     transport: Transport,
 ) -> AsyncIterator[Running]:
-    """Start the front and the server around it; stop both on leaving. Raises ConfigError when the address cannot be used.
+    """Start the front and the server around it; stop both on leaving. Raises ConfigError when the address
+    cannot be used.
 
     The port is taken before anything slow begins, and answered only when the front is ready.
     """
@@ -93,7 +97,8 @@ async def running(
 
 
 async def until_signalled(front: Front, drain_s: float, last_resort: LastResort | None = None) -> None:
-    """Wait for SIGTERM or SIGINT, then for live requests to complete, at most `drain_s`; a second signal ends that too.
+    """Wait for SIGTERM or SIGINT, then for live requests to complete, at most `drain_s`; a second signal ends
+    that too.
 
     `last_resort` is told of signals even while this loop hangs.
     """
@@ -142,8 +147,9 @@ def _server(
             ),  # else a second server on the same port would silently take half of the calls
             ("grpc.max_receive_message_length", GRPC_LIMIT_TIMES * transport.max_message_bytes),
             ("grpc.max_send_message_length", -1),
-            # Calls that arrive faster than the loop takes them wait for it. By default grpc ends those over 1,000 as CANCELLED, a
-            # status that no client retries; the front refuses what is too much itself, with a reason.
+            # Calls that arrive faster than the loop takes them wait for it. By default grpc ends those over
+            # 1,000 as CANCELLED, a status that no client retries; the front refuses what is too much itself,
+            # with a reason.
             ("grpc.server.max_pending_requests", 100_000),
             ("grpc.server.max_pending_requests_hard_limit", 200_000),
             ("grpc.max_concurrent_streams", transport.max_calls_per_connection),

@@ -1,7 +1,7 @@
 """`pool.yaml`: what a server is to be, validated, with errors that name the line and what is allowed.
 
-Flags of the command line arrive as `Override`s and go through the same validation. Paths are taken from the folder of the file.
-This describes; `tokenmux.server.serve` builds from it.
+Flags of the command line arrive as `Override`s and go through the same validation. Paths are taken from the
+folder of the file. This describes; `tokenmux.server.serve` builds from it.
 """
 
 import difflib
@@ -126,13 +126,17 @@ class DeviceConfig(Section):
     arena: Size | None = None
     """Device memory for weights and KV cache. Left out, 2 GiB on a CPU, and of a GPU 85% of what is free."""
     host_cache: Size | None = None
-    """Host memory that keeps weights near the device. Left out, 4 GiB; with a GPU half of what is available, if that is more."""
+    """Host memory that keeps weights near the device. Left out, 4 GiB; with a GPU half of what is
+    available, if that is more."""
     host_kv: Size | None = None
-    """Host memory for KV cache that is paged out. Left out, 1 GiB; with a GPU a tenth of what is available, if that is more."""
+    """Host memory for KV cache that is paged out. Left out, 1 GiB; with a GPU a tenth of what is
+    available, if that is more."""
     paged_kv: Literal["exact", "int8"] = "exact"
-    """`int8` halves what paging moves, and with it requests that were paged no longer yield exactly the tokens they would have."""
+    """`int8` halves what paging moves, and with it requests that were paged no longer yield exactly the
+    tokens they would have."""
     slab: Size | None = None
-    """Unit in which KV cache is given to models, at least two KV blocks of each. Left out, by the size of the arena and the models."""
+    """Unit in which KV cache is given to models, at least two KV blocks of each. Left out, by the size of
+    the arena and the models."""
     prefill_chunk_tokens: Count | None = None
     """A longer prompt is computed in pieces of this many tokens. Left out, 512 on a CPU and 2048 on a GPU."""
 
@@ -168,12 +172,14 @@ class WorkerConfig(Section):
     """A worker that breaks is replaced, for ever."""
 
     max_restarts: CountOrNone = 3
-    """So many workers in a row that break within `restart_window_s` of their start are replaced at once; then the wait is 1, 2, 4, ... 60 s."""
+    """So many workers in a row that break within `restart_window_s` of their start are replaced at once;
+    then the wait is 1, 2, 4, ... 60 s."""
     restart_window_s: Seconds = 60.0
     silent_s: Annotated[Seconds, Field(ge=2)] = 10.0
     """A worker that says nothing for so long hangs, and is killed."""
     outage_s: Annotated[FiniteFloat, Field(ge=0)] = 30.0
-    """Requests wait so long while there is no worker; then they end, and new ones are refused until there is one."""
+    """Requests wait so long while there is no worker; then they end, and new ones are refused until there
+    is one."""
 
 
 class TextConfig(Section):
@@ -259,7 +265,8 @@ class Override:
 
 
 def load_config(path: Path | None, overrides: Sequence[Override] = ()) -> PoolConfig:
-    """Read and check `pool.yaml`; without a file, flags and defaults only. Raises ConfigError, one line for each mistake."""
+    """Read and check `pool.yaml`; without a file, flags and defaults only. Raises ConfigError, one line
+    for each mistake."""
     if path is None:
         return check(Document("command line", {}, {}), Path.cwd(), overrides)
     try:
@@ -366,7 +373,8 @@ def _short(value: object) -> str:
 
 
 def _section_at(place: Place) -> type[Section]:
-    """The part of the schema that describes the mapping at this place. Names of models and indices lead no deeper."""
+    """The part of the schema that describes the mapping at this place. Names of models and indices lead no
+    deeper."""
     section: type[Section] = PoolConfig
     for part in place:
         field = section.model_fields.get(str(part))

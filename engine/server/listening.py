@@ -1,4 +1,5 @@
-"""Where the server listens: the address is taken before anything slow begins, and certificates are read and tried.
+"""Where the server listens: the address is taken before anything slow begins, and certificates are read and
+tried.
 
 gRPC says of every failure to listen that there was one; here the reasons are told apart.
 """
@@ -23,7 +24,8 @@ def cannot_listen(
 
 
 class Reservation:
-    """An address that no other server can take, until `give_up` (just before gRPC takes it) or the end of the context."""
+    """An address that no other server can take, until `give_up` (just before gRPC takes it) or the end of
+    the context."""
 
     def __init__(self, address: str) -> None:
         """Raises ConfigError if the address cannot be had."""
@@ -35,7 +37,8 @@ class Reservation:
             )
             for family, kind, protocol, _, place in found[: 1 if int(port) == 0 else None]:
                 taken = self._sockets.enter_context(socket.socket(family, kind, protocol))
-                # As gRPC does: connections of a server that has just ended are no hindrance; one that listens is.
+                # As gRPC does: connections of a server that has just ended are no hindrance; one that listens
+                # is.
                 taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 if family == socket.AF_INET6:
                     taken.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -73,7 +76,8 @@ def check_pair(certificate: Path, private_key: Path) -> None:
         )
     if b"ENCRYPTED" in key:
         raise ConfigError(
-            f"tls.private_key: {private_key} is encrypted, and the server cannot ask for its passphrase: decrypt it"
+            f"tls.private_key: {private_key} is encrypted, and the server cannot ask for its "
+            "passphrase: decrypt it"
         )
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, private_key, password=lambda: "")

@@ -1,6 +1,8 @@
-"""From a validated `PoolConfig` to a server that runs: keys and certificates are read, parts are made and put together.
+"""From a validated `PoolConfig` to a server that runs: keys and certificates are read, parts are made and put
+together.
 
-This is where the front meets the real worker and the real catalogue; nothing else in `tokenmux.server` knows them.
+This is where the front meets the real worker and the real catalogue; nothing else in `tokenmux.server` knows
+them.
 """
 
 import asyncio
@@ -44,10 +46,12 @@ FETCH_BYTES_PER_S = 1e9
 
 
 def open_catalogue(config: PoolConfig, progress: Progress) -> ServedCatalogue:
-    """The catalogue with the models of the configuration, converted where that has not been done yet. May take minutes.
+    """The catalogue with the models of the configuration, converted where that has not been done yet. May
+    take minutes.
 
-    A model that cannot be converted is refused, and the others are served. Raises ConfigError, before all that, where the device
-    is not there; NotServable when the configuration names models, and the catalogue holds none that can be served.
+    A model that cannot be converted is refused, and the others are served. Raises ConfigError, before all
+    that, where the device is not there; NotServable when the configuration names models, and the catalogue
+    holds none that can be served.
     """
     if config.device.kind == "cuda":
         check_cuda()
@@ -66,9 +70,11 @@ def open_catalogue(config: PoolConfig, progress: Progress) -> ServedCatalogue:
 async def serve(
     config: PoolConfig, catalogue: ServedCatalogue, say: Callable[[str], None], reservation: Reservation
 ) -> None:
-    """Serve the catalogue until SIGTERM or SIGINT. `say` is told in a line when the server answers, and where.
+    """Serve the catalogue until SIGTERM or SIGINT. `say` is told in a line when the server answers, and
+    where.
 
-    `reservation` holds the address until then. Raises ConfigError, DoesNotFit when no model fits, and what starting the worker raises.
+    `reservation` holds the address until then. Raises ConfigError, DoesNotFit when no model fits, and what
+    starting the worker raises.
     """
     last_resort = LastResort(config.drain_s)
     access, transport = read_access(config), read_transport(config)
@@ -190,7 +196,8 @@ def level_of(config: PoolConfig) -> ServiceLevel:
 
 
 def starting_s(config: PoolConfig) -> float:
-    """How long a worker may take until it serves: libraries are loaded, and its memory is touched page by page."""
+    """How long a worker may take until it serves: libraries are loaded, and its memory is touched page by
+    page."""
     n_bytes = (config.device.arena or 0) + (config.device.host_kv or 0)
     return STARTING_S + n_bytes / TOUCHED_BYTES_PER_S
 
@@ -211,7 +218,8 @@ def weights_of(config: PoolConfig) -> Weights:
 
 
 def read_access(config: PoolConfig) -> Access:
-    """Read the files of the keys. Raises ConfigError for one that is missing, empty, or the same as another."""
+    """Read the files of the keys. Raises ConfigError for one that is missing, empty, or the same as
+    another."""
     keys: list[Key] = []
     for key in config.keys:
         secret = _read("keys.file", key.file).decode(errors="replace").strip()

@@ -1,7 +1,7 @@
 """Ends the process when it was told to and does not end by itself, whatever hangs in it.
 
-A thread of its own waits for the word on a pipe, which a signal handler may write to at any moment, and then for the end. It
-needs nothing of the event loop, of logging, or of any lock that something hung may hold.
+A thread of its own waits for the word on a pipe, which a signal handler may write to at any moment, and then
+for the end. It needs nothing of the event loop, of logging, or of any lock that something hung may hold.
 """
 
 import os

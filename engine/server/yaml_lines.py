@@ -12,7 +12,8 @@ Place = tuple[str | int, ...]
 
 MAX_DEPTH = 32
 MAX_VALUES = 100_000
-"""What a file may hold once its aliases are written out: nine lines can stand for 10^9 values, or for no end."""
+"""What a file may hold once its aliases are written out: nine lines can stand for 10^9 values, or for no
+end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +54,16 @@ def parse(text: str, name: str) -> Document:
         ) from error
     except yaml.reader.ReaderError as error:
         raise ConfigError(
-            f"{name}: this is no valid YAML: {error.reason}: character {error.position} is U+{error.character:04X}"
+            f"{name}: this is no valid YAML: {error.reason}: character {error.position} is "
+            f"U+{error.character:04X}"
         ) from error
     except RecursionError as error:  # the parser's own, before there are nodes to look at
         raise ConfigError(f"{name}: values lie more than {MAX_DEPTH} levels deep") from error
 
 
 class _Loader(yaml.SafeLoader):
-    """Whatever a value's own constructor raises (ValueError for the date 2026-99-99) is told with its line."""
+    """Whatever a value's own constructor raises (ValueError for the date 2026-99-99) is told with its
+    line."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:

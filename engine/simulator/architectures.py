@@ -1,7 +1,8 @@
-"""Facts of well-known model architectures, so that a pool can be planned by name; a config.json says the same of any other.
+"""Facts of well-known model architectures, so that a pool can be planned by name; a config.json says the same
+of any other.
 
-Sizes are those of 16-bit weights. `n_kv_heads` is what the architecture really has; the Aegaeon artifact counts KV as if every
-head had its own, and `as_artifact` does the same for comparisons with it.
+Sizes are those of 16-bit weights. `n_kv_heads` is what the architecture really has; the Aegaeon artifact
+counts KV as if every head had its own, and `as_artifact` does the same for comparisons with it.
 """
 
 from dataclasses import dataclass, replace
@@ -12,7 +13,8 @@ from tokenmux.core.facts import BLOCK_TOKENS, Image, ImageId, KvShape, ModelFact
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """From the model's config.json: billions of parameters, layers, attention and KV heads, head size, longest context."""
+    """From the model's config.json: billions of parameters, layers, attention and KV heads, head size,
+    longest context."""
 
     name: str
     parameters_b: float

@@ -1,7 +1,9 @@
-"""What a simulation may be too kind about, as switches: each makes it more pessimistic, and all of them together make the honest figure.
+"""What a simulation may be too kind about, as switches: each makes it more pessimistic, and all of them
+together make the honest figure.
 
-Step times come from the Aegaeon artifact, which measured vLLM in eager mode, one model on the device; copies are sizes over a rate. Nobody
-measured there what it costs to go from one model to another, or how much longer steps take while weights are copied beside them.
+Step times come from the Aegaeon artifact, which measured vLLM in eager mode, one model on the device; copies
+are sizes over a rate. Nobody measured there what it costs to go from one model to another, or how much longer
+steps take while weights are copied beside them.
 """
 
 from dataclasses import dataclass
@@ -18,7 +20,8 @@ class Doubts:
     activation_s: float = 0.0
     """On top of the copy of a model's weights."""
     learned: bool = False
-    """The scheduler is not told how long steps and copies take: it begins with sizes and speeds, and learns, as in a running engine."""
+    """The scheduler is not told how long steps and copies take: it begins with sizes and speeds, and
+    learns, as in a running engine."""
 
     def stretched(
         self, ends_s: tuple[float, ...], begun_s: float, switches: bool, beside_copy: bool

@@ -1,4 +1,5 @@
-"""Accelerators that a simulated pool can be built of: what their makers print, and what may be assumed of a server around them."""
+"""Accelerators that a simulated pool can be built of: what their makers print, and what may be assumed of
+a server around them."""
 
 from dataclasses import dataclass
 
@@ -44,7 +45,8 @@ HOST_KV_BYTES_PER_DEVICE = 128 * GB
 """Host memory for paged-out KV cache, for each device."""
 
 USABLE = 0.9
-"""The share of device memory that the arena gets: the rest is activations and the runtime's own (vLLM's default share)."""
+"""The share of device memory that the arena gets: the rest is activations and the runtime's own (vLLM's
+default share)."""
 
 
 def gpu(name: str) -> DataSheet:

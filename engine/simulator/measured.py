@@ -1,7 +1,7 @@
 """What steps and copies took on a real device, as a cost model: to simulate that very device.
 
-Steps of one shape of model are fitted together, linear in the four numbers of their work, none of them below zero. Steps beside a
-copy are taken to be longer by one factor, the same for all, which is measured too.
+Steps of one shape of model are fitted together, linear in the four numbers of their work, none of them below
+zero. Steps beside a copy are taken to be longer by one factor, the same for all, which is measured too.
 """
 
 from collections import defaultdict
@@ -30,15 +30,18 @@ _SETTLED = 1e-4
 """Fit and interference depend on each other: they are found in turns, until the factor stays."""
 
 _LONGEST_TURNAROUND_S = 0.05
-"""A longer pause between two steps means that there was nothing to do. Of the others the median counts: some wait for a copy."""
+"""A longer pause between two steps means that there was nothing to do. Of the others the median counts:
+some wait for a copy."""
 
 
 @dataclass(frozen=True, slots=True)
 class MeasuredCost:
-    """A cost model that knows, so it does not learn. Raises KeyError for shapes of model that were never measured."""
+    """A cost model that knows, so it does not learn. Raises KeyError for shapes of model that were never
+    measured."""
 
     steps: Mapping[Shape, tuple[float, ...]]
-    """Seconds: of any step, per prefilled token, per pair of query and key, per decode row, per token of context."""
+    """Seconds: of any step, per prefilled token, per pair of query and key, per decode row, per token of
+    context."""
     copies: Mapping[Channel, tuple[float, float]]
     """Seconds of any copy, and per byte."""
     interference: float
@@ -65,7 +68,8 @@ class MeasuredCost:
 
 
 def fit_cost(completed: Sequence[Completed]) -> MeasuredCost:
-    """What the operations took. Raises InternalError when there is no step or no copy to the device among them."""
+    """What the operations took. Raises InternalError when there is no step or no copy to the device among
+    them."""
     steps = [iteration_of(started, event) for started, event in completed if isinstance(event, StepDone)]
     if not steps:
         raise InternalError("a cost model cannot be fitted to no step")
@@ -108,14 +112,16 @@ def _fit_steps(
 def _interference(
     steps: Iterable[tuple[ModelFacts, StepWork, float]], fits: Mapping[Shape, tuple[float, ...]]
 ) -> float:
-    """Time of all steps beside a copy over what they would have taken alone; 1 if there was none, or if they were faster."""
+    """Time of all steps beside a copy over what they would have taken alone; 1 if there was none, or if
+    they were faster."""
     beside = [(m, w, s) for m, w, s in steps if w.beside_copy]
     alone_s = sum(float(np.dot(fits[shape_of(model)], _features(work))) for model, work, _ in beside)
     return max(1.0, sum(seconds for _, _, seconds in beside) / alone_s) if alone_s else 1.0
 
 
 def _least_squares(rows: Sequence[tuple[tuple[float, ...], float]]) -> tuple[float, ...]:
-    """Coefficients, none negative: those that come out negative are left out, the worst first, and the rest fitted again."""
+    """Coefficients, none negative: those that come out negative are left out, the worst first, and the
+    rest fitted again."""
     matrix: npt.NDArray[np.float64] = np.array([features for features, _ in rows], np.float64)
     target = np.array([seconds for _, seconds in rows])
     kept = [i for i in range(matrix.shape[1]) if np.any(matrix[:, i])]

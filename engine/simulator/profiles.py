@@ -4,15 +4,17 @@ A step that prefills T tokens (with `pairs` query-key pairs) and decodes B rows 
 
     max(decode_ms, prefill_ms + prefill_us T + pair_ns S) + row_us B + context_us C
 
-with S = 2 pairs (the sum of squared lengths, for whole prompts), but never less than physics allows: the weights and the KV are read
-once, and the matrix units do not exceed their peak. The mixed step follows chunked prefill (Agrawal et al., Sarathi-Serve, OSDI
-2024): rows that ride along with a prompt cost their own work and no second reading of the weights.
+with S = 2 pairs (the sum of squared lengths, for whole prompts), but never less than physics allows: the
+weights and the KV are read once, and the matrix units do not exceed their peak. The mixed step follows
+chunked prefill (Agrawal et al., Sarathi-Serve, OSDI 2024): rows that ride along with a prompt cost their own
+work and no second reading of the weights.
 
-Sources of the fits: 6B to 14B, vLLM in fp16 and eager mode, Aegaeon artifact (SOSP 2025, Zenodo 10.5281/zenodo.16673199,
-Apache-2.0), mean relative error 2 to 6% (H20 decode 10 to 13%). Llama2-70B, splitwise-sim @ 8f99e7dc (MIT; Patel et al., ISCA
-2024), relative error 1 to 4% for decode and 5 to 16% for prefill. The context term of models with grouped-query attention is
-badly determined by those measurements; it is KV bytes over memory bandwidth here. Where the quadratic term is negative (the rate improves with length), no prefill is taken to
-be faster per token than one of 4096 tokens, the longest measured.
+Sources of the fits: 6B to 14B, vLLM in fp16 and eager mode, Aegaeon artifact (SOSP 2025, Zenodo
+10.5281/zenodo.16673199, Apache-2.0), mean relative error 2 to 6% (H20 decode 10 to 13%). Llama2-70B,
+splitwise-sim @ 8f99e7dc (MIT; Patel et al., ISCA 2024), relative error 1 to 4% for decode and 5 to 16% for
+prefill. The context term of models with grouped-query attention is badly determined by those measurements; it
+is KV bytes over memory bandwidth here. Where the quadratic term is negative (the rate improves with length),
+no prefill is taken to be faster per token than one of 4096 tokens, the longest measured.
 """
 
 from collections.abc import Iterable
@@ -68,17 +70,20 @@ _FITS: dict[tuple[str, int, str], StepFit] = {
 _LONGEST_MEASURED = 4096
 
 _LAYER_MS = 0.16
-"""Fixed cost of a layer in eager mode: what is left of H100 decode times after reading the weights (9.07 ms with 28 layers,
-13.77 with 48)."""
+"""Fixed cost of a layer in eager mode: what is left of H100 decode times after reading the weights (9.07
+ms with 28 layers, 13.77 with 48)."""
 
 _FLOPS_SHARE = {"A10": 0.55, "A100": 0.75, "H20": 0.95, "H800": 0.66, "H100": 0.68}
-"""Arithmetic reached in prefill, as a share of the data sheet: 2 x parameters / (prefill_us x peak), mean of the fits above."""
+"""Arithmetic reached in prefill, as a share of the data sheet: 2 x parameters / (prefill_us x peak), mean
+of the fits above."""
 
 _MEMORY_SHARE = 0.85
-"""Memory bandwidth reached by a decode step. A100 and A10, whose decode is bound by it, reach 0.80 to 0.88."""
+"""Memory bandwidth reached by a decode step. A100 and A10, whose decode is bound by it, reach 0.80 to
+0.88."""
 
 _GROUP_MS_PER_LAYER = 0.15
-"""What each layer's two all-reduces add in a tensor-parallel group: H800, 7B to 14B, two devices against one."""
+"""What each layer's two all-reduces add in a tensor-parallel group: H800, 7B to 14B, two devices against
+one."""
 
 
 def step_fit(gpu: DataSheet, n_devices: int, architecture: str, model: ModelFacts) -> StepFit:

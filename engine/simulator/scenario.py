@@ -1,4 +1,5 @@
-"""One simulation from beginning to end: models, a pool, a policy by name and a trace in; figures of merit out."""
+"""One simulation from beginning to end: models, a pool, a policy by name and a trace in; figures of merit
+out."""
 
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
@@ -109,8 +110,8 @@ class Outcome:
     """It was stopped because the goal had become out of reach: of its figures only that is true."""
 
     def summary(self, from_s: float = 0.0, to_s: float = float("inf")) -> Summary:
-        """Over the requests that arrived within; refused ones, and all their tokens, count as late. Gaps, and tokens
-        of unfinished requests, are those of the whole run."""
+        """Over the requests that arrived within; refused ones, and all their tokens, count as late. Gaps,
+        and tokens of unfinished requests, are those of the whole run."""
         records = [r for r in self.records if from_s <= r.request.arrival_s < to_s]
         refused = {r.id for r in self.refused if from_s <= r.arrival_s < to_s}
         lost = sum(a.n_output for a in self.arrivals if a.request.id in refused)
@@ -148,13 +149,15 @@ def simulate(
     goal: float | None = None,
     doubts: Doubts = SURE,
 ) -> Outcome:
-    """Replay `arrivals` (in order of time) on a pool of `n_instances` whose own service level is the usual one of the first requests.
+    """Replay `arrivals` (in order of time) on a pool of `n_instances` whose own service level is the usual
+    one of the first requests.
 
-    Not `to_the_end`: only until the last token of all is due. What is drawn later is late anyway, so tokens and requests on time are the
-    same, and a pool that is far too small need not work off its queue. A request without a token then counts as if its first came at once.
+    Not `to_the_end`: only until the last token of all is due. What is drawn later is late anyway, so tokens
+    and requests on time are the same, and a pool that is far too small need not work off its queue. A request
+    without a token then counts as if its first came at once.
 
-    `goal`: stop as soon as it is certain that less than this share of all tokens will be on time; the outcome is `missed` then.
-    `doubts`: what makes it more pessimistic than the step times that were measured.
+    `goal`: stop as soon as it is certain that less than this share of all tokens will be on time; the outcome
+    is `missed` then. `doubts`: what makes it more pessimistic than the step times that were measured.
     """
     device = hardware.instance(market)
     truth = true_cost(market, hardware, device)

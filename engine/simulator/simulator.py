@@ -1,8 +1,10 @@
-"""Carries plans out on virtual time: the same instances, policies and metrics as the running engine, and no device.
+"""Carries plans out on virtual time: the same instances, policies and metrics as the running engine, and no
+device.
 
-The simulator knows what an online scheduler cannot: how many tokens each request will draw (`Arrival.n_output`), and how long
-steps and copies truly take (`truth`, and what `doubts` add to it). A repeated step is one event; when an event interrupts it, its end moves to the end of
-the iteration that is under way. Events of equal time happen in the order in which they were caused.
+The simulator knows what an online scheduler cannot: how many tokens each request will draw
+(`Arrival.n_output`), and how long steps and copies truly take (`truth`, and what `doubts` add to it). A
+repeated step is one event; when an event interrupts it, its end moves to the end of the iteration that is
+under way. Events of equal time happen in the order in which they were caused.
 """
 
 from collections import deque
@@ -28,10 +30,12 @@ OnDone = Callable[[int, Started, Event], None]
 
 
 class Simulator:
-    """Virtual time over a set of instances; it satisfies `tokenmux.scheduler.policy.pool.pool_policy.PoolView`.
+    """Virtual time over a set of instances; it satisfies
+    `tokenmux.scheduler.policy.pool.pool_policy.PoolView`.
 
-    `truth` is one cost model for all instances, or one for each. A model of `models` is made known to an instance when a request
-    first brings it there; whatever else an instance should know is told by `apply`. Without a pool policy there is one instance.
+    `truth` is one cost model for all instances, or one for each. A model of `models` is made known to an
+    instance when a request first brings it there; whatever else an instance should know is told by `apply`.
+    Without a pool policy there is one instance.
     """
 
     def __init__(
@@ -66,7 +70,8 @@ class Simulator:
         return self._models[model]
 
     def run(self, arrivals: Iterable[Arrival], until_s: float = inf) -> None:
-        """Replay the arrivals (in order of time) until everything is finished, or until virtual time `until_s`."""
+        """Replay the arrivals (in order of time) until everything is finished, or until virtual time
+        `until_s`."""
         coming = iter(arrivals)
         following = next(coming, None)
         while following is not None or self._heap:
@@ -93,7 +98,8 @@ class Simulator:
         return max((ends_s[-1] for _, ends_s in self._steps.values()), default=0.0)
 
     def apply(self, index: int, event: Event) -> None:
-        """Give one instance an event, and carry out what is then decided, moves to other instances included."""
+        """Give one instance an event, and carry out what is then decided, moves to other instances
+        included."""
         pending = deque([(index, event)])
         while pending:
             index, event = pending.popleft()
@@ -185,7 +191,8 @@ class Simulator:
             self._finish(index, step, self._step_done(index, step, ends_s))
 
     def _tell_sharers(self, index: int, started: Started) -> None:
-        """A fetch brought what others may wait for; a copy that ended holds the host cache's images no longer, so that others may fetch."""
+        """A fetch brought what others may wait for; a copy that ended holds the host cache's images no
+        longer, so that others may fetch."""
         is_fetch = started.channel is Channel.FETCH
         if is_fetch or isinstance(started.operation, Activate):
             for sharer in self._sharers[index]:
@@ -246,7 +253,8 @@ class _OneInstance:
 
 
 def _sharers_of_caches(instances: Sequence[Instance]) -> list[list[int]]:
-    """For each instance the others that see the same host cache: what one fetches, they may have waited for."""
+    """For each instance the others that see the same host cache: what one fetches, they may have waited
+    for."""
     by_cache: dict[int, list[int]] = {}
     for index, instance in enumerate(instances):
         by_cache.setdefault(id(instance.ledger.cache), []).append(index)

@@ -1,4 +1,5 @@
-"""When a simulation may stop: as soon as so many tokens are late that the pool is certain to miss its goal."""
+"""When a simulation may stop: as soon as so many tokens are late that the pool is certain to miss its
+goal."""
 
 from collections.abc import Sequence
 
@@ -9,11 +10,13 @@ from tokenmux.simulator.simulator import Simulator
 from tokenmux.workload.trace import Arrival
 
 N_LOOKS = 60
-"""How often it is asked while requests arrive: the pool of a search that is one device short stops after some more sixtieths than it must."""
+"""How often it is asked while requests arrive: the pool of a search that is one device short stops after
+some more sixtieths than it must."""
 
 
 class Verdict:
-    """Whether the share of all tokens that are on time can still be `goal`. Counts late tokens; ask it now and then."""
+    """Whether the share of all tokens that are on time can still be `goal`. Counts late tokens; ask it now
+    and then."""
 
     def __init__(self, goal: float, arrivals: Sequence[Arrival], records: Sequence[RequestRecord]) -> None:
         """`records` grows as requests end."""
@@ -40,7 +43,8 @@ class Verdict:
         )
 
     def _n_overdue(self, state: RequestState, now_s: float) -> int:
-        """What a step in flight has drawn already is entered when it ends: of its requests nothing is said."""
+        """What a step in flight has drawn already is entered when it ends: of its requests nothing is
+        said."""
         if state.in_step or now_s <= state.deadline_s:
             return 0
         n_left = self._n_output[state.id] - state.n_drawn

@@ -1,4 +1,5 @@
-"""Doubles and builders for those who test a policy, a device or a client of their own. The project's tests use the same.
+"""Doubles and builders for those who test a policy, a device or a client of their own. The project's tests
+use the same.
 
 A world in which a scheduler can be tried takes a few lines, and no process, thread or clock:
 

@@ -85,7 +85,8 @@ def make_device(
     slab_bytes: int = 512,
     prefill_chunk_tokens: int = 16,
 ) -> DeviceFacts:
-    """A device of bytes rather than gigabytes: weights of 1,000 take 0.1 s to copy, and a step some milliseconds."""
+    """A device of bytes rather than gigabytes: weights of 1,000 take 0.1 s to copy, and a step some
+    milliseconds."""
     return DeviceFacts(
         name,
         arena_bytes,
@@ -113,7 +114,8 @@ def make_instance(
     *,
     service: ServiceLevel = DEFAULT_LEVEL,
 ) -> Instance:
-    """An instance of `device` on a `host` of its own, with the default policy and a roofline for its cost model."""
+    """An instance of `device` on a `host` of its own, with the default policy and a roofline for its cost
+    model."""
     host = host or make_host()
     cost = RooflineCost(device, host)
     return Instance(device, HostCache(host.cache_bytes), policy or SlackPolicy(), cost, service=service)

@@ -1,10 +1,12 @@
-"""Device code of whole-block copies: programs that take chunks of blocks, one after the other, until none is left.
+"""Device code of whole-block copies: programs that take chunks of blocks, one after the other, until none is
+left.
 
     pack     scattered blocks ---> consecutive blocks of the staging buffer
     unpack   consecutive blocks -> scattered blocks
-    move     scattered blocks ---> scattered blocks        within the device, or paging between it and the host
+    move     scattered blocks ---> scattered blocks        in the device, or paging to and from the host
 
-Either side may be device memory or pinned host memory, which the device reads and writes at its mapped address.
+Either side may be device memory or pinned host memory, which the device reads and writes at its mapped
+address.
 """
 
 import triton
@@ -15,7 +17,8 @@ UNALIGNED = ("source_offsets", "target_offsets")
 
 @triton.jit(do_not_specialize=["block_16", "blocks"], do_not_specialize_on_alignment=UNALIGNED)
 def copy_blocks(source, target, source_offsets, target_offsets, block_16, blocks, CHUNK: tl.constexpr):
-    """Copies `blocks` blocks of 16 * block_16 elements; a side without offsets holds its blocks one after the other."""
+    """Copies `blocks` blocks of 16 * block_16 elements; a side without offsets holds its blocks one after
+    the other."""
     elements = block_16 * 16
     chunks = tl.cdiv(elements, CHUNK)
     for piece in range(tl.program_id(0), blocks * chunks, tl.num_programs(0)):

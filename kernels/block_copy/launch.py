@@ -10,7 +10,8 @@ from tokenmux.kernels.block_copy import kernel
 from tokenmux.kernels.variant import Kind, Variant
 
 CHUNK = 8192
-"""Elements a program: with 8 warps that is four independent 16-byte loads in flight for every thread in 16 bits."""
+"""Elements a program: with 8 warps that is four independent 16-byte loads in flight for every thread in 16
+bits."""
 
 
 def variant(dtype: torch.dtype, *, gather: bool, scatter: bool) -> Variant:
@@ -35,7 +36,8 @@ def launch(
     target_offsets: torch.Tensor | None = None,
     programs: int | None = None,
 ) -> None:
-    """Copies `blocks` blocks in one launch of at most `programs` programs; without a limit, one for each chunk."""
+    """Copies `blocks` blocks in one launch of at most `programs` programs; without a limit, one for each
+    chunk."""
     offsets = {"source_offsets": source_offsets, "target_offsets": target_offsets}
     pieces = blocks * -(-block_elements // CHUNK)
     variant(source.dtype, gather=source_offsets is not None, scatter=target_offsets is not None).launch(

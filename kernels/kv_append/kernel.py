@@ -31,13 +31,15 @@ def rotate_rows(
     PAIR_TILE: tl.constexpr,
     INTERLEAVED: tl.constexpr,
 ):
-    """Copies rows and turns their first 2 * PAIRS dimensions; `cosine` and `sine` `[row, 1]` point to angles."""
+    """Copies rows and turns their first 2 * PAIRS dimensions; `cosine` and `sine` `[row, 1]` point to
+    angles."""
     pair = tl.arange(0, PAIR_TILE)[None, :]
     turned = present & (pair < PAIRS)
     c = tl.load(cosine + pair, mask=turned)
     s = tl.load(sine + pair, mask=turned)
     if INTERLEAVED:
-        # Neighbours are read as one vector and split in registers: two reads with a stride of two would be narrow.
+        # Neighbours are read as one vector and split in registers: two reads with a stride of two would be
+        # narrow.
         both = tl.arange(0, 2 * PAIR_TILE)[None, :]
         in_both = present & (both < 2 * PAIRS)
         x = tl.load(source + both, mask=in_both)

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from tokenmux.kernels.layout import KVLayout
 
 ELEMENTS = 2048
-"""Elements of a tile: two 16-byte vectors a thread. At 128 dims a step of up to 16 rows is one program a head."""
+"""Elements of a tile: two 16-byte vectors a thread. At 128 dims a step of up to 16 rows is one program a
+head."""
 
 
 def token_tile(head_dim: int) -> int:
@@ -77,8 +78,8 @@ def kv_append(
 ) -> None:
     """Writes the keys and values of a step's tokens into their blocks; see `reference.py` for the meaning.
 
-    `key` and `value` `[token, kv head, dim]` may be views into one fused projection. Raises `ValueError` for shapes
-    and strides that do not fit.
+    `key` and `value` `[token, kv head, dim]` may be views into one fused projection. Raises `ValueError` for
+    shapes and strides that do not fit.
     """
     tokens, kv_heads, head_dim = key.shape
     if (kv_heads, head_dim) != (layout.kv_heads, layout.head_dim) or value.shape != key.shape:

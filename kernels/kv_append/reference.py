@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 def slots(
     table: torch.Tensor, rows: torch.Tensor, positions: torch.Tensor, *, layout: KVLayout
 ) -> torch.Tensor:
-    """For each token, the offset of its key in head 0 of layer 0: int64, in elements from the start of the arena.
+    """For each token, the offset of its key in head 0 of layer 0: int64, in elements from the start of the
+    arena.
 
-    `rows[token]` is the token's row of `table`, `positions[token]` its place in the sequence. Computed once a step;
-    all layers use it, since layer, half and head only add constants.
+    `rows[token]` is the token's row of `table`, `positions[token]` its place in the sequence. Computed once a
+    step; all layers use it, since layer, half and head only add constants.
     """
     block = table[rows, positions // layout.block_size]
     return block + positions % layout.block_size * layout.head_dim
@@ -36,7 +37,8 @@ def kv_append(
 ) -> None:
     """Writes `key` and `value` `[token, kv head, dim]` of the first `count` tokens to their slots in `arena`.
 
-    `count` int32 `[1]` lives on the device, so that a captured graph of a padded batch writes real tokens only.
+    `count` int32 `[1]` lives on the device, so that a captured graph of a padded batch writes real tokens
+    only.
     """
     used = int(count)
     if rotary is not None:
@@ -51,7 +53,8 @@ def kv_append(
 
 
 def rotated(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
-    """`x` `[token, head, dim]` with its pairs of dimensions turned by their angles; rounded once, at the end."""
+    """`x` `[token, head, dim]` with its pairs of dimensions turned by their angles; rounded once, at the
+    end."""
     cosine, sine = rotary.cosine[:, None, :], rotary.sine[:, None, :]
     turned, kept = x[..., : 2 * rotary.pairs].float(), x[..., 2 * rotary.pairs :]
     if rotary.interleaved:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 def kv_move(arena: torch.Tensor, sources: torch.Tensor, targets: torch.Tensor, *, layout: KVLayout) -> None:
     """Copies blocks within `arena`; `sources` and `targets` are int64 offsets on its device.
 
-    The offsets are not looked at here (that would wait for the device): that none overlap, as `reference.py` demands,
-    is for `check_apart` where they are made. Raises `ValueError` if their numbers differ.
+    The offsets are not looked at here (that would wait for the device): that none overlap, as `reference.py`
+    demands, is for `check_apart` where they are made. Raises `ValueError` if their numbers differ.
     """
     if sources.shape != targets.shape:
         raise ValueError(f"{sources.numel()} sources for {targets.numel()} targets")

@@ -14,7 +14,8 @@ def kv_move(arena: torch.Tensor, sources: torch.Tensor, targets: torch.Tensor, *
     """Copies the block at `sources[i]` to `targets[i]`, all at once and in no order.
 
     Hence no target may overlap a source or another target: `ValueError`. One source may serve several targets
-    (copy-on-write of a shared prefix). A compaction that slides blocks into their neighbours takes several calls.
+    (copy-on-write of a shared prefix). A compaction that slides blocks into their neighbours takes several
+    calls.
     """
     check_apart(sources.tolist(), targets.tolist(), layout.block_elements)
     for source, target in zip(sources.tolist(), targets.tolist(), strict=True):

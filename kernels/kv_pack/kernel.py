@@ -1,10 +1,10 @@
 """Device code of the int8 path; the exact path is `block_copy`.
 
-A program takes pieces of ROWS rows of `head_dim` numbers of one block, one after the other, until none is left: it reads a
-row once, and its scale and codes come from registers.
+A program takes pieces of ROWS rows of `head_dim` numbers of one block, one after the other, until none is
+left: it reads a row once, and its scale and codes come from registers.
 
-Without `records`, codes and scales lie one block after the other, each in memory of its own. `records` says where a block's
-record begins, in bytes from where codes and scales both start: its codes, then its scales.
+Without `records`, codes and scales lie one block after the other, each in memory of its own. `records` says
+where a block's record begins, in bytes from where codes and scales both start: its codes, then its scales.
 """
 
 import triton

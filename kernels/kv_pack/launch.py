@@ -1,4 +1,5 @@
-"""Host side of `kv_page`, `kv_pack` and `kv_unpack`: page out and in with one launch for any number of blocks.
+"""Host side of `kv_page`, `kv_pack` and `kv_unpack`: page out and in with one launch for any number of
+blocks.
 
 Staging buffers are device memory or pinned host memory. When to use the copy engines instead: `choice.py`.
 """
@@ -26,17 +27,20 @@ ELEMENTS = 4096
 
 
 PAGING_PROGRAMS = 16
-"""Programs of a launch that reads or writes host memory: each has 8 KiB under way, and 66 KB (1.2 us at 55 GB/s) fill the bus.
+"""Programs of a launch that reads or writes host memory: each has 8 KiB under way, and 66 KB (1.2 us at 55
+GB/s) fill the bus.
 
-A grid of one program for each chunk would take all thread slots of a GPU for programs that wait for the bus (2,048 of them
-for 16 MiB, where an H100 holds 1,056), and no program of the step beside it could start until they were done."""
+A grid of one program for each chunk would take all thread slots of a GPU for programs that wait for the
+bus (2,048 of them for 16 MiB, where an H100 holds 1,056), and no program of the step beside it could start
+until they were done."""
 
 
 def kv_page(target: torch.Tensor, source: torch.Tensor, offsets: torch.Tensor, *, block_bytes: int) -> None:
-    """Copies blocks that are scattered on both sides, of any model: the tensors are `uint8`, one of them often pinned host memory.
+    """Copies blocks that are scattered on both sides, of any model: the tensors are `uint8`, one of them
+    often pinned host memory.
 
-    `offsets` `[2, block]` (int64, on the device) are bytes: where each block goes in `target`, where it comes from in
-    `source`. They are not looked at here, as that would wait for the device.
+    `offsets` `[2, block]` (int64, on the device) are bytes: where each block goes in `target`, where it comes
+    from in `source`. They are not looked at here, as that would wait for the device.
     """
     if block_bytes % OFFSET_ALIGNMENT:
         raise ValueError(f"blocks are multiples of {OFFSET_ALIGNMENT} bytes, got {block_bytes}")
@@ -96,10 +100,11 @@ def kv_unpack_int8(
 def kv_page_out_int8(
     host: torch.Tensor, arena: torch.Tensor, offsets: torch.Tensor, *, layout: KVLayout
 ) -> None:
-    """Quantises blocks of the arena to records anywhere in `host`, which is `uint8` and often pinned host memory.
+    """Quantises blocks of the arena to records anywhere in `host`, which is `uint8` and often pinned host
+    memory.
 
-    `offsets` `[2, block]` (int64, on the device): where each record goes in `host`, in bytes, and where its block comes from
-    in `arena`, in elements. A record is `quantised.record_bytes` long.
+    `offsets` `[2, block]` (int64, on the device): where each record goes in `host`, in bytes, and where its
+    block comes from in `arena`, in elements. A record is `quantised.record_bytes` long.
     """
     variant = quantise_variant(arena.dtype, layout.head_dim, records=True)
     _launch_records(variant, arena, offsets[1], host, offsets[0], layout)
@@ -108,7 +113,8 @@ def kv_page_out_int8(
 def kv_page_in_int8(
     arena: torch.Tensor, host: torch.Tensor, offsets: torch.Tensor, *, layout: KVLayout
 ) -> None:
-    """Writes blocks of the arena from records; `offsets` are where each block goes, in elements, and its record, in bytes."""
+    """Writes blocks of the arena from records; `offsets` are where each block goes, in elements, and its
+    record, in bytes."""
     variant = dequantise_variant(arena.dtype, layout.head_dim, records=True)
     _launch_records(variant, arena, offsets[0], host, offsets[1], layout)
 

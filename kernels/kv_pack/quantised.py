@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Quantised:
-    """Blocks as `codes` `[block, element]` int8 and `scales` `[block, row]` float32, one for `head_dim` codes.
+    """Blocks as `codes` `[block, element]` int8 and `scales` `[block, row]` float32, one for `head_dim`
+    codes.
 
-    int8 and not fp8, at the same bytes: with a scale for each row int8 is off by at most 1/254 of the row's largest
-    number, e4m3 by up to 1/16 of every number, and e4m3 needs sm_89.
+    int8 and not fp8, at the same bytes: with a scale for each row int8 is off by at most 1/254 of the row's
+    largest number, e4m3 by up to 1/16 of every number, and e4m3 needs sm_89.
     """
 
     codes: torch.Tensor
@@ -41,8 +42,8 @@ def record_bytes(layout: KVLayout) -> int:
 def int8_error_bound(largest: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The most that a number may change by way of int8, in a row whose largest magnitude is `largest`.
 
-    Half a step of `largest / 127`, and the rounding of the result to `dtype` (half an ulp of `largest`); the factor
-    covers the roundings of float32 in between.
+    Half a step of `largest / 127`, and the rounding of the result to `dtype` (half an ulp of `largest`); the
+    factor covers the roundings of float32 in between.
     """
     step = largest / 127
     return (step / 2 + largest * torch.finfo(dtype).eps / 2) * (1 + 1e-4) + torch.finfo(dtype).tiny

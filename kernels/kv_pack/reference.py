@@ -16,7 +16,8 @@ SMALLEST_SCALE = 1e-30
 
 
 def kv_page(target: torch.Tensor, source: torch.Tensor, offsets: torch.Tensor, *, block_bytes: int) -> None:
-    """Copies `block_bytes` of `source` at `offsets[1, i]` to `target` at `offsets[0, i]`: `uint8` tensors, offsets in bytes."""
+    """Copies `block_bytes` of `source` at `offsets[1, i]` to `target` at `offsets[0, i]`: `uint8` tensors,
+    offsets in bytes."""
     for there, here in offsets.T.tolist():
         target[there : there + block_bytes] = source[here : here + block_bytes]
 
@@ -36,8 +37,9 @@ def kv_unpack(arena: torch.Tensor, offsets: torch.Tensor, staging: torch.Tensor,
 def kv_pack_int8(arena: torch.Tensor, offsets: torch.Tensor, staging: Quantised, *, layout: KVLayout) -> None:
     """Packs blocks as int8 with one float32 scale for every row of `head_dim` numbers.
 
-    A row is one token's key (or value) of one layer and head: `scale = max |x| / 127`, `code = floor(x / scale + 1/2)`.
-    Rows are independent, so that a token not written yet (anything, NaN included) harms no token that is.
+    A row is one token's key (or value) of one layer and head: `scale = max |x| / 127`, `code = floor(x /
+    scale + 1/2)`. Rows are independent, so that a token not written yet (anything, NaN included) harms no
+    token that is.
     """
     for place, offset in enumerate(offsets.tolist()):
         rows = layout.block(arena, offset).reshape(-1, layout.head_dim).float()
@@ -59,7 +61,8 @@ def kv_unpack_int8(
 def kv_page_out_int8(
     host: torch.Tensor, arena: torch.Tensor, offsets: torch.Tensor, *, layout: KVLayout
 ) -> None:
-    """`kv_pack_int8`, to a record for each block: codes, then scales, at `offsets[0, i]` bytes of `host` (`uint8`)."""
+    """`kv_pack_int8`, to a record for each block: codes, then scales, at `offsets[0, i]` bytes of `host`
+    (`uint8`)."""
     for record, offset in offsets.T.tolist():
         quantised = Quantised.allocate(1, layout)
         kv_pack_int8(arena, torch.tensor([offset]), quantised, layout=layout)
@@ -70,7 +73,8 @@ def kv_page_out_int8(
 def kv_page_in_int8(
     arena: torch.Tensor, host: torch.Tensor, offsets: torch.Tensor, *, layout: KVLayout
 ) -> None:
-    """`kv_unpack_int8`, from the records at `offsets[1, i]` bytes of `host` to the blocks at `offsets[0, i]`."""
+    """`kv_unpack_int8`, from the records at `offsets[1, i]` bytes of `host` to the blocks at `offsets[0,
+    i]`."""
     for offset, record in offsets.T.tolist():
         whole = host[record : record + record_bytes(layout)].clone()
         codes, scales = whole[: layout.block_elements], whole[layout.block_elements :]

@@ -7,9 +7,9 @@
     program (row, head, 2)                            ########        result with its log-sum-exp
     merge   (row, query head)  <-- weights the partials by their log-sum-exps, in order of position
 
-Splits and tiles lie on a fixed grid from position 0, so the sums of a row never depend on its neighbours, on the
-width of the table or on the number of programs. Programs past a row's end (or before its window) leave at once:
-the host never needs to know a length, and a captured graph serves any lengths that fit in its table.
+Splits and tiles lie on a fixed grid from position 0, so the sums of a row never depend on its neighbours, on
+the width of the table or on the number of programs. Programs past a row's end (or before its window) leave at
+once: the host never needs to know a length, and a captured graph serves any lengths that fit in its table.
 """
 
 import triton

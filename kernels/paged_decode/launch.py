@@ -21,7 +21,8 @@ SPLIT_TILE = 16
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """Where splits leave their results. Allocated once for the largest step and shared by all layers and models."""
+    """Where splits leave their results. Allocated once for the largest step and shared by all layers and
+    models."""
 
     partials: torch.Tensor
     log_sums: torch.Tensor
@@ -123,8 +124,9 @@ def paged_decode(
 ) -> None:
     """Writes the attention of `query` `[row, head, dim]` over its blocks into the contiguous `out`.
 
-    `table` `[row, block]` int64 and `lengths` `[row]` int32 are read on the device, as late as the kernel runs.
-    See `reference.py` for the meaning. Raises `ValueError` for strides, sizes or a workspace that do not fit.
+    `table` `[row, block]` int64 and `lengths` `[row]` int32 are read on the device, as late as the kernel
+    runs. See `reference.py` for the meaning. Raises `ValueError` for strides, sizes or a workspace that do
+    not fit.
     """
     rows, heads, head_dim = query.shape
     if heads % layout.kv_heads or head_dim != layout.head_dim:

@@ -25,9 +25,10 @@ def paged_decode(
 ) -> torch.Tensor:
     """Attention of `query` `[row, head, dim]` over the first `lengths[row]` tokens of each row, in float32.
 
-    The query stands at position `lengths[row] - 1`, whose key and value are already in their block. `window` lets it
-    see that many tokens, itself included. `softcap` bends logits to `softcap * tanh(logit / softcap)`. `sinks`
-    `[head]` joins one logit a head to the softmax, with no value. A row of length 0 (a padded slot) yields zeros.
+    The query stands at position `lengths[row] - 1`, whose key and value are already in their block. `window`
+    lets it see that many tokens, itself included. `softcap` bends logits to `softcap * tanh(logit /
+    softcap)`. `sinks` `[head]` joins one logit a head to the softmax, with no value. A row of length 0 (a
+    padded slot) yields zeros.
     """
     heads_per_kv = query.shape[1] // layout.kv_heads
     out = torch.zeros(query.shape, dtype=torch.float32, device=query.device)

@@ -1,14 +1,17 @@
 """Device code of `paged_prefill`: one program per tile of query tokens and query head.
 
     positions   0 ......... prefix ........ | ....... chunk ....... | length
-    query tiles                         [ : q q q q ][ q q q q q q ][ q : ]      on a fixed grid from position 0
-    one of them walks      [ window ========:=======  q q q q q q ]              KV tiles, from the oldest token that
-                                                                                any of its queries sees to its last
+    query tiles                         [ : q q q q ][ q q q q q q ][ q : ]
+    one of them walks      [ window ========:=======  q q q q q q ]
 
-The chunk's own keys and values are read from its blocks like the prefix: `kv_append` has put them there, they are
-still in the L2 cache, and one source means one code path. Query tiles and KV tiles lie on fixed grids from position
-0, and a KV tile in which a query sees nothing changes none of its sums: wherever chunks begin and whoever else is in
-the batch, a query stands in the same place of the same tile and adds the same numbers in the same order.
+Query tiles lie on a fixed grid from position 0. Each walks the KV tiles from the oldest token that any of its
+queries sees to their last.
+
+The chunk's own keys and values are read from its blocks like the prefix: `kv_append` has put them there, they
+are still in the L2 cache, and one source means one code path. Query tiles and KV tiles lie on fixed grids
+from position 0, and a KV tile in which a query sees nothing changes none of its sums: wherever chunks begin
+and whoever else is in the batch, a query stands in the same place of the same tile and adds the same numbers
+in the same order.
 """
 
 import triton
@@ -107,7 +110,8 @@ def attend_chunk(
         seen = (age >= 0) & (age < window) & used[None, :]
         logits = tl.where(seen, base2_logits(product, scale, softcap, SOFTCAP), float("-inf"))
         new_peak = tl.maximum(peak, tl.max(logits, axis=1))
-        # A query that has seen nothing yet has a peak of -inf, and -inf - -inf is NaN: subtract 0 for it instead.
+        # A query that has seen nothing yet has a peak of -inf, and -inf - -inf is NaN: subtract 0 for it
+        # instead.
         base = tl.where(new_peak == float("-inf"), 0.0, new_peak)
         kept = tl.exp2(peak - base)
         weights = tl.exp2(logits - base[:, None])

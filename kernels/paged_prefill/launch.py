@@ -84,8 +84,8 @@ def paged_prefill(
 ) -> None:
     """Writes the attention of `query` `[token, head, dim]` into the contiguous `out`.
 
-    `starts` `[row + 1]` int32 bounds each row's new tokens; `longest_chunk` is the host's bound on their number.
-    See `reference.py` for the meaning. Raises `ValueError` for strides and sizes that do not fit.
+    `starts` `[row + 1]` int32 bounds each row's new tokens; `longest_chunk` is the host's bound on their
+    number. See `reference.py` for the meaning. Raises `ValueError` for strides and sizes that do not fit.
     """
     _, heads, head_dim = query.shape
     if heads % layout.kv_heads or head_dim != layout.head_dim:

@@ -1,1 +1,2 @@
-"""Drawing the next token of each row from its logits, and log-probabilities, without sorting the vocabulary."""
+"""Drawing the next token of each row from its logits, and log-probabilities, without sorting the
+vocabulary."""

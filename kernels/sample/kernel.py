@@ -6,10 +6,10 @@
     draw        (row, tile of vocabulary)  the tile's first arrival
     finish      (row)                      first arrival of all, log-probabilities, n largest of all
 
-A logit's *key* is its float32 bits, mapped to unsigned integers of the same order. The k-th largest key, or the one
-down to which a probability sums up, is found two bits at a time, from the top, by counting (or weighing) the keys
-above three candidates: 8 passes over the row for bfloat16, whose keys have 16 bits, 10 for float16, 16 for
-float32; the row stays in the L2 cache. Rows that use neither make no pass.
+A logit's *key* is its float32 bits, mapped to unsigned integers of the same order. The k-th largest key, or
+the one down to which a probability sums up, is found two bits at a time, from the top, by counting (or
+weighing) the keys above three candidates: 8 passes over the row for bfloat16, whose keys have 16 bits, 10 for
+float16, 16 for float32; the row stays in the L2 cache. Rows that use neither make no pass.
 """
 
 import triton
@@ -44,7 +44,8 @@ def order_key(x):
 
 @triton.jit
 def sixteenfold(extent, ALIGNED: tl.constexpr):
-    """`extent`, which is a multiple of 16 if ALIGNED: written so that the compiler sees it and loads 16 bytes."""
+    """`extent`, which is a multiple of 16 if ALIGNED: written so that the compiler sees it and loads 16
+    bytes."""
     if ALIGNED:
         return extent // 16 * 16
     else:
@@ -99,8 +100,8 @@ def summarise(
 def weight_from(
     row_logits, k0, k1, k2, peak, temperature, vocabulary, TILE: tl.constexpr, WEIGH: tl.constexpr
 ):  # fmt: skip
-    """For each of three keys: how many logits, or which unnormalised probability, lie at it or above. Lane sums
-    first, so that the order of summation is the same for all three."""
+    """For each of three keys: how many logits, or which unnormalised probability, lie at it or above. Lane
+    sums first, so that the order of summation is the same for all three."""
     sum0 = tl.zeros([TILE], tl.float32)
     sum1 = tl.zeros([TILE], tl.float32)
     sum2 = tl.zeros([TILE], tl.float32)
@@ -165,7 +166,8 @@ def threshold(
                 row_logits, k.to(tl.float32), peak, heat, vocabulary, TILE, KEY_BITS, False
             )  # fmt: skip
         if p < 1:
-            # Of what top_k left: no key below `found` can be the answer, since `found` itself reaches the target.
+            # Of what top_k left: no key below `found` can be the answer, since `found` itself reaches the
+            # target.
             whole, _, _ = weight_from(row_logits, found, found, found, peak, heat, vocabulary, TILE, True)
             found = largest_key(
                 row_logits, p * whole, peak, heat, vocabulary, TILE, KEY_BITS, True

@@ -142,10 +142,11 @@ def sample(
     tile: SampleTile,
     penalties: Penalties | None = None,
 ) -> None:
-    """Draws a token for each row of `logits` `[row, vocabulary]` into `out`; see `reference.py` for the meaning.
+    """Draws a token for each row of `logits` `[row, vocabulary]` into `out`; see `reference.py` for the
+    meaning.
 
-    Penalties change `logits` in place. The n of the n likeliest is the width of `out.top_tokens`. Raises `ValueError`
-    for a workspace that is too small or more candidates than fit.
+    Penalties change `logits` in place. The n of the n likeliest is the width of `out.top_tokens`. Raises
+    `ValueError` for a workspace that is too small or more candidates than fit.
     """
     rows, vocabulary = logits.shape
     top_n = out.top_tokens.shape[1]

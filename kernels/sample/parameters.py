@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 class Penalties:
     """Penalties of tokens that have occurred, as a ragged list of distinct tokens for each row.
 
-    `tokens`, `counts` int32 `[row, entry]`: the token, and how often it is in the *output* (0: in the prompt only);
-    `lengths` int32 `[row]` entries are used. A list and not one counter for each word of the vocabulary: what has
-    occurred grows by one entry a step, a counter table is 600 KB a row.
+    `tokens`, `counts` int32 `[row, entry]`: the token, and how often it is in the *output* (0: in the prompt
+    only); `lengths` int32 `[row]` entries are used. A list and not one counter for each word of the
+    vocabulary: what has occurred grows by one entry a step, a counter table is 600 KB a row.
 
     The logit x of a listed token becomes `x / repetition` if positive, else `x * repetition`; then
     `- frequency * count - presence * (count > 0)`. float32 `[row]`; 1, 0 and 0 change nothing.
@@ -37,8 +37,9 @@ GREEDY_BELOW = 1e-5
 class SamplingRows:
     """Each a tensor `[row]`. Off is the value that changes nothing, not a special one.
 
-    `temperature` float32: below `GREEDY_BELOW` takes the largest logit. `top_k` int32: off at the vocabulary size. `top_p` float32:
-    off at 1. `min_p` float32: off at 0. `seed` and `position` int64: a draw depends on these two and on the logits.
+    `temperature` float32: below `GREEDY_BELOW` takes the largest logit. `top_k` int32: off at the vocabulary
+    size. `top_p` float32: off at 1. `min_p` float32: off at 0. `seed` and `position` int64: a draw depends on
+    these two and on the logits.
     """
 
     temperature: torch.Tensor
@@ -51,8 +52,9 @@ class SamplingRows:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """`tokens` int64 `[row]`, their `log_probabilities` float32 `[row]`, and the n likeliest tokens of each row:
-    `top_tokens` int64 and `top_log_probabilities` float32 `[row, n]`, largest first, of equals the lower token."""
+    """`tokens` int64 `[row]`, their `log_probabilities` float32 `[row]`, and the n likeliest tokens of
+    each row: `top_tokens` int64 and `top_log_probabilities` float32 `[row, n]`, largest first, of equals
+    the lower token."""
 
     tokens: torch.Tensor
     log_probabilities: torch.Tensor

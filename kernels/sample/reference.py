@@ -1,13 +1,15 @@
 """What `sample` computes, in plain torch, with a sort where the kernels search.
 
-1. Penalties change the logits in place. Log-probabilities are those of the result, before temperature and cuts.
-2. Of the logits divided by the temperature, those stay that reach three thresholds: `top_k`, the k-th largest;
-   `top_p`, the largest one down to which the probability (among what top_k left) sums up to p; `min_p`, p times the
-   probability of the likeliest. Logits equal to a threshold stay, so the outcome has no order of tokens in it.
-3. The draw is a race (Gumbel-max): token v arrives at `E_v / p_v`, E_v exponential, and the first one wins. E_v comes
-   from a counter-based generator keyed by the seed and counting (position, v): it depends on nothing else, the
-   winner is an argmax that needs no order of summation, and changing a logit by an ulp moves one arrival, where
-   inverting a running sum would move every boundary after it.
+1. Penalties change the logits in place. Log-probabilities are those of the result, before temperature and
+   cuts.
+2. Of the logits divided by the temperature, those stay that reach three thresholds: `top_k`, the k-th
+   largest; `top_p`, the largest one down to which the probability (among what top_k left) sums up to p;
+   `min_p`, p times the probability of the likeliest. Logits equal to a threshold stay, so the outcome has no
+   order of tokens in it.
+3. The draw is a race (Gumbel-max): token v arrives at `E_v / p_v`, E_v exponential, and the first one wins.
+   E_v comes from a counter-based generator keyed by the seed and counting (position, v): it depends on
+   nothing else, the winner is an argmax that needs no order of summation, and changing a logit by an ulp
+   moves one arrival, where inverting a running sum would move every boundary after it.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ _ROUNDS = 10
 def sample(
     logits: torch.Tensor, sampling: SamplingRows, *, penalties: Penalties | None = None, top_n: int = 0
 ) -> Sampled:
-    """Draws a token for each row of `logits` `[row, vocabulary]`; NaN counts as -inf; one logit a row is finite."""
+    """Draws a token for each row of `logits` `[row, vocabulary]`; NaN counts as -inf; one logit a row is
+    finite."""
     if penalties is not None:
         penalise(logits, penalties)
     scores = logits.double().nan_to_num(nan=float("-inf"), posinf=float("inf"), neginf=float("-inf"))
@@ -66,9 +69,9 @@ def keep(scores: torch.Tensor, temperature: float, top_k: int, top_p: float, min
 def exponentials(seed: int, position: int, vocabulary: int) -> torch.Tensor:
     """E_v of each token: `-log(1 - u)`, u = (bits + 1/2) / 2**32 from Philox4x32-10 (Salmon et al., SC 2011).
 
-    The key is the seed (low word, high word), the counter is (v // 4, position low, position high, 0), and token v
-    gets word v % 4. Winners have small E, and small u are exact to the last bit, so that 32 bits are enough for any
-    vocabulary.
+    The key is the seed (low word, high word), the counter is (v // 4, position low, position high, 0), and
+    token v gets word v % 4. Winners have small E, and small u are exact to the last bit, so that 32 bits are
+    enough for any vocabulary.
     """
     groups = torch.arange(-(-vocabulary // 4), dtype=torch.int64)
     counter = [

@@ -1,4 +1,5 @@
-"""One list of checks: CI, the Makefile and pre-commit run the same commands, so that nobody hears of a failure from CI first."""
+"""One list of checks: CI, the Makefile and pre-commit run the same commands, so that nobody hears of a
+failure from CI first."""
 
 import re
 import tomllib

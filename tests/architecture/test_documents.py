@@ -1,4 +1,5 @@
-"""Pages point at what is there: links, files named in text, words of the glossary, the decisions' own list."""
+"""Pages point at what is there: links, files named in text, words of the glossary, the decisions' own
+list."""
 
 import ast
 import importlib

@@ -1,4 +1,5 @@
-"""The direction of imports (docs/architecture.md): the contracts stand in pyproject.toml, and these tests hold them."""
+"""The direction of imports (docs/architecture.md): the contracts stand in pyproject.toml, and these tests
+hold them."""
 
 import ast
 import os
@@ -25,9 +26,11 @@ def run(code: str, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_contracts_are_kept() -> None:
-    """In a process of its own: import-linter sets up logging anew, which silences loggers that other tests listen to."""
+    """In a process of its own: import-linter sets up logging anew, which silences loggers that other tests
+    listen to."""
     code = (
-        f"import os, sys; os.chdir({str(ROOT)!r}); sys.path.insert(0, '.typing'); from importlinter.cli import lint_imports; "
+        f"import os, sys; os.chdir({str(ROOT)!r}); sys.path.insert(0, '.typing'); from "
+        "importlinter.cli import lint_imports; "
         "raise SystemExit(lint_imports(config_filename='pyproject.toml', no_cache=True, no_logo=True))"
     )
     done = run(code)
@@ -54,7 +57,8 @@ def test_the_scheduler_needs_no_third_party_package_at_all() -> None:
     """With site-packages switched off, so that a plan can be made, simulated and tested anywhere."""
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT / '.typing')!r}); "
-        "import tokenmux.simulator.simulator, tokenmux.scheduler.instance.instance, tokenmux.scheduler.policy.slack"
+        "import tokenmux.simulator.simulator, tokenmux.scheduler.instance.instance, "
+        "tokenmux.scheduler.policy.slack"
     )
     done = run(code, "-I", "-S")
     assert done.returncode == 0, done.stderr
@@ -64,7 +68,8 @@ AMBIENT = {("os", "environ"), ("os", "environb"), ("os", "getenv"), ("sys", "arg
 
 
 def ambient_reads(tree: ast.AST) -> list[int]:
-    """Lines that read arguments or the environment; handing the latter on to a child (`{**os.environ}`) is none."""
+    """Lines that read arguments or the environment; handing the latter on to a child (`{**os.environ}`) is
+    none."""
     handed_on = {id(value) for node in ast.walk(tree) if isinstance(node, ast.Dict) for value in node.values}
     return [
         node.lineno

@@ -16,7 +16,8 @@ SHIPPED = {".py", ".pyi", ".proto", ".typed"}
 
 
 def test_every_package_is_listed() -> None:
-    """A folder missing from pyproject.toml is missing from the wheel, and from nothing else: nobody would notice."""
+    """A folder missing from pyproject.toml is missing from the wheel, and from nothing else: nobody would
+    notice."""
     found = {
         ".".join((*inside.split("/"), *path.parent.relative_to(ROOT / outside).parts))
         for inside, outside in FOLDERS.items()
@@ -26,7 +27,8 @@ def test_every_package_is_listed() -> None:
 
 
 def test_the_folder_of_links_shows_every_room() -> None:
-    """Checkers of types and imports, and machines where nothing is installed, find the package through `.typing`."""
+    """Checkers of types and imports, and machines where nothing is installed, find the package through
+    `.typing`."""
     links = {
         path.name: path.resolve() for path in (ROOT / ".typing" / "tokenmux").iterdir() if path.is_symlink()
     }
@@ -77,7 +79,8 @@ def test_every_package_imports_from_the_wheel(wheel: Path, tmp_path: Path) -> No
         "import importlib\n"
         f"for name in {packages!r}:\n"
         "    module = importlib.import_module(name)\n"
-        f"    assert next(iter(module.__path__)).startswith({str(tmp_path)!r}), (name, list(module.__path__))\n"
+        f"    assert next(iter(module.__path__)).startswith({str(tmp_path)!r}), (name, "
+        "list(module.__path__))\n"
         "import tokenmux.v1.inference_pb2, tokenmux.simulator.simulator as simulator\n"
         f"assert simulator.__file__.startswith({str(tmp_path)!r})\n"
     )

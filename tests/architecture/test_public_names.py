@@ -1,4 +1,5 @@
-"""The names of `tokenmux` itself: which are public, that they are the client's, and that importing it loads nothing."""
+"""The names of `tokenmux` itself: which are public, that they are the client's, and that importing it
+loads nothing."""
 
 import subprocess
 import sys

@@ -1,4 +1,5 @@
-"""What is committed holds on every machine: no paths of the one it was written on, no files that a tool left behind."""
+"""What is committed holds on every machine: no paths of the one it was written on, no files that a tool
+left behind."""
 
 import re
 import subprocess

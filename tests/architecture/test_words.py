@@ -1,7 +1,7 @@
 """Every word has one owner: no two public names of the engine, and no two of its files, are the same.
 
-A reader who meets a name twice has to find out whether it is the same thing. So it may stand twice only where it is
-the same thing and one place must not import the other; each case is listed below with its reason.
+A reader who meets a name twice has to find out whether it is the same thing. So it may stand twice only where
+it is the same thing and one place must not import the other; each case is listed below with its reason.
 """
 
 import ast
@@ -39,7 +39,9 @@ SHARED_WORDS: Mapping[str, str] = {
     "Started": "two meanings: executor, scheduler/instance",
     "Texts": "two meanings: server",
     "Tokenizer": "two meanings: models/text, server",
-    "UNALIGNED": "two meanings: kernels/block_copy, kernels/kv_append, kernels/kv_pack, kernels/paged_decode, kernels/paged_prefill, kernels/sample",
+    "UNALIGNED": "two meanings: kernels/block_copy, kernels/kv_append, kernels/kv_pack, "
+    "kernels/paged_decode, "
+    "kernels/paged_prefill, kernels/sample",
     "Work": "two meanings: device/cuda, server",
     "Workspace": "two meanings: kernels/paged_decode, kernels/sample",
     "check": "two meanings: scheduler/instance, server",

@@ -1,4 +1,5 @@
-"""The program of GPU day, run where there is no GPU: in the interpreter, without packages that such a machine may lack."""
+"""The program of GPU day, run where there is no GPU: in the interpreter, without packages that such a
+machine may lack."""
 
 import json
 import os
@@ -17,7 +18,8 @@ MAY_BE_ABSENT = ("pydantic", "gguf", "grpc_health", "grpc_reflection", "grpc", "
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """Every Python started with it finds none of those packages, no CUDA device, and ours only through `.typing`."""
+    """Every Python started with it finds none of those packages, no CUDA device, and ours only through
+    `.typing`."""
     blocked = "".join(f"sys.modules[{name!r}] = None\n" for name in MAY_BE_ABSENT)
     (tmp_path / "sitecustomize.py").write_text(f"import sys\n{blocked}")
     path = os.pathsep.join([str(tmp_path), str(ROOT / ".typing")])

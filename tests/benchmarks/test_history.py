@@ -1,4 +1,5 @@
-"""Results are appended and compared: with runs of the same kind only, against all that was measured before."""
+"""Results are appended and compared: with runs of the same kind only, against all that was measured
+before."""
 
 import json
 import subprocess

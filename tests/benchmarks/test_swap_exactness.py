@@ -1,4 +1,5 @@
-"""A very short form of the benchmark: two families through a few cycles, every token as the model gave it alone."""
+"""A very short form of the benchmark: two families through a few cycles, every token as the model gave it
+alone."""
 
 from pathlib import Path
 

@@ -1,4 +1,5 @@
-"""Worlds that once broke the default policy, shorter than the benchmark has them; and that random worlds are what they say."""
+"""Worlds that once broke the default policy, shorter than the benchmark has them; and that random worlds
+are what they say."""
 
 import pytest
 
@@ -25,7 +26,8 @@ def test_batch_does_not_make_interactive_models_late(n_gpus: int) -> None:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_giant_gets_an_instance_of_its_own(seed: int) -> None:
-    """Whenever it took its turn on a shared one, nobody stepped while it came in: 0.949, and 13 s until first tokens."""
+    """Whenever it took its turn on a shared one, nobody stepped while it came in: 0.949, and 13 s until
+    first tokens."""
     summary = run(giant_beside_small(duration_s=60.0, seed=seed)).summary()
     assert summary.tokens_on_time >= 0.99
     assert summary.ttft_p99_s < 10

@@ -1,4 +1,5 @@
-"""`tokenmux plan`: the plan itself, from names and from a running server, and the processes that simulate it."""
+"""`tokenmux plan`: the plan itself, from names and from a running server, and the processes that simulate
+it."""
 
 import contextlib
 import json

@@ -1,4 +1,5 @@
-"""`tokenmux serve`: a wrong configuration, and a model that does not exist, are told before anything listens."""
+"""`tokenmux serve`: a wrong configuration, and a model that does not exist, are told before anything
+listens."""
 
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def test_a_wrong_line_in_the_file_is_named(tmp_path: Path) -> None:
 def test_a_model_that_is_not_there_is_told_before_anything_listens(tmp_path: Path) -> None:
     arguments = ["--model", f"m={tmp_path / 'none'}", "--catalogue", str(tmp_path / "kept")]
     line = refused(run(None, "serve", *arguments), 1)
-    assert (
-        line
-        == f"error: no model can be served; m: {tmp_path / 'none'}: there is no such folder or file on the server"
+    assert line == (
+        f"error: no model can be served; m: {tmp_path / 'none'}: there is no such folder or file on "
+        "the server"
     )

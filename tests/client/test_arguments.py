@@ -131,7 +131,8 @@ SCALARS = st.none() | st.integers() | st.floats() | st.text() | st.binary() | st
 @given(
     SCALARS | st.text(st.characters(codec=None)),
     st.dictionaries(
-        st.sampled_from(["max_tokens", "min_tokens", "temperature", "top_k", "top_p", "seed", "stop", "stop_token_ids",
+        st.sampled_from(["max_tokens", "min_tokens", "temperature", "top_k", "top_p", "seed", "stop",
+                         "stop_token_ids",
                          "ttft_s", "tpot_s", "tenant", "weight"]), SCALARS, max_size=4,
     ),
 )  # fmt: skip

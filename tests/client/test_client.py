@@ -1,4 +1,5 @@
-"""The clients against the real server over scripted workers. Both run every test that is not about one of them only."""
+"""The clients against the real server over scripted workers. Both run every test that is not about one of
+them only."""
 
 import asyncio
 import subprocess
@@ -70,7 +71,8 @@ def test_every_option_arrives() -> None:
     with blocking() as (server, client):
         client.generate(
             "letters", [97, 98], max_tokens=4, min_tokens=2, temperature=0.5, top_k=3, top_p=0.25, seed=7,
-            stop=["zz", "yy"], stop_token_ids=[9], ignore_end_tokens=True, ttft_s=1.0, tpot_s=0.5, tenant="team",
+            stop=["zz", "yy"], stop_token_ids=[9], ignore_end_tokens=True, ttft_s=1.0, tpot_s=0.5,
+            tenant="team",
             weight=2.0,
         )  # fmt: skip
         submit = server.do(server.served.hub.next(Submit))

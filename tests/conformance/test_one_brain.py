@@ -1,7 +1,8 @@
 """The scheduler exists once: the running engine and the simulator must decide the same, line for line.
 
-One seeded trace goes through `runtime.Engine` with the null device on a virtual clock, and through `sim.Simulator`. Both get the same
-policy, facts and cost model; only who carries plans out, and who says what time it is, differs.
+One seeded trace goes through `runtime.Engine` with the null device on a virtual clock, and through
+`sim.Simulator`. Both get the same policy, facts and cost model; only who carries plans out, and who says what
+time it is, differs.
 """
 
 from collections.abc import Callable
@@ -138,7 +139,8 @@ def test_engine_and_simulator_decide_the_same(seed: int, arena_gb: int, host_kv_
     ("came_s", "cancelled_s", "kind"), [(5.0, 5.4, Activate), (0.1, 2.0, Fetch), (5.0, 30.0, None)]
 )
 def test_both_supersede_a_load_alike(came_s: float, cancelled_s: float, kind: type[Operation] | None) -> None:
-    """One model is on its way when its request is cancelled and another's waits (10 GB are fetched in 1.3 s, copied in 0.6)."""
+    """One model is on its way when its request is cancelled and another's waits (10 GB are fetched in 1.3
+    s, copied in 0.6)."""
     facts = device(18 * GB, 40 * GB)
     arrivals = [
         Arrival(Request(RequestId(name), ModelId(of), 100, 400, at_s, ServiceLevel(10.0, 0.1)), 20)

@@ -1,4 +1,5 @@
-"""Default budgets: what they make of any memory, and that a default server serves every architecture that a plan may promise."""
+"""Default budgets: what they make of any memory, and that a default server serves every architecture that
+a plan may promise."""
 
 from pathlib import Path
 

@@ -1,4 +1,5 @@
-"""A small instance over one device, driven by a scripted policy, so that each test says exactly which operations run."""
+"""A small instance over one device, driven by a scripted policy, so that each test says exactly which
+operations run."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -234,7 +235,8 @@ def make_cpu(bench: Bench) -> Device:
 
 @dataclass(frozen=True)
 class Paging:
-    """How the CUDA device pages blocks: without an overhead the copy engines page all of them, and with a long one a kernel does."""
+    """How the CUDA device pages blocks: without an overhead the copy engines page all of them, and with a
+    long one a kernel does."""
 
     copy_overhead_s: float = 0.0
     kv_dtype: KvDtype | None = None

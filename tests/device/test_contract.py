@@ -1,4 +1,5 @@
-"""What every device promises, tested on each that can run here: completion, overlap, order, failure, and bytes that stay true."""
+"""What every device promises, tested on each that can run here: completion, overlap, order, failure, and
+bytes that stay true."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,5 @@
-"""Reads that hang are given up, and hold up nobody else. The hanging ones wait for an event that the test sets, or for ever."""
+"""Reads that hang are given up, and hold up nobody else. The hanging ones wait for an event that the test
+sets, or for ever."""
 
 import threading
 import time

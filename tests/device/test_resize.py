@@ -1,4 +1,5 @@
-"""An arena that is replaced: its memory goes back before more is taken, and a size that cannot be had leaves the one of before."""
+"""An arena that is replaced: its memory goes back before more is taken, and a size that cannot be had
+leaves the one of before."""
 
 from collections.abc import Callable
 

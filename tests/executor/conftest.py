@@ -1,4 +1,5 @@
-"""One thread for torch: products of small models gain nothing from two, and two that share cores with other tests spin."""
+"""One thread for torch: products of small models gain nothing from two, and two that share cores with
+other tests spin."""
 
 from collections.abc import Iterator
 

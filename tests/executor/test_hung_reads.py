@@ -1,4 +1,5 @@
-"""A model whose weights cannot be read for ever, in a whole worker: its requests fail with the reason, the others are served."""
+"""A model whose weights cannot be read for ever, in a whole worker: its requests fail with the reason, the
+others are served."""
 
 import os
 from pathlib import Path

@@ -165,7 +165,8 @@ def test_two_tenants_and_two_models_with_extreme_levels(policy: str, ttft_s: flo
 
 
 def test_a_request_that_can_wait_for_ever_does_not_hold_the_device() -> None:
-    """Its model steps in bursts as others do: those who are in a hurry for another model are not kept for its whole answer."""
+    """Its model steps in bursts as others do: those who are in a hurry for another model are not kept for
+    its whole answer."""
     patient = Request(
         RequestId("patient"), ModelId("a"), 10, 4000, 0.0, ServiceLevel(86_400.0, 86_400.0), "one"
     )

@@ -91,7 +91,8 @@ if __name__ == "__main__":
 
 
 def test_children_are_born_deaf_to_the_groups_signals_and_keep_nobody_from_ending(tmp_path: Path) -> None:
-    """The parent ends without a word to its child, which multiprocessing then asks to terminate, and waits for."""
+    """The parent ends without a word to its child, which multiprocessing then asks to terminate, and waits
+    for."""
     (tmp_path / "born.py").write_text(BORN)
     done = subprocess.run(
         [sys.executable, str(tmp_path / "born.py")], capture_output=True, text=True, timeout=100, check=True

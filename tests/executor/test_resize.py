@@ -1,4 +1,5 @@
-"""A pool that is resized while it serves: random worlds on virtual time, and the memory and the tokens of a real worker."""
+"""A pool that is resized while it serves: random worlds on virtual time, and the memory and the tokens of
+a real worker."""
 
 import re
 from collections.abc import Callable
@@ -34,7 +35,8 @@ __all__ = ["entries"]
 
 
 def is_admitted(instance: Instance, request: Request) -> bool:
-    """As the server decides: it has to fit the present size and, while a resize is going on, the one to come."""
+    """As the server decides: it has to fit the present size and, while a resize is going on, the one to
+    come."""
     model = instance.models[request.model].facts
     sizes = {instance.device.arena_bytes, instance._state.resize_bytes or instance.device.arena_bytes}
     try:

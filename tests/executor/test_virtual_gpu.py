@@ -1,4 +1,5 @@
-"""The whole worker on real (small) models: what a request yields must not depend on what else happens to the device.
+"""The whole worker on real (small) models: what a request yields must not depend on what else happens to the
+device.
 
 The device holds one model and a little KV; six models of different architectures are served on it at once.
 """

@@ -1,4 +1,5 @@
-"""Kernels are there before a model's first step: compiled in a child process while it is registered, and waited for by its fetch."""
+"""Kernels are there before a model's first step: compiled in a child process while it is registered, and
+waited for by its fetch."""
 
 import os
 import signal

@@ -74,7 +74,8 @@ def test_signals_to_the_group_are_the_fronts_to_answer() -> None:
 
 
 def test_sending_to_a_stopped_worker_never_blocks_and_it_can_be_ended() -> None:
-    """More than any pipe holds; then more than may wait. A test that blocks here ends by pytest's own limit."""
+    """More than any pipe holds; then more than may wait. A test that blocks here ends by pytest's own
+    limit."""
     with real_worker() as (worker, _):
         assert worker.pid is not None
         os.kill(worker.pid, signal.SIGSTOP)

@@ -25,7 +25,8 @@ DEEDS = st.lists(
 def test_counts_are_counts_whatever_is_cancelled_or_paused_in_mid_step(
     deeds: list[tuple[float, type[Cancel | Pause | Resume], str]], looks: list[float]
 ) -> None:
-    """A request that left while its step was in flight was counted as running, and not as live: the queue had -1."""
+    """A request that left while its step was in flight was counted as running, and not as live: the queue
+    had -1."""
     body = engine(arena_gigabytes=24, n_output=dict.fromkeys(NAMES, 300))
     start_s = body.clock.now_s()
     seen: list[ModelStatus] = []

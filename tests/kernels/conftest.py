@@ -90,7 +90,8 @@ def to_device(value: Any, device: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """A KV cache whose every element that no kernel may use is NaN, and every such table entry out of bounds."""
+    """A KV cache whose every element that no kernel may use is NaN, and every such table entry out of
+    bounds."""
 
     arena: torch.Tensor
     table: torch.Tensor
@@ -98,7 +99,8 @@ class Cache:
 
 
 def make_cache(layout: KVLayout, lengths: list[int], dtype: torch.dtype, generator: torch.Generator) -> Cache:
-    """Fills the first `lengths[row]` tokens of each row, in blocks strewn over the arena with gaps between them."""
+    """Fills the first `lengths[row]` tokens of each row, in blocks strewn over the arena with gaps between
+    them."""
     width = max(1, *(-(-length // layout.block_size) for length in lengths)) + 1
     table = torch.full((len(lengths), width), 2**62, dtype=torch.int64)
     used = [(row, j) for row, length in enumerate(lengths) for j in range(-(-length // layout.block_size))]

@@ -1,7 +1,7 @@
 """Every kernel compiles for every architecture, without spills, within its budget, with 16-byte loads.
 
-The default run takes a part of the matrix that touches each kernel, architecture, dtype, head size and variant;
-`-m nightly` takes all of it.
+The default run takes a part of the matrix that touches each kernel, architecture, dtype, head size and
+variant; `-m nightly` takes all of it.
 """
 
 from __future__ import annotations
@@ -55,12 +55,14 @@ def cases(selection):
     for capability, model, prefixes in selection:
         for name in forms(capability, model):
             if name.startswith(prefixes):
-                label = f"sm_{capability}-{name}-{str(model.dtype)[6:]}-{model.head_dim}-{model.block_size}-{model.group}"
+                shape = f"{model.head_dim}-{model.block_size}-{model.group}"
+                label = f"sm_{capability}-{name}-{str(model.dtype)[6:]}-{shape}"
                 yield pytest.param(capability, model, name, id=label)
 
 
 def everything(capability, dtype, head_dim):
-    """All forms for one head size: block sizes, groups, variants, and (once) vocabularies and dtypes of logits."""
+    """All forms for one head size: block sizes, groups, variants, and (once) vocabularies and dtypes of
+    logits."""
     seen = set()
     wanted = ALL_OF_IT if head_dim == 64 else ("kv_append", "paged", "kv_pack_int8", "kv_unpack_int8")
     variants = (

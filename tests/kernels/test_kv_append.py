@@ -36,7 +36,8 @@ ONE_ROUNDING = {
 @example([16, 1], 15, 2, 2, 64, 16, 32, True, False, 1)
 @example([17], 3, 1, 1, 80, 8, 32, False, True, 2)
 def test_equals_its_reference(
-    place, cache_maker, chunks, prefix, padding, kv_heads, head_dim, block_size, pairs, interleaved, single, seed
+    place, cache_maker, chunks, prefix, padding, kv_heads, head_dim, block_size, pairs, interleaved, single,
+    seed
 ):  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
     dtype = place.dtypes[0 if single else 1]
@@ -73,7 +74,8 @@ def test_equals_its_reference(
 
 
 def test_rotation_is_what_transformers_does():
-    """The half-split style turns (x_i, x_{i + d/2}), the interleaved one (x_{2i}, x_{2i+1}), by the same angle."""
+    """The half-split style turns (x_i, x_{i + d/2}), the interleaved one (x_{2i}, x_{2i+1}), by the same
+    angle."""
     x = torch.randn(3, 2, 16, generator=torch.Generator().manual_seed(0))
     angle = torch.rand(3, 8, generator=torch.Generator().manual_seed(1))
     from tokenmux.kernels.kv_append.reference import rotated

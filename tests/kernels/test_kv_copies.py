@@ -1,4 +1,5 @@
-"""`kv_page`, `kv_pack`, `kv_unpack` and `kv_move`: bit for bit, and through int8 within the bound that is promised."""
+"""`kv_page`, `kv_pack`, `kv_unpack` and `kv_move`: bit for bit, and through int8 within the bound that is
+promised."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ layouts = st.builds(
 
 
 def strewn(layout, blocks, dtype, seed):
-    """An arena of random numbers with NaN among them, and offsets of blocks that do not touch, in no order."""
+    """An arena of random numbers with NaN among them, and offsets of blocks that do not touch, in no
+    order."""
     generator = torch.Generator().manual_seed(seed)
     pitch = layout.block_elements + 16
     arena = torch.randn(blocks * pitch + 32, generator=generator).to(dtype)
@@ -127,7 +129,8 @@ def test_int8_keeps_its_bound(place, layout, blocks, magnitude, single, seed):
 @given(layout=layouts, blocks=st.integers(0, 3), single=st.booleans(), seed=st.integers(0, 2**16))
 @example(KVLayout(3, 3, 128, 24), 3, True, 0)  # 42 pieces for 16 programs
 def test_records_hold_what_packing_makes(place, layout, blocks, single, seed):
-    """Codes and scales of each block together, anywhere on the host; around records and blocks nothing changes."""
+    """Codes and scales of each block together, anywhere on the host; around records and blocks nothing
+    changes."""
     dtype = place.dtypes[0 if single else 1]
     arena, offsets = strewn(layout, blocks, dtype, seed)
     arena.nan_to_num_()

@@ -1,7 +1,7 @@
 """Launches on a device that is not there: what was compiled ahead of time is what a launch looks up.
 
-The driver below says that it is a GPU, takes any kernel and runs none. Everything of Triton's launch path in front
-of it is real: how arguments are specialised, and under which key the compiled form is looked up.
+The driver below says that it is a GPU, takes any kernel and runs none. Everything of Triton's launch path in
+front of it is real: how arguments are specialised, and under which key the compiled form is looked up.
 """
 
 from __future__ import annotations
@@ -165,7 +165,8 @@ def launch_everything(layout, layer, window, rows, vocabulary):
 @pytest.mark.parametrize("blocks", [1, 3, 64, 4096])
 @pytest.mark.parametrize("layers", [1, 32])
 def test_paging_leaves_the_multiprocessors_to_the_step_beside_it(absent_device, compilations, blocks, layers):
-    """However many blocks: their programs wait for the bus, and one that waits keeps its place from others."""
+    """However many blocks: their programs wait for the bus, and one that waits keeps its place from
+    others."""
     layout = KVLayout(layers, 8, 128, 16)
     arena = torch.zeros(layout.block_elements, dtype=BF16)
     host = torch.zeros(layout.block_elements * 2, dtype=torch.uint8)

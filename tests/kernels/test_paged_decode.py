@@ -15,7 +15,8 @@ LAUNCH = "tokenmux.kernels.paged_decode.launch:paged_decode"
 
 
 def attend(place, cache, query, layout, **variant):
-    """Runs the kernel into poisoned outputs, with a query that is a strided view, and returns what it wrote."""
+    """Runs the kernel into poisoned outputs, with a query that is a strided view, and returns what it
+    wrote."""
     from tokenmux.kernels.paged_decode.launch import Workspace, splits
 
     rows, heads, head_dim = query.shape
@@ -56,7 +57,8 @@ def attend(place, cache, query, layout, **variant):
 @example([0, 1, 16, 32, 33, 64], 2, 4, 64, 16, None, None, False, True, 0)
 @example([64, 65, 80], 1, 2, 256, 16, 32, 2.0, True, False, 1)
 def test_equals_its_reference(
-    place, cache_maker, tolerance, lengths, kv_heads, group, head_dim, block_size, window, softcap, with_sinks,
+    place, cache_maker, tolerance, lengths, kv_heads, group, head_dim, block_size, window, softcap,
+    with_sinks,
     single, seed,
 ):  # fmt: skip
     generator = torch.Generator().manual_seed(seed)

@@ -13,7 +13,8 @@ LAUNCH = "tokenmux.kernels.paged_prefill.launch:paged_prefill"
 
 
 def attend(place, cache, query, chunks, layout, **variant):
-    """Runs the kernel into poisoned outputs, with a query that is a strided view, and returns what it wrote."""
+    """Runs the kernel into poisoned outputs, with a query that is a strided view, and returns what it
+    wrote."""
     tokens, heads, head_dim = query.shape
     fused = torch.full((tokens + 1, heads + 2, head_dim), float("nan"), dtype=query.dtype)
     fused[:tokens, :heads] = query

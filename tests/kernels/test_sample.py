@@ -16,7 +16,8 @@ LAUNCH = "tokenmux.kernels.sample.launch:sample"
 
 
 def run(place, logits, sampling, *, penalties=None, top_n=0):
-    """Runs the kernels with poison in every output and workspace; returns the draw and the logits as they left them."""
+    """Runs the kernels with poison in every output and workspace; returns the draw and the logits as they
+    left them."""
     from tokenmux.kernels.sample.launch import Workspace
 
     rows, vocabulary = logits.shape
@@ -125,7 +126,8 @@ def make_penalties(rows, vocabulary, generator):
 @settings(max_examples=6)
 @given(ties=st.integers(1, 5), top_k=st.integers(1, 6), seed=st.integers(0, 2**16))
 def test_ties_stay_together(place, ties, top_k, seed):
-    """Equal logits are kept or dropped together, whatever their tokens, so that the order of tokens is no input."""
+    """Equal logits are kept or dropped together, whatever their tokens, so that the order of tokens is no
+    input."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(1, 100, generator=generator).clamp(max=1.5)
     places = torch.randperm(100, generator=generator)[:ties]
@@ -146,7 +148,8 @@ def test_close_races_end_alike(place):
 
 
 def test_philox_yields_its_published_values():
-    """The known answers of Random123 for Philox4x32-10: counter and key all zeros, all ones, and digits of pi."""
+    """The known answers of Random123 for Philox4x32-10: counter and key all zeros, all ones, and digits of
+    pi."""
     ones = 0xFFFFFFFF
     pi = (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), (0xA4093822, 0x299F31D0)
     known = {

@@ -1,7 +1,8 @@
 """A small, hostile scheduler over one runner: what the families are tested with.
 
-It serves requests in steps of random company, cuts prompts on the grid, drops the KV of a request now and then (and replays
-it in random pieces), and moves blocks about. The arena begins full of NaN bytes, so a read of what nobody wrote shows.
+It serves requests in steps of random company, cuts prompts on the grid, drops the KV of a request now and
+then (and replays it in random pieces), and moves blocks about. The arena begins full of NaN bytes, so a read
+of what nobody wrote shows.
 """
 
 import random
@@ -138,7 +139,8 @@ class HostileScheduler:
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """Tiny products gain nothing from threads, and on a busy machine threads that wait for each other cost tenfold."""
+    """Tiny products gain nothing from threads, and on a busy machine threads that wait for each other cost
+    tenfold."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,7 +1,8 @@
-"""Every family, token for token: against transformers' own generate in float32, against itself alone in bfloat16.
+"""Every family, token for token: against transformers' own generate in float32, against itself alone in
+bfloat16.
 
-The mixed batches are hostile: random company, prompts in cells, KV dropped and replayed, blocks moved, all in one arena that
-began as NaN.
+The mixed batches are hostile: random company, prompts in cells, KV dropped and replayed, blocks moved, all in
+one arena that began as NaN.
 """
 
 from collections.abc import Callable
@@ -28,7 +29,8 @@ PROMPT_LENGTHS = (1, 16, 17, 40, 131)
 
 @dataclass(frozen=True)
 class Served:
-    """One family in one dtype: transformers' model with random weights, and our runner on the same weights."""
+    """One family in one dtype: transformers' model with random weights, and our runner on the same
+    weights."""
 
     reference: PreTrainedModel
     runner: Runner
@@ -114,7 +116,8 @@ def test_equals_itself_alone_in_bfloat16(serve, hostile_scheduler, job) -> None:
 
 
 def test_steps_are_recorded_with_the_same_bits_for_other_weights_too(serve) -> None:
-    """The graph holds no weights: bound to others, packed, it gives what the modules give with these as they come."""
+    """The graph holds no weights: bound to others, packed, it gives what the modules give with these as
+    they come."""
     served = serve(torch.bfloat16)
     assert served.runner.recorded
     other = served.weights.view(torch.bfloat16).flip(0).contiguous().view(torch.uint8)

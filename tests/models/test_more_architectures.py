@@ -1,4 +1,5 @@
-"""Architectures with something of their own: latent attention, steps that are not handed on, strict configs."""
+"""Architectures with something of their own: latent attention, steps that are not handed on, strict
+configs."""
 
 from collections.abc import Callable
 from typing import Any

@@ -37,7 +37,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "phi": {"head_dim": None},
     "phi3": {"head_dim": None},
     "qwen2": {"head_dim": None},
-    "qwen2_moe": {**EXPERTS, "shared_expert_intermediate_size": 640, "head_dim": None, "decoder_sparse_step": 2},
+    "qwen2_moe": {**EXPERTS, "shared_expert_intermediate_size": 640, "head_dim": None,
+                  "decoder_sparse_step": 2},
     "qwen3_moe": {**EXPERTS, "mlp_only_layers": [0]},
     "starcoder2": {"head_dim": None},
 }  # fmt: skip

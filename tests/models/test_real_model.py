@@ -1,4 +1,5 @@
-"""SmolLM2 itself, with all threads: the promise on real weights, real sizes and several key tiles. Needs a download."""
+"""SmolLM2 itself, with all threads: the promise on real weights, real sizes and several key tiles. Needs a
+download."""
 
 import random
 from pathlib import Path

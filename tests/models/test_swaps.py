@@ -1,4 +1,5 @@
-"""Pointing a skeleton at its weights over and over: what an activation leaves behind is multiplied by thousands a day."""
+"""Pointing a skeleton at its weights over and over: what an activation leaves behind is multiplied by
+thousands a day."""
 
 import ctypes
 import gc

@@ -1,4 +1,5 @@
-"""Scripted parts behind the real front and the real server: a worker that does what a test says, models of one letter a token."""
+"""Scripted parts behind the real front and the real server: a worker that does what a test says, models of
+one letter a token."""
 
 import asyncio
 import threading
@@ -141,7 +142,8 @@ class LetterTokenizer:
 
 
 class ThreadTexts:
-    """Encodes with the tokenizers of fake entries, each prompt in a thread of its own that nothing waits for."""
+    """Encodes with the tokenizers of fake entries, each prompt in a thread of its own that nothing waits
+    for."""
 
     def __init__(self, entry: Callable[[str], "FakeEntry"]) -> None:
         self._entry = entry
@@ -191,7 +193,8 @@ class FakeEntry:
 
 
 class FakeCatalogue:
-    """Any folder or file is a model; one whose name begins with "huge" is too large, with "bad" is damaged."""
+    """Any folder or file is a model; one whose name begins with "huge" is too large, with "bad" is
+    damaged."""
 
     def __init__(self, *entries: FakeEntry) -> None:
         self.kept: dict[str, FakeEntry] = {entry.facts.id: entry for entry in entries}
@@ -255,7 +258,8 @@ class SmallDevice:
     def check_model(self, model: ModelFacts, pinned: Iterable[ModelFacts]) -> None:
         if model.n_bytes + sum(other.n_bytes for other in pinned if other.id != model.id) > self.arena_bytes:
             raise DoesNotFit(
-                f"{model.id} needs {model.n_bytes} bytes, the device has {self.arena_bytes}: raise device.arena"
+                f"{model.id} needs {model.n_bytes} bytes, the device has {self.arena_bytes}: raise "
+                "device.arena"
             )
 
     def check_request(self, model: ModelFacts, n_tokens: int, pinned: Iterable[ModelFacts]) -> None:
@@ -265,7 +269,8 @@ class SmallDevice:
 
 
 class FakeWorker:
-    """Acknowledges commands and ends what is cancelled; tokens come when the test says so, or at once with `auto`."""
+    """Acknowledges commands and ends what is cancelled; tokens come when the test says so, or at once with
+    `auto`."""
 
     def __init__(self, hub: "Hub", post: Callable[[FromWorker], None], arena_bytes: int) -> None:
         self._hub = hub
@@ -412,7 +417,8 @@ def make_front(
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     recorder: TrafficRecorder | None = None,
 ) -> tuple[Front, FakeCatalogue]:
-    """A front over the hub's workers that serves these models (`letters` unless given), with a clock that stands still."""
+    """A front over the hub's workers that serves these models (`letters` unless given), with a clock that
+    stands still."""
     catalogue = FakeCatalogue(*(entries or (FakeEntry(facts("letters")),)))
     front = Front(
         hub.factory,

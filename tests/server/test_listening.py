@@ -1,4 +1,5 @@
-"""Where the server listens: an address that is taken is noticed at once, and certificates are told apart from ports."""
+"""Where the server listens: an address that is taken is noticed at once, and certificates are told apart
+from ports."""
 
 import shutil
 import socket
@@ -69,7 +70,8 @@ def test_a_second_server_on_a_port_ends_before_it_converts_anything(tmp_path: Pa
 def pair(folder: Path, name: str) -> tuple[Path, Path]:
     certificate, key = folder / f"{name}.pem", folder / f"{name}.key"
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1",
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+         "-days", "1",
          "-subj", "/CN=localhost", "-keyout", key, "-out", certificate],
         check=True, capture_output=True,
     )  # fmt: skip

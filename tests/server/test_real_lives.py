@@ -1,4 +1,5 @@
-"""One whole server with real models whose processes are stopped, killed and told to end. Every wait is for an event."""
+"""One whole server with real models whose processes are stopped, killed and told to end. Every wait is for
+an event."""
 
 import os
 import select

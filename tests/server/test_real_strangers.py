@@ -17,7 +17,8 @@ from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.server.children.served_catalogue import ServedCatalogue
 
 ENDLESS = (
-    "{% if messages|length > 1 %}{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}{% endif %}"
+    "{% if messages|length > 1 %}{% for i in range(100000) %}{% for j in range(100000) %}{% endfor "
+    "%}{% endfor %}{% endif %}"
     "{{ messages[0].content }}"
 )
 LONG = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]

@@ -1,4 +1,5 @@
-"""A real server records what it served, and a plan is made of it: from memory, and from the file that it wrote."""
+"""A real server records what it served, and a plan is made of it: from memory, and from the file that it
+wrote."""
 
 import json
 from pathlib import Path
@@ -32,7 +33,8 @@ def test_what_was_served_is_counted_traced_recorded_and_planned_for(tmp_path: Pa
                 ignore_end_tokens=True,
                 tenant="bank" if number < 4 else "shop",
             )
-        # The worker tells of its use and of its channels at different times: the last of both comes by itself.
+        # The worker tells of its use and of its channels at different times: the last of both comes by
+        # itself.
         status = next(
             status
             for status in client.pool.watch()

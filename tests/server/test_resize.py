@@ -1,4 +1,5 @@
-"""Resizing the pool: what the server lets in before, meanwhile and afterwards, and what a worker starts with."""
+"""Resizing the pool: what the server lets in before, meanwhile and afterwards, and what a worker starts
+with."""
 
 import asyncio
 import os

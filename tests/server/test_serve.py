@@ -1,4 +1,5 @@
-"""From configuration to a server: keys and certificates, and one whole server with real models, killed and stopped."""
+"""From configuration to a server: keys and certificates, and one whole server with real models, killed and
+stopped."""
 
 import os
 import shutil
@@ -84,8 +85,10 @@ def test_a_certificate_that_is_missing_is_named(tmp_path: Path) -> None:
 def test_tls_is_spoken_with_the_certificate(tmp_path: Path) -> None:
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1",
-         "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate],
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+         "-days", "1",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out",
+         certificate],
         check=True, capture_output=True,
     )  # fmt: skip
     transport = Transport(certificate=certificate.read_bytes(), private_key=key.read_bytes())
@@ -125,7 +128,8 @@ def test_a_gpu_that_is_not_there_is_noticed_before_anything_is_converted(tmp_pat
 
 @contextmanager
 def real_server(folder: Path, more: str = "") -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`tokenmux serve` over two small random models, with more lines in its pool.yaml; yields the process and its address."""
+    """`tokenmux serve` over two small random models, with more lines in its pool.yaml; yields the process
+    and its address."""
     for family in ("llama", "gpt2"):
         tiny.create(family, folder / family)
     (folder / "pool.yaml").write_text(

@@ -1,4 +1,5 @@
-"""Switches that make a simulation more pessimistic: each does what it says, to the digit, and none changes anything unasked."""
+"""Switches that make a simulation more pessimistic: each does what it says, to the digit, and none changes
+anything unasked."""
 
 from dataclasses import dataclass
 
@@ -22,7 +23,8 @@ class Seen:
 
 
 def seen(doubts: Doubts) -> Seen:
-    """Two models with two requests each on one device: one comes in while the other steps, and then they take turns."""
+    """Two models with two requests each on one device: one comes in while the other steps, and then they
+    take turns."""
     steps: list[tuple[Started, StepDone]] = []
     loads: list[tuple[Started, CopyDone]] = []
 
@@ -39,7 +41,8 @@ def seen(doubts: Doubts) -> Seen:
 
 
 def durations(run: Seen) -> list[tuple[bool, bool, float, float]]:
-    """Of each step: whether it switches models, whether a copy was beside it, what it took, and what it was measured to take."""
+    """Of each step: whether it switches models, whether a copy was beside it, what it took, and what it
+    was measured to take."""
     truth = run.outcome.simulator._truths[0]
     rows, before = [], None
     for started, event in run.steps:

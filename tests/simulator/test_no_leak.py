@@ -1,8 +1,9 @@
-"""No rule knows how long an answer will be: lengthening what is unfinished at a moment changes no decision before it.
+"""No rule knows how long an answer will be: lengthening what is unfinished at a moment changes no decision
+before it.
 
-Each world is simulated twice, the second time with every request that is unfinished at time T, and all that come later, longer by 137
-tokens. What a client asked for at most (`max_tokens`) is the same in both. Under `oracle`, which is told the lengths, the decisions must
-differ: that shows that the test would see a leak.
+Each world is simulated twice, the second time with every request that is unfinished at time T, and all that
+come later, longer by 137 tokens. What a client asked for at most (`max_tokens`) is the same in both. Under
+`oracle`, which is told the lengths, the decisions must differ: that shows that the test would see a leak.
 """
 
 from collections.abc import Sequence

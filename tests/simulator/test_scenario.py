@@ -1,4 +1,5 @@
-"""Whole simulations: deterministic, nothing lost under any policy, and the figures of merit mean what they say."""
+"""Whole simulations: deterministic, nothing lost under any policy, and the figures of merit mean what they
+say."""
 
 import numpy as np
 import pytest
@@ -129,7 +130,8 @@ def test_stopping_when_all_is_late_changes_nothing_that_is_on_time(n_instances: 
 
 
 def test_a_step_that_is_under_way_when_the_last_token_is_due_still_counts() -> None:
-    """Steps take a little longer than a TPOT: what the first token had to spare is used up towards the end, at another token each time."""
+    """Steps take a little longer than a TPOT: what the first token had to spare is used up towards the
+    end, at another token each time."""
     n_straddling = 0
     for late_by in range(40):
         market, _ = workload(1, 0.1, 1.0)

@@ -59,7 +59,8 @@ def test_the_artifact_scales_only_what_is_too_long() -> None:
 
 ARRIVALS = (
     "model,client,window_start_s,rate_rps,cv,iat_dist,iat_shape,iat_scale\n"
-    "m-large,3,0,0.5,2.0,Gamma,0.25,8\nm-large,3,600,1.0,2.0,Weibull,0.5,1\nm-large,9,600,0.1,,,,\nm-mid,1,0,5,1,Gamma,1,1\n"
+    "m-large,3,0,0.5,2.0,Gamma,0.25,8\nm-large,3,600,1.0,2.0,Weibull,0.5,1\nm-large,9,600,0.1,,,,\n"
+    "m-mid,1,0,5,1,Gamma,1,1\n"
 )
 LENGTHS = (
     "model,client,field,requests,mean,p0.1,p50,p99.9\n"

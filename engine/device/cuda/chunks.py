@@ -3,7 +3,8 @@
     Copies    tensors, by the copy engines: small ones together in a chunk, large ones cut
     Blocks    KV blocks that lie anywhere, by a kernel (`paging.py`)
 
-Knows no operations and nothing of their order. The caller reuses a `Slot` only when the chunk that used it last has passed.
+Knows no operations and nothing of their order. The caller reuses a `Slot` only when the chunk that used it
+last has passed.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,11 +17,13 @@ from tokenmux.core.plan import Channel
 from tokenmux.device.cuda.gpu import Gpu
 
 CHUNK_BYTES = 16 << 20
-"""Of a copy that passes through page-locked bytes: at 50 GB/s a third of a millisecond, long against the microseconds of an event."""
+"""Of a copy that passes through page-locked bytes: at 50 GB/s a third of a millisecond, long against the
+microseconds of an event."""
 
 LOCKED_CHUNK_BYTES = 64 << 20
-"""Of a copy that the device makes by itself: 1.3 ms until a superseded load makes way. Each chunk wakes a thread that takes 50 to
-100 us of the interpreter from the steps beside it, 900 times for 15 GB in chunks of 16 MiB and 225 times in these."""
+"""Of a copy that the device makes by itself: 1.3 ms until a superseded load makes way. Each chunk wakes a
+thread that takes 50 to 100 us of the interpreter from the steps beside it, 900 times for 15 GB in chunks
+of 16 MiB and 225 times in these."""
 
 CHUNKS_IN_FLIGHT = 2
 """One is copied while the next is prepared."""
@@ -38,7 +41,8 @@ def nothing() -> None: ...
 
 
 class Slot:
-    """The buffers of one chunk in flight on a channel: page-locked bytes, made when first asked for, and offsets of blocks."""
+    """The buffers of one chunk in flight on a channel: page-locked bytes, made when first asked for, and
+    offsets of blocks."""
 
     def __init__(self, gpu: Gpu, channel: Channel, chunk_bytes: int) -> None:
         self.gpu = gpu

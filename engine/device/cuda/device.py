@@ -1,24 +1,28 @@
 """A GPU: one arena, three streams, copies in two chunks at a time, and events instead of stopping the device.
 
-    engine's thread     start: handles become addresses, and `Ordering` says which pieces of other channels come first
-    channel's thread    gives its stream the work, sleeps on events, posts what completed; one operation at a time
-    stream              compute, copy-in, copy-out; runs while the others run, except where it was told to wait for an event
+    engine's thread     start: turns handles into addresses; `Ordering` names the pieces to wait for
+    channel's thread    fills its stream, sleeps on events, posts completions; one operation at a time
+    stream              compute, copy-in, copy-out: they run at once, but for the events they wait for
 
-An operation falls into pieces: the blocks of one request, one extent of weights, one move, one step. Each ends with an event of its own,
-and a piece that touches the same bytes waits for that event on the device, not for the operation, and nobody's thread.
-The instance plans most of what depends on an operation only when that has completed; nothing here relies on it.
+An operation falls into pieces: the blocks of one request, one extent of weights, one move, one step. Each
+ends with an event of its own, and a piece that touches the same bytes waits for that event on the device, not
+for the operation, and nobody's thread. The instance plans most of what depends on an operation only when that
+has completed; nothing here relies on it.
 
-Host memory is page-locked in place where the system allows it, so that the copy engines read images and paged-out KV where they lie.
-Where it does not, copies pass through two page-locked chunks for each direction, filled and emptied by the channel's thread.
-KV whose blocks are small is paged by a kernel on the same streams, where the copy engines would lose too much with each (`paging.py`).
+Host memory is page-locked in place where the system allows it, so that the copy engines read images and
+paged-out KV where they lie. Where it does not, copies pass through two page-locked chunks for each direction,
+filled and emptied by the channel's thread. KV whose blocks are small is paged by a kernel on the same
+streams, where the copy engines would lose too much with each (`paging.py`).
 
-A page-out copies whole blocks, but its book says up to which token they were computed when it began. So it does not wait for a step that
-adds tokens to the last block of the same request, nor that for it: what a step adds to a block that holds something is a space of its
-own (`_Space.TAIL`), while a block that it begins was another's before, and is written like anything else.
+A page-out copies whole blocks, but its book says up to which token they were computed when it began. So it
+does not wait for a step that adds tokens to the last block of the same request, nor that for it: what a step
+adds to a block that holds something is a space of its own (`_Space.TAIL`), while a block that it begins was
+another's before, and is written like anything else.
 
-Not done: graphs. A captured decode step would be a `StepJob` that replays instead of launching; it needs index arrays at fixed
-addresses and weights that come back to the extent at which the graph was captured, or virtual-memory mapping under it.
-Nothing here has run on a GPU yet: tests carry it out on streams that do each thing as late as their order permits.
+Not done: graphs. A captured decode step would be a `StepJob` that replays instead of launching; it needs
+index arrays at fixed addresses and weights that come back to the extent at which the graph was captured, or
+virtual-memory mapping under it. Nothing here has run on a GPU yet: tests carry it out on streams that do each
+thing as late as their order permits.
 """
 
 import logging
@@ -73,7 +77,8 @@ _NO_COPIES = Copies(())
 
 
 LOCK_BYTES = 1 << 30
-"""Memory for paged-out KV is page-locked in pieces of this size: whoever launches meanwhile gets a turn, and drivers refuse 512 GiB."""
+"""Memory for paged-out KV is page-locked in pieces of this size: whoever launches meanwhile gets a turn,
+and drivers refuse 512 GiB."""
 
 
 class _Space(Enum):
@@ -91,7 +96,8 @@ class _LostError(Exception):
 
 @dataclass(slots=True, eq=False)
 class _Piece:
-    """A part of an operation that others can wait for. `passed` is set once `end` is recorded, or when it never will be."""
+    """A part of an operation that others can wait for. `passed` is set once `end` is recorded, or when it
+    never will be."""
 
     channel: Channel
     work: Work = _NO_COPIES
@@ -112,7 +118,8 @@ class _InFlight:
 
 
 class _HostMemory:
-    """Memory of ours that the GPU copies from and to, page-locked in pieces of `piece_bytes` if the system allows it."""
+    """Memory of ours that the GPU copies from and to, page-locked in pieces of `piece_bytes` if the system
+    allows it."""
 
     def __init__(self, gpu: Gpu, memory: Memory, piece_bytes: int) -> None:
         self._gpu = gpu
@@ -137,7 +144,8 @@ class _HostMemory:
 
 
 class CudaDevice:
-    """Four threads over three streams and one arena. Raises DoesNotFit where the arena does not fit the GPU."""
+    """Four threads over three streams and one arena. Raises DoesNotFit where the arena does not fit the
+    GPU."""
 
     def __init__(
         self,
@@ -154,7 +162,8 @@ class CudaDevice:
         page_bytes: int = PAGE_BYTES,
         lock_bytes: int = LOCK_BYTES,
     ) -> None:
-        """With `kv_dtype`, which says what a request's KV is computed in, paged-out KV is int8, which is not exact."""
+        """With `kv_dtype`, which says what a request's KV is computed in, paged-out KV is int8, which is
+        not exact."""
         self._gpu = gpu
         self._chunk_bytes = chunk_bytes
         self._locked_chunk_bytes = locked_chunk_bytes
@@ -196,7 +205,8 @@ class CudaDevice:
             _log.info("%s: host memory is page-locked in place", gpu.name)
         else:
             _log.warning(
-                "%s: copies of paged-out KV pass through page-locked chunks, which is slower: allow the server to lock %d bytes",
+                "%s: copies of paged-out KV pass through page-locked chunks, which is slower: allow "
+                "the server to lock %d bytes",
                 gpu.name,
                 facts.host_kv_bytes,
             )
@@ -246,7 +256,8 @@ class CudaDevice:
             raise WorkerFailed(f"memory given back to the GPU was taken by somebody else: {error}") from error
 
     def close(self) -> None:
-        """End the channels, then give all memory back. What hangs in the driver keeps its memory until the process ends."""
+        """End the channels, then give all memory back. What hangs in the driver keeps its memory until the
+        process ends."""
         self._closing.set()
         self._interrupted.set()
         self._reader.close()
@@ -271,7 +282,7 @@ class CudaDevice:
         except RuntimeError as error:
             _log.warning("%s: while closing: %s", self._gpu.name, error)
 
-    # ── on the engine's thread: what touches which bytes ─────────────────────────────────────────────────────
+    # ── on the engine's thread: what touches which bytes ────────────────────────────────────────────────────
 
     def _enter(self, piece: _Piece, reads: Places, writes: Places) -> _Piece:
         piece.number, piece.after = self._ordering.enter(piece.channel, piece, reads, writes)
@@ -326,10 +337,11 @@ class CudaDevice:
         start = self._ledger.arena.offset(self._ledger.extent(image.id))
         return start, start + image.n_bytes
 
-    # ── on the channels' threads ─────────────────────────────────────────────────────────────────────────────
+    # ── on the channels' threads ────────────────────────────────────────────────────────────────────────────
 
     def _submit(self, started: Started, pieces: Sequence[_Piece], job: Callable[[], CopyDone | None]) -> None:
-        """Have the channel do the job, and post what it returns once nobody need wait for its pieces any more."""
+        """Have the channel do the job, and post what it returns once nobody need wait for its pieces any
+        more."""
 
         def run() -> None:
             try:
@@ -351,10 +363,12 @@ class CudaDevice:
         self._submit(started, pieces, lambda: self._copy(started, pieces))
 
     def _come_after(self, piece: _Piece) -> None:
-        """Let what the stream is given from now on (the fetch channel has none: this thread) come after the pieces that come first.
+        """Let what the stream is given from now on (the fetch channel has none: this thread) come after the
+        pieces that come first.
 
-        An event that is not recorded yet holds nothing back, so this thread sleeps until the other has recorded it. That
-        ends: pieces wait only for those entered before them, and a thread that gives up a piece says so.
+        An event that is not recorded yet holds nothing back, so this thread sleeps until the other has
+        recorded it. That ends: pieces wait only for those entered before them, and a thread that gives up a
+        piece says so.
         """
         for earlier in piece.after:
             earlier.passed.wait()

@@ -1,8 +1,10 @@
-"""What the CUDA device needs of a GPU, and torch's GPU behind it: memory, three streams, events, copies, page-locked host memory.
+"""What the CUDA device needs of a GPU, and torch's GPU behind it: memory, three streams, events, copies,
+page-locked host memory.
 
-A stream is named by the channel that it belongs to: `COMPUTE`, `COPY_IN`, `COPY_OUT`. Work given to a stream runs in the order in which it
-was given; `GpuEvent.hold` is the only thing that orders one stream after another, and `GpuEvent.wait` the only thing that waits.
-Only long-stable parts of `torch.cuda` are used. Nothing here has run on a GPU yet.
+A stream is named by the channel that it belongs to: `COMPUTE`, `COPY_IN`, `COPY_OUT`. Work given to a stream
+runs in the order in which it was given; `GpuEvent.hold` is the only thing that orders one stream after
+another, and `GpuEvent.wait` the only thing that waits. Only long-stable parts of `torch.cuda` are used.
+Nothing here has run on a GPU yet.
 """
 
 import logging
@@ -54,7 +56,8 @@ class Gpu(Protocol):
         ...
 
     def release(self, memory: torch.Tensor) -> None:
-        """Give device memory back to the driver now, whatever views of it there are. Page-locked memory torch keeps for later use."""
+        """Give device memory back to the driver now, whatever views of it there are. Page-locked memory
+        torch keeps for later use."""
         ...
 
     def allocate_locked(self, n_bytes: int) -> torch.Tensor:
@@ -87,10 +90,12 @@ class Gpu(Protocol):
         offsets: torch.Tensor,
         block_bytes: int,
     ) -> None:
-        """Give the stream one kernel that copies blocks between `uint8` tensors, each in device memory or page-locked.
+        """Give the stream one kernel that copies blocks between `uint8` tensors, each in device memory or
+        page-locked.
 
-        `offsets` `[2, block]` (int64, device memory) says where each goes in `target` and comes from in `source`; it is read
-        when the kernel runs. `block_bytes` and all offsets are multiples of 16; blocks do not overlap.
+        `offsets` `[2, block]` (int64, device memory) says where each goes in `target` and comes from in
+        `source`; it is read when the kernel runs. `block_bytes` and all offsets are multiples of 16; blocks
+        do not overlap.
         """
         ...
 
@@ -102,7 +107,8 @@ class Gpu(Protocol):
         offsets: torch.Tensor,
         layout: KVLayout,
     ) -> None:
-        """Like `copy_blocks`, to records in int8 (`kernels/kv_pack`): blocks of `arena`, in the model's dtype, to `host`, in bytes."""
+        """Like `copy_blocks`, to records in int8 (`kernels/kv_pack`): blocks of `arena`, in the model's
+        dtype, to `host`, in bytes."""
         ...
 
     def dequantise_blocks(
@@ -138,7 +144,8 @@ class _TorchEvent:
 
 
 class TorchGpu:
-    """The first CUDA device that torch sees (`CUDA_VISIBLE_DEVICES` says which). Raises ConfigError where there is none."""
+    """The first CUDA device that torch sees (`CUDA_VISIBLE_DEVICES` says which). Raises ConfigError where
+    there is none."""
 
     def __init__(self) -> None:
         check_cuda()
@@ -204,7 +211,8 @@ class TorchGpu:
         offsets: torch.Tensor,
         block_bytes: int,
     ) -> None:
-        # Here and not above: Triton is optional, and only steps, which need it too, make blocks that can be paged.
+        # Here and not above: Triton is optional, and only steps, which need it too, make blocks that can be
+        # paged.
         from tokenmux.kernels.kv_pack.launch import kv_page
 
         with self.running(channel):
@@ -249,7 +257,8 @@ class TorchGpu:
 def sum_in_float32() -> None:
     """Have products in 16 bits add up in float32 to the end, for the whole process.
 
-    Left to itself cuBLAS may add the parts of a split sum in 16 bits, which loses precision and shows which algorithm was taken.
+    Left to itself cuBLAS may add the parts of a split sum in 16 bits, which loses precision and shows which
+    algorithm was taken.
     """
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
@@ -264,7 +273,8 @@ def check_cuda() -> None:
         )
     if not torch.cuda.is_available():
         raise ConfigError(
-            f"device.kind: cuda needs an NVIDIA GPU, and torch {torch.__version__} sees none: look at `nvidia-smi` and at "
+            f"device.kind: cuda needs an NVIDIA GPU, and torch {torch.__version__} sees none: look "
+            "at `nvidia-smi` and at "
             "CUDA_VISIBLE_DEVICES, or say `kind: cpu`"
         )
 
@@ -284,8 +294,8 @@ class _Cudart(Protocol):
 def _in_a_thread(call: Callable[[], int]) -> int:
     """Call in a thread of its own.
 
-    The runtime keeps the error of a failed call for the thread that made it, where the next kernel launch would report it as its own;
-    torch offers no way to clear it.
+    The runtime keeps the error of a failed call for the thread that made it, where the next kernel launch
+    would report it as its own; torch offers no way to clear it.
     """
     status: list[int] = []
     thread = Thread(target=lambda: status.append(int(call())), name="tokenmux-page-lock")

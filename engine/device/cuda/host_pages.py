@@ -1,12 +1,14 @@
-"""Host memory for images, in pages that the device reads directly: each is page-locked once, when it was first filled.
+"""Host memory for images, in pages that the device reads directly: each is page-locked once, when it was
+first filled.
 
-Page-locking takes a tenth of a second for each GB at best, and while it lasts nobody on the host launches anything on a GPU. So it
-is done for a page and not for an image, in small pieces between which others get their turn, and never undone while the device
-runs: images come and go in pages that are locked already. Pages need not be neighbours, so that no hole is ever too small.
+Page-locking takes a tenth of a second for each GB at best, and while it lasts nobody on the host launches
+anything on a GPU. So it is done for a page and not for an image, in small pieces between which others get
+their turn, and never undone while the device runs: images come and go in pages that are locked already. Pages
+need not be neighbours, so that no hole is ever too small.
 
     memory file    [ page 0 ][ page 1 ][ page 2 ][ page 3 ] ...      grows by a run of pages at a time
     image          page 2, page 0, page 3                            its last page is mostly not filled
-    its view       [ page 2 ][ page 0 ][ page 3 ]                    the same memory mapped once more, for who reads the file
+    its view       [ page 2 ][ page 0 ][ page 3 ]                    mapped again, for file reads
 """
 
 import ctypes
@@ -51,7 +53,8 @@ class PagedImage:
         return self._pool.map(self._pages)[: self.n_bytes]
 
     def lock(self) -> None:
-        """Page-lock those pages that never were. Called when they are filled, so that no page is zeroed under the lock."""
+        """Page-lock those pages that never were. Called when they are filled, so that no page is zeroed
+        under the lock."""
         for page in self._pages:
             if page.locked is None:
                 page.locked = self._pool.gpu.lock(page.bytes.data_ptr(), page.bytes.numel())

@@ -1,15 +1,17 @@
-"""Which operation has to wait for which on another channel, so that memory always holds what the order of starting says.
+"""Which operation has to wait for which on another channel, so that memory always holds what the order of
+starting says.
 
-Operations of one channel run one after another; those of different channels run at the same time unless they touch the same
-bytes and one of them writes. Then the later one waits for the end of the earlier (read after write, write after read, write
-after write), and for nothing else:
+Operations of one channel run one after another; those of different channels run at the same time unless they
+touch the same bytes and one of them writes. Then the later one waits for the end of the earlier (read after
+write, write after read, write after write), and for nothing else:
 
     copy-in    [ weights of B ──────────▶]  [page-in r]
     compute      [step of A]      [step of A]        ▲ [step of A with r]     waits for the page-in
     copy-out          [page-out q]─────────────wait──┘                        r comes into blocks that q left
 
-Bytes are named by a space and sorted, disjoint spans `[start, end)` in it. This knows no device, no streams and no threads
-but its own lock: it says who waits for whom, and forgets an operation when it is told that it ended.
+Bytes are named by a space and sorted, disjoint spans `[start, end)` in it. This knows no device, no streams
+and no threads but its own lock: it says who waits for whom, and forgets an operation when it is told that it
+ended.
 """
 
 from bisect import bisect_right
@@ -54,10 +56,11 @@ class Ordering(Generic[Item]):
     def enter(
         self, channel: Channel, item: Item, reads: Places, writes: Places
     ) -> tuple[int, tuple[Item, ...]]:
-        """The number of a new operation, and what it has to wait for: at most one operation of each other channel.
+        """The number of a new operation, and what it has to wait for: at most one operation of each other
+        channel.
 
-        What is implied is left out: the end of one operation says that all before it on its channel have ended, and all that it
-        waited for itself.
+        What is implied is left out: the end of one operation says that all before it on its channel have
+        ended, and all that it waited for itself.
         """
         with self._lock:
             number = self._next

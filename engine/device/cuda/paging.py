@@ -1,17 +1,19 @@
-"""How the blocks of one request are paged: by the copy engines, or by a kernel where their copies would be small.
+"""How the blocks of one request are paged: by the copy engines, or by a kernel where their copies would be
+small.
 
-A copy engine takes a run of blocks that are neighbours on both sides as one copy, and loses a fixed time with each
-(`kernels/kv_pack/choice.py`). The kernel takes all blocks of a chunk in one launch, wherever they lie on either side:
+A copy engine takes a run of blocks that are neighbours on both sides as one copy, and loses a fixed time with
+each (`kernels/kv_pack/choice.py`). The kernel takes all blocks of a chunk in one launch, wherever they lie on
+either side:
 
     arena       ....[ block A ]......[ block C ]..[ block B ]....
                         |   offsets: (where, from where) of each
     host KV     [ block A ]....[ block C ][ block B ]..........     page-locked, so that the device reaches it
 
-In int8, where a server asks for that, the kernel writes a record of codes and scales to the beginning of a block's place on the
-host: the books count whole blocks all the same, so that they need not know.
+In int8, where a server asks for that, the kernel writes a record of codes and scales to the beginning of a
+block's place on the host: the books count whole blocks all the same, so that they need not know.
 
-Where host memory is not page-locked, the host's side of the launch is the slot's page-locked bytes, filled or emptied by the
-channel's thread.
+Where host memory is not page-locked, the host's side of the launch is the slot's page-locked bytes, filled or
+emptied by the channel's thread.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,7 +46,8 @@ class Int8:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Blocks:
-    """Blocks of one size, copied by a kernel. `on_device[i]` and `on_host[i]` are indices in blocks of that size."""
+    """Blocks of one size, copied by a kernel. `on_device[i]` and `on_host[i]` are indices in blocks of
+    that size."""
 
     arena: torch.Tensor
     host: torch.Tensor
@@ -132,7 +135,8 @@ class Pager:
         transfers: Sequence[Transfer],
         spans: Sequence[PagingSpan],
     ) -> Work:
-        """The copies of one request's blocks, which are of one size; `spans` are the runs that they make up."""
+        """The copies of one request's blocks, which are of one size; `spans` are the runs that they make
+        up."""
         if not transfers:
             return Copies(())
         shape = transfers[0].shape

@@ -173,7 +173,8 @@ class Catalogue:
             try:
                 if not is_free(path):
                     raise InUse(
-                        f"{name} is served by another server from the catalogue {self._models}: stop that one first"
+                        f"{name} is served by another server from the catalogue {self._models}: stop "
+                        "that one first"
                     )
                 doomed = Path(tempfile.mkdtemp(prefix=".removed-", dir=self._models))
                 kept = Claim(doomed)
@@ -298,7 +299,8 @@ class Catalogue:
             ) from None
         except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
             raise Overloaded(
-                f"{repository}: the hub cannot be reached ({type(error).__name__}); try again, or register a local folder"
+                f"{repository}: the hub cannot be reached ({type(error).__name__}); try again, or "
+                "register a local folder"
             ) from error
         return self.register_folder(
             name, Path(folder), dtype=dtype, trust_remote_code=trust_remote_code, progress=progress
@@ -404,7 +406,8 @@ def describe_folder(
 def checked_name(name: str) -> str:
     if not MODEL_NAME.fullmatch(name):
         raise InvalidRequest(
-            f"{name!r} is not a model name: letters, digits, '.', '_' and '-', beginning with a letter or digit"
+            f"{name!r} is not a model name: letters, digits, '.', '_' and '-', beginning with a "
+            "letter or digit"
         )
     return name
 

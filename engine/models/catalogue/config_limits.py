@@ -57,7 +57,8 @@ def check_buildable(config: PreTrainedConfig, *, trust_remote_code: bool = False
     n_bytes = 4 * sum(_numbers(config, trust_remote_code))
     if n_bytes > _PROBED_BYTES:
         raise UnsupportedModel(
-            f"config.json describes a model of which even two layers with few heads and words take {n_bytes >> 20} MiB"
+            "config.json describes a model of which even two layers with few heads and words take "
+            f"{n_bytes >> 20} MiB"
         )
 
 

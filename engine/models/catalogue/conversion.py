@@ -100,7 +100,8 @@ def _load(path: Path, **options: Any) -> PreTrainedModel:
     )
     if unknown:
         raise BadCheckpoint(
-            f"{path}: {len(unknown)} tensors have no place in the model that config.json describes, such as {unknown[0]}"
+            f"{path}: {len(unknown)} tensors have no place in the model that config.json describes, "
+            f"such as {unknown[0]}"
         )
     return model
 

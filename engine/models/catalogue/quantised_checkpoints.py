@@ -74,5 +74,6 @@ def _method(config: Mapping[str, Any]) -> str | None:
 
 def _refusal(folder: Path, method: str) -> UnsupportedModel:
     return UnsupportedModel(
-        f"{folder}: quantised weights ({method}) are not supported: take the unquantised checkpoint, or a GGUF file"
+        f"{folder}: quantised weights ({method}) are not supported: take the unquantised checkpoint, "
+        "or a GGUF file"
     )

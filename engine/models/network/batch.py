@@ -366,11 +366,13 @@ def check_segment(segment: Segment, grid: int, shape: KvShape) -> None:
         raise InternalError("a segment needs at least one token")
     if segment.end > len(segment.blocks) * shape.block_size:
         raise InternalError(
-            f"tokens up to {segment.end} need {shape.blocks_for(segment.end)} KV blocks, not {len(segment.blocks)}"
+            f"tokens up to {segment.end} need {shape.blocks_for(segment.end)} KV blocks, not "
+            f"{len(segment.blocks)}"
         )
     if segment.start < segment.n_prompt:
         ends_well = segment.end % grid == 0 or segment.end >= segment.n_prompt
         if segment.start % grid or not ends_well:
             raise InternalError(
-                f"chunk [{segment.start}, {segment.end}) of a prompt of {segment.n_prompt} is off the grid of {grid}"
+                f"chunk [{segment.start}, {segment.end}) of a prompt of {segment.n_prompt} is off "
+                f"the grid of {grid}"
             )

@@ -24,7 +24,8 @@ _REMEDY = "serve the model from a pool of device cpu"
 def tiles_for(device: torch.device, shape: KvShape, n_heads: int) -> StepTiles | None:
     """How steps over KV on `device` are cut for the kernels; None where attention runs in torch.
 
-    Raises UnsupportedModel where the device, or a model with `n_heads` query heads, is not one that the kernels serve.
+    Raises UnsupportedModel where the device, or a model with `n_heads` query heads, is not one that the
+    kernels serve.
     """
     if device.type != "cuda":
         return None
@@ -37,10 +38,12 @@ def tiles_for(device: torch.device, shape: KvShape, n_heads: int) -> StepTiles |
 
 
 def check_heads(head_dim: int, group: int) -> None:
-    """Raise UnsupportedModel unless the kernels can read heads of this size, and of so many query heads a KV head."""
+    """Raise UnsupportedModel unless the kernels can read heads of this size, and of so many query heads a
+    KV head."""
     if head_dim % OFFSET_ALIGNMENT or head_dim > LARGEST_HEAD:
         raise UnsupportedModel(
-            f"heads of {head_dim} numbers: the GPU kernels take multiples of {OFFSET_ALIGNMENT} up to {LARGEST_HEAD}; "
+            f"heads of {head_dim} numbers: the GPU kernels take multiples of {OFFSET_ALIGNMENT} up "
+            f"to {LARGEST_HEAD}; "
             f"{_REMEDY}"
         )
     if group > LARGEST_GROUP:

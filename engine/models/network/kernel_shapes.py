@@ -1,7 +1,9 @@
-"""What a model asks of the kernels, found out by listening: which heads, caps and sinks its layers hand to attention.
+"""What a model asks of the kernels, found out by listening: which heads, caps and sinks its layers hand to
+attention.
 
-The model runs once on the meta device, where nothing is computed and weights take no memory, with a step that notes the
-arguments of every call. So nothing here knows an architecture by name. Imports Triton (through `kernels.warm`).
+The model runs once on the meta device, where nothing is computed and weights take no memory, with a step that
+notes the arguments of every call. So nothing here knows an architecture by name. Imports Triton (through
+`kernels.warm`).
 """
 
 from dataclasses import dataclass, field
@@ -57,7 +59,8 @@ def model_shapes(
 ) -> tuple[ModelShape, ...]:
     """What the kernels must be compiled for: one shape for each kind of layer, nearly always one in all.
 
-    Raises UnsupportedModel where a layer's heads are not served, or the model does not run with our attention at all.
+    Raises UnsupportedModel where a layer's heads are not served, or the model does not run with our attention
+    at all.
     """
     listener = _Listener()
     try:

@@ -1,17 +1,20 @@
-"""A step on a device that runs Triton kernels: its rows, cut into passes of fixed shape, and what the kernels read of them.
+"""A step on a device that runs Triton kernels: its rows, cut into passes of fixed shape, and what the kernels
+read of them.
 
-On a GPU the library chooses a product's kernel by its number of rows, and a reduction's by its shape, and each rounds in its
-own way; no padding to a multiple makes them agree. So no shape here depends on who else is in the batch:
+On a GPU the library chooses a product's kernel by its number of rows, and a reduction's by its shape, and
+each rounds in its own way; no padding to a multiple makes them agree. So no shape here depends on who else is
+in the batch:
 
     prompt cell of more than `rows` tokens    a pass of its own, as long as the cell
-    shorter cells, then decode rows           packed in this order into passes of exactly `rows` rows, padded at the end
+    shorter cells, then decode rows           packed in this order into passes of `rows` rows, the last padded
 
-A row is then computed by the same kernels alone and in company, at most in another line of the same tile (`rows.py` checks on
-the device that this changes no bit), and the attention kernels themselves promise that a row does not depend on its neighbours.
+A row is then computed by the same kernels alone and in company, at most in another line of the same tile
+(`rows.py` checks on the device that this changes no bit), and the attention kernels themselves promise that a
+row does not depend on its neighbours.
 
-All that a pass needs goes to the device in one copy from page-locked memory (`staging.py`): ids, positions, the slots of its keys and values, KV
-tables and lengths; every layer reads the same. This module imports Triton, so it is imported only where a step is laid out for
-the kernels.
+All that a pass needs goes to the device in one copy from page-locked memory (`staging.py`): ids, positions,
+the slots of its keys and values, KV tables and lengths; every layer reads the same. This module imports
+Triton, so it is imported only where a step is laid out for the kernels.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -35,8 +38,9 @@ from tokenmux.models.network.staging import Staging
 from tokenmux.models.sampling.draw import Draw
 
 WORKSPACE_BYTES = 256 << 20
-"""What decode attention may take for partial results, at most. A row of 128k tokens of a 72B model takes 17 MB, and 64 of them
-beside one would take 1.1 GB of memory that no budget knows: more rows than fit go in several launches."""
+"""What decode attention may take for partial results, at most. A row of 128k tokens of a 72B model takes
+17 MB, and 64 of them beside one would take 1.1 GB of memory that no budget knows: more rows than fit go in
+several launches."""
 
 _Integers = npt.NDArray[np.int64]
 
@@ -54,8 +58,8 @@ class _Cell:
 class _Pass:
     """Rows of one pass before its padding: those of `cells`, one after the other, then decode rows.
 
-    `segments` and `positions` have an entry for each. Of `wanted`, the n-th is the row whose logits give the token of the
-    segment `drawing[n]`.
+    `segments` and `positions` have an entry for each. Of `wanted`, the n-th is the row whose logits give the
+    token of the segment `drawing[n]`.
     """
 
     cells: tuple[_Cell, ...]
@@ -118,7 +122,8 @@ class KernelPass:
         softcap: float | None,
         sinks: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Write keys and values, attend all rows: `[1, n_rows, q_heads, head_dim]`; arguments as `paged_attention` has them."""
+        """Write keys and values, attend all rows: `[1, n_rows, q_heads, head_dim]`; arguments as
+        `paged_attention` has them."""
         q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
         kv_append(k, v, self.arena, self.slots, self.count, layout=self.layout, layer=layer)
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -160,7 +165,8 @@ class KernelPass:
         softcap: float | None,
         sinks: torch.Tensor | None,
     ) -> None:
-        """Attend the decode rows. No padding: its programs would all leave at once, but 64 times as many have to be started.
+        """Attend the decode rows. No padding: its programs would all leave at once, but 64 times as many have
+        to be started.
 
         How many rows a launch has changes no row, so that as many go together as the workspace allows.
         """
@@ -190,7 +196,8 @@ class KernelPass:
 
 
 class KernelBatch:
-    """The passes of one step. What `StepBatch` is to the torch formulation: prepared, run, and advanced where it only decodes."""
+    """The passes of one step. What `StepBatch` is to the torch formulation: prepared, run, and advanced
+    where it only decodes."""
 
     def __init__(
         self,
@@ -228,21 +235,24 @@ class KernelBatch:
 
     @property
     def can_advance(self) -> bool:
-        """Whether each segment is one decode row that draws, so that the next step differs only in its tokens."""
+        """Whether each segment is one decode row that draws, so that the next step differs only in its
+        tokens."""
         return all(
             segment.draw and len(segment.token_ids) == 1 and segment.start >= segment.n_prompt
             for segment in self.segments
         )
 
     def advance(self, token_ids: Sequence[int]) -> None:
-        """Make this the next decode step: `token_ids[i]` was drawn for segment i. Raises InternalError as `StepBatch` does."""
+        """Make this the next decode step: `token_ids[i]` was drawn for segment i. Raises InternalError as
+        `StepBatch` does."""
         if not self.can_advance or len(token_ids) != len(self.segments):
             raise InternalError("only a step of one drawing decode row per segment can be advanced")
         for index, segment in enumerate(self.segments):
             position = self.position(index)
             if position >= len(segment.blocks) * self._layout.block_size:
                 raise InternalError(
-                    f"no KV block for position {position}: {len(segment.blocks)} blocks of {self._layout.block_size}"
+                    f"no KV block for position {position}: {len(segment.blocks)} blocks of "
+                    f"{self._layout.block_size}"
                 )
         self._n_advanced += 1
         self._drawn = tuple(token_ids)
@@ -252,7 +262,8 @@ class KernelBatch:
         return self.segments[segment].end + self._n_advanced
 
     def run(self, forward: Callable[[KernelPass], torch.Tensor]) -> torch.Tensor:
-        """The logits `[row, vocabulary]`, a row for each of `drawing`. `forward` gives those of a pass's `logit_rows`."""
+        """The logits `[row, vocabulary]`, a row for each of `drawing`. `forward` gives those of a pass's
+        `logit_rows`."""
         pieces: list[torch.Tensor] = []
         order: list[int] = []
         for cut, on_device in self.passes():
@@ -342,9 +353,11 @@ class KernelBatch:
 
 
 def draw_rows(logits: torch.Tensor, draws: Sequence[Draw], tiles: StepTiles, staging: Staging) -> list[int]:
-    """A token for each row of `logits` `[row, vocabulary]`, drawn on its device by the `sample` kernel. Sleeps until it is done.
+    """A token for each row of `logits` `[row, vocabulary]`, drawn on its device by the `sample` kernel.
+    Sleeps until it is done.
 
-    The distribution is that of `sampling.draw`, the numbers behind it are not: a seed gives other tokens than on the CPU.
+    The distribution is that of `sampling.draw`, the numbers behind it are not: a seed gives other tokens than
+    on the CPU.
     """
     n, vocabulary = len(draws), logits.shape[1]
     taken = [draw.sampling for draw in draws]

@@ -106,8 +106,10 @@ def _row_rule(dtype: torch.dtype, products: frozenset[Product], n_threads: int) 
         if all(_fits(rule, dtype, kind, n_threads) for kind in looked_at):
             return rule
     raise UnsupportedModel(
-        f"products in {dtype} with {n_threads} threads on this machine depend on the number of rows however they are "
-        "padded, so a request's tokens would depend on its company; set OMP_NUM_THREADS to a power of two, or "
+        f"products in {dtype} with {n_threads} threads on this machine depend on the number of rows "
+        "however they are "
+        "padded, so a request's tokens would depend on its company; set OMP_NUM_THREADS to a power "
+        "of two, or "
         "register the model in another dtype"
     )
 
@@ -214,7 +216,8 @@ def check_rows_of(
         for shift in range(1, n_rows, 5):
             if not torch.equal(product(x.roll(shift, 0)).roll(-shift, 0), expected):
                 raise UnsupportedModel(
-                    f"products in {dtype} of {n_rows} rows on this device depend on the place of a row ({kind}), so a "
+                    f"products in {dtype} of {n_rows} rows on this device depend on the place of a "
+                    f"row ({kind}), so a "
                     "request's tokens would depend on its company; register the model in another dtype"
                 )
 

@@ -103,7 +103,8 @@ class Skeleton:
         64-byte aligned."""
         if weights.dtype != torch.uint8 or weights.ndim != 1 or weights.numel() < self.n_bytes:
             raise InternalError(
-                f"weights must be {self.n_bytes} bytes in one dimension, not {weights.dtype} {tuple(weights.shape)}"
+                f"weights must be {self.n_bytes} bytes in one dimension, not {weights.dtype} "
+                f"{tuple(weights.shape)}"
             )
         with torch.inference_mode():
             tensors = [binding.tensor_in(weights) for binding in self._bindings]
@@ -218,7 +219,8 @@ def _match(model: PreTrainedModel, manifest: Manifest) -> tuple[_Binding, ...]:
     unused = sorted(manifest.tensors.keys() - {binding.entry.name for binding in bindings})
     if unused:
         raise BadCheckpoint(
-            f"{manifest.source}: {len(unused)} tensors have no place in the model that config.json describes, "
+            f"{manifest.source}: {len(unused)} tensors have no place in the model that config.json "
+            "describes, "
             f"such as {unused[0]}"
         )
     return tuple(bindings)

@@ -1,6 +1,7 @@
 """Text that grows token by token, equal in the end to the decoding of all tokens at once.
 
-    tokens ──▶ TextStream ──▶ text that later tokens cannot change ──▶ Detokenizer ──▶ text up to the first stop string
+    tokens ──▶ TextStream ──▶ text that later tokens cannot change ──▶ Detokenizer ──▶ text up to the first
+    stop string
 
 `tokenizers` has a `DecodeStream` for the first half. It is not used: in version 0.23 it never gives out text
 that ends in U+FFFD (a model may write that character, or bytes that are not UTF-8) and decodes a longer and

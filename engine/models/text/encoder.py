@@ -150,7 +150,8 @@ def check_can_chat(facts: TextFacts) -> None:
         raise InvalidRequest("this model has no chat template; send a prompt as text or token ids")
     if facts.template_refusal:
         raise InvalidRequest(
-            f"this model's chat template cannot be used ({facts.template_refusal}); send a prompt as text or token ids"
+            f"this model's chat template cannot be used ({facts.template_refusal}); send a prompt as "
+            "text or token ids"
         )
 
 

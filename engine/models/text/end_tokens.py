@@ -59,7 +59,8 @@ def valid_ids(said: object, vocab_size: int, source: str) -> Ends:
             warnings.append(f"{source}: eos_token_id {_shown(value)} is not a token id and is ignored")
         elif not 0 <= token < vocab_size:
             warnings.append(
-                f"{source}: eos_token_id {_shown(value)} is ignored: the model has token ids 0 to {vocab_size - 1}"
+                f"{source}: eos_token_id {_shown(value)} is ignored: the model has token ids 0 to "
+                f"{vocab_size - 1}"
             )
         else:
             if type(value) is not int:

@@ -113,7 +113,8 @@ def _longest_token(folder: Path, core: Any) -> int:
     longest = max(map(len, core.get_vocab(with_added_tokens=True)), default=0)
     if not 0 < longest <= _LONGEST_TOKEN_CHARS:
         raise BadCheckpoint(
-            f"{folder}: the tokenizer's longest token has {longest} characters; 1 to {_LONGEST_TOKEN_CHARS} are supported"
+            f"{folder}: the tokenizer's longest token has {longest} characters; 1 to "
+            f"{_LONGEST_TOKEN_CHARS} are supported"
         )
     return longest
 
@@ -166,7 +167,8 @@ def _try(folder: Path, backend: PreTrainedTokenizerBase, vocab_size: int, trial_
                 beyond = [token for token in ids if not 0 <= token < vocab_size]
                 if beyond:
                     raise BadCheckpoint(
-                        f"{folder}: the tokenizer gives token {beyond[0]}, but the model has {vocab_size} tokens"
+                        f"{folder}: the tokenizer gives token {beyond[0]}, but the model has "
+                        f"{vocab_size} tokens"
                     )
                 decoder.decode(ids)
     except _TooLong:

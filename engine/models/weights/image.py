@@ -122,7 +122,8 @@ class Manifest:
             document: dict[str, Any] = json.loads(path.read_bytes())
             if document["version"] != MANIFEST_VERSION:
                 raise BadCheckpoint(
-                    f"{path}: manifest version {document['version']}, not {MANIFEST_VERSION}; register the model again"
+                    f"{path}: manifest version {document['version']}, not {MANIFEST_VERSION}; "
+                    "register the model again"
                 )
             entries = [
                 TensorEntry(n, d, tuple(shape), o, size) for n, d, shape, o, size in document["tensors"]

@@ -1,4 +1,5 @@
-"""Beginning an operation: it is checked, entered into the books, and becomes a `Started` that a body can carry out."""
+"""Beginning an operation: it is checked, entered into the books, and becomes a `Started` that a body can
+carry out."""
 
 from math import inf
 
@@ -104,7 +105,8 @@ def _page(state: LiveState, channel: Channel, ids: tuple[RequestId, ...], operat
 def _transfers(
     state: LiveState, channel: Channel, ids: tuple[RequestId, ...]
 ) -> list[tuple[RequestId, tuple[Transfer, ...]]]:
-    """Blocks for all of these requests; if one finds no room, the others give theirs back and the plan is illegal."""
+    """Blocks for all of these requests; if one finds no room, the others give theirs back and the plan is
+    illegal."""
     ledger = state.ledger
     transfers: list[tuple[RequestId, tuple[Transfer, ...]]] = []
     try:

@@ -1,4 +1,5 @@
-"""Completing an operation: what it brought is entered into the books, counted, and given to the requests that waited for it."""
+"""Completing an operation: what it brought is entered into the books, counted, and given to the requests
+that waited for it."""
 
 from tokenmux.core.cost import StepWork
 from tokenmux.core.errors import InternalError

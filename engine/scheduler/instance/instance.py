@@ -1,10 +1,12 @@
-"""The state machine of one instance: events in, decisions out; synchronous, and the same for the engine and the simulator.
+"""The state machine of one instance: events in, decisions out; synchronous, and the same for the engine and
+the simulator.
 
     body ── apply(event) ──▶ state, ledger, metrics ──▶ policy.on_event
     body ◀── decide(now) ◀── validated plans ◀───────── policy.plan(channel) for every free channel
 
-A body (the runtime or the simulator) carries out what `decide` starts and says when it completed. The instance never waits,
-reads no clock and touches no device; what a policy plans is checked against the ledger and refused loudly if illegal.
+A body (the runtime or the simulator) carries out what `decide` starts and says when it completed. The
+instance never waits, reads no clock and touches no device; what a policy plans is checked against the ledger
+and refused loudly if illegal.
 """
 
 from collections.abc import Callable, Iterable
@@ -48,8 +50,8 @@ _CHANNELS = tuple(Channel)
 class Instance:
     """One execution unit's brain. It satisfies `tokenmux.scheduler.policy.instance_policy.InstanceView`.
 
-    `decision_observers` are told of everything that the policy decided, with its time: the decision log. `completion_observers` are told
-    of every operation that ended, and how.
+    `decision_observers` are told of everything that the policy decided, with its time: the decision log.
+    `completion_observers` are told of every operation that ended, and how.
     """
 
     def __init__(
@@ -63,7 +65,8 @@ class Instance:
         *,
         service: ServiceLevel = DEFAULT_LEVEL,
     ) -> None:
-        """`service` is the pool's own level: what requests get that do not say, and what the patience of all is measured by."""
+        """`service` is the pool's own level: what requests get that do not say, and what the patience of
+        all is measured by."""
         state = self._state = LiveState(device, Ledger(device, cache), cost, metrics or Metrics(), service)
         self.service = service
         self.cost = cost
@@ -82,7 +85,7 @@ class Instance:
         self._superseding = Superseding()
         self._makes_way = policy.makes_way if isinstance(policy, MakesWay) else None
 
-    # ── what a policy asks ───────────────────────────────────────────────────────────────────────────────────
+    # ── what a policy asks ──────────────────────────────────────────────────────────────────────────────────
 
     @property
     def now_s(self) -> float:
@@ -157,7 +160,7 @@ class Instance:
         absent = (image for image in self.models[model].facts.images if not cache.has(image.id))
         return cache.used_bytes + sum(image.n_bytes for image in absent) > cache.capacity
 
-    # ── what a body calls ────────────────────────────────────────────────────────────────────────────────────
+    # ── what a body calls ───────────────────────────────────────────────────────────────────────────────────
 
     def apply(self, event: Event) -> None:
         """Enter an event into the state and tell the policy."""
@@ -201,7 +204,8 @@ class Instance:
             state.interrupted = self.policy.interrupts(step, event, self)
 
     def decide(self, now_s: float) -> list[Started]:
-        """Ask the policy what every free channel does next; returns what has now begun. While the arena is to be replaced, `drain` is asked instead.
+        """Ask the policy what every free channel does next; returns what has now begun. While the arena is to
+        be replaced, `drain` is asked instead.
 
         A plan that only makes room (something at once, no operation) has all channels asked again.
         """
@@ -242,12 +246,14 @@ class Instance:
         return ended
 
     def take_withdrawn(self) -> list[Arrived]:
-        """Withdrawn requests that have left since the last call, each as the arrival that it is for its next instance."""
+        """Withdrawn requests that have left since the last call, each as the arrival that it is for its
+        next instance."""
         withdrawn, self._state.withdrawn = self._state.withdrawn, []
         return withdrawn
 
     def take_superseded(self) -> list[int]:
-        """Operations in flight that should end at their next chunk, as `CopyDone` with the error `SUPERSEDED`; each is told once."""
+        """Operations in flight that should end at their next chunk, as `CopyDone` with the error
+        `SUPERSEDED`; each is told once."""
         return self._superseding.take()
 
     def take_phases(self) -> list[PhaseChanged]:
@@ -273,7 +279,8 @@ class Instance:
 
     @property
     def resize_ready_bytes(self) -> int | None:
-        """The size to give the arena now: one was asked for, and nothing is in flight, nor in the arena. Then `apply` `Resized`."""
+        """The size to give the arena now: one was asked for, and nothing is in flight, nor in the arena.
+        Then `apply` `Resized`."""
         return self._state.resize_bytes if resizing.is_drained(self._state) else None
 
     @property
@@ -284,7 +291,7 @@ class Instance:
         """Raise IntegrityError unless state and ledger agree to the byte."""
         self._state.check_integrity()
 
-    # ── parts of the above ───────────────────────────────────────────────────────────────────────────────────
+    # ── parts of the above ──────────────────────────────────────────────────────────────────────────────────
 
     def _completed(self, started: Started, event: StepDone | CopyDone) -> None:
         self._superseding.ended(started, event)

@@ -1,6 +1,7 @@
 """The live state of one instance, with the small steps that every event, plan and completion is made of.
 
-`tokenmux.scheduler.instance.instance` is what others see of it; `requests`, `operator_wishes`, `immediate_actions`, `begin` and `complete` change it.
+`tokenmux.scheduler.instance.instance` is what others see of it; `requests`, `operator_wishes`,
+`immediate_actions`, `begin` and `complete` change it.
 """
 
 from collections.abc import Iterable
@@ -53,7 +54,8 @@ class LiveState:
         self.resize_bytes: int | None = None
         """The size that the arena is to have: it is being emptied for that. None: it is not."""
         self.orphans: set[int] = set()
-        """Steps and activations in flight whose model was removed: they give its weights back when they end."""
+        """Steps and activations in flight whose model was removed: they give its weights back when they
+        end."""
         self.swap_compute_s = 0.0
         """Of the activation in flight: busy seconds of the compute channel when it began."""
         self.swap_reason = SwapReason.FIRST
@@ -67,7 +69,7 @@ class LiveState:
         self._on_disk_at: tuple[int, int] | None = None
         self._any_on_disk = False
 
-    # ── steps ────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── steps ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def count_work(self) -> None:
         """Bring the counters of models with work up to now."""
@@ -115,7 +117,7 @@ class LiveState:
             )
         return started
 
-    # ── questions ────────────────────────────────────────────────────────────────────────────────────────────
+    # ── questions ───────────────────────────────────────────────────────────────────────────────────────────
 
     def model(self, model: ModelId) -> ModelState:
         """The model of a plan; raises IllegalPlan if there is none."""

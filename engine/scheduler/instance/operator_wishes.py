@@ -46,10 +46,12 @@ def check_removable(model: ModelState) -> None:
 
 
 def check_pinnable(state: LiveState, model: ModelState) -> None:
-    """Raise DoesNotFit if pinning the model would take from another one the room that it has, InUse if that is about to change."""
+    """Raise DoesNotFit if pinning the model would take from another one the room that it has, InUse if
+    that is about to change."""
     if state.resize_bytes is not None:
         raise InUse(
-            f"model {model.facts.id} cannot be pinned while the pool is being resized: try again when that is done"
+            f"model {model.facts.id} cannot be pinned while the pool is being resized: try again "
+            "when that is done"
         )
     already = [m.facts for m in state.models.values() if m.pinned and m is not model]
     everything = (m.facts for m in state.models.values())

@@ -47,7 +47,8 @@ def resume(state: LiveState, request_id: RequestId, at_s: float) -> None:
 
 
 def end(state: LiveState, request: RequestState, reason: FinishReason | None, detail: str = "") -> None:
-    """The request is over, or goes on elsewhere (no reason). It leaves as soon as nothing in flight touches it; call again then."""
+    """The request is over, or goes on elsewhere (no reason). It leaves as soon as nothing in flight
+    touches it; call again then."""
     if request.to_end is None:
         request.model.unfile(request)
         state.queue.leave(request)

@@ -1,6 +1,7 @@
 """Giving an instance's arena another size: when that is refused, how it begins, and when it is done.
 
-    ResizeAsked ──▶ `tokenmux.scheduler.policy.drain` plans, nobody else ──▶ nothing in flight, arena empty ──▶ Resized ──▶ the policy goes on
+    ResizeAsked ──▶ `tokenmux.scheduler.policy.drain` plans, nobody else ──▶ nothing in flight, arena empty
+    ──▶ Resized ──▶ the policy goes on
 
 Requests live on and wait; models that have some come back as after any eviction.
 """
@@ -18,13 +19,16 @@ _REMEDIES = {True: "unpin or remove a model", False: "remove the model"}
 
 
 def check(state: LiveState, arena_bytes: int) -> None:
-    """Raise InUse while another resize is going on, DoesNotFit if what is served now could not be served at that smaller size.
+    """Raise InUse while another resize is going on, DoesNotFit if what is served now could not be served at
+    that smaller size.
 
-    That is, as for a model that is registered: each with one chunk of a prompt, or its largest live request, beside what is pinned.
+    That is, as for a model that is registered: each with one chunk of a prompt, or its largest live request,
+    beside what is pinned.
     """
     if state.resize_bytes is not None:
         raise InUse(
-            f"the pool is being resized to {show_size(state.resize_bytes)} already: try again when that is done"
+            f"the pool is being resized to {show_size(state.resize_bytes)} already: try again when "
+            "that is done"
         )
     if arena_bytes < 1:
         raise InvalidRequest(f"an arena of {arena_bytes} bytes holds nothing: ask for a larger one")
@@ -38,7 +42,8 @@ def check(state: LiveState, arena_bytes: int) -> None:
         if arena_bytes < least:
             beside = " beside the pinned models" if pinned else ""
             raise DoesNotFit(
-                f"{show_size(arena_bytes)} is too little: {model.facts.id} with a request of {n_tokens} tokens needs "
+                f"{show_size(arena_bytes)} is too little: {model.facts.id} with a request of "
+                f"{n_tokens} tokens needs "
                 f"{-(-least // _MIB)}MiB{beside}; ask for that or more, or first {_REMEDIES[bool(pinned)]}"
             )
 

@@ -1,7 +1,8 @@
-"""The live state of one instance: its requests and models, filed so that a policy finds what it needs at once.
+"""The live state of one instance: its requests and models, filed so that a policy finds what it needs at
+once.
 
-Everything is updated in place, event by event, by the modules beside this one; nothing is ever rebuilt. These classes satisfy
-the view Protocols of `tokenmux.scheduler.policy.instance_policy`.
+Everything is updated in place, event by event, by the modules beside this one; nothing is ever rebuilt. These
+classes satisfy the view Protocols of `tokenmux.scheduler.policy.instance_policy`.
 """
 
 from collections.abc import Iterator
@@ -72,17 +73,20 @@ class RequestState:
         """How far pauses have pushed the deadlines back."""
         self.deadline_s = request.deadline_s(arrived.n_delivered)
         self.lead_s = request.service.ttft_s * (1 - 1 / request.weight)
-        """By how much its weight moves it forward among others: less than a TTFT, so that nobody starves behind it."""
+        """By how much its weight moves it forward among others: less than a TTFT, so that nobody starves
+        behind it."""
         self.paused_since_s: float | None = None
         self.in_step = False
         self.in_copy = False
         self.to_end: tuple[FinishReason | None, str] | None = None
-        """It is over, or goes on elsewhere (no reason), and leaves as soon as no operation in flight touches it."""
+        """It is over, or goes on elsewhere (no reason), and leaves as soon as no operation in flight
+        touches it."""
         self.need = Need.PREFILL
         self.first_token_s = arrived.first_token_s
         self.last_token_s = arrived.last_token_s
         self.since_s = arrived.last_token_s
-        """From when the wait for the next token counts: its last one, or the end of the client's pause that much later."""
+        """From when the wait for the next token counts: its last one, or the end of the client's pause
+        that much later."""
         self.n_on_time = arrived.n_on_time
         self.artifact = ArtifactAllowance(*(arrived.artifact or (request.service.ttft_s,)))
         self.told_phase: RequestPhase | None = None
@@ -177,7 +181,8 @@ class ModelState:
         self.fetch_pause_s = 0.0
         """From the last failure to then; twice as long after the next."""
         self.load_error = ""
-        """Why it could not be brought from disk the last time; empty: that did not fail, or an operator has asked anew."""
+        """Why it could not be brought from disk the last time; empty: that did not fail, or an operator
+        has asked anew."""
         self.stepped_since_load = False
         self.warm_until_s = -inf
         self.warm_ttft_s = inf
@@ -209,7 +214,8 @@ class ModelState:
         return self._off_device
 
     def _find(self) -> Residency:
-        """Where the weights are that are not on the device; asked for every model on every event, so it is remembered."""
+        """Where the weights are that are not on the device; asked for every model on every event, so it is
+        remembered."""
         cache = self._ledger.cache
         if all(cache.has(image.id) for image in self.facts.images):
             self._cached_at = cache.version
@@ -268,7 +274,8 @@ class ModelState:
         self.forget_deadlines()
 
     def keep_warm(self, request: Request, now_s: float) -> None:
-        """A request ends: the next one like it is expected for a while. The strictest of those that ended counts, as long as it lasts."""
+        """A request ends: the next one like it is expected for a while. The strictest of those that ended
+        counts, as long as it lasts."""
         ttft_s = request.service.ttft_s
         if ttft_s <= self.warm_ttft_s or self.warm_until_s <= now_s:
             self.warm_ttft_s, self.warm_until_s = ttft_s, now_s + WARM_TTFTS * ttft_s

@@ -1,7 +1,8 @@
 """Which copies of weights and fetches in flight should make way.
 
-Either somebody waited for the model, nobody does now, and another one is waited for; or the policy says that a request which
-has just arrived is more urgent. A model that gave way to a more urgent one does so once until it has been loaded.
+Either somebody waited for the model, nobody does now, and another one is waited for; or the policy says that
+a request which has just arrived is more urgent. A model that gave way to a more urgent one does so once until
+it has been loaded.
 """
 
 from collections.abc import Callable
@@ -45,7 +46,8 @@ class Superseding:
                 self._tell(started.id)
 
     def arrived(self, state: LiveState, makes_way: Callable[[Activate | Fetch, float], bool]) -> None:
-        """A request arrived: is it to go before what is in flight? `makes_way` is given an operation and when it began."""
+        """A request arrived: is it to go before what is in flight? `makes_way` is given an operation and
+        when it began."""
         for channel, _ in _CHANNELS:
             started = state.in_flight.get(channel)
             if started is None or started.model is None or started.model.id not in state.models:

@@ -1,6 +1,8 @@
-"""Whether a plan is legal in the present state. A policy that breaks a rule here has a bug, and hears of it at once.
+"""Whether a plan is legal in the present state. A policy that breaks a rule here has a bug, and hears of it
+at once.
 
-Rules about room are the ledger's (`tokenmux.scheduler.memory.ledger`); these are the rules about who may be touched when.
+Rules about room are the ledger's (`tokenmux.scheduler.memory.ledger`); these are the rules about who may be
+touched when.
 """
 
 from collections.abc import Sequence
@@ -29,7 +31,8 @@ def channel(asked: Channel, operation: Operation) -> None:
 
 
 def step(state: LiveState, model: ModelState, plan: Step) -> None:
-    """Weights resident and still, KV on the device, chunks that continue their requests on the prefill grid."""
+    """Weights resident and still, KV on the device, chunks that continue their requests on the prefill
+    grid."""
     if model.stage is not Residency.RESIDENT or model.is_moving:
         raise IllegalPlan(f"step of {plan.model}, whose weights are not usable ({model.residency.value})")
     if not plan.chunks or plan.repeat < 1 or len({chunk.request for chunk in plan.chunks}) < len(plan.chunks):
@@ -72,7 +75,8 @@ def evict(state: LiveState, model: ModelState) -> None:
 
 
 def forget(request: RequestState, blocks: int) -> None:
-    """For `Drop` and `Discard`. That there are blocks to forget also bounds how often a policy may ask for it."""
+    """For `Drop` and `Discard`. That there are blocks to forget also bounds how often a policy may ask for
+    it."""
     if request.in_step or request.in_copy:
         raise IllegalPlan(f"{request.id} is in use by an operation in flight; its KV cannot be forgotten")
     if not blocks:

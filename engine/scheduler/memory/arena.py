@@ -1,12 +1,14 @@
-"""Extents of one arena: contiguous ranges, handed out as handles, found from either end, compacted on request.
+"""Extents of one arena: contiguous ranges, handed out as handles, found from either end, compacted on
+request.
 
     0                                                            capacity
     [weights A][weights B][   hole   ][weights C] ... hole ... [slab][slab]
      ─── allocate_low ───▶                                 ◀── allocate_slot ───
 
-Weights grow from the low end, slabs from the high end, and the border between them floats. Slabs lie on a fixed grid of
-equal slots counted from the top, so that they never fragment among themselves. Compaction slides weights down; slabs that a full
-arena once forced low, between weights, are lifted to the top again. Integers only: no device is touched.
+Weights grow from the low end, slabs from the high end, and the border between them floats. Slabs lie on a
+fixed grid of equal slots counted from the top, so that they never fragment among themselves. Compaction
+slides weights down; slabs that a full arena once forced low, between weights, are lifted to the top again.
+Integers only: no device is touched.
 """
 
 from bisect import bisect_left, insort
@@ -16,8 +18,9 @@ from tokenmux.core.errors import IntegrityError
 from tokenmux.core.handles import ExtentHandle, ExtentMove
 
 EXTENT_ALIGNMENT = 256
-"""Bytes. Matrix libraries choose a kernel by the alignment of its operands, up to 256 bytes on a GPU. Every extent starts
-on such a boundary, so a tensor has the same alignment wherever its image lies, and a swap cannot change the kernel."""
+"""Bytes. Matrix libraries choose a kernel by the alignment of its operands, up to 256 bytes on a GPU.
+Every extent starts on such a boundary, so a tensor has the same alignment wherever its image lies, and a
+swap cannot change the kernel."""
 
 
 class Arena:
@@ -65,7 +68,8 @@ class Arena:
         return None
 
     def allocate_slot(self, slot_bytes: int) -> ExtentHandle | None:
-        """The highest free slot of the grid `[capacity - (i + 1) * slot_bytes, capacity - i * slot_bytes)`."""
+        """The highest free slot of the grid `[capacity - (i + 1) * slot_bytes, capacity - i *
+        slot_bytes)`."""
         for start, end in () if self.frozen else reversed(self._holes):
             first = -(-(self.capacity - end) // slot_bytes)
             offset = self.capacity - (first + 1) * slot_bytes
@@ -112,11 +116,12 @@ class Arena:
         freed: AbstractSet[ExtentHandle] = frozenset(),
         slots: AbstractSet[ExtentHandle] = frozenset(),
     ) -> tuple[ExtentMove, ...] | None:
-        """Slide `movable` extents down until a hole of `n_bytes` exists: the moves in order, or None if none does.
+        """Slide `movable` extents down until a hole of `n_bytes` exists: the moves in order, or None if none
+        does.
 
-        If that does not do, `slots` (equal extents on the grid) are lifted first, the lowest to the highest free place. Extents in
-        `freed` are looked upon as free. A slide's target lies below its source and is free at its turn, a lift's is free altogether:
-        each is a plain (overlapping) memmove.
+        If that does not do, `slots` (equal extents on the grid) are lifted first, the lowest to the highest
+        free place. Extents in `freed` are looked upon as free. A slide's target lies below its source and is
+        free at its turn, a lift's is free altogether: each is a plain (overlapping) memmove.
         """
         size = aligned(n_bytes)
         extents = {handle: e for handle, e in self._extents.items() if handle not in freed}

@@ -1,4 +1,5 @@
-"""What could ever fit on an instance, however full it is now: what is refused at once, with both sizes in the message."""
+"""What could ever fit on an instance, however full it is now: what is refused at once, with both sizes in
+the message."""
 
 from collections.abc import Iterable, Sequence
 
@@ -22,7 +23,8 @@ def weight_bytes(model: ModelFacts) -> int:
 def least_arena_bytes(
     device: DeviceFacts, model: ModelFacts, n_tokens: int, pinned: Iterable[ModelFacts] = ()
 ) -> int:
-    """The smallest arena that holds the model and the KV of one request of `n_tokens` beside the weights of what is pinned."""
+    """The smallest arena that holds the model and the KV of one request of `n_tokens` beside the weights
+    of what is pinned."""
     held = sum(weight_bytes(other) for other in pinned if other.id != model.id)
     return held + weight_bytes(model) + aligned(kv_bytes(device, model.kv, n_tokens))
 
@@ -30,15 +32,18 @@ def least_arena_bytes(
 def check_model(
     device: DeviceFacts, host: HostFacts, model: ModelFacts, pinned: Iterable[ModelFacts] = ()
 ) -> None:
-    """Raise DoesNotFit unless the model can be served at all: weights, one prefill chunk of KV, and its KV blocks."""
+    """Raise DoesNotFit unless the model can be served at all: weights, one prefill chunk of KV, and its KV
+    blocks."""
     if 2 * model.kv.block_bytes > device.slab_bytes:
         raise DoesNotFit(
-            f"{model.id}: a KV block of {show_size(model.kv.block_bytes)} needs slabs of at least twice that, and they "
+            f"{model.id}: a KV block of {show_size(model.kv.block_bytes)} needs slabs of at least "
+            "twice that, and they "
             f"have {show_size(device.slab_bytes)}; raise device.slab"
         )
     if model.n_bytes > host.cache_bytes:
         raise DoesNotFit(
-            f"{model.id} has {show_size(model.n_bytes)} of weights and the host cache {show_size(host.cache_bytes)}; "
+            f"{model.id} has {show_size(model.n_bytes)} of weights and the host cache "
+            f"{show_size(host.cache_bytes)}; "
             f"raise device.host_cache"
         )
     check_request(device, model, min(model.max_context, device.prefill_chunk_tokens), pinned)
@@ -47,7 +52,8 @@ def check_model(
 def check_request(
     device: DeviceFacts, model: ModelFacts, n_tokens: int, pinned: Iterable[ModelFacts] = ()
 ) -> None:
-    """Raise DoesNotFit unless the model's weights and the KV of one request of `n_tokens` fit beside what is pinned."""
+    """Raise DoesNotFit unless the model's weights and the KV of one request of `n_tokens` fit beside what
+    is pinned."""
     held = sum(weight_bytes(other) for other in pinned if other.id != model.id)
     weights, kv = weight_bytes(model), kv_bytes(device, model.kv, n_tokens)
     room = device.arena_bytes - device.arena_bytes % EXTENT_ALIGNMENT - held
@@ -56,11 +62,13 @@ def check_request(
     beside = f" beside {show_size(held)} of pinned weights" if held else ""
     if weights > room:
         raise DoesNotFit(
-            f"{model.id} has {show_size(weights)} of weights and the device {show_size(device.arena_bytes)}{beside}; "
+            f"{model.id} has {show_size(weights)} of weights and the device "
+            f"{show_size(device.arena_bytes)}{beside}; "
             f"it needs a larger device budget or a smaller model"
         )
     raise DoesNotFit(
-        f"{n_tokens} tokens of {model.id} need {show_size(kv)} of KV cache next to {show_size(weights)} of weights, and the "
+        f"{n_tokens} tokens of {model.id} need {show_size(kv)} of KV cache next to "
+        f"{show_size(weights)} of weights, and the "
         f"device has {show_size(device.arena_bytes)}{beside}; ask for fewer tokens or raise the device budget"
     )
 
@@ -71,9 +79,11 @@ def check_pins(
     models: Iterable[ModelFacts],
     already: Sequence[ModelFacts] = (),
 ) -> None:
-    """Raise DoesNotFit if pinning these took from a model of the catalogue what it can do while only `already` are pinned.
+    """Raise DoesNotFit if pinning these took from a model of the catalogue what it can do while only
+    `already` are pinned.
 
-    That is its whole context, if that fits now, and else a chunk of a prompt: what never fitted is no reason against a pin.
+    That is its whole context, if that fits now, and else a chunk of a prompt: what never fitted is no reason
+    against a pin.
     """
     room = device.arena_bytes - device.arena_bytes % EXTENT_ALIGNMENT
     for model in models:

@@ -1,7 +1,8 @@
-"""The host cache: which weight images lie in host memory, within a byte budget, least recently used first to go.
+"""The host cache: which weight images lie in host memory, within a byte budget, least recently used first to
+go.
 
-One per host, shared by its instances. The image file behind every entry is the backing store, so dropping one costs only
-a later read. The bytes themselves belong to `tokenmux.device`.
+One per host, shared by its instances. The image file behind every entry is the backing store, so dropping one
+costs only a later read. The bytes themselves belong to `tokenmux.device`.
 """
 
 from tokenmux.core.errors import IntegrityError

@@ -4,7 +4,8 @@
     host copy   [valid        ][stale or absent                              ]
     device      [block][block][ None = only on the host ][block][block]
 
-KV only ever grows, so the host copy is valid for a prefix of `n_clean` tokens: what was computed since is the dirty tail.
+KV only ever grows, so the host copy is valid for a prefix of `n_clean` tokens: what was computed since is the
+dirty tail.
 """
 
 from tokenmux.core.facts import KvShape

@@ -1,7 +1,7 @@
 """Who holds what on one instance: weights in extents, KV in blocks on the device and on the host.
 
-The ledger answers whether something is possible and enters it into the books; deciding is the policy's, ordering the
-instance's, moving bytes the device's. Everything here is integers.
+The ledger answers whether something is possible and enters it into the books; deciding is the policy's,
+ordering the instance's, moving bytes the device's. Everything here is integers.
 """
 
 from collections import Counter
@@ -32,11 +32,13 @@ class Ledger:
         self.kv: dict[RequestId, KvTable] = {}
         self._extents: dict[ImageId, ExtentHandle] = {}
         self._users: dict[ImageId, Counter[ModelId]] = {}
-        """How often each model placed the image: twice where it was registered anew while an operation still used the old."""
+        """How often each model placed the image: twice where it was registered anew while an operation
+        still used the old."""
         self._arriving: set[BlockHandle] = set()
 
     def resize(self, arena_bytes: int) -> None:
-        """Books of an arena of another size, in the place of empty ones. Raises IntegrityError if anything lies in the arena."""
+        """Books of an arena of another size, in the place of empty ones. Raises IntegrityError if anything
+        lies in the arena."""
         if self.arena.used_bytes or self.arena.frozen:
             raise IntegrityError(
                 f"ledger: the arena is replaced while it holds {self.arena.used_bytes} bytes"
@@ -44,7 +46,7 @@ class Ledger:
         self.arena = Arena(arena_bytes)
         self.blocks = SlabPool(self.arena, self.blocks.slab_bytes)
 
-    # ── weights ──────────────────────────────────────────────────────────────────────────────────────────────
+    # ── weights ─────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
     def weight_bytes(self) -> int:
@@ -58,7 +60,8 @@ class Ledger:
         return tuple(image for image in model.images if image.id not in self._extents)
 
     def images_to_place(self, model: ModelFacts, evicted: Iterable[ModelFacts]) -> tuple[Image, ...]:
-        """Images that would have no extent if these models were evicted: what they alone share with it goes too."""
+        """Images that would have no extent if these models were evicted: what they alone share with it
+        goes too."""
         absent = self.absent_images(model)
         if absent == model.images:
             return absent
@@ -128,8 +131,8 @@ class Ledger:
     def apply(self, moves: tuple[ExtentMove, ...]) -> tuple[ExtentMove, ...]:
         """Enter moves into the books, in order; returns what the device has to move.
 
-        Of weights that is the extent. Of a slab it is its blocks, which keep their order but not their distance from the slab's
-        start, since a block's address is a multiple of its size.
+        Of weights that is the extent. Of a slab it is its blocks, which keep their order but not their
+        distance from the slab's start, since a block's address is a multiple of its size.
         """
         on_device = []
         for move in moves:
@@ -162,14 +165,15 @@ class Ledger:
             if all(n == (model in leaving) or n == 0 for model, n in users.items())
         }
 
-    # ── KV ───────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── KV ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def open(self, request: RequestId, shape: KvShape) -> KvTable:
         table = self.kv[request] = KvTable(shape)
         return table
 
     def adopt(self, request: RequestId, n_tokens: int) -> None:
-        """The KV of the request's first tokens already lies in host memory; without room for it, it does not."""
+        """The KV of the request's first tokens already lies in host memory; without room for it, it does
+        not."""
         table = self.kv[request]
         handles = self.host_blocks.allocate(table.shape.block_bytes, table.shape.blocks_for(n_tokens))
         if handles is not None:
@@ -209,7 +213,8 @@ class Ledger:
         return self.blocks.can_allocate(table.shape.block_bytes, table.n_missing)
 
     def begin_page_in(self, request: RequestId) -> tuple[Transfer, ...]:
-        """Device blocks for everything that is only on the host; the table names them once they are filled."""
+        """Device blocks for everything that is only on the host; the table names them once they are
+        filled."""
         table = self.kv[request]
         places = table.missing()
         handles = self.blocks.allocate(table.shape.block_bytes, len(places))

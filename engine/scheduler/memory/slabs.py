@@ -1,8 +1,8 @@
 """KV blocks of any shape out of equal slabs of one arena.
 
-A slab is a slot of the arena given to blocks of one size until all of them are free again. A block's address must be a
-multiple of its own size, so that one tensor view `[block, layer, k|v, head, token, dim]` over the whole arena reaches
-every block of that shape by a plain index, on any device:
+A slab is a slot of the arena given to blocks of one size until all of them are free again. A block's address
+must be a multiple of its own size, so that one tensor view `[block, layer, k|v, head, token, dim]` over the
+whole arena reaches every block of that shape by a plain index, on any device:
 
     slab                |  pad | block 41 | block 42 | ... | block 80 | rest |
                         ^ offset of the slot   41 * block_bytes
@@ -33,7 +33,8 @@ class SlabPool:
         self._partial: dict[int, dict[int, _Slab]] = {}
 
     def capacity(self, block_bytes: int) -> int:
-        """Blocks of that size in one slab; 0 for those over half of it, which the worst padding could push out."""
+        """Blocks of that size in one slab; 0 for those over half of it, which the worst padding could push
+        out."""
         return max(0, (self.slab_bytes - block_bytes + 1) // block_bytes)
 
     def free_blocks(self, block_bytes: int) -> int:

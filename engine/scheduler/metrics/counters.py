@@ -1,8 +1,10 @@
-"""What an instance counts: tokens on time, waiting, swaps, busy channels, who used the device. Fed by the instance, read by everyone.
+"""What an instance counts: tokens on time, waiting, swaps, busy channels, who used the device. Fed by the
+instance, read by everyone.
 
-The same counters serve the running engine and the simulator; docs/metrics.md defines each for operators. Tokens are on time when they
-are there by `arrival + TTFT + i * TPOT` (`tokenmux.core.request.Request.deadline_s`), later pauses by the client not counted against us.
-Everything is a counter that costs a step one addition for each of its rows, and memory is bounded whatever clients send.
+The same counters serve the running engine and the simulator; docs/metrics.md defines each for operators.
+Tokens are on time when they are there by `arrival + TTFT + i * TPOT`
+(`tokenmux.core.request.Request.deadline_s`), later pauses by the client not counted against us. Everything is
+a counter that costs a step one addition for each of its rows, and memory is bounded whatever clients send.
 """
 
 from collections import Counter
@@ -23,9 +25,10 @@ from tokenmux.scheduler.metrics.histogram import Histogram, interval
 class ArtifactAllowance:
     """The lateness that the Aegaeon artifact counts, for comparison only: it flatters.
 
-    Its README: "the percentage of time where TTFT/TPOT requirements are satisfied over total service time". A request has an allowance, TTFT at
-    first; each token adds a TPOT to it and takes away its wait. A token that needs longer than the allowance is late by the excess, and then the
-    full allowance stands again, so that one who is always late can still score well.
+    Its README: "the percentage of time where TTFT/TPOT requirements are satisfied over total service time". A
+    request has an allowance, TTFT at first; each token adds a TPOT to it and takes away its wait. A token
+    that needs longer than the allowance is late by the excess, and then the full allowance stands again, so
+    that one who is always late can still score well.
     """
 
     __slots__ = ("allowance_s", "late_s")
@@ -64,7 +67,8 @@ class ServiceCounters:
     n_tokens: int = 0
     n_tokens_on_time: int = 0
     n_attained: int = 0
-    """Requests that ended with at least one token; `attained / n_attained` is the mean of the artifact's attainment."""
+    """Requests that ended with at least one token; `attained / n_attained` is the mean of the artifact's
+    attainment."""
     attained: float = 0.0
     ttft: Histogram = field(default_factory=Histogram)
     """Of requests that have a first token."""
@@ -73,9 +77,10 @@ class ServiceCounters:
     gaps: Histogram = field(default_factory=Histogram)
     """Between each token and the next of its request; a client's own pauses taken away."""
     gpu_s: float = 0.0
-    """Device seconds. A step's go to its rows (each token that it advances is one row) in equal parts; the exposed seconds of a swap to
-    the requests that waited for the model, in equal parts, or to `POOL` where none did. So tenants add up to models, and models to
-    the compute channel's busy seconds and all exposed swap seconds."""
+    """Device seconds. A step's go to its rows (each token that it advances is one row) in equal parts; the
+    exposed seconds of a swap to the requests that waited for the model, in equal parts, or to `POOL` where
+    none did. So tenants add up to models, and models to the compute channel's busy seconds and all exposed
+    swap seconds."""
 
     def count_end(self, record: RequestRecord) -> None:
         self.n_requests += 1
@@ -121,7 +126,8 @@ POOL = "(pool)"
 """The tenant of what nobody asked for."""
 
 DEDICATED_WINDOW_S = 3600.0
-"""A deployment of one model per device would keep the devices of all models that were asked for within this time."""
+"""A deployment of one model per device would keep the devices of all models that were asked for within
+this time."""
 
 DrawnRows = Mapping[tuple[ServiceCounters, float | None], int]
 """How many rows of a step drew tokens, by tenant and by when their last one came."""
@@ -142,7 +148,8 @@ class Metrics:
         self.work_s = 0.0
         """Time in which any model had unfinished requests..."""
         self.model_work_s = 0.0
-        """...and the same time, counted once for each model that had some: what one device per model would have been needed for."""
+        """...and the same time, counted once for each model that had some: what one device per model would
+        have been needed for."""
         self.on_record = on_record
 
     def of(self, model: ModelId) -> ModelCounters:
@@ -190,16 +197,19 @@ class Metrics:
         model.service.gpu_s += exposed_s
 
     def charge(self, tenants: Iterable[ServiceCounters], seconds: float) -> None:
-        """Share the exposed seconds of a swap among the requests, given by their tenants, that waited for it."""
+        """Share the exposed seconds of a swap among the requests, given by their tenants, that waited for
+        it."""
         payers = list(tenants) or [self.tenant(POOL)]
         for tenant in payers:
             tenant.gpu_s += seconds / len(payers)
 
     def models_with_work(self) -> float:
-        """Mean number of models with unfinished requests while there were any: the devices that request-level autoscaling would have held.
+        """Mean number of models with unfinished requests while there were any: the devices that request-level
+        autoscaling would have held.
 
-        GPUs saved against it: this, less the devices of this instance. The time that a request takes here, sharing the device, stands for
-        the time that it would take with a device to itself, which flatters where the pool is late.
+        GPUs saved against it: this, less the devices of this instance. The time that a request takes here,
+        sharing the device, stands for the time that it would take with a device to itself, which flatters
+        where the pool is late.
         """
         return self.model_work_s / self.work_s if self.work_s else 0.0
 
@@ -212,7 +222,8 @@ class Metrics:
 
 
 def inner_gaps(ends_s: tuple[float, ...]) -> list[tuple[int, int]]:
-    """The gaps between the iterations of a step: intervals of a histogram, and how many lie in each. Nearly always they all lie in one."""
+    """The gaps between the iterations of a step: intervals of a histogram, and how many lie in each.
+    Nearly always they all lie in one."""
     if len(ends_s) < 2:
         return []
     gaps_s = list(map(sub, ends_s[1:], ends_s))

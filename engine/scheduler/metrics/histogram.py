@@ -1,7 +1,8 @@
-"""A histogram of durations in memory that does not grow: counts between fixed bounds, five to a factor of ten.
+"""A histogram of durations in memory that does not grow: counts between fixed bounds, five to a factor of
+ten.
 
-The bounds are the same for all, so that histograms add up: of models to a pool, of instances to a fleet, of now and a minute ago to the
-minute between. A percentile is off by at most one interval, a factor of 1.6.
+The bounds are the same for all, so that histograms add up: of models to a pool, of instances to a fleet, of
+now and a minute ago to the minute between. A percentile is off by at most one interval, a factor of 1.6.
 """
 
 from bisect import bisect_left
@@ -10,7 +11,8 @@ from dataclasses import dataclass, field
 BOUNDS_S = tuple(
     round(mantissa * 10.0**power, 6) for power in range(-4, 3) for mantissa in (1, 1.6, 2.5, 4, 6.3)
 )
-"""Upper bounds in seconds, 0.1 ms to 630 s, after the R5 series of preferred numbers (ISO 3); what is longer is counted beyond the last."""
+"""Upper bounds in seconds, 0.1 ms to 630 s, after the R5 series of preferred numbers (ISO 3); what is
+longer is counted beyond the last."""
 
 
 def interval(seconds: float) -> int:

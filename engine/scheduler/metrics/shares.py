@@ -1,12 +1,16 @@
-"""Who comes first among the late: how much of the instance each tenant has had, and how late its requests may therefore look.
+"""Who comes first among the late: how much of the instance each tenant has had, and how late its requests may
+therefore look.
 
-While everybody can be on time, deadlines alone decide. Under overload they would serve whoever has the longest backlog: its requests are
-the latest. So the lateness of a tenant that has had more than the least served one counts less, and the less the more it is ahead:
+While everybody can be on time, deadlines alone decide. Under overload they would serve whoever has the
+longest backlog: its requests are the latest. So the lateness of a tenant that has had more than the least
+served one counts less, and the less the more it is ahead:
 
-    due as ordered = now - lateness / (1 + ahead / quantum)^2      where ahead = seconds had per weight - those of the least served
+    due as ordered = now - lateness / (1 + ahead / quantum)^2
+    ahead          = seconds had per weight - those of the least served tenant
 
-An order by deadline within a tenant stays one. A tenant within its share waits for a few quanta beyond its deadline, however long the backlog of
-others. A tenant that comes back owes what it owed and has saved nothing (as in the Virtual Token Counter: Sheng et al., OSDI 2024).
+An order by deadline within a tenant stays one. A tenant within its share waits for a few quanta beyond its
+deadline, however long the backlog of others. A tenant that comes back owes what it owed and has saved nothing
+(as in the Virtual Token Counter: Sheng et al., OSDI 2024).
 """
 
 from math import inf
@@ -14,8 +18,9 @@ from math import inf
 from tokenmux.core.request import Request
 
 QUANTUM_TTFTS = 0.1
-"""Of the pool's own TTFT, whatever requests ask for: else a tenant could choose how much its share may be exceeded. A second at the
-paper's 10 s: about a load and a burst, below which taking turns would cost more than it gives."""
+"""Of the pool's own TTFT, whatever requests ask for: else a tenant could choose how much its share may be
+exceeded. A second at the paper's 10 s: about a load and a burst, below which taking turns would cost more
+than it gives."""
 
 
 class Share:
@@ -81,7 +86,8 @@ class Shares:
         return deadline_s if late_s <= 0 else self.now_s - late_s * share.patience
 
     def earliest_s(self, deadlines: dict[Share, float]) -> float:
-        """Of each tenant's earliest deadline, the earliest as they are ordered. Asked more often than all else: a plain loop."""
+        """Of each tenant's earliest deadline, the earliest as they are ordered. Asked more often than all
+        else: a plain loop."""
         now_s, earliest_s = self.now_s, inf
         for share, deadline_s in deadlines.items():
             due_s = deadline_s if deadline_s >= now_s else now_s - (now_s - deadline_s) * share.patience

@@ -1,7 +1,9 @@
 """What many requests say together: the figures of merit, once, for the engine and the simulator.
 
-Exact from records (`summarise`), or from counters of bounded memory (`summary_of`), where percentiles are those of histograms. Tokens on time and requests fully on time are strict: a late token stays late, and a request that failed counts all that it was
-due. The artifact's attainment is reported beside them under its own name.
+Exact from records (`summarise`), or from counters of bounded memory (`summary_of`), where percentiles are
+those of histograms. Tokens on time and requests fully on time are strict: a late token stays late, and a
+request that failed counts all that it was due. The artifact's attainment is reported beside them under its
+own name.
 """
 
 from collections.abc import Callable, Iterable
@@ -42,7 +44,8 @@ def summarise(
     gaps: Histogram | None = None,
     n_refused: int = 0,
 ) -> Summary:
-    """`n_tokens_never_drawn`: tokens due to requests that were refused, or failed before they were drawn, if known."""
+    """`n_tokens_never_drawn`: tokens due to requests that were refused, or failed before they were drawn,
+    if known."""
     gaps = gaps or Histogram()
     records = list(records)
     n_requests = len(records) + n_refused
@@ -71,7 +74,8 @@ def summarise(
 
 
 def summary_of(counters: ServiceCounters, seconds: float) -> Summary:
-    """A model's or a tenant's counters over `seconds`. Percentiles are upper bounds of the histograms' intervals."""
+    """A model's or a tenant's counters over `seconds`. Percentiles are upper bounds of the histograms'
+    intervals."""
     n_requests, n_tokens = counters.n_requests, counters.n_tokens
     return Summary(
         n_requests=n_requests,

@@ -1,7 +1,7 @@
 """Every step, copy and request as a Chrome trace (chrome://tracing, ui.perfetto.dev), from either body.
 
-One process per instance with one thread per channel, and one process for all requests. Bodies tell of every operation that completed and of every
-request that ended; a running server keeps the newest only.
+One process per instance with one thread per channel, and one process for all requests. Bodies tell of every
+operation that completed and of every request that ended; a running server keeps the newest only.
 """
 
 import json
@@ -63,8 +63,9 @@ class Timeline:
 def chrome_trace(spans: Iterable[Span]) -> str:
     """The JSON document of a Chrome trace; its times are microseconds.
 
-    Format: "Trace Event Format" of the Chromium project. Operations are complete events ("X"); requests overlap, so each is a pair of
-    asynchronous events ("b", "e") with its id, and an instant ("n") at its first token.
+    Format: "Trace Event Format" of the Chromium project. Operations are complete events ("X"); requests
+    overlap, so each is a pair of asynchronous events ("b", "e") with its id, and an instant ("n") at its
+    first token.
     """
     spans = list(spans)
     processes = {pid: f"instance {pid}" for pid in sorted({s.instance for s in spans if s.track in _THREADS})}

@@ -1,10 +1,13 @@
-"""Emptying the arena before it is replaced: nothing new begins, and everything in it leaves, whatever the policy of other times.
+"""Emptying the arena before it is replaced: nothing new begins, and everything in it leaves, whatever the
+policy of other times.
 
     weights                      ─▶ evicted, pinned ones too
     KV that the host has         ─▶ dropped
-    KV that only the device has  ─▶ paged out, the most urgent first; where the host has no room, discarded, the least urgent first
+    KV that only the device has  ─▶ paged out, the most urgent first;
+                                    if the host is full, discarded, the least urgent first
 
-What an operation in flight uses leaves when that has ended. Nothing is discarded before: what ends may make room on the host.
+What an operation in flight uses leaves when that has ended. Nothing is discarded before: what ends may make
+room on the host.
 """
 
 from tokenmux.core.plan import IDLE, AtOnce, Channel, Discard, Drop, Evict, PageOut, Plan

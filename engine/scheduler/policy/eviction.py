@@ -1,7 +1,8 @@
 """Making room in the arena: whose weights go, and whose KV.
 
-Evicting weights is free but for the copy that brings them back. KV may stay when its model's weights leave, and usually does: it is small
-beside them. It is dropped, once the host has it, only where weights could not come in otherwise.
+Evicting weights is free but for the copy that brings them back. KV may stay when its model's weights leave,
+and usually does: it is small beside them. It is dropped, once the host has it, only where weights could not
+come in otherwise.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,7 +14,8 @@ from tokenmux.core.plan import IDLE, Activate, Channel, Drop, Evict, Fetch, Plan
 from tokenmux.scheduler.policy.instance_policy import InstanceView, ModelView, RequestView
 
 _FULL = 0.9
-"""KV is written through to the host beyond this share of the arena: what is left is room for bursts to grow into."""
+"""KV is written through to the host beyond this share of the arena: what is left is room for bursts to
+grow into."""
 
 
 def stepping(view: InstanceView) -> ModelId | None:
@@ -44,7 +46,8 @@ def unwanted(view: InstanceView) -> tuple[Evict, ...]:
 
 
 def fetch_first(view: InstanceView, models: Iterable[ModelView]) -> Plan:
-    """From disk, the first of these that is there only, unless the host cache would lose one that comes before it."""
+    """From disk, the first of these that is there only, unless the host cache would lose one that comes
+    before it."""
     cached_before = False
     for model in models:
         cached_before |= model.residency is Residency.HOST
@@ -72,7 +75,8 @@ def due_s(request: RequestView) -> float:
 def kv_holders(
     view: InstanceView, keep: ModelView | None = None, of_residents: bool = True
 ) -> Iterator[RequestView]:
-    """Requests with KV on the device that nothing in flight touches; of `keep` only the paused ones, and likewise of residents."""
+    """Requests with KV on the device that nothing in flight touches; of `keep` only the paused ones, and
+    likewise of residents."""
     for model in view.live_models.values():
         spared = model is keep or not (of_residents or model.residency is not Residency.RESIDENT)
         files = (model.paused,) if spared else (model.paused, model.waiting, model.decoding, model.away)
@@ -90,7 +94,8 @@ def latest(requests: Iterable[RequestView]) -> RequestView | None:
 def droppable_kv(
     view: InstanceView, keep: ModelView, later_than_s: float = -inf, of_residents: bool = False
 ) -> Drop | None:
-    """The request that can wait longest and whose KV the host has in full, of another model than `keep`, or a paused one.
+    """The request that can wait longest and whose KV the host has in full, of another model than `keep`, or a
+    paused one.
 
     Models that are resident keep theirs unless `of_residents`: it would only come back at once.
     """

@@ -1,7 +1,8 @@
 """What a policy may read and what it must answer: the seam between decisions and everything else.
 
-The views are Protocols over the instance's own live state, kept up incrementally and never copied. A policy reads them, answers
-with values of `tokenmux.core.plan`, and changes nothing but its own memory, and that only in `on_event`.
+The views are Protocols over the instance's own live state, kept up incrementally and never copied. A policy
+reads them, answers with values of `tokenmux.core.plan`, and changes nothing but its own memory, and that only
+in `on_event`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -40,7 +41,8 @@ class RequestView(Protocol):
 
     @property
     def due_s(self) -> float:
-        """The same as it counts among others: its weight brings it forward, and lateness counts less while its tenant is ahead of others."""
+        """The same as it counts among others: its weight brings it forward, and lateness counts less while
+        its tenant is ahead of others."""
         ...
 
     @property
@@ -140,7 +142,8 @@ class InstanceView(Protocol):
     def cost(self) -> CostModel: ...
     @property
     def service(self) -> ServiceLevel:
-        """The pool's own service level. What a single request says is bounded by it before it concerns others."""
+        """The pool's own service level. What a single request says is bounded by it before it concerns
+        others."""
         ...
 
     @property
@@ -154,7 +157,8 @@ class InstanceView(Protocol):
     def resident_models(self) -> Mapping[ModelId, ModelView]: ...
     @property
     def any_on_disk(self) -> bool:
-        """Whether there is a model whose weights are neither on the device, nor in host memory, nor on their way there."""
+        """Whether there is a model whose weights are neither on the device, nor in host memory, nor on
+        their way there."""
         ...
 
     @property
@@ -193,13 +197,14 @@ class InstanceView(Protocol):
 
 @runtime_checkable
 class MakesWay(Protocol):
-    """A policy that gives up a load in flight for one that is more urgent. Others let each load come to its end."""
+    """A policy that gives up a load in flight for one that is more urgent. Others let each load come to
+    its end."""
 
     def makes_way(
         self, operation: Activate | Fetch, since_s: float, arrived: Arrived, view: "InstanceView"
     ) -> bool:
-        """Whether the load, begun at `since_s`, is to end at its next chunk for the request that arrived; asked until its
-        model has given way once, and then not before that has been loaded."""
+        """Whether the load, begun at `since_s`, is to end at its next chunk for the request that arrived;
+        asked until its model has given way once, and then not before that has been loaded."""
         ...
 
 

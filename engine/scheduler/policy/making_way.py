@@ -3,9 +3,10 @@
     begun ─── done so far ───┬─────────── left ──────────▶ loaded          what is done so far is lost
                           arrival: would be late behind it, and whoever waits for the load has time for both
 
-The one who comes would wait for what is left of the load, and then for its own. It goes first if it would be late that way,
-less than half of the load is lost, the room that becomes free is enough for it, and whoever waits for the load will be in time
-nevertheless, by a margin. With one service level for all that is hardly ever so: it is for a pool whose users differ.
+The one who comes would wait for what is left of the load, and then for its own. It goes first if it would be
+late that way, less than half of the load is lost, the room that becomes free is enough for it, and whoever
+waits for the load will be in time nevertheless, by a margin. With one service level for all that is hardly
+ever so: it is for a pool whose users differ.
 """
 
 from tokenmux.core.cost import StepWork
@@ -15,7 +16,8 @@ from tokenmux.core.plan import Activate, Channel, Fetch
 from tokenmux.scheduler.policy.instance_policy import InstanceView, ModelView
 
 MARGIN = 4.0
-"""Whoever waits for the load must have this many times what the newcomer's load and its own, once more from its beginning, take."""
+"""Whoever waits for the load must have this many times what the newcomer's load and its own, once more
+from its beginning, take."""
 
 
 def makes_way(operation: Activate | Fetch, since_s: float, arrived: Arrived, view: InstanceView) -> bool:

@@ -1,4 +1,5 @@
-"""Policies by name, the same names in the engine's configuration, the simulator, the planner and the benchmarks."""
+"""Policies by name, the same names in the engine's configuration, the simulator, the planner and the
+benchmarks."""
 
 from collections.abc import Mapping, Sequence
 
@@ -22,7 +23,8 @@ SERVED = ("slack", "request-level", "aegaeon")
 
 
 def make_policy(name: str) -> InstancePolicy:
-    """The policy of a running server, which has one instance. Raises ConfigError for what it does not offer, with the reason."""
+    """The policy of a running server, which has one instance. Raises ConfigError for what it does not
+    offer, with the reason."""
     match name:
         case "dedicated":
             raise ConfigError(
@@ -42,7 +44,8 @@ def make_policy(name: str) -> InstancePolicy:
 def make_policies(
     name: str, n_instances: int, lengths: Mapping[RequestId, int] | None = None
 ) -> tuple[Sequence[InstancePolicy], PoolPolicy]:
-    """One policy for each instance, and the pool's. `lengths`: tokens that requests will draw, for `oracle`."""
+    """One policy for each instance, and the pool's. `lengths`: tokens that requests will draw, for
+    `oracle`."""
     match name:
         case "slack":
             return [SlackPolicy() for _ in range(n_instances)], LeastLoaded()

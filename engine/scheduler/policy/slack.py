@@ -1,16 +1,21 @@
 """The default policy: whatever is due first goes first, on every channel, and copies overlap with steps.
 
-A model's *slack* is the time until the earliest next-token deadline of its requests. Rules, in the order of the file:
+A model's *slack* is the time until the earliest next-token deadline of its requests. Rules, in the order of
+the file:
 
-1. Compute runs the resident model with the least slack in short bursts; prefill chunks and decode rows share a step. The oldest
-   waiting prompt goes first where that makes nobody late: users feel the first token most.
-2. Copy-in brings back the KV of resident models first, then the weights of the least-slack model that is not resident.
-3. Room is made by evicting models without requests (least recently used), then those with the most slack, and these only if it
-   exceeds the candidate's by the time of a few reloads, and once they have stepped: no two models chase each other out.
-4. KV stays on the device when its model leaves. Only when it takes the room of weights is it written through in the background
-   (copy-out) and dropped, of whoever can wait longest.
-5. A load makes way for a request that would be late behind it, if whoever waits for it can wait longer (`making_way`).
-6. While nothing can step, `rescue` takes over: everything serves the most urgent request that could, until it has stepped.
+1. Compute runs the resident model with the least slack in short bursts; prefill chunks and decode rows share
+   a step. The oldest waiting prompt goes first where that makes nobody late: users feel the first token most.
+2. Copy-in brings back the KV of resident models first, then the weights of the least-slack model that is not
+   resident.
+3. Room is made by evicting models without requests (least recently used), then those with the most slack, and
+   these only if it exceeds the candidate's by the time of a few reloads, and once they have stepped: no two
+   models chase each other out.
+4. KV stays on the device when its model leaves. Only when it takes the room of weights is it written through
+   in the background (copy-out) and dropped, of whoever can wait longest.
+5. A load makes way for a request that would be late behind it, if whoever waits for it can wait longer
+   (`making_way`).
+6. While nothing can step, `rescue` takes over: everything serves the most urgent request that could, until it
+   has stepped.
 """
 
 from collections.abc import Iterable
@@ -52,21 +57,25 @@ from tokenmux.scheduler.policy.steps import (
 )
 
 BURST_TPOTS = 2.0
-"""A burst of decode steps lasts this many TPOTs at most: 0.2 s at the paper's 100 ms. Copies wait for its end to make room."""
+"""A burst of decode steps lasts this many TPOTs at most: 0.2 s at the paper's 100 ms. Copies wait for its
+end to make room."""
 
 LATE_BURST_TPOTS = 1.0
 """And at least this many, however late others are: turns shorter than this only cost decisions."""
 
 HEADROOM = 1 / 24
-"""Share of the arena that must stay free beside weights that come in, for KV to grow into. None at all costs a quarter of a point at the targets."""
+"""Share of the arena that must stay free beside weights that come in, for KV to grow into. None at all
+costs a quarter of a point at the targets."""
 
 LAST_TO_GO_COPIES = 4.0
-"""A model that is late by this many of its load times, and finds no other room, takes that of the model that runs. Where the two could
-never share the arena it does not wait for that: it goes when its load must begin to be in time. Nothing at the targets, 1.5 points in a market's busy hour."""
+"""A model that is late by this many of its load times, and finds no other room, takes that of the model
+that runs. Where the two could never share the arena it does not wait for that: it goes when its load must
+begin to be in time. Nothing at the targets, 1.5 points in a market's busy hour."""
 
 EVICTION_MARGIN_COPIES = 4.0
-"""A victim's next token must be due this many of its own reload times after the candidate's. On Poisson traffic of three seeds (78 models at 0.5 on
-11 H100) 1.5 kept 96.5% of tokens on time, 3 kept 97.7%, 4 kept 98.4%, 6 kept 99.0%, but 6 lost where requests are rare."""
+"""A victim's next token must be due this many of its own reload times after the candidate's. On Poisson
+traffic of three seeds (78 models at 0.5 on 11 H100) 1.5 kept 96.5% of tokens on time, 3 kept 97.7%, 4 kept
+98.4%, 6 kept 99.0%, but 6 lost where requests are rare."""
 
 
 class SlackPolicy:
@@ -130,7 +139,7 @@ def _is_urgent(step: Step, view: InstanceView) -> bool:
     return False
 
 
-# ── compute ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── compute ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _is_runnable(model: ModelView) -> bool:
@@ -162,7 +171,8 @@ def _plan_compute(view: InstanceView) -> Plan:
 
 
 def _later_model(view: InstanceView, model: ModelView) -> Evict | None:
-    """The resident model that can wait longest, if it is due after this one: between too many residents, KV cannot grow."""
+    """The resident model that can wait longest, if it is due after this one: between too many residents,
+    KV cannot grow."""
     later = [m for m in eviction.evictable(view) if m.deadline_s > model.deadline_s and m.stepped_since_load]
     return Evict(max(later, key=lambda m: m.deadline_s).facts.id) if later else None
 
@@ -191,7 +201,7 @@ def _burst_s(view: InstanceView, model: ModelView, runnable: list[ModelView]) ->
     return min(BURST_TPOTS * tpot_s, max(others_s, LATE_BURST_TPOTS * tpot_s))
 
 
-# ── copy-in ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── copy-in ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _plan_copy_in(view: InstanceView) -> Plan:
@@ -202,7 +212,8 @@ def _plan_copy_in(view: InstanceView) -> Plan:
 
 
 def _page_in(view: InstanceView) -> Plan | None:
-    """KV of resident models, the most urgent model's first: their weights are there and wait for nothing else."""
+    """KV of resident models, the most urgent model's first: their weights are there and wait for nothing
+    else."""
     incomplete = [m for m in view.resident_models.values() if m.away]
     for model in sorted(incomplete, key=lambda m: m.deadline_s):
         absent = [r for r in model.away.values() if not r.in_copy]
@@ -280,7 +291,8 @@ def _is_busy(view: InstanceView) -> bool:
 
 
 def _next_to_run(view: InstanceView) -> ModelView | None:
-    """The resident model that steps, or will next: it is kept, so that compute has work while copies are under way."""
+    """The resident model that steps, or will next: it is kept, so that compute has work while copies are
+    under way."""
     running = eviction.stepping(view)
     if running is not None and running in view.resident_models:
         return view.resident_models[running]
@@ -289,7 +301,8 @@ def _next_to_run(view: InstanceView) -> ModelView | None:
 
 
 def _may_go(view: InstanceView, model: ModelView, candidate: ModelView) -> bool:
-    """Whether a live model may be evicted for the candidate: it has had a turn, and can wait longer by the time of a reload."""
+    """Whether a live model may be evicted for the candidate: it has had a turn, and can wait longer by the
+    time of a reload."""
     reload_s = view.cost.copy_s(Channel.COPY_IN, model.facts.n_bytes)
     later = model.deadline_s > candidate.deadline_s + EVICTION_MARGIN_COPIES * reload_s
     return bool(candidate.n_live) and model.stepped_since_load and not model.pinned and later
@@ -312,11 +325,12 @@ def _victims(view: InstanceView, candidate: ModelView) -> list[ModelView]:
     return waiting + idle
 
 
-# ── copy-out and fetch ───────────────────────────────────────────────────────────────────────────────────────────
+# ── copy-out and fetch ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def _plan_copy_out(view: InstanceView) -> Plan:
-    """When memory is short, write through what can wait longest: paused readers, then models that are not resident."""
+    """When memory is short, write through what can wait longest: paused readers, then models that are not
+    resident."""
     resident_too = _is_blocked(view)
     if not (resident_too or eviction.is_short(view)):
         return IDLE
@@ -341,7 +355,8 @@ def _is_blocked(view: InstanceView) -> bool:
 
 
 def _plan_fetch(view: InstanceView, unfetched: Iterable[ModelId]) -> Plan:
-    """From disk: what somebody waits for, by slack; then, while the host cache has room to spare, what is new."""
+    """From disk: what somebody waits for, by slack; then, while the host cache has room to spare, what is
+    new."""
     urgent = rescue.fetch(view)
     if urgent.operation is not None:
         return urgent

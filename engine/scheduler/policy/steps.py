@@ -1,4 +1,5 @@
-"""How a step is put together: prompt chunks on the prefill grid, decode rows, and how often the step may be repeated.
+"""How a step is put together: prompt chunks on the prefill grid, decode rows, and how often the step may be
+repeated.
 
 Shared by all policies; which model steps is theirs to say.
 """
@@ -39,7 +40,8 @@ def prefill_chunks(view: InstanceView, requests: Iterable[RequestView]) -> list[
 
 
 def single_chunks(view: InstanceView, model: ModelView) -> Iterator[Chunk]:
-    """What a step of the model could hold, one chunk for each request that could be in it, made as it is asked for."""
+    """What a step of the model could hold, one chunk for each request that could be in it, made as it is
+    asked for."""
     for request in model.decoding.values():
         yield Chunk(request.request.id, request.n_tokens - 1, 1)
     for request in model.waiting.values():
@@ -65,7 +67,8 @@ def decode_work(model: ModelView) -> StepWork:
 
 
 def repetitions(view: InstanceView, model: ModelView, chunks: list[Chunk], seconds: float) -> int:
-    """How often the step may be repeated within `seconds` of estimated time; 1 if it holds anything but decode rows."""
+    """How often the step may be repeated within `seconds` of estimated time; 1 if it holds anything but
+    decode rows."""
     rows = context = 0
     left = 1 << 30
     for chunk in chunks:

@@ -1,8 +1,9 @@
-"""A child process of the front that runs what a stranger wrote: templates, tokenizers, modelling code, file formats.
+"""A child process of the front that runs what a stranger wrote: templates, tokenizers, modelling code, file
+formats.
 
-It is spawned, not forked, does one piece of work at a time, and is killed when a piece takes too long. It dies with the front
-(`tokenmux.executor.orphans`). What it answers is JSON and bytes, so that a child that was taken over can lie about its own model
-and do nothing else to the front.
+It is spawned, not forked, does one piece of work at a time, and is killed when a piece takes too long. It
+dies with the front (`tokenmux.executor.orphans`). What it answers is JSON and bytes, so that a child that was
+taken over can lie about its own model and do nothing else to the front.
 """
 
 import asyncio
@@ -63,7 +64,8 @@ class Child:
 
     @classmethod
     async def start(cls, module: str, *, memory_bytes: int) -> "Child":
-        """Run `python -m module` with `tokenmux.server.children.child_main.run` in it. Raises OSError when there are no more processes."""
+        """Run `python -m module` with `tokenmux.server.children.child_main.run` in it. Raises OSError when
+        there are no more processes."""
         ours, theirs = socket.socketpair()
         with theirs:
             command = [
@@ -112,8 +114,9 @@ class Child:
         limit_s: float,
         progress: Callable[[dict[str, Any]], None] | None = None,
     ) -> Answer:
-        """Have a piece of work done. `limit_s` is how long it may compute without an answer or a word of progress, in seconds
-        of processor time, so that a busy machine is nobody's fault; by the clock it may take `PATIENCE` times as long.
+        """Have a piece of work done. `limit_s` is how long it may compute without an answer or a word of
+        progress, in seconds of processor time, so that a busy machine is nobody's fault; by the clock it may
+        take `PATIENCE` times as long.
 
         Raises LimitExceeded and ChildEnded; the process is gone then.
         """

@@ -1,9 +1,11 @@
-"""The inside of a child process of the front: limits first, then one piece of work after another, until the front is gone.
+"""The inside of a child process of the front: limits first, then one piece of work after another, until the
+front is gone.
 
     python -m tokenmux.server.children.text_child SOCKET PARENT MEMORY
 
-SOCKET is the inherited descriptor that frames (`frames.py`) pass over, PARENT the front's process id, MEMORY the bytes that
-the process may allocate (`RLIMIT_DATA`: private writable memory; mapped files that are only read do not count).
+SOCKET is the inherited descriptor that frames (`frames.py`) pass over, PARENT the front's process id, MEMORY
+the bytes that the process may allocate (`RLIMIT_DATA`: private writable memory; mapped files that are only
+read do not count).
 """
 
 import os
@@ -21,7 +23,8 @@ from tokenmux.server.children.frames import pack, read
 Answer = tuple[Mapping[str, object], bytes]
 Report = Callable[[Mapping[str, object]], None]
 Handle = Callable[[dict[str, Any], bytes, Report], Answer]
-"""Does one piece of work. What it raises is the answer: an error of our tree as it is, any other as BadCheckpoint."""
+"""Does one piece of work. What it raises is the answer: an error of our tree as it is, any other as
+BadCheckpoint."""
 
 
 def run(handle: Handle) -> None:

@@ -1,9 +1,10 @@
-"""Messages between the front and its child processes: a JSON object and, beside it, raw bytes. Never a pickle.
+"""Messages between the front and its child processes: a JSON object and, beside it, raw bytes. Never a
+pickle.
 
     | bytes of JSON: u32 | bytes beside it: u32 | JSON | bytes |
 
-Whoever reads is not made to run or allocate what the other side wishes: a frame over `MAX_BYTES`, or one whose JSON is not
-an object, is a broken child.
+Whoever reads is not made to run or allocate what the other side wishes: a frame over `MAX_BYTES`, or one
+whose JSON is not an object, is a broken child.
 """
 
 import asyncio
@@ -29,7 +30,8 @@ def pack(header: Mapping[str, object], payload: bytes = b"") -> bytes:
 
 
 async def read_async(reader: asyncio.StreamReader) -> tuple[dict[str, Any], bytes]:
-    """The next frame. Raises BrokenFrame, and EOFError (`asyncio.IncompleteReadError`) at the end of the stream."""
+    """The next frame. Raises BrokenFrame, and EOFError (`asyncio.IncompleteReadError`) at the end of the
+    stream."""
     sizes = _sizes(await reader.readexactly(_HEAD.size))
     return _header(await reader.readexactly(sizes[0])), await reader.readexactly(sizes[1])
 

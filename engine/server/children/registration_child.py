@@ -1,7 +1,9 @@
-"""A child process that probes, converts and checks checkpoints; `tokenmux.server.children.served_catalogue` is its other side.
+"""A child process that probes, converts and checks checkpoints; `tokenmux.server.children.served_catalogue`
+is its other side.
 
-Asked with `root`, `block_size`, `trial_s`, `memory_bytes`, and `work`: a list of [`folder`, `gguf` or `refresh`, name, source].
-It tells what it does as it goes, and each result as it comes; what fails is that model's refusal.
+Asked with `root`, `block_size`, `trial_s`, `memory_bytes`, and `work`: a list of [`folder`, `gguf` or
+`refresh`, name, source]. It tells what it does as it goes, and each result as it comes; what fails is that
+model's refusal.
 """
 
 import os
@@ -62,7 +64,9 @@ def _one(catalogue: Catalogue, kind: str, name: str, source: Path, progress: Any
         if any(words in said for words in _NO_MEMORY):
             return {
                 "error": NotServable.__name__,
-                "message": f"{source}: it takes more memory than registering may use (`registration.memory`): {said}",
+                "message": f"{source}: it takes more memory than registering may use "
+                "(`registration.memory`): "
+                f"{said}",
             }
         return {"error": type(error).__name__, "message": said}
     except Exception as error:  # noqa: BLE001 - whatever a stranger's file made happen is said of that file

@@ -1,7 +1,8 @@
-"""The catalogue as a server uses it: registering happens in child processes, and what cannot be served is kept with its reason.
+"""The catalogue as a server uses it: registering happens in child processes, and what cannot be served is
+kept with its reason.
 
-Nothing of a checkpoint is opened in this process but what registration wrote: facts, text facts, the decoder. A child that is
-silent for too long, or takes too much memory, is killed, and what it left behind is deleted.
+Nothing of a checkpoint is opened in this process but what registration wrote: facts, text facts, the decoder.
+A child that is silent for too long, or takes too much memory, is killed, and what it left behind is deleted.
 """
 
 import asyncio
@@ -69,7 +70,8 @@ class ServedCatalogue:
         return sorted({*self._disk.names(), *self._refusals})
 
     def get(self, name: str) -> Entry:
-        """The entry, kept from others who would remove it. Raises NotFound, BadCheckpoint, or why it could not be registered."""
+        """The entry, kept from others who would remove it. Raises NotFound, BadCheckpoint, or why it could
+        not be registered."""
         if name in self._refusals and name not in self._disk.names():
             raise self._refusals[name]
         self._disk.claim(name)
@@ -92,7 +94,8 @@ class ServedCatalogue:
         return self._register(("gguf", name, file), progress)
 
     def set_aside(self, name: str) -> "SetAside | Nothing":
-        """Take an entry out of the catalogue; nothing is deleted yet. Raises NotFound, InUse, TokenmuxError."""
+        """Take an entry out of the catalogue; nothing is deleted yet. Raises NotFound, InUse,
+        TokenmuxError."""
         if self._refusals.pop(name, None) is not None and name not in self._disk.names():
             return Nothing()
         return self._disk.set_aside(name)
@@ -104,7 +107,8 @@ class ServedCatalogue:
     def bring_in(
         self, sources: Iterable[tuple[str, Path]], progress: Progress
     ) -> Mapping[str, TokenmuxError]:
-        """Register models, by name and source, with one child process; those that are refused stay listed, and are returned with the reasons.
+        """Register models, by name and source, with one child process; those that are refused stay listed,
+        and are returned with the reasons.
 
         Entries of an earlier version are brought up to date by the way.
         """
@@ -192,11 +196,13 @@ class ServedCatalogue:
                 results[name] = Unavailable("the server has stopped")
             elif isinstance(error, LimitExceeded):
                 results[name] = NotServable(
-                    f"{source}: no progress in {limit_s:g} s of computing ({last}); `registration.silent_s` allows more"
+                    f"{source}: no progress in {limit_s:g} s of computing ({last}); "
+                    "`registration.silent_s` allows more"
                 )
             else:
                 results[name] = NotServable(
-                    f"{source}: {error} ({last}); it may use {self.limits.memory_bytes >> 20} MiB besides three times the "
+                    f"{source}: {error} ({last}); it may use {self.limits.memory_bytes >> 20} MiB "
+                    "besides three times the "
                     "weights (`registration.memory`)"
                 )
             self._disk.sweep()

@@ -1,7 +1,9 @@
-"""A child process that turns prompts into token ids, for any model of the catalogue; `tokenmux.server.children.texts` is its other side.
+"""A child process that turns prompts into token ids, for any model of the catalogue;
+`tokenmux.server.children.texts` is its other side.
 
-It imports neither torch nor transformers: it starts in a tenth of a second and 30 MB. Asked with a JSON object (`path` of the
-entry, `digest` of its tokenizer, `chat`) and the text, or the messages as JSON, beside it; answers token ids as 32-bit integers.
+It imports neither torch nor transformers: it starts in a tenth of a second and 30 MB. Asked with a JSON
+object (`path` of the entry, `digest` of its tokenizer, `chat`) and the text, or the messages as JSON, beside
+it; answers token ids as 32-bit integers.
 """
 
 import json

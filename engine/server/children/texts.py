@@ -1,8 +1,9 @@
 """Prompts to token ids, in a few child processes: what models' authors wrote runs there, never in the front.
 
-A child does one prompt at a time and is killed when that takes longer than `TextLimits.seconds`; the request then gets an error
-that says so. One model never holds all children, and models whose work was killed lately share one child among them, so that
-the others go on. A request that is cancelled leaves the queue; work that a child has begun is finished and dropped.
+A child does one prompt at a time and is killed when that takes longer than `TextLimits.seconds`; the request
+then gets an error that says so. One model never holds all children, and models whose work was killed lately
+share one child among them, so that the others go on. A request that is cancelled leaves the queue; work that
+a child has begun is finished and dropped.
 """
 
 import asyncio
@@ -89,8 +90,8 @@ class Texts:
         self._closed = False
 
     async def encode(self, model: str, path: Path, facts: TextFacts, prompt: Text | Chat) -> tuple[int, ...]:
-        """Token ids of a prompt by the tokenizer of the entry in folder `path`. Raises InvalidRequest, NotServable when it exceeds the limits, Overloaded when no child was
-        free in time."""
+        """Token ids of a prompt by the tokenizer of the entry in folder `path`. Raises InvalidRequest,
+        NotServable when it exceeds the limits, Overloaded when no child was free in time."""
         if self._closed:
             raise Unavailable("the server has stopped")
         is_chat = isinstance(prompt, Chat)
@@ -195,7 +196,10 @@ class Texts:
         if isinstance(error, LimitExceeded):
             how = f"took longer than {self.limits.seconds:g} s for this prompt (`text.seconds`)"
         else:
-            how = f"failed on this prompt: {error} (it may use {self.limits.memory_bytes >> 20} MiB, `text.memory`)"
+            how = (
+                f"failed on this prompt: {error} (it may use {self.limits.memory_bytes >> 20} MiB, "
+                "`text.memory`)"
+            )
         return f"the {what} of {piece.source.model} {how}; send another prompt, or token ids"
 
     def _waited(self, piece: _Piece) -> None:
@@ -204,7 +208,8 @@ class Texts:
             _fail(
                 piece,
                 Overloaded(
-                    f"the prompt waited {self.limits.wait_s:g} s for a tokenizer: try again later, or send token ids"
+                    f"the prompt waited {self.limits.wait_s:g} s for a tokenizer: try again later, "
+                    "or send token ids"
                 ),
             )
 

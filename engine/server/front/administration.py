@@ -1,7 +1,8 @@
-"""What operators do with models: register, remove, load, unload, pin; what they do with the pool: resize; and what they are shown.
+"""What operators do with models: register, remove, load, unload, pin; what they do with the pool: resize; and
+what they are shown.
 
-The front keeps the roster and speaks to the worker; here is the order in which things have to happen so that a half-done
-command leaves nothing behind.
+The front keeps the roster and speaks to the worker; here is the order in which things have to happen so that
+a half-done command leaves nothing behind.
 """
 
 import asyncio
@@ -40,7 +41,8 @@ ASK_AGAIN_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class ShownModel:
-    """One model as an operator sees it. `status` and `use` are None while the worker has not reported on it."""
+    """One model as an operator sees it. `status` and `use` are None while the worker has not reported on
+    it."""
 
     facts: ModelFacts | None
     """None for one that could not be read."""
@@ -95,7 +97,8 @@ class Gone:
 
 
 class Administration:
-    """See the module. All methods raise NotFound for a model that is not known, Unavailable without a worker."""
+    """See the module. All methods raise NotFound for a model that is not known, Unavailable without a
+    worker."""
 
     def __init__(self, front: Front, catalogue: Catalogue) -> None:
         self._front = front
@@ -113,14 +116,17 @@ class Administration:
         return self._view(self._front.roster.find(name))
 
     async def register(self, name: str, source: str) -> ShownModel:
-        """Convert, check and serve a model; without a source, serve one that the catalogue has already (it was pulled).
+        """Convert, check and serve a model; without a source, serve one that the catalogue has already (it
+        was pulled).
 
-        Goes on to its end even when whoever asked has left. Raises InvalidRequest, AlreadyExists, NotFound (no such source), BadCheckpoint, NotServable.
+        Goes on to its end even when whoever asked has left. Raises InvalidRequest, AlreadyExists, NotFound
+        (no such source), BadCheckpoint, NotServable.
         """
         check_name_length(name)
         if not MODEL_NAME.fullmatch(name):
             raise InvalidRequest(
-                f"{name!r} is no model name: use letters, digits and . _ -, beginning with a letter or digit, "
+                f"{name!r} is no model name: use letters, digits and . _ -, beginning with a letter "
+                "or digit, "
                 "at most 128 characters"
             )
         if name in self._adding:
@@ -152,10 +158,11 @@ class Administration:
         return self._view(served)
 
     async def unregister(self, name: str, *, force: bool = False) -> None:
-        """Stop serving a model and delete its converted files. Raises InUse while requests are live, unless forced; forced, it
-        waits for what is under way with the model, such as a fetch.
+        """Stop serving a model and delete its converted files. Raises InUse while requests are live, unless
+        forced; forced, it waits for what is under way with the model, such as a fetch.
 
-        Its files go first, and come back when the worker does not let the model go: what fails leaves everything as it was.
+        Its files go first, and come back when the worker does not let the model go: what fails leaves
+        everything as it was.
         """
         served = self._front.roster.find(name)
         n_live = self._front.n_live_of(ModelId(served.name))
@@ -181,7 +188,8 @@ class Administration:
             return Gone()
 
     async def _let_go(self, served: Served, *, force: bool) -> None:
-        """Have the worker forget the model. Raises InUse, when forced only once `FORCED_S` were not enough."""
+        """Have the worker forget the model. Raises InUse, when forced only once `FORCED_S` were not
+        enough."""
         loop = asyncio.get_running_loop()
         until_s = loop.time() + FORCED_S
         while True:
@@ -200,8 +208,9 @@ class Administration:
     async def load(self, name: str, *, wait: bool = False) -> ShownModel:
         """Make a model resident; with `wait`, return only when it is.
 
-        Raises DoesNotFit when there is no room beside what is pinned. While it waits: BadCheckpoint when the weights cannot be read, Ended when
-        another operator wants it off the device, NotFound when it is removed, WorkerFailed when the worker breaks.
+        Raises DoesNotFit when there is no room beside what is pinned. While it waits: BadCheckpoint when the
+        weights cannot be read, Ended when another operator wants it off the device, NotFound when it is
+        removed, WorkerFailed when the worker breaks.
         """
         served = self._front.roster.accepting(name)
         self._front.check_fit(served)
@@ -230,7 +239,8 @@ class Administration:
         return self._view(served)
 
     async def pin(self, name: str, *, pinned: bool) -> ShownModel:
-        """Keep a model resident, or no longer. Raises NotServable when the pinned ones would leave no room."""
+        """Keep a model resident, or no longer. Raises NotServable when the pinned ones would leave no
+        room."""
         served = self._front.roster.accepting(name)
         await self._command(Pin(served.facts.id, pinned))
         served.pinned = pinned
@@ -240,8 +250,9 @@ class Administration:
     async def resize(self, arena_bytes: int) -> int:
         """Give the pool so much device memory, once everything in it has left; returns what it has then.
 
-        Requests wait meanwhile, and go on. Goes on to its end even when whoever asked has left. Raises InvalidRequest, InUse while another
-        resize is going on, DoesNotFit when what is served would not fit, or when the device has not so much.
+        Requests wait meanwhile, and go on. Goes on to its end even when whoever asked has left. Raises
+        InvalidRequest, InUse while another resize is going on, DoesNotFit when what is served would not fit,
+        or when the device has not so much.
         """
         if arena_bytes < 1:
             raise InvalidRequest("arena_bytes 0: a pool needs memory; give its new size in bytes")

@@ -1,7 +1,9 @@
-"""Is this request acceptable? Pure checks that raise InvalidRequest with what to change, and the values that follow.
+"""Is this request acceptable? Pure checks that raise InvalidRequest with what to change, and the values that
+follow.
 
-Refusing early is a promise: nothing that could have been refused here may fail later, when it has cost others time. Whether
-the device can hold the request is asked of the instance (`tokenmux.server.front.seams.Capacity`), not decided here.
+Refusing early is a promise: nothing that could have been refused here may fail later, when it has cost others
+time. Whether the device can hold the request is asked of the instance
+(`tokenmux.server.front.seams.Capacity`), not decided here.
 """
 
 from collections.abc import Sequence, Sized
@@ -127,7 +129,8 @@ def check_text_length(prompt: Prompt, facts: ModelFacts, longest_token_chars: in
 
 
 def check_token_ids(what: str, ids: Sequence[int], facts: ModelFacts) -> None:
-    """Raises InvalidRequest for the first id that the model's vocabulary does not have. 100,000 good ones take 2 ms."""
+    """Raises InvalidRequest for the first id that the model's vocabulary does not have. 100,000 good ones
+    take 2 ms."""
     if not ids or (min(ids) >= 0 and max(ids) < facts.vocab_size):
         return
     for index, token_id in enumerate(ids):
@@ -139,7 +142,8 @@ def check_token_ids(what: str, ids: Sequence[int], facts: ModelFacts) -> None:
 
 
 def output_limit(ask: Ask, prompt: Sequence[int], facts: ModelFacts, defaults: Defaults) -> int:
-    """The max_tokens in force. Raises InvalidRequest when prompt and output do not fit into the model's context."""
+    """The max_tokens in force. Raises InvalidRequest when prompt and output do not fit into the model's
+    context."""
     if not prompt:
         raise InvalidRequest("the prompt is empty once tokenized: give at least one token")
     check_prompt_length(len(prompt), facts)

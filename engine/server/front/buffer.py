@@ -1,8 +1,10 @@
-"""What one client has not read yet: a buffer between a worker that produces and a connection that may not take.
+"""What one client has not read yet: a buffer between a worker that produces and a connection that may not
+take.
 
-It never blocks the producer and stays small all the same: neighbouring token deltas melt into one, a newer state replaces
-an older one, and when the tokens in it reach `high` its owner is told, once, so that it can pause the request; when the
-reader has brought it down to half of that, the owner is told again. What to do about either is the owner's.
+It never blocks the producer and stays small all the same: neighbouring token deltas melt into one, a newer
+state replaces an older one, and when the tokens in it reach `high` its owner is told, once, so that it can
+pause the request; when the reader has brought it down to half of that, the owner is told again. What to do
+about either is the owner's.
 
 One reader, one writer, both on the same event loop.
 """
@@ -16,7 +18,8 @@ from tokenmux.server.front.generation import StreamEvent, TokenDelta
 
 
 class EventBuffer:
-    """Async iterator over the events put in; ends when closed, by raising what it was closed with, if anything."""
+    """Async iterator over the events put in; ends when closed, by raising what it was closed with, if
+    anything."""
 
     def __init__(self, high: int, on_full: Callable[[], None], on_drained: Callable[[], None]) -> None:
         """`high` is in tokens, at least 1."""
@@ -61,7 +64,8 @@ class EventBuffer:
                 self._on_full()
 
     def close(self, error: Exception | None = None) -> None:
-        """End the stream. Without an error the reader gets what is left first; with one, the error at once."""
+        """End the stream. Without an error the reader gets what is left first; with one, the error at
+        once."""
         if self._closed:
             return
         self._closed = True

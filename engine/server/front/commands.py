@@ -1,7 +1,7 @@
 """Commands to a worker about a model, or about the pool, and their acknowledgements.
 
-A worker answers the commands about one model, and those about none, in the order in which they were sent, so that an acknowledgement
-belongs to the oldest command without one.
+A worker answers the commands about one model, and those about none, in the order in which they were sent, so
+that an acknowledgement belongs to the oldest command without one.
 """
 
 import asyncio

@@ -1,11 +1,13 @@
 """The front: every accepted request between its client and the worker.
 
-It has requests admitted and tokenized (`tokenmux.server.front.intake`), submits them, and hands each client its own stream. It pauses
-the requests of clients that do not read and ends them after a while, cancels those of clients that left, and when a worker
-dies, tells the next one everything anew: the models, and every live request with the tokens that its client already has.
-Operators' commands are in `tokenmux.server.front.administration`, the life of the worker in `tokenmux.server.workers.supervisor`.
+It has requests admitted and tokenized (`tokenmux.server.front.intake`), submits them, and hands each client
+its own stream. It pauses the requests of clients that do not read and ends them after a while, cancels those
+of clients that left, and when a worker dies, tells the next one everything anew: the models, and every live
+request with the tokens that its client already has. Operators' commands are in
+`tokenmux.server.front.administration`, the life of the worker in `tokenmux.server.workers.supervisor`.
 
-Everything runs on one event loop; only decoders, the catalogue and the start of a worker are opened in threads.
+Everything runs on one event loop; only decoders, the catalogue and the start of a worker are opened in
+threads.
 """
 
 import asyncio
@@ -67,8 +69,8 @@ PROVEN_TOKENS = 2
 """A request that brings so many tokens with a worker, or ends, did not break it."""
 CONVICTIONS = 2
 CONVICTIONS_OF_PROVEN = 5
-"""After so many requests of one model that broke workers, with none that got anywhere in between and none that waits, the
-model is refused: sooner if no request of it ever got anywhere."""
+"""After so many requests of one model that broke workers, with none that got anywhere in between and none
+that waits, the model is refused: sooner if no request of it ever got anywhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,8 @@ class Limits:
     """How much the front takes on."""
 
     max_requests: int = 256
-    """Accepted and not yet ended; what is more is refused, but for tenants that hold less than their share (`tokenmux.server.front.tenants`)."""
+    """Accepted and not yet ended; what is more is refused, but for tenants that hold less than their share
+    (`tokenmux.server.front.tenants`)."""
     buffer_tokens: int = 512
     """Tokens that a client may leave unread before its request is paused."""
     unread_s: float = 60.0
@@ -85,8 +88,8 @@ class Limits:
     """After so many deaths of workers that had it and did not get anywhere with it, a request is tried alone
     (`tokenmux.server.workers.suspects`); it ends when one more worker breaks over it."""
     trial_s: float = 40.0
-    """A trial that has not ended by then ends without a verdict, and later ones may take twice as long: longer than a
-    hung worker goes unnoticed."""
+    """A trial that has not ended by then ends without a verdict, and later ones may take twice as long:
+    longer than a hung worker goes unnoticed."""
     restarts: RestartLimits = field(default_factory=RestartLimits)
     patience: Patience = field(default_factory=Patience)
     outage_s: float = 30.0
@@ -112,7 +115,8 @@ class Front:
         draw_seed: Callable[[], int] = lambda: secrets.randbits(64),
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
-        """`pinned` names the models to pin from the start; `texts` is closed with the front. `clock` must be the one that the worker's times are on: CLOCK_MONOTONIC is, across processes of one machine."""
+        """`pinned` names the models to pin from the start; `texts` is closed with the front. `clock` must
+        be the one that the worker's times are on: CLOCK_MONOTONIC is, across processes of one machine."""
         self.limits = limits or Limits()
         self.changes = Changes()
         """Notified when a worker's status, the roster or the readiness changed."""
@@ -182,8 +186,9 @@ class Front:
     async def start(self) -> None:
         """Start the worker and register every model of the catalogue with it.
 
-        Models that are damaged or do not fit are kept and refused. Raises DoesNotFit when none of them fits, and Unavailable
-        when no worker could be kept alive. Once this has returned, workers that break are replaced for ever.
+        Models that are damaged or do not fit are kept and refused. Raises DoesNotFit when none of them fits,
+        and Unavailable when no worker could be kept alive. Once this has returned, workers that break are
+        replaced for ever.
         """
         for served in await asyncio.to_thread(self._entries):
             served.pinned = served.name in self._pin_at_start
@@ -235,7 +240,8 @@ class Front:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def drain(self) -> None:
-        """Refuse new requests from now on, and wait until the clients of the others have all they asked for."""
+        """Refuse new requests from now on, and wait until the clients of the others have all they asked
+        for."""
         self.draining = True
         self._down = Unavailable("the server is shutting down: try another one, or this one again later")
         self.changes.notify()
@@ -268,8 +274,8 @@ class Front:
     async def open(self, ask: Ask) -> AsyncIterator[LiveRequest]:
         """Admit a request and yield its stream of events; leaving the context early cancels it.
 
-        Raises what the error tree has for a request that cannot be accepted. The stream raises Ended, WorkerFailed or
-        Unavailable when an accepted request could not be completed.
+        Raises what the error tree has for a request that cannot be accepted. The stream raises Ended,
+        WorkerFailed or Unavailable when an accepted request could not be completed.
         """
         live = await self._admit(ask)
         self._n_open += 1
@@ -403,7 +409,8 @@ class Front:
         self._end(
             live,
             Ended(
-                f"request {live.id} was ended: its client left more than {self.limits.buffer_tokens} tokens unread for "
+                f"request {live.id} was ended: its client left more than {self.limits.buffer_tokens} "
+                "tokens unread for "
                 f"{self.limits.unread_s:g} s; read the stream as it comes, or ask for fewer tokens"
             ),
         )
@@ -472,7 +479,8 @@ class Front:
         self._tell_requests()
 
     async def _tell_one_by_one(self) -> None:
-        """Workers broke before they had taken all models: so it shows which one it is (see `_worker_broke`)."""
+        """Workers broke before they had taken all models: so it shows which one it is (see
+        `_worker_broke`)."""
         for served in list(self.roster):
             if served.refusal is None:
                 self._told = served
@@ -545,7 +553,8 @@ class Front:
         live = self._live[guilty]
         live.fail(
             NotServable(
-                f"request {live.id} is given up: workers broke over it, the last one while it was tried alone; "
+                f"request {live.id} is given up: workers broke over it, the last one while it was "
+                "tried alone; "
                 "do not send it again, and please report it with the server's log"
             )
         )
@@ -563,7 +572,8 @@ class Front:
         """A model is not given to workers any more; its requests end with the reason."""
         model = served.facts.id
         served.refusal = NotServable(
-            f"{model} is not served: {why}; look at the server's log, then unregister it or restart the server"
+            f"{model} is not served: {why}; look at the server's log, then unregister it or restart "
+            "the server"
         )
         logger.error("%s", served.refusal)
         for live in list(self._live.values()):

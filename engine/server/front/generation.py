@@ -1,7 +1,7 @@
 """What a client asks of the front and what it gets back, as values, independent of any wire format.
 
-The gRPC servicers translate to and from these; another front end (an HTTP dialect) would do the same. Everything here is
-as the client said it: `tokenmux.server.front.admission` decides whether it is acceptable.
+The gRPC servicers translate to and from these; another front end (an HTTP dialect) would do the same.
+Everything here is as the client said it: `tokenmux.server.front.admission` decides whether it is acceptable.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,8 @@ class TokenIds:
     """A prompt as token ids, taken as they are."""
 
     ids: Sequence[int]
-    """As they came, since there may be a million of them: copied once their number has been found acceptable."""
+    """As they came, since there may be a million of them: copied once their number has been found
+    acceptable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,8 @@ class PromptInfo:
 
 @dataclass(frozen=True, slots=True)
 class TokenDelta:
-    """New output. Text may lag behind the token ids: half a character, or what may become a stop string, is held back."""
+    """New output. Text may lag behind the token ids: half a character, or what may become a stop string,
+    is held back."""
 
     index: int
     token_ids: tuple[int, ...]

@@ -1,7 +1,9 @@
-"""From a client's question to what a worker is sent: a place in the queue, the prompt's token ids, every default filled in.
+"""From a client's question to what a worker is sent: a place in the queue, the prompt's token ids, every
+default filled in.
 
-The checks are in `tokenmux.server.front.admission`; here they meet the models, the tokenizers and the size of the pool. Prompts become
-token ids in child processes (`tokenmux.server.children.texts`), and a request holds a place in the queue meanwhile.
+The checks are in `tokenmux.server.front.admission`; here they meet the models, the tokenizers and the size of
+the pool. Prompts become token ids in child processes (`tokenmux.server.children.texts`), and a request holds
+a place in the queue meanwhile.
 """
 
 import asyncio
@@ -64,8 +66,8 @@ class Intake:
         """Requests whose prompts are being tokenized."""
 
     async def submission(self, ask: Ask) -> tuple[Submit, Detokenizer]:
-        """What to send the worker, and what makes text of its answer. Raises what the error tree has for a request that
-        cannot be accepted. `take_place` for it before anything is awaited."""
+        """What to send the worker, and what makes text of its answer. Raises what the error tree has for a
+        request that cannot be accepted. `take_place` for it before anything is awaited."""
         arrival_s = self._clock()
         tenant = ask.tenant or DEFAULT_TENANT
         self._check_up()
@@ -128,7 +130,8 @@ class Intake:
 
     @contextmanager
     def _admitting(self, tenant: str) -> Iterator[None]:
-        """Hold a place in the queue while a prompt is tokenized. Raises Overloaded, and why nothing is accepted now."""
+        """Hold a place in the queue while a prompt is tokenized. Raises Overloaded, and why nothing is
+        accepted now."""
         self._check_up()
         if is_full(tenant, self._held, self._max_requests, self._weights, self.n_admitting):
             raise Overloaded(f"the queue is full ({self._max_requests} requests): try again in a few seconds")
@@ -141,7 +144,8 @@ class Intake:
         self._check_up()
 
     async def _encode(self, ask: Ask) -> tuple[Served, Tokenizer, tuple[int, ...]]:
-        """The model, its tokenizer, and the prompt as that tokenizer says it: the model of the name when this returns."""
+        """The model, its tokenizer, and the prompt as that tokenizer says it: the model of the name when
+        this returns."""
         while True:
             served = self._roster.accepting(ask.model)
             check_parameters(ask, served.facts)

@@ -1,13 +1,16 @@
-"""One accepted request, as the front sees it: what was delivered, what its client still has to read, and how it ends.
+"""One accepted request, as the front sees it: what was delivered, what its client still has to read, and how
+it ends.
 
-It turns token ids from a worker into text and events, counts what was on time, and knows at any moment what a fresh worker
-would need to go on (`resubmission`). It sends nothing itself: `tokenmux.server.front.front` talks to the worker.
+It turns token ids from a worker into text and events, counts what was on time, and knows at any moment what a
+fresh worker would need to go on (`resubmission`). It sends nothing itself: `tokenmux.server.front.front`
+talks to the worker.
 
     worker ── Tokens ─▶ take_tokens ─▶ detokenizer ─▶ EventBuffer ─▶ client
            ── Finished ─▶ take_finished
 
-Its two sides end separately. The client's side is over (`closed`) when the last event is in the buffer or the client left;
-the worker's side when `Finished` came. In between the request still holds memory, and counts as live.
+Its two sides end separately. The client's side is over (`closed`) when the last event is in the buffer or the
+client left; the worker's side when `Finished` came. In between the request still holds memory, and counts as
+live.
 """
 
 from collections.abc import Callable
@@ -51,7 +54,8 @@ class LiveRequest:
         self.model = submit.request.model
         self.phase = RequestPhase.QUEUED
         self.n_at_worker = 0
-        """Tokens that existed when the present worker was given it; `tokenmux.server.front.front` keeps this."""
+        """Tokens that existed when the present worker was given it; `tokenmux.server.front.front` keeps
+        this."""
         self._submit = submit
         self._detokenizer = detokenizer
         self._clock = clock
@@ -101,7 +105,8 @@ class LiveRequest:
     def take_tokens(self, tokens: Tokens) -> bool:
         """Take new output; True when a stop string ended it, which the worker cannot know.
 
-        Tokens that are known already (a fresh worker may repeat itself) are skipped; a gap raises InternalError.
+        Tokens that are known already (a fresh worker may repeat itself) are skipped; a gap raises
+        InternalError.
         """
         if self.closed:  # what a step in flight still draws for a client that left
             return False
@@ -168,7 +173,8 @@ class LiveRequest:
         return token_id in self._submit.stop_token_ids and position + 1 >= self._submit.min_tokens
 
     def _count_on_time(self, index: int, at_s: float) -> None:
-        """Judge the tokens delivered from `index` on, all of them drawn at `at_s`; pauses by the client do not count."""
+        """Judge the tokens delivered from `index` on, all of them drawn at `at_s`; pauses by the client do
+        not count."""
         times = self._times
         shift_s = times.paused_s
         if times.paused_since_s is not None:

@@ -1,7 +1,7 @@
 """What fits the pool, whose size operators change while it serves.
 
-While a resize is going on, what is let in has to fit both sizes: the new one, since it will be served there, and the one of before, which
-remains if the new one cannot be had.
+While a resize is going on, what is let in has to fit both sizes: the new one, since it will be served there,
+and the one of before, which remains if the new one cannot be had.
 """
 
 from collections.abc import Iterable, Iterator

@@ -1,7 +1,7 @@
 """The models that the front knows, by name, with their tokenizers loaded when first needed.
 
-A model can be known and yet refused (it does not fit, the worker would not take it): it is then listed with the reason, and
-requests for it get that reason.
+A model can be known and yet refused (it does not fit, the worker would not take it): it is then listed with
+the reason, and requests for it get that reason.
 """
 
 import asyncio
@@ -21,7 +21,8 @@ NAMED_IN_ERRORS = 12
 
 @dataclass(slots=True, eq=False)
 class Served:
-    """One model. `refusal` says why requests for it are refused, if they are; one that could not be read has no entry."""
+    """One model. `refusal` says why requests for it are refused, if they are; one that could not be read
+    has no entry."""
 
     entry: Entry | None
     pinned: bool = False
@@ -83,7 +84,8 @@ class Roster:
         return [served.facts for served in self if served.pinned and served.refusal is None]
 
     def find(self, name: str) -> Served:
-        """The model of that name. Raises NotFound with the closest names, InvalidRequest for a name that no model can have."""
+        """The model of that name. Raises NotFound with the closest names, InvalidRequest for a name that
+        no model can have."""
         check_name_length(name)
         served = self._models.get(name)
         if served is None:

@@ -1,6 +1,8 @@
-"""What the front needs from the layers below it, as Protocols, so that it can be tested against scripted stand-ins.
+"""What the front needs from the layers below it, as Protocols, so that it can be tested against scripted
+stand-ins.
 
-`tokenmux.executor` implements the worker, `tokenmux.models` the catalogue and its tokenizers, `tokenmux.scheduler.instance` what is known of capacity.
+`tokenmux.executor` implements the worker, `tokenmux.models` the catalogue and its tokenizers,
+`tokenmux.scheduler.instance` what is known of capacity.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +18,8 @@ from tokenmux.server.front.generation import Chat, Text
 
 
 class Worker(Protocol):
-    """A running worker. It answers through the callback that its factory was given, from a thread of its own."""
+    """A running worker. It answers through the callback that its factory was given, from a thread of its
+    own."""
 
     def send(self, message: ToWorker) -> None:
         """Hand over a message without waiting. Raises WorkerFailed when the worker is gone."""
@@ -27,7 +30,8 @@ class Worker(Protocol):
         ...
 
     def close(self) -> None:
-        """Stop it and free what it holds; may block. Nothing is delivered afterwards. Harmless when it is gone already."""
+        """Stop it and free what it holds; may block. Nothing is delivered afterwards. Harmless when it is
+        gone already."""
         ...
 
 
@@ -62,7 +66,8 @@ class Detokenizer(Protocol):
     """The text of one output, step by step, cut at the first stop string."""
 
     def push(self, token_ids: Sequence[int]) -> str:
-        """Take the next tokens; returns the text that is certain by now. Once `stopped` is set: always empty."""
+        """Take the next tokens; returns the text that is certain by now. Once `stopped` is set: always
+        empty."""
         ...
 
     def finish(self) -> str:
@@ -97,7 +102,8 @@ class Texts(Protocol):
     async def encode(self, model: str, path: Path, facts: TextFacts, prompt: Text | Chat) -> Sequence[int]:
         """Token ids of a prompt by the tokenizer of the entry in folder `path`; `model` names it in errors.
 
-        Raises InvalidRequest, NotServable when it exceeds the limits, Overloaded when its turn did not come in time.
+        Raises InvalidRequest, NotServable when it exceeds the limits, Overloaded when its turn did not come
+        in time.
         """
         ...
 
@@ -142,7 +148,8 @@ class Catalogue(Protocol):
         ...
 
     def register_folder(self, name: str, folder: Path, *, progress: Progress) -> Entry:
-        """Convert a checkpoint and keep it. Raises AlreadyExists, NotFound, BadCheckpoint, UnsupportedModel, DoesNotFit."""
+        """Convert a checkpoint and keep it. Raises AlreadyExists, NotFound, BadCheckpoint,
+        UnsupportedModel, DoesNotFit."""
         ...
 
     def register_gguf(self, name: str, file: Path, *, progress: Progress) -> Entry:

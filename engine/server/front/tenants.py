@@ -1,11 +1,13 @@
-"""What the operator grants: weights of tenants and of models, and whose request finds a place in a full queue."""
+"""What the operator grants: weights of tenants and of models, and whose request finds a place in a full
+queue."""
 
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 SPARE_PLACES = 1 / 8
-"""Beyond the queue's size, as a share of it: for tenants that hold less than their share, when others have filled the queue."""
+"""Beyond the queue's size, as a share of it: for tenants that hold less than their share, when others have
+filled the queue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,8 @@ class Weights:
 
 
 def is_full(tenant: str, held: Counter[str], limit: int, weights: Weights, n_admitting: int = 0) -> bool:
-    """Whether a queue of `limit` places is full for this tenant. `held`: places by tenant; `n_admitting` are nobody's yet."""
+    """Whether a queue of `limit` places is full for this tenant. `held`: places by tenant; `n_admitting`
+    are nobody's yet."""
     n = held.total() + n_admitting
     if n < limit or n >= limit + int(SPARE_PLACES * limit):
         return n >= limit

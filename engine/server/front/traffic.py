@@ -1,7 +1,8 @@
 """Records traffic for capacity planning: lengths, times and names of requests that ended, never their text.
 
-The newest stay in memory, and with a path every one is also appended to a file of the trace format (`tokenmux.workload.trace`), which is
-put aside when it is full. Recording never fails a request: when the file cannot be written, that is logged and only memory goes on.
+The newest stay in memory, and with a path every one is also appended to a file of the trace format
+(`tokenmux.workload.trace`), which is put aside when it is full. Recording never fails a request: when the
+file cannot be written, that is logged and only memory goes on.
 """
 
 import logging
@@ -17,7 +18,8 @@ logger = logging.getLogger(__name__)
 
 
 class TrafficRecorder:
-    """See the module. `window` is how many requests memory keeps, `start_s` when recording began, on the clock of `Request.arrival_s`."""
+    """See the module. `window` is how many requests memory keeps, `start_s` when recording began, on the
+    clock of `Request.arrival_s`."""
 
     def __init__(self, window: int, start_s: float, file: "TraceFile | None" = None) -> None:
         self.window = window
@@ -61,8 +63,9 @@ class TrafficRecorder:
 class TraceFile:
     """A file of JSON lines that never holds half a line: each is one write to the end.
 
-    When one more line would make it longer than `max_bytes` it becomes `NAME.1.jsonl`, the one before `NAME.2.jsonl`, up to `keep`; the oldest
-    goes. So does a file that lies there at the beginning, since times in one file count from one start.
+    When one more line would make it longer than `max_bytes` it becomes `NAME.1.jsonl`, the one before
+    `NAME.2.jsonl`, up to `keep`; the oldest goes. So does a file that lies there at the beginning, since
+    times in one file count from one start.
     """
 
     def __init__(self, path: Path, max_bytes: int, keep: int) -> None:
@@ -72,7 +75,8 @@ class TraceFile:
             self._file = self._begin()
         except OSError as error:
             raise ConfigError(
-                f"record_traffic.path: {path} cannot be written: {error.strerror}; name a file in a folder that exists and is writable"
+                f"record_traffic.path: {path} cannot be written: {error.strerror}; name a file in a "
+                "folder that exists and is writable"
             ) from error
 
     def append(self, line: str) -> None:

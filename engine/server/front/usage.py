@@ -1,4 +1,5 @@
-"""Who used the worker, gathered from what it tells once a second; forgotten when the worker is replaced, as its counters begin anew."""
+"""Who used the worker, gathered from what it tells once a second; forgotten when the worker is replaced,
+as its counters begin anew."""
 
 from tokenmux.core.facts import ModelId
 from tokenmux.messages.reports import ModelUse, Service, WorkerUse
@@ -22,7 +23,8 @@ class Usage:
         self.n_models_used = message.n_models_used
 
     def devices_saved(self, n_devices: int) -> float:
-        """Against one device for each model while it has requests (`tokenmux.scheduler.metrics.counters.Metrics.models_with_work`); 0 before any work."""
+        """Against one device for each model while it has requests
+        (`tokenmux.scheduler.metrics.counters.Metrics.models_with_work`); 0 before any work."""
         return self.model_work_s / self.work_s - n_devices if self.work_s else 0.0
 
     def devices_saved_dedicated(self, n_devices: int) -> int:

@@ -1,8 +1,9 @@
 """Who may call what: API keys, by service.
 
-Services are separate in the API so that this can be decided from the name of the method alone. Inference keys open
-`Inference`; admin keys open everything. Health checks are open to all, so that load balancers need no key. Without any keys
-configured everything is open, which `tokenmux.server.config` allows on loopback addresses only.
+Services are separate in the API so that this can be decided from the name of the method alone. Inference keys
+open `Inference`; admin keys open everything. Health checks are open to all, so that load balancers need no
+key. Without any keys configured everything is open, which `tokenmux.server.config` allows on loopback
+addresses only.
 """
 
 import hashlib
@@ -72,7 +73,10 @@ class Access:
         if key is None:
             return (
                 grpc.StatusCode.UNAUTHENTICATED,
-                f"this server needs an API key: send the metadata `{METADATA_KEY}: Bearer KEY` with a valid one",
+                (
+                    f"this server needs an API key: send the metadata `{METADATA_KEY}: Bearer KEY` with "
+                    "a valid one"
+                ),
             )
         if key.scope is Scope.ADMIN or service in INFERENCE_SERVICES:
             return None

@@ -39,7 +39,8 @@ logger = logging.getLogger(__name__)
 def ask_of(request: inference_pb2.GenerateRequest, tenant: str | None) -> Ask:
     """The question in a request. `tenant`, if known from the caller's key, replaces what the request says.
 
-    Raises InvalidRequest when there is no prompt, and for more strings, ids or messages than are worth copying.
+    Raises InvalidRequest when there is no prompt, and for more strings, ids or messages than are worth
+    copying.
     """
     sampling, stopping, level = request.sampling, request.stopping, request.service_level
     check_count("stop strings", stopping.strings, MAX_STOP_STRINGS)
@@ -145,7 +146,8 @@ def finish_info(info: FinishInfo) -> inference_pb2.FinishInfo:
 def model(view: ShownModel) -> models_pb2.Model:
     """A model with what the worker last said of it.
 
-    One with numbers that no message can hold is shown as refused: it must not take the status of all the others with it.
+    One with numbers that no message can hold is shown as refused: it must not take the status of all the
+    others with it.
     """
     try:
         return _whole_model(view)

@@ -1,10 +1,11 @@
 """The standard health service (grpc.health.v1), answered from what the front knows at the moment.
 
-Names: "" and "tokenmux.v1.Inference" are SERVING while requests are accepted, "models/NAME" while requests for that model
-are. A model that is not served is NOT_FOUND to `Check` and SERVICE_UNKNOWN to `Watch`, as the protocol has it for names that may come.
+Names: "" and "tokenmux.v1.Inference" are SERVING while requests are accepted, "models/NAME" while requests
+for that model are. A model that is not served is NOT_FOUND to `Check` and SERVICE_UNKNOWN to `Watch`, as the
+protocol has it for names that may come.
 
-grpc_health's own asyncio servicer writes to watchers under a lock that setting a status needs: one client that reads nothing stops the
-health of all. Here a watcher waits for its own connection only.
+grpc_health's own asyncio servicer writes to watchers under a lock that setting a status needs: one client
+that reads nothing stops the health of all. Here a watcher waits for its own connection only.
 """
 
 from grpc_health.v1 import health_pb2

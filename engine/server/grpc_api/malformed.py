@@ -1,8 +1,9 @@
-"""Requests that are not valid protobuf, such as text that is not UTF-8, and those that are too large end with INVALID_ARGUMENT.
+"""Requests that are not valid protobuf, such as text that is not UTF-8, and those that are too large end with
+INVALID_ARGUMENT.
 
-Left to itself grpc answers INTERNAL ("exception deserializing request") for what is the caller's fault, and logs a traceback; and
-RESOURCE_EXHAUSTED, which says "try again later", to a message that will be too large for ever. gRPC's own limit, far above ours, stays for
-what should not even be read.
+Left to itself grpc answers INTERNAL ("exception deserializing request") for what is the caller's fault, and
+logs a traceback; and RESOURCE_EXHAUSTED, which says "try again later", to a message that will be too large
+for ever. gRPC's own limit, far above ours, stays for what should not even be read.
 """
 
 from collections.abc import Callable
@@ -59,7 +60,8 @@ def _lenient(deserializer: Any, max_bytes: int) -> Callable[[bytes], Any]:
     def deserialize(data: bytes) -> Any:
         if len(data) > max_bytes:
             return _Malformed(
-                f"the request has {len(data)} bytes, and the server takes {max_bytes}: shorten it, or raise `max_message` "
+                f"the request has {len(data)} bytes, and the server takes {max_bytes}: shorten it, "
+                "or raise `max_message` "
                 "in the server's pool.yaml"
             )
         try:

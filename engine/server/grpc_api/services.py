@@ -58,8 +58,9 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             return response
 
     async def GenerateStream(self, request: inference_pb2.GenerateRequest, context: Context) -> None:
-        # `context.write` and not `yield`: when the client leaves, grpc cancels this coroutine where it waits, so that
-        # leaving `open` cancels the request at once; a generator would only be closed when it is collected.
+        # `context.write` and not `yield`: when the client leaves, grpc cancels this coroutine where it waits,
+        # so that leaving `open` cancels the request at once; a generator would only be closed when it is
+        # collected.
         async with answering(context), self._front.open(self._ask(request, context)) as stream:
             async for event in stream:
                 await context.write(convert.stream_response(event))
@@ -145,7 +146,8 @@ MAX_WATCHERS = 128
 WATCH_INTERVAL_S = 0.1
 """Least time between two messages to a watcher."""
 FRESH_S = 0.05
-"""A status is made once for all who ask within this time, unless something changed: of 1,000 models it takes 20 ms."""
+"""A status is made once for all who ask within this time, unless something changed: of 1,000 models it
+takes 20 ms."""
 
 
 class PoolService(pool_pb2_grpc.PoolServicer):

@@ -1,7 +1,8 @@
 """Errors to gRPC status, in one place for all services.
 
-An error of our own tree was raised on purpose: its message names the remedy and is sent as it is. Anything else is a fault of
-ours: it is logged with an id, and the client is told the id and nothing more, so that no path, token or stack leaks.
+An error of our own tree was raised on purpose: its message names the remedy and is sent as it is. Anything
+else is a fault of ours: it is logged with an id, and the client is told the id and nothing more, so that no
+path, token or stack leaks.
 """
 
 import logging
@@ -46,7 +47,8 @@ CODES: dict[type[TokenmuxError], grpc.StatusCode] = {
     Unavailable: grpc.StatusCode.UNAVAILABLE,
     InternalError: grpc.StatusCode.INTERNAL,
 }
-"""A class that is not named here has the code of the nearest one above it. RESOURCE_EXHAUSTED and UNAVAILABLE are for `retryable` errors only."""
+"""A class that is not named here has the code of the nearest one above it. RESOURCE_EXHAUSTED and
+UNAVAILABLE are for `retryable` errors only."""
 
 
 def code_of(error: TokenmuxError) -> grpc.StatusCode:

@@ -1,4 +1,5 @@
-"""Whether a worker is missing for longer than a moment: what health says, and whether requests still wait for the next one.
+"""Whether a worker is missing for longer than a moment: what health says, and whether requests still wait for
+the next one.
 
 worker broke ─ late_s ─▶ outage: health says so, requests wait ─ patience_s ─▶ they end, new ones are refused
                  worker serves again ─ steady_s, or a token ─▶ over
@@ -28,7 +29,8 @@ class Outage:
         clock: Callable[[], float],
         sleep: Callable[[float], Awaitable[object]],
     ) -> None:
-        """`on_change` is called when health changes, `on_refusal` when those who wait shall wait no longer."""
+        """`on_change` is called when health changes, `on_refusal` when those who wait shall wait no
+        longer."""
         self.reason: TokenmuxError | None = None
         """Why there is no worker; None outside of an outage."""
         self.refusal: TokenmuxError | None = None

@@ -1,12 +1,14 @@
-"""Keeps one worker alive: starts it, carries its messages onto the event loop, replaces it when it breaks or falls silent.
+"""Keeps one worker alive: starts it, carries its messages onto the event loop, replaces it when it breaks or
+falls silent.
 
-A worker answers from a thread of its own. Its messages are collected and handled on the loop in batches, so that a thousand
-tokens cost one wake-up. What a dead worker still had to say is dropped: its successor is told everything that matters anew,
-by `on_started`.
+A worker answers from a thread of its own. Its messages are collected and handled on the loop in batches, so
+that a thousand tokens cost one wake-up. What a dead worker still had to say is dropped: its successor is told
+everything that matters anew, by `on_started`.
 
-A worker that says nothing for `Patience.silent_s` is killed: it beats once a second, whatever it computes. Time in which this
-process itself stood still does not count. Replacing begins at once; when workers keep breaking soon after they began, after a
-growing wait, and never ends. Only a server whose first worker cannot be had gives up, so that whoever started it notices.
+A worker that says nothing for `Patience.silent_s` is killed: it beats once a second, whatever it computes.
+Time in which this process itself stood still does not count. Replacing begins at once; when workers keep
+breaking soon after they began, after a growing wait, and never ends. Only a server whose first worker cannot
+be had gives up, so that whoever started it notices.
 """
 
 import asyncio
@@ -32,7 +34,8 @@ TICK_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class RestartLimits:
-    """`n` workers in a row that live for less than `window_s` seconds are replaced at once, later ones after a wait."""
+    """`n` workers in a row that live for less than `window_s` seconds are replaced at once, later ones
+    after a wait."""
 
     n: int = 3
     window_s: float = 60.0
@@ -58,7 +61,8 @@ class Patience:
 
 
 class _Inbox:
-    """Takes messages from any thread, hands them over on the loop, in order, several at a time, once released."""
+    """Takes messages from any thread, hands them over on the loop, in order, several at a time, once
+    released."""
 
     def __init__(self, handle: Callable[[FromWorker], None]) -> None:
         self._loop = asyncio.get_running_loop()
@@ -79,7 +83,8 @@ class _Inbox:
             if self._scheduled:
                 return
             self._scheduled = True
-            # Under the lock, so that `shut` on the loop's thread cannot come in between and let the loop close.
+            # Under the lock, so that `shut` on the loop's thread cannot come in between and let the loop
+            # close.
             self._loop.call_soon_threadsafe(self._drain)
 
     def release(self) -> None:
@@ -119,8 +124,9 @@ class Supervisor:
         clock: Callable[[], float],
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
-        """`on_broken` is called when a worker died, `on_started` when one can be sent to (the first one, too), `on_down` when
-        there will be none for a while, and why; `on_given_up` when `served` was never called and there will be no other."""
+        """`on_broken` is called when a worker died, `on_started` when one can be sent to (the first one,
+        too), `on_down` when there will be none for a while, and why; `on_given_up` when `served` was never
+        called and there will be no other."""
         self._factory = factory
         self._on_message = on_message
         self._on_broken = on_broken
@@ -143,7 +149,8 @@ class Supervisor:
         self._n_short_lives = 0
         self._has_served = False
         self.has_spoken = False
-        """Whether the present worker, or the last one, has said anything; before that it has read nothing either."""
+        """Whether the present worker, or the last one, has said anything; before that it has read nothing
+        either."""
         self._closed = False
         self.n_restarts = 0
 
@@ -161,7 +168,8 @@ class Supervisor:
         self._has_served = True
 
     def send(self, message: ToWorker) -> None:
-        """Hand a message to the worker. While there is none it is dropped: `on_started` is the time to repeat it."""
+        """Hand a message to the worker. While there is none it is dropped: `on_started` is the time to
+        repeat it."""
         if self._worker is None:
             return
         try:
@@ -206,7 +214,8 @@ class Supervisor:
         while silent_s < self._patience_s:
             await self._sleep(TICK_S)
             now_s = self._clock()
-            # Where this process was stopped itself, or starved, the worker's messages may only be waiting to be read.
+            # Where this process was stopped itself, or starved, the worker's messages may only be waiting to
+            # be read.
             passed_s = min(now_s - looked_s, 2 * TICK_S)
             silent_s = 0.0 if inbox.n_posted != n_heard else silent_s + passed_s
             n_heard, looked_s = inbox.n_posted, now_s

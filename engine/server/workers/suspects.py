@@ -1,12 +1,14 @@
-"""Finds what kills workers, so that the innocent lose time only. Knows no requests: its subjects are any hashable keys.
+"""Finds what kills workers, so that the innocent lose time only. Knows no requests: its subjects are any
+hashable keys.
 
-When a worker breaks, whatever had been given to it and had not got anywhere may be the cause. What that has happened to
-`limit` times is a suspect: it is held back from the next worker until the others have got somewhere, then tried in groups,
-newest first, of one, two, four, ... subjects. A worker that breaks meanwhile clears the rest; its group is halved and tried
-again. Who is the only candidate when a worker breaks during its trial is guilty.
+When a worker breaks, whatever had been given to it and had not got anywhere may be the cause. What that has
+happened to `limit` times is a suspect: it is held back from the next worker until the others have got
+somewhere, then tried in groups, newest first, of one, two, four, ... subjects. A worker that breaks meanwhile
+clears the rest; its group is halved and tried again. Who is the only candidate when a worker breaks during
+its trial is guilty.
 
-A death during trials that others (arrivals) may have caused too makes all of them suspects, and arrivals wait from then on
-until the trials are over; so whatever comes in between, somebody is alone in the end.
+A death during trials that others (arrivals) may have caused too makes all of them suspects, and arrivals wait
+from then on until the trials are over; so whatever comes in between, somebody is alone in the end.
 
     arrive ─▶ may go at once, or is held          died ─▶ the guilty one, if it is known now
     sent, progressed, forget ─▶ notes             release ─▶ what is to be sent now
@@ -68,7 +70,8 @@ class Suspects(Generic[Subject]):
         return True
 
     def sent(self, subject: Subject, *, first: bool = False) -> None:
-        """It was given to the worker; `first` if it was there before the worker was, so that trials wait for it."""
+        """It was given to the worker; `first` if it was there before the worker was, so that trials wait
+        for it."""
         self._unproven[subject] = None
         if first:
             self._first.add(subject)
@@ -86,7 +89,8 @@ class Suspects(Generic[Subject]):
         self._waiting = [waiting for waiting in self._waiting if waiting != subject]
 
     def release(self) -> list[Subject]:
-        """What is to be sent now: the next group, or, when all are through, whoever waited. Call `sent` for each."""
+        """What is to be sent now: the next group, or, when all are through, whoever waited. Call `sent`
+        for each."""
         if self._trial or self._first:
             return []
         if self._groups:
@@ -112,7 +116,8 @@ class Suspects(Generic[Subject]):
         self._first.clear()
 
     def died(self) -> Subject | None:
-        """The worker broke; returns who is guilty, if that is known now. The others may be sent to the next one unless held."""
+        """The worker broke; returns who is guilty, if that is known now. The others may be sent to the
+        next one unless held."""
         candidates = list(self._unproven)
         on_trial = [subject for subject in candidates if subject in self._trial]
         was_trying = self.trying

@@ -105,7 +105,8 @@ def _from_config(path: Path) -> ModelFacts:
         config = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(
-            f"{file}: cannot be read: {error.strerror}; give the config.json of a model, or a folder that has one"
+            f"{file}: cannot be read: {error.strerror}; give the config.json of a model, or a folder "
+            "that has one"
         ) from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{file}: is not JSON that can be read: {error}") from error

@@ -15,7 +15,8 @@ _LONGEST_S = 60.0
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #222 }
-table { border-collapse: collapse } td, th { padding: .2em .8em; text-align: right; border-bottom: 1px solid #ddd }
+table { border-collapse: collapse }
+td, th { padding: .2em .8em; text-align: right; border-bottom: 1px solid #ddd }
 td:first-child, th:first-child { text-align: left } svg { width: 100%; height: auto }
 text { font: 12px system-ui, sans-serif; fill: #444 } h2 { margin-top: 1.6em }
 """
@@ -160,8 +161,10 @@ def _timeline(plan: CapacityPlan) -> str:
     for row, model, start_s, stop_s in _merged(spans):
         stop_s = min(stop_s, end_s)
         parts.append(
-            f'<rect x="{_LEFT + start_s * scale:.2f}" y="{_ROW * row}" width="{max(0.2, (stop_s - start_s) * scale):.2f}" '
-            f'height="{_ROW - 3}" fill="hsl({hue[model]},55%,55%)"><title>{escape(model)}, {start_s:.2f} s</title></rect>'
+            f'<rect x="{_LEFT + start_s * scale:.2f}" y="{_ROW * row}" '
+            f'width="{max(0.2, (stop_s - start_s) * scale):.2f}" '
+            f'height="{_ROW - 3}" fill="hsl({hue[model]},55%,55%)"><title>{escape(model)}, '
+            f"{start_s:.2f} s</title></rect>"
         )
     parts += [
         _text(_LEFT + second * scale, _ROW * n_rows + 14, f"{second} s", "middle")
@@ -169,7 +172,10 @@ def _timeline(plan: CapacityPlan) -> str:
     ]
     size = f"0 0 {_WIDTH} {_ROW * n_rows + 22}"
     svg = f'<svg viewBox="{size}" xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
-    return f"{svg}<p>slack, the first {end_s:.0f} s: a row is an instance, a colour a model (its name appears under the pointer).</p>"
+    return (
+        f"{svg}<p>slack, the first {end_s:.0f} s: a row is an instance, a colour a model (its name "
+        "appears under the pointer).</p>"
+    )
 
 
 def _merged(spans: Iterable[Span]) -> Iterable[tuple[int, str, float, float]]:

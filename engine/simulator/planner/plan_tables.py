@@ -32,7 +32,8 @@ def print_plan(
         )
     console.print(answer)
     around = _table(
-        "One device less and one more", "policy", plan.hardware.gpu, "tokens", "requests", "TTFT p50", "p99 s", "compute", "copies", "disk"
+        "One device less and one more", "policy", plan.hardware.gpu, "tokens", "requests", "TTFT p50",
+        "p99 s", "compute", "copies", "disk"
     )  # fmt: skip
     for policy in plan.fewest:
         for point in plan.around(policy):

@@ -77,13 +77,15 @@ def world_of(question: Question, note: Callable[[str], None] = lambda text: None
         expected = sum(rates.values()) * question.duration_s
         if expected > MAX_REQUESTS:
             raise ConfigError(
-                f"about {expected:.3g} requests within {question.duration_s:g} s are more than can be simulated ({MAX_REQUESTS}): "
+                f"about {expected:.3g} requests within {question.duration_s:g} s are more than can "
+                f"be simulated ({MAX_REQUESTS}): "
                 "lower --rate or --duration"
             )
         lines = traffic(np.random.default_rng(question.seed), rates, question.duration_s)
         if not lines:
             raise ConfigError(
-                f"no request comes within {question.duration_s:g} s at these rates: raise --rate or --duration"
+                f"no request comes within {question.duration_s:g} s at these rates: raise --rate or "
+                "--duration"
             )
     else:
         lines = read_trace(question.trace) if isinstance(question.trace, Path) else question.trace
@@ -94,7 +96,8 @@ def world_of(question: Question, note: Callable[[str], None] = lambda text: None
     n_cut = sum(whole != cut for whole, cut in zip(lines, fitting, strict=True))
     if n_cut and question.trace is not None:
         note(
-            f"{n_cut} of {len(lines)} requests are longer than their model's context, and planned as cut to it"
+            f"{n_cut} of {len(lines)} requests are longer than their model's context, and planned as "
+            "cut to it"
         )
     start_s = fitting[0].arrival_s
     moved = [

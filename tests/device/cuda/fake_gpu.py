@@ -1,7 +1,9 @@
-"""A GPU without a GPU: streams over host memory that do everything late, in a random order that events and streams permit.
+"""A GPU without a GPU: streams over host memory that do everything late, in a random order that events and
+streams permit.
 
-What a stream is given runs when somebody waits for it, or by chance before; a copy reads its source then and not when it was given. So
-a wait that is missing shows as wrong bytes. Copies are refused from or to memory that a GPU could not reach, or not any more.
+What a stream is given runs when somebody waits for it, or by chance before; a copy reads its source then and
+not when it was given. So a wait that is missing shows as wrong bytes. Copies are refused from or to memory
+that a GPU could not reach, or not any more.
 """
 
 import time
@@ -85,7 +87,7 @@ class FakeGpu:
             self._allowed.pop(channel, None)
             self._opened.notify_all()
 
-    # ── the interface ────────────────────────────────────────────────────────────────────────────────────────
+    # ── the interface ───────────────────────────────────────────────────────────────────────────────────────
 
     def allocate(self, n_bytes: int) -> torch.Tensor:
         self._check()
@@ -201,7 +203,7 @@ class FakeGpu:
         yield
         self._check()
 
-    # ── how it is carried out ────────────────────────────────────────────────────────────────────────────────
+    # ── how it is carried out ───────────────────────────────────────────────────────────────────────────────
 
     def give(self, channel: Channel, run: Callable[[], None], after: FakeEvent | None = None) -> None:
         with self._lock:
@@ -264,7 +266,8 @@ class FakeGpu:
         offsets: torch.Tensor,
         *sides: tuple[torch.Tensor, int],
     ) -> None:
-        """Give a kernel to the stream; `sides` are a tensor for each row of `offsets`, and how much of it a block takes."""
+        """Give a kernel to the stream; `sides` are a tensor for each row of `offsets`, and how much of it
+        a block takes."""
         assert (offsets.dtype, offsets.shape[0]) == (torch.int64, 2)
 
         def run() -> None:
@@ -287,7 +290,8 @@ class FakeGpu:
         self._check()
 
     def _check_reaches(self, memory: torch.Tensor, *, by_kernel: bool = False) -> None:
-        """A kernel reads each byte by its address; a copy is refused that reaches from one locked piece into the next."""
+        """A kernel reads each byte by its address; a copy is refused that reaches from one locked piece
+        into the next."""
         pieces = [memory]
         if by_kernel:
             edges = {0, memory.nbytes}

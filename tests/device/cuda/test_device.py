@@ -1,4 +1,5 @@
-"""The CUDA device on fake streams: order without completions, failure, memory, and what a machine without a GPU is told."""
+"""The CUDA device on fake streams: order without completions, failure, memory, and what a machine without
+a GPU is told."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -60,7 +61,7 @@ from tokenmux.testing import make_request
 
 each_paging = pytest.mark.parametrize("paging", [ENGINES, KERNEL, INT8], ids=["engines", "kernel", "int8"])
 
-# ── what is said to be touched, and what is ──────────────────────────────────────────────────────────────────────
+# ── what is said to be touched, and what is ─────────────────────────────────────────────────────────────────
 
 
 def sides(piece: cuda._Piece) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -143,11 +144,12 @@ def test_a_step_is_entered_with_all_that_it_reads_and_writes() -> None:
         assert not any(is_within(block, reads[_Space.ARENA]) for block in others)
 
 
-# ── operations that do not wait for completions ──────────────────────────────────────────────────────────────────
+# ── operations that do not wait for completions ─────────────────────────────────────────────────────────────
 
 
 class HashingStep:
-    """Writes tokens that depend on all of the weights and on all KV before them, so that one wrong byte spreads."""
+    """Writes tokens that depend on all of the weights and on all KV before them, so that one wrong byte
+    spreads."""
 
     def __init__(self, early: "Early", started: Started) -> None:
         step = started.operation
@@ -183,9 +185,11 @@ def digest(data: torch.Tensor) -> int:
 
 @dataclass
 class Early:
-    """A ledger and a device without an instance between them: books are closed when an operation starts, not when it ends.
+    """A ledger and a device without an instance between them: books are closed when an operation starts, not
+    when it ends.
 
-    Only what a page-out may count on is left to completions, as it is in the instance: the tokens of steps that have ended.
+    Only what a page-out may count on is left to completions, as it is in the instance: the tokens of steps
+    that have ended.
     """
 
     gpu: Gpu
@@ -368,7 +372,8 @@ class Early:
 
 
 def program(seed: int, n_actions: int) -> Callable[[Early], None]:
-    """Actions by chance: many that fill the device, so that everything lies where something else lay before."""
+    """Actions by chance: many that fill the device, so that everything lies where something else lay
+    before."""
     random = Random(seed)
     names = "abcd"
     actions: list[Callable[[Early], None]] = []
@@ -453,7 +458,7 @@ def test_the_same_on_a_gpu(seed: int, paging: Paging) -> None:
         assert hasty.contents() == expected
 
 
-# ── what waits for what, one at a time ───────────────────────────────────────────────────────────────────────────
+# ── what waits for what, one at a time ──────────────────────────────────────────────────────────────────────
 
 
 def in_one_chunk(bench: Bench, gpu: Gpu, paging: Paging = ENGINES) -> CudaDevice:
@@ -545,7 +550,8 @@ def test_kv_that_goes_out_through_chunks_of_the_host_comes_in_only_when_it_has_l
 def test_a_step_waits_on_the_device_for_the_page_in_of_its_request_and_a_page_in_for_those_that_leave(
     paging: Paging,
 ) -> None:
-    """`second` is paged out and dropped, `first` comes into its blocks and runs: all given before anything is done."""
+    """`second` is paged out and dropped, `first` comes into its blocks and runs: all given before anything
+    is done."""
     gpu = FakeGpu()
     with bench_of(lambda bench: in_one_chunk(bench, gpu, paging)) as bench:
         bench.add(model("a", 570 * KB))
@@ -625,7 +631,7 @@ def check_ended(before: set[threading.Thread]) -> None:
         assert not thread.is_alive()
 
 
-# ── failure ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── failure ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_gpu_that_breaks_in_a_copy_is_reported_and_nothing_hangs() -> None:
@@ -702,7 +708,7 @@ def test_a_gpu_without_room_for_the_arena_is_refused_with_the_remedy() -> None:
     check_ended(before)
 
 
-# ── memory ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── memory ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 OFFSETS_BYTES = 4 * 64 * KB
@@ -797,7 +803,7 @@ def test_it_is_said_when_host_memory_cannot_be_locked(caplog: pytest.LogCaptureF
         assert f"allow the server to lock {FACTS.host_kv_bytes} bytes" in caplog.text
 
 
-# ── no GPU ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── no GPU ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -1,4 +1,5 @@
-"""Pages of host memory: images that come and go keep their bytes, each page is locked once, and memory goes back."""
+"""Pages of host memory: images that come and go keep their bytes, each page is locked once, and memory
+goes back."""
 
 import gc
 import os

@@ -1,7 +1,8 @@
 """The waits between channels: enough of them, none too many, and none forgotten late.
 
-Random programs of operations on random cells of memory are carried out in random orders, any that the channels (each in its own
-order) and the waits permit. Whatever the order, an operation must come after every earlier one that it conflicts with.
+Random programs of operations on random cells of memory are carried out in random orders, any that the
+channels (each in its own order) and the waits permit. Whatever the order, an operation must come after every
+earlier one that it conflicts with.
 """
 
 from dataclasses import dataclass, field

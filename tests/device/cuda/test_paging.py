@@ -1,4 +1,5 @@
-"""How blocks are paged: the choice by what the copy engines would lose, chunks of blocks, and what a launch is told."""
+"""How blocks are paged: the choice by what the copy engines would lose, chunks of blocks, and what a
+launch is told."""
 
 from dataclasses import dataclass, field
 

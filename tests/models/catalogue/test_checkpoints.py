@@ -1,4 +1,5 @@
-"""Checkpoints on their way into the catalogue: whole ones get images, damaged ones a refusal that names file and reason."""
+"""Checkpoints on their way into the catalogue: whole ones get images, damaged ones a refusal that names
+file and reason."""
 
 import json
 import shutil

@@ -1,4 +1,5 @@
-"""`tokenmux pull` against a model hub: a server on the loopback interface that answers as the real one does."""
+"""`tokenmux pull` against a model hub: a server on the loopback interface that answers as the real one
+does."""
 
 import hashlib
 import json

@@ -49,7 +49,7 @@ def change_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], obj
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
-# ── quantised weights ─────────────────────────────────────────────────────────────────────────────────────────
+# ── quantised weights ───────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_weights_that_are_whole_numbers_are_quantised(checkpoint: Path, dtype: t
         find_weights(checkpoint)
 
 
-# ── shards, and files that are none ───────────────────────────────────────────────────────────────────────────
+# ── shards, and files that are none ─────────────────────────────────────────────────────────────────────────
 
 
 def split_in_two(folder: Path, *, twice: bool = False) -> None:
@@ -131,7 +131,7 @@ def test_the_file_that_is_checked_is_the_one_that_transformers_loads(checkpoint:
     assert [file.path.name for file in find_weights(checkpoint)] == ["a.safetensors", "b.safetensors"]
 
 
-# ── every tensor is used, or the file refused ─────────────────────────────────────────────────────────────────
+# ── every tensor is used, or the file refused ───────────────────────────────────────────────────────────────
 
 
 def bound(catalogue: Catalogue, name: str, folder: Path) -> Any:
@@ -203,7 +203,8 @@ def test_tensors_that_change_nothing_are_left_out(catalogue: Catalogue, checkpoi
 def test_changed_tensors_are_refused_or_exact(
     llama: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    """Tensors dropped, renamed, copied, of another shape; ties on and off; keys of the config that add tensors."""
+    """Tensors dropped, renamed, copied, of another shape; ties on and off; keys of the config that add
+    tensors."""
     folder = Path(shutil.copytree(llama, tmp_path_factory.mktemp("changed") / "m"))
     names = sorted(load_file(folder / WEIGHTS))
     name = data.draw(st.sampled_from([*names, "lm_head.weight"]))
@@ -240,7 +241,7 @@ def test_changed_tensors_are_refused_or_exact(
         assert equals_transformers(model, folder)
 
 
-# ── config.json ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── config.json ─────────────────────────────────────────────────────────────────────────────────────────────
 
 NUMBERS = (
     "num_hidden_layers",
@@ -373,7 +374,7 @@ def test_what_a_strict_config_refuses_is_a_refusal(
         catalogue.register_folder("m", folder)
 
 
-# ── headers of safetensors files ──────────────────────────────────────────────────────────────────────────────
+# ── headers of safetensors files ────────────────────────────────────────────────────────────────────────────
 
 
 def write_header(path: Path, header: object, data: bytes = bytes(64)) -> Path:
@@ -407,7 +408,10 @@ def tensor(begin: object, end: object, shape: object = (8,), dtype: object = "F3
         {"a": [0, 32]},
         {"a": {"dtype": "F32", "shape": [8], "data_offsets": [0]}},
         {"__metadata__": [], "a": tensor(0, 64, [16])},
-        '{"a": {"dtype": "F32", "shape": [16], "data_offsets": [0, 64]}, "a": {"dtype": "F32", "shape": [16], "data_offsets": [0, 64]}}',
+        (
+            '{"a": {"dtype": "F32", "shape": [16], "data_offsets": [0, 64]}, "a": {"dtype": "F32", '
+            '"shape": [16], "data_offsets": [0, 64]}}'
+        ),
         "[]",
         "[" * 50_000,
         "nothing",
@@ -456,7 +460,7 @@ def test_a_manifest_is_as_strict(tmp_path: Path, checkpoint: Path, catalogue: Ca
             Manifest.load(path)
 
 
-# ── a file that is changed behind our back ────────────────────────────────────────────────────────────────────
+# ── a file that is changed behind our back ──────────────────────────────────────────────────────────────────
 
 
 def read(manifest: Manifest, seen: FileStamp | None = None) -> FileStamp:
@@ -498,7 +502,7 @@ def test_samples_show_a_change_that_times_do_not(
         read(manifest, seen)
 
 
-# ── folders that are no checkpoints ───────────────────────────────────────────────────────────────────────────
+# ── folders that are no checkpoints ─────────────────────────────────────────────────────────────────────────
 
 
 def test_a_folder_that_is_something_else_says_what_to_name_instead(checkpoint: Path, tmp_path: Path) -> None:

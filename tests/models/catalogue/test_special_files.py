@@ -1,4 +1,5 @@
-"""Pipes and devices in the place of a checkpoint's files are refused before anything opens them, which might never return."""
+"""Pipes and devices in the place of a checkpoint's files are refused before anything opens them, which
+might never return."""
 
 import os
 from pathlib import Path

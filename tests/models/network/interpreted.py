@@ -60,7 +60,8 @@ def serve(
     seed: int,
     result: dict[str, Any],
 ) -> None:
-    """Serve prompts of these lengths in hostile company: by `torch` or by `kernels`; or by the kernels, each `alone`."""
+    """Serve prompts of these lengths in hostile company: by `torch` or by `kernels`; or by the kernels,
+    each `alone`."""
     runner = make_runner(folder, None if path == "torch" else TILES)
     jobs = make_jobs(lengths, n_output, sampled)
 
@@ -79,8 +80,9 @@ def serve(
 def logits(folder: str, result: dict[str, Any]) -> None:
     """The largest difference of logits between both paths, in a step that has rows of every kind.
 
-    A prompt in cells longer and shorter than a pass, a short prompt, a row of one tile, rows that are replayed over several
-    splits. The kernels find NaN where nothing was written (the torch path zeroes a block before its first token).
+    A prompt in cells longer and shorter than a pass, a short prompt, a row of one tile, rows that are
+    replayed over several splits. The kernels find NaN where nothing was written (the torch path zeroes a
+    block before its first token).
     """
     runners = [make_runner(folder, tiles) for tiles in (None, TILES)]
     s = runners[0]._shape

@@ -1,4 +1,5 @@
-"""Experts by row: the values of transformers' own loop, the bits of a row alone, and memory that does not grow with the rows."""
+"""Experts by row: the values of transformers' own loop, the bits of a row alone, and memory that does not
+grow with the rows."""
 
 import subprocess
 import sys
@@ -74,7 +75,9 @@ torch.set_num_threads(1)
 def peak():
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 
-config = AutoConfig.for_model("qwen2_moe", hidden_size=2048, moe_intermediate_size=1408, num_experts=60, num_experts_per_tok=4)
+config = AutoConfig.for_model(
+    "qwen2_moe", hidden_size=2048, moe_intermediate_size=1408, num_experts=60, num_experts_per_tok=4
+)
 with torch.inference_mode():
     torch.set_default_dtype(torch.bfloat16)
     layer = Qwen2MoeExperts(config)

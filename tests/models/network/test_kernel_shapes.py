@@ -1,4 +1,5 @@
-"""What is compiled ahead of time is what a model's steps look up: on a device that is not there, nothing is left to compile."""
+"""What is compiled ahead of time is what a model's steps look up: on a device that is not there, nothing
+is left to compile."""
 
 from dataclasses import replace
 

@@ -1,6 +1,8 @@
-"""Steps through the Triton kernels: whole models in Triton's interpreter against the torch formulation, and how rows are cut.
+"""Steps through the Triton kernels: whole models in Triton's interpreter against the torch formulation, and
+how rows are cut.
 
-In float32 on the CPU, both paths must yield the same tokens; that company changes nothing must hold bit for bit.
+In float32 on the CPU, both paths must yield the same tokens; that company changes nothing must hold bit for
+bit.
 """
 
 import sys
@@ -56,11 +58,12 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory):
 def serve(interpreter: Interpreter, folder: str, path: str, lengths, n_output, *, sampled=False, seed=0):
     return interpreter(
         WORKER + "serve",
-        folder=folder, lengths=list(lengths), n_output=n_output, path=path, sampled=sampled, seed=seed, result={},
+        folder=folder, lengths=list(lengths), n_output=n_output, path=path, sampled=sampled, seed=seed,
+        result={},
     )["result"]  # fmt: skip
 
 
-# ── whole models ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── whole models ────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("family", EVERY_DAY)
@@ -104,7 +107,7 @@ def test_longer_and_more(interpreter, folder_of, family) -> None:
     assert alone == company
 
 
-# ── how rows are cut ─────────────────────────────────────────────────────────────────────────────────────────
+# ── how rows are cut ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def lay_out(segments: list[Segment], n_blocks: int = 400) -> KernelBatch:
@@ -210,7 +213,7 @@ def test_what_cannot_be_laid_out_or_advanced_is_refused() -> None:
             batch.advance([1])
 
 
-# ── drawing ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── drawing ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_draws_equal_the_reference_of_the_kernel(interpreter) -> None:
@@ -246,7 +249,7 @@ def test_draws_equal_the_reference_of_the_kernel(interpreter) -> None:
     assert torch.equal(got["logits"][:6], kept)
 
 
-# ── which path ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── which path ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_device_decides(monkeypatch: pytest.MonkeyPatch) -> None:

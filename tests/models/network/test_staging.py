@@ -1,4 +1,5 @@
-"""Arrays on their way to a device that copies late: nothing is overwritten under a copy, and waiting is rare."""
+"""Arrays on their way to a device that copies late: nothing is overwritten under a copy, and waiting is
+rare."""
 
 import numpy as np
 import torch
@@ -9,7 +10,8 @@ from tokenmux.models.network.staging import HostCarrier, Staging
 
 
 class LateStream(HostCarrier):
-    """Copies read their source when somebody waits, and not before: as late as the order of the stream permits."""
+    """Copies read their source when somebody waits, and not before: as late as the order of the stream
+    permits."""
 
     def __init__(self) -> None:
         self.given: list[tuple[torch.Tensor, torch.Tensor]] = []

@@ -143,7 +143,8 @@ def test_a_manifest_that_does_not_fit_the_config_is_refused(image: tuple[torch.T
 
 @pytest.mark.parametrize("n_rows", [1, 2, 3, 5, 17, 32])
 def test_decode_logits_have_the_same_bits_in_any_company(runner: Runner, n_rows: int) -> None:
-    """One row of 150 keys (two tiles) among others of 1 to 300 keys: bit for bit the logits that it has alone."""
+    """One row of 150 keys (two tiles) among others of 1 to 300 keys: bit for bit the logits that it has
+    alone."""
     generator = torch.Generator().manual_seed(n_rows)
     s = shape()
     kv = torch.randn(
@@ -195,7 +196,8 @@ def test_products_agree_where_the_rule_lets_them() -> None:
 
 
 def test_sums_in_another_order_show() -> None:
-    """Of random numbers the order of summing changes one result in thousands; of these, it changes nearly every row."""
+    """Of random numbers the order of summing changes one result in thousands; of these, it changes nearly
+    every row."""
     x, weight = (t.float() for t in rows._operands(torch.bfloat16, "cpu", Product(96, 512)))
     whole, other = ((x[:32] @ weight.T).bfloat16(), (x[:32].flip(1) @ weight.flip(1).T).bfloat16())
     assert sum(a == b for a, b in zip(rows._hashes(whole), rows._hashes(other), strict=True)) < 3

@@ -1,7 +1,8 @@
-"""Steps by several threads: a prompt's logits and KV have the same bits alone and in company, whatever the number of threads.
+"""Steps by several threads: a prompt's logits and KV have the same bits alone and in company, whatever the
+number of threads.
 
-torch divides products and element-wise functions among threads at places that depend on the number of rows; the worker takes
-one thread less than the machine has cores.
+torch divides products and element-wise functions among threads at places that depend on the number of rows;
+the worker takes one thread less than the machine has cores.
 """
 
 from collections.abc import Iterator

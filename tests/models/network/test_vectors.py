@@ -1,4 +1,5 @@
-"""Element-wise functions by threads and places. torch's number of threads may be larger than the machine's cores."""
+"""Element-wise functions by threads and places. torch's number of threads may be larger than the machine's
+cores."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -64,7 +65,8 @@ def test_arguments_are_kept(approximate: str) -> None:
 
 @pytest.mark.parametrize("threads", THREADS)
 def test_a_layer_treats_a_row_alike_alone_and_in_company(threads: int) -> None:
-    """As a gated layer computes it: a row of 1,344 numbers among 1 to 600, in float32, where torch alone would round it differently."""
+    """As a gated layer computes it: a row of 1,344 numbers among 1 to 600, in float32, where torch alone
+    would round it differently."""
     torch.set_num_threads(threads)
     x = torch.randn(1, 600, 2688, generator=torch.Generator().manual_seed(0))
     with ByRow(RowRule(2, 1)):

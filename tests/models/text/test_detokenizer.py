@@ -180,7 +180,7 @@ def test_a_window_stays_short_whatever_the_output_is() -> None:
         assert "".join([*given, growing.finish()]) == whole(tokens, [token] * 500)
 
 
-# ── stop strings ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── stop strings ────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def detokenize(detokenizer: Detokenizer, ids: list[int], portions: Sequence[int] = (1,)) -> str:

@@ -1,4 +1,5 @@
-"""What registration writes of a model's text: equal to transformers, tried, and free of patterns where the front reads it."""
+"""What registration writes of a model's text: equal to transformers, tried, and free of patterns where the
+front reads it."""
 
 import errno
 import json
@@ -58,14 +59,19 @@ def test_text_is_encoded_and_decoded_as_by_transformers(entry: Path, text: str) 
 
 TEMPLATES = (
     "{% for m in messages %}{{ '<|' + m.role + '|>' }}\n{{ m.content | trim }}\n{% endfor %}",
-    "{{ bos_token }}{% for m in messages if m.role != 'system' %}{{ m | tojson }}{% if loop.last %}{{ eos_token }}{% endif %}{% endfor %}",
-    "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{{ ns.n }}{{ m['content'] }}{% endfor %}",
+    ("{{ bos_token }}{% for m in messages if m.role != 'system' %}"
+    "{{ m | tojson }}{% if loop.last %}{{ eos_token }}{% endif %}{% endfor %}"),
+    ("{% set ns = namespace(n=0) %}{% for m in messages %}"
+    "{% set ns.n = ns.n + 1 %}{{ ns.n }}{{ m['content'] }}{% endfor %}"),
     "{% for m in messages %}{% if loop.index > 2 %}{% break %}{% endif %}{{ m.content }}{% endfor %}",
     "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}\n",
-    "  {%- for m in messages %}\n    {{- m.content }}\n  {% endfor %}{% if add_generation_prompt %}>{% endif %}",
-    "{% macro show(m) %}[{{ m.content }}]{% endmacro %}{% for m in messages %}{{ show(m) }}{% endfor %}{{ tools is none }}",
+    ("  {%- for m in messages %}\n    {{- m.content }}\n  {% endfor %}"
+    "{% if add_generation_prompt %}>{% endif %}"),
+    ("{% macro show(m) %}[{{ m.content }}]{% endmacro %}"
+    "{% for m in messages %}{{ show(m) }}{% endfor %}{{ tools is none }}"),
     "{{ dict(a=1) | tojson(indent=2) }}{{ messages[0].content }}{{ strftime_now('%Y') }}",
-    "{% if messages[0].role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}{{ messages[0].content }}",
+    ("{% if messages[0].role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
+    "{{ messages[0].content }}"),
 )  # fmt: skip
 
 

@@ -139,7 +139,8 @@ def test_loading_finds_what_ends_an_output(tmp_path: Path, caplog: pytest.LogCap
 
 
 def _byte_symbols() -> list[str]:
-    """The symbol of each byte in a byte-level vocabulary: itself if printable, else the next one free from U+0100."""
+    """The symbol of each byte in a byte-level vocabulary: itself if printable, else the next one free from
+    U+0100."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     symbols, others = [], 0
     for byte in range(256):

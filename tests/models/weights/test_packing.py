@@ -1,4 +1,5 @@
-"""Packed weights: the same bytes rearranged in place, the same bits out of every product, and nothing where it cannot be had."""
+"""Packed weights: the same bytes rearranged in place, the same bits out of every product, and nothing
+where it cannot be had."""
 
 import pytest
 import torch

@@ -1,8 +1,10 @@
-"""A body for an instance whose device is a list: plans are carried out cell by cell, and every read is checked.
+"""A body for an instance whose device is a list: plans are carried out cell by cell, and every read is
+checked.
 
-Every byte of the arena and of the host KV is one cell, and says what was written there last. Weights are written when
-an activation ends, KV when a step ends, copies when they end; until then their targets are poison. So a plan that the
-instance should have refused, or books that drift from the device, show as a wrong cell.
+Every byte of the arena and of the host KV is one cell, and says what was written there last. Weights are
+written when an activation ends, KV when a step ends, copies when they end; until then their targets are
+poison. So a plan that the instance should have refused, or books that drift from the device, show as a wrong
+cell.
 """
 
 from collections.abc import Iterable
@@ -56,7 +58,7 @@ class Body:
         self._tables: dict[RequestId, list[KvTable]] = {}
         self._n_at_begin: dict[RequestId, int] = {}
 
-    # ── driving ──────────────────────────────────────────────────────────────────────────────────────────────
+    # ── driving ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def plan(self, channel: Channel, plan: Plan) -> Started | None:
         """Have the policy answer `plan` for this channel; raises IllegalPlan if the instance refuses it."""
@@ -113,7 +115,7 @@ class Body:
                 self._carry_out_copy(started)
             self.apply(CopyDone(self.now_s, started.id, error))
 
-    # ── carrying out ─────────────────────────────────────────────────────────────────────────────────────────
+    # ── carrying out ────────────────────────────────────────────────────────────────────────────────────────
 
     def _begin(self, started: Started) -> None:
         """From now on the targets are undefined."""
@@ -183,7 +185,7 @@ class Body:
         for token in range(table.n_computed):
             self._write_kv(self.host, table.host, table, token, self._truth(event.request.id, token))
 
-    # ── cells ────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── cells ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def _truth(self, request: RequestId, token: int) -> object:
         """What the KV of a token is; one that was discarded and rebuilt differs from its first version."""
@@ -215,7 +217,7 @@ class Body:
         start = self.ledger.arena.offset(self.ledger.extent(image.id))
         self.arena[start : start + image.n_bytes] = [value and (value, i) for i in range(image.n_bytes)]
 
-    # ── checking ─────────────────────────────────────────────────────────────────────────────────────────────
+    # ── checking ────────────────────────────────────────────────────────────────────────────────────────────
 
     def check(self) -> None:
         """Books balance, resident weights are whole, and all KV that a request may read is its own."""

@@ -1,4 +1,5 @@
-"""Small worlds for tests of one instance: three models, of which the arena holds one beside two slabs of KV."""
+"""Small worlds for tests of one instance: three models, of which the arena holds one beside two slabs of
+KV."""
 
 from tests.scheduler.instance.body import Body, device_facts
 from tokenmux.core.event import Arrived, ModelAdded

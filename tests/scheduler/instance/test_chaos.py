@@ -1,7 +1,8 @@
-"""Random plans, legal and illegal, amid arrivals, cancellations, pauses, removals, failing copies and, in some of the runs, resizes.
+"""Random plans, legal and illegal, amid arrivals, cancellations, pauses, removals, failing copies and, in
+some of the runs, resizes.
 
-The planner knows no rules. What the instance refuses must leave no trace; what it allows must keep every cell right; and
-in the end every accepted request has ended exactly once, and nothing is held by anybody.
+The planner knows no rules. What the instance refuses must leave no trace; what it allows must keep every cell
+right; and in the end every accepted request has ended exactly once, and nothing is held by anybody.
 """
 
 from collections import Counter
@@ -93,7 +94,7 @@ class Chaos:
             self.take_back_withdrawn()
         self.wind_down()
 
-    # ── events ───────────────────────────────────────────────────────────────────────────────────────────────
+    # ── events ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def arrive(self) -> None:
         models = list(self.body.instance.models)
@@ -181,7 +182,7 @@ class Chaos:
     def any_request(self) -> RequestId:
         return self.random.choice([*self.body.instance.requests, NOBODY])
 
-    # ── completions ──────────────────────────────────────────────────────────────────────────────────────────
+    # ── completions ─────────────────────────────────────────────────────────────────────────────────────────
 
     def complete(self) -> None:
         if not self.body.flights:
@@ -204,7 +205,7 @@ class Chaos:
     def draws(self, chunk: Chunk) -> bool:
         return chunk.start + chunk.n_tokens == self.body.instance.requests[chunk.request].n_tokens
 
-    # ── plans ────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── plans ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def plan(self) -> None:
         if self.resizing:
@@ -302,7 +303,7 @@ class Chaos:
             end += self.random.choice((-1, 1))
         return Chunk(request_id, start, end - start)
 
-    # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────
+    # ── the end ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def wind_down(self) -> None:
         """Everybody is cancelled, everything in flight ends, all models go: nothing may be left."""
@@ -354,7 +355,8 @@ def test_whatever_is_planned_the_books_balance_and_every_cell_is_right(seed: int
 
 
 def test_chaos_gets_everywhere() -> None:
-    """The test above means something only if the planner hits each kind of plan, allowed and refused, and each race."""
+    """The test above means something only if the planner hits each kind of plan, allowed and refused, and
+    each race."""
     seen = sum((what_happened(seed) for seed in SEEDS), Counter[str]())
     kinds = ("Step", "Activate", "PageIn", "PageOut", "Compact", "Fetch", "Evict", "Drop", "Discard")
     expected = [f"{kind} {answer}" for kind in kinds for answer in ("allowed", "refused")]

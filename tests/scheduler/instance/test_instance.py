@@ -61,7 +61,7 @@ def reason_of(body: Body) -> FinishReason:
     return body.ended[R].reason
 
 
-# ── ends ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── ends ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_cancelled_request_holds_nothing_at_once() -> None:
@@ -162,7 +162,7 @@ def test_nonsense_from_a_body_is_refused() -> None:
             fresh.instance.apply(event)
 
 
-# ── models ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── models ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_removing_a_model_fails_its_requests_and_frees_its_weights() -> None:
@@ -270,7 +270,8 @@ def test_a_shared_image_is_copied_once_and_kept_for_the_other() -> None:
 
 
 def test_fit_counts_an_image_that_the_eviction_would_take_away() -> None:
-    """Evicting A to make room for A's adapted sibling takes their common image along, whose room is needed again."""
+    """Evicting A to make room for A's adapted sibling takes their common image along, whose room is needed
+    again."""
     body = a_body(A, ADAPTED, arena_bytes=768 + 256)
     load(body, A)
     body.plan(Channel.FETCH, Plan(Fetch(ADAPTED.id)))
@@ -311,7 +312,7 @@ def test_fit_needs_no_compaction_where_an_eviction_leaves_one_hole() -> None:
     assert body.instance.fit(two.id, [A.id]) is Fit.NOW
 
 
-# ── requests ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── requests ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_discarded_kv_is_rebuilt_from_all_tokens_and_counted() -> None:

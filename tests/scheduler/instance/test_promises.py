@@ -1,8 +1,9 @@
-"""The promises under every policy that a server offers, on virtual time, in pools so small that nothing fits comfortably.
+"""The promises under every policy that a server offers, on virtual time, in pools so small that nothing fits
+comfortably.
 
-Random worlds of a few models, of which the arena holds one with the KV of one request, and host memory little KV or none.
-Whatever happens there: every request gets all its tokens, in bounded time, no KV is lost that could be kept, and at the
-end nobody holds anything.
+Random worlds of a few models, of which the arena holds one with the KV of one request, and host memory little
+KV or none. Whatever happens there: every request gets all its tokens, in bounded time, no KV is lost that
+could be kept, and at the end nobody holds anything.
 """
 
 from collections import Counter
@@ -184,7 +185,8 @@ def test_nothing_is_lost(seed: int, policy: str) -> None:
 @every_policy
 @pytest.mark.parametrize("seed", SEEDS)
 def test_waiting_is_bounded(seed: int, policy: str) -> None:
-    """Promise 4: all of them take no longer than one after another, each with a load of its own: nothing thrashes."""
+    """Promise 4: all of them take no longer than one after another, each with a load of its own: nothing
+    thrashes."""
     world = served(seed, policy)
     one_by_one_s = sum(world.alone_s(arrival) for arrival in world.arrivals)
     end_s = max(record.end_s for record in world.records.values())
@@ -237,7 +239,8 @@ def test_cancelling_everything_at_any_moment_leaves_nothing(seed: int, policy: s
 
 @pytest.mark.parametrize("flood_ttft_s", [0.2, 10.0])
 def test_a_flood_for_one_model_does_not_starve_another(flood_ttft_s: float) -> None:
-    """Promise 4: the arena holds one model; a single request for the other comes amid many times what can be served.
+    """Promise 4: the arena holds one model; a single request for the other comes amid many times what can be
+    served.
 
     At worst those that were due before it go first, one by one; none that became due later does.
     """

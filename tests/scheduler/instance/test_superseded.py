@@ -1,4 +1,5 @@
-"""Weights on their way that nobody waits for any more make way, at a chunk boundary, for a model that is waited for."""
+"""Weights on their way that nobody waits for any more make way, at a chunk boundary, for a model that is
+waited for."""
 
 import pytest
 

@@ -1,4 +1,5 @@
-"""The arena's books against a plain bytearray: whatever is allocated, freed and compacted, contents survive in place."""
+"""The arena's books against a plain bytearray: whatever is allocated, freed and compacted, contents
+survive in place."""
 
 import pytest
 from hypothesis import settings
@@ -103,7 +104,8 @@ class ArenaMachine(RuleBasedStateMachine):
         assert self.arena.largest_hole >= aligned(n_bytes)
 
     def best_hole(self, fixed: list[tuple[int, int]], freed: frozenset[ExtentHandle]) -> int:
-        """Sliding cannot pass what is fixed, so the best hole is the most free space between two fixed neighbours."""
+        """Sliding cannot pass what is fixed, so the best hole is the most free space between two fixed
+        neighbours."""
         borders = [0, *(edge for span in sorted(fixed) for edge in span), self.arena.capacity]
         holes = self.holes(freed)
         sums = [

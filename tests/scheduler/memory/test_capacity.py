@@ -1,4 +1,5 @@
-"""What is let in can be served, and what is refused could not: the early answer agrees with the allocators."""
+"""What is let in can be served, and what is refused could not: the early answer agrees with the
+allocators."""
 
 from dataclasses import replace
 from functools import partial
@@ -80,7 +81,8 @@ def test_pins_may_not_shut_another_model_out() -> None:
 
 
 def test_what_never_fitted_is_no_reason_against_a_pin() -> None:
-    """Where one model's whole context did not fit the arena, nothing could be pinned, not even the only model."""
+    """Where one model's whole context did not fit the arena, nothing could be pinned, not even the only
+    model."""
     device = device_facts(2048, 0, SLAB)
     wide = replace(model("wide", 1000), max_context=10_000)
     small = model("small", 128)
@@ -94,7 +96,8 @@ def test_what_never_fitted_is_no_reason_against_a_pin() -> None:
 
 
 def test_a_pin_does_not_take_what_the_others_have_left() -> None:
-    """Beside the first pin a model has room for less than its context: that does not stand in the way of every other pin."""
+    """Beside the first pin a model has room for less than its context: that does not stand in the way of
+    every other pin."""
     device = device_facts(4096, 0, SLAB)
     first, second = model("first", 1000), model("second", 100)
     wide = model("wide", 1500)

@@ -1,4 +1,5 @@
-"""The host cache against a plain list in order of use: the budget holds, the oldest go first, what is read stays."""
+"""The host cache against a plain list in order of use: the budget holds, the oldest go first, what is read
+stays."""
 
 import pytest
 from hypothesis import settings

@@ -1,7 +1,8 @@
-"""KV through its whole life on a pretended device: whatever is paged, dropped and discarded, no token reads another's KV.
+"""KV through its whole life on a pretended device: whatever is paged, dropped and discarded, no token reads
+another's KV.
 
-The device and the host are dicts from block handle to the tokens written there. A block that nobody owns loses its
-content, so that stale, lost or twice-owned KV shows as soon as it is looked at.
+The device and the host are dicts from block handle to the tokens written there. A block that nobody owns
+loses its content, so that stale, lost or twice-owned KV shows as soon as it is looked at.
 """
 
 from dataclasses import dataclass, field
@@ -30,7 +31,8 @@ Cells = dict[BlockHandle, dict[int, object]]
 
 @dataclass
 class Live:
-    """One request: which tokens were computed (`version` tells a rebuilt KV from the one before), and its copy."""
+    """One request: which tokens were computed (`version` tells a rebuilt KV from the one before), and its
+    copy."""
 
     version: int = 0
     copying: str = ""
@@ -166,7 +168,8 @@ class KvMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.live) < 3)
     @rule(shape=st.sampled_from(SHAPES), n_tokens=st.integers(1, 30))
     def adopt(self, shape: KvShape, n_tokens: int) -> None:
-        """A request comes with KV that another instance left in host memory; without room for it, it has none."""
+        """A request comes with KV that another instance left in host memory; without room for it, it has
+        none."""
         self.open(shape)
         request = list(self.live)[-1]
         self.ledger.adopt(request, n_tokens)
@@ -381,7 +384,8 @@ def test_audit_notices_a_miscounted_table() -> None:
 def test_every_extent_starts_at_a_multiple_of_256(
     slab_bytes, arena_bytes, sizes, blocks, wanted, data
 ) -> None:
-    """Whatever sizes weights and slabs have, also after evictions, compactions and weights placed where others lay."""
+    """Whatever sizes weights and slabs have, also after evictions, compactions and weights placed where
+    others lay."""
     device = DeviceFacts("pretended", arena_bytes, arena_bytes, 1e9, 1e9, 1e9, 1e9, slab_bytes=slab_bytes)
     ledger = Ledger(device, HostCache(0))
     shape = SHAPES[0]

@@ -1,4 +1,5 @@
-"""KV blocks of many shapes out of the same slabs: nobody's address range meets another's, and every leak is noticed."""
+"""KV blocks of many shapes out of the same slabs: nobody's address range meets another's, and every leak
+is noticed."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -70,7 +71,8 @@ class SlabMachine(RuleBasedStateMachine):
 
     @invariant()
     def no_byte_has_two_owners(self) -> None:
-        """Each block lies at a multiple of its size, inside a slab of its own shape, apart from all others."""
+        """Each block lies at a multiple of its size, inside a slab of its own shape, apart from all
+        others."""
         self.pool.check_integrity(self.live)
         self.arena.check_integrity()
         assert self.pool.used_bytes == sum(self.live.values())

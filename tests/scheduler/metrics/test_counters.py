@@ -1,4 +1,5 @@
-"""What counts as on time, who pays for the device, and why models were swapped in: each against its definition."""
+"""What counts as on time, who pays for the device, and why models were swapped in: each against its
+definition."""
 
 from collections import Counter
 from itertools import pairwise
@@ -77,7 +78,7 @@ def test_a_record_derives_its_latencies() -> None:
     assert record(0, None, None).ttft_s is None
 
 
-# ── a whole run ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── a whole run ─────────────────────────────────────────────────────────────────────────────────────────────
 
 GB = 10**9
 DEVICE = DeviceFacts("imagined", 24 * GB, 8 * GB, 16e9, 16e9, 2e12, 4e14, 0.004, 1e-4, 256 << 20)
@@ -86,7 +87,8 @@ SHAPE = KvShape(28, 4, 128, 2, 16)
 
 
 class Run:
-    """Four models that never fit together and three tenants, through the simulator; every step is also noted down."""
+    """Four models that never fit together and three tenants, through the simulator; every step is also
+    noted down."""
 
     def __init__(self, seed: int) -> None:
         rng = np.random.default_rng(seed)
@@ -106,7 +108,8 @@ class Run:
         for number in range(25):
             at_s += float(rng.exponential(1.0))
             request = Request(
-                RequestId(f"r{number}"), ModelId(f"m{rng.integers(4)}"), int(rng.integers(1, 3000)), 300, at_s,
+                RequestId(f"r{number}"), ModelId(f"m{rng.integers(4)}"), int(rng.integers(1, 3000)), 300,
+                at_s,
                 tenant=str(rng.choice(["bank", "shop", "school"])),
             )  # fmt: skip
             arrivals.append(Arrival(request, int(rng.integers(1, 200))))
@@ -190,7 +193,7 @@ def test_models_with_work_are_counted_in_device_seconds(run: Run) -> None:
     assert run.metrics.n_models_used(last_s + DEDICATED_WINDOW_S + 1) == 0
 
 
-# ── single moments ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── single moments ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 def swaps(body: Body) -> dict[SwapReason, int]:

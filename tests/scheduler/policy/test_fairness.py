@@ -1,4 +1,5 @@
-"""Promise 4: no tenant starves another one, whether they share a model or not, and an operator's weights are what overload is shared by."""
+"""Promise 4: no tenant starves another one, whether they share a model or not, and an operator's weights
+are what overload is shared by."""
 
 from collections.abc import Sequence
 from itertools import chain
@@ -103,7 +104,8 @@ def test_a_flood_of_one_tenant_delays_another_by_no_more_than_a_moment(models: l
 
 @pytest.mark.parametrize("ttft_s", [0.001, 100.0, 86_400.0])
 def test_what_a_flood_says_of_its_patience_does_not_buy_it_a_greater_share(ttft_s: float) -> None:
-    """A tenant's quantum was a share of the TTFT of its last request: a patient one between each two of a flood undid its account."""
+    """A tenant's quantum was a share of the TTFT of its last request: a patient one between each two of a
+    flood undid its account."""
     rude = [arrival(0.05 * i + 0.01, "large", "f0", 1, ttft_s=ttft_s) for i in range(60)]
     lonely = [arrival(1.0 + 5 * i, "small", "theirs", 10) for i in range(4)]
     waits = World(flood("large", ["f0"], 60), rude, lonely).waits("small")

@@ -1,4 +1,5 @@
-"""Whatever the policy, the memory, the models and the traffic: every request is served, nobody starves, and no plan is illegal."""
+"""Whatever the policy, the memory, the models and the traffic: every request is served, nobody starves,
+and no plan is illegal."""
 
 import numpy as np
 from hypothesis import example, given, settings
@@ -70,7 +71,8 @@ def traffic(rng: Generator, models: list[ModelFacts], n: int) -> list[Arrival]:
     policy=st.sampled_from(["slack", "request-level", "aegaeon"]),
     n_instances=st.integers(1, 3),
 )
-# A model brought ahead of its turn took the room that the KV of the turn needed, left for it, and came again, for ever.
+# A model brought ahead of its turn took the room that the KV of the turn needed, left for it, and came again,
+# for ever.
 @example(seed=501, arena_mb=32, host_kv_mb=0, n_models=6, policy="aegaeon", n_instances=1)
 # The most urgent prompt did not fit, a shorter one would have: no step, and no rescue either.
 @example(seed=1745, arena_mb=44, host_kv_mb=0, n_models=5, policy="aegaeon", n_instances=2)

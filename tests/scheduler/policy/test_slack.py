@@ -126,7 +126,8 @@ def test_an_unwanted_model_leaves_and_comes_back_when_asked_for() -> None:
 
 
 def test_nobody_thrashes_where_all_have_slack() -> None:
-    """Five models of which four fit, all with time to spare: a model stays for about as long as it takes to bank the next turn."""
+    """Five models of which four fit, all with time to spare: a model stays for about as long as it takes
+    to bank the next turn."""
     world = World(5)
     arrivals = steady(world, range(5), 60.0, 0.2)
     world.simulator.run(arrivals)
@@ -152,7 +153,8 @@ def test_every_load_is_followed_by_a_step_before_the_model_goes() -> None:
 
 
 def test_waiting_is_bounded_under_overload() -> None:
-    """Twice what one device can do: all are late, and none is left behind by more than the rest of the queue."""
+    """Twice what one device can do: all are late, and none is left behind by more than the rest of the
+    queue."""
     world = World(20)
     arrivals = steady(world, range(20), 30.0, 0.3)
     world.simulator.run(arrivals)
@@ -162,7 +164,8 @@ def test_waiting_is_bounded_under_overload() -> None:
 
 
 def test_a_long_burst_makes_way_for_who_is_due_before_its_end() -> None:
-    """In a pool for batch, steps come in bursts of seconds; the interactive model comes in beside one and must not wait for its end."""
+    """In a pool for batch, steps come in bursts of seconds; the interactive model comes in beside one and
+    must not wait for its end."""
     world = World(2, ServiceLevel(600.0, 2.0))
     world.simulator.run(
         [
@@ -176,7 +179,8 @@ def test_a_long_burst_makes_way_for_who_is_due_before_its_end() -> None:
 
 
 def test_who_can_wait_evicts_nobody_who_is_about_to_come_back() -> None:
-    """The interactive model has just been used; batch has ten minutes, and takes its room when it has not come back for a while."""
+    """The interactive model has just been used; batch has ten minutes, and takes its room when it has not
+    come back for a while."""
     world = World(5)
     batch = [world.arrival(0.1 * i, i, 2500, ttft_s=600.0, tpot_s=2.0) for i in (1, 2, 3)]
     late_batch = world.arrival(8.0, 4, 100, ttft_s=600.0, tpot_s=2.0)

@@ -1,4 +1,5 @@
-"""Registration as a server does it, in real child processes: whatever is in a folder, it is registered or refused with a reason."""
+"""Registration as a server does it, in real child processes: whatever is in a folder, it is registered or
+refused with a reason."""
 
 import json
 import random
@@ -133,7 +134,8 @@ ODD: tuple[object, ...] = (
 
 
 def test_any_value_anywhere_is_registered_or_refused(whole: Path, tmp_path: Path) -> None:
-    """The kind behind the cases above: a value that its reader did not expect, anywhere in the text files of a checkpoint."""
+    """The kind behind the cases above: a value that its reader did not expect, anywhere in the text files
+    of a checkpoint."""
     chance = random.Random(9)
     sources = []
     for number in range(40):

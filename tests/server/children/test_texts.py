@@ -1,4 +1,5 @@
-"""Prompts in child processes: the same ids as transformers gives, limits that hold, and others that do not notice."""
+"""Prompts in child processes: the same ids as transformers gives, limits that hold, and others that do not
+notice."""
 
 import asyncio
 import json
@@ -17,7 +18,8 @@ from tokenmux.server.children.texts import TextLimits, Texts
 from tokenmux.server.front.generation import Chat, ChatMessage, Text
 
 ENDLESS = (
-    "{% if messages|length > 1 %}{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}{% endif %}"
+    "{% if messages|length > 1 %}{% for i in range(100000) %}{% for j in range(100000) %}{% endfor "
+    "%}{% endfor %}{% endif %}"
     "{{ messages[0].content }}"
 )
 ONE, TWO = Chat((ChatMessage("user", "hi"),)), Chat((ChatMessage("user", "hi"), ChatMessage("user", "x")))

@@ -1,4 +1,5 @@
-"""The front against a scripted worker: admission, delivery, flow control, cancellation, the death of a worker."""
+"""The front against a scripted worker: admission, delivery, flow control, cancellation, the death of a
+worker."""
 
 import asyncio
 import threading
@@ -200,7 +201,8 @@ WRONG: list[tuple[dict[str, object], type[TokenmuxError], str]] = [
     ({"model": ""}, NotFound, "no model was named"),
     ({"prompt": Text("")}, InvalidRequest, "empty"),
     ({"prompt": TokenIds(())}, InvalidRequest, "no token ids"),
-    ({"prompt": TokenIds((1, VOCAB))}, InvalidRequest, "256 at index 1 is out of range: letters has token ids 0 to 255"),
+    ({"prompt": TokenIds((1, VOCAB))}, InvalidRequest,
+     "256 at index 1 is out of range: letters has token ids 0 to 255"),
     ({"prompt": Text("\u0101")}, InvalidRequest, "out of range"),
     ({"prompt": Chat(())}, InvalidRequest, "no messages"),
     ({"prompt": Chat((ChatMessage("", "x"),))}, InvalidRequest, "no role"),
@@ -363,7 +365,8 @@ async def test_pins_from_the_start_count_for_what_fits_beside_them() -> None:
 
 
 async def test_pins_are_judged_after_all_models_and_one_that_is_refused_is_not_shown_as_in_force() -> None:
-    """Half of the configured pins were in force, the list showed all, and what they left no room for was served and always refused."""
+    """Half of the configured pins were in force, the list showed all, and what they left no room for was
+    served and always refused."""
     hub = Hub(auto=True)
     hub.refuses_pins["middle"] = "these pins would shut out another model"
     entries = [FakeEntry(facts(name, 4_000)) for name in ("large", "middle", "letters")]

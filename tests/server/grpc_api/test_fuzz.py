@@ -1,4 +1,5 @@
-"""Any message that a client can encode is served or refused with a reason, and the next one is served as if it had not been."""
+"""Any message that a client can encode is served or refused with a reason, and the next one is served as
+if it had not been."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -61,7 +62,8 @@ def values(field: FieldDescriptor) -> st.SearchStrategy[Any]:
 
 
 def contents(descriptor: Any) -> st.SearchStrategy[dict[str, Any]]:
-    """Any subset of a message's fields, with any values; of a oneof, which of several given ones wins is protobuf's affair."""
+    """Any subset of a message's fields, with any values; of a oneof, which of several given ones wins is
+    protobuf's affair."""
     return st.fixed_dictionaries({}, optional={field.name: values(field) for field in descriptor.fields})
 
 

@@ -159,7 +159,8 @@ async def test_planning_and_traces_need_an_admin_key() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "raised"),
-    [("InUse", InUse), ("DoesNotFit", DoesNotFit), ("", NotServable), ("Exception", NotServable), ("annotations", NotServable)],
+    [("InUse", InUse), ("DoesNotFit", DoesNotFit), ("", NotServable), ("Exception", NotServable),
+     ("annotations", NotServable)],
 )  # fmt: skip
 async def test_an_error_of_the_worker_keeps_its_class(kind: str, raised: type[Exception]) -> None:
     commands = Commands(lambda message: None)

@@ -1,4 +1,5 @@
-"""The services over a real channel on loopback: translation, status, cancellation, health, reflection, keys, the end."""
+"""The services over a real channel on loopback: translation, status, cancellation, health, reflection,
+keys, the end."""
 
 import asyncio
 import contextlib
@@ -243,7 +244,8 @@ WIDE = FakeEntry(facts("letters"), letters=LetterTokenizer(width=1 << 20))
 
 
 class Producer:
-    """A worker's side of one request: a token every millisecond, except while it is paused, until cancelled or done."""
+    """A worker's side of one request: a token every millisecond, except while it is paused, until
+    cancelled or done."""
 
     def __init__(self, served: Served, submit: Submit) -> None:
         self._hub = served.hub
@@ -317,8 +319,10 @@ async def test_models_are_listed_with_what_the_worker_says(served: Served) -> No
     (model,) = (await served.models.List(models_pb2.ListModelsRequest())).models
     assert model == models_pb2.Model(
         name="letters", residency=models_pb2.RESIDENCY_RESIDENT, weight_bytes=1000, kv_bytes_per_token=64,
-        n_parameters=500, max_context=CONTEXT, vocab_size=VOCAB, n_queued=1, n_running=2, n_paged_out=3, n_swaps=4,
-        swap_bytes=5, swap_s=6, swap_exposed_s=7, n_tokens=8, n_tokens_on_time=9, n_prompt_tokens=10, compute_s=11,
+        n_parameters=500, max_context=CONTEXT, vocab_size=VOCAB, n_queued=1, n_running=2, n_paged_out=3,
+        n_swaps=4,
+        swap_bytes=5, swap_s=6, swap_exposed_s=7, n_tokens=8, n_tokens_on_time=9, n_prompt_tokens=10,
+        compute_s=11,
     )  # fmt: skip
 
 
@@ -468,7 +472,8 @@ async def test_status_tells_memory_channels_and_models(served: Served) -> None:
         pool_pb2.Instance(
             at_s=1.5, device="virtual GPU", arena_bytes=10_000, weight_bytes=2_000, kv_bytes=300,
             host_cache_bytes=40_000, host_cache_used_bytes=5_000, host_kv_bytes=6_000, host_kv_used_bytes=700,
-            compute_busy_s=8, copy_in_busy_s=9, copy_out_busy_s=10, fetch_busy_s=11, n_steps=12, n_discards=13,
+            compute_busy_s=8, copy_in_busy_s=9, copy_out_busy_s=10, fetch_busy_s=11, n_steps=12,
+            n_discards=13,
             running_model="letters",
         )
     ]  # fmt: skip
@@ -583,7 +588,8 @@ async def test_a_status_is_made_once_for_all_who_watch(
 
 
 async def test_a_burst_of_thousands_of_calls_is_served() -> None:
-    """gRPC itself ended those over a thousand that waited for the loop as CANCELLED, which no client tries again."""
+    """gRPC itself ended those over a thousand that waited for the loop as CANCELLED, which no client tries
+    again."""
     async with serving(limits=Limits(max_requests=4000)) as crowded:
 
         async def code() -> grpc.StatusCode:

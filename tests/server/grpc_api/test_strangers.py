@@ -1,4 +1,5 @@
-"""The front and what strangers wrote: bounds before work, one identity from tokenizing to submitting, removal in order."""
+"""The front and what strangers wrote: bounds before work, one identity from tokenizing to submitting,
+removal in order."""
 
 import asyncio
 import threading
@@ -69,7 +70,8 @@ class Shifted(LetterTokenizer):
 
 
 async def test_a_prompt_is_tokenized_by_the_model_that_runs_it() -> None:
-    """The model is unregistered, and another registered under its name, while a request waits for the tokenizer."""
+    """The model is unregistered, and another registered under its name, while a request waits for the
+    tokenizer."""
     gate, hub = Gate(), Hub(auto=True)
     old = FakeEntry(facts("letters"), letters=LetterTokenizer(gate=gate))
     async with fronted(hub, old) as (front, catalogue):

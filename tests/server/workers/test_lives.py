@@ -1,4 +1,5 @@
-"""What breaks, hangs or kills workers, against a scripted worker and on virtual time: who pays, and how it goes on."""
+"""What breaks, hangs or kills workers, against a scripted worker and on virtual time: who pays, and how it
+goes on."""
 
 import asyncio
 import threading

@@ -12,7 +12,8 @@ LIMIT = 2
 
 
 def newest_first_groups(n: int) -> list[list[int]]:
-    """What is tried, trial by trial, after `n` subjects were with two workers that broke; nobody is deadly."""
+    """What is tried, trial by trial, after `n` subjects were with two workers that broke; nobody is
+    deadly."""
     suspects: Suspects[int] = Suspects(LIMIT)
     for _ in range(LIMIT):
         for subject in range(n):
@@ -86,7 +87,8 @@ def test_the_only_candidate_of_a_death_during_trials_is_guilty_and_gone() -> Non
 
 
 class World:
-    """Workers that die when a deadly subject is done with its waiting; innocents get somewhere when they are."""
+    """Workers that die when a deadly subject is done with its waiting; innocents get somewhere when they
+    are."""
 
     def __init__(self, chance: random.Random, deadly: set[int]) -> None:
         self.chance = chance
@@ -174,7 +176,8 @@ def test_the_deadly_are_found_and_nobody_else(
     assert sorted(world.guilty) == sorted(deadly), "everybody guilty is found, and nobody innocent"
     assert world.proven == set(range(n)) - deadly, "everybody innocent gets somewhere"
     assert not world.suspects.trying
-    # A death each for two suspicions, then halving among n, then the one that proves it; arrivals may cost a few more.
+    # A death each for two suspicions, then halving among n, then the one that proves it; arrivals may cost a
+    # few more.
     assert world.n_deaths <= len(deadly) * (LIMIT + 4 + 2 * n.bit_length())
 
 

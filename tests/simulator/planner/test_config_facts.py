@@ -30,12 +30,15 @@ PUBLISHED = [
     (LLAMA, 8_030_261_248),
     (config("qwen2", 3584, 18944, 28, 28, 4, 152064, tie_word_embeddings=False), 7_615_616_512),
     (config("gemma2", 3584, 14336, 42, 16, 8, 256000, head_dim=256), 9_241_705_984),
-    (config("mixtral", 4096, 14336, 32, 32, 8, 32000, num_local_experts=8, num_experts_per_tok=2), 46_702_792_704),
+    (config("mixtral", 4096, 14336, 32, 32, 8, 32000, num_local_experts=8, num_experts_per_tok=2),
+     46_702_792_704),
     (config("qwen3_moe", 2048, 6144, 48, 32, 4, 151936, head_dim=128, num_experts=128, num_experts_per_tok=8,
             moe_intermediate_size=768, tie_word_embeddings=False), 30_532_122_624),
-    (config("gpt_oss", 2880, 2880, 24, 64, 8, 201088, head_dim=64, num_local_experts=32, num_experts_per_tok=4,
+    (config("gpt_oss", 2880, 2880, 24, 64, 8, 201088, head_dim=64, num_local_experts=32,
+            num_experts_per_tok=4,
             attention_bias=True), 20_914_757_184),
-    ({"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024, "vocab_size": 50257},
+    ({"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024,
+      "vocab_size": 50257},
      124_439_808),
 ]  # fmt: skip
 

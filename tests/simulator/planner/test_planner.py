@@ -83,7 +83,8 @@ def planning() -> PlanSearch:
 
 
 def test_a_plan_does_not_depend_on_who_simulates_when(planning: PlanSearch) -> None:
-    """Guesses first, several at a time, in reverse: the plan is the same, and has no trace of what was only guessed."""
+    """Guesses first, several at a time, in reverse: the plan is the same, and has no trace of what was
+    only guessed."""
     other = PlanSearch(planning.world, 0.99, planning.policies)
     guessed = set()
     while needed := other.needed():
@@ -179,7 +180,8 @@ def test_a_limit_has_to_make_up_for_a_good_part_of_what_is_missing() -> None:
 
 
 def test_memory_can_be_what_limits() -> None:
-    """Two models of 26 GB and little traffic on a device of which 40 GB can be used: they do not fit together."""
+    """Two models of 26 GB and little traffic on a device of which 40 GB can be used: they do not fit
+    together."""
     hardware = Hardware(usable=0.5, copy_bytes_per_s=10e9)
     trace = [TraceRequest(0.9 * i, f"llama2-13b-{i % 2}", 100, 30, ttft_s=3.0) for i in range(60)]
     plan = answer_question(question(models=["2*llama2-13b"], hardware=hardware, trace=trace, compare=False))

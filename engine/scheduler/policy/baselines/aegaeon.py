@@ -1,8 +1,10 @@
-"""Baseline: the scheduler of Aegaeon (SOSP 2025), sections on prefill and decode scheduling, re-implemented from the paper.
+"""Baseline: the scheduler of Aegaeon (SOSP 2025), sections on prefill and decode scheduling, re-implemented
+from the paper.
 
-Static roles. Prefill instances serve groups of up to 8 requests of one model, first come first served; a request joins its model's
-open group or begins a new one on the least loaded instance. A prefilled request is handed over, through host memory, to the decode
-instance that has its model, or to the least loaded. Decode instances serve their models in rounds, model i for
+Static roles. Prefill instances serve groups of up to 8 requests of one model, first come first served; a
+request joins its model's open group or begins a new one on the least loaded instance. A prefilled request is
+handed over, through host memory, to the decode instance that has its model, or to the least loaded. Decode
+instances serve their models in rounds, model i for
 
     q_i = c / (n_i (alpha - sum 1/n_k)),   alpha = max(c / (min n QMAX) + sum 1/n_k, 0.5),   n_i = TPOT / t_i
 
@@ -106,7 +108,8 @@ class AegaeonDecode:
         self._turn_ends_s: float | None = None
         """None: the model whose turn it is has not stepped yet."""
         self._drawn: dict[RequestId, int] = {}
-        """Tokens of its requests when it first could. A turn without a new one goes on: KV that was discarded may take all of it to rebuild."""
+        """Tokens of its requests when it first could. A turn without a new one goes on: KV that was
+        discarded may take all of it to rebuild."""
 
     def on_event(self, event: Event, view: InstanceView) -> None:
         live = [m for m in view.live_models if view.live_models[m].n_live]
@@ -195,7 +198,8 @@ class AegaeonPool:
         )
 
     def on_event(self, index: int, event: Event, pool: PoolView) -> Sequence[Move]:
-        """Prefilled requests are handed over once the host has their KV; without it where the host has no room, to be rebuilt."""
+        """Prefilled requests are handed over once the host has their KV; without it where the host has no
+        room, to be rebuilt."""
         if index >= len(self._prefill) or not isinstance(event, CopyDone | StepDone):
             return ()
         view = pool.instances[index]

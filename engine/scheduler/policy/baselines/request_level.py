@@ -1,7 +1,9 @@
-"""Baseline: autoscaling between requests, as ServerlessLLM does (OSDI 2024). A model has a device from its first request until none is left.
+"""Baseline: autoscaling between requests, as ServerlessLLM does (OSDI 2024). A model has a device from its
+first request until none is left.
 
-Requests of the model that arrive meanwhile join its batch; other models wait for a free instance, first come first served. The waiting line is one
-for the whole pool: an instance that falls idle takes the oldest waiting model from whoever holds it.
+Requests of the model that arrive meanwhile join its batch; other models wait for a free instance, first come
+first served. The waiting line is one for the whole pool: an instance that falls idle takes the oldest waiting
+model from whoever holds it.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,8 @@
 """For policies in which models take turns: bring one model in, whoever has to go for it, and let it step.
 
-The baselines are built of these. Whose turn it is, and for how long, is theirs to say. While the model whose turn it is cannot step and
-their rules lead nowhere, `rescue` serves it alone; so a turn always comes to a step, however small the memory.
+The baselines are built of these. Whose turn it is, and for how long, is theirs to say. While the model whose
+turn it is cannot step and their rules lead nowhere, `rescue` serves it alone; so a turn always comes to a
+step, however small the memory.
 """
 
 from collections.abc import Callable, Collection, Iterable
@@ -30,7 +31,8 @@ from tokenmux.scheduler.policy.steps import as_many_as_fit, repetitions, single_
 def serve(channel: Channel, view: InstanceView, turn: ModelView, own: Callable[[Channel], Plan]) -> Plan:
     """What the policy's own rules say of the channel, unless `turn` cannot step under them.
 
-    Where its weights are there already they are not asked at all: what the rescue frees, a prefetch would take again.
+    Where its weights are there already they are not asked at all: what the rescue frees, a prefetch would
+    take again.
     """
     if rescue.is_blocked(view, turn) and (
         turn.residency is Residency.RESIDENT or all(own(c) == IDLE for c in Channel if c is not Channel.FETCH)
@@ -40,7 +42,8 @@ def serve(channel: Channel, view: InstanceView, turn: ModelView, own: Callable[[
 
 
 def asked(channel: Channel, view: InstanceView) -> Plan:
-    """What operators asked for, when there is nothing else to do: models leave, and come where that costs nobody anything."""
+    """What operators asked for, when there is nothing else to do: models leave, and come where that costs
+    nobody anything."""
     match channel:
         case Channel.FETCH:
             return eviction.fetch_asked(view)
@@ -64,7 +67,8 @@ def step(view: InstanceView, model: ModelView, chunks: list[Chunk], seconds: flo
         victim = _victim(view, model)
         if victim is not None:
             return Plan(at_once=(victim,))
-        # Where none of these fits, whatever else the model could do: as long as there is something, no rescue comes.
+        # Where none of these fits, whatever else the model could do: as long as there is something, no rescue
+        # comes.
         chunks = as_many_as_fit(view, chunks) or as_many_as_fit(view, single_chunks(view, model))
     if not chunks:
         return IDLE
@@ -72,7 +76,8 @@ def step(view: InstanceView, model: ModelView, chunks: list[Chunk], seconds: flo
 
 
 def bring_in(view: InstanceView, model: ModelView, keep: Collection[ModelId] = ()) -> Plan | None:
-    """What makes the model resident: evictions (least recently used first) and a copy; None if it must wait, or is there."""
+    """What makes the model resident: evictions (least recently used first) and a copy; None if it must
+    wait, or is there."""
     if model.residency is not Residency.HOST:
         return None
     victims = [m for m in eviction.evictable(view) if m.facts.id not in keep and m is not model]
@@ -96,7 +101,8 @@ def bring_in(view: InstanceView, model: ModelView, keep: Collection[ModelId] = (
 def bring_ahead(view: InstanceView, model: ModelView, turn: ModelView) -> Plan | None:
     """The weights of the model that comes next, beside those of `turn`.
 
-    Not again before `turn` has stepped: where its KV needs the room, the next model had to leave, and would be brought back for ever.
+    Not again before `turn` has stepped: where its KV needs the room, the next model had to leave, and would
+    be brought back for ever.
     """
     if model.last_used_s > turn.last_used_s:
         return None
@@ -116,7 +122,8 @@ def page_in(view: InstanceView, model: ModelView) -> Plan | None:
 
 
 def _victim(view: InstanceView, model: ModelView) -> AtOnce | None:
-    """Who makes room for the KV of the model whose turn it is: KV of others, or the weights of the least recently used."""
+    """Who makes room for the KV of the model whose turn it is: KV of others, or the weights of the least
+    recently used."""
     others = [other for other in eviction.evictable(view) if other is not model]
     oldest = min(others, key=lambda m: m.last_used_s, default=None)
     return eviction.droppable_kv(view, keep=model) or (Evict(oldest.facts.id) if oldest else None)
@@ -133,7 +140,8 @@ def page_out(view: InstanceView, requests: Iterable[RequestView]) -> Plan:
 
 
 def fetch(view: InstanceView, turn: ModelView) -> Plan:
-    """From disk: the model whose turn it is, then what somebody has waited for longest; neither is pushed out for what comes after."""
+    """From disk: the model whose turn it is, then what somebody has waited for longest; neither is pushed
+    out for what comes after."""
     others = (model for model in view.live_models.values() if model is not turn)
     return eviction.fetch_first(view, [turn, *sorted(others, key=oldest_arrival_s)])
 

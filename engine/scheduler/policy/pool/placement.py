@@ -1,17 +1,20 @@
-"""Where requests go: to their model's instance while it has one, else to the least loaded; when a model moves, and when it spreads.
+"""Where requests go: to their model's instance while it has one, else to the least loaded; when a model
+moves, and when it spreads.
 
-An instance's load is what its live models ask of it, in shares of a second per second. Of compute: one decode step per TPOT for every
-model, as long as its batch makes it. Of copy-in: all weights once per TTFT, and with them the KV that finds no room beside the two
-largest models. The larger share counts.
+An instance's load is what its live models ask of it, in shares of a second per second. Of compute: one decode
+step per TPOT for every model, as long as its batch makes it. Of copy-in: all weights once per TTFT, and with
+them the KV that finds no room beside the two largest models. The larger share counts.
 
-Models come and go at random, so loads drift apart. Now and then the most loaded instance gives one model, with all its requests,
-to the least loaded: one that is not on the device, has time to be loaded elsewhere, and whose moving narrows the gap.
+Models come and go at random, so loads drift apart. Now and then the most loaded instance gives one model,
+with all its requests, to the least loaded: one that is not on the device, has time to be loaded elsewhere,
+and whose moving narrows the gap.
 
-A model that is asked for more than one instance can give spreads: while its crowd on its least crowded instance would take too long, the next request
-goes to the least loaded of the others, if that is nearly free. It gathers again as its requests end.
+A model that is asked for more than one instance can give spreads: while its crowd on its least crowded
+instance would take too long, the next request goes to the least loaded of the others, if that is nearly free.
+It gathers again as its requests end.
 
-The `oracle` is told how long answers will be: a model that will soon be done asks for less. Only a simulation can tell it, and it is there to say what
-that would be worth.
+The `oracle` is told how long answers will be: a model that will soon be done asks for less. Only a simulation
+can tell it, and it is there to say what that would be worth.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +32,8 @@ from tokenmux.scheduler.policy.pool.pool_policy import Move, Place, PoolView, Re
 from tokenmux.scheduler.policy.slack import HEADROOM
 
 REBALANCE_TTFTS = 0.1
-"""Time between two looks at the balance, in the pool's own TTFT (a second at the paper's 10 s), or that of a request that came since."""
+"""Time between two looks at the balance, in the pool's own TTFT (a second at the paper's 10 s), or that of
+a request that came since."""
 
 MOVE_COPIES = 3.0
 """A model moves only if its next token is due this many of its own load times from now."""
@@ -41,15 +45,17 @@ MOVE_GAIN = 0.03
 """A move must lower the larger of the two loads by this much: a third of what a 7B model asks."""
 
 CROWDED = 0.5
-"""A model spreads when its prompts in line take this share of a TTFT and its decode steps of a TPOT, together, or its KV of the room beside
-two sets of its weights (one set, where there is no room for two)."""
+"""A model spreads when its prompts in line take this share of a TTFT and its decode steps of a TPOT,
+together, or its KV of the room beside two sets of its weights (one set, where there is no room for two)."""
 
 FREE = 0.25
-"""And only to an instance with no more load than this. With 0.75 a tight pool (a market on 4 H100) fell from 99.6% of tokens on time to 78%."""
+"""And only to an instance with no more load than this. With 0.75 a tight pool (a market on 4 H100) fell
+from 99.6% of tokens on time to 78%."""
 
 CLASH = 1.0
-"""Two models that never fit into the arena together take turns, and while one comes in nobody steps: as bad as a load of one more. A model
-that is too large to share gets an instance of its own while it is live, as long as the others can do without that one."""
+"""Two models that never fit into the arena together take turns, and while one comes in nobody steps: as
+bad as a load of one more. A model that is too large to share gets an instance of its own while it is live,
+as long as the others can do without that one."""
 
 
 @dataclass(slots=True)
@@ -84,7 +90,8 @@ class _Load:
 
     @property
     def now(self) -> float:
-        """The larger share of compute and copies, how late it is already, and `CLASH` where two models never fit together."""
+        """The larger share of compute and copies, how late it is already, and `CLASH` where two models
+        never fit together."""
         if self._now is None:
             self._now = self.larger()
         return self._now
@@ -105,7 +112,8 @@ class _Load:
         return self.lag + max(sum(ask.compute for ask in asks), copy) + clash
 
     def clashes(self, n_bytes: int, without: ModelId | None = None) -> bool:
-        """Whether weights of that size and those of one of the models here could never be in the arena together."""
+        """Whether weights of that size and those of one of the models here could never be in the arena
+        together."""
         room = (1 - HEADROOM) * self.arena_bytes - n_bytes
         return any(ask.weight_bytes > room for model, ask in self.asks.items() if model != without)
 
@@ -245,7 +253,8 @@ class LeastLoaded:
     def _after(self, most: int, least: int, model: ModelId) -> float:
         """The larger of the two loads once the model has moved.
 
-        Of models that are in each other's way the first to leave lowers nothing: there, the load that it would meet counts.
+        Of models that are in each other's way the first to leave lowers nothing: there, the load that it
+        would meet counts.
         """
         source, target = self._loads[most], self._loads[least]
         ask = source.asks[model]
@@ -256,7 +265,8 @@ class LeastLoaded:
 
 
 def _crowd(pool: PoolView, index: int, request: Request) -> float:
-    """What the request's model would take of one instance: of a TTFT for prompts in line, of a TPOT for steps, of memory for KV."""
+    """What the request's model would take of one instance: of a TTFT for prompts in line, of a TPOT for
+    steps, of memory for KV."""
     instance = pool.instances[index]
     model = instance.live_models.get(request.model)
     if model is None:
@@ -285,7 +295,8 @@ def _lag(instance: InstanceView) -> float:
 
 
 def _ask(instance: InstanceView, model: ModelView) -> _Ask:
-    """By the strictest of its requests: its steps must come as often as that one needs them, and serve the others too."""
+    """By the strictest of its requests: its steps must come as often as that one needs them, and serve the
+    others too."""
     requests = list(_requests(model))
     context = sum(r.n_tokens for r in requests)
     strictest = ServiceLevel(
@@ -304,7 +315,8 @@ def _ask(instance: InstanceView, model: ModelView) -> _Ask:
 
 
 def _lasts(instance: InstanceView, request: RequestView, n_output: int) -> float:
-    """How much of the time that the oracle looks ahead the request will last, if its tokens come when they are due."""
+    """How much of the time that the oracle looks ahead the request will last, if its tokens come when they
+    are due."""
     service = request.request.service
     last_due_s = request.deadline_s + (n_output - request.n_drawn) * service.tpot_s
     return min(1.0, max(0.0, (last_due_s - instance.now_s) / (FORESIGHT_TTFTS * service.ttft_s)))

@@ -1,7 +1,8 @@
-"""What a pool's policy may read and what it must answer: on which instance a request goes, and when it changes.
+"""What a pool's policy may read and what it must answer: on which instance a request goes, and when it
+changes.
 
-Like the policy of an instance it is asked and answers with values; it keeps its own memory and starts nothing itself. There are no
-timers: it is told of what happens, and may answer with moves.
+Like the policy of an instance it is asked and answers with values; it keeps its own memory and starts nothing
+itself. There are no timers: it is told of what happens, and may answer with moves.
 """
 
 from collections.abc import Sequence
@@ -40,7 +41,8 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A live request goes on elsewhere. Its KV goes along as far as host memory has it; the rest is rebuilt there."""
+    """A live request goes on elsewhere. Its KV goes along as far as host memory has it; the rest is
+    rebuilt there."""
 
     request: RequestId
     source: int

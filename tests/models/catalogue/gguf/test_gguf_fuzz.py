@@ -1,7 +1,8 @@
-"""GGUF files changed at random: the model that was written, or a refusal with a reason, and never anything else.
+"""GGUF files changed at random: the model that was written, or a refusal with a reason, and never anything
+else.
 
-Two kinds: damage of bytes (cut anywhere, bytes of the header flipped), and files that are well formed but say something else (keys
-added, removed and changed, tensors dropped, added and reshaped).
+Two kinds: damage of bytes (cut anywhere, bytes of the header flipped), and files that are well formed but say
+something else (keys added, removed and changed, tensors dropped, added and reshaped).
 """
 
 import io

@@ -75,7 +75,8 @@ def line(at_s: float, model: int, n_output: int = 200) -> TraceRequest:
 
 def busy(n_models: int, rate: float, duration_s: float) -> list[TraceRequest]:
     rates = dict.fromkeys([f"qwen2.5-7b-{index}" for index in range(n_models)], rate)
-    return [TraceRequest(r.arrival_s, r.model, 300, 200) for r in traffic(np.random.default_rng(0), rates, duration_s)]  # fmt: skip
+    return [TraceRequest(r.arrival_s, r.model, 300, 200) for r in traffic(np.random.default_rng(0), rates,
+                                                                          duration_s)]  # fmt: skip
 
 
 def crowd(at_s: float, n: int = 300) -> list[TraceRequest]:
@@ -128,7 +129,8 @@ def test_without_moves_some_wait_longer() -> None:
 
 @pytest.mark.parametrize("seconds", [1e-9, 1e9])
 def test_what_one_request_says_of_its_patience_does_not_stop_the_balancing(seconds: float) -> None:
-    """The next look was a share of the shortest TTFT on the instance: one request alone with 1e9 s, and there was none any more."""
+    """The next look was a share of the shortest TTFT on the instance: one request alone with 1e9 s, and
+    there was none any more."""
     odd = TraceRequest(0.0, "qwen2.5-7b-39", 300, 200, ttft_s=seconds, tpot_s=seconds)
     lines = sorted([odd, *busy(39, 0.13, 120.0)], key=lambda at: at.arrival_s)
     watched, _ = run(lines, 3)
@@ -172,7 +174,8 @@ def test_nothing_is_remembered_of_requests_that_are_over() -> None:
 
 
 def test_a_model_returns_to_where_its_weights_are() -> None:
-    """Unless that instance is busier by more than a load would take: with a far deadline a load costs little."""
+    """Unless that instance is busier by more than a load would take: with a far deadline a load costs
+    little."""
     for ttft_s, home in ((2.0, 0), (60.0, 1)):
         lines = [line(0.0, 0), line(0.1, 1), line(30.0, 2, 2000), replace(line(30.1, 0), ttft_s=ttft_s)]
         watched, outcome = run(lines, 2, rebalances=False)

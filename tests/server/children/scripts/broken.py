@@ -1,4 +1,5 @@
-"""A child that says what is no message, or nothing and ends, as a native crash would; else repeats what it was sent."""
+"""A child that says what is no message, or nothing and ends, as a native crash would; else repeats what it
+was sent."""
 
 import os
 
