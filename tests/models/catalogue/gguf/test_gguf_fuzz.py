@@ -220,6 +220,7 @@ def stated(key: str) -> bool:
             "softcapping",
             "rope.scaling.factor",
             "rope.scaling.type",
+            "rope.scaling.yarn_beta_fast",
             "expert_used_count",
             "original_context_length",
             "rope.dimension_count",
