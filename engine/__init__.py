@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 
-if not TYPE_CHECKING:  # a type checker is to know the names above, and no others
+if not TYPE_CHECKING:  # Type checkers only know the names above.
 
     def __getattr__(name: str) -> object:
         if name not in __all__:

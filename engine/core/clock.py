@@ -1,10 +1,9 @@
-"""Time is handed in. `Clock` is all that anything of ours knows about it; the real one lives in
-`tokenmux.executor`."""
+"""The clock's protocol. Time is always passed in; the real clock is in `tokenmux.executor`."""
 
 from typing import Protocol
 
 
 class Clock(Protocol):
-    """Seconds that never go back; the zero point means nothing."""
+    """Seconds that never go back. The zero point is arbitrary."""
 
     def now_s(self) -> float: ...

@@ -1,10 +1,9 @@
-"""How long steps and copies take: a roofline from model and device facts that corrects itself from what was
-measured.
+"""Estimates of how long steps and copies take: a roofline that corrects itself from measurements.
 
-No profiling run is ever required: the first estimate comes from sizes and speeds, and every completed step or
-copy moves it. Policies only read; the instance feeds it. The formulas follow the roofline model (Williams et
-al., CACM 2009): a step lasts as long as the slower of its arithmetic and its memory traffic, plus a fixed
-overhead.
+No profiling run is needed: the first estimate comes from model and device facts, and every completed step or
+copy refines it. Policies only read it; the instance feeds it. The formulas follow the roofline model
+(Williams et al., CACM 2009): a step takes as long as the slower of its arithmetic and its memory traffic,
+plus a fixed overhead.
 """
 
 from typing import NamedTuple, Protocol
@@ -14,12 +13,11 @@ from tokenmux.core.plan import Channel
 
 
 class StepWork(NamedTuple):
-    """The work of one step, in the four numbers that its duration depends on, and whether it shares memory's
-    bandwidth.
+    """The work of one step: the numbers that its duration depends on.
 
-    `prefill_pairs` counts (query, key) pairs of the prefilled tokens; `context_tokens` is the summed KV
-    length that the decode rows read. `beside_copy`: a copy between host and device is in flight when the step
-    begins.
+    `prefill_pairs` is the number of (query, key) pairs of the prefilled tokens; `context_tokens` is the total
+    KV length that the decode rows read. `beside_copy` is true if a copy between host and device is in flight
+    when the step begins.
     """
 
     prefill_tokens: int = 0
@@ -33,14 +31,14 @@ NO_WORK = StepWork()
 
 
 class CostModel(Protocol):
-    """Durations in seconds. Implementations are deterministic functions of what they were told."""
+    """Estimated durations in seconds. Each is a deterministic function of what the model was told."""
 
     def step_s(self, model: ModelFacts, work: StepWork) -> float: ...
 
     def copy_s(self, channel: Channel, n_bytes: int) -> float: ...
 
     def move_s(self, n_bytes: int) -> float:
-        """Moving `n_bytes` inside the device."""
+        """Time to move `n_bytes` inside the device."""
         ...
 
     def observe_step(self, model: ModelFacts, work: StepWork, seconds: float) -> None: ...
@@ -51,8 +49,7 @@ class CostModel(Protocol):
 def burst_ends_s(
     cost: CostModel, model: ModelFacts, work: StepWork, repeat: int, start_s: float
 ) -> tuple[float, ...]:
-    """When each iteration of a repeated step ends; the context grows by one token a row from one to the
-    next."""
+    """When each iteration of a repeated step ends. The context grows by one token per row and iteration."""
     ends = []
     at_s = start_s
     prefill, pairs, rows, context, beside_copy = work
@@ -64,23 +61,25 @@ def burst_ends_s(
 
 
 _LEARNING_RATE = 0.2
-"""Weight of the newest measurement: after 10 steps 90% of a first error is gone, and one outlier moves it by
-a fifth."""
+"""Weight of the newest measurement. After 10 steps 90% of the first error is gone, and one outlier moves the
+estimate by at most a fifth."""
 
 _TRUSTED_RATIO = (0.2, 20.0)
-"""A measurement this far from the estimate is cut to here, so that one page fault does not teach nonsense."""
+"""Bounds of measured over estimated time. A measurement outside is clipped, so that a single page fault does
+not spoil the estimate."""
 
 
 _INTERFERENCE = (1.0, 5.0)
-"""A copy never makes a step faster; where it seems so, or beyond this, something else was measured."""
+"""Bounds of the slowdown beside a copy. A copy never makes a step faster: a ratio outside these bounds
+measured something else."""
 
 
 class RooflineCost:
-    """The cost model of a running engine: a roofline estimate times what was learned.
+    """The cost model of a running engine: a roofline estimate times a learned correction.
 
-    Learned are a ratio per model and kind of work (prefill or not), from steps that had the memory to
-    themselves; for models that never stepped, the ratio of the others; and one ratio for the device: how much
-    longer steps take beside a copy.
+    It learns a ratio per model and kind of work (prefill or not) from steps that had the memory to
+    themselves. Models that have not stepped use the ratio of the others. One more ratio, for the device, says
+    how much longer steps take beside a copy.
     """
 
     def __init__(self, device: DeviceFacts, host: HostFacts) -> None:
@@ -99,7 +98,7 @@ class RooflineCost:
         self._usual_ratio: dict[bool, float] = {}
         self._copy_ratio: dict[Channel, float] = {}
         self.interference = 1.0
-        """How many times as long steps take beside a copy, as measured so far."""
+        """Duration of a step beside a copy, relative to the same step alone, as measured so far."""
 
     def step_s(self, model: ModelFacts, work: StepWork) -> float:
         is_prefill = work.prefill_tokens > 0

@@ -1,6 +1,6 @@
 """The error tree: every error that a user of tokenmux can meet, with the remedy in its message.
 
-    TokenmuxError             such as a disk that is full: mend it      (FAILED_PRECONDITION)
+    TokenmuxError             to be fixed outside, such as a full disk  (FAILED_PRECONDITION)
     ├── InvalidRequest        the caller must change the request        (gRPC INVALID_ARGUMENT)
     ├── NotFound              no such model, request or file            (NOT_FOUND)
     ├── AlreadyExists         a model of that name is registered        (ALREADY_EXISTS)
@@ -11,25 +11,25 @@
     ├── BadCheckpoint         files are missing, cut off or damaged     (FAILED_PRECONDITION)
     ├── ConfigError           a configuration file or flag is wrong     (exit status 2)
     ├── InUse                 live requests stand in the way            (FAILED_PRECONDITION)
-    ├── Ended                 an accepted request was ended by us       (ABORTED)
+    ├── Ended                 the server ended an accepted request      (ABORTED)
     ├── Unavailable           starting, stopping or broken              (UNAVAILABLE)
     │   └── WorkerFailed      a device or its process broke
-    └── InternalError         a broken invariant of ours: please report (INTERNAL)
+    └── InternalError         a bug in tokenmux: please report          (INTERNAL)
         ├── IllegalPlan       a policy asked for what the ledger forbids
         └── IntegrityError    an allocator's books do not balance
 
-Only the classes live here; the mapping to gRPC status codes is the server's. Those that are `retryable` have
-codes that say "try again" (RESOURCE_EXHAUSTED, UNAVAILABLE), and no others do.
+Only the classes live here; the server maps them to gRPC status codes. An error is `retryable` exactly if its
+code tells clients to try again (RESOURCE_EXHAUSTED, UNAVAILABLE).
 """
 
 from typing import ClassVar
 
 
 class TokenmuxError(Exception):
-    """Base of all errors raised on purpose. `str(error)` is fit to be shown to a user."""
+    """Base of all errors raised on purpose. `str(error)` can be shown to a user."""
 
     retryable: ClassVar[bool] = False
-    """Whether the same call may succeed later although nobody changes anything."""
+    """True if the same call may succeed later without anyone changing anything."""
 
 
 class InvalidRequest(TokenmuxError):
@@ -41,11 +41,11 @@ class NotFound(TokenmuxError):
 
 
 class AlreadyExists(TokenmuxError):
-    """The name is taken."""
+    """The name is already taken."""
 
 
 class Overloaded(TokenmuxError):
-    """A queue or budget is full at this moment; the same request may succeed later."""
+    """A queue or budget is full; the same request may succeed later."""
 
     retryable = True
 
@@ -59,7 +59,7 @@ class UnsupportedModel(NotServable):
 
 
 class DoesNotFit(NotServable):
-    """Something is larger than the memory it would have to fit in; the message gives both sizes."""
+    """Something is larger than the memory that it needs; the message gives both sizes."""
 
 
 class BadCheckpoint(TokenmuxError):
@@ -67,25 +67,25 @@ class BadCheckpoint(TokenmuxError):
 
 
 class ConfigError(TokenmuxError):
-    """A configuration value is wrong; the message names the place and what is allowed."""
+    """A configuration value is wrong; the message names the place and the allowed values."""
 
 
 class InUse(TokenmuxError):
-    """Live requests would be lost by what was asked; the message says how to insist."""
+    """The operation would lose live requests; the message says how to force it."""
 
 
 class Ended(TokenmuxError):
-    """An accepted request was ended from our side before it was complete; the message says why."""
+    """The server ended an accepted request before it was complete; the message says why."""
 
 
 class Unavailable(TokenmuxError):
-    """The server does not answer requests at this moment; another one, or this one later, may."""
+    """The server cannot answer now. Try another server, or this one later."""
 
     retryable = True
 
 
 class WorkerFailed(Unavailable):
-    """A device, or the process that drives it, broke; its requests are handed back."""
+    """A device, or the process that drives it, broke. Its requests are served again elsewhere."""
 
 
 class InternalError(TokenmuxError):
@@ -101,7 +101,6 @@ class IntegrityError(InternalError):
 
 
 def error_of(kind: str, otherwise: type[TokenmuxError]) -> type[TokenmuxError]:
-    """The class of that name, as it travels between processes; `otherwise` for a name that is none of
-    ours."""
+    """The error class called `kind`, as it travels between processes; `otherwise` if there is none."""
     found = globals().get(kind)
     return found if isinstance(found, type) and issubclass(found, TokenmuxError) else otherwise

@@ -1,8 +1,8 @@
-"""What happens to an instance, as values: the only way its state changes from outside.
+"""Events: values that describe what happened to an instance, and the only way to change its state from
+outside.
 
-Requests come and go, operations complete. Every event carries the time at which it happened, in seconds on
-whatever clock the body (the runtime or the simulator) keeps. Events of equal time are applied in the order of
-their arrival.
+Requests come and go, operations complete. Every event carries its time, in seconds on the clock of the body
+(the runtime or the simulator). Events of equal time are applied in the order of their arrival.
 """
 
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from tokenmux.core.request import FinishReason, Request, RequestId
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """A request was placed on this instance, perhaps after another one or a broken worker had begun it.
+    """A request was placed on this instance. It may have begun elsewhere, or before a worker broke.
 
-    `n_delivered` of its tokens exist already; the KV of its first `n_kept` tokens lies in host memory, and
-    what lacks is rebuilt. The other fields carry its history into the metrics.
+    `n_delivered` of its tokens exist already, and the KV of its first `n_kept` tokens lies in host memory;
+    the rest is rebuilt. The other fields carry its history into the metrics.
     """
 
     at_s: float
@@ -31,7 +31,7 @@ class Arrived:
 
 @dataclass(frozen=True, slots=True)
 class Withdrawn:
-    """A request goes on elsewhere: it leaves as soon as nothing in flight touches it
+    """A request moves to another instance. It leaves as soon as no operation in flight touches it
     (`Instance.take_withdrawn`)."""
 
     at_s: float
@@ -49,7 +49,8 @@ class Cancelled:
 
 @dataclass(frozen=True, slots=True)
 class Paused:
-    """The client does not read: the request is not runnable and its deadlines stand still until `Resumed`."""
+    """The client has stopped reading: the request cannot run, and its deadlines stand still until
+    `Resumed`."""
 
     at_s: float
     request: RequestId
@@ -69,7 +70,7 @@ class ModelAdded:
 
 @dataclass(frozen=True, slots=True)
 class ModelRemoved:
-    """A model leaves the catalogue. Its requests were cancelled before."""
+    """A model leaves the catalogue. Its requests have been cancelled already."""
 
     at_s: float
     model: ModelId
@@ -77,8 +78,8 @@ class ModelRemoved:
 
 @dataclass(frozen=True, slots=True)
 class ModelWanted:
-    """An operator wants the model resident (`wanted`) or off the device (`not wanted`) once; pins it, or
-    unpins it."""
+    """An operator loads the model once (`wanted`), takes it off the device (`not wanted`), pins or unpins
+    it."""
 
     at_s: float
     model: ModelId
@@ -88,8 +89,8 @@ class ModelWanted:
 
 @dataclass(frozen=True, slots=True)
 class ResizeAsked:
-    """An operator wants another size of the arena: nothing new begins, and everything leaves it, until
-    `Resized`."""
+    """An operator wants an arena of another size. Until `Resized` nothing new begins and everything leaves
+    the arena."""
 
     at_s: float
     arena_bytes: int
@@ -97,8 +98,8 @@ class ResizeAsked:
 
 @dataclass(frozen=True, slots=True)
 class Resized:
-    """The empty arena was replaced by one of this size: the one asked for, or that of before where the device
-    has not so much."""
+    """The empty arena was reallocated. `arena_bytes` is the requested size, or the old size if the device
+    had too little memory."""
 
     at_s: float
     arena_bytes: int
@@ -106,8 +107,8 @@ class Resized:
 
 @dataclass(frozen=True, slots=True)
 class StepDone:
-    """A step completed `len(ends_s)` of its iterations, at these times; these requests drew their last token
-    in it."""
+    """A step completed `len(ends_s)` of its iterations at these times. The requests listed drew their last
+    token in it."""
 
     at_s: float
     operation: int
@@ -116,12 +117,12 @@ class StepDone:
 
 
 SUPERSEDED = "superseded: it made way for what is more urgent"
-"""The `error` of a copy or fetch that ended early because it was asked to."""
+"""The `error` of a copy or fetch that was stopped early on request."""
 
 
 @dataclass(frozen=True, slots=True)
 class CopyDone:
-    """A copy or fetch completed; `error` says why it did not (the channel is free again either way)."""
+    """A copy or fetch ended. `error` says why it failed, if it did. The channel is free in either case."""
 
     at_s: float
     operation: int

@@ -1,7 +1,7 @@
-"""What is known about a model and about a device before anything runs: sizes and speeds, as plain values.
+"""What is known about a model and a device before anything runs: sizes and speeds, as plain values.
 
-Model facts come from `config.json` and the weight image's manifest, device facts from the operator or from a
-short calibration. Nothing here reads files; `tokenmux.models` does.
+Model facts come from `config.json` and the weight image's manifest; device facts come from the operator or a
+short calibration. Nothing here reads files: `tokenmux.models` does.
 """
 
 from dataclasses import dataclass, field
@@ -11,12 +11,13 @@ ModelId = NewType("ModelId", str)
 ImageId = NewType("ImageId", str)
 
 BLOCK_TOKENS = 16
-"""Tokens per KV block unless the pool says otherwise. In SmolLM2 such a block is 369 kB in bfloat16."""
+"""Tokens per KV block, unless the pool is configured otherwise. In SmolLM2 such a block takes 369 kB in
+bfloat16."""
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """One contiguous run of weight bytes that is copied as a whole. Models may share an image."""
+    """A contiguous run of weight bytes that is copied as a whole. Models may share an image."""
 
     id: ImageId
     n_bytes: int
@@ -24,7 +25,7 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class KvShape:
-    """The KV cache of one token group in a model: enough to know the size of its blocks.
+    """The shape of one token group's KV cache, from which the size of its blocks follows.
 
     A block holds `block_size` tokens of all layers: `[layer, k|v, head, token, dim]`.
 
@@ -42,7 +43,7 @@ class KvShape:
     block_bytes: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        # Asked for every request with KV at every decision: multiplied once.
+        # Computed once: every decision reads it for every request with KV.
         token_bytes = self.n_layers * 2 * self.n_kv_heads * self.head_dim * self.dtype_bytes
         object.__setattr__(self, "token_bytes", token_bytes)
         object.__setattr__(self, "block_bytes", token_bytes * self.block_size)
@@ -54,10 +55,10 @@ class KvShape:
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """All that scheduling, memory and planning need to know about a model.
+    """Everything that scheduling, memory and planning need to know about a model.
 
-    `n_parameters` counts the weights that one token's forward pass multiplies with (for a mixture of experts
-    the active ones); `n_bytes` is what has to be resident.
+    `n_parameters` counts the weights that one token's forward pass multiplies with (in a mixture of experts,
+    the active ones). `n_bytes` is what has to be resident.
     """
 
     id: ModelId
@@ -69,7 +70,7 @@ class ModelFacts:
     n_bytes: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        # Asked for every resident and every live model at every decision: summed once.
+        # Computed once: every decision reads it for every resident and every live model.
         object.__setattr__(self, "n_bytes", sum(image.n_bytes for image in self.images))
 
 
@@ -77,7 +78,7 @@ class ModelFacts:
 class DeviceFacts:
     """One instance: memory budgets in bytes, speeds in bytes/s and FLOP/s.
 
-    The speeds are where the cost model starts; it corrects itself from what it measures.
+    The speeds are a starting point; the cost model corrects itself from measurements.
     """
 
     name: str

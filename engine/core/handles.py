@@ -1,5 +1,5 @@
-"""Handles of memory, and what is copied or moved between them. Only a device turns a handle into an address,
-at launch."""
+"""Handles of memory, and the copies and moves between them. Only a device turns a handle into an address, at
+launch."""
 
 from dataclasses import dataclass
 from typing import NewType
@@ -15,7 +15,7 @@ BlockHandle = NewType("BlockHandle", int)
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """One block that a copy moves between the device and the host, whichever way."""
+    """One block to copy between device and host, in either direction."""
 
     shape: KvShape
     device: BlockHandle
@@ -24,8 +24,7 @@ class Transfer:
 
 @dataclass(frozen=True, slots=True)
 class ExtentMove:
-    """One extent goes from `source` to `target` (byte offsets). Moves of a plan are carried out in their
-    order."""
+    """Move one extent from `source` to `target` (byte offsets). The moves of a plan run in order."""
 
     handle: ExtentHandle
     source: int

@@ -1,8 +1,6 @@
-"""Memory budgets of a device for which the operator named none: by kind of device, and by how much memory
-there is.
+"""Default memory budgets of a device, by its kind and by how much memory it has.
 
-Servers and simulated pools both take them from here, so that a plan never promises what a default server
-refuses.
+Servers and simulated pools both use these, so that a plan never promises what a default server refuses.
 """
 
 from dataclasses import dataclass
@@ -12,15 +10,15 @@ DeviceKind = Literal["cpu", "cuda"]
 
 CPU_ARENA_BYTES = 2 << 30
 GPU_ARENA_SHARE = 0.85
-"""Of the memory that is free on a GPU; the rest is for what steps hold in between, and for kernels."""
+"""Share of a GPU's free memory. The rest is for kernels and for what steps allocate while they run."""
 
 HOST_CACHE_BYTES = 4 << 30
 HOST_KV_BYTES = 1 << 30
-"""For a virtual device, and the least for a GPU."""
+"""Used for a virtual device; the minimum for a GPU."""
 
 GPU_HOST_CACHE_SHARE = 0.5
 GPU_HOST_KV_SHARE = 0.1
-"""Of the host memory that is available when a server with a GPU starts."""
+"""Share of the available host memory when a server with a GPU starts."""
 
 SMALLEST_SLAB_BYTES = 16 << 20
 LARGEST_SLAB_BYTES = 256_000_000
@@ -29,7 +27,7 @@ slab."""
 
 SLABS_IN_ARENA = 256
 BLOCKS_IN_SLAB = 16
-"""Alignment loses up to a block of each slab: this many leave at least 15/16 of it usable."""
+"""Alignment wastes up to one block per slab: with this many blocks at least 15/16 of a slab are usable."""
 
 LEAST_SLABS_IN_ARENA = 16
 LEAST_SLABS_ON_HOST = 8
@@ -43,7 +41,7 @@ not."""
 
 @dataclass(frozen=True, slots=True)
 class Budgets:
-    """All in bytes."""
+    """Memory budgets in bytes."""
 
     arena_bytes: int
     host_cache_bytes: int
@@ -51,9 +49,10 @@ class Budgets:
 
 
 def default_budgets(kind: DeviceKind, free_bytes: int | None, host_bytes: int | None) -> Budgets:
-    """Budgets of a server's device: `free_bytes` of device memory are free (None: it has none of its own).
+    """Budgets of a server's device.
 
-    `host_bytes` of host memory are available; None if the system does not say.
+    `free_bytes` is the free device memory, or None if the device has no memory of its own. `host_bytes` is
+    the available host memory, or None if the system does not say.
     """
     arena_bytes = CPU_ARENA_BYTES if free_bytes is None else int(GPU_ARENA_SHARE * free_bytes)
     if kind == "cpu" or host_bytes is None:
@@ -66,10 +65,10 @@ def default_budgets(kind: DeviceKind, free_bytes: int | None, host_bytes: int | 
 
 
 def default_slab_bytes(arena_bytes: int, host_kv_bytes: int, largest_block_bytes: int = 0) -> int:
-    """The size of a slab: a small part of the arena, large against `largest_block_bytes`, the largest known
-    KV block.
+    """Default size of a slab: a small part of the arena, but large compared with a block.
 
-    Never less than two of those blocks, which is the least that serves a model.
+    `largest_block_bytes` is the largest known KV block. A slab holds at least two of those, the minimum with
+    which a model can be served.
     """
     by_arena = min(arena_bytes // SLABS_IN_ARENA, LARGEST_SLAB_BYTES)
     wanted = max(by_arena, SMALLEST_SLAB_BYTES, BLOCKS_IN_SLAB * largest_block_bytes)

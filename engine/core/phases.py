@@ -1,4 +1,4 @@
-"""Where a request is on its way, and where the weights of a model are."""
+"""The phase of a request, and where a model's weights are."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -7,7 +7,7 @@ from tokenmux.core.request import RequestId
 
 
 class RequestPhase(Enum):
-    """Where a request is, as its client is told."""
+    """The phase of a request, as its client is told."""
 
     QUEUED = "queued"
     LOADING = "loading"
@@ -18,7 +18,7 @@ class RequestPhase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class PhaseChanged:
-    """A change of a request's phase: queued with the number of requests before it, loading with the share
+    """A request's phase changed: queued with the number of requests ahead of it, loading with the share
     done."""
 
     request: RequestId

@@ -1,5 +1,4 @@
-"""What a policy wants next, as values. A policy decides, a device carries out, and the instance stands
-between.
+"""What a policy wants next, as values. A policy decides, the instance validates, a device carries out.
 
 An instance has channels that run at the same time. Whenever one is free the policy is asked what it does
 next:
@@ -9,8 +8,8 @@ next:
     fetch      Fetch(model)                                        disk ──▶ host cache
     compute    Step(model, chunks, repeat)                         one forward pass, or several alike
 
-An answer may begin with things that happen at once (`Evict`, `Drop`, `Discard`): they make the room that the
-operation needs, and cost nothing.
+An answer may begin with actions that take effect at once (`Evict`, `Drop`, `Discard`): they make room for the
+operation and cost no time.
 """
 
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from tokenmux.core.request import RequestId
 
 
 class Channel(IntEnum):
-    """In the order in which free channels are asked."""
+    """Channels, in the order in which free ones are asked."""
 
     COPY_IN = 0
     COPY_OUT = 1
@@ -37,9 +36,9 @@ class Chunk(NamedTuple):
         [........computed.....][chunk ->              ]
                                start        start + n_tokens
 
-    When the chunk ends at the last token that exists, the step also draws the next one. Decoding is the case
-    of `start` at that last token and `n_tokens == 1`. Inside the prompt, chunks begin and end on the prefill
-    grid (multiples of the device's `prefill_chunk_tokens`) or at the prompt's end: token-exactness rests on
+    If the chunk ends at the last existing token, the step also draws the next one. Decoding is a chunk with
+    `start` at that last token and `n_tokens == 1`. Inside the prompt, chunks begin and end on the prefill
+    grid (multiples of the device's `prefill_chunk_tokens`) or at the prompt's end: token-exactness depends on
     it.
     """
 
@@ -50,10 +49,10 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One forward pass of one model; with `repeat > 1` the same decode step that many times without asking
-    again.
+    """One forward pass of one model; `repeat > 1` runs the same decode step that many times without asking
+    the policy again.
 
-    A repeated step ends early when one of its requests finishes, or when the policy wants to be asked again.
+    A repeated step ends early when one of its requests finishes, or when the policy wants to be asked.
     """
 
     model: ModelId
@@ -70,7 +69,7 @@ class Activate:
 
 @dataclass(frozen=True, slots=True)
 class PageIn:
-    """Copy to the device every block of these requests that is only on the host."""
+    """Copy to the device all blocks of these requests that are only on the host."""
 
     requests: tuple[RequestId, ...]
 
@@ -84,8 +83,7 @@ class Compact:
 
 @dataclass(frozen=True, slots=True)
 class PageOut:
-    """Write the blocks of these requests that the host does not have through to it; the device copies stay,
-    clean."""
+    """Copy to the host all blocks of these requests that it lacks. The device keeps its copies, now clean."""
 
     requests: tuple[RequestId, ...]
 
@@ -99,8 +97,7 @@ class Fetch:
 
 @dataclass(frozen=True, slots=True)
 class Evict:
-    """Forget the device copy of a model's weights: they are read-only, and the host (or the disk) has
-    them."""
+    """Forget the device copy of a model's weights. They are read-only, and the host or the disk has them."""
 
     model: ModelId
 
@@ -114,7 +111,7 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Discard:
-    """Forget all KV of a request, which will be rebuilt from its token ids: the last resort, and counted."""
+    """Forget all KV of a request, to be rebuilt from its token ids. A last resort, and counted."""
 
     request: RequestId
 
@@ -125,8 +122,8 @@ AtOnce = Evict | Drop | Discard
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A policy's answer for one free channel: first these at once, then this operation (None: leave it
-    idle)."""
+    """A policy's answer for one free channel: the actions `at_once`, then the operation (None leaves the
+    channel idle)."""
 
     operation: Operation | None = None
     at_once: tuple[AtOnce, ...] = ()

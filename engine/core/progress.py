@@ -1,10 +1,10 @@
-"""How long work reports its progress."""
+"""Progress reports of long work."""
 
 from collections.abc import Callable
 
 Progress = Callable[[str, int, int], None]
-"""Called as `progress(what, done, total)` now and then during work that takes long, from any thread."""
+"""Called as `progress(what, done, total)` from time to time during long work, from any thread."""
 
 
 def no_progress(what: str, done: int, total: int) -> None:
-    """For work that nobody watches."""
+    """Ignore progress."""

@@ -1,4 +1,4 @@
-"""How one request went, from its arrival to its end."""
+"""The history of one request, from its arrival to its end."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from tokenmux.core.request import FinishReason, Request
 
 @dataclass(frozen=True, slots=True)
 class RequestRecord:
-    """How one request went; times in seconds on the instance's clock."""
+    """The history of one request. Times are in seconds on the instance's clock."""
 
     request: Request
     reason: FinishReason
@@ -25,20 +25,20 @@ class RequestRecord:
 
     @property
     def tpot_s(self) -> float | None:
-        """Mean time between tokens; None for fewer than two tokens."""
+        """Mean time between tokens, or None for fewer than two tokens."""
         if self.first_token_s is None or self.last_token_s is None or self.n_tokens < 2:
             return None
         return (self.last_token_s - self.first_token_s) / (self.n_tokens - 1)
 
     @property
     def is_on_time(self) -> bool:
-        """Whether all its tokens were on time, and it did not fail."""
+        """True if all its tokens were on time and it did not fail."""
         return self.n_on_time == self.n_tokens and self.reason is not FinishReason.FAILED
 
     @property
     def artifact_attainment(self) -> float | None:
-        """The Aegaeon artifact's figure for one request: the share of its time that was not late. None if it
-        drew no token."""
+        """The Aegaeon artifact's figure for one request: the share of its time that was not late. None if
+        it drew no token."""
         if self.last_token_s is None:
             return None
         total_s = self.last_token_s - self.request.arrival_s

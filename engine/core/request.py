@@ -1,7 +1,7 @@
 """A request as the scheduler sees it: lengths, limits and deadlines, never text.
 
-The content (token ids, sampling parameters, stop tokens) travels beside it in `tokenmux.messages`, so that
-the simulator can run millions of requests that have no content at all.
+Its content (token ids, sampling parameters, stop tokens) travels beside it in `tokenmux.messages`, so that
+the simulator can run millions of requests without content.
 """
 
 from dataclasses import dataclass
@@ -14,18 +14,19 @@ from tokenmux.core.facts import ModelId
 RequestId = NewType("RequestId", str)
 
 SECONDS = (1e-6, 1e9)
-"""A TTFT or TPOT outside of this is taken as the nearer end: nothing that divides by one, or counts steps in
-it, can overflow."""
+"""Bounds of a TTFT or TPOT in seconds. Values outside are clipped, so that dividing by one, or counting the
+steps in one, cannot overflow."""
 
 WEIGHTS = (1e-6, 1e6)
-"""The same for weights. Admission (`tokenmux.server.front.admission`) is stricter, and refuses instead."""
+"""Bounds of weights, for the same reason. Admission (`tokenmux.server.front.admission`) is stricter, and
+refuses instead of clipping."""
 
 LEVEL_RATIO = 10.0
-"""The pool reckons with no level this many times stricter or laxer than its own (`ServiceLevel.beside`)."""
+"""A level counts as at most this many times stricter or laxer than the pool's own (`ServiceLevel.beside`)."""
 
 
 def _keep_within(value: object, names: tuple[str, ...], bounds: tuple[float, float]) -> None:
-    """Bring attributes of a frozen value within bounds; ones that are within, nearly all, stay untouched."""
+    """Clip attributes of a frozen value to `bounds`. Nearly all values are within and stay untouched."""
     low, high = bounds
     for name in names:
         number: float = getattr(value, name)
@@ -53,10 +54,10 @@ class ServiceLevel:
         _keep_within(self, ("ttft_s", "tpot_s"), SECONDS)
 
     def beside(self, pool: "ServiceLevel") -> "ServiceLevel":
-        """This level for what concerns others too, such as the load of an instance: within `LEVEL_RATIO` of
-        the pool's level.
+        """This level for decisions that affect others, such as the load of an instance: clipped to within
+        `LEVEL_RATIO` of the pool's level.
 
-        A request is judged by its own level. What it says must not decide how the pool treats everybody else.
+        A request is judged by its own level, which must not decide how the pool treats everyone else.
         """
         ttft_s = _within(self.ttft_s, pool.ttft_s / LEVEL_RATIO, pool.ttft_s * LEVEL_RATIO)
         tpot_s = _within(self.tpot_s, pool.tpot_s / LEVEL_RATIO, pool.tpot_s * LEVEL_RATIO)
@@ -70,8 +71,8 @@ DEFAULT_LEVEL = ServiceLevel()
 class Request:
     """What a request asks of the pool.
 
-    `weight` brings it forward among others, by less than a TTFT (higher: sooner). `tenant_weight` is set by
-    the operator: under overload tenants get time in proportion to it.
+    A higher `weight` moves it ahead of others, by less than one TTFT. `tenant_weight` is set by the operator:
+    under overload, tenants get time in proportion to it.
     """
 
     id: RequestId
@@ -98,7 +99,7 @@ class Request:
 
 
 class FinishReason(Enum):
-    """Why a request ended. Every accepted request ends in exactly one of these."""
+    """Why a request ended. Every accepted request ends for exactly one of these reasons."""
 
     STOP = "stop"
     LENGTH = "length"

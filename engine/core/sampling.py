@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 
 GREEDY_BELOW = 1e-5
-"""A temperature below this is greedy, as in vLLM: logits divided by less may overflow, and a draw would take
-the likeliest anyway."""
+"""Temperatures below this are greedy, as in vLLM: dividing logits by less may overflow, and a draw would pick
+the likeliest token anyway."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are drawn. Temperature 0 is greedy. The draw is a pure function of (seed, position)."""
+    """How tokens are drawn. Temperature 0 is greedy. A draw is a pure function of (seed, position)."""
 
     temperature: float = 0.0
     top_k: int = 0

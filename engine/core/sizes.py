@@ -20,7 +20,7 @@ _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 
 
 def parse_size(value: object) -> int:
-    """Bytes. Raises ValueError for what is not a size.
+    """Read a size in bytes. Raises ValueError if `value` is not a size.
 
     >>> parse_size("1.5 GiB"), parse_size("2GB"), parse_size(512)
     (1610612736, 2000000000, 512)
@@ -37,7 +37,7 @@ def parse_size(value: object) -> int:
 
 
 def show_size(n_bytes: float) -> str:
-    """`n_bytes` with one decimal in the largest fitting unit.
+    """Format `n_bytes` with one decimal in the largest fitting unit.
 
     >>> show_size(270_000_000), show_size(512)
     ('257.5 MiB', '512 bytes')

@@ -1,11 +1,11 @@
-"""A span of time, for traces."""
+"""A span of time in a trace."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
 
 class Span(NamedTuple):
-    """Something that lasted: an operation on a channel (`track` is its name in small letters) or a
+    """Something that took time: an operation on a channel (`track` is the channel's name in lower case) or a
     `request`."""
 
     instance: int

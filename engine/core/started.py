@@ -14,11 +14,11 @@ class SwapReason(Enum):
     """Why a model's weights are brought to the device."""
 
     FIRST = "first"
-    """Requests wait for it, and it has not been here since it was registered."""
+    """Requests wait for it, and it is loaded for the first time since its registration."""
     AGAIN = "again"
-    """Requests wait for it, and it had to leave before: the price of sharing."""
+    """Requests wait for it, and it was evicted before: the price of sharing."""
     OPERATOR = "operator"
-    """No request waits for it; an operator pinned it or asked for it."""
+    """No request waits for it; an operator pinned or loaded it."""
     AHEAD = "ahead"
     """No request waits for it; the policy expects one."""
 
@@ -33,14 +33,14 @@ class Started:
     at_s: float
     n_bytes: int = 0
     model: ModelFacts | None = None
-    """Of a step, an activation or a fetch."""
+    """The model of a step, an activation or a fetch."""
     work: StepWork = NO_WORK
-    """Of a step, its first iteration."""
+    """The work of a step's first iteration."""
     images: tuple[Image, ...] = ()
-    """To be copied by an activation, or read by a fetch."""
+    """What an activation copies, or a fetch reads."""
     dropped: tuple[ImageId, ...] = ()
-    """To be forgotten by the host cache before a fetch."""
+    """What the host cache forgets before a fetch."""
     transfers: tuple[tuple[RequestId, tuple[Transfer, ...]], ...] = ()
-    """Blocks to be copied by a page-in or page-out, by request."""
+    """Blocks that a page-in or page-out copies, by request."""
     moves: tuple[ExtentMove, ...] = ()
-    """Of a compaction."""
+    """The moves of a compaction."""
