@@ -18,16 +18,41 @@
         ├── IllegalPlan       a policy asked for what the ledger forbids
         └── IntegrityError    an allocator's books do not balance
 
-Only the classes live here; the server maps them to gRPC status codes. An error is `retryable` exactly if its
-code tells clients to try again (RESOURCE_EXHAUSTED, UNAVAILABLE).
+Between processes an error travels as its `ErrorCode` and its message; the server maps codes to gRPC status.
+An error is `retryable` exactly if its status tells clients to try again (RESOURCE_EXHAUSTED, UNAVAILABLE).
 """
 
+from enum import StrEnum
 from typing import ClassVar
+
+
+class ErrorCode(StrEnum):
+    """Names a class of the error tree in messages between processes."""
+
+    ERROR = "error"
+    INVALID_REQUEST = "invalid_request"
+    NOT_FOUND = "not_found"
+    ALREADY_EXISTS = "already_exists"
+    OVERLOADED = "overloaded"
+    NOT_SERVABLE = "not_servable"
+    UNSUPPORTED_MODEL = "unsupported_model"
+    DOES_NOT_FIT = "does_not_fit"
+    BAD_CHECKPOINT = "bad_checkpoint"
+    CONFIG_ERROR = "config_error"
+    IN_USE = "in_use"
+    ENDED = "ended"
+    UNAVAILABLE = "unavailable"
+    WORKER_FAILED = "worker_failed"
+    INTERNAL = "internal"
+    ILLEGAL_PLAN = "illegal_plan"
+    INTEGRITY = "integrity"
 
 
 class TokenmuxError(Exception):
     """Base of all errors raised on purpose. `str(error)` can be shown to a user."""
 
+    code: ClassVar[ErrorCode] = ErrorCode.ERROR
+    """Of exactly this class."""
     retryable: ClassVar[bool] = False
     """True if the same call may succeed later without anyone changing anything."""
 
@@ -35,72 +60,133 @@ class TokenmuxError(Exception):
 class InvalidRequest(TokenmuxError):
     """The request itself is wrong; the same request will always be refused."""
 
+    code = ErrorCode.INVALID_REQUEST
+
 
 class NotFound(TokenmuxError):
     """A model, request or file of that name does not exist."""
+
+    code = ErrorCode.NOT_FOUND
 
 
 class AlreadyExists(TokenmuxError):
     """The name is already taken."""
 
+    code = ErrorCode.ALREADY_EXISTS
+
 
 class Overloaded(TokenmuxError):
     """A queue or budget is full; the same request may succeed later."""
 
+    code = ErrorCode.OVERLOADED
     retryable = True
 
 
 class NotServable(TokenmuxError):
     """The request is well formed, but this pool can never serve it as it is configured."""
 
+    code = ErrorCode.NOT_SERVABLE
+
 
 class UnsupportedModel(NotServable):
     """The model's architecture or file format cannot be run; the message says why."""
+
+    code = ErrorCode.UNSUPPORTED_MODEL
 
 
 class DoesNotFit(NotServable):
     """Something is larger than the memory that it needs; the message gives both sizes."""
 
+    code = ErrorCode.DOES_NOT_FIT
+
 
 class BadCheckpoint(TokenmuxError):
     """A checkpoint or weight image is incomplete or damaged; the message names the file."""
+
+    code = ErrorCode.BAD_CHECKPOINT
 
 
 class ConfigError(TokenmuxError):
     """A configuration value is wrong; the message names the place and the allowed values."""
 
+    code = ErrorCode.CONFIG_ERROR
+
 
 class InUse(TokenmuxError):
     """The operation would lose live requests; the message says how to force it."""
+
+    code = ErrorCode.IN_USE
 
 
 class Ended(TokenmuxError):
     """The server ended an accepted request before it was complete; the message says why."""
 
+    code = ErrorCode.ENDED
+
 
 class Unavailable(TokenmuxError):
     """The server cannot answer now. Try another server, or this one later."""
 
+    code = ErrorCode.UNAVAILABLE
     retryable = True
 
 
 class WorkerFailed(Unavailable):
     """A device, or the process that drives it, broke. Its requests are served again elsewhere."""
 
+    code = ErrorCode.WORKER_FAILED
+
 
 class InternalError(TokenmuxError):
     """A bug in tokenmux."""
+
+    code = ErrorCode.INTERNAL
 
 
 class IllegalPlan(InternalError):
     """A policy asked for an operation that the ledger does not allow in the present state."""
 
+    code = ErrorCode.ILLEGAL_PLAN
+
 
 class IntegrityError(InternalError):
     """An allocator found its own books out of balance."""
 
+    code = ErrorCode.INTEGRITY
 
-def error_of(kind: str, otherwise: type[TokenmuxError]) -> type[TokenmuxError]:
-    """The error class called `kind`, as it travels between processes; `otherwise` if there is none."""
-    found = globals().get(kind)
-    return found if isinstance(found, type) and issubclass(found, TokenmuxError) else otherwise
+
+_CLASSES: dict[ErrorCode, type[TokenmuxError]] = {
+    kind.code: kind
+    for kind in (
+        TokenmuxError,
+        InvalidRequest,
+        NotFound,
+        AlreadyExists,
+        Overloaded,
+        NotServable,
+        UnsupportedModel,
+        DoesNotFit,
+        BadCheckpoint,
+        ConfigError,
+        InUse,
+        Ended,
+        Unavailable,
+        WorkerFailed,
+        InternalError,
+        IllegalPlan,
+        IntegrityError,
+    )
+}
+
+
+def error_of(code: ErrorCode, message: str) -> TokenmuxError:
+    """The error that `code` names, to be raised."""
+    return _CLASSES[code](message)
+
+
+def code_named(said: object, otherwise: ErrorCode) -> ErrorCode:
+    """The code that another process said; `otherwise` for anything that is not one."""
+    try:
+        return ErrorCode(said)  # type: ignore[arg-type]
+    except ValueError:
+        return otherwise

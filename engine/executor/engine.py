@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from tokenmux.core.clock import Clock
-from tokenmux.core.errors import BadCheckpoint, DoesNotFit, NotFound, NotServable, TokenmuxError
+from tokenmux.core.errors import DoesNotFit, ErrorCode, NotFound, TokenmuxError
 from tokenmux.core.event import (
     SUPERSEDED,
     Arrived,
@@ -207,8 +207,8 @@ class Engine:
         for record, detail in self.instance.take_ended():
             del self._contents[record.request.id]
             self._telemetry.ended(record)
-            kind = self._kind_of(record, detail)
-            self._out.append(Finished(record.request.id, record.reason, record.end_s, detail, kind))
+            code = self._code_of(record, detail)
+            self._out.append(Finished(record.request.id, record.reason, record.end_s, detail, code))
         if self.instance.queue.version != self._positions.looked_at:
             self._out.extend(self._positions.report())
         use, status = self._telemetry.report(), self._status.report(at_once=bool(self._answers))
@@ -251,7 +251,7 @@ class Engine:
         try:
             self._device.resize(arena_bytes)
         except DoesNotFit as error:
-            answer = Acknowledged(None, str(error), type(error).__name__)
+            answer = Acknowledged(None, str(error), error.code)
             arena_bytes = self.instance.device.arena_bytes
         self.instance.apply(Resized(self._clock.now_s(), arena_bytes))
         self._answers.append(answer)
@@ -272,7 +272,7 @@ class Engine:
         try:
             self.instance.check_resizable(arena_bytes)
         except TokenmuxError as error:
-            self._out.append(Acknowledged(None, str(error), type(error).__name__))
+            self._out.append(Acknowledged(None, str(error), error.code))
         else:
             self.instance.apply(ResizeAsked(now_s, arena_bytes))
 
@@ -300,19 +300,21 @@ class Engine:
                         self.instance.check_pinnable(model_id)
                     self.instance.apply(ModelWanted(now_s, model_id, pinned=pinned))
         except TokenmuxError as error:
-            return Acknowledged(model_id, str(error), type(error).__name__)
+            return Acknowledged(model_id, str(error), error.code)
         except Exception as error:
             if not isinstance(message, Register) or model_id in self.instance.models:
                 raise
             logger.exception("%s cannot be registered", model_id)
-            return Acknowledged(model_id, f"{model_id} cannot be registered: {error!r}", NotServable.__name__)
+            return Acknowledged(
+                model_id, f"{model_id} cannot be registered: {error!r}", ErrorCode.NOT_SERVABLE
+            )
         return Acknowledged(model_id)
 
-    def _kind_of(self, record: RequestRecord, detail: str) -> str:
-        """The class of the error with which a request ended: weights that cannot be read stay so until
-        somebody mends them."""
+    def _code_of(self, record: RequestRecord, detail: str) -> ErrorCode | None:
+        """As which error a request failed: weights that cannot be read stay so until somebody mends them."""
         model = self.instance.models.get(record.request.model)
-        return BadCheckpoint.__name__ if detail and model is not None and detail == model.load_error else ""
+        unreadable = detail and model is not None and detail == model.load_error
+        return ErrorCode.BAD_CHECKPOINT if unreadable else None
 
     def _on_decision(self, _at_s: float, decided: Operation | AtOnce) -> None:
         if isinstance(decided, Evict):

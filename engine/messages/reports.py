@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from tokenmux.core.errors import ErrorCode
 from tokenmux.core.facts import ModelId
 from tokenmux.core.phases import PhaseChanged, Residency
 from tokenmux.core.request import FinishReason, RequestId
@@ -22,14 +23,13 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The one end of a request. `detail` says why when the reason is FAILED; `kind` names the error's
-    class in `tokenmux.core.errors`."""
+    """The one end of a request. `detail` says why if it FAILED; `code` is the error's, if known."""
 
     request: RequestId
     reason: FinishReason
     at_s: float
     detail: str = ""
-    kind: str = ""
+    code: ErrorCode | None = None
 
 
 class ModelStatus(NamedTuple):
@@ -147,13 +147,12 @@ class Acknowledged:
     """Answer to `Register`, `Unregister`, `Load`, `Unload` and `Pin`, and to `Resize`, which is about no
     model.
 
-    Empty `error` means done (or, for `Load`, begun). `kind` is the name of the error's class in
-    `tokenmux.core.errors`.
+    Empty `error` means done (or, for `Load`, begun). `code` is the error's, if known.
     """
 
     model: ModelId | None
     error: str = ""
-    kind: str = ""
+    code: ErrorCode | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,19 @@ def test_what_crosses_a_seam_is_a_plain_value(kind: type, data: st.DataObject) -
 
 
 def error_classes() -> dict[str, type[Exception]]:
-    return {name: kind for name, kind in vars(errors).items() if inspect.isclass(kind)}
+    return {
+        name: kind
+        for name, kind in vars(errors).items()
+        if inspect.isclass(kind) and issubclass(kind, Exception)
+    }
+
+
+def test_every_error_has_a_code_of_its_own() -> None:
+    classes = [kind for kind in error_classes().values() if issubclass(kind, errors.TokenmuxError)]
+    assert sorted(kind.code for kind in classes) == sorted(errors.ErrorCode)
+    assert all(type(errors.error_of(kind.code, "why")) is kind for kind in classes)
+    assert errors.code_named("in_use", errors.ErrorCode.ENDED) is errors.ErrorCode.IN_USE
+    assert errors.code_named("InUse", errors.ErrorCode.ENDED) is errors.ErrorCode.ENDED
 
 
 def test_the_error_tree_is_drawn_as_it_is() -> None:

@@ -18,7 +18,7 @@ from tests.executor.test_virtual_gpu import KB, SLAB_BYTES, InThread, entries, s
 from tests.executor.test_virtual_gpu import device as real_device
 from tests.scheduler.policy.test_progress import HOST, MB, device, model, traffic
 from tokenmux.core.cost import RooflineCost
-from tokenmux.core.errors import DoesNotFit
+from tokenmux.core.errors import DoesNotFit, ErrorCode
 from tokenmux.core.request import FinishReason, Request, RequestId
 from tokenmux.executor import assemble as assembly
 from tokenmux.executor.virtual import EngineOnVirtualTime
@@ -105,7 +105,7 @@ def test_random_worlds_with_resizes_end_every_request(
     assert drawn == {request: n_outputs[request] for request in drawn}
     answers = [m for m in body.said if isinstance(m, Acknowledged) and m.model is None]
     assert len(answers) == len(sizes_mb)
-    assert {answer.kind for answer in answers} <= {"", "DoesNotFit", "InUse"}
+    assert {answer.code for answer in answers} <= {None, ErrorCode.DOES_NOT_FIT, ErrorCode.IN_USE}
     instance.check_integrity()
     assert (
         instance.ledger.arena.capacity
@@ -176,7 +176,7 @@ def test_the_same_on_the_cuda_device_over_fake_streams(
     with worker(entries, real_device(entries, 20), kind="cuda") as body:
         before = sum(gpu.allocated.values())
         gpu.capacity = before + SLAB_BYTES
-        assert resize(body, arena_bytes_of(entries, 40)).kind == "DoesNotFit"
+        assert resize(body, arena_bytes_of(entries, 40)).code is ErrorCode.DOES_NOT_FIT
         assert sum(gpu.allocated.values()) == before
         gpu.capacity = 1 << 30
         assert [answer.error for answer in serve_and_resize(entries, body)] == [""] * 3
@@ -218,7 +218,7 @@ def test_memory_goes_back_to_the_system_and_comes_again(entries: list[Entry]) ->
         assert not resize(body, small).error
         measure()
         refused = resize(body, 1 << 50)
-        assert refused.kind == "DoesNotFit"
+        assert refused.code is ErrorCode.DOES_NOT_FIT
         assert "cannot be had on this machine" in refused.error
         assert body.instance.device.arena_bytes == small
     changes = [tuple(b - a for a, b in zip(*pair, strict=True)) for pair in pairwise(sizes)]

@@ -16,6 +16,7 @@ from tokenmux.core.errors import (
     AlreadyExists,
     BadCheckpoint,
     DoesNotFit,
+    ErrorCode,
     InvalidRequest,
     NotFound,
     TokenmuxError,
@@ -289,12 +290,12 @@ class FakeWorker:
             case Register(model_facts):
                 self.post(Acknowledged(model_facts.id, self._hub.refuses.get(model_facts.id, "")))
             case Pin(model, pinned=True) if model in self._hub.refuses_pins:
-                self.post(Acknowledged(model, self._hub.refuses_pins[model], "DoesNotFit"))
+                self.post(Acknowledged(model, self._hub.refuses_pins[model], ErrorCode.DOES_NOT_FIT))
             case Unregister(model) | Load(model) | Unload(model) | Pin(model):
-                kind = self._hub.kinds.get(model, "")
-                self.post(Acknowledged(model, self._hub.refuses.get(model, ""), kind))
+                code = self._hub.codes.get(model)
+                self.post(Acknowledged(model, self._hub.refuses.get(model, ""), code))
             case Resize() if self._hub.answer_resizes:
-                self.post(Acknowledged(None, self._hub.refuses.get("resize", ""), "DoesNotFit"))
+                self.post(Acknowledged(None, self._hub.refuses.get("resize", ""), ErrorCode.DOES_NOT_FIT))
             case AskTrace(ticket, last_s) if self._hub.answer_traces:
                 self.post(
                     Traced(ticket, tuple(span for span in self._hub.spans if span.end_s >= 100.0 - last_s))
@@ -337,8 +338,8 @@ class Hub:
         self.answer_resizes = True
         self.spans: list[Span] = []
         self.refuses: dict[str, str] = {}
-        self.kinds: dict[str, str] = {}
-        """Classes of the errors that models are refused with."""
+        self.codes: dict[str, ErrorCode] = {}
+        """Of the errors that models are refused with."""
         self.refuses_pins: dict[str, str] = {}
         self.fails_to_start = 0
         self.workers: list[FakeWorker] = []

@@ -14,7 +14,7 @@ import pytest
 from tests.server.harness import FakeEntry, Served, facts, serving
 from tests.server.test_serve import real_server, worker_of
 from tokenmux.client import AsyncClient, CallFailed, Client, Delta
-from tokenmux.core.errors import DoesNotFit
+from tokenmux.core.errors import DoesNotFit, ErrorCode
 from tokenmux.messages.commands import Register, Resize
 from tokenmux.messages.reports import Acknowledged, Broken
 from tokenmux.v1 import inference_pb2, pool_pb2
@@ -76,7 +76,7 @@ async def test_meanwhile_both_sizes_count_and_another_resize_is_refused(served: 
         assert (await refused(generate(served, fitting + 1)))[0] is not Code.OK
         code, details = await refused(served.pool.Resize(pool_pb2.ResizeRequest(arena_bytes=7_000)))
         assert (code, "try again when that is done" in details) == (Code.FAILED_PRECONDITION, True)
-        served.hub.post(Acknowledged(None, "there is only so much", "DoesNotFit"))
+        served.hub.post(Acknowledged(None, "there is only so much", ErrorCode.DOES_NOT_FIT))
         assert (await refused(call)) == (Code.FAILED_PRECONDITION, "there is only so much")
         assert served.front.size.arena_bytes == 10_000
 

@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from threading import Thread
 from typing import Any
 
-from tokenmux.core import errors
-from tokenmux.core.errors import TokenmuxError
+from tokenmux.core.errors import ErrorCode, code_named, error_of
 from tokenmux.executor import orphans
 from tokenmux.server.children.frames import BrokenFrame, pack, read_async
 
@@ -46,10 +45,8 @@ class Answer:
         """This answer, unless it is an error: then that is raised, as an error of our tree."""
         if "error" not in self.header:
             return self
-        kind = getattr(errors, str(self.header["error"]), None)
-        if not (isinstance(kind, type) and issubclass(kind, TokenmuxError)):
-            kind = errors.BadCheckpoint
-        raise kind(str(self.header.get("message", "")))
+        code = code_named(self.header["error"], ErrorCode.BAD_CHECKPOINT)
+        raise error_of(code, str(self.header.get("message", "")))
 
 
 class Child:

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tokenmux.core.errors import BadCheckpoint, NotServable, TokenmuxError
+from tokenmux.core.errors import ErrorCode, TokenmuxError
 from tokenmux.executor.orphans import die_with_parent
 from tokenmux.server.children.frames import pack, read
 
@@ -59,14 +59,14 @@ def _answer(handle: Handle, message: tuple[dict[str, Any], bytes], report: Repor
     try:
         return handle(*message, report)
     except TokenmuxError as error:
-        return {"error": type(error).__name__, "message": str(error)}, b""
+        return {"error": error.code, "message": str(error)}, b""
     except MemoryError:
         return {
-            "error": NotServable.__name__,
+            "error": ErrorCode.NOT_SERVABLE,
             "message": "it takes more memory than its process may use",
         }, b""
     except BaseException as error:  # noqa: BLE001 - a panic of a native library is no Exception
-        return {"error": BadCheckpoint.__name__, "message": reason_of(error)}, b""
+        return {"error": ErrorCode.BAD_CHECKPOINT, "message": reason_of(error)}, b""
 
 
 def reason_of(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenmux.core.errors import NotServable, TokenmuxError
+from tokenmux.core.errors import ErrorCode, TokenmuxError
 from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.server.children.child_main import Answer, Report, limit_memory, reason_of, run
 
@@ -63,14 +63,13 @@ def _one(catalogue: Catalogue, kind: str, name: str, source: Path, progress: Any
         said = str(error)
         if any(words in said for words in _NO_MEMORY):
             return {
-                "error": NotServable.__name__,
+                "error": ErrorCode.NOT_SERVABLE,
                 "message": f"{source}: it takes more memory than registering may use "
-                "(`registration.memory`): "
-                f"{said}",
+                f"(`registration.memory`): {said}",
             }
-        return {"error": type(error).__name__, "message": said}
+        return {"error": error.code, "message": said}
     except Exception as error:  # noqa: BLE001 - whatever a stranger's file made happen is said of that file
-        return {"error": NotServable.__name__, "message": f"{source}: {reason_of(error)}"}
+        return {"error": ErrorCode.NOT_SERVABLE, "message": f"{source}: {reason_of(error)}"}
     return {}
 
 

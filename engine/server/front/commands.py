@@ -8,7 +8,7 @@ import asyncio
 from collections import defaultdict, deque
 from collections.abc import Callable
 
-from tokenmux.core.errors import NotServable, TokenmuxError, error_of
+from tokenmux.core.errors import ErrorCode, TokenmuxError, error_of
 from tokenmux.core.facts import ModelId
 from tokenmux.messages.commands import Load, Pin, Register, Resize, ToWorker, Unload, Unregister
 from tokenmux.messages.reports import Acknowledged
@@ -41,7 +41,7 @@ class Commands:
         if answer.done():  # who asked was cancelled
             return
         if message.error:
-            answer.set_exception(error_of(message.kind, NotServable)(message.error))
+            answer.set_exception(error_of(message.code or ErrorCode.NOT_SERVABLE, message.error))
         else:
             answer.set_result(None)
 

@@ -16,7 +16,7 @@ live.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from tokenmux.core.errors import Ended, InternalError, TokenmuxError, error_of
+from tokenmux.core.errors import Ended, ErrorCode, InternalError, TokenmuxError, error_of
 from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.core.request import FinishReason, Request
 from tokenmux.messages.commands import Submit
@@ -142,8 +142,8 @@ class LiveRequest:
             case FinishReason.CANCELLED:
                 self.fail(Ended(f"request {self.id} was cancelled: {finished.detail or 'its client left'}"))
             case FinishReason.FAILED:
-                error = error_of(finished.kind, Ended)
-                self.fail(error(f"request {self.id} failed: {finished.detail or 'no reason was given'}"))
+                said = f"request {self.id} failed: {finished.detail or 'no reason was given'}"
+                self.fail(error_of(finished.code or ErrorCode.ENDED, said))
 
     def conclude(self) -> bool:
         """End the request if its tokens say that it is complete, though the worker did not live to say so."""

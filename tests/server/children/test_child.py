@@ -100,10 +100,12 @@ def test_a_child_in_an_endless_loop_dies_with_its_parent() -> None:
     asyncio.run(gone(int(run.stdout)))
 
 
-@pytest.mark.parametrize("kind", ["os", "Exception", "InternalErrorOfTheirs", "", "TokenmuxError.__class__"])
-def test_an_error_of_an_unknown_kind_blames_the_model(kind: str) -> None:
+@pytest.mark.parametrize(
+    "said", ["os", "Exception", "InternalError", "", "INTERNAL", None, 3, ["internal"], {}]
+)
+def test_an_error_with_an_unknown_code_blames_the_model(said: object) -> None:
     with pytest.raises(BadCheckpoint, match="what it said"):
-        Answer({"error": kind, "message": "what it said"}, b"").checked()
+        Answer({"error": said, "message": "what it said"}, b"").checked()
 
 
 @pytest.mark.parametrize(

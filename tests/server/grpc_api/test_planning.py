@@ -18,7 +18,7 @@ from tests.server.harness import (
     worker_use,
 )
 from tokenmux.client import AsyncClient, CallFailed
-from tokenmux.core.errors import DoesNotFit, InUse, NotServable, Unavailable
+from tokenmux.core.errors import DoesNotFit, ErrorCode, InUse, NotServable, Unavailable
 from tokenmux.core.facts import ModelId
 from tokenmux.core.request import Request, RequestId
 from tokenmux.core.span import Span
@@ -158,15 +158,16 @@ async def test_planning_and_traces_need_an_admin_key() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "raised"),
-    [("InUse", InUse), ("DoesNotFit", DoesNotFit), ("", NotServable), ("Exception", NotServable),
-     ("annotations", NotServable)],
-)  # fmt: skip
-async def test_an_error_of_the_worker_keeps_its_class(kind: str, raised: type[Exception]) -> None:
+    ("code", "raised"),
+    [(ErrorCode.IN_USE, InUse), (ErrorCode.DOES_NOT_FIT, DoesNotFit), (None, NotServable)],
+)
+async def test_an_error_of_the_worker_keeps_its_class(
+    code: ErrorCode | None, raised: type[Exception]
+) -> None:
     commands = Commands(lambda message: None)
     model = facts("m").id
     answer = commands.begin(Load(model))
-    commands.acknowledge(Acknowledged(model, "no", kind))
+    commands.acknowledge(Acknowledged(model, "no", code))
     with pytest.raises(raised, match="no") as failure:
         await answer
     assert type(failure.value) is raised

@@ -8,7 +8,7 @@ import pytest
 from tests.server.harness import LetterTokenizer, facts
 from tokenmux.client import CallFailed
 from tokenmux.core import errors
-from tokenmux.core.errors import Ended, InternalError, TokenmuxError, error_of
+from tokenmux.core.errors import ErrorCode, InternalError, TokenmuxError, error_of
 from tokenmux.core.request import FinishReason, Request, RequestId
 from tokenmux.core.sampling import Sampling
 from tokenmux.messages.commands import Submit
@@ -35,7 +35,7 @@ def test_a_code_says_try_again_exactly_where_that_may_help(kind: type[TokenmuxEr
     assert shown is code
     assert (shown is Code.INTERNAL) == issubclass(kind, InternalError)
     assert ("a reason" in message) == (shown is not Code.INTERNAL)
-    assert error_of(kind.__name__, Ended) is kind
+    assert type(error_of(kind.code, "a reason")) is kind
 
 
 def test_an_error_of_ours_is_not_internal_without_being_one() -> None:
@@ -57,12 +57,14 @@ def live() -> LiveRequest:
 
 
 @pytest.mark.parametrize(
-    ("kind", "code"), [("BadCheckpoint", Code.FAILED_PRECONDITION), ("", Code.ABORTED), ("os", Code.ABORTED)]
+    ("said", "code"), [(ErrorCode.BAD_CHECKPOINT, Code.FAILED_PRECONDITION), (None, Code.ABORTED)]
 )
-async def test_a_request_that_failed_has_the_code_of_its_reason(kind: str, code: grpc.StatusCode) -> None:
+async def test_a_request_that_failed_has_the_code_of_its_reason(
+    said: ErrorCode | None, code: grpc.StatusCode
+) -> None:
     """Weights that are gone were ABORTED: a client that obeys tries again for ever."""
     request = live()
-    request.take_finished(Finished(request.id, FinishReason.FAILED, 0.0, "the image is gone", kind))
+    request.take_finished(Finished(request.id, FinishReason.FAILED, 0.0, "the image is gone", said))
     with pytest.raises(TokenmuxError, match="the image is gone") as caught:
         [event async for event in request]
     assert code_of(caught.value) is code

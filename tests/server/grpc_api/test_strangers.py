@@ -22,7 +22,7 @@ from tests.server.harness import (
     make_front,
     serving,
 )
-from tokenmux.core.errors import InUse, InvalidRequest, NotFound, Overloaded, TokenmuxError
+from tokenmux.core.errors import ErrorCode, InUse, InvalidRequest, NotFound, Overloaded, TokenmuxError
 from tokenmux.messages.commands import Submit, Unregister
 from tokenmux.server.front.administration import Administration, ShownModel
 from tokenmux.server.front.front import Front, Limits
@@ -207,7 +207,7 @@ async def test_files_go_first_and_a_disk_that_refuses_changes_nothing() -> None:
 
 async def test_a_model_that_the_worker_does_not_let_go_is_served_on() -> None:
     hub = Hub(auto=True)
-    hub.refuses["letters"], hub.kinds["letters"] = "", "InUse"
+    hub.refuses["letters"], hub.codes["letters"] = "", ErrorCode.IN_USE
     async with fronted(hub) as (front, catalogue):
         hub.refuses["letters"] = "being loaded"
         with pytest.raises(InUse, match="being loaded"):
@@ -218,7 +218,7 @@ async def test_a_model_that_the_worker_does_not_let_go_is_served_on() -> None:
 
 async def test_force_waits_for_what_is_under_way() -> None:
     hub = Hub(auto=True)
-    hub.refuses["letters"], hub.kinds["letters"] = "", "InUse"
+    hub.refuses["letters"], hub.codes["letters"] = "", ErrorCode.IN_USE
     async with fronted(hub) as (front, catalogue):
         hub.refuses["letters"] = "being loaded"
         removing = asyncio.create_task(Administration(front, catalogue).unregister("letters", force=True))
