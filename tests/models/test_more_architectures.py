@@ -1,5 +1,5 @@
-"""Architectures with something of their own: latent attention, steps that are not handed on, strict
-configs."""
+"""Architectures with something of their own: latent attention, experts, steps that are not handed on,
+strict configs."""
 
 from collections.abc import Callable
 from typing import Any
@@ -41,10 +41,18 @@ LATENT = {
     "topk_group": 1,
     "first_k_dense_replace": 1,
 }
+EXPERTS = {"num_key_value_heads": 2, "num_experts": 8, "num_experts_per_tok": 2}
 CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "deepseek_v2": lambda: AutoConfig.for_model("deepseek_v2", **COMMON, **LATENT, head_dim=16),
     "deepseek_v3": lambda: AutoConfig.for_model("deepseek_v3", **COMMON, **LATENT),
     "glm4_moe_lite": lambda: AutoConfig.for_model("glm4_moe_lite", **COMMON, **LATENT),
+    "qwen3_moe": lambda: AutoConfig.for_model(
+        "qwen3_moe", **COMMON | EXPERTS, head_dim=32, moe_intermediate_size=64, mlp_only_layers=[1]
+    ),
+    "olmoe": lambda: AutoConfig.for_model("olmoe", **COMMON | EXPERTS),
+    "granitemoe": lambda: AutoConfig.for_model(
+        "granitemoe", **COMMON, num_local_experts=8, num_experts_per_tok=2, attention_multiplier=0.2
+    ),
     "stablelm": lambda: AutoConfig.for_model("stablelm", **COMMON | {"num_key_value_heads": 2}),
     "nemotron": lambda: AutoConfig.for_model("nemotron", **COMMON | {"num_key_value_heads": 2}, head_dim=32),
     "cwm": lambda: AutoConfig.for_model(
@@ -99,7 +107,7 @@ def test_equals_transformers_in_company(name: str, hostile_scheduler: Any, job: 
     assert got == [alone(model, prompt) for prompt in prompts()]
 
 
-@pytest.mark.parametrize("name", ["deepseek_v3", "stablelm"])
+@pytest.mark.parametrize("name", ["deepseek_v3", "granitemoe", "olmoe", "qwen3_moe", "stablelm"])
 def test_equals_itself_alone_in_bfloat16(name: str, hostile_scheduler: Any, job: Any) -> None:
     model = model_of(CONFIGS[name](), torch.bfloat16)
     runner = runner_of(model, torch.bfloat16)
