@@ -215,7 +215,7 @@ class FakeGpu:
     def run_until(self, event: FakeEvent) -> None:
         """Half of the time nothing else is done than what has to be."""
         if self._random.random() < 0.1:
-            time.sleep(0.0005)  # a GPU takes its time, in which other threads go on
+            time.sleep(0)  # hands the interpreter to another thread, as waiting for a GPU does
         while not self._run_towards(event):
             assert self._allowed, "streams wait for each other in a circle"
             with self._opened:
