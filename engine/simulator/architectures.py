@@ -1,5 +1,5 @@
-"""Facts of well-known model architectures, so that a pool can be planned by name; a config.json says the same
-of any other.
+"""Facts of well-known model architectures, so that a pool can be planned by name. A config.json gives the
+same facts for any other architecture.
 
 Sizes are those of 16-bit weights. `n_kv_heads` is what the architecture really has; the Aegaeon artifact
 counts KV as if every head had its own, and `as_artifact` does the same for comparisons with it.
@@ -13,8 +13,8 @@ from tokenmux.core.facts import BLOCK_TOKENS, Image, ImageId, KvShape, ModelFact
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """From the model's config.json: billions of parameters, layers, attention and KV heads, head size,
-    longest context."""
+    """An architecture, from its config.json: billions of parameters, layers, attention and KV heads, head
+    size, longest context."""
 
     name: str
     parameters_b: float
@@ -24,12 +24,12 @@ class Architecture:
     head_dim: int
     max_context: int
     weight_bytes: int | None = None
-    """None: two bytes per parameter."""
+    """None means two bytes per parameter."""
     active_b: float | None = None
-    """Of a mixture of experts: billions of parameters that one token uses."""
+    """For a mixture of experts: billions of parameters that one token uses."""
 
     def facts(self, model: str) -> ModelFacts:
-        """A model of this architecture under a name of its own, with weights of its own."""
+        """A model of this architecture called `model`, with weights of its own."""
         n_bytes = self.weight_bytes or int(2e9 * self.parameters_b)
         return ModelFacts(
             ModelId(model),
@@ -82,7 +82,7 @@ def architecture(name: str) -> Architecture:
 
 
 def measured_as(name: str) -> str:
-    """The architecture under which step times of this one are filed."""
+    """The architecture under which this one's step times are filed."""
     return _SAME_SHAPE.get(name, name)
 
 
@@ -94,7 +94,8 @@ _PAPER = (
 
 
 def paper_architecture(index: int) -> Architecture:
-    """Of the paper's market of models: of every ten, six are Qwen2.5-7B, two Yi-1.5-9B and two Llama2-13B."""
+    """The architecture of model `index` in the paper's market: of every ten models, six are Qwen2.5-7B, two
+    Yi-1.5-9B and two Llama2-13B."""
     place = index % 10
     for kind, count in _PAPER:
         if place < count:

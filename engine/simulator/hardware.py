@@ -1,5 +1,5 @@
-"""Accelerators that a simulated pool can be built of: what their makers print, and what may be assumed of
-a server around them."""
+"""Accelerators of which a simulated pool can be built: makers' data sheets, and assumptions about the server
+around them."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ class DataSheet:
     watts: float
     idle_watts: float
     dollars_per_hour: float
-    """A round price of renting one, to be replaced by the operator's own."""
+    """A round rental price; operators replace it by their own."""
 
 
 GPUS = {
@@ -36,17 +36,17 @@ GPUS = {
 }
 
 HOST_COPY_BYTES_PER_S = 16e9
-"""Host to device. The paper's setting; PCIe 5 x16 measures at two to three times that."""
+"""Host to device: the paper's setting. PCIe 5 x16 measures two to three times as much."""
 
 DISK_BYTES_PER_S = 5e9
 """One NVMe drive read in sequence."""
 
 HOST_KV_BYTES_PER_DEVICE = 128 * GB
-"""Host memory for paged-out KV cache, for each device."""
+"""Host memory for paged-out KV cache, per device."""
 
 USABLE = 0.9
-"""The share of device memory that the arena gets: the rest is activations and the runtime's own (vLLM's
-default share)."""
+"""Share of device memory for the arena. The rest is for activations and the runtime (vLLM's default
+share)."""
 
 
 def gpu(name: str) -> DataSheet:
@@ -63,7 +63,7 @@ def instance_facts(
     usable: float = USABLE,
     largest_block_bytes: int = 0,
 ) -> DeviceFacts:
-    """One instance of `n_devices` of these as a tensor-parallel group: memories, speeds and links add up.
+    """One instance of `n_devices` such devices in a tensor-parallel group: memory, speeds and links add up.
 
     `largest_block_bytes` is the size of the largest KV block of the models to be served.
     """

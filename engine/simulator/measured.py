@@ -1,7 +1,7 @@
-"""What steps and copies took on a real device, as a cost model: to simulate that very device.
+"""A cost model from what steps and copies took on a real device, to simulate exactly that device.
 
-Steps of one shape of model are fitted together, linear in the four numbers of their work, none of them below
-zero. Steps beside a copy are taken to be longer by one factor, the same for all, which is measured too.
+Steps of one model shape are fitted together, linear in the four numbers of their work, with no negative
+coefficient. Beside a copy, all steps take longer by one common factor, which is fitted too.
 """
 
 from collections import defaultdict
@@ -23,31 +23,31 @@ Completed = tuple[Started, StepDone | CopyDone]
 """An operation as it began, and how it ended; in the order of their ends."""
 
 Shape = tuple[KvShape, int]
-"""Models of one KV shape and parameter count step alike."""
+"""Models of one KV shape and parameter count take the same time for a step."""
 
 _ROUNDS = 50
 _SETTLED = 1e-4
-"""Fit and interference depend on each other: they are found in turns, until the factor stays."""
+"""The fit and the interference factor depend on each other: they are computed alternately until the factor
+changes by less than this."""
 
 _LONGEST_TURNAROUND_S = 0.05
-"""A longer pause between two steps means that there was nothing to do. Of the others the median counts:
-some wait for a copy."""
+"""A longer pause between two steps means that there was nothing to do. Of the other pauses the median counts,
+since some wait for a copy."""
 
 
 @dataclass(frozen=True, slots=True)
 class MeasuredCost:
-    """A cost model that knows, so it does not learn. Raises KeyError for shapes of model that were never
-    measured."""
+    """A cost model that does not learn. Raises KeyError for model shapes that were never measured."""
 
     steps: Mapping[Shape, tuple[float, ...]]
     """Seconds: of any step, per prefilled token, per pair of query and key, per decode row, per token of
     context."""
     copies: Mapping[Channel, tuple[float, float]]
-    """Seconds of any copy, and per byte."""
+    """Seconds of any copy, and seconds per byte."""
     interference: float
-    """How many times as long a step takes beside a copy."""
+    """Duration of a step beside a copy, relative to the same step alone."""
     turnaround_s: float
-    """From the end of an iteration to what comes next, beyond the steps themselves: mean over iterations."""
+    """Mean time from the end of an iteration to the next one, beyond the steps themselves."""
 
     def step_s(self, model: ModelFacts, work: StepWork) -> float:
         alone_s = float(np.dot(self.steps[shape_of(model)], _features(work)))
@@ -61,15 +61,15 @@ class MeasuredCost:
         return self.copy_s(Channel.COPY_IN, n_bytes)
 
     def observe_step(self, model: ModelFacts, work: StepWork, seconds: float) -> None:
-        """Nothing to learn."""
+        """Do nothing."""
 
     def observe_copy(self, channel: Channel, n_bytes: int, seconds: float) -> None:
-        """Nothing to learn."""
+        """Do nothing."""
 
 
 def fit_cost(completed: Sequence[Completed]) -> MeasuredCost:
-    """What the operations took. Raises InternalError when there is no step or no copy to the device among
-    them."""
+    """Fit a cost model to operations. Raises InternalError if there is no step or no copy to the device
+    among them."""
     steps = [iteration_of(started, event) for started, event in completed if isinstance(event, StepDone)]
     if not steps:
         raise InternalError("a cost model cannot be fitted to no step")
@@ -112,7 +112,7 @@ def _fit_steps(
 def _interference(
     steps: Iterable[tuple[ModelFacts, StepWork, float]], fits: Mapping[Shape, tuple[float, ...]]
 ) -> float:
-    """Time of all steps beside a copy over what they would have taken alone; 1 if there was none, or if
+    """Time of all steps beside a copy over what they would have taken alone. 1 if there was none, or if
     they were faster."""
     beside = [(m, w, s) for m, w, s in steps if w.beside_copy]
     alone_s = sum(float(np.dot(fits[shape_of(model)], _features(work))) for model, work, _ in beside)
@@ -120,8 +120,8 @@ def _interference(
 
 
 def _least_squares(rows: Sequence[tuple[tuple[float, ...], float]]) -> tuple[float, ...]:
-    """Coefficients, none negative: those that come out negative are left out, the worst first, and the
-    rest fitted again."""
+    """Least-squares coefficients, none negative: the most negative one is set to 0 and the rest fitted
+    again."""
     matrix: npt.NDArray[np.float64] = np.array([features for features, _ in rows], np.float64)
     target = np.array([seconds for _, seconds in rows])
     kept = [i for i in range(matrix.shape[1]) if np.any(matrix[:, i])]
@@ -137,7 +137,7 @@ def _least_squares(rows: Sequence[tuple[tuple[float, ...], float]]) -> tuple[flo
 
 
 def _fit_copies(completed: Sequence[Completed]) -> dict[Channel, tuple[float, float]]:
-    """Linear in bytes; a channel that copied nothing is taken to be as fast as copying in."""
+    """Linear in bytes. A channel that copied nothing is assumed to be as fast as copy-in."""
     rows: dict[Channel, list[tuple[tuple[float, ...], float]]] = defaultdict(list)
     for started, event in completed:
         if isinstance(started.operation, Compact):

@@ -1,20 +1,20 @@
-"""Measured step times as small tables of fitted numbers, and the cost model that serves them to a simulation.
+"""Measured step times as small tables of fitted numbers, and the cost model that gives them to a simulation.
 
-A step that prefills T tokens (with `pairs` query-key pairs) and decodes B rows over C tokens of context lasts
+A step that prefills T tokens (with `pairs` query-key pairs) and decodes B rows over C tokens of context takes
 
     max(decode_ms, prefill_ms + prefill_us T + pair_ns S) + row_us B + context_us C
 
-with S = 2 pairs (the sum of squared lengths, for whole prompts), but never less than physics allows: the
-weights and the KV are read once, and the matrix units do not exceed their peak. The mixed step follows
-chunked prefill (Agrawal et al., Sarathi-Serve, OSDI 2024): rows that ride along with a prompt cost their own
-work and no second reading of the weights.
+with S = 2 pairs (the sum of squared lengths, for whole prompts), but never less than physics allows: weights
+and KV are read once, and the matrix units do not exceed their peak. The mixed step follows chunked prefill
+(Agrawal et al., Sarathi-Serve, OSDI 2024): decode rows beside a prompt cost their own work and no second
+reading of the weights.
 
 Sources of the fits: 6B to 14B, vLLM in fp16 and eager mode, Aegaeon artifact (SOSP 2025, Zenodo
 10.5281/zenodo.16673199, Apache-2.0), mean relative error 2 to 6% (H20 decode 10 to 13%). Llama2-70B,
 splitwise-sim @ 8f99e7dc (MIT; Patel et al., ISCA 2024), relative error 1 to 4% for decode and 5 to 16% for
-prefill. The context term of models with grouped-query attention is badly determined by those measurements; it
-is KV bytes over memory bandwidth here. Where the quadratic term is negative (the rate improves with length),
-no prefill is taken to be faster per token than one of 4096 tokens, the longest measured.
+prefill. Those measurements hardly determine the context term of models with grouped-query attention, so here
+it is KV bytes over memory bandwidth. If the quadratic term is negative (the rate improves with length), no
+prefill is assumed to be faster per token than one of 4096 tokens, the longest measured.
 """
 
 from collections.abc import Iterable
@@ -70,24 +70,24 @@ _FITS: dict[tuple[str, int, str], StepFit] = {
 _LONGEST_MEASURED = 4096
 
 _LAYER_MS = 0.16
-"""Fixed cost of a layer in eager mode: what is left of H100 decode times after reading the weights (9.07
-ms with 28 layers, 13.77 with 48)."""
+"""Fixed cost of a layer in eager mode: H100 decode times less the reading of the weights (9.07 ms with 28
+layers, 13.77 with 48)."""
 
 _FLOPS_SHARE = {"A10": 0.55, "A100": 0.75, "H20": 0.95, "H800": 0.66, "H100": 0.68}
-"""Arithmetic reached in prefill, as a share of the data sheet: 2 x parameters / (prefill_us x peak), mean
-of the fits above."""
+"""Share of the data sheet's arithmetic that prefill reaches: 2 x parameters / (prefill_us x peak), mean of
+the fits above."""
 
 _MEMORY_SHARE = 0.85
-"""Memory bandwidth reached by a decode step. A100 and A10, whose decode is bound by it, reach 0.80 to
-0.88."""
+"""Share of memory bandwidth that a decode step reaches. A100 and A10, whose decode is bound by it, reach
+0.80 to 0.88."""
 
 _GROUP_MS_PER_LAYER = 0.15
-"""What each layer's two all-reduces add in a tensor-parallel group: H800, 7B to 14B, two devices against
+"""What the two all-reduces of a layer add in a tensor-parallel group: H800, 7B to 14B, two devices against
 one."""
 
 
 def step_fit(gpu: DataSheet, n_devices: int, architecture: str, model: ModelFacts) -> StepFit:
-    """The measured fit, or one derived from the model's size where nobody measured."""
+    """The measured fit, or one derived from the model's size if there is no measurement."""
     return _FITS.get((gpu.name, n_devices, architecture)) or derived_fit(gpu, n_devices, model)
 
 
@@ -109,7 +109,7 @@ def derived_fit(gpu: DataSheet, n_devices: int, model: ModelFacts) -> StepFit:
 
 
 class ProfiledCost:
-    """A cost model of fits. It knows, so it does not learn: `observe_*` do nothing."""
+    """A cost model of fits. It does not learn: `observe_*` do nothing."""
 
     def __init__(
         self,
@@ -137,10 +137,10 @@ class ProfiledCost:
         return self._device.copy_overhead_s + 2 * n_bytes / self._device.memory_bytes_per_s
 
     def observe_step(self, model: ModelFacts, work: StepWork, seconds: float) -> None:
-        """Nothing to learn."""
+        """Do nothing."""
 
     def observe_copy(self, channel: Channel, n_bytes: int, seconds: float) -> None:
-        """Nothing to learn."""
+        """Do nothing."""
 
 
 class _Coefficients:

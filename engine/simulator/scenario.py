@@ -1,4 +1,4 @@
-"""One simulation from beginning to end: models, a pool, a policy by name and a trace in; figures of merit
+"""One simulation from beginning to end: models, a pool, a policy by name and a trace in, figures of merit
 out."""
 
 from bisect import bisect_right
@@ -45,7 +45,7 @@ class Hardware:
 
     gpu: str = "H100"
     n_devices: int = 1
-    """Of one instance: more than one is a tensor-parallel group."""
+    """Devices per instance: more than one form a tensor-parallel group."""
     copy_bytes_per_s: float = HOST_COPY_BYTES_PER_S
     disk_bytes_per_s: float = DISK_BYTES_PER_S
     instances_per_host: int = 8
@@ -53,9 +53,9 @@ class Hardware:
     slower: float = 1.0
     """Multiplies all step times."""
     host_kv_bytes: int = HOST_KV_BYTES_PER_DEVICE
-    """For each device."""
+    """Per device."""
     usable: float = USABLE
-    """Share of device memory that is managed; above 1: more memory than it really has."""
+    """Share of device memory that is managed; above 1, more memory than the device really has."""
 
     def instance(self, market: "Market") -> DeviceFacts:
         return instance_facts(
@@ -81,7 +81,7 @@ class Market:
 
 
 def market(architectures: Mapping[str, Architecture]) -> Market:
-    """One model for every name."""
+    """A market with one model for every name."""
     facts = {ModelId(name): kind.facts(name) for name, kind in architectures.items()}
     return Market(facts, {ModelId(name): measured_as(kind.name) for name, kind in architectures.items()})
 
@@ -93,7 +93,7 @@ def paper_market(names: Sequence[str]) -> Market:
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of it."""
+    """The result of one simulation."""
 
     records: list[RequestRecord]
     refused: list[Request]
@@ -105,13 +105,14 @@ class Outcome:
     """Virtual time from 0 to the last arrival."""
     busy_at_span: dict[Channel, float] = field(default_factory=dict)
     n_tokens_not_drawn: int = 0
-    """Of requests that were not finished when the simulation was stopped."""
+    """Tokens missing from requests that were not finished when the simulation stopped."""
     missed: bool = False
-    """It was stopped because the goal had become out of reach: of its figures only that is true."""
+    """True if the simulation stopped because its goal was out of reach. Its other figures then mean
+    nothing."""
 
     def summary(self, from_s: float = 0.0, to_s: float = float("inf")) -> Summary:
-        """Over the requests that arrived within; refused ones, and all their tokens, count as late. Gaps,
-        and tokens of unfinished requests, are those of the whole run."""
+        """Figures over the requests that arrived in `[from_s, to_s)`. Refused requests count as late with
+        all their tokens. Gaps, and tokens of unfinished requests, are those of the whole run."""
         records = [r for r in self.records if from_s <= r.request.arrival_s < to_s]
         refused = {r.id for r in self.refused if from_s <= r.arrival_s < to_s}
         lost = sum(a.n_output for a in self.arrivals if a.request.id in refused)
@@ -122,7 +123,7 @@ class Outcome:
         return summarise(records, lost + self.n_tokens_not_drawn, gaps, len(refused))
 
     def busy(self, channel: Channel) -> float:
-        """Share of the arrival period in which the channel was busy, mean over instances."""
+        """Share of the arrival period during which the channel was busy, mean over instances."""
         return self.busy_at_span[channel]
 
     @property
@@ -149,15 +150,15 @@ def simulate(
     goal: float | None = None,
     doubts: Doubts = SURE,
 ) -> Outcome:
-    """Replay `arrivals` (in order of time) on a pool of `n_instances` whose own service level is the usual
-    one of the first requests.
+    """Replay `arrivals` (in order of time) on a pool of `n_instances`. Its own service level is the usual one
+    of the first requests.
 
-    Not `to_the_end`: only until the last token of all is due. What is drawn later is late anyway, so tokens
-    and requests on time are the same, and a pool that is far too small need not work off its queue. A request
-    without a token then counts as if its first came at once.
+    With `to_the_end` false it stops when the last of all tokens is due. Whatever is drawn later is late
+    anyway, so the numbers of tokens and requests on time are the same, and a pool that is far too small need
+    not work off its queue. A request without a token then counts as if its first token came at once.
 
-    `goal`: stop as soon as it is certain that less than this share of all tokens will be on time; the outcome
-    is `missed` then. `doubts`: what makes it more pessimistic than the step times that were measured.
+    With a `goal` it stops as soon as less than this share of all tokens can be on time; the outcome is
+    `missed` then. `doubts` make it more pessimistic than the measured step times.
     """
     device = hardware.instance(market)
     truth = true_cost(market, hardware, device)
@@ -205,7 +206,7 @@ def _run_towards(
     records: Sequence[RequestRecord],
     span_s: float,
 ) -> bool:
-    """Until the last arrival, or until the goal is out of reach; whether it is."""
+    """Run until the last arrival, or until the goal is out of reach. True if it is out of reach."""
     verdict = Verdict(goal, arrivals, records)
     done = 0
     for look in range(1, N_LOOKS + 1):
@@ -229,7 +230,7 @@ def _last_due_s(arrival: Arrival) -> float:
 
 
 def _unfinished(state: RequestState, now_s: float) -> RequestRecord:
-    """What a request that is still live is known to be: late."""
+    """The record of a request that is still live: what is certain by now, late tokens included."""
     first_s = now_s if state.first_token_s is None else state.first_token_s
     return RequestRecord(
         state.request,
@@ -252,7 +253,7 @@ def true_cost(market: Market, hardware: Hardware, device: DeviceFacts) -> Profil
 
 
 def _warm_cache(market: Market, hardware: Hardware) -> HostCache:
-    """A host cache as it is after a while: full of models, as many as fit, the first of the market first."""
+    """A warm host cache: full of models, the first of the market first."""
     cache = HostCache(hardware.host_cache_bytes)
     for facts in market.facts.values():
         if cache.used_bytes + facts.n_bytes <= cache.capacity:

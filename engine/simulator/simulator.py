@@ -1,10 +1,10 @@
-"""Carries plans out on virtual time: the same instances, policies and metrics as the running engine, and no
-device.
+"""Carries plans out on virtual time: the same instances, policies and metrics as the running engine, without
+a device.
 
 The simulator knows what an online scheduler cannot: how many tokens each request will draw
 (`Arrival.n_output`), and how long steps and copies truly take (`truth`, and what `doubts` add to it). A
-repeated step is one event; when an event interrupts it, its end moves to the end of the iteration that is
-under way. Events of equal time happen in the order in which they were caused.
+repeated step is one event; if another event interrupts it, its end moves to the end of the present iteration.
+Events of equal time happen in the order in which they were caused.
 """
 
 from collections import deque
@@ -26,16 +26,15 @@ from tokenmux.simulator.doubts import SURE, Doubts
 from tokenmux.workload.trace import Arrival
 
 OnDone = Callable[[int, Started, Event], None]
-"""Told of every completed operation: the instance's index, what was started, and how it ended."""
+"""Called for every completed operation with the instance's index, what was started, and how it ended."""
 
 
 class Simulator:
-    """Virtual time over a set of instances; it satisfies
-    `tokenmux.scheduler.policy.pool.pool_policy.PoolView`.
+    """A pool of instances on virtual time, as `tokenmux.scheduler.policy.pool.pool_policy.PoolView`.
 
-    `truth` is one cost model for all instances, or one for each. A model of `models` is made known to an
-    instance when a request first brings it there; whatever else an instance should know is told by `apply`.
-    Without a pool policy there is one instance.
+    `truth` is one cost model for all instances, or one for each. An instance learns of a model of `models`
+    when a request first brings it there; everything else is told by `apply`. Without a pool policy there is
+    one instance.
     """
 
     def __init__(
@@ -94,12 +93,12 @@ class Simulator:
 
     @property
     def steps_end_s(self) -> float:
-        """When the last of the steps under way will end; 0 if there are none."""
+        """When the last of the steps in flight will end; 0 if there are none."""
         return max((ends_s[-1] for _, ends_s in self._steps.values()), default=0.0)
 
     def apply(self, index: int, event: Event) -> None:
-        """Give one instance an event, and carry out what is then decided, moves to other instances
-        included."""
+        """Give one instance an event, and carry out what is decided then, including moves to other
+        instances."""
         pending = deque([(index, event)])
         while pending:
             index, event = pending.popleft()
@@ -166,7 +165,7 @@ class Simulator:
         self._push(self.now_s + seconds, index, _CopyEnd(started))
 
     def _least_left(self, index: int, step: Step) -> int:
-        """How many tokens the first of the step's requests to finish will still draw."""
+        """How many tokens remain of the first of the step's requests to finish."""
         requests = self.instances[index].requests
         return min(self._n_output[chunk.request] - requests[chunk.request].n_drawn for chunk in step.chunks)
 
@@ -191,8 +190,8 @@ class Simulator:
             self._finish(index, step, self._step_done(index, step, ends_s))
 
     def _tell_sharers(self, index: int, started: Started) -> None:
-        """A fetch brought what others may wait for; a copy that ended holds the host cache's images no
-        longer, so that others may fetch."""
+        """Tell instances that share the host cache: a fetch has brought images, or a copy has ended and no
+        longer holds any, so that others may fetch."""
         is_fetch = started.channel is Channel.FETCH
         if is_fetch or isinstance(started.operation, Activate):
             for sharer in self._sharers[index]:
@@ -223,7 +222,7 @@ class Simulator:
 
 @dataclass(frozen=True, slots=True)
 class _StepEnd:
-    """A step is expected to complete with this many iterations, unless it is interrupted before."""
+    """The expected end of a step with this many iterations, unless it is interrupted."""
 
     operation: int
     n_iterations: int
@@ -231,14 +230,14 @@ class _StepEnd:
 
 @dataclass(frozen=True, slots=True)
 class _CopyEnd:
-    """A copy, a move or a fetch completes, unless it was superseded before."""
+    """The end of a copy, a move or a fetch, unless it is superseded."""
 
     started: Started
     error: str = ""
 
 
 class _OneInstance:
-    """A pool of one."""
+    """The pool policy of a single instance."""
 
     name = "one"
 
@@ -249,12 +248,11 @@ class _OneInstance:
         return ()
 
     def on_left(self, index: int, request: Request) -> None:
-        """Nothing is remembered."""
+        """Do nothing."""
 
 
 def _sharers_of_caches(instances: Sequence[Instance]) -> list[list[int]]:
-    """For each instance the others that see the same host cache: what one fetches, they may have waited
-    for."""
+    """For each instance, the others with the same host cache: they may wait for what it fetches."""
     by_cache: dict[int, list[int]] = {}
     for index, instance in enumerate(instances):
         by_cache.setdefault(id(instance.ledger.cache), []).append(index)

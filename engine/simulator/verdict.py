@@ -1,5 +1,5 @@
-"""When a simulation may stop: as soon as so many tokens are late that the pool is certain to miss its
-goal."""
+"""When a simulation may stop: as soon as the number of late tokens makes it certain that the goal is
+missed."""
 
 from collections.abc import Sequence
 
@@ -10,13 +10,13 @@ from tokenmux.simulator.simulator import Simulator
 from tokenmux.workload.trace import Arrival
 
 N_LOOKS = 60
-"""How often it is asked while requests arrive: the pool of a search that is one device short stops after
-some more sixtieths than it must."""
+"""Number of checks while requests arrive. A pool that is one device short stops a few sixtieths later than it
+could."""
 
 
 class Verdict:
-    """Whether the share of all tokens that are on time can still be `goal`. Counts late tokens; ask it now
-    and then."""
+    """Tells whether the share of tokens on time can still reach `goal`. Counts late tokens; ask it from
+    time to time."""
 
     def __init__(self, goal: float, arrivals: Sequence[Arrival], records: Sequence[RequestRecord]) -> None:
         """`records` grows as requests end."""
@@ -36,15 +36,16 @@ class Verdict:
         return (self._n_tokens - n_late) / self._n_tokens < self._goal
 
     def _n_late(self, instance: Instance, now_s: float) -> int:
-        """Of the requests that are live there: tokens that came late, and those that are overdue."""
+        """Late tokens of the requests that are live on the instance: those that came late, and those that
+        are overdue."""
         return sum(
             state.n_drawn - state.n_on_time + self._n_overdue(state, now_s)
             for state in instance.requests.values()
         )
 
     def _n_overdue(self, state: RequestState, now_s: float) -> int:
-        """What a step in flight has drawn already is entered when it ends: of its requests nothing is
-        said."""
+        """Overdue tokens of a request; 0 while it is in a step in flight, whose tokens are recorded when
+        it ends."""
         if state.in_step or now_s <= state.deadline_s:
             return 0
         n_left = self._n_output[state.id] - state.n_drawn

@@ -1,7 +1,7 @@
-"""How long prompts and answers are: quantile tables, drawn from by inversion, input and output independently.
+"""Lengths of prompts and answers: quantile tables, drawn by inversion, input and output independently.
 
-In the published traces the two are all but uncorrelated (rank correlation 0.06 over the 71,786 requests of
-the Aegaeon artifact), so two marginals are enough.
+In the published traces the two are almost uncorrelated (rank correlation 0.06 over the 71,786 requests of the
+Aegaeon artifact), so two marginals are enough.
 """
 
 from bisect import bisect_right
@@ -43,7 +43,7 @@ class LengthTable:
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Both lengths of a population of requests."""
+    """The lengths of prompts and answers of a population of requests."""
 
     input: LengthTable
     output: LengthTable
@@ -60,5 +60,5 @@ between 2,600 and 26,000 tokens are cut)."""
 
 
 def fixed(n_input: int, n_output: int) -> Lengths:
-    """Every request alike."""
+    """Lengths that are the same for every request."""
     return Lengths(LengthTable((0.0, 1.0), (n_input, n_input)), LengthTable((0.0, 1.0), (n_output, n_output)))

@@ -1,5 +1,5 @@
-"""Readers of published workloads. Each takes the path of a file that the user has; none of the data is part
-of tokenmux.
+"""Readers of published workloads. Each takes the path of a file that the user has; tokenmux contains none of
+the data.
 
 - the Aegaeon artifact's synthetic workloads (SOSP 2025; Zenodo 10.5281/zenodo.16673199)
 - the Azure LLM inference traces of 2023 (Patel et al., Splitwise, ISCA 2024)
@@ -37,7 +37,7 @@ def read_paper(path: Path, n_models: int, rate: float) -> Trace:
 
 
 def read_azure(path: Path, model: str) -> Trace:
-    """One of the two services as a single model; the clock starts with the first request."""
+    """One of the two services as a single model; time starts with the first request."""
     with open_text(path) as lines:
         rows = [
             (_date_s(row["TIMESTAMP"]), int(row["ContextTokens"]), int(row["GeneratedTokens"]))
@@ -54,13 +54,13 @@ def first_appearances(trace: Iterable[TraceRequest]) -> list[str]:
 
 
 ARTIFACT_LONGEST = 16384
-"""The artifact scales a request as if none were longer than this."""
+"""The artifact scales requests as if none were longer than this."""
 
 _ARTIFACT_SPARE = 32
 
 
 def scale_as_artifact(trace: Iterable[TraceRequest], max_context: Mapping[ModelId, int]) -> Trace:
-    """Requests longer than their model's context shrink, both lengths by `max_context / max(length + 32,
+    """Shorten requests that exceed their model's context: both lengths by `max_context / max(length + 32,
     16384)`."""
     scaled = []
     for line in trace:

@@ -1,8 +1,8 @@
-"""Alibaba's ServeGen production arrivals, read so that one client is one model: a model market of bursts and
+"""Alibaba's ServeGen production arrivals, read so that each client is a model: a market of bursts and
 silence.
 
 That reading is ours, not Alibaba's. The file gives, for every client and window of 600 s with traffic, a rate
-and the distribution of its inter-arrival times; times are drawn from it and then stretched to fill the
+and the distribution of its inter-arrival times. Times are drawn from it and then stretched to fill the
 window, as ServeGen does (alibaba/ServeGen, Apache-2.0).
 """
 
@@ -30,7 +30,7 @@ class Window:
     start_s: float
     rate_rps: float
     process: Renewal | None
-    """None: the file has no usable distribution, and Poisson stands in."""
+    """None if the file has no usable distribution: Poisson is used instead."""
 
 
 def read_windows(path: Path, model: str, start_s: float, end_s: float) -> list[Window]:
@@ -75,7 +75,7 @@ def read_lengths(path: Path, model: str) -> dict[str, Lengths]:
 def servegen_market(
     rng: Generator, windows: Iterable[Window], lengths: Mapping[str, Lengths], origin_s: float = 0.0
 ) -> Trace:
-    """The trace of a market in which every client is a model named `model-CLIENT`; `origin_s` becomes time
+    """The trace of a market in which each client is a model named `model-CLIENT`; `origin_s` becomes time
     0."""
     trace: Trace = []
     for window in windows:
@@ -97,8 +97,8 @@ def _process(row: Mapping[str, str]) -> Renewal | None:
 
 
 def _fill(rng: Generator, window: Window) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Arrival times within the window: as many as the rate says, gaps of the fitted shape stretched to fill
-    it."""
+    """Arrival times within the window: as many as the rate says, with gaps of the fitted shape stretched
+    to fill it."""
     expected = window.rate_rps * WINDOW_S
     n = int(expected) + int(rng.random() < expected - int(expected))
     if window.process is None or n == 0:

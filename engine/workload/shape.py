@@ -1,4 +1,4 @@
-"""Cutting and bending traces: steady state, faster or slower time, longer or shorter requests."""
+"""Reshaping traces: steady state, faster or slower time, longer or shorter requests."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -33,7 +33,7 @@ def longer(trace: Iterable[TraceRequest], input_factor: float = 1.0, output_fact
 
 
 def clipped(trace: Iterable[TraceRequest], max_context: int) -> Trace:
-    """Prompts and answers cut so that together they fit a context, the answer to half of it at most."""
+    """Cut prompts and answers so that together they fit a context, the answer to at most half of it."""
     cut = []
     for line in trace:
         n_out = min(line.output_tokens, max_context // 2)

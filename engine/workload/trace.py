@@ -1,7 +1,7 @@
-"""The trace format: one line per request, lengths and times and never text; what simulation and load tests
-both replay.
+"""The trace format: one line per request, with lengths and times but no text. Simulations and load tests
+replay it.
 
-JSON lines (`.jsonl`), one object a line, or CSV (`.csv`) with a heading line; the same fields in both:
+JSON lines (`.jsonl`), one object per line, or CSV (`.csv`) with a heading line; the same fields in both:
 
     arrival_s       seconds from the start of the trace
     model           the model's name in the catalogue
@@ -11,7 +11,7 @@ JSON lines (`.jsonl`), one object a line, or CSV (`.csv`) with a heading line; t
     ttft_s, tpot_s  optional service level of this request, seconds
     weight          optional, 1.0
 
-Lines may come in any order. A trailing `.gz` is understood. A running server records the same format
+Lines may come in any order. The file may be compressed (`.gz`). A running server records the same format
 (docs/traces.md).
 """
 
@@ -31,7 +31,7 @@ from tokenmux.core.request import Request, RequestId, ServiceLevel
 
 @dataclass(frozen=True, slots=True)
 class TraceRequest:
-    """One request of a trace. A service level of None is filled in by whoever replays it."""
+    """One request of a trace. A service level of None is filled in by the replay."""
 
     arrival_s: float
     model: str
@@ -61,7 +61,7 @@ def arrivals(
     service: ServiceLevel | None = None,
     prefix: str = "",
 ) -> list[Arrival]:
-    """The trace as requests, numbered in their order. `max_tokens` is what the context leaves, not the true
+    """Turn a trace into requests, numbered in order. `max_tokens` is what the context leaves, not the true
     length."""
     made = []
     service = service or ServiceLevel()
@@ -87,8 +87,8 @@ def arrivals(
 
 
 def read_trace(path: Path) -> Trace:
-    """Read `.jsonl` or `.csv`, perhaps `.gz`, into the order of arrival. Raises ConfigError naming the line
-    of what is wrong."""
+    """Read a `.jsonl` or `.csv` file, possibly `.gz`, in order of arrival. Raises ConfigError that names
+    the faulty line."""
     read = _reader_of(path)
     try:
         with open_text(path) as lines:
@@ -99,7 +99,7 @@ def read_trace(path: Path) -> Trace:
 
 
 def write_trace(path: Path, trace: Iterable[TraceRequest]) -> None:
-    """Write `.jsonl` or `.csv`, perhaps `.gz`."""
+    """Write a `.jsonl` or `.csv` file, possibly `.gz`."""
     is_json = _reader_of(path) is _json_lines
     with open_text(path, "wt") as file:
         if is_json:
@@ -111,7 +111,7 @@ def write_trace(path: Path, trace: Iterable[TraceRequest]) -> None:
 
 
 def json_line(line: TraceRequest) -> str:
-    """One line of a `.jsonl` file, its end included; fields that have their default are left out."""
+    """One line of a `.jsonl` file, with its line end; fields with their default value are left out."""
     row = {name: value for name, value in _values(line).items() if value != _DEFAULTS.get(name)}
     return json.dumps(row) + "\n"
 

@@ -1,5 +1,4 @@
-"""Extents of one arena: contiguous ranges, handed out as handles, found from either end, compacted on
-request.
+"""The extents of one arena: contiguous ranges, handed out as handles from either end, compacted on request.
 
     0                                                            capacity
     [weights A][weights B][   hole   ][weights C] ... hole ... [slab][slab]
@@ -8,7 +7,7 @@ request.
 Weights grow from the low end, slabs from the high end, and the border between them floats. Slabs lie on a
 fixed grid of equal slots counted from the top, so that they never fragment among themselves. Compaction
 slides weights down; slabs that a full arena once forced low, between weights, are lifted to the top again.
-Integers only: no device is touched.
+Everything is integers: no device is touched.
 """
 
 from bisect import bisect_left, insort
@@ -18,9 +17,9 @@ from tokenmux.core.errors import IntegrityError
 from tokenmux.core.handles import ExtentHandle, ExtentMove
 
 EXTENT_ALIGNMENT = 256
-"""Bytes. Matrix libraries choose a kernel by the alignment of its operands, up to 256 bytes on a GPU.
-Every extent starts on such a boundary, so a tensor has the same alignment wherever its image lies, and a
-swap cannot change the kernel."""
+"""In bytes. Matrix libraries choose a kernel by the alignment of its operands, up to 256 bytes on a GPU. With
+every extent on such a boundary a tensor has the same alignment wherever its image lies, so a swap cannot
+change the kernel."""
 
 
 class Arena:
@@ -36,7 +35,8 @@ class Arena:
         self.capacity = capacity - capacity % EXTENT_ALIGNMENT
         self.used_bytes = 0
         self.frozen = False
-        """While moves are under way nothing may be allocated: their sources look free and are not yet."""
+        """True while moves are under way. Nothing may be allocated then: their sources look free but are
+        not yet."""
         self._extents: dict[ExtentHandle, tuple[int, int]] = {}
         self._holes: list[tuple[int, int]] = [(0, self.capacity)] if self.capacity else []
         self._next = 0
@@ -60,7 +60,7 @@ class Arena:
         return self._extents[handle][1]
 
     def allocate_low(self, n_bytes: int) -> ExtentHandle | None:
-        """The lowest hole that is large enough; None if there is none."""
+        """Allocate in the lowest hole that is large enough. None if there is none."""
         size = aligned(n_bytes)
         for start, end in () if self.frozen else self._holes:
             if end - start >= size:
@@ -68,7 +68,7 @@ class Arena:
         return None
 
     def allocate_slot(self, slot_bytes: int) -> ExtentHandle | None:
-        """The highest free slot of the grid `[capacity - (i + 1) * slot_bytes, capacity - i *
+        """Allocate the highest free slot of the grid `[capacity - (i + 1) * slot_bytes, capacity - i *
         slot_bytes)`."""
         for start, end in () if self.frozen else reversed(self._holes):
             first = -(-(self.capacity - end) // slot_bytes)
@@ -87,7 +87,7 @@ class Arena:
         )
 
     def free(self, handle: ExtentHandle) -> None:
-        """Raises IntegrityError if it is free already."""
+        """Free an extent. Raises IntegrityError if it is free already."""
         if handle not in self._extents:
             raise IntegrityError(f"arena: extent {handle} is freed, and is not allocated")
         start, size = self._extents.pop(handle)
@@ -95,7 +95,7 @@ class Arena:
         self._give_back(start, start + size)
 
     def hole_without(self, freed: AbstractSet[ExtentHandle]) -> int:
-        """The largest hole there would be if the extents in `freed` were free."""
+        """Size of the largest hole there would be if the extents in `freed` were free."""
         pieces = list(self._holes)
         for handle in freed:
             start, length = self._extents[handle]
@@ -116,12 +116,12 @@ class Arena:
         freed: AbstractSet[ExtentHandle] = frozenset(),
         slots: AbstractSet[ExtentHandle] = frozenset(),
     ) -> tuple[ExtentMove, ...] | None:
-        """Slide `movable` extents down until a hole of `n_bytes` exists: the moves in order, or None if none
-        does.
+        """The moves, in order, that slide `movable` extents down until a hole of `n_bytes` exists. None if no
+        moves do.
 
-        If that does not do, `slots` (equal extents on the grid) are lifted first, the lowest to the highest
-        free place. Extents in `freed` are looked upon as free. A slide's target lies below its source and is
-        free at its turn, a lift's is free altogether: each is a plain (overlapping) memmove.
+        If sliding is not enough, `slots` (equal extents on the grid) are lifted first, the lowest to the
+        highest free place. Extents in `freed` count as free. The target of a slide lies below its source and
+        is free at its turn, that of a lift is entirely free: each move is a plain (overlapping) memmove.
         """
         size = aligned(n_bytes)
         extents = {handle: e for handle, e in self._extents.items() if handle not in freed}
@@ -134,7 +134,7 @@ class Arena:
         return None if moves is None else tuple(moves)
 
     def apply(self, moves: tuple[ExtentMove, ...]) -> None:
-        """Enter moves into the books, in order."""
+        """Record moves in the books, in order."""
         for move in moves:
             start, size = self._extents[move.handle]
             if (start, size) != (move.source, move.n_bytes):
@@ -209,7 +209,7 @@ def _slide(
 
 
 def _lift(extents: _Extents, capacity: int, slots: AbstractSet[ExtentHandle]) -> list[ExtentMove]:
-    """The lowest of `slots` go to the highest free places of their grid, as long as that lifts them."""
+    """Lift the lowest of `slots` to the highest free places of their grid, as long as that moves them up."""
     lowest = sorted((extents[handle][0], handle) for handle in slots)
     slot_bytes = extents[lowest[0][1]][1]
     taken: set[int] = set()

@@ -1,4 +1,4 @@
-"""What could ever fit on an instance, however full it is now: what is refused at once, with both sizes in
+"""What could ever fit on an instance, however full it is now. The rest is refused at once, with both sizes in
 the message."""
 
 from collections.abc import Iterable, Sequence
@@ -23,8 +23,8 @@ def weight_bytes(model: ModelFacts) -> int:
 def least_arena_bytes(
     device: DeviceFacts, model: ModelFacts, n_tokens: int, pinned: Iterable[ModelFacts] = ()
 ) -> int:
-    """The smallest arena that holds the model and the KV of one request of `n_tokens` beside the weights
-    of what is pinned."""
+    """The smallest arena that holds the model and the KV of one request of `n_tokens`, beside the weights of
+    `pinned`."""
     held = sum(weight_bytes(other) for other in pinned if other.id != model.id)
     return held + weight_bytes(model) + aligned(kv_bytes(device, model.kv, n_tokens))
 
@@ -32,8 +32,8 @@ def least_arena_bytes(
 def check_model(
     device: DeviceFacts, host: HostFacts, model: ModelFacts, pinned: Iterable[ModelFacts] = ()
 ) -> None:
-    """Raise DoesNotFit unless the model can be served at all: weights, one prefill chunk of KV, and its KV
-    blocks."""
+    """Raise DoesNotFit unless the model can be served at all: its weights, one prefill chunk of KV, and
+    its KV blocks must fit."""
     if 2 * model.kv.block_bytes > device.slab_bytes:
         raise DoesNotFit(
             f"{model.id}: a KV block of {show_size(model.kv.block_bytes)} needs slabs of at least "
@@ -52,8 +52,8 @@ def check_model(
 def check_request(
     device: DeviceFacts, model: ModelFacts, n_tokens: int, pinned: Iterable[ModelFacts] = ()
 ) -> None:
-    """Raise DoesNotFit unless the model's weights and the KV of one request of `n_tokens` fit beside what
-    is pinned."""
+    """Raise DoesNotFit unless the model's weights and the KV of one request of `n_tokens` fit beside
+    `pinned`."""
     held = sum(weight_bytes(other) for other in pinned if other.id != model.id)
     weights, kv = weight_bytes(model), kv_bytes(device, model.kv, n_tokens)
     room = device.arena_bytes - device.arena_bytes % EXTENT_ALIGNMENT - held
@@ -79,11 +79,11 @@ def check_pins(
     models: Iterable[ModelFacts],
     already: Sequence[ModelFacts] = (),
 ) -> None:
-    """Raise DoesNotFit if pinning these took from a model of the catalogue what it can do while only
-    `already` are pinned.
+    """Raise DoesNotFit if pinning these would take from a model something it can do with only `already`
+    pinned.
 
-    That is its whole context, if that fits now, and else a chunk of a prompt: what never fitted is no reason
-    against a pin.
+    That is its whole context if that fits now, and otherwise a chunk of a prompt. What never fitted does not
+    speak against a pin.
     """
     room = device.arena_bytes - device.arena_bytes % EXTENT_ALIGNMENT
     for model in models:

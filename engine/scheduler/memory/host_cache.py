@@ -1,8 +1,7 @@
-"""The host cache: which weight images lie in host memory, within a byte budget, least recently used first to
-go.
+"""The host cache: the weight images in host memory, within a byte budget, evicted least recently used first.
 
-One per host, shared by its instances. The image file behind every entry is the backing store, so dropping one
-costs only a later read. The bytes themselves belong to `tokenmux.device`.
+There is one per host, shared by its instances. Every entry is backed by an image file, so dropping one costs
+only a later read. The bytes themselves belong to `tokenmux.device`.
 """
 
 from tokenmux.core.errors import IntegrityError
@@ -10,7 +9,8 @@ from tokenmux.core.facts import Image, ImageId
 
 
 class HostCache:
-    """Books of the cache. An image is absent, being fetched, or cached; while a copy reads it, it is held.
+    """The books of the cache. An image is absent, being fetched, or cached; while a copy reads it, it is
+    held.
 
     >>> cache = HostCache(capacity=1000)
     >>> for name in ("old", "new"):
@@ -24,7 +24,7 @@ class HostCache:
         self.capacity = capacity
         self.used_bytes = 0
         self.version = 0
-        """Changes whenever an image comes or goes."""
+        """Changes whenever an image is added or dropped."""
         self._cached: dict[ImageId, Image] = {}
         self._fetching: dict[ImageId, Image] = {}
         self._holds: dict[ImageId, int] = {}
@@ -36,11 +36,11 @@ class HostCache:
         return image in self._fetching
 
     def touch(self, image: ImageId) -> None:
-        """Make it the most recently used."""
+        """Mark the image as most recently used."""
         self._cached[image] = self._cached.pop(image)
 
     def hold(self, image: ImageId) -> None:
-        """A copy reads it: it must stay until `unhold`."""
+        """Keep the image until `unhold`, because a copy reads it."""
         self.touch(image)
         self._holds[image] = self._holds.get(image, 0) + 1
 
@@ -50,7 +50,7 @@ class HostCache:
             del self._holds[image]
 
     def can_fetch(self, images: tuple[Image, ...]) -> bool:
-        """Whether room for these (those of them that are absent) could be made."""
+        """True if room could be made for those of these images that are absent."""
         wanted = {image.id for image in images}
         need = sum(image.n_bytes for image in images if not self._known(image.id))
         unmovable = sum(i.n_bytes for i in self._fetching.values())
@@ -58,9 +58,9 @@ class HostCache:
         return unmovable + need <= self.capacity
 
     def begin_fetch(self, images: tuple[Image, ...]) -> tuple[tuple[Image, ...], tuple[ImageId, ...]]:
-        """Reserve room for those that are absent: returns (to read, dropped). Ask `can_fetch` first.
+        """Reserve room for the absent images: returns (to read, dropped). Ask `can_fetch` first.
 
-        Raises IntegrityError, and drops nothing, if the room cannot be made.
+        Raises IntegrityError, and drops nothing, if there cannot be enough room.
         """
         self.version += 1
         if not self.can_fetch(images):
@@ -81,7 +81,7 @@ class HostCache:
         return absent, tuple(dropped)
 
     def end_fetch(self, images: tuple[Image, ...], ok: bool) -> None:
-        """The reading of these ended, well or not."""
+        """Record that reading these images ended, successfully (`ok`) or not."""
         self.version += 1
         for image in images:
             del self._fetching[image.id]

@@ -1,11 +1,11 @@
-"""The KV blocks of one request, and where each of them is: on the device, on the host, or on both.
+"""The KV blocks of one request, and whether each is on the device, on the host, or on both.
 
     tokens      0 ............ n_clean ............ n_computed ..... room of the last block
     host copy   [valid        ][stale or absent                              ]
     device      [block][block][ None = only on the host ][block][block]
 
-KV only ever grows, so the host copy is valid for a prefix of `n_clean` tokens: what was computed since is the
-dirty tail.
+KV only ever grows, so the host copy is valid for a prefix of `n_clean` tokens. The tokens computed since are
+the dirty tail.
 """
 
 from tokenmux.core.facts import KvShape
@@ -13,7 +13,7 @@ from tokenmux.core.handles import BlockHandle
 
 
 class KvTable:
-    """Block `i` holds tokens `[i * block_size, (i + 1) * block_size)`."""
+    """The blocks of one request. Block `i` holds tokens `[i * block_size, (i + 1) * block_size)`."""
 
     __slots__ = ("device", "host", "n_clean", "n_computed", "n_missing", "shape")
 
@@ -27,7 +27,7 @@ class KvTable:
 
     @property
     def is_clean(self) -> bool:
-        """Whether the host has everything, so that the device copies may be dropped."""
+        """True if the host has everything, so that the device copies may be dropped."""
         return self.n_clean >= self.n_computed
 
     @property
@@ -35,7 +35,7 @@ class KvTable:
         return self.n_missing == 0
 
     def blocks_to_grow(self, n_tokens: int) -> int:
-        """How many more device blocks are needed before `n_tokens` tokens have room."""
+        """Number of additional device blocks needed for `n_tokens` tokens."""
         more = -(-n_tokens // self.shape.block_size) - len(self.device)
         return max(0, more)
 
@@ -44,11 +44,11 @@ class KvTable:
         self.host.extend([None] * len(handles))
 
     def missing(self) -> list[int]:
-        """Places of the blocks that are only on the host."""
+        """Indices of the blocks that are only on the host."""
         return [place for place, handle in enumerate(self.device) if handle is None]
 
     def dirty(self) -> list[int]:
-        """Places of the blocks whose tokens the host does not all have."""
+        """Indices of the blocks that have tokens the host lacks."""
         return list(range(self.n_clean // self.shape.block_size, self.shape.blocks_for(self.n_computed)))
 
     def take_device(self) -> list[BlockHandle]:

@@ -1,7 +1,7 @@
 """Who holds what on one instance: weights in extents, KV in blocks on the device and on the host.
 
-The ledger answers whether something is possible and enters it into the books; deciding is the policy's,
-ordering the instance's, moving bytes the device's. Everything here is integers.
+The ledger says whether something is possible and records it. The policy decides, the instance orders, the
+device moves bytes. Everything here is integers.
 """
 
 from collections import Counter
@@ -19,7 +19,8 @@ from tokenmux.scheduler.memory.slabs import SlabPool
 
 
 class Ledger:
-    """The books of one instance's arena and host KV; the host cache is shared with its neighbours."""
+    """The books of one instance's arena and host KV; the host cache is shared with the other instances of
+    the host."""
 
     def __init__(self, device: DeviceFacts, cache: HostCache) -> None:
         self.arena = Arena(device.arena_bytes)
@@ -32,13 +33,13 @@ class Ledger:
         self.kv: dict[RequestId, KvTable] = {}
         self._extents: dict[ImageId, ExtentHandle] = {}
         self._users: dict[ImageId, Counter[ModelId]] = {}
-        """How often each model placed the image: twice where it was registered anew while an operation
-        still used the old."""
+        """How many times each model placed the image: twice if it was registered again while an operation
+        still used the old registration."""
         self._arriving: set[BlockHandle] = set()
 
     def resize(self, arena_bytes: int) -> None:
-        """Books of an arena of another size, in the place of empty ones. Raises IntegrityError if anything
-        lies in the arena."""
+        """Replace the empty books by those of an arena of `arena_bytes`. Raises IntegrityError if the
+        arena is not empty."""
         if self.arena.used_bytes or self.arena.frozen:
             raise IntegrityError(
                 f"ledger: the arena is replaced while it holds {self.arena.used_bytes} bytes"
@@ -60,8 +61,8 @@ class Ledger:
         return tuple(image for image in model.images if image.id not in self._extents)
 
     def images_to_place(self, model: ModelFacts, evicted: Iterable[ModelFacts]) -> tuple[Image, ...]:
-        """Images that would have no extent if these models were evicted: what they alone share with it
-        goes too."""
+        """Images of the model that would have no extent if `evicted` were evicted, including those that
+        only `evicted` share with it."""
         absent = self.absent_images(model)
         if absent == model.images:
             return absent
@@ -70,7 +71,7 @@ class Ledger:
         return tuple(image for image, extent in extents if extent is None or extent in freed)
 
     def can_place(self, model: ModelFacts) -> bool:
-        """Whether every absent image of the model finds a hole as things lie."""
+        """True if every absent image of the model finds a hole, without moving anything."""
         absent = self.absent_images(model)
         if len(absent) == 1:
             return self.arena.largest_hole >= aligned(absent[0].n_bytes)
@@ -84,7 +85,7 @@ class Ledger:
         return sum(aligned(image.n_bytes) for image in self.absent_images(model))
 
     def place(self, model: ModelFacts) -> tuple[Image, ...]:
-        """Give the model's absent images extents; returns them: they are what has to be copied."""
+        """Give the model's absent images extents. Returns them: they have to be copied."""
         self.version += 1
         absent = self.absent_images(model)
         if not self.can_place(model):
@@ -100,7 +101,7 @@ class Ledger:
         return absent
 
     def displace(self, model: ModelFacts) -> None:
-        """Take the model's extents away, except those that another resident model shares."""
+        """Free the model's extents, except those that another resident model shares."""
         self.version += 1
         for image in model.images:
             users = self._users[image.id]
@@ -118,7 +119,7 @@ class Ledger:
     ) -> tuple[ExtentMove, ...] | None:
         """Moves after which `n_bytes` are contiguous, leaving the weights of `fixed` where they are.
 
-        KV may move as well, except that of the requests `fixed_kv`; None: none of it may.
+        KV may move too, except that of the requests `fixed_kv`; with None no KV may move.
         """
         still = {image.id for model in fixed for image in model.images}
         movable = {extent for image, extent in self._extents.items() if image not in still}
@@ -129,9 +130,9 @@ class Ledger:
         return self.arena.plan_compaction(n_bytes, movable, self._freed_by(evicted), slots)
 
     def apply(self, moves: tuple[ExtentMove, ...]) -> tuple[ExtentMove, ...]:
-        """Enter moves into the books, in order; returns what the device has to move.
+        """Record moves in the books, in order; returns what the device has to move.
 
-        Of weights that is the extent. Of a slab it is its blocks, which keep their order but not their
+        For weights that is the extent. For a slab it is its blocks, which keep their order but not their
         distance from the slab's start, since a block's address is a multiple of its size.
         """
         on_device = []
@@ -145,7 +146,7 @@ class Ledger:
         return tuple(on_device)
 
     def hole_without(self, evicted: Iterable[ModelFacts]) -> int:
-        """The largest hole if these models were evicted."""
+        """Size of the largest hole if these models were evicted."""
         return 0 if self.arena.frozen else self.arena.hole_without(self._freed_by(evicted))
 
     def moved_models(self, moves: tuple[ExtentMove, ...]) -> set[ModelId]:
@@ -172,8 +173,8 @@ class Ledger:
         return table
 
     def adopt(self, request: RequestId, n_tokens: int) -> None:
-        """The KV of the request's first tokens already lies in host memory; without room for it, it does
-        not."""
+        """Take over KV of the request's first `n_tokens` tokens that already lies in host memory. Forget
+        it if there is no room."""
         table = self.kv[request]
         handles = self.host_blocks.allocate(table.shape.block_bytes, table.shape.blocks_for(n_tokens))
         if handles is not None:
@@ -183,13 +184,13 @@ class Ledger:
             table.n_computed = table.n_clean = n_tokens
 
     def close(self, request: RequestId) -> None:
-        """The request is over: everything it held is free."""
+        """Free everything that the request held."""
         table = self.kv.pop(request)
         self.blocks.free(table.take_device())
         self.host_blocks.free(table.take_host())
 
     def can_grow(self, tables: Iterable[tuple[KvTable, int]]) -> bool:
-        """Whether each table can get device room for its number of tokens, all of them together."""
+        """True if all tables together can get device room for their numbers of tokens."""
         block_bytes = need = 0
         for table, n_tokens in tables:
             more = table.blocks_to_grow(n_tokens)
@@ -213,8 +214,8 @@ class Ledger:
         return self.blocks.can_allocate(table.shape.block_bytes, table.n_missing)
 
     def begin_page_in(self, request: RequestId) -> tuple[Transfer, ...]:
-        """Device blocks for everything that is only on the host; the table names them once they are
-        filled."""
+        """Allocate device blocks for everything that is only on the host. The table names them once they
+        are filled."""
         table = self.kv[request]
         places = table.missing()
         handles = self.blocks.allocate(table.shape.block_bytes, len(places))
@@ -247,7 +248,7 @@ class Ledger:
         return self.host_blocks.can_allocate(table.shape.block_bytes, need)
 
     def begin_page_out(self, request: RequestId) -> tuple[Transfer, ...]:
-        """Host blocks for the dirty tail, and what to copy into them."""
+        """Allocate host blocks for the dirty tail; returns what to copy into them."""
         table = self.kv[request]
         places = table.dirty()
         fresh = [place for place in places if table.host[place] is None]
@@ -267,9 +268,10 @@ class Ledger:
         return tuple(transfers)
 
     def end_page_out(self, request: RequestId, n_clean: int, ok: bool) -> None:
-        """The host copy is now valid for the first `n_clean` tokens (what was computed when the copy began).
+        """Record that the host copy is valid for the first `n_clean` tokens (those computed when the copy
+        began).
 
-        If the copy failed, or never began, host blocks without a valid token are free again.
+        If the copy failed, or never began, host blocks without a valid token are freed.
         """
         table = self.kv[request]
         if ok:
@@ -280,14 +282,14 @@ class Ledger:
         table.host[n_kept:] = [None] * (len(table.host) - n_kept)
 
     def drop(self, request: RequestId) -> None:
-        """Forget the device copies of a request that the host has in full."""
+        """Forget the device copies of a request whose KV the host has in full."""
         table = self.kv[request]
         if not table.is_clean:
             raise IllegalPlan(f"{request} has KV that only the device holds; page it out before dropping it")
         self.blocks.free(table.take_device())
 
     def discard(self, request: RequestId) -> None:
-        """Forget all KV of a request: it will be rebuilt from its token ids."""
+        """Forget all KV of a request, to be rebuilt from its token ids."""
         table = self.kv[request]
         self.blocks.free(table.take_device())
         self.host_blocks.free(table.take_host())

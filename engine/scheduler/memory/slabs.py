@@ -1,4 +1,4 @@
-"""KV blocks of any shape out of equal slabs of one arena.
+"""KV blocks of any shape, allocated from equal slabs of one arena.
 
 A slab is a slot of the arena given to blocks of one size until all of them are free again. A block's address
 must be a multiple of its own size, so that one tensor view `[block, layer, k|v, head, token, dim]` over the
@@ -7,7 +7,7 @@ whole arena reaches every block of that shape by a plain index, on any device:
     slab                |  pad | block 41 | block 42 | ... | block 80 | rest |
                         ^ offset of the slot   41 * block_bytes
 
-A slab's capacity leaves room for the worst padding, so it does not depend on where the slab lies.
+A slab's capacity allows for the worst padding, so it does not depend on where the slab lies.
 """
 
 from collections.abc import Iterable
@@ -27,14 +27,14 @@ class SlabPool:
         self.slab_bytes = slab_bytes
         self.used_bytes = 0
         self.was_short = False
-        """Whether room was ever asked for that there was not."""
+        """True once a request for room has failed."""
         self._arena = arena
         self._slabs: dict[int, _Slab] = {}
         self._partial: dict[int, dict[int, _Slab]] = {}
 
     def capacity(self, block_bytes: int) -> int:
-        """Blocks of that size in one slab; 0 for those over half of it, which the worst padding could push
-        out."""
+        """Number of blocks of `block_bytes` in one slab. 0 if a block is larger than half a slab, since
+        the worst padding could push it out."""
         return max(0, (self.slab_bytes - block_bytes + 1) // block_bytes)
 
     def free_blocks(self, block_bytes: int) -> int:
@@ -55,7 +55,7 @@ class SlabPool:
         return False
 
     def allocate(self, block_bytes: int, n: int) -> list[BlockHandle] | None:
-        """`n` blocks, out of started slabs first; None, and nothing taken, if there are not that many."""
+        """Allocate `n` blocks, from started slabs first. None, with nothing taken, if there are too few."""
         if not self.can_allocate(block_bytes, n):
             return None
         partial = self._partial.setdefault(block_bytes, {})
@@ -74,9 +74,9 @@ class SlabPool:
         return handles
 
     def free(self, handles: Iterable[BlockHandle]) -> None:
-        """Give blocks back; a slab whose blocks are all free returns to the arena.
+        """Free blocks; a slab whose blocks are all free returns to the arena.
 
-        Raises IntegrityError at a block that is free already, before its place can be given out twice.
+        Raises IntegrityError if a block is free already, before its place could be given out twice.
         """
         slabs, slab, last_key = self._slabs, None, -1
         for handle in handles:
@@ -103,7 +103,8 @@ class SlabPool:
         return first + (handle & _INDEX_MASK)
 
     def span(self, extent: ExtentHandle) -> tuple[int, int] | None:
-        """Where the blocks of the slab in this extent lie, and their bytes; None if it is no slab of ours."""
+        """Offset of the slab's blocks in this extent, and their total bytes. None if the extent is not a
+        slab of ours."""
         slab = self._slabs.get(extent)
         if slab is None:
             return None

@@ -1,8 +1,7 @@
-"""Making room in the arena: whose weights go, and whose KV.
+"""Making room in the arena: whose weights leave, and whose KV.
 
-Evicting weights is free but for the copy that brings them back. KV may stay when its model's weights leave,
-and usually does: it is small beside them. It is dropped, once the host has it, only where weights could not
-come in otherwise.
+Evicting weights costs nothing but the copy that brings them back. KV usually stays when its model's weights
+leave, since it is small. It is dropped, once the host has it, only if weights could not come in otherwise.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,7 +13,7 @@ from tokenmux.core.plan import IDLE, Activate, Channel, Drop, Evict, Fetch, Plan
 from tokenmux.scheduler.policy.instance_policy import InstanceView, ModelView, RequestView
 
 _FULL = 0.9
-"""KV is written through to the host beyond this share of the arena: what is left is room for bursts to
+"""KV is written through to the host once the arena is fuller than this share. The rest is room for bursts to
 grow into."""
 
 
@@ -25,7 +24,7 @@ def stepping(view: InstanceView) -> ModelId | None:
 
 
 def evictable(view: InstanceView) -> list[ModelView]:
-    """Resident models that nothing in flight needs and nobody pinned."""
+    """Resident models that no operation in flight needs and no operator has pinned."""
     running = stepping(view)
     return [
         model
@@ -35,19 +34,19 @@ def evictable(view: InstanceView) -> list[ModelView]:
 
 
 def idle_model(view: InstanceView) -> Evict | None:
-    """The least recently used resident model that nobody waits for."""
+    """The least recently used resident model without waiting requests."""
     idle = [model for model in evictable(view) if not (model.n_live or model.wanted)]
     return Evict(min(idle, key=lambda m: m.last_used_s).facts.id) if idle else None
 
 
 def unwanted(view: InstanceView) -> tuple[Evict, ...]:
-    """Models that an operator wants off the device, and that may go now."""
+    """Models that an operator wants off the device and that can leave now."""
     return tuple(Evict(model.facts.id) for model in evictable(view) if model.wanted is False)
 
 
 def fetch_first(view: InstanceView, models: Iterable[ModelView]) -> Plan:
-    """From disk, the first of these that is there only, unless the host cache would lose one that comes
-    before it."""
+    """Fetch the first of these models that is only on disk, unless that would drop an earlier one from the
+    host cache."""
     cached_before = False
     for model in models:
         cached_before |= model.residency is Residency.HOST
@@ -59,7 +58,7 @@ def fetch_first(view: InstanceView, models: Iterable[ModelView]) -> Plan:
 
 
 def fetch_asked(view: InstanceView) -> Plan:
-    """From disk what an operator pinned, or wants loaded."""
+    """Fetch what an operator pinned, or wants loaded."""
     for model_id in view.asked_models:
         model = view.models[model_id]
         if model.residency is Residency.DISK and model.wanted is not False and view.can_fetch(model_id):
@@ -68,15 +67,15 @@ def fetch_asked(view: InstanceView) -> Plan:
 
 
 def due_s(request: RequestView) -> float:
-    """When a request wants its next token: never, while its client does not read."""
+    """When a request needs its next token: never, while its client does not read."""
     return inf if request.is_paused else request.due_s
 
 
 def kv_holders(
     view: InstanceView, keep: ModelView | None = None, of_residents: bool = True
 ) -> Iterator[RequestView]:
-    """Requests with KV on the device that nothing in flight touches; of `keep` only the paused ones, and
-    likewise of residents."""
+    """Requests with KV on the device that no operation in flight uses. Of `keep`, and of resident models
+    unless `of_residents`, only the paused ones."""
     for model in view.live_models.values():
         spared = model is keep or not (of_residents or model.residency is not Residency.RESIDENT)
         files = (model.paused,) if spared else (model.paused, model.waiting, model.decoding, model.away)
@@ -87,17 +86,17 @@ def kv_holders(
 
 
 def latest(requests: Iterable[RequestView]) -> RequestView | None:
-    """Of these, the request that can wait longest."""
+    """The request that can wait longest."""
     return max(requests, key=due_s, default=None)
 
 
 def droppable_kv(
     view: InstanceView, keep: ModelView, later_than_s: float = -inf, of_residents: bool = False
 ) -> Drop | None:
-    """The request that can wait longest and whose KV the host has in full, of another model than `keep`, or a
-    paused one.
+    """Drop the KV of the request that can wait longest, among those whose KV the host has in full and whose
+    model is not `keep` (or that are paused).
 
-    Models that are resident keep theirs unless `of_residents`: it would only come back at once.
+    Resident models keep theirs unless `of_residents`: it would come straight back.
     """
     best: RequestView | None = None
     best_s = later_than_s
@@ -110,7 +109,7 @@ def droppable_kv(
 
 
 def is_short(view: InstanceView) -> bool:
-    """Whether KV takes the room of weights: beside it, the two largest of the live models would not fit."""
+    """True if KV takes up the room of weights: the two largest live models would not fit beside it."""
     weights = sum(model.facts.n_bytes for model in view.resident_models.values())
     coming = view.in_flight(Channel.COPY_IN)
     if isinstance(coming, Activate):

@@ -1,8 +1,8 @@
 """What a policy may read and what it must answer: the seam between decisions and everything else.
 
 The views are Protocols over the instance's own live state, kept up incrementally and never copied. A policy
-reads them, answers with values of `tokenmux.core.plan`, and changes nothing but its own memory, and that only
-in `on_event`.
+reads them and answers with values of `tokenmux.core.plan`. It changes nothing but its own state, and that
+only in `on_event`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,14 +24,14 @@ class RequestView(Protocol):
     def request(self) -> Request: ...
     @property
     def n_tokens(self) -> int:
-        """Tokens that exist: the prompt and what was drawn."""
+        """Number of tokens that exist: the prompt and those drawn."""
         ...
 
     @property
     def n_drawn(self) -> int: ...
     @property
     def n_computed(self) -> int:
-        """Tokens whose KV exists, wherever it is."""
+        """Number of tokens whose KV exists, on the device or the host."""
         ...
 
     @property
@@ -41,8 +41,8 @@ class RequestView(Protocol):
 
     @property
     def due_s(self) -> float:
-        """The same as it counts among others: its weight brings it forward, and lateness counts less while
-        its tenant is ahead of others."""
+        """The deadline by which it is ordered among others: its weight moves it ahead, and its lateness
+        counts less while its tenant has had more than its share."""
         ...
 
     @property
@@ -58,7 +58,7 @@ class RequestView(Protocol):
 
     @property
     def is_clean(self) -> bool:
-        """Whether the host has all its KV."""
+        """True if the host has all its KV."""
         ...
 
 
@@ -71,14 +71,14 @@ class ModelView(Protocol):
     def residency(self) -> Residency: ...
     @property
     def is_moving(self) -> bool:
-        """Its weights are being moved by a compaction: no step may read them."""
+        """True if a compaction is moving its weights: no step may read them."""
         ...
 
     @property
     def pinned(self) -> bool: ...
     @property
     def wanted(self) -> bool | None:
-        """An operator asked to load it (True) or to unload it (False); None: neither."""
+        """True if an operator asked to load it, False to unload it, None if neither."""
         ...
 
     @property
@@ -87,39 +87,39 @@ class ModelView(Protocol):
     def stepped_since_load(self) -> bool: ...
     @property
     def warm_until_s(self) -> float:
-        """Until when its next request is expected, and will be due soon after it comes."""
+        """The time until which its next request is expected, one that will be due soon after it arrives."""
         ...
 
     @property
     def waiting(self) -> Mapping[RequestId, RequestView]:
-        """Need prefill (or a rebuild); whatever KV they have is on the device."""
+        """Requests that need prefill (or a rebuild); all KV they have is on the device."""
         ...
 
     @property
     def decoding(self) -> Mapping[RequestId, RequestView]:
-        """Need one decode row at a time; all their KV is on the device."""
+        """Requests that need one decode row at a time; all their KV is on the device."""
         ...
 
     @property
     def away(self) -> Mapping[RequestId, RequestView]:
-        """Some of their KV is only on the host."""
+        """Requests some of whose KV is only on the host."""
         ...
 
     @property
     def paused(self) -> Mapping[RequestId, RequestView]: ...
     @property
     def n_live(self) -> int:
-        """Requests that want tokens: all but the paused."""
+        """Number of requests that want tokens: all but the paused ones."""
         ...
 
     @property
     def deadline_s(self) -> float:
-        """The earliest `due_s` of requests that want tokens; infinity if there are none."""
+        """The earliest `due_s` of the requests that want tokens; infinity if there are none."""
         ...
 
     @property
     def runnable_deadline_s(self) -> float:
-        """The same over those that a step could advance now (waiting and decoding)."""
+        """The same for requests that a step could advance now (waiting and decoding)."""
         ...
 
 
@@ -142,7 +142,7 @@ class InstanceView(Protocol):
     def cost(self) -> CostModel: ...
     @property
     def service(self) -> ServiceLevel:
-        """The pool's own service level. What a single request says is bounded by it before it concerns
+        """The pool's own service level. It bounds what a single request asks for, wherever that affects
         others."""
         ...
 
@@ -150,20 +150,20 @@ class InstanceView(Protocol):
     def models(self) -> Mapping[ModelId, ModelView]: ...
     @property
     def live_models(self) -> Mapping[ModelId, ModelView]:
-        """Those with requests, paused ones included."""
+        """Models with requests, including paused ones."""
         ...
 
     @property
     def resident_models(self) -> Mapping[ModelId, ModelView]: ...
     @property
     def any_on_disk(self) -> bool:
-        """Whether there is a model whose weights are neither on the device, nor in host memory, nor on
-        their way there."""
+        """True if some model's weights are neither on the device, nor in host memory, nor on their way
+        there."""
         ...
 
     @property
     def asked_models(self) -> Iterable[ModelId]:
-        """Those that an operator pinned, or wants loaded or unloaded."""
+        """Models that an operator pinned, or wants loaded or unloaded."""
         ...
 
     @property
@@ -172,39 +172,40 @@ class InstanceView(Protocol):
     @property
     def arena_free_bytes(self) -> int: ...
     def fit(self, model: ModelId, evicted: Iterable[ModelId] = ()) -> Fit:
-        """Whether the model's weights would find room, were these models evicted first."""
+        """Whether the model's weights would find room if `evicted` were evicted first."""
         ...
 
     def can_compact(self, n_bytes: int) -> bool:
-        """Whether moving things inside the arena would make `n_bytes` contiguous that are not so now."""
+        """True if moving things inside the arena would make `n_bytes` contiguous that are not so now."""
         ...
 
     def can_run(self, chunks: Iterable[Chunk], repeat: int = 1) -> bool:
-        """Whether there is device room for the KV of a step over these chunks."""
+        """True if the device has room for the KV of a step over these chunks."""
         ...
 
     def can_page_in(self, request: RequestId) -> bool: ...
     def can_resume(self, request: RequestId) -> bool:
-        """Whether there is room to page it in and for the KV of its next chunk besides."""
+        """True if there is room to page the request in, and for the KV of its next chunk as well."""
         ...
 
     def can_page_out(self, request: RequestId) -> bool: ...
     def can_fetch(self, model: ModelId) -> bool: ...
     def fetch_would_drop(self, model: ModelId) -> bool:
-        """Whether fetching it would push other images out of the host cache."""
+        """True if fetching the model would drop other images from the host cache."""
         ...
 
 
 @runtime_checkable
 class MakesWay(Protocol):
-    """A policy that gives up a load in flight for one that is more urgent. Others let each load come to
-    its end."""
+    """A policy that gives up a load in flight for a more urgent one. Other policies let every load finish."""
 
     def makes_way(
         self, operation: Activate | Fetch, since_s: float, arrived: Arrived, view: "InstanceView"
     ) -> bool:
-        """Whether the load, begun at `since_s`, is to end at its next chunk for the request that arrived;
-        asked until its model has given way once, and then not before that has been loaded."""
+        """True to stop the load, begun at `since_s`, at its next chunk for the request that arrived.
+
+        Once its model has given way, this is not asked again until that model has been loaded.
+        """
         ...
 
 
@@ -215,7 +216,8 @@ class InstancePolicy(Protocol):
     def name(self) -> str: ...
 
     def on_event(self, event: Event, view: InstanceView) -> None:
-        """Called after every event has been entered into the view: the only place to change own state."""
+        """Called after the view reflects the event. The only place where a policy may change its own
+        state."""
         ...
 
     def plan(self, channel: Channel, view: InstanceView) -> Plan:
@@ -223,5 +225,5 @@ class InstancePolicy(Protocol):
         ...
 
     def interrupts(self, step: Step, event: Event, view: InstanceView) -> bool:
-        """Whether a repeated step in flight should end after its present iteration because of this event."""
+        """True to end a repeated step in flight after its present iteration because of this event."""
         ...

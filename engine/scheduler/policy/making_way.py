@@ -1,12 +1,12 @@
-"""When weights on their way make way for a request that has just come, though somebody waits for them.
+"""When a load in flight gives way to a request that has just arrived.
 
     begun ─── done so far ───┬─────────── left ──────────▶ loaded          what is done so far is lost
-                          arrival: would be late behind it, and whoever waits for the load has time for both
+                          arrival: would be late behind it; those waiting for the load have time for both
 
-The one who comes would wait for what is left of the load, and then for its own. It goes first if it would be
-late that way, less than half of the load is lost, the room that becomes free is enough for it, and whoever
-waits for the load will be in time nevertheless, by a margin. With one service level for all that is hardly
-ever so: it is for a pool whose users differ.
+The new request would wait for the rest of the load and then for its own. It goes first if it would be late
+otherwise, less than half of the load is lost, the room that becomes free is enough for it, and the requests
+that wait for the load will still be in time, by a margin. With one service level for all this almost never
+happens: it is for pools whose users differ.
 """
 
 from tokenmux.core.cost import StepWork
@@ -16,12 +16,12 @@ from tokenmux.core.plan import Activate, Channel, Fetch
 from tokenmux.scheduler.policy.instance_policy import InstanceView, ModelView
 
 MARGIN = 4.0
-"""Whoever waits for the load must have this many times what the newcomer's load and its own, once more
-from its beginning, take."""
+"""The requests that wait for the load must have this many times what the newcomer's load and a restart of
+their own take."""
 
 
 def makes_way(operation: Activate | Fetch, since_s: float, arrived: Arrived, view: InstanceView) -> bool:
-    """Whether the load in flight, begun at `since_s`, is to be given up for the request that arrived."""
+    """True to give up the load in flight, begun at `since_s`, for the request that arrived."""
     load, newcomer = view.models[operation.model], view.models[arrived.request.model]
     is_fetch = isinstance(operation, Fetch)
     if newcomer.residency is not (Residency.DISK if is_fetch else Residency.HOST):

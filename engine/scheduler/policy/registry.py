@@ -1,4 +1,4 @@
-"""Policies by name, the same names in the engine's configuration, the simulator, the planner and the
+"""Policies by name: the same names in the engine's configuration, the simulator, the planner and the
 benchmarks."""
 
 from collections.abc import Mapping, Sequence
@@ -19,12 +19,12 @@ from tokenmux.scheduler.policy.slack import SlackPolicy
 
 POLICIES = ("slack", "aegaeon", "request-level", "dedicated", "oracle")
 SERVED = ("slack", "request-level", "aegaeon")
-"""Those that a running server offers: what they need fits one instance."""
+"""Policies that a running server offers: those that work on a single instance."""
 
 
 def make_policy(name: str) -> InstancePolicy:
-    """The policy of a running server, which has one instance. Raises ConfigError for what it does not
-    offer, with the reason."""
+    """The policy of a running server, which has one instance. Raises ConfigError, with the reason, for a
+    policy that servers do not offer."""
     match name:
         case "dedicated":
             raise ConfigError(
@@ -44,8 +44,8 @@ def make_policy(name: str) -> InstancePolicy:
 def make_policies(
     name: str, n_instances: int, lengths: Mapping[RequestId, int] | None = None
 ) -> tuple[Sequence[InstancePolicy], PoolPolicy]:
-    """One policy for each instance, and the pool's. `lengths`: tokens that requests will draw, for
-    `oracle`."""
+    """One policy for each instance, and the pool's. `lengths` gives the tokens that each request will
+    draw, for `oracle`."""
     match name:
         case "slack":
             return [SlackPolicy() for _ in range(n_instances)], LeastLoaded()

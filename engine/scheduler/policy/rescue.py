@@ -1,16 +1,16 @@
 """Forward progress: when no model can step, everything serves the most urgent request that could, until it
 has stepped.
 
-A policy asks `is_blocked` first, and while it holds answers with `plan` instead of its own rules. There is
-one target at a time, chosen by deadline, and one next action towards it, whichever channel is asked: so
+A policy asks `is_blocked` first, and while that is true answers with `plan` instead of its own rules. There
+is one target at a time, chosen by deadline, and one next action towards it on whichever channel is asked. So
 nothing that is freed for the target is taken by another, and two models cannot chase each other out. In the
-end the target has the arena to itself, and admission has made sure that this is enough. Where models take
-turns (`tokenmux.scheduler.policy.baselines.turn_taking`) the target is of the model whose turn it is, since
+end the target has the arena to itself, and admission has made sure that this is enough. If models take turns
+(`tokenmux.scheduler.policy.baselines.turn_taking`), the target belongs to the model whose turn it is, since
 no other would step. What is given up on the way, in this order:
 
-    KV that the host has ─▶ weights nobody waits for ─▶ KV that the host has room for
+    KV that the host has ─▶ weights without requests ─▶ KV that the host has room for
       ─▶ other weights, the latest deadline first ─▶ holes between what remains ─▶ KV of others, to be rebuilt
-      later ─▶ the target's other requests, likewise ─▶ where things lie: its own KV, its own weights
+      later ─▶ the target's other requests, in the same way ─▶ where things lie: its own KV, its own weights
 """
 
 from collections.abc import Iterable
@@ -35,8 +35,8 @@ from tokenmux.scheduler.policy.instance_policy import Fit, InstanceView, ModelVi
 from tokenmux.scheduler.policy.steps import single_chunks
 
 _PROMISING = (Channel.COMPUTE, Channel.COPY_IN, Channel.COPY_OUT)
-"""What is under way here may let something run once it is done. A fetch may not: two can chase each other
-for ever."""
+"""Operations on these channels may let something run when they end. A fetch may not: two fetches can chase
+each other for ever."""
 
 Action = Operation | tuple[AtOnce, ...]
 
@@ -49,10 +49,9 @@ _CHANNELS = {
 
 
 def is_blocked(view: InstanceView, turn: ModelView | None = None) -> bool:
-    """Whether somebody wants tokens, no step is in flight or possible, and nothing is on its way in that may
-    change that.
+    """True if requests wait, no step runs or can run, and no transfer in flight can change that.
 
-    `turn`: the only model that the policy would let step.
+    `turn` is the only model that the policy would let step, if there is such a model.
     """
     for channel in _PROMISING:
         if view.in_flight(channel) is not None:
@@ -82,8 +81,7 @@ def plan(channel: Channel, view: InstanceView, turn: ModelView | None = None) ->
 
 
 def fetch(view: InstanceView) -> Plan:
-    """From disk, the most urgent model, unless the host cache would lose one that is more urgent still for
-    it."""
+    """Fetch the most urgent model, unless that would drop a more urgent one from the host cache."""
     if not view.any_on_disk:
         return IDLE
     live = [model for model in view.live_models.values() if model.n_live]
@@ -91,8 +89,8 @@ def fetch(view: InstanceView) -> Plan:
 
 
 def _next_action(view: InstanceView, turn: ModelView | None) -> Action | None:
-    """One step towards a step of `turn`, or of the most urgent model that is in memory; None: wait for
-    what is in flight."""
+    """The next action towards a step of `turn`, or of the most urgent model in memory. None: wait for what
+    is in flight."""
     resident = [m for m in view.resident_models.values() if turn is None or m is turn]
     for model in sorted(resident, key=lambda model: model.deadline_s):
         resumable = [r for r in model.away.values() if not r.in_copy and view.can_resume(r.request.id)]
@@ -119,7 +117,7 @@ def _next_action(view: InstanceView, turn: ModelView | None) -> Action | None:
 
 
 def _make_room(view: InstanceView, target: ModelView) -> Action | None:
-    """The cheapest thing that can still go, the target's most urgent request excepted."""
+    """Give up the cheapest thing that can still go, but never the target's most urgent request."""
     others = list(eviction.kv_holders(view, keep=target))
     clean = [request for request in others if request.is_clean]
     if clean:
@@ -145,8 +143,8 @@ def _make_room(view: InstanceView, target: ModelView) -> Action | None:
 
 
 def _start_over(view: InstanceView, target: ModelView, own: list[RequestView]) -> Action | None:
-    """Alone in the arena and still without room: only where things lie is in the way, so all of it leaves
-    and comes back."""
+    """Move out everything of a target that is alone in the arena and still lacks room: only the layout is
+    in the way, and it comes back to a better one."""
     if view.in_flight(Channel.COPY_OUT) is not None:
         return None
     storable = [r for r in own if not r.is_clean and view.can_page_out(r.request.id)]
@@ -159,7 +157,8 @@ def _start_over(view: InstanceView, target: ModelView, own: list[RequestView]) -
 
 
 def _give_up(view: InstanceView, holders: list[RequestView]) -> Action | None:
-    """KV of the one that can wait longest: dropped if the host has it, else written there, else discarded."""
+    """Give up KV of the request that can wait longest: drop it if the host has it, otherwise page it out,
+    otherwise discard it."""
     last = _last(holders)
     if last.is_clean:
         return (Drop(last.request.id),)

@@ -1,18 +1,19 @@
-"""The default policy: whatever is due first goes first, on every channel, and copies overlap with steps.
+"""The default policy: what is due first goes first, on every channel, and copies overlap with steps.
 
-A model's *slack* is the time until the earliest next-token deadline of its requests. Rules, in the order of
-the file:
+A model's *slack* is the time until the earliest next-token deadline of its requests. The rules, in the order
+of the file:
 
 1. Compute runs the resident model with the least slack in short bursts; prefill chunks and decode rows share
-   a step. The oldest waiting prompt goes first where that makes nobody late: users feel the first token most.
+   a step. The oldest waiting prompt goes first if that makes no request late: users notice the first token
+   most.
 2. Copy-in brings back the KV of resident models first, then the weights of the least-slack model that is not
    resident.
-3. Room is made by evicting models without requests (least recently used), then those with the most slack, and
-   these only if it exceeds the candidate's by the time of a few reloads, and once they have stepped: no two
-   models chase each other out.
-4. KV stays on the device when its model leaves. Only when it takes the room of weights is it written through
-   in the background (copy-out) and dropped, of whoever can wait longest.
-5. A load makes way for a request that would be late behind it, if whoever waits for it can wait longer
+3. Room is made by evicting models without requests (least recently used first), then those with the most
+   slack. The latter only go if their slack exceeds the candidate's by the time of a few reloads, and once
+   they have stepped, so that no two models chase each other out.
+4. KV stays on the device when its model leaves. Only if it takes up the room of weights is it written through
+   in the background (copy-out) and dropped, the request that can wait longest first.
+5. A load gives way to a request that would be late behind it, if those waiting for the load have time
    (`making_way`).
 6. While nothing can step, `rescue` takes over: everything serves the most urgent request that could, until it
    has stepped.
@@ -57,29 +58,29 @@ from tokenmux.scheduler.policy.steps import (
 )
 
 BURST_TPOTS = 2.0
-"""A burst of decode steps lasts this many TPOTs at most: 0.2 s at the paper's 100 ms. Copies wait for its
-end to make room."""
+"""Longest burst of decode steps, in TPOTs: 0.2 s at the paper's 100 ms. Copies wait for its end to make
+room."""
 
 LATE_BURST_TPOTS = 1.0
-"""And at least this many, however late others are: turns shorter than this only cost decisions."""
+"""Shortest burst, in TPOTs, however late other models are: shorter turns only cost decisions."""
 
 HEADROOM = 1 / 24
-"""Share of the arena that must stay free beside weights that come in, for KV to grow into. None at all
-costs a quarter of a point at the targets."""
+"""Share of the arena that stays free beside incoming weights, for KV to grow into. Without it a quarter of a
+point is lost at the targets."""
 
 LAST_TO_GO_COPIES = 4.0
-"""A model that is late by this many of its load times, and finds no other room, takes that of the model
-that runs. Where the two could never share the arena it does not wait for that: it goes when its load must
-begin to be in time. Nothing at the targets, 1.5 points in a market's busy hour."""
+"""A model that is late by this many of its load times, and finds no other room, takes the room of the running
+model. If the two could never share the arena it does not wait that long: the running model leaves when the
+load must begin to be in time. Worth nothing at the targets, 1.5 points in a market's busy hour."""
 
 EVICTION_MARGIN_COPIES = 4.0
-"""A victim's next token must be due this many of its own reload times after the candidate's. On Poisson
-traffic of three seeds (78 models at 0.5 on 11 H100) 1.5 kept 96.5% of tokens on time, 3 kept 97.7%, 4 kept
-98.4%, 6 kept 99.0%, but 6 lost where requests are rare."""
+"""A victim's next token must be due at least this many of its own reload times after the candidate's. On
+Poisson traffic of three seeds (78 models at 0.5 on 11 H100) 1.5 kept 96.5% of tokens on time, 3 kept
+97.7%, 4 kept 98.4%, 6 kept 99.0%; but 6 lost tokens when requests are rare."""
 
 
 class SlackPolicy:
-    """Deadline order on one instance. All it remembers is which models nobody has fetched from disk yet."""
+    """Deadline order on one instance. Its only state is the set of models not yet fetched from disk."""
 
     name = "slack"
 
@@ -118,7 +119,7 @@ class SlackPolicy:
         return making_way.makes_way(operation, since_s, arrived, view)
 
     def interrupts(self, step: Step, event: Event, view: InstanceView) -> bool:
-        """Ask again when somebody new can run, or when a request in the burst must leave it."""
+        """True if a request that was not in the burst can now run, or one in it must leave."""
         match event:
             case Arrived(_, request):
                 return request.model in view.resident_models
@@ -128,7 +129,7 @@ class SlackPolicy:
 
 
 def _is_urgent(step: Step, view: InstanceView) -> bool:
-    """Whether a model other than the stepping one could run now, and is due within a burst."""
+    """True if a model other than the stepping one could run now and is due within a burst."""
     stepping = view.models.get(step.model)
     burst_s = BURST_TPOTS * shortest_tpot_s(view, stepping) if stepping and _is_runnable(stepping) else 0.0
     for model in view.resident_models.values():
@@ -171,14 +172,14 @@ def _plan_compute(view: InstanceView) -> Plan:
 
 
 def _later_model(view: InstanceView, model: ModelView) -> Evict | None:
-    """The resident model that can wait longest, if it is due after this one: between too many residents,
-    KV cannot grow."""
+    """Evict the resident model that can wait longest, if it is due after `model`: KV cannot grow between
+    too many residents."""
     later = [m for m in eviction.evictable(view) if m.deadline_s > model.deadline_s and m.stepped_since_load]
     return Evict(max(later, key=lambda m: m.deadline_s).facts.id) if later else None
 
 
 def _early_prefill(view: InstanceView, runnable: list[ModelView]) -> ModelView | None:
-    """The model of the oldest waiting prompt, if computing it first makes nobody late."""
+    """The model of the oldest waiting prompt, if computing that first makes no request late."""
     if len(runnable) < 2:
         return None
     oldest, oldest_s = None, inf
@@ -212,8 +213,7 @@ def _plan_copy_in(view: InstanceView) -> Plan:
 
 
 def _page_in(view: InstanceView) -> Plan | None:
-    """KV of resident models, the most urgent model's first: their weights are there and wait for nothing
-    else."""
+    """Page in KV of resident models, the most urgent model first: nothing else is missing for them to run."""
     incomplete = [m for m in view.resident_models.values() if m.away]
     for model in sorted(incomplete, key=lambda m: m.deadline_s):
         absent = [r for r in model.away.values() if not r.in_copy]
@@ -231,7 +231,7 @@ def _page_in(view: InstanceView) -> Plan | None:
 
 
 def _activate(view: InstanceView) -> Plan | None:
-    """The weights of the least-slack model; of others only if that costs nobody anything."""
+    """Load the weights of the least-slack model; other models only if no request pays for it."""
     absent = [m for m in view.live_models.values() if m.residency is Residency.HOST and m.n_live]
     if absent:
         first = min(absent, key=lambda model: model.deadline_s)
@@ -246,7 +246,7 @@ def _activate(view: InstanceView) -> Plan | None:
 
 
 def _make_room(view: InstanceView, model: ModelView) -> Plan | None:
-    """Activate the model behind whatever evictions that takes; None if it must wait."""
+    """Activate the model after the evictions that this takes. None if it must wait."""
     need = model.facts.n_bytes + int(HEADROOM * view.device.arena_bytes)
     victims = _victims(view, model)
     evicted: list[ModelView] = []
@@ -286,13 +286,13 @@ def _make_room(view: InstanceView, model: ModelView) -> Plan | None:
 
 
 def _is_busy(view: InstanceView) -> bool:
-    """Whether something is in flight whose end will let more be moved inside the arena."""
+    """True if an operation in flight will, when it ends, let more be moved inside the arena."""
     return view.in_flight(Channel.COMPUTE) is not None or view.in_flight(Channel.COPY_OUT) is not None
 
 
 def _next_to_run(view: InstanceView) -> ModelView | None:
-    """The resident model that steps, or will next: it is kept, so that compute has work while copies are
-    under way."""
+    """The resident model that steps now, or will step next. It is kept, so that compute has work during
+    copies."""
     running = eviction.stepping(view)
     if running is not None and running in view.resident_models:
         return view.resident_models[running]
@@ -301,15 +301,15 @@ def _next_to_run(view: InstanceView) -> ModelView | None:
 
 
 def _may_go(view: InstanceView, model: ModelView, candidate: ModelView) -> bool:
-    """Whether a live model may be evicted for the candidate: it has had a turn, and can wait longer by the
-    time of a reload."""
+    """True if a live model may be evicted for the candidate: it has had a turn, and its slack is larger by
+    the time of a reload."""
     reload_s = view.cost.copy_s(Channel.COPY_IN, model.facts.n_bytes)
     later = model.deadline_s > candidate.deadline_s + EVICTION_MARGIN_COPIES * reload_s
     return bool(candidate.n_live) and model.stepped_since_load and not model.pinned and later
 
 
 def _victims(view: InstanceView, candidate: ModelView) -> list[ModelView]:
-    """Models that may be evicted for the candidate's sake, the best one last."""
+    """Models that may be evicted for the candidate, the best one last."""
     idle: list[ModelView] = []
     waiting: list[ModelView] = []
     kept = _next_to_run(view)
@@ -329,8 +329,8 @@ def _victims(view: InstanceView, candidate: ModelView) -> list[ModelView]:
 
 
 def _plan_copy_out(view: InstanceView) -> Plan:
-    """When memory is short, write through what can wait longest: paused readers, then models that are not
-    resident."""
+    """If memory is short, write through KV that can wait longest: paused requests first, then models that
+    are not resident."""
     resident_too = _is_blocked(view)
     if not (resident_too or eviction.is_short(view)):
         return IDLE
@@ -344,7 +344,7 @@ def _plan_copy_out(view: InstanceView) -> Plan:
 
 
 def _is_blocked(view: InstanceView) -> bool:
-    """Whether nothing at all can run now: then even resident models' KV may have to go."""
+    """True if nothing at all can run now: then even KV of resident models may have to go."""
     if view.in_flight(Channel.COMPUTE) is not None or view.in_flight(Channel.COPY_IN) is not None:
         return False
     for model in view.resident_models.values():
@@ -355,8 +355,7 @@ def _is_blocked(view: InstanceView) -> bool:
 
 
 def _plan_fetch(view: InstanceView, unfetched: Iterable[ModelId]) -> Plan:
-    """From disk: what somebody waits for, by slack; then, while the host cache has room to spare, what is
-    new."""
+    """Fetch what requests wait for, by slack; then, while the host cache has room to spare, new models."""
     urgent = rescue.fetch(view)
     if urgent.operation is not None:
         return urgent

@@ -1,7 +1,6 @@
-"""How a step is put together: prompt chunks on the prefill grid, decode rows, and how often the step may be
-repeated.
+"""Building steps: prompt chunks on the prefill grid, decode rows, and how often a step may be repeated.
 
-Shared by all policies; which model steps is theirs to say.
+Shared by all policies, which decide what model steps.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,7 +11,7 @@ from tokenmux.core.plan import Chunk, Step
 from tokenmux.scheduler.policy.instance_policy import InstanceView, ModelView, RequestView
 
 _LEAST_STEP_S = 1e-9
-"""No step is estimated to be shorter, whatever the facts of model and device say."""
+"""Lower bound of a step's estimated duration, whatever the facts of model and device say."""
 
 
 def decode_chunks(model: ModelView) -> list[Chunk]:
@@ -21,7 +20,7 @@ def decode_chunks(model: ModelView) -> list[Chunk]:
 
 
 def prefill_chunks(view: InstanceView, requests: Iterable[RequestView]) -> list[Chunk]:
-    """Chunks of these requests that fill one cell of the prefill grid, the most urgent first."""
+    """Chunks of these requests, the most urgent first, that fill one cell of the prefill grid."""
     grid = view.device.prefill_chunk_tokens
     budget = grid
     chunks: list[Chunk] = []
@@ -40,8 +39,7 @@ def prefill_chunks(view: InstanceView, requests: Iterable[RequestView]) -> list[
 
 
 def single_chunks(view: InstanceView, model: ModelView) -> Iterator[Chunk]:
-    """What a step of the model could hold, one chunk for each request that could be in it, made as it is
-    asked for."""
+    """What a step of the model could hold: one chunk for each possible request, generated lazily."""
     for request in model.decoding.values():
         yield Chunk(request.request.id, request.n_tokens - 1, 1)
     for request in model.waiting.values():
@@ -49,7 +47,7 @@ def single_chunks(view: InstanceView, model: ModelView) -> Iterator[Chunk]:
 
 
 def as_many_as_fit(view: InstanceView, chunks: Iterable[Chunk]) -> list[Chunk]:
-    """The most urgent chunks for whose KV there is room, within one cell of the prefill grid."""
+    """The most urgent chunks whose KV finds room, within one cell of the prefill grid."""
     fitting: list[Chunk] = []
     budget = view.device.prefill_chunk_tokens
     for chunk in sorted(chunks, key=lambda c: view.requests[c.request].due_s):
@@ -60,15 +58,15 @@ def as_many_as_fit(view: InstanceView, chunks: Iterable[Chunk]) -> list[Chunk]:
 
 
 def decode_work(model: ModelView) -> StepWork:
-    """The work of one decode step over all that the model has decoding."""
+    """The work of one decode step over all of the model's decoding requests."""
     return StepWork(
         decode_rows=len(model.decoding), context_tokens=sum(r.n_tokens for r in model.decoding.values())
     )
 
 
 def repetitions(view: InstanceView, model: ModelView, chunks: list[Chunk], seconds: float) -> int:
-    """How often the step may be repeated within `seconds` of estimated time; 1 if it holds anything but
-    decode rows."""
+    """How often the step may be repeated within `seconds` of estimated time: 1 unless it holds only decode
+    rows."""
     rows = context = 0
     left = 1 << 30
     for chunk in chunks:
@@ -86,7 +84,7 @@ def repetitions(view: InstanceView, model: ModelView, chunks: list[Chunk], secon
 
 
 def must_end(step: Step, event: Event) -> bool:
-    """Whether a burst ends for this event whatever the policy: a request must leave it, or its model does."""
+    """True if a burst ends for this event under any policy: a request must leave it, or its model does."""
     match event:
         case Cancelled() | Paused() | Withdrawn():
             return any(chunk.request == event.request for chunk in step.chunks)
@@ -96,9 +94,9 @@ def must_end(step: Step, event: Event) -> bool:
 
 
 def shortest_tpot_s(view: InstanceView, model: ModelView) -> float:
-    """Of the model's requests that a step could advance now, but no longer than the pool's own.
+    """The strictest TPOT of the requests that a step could advance now, but no longer than the pool's own.
 
-    A request that can wait for ever does not hold the device for ever.
+    So a request that can wait for ever does not hold the device for ever.
     """
     own = (r.request.service.tpot_s for file in (model.waiting, model.decoding) for r in file.values())
     return min(view.service.tpot_s, *own)

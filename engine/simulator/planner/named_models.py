@@ -22,21 +22,21 @@ from tokenmux.simulator.scenario import Market
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A market, and the rates of those models that were given one, in requests per second."""
+    """A market, and the requested rates (requests per second) of the models that have one."""
 
     market: Market
     rates: dict[str, float]
 
 
 MAX_MODELS = 100_000
-"""Of one kind in a plan."""
+"""The largest number of models of one kind in a plan."""
 
 
 def parse_models(entries: Sequence[str], known: Mapping[ModelId, ModelFacts] | None = None) -> Asked:
-    """`known` are models whose facts come from elsewhere (a running server); an entry of the same name goes
-    before.
+    """Read models as operators write them.
 
-    Raises ConfigError or NotFound for what is not understood.
+    `known` are models whose facts come from elsewhere (a running server); an entry of the same name takes
+    precedence. Raises ConfigError or NotFound for what cannot be read.
     """
     facts = dict(known or {})
     kinds = dict.fromkeys(facts, "")
@@ -55,7 +55,7 @@ def parse_models(entries: Sequence[str], known: Mapping[ModelId, ModelFacts] | N
 
 
 def parse_market(entries: Sequence[str], known: Mapping[ModelId, ModelFacts]) -> Market:
-    """The models alone."""
+    """Read models without rates."""
     return parse_models(entries, known).market
 
 
@@ -91,7 +91,7 @@ def _facts(described: str) -> tuple[ModelFacts, str]:
     try:
         path = Path(described).expanduser()
         path.exists()
-    except (RuntimeError, ValueError) as error:  # an unknown home, a NUL
+    except (RuntimeError, ValueError) as error:  # an unknown home directory, a NUL
         raise ConfigError(f"{described!r} is not a path that can be used: {error}") from error
     if path.suffix == ".json" or path.exists() or "/" in described:
         return _from_config(path), ""

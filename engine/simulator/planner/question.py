@@ -20,7 +20,7 @@ from tokenmux.workload.shape import clipped
 from tokenmux.workload.trace import Trace, arrivals, read_trace
 
 MAX_REQUESTS = 5_000_000
-"""Limit of generated traffic. So many take one or two gigabytes and hours."""
+"""Limit of generated traffic. This many requests take hours and one or two gigabytes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,15 +1,15 @@
-"""Fewest or most: searches over simulations for the edge at which a service level is still kept."""
+"""Searches over simulations for the largest or smallest number that keeps a service level."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 
 def fewest(is_enough: Callable[[int], bool], low: int, high: int, first: int | None = None) -> int | None:
-    """The least n in `[low, high]` for which `is_enough(n)`, by growing steps up or down from `first` (or
-    `low`) and bisection; None if there is none.
+    """The smallest n in `[low, high]` with `is_enough(n)`, or None. Grows steps up or down from `first` (or
+    `low`), then bisects.
 
-    A simulation is not strictly monotonic: a pool one larger may do a hair worse. The answer is the edge that
-    bisection meets.
+    A simulation is not strictly monotonic: a pool one larger may do slightly worse. The answer is the edge
+    that bisection finds.
     """
     at = low if first is None else first
     step, bad, good = 1, low - 1, high + 1
@@ -37,8 +37,8 @@ def fewest(is_enough: Callable[[int], bool], low: int, high: int, first: int | N
 
 @dataclass(frozen=True, slots=True)
 class SearchState:
-    """How far a search for the fewest is, given what is known: what it looked at, and what it must know next
-    (None: it is over)."""
+    """The state of a search for the smallest number: what it has looked at, and what it needs next (None:
+    it is finished)."""
 
     seen: tuple[int, ...]
     needs: int | None
@@ -46,12 +46,12 @@ class SearchState:
 
 
 class _Unknown(Exception):
-    """The search asks for what nobody has simulated yet."""
+    """The search needs a result that has not been simulated yet."""
 
 
 def replay(known: Mapping[int, bool], low: int, high: int, first: int | None = None) -> SearchState:
-    """Search for the fewest with what is known already. So a search can be spread over processes and still
-    take the path that it takes alone."""
+    """Search for the smallest number with the results known so far. This lets a search run in several
+    processes and still take the same path as in one."""
     seen: list[int] = []
 
     def look(n: int) -> bool:
@@ -68,8 +68,8 @@ def replay(known: Mapping[int, bool], low: int, high: int, first: int | None = N
 
 
 def most(is_enough: Callable[[int], bool], low: int, high: int, step: int = 1) -> int:
-    """The largest n of `low, low + step, ... high` for which `is_enough(n)`, by bisection; `low` if none
-    is."""
+    """The largest n of `low, low + step, ... high` with `is_enough(n)`, by bisection; `low` if there is
+    none."""
     good, bad = 0, (high - low) // step + 1
     while bad - good > 1:
         middle = (good + bad) // 2

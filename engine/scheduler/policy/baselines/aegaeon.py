@@ -1,16 +1,18 @@
-"""Baseline: the scheduler of Aegaeon (SOSP 2025), sections on prefill and decode scheduling, re-implemented
-from the paper.
+"""Baseline: the scheduler of Aegaeon (SOSP 2025), re-implemented from the paper's sections on prefill and
+decode scheduling.
 
-Static roles. Prefill instances serve groups of up to 8 requests of one model, first come first served; a
-request joins its model's open group or begins a new one on the least loaded instance. A prefilled request is
-handed over, through host memory, to the decode instance that has its model, or to the least loaded. Decode
-instances serve their models in rounds, model i for
+Instances have fixed roles. Prefill instances serve groups of up to 8 requests of one model, first come first
+served; a request joins its model's open group or begins a new one on the least loaded instance. A prefilled
+request is handed over, through host memory, to the decode instance that has its model, or to the least loaded
+one. Decode instances serve their models in rounds, model i for
 
     q_i = c / (n_i (alpha - sum 1/n_k)),   alpha = max(c / (min n QMAX) + sum 1/n_k, 0.5),   n_i = TPOT / t_i
 
-seconds (t_i: a step's time, c: all switch times of the round), and prefetch the next model while one decodes.
+seconds (t_i: duration of a step, c: all switch times of the round), and prefetch the next model while one
+decodes.
 
-A pool of one instance has no roles: it works in the rounds of a decode instance, which prefill what arrives.
+A pool of one instance has no roles: it works in the rounds of a decode instance, which also prefill what
+arrives.
 """
 
 from collections.abc import Sequence
@@ -29,12 +31,12 @@ MAX_GROUP = 8
 QMAX_S = 4.0
 ALPHA_MIN = 0.5
 PREFILL_SHARE = 6 / 16
-"""Of the instances; the paper's testbed runs 6 prefill and 10 decode instances."""
+"""Share of the instances that prefill: the paper's testbed has 6 prefill and 10 decode instances."""
 
 
 @dataclass(slots=True)
 class Group:
-    """Requests of one model that are prefilled one after the other."""
+    """Requests of one model that are prefilled one after another."""
 
     model: ModelId
     requests: list[RequestId] = field(default_factory=list)
@@ -42,7 +44,7 @@ class Group:
 
 
 class AegaeonPrefill:
-    """Groups in the order in which they began."""
+    """Serve groups in the order in which they began."""
 
     name = "aegaeon"
 
@@ -106,10 +108,10 @@ class AegaeonDecode:
         self._round: list[ModelId] = []
         self._quotas: dict[ModelId, float] = {}
         self._turn_ends_s: float | None = None
-        """None: the model whose turn it is has not stepped yet."""
+        """None until the model whose turn it is has stepped."""
         self._drawn: dict[RequestId, int] = {}
-        """Tokens of its requests when it first could. A turn without a new one goes on: KV that was
-        discarded may take all of it to rebuild."""
+        """Number of tokens each of its requests had when the turn's first step became possible. A turn
+        without a new token goes on: rebuilding KV that was discarded may take the whole turn."""
 
     def on_event(self, event: Event, view: InstanceView) -> None:
         live = [m for m in view.live_models if view.live_models[m].n_live]
@@ -130,7 +132,7 @@ class AegaeonDecode:
                 }
 
     def _has_drawn(self, view: InstanceView) -> bool:
-        """Whether the turn has brought its model a token, or somebody who waited for one no longer does."""
+        """True if the turn has brought its model a token, or a request that waited for one no longer does."""
         waited = ((view.requests.get(request), n) for request, n in self._drawn.items())
         return any(request is None or request.is_paused or request.n_drawn > n for request, n in waited)
 
@@ -180,7 +182,7 @@ def quotas(view: InstanceView, models: Sequence[ModelView]) -> dict[ModelId, flo
 
 
 class AegaeonPool:
-    """Roles, groups and hand-overs. The prefill instances come first."""
+    """Assigns roles, forms groups and hands requests over. The prefill instances come first."""
 
     name = "aegaeon"
 
@@ -198,8 +200,8 @@ class AegaeonPool:
         )
 
     def on_event(self, index: int, event: Event, pool: PoolView) -> Sequence[Move]:
-        """Prefilled requests are handed over once the host has their KV; without it where the host has no
-        room, to be rebuilt."""
+        """Hand over prefilled requests once the host has their KV. If the host has no room they go without
+        it, and it is rebuilt."""
         if index >= len(self._prefill) or not isinstance(event, CopyDone | StepDone):
             return ()
         view = pool.instances[index]
@@ -221,7 +223,8 @@ class AegaeonPool:
                 del self._decode_homes[request.model]
 
     def _decode_home(self, model: ModelId, pool: PoolView) -> int:
-        """Where the model decodes already, else the decode instance with the fewest models."""
+        """The instance that already decodes the model, otherwise the decode instance with the fewest
+        models."""
         home, n_live = self._decode_homes.get(model, (-1, 0))
         if home < 0:
             counts = dict.fromkeys(range(len(self._prefill), self._n_instances), 0)
@@ -233,7 +236,7 @@ class AegaeonPool:
 
 
 def _queued_s(policy: AegaeonPrefill, view: InstanceView) -> float:
-    """Estimated seconds of the groups in line: a switch for each, and its prompts."""
+    """Estimated seconds that the waiting groups take: one switch each, and their prompts."""
     seconds = 0.0
     for group in policy.groups:
         model = view.models[group.model]

@@ -1,9 +1,9 @@
-"""Baseline: autoscaling between requests, as ServerlessLLM does (OSDI 2024). A model has a device from its
-first request until none is left.
+"""Baseline: autoscaling between requests, as in ServerlessLLM (OSDI 2024). A model keeps a device from its
+first request until it has none left.
 
 Requests of the model that arrive meanwhile join its batch; other models wait for a free instance, first come
-first served. The waiting line is one for the whole pool: an instance that falls idle takes the oldest waiting
-model from whoever holds it.
+first served. The pool has a single waiting line: an instance that falls idle takes the oldest waiting model,
+on whichever instance it waits.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ _BURST_TPOTS = 4.0
 
 
 class RequestLevelPolicy:
-    """One model at a time, until it has no requests."""
+    """Serve one model at a time, until it has no requests."""
 
     name = "request-level"
 
@@ -69,7 +69,7 @@ def _chunks(view: InstanceView, model: ModelView) -> list[Chunk]:
 
 
 class OneModelPerInstance:
-    """The pool's side: a waiting line of models, and `dedicated` as the case in which nobody ever leaves."""
+    """The pool's side: a waiting line of models. `dedicated` is the case in which no model ever leaves."""
 
     def __init__(self, name: str, forever: bool) -> None:
         self.name = name
@@ -120,7 +120,7 @@ class OneModelPerInstance:
             self._holders[index].remove(model)
 
     def _waiting(self, pool: PoolView) -> list[tuple[int, ModelId]]:
-        """Models that hold an instance's line behind the one that is served there."""
+        """Models that wait on an instance behind the model that is served there."""
         return [
             (i, model)
             for i, holders in self._holders.items()

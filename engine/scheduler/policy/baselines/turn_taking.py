@@ -1,8 +1,9 @@
-"""For policies in which models take turns: bring one model in, whoever has to go for it, and let it step.
+"""Building blocks for policies in which models take turns: bring a model in, evicting others if needed, and
+let it step.
 
-The baselines are built of these. Whose turn it is, and for how long, is theirs to say. While the model whose
-turn it is cannot step and their rules lead nowhere, `rescue` serves it alone; so a turn always comes to a
-step, however small the memory.
+The baselines are made of these; they decide whose turn it is, and for how long. If the model whose turn it is
+cannot step and the policy's rules make no progress, `rescue` serves it alone. So every turn comes to a step,
+however small the memory.
 """
 
 from collections.abc import Callable, Collection, Iterable
@@ -29,10 +30,10 @@ from tokenmux.scheduler.policy.steps import as_many_as_fit, repetitions, single_
 
 
 def serve(channel: Channel, view: InstanceView, turn: ModelView, own: Callable[[Channel], Plan]) -> Plan:
-    """What the policy's own rules say of the channel, unless `turn` cannot step under them.
+    """The answer of the policy's `own` rules for the channel, unless `turn` cannot step under them.
 
-    Where its weights are there already they are not asked at all: what the rescue frees, a prefetch would
-    take again.
+    If the weights of `turn` are resident, the rules are not asked at all: a prefetch would take again what
+    the rescue frees.
     """
     if rescue.is_blocked(view, turn) and (
         turn.residency is Residency.RESIDENT or all(own(c) == IDLE for c in Channel if c is not Channel.FETCH)
@@ -42,8 +43,8 @@ def serve(channel: Channel, view: InstanceView, turn: ModelView, own: Callable[[
 
 
 def asked(channel: Channel, view: InstanceView) -> Plan:
-    """What operators asked for, when there is nothing else to do: models leave, and come where that costs
-    nobody anything."""
+    """Carry out what operators asked for when there is nothing else to do: unload models, and load those
+    that cost no request anything."""
     match channel:
         case Channel.FETCH:
             return eviction.fetch_asked(view)
@@ -60,15 +61,15 @@ def asked(channel: Channel, view: InstanceView) -> Plan:
 
 
 def step(view: InstanceView, model: ModelView, chunks: list[Chunk], seconds: float) -> Plan:
-    """A step of these chunks, repeated within `seconds`; as many of them as find room for their KV."""
+    """A step of those chunks whose KV finds room, repeated within `seconds`."""
     if not chunks or model.is_moving or model.residency is not Residency.RESIDENT:
         return IDLE
     if not view.can_run(chunks):
         victim = _victim(view, model)
         if victim is not None:
             return Plan(at_once=(victim,))
-        # Where none of these fits, whatever else the model could do: as long as there is something, no rescue
-        # comes.
+        # If none of these fits, take any chunk that the model could compute: a rescue only comes when there
+        # is none.
         chunks = as_many_as_fit(view, chunks) or as_many_as_fit(view, single_chunks(view, model))
     if not chunks:
         return IDLE
@@ -76,8 +77,8 @@ def step(view: InstanceView, model: ModelView, chunks: list[Chunk], seconds: flo
 
 
 def bring_in(view: InstanceView, model: ModelView, keep: Collection[ModelId] = ()) -> Plan | None:
-    """What makes the model resident: evictions (least recently used first) and a copy; None if it must
-    wait, or is there."""
+    """Make the model resident: evictions (least recently used first) and a copy. None if it must wait, or is
+    resident already."""
     if model.residency is not Residency.HOST:
         return None
     victims = [m for m in eviction.evictable(view) if m.facts.id not in keep and m is not model]
@@ -99,10 +100,10 @@ def bring_in(view: InstanceView, model: ModelView, keep: Collection[ModelId] = (
 
 
 def bring_ahead(view: InstanceView, model: ModelView, turn: ModelView) -> Plan | None:
-    """The weights of the model that comes next, beside those of `turn`.
+    """Load the next model's weights beside those of `turn`.
 
-    Not again before `turn` has stepped: where its KV needs the room, the next model had to leave, and would
-    be brought back for ever.
+    It is not loaded again before `turn` has stepped: if the KV of `turn` needs the room, the next model had
+    to leave, and the two would alternate for ever.
     """
     if model.last_used_s > turn.last_used_s:
         return None
@@ -110,7 +111,7 @@ def bring_ahead(view: InstanceView, model: ModelView, turn: ModelView) -> Plan |
 
 
 def page_in(view: InstanceView, model: ModelView) -> Plan | None:
-    """The model's KV that is only on the host, the most urgent request first."""
+    """Page in the model's KV that is only on the host, the most urgent request first."""
     absent = [r for r in model.away.values() if not r.in_copy]
     if not absent or model.residency is not Residency.RESIDENT:
         return None
@@ -122,15 +123,15 @@ def page_in(view: InstanceView, model: ModelView) -> Plan | None:
 
 
 def _victim(view: InstanceView, model: ModelView) -> AtOnce | None:
-    """Who makes room for the KV of the model whose turn it is: KV of others, or the weights of the least
-    recently used."""
+    """What gives way to the KV of the model whose turn it is: KV of other models, or the weights of the least
+    recently used one."""
     others = [other for other in eviction.evictable(view) if other is not model]
     oldest = min(others, key=lambda m: m.last_used_s, default=None)
     return eviction.droppable_kv(view, keep=model) or (Evict(oldest.facts.id) if oldest else None)
 
 
 def page_out(view: InstanceView, requests: Iterable[RequestView]) -> Plan:
-    """The first of these whose KV the host does not have in full."""
+    """Page out the first of these requests whose KV the host does not have in full."""
     for request in requests:
         if not (request.is_clean or request.in_copy or request.in_step) and view.can_page_out(
             request.request.id
@@ -140,8 +141,8 @@ def page_out(view: InstanceView, requests: Iterable[RequestView]) -> Plan:
 
 
 def fetch(view: InstanceView, turn: ModelView) -> Plan:
-    """From disk: the model whose turn it is, then what somebody has waited for longest; neither is pushed
-    out for what comes after."""
+    """Fetch the model whose turn it is, then the one with the longest wait. Neither is dropped for a later
+    one."""
     others = (model for model in view.live_models.values() if model is not turn)
     return eviction.fetch_first(view, [turn, *sorted(others, key=oldest_arrival_s)])
 

@@ -1,20 +1,20 @@
-"""Where requests go: to their model's instance while it has one, else to the least loaded; when a model
-moves, and when it spreads.
+"""Where requests go, when a model moves, and when it spreads: to the model's instance if it has one,
+otherwise to the least loaded.
 
-An instance's load is what its live models ask of it, in shares of a second per second. Of compute: one decode
-step per TPOT for every model, as long as its batch makes it. Of copy-in: all weights once per TTFT, and with
-them the KV that finds no room beside the two largest models. The larger share counts.
+An instance's load is what its live models ask of it, in shares of a second per second. Of compute, each model
+asks one decode step per TPOT, of the duration that its batch gives it. Of copy-in, it asks all weights once
+per TTFT, and the KV that finds no room beside the two largest models. The larger share counts.
 
-Models come and go at random, so loads drift apart. Now and then the most loaded instance gives one model,
-with all its requests, to the least loaded: one that is not on the device, has time to be loaded elsewhere,
-and whose moving narrows the gap.
+Models come and go at random, so loads drift apart. From time to time the most loaded instance gives one
+model, with all its requests, to the least loaded one: a model that is not on the device, has time to be
+loaded elsewhere, and whose move narrows the gap.
 
-A model that is asked for more than one instance can give spreads: while its crowd on its least crowded
-instance would take too long, the next request goes to the least loaded of the others, if that is nearly free.
-It gathers again as its requests end.
+A model that needs more than one instance can give spreads: while its queue on its least crowded instance
+would take too long, the next request goes to the least loaded of the others, if that one is nearly free. It
+gathers again as its requests end.
 
-The `oracle` is told how long answers will be: a model that will soon be done asks for less. Only a simulation
-can tell it, and it is there to say what that would be worth.
+The `oracle` knows how long answers will be: a model that will soon be done asks for less. Only a simulation
+can know; it shows what that knowledge would be worth.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,30 +32,31 @@ from tokenmux.scheduler.policy.pool.pool_policy import Move, Place, PoolView, Re
 from tokenmux.scheduler.policy.slack import HEADROOM
 
 REBALANCE_TTFTS = 0.1
-"""Time between two looks at the balance, in the pool's own TTFT (a second at the paper's 10 s), or that of
-a request that came since."""
+"""Time between two checks of the balance, in TTFTs: of the pool (a second at the paper's 10 s), or of a
+request that has arrived since, if that is shorter."""
 
 MOVE_COPIES = 3.0
-"""A model moves only if its next token is due this many of its own load times from now."""
+"""A model moves only if its next token is due at least this many of its own load times from now."""
 
 FORESIGHT_TTFTS = 3.0
-"""A model that will last longer than this asks for as much under the oracle as without it."""
+"""The oracle treats a model that lasts longer than this like any other."""
 
 MOVE_GAIN = 0.03
-"""A move must lower the larger of the two loads by this much: a third of what a 7B model asks."""
+"""A move must lower the larger of the two loads by at least this much: a third of what a 7B model asks."""
 
 CROWDED = 0.5
-"""A model spreads when its prompts in line take this share of a TTFT and its decode steps of a TPOT,
-together, or its KV of the room beside two sets of its weights (one set, where there is no room for two)."""
+"""A model spreads when its waiting prompts (as a share of a TTFT) and its decode steps (as a share of a TPOT)
+together reach this, or when its KV takes this share of the room beside two sets of its weights (beside one
+set, if two do not fit)."""
 
 FREE = 0.25
-"""And only to an instance with no more load than this. With 0.75 a tight pool (a market on 4 H100) fell
-from 99.6% of tokens on time to 78%."""
+"""A model spreads only to an instance whose load is at most this. With 0.75 a tight pool (a market on 4 H100)
+fell from 99.6% of tokens on time to 78%."""
 
 CLASH = 1.0
-"""Two models that never fit into the arena together take turns, and while one comes in nobody steps: as
-bad as a load of one more. A model that is too large to share gets an instance of its own while it is live,
-as long as the others can do without that one."""
+"""Load added for two models that never fit into the arena together: they take turns, and nothing steps
+while one comes in. A model that is too large to share gets an instance of its own while it is live, as
+long as the others can spare one."""
 
 
 @dataclass(slots=True)
@@ -78,7 +79,7 @@ class _Load:
     """How late its latest model is, in TTFTs of the pool: work that has piled up."""
     asks: dict[ModelId, _Ask] = field(default_factory=dict)
     _now: float | None = None
-    """`larger` of what is asked now, once somebody wanted to know."""
+    """Cached `larger()` of what is asked now."""
 
     def add(self, model: ModelId, ask: _Ask) -> None:
         self.asks[model] = ask
@@ -90,14 +91,14 @@ class _Load:
 
     @property
     def now(self) -> float:
-        """The larger share of compute and copies, how late it is already, and `CLASH` where two models
+        """The larger share of compute and copies, plus how late it is already, plus `CLASH` if two models
         never fit together."""
         if self._now is None:
             self._now = self.larger()
         return self._now
 
     def larger(self, without: ModelId | None = None, extra: _Ask | None = None) -> float:
-        """The same without one of the models, or with one more."""
+        """What `now` would be without the model `without`, or with the ask `extra` added."""
         asks = [ask for model, ask in self.asks.items() if model != without]
         if extra:
             asks.append(extra)
@@ -112,16 +113,15 @@ class _Load:
         return self.lag + max(sum(ask.compute for ask in asks), copy) + clash
 
     def clashes(self, n_bytes: int, without: ModelId | None = None) -> bool:
-        """Whether weights of that size and those of one of the models here could never be in the arena
-        together."""
+        """True if weights of `n_bytes` could never share the arena with those of a model here."""
         room = (1 - HEADROOM) * self.arena_bytes - n_bytes
         return any(ask.weight_bytes > room for model, ask in self.asks.items() if model != without)
 
 
 class LeastLoaded:
-    """Keeps a model's requests together, so that they share steps and one copy of the weights.
+    """Keep a model's requests together, so that they share steps and one copy of the weights.
 
-    `lengths`: tokens that every request will draw, if that is known.
+    `lengths` gives the number of tokens that each request will draw, if known.
     """
 
     name = "least-loaded"
@@ -130,9 +130,9 @@ class LeastLoaded:
         self._rebalances = rebalances
         self._lengths = lengths
         self._homes: dict[ModelId, dict[int, int]] = {}
-        """Where each model's live requests are, and how many."""
+        """For each model, its instances and how many of its live requests each of them has."""
         self._moving: dict[RequestId, int] = {}
-        """Requests on their way, and to where."""
+        """Requests that are moving, and their target instances."""
         self._loads: list[_Load] = []
         self._next_look_s = -inf
 
@@ -170,7 +170,8 @@ class LeastLoaded:
     def _new_home(
         self, request: Request, pool: PoolView, homes: Mapping[int, int], crowded: int | None
     ) -> int:
-        """The least loaded instance that is none yet; the crowded home where that would not help."""
+        """The least loaded instance that the model is not on yet, or the crowded one if that would not
+        help."""
         if not self._loads:
             self._measure(pool)
         others = [i for i in range(len(self._loads)) if i not in homes]
@@ -194,7 +195,7 @@ class LeastLoaded:
             return there.now + (CLASH if there.clashes(facts.n_bytes) else 0.0)
 
         def burden(index: int) -> float:
-            """With what it would take to bring the weights there."""
+            """The instance's load, and the time to bring the weights there."""
             is_there = request.model in pool.instances[index].resident_models
             return load(index) + (0.0 if is_there else copy_share)
 
@@ -253,8 +254,7 @@ class LeastLoaded:
     def _after(self, most: int, least: int, model: ModelId) -> float:
         """The larger of the two loads once the model has moved.
 
-        Of models that are in each other's way the first to leave lowers nothing: there, the load that it
-        would meet counts.
+        If two models clash, moving the first away lowers nothing; then the load that it would meet counts.
         """
         source, target = self._loads[most], self._loads[least]
         ask = source.asks[model]
@@ -265,8 +265,8 @@ class LeastLoaded:
 
 
 def _crowd(pool: PoolView, index: int, request: Request) -> float:
-    """What the request's model would take of one instance: of a TTFT for prompts in line, of a TPOT for
-    steps, of memory for KV."""
+    """What the request's model would take of one instance: share of a TTFT for waiting prompts plus share
+    of a TPOT for steps, or share of memory for KV, whichever is larger."""
     instance = pool.instances[index]
     model = instance.live_models.get(request.model)
     if model is None:
@@ -295,8 +295,8 @@ def _lag(instance: InstanceView) -> float:
 
 
 def _ask(instance: InstanceView, model: ModelView) -> _Ask:
-    """By the strictest of its requests: its steps must come as often as that one needs them, and serve the
-    others too."""
+    """What the model asks, by the strictest of its requests: steps must come as often as that one needs
+    them, and they serve the others too."""
     requests = list(_requests(model))
     context = sum(r.n_tokens for r in requests)
     strictest = ServiceLevel(
@@ -315,8 +315,7 @@ def _ask(instance: InstanceView, model: ModelView) -> _Ask:
 
 
 def _lasts(instance: InstanceView, request: RequestView, n_output: int) -> float:
-    """How much of the time that the oracle looks ahead the request will last, if its tokens come when they
-    are due."""
+    """Share of the oracle's look-ahead that the request will last, if its tokens come when they are due."""
     service = request.request.service
     last_due_s = request.deadline_s + (n_output - request.n_drawn) * service.tpot_s
     return min(1.0, max(0.0, (last_due_s - instance.now_s) / (FORESIGHT_TTFTS * service.ttft_s)))

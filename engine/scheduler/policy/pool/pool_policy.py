@@ -1,8 +1,7 @@
-"""What a pool's policy may read and what it must answer: on which instance a request goes, and when it
-changes.
+"""What a pool's policy may read and what it must answer: which instance a request goes to, and when it moves.
 
-Like the policy of an instance it is asked and answers with values; it keeps its own memory and starts nothing
-itself. There are no timers: it is told of what happens, and may answer with moves.
+Like the policy of an instance it is asked and answers with values; it keeps its own state and starts nothing
+itself. There are no timers: it is told what happens, and may answer with moves.
 """
 
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from tokenmux.scheduler.policy.instance_policy import InstanceView
 
 
 class PoolView(Protocol):
-    """The instances of a pool at one moment, in their fixed order."""
+    """The instances of a pool at one moment, in a fixed order."""
 
     @property
     def now_s(self) -> float: ...
@@ -27,22 +26,22 @@ class PoolView(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The request goes to the instance of this index."""
+    """Accept the request on the instance with this index."""
 
     instance: int
 
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """The request is not accepted; the reason is fit for its client and names the remedy."""
+    """Reject the request. The reason is shown to its client and names the remedy."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A live request goes on elsewhere. Its KV goes along as far as host memory has it; the rest is
-    rebuilt there."""
+    """Move a live request to another instance. KV that host memory has goes along; the rest is rebuilt
+    there."""
 
     request: RequestId
     source: int
@@ -56,7 +55,7 @@ class PoolPolicy(Protocol):
     def name(self) -> str: ...
 
     def place(self, request: Request, pool: PoolView) -> Place | Refuse:
-        """Admit: where an arriving request goes, if anywhere. It is there before anything else is asked."""
+        """Place an arriving request, or refuse it. It is on its instance before anything else is asked."""
         ...
 
     def on_event(self, index: int, event: Event, pool: PoolView) -> Sequence[Move]:
