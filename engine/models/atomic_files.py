@@ -17,10 +17,10 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextmanager
 def atomic_file(path: Path, *, n_bytes: int = 0) -> Iterator[BinaryIO]:
-    """A file to write, which takes the name `path` when the block ends well and vanishes when it does not.
+    """Open a file for writing; it gets the name `path` if the block succeeds and is deleted if it does not.
 
-    `n_bytes` is what will be written, as far as known. Raises DoesNotFit when the disk has no room for it,
-    before or while it is written, and TokenmuxError when it cannot be written otherwise.
+    `n_bytes` is the expected size, if known. Raises DoesNotFit if the disk has no room for it, before or
+    during writing, and TokenmuxError if it cannot be written for another reason.
     """
     folder = path.parent
     temporary: Path | None = None
@@ -64,10 +64,10 @@ def _disk_full(path: Path, n_bytes: int) -> DoesNotFit:
 
 
 def check_regular(*paths: Path) -> None:
-    """Raise BadCheckpoint if one of these is a pipe, a socket or a device: to open or read it may take for
-    ever.
+    """Raise BadCheckpoint if one of these is a pipe, a socket or a device: opening or reading it may never
+    return.
 
-    Links are followed. What is missing or cannot be looked at is for whoever opens it to say.
+    Links are followed. Missing or unreadable files are left to whatever opens them.
     """
     for path in paths:
         try:

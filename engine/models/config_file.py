@@ -1,5 +1,4 @@
-"""Reads JSON files and transformers' configs of folders that somebody else wrote: whatever is wrong with them
-has a reason."""
+"""Reads JSON files and transformers' configs from foreign folders. Every failure names its reason."""
 
 import json
 from pathlib import Path
@@ -12,8 +11,8 @@ from tokenmux.models.transformers_log import quiet_transformers
 
 
 def load_model_config(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """The config of the checkpoint in `folder`. Raises BadCheckpoint for a damaged file, UnsupportedModel for
-    one that transformers does not take."""
+    """The config of the checkpoint in `folder`. Raises BadCheckpoint for a damaged file, UnsupportedModel
+    for one that transformers refuses."""
     read_object(folder / "config.json")
     try:
         with quiet_transformers():
@@ -22,13 +21,13 @@ def load_model_config(folder: Path, *, trust_remote_code: bool = False) -> PreTr
             )
     except (TokenmuxError, MemoryError):
         raise
-    except Exception as error:  # transformers' own, and those of its strict checks of types
+    except Exception as error:  # transformers' own errors, and those of its strict type checks
         raise UnsupportedModel(f"{folder / 'config.json'}: {first_line(error)}") from error
     return config
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises BadCheckpoint."""
+    """Read a JSON object. Raises BadCheckpoint."""
     try:
         document = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -51,8 +50,8 @@ def _fault_of(error: ValueError | RecursionError) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What a foreign exception says: its first line that says something, with what it introduces; else its
-    type."""
+    """The message of a foreign exception: its first line with content, with the line that follows a colon;
+    otherwise its type."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__

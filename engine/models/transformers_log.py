@@ -1,5 +1,5 @@
-"""Keeps transformers' log lines and progress bars off the terminal: we report progress and reasons
-ourselves."""
+"""Keeps transformers' log lines and progress bars off the terminal: tokenmux reports progress and reasons
+itself."""
 
 import logging as standard_logging
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Only errors are logged, and no bars are drawn, while the block runs."""
+    """Log only errors and draw no bars while the block runs."""
     verbosity = logging.get_verbosity()
     bars = logging.is_progress_bar_enabled()
     logging.set_verbosity(standard_logging.ERROR)

@@ -92,18 +92,18 @@ class SetAside:
     entry: Path
     aside: Path
     claim: Claim
-    """Of the folder that it lies in, so that nobody sweeps it away before it is decided what becomes of
-    it."""
+    """Claims the folder in which the entry lies, so that no sweep deletes it before its fate is decided."""
 
     def restore(self) -> None:
-        """Put it back. Raises TokenmuxError when the disk does not let us."""
+        """Put the entry back. Raises TokenmuxError if the disk refuses."""
         with _disk(self.entry.parent):
             self.aside.rename(self.entry)
             self.aside.parent.rmdir()
         self.claim.release()
 
     def delete(self) -> None:
-        """Delete its files; what cannot be deleted now is deleted when a catalogue is next swept."""
+        """Delete the entry's files. What cannot be deleted now is deleted at the next sweep of a
+        catalogue."""
         shutil.rmtree(self.aside.parent, ignore_errors=True)
         self.claim.release()
 
@@ -112,8 +112,8 @@ class Catalogue:
     """The models under `<root>/models`. Any number of processes may register, remove and read at the same
     time.
 
-    `told_memory` is called before a checkpoint is loaded with how many bytes of weights it has: a process
-    under a memory limit has to allow for them.
+    `told_memory` is called with the number of weight bytes before a checkpoint is loaded: a process under a
+    memory limit has to allow for them.
     """
 
     def __init__(
@@ -160,8 +160,7 @@ class Catalogue:
     def set_aside(self, name: str) -> SetAside:
         """Take the entry `name` out of the catalogue without deleting anything yet.
 
-        Raises NotFound, InUse when another process serves it, and TokenmuxError when the disk does not let
-        us.
+        Raises NotFound, InUse if another process serves it, and TokenmuxError if the disk refuses.
         """
         path = self._models / checked_name(name)
         if not path.is_dir():
@@ -186,12 +185,12 @@ class Catalogue:
         return SetAside(name, path, doomed / name, kept)
 
     def remove(self, name: str) -> None:
-        """Delete the entry `name`, with its image if it has one of its own. Raises as `set_aside`."""
+        """Delete the entry `name`, and its image if it has one of its own. Raises as `set_aside`."""
         # Renamed first, so that a deletion that is cut short leaves no half entry under the name.
         self.set_aside(name).delete()
 
     def sweep(self) -> None:
-        """Delete what processes left behind that were killed while they registered or removed a model."""
+        """Delete the leftovers of processes that were killed while they registered or removed a model."""
         if not self._models.is_dir():
             return
         with suppress(OSError), alone_in(self._models):
@@ -200,7 +199,7 @@ class Catalogue:
                     shutil.rmtree(path, ignore_errors=True)
 
     def bring_up_to_date(self, name: str) -> Entry:
-        """The entry `name`; what an earlier version did not write into it is added. Raises as
+        """Add to the entry `name` whatever an earlier version did not write into it. Raises as
         `register_folder`."""
         path = self._models / checked_name(name)
         if path.is_dir() and not is_current(path):
@@ -222,8 +221,8 @@ class Catalogue:
         """Add the checkpoint in `folder` (config.json, tokenizer, one safetensors file or shards) under
         `name`.
 
-        `dtype` is `bfloat16`, `float16` or `float32`; by default the checkpoint's own. Where the checkpoint's
-        file is the image, it is used where it lies and must stay there. Raises AlreadyExists, NotFound,
+        `dtype` is `bfloat16`, `float16` or `float32`; by default the checkpoint's own. If the checkpoint's
+        file can serve as the image, it is used in place and must stay there. Raises AlreadyExists, NotFound,
         BadCheckpoint, UnsupportedModel, DoesNotFit.
         """
 
@@ -256,7 +255,7 @@ class Catalogue:
         """
 
         def fill(target: Path) -> Manifest:
-            # Only here: a machine that is lent for its GPU need not have the package.
+            # Imported only here: a machine that is lent for its GPU need not have the package.
             from tokenmux.models.catalogue.gguf.gguf_checkpoint import GgufCheckpoint
 
             checkpoint = GgufCheckpoint.open(file)
@@ -279,7 +278,7 @@ class Catalogue:
     ) -> Entry:
         """Download `ORG/NAME` from the model hub and register it, by default under NAME.
 
-        Raises NotFound when the hub has no such repository, Overloaded when it cannot be reached, and as
+        Raises NotFound if the hub has no such repository, Overloaded if the hub cannot be reached, and as
         `register_folder`.
         """
         name = name or repository.rsplit("/", 1)[-1]
@@ -315,7 +314,7 @@ class Catalogue:
     def _add(
         self, name: str, fill: Callable[[Path], Manifest], source: Path, *, trust_remote_code: bool = False
     ) -> Entry:
-        """Make an entry in a folder beside the others and give it its name at the end."""
+        """Build an entry in a folder beside the others, and give it its name at the end."""
         path = self._refuse_taken(name)
         with self._reasons(str(source)):
             self._models.mkdir(parents=True, exist_ok=True)
@@ -341,8 +340,8 @@ class Catalogue:
     def _complete(
         self, name: str, entry: Path, manifest: Manifest, text_from: Path, trust_remote_code: bool
     ) -> None:
-        """Check that the model can be built and its text tokenized, and write what the front needs to know of
-        both."""
+        """Check that the model can be built and its text tokenized, and write the files that the front
+        reads."""
         config = load_model_config(entry, trust_remote_code=trust_remote_code)
         with quiet_transformers():
             skeleton = Skeleton(config, manifest, trust_remote_code=trust_remote_code)
@@ -361,7 +360,8 @@ class Catalogue:
 
     @contextmanager
     def _reasons(self, source: str) -> Iterator[None]:
-        """Whatever foreign code raises in the block is a reason why `source` is refused, and no more."""
+        """Turn any exception that foreign code raises in the block into a refusal of `source`, with the
+        reason."""
         try:
             with _disk(self._models):
                 yield
@@ -377,7 +377,7 @@ class Catalogue:
 
 @contextmanager
 def _disk(folder: Path) -> Iterator[None]:
-    """What the disk under `folder` refuses is said as it is, with the remedy."""
+    """Turn errors of the disk under `folder` into ones that say what happened, with the remedy."""
     try:
         yield
     except OSError as error:
@@ -425,7 +425,8 @@ def _named_dtype(name: str) -> torch.dtype:
 
 
 def _chosen_dtype(name: str | None, config: PreTrainedConfig, stored: torch.dtype) -> torch.dtype:
-    """The type to compute in: as asked, else as the config says, else as stored."""
+    """The type to compute in: the requested one, otherwise the config's, otherwise that of the stored
+    weights."""
     if name is not None:
         return _named_dtype(name)
     chosen = config.dtype or stored

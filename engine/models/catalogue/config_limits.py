@@ -1,5 +1,5 @@
-"""Numbers of a config.json are checked before anything of that size is built: one number too many must not
-cost the machine."""
+"""Checks the numbers of a config.json before anything of that size is built: a single wrong number must
+not take the machine down."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -13,19 +13,19 @@ from tokenmux.core.errors import BadCheckpoint, UnsupportedModel
 from tokenmux.models.config_file import first_line
 
 _BUILT_ONE_BY_ONE = ("layer", "expert")
-"""What is counted by keys with these words in them is built in a loop."""
+"""Keys with these words in them count things that are built in a loop."""
 _COUNTED = 4096
 """More layers or experts than this must show in the number of tensors."""
 _WEIGHTS_PER_BYTE = 4
-"""The densest format that is read has two."""
+"""The densest format that can be read has two."""
 _PROBED_BYTES = 1 << 30
-"""The probe of a model with heads of 256 numbers takes 3 MB; one that takes more than this is no language
-model."""
+"""The probe of a model with heads of 256 numbers takes 3 MB. A model that takes more than this is not a
+language model."""
 
 
 def check_counts(path: Path, config: Mapping[str, Any], n_tensors: int) -> None:
     """Raise BadCheckpoint if the config in `path` asks for more layers or experts than the checkpoint's
-    tensors can be."""
+    tensors can hold."""
     text = config.get("text_config")
     parts = [config, text if isinstance(text, dict) else {}]
     for key, value in (item for part in parts for item in part.items()):
@@ -40,8 +40,8 @@ def check_counts(path: Path, config: Mapping[str, Any], n_tensors: int) -> None:
 def check_size(
     path: Path, config: PreTrainedConfig, n_bytes: int, *, trust_remote_code: bool = False
 ) -> None:
-    """Raise BadCheckpoint if the config in `path` describes a model that `n_bytes` of weights are too few
-    for."""
+    """Raise BadCheckpoint if the config in `path` describes a model that needs more than `n_bytes` of
+    weights."""
     n_weights, n_buffered = _numbers(config, trust_remote_code)
     if n_weights > _WEIGHTS_PER_BYTE * n_bytes:
         raise BadCheckpoint(
@@ -52,8 +52,8 @@ def check_size(
 
 
 def check_buildable(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> None:
-    """Raise UnsupportedModel if a model of `config` would take more than a probe should, its buffers
-    included."""
+    """Raise UnsupportedModel if a model of `config`, with its buffers, would take more memory than a probe
+    should."""
     n_bytes = 4 * sum(_numbers(config, trust_remote_code))
     if n_bytes > _PROBED_BYTES:
         raise UnsupportedModel(
@@ -63,8 +63,7 @@ def check_buildable(config: PreTrainedConfig, *, trust_remote_code: bool = False
 
 
 def _numbers(config: PreTrainedConfig, trust_remote_code: bool) -> tuple[int, int]:
-    """How many numbers the weights of a model of `config` have, and its buffers, without any memory for
-    them."""
+    """How many numbers the weights and the buffers of a model of `config` have, without allocating them."""
     try:
         with init_empty_weights(include_buffers=True):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]

@@ -1,8 +1,9 @@
-"""From a checkpoint to a weight image: in place where possible, else once through transformers' own loading.
+"""From a checkpoint to a weight image: in place if possible, otherwise once through transformers' own
+loading.
 
-A safetensors file whose tensors already carry the names, shapes and types of the model, each on its boundary,
-is used as it lies. Anything else is loaded by transformers, which renames, fuses and dequantises as the
-architecture needs, and written in the order of the model's layers. No table of names is kept here.
+A safetensors file whose tensors already have the model's names, shapes and types, each on its boundary, is
+used in place. Anything else is loaded by transformers, which renames, fuses and dequantises as the
+architecture needs, and is written in the order of the model's layers. There is no table of names here.
 """
 
 import re
@@ -44,8 +45,8 @@ def image_from_folder(
     trust_remote_code: bool = False,
     progress: Progress = no_progress,
 ) -> Manifest:
-    """The image of a safetensors folder; `target` is written only if the checkpoint cannot be used as it
-    lies.
+    """Make the image of a safetensors folder; `target` is written only if the checkpoint cannot be used in
+    place.
 
     `model` is the empty model of `config`. Raises BadCheckpoint, UnsupportedModel or DoesNotFit.
     """
@@ -63,7 +64,7 @@ def image_from_folder(
 
 
 def _is_image(file: SafetensorsFile, names: Mapping[str, torch.Tensor], dtype: torch.dtype) -> bool:
-    """Whether the data section of `file` can serve as the image of a model with these tensors."""
+    """True if the data section of `file` can serve as the image of a model with these tensors."""
     return file.tensors.keys() == names.keys() and all(
         entry.shape == tuple(names[name].shape)
         and entry.dtype == DTYPE_NAMES[dtype if names[name].is_floating_point() else names[name].dtype]
@@ -75,7 +76,7 @@ def _is_image(file: SafetensorsFile, names: Mapping[str, torch.Tensor], dtype: t
 def _load(path: Path, **options: Any) -> PreTrainedModel:
     try:
         with quiet_transformers():
-            # Mismatches are asked for only to be refused below, by name.
+            # Mismatches are asked for so that they can be refused below, by name.
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(path),
                 local_files_only=True,

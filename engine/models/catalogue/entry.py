@@ -1,7 +1,7 @@
-"""One model of the catalogue: where it is, what it is, and how the parts are made that run it.
+"""One model of the catalogue: where it is, what it is, and how the parts that run it are made.
 
-What the front needs (facts, text) was written at registration: opening an entry runs no code of the model's
-author, and no modelling code. `skeleton` and `config` do; they are for the worker.
+What the front needs (facts, text) was written at registration, so opening an entry runs neither code of the
+model's author nor modelling code. `skeleton` and `config` do; they are for the worker.
 """
 
 from collections.abc import Mapping
@@ -22,12 +22,12 @@ from tokenmux.models.weights.image import Manifest
 
 MANIFEST, ENTRY, IMAGE = "manifest.json", "entry.json", "weights.image"
 ENTRY_VERSION = 2
-"""Of entry.json: 2 holds the facts."""
+"""Version of entry.json: 2 added the facts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """See the module."""
+    """One model of the catalogue; see the module."""
 
     name: str
     path: Path
@@ -47,27 +47,27 @@ class Entry:
 
     @property
     def config(self) -> PreTrainedConfig:
-        """The model's config, read anew each time. Raises as `load_model_config`; runs the author's code
-        where that is trusted."""
+        """Read the model's config from its file. Raises as `load_model_config`; runs the author's code if
+        that is trusted."""
         return load_model_config(self.path, trust_remote_code=self.trust_remote_code)
 
     def skeleton(self, *, packed: bool = False) -> Skeleton:
-        """The empty model of this entry, to be bound to its image; with `packed`, to one that `Skeleton.pack`
-        rearranged."""
+        """The empty model of this entry, to be bound to its image; with `packed`, to an image that
+        `Skeleton.pack` rearranged."""
         return Skeleton(self.config, self.manifest, packed=packed, trust_remote_code=self.trust_remote_code)
 
     def encoder(self) -> Encoder:
-        """What turns prompts into token ids: code and patterns of the model's author. Raises
+        """Load what turns prompts into token ids: code and patterns of the model's author. Raises
         BadCheckpoint."""
         return Encoder.load(self.path)
 
     def tokenizer(self) -> Decoder:
-        """What the front needs of this entry's tokenizer. Raises BadCheckpoint."""
+        """Load what the front needs of this entry's tokenizer. Raises BadCheckpoint."""
         return Decoder.load(self.path)
 
 
 def entry_document(facts: ModelFacts, *, trust_remote_code: bool) -> dict[str, object]:
-    """What entry.json says."""
+    """The content of entry.json."""
     return {
         "version": ENTRY_VERSION,
         "trust_remote_code": trust_remote_code,
@@ -88,7 +88,7 @@ def is_current(path: Path) -> bool:
 
 
 def image_of(name: str, manifest: Manifest) -> Image:
-    """The checksum is part of the id: a name that is registered anew with other weights is another image."""
+    """The checksum is part of the id: registering other weights under the same name makes another image."""
     return Image(ImageId(f"{name}@{manifest.sha256[:12]}"), manifest.n_bytes)
 
 

@@ -1,7 +1,6 @@
-"""Locks between the processes that share a catalogue (`flock`): they end with their process, however that
-ends.
+"""Locks between the processes that share a catalogue (`flock`). They end with their process, however it ends.
 
-A folder's own lock says that somebody works in it or serves from it; it is taken on the folder itself.
+The lock on a folder itself says that a process works in it or serves from it.
 """
 
 import fcntl
@@ -13,8 +12,8 @@ from pathlib import Path
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Wait until nobody else is in a block like this with the same folder. Raises OSError where locks do not
-    work."""
+    """Wait until no other process is in such a block with the same folder. Raises OSError if locks do not
+    work here."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -24,10 +23,10 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 class Claim:
-    """A folder in use: others may use it too, nobody removes it."""
+    """Marks a folder as in use: other processes may use it too, but none may remove it."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises OSError when the folder is gone, BlockingIOError when it is being removed."""
+        """Raises OSError if the folder is gone, BlockingIOError if it is being removed."""
         self._handle = os.open(folder, os.O_RDONLY)
         try:
             fcntl.flock(self._handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -36,14 +35,14 @@ class Claim:
             raise
 
     def release(self) -> None:
-        """Releasing twice changes nothing."""
+        """Release the claim. Releasing twice has no effect."""
         if self._handle >= 0:
             os.close(self._handle)
             self._handle = -1
 
 
 def is_free(folder: Path) -> bool:
-    """Whether no process holds a claim on the folder or works in it."""
+    """True if no process holds a claim on the folder or works in it."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:

@@ -16,10 +16,10 @@ def model_facts(
 ) -> ModelFacts:
     """The facts of the catalogue entry `name`; `model` is the empty model of its config.
 
-    Raises UnsupportedModel for numbers that no model has.
+    Raises UnsupportedModel for impossible numbers.
     """
     config = model.config.get_text_config()
-    # The checksum is part of the id: a name that is registered anew with other weights is another image.
+    # The checksum is part of the id: registering other weights under the same name makes another image.
     image = Image(ImageId(f"{name}@{manifest.sha256[:12]}"), manifest.n_bytes)
     facts = ModelFacts(
         id=ModelId(name),
@@ -33,7 +33,7 @@ def model_facts(
 
 
 def check_facts(facts: ModelFacts) -> ModelFacts:
-    """These facts, if every number is one that a model can have. Raises UnsupportedModel."""
+    """Return the facts if every number is possible. Raises UnsupportedModel."""
     numbers = {
         "layers": (facts.kv.n_layers, 1, 1 << 14),
         "key-value heads": (facts.kv.n_kv_heads, 1, 1 << 14),
@@ -50,14 +50,15 @@ def check_facts(facts: ModelFacts) -> ModelFacts:
 
 
 def kv_shape(config: PreTrainedConfig, dtype: torch.dtype, block_size: int = BLOCK_TOKENS) -> KvShape:
-    """The shape of a model's KV blocks. The probe checks it against what the model really hands to
+    """The shape of a model's KV blocks. The probe checks it against what the model really passes to
     attention."""
     n_heads = int(config.num_attention_heads)
     n_kv_heads = int(getattr(config, "num_key_value_heads", None) or n_heads)
     head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // n_heads)
     nope, rope = (getattr(config, f"qk_{part}_head_dim", None) for part in ("nope", "rope"))
     if nope is not None and rope is not None and getattr(config, "kv_lora_rank", None):
-        # Latent attention: each head has keys of its own, and values as narrow or narrower, which are padded.
+        # Latent attention: each head has its own keys, and values that are as narrow or narrower, which are
+        # padded.
         n_kv_heads, head_dim = n_heads, max(int(nope) + int(rope), int(config.v_head_dim))
     return KvShape(
         n_layers=int(config.num_hidden_layers),
@@ -69,10 +70,11 @@ def kv_shape(config: PreTrainedConfig, dtype: torch.dtype, block_size: int = BLO
 
 
 def max_context(config: PreTrainedConfig) -> int:
-    """The longest context in tokens that the model is served with.
+    """The longest context, in tokens, with which the model is served.
 
     Rotary scaling of type longrope switches to other factors for every row of a step once one row passes the
-    original context. So such a model is served up to there, where the step's company makes no difference.
+    original context. So such a model is served only up to that length, where other rows in the step make no
+    difference.
     """
     limit = int(config.max_position_embeddings)
     for parameters in _rope_parameters(config):
@@ -84,8 +86,8 @@ def max_context(config: PreTrainedConfig) -> int:
 
 
 def active_parameters(model: PreTrainedModel) -> int:
-    """How many weights one token's pass multiplies with: no look-up tables, and of experts those that are
-    chosen."""
+    """Number of weights that one token's pass multiplies with: no look-up tables, and only the chosen
+    experts."""
     config = model.config.get_text_config()
     n_experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
     share = (getattr(config, "num_experts_per_tok", None) or 1) / n_experts if n_experts else 1.0

@@ -1,10 +1,10 @@
-"""Decides at registration whether a model can be served: tries a tiny one of the same kind.
+"""Decides at registration whether a model can be served, by trying a tiny one of the same kind.
 
-Modelling code is transformers', so what an architecture does with our attention function cannot be known from
-its name: some do not hand the step on, some keep state beside the KV cache, some mask in a way that is not
-passed to attention. The probe takes the model's config, shrinks it, fills it with random weights, serves two
-ragged requests (a prompt in two cells, then decoding, in blocks that hold NaN before) and compares with
-transformers' eager attention, each request alone. What does not agree is refused with the reason.
+The modelling code is transformers', and its name does not tell what an architecture does with our attention
+function: some do not pass the step on, some keep state beside the KV cache, some apply a mask that attention
+does not see. The probe shrinks the model's config, fills it with random weights, serves two ragged requests
+(a prompt in two cells, then decoding, in blocks that held NaN) and compares with transformers' eager
+attention, each request alone. A model that disagrees is refused with the reason.
 """
 
 from collections.abc import Mapping
@@ -38,8 +38,8 @@ _STATE_KEYS = ("mamba_", "ssm_", "linear_num_", "lru_width", "conv_L_cache", "st
 
 
 def probe(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> None:
-    """Return if models of this config can be served; else raise UnsupportedModel with the reason. Takes about
-    a second."""
+    """Return if models of this config can be served; otherwise raise UnsupportedModel with the reason.
+    Takes about a second."""
     what = f"architecture {(config.architectures or [config.model_type])[0]}"
     if config.get_text_config() is not config:
         raise UnsupportedModel(f"{what}: models of more than text are not supported")
@@ -62,8 +62,8 @@ def shrunk(config: PreTrainedConfig) -> PreTrainedConfig:
     """A small config of the same kind: fewer layers (each kind kept), heads, experts and words; short
     windows.
 
-    Head size and rotary parameters stay, since they belong together. What a config does not let itself be set
-    to stays.
+    Head size and rotary parameters stay, since they belong together, as does every value that the config does
+    not let be changed.
     """
     small = deepcopy(config)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -94,8 +94,7 @@ def shrunk(config: PreTrainedConfig) -> PreTrainedConfig:
         "attention_chunk_size": _WINDOW,
     }
     context = getattr(config, "max_position_embeddings", None) or 0
-    # A window as long as the context is never in force, and some models have it in a mask that is not passed
-    # on.
+    # A window as long as the context never applies, and some models have it in a mask that is not passed on.
     if (getattr(config, "sliding_window", None) or context) < context:
         sizes["sliding_window"] = _WINDOW
     if not getattr(config, "rope_parameters", None):
@@ -124,7 +123,7 @@ def _set(config: PreTrainedConfig, name: str, value: object) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """What an exception out of the modelling code means here."""
+    """What an exception from the modelling code means here."""
     text = first_line(error)
     if isinstance(error, KeyError) and ATTENTION_NAME in text:
         return "its attention cannot be replaced"
@@ -132,8 +131,8 @@ def _reason(error: Exception) -> str:
 
 
 def _state_beside_kv(config: PreTrainedConfig) -> str | None:
-    """The key of the config that tells of layers whose state is not keys and values: such models cannot be
-    served."""
+    """The config's key for layers whose state is not keys and values: such models cannot be served. None
+    if there are none."""
     kinds = getattr(config, "layer_types", None)
     if isinstance(kinds, list) and (odd := next((k for k in kinds if "attention" not in str(k)), None)):
         return f"layers of type {odd}"
@@ -156,7 +155,7 @@ def _compare(config: PreTrainedConfig, trust_remote_code: bool) -> None:
         attn_implementation="eager",
         trust_remote_code=trust_remote_code,
     ).eval()
-    # Fresh weights are small, and then nearly any attention gives nearly the same logits.
+    # Fresh weights are small, and then almost any attention gives almost the same logits.
     with torch.no_grad():
         for parameter in eager.parameters():
             if parameter.ndim > 1:
@@ -172,7 +171,7 @@ def _compare(config: PreTrainedConfig, trust_remote_code: bool) -> None:
         2 * n_blocks, shape.n_layers, 2, shape.n_kv_heads, shape.block_size, shape.head_dim
     )
     tables = [list(range(first, 2 * n_blocks, 2)) for first in (1, 0)]
-    # Token 0 may be padding, which some models leave out.
+    # Token 0 may be padding, which some models skip.
     ids = torch.randint(1, config.vocab_size, (2, max(_PROMPTS) + _N_DECODED)).tolist()
     served: list[list[torch.Tensor]] = [[], []]
 

@@ -1,8 +1,7 @@
-"""Which quantised checkpoints can be read: those that transformers turns back into plain weights by itself,
-and no others.
+"""Which quantised checkpoints can be read: only those that transformers itself turns back into plain weights.
 
-The others are refused by the name of their method before anything of them is loaded: loading needs libraries
-that are not installed, or gives a model whose layers are not those that run here.
+The others are refused by the name of their method before anything is loaded: loading them needs libraries
+that are not installed, or gives a model whose layers cannot run here.
 """
 
 from collections.abc import Mapping
@@ -14,13 +13,13 @@ import torch
 from tokenmux.core.errors import UnsupportedModel
 
 _READ = frozenset({"mxfp4"})
-"""Dequantised while they are loaded."""
+"""Methods that are dequantised while they are loaded."""
 _FILES = {
     "quantize_config.json": "gptq",
     "quant_config.json": "awq",
     "hf_quant_config.json": "modelopt",
 }
-"""What some tools write beside a config.json that says nothing."""
+"""Files that some tools write beside a config.json that does not mention quantisation."""
 _PACKED = (
     ".qweight",
     ".weight_packed",
@@ -30,12 +29,12 @@ _PACKED = (
     ".weight._data",
     ".weight_scale_inv",
 )
-"""How the names of packed tensors end."""
+"""Endings of the names of packed tensors."""
 
 
 def refuse_quantised(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raise UnsupportedModel if the checkpoint in `folder`, with this config.json, is quantised in a way that
-    is not read."""
+    """Raise UnsupportedModel if the checkpoint in `folder`, with this config.json, is quantised in an
+    unreadable way."""
     method = _method(config)
     if method is None:
         method = next((method for name, method in _FILES.items() if (folder / name).is_file()), None)
@@ -46,7 +45,7 @@ def refuse_quantised(folder: Path, config: Mapping[str, Any]) -> None:
 def refuse_packed(folder: Path, tensors: Mapping[str, torch.dtype]) -> None:
     """Raise UnsupportedModel if a checkpoint's tensors are packed weights, by their names or their types.
 
-    transformers takes whole numbers for weights without a word, and without their scales.
+    transformers would silently take the integers for weights, without their scales.
     """
     for name, dtype in tensors.items():
         if name.endswith(_PACKED):

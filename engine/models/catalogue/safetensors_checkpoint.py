@@ -1,7 +1,7 @@
-"""Checkpoints as they come: which files hold the weights, and whether they are whole.
+"""Checkpoints as distributed: which files hold the weights, and whether they are complete.
 
-Weights are read from safetensors files (one or several) or a GGUF file, never from pickles. Everything here
-reads headers and sizes only; a file that is cut off or lacks tensors is found before any weight is touched.
+Weights are read from safetensors files (one or several) or a GGUF file, never from pickles. This module reads
+only headers and sizes; a file that is cut off or lacks tensors is found before any weight is read.
 """
 
 import json
@@ -37,10 +37,10 @@ class SafetensorsFile:
 
 
 def find_weights(folder: Path) -> tuple[SafetensorsFile, ...]:
-    """The safetensors files of a checkpoint folder, each checked to be whole.
+    """The safetensors files of a checkpoint folder, each checked to be complete.
 
-    Raises NotFound when there is no such folder, BadCheckpoint when it is incomplete or damaged,
-    UnsupportedModel when it has its weights only in another format.
+    Raises NotFound if there is no such folder, BadCheckpoint if it is incomplete or damaged, UnsupportedModel
+    if its weights are only in another format.
     """
     if not folder.is_dir():
         raise NotFound(f"{folder}: no such folder")
@@ -61,7 +61,7 @@ def find_weights(folder: Path) -> tuple[SafetensorsFile, ...]:
 
 
 def _read_files(folder: Path) -> tuple[SafetensorsFile, ...]:
-    # In the order of transformers, which loads what cannot be used as it lies.
+    # In the order of transformers, which loads what cannot be used in place.
     if (folder / _SINGLE).is_file():
         return (read_safetensors(folder / _SINGLE),)
     if (folder / _INDEX).is_file():
@@ -81,7 +81,7 @@ def _read_files(folder: Path) -> tuple[SafetensorsFile, ...]:
 
 
 def _hint(folder: Path) -> str:
-    """What a folder that is no checkpoint seems to be, and what to name instead."""
+    """What a folder that is not a checkpoint seems to be, and what to name instead."""
     adapter = folder / _ADAPTER_CONFIG
     if adapter.is_file():
         try:
@@ -97,8 +97,8 @@ def _hint(folder: Path) -> str:
 
 
 def read_safetensors(path: Path) -> SafetensorsFile:
-    """Read and check the header of a safetensors file. Raises BadCheckpoint with the reason, UnsupportedModel
-    for a type of tensors that no model here computes with."""
+    """Read and check the header of a safetensors file. Raises BadCheckpoint with the reason,
+    UnsupportedModel for a type of tensor that no model here computes with."""
     check_regular(path)
     try:
         size = path.stat().st_size
@@ -135,7 +135,7 @@ def read_safetensors(path: Path) -> SafetensorsFile:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; ValueError if it has a name twice, of which readers take one or the other."""
+    """A JSON object. Raises ValueError if a name occurs twice: readers differ in which one they take."""
     found = dict(pairs)
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
@@ -145,8 +145,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _entries(path: Path, header: Any) -> dict[str, TensorEntry]:
-    """The tensors of a header. Raises ValueError, KeyError, TypeError or AttributeError for one that is not
-    well-formed."""
+    """The tensors of a header. Raises ValueError, KeyError, TypeError or AttributeError if one is
+    malformed."""
     if not isinstance(header, dict):
         raise TypeError("not an object")
     metadata = header.pop("__metadata__", None)

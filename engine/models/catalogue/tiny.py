@@ -1,12 +1,12 @@
-"""Small models with random weights, one family each: for demonstrations and tests on a machine without
+"""Small models with random weights, one per family: for demonstrations and tests on a machine without
 downloads.
 
-They say nothing of sense, but they are real checkpoints (config.json, model.safetensors, a byte-level
-tokenizer), written the way transformers writes them, and each shows what is particular to its family: grouped
+Their output makes no sense, but they are real checkpoints (config.json, model.safetensors, a byte-level
+tokenizer), written as transformers writes them, and each shows what is special about its family: grouped
 heads, sliding windows, soft-capped scores, learned positions, attention sinks, experts. All row sizes are
 multiples of 64, as in real models: torch computes the last odd elements of an array one by one, and for some
-functions (silu in float32) with other rounding, so an odd size would tie a row's bits to its place in the
-batch.
+functions (silu in float32) with other rounding, so an odd size would make a row's bits depend on its place in
+the batch.
 """
 
 from collections.abc import Callable, Mapping
@@ -71,13 +71,13 @@ FAMILIES: Mapping[str, Callable[[], PreTrainedConfig]] = {
     "mixtral": _config("mixtral", num_local_experts=4, num_experts_per_tok=2),
     "gpt_oss": _config("gpt_oss", num_local_experts=4, num_experts_per_tok=2, sliding_window=24),
 }
-"""Makers of the families' configs, by name. Windows are shorter than any useful context, so that tests cross
+"""Makers of the families' configs, by name. Windows are shorter than any useful context, so that tests exceed
 them."""
 
 
 def create(family: str, folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Path:
-    """Write a checkpoint of `family` with random weights and a byte-level tokenizer into `folder`, which is
-    returned.
+    """Write a checkpoint of `family` with random weights and a byte-level tokenizer into `folder`. Returns
+    `folder`.
 
     The same seed gives the same bytes. Raises KeyError for a family that is not in `FAMILIES`.
     """
@@ -86,8 +86,8 @@ def create(family: str, folder: Path, *, seed: int = 0, dtype: torch.dtype = tor
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
         with torch.no_grad():
-            # At the usual scale of fresh weights, or where tied embeddings speak louder than the layers
-            # between them, a model repeats one token for ever.
+            # At the usual scale of fresh weights, or if tied embeddings outweigh the layers between them, a
+            # model repeats one token for ever.
             embedding = model.get_input_embeddings().weight
             for parameter in model.parameters():
                 if parameter.ndim > 1:

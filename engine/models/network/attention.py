@@ -1,17 +1,17 @@
 """Attention over block-major paged KV, called by transformers' modelling code once per layer.
 
-Registered with transformers' `AttentionInterface` under `ATTENTION_NAME`; the step's `StepBatch` arrives as
-the keyword argument `STEP_ARGUMENT`, handed down by the model. A step that was laid out for the Triton
-kernels (`kernel_step.py`, on a GPU) attends itself; the rest of this file is the formulation in torch. New
-keys and values are written into their blocks in place, then prompt cells are computed one by one and decode
-rows all at once, in shapes that do not depend on the batch (see `batch.py`).
+It is registered with transformers' `AttentionInterface` under `ATTENTION_NAME`; the model passes the step's
+`StepBatch` down as the keyword argument `STEP_ARGUMENT`. A step laid out for the Triton kernels
+(`kernel_step.py`, on a GPU) computes its own attention; the rest of this file is the formulation in torch.
+New keys and values are written into their blocks in place, then prompt cells are computed one by one and
+decode rows all at once, in shapes that do not depend on the batch (see `batch.py`).
 
 Honours scaling, sliding windows, soft-capped scores and attention sinks. Leaves rotary embedding, projections
 and everything else to the model.
 
 Decode rows: scores and values are batched products over (tile, KV head), the query heads of a group as their
-rows. On SmolLM2 at 32 rows of 256 keys this took 0.3 ms per layer, the flash kernel of torch over the same
-tiles 0.8 ms and products in float32 0.7 ms.
+rows. On SmolLM2 at 32 rows of 256 keys this took 0.3 ms per layer, torch's flash kernel over the same tiles
+0.8 ms, and products in float32 0.7 ms.
 """
 
 from collections.abc import Callable
@@ -27,11 +27,11 @@ from tokenmux.models.network.batch import CellKeys, DecodeInputs, StepBatch
 ATTENTION_NAME = "tokenmux_paged"
 STEP_ARGUMENT = "tokenmux_step"
 HOLDER = "tokenmux_step_holder"
-"""The attribute of attention modules that has the `StepHolder` of their model."""
+"""Attribute of attention modules that holds the `StepHolder` of their model."""
 
 
 class AttendsItself(Protocol):
-    """A step that brings its own attention, with the arguments of `paged_attention` and the same result."""
+    """A step with its own attention: same arguments and result as `paged_attention`."""
 
     def attend(
         self,
@@ -50,8 +50,7 @@ class AttendsItself(Protocol):
 
 
 class StepHolder:
-    """Where attention finds the step if the model does not hand its keyword arguments on. One for each
-    model."""
+    """Where attention finds the step if the model does not pass its keyword arguments on. One per model."""
 
     __slots__ = ("step",)
 
@@ -77,7 +76,7 @@ def paged_attention(
 
     `query` is `[1, q_heads, n_rows, head_dim]`, `key` and `value` `[1, kv_heads, n_rows, head_dim]`, already
     rotated; the result is `[1, n_rows, q_heads, head_dim]`. Narrower values (latent attention) are padded
-    with zeros to the width of keys, in which KV is kept, and the result is as narrow. `attention_mask` is
+    with zeros to the width of keys, in which KV is kept, and the result has their width. `attention_mask` is
     always None: the model makes none for a function that has no mask registered.
     """
     step = tokenmux_step
@@ -86,7 +85,7 @@ def paged_attention(
     assert step is not None
     layer: int = module.layer_idx  # type: ignore[assignment]
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
-    # From the module, not from the tensors: while a step is recorded, a branch on a size would be frozen.
+    # From the module, not from the tensors: a recorded step would freeze a branch on a size.
     n_values, n_keys = getattr(module, "v_head_dim", None), getattr(module, "qk_head_dim", None)
     if isinstance(n_values, int) and isinstance(n_keys, int) and n_values < n_keys:
         value = F.pad(value, [0, n_keys - n_values])
@@ -179,9 +178,9 @@ def _attend_cell(
     return torch.matmul(weights.to(v.dtype), v.repeat_interleave(group, 1))
 
 
-# The functions from here to `_tree_sum` are run as they are and, inside a recorded step, by TorchScript's
-# interpreter, which keeps their branches. Hence `size` instead of unpacked shapes, and empty tensors instead
-# of None.
+# The functions from here to `_tree_sum` run as they are and, inside a recorded step, in TorchScript's
+# interpreter, which keeps their branches. That is why they use `size` instead of unpacked shapes, and empty
+# tensors instead of None.
 
 
 def _decode(
@@ -199,7 +198,7 @@ def _decode(
     softcap: float | None,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Attention of a step that has decode rows only, `[1, n_rows, q_heads, head_dim]`."""
+    """Attention of a step with decode rows only, `[1, n_rows, q_heads, head_dim]`."""
     write_kv(tokens, write_lines, key, value)
     q = query[0].transpose(0, 1)
     n_heads = key.size(1)
@@ -209,7 +208,7 @@ def _decode(
 
 
 def write_kv(tokens: torch.Tensor, write_lines: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
-    """Write the keys and values of all rows but the padding into their blocks."""
+    """Write the keys and values of all rows except padding into their blocks."""
     n = write_lines.size(0) // (2 * key.size(1))
     new = torch.cat((key[:, :, :n], value[:, :, :n]), 1)
     tokens.index_copy_(0, write_lines, new.view(-1, new.size(3)))
@@ -255,7 +254,7 @@ def _merge(
     its sinks.
 
     Sums run over a binary tree of slots, so that unused ones (weight 0) change no bit, however many the
-    longest row of the batch calls for. A row of one tile comes out as that tile.
+    longest row of the batch needs. A row of one tile is returned as that tile.
     """
     slots, values = lse.unsqueeze(1), partial.unsqueeze(1)
     if merge.size(0) > 0:
@@ -279,11 +278,11 @@ def _tree_sum(x: torch.Tensor) -> torch.Tensor:
 
 @cache
 def _scripted_decode() -> Callable[..., torch.Tensor]:
-    """`_decode` for TorchScript's interpreter. Raises what torch raises where it has none."""
+    """`_decode` for TorchScript's interpreter. Raises torch's own error if there is no interpreter."""
     scripted: Callable[..., torch.Tensor] = torch.jit.script(_decode)
     return scripted
 
 
 def register_attention() -> None:
-    """Make `ATTENTION_NAME` known to transformers. Doing it again changes nothing."""
+    """Register `ATTENTION_NAME` with transformers. Calling it again has no effect."""
     AttentionInterface.register(ATTENTION_NAME, paged_attention)

@@ -6,11 +6,10 @@ A step concatenates the rows (tokens) of all its segments, without padding betwe
 
 A **prompt cell** is the part of a prompt between two lines of the prefill grid. Its attention is computed by
 itself, with shapes that follow from its first and last position alone. A **decode row** is any token at or
-after the end of the prompt: one that was drawn just now, or one of many that are replayed after a preemption.
-Its keys are cut into tiles of a fixed number of tokens, counted from position 0. Neither shape depends on who
-else is in the batch, which is what makes a request's tokens independent of its company. **Padding rows** only
-bring the row count to one that the matrix products treat alike (`rows.py`); they read one key and write
-nothing.
+after the end of the prompt: one just drawn, or one of many that are replayed after a preemption. Its keys are
+cut into tiles of a fixed number of tokens, counted from position 0. Neither shape depends on the rest of the
+batch, which makes a request's tokens independent of other requests. **Padding rows** only bring the row count
+to one that the matrix products treat alike (`rows.py`); they read one key and write nothing.
 
 KV blocks lie anywhere in `kv[block, layer, k|v, head, token, dim]`. The index arrays here are for layer 0;
 other layers use the same ones on a view that begins later. Nothing in this file runs a model; `attention.py`
@@ -44,9 +43,8 @@ class Segment:
     """One request's part of a step: its tokens at positions `[start, start + len(token_ids))`.
 
     `blocks` are the indices of its KV blocks, in order: enough for every token up to the end of the segment,
-    and for the steps after it if the batch will be advanced. With `draw`, the token after the last one is
-    drawn; the output token of index i (the first is 0) cannot be one of `stop_token_ids` while i <
-    `min_tokens`.
+    and for later steps if the batch will be advanced. With `draw`, the token after the last one is drawn;
+    output token i (counted from 0) cannot be one of `stop_token_ids` while i < `min_tokens`.
     """
 
     token_ids: Sequence[int]
@@ -109,7 +107,7 @@ class PromptCell:
 
 @dataclass(frozen=True, slots=True)
 class CellKeys:
-    """What a prompt cell that does not begin at position 0 sees in a layer of one window.
+    """What a prompt cell that begins after position 0 sees in a layer with a given window.
 
     `units` selects lines of `KvViews.units`, ordered `[k|v, head, block]`. The first `n_keys` tokens of them
     count, and `mask[n, n_keys]` (0 or -inf) is added to the scores.
@@ -121,12 +119,11 @@ class CellKeys:
 
 
 class DecodeTiles(NamedTuple):
-    """What all decode rows see in a layer of one window, as tiles of a fixed number of keys.
+    """What all decode rows see in a layer with a given window, as tiles of a fixed number of keys.
 
     `units` selects lines of `KvViews.units`, ordered `[k|v, tile, head, block]`. `mask[tile, 1, 1, token]` is
     added to the scores. `merge[row, slot]` lists the tiles of each row, its width a power of two; an unused
-    slot holds the number of tiles. When every row has one tile, in order, `row_of_tile` and `merge` are
-    empty.
+    slot holds the number of tiles. If every row has one tile, in order, `row_of_tile` and `merge` are empty.
     """
 
     units: torch.Tensor
@@ -137,7 +134,7 @@ class DecodeTiles(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class DecodeInputs:
-    """What attention needs of a step that has decode rows only: index arrays, and the views of each layer."""
+    """What attention needs for a step with decode rows only: index arrays, and the views of each layer."""
 
     write_lines: torch.Tensor
     tiles: Mapping[int | None, DecodeTiles]
@@ -219,7 +216,7 @@ class StepBatch:
 
     @property
     def can_advance(self) -> bool:
-        """Whether each segment is one decode row that draws, so that the next step differs only in its
+        """True if each segment is one decode row that draws, so that the next step differs only in its
         tokens."""
         return self.n_prompt_rows == 0 and self.n_rows == len(self.drawing) == len(self.segments)
 
@@ -227,7 +224,7 @@ class StepBatch:
         """Make this the next decode step, each segment one token further: `token_ids[i]` was drawn for
         segment i.
 
-        Raises InternalError when the batch cannot be advanced or a segment's blocks end here.
+        Raises InternalError if the batch cannot be advanced or a segment's blocks end here.
         """
         if not self.can_advance or len(token_ids) != len(self.segments):
             raise InternalError("only a step of one drawing decode row per segment can be advanced")
@@ -243,7 +240,7 @@ class StepBatch:
         self._publish()
 
     def position(self, segment: int) -> int:
-        """The position of the token that segment number `segment` draws in this step."""
+        """Position of the token that segment number `segment` draws in this step."""
         if self.can_advance:
             return int(self._positions[segment]) + 1
         return self.segments[segment].end
@@ -258,7 +255,7 @@ class StepBatch:
 
     @property
     def windows(self) -> tuple[int | None, ...]:
-        """The windows whose decode tiles were asked for in this step."""
+        """Windows whose decode tiles were requested in this step."""
         return tuple(self._decode_tiles)
 
     def decode_tiles(self, window: int | None) -> DecodeTiles:
@@ -270,7 +267,7 @@ class StepBatch:
         return found
 
     def _publish(self) -> None:
-        """Make the arrays of this step from tokens and positions."""
+        """Build the arrays of this step from tokens and positions."""
         self._cell_keys.clear()
         self._decode_tiles.clear()
         shape = self.views.shape
@@ -286,8 +283,8 @@ class StepBatch:
     def _find_unfilled_blocks(self, blocks: _Integers, positions: _Integers) -> tuple[int, ...]:
         """Blocks that this step begins and does not fill.
 
-        The arena holds the bytes of former owners. A masked score makes a key harmless, but a value of NaN
-        times a weight of 0 is NaN, so the rest of such blocks is zeroed before the step.
+        The arena holds the bytes of former owners. A masked score makes a key harmless, but a NaN value times
+        a weight of 0 is NaN, so the rest of such blocks is zeroed before the step.
         """
         size = self.views.shape.block_size
         begun = blocks[positions % size == 0]
@@ -325,7 +322,7 @@ class StepBatch:
         visible = keys <= last
         if window is not None:
             visible &= keys > last - window
-        # Beyond a row's last block a tile repeats that block: it is finite, and masked.
+        # Beyond a row's last block a tile repeats that block: its values are finite, and masked.
         ordinals = np.minimum(keys[:, ::size], last) // size
         blocks = self._tables[owners[rows][:, None], ordinals]
         merge = row_of_tile = self._tensor(np.empty(0, np.int64))
@@ -361,7 +358,7 @@ def check_kv(kv: torch.Tensor, shape: KvShape) -> None:
 
 
 def check_segment(segment: Segment, grid: int, shape: KvShape) -> None:
-    """Refuse a segment whose attention would not have the shapes it would have alone."""
+    """Raise unless the segment's attention will have the shapes that it would have alone."""
     if not segment.token_ids:
         raise InternalError("a segment needs at least one token")
     if segment.end > len(segment.blocks) * shape.block_size:

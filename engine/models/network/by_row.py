@@ -1,10 +1,10 @@
-"""Runs modelling code so that a row's bits depend on the row alone: what it calls is computed another way
-where the way matters.
+"""Runs modelling code so that a row's bits depend on that row alone, by replacing the operations for which
+they would not.
 
-Two things tie a row to its company: the kernel that a matrix product takes for its number of rows (`rows.py`,
-`row_pieces.py`), and the elements of an array that are left over when it is computed several at a time
-(`vectors.py`). Modelling code is transformers', so its calls are caught on their way into torch. A call that
-is caught or passed on takes 1.4 us more; a recorded step takes none.
+Two things make a row depend on other rows: the kernel that a matrix product uses for its number of rows
+(`rows.py`, `row_pieces.py`), and the elements left over when an array is computed several at a time
+(`vectors.py`). Modelling code is transformers', so its calls are intercepted on their way into torch. That
+costs 1.4 us per call, and nothing in a recorded step.
 """
 
 from collections.abc import Mapping
@@ -21,13 +21,12 @@ from tokenmux.models.network.vectors import by_vectors, is_rounded_by_place
 from tokenmux.models.weights.packing import packed_product
 
 _ROWS_AT = {F.linear: 0, packed_product: 0, torch.addmm: 1}
-"""What multiplies a step's rows with weights, and which argument the rows are. Products within attention have
-shapes that do not depend on the step."""
+"""Functions that multiply a step's rows with weights, and which argument holds the rows. The shapes of
+products within attention do not depend on the step."""
 
 
 class ByRow(TorchFunctionMode):
-    """While it is entered, linear layers obey `rule`, and element-wise functions are computed in whole
-    vectors."""
+    """While entered, linear layers obey `rule`, and element-wise functions are computed in whole vectors."""
 
     def __init__(self, rule: RowRule) -> None:
         super().__init__()
@@ -41,7 +40,7 @@ class ByRow(TorchFunctionMode):
             x, weights, chosen, transposed = args
             return products_by_rule(x, weights, chosen, transposed, self._rule)
         place = _ROWS_AT.get(func)
-        # A recorded step has no more rows than one piece (`Runner.logits`).
+        # A recorded step never has more rows than one piece (`Runner.logits`).
         cut = self._rule.most is not None and not torch._C._get_tracing_state()
         if cut and place is not None and len(args) > place:
             return in_pieces(func, place, args, named, self._rule)

@@ -1,9 +1,9 @@
 """Mixtures of experts on a processor: one product for each expert in use, with the rows that chose it.
 
-transformers offers a product for each pair of a row and an expert, which copies the expert's weights for
-every pair (23 GB and minutes for 512 tokens through one layer of Qwen1.5-MoE's shape), and grouped products,
-whose bits depend on how many rows chose the same expert. Here each expert's rows are padded and cut as the
-rows of any linear layer are (`rows.py`), so that a row's bits depend on the row alone.
+transformers offers one product per pair of row and expert, which copies the expert's weights for every pair
+(23 GB and minutes for 512 tokens through one layer of Qwen1.5-MoE's shape), and grouped products, whose bits
+depend on how many rows chose the same expert. Here each expert's rows are padded and cut like the rows of any
+linear layer (`rows.py`), so that a row's bits depend on that row alone.
 """
 
 from collections.abc import Callable
@@ -18,21 +18,21 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from tokenmux.models.network.rows import RowRule
 
 EXPERTS_NAME = "tokenmux_by_row"
-"""Under which transformers finds `experts_by_row`."""
+"""Name under which transformers finds `experts_by_row`."""
 
 
 def register_experts() -> None:
-    """Tell transformers of `experts_by_row`."""
+    """Register `experts_by_row` with transformers."""
     ALL_EXPERTS_FUNCTIONS.register(EXPERTS_NAME, experts_by_row)
 
 
 def experts_by_row(
     experts: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
-    """What the experts of a layer make of `hidden_states[row, size]`, each row from those that it chose, in
-    the order of its choices.
+    """The output of a layer's experts for `hidden_states[row, size]`: each row from the experts that it
+    chose, added in the order of its choices.
 
-    `experts` is a module of transformers that its own implementations of experts could run as well.
+    `experts` is a transformers module that transformers' own implementations could run as well.
     """
     n_rows, n_choices = top_k_index.shape
     chosen, order = torch.sort(top_k_index.reshape(-1), stable=True)
@@ -57,14 +57,14 @@ def expert_products(
     x: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor, transposed: bool
 ) -> torch.Tensor:
     """Row `i` of `x` times the weight `chosen[i]` of `weights[expert, n, k]` (`[expert, k, n]` if
-    transposed); `chosen` ascends.
+    transposed). `chosen` must be ascending.
 
-    Seen by torch's function modes, so that `by_row.py` can say by which rule.
+    torch's function modes see this call, so that `by_row.py` can set the rule.
     """
     if has_torch_function_unary(x):
         product: torch.Tensor = handle_torch_function(expert_products, (x,), x, weights, chosen, transposed)
         return product
-    if x.is_meta:  # a run for shapes alone: nobody knows who chose whom
+    if x.is_meta:  # a run for shapes alone: there are no choices
         return x.new_empty(x.size(0), weights.size(2 if transposed else 1))
     return products_by_rule(x, weights, chosen, transposed, RowRule(1, 1))
 
@@ -72,7 +72,7 @@ def expert_products(
 def products_by_rule(
     x: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor, transposed: bool, rule: RowRule
 ) -> torch.Tensor:
-    """The same, each expert's rows padded and cut by the rule."""
+    """The same as `expert_products`, each expert's rows padded and cut by `rule`."""
     compute = _scripted() if torch._C._get_tracing_state() else _products
     return compute(x, weights, chosen, transposed, rule.minimum, rule.multiple, rule.most or 0)
 

@@ -1,4 +1,4 @@
-"""What a model asks of the kernels, found out by listening: which heads, caps and sinks its layers hand to
+"""What a model asks of the kernels, found by running it: which heads, caps and sinks its layers pass to
 attention.
 
 The model runs once on the meta device, where nothing is computed and weights take no memory, with a step that
@@ -31,7 +31,7 @@ class _Heard:
 
 @dataclass(slots=True)
 class _Listener:
-    """A step that attends to nothing and notes what it was asked for."""
+    """A step that computes nothing and notes the arguments of every call."""
 
     heard: set[_Heard] = field(default_factory=set)
 
@@ -57,10 +57,10 @@ class _Listener:
 def model_shapes(
     config: PreTrainedConfig, dtype: torch.dtype, block_size: int, *, trust_remote_code: bool = False
 ) -> tuple[ModelShape, ...]:
-    """What the kernels must be compiled for: one shape for each kind of layer, nearly always one in all.
+    """What the kernels must be compiled for: one shape for each kind of layer, nearly always just one.
 
-    Raises UnsupportedModel where a layer's heads are not served, or the model does not run with our attention
-    at all.
+    Raises UnsupportedModel if the kernels cannot serve a layer's heads, or if the model does not run with our
+    attention at all.
     """
     listener = _Listener()
     try:

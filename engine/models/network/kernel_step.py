@@ -2,19 +2,19 @@
 read of them.
 
 On a GPU the library chooses a product's kernel by its number of rows, and a reduction's by its shape, and
-each rounds in its own way; no padding to a multiple makes them agree. So no shape here depends on who else is
-in the batch:
+each rounds differently; padding to a multiple does not make them agree. So no shape here depends on the rest
+of the batch:
 
     prompt cell of more than `rows` tokens    a pass of its own, as long as the cell
     shorter cells, then decode rows           packed in this order into passes of `rows` rows, the last padded
 
-A row is then computed by the same kernels alone and in company, at most in another line of the same tile
+A row is then computed by the same kernels alone and in company, at most on another line of the same tile
 (`rows.py` checks on the device that this changes no bit), and the attention kernels themselves promise that a
 row does not depend on its neighbours.
 
-All that a pass needs goes to the device in one copy from page-locked memory (`staging.py`): ids, positions,
-the slots of its keys and values, KV tables and lengths; every layer reads the same. This module imports
-Triton, so it is imported only where a step is laid out for the kernels.
+Everything that a pass needs goes to the device in one copy from page-locked memory (`staging.py`): ids,
+positions, the slots of its keys and values, KV tables and lengths; every layer reads the same. This module
+imports Triton, so it is imported only when a step is laid out for the kernels.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -38,9 +38,9 @@ from tokenmux.models.network.staging import Staging
 from tokenmux.models.sampling.draw import Draw
 
 WORKSPACE_BYTES = 256 << 20
-"""What decode attention may take for partial results, at most. A row of 128k tokens of a 72B model takes
-17 MB, and 64 of them beside one would take 1.1 GB of memory that no budget knows: more rows than fit go in
-several launches."""
+"""Limit of decode attention's memory for partial results. A row of 128k tokens of a 72B model takes 17 MB,
+and 64 of them at once would take 1.1 GB that no budget accounts for: more rows than fit go in several
+launches."""
 
 _Integers = npt.NDArray[np.int64]
 
@@ -56,10 +56,10 @@ class _Cell:
 
 @dataclass(frozen=True, slots=True)
 class _Pass:
-    """Rows of one pass before its padding: those of `cells`, one after the other, then decode rows.
+    """Rows of one pass before its padding: those of `cells`, one after another, then decode rows.
 
-    `segments` and `positions` have an entry for each. Of `wanted`, the n-th is the row whose logits give the
-    token of the segment `drawing[n]`.
+    `segments` and `positions` have an entry for each row. Row `wanted[n]` gives the logits for the token of
+    segment `drawing[n]`.
     """
 
     cells: tuple[_Cell, ...]
@@ -85,7 +85,7 @@ class Chunks:
 
 @dataclass(frozen=True, slots=True)
 class DecodeRows:
-    """The rows of a pass behind its cells, without its padding, as `paged_decode` reads them."""
+    """The decode rows of a pass, without its cells and padding, as `paged_decode` reads them."""
 
     table: torch.Tensor
     lengths: torch.Tensor
@@ -122,8 +122,8 @@ class KernelPass:
         softcap: float | None,
         sinks: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Write keys and values, attend all rows: `[1, n_rows, q_heads, head_dim]`; arguments as
-        `paged_attention` has them."""
+        """Write keys and values, then attend all rows: `[1, n_rows, q_heads, head_dim]`. Arguments as in
+        `paged_attention`."""
         q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
         kv_append(k, v, self.arena, self.slots, self.count, layout=self.layout, layer=layer)
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -165,10 +165,10 @@ class KernelPass:
         softcap: float | None,
         sinks: torch.Tensor | None,
     ) -> None:
-        """Attend the decode rows. No padding: its programs would all leave at once, but 64 times as many have
-        to be started.
+        """Attend the decode rows, without padding: its programs would all end at once, but 64 times as many
+        would have to be started.
 
-        How many rows a launch has changes no row, so that as many go together as the workspace allows.
+        The number of rows in a launch changes no row, so as many go together as the workspace allows.
         """
         assert self.decode_rows is not None
         table, lengths = self.decode_rows.table, self.decode_rows.lengths
@@ -196,8 +196,8 @@ class KernelPass:
 
 
 class KernelBatch:
-    """The passes of one step. What `StepBatch` is to the torch formulation: prepared, run, and advanced
-    where it only decodes."""
+    """The passes of one step: the counterpart of `StepBatch` for the kernels. Prepared, run, and advanced
+    if it only decodes."""
 
     def __init__(
         self,
@@ -235,7 +235,7 @@ class KernelBatch:
 
     @property
     def can_advance(self) -> bool:
-        """Whether each segment is one decode row that draws, so that the next step differs only in its
+        """True if each segment is one decode row that draws, so that the next step differs only in its
         tokens."""
         return all(
             segment.draw and len(segment.token_ids) == 1 and segment.start >= segment.n_prompt
@@ -258,12 +258,12 @@ class KernelBatch:
         self._drawn = tuple(token_ids)
 
     def position(self, segment: int) -> int:
-        """The position of the token that segment number `segment` draws in this step."""
+        """Position of the token that segment number `segment` draws in this step."""
         return self.segments[segment].end + self._n_advanced
 
     def run(self, forward: Callable[[KernelPass], torch.Tensor]) -> torch.Tensor:
-        """The logits `[row, vocabulary]`, a row for each of `drawing`. `forward` gives those of a pass's
-        `logit_rows`."""
+        """The logits `[row, vocabulary]`, one row for each entry of `drawing`. `forward` computes those of
+        a pass's `logit_rows`."""
         pieces: list[torch.Tensor] = []
         order: list[int] = []
         for cut, on_device in self.passes():
@@ -277,12 +277,12 @@ class KernelBatch:
         return joined[self._staging.upload({"rows": rows})["rows"]]
 
     def passes(self) -> Iterator[tuple[_Pass, KernelPass]]:
-        """Each pass, and what it is on the device: uploaded when it is its turn."""
+        """Each pass, and its form on the device, uploaded when its turn comes."""
         for cut in self._passes:
             yield cut, self._on_device(cut)
 
     def draw(self, logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
-        """A token for each row of `logits`. Sleeps until the device has drawn them."""
+        """Draw a token for each row of `logits`. Sleeps until the device has drawn them."""
         return draw_rows(logits, draws, self._tiles, self._staging)
 
     def _on_device(self, cut: _Pass) -> KernelPass:
@@ -353,11 +353,11 @@ class KernelBatch:
 
 
 def draw_rows(logits: torch.Tensor, draws: Sequence[Draw], tiles: StepTiles, staging: Staging) -> list[int]:
-    """A token for each row of `logits` `[row, vocabulary]`, drawn on its device by the `sample` kernel.
+    """Draw a token for each row of `logits` `[row, vocabulary]` on its device with the `sample` kernel.
     Sleeps until it is done.
 
-    The distribution is that of `sampling.draw`, the numbers behind it are not: a seed gives other tokens than
-    on the CPU.
+    The distribution is that of `sampling.draw`, but the random numbers are not: a seed gives other tokens
+    than on the CPU.
     """
     n, vocabulary = len(draws), logits.shape[1]
     taken = [draw.sampling for draw in draws]

@@ -1,16 +1,16 @@
-"""A model's decode step as one recorded graph: the same operations in the same order, with no Python between
+"""A model's decode step as one recorded graph: the same operations in the same order, without Python between
 them.
 
 A step of a small model is a thousand operations of microseconds, and calling modules costs more than running
 these. So the decode step of transformers' own model is recorded once (`torch.jit.trace`) with weights, KV
 views and index arrays as inputs, and then run by TorchScript's interpreter, which changes and fuses nothing
-(but half a head's size is a number, not a computation). Measured on SmolLM2-135M at batch 1, beyond the
-matrix products: 7.5 ms of CPU time as modules, 3.2 ms recorded. Recording takes half a second, with no
-weights copied.
+(except that half a head's size is a number, not a computation). Measured on SmolLM2-135M at batch 1, beyond
+the matrix products: 7.5 ms of CPU time as modules, 3.2 ms recorded. Recording takes half a second and copies
+no weights.
 
-Nothing is taken on trust. A model is not recorded when tracing warns that a value was turned into a constant,
-and a recording is refused unless it gives the same bits as the modules, in logits and in KV, for steps of
-other sizes than the recorded one.
+Everything is checked. A model is not recorded if tracing warns that a value became a constant, and a
+recording is refused unless it gives the same bits as the modules, in logits and in KV, for steps of other
+sizes than the recorded one.
 """
 
 import warnings
@@ -27,7 +27,7 @@ from tokenmux.models.network.batch import DecodeInputs, DecodeTiles, KvViews, Se
 from tokenmux.models.network.skeleton import Skeleton
 
 Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, StepBatch | DecodeInputs], torch.Tensor]
-"""The logits of a step: called with its token ids, its positions, the rows whose logits are wanted, and what
+"""The logits of a step, from its token ids, its positions, the rows whose logits are wanted, and what
 attention needs."""
 
 _RECORDED = (3.0, 0.1, 1.5)
@@ -57,7 +57,7 @@ def record(
     lay_out: Callable[[Sequence[Segment], KvViews], StepBatch],
     shape: KvShape,
 ) -> RecordedDecode | None:
-    """Record the decode step of a bound skeleton; None when it cannot be recorded or does not give the same
+    """Record the decode step of a bound skeleton. None if it cannot be recorded or does not give the same
     bits."""
     weights = skeleton.tensors
     try:
@@ -106,13 +106,13 @@ def _trace(skeleton: Skeleton, forward: Forward, batch: StepBatch) -> RecordedDe
         return None
     torch._C._jit_pass_peephole(
         graph.graph, True
-    )  # a size that becomes a tensor and a number again is a number
+    )  # a size that becomes a tensor and then a number again is a number
     torch._C._jit_pass_dce(graph.graph)
     return RecordedDecode(graph, windows)
 
 
 def _froze_a_value(warning: warnings.WarningMessage) -> bool:
-    """Whether modelling code branched on a tensor's value or size. Where torch itself does, it checks its
+    """True if modelling code branched on a tensor's value or size. Branches inside torch only check its
     arguments."""
     inside_torch = Path(warning.filename).is_relative_to(Path(torch.__file__).parent)
     frozen = issubclass(warning.category, torch.jit.TracerWarning)  # type: ignore[attr-defined]
@@ -120,10 +120,10 @@ def _froze_a_value(warning: warnings.WarningMessage) -> bool:
 
 
 class _HalvesAreNumbers(TorchFunctionMode):
-    """While recording, a size divided by a number is taken as it is: rotary embeddings halve the head's size
-    in every layer.
+    """While recording, treat a size divided by a number as a constant: rotary embeddings halve the head's
+    size in every layer.
 
-    A size that differs from step to step would make a wrong recording, which the check of its bits finds.
+    A size that differs between steps would make a wrong recording, which the comparison of bits finds.
     """
 
     def __torch_function__(
@@ -158,8 +158,8 @@ def _example(
     shape: KvShape,
     skeleton: Skeleton,
 ) -> StepBatch:
-    """A step of one decode row for each context, over few blocks: all rows read block 0, each writes into its
-    own."""
+    """A step of one decode row for each context, over few blocks: all rows read block 0, each writes into
+    its own."""
     generator = torch.Generator().manual_seed(0)
     kv = torch.randn(
         (len(contexts) + 1, shape.n_layers, 2, shape.n_kv_heads, shape.block_size, shape.head_dim),

@@ -1,20 +1,19 @@
 """How many rows a step must have so that matrix products treat every row alike.
 
-A product's kernel is chosen by its number of rows, and two kernels round differently. So the row of a request
-could come out differently alone and in company. For each dtype this module finds the cheapest padding under
-which every row of a product has the same bits whatever the number of rows, and, where no padding does that
-for every number of rows, the largest number of rows for which one does: products of more are cut into pieces
-(`row_pieces.py`). What is found holds for the shapes that were looked at and the number of threads that did,
-so every model's own shapes are looked at, once in a process. It compares bits, never times, so its answer is
-reproducible.
+A product's kernel is chosen by its number of rows, and two kernels round differently. So a request's row
+could differ alone and in company. For each dtype this module finds the cheapest padding under which every row
+of a product has the same bits whatever the number of rows. If no padding does that for every number of rows,
+it finds the largest number for which one does: larger products are cut into pieces (`row_pieces.py`). A
+result holds for the shapes and the number of threads that were tried, so every model's own shapes are tried,
+once per process. It compares bits, never times, so its answer is reproducible.
 
 Measured on an EPYC with avx512_bf16: bfloat16 needs two rows (one-row products differ), float32 a multiple of
-four (the up to three rows beyond a multiple take another kernel when there are fewer than twelve). On a Xeon
+four (the up to three rows beyond a multiple use another kernel if there are fewer than twelve). On a Xeon
 with AMX, bfloat16 is exact up to 32 rows, one row included, and at no number of rows beyond; with 5 or 11
 threads, some shapes only up to 17.
 
 A GPU's library has too many kernels for that: there, every pass has exactly one number of rows
-(`kernel_step.py`) and what remains to be checked is that a row's place in it makes no difference.
+(`kernel_step.py`), and what remains to be checked is that a row's place in it makes no difference.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -30,8 +29,8 @@ from tokenmux.models.weights.packing import packed_product, packing_of
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """What a library chooses a product's kernel by, beside the number of rows: a weight `[n, k]` (`[k, n]` if
-    `transposed`)."""
+    """What a library chooses a product's kernel by, besides the number of rows: a weight `[n, k]` (`[k,
+    n]` if `transposed`)."""
 
     n: int
     k: int
@@ -39,40 +38,41 @@ class Product:
     transposed: bool = False
 
 
-# Long sums show a difference most often: in bfloat16 one of ten rows differed at 576 x 1536, none in 2,000 at
+# Long sums show differences most often: in bfloat16 one of ten rows differed at 576 x 1536, none in 2,000 at
 # 576 x 576.
 _USUAL = frozenset((Product(96, 64), Product(576, 1536), Product(256, 4096)))
 _LARGEST_WEIGHT = 1 << 28
-"""Elements. A larger one, which only the head of a large vocabulary has, would take more memory than steps
-leave free."""
+"""In elements. A larger weight, which only the head of a large vocabulary has, would take more memory than
+steps leave free."""
 
 _N_ROWS = (
     *(1, 2, 3, 4, 5, 7, 8, 9, 12, 15, 16, 17, 18, 20, 24, 31, 32, 33, 40, 48, 63, 64, 65),
     *(96, 127, 128, 160, 300, 512),
 )
-"""Numbers of rows that are looked at: around those where kernels change. A kernel for one costs a millisecond
-to be made."""
+"""Numbers of rows that are tried: around those where kernels change. Making a kernel for one takes a
+millisecond."""
 _LARGE_WEIGHT = 1 << 22
 _N_ROWS_OF_LARGE = (1, 2, 3, 4, 8, 9, 16, 17, 18, 24, 31, 32, 33, 40, 64, 128, 512)
 _COMPARED = 64
-"""Rows of a product whose bits are compared, and the largest in which they are moved to other places."""
+"""Number of rows of a product whose bits are compared, and of the largest product in which they are moved to
+other places."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowRule:
-    """Pad to at least `minimum` rows and to a multiple of `multiple`; products take at most `most` rows at a
-    time (None: all)."""
+    """Pad to at least `minimum` rows and to a multiple of `multiple`. Products take at most `most` rows at
+    a time (None: no limit)."""
 
     minimum: int
     multiple: int
     most: int | None = None
 
     def padded(self, n_rows: int) -> int:
-        """The number of rows, at least `n_rows`, that a step of `n_rows` rows is computed with."""
+        """The number of rows with which a step of `n_rows` rows is computed, at least `n_rows`."""
         return max(self.minimum, -(-n_rows // self.multiple) * self.multiple)
 
     def fits_one_piece(self, n_rows: int) -> bool:
-        """Whether a product of so many rows is not cut."""
+        """True if a product of `n_rows` rows is not cut."""
         return self.most is None or n_rows <= self.most
 
 
@@ -81,7 +81,7 @@ _MOST = (None, 128, 64, 32, 16, 8)
 
 
 def _candidates() -> Iterable[RowRule]:
-    """Whole products before pieces, little padding before much."""
+    """Rules by cost: whole products before pieces, little padding before much."""
     for most in _MOST:
         for padding in _PADDINGS:
             if most is None or 2 * padding.minimum <= most:
@@ -89,11 +89,11 @@ def _candidates() -> Iterable[RowRule]:
 
 
 def row_rule(dtype: torch.dtype, products: frozenset[Product] = frozenset()) -> RowRule:
-    """The cheapest rule under which these products (some usual ones by default) are exact by row in `dtype`,
+    """The cheapest rule under which these products (by default some usual ones) are exact by row in `dtype`,
     on this process's threads.
 
-    Takes half a second for those of a small model, nothing when they were seen before. Raises
-    UnsupportedModel when they depend on the row count under every rule.
+    Takes half a second for those of a small model, nothing if they were tried before. Raises UnsupportedModel
+    if they depend on the row count under every rule.
     """
     return _row_rule(dtype, products or _USUAL, torch.get_num_threads())
 
@@ -115,8 +115,8 @@ def _row_rule(dtype: torch.dtype, products: frozenset[Product], n_threads: int) 
 
 
 def _fits(rule: RowRule, dtype: torch.dtype, kind: Product, n_threads: int) -> bool:
-    """Whether one kind of product is exact under the rule, as it is and packed. `n_threads` is what torch has
-    now."""
+    """True if one kind of product is exact under the rule, plain and packed. `n_threads` is torch's
+    present number of threads."""
     return all(
         bits is None or _agree(bits, rule)
         for bits in (_bits(dtype, kind, n_threads, packed) for packed in (False, True))
@@ -124,12 +124,12 @@ def _fits(rule: RowRule, dtype: torch.dtype, kind: Product, n_threads: int) -> b
 
 
 Bits = Mapping[int, tuple[int, ...]]
-"""By number of rows in a product: a hash of the bits of each of the first rows, none if a row's place in it
+"""By number of rows in a product, a hash of the bits of each of the first rows; none if a row's place in it
 matters."""
 
 
 def _agree(bits: Bits, rule: RowRule) -> bool:
-    """Whether a row has the same bits in every product that the rule allows."""
+    """True if a row has the same bits in every product that the rule allows."""
     allowed = [n for n in bits if n >= rule.minimum and n % rule.multiple == 0 and rule.fits_one_piece(n)]
     reference = bits[max(allowed)]
     return all(bits[n] and bits[n] == reference[: len(bits[n])] for n in allowed)
@@ -137,7 +137,7 @@ def _agree(bits: Bits, rule: RowRule) -> bool:
 
 @cache
 def _bits(dtype: torch.dtype, kind: Product, n_threads: int, packed: bool) -> Bits | None:
-    """What becomes of the same rows in products of several numbers of rows; None where there is no such
+    """The bits of the same rows in products with various numbers of rows. None if there is no such
     product."""
     x, weight = _operands(dtype, "cpu", kind)
     product = _packed_linear(weight) if packed else _linear(weight, kind)
@@ -161,11 +161,11 @@ def _hashes(results: torch.Tensor) -> tuple[int, ...]:
 
 
 def _operands(dtype: torch.dtype, device: str, kind: Product) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows and a weight whose products show in what order they were summed.
+    """Rows and a weight whose products reveal the order of summation.
 
-    Of random numbers, three results in 98,304 differed between two kernels in bfloat16: rounding hides the
-    order. Here, most terms of a sum come in pairs of opposite sign, 2^14 times as large as what remains, so
-    that what was lost on the way is as large as the result's last bits.
+    With random numbers, three results in 98,304 differed between two kernels in bfloat16: rounding hides the
+    order. Here most terms of a sum come in pairs of opposite sign, 2^14 times as large as what remains, so
+    that what is lost on the way is as large as the result's last bits.
     """
     half = kind.k // 2
     paired = half * 3 // 4
@@ -175,7 +175,7 @@ def _operands(dtype: torch.dtype, device: str, kind: Product) -> tuple[torch.Ten
     x[:, half : half + paired] = x[:, :paired]
     weight[:, half : half + paired] = -weight[:, :paired]
     if dtype == torch.float16:
-        x *= 2.0**-14  # else sums overflow
+        x *= 2.0**-14  # otherwise sums overflow
     return x.to(dtype), weight.to(dtype)
 
 
@@ -201,11 +201,11 @@ def products_of(model: torch.nn.Module) -> frozenset[Product]:
 def check_rows_of(
     n_rows: int, dtype: torch.dtype, device: str, products: frozenset[Product] = frozenset()
 ) -> None:
-    """For a device whose steps have passes of exactly `n_rows` rows: raise UnsupportedModel unless products
-    are exact by row.
+    """Raise UnsupportedModel unless products are exact by row on a device whose passes have exactly `n_rows`
+    rows.
 
-    A row must have the same bits wherever it stands among `n_rows` rows and whatever stands in the others.
-    Looked at are a few usual products, and those of the model.
+    A row must have the same bits wherever it stands among `n_rows` rows and whatever the others hold. Checks
+    a few usual products, and those of the model.
     """
     for kind in sorted(_USUAL | products, key=str):
         if kind.n * kind.k > _LARGEST_WEIGHT:
@@ -224,7 +224,7 @@ def check_rows_of(
 
 @cache
 def grouped_experts_are_exact(dtype: torch.dtype, device: str = "cpu") -> bool:
-    """Whether one expert's rows in a grouped product have the same bits whatever their number (it cannot be
+    """True if an expert's rows in a grouped product have the same bits whatever their number (it cannot be
     padded)."""
     x, matrix = _operands(dtype, device, Product(256, 2048))
     weight = matrix.T.contiguous()[None]
@@ -249,20 +249,20 @@ def _linear(weight: torch.Tensor, kind: Product) -> Callable[[torch.Tensor], tor
 
 
 def _packed_linear(plain: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """A product with the weight packed, if weights like it are."""
+    """A product with the weight packed, or None if such weights are not packed."""
     packing = packing_of(plain.dtype, tuple(plain.shape))
     if packing is None:
         return None
     memory = plain.view(-1).view(torch.uint8)
     packing.pack(memory)
     weight = packing.over(memory)
-    # `memory` is named so that it lives as long as the weight over it.
+    # `memory` is bound here so that it lives as long as the weight over it.
     return lambda x, memory=memory: packed_product(x, weight)  # type: ignore[misc]
 
 
 def _random(dtype: torch.dtype, device: str, *shape: int) -> torch.Tensor:
-    """The same numbers each time; beyond 4,096 of the first dimension they repeat. On a GPU drawn there: a
-    host takes seconds for many."""
+    """Random numbers, the same each time; beyond 4,096 of the first dimension they repeat. For a GPU they
+    are drawn on it: a host takes seconds for many."""
     generator = torch.Generator(device).manual_seed(0)
     drawn = torch.float32 if device == "cpu" else dtype
     size = (min(shape[0], 4096), *shape[1:])

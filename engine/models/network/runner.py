@@ -7,10 +7,10 @@
     tokens = runner.step(batch)             # one forward pass
     batch.advance(tokens)                   # the next step of a repeated decode
     tokens = runner.step(batch)
-    runner.unbind()                         # before the extent is given up
+    runner.unbind()                         # before the extent is freed
 
-The runner knows no requests and no scheduling: it gets block tables and positions, and writes keys and values
-into the blocks in place. A token that a segment draws does not depend on the other segments.
+The runner knows neither requests nor scheduling: it gets block tables and positions, and writes keys and
+values into the blocks in place. A token that a segment draws does not depend on the other segments.
 """
 
 from collections.abc import Sequence
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
     from tokenmux.models.network.kernel_step import KernelBatch
 
 Batch: TypeAlias = "StepBatch | KernelBatch"
-"""A step that was laid out: for torch, or for the Triton kernels."""
+"""A laid-out step: for torch, or for the Triton kernels."""
 
 
 class Runner:
-    """One model, bound to weights or not, for steps over KV of `shape`. Not for use by two threads at once.
+    """One model, bound to weights or not, for steps over KV of `shape`. Not thread-safe.
 
-    Where KV lies on a GPU, steps go through the Triton kernels, cut as the architecture's table says. With
-    `tiles` they do so everywhere, cut like that (in Triton's interpreter, for example).
+    If KV lies on a GPU, steps use the Triton kernels, cut as the architecture's table says. With `tiles` they
+    do so on any device, cut by those tiles (in Triton's interpreter, for example).
     """
 
     def __init__(
@@ -69,8 +69,7 @@ class Runner:
         return self._skeleton.bound
 
     def pack(self, image: torch.Tensor) -> None:
-        """Rearrange an image as it comes from its file, a `uint8` tensor, into what `bind` expects, where it
-        lies."""
+        """Rearrange an image as read from its file, a `uint8` tensor, in place, into what `bind` expects."""
         self._skeleton.pack(image)
 
     def bind(self, weights: torch.Tensor) -> None:
@@ -78,7 +77,7 @@ class Runner:
         self._skeleton.bind(weights)
 
     def unbind(self) -> None:
-        """Let go of the image; steps are refused until the next `bind`."""
+        """Let go of the image. Steps are refused until the next `bind`."""
         self._skeleton.unbind()
 
     def forget_kv(self) -> None:
@@ -88,8 +87,8 @@ class Runner:
     def prepare(self, segments: Sequence[Segment], kv: torch.Tensor) -> Batch:
         """Lay out a step over `kv[block, layer, k|v, head, token, dim]`, in the model's dtype.
 
-        Raises InternalError when a chunk lies off the prefill grid or a segment's blocks do not hold it,
-        UnsupportedModel when KV lies on a device whose kernels do not serve the model.
+        Raises InternalError if a chunk lies off the prefill grid or a segment's blocks do not hold it,
+        UnsupportedModel if KV lies on a device whose kernels cannot serve the model.
         """
         tiles = self._tiles_on(kv.device)
         if tiles is not None:
@@ -107,7 +106,7 @@ class Runner:
         """Record the decode step of the bound model, so that later ones take less time. Takes about half a
         second, once.
 
-        Where the model cannot be recorded bit for bit, its steps stay as they are.
+        A model that cannot be recorded bit for bit keeps running as modules.
         """
         if self._recorded is None:
             self._recorded = record(self._skeleton, self._by_row, self._lay_out, self._shape)
@@ -118,8 +117,8 @@ class Runner:
 
     @torch.inference_mode()
     def logits(self, batch: Batch) -> torch.Tensor:
-        """Run one forward pass: the logits `[row, vocabulary]`, a row for each of `batch.drawing`, then
-        padding."""
+        """Run one forward pass. Returns logits `[row, vocabulary]`: a row for each of `batch.drawing`,
+        then padding."""
         if not self._skeleton.bound:
             raise InternalError("the model is not bound to weights")
         if not isinstance(batch, StepBatch):
@@ -134,7 +133,8 @@ class Runner:
 
     @torch.inference_mode()
     def step(self, batch: Batch) -> list[int | None]:
-        """Run one forward pass and draw. The token that each segment draws, None for those that draw none."""
+        """Run one forward pass and draw. Returns the token of each segment, None for segments that draw
+        none."""
         logits = self.logits(batch)
         tokens: list[int | None] = [None] * len(batch.segments)
         if not batch.drawing:
@@ -153,9 +153,9 @@ class Runner:
         return sampling.Draw(segment.sampling, position, segment.stop_token_ids if below_minimum else ())
 
     def make_ready(self, device: torch.device) -> None:
-        """Find out now what the first step over KV on `device` would find out: it takes a second or two.
+        """Do now what the first step over KV on `device` would otherwise do; takes a second or two.
 
-        Raises UnsupportedModel where the model's steps cannot be exact there.
+        Raises UnsupportedModel if the model's steps cannot be exact there.
         """
         if self._tiles_on(device) is None:
             self._rule()
@@ -168,7 +168,7 @@ class Runner:
         return self._staging_of[device]
 
     def _tiles_on(self, device: torch.device) -> "StepTiles | None":
-        """How a step over KV on `device` is cut for the kernels; None where it runs in torch."""
+        """How a step over KV on `device` is cut for the kernels. None if it runs in torch."""
         if self._tiles is not None:
             return self._tiles
         if device not in self._tiles_of:
@@ -195,7 +195,7 @@ class Runner:
         logit_rows: torch.Tensor,
         step: StepBatch | DecodeInputs,
     ) -> torch.Tensor:
-        """One pass on a processor, where much depends on how many rows there are."""
+        """One pass on a processor, where the number of rows matters."""
         with ByRow(self._rule()):
             return self._forward(token_ids, positions, logit_rows, step)
 

@@ -1,9 +1,9 @@
 """A model without weights, built once and kept: binding it to weights in the arena takes milliseconds.
 
 The skeleton is transformers' own model on the meta device, with our attention function. Binding replaces the
-entries of each module's parameters by views into an image that lies anywhere in memory; unbinding puts the
-empty ones back, so that an evicted model cannot be run by mistake and nothing keeps the memory alive. Copying
-the image there is the device's part; what is in it, the manifest's (`image.py`).
+entries of each module's parameters by views into an image anywhere in memory. Unbinding restores the empty
+ones, so that an evicted model cannot be run by mistake and nothing keeps the memory alive. The device copies
+the image there; the manifest (`image.py`) says what is in it.
 """
 
 from collections.abc import Sequence
@@ -24,8 +24,8 @@ from tokenmux.models.weights.image import Manifest, TensorEntry
 from tokenmux.models.weights.packing import Packed, PackedLinear, packing_of
 
 _building = Lock()
-"""`init_empty_weights` and transformers' default dtype are settings of the whole process: one model at a time
-is built. Two threads at once left tied weights apart."""
+"""`init_empty_weights` and transformers' default dtype are settings of the whole process, so models are built
+one at a time. Two threads at once left tied weights separate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +38,8 @@ class _Slot:
 
 @dataclass(frozen=True, slots=True)
 class _Binding:
-    """One tensor of the image, the places that show it (several where weights are tied), and what they hold
-    when unbound."""
+    """One tensor of the image, the places that show it (several if weights are tied), and what they hold when
+    unbound."""
 
     entry: TensorEntry
     dtype: torch.dtype
@@ -61,7 +61,7 @@ class Skeleton:
     """transformers' model for a config, and which tensor of the image goes where.
 
     With `packed`, it is bound to images that `pack` has rearranged for the processor (`packing.py`). Raises
-    BadCheckpoint when the manifest lacks a tensor of the model or has one of another shape.
+    BadCheckpoint if the manifest lacks a tensor of the model or has one of another shape.
     """
 
     def __init__(
@@ -89,11 +89,11 @@ class Skeleton:
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """The weights that the model is bound to; none when unbound."""
+        """The weights to which the model is bound; empty if unbound."""
         return self._tensors
 
     def pack(self, image: torch.Tensor) -> None:
-        """Rearrange an image as it comes from its file into what `bind` expects, where it lies."""
+        """Rearrange an image as read from its file, in place, into what `bind` expects."""
         for binding in self._bindings:
             if binding.packed is not None:
                 binding.packed.pack(binding.bytes_in(image))
@@ -113,19 +113,20 @@ class Skeleton:
         self._tensors = tuple(tensors)
 
     def unbind(self) -> None:
-        """Forget the weights. Unbinding twice changes nothing."""
+        """Forget the weights. Unbinding twice has no effect."""
         self.point([binding.empty for binding in self._bindings])
         self._tensors = ()
 
     def point(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Let the model use `tensors`, ordered like the property of that name, in place of those it is bound
-        to."""
+        """Let the model use `tensors`, in the order of the property `tensors`, instead of those it is
+        bound to."""
         for binding, tensor in zip(self._bindings, tensors, strict=True):
             for slot in binding.slots:
                 slot.table[slot.name] = tensor
 
     def _move_buffers(self, device: torch.device) -> None:
-        """Take what no image holds (rotary frequencies, scales) to where the weights are; it stays there."""
+        """Move what no image holds (rotary frequencies, scales) to the device of the weights, where it
+        stays."""
         for module in self.model.modules():
             for name, buffer in module._buffers.items():
                 if buffer is not None and buffer.device != device:
@@ -150,7 +151,7 @@ def empty_model(
     # Inside the context every assignment makes a new empty parameter, so tied weights come apart.
     model.tie_weights()
     choose_experts(model, dtype, "cpu")
-    # Else some models look for padding among the token ids in every step, and the device is waited for.
+    # Otherwise some models look for padding among the token ids in every step, and wait for the device.
     with suppress(Exception):  # some configs insist on an integer
         model.config.pad_token_id = None
     model.eval()  # type: ignore[no-untyped-call]
@@ -158,8 +159,8 @@ def empty_model(
 
 
 def choose_experts(model: PreTrainedModel, dtype: torch.dtype, device: str) -> None:
-    """Let a mixture of experts compute by row on a processor; elsewhere grouped products where they are
-    exact, else one for each token."""
+    """Let a mixture of experts compute by row on a processor. Elsewhere it uses grouped products if they
+    are exact, otherwise one per token."""
     if not model._can_set_experts_implementation():
         return
     if device == "cpu":
@@ -171,7 +172,8 @@ def choose_experts(model: PreTrainedModel, dtype: torch.dtype, device: str) -> N
 
 
 def state_names(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Name and tensor of everything a checkpoint must hold, tied weights once, under their first name."""
+    """Name and tensor of everything that a checkpoint must hold; tied weights once, under their first
+    name."""
     named: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -182,8 +184,8 @@ def state_names(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 def _with_packing(model: PreTrainedModel, bindings: Sequence[_Binding]) -> tuple[_Binding, ...]:
-    """The bindings, those of plain linear layers with a packing where there is one. Tied weights are read in
-    other ways too."""
+    """The bindings, with a packing for plain linear layers that have one. Tied weights are excluded: they
+    are also read in other ways."""
     linear = {id(m._parameters): m for m in model.modules() if type(m) is nn.Linear}
     found = []
     for binding in bindings:
@@ -229,11 +231,10 @@ def _match(model: PreTrainedModel, manifest: Manifest) -> tuple[_Binding, ...]:
 def _entries_of(
     named_slots: Sequence[tuple[str, _Slot]], manifest: Manifest
 ) -> list[tuple[TensorEntry, tuple[_Slot, ...]]]:
-    """The tensors of the image for the places that show one tensor of the model, each with the places that it
-    goes to.
+    """The image's tensors for the places that show one tensor of the model, each with its places.
 
-    That is one tensor, under any of the names. Where the checkpoint had several with values of their own,
-    config.json said wrongly that they are tied: each goes to its own place.
+    Usually that is one tensor, under any of the names. If the checkpoint has several with different values,
+    config.json was wrong to call them tied: each goes to its own place.
     """
     found = [(entry, slot) for name, slot in named_slots if (entry := manifest.tensors.get(name)) is not None]
     if not found:

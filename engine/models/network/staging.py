@@ -1,11 +1,11 @@
-"""The way of small arrays between a step and its device: one piece of page-locked memory, made once.
+"""Copies of small arrays between a step and its device, through one piece of page-locked memory, made once.
 
-    upload   arrays into the piece, one copy to the device that nobody waits for
-    fetch    one copy back into the piece, and the thread sleeps until it has arrived
+    upload   arrays into the piece, then one copy to the device that the host does not wait for
+    fetch    one copy back into the piece; the thread sleeps until it has arrived
 
-Page-locked memory is made once because making it takes the driver's lock for milliseconds, at the first step
-of every new size otherwise. And nothing is read from the device by `.item()` or `.tolist()`: those wait in a
-loop that keeps a core busy for the whole step, where `fetch` sleeps on an event.
+The piece is made once because page-locking holds the driver's lock for milliseconds, which would otherwise
+happen at the first step of every new size. And nothing is read from the device by `.item()` or `.tolist()`:
+they wait in a loop that keeps a core busy for the whole step, while `fetch` sleeps on an event.
 """
 
 from collections.abc import Mapping
@@ -19,17 +19,17 @@ import torch
 from tokenmux.core.sizes import round_up
 
 STAGING_BYTES = 1 << 20
-"""A batch of 64 rows with tables of 1,024 blocks needs half of it. More is made where a step needs more."""
+"""A batch of 64 rows with tables of 1,024 blocks needs half of it. A step that needs more allocates more."""
 
 _ALIGNMENT = 16
-"""Bytes. Every array of an upload starts on such a boundary."""
+"""In bytes. Every array of an upload starts on such a boundary."""
 
 
 class Carrier(Protocol):
-    """A device and its current stream, which does what it is given in that order."""
+    """A device and its current stream, which carries out work in the order given."""
 
     def locked(self, n_bytes: int) -> torch.Tensor:
-        """Host memory as `uint8` that the device copies from and to."""
+        """Page-locked host memory as `uint8`."""
         ...
 
     def empty(self, n_bytes: int) -> torch.Tensor:
@@ -37,17 +37,17 @@ class Carrier(Protocol):
         ...
 
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
-        """Give the stream a copy. Returns at once."""
+        """Enqueue a copy on the stream. Returns at once."""
         ...
 
     def settle(self) -> None:
-        """Sleep until the stream has done everything it was given."""
+        """Sleep until the stream has done all its work."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class CudaCarrier:
-    """The stream that is torch's current one at each call."""
+    """torch's current stream at each call."""
 
     device: torch.device
 
@@ -67,7 +67,7 @@ class CudaCarrier:
 
 
 class HostCarrier:
-    """No device: what is given is done."""
+    """No device: every copy is done when the call returns."""
 
     def locked(self, n_bytes: int) -> torch.Tensor:
         return torch.empty(n_bytes, dtype=torch.uint8)
@@ -82,7 +82,7 @@ class HostCarrier:
 
 
 class Staging:
-    """Not for use by two threads at once, nor on two streams."""
+    """The staging memory of one thread and one stream."""
 
     def __init__(self, carrier: Carrier, n_bytes: int = STAGING_BYTES) -> None:
         self._carrier = carrier
@@ -94,7 +94,7 @@ class Staging:
         return cls(CudaCarrier(device) if device.type == "cuda" else HostCarrier())
 
     def upload(self, arrays: Mapping[str, npt.NDArray[np.generic]]) -> dict[str, torch.Tensor]:
-        """The arrays on the device, in one copy that the host does not wait for."""
+        """Copy the arrays to the device in one copy, without waiting for it."""
         places: dict[str, int] = {}
         size = 0
         for name, array in arrays.items():
@@ -115,15 +115,15 @@ class Staging:
         }
 
     def fetch(self, there: torch.Tensor) -> torch.Tensor:
-        """The contiguous tensor's values on the host, until the next call; everything given to the stream
-        before is done."""
+        """The contiguous tensor's values on the host, valid until the next call. All earlier work of the
+        stream is done then."""
         here = self._take(there.nbytes)[: there.nbytes].view(there.dtype).view(there.shape)
         self._carrier.copy(here, there)
         self._settle()
         return here
 
     def _take(self, n_bytes: int) -> torch.Tensor:
-        """A part of the piece that no copy under way touches."""
+        """A part of the piece that no copy in flight uses."""
         size = _aligned(n_bytes)
         if self._used + size > len(self._piece):
             self._settle()

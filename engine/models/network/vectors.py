@@ -1,10 +1,10 @@
 """Element-wise functions whose results do not depend on where an element lies in its array.
 
-torch computes most elements of an array several at a time, and those that are left over one by one, by other
-code that rounds differently for some functions: in float32 for silu, sigmoid, softplus and gelu's
-approximation, in bfloat16 for rsqrt. What is left over depends on how many elements there are, and on how
-they are divided among threads: with 5 threads, 156,801 of the KV numbers of a prompt of 300 tokens differed
-alone and in company. So arrays are padded until no thread has anything left over.
+torch computes most elements of an array several at a time and the rest one by one, by other code that rounds
+differently for some functions: in float32 for silu, sigmoid, softplus and gelu's approximation, in bfloat16
+for rsqrt. Which elements are left over depends on how many there are, and on how they are divided among
+threads: with 5 threads, 156,801 of the KV numbers of a prompt of 300 tokens differed alone and in company. So
+arrays are padded until no thread has anything left over.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 _GELU_ALONE = 16384
-"""Elements up to which gelu takes one thread; beyond, it takes all of them."""
+"""Up to this number of elements gelu uses one thread, beyond it all of them."""
 
 _FUNCTIONS = frozenset(
     (
@@ -25,32 +25,33 @@ _FUNCTIONS = frozenset(
         *(torch.Tensor.cos, torch.Tensor.sin, torch.Tensor.rsqrt),
     )
 )
-"""What modelling code calls. Sums, products, quotients and square roots are exact and need no care."""
+"""Functions that modelling code calls. Sums, products, quotients and square roots are exact and need no
+care."""
 
 _EXACT_IN_FLOAT32 = (torch.rsqrt, torch.Tensor.rsqrt)
 
 
 def is_rounded_by_place(function: Callable[..., object], dtype: torch.dtype) -> bool:
-    """Whether `function` of a tensor of `dtype` must go through `by_vectors`."""
+    """True if `function` of a tensor of `dtype` must go through `by_vectors`."""
     return function in _FUNCTIONS and not (function in _EXACT_IN_FLOAT32 and dtype == torch.float32)
 
 
 def by_vectors(
     function: Callable[..., torch.Tensor], x: torch.Tensor, *arguments: object, **named: object
 ) -> torch.Tensor:
-    """`function(x, ...)` with bits of every element that depend on the element alone. Always a new tensor,
-    though `inplace` asks else."""
+    """`function(x, ...)` such that the bits of every element depend on that element alone. Always a new
+    tensor, even with `inplace`."""
     pad, cut = (_scripted_pad(), _scripted_cut()) if torch._C._get_tracing_state() else (_pad, _cut)
     padded = pad(x, torch.get_num_threads(), _GELU_ALONE if function is F.gelu else -1)
     return cut(function(padded, *arguments, **named | ({"inplace": False} if "inplace" in named else {})), x)
 
 
 def padded_size(n: int, threads: int, alone: int) -> int:
-    """The least number of elements, at least `n`, of which each thread that torch uses gets whole vectors.
+    """The smallest number of elements, at least `n`, of which each of torch's threads gets whole vectors.
 
-    Up to `alone` elements it uses one thread, beyond all of them; with `alone` negative, one for each 32,768
-    (`at::internal::GRAIN_SIZE`). A vector is taken for 64 elements: two AVX-512 registers of bfloat16, which
-    is what the loops take at once; other processors' are shorter.
+    Up to `alone` elements torch uses one thread, beyond that all of them; with `alone` negative, one per
+    32,768 (`at::internal::GRAIN_SIZE`). A vector counts as 64 elements: two AVX-512 registers of bfloat16,
+    which is what the loops process at once; other processors' vectors are shorter.
     """
     size = -1
     while size != n:

@@ -1,9 +1,9 @@
 """Drawing the next token from logits, each row by itself, as a pure function of (logits, sampling, position).
 
-There is no generator whose state could run ahead: the uniform number of a draw comes from a counter-based
+No generator has a state that could run ahead: the uniform number of a draw comes from a counter-based
 generator keyed by the request's seed, at the counter given by the token's position. So preemption, batching
-and recovery cannot change it. Tokens of equal probability at the edge of a top-k or top-p set are all kept:
-the set then does not depend on how ties are sorted.
+and recovery cannot change it. Tokens of equal probability at the edge of a top-k or top-p set are all kept,
+so that the set does not depend on how ties are sorted.
 """
 
 from collections.abc import Collection, Sequence
@@ -19,7 +19,7 @@ _SORTED_FIRST = 1024
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """What one draw depends on besides its logits: `position` is that of the token drawn."""
+    """What one draw depends on besides its logits; `position` is that of the drawn token."""
 
     sampling: Sampling
     position: int
@@ -27,7 +27,7 @@ class Draw:
 
 
 def draw_rows(logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
-    """A token for each of the first rows of `logits` `[row, vocabulary]`."""
+    """Draw a token for each of the first rows of `logits` `[row, vocabulary]`."""
     tokens: list[int] = likeliest(logits[: len(draws)]).tolist()
     for row, wanted in enumerate(draws):
         if wanted.forbidden or not wanted.sampling.is_greedy:
@@ -36,10 +36,10 @@ def draw_rows(logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
 
 
 def draw(logits: torch.Tensor, sampling: Sampling, position: int, forbidden: Collection[int] = ()) -> int:
-    """The token at `position`, given the logits `[vocabulary]` there. `forbidden` tokens are never drawn.
+    """Draw the token at `position` from its logits `[vocabulary]`. `forbidden` tokens are never drawn.
 
-    The largest logit is taken away before the division, so that no temperature makes a score overflow.
-    Ids in `forbidden` that the vocabulary does not have are nothing to forbid.
+    The largest logit is subtracted before the division, so that no temperature makes a score overflow. Ids in
+    `forbidden` that are not in the vocabulary are ignored.
     """
     if forbidden:
         logits = logits.clone()
@@ -63,7 +63,7 @@ def draw(logits: torch.Tensor, sampling: Sampling, position: int, forbidden: Col
 def likeliest(logits: torch.Tensor) -> torch.Tensor:
     """The index of the largest logit in each row of `[..., vocabulary]`.
 
-    By `max`, since `argmax` in bfloat16 took 13 ms for 32 rows of 49,152 where this took 1.
+    Uses `max`, since `argmax` in bfloat16 took 13 ms for 32 rows of 49,152 and this takes 1.
     """
     return logits.max(-1).indices
 
@@ -75,7 +75,7 @@ def uniform(seed: int, position: int) -> float:
 
 
 def _nucleus_threshold(weights: torch.Tensor, top_p: float) -> torch.Tensor:
-    """The least weight in the smallest set of the likeliest tokens whose weights reach `top_p`.
+    """The smallest weight in the smallest set of the likeliest tokens whose weights reach `top_p`.
 
     The first thousand are nearly always enough, and finding them costs a tenth of sorting a vocabulary of
     50,000.

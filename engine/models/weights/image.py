@@ -1,12 +1,10 @@
-"""Weight images: all weights of a model as one contiguous run of bytes, and the manifest that says what lies
-where.
+"""Weight images: all weights of a model as one contiguous run of bytes, and the manifest that describes it.
 
 Every tensor begins on a 64-byte boundary of the image, so that one copy makes a model resident and a view per
-tensor makes it usable. The arena gives images bases at multiples of 256 bytes: each tensor then has the same
-alignment up to 256 wherever its image lies, although within the image 64 suffices. An image is a file of its
+tensor makes it usable. The arena puts images at multiples of 256 bytes: each tensor then has the same
+alignment up to 256 wherever its image lies, although 64 suffices within the image. An image is a file of its
 own or a part of one (the data section of a safetensors file that already has the right names and types). This
-file writes, maps and checks images; where the weights come from is `conversion.py`'s subject, and copying
-them to a device is the device's.
+module writes, maps and checks images; `conversion.py` gets the weights, and the device copies them.
 """
 
 import hashlib
@@ -42,7 +40,7 @@ DTYPES: Mapping[str, torch.dtype] = {
     "I8": torch.int8,
     "U8": torch.uint8,
 }
-"""Types of tensors by their name in safetensors files and manifests."""
+"""Types of tensors by their names in safetensors files and manifests."""
 
 DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -63,8 +61,8 @@ class TensorEntry:
 
 
 def check_entry(entry: TensorEntry, n_image_bytes: int) -> None:
-    """Raise ValueError unless the entry is a tensor within an image of `n_image_bytes`: binding it can then
-    not fail."""
+    """Raise ValueError unless the entry lies within an image of `n_image_bytes`, so that binding it cannot
+    fail."""
     numbers = (*entry.shape, entry.offset, entry.n_bytes, n_image_bytes)
     if type(entry.name) is not str or not all(type(number) is int and number >= 0 for number in numbers):
         raise ValueError(
@@ -86,7 +84,7 @@ def check_entry(entry: TensorEntry, n_image_bytes: int) -> None:
 class Manifest:
     """What an image holds and where it is: `n_bytes` at `data_offset` of `file`, with this SHA-256 in hex.
 
-    `dtype` is the type in which the model computes. `source` names the checkpoint in messages.
+    `dtype` is the type in which the model computes. `source` is the checkpoint's name in messages.
     """
 
     source: str
@@ -117,7 +115,7 @@ class Manifest:
 
     @classmethod
     def load(cls, path: Path) -> "Manifest":
-        """Read a manifest. Raises BadCheckpoint when it is missing, damaged or of another version."""
+        """Read a manifest. Raises BadCheckpoint if it is missing, damaged or of another version."""
         try:
             document: dict[str, Any] = json.loads(path.read_bytes())
             if document["version"] != MANIFEST_VERSION:
@@ -151,7 +149,7 @@ def map_image(manifest: Manifest, *, verify: bool = False) -> torch.Tensor:
     """The image as a memory-mapped, read-only `uint8` tensor of `n_bytes`; with `verify`, its checksum is
     compared.
 
-    Writing to the tensor is undefined. Raises BadCheckpoint when the file is missing, too short or altered.
+    Writing to the tensor is undefined. Raises BadCheckpoint if the file is missing, too short or altered.
     """
     image = map_bytes(manifest.file, manifest.data_offset, manifest.n_bytes)
     if verify and sha256(image, str(manifest.file)) != manifest.sha256:
@@ -167,7 +165,7 @@ def _altered(manifest: Manifest) -> BadCheckpoint:
 
 
 def map_bytes(file: Path, offset: int, n_bytes: int) -> torch.Tensor:
-    """A range of a file as a memory-mapped `uint8` tensor. Raises BadCheckpoint when the file ends before
+    """A range of a file as a memory-mapped `uint8` tensor. Raises BadCheckpoint if the file ends before
     it."""
     end = offset + n_bytes
     try:
@@ -181,10 +179,10 @@ def map_bytes(file: Path, offset: int, n_bytes: int) -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True)
 class FileStamp:
-    """What a file looked like when its image was last read: a later read of the same needs no checksum of
-    everything.
+    """What a file looked like when its image was last read. If it has not changed, a later read can skip the
+    checksum.
 
-    `samples` covers the first bytes of every chunk, for file systems whose times cannot be relied on.
+    `samples` covers the first bytes of every chunk, for file systems whose times cannot be trusted.
     """
 
     inode: tuple[int, int]
@@ -194,7 +192,7 @@ class FileStamp:
 
     @classmethod
     def now(cls, handle: int) -> "FileStamp":
-        """The open file `handle` as it is now, without samples."""
+        """The present state of the open file `handle`, without samples."""
         stat = os.fstat(handle)
         return cls((stat.st_dev, stat.st_ino), stat.st_size, (stat.st_mtime_ns, stat.st_ctime_ns))
 
@@ -202,10 +200,10 @@ class FileStamp:
 def read_image(
     manifest: Manifest, into: memoryview, told: Callable[[int], None], *, seen: FileStamp | None = None
 ) -> FileStamp:
-    """Read the image into a buffer of `n_bytes`; `told` hears of every piece, in bytes.
+    """Read the image into a buffer of `n_bytes`; `told` is called with the size of every piece, in bytes.
 
-    The checksum is compared unless the file is as it was `seen` when an earlier call of this function
-    returned that. Raises BadCheckpoint when the file is missing, too short, or not what was registered.
+    The checksum is compared unless the file is still as in `seen`, the result of an earlier call. Raises
+    BadCheckpoint if the file is missing, too short, or not what was registered.
     """
     digest, samples = hashlib.sha256(), hashlib.blake2b(digest_size=16)
     try:
@@ -255,10 +253,10 @@ def write_image(
     n_bytes: int,
     progress: Progress = no_progress,
 ) -> Manifest:
-    """Write tensors as an image file, each on its boundary, atomically; the manifest of it (not saved).
+    """Write tensors as an image file, each on its boundary, atomically. Returns its manifest, not saved.
 
-    `n_bytes` is the expected size of all, for the progress and for refusing early when the disk lacks it.
-    Raises DoesNotFit when the disk is full, and leaves nothing behind.
+    `n_bytes` is the expected total size, for the progress and to refuse early if the disk lacks room. Raises
+    DoesNotFit if the disk is full, and leaves nothing behind.
     """
     digest = hashlib.sha256()
     entries: dict[str, TensorEntry] = {}

@@ -1,14 +1,13 @@
-"""Weights of linear layers as the processor's matrix products read them fastest.
+"""Weights of linear layers in the layout that the processor multiplies fastest.
 
-oneDNN multiplies with a weight that lies row by row only after rearranging it, in every call. In bfloat16,
-for the few rows of a decode step, that takes longer than the product: a layer of 576 x 1536 takes 80 us with
-its weight as it comes and 48 us with it rearranged beforehand, and the bits of the result are the same. So
-the images in the host cache hold such weights rearranged ("packed"), in the place and the number of bytes
-that they had; on disk they stay as they came.
+oneDNN rearranges a row-major weight in every call. In bfloat16, for the few rows of a decode step, that takes
+longer than the product itself: a layer of 576 x 1536 takes 80 us with its weight row-major and 48 us with it
+rearranged beforehand, with the same bits in the result. So images in the host cache hold such weights
+rearranged ("packed"), in the same place and the same number of bytes; on disk they stay row-major.
 
-A packed weight is a tensor that only oneDNN can read. Over memory that is not torch's own it can be made with
-the C interface that torch keeps stable for models compiled ahead of time (`aoti_torch_*`). Where anything of
-this is missing, or does not compute what the plain product does, nothing is packed.
+Only oneDNN can read a packed weight. The C interface that torch keeps stable for models compiled ahead of
+time (`aoti_torch_*`) can make one over memory that is not torch's own. If any of this is missing, or does not
+compute what the plain product does, nothing is packed.
 """
 
 import ctypes
@@ -23,24 +22,24 @@ from torch import nn
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 _DTYPE = torch.bfloat16
-"""Other types are left alone: float32 gains little (its products need no rearranging) and is the type
-compared with others' tokens."""
+"""Other types are not packed: float32 gains little (its products need no rearranging) and is the type in
+which tokens are compared with other engines."""
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """How a weight `[outputs, inputs]` was packed: its shape, and oneDNN's own description of its layout."""
+    """How a weight `[outputs, inputs]` was packed: its shape, and oneDNN's description of its layout."""
 
     shape: tuple[int, int]
     layout: bytes
 
     def pack(self, memory: torch.Tensor) -> None:
-        """Pack the weight that lies row by row in `memory`, `uint8` and 64-byte aligned."""
+        """Pack the row-major weight in `memory`, which is `uint8` and 64-byte aligned."""
         packed = _reordered(memory.view(_DTYPE).view(self.shape))
         ctypes.memmove(memory.data_ptr(), torch.ops.mkldnn.data_ptr(packed), memory.nbytes)
 
     def over(self, memory: torch.Tensor) -> torch.Tensor:
-        """The weight that was packed into `memory`. It does not keep the memory alive."""
+        """The weight that was packed into `memory`. Does not keep the memory alive."""
         return _view(memory.data_ptr(), self.shape, self.layout)
 
 
@@ -64,18 +63,18 @@ def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -
 
 
 def packed_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """`F.linear(x, weight, bias)` with a packed weight. Seen by torch's function modes as that is
+    """`F.linear(x, weight, bias)` with a packed weight. torch's function modes see it as `F.linear`
     (`row_pieces.py`)."""
     if has_torch_function_unary(x):
         product: torch.Tensor = handle_torch_function(packed_product, (x,), x, weight, bias)
         return product
-    # The tracer does not know this operator's types of arguments; TorchScript does.
+    # The tracer does not know this operator's argument types; TorchScript does.
     return (_scripted_product() if torch._C._get_tracing_state() else _product)(x, weight, bias)
 
 
 @cache
 def packing_of(dtype: torch.dtype, shape: tuple[int, ...]) -> Packed | None:
-    """How weights of this type and shape are packed on this machine; None where they are not."""
+    """How weights of this type and shape are packed on this machine, or None if they are not."""
     if dtype != _DTYPE or len(shape) != 2 or not _works():
         return None
     weight = torch.zeros(shape, dtype=dtype)
@@ -87,7 +86,7 @@ def packing_of(dtype: torch.dtype, shape: tuple[int, ...]) -> Packed | None:
 
 @cache
 def _works() -> bool:
-    """Whether packed products can be had here and give the plain product's bits."""
+    """True if packed products work here and give the plain product's bits."""
     weight = torch.randn(128, 192, generator=torch.Generator().manual_seed(0)).to(_DTYPE)
     x = torch.randn(5, 192, generator=torch.Generator().manual_seed(1)).to(_DTYPE)
     try:
@@ -100,7 +99,7 @@ def _works() -> bool:
 
 
 def _reordered(weight: torch.Tensor) -> torch.Tensor:
-    # Without a number of rows oneDNN chooses the layout for any; with one it chose the same for 2, 8 and 32.
+    # Without a number of rows oneDNN chooses a layout for any; with one it chose the same for 2, 8 and 32.
     return torch.ops.mkldnn._reorder_linear_weight(weight, None)  # type: ignore[no-any-return]
 
 
@@ -120,11 +119,11 @@ def _library() -> ctypes.CDLL:
         sizes,  # strides
         ctypes.c_int64,  # offset
         ctypes.c_int32,  # dtype
-        ctypes.c_int32,  # kind of device
-        ctypes.c_int32,  # number of device
-        ctypes.POINTER(ctypes.c_void_p),  # the tensor that is made
+        ctypes.c_int32,  # device kind
+        ctypes.c_int32,  # device number
+        ctypes.POINTER(ctypes.c_void_p),  # the resulting tensor
         ctypes.c_int32,  # layout
-        ctypes.c_char_p,  # oneDNN's description of it
+        ctypes.c_char_p,  # oneDNN's description of the layout
         ctypes.c_int64,
     ]
     library.aoti_torch_delete_tensor_object.argtypes = [ctypes.c_void_p]
@@ -156,7 +155,7 @@ def _view(address: int, shape: tuple[int, int], layout: bytes) -> torch.Tensor:
         capsule(handle.value, None, None)
     )
     if tensor._use_count() > 1:  # type: ignore[attr-defined]  # missing in the stubs
-        # It steals nothing, in spite of its name: the handle is still ours. Left, it costs 1.7 kB for each
-        # weight of each activation.
+        # Despite its name this call does not take over the handle. Not deleting it leaks 1.7 kB per weight
+        # and activation.
         library.aoti_torch_delete_tensor_object(handle)
     return tensor

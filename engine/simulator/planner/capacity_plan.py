@@ -14,10 +14,10 @@ OURS = "slack"
 BASELINES = ("aegaeon", "request-level", "dedicated")
 
 NOTICEABLE = 0.2
-"""A resource limits the pool if doubling it closes at least this share of the gap to the goal,"""
+"""A resource limits the pool if doubling it closes at least this share of the gap to the goal."""
 
 ALIKE = 0.9
-"""and if doubling it helps at least this share as much as doubling the best one."""
+"""It is named beside the most limiting resource if doubling it gains at least this share as much."""
 
 ONE_EACH = "one device per model"
 NOTHING_ALONE = "no resource alone"

@@ -28,7 +28,7 @@ _MOST_FACTORS = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class GgufCheckpoint:
-    """A GGUF file that can be served: everything in it has its place. No weight has been read yet."""
+    """A GGUF file that can be served: everything in it is accounted for. No weight has been read yet."""
 
     config: PreTrainedConfig
     _model: GgufModel
@@ -38,8 +38,7 @@ class GgufCheckpoint:
 
     @classmethod
     def open(cls, file: Path) -> "GgufCheckpoint":
-        """Read what `file` says of itself (any of its files, if there are several) and give every key and
-        tensor its place.
+        """Read the header of `file` (any one, if the model has several) and account for every key and tensor.
 
         Raises NotFound, BadCheckpoint or UnsupportedModel, which name the key or the tensor.
         """
@@ -88,10 +87,7 @@ class GgufCheckpoint:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes that converting handles.
-
-        All tensors as the files hold them, and the largest one unpacked to float32.
-        """
+        """Bytes that a conversion handles: all tensors as stored, and the largest one unpacked to float32."""
         packed = sum(tensor.n_bytes for tensor in self._model.tensors.values())
         return packed + 4 * max(torch.Size(shape).numel() for shape in self._shapes.values())
 
@@ -107,9 +103,9 @@ class GgufCheckpoint:
             out.write(json.dumps(ends, indent=1).encode())
 
     def tensors(self, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-        """Name and numbers of the model's tensors, one after the other.
+        """Name and values of the model's tensors, one after another.
 
-        Raises BadCheckpoint where numbers are not finite.
+        Raises BadCheckpoint if a value is not finite.
         """
         for name, source in self._sources.items():
             yield name, read_tensor(self._model, source, dtype)
@@ -125,7 +121,7 @@ class GgufCheckpoint:
 
 
 def _made(model: GgufModel, fields: Mapping[str, Any], tokenizer: GgufTokenizer) -> PreTrainedConfig:
-    """The config of these fields. Raises UnsupportedModel when transformers refuses them."""
+    """The config with these fields. Raises UnsupportedModel if transformers refuses them."""
     options = dict(fields) | {
         "bos_token_id": tokenizer.begin_id,
         "eos_token_id": list(tokenizer.end_ids) or None,

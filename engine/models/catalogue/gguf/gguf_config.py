@@ -1,7 +1,7 @@
 """The config of each architecture, from the file's metadata: one function each, over what all of them share.
 
-A number that decides a result is required wherever the converters of llama.cpp write it; defaults stand only
-where they leave it out. Sizes are compared with the tensors here already, since a skeleton is built from
+A number that decides a result is required if the converters of llama.cpp always write it; only numbers that
+they leave out have defaults. Sizes are compared with the tensors here already, since a skeleton is built from
 them.
 """
 
@@ -24,23 +24,21 @@ _LARGEST_CONTEXT = 1 << 27
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """What a config is made from.
-
-    The keys of the architecture, the tensors, and the values of those that hold rotary factors.
-    """
+    """The sources of a config: the keys of the architecture, the tensors, and the values of those with rotary
+    factors."""
 
     keys: Keys
     tensors: Mapping[str, GgufTensor]
     factors: Mapping[str, Sequence[float]]
     old_vocabulary: bool
-    """Whether the tokenizer is SentencePiece's: such files may be older than the key `rope.freq_base`."""
+    """True if the tokenizer is SentencePiece's: such files may be older than the key `rope.freq_base`."""
 
     def has(self, name: str) -> bool:
-        """Whether the file has the tensor."""
+        """True if the file has the tensor."""
         return name in self.tensors
 
     def size(self, name: str, axis: int) -> int:
-        """A size of a tensor. Raises BadCheckpoint when it is missing or has no such axis."""
+        """Size of a tensor along `axis`. Raises BadCheckpoint if the tensor or the axis is missing."""
         if name not in self.tensors:
             raise BadCheckpoint(f"{self.keys.file}: the tensor {name} is missing")
         shape = self.tensors[name].shape
@@ -53,9 +51,9 @@ class Described:
 class GgufArchitecture:
     """How one architecture is read.
 
-    `names` is its table of tensor names; `config` makes the fields of transformers' config, `model_type`
-    among them. `paired`: rows of queries and keys are stored pair by pair, as llama.cpp rotates them.
-    `raised_norms`: weights of norms are stored with 1 added.
+    `names` is its table of tensor names; `config` makes the fields of transformers' config, including
+    `model_type`. `paired` means that rows of queries and keys are stored pair by pair, as llama.cpp rotates
+    them; `raised_norms` that weights of norms are stored with 1 added.
     """
 
     names: MODEL_ARCH
@@ -88,7 +86,7 @@ class _Sizes:
 
 
 def described_config(architecture: str, found: Described) -> dict[str, Any]:
-    """The fields of the config, every key of the architecture taken.
+    """The fields of the config. Takes every key of the architecture.
 
     Raises BadCheckpoint or UnsupportedModel.
     """
@@ -141,7 +139,7 @@ def _sizes(found: Described) -> _Sizes:
 
 
 def _check_layers(found: Described, n_layers: int) -> None:
-    """Every layer must be there, and no other: counts are not believed before they are compared."""
+    """Raise unless exactly these layers are there: counts are compared before they are believed."""
     numbers = {part for name in found.tensors if name.startswith("blk.") for part in name.split(".")[1:2]}
     if len(numbers) != n_layers or numbers != {str(number) for number in range(n_layers)}:
         found.keys.bad("block_count", f"is {n_layers}, and there are tensors of {len(numbers)} layers")
@@ -191,10 +189,8 @@ def _dense(keys: Keys) -> None:
 
 
 def _experts(found: Described, *, normed: bool, gating: int = 1) -> tuple[int, int]:
-    """How many experts there are and how many a token takes.
-
-    Whatever else could be said of them must be as usual.
-    """
+    """Number of experts, and how many of them a token uses. All other keys about experts must have their
+    usual values."""
     keys = found.keys
     count, used = keys.integer("expert_count"), keys.integer("expert_used_count")
     if count != found.size("blk.0.ffn_gate_inp.weight", 0):
@@ -288,10 +284,10 @@ def _gemma(found: Described) -> dict[str, Any]:
 
 
 def _query_scale(found: Described, sizes: _Sizes, layers_of_27b: int) -> int:
-    """What queries are scaled by, as the square of 1 / scale. No key says it.
+    """What queries are scaled by, as the square of 1 / scale. The file has no key for it.
 
-    The models of 27B have the mean width of a head, all others 256. llama.cpp tells them by the number of
-    layers, too.
+    Models of 27B use the mean width of a head, all others 256. Like llama.cpp, this recognises them by their
+    number of layers.
     """
     found.keys.integer("attention.key_length")
     return sizes.hidden // sizes.heads if sizes.layers == layers_of_27b else 256
@@ -315,13 +311,13 @@ def _gemma2(found: Described) -> dict[str, Any]:
 def _gemma3(found: Described) -> dict[str, Any]:
     keys, sizes = found.keys, _sizes(found)
     capped = "final_logit_softcapping" in keys
-    keys.ignore_below("mm.", "vision.")  # of the part for images, whose tensors are in a file of their own
+    keys.ignore_below("mm.", "vision.")  # for the part about images, whose tensors are in a separate file
     return (
         _common(found, sizes)
         | windows.alternating(keys, sizes.layers, 6)
         | {
             "model_type": "gemma3_text",
-            # Scaling is for the layers that see everything.
+            # Scaling applies to the layers with full attention.
             "rope_parameters": {
                 "full_attention": _rope(found, sizes),
                 "sliding_attention": {
@@ -469,7 +465,7 @@ def _smollm3(found: Described) -> dict[str, Any]:
     return (
         _common(found, sizes)
         | _biases(found)
-        # Every fourth layer is without positions; no key says it.
+        # Every fourth layer has no positions; the file has no key for it.
         | {"model_type": "smollm3", "rope_parameters": _rope(found, sizes), "no_rope_layer_interval": 4}
     )
 

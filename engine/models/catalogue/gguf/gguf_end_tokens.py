@@ -1,8 +1,8 @@
-"""The tokens that end an output: by the file's keys, and by their text where converters leave the keys out.
+"""The tokens that end an output: by the file's keys, and by their text if converters leave the keys out.
 
-Base models' files name one end token; those of chat models often name the end of a text, and not that of a
-turn. llama.cpp finds these by their text, and so does this. Its ends of fill-in-the-middle (padding,
-repository, file) are not taken.
+Base models' files name one end token; those of chat models often name the end of a text, but not that of a
+turn. Like llama.cpp, this finds them by their text. llama.cpp's ends of fill-in-the-middle (padding,
+repository, file) are not used.
 """
 
 from collections.abc import Sequence
@@ -30,10 +30,8 @@ _BY_TEXT = frozenset(
     )
 )
 _BY_TEXT_IF_CONTROL = frozenset(("</s>", "<eos>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "[e~["))
-"""Texts that a vocabulary may also hold as ordinary words.
-
-They count where the file marks them as control tokens.
-"""
+"""Texts that a vocabulary may also hold as ordinary words. They count only if the file marks them as control
+tokens."""
 
 
 def gguf_end_tokens(
@@ -41,7 +39,7 @@ def gguf_end_tokens(
 ) -> tuple[int, ...]:
     """Ids that end an output, sorted; `default` stands for a missing end-of-text key.
 
-    Raises BadCheckpoint for one that is no token.
+    Raises BadCheckpoint for an id that is not a token.
     """
     ends = set()
     for name in _BY_KEY:
@@ -54,13 +52,13 @@ def gguf_end_tokens(
     ends |= {texts[text] for text in _BY_TEXT_IF_CONTROL & texts.keys() if texts[text] in control}
     marks = {tokens[number] for number in ends}
     if {"<|return|>", "<|call|>"} <= marks or {"<|calls|>", "<|flush|>"} <= marks:
-        # These end a message of several: the output goes on.
+        # These end one message of several: the output continues.
         ends.discard(texts.get("<|end|>", -1))
     return tuple(sorted(ends))
 
 
 def token_id(keys: Keys, name: str, n_tokens: int) -> int:
-    """The id under a key. Raises BadCheckpoint when it is missing or no token of the vocabulary."""
+    """The token id under a key. Raises BadCheckpoint if it is missing or not in the vocabulary."""
     number = keys.integer(name, least=0)
     if number >= n_tokens:
         keys.bad(name, f"is {number}, and there are {n_tokens} tokens")

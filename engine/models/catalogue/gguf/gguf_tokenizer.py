@@ -1,7 +1,5 @@
-"""The tokenizer of a GGUF file.
-
-Byte-level vocabularies (`gpt2`) and SentencePiece's (`llama`), built from the file's metadata.
-"""
+"""The tokenizer of a GGUF file: byte-level vocabularies (`gpt2`) and SentencePiece's (`llama`), built from
+the metadata."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,7 +20,7 @@ _NO_TEXT = (_UNKNOWN, _CONTROL, _UNUSED, _BYTE)
 _SPACE = "▁"
 _GEMMA = ("gemma", "gemma2", "gemma3")
 _LONGEST = 1024
-"""Characters of a token. Every division of a piece is looked at, so a longer one is not believed."""
+"""Longest token in characters. Every division of a piece is tried, so longer tokens are refused."""
 _WITHOUT_EFFECT = (
     # Tokens that are neither added nor end an output.
     "ggml.seperator_token_id",
@@ -40,10 +38,7 @@ _WITHOUT_EFFECT = (
 
 @dataclass(frozen=True, slots=True)
 class GgufTokenizer:
-    """A tokenizer with what else is known of its tokens.
-
-    Ids that end an output, the one that begins a text.
-    """
+    """A tokenizer, the ids that end an output, and the id that begins a text."""
 
     backend: PreTrainedTokenizerFast
     end_ids: tuple[int, ...]
@@ -134,12 +129,11 @@ def _pair(keys: Keys, merge: str) -> tuple[str, str]:
 
 def _sentencepiece(vocabulary: _Vocabulary, architecture: str) -> Tokenizer:
     keys = vocabulary.keys
-    keys.ignore("ggml.pre")  # one way to split only
+    keys.ignore("ggml.pre")  # there is only one way to split
     scores = keys.several("ggml.scores", float, len(vocabulary.tokens))
     tokens = list(vocabulary.tokens)
     if architecture in _GEMMA:
-        # Its tokens of several spaces are stored as such, and its pieces are merged in the order of the
-        # vocabulary.
+        # Tokens of several spaces are stored as such, and pieces are merged in the order of the vocabulary.
         tokens = [_SPACE * len(text) if len(text) > 1 and not text.strip(" ") else text for text in tokens]
         scores = [-float(number) for number in range(len(tokens))]
     ids = {text: number for number, text in enumerate(tokens)}
@@ -164,9 +158,10 @@ def _sentencepiece(vocabulary: _Vocabulary, architecture: str) -> Tokenizer:
 def _merges(
     ids: Mapping[str, int], scores: Sequence[float], no_text: frozenset[int]
 ) -> list[tuple[str, str]]:
-    """SentencePiece merges the two neighbours whose joined piece scores best.
+    """The merges of a SentencePiece vocabulary, which joins the two neighbours whose joined piece scores
+    best.
 
-    Every division of a piece is a merge of its rank.
+    Every division of a piece is a merge with that piece's rank.
     """
     pieces = {text: number for text, number in ids.items() if number not in no_text}
     found: list[tuple[float, int, int, str, str]] = []
@@ -191,10 +186,8 @@ def _bpe(keys: Keys, ids: dict[str, int], merges: list[tuple[str, str]], **optio
 
 
 def _add_special(core: Tokenizer, vocabulary: _Vocabulary, ends: Sequence[int]) -> None:
-    """Tokens that stand for themselves in text.
-
-    Control tokens (hidden in outputs), and those that users defined.
-    """
+    """Add tokens that stand for themselves in text: control tokens (hidden in outputs), and user-defined
+    ones."""
     control = vocabulary.of_type(_CONTROL) | set(ends)
     texts = core.get_vocab(with_added_tokens=False)
     special, plain = [], []
@@ -212,7 +205,7 @@ def _add_special(core: Tokenizer, vocabulary: _Vocabulary, ends: Sequence[int]) 
 def _dressed(
     core: Tokenizer, vocabulary: _Vocabulary, begin: int | None, *, begins: bool
 ) -> PreTrainedTokenizerFast:
-    """The tokenizer as transformers has it, BOS and EOS added as the file says, with its chat template."""
+    """The tokenizer as a transformers object: BOS and EOS added as the file says, with its chat template."""
     keys, tokens = vocabulary.keys, vocabulary.tokens
     names: dict[str, str] = {}
     if begin is not None and begin < len(tokens):
@@ -220,7 +213,7 @@ def _dressed(
     if "ggml.eos_token_id" in keys:
         names["eos_token"] = tokens[token_id(keys, "ggml.eos_token_id", len(tokens))]
     for name, key in (("pad_token", "ggml.padding_token_id"), ("unk_token", "ggml.unknown_token_id")):
-        # Of no effect here, and out of range in some files: -1, or one behind the last.
+        # Unused here, and out of range in some files: -1, or one past the last.
         if isinstance(number := keys.raw(key), int) and 0 <= number < len(tokens):
             names[name] = tokens[number]
     before = _added(keys, "bos", names.get("bos_token"), keys.flag("ggml.add_bos_token", begins))

@@ -1,8 +1,8 @@
 """The header of one GGUF file, checked against the file's size before anything is built.
 
 Counts and sizes are believed only as far as the file has bytes for them, so a damaged header costs no more
-time and memory than reading the file's first part. Bytes that no tensor names (alignment, anything after the
-last tensor) are not looked at.
+time and memory than reading the first part of the file. Bytes outside of all tensors (alignment, anything
+after the last one) are ignored.
 """
 
 import math
@@ -25,7 +25,7 @@ _VERSIONS = (2, 3)
 _ALIGNMENT = 32
 _MOST_DIMENSIONS = 4
 _MOST_ELEMENTS = 1 << 24
-"""Elements of one array of metadata. The largest vocabularies have 2^18 tokens and 2^19 merges."""
+"""Largest array of metadata, in elements. The largest vocabularies have 2^18 tokens and 2^19 merges."""
 _SCALARS = {
     0: "<B",
     1: "<b",
@@ -44,10 +44,7 @@ _STRING, _ARRAY = 8, 9
 
 @dataclass(frozen=True, slots=True)
 class GgufTensor:
-    """One tensor.
-
-    `n_bytes` at `offset` of `file`, row-major with `shape`, its numbers packed as `kind` says.
-    """
+    """One tensor: `n_bytes` at `offset` of `file`, row-major with `shape`, numbers packed as `kind` says."""
 
     name: str
     shape: tuple[int, ...]
@@ -59,10 +56,8 @@ class GgufTensor:
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """What one file says.
-
-    Metadata by key (numbers, booleans, strings, lists of one of these), tensors by name.
-    """
+    """The content of one header: metadata by key (numbers, booleans, strings, lists of one of these),
+    tensors by name."""
 
     file: Path
     metadata: Mapping[str, Any]
@@ -72,8 +67,8 @@ class GgufHeader:
 def read_header(file: Path) -> GgufHeader:
     """Read and check the header of a GGUF file.
 
-    Raises NotFound, BadCheckpoint when it is damaged or cut off, UnsupportedModel when it is of another
-    version or byte order.
+    Raises NotFound, BadCheckpoint if it is damaged or cut off, UnsupportedModel if it has another version or
+    byte order.
     """
     check_regular(file)
     try:
@@ -107,7 +102,7 @@ class _Reader:
             raise UnsupportedModel(f"{self._file}: GGUF version {version}; versions 2 and 3 can be read")
         n_tensors = self._scalar("<Q", "the number of tensors")
         n_keys = self._scalar("<Q", "the number of keys")
-        # A key needs 13 bytes at least, a tensor 32.
+        # A key takes at least 13 bytes, a tensor 32.
         self._check_count("keys", n_keys, 13)
         self._check_count("tensors", n_tensors, 32)
         metadata: dict[str, Any] = {}
@@ -193,7 +188,7 @@ class _Reader:
 
     def _scalar(self, form: str, what: str) -> Any:
         value = struct.unpack(form, self._take(struct.calcsize(form), what))[0]
-        # 1e-6 rather than 9.999999974752427e-07: the number that the model's own config has.
+        # 1e-6 instead of 9.999999974752427e-07: the number that the model's own config has.
         return float(str(np.float32(value))) if form == "<f" else value
 
     def _take(self, n_bytes: int, what: str) -> bytes:

@@ -1,8 +1,8 @@
-"""Metadata with a ledger: each key of the architecture or the tokenizer is taken, or refused by name.
+"""Metadata with a ledger: each key of the architecture or the tokenizer is used, or refused by name.
 
 llama.cpp reads the namespaces `general`, `tokenizer`, `split` and that of the architecture; others are notes
-of whoever made the file. In these, a key that this project does not know may change a result, so it is never
-passed over.
+of the file's author. A key in these namespaces that is not known here may change a result, so it is never
+ignored.
 """
 
 import math
@@ -16,9 +16,9 @@ _LARGEST = 1 << 31
 
 
 class Keys:
-    """The keys `<prefix>.*` of a file; getters note what was taken, `refuse_rest` names what was not.
+    """The keys `<prefix>.*` of a file. Getters note what was taken; `refuse_rest` names what was not.
 
-    Getters raise BadCheckpoint for a key that is missing (unless a default is given) or of a wrong type.
+    Getters raise BadCheckpoint if a key is missing (unless a default is given) or has a wrong type.
     """
 
     def __init__(self, file: Path, metadata: Mapping[str, Any], prefix: str) -> None:
@@ -35,7 +35,7 @@ class Keys:
         return name in self._values
 
     def integer(self, name: str, default: int | None = None, *, least: int = 1) -> int:
-        """A whole number; a list of equal ones (one a layer) counts as one."""
+        """A whole number. A list of equal numbers (one per layer) counts as one."""
         value = self._take(name, default)
         if isinstance(value, list) and value:
             if any(element != value[0] for element in value):
@@ -74,15 +74,13 @@ class Keys:
         return list(value)
 
     def raw(self, name: str) -> Any:
-        """Any value, None when there is none."""
+        """Any value, or None if the key is missing."""
         self._taken.add(name)
         return self._values.get(name)
 
     def expect(self, name: str, *allowed: object) -> None:
-        """Take a key that may be absent or have one of these values.
-
-        Others would change the result.
-        """
+        """Take a key that may be absent or have one of the `allowed` values; others would change the
+        result."""
         if name in self._values and (value := self._take(name, None)) not in allowed:
             self.unsupported(name, f"is {_show(value)}")
 
@@ -91,7 +89,7 @@ class Keys:
         self._taken.update(names)
 
     def ignore_below(self, *starts: str) -> None:
-        """Take all keys that begin so: they change no result."""
+        """Take all keys with these prefixes: they change no result."""
         self._taken.update(name for name in self._values if name.startswith(starts))
 
     def bad(self, name: str, reason: str) -> NoReturn:
@@ -101,7 +99,7 @@ class Keys:
         raise UnsupportedModel(f"{self.file}: {self._prefix}.{name} {reason}, which is not supported")
 
     def refuse_rest(self) -> None:
-        """Raise UnsupportedModel when there are keys that nobody took."""
+        """Raise UnsupportedModel if there are keys that were not taken."""
         if rest := sorted(self._values.keys() - self._taken):
             raise UnsupportedModel(
                 f"{self.file}: {self._prefix}.{rest[0]} is not known here and may change what the model says"

@@ -1,6 +1,6 @@
 """Rotary scaling: from the keys `rope.*` and the tensors of factors to transformers' `rope_parameters`.
 
-Three ways to say it, in GGUF: keys (`rope.scaling.type` linear or yarn, `.factor`, ...), a tensor
+GGUF has three ways to express it: keys (`rope.scaling.type` linear or yarn, `.factor`, ...), a tensor
 `rope_freqs.weight` (each frequency is divided by its factor: Llama 3), and two tensors
 `rope_factors_short.weight`, `rope_factors_long.weight` (Phi-3).
 """
@@ -15,7 +15,8 @@ from tokenmux.models.catalogue.gguf.keys import Keys
 FREQUENCIES = "rope_freqs.weight"
 SHORT, LONG = "rope_factors_short.weight", "rope_factors_long.weight"
 _CLOSE = 1e-5
-"""Factors are stored in float32; the smoothing of Llama 3 amplifies their rounding a little."""
+"""Relative tolerance. Factors are stored in float32; the smoothing of Llama 3 amplifies their rounding a
+little."""
 
 
 def rope_parameters(
@@ -27,10 +28,10 @@ def rope_parameters(
     context: int,
     truncate: bool | None = None,
 ) -> dict[str, Any]:
-    """The parameters of `rotated` dimensions with `base` theta, for a model of `context` positions.
+    """The parameters of `rotated` dimensions with base `base`, for a model of `context` positions.
 
-    `factors` are the tensors of factors that the file has. `truncate` is yarn's, where the architecture has a
-    choice of its own. Raises BadCheckpoint or UnsupportedModel.
+    `factors` are the file's tensors of factors. `truncate` is yarn's, for architectures that choose it
+    themselves. Raises BadCheckpoint or UnsupportedModel.
     """
     for name, values in factors.items():
         if len(values) != rotated // 2 or not all(math.isfinite(v) and v > 0 for v in values):
@@ -56,7 +57,7 @@ def rope_parameters(
 
 
 def _kind(keys: Keys) -> str:
-    """The kind of scaling; without a type, a factor means linear, as llama.cpp has it."""
+    """The kind of scaling. Without a type, a factor means linear scaling, as in llama.cpp."""
     if "rope.scaling.type" in keys:
         kind = keys.text("rope.scaling.type")
         if kind not in ("none", "linear", "yarn", "longrope"):
@@ -79,8 +80,8 @@ def _factor(keys: Keys) -> float:
 
 
 def _yarn(keys: Keys, truncate: bool | None) -> dict[str, Any]:
-    # What the converter writes as attention factor and what llama.cpp makes of it differ; no known model has
-    # one.
+    # The attention factor that the converter writes is not the one that llama.cpp computes from it; no known
+    # model has one.
     for name in ("yarn_ext_factor", "attn_factor"):
         keys.expect(f"rope.scaling.{name}", 1.0)
     for name in ("yarn_attn_factor", "yarn_log_multiplier"):
@@ -114,12 +115,13 @@ def _long(keys: Keys, factors: Mapping[str, Sequence[float]], kind: str, context
         math.sqrt(1 + math.log(context / original) / math.log(original)) if context > original > 1 else 1.0
     )
     attention = keys.number("rope.scaling.attn_factor", usual)
-    # Stored in float32: where it is the usual one, transformers computes it to more digits.
+    # It is stored in float32: if it is the usual value, transformers computes it more precisely.
     return made if math.isclose(attention, usual, rel_tol=1e-6) else made | {"attention_factor": attention}
 
 
 def _frequencies(factors: Sequence[float], base: float, rotated: int, context: int) -> dict[str, Any]:
-    """The parameters of Llama 3 that give these factors, or, where none do, the factors themselves."""
+    """The Llama 3 parameters that give these factors, or the factors themselves if there are no such
+    parameters."""
     if all(factor == 1.0 for factor in factors):
         return {}
     wavelengths = [2 * math.pi * base ** (2 * i / rotated) for i in range(rotated // 2)]
@@ -133,7 +135,7 @@ def _frequencies(factors: Sequence[float], base: float, rotated: int, context: i
                 "high_freq_factor": high,
                 "original_max_position_embeddings": original,
             }
-    # With the whole context as the original one, longrope divides by its short factors everywhere.
+    # With the original context equal to the whole context, longrope always divides by its short factors.
     return {
         "rope_type": "longrope",
         "short_factor": list(factors),
@@ -146,8 +148,8 @@ def _frequencies(factors: Sequence[float], base: float, rotated: int, context: i
 def _candidates(factors: Sequence[float], wavelengths: Sequence[float]) -> list[tuple[float, float, int]]:
     """(factor, high_freq_factor, original context) to try, with low_freq_factor 1: only ratios matter.
 
-    Between the two bounds 1/f is linear in 1/wavelength, so two factors there give the line, and it the
-    parameters.
+    Between the two bounds 1/f is linear in 1/wavelength, so two factors there determine the line, and the
+    line determines the parameters.
     """
     factor = _rounded(max(factors))
     found = [(factor, 4.0, original) for original in (8192, 4096, 2048, 16384, 32768)]
@@ -164,7 +166,7 @@ def _candidates(factors: Sequence[float], wavelengths: Sequence[float]) -> list[
             high = 1 - 1 / offset
             found.append((factor, _rounded(high), round(slope * (high - 1))))
     elif between:
-        # One factor only: the original context for the usual bounds.
+        # One factor only: take the original context for the usual bounds.
         x, y = between[0]
         found.append((factor, 4.0, round((1 + 3 * y) / x)))
     return found
@@ -180,6 +182,6 @@ def _llama3(wavelength: float, factor: float, high: float, original: int) -> flo
 
 
 def _rounded(value: float) -> float:
-    """Without the traces of float32, where it is a number of few digits."""
+    """The value without traces of float32 rounding, if it is a number of few digits."""
     short = round(value, 3)
     return short if math.isclose(short, value, rel_tol=1e-4) else value

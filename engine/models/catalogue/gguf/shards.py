@@ -1,7 +1,7 @@
-"""Models in several GGUF files, NAME-00001-of-00003.gguf and so on: any of them stands for all.
+"""Models in several GGUF files, NAME-00001-of-00003.gguf and so on: any of them stands for the whole model.
 
-The first holds the metadata, each says which one it is (`split.no`, from 0), of how many (`split.count`), and
-how many tensors all of them have together (`split.tensors.count`).
+The first holds the metadata. Each says its number (`split.no`, from 0), how many files there are
+(`split.count`), and how many tensors they have together (`split.tensors.count`).
 """
 
 import re
@@ -18,10 +18,7 @@ _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 
 @dataclass(frozen=True, slots=True)
 class GgufModel:
-    """A model as its file, or its files together, hold it.
-
-    `file` is the one to name in messages: the first.
-    """
+    """A model as its file, or its files together, hold it. Messages name `file`, the first one."""
 
     file: Path
     metadata: Mapping[str, Any]

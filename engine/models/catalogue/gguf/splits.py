@@ -2,7 +2,7 @@
 (`tokenizer.ggml.pre`).
 
 The expressions are those of the models' own tokenizers, as llama.cpp's vocabularies list them. A name that is
-not here is refused: with another split the same text becomes other tokens.
+not listed is refused: with another split the same text becomes other tokens.
 """
 
 from collections.abc import Mapping, Sequence
@@ -62,13 +62,12 @@ _BY_NAME = {name: expressions for names, expressions in _EXPRESSIONS.items() for
 WHOLE_WORDS = frozenset(
     ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken")
 )
-"""Names of vocabularies that take a word which is a token as it stands, before any merge; they begin with BOS
-by default.
-"""
+"""Names of vocabularies that keep a word which is a token whole, before any merge. They begin with BOS by
+default."""
 
 
 def split(name: str) -> pre_tokenizers.PreTokenizer | None:
-    """The pre-tokenizer of that name, None for a name that is not known."""
+    """The pre-tokenizer called `name`, or None if it is not known."""
     if name not in _BY_NAME:
         return None
     steps = [pre_tokenizers.Split(Regex(e), behavior="isolated") for e in _BY_NAME[name]]

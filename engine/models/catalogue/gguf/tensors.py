@@ -1,7 +1,7 @@
-"""Tensors: which of the file's make which of the model's, each used exactly once; and their numbers.
+"""Tensors: which of the file's make which of the model's, each used exactly once, and their values.
 
-Names come from the `gguf` package's tables. What llama.cpp's converters did to the values is undone: rows of
-queries and keys in pairs, norms with 1 added, experts in three tensors, matrices of GPT-2 turned over.
+Names come from the `gguf` package's tables. The changes that llama.cpp's converters make are undone: rows of
+queries and keys in pairs, norms with 1 added, experts in three tensors, transposed matrices of GPT-2.
 """
 
 import re
@@ -27,10 +27,8 @@ Make = Callable[[Sequence[torch.Tensor]], torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class TensorSource:
-    """A tensor of the model.
-
-    `make` of these tensors of the file. `exact`: in float32, to be rounded afterwards.
-    """
+    """A tensor of the model: `make` of these tensors of the file. `exact` means computed in float32 and
+    rounded afterwards."""
 
     names: tuple[str, ...]
     make: Make
@@ -46,12 +44,12 @@ def plan_tensors(
     n_layers: int,
     already_used: frozenset[str],
 ) -> dict[str, TensorSource]:
-    """The sources of the tensors `wanted` (any device), by name: every tensor of the file is used exactly
+    """The sources of the tensors `wanted` (on any device), by name. Every tensor of the file is used exactly
     once.
 
     `heads` are the numbers of query and of key heads; `already_used` are tensors that the config has taken.
     Raises BadCheckpoint that names a tensor which is missing, left over or of another shape, UnsupportedModel
-    for one of a type that cannot be read.
+    for a type that cannot be read.
     """
     table = gguf.get_tensor_name_map(architecture.names, n_layers)
     sources: dict[str, TensorSource] = {}
@@ -76,16 +74,16 @@ def plan_tensors(
 
 
 def read_tensor(model: GgufModel, source: TensorSource, dtype: torch.dtype) -> torch.Tensor:
-    """The numbers of one tensor in `dtype`.
+    """Read one tensor in `dtype`.
 
-    Raises BadCheckpoint where they are not finite, or the file has changed.
+    Raises BadCheckpoint if a value is not finite, or the file has changed.
     """
     kind = torch.float32 if source.exact else dtype
     return source.make([_numbers(model.tensors[name], kind) for name in source.names]).to(dtype)
 
 
 def values(tensor: GgufTensor) -> list[float]:
-    """All numbers of a small tensor, with as few digits as tell them apart in float32."""
+    """All values of a small tensor, with as few digits as distinguish them in float32."""
     return [float(str(number)) for number in _numbers(tensor, torch.float32).reshape(-1).numpy()]
 
 
@@ -119,9 +117,10 @@ def _plain_source(
 
 
 def _expert_source(model: GgufModel, blk: str, which: str, *, bias: bool, turned: bool) -> TensorSource:
-    """Experts: one tensor for each of gate, up and down, or (in files of 2023) one for each expert.
+    """The source of a layer's experts: one tensor each for gate, up and down, or (in files of 2023) one per
+    expert.
 
-    transformers has gate and up in one tensor: one after the other, or, `turned`, column by column.
+    transformers has gate and up in one tensor: one after the other or, if `turned`, column by column.
     """
     suffix = "bias" if bias else "weight"
     if which == "down":
@@ -163,7 +162,7 @@ def _columns_by_turns(parts: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def _in_halves(n_heads: int) -> Make:
-    """From rotated pairs of neighbours to pairs half a head apart."""
+    """From rotary pairs of neighbours to pairs half a head apart."""
 
     def make(parts: Sequence[torch.Tensor]) -> torch.Tensor:
         (rows,) = parts
@@ -174,7 +173,7 @@ def _in_halves(n_heads: int) -> Make:
 
 
 def _check(model: GgufModel, source: TensorSource, name: str, wanted: torch.Tensor) -> None:
-    """Make the tensor of nothing but shapes, and compare."""
+    """Build the tensor without data, and compare the shape."""
     shapes = [model.tensors[part].shape for part in source.names]
     try:
         made = tuple(source.make([torch.empty(shape, device="meta") for shape in shapes]).shape)
@@ -212,7 +211,7 @@ def _numbers(tensor: GgufTensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _pieces(tensor: GgufTensor, made: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Rows of `made`, and their numbers in float32, a piece at a time."""
+    """Rows of `made` and their values in float32, piece by piece."""
     rows = made.view(-1, tensor.shape[-1])
     try:
         raw = np.memmap(tensor.file, np.uint8, "r", tensor.offset, (len(rows), tensor.n_bytes // len(rows)))
@@ -230,7 +229,7 @@ def _dequantised(raw: np.ndarray, kind: GGMLQuantizationType) -> torch.Tensor:
     """
     if kind in (GGMLQuantizationType.F64, GGMLQuantizationType.I8, GGMLQuantizationType.I16):
         raise NotImplementedError
-    # A copy: torch does not take memory that must not be written.
+    # A copy, since torch does not take read-only memory.
     return torch.from_numpy(np.array(gguf.dequantize(np.array(raw), kind), np.float32, copy=True))
 
 

@@ -1,7 +1,5 @@
-"""Which layers see a sliding window only.
-
-From `attention.sliding_window` and its pattern to transformers' fields.
-"""
+"""Which layers see only a sliding window: from `attention.sliding_window` and its pattern to transformers'
+fields."""
 
 from typing import Any
 
@@ -11,7 +9,7 @@ _WINDOW, _PATTERN = "attention.sliding_window", "attention.sliding_window_patter
 
 
 def everywhere(keys: Keys) -> int | None:
-    """The window of an architecture whose layers all have the same; None without one."""
+    """The window of an architecture in which all layers have the same one; None without a window."""
     if isinstance(pattern := keys.raw(_PATTERN), list) and not all(pattern):
         keys.unsupported(_PATTERN, "has layers without a window")
     elif isinstance(pattern, int) and pattern:
@@ -20,17 +18,15 @@ def everywhere(keys: Keys) -> int | None:
 
 
 def nowhere(keys: Keys, context: int) -> None:
-    """An architecture that has no windows: 0, or one that no context reaches."""
+    """Check that an architecture without windows has none: the key is 0, or no context reaches it."""
     if keys.integer(_WINDOW, 0, least=0) in range(1, context):
         keys.unsupported(_WINDOW, f"is {keys.raw(_WINDOW)}")
     keys.ignore(_PATTERN)
 
 
 def alternating(keys: Keys, n_layers: int, period: int) -> dict[str, Any]:
-    """Every `period`-th layer sees everything, the others a window.
-
-    The file may say another pattern: a number, or a list.
-    """
+    """Every `period`-th layer sees everything, the others a window. The file may give another pattern: a
+    number or a list."""
     window = keys.integer(_WINDOW)
     pattern = keys.raw(_PATTERN)
     if pattern is None:
