@@ -6,11 +6,11 @@ from threading import Thread
 
 CHANNEL_CLOSE_S = 1.0
 """A channel that has not ended by then is inside a step or a read, or hangs in a driver, and ends with the
-process. Four of them wait less long than the front does before it kills the process."""
+process. Waiting for four of them takes less time than the front allows before it kills the process."""
 
 
 class ChannelThread:
-    """Runs jobs one after another. `failed` is told when a job raises; later jobs still run."""
+    """Runs jobs one after another. `failed` is called if a job raises; later jobs still run."""
 
     def __init__(self, name: str, failed: Callable[[int, BaseException], None]) -> None:
         self._jobs: SimpleQueue[tuple[int, Callable[[], None]] | None] = SimpleQueue()
@@ -22,7 +22,8 @@ class ChannelThread:
         self._jobs.put((operation, job))
 
     def close(self, timeout_s: float | None = None) -> bool:
-        """Finish the jobs already submitted, then end the thread; False if it has not ended by then."""
+        """Finish the jobs already submitted, then end the thread. False if it has not ended within
+        `timeout_s`."""
         self._jobs.put(None)
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
@@ -34,4 +35,4 @@ class ChannelThread:
                 job()
             except BaseException as error:  # noqa: BLE001 - whatever it is, the engine must hear of it
                 self._failed(operation, error)
-            del item, job  # while the thread sleeps, they would keep the memory that the job worked on
+            del item, job  # else they would keep the job's memory alive while the thread sleeps

@@ -1,7 +1,7 @@
-"""The virtual GPU: an arena of host memory, copies on threads of their own, steps on real weights.
+"""The virtual GPU: an arena of host memory, copies on their own threads, steps on real weights.
 
 The arena is one allocation of the budget, touched once so that no copy ever meets a page fault. Weights come
-from the host cache's buffers, KV goes to and from a second arena for paged-out blocks. Copies are plain
+from the host cache's buffers; KV goes to and from a second arena for paged-out blocks. Copies are plain
 `memmove`s of at most `COPY_CHUNK_BYTES`, with the interpreter lock released, so that they overlap with steps
 as far as the machine's memory bandwidth allows.
 """
@@ -27,8 +27,8 @@ from tokenmux.device.spans import paging_spans
 from tokenmux.scheduler.memory.ledger import Ledger
 
 COPY_CHUNK_BYTES = 16 << 20
-"""Between chunks the interpreter lock changes hands and a closing device is noticed; larger chunks were no
-faster."""
+"""Between chunks other threads can take the interpreter lock, and the closing of the device is noticed.
+Larger chunks were no faster."""
 
 CopySpan = tuple[int, int, int]
 """(target address, source address, bytes)"""
@@ -96,7 +96,7 @@ class CpuDevice:
             self._host.attach(self.arena.as_tensor())
 
     def image_address(self, image: ImageId) -> int:
-        """Where the host cache keeps an image."""
+        """Address of an image in the host cache."""
         return self._images[image].address
 
     def close(self) -> None:
@@ -105,7 +105,7 @@ class CpuDevice:
         self._reader.close()
         ended = [channel.close(CHANNEL_CLOSE_S) for channel in self._channels.values()]
         if not all(ended):
-            return  # what hangs may still touch its memory; the end of the process ends both
+            return  # what hangs may still use its memory; both end with the process
         for memory in (self.arena, self._host_kv, *self._images.values()):
             memory.close()
 
@@ -170,8 +170,8 @@ class CpuDevice:
 
 
 def _arena(n_bytes: int) -> Memory:
-    """Memory for an arena. Raises DoesNotFit, instead of taking what the system would have to kill somebody
-    for."""
+    """Memory for an arena. Raises DoesNotFit instead of taking so much that the system would kill a
+    process."""
     available = available_bytes()
     try:
         if available is not None and n_bytes > available:
@@ -185,4 +185,4 @@ def _arena(n_bytes: int) -> Memory:
 
 
 def _settled() -> None:
-    """A processor has done what it was asked for."""
+    """Do nothing: a processor has finished its work when the call returns."""

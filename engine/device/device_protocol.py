@@ -1,7 +1,7 @@
-"""What a device does for an engine: carry out operations on four channels and say when each completed.
+"""What a device does for an engine: carry out operations on four channels and report each completion.
 
     null   completes everything after the cost model's durations on virtual time, and computes nothing
-    cpu    a virtual GPU: an arena of host memory, real copies on threads of their own, real steps
+    cpu    a virtual GPU: an arena of host memory, real copies on their own threads, real steps
     cuda   a GPU: streams ordered by events, page-locked host memory
 
 The engine starts an operation; the device posts a completion event. Everything that reads the ledger happens
@@ -17,14 +17,14 @@ from tokenmux.core.facts import Image
 from tokenmux.core.request import RequestId
 from tokenmux.core.started import Started
 
-if TYPE_CHECKING:  # a null device needs no torch
+if TYPE_CHECKING:  # a null device does not need torch
     import torch
 
 OperationDone = StepDone | CopyDone
 
 
 class Post(Protocol):
-    """Where a device reports to; callable from any thread."""
+    """How a device reports; callable from any thread."""
 
     def drawn(self, at_s: float, tokens: tuple[tuple[RequestId, int], ...]) -> None:
         """One iteration of the step in flight drew these tokens."""
@@ -35,11 +35,11 @@ class Post(Protocol):
         ...
 
     def progress(self, operation: int, share: float) -> None:
-        """A long copy or fetch has done this share (0 to 1) of its bytes; a few times a second."""
+        """A long copy or fetch has done this share (0 to 1) of its bytes. Called a few times a second."""
         ...
 
     def broken(self, operation: int, error: BaseException) -> None:
-        """An operation failed in a way that the device does not recover from."""
+        """An operation failed in a way from which the device cannot recover."""
         ...
 
 
@@ -47,7 +47,7 @@ class Device(Protocol):
     """Mechanism without policy."""
 
     def start(self, started: Started) -> None:
-        """Begin an operation. Its channel is free; completion is posted, never returned."""
+        """Begin an operation on a free channel. Its completion is posted, never returned."""
         ...
 
     def interrupt(self) -> None:
@@ -55,21 +55,20 @@ class Device(Protocol):
         ...
 
     def supersede(self, operation: int) -> None:
-        """End this activation or fetch at its next chunk, with the error `SUPERSEDED`; it may just have
-        completed instead."""
+        """Stop this activation or fetch at its next chunk, with the error `SUPERSEDED`. It may complete
+        first."""
         ...
 
     def resize(self, arena_bytes: int) -> None:
-        """Give the arena's memory back to the system and take so much in its place, with nothing in flight
-        and nothing in the arena.
+        """Free the arena and allocate one of `arena_bytes`. The arena must be empty and the device idle.
 
-        Raises DoesNotFit where there is not so much; the arena then has the size that it had. After any other
-        error there is none.
+        Raises DoesNotFit if there is too little memory; the arena then keeps its old size. After any other
+        error there is no arena.
         """
         ...
 
     def close(self) -> None:
-        """Stop all channels and return the memory."""
+        """Stop all channels and free the memory."""
         ...
 
 
@@ -77,26 +76,26 @@ class StepJob(Protocol):
     """A step that is ready to run, on the compute channel's thread."""
 
     def kv_blocks(self) -> Sequence[tuple[Sequence[int], int]]:
-        """For each chunk the indices of its KV blocks, and how many tokens these hold; the step writes after
-        them."""
+        """For each chunk, the indices of its KV blocks and the number of tokens that they hold; the step
+        writes after those."""
         ...
 
     def run(self, operation: int, interrupted: Event, post: Post, settle: Callable[[], None]) -> None:
-        """Run the iterations, posting `drawn` after each and `done` at the end.
+        """Run the iterations; post `drawn` after each and `done` at the end.
 
-        `settle` returns when the device has done what it was asked for until then: before that nothing is
-        over, nor its time known.
+        `settle` returns when the device has finished everything asked of it until then: before that, no
+        iteration is over and its time is unknown.
         """
         ...
 
 
 class Host(Protocol):
-    """What a device needs of its surroundings."""
+    """What a device needs from its surroundings."""
 
     def read_image(self, image: Image, into: memoryview, progress: Callable[[int], None]) -> None:
-        """Fill the buffer with an image's bytes from disk, telling `progress` of every piece.
+        """Fill the buffer with an image's bytes from disk; call `progress` with the size of every piece.
 
-        Raises TokenmuxError where the file is bad.
+        Raises TokenmuxError if the file is bad.
         """
         ...
 
@@ -105,9 +104,9 @@ class Host(Protocol):
         ...
 
     def detach(self) -> None:
-        """The arena is about to be replaced: keep nothing that points there."""
+        """The arena is about to be replaced: drop everything that points into it."""
         ...
 
     def attach(self, arena: "torch.Tensor") -> None:
-        """The arena is there again, all of it as bytes, perhaps of another size."""
+        """The new arena, all of it as bytes. Its size may differ."""
         ...

@@ -1,4 +1,4 @@
-"""Memory that we own: anonymous pages by address, touched once, given back to the system when closed."""
+"""Memory that tokenmux owns: anonymous pages by address, touched once, returned to the system when closed."""
 
 import ctypes
 import mmap
@@ -10,12 +10,12 @@ import torch
 
 
 class Memory:
-    """`n_bytes` of page-aligned memory. `touch` writes every page, so that no copy into it ever meets a page
-    fault."""
+    """`n_bytes` of page-aligned memory. `touch` writes every page, so that no copy into it ever meets a
+    page fault."""
 
     def __init__(self, n_bytes: int, *, touch: bool) -> None:
         self.buffer = mmap.mmap(-1, max(n_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        with suppress(OSError):  # kernels without transparent huge pages do not know the advice
+        with suppress(OSError):  # kernels without transparent huge pages do not know this advice
             self.buffer.madvise(mmap.MADV_HUGEPAGE)
         self._exported = (ctypes.c_char * len(self.buffer)).from_buffer(self.buffer)
         self.address = ctypes.addressof(self._exported)
@@ -23,19 +23,18 @@ class Memory:
             ctypes.memset(self.address, 0, len(self.buffer))
 
     def as_tensor(self) -> torch.Tensor:
-        """All of it as `uint8`."""
+        """All of it as a `uint8` tensor."""
         return torch.frombuffer(self.buffer, dtype=torch.uint8)
 
     def close(self) -> None:
-        """Give the pages back, now and not when the last view of them is gone. Nothing may read them any
-        more."""
+        """Free the pages now, even if there are views of them. Nothing may read them any longer."""
         del self._exported
         self.buffer.madvise(mmap.MADV_DONTNEED)
 
 
 def available_bytes() -> int | None:
-    """Host memory that can be taken without swapping, at most what a container may have; None where Linux
-    does not say."""
+    """Host memory available without swapping, within the limit of the container. None if Linux does not
+    tell."""
     found = re.search(r"^MemAvailable:\s*(\d+) kB$", _read(Path("/proc/meminfo")), re.MULTILINE)
     if found is None:
         return None
@@ -47,7 +46,7 @@ _CONTAINER_LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
 )
-"""Of control groups of version 2 and version 1."""
+"""Limits of control groups, version 2 and version 1."""
 
 
 def _read(file: Path) -> str:

@@ -1,8 +1,8 @@
 """The device that computes nothing: every operation completes after the cost model's duration, on virtual
 time.
 
-With it the whole engine runs in a test without weights, threads or waiting. Every token it draws is 0, and
-how many of them is told to it.
+With it the whole engine runs in a test without weights, threads or waiting. Every token that it draws is 0;
+the caller says how many.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from tokenmux.scheduler.instance.instance import Instance
 
 
 class VirtualClock:
-    """Time that passes only in `run`: calls happen at their times, those of equal time in the order of
+    """Time that passes only in `run`. Calls happen at their times; those of equal time in the order of
     `call_at`."""
 
     def __init__(self, start_s: float = 0.0) -> None:
@@ -35,15 +35,15 @@ class VirtualClock:
         self._sequence += 1
 
     def run(self, until_s: float = float("inf")) -> None:
-        """Let time pass until nothing is left to happen, or until `until_s`."""
+        """Let time pass until nothing is left to do, or until `until_s`."""
         while self._calls and self._calls[0][0] <= until_s:
             self._now_s, _, call = heappop(self._calls)
             call()
 
 
 class NullDevice:
-    """Completes operations of `instance` on `clock`. `left` says how many tokens a request would still
-    draw."""
+    """Completes operations of `instance` on `clock`. `left` gives the number of tokens that a request has
+    yet to draw."""
 
     def __init__(
         self,
@@ -93,10 +93,10 @@ class NullDevice:
         self._clock.call_at(done.at_s, lambda: self._complete_copy(done))
 
     def resize(self, arena_bytes: int) -> None:
-        """There is no memory."""
+        """Do nothing: there is no memory."""
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: there is nothing to free."""
 
     def _expect(self, started: Started, ends_s: tuple[float, ...]) -> None:
         expected = self._step = (started, ends_s)

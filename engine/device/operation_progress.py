@@ -1,4 +1,4 @@
-"""How far a long copy or fetch is, told a few times a second."""
+"""Progress of a long copy or fetch, reported a few times a second."""
 
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
@@ -13,8 +13,8 @@ INTERVAL_S = 0.2
 
 
 def progress_of(started: Started, clock: Clock, post: Post) -> Callable[[int], None]:
-    """To be called with the bytes of every piece that is done; posts progress when some time has passed since
-    the last."""
+    """A function to call with the bytes of every finished piece. It posts progress if enough time has
+    passed since the last report."""
     done = 0
     told_s = clock.now_s()
 
@@ -30,13 +30,13 @@ def progress_of(started: Started, clock: Clock, post: Post) -> Callable[[int], N
 
 
 class SupersededError(Exception):
-    """A fetch ends early because it was asked to."""
+    """A fetch stopped early on request."""
 
 
 def until_superseded(
     report: Callable[[int], None], operation: int, superseded: AbstractSet[int]
 ) -> Callable[[int], None]:
-    """`report`, which raises SupersededError once the operation is in `superseded`."""
+    """`report`, but raising SupersededError once the operation is in `superseded`."""
 
     def report_or_end(n_bytes: int) -> None:
         if operation in superseded:

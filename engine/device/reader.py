@@ -1,10 +1,10 @@
-"""Reads that may never return (a dead network file system, a pipe in the place of a file) hold up one fetch,
-not all.
+"""Reads that may never return (a dead network file system, a pipe in place of a file) block one fetch, not
+all.
 
-A read runs on a thread of its own. When it shows no progress for `patience_s` it is given up with a reason:
-the next read has a new thread, and the old one ends when its read returns, if ever. What it was writing into
-stays its own until then. Something that hangs is not read again before it has returned, so that each image
-holds one thread at most, and all together `MAX_STUCK`.
+A read runs on a thread of its own. If it shows no progress for `patience_s` it is given up with a reason: the
+next read gets a new thread, and the old one ends when its read returns, if ever. Until then it keeps the
+memory into which it writes. A source that hangs is not read again before its read has returned, so each image
+holds at most one thread, and all together `MAX_STUCK`.
 """
 
 import threading
@@ -17,24 +17,24 @@ from tokenmux.core.facts import Image, ImageId
 from tokenmux.device.channel import ChannelThread
 
 PATIENCE_S = 30.0
-"""For the next 16 MiB: half a megabyte a second is less than any disk or network file system that is of
-use."""
+"""Time limit for the next 16 MiB: half a megabyte a second is slower than any usable disk or network file
+system."""
 
 PREPARING_S = 600.0
 PREPARED_BYTES_PER_S = 20e6
-"""What was read whole is then arranged for the processor, and its model's skeleton built: no disk is to blame
-for that time."""
+"""A complete image is then arranged for the processor, and its model's skeleton built: the disk is not to
+blame for that time."""
 
 MAX_STUCK = 64
-"""Threads that hang. With more of them, and their memory, only a new process helps."""
+"""Limit of threads that hang. Beyond it, with their memory lost, only a new process helps."""
 
 ToldBytes = Callable[[int], None]
-"""Hears of every piece that was read, in bytes."""
+"""Called with the size of every piece that was read, in bytes."""
 
 
 class GivenUpError(Exception):
-    """Raised in a read that has been given up, when it goes on after all; or in who waits for it, when the
-    device closes."""
+    """Raised in a read that has been given up, if it continues after all; or in the thread that waits for
+    it, if the device closes."""
 
 
 @dataclass(slots=True, eq=False)
@@ -48,7 +48,8 @@ class _Reading:
 
 
 class Reader:
-    """See the module. `read` is called from one thread, the fetch channel's; `close` from any."""
+    """Runs reads with a time limit; see the module. `read` is called from one thread, the fetch channel's;
+    `close` from any."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -65,12 +66,12 @@ class Reader:
         discard: Callable[[], None],
         report: ToldBytes,
     ) -> None:
-        """Have `job` read the images, telling of every piece, which `report` is told in turn. Raises what the
-        job raises.
+        """Run `job`, which reads the images and reports every piece; `report` is called with each. Raises
+        what the job raises.
 
         Raises Unavailable if the job shows no progress for too long, or an earlier read of an image still
-        hangs, and RuntimeError if too much hangs. Unless the job succeeds, `discard` frees what it wrote
-        into, once nothing does any more.
+        hangs, and RuntimeError if too much hangs. Unless the job succeeds, `discard` frees the memory into
+        which it wrote, once nothing writes there any longer.
         """
         names = {image.id for image in images}
         if self._stuck & names:
@@ -114,7 +115,7 @@ class Reader:
             raise reading.error
 
     def close(self) -> None:
-        """Wait for nothing any more."""
+        """Stop waiting for anything."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()

@@ -1,5 +1,5 @@
-"""Where the bytes of an operation lie, as offsets: the only place where handles of blocks become numbers for
-a device."""
+"""Where the bytes of an operation lie, as offsets: the only place where handles of blocks become numbers
+for a device."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -20,8 +20,8 @@ class PagingSpan(NamedTuple):
 
 
 def paging_spans(ledger: Ledger, transfers: Iterable[Transfer]) -> list[PagingSpan]:
-    """One span per run of blocks that are neighbours on both sides, whichever way they run (blocks allocated
-    at once run down)."""
+    """One span per run of blocks that are neighbours on both sides, in either direction (blocks allocated
+    together run downwards)."""
     spans: list[PagingSpan] = []
     for transfer in transfers:
         size = transfer.shape.block_bytes
@@ -49,7 +49,7 @@ def block_spans(indices: Sequence[Sequence[int]], block_bytes: int) -> Spans:
 
 
 class Piece(NamedTuple):
-    """`n_bytes` from `source` to `target`; through a buffer aside where these overlap and the piece is not
+    """`n_bytes` from `source` to `target`; through a separate buffer if these overlap and the piece is not
     smaller than their distance."""
 
     source: int
@@ -59,8 +59,7 @@ class Piece(NamedTuple):
 
 
 def move_pieces(move: ExtentMove, n_bytes: int) -> list[Piece]:
-    """A move cut into copies whose sides do not overlap, of at most `n_bytes` where the whole overlaps
-    itself.
+    """Cut a move into copies whose sides do not overlap, of at most `n_bytes` if the whole overlaps itself.
 
     Carried out in order they are a memmove: a slide down begins at its low end, one up at its high end.
     """

@@ -1,10 +1,10 @@
-"""What a copy channel gives its stream: work that falls into chunks, and the buffers of a chunk in flight.
+"""What a copy channel puts on its stream: work that falls into chunks, and the buffers of a chunk in flight.
 
     Copies    tensors, by the copy engines: small ones together in a chunk, large ones cut
     Blocks    KV blocks that lie anywhere, by a kernel (`paging.py`)
 
-Knows no operations and nothing of their order. The caller reuses a `Slot` only when the chunk that used it
-last has passed.
+It knows neither operations nor their order. The caller reuses a `Slot` only when the chunk that last used it
+is done.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,31 +17,31 @@ from tokenmux.core.plan import Channel
 from tokenmux.device.cuda.gpu import Gpu
 
 CHUNK_BYTES = 16 << 20
-"""Of a copy that passes through page-locked bytes: at 50 GB/s a third of a millisecond, long against the
+"""Chunk of a copy through page-locked buffers: at 50 GB/s a third of a millisecond, long against the
 microseconds of an event."""
 
 LOCKED_CHUNK_BYTES = 64 << 20
-"""Of a copy that the device makes by itself: 1.3 ms until a superseded load makes way. Each chunk wakes a
-thread that takes 50 to 100 us of the interpreter from the steps beside it, 900 times for 15 GB in chunks
-of 16 MiB and 225 times in these."""
+"""Chunk of a copy that the device makes by itself: it takes 1.3 ms until a superseded load stops. Each chunk
+wakes a thread that takes 50 to 100 us of the interpreter from steps that run at the time: 900 times for 15 GB
+in chunks of 16 MiB, 225 times in these."""
 
 CHUNKS_IN_FLIGHT = 2
 """One is copied while the next is prepared."""
 
 MAX_BLOCKS = 4096
-"""Blocks that one launch copies at most: 64 KiB of offsets."""
+"""Most blocks that one launch copies: 64 KiB of offsets."""
 
 _OFFSETS_BYTES = 2 * 8 * MAX_BLOCKS
 
 Landing = Callable[[], None]
-"""What the host has to do once a chunk has passed."""
+"""What the host has to do once a chunk is done."""
 
 
 def nothing() -> None: ...
 
 
 class Slot:
-    """The buffers of one chunk in flight on a channel: page-locked bytes, made when first asked for, and
+    """The buffers of one chunk in flight on a channel: page-locked bytes, made when first needed, and
     offsets of blocks."""
 
     def __init__(self, gpu: Gpu, channel: Channel, chunk_bytes: int) -> None:
@@ -59,7 +59,7 @@ class Slot:
         return self._locked
 
     def offsets(self, to: torch.Tensor, come_from: torch.Tensor) -> torch.Tensor:
-        """Both in device memory, `[2, block]`, as soon as the stream comes to it."""
+        """Both in device memory, `[2, block]`, valid when the stream gets there."""
         offsets = torch.stack((to, come_from))
         size = offsets.numel() * offsets.element_size()
         self._offsets_on_host[:size].view(torch.int64).copy_(offsets.view(-1))
@@ -67,7 +67,7 @@ class Slot:
         return self._offsets[:size].view(torch.int64).view(2, -1)
 
     def memory(self) -> Iterator[torch.Tensor]:
-        """All that has to be released."""
+        """All memory that has to be released."""
         yield self._offsets
         yield self._offsets_on_host
         if self._locked is not None:
@@ -82,15 +82,16 @@ class Work(Protocol):
 
     @property
     def staged(self) -> bool:
-        """Whether its host side is not page-locked, so that it passes through page-locked bytes of slots."""
+        """True if its host memory is not page-locked, so that it passes through the page-locked bytes of
+        slots."""
         ...
 
     def chunks(self, n_bytes: int) -> Iterator["Work"]:
-        """The same in order, in parts of at most `n_bytes`."""
+        """The same work in order, in parts of at most `n_bytes`."""
         ...
 
     def give(self, slot: Slot) -> Landing:
-        """Give the slot's stream the whole, which fits the slot."""
+        """Put all of it on the slot's stream. It must fit the slot."""
         ...
 
 
@@ -110,7 +111,7 @@ class Copy(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Copies:
-    """Copies by the copy engines, one after the other."""
+    """Copies by the copy engines, one after another."""
 
     copies: tuple[Copy, ...]
     staged: bool = False
@@ -120,7 +121,7 @@ class Copies:
         return sum(copy.n_bytes for copy in self.copies)
 
     def chunks(self, n_bytes: int) -> Iterator["Copies"]:
-        """Large copies cut, small ones gathered as they are: a slice costs more than a copy."""
+        """Cut large copies, and gather small ones uncut: a slice costs more than a copy."""
         gathered: list[Copy] = []
         room = n_bytes
         for copy in self.copies:

@@ -1,28 +1,29 @@
-"""A GPU: one arena, three streams, copies in two chunks at a time, and events instead of stopping the device.
+"""A GPU: one arena, three streams, copies with two chunks in flight, and events instead of stopping the
+device.
 
     engine's thread     start: turns handles into addresses; `Ordering` names the pieces to wait for
     channel's thread    fills its stream, sleeps on events, posts completions; one operation at a time
     stream              compute, copy-in, copy-out: they run at once, but for the events they wait for
 
 An operation falls into pieces: the blocks of one request, one extent of weights, one move, one step. Each
-ends with an event of its own, and a piece that touches the same bytes waits for that event on the device, not
-for the operation, and nobody's thread. The instance plans most of what depends on an operation only when that
+ends with its own event. A piece that touches the same bytes waits for that event on the device, neither for
+the whole operation nor in a thread. The instance plans most of what depends on an operation only when that
 has completed; nothing here relies on it.
 
-Host memory is page-locked in place where the system allows it, so that the copy engines read images and
-paged-out KV where they lie. Where it does not, copies pass through two page-locked chunks for each direction,
-filled and emptied by the channel's thread. KV whose blocks are small is paged by a kernel on the same
-streams, where the copy engines would lose too much with each (`paging.py`).
+Host memory is page-locked in place if the system allows it, so that the copy engines read images and
+paged-out KV directly. Otherwise copies pass through two page-locked chunks for each direction, filled and
+emptied by the channel's thread. KV with small blocks is paged by a kernel on the same streams, since the copy
+engines would lose too much time with each block (`paging.py`).
 
-A page-out copies whole blocks, but its book says up to which token they were computed when it began. So it
-does not wait for a step that adds tokens to the last block of the same request, nor that for it: what a step
-adds to a block that holds something is a space of its own (`_Space.TAIL`), while a block that it begins was
-another's before, and is written like anything else.
+A page-out copies whole blocks, but its books say up to which token they were computed when it began. So it
+does not wait for a step that adds tokens to the last block of the same request, nor the step for it: what a
+step adds to a block that already holds tokens counts as a space of its own (`_Space.TAIL`), while a block
+that it begins had another owner before and is written like anything else.
 
 Not done: graphs. A captured decode step would be a `StepJob` that replays instead of launching; it needs
 index arrays at fixed addresses and weights that come back to the extent at which the graph was captured, or
-virtual-memory mapping under it. Nothing here has run on a GPU yet: tests carry it out on streams that do each
-thing as late as their order permits.
+virtual-memory mapping under it. Nothing here has run on a GPU yet: tests run it on streams that do each thing
+as late as their order permits.
 """
 
 import logging
@@ -77,8 +78,8 @@ _NO_COPIES = Copies(())
 
 
 LOCK_BYTES = 1 << 30
-"""Memory for paged-out KV is page-locked in pieces of this size: whoever launches meanwhile gets a turn,
-and drivers refuse 512 GiB."""
+"""Memory for paged-out KV is page-locked in pieces of this size: other threads can launch in between, and
+drivers refuse 512 GiB."""
 
 
 class _Space(Enum):
@@ -86,18 +87,19 @@ class _Space(Enum):
 
     ARENA = 1
     TAIL = 2
-    """The arena once more: tokens that steps in flight add to blocks."""
+    """The arena again: tokens that steps in flight add to blocks."""
     HOST_KV = 3
 
 
 class _LostError(Exception):
-    """A piece that comes first will never be done: the device is closing, or broken and has said so."""
+    """A piece that has to come first will never be done: the device is closing, or broken and has reported
+    it."""
 
 
 @dataclass(slots=True, eq=False)
 class _Piece:
     """A part of an operation that others can wait for. `passed` is set once `end` is recorded, or when it
-    never will be."""
+    is certain that it never will be."""
 
     channel: Channel
     work: Work = _NO_COPIES
@@ -110,7 +112,7 @@ class _Piece:
 
 @dataclass(frozen=True, slots=True)
 class _InFlight:
-    """A chunk that was given to a stream, and what the host has to do once it has passed."""
+    """A chunk on a stream, and what the host has to do once it is done."""
 
     end: GpuEvent
     n_bytes: int
@@ -144,8 +146,7 @@ class _HostMemory:
 
 
 class CudaDevice:
-    """Four threads over three streams and one arena. Raises DoesNotFit where the arena does not fit the
-    GPU."""
+    """Four threads over three streams and one arena. Raises DoesNotFit if the arena does not fit the GPU."""
 
     def __init__(
         self,
@@ -162,8 +163,8 @@ class CudaDevice:
         page_bytes: int = PAGE_BYTES,
         lock_bytes: int = LOCK_BYTES,
     ) -> None:
-        """With `kv_dtype`, which says what a request's KV is computed in, paged-out KV is int8, which is
-        not exact."""
+        """With `kv_dtype`, the dtype of each request's KV, paged-out KV is stored in int8, which is not
+        exact."""
         self._gpu = gpu
         self._chunk_bytes = chunk_bytes
         self._locked_chunk_bytes = locked_chunk_bytes
@@ -256,7 +257,7 @@ class CudaDevice:
             raise WorkerFailed(f"memory given back to the GPU was taken by somebody else: {error}") from error
 
     def close(self) -> None:
-        """End the channels, then give all memory back. What hangs in the driver keeps its memory until the
+        """End the channels, then free all memory. What hangs in the driver keeps its memory until the
         process ends."""
         self._closing.set()
         self._interrupted.set()
@@ -276,7 +277,7 @@ class CudaDevice:
             self._despite_errors(self._gpu.release, tensor)
 
     def _despite_errors(self, give_back: Callable[[T], None], what: T) -> None:
-        """A broken GPU refuses even to take its memory back; that must not keep the rest."""
+        """Free one thing on a GPU that may be broken and refuse even that: the rest must still be freed."""
         try:
             give_back(what)
         except RuntimeError as error:
@@ -340,8 +341,8 @@ class CudaDevice:
     # ── on the channels' threads ────────────────────────────────────────────────────────────────────────────
 
     def _submit(self, started: Started, pieces: Sequence[_Piece], job: Callable[[], CopyDone | None]) -> None:
-        """Have the channel do the job, and post what it returns once nobody need wait for its pieces any
-        more."""
+        """Run the job on its channel, and post its result once no operation has to wait for its pieces any
+        longer."""
 
         def run() -> None:
             try:
@@ -363,10 +364,10 @@ class CudaDevice:
         self._submit(started, pieces, lambda: self._copy(started, pieces))
 
     def _come_after(self, piece: _Piece) -> None:
-        """Let what the stream is given from now on (the fetch channel has none: this thread) come after the
-        pieces that come first.
+        """Make the stream's later work wait for the pieces that must come first. The fetch channel has no
+        stream: there, this thread waits.
 
-        An event that is not recorded yet holds nothing back, so this thread sleeps until the other has
+        An event that is not recorded yet holds nothing back, so this thread sleeps until the other thread has
         recorded it. That ends: pieces wait only for those entered before them, and a thread that gives up a
         piece says so.
         """
@@ -419,7 +420,8 @@ class CudaDevice:
                     break
                 landing = chunk.give(next(slots))
                 in_flight.append(_InFlight(self._gpu.record(started.channel), chunk.n_bytes, landing))
-            # The host's part of a staged copy is not in the stream: others may not come until it is done.
+            # The host's part of a staged copy is not in the stream: it must be done before other pieces may
+            # follow.
             while in_flight and piece.work.staged:
                 land()
             self._pass(piece)
@@ -458,5 +460,5 @@ class CudaDevice:
 
 
 def _both(spans: Spans) -> Places:
-    """The arena, whatever is in it."""
+    """The arena, whatever it holds."""
     return {_Space.ARENA: spans, _Space.TAIL: spans}

@@ -1,10 +1,9 @@
-"""What the CUDA device needs of a GPU, and torch's GPU behind it: memory, three streams, events, copies,
+"""The CUDA device's interface to a GPU, and torch's GPU behind it: memory, three streams, events, copies,
 page-locked host memory.
 
-A stream is named by the channel that it belongs to: `COMPUTE`, `COPY_IN`, `COPY_OUT`. Work given to a stream
-runs in the order in which it was given; `GpuEvent.hold` is the only thing that orders one stream after
-another, and `GpuEvent.wait` the only thing that waits. Only long-stable parts of `torch.cuda` are used.
-Nothing here has run on a GPU yet.
+A stream is named by its channel: `COMPUTE`, `COPY_IN`, `COPY_OUT`. Work on a stream runs in the order in
+which it was enqueued; only `GpuEvent.hold` orders one stream after another, and only `GpuEvent.wait` waits.
+Only long-stable parts of `torch.cuda` are used. Nothing here has run on a GPU yet.
 """
 
 import logging
@@ -29,19 +28,20 @@ _PORTABLE_AND_MAPPED = 1 | 2
 
 
 class GpuEvent(Protocol):
-    """A moment in a stream: it has passed when all work given to the stream before it is done."""
+    """A moment in a stream: it has passed when all work enqueued before it is done."""
 
     def wait(self) -> None:
         """Sleep until it has passed. Raises what the work before it raised."""
         ...
 
     def hold(self, channel: Channel) -> None:
-        """Work given to that stream from now on begins after it. Returns at once."""
+        """Make later work on that stream begin after this event. Returns at once."""
         ...
 
 
 class Gpu(Protocol):
-    """One GPU. Callable from any thread; a call may raise a RuntimeError after which every other one does."""
+    """One GPU. Callable from any thread. A call may raise a RuntimeError, after which every other call
+    does too."""
 
     @property
     def name(self) -> str: ...
@@ -56,8 +56,8 @@ class Gpu(Protocol):
         ...
 
     def release(self, memory: torch.Tensor) -> None:
-        """Give device memory back to the driver now, whatever views of it there are. Page-locked memory
-        torch keeps for later use."""
+        """Return device memory to the driver now, even if there are views of it. torch keeps page-locked
+        memory for later use."""
         ...
 
     def allocate_locked(self, n_bytes: int) -> torch.Tensor:
@@ -65,18 +65,18 @@ class Gpu(Protocol):
         ...
 
     def lock(self, address: int, n_bytes: int) -> bool:
-        """Page-lock host memory in place, so that the device reaches it; False where the system refuses.
+        """Page-lock host memory in place, so that the device reaches it. False if the system refuses.
 
-        A copy stays within memory that was locked at once; a kernel may touch any.
+        A copy must stay within memory that was locked in one call; a kernel may touch any locked memory.
         """
         ...
 
     def unlock(self, address: int) -> None:
-        """Undo `lock` of the memory that begins there. No copy may be under way."""
+        """Undo the `lock` that begins at `address`. No copy of that memory may be in flight."""
         ...
 
     def copy(self, channel: Channel, *copies: tuple[torch.Tensor, torch.Tensor]) -> None:
-        """Give the stream copies, one after the other: target and source of each.
+        """Enqueue copies, one after another: target and source of each.
 
         They are `uint8` tensors of equal size that do not overlap; host memory is page-locked.
         """
@@ -90,10 +90,10 @@ class Gpu(Protocol):
         offsets: torch.Tensor,
         block_bytes: int,
     ) -> None:
-        """Give the stream one kernel that copies blocks between `uint8` tensors, each in device memory or
+        """Enqueue one kernel that copies blocks between `uint8` tensors, each in device memory or
         page-locked.
 
-        `offsets` `[2, block]` (int64, device memory) says where each goes in `target` and comes from in
+        `offsets` `[2, block]` (int64, device memory) holds the place of each block in `target` and in
         `source`; it is read when the kernel runs. `block_bytes` and all offsets are multiples of 16; blocks
         do not overlap.
         """
@@ -107,8 +107,8 @@ class Gpu(Protocol):
         offsets: torch.Tensor,
         layout: KVLayout,
     ) -> None:
-        """Like `copy_blocks`, to records in int8 (`kernels/kv_pack`): blocks of `arena`, in the model's
-        dtype, to `host`, in bytes."""
+        """Like `copy_blocks`, but to records in int8 (`kernels/kv_pack`): from blocks of `arena`, in the
+        model's dtype, to `host`, in bytes."""
         ...
 
     def dequantise_blocks(
@@ -119,15 +119,15 @@ class Gpu(Protocol):
         offsets: torch.Tensor,
         layout: KVLayout,
     ) -> None:
-        """The way back; `offsets` have the target first here, too."""
+        """The reverse of `quantise_blocks`; here too `offsets` hold the target first."""
         ...
 
     def record(self, channel: Channel) -> GpuEvent:
-        """The moment after all that was given to the stream until now."""
+        """An event that passes when all work enqueued until now is done."""
         ...
 
     def running(self, channel: Channel) -> AbstractContextManager[object]:
-        """What torch is asked to do on this thread meanwhile goes to that stream."""
+        """In the block, what this thread asks torch to do goes to that stream."""
         ...
 
 
@@ -144,14 +144,14 @@ class _TorchEvent:
 
 
 class TorchGpu:
-    """The first CUDA device that torch sees (`CUDA_VISIBLE_DEVICES` says which). Raises ConfigError where
+    """The first CUDA device that torch sees (`CUDA_VISIBLE_DEVICES` selects it). Raises ConfigError if
     there is none."""
 
     def __init__(self) -> None:
         check_cuda()
         sum_in_float32()
         self._device = torch.device("cuda", 0)
-        # A step's programs are placed before those of a copy by kernel that waits beside them.
+        # The GPU schedules a step's programs before those of a copy kernel that waits at the same time.
         priorities = {channel: -1 if channel is Channel.COMPUTE else 0 for channel in STREAMS}
         self._streams = {
             channel: torch.cuda.Stream(self._device, priority)  # type: ignore[no-untyped-call]
@@ -176,7 +176,7 @@ class TorchGpu:
                 f"{n_bytes} bytes cannot be allocated on {self.name}, where {free} of {total} are free: "
                 "lower device.arena, or end what else runs there"
             ) from None
-        # Torch gave the zeros to the default stream, which ours do not wait for.
+        # torch zeroed it on the default stream, for which ours do not wait.
         torch.cuda.synchronize(self._device)
         return memory
 
@@ -211,7 +211,7 @@ class TorchGpu:
         offsets: torch.Tensor,
         block_bytes: int,
     ) -> None:
-        # Here and not above: Triton is optional, and only steps, which need it too, make blocks that can be
+        # Imported here because Triton is optional. Only steps, which need it too, make blocks that can be
         # paged.
         from tokenmux.kernels.kv_pack.launch import kv_page
 
@@ -245,7 +245,7 @@ class TorchGpu:
             kv_page_in_int8(arena, host, offsets, layout=layout)
 
     def record(self, channel: Channel) -> _TorchEvent:
-        # Blocking: whoever waits for it sleeps, instead of turning a core in circles that steps need.
+        # Blocking, so that a waiting thread sleeps instead of spinning on a core that steps need.
         event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         event.record(self._streams[channel])
         return _TorchEvent(event, self._streams)
@@ -255,17 +255,18 @@ class TorchGpu:
 
 
 def sum_in_float32() -> None:
-    """Have products in 16 bits add up in float32 to the end, for the whole process.
+    """Make 16-bit products accumulate in float32 throughout, for the whole process.
 
-    Left to itself cuBLAS may add the parts of a split sum in 16 bits, which loses precision and shows which
-    algorithm was taken.
+    By default cuBLAS may add the parts of a split sum in 16 bits, which loses precision and makes the result
+    depend on the algorithm.
     """
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
 
 
 def check_cuda() -> None:
-    """Raise ConfigError, with the remedy, unless torch can use a CUDA device. Makes no CUDA context."""
+    """Raise ConfigError, with the remedy, unless torch can use a CUDA device. Does not create a CUDA
+    context."""
     if torch.version.cuda is None:
         raise ConfigError(
             f"device.kind: cuda needs a torch that was built for CUDA, and this one is {torch.__version__}: "
@@ -285,17 +286,17 @@ def _cudart() -> "_Cudart":
 
 
 class _Cudart(Protocol):
-    """What we use of `torch.cuda.cudart()`; both return a status that is 0 when all is well."""
+    """The part of `torch.cuda.cudart()` that is used; both functions return a status that is 0 on success."""
 
     def cudaHostRegister(self, address: int, n_bytes: int, flags: int) -> int: ...
     def cudaHostUnregister(self, address: int) -> int: ...
 
 
 def _in_a_thread(call: Callable[[], int]) -> int:
-    """Call in a thread of its own.
+    """Call in a separate thread.
 
-    The runtime keeps the error of a failed call for the thread that made it, where the next kernel launch
-    would report it as its own; torch offers no way to clear it.
+    The runtime keeps the error of a failed call for the calling thread, where the next kernel launch would
+    report it as its own; torch offers no way to clear it.
     """
     status: list[int] = []
     thread = Thread(target=lambda: status.append(int(call())), name="tokenmux-page-lock")

@@ -49,19 +49,19 @@ class PagedImage:
         self.n_bytes = n_bytes
 
     def view(self) -> memoryview:
-        """All of it as one piece. The mapping lasts until nothing refers to it any more."""
+        """All of it in one piece. The mapping lasts as long as anything refers to it."""
         return self._pool.map(self._pages)[: self.n_bytes]
 
     def lock(self) -> None:
-        """Page-lock those pages that never were. Called when they are filled, so that no page is zeroed
-        under the lock."""
+        """Page-lock the pages that are not locked yet. Called once they are filled, so that no page is
+        zeroed under the lock."""
         for page in self._pages:
             if page.locked is None:
                 page.locked = self._pool.gpu.lock(page.bytes.data_ptr(), page.bytes.numel())
 
     @property
     def locked(self) -> bool:
-        """Whether the device can read all of it."""
+        """True if the device can read all of it."""
         return all(page.locked for page in self._pages)
 
     def pieces(self) -> Iterator[torch.Tensor]:
@@ -72,12 +72,12 @@ class PagedImage:
             left -= len(page.bytes)
 
     def close(self) -> None:
-        """Give the pages to the next image. No copy may read them any more."""
+        """Free the pages for the next image. No copy may read them any longer."""
         self._pool.give(self._pages)
 
 
 class HostPages:
-    """A pool of pages that grows with what is asked of it."""
+    """A pool of pages that grows on demand."""
 
     def __init__(self, gpu: Gpu, page_bytes: int = PAGE_BYTES) -> None:
         self.gpu = gpu
@@ -85,7 +85,7 @@ class HostPages:
         self._file = os.memfd_create("tokenmux-images", os.MFD_CLOEXEC)
         self._pages: list[_Page] = []
         self._free: list[_Page] = []
-        # A read that was given up gives its pages back whenever it returns, on its own thread.
+        # A read that was given up frees its pages when it returns, on its own thread.
         self._lock = Lock()
 
     def take(self, n_bytes: int) -> PagedImage:
@@ -98,12 +98,12 @@ class HostPages:
         return PagedImage(self, pages, n_bytes)
 
     def give(self, pages: Sequence[_Page]) -> None:
-        """What is locked already is taken first the next time."""
+        """Return pages. Those that are locked already are reused first."""
         with self._lock:
             self._free.extend(reversed(pages))
 
     def map(self, pages: Sequence[_Page]) -> memoryview:
-        """The pages' memory once more, one behind the other."""
+        """Map the pages' memory again, one after another."""
         size = len(pages) * self._page_bytes
         reserved = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         address = ctypes.addressof(ctypes.c_char.from_buffer(reserved))
@@ -112,14 +112,14 @@ class HostPages:
         return memoryview(reserved)
 
     def unlock(self) -> None:
-        """Undo what was locked, before `close`. Raises what the GPU raises."""
+        """Unlock all pages, before `close`. Raises what the GPU raises."""
         for page in self._pages:
             if page.locked:
                 self.gpu.unlock(page.bytes.data_ptr())
                 page.locked = None
 
     def close(self) -> None:
-        """Give the file back; its memory goes when the last view of it does."""
+        """Close the file; its memory is freed with the last view of it."""
         with self._lock:
             self._pages.clear()
             self._free.clear()
@@ -153,8 +153,8 @@ _mmap.argtypes = [
 
 
 def _map_over(address: int, n_bytes: int, file: int, offset: int) -> None:
-    """Map a part of the file in the place of what is mapped at that address. Raises OSError."""
-    fixed = 0x10  # MAP_FIXED, which Python does not name
+    """Map a part of the file over what is mapped at that address. Raises OSError."""
+    fixed = 0x10  # MAP_FIXED, which Python does not define
     mapped = _mmap(address, n_bytes, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | fixed, file, offset)
     if mapped == _MAP_FAILED:
         error = ctypes.get_errno()

@@ -1,17 +1,17 @@
 """Which operation has to wait for which on another channel, so that memory always holds what the order of
-starting says.
+starting implies.
 
-Operations of one channel run one after another; those of different channels run at the same time unless they
-touch the same bytes and one of them writes. Then the later one waits for the end of the earlier (read after
-write, write after read, write after write), and for nothing else:
+Operations of one channel run one after another. Those of different channels run at the same time unless they
+touch the same bytes and one of them writes. Then the later one waits for the end of the earlier one (read
+after write, write after read, write after write), and for nothing else:
 
     copy-in    [ weights of B ──────────▶]  [page-in r]
     compute      [step of A]      [step of A]        ▲ [step of A with r]     waits for the page-in
     copy-out          [page-out q]─────────────wait──┘                        r comes into blocks that q left
 
-Bytes are named by a space and sorted, disjoint spans `[start, end)` in it. This knows no device, no streams
-and no threads but its own lock: it says who waits for whom, and forgets an operation when it is told that it
-ended.
+Bytes are named by a space and sorted, disjoint spans `[start, end)` in it. This module knows no device, no
+streams and no threads except its own lock: it says what waits for what, and forgets an operation when told
+that it ended.
 """
 
 from bisect import bisect_right
@@ -29,7 +29,7 @@ Spans = tuple[tuple[int, int], ...]
 """Sorted and disjoint `[start, end)`."""
 
 Places = Mapping[Hashable, Spans]
-"""Spans by the space that they lie in."""
+"""Spans by space."""
 
 NOWHERE: Places = {}
 
@@ -41,11 +41,11 @@ class _Entry(Generic[Item]):
     reads: Places
     writes: Places
     known: Mapping[Channel, int]
-    """The last operation of each other channel that ends before this one begins."""
+    """For each other channel, the last operation that ends before this one begins."""
 
 
 class Ordering(Generic[Item]):
-    """Operations under way, in the order in which they were started. Callable from any thread."""
+    """Operations in flight, in the order in which they were started. Callable from any thread."""
 
     def __init__(self) -> None:
         self._entered: dict[Channel, dict[int, _Entry[Item]]] = {channel: {} for channel in Channel}
@@ -56,11 +56,11 @@ class Ordering(Generic[Item]):
     def enter(
         self, channel: Channel, item: Item, reads: Places, writes: Places
     ) -> tuple[int, tuple[Item, ...]]:
-        """The number of a new operation, and what it has to wait for: at most one operation of each other
-        channel.
+        """Enter a new operation. Returns its number and what it has to wait for: at most one operation of
+        each other channel.
 
-        What is implied is left out: the end of one operation says that all before it on its channel have
-        ended, and all that it waited for itself.
+        Implied waits are left out: the end of an operation means that all before it on its channel have
+        ended, and everything that it waited for itself.
         """
         with self._lock:
             number = self._next
@@ -82,7 +82,7 @@ class Ordering(Generic[Item]):
             return number, tuple(after)
 
     def leave(self, channel: Channel, number: int) -> None:
-        """The operation has ended: nobody need wait for it any more."""
+        """The operation has ended: nothing has to wait for it any longer."""
         with self._lock:
             del self._entered[channel][number]
 
@@ -91,7 +91,7 @@ class Ordering(Generic[Item]):
 
 
 def merged(spans: Iterable[tuple[int, int]]) -> Spans:
-    """Spans in any order, overlapping or not, as sorted, disjoint ones."""
+    """Sort spans and merge those that overlap."""
     result: list[tuple[int, int]] = []
     for start, end in sorted(spans):
         if result and start <= result[-1][1]:

@@ -1,18 +1,18 @@
-"""How the blocks of one request are paged: by the copy engines, or by a kernel where their copies would be
+"""How the blocks of one request are paged: by the copy engines, or by a kernel if their copies would be
 small.
 
-A copy engine takes a run of blocks that are neighbours on both sides as one copy, and loses a fixed time with
-each (`kernels/kv_pack/choice.py`). The kernel takes all blocks of a chunk in one launch, wherever they lie on
+A copy engine takes a run of blocks that are neighbours on both sides as one copy, and each copy costs a fixed
+time (`kernels/kv_pack/choice.py`). The kernel takes all blocks of a chunk in one launch, wherever they lie on
 either side:
 
     arena       ....[ block A ]......[ block C ]..[ block B ]....
-                        |   offsets: (where, from where) of each
+                        |   offsets: (target, source) of each
     host KV     [ block A ]....[ block C ][ block B ]..........     page-locked, so that the device reaches it
 
-In int8, where a server asks for that, the kernel writes a record of codes and scales to the beginning of a
-block's place on the host: the books count whole blocks all the same, so that they need not know.
+If the server is configured for int8, the kernel writes a record of codes and scales to the beginning of a
+block's place on the host. The books still count whole blocks, so they need not know.
 
-Where host memory is not page-locked, the host's side of the launch is the slot's page-locked bytes, filled or
+If host memory is not page-locked, the host side of the launch is the slot's page-locked buffer, filled or
 emptied by the channel's thread.
 """
 
@@ -33,12 +33,12 @@ from tokenmux.kernels.layout import OFFSET_ALIGNMENT, KVLayout
 from tokenmux.scheduler.memory.ledger import Ledger
 
 KvDtype = Callable[[RequestId], torch.dtype]
-"""What a request's keys and values are computed in."""
+"""The dtype in which a request's keys and values are computed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Int8:
-    """How blocks are read that are to be quantised."""
+    """How to read blocks that are to be quantised."""
 
     layout: KVLayout
     dtype: torch.dtype
@@ -46,8 +46,8 @@ class Int8:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Blocks:
-    """Blocks of one size, copied by a kernel. `on_device[i]` and `on_host[i]` are indices in blocks of
-    that size."""
+    """Blocks of one size, copied by a kernel. `on_device[i]` and `on_host[i]` are indices in units of that
+    size."""
 
     arena: torch.Tensor
     host: torch.Tensor
@@ -59,12 +59,12 @@ class Blocks:
 
     @property
     def n_bytes(self) -> int:
-        """As the books count them."""
+        """Size as the books count it."""
         return len(self.on_device) * self.block_bytes
 
     @property
     def host_bytes(self) -> int:
-        """Of a block, on the host."""
+        """Bytes of one block on the host."""
         return record_bytes(self.int8.layout) if self.int8 else self.block_bytes
 
     def chunks(self, n_bytes: int) -> Iterator["Blocks"]:
@@ -94,7 +94,7 @@ class Blocks:
         return land
 
     def _launch(self, slot: Slot, host: torch.Tensor, here: torch.Tensor) -> None:
-        """`here`: where the blocks are on the host, in bytes."""
+        """Launch the kernel; `here` is where the blocks are on the host, in bytes."""
         gpu, channel = slot.gpu, slot.channel
         there = self.on_device * self.block_bytes
         if self.int8:
@@ -113,19 +113,20 @@ class Blocks:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pager:
-    """Decides how a request's blocks are copied. `staged`: the memory for paged-out KV is not page-locked."""
+    """Decides how a request's blocks are copied. `staged` is true if the memory for paged-out KV is not
+    page-locked."""
 
     ledger: Ledger
     host: torch.Tensor
     staged: bool
     chunk_bytes: int
     bytes_per_s: Mapping[Channel, float]
-    """Of the bus, in the direction of each copy channel."""
+    """Bandwidth of the bus, in the direction of each copy channel."""
     copy_overhead_s: float
     lock_bytes: int
-    """`host` was page-locked in pieces of this size: no copy reaches over the end of one."""
+    """`host` was page-locked in pieces of this size: no copy may cross the end of one."""
     kv_dtype: KvDtype | None = None
-    """Given where paged-out KV is to be int8."""
+    """Given if paged-out KV is stored in int8."""
 
     def work(
         self,
@@ -135,8 +136,7 @@ class Pager:
         transfers: Sequence[Transfer],
         spans: Sequence[PagingSpan],
     ) -> Work:
-        """The copies of one request's blocks, which are of one size; `spans` are the runs that they make
-        up."""
+        """The copies of one request's blocks, all of one size; `spans` are the runs that they form."""
         if not transfers:
             return Copies(())
         shape = transfers[0].shape
@@ -164,7 +164,8 @@ class Pager:
         return method is PageMethod.KERNEL and fits
 
     def _int8(self, kv_dtype: KvDtype, request: RequestId, shape: KvShape) -> Int8 | None:
-        """None for blocks that the kernel cannot take: both ways, so what went out exact comes in exact."""
+        """None for blocks that the kernel cannot take in either direction: what goes out exact comes back
+        exact."""
         if shape.head_dim % OFFSET_ALIGNMENT or shape.block_bytes > self.chunk_bytes:
             return None
         layout = KVLayout(shape.n_layers, shape.n_kv_heads, shape.head_dim, shape.block_size)
@@ -174,7 +175,7 @@ class Pager:
 
 
 def _within(spans: Sequence[PagingSpan], piece_bytes: int) -> Iterator[PagingSpan]:
-    """The same bytes, in spans whose host's side lies within one of its pieces of `piece_bytes`."""
+    """The same bytes, in spans whose host side lies within one piece of `piece_bytes`."""
     for device, host, n_bytes in spans:
         start = 0
         while start < n_bytes:

@@ -1,6 +1,6 @@
-"""Whether a step goes through the Triton kernels, and how it is then cut: by the device on which its KV lies.
+"""Whether a step uses the Triton kernels, and how it is then cut: decided by the device on which its KV lies.
 
-Imports no Triton; what does is imported when the first step is laid out for the kernels.
+Does not import Triton; modules that do are imported when the first step is laid out for the kernels.
 """
 
 from collections.abc import Sequence
@@ -22,10 +22,9 @@ _REMEDY = "serve the model from a pool of device cpu"
 
 
 def tiles_for(device: torch.device, shape: KvShape, n_heads: int) -> StepTiles | None:
-    """How steps over KV on `device` are cut for the kernels; None where attention runs in torch.
+    """How steps over KV on `device` are cut for the kernels. None if attention runs in torch.
 
-    Raises UnsupportedModel where the device, or a model with `n_heads` query heads, is not one that the
-    kernels serve.
+    Raises UnsupportedModel if the kernels do not serve the device, or a model with `n_heads` query heads.
     """
     if device.type != "cuda":
         return None
@@ -38,7 +37,7 @@ def tiles_for(device: torch.device, shape: KvShape, n_heads: int) -> StepTiles |
 
 
 def check_heads(head_dim: int, group: int) -> None:
-    """Raise UnsupportedModel unless the kernels can read heads of this size, and of so many query heads a
+    """Raise UnsupportedModel unless the kernels can read heads of `head_dim`, with `group` query heads per
     KV head."""
     if head_dim % OFFSET_ALIGNMENT or head_dim > LARGEST_HEAD:
         raise UnsupportedModel(
@@ -61,7 +60,7 @@ def lay_out(
     tiles: StepTiles,
     staging: Staging,
 ) -> "KernelBatch":
-    """The step over `kv`, for the kernels. Raises UnsupportedModel where Triton is missing."""
+    """Lay out the step over `kv` for the kernels. Raises UnsupportedModel if Triton is missing."""
     try:
         from tokenmux.models.network.kernel_step import KernelBatch
     except ModuleNotFoundError as error:

@@ -1,5 +1,5 @@
-"""A checkpoint's own tokenizer as transformers reads it: what registration takes a catalogue entry's text
-files from."""
+"""A checkpoint's own tokenizer as transformers reads it: registration makes a catalogue entry's text files
+from it."""
 
 import logging
 from dataclasses import dataclass
@@ -16,7 +16,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class CheckpointTokenizer:
-    """The tokenizer, and the tokens that end an output by it and by the model's generation config."""
+    """The tokenizer, and the tokens that end an output according to it and to the model's generation
+    config."""
 
     backend: PreTrainedTokenizerBase
     stop_token_ids: frozenset[int]

@@ -1,4 +1,4 @@
-"""What the front knows of a model's text: the facts, and the decoder of its output. Encoding happens in other
+"""What the front knows of a model's text: the facts, and the decoder of its output. Encoding runs in other
 processes."""
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Decoder:
 
     @property
     def stop_token_ids(self) -> frozenset[int]:
-        """The tokens that end an output by the model's generation config and its tokenizer."""
+        """The tokens that end an output according to the model's generation config and its tokenizer."""
         return self.facts.stop_token_ids
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
@@ -36,6 +36,6 @@ class Decoder:
     def detokenizer(
         self, stop: Sequence[str] = (), *, prompt: Sequence[int] = (), skip_special_tokens: bool = True
     ) -> Detokenizer:
-        """A fresh detokenizer for one output. `prompt` is what it continues: only its end matters, for
+        """A new detokenizer for one output that continues `prompt`. Only the prompt's end matters, for
         spaces."""
         return Detokenizer(self._text, stop, prompt=prompt, skip_special_tokens=skip_special_tokens)

@@ -1,14 +1,14 @@
-"""Text that grows token by token, equal in the end to the decoding of all tokens at once.
+"""Text that grows token by token and in the end equals the decoding of all tokens at once.
 
     tokens ──▶ TextStream ──▶ text that later tokens cannot change ──▶ Detokenizer ──▶ text up to the first
     stop string
 
-`tokenizers` has a `DecodeStream` for the first half. It is not used: in version 0.23 it never gives out text
-that ends in U+FFFD (a model may write that character, or bytes that are not UTF-8) and decodes a longer and
-longer window meanwhile, raises where a run of byte tokens turns out to be invalid, and cannot be flushed at
-the end. It takes 0.5 to 1 us per token, this file 2 to 4.
+`tokenizers` has a `DecodeStream` for the first half. It is not used: in version 0.23 it never emits text that
+ends in U+FFFD (a model may write that character, or bytes that are not UTF-8) and meanwhile decodes a longer
+and longer window, raises if a run of byte tokens turns out to be invalid, and cannot be flushed at the end.
+It takes 0.5 to 1 us per token, this file 2 to 4.
 
-Needs `tokenizers` only, not transformers. One `TokenText` serves all outputs of a model; the rest belongs to
+Needs only `tokenizers`, not transformers. One `TokenText` serves all outputs of a model; the rest belongs to
 one output.
 """
 
@@ -23,16 +23,17 @@ from tokenmux.core.errors import InvalidRequest
 
 _REPLACEMENT = "\ufffd"
 _CONTEXT_TOKENS = 4
-"""Of the prompt: a token's text can depend on the token before it (leading spaces, pieces of words)."""
+"""Number of prompt tokens used as context: a token's text can depend on the token before it (leading spaces,
+pieces of words)."""
 _LONGEST_RUN = 128
-"""Byte tokens that are held back (about 40 characters): an invalid one changes the text of the whole run
-before it."""
+"""Longest run of byte tokens that is held back (about 40 characters): an invalid one changes the text of the
+whole run before it."""
 _LONGEST_WINDOW = 32
-"""Tokens that are decoded together. Longer windows are cut; they occur only in outputs that are not text."""
+"""Most tokens decoded together. Longer windows are cut; they occur only in outputs that are not text."""
 _UNFINISHED_BYTES = 3
-"""A character of UTF-8 that is not complete has at most three bytes, hence at most three tokens."""
+"""An incomplete UTF-8 character has at most three bytes, so at most three tokens."""
 _FIRST_MARK, _OTHER_MARK = 0xD800, "\udfff"
-"""Lone surrogates stand for special tokens while stop strings are looked for: no decoder ever yields one."""
+"""Lone surrogates stand for special tokens in the search for stop strings: no decoder ever yields one."""
 
 
 class TokenText:
@@ -40,7 +41,7 @@ class TokenText:
     bytes."""
 
     def __init__(self, tokenizer: Tokenizer, special_ids: Collection[int]) -> None:
-        """`special_ids` are the tokens that are left out of the text unless asked for."""
+        """`special_ids` are the tokens that are left out of the text by default."""
         kinds = set(_decoder_kinds(tokenizer))
         self.tokenizer = tokenizer
         self.special: Mapping[int, str] = {
@@ -50,7 +51,7 @@ class TokenText:
         """Byte tokens of a decoder with byte fallback, which reads a whole run of them as UTF-8, or as one
         U+FFFD each."""
         self.splits_characters = "ByteLevel" in kinds or not self.byte_of
-        """Whether a U+FFFD at the end of a text may be the beginning of a character."""
+        """True if a U+FFFD at the end of a text may be the beginning of a character."""
 
         self._ids = {text: token for token, text in self.special.items() if text}
         self._lengths = sorted({len(text) for text in self._ids}, reverse=True)
@@ -63,7 +64,7 @@ class TokenText:
         return text
 
     def specials_in(self, text: str) -> Iterator[tuple[int, int, int]]:
-        """The special tokens that are spelled out in `text`: where each begins and ends, and its id."""
+        """The special tokens spelled out in `text`: start, end and id of each."""
         at = 0
         while at < len(text):
             ends = (at + n for n in self._lengths) if text[at] in self._first else ()
@@ -76,20 +77,20 @@ class TokenText:
 
 
 class TextStream:
-    """The text of one output; equal to the decoding of all its tokens, with a bounded amount of work for
+    """The text of one output: equal to the decoding of all its tokens, with a bounded amount of work for
     each.
 
-        window   [ context | pending ]      decoded together; its first characters were given out before
+        window   [ context | pending ]      decoded together; its first characters were emitted before
 
     A run of byte tokens is held back until it ends or is invalid. From `_LONGEST_RUN` tokens on its
-    characters are given out as they are completed; only there, and only if it becomes invalid later, does the
-    text differ (by the characters given out).
+    characters are emitted as they are completed; only then, and only if the run becomes invalid later, does
+    the text differ (by the characters emitted).
     """
 
     def __init__(
         self, tokens: TokenText, prompt: Sequence[int] = (), *, skip_special_tokens: bool = True
     ) -> None:
-        """The output continues `prompt`."""
+        """Start an output that continues `prompt`."""
         self._tokenizer = tokens.tokenizer
         self._byte_of = tokens.byte_of
         self._splits_characters = tokens.splits_characters
@@ -99,7 +100,7 @@ class TextStream:
         self._run = _Run()
 
     def push(self, token: int) -> str:
-        """Take the next token; the text that is certain now, which may be empty."""
+        """Add the next token. Returns the text that is certain now, which may be empty."""
         if not self._shows(token):
             return ""
         byte = self._byte_of.get(token)
@@ -110,7 +111,7 @@ class TextStream:
         return text + self._advance(final=False)
 
     def finish(self) -> str:
-        """The rest of the text, when no more tokens will come."""
+        """The rest of the text, after the last token."""
         return self._end_run() + self._advance(final=True)
 
     def _shows(self, token: int) -> bool:
@@ -124,17 +125,17 @@ class TextStream:
         run = self._run
         text = run.take(token, byte)
         if text:
-            # A character that was begun before this run is not completed any more.
+            # A character that began before this run can no longer be completed.
             text = self._advance(final=True) + text
         if len(run.held) < _LONGEST_RUN or run.is_open:
             return text
-        # So long that it is not held any longer: what it spells so far is text like any other.
+        # Too long to be held back: what it spells so far is emitted like any other text.
         spelled = self._through_tokenizer(run.held[: len(run.held) - run.n_unfinished])
         run.open()
         return text + spelled
 
     def _end_run(self) -> str:
-        """The byte tokens that came last have no successor."""
+        """End the run of byte tokens at the end: no more follow."""
         run = self._run
         if run.last is None:
             return ""
@@ -143,7 +144,7 @@ class TextStream:
             self._restart(run.last)
             return _REPLACEMENT * len(run.held)
         if self._window and self._window[-1] in self._byte_of:
-            # The prompt ended in bytes, which would be read together with these.
+            # The prompt ended in byte tokens, which would be decoded together with these.
             self._restart(run.last)
             return run.text()
         self._window += run.held
@@ -154,12 +155,12 @@ class TextStream:
         return self._advance(final=True)
 
     def _restart(self, token: int) -> None:
-        """All text up to `token` was given out."""
+        """Start over: all text up to `token` was emitted."""
         self._window = [token]
         self._given = self._decode(self._window)
 
     def _advance(self, *, final: bool) -> str:
-        """Decode the window; what is new and certain in it."""
+        """Decode the window. Returns what is new and certain in it."""
         text = self._decode(self._window)
         if not text.startswith(self._given):
             text = self._reconcile(text)
@@ -171,13 +172,14 @@ class TextStream:
                 self._cut(text)
         elif self._window:
             context = self._decode(self._window[-1:])
-            # A last token without text of its own (a space that is stripped at the beginning) is no context.
+            # A last token without text of its own (a space that is stripped at the beginning) gives no
+            # context.
             if context or len(self._window) > _LONGEST_WINDOW:
                 self._window, self._given = self._window[-1:], context
         return new
 
     def _reconcile(self, text: str) -> str:
-        """Text whose beginning is not what was given out: what was is not taken back."""
+        """Handle text that does not begin with what was emitted: that cannot be taken back."""
         if self._given.endswith(_REPLACEMENT) and text.startswith(self._given[:-1]):
             # The prompt ended within a character, and this is the rest of it.
             self._given = self._given[:-1]
@@ -198,8 +200,8 @@ class TextStream:
 
 
 class _Run:
-    """Byte tokens in a row. While it is not open, nothing of it was given out; `held` are tokens without text
-    so far."""
+    """A run of byte tokens. While it is not open, nothing of it was emitted; `held` are the tokens without
+    text so far."""
 
     def __init__(self) -> None:
         self.held: list[int] = []
@@ -211,8 +213,8 @@ class _Run:
         self._is_valid = True
 
     def take(self, token: int, byte: int) -> str:
-        """The text that is certain by this byte: none, the characters of an open run, or U+FFFD for all that
-        was held."""
+        """Add a byte. Returns the text that it makes certain: none, the characters of an open run, or
+        U+FFFD for all held tokens."""
         self.last = token
         self.held.append(token)
         self.n_unfinished += 1
@@ -236,21 +238,21 @@ class _Run:
         return ""
 
     def open(self) -> None:
-        """Its complete characters were given out."""
+        """Open the run: its complete characters were emitted."""
         self.is_open = True
         self.held = self.held[len(self.held) - self.n_unfinished :]
 
     def text(self) -> str:
-        """The text of a run that is not open and has ended."""
+        """The text of a run that has ended and is not open."""
         return _REPLACEMENT * len(self.held) if self.n_unfinished else "".join(self._spelled)
 
 
 class Detokenizer:
     """Turns one output into text as its tokens arrive, and ends it at the first stop string.
 
-    A stop string may contain special tokens ("<|end|>"), though they are left out of the text; each must be
-    whole. `stopped` is the stop string that ended the output, once one did; text from there on is never given
-    out.
+    A stop string may contain special tokens ("<|end|>"), although they are left out of the text; each must be
+    complete. `stopped` is the stop string that ended the output, if one did; it and everything after it is
+    never emitted.
     """
 
     def __init__(
@@ -269,29 +271,29 @@ class Detokenizer:
         self._held = ""
         self._marks: dict[int, str] = {}
         self._stops = {text: text for text in stop}
-        """Stop strings by what is looked for: with a mark for each special token in it."""
+        """Stop strings by their search form, which has a mark for each special token."""
         if skip_special_tokens and stop:
             self._mark_specials(tokens)
 
     def push(self, token_ids: Sequence[int]) -> str:
-        """Take the next tokens; the text that is certain now, which may be empty."""
+        """Add the next tokens. Returns the text that is certain now, which may be empty."""
         if self.stopped is not None:
             return ""
         text = ""
         for token in token_ids:
             mark = self._marks.get(token)
-            # What comes before a special token must be out before its mark, even if it is half a character.
+            # Text before a special token must be emitted before its mark, even if it is half a character.
             text += self._stream.push(token) if mark is None else self._stream.finish() + mark
         return self._release(text, final=False)
 
     def finish(self) -> str:
-        """The rest of the text, when no more tokens will come."""
+        """The rest of the text, after the last token."""
         if self.stopped is not None:
             return ""
         return self._release(self._stream.finish(), final=True)
 
     def _mark_specials(self, tokens: TokenText) -> None:
-        """Let special tokens leave marks if a stop string has one in it."""
+        """Leave marks for special tokens if a stop string contains one."""
         for text in list(self._stops):
             key, end = "", 0
             for start, after, token in tokens.specials_in(text):
@@ -323,7 +325,7 @@ class Detokenizer:
                     n = len(marked) - place[len(plain) - n]
                 n_held = max(n_held, n)
         if found:
-            # The one that is complete first, so that it does not matter in what portions tokens arrive.
+            # The one that is complete first, so that it does not matter how tokens are grouped.
             _, at, self.stopped = min(found, key=lambda hit: hit[:2])
             self._held = ""
         else:
@@ -337,7 +339,8 @@ def _is_mark(character: str) -> bool:
 
 
 def _without_marks(text: str) -> tuple[str, list[int] | None]:
-    """`text` without marks, and where in it each remaining character was; None: nothing was taken out."""
+    """`text` without marks, and the original index of each remaining character; None if there were no
+    marks."""
     if not any(map(_is_mark, text)):
         return text, None
     place = [at for at, character in enumerate(text) if not _is_mark(character)]
@@ -345,12 +348,12 @@ def _without_marks(text: str) -> tuple[str, list[int] | None]:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """The length of the longest end of `text` with which `stop` begins."""
+    """Length of the longest end of `text` with which `stop` begins."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 
 def _decoder_kinds(tokenizer: Tokenizer) -> Iterator[str]:
-    """Types of the tokenizer's decoders, by their name in tokenizer.json; none for decoders written in
+    """Types of the tokenizer's decoders, by their names in tokenizer.json; none for decoders written in
     Python."""
     try:
         description = json.loads(tokenizer.decoder.__getstate__()) if tokenizer.decoder is not None else {}

@@ -1,11 +1,11 @@
-"""A catalogue entry's text without transformers: what encodes prompts, what decodes output, and what is known
-of both.
+"""A catalogue entry's text without transformers: what encodes prompts, what decodes output, and facts about
+both.
 
     text.json       stop tokens, chat template, special tokens of the template, the longest token
     encoder.json    the tokenizer, as transformers made it at registration
     decoder.json    its vocabulary and decoder only: nothing in it runs a pattern of the model's author
 
-`text_files.py` writes them at registration. `Encoder` runs in processes of its own
+`text_files.py` writes them at registration. `Encoder` runs in separate processes
 (`tokenmux.server.children.texts`); `Decoder` in the front.
 """
 
@@ -26,11 +26,11 @@ TEXT_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class TextFacts:
-    """What is known of a model's text.
+    """Facts about a model's text.
 
-    `template` is None where there is no chat template; `template_refusal` says why one cannot be used;
-    `in_parts` that it takes a message's content as a list of parts. `longest_token_chars` bounds how many
-    characters one token stands for.
+    `template` is None if there is no chat template; `template_refusal` says why one cannot be used;
+    `in_parts` is true if it takes a message's content as a list of parts. `longest_token_chars` bounds how
+    many characters one token stands for.
     """
 
     stop_token_ids: frozenset[int]
@@ -40,7 +40,7 @@ class TextFacts:
     in_parts: bool
     special_tokens: Mapping[str, str]
     digest: str
-    """Of encoder.json: two entries with one digest tokenize alike."""
+    """Digest of encoder.json: entries with the same digest tokenize alike."""
 
     @property
     def can_chat(self) -> bool:
@@ -61,8 +61,7 @@ class TextFacts:
 
     @classmethod
     def load(cls, folder: Path) -> "TextFacts":
-        """Read an entry's text.json. Raises BadCheckpoint when it is missing, damaged or of another
-        version."""
+        """Read an entry's text.json. Raises BadCheckpoint if it is missing, damaged or of another version."""
         path = folder / TEXT
         try:
             document: dict[str, Any] = json.loads(path.read_bytes())
@@ -86,8 +85,8 @@ class TextFacts:
 
 
 class Encoder:
-    """Text and conversations to token ids. What the model's author wrote runs here: use it in a process that
-    may be killed."""
+    """Text and conversations to token ids. This runs what the model's author wrote: use it in a process
+    that may be killed."""
 
     def __init__(self, core: Core, facts: TextFacts) -> None:
         self._core = core
@@ -99,7 +98,7 @@ class Encoder:
         return cls(load_core(folder / ENCODER), TextFacts.load(folder))
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of `text`. Raises InvalidRequest when the tokenizer cannot take it."""
+        """Token ids of `text`. Raises InvalidRequest if the tokenizer cannot encode it."""
         try:
             ids: list[int] = self._core.encode(text, add_special_tokens=add_special_tokens).ids
         except MemoryError:
@@ -114,12 +113,12 @@ class Encoder:
         """Token ids of a conversation, each message with `role` and `content`, ready for the assistant's next
         turn.
 
-        Raises InvalidRequest when there is no chat template that can be used, or it refuses the messages.
+        Raises InvalidRequest if there is no usable chat template, or if the template refuses the messages.
         """
         return self.encode(self.chat_text(messages), add_special_tokens=False)
 
     def chat_text(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The conversation as the template writes it. Raises as `encode_chat`."""
+        """The conversation as the template formats it. Raises as `encode_chat`."""
         if not messages:
             raise InvalidRequest("a conversation needs at least one message")
         check_can_chat(self._facts)
@@ -139,13 +138,13 @@ class Encoder:
 
 
 def is_foreign(error: BaseException) -> bool:
-    """Whether a library failed: with an Exception, or a panic of Rust, which is none. An interrupt is no
-    failure of a library."""
+    """True if a library failed: with an Exception, or with a panic of Rust, which is not an Exception. An
+    interrupt does not count."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def check_can_chat(facts: TextFacts) -> None:
-    """Raises InvalidRequest when the model takes no conversations."""
+    """Raise InvalidRequest if the model takes no conversations."""
     if facts.template is None:
         raise InvalidRequest("this model has no chat template; send a prompt as text or token ids")
     if facts.template_refusal:
@@ -156,14 +155,14 @@ def check_can_chat(facts: TextFacts) -> None:
 
 
 def as_template_takes(messages: Iterable[Mapping[str, str]], in_parts: bool) -> list[dict[str, object]]:
-    """Messages with their contents as text, or as lists of parts for templates that take nothing else."""
+    """Messages with their contents as text, or as lists of parts for templates that accept nothing else."""
     if not in_parts:
         return [dict(message) for message in messages]
     return [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
 
 
 def load_core(path: Path) -> Core:
-    """A tokenizer file. Raises BadCheckpoint when it is missing or damaged."""
+    """Load a tokenizer file. Raises BadCheckpoint if it is missing or damaged."""
     try:
         return Core.from_file(str(path))
     except MemoryError:

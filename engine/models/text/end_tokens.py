@@ -1,8 +1,8 @@
 """Which tokens end an output, from whatever a checkpoint says about it.
 
-Files in the wild name end tokens as a number, a list, a string, nested lists, or beyond the vocabulary (a
-fine-tune whose tokenizer has more tokens than the model has rows). Only ids that the model can draw come out
-of here; what was left out or had to be guessed is said in warnings.
+Real files name end tokens as a number, a list, a string, nested lists, or beyond the vocabulary (a fine-tune
+whose tokenizer has more tokens than the model has rows). The result holds only ids that the model can draw;
+warnings say what was left out or guessed.
 """
 
 from collections.abc import Iterator
@@ -14,13 +14,13 @@ from tokenmux.models.config_file import read_object
 
 _SOURCES = ("generation_config.json", "config.json")
 _DEEPEST, _MOST = 4, 256
-"""Nested lists are followed this far, and this many ids are looked at: more are no list of end tokens."""
+"""Depth of nested lists, and number of ids, that are looked at: anything beyond is not a list of end
+tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """Ids of the end tokens, each below the size of the vocabulary, and what a reader of the log should
-    know."""
+    """Ids of the end tokens, each below the size of the vocabulary, and warnings for the log."""
 
     ids: frozenset[int]
     warnings: tuple[str, ...] = ()
@@ -29,8 +29,8 @@ class Ends:
 def end_tokens(folder: Path, tokenizer_end: object, vocab_size: int) -> Ends:
     """The end tokens of the checkpoint in `folder`: the tokenizer's, and those of its generation config.
 
-    Where the generation config names none that is valid, config.json is asked. Raises BadCheckpoint for a
-    file that is not a JSON object.
+    If the generation config names no valid one, config.json is used. Raises BadCheckpoint for a file that is
+    not a JSON object.
     """
     found = valid_ids(tokenizer_end, vocab_size, "the tokenizer")
     ids, warnings = set(found.ids), list(found.warnings)
@@ -47,8 +47,7 @@ def end_tokens(folder: Path, tokenizer_end: object, vocab_size: int) -> Ends:
 
 
 def valid_ids(said: object, vocab_size: int, source: str) -> Ends:
-    """The token ids in `said`, which may be anything that JSON can hold. `source` names where it stands, for
-    the warnings."""
+    """The token ids in `said`, which may be any JSON value. Warnings name it as `source`."""
     ids, warnings = set(), []
     for index, value in enumerate(_flat(said)):
         if index == _MOST:
@@ -78,7 +77,7 @@ def _flat(said: object, depth: int = 0) -> Iterator[object]:
 
 
 def _as_integer(value: object) -> int | None:
-    """The integer that a value stands for: 5, 5.0 and "5" do, true and "five" do not."""
+    """The integer that a value stands for: 5, 5.0 and "5" are accepted, true and "five" are not."""
     match value:
         case bool():
             return None

@@ -1,7 +1,7 @@
 """Chat templates without transformers: the same sandbox with the same names, so that a process that renders
 starts in 0.1 s.
 
-Registration compares what it renders with what transformers renders (`text_files.py`).
+Registration compares its output with that of transformers (`text_files.py`).
 """
 
 import json
@@ -20,7 +20,7 @@ from jinja2.utils import Namespace
 
 
 def render(template: str, messages: Sequence[Mapping[str, object]], special_tokens: Mapping[str, str]) -> str:
-    """The conversation as text, ready for the assistant's turn. Raises whatever the template raises."""
+    """The conversation as text, ready for the assistant's turn. Raises what the template raises."""
     text: str = _compiled(template).render(
         messages=[dict(message) for message in messages],
         tools=None,
@@ -32,7 +32,7 @@ def render(template: str, messages: Sequence[Mapping[str, object]], special_toke
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks the assistant's part for training; for serving it is only what is in it."""
+    """`{% generation %}` marks the assistant's part for training; for serving it is just its content."""
 
     tags = {"generation"}  # noqa: RUF012 - as jinja declares it
 
@@ -56,7 +56,7 @@ class _Namespace(Namespace):
 
     def __init__(
         *args: Any, **named: Any
-    ) -> None:  # the first one is self, so that `namespace(self=1)` works
+    ) -> None:  # the first parameter is self, so that `namespace(self=1)` works
         self, values = args[0], dict(*args[1:], **named)
         for name in values:
             _check_attribute(name)

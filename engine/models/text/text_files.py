@@ -1,9 +1,9 @@
-"""Writes an entry's text files at registration (`text.py` says what they hold), and tries them before anybody
-relies on them.
+"""Writes an entry's text files at registration (`encoder.py` describes them), and tries them before they are
+used.
 
 A tokenizer that cannot be read, encodes outside the model's vocabulary or takes too long is refused. A chat
-template that fails, or that our renderer writes otherwise than transformers, costs the model its
-conversations only, and the reason is kept.
+template that fails, or that our renderer does not format like transformers, only costs the model its
+conversations, and the reason is kept.
 """
 
 import hashlib
@@ -32,11 +32,11 @@ from tokenmux.models.text.encoder import (
 from tokenmux.models.text.template import render
 
 TRIAL_S = 5.0
-"""Processor time that loading a tokenizer, encoding a sentence and rendering a greeting may take."""
+"""Limit of processor time for loading a tokenizer, encoding a sentence and rendering a greeting."""
 
 _LONGEST_TOKEN_CHARS = 1 << 16
 _LARGEST_DECODER_BYTES = 1 << 16
-"""Of a decoder without its vocabulary: what it puts in the place of a token's text is written with every
+"""Limit for a decoder without its vocabulary: its replacement for a token's text is emitted with every
 token."""
 
 _TRIALS = ("Hello, world! 123", "naïve café, 你好 😀\n\tdone")
@@ -45,7 +45,7 @@ _CHAT = ({"role": "user", "content": f"hello {_WORD}"},)
 
 
 class _TooLong(BaseException):
-    """No Exception, since jinja drops those that computing a constant raises."""
+    """Not an Exception, since jinja swallows those raised while it computes a constant."""
 
 
 def write_text_files(
@@ -58,7 +58,7 @@ def write_text_files(
 ) -> TextFacts:
     """Write text.json, encoder.json and decoder.json into `folder`. Raises BadCheckpoint.
 
-    `backend` is the model's tokenizer as transformers reads it; `trial_s` bounds what trying it may take.
+    `backend` is the model's tokenizer as transformers reads it; `trial_s` limits the time of the trial.
     """
     core: Any = backend.backend_tokenizer
     core.no_truncation()
@@ -99,7 +99,7 @@ def _decoder(folder: Path, document: Mapping[str, Any]) -> dict[str, Any]:
     if model.get("type") == "BPE":
         model["merges"] = []
     unused = dict.fromkeys(("normalizer", "pre_tokenizer", "post_processor", "truncation", "padding"))
-    # A pattern of the vocabulary's added tokens is their text, never an expression.
+    # The pattern of an added token is its text, never an expression.
     return {**document, **unused, "model": model}
 
 
@@ -120,7 +120,7 @@ def _longest_token(folder: Path, core: Any) -> int:
 
 
 def _template(backend: PreTrainedTokenizerBase, trial_s: float) -> tuple[str | None, str, bool]:
-    """The chat template, why it cannot be used, and whether it takes contents as parts only."""
+    """The chat template, the reason if it cannot be used, and whether it takes contents only as parts."""
     if backend.chat_template is None:
         return None, "", False
     try:
@@ -143,7 +143,8 @@ def _template(backend: PreTrainedTokenizerBase, trial_s: float) -> tuple[str | N
 def _difference(
     backend: PreTrainedTokenizerBase, template: str, messages: Sequence[Mapping[str, object]]
 ) -> str:
-    """Empty if transformers writes the same text; asked twice, since a template may tell the time."""
+    """How transformers' text differs; empty if it is the same. Compared twice, since a template may show
+    the time."""
     for _ in range(2):
         conversation: Any = [dict(message) for message in messages]
         theirs = backend.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
@@ -179,7 +180,7 @@ def _try(folder: Path, backend: PreTrainedTokenizerBase, vocab_size: int, trial_
         if not is_foreign(error):
             raise
         raise BadCheckpoint(f"{folder}: the tokenizer cannot encode text ({error})") from None
-    # What does not hear the signal, native code, is told afterwards.
+    # Native code does not notice the signal, so it is judged afterwards.
     if time.process_time() - began_s > trial_s:
         raise _too_slow(folder, trial_s)
 
@@ -190,8 +191,8 @@ def _too_slow(folder: Path, trial_s: float) -> BadCheckpoint:
 
 @contextmanager
 def _within(seconds: float) -> Iterator[None]:
-    """Raise _TooLong in the block once it has computed so long. Only the main thread can be interrupted so;
-    others are not."""
+    """Raise _TooLong in the block once it has computed for `seconds`. Works only in the main thread; in
+    others it does nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
