@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from benchmarks.gpu_place import Item
 
 SECTIONS: dict[str, tuple[str, float]] = {
+    "prepare": ("benchmarks.gpu_kernels:preparation", 60),
     "copies": ("benchmarks.gpu_kernels:copies", 40),
     "worker": ("benchmarks.gpu_worker:worker", 90),
     "correctness": ("benchmarks.gpu_kernels:correctness", 70),

@@ -1,8 +1,11 @@
 """The sections of `benchmarks.gpu` that look at one kernel at a time: copies, correctness, timings."""
 
 import math
+import multiprocessing
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,12 +15,10 @@ import torch.nn.functional as F
 
 from benchmarks.gpu_place import Item, Place
 from tokenmux.kernels import floors, warm
-from tokenmux.kernels.block_copy import launch as block_copy
 from tokenmux.kernels.kv_append import launch as append
 from tokenmux.kernels.kv_append import reference as append_reference
-from tokenmux.kernels.kv_move import launch as move
-from tokenmux.kernels.kv_pack import launch as pack
-from tokenmux.kernels.kv_pack.quantised import Quantised, int8_error_bound
+from tokenmux.kernels.kv_page import launch as page
+from tokenmux.kernels.kv_page.quantised import int8_error_bound
 from tokenmux.kernels.layout import KVLayout
 from tokenmux.kernels.paged_decode import launch as decode
 from tokenmux.kernels.paged_decode import reference as decode_reference
@@ -101,11 +102,12 @@ def copies(place: Place) -> list[Item]:
 
 
 def copy_rate(place: Place) -> Mapping[str, Any]:
-    """Bytes read plus bytes written, a second."""
+    """Bytes read plus bytes written, a second. Launched: as a node of a captured graph the copy takes
+    longer."""
     n_bytes = 1 << (20 if place.interpreted else 30)
     source = torch.zeros(n_bytes, dtype=torch.uint8, device=place.device)
     target = torch.empty_like(source)
-    taken = place.seconds(lambda: target.copy_(source))
+    taken = place.launched(lambda: target.copy_(source))
     return {"bytes": n_bytes, "gb_per_s": 2 * n_bytes / taken["s"] / 1e9, **taken}
 
 
@@ -140,7 +142,7 @@ def correctness(place: Place) -> list[Item]:
                 Item(f"kv_append.{name}", partial(check_append, place, heads, dtype)),
                 Item(f"paged_decode.{name}", partial(check_decode, place, heads, dtype)),
                 Item(f"paged_prefill.{name}", partial(check_prefill, place, heads, dtype)),
-                Item(f"kv_copies.{name}", partial(check_copies, place, heads, dtype)),
+                Item(f"kv_page.{name}", partial(check_paging, place, heads, dtype)),
             ]
         items.append(Item(f"sample.{label}", partial(check_sample, place, dtype)))
     return items
@@ -269,27 +271,23 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(torch.int32 if tensor.element_size() == 4 else torch.int16)
 
 
-def check_copies(place: Place, heads: Heads, dtype: torch.dtype) -> Mapping[str, Any]:
-    """Out of the arena, through staging, to other places, and moved on: the same bits; through int8 within
-    the bound."""
+def check_paging(place: Place, heads: Heads, dtype: torch.dtype) -> Mapping[str, Any]:
+    """Blocks out of the arena and to other places in it: the same bits; by way of int8, within its bound."""
     layout, n = heads.layout(), 3 if place.interpreted else 40
-    arena = random(place, dtype, 3 * n * layout.block_elements)
-    here, there, beyond = (
-        (torch.randperm(n) + n * part).to(place.device) * layout.block_elements for part in range(3)
-    )
-    wanted = arena.view(3 * n, -1)[here // layout.block_elements]
-    staging = torch.empty(n, layout.block_elements, dtype=dtype, device=place.device)
-    pack.kv_pack(arena, here, staging, layout=layout)
-    pack.kv_unpack(arena, there, staging, layout=layout)
-    move.kv_move(arena, there, beyond, layout=layout)
-    for blocks in (staging, *(arena.view(3 * n, -1)[at // layout.block_elements] for at in (there, beyond))):
-        if not torch.equal(blocks, wanted):
-            raise AssertionError("other bits than were packed")
-    quantised = Quantised.allocate(n, layout)
-    quantised = Quantised(quantised.codes.to(place.device), quantised.scales.to(place.device))
-    pack.kv_pack_int8(arena, here, quantised, layout=layout)
-    pack.kv_unpack_int8(arena, there, quantised, layout=layout)
-    back = arena.view(3 * n, -1)[there // layout.block_elements].view(-1, layout.head_dim).cpu().float()
+    size = layout.block_elements * dtype.itemsize
+    arena = random(place, dtype, 2 * n * layout.block_elements)
+    host = torch.zeros(n * size, dtype=torch.uint8, device=place.device)
+    here, there, records = ((torch.randperm(n) + first).to(place.device) for first in (0, n, 0))
+    blocks = arena.view(2 * n, -1)
+    wanted = blocks[here]
+    page.kv_page(host, arena.view(torch.uint8), torch.stack((records * size, here * size)), block_bytes=size)
+    page.kv_page(arena.view(torch.uint8), host, torch.stack((there * size, records * size)), block_bytes=size)
+    if not torch.equal(blocks[there], wanted):
+        raise AssertionError("other bits than were paged out")
+    elements = layout.block_elements
+    page.kv_page_out_int8(host, arena, torch.stack((records * size, here * elements)), layout=layout)
+    page.kv_page_in_int8(arena, host, torch.stack((there * elements, records * size)), layout=layout)
+    back = blocks[there].view(-1, layout.head_dim).cpu().float()
     before = wanted.view(-1, layout.head_dim).cpu().float()
     bound = int8_error_bound(before.abs().amax(dim=-1, keepdim=True), dtype)
     error = (back - before).abs()
@@ -378,11 +376,6 @@ def timings(place: Place) -> list[Item]:
             for n in ((3,) if place.interpreted else (64, 512))
         ]
         items.append(Item(f"kv_page.{heads.name}", partial(time_paging, place, heads, dtype)))
-    blocks = 2 if place.interpreted else 64
-    for what in ("kv_pack", "kv_unpack", "kv_move"):
-        for heads in shapes[:1]:
-            run = partial(time_copies, place, what, heads, dtype, blocks, bandwidth)
-            items.append(Item(f"{what}.{heads.name}.{blocks}", run))
     for n, vocabulary in [(2, 300)] if place.interpreted else [(1, 128_256), (8, 128_256), (64, 128_256)]:
         for name, temperature, top_p in (("greedy", 0.0, 1.0), ("drawn", 1.0, 1.0), ("top_p", 1.0, 0.9)):
             run = partial(time_sample, place, dtype, n, vocabulary, temperature, top_p, bandwidth)
@@ -476,48 +469,20 @@ def time_append(
     return against_floor(floors.kv_append(layout, n, dtype.itemsize), taken, bandwidth)
 
 
-def time_copies(
-    place: Place, what: str, heads: Heads, dtype: torch.dtype, n: int, bandwidth: Callable[[], float]
-) -> Mapping[str, Any]:
-    layout = heads.layout(layers=2 if place.interpreted else 32)
-    arena = torch.zeros(2 * n * layout.block_elements, dtype=dtype, device=place.device)
-    here = torch.randperm(n).to(place.device) * layout.block_elements
-    there = here + n * layout.block_elements
-    staging = torch.zeros(n, layout.block_elements, dtype=dtype, device=place.device)
-
-    def run(through: torch.Tensor) -> Callable[[], object]:
-        match what:
-            case "kv_pack":
-                return lambda: pack.kv_pack(arena, here, through, layout=layout)
-            case "kv_unpack":
-                return lambda: pack.kv_unpack(arena, here, through, layout=layout)
-            case _:
-                return lambda: move.kv_move(arena, here, there, layout=layout)
-
-    result = against_floor(floors.kv_copy(layout, n, dtype.itemsize), place.seconds(run(staging)), bandwidth)
-    if what != "kv_move" and not place.interpreted:
-        pinned = torch.zeros(n, layout.block_elements, dtype=dtype, pin_memory=True)
-        seconds = place.seconds(run(pinned))["s"]
-        result |= {"pinned_gb_per_s": n * layout.block_elements * dtype.itemsize / seconds / 1e9}
-    return result
-
-
 def time_paging(place: Place, heads: Heads, dtype: torch.dtype) -> Mapping[str, Any]:
-    """GB/s over the bus of the kernel that pages, by its number of programs, in both directions; the engines'
-    are in `copies`."""
+    """GB/s over the bus of the kernel that pages, by its number of programs, both ways; the engines' are in
+    `copies`."""
     layout = heads.layout(layers=2 if place.interpreted else 32)
     n = 2 if place.interpreted else 128
     size = layout.block_elements * dtype.itemsize
     device = torch.zeros(n * size, dtype=torch.uint8, device=place.device)
     host = torch.zeros(n * size, dtype=torch.uint8, pin_memory=not place.interpreted)
-    here, there = (torch.randperm(n).to(place.device) * size for _ in range(2))
+    offsets = torch.stack([torch.randperm(n) * size for _ in range(2)]).to(place.device)
     found: dict[str, Any] = {"block_bytes": size}
     for programs in (4, 8, 16, 32, None):
         for way, target, source in (("in", device, host), ("out", host, device)):
             taken = place.seconds(
-                lambda target=target, source=source, programs=programs: block_copy.launch(
-                    source, target, size, n, source_offsets=here, target_offsets=there, programs=programs
-                )
+                partial(page.kv_page, target, source, offsets, block_bytes=size, programs=programs)
             )
             found[f"{way}_{programs or 'all'}_gb_per_s"] = n * size / taken["s"] / 1e9
     return found
@@ -544,21 +509,34 @@ def time_sample(
 
 
 def prepare(capability: int) -> str:
-    """Compile the kernels of all sections into Triton's cache. Needs no device; says in a line what came of
-    it."""
-    shapes = []
-    for dtype in (torch.bfloat16, torch.float16):
-        for heads in (SMOLLM2, LLAMA_8B, QWEN_7B, GEMMA_9B, Heads("llama-3.2-1b", 32, 8, 64)):
-            for vocabulary in (128_256, 49_152, 32_000):
-                for extra in ({}, {"softcap": True, "sinks": dtype}):
-                    group = heads.query // heads.kv
-                    shapes.append(warm.ModelShape(dtype, heads.dim, 16, group, vocabulary, dtype, **extra))
+    """Compile the kernels of all sections into Triton's cache, on all cores. Needs no device; says what
+    came of it."""
     began = time.perf_counter()
-    distinct = {
-        (form.kernel, *form.kinds.items(), *form.constants.items()): form
-        for shape in shapes
-        for form in warm.forms(capability, shape).values()
-    }
-    for form in distinct.values():
+    n = len(os.sched_getaffinity(0))
+    with ProcessPoolExecutor(n, mp_context=multiprocessing.get_context("spawn")) as pool:
+        compiled = sum(pool.map(partial(compile_part, capability, n), range(n)))
+    return f"{compiled} kernels for sm_{capability} in {time.perf_counter() - began:.0f} s"
+
+
+def compile_part(capability: int, n_parts: int, part: int) -> int:
+    """Compile every `n_parts`-th form, from number `part` on; how many these are."""
+    shapes = [
+        warm.ModelShape(dtype, heads.dim, 16, heads.query // heads.kv, vocabulary, dtype, **extra)
+        for dtype in (torch.bfloat16, torch.float16)
+        for heads in (SMOLLM2, LLAMA_8B, QWEN_7B, GEMMA_9B, Heads("llama-3.2-1b", 32, 8, 64))
+        for vocabulary in (128_256, 49_152, 32_000)
+        for extra in ({}, {"softcap": True, "sinks": dtype})
+    ]
+    mine = warm.distinct(form for shape in shapes for form in warm.forms(capability, shape).values())[
+        part::n_parts
+    ]
+    for form in mine:
         form.compile(capability)
-    return f"{len(distinct)} kernels for sm_{capability} in {time.perf_counter() - began:.0f} s"
+    return len(mine)
+
+
+def preparation(place: Place) -> list[Item]:
+    """Compile what later sections launch, so that none of them waits for it."""
+    if place.interpreted:
+        return [Item("kernels", lambda: {"summary": "nothing is compiled in the interpreter"})]
+    return [Item("kernels", lambda: {"summary": prepare(place.capability)})]

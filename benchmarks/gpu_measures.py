@@ -1,9 +1,12 @@
 """The section of `benchmarks.gpu` with the measurements that the design waits for, on the day of a GPU.
 
-captured_pass     one decode pass of an 8B model, replayed as a graph and launched kernel by kernel
-page_locking      the longest time without a launch while memory is page-locked: cold, touched, in pieces
+captured_pass     one decode pass of an 8B model captured in a graph and replayed, against the same launched
+                  one by one
+page_locking      the longest time without a launch while memory is page-locked beside it: cold, touched, in
+                  pieces, an image
 alignment         one image bound at several offsets of an arena: the same bits?
-beside_paging     decode steps while a kernel pages blocks: a program per chunk, 16 programs, priorities
+beside_paging     a captured decode pass while blocks are paged by kernel: as many programs as chunks, 16,
+                  and a priority
 profile           what one decode step launches and how long each kernel takes; the whole of it in profile.txt
 sleeping          whether a decode step waits for the device anywhere but on its own event
 """
@@ -22,8 +25,10 @@ from transformers import Qwen2Config
 
 from benchmarks.gpu_models import SHAPES, Loaded, load
 from benchmarks.gpu_place import Item, Place
+from tokenmux.device.cuda.gpu import TorchGpu
+from tokenmux.device.cuda.host_pages import HostPages
 from tokenmux.device.memory import Memory
-from tokenmux.kernels.block_copy import launch as block_copy
+from tokenmux.kernels.kv_page.launch import kv_page
 from tokenmux.models.catalogue import tiny
 from tokenmux.models.network.batch import Segment
 from tokenmux.models.network.kernel_step import KernelBatch
@@ -45,6 +50,7 @@ def measures(place: Place) -> list[Item]:
             Item(f"page_locking.{kind}", partial(page_locking, place, kind), 8 * on_gpu)
             for kind in ("touched_in_pieces", "touched", "cold", "cold_in_pieces")
         ),
+        Item("page_locking.as_images", partial(locking_images, place), 8 * on_gpu),
         Item("captured_pass.small", partial(captured_pass, place, small), 5 * on_gpu),
         Item("captured_pass.8b", partial(captured_pass, place, large), 12 * on_gpu),
     ]
@@ -115,13 +121,15 @@ def captured_pass(place: Place, config: Any) -> Mapping[str, Any]:
     return {**found, "weight_bytes": floor, "replayed_1_gb_per_s": floor / found["replayed_1_s"] / 1e9}
 
 
-def capture(place: Place, work: Callable[[], torch.Tensor]) -> tuple[Callable[[], object], torch.Tensor]:
-    """A graph of `work` to be replayed, and where its result then lies. Where nothing can be captured, `work`
-    itself."""
+def capture(
+    place: Place, work: Callable[[], torch.Tensor], priority: int = 0
+) -> tuple[Callable[[], object], torch.Tensor]:
+    """A graph of `work` to be replayed, and where its result then lies. Where nothing can be captured,
+    `work` itself."""
     if place.interpreted:
         result = work()
         return work, result
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream = torch.cuda.Stream(priority=priority)  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(2):
@@ -129,9 +137,14 @@ def capture(place: Place, work: Callable[[], torch.Tensor]) -> tuple[Callable[[]
     torch.cuda.current_stream().wait_stream(stream)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         result = work()
-    return graph.replay, result
+
+    def replay() -> None:
+        with torch.cuda.stream(stream):
+            graph.replay()
+
+    return replay, result
 
 
 def timed(place: Place, work: Callable[[], object], n: int) -> list[float]:
@@ -189,6 +202,48 @@ def page_locking(place: Place, kind: str) -> Mapping[str, Any]:
         "register_gb_per_s": n_bytes / spent["register_s"] / 1e9,
         **spent,
     }
+
+
+def locking_images(place: Place) -> Mapping[str, Any]:
+    """The longest gap between launches while an image of 4 GB is page-locked as the device does it: page by
+    page."""
+    n_bytes = (4 << 20) if place.interpreted else 4 * GB
+    pages = HostPages(NothingToLock() if place.interpreted else TorchGpu())  # type: ignore[arg-type]
+    image = pages.take(n_bytes)
+    for piece in image.pieces():
+        piece.fill_(1)
+    done, spent = threading.Event(), []
+
+    def lock() -> None:
+        try:
+            began = time.perf_counter()
+            image.lock()
+            spent.append(time.perf_counter() - began)
+        finally:
+            done.set()
+
+    one = torch.zeros(1, device=place.device)
+    thread = threading.Thread(target=lock)
+    thread.start()
+    gap = longest_gap(place, one, ends=done, seconds=30.0)
+    thread.join()
+    locked = image.locked
+    image.close()
+    pages.unlock()
+    pages.close()
+    if not spent or not locked:
+        raise AssertionError("the image could not be page-locked")
+    return {"gb": n_bytes / 1e9, "longest_gap_s": gap, "lock_s": spent[0]}
+
+
+class NothingToLock:
+    """What `HostPages` asks of a GPU, where there is none."""
+
+    def lock(self, address: int, n_bytes: int) -> bool:
+        return True
+
+    def unlock(self, address: int) -> None:
+        pass
 
 
 def longest_gap(place: Place, one: torch.Tensor, ends: threading.Event, seconds: float) -> float:
@@ -280,42 +335,39 @@ def some_logits(place: Place, loaded: Loaded) -> list[torch.Tensor]:
 
 @torch.inference_mode()
 def beside_paging(place: Place, config: Any) -> Mapping[str, Any]:
-    """Seconds of a decode step alone, and beside page-outs by kernel under four settings; and what the paging
-    reaches."""
+    """Seconds of a captured decode pass alone, and beside page-outs by kernel under four settings; what the
+    paging reaches.
+
+    Captured, since launches from Python beside a thread that pages would show how the two share the
+    interpreter.
+    """
     loaded = load(place, config, place.dtypes[0], grid_of(place))
     batch, context = batch_and_context(place)
-    n = 2 if place.interpreted else 24
+    prepared = decoding(place, loaded, batch, context, 4)
+    ((_, on_device),) = list(prepared.passes())
+    runner = loaded.runner
+
+    def forward() -> torch.Tensor:
+        return runner._forward(on_device.token_ids, on_device.positions, on_device.logit_rows, on_device)
+
     found: dict[str, Any] = {}
-    settings: tuple[tuple[str, int | None, int | None], ...] = (
-        ("alone", None, None),
+    for name, programs, priority in (
+        ("alone", None, 0),
         ("all_programs", 0, 0),
         ("all_programs_priority", 0, -1),
         ("16_programs", 16, 0),
         ("16_programs_priority", 16, -1),
-    )
-    for name, programs, priority in settings:
-        prepared = decoding(place, loaded, batch, context, n + 4)
-        with compute_stream(place, priority or 0):
-            if programs is None:
-                taken = step_times(place, loaded, prepared, n)
-            else:
-                with paging(place, programs or None) as moved:
-                    taken = step_times(place, loaded, prepared, n)
-                found[f"{name}_paged_gb_per_s"] = moved["gb_per_s"]
+    ):
+        replay, _ = capture(place, forward, priority)
+        if programs is None:
+            taken = timed(place, replay, 40)
+        else:
+            with paging(place, programs or None) as moved:
+                taken = timed(place, replay, 40)
+            found[f"{name}_paged_gb_per_s"] = moved["gb_per_s"]
         found[f"{name}_s"] = median(taken)
-        found[f"{name}_p90_s"] = taken[len(taken) * 9 // 10]
+        found[f"{name}_p90_s"] = sorted(taken)[len(taken) * 9 // 10]
     return found
-
-
-@contextmanager
-def compute_stream(place: Place, priority: int) -> Iterator[None]:
-    if place.interpreted:
-        yield
-        return
-    torch.cuda.synchronize()
-    with torch.cuda.stream(torch.cuda.Stream(priority=priority)):  # type: ignore[no-untyped-call]
-        yield
-    torch.cuda.synchronize()
 
 
 @contextmanager
@@ -325,12 +377,12 @@ def paging(place: Place, programs: int | None) -> Iterator[dict[str, float]]:
     size, n = (1 << 10, 4) if place.interpreted else (256 << 10, 64)
     device = torch.zeros(n * size, dtype=torch.uint8, device=place.device)
     host = torch.zeros(n * size, dtype=torch.uint8, pin_memory=not place.interpreted)
-    here, there = (torch.randperm(n).to(place.device) * size for _ in range(2))
+    offsets = torch.stack([torch.randperm(n) * size for _ in range(2)]).to(place.device)
     ends, moved, errors = threading.Event(), {"gb_per_s": 0.0}, []
     place.settle()
 
     def launch() -> None:
-        block_copy.launch(device, host, size, n, source_offsets=here, target_offsets=there, programs=programs)
+        kv_page(host, device, offsets, block_bytes=size, programs=programs)
 
     def page() -> None:
         began, n_bytes = time.perf_counter(), 0

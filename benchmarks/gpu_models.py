@@ -14,10 +14,10 @@ from statistics import median
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
+from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, PreTrainedConfig
 
 from benchmarks import swap as swapping
-from benchmarks.gpu_kernels import copy_rate
+from benchmarks.gpu_kernels import copy_rate, random
 from benchmarks.gpu_place import Item, Place
 from benchmarks.report import ROOT
 from tokenmux.core.clock import Clock
@@ -239,6 +239,8 @@ def check_company(place: Place, config: PreTrainedConfig, dtype: torch.dtype) ->
     """Tokens alone, in company, and after a replay in company are the same."""
     loaded = load(place, config, dtype, 16 if place.interpreted else 256)
     lengths, n_output = ((1, 9, 20), 3) if place.interpreted else ((1, 17, 64, 65, 130, 256, 300, 700), 24)
+    longest = config.max_position_embeddings - n_output
+    lengths = tuple(min(length, longest) for length in lengths)
 
     def run(together: bool, replay_after: int = 0) -> list[list[int]]:
         jobs = make_jobs(lengths, n_output, loaded.shape, config.vocab_size)
@@ -362,6 +364,10 @@ def decode(place: Place) -> list[Item]:
             run = partial(time_decode, place, partial(loaded, name), batch, context, n_steps)
             items.append(Item(f"{name}.{batch}x{context}", run))
         items.append(Item(f"{name}.prefill", partial(time_prefill, place, partial(loaded, name))))
+    for name in shapes:
+        for batch in (batches[0], batches[-2]):
+            run = partial(time_transformers, place, kept, shapes[name], batch, context, n_steps)
+            items.append(Item(f"{name}.{batch}x{context}.transformers", run))
     return items
 
 
@@ -400,6 +406,34 @@ def time_decode(
         "floor_bytes": floor,
         "share_of_copy": floor / seconds / bandwidth,
     }
+
+
+@torch.inference_mode()
+def time_transformers(
+    place: Place, kept: dict[str, Loaded], config: PreTrainedConfig, batch: int, context: int, n_steps: int
+) -> Mapping[str, Any]:
+    """A greedy decode step of transformers' own model (attention by torch, a cache that grows), for
+    comparison."""
+    kept.clear()
+    torch.manual_seed(0)
+    with quiet_transformers(), torch.device(place.device):
+        model = AutoModelForCausalLM.from_config(config, dtype=place.dtypes[0]).eval()
+    cache = DynamicCache(config=config)
+    text = config.get_text_config()
+    shape = batch, text.num_key_value_heads, context, text.head_dim
+    for layer in range(text.num_hidden_layers):
+        cache.update(random(place, place.dtypes[0], *shape), random(place, place.dtypes[0], *shape), layer)
+    ids = torch.full((batch, 1), 7, device=place.device)
+    steps = []
+    for _ in range(n_steps + 3):
+        place.settle()
+        began = time.perf_counter()
+        logits = model(input_ids=ids, past_key_values=cache, use_cache=True).logits
+        ids = logits[:, -1:].argmax(-1)
+        ids.tolist()
+        steps.append(time.perf_counter() - began)
+    seconds = median(steps[3:] if len(steps) > 5 else steps)
+    return {"tokens_per_s": batch / seconds, "step_s": seconds}
 
 
 @torch.inference_mode()

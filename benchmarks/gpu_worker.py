@@ -217,7 +217,9 @@ def two_models(place: Place, configs: Sequence[Any]) -> Mapping[str, Any]:
             for name, config in zip("ab", configs, strict=True)
         ]
         asks = asks_for(entries, n_each, n_output)
+        opened = time.perf_counter()
         with driver_of(place, entries) as driver:
+            opened = time.perf_counter() - opened
             began = time.perf_counter()
             first = driver.finish(driver.submit(asks[:1], "first"))[0]
             first_s = time.perf_counter() - began
@@ -249,6 +251,8 @@ def two_models(place: Place, configs: Sequence[Any]) -> Mapping[str, Any]:
                 if wrong:
                     raise AssertionError(f"{wrong} yield other tokens {what} than alone; {found}")
             found |= {"discards": driver.n_discards}
+            closing = time.perf_counter()
+        closed_s = time.perf_counter() - closing
         greedy = [
             (ask, tokens) for ask, tokens in zip(asks, alone, strict=True) if not ask.sampling.temperature
         ]
@@ -265,7 +269,9 @@ def two_models(place: Place, configs: Sequence[Any]) -> Mapping[str, Any]:
         "tokens_each": n_output,
         "distinct": len({tuple(tokens) for tokens in alone}),
         "same_beginning_as_torch": sum(shares) / len(shares),
+        "open_and_register_s": opened,
         "first_request_s": first_s,
+        "close_s": closed_s,
         "company_s": company_s,
         "company_tokens_per_s": n_tokens / company_s,
     }

@@ -40,17 +40,11 @@ BUDGETS = {
     "paged_prefill, heads of 128": Budget(registers=224, shared_kib=99),
     "paged_prefill, heads of 256": Budget(registers=252, shared_kib=99),
     "kv_page": Budget(registers=32, shared_kib=0),
-    "kv_pack": Budget(registers=32, shared_kib=0),
-    "kv_unpack": Budget(registers=32, shared_kib=0),
-    "kv_move": Budget(registers=32, shared_kib=0),
     "kv_page_out_int8": Budget(registers=56, shared_kib=1),
     "kv_page_in_int8": Budget(registers=40, shared_kib=4),
-    "kv_pack_int8": Budget(registers=56, shared_kib=1),
-    "kv_unpack_int8": Budget(registers=40, shared_kib=4),
-    "sample.penalise": Budget(registers=24, shared_kib=0),
     "sample.summarise": Budget(registers=96, shared_kib=1),
     "sample.threshold": Budget(registers=128, shared_kib=1),
-    "sample.draw": Budget(registers=160, shared_kib=4),
+    "sample.draw": Budget(registers=168, shared_kib=4),
     "sample.finish": Budget(registers=48, shared_kib=1),
 }
 
@@ -85,11 +79,9 @@ def wide_loads(name: str, variant: Variant, itemsize: int) -> int:
             elements = 2 * constants["TOKEN_TILE"] * constants["DIM_TILE"]
         case "kv_page":
             elements, itemsize = constants["CHUNK"], 1
-        case "kv_pack" | "kv_unpack" | "kv_move":
-            elements = constants["CHUNK"]
-        case "kv_pack_int8" | "kv_page_out_int8":
+        case "kv_page_out_int8":
             elements = constants["ROWS"] * constants["DIM_TILE"]
-        case "kv_unpack_int8" | "kv_page_in_int8":
+        case "kv_page_in_int8":
             elements, itemsize = constants["ROWS"] * constants["DIM_TILE"], 1
         case "sample" if constants.get("ALIGNED"):
             elements = constants["TILE"]

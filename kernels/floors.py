@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tokenmux.kernels.kv_pack.quantised import record_bytes
+from tokenmux.kernels.kv_page.quantised import record_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,11 +21,6 @@ if TYPE_CHECKING:
 def kv_append(layout: KVLayout, tokens: int, itemsize: int) -> int:
     """New keys and values of one layer: read once, written once."""
     return 2 * _token(layout, itemsize) * tokens
-
-
-def rotary(query_heads: int, head_dim: int, pairs: int, tokens: int, itemsize: int) -> int:
-    """What a fused rotary embedding adds: queries read and written, and cosine and sine in float32."""
-    return tokens * (2 * query_heads * head_dim * itemsize + 2 * pairs * 4)
 
 
 def paged_decode(
@@ -70,21 +65,14 @@ def paged_prefill_flops(
     return 4 * head_dim * query_heads * pairs
 
 
-def kv_copy(layout: KVLayout, blocks: int, itemsize: int) -> int:
-    """`kv_page`, `kv_pack`, `kv_unpack` and `kv_move`: every block read once and written once (to the
-    host: over the bus)."""
+def kv_page(layout: KVLayout, blocks: int, itemsize: int) -> int:
+    """Every block read once and written once; one of the two crosses the bus."""
     return 2 * blocks * layout.block_elements * itemsize
 
 
-def kv_copy_int8(layout: KVLayout, blocks: int, itemsize: int) -> int:
-    """The int8 path: blocks on one side, codes and one float32 scale for each row of head_dim on the
-    other."""
-    return blocks * layout.block_elements * itemsize + int8_staging(layout, blocks)
-
-
-def int8_staging(layout: KVLayout, blocks: int) -> int:
-    """What crosses the bus on the int8 path."""
-    return blocks * record_bytes(layout)
+def kv_page_int8(layout: KVLayout, blocks: int, itemsize: int) -> int:
+    """Blocks on one side, records on the other."""
+    return blocks * (layout.block_elements * itemsize + record_bytes(layout))
 
 
 def sample(rows: int, vocabulary: int, itemsize: int) -> int:

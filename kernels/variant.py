@@ -1,103 +1,146 @@
-"""One compiled form of a kernel: what the compiler is told, apart from what varies by launch.
+"""A kernel, and one compiled form of it: what the compiler is told, apart from what varies by launch.
 
 The launch functions and the ahead-of-time compiler both go through a `Variant`, so that what was compiled in
 advance is exactly what a launch looks up in Triton's cache. Everything that Triton would specialise on by
-value is either a constant here or excluded from specialisation in the kernel's decorator, so that the form
-depends on the model and the device, never on the step.
+value is either a constant here or, by its kind, excluded from specialisation, so that the form depends on
+the model and the device, never on the step.
 """
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
-from triton.backends.compiler import GPUTarget
+import triton
 from triton.runtime.driver import driver
 
+from tokenmux.kernels.absent import absent_device
+from tokenmux.kernels.kinds import Kind
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Hashable, Mapping
 
 POINTER_ALIGNMENT = 16
-"""Bytes. Tensors that are read or written in vectors start on such a boundary; a launch checks it."""
-
-Kind = torch.dtype | type[int] | type[float]
-"""Of a launch argument: a tensor's dtype, or int or float for a number."""
+"""Bytes. Tensors that are read in vectors start on such a boundary; a launch checks it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Variant:
-    """A kernel with the kinds of its launch arguments and the values of its compile-time constants.
+class Kernel:
+    """Device code and its parameters in order, with the kind of each that a launch hands over."""
 
-    An optional tensor that is absent in this form stands among the constants, as None. `unaligned` names the
-    tensors read one number at a time, which may start anywhere (the kernel's decorator names the same ones).
+    device_code: Any
+    parameters: tuple[str, ...]
+    kinds: Mapping[str, Kind]
+
+    def variant(
+        self,
+        dtypes: Mapping[Kind, torch.dtype | None],
+        constants: Mapping[str, Any],
+        *,
+        warps: int,
+        stages: int = 1,
+    ) -> Variant:
+        """The form with these compile-time `constants`.
+
+        `dtypes` are those of the kinds that have none of their own; None for an optional tensor that is
+        absent. Raises `TypeError` unless each parameter is an argument of a known dtype or a constant.
+        """
+        arguments: dict[str, torch.dtype | type[int | float]] = {}
+        absent: dict[str, None] = {}
+        for name, kind in self.kinds.items():
+            if (dtype := kind.dtype or dtypes[kind]) is None:
+                absent[name] = None
+            else:
+                arguments[name] = dtype
+        if sorted(self.parameters) != sorted([*self.kinds, *constants]):
+            raise TypeError(f"parameters {self.parameters}, but arguments {[*self.kinds]} and {[*constants]}")
+        return Variant(self, arguments, {**absent, **constants}, warps, stages)
+
+
+def kernel(function: Callable[..., None]) -> Kernel:
+    """Make a kernel of device code whose parameters are annotated with their kind, or as `tl.constexpr`."""
+    annotations = function.__annotations__
+    kinds = {name: kind for name, kind in annotations.items() if isinstance(kind, Kind)}
+    decorate = triton.jit(
+        do_not_specialize=[name for name, kind in kinds.items() if kind.dtype is int],
+        do_not_specialize_on_alignment=[name for name, kind in kinds.items() if not kind.in_vectors],
+    )
+    return Kernel(decorate(function), tuple(annotations), kinds)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Variant:
+    """A kernel with the dtypes of its launch arguments (`int` or `float` for a number) and its constants.
+
+    An optional tensor that is absent in this form stands among the constants, as None.
     """
 
-    kernel: Any
-    kinds: Mapping[str, Kind]
+    kernel: Kernel
+    arguments: Mapping[str, torch.dtype | type[int | float]]
     constants: Mapping[str, Any]
-    unaligned: tuple[str, ...]
     warps: int
     stages: int = 1
+    _in_vectors: tuple[str, ...] = field(init=False, repr=False)
+    _in_order: Callable[[Mapping[str, Any]], tuple[Any, ...]] = field(init=False, repr=False)
+    _loaded: dict[object, Any] = field(init=False, repr=False, default_factory=dict)
+    """The compiled form on each device where it was launched, by Triton's name for the device."""
+
+    def __post_init__(self) -> None:
+        kinds = self.kernel.kinds
+        object.__setattr__(
+            self, "_in_vectors", tuple(name for name in self.arguments if kinds[name].in_vectors)
+        )
+        object.__setattr__(self, "_in_order", itemgetter(*self.kernel.parameters))
+
+    @property
+    def identity(self) -> Hashable:
+        """Equal for two variants that are the same compiled form."""
+        constants = tuple(self.constants.items())
+        return id(self.kernel), *self.arguments.items(), constants, self.warps, self.stages
 
     @property
     def options(self) -> dict[str, Any]:
         # enable_fp_fusion is explicit because Triton changed its default (and says so in a warning).
         return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
 
-    def launch(self, grid: tuple[int, ...], **arguments: Any) -> None:
-        """Starts the kernel on the current stream; `ValueError` for a tensor that breaks the alignment."""
-        for name, kind in self.kinds.items():
-            aligned = isinstance(kind, torch.dtype) and name not in self.unaligned
-            if aligned and arguments[name].data_ptr() % POINTER_ALIGNMENT:
+    def launch(self, grid: tuple[int, int, int], **arguments: Any) -> None:
+        """Start the kernel on the current stream; `ValueError` for a tensor that breaks the alignment.
+
+        Triton looks a form up by every argument, at each launch (20 us of Python). A variant is one form,
+        so after the first launch on a device it is started directly.
+        """
+        for name in self._in_vectors:
+            if arguments[name].data_ptr() % POINTER_ALIGNMENT:
                 raise ValueError(f"{name} must start on a {POINTER_ALIGNMENT}-byte boundary")
-        if all(grid):
-            self.kernel[grid](**arguments, **self.constants, **self.options)
+        if 0 in grid:
+            return
+        code = self.kernel.device_code
+        if not isinstance(code, triton.JITFunction):  # Triton's interpreter
+            code[grid](**arguments, **self.constants, **self.options)
+            return
+        device = driver.active.get_current_device()
+        loaded = self._loaded.get(device)
+        if loaded is None:
+            self._loaded[device] = code[grid](**arguments, **self.constants, **self.options)
+        else:
+            loaded[grid](*self._in_order({**arguments, **self.constants}))
 
     def compile(self, capability: int) -> Any:
-        """Compiles for a compute capability (major * 10 + minor) without a device, into Triton's cache.
+        """Compile for a compute capability (major * 10 + minor) without a device, into Triton's cache.
 
         Goes through Triton's own launch path up to where a device would be needed: how that path spells out a
         specialisation differs between versions, and a key that is spelled otherwise is not found. While it
         compiles no other thread may launch, since the driver is the process's.
         """
         samples = {
-            name: torch.empty(0, dtype=kind) if isinstance(kind, torch.dtype) else kind(2)
-            for name, kind in self.kinds.items()
+            name: torch.empty(0, dtype=dtype) if isinstance(dtype, torch.dtype) else dtype(2)
+            for name, dtype in self.arguments.items()
         }
-        with _target_only(capability) as target:
+        code = self.kernel.device_code
+        with absent_device(capability) as device:
             try:
-                return self.kernel.warmup(**samples, **self.constants, **self.options, grid=(1,))
+                return code.warmup(**samples, **self.constants, **self.options, grid=(1,))
             finally:
-                self.kernel.device_caches.pop(target, None)
-
-
-class _TargetOnly:
-    """As much of a driver as compiling needs. It is its own device, so that nothing compiled for it is
-    kept."""
-
-    def __init__(self, capability: int) -> None:
-        self._target = GPUTarget("cuda", capability, 32)
-
-    def get_current_target(self) -> Any:
-        return self._target
-
-    def get_current_device(self) -> _TargetOnly:
-        return self
-
-    def get_current_stream(self, device: object) -> int:
-        return 0
-
-
-@contextmanager
-def _target_only(capability: int) -> Iterator[_TargetOnly]:
-    """Makes Triton compile for `capability`; the driver that was active (or none, yet) is active again
-    afterwards."""
-    before = driver._active  # `driver.active` would create one, which fails where there is no device
-    target = _TargetOnly(capability)
-    driver.set_active(target)
-    try:
-        yield target
-    finally:
-        driver._active = before
+                code.device_caches.pop(device, None)

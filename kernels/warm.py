@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import triton
 
-from tokenmux.kernels.block_copy import launch as block_copy
 from tokenmux.kernels.kv_append import launch as kv_append
-from tokenmux.kernels.kv_pack import launch as kv_pack
+from tokenmux.kernels.kv_page import launch as kv_page
 from tokenmux.kernels.paged_decode import launch as paged_decode
 from tokenmux.kernels.paged_prefill import launch as paged_prefill
 from tokenmux.kernels.sample import launch as sample
@@ -33,8 +32,7 @@ class ModelShape:
     """What of a model reaches the compiler. Layers, KV heads, windows and batches do not.
 
     `group` is query heads a KV head. `sinks` is the dtype of attention sinks, None for a model without.
-    `rotary_pairs` is 0 where the model rotates its keys itself. `vocabulary` and `logits` say what the
-    sampler reads; a row of logits is taken to be contiguous.
+    `vocabulary` and `logits` say what the sampler reads; a row of logits is taken to be contiguous.
     """
 
     dtype: torch.dtype
@@ -45,8 +43,6 @@ class ModelShape:
     logits: torch.dtype
     softcap: bool = False
     sinks: torch.dtype | None = None
-    rotary_pairs: int = 0
-    rotary_interleaved: bool = False
 
 
 def forms(capability: int, shape: ModelShape) -> dict[str, Variant]:
@@ -55,13 +51,7 @@ def forms(capability: int, shape: ModelShape) -> dict[str, Variant]:
     prefill = prefill_tile(capability, shape.head_dim)
     sampler = sample.variants(shape.logits, shape.vocabulary, shape.vocabulary, SampleTile())
     return {
-        "kv_append": kv_append.variant(
-            shape.dtype,
-            shape.head_dim,
-            shape.block_size,
-            shape.rotary_pairs,
-            interleaved=shape.rotary_interleaved,
-        ),
+        "kv_append": kv_append.variant(shape.dtype, shape.head_dim, shape.block_size),
         "paged_decode.attend": paged_decode.split_variant(
             shape.dtype, shape.head_dim, shape.block_size, shape.group, decode, shape.softcap
         ),
@@ -69,14 +59,9 @@ def forms(capability: int, shape: ModelShape) -> dict[str, Variant]:
         "paged_prefill": paged_prefill.variant(
             shape.dtype, shape.head_dim, shape.block_size, prefill, softcap=shape.softcap, sinks=shape.sinks
         ),
-        "kv_page": block_copy.variant(torch.uint8, gather=True, scatter=True),
-        "kv_pack": block_copy.variant(shape.dtype, gather=True, scatter=False),
-        "kv_unpack": block_copy.variant(shape.dtype, gather=False, scatter=True),
-        "kv_move": block_copy.variant(shape.dtype, gather=True, scatter=True),
-        "kv_page_out_int8": kv_pack.quantise_variant(shape.dtype, shape.head_dim, records=True),
-        "kv_page_in_int8": kv_pack.dequantise_variant(shape.dtype, shape.head_dim, records=True),
-        "kv_pack_int8": kv_pack.quantise_variant(shape.dtype, shape.head_dim),
-        "kv_unpack_int8": kv_pack.dequantise_variant(shape.dtype, shape.head_dim),
+        "kv_page": kv_page.copy_variant(),
+        "kv_page_out_int8": kv_page.quantise_variant(shape.dtype, shape.head_dim),
+        "kv_page_in_int8": kv_page.dequantise_variant(shape.dtype, shape.head_dim),
         **{f"sample.{name}": variant for name, variant in sampler.items()},
     }
 
@@ -87,23 +72,13 @@ def compile_for(capability: int, shape: ModelShape) -> dict[str, Any]:
     return {name: variant.compile(capability) for name, variant in forms(capability, shape).items()}
 
 
-LAUNCHED = frozenset(
-    {
-        "kv_append",
-        "kv_page",
-        "paged_decode.attend",
-        "paged_decode.merge",
-        "paged_prefill",
-        "sample.summarise",
-        "sample.threshold",
-        "sample.draw",
-        "sample.finish",
-    }
-)
-"""By a server. Requests carry no penalties, so that no other form is needed yet, but for `PAGING_IN_INT8`
-where that is asked for."""
-
 PAGING_IN_INT8 = frozenset({"kv_page_out_int8", "kv_page_in_int8"})
+"""What a server launches only where it is asked to page in int8."""
+
+
+def distinct(variants: Iterable[Variant]) -> list[Variant]:
+    """Each compiled form once."""
+    return list({variant.identity: variant for variant in variants}.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,13 +105,12 @@ def warm(
 
     `progress` hears how many are done, of how many.
     """
-    launched = LAUNCHED | PAGING_IN_INT8 if paged_int8 else LAUNCHED
-    distinct = {
-        (variant.kernel, *variant.kinds.items(), *variant.constants.items()): variant
+    wanted = distinct(
+        variant
         for shape in shapes
         for name, variant in forms(capability, shape).items()
-        if name in launched
-    }
+        if paged_int8 or name not in PAGING_IN_INT8
+    )
     compiled = 0
 
     def listen(*, cache_hit: bool, **_: Any) -> None:
@@ -148,13 +122,13 @@ def warm(
         triton.knobs.compilation.listener = listen
         if cache is not None:
             triton.knobs.cache.dir = str(cache.absolute())
-        for done, variant in enumerate(distinct.values()):
-            progress(done, len(distinct))
+        for done, variant in enumerate(wanted):
+            progress(done, len(wanted))
             variant.compile(capability)
         folder = Path(triton.knobs.cache.dir)
-    progress(len(distinct), len(distinct))
+    progress(len(wanted), len(wanted))
     return Warmed(
-        forms=len(distinct),
+        forms=len(wanted),
         compiled=compiled,
         seconds=time.perf_counter() - began,
         cache=folder,

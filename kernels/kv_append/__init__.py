@@ -1,1 +1,1 @@
-"""Writing the keys and values of new tokens into their blocks, rotary embedding included on request."""
+"""Writing the keys and values of new tokens into their blocks."""

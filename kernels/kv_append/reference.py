@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from tokenmux.kernels.kv_append.rotary import Rotary
     from tokenmux.kernels.layout import KVLayout
 
 
@@ -33,7 +32,6 @@ def kv_append(
     *,
     layout: KVLayout,
     layer: int,
-    rotary: Rotary | None = None,
 ) -> None:
     """Writes `key` and `value` `[token, kv head, dim]` of the first `count` tokens to their slots in `arena`.
 
@@ -41,26 +39,9 @@ def kv_append(
     only.
     """
     used = int(count)
-    if rotary is not None:
-        key = rotated(key, rotary)
-        rotary.rotated[:used] = rotated(rotary.query, rotary)[:used]
     start = layer * layout.layer_stride
     head = torch.arange(layout.kv_heads, device=arena.device) * layout.head_stride
     dim = torch.arange(layout.head_dim, device=arena.device)
     place = slots[:used, None, None] + start + head[:, None] + dim
     arena[place] = key[:used]
     arena[place + layout.value_stride] = value[:used]
-
-
-def rotated(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
-    """`x` `[token, head, dim]` with its pairs of dimensions turned by their angles; rounded once, at the
-    end."""
-    cosine, sine = rotary.cosine[:, None, :], rotary.sine[:, None, :]
-    turned, kept = x[..., : 2 * rotary.pairs].float(), x[..., 2 * rotary.pairs :]
-    if rotary.interleaved:
-        first, second = turned[..., 0::2], turned[..., 1::2]
-    else:
-        first, second = turned.chunk(2, dim=-1)
-    results = first * cosine - second * sine, second * cosine + first * sine
-    joined = torch.stack(results, dim=-1).flatten(-2) if rotary.interleaved else torch.cat(results, dim=-1)
-    return torch.cat([joined.to(x.dtype), kept], dim=-1)

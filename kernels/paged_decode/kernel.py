@@ -12,34 +12,29 @@ the width of the table or on the number of programs. Programs past a row's end (
 once: the host never needs to know a length, and a captured graph serves any lengths that fit in its table.
 """
 
-import triton
 import triton.language as tl
 
+from tokenmux.kernels import kinds
 from tokenmux.kernels.softmax import LOG2_E, base2_logits
-
-UNALIGNED = ("table", "lengths")
-MERGE_UNALIGNED = ("lengths", "sinks", "log_sums")
+from tokenmux.kernels.variant import kernel
 
 
-@triton.jit(
-    do_not_specialize=["query_row_16", "query_head_16", "table_row", "layer", "group", "window"],
-    do_not_specialize_on_alignment=UNALIGNED,
-)
+@kernel
 def attend_split(
-    query,
-    arena,
-    table,
-    lengths,
-    partials,
-    log_sums,
-    query_row_16,
-    query_head_16,
-    table_row,
-    layer,
-    group,
-    window,
-    scale,
-    softcap,
+    query: kinds.MODEL,
+    arena: kinds.MODEL,
+    table: kinds.INT64,
+    lengths: kinds.INT32,
+    partials: kinds.PARTIALS,
+    log_sums: kinds.FLOAT32,
+    query_row_16: kinds.NUMBER,
+    query_head_16: kinds.NUMBER,
+    table_row: kinds.NUMBER,
+    layer: kinds.NUMBER,
+    group: kinds.NUMBER,
+    window: kinds.NUMBER,
+    scale: kinds.FRACTION,
+    softcap: kinds.FRACTION,
     HEAD_DIM: tl.constexpr,
     DIM_TILE: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
@@ -104,15 +99,15 @@ def attend_split(
     )
 
 
-@triton.jit(do_not_specialize=["splits", "window"], do_not_specialize_on_alignment=MERGE_UNALIGNED)
+@kernel
 def merge_splits(
-    partials,
-    log_sums,
-    lengths,
-    sinks,
-    out,
-    splits,
-    window,
+    partials: kinds.PARTIALS,
+    log_sums: kinds.FLOAT32,
+    lengths: kinds.INT32,
+    sinks: kinds.SINKS,
+    out: kinds.MODEL,
+    splits: kinds.NUMBER,
+    window: kinds.NUMBER,
     HEAD_DIM: tl.constexpr,
     DIM_TILE: tl.constexpr,
     SPLIT: tl.constexpr,

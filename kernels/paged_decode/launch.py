@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
 
 from tokenmux.kernels.arguments import NO_WINDOW, last_dim_contiguous, sixteenths
+from tokenmux.kernels.kinds import MODEL, SINKS
 from tokenmux.kernels.paged_decode import kernel
 from tokenmux.kernels.tiles import DecodeTile, group_tile, padded
-from tokenmux.kernels.variant import Kind, Variant
+from tokenmux.kernels.variant import Variant
 
 if TYPE_CHECKING:
     from tokenmux.kernels.layout import KVLayout
@@ -41,69 +43,39 @@ def splits(table: torch.Tensor, layout: KVLayout, tile: DecodeTile) -> int:
     return -(-table.shape[1] * layout.block_size // tile.split)
 
 
+@cache
 def split_variant(
     dtype: torch.dtype, head_dim: int, block_size: int, group: int, tile: DecodeTile, softcap: bool
 ) -> Variant:
     """The compiled form of the split pass for `group` query heads a KV head."""
     rows = group_tile(group)
     wide = rows * padded(head_dim) > 32 * 128
-    return Variant(
-        kernel=kernel.attend_split,
-        kinds={
-            "query": dtype,
-            "arena": dtype,
-            "table": torch.int64,
-            "lengths": torch.int32,
-            "partials": torch.float32,
-            "log_sums": torch.float32,
-            "query_row_16": int,
-            "query_head_16": int,
-            "table_row": int,
-            "layer": int,
-            "group": int,
-            "window": int,
-            "scale": float,
-            "softcap": float,
-        },
-        constants={
-            "HEAD_DIM": head_dim,
-            "DIM_TILE": padded(head_dim),
-            "BLOCK_SIZE": block_size,
-            "GROUP_TILE": rows,
-            "TOKEN_TILE": tile.tokens,
-            "SPLIT": tile.split,
-            "SOFTCAP": softcap,
-        },
-        unaligned=kernel.UNALIGNED,
-        # Large groups hold rows * dim accumulators: twice the threads keep them in registers.
-        warps=tile.warps * 2 if wide else tile.warps,
-        stages=tile.stages,
-    )
+    constants = {
+        "HEAD_DIM": head_dim,
+        "DIM_TILE": padded(head_dim),
+        "BLOCK_SIZE": block_size,
+        "GROUP_TILE": rows,
+        "TOKEN_TILE": tile.tokens,
+        "SPLIT": tile.split,
+        "SOFTCAP": softcap,
+    }
+    # Large groups hold rows * dim accumulators: twice the threads keep them in registers.
+    warps = tile.warps * 2 if wide else tile.warps
+    return kernel.attend_split.variant({MODEL: dtype}, constants, warps=warps, stages=tile.stages)
 
 
+@cache
 def merge_variant(
     dtype: torch.dtype, head_dim: int, tile: DecodeTile, sinks: torch.dtype | None = None
 ) -> Variant:
     """The compiled form of the merge pass; `sinks` is the dtype of the sinks, if there are any."""
-    kinds: dict[str, Kind] = {
-        "partials": torch.float32,
-        "log_sums": torch.float32,
-        "lengths": torch.int32,
-        "out": dtype,
-        "splits": int,
-        "window": int,
-    }
-    constants: dict[str, int | None] = {
+    constants = {
         "HEAD_DIM": head_dim,
         "DIM_TILE": padded(head_dim),
         "SPLIT": tile.split,
         "SPLIT_TILE": SPLIT_TILE,
     }
-    if sinks is None:
-        constants["sinks"] = None
-    else:
-        kinds["sinks"] = sinks
-    return Variant(kernel.merge_splits, kinds, constants, unaligned=kernel.MERGE_UNALIGNED, warps=2)
+    return kernel.merge_splits.variant({MODEL: dtype, SINKS: sinks}, constants, warps=2)
 
 
 def paged_decode(
@@ -122,7 +94,7 @@ def paged_decode(
     softcap: float | None = None,
     sinks: torch.Tensor | None = None,
 ) -> None:
-    """Writes the attention of `query` `[row, head, dim]` over its blocks into the contiguous `out`.
+    """Write the attention of `query` `[row, head, dim]` over its blocks into the contiguous `out`.
 
     `table` `[row, block]` int64 and `lengths` `[row]` int32 are read on the device, as late as the kernel
     runs. See `reference.py` for the meaning. Raises `ValueError` for strides, sizes or a workspace that do
@@ -163,7 +135,7 @@ def paged_decode(
     )
     optional = {} if sinks is None else {"sinks": sinks}
     merge_variant(query.dtype, head_dim, tile, None if sinks is None else sinks.dtype).launch(
-        (rows, heads),
+        (rows, heads, 1),
         partials=workspace.partials,
         log_sums=workspace.log_sums,
         lengths=lengths,

@@ -14,43 +14,31 @@ and whoever else is in the batch, a query stands in the same place of the same t
 in the same order.
 """
 
-import triton
 import triton.language as tl
 
+from tokenmux.kernels import kinds
 from tokenmux.kernels.softmax import LOG2_E, base2_logits
+from tokenmux.kernels.variant import kernel
 
-UNALIGNED = ("table", "lengths", "starts", "sinks")
 
-
-@triton.jit(
-    do_not_specialize=[
-        "query_token_16",
-        "query_head_16",
-        "table_row",
-        "layer",
-        "kv_heads",
-        "group",
-        "window",
-    ],
-    do_not_specialize_on_alignment=UNALIGNED,
-)
+@kernel
 def attend_chunk(
-    query,
-    arena,
-    table,
-    lengths,
-    starts,
-    sinks,
-    out,
-    query_token_16,
-    query_head_16,
-    table_row,
-    layer,
-    kv_heads,
-    group,
-    window,
-    scale,
-    softcap,
+    query: kinds.MODEL,
+    arena: kinds.MODEL,
+    table: kinds.INT64,
+    lengths: kinds.INT32,
+    starts: kinds.INT32,
+    sinks: kinds.SINKS,
+    out: kinds.MODEL,
+    query_token_16: kinds.NUMBER,
+    query_head_16: kinds.NUMBER,
+    table_row: kinds.NUMBER,
+    layer: kinds.NUMBER,
+    kv_heads: kinds.NUMBER,
+    group: kinds.NUMBER,
+    window: kinds.NUMBER,
+    scale: kinds.FRACTION,
+    softcap: kinds.FRACTION,
     HEAD_DIM: tl.constexpr,
     DIM_TILE: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
-import torch
-
 from tokenmux.kernels.arguments import NO_WINDOW, last_dim_contiguous, sixteenths
+from tokenmux.kernels.kinds import MODEL, SINKS
 from tokenmux.kernels.paged_prefill import kernel
 from tokenmux.kernels.tiles import padded
-from tokenmux.kernels.variant import Kind, Variant
+from tokenmux.kernels.variant import Variant
 
 if TYPE_CHECKING:
+    import torch
+
     from tokenmux.kernels.layout import KVLayout
     from tokenmux.kernels.tiles import PrefillTile
 
 
+@cache
 def variant(
     dtype: torch.dtype,
     head_dim: int,
@@ -26,24 +29,7 @@ def variant(
     sinks: torch.dtype | None = None,
 ) -> Variant:
     """The compiled form; `sinks` is the dtype of the sinks, if there are any."""
-    kinds: dict[str, Kind] = {
-        "query": dtype,
-        "arena": dtype,
-        "table": torch.int64,
-        "lengths": torch.int32,
-        "starts": torch.int32,
-        "out": dtype,
-        "query_token_16": int,
-        "query_head_16": int,
-        "table_row": int,
-        "layer": int,
-        "kv_heads": int,
-        "group": int,
-        "window": int,
-        "scale": float,
-        "softcap": float,
-    }
-    constants: dict[str, int | bool | None] = {
+    constants = {
         "HEAD_DIM": head_dim,
         "DIM_TILE": padded(head_dim),
         "BLOCK_SIZE": block_size,
@@ -51,18 +37,8 @@ def variant(
         "TOKEN_TILE": tile.tokens,
         "SOFTCAP": softcap,
     }
-    if sinks is None:
-        constants["sinks"] = None
-    else:
-        kinds["sinks"] = sinks
-    return Variant(
-        kernel.attend_chunk,
-        kinds,
-        constants,
-        unaligned=kernel.UNALIGNED,
-        warps=tile.warps,
-        stages=tile.stages,
-    )
+    dtypes = {MODEL: dtype, SINKS: sinks}
+    return kernel.attend_chunk.variant(dtypes, constants, warps=tile.warps, stages=tile.stages)
 
 
 def paged_prefill(
@@ -82,7 +58,7 @@ def paged_prefill(
     softcap: float | None = None,
     sinks: torch.Tensor | None = None,
 ) -> None:
-    """Writes the attention of `query` `[token, head, dim]` into the contiguous `out`.
+    """Write the attention of `query` `[token, head, dim]` into the contiguous `out`.
 
     `starts` `[row + 1]` int32 bounds each row's new tokens; `longest_chunk` is the host's bound on their
     number. See `reference.py` for the meaning. Raises `ValueError` for strides and sizes that do not fit.

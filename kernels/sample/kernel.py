@@ -1,8 +1,8 @@
-"""Device code of `sample`: five small kernels, none of which sorts.
+"""Device code of `sample`: four small kernels, none of which sorts.
 
-    penalise    (row, tile of entries)     sparse, in place
     summarise   (row, tile of vocabulary)  the tile's maximum, its sum of exponentials, its n largest
-    threshold   (row)                      the key that top_k, top_p and min_p leave standing
+    threshold   (row)                      the largest logit, the key that top_k, top_p and min_p leave
+                standing
     draw        (row, tile of vocabulary)  the tile's first arrival
     finish      (row)                      first arrival of all, log-probabilities, n largest of all
 
@@ -15,17 +15,12 @@ float16, 16 for float32; the row stays in the L2 cache. Rows that use neither ma
 import triton
 import triton.language as tl
 
+from tokenmux.kernels import kinds
 from tokenmux.kernels.sample.parameters import GREEDY_BELOW
-from tokenmux.kernels.sample.philox import log_exponentials
+from tokenmux.kernels.sample.philox import noise_of_tile
+from tokenmux.kernels.variant import kernel
 
 HEAT_FROM = tl.constexpr(GREEDY_BELOW)
-
-UNALIGNED = (
-    "tokens", "counts", "lengths", "repetition", "frequency", "presence",
-    "temperature", "top_k", "top_p", "min_p", "seed", "position",
-    "tile_peak", "tile_total", "tile_values", "tile_tokens", "thresholds", "tile_arrival", "tile_winner",
-    "out_token", "out_log_probability", "out_top_tokens", "out_top_values",
-)  # fmt: skip
 
 
 @triton.jit
@@ -52,31 +47,19 @@ def sixteenfold(extent, ALIGNED: tl.constexpr):
         return extent
 
 
-@triton.jit(do_not_specialize=["row_stride", "entries"], do_not_specialize_on_alignment=UNALIGNED)
-def penalise(
-    logits, tokens, counts, lengths, repetition, frequency, presence, row_stride, entries, TILE: tl.constexpr
-):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    entry = tl.program_id(1) * TILE + tl.arange(0, TILE)
-    used = entry < tl.load(lengths + row)
-    token = tl.load(tokens + row * entries + entry, mask=used, other=0)
-    count = tl.load(counts + row * entries + entry, mask=used, other=0).to(tl.float32)
-    place = logits + row * row_stride + token
-    x = tl.load(place, mask=used, other=0.0).to(tl.float32)
-    strength = tl.load(repetition + row)
-    x = tl.where(x > 0, x / strength, x * strength)
-    x = x - tl.load(frequency + row) * count - tl.where(count > 0, tl.load(presence + row), 0.0)
-    tl.store(place, x.to(logits.dtype.element_ty), mask=used)
-
-
-@triton.jit(
-    do_not_specialize=["row_stride", "vocabulary", "top_n"],
-    do_not_specialize_on_alignment=UNALIGNED,
-)
+@kernel
 def summarise(
-    logits, tile_peak, tile_total, tile_values, tile_tokens, row_stride, vocabulary, top_n,
-    TILE: tl.constexpr, ALIGNED: tl.constexpr,
-):  # fmt: skip
+    logits: kinds.LOGITS,
+    tile_peak: kinds.FLOAT32,
+    tile_total: kinds.FLOAT32,
+    tile_values: kinds.FLOAT32,
+    tile_tokens: kinds.INT32,
+    row_stride: kinds.NUMBER,
+    vocabulary: kinds.NUMBER,
+    top_n: kinds.NUMBER,
+    TILE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
     slot = row * tl.num_programs(1) + tile
@@ -140,15 +123,24 @@ def largest_key(
     return found
 
 
-@triton.jit(
-    do_not_specialize=["row_stride", "vocabulary", "tiles"],
-    do_not_specialize_on_alignment=UNALIGNED,
-)
+@kernel
 def threshold(
-    logits, temperature, top_k, top_p, min_p, tile_peak, thresholds,
-    row_stride, vocabulary, tiles,
-    TILE: tl.constexpr, TILES_PADDED: tl.constexpr, KEY_BITS: tl.constexpr, ALIGNED: tl.constexpr,
-):  # fmt: skip
+    logits: kinds.LOGITS,
+    temperature: kinds.FLOAT32,
+    top_k: kinds.INT32,
+    top_p: kinds.FLOAT32,
+    min_p: kinds.FLOAT32,
+    tile_peak: kinds.FLOAT32,
+    peaks: kinds.FLOAT32,
+    thresholds: kinds.INT64,
+    row_stride: kinds.NUMBER,
+    vocabulary: kinds.NUMBER,
+    tiles: kinds.NUMBER,
+    TILE: tl.constexpr,
+    TILES_PADDED: tl.constexpr,
+    KEY_BITS: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     row_logits = logits + row * sixteenfold(row_stride, ALIGNED)
     vocabulary = sixteenfold(vocabulary, ALIGNED)
@@ -174,18 +166,25 @@ def threshold(
             )  # fmt: skip
         if least > 0:
             found = tl.maximum(found, order_key(peak + heat * tl.log(least)))
+    tl.store(peaks + row, peak)
     tl.store(thresholds + row, found.to(tl.int64))
 
 
-@triton.jit(
-    do_not_specialize=["row_stride", "vocabulary"],
-    do_not_specialize_on_alignment=UNALIGNED,
-)
+@kernel
 def draw(
-    logits, temperature, seed, position, thresholds, tile_arrival, tile_winner,
-    row_stride, vocabulary,
-    TILE: tl.constexpr, ALIGNED: tl.constexpr,
-):  # fmt: skip
+    logits: kinds.LOGITS,
+    temperature: kinds.FLOAT32,
+    seed: kinds.INT64,
+    position: kinds.INT64,
+    peaks: kinds.FLOAT32,
+    thresholds: kinds.INT64,
+    tile_arrival: kinds.FLOAT32,
+    tile_winner: kinds.INT32,
+    row_stride: kinds.NUMBER,
+    vocabulary: kinds.NUMBER,
+    TILE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
     slot = row * tl.num_programs(1) + tile
@@ -195,24 +194,37 @@ def draw(
     )  # fmt: skip
     heat = tl.load(temperature + row)
     if heat >= HEAT_FROM:
-        noise = log_exponentials(tile * TILE, tl.load(seed + row), tl.load(position + row), TILE)
+        noise = noise_of_tile(tile * TILE, tl.load(seed + row), tl.load(position + row), TILE)
+        peak = tl.load(peaks + row)
         kept = order_key(x) >= tl.load(thresholds + row).to(tl.uint32)
-        x = tl.where(kept, x / heat - noise, float("-inf"))
+        # Below the peak, so that no temperature makes a score overflow; an infinite peak is not taken from
+        # itself.
+        score = tl.where(x == peak, 0.0, (x - peak) / heat)
+        x = tl.where(kept, score - noise, float("-inf"))
     arrival, winner = tl.max(x, axis=0, return_indices=True)
     tl.store(tile_arrival + slot, arrival)
     tl.store(tile_winner + slot, tile * TILE + winner)
 
 
-@triton.jit(
-    do_not_specialize=["row_stride", "tiles", "top_n"],
-    do_not_specialize_on_alignment=(*UNALIGNED, "logits"),
-)
+@kernel
 def finish(
-    logits, tile_peak, tile_total, tile_values, tile_tokens, tile_arrival, tile_winner,
-    out_token, out_log_probability, out_top_tokens, out_top_values,
-    row_stride, tiles, top_n,
-    TILES_PADDED: tl.constexpr, CANDIDATES: tl.constexpr,
-):  # fmt: skip
+    logits: kinds.LOGITS,
+    tile_peak: kinds.FLOAT32,
+    tile_total: kinds.FLOAT32,
+    tile_values: kinds.FLOAT32,
+    tile_tokens: kinds.INT32,
+    tile_arrival: kinds.FLOAT32,
+    tile_winner: kinds.INT32,
+    out_token: kinds.INT64,
+    out_log_probability: kinds.FLOAT32,
+    out_top_tokens: kinds.INT64,
+    out_top_values: kinds.FLOAT32,
+    row_stride: kinds.NUMBER,
+    tiles: kinds.NUMBER,
+    top_n: kinds.NUMBER,
+    TILES_PADDED: tl.constexpr,
+    CANDIDATES: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     tile = tl.arange(0, TILES_PADDED)
     inside = tile < tiles

@@ -9,26 +9,6 @@ if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True, slots=True)
-class Penalties:
-    """Penalties of tokens that have occurred, as a ragged list of distinct tokens for each row.
-
-    `tokens`, `counts` int32 `[row, entry]`: the token, and how often it is in the *output* (0: in the prompt
-    only); `lengths` int32 `[row]` entries are used. A list and not one counter for each word of the
-    vocabulary: what has occurred grows by one entry a step, a counter table is 600 KB a row.
-
-    The logit x of a listed token becomes `x / repetition` if positive, else `x * repetition`; then
-    `- frequency * count - presence * (count > 0)`. float32 `[row]`; 1, 0 and 0 change nothing.
-    """
-
-    tokens: torch.Tensor
-    counts: torch.Tensor
-    lengths: torch.Tensor
-    repetition: torch.Tensor
-    frequency: torch.Tensor
-    presence: torch.Tensor
-
-
 GREEDY_BELOW = 1e-5
 """A temperature below this takes the largest logit: what is divided by less may overflow float32."""
 
@@ -37,9 +17,9 @@ GREEDY_BELOW = 1e-5
 class SamplingRows:
     """Each a tensor `[row]`. Off is the value that changes nothing, not a special one.
 
-    `temperature` float32: below `GREEDY_BELOW` takes the largest logit. `top_k` int32: off at the vocabulary
-    size. `top_p` float32: off at 1. `min_p` float32: off at 0. `seed` and `position` int64: a draw depends on
-    these two and on the logits.
+    `temperature` float32: below `GREEDY_BELOW` takes the largest logit. `top_k` int32: off at the
+    vocabulary size. `top_p` float32: off at 1. `min_p` float32: off at 0. `seed` and `position` int64: a
+    draw depends on these two and on the logits.
     """
 
     temperature: torch.Tensor

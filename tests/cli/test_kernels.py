@@ -84,8 +84,8 @@ def test_what_is_wrong_is_told_in_a_line(
     for name in [name for name in sys.modules if name.startswith("tokenmux.kernels.warm")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr("tokenmux.kernels.warm", raising=False)
-    monkeypatch.setitem(sys.modules, "tokenmux.kernels.block_copy.launch", None)
-    monkeypatch.delattr("tokenmux.kernels.block_copy.launch", raising=False)
+    monkeypatch.setitem(sys.modules, "tokenmux.kernels.kv_page.launch", None)
+    monkeypatch.delattr("tokenmux.kernels.kv_page.launch", raising=False)
     assert "pip install 'tokenmux[gpu]'" in refused(run(llama, "--arch", "sm_90"), 1)
 
 

@@ -13,17 +13,16 @@ from threading import Event, Thread
 import pytest
 import torch
 import triton
-from triton.runtime.driver import driver
 
 from tests.device.bench import FACTS, HOST
-from tests.kernels.test_launches import AbsentDevice
 from tokenmux.core.cost import RooflineCost
 from tokenmux.core.errors import TokenmuxError
 from tokenmux.core.sampling import Sampling
 from tokenmux.executor.model_host import ModelHost
 from tokenmux.executor.monotonic_clock import MonotonicClock
 from tokenmux.executor.warming import Warmer, compile_in_a_child
-from tokenmux.kernels.kv_pack.launch import kv_page
+from tokenmux.kernels.absent import absent_device
+from tokenmux.kernels.kv_page.launch import kv_page
 from tokenmux.kernels.tiles import step_tiles
 from tokenmux.models.catalogue import tiny
 from tokenmux.models.catalogue.catalogue import Catalogue
@@ -122,9 +121,9 @@ def test_steps_and_paging_find_every_kernel_that_the_child_compiled(
         (found if cache_hit else missing).append(src)
 
     monkeypatch.setattr(triton.knobs.compilation, "listener", listen)
-    monkeypatch.setattr(driver, "_active", AbsentDevice(90))
-    for entry in catalogue.entries():
-        step(entry)
+    with absent_device(90):
+        for entry in catalogue.entries():
+            step(entry)
     assert missing == []
     assert len(found) >= 9
 

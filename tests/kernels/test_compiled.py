@@ -17,34 +17,30 @@ from tokenmux import kernels
 from tokenmux.kernels.budgets import BUDGETS, budget_of, wide_loads
 from tokenmux.kernels.resources import resources
 from tokenmux.kernels.tiles import Architecture
-from tokenmux.kernels.warm import ModelShape, forms
+from tokenmux.kernels.warm import PAGING_IN_INT8, ModelShape, forms
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 ALL_OF_IT = ("kv_", "paged_", "sample.")
+IN_INT8 = tuple(sorted(PAGING_IN_INT8))
 
 
 def shape(dtype, head_dim, block_size=16, group=4, vocabulary=151_936, logits=None, **variant):
     return ModelShape(dtype, head_dim, block_size, group, vocabulary, logits or dtype, **variant)
 
 
-SINKS = {"softcap": True, "sinks": BF16, "rotary_pairs": 32}
-TURNED = {"rotary_pairs": 40, "rotary_interleaved": True}
+SINKS = {"softcap": True, "sinks": BF16}
 
 REPRESENTATIVE = [
     (80, shape(FP16, 64), ALL_OF_IT),
     (90, shape(BF16, 128), ALL_OF_IT),
     (100, shape(BF16, 64, group=1), ALL_OF_IT),
-    (
-        80,
-        shape(BF16, 128, block_size=32, group=40, softcap=True, sinks=BF16, rotary_pairs=64),
-        ("kv_append", "paged"),
-    ),
-    (100, shape(FP16, 256, group=40, softcap=True, rotary_pairs=128), ("kv_append", "paged")),
-    (90, shape(FP16, 80, block_size=32, **TURNED), ("kv_append", "paged", "kv_pack_int8", "kv_unpack_int8")),
+    (80, shape(BF16, 128, block_size=32, group=40, **SINKS), ("kv_append", "paged")),
+    (100, shape(FP16, 256, group=40, softcap=True), ("kv_append", "paged")),
+    (90, shape(FP16, 80, block_size=32), ("kv_append", "paged", *IN_INT8)),
     (90, shape(BF16, 64, group=64, **SINKS), ("kv_append", "paged")),
-    (80, shape(BF16, 256), ("kv_append", "paged", "kv_pack_int8", "kv_unpack_int8")),
+    (80, shape(BF16, 256), ("kv_append", "paged", *IN_INT8)),
     (100, shape(BF16, 128, group=40), ("paged",)),
-    (100, shape(BF16, 96, group=8, **TURNED), ("kv_append", "paged")),
+    (100, shape(BF16, 96, group=8), ("kv_append", "paged")),
     (90, shape(FP16, 256, group=16, softcap=True), ("paged",)),
     (90, shape(FP16, 64, logits=FP32), ("sample.",)),
     (100, shape(FP16, 64, vocabulary=50_257, logits=FP16), ("sample.",)),
@@ -64,20 +60,14 @@ def everything(capability, dtype, head_dim):
     """All forms for one head size: block sizes, groups, variants, and (once) vocabularies and dtypes of
     logits."""
     seen = set()
-    wanted = ALL_OF_IT if head_dim == 64 else ("kv_append", "paged", "kv_pack_int8", "kv_unpack_int8")
-    variants = (
-        {},
-        {"softcap": True, "sinks": BF16, "rotary_pairs": head_dim // 2},
-        {"rotary_pairs": head_dim // 32 * 8, "rotary_interleaved": True},
-    )
+    wanted = ALL_OF_IT if head_dim == 64 else ("kv_append", "paged", *IN_INT8)
     for block_size, group, variant, (vocabulary, logits) in itertools.product(
-        (16, 32, 64), (1, 32, 64), variants, ((151_936, dtype), (50_257, dtype), (151_936, FP32))
+        (16, 32, 64), (1, 32, 64), ({}, SINKS), ((151_936, dtype), (50_257, dtype), (151_936, FP32))
     ):
         model = shape(dtype, head_dim, block_size, group, vocabulary, logits, **variant)
         for name, form in forms(capability, model).items():
-            key = (name, *form.kinds.items(), *form.constants.items())
-            if name.startswith(wanted) and key not in seen:
-                seen.add(key)
+            if name.startswith(wanted) and (name, form.identity) not in seen:
+                seen.add((name, form.identity))
                 yield model, name
 
 

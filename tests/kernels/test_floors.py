@@ -18,7 +18,6 @@ def test_a_token_of_a_layer_is_its_key_and_its_value():
     assert (
         floors.paged_decode(EIGHT_HEADS, [100], 32, 2, window=10) == 10 * key_and_value + queries_and_results
     )
-    assert floors.rotary(32, 128, 64, tokens=2, itemsize=2) == 2 * (2 * 32 * 128 * 2 + 2 * 64 * 4)
 
 
 def test_prefill_reads_what_its_queries_see():
@@ -38,9 +37,8 @@ def test_prefill_reads_what_its_queries_see():
 
 def test_copies_read_and_write_whole_blocks():
     assert EIGHT_HEADS.block_elements * 2 == 2 * 2**20
-    assert floors.kv_copy(EIGHT_HEADS, blocks=3, itemsize=2) == 3 * 2 * 2 * 2**20
-    assert floors.int8_staging(EIGHT_HEADS, blocks=1) == 2**20 + 2**20 // 128 * 4
-    assert floors.kv_copy_int8(EIGHT_HEADS, 1, 2) == 2 * 2**20 + floors.int8_staging(EIGHT_HEADS, 1)
+    assert floors.kv_page(EIGHT_HEADS, blocks=3, itemsize=2) == 3 * 2 * 2 * 2**20
+    assert floors.kv_page_int8(EIGHT_HEADS, 1, 2) == 2 * 2**20 + 2**20 + 2**20 // 128 * 4
     assert floors.sample(rows=2, vocabulary=151_936, itemsize=2) == 2 * 151_936 * 2
 
 

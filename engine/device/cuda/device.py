@@ -65,7 +65,7 @@ from tokenmux.device.memory import Memory
 from tokenmux.device.operation_progress import SupersededError, progress_of, until_superseded
 from tokenmux.device.reader import GivenUpError, Reader
 from tokenmux.device.spans import block_spans, move_pieces, paging_spans
-from tokenmux.kernels.kv_pack.choice import COPY_OVERHEAD_S
+from tokenmux.kernels.kv_page.choice import COPY_OVERHEAD_S
 from tokenmux.scheduler.memory.ledger import Ledger
 
 _log = logging.getLogger(__name__)

@@ -107,7 +107,7 @@ class Gpu(Protocol):
         offsets: torch.Tensor,
         layout: KVLayout,
     ) -> None:
-        """Like `copy_blocks`, but to records in int8 (`kernels/kv_pack`): from blocks of `arena`, in the
+        """Like `copy_blocks`, but to records in int8 (`kernels/kv_page`): from blocks of `arena`, in the
         model's dtype, to `host`, in bytes."""
         ...
 
@@ -213,7 +213,7 @@ class TorchGpu:
     ) -> None:
         # Imported here because Triton is optional. Only steps, which need it too, make blocks that can be
         # paged.
-        from tokenmux.kernels.kv_pack.launch import kv_page
+        from tokenmux.kernels.kv_page.launch import kv_page
 
         with self.running(channel):
             kv_page(target, source, offsets, block_bytes=block_bytes)
@@ -226,7 +226,7 @@ class TorchGpu:
         offsets: torch.Tensor,
         layout: KVLayout,
     ) -> None:
-        from tokenmux.kernels.kv_pack.launch import kv_page_out_int8
+        from tokenmux.kernels.kv_page.launch import kv_page_out_int8
 
         with self.running(channel):
             kv_page_out_int8(host, arena, offsets, layout=layout)
@@ -239,7 +239,7 @@ class TorchGpu:
         offsets: torch.Tensor,
         layout: KVLayout,
     ) -> None:
-        from tokenmux.kernels.kv_pack.launch import kv_page_in_int8
+        from tokenmux.kernels.kv_page.launch import kv_page_in_int8
 
         with self.running(channel):
             kv_page_in_int8(arena, host, offsets, layout=layout)

@@ -2,7 +2,7 @@
 small.
 
 A copy engine takes a run of blocks that are neighbours on both sides as one copy, and each copy costs a fixed
-time (`kernels/kv_pack/choice.py`). The kernel takes all blocks of a chunk in one launch, wherever they lie on
+time (`kernels/kv_page/choice.py`). The kernel takes all blocks of a chunk in one launch, wherever they lie on
 either side:
 
     arena       ....[ block A ]......[ block C ]..[ block B ]....
@@ -27,8 +27,8 @@ from tokenmux.core.plan import Channel
 from tokenmux.core.request import RequestId
 from tokenmux.device.cuda.chunks import MAX_BLOCKS, Copies, Copy, Landing, Slot, Work, nothing
 from tokenmux.device.spans import PagingSpan
-from tokenmux.kernels.kv_pack.choice import PageMethod, page_method
-from tokenmux.kernels.kv_pack.quantised import record_bytes
+from tokenmux.kernels.kv_page.choice import PageMethod, page_method
+from tokenmux.kernels.kv_page.quantised import record_bytes
 from tokenmux.kernels.layout import OFFSET_ALIGNMENT, KVLayout
 from tokenmux.scheduler.memory.ledger import Ledger
 

@@ -356,8 +356,8 @@ def draw_rows(logits: torch.Tensor, draws: Sequence[Draw], tiles: StepTiles, sta
     """Draw a token for each row of `logits` `[row, vocabulary]` on its device with the `sample` kernel.
     Sleeps until it is done.
 
-    The distribution is that of `sampling.draw`, but the random numbers are not: a seed gives other tokens
-    than on the CPU.
+    The random numbers are those of `sampling.draw`: for equal logits a seed gives the same tokens as on the
+    CPU.
     """
     n, vocabulary = len(draws), logits.shape[1]
     taken = [draw.sampling for draw in draws]

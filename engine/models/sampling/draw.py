@@ -1,18 +1,19 @@
 """Drawing the next token from logits, each row by itself, as a pure function of (logits, sampling, position).
 
-No generator has a state that could run ahead: the uniform number of a draw comes from a counter-based
-generator keyed by the request's seed, at the counter given by the token's position. So preemption, batching
-and recovery cannot change it. Tokens of equal probability at the edge of a top-k or top-p set are all kept,
-so that the set does not depend on how ties are sorted.
+A draw is a race (`tokenmux.kernels.sample.reference`): token v arrives at `E_v / p_v` and the first one
+wins. E_v is a random number of the request's seed, the token's position and v, defined once for the CPU and
+the GPU (`noise.py` there). There is no generator whose state could run ahead, so preemption, batching and
+recovery cannot change a token. Tokens of equal probability at the edge of a top-k or top-p set are all
+kept: the set then does not depend on how ties are sorted.
 """
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from tokenmux.core.sampling import Sampling
+from tokenmux.kernels.sample import noise
 
 _SORTED_FIRST = 1024
 
@@ -48,16 +49,19 @@ def draw(logits: torch.Tensor, sampling: Sampling, position: int, forbidden: Col
     if sampling.is_greedy or not torch.isfinite(logits[first]):
         return first
     scores = (logits.float() - logits[first].float()) / sampling.temperature
+    bits = noise.bits(sampling.seed, position, scores.numel())
+    kept: torch.Tensor | None = None
     if 0 < sampling.top_k < scores.numel():
-        threshold = torch.topk(scores, sampling.top_k).values[-1]
-        scores = scores.masked_fill(scores < threshold, -torch.inf)
-    weights = torch.softmax(scores.double(), -1)
+        kept = (scores >= torch.topk(scores, sampling.top_k).values[-1]).nonzero()[:, 0]
+        scores = scores[kept]
     if sampling.top_p < 1.0:
-        weights = weights.masked_fill(weights < _nucleus_threshold(weights, sampling.top_p), 0.0)
-    cumulative = weights.cumsum(-1)
-    target = uniform(sampling.seed, position) * float(cumulative[-1])
-    token = int(torch.searchsorted(cumulative, target, right=True))
-    return min(token, int(weights.nonzero()[-1]))
+        weights = torch.softmax(scores.double(), -1)
+        likely = (weights >= _nucleus_threshold(weights, sampling.top_p)).nonzero()[:, 0]
+        kept = likely if kept is None else kept[likely]
+        scores = scores[likely]
+    if kept is None:
+        return int(likeliest(scores.sub_(noise.log_exponentials(bits))))
+    return int(kept[likeliest(scores - noise.log_exponentials(bits[kept.numpy()]))])
 
 
 def likeliest(logits: torch.Tensor) -> torch.Tensor:
@@ -66,12 +70,6 @@ def likeliest(logits: torch.Tensor) -> torch.Tensor:
     Uses `max`, since `argmax` in bfloat16 took 13 ms for 32 rows of 49,152 and this takes 1.
     """
     return logits.max(-1).indices
-
-
-def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) that depends on (seed, position) alone (Philox 4x64)."""
-    bits = np.random.Philox(key=seed % (1 << 128), counter=position).random_raw()
-    return int(bits >> 11) * 2.0**-53
 
 
 def _nucleus_threshold(weights: torch.Tensor, top_p: float) -> torch.Tensor:

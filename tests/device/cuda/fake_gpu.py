@@ -21,8 +21,8 @@ import torch
 from tokenmux.core.errors import DoesNotFit
 from tokenmux.core.plan import Channel
 from tokenmux.device.cuda.gpu import STREAMS
-from tokenmux.kernels.kv_pack import reference as kv_pack
-from tokenmux.kernels.kv_pack.quantised import record_bytes
+from tokenmux.kernels.kv_page import reference
+from tokenmux.kernels.kv_page.quantised import record_bytes
 from tokenmux.kernels.layout import KVLayout
 
 
@@ -149,7 +149,7 @@ class FakeGpu:
         assert block_bytes % 16 == 0
         self._launch(
             channel,
-            lambda: kv_pack.kv_page(target, source, offsets, block_bytes=block_bytes),
+            lambda: reference.kv_page(target, source, offsets, block_bytes=block_bytes),
             offsets,
             (target, block_bytes),
             (source, block_bytes),
@@ -165,7 +165,7 @@ class FakeGpu:
     ) -> None:
         self._launch(
             channel,
-            lambda: kv_pack.kv_page_out_int8(host, arena, offsets, layout=layout),
+            lambda: reference.kv_page_out_int8(host, arena, offsets, layout=layout),
             offsets,
             (host, record_bytes(layout)),
             (arena, layout.block_elements),
@@ -181,7 +181,7 @@ class FakeGpu:
     ) -> None:
         self._launch(
             channel,
-            lambda: kv_pack.kv_page_in_int8(arena, host, offsets, layout=layout),
+            lambda: reference.kv_page_in_int8(arena, host, offsets, layout=layout),
             offsets,
             (arena, layout.block_elements),
             (host, record_bytes(layout)),

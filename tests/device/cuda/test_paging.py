@@ -14,8 +14,8 @@ from tokenmux.core.request import RequestId
 from tokenmux.device.cuda.chunks import Copies, Slot, Work
 from tokenmux.device.cuda.paging import Blocks, KvDtype, Pager
 from tokenmux.device.spans import paging_spans
-from tokenmux.kernels.kv_pack.choice import COPY_OVERHEAD_S
-from tokenmux.kernels.kv_pack.quantised import int8_error_bound
+from tokenmux.kernels.kv_page.choice import COPY_OVERHEAD_S
+from tokenmux.kernels.kv_page.quantised import int8_error_bound
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.memory.ledger import Ledger
 

@@ -7,11 +7,10 @@ import pytest
 import torch
 import triton
 from transformers import AutoConfig
-from triton.runtime.driver import driver
 
-from tests.kernels.test_launches import AbsentDevice
 from tokenmux.core.errors import UnsupportedModel
 from tokenmux.kernels import warm
+from tokenmux.kernels.absent import absent_device
 from tokenmux.kernels.tiles import step_tiles
 from tokenmux.models.catalogue import tiny
 from tokenmux.models.catalogue.model_facts import kv_shape
@@ -61,8 +60,6 @@ def test_a_step_finds_all_its_kernels_compiled(monkeypatch: pytest.MonkeyPatch, 
     assert replace(again, seconds=warmed.seconds, compiled=9) == warmed
     assert again.compiled == 0
 
-    device = AbsentDevice(90)
-    monkeypatch.setattr(driver, "_active", device)
     hits: list[bool] = []
     monkeypatch.setattr(
         triton.knobs.compilation, "listener", lambda *, cache_hit, **_: hits.append(cache_hit)
@@ -80,8 +77,9 @@ def test_a_step_finds_all_its_kernels_compiled(monkeypatch: pytest.MonkeyPatch, 
         [Segment([1] * 100, 0, 100, list(range(8)), draw=False), Segment([1] * 5, 0, 5, [9])],
         [Segment([1], 6, 5, [9]), Segment([1, 2], 30, 20, [10, 11, 12])],
     )
-    for segments in steps:
-        runner.step(runner.prepare(segments, kv))
+    with absent_device(90) as device:
+        for segments in steps:
+            runner.step(runner.prepare(segments, kv))
     assert len(hits) == 8
     assert all(hits)
     # Two layers a pass and three passes, of which the first has prompt rows only.

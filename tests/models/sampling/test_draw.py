@@ -1,15 +1,17 @@
 """Drawing: a pure function of logits, sampling and position, with the distribution that was asked for."""
 
 from collections import Counter
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tokenmux.core.sampling import GREEDY_BELOW, Sampling
-from tokenmux.kernels.sample import parameters
-from tokenmux.models.sampling.draw import Draw, draw, draw_rows, likeliest, uniform
+from tokenmux.kernels.sample import noise, parameters, reference
+from tokenmux.models.sampling.draw import Draw, draw, draw_rows, likeliest
 
 N_WORDS = 3000
 LOGITS = torch.randn(N_WORDS, generator=torch.Generator().manual_seed(0)).bfloat16()
@@ -26,13 +28,42 @@ def test_greedy_takes_the_likeliest_that_is_allowed() -> None:
 def test_a_draw_is_a_function_of_seed_and_position(seed: int, position: int) -> None:
     sampling = Sampling(temperature=1.0, seed=seed)
     assert draw(LOGITS, sampling, position) == draw(LOGITS.clone(), sampling, position)
-    assert 0.0 <= uniform(seed, position) < 1.0
 
 
 def test_positions_and_seeds_give_other_numbers() -> None:
-    numbers = {uniform(seed, position) for seed in range(50) for position in range(50)}
+    numbers = {int(noise.bits(seed, position, 1)[0]) for seed in range(50) for position in range(50)}
     assert len(numbers) == 2500
-    assert abs(sum(numbers) / 2500 - 0.5) < 0.02
+    assert abs(sum(numbers) / 2500 / 2**32 - 0.5) < 0.02
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(1.0),
+        Sampling(0.7, top_k=30),
+        Sampling(1.3, top_p=0.9),
+        Sampling(0.9, top_k=50, top_p=0.7),
+        Sampling(1e-4),
+        Sampling(0.0),
+    ],
+    ids=str,
+)
+def test_a_seed_draws_the_tokens_that_the_kernels_draw(sampling: Sampling) -> None:
+    """Against the reference that the kernels are held to: the same token for equal logits, seed and
+    position."""
+    n = 200
+    logits = torch.randn(n, 2000, generator=torch.Generator().manual_seed(1)).bfloat16() * 3
+    seeds = [2**64 - 1 - index if index % 2 else index for index in range(n)]
+    here = [draw(logits[i], replace(sampling, seed=seeds[i]), 1000 * i) for i in range(n)]
+    rows = parameters.SamplingRows(
+        temperature=torch.full((n,), sampling.temperature),
+        top_k=torch.full((n,), sampling.top_k or 2000, dtype=torch.int32),
+        top_p=torch.full((n,), sampling.top_p),
+        min_p=torch.zeros(n),
+        seed=torch.tensor(np.array(seeds, np.uint64).view(np.int64)),
+        position=1000 * torch.arange(n),
+    )
+    assert here == reference.sample(logits, rows).tokens.tolist()
 
 
 def test_frequencies_follow_the_probabilities() -> None:

@@ -1,1 +1,0 @@
-"""Copies of blocks within the device: compaction, copy-on-write, prefix sharing."""

@@ -1,0 +1,1 @@
+"""Paging: scattered blocks to scattered places in host memory and back, in one launch."""
