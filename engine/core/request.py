@@ -13,12 +13,15 @@ from tokenmux.core.facts import ModelId
 
 RequestId = NewType("RequestId", str)
 
+DEFAULT_TENANT = "default"
+"""Of requests that name none and carry no key."""
+
 SECONDS = (1e-6, 1e9)
 """Bounds of a TTFT or TPOT in seconds. Values outside are clipped, so that dividing by one, or counting the
 steps in one, cannot overflow."""
 
 WEIGHTS = (1e-6, 1e6)
-"""Bounds of weights, for the same reason. Admission (`tokenmux.server.front.admission`) is stricter, and
+"""Bounds of weights, for the same reason. Admission (`tokenmux.server.front.request_rules`) is stricter, and
 refuses instead of clipping."""
 
 LEVEL_RATIO = 10.0
@@ -81,7 +84,7 @@ class Request:
     max_tokens: int
     arrival_s: float
     service: ServiceLevel = DEFAULT_LEVEL
-    tenant: str = "default"
+    tenant: str = DEFAULT_TENANT
     weight: float = 1.0
     tenant_weight: float = 1.0
 

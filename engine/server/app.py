@@ -21,7 +21,7 @@ from grpc_reflection.v1alpha import reflection
 
 from tokenmux.server.front.administration import Administration
 from tokenmux.server.front.front import Front
-from tokenmux.server.front.seams import Catalogue
+from tokenmux.server.front.model_store import ModelStore
 from tokenmux.server.grpc_api.access import Access, AccessInterceptor
 from tokenmux.server.grpc_api.health import HealthService
 from tokenmux.server.grpc_api.malformed import GRPC_LIMIT_TIMES, MalformedInterceptor
@@ -71,7 +71,7 @@ class Running:
 @asynccontextmanager
 async def running(
     front: Front,
-    catalogue: Catalogue,
+    catalogue: ModelStore,
     access: Access,
     transport: Transport,
 ) -> AsyncIterator[Running]:
@@ -132,7 +132,7 @@ async def until_signalled(front: Front, drain_s: float, last_resort: LastResort 
 
 def _server(
     front: Front,
-    catalogue: Catalogue,
+    catalogue: ModelStore,
     access: Access,
     transport: Transport,
     health: HealthService,

@@ -29,11 +29,11 @@ from tokenmux.core.memory_budgets import DeviceKind
 from tokenmux.core.model_names import MODEL_NAME
 from tokenmux.core.sizes import parse_size
 from tokenmux.scheduler.policy.registry import make_policy
-from tokenmux.server.front.admission import MAX_SECONDS, MAX_WEIGHT, MIN_SECONDS, MIN_WEIGHT
 from tokenmux.server.front.names import MAX_TENANT_CHARS, tenant_fault
+from tokenmux.server.front.request_rules import MAX_SECONDS, MAX_WEIGHT, MIN_SECONDS, MIN_WEIGHT
 from tokenmux.server.grpc_api.access import Scope
 from tokenmux.server.grpc_api.malformed import GRPC_LIMIT_TIMES
-from tokenmux.server.yaml_lines import Document, Place, parse
+from tokenmux.server.yaml_lines import Document, YamlPath, parse
 
 
 def _address(value: str) -> str:
@@ -259,7 +259,7 @@ class PoolConfig(Section):
 class Override:
     """A value given by a flag, in the place of what the file says."""
 
-    place: Place
+    place: YamlPath
     value: object
     flag: str
 
@@ -268,17 +268,17 @@ def load_config(path: Path | None, overrides: Sequence[Override] = ()) -> PoolCo
     """Read and check `pool.yaml`; without a file, flags and defaults only. Raises ConfigError, one line
     for each mistake."""
     if path is None:
-        return check(Document("command line", {}, {}), Path.cwd(), overrides)
+        return check_config(Document("command line", {}, {}), Path.cwd(), overrides)
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text: {error.reason} at byte {error.start}") from error
-    return check(parse(text, str(path)), path.parent, overrides)
+    return check_config(parse(text, str(path)), path.parent, overrides)
 
 
-def check(document: Document, folder: Path, overrides: Sequence[Override] = ()) -> PoolConfig:
+def check_config(document: Document, folder: Path, overrides: Sequence[Override] = ()) -> PoolConfig:
     """Validate parsed data; relative paths are taken from `folder`. Raises ConfigError."""
     if not isinstance(document.data, dict):
         raise ConfigError(
@@ -300,9 +300,9 @@ def check(document: Document, folder: Path, overrides: Sequence[Override] = ()) 
     return config
 
 
-def _contradictions(config: PoolConfig) -> list[tuple[Place, str]]:
+def _contradictions(config: PoolConfig) -> list[tuple[YamlPath, str]]:
     """What is wrong only in combination."""
-    found: list[tuple[Place, str]] = []
+    found: list[tuple[YamlPath, str]] = []
     if not is_loopback(config.listen) and (config.tls is None or not config.keys):
         missing = " and ".join(
             name for name, given in (("`tls`", config.tls), ("`keys`", config.keys)) if not given
@@ -331,7 +331,7 @@ def _contradictions(config: PoolConfig) -> list[tuple[Place, str]]:
     return found
 
 
-def _with(data: dict[Any, Any], place: Place, value: object) -> dict[Any, Any]:
+def _with(data: dict[Any, Any], place: YamlPath, value: object) -> dict[Any, Any]:
     """A copy of nested mappings with one value replaced."""
     head, *rest = place
     inner = data.get(head)
@@ -341,7 +341,7 @@ def _with(data: dict[Any, Any], place: Place, value: object) -> dict[Any, Any]:
     }
 
 
-def _where(document: Document, place: Place, overrides: Sequence[Override]) -> str:
+def _where(document: Document, place: YamlPath, overrides: Sequence[Override]) -> str:
     for override in overrides:
         if place[: len(override.place)] == override.place:
             return f"command line: {override.flag}"
@@ -372,7 +372,7 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _section_at(place: Place) -> type[Section]:
+def _section_at(place: YamlPath) -> type[Section]:
     """The part of the schema that describes the mapping at this place. Names of models and indices lead no
     deeper."""
     section: type[Section] = PoolConfig

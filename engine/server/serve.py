@@ -23,18 +23,18 @@ from tokenmux.executor.worker import ProcessWorker
 from tokenmux.messages.reports import FromWorker
 from tokenmux.scheduler.memory.capacity import check_model, check_request
 from tokenmux.server.app import Transport, running, until_signalled
+from tokenmux.server.children.encoder_children import EncoderChildren, TextLimits
 from tokenmux.server.children.served_catalogue import RegistrationLimits, ServedCatalogue
-from tokenmux.server.children.texts import TextLimits, Texts
 from tokenmux.server.config import PoolConfig
-from tokenmux.server.front.admission import Defaults
 from tokenmux.server.front.front import Front, Limits
-from tokenmux.server.front.seams import Worker, WorkerFactory
+from tokenmux.server.front.request_rules import Defaults
 from tokenmux.server.front.tenants import Weights
 from tokenmux.server.front.traffic import TraceFile, TrafficRecorder
 from tokenmux.server.grpc_api.access import Access, Key
 from tokenmux.server.listening import Reservation, check_pair
 from tokenmux.server.stopping import LastResort
 from tokenmux.server.workers.supervisor import Patience, RestartLimits
+from tokenmux.server.workers.worker_protocol import Worker, WorkerFactory
 
 STARTING_S = 300.0
 """Until a worker serves: libraries, a context on a GPU."""
@@ -82,7 +82,7 @@ async def serve(
     speeds = await asyncio.to_thread(measure, config.device.kind, MonotonicClock())
     blocks = (entry.facts.kv.block_bytes for entry in catalogue.entries())
     device, host = facts_of(config, speeds, max(blocks, default=0))
-    texts = Texts(text_limits_of(config))
+    encoder = EncoderChildren(text_limits_of(config))
     front = Front(
         worker_factory(
             WorkerSetup(
@@ -96,9 +96,9 @@ async def serve(
         defaults=Defaults(config.queue.max_tokens, level_of(config)),
         weights=weights_of(config),
         recorder=recorder,
-        texts=texts,
+        encoder=encoder,
     )
-    texts.begin()
+    encoder.begin()
     reservation.give_up()
     try:
         async with running(front, catalogue, access, transport) as server:
@@ -106,7 +106,7 @@ async def serve(
             # Who reads that line may send a signal at once.
             signalled = asyncio.ensure_future(until_signalled(front, config.drain_s, last_resort))
             await asyncio.sleep(0)
-            say(f"serving {sum(served.refusal is None for served in front.roster)} models, listening on {at}")
+            say(f"serving {sum(served.refusal is None for served in front.models)} models, listening on {at}")
             await signalled
     finally:
         catalogue.close()
@@ -126,7 +126,7 @@ def worker_factory(config: WorkerSetup) -> WorkerFactory:
 
 @dataclass(frozen=True, slots=True)
 class DeviceCapacity:
-    """`tokenmux.server.front.seams.Capacity` of one device."""
+    """`tokenmux.server.front.pool_size.Capacity` of one device."""
 
     device: DeviceFacts
     host: HostFacts

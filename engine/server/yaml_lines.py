@@ -7,7 +7,7 @@ import yaml
 
 from tokenmux.core.errors import ConfigError
 
-Place = tuple[str | int, ...]
+YamlPath = tuple[str | int, ...]
 """Keys and indices from the top: ("models", "small", "source")."""
 
 MAX_DEPTH = 32
@@ -22,9 +22,9 @@ class Document:
 
     name: str
     data: object
-    lines: dict[Place, int]
+    lines: dict[YamlPath, int]
 
-    def line_of(self, place: Place) -> int:
+    def line_of(self, place: YamlPath) -> int:
         """The line of this place, or of the nearest one around it that is written down."""
         while place not in self.lines:
             if not place:
@@ -35,7 +35,7 @@ class Document:
 
 def parse(text: str, name: str) -> Document:
     """Read YAML. Raises ConfigError with the line where it is no YAML, names a key twice, or has no end."""
-    lines: dict[Place, int] = {}
+    lines: dict[YamlPath, int] = {}
     try:
         loader = _Loader(text)
         try:
@@ -76,7 +76,7 @@ class _Loader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
 
 
-def _walk(node: yaml.Node, place: Place, lines: dict[Place, int], name: str) -> None:
+def _walk(node: yaml.Node, place: YamlPath, lines: dict[YamlPath, int], name: str) -> None:
     lines.setdefault(place, node.start_mark.line + 1)
     if len(place) > MAX_DEPTH or len(lines) > MAX_VALUES:
         bound = f"{MAX_DEPTH} levels deep" if len(place) > MAX_DEPTH else f"{MAX_VALUES:,} values"

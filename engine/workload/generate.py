@@ -12,6 +12,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from tokenmux.core.request import DEFAULT_TENANT
 from tokenmux.workload.lengths import CHAT, Lengths
 from tokenmux.workload.trace import Trace, TraceRequest
 
@@ -91,7 +92,7 @@ def traffic(
     duration_s: float,
     lengths: Lengths | Mapping[str, Lengths] = CHAT,
     process: Process = poisson,
-    tenant: str = "default",
+    tenant: str = DEFAULT_TENANT,
 ) -> Trace:
     """A trace of all models together, in order of arrival; `rates` are requests per second by model."""
     trace: Trace = []

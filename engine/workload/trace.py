@@ -26,7 +26,7 @@ from typing import IO, cast
 
 from tokenmux.core.errors import ConfigError
 from tokenmux.core.facts import ModelId
-from tokenmux.core.request import Request, RequestId, ServiceLevel
+from tokenmux.core.request import DEFAULT_TENANT, Request, RequestId, ServiceLevel
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class TraceRequest:
     model: str
     input_tokens: int
     output_tokens: int
-    tenant: str = "default"
+    tenant: str = DEFAULT_TENANT
     ttft_s: float | None = None
     tpot_s: float | None = None
     weight: float = 1.0
@@ -126,7 +126,7 @@ def open_text(path: Path, mode: str = "rt") -> IO[str]:
 _REQUIRED = ("arrival_s", "model", "input_tokens", "output_tokens")
 _DEFAULTS: dict[str, object] = {
     **dict.fromkeys(_REQUIRED),
-    "tenant": "default",
+    "tenant": DEFAULT_TENANT,
     "ttft_s": None,
     "tpot_s": None,
     "weight": 1.0,
@@ -176,7 +176,7 @@ def _parsed(row: object, path: Path, number: int) -> TraceRequest:
             str(row["model"]),
             int(row["input_tokens"]),
             int(row["output_tokens"]),
-            str(row.get("tenant", "default")),
+            str(row.get("tenant", DEFAULT_TENANT)),
             None if ttft_s is None else float(ttft_s),
             None if tpot_s is None else float(tpot_s),
             float(row.get("weight", 1.0)),

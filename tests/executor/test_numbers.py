@@ -19,8 +19,8 @@ from tokenmux.messages.reports import Finished, Tokens
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.policy.registry import SERVED, make_policy
-from tokenmux.server.front.admission import Defaults, check_parameters, output_limit, service_level
 from tokenmux.server.front.generation import Ask, TokenIds
+from tokenmux.server.front.request_rules import Defaults, check_parameters, output_limit, service_level
 from tokenmux.testing import make_model
 
 GB = 10**9

@@ -54,9 +54,9 @@ from tokenmux.messages.reports import (
 )
 from tokenmux.models.text.encoder import TextFacts
 from tokenmux.server.app import Transport, running
-from tokenmux.server.front.admission import Defaults
 from tokenmux.server.front.front import Front, Limits
 from tokenmux.server.front.generation import Chat, Text
+from tokenmux.server.front.request_rules import Defaults
 from tokenmux.server.front.tenants import Weights
 from tokenmux.server.front.traffic import TrafficRecorder
 from tokenmux.server.grpc_api.access import Access, Key
@@ -430,7 +430,7 @@ def make_front(
         defaults=Defaults(max_tokens=8),
         weights=weights,
         recorder=recorder,
-        texts=ThreadTexts(catalogue.__getitem__),
+        encoder=ThreadTexts(catalogue.__getitem__),
         clock=clock,
         sleep=sleep,
         draw_seed=lambda: 1234,

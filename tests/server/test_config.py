@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenmux.core.errors import ConfigError
-from tokenmux.server.config import Override, PoolConfig, check, load_config
+from tokenmux.server.config import Override, PoolConfig, check_config, load_config
 from tokenmux.server.grpc_api.access import Scope
 from tokenmux.server.yaml_lines import parse
 
@@ -218,7 +218,7 @@ def test_odd_files_are_refused_with_their_line(tmp_path: Path, text: str, messag
 )
 def test_any_file_is_a_configuration_or_mistakes(value: str, key: str) -> None:
     with contextlib.suppress(ConfigError):
-        check(parse(f"{key}: {value}", "pool.yaml"), Path("/"))
+        check_config(parse(f"{key}: {value}", "pool.yaml"), Path("/"))
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:

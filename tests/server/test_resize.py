@@ -61,7 +61,7 @@ async def test_a_model_that_was_too_large_is_served_once_it_fits(served: Served)
     code, _ = await refused(generate(served, 8, "wide"))
     assert code is Code.FAILED_PRECONDITION
     await resize(served, 15_000)
-    assert isinstance(served.front.roster.find("wide").refusal, DoesNotFit)
+    assert isinstance(served.front.models.find("wide").refusal, DoesNotFit)
     await resize(served, 30_000)
     assert (await served.hub.next(Register)).facts.id == "wide"
     await generate(served, 8, "wide")

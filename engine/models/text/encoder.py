@@ -6,7 +6,7 @@ both.
     decoder.json    its vocabulary and decoder only: nothing in it runs a pattern of the model's author
 
 `text_files.py` writes them at registration. `Encoder` runs in separate processes
-(`tokenmux.server.children.texts`); `Decoder` in the front.
+(`tokenmux.server.children.encoder_children`); `Decoder` in the front.
 """
 
 import json

@@ -37,11 +37,11 @@ class LimitExceeded(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ChildAnswer:
     header: dict[str, Any]
     payload: bytes
 
-    def checked(self) -> "Answer":
+    def checked(self) -> "ChildAnswer":
         """This answer, unless it is an error: then that is raised, as an error of our tree."""
         if "error" not in self.header:
             return self
@@ -110,7 +110,7 @@ class Child:
         *,
         limit_s: float,
         progress: Callable[[dict[str, Any]], None] | None = None,
-    ) -> Answer:
+    ) -> ChildAnswer:
         """Have a piece of work done. `limit_s` is how long it may compute without an answer or a word of
         progress, in seconds of processor time, so that a busy machine is nobody's fault; by the clock it may
         take `PATIENCE` times as long.
@@ -122,7 +122,7 @@ class Child:
             while True:
                 answer, beside = await self._next(limit_s)
                 if "progress" not in answer:
-                    return Answer(answer, beside)
+                    return ChildAnswer(answer, beside)
                 if progress is not None:
                     progress(answer)
         except (EOFError, OSError, BrokenFrame) as error:

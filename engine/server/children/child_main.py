@@ -1,7 +1,7 @@
 """The inside of a child process of the front: limits first, then one piece of work after another, until the
 front is gone.
 
-    python -m tokenmux.server.children.text_child SOCKET PARENT MEMORY
+    python -m tokenmux.server.children.encoder_child SOCKET PARENT MEMORY
 
 SOCKET is the inherited descriptor that frames (`frames.py`) pass over, PARENT the front's process id, MEMORY
 the bytes that the process may allocate (`RLIMIT_DATA`: private writable memory; mapped files that are only
@@ -20,9 +20,9 @@ from tokenmux.core.errors import ErrorCode, TokenmuxError
 from tokenmux.executor.orphans import die_with_parent
 from tokenmux.server.children.frames import pack, read
 
-Answer = tuple[Mapping[str, object], bytes]
+Reply = tuple[Mapping[str, object], bytes]
 Report = Callable[[Mapping[str, object]], None]
-Handle = Callable[[dict[str, Any], bytes, Report], Answer]
+Handle = Callable[[dict[str, Any], bytes, Report], Reply]
 """Does one piece of work. What it raises is the answer: an error of our tree as it is, any other as
 BadCheckpoint."""
 
@@ -55,7 +55,7 @@ def limit_memory(n_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
-def _answer(handle: Handle, message: tuple[dict[str, Any], bytes], report: Report) -> Answer:
+def _answer(handle: Handle, message: tuple[dict[str, Any], bytes], report: Report) -> Reply:
     try:
         return handle(*message, report)
     except TokenmuxError as error:

@@ -19,15 +19,15 @@ from tokenmux.core.facts import BLOCK_TOKENS
 from tokenmux.core.progress import Progress
 from tokenmux.models.catalogue.catalogue import Catalogue, SetAside
 from tokenmux.models.catalogue.entry import Entry
-from tokenmux.server.children.child import Answer, Child, ChildEnded, LimitExceeded
+from tokenmux.server.children.child import Child, ChildAnswer, ChildEnded, LimitExceeded
 from tokenmux.server.front.administration import kind_of
 
-MODULE = "tokenmux.server.children.registration_child"
+REGISTRATION_MODULE = "tokenmux.server.children.registration_child"
 _AT_ONCE = 2
 _SLOWEST_BYTES_PER_S = 50e6
 """At least so much of a checkpoint is converted in a second of processor time."""
 
-Work = tuple[str, str, Path]
+RegistrationJob = tuple[str, str, Path]
 """`folder`, `gguf` or `refresh`, the model's name, its source."""
 
 
@@ -44,7 +44,7 @@ class RegistrationLimits:
 
 
 class ServedCatalogue:
-    """See the module. Its methods block; call them from threads. `tokenmux.server.front.seams.Catalogue`."""
+    """See the module. Its methods block; call them from threads. Implements `ModelStore`."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class ServedCatalogue:
         limits: RegistrationLimits | None = None,
         *,
         block_size: int = BLOCK_TOKENS,
-        module: str = MODULE,
+        module: str = REGISTRATION_MODULE,
     ) -> None:
         self.root = root
         self.limits = limits or RegistrationLimits()
@@ -149,7 +149,7 @@ class ServedCatalogue:
             return True
         return False
 
-    def _register(self, work: Work, progress: Progress) -> Entry:
+    def _register(self, work: RegistrationJob, progress: Progress) -> Entry:
         _, name, _ = work
         error = self._carry_out([work], progress)[name]
         if error is not None:
@@ -157,12 +157,12 @@ class ServedCatalogue:
         self._refusals.pop(name, None)
         return self.get(name)
 
-    def _carry_out(self, work: list[Work], progress: Progress) -> dict[str, TokenmuxError | None]:
+    def _carry_out(self, work: list[RegistrationJob], progress: Progress) -> dict[str, TokenmuxError | None]:
         """What became of the first few of these: up to the one that the child did not survive."""
         with self._turns:
             return asyncio.run(self._ask(work, progress))
 
-    async def _ask(self, work: list[Work], progress: Progress) -> dict[str, TokenmuxError | None]:
+    async def _ask(self, work: list[RegistrationJob], progress: Progress) -> dict[str, TokenmuxError | None]:
         results: dict[str, TokenmuxError | None] = {}
         last = "starting"
 
@@ -226,13 +226,15 @@ class Nothing:
 
 def _error_in(result: object) -> TokenmuxError | None:
     try:
-        Answer(result if isinstance(result, dict) else {"error": "", "message": "no answer"}, b"").checked()
+        ChildAnswer(
+            result if isinstance(result, dict) else {"error": "", "message": "no answer"}, b""
+        ).checked()
     except TokenmuxError as error:
         return error
     return None
 
 
-def _size_of(work: Work) -> int:
+def _size_of(work: RegistrationJob) -> int:
     """Bytes of a source, as far as they can be told."""
     _, _, source = work
     try:

@@ -30,9 +30,9 @@ from tokenmux.messages.commands import Load, Pin, Register, Resize, Unload, Unre
 from tokenmux.messages.reports import ModelStatus, ModelUse
 from tokenmux.server.front.commands import Command
 from tokenmux.server.front.front import Front
+from tokenmux.server.front.model_store import ModelStore, PendingRemoval, StoredModel
 from tokenmux.server.front.names import check_name_length
-from tokenmux.server.front.roster import Served
-from tokenmux.server.front.seams import Catalogue, Entry, SetAside
+from tokenmux.server.front.served_models import ServedModel
 
 FORCED_S = 60.0
 """How long a forced removal waits for what is under way with the model."""
@@ -59,8 +59,8 @@ class ShownModel:
 
 
 def add_to_catalogue(
-    catalogue: Catalogue, name: str, source: Path, progress: Progress = no_progress
-) -> Entry:
+    catalogue: ModelStore, name: str, source: Path, progress: Progress = no_progress
+) -> StoredModel:
     """Convert what lies at `source`, a folder of safetensors or a GGUF file. May take minutes.
 
     Raises NotFound, and what `Catalogue.register_folder` raises.
@@ -100,7 +100,7 @@ class Administration:
     """See the module. All methods raise NotFound for a model that is not known, Unavailable without a
     worker."""
 
-    def __init__(self, front: Front, catalogue: Catalogue) -> None:
+    def __init__(self, front: Front, catalogue: ModelStore) -> None:
         self._front = front
         self._catalogue = catalogue
         self._adding: dict[str, asyncio.Task[ShownModel]] = {}
@@ -110,10 +110,10 @@ class Administration:
         """All of them, by name."""
         status = self._front.worker_status
         told = {} if status is None else {model.model: model for model in status.models}
-        return [self._view_with(served, told.get(ModelId(served.name))) for served in self._front.roster]
+        return [self._view_with(served, told.get(ModelId(served.name))) for served in self._front.models]
 
     def model(self, name: str) -> ShownModel:
-        return self._view(self._front.roster.find(name))
+        return self._view(self._front.models.find(name))
 
     async def register(self, name: str, source: str) -> ShownModel:
         """Convert, check and serve a model; without a source, serve one that the catalogue has already (it
@@ -131,7 +131,7 @@ class Administration:
             )
         if name in self._adding:
             raise AlreadyExists(f"a model named {name!r} is being registered at this moment")
-        if name in self._front.roster:
+        if name in self._front.models:
             raise AlreadyExists(
                 f"a model named {name!r} is served already: unregister it first, or choose another name"
             )
@@ -145,7 +145,7 @@ class Administration:
             entry = await asyncio.to_thread(add_to_catalogue, self._catalogue, name, Path(source))
         else:
             entry = await asyncio.to_thread(self._catalogue.get, name)
-        served = Served(entry)
+        served = ServedModel(entry)
         try:
             self._front.check_fit(served)
             await self._command(Register(entry.facts, str(entry.path)))
@@ -153,7 +153,7 @@ class Administration:
             if source:
                 await asyncio.to_thread(self._catalogue.remove, name)
             raise
-        self._front.roster.add(served)
+        self._front.models.add(served)
         self._front.changes.notify()
         return self._view(served)
 
@@ -164,30 +164,30 @@ class Administration:
         Its files go first, and come back when the worker does not let the model go: what fails leaves
         everything as it was.
         """
-        served = self._front.roster.find(name)
+        served = self._front.models.find(name)
         n_live = self._front.n_live_of(ModelId(served.name))
         if n_live and not force:
             raise InUse(f"{name!r} has {n_live} live requests: wait for them, or force it to end them")
         aside = await asyncio.to_thread(self._set_aside, name)
-        self._front.roster.remove(name)
+        self._front.models.remove(name)
         try:
             if served.refusal is None:
                 await self._let_go(served, force=force)
         except BaseException:
-            self._front.roster.add(served)
+            self._front.models.add(served)
             await asyncio.to_thread(aside.restore)
             raise
         finally:
             self._front.changes.notify()
         await asyncio.to_thread(aside.delete)
 
-    def _set_aside(self, name: str) -> SetAside:
+    def _set_aside(self, name: str) -> PendingRemoval:
         try:
             return self._catalogue.set_aside(name)
         except NotFound:  # somebody deleted it; the model is to go all the same
             return Gone()
 
-    async def _let_go(self, served: Served, *, force: bool) -> None:
+    async def _let_go(self, served: ServedModel, *, force: bool) -> None:
         """Have the worker forget the model. Raises InUse, when forced only once `FORCED_S` were not
         enough."""
         loop = asyncio.get_running_loop()
@@ -212,12 +212,12 @@ class Administration:
         weights cannot be read, Ended when another operator wants it off the device, NotFound when it is
         removed, WorkerFailed when the worker breaks.
         """
-        served = self._front.roster.accepting(name)
+        served = self._front.models.accepting(name)
         self._front.check_fit(served)
         await self._command(Load(served.facts.id))
         version, n_restarts = self._front.changes.version, self._front.n_restarts
         while wait:
-            served = self._front.roster.accepting(name)
+            served = self._front.models.accepting(name)
             status = self._view(served).status
             if status is not None and status.residency is Residency.RESIDENT:
                 break
@@ -234,14 +234,14 @@ class Administration:
 
     async def unload(self, name: str) -> ShownModel:
         """Take a model off the device."""
-        served = self._front.roster.accepting(name)
+        served = self._front.models.accepting(name)
         await self._command(Unload(served.facts.id))
         return self._view(served)
 
     async def pin(self, name: str, *, pinned: bool) -> ShownModel:
         """Keep a model resident, or no longer. Raises NotServable when the pinned ones would leave no
         room."""
-        served = self._front.roster.accepting(name)
+        served = self._front.models.accepting(name)
         await self._command(Pin(served.facts.id, pinned))
         served.pinned = pinned
         self._front.changes.notify()
@@ -272,13 +272,13 @@ class Administration:
             raise Unavailable("there is no worker at this moment: try again when `pool status` shows one")
         await self._front.commands.begin(command)
 
-    def _view(self, served: Served) -> ShownModel:
+    def _view(self, served: ServedModel) -> ShownModel:
         status = self._front.worker_status
         models = () if status is None else status.models
         own = next((model for model in models if model.model == served.name), None)
         return self._view_with(served, own)
 
-    def _view_with(self, served: Served, status: ModelStatus | None) -> ShownModel:
+    def _view_with(self, served: ServedModel, status: ModelStatus | None) -> ShownModel:
         return ShownModel(
             facts=None if served.entry is None else served.facts,
             pinned=served.pinned,

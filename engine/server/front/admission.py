@@ -1,167 +1,163 @@
-"""Is this request acceptable? Pure checks that raise InvalidRequest with what to change, and the values that
-follow.
+"""From a client's question to what a worker is sent: a place in the queue, the prompt's token ids, every
+default filled in.
 
-Refusing early is a promise: nothing that could have been refused here may fail later, when it has cost others
-time. Whether the device can hold the request is asked of the instance
-(`tokenmux.server.front.seams.Capacity`), not decided here.
+The checks are in `tokenmux.server.front.request_rules`; here they meet the models and the size of the pool.
+Prompts become token ids in child processes, and a request holds a place in the queue meanwhile.
 """
 
-from collections.abc import Sequence, Sized
-from dataclasses import dataclass, field
+import asyncio
+import secrets
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-from tokenmux.core.errors import InvalidRequest
-from tokenmux.core.facts import ModelFacts
-from tokenmux.core.request import ServiceLevel
-from tokenmux.server.front.generation import Ask, Chat, Prompt, Text, TokenIds
-from tokenmux.server.front.names import tenant_fault
-
-MAX_TEMPERATURE = 10.0
-MIN_WEIGHT, MAX_WEIGHT = 0.01, 100.0
-MIN_SECONDS, MAX_SECONDS = 0.001, 86_400.0
-"""Of a TTFT or TPOT: a millisecond to a day."""
-MAX_CHAT_MESSAGES = 4096
-MAX_STOP_STRINGS = 16
-MAX_STOP_STRING_CHARS = 256
-MAX_STOP_TOKEN_IDS = 64
-MAX_SEED = 2**64 - 1
-
-
-@dataclass(frozen=True, slots=True)
-class Defaults:
-    """What a request gets that does not say."""
-
-    max_tokens: int = 256
-    service: ServiceLevel = field(default_factory=ServiceLevel)
+from tokenmux.core.errors import InternalError, Overloaded, TokenmuxError
+from tokenmux.core.request import DEFAULT_TENANT, Request, RequestId
+from tokenmux.core.sampling import Sampling
+from tokenmux.messages.commands import Submit
+from tokenmux.server.front.generation import AboutModel, Ask, Prompt, TokenIds
+from tokenmux.server.front.model_text import ModelText, OutputText, PromptEncoder
+from tokenmux.server.front.pool_size import PoolSize
+from tokenmux.server.front.request_rules import (
+    Defaults,
+    check_parameters,
+    check_text_length,
+    check_token_ids,
+    output_limit,
+    service_level,
+)
+from tokenmux.server.front.served_models import ServedModel, ServedModels
+from tokenmux.server.front.tenants import Weights, is_full
 
 
-def check_parameters(ask: Ask, facts: ModelFacts) -> None:
-    """Everything that can be told without tokenizing. Raises InvalidRequest."""
-    match ask.prompt:
-        case Text(text):
-            if not text:
-                raise InvalidRequest("the prompt is empty: give text, token ids or chat messages")
-        case TokenIds(ids):
-            if not ids:
-                raise InvalidRequest("the prompt has no token ids")
-            check_prompt_length(len(ids), facts)
-            check_token_ids("prompt token ids", ids, facts)
-        case Chat(messages):
-            if not messages:
-                raise InvalidRequest("the chat has no messages")
-            check_count("chat messages", messages, MAX_CHAT_MESSAGES)
-            for index, message in enumerate(messages):
-                if not message.role:
-                    raise InvalidRequest(f"chat message {index} has no role: use system, user or assistant")
-    if not 0 <= ask.temperature <= MAX_TEMPERATURE:
-        raise InvalidRequest(
-            f"temperature {ask.temperature:g} is out of range: use 0 (greedy) to {MAX_TEMPERATURE:g}"
+class Admission:
+    """See the module. Everything runs on the event loop."""
+
+    def __init__(
+        self,
+        models: ServedModels,
+        encoder: PromptEncoder,
+        size: PoolSize,
+        *,
+        max_requests: int,
+        defaults: Defaults,
+        weights: Weights,
+        refusal: Callable[[], TokenmuxError | None],
+        clock: Callable[[], float],
+        draw_seed: Callable[[], int],
+    ) -> None:
+        """`refusal` says why nothing is accepted at this moment; None: it is."""
+        self._models = models
+        self._encoder = encoder
+        self._size = size
+        self._max_requests = max_requests
+        self._defaults = defaults
+        self._weights = weights
+        self._refusal = refusal
+        self._clock = clock
+        self._draw_seed = draw_seed
+        self._held: Counter[str] = Counter()
+        """How many live requests each tenant has."""
+        self.n_admitting = 0
+        """Requests whose prompts are being tokenized."""
+
+    async def submission(self, ask: Ask) -> tuple[Submit, OutputText]:
+        """What to send the worker, and what makes text of its answer. Raises what the error tree has for a
+        request that cannot be accepted. `take_place` for it before anything is awaited."""
+        arrival_s = self._clock()
+        tenant = ask.tenant or DEFAULT_TENANT
+        self._check_up()
+        check_parameters(ask, self._models.accepting(ask.model).facts)
+        with self._admitting(tenant):
+            served, tokenizer, prompt = await self._encode(ask)
+        facts = served.facts
+        max_tokens = output_limit(ask, prompt, facts, self._defaults)
+        check_token_ids("tokens of the prompt", prompt, facts)
+        self._size.check_request(facts, len(prompt) + max_tokens, self._models.pinned())
+        end_token_ids = frozenset() if ask.ignore_end_tokens else tokenizer.facts.stop_token_ids
+        submit = Submit(
+            request=Request(
+                id=RequestId(secrets.token_hex(8)),
+                model=facts.id,
+                n_prompt=len(prompt),
+                max_tokens=max_tokens,
+                arrival_s=arrival_s,
+                service=service_level(ask, self._defaults),
+                tenant=tenant,
+                weight=ask.weight * self._weights.of_model(facts.id),
+                tenant_weight=self._weights.of_tenant(tenant),
+            ),
+            prompt=prompt,
+            sampling=Sampling(
+                ask.temperature, ask.top_k, ask.top_p, self._draw_seed() if ask.seed is None else ask.seed
+            ),
+            min_tokens=ask.min_tokens,
+            stop_token_ids=end_token_ids.union(ask.stop_token_ids),
         )
-    if ask.top_k < 0:
-        raise InvalidRequest(f"top_k {ask.top_k} is negative: use 0 for no limit")
-    if not 0 < ask.top_p <= 1:
-        raise InvalidRequest(f"top_p {ask.top_p:g} is out of range: use more than 0 and at most 1")
-    if ask.seed is not None and not 0 <= ask.seed <= MAX_SEED:
-        raise InvalidRequest(f"seed {ask.seed} is out of range: use 0 to 2**64 - 1")
-    if not MIN_WEIGHT <= ask.weight <= MAX_WEIGHT:
-        raise InvalidRequest(
-            f"weight {ask.weight:g} is out of range: use {MIN_WEIGHT:g} to {MAX_WEIGHT:g}, 1 is usual"
-        )
-    fault = tenant_fault(ask.tenant)
-    if fault is not None:
-        raise InvalidRequest(fault)
-    for name, seconds in (("ttft_s", ask.ttft_s), ("tpot_s", ask.tpot_s)):
-        if seconds is not None and not MIN_SECONDS <= seconds <= MAX_SECONDS:
-            raise InvalidRequest(
-                f"{name} {seconds:g} is out of range: use seconds, {MIN_SECONDS:g} to {MAX_SECONDS:g}"
-            )
-    _check_stopping(ask, facts)
+        return submit, tokenizer.detokenizer(ask.stop_strings, prompt=prompt)
 
+    async def tokenize(self, model: str, prompt: Prompt) -> tuple[int, ...]:
+        """The token ids of a prompt. It takes a place in the queue meanwhile. Raises as `submission`."""
+        with self._admitting(DEFAULT_TENANT):
+            _, _, ids = await self._encode(Ask(model, prompt))
+            return ids
 
-def _check_stopping(ask: Ask, facts: ModelFacts) -> None:
-    if ask.max_tokens is not None and ask.max_tokens < 1:
-        raise InvalidRequest(
-            f"max_tokens {ask.max_tokens} is out of range: use at least 1, or leave it out for the default"
-        )
-    if ask.min_tokens < 0:
-        raise InvalidRequest(f"min_tokens {ask.min_tokens} is negative: use 0 for no minimum")
-    check_count("stop strings", ask.stop_strings, MAX_STOP_STRINGS)
-    for stop in ask.stop_strings:
-        if not stop:
-            raise InvalidRequest("a stop string is empty: it would end every request at once; leave it out")
-        if len(stop) > MAX_STOP_STRING_CHARS:
-            raise InvalidRequest(
-                f"a stop string has {len(stop)} characters: at most {MAX_STOP_STRING_CHARS} are allowed"
-            )
-    check_count("stop token ids", ask.stop_token_ids, MAX_STOP_TOKEN_IDS)
-    check_token_ids("stop token ids", ask.stop_token_ids, facts)
+    async def metadata(self, model: str) -> AboutModel:
+        """What a client may want to know of a model. Raises NotFound, NotServable."""
+        served = self._models.accepting(model)
+        tokenizer = await self._models.tokenizer(served)
+        return AboutModel(served.facts, tokenizer.facts.can_chat, tokenizer.facts.stop_token_ids)
 
+    def take_place(self, tenant: str) -> None:
+        """A request of this tenant is live."""
+        self._held[tenant] += 1
 
-def check_count(what: str, items: Sized, limit: int) -> None:
-    """Raises InvalidRequest for more items than `limit`. Asked before anything is done for each of them."""
-    if len(items) > limit:
-        raise InvalidRequest(f"{len(items)} {what}: at most {limit} are allowed")
+    def give_back_place(self, tenant: str) -> None:
+        """It is no longer."""
+        self._held[tenant] -= 1
+        if not self._held[tenant]:
+            del self._held[tenant]
 
+    def _check_up(self) -> None:
+        """Raise Unavailable while requests are not accepted."""
+        refusal = self._refusal()
+        if refusal is not None:
+            raise refusal
 
-def check_prompt_length(n_prompt: int, facts: ModelFacts) -> None:
-    """Raises InvalidRequest for a prompt that leaves no room for a token of output in the model's context."""
-    if n_prompt >= facts.max_context:
-        raise InvalidRequest(
-            f"the prompt has {n_prompt} tokens, but {facts.id} has a context of {facts.max_context}, "
-            f"output included: shorten the prompt to at most {facts.max_context - 1} tokens"
-        )
+    @contextmanager
+    def _admitting(self, tenant: str) -> Iterator[None]:
+        """Hold a place in the queue while a prompt is tokenized. Raises Overloaded, and why nothing is
+        accepted now."""
+        self._check_up()
+        if is_full(tenant, self._held, self._max_requests, self._weights, self.n_admitting):
+            raise Overloaded(f"the queue is full ({self._max_requests} requests): try again in a few seconds")
+        self.n_admitting += 1
+        try:
+            yield
+        finally:
+            self.n_admitting -= 1
+        # Tokenizing took time: the server may be stopping.
+        self._check_up()
 
+    async def _encode(self, ask: Ask) -> tuple[ServedModel, ModelText, tuple[int, ...]]:
+        """The model, its tokenizer, and the prompt as that tokenizer says it: the model of the name when
+        this returns."""
+        while True:
+            served = self._models.accepting(ask.model)
+            check_parameters(ask, served.facts)
+            tokenizer = await self._models.tokenizer(served)
+            check_text_length(ask.prompt, served.facts, tokenizer.facts.longest_token_chars)
+            prompt = await self._token_ids(served, tokenizer, ask.prompt)
+            # Another checkpoint under the name has another vocabulary: begin again.
+            if self._models.accepting(ask.model) is served:
+                return served, tokenizer, prompt
 
-def check_text_length(prompt: Prompt, facts: ModelFacts, longest_token_chars: int) -> None:
-    """Raises InvalidRequest for text that cannot fit into the context, however well it is tokenized."""
-    match prompt:
-        case Text(text):
-            n_chars = len(text)
-        case Chat(messages):
-            n_chars = sum(len(message.content) for message in messages)
-        case TokenIds():
-            return
-    limit = (facts.max_context + 1) * longest_token_chars
-    if n_chars > limit:
-        raise InvalidRequest(
-            f"the prompt has {n_chars} characters, which cannot fit into the context of {facts.id} "
-            f"({facts.max_context} tokens of at most {longest_token_chars} characters): shorten it"
-        )
-
-
-def check_token_ids(what: str, ids: Sequence[int], facts: ModelFacts) -> None:
-    """Raises InvalidRequest for the first id that the model's vocabulary does not have. 100,000 good ones
-    take 2 ms."""
-    if not ids or (min(ids) >= 0 and max(ids) < facts.vocab_size):
-        return
-    for index, token_id in enumerate(ids):
-        if not 0 <= token_id < facts.vocab_size:
-            raise InvalidRequest(
-                f"{what}: {token_id} at index {index} is out of range: "
-                f"{facts.id} has token ids 0 to {facts.vocab_size - 1}"
-            )
-
-
-def output_limit(ask: Ask, prompt: Sequence[int], facts: ModelFacts, defaults: Defaults) -> int:
-    """The max_tokens in force. Raises InvalidRequest when prompt and output do not fit into the model's
-    context."""
-    if not prompt:
-        raise InvalidRequest("the prompt is empty once tokenized: give at least one token")
-    check_prompt_length(len(prompt), facts)
-    room = facts.max_context - len(prompt)
-    if ask.max_tokens is not None and ask.max_tokens > room:
-        raise InvalidRequest(
-            f"the prompt of {len(prompt)} tokens and max_tokens {ask.max_tokens} exceed the context of "
-            f"{facts.id} ({facts.max_context} tokens): use max_tokens of at most {room}"
-        )
-    limit = min(defaults.max_tokens, room) if ask.max_tokens is None else ask.max_tokens
-    if ask.min_tokens > limit:
-        raise InvalidRequest(f"min_tokens {ask.min_tokens} is more than max_tokens {limit}")
-    return limit
-
-
-def service_level(ask: Ask, defaults: Defaults) -> ServiceLevel:
-    """The service level in force: what the request says, else the default, each time for itself."""
-    return ServiceLevel(
-        ttft_s=defaults.service.ttft_s if ask.ttft_s is None else ask.ttft_s,
-        tpot_s=defaults.service.tpot_s if ask.tpot_s is None else ask.tpot_s,
-    )
+    async def _token_ids(self, served: ServedModel, tokenizer: ModelText, prompt: Prompt) -> tuple[int, ...]:
+        if isinstance(prompt, TokenIds):
+            return tuple(prompt.ids)
+        try:
+            return tuple(await self._encoder.encode(served.name, served.path, tokenizer.facts, prompt))
+        except (Exception, asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic of a native library; gRPC would never answer
+            raise InternalError(f"the tokenizer of {served.name} failed: {error!r}") from error

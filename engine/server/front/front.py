@@ -1,9 +1,9 @@
 """The front: every accepted request between its client and the worker.
 
-It has requests admitted and tokenized (`tokenmux.server.front.intake`), submits them, and hands each client
-its own stream. It pauses the requests of clients that do not read and ends them after a while, cancels those
-of clients that left, and when a worker dies, tells the next one everything anew: the models, and every live
-request with the tokens that its client already has. Operators' commands are in
+It has requests admitted and tokenized (`tokenmux.server.front.admission`), submits them, and hands each
+client its own stream. It pauses the requests of clients that do not read and ends them after a while, cancels
+those of clients that left, and when a worker dies, tells the next one everything anew: the models, and every
+live request with the tokens that its client already has. Operators' commands are in
 `tokenmux.server.front.administration`, the life of the worker in `tokenmux.server.workers.supervisor`.
 
 Everything runs on one event loop; only decoders, the catalogue and the start of a worker are opened in
@@ -43,22 +43,23 @@ from tokenmux.messages.reports import (
     WorkerStatus,
     WorkerUse,
 )
-from tokenmux.server.children.texts import Texts as ChildTexts
-from tokenmux.server.front.admission import Defaults
+from tokenmux.server.front.admission import Admission
+from tokenmux.server.front.changes import Changes
 from tokenmux.server.front.commands import Commands
-from tokenmux.server.front.generation import Ask, Metadata, Prompt
-from tokenmux.server.front.intake import Intake
-from tokenmux.server.front.live import LiveRequest
-from tokenmux.server.front.observation import Changes
-from tokenmux.server.front.pool_size import PoolSize
-from tokenmux.server.front.roster import Roster, Served
-from tokenmux.server.front.seams import Capacity, Catalogue, Texts, WorkerFactory
+from tokenmux.server.front.generation import AboutModel, Ask, Prompt
+from tokenmux.server.front.live_request import LiveRequest
+from tokenmux.server.front.model_store import ModelStore
+from tokenmux.server.front.model_text import PromptEncoder
+from tokenmux.server.front.pool_size import Capacity, PoolSize
+from tokenmux.server.front.request_rules import Defaults
+from tokenmux.server.front.served_models import ServedModel, ServedModels
 from tokenmux.server.front.tenants import Weights
 from tokenmux.server.front.traffic import TrafficRecorder
 from tokenmux.server.front.usage import Usage
 from tokenmux.server.workers.outage import Outage
 from tokenmux.server.workers.supervisor import Patience, RestartLimits, Supervisor
 from tokenmux.server.workers.suspects import Suspects
+from tokenmux.server.workers.worker_protocol import WorkerFactory
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ class Front:
     def __init__(
         self,
         factory: WorkerFactory,
-        catalogue: Catalogue,
+        catalogue: ModelStore,
         capacity: Capacity,
         *,
         pinned: Collection[str] = (),
@@ -110,12 +111,12 @@ class Front:
         defaults: Defaults | None = None,
         weights: Weights | None = None,
         recorder: TrafficRecorder | None = None,
-        texts: Texts | None = None,
+        encoder: PromptEncoder,
         clock: Callable[[], float] = time.monotonic,
         draw_seed: Callable[[], int] = lambda: secrets.randbits(64),
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
-        """`pinned` names the models to pin from the start; `texts` is closed with the front. `clock` must
+        """`pinned` names the models to pin from the start; `encoder` is closed with the front. `clock` must
         be the one that the worker's times are on: CLOCK_MONOTONIC is, across processes of one machine."""
         self.limits = limits or Limits()
         self.changes = Changes()
@@ -131,11 +132,11 @@ class Front:
         self._pin_at_start = frozenset(pinned)
         self._clock = clock
         self._threads = ThreadPoolExecutor(DECODER_THREADS, thread_name_prefix="decoder")
-        self._texts = texts or ChildTexts()
-        self.roster = Roster(self._threads)
-        self._intake = Intake(
-            self.roster,
-            self._texts,
+        self._encoder = encoder
+        self.models = ServedModels(self._threads)
+        self._admission = Admission(
+            self.models,
+            self._encoder,
             self.size,
             max_requests=self.limits.max_requests,
             defaults=defaults or Defaults(),
@@ -173,7 +174,7 @@ class Front:
         self._n_unregistered_deaths = 0
         """How many workers in a row broke before they had taken all models."""
         self._telling: asyncio.Task[None] | None = None
-        self._told: Served | None = None
+        self._told: ServedModel | None = None
         """The model that the worker is being told of, while it is told one at a time."""
         self._outage = Outage(
             self.limits.outage_s,
@@ -199,9 +200,9 @@ class Front:
                 served.refusal = error
             if served.refusal is not None:
                 logger.warning("%s is refused: %s", served.name, served.refusal)
-            self.roster.add(served)
-        refusals = [served.refusal for served in self.roster if isinstance(served.refusal, DoesNotFit)]
-        if refusals and len(refusals) == len(self.roster):
+            self.models.add(served)
+        refusals = [served.refusal for served in self.models if isinstance(served.refusal, DoesNotFit)]
+        if refusals and len(refusals) == len(self.models):
             raise DoesNotFit(f"no model of the catalogue fits the device; for one: {refusals[0]}")
         await self._supervisor.start()
         await self._registered.wait()
@@ -236,7 +237,7 @@ class Front:
                 task.cancel()
         await self._supervisor.close()
         self.commands.fail(Unavailable("the server has stopped"))
-        self._texts.close()
+        self._encoder.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def drain(self) -> None:
@@ -264,7 +265,7 @@ class Front:
     @property
     def n_live(self) -> int:
         """Requests that hold a place: accepted, and not yet ended on the worker's side."""
-        return len(self._live) + self._intake.n_admitting
+        return len(self._live) + self._admission.n_admitting
 
     def n_live_of(self, model: ModelId) -> int:
         """Requests of a model whose clients still wait."""
@@ -288,12 +289,12 @@ class Front:
             self._leave(live)
 
     async def tokenize(self, model: str, prompt: Prompt) -> tuple[int, ...]:
-        """As `Intake.tokenize`."""
-        return await self._intake.tokenize(model, prompt)
+        """As `Admission.tokenize`."""
+        return await self._admission.tokenize(model, prompt)
 
-    async def metadata(self, model: str) -> Metadata:
-        """As `Intake.metadata`."""
-        return await self._intake.metadata(model)
+    async def metadata(self, model: str) -> AboutModel:
+        """As `Admission.metadata`."""
+        return await self._admission.metadata(model)
 
     async def trace(self, last_s: float) -> tuple[Span, ...]:
         """What the worker remembers of the last `last_s` seconds. Raises Unavailable without a worker."""
@@ -312,13 +313,13 @@ class Front:
         """On the clock of `Request.arrival_s`."""
         return self._clock()
 
-    def check_fit(self, served: Served) -> None:
+    def check_fit(self, served: ServedModel) -> None:
         """Raises DoesNotFit when the device can never hold the model."""
-        self.size.check_model(served.facts, self.roster.pinned())
+        self.size.check_model(served.facts, self.models.pinned())
 
     def reconsider(self) -> None:
         """The pool has another size: models that were refused for theirs are served if they fit now."""
-        for served in self.roster:
+        for served in self.models:
             if isinstance(served.refusal, DoesNotFit):
                 try:
                     self.check_fit(served)
@@ -330,20 +331,20 @@ class Front:
                     self._pin(served)
         self.changes.notify()
 
-    def _entries(self) -> list[Served]:
+    def _entries(self) -> list[ServedModel]:
         """What the catalogue has: a damaged entry is refused, and no reason not to serve the others."""
         found = []
         for name in self._catalogue.names():
             try:
-                found.append(Served(self._catalogue.get(name)))
+                found.append(ServedModel(self._catalogue.get(name)))
             except TokenmuxError as error:
-                found.append(Served(None, refusal=error, name=name))
+                found.append(ServedModel(None, refusal=error, name=name))
         return found
 
     # Admission
 
     async def _admit(self, ask: Ask) -> LiveRequest:
-        submit, detokenizer = await self._intake.submission(ask)
+        submit, detokenizer = await self._admission.submission(ask)
         live = LiveRequest(
             submit,
             detokenizer,
@@ -353,8 +354,8 @@ class Front:
             self._clock,
         )
         self._live[live.id] = live
-        self._intake.take_place(live.request.tenant)
-        if self._suspects.arrive(live.id, suspected=self.roster.find(live.model).n_convicted > 0):
+        self._admission.take_place(live.request.tenant)
+        if self._suspects.arrive(live.id, suspected=self.models.find(live.model).n_convicted > 0):
             self._submit(live)
         else:
             self._go_on_trying()
@@ -472,7 +473,7 @@ class Front:
         if self._n_unregistered_deaths >= self.limits.deaths_per_request:
             self._telling = asyncio.create_task(self._tell_one_by_one(), name="register models")
             return
-        for served in self.roster:
+        for served in self.models:
             if served.refusal is None:
                 self._register(served)
         self._tell_pins()
@@ -481,7 +482,7 @@ class Front:
     async def _tell_one_by_one(self) -> None:
         """Workers broke before they had taken all models: so it shows which one it is (see
         `_worker_broke`)."""
-        for served in list(self.roster):
+        for served in list(self.models):
             if served.refusal is None:
                 self._told = served
                 await asyncio.wait([self._register(served)])
@@ -491,7 +492,7 @@ class Front:
 
     def _tell_pins(self) -> None:
         """After all models, so that each pin is judged by what it leaves to every one of them."""
-        for served in self.roster:
+        for served in self.models:
             if served.refusal is None and not self._suspects.holds(Load(served.facts.id)):
                 self._pin(served)
 
@@ -520,8 +521,8 @@ class Front:
             for subject in subjects:
                 if not isinstance(subject, Load):
                     self._submit(self._live[subject])
-                elif subject.model in self.roster:
-                    self._pin(self.roster.find(subject.model))
+                elif subject.model in self.models:
+                    self._pin(self.models.find(subject.model))
         if self._trial is None and self._suspects.waited_for:
             self._trial = asyncio.create_task(self._end_trial(), name="trial")
 
@@ -538,8 +539,8 @@ class Front:
     def _proven(self, subject: RequestId | Load, model: ModelId) -> None:
         """It got somewhere with the present worker."""
         self._suspects.progressed(subject)
-        if model in self.roster:
-            served = self.roster.find(model)
+        if model in self.models:
+            served = self.models.find(model)
             served.n_convicted, served.proven = 0, True
         self._outage.end()
         if self._suspects.trying:
@@ -548,7 +549,7 @@ class Front:
     def _convict(self, guilty: RequestId | Load) -> None:
         """It broke a worker while it was the only thing that could have: it goes to no other."""
         if isinstance(guilty, Load):
-            self._refuse(self.roster.find(guilty.model), "workers broke again and again when it was loaded")
+            self._refuse(self.models.find(guilty.model), "workers broke again and again when it was loaded")
             return
         live = self._live[guilty]
         live.fail(
@@ -559,16 +560,16 @@ class Front:
             )
         )
         self._drop(live)
-        if live.model not in self.roster:
+        if live.model not in self.models:
             return
-        served = self.roster.find(live.model)
+        served = self.models.find(live.model)
         served.n_convicted += 1
         n = served.n_convicted
         limit = CONVICTIONS_OF_PROVEN if served.proven else CONVICTIONS
         if n >= limit and not any(other.model == live.model for other in self._live.values()):
             self._refuse(served, f"{n} of its requests broke workers, and none got anywhere in between")
 
-    def _refuse(self, served: Served, why: str) -> None:
+    def _refuse(self, served: ServedModel, why: str) -> None:
         """A model is not given to workers any more; its requests end with the reason."""
         model = served.facts.id
         served.refusal = NotServable(
@@ -581,20 +582,20 @@ class Front:
                 self._end(live, served.refusal)
         self.changes.notify()
 
-    def _register(self, served: Served) -> asyncio.Future[None]:
+    def _register(self, served: ServedModel) -> asyncio.Future[None]:
         answer = self.commands.begin(Register(served.facts, str(served.path)))
         self._registering.add(answer)
         answer.add_done_callback(lambda done: self._registration_answered(served, done))
         return answer
 
-    def _pin(self, served: Served) -> None:
+    def _pin(self, served: ServedModel) -> None:
         if served.pinned and served.refusal is None:
             self._suspects.sent(Load(served.facts.id))
             answer = self.commands.begin(Pin(served.facts.id, True))
             self._registering.add(answer)
             answer.add_done_callback(lambda done: self._pin_answered(served, done))
 
-    def _pin_answered(self, served: Served, answer: asyncio.Future[None]) -> None:
+    def _pin_answered(self, served: ServedModel, answer: asyncio.Future[None]) -> None:
         """A pin that the worker does not take is not in force, and is not shown as if it were."""
         error = answer.exception()
         if isinstance(error, TokenmuxError) and not isinstance(error, Unavailable):
@@ -603,7 +604,7 @@ class Front:
             self.changes.notify()
         self._taken(answer)
 
-    def _registration_answered(self, served: Served, answer: asyncio.Future[None]) -> None:
+    def _registration_answered(self, served: ServedModel, answer: asyncio.Future[None]) -> None:
         error = answer.exception()
         if isinstance(error, TokenmuxError) and not isinstance(error, Unavailable):
             logger.error("the worker does not take %s: %s", served.name, error)
@@ -669,7 +670,7 @@ class Front:
         """It is over on the worker's side as well."""
         self._forget_timer(live)
         del self._live[live.id]
-        self._intake.give_back_place(live.request.tenant)
+        self._admission.give_back_place(live.request.tenant)
         self._suspects.forget(live.id)
         if self._suspects.trying:
             self._go_on_trying()

@@ -1,7 +1,7 @@
 """What a client asks of the front and what it gets back, as values, independent of any wire format.
 
 The gRPC servicers translate to and from these; another front end (an HTTP dialect) would do the same.
-Everything here is as the client said it: `tokenmux.server.front.admission` decides whether it is acceptable.
+Everything here is as the client said it: `tokenmux.server.front.request_rules` says what is acceptable.
 """
 
 from collections.abc import Sequence
@@ -103,7 +103,7 @@ class FinishInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class Metadata:
+class AboutModel:
     """What a client may want to know of a model. `can_chat`: its template takes a conversation."""
 
     facts: ModelFacts

@@ -6,9 +6,28 @@ and the one of before, which remains if the new one cannot be had.
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from tokenmux.core.facts import ModelFacts
-from tokenmux.server.front.seams import Capacity
+
+
+class Capacity(Protocol):
+    """What could ever fit on the device, however full it is now."""
+
+    @property
+    def arena_bytes(self) -> int: ...
+
+    def resized(self, arena_bytes: int) -> "Capacity":
+        """The same with an arena of another size."""
+        ...
+
+    def check_model(self, model: ModelFacts, pinned: Iterable[ModelFacts]) -> None:
+        """Raises DoesNotFit when the model can never be served beside the pinned ones."""
+        ...
+
+    def check_request(self, model: ModelFacts, n_tokens: int, pinned: Iterable[ModelFacts]) -> None:
+        """Raises DoesNotFit when one request of so many tokens, prompt and output, can never be."""
+        ...
 
 
 class PoolSize:

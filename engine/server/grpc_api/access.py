@@ -41,7 +41,7 @@ METADATA_KEY = "authorization"
 OPEN_SERVICES = frozenset({"grpc.health.v1.Health"})
 INFERENCE_SERVICES = frozenset({"tokenmux.v1.Inference"})
 
-Metadata = Iterable[tuple[str, str | bytes]]
+CallMetadata = Iterable[tuple[str, str | bytes]]
 
 
 class Access:
@@ -55,7 +55,7 @@ class Access:
         """Whether there are no keys, so that everybody may do everything."""
         return not self._keys
 
-    def caller(self, metadata: Metadata | None) -> Key | None:
+    def caller(self, metadata: CallMetadata | None) -> Key | None:
         """The key that a call carries, None for none or an unknown one."""
         for name, value in metadata or ():
             if name == METADATA_KEY and isinstance(value, str):
@@ -64,7 +64,7 @@ class Access:
                     return self._find(hashlib.sha256(secret.strip().encode()).digest())
         return None
 
-    def refusal(self, method: str, metadata: Metadata | None) -> tuple[grpc.StatusCode, str] | None:
+    def refusal(self, method: str, metadata: CallMetadata | None) -> tuple[grpc.StatusCode, str] | None:
         """Why a call to `method` ("/package.Service/Method") is refused; None: it is not."""
         service = method.strip("/").partition("/")[0]
         if self.is_open or service in OPEN_SERVICES:

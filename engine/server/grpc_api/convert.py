@@ -1,6 +1,6 @@
 """Between protobuf messages and the values that the server works with.
 
-Nothing is judged here but what is too much to convert: `tokenmux.server.front.admission` does.
+Nothing is judged here but what is too much to convert: `tokenmux.server.front.request_rules` does.
 """
 
 import logging
@@ -12,12 +12,6 @@ from tokenmux.core.phases import PhaseChanged
 from tokenmux.core.request import FinishReason
 from tokenmux.messages.reports import Durations, Service, WorkerStatus
 from tokenmux.server.front.administration import ShownModel
-from tokenmux.server.front.admission import (
-    MAX_CHAT_MESSAGES,
-    MAX_STOP_STRINGS,
-    MAX_STOP_TOKEN_IDS,
-    check_count,
-)
 from tokenmux.server.front.generation import (
     Ask,
     Chat,
@@ -28,6 +22,12 @@ from tokenmux.server.front.generation import (
     Text,
     TokenDelta,
     TokenIds,
+)
+from tokenmux.server.front.request_rules import (
+    MAX_CHAT_MESSAGES,
+    MAX_STOP_STRINGS,
+    MAX_STOP_TOKEN_IDS,
+    check_count,
 )
 from tokenmux.server.front.usage import Usage
 from tokenmux.v1 import inference_pb2, models_pb2, planning_pb2, pool_pb2

@@ -19,7 +19,7 @@ from tokenmux.server.grpc_api.status import answering
 
 OVERALL = ("", "tokenmux.v1.Inference")
 MODELS = "models/"
-MAX_WATCHERS = 1000
+MAX_HEALTH_WATCHERS = 1000
 
 
 def model_service(name: str) -> str:
@@ -52,16 +52,16 @@ class HealthService:
     async def List(
         self, request: health_pb2.HealthListRequest, context: Context
     ) -> health_pb2.HealthListResponse:
-        names = [*OVERALL, *(model_service(served.name) for served in self._front.roster)]
+        names = [*OVERALL, *(model_service(served.name) for served in self._front.models)]
         return health_pb2.HealthListResponse(
             statuses={name: HealthCheckResponse(status=self._status(name)) for name in names}
         )
 
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:
         async with answering(context):
-            if self._n_watchers >= MAX_WATCHERS:
+            if self._n_watchers >= MAX_HEALTH_WATCHERS:
                 raise Overloaded(
-                    f"{MAX_WATCHERS} clients watch health already: check it now and then instead"
+                    f"{MAX_HEALTH_WATCHERS} clients watch health already: check it now and then instead"
                 )
             self._n_watchers += 1
             try:
@@ -87,9 +87,9 @@ class HealthService:
         else:
             name = service.removeprefix(MODELS)
             check_name_length(name)
-            if not service.startswith(MODELS) or name not in self._front.roster:
+            if not service.startswith(MODELS) or name not in self._front.models:
                 return HealthCheckResponse.SERVICE_UNKNOWN
-            serving = self._front.ready and self._front.roster.find(name).refusal is None
+            serving = self._front.ready and self._front.models.find(name).refusal is None
         return (
             HealthCheckResponse.SERVING if serving and not self._stopping else HealthCheckResponse.NOT_SERVING
         )

@@ -94,7 +94,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         self, request: inference_pb2.ModelReadyRequest, context: Context
     ) -> inference_pb2.ModelReadyResponse:
         async with answering(context):
-            served = self._front.roster.find(request.model)
+            served = self._front.models.find(request.model)
             return inference_pb2.ModelReadyResponse(ready=self._front.ready and served.refusal is None)
 
     def _ask(self, request: inference_pb2.GenerateRequest, context: Context) -> Ask:
@@ -142,7 +142,7 @@ class ModelsService(models_pb2_grpc.ModelsServicer):
             return convert.model(await self._administration.pin(request.name, pinned=request.pinned))
 
 
-MAX_WATCHERS = 128
+MAX_STATUS_WATCHERS = 128
 WATCH_INTERVAL_S = 0.1
 """Least time between two messages to a watcher."""
 FRESH_S = 0.05
@@ -170,9 +170,9 @@ class PoolService(pool_pb2_grpc.PoolServicer):
     async def WatchStatus(self, request: pool_pb2.WatchStatusRequest, context: Context) -> None:
         async with answering(context):
             _check_seconds("min_interval_s", request.min_interval_s)
-            if self._n_watchers >= MAX_WATCHERS:
+            if self._n_watchers >= MAX_STATUS_WATCHERS:
                 raise Overloaded(
-                    f"{MAX_WATCHERS} clients watch the status already: ask for it now and then instead"
+                    f"{MAX_STATUS_WATCHERS} clients watch the status already: ask for it now and then instead"
                 )
             self._n_watchers += 1
             try:
@@ -239,7 +239,7 @@ class PlanningService(planning_pb2_grpc.PlanningServicer):
         async with answering(context):
             return planning_pb2.CatalogueResponse(
                 models=convert.sizes(
-                    served.facts for served in self._front.roster if served.entry is not None
+                    served.facts for served in self._front.models if served.entry is not None
                 )
             )
 

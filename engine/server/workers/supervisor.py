@@ -22,7 +22,7 @@ from typing import TypeVar
 from tokenmux.core.errors import TokenmuxError, Unavailable, WorkerFailed
 from tokenmux.messages.commands import ToWorker
 from tokenmux.messages.reports import Alive, Broken, FromWorker
-from tokenmux.server.front.seams import Worker
+from tokenmux.server.workers.worker_protocol import Worker
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import pytest
 
 from tokenmux.core.errors import BadCheckpoint, NotServable
 from tokenmux.server.children import frames
-from tokenmux.server.children.child import Answer, Child, ChildEnded, LimitExceeded
+from tokenmux.server.children.child import Child, ChildAnswer, ChildEnded, LimitExceeded
 
 MEMORY = 1 << 30
 
@@ -105,7 +105,7 @@ def test_a_child_in_an_endless_loop_dies_with_its_parent() -> None:
 )
 def test_an_error_with_an_unknown_code_blames_the_model(said: object) -> None:
     with pytest.raises(BadCheckpoint, match="what it said"):
-        Answer({"error": said, "message": "what it said"}, b"").checked()
+        ChildAnswer({"error": said, "message": "what it said"}, b"").checked()
 
 
 @pytest.mark.parametrize(

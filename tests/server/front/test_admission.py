@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from tests.server.harness import CONTEXT, FakeEntry, facts, serving
 from tokenmux.core.errors import InvalidRequest
 from tokenmux.core.sizes import parse_size
-from tokenmux.server.front.admission import (
+from tokenmux.server.front.generation import Ask, Text, TokenIds
+from tokenmux.server.front.names import closest, tenant_fault
+from tokenmux.server.front.request_rules import (
     MAX_CHAT_MESSAGES,
     Defaults,
     check_parameters,
     check_token_ids,
     service_level,
 )
-from tokenmux.server.front.generation import Ask, Text, TokenIds
-from tokenmux.server.front.names import closest, tenant_fault
 from tokenmux.server.grpc_api.convert import ask_of
 from tokenmux.v1 import inference_pb2, models_pb2
 

@@ -334,7 +334,7 @@ async def test_a_model_that_does_not_fit_is_refused_and_the_others_are_served() 
 async def test_a_damaged_entry_is_listed_with_its_reason_and_the_others_are_served() -> None:
     hub = Hub(auto=True)
     async with started(hub, FakeEntry(facts("bad")), FakeEntry(facts("letters"))) as front:
-        assert {served.name: str(served.refusal or "") for served in front.roster} == {
+        assert {served.name: str(served.refusal or "") for served in front.models} == {
             "bad": "bad: the manifest is damaged",
             "letters": "",
         }
@@ -374,7 +374,7 @@ async def test_pins_are_judged_after_all_models_and_one_that_is_refused_is_not_s
     await front.start()
     sent = hub.unread()
     assert [type(message) for message in sent] == [Register] * 3 + [Pin] * 2
-    assert {served.facts.id: served.pinned for served in front.roster} == {
+    assert {served.facts.id: served.pinned for served in front.models} == {
         "large": True, "letters": False, "middle": False,
     }  # fmt: skip
     assert text_of(await events_of(front, ask())) == "defghijk"
@@ -539,7 +539,7 @@ async def test_what_a_dead_worker_still_says_is_dropped() -> None:
 async def test_a_paused_request_is_paused_again_and_a_pinned_model_pinned() -> None:
     hub = Hub()
     async with started(hub, limits=Limits(buffer_tokens=1)) as front, front.open(ask()) as stream:
-        front.roster.find("letters").pinned = True
+        front.models.find("letters").pinned = True
         hub.post(tokens(stream.id, 0, "d"))
         await hub.next(Pause)
         hub.post(Broken("killed"))

@@ -367,7 +367,7 @@ async def test_what_cannot_be_registered_leaves_nothing_behind(
     assert got is code
     assert message in details
     assert [*served.catalogue.kept] == ["letters"]
-    assert [model.facts.id for model in served.front.roster] == ["letters"]
+    assert [model.facts.id for model in served.front.models] == ["letters"]
 
 
 async def test_a_model_in_use_is_removed_by_force_only() -> None:
@@ -540,8 +540,8 @@ async def test_health_of_all_and_of_names_that_nothing_can_have(served: Served) 
 async def test_there_is_an_end_to_how_many_may_watch(
     served: Served, watched: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(services, "MAX_WATCHERS", 2)
-    monkeypatch.setattr(health_module, "MAX_WATCHERS", 2)
+    monkeypatch.setattr(services, "MAX_STATUS_WATCHERS", 2)
+    monkeypatch.setattr(health_module, "MAX_HEALTH_WATCHERS", 2)
     health = health_pb2_grpc.HealthStub(served.channel)
 
     def watch() -> Any:

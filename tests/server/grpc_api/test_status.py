@@ -13,7 +13,7 @@ from tokenmux.core.request import FinishReason, Request, RequestId
 from tokenmux.core.sampling import Sampling
 from tokenmux.messages.commands import Submit
 from tokenmux.messages.reports import Finished, Tokens
-from tokenmux.server.front.live import LiveRequest
+from tokenmux.server.front.live_request import LiveRequest
 from tokenmux.server.grpc_api.status import code_of, status_of
 
 Code = grpc.StatusCode

@@ -27,7 +27,7 @@ from tokenmux.messages.commands import Submit, Unregister
 from tokenmux.server.front.administration import Administration, ShownModel
 from tokenmux.server.front.front import Front, Limits
 from tokenmux.server.front.generation import Ask, Chat, ChatMessage, Text
-from tokenmux.server.front.roster import Served
+from tokenmux.server.front.served_models import Served
 from tokenmux.server.grpc_api import convert
 from tokenmux.server.grpc_api.status import status_of
 from tokenmux.v1 import inference_pb2, models_pb2, pool_pb2
@@ -80,7 +80,7 @@ async def test_a_prompt_is_tokenized_by_the_model_that_runs_it() -> None:
         await Administration(front, catalogue).unregister("letters", force=True)
         new = FakeEntry(replace(facts("letters"), vocab_size=200), letters=Shifted())
         catalogue.kept["letters"] = new
-        front.roster.add(Served(new))
+        front.models.add(Served(new))
         gate.opened.set()
         await asking
         assert (await hub.next(Submit)).prompt == tuple(b"bcd")
@@ -184,7 +184,7 @@ async def test_a_model_that_cannot_be_read_is_listed_and_breaks_no_call() -> Non
             assert len(update.models) == 2
             break
         await served.models.Unregister(models_pb2.UnregisterModelRequest(name="bad"))
-        assert [served.name for served in served.front.roster] == ["letters"]
+        assert [served.name for served in served.front.models] == ["letters"]
 
 
 @pytest.mark.parametrize("max_context", [-5, 10**30])
@@ -226,4 +226,4 @@ async def test_force_waits_for_what_is_under_way() -> None:
         hub.refuses.clear()
         front.changes.notify()
         await removing
-        assert (catalogue.names(), len(front.roster)) == ([], 0)
+        assert (catalogue.names(), len(front.models)) == ([], 0)

@@ -18,7 +18,7 @@ from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.messages.commands import Pin, Register, Submit, ToWorker
 from tokenmux.messages.reports import Alive, Broken, FromWorker
 from tokenmux.server.front.front import Front, Limits
-from tokenmux.server.front.live import LiveRequest
+from tokenmux.server.front.live_request import LiveRequest
 from tokenmux.server.workers.supervisor import Patience, RestartLimits
 
 MANY = RestartLimits(n=99)
@@ -131,8 +131,8 @@ async def test_a_model_whose_loading_kills_workers_is_refused_and_the_others_are
     time = VirtualTime()
     names = ("a", "deadly", "c")
     async with started(hub, time, *names, limits=Limits(restarts=MANY), pinned=["deadly"]) as front:
-        await until(lambda: front.roster.find(deadly).refusal is not None)
-        assert "workers broke again and again when it was loaded" in str(front.roster.find(deadly).refusal)
+        await until(lambda: front.models.find(deadly).refusal is not None)
+        assert "workers broke again and again when it was loaded" in str(front.models.find(deadly).refusal)
         for name in ("a", "c"):
             assert text_of(await events_of(front, ask(model=name))) == "defghijk"
         with pytest.raises(NotServable, match="unregister it"):

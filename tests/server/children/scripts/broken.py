@@ -3,10 +3,10 @@ was sent."""
 
 import os
 
-from tokenmux.server.children.child_main import Answer, Report, run
+from tokenmux.server.children.child_main import Reply, Report, run
 
 
-def handle(header: dict[str, object], payload: bytes, report: Report) -> Answer:
+def handle(header: dict[str, object], payload: bytes, report: Report) -> Reply:
     match header.get("do"):
         case "abort":
             os.abort()

@@ -1,9 +1,9 @@
 """A child that takes its work and never says a word."""
 
-from tokenmux.server.children.child_main import Answer, Report, run
+from tokenmux.server.children.child_main import Reply, Report, run
 
 
-def handle(header: dict[str, object], payload: bytes, report: Report) -> Answer:
+def handle(header: dict[str, object], payload: bytes, report: Report) -> Reply:
     while True:
         pass
 

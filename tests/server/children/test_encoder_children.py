@@ -14,7 +14,7 @@ from tokenmux.core.errors import InvalidRequest, NotServable, Overloaded, Unavai
 from tokenmux.models.catalogue import tiny
 from tokenmux.models.text.encoder import TextFacts
 from tokenmux.models.text.text_files import write_text_files
-from tokenmux.server.children.texts import TextLimits, Texts
+from tokenmux.server.children.encoder_children import EncoderChildren, TextLimits
 from tokenmux.server.front.generation import Chat, ChatMessage, Text
 
 ENDLESS = (
@@ -36,8 +36,8 @@ def entry(folder: Path, template: str | None = None) -> tuple[Path, TextFacts]:
 
 
 @asynccontextmanager
-async def texts(**limits: float) -> AsyncIterator[Texts]:
-    made = Texts(TextLimits(**limits))  # type: ignore[arg-type]
+async def texts(**limits: float) -> AsyncIterator[EncoderChildren]:
+    made = EncoderChildren(TextLimits(**limits))  # type: ignore[arg-type]
     try:
         yield made
     finally:
@@ -112,7 +112,7 @@ async def test_who_waits_too_long_is_told_to_try_again(tmp_path: Path) -> None:
 
 async def test_closing_waits_for_nothing(tmp_path: Path) -> None:
     bad = entry(tmp_path / "bad", ENDLESS)
-    pool = Texts(TextLimits(seconds=60))
+    pool = EncoderChildren(TextLimits(seconds=60))
     await pool.encode("bad", *bad, ONE)
     stuck = [asyncio.create_task(pool.encode("bad", *bad, TWO)) for _ in range(4)]
     await asyncio.sleep(0.1)

@@ -23,7 +23,7 @@ from tokenmux.messages.commands import Submit
 from tokenmux.messages.reports import Finished, Tokens
 from tokenmux.server.front.buffer import EventBuffer
 from tokenmux.server.front.generation import FinishInfo, PromptInfo, StreamEvent, TokenDelta
-from tokenmux.server.front.seams import Detokenizer
+from tokenmux.server.front.model_text import OutputText
 
 
 @dataclass(slots=True)
@@ -44,7 +44,7 @@ class LiveRequest:
     def __init__(
         self,
         submit: Submit,
-        detokenizer: Detokenizer,
+        detokenizer: OutputText,
         buffer_tokens: int,
         on_full: Callable[["LiveRequest"], None],
         on_drained: Callable[["LiveRequest"], None],

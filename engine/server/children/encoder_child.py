@@ -1,5 +1,5 @@
 """A child process that turns prompts into token ids, for any model of the catalogue;
-`tokenmux.server.children.texts` is its other side.
+`tokenmux.server.children.encoder_children` is its other side.
 
 It imports neither torch nor transformers: it starts in a tenth of a second and 30 MB. Asked with a JSON
 object (`path` of the entry, `digest` of its tokenizer, `chat`) and the text, or the messages as JSON, beside
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenmux.models.text.encoder import Encoder
-from tokenmux.server.children.child_main import Answer, Report, run
+from tokenmux.server.children.child_main import Reply, Report, run
 
 MOST_ENCODERS = 16
 """Kept loaded; the one that was used least recently goes first, and goes when half of the memory is used."""
@@ -26,7 +26,7 @@ class Encoders:
     def __init__(self) -> None:
         self._loaded: OrderedDict[tuple[str, str], Encoder] = OrderedDict()
 
-    def handle(self, header: dict[str, Any], payload: bytes, report: Report) -> Answer:
+    def handle(self, header: dict[str, Any], payload: bytes, report: Report) -> Reply:
         encoder = self._encoder(str(header["path"]), str(header["digest"]))
         ids = encoder.encode_chat(json.loads(payload)) if header["chat"] else encoder.encode(payload.decode())
         return {}, array("i", ids).tobytes()

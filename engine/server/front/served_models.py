@@ -12,26 +12,27 @@ from pathlib import Path
 
 from tokenmux.core.errors import NotFound, NotServable, TokenmuxError
 from tokenmux.core.facts import ModelFacts
+from tokenmux.server.front.model_store import StoredModel
+from tokenmux.server.front.model_text import ModelText
 from tokenmux.server.front.names import check_name_length, closest
-from tokenmux.server.front.seams import Entry, Tokenizer
 
 NAMED_IN_ERRORS = 12
 """A message names at most this many models."""
 
 
 @dataclass(slots=True, eq=False)
-class Served:
+class ServedModel:
     """One model. `refusal` says why requests for it are refused, if they are; one that could not be read
     has no entry."""
 
-    entry: Entry | None
+    entry: StoredModel | None
     pinned: bool = False
     refusal: TokenmuxError | None = None
     n_convicted: int = 0
     """Requests for it that broke workers since one got anywhere: its weights may be the cause."""
     proven: bool = False
     """Whether a request for it ever got anywhere."""
-    loading: "asyncio.Task[Tokenizer] | None" = None
+    loading: "asyncio.Task[ModelText] | None" = None
     name: str = ""
     """Taken from the entry unless there is none."""
 
@@ -49,22 +50,22 @@ class Served:
         """The folder of its entry. Raises as `facts`."""
         return self.whole().path
 
-    def whole(self) -> Entry:
+    def whole(self) -> StoredModel:
         """Its entry. Raises the refusal of a model without one."""
         if self.entry is None:
             raise self.refusal or NotServable(f"{self.name} is not in the catalogue")
         return self.entry
 
 
-class Roster:
+class ServedModels:
     """Models by name, in the order of their names."""
 
     def __init__(self, threads: Executor) -> None:
         """`threads` run what may block: loading tokenizers."""
         self._threads = threads
-        self._models: dict[str, Served] = {}
+        self._models: dict[str, ServedModel] = {}
 
-    def __iter__(self) -> Iterator[Served]:
+    def __iter__(self) -> Iterator[ServedModel]:
         return (self._models[name] for name in sorted(self._models))
 
     def __contains__(self, name: str) -> bool:
@@ -73,7 +74,7 @@ class Roster:
     def __len__(self) -> int:
         return len(self._models)
 
-    def add(self, served: Served) -> None:
+    def add(self, served: ServedModel) -> None:
         self._models[served.name] = served
 
     def remove(self, name: str) -> None:
@@ -83,7 +84,7 @@ class Roster:
         """Of the models that are pinned and served."""
         return [served.facts for served in self if served.pinned and served.refusal is None]
 
-    def find(self, name: str) -> Served:
+    def find(self, name: str) -> ServedModel:
         """The model of that name. Raises NotFound with the closest names, InvalidRequest for a name that
         no model can have."""
         check_name_length(name)
@@ -92,20 +93,20 @@ class Roster:
             raise NotFound(self._no_such_model(name))
         return served
 
-    def accepting(self, name: str) -> Served:
+    def accepting(self, name: str) -> ServedModel:
         """The model of that name, if it takes requests. Raises NotFound, or the reason why it does not."""
         served = self.find(name)
         if served.refusal is not None:
             raise served.refusal
         return served
 
-    async def tokenizer(self, served: Served) -> Tokenizer:
+    async def tokenizer(self, served: ServedModel) -> ModelText:
         """The model's tokenizer, loaded once however many ask, and again if that failed."""
         if served.loading is None or (served.loading.done() and served.loading.exception() is not None):
             served.loading = asyncio.create_task(self._load(served), name=f"tokenizer of {served.name}")
         return await asyncio.shield(served.loading)
 
-    async def _load(self, served: Served) -> Tokenizer:
+    async def _load(self, served: ServedModel) -> ModelText:
         return await asyncio.get_running_loop().run_in_executor(self._threads, served.whole().tokenizer)
 
     def _no_such_model(self, name: str) -> str:

@@ -23,7 +23,7 @@ from tokenmux.server.front.generation import Chat, Text
 
 logger = logging.getLogger(__name__)
 
-MODULE = "tokenmux.server.children.text_child"
+ENCODER_MODULE = "tokenmux.server.children.encoder_child"
 SUSPECT_S = 60.0
 """How long a model whose work was killed shares one child with others of its kind."""
 
@@ -71,14 +71,14 @@ class _Slot:
     loaded: set[str] = field(default_factory=set)
 
 
-class Texts:
+class EncoderChildren:
     """See the module. Everything runs on one event loop."""
 
     def __init__(
         self,
         limits: TextLimits | None = None,
         *,
-        module: str = MODULE,
+        module: str = ENCODER_MODULE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.limits = limits or TextLimits()

@@ -1,0 +1,68 @@
+"""What the front needs of the models on disk, as Protocols.
+
+`tokenmux.server.children.served_catalogue` implements the store over `tokenmux.models.catalogue`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from tokenmux.core.facts import ModelFacts
+from tokenmux.core.progress import Progress
+from tokenmux.server.front.model_text import ModelText
+
+
+class StoredModel(Protocol):
+    """A model of the catalogue: converted, checked and ready to be registered with a worker."""
+
+    @property
+    def facts(self) -> ModelFacts: ...
+
+    @property
+    def path(self) -> Path:
+        """The folder with its manifest and tokenizer."""
+        ...
+
+    def tokenizer(self) -> ModelText:
+        """Load it; may take a second. Raises BadCheckpoint."""
+        ...
+
+
+class PendingRemoval(Protocol):
+    """An entry on its way out of the catalogue."""
+
+    def restore(self) -> None:
+        """Put it back. Raises TokenmuxError."""
+        ...
+
+    def delete(self) -> None: ...
+
+
+class ModelStore(Protocol):
+    """The models on disk. Its methods may block for long and are called from threads."""
+
+    def names(self) -> Sequence[str]: ...
+
+    def get(self, name: str) -> StoredModel:
+        """Raises NotFound or BadCheckpoint."""
+        ...
+
+    def register_folder(self, name: str, folder: Path, *, progress: Progress) -> StoredModel:
+        """Convert a checkpoint and keep it. Raises AlreadyExists, NotFound, BadCheckpoint,
+        UnsupportedModel, DoesNotFit."""
+        ...
+
+    def register_gguf(self, name: str, file: Path, *, progress: Progress) -> StoredModel:
+        """The same for a GGUF file."""
+        ...
+
+    def set_aside(self, name: str) -> PendingRemoval:
+        """Take a model's files out of the catalogue, to be deleted or restored; the source stays.
+
+        Raises NotFound, InUse when another server serves it, and TokenmuxError when the disk does not let us.
+        """
+        ...
+
+    def remove(self, name: str) -> None:
+        """Set it aside and delete it."""
+        ...

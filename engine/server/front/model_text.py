@@ -1,0 +1,61 @@
+"""What the front needs to turn prompts into token ids and outputs into text, as Protocols.
+
+`tokenmux.models.text` implements text, `tokenmux.server.children.encoder_children` the encoder.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from tokenmux.models.text.encoder import TextFacts
+from tokenmux.server.front.generation import Chat, Text
+
+
+class OutputText(Protocol):
+    """The text of one output, step by step, cut at the first stop string."""
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        """Take the next tokens; returns the text that is certain by now. Once `stopped` is set: always
+        empty."""
+        ...
+
+    def finish(self) -> str:
+        """The rest of the text that was held back; no tokens may follow."""
+        ...
+
+    @property
+    def stopped(self) -> str | None:
+        """The stop string that ended the text, if one did."""
+        ...
+
+
+class ModelText(Protocol):
+    """What is known of a model's text, and the text of its outputs. A `PromptEncoder` encodes prompts."""
+
+    @property
+    def facts(self) -> TextFacts: ...
+
+    @property
+    def stop_token_ids(self) -> frozenset[int]:
+        """The tokens with which the model itself ends its output."""
+        ...
+
+    def detokenizer(self, stop: Sequence[str], *, prompt: Sequence[int]) -> OutputText:
+        """For one output that continues `prompt` and ends at the first of the stop strings."""
+        ...
+
+
+class PromptEncoder(Protocol):
+    """Prompts to token ids. Used from the event loop, which it never blocks."""
+
+    async def encode(self, model: str, path: Path, facts: TextFacts, prompt: Text | Chat) -> Sequence[int]:
+        """Token ids of a prompt by the tokenizer of the entry in folder `path`; `model` names it in errors.
+
+        Raises InvalidRequest, NotServable when it exceeds the limits, Overloaded when its turn did not come
+        in time.
+        """
+        ...
+
+    def close(self) -> None:
+        """End what is going on. Waits for nothing."""
+        ...
