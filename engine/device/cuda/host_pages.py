@@ -23,7 +23,7 @@ import torch
 from tokenmux.device.cuda.gpu import Gpu
 
 PAGE_BYTES = 16 << 20
-"""Locked in two milliseconds, and at most that much of the host is lost with each image."""
+"""Locking one takes two milliseconds, and each image wastes at most this much of the host."""
 
 _RUN_PAGES = 64
 """Pages that are mapped together: the kernel allows a process some 65,000 mappings."""
@@ -35,9 +35,9 @@ _MAP_FAILED = ctypes.c_void_p(-1).value
 class _Page:
     bytes: torch.Tensor
     offset: int
-    """In the memory file."""
+    """Offset in the memory file."""
     locked: bool | None = None
-    """None: not tried yet, since it was never filled."""
+    """None until it was filled and locking was tried."""
 
 
 class PagedImage:

@@ -1,10 +1,10 @@
-"""What an instance counts: tokens on time, waiting, swaps, busy channels, who used the device. Fed by the
-instance, read by everyone.
+"""What an instance counts: tokens on time, waiting, swaps, busy channels, device time by tenant. The instance
+feeds it; everyone may read it.
 
-The same counters serve the running engine and the simulator; docs/metrics.md defines each for operators.
-Tokens are on time when they are there by `arrival + TTFT + i * TPOT`
-(`tokenmux.core.request.Request.deadline_s`), later pauses by the client not counted against us. Everything is
-a counter that costs a step one addition for each of its rows, and memory is bounded whatever clients send.
+The running engine and the simulator use the same counters; docs/metrics.md defines each for operators. A
+token is on time if it is there by `arrival + TTFT + i * TPOT` (`tokenmux.core.request.Request.deadline_s`);
+later pauses by the client do not count against us. Every counter costs a step one addition per row, and
+memory is bounded whatever clients send.
 """
 
 from collections import Counter
@@ -26,9 +26,9 @@ class ArtifactAllowance:
     """The lateness that the Aegaeon artifact counts, for comparison only: it flatters.
 
     Its README: "the percentage of time where TTFT/TPOT requirements are satisfied over total service time". A
-    request has an allowance, TTFT at first; each token adds a TPOT to it and takes away its wait. A token
-    that needs longer than the allowance is late by the excess, and then the full allowance stands again, so
-    that one who is always late can still score well.
+    request has an allowance, at first TTFT; each token adds a TPOT and subtracts its wait. A token that takes
+    longer than the allowance is late by the excess, after which the full allowance is restored, so that a
+    request that is always late can still score well.
     """
 
     __slots__ = ("allowance_s", "late_s")
@@ -38,7 +38,7 @@ class ArtifactAllowance:
         self.late_s = late_s
 
     def drawn(self, since_s: float, ends_s: tuple[float, ...], tpot_s: float) -> None:
-        """Tokens came at `ends_s`; the one before, or the request itself, at `since_s`."""
+        """Count tokens that came at `ends_s`; the one before, or the request itself, came at `since_s`."""
         self._wait(ends_s[0] - since_s, tpot_s)
         span_s = ends_s[-1] - ends_s[0]
         if span_s <= self.allowance_s:
@@ -60,7 +60,7 @@ class ServiceCounters:
     """How a model, or a tenant, was served: totals since the instance began."""
 
     n_requests: int = 0
-    """Ended ones."""
+    """Ended requests."""
     n_requests_on_time: int = 0
     n_requests_failed: int = 0
     n_prompt_tokens: int = 0
@@ -71,16 +71,16 @@ class ServiceCounters:
     attainment."""
     attained: float = 0.0
     ttft: Histogram = field(default_factory=Histogram)
-    """Of requests that have a first token."""
+    """First tokens' waits, of requests that have one."""
     tpot: Histogram = field(default_factory=Histogram)
     """Mean time between tokens of ended requests with two tokens or more."""
     gaps: Histogram = field(default_factory=Histogram)
-    """Between each token and the next of its request; a client's own pauses taken away."""
+    """Time between each token and the next of its request, less the client's own pauses."""
     gpu_s: float = 0.0
-    """Device seconds. A step's go to its rows (each token that it advances is one row) in equal parts; the
-    exposed seconds of a swap to the requests that waited for the model, in equal parts, or to `POOL` where
-    none did. So tenants add up to models, and models to the compute channel's busy seconds and all exposed
-    swap seconds."""
+    """Device seconds. A step's seconds go to its rows in equal parts (each token that it advances is one
+    row). The exposed seconds of a swap go to the requests that waited for the model, in equal parts, or to
+    `POOL` if none did. So tenants add up to models, and models to the compute channel's busy seconds plus
+    all exposed swap seconds."""
 
     def count_end(self, record: RequestRecord) -> None:
         self.n_requests += 1
@@ -106,12 +106,12 @@ class ModelCounters:
     swaps: dict[SwapReason, int] = field(default_factory=_no_swaps)
     swap_bytes: int = 0
     swap_s: float = 0.0
-    """Time its weights were being copied to the device..."""
+    """Time during which its weights were being copied to the device."""
     swap_exposed_s: float = 0.0
-    """...and the part of it in which no step ran."""
+    """The part of `swap_s` in which no step ran."""
     compute_s: float = 0.0
     last_asked_s: float = -inf
-    """When a request for it last came."""
+    """When a request for it last arrived."""
 
     @property
     def n_swaps(self) -> int:
@@ -119,22 +119,21 @@ class ModelCounters:
 
 
 MAX_TENANTS = 256
-"""Tenants are named by clients: more than so many are counted together, as `OTHERS`."""
+"""Clients name tenants: those beyond this number are counted together, as `OTHERS`."""
 
 OTHERS = "(others)"
 POOL = "(pool)"
-"""The tenant of what nobody asked for."""
+"""The tenant for work that no request asked for."""
 
 DEDICATED_WINDOW_S = 3600.0
-"""A deployment of one model per device would keep the devices of all models that were asked for within
-this time."""
+"""With one device per model, a deployment would keep the devices of all models requested within this time."""
 
 DrawnRows = Mapping[tuple[ServiceCounters, float | None], int]
-"""How many rows of a step drew tokens, by tenant and by when their last one came."""
+"""Number of rows in a step that drew tokens, by tenant and by the time of their last token."""
 
 
 class Metrics:
-    """Counters of one instance. `on_record`, if given, is told of every request's end."""
+    """Counters of one instance. `on_record`, if given, is called at every request's end."""
 
     def __init__(self, on_record: Callable[[RequestRecord], None] | None = None) -> None:
         self.models: dict[ModelId, ModelCounters] = {}
@@ -144,12 +143,12 @@ class Metrics:
         self.n_steps = 0
         self.n_discards = 0
         self.n_superseded = 0
-        """Copies of weights and fetches that ended early, for the sake of others."""
+        """Copies of weights and fetches that were stopped early for more urgent ones."""
         self.work_s = 0.0
-        """Time in which any model had unfinished requests..."""
+        """Time during which any model had unfinished requests."""
         self.model_work_s = 0.0
-        """...and the same time, counted once for each model that had some: what one device per model would
-        have been needed for."""
+        """The same time, counted once for each model with unfinished requests: what one device per model
+        would have taken."""
         self.on_record = on_record
 
     def of(self, model: ModelId) -> ModelCounters:
@@ -167,7 +166,7 @@ class Metrics:
         return found
 
     def count_work(self, n_models: int, seconds: float) -> None:
-        """For so long, so many models had unfinished requests."""
+        """Count that for `seconds` this number of models had unfinished requests."""
         if n_models:
             self.work_s += seconds
             self.model_work_s += n_models * seconds
@@ -197,24 +196,24 @@ class Metrics:
         model.service.gpu_s += exposed_s
 
     def charge(self, tenants: Iterable[ServiceCounters], seconds: float) -> None:
-        """Share the exposed seconds of a swap among the requests, given by their tenants, that waited for
+        """Divide the exposed seconds of a swap among the requests (given by their tenants) that waited for
         it."""
         payers = list(tenants) or [self.tenant(POOL)]
         for tenant in payers:
             tenant.gpu_s += seconds / len(payers)
 
     def models_with_work(self) -> float:
-        """Mean number of models with unfinished requests while there were any: the devices that request-level
-        autoscaling would have held.
+        """Mean number of models with unfinished requests, while there were any: the devices that
+        request-level autoscaling would have held.
 
-        GPUs saved against it: this, less the devices of this instance. The time that a request takes here,
-        sharing the device, stands for the time that it would take with a device to itself, which flatters
-        where the pool is late.
+        GPUs saved against it: this, less the devices of this instance. A request's time here, on a shared
+        device, stands for its time on a device of its own, which flatters if the pool is late.
         """
         return self.model_work_s / self.work_s if self.work_s else 0.0
 
     def n_models_used(self, now_s: float) -> int:
-        """Models asked for within `DEDICATED_WINDOW_S`: the devices that one device per model would hold.
+        """Number of models requested within `DEDICATED_WINDOW_S`: the devices that one device per model would
+        hold.
 
         GPUs saved against dedicated devices: this, less the devices of this instance.
         """
@@ -222,8 +221,8 @@ class Metrics:
 
 
 def inner_gaps(ends_s: tuple[float, ...]) -> list[tuple[int, int]]:
-    """The gaps between the iterations of a step: intervals of a histogram, and how many lie in each.
-    Nearly always they all lie in one."""
+    """The gaps between the iterations of a step: intervals of a histogram, and the number of gaps in each.
+    Nearly always all are in one."""
     if len(ends_s) < 2:
         return []
     gaps_s = list(map(sub, ends_s[1:], ends_s))
@@ -234,7 +233,7 @@ def inner_gaps(ends_s: tuple[float, ...]) -> list[tuple[int, int]]:
 
 
 def count_on_time(first_deadline_s: float, tpot_s: float, ends_s: tuple[float, ...]) -> int:
-    """How many of the tokens drawn at `ends_s` were there by `first_deadline_s + i * tpot_s`."""
+    """How many of the tokens drawn at `ends_s` came by `first_deadline_s + i * tpot_s`."""
     if ends_s and ends_s[-1] <= first_deadline_s:
         return len(ends_s)
     return sum(end <= first_deadline_s + i * tpot_s for i, end in enumerate(ends_s))

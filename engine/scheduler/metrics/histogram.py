@@ -1,8 +1,8 @@
-"""A histogram of durations in memory that does not grow: counts between fixed bounds, five to a factor of
-ten.
+"""A histogram of durations with constant memory: counts between fixed bounds, five per factor of ten.
 
-The bounds are the same for all, so that histograms add up: of models to a pool, of instances to a fleet, of
-now and a minute ago to the minute between. A percentile is off by at most one interval, a factor of 1.6.
+All histograms have the same bounds, so they can be added: models to a pool, instances to a fleet; and the
+difference of two moments covers the time between. A percentile is off by at most one interval, a factor of
+1.6.
 """
 
 from bisect import bisect_left
@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 BOUNDS_S = tuple(
     round(mantissa * 10.0**power, 6) for power in range(-4, 3) for mantissa in (1, 1.6, 2.5, 4, 6.3)
 )
-"""Upper bounds in seconds, 0.1 ms to 630 s, after the R5 series of preferred numbers (ISO 3); what is
-longer is counted beyond the last."""
+"""Upper bounds in seconds, 0.1 ms to 630 s, after the R5 series of preferred numbers (ISO 3). Longer
+durations are counted beyond the last."""
 
 
 def interval(seconds: float) -> int:
-    """The index of the interval that holds a duration: the first whose upper bound it does not exceed."""
+    """Index of a duration's interval: the first whose upper bound it does not exceed."""
     return bisect_left(BOUNDS_S, seconds)
 
 
@@ -47,7 +47,7 @@ class Histogram:
         self.total_s += n * seconds
 
     def percentile(self, share: float) -> float:
-        """The bound that this share of the durations does not exceed; 0 if there are none."""
+        """The bound that `share` of the durations does not exceed; 0 if there are none."""
         left = share * self.n
         for bound_s, count in zip((*BOUNDS_S, BOUNDS_S[-1]), self.counts, strict=True):
             left -= count
@@ -56,6 +56,6 @@ class Histogram:
         return 0.0
 
     def merge(self, other: "Histogram") -> None:
-        """Add another one's durations to this one."""
+        """Add another histogram's durations to this one."""
         self.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
         self.total_s += other.total_s

@@ -1,9 +1,9 @@
-"""What many requests say together: the figures of merit, once, for the engine and the simulator.
+"""Figures of merit over many requests, the same for the engine and the simulator.
 
-Exact from records (`summarise`), or from counters of bounded memory (`summary_of`), where percentiles are
+Exact from records (`summarise`), or from counters with bounded memory (`summary_of`), whose percentiles are
 those of histograms. Tokens on time and requests fully on time are strict: a late token stays late, and a
-request that failed counts all that it was due. The artifact's attainment is reported beside them under its
-own name.
+request that failed counts all the tokens that it was due. The artifact's attainment is reported beside them
+under its own name.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,7 +17,7 @@ from tokenmux.scheduler.metrics.histogram import Histogram
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Shares between 0 and 1, times in seconds; percentiles over requests."""
+    """Shares between 0 and 1, times in seconds, percentiles over requests."""
 
     n_requests: int
     n_tokens: int
@@ -29,10 +29,10 @@ class Summary:
     tpot_p50_s: float
     tpot_p99_s: float
     gap_p50_s: float
-    """Between a token and the next of its request; 0 where it was not counted."""
+    """Time between a token and the next of its request; 0 if not counted."""
     gap_p99_s: float
     goodput_tokens_per_s: float
-    """Tokens on time, per second from the first arrival to the last token (or of the time given)."""
+    """Tokens on time, per second from the first arrival to the last token (or of the given time)."""
 
     def as_dict(self) -> dict[str, float]:
         return asdict(self)
@@ -44,8 +44,8 @@ def summarise(
     gaps: Histogram | None = None,
     n_refused: int = 0,
 ) -> Summary:
-    """`n_tokens_never_drawn`: tokens due to requests that were refused, or failed before they were drawn,
-    if known."""
+    """Summarise records. `n_tokens_never_drawn` are tokens due to requests that were refused or failed, if
+    known."""
     gaps = gaps or Histogram()
     records = list(records)
     n_requests = len(records) + n_refused
@@ -74,8 +74,8 @@ def summarise(
 
 
 def summary_of(counters: ServiceCounters, seconds: float) -> Summary:
-    """A model's or a tenant's counters over `seconds`. Percentiles are upper bounds of the histograms'
-    intervals."""
+    """Summarise a model's or a tenant's counters over `seconds`. Percentiles are upper bounds of the
+    histograms' intervals."""
     n_requests, n_tokens = counters.n_requests, counters.n_tokens
     return Summary(
         n_requests=n_requests,
@@ -94,7 +94,7 @@ def summary_of(counters: ServiceCounters, seconds: float) -> Summary:
 
 
 def summaries_by(records: Iterable[RequestRecord], key: Callable[[RequestRecord], str]) -> dict[str, Summary]:
-    """One summary for each tenant, model, or whatever the key names."""
+    """One summary per value of `key`, such as tenant or model."""
     groups: dict[str, list[RequestRecord]] = {}
     for record in records:
         groups.setdefault(key(record), []).append(record)
@@ -102,5 +102,5 @@ def summaries_by(records: Iterable[RequestRecord], key: Callable[[RequestRecord]
 
 
 def percentile(ordered: list[float], share: float) -> float:
-    """Of ascending values, the one that this share of them does not exceed; 0 if there are none."""
+    """The smallest of `ordered` (ascending) that `share` of them do not exceed; 0 if there are none."""
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0

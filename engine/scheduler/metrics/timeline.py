@@ -1,7 +1,8 @@
-"""Every step, copy and request as a Chrome trace (chrome://tracing, ui.perfetto.dev), from either body.
+"""Every step, copy and request as a Chrome trace (chrome://tracing, ui.perfetto.dev), from the engine or the
+simulator.
 
-One process per instance with one thread per channel, and one process for all requests. Bodies tell of every
-operation that completed and of every request that ended; a running server keeps the newest only.
+One process per instance with one thread per channel, and one process for all requests. The body reports every
+completed operation and every ended request; a running server keeps only the newest.
 """
 
 import json
@@ -20,11 +21,11 @@ _TRACKS = {channel: channel.name.lower() for channel in Channel}
 _THREADS = {name: channel.value for channel, name in _TRACKS.items()}
 _REQUEST = "request"
 _REQUESTS_PID = 1_000_000
-"""The process of requests, which may move from one instance to another."""
+"""The process of requests, which may move between instances."""
 
 
 class Timeline:
-    """Spans in the order of their ends, kept in memory: all, or with `most` the newest so many."""
+    """Spans in the order of their ends, kept in memory: all of them, or the newest `most`."""
 
     def __init__(self, most: int | None = None) -> None:
         self.spans: deque[Span] = deque(maxlen=most)
@@ -52,7 +53,7 @@ class Timeline:
         self.spans.append(Span(instance, _REQUEST, request.model, request.arrival_s, record.end_s, details))
 
     def since(self, from_s: float) -> tuple[Span, ...]:
-        """What ended at `from_s` or later."""
+        """Spans that ended at `from_s` or later."""
         return tuple(span for span in self.spans if span.end_s >= from_s)
 
     def write(self, file: IO[str]) -> None:
@@ -61,9 +62,9 @@ class Timeline:
 
 
 def chrome_trace(spans: Iterable[Span]) -> str:
-    """The JSON document of a Chrome trace; its times are microseconds.
+    """The JSON document of a Chrome trace, with times in microseconds.
 
-    Format: "Trace Event Format" of the Chromium project. Operations are complete events ("X"); requests
+    Format: "Trace Event Format" of the Chromium project. Operations are complete events ("X"). Requests
     overlap, so each is a pair of asynchronous events ("b", "e") with its id, and an instant ("n") at its
     first token.
     """
@@ -86,7 +87,7 @@ def chrome_trace(spans: Iterable[Span]) -> str:
 
 
 def seconds_covered(spans: Iterable[Span]) -> float:
-    """From the first beginning of an operation among them to the last end."""
+    """Seconds from the first beginning to the last end of the operations among them."""
     start_s, end_s = inf, -inf
     for span in spans:
         if span.track != _REQUEST:
