@@ -29,7 +29,7 @@ from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.arena import EXTENT_ALIGNMENT
 from tokenmux.scheduler.memory.capacity import check_request
 from tokenmux.scheduler.memory.host_cache import HostCache
-from tokenmux.scheduler.policy.registry import make_policy
+from tokenmux.scheduler.policy.registry import SERVED, make_policy
 
 __all__ = ["entries"]
 
@@ -64,7 +64,7 @@ def scarce(most_mb: int) -> Callable[[int], None]:
     arena_mb=st.integers(30, 120),
     host_kv_mb=st.sampled_from([0, 2, 10, 100]),
     n_models=st.integers(1, 5),
-    policy=st.sampled_from(["slack", "request-level", "aegaeon"]),
+    policy=st.sampled_from(SERVED),
     sizes_mb=st.lists(st.integers(10, 160), min_size=1, max_size=8),
 )
 def test_random_worlds_with_resizes_end_every_request(

@@ -15,7 +15,7 @@ from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.capacity import check_request
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.metrics.counters import Metrics
-from tokenmux.scheduler.policy.registry import make_policies
+from tokenmux.scheduler.policy.registry import SERVED, make_policies
 from tokenmux.simulator.simulator import Simulator
 from tokenmux.testing import make_model
 from tokenmux.workload.trace import Arrival
@@ -68,7 +68,7 @@ def traffic(rng: Generator, models: list[ModelFacts], n: int) -> list[Arrival]:
     arena_mb=st.integers(30, 120),
     host_kv_mb=st.sampled_from([0, 2, 10, 100]),
     n_models=st.integers(1, 6),
-    policy=st.sampled_from(["slack", "request-level", "aegaeon"]),
+    policy=st.sampled_from(SERVED),
     n_instances=st.integers(1, 3),
 )
 # A model brought ahead of its turn took the room that the KV of the turn needed, left for it, and came again,
@@ -104,7 +104,7 @@ def test_everything_is_served(
     arena_mb=st.integers(8, 24),
     n_models=st.integers(2, 6),
     largest_mb=st.integers(3, 8),
-    policy=st.sampled_from(["slack", "request-level", "aegaeon"]),
+    policy=st.sampled_from(SERVED),
 )
 # A turn was over before what others had discarded was rebuilt, and then the next one discarded it again.
 @example(seed=95138, arena_mb=8, n_models=5, largest_mb=6, policy="aegaeon")
