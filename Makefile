@@ -8,7 +8,7 @@ GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
 OUT ?= gpu-results
 
-.PHONY: help setup test nightly lint format spelling types imports proto bench gpu demo check
+.PHONY: help setup test coverage nightly lint format spelling types imports proto bench gpu demo check
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ setup: ## a virtual environment with everything that tests and pre-commit need
 
 test: ## all tests
 	$(BIN)/pytest
+
+coverage: ## which lines of the rooms that decide their quick tests reach
+	PATH="$(CURDIR)/$(BIN):$$PATH" .ci/coverage
 
 nightly: ## the tests that take long: all compiled forms of the kernels, all families, real weights
 	$(BIN)/pytest -m nightly
