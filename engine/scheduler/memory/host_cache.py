@@ -29,6 +29,21 @@ class HostCache:
         self._fetching: dict[ImageId, Image] = {}
         self._holds: dict[ImageId, int] = {}
 
+    @property
+    def cached(self) -> tuple[ImageId, ...]:
+        """Images in memory, least recently used first."""
+        return tuple(self._cached)
+
+    @property
+    def fetching(self) -> tuple[ImageId, ...]:
+        """Images that are being read from disk."""
+        return tuple(self._fetching)
+
+    @property
+    def held(self) -> dict[ImageId, int]:
+        """How many copies read each image now; images that none reads are left out."""
+        return dict(self._holds)
+
     def has(self, image: ImageId) -> bool:
         return image in self._cached
 

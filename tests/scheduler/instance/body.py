@@ -266,7 +266,7 @@ class Body:
             [(h, ledger.arena.offset(h), ledger.arena.size(h)) for h in ledger.arena.handles],
             [(h, ledger.host_arena.offset(h)) for h in ledger.host_arena.handles],
             (ledger.blocks.used_bytes, ledger.host_blocks.used_bytes, ledger.arena.frozen),
-            (list(ledger.cache._cached), dict(ledger.cache._holds), list(ledger.cache._fetching)),
+            (ledger.cache.cached, ledger.cache.held, ledger.cache.fetching),
             instance.metrics.n_discards,
         )
 

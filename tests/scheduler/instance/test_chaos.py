@@ -325,8 +325,7 @@ class Chaos:
         assert ledger.kv == {}
         assert ledger.arena.used_bytes == 0, "an extent leaked"
         assert ledger.host_arena.used_bytes == 0, "host KV leaked"
-        assert not ledger.cache._holds
-        assert not ledger.cache._fetching
+        assert (ledger.cache.held, ledger.cache.fetching) == ({}, ())
 
     def assert_each_ended_once(self) -> None:
         assert self.body.ended.keys() | self.moved_on == self.accepted.keys()
