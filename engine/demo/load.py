@@ -59,7 +59,7 @@ class RequestOutcome:
 
 @dataclass(slots=True)
 class StreamProgress:
-    """What the person watching wants to know, kept up while the stream runs."""
+    """Figures for the person watching, updated while the stream runs."""
 
     n_planned: int
     n_sent: int = 0
@@ -69,7 +69,8 @@ class StreamProgress:
 
 
 def plan_stream(models: list[str], n_requests: int, duration_s: float, seed: int) -> list[PlannedRequest]:
-    """A stream over `models`, the first of them the most popular (Zipf), at least one request for each."""
+    """A stream over `models`, the first of them the most popular (Zipf), with at least one request for
+    each."""
     rng = np.random.default_rng(seed)
     times = gamma_with_cv(BURSTINESS)(rng, 2 * n_requests / duration_s, duration_s)
     times = np.sort(rng.permutation(times)[:n_requests])

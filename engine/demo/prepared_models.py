@@ -1,5 +1,4 @@
-"""The demo's catalogue: one real model registered several times over, as fine-tunes of one base would be,
-beside small ones.
+"""The demo's catalogue: one real model registered several times, like fine-tunes of one base, and small ones.
 
 SmolLM2-135M-Instruct is obtained once (`tokenmux.demo.real_checkpoint`); the small models of other
 architectures get random weights. Everything is kept in the cache folder, so that a second run begins at once.
@@ -26,14 +25,14 @@ _SLAB_BYTES = 8 << 20
 
 @dataclass(frozen=True, slots=True)
 class DemoModels:
-    """What the catalogue in `root` holds."""
+    """The models of the catalogue in `root`."""
 
     root: Path
     facts: tuple[ModelFacts, ...]
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The real ones first."""
+        """The real models first."""
         return (*REAL, *(f"tiny-{family}" for family in SMALL))
 
     @property
@@ -41,7 +40,7 @@ class DemoModels:
         return REAL
 
     def kinds(self) -> list[str]:
-        """One model of each architecture: copies of one base step alike."""
+        """One model of each architecture: copies of one base take the same time for a step."""
         return [REAL[0], *self.names[len(REAL) :]]
 
     @property
@@ -96,7 +95,7 @@ def prepare(cache: Path, console: Console) -> DemoModels:
 
 
 def _register_small(catalogue: Catalogue, name: str, folder: Path, show: ShowProgress) -> None:
-    """Make a checkpoint with random weights and register it; a half-made one of an earlier run is made
-    anew."""
+    """Make a checkpoint with random weights and register it. An incomplete one of an earlier run is
+    replaced."""
     shutil.rmtree(folder / name, ignore_errors=True)
     catalogue.register_folder(name, tiny.create(name.removeprefix("tiny-"), folder / name), progress=show)

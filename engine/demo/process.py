@@ -1,4 +1,4 @@
-"""The demo's server: `tokenmux serve` in a process of its own, with a pool.yaml written for it."""
+"""The demo's server: `tokenmux serve` in a separate process, with a pool.yaml written for it."""
 
 import asyncio
 import re
@@ -19,7 +19,7 @@ _STOP_TIMEOUT_S = 20.0
 async def served(config: Mapping[str, object], folder: Path) -> AsyncIterator[str]:
     """Run a server with this configuration; yields its address once it answers.
 
-    Raises WorkerFailed with the end of the server's log when it stops before that.
+    Raises WorkerFailed with the end of the server's log if it stops before that.
     """
     path = folder / "pool.yaml"
     path.write_text(yaml.safe_dump(dict(config), sort_keys=False))

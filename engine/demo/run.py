@@ -1,8 +1,8 @@
-"""The main job, end to end: real models, a real server in its own processes, a real stream of requests, a
+"""The demonstration end to end: real models, a real server in its own processes, a real stream of requests, a
 report.
 
-`tokenmux demo` calls `run_demo`. What is shown goes to stderr, so that `--json` leaves one JSON document on
-stdout.
+`tokenmux demo` calls `run_demo`. Everything shown goes to stderr, so that `--json` leaves one JSON document
+on stdout.
 """
 
 import asyncio
@@ -27,8 +27,8 @@ from tokenmux.executor.monotonic_clock import MonotonicClock
 
 QUESTION = "What is the capital of France? Answer in one sentence."
 TARGET_BUSY = 0.6
-"""Share of the stream's time that its decode steps would take if every request were alone. Batching brings it
-down."""
+"""Share of the stream's time that its decode steps would take if every request were alone. Batching lowers
+it."""
 _REFRESH_PER_S = 5
 
 
@@ -43,7 +43,7 @@ class DemoOptions:
 
 
 def run_demo(options: DemoOptions) -> int:
-    """Run the demo; 0 if every request was answered. Raises TokenmuxError where something is missing."""
+    """Run the demo. Returns 0 if every request was answered. Raises TokenmuxError if something is missing."""
     console = Console(stderr=True)
     models = prepare(options.cache, console)
     copy_bytes_per_s = measure_cpu(MonotonicClock()).copy_bytes_per_s
@@ -105,15 +105,14 @@ async def _measure(
 
 
 async def _until_in_memory(client: AsyncClient) -> None:
-    """Wait until the host cache has every model: calibration should time steps, not what goes on beside
-    them."""
+    """Wait until the host cache has every model, so that calibration times steps and nothing else."""
     async for status in client.pool.watch():
         if all(model.residency in (Residency.HOST, Residency.RESIDENT) for model in status.models):
             return
 
 
 def _plan(options: DemoOptions, models: DemoModels, calibration: Calibration) -> list[PlannedRequest]:
-    """As many requests as keep this machine busy, not swamped."""
+    """A stream with enough requests to keep this machine busy without swamping it."""
     mean_tokens = (SHORTEST + LONGEST) / 2
     real_share = 0.7
     request_s = real_share * mean_tokens * calibration.slowest_step_s

@@ -1,12 +1,13 @@
-"""What "on time" means on this machine: a service level derived from how fast it steps, so that the report
-says something."""
+"""What "on time" means on this machine: a service level derived from the duration of its steps, so that the
+report means something."""
 
 from dataclasses import dataclass
 
 from tokenmux.client import AsyncClient
 
 TURNS = 8
-"""A token may take as long as this many decode steps of the slowest model: so many models can take turns."""
+"""A token may take as long as this many decode steps of the slowest model, so that this many models can take
+turns."""
 FIRST_TOKENS = 12
 """The first token may take as long as this many others."""
 _WARM_TOKENS, _TOKENS = 4, 24
@@ -14,7 +15,7 @@ _WARM_TOKENS, _TOKENS = 4, 24
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Measured through the server, one request at a time: seconds of one decode step, by model."""
+    """Seconds of one decode step by model, measured through the server, one request at a time."""
 
     step_s: dict[str, float]
 
@@ -32,7 +33,7 @@ class Calibration:
 
 
 async def calibrate(client: AsyncClient, models: list[str]) -> Calibration:
-    """Time each model's decode steps alone, after a few tokens that bring it in."""
+    """Time each model's decode steps alone, after a few tokens that load it."""
     step_s = {}
     for model in models:
         await client.generate(model, "Warm up", max_tokens=_WARM_TOKENS, ignore_end_tokens=True)

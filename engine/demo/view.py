@@ -1,4 +1,4 @@
-"""What a person sees while the demo runs: which model is where, who waits, how much flows."""
+"""What a person sees while the demo runs: where each model is, what waits, tokens per second."""
 
 from collections import deque
 
@@ -23,7 +23,7 @@ _RATE_WINDOW_S = 5.0
 
 
 class View:
-    """Renders the latest status; remembers a few seconds of token counts for the rate."""
+    """Renders the latest status. Remembers a few seconds of token counts for the rate."""
 
     def __init__(self, progress: StreamProgress, title: str) -> None:
         self._progress = progress

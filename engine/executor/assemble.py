@@ -28,7 +28,7 @@ PagedKv = Literal["exact", "int8"]
 
 @dataclass(frozen=True, slots=True)
 class WorkerSetup:
-    """All that a worker needs to begin."""
+    """Everything that a worker needs to start."""
 
     device: DeviceFacts
     host: HostFacts
@@ -36,9 +36,9 @@ class WorkerSetup:
     """A name of `tokenmux.scheduler.policy.registry`."""
     kind: DeviceKind = "cpu"
     paged_kv: PagedKv = "exact"
-    """Of the CUDA device; another one pages exactly."""
+    """How the CUDA device pages KV; other devices page exactly."""
     service: ServiceLevel = DEFAULT_LEVEL
-    """The pool's own level: of requests that do not say."""
+    """The pool's own level, the default of requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +54,9 @@ class Parts:
 def assemble(
     config: WorkerSetup, loop: EngineLoop, emit: Callable[[list[FromWorker]], None]
 ) -> Iterator[Parts]:
-    """Make the parts; on leaving, the device's threads end and its memory goes back.
+    """Build the parts. On leaving, the device's threads end and its memory is freed.
 
-    Raises ConfigError where there is no device of that kind, DoesNotFit where its memory does not suffice.
+    Raises ConfigError if there is no device of that kind, DoesNotFit if its memory is too small.
     """
     clock = MonotonicClock()
     contents: dict[RequestId, Content] = {}

@@ -1,7 +1,6 @@
-"""A quarter of a second of measuring this machine, so that the cost model's first estimates are not fantasy.
+"""Measures this machine for a quarter of a second, so that the cost model starts with sensible estimates.
 
-Nothing depends on it being exact: the cost model corrects itself from every step and copy that is carried
-out.
+Nothing depends on it being exact: the cost model corrects itself with every step and copy.
 """
 
 import ctypes
@@ -28,28 +27,26 @@ _GPU_SQUARE = 4096
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
-    """What a device does: bytes/s of a plain copy from and to the host, bytes/s of reading, FLOP/s of a
-    bf16 product."""
+    """Speeds of a device: bytes/s of a plain copy from and to the host, bytes/s of reading, FLOP/s of a bf16
+    product."""
 
     copy_bytes_per_s: float
     read_bytes_per_s: float
     flops_per_s: float
     name: str = "cpu"
     free_bytes: int | None = None
-    """Device memory that nobody uses; None where the device has none of its own."""
+    """Free device memory, or None if the device has none of its own."""
     host_bytes: int | None = None
-    """Host memory that is available; None where the system does not say, or the device has no use for
-    more."""
+    """Available host memory, or None if the system does not tell or the device has no use for more."""
 
 
 def measure(kind: DeviceKind, clock: Clock) -> Speeds:
-    """Measure the device. Raises ConfigError where there is none of that kind, WorkerFailed where it
-    cannot be used."""
+    """Measure the device. Raises ConfigError if there is none of that kind, WorkerFailed if it cannot be
+    used."""
     if kind == "cpu":
         return measure_cpu(clock)
     check_cuda()
-    # In a process of its own: a CUDA context keeps hundreds of MB of the device for as long as its process
-    # lives.
+    # In a separate process: a CUDA context keeps hundreds of MB of the device until its process ends.
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
         try:
             return executor.submit(_measure_cuda).result()
@@ -60,7 +57,7 @@ def measure(kind: DeviceKind, clock: Clock) -> Speeds:
 
 
 def measure_cpu(clock: Clock, repetitions: int = 3) -> Speeds:
-    """Best of a few repetitions each."""
+    """The best of a few repetitions of each measurement."""
     source, target = Memory(_COPY_BYTES, touch=True), Memory(_COPY_BYTES, touch=True)
     try:
         copy_s = min(
@@ -95,7 +92,7 @@ def _timed(clock: Clock, call: Callable[[], object]) -> float:
 
 
 def _measure_cuda(repetitions: int = 3) -> Speeds:
-    """Best of a few repetitions each, after one that counts for nothing."""
+    """The best of a few repetitions of each measurement, after one that does not count."""
     name = TorchGpu().name
     free_bytes, _ = torch.cuda.mem_get_info()
     host = torch.empty(_COPY_BYTES, dtype=torch.uint8, pin_memory=True)

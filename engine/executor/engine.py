@@ -1,11 +1,11 @@
-"""Carries an instance's plans out on a device, and speaks the worker's side of the seam.
+"""Carries an instance's plans out on a device, and speaks the worker's side of the messages.
 
     message ──▶ receive ─┐                        ┌─▶ device.start(operation)
     device ──▶ drawn ────┼─▶ instance ──▶ pump ───┤
     device ──▶ done ─────┘                        └─▶ emit(tokens, states, ends)
 
-One thread calls everything here; who that is, and what time it is, is the caller's business (`loop.py` in a
-real worker, a virtual clock in tests). No step ever waits for the engine: it prepares, starts, and is told.
+One thread calls everything here; the caller provides the thread and the time (`loop.py` in a real worker, a
+virtual clock in tests). No step ever waits for the engine: it prepares, starts, and is told.
 """
 
 import logging
@@ -61,8 +61,7 @@ logger = logging.getLogger(__name__)
 
 RESIZE_FLOOR_S = 60.0
 RESIZE_BYTES_PER_S = 100e6
-"""Memory given back and taken again is touched page by page, which is slow where the system has to make
-room for it."""
+"""Allocating a new arena touches every page, which is slow if the system has to make room for it."""
 
 
 class WeightsHost(Protocol):
@@ -75,7 +74,7 @@ class WeightsHost(Protocol):
     def remove(self, model: ModelId) -> None: ...
 
     def bind(self, model: ModelFacts) -> None:
-        """The model's weights are (or are just being copied) where the ledger says."""
+        """The model's weights are where the ledger says (or are just being copied there)."""
         ...
 
     def unbind(self, model: ModelId) -> None: ...
@@ -104,11 +103,12 @@ class Engine:
         self._positions = QueuePositions(instance, clock)
         self._out: list[FromWorker] = []
         self._answers: list[Acknowledged] = []
-        """To commands that change what a status shows: they follow one that shows it."""
+        """Answers to commands that change what a status shows: they are sent after a status that shows the
+        change."""
         self._loading: dict[int, Started] = {}
         self._changed = False
-        """Whether anything happened since the policy was last asked. Drawn tokens do not count: their step
-        goes on."""
+        """True if anything happened since the policy was last asked. Drawn tokens do not count: their step
+        continues."""
         instance.decision_observers.append(self._on_decision)
 
     def attach(self, device: Device) -> None:
@@ -116,14 +116,14 @@ class Engine:
 
     @property
     def status_due_s(self) -> float | None:
-        """When a status or a report that was held back should be sent; None if there is none."""
+        """When to send a status or a report that was held back; None if there is none."""
         all_due_s = (self._status.due_s, self._telemetry.due_s, self._positions.due_s)
         return min((due_s for due_s in all_due_s if due_s is not None), default=None)
 
     # ── what comes in ───────────────────────────────────────────────────────────────────────────────────────
 
     def receive(self, message: ToWorker) -> None:
-        """Take a message of the front. Errors in it are answered, never raised."""
+        """Handle a command of the front. Errors in it are answered, never raised."""
         now_s = self._clock.now_s()
         self._changed = True
         match message:
@@ -173,8 +173,8 @@ class Engine:
             self._host.bind(self.instance.models[model_id].facts)
 
     def progress(self, operation: int, share: float) -> None:
-        """A fetch or an activation has done this share of its bytes: those who wait for the model are
-        told."""
+        """A fetch or an activation has done this share of its bytes. Tell the requests that wait for the
+        model."""
         self._stalls.advanced(operation, self._clock.now_s())
         started = self._loading.get(operation)
         model = self.instance.models.get(started.model.id) if started and started.model else None
@@ -182,8 +182,7 @@ class Engine:
             self._out.append(PhaseChanged(request.id, RequestPhase.LOADING, progress=share))
 
     def beat(self) -> None:
-        """Say that this loop comes round; called once a second. What hangs on the device is found here,
-        and reported."""
+        """Report that this loop is alive; called once a second. Detects and reports operations that hang."""
         hung = self._stalls.find(self._clock.now_s())
         if hung is None:
             self._emit([Alive()])
@@ -192,14 +191,14 @@ class Engine:
             self.pump()
 
     def broken(self, detail: str) -> None:
-        """The device cannot go on: say so and stop. The front submits the requests elsewhere."""
+        """Report that the device cannot continue, and stop. The front submits the requests elsewhere."""
         self._out.append(Broken(detail))
         self.stopped = True
 
     # ── what goes out ───────────────────────────────────────────────────────────────────────────────────────
 
     def pump(self) -> None:
-        """Start whatever the policy wants next and send what there is to say."""
+        """Start what the policy wants next, and send what there is to report."""
         while self._changed and not self.stopped:
             self._changed = False
             self._go_on()
@@ -236,15 +235,14 @@ class Engine:
             if isinstance(started.operation, (Activate, Compact, Fetch)):
                 self._loading[started.id] = started
             if isinstance(started.operation, Activate) and started.model:
-                # While the bytes are on their way: re-pointing takes as long as a tenth of the copy.
+                # While the bytes are copied: re-pointing takes up to a tenth of the copy's time.
                 self._host.bind(started.model)
         arena_bytes = self.instance.resize_ready_bytes
         if arena_bytes is not None:
             self._resize(arena_bytes)
 
     def _resize(self, arena_bytes: int) -> None:
-        """Replace the arena, in which nothing lies. This thread waits for it: nothing else could begin
-        anyway."""
+        """Replace the empty arena. This thread waits for it: nothing else could begin anyway."""
         answer = Acknowledged(None)
         n_bytes = arena_bytes + self.instance.device.arena_bytes
         self._emit([Alive(silent_s=RESIZE_FLOOR_S + n_bytes / RESIZE_BYTES_PER_S)])
@@ -260,7 +258,7 @@ class Engine:
     def _submit(self, submit: Submit, now_s: float) -> None:
         request = submit.request
         if request.model not in self.instance.models:
-            # The front checks this; only a removal that was under way meanwhile gets here.
+            # The front checks this; only a removal at the same time gets here.
             detail = f"model {request.model} is no longer registered"
             self._out.append(Finished(request.id, FinishReason.FAILED, now_s, detail))
             return
@@ -268,7 +266,7 @@ class Engine:
         self.instance.apply(Arrived(now_s, request, len(submit.delivered)))
 
     def _ask_resize(self, arena_bytes: int, now_s: float) -> None:
-        """Answered now if it is refused, else when it is done."""
+        """Answered now if it is refused, otherwise when it is done."""
         try:
             self.instance.check_resizable(arena_bytes)
         except TokenmuxError as error:
@@ -311,7 +309,8 @@ class Engine:
         return Acknowledged(model_id)
 
     def _code_of(self, record: RequestRecord, detail: str) -> ErrorCode | None:
-        """As which error a request failed: weights that cannot be read stay so until somebody mends them."""
+        """The error with which a request failed. Weights that cannot be read stay unreadable until someone
+        repairs them."""
         model = self.instance.models.get(record.request.model)
         unreadable = detail and model is not None and detail == model.load_error
         return ErrorCode.BAD_CHECKPOINT if unreadable else None

@@ -1,5 +1,5 @@
-"""The thread that runs an engine: it sleeps until a message or a completion arrives, or until it has to
-say that it lives."""
+"""The thread that runs an engine. It sleeps until a message or a completion arrives, or until it has to
+report that it is alive."""
 
 import logging
 import traceback
@@ -15,7 +15,7 @@ from tokenmux.messages.commands import ToWorker
 _log = logging.getLogger(__name__)
 
 BEAT_S = 1.0
-"""How often the loop says that it comes round, busy or idle."""
+"""Seconds between reports that the loop is alive, busy or idle."""
 
 
 class EngineLoop:
@@ -69,6 +69,6 @@ class EngineLoop:
             return
 
     def _take_rest(self, engine: Engine) -> None:
-        """Whatever else has arrived is entered before the policy is asked again."""
+        """Handle everything else that has arrived before the policy is asked again."""
         while not self._inbox.empty():
             self._inbox.get()(engine)

@@ -1,4 +1,5 @@
-"""The runnable side of the models on one device: skeletons, where they point, and the steps that run on them.
+"""The runnable side of the models on one device: skeletons, the weights they point to, and the steps that run
+on them.
 
 The instance decides which weights are where; this follows, and turns a started step into rows of token ids
 and indices of KV blocks. A skeleton is built once, when its model is first fetched, on the fetch channel's
@@ -41,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 
 class ModelHost:
-    """Keeps a runner for each registered model. `attach` hands it the arena."""
+    """Keeps a runner for each registered model. `attach` passes it the arena."""
 
     def __init__(
         self,
@@ -50,7 +51,7 @@ class ModelHost:
         contents: Mapping[RequestId, Content],
         warmer: Warmer | None = None,
     ) -> None:
-        """`warmer`: where steps run on a GPU, has their kernels compiled while nobody waits for them yet."""
+        """If steps run on a GPU, `warmer` compiles their kernels before requests wait for them."""
         self._instance = instance
         self._clock = clock
         self._contents = contents
@@ -59,11 +60,11 @@ class ModelHost:
         self._kv_views: dict[tuple[KvShape, torch.dtype], torch.Tensor] = {}
 
     def attach(self, arena: torch.Tensor) -> None:
-        """`arena` is all of the device's memory for weights and KV, as bytes."""
+        """Use `arena`, all of the device's memory for weights and KV, as bytes."""
         self._arena = arena
 
     def detach(self) -> None:
-        """The arena is about to be replaced: keep nothing that points there. No model is bound."""
+        """The arena is about to be replaced: unbind all models and drop everything that points into it."""
         del self._arena
         self._kv_views.clear()
         for model in self._models.values():
@@ -72,7 +73,7 @@ class ModelHost:
     # ── what the engine says ────────────────────────────────────────────────────────────────────────────────
 
     def add(self, facts: ModelFacts, path: str) -> None:
-        """Note where the model's catalogue entry is; its files are opened by the first fetch."""
+        """Note where the model's catalogue entry is. The first fetch opens its files."""
         self._models[facts.id] = _Model(
             facts, Path(path), self._instance.device.prefill_chunk_tokens, self._arena.device
         )
@@ -95,11 +96,11 @@ class ModelHost:
     # ── what the device asks ────────────────────────────────────────────────────────────────────────────────
 
     def read_image(self, image: Image, into: memoryview, progress: Callable[[int], None]) -> None:
-        """Fill the buffer from the image's file, checked when the file is new or was touched; on the fetch
-        channel's thread.
+        """Fill the buffer from the image's file, on the fetch channel's thread. The checksum is compared if
+        the file is new or was modified.
 
-        Raises TokenmuxError with the reason why the model cannot be run: whatever a model's files or its
-        modelling code do, it is that model's trouble.
+        Raises TokenmuxError with the reason if the model cannot be run. Whatever goes wrong in a model's
+        files or its modelling code affects only that model.
         """
         model = self._owner_of(image.id)
         with _reasons_of(model.facts.id):
@@ -117,7 +118,7 @@ class ModelHost:
             self._warmer.wait(model.path)
 
     def prepare_step(self, started: Started) -> "RunnableStep":
-        """Resolve token ids and block handles; on the engine's thread."""
+        """Resolve token ids and block handles, on the engine's thread."""
         step = started.operation
         assert isinstance(step, Step)
         model = self._models[step.model]
@@ -128,7 +129,7 @@ class ModelHost:
         return RunnableStep(runner, segments, requests, kv, step.repeat, self._clock)
 
     def kv_dtype(self, request: RequestId) -> torch.dtype:
-        """What the request's keys and values are computed in; asked for requests that have some."""
+        """The dtype of the request's keys and values; called for requests that have some."""
         return self._models[self._instance.requests[request].request.model].entry().manifest.dtype
 
     # ── parts of the above ──────────────────────────────────────────────────────────────────────────────────
@@ -168,7 +169,7 @@ class ModelHost:
 
 @contextmanager
 def _reasons_of(model: ModelId) -> Iterator[None]:
-    """Foreign exceptions are reasons why this model cannot be run, and no more."""
+    """Turn foreign exceptions into the reason why this model cannot be run."""
     try:
         yield
     except TokenmuxError:
@@ -183,8 +184,8 @@ def _reasons_of(model: ModelId) -> Iterator[None]:
 
 @dataclass(slots=True)
 class _Model:
-    """A registered model. Its entry is opened and its skeleton built by whichever thread asks first: the
-    fetch channel's."""
+    """A registered model. Its entry is opened and its skeleton built by the first thread that asks: the fetch
+    channel's."""
 
     facts: ModelFacts
     path: Path
@@ -214,10 +215,10 @@ class _Model:
             return self._runner
 
     def make_ready(self, image: torch.Tensor) -> None:
-        """Rearrange an image just read for the processor, if that is the device; the first time, before
-        anyone else has the runner, also do what a first step would take long for.
+        """Rearrange an image just read, if the device is the processor. The first time, before others have
+        the runner, also do what would make a first step slow.
 
-        Raises UnsupportedModel where steps on the device cannot be exact.
+        Raises UnsupportedModel if steps on the device cannot be exact.
         """
         with self._opening:
             runner = self.runner()
@@ -228,7 +229,7 @@ class _Model:
                 return
             runner.make_ready(self.device)
             if len(self.facts.images) == 1:
-                # What cannot be bound shows here, where it is one model's failure.
+                # A model that cannot be bound fails here, where only that model is affected.
                 runner.bind(image)
                 if is_recordable:
                     runner.record()
@@ -246,8 +247,7 @@ class _Model:
 
 @dataclass(frozen=True, slots=True)
 class RunnableStep:
-    """A step with everything resolved. It runs on the compute channel's thread and touches no shared
-    state."""
+    """A step with everything resolved. It runs on the compute channel's thread and uses no shared state."""
 
     runner: Runner
     segments: list[Segment]
@@ -260,7 +260,7 @@ class RunnableStep:
         return [(segment.blocks, segment.start) for segment in self.segments]
 
     def run(self, operation: int, interrupted: Event, post: Post, settle: Callable[[], None]) -> None:
-        """Run up to `repeat` iterations; fewer when a request stops or the step is interrupted."""
+        """Run up to `repeat` iterations, fewer if a request stops or the step is interrupted."""
         batch = self.runner.prepare(self.segments, self.kv)
         ends_s: list[float] = []
         finished: tuple[tuple[RequestId, FinishReason], ...] = ()

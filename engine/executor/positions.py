@@ -1,8 +1,8 @@
-"""Tells those who wait how many requests are before them, again as the line moves.
+"""Tells waiting requests how many are ahead of them, and again as the queue moves.
 
-The line is of requests that have not run yet, in the order in which the instance would serve them. A request
-is told when its place changed by a tenth, or at all among the first ten: so a line of n sends each of its
-requests about 10 + 10 ln(n) messages in its life, not n.
+The queue holds the requests that have not run yet, in the order in which the instance would serve them. A
+request is told when its place changed by a tenth, or at all among the first ten: so in a queue of n each
+request gets about 10 + 10 ln(n) messages in its life, not n.
 """
 
 from tokenmux.core.clock import Clock
@@ -12,26 +12,26 @@ from tokenmux.scheduler.instance.instance import Instance
 MIN_INTERVAL_S = 0.2
 
 PER_INTERVAL = 500
-"""So many requests are sorted in half a millisecond. Of a longer line, the places are found less often."""
+"""This many requests are sorted in half a millisecond. Places in a longer queue are computed less often."""
 
 EXACT = 10
 COARSE = 0.1
 
 
 class QueuePositions:
-    """Watches the line of one instance."""
+    """Watches the queue of one instance."""
 
     def __init__(self, instance: Instance, clock: Clock) -> None:
         self.due_s: float | None = None
-        """When a look at the line that was held back should be taken; None: nothing is held back."""
+        """When to take a look at the queue that was held back; None if none was."""
         self._instance = instance
         self._clock = clock
         self._next_s = float("-inf")
         self.looked_at = -1
-        """The version of the line at the last look: nobody came or left while it has this one."""
+        """The version of the queue at the last look: unchanged if no request came or left."""
 
     def report(self) -> list[PhaseChanged]:
-        """What to tell now, after somebody came or left; nothing if the last look was a moment ago."""
+        """What to tell now, after a request came or left. Empty if the last look was a moment ago."""
         now_s = self._clock.now_s()
         if now_s < self._next_s:
             self.due_s = self._next_s

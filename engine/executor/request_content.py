@@ -1,4 +1,4 @@
-"""What the scheduler never sees of a request: its token ids and how to draw more."""
+"""The content of a request, which the scheduler never sees: its token ids and how to draw more."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from tokenmux.messages.commands import Submit
 
 @dataclass(slots=True)
 class Content:
-    """`token_ids` is the prompt and all that was drawn since."""
+    """`token_ids` is the prompt and everything drawn since."""
 
     submit: Submit
     token_ids: list[int]

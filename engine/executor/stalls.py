@@ -1,11 +1,11 @@
-"""Finds the operation that hangs: one in flight that has shown no progress for far longer than it should
+"""Finds the operation that hangs: one in flight that has shown no progress for much longer than it should
 take.
 
-What is known of an operation says how long it may be silent: `STALL_FACTOR` times the longest of what the
-cost model expects of it (of a repeated step, of one iteration) and what any operation of its channel has
-taken so far, and `STALL_FLOOR_S` at least. A prefill that takes minutes on a processor is expected to, and is
-left alone. Fetches wait for disks and networks, which is no fault of the device: `tokenmux.device.reader`
-looks after them.
+The permitted silence of an operation is `STALL_FACTOR` times the longer of what the cost model expects of it
+(of a repeated step, of one iteration) and the longest that any operation of its channel has taken so far, and
+at least `STALL_FLOOR_S`. A prefill that takes minutes on a processor is expected to, and is left alone.
+Fetches wait for disks and networks, for which the device is not responsible: `tokenmux.device.reader` watches
+them.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,8 @@ class _Watched:
 
 
 class Stalls:
-    """Told of what begins, goes on and ends, it says what hangs. Times in seconds on the engine's clock."""
+    """Is told when operations begin, progress and end, and says which one hangs. Times are in seconds on the
+    engine's clock."""
 
     def __init__(self, cost: CostModel) -> None:
         self._cost = cost
@@ -40,13 +41,13 @@ class Stalls:
         self._watched[started.channel] = _Watched(started, now_s)
 
     def stepped(self, now_s: float) -> None:
-        """The step in flight has done an iteration."""
+        """The step in flight has completed an iteration."""
         watched = self._watched.get(Channel.COMPUTE)
         if watched is not None:
             self._sign(watched, now_s)
 
     def advanced(self, operation: int, now_s: float) -> None:
-        """A copy has done some of its chunks."""
+        """A copy has completed some of its chunks."""
         for watched in self._watched.values():
             if watched.started.id == operation:
                 self._sign(watched, now_s)
@@ -63,7 +64,7 @@ class Stalls:
         self._longest_s[watched.started.channel] = max(self._longest_s[watched.started.channel], silent_s)
 
     def find(self, now_s: float) -> str | None:
-        """What hangs, in words; None if nothing does."""
+        """A description of the operation that hangs; None if none does."""
         for channel, watched in self._watched.items():
             silent_s = now_s - watched.sign_s
             if silent_s > STALL_FLOOR_S and silent_s > (patience_s := self._patience_s(watched.started)):

@@ -1,7 +1,7 @@
-"""What a worker remembers for operators: who used it, told once a second, and the newest operations and
-requests, told when asked.
+"""What a worker remembers for operators: its users, reported once a second, and the newest operations and
+requests, sent on request.
 
-Both are bounded. `tokenmux.executor.worker_status` tells what is going on now.
+Both are bounded. `tokenmux.executor.worker_status` reports the present state.
 """
 
 from tokenmux.core.clock import Clock
@@ -26,7 +26,7 @@ class Telemetry:
 
     def __init__(self, instance: Instance, clock: Clock) -> None:
         self.due_s: float | None = None
-        """When a report that was held back should be asked for again; None: nothing is held back."""
+        """When to call `report` again for a report that was held back; None if none was."""
         self._instance = instance
         self._clock = clock
         self._last_s = float("-inf")
@@ -41,7 +41,8 @@ class Telemetry:
         return Traced(question.ticket, self._timeline.since(self._clock.now_s() - question.last_s))
 
     def report(self) -> WorkerUse | None:
-        """Whose counters moved since the last report; None if nobody's did, or the last was a moment ago."""
+        """The models and tenants whose counters moved since the last report. None if there are none, or if
+        the last report was a moment ago."""
         now_s = self._clock.now_s()
         if now_s < self._last_s + MIN_INTERVAL_S:
             self.due_s = self._last_s + MIN_INTERVAL_S

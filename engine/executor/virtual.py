@@ -18,7 +18,7 @@ HOST = HostFacts(cache_bytes=200 * 10**9, fetch_bytes_per_s=8e9)
 
 
 class NoWeights:
-    """The null device computes nothing, so there is nothing to bind; `log` says what would have been."""
+    """The null device computes nothing, so nothing is bound; `log` records what would have been."""
 
     def __init__(self) -> None:
         self.log: list[tuple[str, ModelId]] = []
@@ -37,8 +37,8 @@ class NoWeights:
 
 
 class EngineOnVirtualTime:
-    """The engine's single thread, played by the virtual clock. `n_output` says when a request stops by
-    itself."""
+    """The engine's single thread, played by the virtual clock. `n_output` says after how many tokens a
+    request stops by itself."""
 
     def __init__(self, instance: Instance, n_output: Mapping[RequestId, int]) -> None:
         self.said: list[FromWorker] = []
@@ -56,7 +56,7 @@ class EngineOnVirtualTime:
         self.said += messages
 
     def react(self, call: Callable[[], None]) -> None:
-        """One turn of the engine's thread: something comes in, and what it brings about goes out."""
+        """One turn of the engine's thread: handle `call`, then send what it causes."""
         call()
         self.engine.pump()
 

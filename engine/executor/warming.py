@@ -1,4 +1,4 @@
-"""Compiles the kernels of registered models ahead of their first steps, in a process of its own.
+"""Compiles the kernels of registered models ahead of their first steps, in a separate process.
 
 A kernel that is missing from Triton's cache is compiled at its first launch: up to a second for each of nine,
 on the compute channel's thread, while every model waits. Compiling ahead cannot be done in a worker, because
@@ -20,15 +20,16 @@ from tokenmux.executor.orphans import die_with_parent
 _log = logging.getLogger(__name__)
 
 TIMEOUT_S = 300.0
-"""For all models that were registered at the same time. A child that takes longer is ended; a step then
-compiles what it needs."""
+"""Time limit for all models that were registered at the same time. A child that takes longer is ended; a step
+then compiles what it needs."""
 
 Compile = Callable[[Sequence[Path]], None]
-"""Fills the cache for models in these folders of a catalogue. Raises TokenmuxError with what went wrong."""
+"""Fills the cache for models in these folders of a catalogue. Raises TokenmuxError that says what went
+wrong."""
 
 
 class Warmer:
-    """One thread that has `compile` called for models as they are registered, with all that wait at a
+    """One thread that calls `compile` for models as they are registered, for all that wait at the same
     time."""
 
     def __init__(self, compile: Compile) -> None:
@@ -68,13 +69,14 @@ class Warmer:
 
 
 def compile_in_a_child(capability: int, *, paged_int8: bool = False, timeout_s: float = TIMEOUT_S) -> Compile:
-    """For a device of `capability` (major * 10 + minor); with `paged_int8` also what pages KV in int8."""
+    """Compile for a device of `capability` (major * 10 + minor); with `paged_int8` also the kernels that
+    page KV in int8."""
 
     def compile(paths: Sequence[Path]) -> None:
         arguments = (os.getpid(), capability, paged_int8, [str(path) for path in paths])
         code = f"from tokenmux.executor import warming; warming.child{arguments!r}"
         try:
-            # This thread waits for the child and outlives it, so that the kernel's signal at its end is none
+            # This thread waits for the child and outlives it, so that the kernel's signal at its end is not
             # too early.
             done = subprocess.run(
                 [sys.executable, "-c", code],
@@ -96,15 +98,15 @@ def compile_in_a_child(capability: int, *, paged_int8: bool = False, timeout_s: 
 
 
 def child(parent: int, capability: int, paged_int8: bool, paths: Sequence[str]) -> None:
-    """What the child does."""
+    """The child's program."""
     die_with_parent(parent)
-    os.nice(5)  # a server's steps go first
+    os.nice(5)  # a server's steps have priority
     warm_entries([Path(path) for path in paths], capability, paged_int8=paged_int8)
 
 
 def warm_entries(paths: Sequence[Path], capability: int, *, paged_int8: bool = False) -> None:
-    """Compile into Triton's cache what the entries in these folders launch. One that cannot be read costs
-    the others nothing."""
+    """Compile into Triton's cache the kernels that the entries in these folders launch. An entry that
+    cannot be read does not affect the others."""
     from tokenmux.kernels import warm
     from tokenmux.models.catalogue.entry import Entry
     from tokenmux.models.network.kernel_shapes import model_shapes

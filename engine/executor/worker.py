@@ -1,8 +1,8 @@
-"""A worker: one engine with its device, in a process of its own, behind the messages of `tokenmux.messages`.
+"""A worker: one engine with its device, in a separate process, behind the messages of `tokenmux.messages`.
 
 The front keeps the interpreter lock of its process to itself, and a crash here costs time, not the server.
 Messages travel over a private pipe between parent and child; when either end dies, the other notices at once.
-Signals to the process group are the front's to answer: a worker ends by message, by the end of its pipe, with
+Signals to the process group are the front's to handle: a worker ends by message, by the end of its pipe, with
 its parent (`orphans`), or by SIGKILL.
 """
 
@@ -29,12 +29,12 @@ PROCESS_CLOSE_S = 5.0
 """A worker that has not ended by then, most likely inside a step, is killed."""
 
 REAP_TIMEOUT_S = 2.0
-"""A killed process that has not ended by then waits inside the kernel (a dead disk, a dead driver); it is
-left to it."""
+"""A killed process that has not ended by then waits inside the kernel (a dead disk, a dead driver) and is
+left alone."""
 
 MAX_UNSENT = 100_000
-"""Messages that may wait for the pipe. A worker that reads nothing is found by its silence long before,
-unless it is flooded."""
+"""Most messages that may wait for the pipe. A worker that reads nothing is noticed by its silence long
+before, unless it is flooded."""
 
 
 class ProcessWorker:
@@ -63,8 +63,7 @@ class ProcessWorker:
         return self._process.pid
 
     def send(self, message: ToWorker) -> None:
-        """Hand over a message; never blocks. Raises WorkerFailed when the process is gone, or reads
-        nothing any more."""
+        """Send a message; never blocks. Raises WorkerFailed if the process is gone, or no longer reads."""
         if self._gone:
             raise WorkerFailed("the worker process is gone; it is being restarted")
         try:
@@ -73,12 +72,12 @@ class ProcessWorker:
             raise WorkerFailed(f"the worker has left {MAX_UNSENT} messages unread") from None
 
     def kill(self) -> None:
-        """End the process now, stopped and hung ones too. `close` it afterwards."""
+        """End the process now, even if it is stopped or hung. `close` it afterwards."""
         self._closing = True
         self._process.kill()
 
     def close(self) -> None:
-        """Stop the process, gently at first. Nothing is delivered afterwards. Takes seconds at most."""
+        """Stop the process, gently at first. Nothing is delivered afterwards. Takes at most a few seconds."""
         self._closing = True
         try:
             self.send(Shutdown())
@@ -97,7 +96,7 @@ class ProcessWorker:
         self._pipe.close()
 
     def _end_sender(self) -> None:
-        """Have the sender end without sending what is left."""
+        """End the sender without sending what is left."""
         self._gone = True
         while True:
             try:
@@ -139,8 +138,8 @@ class ProcessWorker:
 
 @contextmanager
 def _modest_threads() -> Iterator[None]:
-    """A process started here leaves one core to others, and its OpenMP threads sleep while they wait, unless
-    the operator chose.
+    """A process started in this block leaves one core to others, and its OpenMP threads sleep while they
+    wait, unless the operator decided otherwise.
 
     A server has more to do than steps: copies, messages, the front, its clients. Beside one busy process on
     two cores, a step of SmolLM2 took 18 ms with one thread, 22 to 35 with two that sleep while they wait for
@@ -158,10 +157,10 @@ def _modest_threads() -> Iterator[None]:
 
 
 def threads_beside_others(n_cores: int) -> int:
-    """Threads of a step on a machine of `n_cores` cores: all but one, or fewer, so that they are a power of
-    two or three times one.
+    """Number of threads for a step on a machine of `n_cores` cores: all but one, or fewer, so that it is a
+    power of two or three times one.
 
-    Layers divide evenly among so many. With 5, 7, 11, 13 or 15 threads products are exact by row for fewer
+    Layers divide evenly among that many. With 5, 7, 11, 13 or 15 threads products are exact by row for fewer
     rows at a time, if at all.
     """
     fitting = {1 << i for i in range(12)} | {3 << i for i in range(12)}

@@ -1,4 +1,4 @@
-"""What a worker tells of itself: a snapshot after every change, at most five a second."""
+"""What a worker reports of itself: a snapshot after every change, at most five a second."""
 
 from tokenmux.core.clock import Clock
 from tokenmux.core.plan import Channel, Operation, Step
@@ -8,11 +8,11 @@ from tokenmux.scheduler.instance.state import ModelState
 
 MIN_INTERVAL_S = 0.2
 """A person sees five changes a second as motion, and a snapshot of 20 models takes a quarter as long as
-all else in a step."""
+everything else in a step."""
 
 
 class StatusReporter:
-    """Throttles snapshots of one instance."""
+    """Limits the rate of snapshots of one instance."""
 
     def __init__(self, instance: Instance, clock: Clock) -> None:
         self._instance = instance
@@ -21,8 +21,8 @@ class StatusReporter:
         self.due_s: float | None = None
 
     def report(self, *, at_once: bool = False) -> WorkerStatus | None:
-        """A snapshot, or None if one was sent a moment ago and it need not be `at_once`: then `due_s` says
-        when to ask again."""
+        """A snapshot. None if one was sent a moment ago and `at_once` is false: then `due_s` says when to
+        call again."""
         now_s = self._clock.now_s()
         if now_s < self._last_s + MIN_INTERVAL_S and not at_once:
             self.due_s = self._last_s + MIN_INTERVAL_S
@@ -55,8 +55,8 @@ class StatusReporter:
         )
 
     def _n_stepping(self, step: Step) -> int:
-        """Requests of the step in flight that want its tokens: not those that were cancelled or paused
-        since it began."""
+        """Requests of the step in flight that want its tokens: not those cancelled or paused since it
+        began."""
         requests = (self._instance.requests[chunk.request] for chunk in step.chunks)
         return sum(request.to_end is None and not request.is_paused for request in requests)
 

@@ -1,5 +1,5 @@
-"""Doubles and builders for those who test a policy, a device or a client of their own. The project's tests
-use the same.
+"""Doubles and builders for tests of a policy, a device or a client of one's own. The project's own tests use
+them.
 
 A world in which a scheduler can be tried takes a few lines, and no process, thread or clock:
 

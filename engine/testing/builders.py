@@ -1,4 +1,4 @@
-"""Makes models, devices, requests and instances of which a test says only what it is about."""
+"""Builders of models, devices, requests and instances: a test names only what it is about."""
 
 from collections.abc import Mapping
 
@@ -27,7 +27,7 @@ def make_model(
 ) -> ModelFacts:
     """A model with one image of `weight_bytes` that has its name, or with these `images` (bytes by name).
 
-    `n_parameters` is by default what weights of 16 bits hold.
+    `n_parameters` defaults to the number of 16-bit weights.
     """
     sizes = {name: weight_bytes} if images is None else images
     return ModelFacts(
@@ -68,7 +68,7 @@ def make_arrival(
     arrival_s: float = 0.0,
     service: ServiceLevel = DEFAULT_LEVEL,
 ) -> Arrival:
-    """A request for a simulation, which ends after `n_output` tokens; it may draw twice as many."""
+    """A request for a simulation. It ends after `n_output` tokens; its limit is twice as many."""
     return Arrival(make_request(name, model, n_prompt, 2 * n_output, arrival_s, service=service), n_output)
 
 
@@ -85,7 +85,7 @@ def make_device(
     slab_bytes: int = 512,
     prefill_chunk_tokens: int = 16,
 ) -> DeviceFacts:
-    """A device of bytes rather than gigabytes: weights of 1,000 take 0.1 s to copy, and a step some
+    """A device of bytes instead of gigabytes: weights of 1,000 bytes take 0.1 s to copy, and a step some
     milliseconds."""
     return DeviceFacts(
         name,
@@ -103,7 +103,7 @@ def make_device(
 
 
 def make_host(cache_bytes: int = 100_000, fetch_bytes_per_s: float = 1e4) -> HostFacts:
-    """A host whose cache holds all that a test has, unless it says otherwise."""
+    """A host whose cache holds everything in a test, by default."""
     return HostFacts(cache_bytes, fetch_bytes_per_s)
 
 
@@ -114,8 +114,7 @@ def make_instance(
     *,
     service: ServiceLevel = DEFAULT_LEVEL,
 ) -> Instance:
-    """An instance of `device` on a `host` of its own, with the default policy and a roofline for its cost
-    model."""
+    """An instance of `device` on its own `host`, with the default policy and a roofline cost model."""
     host = host or make_host()
     cost = RooflineCost(device, host)
     return Instance(device, HostCache(host.cache_bytes), policy or SlackPolicy(), cost, service=service)

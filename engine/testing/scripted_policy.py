@@ -18,7 +18,7 @@ class ScriptedPolicy:
         self.interrupt_on: tuple[type[Event], ...] = ()
 
     def on_event(self, event: Event, view: InstanceView) -> None:
-        """Nothing is remembered."""
+        """Do nothing."""
 
     def plan(self, channel: Channel, view: InstanceView) -> Plan:
         return self.plans.pop(channel, IDLE)
