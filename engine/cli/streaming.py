@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from rich.console import Console
 
 from tokenmux.cli.safe_text import shown_on
-from tokenmux.client import Client, Delta, Event, Finish, GenerateOptions, Message, Phase, State
+from tokenmux.client import Client, Delta, Finish, GenerateOptions, GenerationEvent, Message, Phase, State
 
 
-def show_stream(events: Iterable[Event], errors: Console) -> tuple[str, Finish | None]:
+def show_stream(events: Iterable[GenerationEvent], errors: Console) -> tuple[str, Finish | None]:
     """Print a stream as it arrives. Returns its text and how it ended."""
     text, finish = "", None
     with errors.status("sent") as waiting:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tokenmux.cli.safe_text import safe, shown_name
-from tokenmux.client import Instance, Model, PoolStatus, Residency
+from tokenmux.client import InstanceStatus, Model, PoolStatus, Residency
 from tokenmux.core.sizes import show_size
 
 _COLOURS = {
@@ -152,7 +152,7 @@ def _at_most(seconds: float | None) -> str:
     return f"≤ {seconds:g} s" if seconds >= 1 else f"≤ {1000 * seconds:g} ms"
 
 
-def _instance(now: Instance, before: Instance | None, uptime_s: float) -> RenderableType:
+def _instance(now: InstanceStatus, before: InstanceStatus | None, uptime_s: float) -> RenderableType:
     """One device. Busy shares are of the time since `before`, or else of `uptime_s` (0: not shown)."""
     seconds = now.at_s - before.at_s if before is not None else uptime_s
     grid = Table.grid(padding=(0, 2))

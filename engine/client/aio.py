@@ -7,13 +7,13 @@ from typing import Any, Self, Unpack
 
 import grpc
 
-from tokenmux.client import convert
+from tokenmux.client import proto_values
 from tokenmux.client.connection import DEFAULT_ADDRESS, Connection
 from tokenmux.client.errors import translated
 from tokenmux.client.options import GenerateOptions
 from tokenmux.client.values import (
     Completion,
-    Event,
+    GenerationEvent,
     Message,
     Model,
     ModelMetadata,
@@ -42,11 +42,11 @@ class AsyncStream:
     def __init__(self, call: Any) -> None:
         self._call = call
 
-    async def __aiter__(self) -> AsyncIterator[Event]:
+    async def __aiter__(self) -> AsyncIterator[GenerationEvent]:
         try:
             with translated():
                 async for response in self._call:
-                    event = convert.event(response)
+                    event = proto_values.event(response)
                     if event is not None:
                         yield event
         finally:
@@ -122,9 +122,9 @@ class AsyncClient:
 
         >>> (await client.generate("smol", "1, 2, 3,", max_tokens=6, stop=".")).text
         """
-        request = convert.generate_request(model, prompt, **options)
+        request = proto_values.generate_request(model, prompt, **options)
         with translated():
-            return convert.completion(
+            return proto_values.completion(
                 await self._inference.Generate(request, timeout=timeout_s, metadata=self._metadata)
             )
 
@@ -142,7 +142,7 @@ class AsyncClient:
         >>> async with client.stream("smol", "Tell me a story", max_tokens=200) as events:
         ...     text = "".join([event.text async for event in events if isinstance(event, Delta)])
         """
-        request = convert.generate_request(model, prompt, **options)
+        request = proto_values.generate_request(model, prompt, **options)
         return AsyncStream(
             self._inference.GenerateStream(request, timeout=timeout_s, metadata=self._metadata)
         )
@@ -159,13 +159,13 @@ class AsyncClient:
 
         >>> (await client.chat("smol", [{"role": "user", "content": "Who are you?"}])).text
         """
-        return await self.generate(model, convert.conversation(messages), timeout_s=timeout_s, **options)
+        return await self.generate(model, proto_values.conversation(messages), timeout_s=timeout_s, **options)
 
     async def tokenize(
         self, model: str, prompt: Prompt, *, timeout_s: float | None = None
     ) -> tuple[int, ...]:
         """The token ids of a text or a conversation, as `generate` would see them."""
-        request = convert.tokenize_request(model, prompt)
+        request = proto_values.tokenize_request(model, prompt)
         with translated():
             response = await self._inference.Tokenize(request, timeout=timeout_s, metadata=self._metadata)
             return tuple(response.token_ids)
@@ -174,7 +174,7 @@ class AsyncClient:
         """Context length, vocabulary, and whether the model can chat."""
         request = inference_pb2.ModelMetadataRequest(model=model)
         with translated():
-            return convert.metadata(
+            return proto_values.metadata(
                 await self._inference.ModelMetadata(request, timeout=timeout_s, metadata=self._metadata)
             )
 
@@ -215,10 +215,10 @@ class AsyncModels:
     async def list(self, *, timeout_s: float | None = None) -> tuple[Model, ...]:
         """All models by name, the refused ones included."""
         response = await self._call(self._stub.List, models_pb2.ListModelsRequest(), timeout_s)
-        return tuple(convert.model(message) for message in response.models)
+        return tuple(proto_values.model(message) for message in response.models)
 
     async def get(self, name: str, *, timeout_s: float | None = None) -> Model:
-        return convert.model(
+        return proto_values.model(
             await self._call(self._stub.Get, models_pb2.GetModelRequest(name=name), timeout_s)
         )
 
@@ -228,7 +228,7 @@ class AsyncModels:
         Without a source: one that the catalogue has already, because it was pulled while the server ran.
         """
         request = models_pb2.RegisterModelRequest(name=name, source=source)
-        return convert.model(await self._call(self._stub.Register, request, timeout_s))
+        return proto_values.model(await self._call(self._stub.Register, request, timeout_s))
 
     async def unregister(self, name: str, *, force: bool = False, timeout_s: float | None = None) -> None:
         """Remove a model; with `force` even under live requests, which then fail."""
@@ -238,17 +238,17 @@ class AsyncModels:
     async def load(self, name: str, *, wait: bool = False, timeout_s: float | None = None) -> Model:
         """Make a model resident; with `wait`, return when it is."""
         request = models_pb2.LoadModelRequest(name=name, wait=wait)
-        return convert.model(await self._call(self._stub.Load, request, timeout_s))
+        return proto_values.model(await self._call(self._stub.Load, request, timeout_s))
 
     async def unload(self, name: str, *, timeout_s: float | None = None) -> Model:
         """Take a model off the device."""
         request = models_pb2.UnloadModelRequest(name=name)
-        return convert.model(await self._call(self._stub.Unload, request, timeout_s))
+        return proto_values.model(await self._call(self._stub.Unload, request, timeout_s))
 
     async def pin(self, name: str, pinned: bool = True, *, timeout_s: float | None = None) -> Model:
         """Keep a model resident, or no longer."""
         request = models_pb2.PinModelRequest(name=name, pinned=pinned)
-        return convert.model(await self._call(self._stub.Pin, request, timeout_s))
+        return proto_values.model(await self._call(self._stub.Pin, request, timeout_s))
 
     async def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
         with translated():
@@ -266,7 +266,7 @@ class AsyncPool:
         """The pool now."""
         with translated():
             request = pool_pb2.StatusRequest()
-            return convert.pool_status(
+            return proto_values.pool_status(
                 await self._stub.Status(request, timeout=timeout_s, metadata=self._metadata)
             )
 
@@ -280,7 +280,7 @@ class AsyncPool:
         try:
             with translated():
                 async for response in call:
-                    yield convert.pool_status(response)
+                    yield proto_values.pool_status(response)
         finally:
             call.cancel()
 
@@ -289,7 +289,7 @@ class AsyncPool:
         remembers."""
         with translated():
             request = pool_pb2.TraceRequest(last_s=last_s)
-            return convert.pool_trace(
+            return proto_values.pool_trace(
                 await self._stub.Trace(request, timeout=timeout_s, metadata=self._metadata)
             )
 
@@ -318,7 +318,7 @@ class AsyncPlanning:
         with translated():
             request = planning_pb2.CatalogueRequest()
             response = await self._stub.Catalogue(request, timeout=timeout_s, metadata=self._metadata)
-            return tuple(convert.sizes(message) for message in response.models)
+            return tuple(proto_values.sizes(message) for message in response.models)
 
     async def recorded_traffic(
         self, last_s: float = 0.0, *, timeout_s: float | None = None
@@ -328,4 +328,6 @@ class AsyncPlanning:
         request = planning_pb2.RecordedTrafficRequest(last_s=last_s)
         call = self._stub.RecordedTraffic(request, timeout=timeout_s, metadata=self._metadata)
         with translated():
-            return tuple([convert.recorded(line) async for response in call for line in response.requests])
+            return tuple(
+                [proto_values.recorded(line) async for response in call for line in response.requests]
+            )

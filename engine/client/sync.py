@@ -7,13 +7,13 @@ from typing import Any, Self, Unpack
 
 import grpc
 
-from tokenmux.client import convert
+from tokenmux.client import proto_values
 from tokenmux.client.connection import DEFAULT_ADDRESS, Connection
 from tokenmux.client.errors import translated
 from tokenmux.client.options import GenerateOptions
 from tokenmux.client.values import (
     Completion,
-    Event,
+    GenerationEvent,
     Message,
     Model,
     ModelMetadata,
@@ -42,11 +42,11 @@ class Stream:
     def __init__(self, call: Any) -> None:
         self._call = call
 
-    def __iter__(self) -> Iterator[Event]:
+    def __iter__(self) -> Iterator[GenerationEvent]:
         try:
             with translated():
                 for response in self._call:
-                    event = convert.event(response)
+                    event = proto_values.event(response)
                     if event is not None:
                         yield event
         finally:
@@ -122,9 +122,9 @@ class Client:
 
         >>> client.generate("smol", "1, 2, 3,", max_tokens=6, stop=".").text
         """
-        request = convert.generate_request(model, prompt, **options)
+        request = proto_values.generate_request(model, prompt, **options)
         with translated():
-            return convert.completion(
+            return proto_values.completion(
                 self._inference.Generate(request, timeout=timeout_s, metadata=self._metadata)
             )
 
@@ -142,7 +142,7 @@ class Client:
         >>> with client.stream("smol", "Tell me a story", max_tokens=200) as events:
         ...     text = "".join(event.text for event in events if isinstance(event, Delta))
         """
-        request = convert.generate_request(model, prompt, **options)
+        request = proto_values.generate_request(model, prompt, **options)
         return Stream(self._inference.GenerateStream(request, timeout=timeout_s, metadata=self._metadata))
 
     def chat(
@@ -157,11 +157,11 @@ class Client:
 
         >>> client.chat("smol", [{"role": "user", "content": "Who are you?"}]).text
         """
-        return self.generate(model, convert.conversation(messages), timeout_s=timeout_s, **options)
+        return self.generate(model, proto_values.conversation(messages), timeout_s=timeout_s, **options)
 
     def tokenize(self, model: str, prompt: Prompt, *, timeout_s: float | None = None) -> tuple[int, ...]:
         """The token ids of a text or a conversation, as `generate` would see them."""
-        request = convert.tokenize_request(model, prompt)
+        request = proto_values.tokenize_request(model, prompt)
         with translated():
             response = self._inference.Tokenize(request, timeout=timeout_s, metadata=self._metadata)
             return tuple(response.token_ids)
@@ -170,7 +170,7 @@ class Client:
         """Context length, vocabulary, and whether the model can chat."""
         request = inference_pb2.ModelMetadataRequest(model=model)
         with translated():
-            return convert.metadata(
+            return proto_values.metadata(
                 self._inference.ModelMetadata(request, timeout=timeout_s, metadata=self._metadata)
             )
 
@@ -211,10 +211,12 @@ class Models:
     def list(self, *, timeout_s: float | None = None) -> tuple[Model, ...]:
         """All models by name, the refused ones included."""
         response = self._call(self._stub.List, models_pb2.ListModelsRequest(), timeout_s)
-        return tuple(convert.model(message) for message in response.models)
+        return tuple(proto_values.model(message) for message in response.models)
 
     def get(self, name: str, *, timeout_s: float | None = None) -> Model:
-        return convert.model(self._call(self._stub.Get, models_pb2.GetModelRequest(name=name), timeout_s))
+        return proto_values.model(
+            self._call(self._stub.Get, models_pb2.GetModelRequest(name=name), timeout_s)
+        )
 
     def register(self, name: str, source: str = "", *, timeout_s: float | None = None) -> Model:
         """Add a model from a folder of safetensors or a GGUF file on the server's machine; may take minutes.
@@ -222,7 +224,7 @@ class Models:
         Without a source: one that the catalogue has already, because it was pulled while the server ran.
         """
         request = models_pb2.RegisterModelRequest(name=name, source=source)
-        return convert.model(self._call(self._stub.Register, request, timeout_s))
+        return proto_values.model(self._call(self._stub.Register, request, timeout_s))
 
     def unregister(self, name: str, *, force: bool = False, timeout_s: float | None = None) -> None:
         """Remove a model; with `force` even under live requests, which then fail."""
@@ -232,17 +234,17 @@ class Models:
     def load(self, name: str, *, wait: bool = False, timeout_s: float | None = None) -> Model:
         """Make a model resident; with `wait`, return when it is."""
         request = models_pb2.LoadModelRequest(name=name, wait=wait)
-        return convert.model(self._call(self._stub.Load, request, timeout_s))
+        return proto_values.model(self._call(self._stub.Load, request, timeout_s))
 
     def unload(self, name: str, *, timeout_s: float | None = None) -> Model:
         """Take a model off the device."""
         request = models_pb2.UnloadModelRequest(name=name)
-        return convert.model(self._call(self._stub.Unload, request, timeout_s))
+        return proto_values.model(self._call(self._stub.Unload, request, timeout_s))
 
     def pin(self, name: str, pinned: bool = True, *, timeout_s: float | None = None) -> Model:
         """Keep a model resident, or no longer."""
         request = models_pb2.PinModelRequest(name=name, pinned=pinned)
-        return convert.model(self._call(self._stub.Pin, request, timeout_s))
+        return proto_values.model(self._call(self._stub.Pin, request, timeout_s))
 
     def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
         with translated():
@@ -260,7 +262,9 @@ class Pool:
         """The pool now."""
         with translated():
             request = pool_pb2.StatusRequest()
-            return convert.pool_status(self._stub.Status(request, timeout=timeout_s, metadata=self._metadata))
+            return proto_values.pool_status(
+                self._stub.Status(request, timeout=timeout_s, metadata=self._metadata)
+            )
 
     def watch(self, *, min_interval_s: float = 0.0, timeout_s: float | None = None) -> Iterator[PoolStatus]:
         """The pool now and at every change, at least `min_interval_s` seconds apart; ends when the server
@@ -270,7 +274,7 @@ class Pool:
         try:
             with translated():
                 for response in call:
-                    yield convert.pool_status(response)
+                    yield proto_values.pool_status(response)
         finally:
             call.cancel()
 
@@ -279,7 +283,9 @@ class Pool:
         remembers."""
         with translated():
             request = pool_pb2.TraceRequest(last_s=last_s)
-            return convert.pool_trace(self._stub.Trace(request, timeout=timeout_s, metadata=self._metadata))
+            return proto_values.pool_trace(
+                self._stub.Trace(request, timeout=timeout_s, metadata=self._metadata)
+            )
 
     def resize(self, arena_bytes: int, *, timeout_s: float | None = None) -> int:
         """Give the pool so much device memory for weights and KV cache, once everything in it has left;
@@ -306,7 +312,7 @@ class Planning:
         with translated():
             request = planning_pb2.CatalogueRequest()
             response = self._stub.Catalogue(request, timeout=timeout_s, metadata=self._metadata)
-            return tuple(convert.sizes(message) for message in response.models)
+            return tuple(proto_values.sizes(message) for message in response.models)
 
     def recorded_traffic(
         self, last_s: float = 0.0, *, timeout_s: float | None = None
@@ -316,4 +322,4 @@ class Planning:
         request = planning_pb2.RecordedTrafficRequest(last_s=last_s)
         call = self._stub.RecordedTraffic(request, timeout=timeout_s, metadata=self._metadata)
         with translated():
-            return tuple([convert.recorded(line) for response in call for line in response.requests])
+            return tuple([proto_values.recorded(line) for response in call for line in response.requests])

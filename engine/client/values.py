@@ -74,7 +74,7 @@ class Finish:
     seed: int
 
 
-Event = PromptInfo | State | Delta | Finish
+GenerationEvent = PromptInfo | State | Delta | Finish
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +192,7 @@ class ModelMetadata:
 
 
 @dataclass(frozen=True, slots=True)
-class Instance:
+class InstanceStatus:
     """One execution unit. Sizes in bytes, times in seconds on the worker's clock; rates are differences of
     two statuses."""
 
@@ -230,7 +230,7 @@ class PoolStatus:
     n_requests: int
     max_requests: int
     n_restarts: int
-    instances: tuple[Instance, ...]
+    instances: tuple[InstanceStatus, ...]
     models: tuple[Model, ...]
     tenants: tuple[Tenant, ...]
     duration_bounds_s: tuple[float, ...]

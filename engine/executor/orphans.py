@@ -22,7 +22,7 @@ from multiprocessing.process import BaseProcess
 from typing import TypeVar
 from weakref import WeakSet
 
-Started = TypeVar("Started")
+_Child = TypeVar("_Child")
 
 _PR_SET_PDEATHSIG = 1
 
@@ -44,10 +44,10 @@ def start(process: BaseProcess) -> None:
     _children.add(process)
 
 
-def started(start_child: Callable[[], Started]) -> Future[Started]:
+def started(start_child: Callable[[], _Child]) -> Future[_Child]:
     """Run `start_child`, which starts a child process in some way, on the permanent thread."""
 
-    def deaf() -> Started:
+    def deaf() -> _Child:
         signal.pthread_sigmask(signal.SIG_BLOCK, _GROUP_SIGNALS)
         return start_child()
 

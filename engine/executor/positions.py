@@ -9,7 +9,7 @@ from tokenmux.core.clock import Clock
 from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.scheduler.instance.instance import Instance
 
-MIN_INTERVAL_S = 0.2
+POSITIONS_INTERVAL_S = 0.2
 
 PER_INTERVAL = 500
 """This many requests are sorted in half a millisecond. Places in a longer queue are computed less often."""
@@ -38,7 +38,7 @@ class QueuePositions:
             return []
         self.due_s, self.looked_at = None, self._instance.queue.version
         waiting = [r for r in self._instance.queue if r.to_end is None and not r.is_paused]
-        self._next_s = now_s + MIN_INTERVAL_S * (1 + len(waiting) // PER_INTERVAL)
+        self._next_s = now_s + POSITIONS_INTERVAL_S * (1 + len(waiting) // PER_INTERVAL)
         waiting.sort(key=lambda request: request.due_s)
         told = []
         for position, request in enumerate(waiting):

@@ -15,7 +15,7 @@ from tokenmux.scheduler.metrics.counters import ServiceCounters
 from tokenmux.scheduler.metrics.histogram import Histogram
 from tokenmux.scheduler.metrics.timeline import Timeline
 
-MIN_INTERVAL_S = 1.0
+USE_INTERVAL_S = 1.0
 
 MAX_SPANS = 8192
 """A minute or more of work, in 4 MB."""
@@ -44,8 +44,8 @@ class Telemetry:
         """The models and tenants whose counters moved since the last report. None if there are none, or if
         the last report was a moment ago."""
         now_s = self._clock.now_s()
-        if now_s < self._last_s + MIN_INTERVAL_S:
-            self.due_s = self._last_s + MIN_INTERVAL_S
+        if now_s < self._last_s + USE_INTERVAL_S:
+            self.due_s = self._last_s + USE_INTERVAL_S
             return None
         self._last_s, self.due_s = now_s, None
         metrics = self._instance.metrics

@@ -6,7 +6,7 @@ from tokenmux.messages.reports import ModelStatus, WorkerStatus
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.instance.state import ModelState
 
-MIN_INTERVAL_S = 0.2
+STATUS_INTERVAL_S = 0.2
 """A person sees five changes a second as motion, and a snapshot of 20 models takes a quarter as long as
 everything else in a step."""
 
@@ -24,8 +24,8 @@ class StatusReporter:
         """A snapshot. None if one was sent a moment ago and `at_once` is false: then `due_s` says when to
         call again."""
         now_s = self._clock.now_s()
-        if now_s < self._last_s + MIN_INTERVAL_S and not at_once:
-            self.due_s = self._last_s + MIN_INTERVAL_S
+        if now_s < self._last_s + STATUS_INTERVAL_S and not at_once:
+            self.due_s = self._last_s + STATUS_INTERVAL_S
             return None
         self._last_s, self.due_s = now_s, None
         return self._snapshot(now_s)

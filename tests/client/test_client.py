@@ -34,7 +34,7 @@ from tokenmux.client import (
     PromptInfo,
     Residency,
     State,
-    convert,
+    proto_values,
 )
 from tokenmux.core.facts import ModelId
 from tokenmux.messages.commands import Cancel, Load, Pin, Submit, Unload
@@ -269,9 +269,9 @@ async def test_async_tokenize_metadata_models_and_pool(served: Served, tmp_path:
 
 def test_what_the_client_does_not_know_yet_is_no_error() -> None:
     """A newer server may send events and enum values that did not exist when this client was made."""
-    assert convert.event(inference_pb2.GenerateStreamResponse()) is None
+    assert proto_values.event(inference_pb2.GenerateStreamResponse()) is None
     state = inference_pb2.GenerateStreamResponse(state=inference_pb2.RequestState(phase=99))  # type: ignore[arg-type]
-    assert convert.event(state) == State(Phase.UNKNOWN, 0, 0.0)
+    assert proto_values.event(state) == State(Phase.UNKNOWN, 0, 0.0)
 
 
 def test_importing_the_client_brings_nothing_else_of_ours() -> None:

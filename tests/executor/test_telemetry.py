@@ -6,7 +6,7 @@ import pytest
 
 from tokenmux.core.facts import DeviceFacts, KvShape
 from tokenmux.core.request import RequestId
-from tokenmux.executor.telemetry import MIN_INTERVAL_S
+from tokenmux.executor.telemetry import USE_INTERVAL_S
 from tokenmux.executor.virtual import HOST, EngineOnVirtualTime
 from tokenmux.messages.commands import AskTrace, Register
 from tokenmux.messages.reports import Traced, WorkerUse
@@ -39,7 +39,7 @@ def reports(body: EngineOnVirtualTime) -> list[WorkerUse]:
 def test_reports_come_once_a_second_at_most_and_add_up(body: EngineOnVirtualTime) -> None:
     said = reports(body)
     assert len(said) > 3
-    assert all(b.at_s - a.at_s >= MIN_INTERVAL_S for a, b in pairwise(said))
+    assert all(b.at_s - a.at_s >= USE_INTERVAL_S for a, b in pairwise(said))
     body.clock.call_at(body.clock.now_s() + 5.0, body.engine.pump)
     body.clock.run()
     last = {name: service for report in reports(body) for name, service in report.tenants}

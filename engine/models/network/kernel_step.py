@@ -283,7 +283,7 @@ class KernelBatch:
 
     def draw(self, logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
         """Draw a token for each row of `logits`. Sleeps until the device has drawn them."""
-        return draw_rows(logits, draws, self._tiles, self._staging)
+        return draw_rows_on_device(logits, draws, self._tiles, self._staging)
 
     def _on_device(self, cut: _Pass) -> KernelPass:
         n, size = len(cut.segments), self._layout.block_size
@@ -352,7 +352,9 @@ class KernelBatch:
         return table
 
 
-def draw_rows(logits: torch.Tensor, draws: Sequence[Draw], tiles: StepTiles, staging: Staging) -> list[int]:
+def draw_rows_on_device(
+    logits: torch.Tensor, draws: Sequence[Draw], tiles: StepTiles, staging: Staging
+) -> list[int]:
     """Draw a token for each row of `logits` `[row, vocabulary]` on its device with the `sample` kernel.
     Sleeps until it is done.
 

@@ -32,11 +32,13 @@ def draw_rows(logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
     tokens: list[int] = likeliest(logits[: len(draws)]).tolist()
     for row, wanted in enumerate(draws):
         if wanted.forbidden or not wanted.sampling.is_greedy:
-            tokens[row] = draw(logits[row], wanted.sampling, wanted.position, wanted.forbidden)
+            tokens[row] = draw_token(logits[row], wanted.sampling, wanted.position, wanted.forbidden)
     return tokens
 
 
-def draw(logits: torch.Tensor, sampling: Sampling, position: int, forbidden: Collection[int] = ()) -> int:
+def draw_token(
+    logits: torch.Tensor, sampling: Sampling, position: int, forbidden: Collection[int] = ()
+) -> int:
     """Draw the token at `position` from its logits `[vocabulary]`. `forbidden` tokens are never drawn.
 
     The largest logit is subtracted before the division, so that no temperature makes a score overflow. Ids in

@@ -28,10 +28,10 @@ from tokenmux.core.phases import Residency
 from tokenmux.core.progress import Progress, no_progress
 from tokenmux.messages.commands import Load, Pin, Register, Resize, Unload, Unregister
 from tokenmux.messages.reports import ModelStatus, ModelUse
-from tokenmux.server.front.commands import Command
 from tokenmux.server.front.front import Front
 from tokenmux.server.front.model_store import ModelStore, PendingRemoval, StoredModel
 from tokenmux.server.front.names import check_name_length
+from tokenmux.server.front.pending_commands import Command
 from tokenmux.server.front.served_models import ServedModel
 
 FORCED_S = 60.0

@@ -45,11 +45,11 @@ from tokenmux.messages.reports import (
 )
 from tokenmux.server.front.admission import Admission
 from tokenmux.server.front.changes import Changes
-from tokenmux.server.front.commands import Commands
 from tokenmux.server.front.generation import AboutModel, Ask, Prompt
 from tokenmux.server.front.live_request import LiveRequest
 from tokenmux.server.front.model_store import ModelStore
 from tokenmux.server.front.model_text import PromptEncoder
+from tokenmux.server.front.pending_commands import Commands
 from tokenmux.server.front.pool_size import Capacity, PoolSize
 from tokenmux.server.front.request_rules import Defaults
 from tokenmux.server.front.served_models import ServedModel, ServedModels

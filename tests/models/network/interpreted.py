@@ -138,10 +138,10 @@ def _differ_in_pieces(
 
 def draws(logits: torch.Tensor, wanted: list[Draw], result: dict[str, Any]) -> None:
     """What the kernels draw from `logits`."""
-    from tokenmux.models.network.kernel_step import draw_rows
+    from tokenmux.models.network.kernel_step import draw_rows_on_device
 
     carrier = Late()
-    result["tokens"] = draw_rows(logits, wanted, TILES, Staging(carrier))
+    result["tokens"] = draw_rows_on_device(logits, wanted, TILES, Staging(carrier))
     result["n_waits"] = carrier.n_waits
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tokenmux.core.sampling import GREEDY_BELOW, Sampling
 from tokenmux.kernels.sample import noise, parameters, reference
-from tokenmux.models.sampling.draw import Draw, draw, draw_rows, likeliest
+from tokenmux.models.sampling.draw import Draw, draw_rows, draw_token, likeliest
 
 N_WORDS = 3000
 LOGITS = torch.randn(N_WORDS, generator=torch.Generator().manual_seed(0)).bfloat16()
@@ -19,15 +19,15 @@ LOGITS = torch.randn(N_WORDS, generator=torch.Generator().manual_seed(0)).bfloat
 
 def test_greedy_takes_the_likeliest_that_is_allowed() -> None:
     first, second = LOGITS.float().topk(2).indices.tolist()
-    assert draw(LOGITS, Sampling(), 7) == first == int(likeliest(LOGITS))
-    assert draw(LOGITS, Sampling(), 7, {first}) == second
+    assert draw_token(LOGITS, Sampling(), 7) == first == int(likeliest(LOGITS))
+    assert draw_token(LOGITS, Sampling(), 7, {first}) == second
     assert LOGITS[first] > LOGITS[second]
 
 
 @given(st.integers(0, 2**63 - 1), st.integers(0, 10**6))
 def test_a_draw_is_a_function_of_seed_and_position(seed: int, position: int) -> None:
     sampling = Sampling(temperature=1.0, seed=seed)
-    assert draw(LOGITS, sampling, position) == draw(LOGITS.clone(), sampling, position)
+    assert draw_token(LOGITS, sampling, position) == draw_token(LOGITS.clone(), sampling, position)
 
 
 def test_positions_and_seeds_give_other_numbers() -> None:
@@ -54,7 +54,7 @@ def test_a_seed_draws_the_tokens_that_the_kernels_draw(sampling: Sampling) -> No
     n = 200
     logits = torch.randn(n, 2000, generator=torch.Generator().manual_seed(1)).bfloat16() * 3
     seeds = [2**64 - 1 - index if index % 2 else index for index in range(n)]
-    here = [draw(logits[i], replace(sampling, seed=seeds[i]), 1000 * i) for i in range(n)]
+    here = [draw_token(logits[i], replace(sampling, seed=seeds[i]), 1000 * i) for i in range(n)]
     rows = parameters.SamplingRows(
         temperature=torch.full((n,), sampling.temperature),
         top_k=torch.full((n,), sampling.top_k or 2000, dtype=torch.int32),
@@ -71,7 +71,7 @@ def test_frequencies_follow_the_probabilities() -> None:
     n = 4000
     for temperature in (0.5, 1.0, 2.0):
         expected = torch.softmax(logits / temperature, -1)
-        counts = Counter(draw(logits, Sampling(temperature, seed=1), position) for position in range(n))
+        counts = Counter(draw_token(logits, Sampling(temperature, seed=1), position) for position in range(n))
         assert counts[3] == 0
         for token in range(3):
             assert counts[token] / n == pytest.approx(float(expected[token]), abs=0.03)
@@ -80,20 +80,20 @@ def test_frequencies_follow_the_probabilities() -> None:
 def test_top_k_keeps_k_and_the_ties_of_the_last() -> None:
     logits = torch.tensor([3.0, 1.0, 2.0, 2.0, 0.0])
     for k, kept in ((1, {0}), (2, {0, 2, 3}), (3, {0, 2, 3}), (4, {0, 1, 2, 3}), (0, {0, 1, 2, 3, 4})):
-        drawn = {draw(logits, Sampling(2.0, top_k=k, seed=3), position) for position in range(400)}
+        drawn = {draw_token(logits, Sampling(2.0, top_k=k, seed=3), position) for position in range(400)}
         assert drawn == kept
 
 
 def test_top_p_keeps_the_smallest_set_that_reaches_p() -> None:
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
     for p, kept in ((0.4, {0}), (0.6, {0, 1}), (0.81, {0, 1, 2}), (1.0, {0, 1, 2, 3})):
-        drawn = {draw(logits, Sampling(1.0, top_p=p, seed=5), position) for position in range(400)}
+        drawn = {draw_token(logits, Sampling(1.0, top_p=p, seed=5), position) for position in range(400)}
         assert drawn == kept
 
 
 def test_a_flat_nucleus_wider_than_the_first_look_is_found() -> None:
     logits = torch.arange(N_WORDS) * -1e-4
-    drawn = {draw(logits, Sampling(1.0, top_p=0.9, seed=1), position) for position in range(3000)}
+    drawn = {draw_token(logits, Sampling(1.0, top_p=0.9, seed=1), position) for position in range(3000)}
     weights = torch.softmax(logits.double(), -1)
     edge = int((weights.cumsum(-1) < 0.9).sum())
     assert 1024 < max(drawn) <= edge
@@ -101,7 +101,7 @@ def test_a_flat_nucleus_wider_than_the_first_look_is_found() -> None:
 
 def test_forbidden_tokens_are_never_drawn() -> None:
     logits = torch.tensor([9.0, 0.0, 0.0])
-    drawn = {draw(logits, Sampling(1.0, seed=2), position, {0}) for position in range(100)}
+    drawn = {draw_token(logits, Sampling(1.0, seed=2), position, {0}) for position in range(100)}
     assert drawn == {1, 2}
     assert logits[0] == 9.0
 
@@ -110,7 +110,7 @@ def test_forbidden_tokens_are_never_drawn() -> None:
 def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
     """Logits divided by 1e-38 overflowed, and the last token of the vocabulary was drawn for ever."""
     sampling = Sampling(temperature, seed=1)
-    assert {draw(LOGITS, sampling, position) for position in range(5)} == {int(likeliest(LOGITS))}
+    assert {draw_token(LOGITS, sampling, position) for position in range(5)} == {int(likeliest(LOGITS))}
     assert draw_rows(LOGITS[None], [Draw(sampling, 0)]) == [int(likeliest(LOGITS))]
     assert draw_rows(LOGITS[None], [Draw(sampling, 0, {int(likeliest(LOGITS))})]) != [int(likeliest(LOGITS))]
 
@@ -142,7 +142,7 @@ def test_whatever_is_asked_a_token_is_drawn_that_may_be_drawn(
     logits = torch.tensor(values)
     banned = {token for token in forbidden if token < len(values)}
     open_to_all = [value for token, value in enumerate(values) if token not in banned]
-    token = draw(logits, Sampling(temperature, top_k, top_p, seed), position, banned)
+    token = draw_token(logits, Sampling(temperature, top_k, top_p, seed), position, banned)
     assert 0 <= token < len(values)
     if open_to_all and max(open_to_all) > float("-inf"):
         assert token not in banned
@@ -162,7 +162,7 @@ def test_what_the_vocabulary_does_not_have_is_nothing_to_forbid(temperature: flo
     sampling = Sampling(temperature, seed=1)
     likeliest_id = int(likeliest(LOGITS))
     for forbidden in ({N_WORDS}, {-1}, {9999, -9999}, {10**30}):
-        assert draw(LOGITS, sampling, 3, forbidden) == draw(LOGITS, sampling, 3)
-        assert draw(LOGITS, sampling, 3, {likeliest_id, *forbidden}) == draw(
+        assert draw_token(LOGITS, sampling, 3, forbidden) == draw_token(LOGITS, sampling, 3)
+        assert draw_token(LOGITS, sampling, 3, {likeliest_id, *forbidden}) == draw_token(
             LOGITS, sampling, 3, {likeliest_id}
         )

@@ -24,7 +24,7 @@ from tokenmux.core.request import Request, RequestId
 from tokenmux.core.span import Span
 from tokenmux.messages.commands import AskTrace, Load
 from tokenmux.messages.reports import Acknowledged, Broken
-from tokenmux.server.front.commands import Commands
+from tokenmux.server.front.pending_commands import Commands
 from tokenmux.server.front.traffic import TrafficRecorder
 from tokenmux.server.grpc_api.access import Key, Scope
 from tokenmux.server.grpc_api.services import RECORDED_PER_MESSAGE

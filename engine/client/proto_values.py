@@ -11,9 +11,9 @@ from tokenmux.client.values import (
     Completion,
     Delta,
     Durations,
-    Event,
     Finish,
-    Instance,
+    GenerationEvent,
+    InstanceStatus,
     Message,
     Model,
     ModelMetadata,
@@ -132,7 +132,7 @@ def _message(item: object) -> inference_pb2.ChatMessage:
             )
 
 
-def event(response: inference_pb2.GenerateStreamResponse) -> Event | None:
+def event(response: inference_pb2.GenerateStreamResponse) -> GenerationEvent | None:
     """One event of a stream; None for a kind that this client does not know yet."""
     match response.WhichOneof("event"):
         case "prompt_info":
@@ -224,7 +224,9 @@ def pool_trace(message: pool_pb2.TraceResponse) -> PoolTrace:
 
 def pool_status(message: pool_pb2.StatusResponse) -> PoolStatus:
     return PoolStatus(
-        instances=tuple(Instance(**_same_named(Instance, instance)) for instance in message.instances),
+        instances=tuple(
+            InstanceStatus(**_same_named(InstanceStatus, instance)) for instance in message.instances
+        ),
         models=tuple(model(item) for item in message.models),
         tenants=tuple(Tenant(item.name, service(item.service)) for item in message.tenants),
         duration_bounds_s=tuple(message.duration_bounds_s),
