@@ -1,7 +1,7 @@
-"""Assembles the gRPC server: services, health, reflection, interceptors, transport; and runs it until told to
+"""Assembles the gRPC server (services, health, reflection, interceptors, transport) and runs it until told to
 stop.
 
-What is behind the front (worker, catalogue) is handed in, so that tests run the same server over scripted
+What lies behind the front (worker, catalogue) is passed in, so that tests run the same server over scripted
 parts.
 """
 
@@ -47,17 +47,16 @@ CLOSING_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Transport:
-    """How the server is reached. `certificate` and `private_key` are PEM; both or neither."""
+    """How the server is reached. `certificate` and `private_key` are PEM; give both or neither."""
 
     address: str = "127.0.0.1:0"
     certificate: bytes | None = None
     private_key: bytes | None = None
     max_message_bytes: int = 4 << 20
     max_calls_per_connection: int = 10_000
-    """Calls beyond this wait in their client until one of the others has ended."""
+    """Further calls wait in their client until one of the others has ended."""
     keepalive_s: float = 30.0
-    """A connection that is silent for so long is asked whether it lives; its calls are cancelled if it
-    does not."""
+    """A connection that is silent for this long is checked; if it is dead, its calls are cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +74,10 @@ async def running(
     access: Access,
     transport: Transport,
 ) -> AsyncIterator[Running]:
-    """Start the front and the server around it; stop both on leaving. Raises ConfigError when the address
+    """Start the front and the server around it; stop both on leaving. Raises ConfigError if the address
     cannot be used.
 
-    The port is taken before anything slow begins, and answered only when the front is ready.
+    The port is taken before anything slow begins, and answers only when the front is ready.
     """
     health = HealthService(front)
     server = _server(front, catalogue, access, transport, health)
@@ -91,16 +90,17 @@ async def running(
         finally:
             health.stop()
     finally:
-        front.end_streams()  # first: what gRPC says of calls that it cancels is not what became of them
+        # first: clients should get the real reason, not gRPC's for the calls that it cancels
+        front.end_streams()
         await server.stop(CLOSING_S)
         await front.close()
 
 
 async def until_signalled(front: Front, drain_s: float, last_resort: LastResort | None = None) -> None:
-    """Wait for SIGTERM or SIGINT, then for live requests to complete, at most `drain_s`; a second signal ends
-    that too.
+    """Wait for SIGTERM or SIGINT, then at most `drain_s` for live requests to complete. A second signal ends
+    that wait.
 
-    `last_resort` is told of signals even while this loop hangs.
+    `last_resort` notices signals even while this loop hangs.
     """
     stop, hurry = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -144,11 +144,11 @@ def _server(
             (
                 "grpc.so_reuseport",
                 0,
-            ),  # else a second server on the same port would silently take half of the calls
+            ),  # otherwise a second server on the same port would silently take half of the calls
             ("grpc.max_receive_message_length", GRPC_LIMIT_TIMES * transport.max_message_bytes),
             ("grpc.max_send_message_length", -1),
             # Calls that arrive faster than the loop takes them wait for it. By default grpc ends those over
-            # 1,000 as CANCELLED, a status that no client retries; the front refuses what is too much itself,
+            # 1,000 as CANCELLED, a status that no client retries; the front itself refuses what is too much,
             # with a reason.
             ("grpc.server.max_pending_requests", 100_000),
             ("grpc.server.max_pending_requests_hard_limit", 200_000),

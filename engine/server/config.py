@@ -169,16 +169,16 @@ class SlowReaderConfig(Section):
 
 
 class WorkerConfig(Section):
-    """A worker that breaks is replaced, for ever."""
+    """A worker that breaks is replaced, without limit."""
 
     max_restarts: CountOrNone = 3
-    """So many workers in a row that break within `restart_window_s` of their start are replaced at once;
-    then the wait is 1, 2, 4, ... 60 s."""
+    """This many workers in a row that break within `restart_window_s` of their start are replaced at once;
+    after that the wait is 1, 2, 4, ... 60 s."""
     restart_window_s: Seconds = 60.0
     silent_s: Annotated[Seconds, Field(ge=2)] = 10.0
-    """A worker that says nothing for so long hangs, and is killed."""
+    """A worker that sends nothing for this long hangs, and is killed."""
     outage_s: Annotated[FiniteFloat, Field(ge=0)] = 30.0
-    """Requests wait so long while there is no worker; then they end, and new ones are refused until there
+    """How long requests wait while there is no worker. Then they end, and new ones are refused until there
     is one."""
 
 
@@ -186,47 +186,47 @@ class TextConfig(Section):
     """Child processes that turn prompts into token ids, by the models' own tokenizers and chat templates."""
 
     seconds: Annotated[FiniteFloat, Field(gt=0)] = 5.0
-    """Of processor time for one prompt; the process is killed then, and the request refused."""
+    """Processor time for one prompt. Beyond it the process is killed and the request refused."""
     memory: Size = 2 << 30
-    """Of one process."""
+    """Memory of one process."""
     processes: Annotated[int, Field(ge=1, le=64)] = 3
-    """With one alone, a model's bad template can hold up the prompts of the others."""
+    """With just one, a model's bad template can hold up the prompts of the others."""
 
 
 class RegistrationConfig(Section):
     """Child processes that probe, convert and check models."""
 
     memory: Size = 6 << 30
-    """Of one process, besides three times the weights that it converts."""
+    """Memory of one process, besides three times the weights that it converts."""
     silent_s: Annotated[FiniteFloat, Field(gt=0)] = 300.0
-    """Of processor time without a word of progress, until the process is killed and the model refused."""
+    """Processor time without any progress. Beyond it the process is killed and the model refused."""
 
 
 class RecordTrafficConfig(Section):
     """Lengths and times of requests, never text, for `tokenmux plan --from-server`."""
 
     window: CountOrNone = 10_000
-    """The newest requests, kept in memory (2 MB); 0: none."""
+    """Number of requests kept in memory, the newest ones (10,000 take 2 MB); 0: none."""
     path: Location | None = None
-    """A file to which they are appended as well, in the format of traces."""
+    """A file to which they are also appended, in the format of traces."""
     max_size: Size = 64 << 20
     """A longer file is put aside, and a new one begun."""
     keep: Count = 4
-    """Files put aside; older ones are deleted."""
+    """Number of files put aside; older ones are deleted."""
 
 
 class TlsConfig(Section):
-    """PEM files."""
+    """Certificate and key for TLS, as PEM files."""
 
     certificate: Location
     private_key: Location
 
 
 class KeyConfig(Section):
-    """An API key. The secret stands in a file of its own, so that this one can be shown around."""
+    """An API key. The secret is in a separate file, so that this one can be shown to others."""
 
     name: TenantName
-    """Its requests are those of the tenant of this name."""
+    """Its requests belong to the tenant of this name."""
     scope: Scope
     file: Location
 
@@ -239,7 +239,7 @@ class PoolConfig(Section):
     models: dict[ModelName, Annotated[ModelConfig, BeforeValidator(_source)]] = Field(default_factory=dict)
     device: DeviceConfig = DeviceConfig()
     policy: PolicyName = "slack"
-    """How models share the device; all but the default are baselines, to compare with."""
+    """How models share the device. All but the default are baselines for comparison."""
     queue: QueueConfig = QueueConfig()
     tenants: dict[TenantName, TenantConfig] = Field(default_factory=dict)
     service_level: ServiceLevelConfig = ServiceLevelConfig()
@@ -257,7 +257,7 @@ class PoolConfig(Section):
 
 @dataclass(frozen=True, slots=True)
 class Override:
-    """A value given by a flag, in the place of what the file says."""
+    """A value given by a flag, which replaces the file's."""
 
     place: YamlPath
     value: object
@@ -301,7 +301,7 @@ def check_config(document: Document, folder: Path, overrides: Sequence[Override]
 
 
 def _contradictions(config: PoolConfig) -> list[tuple[YamlPath, str]]:
-    """What is wrong only in combination."""
+    """Values that are wrong only in combination."""
     found: list[tuple[YamlPath, str]] = []
     if not is_loopback(config.listen) and (config.tls is None or not config.keys):
         missing = " and ".join(
@@ -373,8 +373,8 @@ def _short(value: object) -> str:
 
 
 def _section_at(place: YamlPath) -> type[Section]:
-    """The part of the schema that describes the mapping at this place. Names of models and indices lead no
-    deeper."""
+    """The part of the schema that describes the mapping at this place. Names of models and indices are
+    skipped."""
     section: type[Section] = PoolConfig
     for part in place:
         field = section.model_fields.get(str(part))

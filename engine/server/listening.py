@@ -1,7 +1,6 @@
-"""Where the server listens: the address is taken before anything slow begins, and certificates are read and
-tried.
+"""Where the server listens: takes the address before anything slow begins, and checks certificates.
 
-gRPC says of every failure to listen that there was one; here the reasons are told apart.
+gRPC reports every failure to listen alike; here the reasons are told apart.
 """
 
 import errno
@@ -24,11 +23,11 @@ def cannot_listen(
 
 
 class Reservation:
-    """An address that no other server can take, until `give_up` (just before gRPC takes it) or the end of
-    the context."""
+    """An address that no other server can take, until `give_up` (just before gRPC takes it) or the end of the
+    context."""
 
     def __init__(self, address: str) -> None:
-        """Raises ConfigError if the address cannot be had."""
+        """Raises ConfigError if the address is not available."""
         host, _, port = address.rpartition(":")
         self._sockets = ExitStack()
         try:
@@ -37,8 +36,7 @@ class Reservation:
             )
             for family, kind, protocol, _, place in found[: 1 if int(port) == 0 else None]:
                 taken = self._sockets.enter_context(socket.socket(family, kind, protocol))
-                # As gRPC does: connections of a server that has just ended are no hindrance; one that listens
-                # is.
+                # Like gRPC: connections of a server that has just ended do not matter, one that listens does.
                 taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 if family == socket.AF_INET6:
                     taken.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -55,7 +53,7 @@ class Reservation:
 
 @contextmanager
 def reserved(address: str) -> Iterator[Reservation]:
-    """Hold an address while something slow goes on. Raises ConfigError if it cannot be had."""
+    """Hold an address during something slow. Raises ConfigError if it is not available."""
     reservation = Reservation(address)
     try:
         yield reservation

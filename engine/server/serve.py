@@ -1,8 +1,7 @@
-"""From a validated `PoolConfig` to a server that runs: keys and certificates are read, parts are made and put
-together.
+"""From a validated `PoolConfig` to a running server: reads keys and certificates, builds the parts and
+connects them.
 
-This is where the front meets the real worker and the real catalogue; nothing else in `tokenmux.server` knows
-them.
+Only this module of `tokenmux.server` knows the real worker and the real catalogue.
 """
 
 import asyncio
@@ -37,21 +36,21 @@ from tokenmux.server.workers.supervisor import Patience, RestartLimits
 from tokenmux.server.workers.worker_protocol import Worker, WorkerFactory
 
 STARTING_S = 300.0
-"""Until a worker serves: libraries, a context on a GPU."""
+"""Time limit until a worker serves: it loads libraries and creates a context on a GPU."""
 TOUCHED_BYTES_PER_S = 100e6
-"""Of its memory, where the system has to make room for it."""
+"""Rate at which a worker's memory is touched if the system has to make room for it."""
 
 FETCH_BYTES_PER_S = 1e9
-"""Where the cost model starts for reading weights from disk; it corrects itself from the first fetch on."""
+"""First estimate of the rate at which weights are read from disk; the cost model corrects it from the first
+fetch on."""
 
 
 def open_catalogue(config: PoolConfig, progress: Progress) -> ServedCatalogue:
-    """The catalogue with the models of the configuration, converted where that has not been done yet. May
-    take minutes.
+    """The catalogue with the models of the configuration, converted if necessary. May take minutes.
 
-    A model that cannot be converted is refused, and the others are served. Raises ConfigError, before all
-    that, where the device is not there; NotServable when the configuration names models, and the catalogue
-    holds none that can be served.
+    A model that cannot be converted is refused, and the others are served. Raises ConfigError first if the
+    device is missing; NotServable if the configuration names models, and the catalogue holds none that can be
+    served.
     """
     if config.device.kind == "cuda":
         check_cuda()
@@ -70,10 +69,10 @@ def open_catalogue(config: PoolConfig, progress: Progress) -> ServedCatalogue:
 async def serve(
     config: PoolConfig, catalogue: ServedCatalogue, say: Callable[[str], None], reservation: Reservation
 ) -> None:
-    """Serve the catalogue until SIGTERM or SIGINT. `say` is told in a line when the server answers, and
-    where.
+    """Serve the catalogue until SIGTERM or SIGINT. `say` is called with a line that tells when and where the
+    server answers.
 
-    `reservation` holds the address until then. Raises ConfigError, DoesNotFit when no model fits, and what
+    `reservation` holds the address until then. Raises ConfigError, DoesNotFit if no model fits, and what
     starting the worker raises.
     """
     last_resort = LastResort(config.drain_s)
@@ -103,7 +102,7 @@ async def serve(
     try:
         async with running(front, catalogue, access, transport) as server:
             at = f"{config.listen.rpartition(':')[0]}:{server.port}"
-            # Who reads that line may send a signal at once.
+            # A reader of that line may send a signal at once.
             signalled = asyncio.ensure_future(until_signalled(front, config.drain_s, last_resort))
             await asyncio.sleep(0)
             say(f"serving {sum(served.refusal is None for served in front.models)} models, listening on {at}")
@@ -171,7 +170,7 @@ def facts_of(
 
 
 def recorder_of(config: PoolConfig, now_s: float) -> TrafficRecorder | None:
-    """None where nothing is recorded. Raises ConfigError when the file cannot be written."""
+    """The recorder, or None if nothing is recorded. Raises ConfigError if the file cannot be written."""
     asked = config.record_traffic
     if not asked.window and asked.path is None:
         return None
@@ -191,13 +190,12 @@ def limits_of(config: PoolConfig) -> Limits:
 
 
 def level_of(config: PoolConfig) -> ServiceLevel:
-    """Of requests that do not say."""
+    """The service level of requests without one."""
     return ServiceLevel(config.service_level.ttft_s, config.service_level.tpot_s)
 
 
 def starting_s(config: PoolConfig) -> float:
-    """How long a worker may take until it serves: libraries are loaded, and its memory is touched page by
-    page."""
+    """How long a worker may take until it serves: it loads libraries and touches its memory page by page."""
     n_bytes = (config.device.arena or 0) + (config.device.host_kv or 0)
     return STARTING_S + n_bytes / TOUCHED_BYTES_PER_S
 
@@ -218,8 +216,7 @@ def weights_of(config: PoolConfig) -> Weights:
 
 
 def read_access(config: PoolConfig) -> Access:
-    """Read the files of the keys. Raises ConfigError for one that is missing, empty, or the same as
-    another."""
+    """Read the files of the keys. Raises ConfigError if one is missing, empty, or the same as another."""
     keys: list[Key] = []
     for key in config.keys:
         secret = _read("keys.file", key.file).decode(errors="replace").strip()
@@ -233,7 +230,7 @@ def read_access(config: PoolConfig) -> Access:
 
 
 def read_transport(config: PoolConfig) -> Transport:
-    """Read certificate and private key, if any. Raises ConfigError, also when they do not belong together."""
+    """Read certificate and private key, if any. Raises ConfigError, also if they do not belong together."""
     if config.tls is None:
         return Transport(address=config.listen, max_message_bytes=config.max_message)
     certificate = _read("tls.certificate", config.tls.certificate)

@@ -1,7 +1,7 @@
-"""Ends the process when it was told to and does not end by itself, whatever hangs in it.
+"""Ends the process if it was told to stop and does not, whatever hangs in it.
 
-A thread of its own waits for the word on a pipe, which a signal handler may write to at any moment, and then
-for the end. It needs nothing of the event loop, of logging, or of any lock that something hung may hold.
+A separate thread waits for a byte on a pipe, which a signal handler may write at any moment, and then for the
+end. It needs neither the event loop, nor logging, nor any lock that something hung may hold.
 """
 
 import os
@@ -16,7 +16,8 @@ STOP_S = 10.0
 
 
 class LastResort:
-    """`draining` and `hurrying` start the time; nothing stops it but the end of the process."""
+    """Kills a process that does not stop. `draining` and `hurrying` start the time; only the end of the
+    process stops it."""
 
     def __init__(
         self, drain_s: float, end: Callable[[int], object] = os._exit, stop_s: float = STOP_S
@@ -31,7 +32,7 @@ class LastResort:
         os.write(self._write, b"d")
 
     def hurrying(self) -> None:
-        """The second one: they have not."""
+        """The second signal came: live requests have no more time."""
         os.write(self._write, b"h")
 
     def _wait(self) -> None:

@@ -1,4 +1,4 @@
-"""YAML with line numbers: the plain data of a file, and the line on which each part of it stands."""
+"""YAML with line numbers: the plain data of a file, and the line of each part."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,20 +12,20 @@ YamlPath = tuple[str | int, ...]
 
 MAX_DEPTH = 32
 MAX_VALUES = 100_000
-"""What a file may hold once its aliases are written out: nine lines can stand for 10^9 values, or for no
-end."""
+"""Limit of a file's values once its aliases are expanded: nine lines can stand for 10^9 values, or for
+endless ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """`lines` counts from 1, and has the place of a mapping's entry where its key stands."""
+    """Parsed data with line numbers. `lines` counts from 1; an entry of a mapping has the line of its key."""
 
     name: str
     data: object
     lines: dict[YamlPath, int]
 
     def line_of(self, place: YamlPath) -> int:
-        """The line of this place, or of the nearest one around it that is written down."""
+        """The line of this place, or of the nearest enclosing one that is in the file."""
         while place not in self.lines:
             if not place:
                 return 1
@@ -34,7 +34,7 @@ class Document:
 
 
 def parse(text: str, name: str) -> Document:
-    """Read YAML. Raises ConfigError with the line where it is no YAML, names a key twice, or has no end."""
+    """Read YAML. Raises ConfigError with the line if it is not valid YAML, has a key twice, or never ends."""
     lines: dict[YamlPath, int] = {}
     try:
         loader = _Loader(text)
@@ -62,8 +62,7 @@ def parse(text: str, name: str) -> Document:
 
 
 class _Loader(yaml.SafeLoader):
-    """Whatever a value's own constructor raises (ValueError for the date 2026-99-99) is told with its
-    line."""
+    """Errors of a value's own constructor (ValueError for the date 2026-99-99) are reported with its line."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:

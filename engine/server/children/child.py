@@ -1,9 +1,9 @@
-"""A child process of the front that runs what a stranger wrote: templates, tokenizers, modelling code, file
+"""A child process of the front that runs foreign content: templates, tokenizers, modelling code, file
 formats.
 
-It is spawned, not forked, does one piece of work at a time, and is killed when a piece takes too long. It
-dies with the front (`tokenmux.executor.orphans`). What it answers is JSON and bytes, so that a child that was
-taken over can lie about its own model and do nothing else to the front.
+It is spawned, not forked, does one piece of work at a time, and is killed if a piece takes too long. It dies
+with the front (`tokenmux.executor.orphans`). Its answers are JSON and bytes, so that a child that was taken
+over can lie about its own model, but do nothing else to the front.
 """
 
 import asyncio
@@ -22,14 +22,14 @@ from tokenmux.executor import orphans
 from tokenmux.server.children.frames import BrokenFrame, pack, read_async
 
 PATIENCE = 6
-"""A piece of work may wait for a processor: by the clock it may take this many times what it may compute."""
+"""Factor from processor time to wall time: a piece of work may have to wait for a processor."""
 
 _SECRET = ("KEY", "PASSWORD", "SECRET", "TOKEN")
-"""Environment variables with such a word in their names are not handed to children."""
+"""Environment variables whose names contain such a word are not passed to children."""
 
 
 class ChildEnded(Exception):
-    """The process ended in the middle of a piece of work, or said what is not a message."""
+    """The process ended in the middle of a piece of work, or sent something that is not a message."""
 
 
 class LimitExceeded(Exception):
@@ -42,7 +42,7 @@ class ChildAnswer:
     payload: bytes
 
     def checked(self) -> "ChildAnswer":
-        """This answer, unless it is an error: then that is raised, as an error of our tree."""
+        """Return this answer, or raise the error that it holds, as an error of our tree."""
         if "error" not in self.header:
             return self
         code = code_named(self.header["error"], ErrorCode.BAD_CHECKPOINT)
@@ -50,7 +50,7 @@ class ChildAnswer:
 
 
 class Child:
-    """One process. `start` it, `ask` it one thing at a time, `kill` it."""
+    """One child process. `start` it, `ask` it one thing at a time, `kill` it."""
 
     def __init__(
         self, process: subprocess.Popen[bytes], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -61,8 +61,8 @@ class Child:
 
     @classmethod
     async def start(cls, module: str, *, memory_bytes: int) -> "Child":
-        """Run `python -m module` with `tokenmux.server.children.child_main.run` in it. Raises OSError when
-        there are no more processes."""
+        """Run `python -m module` with `tokenmux.server.children.child_main.run` in it. Raises OSError if
+        no more processes can be started."""
         ours, theirs = socket.socketpair()
         with theirs:
             command = [
@@ -111,9 +111,9 @@ class Child:
         limit_s: float,
         progress: Callable[[dict[str, Any]], None] | None = None,
     ) -> ChildAnswer:
-        """Have a piece of work done. `limit_s` is how long it may compute without an answer or a word of
-        progress, in seconds of processor time, so that a busy machine is nobody's fault; by the clock it may
-        take `PATIENCE` times as long.
+        """Have a piece of work done. `limit_s` limits the time without an answer or progress, in seconds of
+        processor time, so that a busy machine is not held against the child; in wall time it may take
+        `PATIENCE` times as long.
 
         Raises LimitExceeded and ChildEnded; the process is gone then.
         """
@@ -133,7 +133,7 @@ class Child:
             raise
 
     def kill(self) -> None:
-        """End the process at once; it is reaped in a thread of its own, so that nothing waits for it."""
+        """End the process at once. A separate thread reaps it, so that nothing waits for it."""
         self._process.kill()
         self._writer.close()
         Thread(target=self._process.wait, name="reaper", daemon=True).start()
@@ -157,13 +157,13 @@ class Child:
                 reading.cancel()
 
     def _computed_s(self) -> float:
-        """Processor time of the process so far; where that cannot be asked, the time by the clock."""
+        """Processor time of the process so far, or wall time if the system does not tell."""
         if sys.platform != "linux":
             return time.monotonic()
         try:
             # The clock that clock_getcpuclockid(3) names.
             return time.clock_gettime((~self.pid << 3) | 2)
-        except OSError:  # it has ended, as the reader is about to learn
+        except OSError:  # it has ended, as the reader will notice
             return 0.0
 
     def _how_it_ended(self) -> str:

@@ -1,11 +1,11 @@
-"""The inside of a child process of the front: limits first, then one piece of work after another, until the
-front is gone.
+"""The inside of a child process of the front: sets limits, then does one piece of work after another, until
+the front is gone.
 
     python -m tokenmux.server.children.encoder_child SOCKET PARENT MEMORY
 
-SOCKET is the inherited descriptor that frames (`frames.py`) pass over, PARENT the front's process id, MEMORY
-the bytes that the process may allocate (`RLIMIT_DATA`: private writable memory; mapped files that are only
-read do not count).
+SOCKET is the inherited descriptor over which frames (`frames.py`) pass, PARENT the front's process id, MEMORY
+the number of bytes that the process may allocate (`RLIMIT_DATA`: private writable memory; mapped files that
+are only read do not count).
 """
 
 import os
@@ -28,14 +28,14 @@ BadCheckpoint."""
 
 
 def run(handle: Handle) -> None:
-    """Serve the front that started this process; returns when it closed its end."""
+    """Serve the front that started this process. Returns when the front closes its end."""
     descriptor, parent, memory_bytes = (int(argument) for argument in sys.argv[1:4])
     die_with_parent(parent)
-    # The front ends its children; a signal to the group is for the front alone.
+    # The front ends its children; it alone handles signals to the group.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     limit_memory(memory_bytes)
-    # Started well: from here on what a model's code prints goes nowhere.
+    # Started successfully: from here on what a model's code prints is discarded.
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
@@ -49,7 +49,7 @@ def run(handle: Handle) -> None:
 
 
 def limit_memory(n_bytes: int) -> None:
-    """Let this process allocate at most `n_bytes` from now on; what it may do already is never exceeded."""
+    """Let this process allocate at most `n_bytes` from now on. Never raises its present limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     soft = n_bytes if hard == resource.RLIM_INFINITY else min(n_bytes, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))

@@ -1,9 +1,9 @@
 """A child process that turns prompts into token ids, for any model of the catalogue;
 `tokenmux.server.children.encoder_children` is its other side.
 
-It imports neither torch nor transformers: it starts in a tenth of a second and 30 MB. Asked with a JSON
-object (`path` of the entry, `digest` of its tokenizer, `chat`) and the text, or the messages as JSON, beside
-it; answers token ids as 32-bit integers.
+It imports neither torch nor transformers, so it starts in a tenth of a second and 30 MB. A question is a JSON
+object (`path` of the entry, `digest` of its tokenizer, `chat`) with the text, or the messages as JSON, beside
+it; the answer is token ids as 32-bit integers.
 """
 
 import json
@@ -17,7 +17,8 @@ from tokenmux.models.text.encoder import Encoder
 from tokenmux.server.children.child_main import Reply, Report, run
 
 MOST_ENCODERS = 16
-"""Kept loaded; the one that was used least recently goes first, and goes when half of the memory is used."""
+"""Number of tokenizers kept loaded. The least recently used one is dropped, also when half of the memory is
+used."""
 
 
 class Encoders:

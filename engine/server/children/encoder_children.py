@@ -1,9 +1,9 @@
 """Prompts to token ids, in a few child processes: what models' authors wrote runs there, never in the front.
 
-A child does one prompt at a time and is killed when that takes longer than `TextLimits.seconds`; the request
-then gets an error that says so. One model never holds all children, and models whose work was killed lately
-share one child among them, so that the others go on. A request that is cancelled leaves the queue; work that
-a child has begun is finished and dropped.
+A child does one prompt at a time and is killed if that takes longer than `TextLimits.seconds`; the request
+then gets an error that says so. One model never holds all children, and models whose work was recently killed
+share one child, so that the others are not affected. A cancelled request leaves the queue; work that a child
+has begun is finished and dropped.
 """
 
 import asyncio
@@ -25,19 +25,19 @@ logger = logging.getLogger(__name__)
 
 ENCODER_MODULE = "tokenmux.server.children.encoder_child"
 SUSPECT_S = 60.0
-"""How long a model whose work was killed shares one child with others of its kind."""
+"""How long a model whose work was killed shares one child with others like it."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextLimits:
-    """What turning a prompt into token ids may take."""
+    """Limits of turning a prompt into token ids."""
 
     seconds: float = 5.0
     """Processor time of one prompt, loading the tokenizer included."""
     memory_bytes: int = 2 << 30
-    """Of one child process."""
+    """Memory of one child process."""
     processes: int = 3
-    """Child processes, each started when it is first needed."""
+    """Number of child processes, each started when it is first needed."""
     wait_s: float = 30.0
     """How long a prompt may wait for a child."""
 
@@ -53,7 +53,7 @@ class Source:
 
 @dataclass(slots=True, eq=False)
 class _Piece:
-    """One prompt that is waited for."""
+    """A prompt whose result is awaited."""
 
     source: Source
     is_chat: bool
@@ -64,7 +64,7 @@ class _Piece:
 
 @dataclass(slots=True, eq=False)
 class _Slot:
-    """A place for a child: none yet, idle, or at work."""
+    """A place for a child: empty, idle, or at work."""
 
     child: Child | None = None
     work: "asyncio.Task[None] | None" = None
@@ -72,7 +72,7 @@ class _Slot:
 
 
 class EncoderChildren:
-    """See the module. Everything runs on one event loop."""
+    """The pool of encoder children; see the module. Everything runs on one event loop."""
 
     def __init__(
         self,
@@ -90,8 +90,10 @@ class EncoderChildren:
         self._closed = False
 
     async def encode(self, model: str, path: Path, facts: TextFacts, prompt: Text | Chat) -> tuple[int, ...]:
-        """Token ids of a prompt by the tokenizer of the entry in folder `path`. Raises InvalidRequest,
-        NotServable when it exceeds the limits, Overloaded when no child was free in time."""
+        """Token ids of a prompt, by the tokenizer of the entry in folder `path`.
+
+        Raises InvalidRequest, NotServable if it exceeds the limits, Overloaded if no child was free in time.
+        """
         if self._closed:
             raise Unavailable("the server has stopped")
         is_chat = isinstance(prompt, Chat)
@@ -115,7 +117,7 @@ class EncoderChildren:
         slot.work = asyncio.create_task(self._start_child(slot), name="")
 
     def close(self) -> None:
-        """Kill the children; whoever waits gets Unavailable. Blocks for nothing."""
+        """Kill the children; waiting prompts get Unavailable. Does not block."""
         self._closed = True
         while self._waiting:
             _fail(self._waiting.popleft(), Unavailable("the server has stopped"))
@@ -215,7 +217,7 @@ class EncoderChildren:
 
 
 def _payload(prompt: Text | Chat) -> bytes:
-    """What the child is sent. Raises InvalidRequest for text that is not valid Unicode."""
+    """What is sent to the child. Raises InvalidRequest for text that is not valid Unicode."""
     try:
         match prompt:
             case Text(text):

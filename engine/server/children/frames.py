@@ -1,10 +1,9 @@
-"""Messages between the front and its child processes: a JSON object and, beside it, raw bytes. Never a
-pickle.
+"""Messages between the front and its child processes: a JSON object and raw bytes beside it. Never a pickle.
 
     | bytes of JSON: u32 | bytes beside it: u32 | JSON | bytes |
 
-Whoever reads is not made to run or allocate what the other side wishes: a frame over `MAX_BYTES`, or one
-whose JSON is not an object, is a broken child.
+The sender cannot make the reader run code or allocate at will: a frame over `MAX_BYTES`, or one whose JSON is
+not an object, means a broken child.
 """
 
 import asyncio
@@ -24,7 +23,7 @@ class BrokenFrame(Exception):
 
 
 def pack(header: Mapping[str, object], payload: bytes = b"") -> bytes:
-    """One frame. Raises ValueError for what JSON cannot say."""
+    """One frame. Raises ValueError for values that JSON cannot hold."""
     text = json.dumps(header, allow_nan=False).encode()
     return _HEAD.pack(len(text), len(payload)) + text + payload
 

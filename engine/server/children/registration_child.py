@@ -1,9 +1,9 @@
 """A child process that probes, converts and checks checkpoints; `tokenmux.server.children.served_catalogue`
 is its other side.
 
-Asked with `root`, `block_size`, `trial_s`, `memory_bytes`, and `work`: a list of [`folder`, `gguf` or
-`refresh`, name, source]. It tells what it does as it goes, and each result as it comes; what fails is that
-model's refusal.
+A question has `root`, `block_size`, `trial_s`, `memory_bytes`, and `work`: a list of [`folder`, `gguf` or
+`refresh`, name, source]. It reports progress, and each result when it is ready. A failure refuses only that
+model.
 """
 
 import os
@@ -17,13 +17,13 @@ from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.server.children.child_main import Reply, Report, limit_memory, reason_of, run
 
 NICENESS = 5
-"""Serving goes before registering."""
+"""Serving has priority over registering."""
 _NO_MEMORY = ("more memory than there is", "can't allocate memory", "bad_alloc", "Cannot allocate memory")
 _EVERY_S = 0.2
 
 
 def handle(header: dict[str, Any], payload: bytes, report: Report) -> Reply:
-    """Do the work that was asked for, one model after another."""
+    """Do the work, one model after another."""
     memory_bytes = int(header["memory_bytes"])
     told_s = 0.0
 
@@ -38,7 +38,7 @@ def handle(header: dict[str, Any], payload: bytes, report: Report) -> Reply:
         Path(header["root"]),
         block_size=int(header["block_size"]),
         trial_s=float(header["trial_s"]),
-        # The model as it was saved, as it is computed in, and what conversion holds in between.
+        # The model as saved, as it is computed with, and what conversion holds in between.
         told_memory=lambda n_bytes: limit_memory(memory_bytes + 3 * n_bytes),
     )
     for kind, name, source in header["work"]:

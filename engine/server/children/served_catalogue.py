@@ -1,8 +1,8 @@
-"""The catalogue as a server uses it: registering happens in child processes, and what cannot be served is
-kept with its reason.
+"""The catalogue as a server uses it: models are registered in child processes, and those that cannot be
+served are kept with the reason.
 
-Nothing of a checkpoint is opened in this process but what registration wrote: facts, text facts, the decoder.
-A child that is silent for too long, or takes too much memory, is killed, and what it left behind is deleted.
+This process reads nothing of a checkpoint but what registration wrote: facts, text facts, the decoder. A
+child that is silent for too long, or takes too much memory, is killed, and its leftovers are deleted.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from tokenmux.server.front.administration import kind_of
 REGISTRATION_MODULE = "tokenmux.server.children.registration_child"
 _AT_ONCE = 2
 _SLOWEST_BYTES_PER_S = 50e6
-"""At least so much of a checkpoint is converted in a second of processor time."""
+"""At least this much of a checkpoint is converted per second of processor time."""
 
 RegistrationJob = tuple[str, str, Path]
 """`folder`, `gguf` or `refresh`, the model's name, its source."""
@@ -33,18 +33,18 @@ RegistrationJob = tuple[str, str, Path]
 
 @dataclass(frozen=True, slots=True)
 class RegistrationLimits:
-    """What registering one model may take."""
+    """Limits of registering one model."""
 
     memory_bytes: int = 6 << 30
-    """Of the child process, and three times the weights besides once it converts them."""
+    """Memory of the child process; while it converts, three times the weights are added."""
     silent_s: float = 300.0
-    """Processor time that it may compute without a word of progress; large checkpoints get more."""
+    """Processor time without any progress; large checkpoints get more."""
     trial_s: float = 5.0
-    """Processor time of loading its tokenizer, encoding a sentence and rendering a greeting."""
+    """Processor time for loading its tokenizer, encoding a sentence and rendering a greeting."""
 
 
 class ServedCatalogue:
-    """See the module. Its methods block; call them from threads. Implements `ModelStore`."""
+    """A `ModelStore` over child processes; see the module. Its methods block: call them from threads."""
 
     def __init__(
         self,
@@ -66,19 +66,19 @@ class ServedCatalogue:
         self._closed = False
 
     def names(self) -> list[str]:
-        """Of all entries, those that cannot be served included."""
+        """Names of all entries, including those that cannot be served."""
         return sorted({*self._disk.names(), *self._refusals})
 
     def get(self, name: str) -> Entry:
-        """The entry, kept from others who would remove it. Raises NotFound, BadCheckpoint, or why it could
-        not be registered."""
+        """The entry, protected from removal by others. Raises NotFound, BadCheckpoint, or the reason why
+        it could not be registered."""
         if name in self._refusals and name not in self._disk.names():
             raise self._refusals[name]
         self._disk.claim(name)
         return self._disk.get(name)
 
     def entries(self) -> list[Entry]:
-        """Those that can be read."""
+        """Entries that can be read."""
         found = []
         for name in self._disk.names():
             with suppress(TokenmuxError):
@@ -107,10 +107,10 @@ class ServedCatalogue:
     def bring_in(
         self, sources: Iterable[tuple[str, Path]], progress: Progress
     ) -> Mapping[str, TokenmuxError]:
-        """Register models, by name and source, with one child process; those that are refused stay listed,
-        and are returned with the reasons.
+        """Register models, by name and source, with one child process. Refused models stay listed; returns
+        them with the reasons.
 
-        Entries of an earlier version are brought up to date by the way.
+        Entries of an earlier version are updated on the way.
         """
         self._disk.sweep()
         stale = [
@@ -134,7 +134,7 @@ class ServedCatalogue:
         return dict(self._refusals)
 
     def close(self) -> None:
-        """Kill what is being registered. Returns at once."""
+        """Kill registrations that are under way. Returns at once."""
         with self._lock:
             self._closed = True
             children, self._children = self._children, set()
@@ -158,7 +158,8 @@ class ServedCatalogue:
         return self.get(name)
 
     def _carry_out(self, work: list[RegistrationJob], progress: Progress) -> dict[str, TokenmuxError | None]:
-        """What became of the first few of these: up to the one that the child did not survive."""
+        """Do the first jobs, up to one that the child does not survive. Returns each model's error, or
+        None."""
         with self._turns:
             return asyncio.run(self._ask(work, progress))
 
@@ -217,7 +218,7 @@ class ServedCatalogue:
 
 
 class Nothing:
-    """Set aside in the place of an entry that was never made."""
+    """Stands for an entry that was never made, and is set aside without effect."""
 
     def restore(self) -> None: ...
 
@@ -235,7 +236,7 @@ def _error_in(result: object) -> TokenmuxError | None:
 
 
 def _size_of(work: RegistrationJob) -> int:
-    """Bytes of a source, as far as they can be told."""
+    """Bytes of a source, as far as known."""
     _, _, source = work
     try:
         if source.is_dir():

@@ -1,9 +1,8 @@
 """Who may call what: API keys, by service.
 
-Services are separate in the API so that this can be decided from the name of the method alone. Inference keys
-open `Inference`; admin keys open everything. Health checks are open to all, so that load balancers need no
-key. Without any keys configured everything is open, which `tokenmux.server.config` allows on loopback
-addresses only.
+Services are separate in the API so that the name of the method decides. Inference keys open `Inference`;
+admin keys open everything. Health checks are open to all, so that load balancers need no key. Without any
+configured keys everything is open, which `tokenmux.server.config` allows only on loopback addresses.
 """
 
 import hashlib
@@ -18,7 +17,7 @@ from tokenmux.server.grpc_api.grpc_types import Context, Continuation, Handler, 
 
 
 class Scope(Enum):
-    """What a key opens."""
+    """What a key gives access to."""
 
     INFERENCE = "inference"
     ADMIN = "admin"
@@ -52,11 +51,11 @@ class Access:
 
     @property
     def is_open(self) -> bool:
-        """Whether there are no keys, so that everybody may do everything."""
+        """True if there are no keys, so that everyone may do everything."""
         return not self._keys
 
     def caller(self, metadata: CallMetadata | None) -> Key | None:
-        """The key that a call carries, None for none or an unknown one."""
+        """The key that a call carries; None if it has none or an unknown one."""
         for name, value in metadata or ():
             if name == METADATA_KEY and isinstance(value, str):
                 scheme, _, secret = value.partition(" ")
@@ -65,7 +64,7 @@ class Access:
         return None
 
     def refusal(self, method: str, metadata: CallMetadata | None) -> tuple[grpc.StatusCode, str] | None:
-        """Why a call to `method` ("/package.Service/Method") is refused; None: it is not."""
+        """Why a call to `method` ("/package.Service/Method") is refused; None if it is allowed."""
         service = method.strip("/").partition("/")[0]
         if self.is_open or service in OPEN_SERVICES:
             return None
@@ -87,14 +86,14 @@ class Access:
 
     def _find(self, digest: bytes) -> Key | None:
         found = None
-        for key in self._keys:  # all of them, so that the time taken tells nothing
+        for key in self._keys:  # compare with all of them, so that the time taken reveals nothing
             if hmac.compare_digest(key.digest, digest):
                 found = key
         return found
 
 
 class AccessInterceptor(Interceptor):
-    """Refuses calls before their request is even read."""
+    """Refuses calls before their request is read."""
 
     def __init__(self, access: Access) -> None:
         self._access = access
@@ -110,7 +109,7 @@ class AccessInterceptor(Interceptor):
 
 
 def refuse(handler: Handler, code: grpc.StatusCode, message: str) -> Handler:
-    """A handler for the same kind of call that only ever ends it with this status."""
+    """A handler for the same kind of call that always ends it with this status."""
 
     async def end(_: object, context: Context) -> None:
         await context.abort(code, message)

@@ -1,6 +1,7 @@
-"""Between protobuf messages and the values that the server works with.
+"""Conversion between protobuf messages and the server's values.
 
-Nothing is judged here but what is too much to convert: `tokenmux.server.front.request_rules` does.
+The only check here is for more than is worth converting: `tokenmux.server.front.request_rules` judges
+requests.
 """
 
 import logging
@@ -37,9 +38,9 @@ logger = logging.getLogger(__name__)
 
 
 def ask_of(request: inference_pb2.GenerateRequest, tenant: str | None) -> Ask:
-    """The question in a request. `tenant`, if known from the caller's key, replaces what the request says.
+    """The question in a request. `tenant`, if known from the caller's key, replaces the request's own.
 
-    Raises InvalidRequest when there is no prompt, and for more strings, ids or messages than are worth
+    Raises InvalidRequest if there is no prompt, or if there are more strings, ids or messages than are worth
     copying.
     """
     sampling, stopping, level = request.sampling, request.stopping, request.service_level
@@ -77,7 +78,7 @@ def _prompt_of(request: inference_pb2.GenerateRequest) -> Text | TokenIds | Chat
 
 
 def text_or_chat_of(request: inference_pb2.TokenizeRequest) -> Text | Chat:
-    """What to tokenize. Raises InvalidRequest when there is nothing."""
+    """What to tokenize. Raises InvalidRequest if there is nothing."""
     match request.WhichOneof("prompt"):
         case "text":
             return Text(request.text)
@@ -93,7 +94,7 @@ def chat_of(chat: inference_pb2.Chat) -> Chat:
 
 
 def stream_response(event: StreamEvent) -> inference_pb2.GenerateStreamResponse:
-    """One event of a stream, as it goes over the wire."""
+    """One event of a stream as a message."""
     match event:
         case PromptInfo():
             return inference_pb2.GenerateStreamResponse(prompt_info=prompt_info(event))
@@ -144,10 +145,10 @@ def finish_info(info: FinishInfo) -> inference_pb2.FinishInfo:
 
 
 def model(view: ShownModel) -> models_pb2.Model:
-    """A model with what the worker last said of it.
+    """A model with its latest status from the worker.
 
-    One with numbers that no message can hold is shown as refused: it must not take the status of all the
-    others with it.
+    A model with numbers that no message can hold is shown as refused, so that it does not take the status of
+    all others with it.
     """
     try:
         return _whole_model(view)
@@ -218,12 +219,12 @@ def _durations(histogram: Durations) -> models_pb2.Durations:
 
 
 def tenants(usage: Usage) -> list[pool_pb2.Tenant]:
-    """By name."""
+    """Usage by tenant, sorted by name."""
     return [pool_pb2.Tenant(name=name, service=service(own)) for name, own in sorted(usage.tenants.items())]
 
 
 def sizes(models: Iterable[ModelFacts]) -> list[planning_pb2.ModelSizes]:
-    """Of all models whose sizes a message can hold."""
+    """Sizes of all models whose sizes a message can hold."""
     messages = []
     for facts in models:
         try:

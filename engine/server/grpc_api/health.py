@@ -1,11 +1,11 @@
-"""The standard health service (grpc.health.v1), answered from what the front knows at the moment.
+"""The standard health service (grpc.health.v1), answered from the front's present state.
 
 Names: "" and "tokenmux.v1.Inference" are SERVING while requests are accepted, "models/NAME" while requests
-for that model are. A model that is not served is NOT_FOUND to `Check` and SERVICE_UNKNOWN to `Watch`, as the
-protocol has it for names that may come.
+for that model are. A model that is not served is NOT_FOUND to `Check` and SERVICE_UNKNOWN to `Watch`, which
+the protocol uses for names that may appear later.
 
 grpc_health's own asyncio servicer writes to watchers under a lock that setting a status needs: one client
-that reads nothing stops the health of all. Here a watcher waits for its own connection only.
+that reads nothing stops health for all. Here a watcher waits only for its own connection.
 """
 
 from grpc_health.v1 import health_pb2
@@ -23,12 +23,12 @@ MAX_HEALTH_WATCHERS = 1000
 
 
 def model_service(name: str) -> str:
-    """The name under which a model's health is asked for."""
+    """The health service's name for a model."""
     return MODELS + name
 
 
 class HealthService:
-    """See the module."""
+    """The health service; see the module."""
 
     def __init__(self, front: Front) -> None:
         self._front = front
@@ -36,7 +36,7 @@ class HealthService:
         self._stopping = False
 
     def stop(self) -> None:
-        """Nothing is served from now on."""
+        """Report NOT_SERVING for everything from now on."""
         self._stopping = True
         self._front.changes.notify()
 
@@ -81,7 +81,7 @@ class HealthService:
             version = await self._front.changes.after(version)
 
     def _status(self, service: str) -> HealthCheckResponse.ServingStatus:
-        """Raises InvalidRequest for a name that nothing can have."""
+        """Raises InvalidRequest for an impossible name."""
         if service in OVERALL:
             serving = self._front.ready
         else:

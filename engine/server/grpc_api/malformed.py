@@ -1,9 +1,9 @@
-"""Requests that are not valid protobuf, such as text that is not UTF-8, and those that are too large end with
-INVALID_ARGUMENT.
+"""Requests that are not valid protobuf, such as text that is not UTF-8, and those that are too large, end
+with INVALID_ARGUMENT.
 
-Left to itself grpc answers INTERNAL ("exception deserializing request") for what is the caller's fault, and
-logs a traceback; and RESOURCE_EXHAUSTED, which says "try again later", to a message that will be too large
-for ever. gRPC's own limit, far above ours, stays for what should not even be read.
+By default grpc answers INTERNAL ("exception deserializing request") to what is the caller's mistake, and logs
+a traceback; and it answers RESOURCE_EXHAUSTED, which means "try again later", to a message that will always
+be too large. gRPC's own limit, far above ours, remains for what should not even be read.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ GRPC_LIMIT_TIMES = 4
 
 @dataclass(frozen=True, slots=True)
 class _Malformed:
-    """Stands in the place of a request that could not be decoded, or was too large for it."""
+    """Stands for a request that could not be decoded, or was too large."""
 
     message: str = MESSAGE
 
@@ -36,7 +36,7 @@ class MalformedInterceptor(Interceptor):
     """Guards the methods of our own services, which all take a single request."""
 
     def __init__(self, max_bytes: int) -> None:
-        """`max_bytes`: the largest message that is decoded."""
+        """`max_bytes` is the size of the largest message that is decoded."""
         self._max_bytes = max_bytes
 
     async def intercept_service(

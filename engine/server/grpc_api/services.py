@@ -1,6 +1,6 @@
 """The gRPC services: each method translates, calls the front or the administration, and translates back.
 
-No decision is taken here. Errors become status in `tokenmux.server.grpc_api.status`.
+They decide nothing. `tokenmux.server.grpc_api.status` turns errors into status.
 """
 
 import asyncio
@@ -59,8 +59,8 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
 
     async def GenerateStream(self, request: inference_pb2.GenerateRequest, context: Context) -> None:
         # `context.write` and not `yield`: when the client leaves, grpc cancels this coroutine where it waits,
-        # so that leaving `open` cancels the request at once; a generator would only be closed when it is
-        # collected.
+        # so that leaving `open` cancels the request at once. A generator would only be closed when it is
+        # garbage-collected.
         async with answering(context), self._front.open(self._ask(request, context)) as stream:
             async for event in stream:
                 await context.write(convert.stream_response(event))
@@ -144,10 +144,10 @@ class ModelsService(models_pb2_grpc.ModelsServicer):
 
 MAX_STATUS_WATCHERS = 128
 WATCH_INTERVAL_S = 0.1
-"""Least time between two messages to a watcher."""
+"""Shortest time between two messages to a watcher."""
 FRESH_S = 0.05
-"""A status is made once for all who ask within this time, unless something changed: of 1,000 models it
-takes 20 ms."""
+"""One status serves all callers within this time, unless something changed: for 1,000 models it takes 20
+ms."""
 
 
 class PoolService(pool_pb2_grpc.PoolServicer):
@@ -202,7 +202,7 @@ class PoolService(pool_pb2_grpc.PoolServicer):
             version = await self._front.changes.after(version)
 
     def _status(self) -> pool_pb2.StatusResponse:
-        """The status now, one message for all who ask at the same moment."""
+        """The present status, one message for all callers at the same moment."""
         now_s = time.monotonic() - self._started_s
         shows = (self._front.changes.version, self._front.n_live)
         if shows != self._latest_of or now_s - self._latest.uptime_s > FRESH_S:

@@ -1,8 +1,8 @@
-"""Errors to gRPC status, in one place for all services.
+"""From errors to gRPC status, in one place for all services.
 
-An error of our own tree was raised on purpose: its message names the remedy and is sent as it is. Anything
-else is a fault of ours: it is logged with an id, and the client is told the id and nothing more, so that no
-path, token or stack leaks.
+An error of our own tree was raised on purpose: its message names the remedy and is sent unchanged. Anything
+else is our fault: it is logged with an id, and the client gets only the id, so that no path, token or stack
+leaks.
 """
 
 import logging
@@ -47,8 +47,8 @@ CODES: dict[type[TokenmuxError], grpc.StatusCode] = {
     Unavailable: grpc.StatusCode.UNAVAILABLE,
     InternalError: grpc.StatusCode.INTERNAL,
 }
-"""A class that is not named here has the code of the nearest one above it. RESOURCE_EXHAUSTED and
-UNAVAILABLE are for `retryable` errors only."""
+"""A class that is not listed has the code of its nearest listed base. RESOURCE_EXHAUSTED and UNAVAILABLE
+are for `retryable` errors only."""
 
 
 def code_of(error: TokenmuxError) -> grpc.StatusCode:
@@ -57,7 +57,7 @@ def code_of(error: TokenmuxError) -> grpc.StatusCode:
 
 
 def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
-    """The code and the message that a client gets; a fault of ours is logged here."""
+    """The code and the message for the client. An error of ours is logged here."""
     if isinstance(error, TokenmuxError) and not isinstance(error, InternalError):
         return code_of(error), str(error)[:MAX_MESSAGE_CHARS]
     incident = secrets.token_hex(4)
@@ -70,7 +70,7 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
 
 @asynccontextmanager
 async def answering(context: Context) -> AsyncIterator[None]:
-    """Run the body of a servicer's method: what it raises ends the call with the right status."""
+    """Run the body of a servicer's method; an exception ends the call with the right status."""
     try:
         yield
     except grpc.aio.AbortError:

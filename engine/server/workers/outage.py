@@ -1,5 +1,5 @@
-"""Whether a worker is missing for longer than a moment: what health says, and whether requests still wait for
-the next one.
+"""Whether a worker has been missing for longer than a moment: what health reports, and whether requests still
+wait for the next one.
 
 worker broke ─ late_s ─▶ outage: health says so, requests wait ─ patience_s ─▶ they end, new ones are refused
                  worker serves again ─ steady_s, or a token ─▶ over
@@ -11,14 +11,14 @@ from collections.abc import Awaitable, Callable
 from tokenmux.core.errors import TokenmuxError, Unavailable
 
 LATE_S = 10.0
-"""A worker that breaks is usually replaced within this time; until then nothing is said."""
+"""A broken worker is usually replaced within this time; until then nothing is reported."""
 
 STEADY_S = 1.0
-"""A worker that serves for so long ends an outage, even if nobody asks anything of it."""
+"""A worker that serves for this long ends an outage, even without any requests."""
 
 
 class Outage:
-    """See the module. Everything runs on the event loop; `sleep` passes the time."""
+    """Tracks an outage; see the module. Everything runs on the event loop; `sleep` passes the time."""
 
     def __init__(
         self,
@@ -29,12 +29,11 @@ class Outage:
         clock: Callable[[], float],
         sleep: Callable[[float], Awaitable[object]],
     ) -> None:
-        """`on_change` is called when health changes, `on_refusal` when those who wait shall wait no
-        longer."""
+        """`on_change` is called when health changes, `on_refusal` when waiting requests must end."""
         self.reason: TokenmuxError | None = None
         """Why there is no worker; None outside of an outage."""
         self.refusal: TokenmuxError | None = None
-        """What requests are refused with; None while they may wait."""
+        """The error that refuses requests; None while they may wait."""
         self._patience_s = patience_s
         self._on_change = on_change
         self._on_refusal = on_refusal
@@ -54,7 +53,7 @@ class Outage:
             self.begin(self.reason)
 
     def begin(self, reason: TokenmuxError) -> None:
-        """It is known that there will be none for a while, or that it takes long."""
+        """It is known that there will be no worker for some time, or that it will take long."""
         if self.reason is None:
             self._began_s = self._clock()
         self.reason = reason
@@ -73,7 +72,7 @@ class Outage:
             self._after(STEADY_S, self.end)
 
     def end(self) -> None:
-        """A worker is of use again."""
+        """A worker is useful again."""
         self._cancel()
         if self.reason is not None:
             self.reason = self.refusal = None
@@ -88,7 +87,7 @@ class Outage:
         self._on_refusal(self.refusal)
 
     def _after(self, seconds: float, then: Callable[[], None]) -> None:
-        """Do this next, and nothing else that was to come."""
+        """Do this next, instead of anything else that was scheduled."""
         self._cancel()
         self._next = asyncio.create_task(self._wait(seconds, then), name="outage")
 

@@ -1,14 +1,14 @@
-"""Keeps one worker alive: starts it, carries its messages onto the event loop, replaces it when it breaks or
+"""Keeps one worker alive: starts it, carries its messages onto the event loop, replaces it if it breaks or
 falls silent.
 
-A worker answers from a thread of its own. Its messages are collected and handled on the loop in batches, so
-that a thousand tokens cost one wake-up. What a dead worker still had to say is dropped: its successor is told
-everything that matters anew, by `on_started`.
+A worker answers from its own thread. Its messages are collected and handled on the loop in batches, so that a
+thousand tokens cost one wake-up. Unhandled messages of a dead worker are dropped: `on_started` tells its
+successor everything that matters.
 
-A worker that says nothing for `Patience.silent_s` is killed: it beats once a second, whatever it computes.
-Time in which this process itself stood still does not count. Replacing begins at once; when workers keep
-breaking soon after they began, after a growing wait, and never ends. Only a server whose first worker cannot
-be had gives up, so that whoever started it notices.
+A worker that sends nothing for `Patience.silent_s` is killed: it beats once a second, whatever it computes.
+Time during which this process itself stood still does not count. Replacing begins at once; if workers keep
+breaking soon after they begin, after a growing wait, without limit. Only a server whose first worker cannot
+start gives up, so that its operator notices.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 TICK_S = 1.0
-"""How often it is looked whether the worker has said anything."""
+"""Seconds between checks whether the worker has sent anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class RestartLimits:
     longest_wait_s: float = 60.0
 
     def wait_s(self, n_short_lives: int) -> float:
-        """How long to wait before the next start, after so many workers in a row that lived shortly."""
+        """How long to wait before the next start, after this many short-lived workers in a row."""
         n_waits = n_short_lives - self.n
         if n_waits <= 0:
             return 0.0
@@ -52,17 +52,16 @@ class RestartLimits:
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long a worker may say nothing, in seconds."""
+    """How long a worker may be silent, in seconds."""
 
     silent_s: float = 10.0
     """Once it serves. It announces what takes longer (a resize)."""
     starting_s: float = 300.0
-    """Until it serves: libraries are loaded, memory is taken."""
+    """Until it serves: it loads libraries and allocates memory."""
 
 
 class _Inbox:
-    """Takes messages from any thread, hands them over on the loop, in order, several at a time, once
-    released."""
+    """Takes messages from any thread and, once released, handles them on the loop, in order, in batches."""
 
     def __init__(self, handle: Callable[[FromWorker], None]) -> None:
         self._loop = asyncio.get_running_loop()
@@ -70,7 +69,7 @@ class _Inbox:
         self._lock = threading.Lock()
         self._messages: list[FromWorker] = []
         self.n_posted = 0
-        """Messages that came so far."""
+        """Number of messages so far."""
         self._scheduled = True  # by `release`
         self._open = True
 
@@ -83,16 +82,15 @@ class _Inbox:
             if self._scheduled:
                 return
             self._scheduled = True
-            # Under the lock, so that `shut` on the loop's thread cannot come in between and let the loop
-            # close.
+            # Under the lock, so that `shut` on the loop's thread cannot intervene and let the loop close.
             self._loop.call_soon_threadsafe(self._drain)
 
     def release(self) -> None:
-        """The worker is installed: what it said meanwhile can be handled."""
+        """The worker is installed: messages received so far can be handled."""
         self._loop.call_soon(self._drain)
 
     def shut(self) -> None:
-        """Nothing is handled any more."""
+        """Handle nothing any longer."""
         with self._lock:
             self._open = False
             self._messages.clear()
@@ -108,7 +106,8 @@ class _Inbox:
 
 
 class Supervisor:
-    """See the module. Everything but `WorkerFactory` and the ends of workers runs on the event loop."""
+    """Keeps a worker alive; see the module. Everything except `WorkerFactory` and the ends of workers runs
+    on the event loop."""
 
     def __init__(
         self,
@@ -124,16 +123,17 @@ class Supervisor:
         clock: Callable[[], float],
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
-        """`on_broken` is called when a worker died, `on_started` when one can be sent to (the first one,
-        too), `on_down` when there will be none for a while, and why; `on_given_up` when `served` was never
-        called and there will be no other."""
+        """`on_broken` is called when a worker died, `on_started` when one can receive messages (including
+        the first), `on_down` with the reason when there will be none for some time, and `on_given_up` when
+        `served` was never called and there will be no other."""
         self._factory = factory
         self._on_message = on_message
         self._on_broken = on_broken
         self._on_started = on_started
         self._on_down = on_down
         self._on_given_up = on_given_up
-        # Of its own: what hangs in the loop's threads (a disk) must not keep a worker from being replaced.
+        # A separate pool: what hangs in the loop's threads (a disk) must not keep a worker from being
+        # replaced.
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="tokenmux-supervisor")
         self._limits = limits
         self._patience = patience
@@ -149,14 +149,14 @@ class Supervisor:
         self._n_short_lives = 0
         self._has_served = False
         self.has_spoken = False
-        """Whether the present worker, or the last one, has said anything; before that it has read nothing
+        """True if the present worker, or the last one, has sent anything; before that it has read nothing
         either."""
         self._closed = False
         self.n_restarts = 0
 
     @property
     def running(self) -> bool:
-        """Whether there is a worker to send to."""
+        """True if there is a worker to send to."""
         return self._worker is not None
 
     async def start(self) -> None:
@@ -164,12 +164,11 @@ class Supervisor:
         self._install(*await self._spawn())
 
     def served(self) -> None:
-        """A worker has taken what it was told: from now on there is always hope for another."""
+        """A worker has taken what it was told: from now on the supervisor never gives up."""
         self._has_served = True
 
     def send(self, message: ToWorker) -> None:
-        """Hand a message to the worker. While there is none it is dropped: `on_started` is the time to
-        repeat it."""
+        """Send a message to the worker. Without a worker it is dropped: repeat it at `on_started`."""
         if self._worker is None:
             return
         try:
@@ -178,7 +177,7 @@ class Supervisor:
             self._break(str(error))
 
     async def close(self) -> None:
-        """Stop for good: no restart, no message after this."""
+        """Stop permanently: no restart, no message after this."""
         self._closed = True
         if self._waiting is not None:
             self._waiting.cancel()
@@ -209,13 +208,13 @@ class Supervisor:
         inbox.release()
 
     async def _watch(self, worker: Worker, inbox: _Inbox) -> None:
-        """Kill a worker that says nothing for longer than it may."""
+        """Kill a worker that is silent for longer than it may be."""
         silent_s, n_heard, looked_s = 0.0, inbox.n_posted, self._clock()
         while silent_s < self._patience_s:
             await self._sleep(TICK_S)
             now_s = self._clock()
-            # Where this process was stopped itself, or starved, the worker's messages may only be waiting to
-            # be read.
+            # If this process was stopped or starved itself, the worker's messages may only be waiting to be
+            # read.
             passed_s = min(now_s - looked_s, 2 * TICK_S)
             silent_s = 0.0 if inbox.n_posted != n_heard else silent_s + passed_s
             n_heard, looked_s = inbox.n_posted, now_s
@@ -275,7 +274,7 @@ class Supervisor:
             return
 
     async def _may_go_on(self, detail: str) -> bool:
-        """Wait as long as is due before the next start. False if there is to be none."""
+        """Wait as long as necessary before the next start. False if there will be none."""
         wait_s = self._limits.wait_s(self._n_short_lives)
         if wait_s == 0.0:
             return True

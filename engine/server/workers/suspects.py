@@ -1,14 +1,15 @@
-"""Finds what kills workers, so that the innocent lose time only. Knows no requests: its subjects are any
-hashable keys.
+"""Finds what kills workers, so that innocent requests lose only time. It knows no requests: its subjects are
+any hashable keys.
 
-When a worker breaks, whatever had been given to it and had not got anywhere may be the cause. What that has
-happened to `limit` times is a suspect: it is held back from the next worker until the others have got
-somewhere, then tried in groups, newest first, of one, two, four, ... subjects. A worker that breaks meanwhile
-clears the rest; its group is halved and tried again. Who is the only candidate when a worker breaks during
-its trial is guilty.
+When a worker breaks, every subject that it had been given and that had made no progress may be the cause. A
+subject to which this has happened `limit` times is a suspect: it is held back from the next worker until the
+others have made progress, then tried in groups, newest first, of one, two, four, ... subjects. A worker that
+breaks meanwhile clears the rest; its group is halved and tried again. A subject that is the only candidate
+when a worker breaks during its trial is guilty.
 
 A death during trials that others (arrivals) may have caused too makes all of them suspects, and arrivals wait
-from then on until the trials are over; so whatever comes in between, somebody is alone in the end.
+from then on until the trials are over; so whatever arrives in between, in the end some subject is tried
+alone.
 
     arrive ─▶ may go at once, or is held          died ─▶ the guilty one, if it is known now
     sent, progressed, forget ─▶ notes             release ─▶ what is to be sent now
@@ -21,46 +22,47 @@ Subject = TypeVar("Subject", bound=Hashable)
 
 
 class Suspects(Generic[Subject]):
-    """See the module. The order of `sent` is the order of age."""
+    """Finds the guilty subject; see the module. Subjects are ordered by age, as they were `sent`."""
 
     def __init__(self, limit: int) -> None:
-        """`limit`: how many workers may break over a subject before it is a suspect."""
+        """`limit` is the number of workers that may break over a subject before it is a suspect."""
         self._limit = limit
         self._n_deaths: dict[Subject, int] = {}
         self._unproven: dict[Subject, None] = {}
-        """Given to the present worker, and has not got anywhere there."""
+        """Subjects that the present worker was given and that have made no progress there."""
         self._first: set[Subject] = set()
-        """Those of them whose progress is waited for before the next trial begins."""
+        """Those of them whose progress must be seen before the next trial begins."""
         self._trial: set[Subject] = set()
         self._groups: list[list[Subject]] = []
-        """To be tried, the next one last; each is ordered from new to old."""
+        """Groups to be tried, the next one last; each is ordered from new to old."""
         self._waiting: list[Subject] = []
-        """Arrived while nobody may."""
+        """Subjects that arrived while none may be sent."""
         self._alone = False
-        """Whether arrivals wait until the trials are over."""
+        """True if arrivals wait until the trials are over."""
         self.n_hurried = 0
-        """Trials that ended without a verdict since somebody was last found guilty."""
+        """Trials that ended without a verdict since a subject was last found guilty."""
 
     @property
     def trying(self) -> bool:
-        """Whether somebody is held back or on trial."""
+        """True if a subject is held back or on trial."""
         return bool(self._trial or self._groups or self._waiting)
 
     @property
     def waited_for(self) -> bool:
-        """Whether others are held back until somebody has got somewhere."""
+        """True if subjects are held back until another one has made progress."""
         return bool(self._trial or (self._first and (self._groups or self._waiting)))
 
     def is_unproven(self, subject: Subject) -> bool:
-        """Whether the present worker has it and it has not got anywhere there."""
+        """True if the present worker has it and it has made no progress there."""
         return subject in self._unproven
 
     def holds(self, subject: Subject) -> bool:
-        """Whether it must not be sent now; `release` will say when."""
+        """True if it must not be sent now; `release` returns it later."""
         return subject in self._waiting or any(subject in group for group in self._groups)
 
     def arrive(self, subject: Subject, *, suspected: bool = False) -> bool:
-        """A new one; True if it may be sent now. One that is `suspected` from the start is tried alone."""
+        """Add a subject. True if it may be sent now. One that is `suspected` from the start is tried
+        alone."""
         if suspected:
             self._groups.insert(0, [subject])
             return False
@@ -70,27 +72,27 @@ class Suspects(Generic[Subject]):
         return True
 
     def sent(self, subject: Subject, *, first: bool = False) -> None:
-        """It was given to the worker; `first` if it was there before the worker was, so that trials wait
-        for it."""
+        """It was given to the worker; `first` if it existed before the worker did, so that trials wait for
+        it."""
         self._unproven[subject] = None
         if first:
             self._first.add(subject)
 
     def progressed(self, subject: Subject) -> None:
-        """It got somewhere with the present worker: what it did before is forgiven."""
+        """It made progress with the present worker: what it did before is forgiven."""
         self._n_deaths.pop(subject, None)
         self._clear(subject)
 
     def forget(self, subject: Subject) -> None:
-        """It is over."""
+        """It has ended."""
         self._n_deaths.pop(subject, None)
         self._clear(subject)
         self._groups = [kept for group in self._groups if (kept := [s for s in group if s != subject])]
         self._waiting = [waiting for waiting in self._waiting if waiting != subject]
 
     def release(self) -> list[Subject]:
-        """What is to be sent now: the next group, or, when all are through, whoever waited. Call `sent`
-        for each."""
+        """Subjects to send now: the next group or, when all have been tried, those that waited. Call
+        `sent` for each."""
         if self._trial or self._first:
             return []
         if self._groups:
@@ -102,13 +104,13 @@ class Suspects(Generic[Subject]):
         return waiting
 
     def hurry(self) -> None:
-        """What is on trial, or waited for, takes too long to be waited for: go on without a verdict."""
+        """What is on trial, or awaited, takes too long: continue without a verdict."""
         self.n_hurried += 1
         self._trial.clear()
         self._first.clear()
 
     def spared(self) -> None:
-        """The worker broke before it had read anything: nobody is to blame."""
+        """The worker broke before it had read anything: no subject is to blame."""
         if self._trial:
             self._groups.append([subject for subject in self._unproven if subject in self._trial][::-1])
         self._unproven.clear()
@@ -116,8 +118,8 @@ class Suspects(Generic[Subject]):
         self._first.clear()
 
     def died(self) -> Subject | None:
-        """The worker broke; returns who is guilty, if that is known now. The others may be sent to the
-        next one unless held."""
+        """The worker broke. Returns the guilty subject, if it is known now. The others may be sent to the
+        next worker unless held."""
         candidates = list(self._unproven)
         on_trial = [subject for subject in candidates if subject in self._trial]
         was_trying = self.trying

@@ -1,4 +1,4 @@
-"""What the supervisor needs of a worker, so that tests can put a scripted one in its place.
+"""What the supervisor needs of a worker, so that tests can use a scripted one.
 
 `tokenmux.executor.worker.ProcessWorker` is the real one.
 """
@@ -11,19 +11,18 @@ from tokenmux.messages.reports import FromWorker
 
 
 class Worker(Protocol):
-    """A running worker. It answers through the callback that its factory was given, from a thread of its
-    own."""
+    """A running worker. It answers from its own thread through the callback that its factory was given."""
 
     def send(self, message: ToWorker) -> None:
-        """Hand over a message without waiting. Raises WorkerFailed when the worker is gone."""
+        """Send a message without waiting. Raises WorkerFailed if the worker is gone."""
         ...
 
     def kill(self) -> None:
-        """End it now, whatever it does. `close` it afterwards."""
+        """End it now, whatever it is doing. `close` it afterwards."""
         ...
 
     def close(self) -> None:
-        """Stop it and free what it holds; may block. Nothing is delivered afterwards. Harmless when it is
+        """Stop it and free what it holds; may block. Nothing is delivered afterwards. No effect if it is
         gone already."""
         ...
 
@@ -32,5 +31,5 @@ class WorkerFactory(Protocol):
     """Starts workers."""
 
     def __call__(self, on_message: Callable[[FromWorker], None], *, arena_bytes: int) -> Worker:
-        """Start a worker whose device manages so much memory; may block. It answers through `on_message`."""
+        """Start a worker with an arena of `arena_bytes`. May block. It answers through `on_message`."""
         ...
