@@ -1,5 +1,4 @@
-"""The Python client of tokenmux, blocking and asyncio. Needs grpcio and the generated `tokenmux.v1`, nothing
-else of ours.
+"""The Python client of tokenmux, blocking and asyncio. Needs only grpcio and the generated `tokenmux.v1`.
 
 >>> from tokenmux import Client
 >>> with Client() as client:

@@ -36,7 +36,7 @@ from tokenmux.v1 import (
 
 
 class AsyncStream:
-    """The events of one generation, to iterate over. Leaving it as a context, or `cancel`, ends the
+    """The events of one generation, to iterate over. Leaving its context, or `cancel`, ends the
     generation."""
 
     def __init__(self, call: Any) -> None:
@@ -50,10 +50,10 @@ class AsyncStream:
                     if event is not None:
                         yield event
         finally:
-            self.cancel()  # whoever stops iterating does not want the rest
+            self.cancel()  # a caller that stops iterating does not want the rest
 
     def cancel(self) -> None:
-        """The server frees at once what the request held."""
+        """End the generation: the server frees at once what the request held."""
         self._call.cancel()
 
     async def __aenter__(self) -> Self:
@@ -77,8 +77,9 @@ class AsyncClient:
     ...         if isinstance(event, Delta):
     ...             print(event.text, end="", flush=True)
 
-    Every method raises CallFailed when the server refuses or cannot be reached, and takes `timeout_s`, a
-    deadline for the whole call in seconds (None: none). Belongs to the event loop on which it was made.
+    Every method raises CallFailed if the server refuses or cannot be reached, and takes `timeout_s`, a
+    deadline for the whole call in seconds (None: no deadline). Belongs to the event loop on which it was
+    made.
     """
 
     def __init__(
@@ -90,9 +91,10 @@ class AsyncClient:
         ca_file: Path | None = None,
         insecure: bool = False,
     ) -> None:
-        """`tls` trusts the system's authorities, `ca_file` (PEM, implies TLS) only its own.
+        """Connect to `target`. `tls` trusts the system's authorities, `ca_file` (PEM, implies TLS) only its
+        own.
 
-        A key for another machine needs one of them, or `insecure`, which lets all on the way read it. Raises
+        A key for another machine needs one of them, or `insecure`, which sends it readable. Raises
         WrongArgument.
         """
         connection = Connection(target, api_key, tls, ca_file, insecure)
@@ -104,11 +106,11 @@ class AsyncClient:
         self._metadata = connection.metadata
         self._inference = inference_pb2_grpc.InferenceStub(self._channel)  # type: ignore[no-untyped-call]
         self.models = AsyncModels(self._channel, self._metadata)
-        """Registering, loading, pinning: needs an admin key where the server has keys."""
+        """Registering, loading, pinning. Needs an admin key if the server has keys."""
         self.pool = AsyncPool(self._channel, self._metadata)
-        """What runs where: needs an admin key where the server has keys."""
+        """The state and size of the pool. Needs an admin key if the server has keys."""
         self.planning = AsyncPlanning(self._channel, self._metadata)
-        """What a capacity planner needs: needs an admin key where the server has keys."""
+        """Input for capacity planning. Needs an admin key if the server has keys."""
 
     async def generate(
         self,
@@ -118,7 +120,7 @@ class AsyncClient:
         timeout_s: float | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Completion:
-        """Generate and return the whole answer. `options` are those of GenerateOptions.
+        """Generate, and return the whole answer. `options` are those of GenerateOptions.
 
         >>> (await client.generate("smol", "1, 2, 3,", max_tokens=6, stop=".")).text
         """
@@ -136,7 +138,7 @@ class AsyncClient:
         timeout_s: float | None = None,
         **options: Unpack[GenerateOptions],
     ) -> AsyncStream:
-        """Generate and return the events as they come: PromptInfo, then State and Delta, and Finish at the
+        """Generate, and return the events as they arrive: PromptInfo, then State and Delta, and Finish at the
         end.
 
         >>> async with client.stream("smol", "Tell me a story", max_tokens=200) as events:
@@ -155,7 +157,7 @@ class AsyncClient:
         timeout_s: float | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Completion:
-        """Answer a conversation, through the model's own template. `stream` takes messages as well.
+        """Answer a conversation, using the model's own template. `stream` also takes messages.
 
         >>> (await client.chat("smol", [{"role": "user", "content": "Who are you?"}])).text
         """
@@ -164,7 +166,7 @@ class AsyncClient:
     async def tokenize(
         self, model: str, prompt: Prompt, *, timeout_s: float | None = None
     ) -> tuple[int, ...]:
-        """The token ids of a text or a conversation, as `generate` would see them."""
+        """The token ids of a text or a conversation, as `generate` would use them."""
         request = proto_values.tokenize_request(model, prompt)
         with translated():
             response = await self._inference.Tokenize(request, timeout=timeout_s, metadata=self._metadata)
@@ -179,7 +181,7 @@ class AsyncClient:
             )
 
     async def ready(self, model: str | None = None, *, timeout_s: float | None = None) -> bool:
-        """Whether requests are accepted, by the server or for one model."""
+        """True if the server, or one model, accepts requests."""
         with translated():
             if model is None:
                 server = inference_pb2.ServerReadyRequest()
@@ -190,7 +192,7 @@ class AsyncClient:
         return bool(answer.ready)
 
     async def close(self) -> None:
-        """Cancel what is running and disconnect."""
+        """Cancel running calls and disconnect."""
         await self._channel.close(None)
 
     async def __aenter__(self) -> Self:
@@ -213,7 +215,7 @@ class AsyncModels:
         self._metadata = metadata
 
     async def list(self, *, timeout_s: float | None = None) -> tuple[Model, ...]:
-        """All models by name, the refused ones included."""
+        """All models by name, including refused ones."""
         response = await self._call(self._stub.List, models_pb2.ListModelsRequest(), timeout_s)
         return tuple(proto_values.model(message) for message in response.models)
 
@@ -223,20 +225,21 @@ class AsyncModels:
         )
 
     async def register(self, name: str, source: str = "", *, timeout_s: float | None = None) -> Model:
-        """Add a model from a folder of safetensors or a GGUF file on the server's machine; may take minutes.
+        """Add a model from a folder of safetensors or a GGUF file on the server's machine. May take minutes.
 
-        Without a source: one that the catalogue has already, because it was pulled while the server ran.
+        Without a source, add a model that is already in the catalogue, such as one pulled while the server
+        ran.
         """
         request = models_pb2.RegisterModelRequest(name=name, source=source)
         return proto_values.model(await self._call(self._stub.Register, request, timeout_s))
 
     async def unregister(self, name: str, *, force: bool = False, timeout_s: float | None = None) -> None:
-        """Remove a model; with `force` even under live requests, which then fail."""
+        """Remove a model; with `force` even if it has live requests, which then fail."""
         request = models_pb2.UnregisterModelRequest(name=name, force=force)
         await self._call(self._stub.Unregister, request, timeout_s)
 
     async def load(self, name: str, *, wait: bool = False, timeout_s: float | None = None) -> Model:
-        """Make a model resident; with `wait`, return when it is."""
+        """Load a model onto the device; with `wait`, return once it is there."""
         request = models_pb2.LoadModelRequest(name=name, wait=wait)
         return proto_values.model(await self._call(self._stub.Load, request, timeout_s))
 
@@ -246,7 +249,7 @@ class AsyncModels:
         return proto_values.model(await self._call(self._stub.Unload, request, timeout_s))
 
     async def pin(self, name: str, pinned: bool = True, *, timeout_s: float | None = None) -> Model:
-        """Keep a model resident, or no longer."""
+        """Keep a model on the device, or (`pinned=False`) let it leave again."""
         request = models_pb2.PinModelRequest(name=name, pinned=pinned)
         return proto_values.model(await self._call(self._stub.Pin, request, timeout_s))
 
@@ -263,7 +266,7 @@ class AsyncPool:
         self._metadata = metadata
 
     async def status(self, *, timeout_s: float | None = None) -> PoolStatus:
-        """The pool now."""
+        """The present state of the pool."""
         with translated():
             request = pool_pb2.StatusRequest()
             return proto_values.pool_status(
@@ -273,8 +276,8 @@ class AsyncPool:
     async def watch(
         self, *, min_interval_s: float = 0.0, timeout_s: float | None = None
     ) -> AsyncIterator[PoolStatus]:
-        """The pool now and at every change, at least `min_interval_s` seconds apart; ends when the server
-        stops."""
+        """The state of the pool, now and at every change, at least `min_interval_s` seconds apart. Ends
+        when the server stops."""
         request = pool_pb2.WatchStatusRequest(min_interval_s=min_interval_s)
         call = self._stub.WatchStatus(request, timeout=timeout_s, metadata=self._metadata)
         try:
@@ -285,7 +288,7 @@ class AsyncPool:
             call.cancel()
 
     async def trace(self, last_s: float = 0.0, *, timeout_s: float | None = None) -> PoolTrace:
-        """The steps, copies and requests that ended within the last seconds; 0: all that the pool
+        """The steps, copies and requests that ended within the last `last_s` seconds; 0: all that the pool
         remembers."""
         with translated():
             request = pool_pb2.TraceRequest(last_s=last_s)
@@ -294,11 +297,11 @@ class AsyncPool:
             )
 
     async def resize(self, arena_bytes: int, *, timeout_s: float | None = None) -> int:
-        """Give the pool so much device memory for weights and KV cache, once everything in it has left;
-        returns what it has then.
+        """Change the pool's device memory for weights and KV cache to `arena_bytes`. Returns its size
+        afterwards.
 
-        Requests wait meanwhile and go on afterwards. Done even if this stops waiting; holds until the server
-        is restarted.
+        Requests wait until the arena is empty and resized, then continue. The resize is completed even if
+        this call is abandoned, and holds until the server restarts.
         """
         with translated():
             request = pool_pb2.ResizeRequest(arena_bytes=arena_bytes)
@@ -323,8 +326,8 @@ class AsyncPlanning:
     async def recorded_traffic(
         self, last_s: float = 0.0, *, timeout_s: float | None = None
     ) -> tuple[RecordedRequest, ...]:
-        """The requests that arrived within the last seconds and have ended, in order of arrival; 0: all
-        that the server remembers."""
+        """Ended requests that arrived within the last `last_s` seconds, in order of arrival; 0: all that
+        the server remembers."""
         request = planning_pb2.RecordedTrafficRequest(last_s=last_s)
         call = self._stub.RecordedTraffic(request, timeout=timeout_s, metadata=self._metadata)
         with translated():

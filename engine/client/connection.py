@@ -1,4 +1,4 @@
-"""How to reach a server: address, TLS, API key. The same for the sync and the asyncio client."""
+"""How to reach a server: address, TLS, API key. The same for the blocking and the asyncio client."""
 
 import ipaddress
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from tokenmux.client.errors import WrongArgument
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
 _OPTIONS = (
-    ("grpc.max_receive_message_length", -1),  # the server bounds what it sends by what was asked for
+    ("grpc.max_receive_message_length", -1),  # the server bounds its answers by the request
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
 )
@@ -20,11 +20,11 @@ _OPTIONS = (
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """`api_key` is sent with every call: over TLS, to this machine, or where `insecure` says that others may
-    read it.
+    """How to reach a server. `api_key` is sent with every call: over TLS, to this machine, or if `insecure`
+    allows others to read it.
 
-    `ca_file`: a PEM file of the authority to trust. Raises WrongArgument for a key that would be sent in the
-    clear, and for one that no header can carry.
+    `ca_file` is a PEM file of the authority to trust. Raises WrongArgument for a key that would be sent in
+    the clear, and for one that a header cannot carry.
     """
 
     target: str = DEFAULT_ADDRESS
@@ -58,18 +58,19 @@ class Connection:
 
     @property
     def options(self) -> Sequence[tuple[str, int]]:
-        """A server on this machine is not reached through a proxy, whatever the environment says."""
+        """Channel options: a server on this machine is never reached through a proxy, whatever the
+        environment says."""
         return (*_OPTIONS, ("grpc.enable_http_proxy", 0)) if is_local(self.target) else _OPTIONS
 
     def credentials(self) -> grpc.ChannelCredentials | None:
-        """None: no TLS. Raises OSError when the CA file cannot be read."""
+        """Credentials, or None without TLS. Raises OSError if the CA file cannot be read."""
         if self.ca_file is not None:
             return grpc.ssl_channel_credentials(self.ca_file.read_bytes())
         return grpc.ssl_channel_credentials() if self.tls else None
 
 
 def is_local(target: str) -> bool:
-    """Whether what is sent to this gRPC target stays on this machine: a Unix socket, or loopback addresses
+    """True if what is sent to this gRPC target stays on this machine: a Unix socket, or loopback addresses
     only."""
     scheme, separator, rest = target.partition(":")
     if separator and scheme in ("unix", "unix-abstract"):

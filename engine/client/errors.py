@@ -1,4 +1,4 @@
-"""What the client raises: a call that the server refused or that did not get through, and arguments that
+"""The client's errors: a call that the server refused or that did not get through, and arguments that
 cannot be sent."""
 
 from collections.abc import Iterator
@@ -9,11 +9,11 @@ import grpc
 _RETRYABLE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED})
 
 _TOO_LARGE = "message larger than max"
-"""gRPC's own words for a message that no repetition will make smaller."""
+"""gRPC's own words for a message that will always be too large."""
 
 
 class CallFailed(Exception):
-    """`code` is the gRPC status, `message` the server's words, which name the remedy."""
+    """A call failed. `code` is the gRPC status, `message` the server's message, which names the remedy."""
 
     def __init__(self, code: grpc.StatusCode, message: str) -> None:
         super().__init__(f"{message} ({code.name})")
@@ -22,18 +22,18 @@ class CallFailed(Exception):
 
     @property
     def retryable(self) -> bool:
-        """Whether the same call may succeed later although nobody changes anything."""
+        """True if the same call may succeed later without anyone changing anything."""
         too_large = self.code is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in self.message
         return self.code in _RETRYABLE and not too_large
 
 
 class WrongArgument(ValueError):
-    """An argument that cannot be sent, or must not be; the message names it and the remedy."""
+    """An argument that cannot or must not be sent. The message names it and the remedy."""
 
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Raises CallFailed in the place of grpc's own error."""
+    """Raise CallFailed in place of grpc's own error."""
     try:
         yield
     except grpc.RpcError as error:

@@ -1,33 +1,33 @@
-"""What may be said of a generation besides model and prompt."""
+"""Options of a generation, besides model and prompt."""
 
 from collections.abc import Sequence
 from typing import TypedDict
 
 
 class GenerateOptions(TypedDict, total=False):
-    """Left out, or None: the server's default."""
+    """If an option is left out or None, the server's default applies."""
 
     max_tokens: int | None
-    """At least 1; prompt and output together must fit into the model's context."""
+    """Most tokens to generate, at least 1. Prompt and output together must fit the model's context."""
     min_tokens: int
-    """Nothing ends the generation before so many tokens."""
+    """Nothing ends the generation before it has this many tokens."""
     temperature: float
     """0, the default, is greedy."""
     top_k: int
-    """Draw among the k likeliest; 0: no limit."""
+    """Draw among the k likeliest tokens; 0: no limit."""
     top_p: float | None
-    """Draw among the likeliest that together have this probability."""
+    """Draw among the likeliest tokens that together have this probability."""
     seed: int | None
-    """The same seed gives the same tokens; left out, the server draws one and tells it."""
+    """The same seed gives the same tokens. By default the server draws one and reports it."""
     stop: str | Sequence[str]
-    """Text that ends the generation, and is not returned."""
+    """Texts that end the generation; they are not returned."""
     stop_token_ids: Sequence[int]
     ignore_end_tokens: bool
-    """Go on past the model's own end."""
+    """Continue past the model's own end tokens."""
     ttft_s: float | None
-    """Seconds in which the first token is due."""
+    """Seconds within which the first token is due."""
     tpot_s: float | None
-    """Seconds for each token after it."""
+    """Seconds for each later token."""
     tenant: str
     weight: float | None
-    """Share relative to others; higher is sooner."""
+    """Weight relative to others; higher is sooner."""

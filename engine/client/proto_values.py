@@ -1,4 +1,4 @@
-"""Between the client's values and protobuf messages."""
+"""Conversion between the client's values and protobuf messages."""
 
 import reprlib
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -52,7 +52,7 @@ def generate_request(
     tenant: str = "",
     weight: float | None = None,
 ) -> inference_pb2.GenerateRequest:
-    """The request for what the caller said. Raises TypeError or WrongArgument for what cannot even be
+    """The request for the caller's arguments. Raises TypeError or WrongArgument for values that cannot be
     sent."""
     return _made(
         inference_pb2.GenerateRequest,
@@ -74,7 +74,7 @@ def generate_request(
 
 
 def _made(kind: Callable[..., MessageT], **values: Any) -> MessageT:
-    """A message of these values; where one of them cannot be sent, its name is in the error."""
+    """A message of these values. If one of them cannot be sent, the error names it."""
     try:
         return kind(**values)
     except (TypeError, ValueError):
@@ -83,13 +83,14 @@ def _made(kind: Callable[..., MessageT], **values: Any) -> MessageT:
                 kind(**{name: value})
             except TypeError as error:
                 raise TypeError(f"{name}: {error}") from error
-            except ValueError as error:  # UnicodeEncodeError is one
+            except ValueError as error:  # includes UnicodeEncodeError
                 raise WrongArgument(f"{name}: {reprlib.repr(value)} cannot be sent: {error}") from error
         raise
 
 
 def tokenize_request(model: str, prompt: Prompt) -> inference_pb2.TokenizeRequest:
-    """Raises TypeError for token ids: there is nothing to do."""
+    """The request for a text or a conversation. Raises TypeError for token ids: there is nothing to
+    tokenize."""
     given = _prompt(prompt)
     if "token_ids" in given:
         raise TypeError("the prompt is token ids already: give text or messages")
@@ -97,7 +98,7 @@ def tokenize_request(model: str, prompt: Prompt) -> inference_pb2.TokenizeReques
 
 
 def _prompt(prompt: Prompt) -> dict[str, Any]:
-    """The field of the oneof that stands for this prompt."""
+    """The field of the oneof for this kind of prompt."""
     if isinstance(prompt, str):
         return {"text": prompt}
     if isinstance(prompt, bytes | bytearray | memoryview):
@@ -111,8 +112,8 @@ def _prompt(prompt: Prompt) -> dict[str, Any]:
 
 
 def conversation(messages: Prompt) -> Prompt:
-    """Raises TypeError for what is not a sequence of messages: text, which would not go through the
-    template, or token ids."""
+    """Check that a prompt is a sequence of messages. Raises TypeError for text, which would not go through
+    the template, and for token ids."""
     if isinstance(messages, str):
         raise TypeError("chat takes messages, such as [Message('user', text)]; generate takes text")
     if "chat" not in _prompt(messages) and len(messages):
@@ -235,12 +236,12 @@ def pool_status(message: pool_pb2.StatusResponse) -> PoolStatus:
 
 
 def _same_named(kind: Any, message: Any, besides: Collection[str] = ()) -> dict[str, Any]:
-    """The scalar fields of a message that a dataclass has under the same name."""
+    """The scalar fields of a message for which a dataclass has a field of the same name."""
     return {field.name: getattr(message, field.name) for field in fields(kind) if field.name not in besides}
 
 
 def _enum(kind: Any, name_of: Any, value: int, prefix: str) -> Any:
-    """The member of our enum for a protobuf value; UNKNOWN for one that we do not have."""
+    """The member of our enum for a protobuf value, or UNKNOWN."""
     try:
         name = name_of(value).removeprefix(prefix)
     except ValueError:

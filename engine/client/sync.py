@@ -36,7 +36,7 @@ from tokenmux.v1 import (
 
 
 class Stream:
-    """The events of one generation, to iterate over. Leaving it as a context, or `cancel`, ends the
+    """The events of one generation, to iterate over. Leaving its context, or `cancel`, ends the
     generation."""
 
     def __init__(self, call: Any) -> None:
@@ -50,10 +50,10 @@ class Stream:
                     if event is not None:
                         yield event
         finally:
-            self.cancel()  # whoever stops iterating does not want the rest
+            self.cancel()  # a caller that stops iterating does not want the rest
 
     def cancel(self) -> None:
-        """The server frees at once what the request held."""
+        """End the generation: the server frees at once what the request held."""
         self._call.cancel()
 
     def __enter__(self) -> Self:
@@ -77,8 +77,8 @@ class Client:
     ...         if isinstance(event, Delta):
     ...             print(event.text, end="", flush=True)
 
-    Every method raises CallFailed when the server refuses or cannot be reached, and takes `timeout_s`, a
-    deadline for the whole call in seconds (None: none). May be used from several threads.
+    Every method raises CallFailed if the server refuses or cannot be reached, and takes `timeout_s`, a
+    deadline for the whole call in seconds (None: no deadline). May be used from several threads.
     """
 
     def __init__(
@@ -90,9 +90,10 @@ class Client:
         ca_file: Path | None = None,
         insecure: bool = False,
     ) -> None:
-        """`tls` trusts the system's authorities, `ca_file` (PEM, implies TLS) only its own.
+        """Connect to `target`. `tls` trusts the system's authorities, `ca_file` (PEM, implies TLS) only its
+        own.
 
-        A key for another machine needs one of them, or `insecure`, which lets all on the way read it. Raises
+        A key for another machine needs one of them, or `insecure`, which sends it readable. Raises
         WrongArgument.
         """
         connection = Connection(target, api_key, tls, ca_file, insecure)
@@ -104,11 +105,11 @@ class Client:
         self._metadata = connection.metadata
         self._inference = inference_pb2_grpc.InferenceStub(self._channel)  # type: ignore[no-untyped-call]
         self.models = Models(self._channel, self._metadata)
-        """Registering, loading, pinning: needs an admin key where the server has keys."""
+        """Registering, loading, pinning. Needs an admin key if the server has keys."""
         self.pool = Pool(self._channel, self._metadata)
-        """What runs where: needs an admin key where the server has keys."""
+        """The state and size of the pool. Needs an admin key if the server has keys."""
         self.planning = Planning(self._channel, self._metadata)
-        """What a capacity planner needs: needs an admin key where the server has keys."""
+        """Input for capacity planning. Needs an admin key if the server has keys."""
 
     def generate(
         self,
@@ -118,7 +119,7 @@ class Client:
         timeout_s: float | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Completion:
-        """Generate and return the whole answer. `options` are those of GenerateOptions.
+        """Generate, and return the whole answer. `options` are those of GenerateOptions.
 
         >>> client.generate("smol", "1, 2, 3,", max_tokens=6, stop=".").text
         """
@@ -136,7 +137,7 @@ class Client:
         timeout_s: float | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Stream:
-        """Generate and return the events as they come: PromptInfo, then State and Delta, and Finish at the
+        """Generate, and return the events as they arrive: PromptInfo, then State and Delta, and Finish at the
         end.
 
         >>> with client.stream("smol", "Tell me a story", max_tokens=200) as events:
@@ -153,14 +154,14 @@ class Client:
         timeout_s: float | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Completion:
-        """Answer a conversation, through the model's own template. `stream` takes messages as well.
+        """Answer a conversation, using the model's own template. `stream` also takes messages.
 
         >>> client.chat("smol", [{"role": "user", "content": "Who are you?"}]).text
         """
         return self.generate(model, proto_values.conversation(messages), timeout_s=timeout_s, **options)
 
     def tokenize(self, model: str, prompt: Prompt, *, timeout_s: float | None = None) -> tuple[int, ...]:
-        """The token ids of a text or a conversation, as `generate` would see them."""
+        """The token ids of a text or a conversation, as `generate` would use them."""
         request = proto_values.tokenize_request(model, prompt)
         with translated():
             response = self._inference.Tokenize(request, timeout=timeout_s, metadata=self._metadata)
@@ -175,7 +176,7 @@ class Client:
             )
 
     def ready(self, model: str | None = None, *, timeout_s: float | None = None) -> bool:
-        """Whether requests are accepted, by the server or for one model."""
+        """True if the server, or one model, accepts requests."""
         with translated():
             if model is None:
                 server = inference_pb2.ServerReadyRequest()
@@ -186,7 +187,7 @@ class Client:
         return bool(answer.ready)
 
     def close(self) -> None:
-        """Cancel what is running and disconnect."""
+        """Cancel running calls and disconnect."""
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -209,7 +210,7 @@ class Models:
         self._metadata = metadata
 
     def list(self, *, timeout_s: float | None = None) -> tuple[Model, ...]:
-        """All models by name, the refused ones included."""
+        """All models by name, including refused ones."""
         response = self._call(self._stub.List, models_pb2.ListModelsRequest(), timeout_s)
         return tuple(proto_values.model(message) for message in response.models)
 
@@ -219,20 +220,21 @@ class Models:
         )
 
     def register(self, name: str, source: str = "", *, timeout_s: float | None = None) -> Model:
-        """Add a model from a folder of safetensors or a GGUF file on the server's machine; may take minutes.
+        """Add a model from a folder of safetensors or a GGUF file on the server's machine. May take minutes.
 
-        Without a source: one that the catalogue has already, because it was pulled while the server ran.
+        Without a source, add a model that is already in the catalogue, such as one pulled while the server
+        ran.
         """
         request = models_pb2.RegisterModelRequest(name=name, source=source)
         return proto_values.model(self._call(self._stub.Register, request, timeout_s))
 
     def unregister(self, name: str, *, force: bool = False, timeout_s: float | None = None) -> None:
-        """Remove a model; with `force` even under live requests, which then fail."""
+        """Remove a model; with `force` even if it has live requests, which then fail."""
         request = models_pb2.UnregisterModelRequest(name=name, force=force)
         self._call(self._stub.Unregister, request, timeout_s)
 
     def load(self, name: str, *, wait: bool = False, timeout_s: float | None = None) -> Model:
-        """Make a model resident; with `wait`, return when it is."""
+        """Load a model onto the device; with `wait`, return once it is there."""
         request = models_pb2.LoadModelRequest(name=name, wait=wait)
         return proto_values.model(self._call(self._stub.Load, request, timeout_s))
 
@@ -242,7 +244,7 @@ class Models:
         return proto_values.model(self._call(self._stub.Unload, request, timeout_s))
 
     def pin(self, name: str, pinned: bool = True, *, timeout_s: float | None = None) -> Model:
-        """Keep a model resident, or no longer."""
+        """Keep a model on the device, or (`pinned=False`) let it leave again."""
         request = models_pb2.PinModelRequest(name=name, pinned=pinned)
         return proto_values.model(self._call(self._stub.Pin, request, timeout_s))
 
@@ -259,7 +261,7 @@ class Pool:
         self._metadata = metadata
 
     def status(self, *, timeout_s: float | None = None) -> PoolStatus:
-        """The pool now."""
+        """The present state of the pool."""
         with translated():
             request = pool_pb2.StatusRequest()
             return proto_values.pool_status(
@@ -267,8 +269,8 @@ class Pool:
             )
 
     def watch(self, *, min_interval_s: float = 0.0, timeout_s: float | None = None) -> Iterator[PoolStatus]:
-        """The pool now and at every change, at least `min_interval_s` seconds apart; ends when the server
-        stops."""
+        """The state of the pool, now and at every change, at least `min_interval_s` seconds apart. Ends
+        when the server stops."""
         request = pool_pb2.WatchStatusRequest(min_interval_s=min_interval_s)
         call = self._stub.WatchStatus(request, timeout=timeout_s, metadata=self._metadata)
         try:
@@ -279,7 +281,7 @@ class Pool:
             call.cancel()
 
     def trace(self, last_s: float = 0.0, *, timeout_s: float | None = None) -> PoolTrace:
-        """The steps, copies and requests that ended within the last seconds; 0: all that the pool
+        """The steps, copies and requests that ended within the last `last_s` seconds; 0: all that the pool
         remembers."""
         with translated():
             request = pool_pb2.TraceRequest(last_s=last_s)
@@ -288,11 +290,11 @@ class Pool:
             )
 
     def resize(self, arena_bytes: int, *, timeout_s: float | None = None) -> int:
-        """Give the pool so much device memory for weights and KV cache, once everything in it has left;
-        returns what it has then.
+        """Change the pool's device memory for weights and KV cache to `arena_bytes`. Returns its size
+        afterwards.
 
-        Requests wait meanwhile and go on afterwards. Done even if this stops waiting; holds until the server
-        is restarted.
+        Requests wait until the arena is empty and resized, then continue. The resize is completed even if
+        this call is abandoned, and holds until the server restarts.
         """
         with translated():
             request = pool_pb2.ResizeRequest(arena_bytes=arena_bytes)
@@ -317,8 +319,8 @@ class Planning:
     def recorded_traffic(
         self, last_s: float = 0.0, *, timeout_s: float | None = None
     ) -> tuple[RecordedRequest, ...]:
-        """The requests that arrived within the last seconds and have ended, in order of arrival; 0: all
-        that the server remembers."""
+        """Ended requests that arrived within the last `last_s` seconds, in order of arrival; 0: all that
+        the server remembers."""
         request = planning_pb2.RecordedTrafficRequest(last_s=last_s)
         call = self._stub.RecordedTraffic(request, timeout=timeout_s, metadata=self._metadata)
         with translated():

@@ -19,7 +19,7 @@ Prompt = str | Sequence[int] | Sequence[Message] | Sequence[Mapping[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class PromptInfo:
-    """What the server made of a request; `seed` repeats it exactly."""
+    """What the server made of a request. `seed` repeats it exactly."""
 
     request_id: str
     model: str
@@ -29,7 +29,7 @@ class PromptInfo:
 
 
 class Phase(Enum):
-    """Where a request is. UNKNOWN: the server is newer than this client."""
+    """The phase of a request. UNKNOWN: the server is newer than this client."""
 
     QUEUED = "queued"
     LOADING = "loading"
@@ -41,7 +41,7 @@ class Phase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A change of phase; `position` of the queued, `progress` (0 to 1) of the loading."""
+    """A change of phase, with `position` in the queue if queued and `progress` (0 to 1) if loading."""
 
     phase: Phase
     position: int
@@ -50,7 +50,7 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """New output. Text may lag behind the token ids while it could become a stop string."""
+    """New output. Text lags behind the token ids while it could become a stop string."""
 
     index: int
     token_ids: tuple[int, ...]
@@ -107,8 +107,8 @@ class Durations:
     total_s: float
 
     def percentile(self, share: float, bounds_s: Sequence[float]) -> float | None:
-        """The bound that this share of them does not exceed, the largest bound for those beyond it; None
-        if there are none."""
+        """The bound that `share` of the durations does not exceed, the largest bound for those beyond it.
+        None if there are none."""
         left = share * sum(self.counts)
         for i, count in enumerate(self.counts):
             left -= count
@@ -119,7 +119,7 @@ class Durations:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """How a model or a tenant was served since the worker started. `gpu_s` are device seconds.
+    """How a model or a tenant was served since the worker started. `gpu_s` is in device seconds.
 
     `artifact_attainment` is the Aegaeon artifact's figure, which flatters.
     """
@@ -139,7 +139,7 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """Who asks."""
+    """Usage of one tenant."""
 
     name: str
     service: Service
@@ -149,8 +149,9 @@ class Tenant:
 class Model:
     """A model of the catalogue. Sizes in bytes, times in seconds; totals since the worker started.
 
-    Swaps by reason: requests waited and it was `first` here, or had to leave and came `again`; nobody waited,
-    an `operator` asked or it came `ahead` of requests.
+    Swaps are counted by reason. `first`: requests waited, and it had not been loaded before. `again`:
+    requests waited, and it had been evicted. `operator`: no request waited, an operator asked. `ahead`: no
+    request waited, the policy expected one.
     """
 
     name: str
@@ -182,7 +183,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class ModelMetadata:
-    """What a client may want to know of a model before it asks."""
+    """What a client may want to know of a model before using it."""
 
     name: str
     max_context: int
@@ -193,8 +194,8 @@ class ModelMetadata:
 
 @dataclass(frozen=True, slots=True)
 class InstanceStatus:
-    """One execution unit. Sizes in bytes, times in seconds on the worker's clock; rates are differences of
-    two statuses."""
+    """One execution unit. Sizes in bytes, times in seconds on the worker's clock. Compute rates from the
+    difference of two statuses."""
 
     at_s: float
     device: str
@@ -219,10 +220,10 @@ class InstanceStatus:
 
 @dataclass(frozen=True, slots=True)
 class PoolStatus:
-    """The pool at a moment.
+    """The pool at one moment.
 
-    `devices_saved` is against one device for each model while it has requests, `devices_saved_dedicated`
-    against one for each model that was asked for within the last hour.
+    `devices_saved` compares with one device for each model while it has requests, `devices_saved_dedicated`
+    with one for each model requested within the last hour.
     """
 
     version: str
@@ -255,8 +256,8 @@ class ModelSizes:
 
 @dataclass(frozen=True, slots=True)
 class RecordedRequest:
-    """A request that the server has seen: lengths and times, never text. `arrival_s` counts from when
-    recording began."""
+    """A request that the server has seen: lengths and times, never text. `arrival_s` counts from the start of
+    recording."""
 
     arrival_s: float
     model: str
@@ -270,7 +271,7 @@ class RecordedRequest:
 
 @dataclass(frozen=True, slots=True)
 class PoolTrace:
-    """What ran lately, as a JSON document in Chrome's Trace Event Format; `seconds` from its first
+    """Recent activity as a JSON document in Chrome's Trace Event Format; `seconds` is the time from its first
     operation to its last."""
 
     chrome_trace: str
