@@ -1,8 +1,8 @@
-"""A GPU that is not there: what kernels are compiled for ahead of time, and where tests and benchmarks
-launch them.
+"""A GPU that is not there: kernels are compiled for it ahead of time, and tests and benchmarks launch them on
+it.
 
-It says that it is a GPU, takes any kernel and runs none. Everything of Triton's launch path in front of it
-is real: how arguments are specialised, and under which key the compiled form is looked up.
+It claims to be a GPU, accepts any kernel and runs none. Everything of Triton's launch path before it is real:
+how arguments are specialised, and under which key the compiled form is looked up.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class AbsentDevice:
-    """The part of Triton's driver that a launch uses. `launched` are the names of kernels, `programs` how
-    many each had."""
+    """The part of Triton's driver that a launch uses. `launched` are the names of kernels, `programs` the
+    number of programs of each."""
 
     capability: int
     launched: list[str] = field(default_factory=list)
@@ -35,7 +35,7 @@ class AbsentDevice:
         return GPUTarget("cuda", self.capability, 32)
 
     def get_current_device(self) -> AbsentDevice:
-        """Not a number, under which another device's kernels may be kept."""
+        """Not a number, which could be another device's key."""
         return self
 
     def get_current_stream(self, device: object) -> int:
@@ -60,9 +60,9 @@ class AbsentDevice:
 
 @contextmanager
 def absent_device(capability: int) -> Iterator[AbsentDevice]:
-    """Make Triton launch on a device that is not there; the driver that was active before is active again
+    """Make Triton launch on a device that is not there. The driver that was active before is restored
     afterwards."""
-    before = driver._active  # `driver.active` would create one, which fails where there is no device
+    before = driver._active  # `driver.active` would create one, which fails if there is no device
     device = AbsentDevice(capability)
     driver.set_active(device)
     try:

@@ -8,14 +8,14 @@ if TYPE_CHECKING:
     import torch
 
 NO_WINDOW = 2**31 - 1
-"""No sliding window is a window longer than any sequence: one compiled form serves both."""
+"""Stands for no sliding window: longer than any sequence, so that one compiled form serves both cases."""
 
 
 def sixteenths(stride: int) -> int:
     """A stride in units of 16 elements.
 
-    Strides travel in this unit so that the compiler knows every row to be aligned for 16-byte loads, without
-    one compiled form for each stride that a fused projection may have.
+    Strides are passed in this unit so that the compiler knows that every row is aligned for 16-byte loads,
+    without one compiled form for each stride that a fused projection may have.
     """
     if stride % 16:
         raise ValueError(f"strides of rows and heads are multiples of 16 elements, got {stride}")
@@ -23,7 +23,7 @@ def sixteenths(stride: int) -> int:
 
 
 def last_dim_contiguous(**tensors: torch.Tensor) -> None:
-    """Raises `ValueError` unless each tensor's last dimension lies element beside element."""
+    """Raise `ValueError` unless the elements of each tensor's last dimension are adjacent."""
     for name, tensor in tensors.items():
         if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
             raise ValueError(

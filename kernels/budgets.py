@@ -1,4 +1,5 @@
-"""What each kernel may take from the device: held against the compiled code, for every architecture.
+"""Limits of what each kernel may take from the device, checked against the compiled code for every
+architecture.
 
 No kernel spills. Shared memory stays under 99 KiB everywhere, the most that sm_86, sm_89 and sm_120 give a
 program, so that one table serves the whole family. Registers are what the compilers of the supported range
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """At most so many `registers` a thread and so much shared memory a program."""
+    """Limits: `registers` per thread, and shared memory per program."""
 
     registers: int
     shared_kib: int
@@ -52,7 +53,7 @@ _BY_HEAD_SIZE = {"paged_decode.attend", "paged_prefill"}
 
 
 def budget_of(name: str, shape: ModelShape) -> Budget:
-    """The budget of the form `name` (see `warm.forms`) of a model of `shape`."""
+    """The budget of the form `name` (see `warm.forms`) for a model of `shape`."""
     row = name
     if name in _BY_HEAD_SIZE:
         row += f", heads of {max(64, padded(shape.head_dim))}"
@@ -62,12 +63,11 @@ def budget_of(name: str, shape: ModelShape) -> Budget:
 
 
 def wide_loads(name: str, variant: Variant, itemsize: int) -> int:
-    """How many 16-byte loads must stand in the code of a form, if nothing that matters is loaded in smaller
-    pieces.
+    """How many 16-byte loads a form's code must contain, if nothing important is loaded in smaller pieces.
 
-    One tile, divided among the threads. Attention loads a tile of keys and a tile of values, and
-    asynchronously: ahead of the loop, and in it. Were the keys or the values loaded in smaller pieces, a half
-    would be missing.
+    One tile, divided among the threads. Attention loads a tile of keys and a tile of values, asynchronously:
+    ahead of the loop, and inside it. If keys or values were loaded in smaller pieces, half of them would be
+    missing.
     """
     constants: Mapping[str, int] = variant.constants
     match name.split(".")[0]:

@@ -1,9 +1,9 @@
 """Byte floors: the least that each kernel must move to and from device memory, for given shapes.
 
-A kernel bound by memory cannot be faster than its floor over the device's copy bandwidth, so that the
-quotient is the share of the machine that it reaches. Floors count each byte that must cross once: what a
-second reader finds in the L2 cache is free, tables and lengths (8 bytes a block) are left out. Everything is
-in bytes.
+A kernel bound by memory cannot be faster than its floor over the device's copy bandwidth, so the quotient is
+the share of the machine that it reaches. Floors count each byte that must cross once: what a second reader
+finds in the L2 cache is free, and tables and lengths (8 bytes per block) are left out. Everything is in
+bytes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def kv_append(layout: KVLayout, tokens: int, itemsize: int) -> int:
 def paged_decode(
     layout: KVLayout, lengths: Sequence[int], query_heads: int, itemsize: int, window: int | None = None
 ) -> int:
-    """Each visible key and value of one layer once, queries in, results out; partial results stay in the
+    """Each visible key and value of one layer once, queries in, results out. Partial results stay in the
     cache."""
     visible = sum(length if window is None else min(length, window) for length in lengths)
     return visible * _token(layout, itemsize) + 2 * len(lengths) * query_heads * layout.head_dim * itemsize
@@ -40,8 +40,8 @@ def paged_prefill(
     itemsize: int,
     window: int | None = None,
 ) -> int:
-    """Each visible key and value of one layer once, queries in, results out. For long chunks arithmetic
-    binds first: see `paged_prefill_flops`."""
+    """Each visible key and value of one layer once, queries in, results out. Long chunks are bound by
+    arithmetic first: see `paged_prefill_flops`."""
     visible = 0
     for length, new in zip(lengths, chunks, strict=True):
         reach = length if window is None else min(length, window + new - 1)

@@ -1,10 +1,10 @@
-"""Runs launch functions in Triton's interpreter, in a child process: the kernels' meaning without a GPU.
+"""Runs launch functions in Triton's interpreter, in a child process: the kernels' results without a GPU.
 
 Triton decides between compiling and interpreting when its decorators run, so one process cannot do both. The
-child starts with `TRITON_INTERPRET` set, the parent stays in compiled mode, and nobody has to set an
-environment variable.
+child starts with `TRITON_INTERPRET` set, the parent stays in compiled mode, and no environment variable has
+to be set by hand.
 
-The interpreter is trusted on float32 and float16 only. On bfloat16 it computes with the raw bits.
+The interpreter is trusted only on float32 and float16. On bfloat16 it computes with the raw bits.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _SERVE = "from tokenmux.kernels.interpreter import serve; serve()"
 
 
 class Interpreter:
-    """A child process with the interpreter; use as a context manager.
+    """A child process with the interpreter; use it as a context manager.
 
     Calling it runs `module:function` there and returns the arguments as the function left them: tensors that
-    it wrote come back in the returned dictionary, the caller's own are untouched. What the function raises is
+    it wrote come back in the returned dictionary, the caller's own are unchanged. What the function raises is
     raised.
     """
 
@@ -56,9 +56,9 @@ class Interpreter:
 
 
 def serve() -> None:
-    """The child's loop: a call comes in on stdin, its outcome goes out on stdout, until stdin closes."""
+    """The child's loop: reads calls from stdin and writes their outcomes to stdout, until stdin closes."""
     calls, outcomes = sys.stdin.buffer, sys.stdout.buffer
-    sys.stdout = sys.stderr  # what a kernel prints must not end up between the outcomes
+    sys.stdout = sys.stderr  # output of a kernel must not mix with the outcomes
     torch.set_num_threads(1)
     while True:
         try:
@@ -82,7 +82,7 @@ def _call(function: str, sent: dict[str, Any]) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Packed:
-    """A tensor on its way between the processes: its storage and its view of it, strides included.
+    """A tensor between the processes: its storage and its view of it, including strides.
 
     The storage travels as a numpy array, which pickles as plain bytes.
     """

@@ -1,11 +1,10 @@
-"""What a kernel's launch arguments are: the annotations in its signature, where each argument is declared
-once.
+"""Kinds of launch arguments: the annotations in a kernel's signature, where each argument is declared once.
 
     @kernel
     def append(key: kinds.MODEL, slots: kinds.INT64, layer: kinds.NUMBER, HEAD_DIM: tl.constexpr): ...
 
-From them follow what Triton may specialise on, what the ahead-of-time compiler hands over in place of
-arguments, and which tensors a launch checks for their alignment (`variant.py`).
+They determine what Triton may specialise on, what the ahead-of-time compiler passes in place of arguments,
+and which tensors a launch checks for alignment (`variant.py`).
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import torch
 class Kind:
     """A kind of argument: a tensor of `dtype`, or a number (`int` or `float`).
 
-    `dtype` is None for a tensor whose dtype is another for each compiled form. A tensor is read
+    `dtype` is None for a tensor whose dtype depends on the compiled form. A tensor is either read
     `in_vectors` of 16 bytes, and then starts on such a boundary, or one number at a time, and may start
     anywhere.
     """

@@ -8,14 +8,14 @@ A *block* holds the KV of `block_size` tokens, for all layers, in one contiguous
     head          [ token 0 | token 1 | ... | token B-1 ]
     token           [ dim 0 ... dim D-1 ]
 
-so that paging one block is one large copy, and so that the tokens of one head, which attention reads
-together, are neighbours (`block_size * head_dim` elements in a row).
+so that paging one block is one large copy, and the tokens of one head, which attention reads together, are
+adjacent (`block_size * head_dim` elements in a row).
 
 Blocks may lie anywhere in the arena. A kernel gets the arena as one flat tensor of the model's dtype and, for
 each sequence, a row of an int64 *table*: entry j is the offset of the sequence's j-th block, **in elements
 from the start of that tensor**. Elements and not block numbers, because models with blocks of different size
-share one arena, so there is no common block size to count in. Offsets are multiples of 16 elements, which is
-what lets the compiler use 16-byte loads. Table entries past a sequence's length are never read.
+share one arena, so there is no common block size to count in. Offsets are multiples of 16 elements, so that
+the compiler can use 16-byte loads. Table entries past a sequence's length are never read.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ class KVLayout:
 
     @property
     def head_stride(self) -> int:
-        """From one head to the next, within the keys (or the values) of a layer."""
+        """Distance between heads, within the keys (or the values) of a layer."""
         return self.block_size * self.head_dim
 
     @property
     def value_stride(self) -> int:
-        """From a key to the value of the same layer, head and token."""
+        """Distance from a key to the value of the same layer, head and token."""
         return self.kv_heads * self.head_stride
 
     @property
@@ -76,7 +76,8 @@ class KVLayout:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values `[head, length, dim]` of the first `length` tokens of a sequence (a copy).
 
-        For references and tests: a kernel that gathers first has already lost the time it was meant to save.
+        For references and tests: a kernel that gathers first has already lost the time that it was meant to
+        save.
         """
         used = -(-length // self.block_size)
         parts = [self.block(arena, offset)[layer] for offset in offsets[:used]]

@@ -1,4 +1,4 @@
-"""What a compiled kernel takes from the device, read out of its machine code with the tools in Triton's
+"""What a compiled kernel takes from the device, read from its machine code with the tools in Triton's
 wheel."""
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _BITS = {"U8": 8, "S8": 8, "U16": 16, "S16": 16, "64": 64, "128": 128}
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """`registers` a thread, `spilled` instructions that touch local memory, `shared_bytes` a program.
+    """`registers` per thread, `spilled` instructions that access local memory, `shared_bytes` per program.
 
-    `loads` counts the load instructions from global memory by their width in bits, as they stand in the code
-    (synchronous and asynchronous, before and inside loops): 128 is the widest there is.
+    `loads` counts the load instructions from global memory by width in bits, as they appear in the code
+    (synchronous and asynchronous, before and inside loops): 128 is the widest.
     """
 
     registers: int
@@ -40,7 +40,7 @@ class Resources:
 
 
 def resources(compiled: Any) -> Resources:
-    """Reads the resources of what `Variant.compile` returned."""
+    """The resources of what `Variant.compile` returned."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(compiled.asm["cubin"])
         cubin.flush()
@@ -58,7 +58,7 @@ def resources(compiled: Any) -> Resources:
 
 
 def _bits(suffixes: str) -> int:
-    """The width that an instruction's suffixes (`.BYPASS.128`) name; without one it loads 32 bits."""
+    """The width that an instruction's suffixes (`.BYPASS.128`) name; 32 bits by default."""
     return next((_BITS[part] for part in suffixes.split(".") if part in _BITS), 32)
 
 

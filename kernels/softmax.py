@@ -11,7 +11,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def base2_logits(product, scale, softcap, SOFTCAP: tl.constexpr):
-    """Products of query and key, as logits in base 2; bent to `softcap * tanh(x / softcap)` where SOFTCAP."""
+    """Products of query and key, as logits in base 2; with SOFTCAP, bent to `softcap * tanh(x / softcap)`."""
     if SOFTCAP:
         # tanh(x) = 1 - 2 / (exp(2x) + 1): exact at both ends, where exp2 gives 0 or infinity.
         doubled = tl.exp2(product * (2.0 * scale / softcap * LOG2_E))

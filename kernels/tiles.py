@@ -1,21 +1,21 @@
-"""Tile sizes and KV splits: a table per architecture and head size, and nothing else decides them.
+"""Tile sizes and KV splits: a table per architecture and head size. Nothing else decides them.
 
-Not the batch: a row's result would then depend on who else is in it, since another tile or split adds the
-same numbers in another order. And not a tuner at run time: switching to a model would wait for a compiler.
+Not the batch: a row's result would then depend on the other rows, since another tile or split adds the same
+numbers in another order. And not a tuner at run time: switching to a model would wait for a compiler.
 
 The numbers come from arithmetic, checked against compiled code, not from timings on a device (there has been
 none):
 
 - Decoding is bound by memory. By Little's law an H100 needs about 3.35 TB/s * 0.7 us = 2.3 MB in flight, 18
-  KB an SM; a tile of `tokens * head_dim` keys and values in 16 bits is 16 or 32 KB. Of three stages the
-  compiler spends one on reading the block table ahead (with two it reads the table in the way), so that one
-  tile is in flight behind the one at work, in each of the three or more programs that fit on an SM.
-- A split is long enough that its fp32 partial result (`4 * head_dim` bytes a query head) is small against the
-  keys and values it read, and short enough that one sequence of 4,096 tokens with 8 KV heads makes 64 or more
-  programs. It is a multiple of the tile.
-- Prefill is bound by the tensor cores: tiles as large as the registers allow without spilling.
-- Tiles for `SM_80` fit in 99 KB of shared memory, so that they serve sm_86, sm_89 and sm_120 as well, which
-  have no more than that for a block.
+  KB per SM; a tile of `tokens * head_dim` keys and values in 16 bits is 16 or 32 KB. Of three stages the
+  compiler spends one on reading the block table ahead (with two it reads the table in between), so that one
+  tile is in flight while another is computed, in each of the three or more programs that fit on an SM.
+- A split is long enough that its fp32 partial result (`4 * head_dim` bytes per query head) is small compared
+  with the keys and values it read, and short enough that one sequence of 4,096 tokens with 8 KV heads makes
+  64 or more programs. It is a multiple of the tile.
+- Prefill is bound by the tensor cores: tiles are as large as the registers allow without spilling.
+- Tiles for `SM_80` fit in 99 KB of shared memory, so that they also serve sm_86, sm_89 and sm_120, which have
+  no more for a block.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ import enum
 from dataclasses import dataclass
 
 LARGEST_HEAD = 256
-"""Numbers in the largest head that attention takes."""
+"""The largest head size that attention accepts."""
 
 LARGEST_GROUP = 64
-"""Query heads that may share a KV head."""
+"""The largest number of query heads that may share a KV head."""
 
 
 class Architecture(enum.IntEnum):
-    """The rows of the table; the value is the compute capability that is compiled for in the checks."""
+    """The rows of the table; the value is the compute capability for which the checks compile."""
 
     SM_80 = 80
     SM_90 = 90
@@ -39,8 +39,8 @@ class Architecture(enum.IntEnum):
 
     @staticmethod
     def of(capability: int) -> Architecture:
-        """The row for a compute capability (major * 10 + minor): same family, or the one with less shared
-        memory."""
+        """The row for a compute capability (major * 10 + minor): the same family, or the one with less
+        shared memory."""
         match capability // 10:
             case 8 | 12:
                 return Architecture.SM_80
@@ -54,7 +54,7 @@ class Architecture(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class DecodeTile:
-    """`tokens` KV tokens an iteration, `split` KV tokens a program."""
+    """`tokens` KV tokens per iteration, `split` KV tokens per program."""
 
     tokens: int
     split: int
@@ -68,7 +68,7 @@ class DecodeTile:
 
 @dataclass(frozen=True, slots=True)
 class PrefillTile:
-    """`queries` query tokens a program, `tokens` KV tokens an iteration."""
+    """`queries` query tokens per program, `tokens` KV tokens per iteration."""
 
     queries: int
     tokens: int
@@ -78,8 +78,8 @@ class PrefillTile:
 
 @dataclass(frozen=True, slots=True)
 class SampleTile:
-    """`vocabulary` logits a program in the parallel passes; `search` logits an iteration of the threshold
-    search."""
+    """`vocabulary` logits per program in the parallel passes; `search` logits per iteration of the
+    threshold search."""
 
     vocabulary: int = 4096
     search: int = 8192
@@ -104,12 +104,12 @@ class StepTiles:
 
 
 def padded(extent: int) -> int:
-    """The power of two that a tile axis of `extent` elements is padded to."""
+    """The power of two to which a tile axis of `extent` elements is padded."""
     return 1 << (extent - 1).bit_length()
 
 
 def group_tile(group: int) -> int:
-    """Rows of the decode tile for `group` query heads a KV head: tensor cores want at least 16."""
+    """Rows of the decode tile for `group` query heads per KV head: tensor cores want at least 16."""
     if group > LARGEST_GROUP:
         raise ValueError(f"at most {LARGEST_GROUP} query heads share a KV head, got {group}")
     return max(16, padded(group))
@@ -149,7 +149,7 @@ def prefill_tile(capability: int, head_dim: int) -> PrefillTile:
 
 
 def step_tiles(capability: int, head_dim: int) -> StepTiles:
-    """Raises `ValueError` for a device or a head size that the kernels do not serve."""
+    """The tiles of a step. Raises `ValueError` for a device or a head size that the kernels do not serve."""
     return StepTiles(decode_tile(capability, head_dim), prefill_tile(capability, head_dim))
 
 

@@ -1,9 +1,9 @@
 """A kernel, and one compiled form of it: what the compiler is told, apart from what varies by launch.
 
-The launch functions and the ahead-of-time compiler both go through a `Variant`, so that what was compiled in
-advance is exactly what a launch looks up in Triton's cache. Everything that Triton would specialise on by
-value is either a constant here or, by its kind, excluded from specialisation, so that the form depends on
-the model and the device, never on the step.
+The launch functions and the ahead-of-time compiler both use a `Variant`, so that what was compiled in advance
+is exactly what a launch looks up in Triton's cache. Everything that Triton would specialise on by value is
+either a constant here or, by its kind, excluded from specialisation, so that the form depends on the model
+and the device, never on the step.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
 
 POINTER_ALIGNMENT = 16
-"""Bytes. Tensors that are read in vectors start on such a boundary; a launch checks it."""
+"""In bytes. Tensors that are read in vectors start on such a boundary; a launch checks it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """Device code and its parameters in order, with the kind of each that a launch hands over."""
+    """Device code and its parameters in order, with the kind of each that a launch passes."""
 
     device_code: Any
     parameters: tuple[str, ...]
@@ -44,8 +44,8 @@ class Kernel:
     ) -> Variant:
         """The form with these compile-time `constants`.
 
-        `dtypes` are those of the kinds that have none of their own; None for an optional tensor that is
-        absent. Raises `TypeError` unless each parameter is an argument of a known dtype or a constant.
+        `dtypes` are those of the kinds without a fixed dtype; None for an optional tensor that is absent.
+        Raises `TypeError` unless each parameter is an argument of a known dtype or a constant.
         """
         arguments: dict[str, torch.dtype | type[int | float]] = {}
         absent: dict[str, None] = {}
@@ -60,7 +60,7 @@ class Kernel:
 
 
 def kernel(function: Callable[..., None]) -> Kernel:
-    """Make a kernel of device code whose parameters are annotated with their kind, or as `tl.constexpr`."""
+    """Make a kernel from device code whose parameters are annotated with their kind, or as `tl.constexpr`."""
     annotations = function.__annotations__
     kinds = {name: kind for name, kind in annotations.items() if isinstance(kind, Kind)}
     decorate = triton.jit(
@@ -74,7 +74,7 @@ def kernel(function: Callable[..., None]) -> Kernel:
 class Variant:
     """A kernel with the dtypes of its launch arguments (`int` or `float` for a number) and its constants.
 
-    An optional tensor that is absent in this form stands among the constants, as None.
+    An optional tensor that is absent in this form is among the constants, as None.
     """
 
     kernel: Kernel
@@ -102,14 +102,14 @@ class Variant:
 
     @property
     def options(self) -> dict[str, Any]:
-        # enable_fp_fusion is explicit because Triton changed its default (and says so in a warning).
+        # enable_fp_fusion is explicit because Triton changed its default (with a warning).
         return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
 
     def launch(self, grid: tuple[int, int, int], **arguments: Any) -> None:
-        """Start the kernel on the current stream; `ValueError` for a tensor that breaks the alignment.
+        """Start the kernel on the current stream. Raises `ValueError` for a tensor that breaks the alignment.
 
-        Triton looks a form up by every argument, at each launch (20 us of Python). A variant is one form,
-        so after the first launch on a device it is started directly.
+        Triton looks a form up by every argument, at each launch (20 us of Python). A variant is one form, so
+        after the first launch on a device it is started directly.
         """
         for name in self._in_vectors:
             if arguments[name].data_ptr() % POINTER_ALIGNMENT:
@@ -130,9 +130,9 @@ class Variant:
     def compile(self, capability: int) -> Any:
         """Compile for a compute capability (major * 10 + minor) without a device, into Triton's cache.
 
-        Goes through Triton's own launch path up to where a device would be needed: how that path spells out a
-        specialisation differs between versions, and a key that is spelled otherwise is not found. While it
-        compiles no other thread may launch, since the driver is the process's.
+        Follows Triton's own launch path up to the point where a device would be needed: how that path writes
+        a specialisation differs between versions, and a key written differently is not found. While it
+        compiles no other thread may launch, since the driver belongs to the process.
         """
         samples = {
             name: torch.empty(0, dtype=dtype) if isinstance(dtype, torch.dtype) else dtype(2)

@@ -1,7 +1,7 @@
-"""Everything that a model needs compiled, ahead of time and without a device.
+"""Compiles everything that a model needs, ahead of time and without a device.
 
-A form that is missing from Triton's cache is compiled at its first launch, for a second or so, in the middle
-of somebody's request. `compile_for` fills the cache with exactly the forms that the launch functions look up.
+A form that is missing from Triton's cache is compiled at its first launch, which takes about a second in the
+middle of a request. `compile_for` fills the cache with exactly the forms that the launch functions look up.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """What of a model reaches the compiler. Layers, KV heads, windows and batches do not.
+    """What the compiler has to know of a model. Layers, KV heads, windows and batches do not matter to it.
 
-    `group` is query heads a KV head. `sinks` is the dtype of attention sinks, None for a model without.
-    `vocabulary` and `logits` say what the sampler reads; a row of logits is taken to be contiguous.
+    `group` is the number of query heads per KV head. `sinks` is the dtype of attention sinks, None for a
+    model without. `vocabulary` and `logits` say what the sampler reads; a row of logits is assumed to be
+    contiguous.
     """
 
     dtype: torch.dtype
@@ -67,13 +68,13 @@ def forms(capability: int, shape: ModelShape) -> dict[str, Variant]:
 
 
 def compile_for(capability: int, shape: ModelShape) -> dict[str, Any]:
-    """Compiles all `forms` into Triton's cache (what is there already is only looked up) and returns them
-    by name."""
+    """Compile all `forms` into Triton's cache (those that are there are only looked up) and return them by
+    name."""
     return {name: variant.compile(capability) for name, variant in forms(capability, shape).items()}
 
 
 PAGING_IN_INT8 = frozenset({"kv_page_out_int8", "kv_page_in_int8"})
-"""What a server launches only where it is asked to page in int8."""
+"""Forms that a server launches only if it is configured to page in int8."""
 
 
 def distinct(variants: Iterable[Variant]) -> list[Variant]:
@@ -83,7 +84,7 @@ def distinct(variants: Iterable[Variant]) -> list[Variant]:
 
 @dataclass(frozen=True, slots=True)
 class Warmed:
-    """What filling the cache came to. `compiled` of `forms` were not there before; sizes are bytes."""
+    """The result of filling the cache. `compiled` of `forms` were missing; sizes are in bytes."""
 
     forms: int
     compiled: int
@@ -100,10 +101,10 @@ def warm(
     paged_int8: bool = False,
     cache: Path | None = None,
 ) -> Warmed:
-    """Compiles all forms that a server of `shapes` launches, each once, into the folder `cache` or Triton's
+    """Compile all forms that a server of `shapes` launches, each once, into the folder `cache` or Triton's
     own.
 
-    `progress` hears how many are done, of how many.
+    `progress` is called with the number of finished forms and the total.
     """
     wanted = distinct(
         variant

@@ -9,7 +9,7 @@ from tokenmux.kernels.variant import kernel
 
 @triton.jit
 def copy_rows(source, destination, present, HEAD_DIM: tl.constexpr, DIM_TILE: tl.constexpr):
-    """Copies the rows that `source` and `destination` `[row, 1]` point to."""
+    """Copy the rows to which `source` and `destination` `[row, 1]` point."""
     dim = tl.arange(0, DIM_TILE)[None, :]
     wanted = present & (dim < HEAD_DIM)
     tl.store(destination + dim, tl.load(source + dim, mask=wanted), mask=wanted)

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from tokenmux.kernels.layout import KVLayout
 
 TILE_NUMBERS = 2048
-"""Numbers of a tile: two 16-byte vectors a thread. At 128 dims a step of up to 16 rows is one program a
+"""Numbers in a tile: two 16-byte vectors per thread. At 128 dims a step of up to 16 rows is one program per
 head."""
 
 
 def token_tile(head_dim: int) -> int:
-    """Tokens of a tile."""
+    """Tokens in a tile."""
     return TILE_NUMBERS // padded(head_dim)
 
 
@@ -48,7 +48,7 @@ def kv_append(
     layout: KVLayout,
     layer: int,
 ) -> None:
-    """Write the keys and values of a step's tokens into their blocks; see `reference.py` for the meaning.
+    """Write the keys and values of a step's tokens into their blocks, as defined in `reference.py`.
 
     `key` and `value` `[token, kv head, dim]` may be views into one fused projection. Raises `ValueError` for
     shapes and strides that do not fit.

@@ -16,8 +16,8 @@ def slots(
     """For each token, the offset of its key in head 0 of layer 0: int64, in elements from the start of the
     arena.
 
-    `rows[token]` is the token's row of `table`, `positions[token]` its place in the sequence. Computed once a
-    step; all layers use it, since layer, half and head only add constants.
+    `rows[token]` is the token's row of `table`, `positions[token]` its place in the sequence. Computed once
+    per step and used by all layers, since layer, half and head only add constants.
     """
     block = table[rows, positions // layout.block_size]
     return block + positions % layout.block_size * layout.head_dim
@@ -33,10 +33,9 @@ def kv_append(
     layout: KVLayout,
     layer: int,
 ) -> None:
-    """Writes `key` and `value` `[token, kv head, dim]` of the first `count` tokens to their slots in `arena`.
+    """Write `key` and `value` `[token, kv head, dim]` of the first `count` tokens to their slots in `arena`.
 
-    `count` int32 `[1]` lives on the device, so that a captured graph of a padded batch writes real tokens
-    only.
+    `count` int32 `[1]` is on the device, so that a captured graph of a padded batch writes only real tokens.
     """
     used = int(count)
     start = layer * layout.layer_stride

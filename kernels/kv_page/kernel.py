@@ -1,8 +1,8 @@
-"""Device code of paging: blocks as they are, and by way of int8.
+"""Device code of paging: blocks unchanged, and in int8.
 
 Either side may be device memory or page-locked host memory, which the device reads and writes at its mapped
-address. A program takes pieces of blocks, one after the other, until none is left. In int8 a piece is ROWS
-rows of `head_dim` numbers: a row is read once, and its scale and codes come from registers.
+address. A program takes pieces of blocks, one after another, until none is left. In int8 a piece is ROWS rows
+of `head_dim` numbers: a row is read once, and its scale and codes come from registers.
 """
 
 import triton
@@ -22,7 +22,7 @@ def copy_blocks(
     blocks: kinds.NUMBER,
     CHUNK: tl.constexpr,
 ):
-    """Copies `blocks` blocks of 16 * block_16 bytes."""
+    """Copy `blocks` blocks of 16 * block_16 bytes."""
     size = block_16 * 16
     chunks = tl.cdiv(size, CHUNK)
     for piece in range(tl.program_id(0), blocks * chunks, tl.num_programs(0)):

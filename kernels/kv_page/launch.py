@@ -1,5 +1,5 @@
-"""Host side of paging: any number of blocks in one launch. When to use the copy engines instead:
-`choice.py`."""
+"""Host side of paging: any number of blocks in one launch. `choice.py` says when to use the copy engines
+instead."""
 
 from __future__ import annotations
 
@@ -24,21 +24,22 @@ CHUNK = 8192
 threads."""
 
 PIECE_NUMBERS = 4096
-"""Numbers that a program takes at a time in int8: four 16-byte loads a thread with 4 warps, as whole rows."""
+"""Numbers that a program takes at a time in int8: four 16-byte loads per thread with 4 warps, in whole
+rows."""
 
 PROGRAMS = 16
-"""Programs of a launch. Each has 8 KiB under way, and 66 KB (1.2 us at 55 GB/s) fill the bus.
+"""Programs per launch. Each has 8 KiB in flight, and 66 KB (1.2 us at 55 GB/s) fill the bus.
 
-Measured on an H200, GB/s into the device and out: 4 programs 22 and 52, 8 programs 42 and 52, 16 programs
-51 and 52, 32 programs 51 and 52. A grid of one program for each chunk reaches no more and takes all thread
-slots of the GPU for programs that wait for the bus, so that no program of the step beside it can start
-until they are done.
+Measured on an H200, GB/s into the device and out: 4 programs 22 and 52, 8 programs 42 and 52, 16 programs 51
+and 52, 32 programs 51 and 52. A grid of one program per chunk reaches no more, and fills all thread slots of
+the GPU with programs that wait for the bus, so that no program of the step at the same time can start until
+they are done.
 """
 
 
 @cache
 def copy_variant() -> Variant:
-    """The compiled form of paging blocks as they are: one for all models."""
+    """The compiled form of paging blocks unchanged: one for all models."""
     return kernel.copy_blocks.variant({}, {"CHUNK": CHUNK}, warps=8)
 
 
@@ -63,12 +64,12 @@ def kv_page(
     block_bytes: int,
     programs: int | None = PROGRAMS,
 ) -> None:
-    """Copy blocks that are scattered on both sides, of any model: the tensors are `uint8`, one often
+    """Copy blocks that are scattered on both sides, of any model. The tensors are `uint8`, one of them often
     page-locked memory.
 
-    `offsets` `[2, block]` (int64, on the device) are bytes: where each block goes in `target`, where it
-    comes from in `source`. They are not looked at here, as that would wait for the device. A launch has at
-    most `programs` programs; None: one for each chunk.
+    `offsets` `[2, block]` (int64, on the device) are in bytes: each block's place in `target` and in
+    `source`. They are not checked here, since that would wait for the device. A launch has at most `programs`
+    programs; None means one per chunk.
     """
     if block_bytes % OFFSET_ALIGNMENT:
         raise ValueError(f"blocks are multiples of {OFFSET_ALIGNMENT} bytes, got {block_bytes}")
@@ -91,8 +92,8 @@ def kv_page_out_int8(
     """Quantise blocks of the arena to records anywhere in `host`, which is `uint8` and often page-locked
     memory.
 
-    `offsets` `[2, block]` (int64, on the device): where each record goes in `host`, in bytes, and where its
-    block comes from in `arena`, in elements. A record is `quantised.record_bytes` long.
+    `offsets` `[2, block]` (int64, on the device) are each record's place in `host`, in bytes, and its block's
+    place in `arena`, in elements. A record is `quantised.record_bytes` long.
     """
     variant = quantise_variant(arena.dtype, layout.head_dim)
     _launch_records(variant, arena, offsets[1], host, offsets[0], layout)
@@ -101,8 +102,8 @@ def kv_page_out_int8(
 def kv_page_in_int8(
     arena: torch.Tensor, host: torch.Tensor, offsets: torch.Tensor, *, layout: KVLayout
 ) -> None:
-    """Write blocks of the arena from records: `offsets` are where each block goes, in elements, and its
-    record, in bytes."""
+    """Write blocks of the arena from records. `offsets` are each block's place, in elements, and its
+    record's, in bytes."""
     variant = dequantise_variant(arena.dtype, layout.head_dim)
     _launch_records(variant, arena, offsets[0], host, offsets[1], layout)
 

@@ -1,4 +1,4 @@
-"""How long a block is in int8, and how far off its numbers may be.
+"""The size of a block in int8, and the error of its numbers.
 
 int8 and not fp8, at the same bytes: with a scale for each row int8 is off by at most 1/254 of the row's
 largest number, e4m3 by up to 1/16 of every number, and e4m3 needs sm_89.
@@ -21,10 +21,10 @@ def record_bytes(layout: KVLayout) -> int:
 
 
 def int8_error_bound(largest: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The most that a number may change by way of int8, in a row whose largest magnitude is `largest`.
+    """The largest change of a number through int8, in a row whose largest magnitude is `largest`.
 
-    Half a step of `largest / 127`, and the rounding of the result to `dtype` (half an ulp of `largest`);
-    the factor covers the roundings of float32 in between.
+    Half a step of `largest / 127`, and the rounding of the result to `dtype` (half an ulp of `largest`); the
+    factor covers the float32 roundings in between.
     """
     step = largest / 127
     return (step / 2 + largest * torch.finfo(dtype).eps / 2) * (1 + 1e-4) + torch.finfo(dtype).tiny

@@ -1,4 +1,4 @@
-"""What paging computes, in plain torch: blocks as they are, and by way of int8."""
+"""What paging computes, in plain torch: blocks unchanged, and in int8."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from tokenmux.kernels.layout import KVLayout
 
 SMALLEST_SCALE = 1e-30
-"""Keeps a row of zeros (or of numbers that vanish in float32) from dividing by zero."""
+"""Prevents a division by zero for a row of zeros (or of numbers that vanish in float32)."""
 
 
 def kv_page(target: torch.Tensor, source: torch.Tensor, offsets: torch.Tensor, *, block_bytes: int) -> None:
-    """Copies `block_bytes` of `source` at `offsets[1, i]` to `target` at `offsets[0, i]`: `uint8` tensors,
+    """Copy `block_bytes` of `source` at `offsets[1, i]` to `target` at `offsets[0, i]`: `uint8` tensors,
     in bytes."""
     for there, here in offsets.T.tolist():
         target[there : there + block_bytes] = source[here : here + block_bytes]
@@ -25,12 +25,11 @@ def kv_page(target: torch.Tensor, source: torch.Tensor, offsets: torch.Tensor, *
 def kv_page_out_int8(
     host: torch.Tensor, arena: torch.Tensor, offsets: torch.Tensor, *, layout: KVLayout
 ) -> None:
-    """Writes the block at `offsets[1, i]` of `arena` as a record at `offsets[0, i]` bytes of `host`
-    (`uint8`).
+    """Write the block at `offsets[1, i]` of `arena` as a record at `offsets[0, i]` bytes of `host` (`uint8`).
 
     A row is one token's key (or value) of one layer and head: `scale = max |x| / 127`, `code = floor(x /
-    scale + 1/2)`. Rows are independent, so that a token not written yet (anything, NaN included) harms no
-    token that is. A record is the codes of all rows, then their scales.
+    scale + 1/2)`. Rows are independent, so that a token not written yet (any bits, including NaN) does not
+    harm one that is. A record is the codes of all rows, then their scales.
     """
     for record, offset in offsets.T.tolist():
         rows = layout.block(arena, offset).reshape(-1, layout.head_dim).float()
@@ -43,8 +42,8 @@ def kv_page_out_int8(
 def kv_page_in_int8(
     arena: torch.Tensor, host: torch.Tensor, offsets: torch.Tensor, *, layout: KVLayout
 ) -> None:
-    """Writes `code * scale`, rounded to the arena's dtype, to the block at `offsets[0, i]`, from the record
-    at `offsets[1, i]`."""
+    """Write `code * scale`, rounded to the arena's dtype, to the block at `offsets[0, i]`, from the record at
+    `offsets[1, i]`."""
     for offset, record in offsets.T.tolist():
         whole = host[record : record + record_bytes(layout)].clone()
         codes = whole[: layout.block_elements].view(torch.int8).view(-1, layout.head_dim)

@@ -8,8 +8,8 @@
     merge   (row, query head)  <-- weights the partials by their log-sum-exps, in order of position
 
 Splits and tiles lie on a fixed grid from position 0, so the sums of a row never depend on its neighbours, on
-the width of the table or on the number of programs. Programs past a row's end (or before its window) leave at
-once: the host never needs to know a length, and a captured graph serves any lengths that fit in its table.
+the width of the table or on the number of programs. Programs past a row's end (or before its window) end at
+once: the host never needs to know a length, and a captured graph serves any lengths that fit its table.
 """
 
 import triton.language as tl
@@ -76,7 +76,7 @@ def attend_split(
         offset = tl.load(table + row * table_row + position // BLOCK_SIZE, mask=seen, other=0)
         offset = tl.multiple_of(offset, 16)
         place = (offset + position % BLOCK_SIZE * HEAD_DIM)[:, None] + dim[None, :]
-        # Both loads are masked, not only the logits: an unwritten value may be NaN, and 0 * NaN is NaN.
+        # Both loads are masked, not just the logits: an unwritten value may be NaN, and 0 * NaN is NaN.
         present = seen[:, None] & in_head[None, :]
         k = tl.load(keys + place, mask=present, other=0.0)
         v = tl.load(values + place, mask=present, other=0.0)
@@ -124,7 +124,7 @@ def merge_splits(
     end = tl.cdiv(length, SPLIT)
     slots = (row * heads + head) * splits
 
-    # A sink is one more logit with no value: it opens the sum instead of joining at the end.
+    # A sink is one more logit without a value: it starts the sum instead of joining at the end.
     if sinks is None:
         peak = float("-inf")
         total = 0.0
@@ -148,6 +148,6 @@ def merge_splits(
         mixed = mixed * kept + tl.sum(partial * weights[:, None], axis=0)
         peak = new_peak
 
-    # A padded slot has length 0: nothing was mixed, and the slot reads zero instead of 0 / 0.
+    # A padded slot has length 0 and sums nothing: it yields zero instead of 0 / 0.
     mixed = mixed / tl.where(length > 0, total, 1.0)
     tl.store(out + (row * heads + head) * HEAD_DIM + dim, mixed.to(out.dtype.element_ty), mask=in_head)

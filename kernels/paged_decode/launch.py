@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from tokenmux.kernels.layout import KVLayout
 
 SPLIT_TILE = 16
-"""Splits that the merge loads at a time: 16 independent rows hide the latency of reading them one by one."""
+"""Splits that the merge loads at a time: 16 independent rows hide the latency of single reads."""
 
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """Where splits leave their results. Allocated once for the largest step and shared by all layers and
+    """Memory for the results of splits. Allocated once for the largest step and shared by all layers and
     models."""
 
     partials: torch.Tensor
@@ -31,7 +31,7 @@ class Workspace:
 
     @staticmethod
     def allocate(elements: int, head_dim: int, device: torch.device | str) -> Workspace:
-        """Room for `elements` = rows * query heads * splits partial results."""
+        """Memory for `elements` = rows * query heads * splits partial results."""
         return Workspace(
             partials=torch.empty(elements * head_dim, dtype=torch.float32, device=device),
             log_sums=torch.empty(elements, dtype=torch.float32, device=device),
@@ -39,7 +39,8 @@ class Workspace:
 
 
 def splits(table: torch.Tensor, layout: KVLayout, tile: DecodeTile) -> int:
-    """Splits that a table of this width can need; narrow the table to the bucket's longest row before."""
+    """Number of splits that a table of this width can need. Narrow the table to the bucket's longest row
+    first."""
     return -(-table.shape[1] * layout.block_size // tile.split)
 
 
@@ -47,7 +48,7 @@ def splits(table: torch.Tensor, layout: KVLayout, tile: DecodeTile) -> int:
 def split_variant(
     dtype: torch.dtype, head_dim: int, block_size: int, group: int, tile: DecodeTile, softcap: bool
 ) -> Variant:
-    """The compiled form of the split pass for `group` query heads a KV head."""
+    """The compiled form of the split pass for `group` query heads per KV head."""
     rows = group_tile(group)
     wide = rows * padded(head_dim) > 32 * 128
     constants = {
@@ -59,7 +60,7 @@ def split_variant(
         "SPLIT": tile.split,
         "SOFTCAP": softcap,
     }
-    # Large groups hold rows * dim accumulators: twice the threads keep them in registers.
+    # Large groups have rows * dim accumulators: twice the threads keep them in registers.
     warps = tile.warps * 2 if wide else tile.warps
     return kernel.attend_split.variant({MODEL: dtype}, constants, warps=warps, stages=tile.stages)
 
@@ -68,7 +69,7 @@ def split_variant(
 def merge_variant(
     dtype: torch.dtype, head_dim: int, tile: DecodeTile, sinks: torch.dtype | None = None
 ) -> Variant:
-    """The compiled form of the merge pass; `sinks` is the dtype of the sinks, if there are any."""
+    """The compiled form of the merge pass; `sinks` is the dtype of the sinks, if any."""
     constants = {
         "HEAD_DIM": head_dim,
         "DIM_TILE": padded(head_dim),
@@ -96,9 +97,9 @@ def paged_decode(
 ) -> None:
     """Write the attention of `query` `[row, head, dim]` over its blocks into the contiguous `out`.
 
-    `table` `[row, block]` int64 and `lengths` `[row]` int32 are read on the device, as late as the kernel
-    runs. See `reference.py` for the meaning. Raises `ValueError` for strides, sizes or a workspace that do
-    not fit.
+    `table` `[row, block]` int64 and `lengths` `[row]` int32 are read on the device, when the kernel runs. The
+    result is defined in `reference.py`. Raises `ValueError` for strides, sizes or a workspace that do not
+    fit.
     """
     rows, heads, head_dim = query.shape
     if heads % layout.kv_heads or head_dim != layout.head_dim:

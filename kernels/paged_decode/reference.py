@@ -26,8 +26,8 @@ def paged_decode(
     """Attention of `query` `[row, head, dim]` over the first `lengths[row]` tokens of each row, in float32.
 
     The query stands at position `lengths[row] - 1`, whose key and value are already in their block. `window`
-    lets it see that many tokens, itself included. `softcap` bends logits to `softcap * tanh(logit /
-    softcap)`. `sinks` `[head]` joins one logit a head to the softmax, with no value. A row of length 0 (a
+    lets it see that many tokens, including itself. `softcap` bends logits to `softcap * tanh(logit /
+    softcap)`. `sinks` `[head]` adds one logit per head to the softmax, without a value. A row of length 0 (a
     padded slot) yields zeros.
     """
     heads_per_kv = query.shape[1] // layout.kv_heads

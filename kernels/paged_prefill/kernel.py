@@ -5,13 +5,13 @@
     one of them walks      [ window ========:=======  q q q q q q ]
 
 Query tiles lie on a fixed grid from position 0. Each walks the KV tiles from the oldest token that any of its
-queries sees to their last.
+queries sees to the last one.
 
 The chunk's own keys and values are read from its blocks like the prefix: `kv_append` has put them there, they
-are still in the L2 cache, and one source means one code path. Query tiles and KV tiles lie on fixed grids
-from position 0, and a KV tile in which a query sees nothing changes none of its sums: wherever chunks begin
-and whoever else is in the batch, a query stands in the same place of the same tile and adds the same numbers
-in the same order.
+are still in the L2 cache, and one source means one code path. KV tiles also lie on a fixed grid from position
+0, and a KV tile in which a query sees nothing changes none of its sums. So wherever chunks begin, and
+whatever else is in the batch, a query has the same place in the same tile and adds the same numbers in the
+same order.
 """
 
 import triton.language as tl
@@ -74,7 +74,7 @@ def attend_chunk(
     begin = oldest // TOKEN_TILE * TOKEN_TILE
     end = tl.minimum(tile_at + QUERY_TILE, length)
 
-    # The sink opens the sum, as in the merge of `paged_decode`.
+    # The sink starts the sum, as in the merge of `paged_decode`.
     if sinks is None:
         peak = tl.full([QUERY_TILE], float("-inf"), tl.float32)
         total = tl.zeros([QUERY_TILE], tl.float32)
@@ -93,13 +93,12 @@ def attend_chunk(
         v = tl.load(values + place, mask=present, other=0.0)
 
         product = tl.dot(q, tl.trans(k), input_precision="ieee")
-        # An age is how far back a key lies; differences cannot overflow where `query_at - window` could.
+        # An age is how far back a key lies. Differences cannot overflow, as `query_at - window` could.
         age = query_at[:, None] - key_at[None, :]
         seen = (age >= 0) & (age < window) & used[None, :]
         logits = tl.where(seen, base2_logits(product, scale, softcap, SOFTCAP), float("-inf"))
         new_peak = tl.maximum(peak, tl.max(logits, axis=1))
-        # A query that has seen nothing yet has a peak of -inf, and -inf - -inf is NaN: subtract 0 for it
-        # instead.
+        # A query that has seen nothing yet has a peak of -inf, and -inf - -inf is NaN: subtract 0 instead.
         base = tl.where(new_peak == float("-inf"), 0.0, new_peak)
         kept = tl.exp2(peak - base)
         weights = tl.exp2(logits - base[:, None])

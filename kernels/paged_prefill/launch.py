@@ -28,7 +28,7 @@ def variant(
     softcap: bool = False,
     sinks: torch.dtype | None = None,
 ) -> Variant:
-    """The compiled form; `sinks` is the dtype of the sinks, if there are any."""
+    """The compiled form; `sinks` is the dtype of the sinks, if any."""
     constants = {
         "HEAD_DIM": head_dim,
         "DIM_TILE": padded(head_dim),
@@ -61,7 +61,8 @@ def paged_prefill(
     """Write the attention of `query` `[token, head, dim]` into the contiguous `out`.
 
     `starts` `[row + 1]` int32 bounds each row's new tokens; `longest_chunk` is the host's bound on their
-    number. See `reference.py` for the meaning. Raises `ValueError` for strides and sizes that do not fit.
+    number. The result is defined in `reference.py`. Raises `ValueError` for strides and sizes that do not
+    fit.
     """
     _, heads, head_dim = query.shape
     if heads % layout.kv_heads or head_dim != layout.head_dim:
@@ -78,7 +79,7 @@ def paged_prefill(
         softcap=softcap is not None,
         sinks=None if sinks is None else sinks.dtype,
     ).launch(
-        # A chunk that begins at the end of a query tile touches one tile more.
+        # A chunk that begins at the end of a query tile touches one more tile.
         ((longest_chunk + 2 * tile.queries - 2) // tile.queries, heads, table.shape[0]),
         query=query,
         arena=arena,

@@ -26,9 +26,8 @@ def paged_prefill(
 ) -> torch.Tensor:
     """Attention of `query` `[token, head, dim]`, in float32.
 
-    Row r owns the tokens `starts[r]` to `starts[r + 1]`; they are the last ones of its `lengths[r]` tokens,
-    all of which are in its blocks already (`kv_append` runs first). `window`, `softcap` and `sinks` as in
-    `paged_decode`.
+    Row r owns the tokens `starts[r]` to `starts[r + 1]`: the last of its `lengths[r]` tokens, all of which
+    are already in its blocks (`kv_append` runs first). `window`, `softcap` and `sinks` as in `paged_decode`.
     """
     heads_per_kv = query.shape[1] // layout.kv_heads
     out = torch.zeros(query.shape, dtype=torch.float32, device=query.device)

@@ -1,15 +1,14 @@
 """Device code of `sample`: four small kernels, none of which sorts.
 
-    summarise   (row, tile of vocabulary)  the tile's maximum, its sum of exponentials, its n largest
+    summarise   (row, tile of vocabulary)  the tile's maximum, sum of exponentials, and n largest
     threshold   (row)                      the largest logit, the key that top_k, top_p and min_p leave
-                standing
     draw        (row, tile of vocabulary)  the tile's first arrival
     finish      (row)                      first arrival of all, log-probabilities, n largest of all
 
 A logit's *key* is its float32 bits, mapped to unsigned integers of the same order. The k-th largest key, or
 the one down to which a probability sums up, is found two bits at a time, from the top, by counting (or
 weighing) the keys above three candidates: 8 passes over the row for bfloat16, whose keys have 16 bits, 10 for
-float16, 16 for float32; the row stays in the L2 cache. Rows that use neither make no pass.
+float16, 16 for float32; the row stays in the L2 cache. Rows that use none of the three make no pass.
 """
 
 import triton
@@ -25,22 +24,21 @@ HEAT_FROM = tl.constexpr(GREEDY_BELOW)
 
 @triton.jit
 def load_row(logits, place, vocabulary):
-    """Logits as float32; NaN, and what lies past the vocabulary, count as -inf."""
+    """Logits as float32. NaN, and everything past the vocabulary, counts as -inf."""
     x = tl.load(logits + place, mask=place < vocabulary, other=float("-inf")).to(tl.float32)
     return tl.where(x != x, float("-inf"), x)  # noqa: PLR0124 - only NaN differs from itself
 
 
 @triton.jit
 def order_key(x):
-    """float32 to uint32, in the same order: negative numbers reversed, positive ones above them."""
+    """float32 to uint32 in the same order: negative numbers reversed, positive ones above them."""
     bits = x.to(tl.uint32, bitcast=True)
     return bits ^ tl.where(bits >> 31 != 0, 0xFFFFFFFF, 0x80000000).to(tl.uint32)
 
 
 @triton.jit
 def sixteenfold(extent, ALIGNED: tl.constexpr):
-    """`extent`, which is a multiple of 16 if ALIGNED: written so that the compiler sees it and loads 16
-    bytes."""
+    """`extent`, a multiple of 16 if ALIGNED: written so that the compiler sees that and loads 16 bytes."""
     if ALIGNED:
         return extent // 16 * 16
     else:
@@ -68,7 +66,7 @@ def summarise(
         logits + row * sixteenfold(row_stride, ALIGNED), place, sixteenfold(vocabulary, ALIGNED)
     )  # fmt: skip
     peak = tl.max(x, axis=0)
-    # A tile of nothing but -inf (a grammar's mask) has no peak to subtract; its sum is 0 all the same.
+    # A tile of -inf alone (a grammar's mask) has no peak to subtract; its sum is 0 in any case.
     base = tl.where(peak == float("-inf"), 0.0, peak)
     tl.store(tile_peak + slot, peak)
     tl.store(tile_total + slot, tl.sum(tl.exp(x - base), axis=0))
@@ -83,8 +81,8 @@ def summarise(
 def weight_from(
     row_logits, k0, k1, k2, peak, temperature, vocabulary, TILE: tl.constexpr, WEIGH: tl.constexpr
 ):  # fmt: skip
-    """For each of three keys: how many logits, or which unnormalised probability, lie at it or above. Lane
-    sums first, so that the order of summation is the same for all three."""
+    """For each of three keys, the number of logits at or above it, or their unnormalised probability. Lane
+    sums come first, so that the order of summation is the same for all three."""
     sum0 = tl.zeros([TILE], tl.float32)
     sum1 = tl.zeros([TILE], tl.float32)
     sum2 = tl.zeros([TILE], tl.float32)
@@ -158,7 +156,7 @@ def threshold(
                 row_logits, k.to(tl.float32), peak, heat, vocabulary, TILE, KEY_BITS, False
             )  # fmt: skip
         if p < 1:
-            # Of what top_k left: no key below `found` can be the answer, since `found` itself reaches the
+            # Among what top_k left: no key below `found` can be the answer, since `found` itself reaches the
             # target.
             whole, _, _ = weight_from(row_logits, found, found, found, peak, heat, vocabulary, TILE, True)
             found = largest_key(
@@ -197,8 +195,8 @@ def draw(
         noise = noise_of_tile(tile * TILE, tl.load(seed + row), tl.load(position + row), TILE)
         peak = tl.load(peaks + row)
         kept = order_key(x) >= tl.load(thresholds + row).to(tl.uint32)
-        # Below the peak, so that no temperature makes a score overflow; an infinite peak is not taken from
-        # itself.
+        # Relative to the peak, so that no temperature makes a score overflow; an infinite peak is not
+        # subtracted from itself.
         score = tl.where(x == peak, 0.0, (x - peak) / heat)
         x = tl.where(kept, score - noise, float("-inf"))
     arrival, winner = tl.max(x, axis=0, return_indices=True)
@@ -230,7 +228,7 @@ def finish(
     inside = tile < tiles
     slot = row * tiles + tile
 
-    # Equal arrivals go to the lower tile and, within it, to the lower token.
+    # Of equal arrivals the lower tile wins and, within it, the lower token.
     arrival = tl.load(tile_arrival + slot, mask=inside, other=float("-inf"))
     token = tl.load(tile_winner + row * tiles + tl.argmax(arrival, axis=0)).to(tl.int64)
 

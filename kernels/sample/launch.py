@@ -18,15 +18,16 @@ if TYPE_CHECKING:
     from tokenmux.kernels.sample.parameters import Sampled, SamplingRows
 
 CANDIDATES = 2048
-"""The n largest of all tiles that `finish` holds in registers: 64 tiles (a vocabulary of 262,144) of 32."""
+"""Capacity of `finish` for the tiles' n largest, in registers: 64 tiles (a vocabulary of 262,144) of 32."""
 
 _KEY_BITS = {torch.bfloat16: 16, torch.float16: 20, torch.float32: 32}
-"""Leading bits that tell the keys of a dtype apart, as float32: sign, exponent and mantissa, made even."""
+"""Leading bits, as float32, that distinguish the keys of a dtype: sign, exponent and mantissa, rounded up
+to an even number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """What the kernels of one draw tell each other: a number for each tile of vocabulary, or each row."""
+    """Intermediate results between the kernels of one draw: a number per tile of vocabulary, or per row."""
 
     peak: torch.Tensor
     total: torch.Tensor
@@ -53,7 +54,7 @@ class Workspace:
 
 
 def tiles(vocabulary: int, tile: SampleTile) -> int:
-    """Tiles of a row."""
+    """Number of tiles in a row."""
     return -(-vocabulary // tile.vocabulary)
 
 
@@ -90,11 +91,10 @@ def sample(
     *,
     tile: SampleTile,
 ) -> None:
-    """Draw a token for each row of `logits` `[row, vocabulary]` into `out`; see `reference.py` for the
-    meaning.
+    """Draw a token for each row of `logits` `[row, vocabulary]` into `out`, as defined in `reference.py`.
 
-    The n of the n likeliest is the width of `out.top_tokens`. Raises `ValueError` for a workspace that is
-    too small or more candidates than fit.
+    The number of likeliest tokens is the width of `out.top_tokens`. Raises `ValueError` for a workspace that
+    is too small or more candidates than fit.
     """
     rows, vocabulary = logits.shape
     top_n = out.top_tokens.shape[1]

@@ -1,8 +1,7 @@
-"""The random numbers of a draw, on the host: the one definition that the CPU's path draws by and the
-kernels follow.
+"""The random numbers of a draw, on the host: the one definition that the CPU uses and the kernels follow.
 
-Token v of the vocabulary has 32 random bits that depend on (seed, position, v) alone, from the
-counter-based generator Philox4x64-10 (Salmon et al., SC 2011), which numpy has in C:
+Token v of the vocabulary has 32 random bits that depend only on (seed, position, v), from the counter-based
+generator Philox4x64-10 (Salmon et al., SC 2011), which numpy has in C:
 
     key        seed, 0
     counter    v // 8 + 1, position, 0, 0
@@ -32,7 +31,7 @@ def bits(seed: int, position: int, vocabulary: int) -> npt.NDArray[np.uint32]:
 def exponentials(seed: int, position: int, vocabulary: int) -> torch.Tensor:
     """E_v of each token, exponentially distributed: `-log(1 - u)`, u = (bits + 1/2) / 2**32, in float64.
 
-    Winners have small E, and small u are exact to the last bit, so that 32 bits are enough for any
+    Winners have a small E, and a small u is exact to the last bit, so that 32 bits are enough for any
     vocabulary.
     """
     return -torch.log1p(

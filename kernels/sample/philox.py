@@ -1,4 +1,4 @@
-"""Device code of the counter-based generator; what it must yield is written in `noise.py`."""
+"""Device code of the counter-based generator that `noise.py` defines."""
 
 import triton
 import triton.language as tl
@@ -33,11 +33,11 @@ def noise_of_tile(first, seed, position, TILE: tl.constexpr):
     b2, b3 = halves(w1)
     b4, b5 = halves(w2)
     b6, b7 = halves(w3)
-    # Eight numbers to a counter, token by token: b0[0] b1[0] ... b7[0] b0[1] ...
+    # Eight numbers per counter, token by token: b0[0] b1[0] ... b7[0] b0[1] ...
     even = tl.interleave(tl.interleave(b0, b4), tl.interleave(b2, b6))
     odd = tl.interleave(tl.interleave(b1, b5), tl.interleave(b3, b7))
     u = (tl.interleave(even, odd).to(tl.float32) + 0.5) * (1.0 / 4294967296.0)
     u = tl.minimum(u, 1.0 - 1.0 / 16777216.0)
-    # -log(1 - u) loses the digits of a small u to the 1: its series keeps them.
+    # -log(1 - u) loses the digits of a small u: the series keeps them.
     exponential = tl.where(u < 1.0 / 256, u * (1.0 + u * (0.5 + u * (1.0 / 3))), -tl.log(1.0 - u))
     return tl.log(exponential)

@@ -1,15 +1,13 @@
-"""What `sample` computes, in plain torch, with a sort where the kernels search.
+"""What `sample` computes, in plain torch, with a sort instead of the kernels' search.
 
 1. Log-probabilities are those of the logits, before temperature and cuts.
-2. Of the logits divided by the temperature, those stay that reach three thresholds: `top_k`, the k-th
-largest;
-   `top_p`, the largest one down to which the probability (among what top_k left) sums up to p; `min_p`, p
-   times the probability of the likeliest. Logits equal to a threshold stay, so the outcome has no order of
-   tokens in it.
+2. Of the logits divided by the temperature, those stay that reach three thresholds. `top_k`: the k-th
+   largest. `top_p`: the largest one down to which the probability (among what top_k left) sums up to p.
+   `min_p`: p times the probability of the likeliest. Logits equal to a threshold stay, so the outcome does
+   not depend on an order of tokens.
 3. The draw is a race (Gumbel-max): token v arrives at `E_v / p_v`, E_v exponential, and the first one wins.
-E_v
-   depends on (seed, position, v) alone (`noise.py`), the winner is an argmax that needs no order of
-   summation, and changing a logit by an ulp moves one arrival, where inverting a running sum would move
+   E_v depends only on (seed, position, v) (`noise.py`). The winner is an argmax that needs no order of
+   summation, and changing a logit by an ulp moves one arrival, while inverting a running sum would move
    every boundary after it.
 """
 
@@ -22,12 +20,12 @@ from tokenmux.kernels.sample.parameters import GREEDY_BELOW, Sampled, SamplingRo
 
 
 def sample(logits: torch.Tensor, sampling: SamplingRows, *, top_n: int = 0) -> Sampled:
-    """Draws a token for each row of `logits` `[row, vocabulary]`; NaN counts as -inf; one logit a row is
-    finite."""
+    """Draw a token for each row of `logits` `[row, vocabulary]`. NaN counts as -inf; at least one logit
+    per row must be finite."""
     scores = logits.double().nan_to_num(nan=float("-inf"), posinf=float("inf"), neginf=float("-inf"))
     log_probabilities = torch.log_softmax(scores, dim=1)
     tokens = torch.stack([_draw(scores[row], sampling, row) for row in range(len(scores))])
-    # Stable, so that of equals the lower token comes first; torch.topk promises no order.
+    # Stable, so that of equal tokens the lower comes first; torch.topk promises no order.
     order = torch.sort(log_probabilities, dim=1, descending=True, stable=True)
     return Sampled(
         tokens=tokens,
