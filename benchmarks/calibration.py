@@ -48,7 +48,7 @@ from tokenmux.executor.calibrate import measure_cpu
 from tokenmux.executor.loop import EngineLoop
 from tokenmux.executor.monotonic_clock import MonotonicClock
 from tokenmux.messages.commands import Register, Shutdown, Submit
-from tokenmux.messages.reports import Finished, FromWorker, WorkerStatus
+from tokenmux.messages.reports import Finished, Report, WorkerStatus
 from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.instance.state import Residency
@@ -125,7 +125,7 @@ class RealEngine:
         parts.instance.metrics.on_record = lambda record: self.run.records.append(record)
         parts.instance.completion_observers.append(lambda s, e: self.run.completed.append((s, e)))
 
-    def hear(self, messages: list[FromWorker]) -> None:
+    def hear(self, messages: list[Report]) -> None:
         for message in messages:
             match message:
                 case Finished():

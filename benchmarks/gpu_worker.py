@@ -25,7 +25,7 @@ from tokenmux.executor.assemble import WorkerSetup
 from tokenmux.executor.monotonic_clock import MonotonicClock
 from tokenmux.executor.worker import ProcessWorker
 from tokenmux.messages.commands import Register, Resize, Submit, Unload
-from tokenmux.messages.reports import Acknowledged, Broken, Finished, FromWorker, Tokens, WorkerStatus
+from tokenmux.messages.reports import Acknowledged, Broken, Finished, Report, Tokens, WorkerStatus
 from tokenmux.models.catalogue import tiny
 from tokenmux.models.catalogue.catalogue import Entry
 from tokenmux.models.network.batch import Segment
@@ -50,7 +50,7 @@ class Driver:
     """The front's side of one worker process."""
 
     worker: ProcessWorker
-    inbox: SimpleQueue[FromWorker]
+    inbox: SimpleQueue[Report]
     tokens: dict[str, list[int]] = field(default_factory=dict)
     ended: set[str] = field(default_factory=set)
     phases: Counter[RequestPhase] = field(default_factory=Counter)
@@ -103,7 +103,7 @@ class Driver:
             except Empty:
                 raise AssertionError(f"the worker said nothing new within {WAIT_S:.0f} s") from None
 
-    def hear(self, message: FromWorker) -> None:
+    def hear(self, message: Report) -> None:
         match message:
             case Tokens():
                 drawn = self.tokens[message.request]
@@ -143,7 +143,7 @@ def driver_of(place: Place, entries: Sequence[Entry], *, paged_int8: bool = Fals
         prefill_chunk_tokens=64,
     )
     host = HostFacts(sum(entry.facts.n_bytes for entry in entries), 1e9)
-    inbox: SimpleQueue[FromWorker] = SimpleQueue()
+    inbox: SimpleQueue[Report] = SimpleQueue()
     config = WorkerSetup(
         device,
         host,

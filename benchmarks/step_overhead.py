@@ -26,7 +26,7 @@ from tokenmux.device.device_protocol import Device
 from tokenmux.executor import garbage_collection
 from tokenmux.executor.virtual import HOST, EngineOnVirtualTime
 from tokenmux.messages.commands import Register
-from tokenmux.messages.reports import Finished, FromWorker
+from tokenmux.messages.reports import Finished, Report
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.metrics.summary import percentile
@@ -104,7 +104,7 @@ class TimedEngine(EngineOnVirtualTime):
         self._since_step_s = 0.0
         super().drawn(at_s, tokens)
 
-    def emit(self, messages: list[FromWorker]) -> None:
+    def emit(self, messages: list[Report]) -> None:
         began = time.thread_time()
         for message in messages:
             if isinstance(message, Finished):

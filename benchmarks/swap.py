@@ -35,7 +35,7 @@ from tokenmux.executor.engine import Engine
 from tokenmux.executor.model_host import ModelHost
 from tokenmux.executor.monotonic_clock import MonotonicClock
 from tokenmux.messages.commands import Load, Register, Unload
-from tokenmux.messages.reports import FromWorker
+from tokenmux.messages.reports import Report
 from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.models.catalogue.entry import Entry
 from tokenmux.models.catalogue.tiny import byte_tokenizer
@@ -176,7 +176,7 @@ class Bench:
             self._inbox.get()(self.engine)
             self.engine.pump()
 
-    def _said(self, messages: list[FromWorker]) -> None: ...
+    def _said(self, messages: list[Report]) -> None: ...
 
     # the device's `Post`
     def done(self, completion: OperationDone) -> None:

@@ -34,7 +34,7 @@ from tokenmux.executor.model_host import ModelHost
 from tokenmux.executor.monotonic_clock import MonotonicClock
 from tokenmux.executor.request_content import Content
 from tokenmux.messages.commands import Load, Register, Submit, Unload
-from tokenmux.messages.reports import Finished, FromWorker, Tokens
+from tokenmux.messages.reports import Finished, Report, Tokens
 from tokenmux.models.catalogue import tiny
 from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.models.catalogue.entry import Entry
@@ -94,7 +94,7 @@ class Bench:
         clock = MonotonicClock()
         contents: dict[RequestId, Content] = {}
         self._inbox: SimpleQueue[Callable[[Engine], None]] = SimpleQueue()
-        self._said: list[FromWorker] = []
+        self._said: list[Report] = []
         self._clock = clock
         self._n_submitted = 0
         self.offsets: dict[ModelId, list[int]] = {}

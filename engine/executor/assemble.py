@@ -18,7 +18,7 @@ from tokenmux.executor.model_host import ModelHost
 from tokenmux.executor.monotonic_clock import MonotonicClock
 from tokenmux.executor.request_content import Content
 from tokenmux.executor.warming import Warmer, compile_in_a_child
-from tokenmux.messages.reports import FromWorker
+from tokenmux.messages.reports import Report
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.policy.registry import make_policy
@@ -51,9 +51,7 @@ class Parts:
 
 
 @contextmanager
-def assemble(
-    config: WorkerSetup, loop: EngineLoop, emit: Callable[[list[FromWorker]], None]
-) -> Iterator[Parts]:
+def assemble(config: WorkerSetup, loop: EngineLoop, emit: Callable[[list[Report]], None]) -> Iterator[Parts]:
     """Build the parts. On leaving, the device's threads end and its memory is freed.
 
     Raises ConfigError if there is no device of that kind, DoesNotFit if its memory is too small.

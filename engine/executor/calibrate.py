@@ -4,12 +4,13 @@ Nothing depends on it being exact: the cost model corrects itself with every ste
 """
 
 import ctypes
+import os
+import subprocess
+import sys
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
 
+import msgspec
 import torch
 
 from tokenmux.core.clock import Clock
@@ -47,13 +48,28 @@ def measure(kind: DeviceKind, clock: Clock) -> Speeds:
         return measure_cpu(clock)
     check_cuda()
     # In a separate process: a CUDA context keeps hundreds of MB of the device until its process ends.
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
-        try:
-            return executor.submit(_measure_cuda).result()
-        except (RuntimeError, BrokenProcessPool) as error:
-            raise WorkerFailed(
-                f"the GPU cannot be used: {error}; look at `nvidia-smi` and at the kernel's log"
-            ) from error
+    return read_measured([sys.executable, "-P", "-m", "tokenmux.executor.calibrate"])
+
+
+def read_measured(command: list[str]) -> Speeds:
+    """Run a command whose last line of output is `Speeds` as JSON. Raises WorkerFailed with the last line
+    of its errors."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, env=environment, check=False
+    )
+    try:
+        if done.returncode:
+            raise ValueError(_last_line(done.stderr) or f"measuring ended with status {done.returncode}")
+        return msgspec.json.decode(_last_line(done.stdout), type=Speeds)
+    except ValueError as error:
+        raise WorkerFailed(
+            f"the GPU cannot be used: {error}; look at `nvidia-smi` and at the kernel's log"
+        ) from error
+
+
+def _last_line(output: bytes) -> str:
+    return output.decode(errors="replace").strip().rpartition("\n")[2]
 
 
 def measure_cpu(clock: Clock, repetitions: int = 3) -> Speeds:
@@ -131,3 +147,7 @@ def _timed_on_gpu(call: Callable[[], object]) -> float:
     ended.record()
     ended.synchronize()
     return float(began.elapsed_time(ended)) / 1e3
+
+
+if __name__ == "__main__":
+    print(msgspec.json.encode(_measure_cuda()).decode())

@@ -42,6 +42,7 @@ from tokenmux.executor.worker_status import StatusReporter
 from tokenmux.messages.commands import (
     AskTrace,
     Cancel,
+    Command,
     Load,
     Pause,
     Pin,
@@ -50,11 +51,10 @@ from tokenmux.messages.commands import (
     Resume,
     Shutdown,
     Submit,
-    ToWorker,
     Unload,
     Unregister,
 )
-from tokenmux.messages.reports import Acknowledged, Alive, Broken, Finished, FromWorker, Tokens
+from tokenmux.messages.reports import Acknowledged, Alive, Broken, Finished, Report, Tokens
 from tokenmux.scheduler.instance.instance import Instance
 
 logger = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class Engine:
         instance: Instance,
         clock: Clock,
         host: WeightsHost,
-        emit: Callable[[list[FromWorker]], None],
+        emit: Callable[[list[Report]], None],
         contents: dict[RequestId, Content],
     ) -> None:
         self.instance = instance
@@ -101,7 +101,7 @@ class Engine:
         self._telemetry = Telemetry(instance, clock)
         self._stalls = Stalls(instance.cost)
         self._positions = QueuePositions(instance, clock)
-        self._out: list[FromWorker] = []
+        self._out: list[Report] = []
         self._answers: list[Acknowledged] = []
         """Answers to commands that change what a status shows: they are sent after a status that shows the
         change."""
@@ -122,7 +122,7 @@ class Engine:
 
     # ── what comes in ───────────────────────────────────────────────────────────────────────────────────────
 
-    def receive(self, message: ToWorker) -> None:
+    def receive(self, message: Command) -> None:
         """Handle a command of the front. Errors in it are answered, never raised."""
         now_s = self._clock.now_s()
         self._changed = True

@@ -10,7 +10,7 @@ from tokenmux.core.clock import Clock
 from tokenmux.core.request import RequestId
 from tokenmux.device.device_protocol import OperationDone
 from tokenmux.executor.engine import Engine
-from tokenmux.messages.commands import ToWorker
+from tokenmux.messages.commands import Command
 
 _log = logging.getLogger(__name__)
 
@@ -24,8 +24,8 @@ class EngineLoop:
     def __init__(self) -> None:
         self._inbox: SimpleQueue[Callable[[Engine], None]] = SimpleQueue()
 
-    def send(self, message: ToWorker) -> None:
-        self._inbox.put(lambda engine: engine.receive(message))
+    def send(self, command: Command) -> None:
+        self._inbox.put(lambda engine: engine.receive(command))
 
     def drawn(self, at_s: float, tokens: tuple[tuple[RequestId, int], ...]) -> None:
         self._inbox.put(lambda engine: engine.drawn(at_s, tokens))
@@ -39,9 +39,11 @@ class EngineLoop:
     def broken(self, operation: int, error: BaseException) -> None:
         detail = "".join(traceback.format_exception(error))
         _log.error("operation %d failed on the device:\n%s", operation, detail)
-        self._inbox.put(
-            lambda engine: engine.broken(f"operation {operation} failed on the device: {error!r}")
-        )
+        self.fail(f"operation {operation} failed on the device: {error!r}")
+
+    def fail(self, detail: str) -> None:
+        """The worker cannot go on."""
+        self._inbox.put(lambda engine: engine.broken(detail))
 
     def run(self, engine: Engine, clock: Clock) -> None:
         """Serve until the engine stops. An error in the engine itself is reported as `Broken`, then

@@ -1,8 +1,8 @@
 """Child processes that die with their parent, even if they are stopped, hung, or still importing: Linux kills
 them (`PR_SET_PDEATHSIG`).
 
-The child calls `die_with_parent` before anything else. The parent starts it with `start`, because Linux sends
-the signal when the *thread* that started the child ends, not the process: a child started from a pool's
+The child calls `die_with_parent` before anything else. The parent starts it with `started`, because Linux
+sends the signal when the *thread* that started the child ends, not the process: a child started from a pool's
 thread would die with the pool. On other systems `die_with_parent` does nothing; a child then ends when its
 pipe closes.
 
@@ -10,17 +10,13 @@ A signal to the whole process group (Ctrl-C, systemd's SIGTERM) is the parent's 
 started with SIGINT and SIGTERM blocked, and are ended by `kill`; `terminate` has no effect on them.
 """
 
-import atexit
 import ctypes
 import os
 import signal
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from multiprocessing import resource_tracker
-from multiprocessing.process import BaseProcess
 from typing import TypeVar
-from weakref import WeakSet
 
 _Child = TypeVar("_Child")
 
@@ -32,17 +28,6 @@ _GROUP_SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM})
 _starter = ThreadPoolExecutor(1, thread_name_prefix="tokenmux-starter")
 """One thread that lives as long as this process. It starts every child, which inherits its signal mask."""
 
-_children: WeakSet[BaseProcess] = WeakSet()
-
-
-def start(process: BaseProcess) -> None:
-    """Start a child that lives until it ends, is ended, or this process ends. Raises what `process.start`
-    raises."""
-    # The resource tracker starts a process with the first child, and unblocks these signals afterwards.
-    started(resource_tracker.ensure_running).result()
-    started(process.start).result()
-    _children.add(process)
-
 
 def started(start_child: Callable[[], _Child]) -> Future[_Child]:
     """Run `start_child`, which starts a child process in some way, on the permanent thread."""
@@ -52,16 +37,6 @@ def started(start_child: Callable[[], _Child]) -> Future[_Child]:
         return start_child()
 
     return _starter.submit(deaf)
-
-
-def _kill_children() -> None:
-    """At exit, multiprocessing terminates daemons and waits for them; these children would ignore that."""
-    for process in list(_children):
-        if process.is_alive():
-            process.kill()
-
-
-atexit.register(_kill_children)
 
 
 def die_with_parent(parent: int) -> None:

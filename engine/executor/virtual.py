@@ -10,8 +10,8 @@ from tokenmux.device.device_protocol import OperationDone
 from tokenmux.device.null import NullDevice, VirtualClock
 from tokenmux.executor.engine import Engine
 from tokenmux.executor.request_content import Content
-from tokenmux.messages.commands import Submit, ToWorker
-from tokenmux.messages.reports import FromWorker
+from tokenmux.messages.commands import Command, Submit
+from tokenmux.messages.reports import Report
 from tokenmux.scheduler.instance.instance import Instance
 
 HOST = HostFacts(cache_bytes=200 * 10**9, fetch_bytes_per_s=8e9)
@@ -41,7 +41,7 @@ class EngineOnVirtualTime:
     request stops by itself."""
 
     def __init__(self, instance: Instance, n_output: Mapping[RequestId, int]) -> None:
-        self.said: list[FromWorker] = []
+        self.said: list[Report] = []
         self.weights = NoWeights()
         self.contents: dict[RequestId, Content] = {}
         self.clock = VirtualClock()
@@ -52,7 +52,7 @@ class EngineOnVirtualTime:
         self.device = NullDevice(instance, cost, self.clock, self, left)
         self.engine.attach(self.device)
 
-    def emit(self, messages: list[FromWorker]) -> None:
+    def emit(self, messages: list[Report]) -> None:
         self.said += messages
 
     def react(self, call: Callable[[], None]) -> None:
@@ -60,7 +60,7 @@ class EngineOnVirtualTime:
         call()
         self.engine.pump()
 
-    def send(self, message: ToWorker) -> None:
+    def send(self, message: Command) -> None:
         self.react(lambda: self.engine.receive(message))
 
     def submit_at(self, request: Request) -> None:

@@ -1,27 +1,29 @@
-"""A worker: one engine with its device, in a separate process, behind the messages of `tokenmux.messages`.
+"""A worker: one engine with its device, in a process of its own, behind the messages of `tokenmux.messages`.
 
 The front keeps the interpreter lock of its process to itself, and a crash here costs time, not the server.
-Messages travel over a private pipe between parent and child; when either end dies, the other notices at once.
-Signals to the process group are the front's to handle: a worker ends by message, by the end of its pipe, with
-its parent (`orphans`), or by SIGKILL.
+Messages travel over a socket pair between parent and child; when either end dies, the other notices at once.
+Signals to the process group are the front's to handle: a worker ends by message, by the end of its socket,
+with its parent (`orphans`), or by SIGKILL.
+
+This is the parent's side; `worker_main` is the child's.
 """
 
 import logging
-import multiprocessing
 import os
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from multiprocessing.connection import Connection
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
 from queue import Empty, Full, Queue
 from threading import Thread
 
-from tokenmux.core.errors import WorkerFailed
-from tokenmux.executor import orphans
-from tokenmux.executor.assemble import WorkerSetup, assemble
-from tokenmux.executor.loop import EngineLoop
-from tokenmux.messages.commands import Shutdown, ToWorker
-from tokenmux.messages.reports import Broken, FromWorker
+from tokenmux.core.errors import NotServable, WorkerFailed
+from tokenmux.executor import orphans, worker_main
+from tokenmux.executor.assemble import WorkerSetup
+from tokenmux.messages.codec import COMMANDS, REPORTS, MalformedMessage
+from tokenmux.messages.commands import Command, Shutdown
+from tokenmux.messages.frame_socket import MAX_FRAME_BYTES, FrameSocket
+from tokenmux.messages.reports import Broken, Report
 
 _log = logging.getLogger(__name__)
 
@@ -29,74 +31,80 @@ PROCESS_CLOSE_S = 5.0
 """A worker that has not ended by then, most likely inside a step, is killed."""
 
 REAP_TIMEOUT_S = 2.0
-"""A killed process that has not ended by then waits inside the kernel (a dead disk, a dead driver) and is
-left alone."""
+"""A killed process that has not ended by then waits inside the kernel (a dead disk, a dead driver); it is
+left to it."""
 
 MAX_UNSENT = 100_000
-"""Most messages that may wait for the pipe. A worker that reads nothing is noticed by its silence long
-before, unless it is flooded."""
+"""Commands that may wait for the socket. A worker that reads nothing is found by its silence long before this
+many, unless it is flooded."""
 
 
 class ProcessWorker:
-    """A worker process. `on_message` is called from a thread of this object, for every message in order."""
+    """A worker process. `on_report` is called from a thread of this object, for every report in order."""
 
-    def __init__(self, config: WorkerSetup, on_message: Callable[[FromWorker], None]) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._unsent: Queue[ToWorker | None] = Queue(MAX_UNSENT)
+    def __init__(self, setup: WorkerSetup, on_report: Callable[[Report], None]) -> None:
+        self._unsent: Queue[bytes | None] = Queue(MAX_UNSENT)
         self._gone = False
-        self._on_message = on_message
+        self._on_report = on_report
         self._closing = False
-        self._process = context.Process(
-            target=_run_child, args=(config, theirs, os.getpid()), name="tokenmux-worker", daemon=True
-        )
-        with _modest_threads():
-            orphans.start(self._process)
-        theirs.close()
-        self._sender = Thread(target=self._send, name="tokenmux-worker-sender", daemon=True)
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                self._process = _start(theirs)
+        except BaseException:
+            ours.close()
+            raise
+        self._frames = FrameSocket(ours)
+        self._sender = Thread(target=self._send, args=(setup,), name="tokenmux-worker-sender", daemon=True)
         self._reader = Thread(target=self._read, name="tokenmux-worker-reader", daemon=True)
         self._sender.start()
         self._reader.start()
 
     @property
-    def pid(self) -> int | None:
+    def pid(self) -> int:
         return self._process.pid
 
-    def send(self, message: ToWorker) -> None:
-        """Send a message; never blocks. Raises WorkerFailed if the process is gone, or no longer reads."""
+    def send(self, command: Command) -> None:
+        """Queue a command; never blocks. Raises WorkerFailed if the process is gone, or reads nothing any
+        more, and NotServable for a command that cannot be sent to any worker."""
         if self._gone:
             raise WorkerFailed("the worker process is gone; it is being restarted")
         try:
-            self._unsent.put_nowait(message)
+            self._unsent.put_nowait(_encoded(command))
         except Full:
             raise WorkerFailed(f"the worker has left {MAX_UNSENT} messages unread") from None
 
     def kill(self) -> None:
-        """End the process now, even if it is stopped or hung. `close` it afterwards."""
+        """End the process now, stopped and hung ones too. `close` it afterwards."""
         self._closing = True
         self._process.kill()
 
     def close(self) -> None:
-        """Stop the process, gently at first. Nothing is delivered afterwards. Takes at most a few seconds."""
+        """Stop the process, gently at first. Nothing is delivered afterwards. Takes seconds at most."""
         self._closing = True
         try:
             self.send(Shutdown())
         except WorkerFailed:
             pass
-        self._process.join(PROCESS_CLOSE_S)
-        if self._process.is_alive():
+        if not self._ended_within(PROCESS_CLOSE_S):
             self._process.kill()
-            self._process.join(REAP_TIMEOUT_S)
-        if self._process.is_alive():
-            _log.error("worker process %d does not end though it was killed; it is left behind", self.pid)
-            return
+            if not self._ended_within(REAP_TIMEOUT_S):
+                _log.error("worker process %d does not end though it was killed; it is left behind", self.pid)
+                return
         self._end_sender()
         self._sender.join(REAP_TIMEOUT_S)
         self._reader.join(REAP_TIMEOUT_S)
-        self._pipe.close()
+        self._frames.close()
+
+    def _ended_within(self, seconds: float) -> bool:
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     def _end_sender(self) -> None:
-        """End the sender without sending what is left."""
+        """Have the sender end without sending what is left."""
         self._gone = True
         while True:
             try:
@@ -108,38 +116,61 @@ class ProcessWorker:
                 except Empty:
                     pass
 
-    def _send(self) -> None:
+    def _send(self, setup: WorkerSetup) -> None:
         try:
-            while (message := self._unsent.get()) is not None:
-                self._pipe.send(message)
-        except Exception as error:  # noqa: BLE001 - the reader says what became of the process
-            if not isinstance(error, OSError):
-                _log.exception("a message could not be sent to the worker")
-                self._process.kill()
+            self._frames.send(worker_main.SETUP.encode(setup))
+            while (frame := self._unsent.get()) is not None:
+                self._frames.send(frame)
+        except OSError:  # the reader says what became of the process
+            pass
         self._gone = True
 
     def _read(self) -> None:
         detail = ""
         try:
             while True:
-                for message in self._pipe.recv():
+                for report in REPORTS.decode(self._frames.receive()):
                     if not self._closing:
-                        self._on_message(message)
+                        self._on_report(report)
         except (EOFError, OSError):
-            self._process.join(REAP_TIMEOUT_S)
-        except Exception as error:  # noqa: BLE001 - pickles can raise anything
-            _log.exception("what the worker sent cannot be read")
-            detail = f"the worker sent what cannot be read: {error!r}"
+            self._ended_within(REAP_TIMEOUT_S)
+        except MalformedMessage as error:
+            detail = f"worker process {self.pid} sent {error}"
         self._gone = True
         if not self._closing:
-            ended = f"the worker process ended with status {self._process.exitcode}"
-            self._on_message(Broken(detail or ended))
+            ended = f"the worker process ended with status {self._process.returncode}"
+            self._on_report(Broken(detail or ended))
 
 
-@contextmanager
-def _modest_threads() -> Iterator[None]:
-    """A process started in this block leaves one core to others, and its OpenMP threads sleep while they
-    wait, unless the operator decided otherwise.
+def _encoded(command: Command) -> bytes:
+    """Raises NotServable for what no frame can hold: strange checkpoints have numbers of hundreds of
+    digits."""
+    try:
+        frame = COMMANDS.encode(command)
+    except OverflowError as error:
+        raise NotServable(f"{type(command).__name__} cannot be sent to a worker: {error}") from None
+    if len(frame) > MAX_FRAME_BYTES:
+        raise NotServable(
+            f"{type(command).__name__} of {len(frame)} bytes is too long to be sent to a worker"
+        )
+    return frame
+
+
+def _start(socket_end: socket.socket) -> "subprocess.Popen[bytes]":
+    """Start a worker process that inherits this end of a socket pair. Raises OSError when there are no more
+    processes."""
+    descriptor = socket_end.fileno()
+    command = [sys.executable, "-P", "-m", worker_main.__name__, str(descriptor), str(os.getpid())]
+    return orphans.started(
+        lambda: subprocess.Popen(
+            command, pass_fds=(descriptor,), stdin=subprocess.DEVNULL, env=worker_environment(os.environ)
+        )
+    ).result()
+
+
+def worker_environment(ours: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a worker process, given `ours`: it leaves one core to others, and its OpenMP threads
+    sleep while they wait, unless the operator decided otherwise.
 
     A server has more to do than steps: copies, messages, the front, its clients. Beside one busy process on
     two cores, a step of SmolLM2 took 18 ms with one thread, 22 to 35 with two that sleep while they wait for
@@ -147,13 +178,7 @@ def _modest_threads() -> Iterator[None]:
     """
     n_threads = threads_beside_others(len(os.sched_getaffinity(0)))
     defaults = {"OMP_NUM_THREADS": str(n_threads), "OMP_WAIT_POLICY": "passive"}
-    ours = {name: value for name, value in defaults.items() if name not in os.environ}
-    os.environ.update(ours)
-    try:
-        yield
-    finally:
-        for name in ours:
-            del os.environ[name]
+    return {**defaults, **ours, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
 def threads_beside_others(n_cores: int) -> int:
@@ -165,33 +190,3 @@ def threads_beside_others(n_cores: int) -> int:
     """
     fitting = {1 << i for i in range(12)} | {3 << i for i in range(12)}
     return max(n for n in fitting if n <= max(1, n_cores - 1))
-
-
-def _run_child(config: WorkerSetup, pipe: Connection, parent: int) -> None:
-    orphans.die_with_parent(parent)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    loop = EngineLoop()
-
-    def read() -> None:
-        try:
-            while True:
-                loop.send(pipe.recv())
-        except (EOFError, OSError):
-            loop.send(Shutdown())
-
-    def emit(messages: list[FromWorker]) -> None:
-        try:
-            pipe.send(messages)
-        except OSError:
-            loop.send(Shutdown())
-
-    Thread(target=read, name="tokenmux-pipe-reader", daemon=True).start()
-    with ExitStack() as stack:
-        try:
-            parts = stack.enter_context(assemble(config, loop, emit))
-        except Exception as error:
-            emit([Broken(f"the device cannot be used: {error}")])
-            raise
-        loop.run(parts.engine, parts.clock)

@@ -1,14 +1,13 @@
 """Commands: what the front asks of a worker."""
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from tokenmux.core.facts import ModelFacts, ModelId
 from tokenmux.core.request import FinishReason, Request, RequestId
 from tokenmux.core.sampling import Sampling
 
 
-@dataclass(frozen=True, slots=True)
-class Submit:
+class Submit(Struct, frozen=True, array_like=True, tag=True):
     """An accepted request with its content. `delivered` are tokens that the client already has (recovery)."""
 
     request: Request
@@ -19,89 +18,78 @@ class Submit:
     delivered: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Cancel:
+class Cancel(Struct, frozen=True, array_like=True, tag=True):
     """End a request now and free what it holds; answered by `Finished`."""
 
     request: RequestId
     reason: FinishReason = FinishReason.CANCELLED
 
 
-@dataclass(frozen=True, slots=True)
-class Pause:
+class Pause(Struct, frozen=True, array_like=True, tag=True):
     """The client does not read: the request stops being runnable, and its deadlines stop."""
 
     request: RequestId
 
 
-@dataclass(frozen=True, slots=True)
-class Resume:
+class Resume(Struct, frozen=True, array_like=True, tag=True):
     """The client reads again."""
 
     request: RequestId
 
 
-@dataclass(frozen=True, slots=True)
-class Register:
+class Register(Struct, frozen=True, array_like=True, tag=True):
     """Make a model known to the worker. `path` is the folder of its catalogue entry."""
 
     facts: ModelFacts
     path: str
 
 
-@dataclass(frozen=True, slots=True)
-class Unregister:
-    """Forget a model. Its live requests fail; the front has refused new ones before."""
+class Unregister(Struct, frozen=True, array_like=True, tag=True):
+    """Forget a model. Its live requests fail. Refused with `InUse` while something is under way with it."""
 
     model: ModelId
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
-    """Ask that a model be made resident although nobody waits for it."""
+class Load(Struct, frozen=True, array_like=True, tag=True):
+    """Ask that a model be made resident although no request waits for it."""
 
     model: ModelId
 
 
-@dataclass(frozen=True, slots=True)
-class Unload:
-    """Ask that a model leave the device; its requests, if any, are paged out and bring it back in their
+class Unload(Struct, frozen=True, array_like=True, tag=True):
+    """Ask that a model leave the device. Its requests, if any, are paged out and bring it back in their
     turn."""
 
     model: ModelId
 
 
-@dataclass(frozen=True, slots=True)
-class Pin:
-    """Keep a model resident (or no longer, with `pinned=False`)."""
+class Pin(Struct, frozen=True, array_like=True, tag=True):
+    """Keep a model resident, or no longer with `pinned=False`."""
 
     model: ModelId
     pinned: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Resize:
-    """Give the arena another size, once everything in it has left; requests go on afterwards. Answered
-    when that is done."""
+class Resize(Struct, frozen=True, array_like=True, tag=True):
+    """Reallocate the arena with `arena_bytes`, once it is empty; then requests go on. Answered when that is
+    done."""
 
     arena_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class AskTrace:
-    """Hand over what is remembered of the last `last_s` seconds; answered by `Traced` with the same
+class AskTrace(Struct, frozen=True, array_like=True, tag=True):
+    """Return the spans that ended within the last `last_s` seconds; answered by `Traced` with the same
     ticket."""
 
     ticket: int
     last_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Shutdown:
+class Shutdown(Struct, frozen=True, array_like=True, tag=True):
     """Stop the worker once it has answered; live requests are handed back as they are."""
 
 
-ToWorker = (
+Command = (
     Submit
     | Cancel
     | Pause

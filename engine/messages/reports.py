@@ -1,8 +1,8 @@
 """Reports: what a worker tells the front."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from tokenmux.core.errors import ErrorCode
 from tokenmux.core.facts import ModelId
@@ -11,8 +11,7 @@ from tokenmux.core.request import FinishReason, RequestId
 from tokenmux.core.span import Span
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
+class Tokens(Struct, frozen=True, array_like=True, tag=True):
     """New tokens of a request, the first of them at index `index` of its output."""
 
     request: RequestId
@@ -21,8 +20,7 @@ class Tokens:
     at_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(Struct, frozen=True, array_like=True, tag=True):
     """The one end of a request. `detail` says why if it FAILED; `code` is the error's, if known."""
 
     request: RequestId
@@ -32,9 +30,8 @@ class Finished:
     code: ErrorCode | None = None
 
 
-class ModelStatus(NamedTuple):
-    """What the worker knows of one model at a moment. A tuple, since many are made: twice as fast as a
-    dataclass."""
+class ModelStatus(Struct, frozen=True, array_like=True):
+    """What the worker knows of one model at a moment."""
 
     model: ModelId
     residency: Residency
@@ -56,10 +53,9 @@ class ModelStatus(NamedTuple):
     """An operator wants it off the device, which it has not left yet."""
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerStatus:
-    """What the worker knows of itself: sent on every change that a person would want to see, at most five
-    a second."""
+class WorkerStatus(Struct, frozen=True, array_like=True, tag=True):
+    """What the worker knows of itself: sent on every change that a person would want to see, at most five a
+    second."""
 
     at_s: float
     device: str
@@ -80,8 +76,7 @@ class WorkerStatus:
     models: tuple[ModelStatus, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Durations:
+class Durations(Struct, frozen=True, array_like=True):
     """A histogram: how many durations lie in each interval between the bounds of
     `tokenmux.scheduler.metrics.histogram`."""
 
@@ -89,8 +84,7 @@ class Durations:
     total_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Service:
+class Service(Struct, frozen=True, array_like=True):
     """How a model or a tenant was served; the counters of
     `tokenmux.scheduler.metrics.counters.ServiceCounters` at a moment."""
 
@@ -108,8 +102,7 @@ class Service:
     gaps: Durations
 
 
-@dataclass(frozen=True, slots=True)
-class ModelUse:
+class ModelUse(Struct, frozen=True, array_like=True):
     """One model's service, and how often it was swapped in for which reason."""
 
     model: ModelId
@@ -117,8 +110,7 @@ class ModelUse:
     swaps: Mapping[str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerUse:
+class WorkerUse(Struct, frozen=True, array_like=True, tag=True):
     """Who used the worker since it began: those models and tenants whose counters moved since the last such
     message.
 
@@ -134,16 +126,14 @@ class WorkerUse:
     tenants: tuple[tuple[str, Service], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Traced:
+class Traced(Struct, frozen=True, array_like=True, tag=True):
     """Answer to `AskTrace`: what ended within that time, in the order of the ends."""
 
     ticket: int
     spans: tuple[Span, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Acknowledged:
+class Acknowledged(Struct, frozen=True, array_like=True, tag=True):
     """Answer to `Register`, `Unregister`, `Load`, `Unload` and `Pin`, and to `Resize`, which is about no
     model.
 
@@ -155,8 +145,7 @@ class Acknowledged:
     code: ErrorCode | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Alive:
+class Alive(Struct, frozen=True, array_like=True, tag=True):
     """The worker's loop has come round: sent once a second, the first when it can be sent to.
 
     `silent_s`, if not zero: what it does next may take so long, and it says nothing meanwhile.
@@ -165,13 +154,12 @@ class Alive:
     silent_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Broken:
+class Broken(Struct, frozen=True, array_like=True, tag=True):
     """The worker cannot go on; its requests may be submitted elsewhere with what was delivered."""
 
     detail: str
 
 
-FromWorker = (
-    Tokens | Finished | PhaseChanged | WorkerStatus | WorkerUse | Traced | Acknowledged | Alive | Broken
-)
+Report = Tokens | Finished | PhaseChanged | WorkerStatus | WorkerUse | Traced | Acknowledged | Alive | Broken
+"""`PhaseChanged` is a value of the core, which knows no codec: it travels as a map, the others as arrays
+that begin with their name."""

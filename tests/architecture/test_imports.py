@@ -93,6 +93,7 @@ def test_only_the_command_line_reads_the_environment() -> None:
         "engine/executor/warming.py",  # the arguments of its child
         "engine/server/children/child.py",  # what it keeps from its children
         "engine/server/children/child_main.py",  # the arguments of such a child
+        "engine/executor/worker_main.py",  # the arguments of that child
         "engine/executor/worker.py",  # sets how OpenMP's threads wait in its child, unless the operator did
     }
     found = {

@@ -13,7 +13,7 @@ from tokenmux.executor.loop import BEAT_S, EngineLoop
 from tokenmux.executor.stalls import STALL_FACTOR, STALL_FLOOR_S, Stalls
 from tokenmux.executor.virtual import HOST
 from tokenmux.messages.commands import Resize, Submit
-from tokenmux.messages.reports import Alive, Broken, FromWorker
+from tokenmux.messages.reports import Alive, Broken, Report
 from tokenmux.testing import make_model
 
 MODEL = make_model("m", 10**9, kv=KvShape(16, 8, 64, 2, 16), max_context=4096, n_parameters=10**9)
@@ -117,7 +117,7 @@ def test_the_loop_beats_while_it_has_nothing_to_do() -> None:
             self.at_s += BEAT_S
             return self.at_s
 
-    said: list[FromWorker] = []
+    said: list[Report] = []
     body = engine()
     body.engine._emit = said.extend
     loop = EngineLoop()

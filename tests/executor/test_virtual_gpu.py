@@ -21,8 +21,8 @@ from tokenmux.core.sampling import Sampling
 from tokenmux.executor import assemble as assembly
 from tokenmux.executor.assemble import DeviceKind, PagedKv, WorkerSetup, assemble
 from tokenmux.executor.loop import EngineLoop
-from tokenmux.messages.commands import Cancel, Pause, Register, Resume, Submit, ToWorker
-from tokenmux.messages.reports import Acknowledged, Broken, Finished, FromWorker, Tokens
+from tokenmux.messages.commands import Cancel, Command, Pause, Register, Resume, Submit
+from tokenmux.messages.reports import Acknowledged, Broken, Finished, Report, Tokens
 from tokenmux.models.catalogue import tiny
 from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.models.catalogue.entry import Entry
@@ -50,15 +50,15 @@ class InThread:
 
     def __init__(self) -> None:
         self.loop = EngineLoop()
-        self.inbox: SimpleQueue[FromWorker] = SimpleQueue()
+        self.inbox: SimpleQueue[Report] = SimpleQueue()
         self.tokens: dict[RequestId, list[int]] = {}
         self.ends: dict[RequestId, Finished] = {}
         self.instance: Instance
 
-    def send(self, message: ToWorker) -> None:
+    def send(self, message: Command) -> None:
         self.loop.send(message)
 
-    def next(self) -> FromWorker:
+    def next(self) -> Report:
         message = self.inbox.get(timeout=WAIT_S)
         match message:
             case Tokens(request, index, token_ids):
@@ -72,7 +72,7 @@ class InThread:
                 raise AssertionError(detail)
         return message
 
-    def until(self, met: Callable[[FromWorker], bool]) -> FromWorker:
+    def until(self, met: Callable[[Report], bool]) -> Report:
         while not met(message := self.next()):
             pass
         return message
@@ -90,7 +90,7 @@ def worker(
     body = InThread()
     host = HostFacts(cache_bytes=64 << 20, fetch_bytes_per_s=1e9)
 
-    def emit(messages: list[FromWorker]) -> None:
+    def emit(messages: list[Report]) -> None:
         for message in messages:
             body.inbox.put(message)
 

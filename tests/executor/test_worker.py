@@ -2,21 +2,25 @@
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from queue import SimpleQueue
 
+import msgspec
 import pytest
 import torch
 
-from tokenmux.core.errors import ConfigError, WorkerFailed
-from tokenmux.core.facts import DeviceFacts, HostFacts
+from tokenmux.core.errors import ConfigError, NotServable, WorkerFailed
+from tokenmux.core.facts import DeviceFacts, HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.executor import worker_main
 from tokenmux.executor.assemble import DeviceKind, WorkerSetup
-from tokenmux.executor.calibrate import Speeds, measure
+from tokenmux.executor.calibrate import Speeds, measure, read_measured
 from tokenmux.executor.monotonic_clock import MonotonicClock
-from tokenmux.executor.worker import MAX_UNSENT, ProcessWorker, _modest_threads, threads_beside_others
-from tokenmux.messages.commands import AskTrace
-from tokenmux.messages.reports import Alive, Broken, FromWorker, Traced
+from tokenmux.executor.worker import MAX_UNSENT, ProcessWorker, threads_beside_others, worker_environment
+from tokenmux.messages.commands import AskTrace, Register
+from tokenmux.messages.reports import Alive, Broken, Report, Traced
 
 WAIT_S = 60.0
 MB = 1 << 20
@@ -37,7 +41,7 @@ def config(kind: DeviceKind, arena_bytes: int = MB) -> WorkerSetup:
     ],
 )
 def test_a_worker_whose_device_cannot_be_opened_says_why_and_ends(of: WorkerSetup, remedy: str) -> None:
-    inbox: SimpleQueue[FromWorker] = SimpleQueue()
+    inbox: SimpleQueue[Report] = SimpleQueue()
     worker = ProcessWorker(of, inbox.put)
     try:
         message = inbox.get(timeout=WAIT_S)
@@ -50,9 +54,9 @@ def test_a_worker_whose_device_cannot_be_opened_says_why_and_ends(of: WorkerSetu
 
 
 @contextmanager
-def real_worker() -> Iterator[tuple[ProcessWorker, SimpleQueue[FromWorker]]]:
+def real_worker() -> Iterator[tuple[ProcessWorker, SimpleQueue[Report]]]:
     """A worker process that has begun to serve."""
-    inbox: SimpleQueue[FromWorker] = SimpleQueue()
+    inbox: SimpleQueue[Report] = SimpleQueue()
     worker = ProcessWorker(config("cpu"), inbox.put)
     try:
         while not isinstance(inbox.get(timeout=WAIT_S), Alive):
@@ -100,6 +104,26 @@ def test_a_gpu_that_is_not_there_is_not_measured() -> None:
         measure("cuda", MonotonicClock())
 
 
+def test_what_another_process_measured_is_read_from_its_last_line() -> None:
+    speeds = Speeds(1e9, 2e9, 3e12, "some GPU", free_bytes=80 << 30)
+    print_it = f"print('a warning'); print({msgspec.json.encode(speeds).decode()!r})"
+    assert read_measured([sys.executable, "-c", print_it]) == speeds
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("raise RuntimeError('no device')", "RuntimeError: no device; look at `nvidia-smi`"),
+        ("import os; os._exit(3)", "measuring ended with status 3"),
+        ("print('{}')", "missing required field"),
+        ("pass", "the GPU cannot be used"),
+    ],
+)
+def test_a_process_that_measured_nothing_is_an_error_with_a_remedy(code: str, says: str) -> None:
+    with pytest.raises(WorkerFailed, match=says):
+        read_measured([sys.executable, "-c", code])
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_is_measured_in_a_process_that_ends() -> None:
@@ -110,21 +134,15 @@ def test_a_gpu_is_measured_in_a_process_that_ends() -> None:
 
 
 def test_one_core_is_left_to_others_and_waiting_threads_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):
-        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
-    with _modest_threads():
-        assert (os.environ["OMP_NUM_THREADS"], os.environ["OMP_WAIT_POLICY"]) == ("3", "passive")
-    assert "OMP_NUM_THREADS" not in os.environ
-    assert "OMP_WAIT_POLICY" not in os.environ
+    environment = worker_environment({"HOME": "/somewhere"})
+    assert (environment["OMP_NUM_THREADS"], environment["OMP_WAIT_POLICY"]) == ("3", "passive")
+    assert environment["HOME"] == "/somewhere"
 
 
-def test_what_the_operator_chose_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    with _modest_threads():
-        assert os.environ["OMP_NUM_THREADS"] == "7"
-    assert os.environ["OMP_NUM_THREADS"] == "7"
+def test_what_the_operator_chose_stays() -> None:
+    environment = worker_environment({"OMP_NUM_THREADS": "7"})
+    assert (environment["OMP_NUM_THREADS"], environment["OMP_WAIT_POLICY"]) == ("7", "passive")
 
 
 @pytest.mark.parametrize(
@@ -133,3 +151,54 @@ def test_what_the_operator_chose_stays(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_layers_divide_evenly_among_the_threads_of_a_step(n_cores: int, n_threads: int) -> None:
     assert threads_beside_others(n_cores) == n_threads
+
+
+def test_a_malformed_frame_ends_the_worker_and_names_who_sent_it() -> None:
+    with real_worker() as (worker, inbox):
+        worker._frames.send(b"\x80\x05\x95 a pickle")
+        while not isinstance(report := inbox.get(timeout=WAIT_S), Broken):
+            pass
+        assert "the front sent" in report.detail
+        assert "bytes that are not a command" in report.detail
+
+
+LIAR = """
+import socket, struct, sys
+end = socket.socket(fileno=int(sys.argv[1]))
+end.sendall(LIE)
+end.recv(1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("lie", "says"),
+    [
+        ('struct.pack("<I", 4) + bytes([0x91, 0x92, 0xa1, 0x78])', "sent 4 bytes that are not reports"),
+        ('struct.pack("<I", 2**32 - 1)', "sent a frame of 4294967295 bytes, longer than"),
+    ],
+)
+def test_what_a_worker_sends_cannot_crash_the_front(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lie: str, says: str
+) -> None:
+    (tmp_path / "liar.py").write_text(LIAR.replace("LIE", lie))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(worker_main, "__name__", "liar")
+    inbox: SimpleQueue[Report] = SimpleQueue()
+    worker = ProcessWorker(config("cpu"), inbox.put)
+    try:
+        report = inbox.get(timeout=WAIT_S)
+        assert isinstance(report, Broken)
+        assert f"worker process {worker.pid} {says}" in report.detail
+    finally:
+        worker.kill()
+        worker.close()
+
+
+def test_a_command_that_no_frame_can_hold_is_refused_and_the_worker_goes_on() -> None:
+    facts = ModelFacts(ModelId("m"), (Image(ImageId("m"), 1),), KvShape(1, 1, 1, 1, 1), 10**30, 1)
+    with real_worker() as (worker, inbox):
+        with pytest.raises(NotServable, match="Register cannot be sent to a worker"):
+            worker.send(Register(facts, "somewhere"))
+        worker.send(AskTrace(1, 1.0))
+        while not isinstance(report := inbox.get(timeout=WAIT_S), Traced):
+            assert not isinstance(report, Broken)

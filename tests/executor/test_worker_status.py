@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tests.executor.test_engine import A, B, engine, model, request
 from tokenmux.core.request import RequestId
 from tokenmux.executor.worker_status import StatusReporter
-from tokenmux.messages.commands import Cancel, Load, Pause, Pin, Resume, ToWorker, Unload
-from tokenmux.messages.reports import Acknowledged, FromWorker, ModelStatus, WorkerStatus
+from tokenmux.messages.commands import Cancel, Command, Load, Pause, Pin, Resume, Unload
+from tokenmux.messages.reports import Acknowledged, ModelStatus, Report, WorkerStatus
 from tokenmux.server.front.administration import ShownModel
 from tokenmux.server.grpc_api import convert
 
@@ -52,7 +52,7 @@ def test_counts_are_counts_whatever_is_cancelled_or_paused_in_mid_step(
         assert shown.refusal == ""
 
 
-def before_the_answer(said: list[FromWorker]) -> WorkerStatus:
+def before_the_answer(said: list[Report]) -> WorkerStatus:
     """The last status that was told before the last answer."""
     last = max(i for i, message in enumerate(said) if isinstance(message, Acknowledged))
     return [message for message in said[:last] if isinstance(message, WorkerStatus)][-1]
@@ -61,7 +61,7 @@ def before_the_answer(said: list[FromWorker]) -> WorkerStatus:
 @pytest.mark.parametrize(
     "commands", [[Load(A)], [Load(A), Unload(A)], [Pin(A, True)], [Pin(A, True), Pin(A, False)]]
 )
-def test_an_answer_comes_after_a_status_that_shows_what_was_done(commands: list[ToWorker]) -> None:
+def test_an_answer_comes_after_a_status_that_shows_what_was_done(commands: list[Command]) -> None:
     """All within the fifth of a second in which no second status is due."""
     body = engine(arena_gigabytes=40)
     for command in commands:

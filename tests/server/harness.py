@@ -30,12 +30,12 @@ from tokenmux.core.span import Span
 from tokenmux.messages.commands import (
     AskTrace,
     Cancel,
+    Command,
     Load,
     Pin,
     Register,
     Resize,
     Submit,
-    ToWorker,
     Unload,
     Unregister,
 )
@@ -43,9 +43,9 @@ from tokenmux.messages.reports import (
     Acknowledged,
     Durations,
     Finished,
-    FromWorker,
     ModelStatus,
     ModelUse,
+    Report,
     Service,
     Tokens,
     Traced,
@@ -65,7 +65,7 @@ from tokenmux.v1 import inference_pb2_grpc, models_pb2_grpc, planning_pb2_grpc, 
 VOCAB = 256
 END = 0
 CONTEXT = 64
-Message = TypeVar("Message", bound=ToWorker)
+Message = TypeVar("Message", bound=Command)
 Result = TypeVar("Result")
 
 PATIENCE_S = 10.0
@@ -273,7 +273,7 @@ class FakeWorker:
     """Acknowledges commands and ends what is cancelled; tokens come when the test says so, or at once with
     `auto`."""
 
-    def __init__(self, hub: "Hub", post: Callable[[FromWorker], None], arena_bytes: int) -> None:
+    def __init__(self, hub: "Hub", post: Callable[[Report], None], arena_bytes: int) -> None:
         self._hub = hub
         self.post = post
         self.arena_bytes = arena_bytes
@@ -282,7 +282,7 @@ class FakeWorker:
         self.killed = False
         self.closed = False
 
-    def send(self, message: ToWorker) -> None:
+    def send(self, message: Command) -> None:
         if self.dead:
             raise WorkerFailed("the pipe is closed")
         self._hub.sent.put_nowait(message)
@@ -343,9 +343,9 @@ class Hub:
         self.refuses_pins: dict[str, str] = {}
         self.fails_to_start = 0
         self.workers: list[FakeWorker] = []
-        self.sent: asyncio.Queue[ToWorker] = asyncio.Queue()
+        self.sent: asyncio.Queue[Command] = asyncio.Queue()
 
-    def factory(self, post: Callable[[FromWorker], None], *, arena_bytes: int) -> FakeWorker:
+    def factory(self, post: Callable[[Report], None], *, arena_bytes: int) -> FakeWorker:
         if self.fails_to_start:
             self.fails_to_start -= 1
             raise OSError("no more processes")
@@ -357,7 +357,7 @@ class Hub:
     def worker(self) -> FakeWorker:
         return self.workers[-1]
 
-    def post(self, message: FromWorker) -> None:
+    def post(self, message: Report) -> None:
         self.worker.post(message)
 
     async def next(self, kind: type[Message]) -> Message:
@@ -368,7 +368,7 @@ class Hub:
                 if isinstance(message, kind):
                     return message
 
-    def unread(self) -> list[ToWorker]:
+    def unread(self) -> list[Command]:
         """What was sent and not asked for yet."""
         return [self.sent.get_nowait() for _ in range(self.sent.qsize())]
 
@@ -567,7 +567,7 @@ class ServerThread:
         """Run something on the server's loop."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(PATIENCE_S)
 
-    async def post(self, message: FromWorker) -> None:
+    async def post(self, message: Report) -> None:
         """Let the worker say something, and wait until the front has heard it."""
         version = self.served.front.changes.version
         self.served.hub.post(message)

@@ -186,10 +186,10 @@ def test_a_worker_killed_in_mid_stream_costs_no_token_and_a_signal_ends_the_serv
 
 
 def worker_of(pid: int) -> int:
-    """The worker among the children of the server, the other being multiprocessing's resource tracker."""
+    """The worker among the children of the server."""
     lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
     children = " ".join(lists).split()
     (worker,) = (
-        int(child) for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()
+        int(child) for child in children if "worker_main" in Path(f"/proc/{child}/cmdline").read_text()
     )
     return worker

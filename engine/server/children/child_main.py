@@ -21,8 +21,8 @@ from tokenmux.executor.orphans import die_with_parent
 from tokenmux.server.children.frames import pack, read
 
 Reply = tuple[Mapping[str, object], bytes]
-Report = Callable[[Mapping[str, object]], None]
-Handle = Callable[[dict[str, Any], bytes, Report], Reply]
+Tell = Callable[[Mapping[str, object]], None]
+Handle = Callable[[dict[str, Any], bytes, Tell], Reply]
 """Does one piece of work. What it raises is the answer: an error of our tree as it is, any other as
 BadCheckpoint."""
 
@@ -55,7 +55,7 @@ def limit_memory(n_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
-def _answer(handle: Handle, message: tuple[dict[str, Any], bytes], report: Report) -> Reply:
+def _answer(handle: Handle, message: tuple[dict[str, Any], bytes], report: Tell) -> Reply:
     try:
         return handle(*message, report)
     except TokenmuxError as error:

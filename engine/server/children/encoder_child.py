@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenmux.models.text.encoder import Encoder
-from tokenmux.server.children.child_main import Reply, Report, run
+from tokenmux.server.children.child_main import Reply, Tell, run
 
 MOST_ENCODERS = 16
 """Number of tokenizers kept loaded. The least recently used one is dropped, also when half of the memory is
@@ -27,7 +27,7 @@ class Encoders:
     def __init__(self) -> None:
         self._loaded: OrderedDict[tuple[str, str], Encoder] = OrderedDict()
 
-    def handle(self, header: dict[str, Any], payload: bytes, report: Report) -> Reply:
+    def handle(self, header: dict[str, Any], payload: bytes, report: Tell) -> Reply:
         encoder = self._encoder(str(header["path"]), str(header["digest"]))
         ids = encoder.encode_chat(json.loads(payload)) if header["chat"] else encoder.encode(payload.decode())
         return {}, array("i", ids).tobytes()

@@ -14,7 +14,7 @@ from typing import Any
 
 from tokenmux.core.errors import ErrorCode, TokenmuxError
 from tokenmux.models.catalogue.catalogue import Catalogue
-from tokenmux.server.children.child_main import Reply, Report, limit_memory, reason_of, run
+from tokenmux.server.children.child_main import Reply, Tell, limit_memory, reason_of, run
 
 NICENESS = 5
 """Serving has priority over registering."""
@@ -22,7 +22,7 @@ _NO_MEMORY = ("more memory than there is", "can't allocate memory", "bad_alloc",
 _EVERY_S = 0.2
 
 
-def handle(header: dict[str, Any], payload: bytes, report: Report) -> Reply:
+def handle(header: dict[str, Any], payload: bytes, report: Tell) -> Reply:
     """Do the work, one model after another."""
     memory_bytes = int(header["memory_bytes"])
     told_s = 0.0

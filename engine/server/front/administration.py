@@ -31,7 +31,7 @@ from tokenmux.messages.reports import ModelStatus, ModelUse
 from tokenmux.server.front.front import Front
 from tokenmux.server.front.model_store import ModelStore, PendingRemoval, StoredModel
 from tokenmux.server.front.names import check_name_length
-from tokenmux.server.front.pending_commands import Command
+from tokenmux.server.front.pending_commands import OperatorCommand
 from tokenmux.server.front.served_models import ServedModel
 
 FORCED_S = 60.0
@@ -267,7 +267,7 @@ class Administration:
             await self._command(Resize(arena_bytes))
         self._front.reconsider()
 
-    async def _command(self, command: Command) -> None:
+    async def _command(self, command: OperatorCommand) -> None:
         if not self._front.worker_running:
             raise Unavailable("there is no worker at this moment: try again when `pool status` shows one")
         await self._front.commands.begin(command)

@@ -37,7 +37,7 @@ from tokenmux.messages.commands import AskTrace, Cancel, Load, Pause, Pin, Regis
 from tokenmux.messages.reports import (
     Acknowledged,
     Finished,
-    FromWorker,
+    Report,
     Tokens,
     Traced,
     WorkerStatus,
@@ -423,7 +423,7 @@ class Front:
 
     # The worker's side
 
-    def _receive(self, message: FromWorker) -> None:
+    def _receive(self, message: Report) -> None:
         match message:
             case Tokens() | PhaseChanged() | Finished():
                 live = self._live.get(message.request)

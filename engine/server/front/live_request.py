@@ -14,7 +14,9 @@ live.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from tokenmux.core.errors import Ended, ErrorCode, InternalError, TokenmuxError, error_of
 from tokenmux.core.phases import PhaseChanged, RequestPhase

@@ -10,24 +10,29 @@ from collections.abc import Callable
 
 from tokenmux.core.errors import ErrorCode, TokenmuxError, error_of
 from tokenmux.core.facts import ModelId
-from tokenmux.messages.commands import Load, Pin, Register, Resize, ToWorker, Unload, Unregister
+from tokenmux.messages.commands import Load, Pin, Register, Resize, Unload, Unregister
 from tokenmux.messages.reports import Acknowledged
 
-Command = Register | Unregister | Load | Unload | Pin | Resize
+OperatorCommand = Register | Unregister | Load | Unload | Pin | Resize
 
 
 class Commands:
     """Commands that were sent and not answered yet."""
 
-    def __init__(self, send: Callable[[ToWorker], None]) -> None:
+    def __init__(self, send: Callable[[OperatorCommand], None]) -> None:
         self._send = send
         self._pending: defaultdict[ModelId | None, deque[asyncio.Future[None]]] = defaultdict(deque)
 
-    def begin(self, command: Command) -> asyncio.Future[None]:
+    def begin(self, command: OperatorCommand) -> asyncio.Future[None]:
         """Send a command. The future raises the worker's error, or what `fail` was called with."""
         answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._pending[_subject(command)].append(answer)
-        self._send(command)
+        waiting = self._pending[_subject(command)]
+        waiting.append(answer)
+        try:
+            self._send(command)
+        except TokenmuxError as error:
+            waiting.remove(answer)
+            answer.set_exception(error)
         return answer
 
     def acknowledge(self, message: Acknowledged) -> None:
@@ -54,7 +59,7 @@ class Commands:
                     answer.set_exception(error)
 
 
-def _subject(command: Command) -> ModelId | None:
+def _subject(command: OperatorCommand) -> ModelId | None:
     """The model that a command is about."""
     match command:
         case Register(facts):

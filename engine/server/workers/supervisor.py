@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from tokenmux.core.errors import TokenmuxError, Unavailable, WorkerFailed
-from tokenmux.messages.commands import ToWorker
-from tokenmux.messages.reports import Alive, Broken, FromWorker
+from tokenmux.messages.commands import Command
+from tokenmux.messages.reports import Alive, Broken, Report
 from tokenmux.server.workers.worker_protocol import Worker
 
 logger = logging.getLogger(__name__)
@@ -63,17 +63,17 @@ class Patience:
 class _Inbox:
     """Takes messages from any thread and, once released, handles them on the loop, in order, in batches."""
 
-    def __init__(self, handle: Callable[[FromWorker], None]) -> None:
+    def __init__(self, handle: Callable[[Report], None]) -> None:
         self._loop = asyncio.get_running_loop()
         self._handle = handle
         self._lock = threading.Lock()
-        self._messages: list[FromWorker] = []
+        self._messages: list[Report] = []
         self.n_posted = 0
         """Number of messages so far."""
         self._scheduled = True  # by `release`
         self._open = True
 
-    def post(self, message: FromWorker) -> None:
+    def post(self, message: Report) -> None:
         with self._lock:
             if not self._open:
                 return
@@ -111,9 +111,9 @@ class Supervisor:
 
     def __init__(
         self,
-        factory: Callable[[Callable[[FromWorker], None]], Worker],
+        factory: Callable[[Callable[[Report], None]], Worker],
         *,
-        on_message: Callable[[FromWorker], None],
+        on_message: Callable[[Report], None],
         on_broken: Callable[[], None],
         on_started: Callable[[], None],
         on_down: Callable[[TokenmuxError], None],
@@ -167,7 +167,7 @@ class Supervisor:
         """A worker has taken what it was told: from now on the supervisor never gives up."""
         self._has_served = True
 
-    def send(self, message: ToWorker) -> None:
+    def send(self, message: Command) -> None:
         """Send a message to the worker. Without a worker it is dropped: repeat it at `on_started`."""
         if self._worker is None:
             return
@@ -228,7 +228,7 @@ class Supervisor:
         if watching is not None and watching is not asyncio.current_task():
             watching.cancel()
 
-    def _receive(self, message: FromWorker) -> None:
+    def _receive(self, message: Report) -> None:
         self.has_spoken = self.has_spoken or not isinstance(message, Broken)
         match message:
             case Broken(detail):

@@ -15,8 +15,8 @@ from tests.server.harness import PATIENCE_S, FakeEntry, FakeWorker, Hub, Virtual
 from tokenmux.core.errors import NotServable, Unavailable
 from tokenmux.core.facts import ModelId
 from tokenmux.core.phases import PhaseChanged, RequestPhase
-from tokenmux.messages.commands import Pin, Register, Submit, ToWorker
-from tokenmux.messages.reports import Alive, Broken, FromWorker
+from tokenmux.messages.commands import Command, Pin, Register, Submit
+from tokenmux.messages.reports import Alive, Broken, Report
 from tokenmux.server.front.front import Front, Limits
 from tokenmux.server.front.live_request import LiveRequest
 from tokenmux.server.workers.supervisor import Patience, RestartLimits
@@ -28,7 +28,7 @@ MANY = RestartLimits(n=99)
 class DeadlyWorker(FakeWorker):
     """Breaks at what the hub says is deadly; serves everything else after a few turns of the loop."""
 
-    def send(self, message: ToWorker) -> None:
+    def send(self, message: Command) -> None:
         if self._hub.is_deadly(message):  # type: ignore[attr-defined]
             self.post(Broken("it was deadly"))
             self.dead = True
@@ -46,11 +46,11 @@ class DeadlyWorker(FakeWorker):
 
 
 class DeadlyHub(Hub):
-    def __init__(self, is_deadly: Callable[[ToWorker], bool]) -> None:
+    def __init__(self, is_deadly: Callable[[Command], bool]) -> None:
         super().__init__()
         self.is_deadly = is_deadly
 
-    def factory(self, post: Callable[[FromWorker], None], *, arena_bytes: int) -> FakeWorker:
+    def factory(self, post: Callable[[Report], None], *, arena_bytes: int) -> FakeWorker:
         worker = DeadlyWorker(self, post, arena_bytes)
         self.workers.append(worker)
         post(Alive())
@@ -69,7 +69,7 @@ async def started(hub: Hub, time: VirtualTime, *names: str, **options: Any) -> A
         await front.close()
 
 
-def is_poison(message: ToWorker) -> bool:
+def is_poison(message: Command) -> bool:
     return isinstance(message, Submit) and message.prompt[:1] == (ord("!"),)
 
 
@@ -183,7 +183,7 @@ async def test_a_worker_that_dies_at_its_birth_is_nobodys_fault() -> None:
         await hub.next(Submit)
         make, n_stillborn = hub.factory, 5
 
-        def stillborn(post: Callable[[FromWorker], None], *, arena_bytes: int) -> FakeWorker:
+        def stillborn(post: Callable[[Report], None], *, arena_bytes: int) -> FakeWorker:
             nonlocal n_stillborn
             worker = make(post, arena_bytes=arena_bytes)
             if n_stillborn:

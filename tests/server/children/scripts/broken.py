@@ -3,10 +3,10 @@ was sent."""
 
 import os
 
-from tokenmux.server.children.child_main import Reply, Report, run
+from tokenmux.server.children.child_main import Reply, Tell, run
 
 
-def handle(header: dict[str, object], payload: bytes, report: Report) -> Reply:
+def handle(header: dict[str, object], payload: bytes, report: Tell) -> Reply:
     match header.get("do"):
         case "abort":
             os.abort()

@@ -1,9 +1,9 @@
 """A child that takes its work and never says a word."""
 
-from tokenmux.server.children.child_main import Reply, Report, run
+from tokenmux.server.children.child_main import Reply, Tell, run
 
 
-def handle(header: dict[str, object], payload: bytes, report: Report) -> Reply:
+def handle(header: dict[str, object], payload: bytes, report: Tell) -> Reply:
     while True:
         pass
 

@@ -1,0 +1,70 @@
+"""The child's side of a worker process: `python -m tokenmux.executor.worker_main SOCKET PARENT`.
+
+SOCKET is the inherited descriptor that frames pass over, PARENT the front's process id. The first frame is
+the setup, every other
+one a command; reports go back.
+"""
+
+import logging
+import signal
+import socket
+import sys
+from contextlib import ExitStack
+from threading import Thread
+
+import msgspec
+
+from tokenmux.executor import orphans
+from tokenmux.executor.assemble import WorkerSetup, assemble
+from tokenmux.executor.loop import EngineLoop
+from tokenmux.messages.codec import COMMANDS, REPORTS, Codec, MalformedMessage
+from tokenmux.messages.commands import Shutdown
+from tokenmux.messages.frame_socket import FrameSocket
+from tokenmux.messages.reports import Broken, Report
+
+SETUP: Codec[WorkerSetup] = Codec(msgspec.msgpack.Decoder(WorkerSetup), "a worker's setup")
+
+
+def enter() -> None:
+    """Become a worker: this process lives for its parent alone."""
+    descriptor, parent = (int(argument) for argument in sys.argv[1:3])
+    orphans.die_with_parent(parent)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    with socket.socket(fileno=descriptor) as end:
+        serve_front(FrameSocket(end))
+
+
+def serve_front(frames: FrameSocket) -> None:
+    """Serve the front until it says so, or is gone."""
+    loop = EngineLoop()
+
+    def emit(reports: list[Report]) -> None:
+        try:
+            frames.send(REPORTS.encode(reports))
+        except OSError:
+            loop.send(Shutdown())
+
+    def read() -> None:
+        try:
+            while True:
+                loop.send(COMMANDS.decode(frames.receive()))
+        except (EOFError, OSError):
+            loop.send(Shutdown())
+        except MalformedMessage as error:
+            loop.fail(f"the front sent {error}")
+
+    setup = SETUP.decode(frames.receive())
+    Thread(target=read, name="tokenmux-command-reader", daemon=True).start()
+    with ExitStack() as stack:
+        try:
+            parts = stack.enter_context(assemble(setup, loop, emit))
+        except Exception as error:
+            emit([Broken(f"the device cannot be used: {error}")])
+            raise
+        loop.run(parts.engine, parts.clock)
+
+
+if __name__ == "__main__":
+    enter()

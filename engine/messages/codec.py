@@ -1,0 +1,44 @@
+"""Messages as bytes: MessagePack by msgspec, checked against the types of this room. Never a pickle.
+
+A pickle can run code when it is read, and costs more: `benchmarks/messages.py` has the ratios.
+"""
+
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+import msgspec
+
+from tokenmux.messages.commands import Command
+from tokenmux.messages.reports import Report
+
+Value = TypeVar("Value")
+
+
+class MalformedMessage(Exception):
+    """What was received is not a message; says what is wrong with it."""
+
+
+class Codec(Generic[Value]):
+    """Encodes values of one type, and decodes nothing else."""
+
+    def __init__(self, decoder: msgspec.msgpack.Decoder[Value], name: str) -> None:
+        """`name` says in errors what was expected."""
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = decoder
+        self._name = name
+
+    def encode(self, value: Value) -> bytes:
+        """Raises OverflowError for a number of more than 64 bits."""
+        return self._encoder.encode(value)
+
+    def decode(self, encoded: bytes | bytearray) -> Value:
+        """Raises MalformedMessage."""
+        try:
+            return self._decoder.decode(encoded)
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
+            raise MalformedMessage(f"{len(encoded)} bytes that are not {self._name}: {error}") from None
+
+
+COMMANDS: Codec[Command] = Codec(msgspec.msgpack.Decoder(Command), "a command")
+REPORTS: Codec[Sequence[Report]] = Codec(msgspec.msgpack.Decoder(list[Report]), "reports")
+"""Reports travel in batches: what an engine has to say after one event is one frame."""

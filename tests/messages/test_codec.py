@@ -1,0 +1,143 @@
+"""Commands and reports survive the way between processes, and nothing else is taken for one."""
+
+import math
+from dataclasses import replace
+from typing import get_args
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.phases import PhaseChanged, RequestPhase, Residency
+from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
+from tokenmux.core.sampling import Sampling
+from tokenmux.core.span import Span
+from tokenmux.messages.codec import COMMANDS, REPORTS, MalformedMessage
+from tokenmux.messages.commands import (
+    AskTrace,
+    Cancel,
+    Command,
+    Load,
+    Pause,
+    Pin,
+    Register,
+    Resize,
+    Resume,
+    Shutdown,
+    Submit,
+    Unload,
+    Unregister,
+)
+from tokenmux.messages.reports import (
+    Acknowledged,
+    Alive,
+    Broken,
+    Durations,
+    Finished,
+    ModelStatus,
+    ModelUse,
+    Report,
+    Service,
+    Tokens,
+    Traced,
+    WorkerStatus,
+    WorkerUse,
+)
+
+R, M = RequestId("r-1"), ModelId("a")
+FACTS = ModelFacts(M, (Image(ImageId("i"), 10**12),), KvShape(2, 1, 8, 2, 16), 4096, 10**11, 150_000)
+REQUEST = Request(R, M, 3, 9, 1.5, ServiceLevel(2.0, 0.05), tenant="somebody", weight=2.0, tenant_weight=0.5)
+COMMANDS_OF_EACH_KIND: list[Command] = [
+    Submit(REQUEST, (1, 2, 3), Sampling(0.7, 5, 0.9, 2**64 - 1), 2, frozenset({0, 7}), (4, 5)),
+    Cancel(R, FinishReason.STOP),
+    Pause(R),
+    Resume(R),
+    Register(FACTS, "some/folder"),
+    Unregister(M),
+    Load(M),
+    Unload(M),
+    Pin(M, True),
+    Resize(1 << 40),
+    AskTrace(7, math.inf),
+    Shutdown(),
+]
+SERVICE = Service(1, 2, 3, 4, 5, 6, 7, 0.5, 1.5, *(Durations((0, i, 0), 0.5 * i) for i in range(3)))
+STATUS = ModelStatus(M, Residency.HOST, True, 1, 2, 3, 4, 5, 0.1, 0.2, 6, 7, 8, 0.3, "gone", True)
+REPORTS_OF_EACH_KIND: list[Report] = [
+    Tokens(R, 5, (1, 2**31), 2.5),
+    Finished(R, FinishReason.FAILED, 3.5, "why", "NotServable"),
+    PhaseChanged(R, RequestPhase.LOADING, 3, 0.25),
+    WorkerStatus(1.0, "cpu", *range(7), 0.1, 0.2, 0.3, 0.4, 8, 9, None, (STATUS,)),
+    WorkerUse(1.0, 2.0, 3.0, 4, (ModelUse(M, SERVICE, {"again": 2}),), (("somebody", SERVICE),)),
+    Traced(7, (Span(0, "compute", "a", 1.0, 2.0, {"requests": 3, "share": 0.5, "ended": "stop"}),)),
+    Acknowledged(M, "no", "InUse"),
+    Alive(60.0),
+    Broken("the device is gone"),
+]
+
+
+def test_every_kind_is_here() -> None:
+    assert {type(command) for command in COMMANDS_OF_EACH_KIND} == set(get_args(Command))
+    assert {type(report) for report in REPORTS_OF_EACH_KIND} == set(get_args(Report))
+
+
+@pytest.mark.parametrize("command", COMMANDS_OF_EACH_KIND, ids=lambda command: type(command).__name__)
+def test_a_command_comes_back_as_it_was(command: Command) -> None:
+    again = COMMANDS.decode(COMMANDS.encode(command))
+    assert again == command
+    assert type(again) is type(command)
+
+
+def test_reports_come_back_as_they_were_in_their_order() -> None:
+    assert REPORTS.decode(REPORTS.encode(REPORTS_OF_EACH_KIND)) == REPORTS_OF_EACH_KIND
+
+
+def test_what_a_value_derives_from_its_fields_is_derived_again() -> None:
+    again = COMMANDS.decode(COMMANDS.encode(Register(FACTS, "")))
+    assert isinstance(again, Register)
+    assert again.facts.n_bytes == 10**12
+    assert again.facts.kv.block_bytes == FACTS.kv.block_bytes > 0
+
+
+def test_bounds_of_a_value_hold_for_what_arrives() -> None:
+    lax = Submit(replace(REQUEST, weight=1e9), (1,), Sampling())
+    again = COMMANDS.decode(COMMANDS.encode(lax))
+    assert isinstance(again, Submit)
+    assert again.request.weight == 1e6
+
+
+@pytest.mark.parametrize(
+    ("encoded", "says"),
+    [
+        (b"", "truncated"),
+        (b"\x80\x05\x95\x11\x00\x00\x00", "0 bytes that are not|7 bytes that are not"),  # a pickle
+        (msgspec.msgpack.encode(["Tokens", "r"]), "Invalid value 'Tokens'"),
+        (msgspec.msgpack.encode(["Cancel", 5]), "Expected `str`, got `int`"),
+        (msgspec.msgpack.encode(["Cancel", "r", "tired"]), "Invalid enum value 'tired'"),
+        (msgspec.msgpack.encode(["Load"]), "at least length 2"),
+        (b"\x91" * 100_000, "Expected `str`"),
+    ],
+)
+def test_what_is_no_command_is_refused_with_the_reason(encoded: bytes, says: str) -> None:
+    with pytest.raises(MalformedMessage, match=says):
+        COMMANDS.decode(encoded)
+
+
+def test_a_request_that_cannot_be_is_malformed_too() -> None:
+    """`nan` would pass every comparison of the scheduler as false."""
+    nothing = msgspec.to_builtins(Submit(REQUEST, (1,), Sampling()))
+    nothing[1]["weight"] = math.nan
+    with pytest.raises(MalformedMessage, match="weight is not a number"):
+        COMMANDS.decode(msgspec.msgpack.encode(nothing))
+
+
+@given(st.binary(max_size=60), st.integers(0, 200))
+def test_damaged_bytes_never_end_in_another_error(noise: bytes, at: int) -> None:
+    whole = REPORTS.encode(REPORTS_OF_EACH_KIND)
+    for damaged in (noise, whole[:at], whole[:at] + noise + whole[at + len(noise) :]):
+        try:
+            REPORTS.decode(damaged)
+        except MalformedMessage:
+            pass
