@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tokenmux.core.errors import ErrorCode
 from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.core.phases import PhaseChanged, RequestPhase, Residency
 from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
@@ -67,12 +68,12 @@ SERVICE = Service(1, 2, 3, 4, 5, 6, 7, 0.5, 1.5, *(Durations((0, i, 0), 0.5 * i)
 STATUS = ModelStatus(M, Residency.HOST, True, 1, 2, 3, 4, 5, 0.1, 0.2, 6, 7, 8, 0.3, "gone", True)
 REPORTS_OF_EACH_KIND: list[Report] = [
     Tokens(R, 5, (1, 2**31), 2.5),
-    Finished(R, FinishReason.FAILED, 3.5, "why", "NotServable"),
+    Finished(R, FinishReason.FAILED, 3.5, "why", ErrorCode.NOT_SERVABLE),
     PhaseChanged(R, RequestPhase.LOADING, 3, 0.25),
     WorkerStatus(1.0, "cpu", *range(7), 0.1, 0.2, 0.3, 0.4, 8, 9, None, (STATUS,)),
     WorkerUse(1.0, 2.0, 3.0, 4, (ModelUse(M, SERVICE, {"again": 2}),), (("somebody", SERVICE),)),
     Traced(7, (Span(0, "compute", "a", 1.0, 2.0, {"requests": 3, "share": 0.5, "ended": "stop"}),)),
-    Acknowledged(M, "no", "InUse"),
+    Acknowledged(M, "no", ErrorCode.IN_USE),
     Alive(60.0),
     Broken("the device is gone"),
 ]
@@ -92,6 +93,16 @@ def test_a_command_comes_back_as_it_was(command: Command) -> None:
 
 def test_reports_come_back_as_they_were_in_their_order() -> None:
     assert REPORTS.decode(REPORTS.encode(REPORTS_OF_EACH_KIND)) == REPORTS_OF_EACH_KIND
+
+
+@pytest.mark.parametrize(
+    "message", [*COMMANDS_OF_EACH_KIND, *REPORTS_OF_EACH_KIND], ids=lambda message: type(message).__name__
+)
+def test_a_message_cannot_be_changed_behind_anybodys_back(message: Command | Report) -> None:
+    assert not hasattr(message, "__dict__"), "slots"
+    for name in type(message).__annotations__:
+        with pytest.raises(AttributeError):
+            setattr(message, name, None)
 
 
 def test_what_a_value_derives_from_its_fields_is_derived_again() -> None:
