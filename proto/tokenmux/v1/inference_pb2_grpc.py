@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class InferenceStub:
-    """Generation and what surrounds it. Needs an inference key where keys are configured.
+    """Generation, tokenization and readiness. Needs an inference key if keys are configured.
     """
 
     def __init__(self, channel):
@@ -68,48 +68,49 @@ class InferenceStub:
 
 
 class InferenceServicer:
-    """Generation and what surrounds it. Needs an inference key where keys are configured.
+    """Generation, tokenization and readiness. Needs an inference key if keys are configured.
     """
 
     def Generate(self, request, context):
-        """Generate and answer once, when everything is there.
+        """Generate, and answer once with the whole output.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GenerateStream(self, request, context):
-        """Generate and stream: `prompt_info` first, then states and tokens as they come, `finish_info` last.
-        A stream that ends without `finish_info` ends with a status that says why. Cancelling the call frees
-        everything that the request held. A client that stops reading is paused, and after a while ended (ABORTED).
+        """Generate and stream: `prompt_info` first, then states and tokens as they arise, `finish_info` last. A
+        stream that ends without `finish_info` ends with a status that says why. Cancelling the call frees
+        everything that the request held. If a client stops reading, its request is paused and, after a
+        configured time, ended (ABORTED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Tokenize(self, request, context):
-        """The token ids of a prompt, as Generate would see them.
+        """The token ids of a prompt, as Generate would use them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ModelMetadata(self, request, context):
-        """What a client may want to know of a model before it asks.
+        """What a client may want to know of a model before using it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ServerReady(self, request, context):
-        """Whether requests are accepted at all.
+        """Whether the server accepts requests.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ModelReady(self, request, context):
-        """Whether requests for a model are accepted. It need not be resident: that is arranged when a request comes.
+        """Whether requests for a model are accepted. It need not be on the device: a request loads it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -157,7 +158,7 @@ def add_InferenceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Inference:
-    """Generation and what surrounds it. Needs an inference key where keys are configured.
+    """Generation, tokenization and readiness. Needs an inference key if keys are configured.
     """
 
     @staticmethod

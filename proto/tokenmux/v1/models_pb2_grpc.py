@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ModelsStub:
-    """For operators. Needs an admin key where keys are configured.
+    """For operators. Needs an admin key if keys are configured.
     """
 
     def __init__(self, channel):
@@ -73,55 +73,57 @@ class ModelsStub:
 
 
 class ModelsServicer:
-    """For operators. Needs an admin key where keys are configured.
+    """For operators. Needs an admin key if keys are configured.
     """
 
     def List(self, request, context):
-        """All models of the catalogue, the refused ones included.
+        """All models of the catalogue, including refused ones.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Get(self, request, context):
-        """One of them. NOT_FOUND names the closest.
+        """One model. NOT_FOUND names similar ones.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Register(self, request, context):
-        """Add a model from a folder or file on the server's machine; converts its weights once if need be, so that it may take
-        minutes. FAILED_PRECONDITION if it is damaged, of an unsupported architecture, or larger than the device.
+        """Add a model from a folder or file on the server's machine. May take minutes if its weights must be
+        converted. FAILED_PRECONDITION if it is damaged, of an unsupported architecture, or larger than the
+        device.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Unregister(self, request, context):
-        """Forget a model and delete its converted weights; the source stays. FAILED_PRECONDITION while requests for it are live,
-        unless forced.
+        """Remove a model and delete its converted weights; the source is kept. FAILED_PRECONDITION while it has
+        live requests, unless forced.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Load(self, request, context):
-        """Ask that a model be made resident although nobody waits for it. Returns when that has begun, or is done with `wait`.
+        """Load a model onto the device before any request needs it. Returns when loading has begun or, with `wait`,
+        when it is done.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Unload(self, request, context):
-        """Ask that a model leave the device. Live requests are paged out and bring it back in their turn.
+        """Remove a model from the device. Live requests are paged out and bring it back when it is their turn.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Pin(self, request, context):
-        """Keep a model resident, or no longer.
+        """Keep a model on the device, or let it leave again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -174,7 +176,7 @@ def add_ModelsServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Models:
-    """For operators. Needs an admin key where keys are configured.
+    """For operators. Needs an admin key if keys are configured.
     """
 
     @staticmethod

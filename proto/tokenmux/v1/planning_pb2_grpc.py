@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class PlanningStub:
-    """For operators. Needs an admin key where keys are configured.
+    """For operators. Needs an admin key if keys are configured.
     """
 
     def __init__(self, channel):
@@ -48,19 +48,19 @@ class PlanningStub:
 
 
 class PlanningServicer:
-    """For operators. Needs an admin key where keys are configured.
+    """For operators. Needs an admin key if keys are configured.
     """
 
     def Catalogue(self, request, context):
-        """The sizes of all models of the catalogue, the refused ones included.
+        """The sizes of all models of the catalogue, including refused ones.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RecordedTraffic(self, request, context):
-        """The requests that ended lately, in order of arrival; several messages where there are many. The server remembers the newest (configured
-        with `record_traffic.window`). FAILED_PRECONDITION where recording is switched off.
+        """Requests that have ended, in order of arrival, in several messages if there are many. The server keeps
+        the newest (as many as `record_traffic.window` says). FAILED_PRECONDITION if recording is switched off.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -88,7 +88,7 @@ def add_PlanningServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Planning:
-    """For operators. Needs an admin key where keys are configured.
+    """For operators. Needs an admin key if keys are configured.
     """
 
     @staticmethod

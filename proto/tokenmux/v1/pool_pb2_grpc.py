@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class PoolStub:
-    """For operators. Needs an admin key where keys are configured.
+    """For operators. Needs an admin key if keys are configured.
     """
 
     def __init__(self, channel):
@@ -58,37 +58,38 @@ class PoolStub:
 
 
 class PoolServicer:
-    """For operators. Needs an admin key where keys are configured.
+    """For operators. Needs an admin key if keys are configured.
     """
 
     def Status(self, request, context):
-        """The status now.
+        """The present status.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchStatus(self, request, context):
-        """The status now, and again whenever it changes. A client that reads slowly misses states in between, never the latest.
+        """The present status, and again whenever it changes. A client that reads slowly misses states in between,
+        but never the latest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Trace(self, request, context):
-        """What ran lately: the steps, copies and requests that ended within the last seconds, as a Chrome trace for ui.perfetto.dev.
-        The pool remembers the newest few thousand, always. UNAVAILABLE while there is no worker.
+        """The steps, copies and requests that ended within the last seconds, as a Chrome trace for ui.perfetto.dev.
+        The pool always keeps the newest few thousand. UNAVAILABLE while there is no worker.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Resize(self, request, context):
-        """Give memory back to the system, or take more: the device memory for weights and KV cache gets another size. Requests that run are put
-        aside in host memory meanwhile, and go on afterwards with the same tokens. Answered when it is done, which takes as long as what is in
-        flight and the copies to host memory; done even if the caller does not wait. Holds until the server is restarted.
-        FAILED_PRECONDITION, with nothing changed, when what is served would not fit, when the device has not so much, and while another resize
-        is going on.
+        """Change the device memory for weights and KV cache to `arena_bytes`. Running requests are moved to host
+        memory first and continue afterwards with the same tokens. Answers when it is done, after the work in
+        flight and the copies to host memory; it is completed even if the caller does not wait. Holds until the
+        server restarts. FAILED_PRECONDITION, with nothing changed, if the present models and requests would not
+        fit, if the device has too little memory, or while another resize is under way.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -126,7 +127,7 @@ def add_PoolServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Pool:
-    """For operators. Needs an admin key where keys are configured.
+    """For operators. Needs an admin key if keys are configured.
     """
 
     @staticmethod
