@@ -42,7 +42,7 @@ class EngineLoop:
         self.fail(f"operation {operation} failed on the device: {error!r}")
 
     def fail(self, detail: str) -> None:
-        """The worker cannot go on."""
+        """Report that the worker cannot continue."""
         self._inbox.put(lambda engine: engine.broken(detail))
 
     def run(self, engine: Engine, clock: Clock) -> None:

@@ -65,8 +65,8 @@ class ProcessWorker:
         return self._process.pid
 
     def send(self, command: Command) -> None:
-        """Queue a command; never blocks. Raises WorkerFailed if the process is gone, or reads nothing any
-        more, and NotServable for a command that cannot be sent to any worker."""
+        """Queue a command; never blocks. Raises WorkerFailed if the process is gone or no longer reads,
+        and NotServable for a command that cannot be sent to any worker."""
         if self._gone:
             raise WorkerFailed("the worker process is gone; it is being restarted")
         try:
@@ -121,7 +121,7 @@ class ProcessWorker:
             self._frames.send(worker_main.SETUP.encode(setup))
             while (frame := self._unsent.get()) is not None:
                 self._frames.send(frame)
-        except OSError:  # the reader says what became of the process
+        except OSError:  # the reader reports the end of the process
             pass
         self._gone = True
 
@@ -143,8 +143,8 @@ class ProcessWorker:
 
 
 def _encoded(command: Command) -> bytes:
-    """Raises NotServable for what no frame can hold: strange checkpoints have numbers of hundreds of
-    digits."""
+    """Encode a command. Raises NotServable for what no frame can hold: strange checkpoints have numbers of
+    hundreds of digits."""
     try:
         frame = COMMANDS.encode(command)
     except OverflowError as error:
@@ -157,8 +157,8 @@ def _encoded(command: Command) -> bytes:
 
 
 def _start(socket_end: socket.socket) -> "subprocess.Popen[bytes]":
-    """Start a worker process that inherits this end of a socket pair. Raises OSError when there are no more
-    processes."""
+    """Start a worker process that inherits this end of a socket pair. Raises OSError if no more processes
+    can be started."""
     descriptor = socket_end.fileno()
     command = [sys.executable, "-P", "-m", worker_main.__name__, str(descriptor), str(os.getpid())]
     return orphans.started(

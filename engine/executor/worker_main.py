@@ -37,7 +37,7 @@ def enter() -> None:
 
 
 def serve_front(frames: FrameSocket) -> None:
-    """Serve the front until it says so, or is gone."""
+    """Serve the front until it sends `Shutdown`, or is gone."""
     loop = EngineLoop()
 
     def emit(reports: list[Report]) -> None:

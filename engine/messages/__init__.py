@@ -1,7 +1,7 @@
 """What the front and a worker say to each other: plain, serialisable values in both directions.
 
-The front owns text: chat templates, tokenizers, stop strings, detokenization. A worker owns token ids.
-In-process and across processes the same values travel.
+The front owns text: chat templates, tokenizers, stop strings, detokenization. A worker owns token ids. The
+same values travel within a process and between processes.
 
     front ── commands ──▶ worker      Submit, Cancel, Pause, Resume, Register, Unregister, Load,
                                       Unload, Pin, Resize, AskTrace, Shutdown

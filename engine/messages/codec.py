@@ -28,11 +28,11 @@ class Codec(Generic[Value]):
         self._name = name
 
     def encode(self, value: Value) -> bytes:
-        """Raises OverflowError for a number of more than 64 bits."""
+        """Encode `value`. Raises OverflowError for a number of more than 64 bits."""
         return self._encoder.encode(value)
 
     def decode(self, encoded: bytes | bytearray) -> Value:
-        """Raises MalformedMessage."""
+        """Decode bytes. Raises MalformedMessage."""
         try:
             return self._decoder.decode(encoded)
         except (msgspec.DecodeError, ValueError, RecursionError) as error:

@@ -19,20 +19,20 @@ class Submit(Struct, frozen=True, array_like=True, tag=True):
 
 
 class Cancel(Struct, frozen=True, array_like=True, tag=True):
-    """End a request now and free what it holds; answered by `Finished`."""
+    """End a request now and free what it holds. Answered by `Finished`."""
 
     request: RequestId
     reason: FinishReason = FinishReason.CANCELLED
 
 
 class Pause(Struct, frozen=True, array_like=True, tag=True):
-    """The client does not read: the request stops being runnable, and its deadlines stop."""
+    """The client has stopped reading: the request stops being runnable, and its deadlines stop."""
 
     request: RequestId
 
 
 class Resume(Struct, frozen=True, array_like=True, tag=True):
-    """The client reads again."""
+    """Resume this request's deadlines: the client reads again."""
 
     request: RequestId
 
@@ -51,20 +51,20 @@ class Unregister(Struct, frozen=True, array_like=True, tag=True):
 
 
 class Load(Struct, frozen=True, array_like=True, tag=True):
-    """Ask that a model be made resident although no request waits for it."""
+    """Make a model resident although no request waits for it."""
 
     model: ModelId
 
 
 class Unload(Struct, frozen=True, array_like=True, tag=True):
-    """Ask that a model leave the device. Its requests, if any, are paged out and bring it back in their
+    """Take a model off the device. Its requests, if any, are paged out and bring it back when it is their
     turn."""
 
     model: ModelId
 
 
 class Pin(Struct, frozen=True, array_like=True, tag=True):
-    """Keep a model resident, or no longer with `pinned=False`."""
+    """Keep a model resident, or let it leave again with `pinned=False`."""
 
     model: ModelId
     pinned: bool
@@ -86,7 +86,7 @@ class AskTrace(Struct, frozen=True, array_like=True, tag=True):
 
 
 class Shutdown(Struct, frozen=True, array_like=True, tag=True):
-    """Stop the worker once it has answered; live requests are handed back as they are."""
+    """Stop the worker once it has answered. Live requests are handed back unchanged."""
 
 
 Command = (

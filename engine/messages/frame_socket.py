@@ -24,17 +24,15 @@ class FrameSocket:
         self._end = end
 
     def send(self, frame: bytes) -> None:
-        """Send a frame; blocks while the other end does not read. Raises OSError when it is gone,
-        ValueError for a frame
-        that is too long."""
+        """Send a frame; blocks while the other end does not read. Raises OSError if the other end is gone,
+        ValueError for a frame that is too long."""
         if len(frame) > MAX_FRAME_BYTES:
             raise ValueError(f"a frame of {len(frame)} bytes is longer than {MAX_FRAME_BYTES}")
         self._end.sendall(_LENGTH.pack(len(frame)) + frame)
 
     def receive(self) -> bytearray:
-        """Wait for the next frame. Raises EOFError or OSError when the other end is gone, MalformedMessage
-        for a frame that
-        is too long; nothing can be received after that."""
+        """Wait for the next frame. Raises EOFError or OSError if the other end is gone, MalformedMessage
+        for a frame that is too long; nothing can be received after that."""
         (length,) = _LENGTH.unpack(self._exactly(_LENGTH.size))
         if length > MAX_FRAME_BYTES:
             raise MalformedMessage(f"a frame of {length} bytes, longer than {MAX_FRAME_BYTES}")

@@ -21,7 +21,8 @@ class Tokens(Struct, frozen=True, array_like=True, tag=True):
 
 
 class Finished(Struct, frozen=True, array_like=True, tag=True):
-    """The one end of a request. `detail` says why if it FAILED; `code` is the error's, if known."""
+    """The end of a request; each request has exactly one. `detail` says why if it FAILED; `code` is the
+    error's, if known."""
 
     request: RequestId
     reason: FinishReason
@@ -48,14 +49,14 @@ class ModelStatus(Struct, frozen=True, array_like=True):
     n_prompt_tokens: int
     compute_s: float
     load_error: str = ""
-    """Why its weights could not be brought from disk the last time."""
+    """Why its weights could not be read from disk the last time."""
     unload_asked: bool = False
-    """An operator wants it off the device, which it has not left yet."""
+    """An operator wants it off the device, and it has not left yet."""
 
 
 class WorkerStatus(Struct, frozen=True, array_like=True, tag=True):
-    """What the worker knows of itself: sent on every change that a person would want to see, at most five a
-    second."""
+    """What the worker knows of itself. Sent on every change that a person would want to see, at most five
+    a second."""
 
     at_s: float
     device: str
@@ -77,7 +78,7 @@ class WorkerStatus(Struct, frozen=True, array_like=True, tag=True):
 
 
 class Durations(Struct, frozen=True, array_like=True):
-    """A histogram: how many durations lie in each interval between the bounds of
+    """A histogram: the number of durations in each interval between the bounds of
     `tokenmux.scheduler.metrics.histogram`."""
 
     counts: tuple[int, ...]
@@ -85,8 +86,8 @@ class Durations(Struct, frozen=True, array_like=True):
 
 
 class Service(Struct, frozen=True, array_like=True):
-    """How a model or a tenant was served; the counters of
-    `tokenmux.scheduler.metrics.counters.ServiceCounters` at a moment."""
+    """How a model or a tenant was served: the `tokenmux.scheduler.metrics.counters.ServiceCounters` at a
+    moment."""
 
     n_requests: int
     n_requests_on_time: int
@@ -103,7 +104,7 @@ class Service(Struct, frozen=True, array_like=True):
 
 
 class ModelUse(Struct, frozen=True, array_like=True):
-    """One model's service, and how often it was swapped in for which reason."""
+    """One model's service, and how often it was swapped in for each reason."""
 
     model: ModelId
     service: Service
@@ -111,7 +112,7 @@ class ModelUse(Struct, frozen=True, array_like=True):
 
 
 class WorkerUse(Struct, frozen=True, array_like=True, tag=True):
-    """Who used the worker since it began: those models and tenants whose counters moved since the last such
+    """Use of the worker since it began: the models and tenants whose counters moved since the last such
     message.
 
     Sent at most once a second. `work_s` and `model_work_s` as in
@@ -134,10 +135,9 @@ class Traced(Struct, frozen=True, array_like=True, tag=True):
 
 
 class Acknowledged(Struct, frozen=True, array_like=True, tag=True):
-    """Answer to `Register`, `Unregister`, `Load`, `Unload` and `Pin`, and to `Resize`, which is about no
-    model.
+    """Answer to `Register`, `Unregister`, `Load`, `Unload`, `Pin`, and `Resize` (which names no model).
 
-    Empty `error` means done (or, for `Load`, begun). `code` is the error's, if known.
+    An empty `error` means done (or, for `Load`, begun). `code` is the error's, if known.
     """
 
     model: ModelId | None
@@ -146,16 +146,17 @@ class Acknowledged(Struct, frozen=True, array_like=True, tag=True):
 
 
 class Alive(Struct, frozen=True, array_like=True, tag=True):
-    """The worker's loop has come round: sent once a second, the first when it can be sent to.
+    """The worker's loop is alive: sent once a second, and first when the worker can receive commands.
 
-    `silent_s`, if not zero: what it does next may take so long, and it says nothing meanwhile.
+    If `silent_s` is not zero, the worker's next action may take that long, and it sends nothing meanwhile.
     """
 
     silent_s: float = 0.0
 
 
 class Broken(Struct, frozen=True, array_like=True, tag=True):
-    """The worker cannot go on; its requests may be submitted elsewhere with what was delivered."""
+    """The worker cannot continue. Its requests may be submitted elsewhere with the tokens delivered so
+    far."""
 
     detail: str
 
