@@ -37,7 +37,7 @@ BUDGETS = {
     "paged_decode.attend, heads of 128, group up to 64": Budget(registers=192, shared_kib=84),
     "paged_decode.attend, heads of 256, group up to 64": Budget(registers=208, shared_kib=99),
     "paged_decode.merge": Budget(registers=96, shared_kib=1),
-    "paged_prefill, heads of 64": Budget(registers=192, shared_kib=52),
+    "paged_prefill, heads of 64": Budget(registers=240, shared_kib=52),
     "paged_prefill, heads of 128": Budget(registers=224, shared_kib=99),
     "paged_prefill, heads of 256": Budget(registers=252, shared_kib=99),
     "kv_page": Budget(registers=32, shared_kib=0),

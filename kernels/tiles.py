@@ -1,21 +1,19 @@
-"""Tile sizes and KV splits: a table per architecture and head size. Nothing else decides them.
+"""Tile sizes and KV splits: a table by head size, and nothing else decides them.
 
 Not the batch: a row's result would then depend on the other rows, since another tile or split adds the same
 numbers in another order. And not a tuner at run time: switching to a model would wait for a compiler.
 
-The numbers come from arithmetic, checked against compiled code, not from timings on a device (there has been
-none):
+The numbers were measured on an H200, against neighbours of each (docs/results/gpu.md); other devices take the
+same rows, and nobody has measured them there. What explains them:
 
-- Decoding is bound by memory. By Little's law an H100 needs about 3.35 TB/s * 0.7 us = 2.3 MB in flight, 18
-  KB per SM; a tile of `tokens * head_dim` keys and values in 16 bits is 16 or 32 KB. Of three stages the
-  compiler spends one on reading the block table ahead (with two it reads the table in between), so that one
-  tile is in flight while another is computed, in each of the three or more programs that fit on an SM.
-- A split is long enough that its fp32 partial result (`4 * head_dim` bytes per query head) is small compared
-  with the keys and values it read, and short enough that one sequence of 4,096 tokens with 8 KV heads makes
-  64 or more programs. It is a multiple of the tile.
-- Prefill is bound by the tensor cores: tiles are as large as the registers allow without spilling.
-- Tiles for `SM_80` fit in 99 KB of shared memory, so that they also serve sm_86, sm_89 and sm_120, which have
-  no more for a block.
+- Decoding is bound by memory. Of three stages the compiler spends one on reading the block table ahead (with
+  two it reads the table in the way), so that one tile is in flight behind the one at work, in each of the
+  three or more programs that fit on an SM.
+- A split is short enough that a few rows of a small model fill the device, and long enough that its fp32
+  partial result (`4 * head_dim` bytes a query head) is small against the keys and values it read.
+- Prefill is bound by the tensor cores, and by how many programs fit on an SM: tiles that leave room for two.
+  A row that spills on other devices than Hopper has another row for them.
+- Tiles fit in 99 KB of shared memory, as sm_86, sm_89 and sm_120 have no more than that for a block.
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ LARGEST_GROUP = 64
 
 
 class Architecture(enum.IntEnum):
-    """The rows of the table; the value is the compute capability for which the checks compile."""
+    """Families of devices; the value is the compute capability that is compiled for in the checks."""
 
     SM_80 = 80
     SM_90 = 90
@@ -39,8 +37,8 @@ class Architecture(enum.IntEnum):
 
     @staticmethod
     def of(capability: int) -> Architecture:
-        """The row for a compute capability (major * 10 + minor): the same family, or the one with less
-        shared memory."""
+        """The family of a compute capability (major * 10 + minor); `ValueError` for one that is not
+        served."""
         match capability // 10:
             case 8 | 12:
                 return Architecture.SM_80
@@ -116,36 +114,32 @@ def group_tile(group: int) -> int:
 
 
 _DECODE = {
-    (Architecture.SM_80, 64): DecodeTile(tokens=64, split=512, warps=4, stages=3),
-    (Architecture.SM_80, 128): DecodeTile(tokens=64, split=256, warps=4, stages=3),
-    (Architecture.SM_80, 256): DecodeTile(tokens=32, split=256, warps=4, stages=3),
-    (Architecture.SM_90, 64): DecodeTile(tokens=64, split=512, warps=4, stages=3),
-    (Architecture.SM_90, 128): DecodeTile(tokens=64, split=256, warps=4, stages=3),
-    (Architecture.SM_90, 256): DecodeTile(tokens=32, split=256, warps=4, stages=3),
-    (Architecture.SM_100, 64): DecodeTile(tokens=64, split=512, warps=4, stages=3),
-    (Architecture.SM_100, 128): DecodeTile(tokens=64, split=256, warps=4, stages=3),
-    (Architecture.SM_100, 256): DecodeTile(tokens=32, split=256, warps=4, stages=3),
+    64: DecodeTile(tokens=64, split=128, warps=4, stages=3),
+    128: DecodeTile(tokens=64, split=256, warps=4, stages=3),
+    256: DecodeTile(tokens=32, split=256, warps=4, stages=3),
 }
 
 _PREFILL = {
-    (Architecture.SM_80, 64): PrefillTile(queries=128, tokens=64, warps=8, stages=3),
-    (Architecture.SM_80, 128): PrefillTile(queries=128, tokens=32, warps=8, stages=3),
-    (Architecture.SM_80, 256): PrefillTile(queries=64, tokens=32, warps=8, stages=3),
-    (Architecture.SM_90, 64): PrefillTile(queries=128, tokens=64, warps=8, stages=3),
-    (Architecture.SM_90, 128): PrefillTile(queries=128, tokens=64, warps=8, stages=3),
-    (Architecture.SM_90, 256): PrefillTile(queries=64, tokens=32, warps=8, stages=3),
-    (Architecture.SM_100, 64): PrefillTile(queries=128, tokens=64, warps=8, stages=3),
-    (Architecture.SM_100, 128): PrefillTile(queries=128, tokens=64, warps=8, stages=3),
-    (Architecture.SM_100, 256): PrefillTile(queries=64, tokens=32, warps=8, stages=3),
+    64: PrefillTile(queries=64, tokens=64, warps=4, stages=3),
+    128: PrefillTile(queries=128, tokens=32, warps=8, stages=3),
+    256: PrefillTile(queries=64, tokens=32, warps=8, stages=3),
 }
+
+_PREFILL_ON_HOPPER = {128: PrefillTile(queries=64, tokens=64, warps=4, stages=3)}
+"""1.4 times as fast there as the other row, and spills on sm_80."""
 
 
 def decode_tile(capability: int, head_dim: int) -> DecodeTile:
-    return _DECODE[Architecture.of(capability), _head_class(head_dim)]
+    """Raises `ValueError` for a device or a head size that the kernels do not serve."""
+    Architecture.of(capability)
+    return _DECODE[_head_class(head_dim)]
 
 
 def prefill_tile(capability: int, head_dim: int) -> PrefillTile:
-    return _PREFILL[Architecture.of(capability), _head_class(head_dim)]
+    """Raises `ValueError` for a device or a head size that the kernels do not serve."""
+    size = _head_class(head_dim)
+    on_hopper = Architecture.of(capability) is Architecture.SM_90
+    return _PREFILL_ON_HOPPER.get(size, _PREFILL[size]) if on_hopper else _PREFILL[size]
 
 
 def step_tiles(capability: int, head_dim: int) -> StepTiles:
