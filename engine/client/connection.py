@@ -49,7 +49,7 @@ class Connection:
             raise WrongArgument(
                 f"the API key would go to {self.target} in the clear: connect with TLS (tls, or "
                 "ca_file for an authority of your own), "
-                "or say insecure if nobody else can read that network"
+                "or set insecure if no one else can read that network"
             )
 
     @property

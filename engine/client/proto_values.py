@@ -129,7 +129,8 @@ def _message(item: object) -> inference_pb2.ChatMessage:
             return _made(inference_pb2.ChatMessage, role=item["role"], content=item["content"])
         case _:
             raise TypeError(
-                f"{item!r} is no chat message: use Message(role, content), or a mapping with these two keys"
+                f"{item!r} is not a chat message: use Message(role, content), or a mapping with "
+                "these two keys"
             )
 
 

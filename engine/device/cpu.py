@@ -179,8 +179,8 @@ def _arena(n_bytes: int) -> Memory:
         return Memory(n_bytes, touch=True)
     except (OSError, OverflowError) as error:
         raise DoesNotFit(
-            f"{show_size(n_bytes)} of memory cannot be had on this machine ({error}): ask for less, "
-            "or end what else runs here"
+            f"{show_size(n_bytes)} of memory cannot be allocated on this machine ({error}): ask for less, "
+            "or stop other programs here"
         ) from None
 
 

@@ -128,7 +128,7 @@ class Reader:
         if len(self._stuck) > MAX_STUCK:
             return RuntimeError(f"{len(self._stuck)} reads of weights hang")
         return Unavailable(
-            f"reading its weights brought nothing for {reading.patience_s:g} s and was given up: "
+            f"reading its weights made no progress for {reading.patience_s:g} s and was given up: "
             "is their disk or network there?"
         )
 

@@ -46,14 +46,16 @@ def _address(value: str) -> str:
         or int(port) > 65535
     ):
         raise ValueError(
-            f"{value!r} is no address: write HOST:PORT, such as {DEFAULT_ADDRESS} or [::1]:50051"
+            f"{value!r} is not an address: write HOST:PORT, such as {DEFAULT_ADDRESS} or [::1]:50051"
         )
     return value
 
 
 def _name(value: str) -> str:
     if not MODEL_NAME.fullmatch(value):
-        raise ValueError(f"{value!r} is no model name: use letters, digits and . _ -, at most 128 characters")
+        raise ValueError(
+            f"{value!r} is not a model name: use letters, digits and . _ -, at most 128 characters"
+        )
     return value
 
 
@@ -79,9 +81,9 @@ def _location(value: Path, info: ValidationInfo) -> Path:
         os.fsencode(value)
         location = value.expanduser()
     except (RuntimeError, UnicodeError) as error:
-        raise ValueError(f"{str(value)!r} is no path here: write it in full ({error})") from error
+        raise ValueError(f"{str(value)!r} cannot be resolved here: write it in full ({error})") from error
     if "\0" in str(value):
-        raise ValueError(f"{str(value)!r} is no path: it holds a NUL character")
+        raise ValueError(f"{str(value)!r} is not a path: it contains a NUL character")
     return Path(folder).absolute() / location
 
 
@@ -315,7 +317,7 @@ def _contradictions(config: PoolConfig) -> list[tuple[YamlPath, str]]:
     if config.device.paged_kv == "int8" and config.device.kind != "cuda":
         reason = (
             f"device.paged_kv: int8 is computed by a GPU's kernel, and device.kind is {config.device.kind}: "
-            "leave it out, or say `kind: cuda`"
+            "leave it out, or set `kind: cuda`"
         )
         found.append((("device", "paged_kv"), reason))
     path = config.record_traffic.path

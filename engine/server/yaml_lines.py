@@ -50,11 +50,11 @@ def parse(text: str, name: str) -> Document:
         mark = error.problem_mark or error.context_mark
         line = 1 if mark is None else mark.line + 1
         raise ConfigError(
-            f"{name}:{line}: this is no valid YAML: {error.problem or error.context}"
+            f"{name}:{line}: this is not valid YAML: {error.problem or error.context}"
         ) from error
     except yaml.reader.ReaderError as error:
         raise ConfigError(
-            f"{name}: this is no valid YAML: {error.reason}: character {error.position} is "
+            f"{name}: this is not valid YAML: {error.reason}: character {error.position} is "
             f"U+{error.character:04X}"
         ) from error
     except RecursionError as error:  # the parser's own, before there are nodes to look at
@@ -71,7 +71,7 @@ class _Loader(yaml.SafeLoader):
             raise
         except Exception as error:
             kind = node.tag.rpartition(":")[2]
-            problem = f"this is read as {kind} and is none ({error}): quote it if it is text"
+            problem = f"this is read as {kind} but is not one ({error}): quote it if it is text"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
 
 

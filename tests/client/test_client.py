@@ -98,7 +98,7 @@ def test_chat_takes_messages_and_mappings() -> None:
     with blocking() as (server, client):
         client.chat("letters", [Message("system", "be"), {"role": "user", "content": "hi"}])  # type: ignore[list-item]
         assert server.do(server.served.hub.next(Submit)).prompt == tuple(b"s:be;u:hi;")
-        with pytest.raises(TypeError, match="no chat message"):
+        with pytest.raises(TypeError, match="is not a chat message"):
             client.chat("letters", [{"role": "user"}])
 
 

@@ -47,7 +47,7 @@ def hang(until: threading.Event) -> Callable[[ToldBytes], None]:
 
 def test_a_read_that_brings_nothing_is_given_up_and_the_next_one_is_done(reader: Reader) -> None:
     never, discarded = threading.Event(), threading.Event()
-    with pytest.raises(Unavailable, match=r"brought nothing for 0\.05 s and was given up"):
+    with pytest.raises(Unavailable, match=r"made no progress for 0\.05 s and was given up"):
         reader.read(images("a"), hang(never), discarded.set, ignore)
     assert not discarded.is_set(), "it may still be written into"
     reader._patience_s = WAIT_S

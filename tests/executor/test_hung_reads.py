@@ -40,7 +40,7 @@ def test_weights_behind_a_pipe_that_nobody_writes_to(
             assert isinstance(end, Finished)
             if submit.request.model == hung.name:
                 assert end.reason is FinishReason.FAILED
-                assert "still hangs" in end.detail or "brought nothing for 2 s" in end.detail
+                assert "still hangs" in end.detail or "made no progress for 2 s" in end.detail
             else:
                 assert end.reason is not FinishReason.FAILED
     os.close(

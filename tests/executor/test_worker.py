@@ -36,7 +36,7 @@ def config(kind: DeviceKind, arena_bytes: int = MB) -> WorkerSetup:
 @pytest.mark.parametrize(
     ("of", "remedy"),
     [
-        pytest.param(config("cuda"), "or say `kind: cpu`", id="no GPU", marks=NO_GPU),
+        pytest.param(config("cuda"), "or set `kind: cpu`", id="no GPU", marks=NO_GPU),
         pytest.param(config("cuda", 1 << 50), "lower device.arena", id="no room", marks=GPU),
     ],
 )
@@ -100,7 +100,7 @@ def test_the_processor_is_measured() -> None:
 
 @NO_GPU
 def test_a_gpu_that_is_not_there_is_not_measured() -> None:
-    with pytest.raises(ConfigError, match="or say `kind: cpu`"):
+    with pytest.raises(ConfigError, match="or set `kind: cpu`"):
         measure("cuda", MonotonicClock())
 
 

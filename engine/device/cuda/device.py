@@ -254,7 +254,9 @@ class CudaDevice:
         try:
             return self._gpu.allocate(n_bytes)
         except DoesNotFit as error:
-            raise WorkerFailed(f"memory given back to the GPU was taken by somebody else: {error}") from error
+            raise WorkerFailed(
+                f"another program took memory that was given back to the GPU: {error}"
+            ) from error
 
     def close(self) -> None:
         """End the channels, then free all memory. What hangs in the driver keeps its memory until the

@@ -174,7 +174,7 @@ class TorchGpu:
             free, total = torch.cuda.mem_get_info(self._device)
             raise DoesNotFit(
                 f"{n_bytes} bytes cannot be allocated on {self.name}, where {free} of {total} are free: "
-                "lower device.arena, or end what else runs there"
+                "lower device.arena, or stop other programs there"
             ) from None
         # torch zeroed it on the default stream, for which ours do not wait.
         torch.cuda.synchronize(self._device)
@@ -270,13 +270,13 @@ def check_cuda() -> None:
     if torch.version.cuda is None:
         raise ConfigError(
             f"device.kind: cuda needs a torch that was built for CUDA, and this one is {torch.__version__}: "
-            "install PyTorch's build for CUDA, or say `kind: cpu`"
+            "install PyTorch's build for CUDA, or set `kind: cpu`"
         )
     if not torch.cuda.is_available():
         raise ConfigError(
             f"device.kind: cuda needs an NVIDIA GPU, and torch {torch.__version__} sees none: look "
             "at `nvidia-smi` and at "
-            "CUDA_VISIBLE_DEVICES, or say `kind: cpu`"
+            "CUDA_VISIBLE_DEVICES, or set `kind: cpu`"
         )
 
 

@@ -108,7 +108,7 @@ def _row_rule(dtype: torch.dtype, products: frozenset[Product], n_threads: int) 
     raise UnsupportedModel(
         f"products in {dtype} with {n_threads} threads on this machine depend on the number of rows "
         "however they are "
-        "padded, so a request's tokens would depend on its company; set OMP_NUM_THREADS to a power "
+        "padded, so a request's tokens would depend on other requests; set OMP_NUM_THREADS to a power "
         "of two, or "
         "register the model in another dtype"
     )
@@ -218,7 +218,7 @@ def check_rows_of(
                 raise UnsupportedModel(
                     f"products in {dtype} of {n_rows} rows on this device depend on the place of a "
                     f"row ({kind}), so a "
-                    "request's tokens would depend on its company; register the model in another dtype"
+                    "request's tokens would depend on other requests; register the model in another dtype"
                 )
 
 

@@ -150,7 +150,7 @@ def _difference(
         theirs = backend.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
         if theirs == render(template, messages, backend.special_tokens_map):
             return ""
-    return "transformers writes the same conversation otherwise"
+    return "transformers formats the same conversation differently"
 
 
 def _try(folder: Path, backend: PreTrainedTokenizerBase, vocab_size: int, trial_s: float) -> None:

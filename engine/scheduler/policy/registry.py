@@ -66,6 +66,6 @@ def make_policies(
             return [*prefill, *decode], AegaeonPool(prefill, n_instances)
         case "oracle":
             raise ConfigError(
-                "no policy oracle where nobody knows how long answers will be: a simulation does"
+                "policy oracle must be told how long answers will be, which only a simulation knows"
             )
     raise ConfigError(f"no policy {name}; there are {', '.join(POLICIES)}")

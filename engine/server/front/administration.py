@@ -125,7 +125,7 @@ class Administration:
         check_name_length(name)
         if not MODEL_NAME.fullmatch(name):
             raise InvalidRequest(
-                f"{name!r} is no model name: use letters, digits and . _ -, beginning with a letter "
+                f"{name!r} is not a model name: use letters, digits and . _ -, beginning with a letter "
                 "or digit, "
                 "at most 128 characters"
             )

@@ -412,7 +412,7 @@ class Front:
             Ended(
                 f"request {live.id} was ended: its client left more than {self.limits.buffer_tokens} "
                 "tokens unread for "
-                f"{self.limits.unread_s:g} s; read the stream as it comes, or ask for fewer tokens"
+                f"{self.limits.unread_s:g} s; read the stream as it arrives, or ask for fewer tokens"
             ),
         )
 
@@ -567,7 +567,7 @@ class Front:
         n = served.n_convicted
         limit = CONVICTIONS_OF_PROVEN if served.proven else CONVICTIONS
         if n >= limit and not any(other.model == live.model for other in self._live.values()):
-            self._refuse(served, f"{n} of its requests broke workers, and none got anywhere in between")
+            self._refuse(served, f"{n} of its requests broke workers, and none made progress in between")
 
     def _refuse(self, served: ServedModel, why: str) -> None:
         """A model is not given to workers any more; its requests end with the reason."""

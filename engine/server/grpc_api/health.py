@@ -45,7 +45,8 @@ class HealthService:
             status = self._status(request.service)
             if status == HealthCheckResponse.SERVICE_UNKNOWN:
                 raise NotFound(
-                    f"no health is known of {request.service!r}: ask for {model_service('NAME')!r}, or ''"
+                    f"there is no health service {request.service!r}: ask for "
+                    f"{model_service('NAME')!r}, or ''"
                 )
             return HealthCheckResponse(status=status)
 

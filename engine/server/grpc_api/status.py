@@ -64,7 +64,10 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
     logger.error("internal error %s", incident, exc_info=error)
     return (
         grpc.StatusCode.INTERNAL,
-        f"internal error {incident}: please report it with the lines of the server's log that carry this id",
+        (
+            f"internal error {incident}: please report it with the lines of the server's log that "
+            "contain this id"
+        ),
     )
 
 

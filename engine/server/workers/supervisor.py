@@ -218,7 +218,7 @@ class Supervisor:
             passed_s = min(now_s - looked_s, 2 * TICK_S)
             silent_s = 0.0 if inbox.n_posted != n_heard else silent_s + passed_s
             n_heard, looked_s = inbox.n_posted, now_s
-        detail = f"it has said nothing for {silent_s:.0f} s"
+        detail = f"it has sent nothing for {silent_s:.0f} s"
         logger.error("the worker is killed: %s", detail)
         worker.kill()
         self._break(detail, hung=True)

@@ -34,7 +34,7 @@ def html_report(plan: CapacityPlan, with_cost: bool = False, dollars_per_hour: f
         "<h2>One device less and one more</h2>",
         _around(plan),
         _relieved(plan),
-        "<h2>Who held which device</h2>",
+        "<h2>Models on each device over time</h2>",
         _timeline(plan),
     ]
     head = f'<meta charset="utf-8"><title>Capacity plan</title><style>{_STYLE}</style>'

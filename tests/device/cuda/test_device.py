@@ -808,7 +808,7 @@ def test_it_is_said_when_host_memory_cannot_be_locked(caplog: pytest.LogCaptureF
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_machine_without_cuda_is_told_what_to_do() -> None:
-    with pytest.raises(ConfigError, match=r"device\.kind: cuda needs .* or say `kind: cpu`"):
+    with pytest.raises(ConfigError, match=r"device\.kind: cuda needs .* or set `kind: cpu`"):
         check_cuda()
     with pytest.raises(ConfigError):
         TorchGpu()

@@ -199,7 +199,9 @@ def _add_special(core: Tokenizer, vocabulary: _Vocabulary, ends: Sequence[int]) 
     core.add_special_tokens(special)
     core.add_tokens(plain)
     if core.get_vocab_size(with_added_tokens=True) != len(vocabulary.tokens):
-        vocabulary.keys.bad("ggml.tokens", "has a control token that cannot be told from another token")
+        vocabulary.keys.bad(
+            "ggml.tokens", "has a control token that cannot be distinguished from another token"
+        )
 
 
 def _dressed(

@@ -109,7 +109,7 @@ class _Reader:
         for _ in range(n_keys):
             key = self._string("a key")
             if key in metadata:
-                raise self._damaged(f"the key {key!r} stands there twice")
+                raise self._damaged(f"the key {key!r} occurs twice")
             metadata[key] = self._value(self._scalar("<I", f"the type of {key}"), key)
         alignment = metadata.get("general.alignment", _ALIGNMENT)
         if type(alignment) is not int or not 0 < alignment <= 1 << 20 or alignment & (alignment - 1):
@@ -119,7 +119,7 @@ class _Reader:
         tensors: dict[str, GgufTensor] = {}
         for name, shape, kind, offset, n_bytes in described:
             if name in tensors:
-                raise self._damaged(f"the tensor {name} stands there twice")
+                raise self._damaged(f"the tensor {name} occurs twice")
             if offset % alignment:
                 raise self._damaged(f"the tensor {name} is not on a boundary of {alignment} bytes")
             tensors[name] = GgufTensor(name, shape, kind, self._file, start + offset, n_bytes)
