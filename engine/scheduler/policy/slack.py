@@ -36,7 +36,6 @@ from tokenmux.core.plan import (
     IDLE,
     Activate,
     Channel,
-    Chunk,
     Compact,
     Evict,
     Fetch,
@@ -331,7 +330,7 @@ def _victims(view: InstanceView, candidate: ModelView) -> list[ModelView]:
 def _plan_copy_out(view: InstanceView) -> Plan:
     """If memory is short, write through KV that can wait longest: paused requests first, then models that
     are not resident."""
-    resident_too = _is_blocked(view)
+    resident_too = _all_paused(view)
     if not (resident_too or eviction.is_short(view)):
         return IDLE
     best: RequestView | None = None
@@ -343,15 +342,14 @@ def _plan_copy_out(view: InstanceView) -> Plan:
     return Plan(PageOut((best.request.id,))) if best else IDLE
 
 
-def _is_blocked(view: InstanceView) -> bool:
-    """True if nothing at all can run now: then even KV of resident models may have to go."""
+def _all_paused(view: InstanceView) -> bool:
+    """True if all requests are paused and nothing runs or comes in: then even KV of resident models may go.
+
+    Where requests wait that cannot run, `rescue.is_blocked` is true, and its plan was taken before.
+    """
     if view.in_flight(Channel.COMPUTE) is not None or view.in_flight(Channel.COPY_IN) is not None:
         return False
-    for model in view.resident_models.values():
-        for file in (model.decoding, model.waiting):
-            if any(view.can_run([Chunk(r.request.id, r.n_computed, 1)]) for r in file.values()):
-                return False
-    return bool(view.live_models)
+    return bool(view.live_models) and not any(model.n_live for model in view.live_models.values())
 
 
 def _plan_fetch(view: InstanceView, unfetched: Iterable[ModelId]) -> Plan:

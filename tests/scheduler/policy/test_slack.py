@@ -3,10 +3,12 @@
 from collections import Counter
 
 import numpy as np
+import pytest
 
-from tokenmux.core.event import ModelAdded, ModelWanted
+from tokenmux.core.errors import InternalError
+from tokenmux.core.event import ModelAdded, ModelWanted, Paused
 from tokenmux.core.facts import ModelId
-from tokenmux.core.plan import Activate, AtOnce, Evict, Operation, Step
+from tokenmux.core.plan import Activate, AtOnce, Evict, Operation, PageOut, Step
 from tokenmux.core.record import RequestRecord
 from tokenmux.core.request import DEFAULT_LEVEL, Request, RequestId, ServiceLevel
 from tokenmux.scheduler.instance.instance import Instance
@@ -94,6 +96,20 @@ def test_a_burst_is_repeated_and_shared() -> None:
     assert len(steps) < 20
     assert max(step.repeat for step in steps) > 20
     assert all(len(step.chunks) == 2 for step in steps[1:])
+
+
+def test_when_all_requests_are_paused_their_kv_is_written_through() -> None:
+    """Even of a model on the device: whoever comes next may need the room at once."""
+    world = World(1)
+    paused = world.arrival(0.0, 0, 2000)
+    world.simulator.run([paused], until_s=5.0)
+    assert not any(isinstance(decided, PageOut) for _, decided in world.decisions)
+    world.simulator.apply(0, Paused(5.0, paused.request.id))
+    with pytest.raises(InternalError, match="1 requests unfinished"):
+        world.simulator.run([])
+    assert [decided for _, decided in world.decisions if isinstance(decided, PageOut)] == [
+        PageOut((paused.request.id,))
+    ]
 
 
 def test_weight_brings_a_model_forward() -> None:
