@@ -34,12 +34,13 @@ from rich.console import Console
 
 from benchmarks.report import Target, finish, table
 from tokenmux.core.cost import CostModel, RooflineCost
-from tokenmux.core.event import ModelAdded, ModelWanted, StepDone
+from tokenmux.core.effects import Effects, OperationEnded, RequestEnded, StepEnded
+from tokenmux.core.event import ModelAdded, ModelWanted
 from tokenmux.core.facts import DeviceFacts, HostFacts, ModelFacts, ModelId
-from tokenmux.core.plan import Activate
 from tokenmux.core.record import RequestRecord
 from tokenmux.core.request import Request, RequestId, ServiceLevel
 from tokenmux.core.sampling import Sampling
+from tokenmux.core.started import StartedActivation
 from tokenmux.demo.load import plan_stream
 from tokenmux.demo.prepared_models import DemoModels, prepare
 from tokenmux.demo.service_level import FIRST_TOKENS, TURNS
@@ -53,12 +54,11 @@ from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.instance.state import Residency
 from tokenmux.scheduler.memory.host_cache import HostCache
-from tokenmux.scheduler.metrics.counters import Metrics
 from tokenmux.scheduler.metrics.summary import Summary, summarise
 from tokenmux.scheduler.policy.registry import make_policy
 from tokenmux.server.config import PoolConfig
 from tokenmux.server.serve import facts_of
-from tokenmux.simulator.measured import Completed, MeasuredCost, fit_cost, iteration_of
+from tokenmux.simulator.measured import MeasuredCost, fit_cost, iteration_of
 from tokenmux.simulator.simulator import Simulator
 from tokenmux.workload.trace import Arrival
 
@@ -91,7 +91,7 @@ class Run:
 
     arrivals: list[Arrival] = field(default_factory=list)
     records: list[RequestRecord] = field(default_factory=list)
-    completed: list[Completed] = field(default_factory=list)
+    completed: list[OperationEnded] = field(default_factory=list)
     began_with: tuple[ModelId, ...] = ()
     """Models on the device, the least recently used first."""
     cost: CostModel | None = None
@@ -102,14 +102,19 @@ class Run:
             self.arrivals + other.arrivals, self.records + other.records, self.completed + other.completed
         )
 
+    def note(self, effects: Effects) -> None:
+        """Note what ended."""
+        self.completed += [effect for effect in effects if isinstance(effect, OperationEnded)]
+        self.records += [effect.record for effect in effects if isinstance(effect, RequestEnded)]
+
     def summary(self) -> Summary:
         return summarise(self.records)
 
     def n_swaps(self) -> int:
-        return sum(isinstance(started.operation, Activate) for started, _ in self.completed)
+        return sum(isinstance(ended.started, StartedActivation) for ended in self.completed)
 
     def compute_s(self) -> float:
-        return sum(e.at_s - s.at_s for s, e in self.completed if isinstance(e, StepDone))
+        return sum(e.done.at_s - e.started.at_s for e in self.completed if isinstance(e, StepEnded))
 
 
 class RealEngine:
@@ -122,8 +127,7 @@ class RealEngine:
         self._idle = threading.Event()
         self._in_memory = threading.Event()
         self._n_submitted = 0
-        parts.instance.metrics.on_record = lambda record: self.run.records.append(record)
-        parts.instance.completion_observers.append(lambda s, e: self.run.completed.append((s, e)))
+        parts.engine.observers.append(lambda _at_s, effects: self.run.note(effects))
 
     def hear(self, messages: list[Report]) -> None:
         for message in messages:
@@ -215,12 +219,12 @@ def simulated(
         cache.end_fetch(facts.images, True)
     result = Run(arrivals=run.arrivals)
     cost = copy.deepcopy(run.cost) or RooflineCost(device, host)
-    instance = Instance(device, cache, make_policy("slack"), cost, Metrics(result.records.append))
+    instance = Instance(device, cache, make_policy("slack"), cost)
     simulator = Simulator(
         [instance],
         truth,
         models={facts.id: facts for facts in models},
-        on_done=lambda _, started, event: result.completed.append((started, event)),
+        on_effects=lambda _index, _at_s, effects: result.note(effects),
     )
     for facts in models:
         simulator.apply(0, ModelAdded(0.0, facts))
@@ -238,15 +242,17 @@ def simulated(
     return result
 
 
-def convergence(completed: Sequence[Completed], device: DeviceFacts, host: HostFacts) -> dict[int, float]:
-    """Median relative error of the estimate of a model's next step, after so many steps of that kind of that
-    model."""
+def convergence(
+    completed: Sequence[OperationEnded], device: DeviceFacts, host: HostFacts
+) -> dict[int, float]:
+    """Median relative error of the estimate of a model's next step, after so many steps of that kind of
+    that model."""
     cost = RooflineCost(device, host)
     seen: dict[tuple[ModelId, bool], int] = defaultdict(int)
     errors: dict[int, list[float]] = defaultdict(list)
-    for started, event in completed:
-        if isinstance(event, StepDone):
-            model, work, seconds = iteration_of(started, event)
+    for ended in completed:
+        if isinstance(ended, StepEnded):
+            model, work, seconds = iteration_of(ended)
             kind = (model.id, work.prefill_tokens > 0)
             errors[max(n for n in STEPS_SEEN if n <= seen[kind])].append(
                 abs(cost.step_s(model, work) / seconds - 1)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.step_overhead [--quick]
 
-The real engine drives the null device on virtual time, so that nothing but our own code runs: 50 live
+The real engine drives a virtual device, so that nothing but our own code runs: 50 live
 requests over 20 models, about a third of them resident. Every reaction to an event (enter it, ask the policy
 for every free channel, make the messages) is timed in processor time of the thread (on a shared machine the
 wall clock shows other people's turns).
@@ -18,19 +18,19 @@ from collections.abc import Callable
 
 from benchmarks import report
 from tokenmux.core.cost import RooflineCost
+from tokenmux.core.effects import Effects
 from tokenmux.core.facts import DeviceFacts, Image, ImageId, KvShape, ModelFacts, ModelId
-from tokenmux.core.plan import AtOnce, Operation, Step
 from tokenmux.core.request import Request, RequestId
-from tokenmux.core.started import Started
+from tokenmux.core.started import Started, StartedStep
 from tokenmux.device.device_protocol import Device
 from tokenmux.executor import garbage_collection
-from tokenmux.executor.virtual import HOST, EngineOnVirtualTime
 from tokenmux.messages.commands import Register
 from tokenmux.messages.reports import Finished, Report
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.metrics.summary import percentile
 from tokenmux.scheduler.policy.slack import SlackPolicy
+from tokenmux.testing.virtual_engine import HOST, EngineOnVirtualTime
 
 GB = 10**9
 N_MODELS, N_LIVE, N_OUTPUT = 20, 50, 200
@@ -59,10 +59,7 @@ class TimedEngine(EngineOnVirtualTime):
     def __init__(self) -> None:
         self._n_output: dict[RequestId, int] = {}
         policy, cost = SlackPolicy(), RooflineCost(DEVICE, HOST)
-        super().__init__(
-            Instance(DEVICE, HostCache(400 * GB), policy, cost, on_decision=self._decided), self._n_output
-        )
-        self.engine.attach(_Untimed(self.device, self))
+        super().__init__(Instance(DEVICE, HostCache(400 * GB), policy, cost), self._n_output)
         self.per_step_s: list[float] = []
         self.per_decision_s: list[float] = []
         self.elsewhere_s = 0.0
@@ -116,12 +113,16 @@ class TimedEngine(EngineOnVirtualTime):
         self.per_step_s.clear()
         self.per_decision_s.clear()
 
-    def _decided(self, _at_s: float, decided: Operation | AtOnce) -> None:
-        self._step_began |= isinstance(decided, Step)
+    def make_device(self) -> Device:
+        return _Untimed(super().make_device(), self)
+
+    def observe(self, at_s: float, effects: Effects) -> None:
+        for effect in effects:
+            self._step_began |= isinstance(effect, StartedStep)
 
 
 class _Untimed(Device):
-    """The null device, whose reckoning of durations is not the engine's work."""
+    """A virtual device, whose reckoning of durations is not the engine's work."""
 
     def __init__(self, device: Device, body: TimedEngine) -> None:
         self._device = device

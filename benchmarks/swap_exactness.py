@@ -21,12 +21,11 @@ from random import Random
 
 from benchmarks import report
 from tokenmux.core.cost import RooflineCost
-from tokenmux.core.event import CopyDone, StepDone
+from tokenmux.core.effects import CopyEnded, Effects
 from tokenmux.core.facts import DeviceFacts, HostFacts, ModelId
-from tokenmux.core.plan import Activate, PageOut
 from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
 from tokenmux.core.sampling import Sampling
-from tokenmux.core.started import Started
+from tokenmux.core.started import StartedActivation, StartedPageOut
 from tokenmux.device.cpu import CpuDevice
 from tokenmux.device.device_protocol import OperationDone
 from tokenmux.executor.engine import Engine
@@ -105,11 +104,8 @@ class Bench:
         models = ModelHost(self.instance, clock, contents)
         self._device = CpuDevice(device, self.instance.ledger, clock, self, models)
         models.attach(self._device.arena.as_tensor())
-        self._engine = Engine(
-            self.instance, clock, models, lambda messages: self._said.extend(messages), contents
-        )
-        self._engine.attach(self._device)
-        self.instance.completion_observers.append(self._completed)
+        self._engine = Engine(self.instance, self._device, clock, models, self._said.extend, contents)
+        self._engine.observers.append(self._note)
 
     def close(self) -> None:
         self._device.close()
@@ -174,13 +170,15 @@ class Bench:
     def _turn(self) -> None:
         self._inbox.get(timeout=WAIT_S)(self._engine)
 
-    def _completed(self, started: Started, _event: StepDone | CopyDone) -> None:
-        if isinstance(started.operation, Activate):
-            ledger = self.instance.ledger
-            extent = ledger.extent(self.instance.models[started.operation.model].facts.images[0].id)
-            self.offsets.setdefault(started.operation.model, []).append(ledger.arena.offset(extent))
-        elif isinstance(started.operation, PageOut):
-            self.n_page_outs += 1
+    def _note(self, _at_s: float, effects: Effects) -> None:
+        for effect in effects:
+            match effect:
+                case CopyEnded(StartedActivation(model=model)):
+                    ledger = self.instance.ledger
+                    offset = ledger.arena.offset(ledger.extent(model.images[0].id))
+                    self.offsets.setdefault(model.id, []).append(offset)
+                case CopyEnded(StartedPageOut()):
+                    self.n_page_outs += 1
 
     # the device's `Post`
     def done(self, completion: OperationDone) -> None:

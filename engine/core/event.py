@@ -32,7 +32,7 @@ class Arrived:
 @dataclass(frozen=True, slots=True)
 class Withdrawn:
     """A request moves to another instance. It leaves as soon as no operation in flight touches it
-    (`Instance.take_withdrawn`)."""
+    (`tokenmux.core.effects.RequestLeft`)."""
 
     at_s: float
     request: RequestId

@@ -1,12 +1,17 @@
-"""An operation that has begun: what a body (the runtime or the simulator) needs to carry it out."""
+"""Operations that have begun, a class for each kind: what a body needs to carry one out.
+
+Each occupies its `channel` until its completion comes back as an event with the same `id`. `operation` is
+what the policy planned, `at_s` when it began.
+"""
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import ClassVar, NamedTuple
 
-from tokenmux.core.cost import NO_WORK, StepWork
+from tokenmux.core.cost import StepWork
 from tokenmux.core.facts import Image, ImageId, ModelFacts
 from tokenmux.core.handles import ExtentMove, Transfer
-from tokenmux.core.plan import Channel, Operation
+from tokenmux.core.plan import Activate, Channel, Compact, Fetch, PageIn, PageOut, Step
 from tokenmux.core.request import RequestId
 
 
@@ -24,23 +29,104 @@ class SwapReason(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Started:
-    """One operation in flight on one channel. Its completion comes back as an event with the same `id`."""
+class StartedStep:
+    """A forward pass, or several alike. `work` is that of the first iteration."""
+
+    channel: ClassVar[Channel] = Channel.COMPUTE
 
     id: int
-    channel: Channel
-    operation: Operation
     at_s: float
-    n_bytes: int = 0
-    model: ModelFacts | None = None
-    """The model of a step, an activation or a fetch."""
-    work: StepWork = NO_WORK
-    """The work of a step's first iteration."""
-    images: tuple[Image, ...] = ()
-    """What an activation copies, or a fetch reads."""
-    dropped: tuple[ImageId, ...] = ()
-    """What the host cache forgets before a fetch."""
-    transfers: tuple[tuple[RequestId, tuple[Transfer, ...]], ...] = ()
-    """Blocks that a page-in or page-out copies, by request."""
-    moves: tuple[ExtentMove, ...] = ()
-    """The moves of a compaction."""
+    operation: Step
+    model: ModelFacts
+    work: StepWork
+
+
+@dataclass(frozen=True, slots=True)
+class StartedActivation:
+    """A copy of `images` from the host cache into their extents of the arena."""
+
+    channel: ClassVar[Channel] = Channel.COPY_IN
+
+    id: int
+    at_s: float
+    operation: Activate
+    model: ModelFacts
+    images: tuple[Image, ...]
+    n_bytes: int
+    reason: SwapReason
+    compute_s: float
+    """Seconds of steps that the instance had run when this began: what it runs meanwhile hides the copy."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartedFetch:
+    """A read of `images` from disk into the host cache, which forgets `dropped` first."""
+
+    channel: ClassVar[Channel] = Channel.FETCH
+
+    id: int
+    at_s: float
+    operation: Fetch
+    model: ModelFacts
+    images: tuple[Image, ...]
+    dropped: tuple[ImageId, ...]
+    n_bytes: int
+
+
+class PagedRequest(NamedTuple):
+    """The blocks of one request that a page-in or a page-out copies."""
+
+    request: RequestId
+    n_computed: int
+    """Tokens whose KV existed when the copy began: what a step adds meanwhile need not be in it."""
+    transfers: tuple[Transfer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StartedPageIn:
+    """A copy of KV blocks from host memory into the arena."""
+
+    channel: ClassVar[Channel] = Channel.COPY_IN
+
+    id: int
+    at_s: float
+    operation: PageIn
+    paged: tuple[PagedRequest, ...]
+    n_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StartedPageOut:
+    """A copy of KV blocks from the arena to host memory."""
+
+    channel: ClassVar[Channel] = Channel.COPY_OUT
+
+    id: int
+    at_s: float
+    operation: PageOut
+    paged: tuple[PagedRequest, ...]
+    n_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StartedCompaction:
+    """Moves of extents and slabs inside the arena, in their order."""
+
+    channel: ClassVar[Channel] = Channel.COPY_IN
+
+    id: int
+    at_s: float
+    operation: Compact
+    moves: tuple[ExtentMove, ...]
+    n_bytes: int
+
+
+StartedLoad = StartedActivation | StartedFetch
+"""Brings weights nearer."""
+
+StartedPaging = StartedPageIn | StartedPageOut
+
+StartedCopy = StartedLoad | StartedPaging | StartedCompaction
+"""Everything but a step: `n_bytes` are copied, moved or read."""
+
+Started = StartedStep | StartedCopy

@@ -14,10 +14,19 @@ from tokenmux.core.clock import Clock
 from tokenmux.core.errors import DoesNotFit, TokenmuxError
 from tokenmux.core.event import SUPERSEDED, CopyDone
 from tokenmux.core.facts import DeviceFacts, Image, ImageId
-from tokenmux.core.handles import Transfer
-from tokenmux.core.plan import Activate, Channel, Compact, Fetch, PageIn, PageOut, Step
+from tokenmux.core.plan import Channel
 from tokenmux.core.sizes import show_size
-from tokenmux.core.started import Started
+from tokenmux.core.started import (
+    Started,
+    StartedActivation,
+    StartedCompaction,
+    StartedCopy,
+    StartedFetch,
+    StartedPageIn,
+    StartedPageOut,
+    StartedPaging,
+    StartedStep,
+)
 from tokenmux.device.channel import CHANNEL_CLOSE_S, ChannelThread
 from tokenmux.device.device_protocol import Host, Post
 from tokenmux.device.memory import Memory, available_bytes
@@ -54,24 +63,20 @@ class CpuDevice:
         }
 
     def start(self, started: Started) -> None:
-        match started.operation:
-            case Step():
+        match started:
+            case StartedStep():
                 self._interrupted.clear()
                 job = self._host.prepare_step(started)
                 self._submit(started, lambda: job.run(started.id, self._interrupted, self._post, _settled))
-            case Fetch():
+            case StartedFetch():
                 for dropped in started.dropped:
                     self._images.pop(dropped).close()
                 self._submit(started, lambda: self._fetch(started))
-            case Activate():
+            case StartedActivation():
                 self._submit_copy(started, [self._image_span(image) for image in started.images])
-            case PageIn():
-                transfers = [t for _, blocks in started.transfers for t in blocks]
-                self._submit_copy(started, self._block_spans(transfers, into_device=True))
-            case PageOut():
-                transfers = [t for _, blocks in started.transfers for t in blocks]
-                self._submit_copy(started, self._block_spans(transfers, into_device=False))
-            case Compact():
+            case StartedPageIn() | StartedPageOut():
+                self._submit_copy(started, self._block_spans(started))
+            case StartedCompaction():
                 base = self.arena.address
                 self._submit_copy(
                     started, [(base + m.target, base + m.source, m.n_bytes) for m in started.moves]
@@ -112,7 +117,7 @@ class CpuDevice:
     def _submit(self, started: Started, job: Callable[[], None]) -> None:
         self._channels[started.channel].submit(started.id, job)
 
-    def _submit_copy(self, started: Started, spans: Iterable[CopySpan]) -> None:
+    def _submit_copy(self, started: StartedCopy, spans: Iterable[CopySpan]) -> None:
         spans = list(spans)
 
         def job() -> None:
@@ -132,7 +137,7 @@ class CpuDevice:
 
         self._submit(started, job)
 
-    def _fetch(self, started: Started) -> None:
+    def _fetch(self, started: StartedFetch) -> None:
         read: dict[ImageId, Memory] = {}
         error = ""
         report = until_superseded(progress_of(started, self._clock, self._post), started.id, self._superseded)
@@ -161,12 +166,15 @@ class CpuDevice:
         offset = self._ledger.arena.offset(self._ledger.extent(image.id))
         return self.arena.address + offset, self.image_address(image.id), image.n_bytes
 
-    def _block_spans(self, transfers: list[Transfer], into_device: bool) -> list[CopySpan]:
+    def _block_spans(self, started: StartedPaging) -> list[CopySpan]:
+        transfers = (transfer for paged in started.paged for transfer in paged.transfers)
         spans = [
             (self.arena.address + span.device, self._host_kv.address + span.host, span.n_bytes)
             for span in paging_spans(self._ledger, transfers)
         ]
-        return spans if into_device else [(host, device, n_bytes) for device, host, n_bytes in spans]
+        if isinstance(started, StartedPageIn):
+            return spans
+        return [(host, device, n_bytes) for device, host, n_bytes in spans]
 
 
 def _arena(n_bytes: int) -> Memory:

@@ -1,8 +1,10 @@
 """What a device does for an engine: carry out operations on four channels and report each completion.
 
-    null   completes everything after the cost model's durations on virtual time, and computes nothing
-    cpu    a virtual GPU: an arena of host memory, real copies on their own threads, real steps
+    cpu    a virtual GPU: an arena of host memory, real copies on threads of their own, real steps
     cuda   a GPU: streams ordered by events, page-locked host memory
+
+The simulator's device (`tokenmux.simulator.virtual_device`) satisfies it too: it computes nothing, and
+completes everything after a cost model's durations on virtual time.
 
 The engine starts an operation; the device posts a completion event. Everything that reads the ledger happens
 inside `start`, on the engine's thread, so that handles become addresses at launch and at no other time.
@@ -15,9 +17,9 @@ from typing import TYPE_CHECKING, Protocol
 from tokenmux.core.event import CopyDone, StepDone
 from tokenmux.core.facts import Image
 from tokenmux.core.request import RequestId
-from tokenmux.core.started import Started
+from tokenmux.core.started import Started, StartedStep
 
-if TYPE_CHECKING:  # a null device does not need torch
+if TYPE_CHECKING:  # what names a device needs no torch
     import torch
 
 OperationDone = StepDone | CopyDone
@@ -99,7 +101,7 @@ class Host(Protocol):
         """
         ...
 
-    def prepare_step(self, started: Started) -> StepJob:
+    def prepare_step(self, started: StartedStep) -> StepJob:
         """Resolve what a step needs, on the engine's thread."""
         ...
 

@@ -5,16 +5,16 @@ from collections.abc import Set as AbstractSet
 
 from tokenmux.core.clock import Clock
 from tokenmux.core.event import SUPERSEDED
-from tokenmux.core.started import Started
+from tokenmux.core.started import StartedCopy
 from tokenmux.device.device_protocol import Post
 
 INTERVAL_S = 0.2
 """A person sees five changes a second as motion."""
 
 
-def progress_of(started: Started, clock: Clock, post: Post) -> Callable[[int], None]:
-    """A function to call with the bytes of every finished piece. It posts progress if enough time has
-    passed since the last report."""
+def progress_of(started: StartedCopy, clock: Clock, post: Post) -> Callable[[int], None]:
+    """To be called with the bytes of every piece that is done; posts progress when some time has passed
+    since the last."""
     done = 0
     told_s = clock.now_s()
 

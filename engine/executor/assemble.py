@@ -77,8 +77,7 @@ def assemble(config: WorkerSetup, loop: EngineLoop, emit: Callable[[list[Report]
         host = ModelHost(instance, clock, contents)
         device = CpuDevice(config.device, instance.ledger, clock, loop, host)
         host.attach(device.arena.as_tensor())
-    engine = Engine(instance, clock, host, emit, contents)
-    engine.attach(device)
+    engine = Engine(instance, device, clock, host, emit, contents)
     try:
         yield Parts(engine, instance, clock)
     finally:

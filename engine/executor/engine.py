@@ -1,8 +1,8 @@
 """Carries an instance's plans out on a device, and speaks the worker's side of the messages.
 
-    message ──▶ receive ─┐                        ┌─▶ device.start(operation)
-    device ──▶ drawn ────┼─▶ instance ──▶ pump ───┤
-    device ──▶ done ─────┘                        └─▶ emit(tokens, states, ends)
+    message ──▶ receive ─┐                           ┌─▶ device: start, interrupt, supersede, resize
+    device ──▶ drawn ────┼─▶ instance ──▶ effects ───┤
+    device ──▶ done ─────┘                           └─▶ emit(tokens, states, ends), at the next `pump`
 
 One thread calls everything here; the caller provides the thread and the time (`loop.py` in a real worker, a
 virtual clock in tests). No step ever waits for the engine: it prepares, starts, and is told.
@@ -13,12 +13,12 @@ from collections.abc import Callable
 from typing import Protocol
 
 from tokenmux.core.clock import Clock
-from tokenmux.core.errors import DoesNotFit, ErrorCode, NotFound, TokenmuxError
+from tokenmux.core.effects import CopyEnded, Effects, Interrupt, RequestEnded, ResizeReady, Supersede
+from tokenmux.core.errors import DoesNotFit, ErrorCode, IntegrityError, NotFound, TokenmuxError
 from tokenmux.core.event import (
-    SUPERSEDED,
     Arrived,
     Cancelled,
-    CopyDone,
+    Event,
     ModelAdded,
     ModelRemoved,
     ModelWanted,
@@ -29,10 +29,18 @@ from tokenmux.core.event import (
 )
 from tokenmux.core.facts import ModelFacts, ModelId
 from tokenmux.core.phases import PhaseChanged, RequestPhase
-from tokenmux.core.plan import Activate, AtOnce, Compact, Evict, Fetch, Operation
+from tokenmux.core.plan import Evict
 from tokenmux.core.record import RequestRecord
 from tokenmux.core.request import FinishReason, RequestId
-from tokenmux.core.started import Started
+from tokenmux.core.started import (
+    Started,
+    StartedActivation,
+    StartedCompaction,
+    StartedFetch,
+    StartedPageIn,
+    StartedPageOut,
+    StartedStep,
+)
 from tokenmux.device.device_protocol import Device, OperationDone
 from tokenmux.executor.positions import QueuePositions
 from tokenmux.executor.request_content import Content
@@ -81,11 +89,13 @@ class WeightsHost(Protocol):
 
 
 class Engine:
-    """One instance on one device. Call `attach` once before anything else."""
+    """One instance on one device. `observers` are told of all effects, with their time, before they are
+    carried out."""
 
     def __init__(
         self,
         instance: Instance,
+        device: Device,
         clock: Clock,
         host: WeightsHost,
         emit: Callable[[list[Report]], None],
@@ -93,6 +103,8 @@ class Engine:
     ) -> None:
         self.instance = instance
         self.stopped = False
+        self.observers: list[Callable[[float, Effects], None]] = []
+        self._device = device
         self._clock = clock
         self._host = host
         self._emit = emit
@@ -103,16 +115,14 @@ class Engine:
         self._positions = QueuePositions(instance, clock)
         self._out: list[Report] = []
         self._answers: list[Acknowledged] = []
-        """Answers to commands that change what a status shows: they are sent after a status that shows the
-        change."""
-        self._loading: dict[int, Started] = {}
+        """To commands that change what a status shows: they follow one that shows it."""
+        self._loading: dict[int, StartedActivation | StartedFetch] = {}
+        """Loads in flight, by their ids."""
+        self._was_busy = False
+        """Whether an operation began since the books were last checked."""
         self._changed = False
-        """True if anything happened since the policy was last asked. Drawn tokens do not count: their step
-        continues."""
-        instance.decision_observers.append(self._on_decision)
-
-    def attach(self, device: Device) -> None:
-        self._device = device
+        """Whether anything happened since the policy was last asked. Drawn tokens do not count: their step
+        goes on."""
 
     @property
     def status_due_s(self) -> float | None:
@@ -130,11 +140,11 @@ class Engine:
             case Submit():
                 self._submit(message, now_s)
             case Cancel(request, reason):
-                self.instance.apply(Cancelled(now_s, request, reason))
+                self._apply(Cancelled(now_s, request, reason))
             case Pause(request):
-                self.instance.apply(Paused(now_s, request))
+                self._apply(Paused(now_s, request))
             case Resume(request):
-                self.instance.apply(Resumed(now_s, request))
+                self._apply(Resumed(now_s, request))
             case AskTrace():
                 self._out.append(self._telemetry.trace(message))
             case Shutdown():
@@ -162,36 +172,31 @@ class Engine:
         """An operation completed."""
         self._changed = True
         self._stalls.ended(completion.operation, self._clock.now_s())
-        loaded = self._loading.pop(completion.operation, None)
-        moved = self.instance.ledger.moved_models(loaded.moves) if loaded else set()
-        if isinstance(completion, CopyDone) and completion.error == SUPERSEDED:
-            assert loaded is not None
-            if isinstance(loaded.operation, Activate):
-                self._host.unbind(loaded.operation.model)
-        self.instance.apply(completion)
-        for model_id in sorted(moved & self.instance.resident_models.keys()):
-            self._host.bind(self.instance.models[model_id].facts)
+        self._apply(completion)
 
     def progress(self, operation: int, share: float) -> None:
         """A fetch or an activation has done this share of its bytes. Tell the requests that wait for the
         model."""
         self._stalls.advanced(operation, self._clock.now_s())
-        started = self._loading.get(operation)
-        model = self.instance.models.get(started.model.id) if started and started.model else None
+        load = self._loading.get(operation)
+        model = self.instance.models.get(load.model.id) if load else None
         for request in model.waiting.values() if model else ():
             self._out.append(PhaseChanged(request.id, RequestPhase.LOADING, progress=share))
 
     def beat(self) -> None:
-        """Report that this loop is alive; called once a second. Detects and reports operations that hang."""
-        hung = self._stalls.find(self._clock.now_s())
-        if hung is None:
+        """Say that this loop comes round; called once a second.
+
+        What hangs on the device is found here, and books that are wrong: either ends the worker.
+        """
+        fault = self._stalls.find(self._clock.now_s()) or self._wrong_books()
+        if fault is None:
             self._emit([Alive()])
         else:
-            self.broken(hung)
+            self.broken(fault)
             self.pump()
 
     def broken(self, detail: str) -> None:
-        """Report that the device cannot continue, and stop. The front submits the requests elsewhere."""
+        """The worker cannot go on: say so and stop. The front submits the requests elsewhere."""
         self._out.append(Broken(detail))
         self.stopped = True
 
@@ -201,13 +206,7 @@ class Engine:
         """Start what the policy wants next, and send what there is to report."""
         while self._changed and not self.stopped:
             self._changed = False
-            self._go_on()
-        self._out.extend(self.instance.take_phases())
-        for record, detail in self.instance.take_ended():
-            del self._contents[record.request.id]
-            self._telemetry.ended(record)
-            code = self._code_of(record, detail)
-            self._out.append(Finished(record.request.id, record.reason, record.end_s, detail, code))
+            self._carry_out(self.instance.decide(self._clock.now_s()))
         if self.instance.queue.version != self._positions.looked_at:
             self._out.extend(self._positions.report())
         use, status = self._telemetry.report(), self._status.report(at_once=bool(self._answers))
@@ -224,22 +223,83 @@ class Engine:
 
     # ── parts of the above ──────────────────────────────────────────────────────────────────────────────────
 
-    def _go_on(self) -> None:
-        if self.instance.interrupted:
-            self._device.interrupt()
-        for operation in self.instance.take_superseded():
-            self._device.supersede(operation)
-        for started in self.instance.decide(self._clock.now_s()):
-            self._stalls.began(started, self._clock.now_s())
-            self._device.start(started)
-            if isinstance(started.operation, (Activate, Compact, Fetch)):
-                self._loading[started.id] = started
-            if isinstance(started.operation, Activate) and started.model:
-                # While the bytes are copied: re-pointing takes up to a tenth of the copy's time.
-                self._host.bind(started.model)
-        arena_bytes = self.instance.resize_ready_bytes
-        if arena_bytes is not None:
-            self._resize(arena_bytes)
+    def _apply(self, event: Event) -> None:
+        self._carry_out(self.instance.apply(event))
+
+    def _carry_out(self, effects: Effects) -> None:
+        """Do and tell what an event or a decision caused."""
+        if not effects:
+            return
+        for observer in self.observers:
+            observer(self.instance.now_s, effects)
+        self._telemetry.note(effects)
+        for effect in effects:
+            match effect:
+                case PhaseChanged():
+                    self._out.append(effect)
+                case StartedActivation():
+                    self._start(effect)
+                    self._loading[effect.id] = effect
+                    # While the bytes are on their way: re-pointing takes as long as a tenth of the copy.
+                    self._host.bind(effect.model)
+                case StartedFetch():
+                    self._start(effect)
+                    self._loading[effect.id] = effect
+                case StartedStep() | StartedPageIn() | StartedPageOut() | StartedCompaction():
+                    self._start(effect)
+                case Interrupt():
+                    self._device.interrupt()
+                case Supersede(operation):
+                    self._device.supersede(operation)
+                case CopyEnded():
+                    self._copy_ended(effect)
+                case RequestEnded():
+                    self._request_ended(effect)
+                case Evict(model):
+                    self._host.unbind(model)
+                case ResizeReady(arena_bytes):
+                    self._resize(arena_bytes)
+                case _:
+                    pass
+
+    def _start(self, started: Started) -> None:
+        self._was_busy = True
+        self._stalls.began(started, self._clock.now_s())
+        self._device.start(started)
+
+    def _copy_ended(self, ended: CopyEnded) -> None:
+        """Keep what runs pointing to where the weights are now."""
+        self._loading.pop(ended.started.id, None)
+        match ended.started:
+            case StartedActivation(model=model) if ended.done.error and model.id in self.instance.models:
+                self._host.unbind(model.id)
+            case StartedCompaction(moves=moves):
+                moved = self.instance.ledger.moved_models(moves)
+                for model_id in sorted(moved & self.instance.resident_models.keys()):
+                    self._host.bind(self.instance.models[model_id].facts)
+            case _:
+                pass
+
+    def _request_ended(self, ended: RequestEnded) -> None:
+        record = ended.record
+        del self._contents[record.request.id]
+        code = self._code_of(record, ended.detail)
+        self._out.append(Finished(record.request.id, record.reason, record.end_s, ended.detail, code))
+
+    def _wrong_books(self) -> str | None:
+        """Whether the books are wrong, in words: looked at once nothing is in flight any more.
+
+        Takes 0.05 ms for 100 models without requests, and 3 ms for each 50 requests that a client has paused.
+        """
+        if not self._was_busy or not self.instance.is_idle:
+            return None
+        self._was_busy = False
+        try:
+            self.instance.check_integrity()
+        except IntegrityError as error:
+            logger.exception("the books of the instance are wrong")
+            return f"the books of the instance are wrong: {error}"
+        return None
 
     def _resize(self, arena_bytes: int) -> None:
         """Replace the empty arena. This thread waits for it: nothing else could begin anyway."""
@@ -251,7 +311,7 @@ class Engine:
         except DoesNotFit as error:
             answer = Acknowledged(None, str(error), error.code)
             arena_bytes = self.instance.device.arena_bytes
-        self.instance.apply(Resized(self._clock.now_s(), arena_bytes))
+        self._apply(Resized(self._clock.now_s(), arena_bytes))
         self._answers.append(answer)
         self._changed = True
 
@@ -263,7 +323,7 @@ class Engine:
             self._out.append(Finished(request.id, FinishReason.FAILED, now_s, detail))
             return
         self._contents[request.id] = Content(submit, [*submit.prompt, *submit.delivered])
-        self.instance.apply(Arrived(now_s, request, len(submit.delivered)))
+        self._apply(Arrived(now_s, request, len(submit.delivered)))
 
     def _ask_resize(self, arena_bytes: int, now_s: float) -> None:
         """Answered now if it is refused, otherwise when it is done."""
@@ -272,31 +332,31 @@ class Engine:
         except TokenmuxError as error:
             self._out.append(Acknowledged(None, str(error), error.code))
         else:
-            self.instance.apply(ResizeAsked(now_s, arena_bytes))
+            self._apply(ResizeAsked(now_s, arena_bytes))
 
     def _administer(self, message: Register | Unregister | Load | Unload | Pin, now_s: float) -> Acknowledged:
         model_id = message.facts.id if isinstance(message, Register) else message.model
         try:
             if isinstance(message, Register):
                 self._host.add(message.facts, message.path)
-                self.instance.apply(ModelAdded(now_s, message.facts))
+                self._apply(ModelAdded(now_s, message.facts))
                 return Acknowledged(model_id)
             if model_id not in self.instance.models:
                 raise NotFound(f"model {model_id} is not registered")
             match message:
                 case Unregister():
                     self.instance.check_removable(model_id)
-                    self.instance.apply(ModelRemoved(now_s, model_id))
+                    self._apply(ModelRemoved(now_s, model_id))
                     self._host.remove(model_id)
                 case Load():
-                    self.instance.apply(ModelWanted(now_s, model_id, wanted=True))
+                    self._apply(ModelWanted(now_s, model_id, wanted=True))
                 case Unload():
                     self.instance.check_unloadable(model_id)
-                    self.instance.apply(ModelWanted(now_s, model_id, wanted=False))
+                    self._apply(ModelWanted(now_s, model_id, wanted=False))
                 case Pin(_, pinned):
                     if pinned:
                         self.instance.check_pinnable(model_id)
-                    self.instance.apply(ModelWanted(now_s, model_id, pinned=pinned))
+                    self._apply(ModelWanted(now_s, model_id, pinned=pinned))
         except TokenmuxError as error:
             return Acknowledged(model_id, str(error), error.code)
         except Exception as error:
@@ -314,7 +374,3 @@ class Engine:
         model = self.instance.models.get(record.request.model)
         unreadable = detail and model is not None and detail == model.load_error
         return ErrorCode.BAD_CHECKPOINT if unreadable else None
-
-    def _on_decision(self, _at_s: float, decided: Operation | AtOnce) -> None:
-        if isinstance(decided, Evict):
-            self._host.unbind(decided.model)

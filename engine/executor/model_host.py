@@ -25,9 +25,9 @@ from tokenmux.core.errors import (
 )
 from tokenmux.core.event import StepDone
 from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
-from tokenmux.core.plan import Chunk, Step
+from tokenmux.core.plan import Chunk
 from tokenmux.core.request import FinishReason, RequestId
-from tokenmux.core.started import Started
+from tokenmux.core.started import StartedStep
 from tokenmux.device.device_protocol import Post
 from tokenmux.executor import garbage_collection
 from tokenmux.executor.request_content import Content
@@ -117,10 +117,9 @@ class ModelHost:
         if self._warmer is not None:
             self._warmer.wait(model.path)
 
-    def prepare_step(self, started: Started) -> "RunnableStep":
-        """Resolve token ids and block handles, on the engine's thread."""
+    def prepare_step(self, started: StartedStep) -> "RunnableStep":
+        """Resolve token ids and block handles; on the engine's thread."""
         step = started.operation
-        assert isinstance(step, Step)
         model = self._models[step.model]
         runner = self._runner(step.model)
         segments = [self._segment(chunk) for chunk in step.chunks]

@@ -11,8 +11,8 @@ them.
 from dataclasses import dataclass
 
 from tokenmux.core.cost import CostModel
-from tokenmux.core.plan import Channel, Compact, Step
-from tokenmux.core.started import Started
+from tokenmux.core.plan import Channel
+from tokenmux.core.started import Started, StartedActivation, StartedCompaction, StartedFetch, StartedStep
 
 STALL_FACTOR = 20.0
 STALL_FLOOR_S = 30.0
@@ -68,10 +68,8 @@ class Stalls:
         for channel, watched in self._watched.items():
             silent_s = now_s - watched.sign_s
             if silent_s > STALL_FLOOR_S and silent_s > (patience_s := self._patience_s(watched.started)):
-                what = type(watched.started.operation).__name__.lower()
-                model = f" of {watched.started.model.id}" if watched.started.model else ""
                 return (
-                    f"the device hangs: a {what}{model} on the channel {channel.name.lower()} "
+                    f"the device hangs: {_name_of(watched.started)} on the channel {channel.name.lower()} "
                     f"has shown no progress for {silent_s:.0f} s, and {patience_s:.0f} s are allowed"
                 )
         return None
@@ -81,10 +79,17 @@ class Stalls:
         return max(STALL_FLOOR_S, STALL_FACTOR * longest_s)
 
     def _expected_s(self, started: Started) -> float:
-        match started.operation:
-            case Step() if started.model is not None:
-                return self._cost.step_s(started.model, started.work)
-            case Compact():
-                return self._cost.move_s(sum(move.n_bytes for move in started.moves))
+        match started:
+            case StartedStep(model=model, work=work):
+                return self._cost.step_s(model, work)
+            case StartedCompaction(n_bytes=n_bytes):
+                return self._cost.move_s(n_bytes)
             case _:
                 return self._cost.copy_s(started.channel, started.n_bytes)
+
+
+def _name_of(started: Started) -> str:
+    kind = type(started.operation).__name__.lower()
+    if isinstance(started, (StartedStep, StartedActivation, StartedFetch)):
+        return f"a {kind} of {started.model.id}"
+    return f"a {kind}"

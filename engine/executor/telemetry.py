@@ -5,9 +5,7 @@ Both are bounded. `tokenmux.executor.worker_status` reports the present state.
 """
 
 from tokenmux.core.clock import Clock
-from tokenmux.core.event import CopyDone, StepDone
-from tokenmux.core.record import RequestRecord
-from tokenmux.core.started import Started
+from tokenmux.core.effects import Effects
 from tokenmux.messages.commands import AskTrace
 from tokenmux.messages.reports import Durations, ModelUse, Service, Traced, WorkerUse
 from tokenmux.scheduler.instance.instance import Instance
@@ -32,10 +30,10 @@ class Telemetry:
         self._last_s = float("-inf")
         self._told: dict[ServiceCounters, tuple[float, ...]] = {}
         self._timeline = Timeline(MAX_SPANS)
-        instance.completion_observers.append(self._completed)
 
-    def ended(self, record: RequestRecord) -> None:
-        self._timeline.add_request(0, record)
+    def note(self, effects: Effects) -> None:
+        """Remember the operations and requests that ended."""
+        self._timeline.add(0, effects)
 
     def trace(self, question: AskTrace) -> Traced:
         return Traced(question.ticket, self._timeline.since(self._clock.now_s() - question.last_s))
@@ -62,9 +60,6 @@ class Telemetry:
         return WorkerUse(
             now_s, metrics.work_s, metrics.model_work_s, metrics.n_models_used(now_s), models, tenants
         )
-
-    def _completed(self, started: Started, event: StepDone | CopyDone) -> None:
-        self._timeline.add(0, started, event)
 
     def _moved(self, counters: ServiceCounters, n_swaps: int = 0) -> bool:
         now = (counters.n_requests, counters.n_prompt_tokens, counters.n_tokens, counters.gpu_s, n_swaps)

@@ -13,14 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenmux.core.cost import StepWork
+from tokenmux.core.effects import OperationEnded, StepEnded
 from tokenmux.core.errors import InternalError
-from tokenmux.core.event import CopyDone, StepDone
 from tokenmux.core.facts import KvShape, ModelFacts
-from tokenmux.core.plan import Channel, Compact
-from tokenmux.core.started import Started
-
-Completed = tuple[Started, StepDone | CopyDone]
-"""An operation as it began, and how it ended; in the order of their ends."""
+from tokenmux.core.plan import Channel
+from tokenmux.core.started import StartedCompaction
 
 Shape = tuple[KvShape, int]
 """Models of one KV shape and parameter count take the same time for a step."""
@@ -67,10 +64,10 @@ class MeasuredCost:
         """Do nothing."""
 
 
-def fit_cost(completed: Sequence[Completed]) -> MeasuredCost:
+def fit_cost(completed: Sequence[OperationEnded]) -> MeasuredCost:
     """Fit a cost model to operations. Raises InternalError if there is no step or no copy to the device
     among them."""
-    steps = [iteration_of(started, event) for started, event in completed if isinstance(event, StepDone)]
+    steps = [iteration_of(ended) for ended in completed if isinstance(ended, StepEnded)]
     if not steps:
         raise InternalError("a cost model cannot be fitted to no step")
     before, interference = 0.0, 1.0
@@ -86,13 +83,13 @@ def shape_of(model: ModelFacts) -> Shape:
     return model.kv, model.n_parameters
 
 
-def iteration_of(started: Started, event: StepDone) -> tuple[ModelFacts, StepWork, float]:
+def iteration_of(ended: StepEnded) -> tuple[ModelFacts, StepWork, float]:
     """The model, work and seconds of the mean iteration of a step."""
-    assert started.model is not None
-    n = len(event.ends_s)
+    started = ended.started
+    n = len(ended.done.ends_s)
     grown = started.work.decode_rows * (n - 1) // 2
     work = started.work._replace(context_tokens=started.work.context_tokens + grown)
-    return started.model, work, (event.at_s - started.at_s) / n
+    return started.model, work, (ended.done.at_s - started.at_s) / n
 
 
 def _features(work: StepWork) -> tuple[float, ...]:
@@ -136,14 +133,15 @@ def _least_squares(rows: Sequence[tuple[tuple[float, ...], float]]) -> tuple[flo
     return tuple(float(c) for c in coefficients)
 
 
-def _fit_copies(completed: Sequence[Completed]) -> dict[Channel, tuple[float, float]]:
+def _fit_copies(completed: Sequence[OperationEnded]) -> dict[Channel, tuple[float, float]]:
     """Linear in bytes. A channel that copied nothing is assumed to be as fast as copy-in."""
     rows: dict[Channel, list[tuple[tuple[float, ...], float]]] = defaultdict(list)
-    for started, event in completed:
-        if isinstance(started.operation, Compact):
+    for ended in completed:
+        if isinstance(ended, StepEnded) or isinstance(ended.started, StartedCompaction):
             continue
-        if isinstance(event, CopyDone) and started.n_bytes and not event.error:
-            rows[started.channel].append(((1.0, started.n_bytes), event.at_s - started.at_s))
+        started, done = ended.started, ended.done
+        if started.n_bytes and not done.error:
+            rows[started.channel].append(((1.0, started.n_bytes), done.at_s - started.at_s))
     if not rows[Channel.COPY_IN]:
         raise InternalError("a cost model cannot be fitted to no copy")
     fits = {channel: _least_squares(found) for channel, found in rows.items() if found}
@@ -154,9 +152,9 @@ def _fit_copies(completed: Sequence[Completed]) -> dict[Channel, tuple[float, fl
     }
 
 
-def _turnaround_s(completed: Sequence[Completed]) -> float:
-    steps = [(s, e) for s, e in completed if isinstance(e, StepDone)]
-    gaps = [after.at_s - before.at_s for (_, before), (after, _) in pairwise(steps)]
+def _turnaround_s(completed: Sequence[OperationEnded]) -> float:
+    steps = [ended for ended in completed if isinstance(ended, StepEnded)]
+    gaps = [after.started.at_s - before.done.at_s for before, after in pairwise(steps)]
     short = [gap for gap in gaps if 0.0 < gap < _LONGEST_TURNAROUND_S]
-    n_iterations = sum(len(event.ends_s) for _, event in steps)
+    n_iterations = sum(len(step.done.ends_s) for step in steps)
     return float(np.median(short)) * len(short) / n_iterations if short else 0.0

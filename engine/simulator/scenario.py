@@ -14,7 +14,6 @@ from tokenmux.core.request import DEFAULT_LEVEL, FinishReason, Request, ServiceL
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.instance.state import RequestState
 from tokenmux.scheduler.memory.host_cache import HostCache
-from tokenmux.scheduler.metrics.counters import Metrics
 from tokenmux.scheduler.metrics.histogram import Histogram
 from tokenmux.scheduler.metrics.summary import Summary, summarise
 from tokenmux.scheduler.policy.instance_policy import InstancePolicy
@@ -32,7 +31,7 @@ from tokenmux.simulator.hardware import (
     instance_facts,
 )
 from tokenmux.simulator.profiles import ProfiledCost, step_fit
-from tokenmux.simulator.simulator import OnDone, Simulator
+from tokenmux.simulator.simulator import OnEffects, Simulator
 from tokenmux.simulator.verdict import N_LOOKS, Verdict
 from tokenmux.workload.trace import Arrival
 
@@ -145,7 +144,7 @@ def simulate(
     n_instances: int,
     policy: str | Policies = "slack",
     hardware: Hardware = Hardware(),
-    on_done: OnDone | None = None,
+    on_effects: OnEffects | None = None,
     to_the_end: bool = True,
     goal: float | None = None,
     doubts: Doubts = SURE,
@@ -169,7 +168,6 @@ def simulate(
         policies, pool_policy = policy(n_instances)
     host = HostFacts(hardware.host_cache_bytes, hardware.disk_bytes_per_s)
     level = usual_level(arrivals)
-    records: list[RequestRecord] = []
     caches = [_warm_cache(market, hardware) for _ in range(-(-n_instances // hardware.instances_per_host))]
     instances = [
         Instance(
@@ -177,12 +175,12 @@ def simulate(
             caches[i // hardware.instances_per_host],
             policies[i],
             RooflineCost(device, host) if doubts.learned else truth,
-            Metrics(records.append),
             service=level,
         )
         for i in range(n_instances)
     ]
-    simulator = Simulator(instances, truth, pool_policy, market.facts, on_done, doubts)
+    simulator = Simulator(instances, truth, pool_policy, market.facts, on_effects, doubts)
+    records = simulator.records
     span_s = arrivals[-1].request.arrival_s if arrivals else 0.0
     missed = goal is not None and _run_towards(goal, simulator, arrivals, records, span_s)
     if goal is None:

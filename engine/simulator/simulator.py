@@ -1,32 +1,52 @@
-"""Carries plans out on virtual time: the same instances, policies and metrics as the running engine, without
-a device.
+"""Carries plans out on virtual time: the same instances, policies and metrics as the running engine, on
+virtual devices.
 
 The simulator knows what an online scheduler cannot: how many tokens each request will draw
-(`Arrival.n_output`), and how long steps and copies truly take (`truth`, and what `doubts` add to it). A
-repeated step is one event; if another event interrupts it, its end moves to the end of the present iteration.
-Events of equal time happen in the order in which they were caused.
+(`Arrival.n_output`), and how long steps and copies truly take (`truth`, and what `doubts` add to it). Events
+of equal time happen in the order in which they were caused.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from heapq import heappop, heappush
+from functools import partial
 from math import inf
 
-from tokenmux.core.cost import CostModel, burst_ends_s
+from tokenmux.core.cost import CostModel
+from tokenmux.core.effects import (
+    CopyEnded,
+    Effects,
+    Interrupt,
+    RequestEnded,
+    RequestLeft,
+    ResizeReady,
+    Supersede,
+)
 from tokenmux.core.errors import InternalError
-from tokenmux.core.event import SUPERSEDED, Arrived, CopyDone, Event, ModelAdded, StepDone, Withdrawn
+from tokenmux.core.event import (
+    Arrived,
+    CopyDone,
+    Event,
+    ModelAdded,
+    ModelWanted,
+    Paused,
+    Resized,
+    StepDone,
+    Withdrawn,
+)
 from tokenmux.core.facts import ModelFacts, ModelId
-from tokenmux.core.plan import Activate, Channel, Compact, Step
-from tokenmux.core.request import FinishReason, Request, RequestId
-from tokenmux.core.started import Started
+from tokenmux.core.record import RequestRecord
+from tokenmux.core.request import Request, RequestId
+from tokenmux.core.started import Started, StartedActivation, StartedFetch
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.policy.pool.pool_policy import Move, Place, PoolPolicy, PoolView, Refuse
 from tokenmux.simulator.doubts import SURE, Doubts
+from tokenmux.simulator.virtual_clock import VirtualClock
+from tokenmux.simulator.virtual_device import VirtualDevice
 from tokenmux.workload.trace import Arrival
 
-OnDone = Callable[[int, Started, Event], None]
-"""Called for every completed operation with the instance's index, what was started, and how it ended."""
+OnEffects = Callable[[int, float, Effects], None]
+"""Called with all effects before they are carried out: the instance's index, the time in seconds, and the
+effects."""
 
 
 class Simulator:
@@ -43,27 +63,33 @@ class Simulator:
         truth: CostModel | Sequence[CostModel],
         pool_policy: PoolPolicy | None = None,
         models: Mapping[ModelId, ModelFacts] | None = None,
-        on_done: OnDone | None = None,
+        on_effects: OnEffects | None = None,
         doubts: Doubts = SURE,
     ) -> None:
-        self.instances = instances
-        self.now_s = 0.0
+        self.instances = list(instances)
+        self.clock = VirtualClock()
+        self.records: list[RequestRecord] = []
+        """Of every request that ended, in the order of the ends."""
         self.refused: list[tuple[Request, str]] = []
         self.n_moves = 0
         self._truths = truth if isinstance(truth, Sequence) else [truth] * len(instances)
         self._pool_policy = pool_policy or _OneInstance()
         self._models = models or {}
-        self._on_done = on_done
+        self._on_effects = on_effects
         self._doubts = doubts
-        self._stepped: dict[int, ModelId] = {}
-        """The model that stepped last on each instance."""
-        self._heap: list[tuple[float, int, int, _StepEnd | _CopyEnd]] = []
-        self._sequence = 0
         self._n_output: dict[RequestId, int] = {}
-        self._steps: dict[int, tuple[Started, tuple[float, ...]]] = {}
-        self._copies: list[dict[int, Started]] = [{} for _ in instances]
         self._targets: dict[RequestId, int] = {}
-        self._sharers = _sharers_of_caches(instances)
+        """Where requests that are being withdrawn go on."""
+        self._pending: deque[tuple[int, Event]] = deque()
+        """Events that have happened at this moment, by the instance that they concern."""
+        self._loaded: deque[tuple[int, StartedActivation | StartedFetch]] = deque()
+        """Loads that have ended at this moment, of which other instances have not been told yet."""
+        self._devices = [self._device(index) for index in range(len(instances))]
+        self._sharers = _sharers_of_caches(self.instances)
+
+    @property
+    def now_s(self) -> float:
+        return self.clock.now_s()
 
     def facts(self, model: ModelId) -> ModelFacts:
         return self._models[model]
@@ -73,18 +99,19 @@ class Simulator:
         `until_s`."""
         coming = iter(arrivals)
         following = next(coming, None)
-        while following is not None or self._heap:
+        while True:
             arrival_s = following.request.arrival_s if following else inf
-            next_s = min(arrival_s, self._heap[0][0] if self._heap else inf)
-            if next_s > until_s:
+            next_s = self.clock.next_s
+            if following is None and next_s == inf:
+                break
+            if min(arrival_s, next_s) > until_s:
                 return
-            self.now_s = next_s
             if following is not None and arrival_s <= next_s:
+                self.clock.pass_to(arrival_s)
                 self._submit(following)
                 following = next(coming, None)
             else:
-                _, _, index, due = heappop(self._heap)
-                self._complete(index, due)
+                self.clock.run_next()
         stuck = [request for instance in self.instances for request in instance.requests]
         if stuck:
             raise InternalError(
@@ -94,35 +121,59 @@ class Simulator:
     @property
     def steps_end_s(self) -> float:
         """When the last of the steps in flight will end; 0 if there are none."""
-        return max((ends_s[-1] for _, ends_s in self._steps.values()), default=0.0)
+        return max(device.step_end_s for device in self._devices)
 
     def apply(self, index: int, event: Event) -> None:
         """Give one instance an event, and carry out what is decided then, including moves to other
         instances."""
-        pending = deque([(index, event)])
-        while pending:
-            index, event = pending.popleft()
-            if isinstance(event, Arrived):
-                self._introduce(index, event.request.model)
-            instance = self.instances[index]
-            instance.apply(event)
-            for record, _ in instance.take_ended():
-                self._n_output.pop(record.request.id, None)
-                self._targets.pop(record.request.id, None)
-                self._pool_policy.on_left(index, record.request)
-            for leaver in instance.take_withdrawn():
-                self._pool_policy.on_left(index, leaver.request)
-                pending.append((self._targets.pop(leaver.request.id), leaver))
-            instance.take_phases()
-            for move in self._pool_policy.on_event(index, event, self):
-                self._targets[move.request] = move.target
-                self.n_moves += 1
-                pending.append((move.source, Withdrawn(self.now_s, move.request)))
-            if instance.interrupted and index in self._steps:
-                self._interrupt(index)
-            for operation in instance.take_superseded():
-                self._push(self.now_s, index, _CopyEnd(self._copies[index][operation], SUPERSEDED))
-            self._decide(index)
+        self._pending.append((index, event))
+        while self._pending or self._loaded:
+            if self._pending:
+                self._apply_one(*self._pending.popleft())
+            else:
+                self._tell_sharers(*self._loaded.popleft())
+
+    def replace(self, index: int, instance: Instance) -> None:
+        """The device of instance `index` is lost, and the KV with it: `instance`, a new one, takes its place.
+
+        Its requests go on there, with the tokens that they have been given, as after a worker that broke.
+        """
+        lost, device = self.instances[index], self._devices[index]
+        drawn = device.n_drawn()
+        device.close()
+        lost.abandon()
+        self.instances[index], self._devices[index] = instance, self._device(index, instance)
+        self._sharers = _sharers_of_caches(self.instances)
+        for model in lost.models.values():
+            self.apply(index, ModelAdded(self.now_s, model.facts))
+            if model.pinned:
+                self.apply(index, ModelWanted(self.now_s, model.facts.id, pinned=True))
+        for request in lost.requests.values():
+            if request.to_end is not None and request.to_end[0] is not None:
+                self._pool_policy.on_left(index, request.request)
+                continue
+            target = self._targets.pop(request.id, index)
+            if target != index:
+                self._pool_policy.on_left(index, request.request)
+            n_delivered = request.n_drawn + drawn.get(request.id, 0)
+            self.apply(target, Arrived(self.now_s, request.request, n_delivered))
+            if request.is_paused:
+                self.apply(target, Paused(self.now_s, request.id))
+
+    def _device(self, index: int, instance: Instance | None = None) -> VirtualDevice:
+        instance = instance or self.instances[index]
+        return VirtualDevice(
+            instance,
+            self._truths[index],
+            self.clock,
+            _Completions(self, index),
+            partial(self._left, instance),
+            doubts=self._doubts,
+        )
+
+    def _left(self, instance: Instance, request: RequestId) -> int:
+        """How many tokens the request will still draw."""
+        return self._n_output.get(request, 0) - instance.requests[request].n_drawn
 
     def _submit(self, arrival: Arrival) -> None:
         request = arrival.request
@@ -133,107 +184,70 @@ class Simulator:
                 self._n_output[request.id] = arrival.n_output
                 self.apply(index, Arrived(request.arrival_s, request))
 
+    def _apply_one(self, index: int, event: Event) -> None:
+        instance = self.instances[index]
+        if isinstance(event, Arrived):
+            self._introduce(index, event.request.model)
+        self._carry_out(index, instance.apply(event))
+        for move in self._pool_policy.on_event(index, event, self):
+            self._targets[move.request] = move.target
+            self.n_moves += 1
+            self._pending.append((move.source, Withdrawn(self.now_s, move.request)))
+        self._carry_out(index, instance.decide(self.now_s))
+
     def _introduce(self, index: int, model: ModelId) -> None:
         instance = self.instances[index]
         if model not in instance.models and model in self._models:
-            instance.apply(ModelAdded(self.now_s, self._models[model]))
+            self._carry_out(index, instance.apply(ModelAdded(self.now_s, self._models[model])))
 
-    def _decide(self, index: int) -> None:
-        for started in self.instances[index].decide(self.now_s):
-            self._start(index, started)
+    def _carry_out(self, index: int, effects: Effects) -> None:
+        if self._on_effects and effects:
+            self._on_effects(index, self.now_s, effects)
+        device = self._devices[index]
+        for effect in effects:
+            match effect:
+                case Interrupt():
+                    device.interrupt()
+                case Supersede(operation):
+                    device.supersede(operation)
+                case RequestEnded(record):
+                    self.records.append(record)
+                    self._n_output.pop(record.request.id, None)
+                    self._targets.pop(record.request.id, None)
+                    self._pool_policy.on_left(index, record.request)
+                case RequestLeft(arrival):
+                    self._pool_policy.on_left(index, arrival.request)
+                    self._pending.append((self._targets.pop(arrival.request.id), arrival))
+                case ResizeReady(arena_bytes):
+                    device.resize(arena_bytes)
+                    self._pending.append((index, Resized(self.now_s, arena_bytes)))
+                case CopyEnded(StartedActivation() | StartedFetch() as load):
+                    self._loaded.append((index, load))
+                case _ if isinstance(effect, Started):
+                    device.start(effect)
+                case _:
+                    pass
 
-    def _start(self, index: int, started: Started) -> None:
-        truth = self._truths[index]
-        operation = started.operation
-        if isinstance(operation, Step):
-            assert started.model is not None
-            repeat = min(operation.repeat, self._least_left(index, operation))
-            switches = self._stepped.get(index) != started.model.id
-            self._stepped[index] = started.model.id
-            ends_s = burst_ends_s(truth, started.model, started.work, repeat, self.now_s)
-            ends_s = self._doubts.stretched(ends_s, self.now_s, switches, started.work.beside_copy)
-            self._steps[index] = (started, ends_s)
-            self._push(ends_s[-1], index, _StepEnd(started.id, len(ends_s)))
-            return
-        if isinstance(operation, Compact):
-            seconds = truth.move_s(started.n_bytes)
-        else:
-            seconds = truth.copy_s(started.channel, started.n_bytes)
-            if isinstance(operation, Activate):
-                seconds += self._doubts.activation_s
-        self._copies[index][started.id] = started
-        self._push(self.now_s + seconds, index, _CopyEnd(started))
+    def _tell_sharers(self, index: int, load: StartedActivation | StartedFetch) -> None:
+        """Ask others on the same host again, as the host cache has changed.
 
-    def _least_left(self, index: int, step: Step) -> int:
-        """How many tokens remain of the first of the step's requests to finish."""
-        requests = self.instances[index].requests
-        return min(self._n_output[chunk.request] - requests[chunk.request].n_drawn for chunk in step.chunks)
-
-    def _interrupt(self, index: int) -> None:
-        started, ends_s = self._steps[index]
-        n = next(i for i, end_s in enumerate(ends_s) if end_s >= self.now_s) + 1
-        if n < len(ends_s):
-            self._steps[index] = (started, ends_s[:n])
-            self._push(ends_s[n - 1], index, _StepEnd(started.id, n))
-
-    def _complete(self, index: int, due: "_StepEnd | _CopyEnd") -> None:
-        if isinstance(due, _CopyEnd):
-            started = due.started
-            if self._copies[index].pop(started.id, None) is None:
-                return
-            self._finish(index, started, CopyDone(self.now_s, started.id, due.error))
-            self._tell_sharers(index, started)
-            return
-        step, ends_s = self._steps.get(index, (None, ()))
-        if step is not None and step.id == due.operation and len(ends_s) == due.n_iterations:
-            del self._steps[index]
-            self._finish(index, step, self._step_done(index, step, ends_s))
-
-    def _tell_sharers(self, index: int, started: Started) -> None:
-        """Tell instances that share the host cache: a fetch has brought images, or a copy has ended and no
-        longer holds any, so that others may fetch."""
-        is_fetch = started.channel is Channel.FETCH
-        if is_fetch or isinstance(started.operation, Activate):
-            for sharer in self._sharers[index]:
-                if is_fetch or self.instances[sharer].any_on_disk:
-                    self._decide(sharer)
-
-    def _finish(self, index: int, started: Started, event: Event) -> None:
-        if self._on_done:
-            self._on_done(index, started, event)
-        self.apply(index, event)
-
-    def _step_done(self, index: int, started: Started, ends_s: tuple[float, ...]) -> StepDone:
-        step = started.operation
-        assert isinstance(step, Step)
-        requests = self.instances[index].requests
-        finished = []
-        for chunk in step.chunks:
-            request = requests[chunk.request]
-            draws = len(ends_s) if chunk.start + chunk.n_tokens == request.n_tokens else 0
-            if draws and request.n_drawn + draws >= self._n_output.get(chunk.request, 0):
-                finished.append((chunk.request, FinishReason.STOP))
-        return StepDone(ends_s[-1], started.id, ends_s, tuple(finished))
-
-    def _push(self, at_s: float, index: int, due: "_StepEnd | _CopyEnd") -> None:
-        heappush(self._heap, (at_s, self._sequence, index, due))
-        self._sequence += 1
+        A fetch brought what they may wait for. An activation that ended no longer holds images, so they may
+        fetch.
+        """
+        for sharer in self._sharers[index]:
+            if isinstance(load, StartedFetch) or self.instances[sharer].any_on_disk:
+                self._carry_out(sharer, self.instances[sharer].decide(self.now_s))
 
 
-@dataclass(frozen=True, slots=True)
-class _StepEnd:
-    """The expected end of a step with this many iterations, unless it is interrupted."""
+class _Completions:
+    """Where one device reports to."""
 
-    operation: int
-    n_iterations: int
+    def __init__(self, simulator: Simulator, index: int) -> None:
+        self._simulator = simulator
+        self._index = index
 
-
-@dataclass(frozen=True, slots=True)
-class _CopyEnd:
-    """The end of a copy, a move or a fetch, unless it is superseded."""
-
-    started: Started
-    error: str = ""
+    def done(self, completion: StepDone | CopyDone) -> None:
+        self._simulator.apply(self._index, completion)
 
 
 class _OneInstance:

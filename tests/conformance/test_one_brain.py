@@ -1,28 +1,32 @@
 """The scheduler exists once: the running engine and the simulator must decide the same, line for line.
 
-One seeded trace goes through `runtime.Engine` with the null device on a virtual clock, and through
-`sim.Simulator`. Both get the same policy, facts and cost model; only who carries plans out, and who says what
-time it is, differs.
+One seeded trace goes through the `Engine`, message by message, and through the `Simulator`: with
+cancellations, a resize, a worker that is lost. Both get the same policy, facts, cost model and virtual
+device; what differs is who carries effects out, in what order, and what becomes of requests.
 """
 
-from collections.abc import Callable
+from collections import Counter
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
 
 from tokenmux.core.cost import RooflineCost
-from tokenmux.core.event import Cancelled, ModelAdded
+from tokenmux.core.effects import Effects
+from tokenmux.core.effects import decisions as decisions_in
+from tokenmux.core.event import Cancelled, ModelAdded, ResizeAsked
 from tokenmux.core.facts import DeviceFacts, HostFacts, KvShape, ModelFacts, ModelId
 from tokenmux.core.plan import Activate, AtOnce, Drop, Evict, Fetch, Operation, PageIn, PageOut, Step
 from tokenmux.core.request import Request, RequestId, ServiceLevel
-from tokenmux.executor.virtual import EngineOnVirtualTime
-from tokenmux.messages.commands import Cancel, Register
-from tokenmux.messages.reports import Finished
+from tokenmux.messages.commands import Cancel, Register, Resize
+from tokenmux.messages.reports import Acknowledged, Finished, Tokens
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.policy.slack import SlackPolicy
 from tokenmux.simulator.simulator import Arrival, Simulator
 from tokenmux.testing import make_model
+from tokenmux.testing.virtual_engine import EngineOnVirtualTime
 
 GB = 10**9
 HOST = HostFacts(cache_bytes=200 * GB, fetch_bytes_per_s=8e9)
@@ -71,50 +75,102 @@ def trace(seed: int, n_models: int, n_requests: int) -> list[Arrival]:
     return arrivals
 
 
-def instance(facts: DeviceFacts, note: Callable[[float, Operation | AtOnce], None]) -> Instance:
-    return Instance(
-        facts, HostCache(HOST.cache_bytes), SlackPolicy(), RooflineCost(facts, HOST), on_decision=note
-    )
+@dataclass(frozen=True)
+class Cancels:
+    at_s: float
+    request: RequestId
+
+
+@dataclass(frozen=True)
+class Resizes:
+    at_s: float
+    arena_bytes: int
+
+
+@dataclass(frozen=True)
+class LosesTheWorker:
+    at_s: float
+
+
+Happening = Cancels | Resizes | LosesTheWorker
+"""What befalls both bodies beside the arrivals."""
+
+
+def instance(facts: DeviceFacts) -> Instance:
+    return Instance(facts, HostCache(HOST.cache_bytes), SlackPolicy(), RooflineCost(facts, HOST))
 
 
 def simulate(
     facts: DeviceFacts,
     catalogue: list[ModelFacts],
     arrivals: list[Arrival],
-    cancelled: tuple[tuple[float, RequestId], ...] = (),
+    happenings: tuple[Happening, ...] = (),
 ) -> Decisions:
-    decisions: Decisions = []
-    body = instance(facts, lambda at_s, decided: decisions.append((at_s, decided)))
-    simulator = Simulator([body], RooflineCost(facts, HOST))
+    log: Decisions = []
+    simulator = Simulator(
+        [instance(facts)],
+        RooflineCost(facts, HOST),
+        on_effects=lambda _, at_s, effects: log.extend((at_s, what) for what in decisions_in(effects)),
+    )
+
+    def befall(happening: Happening) -> None:
+        match happening:
+            case Cancels(at_s, request):
+                simulator.apply(0, Cancelled(at_s, request))
+            case Resizes(at_s, arena_bytes):
+                simulator.instances[0].check_resizable(arena_bytes)
+                simulator.apply(0, ResizeAsked(at_s, arena_bytes))
+            case LosesTheWorker():
+                simulator.replace(0, instance(simulator.instances[0].device))
+
     for model in catalogue:
         simulator.apply(0, ModelAdded(0.0, model))
-    coming = list(arrivals)
-    for at_s, request in cancelled:
-        simulator.run([a for a in coming if a.request.arrival_s <= at_s], until_s=at_s)
-        coming = [a for a in coming if a.request.arrival_s > at_s]
-        simulator.now_s = at_s
-        simulator.apply(0, Cancelled(at_s, request))
-    simulator.run(coming)
-    return decisions
+    for happening in happenings:
+        simulator.clock.call_at(happening.at_s, partial(befall, happening))
+    simulator.run(arrivals)
+    for simulated in simulator.instances:
+        simulated.check_integrity()
+    return log
 
 
 def run_engine(
     facts: DeviceFacts,
     catalogue: list[ModelFacts],
     arrivals: list[Arrival],
-    cancelled: tuple[tuple[float, RequestId], ...] = (),
+    happenings: tuple[Happening, ...] = (),
 ) -> tuple[EngineOnVirtualTime, Decisions]:
-    decisions: Decisions = []
+    log: Decisions = []
     n_output = {arrival.request.id: arrival.n_output for arrival in arrivals}
-    body = EngineOnVirtualTime(instance(facts, lambda *decided: decisions.append(decided)), n_output)
+
+    class Watched(EngineOnVirtualTime):
+        def observe(self, at_s: float, effects: Effects) -> None:
+            log.extend((at_s, what) for what in decisions_in(effects))
+
+    body = Watched(instance(facts), n_output)
+
+    def befall(happening: Happening) -> None:
+        match happening:
+            case Cancels(_, request):
+                body.send(Cancel(request))
+            case Resizes(_, arena_bytes):
+                body.send(Resize(arena_bytes))
+            case LosesTheWorker():
+                body.replace(instance(body.instance.device))
+
     for model in catalogue:
         body.send(Register(model, path=""))
     for arrival in arrivals:
         body.submit_at(arrival.request)
-    for at_s, request in cancelled:
-        body.clock.call_at(at_s, lambda request=request: body.send(Cancel(request)))
+    for happening in happenings:
+        body.clock.call_at(happening.at_s, partial(befall, happening))
     body.clock.run()
-    return body, decisions
+    return body, log
+
+
+def assert_same(simulated: Decisions, decisions: Decisions) -> None:
+    for line, (in_simulator, in_engine) in enumerate(zip(simulated, decisions, strict=False)):
+        assert in_simulator == in_engine, f"the decision logs part at line {line}"
+    assert len(simulated) == len(decisions)
 
 
 @pytest.mark.parametrize(
@@ -126,9 +182,7 @@ def test_engine_and_simulator_decide_the_same(seed: int, arena_gb: int, host_kv_
     simulated = simulate(facts, catalogue, arrivals)
     body, decisions = run_engine(facts, catalogue, arrivals)
     assert len(simulated) > 200
-    for line, (in_simulator, in_engine) in enumerate(zip(simulated, decisions, strict=False)):
-        assert in_simulator == in_engine, f"the decision logs part at line {line}"
-    assert len(simulated) == len(decisions)
+    assert_same(simulated, decisions)
     ends = [message for message in body.said if isinstance(message, Finished)]
     assert sorted(end.request for end in ends) == sorted(arrival.request.id for arrival in arrivals)
     body.instance.check_integrity()
@@ -146,7 +200,7 @@ def test_both_supersede_a_load_alike(came_s: float, cancelled_s: float, kind: ty
         Arrival(Request(RequestId(name), ModelId(of), 100, 400, at_s, ServiceLevel(10.0, 0.1)), 20)
         for name, of, at_s in (("gone", "m2", came_s), ("stays", "m1", came_s + 0.1))
     ]
-    cancelled = ((cancelled_s, RequestId("gone")),)
+    cancelled = (Cancels(cancelled_s, RequestId("gone")),)
     simulated = simulate(facts, models(3), arrivals, cancelled)
     body, decisions = run_engine(facts, models(3), arrivals, cancelled)
     assert simulated == decisions
@@ -154,6 +208,42 @@ def test_both_supersede_a_load_alike(came_s: float, cancelled_s: float, kind: ty
     if kind is not None:
         decided = [what for at_s, what in decisions if at_s == cancelled_s]
         assert kind(ModelId("m1")) in decided, "at once, instead of after the rest of the other"
+    body.instance.check_integrity()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_both_resize_alike(seed: int) -> None:
+    """While a step, a load or both are in flight: everything leaves, the arena is replaced, and requests
+    go on."""
+    facts = device(30 * GB, 100 * GB)
+    catalogue, arrivals = models(8), trace(seed, n_models=8, n_requests=40)
+    sizes = (Resizes(9.0 + 0.3 * seed, 24 * GB), Resizes(22.0 + 0.7 * seed, 60 * GB))
+    simulated = simulate(facts, catalogue, arrivals, sizes)
+    body, decisions = run_engine(facts, catalogue, arrivals, sizes)
+    assert_same(simulated, decisions)
+    assert body.instance.device.arena_bytes == 60 * GB
+    assert [said.error for said in body.said if isinstance(said, Acknowledged) and said.model is None] == [
+        ""
+    ] * 2
+    ends = [said.request for said in body.said if isinstance(said, Finished)]
+    assert sorted(ends) == sorted(arrival.request.id for arrival in arrivals)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_both_go_on_alike_after_a_worker_was_lost(seed: int) -> None:
+    """In the middle of bursts and loads: the tokens that were delivered count, all KV is gone, and nothing
+    is lost."""
+    facts = device(30 * GB, 100 * GB)
+    catalogue, arrivals = models(8), trace(seed, n_models=8, n_requests=40)
+    losses = tuple(LosesTheWorker(at_s) for at_s in (7.03 + 0.21 * seed, 7.5 + 0.4 * seed, 25.77))
+    simulated = simulate(facts, catalogue, arrivals, losses)
+    body, decisions = run_engine(facts, catalogue, arrivals, losses)
+    assert simulated != simulate(facts, catalogue, arrivals)
+    assert_same(simulated, decisions)
+    drawn = Counter(said.request for said in body.said if isinstance(said, Tokens))
+    assert drawn == {arrival.request.id: arrival.n_output for arrival in arrivals}
+    ends = [said.request for said in body.said if isinstance(said, Finished)]
+    assert sorted(ends) == sorted(drawn)
     body.instance.check_integrity()
 
 

@@ -13,6 +13,7 @@ import torch
 
 from tests.device.cuda.fake_gpu import FakeGpu
 from tokenmux.core.cost import RooflineCost
+from tokenmux.core.effects import Effect, operations_started
 from tokenmux.core.errors import BadCheckpoint
 from tokenmux.core.event import ModelAdded, StepDone
 from tokenmux.core.facts import DeviceFacts, HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
@@ -28,14 +29,15 @@ from tokenmux.core.plan import (
     Step,
 )
 from tokenmux.core.request import RequestId
-from tokenmux.core.started import Started
+from tokenmux.core.started import StartedStep
 from tokenmux.device.cpu import CpuDevice
 from tokenmux.device.cuda.device import CudaDevice
 from tokenmux.device.cuda.gpu import Gpu, TorchGpu
 from tokenmux.device.cuda.paging import KvDtype
 from tokenmux.device.device_protocol import Device, OperationDone, Post
-from tokenmux.device.null import NullDevice, VirtualClock
 from tokenmux.executor.monotonic_clock import MonotonicClock
+from tokenmux.simulator.virtual_clock import VirtualClock
+from tokenmux.simulator.virtual_device import VirtualDevice
 from tokenmux.testing import ScriptedPolicy, make_instance, make_model
 
 KB = 1 << 10
@@ -61,9 +63,8 @@ model = partial(make_model, kv=SHAPE, n_parameters=1000)
 class FakeStep:
     """A step that can be held up in the middle, and stamps the KV of the tokens that it adds."""
 
-    def __init__(self, host: "FakeHost", started: Started) -> None:
+    def __init__(self, host: "FakeHost", started: StartedStep) -> None:
         self.host = host
-        assert isinstance(started.operation, Step)
         self.repeat = started.operation.repeat
         ledger = host.bench.instance.ledger
         self.blocks = []
@@ -116,7 +117,7 @@ class FakeHost:
         into[:] = content(image)
         progress(image.n_bytes)
 
-    def prepare_step(self, started: Started) -> FakeStep:
+    def prepare_step(self, started: StartedStep) -> FakeStep:
         return FakeStep(self, started)
 
 
@@ -139,6 +140,8 @@ class Bench:
         self.host = FakeHost(self, self.clock)
         self.inbox: SimpleQueue[OperationDone | BaseException] = SimpleQueue()
         self.instance = make_instance(FACTS, self.script, HOST)
+        self.effects: list[Effect] = []
+        """Of the completions that were entered."""
         self.device = make(self)
 
     # the device's `Post`
@@ -158,7 +161,7 @@ class Bench:
     def start(self, operation: Operation, *at_once: Evict | Drop) -> None:
         channels = {Fetch: Channel.FETCH, Step: Channel.COMPUTE, PageOut: Channel.COPY_OUT}
         self.script.plans[channels.get(type(operation), Channel.COPY_IN)] = Plan(operation, at_once)
-        started = self.instance.decide(self.now_s())
+        started = operations_started(self.instance.decide(self.now_s()))
         assert [s.operation for s in started] == [operation]
         self.device.start(started[0])
 
@@ -168,7 +171,7 @@ class Bench:
         completion = self.inbox.get(timeout=WAIT_S)
         if isinstance(completion, BaseException):
             raise completion
-        self.instance.apply(completion)
+        self.effects += self.instance.apply(completion)
         return completion
 
     def run(self, operation: Operation, *at_once: Evict | Drop) -> OperationDone:
@@ -181,7 +184,7 @@ class Bench:
             self.run(Activate(ModelId(name)))
 
     def now_s(self) -> float:
-        return self.virtual.now_s() if isinstance(self.device, NullDevice) else self.clock.now_s()
+        return self.virtual.now_s() if isinstance(self.device, VirtualDevice) else self.clock.now_s()
 
     # what lies on the device, between operations
 
@@ -226,7 +229,7 @@ class Bench:
 
 def make_null(bench: Bench) -> Device:
     left = lambda name: 32 - bench.instance.requests[name].n_drawn
-    return NullDevice(bench.instance, RooflineCost(FACTS, HOST), bench.virtual, bench, left)
+    return VirtualDevice(bench.instance, RooflineCost(FACTS, HOST), bench.virtual, bench, left)
 
 
 def make_cpu(bench: Bench) -> Device:

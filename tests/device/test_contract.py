@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.device.bench import ALL, KB, WAIT_S, WITH_BYTES, Bench, bench_of, content, model, stamp
+from tokenmux.core.effects import INTERRUPT, RequestEnded
 from tokenmux.core.event import SUPERSEDED, Arrived, CopyDone, StepDone
 from tokenmux.core.facts import ImageId, ModelId
 from tokenmux.core.phases import Residency
@@ -165,8 +166,7 @@ def test_an_interrupted_burst_ends_after_its_present_iteration(real: Bench) -> N
     real.start(Step(ModelId("a"), (Chunk(RequestId("r"), 16, 1),), repeat=20))
     assert real.host.in_step.wait(WAIT_S)
     real.script.interrupt_on = (Arrived,)
-    real.instance.apply(Arrived(real.now_s(), make_request("second", "a")))
-    assert real.instance.interrupted
+    assert INTERRUPT in real.instance.apply(Arrived(real.now_s(), make_request("second", "a")))
     real.device.interrupt()
     real.host.step_may_end.set()
     done = real.finish()
@@ -183,8 +183,8 @@ def test_an_image_that_cannot_be_read_fails_its_requests_and_nothing_else(real: 
     done = real.run(Fetch(ModelId("bad")))
     assert isinstance(done, CopyDone)
     assert "cut off" in done.error
-    ended = real.instance.take_ended()
-    assert [(record.request.id, detail) for record, detail in ended] == [("doomed", "bad is cut off")]
+    ended = [effect for effect in real.effects if isinstance(effect, RequestEnded)]
+    assert [(e.record.request.id, e.detail) for e in ended] == [("doomed", "bad is cut off")]
     assert RequestId("good") in real.instance.requests
     real.instance.check_integrity()
 

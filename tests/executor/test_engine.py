@@ -8,10 +8,10 @@ from tokenmux.core.facts import DeviceFacts, KvShape, ModelId
 from tokenmux.core.phases import PhaseChanged, RequestPhase, Residency
 from tokenmux.core.plan import Channel
 from tokenmux.core.request import FinishReason, Request, RequestId
-from tokenmux.executor.virtual import HOST, EngineOnVirtualTime
 from tokenmux.messages.commands import Cancel, Load, Pause, Pin, Register, Resume, Unload, Unregister
-from tokenmux.messages.reports import Acknowledged, Broken, Finished, Tokens, WorkerStatus
+from tokenmux.messages.reports import Acknowledged, Alive, Broken, Finished, Tokens, WorkerStatus
 from tokenmux.testing import make_instance, make_model, make_request
+from tokenmux.testing.virtual_engine import HOST, EngineOnVirtualTime
 
 GB = 10**9
 SHAPE = KvShape(n_layers=16, n_kv_heads=8, head_dim=64, dtype_bytes=2, block_size=16)
@@ -60,6 +60,25 @@ def test_weights_are_bound_when_a_model_comes_and_unbound_when_it_goes() -> None
     body.submit_at(request("s", B, 100.0, 10))
     body.clock.run()
     assert body.weights.log == [("add", A), ("add", B), ("bind", A), ("unbind", A), ("bind", B)]
+
+
+def test_books_that_are_wrong_end_the_worker_when_it_falls_idle(caplog: pytest.LogCaptureFixture) -> None:
+    body = engine(n_output={"r": 10, "s": 10})
+    body.submit_at(request("r", A, 0.0, 10))
+    body.clock.run(until_s=200.0)
+    body.engine.beat()
+    assert body.said[-1] == Alive()
+    body.instance.ledger.arena.allocate_low(1000)  # which nobody knows of
+    body.submit_at(request("s", A, 200.0, 10))
+    body.clock.call_at(200.001, body.engine.beat)  # a step is in flight: nobody looks
+    body.clock.call_at(300.0, body.engine.beat)
+    body.clock.run(until_s=299.0)
+    assert not [said for said in body.said if isinstance(said, Broken)]
+    body.clock.run()
+    (broken,) = [said for said in body.said if isinstance(said, Broken)]
+    assert broken.detail.startswith("the books of the instance are wrong: ")
+    assert body.engine.stopped
+    assert "the books of the instance are wrong" in caplog.text
 
 
 @pytest.mark.parametrize("after_s", [0.5, 5.0, 13.0])

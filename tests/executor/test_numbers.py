@@ -13,7 +13,6 @@ from tokenmux.core.cost import RooflineCost
 from tokenmux.core.errors import InvalidRequest
 from tokenmux.core.facts import DeviceFacts, KvShape, ModelId
 from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
-from tokenmux.executor.virtual import HOST, EngineOnVirtualTime
 from tokenmux.messages.commands import Register
 from tokenmux.messages.reports import Finished, Tokens
 from tokenmux.scheduler.instance.instance import Instance
@@ -22,6 +21,7 @@ from tokenmux.scheduler.policy.registry import SERVED, make_policy
 from tokenmux.server.front.generation import Ask, TokenIds
 from tokenmux.server.front.request_rules import Defaults, check_parameters, output_limit, service_level
 from tokenmux.testing import make_model
+from tokenmux.testing.virtual_engine import HOST, EngineOnVirtualTime
 
 GB = 10**9
 SHAPE = KvShape(n_layers=16, n_kv_heads=8, head_dim=64, dtype_bytes=2, block_size=16)

@@ -7,8 +7,8 @@ import pytest
 from tests.executor.test_engine import A, B, engine, request
 from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.core.request import RequestId
-from tokenmux.executor.virtual import EngineOnVirtualTime
 from tokenmux.messages.commands import Cancel, Pause
+from tokenmux.testing.virtual_engine import EngineOnVirtualTime
 
 
 def told(body: EngineOnVirtualTime, name: str) -> list[int]:

@@ -16,12 +16,11 @@ from hypothesis import strategies as st
 from tests.device.cuda.fake_gpu import FakeGpu
 from tests.executor.test_virtual_gpu import KB, SLAB_BYTES, InThread, entries, submits, worker
 from tests.executor.test_virtual_gpu import device as real_device
-from tests.scheduler.policy.test_progress import HOST, MB, device, model, traffic
+from tests.scheduler.policy.test_progress import HOST, MB, device, random_model, traffic
 from tokenmux.core.cost import RooflineCost
 from tokenmux.core.errors import DoesNotFit, ErrorCode
 from tokenmux.core.request import FinishReason, Request, RequestId
 from tokenmux.executor import assemble as assembly
-from tokenmux.executor.virtual import EngineOnVirtualTime
 from tokenmux.messages.commands import Register, Resize
 from tokenmux.messages.reports import Acknowledged, Finished, Tokens
 from tokenmux.models.catalogue.entry import Entry
@@ -30,6 +29,7 @@ from tokenmux.scheduler.memory.arena import EXTENT_ALIGNMENT
 from tokenmux.scheduler.memory.capacity import check_request
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.policy.registry import SERVED, make_policy
+from tokenmux.testing.virtual_engine import EngineOnVirtualTime
 
 __all__ = ["entries"]
 
@@ -71,10 +71,7 @@ def test_random_worlds_with_resizes_end_every_request(
     seed: int, arena_mb: int, host_kv_mb: int, n_models: int, policy: str, sizes_mb: list[int]
 ) -> None:
     rng = np.random.default_rng(seed)
-    models = [
-        model(f"m{i}", int(rng.integers(2, max(3, arena_mb - 24))), int(rng.integers(2, 12)))
-        for i in range(n_models)
-    ]
+    models = [random_model(rng, i, max(3, arena_mb - 24)) for i in range(n_models)]
     arrivals = traffic(rng, models, 30)
     facts = device(arena_mb, host_kv_mb)
     instance = Instance(facts, HostCache(HOST.cache_bytes), make_policy(policy), RooflineCost(facts, HOST))

@@ -7,22 +7,17 @@ import pytest
 from tests.executor.test_engine import A, engine, request
 from tokenmux.core.cost import RooflineCost, StepWork
 from tokenmux.core.facts import DeviceFacts, KvShape
-from tokenmux.core.plan import Activate, Channel, Fetch, Operation, Step
-from tokenmux.core.started import Started
+from tokenmux.core.plan import Step
 from tokenmux.executor.loop import BEAT_S, EngineLoop
 from tokenmux.executor.stalls import STALL_FACTOR, STALL_FLOOR_S, Stalls
-from tokenmux.executor.virtual import HOST
 from tokenmux.messages.commands import Resize, Submit
 from tokenmux.messages.reports import Alive, Broken, Report
 from tokenmux.testing import make_model
+from tokenmux.testing.started_operations import make_started_activation, make_started_fetch, make_started_step
+from tokenmux.testing.virtual_engine import HOST
 
 MODEL = make_model("m", 10**9, kv=KvShape(16, 8, 64, 2, 16), max_context=4096, n_parameters=10**9)
 SLOW = DeviceFacts("slow", 2 * 10**9, 10**9, 1e9, 1e9, 1e9, 1e10, slab_bytes=64 << 20)
-STEP = Step(MODEL.id, ())
-
-
-def started(channel: Channel, operation: Operation, work: StepWork, n_bytes: int = 0) -> Started:
-    return Started(7, channel, operation, 0.0, n_bytes, MODEL, work)
 
 
 def stalls(device: DeviceFacts = SLOW) -> Stalls:
@@ -34,7 +29,7 @@ FAST = replace(SLOW, flops_per_s=1e15, memory_bytes_per_s=1e13)
 
 def test_a_short_step_may_be_silent_for_the_floor_and_no_longer() -> None:
     found = stalls(FAST)
-    found.began(started(Channel.COMPUTE, STEP, StepWork(decode_rows=1)), 0.0)
+    found.began(make_started_step(7, MODEL, work=StepWork(decode_rows=1)), 0.0)
     assert found.find(STALL_FLOOR_S) is None
     assert "a step of m on the channel compute" in str(found.find(STALL_FLOOR_S + 0.1))
 
@@ -45,24 +40,24 @@ def test_a_step_that_is_expected_to_take_minutes_is_left_alone() -> None:
     expected_s = RooflineCost(SLOW, HOST).step_s(MODEL, work)
     assert expected_s > 5 * 3600
     found = stalls()
-    found.began(started(Channel.COMPUTE, STEP, work), 0.0)
+    found.began(make_started_step(7, MODEL, work=work), 0.0)
     assert found.find(STALL_FACTOR * expected_s) is None
     assert found.find(STALL_FACTOR * expected_s + 1) is not None
 
 
 def test_what_took_long_before_may_take_long_again() -> None:
     found = stalls(FAST)
-    found.began(started(Channel.COMPUTE, STEP, StepWork(decode_rows=1)), 0.0)
+    found.began(make_started_step(7, MODEL, work=StepWork(decode_rows=1)), 0.0)
     found.ended(7, 20.0)
-    found.began(started(Channel.COMPUTE, STEP, StepWork(decode_rows=1)), 20.0)
+    found.began(make_started_step(7, MODEL, work=StepWork(decode_rows=1)), 20.0)
     assert found.find(20.0 + 20 * STALL_FACTOR) is None
     assert found.find(20.0 + 20 * STALL_FACTOR + 1) is not None
 
 
 def test_every_iteration_and_every_chunk_is_a_sign_of_life() -> None:
     found = stalls(FAST)
-    found.began(started(Channel.COMPUTE, STEP, StepWork(decode_rows=1)), 0.0)
-    found.began(replace(started(Channel.COPY_IN, Activate(MODEL.id), StepWork(), 10**9), id=8), 0.0)
+    found.began(make_started_step(7, MODEL, work=StepWork(decode_rows=1)), 0.0)
+    found.began(make_started_activation(8, MODEL, n_bytes=10**9), 0.0)
     for at_s in (20.0, 40.0, 60.0):
         found.stepped(at_s)
         found.advanced(8, at_s)
@@ -75,7 +70,7 @@ def test_every_iteration_and_every_chunk_is_a_sign_of_life() -> None:
 
 def test_a_fetch_is_somebody_elses_concern() -> None:
     found = stalls()
-    found.began(started(Channel.FETCH, Fetch(MODEL.id), StepWork(), 10**9), 0.0)
+    found.began(make_started_fetch(7, MODEL, n_bytes=10**9), 0.0)
     assert found.find(1e9) is None
 
 

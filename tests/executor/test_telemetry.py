@@ -7,10 +7,10 @@ import pytest
 from tokenmux.core.facts import DeviceFacts, KvShape
 from tokenmux.core.request import RequestId
 from tokenmux.executor.telemetry import USE_INTERVAL_S
-from tokenmux.executor.virtual import HOST, EngineOnVirtualTime
 from tokenmux.messages.commands import AskTrace, Register
 from tokenmux.messages.reports import Traced, WorkerUse
 from tokenmux.testing import make_instance, make_model, make_request
+from tokenmux.testing.virtual_engine import HOST, EngineOnVirtualTime
 
 GB = 10**9
 SHAPE = KvShape(n_layers=16, n_kv_heads=8, head_dim=64, dtype_bytes=2, block_size=16)

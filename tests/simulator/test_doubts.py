@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import pytest
 
 from tokenmux.core.cost import RooflineCost
-from tokenmux.core.event import CopyDone, Event, StepDone
-from tokenmux.core.plan import Activate, Step
-from tokenmux.core.started import Started
+from tokenmux.core.effects import CopyEnded, Effects, StepEnded
+from tokenmux.core.started import StartedActivation
 from tokenmux.simulator.doubts import ALL_DOUBTS, SURE, Doubts
 from tokenmux.simulator.planner.named_models import parse_market
 from tokenmux.simulator.scenario import Outcome, simulate
@@ -18,25 +17,27 @@ from tokenmux.workload.trace import TraceRequest, arrivals
 @dataclass
 class Seen:
     outcome: Outcome
-    steps: list[tuple[Started, StepDone]]
-    loads: list[tuple[Started, CopyDone]]
+    steps: list[StepEnded]
+    loads: list[CopyEnded]
 
 
 def seen(doubts: Doubts) -> Seen:
     """Two models with two requests each on one device: one comes in while the other steps, and then they
     take turns."""
-    steps: list[tuple[Started, StepDone]] = []
-    loads: list[tuple[Started, CopyDone]] = []
+    steps: list[StepEnded] = []
+    loads: list[CopyEnded] = []
 
-    def note(index: int, started: Started, event: Event) -> None:
-        if isinstance(event, StepDone):
-            steps.append((started, event))
-        elif isinstance(started.operation, Activate) and isinstance(event, CopyDone):
-            loads.append((started, event))
+    def note(_index: int, _at_s: float, effects: Effects) -> None:
+        for effect in effects:
+            match effect:
+                case StepEnded():
+                    steps.append(effect)
+                case CopyEnded(StartedActivation()):
+                    loads.append(effect)
 
     market = parse_market(["2*qwen2.5-7b"], {})
     lines = [TraceRequest(0.1 * i, f"qwen2.5-7b-{i % 2}", 100, 500) for i in range(4)]
-    outcome = simulate(market, arrivals(lines, market.max_context), 1, on_done=note, doubts=doubts)
+    outcome = simulate(market, arrivals(lines, market.max_context), 1, on_effects=note, doubts=doubts)
     return Seen(outcome, steps, loads)
 
 
@@ -45,9 +46,8 @@ def durations(run: Seen) -> list[tuple[bool, bool, float, float]]:
     was measured to take."""
     truth = run.outcome.simulator._truths[0]
     rows, before = [], None
-    for started, event in run.steps:
-        assert started.model is not None
-        assert isinstance(started.operation, Step)
+    for ended in run.steps:
+        started, event = ended.started, ended.done
         measured, work = 0.0, started.work
         for _ in event.ends_s:
             measured += truth.step_s(started.model, work)
@@ -78,7 +78,7 @@ def test_steps_beside_a_copy_take_longer() -> None:
 
 def test_an_activation_takes_longer_than_its_copy() -> None:
     def seconds(run: Seen) -> list[float]:
-        return [event.at_s - started.at_s for started, event in run.loads]
+        return [load.done.at_s - load.started.at_s for load in run.loads]
 
     sure, doubtful = seconds(seen(SURE)), seconds(seen(Doubts(activation_s=0.025)))
     assert doubtful == pytest.approx([s + 0.025 for s in sure])

@@ -5,13 +5,14 @@ import random
 import pytest
 
 from tokenmux.core.cost import StepWork
+from tokenmux.core.effects import CopyEnded, OperationEnded, StepEnded
 from tokenmux.core.errors import InternalError
 from tokenmux.core.event import CopyDone, StepDone
 from tokenmux.core.facts import KvShape, ModelFacts
 from tokenmux.core.plan import Activate, Channel, Chunk, Step
 from tokenmux.core.request import RequestId
-from tokenmux.core.started import Started
-from tokenmux.simulator.measured import Completed, fit_cost, shape_of
+from tokenmux.core.started import StartedActivation, StartedStep, SwapReason
+from tokenmux.simulator.measured import fit_cost, shape_of
 from tokenmux.testing import make_model
 
 INTERFERENCE = 1.4
@@ -29,10 +30,10 @@ def truth_s(facts: ModelFacts, work: StepWork) -> float:
     return alone_s * (INTERFERENCE if work.beside_copy else 1.0)
 
 
-def history(models: list[ModelFacts], n: int = 300) -> list[Completed]:
+def history(models: list[ModelFacts], n: int = 300) -> list[OperationEnded]:
     """Steps of random work and a copy now and then, a millisecond between the end of one and the next."""
     generator = random.Random(0)
-    done: list[Completed] = []
+    done: list[OperationEnded] = []
     at_s = 0.0
     for i in range(n):
         facts = generator.choice(models)
@@ -47,12 +48,14 @@ def history(models: list[ModelFacts], n: int = 300) -> list[Completed]:
         for _ in range(repeat):
             now_s += truth_s(facts, work)
             ends_s.append(now_s)
-        started = Started(i, Channel.COMPUTE, Step(facts.id, chunks, repeat), at_s, model=facts, work=work)
-        done.append((started, StepDone(now_s, i, tuple(ends_s))))
+        started = StartedStep(i, at_s, Step(facts.id, chunks, repeat), facts, work)
+        done.append(StepEnded(started, StepDone(now_s, i, tuple(ends_s)), ()))
         if i % 10 == 0:
             n_bytes = generator.randrange(10**6, 10**8)
-            copy = Started(n + i, Channel.COPY_IN, Activate(facts.id), at_s, n_bytes, model=facts)
-            done.append((copy, CopyDone(at_s + 1e-4 + n_bytes / 1e10, n + i)))
+            copy = StartedActivation(
+                n + i, at_s, Activate(facts.id), facts, facts.images, n_bytes, SwapReason.FIRST, 0.0
+            )
+            done.append(CopyEnded(copy, CopyDone(at_s + 1e-4 + n_bytes / 1e10, n + i)))
         at_s = now_s + 1e-3
     return done
 
@@ -73,6 +76,6 @@ def test_it_finds_what_the_steps_were_made_of() -> None:
 def test_nothing_measured_is_said_to_be_nothing() -> None:
     with pytest.raises(InternalError, match="no step"):
         fit_cost([])
-    steps_only = [(s, e) for s, e in history([of_layers("a")], 20) if isinstance(e, StepDone)]
+    steps_only = [ended for ended in history([of_layers("a")], 20) if isinstance(ended, StepEnded)]
     with pytest.raises(InternalError, match="no copy"):
         fit_cost(steps_only)

@@ -4,6 +4,7 @@ say."""
 import numpy as np
 import pytest
 
+from tokenmux.core.effects import decisions as decided
 from tokenmux.core.errors import ConfigError
 from tokenmux.core.plan import AtOnce, Channel, Operation
 from tokenmux.core.request import Request, RequestId, ServiceLevel
@@ -49,7 +50,7 @@ def test_the_same_trace_gives_the_same_decisions(policy: str) -> None:
             requests,
             3,
             policy,
-            on_done=lambda i, started, _: seen.append((i, started.at_s, started.operation)),
+            on_effects=lambda i, at_s, effects: seen.extend((i, at_s, what) for what in decided(effects)),
         )
         return seen
 

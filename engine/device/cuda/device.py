@@ -42,9 +42,18 @@ from tokenmux.core.errors import DoesNotFit, TokenmuxError, WorkerFailed
 from tokenmux.core.event import SUPERSEDED, CopyDone
 from tokenmux.core.facts import DeviceFacts, Image, ImageId
 from tokenmux.core.handles import ExtentMove, Transfer
-from tokenmux.core.plan import Activate, Channel, Compact, Fetch, PageIn, PageOut, Step
+from tokenmux.core.plan import Channel
 from tokenmux.core.request import RequestId
-from tokenmux.core.started import Started
+from tokenmux.core.started import (
+    Started,
+    StartedActivation,
+    StartedCompaction,
+    StartedCopy,
+    StartedFetch,
+    StartedPageIn,
+    StartedPageOut,
+    StartedStep,
+)
 from tokenmux.device.channel import CHANNEL_CLOSE_S, ChannelThread
 from tokenmux.device.cuda.chunks import (
     CHUNK_BYTES,
@@ -213,23 +222,26 @@ class CudaDevice:
             )
 
     def start(self, started: Started) -> None:
-        match started.operation:
-            case Step():
+        match started:
+            case StartedStep():
                 self._interrupted.clear()
                 step = self._host.prepare_step(started)
                 piece = self._enter(_Piece(Channel.COMPUTE), *self._step_places(started, step))
                 self._submit(started, [piece], lambda: self._step(started, step, piece))
-            case Fetch():
+            case StartedFetch():
                 dropped = {image: self._images.pop(image) for image in started.dropped}
                 forgotten: Places = {id: ((0, image.n_bytes),) for id, image in dropped.items()}
                 piece = self._enter(_Piece(Channel.FETCH), NOWHERE, forgotten)
                 self._submit(started, [piece], lambda: self._fetch(started, list(dropped.values()), piece))
-            case Activate():
+            case StartedActivation():
                 self._submit_copy(started, [self._enter_image(image) for image in started.images])
-            case PageIn() | PageOut():
-                paged = [self._enter_blocks(started.channel, *paged) for paged in started.transfers]
-                self._submit_copy(started, paged)
-            case Compact():
+            case StartedPageIn() | StartedPageOut():
+                pieces = [
+                    self._enter_blocks(started.channel, paged.request, paged.transfers)
+                    for paged in started.paged
+                ]
+                self._submit_copy(started, pieces)
+            case StartedCompaction():
                 self._submit_copy(started, [self._enter_move(move) for move in started.moves])
 
     def interrupt(self) -> None:
@@ -291,8 +303,7 @@ class CudaDevice:
         piece.number, piece.after = self._ordering.enter(piece.channel, piece, reads, writes)
         return piece
 
-    def _step_places(self, started: Started, step: StepJob) -> tuple[Places, Places]:
-        assert started.model is not None
+    def _step_places(self, started: StartedStep, step: StepJob) -> tuple[Places, Places]:
         size = started.model.kv.block_bytes
         weights = [self._extent(image) for image in started.model.images]
         blocks = step.kv_blocks()
@@ -362,7 +373,7 @@ class CudaDevice:
 
         self._channels[started.channel].submit(started.id, run)
 
-    def _submit_copy(self, started: Started, pieces: Sequence[_Piece]) -> None:
+    def _submit_copy(self, started: StartedCopy, pieces: Sequence[_Piece]) -> None:
         self._submit(started, pieces, lambda: self._copy(started, pieces))
 
     def _come_after(self, piece: _Piece) -> None:
@@ -386,7 +397,7 @@ class CudaDevice:
         piece.end = self._gpu.record(piece.channel)
         piece.passed.set()
 
-    def _step(self, started: Started, step: StepJob, piece: _Piece) -> None:
+    def _step(self, started: StartedStep, step: StepJob, piece: _Piece) -> None:
         if self._closing.is_set():
             raise _LostError
         self._come_after(piece)
@@ -397,7 +408,7 @@ class CudaDevice:
     def _settle(self) -> None:
         self._gpu.record(Channel.COMPUTE).wait()
 
-    def _copy(self, started: Started, pieces: Sequence[_Piece]) -> CopyDone:
+    def _copy(self, started: StartedCopy, pieces: Sequence[_Piece]) -> CopyDone:
         report = progress_of(started, self._clock, self._post)
         in_flight: deque[_InFlight] = deque()
         slots = cycle(self._slots[started.channel])
@@ -431,7 +442,7 @@ class CudaDevice:
             land()
         return CopyDone(self._clock.now_s(), started.id, error)
 
-    def _fetch(self, started: Started, dropped: Sequence[PagedImage], piece: _Piece) -> CopyDone:
+    def _fetch(self, started: StartedFetch, dropped: Sequence[PagedImage], piece: _Piece) -> CopyDone:
         self._come_after(piece)
         for forgotten in dropped:
             forgotten.close()

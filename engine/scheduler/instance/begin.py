@@ -1,40 +1,52 @@
-"""Beginning an operation: it is checked, entered into the books, and becomes a `Started` that a body can
-carry out."""
+"""Beginning an operation: it is checked, entered into the books, and becomes a `Started` value for a body
+to carry out."""
 
 from math import inf
 
 from tokenmux.core.cost import StepWork
 from tokenmux.core.errors import IllegalPlan
-from tokenmux.core.handles import Transfer
 from tokenmux.core.phases import RequestPhase, Residency
 from tokenmux.core.plan import Activate, Channel, Compact, Fetch, Operation, PageIn, PageOut, Step
 from tokenmux.core.request import RequestId
-from tokenmux.core.started import Started, SwapReason
+from tokenmux.core.started import (
+    PagedRequest,
+    Started,
+    StartedActivation,
+    StartedCompaction,
+    StartedFetch,
+    StartedPageIn,
+    StartedPageOut,
+    StartedStep,
+    SwapReason,
+)
 from tokenmux.scheduler.instance import validate
 from tokenmux.scheduler.instance.live_state import LiveState
 from tokenmux.scheduler.instance.state import ModelState
 
 
-def begin(state: LiveState, channel: Channel, operation: Operation) -> Started:
+def begin(state: LiveState, channel: Channel, operation: Operation) -> None:
     """Raises IllegalPlan where the operation is not allowed now."""
     validate.channel(channel, operation)
+    started: Started
     match operation:
         case Step():
             started = _step(state, operation)
         case Activate(model_id):
             started = _activate(state, state.model(model_id), operation)
-        case PageIn(requests) | PageOut(requests):
-            started = _page(state, channel, requests, operation)
+        case PageIn():
+            started = _page_in(state, operation)
+        case PageOut():
+            started = _page_out(state, operation)
         case Compact():
             started = _compact(state, operation)
         case Fetch(model_id):
             started = _fetch(state, state.model(model_id), operation)
     state.in_flight[channel] = started
     state.n_started += 1
-    return started
+    state.effects.append(started)
 
 
-def _step(state: LiveState, step: Step) -> Started:
+def _step(state: LiveState, step: Step) -> StartedStep:
     model = state.model(step.model)
     validate.step(state, model, step)
     for chunk in step.chunks:
@@ -44,8 +56,7 @@ def _step(state: LiveState, step: Step) -> Started:
         state.tell(request, RequestPhase.RUNNING)
     state.interrupted = False
     model.stepped_since_load = True
-    work = _work(state, step)
-    return Started(state.n_started, Channel.COMPUTE, step, state.now_s, model=model.facts, work=work)
+    return StartedStep(state.n_started, state.now_s, step, model.facts, _work(state, step))
 
 
 def _work(state: LiveState, step: Step) -> StepWork:
@@ -62,26 +73,24 @@ def _work(state: LiveState, step: Step) -> StepWork:
     return StepWork(prefill, pairs, rows, context, beside_copy)
 
 
-def _activate(state: LiveState, model: ModelState, operation: Activate) -> Started:
+def _activate(state: LiveState, model: ModelState, operation: Activate) -> StartedActivation:
     validate.activate(state, model)
     images = state.ledger.place(model.facts)
     for image in images:
         state.ledger.cache.hold(image.id)
     model.stage = Residency.LOADING
-    state.swap_compute_s = state.compute_busy_s()
-    state.swap_reason = _swap_reason(model)
     for request in model.requests():
         if not request.is_paused:
             state.tell(request, RequestPhase.LOADING)
-    n_bytes = sum(image.n_bytes for image in images)
-    return Started(
+    return StartedActivation(
         state.n_started,
-        Channel.COPY_IN,
-        operation,
         state.now_s,
-        n_bytes,
-        model=model.facts,
-        images=images,
+        operation,
+        model.facts,
+        images,
+        sum(image.n_bytes for image in images),
+        _swap_reason(model),
+        state.compute_until_now_s(),
     )
 
 
@@ -91,39 +100,45 @@ def _swap_reason(model: ModelState) -> SwapReason:
     return SwapReason.OPERATOR if model.pinned or model.wanted else SwapReason.AHEAD
 
 
-def _page(state: LiveState, channel: Channel, ids: tuple[RequestId, ...], operation: Operation) -> Started:
-    requests = [state.request(request_id) for request_id in ids]
-    validate.paging(channel, requests)
-    transfers = _transfers(state, channel, ids)
-    for request in requests:
-        request.in_copy = True
-        state.paging_computed[channel, request.id] = request.kv.n_computed
-    n_bytes = sum(t.shape.block_bytes for _, blocks in transfers for t in blocks)
-    return Started(state.n_started, channel, operation, state.now_s, n_bytes, transfers=tuple(transfers))
+def _page_in(state: LiveState, operation: PageIn) -> StartedPageIn:
+    paged = _page(state, Channel.COPY_IN, operation.requests)
+    return StartedPageIn(state.n_started, state.now_s, operation, paged, _bytes_of(paged))
 
 
-def _transfers(
-    state: LiveState, channel: Channel, ids: tuple[RequestId, ...]
-) -> list[tuple[RequestId, tuple[Transfer, ...]]]:
+def _page_out(state: LiveState, operation: PageOut) -> StartedPageOut:
+    paged = _page(state, Channel.COPY_OUT, operation.requests)
+    return StartedPageOut(state.n_started, state.now_s, operation, paged, _bytes_of(paged))
+
+
+def _page(state: LiveState, channel: Channel, ids: tuple[RequestId, ...]) -> tuple[PagedRequest, ...]:
     """Blocks for all of these requests; if one finds no room, the others give theirs back and the plan is
     illegal."""
     ledger = state.ledger
-    transfers: list[tuple[RequestId, tuple[Transfer, ...]]] = []
+    requests = [state.request(request_id) for request_id in ids]
+    validate.paging(channel, requests)
+    into_device = channel is Channel.COPY_IN
+    begin_one = ledger.begin_page_in if into_device else ledger.begin_page_out
+    paged: list[PagedRequest] = []
     try:
-        for request_id in ids:
-            begin_one = ledger.begin_page_in if channel is Channel.COPY_IN else ledger.begin_page_out
-            transfers.append((request_id, begin_one(request_id)))
+        for request in requests:  # one after another: what was begun must be known if one fails
+            paged.append(PagedRequest(request.id, request.kv.n_computed, begin_one(request.id)))  # noqa: PERF401
     except IllegalPlan:
-        for request_id, blocks in transfers:
-            if channel is Channel.COPY_IN:
-                ledger.end_page_in(request_id, blocks, ok=False)
+        for request_id, _, transfers in paged:
+            if into_device:
+                ledger.end_page_in(request_id, transfers, ok=False)
             else:
                 ledger.end_page_out(request_id, 0, ok=False)
         raise
-    return transfers
+    for request in requests:
+        request.in_copy = True
+    return tuple(paged)
 
 
-def _compact(state: LiveState, operation: Compact) -> Started:
+def _bytes_of(paged: tuple[PagedRequest, ...]) -> int:
+    return sum(transfer.shape.block_bytes for _, _, transfers in paged for transfer in transfers)
+
+
+def _compact(state: LiveState, operation: Compact) -> StartedCompaction:
     planned = state.ledger.plan_compaction(operation.n_bytes, state.fixed_models(), fixed_kv=state.fixed_kv())
     planned = validate.compact(operation, planned)
     touched = state.ledger.moved_models(planned)
@@ -134,22 +149,13 @@ def _compact(state: LiveState, operation: Compact) -> Started:
     moves = state.ledger.apply(planned)
     state.ledger.arena.frozen = True
     n_bytes = sum(move.n_bytes for move in moves)
-    return Started(state.n_started, Channel.COPY_IN, operation, state.now_s, n_bytes, moves=moves)
+    return StartedCompaction(state.n_started, state.now_s, operation, moves, n_bytes)
 
 
-def _fetch(state: LiveState, model: ModelState, operation: Fetch) -> Started:
+def _fetch(state: LiveState, model: ModelState, operation: Fetch) -> StartedFetch:
     validate.fetch(state, model)
     for request in model.waiting.values():
         state.tell(request, RequestPhase.LOADING)
     images, dropped = state.ledger.cache.begin_fetch(model.facts.images)
     n_bytes = sum(image.n_bytes for image in images)
-    return Started(
-        state.n_started,
-        Channel.FETCH,
-        operation,
-        state.now_s,
-        n_bytes,
-        model=model.facts,
-        images=images,
-        dropped=dropped,
-    )
+    return StartedFetch(state.n_started, state.now_s, operation, model.facts, images, dropped, n_bytes)

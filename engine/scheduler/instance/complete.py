@@ -1,48 +1,52 @@
-"""Completing an operation: what it brought is entered into the books, counted, and given to the requests
-that waited for it."""
+"""Completing an operation: what it brought is entered into the books and given to the requests that waited
+for it."""
 
 from tokenmux.core.cost import StepWork
+from tokenmux.core.effects import CopyEnded, ModelLoaded, StepEnded, StepRow
 from tokenmux.core.errors import InternalError
 from tokenmux.core.event import SUPERSEDED, CopyDone, StepDone
 from tokenmux.core.phases import RequestPhase, Residency
-from tokenmux.core.plan import Activate, Channel, Compact, Fetch, PageIn, PageOut, Step
+from tokenmux.core.plan import Channel
 from tokenmux.core.request import FinishReason
-from tokenmux.core.started import Started
+from tokenmux.core.started import (
+    Started,
+    StartedActivation,
+    StartedCompaction,
+    StartedFetch,
+    StartedPageIn,
+    StartedPageOut,
+    StartedStep,
+)
 from tokenmux.scheduler.instance import requests, validate
 from tokenmux.scheduler.instance.live_state import LiveState
 from tokenmux.scheduler.instance.state import ModelState, RequestState
-from tokenmux.scheduler.metrics.counters import ServiceCounters, count_on_time
+from tokenmux.scheduler.metrics.counters import count_on_time
 
 
 def step(state: LiveState, event: StepDone) -> Started:
     """A step ended; returns how it had begun."""
     started = state.pop(Channel.COMPUTE, event.operation)
+    if not isinstance(started, StartedStep):
+        raise InternalError(f"operation {event.operation} ended as a step and is none")
     step = started.operation
-    assert isinstance(step, Step)
-    assert started.model is not None
     validate.step_done(step, event)
     n_iterations = len(event.ends_s)
     finished = dict(event.finished)
     seconds = event.at_s - started.at_s
-    counters = state.metrics.of(step.model)
     row_s = seconds / sum(chunk.n_tokens for chunk in step.chunks)
-    drawn: dict[tuple[ServiceCounters, float | None], int] = {}
+    rows = []
     for chunk in step.chunks:
         request = state.requests[chunk.request]
+        end = chunk.start + chunk.n_tokens
         request.in_step = False
-        request.tenant.gpu_s += row_s * chunk.n_tokens
         request.share.had_s += row_s * chunk.n_tokens / request.share.weight
-        was_prompt = max(0, min(chunk.start + chunk.n_tokens, request.request.n_prompt) - chunk.start)
-        if was_prompt:
-            counters.service.n_prompt_tokens += was_prompt
-            request.tenant.n_prompt_tokens += was_prompt
-        if chunk.start + chunk.n_tokens == request.n_tokens:
-            since = (request.tenant, request.since_s)
-            drawn[since] = drawn.get(since, 0) + 1
-            _draw(request, counters.service, event.ends_s)
+        n_prompt = max(0, min(end, request.request.n_prompt) - chunk.start)
+        if end == request.n_tokens:
+            rows.append(_draw(request, chunk.n_tokens, n_prompt, event.ends_s))
             request.kv.n_computed = request.n_tokens - 1
         else:
-            request.kv.n_computed = chunk.start + chunk.n_tokens
+            rows.append(StepRow(request.request.tenant, chunk.n_tokens, n_prompt, draws=False))
+            request.kv.n_computed = end
         if request.n_drawn >= request.request.max_tokens:
             requests.end(state, request, FinishReason.LENGTH)
         elif request.id in finished:
@@ -52,12 +56,9 @@ def step(state: LiveState, event: StepDone) -> Started:
         else:
             request.model.file(request)
     state.shares.settle()
-    state.metrics.count_drawn(counters.service, drawn, event.ends_s)
-    counters.compute_s += seconds
-    counters.service.gpu_s += seconds
-    state.metrics.busy_s[Channel.COMPUTE] += seconds
-    state.metrics.n_steps += n_iterations
+    state.compute_s += seconds
     state.cost.observe_step(started.model, _mean_work(started.work, n_iterations), seconds / n_iterations)
+    state.effects.append(StepEnded(started, event, tuple(rows)))
     if started.id in state.orphans:
         state.orphans.remove(started.id)
         state.ledger.displace(started.model)
@@ -68,20 +69,25 @@ def step(state: LiveState, event: StepDone) -> Started:
     return started
 
 
-def _draw(request: RequestState, model: ServiceCounters, ends_s: tuple[float, ...]) -> None:
-    on_time = count_on_time(request.deadline_s, request.request.service.tpot_s, ends_s)
-    since_s = request.request.arrival_s if request.last_token_s is None else request.last_token_s
-    request.artifact.drawn(since_s, ends_s, request.request.service.tpot_s)
+def _draw(request: RequestState, n_tokens: int, n_prompt: int, ends_s: tuple[float, ...]) -> StepRow:
+    """Tokens of the request were drawn at `ends_s`."""
+    asked = request.request
+    n_on_time = count_on_time(request.deadline_s, asked.service.tpot_s, ends_s)
+    since_s = request.since_s
+    request.artifact.drawn(
+        asked.arrival_s if request.last_token_s is None else request.last_token_s,
+        ends_s,
+        asked.service.tpot_s,
+    )
     request.n_tokens += len(ends_s)
-    request.n_on_time += on_time
-    model.n_tokens_on_time += on_time
-    request.tenant.n_tokens_on_time += on_time
+    request.n_on_time += n_on_time
     request.last_token_s = request.since_s = ends_s[-1]
+    ttft_s = None
     if request.first_token_s is None:
         request.first_token_s = ends_s[0]
-        model.ttft.add(ends_s[0] - request.request.arrival_s)
-        request.tenant.ttft.add(ends_s[0] - request.request.arrival_s)
+        ttft_s = ends_s[0] - asked.arrival_s
     request.set_deadline()
+    return StepRow(asked.tenant, n_tokens, n_prompt, True, n_on_time, since_s, ttft_s)
 
 
 def _mean_work(work: StepWork, n_iterations: int) -> StepWork:
@@ -96,32 +102,30 @@ def copy(state: LiveState, event: CopyDone) -> Started:
         raise InternalError(f"operation {event.operation} completed but is not in flight")
     started = state.pop(channel, event.operation)
     seconds = event.at_s - started.at_s
-    state.metrics.busy_s[channel] += seconds
     ok = not event.error
-    state.metrics.n_superseded += event.error == SUPERSEDED
-    match started.operation:
-        case Activate():
+    match started:
+        case StartedStep():
+            raise InternalError(f"operation {event.operation} ended as a copy and is a step")
+        case StartedActivation():
             _activate(state, started, seconds, ok)
-        case PageIn() | PageOut():
+        case StartedPageIn() | StartedPageOut():
             _page(state, started, ok)
-        case Compact():
+        case StartedCompaction():
             state.ledger.arena.frozen = False
             for model in state.models.values():
                 model.is_moving = False
-        case Fetch(model_id):
+        case StartedFetch():
             state.ledger.cache.end_fetch(started.images, ok)
-            fetched = state.models.get(model_id)
+            fetched = state.models.get(started.operation.model)
             if fetched is not None and event.error != SUPERSEDED:
                 _fetch(state, fetched, state.cost.copy_s(channel, started.n_bytes), event.error)
-    if ok and not started.moves:
-        state.metrics.copied_bytes[channel] += started.n_bytes
-        if started.n_bytes:
-            state.cost.observe_copy(channel, started.n_bytes, seconds)
+    if ok and started.n_bytes and not isinstance(started, StartedCompaction):
+        state.cost.observe_copy(channel, started.n_bytes, seconds)
+    state.effects.append(CopyEnded(started, event))
     return started
 
 
-def _activate(state: LiveState, started: Started, seconds: float, ok: bool) -> None:
-    assert started.model is not None
+def _activate(state: LiveState, started: StartedActivation, seconds: float, ok: bool) -> None:
     for image in started.images:
         state.ledger.cache.unhold(image.id)
     orphaned = started.id in state.orphans
@@ -138,11 +142,10 @@ def _activate(state: LiveState, started: Started, seconds: float, ok: bool) -> N
     model.wanted = False if model.wanted is False else None
     state.file_asked(model)
     state.resident_models[model.facts.id] = model
-    exposed_s = max(0.0, seconds - (state.compute_busy_s() - state.swap_compute_s))
+    exposed_s = max(0.0, seconds - (state.compute_until_now_s() - started.compute_s))
     waited = [request for request in model.requests() if not request.is_paused]
-    counters = state.metrics.of(model.facts.id)
-    state.metrics.count_swap(counters, state.swap_reason, started.n_bytes, seconds, exposed_s)
-    state.metrics.charge((request.tenant for request in waited), exposed_s)
+    tenants = tuple(request.request.tenant for request in waited)
+    state.effects.append(ModelLoaded(started, seconds, exposed_s, tenants))
     for request in waited:
         request.share.had_s += exposed_s / len(waited) / request.share.weight
     state.shares.settle()
@@ -150,12 +153,11 @@ def _activate(state: LiveState, started: Started, seconds: float, ok: bool) -> N
         state.tell(request, RequestPhase.PAGED_OUT if request.kv.n_missing else RequestPhase.QUEUED)
 
 
-def _page(state: LiveState, started: Started, ok: bool) -> None:
-    for request_id, transfers in started.transfers:
+def _page(state: LiveState, started: StartedPageIn | StartedPageOut, ok: bool) -> None:
+    for request_id, n_computed, transfers in started.paged:
         request = state.requests[request_id]
         request.in_copy = False
-        n_computed = state.paging_computed.pop((started.channel, request_id))
-        if started.channel is Channel.COPY_IN:
+        if isinstance(started, StartedPageIn):
             state.ledger.end_page_in(request_id, transfers, ok)
         else:
             state.ledger.end_page_out(request_id, n_computed, ok)
@@ -166,7 +168,8 @@ def _page(state: LiveState, started: Started, ok: bool) -> None:
 
 
 def _fetch(state: LiveState, model: ModelState, fetch_s: float, error: str) -> None:
-    """A fetch, which should take so long, came to its end: those who waited for one that failed are told."""
+    """A fetch that should take `fetch_s` came to its end. If it failed, the requests that waited for it
+    fail too."""
     model.load_error = error
     model.fetch_pause_s = max(fetch_s, 2 * model.fetch_pause_s) if error else 0.0
     model.fetch_after_s = state.now_s + model.fetch_pause_s

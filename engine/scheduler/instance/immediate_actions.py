@@ -26,9 +26,9 @@ def do(state: LiveState, action: AtOnce) -> None:
             validate.forget(request, len(request.kv.device))
             state.ledger.discard(request_id)
             request.kv = state.ledger.kv[request_id]
-            state.metrics.n_discards += 1
             state.refile(request)
             state.tell(request, RequestPhase.QUEUED)
+    state.effects.append(action)
 
 
 def evict(state: LiveState, model: ModelState) -> None:

@@ -1,17 +1,19 @@
 """The state machine of one instance: events in, decisions out; synchronous, and the same for the engine and
 the simulator.
 
-    body ── apply(event) ──▶ state, ledger, metrics ──▶ policy.on_event
-    body ◀── decide(now) ◀── validated plans ◀───────── policy.plan(channel) for every free channel
+    body ── apply(event) ─▶ state, ledger ──▶ policy.on_event ──────────────────┐
+    body ── decide(now) ──▶ policy.plan for every free channel ──▶ validated ───┤
+    body ◀── effects ◀── metrics count them ◀───────────────────────────────────┘
 
-A body (the runtime or the simulator) carries out what `decide` starts and says when it completed. The
-instance never waits, reads no clock and touches no device; what a policy plans is checked against the ledger
-and refused loudly if illegal.
+A body (the engine or the simulator) carries the effects out in their order (`tokenmux.core.effects`) and says
+when an operation completed. The instance never waits, reads no clock and touches no device; what a policy
+plans is checked against the ledger and refused loudly if illegal.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from tokenmux.core.cost import CostModel
+from tokenmux.core.effects import Effects
 from tokenmux.core.event import (
     Arrived,
     Cancelled,
@@ -28,11 +30,8 @@ from tokenmux.core.event import (
     Withdrawn,
 )
 from tokenmux.core.facts import DeviceFacts, ModelId
-from tokenmux.core.phases import PhaseChanged
-from tokenmux.core.plan import AtOnce, Channel, Chunk, Operation, Step
-from tokenmux.core.record import RequestRecord
+from tokenmux.core.plan import Channel, Chunk, Operation, Step
 from tokenmux.core.request import DEFAULT_LEVEL, RequestId, ServiceLevel
-from tokenmux.core.started import Started
 from tokenmux.scheduler.instance import complete, immediate_actions, operator_wishes, requests, resizing
 from tokenmux.scheduler.instance.begin import begin
 from tokenmux.scheduler.instance.live_state import LiveState
@@ -50,8 +49,7 @@ _CHANNELS = tuple(Channel)
 class Instance:
     """One execution unit's brain. It satisfies `tokenmux.scheduler.policy.instance_policy.InstanceView`.
 
-    `decision_observers` are told of everything that the policy decided, with its time: the decision log.
-    `completion_observers` are told of every operation that ended, and how.
+    `apply` and `decide` are its only doors: what they return is all that has to be done, told or counted.
     """
 
     def __init__(
@@ -60,27 +58,23 @@ class Instance:
         cache: HostCache,
         policy: InstancePolicy,
         cost: CostModel,
-        metrics: Metrics | None = None,
-        on_decision: Callable[[float, Operation | AtOnce], None] | None = None,
         *,
         service: ServiceLevel = DEFAULT_LEVEL,
     ) -> None:
         """`service` is the pool's own level: what requests get that do not say, and what the patience of
         all is measured by."""
-        state = self._state = LiveState(device, Ledger(device, cache), cost, metrics or Metrics(), service)
+        state = self._state = LiveState(device, Ledger(device, cache), cost, service)
         self.service = service
         self.cost = cost
         self.policy = policy
         self.ledger = state.ledger
-        self.metrics = state.metrics
+        self.metrics = Metrics()
         self.models = state.models
         self.live_models = state.live_models
         self.resident_models = state.resident_models
         self.asked_models = state.asked_models
         self.requests = state.requests
         self.queue = state.queue
-        self.decision_observers = [on_decision] if on_decision else []
-        self.completion_observers: list[Callable[[Started, StepDone | CopyDone], None]] = []
         self._in_flight = state.in_flight
         self._superseding = Superseding()
         self._makes_way = policy.makes_way if isinstance(policy, MakesWay) else None
@@ -162,16 +156,16 @@ class Instance:
 
     # ── what a body calls ───────────────────────────────────────────────────────────────────────────────────
 
-    def apply(self, event: Event) -> None:
-        """Enter an event into the state and tell the policy."""
+    def apply(self, event: Event) -> Effects:
+        """Enter an event into the state and tell the policy; returns what it caused."""
         state = self._state
         state.now_s = event.at_s
-        state.count_work()
+        self.metrics.count_work(len(state.live_models), event.at_s)
         match event:
             case StepDone():
-                self._completed(complete.step(state, event), event)
+                self._superseding.ended(complete.step(state, event), event)
             case CopyDone():
-                self._completed(complete.copy(state, event), event)
+                self._superseding.ended(complete.copy(state, event), event)
             case Arrived():
                 requests.arrive(state, event)
             case Withdrawn(_, request_id):
@@ -200,19 +194,25 @@ class Instance:
             makes_way = self._makes_way
             self._superseding.arrived(state, lambda load, since_s: makes_way(load, since_s, event, self))
         step = self.in_flight(Channel.COMPUTE)
-        if isinstance(step, Step) and step.repeat > 1 and not state.interrupted:
-            state.interrupted = self.policy.interrupts(step, event, self)
+        if (
+            isinstance(step, Step)
+            and step.repeat > 1
+            and not state.interrupted
+            and self.policy.interrupts(step, event, self)
+        ):
+            state.interrupt()
+        return self._effects()
 
-    def decide(self, now_s: float) -> list[Started]:
-        """Ask the policy what every free channel does next; returns what has now begun. While the arena is to
-        be replaced, `drain` is asked instead.
+    def decide(self, now_s: float) -> Effects:
+        """Ask the policy what every free channel does next; returns what has now begun or was done at once.
 
-        A plan that only makes room (something at once, no operation) has all channels asked again.
+        While the arena is to be replaced, `drain` is asked instead. A plan that only makes room (something at
+        once, no operation) has all channels asked again. Raises IllegalPlan if the policy planned what is not
+        allowed.
         """
         state = self._state
         state.now_s = state.shares.now_s = now_s
         planner = self.policy.plan if state.resize_bytes is None else drain.plan
-        started: list[Started] = []
         made_room = True
         while made_room:
             made_room = False
@@ -221,45 +221,22 @@ class Instance:
                     continue
                 plan = planner(channel, self)
                 for action in plan.at_once:
-                    self._note(action)
                     immediate_actions.do(state, action)
                 if plan.operation is not None:
-                    self._note(plan.operation)
-                    started.append(begin(state, channel, plan.operation))
+                    begin(state, channel, plan.operation)
                     self._superseding.look(state)
                 elif plan.at_once:
                     made_room = True
-        return started
+        resizing.tell_when_drained(state)
+        return self._effects()
 
-    @property
-    def interrupted(self) -> bool:
-        """Whether the repeated step in flight should end after its present iteration."""
-        return self._state.interrupted
+    def abandon(self) -> None:
+        """The device is lost: give back what operations in flight hold of the host cache, which other
+        instances share.
 
-    def count_work(self) -> None:
-        """Bring the counters of models with work up to now."""
-        self._state.count_work()
-
-    def take_ended(self) -> list[tuple[RequestRecord, str]]:
-        """Requests that ended since the last call, each with a detail for its client."""
-        ended, self._state.ended = self._state.ended, []
-        return ended
-
-    def take_withdrawn(self) -> list[Arrived]:
-        """Withdrawn requests that have left since the last call, each as the arrival that it is for its
-        next instance."""
-        withdrawn, self._state.withdrawn = self._state.withdrawn, []
-        return withdrawn
-
-    def take_superseded(self) -> list[int]:
-        """Operations in flight that should end at their next chunk, as `CopyDone` with the error
-        `SUPERSEDED`; each is told once."""
-        return self._superseding.take()
-
-    def take_phases(self) -> list[PhaseChanged]:
-        """Changes of requests' phases since the last call."""
-        phases, self._state.phases = self._state.phases, []
-        return phases
+        Nothing else may be asked of this instance afterwards, but what it knew.
+        """
+        self._state.release_cache()
 
     def check_removable(self, model_id: ModelId) -> None:
         """Raise InUse while an operation in flight touches the model."""
@@ -278,12 +255,6 @@ class Instance:
         resizing.check(self._state, arena_bytes)
 
     @property
-    def resize_ready_bytes(self) -> int | None:
-        """The size to give the arena now: one was asked for, and nothing is in flight, nor in the arena.
-        Then `apply` `Resized`."""
-        return self._state.resize_bytes if resizing.is_drained(self._state) else None
-
-    @property
     def is_idle(self) -> bool:
         return not self._in_flight
 
@@ -293,11 +264,9 @@ class Instance:
 
     # ── parts of the above ──────────────────────────────────────────────────────────────────────────────────
 
-    def _completed(self, started: Started, event: StepDone | CopyDone) -> None:
-        self._superseding.ended(started, event)
-        for observer in self.completion_observers:
-            observer(started, event)
-
-    def _note(self, decided: Operation | AtOnce) -> None:
-        for observer in self.decision_observers:
-            observer(self.now_s, decided)
+    def _effects(self) -> Effects:
+        """What has been caused since the last call, counted."""
+        effects = tuple(self._state.effects)
+        self._state.effects.clear()
+        self.metrics.count(self._state.now_s, effects)
+        return effects

@@ -1,43 +1,34 @@
 """The live state of one instance, with the small steps that every event, plan and completion is made of.
 
 `tokenmux.scheduler.instance.instance` is what others see of it; `requests`, `operator_wishes`,
-`immediate_actions`, `begin` and `complete` change it.
+`immediate_actions`, `begin` and `complete` change it, and append to `effects` what others have to do, tell or
+count because of it.
 """
 
 from collections.abc import Iterable
 from math import inf
 
 from tokenmux.core.cost import CostModel
+from tokenmux.core.effects import INTERRUPT, Effect
 from tokenmux.core.errors import IllegalPlan, IntegrityError, InternalError
-from tokenmux.core.event import Arrived
 from tokenmux.core.facts import DeviceFacts, ModelFacts, ModelId
 from tokenmux.core.phases import PhaseChanged, RequestPhase, Residency
 from tokenmux.core.plan import Channel, Chunk
-from tokenmux.core.record import RequestRecord
 from tokenmux.core.request import RequestId, ServiceLevel
-from tokenmux.core.started import Started, SwapReason
+from tokenmux.core.started import Started, StartedActivation, StartedFetch, StartedStep
 from tokenmux.scheduler.instance.queue import Queue
 from tokenmux.scheduler.instance.state import ModelState, RequestState
 from tokenmux.scheduler.memory.ledger import Ledger
-from tokenmux.scheduler.metrics.counters import Metrics
 from tokenmux.scheduler.metrics.shares import Shares
 
 
 class LiveState:
     """Requests, models and operations in flight of one instance, with its books."""
 
-    def __init__(
-        self,
-        device: DeviceFacts,
-        ledger: Ledger,
-        cost: CostModel,
-        metrics: Metrics,
-        service: ServiceLevel,
-    ) -> None:
+    def __init__(self, device: DeviceFacts, ledger: Ledger, cost: CostModel, service: ServiceLevel) -> None:
         self.device = device
         self.ledger = ledger
         self.cost = cost
-        self.metrics = metrics
         self.shares = Shares(service.ttft_s)
         self.now_s = -inf
         self.models: dict[ModelId, ModelState] = {}
@@ -53,29 +44,19 @@ class LiveState:
         """Whether the repeated step in flight should end after its present iteration."""
         self.resize_bytes: int | None = None
         """The size that the arena is to have: it is being emptied for that. None: it is not."""
+        self.resize_told = False
+        """Whether a body has been told that the arena is empty."""
         self.orphans: set[int] = set()
         """Steps and activations in flight whose model was removed: they give its weights back when they
         end."""
-        self.swap_compute_s = 0.0
-        """Of the activation in flight: busy seconds of the compute channel when it began."""
-        self.swap_reason = SwapReason.FIRST
-        """Of the activation in flight."""
-        self.paging_computed: dict[tuple[Channel, RequestId], int] = {}
-        """Tokens of each request being paged whose KV existed when its copy began."""
-        self.ended: list[tuple[RequestRecord, str]] = []
-        self.withdrawn: list[Arrived] = []
-        self.phases: list[PhaseChanged] = []
-        self._work_until_s = -inf
+        self.compute_s = 0.0
+        """Seconds of all steps that have ended."""
+        self.effects: list[Effect] = []
+        """What has been caused since the body was last told."""
         self._on_disk_at: tuple[int, int] | None = None
         self._any_on_disk = False
 
     # ── steps ───────────────────────────────────────────────────────────────────────────────────────────────
-
-    def count_work(self) -> None:
-        """Bring the counters of models with work up to now."""
-        if self._work_until_s > -inf:
-            self.metrics.count_work(len(self.live_models), self.now_s - self._work_until_s)
-        self._work_until_s = self.now_s
 
     def add_model(self, facts: ModelFacts) -> None:
         self.models[facts.id] = ModelState(facts, self.ledger, self.shares)
@@ -106,7 +87,12 @@ class LiveState:
             if phase is RequestPhase.RUNNING:
                 self.queue.leave(request)
             position = request.told_position if phase is RequestPhase.QUEUED else 0
-            self.phases.append(PhaseChanged(request.id, phase, position))
+            self.effects.append(PhaseChanged(request.id, phase, position))
+
+    def interrupt(self) -> None:
+        """The repeated step in flight should end after its present iteration."""
+        self.interrupted = True
+        self.effects.append(INTERRUPT)
 
     def pop(self, channel: Channel, operation: int) -> Started:
         """The operation is no longer in flight."""
@@ -117,7 +103,17 @@ class LiveState:
             )
         return started
 
-    # ── questions ───────────────────────────────────────────────────────────────────────────────────────────
+    def release_cache(self) -> None:
+        """Let go of the images in the host cache that operations in flight copy or read."""
+        for started in self.in_flight.values():
+            if isinstance(started, StartedActivation):
+                for image in started.images:
+                    self.ledger.cache.unhold(image.id)
+            elif isinstance(started, StartedFetch):
+                self.ledger.cache.end_fetch(started.images, ok=False)
+
+    # ── questions
+    # ────────────────────────────────────────────────────────────────────────────────────────────
 
     def model(self, model: ModelId) -> ModelState:
         """The model of a plan; raises IllegalPlan if there is none."""
@@ -148,16 +144,16 @@ class LiveState:
         """Models whose weights must stay where they are: a step or a copy in flight addresses them."""
         fixed = [model.facts for model in self.models.values() if model.stage is Residency.LOADING]
         step = self.in_flight.get(Channel.COMPUTE)
-        return [*fixed, step.model] if step and step.model else fixed
+        return [*fixed, step.model] if isinstance(step, StartedStep) else fixed
 
     def fixed_kv(self) -> list[RequestId]:
         """Requests whose KV must stay where it is: an operation in flight addresses it."""
         return [request.id for request in self.requests.values() if request.in_step or request.in_copy]
 
-    def compute_busy_s(self) -> float:
-        """Busy seconds of the compute channel up to now, the step in flight included."""
+    def compute_until_now_s(self) -> float:
+        """Seconds of steps up to now, the one in flight included."""
         step = self.in_flight.get(Channel.COMPUTE)
-        return self.metrics.busy_s[Channel.COMPUTE] + (self.now_s - step.at_s if step else 0.0)
+        return self.compute_s + (self.now_s - step.at_s if step else 0.0)
 
     def check_integrity(self) -> None:
         """Raise IntegrityError unless state and ledger agree to the byte."""

@@ -6,6 +6,7 @@ from tokenmux.core.errors import InUse
 from tokenmux.core.phases import Residency
 from tokenmux.core.plan import Channel
 from tokenmux.core.request import FinishReason
+from tokenmux.core.started import StartedActivation, StartedStep
 from tokenmux.scheduler.instance import immediate_actions, requests
 from tokenmux.scheduler.instance.live_state import LiveState
 from tokenmux.scheduler.instance.state import ModelState
@@ -31,7 +32,8 @@ def remove(state: LiveState, model: ModelState) -> None:
             state, request, FinishReason.FAILED, f"model {model.facts.id} was removed from the catalogue"
         )
     user = state.in_flight.get(Channel.COPY_IN if model.stage is Residency.LOADING else Channel.COMPUTE)
-    if user is not None and user.model is model.facts and user.id not in state.orphans:
+    uses_it = isinstance(user, (StartedStep, StartedActivation)) and user.model is model.facts
+    if user is not None and uses_it and user.id not in state.orphans:
         state.orphans.add(user.id)
         state.resident_models.pop(model.facts.id, None)
     elif model.stage is Residency.RESIDENT:

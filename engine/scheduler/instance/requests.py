@@ -1,5 +1,6 @@
 """A request's life on an instance: it arrives, is paused and resumed by its client, and ends once."""
 
+from tokenmux.core.effects import RequestEnded, RequestEntered, RequestLeft
 from tokenmux.core.event import Arrived
 from tokenmux.core.phases import RequestPhase
 from tokenmux.core.record import RequestRecord
@@ -11,16 +12,15 @@ from tokenmux.scheduler.instance.state import RequestState
 def arrive(state: LiveState, arrived: Arrived) -> None:
     request = arrived.request
     model = state.models[request.model]
-    tenant = state.metrics.tenant(request.tenant)
-    state.metrics.of(request.model).last_asked_s = state.now_s
     table, share = state.ledger.open(request.id, model.facts.kv), state.shares.enter(request)
-    live = RequestState(arrived, model, table, tenant, share)
+    live = RequestState(arrived, model, table, share)
     if arrived.n_kept:
         state.ledger.adopt(request.id, arrived.n_kept)
     state.requests[request.id] = live
     model.file(live)
     state.live_models[request.model] = model
     state.queue.join(live)
+    state.effects.append(RequestEntered(request))
     state.tell(live, RequestPhase.QUEUED)
 
 
@@ -47,8 +47,10 @@ def resume(state: LiveState, request_id: RequestId, at_s: float) -> None:
 
 
 def end(state: LiveState, request: RequestState, reason: FinishReason | None, detail: str = "") -> None:
-    """The request is over, or goes on elsewhere (no reason). It leaves as soon as nothing in flight
-    touches it; call again then."""
+    """End the request, or have it go on elsewhere if there is no `reason`.
+
+    It leaves as soon as no operation in flight touches it: call again when one ends.
+    """
     if request.to_end is None:
         request.model.unfile(request)
         state.queue.leave(request)
@@ -66,7 +68,7 @@ def end(state: LiveState, request: RequestState, reason: FinishReason | None, de
         del state.live_models[request.request.model]
     request.model.keep_warm(request.request, state.now_s)
     if reason is None:
-        state.withdrawn.append(_arrival_elsewhere(request, state.now_s, n_clean))
+        state.effects.append(RequestLeft(_arrival_elsewhere(request, state.now_s, n_clean)))
         return
     record = RequestRecord(
         request.request,
@@ -78,11 +80,7 @@ def end(state: LiveState, request: RequestState, reason: FinishReason | None, de
         request.n_on_time,
         request.artifact.late_s,
     )
-    state.metrics.of(request.request.model).service.count_end(record)
-    request.tenant.count_end(record)
-    if state.metrics.on_record:
-        state.metrics.on_record(record)
-    state.ended.append((record, detail))
+    state.effects.append(RequestEnded(record, detail))
 
 
 def _arrival_elsewhere(request: RequestState, at_s: float, n_kept: int) -> Arrived:

@@ -8,9 +8,11 @@ Requests live on and wait; models that have some come back as after any eviction
 
 from dataclasses import replace
 
+from tokenmux.core.effects import ResizeReady
 from tokenmux.core.errors import DoesNotFit, InUse, InvalidRequest
-from tokenmux.core.plan import Channel, Step
+from tokenmux.core.plan import Channel
 from tokenmux.core.sizes import show_size
+from tokenmux.core.started import StartedStep
 from tokenmux.scheduler.instance.live_state import LiveState
 from tokenmux.scheduler.memory.capacity import least_arena_bytes
 
@@ -51,14 +53,22 @@ def check(state: LiveState, arena_bytes: int) -> None:
 def ask(state: LiveState, arena_bytes: int) -> None:
     """Begin to empty the arena. A burst in flight ends after its present iteration."""
     state.resize_bytes = arena_bytes
+    state.resize_told = False
     step = state.in_flight.get(Channel.COMPUTE)
-    if step is not None and isinstance(step.operation, Step) and step.operation.repeat > 1:
-        state.interrupted = True
+    if isinstance(step, StartedStep) and step.operation.repeat > 1:
+        state.interrupt()
 
 
-def is_drained(state: LiveState) -> bool:
-    """Whether nothing uses the arena, nor will."""
-    return not state.in_flight and not state.ledger.arena.used_bytes
+def tell_when_drained(state: LiveState) -> None:
+    """Once nothing uses the arena, nor will, it can be replaced."""
+    if (
+        state.resize_bytes is not None
+        and not state.resize_told
+        and not state.in_flight
+        and not state.ledger.arena.used_bytes
+    ):
+        state.resize_told = True
+        state.effects.append(ResizeReady(state.resize_bytes))
 
 
 def done(state: LiveState, arena_bytes: int) -> None:

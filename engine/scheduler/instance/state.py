@@ -16,7 +16,7 @@ from tokenmux.core.phases import RequestPhase, Residency
 from tokenmux.core.request import FinishReason, Request, RequestId
 from tokenmux.scheduler.memory.kv_table import KvTable
 from tokenmux.scheduler.memory.ledger import Ledger
-from tokenmux.scheduler.metrics.counters import ArtifactAllowance, ServiceCounters
+from tokenmux.scheduler.metrics.counters import ArtifactAllowance
 from tokenmux.scheduler.metrics.shares import Share, Shares
 
 WARM_TTFTS = 10.0
@@ -53,19 +53,15 @@ class RequestState:
         "share",
         "shift_s",
         "since_s",
-        "tenant",
         "to_end",
         "told_phase",
         "told_position",
     )
 
-    def __init__(
-        self, arrived: Arrived, model: "ModelState", kv: KvTable, tenant: ServiceCounters, share: Share
-    ) -> None:
+    def __init__(self, arrived: Arrived, model: "ModelState", kv: KvTable, share: Share) -> None:
         request = arrived.request
         self.request: Request = request
         self.model = model
-        self.tenant = tenant
         self.share = share
         self.kv = kv
         self.n_tokens = request.n_prompt + arrived.n_delivered

@@ -12,6 +12,7 @@ from tokenmux.core.event import StepDone
 from tokenmux.core.handles import ExtentMove
 from tokenmux.core.phases import Residency
 from tokenmux.core.plan import Activate, Channel, Compact, Fetch, Operation, PageIn, PageOut, Step
+from tokenmux.core.started import StartedStep
 from tokenmux.scheduler.instance.live_state import LiveState
 from tokenmux.scheduler.instance.state import ModelState, RequestState
 
@@ -70,7 +71,8 @@ def evict(state: LiveState, model: ModelState) -> None:
     if model.pinned and state.resize_bytes is None:
         raise IllegalPlan(f"{model.facts.id} is pinned and cannot be evicted")
     running = state.in_flight.get(Channel.COMPUTE)
-    if (running and running.model and running.model.id == model.facts.id) or model.is_moving:
+    steps = isinstance(running, StartedStep) and running.model.id == model.facts.id
+    if steps or model.is_moving:
         raise IllegalPlan(f"{model.facts.id} is in use by an operation in flight and cannot be evicted")
 
 

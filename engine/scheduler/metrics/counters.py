@@ -1,5 +1,5 @@
-"""What an instance counts: tokens on time, waiting, swaps, busy channels, device time by tenant. The instance
-feeds it; everyone may read it.
+"""What an instance counts: tokens on time, waiting, swaps, busy channels, device time by tenant. Counted from
+effects; everyone may read it.
 
 The running engine and the simulator use the same counters; docs/metrics.md defines each for operators. A
 token is on time if it is there by `arrival + TTFT + i * TPOT` (`tokenmux.core.request.Request.deadline_s`);
@@ -8,17 +8,19 @@ memory is bounded whatever clients send.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import inf
 from operator import sub
 
+from tokenmux.core.effects import CopyEnded, Effects, ModelLoaded, RequestEnded, RequestEntered, StepEnded
+from tokenmux.core.event import SUPERSEDED
 from tokenmux.core.facts import ModelId
-from tokenmux.core.plan import Channel
+from tokenmux.core.plan import Channel, Discard
 from tokenmux.core.record import RequestRecord
 from tokenmux.core.request import FinishReason
-from tokenmux.core.started import SwapReason
+from tokenmux.core.started import StartedCompaction, SwapReason
 from tokenmux.scheduler.metrics.histogram import Histogram, interval
 
 
@@ -133,9 +135,9 @@ DrawnRows = Mapping[tuple[ServiceCounters, float | None], int]
 
 
 class Metrics:
-    """Counters of one instance. `on_record`, if given, is called at every request's end."""
+    """Counters of one instance."""
 
-    def __init__(self, on_record: Callable[[RequestRecord], None] | None = None) -> None:
+    def __init__(self) -> None:
         self.models: dict[ModelId, ModelCounters] = {}
         self.tenants: dict[str, ServiceCounters] = {}
         self.busy_s = dict.fromkeys(Channel, 0.0)
@@ -149,7 +151,36 @@ class Metrics:
         self.model_work_s = 0.0
         """The same time, counted once for each model with unfinished requests: what one device per model
         would have taken."""
-        self.on_record = on_record
+        self._work_until_s = -inf
+
+    def count(self, at_s: float, effects: Effects) -> None:
+        """Count what an event or a decision at `at_s` caused."""
+        for effect in effects:
+            match effect:
+                case StepEnded():
+                    self._count_step(effect)
+                case CopyEnded():
+                    self._count_copy(effect)
+                case RequestEnded(record):
+                    self.of(record.request.model).service.count_end(record)
+                    self.tenant(record.request.tenant).count_end(record)
+                case RequestEntered(request):
+                    self.tenant(request.tenant)
+                    self.of(request.model).last_asked_s = at_s
+                case ModelLoaded():
+                    self._count_swap(effect)
+                case Discard():
+                    self.n_discards += 1
+                case _:
+                    pass
+
+    def count_work(self, n_models: int, until_s: float) -> None:
+        """Since the last call, `n_models` models had unfinished requests."""
+        if n_models:
+            seconds = until_s - self._work_until_s
+            self.work_s += seconds
+            self.model_work_s += n_models * seconds
+        self._work_until_s = until_s
 
     def of(self, model: ModelId) -> ModelCounters:
         found = self.models.get(model)
@@ -165,13 +196,33 @@ class Metrics:
             found = self.tenants.setdefault(name, ServiceCounters())
         return found
 
-    def count_work(self, n_models: int, seconds: float) -> None:
-        """Count that for `seconds` this number of models had unfinished requests."""
-        if n_models:
-            self.work_s += seconds
-            self.model_work_s += n_models * seconds
+    def _count_step(self, ended: StepEnded) -> None:
+        counters = self.of(ended.started.model.id)
+        service, ends_s = counters.service, ended.done.ends_s
+        seconds = ended.done.at_s - ended.started.at_s
+        row_s = seconds / sum(row.n_tokens for row in ended.rows)
+        drawn: dict[tuple[ServiceCounters, float | None], int] = {}
+        for name, n_tokens, n_prompt_tokens, draws, n_on_time, since_s, ttft_s in ended.rows:
+            tenant = self.tenant(name)
+            tenant.gpu_s += row_s * n_tokens
+            if n_prompt_tokens:
+                service.n_prompt_tokens += n_prompt_tokens
+                tenant.n_prompt_tokens += n_prompt_tokens
+            if draws:
+                key = (tenant, since_s)
+                drawn[key] = drawn.get(key, 0) + 1
+                service.n_tokens_on_time += n_on_time
+                tenant.n_tokens_on_time += n_on_time
+                if ttft_s is not None:
+                    service.ttft.add(ttft_s)
+                    tenant.ttft.add(ttft_s)
+        self._count_drawn(service, drawn, ends_s)
+        counters.compute_s += seconds
+        service.gpu_s += seconds
+        self.busy_s[Channel.COMPUTE] += seconds
+        self.n_steps += len(ends_s)
 
-    def count_drawn(self, model: ServiceCounters, rows: DrawnRows, ends_s: tuple[float, ...]) -> None:
+    def _count_drawn(self, model: ServiceCounters, rows: DrawnRows, ends_s: tuple[float, ...]) -> None:
         """Enter the tokens of a step and the gaps before them."""
         n_ends, inner, span_s = len(ends_s), inner_gaps(ends_s), ends_s[-1] - ends_s[0]
         for (tenant, since_s), n_rows in rows.items():
@@ -186,21 +237,24 @@ class Metrics:
                     gaps.counts[place] += n_rows * n
                 gaps.total_s += n_rows * span_s
 
-    def count_swap(
-        self, model: ModelCounters, reason: SwapReason, n_bytes: int, seconds: float, exposed_s: float
-    ) -> None:
-        model.swaps[reason] += 1
-        model.swap_bytes += n_bytes
-        model.swap_s += seconds
+    def _count_copy(self, ended: CopyEnded) -> None:
+        started, error = ended.started, ended.done.error
+        self.busy_s[started.channel] += ended.done.at_s - started.at_s
+        self.n_superseded += error == SUPERSEDED
+        if not error and not isinstance(started, StartedCompaction):
+            self.copied_bytes[started.channel] += started.n_bytes
+
+    def _count_swap(self, loaded: ModelLoaded) -> None:
+        """The exposed seconds are shared among the requests that waited for the model."""
+        started, exposed_s = loaded.started, loaded.exposed_s
+        model = self.of(started.model.id)
+        model.swaps[started.reason] += 1
+        model.swap_bytes += started.n_bytes
+        model.swap_s += loaded.seconds
         model.swap_exposed_s += exposed_s
         model.service.gpu_s += exposed_s
-
-    def charge(self, tenants: Iterable[ServiceCounters], seconds: float) -> None:
-        """Divide the exposed seconds of a swap among the requests (given by their tenants) that waited for
-        it."""
-        payers = list(tenants) or [self.tenant(POOL)]
-        for tenant in payers:
-            tenant.gpu_s += seconds / len(payers)
+        for name in loaded.tenants or (POOL,):
+            self.tenant(name).gpu_s += exposed_s / max(1, len(loaded.tenants))
 
     def models_with_work(self) -> float:
         """Mean number of models with unfinished requests, while there were any: the devices that

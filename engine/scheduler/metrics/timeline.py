@@ -1,8 +1,8 @@
 """Every step, copy and request as a Chrome trace (chrome://tracing, ui.perfetto.dev), from the engine or the
 simulator.
 
-One process per instance with one thread per channel, and one process for all requests. The body reports every
-completed operation and every ended request; a running server keeps only the newest.
+One process per instance with one thread per channel, and one process for all requests. Counted from the
+effects of instances: every operation and every request that ended. A running server keeps the newest only.
 """
 
 import json
@@ -11,11 +11,20 @@ from collections.abc import Iterable
 from math import inf
 from typing import IO
 
-from tokenmux.core.event import Event, StepDone
-from tokenmux.core.plan import Activate, Channel, Fetch, PageIn, PageOut, Step
+from tokenmux.core.effects import CopyEnded, Effects, RequestEnded, StepEnded
+from tokenmux.core.event import CopyDone, StepDone
+from tokenmux.core.plan import Channel
 from tokenmux.core.record import RequestRecord
 from tokenmux.core.span import Span
-from tokenmux.core.started import Started
+from tokenmux.core.started import (
+    Started,
+    StartedActivation,
+    StartedCompaction,
+    StartedFetch,
+    StartedPageIn,
+    StartedPageOut,
+    StartedStep,
+)
 
 _TRACKS = {channel: channel.name.lower() for channel in Channel}
 _THREADS = {name: channel.value for channel, name in _TRACKS.items()}
@@ -30,15 +39,24 @@ class Timeline:
     def __init__(self, most: int | None = None) -> None:
         self.spans: deque[Span] = deque(maxlen=most)
 
-    def add(self, instance: int, started: Started, event: Event) -> None:
-        """An operation completed."""
-        name, details = _described(started)
-        if isinstance(event, StepDone):
-            details["iterations"] = len(event.ends_s)
-        self.spans.append(Span(instance, _TRACKS[started.channel], name, started.at_s, event.at_s, details))
+    def add(self, instance: int, effects: Effects) -> None:
+        """Note the operations and requests that ended."""
+        for effect in effects:
+            match effect:
+                case StepEnded(started, done) | CopyEnded(started, done):
+                    self._add_operation(instance, started, done)
+                case RequestEnded(record):
+                    self._add_request(instance, record)
+                case _:
+                    pass
 
-    def add_request(self, instance: int, record: RequestRecord) -> None:
-        """A request ended."""
+    def _add_operation(self, instance: int, started: Started, done: StepDone | CopyDone) -> None:
+        name, details = _described(started)
+        if isinstance(done, StepDone):
+            details["iterations"] = len(done.ends_s)
+        self.spans.append(Span(instance, _TRACKS[started.channel], name, started.at_s, done.at_s, details))
+
+    def _add_request(self, instance: int, record: RequestRecord) -> None:
         request = record.request
         details: dict[str, str | int | float] = {
             "request": request.id,
@@ -130,16 +148,16 @@ def _microseconds(seconds: float) -> float:
 
 
 def _described(started: Started) -> tuple[str, dict[str, str | int | float]]:
-    match started.operation:
-        case Step(model, chunks):
-            return str(model), {
-                "requests": len(chunks),
-                "prefill_tokens": started.work.prefill_tokens,
-                "decode_rows": started.work.decode_rows,
+    match started:
+        case StartedStep(operation=step, model=model, work=work):
+            return str(model.id), {
+                "requests": len(step.chunks),
+                "prefill_tokens": work.prefill_tokens,
+                "decode_rows": work.decode_rows,
             }
-        case Activate(model) | Fetch(model):
-            return str(model), {"bytes": started.n_bytes}
-        case PageIn(requests) | PageOut(requests):
-            return "KV", {"requests": len(requests), "bytes": started.n_bytes}
-        case _:
+        case StartedActivation(model=model) | StartedFetch(model=model):
+            return str(model.id), {"bytes": started.n_bytes}
+        case StartedPageIn(paged=paged) | StartedPageOut(paged=paged):
+            return "KV", {"requests": len(paged), "bytes": started.n_bytes}
+        case StartedCompaction():
             return "compaction", {"bytes": started.n_bytes}

@@ -52,22 +52,18 @@ def simulate_job(world: World, job: Job) -> Point | None:
     """Run one simulation. None if its goal was out of reach."""
     hardware = RELIEFS[job.relief](world.hardware) if job.relief else world.hardware
     timeline = Timeline()
-    note = timeline.add if job.traced else None
     outcome = simulate(
         world.market,
         world.arrivals,
         job.n_instances,
         job.policy,
         hardware,
-        on_done=note,
+        on_effects=(lambda index, _, effects: timeline.add(index, effects)) if job.traced else None,
         to_the_end=False,
         goal=job.goal,
     )
     if outcome.missed:
         return None
-    if job.traced:
-        for record in outcome.records:
-            timeline.add_request(0, record)
     return Point(
         job.policy,
         job.n_instances,

@@ -38,15 +38,12 @@ from tokenmux.core.plan import (
     Activate,
     Channel,
     Chunk,
-    Compact,
     Fetch,
-    Operation,
-    PageIn,
     PageOut,
     Step,
 )
 from tokenmux.core.request import RequestId
-from tokenmux.core.started import Started
+from tokenmux.core.started import Started, StartedStep
 from tokenmux.device.cuda import device as cuda
 from tokenmux.device.cuda.chunks import Copies
 from tokenmux.device.cuda.device import CudaDevice, _Space
@@ -58,6 +55,14 @@ from tokenmux.executor.monotonic_clock import MonotonicClock
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.memory.ledger import Ledger
 from tokenmux.testing import make_request
+from tokenmux.testing.started_operations import (
+    make_started_activation,
+    make_started_compaction,
+    make_started_fetch,
+    make_started_page_in,
+    make_started_page_out,
+    make_started_step,
+)
 
 each_paging = pytest.mark.parametrize("paging", [ENGINES, KERNEL, INT8], ids=["engines", "kernel", "int8"])
 
@@ -151,10 +156,9 @@ class HashingStep:
     """Writes tokens that depend on all of the weights and on all KV before them, so that one wrong byte
     spreads."""
 
-    def __init__(self, early: "Early", started: Started) -> None:
+    def __init__(self, early: "Early", started: StartedStep) -> None:
         step = started.operation
         assert isinstance(step, Step)
-        assert started.model is not None
         self.early = early
         self.chunk = step.chunks[0]
         ledger = early.ledger
@@ -223,13 +227,13 @@ class Early:
         )
         for index, name in enumerate("abcd"):
             self.models[name] = model(name, (120 + 50 * index) * KB)
-            self.start(Fetch(ModelId(name)), Channel.FETCH, images=self.models[name].images)
+            self.start(make_started_fetch(self.n_started, self.models[name]))
         self.settle()
 
     def read_image(self, image: Image, into: memoryview, progress: Callable[[int], None]) -> None:
         into[:] = content(image)
 
-    def prepare_step(self, started: Started) -> HashingStep:
+    def prepare_step(self, started: StartedStep) -> HashingStep:
         return HashingStep(self, started)
 
     def done(self, completion: OperationDone) -> None:
@@ -247,8 +251,7 @@ class Early:
         blocks = self.device.arena[: n_blocks * SHAPE.block_bytes]
         return blocks.view(n_blocks, SHAPE.n_layers, 2, SHAPE.n_kv_heads, SHAPE.block_size, -1)
 
-    def start(self, operation: Operation, channel: Channel, **parts: object) -> None:
-        started = Started(self.n_started, channel, operation, 0.0, n_bytes=1, **parts)  # type: ignore[arg-type]
+    def start(self, started: Started) -> None:
         self.n_started += 1
         self.n_under_way += 1
         self.device.start(started)
@@ -269,7 +272,7 @@ class Early:
         if name not in self.resident and self.ledger.can_place(facts):
             self.resident.append(name)
             images = self.ledger.place(facts)
-            self.start(Activate(facts.id), Channel.COPY_IN, model=facts, images=images)
+            self.start(make_started_activation(self.n_started, facts, images))
 
     def evict(self, name: str) -> None:
         if name in self.resident:
@@ -301,7 +304,7 @@ class Early:
         chunk = Chunk(RequestId(name), self.n_tokens[name], n_tokens)
         self.n_tokens[name] = end
         self.in_step.add(name)
-        self.start(Step(ModelId(of), (chunk,)), Channel.COMPUTE, model=self.models[of])
+        self.start(make_started_step(self.n_started, self.models[of], (chunk,)))
 
     def end_steps(self) -> None:
         """All steps have ended, with whatever else there was."""
@@ -318,7 +321,7 @@ class Early:
         if table.n_computed == table.n_clean or not self.ledger.can_page_out(table):
             return
         transfers = self.ledger.begin_page_out(request_id)
-        self.start(PageOut((request_id,)), Channel.COPY_OUT, transfers=((request_id, transfers),))
+        self.start(make_started_page_out(self.n_started, [(request_id, transfers)]))
         self.ledger.end_page_out(request_id, table.n_computed, ok=True)
 
     def drop(self, name: str) -> None:
@@ -340,13 +343,13 @@ class Early:
         table = self.ledger.kv[request_id]
         if table.n_missing and self.ledger.can_page_in(table):
             transfers = self.ledger.begin_page_in(request_id)
-            self.start(PageIn((request_id,)), Channel.COPY_IN, transfers=((request_id, transfers),))
+            self.start(make_started_page_in(self.n_started, [(request_id, transfers)]))
             self.ledger.end_page_in(request_id, transfers, ok=True)
 
     def compact(self, n_bytes: int) -> None:
         moves = self.ledger.plan_compaction(n_bytes, (), (), ())
         if moves:
-            self.start(Compact(n_bytes), Channel.COPY_IN, moves=self.ledger.apply(moves))
+            self.start(make_started_compaction(self.n_started, self.ledger.apply(moves)))
 
     def contents(self) -> dict[str, int]:
         """A digest of everything that is somewhere: weights on the device, KV on the device or the host."""
@@ -466,10 +469,12 @@ def in_one_chunk(bench: Bench, gpu: Gpu, paging: Paging = ENGINES) -> CudaDevice
     return cuda_over(gpu, bench, paging, chunk_bytes=FACTS.arena_bytes)
 
 
-def started(bench: Bench, operation: Operation, channel: Channel, **parts: object) -> Started:
-    """An operation that the instance would not have begun yet."""
-    facts = bench.instance.models[ModelId("a")].facts
-    return Started(1000, channel, operation, 0.0, n_bytes=1, model=facts, **parts)  # type: ignore[arg-type]
+EARLY = 1000
+"""The id of an operation that the instance would not have begun yet."""
+
+
+def early_step(bench: Bench, *chunks: Chunk) -> StartedStep:
+    return make_started_step(EARLY, bench.instance.models[ModelId("a")].facts, chunks)
 
 
 def test_a_step_waits_on_the_device_for_the_copy_of_its_weights() -> None:
@@ -482,8 +487,7 @@ def test_a_step_waits_on_the_device_for_the_copy_of_its_weights() -> None:
         bench.instance.ledger.grow(table, 16)
         gpu.shut_after(Channel.COPY_IN, 0)
         bench.start(Activate(ModelId("a")))
-        step = Step(ModelId("a"), (Chunk(RequestId("r"), 0, 16),))
-        bench.device.start(started(bench, step, Channel.COMPUTE))
+        bench.device.start(early_step(bench, Chunk(RequestId("r"), 0, 16)))
         assert {gpu.stuck.get(timeout=WAIT_S) for _ in range(2)} == {Channel.COPY_IN, Channel.COMPUTE}
         assert not bench.host.in_step.is_set()
         gpu.open(Channel.COPY_IN)
@@ -506,9 +510,7 @@ def test_a_request_that_has_come_in_runs_while_the_next_of_the_same_operation_co
             (RequestId(name), ledger.begin_page_in(RequestId(name))) for name in ("first", "second")
         )
         gpu.shut_after(Channel.COPY_IN, 3)  # a copy of the first, the end of its chunk, the end of the first
-        bench.device.start(
-            started(bench, PageIn((RequestId("first"),)), Channel.COPY_IN, transfers=transfers)
-        )
+        bench.device.start(make_started_page_in(EARLY, transfers))
         ledger.end_page_in(RequestId("first"), transfers[0][1], ok=True)
         bench.host.in_step.clear()
         bench.start(Step(ModelId("a"), (Chunk(RequestId("first"), 16, 1),)))
@@ -536,8 +538,7 @@ def test_kv_that_goes_out_through_chunks_of_the_host_comes_in_only_when_it_has_l
         ledger.drop(RequestId("r"))
         ledger.blocks.allocate(SHAPE.block_bytes, 2)  # so that it comes into other blocks
         transfers = ledger.begin_page_in(RequestId("r"))
-        parts = {"transfers": ((RequestId("r"), transfers),)}
-        bench.device.start(started(bench, PageIn((RequestId("r"),)), Channel.COPY_IN, **parts))
+        bench.device.start(make_started_page_in(EARLY, [(RequestId("r"), transfers)]))
         ledger.end_page_in(RequestId("r"), transfers, ok=True)
         assert not set(before) & set(bench.blocks_of("r"))
         assert gpu.stuck.get(timeout=WAIT_S) is Channel.COPY_OUT
@@ -571,16 +572,12 @@ def test_a_step_waits_on_the_device_for_the_page_in_of_its_request_and_a_page_in
         ledger.end_page_out(RequestId("second"), 48, ok=True)
         ledger.drop(RequestId("second"))
         transfers = ledger.begin_page_in(RequestId("first"))
-        page_in = PageIn((RequestId("first"),))
-        parts = {"transfers": ((RequestId("first"), transfers),)}
-        bench.device.start(started(bench, page_in, Channel.COPY_IN, **parts))
+        bench.device.start(make_started_page_in(EARLY, [(RequestId("first"), transfers)]))
         ledger.end_page_in(RequestId("first"), transfers, ok=True)
         assert blocks & set(bench.blocks_of("first"))
         ledger.grow(ledger.kv[RequestId("first")], 49)
         bench.host.in_step.clear()
-        bench.device.start(
-            started(bench, Step(ModelId("a"), (Chunk(RequestId("first"), 48, 1),)), Channel.COMPUTE)
-        )
+        bench.device.start(early_step(bench, Chunk(RequestId("first"), 48, 1)))
         assert {gpu.stuck.get(timeout=WAIT_S) for _ in range(3)} == {*STREAMS}
         gpu.open(Channel.COPY_IN)
         assert {gpu.stuck.get(timeout=WAIT_S) for _ in range(3)} == {*STREAMS}, "it waits for the copy-out"
@@ -616,8 +613,7 @@ def test_an_image_is_forgotten_only_when_the_copies_that_read_it_are_done() -> N
         bench.run(Fetch(ModelId("a")))
         gpu.shut_after(Channel.COPY_IN, 0)
         bench.start(Activate(ModelId("a")))
-        fetch = started(bench, Fetch(ModelId("b")), Channel.FETCH, images=b.images, dropped=(ImageId("a"),))
-        bench.device.start(fetch)
+        bench.device.start(make_started_fetch(EARLY, b, dropped=(ImageId("a"),)))
         assert [gpu.stuck.get(timeout=WAIT_S) for _ in range(2)] == [Channel.COPY_IN, Channel.COPY_IN]
         gpu.open(Channel.COPY_IN)
         assert {bench.inbox.get(timeout=WAIT_S).operation for _ in range(2)} == {1, 1000}  # type: ignore[union-attr]
@@ -661,8 +657,7 @@ def test_what_depends_on_an_operation_that_failed_is_given_up_silently() -> None
     bench.instance.ledger.grow(bench.instance.requests[RequestId("r")].kv, 16)
     gpu.shut_after(Channel.COPY_IN, 0)
     bench.start(Activate(ModelId("a")))
-    step = Step(ModelId("a"), (Chunk(RequestId("r"), 0, 16),))
-    bench.device.start(started(bench, step, Channel.COMPUTE))
+    bench.device.start(early_step(bench, Chunk(RequestId("r"), 0, 16)))
     gpu.open(Channel.COPY_IN)
     assert isinstance(bench.inbox.get(timeout=WAIT_S), RuntimeError)
     bench.device.close()

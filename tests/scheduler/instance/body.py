@@ -9,19 +9,30 @@ cell.
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import TypeVar
 
+from tokenmux.core.effects import Effect, Effects, RequestEnded, ResizeReady, operations_started
 from tokenmux.core.event import Arrived, CopyDone, Event, Resized, StepDone
 from tokenmux.core.facts import DeviceFacts, HostFacts, Image, ModelFacts
 from tokenmux.core.handles import BlockHandle
-from tokenmux.core.plan import Activate, Channel, Compact, PageIn, PageOut, Plan, Step
+from tokenmux.core.plan import Channel, Plan
 from tokenmux.core.record import RequestRecord
 from tokenmux.core.request import FinishReason, RequestId
-from tokenmux.core.started import Started
+from tokenmux.core.started import (
+    Started,
+    StartedActivation,
+    StartedCompaction,
+    StartedCopy,
+    StartedPageIn,
+    StartedPageOut,
+    StartedStep,
+)
 from tokenmux.scheduler.memory.kv_table import KvTable
 from tokenmux.scheduler.memory.slabs import SlabPool
 from tokenmux.testing import ScriptedPolicy, make_instance
 
 POISON = None
+T = TypeVar("T")
 Cells = list[object]
 
 
@@ -53,6 +64,8 @@ class Body:
         self.host: Cells = [POISON] * self.ledger.host_arena.capacity
         self.now_s = 0.0
         self.flights: dict[Channel, Started] = {}
+        self.effects: list[Effect] = []
+        """All of them that `take` has not given away."""
         self.n_drawn: dict[RequestId, int] = {}
         self.ended: dict[RequestId, RequestRecord] = {}
         self._tables: dict[RequestId, list[KvTable]] = {}
@@ -63,36 +76,44 @@ class Body:
     def plan(self, channel: Channel, plan: Plan) -> Started | None:
         """Have the policy answer `plan` for this channel; raises IllegalPlan if the instance refuses it."""
         self.policy.plans = {channel: plan}
-        for started in self.instance.decide(self.now_s):
-            self.flights[started.channel] = started
-            self._begin(started)
-            return started
-        return None
+        return next(iter(operations_started(self._carry_out(self.instance.decide(self.now_s)))), None)
 
     def drain(self) -> bool:
         """Begin what empties the arena for a resize, or replace it; whether that is done."""
-        for started in self.instance.decide(self.now_s):
-            self.flights[started.channel] = started
-            self._begin(started)
-        arena_bytes = self.instance.resize_ready_bytes
-        if arena_bytes is None:
-            return False
-        self.arena = [POISON] * arena_bytes
-        self.apply(Resized(self.now_s, arena_bytes))
-        return True
+        effects = self._carry_out(self.instance.decide(self.now_s))
+        return any(isinstance(effect, ResizeReady) for effect in effects)
+
+    def take(self, kind: type[T]) -> list[T]:
+        """The effects of this kind since the last call."""
+        taken = [effect for effect in self.effects if isinstance(effect, kind)]
+        self.effects = [effect for effect in self.effects if not isinstance(effect, kind)]
+        return taken
 
     def apply(self, event: Event) -> None:
         """Enter an event, and check books and cells."""
-        self.instance.apply(event)
+        effects = self.instance.apply(event)
         if isinstance(event, Arrived):
             self.n_drawn[event.request.id] = event.n_delivered
             if self.instance.requests[event.request.id].kv.n_computed:
                 self._adopt(event)
-        for record, _ in self.instance.take_ended():
-            assert record.request.id not in self.ended, "a request ended twice"
-            assert record.n_tokens == self.n_drawn[record.request.id]
-            self.ended[record.request.id] = record
+        self._carry_out(effects)
         self.check()
+
+    def _carry_out(self, effects: Effects) -> Effects:
+        self.effects += effects
+        for effect in effects:
+            if isinstance(effect, RequestEnded):
+                request = effect.record.request.id
+                assert request not in self.ended, "a request ended twice"
+                assert effect.record.n_tokens == self.n_drawn[request]
+                self.ended[request] = effect.record
+            elif isinstance(effect, Started):
+                self.flights[effect.channel] = effect
+                self._begin(effect)
+            elif isinstance(effect, ResizeReady):
+                self.arena = [POISON] * effect.arena_bytes
+                self.apply(Resized(self.now_s, effect.arena_bytes))
+        return effects
 
     def complete(
         self,
@@ -103,7 +124,7 @@ class Body:
     ) -> None:
         """The operation in flight on this channel ends now."""
         started = self.flights.pop(channel)
-        if isinstance(started.operation, Step):
+        if isinstance(started, StartedStep):
             n = n_iterations or started.operation.repeat
             ends_s = tuple(self.now_s + i * 0.001 for i in range(1, n + 1))
             self.now_s = ends_s[-1]
@@ -119,27 +140,25 @@ class Body:
 
     def _begin(self, started: Started) -> None:
         """From now on the targets are undefined."""
-        match started.operation:
-            case Step(_, chunks):
-                for chunk in chunks:
+        match started:
+            case StartedStep(operation=step):
+                for chunk in step.chunks:
                     table = self.ledger.kv[chunk.request]
                     for token in range(chunk.start, len(table.device) * table.shape.block_size):
                         self._write_kv(self.arena, table.device, table, token, POISON)
-            case Activate():
+            case StartedActivation():
                 for image in started.images:
                     self._write_image(image, POISON)
-            case PageIn():
-                for _, transfers in started.transfers:
+            case StartedPageIn():
+                for _, _, transfers in started.paged:
                     for t in transfers:
                         start = self.ledger.blocks.block_index(t.device) * t.shape.block_bytes
                         self.arena[start : start + t.shape.block_bytes] = [POISON] * t.shape.block_bytes
-            case PageOut(requests):
-                for request in requests:
-                    self._n_at_begin[request] = self.ledger.kv[request].n_computed
+            case StartedPageOut():
+                for paged in started.paged:
+                    self._n_at_begin[paged.request] = paged.n_computed
 
-    def _carry_out_step(self, started: Started, n_iterations: int) -> None:
-        assert started.model is not None
-        assert isinstance(started.operation, Step)
+    def _carry_out_step(self, started: StartedStep, n_iterations: int) -> None:
         self._check_weights(started.model)
         for chunk in started.operation.chunks:
             table, request = self.ledger.kv[chunk.request], self.instance.requests[chunk.request]
@@ -149,24 +168,24 @@ class Body:
                 self._write_kv(self.arena, table.device, table, token, self._truth(chunk.request, token))
             self.n_drawn[chunk.request] += n_iterations if draws else 0
 
-    def _carry_out_copy(self, started: Started) -> None:
-        match started.operation:
-            case Activate():
+    def _carry_out_copy(self, started: StartedCopy) -> None:
+        match started:
+            case StartedActivation():
                 for image in started.images:
                     self._write_image(image, image.id)
-            case Compact():
+            case StartedCompaction():
                 for move in started.moves:
                     content = self.arena[move.source : move.source + move.n_bytes]
                     self.arena[move.source : move.source + move.n_bytes] = [POISON] * move.n_bytes
                     self.arena[move.target : move.target + move.n_bytes] = content
-            case PageIn():
-                for _, transfers in started.transfers:
+            case StartedPageIn():
+                for _, _, transfers in started.paged:
                     for t in transfers:
                         block = self._block(self.host, self.ledger.host_blocks, t.host, t.shape.block_bytes)
                         start = self.ledger.blocks.block_index(t.device) * t.shape.block_bytes
                         self.arena[start : start + t.shape.block_bytes] = block
-            case PageOut():
-                for request, transfers in started.transfers:
+            case StartedPageOut():
+                for request, _, transfers in started.paged:
                     for t in transfers:
                         block = self._block(self.arena, self.ledger.blocks, t.device, t.shape.block_bytes)
                         start = self.ledger.host_blocks.block_index(t.host) * t.shape.block_bytes

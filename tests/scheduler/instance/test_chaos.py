@@ -12,6 +12,7 @@ from random import Random
 import pytest
 
 from tests.scheduler.instance.body import Body, device_facts
+from tokenmux.core.effects import RequestLeft
 from tokenmux.core.errors import DoesNotFit, IllegalPlan, InUse
 from tokenmux.core.event import (
     Arrived,
@@ -42,6 +43,7 @@ from tokenmux.core.plan import (
     Step,
 )
 from tokenmux.core.request import FinishReason, Request, RequestId
+from tokenmux.core.started import StartedLoad, StartedStep
 from tokenmux.testing import make_model
 
 N_ACTIONS = 1500
@@ -133,7 +135,7 @@ class Chaos:
 
     def take_back_withdrawn(self) -> None:
         """A withdrawn request comes back, as one that another instance had begun."""
-        for arrived in self.body.instance.take_withdrawn():
+        for arrived in (left.arrival for left in self.body.take(RequestLeft)):
             assert arrived.n_delivered < arrived.request.max_tokens, "it was complete, and should have ended"
             assert arrived.n_delivered == self.body.n_drawn[arrived.request.id]
             self.seen["withdrawn"] += 1
@@ -154,7 +156,7 @@ class Chaos:
         if models:
             model = self.random.choice(models)
             for channel, started in self.body.flights.items():
-                if started.model is not None and started.model.id == model:
+                if isinstance(started, StartedStep | StartedLoad) and started.model.id == model:
                     self.seen[f"removed under {channel.name}"] += 1
             self.fail_all_of(model)
             self.body.apply(ModelRemoved(self.body.now_s, model))
@@ -314,7 +316,7 @@ class Chaos:
             self.body.complete(channel)
         for model in list(self.body.instance.models):
             self.body.apply(ModelRemoved(self.body.now_s, model))
-        assert self.body.instance.take_withdrawn() == []
+        assert self.body.take(RequestLeft) == []
         self.assert_each_ended_once()
         ledger = self.body.ledger
         assert self.body.instance.is_idle

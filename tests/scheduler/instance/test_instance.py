@@ -19,6 +19,7 @@ from tests.scheduler.instance.scenes import (
     running,
     step,
 )
+from tokenmux.core.effects import RequestLeft
 from tokenmux.core.errors import IllegalPlan, InternalError
 from tokenmux.core.event import (
     Arrived,
@@ -32,7 +33,7 @@ from tokenmux.core.event import (
     StepDone,
     Withdrawn,
 )
-from tokenmux.core.phases import RequestPhase, Residency
+from tokenmux.core.phases import PhaseChanged, RequestPhase, Residency
 from tokenmux.core.plan import (
     Activate,
     Channel,
@@ -122,9 +123,9 @@ def test_a_withdrawn_request_leaves_with_its_history(first) -> None:
     body = stepping()
     body.apply(first)
     body.apply(Withdrawn(1.0, R))
-    assert body.instance.take_withdrawn() == []
+    assert body.take(RequestLeft) == []
     body.complete(Channel.COMPUTE)
-    left = body.instance.take_withdrawn()
+    left = [effect.arrival for effect in body.take(RequestLeft)]
     if isinstance(first, Cancelled):
         assert left == []
         assert reason_of(body) is FinishReason.CANCELLED
@@ -143,7 +144,7 @@ def test_a_request_that_ends_while_it_is_withdrawn_has_ended(finish: str) -> Non
         body.apply(Cancelled(1.0, R))
     n_iterations = 7 if finish == "length" else 2
     body.complete(Channel.COMPUTE, n_iterations=n_iterations, finished=[R] if finish == "stop" else [])
-    assert body.instance.take_withdrawn() == []
+    assert body.take(RequestLeft) == []
     assert reason_of(body) is FinishReason(finish)
 
 
@@ -370,7 +371,7 @@ def test_phases_are_told_once_each_as_they_change() -> None:
     body.complete(Channel.COPY_OUT)
     body.plan(Channel.COPY_IN, Plan(at_once=(Discard(R),)))
     body.apply(Paused(1.0, R))
-    assert [message.phase for message in body.instance.take_phases()] == [
+    assert [change.phase for change in body.take(PhaseChanged)] == [
         RequestPhase.QUEUED,
         RequestPhase.LOADING,
         RequestPhase.QUEUED,
@@ -378,7 +379,7 @@ def test_phases_are_told_once_each_as_they_change() -> None:
         RequestPhase.QUEUED,
         RequestPhase.PAUSED,
     ]
-    assert body.instance.take_phases() == []
+    assert body.take(PhaseChanged) == []
 
 
 def test_the_audit_notices_a_request_that_is_filed_nowhere() -> None:

@@ -14,15 +14,15 @@ from random import Random
 import pytest
 
 from tokenmux.core.cost import RooflineCost, StepWork
+from tokenmux.core.effects import Effects, RequestEnded, decisions
 from tokenmux.core.event import Cancelled, Event, ModelAdded
 from tokenmux.core.facts import DeviceFacts, HostFacts, KvShape, ModelFacts
-from tokenmux.core.plan import AtOnce, Channel, Operation, Plan, Step
+from tokenmux.core.plan import Channel, Plan, Step
 from tokenmux.core.record import RequestRecord
 from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.capacity import kv_bytes, weight_bytes
 from tokenmux.scheduler.memory.host_cache import HostCache
-from tokenmux.scheduler.metrics.counters import Metrics
 from tokenmux.scheduler.policy.instance_policy import InstanceView
 from tokenmux.scheduler.policy.registry import make_policy
 from tokenmux.simulator.simulator import Simulator
@@ -73,21 +73,21 @@ class World:
             HostCache(self.host.cache_bytes),
             Audited(self.policy),
             cost,
-            Metrics(self._record),
-            self._decided,
         )
-        self.simulator = Simulator([self.instance], RooflineCost(self.device, self.host))
+        self.simulator = Simulator(
+            [self.instance], RooflineCost(self.device, self.host), on_effects=self.note
+        )
         for model in self.models:
             self.simulator.apply(0, ModelAdded(0.0, model))
         self.simulator.run(self.arrivals)
         return self
 
-    def _record(self, record: RequestRecord) -> None:
-        assert record.request.id not in self.records, "a request ended twice"
-        self.records[record.request.id] = record
-
-    def _decided(self, at_s: float, decision: Operation | AtOnce) -> None:
-        self.decisions[type(decision).__name__] += 1
+    def note(self, _index: int, at_s: float, effects: Effects) -> None:
+        for effect in effects:
+            if isinstance(effect, RequestEnded):
+                assert effect.record.request.id not in self.records, "a request ended twice"
+                self.records[effect.record.request.id] = effect.record
+        self.decisions.update(type(decision).__name__ for decision in decisions(effects))
         assert self.decisions.total() < self.most_decisions, (
             f"no end in sight at {at_s:.1f} s: {self.decisions}"
         )
@@ -221,10 +221,8 @@ def test_cancelling_everything_at_any_moment_leaves_nothing(seed: int, policy: s
         HostCache(world.host.cache_bytes),
         Audited(policy),
         cost,
-        Metrics(world._record),
-        world._decided,
     )
-    simulator = Simulator([world.instance], cost)
+    simulator = Simulator([world.instance], cost, on_effects=world.note)
     for model in world.models:
         simulator.apply(0, ModelAdded(0.0, model))
     simulator.run(world.arrivals, until_s=middle_s)

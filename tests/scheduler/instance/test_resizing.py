@@ -18,6 +18,7 @@ from tests.scheduler.instance.scenes import (
     running,
     step,
 )
+from tokenmux.core.effects import INTERRUPT, Interrupt, decisions
 from tokenmux.core.errors import DoesNotFit, IntegrityError, InUse, InvalidRequest
 from tokenmux.core.event import ModelWanted, ResizeAsked, Resized
 from tokenmux.core.plan import (
@@ -39,12 +40,10 @@ from tokenmux.scheduler.policy import drain
 
 def drained(body: Body) -> list[object]:
     """Everything that leaves, until the arena has been replaced."""
-    decided: list[object] = []
-    body.instance.decision_observers.append(lambda _, what: decided.append(what))
+    body.effects.clear()
     for _ in range(20):
         if body.drain():
-            body.instance.decision_observers.pop()
-            return decided
+            return list(decisions(tuple(body.effects)))
         for channel in list(body.flights):
             body.complete(channel)
     raise AssertionError("the arena is never empty")
@@ -63,7 +62,7 @@ def test_everything_leaves_and_the_requests_go_on() -> None:
     assert drained(body) == [Evict(A.id), PageOut((R,)), Drop(R)]
     assert body.ledger.arena.capacity == 768 + 4 * SLAB
     assert body.instance.device.arena_bytes == 768 + 4 * SLAB
-    assert body.instance.resize_ready_bytes is None
+    assert not body.drain(), "it is told once"
     assert body.instance.requests[R] is before
     assert (before.deadline_s, before.n_tokens, before.kv.n_computed) == (deadline_s, 13, 12)
     for operation in (Activate(A.id), PageIn((R,))):
@@ -94,7 +93,7 @@ def test_what_is_in_flight_ends_first_and_a_burst_early() -> None:
     body = running()
     body.plan(Channel.COMPUTE, Plan(Step(A.id, (NEXT,), repeat=4)))
     ask(body, 768 + 2 * SLAB)
-    assert body.instance.interrupted
+    assert body.take(Interrupt) == [INTERRUPT]
     assert not body.drain()
     assert list(body.flights) == [Channel.COMPUTE], "nothing of the running request was touched"
     assert A.id in body.instance.resident_models

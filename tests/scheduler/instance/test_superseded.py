@@ -5,6 +5,7 @@ import pytest
 
 from tests.scheduler.instance.body import Body
 from tests.scheduler.instance.scenes import A, B, a_body, arrive
+from tokenmux.core.effects import Supersede
 from tokenmux.core.event import SUPERSEDED, Cancelled, ModelWanted
 from tokenmux.core.phases import Residency
 from tokenmux.core.plan import Activate, Channel, Fetch, Plan
@@ -33,9 +34,9 @@ def loading() -> Body:
 
 def test_an_activation_whose_last_request_was_cancelled_makes_way() -> None:
     body = loading()
-    assert body.instance.take_superseded() == []
+    assert body.take(Supersede) == []
     body.apply(Cancelled(1.0, R))
-    assert body.instance.take_superseded() == [body.flights[Channel.COPY_IN].id]
+    assert body.take(Supersede) == [Supersede(body.flights[Channel.COPY_IN].id)]
     body.complete(Channel.COPY_IN, error=SUPERSEDED)
     assert body.instance.models[A.id].residency is Residency.HOST
     assert body.ledger.weight_bytes == 0
@@ -49,9 +50,9 @@ def test_an_activation_whose_last_request_was_cancelled_makes_way() -> None:
 def test_it_is_said_once() -> None:
     body = loading()
     body.apply(Cancelled(1.0, R))
-    assert len(body.instance.take_superseded()) == 1
+    assert len(body.take(Supersede)) == 1
     body.apply(Cancelled(2.0, RequestId("nobody")))
-    assert body.instance.take_superseded() == []
+    assert body.take(Supersede) == []
 
 
 def test_one_that_was_superseded_too_late_is_resident() -> None:
@@ -67,9 +68,9 @@ def test_it_makes_way_for_a_request_that_comes_later() -> None:
     arrive(body, "r", A)
     body.plan(Channel.COPY_IN, Plan(Activate(A.id)))
     body.apply(Cancelled(1.0, R))
-    assert body.instance.take_superseded() == [], "nobody else needs the channel"
+    assert body.take(Supersede) == [], "nobody else needs the channel"
     arrive(body, "s", B)
-    assert len(body.instance.take_superseded()) == 1
+    assert len(body.take(Supersede)) == 1
 
 
 @pytest.mark.parametrize("wish", [{"wanted": True}, {"pinned": True}])
@@ -77,7 +78,7 @@ def test_what_an_operator_wants_goes_on(wish: dict[str, bool]) -> None:
     body = loading()
     body.apply(ModelWanted(0.5, A.id, **wish))
     body.apply(Cancelled(1.0, R))
-    assert body.instance.take_superseded() == []
+    assert body.take(Supersede) == []
 
 
 def test_what_nobody_ever_waited_for_goes_on() -> None:
@@ -85,7 +86,7 @@ def test_what_nobody_ever_waited_for_goes_on() -> None:
     body = fetched("A", "B")
     body.plan(Channel.COPY_IN, Plan(Activate(A.id)))
     arrive(body, "s", B)
-    assert body.instance.take_superseded() == []
+    assert body.take(Supersede) == []
 
 
 def test_an_activation_makes_no_way_for_a_model_that_lies_on_disk() -> None:
@@ -94,7 +95,7 @@ def test_an_activation_makes_no_way_for_a_model_that_lies_on_disk() -> None:
     body.plan(Channel.COPY_IN, Plan(Activate(A.id)))
     arrive(body, "s", B)
     body.apply(Cancelled(1.0, R))
-    assert body.instance.take_superseded() == []
+    assert body.take(Supersede) == []
 
 
 def test_a_fetch_makes_way_and_fails_nobody_who_came_meanwhile() -> None:
@@ -103,7 +104,7 @@ def test_a_fetch_makes_way_and_fails_nobody_who_came_meanwhile() -> None:
     body.plan(Channel.FETCH, Plan(Fetch(A.id)))
     arrive(body, "s", B)
     body.apply(Cancelled(1.0, R))
-    assert body.instance.take_superseded() == [body.flights[Channel.FETCH].id]
+    assert body.take(Supersede) == [Supersede(body.flights[Channel.FETCH].id)]
     late = arrive(body, "late", A)
     body.complete(Channel.FETCH, error=SUPERSEDED)
     assert late in body.instance.requests

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from tests.scheduler.instance.body import Body
 from tests.scheduler.instance.scenes import NEXT, A, B, R, a_body, arrive, load, running
 from tokenmux.core.cost import RooflineCost
-from tokenmux.core.event import Arrived, Event, ModelAdded, ModelWanted, Paused, Resumed, StepDone
+from tokenmux.core.effects import CopyEnded, Effects, ModelLoaded, StepEnded
+from tokenmux.core.event import Arrived, ModelAdded, ModelWanted, Paused, Resumed
 from tokenmux.core.facts import DeviceFacts, HostFacts, KvShape, ModelId
 from tokenmux.core.plan import Activate, Channel, Evict, Fetch, Plan, Step
 from tokenmux.core.record import RequestRecord
 from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
-from tokenmux.core.started import Started, SwapReason
+from tokenmux.core.started import StartedActivation, StartedCopy, SwapReason
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.metrics.counters import (
@@ -96,13 +97,12 @@ class Run:
             ModelId(name): make_model(name, 10 * GB, kv=SHAPE, max_context=4096, n_parameters=7 * GB)
             for name in ("m0", "m1", "m2", "m3")
         }
-        self.records: list[RequestRecord] = []
-        self.metrics = Metrics(self.records.append)
-        self.steps: list[tuple[Started, StepDone]] = []
-        self.copies: list[Started] = []
+        self.steps: list[StepEnded] = []
+        self.copies: list[StartedCopy] = []
         cost = RooflineCost(DEVICE, HOST)
-        instance = Instance(DEVICE, HostCache(HOST.cache_bytes), SlackPolicy(), cost, self.metrics)
-        simulator = Simulator([instance], RooflineCost(DEVICE, HOST), None, models, self._done)
+        instance = Instance(DEVICE, HostCache(HOST.cache_bytes), SlackPolicy(), cost)
+        simulator = Simulator([instance], RooflineCost(DEVICE, HOST), None, models, self._note)
+        self.metrics, self.records = instance.metrics, simulator.records
         at_s = 0.0
         arrivals = []
         for number in range(25):
@@ -115,11 +115,9 @@ class Run:
             arrivals.append(Arrival(request, int(rng.integers(1, 200))))
         simulator.run(arrivals)
 
-    def _done(self, index: int, started: Started, event: Event) -> None:
-        if isinstance(event, StepDone):
-            self.steps.append((started, event))
-        else:
-            self.copies.append(started)
+    def _note(self, index: int, at_s: float, effects: Effects) -> None:
+        self.steps += [effect for effect in effects if isinstance(effect, StepEnded)]
+        self.copies += [effect.started for effect in effects if isinstance(effect, CopyEnded)]
 
 
 @pytest.fixture(scope="module", params=[0, 1])
@@ -170,7 +168,7 @@ def test_every_gap_between_two_tokens_is_counted_once(run: Run) -> None:
 
 
 def test_swaps_have_reasons(run: Run) -> None:
-    n_swaps = sum(isinstance(started.operation, Activate) for started in run.copies)
+    n_swaps = sum(isinstance(started, StartedActivation) for started in run.copies)
     models = run.metrics.models.values()
     assert sum(m.n_swaps for m in models) == n_swaps
     assert all(m.swaps[SwapReason.FIRST] == 1 for m in models)
@@ -245,6 +243,12 @@ def test_nothing_counts_before_the_first_event() -> None:
     assert body.instance.metrics.of(B.id).last_asked_s == -inf
 
 
+def loaded(exposed_s: float, *tenants: str) -> ModelLoaded:
+    facts = make_model("m", 10)
+    started = StartedActivation(0, 0.0, Activate(facts.id), facts, facts.images, 10, SwapReason.FIRST, 0.0)
+    return ModelLoaded(started, 4.0, exposed_s, tenants)
+
+
 def test_tenants_beyond_the_limit_are_counted_together() -> None:
     metrics = Metrics()
     own = {name: metrics.tenant(name) for name in map(str, range(MAX_TENANTS))}
@@ -253,14 +257,14 @@ def test_tenants_beyond_the_limit_are_counted_together() -> None:
     assert metrics.tenant("later") is late
     assert metrics.tenant("7") is own["7"]
     assert len(metrics.tenants) == MAX_TENANTS + 1
-    metrics.charge([], 3.0)
+    metrics.count(0.0, (loaded(3.0),))
     assert metrics.tenants[POOL].gpu_s == 3.0
 
 
 def test_the_exposed_part_of_a_swap_is_shared_by_request() -> None:
     metrics = Metrics()
     a, b = metrics.tenant("a"), metrics.tenant("b")
-    metrics.charge([a, b, a], 3.0)
+    metrics.count(0.0, (loaded(3.0, "a", "b", "a"),))
     assert (a.gpu_s, b.gpu_s) == (2.0, 1.0)
 
 

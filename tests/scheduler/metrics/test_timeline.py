@@ -5,13 +5,14 @@ import json
 from typing import Any
 
 from tests.scheduler.instance.scenes import NEXT, A, running, step
+from tokenmux.core.effects import CopyEnded, RequestEnded, StepEnded
 from tokenmux.core.event import CopyDone
 from tokenmux.core.facts import ModelId
 from tokenmux.core.plan import Channel, PageOut, Plan
 from tokenmux.core.record import RequestRecord
 from tokenmux.core.request import FinishReason, Request, RequestId
 from tokenmux.core.span import Span
-from tokenmux.core.started import Started
+from tokenmux.core.started import StartedPageOut
 from tokenmux.scheduler.metrics.timeline import Timeline, chrome_trace, seconds_covered
 
 
@@ -30,11 +31,11 @@ def document(timeline: Timeline) -> list[dict[str, Any]]:
 def test_an_instance_tells_of_every_operation_that_ended() -> None:
     body = running()
     timeline = Timeline()
-    body.instance.completion_observers.append(lambda started, event: timeline.add(3, started, event))
     step(body, NEXT, repeat=4)
     body.plan(Channel.COPY_OUT, Plan(PageOut((NEXT.request,))))
     body.now_s += 1.0
     body.complete(Channel.COPY_OUT)
+    timeline.add(3, tuple(body.take(StepEnded)[-1:] + body.take(CopyEnded)[-1:]))
     metadata = [event["args"]["name"] for event in document(timeline) if event["ph"] == "M"]
     assert metadata == ["instance 3", "compute", "copy_out"]
     steps, copies = (event for event in document(timeline) if event["ph"] == "X")
@@ -45,8 +46,7 @@ def test_an_instance_tells_of_every_operation_that_ended() -> None:
 
 def test_a_request_is_a_pair_with_its_first_token_between() -> None:
     timeline = Timeline()
-    timeline.add_request(0, record("r", 2.5))
-    timeline.add_request(0, record("never", None))
+    timeline.add(0, (RequestEnded(record("r", 2.5), ""), RequestEnded(record("never", None), "")))
     events = [event for event in document(timeline) if event["ph"] != "M"]
     assert [(e["id"], e["ph"], e["ts"]) for e in events] == [
         ("r", "b", 1e6),
@@ -62,8 +62,8 @@ def test_a_request_is_a_pair_with_its_first_token_between() -> None:
 def test_a_bounded_timeline_keeps_the_newest() -> None:
     timeline = Timeline(most=10)
     for number in range(25):
-        started = Started(number, Channel.COPY_OUT, PageOut((RequestId("r"),)), float(number), 7)
-        timeline.add(0, started, CopyDone(number + 0.5, number))
+        started = StartedPageOut(number, float(number), PageOut((RequestId("r"),)), (), 7)
+        timeline.add(0, (CopyEnded(started, CopyDone(number + 0.5, number)),))
     assert [span.start_s for span in timeline.spans] == [float(n) for n in range(15, 25)]
     assert [span.start_s for span in timeline.since(22.5)] == [22.0, 23.0, 24.0]
     assert seconds_covered(timeline.spans) == 9.5

@@ -9,11 +9,9 @@ import pytest
 from tokenmux.core.cost import RooflineCost
 from tokenmux.core.event import Cancelled, ModelAdded
 from tokenmux.core.facts import DeviceFacts, HostFacts, KvShape
-from tokenmux.core.record import RequestRecord
 from tokenmux.core.request import ServiceLevel
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
-from tokenmux.scheduler.metrics.counters import Metrics
 from tokenmux.scheduler.metrics.shares import Shares
 from tokenmux.scheduler.policy.slack import EVICTION_MARGIN_COPIES, SlackPolicy
 from tokenmux.simulator.simulator import Simulator
@@ -66,13 +64,12 @@ class World:
 
     def __init__(self, *arrivals: Sequence[Arrival]) -> None:
         self.arrivals = sorted(chain(*arrivals), key=lambda a: a.request.arrival_s)
-        self.records: list[RequestRecord] = []
         cost = RooflineCost(DEVICE, HOST)
         cache = HostCache(HOST.cache_bytes)
-        metrics = Metrics(self.records.append)
         level = ServiceLevel(TTFT_S, 0.1)
-        self.instance = Instance(DEVICE, cache, SlackPolicy(), cost, metrics, service=level)
+        self.instance = Instance(DEVICE, cache, SlackPolicy(), cost, service=level)
         self.simulator = Simulator([self.instance], RooflineCost(DEVICE, HOST))
+        self.records = self.simulator.records
         for name in sorted({str(a.request.model) for a in self.arrivals}):
             self.simulator.apply(0, ModelAdded(0.0, make_model(name, 20_000, kv=KV, max_context=128)))
 

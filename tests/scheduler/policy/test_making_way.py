@@ -8,11 +8,12 @@ import pytest
 
 from tests.conformance.test_one_brain import GB, HOST, device, run_engine, simulate
 from tokenmux.core.cost import RooflineCost
-from tokenmux.core.event import SUPERSEDED, CopyDone, ModelAdded, StepDone
+from tokenmux.core.effects import CopyEnded, Effects
+from tokenmux.core.event import SUPERSEDED, ModelAdded
 from tokenmux.core.facts import KvShape, ModelFacts, ModelId
 from tokenmux.core.plan import Activate, Fetch, Operation
 from tokenmux.core.request import Request, RequestId, ServiceLevel
-from tokenmux.core.started import Started
+from tokenmux.core.started import StartedActivation, StartedFetch
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.policy.slack import SlackPolicy
@@ -101,18 +102,19 @@ def served(seed: int, policy: SlackPolicy) -> tuple[Instance, dict[str, float]]:
     """The instance afterwards, and the share of requests on time of each kind of model."""
     catalogue, arrivals = mixed(seed)
     instance = Instance(FACTS, HostCache(400 * GB), policy, RooflineCost(FACTS, HOST))
-    simulator = Simulator([instance], RooflineCost(FACTS, HOST))
     superseded: Counter[ModelId] = Counter()
 
-    def note(started: Started, event: StepDone | CopyDone) -> None:
-        if isinstance(started.operation, (Activate, Fetch)) and isinstance(event, CopyDone):
-            if event.error == SUPERSEDED:
-                superseded[started.operation.model] += 1
-            elif isinstance(started.operation, Activate):
-                superseded[started.operation.model] = 0
+    def note(_index: int, _at_s: float, effects: Effects) -> None:
+        for effect in effects:
+            match effect:
+                case CopyEnded(StartedActivation() | StartedFetch() as load, done):
+                    if done.error == SUPERSEDED:
+                        superseded[load.model.id] += 1
+                    elif isinstance(load, StartedActivation):
+                        superseded[load.model.id] = 0
         assert max(superseded.values(), default=0) <= 1, "a model gives way once until it is loaded"
 
-    instance.completion_observers.append(note)
+    simulator = Simulator([instance], RooflineCost(FACTS, HOST), on_effects=note)
     for facts in catalogue:
         simulator.apply(0, ModelAdded(0.0, facts))
     simulator.run(arrivals)

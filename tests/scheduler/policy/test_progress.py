@@ -9,12 +9,10 @@ from numpy.random import Generator
 from tokenmux.core.cost import RooflineCost
 from tokenmux.core.errors import DoesNotFit
 from tokenmux.core.facts import DeviceFacts, HostFacts, KvShape, ModelFacts
-from tokenmux.core.record import RequestRecord
 from tokenmux.core.request import Request, RequestId, ServiceLevel
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.capacity import check_request
 from tokenmux.scheduler.memory.host_cache import HostCache
-from tokenmux.scheduler.metrics.counters import Metrics
 from tokenmux.scheduler.policy.registry import SERVED, make_policies
 from tokenmux.simulator.simulator import Simulator
 from tokenmux.testing import make_model
@@ -82,15 +80,14 @@ def test_everything_is_served(
     rng = np.random.default_rng(seed)
     models = [random_model(rng, i, max(3, arena_mb - 24)) for i in range(n_models)]
     arrivals = traffic(rng, models, 40)
-    records: list[RequestRecord] = []
     facts = device(arena_mb, host_kv_mb)
     policies, pool_policy = make_policies(policy, n_instances)
     instances = [
-        Instance(facts, HostCache(HOST.cache_bytes), own, RooflineCost(facts, HOST), Metrics(records.append))
-        for own in policies
+        Instance(facts, HostCache(HOST.cache_bytes), own, RooflineCost(facts, HOST)) for own in policies
     ]
     simulator = Simulator(instances, RooflineCost(facts, HOST), pool_policy, {m.id: m for m in models})
     simulator.run(arrivals)
+    records = simulator.records
     for instance in instances:
         instance.check_integrity()
     assert sorted(r.request.id for r in records) == sorted(a.request.id for a in arrivals)
@@ -118,13 +115,15 @@ def test_everything_is_served_in_an_arena_for_one_without_host_memory_for_kv(
     arrivals = [
         a for a in traffic(rng, list(models.values()), 30) if _fits(facts, models[a.request.model], a.request)
     ]
-    records: list[RequestRecord] = []
     policies, pool_policy = make_policies(policy, 1)
     cost = RooflineCost(facts, HOST)
-    instance = Instance(facts, HostCache(HOST.cache_bytes), policies[0], cost, Metrics(records.append))
-    Simulator([instance], RooflineCost(facts, HOST), pool_policy, models).run(arrivals)
+    instance = Instance(facts, HostCache(HOST.cache_bytes), policies[0], cost)
+    simulator = Simulator([instance], RooflineCost(facts, HOST), pool_policy, models)
+    simulator.run(arrivals)
     instance.check_integrity()
-    assert {r.request.id: r.n_tokens for r in records} == {a.request.id: a.n_output for a in arrivals}
+    assert {r.request.id: r.n_tokens for r in simulator.records} == {
+        a.request.id: a.n_output for a in arrivals
+    }
 
 
 def _fits(facts: DeviceFacts, of: ModelFacts, request: Request) -> bool:

@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from tokenmux.core.effects import Effects, RequestEnded, decisions
 from tokenmux.core.errors import InternalError
 from tokenmux.core.event import ModelAdded, ModelWanted, Paused
 from tokenmux.core.facts import ModelId
@@ -13,7 +14,6 @@ from tokenmux.core.record import RequestRecord
 from tokenmux.core.request import DEFAULT_LEVEL, Request, RequestId, ServiceLevel
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
-from tokenmux.scheduler.metrics.counters import Metrics
 from tokenmux.scheduler.policy.slack import SlackPolicy
 from tokenmux.simulator.architectures import architecture
 from tokenmux.simulator.hardware import GB, gpu, instance_facts
@@ -43,13 +43,16 @@ class World:
             cache,
             SlackPolicy(),
             truth,
-            Metrics(lambda record: self.records.update({record.request.id: record})),
-            lambda at_s, decided: self.decisions.append((at_s, decided)),
             service=service,
         )
-        self.simulator = Simulator([self.instance], truth)
+        self.simulator = Simulator([self.instance], truth, on_effects=self._note)
         for facts in self.models:
             self.simulator.apply(0, ModelAdded(0.0, facts))
+
+    def _note(self, _index: int, at_s: float, effects: Effects) -> None:
+        self.decisions += [(at_s, decided) for decided in decisions(effects)]
+        ended = (effect.record for effect in effects if isinstance(effect, RequestEnded))
+        self.records.update({record.request.id: record for record in ended})
 
     def arrival(
         self,

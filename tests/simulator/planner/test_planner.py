@@ -309,7 +309,12 @@ def test_a_recorded_trace_begins_with_its_first_request_and_keeps_to_contexts() 
 def test_a_timeline_is_a_chrome_trace() -> None:
     market = parse_market(["m=qwen2.5-7b"], {})
     timeline = Timeline()
-    simulate(market, arrivals([TraceRequest(0.0, "m", 100, 5)], market.max_context), 1, on_done=timeline.add)
+    simulate(
+        market,
+        arrivals([TraceRequest(0.0, "m", 100, 5)], market.max_context),
+        1,
+        on_effects=lambda i, _, effects: timeline.add(i, effects),
+    )
     file = io.StringIO()
     timeline.write(file)
     events = json.loads(file.getvalue())["traceEvents"]

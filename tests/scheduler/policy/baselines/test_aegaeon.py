@@ -3,9 +3,9 @@
 import pytest
 
 from tokenmux.core.cost import StepWork
-from tokenmux.core.event import Arrived, Event, ModelAdded
-from tokenmux.core.plan import Channel, Step
-from tokenmux.core.started import Started
+from tokenmux.core.effects import Effects, StepEnded
+from tokenmux.core.event import Arrived, ModelAdded
+from tokenmux.core.plan import Channel
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.policy.baselines.aegaeon import (
@@ -27,14 +27,15 @@ def test_roles_are_static_and_a_group_is_prefilled_before_another_model() -> Non
     prefilled: list[str] = []
     roles: dict[int, set[str]] = {}
 
-    def watch(index: int, started: Started, _: Event) -> None:
-        if isinstance(started.operation, Step):
-            is_prefill = started.work.prefill_tokens > 0
-            roles.setdefault(index, set()).add("prefill" if is_prefill else "decode")
-            if is_prefill:
-                prefilled.append(started.operation.model)
+    def watch(index: int, _at_s: float, effects: Effects) -> None:
+        for effect in effects:
+            if isinstance(effect, StepEnded):
+                is_prefill = effect.started.work.prefill_tokens > 0
+                roles.setdefault(index, set()).add("prefill" if is_prefill else "decode")
+                if is_prefill:
+                    prefilled.append(effect.started.model.id)
 
-    outcome = simulate(market, arrivals(lines, market.max_context), 3, "aegaeon", on_done=watch)
+    outcome = simulate(market, arrivals(lines, market.max_context), 3, "aegaeon", on_effects=watch)
     assert roles == {0: {"prefill"}, 1: {"decode"}, 2: {"decode"}}
     assert [type(i.policy) for i in outcome.simulator.instances] == [
         AegaeonPrefill,

@@ -1,24 +1,28 @@
-"""The real engine on virtual time, for tests and benchmarks: no threads, no weights, no waiting."""
+"""The running engine on virtual time, for tests and benchmarks: no threads, no weights, no waiting."""
 
 from collections.abc import Callable, Mapping
 
+import msgspec
+
 from tokenmux.core.cost import RooflineCost
+from tokenmux.core.effects import Effects
 from tokenmux.core.facts import HostFacts, ModelFacts, ModelId
 from tokenmux.core.request import Request, RequestId
 from tokenmux.core.sampling import Sampling
-from tokenmux.device.device_protocol import OperationDone
-from tokenmux.device.null import NullDevice, VirtualClock
+from tokenmux.device.device_protocol import Device, OperationDone
 from tokenmux.executor.engine import Engine
 from tokenmux.executor.request_content import Content
-from tokenmux.messages.commands import Command, Submit
+from tokenmux.messages.commands import Command, Register, Submit
 from tokenmux.messages.reports import Report
 from tokenmux.scheduler.instance.instance import Instance
+from tokenmux.simulator.virtual_clock import VirtualClock
+from tokenmux.simulator.virtual_device import VirtualDevice
 
 HOST = HostFacts(cache_bytes=200 * 10**9, fetch_bytes_per_s=8e9)
 
 
 class NoWeights:
-    """The null device computes nothing, so nothing is bound; `log` records what would have been."""
+    """A virtual device computes nothing, so there is nothing to bind; `log` says what would have been."""
 
     def __init__(self) -> None:
         self.log: list[tuple[str, ModelId]] = []
@@ -42,15 +46,43 @@ class EngineOnVirtualTime:
 
     def __init__(self, instance: Instance, n_output: Mapping[RequestId, int]) -> None:
         self.said: list[Report] = []
-        self.weights = NoWeights()
-        self.contents: dict[RequestId, Content] = {}
         self.clock = VirtualClock()
-        self.instance = instance
-        self.engine = Engine(instance, self.clock, self.weights, self.emit, self.contents)
+        self._n_output = n_output
+        self._registered: dict[ModelId, Register] = {}
+        self._begin(instance)
+
+    def make_device(self) -> Device:
+        """The device of `self.instance`."""
+        instance, n_output = self.instance, self._n_output
         cost = RooflineCost(instance.device, HOST)
         left = lambda request: n_output[request] - instance.requests[request].n_drawn
-        self.device = NullDevice(instance, cost, self.clock, self, left)
-        self.engine.attach(self.device)
+        return VirtualDevice(instance, cost, self.clock, self, left, on_drawn=self.drawn)
+
+    def replace(self, instance: Instance) -> None:
+        """The worker is lost: another one begins with `instance`, and is sent what its predecessor had not
+        finished."""
+        self.device.close()
+        unfinished = [
+            (content, self.instance.requests[request]) for request, content in self.contents.items()
+        ]
+        self._begin(instance)
+        for register in self._registered.values():
+            self.send(register)
+        for content, request in unfinished:
+            if request.to_end is None:
+                drawn = content.token_ids[content.submit.request.n_prompt :]
+                self.send(msgspec.structs.replace(content.submit, delivered=tuple(drawn)))
+
+    def _begin(self, instance: Instance) -> None:
+        self.instance = instance
+        self.weights = NoWeights()
+        self.contents: dict[RequestId, Content] = {}
+        self.device = self.make_device()
+        self.engine = Engine(instance, self.device, self.clock, self.weights, self.emit, self.contents)
+        self.engine.observers.append(self.observe)
+
+    def observe(self, at_s: float, effects: Effects) -> None:
+        """Told of all effects before they are carried out: to be overridden."""
 
     def emit(self, messages: list[Report]) -> None:
         self.said += messages
@@ -61,6 +93,8 @@ class EngineOnVirtualTime:
         self.engine.pump()
 
     def send(self, message: Command) -> None:
+        if isinstance(message, Register):
+            self._registered[message.facts.id] = message
         self.react(lambda: self.engine.receive(message))
 
     def submit_at(self, request: Request) -> None:
@@ -75,7 +109,7 @@ class EngineOnVirtualTime:
         self.react(lambda: self.engine.drawn(at_s, tokens))
 
     def progress(self, operation: int, share: float) -> None:
-        raise AssertionError("the null device reports no progress")
+        raise AssertionError("a virtual device reports no progress")
 
     def broken(self, operation: int, error: BaseException) -> None:
         raise error

@@ -1,0 +1,78 @@
+"""What the scheduler decides on pools of the paper's three sizes, as hashes: they tell a change that nobody
+meant.
+
+Where a hash differs because behaviour was meant to change, compare `benchmarks.fewest_gpus` first, then say
+here what is decided now. The traffic is Poisson at nine tenths of the paper's rates, seeded, on as few
+devices as it is served on nearly in time; the paper's own files are not in this repository. Arrivals are
+rounded to a millisecond, so that a logarithm's last digit does not count.
+"""
+
+from dataclasses import replace
+from hashlib import sha256
+
+import pytest
+
+from benchmarks.workloads import steady
+from tokenmux.core.effects import Effects, decisions
+from tokenmux.core.plan import (
+    Activate,
+    AtOnce,
+    Compact,
+    Discard,
+    Drop,
+    Evict,
+    Fetch,
+    Operation,
+    PageIn,
+    PageOut,
+    Step,
+)
+from tokenmux.simulator.scenario import simulate
+
+
+def line(index: int, at_s: float, decided: Operation | AtOnce) -> str:
+    """One decision, in a form that does not depend on the names of classes."""
+    match decided:
+        case Step(model, chunks, repeat):
+            what = f"step {model} {repeat} " + " ".join(f"{c.request}:{c.start}+{c.n_tokens}" for c in chunks)
+        case Activate(model):
+            what = f"activate {model}"
+        case Fetch(model):
+            what = f"fetch {model}"
+        case PageIn(requests):
+            what = "page-in " + " ".join(requests)
+        case PageOut(requests):
+            what = "page-out " + " ".join(requests)
+        case Compact(n_bytes):
+            what = f"compact {n_bytes}"
+        case Evict(model):
+            what = f"evict {model}"
+        case Drop(request):
+            what = f"drop {request}"
+        case Discard(request):
+            what = f"discard {request}"
+    return f"{index} {at_s!r} {what}\n"
+
+
+@pytest.mark.parametrize(
+    ("n_models", "rate", "n_devices", "duration_s", "n_lines", "expected"),
+    [
+        pytest.param(80, 0.1, 6, 60.0, 6260, "8298eb39df2fd555", id="80 models at 0.1"),
+        pytest.param(54, 0.5, 6, 20.0, 5678, "30627270fdea413e", id="54 models at 0.5"),
+        pytest.param(80, 0.5, 9, 15.0, 5812, "cdddecf5a3b1ec03", id="80 models at 0.5"),
+    ],
+)
+def test_what_is_decided_has_not_changed(
+    n_models: int, rate: float, n_devices: int, duration_s: float, n_lines: int, expected: str
+) -> None:
+    market, arrivals = steady(n_models, 0.9 * rate, duration_s)
+    arrivals = [
+        replace(a, request=replace(a.request, arrival_s=round(a.request.arrival_s, 3))) for a in arrivals
+    ]
+    log: list[str] = []
+
+    def note(index: int, at_s: float, effects: Effects) -> None:
+        log.extend(line(index, at_s, decided) for decided in decisions(effects))
+
+    simulate(market, arrivals, n_devices, on_effects=note)
+    assert (len(log), sha256("".join(log).encode()).hexdigest()[:16]) == (n_lines, expected)
