@@ -40,7 +40,7 @@ def test_the_processor_takes_no_memory_that_is_not_there(monkeypatch: pytest.Mon
         attached = Attached(bench)
         monkeypatch.setattr(cpu, "available_bytes", lambda: 512 * KB)
         with pytest.raises(
-            DoesNotFit, match=r"960\.0 KiB of memory cannot be had .*512\.0 KiB are available"
+            DoesNotFit, match=r"960\.0 KiB of memory cannot be allocated .*512\.0 KiB are available"
         ):
             bench.device.resize(960 * KB)
         monkeypatch.setattr(cpu, "available_bytes", lambda: None)

@@ -90,7 +90,7 @@ def test_nothing_needs_to_be_said(tmp_path: Path) -> None:
         ("models:\n  a:\n    source: x\n    pined: true\n",
          "pool.yaml:4: models.a.pined: there is no such key; did you"),
         ("models:\n  a:\n    pinned: true\n", "pool.yaml:2: models.a.source: is missing"),
-        ("models:\n  a b: x\n", "pool.yaml:2: models.a b: 'a b' is no model name"),
+        ("models:\n  a b: x\n", "pool.yaml:2: models.a b: 'a b' is not a model name"),
         ("models:\n  a: 3\n", "pool.yaml:2: models.a: should be a valid dictionary"),
         ("keys:\n- {name: a, scope: root, file: f}\n",
          "pool.yaml:2: keys.0.scope: should be 'inference' or 'admin', and"),
@@ -123,8 +123,8 @@ def test_nothing_needs_to_be_said(tmp_path: Path) -> None:
         ("listen: 50051\n", "pool.yaml:1: listen: should be a valid string"),
         ("listen: here\n",
          "pool.yaml:1: listen: 'here' is not an address: write HOST:PORT, such as 127.0.0.1:50051"),
-        ("listen: '[::1:5'\n", "pool.yaml:1: listen: '[::1:5' is no address"),
-        ("listen: 127.0.0.1:99999\n", "pool.yaml:1: listen: '127.0.0.1:99999' is no address"),
+        ("listen: '[::1:5'\n", "pool.yaml:1: listen: '[::1:5' is not an address"),
+        ("listen: 127.0.0.1:99999\n", "pool.yaml:1: listen: '127.0.0.1:99999' is not an address"),
         ("drain_s: 1\nlisten: 0.0.0.0:1\n",
          "pool.yaml:2: listen: 0.0.0.0:1 can be reached from other machines, which needs `tls`"),
         ("a: [\n", "pool.yaml:2: this is not valid YAML"),
@@ -144,7 +144,7 @@ ALIASES = "".join(f"k{n}: &k{n} [{', '.join([f'*k{n - 1}'] * 9)}]\n" for n in ra
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("listen: 2026-99-99", ":1: this is not valid YAML: this is read as timestamp and is none"),
+        ("listen: 2026-99-99", ":1: this is not valid YAML: this is read as timestamp but is not one"),
         ("\nlisten: !!timestamp x", ":2: this is not valid YAML"),
         ("queue: {max_requests: !!int x}", ":1: this is not valid YAML: this is read as int"),
         ("queue: {max_requests: !!bool x}", ":1: this is not valid YAML: this is read as bool"),
@@ -158,10 +158,10 @@ ALIASES = "".join(f"k{n}: &k{n} [{', '.join([f'*k{n - 1}'] * 9)}]\n" for n in ra
             "catalogue: ~no-such-user/x",
             ":1: catalogue: '~no-such-user/x' cannot be resolved here: write it in full",
         ),
-        ('catalogue: "a\\0b"', ":1: catalogue: 'a\\x00b' is no path"),
-        ('models: {a: "\\ud800"}', ":1: models.a.source: '\\ud800' is no path here"),
-        ("listen: 127.0.0.1:\u0663", "is no address"),
-        ("listen: 127.0.0.1:" + "9" * 5000, "is no address"),
+        ('catalogue: "a\\0b"', ":1: catalogue: 'a\\x00b' is not a path"),
+        ('models: {a: "\\ud800"}', ":1: models.a.source: '\\ud800' cannot be resolved here"),
+        ("listen: 127.0.0.1:\u0663", "is not an address"),
+        ("listen: 127.0.0.1:" + "9" * 5000, "is not an address"),
     ],
 )
 def test_odd_files_are_refused_with_their_line(tmp_path: Path, text: str, message: str) -> None:
