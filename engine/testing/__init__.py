@@ -11,6 +11,8 @@ A world in which a scheduler can be tried takes a few lines, and no process, thr
 >>> simulator.run([make_arrival("first", small, n_output=4), make_arrival("second", large, n_output=4)])
 >>> instance.metrics.models["large"].n_swaps
 1
+
+`virtual_engine` has the running engine on virtual time, `started_operations` what a device is given.
 """
 
 from tokenmux.testing.builders import (

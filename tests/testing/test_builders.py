@@ -6,6 +6,7 @@ import tokenmux.testing
 from tokenmux.core.errors import IllegalPlan
 from tokenmux.core.event import Arrived, Cancelled, ModelAdded
 from tokenmux.core.plan import IDLE, Activate, Channel, Fetch, Plan, Step
+from tokenmux.core.started import StartedFetch
 from tokenmux.scheduler.policy.registry import SERVED, make_policy
 from tokenmux.simulator.simulator import Simulator
 from tokenmux.testing import (
@@ -53,7 +54,8 @@ def test_a_scripted_policy_says_each_plan_once_and_on_its_channel() -> None:
     instance.apply(ModelAdded(0.0, model))
     instance.apply(Arrived(0.0, make_request("r", model)))
     policy.plans[Channel.FETCH] = Plan(Fetch(model.id))
-    assert [started.operation for started in instance.decide(0.0)] == [Fetch(model.id)]
+    started = [effect for effect in instance.decide(0.0) if isinstance(effect, StartedFetch)]
+    assert [effect.operation for effect in started] == [Fetch(model.id)]
     assert policy.plans == {}
     assert policy.plan(Channel.FETCH, instance) == IDLE
     policy.plans[Channel.COPY_IN] = Plan(Activate(model.id))
