@@ -300,10 +300,6 @@ class GpuSwaps(swapping.Bench):
     def _make_device(self, facts: DeviceFacts, clock: Clock) -> CpuDevice | CudaDevice:
         return CudaDevice(facts, self.instance.ledger, clock, self, self.host, TorchGpu())
 
-    def _arena(self) -> torch.Tensor:
-        assert isinstance(self.device, CudaDevice)
-        return self.device.arena
-
     def copy(self) -> float:
         source = torch.empty(self.model.n_bytes, dtype=torch.uint8, pin_memory=True)
         target = torch.empty_like(source, device="cuda")

@@ -120,19 +120,13 @@ class Bench:
         )
         self.host = ModelHost(self.instance, clock, {})
         self.device = self._make_device(device, clock)
-        self.host.attach(self._arena())
-        self.engine = Engine(self.instance, clock, self.host, self._said, {})
-        self.engine.attach(self.device)
+        self.engine = Engine(self.instance, self.device, clock, self.host, self._said, {})
         self.engine.receive(Register(facts, str(entry.path)))
         self.engine.pump()
         self._run_until(Residency.HOST)
 
     def _make_device(self, facts: DeviceFacts, clock: Clock) -> CpuDevice | CudaDevice:
         return CpuDevice(facts, self.instance.ledger, clock, self, self.host)
-
-    def _arena(self) -> torch.Tensor:
-        assert isinstance(self.device, CpuDevice)
-        return self.device.arena.as_tensor()
 
     def swap(self) -> float:
         """Seconds from the wish to a model that could step."""

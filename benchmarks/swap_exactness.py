@@ -103,7 +103,6 @@ class Bench:
         )
         models = ModelHost(self.instance, clock, contents)
         self._device = CpuDevice(device, self.instance.ledger, clock, self, models)
-        models.attach(self._device.arena.as_tensor())
         self._engine = Engine(self.instance, self._device, clock, models, self._said.extend, contents)
         self._engine.observers.append(self._note)
 

@@ -61,6 +61,7 @@ class CpuDevice:
         self._channels = {
             channel: ChannelThread(channel.name.lower().replace("_", "-"), post.broken) for channel in Channel
         }
+        host.attach(self.arena.as_tensor())
 
     def start(self, started: Started) -> None:
         match started:

@@ -110,5 +110,5 @@ class Host(Protocol):
         ...
 
     def attach(self, arena: "torch.Tensor") -> None:
-        """The new arena, all of it as bytes. Its size may differ."""
+        """Use `arena`, all of it as bytes. A device calls this when it is made, and after each resize."""
         ...

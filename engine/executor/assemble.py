@@ -72,11 +72,9 @@ def assemble(config: WorkerSetup, loop: EngineLoop, emit: Callable[[list[Report]
         host = ModelHost(instance, clock, contents, warmer)
         kv_dtype = host.kv_dtype if paged_int8 else None
         device = CudaDevice(config.device, instance.ledger, clock, loop, host, gpu, kv_dtype=kv_dtype)
-        host.attach(device.arena)
     else:
         host = ModelHost(instance, clock, contents)
         device = CpuDevice(config.device, instance.ledger, clock, loop, host)
-        host.attach(device.arena.as_tensor())
     engine = Engine(instance, device, clock, host, emit, contents)
     try:
         yield Parts(engine, instance, clock)

@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 
 class ModelHost:
-    """Keeps a runner for each registered model. `attach` passes it the arena."""
+    """Keeps a runner for each registered model, over the arena that its device gives it."""
 
     def __init__(
         self,

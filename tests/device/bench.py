@@ -120,6 +120,8 @@ class FakeHost:
     def prepare_step(self, started: StartedStep) -> FakeStep:
         return FakeStep(self, started)
 
+    def attach(self, arena: torch.Tensor) -> None: ...
+
 
 def stamp(position: int) -> int:
     """What a step writes into all bytes of a token's keys and values."""

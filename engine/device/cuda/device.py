@@ -211,6 +211,7 @@ class CudaDevice:
         self._channels = {
             channel: ChannelThread(channel.name.lower().replace("_", "-"), post.broken) for channel in Channel
         }
+        host.attach(self.arena)
         if self._host_kv.locked:
             _log.info("%s: host memory is page-locked in place", gpu.name)
         else:

@@ -236,6 +236,8 @@ class Early:
     def prepare_step(self, started: StartedStep) -> HashingStep:
         return HashingStep(self, started)
 
+    def attach(self, arena: torch.Tensor) -> None: ...
+
     def done(self, completion: OperationDone) -> None:
         self.inbox.put(completion)
 
