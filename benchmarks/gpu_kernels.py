@@ -173,7 +173,7 @@ def run_decode(place: Place, query: torch.Tensor, paged: Paged, **options: Any) 
         paged.table,
         paged.lengths,
         out,
-        decode.Workspace.allocate(n_partials, head_dim, place.device),
+        decode.DecodeWorkspace.allocate(n_partials, head_dim, place.device),
         layout=paged.layout,
         tile=tile,
         **options,
@@ -326,7 +326,7 @@ def check_sample(place: Place, dtype: torch.dtype) -> Mapping[str, Any]:
     for name, temperature, top_p in (("greedy", 0.0, 1.0), ("drawn", 1.0, 1.0), ("top_p", 0.8, 0.9)):
         sampling = make_sampling(place, n, vocabulary, temperature, top_p)
         out = sampled(place, n)
-        workspace = sampler.Workspace.allocate(n, vocabulary, 0, place.sample_tile, place.device)
+        workspace = sampler.SampleWorkspace.allocate(n, vocabulary, 0, place.sample_tile, place.device)
         sampler.sample(logits, sampling, out, workspace, tile=place.sample_tile)
         moved = SamplingRows(
             **{field: getattr(sampling, field).cpu() for field in SamplingRows.__dataclass_fields__}
@@ -398,7 +398,7 @@ def time_decode(
     query = random(place, dtype, batch, heads.query, heads.dim)
     tile = place.decode_tile(heads.dim)
     n_partials = batch * heads.query * decode.splits(paged.table, layout, tile)
-    workspace = decode.Workspace.allocate(n_partials, heads.dim, place.device)
+    workspace = decode.DecodeWorkspace.allocate(n_partials, heads.dim, place.device)
     out = torch.empty_like(query)
 
     def ours() -> None:
@@ -500,7 +500,7 @@ def time_sample(
     logits = random(place, dtype, n, vocabulary)
     sampling = make_sampling(place, n, vocabulary, temperature, top_p)
     out = sampled(place, n)
-    workspace = sampler.Workspace.allocate(n, vocabulary, 0, place.sample_tile, place.device)
+    workspace = sampler.SampleWorkspace.allocate(n, vocabulary, 0, place.sample_tile, place.device)
     taken = place.seconds(lambda: sampler.sample(logits, sampling, out, workspace, tile=place.sample_tile))
     return against_floor(floors.sample(n, vocabulary, dtype.itemsize), taken, bandwidth)
 

@@ -38,7 +38,7 @@ class OldestFirst:
         first = min(waiting, key=turn_taking.oldest_arrival_s)
         # `serve` lets the rescue take over while this model cannot step: no memory is too small to make
         # progress.
-        return turn_taking.serve(channel, view, first, lambda channel: self._own(channel, view, first))
+        return turn_taking.take_turn(channel, view, first, lambda channel: self._own(channel, view, first))
 
     def _own(self, channel: Channel, view: InstanceView, model: ModelView) -> Plan:
         chunks = prefill_chunks(view, model.waiting.values()) + decode_chunks(model)

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import torch
 
-_SERVE = "from tokenmux.kernels.interpreter import serve; serve()"
+_SERVE = "from tokenmux.kernels.interpreter import run_calls; run_calls()"
 
 
 class Interpreter:
@@ -55,7 +55,7 @@ class Interpreter:
         return {name: _unpack(value) for name, value in outcome.items()}
 
 
-def serve() -> None:
+def run_calls() -> None:
     """The child's loop: reads calls from stdin and writes their outcomes to stdout, until stdin closes."""
     calls, outcomes = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # output of a kernel must not mix with the outcomes

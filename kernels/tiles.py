@@ -28,7 +28,7 @@ LARGEST_GROUP = 64
 """The largest number of query heads that may share a KV head."""
 
 
-class Architecture(enum.IntEnum):
+class GpuArchitecture(enum.IntEnum):
     """Families of devices; the value is the compute capability that is compiled for in the checks."""
 
     SM_80 = 80
@@ -36,16 +36,16 @@ class Architecture(enum.IntEnum):
     SM_100 = 100
 
     @staticmethod
-    def of(capability: int) -> Architecture:
+    def of(capability: int) -> GpuArchitecture:
         """The family of a compute capability (major * 10 + minor); `ValueError` for one that is not
         served."""
         match capability // 10:
             case 8 | 12:
-                return Architecture.SM_80
+                return GpuArchitecture.SM_80
             case 9:
-                return Architecture.SM_90
+                return GpuArchitecture.SM_90
             case 10 | 11:
-                return Architecture.SM_100
+                return GpuArchitecture.SM_100
             case _:
                 raise ValueError(f"the kernels need compute capability 8.0 or newer, got {capability / 10}")
 
@@ -131,14 +131,14 @@ _PREFILL_ON_HOPPER = {128: PrefillTile(queries=64, tokens=64, warps=4, stages=3)
 
 def decode_tile(capability: int, head_dim: int) -> DecodeTile:
     """Raises `ValueError` for a device or a head size that the kernels do not serve."""
-    Architecture.of(capability)
+    GpuArchitecture.of(capability)
     return _DECODE[_head_class(head_dim)]
 
 
 def prefill_tile(capability: int, head_dim: int) -> PrefillTile:
     """Raises `ValueError` for a device or a head size that the kernels do not serve."""
     size = _head_class(head_dim)
-    on_hopper = Architecture.of(capability) is Architecture.SM_90
+    on_hopper = GpuArchitecture.of(capability) is GpuArchitecture.SM_90
     return _PREFILL_ON_HOPPER.get(size, _PREFILL[size]) if on_hopper else _PREFILL[size]
 
 

@@ -162,7 +162,7 @@ def _pages_in_int8(config: Path) -> bool:
 
 def _capability(arch: str | None) -> int:
     """The compute capability, as major * 10 + minor, that `--arch` names or this machine has."""
-    from tokenmux.kernels.tiles import Architecture
+    from tokenmux.kernels.tiles import GpuArchitecture
 
     if arch is None:
         import torch
@@ -181,7 +181,7 @@ def _capability(arch: str | None) -> int:
             )
         capability = int(named[1])
     try:
-        Architecture.of(capability)
+        GpuArchitecture.of(capability)
     except ValueError as error:
         raise ConfigError(
             f"sm_{capability}: {error}; known are sm_80, sm_90, sm_100 and their families"

@@ -22,7 +22,7 @@ SPLIT_TILE = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Workspace:
+class DecodeWorkspace:
     """Memory for the results of splits. Allocated once for the largest step and shared by all layers and
     models."""
 
@@ -30,9 +30,9 @@ class Workspace:
     log_sums: torch.Tensor
 
     @staticmethod
-    def allocate(elements: int, head_dim: int, device: torch.device | str) -> Workspace:
+    def allocate(elements: int, head_dim: int, device: torch.device | str) -> DecodeWorkspace:
         """Memory for `elements` = rows * query heads * splits partial results."""
-        return Workspace(
+        return DecodeWorkspace(
             partials=torch.empty(elements * head_dim, dtype=torch.float32, device=device),
             log_sums=torch.empty(elements, dtype=torch.float32, device=device),
         )
@@ -85,7 +85,7 @@ def paged_decode(
     table: torch.Tensor,
     lengths: torch.Tensor,
     out: torch.Tensor,
-    workspace: Workspace,
+    workspace: DecodeWorkspace,
     *,
     layout: KVLayout,
     layer: int,

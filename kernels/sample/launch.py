@@ -26,7 +26,7 @@ to an even number."""
 
 
 @dataclass(frozen=True, slots=True)
-class Workspace:
+class SampleWorkspace:
     """Intermediate results between the kernels of one draw: a number per tile of vocabulary, or per row."""
 
     peak: torch.Tensor
@@ -39,9 +39,9 @@ class Workspace:
     thresholds: torch.Tensor
 
     @staticmethod
-    def allocate(rows: int, vocabulary: int, top_n: int, tile: SampleTile, device: str) -> Workspace:
+    def allocate(rows: int, vocabulary: int, top_n: int, tile: SampleTile, device: str) -> SampleWorkspace:
         slots = rows * tiles(vocabulary, tile)
-        return Workspace(
+        return SampleWorkspace(
             peak=torch.empty(slots, dtype=torch.float32, device=device),
             total=torch.empty(slots, dtype=torch.float32, device=device),
             values=torch.empty(slots * top_n, dtype=torch.float32, device=device),
@@ -87,7 +87,7 @@ def sample(
     logits: torch.Tensor,
     sampling: SamplingRows,
     out: Sampled,
-    workspace: Workspace,
+    workspace: SampleWorkspace,
     *,
     tile: SampleTile,
 ) -> None:

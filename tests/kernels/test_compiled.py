@@ -16,7 +16,7 @@ import torch
 from tokenmux import kernels
 from tokenmux.kernels.budgets import BUDGETS, budget_of, wide_loads
 from tokenmux.kernels.resources import resources
-from tokenmux.kernels.tiles import Architecture
+from tokenmux.kernels.tiles import GpuArchitecture
 from tokenmux.kernels.warm import PAGING_IN_INT8, ModelShape, forms
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -93,7 +93,7 @@ def test_keeps_to_its_budget(capability, model, name):
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("head_dim", [64, 80, 96, 112, 128, 192, 256])
 @pytest.mark.parametrize("dtype", [FP16, BF16])
-@pytest.mark.parametrize("capability", Architecture)
+@pytest.mark.parametrize("capability", GpuArchitecture)
 def test_every_form_keeps_to_its_budget(capability, dtype, head_dim):
     for model, name in everything(capability, dtype, head_dim):
         check(capability, model, name)
@@ -103,7 +103,7 @@ def test_the_default_run_is_short_and_touches_everything():
     assert len(REPRESENTATIVE_CASES) <= 150
     named = {case.values[2] for case in REPRESENTATIVE_CASES}
     assert named == set(forms(90, shape(BF16, 64)))
-    assert {case.values[0] for case in REPRESENTATIVE_CASES} == set(Architecture)
+    assert {case.values[0] for case in REPRESENTATIVE_CASES} == set(GpuArchitecture)
     assert {
         budget_of(name, model) for _, model, name in (case.values for case in REPRESENTATIVE_CASES)
     } == set(BUDGETS.values())

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tokenmux.kernels.tiles import Architecture, decode_tile, group_tile, prefill_tile
+from tokenmux.kernels.tiles import GpuArchitecture, decode_tile, group_tile, prefill_tile
 
 WITHOUT_TRITON = """
 import sys
@@ -39,4 +39,4 @@ def test_unknown_sizes_and_devices_are_refused():
     with pytest.raises(ValueError, match="at most 64"):
         group_tile(71)
     with pytest.raises(ValueError, match=r"8\.0 or newer"):
-        Architecture.of(75)
+        GpuArchitecture.of(75)

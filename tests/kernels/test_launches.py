@@ -79,7 +79,7 @@ def launch_everything(layout, layer, window, rows, vocabulary):
     }
 
     kv_append(key, value, arena, table[:, 0], lengths[:1], layout=layout, layer=layer)
-    workspace = paged_decode.Workspace.allocate(rows * heads, 64, "cpu")
+    workspace = paged_decode.DecodeWorkspace.allocate(rows * heads, 64, "cpu")
     paged_decode.paged_decode(
         query, arena, table, lengths, out, workspace, tile=decode_tile(90, 64), **attention
     )  # fmt: skip
@@ -100,7 +100,7 @@ def launch_everything(layout, layer, window, rows, vocabulary):
         torch.zeros(rows, vocabulary, dtype=BF16),
         SamplingRows(floats, ints, floats, floats, longs, longs),
         Sampled(longs, floats, torch.zeros(rows, 1, dtype=torch.int64), torch.zeros(rows, 1)),
-        sample.Workspace.allocate(rows, vocabulary, 1, tile, "cpu"),
+        sample.SampleWorkspace.allocate(rows, vocabulary, 1, tile, "cpu"),
         tile=tile,
     )
 

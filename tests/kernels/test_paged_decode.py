@@ -17,11 +17,11 @@ LAUNCH = "tokenmux.kernels.paged_decode.launch:paged_decode"
 def attend(place, cache, query, layout, **variant):
     """Runs the kernel into poisoned outputs, with a query that is a strided view, and returns what it
     wrote."""
-    from tokenmux.kernels.paged_decode.launch import Workspace, splits
+    from tokenmux.kernels.paged_decode.launch import DecodeWorkspace, splits
 
     rows, heads, head_dim = query.shape
     tile = place.decode_tile(head_dim)
-    workspace = Workspace.allocate(rows * heads * splits(cache.table, layout, tile), head_dim, "cpu")
+    workspace = DecodeWorkspace.allocate(rows * heads * splits(cache.table, layout, tile), head_dim, "cpu")
     workspace.partials.fill_(float("nan"))
     workspace.log_sums.fill_(float("nan"))
     fused = torch.full((rows, heads + 3, head_dim), float("nan"), dtype=query.dtype)
@@ -97,7 +97,7 @@ def test_a_row_does_not_depend_on_its_neighbours(place, cache_maker, seed):
 
 
 def test_misfits_are_refused(interpreter, cache_maker):
-    from tokenmux.kernels.paged_decode.launch import Workspace
+    from tokenmux.kernels.paged_decode.launch import DecodeWorkspace
 
     layout = KVLayout(layers=1, kv_heads=2, head_dim=64, block_size=16)
     cache = cache_maker(layout, [5], torch.float32, torch.Generator().manual_seed(0))
@@ -108,7 +108,7 @@ def test_misfits_are_refused(interpreter, cache_maker):
         "table": cache.table,
         "lengths": cache.lengths,
         "out": torch.zeros_like(query),
-        "workspace": Workspace.allocate(16, 64, "cpu"),
+        "workspace": DecodeWorkspace.allocate(16, 64, "cpu"),
         "layout": layout,
         "layer": 0,
         "tile": DecodeTile(16, 32, 4, 1),
@@ -118,8 +118,8 @@ def test_misfits_are_refused(interpreter, cache_maker):
     bad = {
         "do not fit": {"query": torch.zeros(1, 3, 64), "out": torch.zeros(1, 3, 64)},
         "out is contiguous": {"out": torch.zeros(1, 4, 128)[..., ::2]},
-        "workspace holds": {"workspace": Workspace.allocate(3, 64, "cpu")},
-        "made for heads smaller": {"workspace": Workspace.allocate(4, 32, "cpu")},
+        "workspace holds": {"workspace": DecodeWorkspace.allocate(3, 64, "cpu")},
+        "made for heads smaller": {"workspace": DecodeWorkspace.allocate(4, 32, "cpu")},
         "multiples of 16": {"query": torch.zeros(1, 4, 72)[..., :64]},
         "last dimension of query": {"query": torch.zeros(1, 4, 128)[..., ::2]},
         "16-byte boundary": {"arena": cache.arena[1:]},

@@ -18,10 +18,10 @@ LAUNCH = "tokenmux.kernels.sample.launch:sample"
 
 def run(place, logits, sampling, *, top_n=0):
     """Runs the kernels with poison in every output and workspace; returns the draw."""
-    from tokenmux.kernels.sample.launch import Workspace
+    from tokenmux.kernels.sample.launch import SampleWorkspace
 
     rows, vocabulary = logits.shape
-    workspace = Workspace.allocate(rows, vocabulary, top_n, place.sample_tile, "cpu")
+    workspace = SampleWorkspace.allocate(rows, vocabulary, top_n, place.sample_tile, "cpu")
     out = Sampled(
         tokens=torch.empty(rows, dtype=torch.int64),
         log_probabilities=torch.empty(rows),

@@ -175,7 +175,7 @@ class KernelPass:
         n_rows, n_heads, head_dim = query.shape
         row_partials = n_heads * decode.splits(table, self.layout, self.tiles.decode)
         together = min(n_rows, max(1, WORKSPACE_BYTES // (row_partials * (head_dim + 1) * 4)))
-        workspace = decode.Workspace.allocate(together * row_partials, head_dim, query.device)
+        workspace = decode.DecodeWorkspace.allocate(together * row_partials, head_dim, query.device)
         for first in range(0, n_rows, together):
             rows = slice(first, first + together)
             decode.paged_decode(
@@ -387,7 +387,7 @@ def draw_rows_on_device(
         top_tokens=torch.empty(n, 0, dtype=torch.int64, device=logits.device),
         top_log_probabilities=torch.empty(n, 0, dtype=torch.float32, device=logits.device),
     )
-    workspace = sampler.Workspace.allocate(n, vocabulary, 0, tiles.sample, str(logits.device))
+    workspace = sampler.SampleWorkspace.allocate(n, vocabulary, 0, tiles.sample, str(logits.device))
     sampler.sample(logits, SamplingRows(**sampling), out, workspace, tile=tiles.sample)
     tokens: list[int] = staging.fetch(out.tokens).tolist()
     return tokens

@@ -73,7 +73,7 @@ class AegaeonPrefill:
         if not self.groups:
             return _page_out(view) if channel is Channel.COPY_OUT else turn_taking.asked(channel, view)
         first = view.models[self.groups[0].model]
-        return turn_taking.serve(channel, view, first, lambda channel: self._plan(channel, view, first))
+        return turn_taking.take_turn(channel, view, first, lambda channel: self._plan(channel, view, first))
 
     def _plan(self, channel: Channel, view: InstanceView, first: ModelView) -> Plan:
         match channel:
@@ -140,7 +140,7 @@ class AegaeonDecode:
         if not self._round:
             return turn_taking.asked(channel, view)
         first = view.models[self._round[0]]
-        return turn_taking.serve(channel, view, first, lambda channel: self._plan(channel, view, first))
+        return turn_taking.take_turn(channel, view, first, lambda channel: self._plan(channel, view, first))
 
     def _plan(self, channel: Channel, view: InstanceView, first: ModelView) -> Plan:
         match channel:

@@ -39,7 +39,7 @@ class RequestLevelPolicy:
         if self._current is None:
             return turn_taking.asked(channel, view)
         model = view.models[self._current]
-        return turn_taking.serve(channel, view, model, lambda channel: _plan(channel, view, model))
+        return turn_taking.take_turn(channel, view, model, lambda channel: _plan(channel, view, model))
 
     def interrupts(self, step: Step, event: Event, view: InstanceView) -> bool:
         return must_end(step, event) or (isinstance(event, Arrived) and event.request.model == step.model)

@@ -29,7 +29,7 @@ from tokenmux.scheduler.policy.instance_policy import Fit, InstanceView, ModelVi
 from tokenmux.scheduler.policy.steps import as_many_as_fit, repetitions, single_chunks
 
 
-def serve(channel: Channel, view: InstanceView, turn: ModelView, own: Callable[[Channel], Plan]) -> Plan:
+def take_turn(channel: Channel, view: InstanceView, turn: ModelView, own: Callable[[Channel], Plan]) -> Plan:
     """The answer of the policy's `own` rules for the channel, unless `turn` cannot step under them.
 
     If the weights of `turn` are resident, the rules are not asked at all: a prefetch would take again what
