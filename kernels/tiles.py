@@ -4,7 +4,7 @@ Not the batch: a row's result would then depend on the other rows, since another
 numbers in another order. And not a tuner at run time: switching to a model would wait for a compiler.
 
 The numbers were measured on an H200, against neighbours of each (docs/results/gpu.md); other devices take the
-same rows, and nobody has measured them there. What explains them:
+same rows, and they have not been measured there. What explains them:
 
 - Decoding is bound by memory. Of three stages the compiler spends one on reading the block table ahead (with
   two it reads the table in the way), so that one tile is in flight behind the one at work, in each of the

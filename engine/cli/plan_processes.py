@@ -73,7 +73,7 @@ def _plan_apart(planning: PlanSearch, n: int, told: ToldProgress) -> None:
     finally:
         processes = list((pool._processes or {}).values())
         pool.shutdown(wait=False, cancel_futures=True)
-        # What they still simulate was a guess, or the search has failed: nobody waits for it.
+        # What they still simulate was a guess, or the search has failed: no one waits for it.
         for process in processes:
             process.terminate()
 

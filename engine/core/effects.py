@@ -54,7 +54,7 @@ class RequestEntered:
 
 @dataclass(frozen=True, slots=True)
 class RequestEnded:
-    """A request is over. `detail` says why to its client if it failed."""
+    """A request has ended. `detail` says why to its client if it failed."""
 
     record: RequestRecord
     detail: str
@@ -62,7 +62,7 @@ class RequestEnded:
 
 @dataclass(frozen=True, slots=True)
 class RequestLeft:
-    """A withdrawn request has left. `arrival` is what it is for its next instance."""
+    """A withdrawn request has left. `arrival` places it on its next instance."""
 
     arrival: Arrived
 
@@ -72,16 +72,16 @@ class StepRow(NamedTuple):
 
     tenant: str
     n_tokens: int
-    """Tokens whose KV it computed, by one iteration."""
+    """Number of tokens whose KV one iteration computed."""
     n_prompt_tokens: int
     draws: bool
-    """Whether every iteration drew a token."""
+    """True if every iteration drew a token."""
     n_on_time: int = 0
-    """Of these tokens."""
+    """How many of the drawn tokens were on time."""
     since_s: float | None = None
-    """When the token before came, or later by the client's pauses. None: there was none."""
+    """When the token before came, or later by the client's pauses; None if there was none."""
     ttft_s: float | None = None
-    """From its arrival to its first token, if that was among them."""
+    """Time from its arrival to its first token, if that was drawn in this step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class StepEnded:
 
 @dataclass(frozen=True, slots=True)
 class CopyEnded:
-    """A copy, a move or a fetch ended, well or not."""
+    """A copy, a move or a fetch ended, successfully or not."""
 
     started: StartedCopy
     done: CopyDone
@@ -103,7 +103,7 @@ class CopyEnded:
 
 @dataclass(frozen=True, slots=True)
 class ModelLoaded:
-    """A model's weights came to the device. No step ran during `exposed_s` of the copy, and requests of
+    """A model's weights came to the device. No step ran during `exposed_s` of the copy, while requests of
     `tenants` waited."""
 
     started: StartedActivation

@@ -55,7 +55,7 @@ class StartedActivation:
     n_bytes: int
     reason: SwapReason
     compute_s: float
-    """Seconds of steps that the instance had run when this began: what it runs meanwhile hides the copy."""
+    """Seconds of steps that the instance had run when this began. What it runs during the copy hides it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,8 @@ class PagedRequest(NamedTuple):
 
     request: RequestId
     n_computed: int
-    """Tokens whose KV existed when the copy began: what a step adds meanwhile need not be in it."""
+    """Number of tokens whose KV existed when the copy began. Tokens that a step adds later need not be
+    copied."""
     transfers: tuple[Transfer, ...]
 
 
@@ -110,7 +111,7 @@ class StartedPageOut:
 
 @dataclass(frozen=True, slots=True)
 class StartedCompaction:
-    """Moves of extents and slabs inside the arena, in their order."""
+    """Moves of extents and slabs inside the arena, in order."""
 
     channel: ClassVar[Channel] = Channel.COPY_IN
 
@@ -122,11 +123,11 @@ class StartedCompaction:
 
 
 StartedLoad = StartedActivation | StartedFetch
-"""Brings weights nearer."""
+"""An operation that brings weights nearer to the device."""
 
 StartedPaging = StartedPageIn | StartedPageOut
 
 StartedCopy = StartedLoad | StartedPaging | StartedCompaction
-"""Everything but a step: `n_bytes` are copied, moved or read."""
+"""Any operation but a step: `n_bytes` are copied, moved or read."""
 
 Started = StartedStep | StartedCopy

@@ -45,7 +45,7 @@ from tokenmux.simulator.virtual_device import VirtualDevice
 from tokenmux.workload.trace import Arrival
 
 OnEffects = Callable[[int, float, Effects], None]
-"""Called with all effects before they are carried out: the instance's index, the time in seconds, and the
+"""Called with all effects before they are carried out: the instance's index, the time in seconds, the
 effects."""
 
 
@@ -69,7 +69,7 @@ class Simulator:
         self.instances = list(instances)
         self.clock = VirtualClock()
         self.records: list[RequestRecord] = []
-        """Of every request that ended, in the order of the ends."""
+        """Records of all ended requests, in the order of their ends."""
         self.refused: list[tuple[Request, str]] = []
         self.n_moves = 0
         self._truths = truth if isinstance(truth, Sequence) else [truth] * len(instances)
@@ -79,11 +79,11 @@ class Simulator:
         self._doubts = doubts
         self._n_output: dict[RequestId, int] = {}
         self._targets: dict[RequestId, int] = {}
-        """Where requests that are being withdrawn go on."""
+        """Target instances of requests that are being withdrawn."""
         self._pending: deque[tuple[int, Event]] = deque()
-        """Events that have happened at this moment, by the instance that they concern."""
+        """Events of this moment, with the index of their instance."""
         self._loaded: deque[tuple[int, StartedActivation | StartedFetch]] = deque()
-        """Loads that have ended at this moment, of which other instances have not been told yet."""
+        """Loads that have ended at this moment and of which other instances have not been told yet."""
         self._devices = [self._device(index) for index in range(len(instances))]
         self._sharers = _sharers_of_caches(self.instances)
 
@@ -134,9 +134,9 @@ class Simulator:
                 self._tell_sharers(*self._loaded.popleft())
 
     def replace(self, index: int, instance: Instance) -> None:
-        """The device of instance `index` is lost, and the KV with it: `instance`, a new one, takes its place.
+        """The device of instance `index` is lost, and its KV with it: a new `instance` takes its place.
 
-        Its requests go on there, with the tokens that they have been given, as after a worker that broke.
+        Its requests continue there with the tokens drawn so far, as after a worker that broke.
         """
         lost, device = self.instances[index], self._devices[index]
         drawn = device.n_drawn()
@@ -172,7 +172,7 @@ class Simulator:
         )
 
     def _left(self, instance: Instance, request: RequestId) -> int:
-        """How many tokens the request will still draw."""
+        """How many tokens the request has yet to draw."""
         return self._n_output.get(request, 0) - instance.requests[request].n_drawn
 
     def _submit(self, arrival: Arrival) -> None:
@@ -229,10 +229,10 @@ class Simulator:
                     pass
 
     def _tell_sharers(self, index: int, load: StartedActivation | StartedFetch) -> None:
-        """Ask others on the same host again, as the host cache has changed.
+        """Ask others on the same host again, since the host cache has changed.
 
-        A fetch brought what they may wait for. An activation that ended no longer holds images, so they may
-        fetch.
+        A fetch brought images for which they may wait. An activation that ended no longer holds images, so
+        that they may fetch.
         """
         for sharer in self._sharers[index]:
             if isinstance(load, StartedFetch) or self.instances[sharer].any_on_disk:
@@ -240,7 +240,7 @@ class Simulator:
 
 
 class _Completions:
-    """Where one device reports to."""
+    """Receives the completions of one device."""
 
     def __init__(self, simulator: Simulator, index: int) -> None:
         self._simulator = simulator

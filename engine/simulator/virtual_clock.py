@@ -1,4 +1,4 @@
-"""A clock on which time passes only when it is told to."""
+"""A clock on which time passes only on request."""
 
 from collections.abc import Callable
 from heapq import heappop, heappush
@@ -6,7 +6,7 @@ from math import inf
 
 
 class VirtualClock:
-    """Calls happen at their times, those of equal time in the order of `call_at`."""
+    """Calls happen at their times; those of equal time in the order of `call_at`."""
 
     def __init__(self, start_s: float = 0.0) -> None:
         self._now_s = start_s
@@ -26,7 +26,7 @@ class VirtualClock:
         self._sequence += 1
 
     def pass_to(self, at_s: float) -> None:
-        """Let it be `at_s`. Nothing may be due before."""
+        """Let time pass to `at_s`. Nothing may be due before that."""
         self._now_s = at_s
 
     def run_next(self) -> None:

@@ -2,8 +2,8 @@
 
 It carries out the plans of simulated instances, and of the running engine in tests and benchmarks
 (`tokenmux.device.device_protocol.Device`), without weights, threads or waiting. Every token that it draws is
-0, and how many a request draws is told to it. A repeated step is one completion; when it is interrupted, its
-end moves to the end of the iteration that is under way.
+0; the caller says how many. A repeated step is one completion; if it is interrupted, its end moves to the end
+of the present iteration.
 """
 
 from collections.abc import Callable
@@ -20,11 +20,12 @@ from tokenmux.simulator.doubts import SURE, Doubts
 from tokenmux.simulator.virtual_clock import VirtualClock
 
 OnDrawn = Callable[[float, tuple[tuple[RequestId, int], ...]], None]
-"""Told of every iteration of a step, when it ends: the time, and each request with the token that it drew."""
+"""Called at the end of every iteration of a step, with the time, and each request with the token that it
+drew."""
 
 
 class CompletionPost(Protocol):
-    """Where completions go."""
+    """Receives completions."""
 
     def done(self, completion: StepDone | CopyDone) -> None: ...
 
@@ -43,7 +44,8 @@ class VirtualDevice:
         on_drawn: OnDrawn | None = None,
         doubts: Doubts = SURE,
     ) -> None:
-        """`left` says how many tokens a request would still draw. `doubts` add to the durations of `cost`.
+        """`left` gives the number of tokens that a request has yet to draw. `doubts` add to the durations of
+        `cost`.
 
         Without `on_drawn`, the iterations of a step cost no time to simulate.
         """
@@ -65,7 +67,7 @@ class VirtualDevice:
         return self._step[1][-1] if self._step else 0.0
 
     def n_drawn(self) -> dict[RequestId, int]:
-        """How many tokens each request of the step in flight has drawn in it by now."""
+        """How many tokens each request of the step in flight has drawn in it so far."""
         if self._step is None:
             return {}
         started, ends_s = self._step
@@ -95,7 +97,7 @@ class VirtualDevice:
         """There is no memory."""
 
     def close(self) -> None:
-        """Nothing in flight completes any more."""
+        """Drop everything in flight: none of it completes."""
         self._step = None
         self._copies.clear()
 

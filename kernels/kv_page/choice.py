@@ -1,4 +1,4 @@
-"""Whether to page blocks with a kernel or with the copy engines, by the size of a copy.
+"""Chooses between a kernel and the copy engines for paging blocks, by the size of a copy.
 
 A copy engine moves one block, or a run of adjacent ones, per copy. Each copy costs a fixed time besides its
 bytes: Python submits it (slices, `copy_`, the driver's call), then the engine fetches its descriptor. So it

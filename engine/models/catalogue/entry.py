@@ -83,7 +83,7 @@ def entry_document(facts: ModelFacts, *, trust_remote_code: bool) -> dict[str, o
 
 
 def is_current(path: Path) -> bool:
-    """Whether the entry in folder `path` was written by this version. Raises BadCheckpoint."""
+    """True if the entry in folder `path` was written by this version. Raises BadCheckpoint."""
     return read_object(path / ENTRY).get("version") == ENTRY_VERSION
 
 

@@ -1,4 +1,4 @@
-"""Whether a step uses the Triton kernels, and how it is then cut: decided by the device on which its KV lies.
+"""Decides if a step uses the Triton kernels, and how it is then cut: by the device on which its KV lies.
 
 Does not import Triton; modules that do are imported when the first step is laid out for the kernels.
 """

@@ -1,5 +1,5 @@
-"""Beginning an operation: it is checked, entered into the books, and becomes a `Started` value for a body
-to carry out."""
+"""Beginning an operation: it is checked, recorded in the books, and becomes a `Started` value for a body to
+carry out."""
 
 from math import inf
 
@@ -25,7 +25,7 @@ from tokenmux.scheduler.instance.state import ModelState
 
 
 def begin(state: LiveState, channel: Channel, operation: Operation) -> None:
-    """Raises IllegalPlan where the operation is not allowed now."""
+    """Begin an operation. Raises IllegalPlan if it is not allowed now."""
     validate.channel(channel, operation)
     started: Started
     match operation:
@@ -111,7 +111,7 @@ def _page_out(state: LiveState, operation: PageOut) -> StartedPageOut:
 
 
 def _page(state: LiveState, channel: Channel, ids: tuple[RequestId, ...]) -> tuple[PagedRequest, ...]:
-    """Blocks for all of these requests; if one finds no room, the others give theirs back and the plan is
+    """Allocate blocks for all of these requests. If one finds no room, the others free theirs and the plan is
     illegal."""
     ledger = state.ledger
     requests = [state.request(request_id) for request_id in ids]
@@ -120,7 +120,7 @@ def _page(state: LiveState, channel: Channel, ids: tuple[RequestId, ...]) -> tup
     begin_one = ledger.begin_page_in if into_device else ledger.begin_page_out
     paged: list[PagedRequest] = []
     try:
-        for request in requests:  # one after another: what was begun must be known if one fails
+        for request in requests:  # one after another: what has begun must be known if one fails
             paged.append(PagedRequest(request.id, request.kv.n_computed, begin_one(request.id)))  # noqa: PERF401
     except IllegalPlan:
         for request_id, _, transfers in paged:

@@ -1,5 +1,5 @@
-"""Completing an operation: what it brought is entered into the books and given to the requests that waited
-for it."""
+"""Completing an operation: its result is recorded in the books and given to the requests that waited for
+it."""
 
 from tokenmux.core.cost import StepWork
 from tokenmux.core.effects import CopyEnded, ModelLoaded, StepEnded, StepRow
@@ -24,7 +24,7 @@ from tokenmux.scheduler.metrics.counters import count_on_time
 
 
 def step(state: LiveState, event: StepDone) -> Started:
-    """A step ended; returns how it had begun."""
+    """A step ended. Returns the operation as it began."""
     started = state.pop(Channel.COMPUTE, event.operation)
     if not isinstance(started, StartedStep):
         raise InternalError(f"operation {event.operation} ended as a step and is none")
@@ -70,7 +70,7 @@ def step(state: LiveState, event: StepDone) -> Started:
 
 
 def _draw(request: RequestState, n_tokens: int, n_prompt: int, ends_s: tuple[float, ...]) -> StepRow:
-    """Tokens of the request were drawn at `ends_s`."""
+    """Record tokens of the request that were drawn at `ends_s`."""
     asked = request.request
     n_on_time = count_on_time(request.deadline_s, asked.service.tpot_s, ends_s)
     since_s = request.since_s
@@ -96,7 +96,7 @@ def _mean_work(work: StepWork, n_iterations: int) -> StepWork:
 
 
 def copy(state: LiveState, event: CopyDone) -> Started:
-    """An operation of another channel ended, well or not; returns how it had begun."""
+    """An operation of another channel ended, successfully or not. Returns the operation as it began."""
     channel = next((c for c, s in state.in_flight.items() if s.id == event.operation), None)
     if channel is None:
         raise InternalError(f"operation {event.operation} completed but is not in flight")
@@ -168,8 +168,7 @@ def _page(state: LiveState, started: StartedPageIn | StartedPageOut, ok: bool) -
 
 
 def _fetch(state: LiveState, model: ModelState, fetch_s: float, error: str) -> None:
-    """A fetch that should take `fetch_s` came to its end. If it failed, the requests that waited for it
-    fail too."""
+    """A fetch that should take `fetch_s` ended. If it failed, the requests that waited for it fail too."""
     model.load_error = error
     model.fetch_pause_s = max(fetch_s, 2 * model.fetch_pause_s) if error else 0.0
     model.fetch_after_s = state.now_s + model.fetch_pause_s

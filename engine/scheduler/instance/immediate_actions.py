@@ -1,4 +1,4 @@
-"""What a plan does at once: weights and KV are forgotten where something else needs the room."""
+"""Actions of a plan that take effect at once: weights and KV are forgotten to make room."""
 
 from tokenmux.core.phases import RequestPhase
 from tokenmux.core.plan import AtOnce, Discard, Drop, Evict
@@ -8,7 +8,7 @@ from tokenmux.scheduler.instance.state import ModelState
 
 
 def do(state: LiveState, action: AtOnce) -> None:
-    """Raises IllegalPlan where the action is not allowed now."""
+    """Carry out an action. Raises IllegalPlan if it is not allowed now."""
     match action:
         case Evict(model_id):
             model = state.model(model_id)

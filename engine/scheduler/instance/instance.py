@@ -5,9 +5,9 @@ the simulator.
     body ── decide(now) ──▶ policy.plan for every free channel ──▶ validated ───┤
     body ◀── effects ◀── metrics count them ◀───────────────────────────────────┘
 
-A body (the engine or the simulator) carries the effects out in their order (`tokenmux.core.effects`) and says
-when an operation completed. The instance never waits, reads no clock and touches no device; what a policy
-plans is checked against the ledger and refused loudly if illegal.
+A body (the engine or the simulator) carries the effects out in order (`tokenmux.core.effects`) and says when
+an operation completed. The instance never waits, reads no clock and touches no device. What a policy plans is
+checked against the ledger, and refused loudly if illegal.
 """
 
 from collections.abc import Iterable
@@ -47,9 +47,9 @@ _CHANNELS = tuple(Channel)
 
 
 class Instance:
-    """One execution unit's brain. It satisfies `tokenmux.scheduler.policy.instance_policy.InstanceView`.
+    """Decides for one execution unit; a `tokenmux.scheduler.policy.instance_policy.InstanceView`.
 
-    `apply` and `decide` are its only doors: what they return is all that has to be done, told or counted.
+    `apply` and `decide` are its only doors: they return everything that has to be done, told or counted.
     """
 
     def __init__(
@@ -61,8 +61,8 @@ class Instance:
         *,
         service: ServiceLevel = DEFAULT_LEVEL,
     ) -> None:
-        """`service` is the pool's own level: what requests get that do not say, and what the patience of
-        all is measured by."""
+        """`service` is the pool's own service level: the default of requests, and the measure of
+        everyone's patience."""
         state = self._state = LiveState(device, Ledger(device, cache), cost, service)
         self.service = service
         self.cost = cost
@@ -157,7 +157,7 @@ class Instance:
     # ── what a body calls ───────────────────────────────────────────────────────────────────────────────────
 
     def apply(self, event: Event) -> Effects:
-        """Enter an event into the state and tell the policy; returns what it caused."""
+        """Record an event in the state and tell the policy. Returns its effects."""
         state = self._state
         state.now_s = event.at_s
         self.metrics.count_work(len(state.live_models), event.at_s)
@@ -204,11 +204,11 @@ class Instance:
         return self._effects()
 
     def decide(self, now_s: float) -> Effects:
-        """Ask the policy what every free channel does next; returns what has now begun or was done at once.
+        """Ask the policy what every free channel does next. Returns what has begun or was done at once. While
+        the arena is to be replaced, `drain` is asked instead.
 
-        While the arena is to be replaced, `drain` is asked instead. A plan that only makes room (something at
-        once, no operation) has all channels asked again. Raises IllegalPlan if the policy planned what is not
-        allowed.
+        After a plan that only makes room (actions but no operation), all channels are asked again. Raises
+        IllegalPlan if the policy planned what is not allowed.
         """
         state = self._state
         state.now_s = state.shares.now_s = now_s
@@ -231,15 +231,15 @@ class Instance:
         return self._effects()
 
     def abandon(self) -> None:
-        """The device is lost: give back what operations in flight hold of the host cache, which other
-        instances share.
+        """The device is lost: release what operations in flight hold of the host cache, which other instances
+        share.
 
-        Nothing else may be asked of this instance afterwards, but what it knew.
+        Afterwards this instance can only be read.
         """
         self._state.release_cache()
 
     def check_removable(self, model_id: ModelId) -> None:
-        """Raise InUse while an operation in flight touches the model."""
+        """Raise InUse while an operation in flight uses the model."""
         operator_wishes.check_removable(self.models[model_id])
 
     def check_pinnable(self, model_id: ModelId) -> None:
@@ -251,7 +251,7 @@ class Instance:
         operator_wishes.check_unloadable(self.models[model_id])
 
     def check_resizable(self, arena_bytes: int) -> None:
-        """Raise InUse, InvalidRequest or DoesNotFit where the arena cannot be given that size."""
+        """Raise InUse, InvalidRequest or DoesNotFit if the arena cannot be given that size."""
         resizing.check(self._state, arena_bytes)
 
     @property
@@ -265,7 +265,7 @@ class Instance:
     # ── parts of the above ──────────────────────────────────────────────────────────────────────────────────
 
     def _effects(self) -> Effects:
-        """What has been caused since the last call, counted."""
+        """The effects since the last call, counted."""
         effects = tuple(self._state.effects)
         self._state.effects.clear()
         self.metrics.count(self._state.now_s, effects)

@@ -1,8 +1,8 @@
-"""The live state of one instance, with the small steps that every event, plan and completion is made of.
+"""The live state of one instance, with the small changes of which every event, plan and completion consists.
 
-`tokenmux.scheduler.instance.instance` is what others see of it; `requests`, `operator_wishes`,
+Others see it through `tokenmux.scheduler.instance.instance`. `requests`, `operator_wishes`,
 `immediate_actions`, `begin` and `complete` change it, and append to `effects` what others have to do, tell or
-count because of it.
+count as a result.
 """
 
 from collections.abc import Iterable
@@ -39,20 +39,19 @@ class LiveState:
         self.queue = Queue()
         self.in_flight: dict[Channel, Started] = {}
         self.n_started = 0
-        """Operations begun so far: the id of the next."""
+        """Number of operations begun so far; the id of the next one."""
         self.interrupted = False
-        """Whether the repeated step in flight should end after its present iteration."""
+        """True if the repeated step in flight should end after its present iteration."""
         self.resize_bytes: int | None = None
-        """The size that the arena is to have: it is being emptied for that. None: it is not."""
+        """The requested size of the arena, while it is being emptied for a resize; otherwise None."""
         self.resize_told = False
-        """Whether a body has been told that the arena is empty."""
+        """True if the body has been told that the arena is empty."""
         self.orphans: set[int] = set()
-        """Steps and activations in flight whose model was removed: they give its weights back when they
-        end."""
+        """Steps and activations in flight whose model was removed: they free its weights when they end."""
         self.compute_s = 0.0
         """Seconds of all steps that have ended."""
         self.effects: list[Effect] = []
-        """What has been caused since the body was last told."""
+        """Effects since the body was last told."""
         self._on_disk_at: tuple[int, int] | None = None
         self._any_on_disk = False
 
@@ -69,19 +68,19 @@ class LiveState:
         self.live_models.pop(model, None)
 
     def file_asked(self, model: ModelState) -> None:
-        """Keep `asked_models` right after what an operator wants of the model changed."""
+        """Update `asked_models` after an operator changed a wish for the model."""
         if model.pinned or model.wanted is not None:
             self.asked_models[model.facts.id] = None
         else:
             self.asked_models.pop(model.facts.id, None)
 
     def refile(self, request: RequestState) -> None:
-        """Put the request where it belongs now, unless it is over."""
+        """File the request under what it needs now, unless it has ended."""
         if request.to_end is None:
             request.model.file(request)
 
     def tell(self, request: RequestState, phase: RequestPhase) -> None:
-        """Note the request's phase for its client, if it is a new one."""
+        """Record the request's phase for its client, if it has changed."""
         if request.told_phase is not phase:
             request.told_phase = phase
             if phase is RequestPhase.RUNNING:
@@ -90,12 +89,12 @@ class LiveState:
             self.effects.append(PhaseChanged(request.id, phase, position))
 
     def interrupt(self) -> None:
-        """The repeated step in flight should end after its present iteration."""
+        """Make the repeated step in flight end after its present iteration."""
         self.interrupted = True
         self.effects.append(INTERRUPT)
 
     def pop(self, channel: Channel, operation: int) -> Started:
-        """The operation is no longer in flight."""
+        """Remove the operation from those in flight."""
         started = self.in_flight.pop(channel, None)
         if started is None or started.id != operation:
             raise InternalError(
@@ -104,7 +103,7 @@ class LiveState:
         return started
 
     def release_cache(self) -> None:
-        """Let go of the images in the host cache that operations in flight copy or read."""
+        """Release the images in the host cache that operations in flight copy or read."""
         for started in self.in_flight.values():
             if isinstance(started, StartedActivation):
                 for image in started.images:
@@ -116,13 +115,13 @@ class LiveState:
     # ────────────────────────────────────────────────────────────────────────────────────────────
 
     def model(self, model: ModelId) -> ModelState:
-        """The model of a plan; raises IllegalPlan if there is none."""
+        """The model of a plan. Raises IllegalPlan if there is none."""
         if model not in self.models:
             raise IllegalPlan(f"there is no model {model}")
         return self.models[model]
 
     def request(self, request: RequestId) -> RequestState:
-        """The request of a plan; raises IllegalPlan if there is none."""
+        """The request of a plan. Raises IllegalPlan if there is none."""
         if request not in self.requests:
             raise IllegalPlan(f"there is no request {request}")
         return self.requests[request]
@@ -141,17 +140,17 @@ class LiveState:
         )
 
     def fixed_models(self) -> list[ModelFacts]:
-        """Models whose weights must stay where they are: a step or a copy in flight addresses them."""
+        """Models whose weights must not move: a step or a copy in flight addresses them."""
         fixed = [model.facts for model in self.models.values() if model.stage is Residency.LOADING]
         step = self.in_flight.get(Channel.COMPUTE)
         return [*fixed, step.model] if isinstance(step, StartedStep) else fixed
 
     def fixed_kv(self) -> list[RequestId]:
-        """Requests whose KV must stay where it is: an operation in flight addresses it."""
+        """Requests whose KV must not move: an operation in flight addresses it."""
         return [request.id for request in self.requests.values() if request.in_step or request.in_copy]
 
     def compute_until_now_s(self) -> float:
-        """Seconds of steps up to now, the one in flight included."""
+        """Seconds of steps until now, including the one in flight."""
         step = self.in_flight.get(Channel.COMPUTE)
         return self.compute_s + (self.now_s - step.at_s if step else 0.0)
 

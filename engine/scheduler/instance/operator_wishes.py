@@ -14,7 +14,8 @@ from tokenmux.scheduler.memory.capacity import check_pins
 
 
 def want(state: LiveState, model: ModelState, wanted: bool | None, pinned: bool | None) -> None:
-    """Note that an operator wants it on the device or off, pinned or not; None: that is as it was."""
+    """Record that an operator wants the model loaded or unloaded, pinned or not. None leaves a wish
+    unchanged."""
     model.pinned = model.pinned if pinned is None else pinned
     model.fetch_after_s = -inf
     model.load_error = ""
@@ -26,7 +27,7 @@ def want(state: LiveState, model: ModelState, wanted: bool | None, pinned: bool 
 
 
 def remove(state: LiveState, model: ModelState) -> None:
-    """Its requests fail, its weights go: those that an operation in flight uses when that ends."""
+    """Remove a model: its requests fail and its weights are freed, those in use when their operation ends."""
     for request in list(model.requests()):
         requests.end(
             state, request, FinishReason.FAILED, f"model {model.facts.id} was removed from the catalogue"
@@ -42,14 +43,14 @@ def remove(state: LiveState, model: ModelState) -> None:
 
 
 def check_removable(model: ModelState) -> None:
-    """Raise InUse while an operation in flight touches the model."""
+    """Raise InUse while an operation in flight uses the model."""
     if model.stage is Residency.LOADING or model.residency is Residency.FETCHING or model.is_moving:
         raise InUse(f"model {model.facts.id} is being loaded; try again in a moment")
 
 
 def check_pinnable(state: LiveState, model: ModelState) -> None:
-    """Raise DoesNotFit if pinning the model would take from another one the room that it has, InUse if
-    that is about to change."""
+    """Raise DoesNotFit if pinning the model would take room that another model has now, InUse if the room
+    is about to change."""
     if state.resize_bytes is not None:
         raise InUse(
             f"model {model.facts.id} cannot be pinned while the pool is being resized: try again "

@@ -1,4 +1,4 @@
-"""The line of requests that have not run yet on an instance."""
+"""The queue of requests that have not run yet on an instance."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ from tokenmux.scheduler.instance.state import RequestState
 
 
 class Queue:
-    """In order of arrival; `version` tells whether anybody came or left."""
+    """Requests in order of arrival. `version` changes whenever one enters or leaves."""
 
     def __init__(self) -> None:
         self.version = 0
@@ -25,7 +25,7 @@ class Queue:
         self.version += 1
 
     def leave(self, request: RequestState) -> None:
-        """Harmless for one that has left."""
+        """Remove a request; no effect if it has left already."""
         if self._requests.pop(request.id, None) is not None:
             request.told_position = 0
             self.version += 1

@@ -1,4 +1,4 @@
-"""A request's life on an instance: it arrives, is paused and resumed by its client, and ends once."""
+"""A request's life on an instance: it arrives, its client pauses and resumes it, and it ends once."""
 
 from tokenmux.core.effects import RequestEnded, RequestEntered, RequestLeft
 from tokenmux.core.event import Arrived
@@ -47,10 +47,8 @@ def resume(state: LiveState, request_id: RequestId, at_s: float) -> None:
 
 
 def end(state: LiveState, request: RequestState, reason: FinishReason | None, detail: str = "") -> None:
-    """End the request, or have it go on elsewhere if there is no `reason`.
-
-    It leaves as soon as no operation in flight touches it: call again when one ends.
-    """
+    """End the request, or (without a `reason`) let it go elsewhere. It leaves as soon as no operation in
+    flight uses it: call this again when one ends."""
     if request.to_end is None:
         request.model.unfile(request)
         state.queue.leave(request)

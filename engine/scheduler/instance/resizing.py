@@ -1,9 +1,9 @@
 """Giving an instance's arena another size: when that is refused, how it begins, and when it is done.
 
-    ResizeAsked ──▶ `tokenmux.scheduler.policy.drain` plans, nobody else ──▶ nothing in flight, arena empty
-    ──▶ Resized ──▶ the policy goes on
+    ResizeAsked ──▶ only `tokenmux.scheduler.policy.drain` plans ──▶ nothing in flight, arena empty
+    ──▶ Resized ──▶ the policy plans again
 
-Requests live on and wait; models that have some come back as after any eviction.
+Requests stay and wait; their models come back as after any eviction.
 """
 
 from dataclasses import replace
@@ -21,10 +21,10 @@ _REMEDIES = {True: "unpin or remove a model", False: "remove the model"}
 
 
 def check(state: LiveState, arena_bytes: int) -> None:
-    """Raise InUse while another resize is going on, DoesNotFit if what is served now could not be served at
-    that smaller size.
+    """Raise InUse while another resize is under way, DoesNotFit if a smaller arena could not serve what is
+    served now.
 
-    That is, as for a model that is registered: each with one chunk of a prompt, or its largest live request,
+    As in a registration, that is each model with one chunk of a prompt, or with its largest live request,
     beside what is pinned.
     """
     if state.resize_bytes is not None:
@@ -60,7 +60,7 @@ def ask(state: LiveState, arena_bytes: int) -> None:
 
 
 def tell_when_drained(state: LiveState) -> None:
-    """Once nothing uses the arena, nor will, it can be replaced."""
+    """Report that the arena can be replaced, once nothing uses it or will use it."""
     if (
         state.resize_bytes is not None
         and not state.resize_told
@@ -72,7 +72,7 @@ def tell_when_drained(state: LiveState) -> None:
 
 
 def done(state: LiveState, arena_bytes: int) -> None:
-    """The arena has this size now. Raises IntegrityError unless it was empty."""
+    """The arena has size `arena_bytes` now. Raises IntegrityError unless it was empty."""
     state.ledger.resize(arena_bytes)
     state.device = replace(state.device, arena_bytes=arena_bytes)
     state.resize_bytes = None

@@ -1,8 +1,8 @@
 """The live state of one instance: its requests and models, filed so that a policy finds what it needs at
 once.
 
-Everything is updated in place, event by event, by the modules beside this one; nothing is ever rebuilt. These
-classes satisfy the view Protocols of `tokenmux.scheduler.policy.instance_policy`.
+Everything is updated in place, event by event, by the other modules of this package; nothing is ever rebuilt.
+These classes are the views of `tokenmux.scheduler.policy.instance_policy`.
 """
 
 from collections.abc import Iterator
@@ -20,11 +20,11 @@ from tokenmux.scheduler.metrics.counters import ArtifactAllowance
 from tokenmux.scheduler.metrics.shares import Share, Shares
 
 WARM_TTFTS = 10.0
-"""For so many of its TTFTs after a request ends, the next one like it is expected."""
+"""After a request ends, the next one like it is expected for this many of its TTFTs."""
 
 
 class Need(Enum):
-    """What a live request needs next; the names of `ModelState`'s files."""
+    """What a live request needs next; also the names of `ModelState`'s files."""
 
     PREFILL = "waiting"
     DECODE = "decoding"
@@ -69,8 +69,8 @@ class RequestState:
         """How far pauses have pushed the deadlines back."""
         self.deadline_s = request.deadline_s(arrived.n_delivered)
         self.lead_s = request.service.ttft_s * (1 - 1 / request.weight)
-        """By how much its weight moves it forward among others: less than a TTFT, so that nobody starves
-        behind it."""
+        """By how much its weight moves it forward among others: less than a TTFT, so that no request
+        starves behind it."""
         self.paused_since_s: float | None = None
         self.in_step = False
         self.in_copy = False
@@ -81,13 +81,14 @@ class RequestState:
         self.first_token_s = arrived.first_token_s
         self.last_token_s = arrived.last_token_s
         self.since_s = arrived.last_token_s
-        """From when the wait for the next token counts: its last one, or the end of the client's pause
-        that much later."""
+        """When the wait for the next token began: at its last token, or later by the client's pauses since
+        then."""
         self.n_on_time = arrived.n_on_time
         self.artifact = ArtifactAllowance(*(arrived.artifact or (request.service.ttft_s,)))
         self.told_phase: RequestPhase | None = None
         self.told_position = 0
-        """How many requests are before it, while it has not run (`tokenmux.scheduler.instance.queue`)."""
+        """Number of requests ahead of it, as last told, while it has not run
+        (`tokenmux.scheduler.instance.queue`)."""
 
     @property
     def id(self) -> RequestId:
@@ -131,7 +132,7 @@ class RequestState:
 
 
 class ModelState:
-    """One model of the catalogue and its live requests, each in the file of what it needs next."""
+    """One model of the catalogue and its live requests, each filed under what it needs next."""
 
     __slots__ = (
         "_asked_at",
@@ -166,35 +167,36 @@ class ModelState:
         self.shares = shares
         self._ledger = ledger
         self.stage: Literal[Residency.LOADING, Residency.RESIDENT] | None = None
-        """Where it is on the device; None: not there, and the host cache knows the rest."""
+        """Where it is on the device. None: not on the device, and the host cache knows the rest."""
         self.is_moving = False
         self.pinned = False
         self.wanted: bool | None = None
-        """An operator wants it loaded (True) or unloaded (False) once; None: nobody said anything."""
+        """True if an operator wants it loaded once, False if unloaded, None if neither."""
         self.last_used_s = -inf
         self.fetch_after_s = -inf
-        """A fetch failed: it is not tried again before, unless a request waits or an operator asks anew."""
+        """After a failed fetch, it is not tried again before this time, unless a request waits or an
+        operator asks."""
         self.fetch_pause_s = 0.0
-        """From the last failure to then; twice as long after the next."""
+        """The pause that led to `fetch_after_s`; the next failure doubles it."""
         self.load_error = ""
-        """Why it could not be brought from disk the last time; empty: that did not fail, or an operator
-        has asked anew."""
+        """Why it could not be read from disk the last time. Empty if that did not fail, or an operator has
+        asked since."""
         self.stepped_since_load = False
         self.warm_until_s = -inf
         self.warm_ttft_s = inf
-        """Of the requests that `warm_until_s` is for."""
+        """TTFT of the requests to which `warm_until_s` refers."""
         self.waiting: dict[RequestId, RequestState] = {}
         self.decoding: dict[RequestId, RequestState] = {}
         self.away: dict[RequestId, RequestState] = {}
         self.paused: dict[RequestId, RequestState] = {}
         self._asked_at = (-1, -1)
         self._cached_at = -1
-        """The version of the host cache at which it was seen to have all the weights."""
+        """The version of the host cache at which all its weights were found there."""
         self._off_device = Residency.DISK
         self._deadline_s: float | None = None
         self._runnable_s: float | None = None
         self._deadlines: dict[Share, float] | None = None
-        """By tenant; the pair without is for when no tenant is ahead of another."""
+        """By tenant. The attribute without tenants is used while no tenant is ahead of another."""
         self._runnable_deadlines: dict[Share, float] | None = None
 
     @property
@@ -210,8 +212,7 @@ class ModelState:
         return self._off_device
 
     def _find(self) -> Residency:
-        """Where the weights are that are not on the device; asked for every model on every event, so it is
-        remembered."""
+        """Where weights are that are not on the device. Cached, since every event asks for every model."""
         cache = self._ledger.cache
         if all(cache.has(image.id) for image in self.facts.images):
             self._cached_at = cache.version
@@ -257,7 +258,8 @@ class ModelState:
             yield from file.values()
 
     def file(self, request: RequestState) -> None:
-        """Put the request where it belongs now. Its old file, if any, is the one named by `request.need`."""
+        """File the request under what it needs now. Its old file, if any, is the one named by
+        `request.need`."""
         need = request.next_need()
         if need is not request.need or request.id not in self._file_of(need):
             self._file_of(request.need).pop(request.id, None)
@@ -270,8 +272,8 @@ class ModelState:
         self.forget_deadlines()
 
     def keep_warm(self, request: Request, now_s: float) -> None:
-        """A request ends: the next one like it is expected for a while. The strictest of those that ended
-        counts, as long as it lasts."""
+        """A request ends: the next one like it is expected for a time. The strictest of the ended ones
+        counts, as long as its time lasts."""
         ttft_s = request.service.ttft_s
         if ttft_s <= self.warm_ttft_s or self.warm_until_s <= now_s:
             self.warm_ttft_s, self.warm_until_s = ttft_s, now_s + WARM_TTFTS * ttft_s
@@ -292,7 +294,7 @@ class ModelState:
 
 
 def _earliest(*files: dict[RequestId, RequestState]) -> dict[Share, float]:
-    """Each tenant's earliest deadline among these requests, brought forward by their weights."""
+    """Each tenant's earliest deadline among these requests, advanced by their weights."""
     earliest: dict[Share, float] = {}
     for file in files:
         for request in file.values():

@@ -1,8 +1,8 @@
-"""Which copies of weights and fetches in flight should make way.
+"""Which copies of weights and fetches in flight should give way.
 
 Either requests waited for the model, none do now, and another model is waited for; or the policy says that a
-request which has just arrived is more urgent. A model that gave way to a more urgent one does so once until
-it has been loaded.
+request which has just arrived is more urgent. A model gives way to a more urgent one only once until it has
+been loaded.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,19 +16,19 @@ from tokenmux.core.started import Started, StartedActivation, StartedFetch, Star
 from tokenmux.scheduler.instance.live_state import LiveState
 
 _CHANNELS = ((Channel.COPY_IN, Residency.HOST), (Channel.FETCH, Residency.DISK))
-"""And where the weights of a model are that waits for the channel."""
+"""Channels, and where the weights of a model are that waits for the channel."""
 
 
 class Superseding:
-    """Finds operations to end early, each once. Call `look` whenever something has changed."""
+    """Finds operations to stop early, each once. Call `look` whenever something has changed."""
 
     def __init__(self) -> None:
         self._awaited: set[int] = set()
-        """Operations in flight that requests wait for, or did."""
+        """Operations in flight for which requests wait, or waited."""
         self._told: set[int] = set()
-        """Operations in flight that have been found to make way."""
+        """Operations in flight that have been told to give way."""
         self._gave_way: set[ModelId] = set()
-        """Models that gave way to a more urgent one, and have not been loaded since."""
+        """Models that gave way to a more urgent one and have not been loaded since."""
 
     def look(self, state: LiveState) -> None:
         for started, lacking in self._loading(state):
@@ -41,8 +41,8 @@ class Superseding:
                 self._tell(state, started.id)
 
     def arrived(self, state: LiveState, makes_way: Callable[[Activate | Fetch, float], bool]) -> None:
-        """A request arrived: is it to go before what is in flight? `makes_way` is given an operation and
-        when it began."""
+        """A request arrived: should it go before what is in flight? `makes_way` takes an operation and the
+        time when it began."""
         for started, _ in self._loading(state):
             model = started.model.id
             if model not in self._gave_way and makes_way(started.operation, started.at_s):
@@ -50,8 +50,8 @@ class Superseding:
                 self._tell(state, started.id)
 
     def _loading(self, state: LiveState) -> Iterator[tuple[StartedLoad, Residency]]:
-        """Loads of registered models in flight that need not make way yet, and where those lie that they
-        may hold up."""
+        """Loads of registered models in flight that do not give way yet, with the residency of the models
+        that they may hold up."""
         for channel, lacking in _CHANNELS:
             started = state.in_flight.get(channel)
             if (

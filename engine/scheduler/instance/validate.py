@@ -1,8 +1,7 @@
-"""Whether a plan is legal in the present state. A policy that breaks a rule here has a bug, and hears of it
-at once.
+"""Checks that a plan is legal in the present state. A policy that breaks a rule here has a bug, and learns of
+it at once.
 
-Rules about room are the ledger's (`tokenmux.scheduler.memory.ledger`); these are the rules about who may be
-touched when.
+Rules about room are the ledger's (`tokenmux.scheduler.memory.ledger`); these say what may be used when.
 """
 
 from collections.abc import Sequence
@@ -32,8 +31,8 @@ def channel(asked: Channel, operation: Operation) -> None:
 
 
 def step(state: LiveState, model: ModelState, plan: Step) -> None:
-    """Weights resident and still, KV on the device, chunks that continue their requests on the prefill
-    grid."""
+    """Raise unless weights are resident and not moving, KV is on the device, and chunks continue their
+    requests on the prefill grid."""
     if model.stage is not Residency.RESIDENT or model.is_moving:
         raise IllegalPlan(f"step of {plan.model}, whose weights are not usable ({model.residency.value})")
     if not plan.chunks or plan.repeat < 1 or len({chunk.request for chunk in plan.chunks}) < len(plan.chunks):
@@ -77,8 +76,8 @@ def evict(state: LiveState, model: ModelState) -> None:
 
 
 def forget(request: RequestState, blocks: int) -> None:
-    """For `Drop` and `Discard`. That there are blocks to forget also bounds how often a policy may ask for
-    it."""
+    """Check a `Drop` or `Discard`. That there must be blocks to forget also bounds how often a policy may
+    ask for it."""
     if request.in_step or request.in_copy:
         raise IllegalPlan(f"{request.id} is in use by an operation in flight; its KV cannot be forgotten")
     if not blocks:
@@ -111,6 +110,6 @@ def compact(plan: Compact, moves: tuple[ExtentMove, ...] | None) -> tuple[Extent
 
 
 def step_done(plan: Step, event: StepDone) -> None:
-    """A body that reports nonsense is a bug as well."""
+    """Check a report of a step: a body that reports nonsense has a bug as well."""
     if not 1 <= len(event.ends_s) <= plan.repeat or event.ends_s[-1] > event.at_s:
         raise InternalError(f"step {event.operation} reports {len(event.ends_s)} iterations of {plan.repeat}")

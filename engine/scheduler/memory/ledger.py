@@ -1,4 +1,5 @@
-"""Who holds what on one instance: weights in extents, KV in blocks on the device and on the host.
+"""The books of one instance: what holds its memory. Weights in extents, KV in blocks on the device and on the
+host.
 
 The ledger says whether something is possible and records it. The policy decides, the instance orders, the
 device moves bytes. Everything here is integers.

@@ -44,7 +44,7 @@ class SlabPool:
         return in_slabs + self._arena.free_slots(self.slab_bytes) * self.capacity(block_bytes)
 
     def can_allocate(self, block_bytes: int, n: int) -> bool:
-        """Whether `allocate(block_bytes, n)` would succeed; cheaper than counting all free blocks."""
+        """True if `allocate(block_bytes, n)` would succeed; cheaper than counting all free blocks."""
         for slab in self._partial.get(block_bytes, {}).values():
             n -= len(slab.free)
             if n <= 0:

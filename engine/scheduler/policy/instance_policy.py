@@ -124,7 +124,7 @@ class ModelView(Protocol):
 
 
 class Fit(Enum):
-    """Whether a model's weights find room."""
+    """How a model's weights find room, if at all."""
 
     NOW = "now"
     AFTER_COMPACTION = "after compaction"
@@ -172,7 +172,7 @@ class InstanceView(Protocol):
     @property
     def arena_free_bytes(self) -> int: ...
     def fit(self, model: ModelId, evicted: Iterable[ModelId] = ()) -> Fit:
-        """Whether the model's weights would find room if `evicted` were evicted first."""
+        """How the model's weights would find room if `evicted` were evicted first."""
         ...
 
     def can_compact(self, n_bytes: int) -> bool:

@@ -65,7 +65,7 @@ def _answer(handle: Handle, message: tuple[dict[str, Any], bytes], report: Tell)
             "error": ErrorCode.NOT_SERVABLE,
             "message": "it takes more memory than its process may use",
         }, b""
-    except BaseException as error:  # noqa: BLE001 - a panic of a native library is no Exception
+    except BaseException as error:  # noqa: BLE001 - a panic of a native library is not an Exception
         return {"error": ErrorCode.BAD_CHECKPOINT, "message": reason_of(error)}, b""
 
 

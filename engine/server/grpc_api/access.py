@@ -1,4 +1,4 @@
-"""Who may call what: API keys, by service.
+"""API keys: which callers may use which services.
 
 Services are separate in the API so that the name of the method decides. Inference keys open `Inference`;
 admin keys open everything. Health checks are open to all, so that load balancers need no key. Without any

@@ -62,7 +62,7 @@ class HealthService:
         async with answering(context):
             if self._n_watchers >= MAX_HEALTH_WATCHERS:
                 raise Overloaded(
-                    f"{MAX_HEALTH_WATCHERS} clients watch health already: check it now and then instead"
+                    f"{MAX_HEALTH_WATCHERS} clients watch health already: check it from time to time instead"
                 )
             self._n_watchers += 1
             try:

@@ -172,7 +172,7 @@ class PoolService(pool_pb2_grpc.PoolServicer):
             _check_seconds("min_interval_s", request.min_interval_s)
             if self._n_watchers >= MAX_STATUS_WATCHERS:
                 raise Overloaded(
-                    f"{MAX_STATUS_WATCHERS} clients watch the status already: ask for it now and then instead"
+                    f"{MAX_STATUS_WATCHERS} clients watch the status already: ask for it less often instead"
                 )
             self._n_watchers += 1
             try:

@@ -1,4 +1,4 @@
-"""Whether a worker has been missing for longer than a moment: what health reports, and whether requests still
+"""Notices if a worker is missing for longer than a moment: what health reports, and whether requests still
 wait for the next one.
 
 worker broke ─ late_s ─▶ outage: health says so, requests wait ─ patience_s ─▶ they end, new ones are refused

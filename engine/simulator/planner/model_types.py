@@ -27,7 +27,7 @@ class ModelType:
     gated: bool = True
     sinks: bool = False
     tied: bool = False
-    """Whether input and output embedding are the same weights if the config does not say."""
+    """True if input and output embedding are the same weights when the config does not say."""
     positions: bool = False
     """Learned positions."""
     experts: str = ""

@@ -63,7 +63,7 @@ class PlanSearch:
             self.known[replace(job, goal=None)] = point
 
     def plan(self) -> "CapacityPlan":
-        """The plan, once nothing is needed any more. It does not depend on which guesses were simulated."""
+        """The plan, once nothing more is needed. It does not depend on which guesses were simulated."""
         fewest = {policy: self._progress(policy).answer for policy in self.policies}
         points: list[Point] = []
         relieved: dict[str, dict[str, float]] = {}
