@@ -72,7 +72,7 @@ class Simulator:
         """Records of all ended requests, in the order of their ends."""
         self.refused: list[tuple[Request, str]] = []
         self.n_moves = 0
-        self._truths = truth if isinstance(truth, Sequence) else [truth] * len(instances)
+        self.truths = truth if isinstance(truth, Sequence) else [truth] * len(instances)
         self._pool_policy = pool_policy or _OneInstance()
         self._models = models or {}
         self._on_effects = on_effects
@@ -164,7 +164,7 @@ class Simulator:
         instance = instance or self.instances[index]
         return VirtualDevice(
             instance,
-            self._truths[index],
+            self.truths[index],
             self.clock,
             _Completions(self, index),
             partial(self._left, instance),

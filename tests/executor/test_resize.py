@@ -38,7 +38,7 @@ def is_admitted(instance: Instance, request: Request) -> bool:
     """As the server decides: it has to fit the present size and, while a resize is going on, the one to
     come."""
     model = instance.models[request.model].facts
-    sizes = {instance.device.arena_bytes, instance._state.resize_bytes or instance.device.arena_bytes}
+    sizes = {instance.device.arena_bytes, instance.resize_bytes or instance.device.arena_bytes}
     try:
         for arena_bytes in sizes:
             facts = replace(instance.device, arena_bytes=arena_bytes)

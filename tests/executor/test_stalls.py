@@ -11,7 +11,7 @@ from tokenmux.core.plan import Step
 from tokenmux.executor.loop import BEAT_S, EngineLoop
 from tokenmux.executor.stalls import STALL_FACTOR, STALL_FLOOR_S, Stalls
 from tokenmux.messages.commands import Resize, Submit
-from tokenmux.messages.reports import Alive, Broken, Report
+from tokenmux.messages.reports import Alive, Broken
 from tokenmux.testing import make_model
 from tokenmux.testing.started_operations import make_started_activation, make_started_fetch, make_started_step
 from tokenmux.testing.virtual_engine import HOST
@@ -112,9 +112,9 @@ def test_the_loop_beats_while_it_has_nothing_to_do() -> None:
             self.at_s += BEAT_S
             return self.at_s
 
-    said: list[Report] = []
     body = engine()
-    body.engine._emit = said.extend
+    said = body.said
+    said.clear()
     loop = EngineLoop()
     beats = iter(range(3))
 

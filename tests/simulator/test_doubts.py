@@ -44,7 +44,7 @@ def seen(doubts: Doubts) -> Seen:
 def durations(run: Seen) -> list[tuple[bool, bool, float, float]]:
     """Of each step: whether it switches models, whether a copy was beside it, what it took, and what it
     was measured to take."""
-    truth = run.outcome.simulator._truths[0]
+    truth = run.outcome.simulator.truths[0]
     rows, before = [], None
     for ended in run.steps:
         started, event = ended.started, ended.done

@@ -255,6 +255,11 @@ class Instance:
         resizing.check(self._state, arena_bytes)
 
     @property
+    def resize_bytes(self) -> int | None:
+        """The size that the arena is being emptied for; None if no resize was asked for."""
+        return self._state.resize_bytes
+
+    @property
     def is_idle(self) -> bool:
         return not self._in_flight
 

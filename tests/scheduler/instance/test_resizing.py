@@ -18,7 +18,7 @@ from tests.scheduler.instance.scenes import (
     running,
     step,
 )
-from tokenmux.core.effects import INTERRUPT, Interrupt, decisions
+from tokenmux.core.effects import INTERRUPT, Interrupt, ResizeReady, decisions
 from tokenmux.core.errors import DoesNotFit, IntegrityError, InUse, InvalidRequest
 from tokenmux.core.event import ModelWanted, ResizeAsked, Resized
 from tokenmux.core.plan import (
@@ -70,6 +70,14 @@ def test_everything_leaves_and_the_requests_go_on() -> None:
         body.complete(Channel.COPY_IN)
     step(body, NEXT)
     assert before.n_tokens == 14
+
+
+def test_a_body_is_told_once_that_the_arena_is_empty() -> None:
+    """It may take its time to replace it, and ask again meanwhile."""
+    body = a_body(A)
+    ask(body, 4096)
+    assert body.instance.decide(0.0) == (ResizeReady(4096),)
+    assert body.instance.decide(0.0) == ()
 
 
 def test_kv_without_room_on_the_host_is_discarded_and_counted() -> None:

@@ -136,6 +136,11 @@ class LeastLoaded:
         self._loads: list[_Load] = []
         self._next_look_s = -inf
 
+    @property
+    def n_remembered(self) -> int:
+        """Models that have a home somewhere, and requests that move: nothing once all requests are over."""
+        return len(self._homes) + len(self._moving)
+
     def place(self, request: Request, pool: PoolView) -> Place | Refuse:
         ttft_s = request.service.beside(pool.instances[0].service).ttft_s
         self._next_look_s = min(self._next_look_s, pool.now_s + REBALANCE_TTFTS * ttft_s)

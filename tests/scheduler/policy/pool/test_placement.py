@@ -169,8 +169,7 @@ def test_nothing_is_remembered_of_requests_that_are_over() -> None:
     assert watched.moved
     assert len(outcome.records) == len(lines)
     assert isinstance(watched.policy, LeastLoaded)
-    assert not watched.policy._homes
-    assert not watched.policy._moving
+    assert watched.policy.n_remembered == 0
 
 
 def test_a_model_returns_to_where_its_weights_are() -> None:
