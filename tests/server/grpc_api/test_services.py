@@ -15,6 +15,7 @@ import pytest
 from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from msgspec import structs
 
 from tests.server.harness import (
     CONTEXT,
@@ -428,7 +429,7 @@ async def test_waiting_for_a_load_that_failed_ends(
     now = worker_status("letters", residency=Residency.DISK)
     served.hub.post(now)
     await asyncio.sleep(0)
-    served.hub.post(replace(now, models=(now.models[0]._replace(**status),)))
+    served.hub.post(structs.replace(now, models=(structs.replace(now.models[0], **status),)))
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await asyncio.wait_for(waiting, PATIENCE_S)
     assert caught.value.code() is code
