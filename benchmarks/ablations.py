@@ -1,5 +1,5 @@
-"""What each rule of the default policy earns: the same workloads with one rule taken away or one constant
-moved.
+"""What each rule of the default policy gains: the same workloads with one rule removed or one constant
+changed.
 
 TOKENMUX_DATA=... python -m benchmarks.ablations [--quick]
 """
@@ -34,7 +34,7 @@ CASES: dict[str, tuple[object, str, float]] = {
 
 @contextmanager
 def changed(module: object, name: str, value: float) -> Iterator[None]:
-    """The constant has another value inside."""
+    """In the block, the constant `name` of `module` is `value`."""
     before = getattr(module, name)
     setattr(module, name, value)
     try:

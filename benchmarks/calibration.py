@@ -1,22 +1,23 @@
 """How well the simulator predicts real runs: the demo's models and traffic on the virtual GPU, measured and
 then simulated.
 
-Streams of the demo's traffic (another seed each) go through the real engine, with real weights, on this
-machine; some come as fast as the demo's, others twice as fast, so that some tokens are late. The simulator
+Streams of the demo's traffic (each with another seed) go through the real engine, with real weights, on this
+machine; some arrive as fast as the demo's, others twice as fast, so that some tokens are late. The simulator
 then replays each of them with the step and copy times of all the others, since the speed of a shared machine
-drifts. Of the stream itself it knows when requests arrived and how long they were, which models lay on the
-device when it began, and what the engine's cost model had learned by then. Beside that stand the interference
-of copies with steps, and how fast the running engine's own cost model comes near the truth, starting from a
+drifts. Of the stream itself it knows when requests arrived and how long they were, which models were on the
+device when it began, and what the engine's cost model had learned by then. The report also has the
+interference of copies with steps, and how fast the running engine's own cost model converges, starting from a
 roofline.
 
     python -m benchmarks.calibration [--quick] [--cache FOLDER]
 
-A quarter of an hour. Other work on the machine that comes and goes while it runs is what nobody can predict.
+Takes a quarter of an hour. Other work on the machine that comes and goes during a run cannot be predicted.
 """
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as a worker process has it; before torch is imported
+# as in a worker process; must be set before torch is imported
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import argparse
 import copy
@@ -71,18 +72,18 @@ TARGETS = {
 }
 STEPS_SEEN = (0, 1, 2, 5, 10, 20, 50)
 LOADS = {"demo": 1.0, "dense": 2.0}
-"""Kinds of streams: how many times the demo's requests per second."""
+"""Kinds of streams, and how many times the demo's request rate they have."""
 
 STREAMS = ("demo", "dense", "demo", "dense", "demo")
 
 REPLAYS = 9
 JITTER_S = 0.01
-"""Which of two models goes first can hang on a millisecond, and all that follows with it, in a real run as in
-a simulated one. So each stream is simulated several times, its arrivals moved by up to so much, and the
-prediction is what came of all of them."""
+"""Which of two models goes first can depend on a millisecond, and with it everything that follows, in a
+real run as in a simulated one. So each stream is simulated several times, its arrivals moved by up to this
+much, and the prediction is taken over all of them."""
 
 GAP_S = 3.0
-"""Between the parts of a run, so that one does not weigh on the next."""
+"""Pause between the parts of a run, so that one does not affect the next."""
 
 
 @dataclass(slots=True)
@@ -95,7 +96,7 @@ class Run:
     began_with: tuple[ModelId, ...] = ()
     """Models on the device, the least recently used first."""
     cost: CostModel | None = None
-    """The engine's own, as it was when the stream began."""
+    """The engine's own cost model when the stream began."""
 
     def __add__(self, other: "Run") -> "Run":
         return Run(
@@ -196,7 +197,7 @@ def real_engine(models: DemoModels, device: DeviceFacts, host: HostFacts) -> Ite
 def predicted(
     run: Run, truth: MeasuredCost, device: DeviceFacts, host: HostFacts, models: Sequence[ModelFacts]
 ) -> Run:
-    """What the simulator expects of a stream: `REPLAYS` runs in one."""
+    """The simulator's prediction of a stream: `REPLAYS` runs in one."""
     moves = np.random.default_rng(0).uniform(-JITTER_S, JITTER_S, (REPLAYS, len(run.arrivals)))
     replays = []
     for moved in moves:
@@ -212,7 +213,7 @@ def predicted(
 def simulated(
     run: Run, truth: MeasuredCost, device: DeviceFacts, host: HostFacts, models: Sequence[ModelFacts]
 ) -> Run:
-    """The same arrivals on virtual time, from where the real engine began."""
+    """The same arrivals on virtual time, from the state in which the real engine began."""
     cache = HostCache(host.cache_bytes)
     for facts in models:
         cache.begin_fetch(facts.images)
@@ -245,8 +246,8 @@ def simulated(
 def convergence(
     completed: Sequence[OperationEnded], device: DeviceFacts, host: HostFacts
 ) -> dict[int, float]:
-    """Median relative error of the estimate of a model's next step, after so many steps of that kind of
-    that model."""
+    """Median relative error of the estimate of a model's next step, by the number of such steps seen
+    before."""
     cost = RooflineCost(device, host)
     seen: dict[tuple[ModelId, bool], int] = defaultdict(int)
     errors: dict[int, list[float]] = defaultdict(list)
@@ -309,7 +310,7 @@ class Streams:
         self._tokenizers = {name: catalogue.get(name).encoder() for name in models.names}
 
     def rate(self, step_s: float) -> float:
-        """Requests per second that keep the machine busy, not swamped."""
+        """Requests per second that keep the machine busy without swamping it."""
         return self.busy / (self.real_share * self.mean_tokens * step_s)
 
     def plan(
@@ -330,7 +331,7 @@ class Streams:
 
 
 def report(pairs: dict[str, list[tuple[Run, Run]]], truth: MeasuredCost, errors: dict[int, float]) -> None:
-    """`pairs`: of each kind of stream, what was measured and what was simulated."""
+    """Print the report. `pairs` holds, for each kind of stream, what was measured and what was simulated."""
     rows: list[list[object]] = []
     metrics: dict[str, float] = {}
     for load, streams in pairs.items():

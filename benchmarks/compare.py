@@ -1,12 +1,11 @@
-"""The newest run of each benchmark against earlier ones on the same kind of machine: ratio, and spread of the
-earlier ones.
+"""Compares the newest run of each benchmark with earlier ones on the same kind of machine.
 
     python -m benchmarks.compare [BENCHMARK ...] [--last 5] [--history FILE]
 
-A metric is *outside* where it lies beyond everything that the last runs measured, their percentiles included:
-noise seldom does that. Which direction is the good one is known of metrics with a target. A table for people,
-and one JSON document as the last line; the exit status is 1 if a target that was met in the run before is not
-met any more.
+A metric is *outside* if it lies beyond everything that the last runs measured, including their percentiles:
+noise seldom does that. Metrics with a target have a known good direction. Prints a table for people, and one
+JSON document as the last line. The exit status is 1 if a target that was met in the previous run is missed
+now.
 """
 
 import argparse
@@ -24,7 +23,7 @@ from benchmarks.report import table
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One metric of the newest run beside the same one of earlier runs."""
+    """One metric of the newest run and of earlier runs."""
 
     benchmark: str
     metric: str
@@ -34,14 +33,14 @@ class Change:
     """Median of the earlier runs."""
     low: float
     high: float
-    """The least and the most that the earlier runs measured, percentiles included."""
+    """The smallest and the largest value of the earlier runs, including percentiles."""
     n_before: int
     lost: bool
-    """It has a target that was met in the run before, and is not met now."""
+    """True if it has a target that was met in the previous run and is missed now."""
 
     @property
     def ratio(self) -> float | None:
-        """New over before; None where that is 0."""
+        """New over before; None if that is 0."""
         return self.new / self.before if self.before else None
 
     @property
@@ -50,7 +49,8 @@ class Change:
 
 
 def compare(entries: Iterable[Entry], last: int, benchmarks: Sequence[str] = ()) -> list[Change]:
-    """The newest entry of every kind against up to `last` earlier ones; of these `benchmarks`, or of all."""
+    """Compare the newest entry of every kind with up to `last` earlier ones, for these `benchmarks` or for
+    all."""
     by_kind: dict[tuple[object, ...], list[Entry]] = {}
     for entry in entries:
         if not benchmarks or entry.benchmark in benchmarks:

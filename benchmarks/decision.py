@@ -29,8 +29,8 @@ TARGETS = {"decision_us_p99": Target("20 models and 200 live requests on an inst
 class Timed:
     """The policy with a stopwatch around every answer, while the instance is as full as the target says.
 
-    The stopwatch counts processor time: on a busy machine one answer in a hundred is cut in two by somebody
-    else's time slice.
+    The stopwatch counts processor time: on a busy machine one answer in a hundred is interrupted by another
+    process.
     """
 
     name = "slack"

@@ -1,11 +1,11 @@
-"""Decoding speed against transformers' own `generate`, with the same weights, dtype and threads, in one
+"""Decoding speed compared with transformers' own `generate`: the same weights, dtype and threads, in one
 process.
 
 SmolLM2-135M-Instruct in bfloat16 continues random prompts at batch 1, 8 and 32, all prompts of one length, so
 that transformers needs no padding and decodes at its best. Rounds alternate between the two, and each ratio
-is taken within a round: a machine that is busy slows both. A step's time is the difference between a long and
-a short run over their difference in tokens for transformers (which hides its steps), and the median step for
-us. The floor is the step's bare matrix products, each with its own weights, timed in the same round.
+is taken within a round: a busy machine slows both. For transformers, which hides its steps, a step's time is
+the difference between a long and a short run over their difference in tokens; for us it is the median step.
+The floor is the step's bare matrix products, each with its own weights, timed in the same round.
 
     python -m benchmarks.decode [--quick] [--cache FOLDER]
 """
@@ -39,7 +39,7 @@ TARGETS = {f"batch{n}_over_transformers": Target(SOURCE, at_least=1.5) for n in 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """Seconds per decode step of one batch size, measured one after the other."""
+    """Seconds per decode step of one batch size, measured one after another."""
 
     transformers_s: float
     tokenmux_s: float
@@ -115,7 +115,7 @@ def tokenmux_step_s(runner: Runner, shape: KvShape, ids: torch.Tensor, n_steps: 
     kv = arena.view(torch.bfloat16).view(
         -1, shape.n_layers, 2, shape.n_kv_heads, shape.block_size, shape.head_dim
     )
-    # Interleaved, as after a while of serving: no sequence has neighbouring blocks.
+    # Interleaved, as after some time of serving: no sequence has adjacent blocks.
     tables = [list(range(row, len(kv), len(ids))) for row in range(len(ids))]
     prompts = [Segment(row, 0, N_PROMPT, blocks) for row, blocks in zip(ids.tolist(), tables, strict=True)]
     drawn = runner.step(runner.prepare(prompts, kv))

@@ -1,11 +1,11 @@
-"""Fewest H100s that keep 99% of all tokens on time, on the paper's own workload files, by policy; and what is
-left of that under doubt.
+"""Fewest H100s that keep 99% of all tokens on time, on the paper's own workload files, by policy; and how
+many remain under doubt.
 
 Step times are vLLM's in eager mode, as the paper's artifact measured them. The columns of doubt
 (`tokenmux.simulator.doubts`) add what was not measured: 5 ms for each switch of models, steps 10% slower
-beside a copy, a cost model that learns instead of being told, 25 ms more for an activation, an arena of 64 of
-80 GB, and all of these together (`_pessimistic`). `_steady` is Poisson traffic at the files' own effective
-rates, warm-up cut.
+beside a copy, a cost model that has to learn, 25 ms more for an activation, an arena of 64 of 80 GB, and all
+of these together (`_pessimistic`). `_steady` is Poisson traffic at the files' own effective rates, warm-up
+cut.
 
 TOKENMUX_DATA=... python -m benchmarks.fewest_gpus [--quick]
 """
@@ -36,7 +36,7 @@ TARGETS = {
     "gpus_80_at_0.5_steady": Target(HONEST, at_most=11),
 }
 WORKLOADS = ((80, 0.1, 6), (54, 0.5, 6), (80, 0.5, 9))
-"""Models, requests per second each, and where the search begins."""
+"""Number of models, requests per second of each, and the number of GPUs where the search begins."""
 CRAMPED_HARDWARE = Hardware(usable=CRAMPED)
 DOUBTS = (
     ("5 ms a switch", Doubts(switch_s=0.005), Hardware()),
@@ -53,7 +53,7 @@ STEADY_S = {0.1: (400.0, 100.0), 0.5: (240.0, 60.0)}
 
 
 def search(workload: tuple[int, float, int], policy: str) -> tuple[int | None, list[object]]:
-    """The least number of GPUs, and what the simulation with it says, as cells of the table."""
+    """The smallest number of GPUs, and the simulation with it as cells of the table."""
     n_models, rate, low = workload
     market, arrivals = paper_file(n_models, rate)
     outcomes: dict[int, Outcome] = {}
@@ -73,7 +73,7 @@ def search(workload: tuple[int, float, int], policy: str) -> tuple[int | None, l
 
 
 def under_doubt(workload: tuple[int, float, int], low: int, doubts: Doubts, hardware: Hardware) -> int | None:
-    """The least number of GPUs, on no fewer than `low`: doubts never help by more than chance."""
+    """The smallest number of GPUs, at least `low`: doubts help at most by chance."""
     market, arrivals = paper_file(workload[0], workload[1])
 
     def is_enough(n: int) -> bool:
@@ -84,7 +84,7 @@ def under_doubt(workload: tuple[int, float, int], low: int, doubts: Doubts, hard
 
 
 def in_steady_state(workload: tuple[int, float, int]) -> int | None:
-    """The least number of GPUs for as many models, at the files' effective rate, warm-up cut."""
+    """The smallest number of GPUs for as many models, at the files' effective rate, warm-up cut."""
     n_models, rate, low = workload
     duration_s, warm_up_s = STEADY_S[rate]
     market, arrivals = steady(n_models, EFFECTIVE_RATE[rate], duration_s)
@@ -99,7 +99,7 @@ def in_steady_state(workload: tuple[int, float, int]) -> int | None:
 def doubtful_columns(
     headline: Mapping[tuple[int, float, int], int], metrics: dict[str, float], briefly: bool
 ) -> None:
-    """The headline counts, with each doubt and with all of them, and in steady state."""
+    """The headline counts with each doubt, with all of them, and in steady state."""
     rows: list[list[object]] = []
     for workload, least in headline.items():
         name = f"gpus_{workload[0]}_at_{workload[1]}"

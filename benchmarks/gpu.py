@@ -9,20 +9,20 @@
     # Compile its kernels on a machine without a GPU, to bring the cache along.
     python -m benchmarks.gpu --prepare sm_90 --cache FOLDER
 
-Sections, in this order: the copy bandwidths that all else is measured against; a worker process that serves
-two models in an arena for one; every kernel against its reference in bfloat16 and float16; whole models,
-alone and in company; the measurements that the design waits for (captured steps, page-locking, alignment,
-paging beside steps, a profile); every kernel against its byte floor and against torch's attention; decoding
-through our skeleton and runner; swapping against one pinned copy; the tests marked `gpu`.
+Sections, in this order: the copy bandwidths with which everything else is compared; a worker process that
+serves two models in an arena for one; every kernel against its reference in bfloat16 and float16; whole
+models, alone and in company; the measurements for which the design waits (captured steps, page-locking,
+alignment, paging beside steps, a profile); every kernel against its byte floor and against torch's attention;
+decoding through our skeleton and runner; swapping against one pinned copy; the tests marked `gpu`.
 
-Each section runs in a process of its own, and each item is written to FOLDER/gpu.json as soon as it is done:
-what crashes the device or hangs costs that item, is recorded as such, and the rest goes on. Beside it:
-FOLDER/table.txt, what processes said (FOLDER/SECTION.log), and the files that items leave. No section is
-begun without time for its first items, and no item outlives its section's time by more than GRACE_S. The last
-line of stdout is the usual JSON document. Exit status: 0 all items done, 1 some failed or found no time, 2 no
-CUDA device.
+Each section runs in a separate process, and each item is written to FOLDER/gpu.json as soon as it is done: an
+item that crashes the device or hangs is recorded as such, and the others continue. FOLDER also gets
+table.txt, the output of the processes (SECTION.log), and the files that items leave. No section begins
+without time for its first items, and no item exceeds its section's time by more than GRACE_S. The last line
+of stdout is the usual JSON document. Exit status: 0 all items done, 1 some failed or found no time, 2 no CUDA
+device.
 
-Nothing has to be installed on a machine that has torch, Triton and transformers: the package is found through
+A machine that has torch, Triton and transformers needs no installation: the package is found through
 `.typing`.
 """
 
@@ -62,33 +62,35 @@ SECTIONS: dict[str, tuple[str, float]] = {
     "swap": ("benchmarks.gpu_models:swap", 60),
     "tests": ("benchmarks.gpu_models:tests", 120),
 }
-"""Where a section's items come from, and the most seconds that it may take."""
+"""The source of a section's items, and the longest time that it may take, in seconds."""
 
 CRASHES_FORGIVEN = 3
-"""A process that dies is started again behind the item that killed it; after so many the section ends."""
+"""A process that dies is started again after the item that killed it; after this many deaths the section
+ends."""
 
 GRACE_S = 20.0
 """An item in flight may overrun its section's time by this much before its process is killed."""
 
 LEAST_S = 15.0
-"""A process needs most of this to import torch and transformers: with less left, its section is not begun."""
+"""A process needs most of this to import torch and transformers: with less time left, its section does not
+begin."""
 
 BROKEN_DEVICE = 13
-"""Exit status of a process whose device takes no more work: the rest of its items need a new one."""
+"""Exit status of a process whose device no longer works: the rest of its items need a new process."""
 
 END_S = 5.0
-"""A process whose reports have ended may take so long to end itself."""
+"""A process whose reports have ended may take this long to end itself."""
 
 SLOW_END = 1000
-"""Instead of an exit status: it took longer."""
+"""Used instead of an exit status if it took longer."""
 
 Seconds = Callable[[], float]
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one item: `status` is done, failed, crashed or skipped; `values` are its figures or the
-    reason."""
+    """The outcome of one item: `status` is done, failed, crashed or skipped; `values` are its figures or
+    the reason."""
 
     section: str
     item: str
@@ -99,8 +101,8 @@ class Outcome:
 
 @dataclass(slots=True)
 class Run:
-    """Where results go, and how processes are started. `clock` is handed in, so that time can be up when a
-    test says so."""
+    """Where results go, and how processes are started. `clock` is passed in, so that a test can say when
+    time is up."""
 
     out: Path
     interpreted: bool
@@ -117,16 +119,16 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Since the beginning."""
+        """Seconds since the beginning."""
         return self.clock() - self.began_s
 
     def begin(self, section: str, item: str) -> None:
-        """Should everything end now, the document names the item that was running."""
+        """Record the running item: if everything ends now, the document names it."""
         self.in_flight = f"{section}.{item}"
         self.write()
 
     def note(self, outcome: Outcome) -> None:
-        """One more item: the whole document is written anew, so that whatever happens next, this is kept."""
+        """Add an outcome and write the whole document again, so that it is kept whatever happens next."""
         self.in_flight = None
         self.outcomes.append(outcome)
         self.write()
@@ -197,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def carry_out(run: Run, section: str, seconds: float) -> None:
-    """Run a section in processes of its own until it ends, its time is up, or too many of them died."""
+    """Run a section in separate processes until it ends, its time is up, or too many of them died."""
     ends_s = run.clock() + seconds
     seen: set[str] = set()
     for attempt in range(1 + CRASHES_FORGIVEN):

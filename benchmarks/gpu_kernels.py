@@ -318,7 +318,7 @@ def sampled(place: Place, n: int) -> Sampled:
 
 
 def check_sample(place: Place, dtype: torch.dtype) -> Mapping[str, Any]:
-    """Nearly every token is the reference's: in 16 bits, ties at a cut may fall to the other side by a
+    """Check that nearly every token is the reference's: in 16 bits, ties at a cut may go either way by
     rounding."""
     n, vocabulary = (6, 300) if place.interpreted else (64, 32_000)
     logits = random(place, dtype, n, vocabulary) * 3
@@ -352,7 +352,7 @@ def timings(place: Place) -> list[Item]:
     rate: list[float] = []
 
     def bandwidth() -> float:
-        """Bytes a second within the device, read and written; measured once in this process."""
+        """Bytes per second within the device, read and written; measured once in this process."""
         if not rate:
             rate.append(copy_rate(place)["gb_per_s"] * 1e9)
         return rate[0]
@@ -509,8 +509,8 @@ def time_sample(
 
 
 def prepare(capability: int) -> str:
-    """Compile the kernels of all sections into Triton's cache, on all cores. Needs no device; says what
-    came of it."""
+    """Compile the kernels of all sections into Triton's cache, on all cores. Needs no device; returns a
+    report."""
     began = time.perf_counter()
     n = len(os.sched_getaffinity(0))
     with ProcessPoolExecutor(n, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -519,7 +519,7 @@ def prepare(capability: int) -> str:
 
 
 def compile_part(capability: int, n_parts: int, part: int) -> int:
-    """Compile every `n_parts`-th form, from number `part` on; how many these are."""
+    """Compile every `n_parts`-th form, from number `part` on. Returns their number."""
     shapes = [
         warm.ModelShape(dtype, heads.dim, 16, heads.query // heads.kv, vocabulary, dtype, **extra)
         for dtype in (torch.bfloat16, torch.float16)

@@ -37,7 +37,7 @@ GB = 1 << 30
 
 
 def measures(place: Place) -> list[Item]:
-    """The quick ones and those that can break the least come first."""
+    """The quick items, and those that can break the least, come first."""
     small = tiny.FAMILIES["llama"]() if place.interpreted else SHAPES["llama-3.2-1b"]
     large = tiny.FAMILIES["llama"]() if place.interpreted else SHAPES["llama-3.1-8b"]
     on_gpu = 0.0 if place.interpreted else 1.0
@@ -60,7 +60,7 @@ def measures(place: Place) -> list[Item]:
 
 
 def decoding(place: Place, loaded: Loaded, batch: int, context: int, steps: int) -> KernelBatch:
-    """A decode step of `batch` rows at a context that is filled in and not computed; it can be advanced
+    """A decode step of `batch` rows at a context that is filled in, not computed. It can be advanced
     `steps` times."""
     shape = loaded.shape
     n_blocks = shape.blocks_for(context + steps + 2)
@@ -76,7 +76,7 @@ def decoding(place: Place, loaded: Loaded, batch: int, context: int, steps: int)
 
 @torch.inference_mode()
 def step_times(place: Place, loaded: Loaded, prepared: KernelBatch, n: int) -> list[float]:
-    """Seconds of `n` decode steps, drawing included, after three that count for nothing."""
+    """Seconds of `n` decode steps, drawing included, after three that do not count."""
     taken = []
     for _ in range(n + 3):
         began = time.perf_counter()
@@ -124,8 +124,8 @@ def captured_pass(place: Place, config: Any) -> Mapping[str, Any]:
 def capture(
     place: Place, work: Callable[[], torch.Tensor], priority: int = 0
 ) -> tuple[Callable[[], object], torch.Tensor]:
-    """A graph of `work` to be replayed, and where its result then lies. Where nothing can be captured,
-    `work` itself."""
+    """A graph of `work` to be replayed, and the place of its result. If nothing can be captured, `work`
+    itself."""
     if place.interpreted:
         result = work()
         return work, result
@@ -162,8 +162,8 @@ def timed(place: Place, work: Callable[[], object], n: int) -> list[float]:
 
 
 def page_locking(place: Place, kind: str) -> Mapping[str, Any]:
-    """The longest gap between launches while 4 GB are registered, and how long registering and giving back
-    take."""
+    """The longest gap between launches while 4 GB are registered, and the times to register and
+    unregister."""
     n_bytes = (4 << 20) if place.interpreted else 4 * GB
     piece = n_bytes if not kind.endswith("pieces") else n_bytes // 16
     memory = Memory(n_bytes, touch=kind.startswith("touched"))
@@ -237,7 +237,7 @@ def locking_images(place: Place) -> Mapping[str, Any]:
 
 
 class NothingToLock:
-    """What `HostPages` asks of a GPU, where there is none."""
+    """Takes the place of a GPU for `HostPages` if there is none."""
 
     def lock(self, address: int, n_bytes: int) -> bool:
         return True
@@ -247,8 +247,8 @@ class NothingToLock:
 
 
 def longest_gap(place: Place, one: torch.Tensor, ends: threading.Event, seconds: float) -> float:
-    """Launch something small over and over until `ends` is set or the time is up; the longest time between
-    two launches."""
+    """Launch something small again and again until `ends` is set or the time is up. Returns the longest
+    time between two launches."""
     ends_s = time.perf_counter() + seconds
     last, longest, launched = time.perf_counter(), 0.0, 0
     while not ends.is_set() and last < ends_s:
@@ -286,8 +286,8 @@ def registration(place: Place) -> tuple[Callable[[int, int], None], Callable[[in
 
 @torch.inference_mode()
 def alignment(place: Place) -> Mapping[str, Any]:
-    """A model with biases, its image at offsets that differ modulo 256: at which of them do logits have other
-    bits than at 0?"""
+    """A model with biases, its image at offsets that differ modulo 256: the offsets at which logits have
+    other bits than at 0."""
     config = Qwen2Config(
         vocab_size=4096,
         hidden_size=128 if place.interpreted else 2048,
@@ -321,7 +321,7 @@ def alignment(place: Place) -> Mapping[str, Any]:
 
 
 def some_logits(place: Place, loaded: Loaded) -> list[torch.Tensor]:
-    """Of a prompt and of a decode row after it."""
+    """The logits of a prompt, and of a decode row after it."""
     n = 20 if place.interpreted else 300
     kv = loaded.kv(loaded.shape.blocks_for(n + 1), place.device)
     blocks = list(range(len(kv)))
@@ -335,8 +335,8 @@ def some_logits(place: Place, loaded: Loaded) -> list[torch.Tensor]:
 
 @torch.inference_mode()
 def beside_paging(place: Place, config: Any) -> Mapping[str, Any]:
-    """Seconds of a captured decode pass alone, and beside page-outs by kernel under four settings; what the
-    paging reaches.
+    """Seconds of a captured decode pass alone, and beside page-outs by kernel under four settings; and the
+    bandwidth of the paging.
 
     Captured, since launches from Python beside a thread that pages would show how the two share the
     interpreter.
@@ -372,8 +372,8 @@ def beside_paging(place: Place, config: Any) -> Mapping[str, Any]:
 
 @contextmanager
 def paging(place: Place, programs: int | None) -> Iterator[dict[str, float]]:
-    """A thread that pages blocks of 256 KiB out on a stream of its own, one launch of 16 MiB after the other,
-    two in flight."""
+    """A thread that pages out blocks of 256 KiB on its own stream, one launch of 16 MiB after another, two in
+    flight."""
     size, n = (1 << 10, 4) if place.interpreted else (256 << 10, 64)
     device = torch.zeros(n * size, dtype=torch.uint8, device=place.device)
     host = torch.zeros(n * size, dtype=torch.uint8, pin_memory=not place.interpreted)
@@ -403,7 +403,7 @@ def paging(place: Place, programs: int | None) -> Iterator[dict[str, float]]:
             errors.append(error)
         moved["gb_per_s"] = n_bytes / (time.perf_counter() - began) / 1e9
 
-    if place.interpreted:  # which is not for two threads at once
+    if place.interpreted:  # which is not thread-safe
         launch()
         yield moved
         return
@@ -456,8 +456,8 @@ def profile(place: Place, config: Any) -> Mapping[str, Any]:
 
 @torch.inference_mode()
 def sleeping(place: Place, config: Any) -> Mapping[str, Any]:
-    """Torch raises at every operation that waits for the device; and the thread's processor time is told
-    beside the step's."""
+    """Make torch raise at every operation that waits for the device, and compare the thread's processor
+    time with the step's."""
     loaded = load(place, config, place.dtypes[0], grid_of(place))
     batch, context = batch_and_context(place)
     prepared = decoding(place, loaded, batch, context, 30)

@@ -59,7 +59,7 @@ SHAPES: Mapping[str, LlamaConfig] = {
         max_position_embeddings=8192,
     ),
 }
-"""Published shapes with random weights: speed does not depend on what weights say."""
+"""Published shapes with random weights: speed does not depend on the values of weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +84,7 @@ class Loaded:
 
 @torch.inference_mode()
 def load(place: Place, config: PreTrainedConfig, dtype: torch.dtype, grid: int) -> Loaded:
-    """Weights are drawn where they stay: matrices of a scale that keeps activations at theirs, vectors of
-    ones."""
+    """Draw weights in place: matrices of a scale that keeps activations at theirs, vectors of ones."""
     with quiet_transformers():
         manifest = manifest_in_memory(state_names(empty_model(config, dtype)), dtype)
         skeleton = Skeleton(config, manifest)
@@ -120,7 +119,7 @@ NO_TEST = 5
 
 
 def run_pytest(path: str, marked: str) -> Mapping[str, Any]:
-    """Run tests without the project's own settings, which name plug-ins that need not be there."""
+    """Run tests without the project's own settings, which name plug-ins that may not be there."""
     command = [
         sys.executable, "-m", "pytest", path, "-q", "-m", marked, "-c", "/dev/null", f"--rootdir={ROOT}",
         "-p", "no:cacheprovider", "--import-mode=importlib", "-o", "pythonpath=.",
@@ -166,8 +165,8 @@ def models(place: Place) -> list[Item]:
 
 
 def check_products(place: Place, dtype: torch.dtype) -> Mapping[str, Any]:
-    """Whether a row's place in a pass changes its bits; and, to know, which padding to a multiple would have
-    been exact."""
+    """Whether a row's place in a pass changes its bits; and, for information, which padding to a multiple
+    would have been exact."""
     rows.check_rows_of(place.step_tiles(64).rows, dtype, place.device)
     try:
         rule = rows.row_rule(dtype)
@@ -219,8 +218,8 @@ def make_jobs(lengths: Sequence[int], n_output: int, shape: KvShape, vocabulary:
 def serve(
     loaded: Loaded, jobs: Sequence[Job], kv: torch.Tensor, n_output: int, replay_after: int = 0
 ) -> list[list[int]]:
-    """Serve jobs together: all prompts in one step, then decoding; after some tokens all KV is lost and
-    replayed."""
+    """Serve jobs together: all prompts in one step, then decoding. After `replay_after` tokens all KV is
+    lost and replayed."""
     runner = loaded.runner
     for done in range(n_output):
         if replay_after and done == replay_after:
@@ -263,8 +262,8 @@ def check_company(place: Place, config: PreTrainedConfig, dtype: torch.dtype) ->
 
 @torch.inference_mode()
 def check_eager(place: Place, config: PreTrainedConfig, dtype: torch.dtype) -> Mapping[str, Any]:
-    """The logits of a prompt and of rows decoded after it, against transformers' own attention with the same
-    weights."""
+    """Compare the logits of a prompt and of rows decoded after it with transformers' own attention and the
+    same weights."""
     loaded = load(place, config, dtype, 16 if place.interpreted else 256)
     with quiet_transformers():
         eager = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager")
@@ -371,7 +370,7 @@ def decode(place: Place) -> list[Item]:
 def time_decode(
     place: Place, get: "partial[Loaded]", batch: int, context: int, n_steps: int
 ) -> Mapping[str, Any]:
-    """A decode step, drawing included, at a context that is not computed but filled in; and the weights' byte
+    """A decode step, drawing included, at a context that is filled in, not computed; and the weights' byte
     floor."""
     loaded = get()
     s = loaded.shape

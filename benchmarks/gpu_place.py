@@ -1,5 +1,5 @@
-"""Where the sections of `benchmarks.gpu` run: a GPU, or Triton's interpreter on the CPU with shapes to match
-its pace."""
+"""Where the sections of `benchmarks.gpu` run: a GPU, or Triton's interpreter on the CPU with shapes small
+enough for it."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -21,12 +21,12 @@ from tokenmux.kernels.tiles import (
 )
 
 SHORT_S = 1e-3
-"""Below this, launches from Python (tens of microseconds each) are a part of the time that one would see."""
+"""Below this, launches from Python (tens of microseconds each) are a visible part of the time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One thing to check or to time. `run` gives its figures, or raises; it is not begun with less than
+    """One thing to check or to time. `run` returns its figures, or raises; it does not begin with less than
     `seconds` left."""
 
     name: str
@@ -36,8 +36,8 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A device and how kernels are cut for it. `capability` is 0 in the interpreter, where no time means
-    anything.
+    """A device and how kernels are cut for it. `capability` is 0 in the interpreter, where times mean
+    nothing.
 
     Items may leave files in the folder `out`.
     """
@@ -57,8 +57,7 @@ class Place:
         return cls("cuda", 10 * major + minor, (torch.bfloat16, torch.float16), out)
 
     def works(self) -> bool:
-        """Whether the device still takes work: after an illegal access it never does again in this
-        process."""
+        """True if the device still works: after an illegal access it never does again in this process."""
         try:
             self.settle()
         except RuntimeError:
@@ -94,11 +93,11 @@ class Place:
         return step_tiles(self.capability, head_dim)
 
     def seconds(self, run: Callable[[], object]) -> dict[str, Any]:
-        """Seconds of `run` on the device: median, 20th and 80th percentile, with a cold L2 cache; once when
+        """Seconds of `run` on the device: median, 20th and 80th percentile, with a cold L2 cache. Run once if
         interpreted.
 
-        Short kernels are timed in a captured graph, where no launch from Python lies between them; `how`
-        says which.
+        Short kernels are timed in a captured graph, without launches from Python in between; `how` says
+        which.
         """
         taken = self.launched(run)
         if self.interpreted or taken["s"] >= SHORT_S:
@@ -112,7 +111,7 @@ class Place:
             return {**taken, "how": f"launched; not captured: {reason}"}
 
     def launched(self, run: Callable[[], object]) -> dict[str, Any]:
-        """As `seconds`, one launch after the other."""
+        """Like `seconds`, one launch after another."""
         if self.interpreted:
             began = time.perf_counter()
             run()
@@ -133,10 +132,10 @@ REPEATS, REPLAYS = 20, 15
 
 
 def replayed(run: Callable[[], object]) -> dict[str, Any]:
-    """Seconds of `run` by the replay of a graph in which it stands REPEATS times, each after a write that
+    """Seconds of `run`, from replaying a graph that contains it REPEATS times, each after a write that
     empties the L2 cache.
 
-    A graph of those writes alone is replayed as well, and its time taken off.
+    A graph of those writes alone is replayed as well, and its time subtracted.
     """
     filler = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
 

@@ -36,7 +36,7 @@ WAIT_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A request to be made."""
+    """A request to make."""
 
     name: str
     model: ModelId
@@ -60,7 +60,7 @@ class Driver:
     n_discards: int = 0
 
     def say(self, message: Any) -> None:
-        """Send what is acknowledged, and wait for that."""
+        """Send a command, and wait for its acknowledgement."""
         self.worker.send(message)
         self.n_asked += 1
         self.until(lambda: self.n_acknowledged == self.n_asked)
@@ -87,7 +87,7 @@ class Driver:
         return [self.tokens[name] for name in names]
 
     def listen(self, seconds: float = 0.5) -> None:
-        """Hear what is still to be said: states of the worker are sent five times a second at most."""
+        """Receive what is still to come: the worker sends its state at most five times a second."""
         ends_s = time.monotonic() + seconds
         while (left := ends_s - time.monotonic()) > 0:
             try:
@@ -129,7 +129,7 @@ class Driver:
 
 @contextmanager
 def driver_of(place: Place, entries: Sequence[Entry], *, paged_int8: bool = False) -> Iterator[Driver]:
-    """A worker whose arena holds one of the models and KV of some requests, with all of them registered."""
+    """A worker with all models registered, whose arena holds one of them and the KV of some requests."""
     slab_bytes = slab_of(entries)
     device = DeviceFacts(
         "gpu",
@@ -165,7 +165,7 @@ def slab_of(entries: Sequence[Entry]) -> int:
 
 
 def arena_of(entries: Sequence[Entry]) -> int:
-    """The largest model, and KV of about two long requests: a third has to wait, or somebody is paged out."""
+    """The largest model, and KV of about two long requests: a third has to wait, or one is paged out."""
     n_blocks = max(entry.facts.kv.blocks_for(320) for entry in entries)
     return max(entry.facts.n_bytes for entry in entries) + (2 * n_blocks // 3 + 1) * slab_of(entries)
 
@@ -182,7 +182,7 @@ def worker(place: Place) -> list[Item]:
 
 
 def small_of_128() -> LlamaConfig:
-    """Heads of 128, so that it takes other kernels than the first."""
+    """Heads of 128, so that it uses other kernels than the first."""
     return LlamaConfig(
         vocab_size=16_384,
         hidden_size=512,
@@ -208,8 +208,8 @@ def asks_for(entries: Sequence[Entry], n_each: int, n_output: int) -> list[Ask]:
 
 
 def two_models(place: Place, configs: Sequence[Any]) -> Mapping[str, Any]:
-    """Requests for two models at once, alone, and across two resizes: exactly the same tokens; and nearly all
-    of torch's."""
+    """Requests for two models at once, alone, and across two resizes: exactly the same tokens, and nearly
+    all of torch's."""
     n_each, n_output = (2, 12) if place.interpreted else (4, 160)
     with tempfile.TemporaryDirectory(prefix="tokenmux-gpu-worker-") as folder:
         entries = [
@@ -257,8 +257,8 @@ def two_models(place: Place, configs: Sequence[Any]) -> Mapping[str, Any]:
             (ask, tokens) for ask, tokens in zip(asks, alone, strict=True) if not ask.sampling.temperature
         ]
         shares = [same_as_torch(place, entries, ask, tokens) for ask, tokens in greedy[:4]]
-    # In 16 bits, kernels and torch round differently, and random weights have near ties: after one, tokens go
-    # other ways.
+    # In 16 bits, kernels and torch round differently, and random weights have near ties, after which tokens
+    # diverge.
     if shares and max(shares) < 0.1:
         raise AssertionError(
             f"tokens are not those of the torch path: shares of the same beginning {shares}; {found}"
@@ -279,8 +279,8 @@ def two_models(place: Place, configs: Sequence[Any]) -> Mapping[str, Any]:
 
 @torch.inference_mode()
 def same_as_torch(place: Place, entries: Sequence[Entry], ask: Ask, tokens: Sequence[int]) -> float:
-    """Up to which share of its tokens the request is equal to torch's own attention on the processor, without
-    any kernel."""
+    """Share of the request's tokens, from the first, that equal those of torch's own attention on the
+    processor, without any kernel."""
     entry = next(entry for entry in entries if entry.facts.id == ask.model)
     image = torch.empty(entry.facts.n_bytes, dtype=torch.uint8)
     from tokenmux.models.weights.image import read_image
@@ -312,7 +312,7 @@ def same_as_torch(place: Place, entries: Sequence[Entry], ask: Ask, tokens: Sequ
 
 
 def paged_in_int8(place: Place, configs: Sequence[Any]) -> Mapping[str, Any]:
-    """Not exact by design; every request ends, with as many tokens as it asked for."""
+    """Not exact by design. Every request ends, with as many tokens as it asked for."""
     with tempfile.TemporaryDirectory(prefix="tokenmux-gpu-worker-") as folder:
         entries = [
             swapping.make_entry(name, config, Path(folder))

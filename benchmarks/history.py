@@ -1,8 +1,8 @@
-"""Results of earlier runs, one JSON document a line, oldest first: what `report.finish` appends and `compare`
+"""Results of earlier runs, one JSON document per line, oldest first: `report.finish` appends, `compare`
 reads.
 
-`finish` appends only where the variable TOKENMUX_HISTORY names a file (`make bench` names
-`benchmarks/history.jsonl`), so that a look with `--quick`, or a test, leaves the checkout as it is.
+`finish` appends only if the variable TOKENMUX_HISTORY names a file (`make bench` names
+`benchmarks/history.jsonl`), so that a run with `--quick`, or a test, does not change the checkout.
 """
 
 import json
@@ -14,8 +14,8 @@ from pathlib import Path
 FILE = Path(__file__).parent / "history.jsonl"
 VARIABLE = "TOKENMUX_HISTORY"
 KIND = ("system", "cpu", "cores", "device", "interpreted", "threads")
-"""What must be equal of two machines for their numbers to be compared. Versions may differ: they are part of
-what changed."""
+"""What must be equal for two machines' numbers to be compared. Versions may differ: they are part of what
+changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Entry:
     commit: str
     date: str
     quick: bool
-    """It measured less (`--quick`)."""
+    """True if it measured less (`--quick`)."""
     machine: Mapping[str, object]
     metrics: Mapping[str, float]
     targets: Mapping[str, Mapping[str, object]]
@@ -38,18 +38,18 @@ class Entry:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Its metrics, without the percentiles that stand beside some of them."""
+        """Its metrics, without the percentiles that belong to some of them."""
         return tuple(name for name in self.metrics if not name.endswith(("_p20", "_p80")))
 
 
 def append(document: Mapping[str, object], file: Path) -> None:
-    """Add the document that a benchmark printed to the end of `file`, which is made if it is not there."""
+    """Append the document that a benchmark printed to `file`, which is created if necessary."""
     with file.open("a", encoding="utf-8") as out:
         out.write(json.dumps(document) + "\n")
 
 
 def read(file: Path) -> Iterator[Entry]:
-    """Every run in `file`, oldest first. Raises ValueError with the number of a line that is not one."""
+    """Every run in `file`, oldest first. Raises ValueError with the line's number if one is malformed."""
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         try:
             found = json.loads(line)
@@ -67,6 +67,6 @@ def read(file: Path) -> Iterator[Entry]:
 
 
 def named() -> Path | None:
-    """The file to which results are to be appended, if the environment names one."""
+    """The file to which results are appended, if the environment names one."""
     named = os.environ.get(VARIABLE)
     return Path(named) if named else None

@@ -1,16 +1,16 @@
-"""Attention over paged KV on the CPU against torch's own attention over contiguous tensors, one layer at a
-time.
+"""Attention over paged KV on the CPU, compared with torch's own attention over contiguous tensors, one layer
+at a time.
 
-What a layer of a step does here, through the same function that models call: write new keys and values into
-their blocks, then attend over the blocks, which lie scattered. The floor writes the same rows into contiguous
-tensors and attends these with `scaled_dot_product_attention`: what paging would cost if it cost nothing. Ours
-and the floor alternate, and a ratio is taken within each pair, so that it holds when the machine's speed
-drifts. Over 1 we are faster than the floor.
+Times what a layer of a step does, through the same function that models call: write new keys and values into
+their blocks, then attend over the blocks, which are scattered. The floor writes the same rows into contiguous
+tensors and attends these with `scaled_dot_product_attention`, as if paging cost nothing. Ours and the floor
+alternate, and a ratio is taken within each pair, so that it holds when the machine's speed drifts. Above 1 we
+are faster than the floor.
 
-Torch's attention is no good floor for decoding, one query a sequence: so decoding is held against one plain
-copy of its KV as well.
+Torch's attention is a poor floor for decoding, with one query per sequence, so decoding is also compared with
+one plain copy of its KV.
 
-Triton kernels are timed where there is a GPU: `python -m benchmarks.gpu`.
+Triton kernels are timed on a GPU: `python -m benchmarks.gpu`.
 
     python -m benchmarks.kernels [--quick]
 """
@@ -58,15 +58,15 @@ QWEN = Heads("qwen2.5-1.5b", 12, 2, 128)
 
 
 class Layer(torch.nn.Module):
-    """What attention asks of a layer: its number."""
+    """What attention needs of a layer: its number."""
 
     layer_idx = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A layer's work twice: over blocks, and over contiguous tensors; and one plain copy of the KV that it
-    reads or writes."""
+    """A layer's work over blocks and over contiguous tensors, and one plain copy of the KV that it reads
+    or writes."""
 
     name: str
     what: str
@@ -77,7 +77,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """Seconds, measured one after the other."""
+    """Seconds, measured one after another."""
 
     ours_s: float
     floor_s: float
@@ -139,7 +139,7 @@ def decode_case(heads: Heads, batch: int, context: int) -> Case:
 
 
 def prefill_case(heads: Heads, prefix: int, chunk: int) -> Case:
-    """A chunk of one prompt behind its prefix."""
+    """A chunk of one prompt after its prefix."""
     end = prefix + chunk
     shape, kv = make_kv(heads, 1, end)
     blocks = torch.randperm(shape.blocks_for(end)).tolist()
@@ -194,7 +194,7 @@ def make_kv(heads: Heads, batch: int, context: int) -> tuple[KvShape, torch.Tens
 
 
 def make_rows(heads: Heads, n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Queries, keys and values as models hand them over: `[1, head, row, dim]`, rows outermost in memory."""
+    """Queries, keys and values as models pass them: `[1, head, row, dim]`, rows outermost in memory."""
     made = (torch.randn(1, n, count, heads.dim).to(DTYPE) for count in (heads.query, heads.kv, heads.kv))
     q, k, v = (tensor.transpose(1, 2) for tensor in made)
     return q, k, v
@@ -210,14 +210,14 @@ def contiguous(kv: torch.Tensor, tables: list[list[int]], context: int) -> tuple
 
 
 def check(cases: Sequence[Case]) -> None:
-    """A ratio between two things that do not compute the same says nothing."""
+    """Check that both sides of every ratio compute the same."""
     for case in cases:
         if case.what != "append":
             torch.testing.assert_close(case.ours(), case.floor(), atol=2e-2, rtol=2e-2)
 
 
 def measure(cases: Sequence[Case], n_rounds: int) -> dict[str, list[Round]]:
-    """For each case, its rounds; a first round of all warms up and is dropped."""
+    """The rounds of each case. A first round of all warms up and is dropped."""
     taken: dict[str, list[Round]] = {case.name: [] for case in cases}
     with Console(stderr=True).status("measuring") as status:
         for index in range(n_rounds + 1):
@@ -230,8 +230,8 @@ def measure(cases: Sequence[Case], n_rounds: int) -> dict[str, list[Round]]:
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """Of one call: the least of three bursts of at least a millisecond, so that a short one is not the
-    clock's noise."""
+    """Seconds of one call: the least of three bursts of at least a millisecond, so that clock noise does
+    not matter."""
     began = time.perf_counter()
     run()
     n_calls = max(1, math.ceil(1e-3 / (time.perf_counter() - began)))

@@ -31,14 +31,14 @@ POPULAR_RPS = 1.0
 """A client with more requests per second than this, on the mean of all 14 days, is popular."""
 
 HOURS = (10, 82, 178)
-"""Of the file: ten in the morning of the first, fourth and eighth day. The market then has 20, 17 and 31
-requests per second; the median of all windows is 19."""
+"""Hours of the file: ten in the morning of the first, fourth and eighth day. The market then has 20, 17
+and 31 requests per second; the median of all windows is 19."""
 
 DAYS = 14
 
 
 def servegen(folder: Path) -> tuple[int, dict[str, Trace]]:
-    """How many models the market has, and ten minutes of their traffic at each hour."""
+    """The number of models in the market, and ten minutes of their traffic at each hour."""
     windows = read_windows(folder / "servegen" / "arrivals.csv.gz", "m-large", 0.0, float("inf"))
     requests: Counter[str] = Counter()
     for window in windows:
@@ -54,7 +54,7 @@ def servegen(folder: Path) -> tuple[int, dict[str, Trace]]:
 
 
 def generated() -> tuple[int, dict[str, Trace]]:
-    """A stand-in: 130 models of unequal popularity in bursts."""
+    """A substitute: 130 models of unequal popularity, in bursts."""
     rates = {f"model-{index}": rate for index, rate in enumerate(zipf_rates(130, 16.0, 1.2))}
     return 130, {"generated": traffic(np.random.default_rng(0), rates, WINDOW_S, process=gamma_with_cv(4))}
 

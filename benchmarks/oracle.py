@@ -1,5 +1,4 @@
-"""What it would be worth to know how long answers will be: `slack` against `oracle`, at its edge and one GPU
-below.
+"""The value of knowing how long answers will be: `slack` against `oracle`, at its edge and with one GPU less.
 
 TOKENMUX_DATA=... python -m benchmarks.oracle [--quick]
 """

@@ -22,7 +22,7 @@ def lines(
     curves: Mapping[str, Sequence[tuple[float, float]]],
     goal: float | None = None,
 ) -> Path:
-    """One line per curve, shares on the y axis; returns the file."""
+    """Plot one line per curve, shares on the y axis. Returns the file."""
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4))
@@ -39,7 +39,7 @@ def lines(
 
 
 def bars(name: str, title: str, y_label: str, groups: Mapping[str, Mapping[str, float]]) -> Path:
-    """For every group one bar per label, with its value on top; returns the file."""
+    """Plot one bar per label in every group, with its value on top. Returns the file."""
     from matplotlib import pyplot as plt
 
     labels = list(dict.fromkeys(label for group in groups.values() for label in group))

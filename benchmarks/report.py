@@ -1,4 +1,4 @@
-"""What every benchmark prints: a table for people, and one JSON document as the last line of stdout.
+"""The output of every benchmark: a table for people, and one JSON document as the last line of stdout.
 
     {"benchmark": "swap", "commit": "0123456789ab", "date": "2026-11-21", "machine": {...},
      "quick": false, "metrics": {"activation_over_copy": 1.21, "activation_over_copy_p20": 1.18, ...},
@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A bound on one metric, and who asks for it."""
+    """A bound on one metric, and its source."""
 
     source: str
     at_most: float | None = None
@@ -47,7 +47,7 @@ class Target:
 
 
 def spread(name: str, samples: Sequence[float]) -> dict[str, float]:
-    """Median of the samples under `name`, and their 20th and 80th percentile beside it."""
+    """Median of the samples under `name`, and their 20th and 80th percentile."""
     middle, low, high = (float(at) for at in np.percentile(samples, (50, 20, 80)))
     return {name: middle, f"{name}_p20": low, f"{name}_p80": high}
 
@@ -70,7 +70,7 @@ def finish(
     machine_facts: Mapping[str, object] | None = None,
 ) -> None:
     """Print the JSON document, and append it to the history if there is one. Call it last. `machine_facts`
-    adds to the machine's description (the device, say)."""
+    adds to the description of the machine (such as the device)."""
     measured = {key: target for key, target in (targets or {}).items() if key in metrics}
     document = {
         "benchmark": name,
@@ -88,11 +88,11 @@ def finish(
 
 
 def commit() -> str:
-    """The checked-out commit, with `-dirty` behind it if tracked files differ; `unknown` outside a
+    """The checked-out commit, with the suffix `-dirty` if tracked files differ; `unknown` outside a
     checkout."""
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
-        # The history grows as benchmarks end, which changes nothing that they measure.
+        # The history grows as benchmarks end, which does not change what they measure.
         changed = _git(
             "status", "--porcelain", "--untracked-files=no", "--", ".", f":!benchmarks/{history.FILE.name}"
         )
@@ -102,7 +102,7 @@ def commit() -> str:
 
 
 def machine() -> dict[str, object]:
-    """What the numbers were taken on: enough to judge them, nothing that names a particular host."""
+    """The machine behind the numbers: enough to judge them, but nothing that identifies a host."""
     return {
         "system": platform.system(),
         "cpu": _cpu_name(),

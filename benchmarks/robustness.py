@@ -1,4 +1,4 @@
-"""The lead over the paper's scheduler when the assumptions move: step times, copy speed, lengths, bursts.
+"""The lead over the paper's scheduler under other assumptions: step times, copy speed, lengths, bursts.
 
 TOKENMUX_DATA=... python -m benchmarks.robustness [--quick]
 """

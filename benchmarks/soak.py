@@ -3,14 +3,14 @@
     python -m benchmarks.soak [--quick] [--seconds S]
 
 One real server over twelve tiny models of different families, on a device that holds about a third of them.
-Requests stream in and are compared token by token with what the same request gave on an idle server; some are
-cancelled in mid-stream. Meanwhile a model is registered and removed over and over, sources that are no models
-and parameters that are out of bounds are sent, the arena is resized, and monitoring calls of every kind come
-in. Time is cut into windows; every second one has watchers of the status at 20 Hz, and the same traffic as
-the window before it, so that their cost shows as a ratio.
+Requests stream in and are compared token by token with the same request on an idle server; some are cancelled
+in mid-stream. At the same time a model is registered and removed over and over, sources that are not models
+and parameters out of bounds are sent, the arena is resized, and monitoring calls of every kind arrive. Time
+is cut into windows; every second one has watchers of the status at 20 Hz and the same traffic as the window
+before it, so that their cost shows as a ratio.
 
 Memory is the resident set of each process of the server, compared between the middle and the end of the run.
-Ten minutes by default.
+Takes ten minutes by default.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from tokenmux.models.catalogue import tiny
 
 MIB = 1 << 20
 GUEST = "guest"
-"""The model that comes and goes."""
+"""The model that is registered and removed."""
 PROMPT_LENGTHS = (3, 40, 130)
 MAX_TOKENS = 24
 REQUESTS_PER_S = 6.0
@@ -68,12 +68,12 @@ BAD_OPTIONS: tuple[dict[str, object], ...] = (
 
 @dataclass(slots=True)
 class Tally:
-    """What came of it all."""
+    """Counts of the run's outcomes."""
 
     codes: Counter[str] = field(default_factory=Counter)
     """Answers by activity and status, as "traffic OK"."""
     complaints: list[str] = field(default_factory=list)
-    """The words of every answer that should not have been."""
+    """The text of every answer that should not have been."""
     n_changed: int = 0
     n_tokens: int = 0
 
@@ -110,7 +110,7 @@ class Soak:
                 self._alone[model, kind] = (await self._ask(model, kind)).token_ids
 
     async def window(self, seconds: float, seed: int, *, watched: bool) -> int:
-        """Everything at once for so long; returns the number of swaps."""
+        """Run everything at once for `seconds`. Returns the number of swaps."""
         before = await self._n_swaps()
         loop = asyncio.get_running_loop()
         until_s = loop.time() + seconds
@@ -149,7 +149,7 @@ class Soak:
                 tasks.create_task(self._request(model, kind, cut))
 
     async def _request(self, model: str, kind: int, cut: int | None) -> None:
-        """One request, cancelled after `cut` tokens if given; what came is compared with what it gave
+        """One request, cancelled after `cut` tokens if given. Its tokens are compared with those it gave
         alone."""
         ids: list[int] = []
         status = "LOST"
@@ -176,7 +176,7 @@ class Soak:
         )
 
     async def _come_and_go(self, rng: np.random.Generator) -> None:
-        """Register a model, ask it once, remove it; or try to register what is no model."""
+        """Register a model, use it once, remove it; or try to register something that is not a model."""
         if rng.random() < 0.5:
             bad = ("empty", "quantised", "torn", "nowhere")[rng.integers(4)]
             await self._expect(
@@ -220,7 +220,7 @@ class Soak:
     async def _expect(
         self, activity: str, call: Coroutine[object, object, object], *, refused: bool = False
     ) -> None:
-        """Await a call; an error is a complaint, unless a refusal was expected, and then its absence is."""
+        """Await a call. An error is a complaint, unless a refusal was expected; then its absence is one."""
         try:
             await call
             status = "ACCEPTED" if refused else "OK"
@@ -242,7 +242,7 @@ def _prompt(kind: int) -> list[int]:
 
 
 def _options(kind: int) -> dict[str, object]:
-    """Greedy for the first kind of prompt, drawn for the others."""
+    """Greedy for the first kind of prompt, sampled for the others."""
     return {
         "max_tokens": MAX_TOKENS,
         "ignore_end_tokens": True,
@@ -252,7 +252,7 @@ def _options(kind: int) -> dict[str, object]:
 
 
 def _sources(folder: Path) -> list[str]:
-    """Checkpoints of all families, and folders that are none."""
+    """Checkpoints of all families, and folders that are not checkpoints."""
     for index, family in enumerate(tiny.FAMILIES):
         tiny.create(family, folder / family, seed=index)
     (folder / "empty").mkdir()

@@ -23,7 +23,7 @@ SETTINGS = ((0.1, 400.0, 100.0, 110, 190), (0.5, 240.0, 60.0, 70, 130))
 def search(
     rate: float, duration_s: float, warm_up_s: float, low: int, high: int
 ) -> tuple[int, list[list[object]]]:
-    """The most models, and a row of the table for each number that was tried."""
+    """The largest number of models, and a row of the table for each number that was tried."""
     results: dict[int, Outcome] = {}
 
     def is_enough(n: int) -> bool:

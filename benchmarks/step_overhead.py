@@ -53,8 +53,8 @@ TARGETS = {
 
 
 class TimedEngine(EngineOnVirtualTime):
-    """The engine on virtual time, with a clock around each of its reactions. A request that ends is followed
-    by another."""
+    """The engine on virtual time, with a clock around each of its reactions. A request that ends is
+    followed by another."""
 
     def __init__(self) -> None:
         self._n_output: dict[RequestId, int] = {}
@@ -63,7 +63,7 @@ class TimedEngine(EngineOnVirtualTime):
         self.per_step_s: list[float] = []
         self.per_decision_s: list[float] = []
         self.elsewhere_s = 0.0
-        """Spent within reactions by what is not the engine."""
+        """Seconds within reactions that are not the engine's."""
         self._since_step_s = self._since_decision_s = 0.0
         self._step_began = False
         shape = KvShape(n_layers=28, n_kv_heads=8, head_dim=128, dtype_bytes=2, block_size=16)
@@ -109,7 +109,7 @@ class TimedEngine(EngineOnVirtualTime):
         self.elsewhere_s += time.thread_time() - began
 
     def forget(self) -> None:
-        """The warm-up is over."""
+        """Forget the warm-up."""
         self.per_step_s.clear()
         self.per_decision_s.clear()
 

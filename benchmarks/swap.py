@@ -1,4 +1,4 @@
-"""Activating a model against copying its bytes: what the engine adds to the physical limit of a swap.
+"""Activating a model compared with copying its bytes: what the engine adds to the physical limit of a swap.
 
     python -m benchmarks.swap [--quick]
 
@@ -83,7 +83,7 @@ SLAB_BYTES = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class Swaps:
-    """Seconds, one entry a repetition."""
+    """Seconds, one entry per repetition."""
 
     activation_s: list[float]
     copy_s: list[float]
@@ -95,8 +95,8 @@ class Swaps:
 
 
 class Bench:
-    """The real engine on the virtual GPU, its inbox emptied by hand so that the clock stops at the right
-    event."""
+    """The real engine on the virtual GPU. Its inbox is emptied by hand, so that the clock stops at the
+    right event."""
 
     def __init__(self, entry: Entry) -> None:
         facts = entry.facts
@@ -129,7 +129,7 @@ class Bench:
         return CpuDevice(facts, self.instance.ledger, clock, self, self.host)
 
     def swap(self) -> float:
-        """Seconds from the wish to a model that could step."""
+        """Seconds from the command to a model that could step."""
         began = time.perf_counter()
         self.engine.receive(Load(self.model.id))
         self.engine.pump()

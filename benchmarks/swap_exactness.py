@@ -1,13 +1,13 @@
-"""Tokens of models that are swapped all the time, against the tokens of the same models alone.
+"""Tokens of models that are swapped all the time, compared with the tokens of the same models alone.
 
     python -m benchmarks.swap_exactness [--quick]
 
 For each family of `tokenmux.models.catalogue.tiny` and for bfloat16 and float32, the real engine of a worker
-serves the model in an arena with little room. A cycle takes the model out and brings it back beside
-neighbours of other sizes that come and go, so that its weights return at another offset; requests are served
-in it, greedy and sampled, and in every third cycle the model is sent away in mid-generation while a
-neighbour's request takes the room of its KV, which is paged out and comes back. Every token is compared with
-what the model gave alone, before the first swap.
+serves the model in an arena with little room. A cycle unloads the model and loads it again beside neighbours
+of other sizes that come and go, so that its weights return at another offset. Requests are served in it,
+greedy and sampled, and in every third cycle the model is unloaded in mid-generation while a neighbour's
+request takes the room of its KV, which is paged out and comes back. Every token is compared with those of the
+model alone, before the first swap.
 """
 
 import argparse
@@ -72,12 +72,12 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Exactness:
-    """What the cycles of one model showed."""
+    """The result of one model's cycles."""
 
     n_swaps: int
-    """Activations of the model that were completed, the first one not counted."""
+    """Completed activations of the model, not counting the first."""
     n_offsets: int
-    """Different places in the arena at which its weights lay."""
+    """Number of different places in the arena at which its weights were."""
     n_page_outs: int
     """Copies of KV out of the arena."""
     n_tokens: int
@@ -85,8 +85,8 @@ class Exactness:
 
 
 class Bench:
-    """The engine of a worker on the virtual GPU, run in the caller's thread, so that each thing is done when
-    a call returns."""
+    """The engine of a worker on the virtual GPU, run in the caller's thread, so that everything is done
+    when a call returns."""
 
     def __init__(self, device: DeviceFacts) -> None:
         host = HostFacts(cache_bytes=64 << 20, fetch_bytes_per_s=1e9)
@@ -124,7 +124,7 @@ class Bench:
     def serve(
         self, prompts: Sequence[tuple[ModelId, Prompt]], sent_away: ModelId | None = None
     ) -> list[list[int]]:
-        """The tokens of each prompt, all served at once; `sent_away` is unloaded when its first token has
+        """The tokens of each prompt, all served at once. `sent_away` is unloaded when its first token has
         been drawn."""
         tokens: dict[RequestId, list[int]] = {}
         model_of: dict[RequestId, ModelId] = {}
@@ -212,7 +212,7 @@ def device_facts(arena_bytes: int) -> DeviceFacts:
 
 
 def make_prompts(seed: int) -> list[Prompt]:
-    """Prompts of up to three chunks, every other one sampled."""
+    """Prompts of up to three chunks, every second one sampled."""
     random = Random(seed)
     return [
         Prompt(

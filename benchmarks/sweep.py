@@ -1,5 +1,4 @@
-"""One sweep of many simulations, for benchmarks that plot share of tokens on time over something, by
-policy."""
+"""One sweep of many simulations, for benchmarks that plot the share of tokens on time, by policy."""
 
 from collections.abc import Callable, Iterable
 

@@ -1,8 +1,8 @@
 """Workloads and pools that the scheduling benchmarks share: the paper's files, steady Poisson traffic,
 ServeGen's market.
 
-The published files are read from the folder that the environment variable TOKENMUX_DATA names; without it,
-generated traffic of the same rates and lengths stands in, and the table says so.
+The published files are read from the folder that the environment variable TOKENMUX_DATA names. Without it,
+generated traffic of the same rates and lengths is used, and the table says so.
 """
 
 import os
@@ -23,7 +23,7 @@ GOAL = 0.99
 
 
 def data_folder() -> Path | None:
-    """Where the published workloads lie, if anywhere."""
+    """The folder of the published workloads, if there is one."""
     folder = os.environ.get("TOKENMUX_DATA")
     return Path(folder) if folder else None
 

@@ -2,8 +2,8 @@
 seeded random ones.
 
 Each random world is simulated under the default policy, under the baselines, and under two static partitions
-that know beforehand how much each model will be asked for. Where any of them keeps 99% of all tokens on time,
-the default policy should not be more than a point behind.
+that know in advance how much each model will be used. If any of them keeps 99% of all tokens on time, the
+default policy should not be more than a point behind.
 
 python -m benchmarks.worlds [--quick]
 """
@@ -40,7 +40,7 @@ TARGETS = {
 }
 INTERACTIVE, BATCH, USUAL = ServiceLevel(2.0, 0.05), ServiceLevel(600.0, 2.0), ServiceLevel()
 CHAT_CONTEXT = 4096
-"""Tokens of the longest request: of every architecture that takes part."""
+"""Longest request in tokens, for every architecture that takes part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +140,7 @@ def _world(
 
 
 class Partition:
-    """Every model lives on one instance for ever."""
+    """Every model stays on one instance for ever."""
 
     def __init__(self, name: str, homes: dict[ModelId, int]) -> None:
         self.name = name
@@ -153,11 +153,11 @@ class Partition:
         return ()
 
     def on_left(self, index: int, request: Request) -> None:
-        """Nothing is remembered."""
+        """Do nothing."""
 
 
 def spread(world: World) -> Partition:
-    """The most asked-for models first, each to the instance that has least to do."""
+    """The most used models first, each to the instance that has the least to do."""
     work = _work(world)
     done = [0.0] * world.n_gpus
     homes = {}
@@ -168,7 +168,7 @@ def spread(world: World) -> Partition:
 
 
 def by_size(world: World) -> Partition:
-    """Models in order of size, cut into as many parts of equal work as there are instances: giants apart from
+    """Models in order of size, cut into one part of equal work per instance, so that giants are apart from
     small ones."""
     work = _work(world)
     total = sum(work.values())
@@ -180,7 +180,7 @@ def by_size(world: World) -> Partition:
 
 
 def _work(world: World) -> dict[ModelId, float]:
-    """What each model is asked for: its steps read its weights once for each token, at the latest."""
+    """Work of each model: at worst its steps read its weights once for each token."""
     work = dict.fromkeys(world.market.facts, 1.0)
     for arrival in world.arrivals:
         model = arrival.request.model
