@@ -49,7 +49,7 @@ from tokenmux.executor.assemble import Parts, WorkerSetup, assemble
 from tokenmux.executor.calibrate import measure_cpu
 from tokenmux.executor.loop import EngineLoop
 from tokenmux.executor.monotonic_clock import MonotonicClock
-from tokenmux.messages.commands import Register, Shutdown, Submit
+from tokenmux.messages.commands import Order, Register, Submit, Ticket
 from tokenmux.messages.reports import Finished, Report, WorkerStatus
 from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.scheduler.instance.instance import Instance
@@ -144,7 +144,7 @@ class RealEngine:
 
     def register(self) -> None:
         for facts in self._models.facts:
-            self._loop.send(Register(facts, str(self._models.root / "models" / facts.id)))
+            self._loop.send(Order(Ticket(0), Register(facts, str(self._models.root / "models" / facts.id))))
         self._in_memory.wait()
 
     def send(
@@ -172,7 +172,7 @@ class RealEngine:
             self._n_submitted += 1
             run.arrivals.append(Arrival(request, n_output))
             sampling = Sampling(temperature=0.7, top_p=0.9, seed=self._n_submitted)
-            self._loop.send(Submit(request, prompt, sampling))
+            self._loop.send(Order(Ticket(0), Submit(request, prompt, sampling)))
         self._idle.wait()
         return run
 
@@ -190,7 +190,7 @@ def real_engine(models: DemoModels, device: DeviceFacts, host: HostFacts) -> Ite
             engine.register()
             yield engine
         finally:
-            loop.send(Shutdown())
+            loop.stop()
             thread.join()
 
 

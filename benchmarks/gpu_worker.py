@@ -24,7 +24,7 @@ from tokenmux.core.sampling import Sampling
 from tokenmux.executor.assemble import WorkerSetup
 from tokenmux.executor.monotonic_clock import MonotonicClock
 from tokenmux.executor.worker import ProcessWorker
-from tokenmux.messages.commands import Register, Resize, Submit, Unload
+from tokenmux.messages.commands import Order, Register, Resize, Submit, Ticket, Unload
 from tokenmux.messages.reports import Acknowledged, Broken, Finished, Report, Tokens, WorkerStatus
 from tokenmux.models.catalogue import tiny
 from tokenmux.models.catalogue.catalogue import Entry
@@ -61,7 +61,7 @@ class Driver:
 
     def say(self, message: Any) -> None:
         """Send a command, and wait for its acknowledgement."""
-        self.worker.send(message)
+        self.worker.send(Order(Ticket(0), message))
         self.n_asked += 1
         self.until(lambda: self.n_acknowledged == self.n_asked)
 
@@ -79,7 +79,7 @@ class Driver:
                 arrival_s=MonotonicClock().now_s(),
                 service=ServiceLevel(1.0, 0.02),
             )
-            self.worker.send(Submit(request, ask.prompt, ask.sampling))
+            self.worker.send(Order(Ticket(0), Submit(request, ask.prompt, ask.sampling)))
         return names
 
     def finish(self, names: Sequence[str]) -> list[list[int]]:
@@ -150,7 +150,7 @@ def driver_of(place: Place, entries: Sequence[Entry], *, paged_int8: bool = Fals
         kind="cpu" if place.interpreted else "cuda",
         paged_kv="int8" if paged_int8 else "exact",
     )
-    worker = ProcessWorker(config, inbox.put)
+    worker = ProcessWorker(config, lambda batch: [inbox.put(report) for report in batch.reports] and None)
     driver = Driver(worker, inbox)
     try:
         for entry in entries:

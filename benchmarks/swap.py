@@ -34,7 +34,7 @@ from tokenmux.device.memory import Memory
 from tokenmux.executor.engine import Engine
 from tokenmux.executor.model_host import ModelHost
 from tokenmux.executor.monotonic_clock import MonotonicClock
-from tokenmux.messages.commands import Load, Register, Unload
+from tokenmux.messages.commands import Load, Order, Register, Ticket, Unload
 from tokenmux.messages.reports import Report
 from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.models.catalogue.entry import Entry
@@ -121,7 +121,7 @@ class Bench:
         self.host = ModelHost(self.instance, clock, {})
         self.device = self._make_device(device, clock)
         self.engine = Engine(self.instance, self.device, clock, self.host, self._said, {})
-        self.engine.receive(Register(facts, str(entry.path)))
+        self.engine.receive(Order(Ticket(0), Register(facts, str(entry.path))))
         self.engine.pump()
         self._run_until(Residency.HOST)
 
@@ -131,11 +131,11 @@ class Bench:
     def swap(self) -> float:
         """Seconds from the command to a model that could step."""
         began = time.perf_counter()
-        self.engine.receive(Load(self.model.id))
+        self.engine.receive(Order(Ticket(0), Load(self.model.id)))
         self.engine.pump()
         self._run_until(Residency.RESIDENT)
         seconds = time.perf_counter() - began
-        self.engine.receive(Unload(self.model.id))
+        self.engine.receive(Order(Ticket(0), Unload(self.model.id)))
         self.engine.pump()
         return seconds
 
@@ -156,7 +156,7 @@ class Bench:
         return time.perf_counter() - began
 
     def load(self) -> None:
-        self.engine.receive(Load(self.model.id))
+        self.engine.receive(Order(Ticket(0), Load(self.model.id)))
         self.engine.pump()
         self._run_until(Residency.RESIDENT)
 

@@ -32,7 +32,7 @@ from tokenmux.executor.engine import Engine
 from tokenmux.executor.model_host import ModelHost
 from tokenmux.executor.monotonic_clock import MonotonicClock
 from tokenmux.executor.request_content import Content
-from tokenmux.messages.commands import Load, Register, Submit, Unload
+from tokenmux.messages.commands import Load, Order, Register, Submit, Ticket, Unload
 from tokenmux.messages.reports import Finished, Report, Tokens
 from tokenmux.models.catalogue import tiny
 from tokenmux.models.catalogue.catalogue import Catalogue
@@ -110,15 +110,15 @@ class Bench:
         self._device.close()
 
     def register(self, entry: Entry) -> None:
-        self._engine.receive(Register(entry.facts, str(entry.path)))
+        self._engine.receive(Order(Ticket(0), Register(entry.facts, str(entry.path))))
         self._until(entry.facts.id, Residency.HOST)
 
     def load(self, model: ModelId) -> None:
-        self._engine.receive(Load(model))
+        self._engine.receive(Order(Ticket(0), Load(model)))
         self._until(model, Residency.RESIDENT)
 
     def unload(self, model: ModelId) -> None:
-        self._engine.receive(Unload(model))
+        self._engine.receive(Order(Ticket(0), Unload(model)))
         self._until(model, Residency.HOST)
 
     def serve(
@@ -139,7 +139,7 @@ class Bench:
             )
             self._n_submitted += 1
             tokens[request.id], model_of[request.id] = [], model
-            self._engine.receive(Submit(request, prompt.tokens, prompt.sampling))
+            self._engine.receive(Order(Ticket(0), Submit(request, prompt.tokens, prompt.sampling)))
         left = len(tokens)
         self._engine.pump()
         while left:
@@ -151,7 +151,7 @@ class Bench:
                     case Tokens(request=id, token_ids=token_ids):
                         tokens[id].extend(token_ids)
                         if model_of[id] == sent_away:
-                            self._engine.receive(Unload(sent_away))
+                            self._engine.receive(Order(Ticket(0), Unload(sent_away)))
                             self._engine.pump()
                             sent_away = None
                     case Finished(request=id, reason=reason):

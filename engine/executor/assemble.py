@@ -18,7 +18,7 @@ from tokenmux.executor.model_host import ModelHost
 from tokenmux.executor.monotonic_clock import MonotonicClock
 from tokenmux.executor.request_content import Content
 from tokenmux.executor.warming import Warmer, compile_in_a_child
-from tokenmux.messages.reports import Report
+from tokenmux.messages.reports import FIRST_INSTANCE, InstanceId, Report
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.policy.registry import make_policy
@@ -39,6 +39,8 @@ class WorkerSetup:
     """How the CUDA device pages KV; other devices page exactly."""
     service: ServiceLevel = DEFAULT_LEVEL
     """The pool's own level, the default of requests."""
+    instance: InstanceId = FIRST_INSTANCE
+    """The origin of its reports."""
 
 
 @dataclass(frozen=True, slots=True)

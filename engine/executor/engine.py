@@ -50,8 +50,8 @@ from tokenmux.executor.worker_status import StatusReporter
 from tokenmux.messages.commands import (
     AskTrace,
     Cancel,
-    Command,
     Load,
+    Order,
     Pause,
     Pin,
     Register,
@@ -59,6 +59,7 @@ from tokenmux.messages.commands import (
     Resume,
     Shutdown,
     Submit,
+    Ticket,
     Unload,
     Unregister,
 )
@@ -116,6 +117,8 @@ class Engine:
         self._out: list[Report] = []
         self._answers: list[Acknowledged] = []
         """To commands that change what a status shows: they follow one that shows it."""
+        self._resize_ticket = Ticket(0)
+        """Of the resize that is under way, if one is."""
         self._loading: dict[int, StartedActivation | StartedFetch] = {}
         """Loads in flight, by their ids."""
         self._was_busy = False
@@ -132,29 +135,34 @@ class Engine:
 
     # ── what comes in ───────────────────────────────────────────────────────────────────────────────────────
 
-    def receive(self, message: Command) -> None:
+    def receive(self, order: Order) -> None:
         """Handle a command of the front. Errors in it are answered, never raised."""
         now_s = self._clock.now_s()
         self._changed = True
-        match message:
+        ticket, command = order.ticket, order.command
+        match command:
             case Submit():
-                self._submit(message, now_s)
+                self._submit(command, now_s)
             case Cancel(request, reason):
                 self._apply(Cancelled(now_s, request, reason))
             case Pause(request):
                 self._apply(Paused(now_s, request))
             case Resume(request):
                 self._apply(Resumed(now_s, request))
-            case AskTrace():
-                self._out.append(self._telemetry.trace(message))
+            case AskTrace(last_s):
+                self._out.append(self._telemetry.trace(ticket, last_s))
             case Shutdown():
-                self.stopped = True
+                self.stop()
             case Resize(arena_bytes):
-                self._ask_resize(arena_bytes, now_s)
+                self._ask_resize(ticket, arena_bytes, now_s)
             case Register() | Unregister():
-                self._out.append(self._administer(message, now_s))
+                self._out.append(self._administer(ticket, command, now_s))
             case Load() | Unload() | Pin():
-                self._answers.append(self._administer(message, now_s))
+                self._answers.append(self._administer(ticket, command, now_s))
+
+    def stop(self) -> None:
+        """End once what there is to say has been said; live requests stay as they are."""
+        self.stopped = True
 
     def drawn(self, at_s: float, tokens: tuple[tuple[RequestId, int], ...]) -> None:
         """One iteration of the step in flight drew these tokens."""
@@ -300,13 +308,13 @@ class Engine:
 
     def _resize(self, arena_bytes: int) -> None:
         """Replace the empty arena. This thread waits for it: nothing else could begin anyway."""
-        answer = Acknowledged(None)
+        answer = Acknowledged(self._resize_ticket)
         n_bytes = arena_bytes + self.instance.device.arena_bytes
         self._emit([Alive(silent_s=RESIZE_FLOOR_S + n_bytes / RESIZE_BYTES_PER_S)])
         try:
             self._device.resize(arena_bytes)
         except DoesNotFit as error:
-            answer = Acknowledged(None, str(error), error.code)
+            answer = Acknowledged(self._resize_ticket, str(error), error.code)
             arena_bytes = self.instance.device.arena_bytes
         self._apply(Resized(self._clock.now_s(), arena_bytes))
         self._answers.append(answer)
@@ -322,25 +330,28 @@ class Engine:
         self._contents[request.id] = Content(submit, [*submit.prompt, *submit.delivered])
         self._apply(Arrived(now_s, request, len(submit.delivered)))
 
-    def _ask_resize(self, arena_bytes: int, now_s: float) -> None:
+    def _ask_resize(self, ticket: Ticket, arena_bytes: int, now_s: float) -> None:
         """Answered now if it is refused, otherwise when it is done."""
         try:
             self.instance.check_resizable(arena_bytes)
         except TokenmuxError as error:
-            self._out.append(Acknowledged(None, str(error), error.code))
+            self._out.append(Acknowledged(ticket, str(error), error.code))
         else:
+            self._resize_ticket = ticket
             self._apply(ResizeAsked(now_s, arena_bytes))
 
-    def _administer(self, message: Register | Unregister | Load | Unload | Pin, now_s: float) -> Acknowledged:
-        model_id = message.facts.id if isinstance(message, Register) else message.model
+    def _administer(
+        self, ticket: Ticket, command: Register | Unregister | Load | Unload | Pin, now_s: float
+    ) -> Acknowledged:
+        model_id = command.facts.id if isinstance(command, Register) else command.model
         try:
-            if isinstance(message, Register):
-                self._host.add(message.facts, message.path)
-                self._apply(ModelAdded(now_s, message.facts))
-                return Acknowledged(model_id)
+            if isinstance(command, Register):
+                self._host.add(command.facts, command.path)
+                self._apply(ModelAdded(now_s, command.facts))
+                return Acknowledged(ticket)
             if model_id not in self.instance.models:
                 raise NotFound(f"model {model_id} is not registered")
-            match message:
+            match command:
                 case Unregister():
                     self.instance.check_removable(model_id)
                     self._apply(ModelRemoved(now_s, model_id))
@@ -355,15 +366,13 @@ class Engine:
                         self.instance.check_pinnable(model_id)
                     self._apply(ModelWanted(now_s, model_id, pinned=pinned))
         except TokenmuxError as error:
-            return Acknowledged(model_id, str(error), error.code)
+            return Acknowledged(ticket, str(error), error.code)
         except Exception as error:
-            if not isinstance(message, Register) or model_id in self.instance.models:
+            if not isinstance(command, Register) or model_id in self.instance.models:
                 raise
             logger.exception("%s cannot be registered", model_id)
-            return Acknowledged(
-                model_id, f"{model_id} cannot be registered: {error!r}", ErrorCode.NOT_SERVABLE
-            )
-        return Acknowledged(model_id)
+            return Acknowledged(ticket, f"{model_id} cannot be registered: {error!r}", ErrorCode.NOT_SERVABLE)
+        return Acknowledged(ticket)
 
     def _code_of(self, record: RequestRecord, detail: str) -> ErrorCode | None:
         """The error with which a request failed. Weights that cannot be read stay unreadable until someone

@@ -10,7 +10,7 @@ from tokenmux.core.clock import Clock
 from tokenmux.core.request import RequestId
 from tokenmux.device.device_protocol import OperationDone
 from tokenmux.executor.engine import Engine
-from tokenmux.messages.commands import Command
+from tokenmux.messages.commands import Order
 
 _log = logging.getLogger(__name__)
 
@@ -24,8 +24,12 @@ class EngineLoop:
     def __init__(self) -> None:
         self._inbox: SimpleQueue[Callable[[Engine], None]] = SimpleQueue()
 
-    def send(self, command: Command) -> None:
-        self._inbox.put(lambda engine: engine.receive(command))
+    def send(self, order: Order) -> None:
+        self._inbox.put(lambda engine: engine.receive(order))
+
+    def stop(self) -> None:
+        """The front is gone."""
+        self._inbox.put(lambda engine: engine.stop())
 
     def drawn(self, at_s: float, tokens: tuple[tuple[RequestId, int], ...]) -> None:
         self._inbox.put(lambda engine: engine.drawn(at_s, tokens))

@@ -6,7 +6,7 @@ Both are bounded. `tokenmux.executor.worker_status` reports the present state.
 
 from tokenmux.core.clock import Clock
 from tokenmux.core.effects import Effects
-from tokenmux.messages.commands import AskTrace
+from tokenmux.messages.commands import Ticket
 from tokenmux.messages.reports import Durations, ModelUse, Service, Traced, WorkerUse
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.metrics.counters import ServiceCounters
@@ -35,8 +35,8 @@ class Telemetry:
         """Remember the operations and requests that ended."""
         self._timeline.add(0, effects)
 
-    def trace(self, question: AskTrace) -> Traced:
-        return Traced(question.ticket, self._timeline.since(self._clock.now_s() - question.last_s))
+    def trace(self, ticket: Ticket, last_s: float) -> Traced:
+        return Traced(ticket, self._timeline.since(self._clock.now_s() - last_s))
 
     def report(self) -> WorkerUse | None:
         """The models and tenants whose counters moved since the last report. None if there are none, or if

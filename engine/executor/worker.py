@@ -20,10 +20,10 @@ from threading import Thread
 from tokenmux.core.errors import NotServable, WorkerFailed
 from tokenmux.executor import orphans, worker_main
 from tokenmux.executor.assemble import WorkerSetup
-from tokenmux.messages.codec import COMMANDS, REPORTS, MalformedMessage
-from tokenmux.messages.commands import Command, Shutdown
+from tokenmux.messages.codec import ORDERS, REPORTS, MalformedMessage
+from tokenmux.messages.commands import Order, Shutdown, Ticket
 from tokenmux.messages.frame_socket import MAX_FRAME_BYTES, FrameSocket
-from tokenmux.messages.reports import Broken, Report
+from tokenmux.messages.reports import Broken, Reports
 
 _log = logging.getLogger(__name__)
 
@@ -40,12 +40,13 @@ many, unless it is flooded."""
 
 
 class ProcessWorker:
-    """A worker process. `on_report` is called from a thread of this object, for every report in order."""
+    """A worker process. `on_reports` is called from a thread of this object, in order."""
 
-    def __init__(self, setup: WorkerSetup, on_report: Callable[[Report], None]) -> None:
+    def __init__(self, setup: WorkerSetup, on_reports: Callable[[Reports], None]) -> None:
         self._unsent: Queue[bytes | None] = Queue(MAX_UNSENT)
         self._gone = False
-        self._on_report = on_report
+        self._origin = setup.instance
+        self._on_reports = on_reports
         self._closing = False
         ours, theirs = socket.socketpair()
         try:
@@ -64,13 +65,13 @@ class ProcessWorker:
     def pid(self) -> int:
         return self._process.pid
 
-    def send(self, command: Command) -> None:
+    def send(self, order: Order) -> None:
         """Queue a command; never blocks. Raises WorkerFailed if the process is gone or no longer reads,
         and NotServable for a command that cannot be sent to any worker."""
         if self._gone:
             raise WorkerFailed("the worker process is gone; it is being restarted")
         try:
-            self._unsent.put_nowait(_encoded(command))
+            self._unsent.put_nowait(_encoded(order))
         except Full:
             raise WorkerFailed(f"the worker has left {MAX_UNSENT} messages unread") from None
 
@@ -83,7 +84,7 @@ class ProcessWorker:
         """Stop the process, gently at first. Nothing is delivered afterwards. Takes seconds at most."""
         self._closing = True
         try:
-            self.send(Shutdown())
+            self.send(Order(Ticket(0), Shutdown()))
         except WorkerFailed:
             pass
         if not self._ended_within(PROCESS_CLOSE_S):
@@ -129,9 +130,9 @@ class ProcessWorker:
         detail = ""
         try:
             while True:
-                for report in REPORTS.decode(self._frames.receive()):
-                    if not self._closing:
-                        self._on_report(report)
+                reports = REPORTS.decode(self._frames.receive())
+                if not self._closing:
+                    self._on_reports(reports)
         except (EOFError, OSError):
             self._ended_within(REAP_TIMEOUT_S)
         except MalformedMessage as error:
@@ -139,19 +140,19 @@ class ProcessWorker:
         self._gone = True
         if not self._closing:
             ended = f"the worker process ended with status {self._process.returncode}"
-            self._on_report(Broken(detail or ended))
+            self._on_reports(Reports(self._origin, [Broken(detail or ended)]))
 
 
-def _encoded(command: Command) -> bytes:
+def _encoded(order: Order) -> bytes:
     """Encode a command. Raises NotServable for what no frame can hold: strange checkpoints have numbers of
     hundreds of digits."""
     try:
-        frame = COMMANDS.encode(command)
+        frame = ORDERS.encode(order)
     except OverflowError as error:
-        raise NotServable(f"{type(command).__name__} cannot be sent to a worker: {error}") from None
+        raise NotServable(f"{type(order.command).__name__} cannot be sent to a worker: {error}") from None
     if len(frame) > MAX_FRAME_BYTES:
         raise NotServable(
-            f"{type(command).__name__} of {len(frame)} bytes is too long to be sent to a worker"
+            f"{type(order.command).__name__} of {len(frame)} bytes is too long to be sent to a worker"
         )
     return frame
 

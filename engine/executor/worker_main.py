@@ -17,10 +17,9 @@ import msgspec
 from tokenmux.executor import orphans
 from tokenmux.executor.assemble import WorkerSetup, assemble
 from tokenmux.executor.loop import EngineLoop
-from tokenmux.messages.codec import COMMANDS, REPORTS, Codec, MalformedMessage
-from tokenmux.messages.commands import Shutdown
+from tokenmux.messages.codec import ORDERS, REPORTS, Codec, MalformedMessage
 from tokenmux.messages.frame_socket import FrameSocket
-from tokenmux.messages.reports import Broken, Report
+from tokenmux.messages.reports import Broken, Report, Reports
 
 SETUP: Codec[WorkerSetup] = Codec(msgspec.msgpack.Decoder(WorkerSetup), "a worker's setup")
 
@@ -38,24 +37,24 @@ def enter() -> None:
 
 def serve_front(frames: FrameSocket) -> None:
     """Serve the front until it sends `Shutdown`, or is gone."""
+    setup = SETUP.decode(frames.receive())
     loop = EngineLoop()
 
     def emit(reports: list[Report]) -> None:
         try:
-            frames.send(REPORTS.encode(reports))
+            frames.send(REPORTS.encode(Reports(setup.instance, reports)))
         except OSError:
-            loop.send(Shutdown())
+            loop.stop()
 
     def read() -> None:
         try:
             while True:
-                loop.send(COMMANDS.decode(frames.receive()))
+                loop.send(ORDERS.decode(frames.receive()))
         except (EOFError, OSError):
-            loop.send(Shutdown())
+            loop.stop()
         except MalformedMessage as error:
             loop.fail(f"the front sent {error}")
 
-    setup = SETUP.decode(frames.receive())
     Thread(target=read, name="tokenmux-command-reader", daemon=True).start()
     with ExitStack() as stack:
         try:

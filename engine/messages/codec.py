@@ -3,13 +3,12 @@
 A pickle can run code when it is read, and costs more: `benchmarks/messages.py` has the ratios.
 """
 
-from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 import msgspec
 
-from tokenmux.messages.commands import Command
-from tokenmux.messages.reports import Report
+from tokenmux.messages.commands import Order
+from tokenmux.messages.reports import Reports
 
 Value = TypeVar("Value")
 
@@ -39,6 +38,5 @@ class Codec(Generic[Value]):
             raise MalformedMessage(f"{len(encoded)} bytes that are not {self._name}: {error}") from None
 
 
-COMMANDS: Codec[Command] = Codec(msgspec.msgpack.Decoder(Command), "a command")
-REPORTS: Codec[Sequence[Report]] = Codec(msgspec.msgpack.Decoder(list[Report]), "reports")
-"""Reports travel in batches: what an engine has to say after one event is one frame."""
+ORDERS: Codec[Order] = Codec(msgspec.msgpack.Decoder(Order), "a command")
+REPORTS: Codec[Reports] = Codec(msgspec.msgpack.Decoder(Reports), "reports")

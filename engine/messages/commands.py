@@ -1,10 +1,15 @@
-"""Commands: what the front asks of a worker."""
+"""Commands: what the front asks of a worker, each sent as an `Order` with a ticket."""
+
+from typing import NewType
 
 from msgspec import Struct
 
 from tokenmux.core.facts import ModelFacts, ModelId
 from tokenmux.core.request import FinishReason, Request, RequestId
 from tokenmux.core.sampling import Sampling
+
+Ticket = NewType("Ticket", int)
+"""Identifies a command: its answer, if it has one, carries the same."""
 
 
 class Submit(Struct, frozen=True, array_like=True, tag=True):
@@ -78,10 +83,8 @@ class Resize(Struct, frozen=True, array_like=True, tag=True):
 
 
 class AskTrace(Struct, frozen=True, array_like=True, tag=True):
-    """Return the spans that ended within the last `last_s` seconds; answered by `Traced` with the same
-    ticket."""
+    """Return the spans that ended within the last `last_s` seconds; answered by `Traced`."""
 
-    ticket: int
     last_s: float
 
 
@@ -103,3 +106,10 @@ Command = (
     | AskTrace
     | Shutdown
 )
+
+
+class Order(Struct, frozen=True, array_like=True):
+    """One message to a worker."""
+
+    ticket: Ticket
+    command: Command

@@ -1,6 +1,7 @@
 """Reports: what a worker tells the front."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NewType
 
 from msgspec import Struct
 
@@ -9,6 +10,12 @@ from tokenmux.core.facts import ModelId
 from tokenmux.core.phases import PhaseChanged, Residency
 from tokenmux.core.request import FinishReason, RequestId
 from tokenmux.core.span import Span
+from tokenmux.messages.commands import Ticket
+
+InstanceId = NewType("InstanceId", int)
+"""Which instance of a pool; counted from 0."""
+
+FIRST_INSTANCE = InstanceId(0)
 
 
 class Tokens(Struct, frozen=True, array_like=True, tag=True):
@@ -128,9 +135,9 @@ class WorkerUse(Struct, frozen=True, array_like=True, tag=True):
 
 
 class Traced(Struct, frozen=True, array_like=True, tag=True):
-    """Answer to `AskTrace`: what ended within that time, in the order of the ends."""
+    """Answer to `AskTrace`: the spans that ended within that time, in the order of their ends."""
 
-    ticket: int
+    ticket: Ticket
     spans: tuple[Span, ...]
 
 
@@ -140,7 +147,7 @@ class Acknowledged(Struct, frozen=True, array_like=True, tag=True):
     An empty `error` means done (or, for `Load`, begun). `code` is the error's, if known.
     """
 
-    model: ModelId | None
+    ticket: Ticket
     error: str = ""
     code: ErrorCode | None = None
 
@@ -164,3 +171,10 @@ class Broken(Struct, frozen=True, array_like=True, tag=True):
 Report = Tokens | Finished | PhaseChanged | WorkerStatus | WorkerUse | Traced | Acknowledged | Alive | Broken
 """`PhaseChanged` is a value of the core, which knows no codec: it travels as a map, the others as arrays
 that begin with their name."""
+
+
+class Reports(Struct, frozen=True, array_like=True):
+    """One message of a worker: what its instance `origin` has to say after an event, in order."""
+
+    origin: InstanceId
+    reports: Sequence[Report]

@@ -19,7 +19,7 @@ from tokenmux.executor.assemble import WorkerSetup
 from tokenmux.executor.calibrate import Speeds, measure
 from tokenmux.executor.monotonic_clock import MonotonicClock
 from tokenmux.executor.worker import ProcessWorker
-from tokenmux.messages.reports import Report
+from tokenmux.messages.reports import Reports
 from tokenmux.scheduler.memory.capacity import check_model, check_request
 from tokenmux.server.app import Transport, running, until_signalled
 from tokenmux.server.children.encoder_children import EncoderChildren, TextLimits
@@ -116,9 +116,9 @@ async def serve(
 def worker_factory(setup: WorkerSetup) -> WorkerFactory:
     """Workers as processes of this machine."""
 
-    def start(on_message: Callable[[Report], None], *, arena_bytes: int) -> Worker:
+    def start(on_reports: Callable[[Reports], None], *, arena_bytes: int) -> Worker:
         device = replace(setup.device, arena_bytes=arena_bytes)
-        return ProcessWorker(replace(setup, device=device), on_message)
+        return ProcessWorker(replace(setup, device=device), on_reports)
 
     return start
 

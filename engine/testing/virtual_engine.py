@@ -1,5 +1,6 @@
 """The running engine on virtual time, for tests and benchmarks: no threads, no weights, no waiting."""
 
+import itertools
 from collections.abc import Callable, Mapping
 
 import msgspec
@@ -12,7 +13,7 @@ from tokenmux.core.sampling import Sampling
 from tokenmux.device.device_protocol import Device, OperationDone
 from tokenmux.executor.engine import Engine
 from tokenmux.executor.request_content import Content
-from tokenmux.messages.commands import Command, Register, Submit
+from tokenmux.messages.commands import Command, Order, Register, Submit, Ticket
 from tokenmux.messages.reports import Report
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.simulator.virtual_clock import VirtualClock
@@ -46,6 +47,7 @@ class EngineOnVirtualTime:
 
     def __init__(self, instance: Instance, n_output: Mapping[RequestId, int]) -> None:
         self.said: list[Report] = []
+        self._tickets = itertools.count(1)
         self.clock = VirtualClock()
         self._n_output = n_output
         self._registered: dict[ModelId, Register] = {}
@@ -92,14 +94,20 @@ class EngineOnVirtualTime:
         call()
         self.engine.pump()
 
-    def send(self, message: Command) -> None:
-        if isinstance(message, Register):
-            self._registered[message.facts.id] = message
-        self.react(lambda: self.engine.receive(message))
+    def send(self, command: Command) -> Ticket:
+        """Have the engine receive a command; returns its ticket."""
+        if isinstance(command, Register):
+            self._registered[command.facts.id] = command
+        ticket = Ticket(next(self._tickets))
+        self._order(ticket, command)
+        return ticket
+
+    def _order(self, ticket: Ticket, command: Command) -> None:
+        self.react(lambda: self.engine.receive(Order(ticket, command)))
 
     def submit_at(self, request: Request) -> None:
         submit = Submit(request, prompt=(0,) * request.n_prompt, sampling=Sampling())
-        self.clock.call_at(request.arrival_s, lambda: self.send(submit))
+        self.clock.call_at(request.arrival_s, lambda: self._order(Ticket(next(self._tickets)), submit))
 
     # the device's `Post`
     def done(self, completion: OperationDone) -> None:

@@ -8,7 +8,18 @@ from tokenmux.core.facts import DeviceFacts, KvShape, ModelId
 from tokenmux.core.phases import PhaseChanged, RequestPhase, Residency
 from tokenmux.core.plan import Channel
 from tokenmux.core.request import FinishReason, Request, RequestId
-from tokenmux.messages.commands import Cancel, Load, Pause, Pin, Register, Resume, Unload, Unregister
+from tokenmux.messages.commands import (
+    Cancel,
+    Load,
+    Order,
+    Pause,
+    Pin,
+    Register,
+    Resume,
+    Ticket,
+    Unload,
+    Unregister,
+)
 from tokenmux.messages.reports import Acknowledged, Alive, Broken, Finished, Tokens, WorkerStatus
 from tokenmux.testing import make_instance, make_model, make_request
 from tokenmux.testing.virtual_engine import HOST, EngineOnVirtualTime
@@ -184,7 +195,7 @@ def test_tokens_carry_their_index_and_none_follow_a_cancellation() -> None:
 
     drawn = len(tokens())
     assert drawn > 0
-    body.engine.receive(Cancel(RequestId("r")))
+    body.engine.receive(Order(Ticket(9), Cancel(RequestId("r"))))
     body.engine.drawn(body.clock.now_s(), ((RequestId("r"), 9),))
     body.clock.run()
     assert tokens() == list(range(drawn))

@@ -5,12 +5,13 @@ from queue import SimpleQueue
 
 import pytest
 
+from tests.executor.test_worker import into
 from tokenmux.core.facts import DeviceFacts, HostFacts
 from tokenmux.core.request import Request, RequestId
 from tokenmux.core.sampling import Sampling
 from tokenmux.executor.assemble import WorkerSetup
 from tokenmux.executor.worker import ProcessWorker
-from tokenmux.messages.commands import AskTrace, Register, Submit
+from tokenmux.messages.commands import AskTrace, Order, Register, Submit, Ticket
 from tokenmux.messages.reports import Acknowledged, Broken, Finished, Report, Tokens, Traced
 from tokenmux.models.catalogue import tiny
 from tokenmux.models.catalogue.catalogue import Catalogue
@@ -53,16 +54,16 @@ def test_no_pickle_passes_between_the_front_and_a_worker(
         for name in ("dump", "dumps", "load", "loads", "Pickler", "Unpickler"):
             monkeypatch.setattr(f"{module}.{name}", None)
     inbox: SimpleQueue[Report] = SimpleQueue()
-    worker = ProcessWorker(WorkerSetup(facts, HostFacts(64 * MB, 1e9)), inbox.put)
+    worker = ProcessWorker(WorkerSetup(facts, HostFacts(64 * MB, 1e9)), into(inbox))
     try:
-        worker.send(Register(entry.facts, str(entry.path)))
+        worker.send(Order(Ticket(1), Register(entry.facts, str(entry.path))))
         request = Request(RequestId("r"), entry.facts.id, 3, 4, 0.0)
-        worker.send(Submit(request, (1, 2, 3), Sampling(temperature=0.5, seed=1)))
+        worker.send(Order(Ticket(2), Submit(request, (1, 2, 3), Sampling(temperature=0.5, seed=1))))
         seen: list[Report] = []
         while not isinstance(report := inbox.get(timeout=WAIT_S), Finished):
             assert not isinstance(report, Broken), report.detail
             seen.append(report)
-        worker.send(AskTrace(1, 60.0))
+        worker.send(Order(Ticket(3), AskTrace(60.0)))
         while not isinstance(traced := inbox.get(timeout=WAIT_S), Traced):
             pass
     finally:

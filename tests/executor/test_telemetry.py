@@ -70,10 +70,9 @@ def test_what_did_not_move_is_not_told_again(body: EngineOnVirtualTime) -> None:
 
 
 def test_a_trace_has_what_ended_within_the_time_asked_for(body: EngineOnVirtualTime) -> None:
-    body.send(AskTrace(7, last_s=1e9))
-    body.send(AskTrace(8, last_s=2.0))
+    tickets = (body.send(AskTrace(last_s=1e9)), body.send(AskTrace(last_s=2.0)))
     everything, newest = (message for message in body.said if isinstance(message, Traced))
-    assert (everything.ticket, newest.ticket) == (7, 8)
+    assert (everything.ticket, newest.ticket) == tickets
     tracks = {span.track for span in everything.spans}
     assert tracks == {"compute", "copy_in", "fetch", "request"} | ({"copy_out"} & tracks)
     ended = {span.details["request"] for span in everything.spans if span.track == "request"}

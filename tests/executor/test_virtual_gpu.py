@@ -21,7 +21,7 @@ from tokenmux.core.sampling import Sampling
 from tokenmux.executor import assemble as assembly
 from tokenmux.executor.assemble import DeviceKind, PagedKv, WorkerSetup, assemble
 from tokenmux.executor.loop import EngineLoop
-from tokenmux.messages.commands import Cancel, Command, Pause, Register, Resume, Submit
+from tokenmux.messages.commands import Cancel, Command, Order, Pause, Register, Resume, Submit, Ticket
 from tokenmux.messages.reports import Acknowledged, Broken, Finished, Report, Tokens
 from tokenmux.models.catalogue import tiny
 from tokenmux.models.catalogue.catalogue import Catalogue
@@ -56,7 +56,7 @@ class InThread:
         self.instance: Instance
 
     def send(self, message: Command) -> None:
-        self.loop.send(message)
+        self.loop.send(Order(Ticket(0), message))
 
     def next(self) -> Report:
         message = self.inbox.get(timeout=WAIT_S)
@@ -107,7 +107,7 @@ def worker(
             yield body
         finally:
             parts.engine.stopped = True
-            body.loop.send(Cancel(RequestId("nobody")))
+            body.loop.send(Order(Ticket(0), Cancel(RequestId("nobody"))))
             thread.join(WAIT_S)
             assert not thread.is_alive()
 

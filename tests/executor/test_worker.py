@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
@@ -19,8 +19,8 @@ from tokenmux.executor.assemble import DeviceKind, WorkerSetup
 from tokenmux.executor.calibrate import Speeds, measure, read_measured
 from tokenmux.executor.monotonic_clock import MonotonicClock
 from tokenmux.executor.worker import MAX_UNSENT, ProcessWorker, threads_beside_others, worker_environment
-from tokenmux.messages.commands import AskTrace, Register
-from tokenmux.messages.reports import Alive, Broken, Report, Traced
+from tokenmux.messages.commands import AskTrace, Order, Register, Ticket
+from tokenmux.messages.reports import Alive, Broken, Report, Reports, Traced
 
 WAIT_S = 60.0
 MB = 1 << 20
@@ -42,7 +42,7 @@ def config(kind: DeviceKind, arena_bytes: int = MB) -> WorkerSetup:
 )
 def test_a_worker_whose_device_cannot_be_opened_says_why_and_ends(of: WorkerSetup, remedy: str) -> None:
     inbox: SimpleQueue[Report] = SimpleQueue()
-    worker = ProcessWorker(of, inbox.put)
+    worker = ProcessWorker(of, into(inbox))
     try:
         message = inbox.get(timeout=WAIT_S)
         assert isinstance(message, Broken)
@@ -53,11 +53,19 @@ def test_a_worker_whose_device_cannot_be_opened_says_why_and_ends(of: WorkerSetu
         worker.close()
 
 
+def into(inbox: "SimpleQueue[Report]") -> Callable[[Reports], None]:
+    def put(reports: Reports) -> None:
+        for report in reports.reports:
+            inbox.put(report)
+
+    return put
+
+
 @contextmanager
 def real_worker() -> Iterator[tuple[ProcessWorker, SimpleQueue[Report]]]:
     """A worker process that has begun to serve."""
     inbox: SimpleQueue[Report] = SimpleQueue()
-    worker = ProcessWorker(config("cpu"), inbox.put)
+    worker = ProcessWorker(config("cpu"), into(inbox))
     try:
         while not isinstance(inbox.get(timeout=WAIT_S), Alive):
             pass
@@ -72,7 +80,7 @@ def test_signals_to_the_group_are_the_fronts_to_answer() -> None:
         assert worker.pid is not None
         os.kill(worker.pid, signal.SIGTERM)
         os.kill(worker.pid, signal.SIGINT)
-        worker.send(AskTrace(1, 1.0))
+        worker.send(Order(Ticket(1), AskTrace(1.0)))
         while not isinstance(message := inbox.get(timeout=WAIT_S), Traced):
             assert not isinstance(message, Broken)
 
@@ -89,7 +97,7 @@ def test_sending_to_a_stopped_worker_never_blocks_and_it_can_be_ended() -> None:
 
 def flood(worker: ProcessWorker, n: int) -> None:
     for ticket in range(n):
-        worker.send(AskTrace(ticket, 1.0))
+        worker.send(Order(Ticket(ticket), AskTrace(1.0)))
 
 
 def test_the_processor_is_measured() -> None:
@@ -173,7 +181,7 @@ end.recv(1)
 @pytest.mark.parametrize(
     ("lie", "says"),
     [
-        ('struct.pack("<I", 4) + bytes([0x91, 0x92, 0xa1, 0x78])', "sent 4 bytes that are not reports"),
+        ('struct.pack("<I", 4) + bytes([0x92, 0x00, 0x91, 0x05])', "sent 4 bytes that are not reports"),
         ('struct.pack("<I", 2**32 - 1)', "sent a frame of 4294967295 bytes, longer than"),
     ],
 )
@@ -184,7 +192,7 @@ def test_what_a_worker_sends_cannot_crash_the_front(
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(worker_main, "__name__", "liar")
     inbox: SimpleQueue[Report] = SimpleQueue()
-    worker = ProcessWorker(config("cpu"), inbox.put)
+    worker = ProcessWorker(config("cpu"), into(inbox))
     try:
         report = inbox.get(timeout=WAIT_S)
         assert isinstance(report, Broken)
@@ -198,7 +206,7 @@ def test_a_command_that_no_frame_can_hold_is_refused_and_the_worker_goes_on() ->
     facts = ModelFacts(ModelId("m"), (Image(ImageId("m"), 1),), KvShape(1, 1, 1, 1, 1), 10**30, 1)
     with real_worker() as (worker, inbox):
         with pytest.raises(NotServable, match="Register cannot be sent to a worker"):
-            worker.send(Register(facts, "somewhere"))
-        worker.send(AskTrace(1, 1.0))
+            worker.send(Order(Ticket(2), Register(facts, "somewhere")))
+        worker.send(Order(Ticket(1), AskTrace(1.0)))
         while not isinstance(report := inbox.get(timeout=WAIT_S), Traced):
             assert not isinstance(report, Broken)

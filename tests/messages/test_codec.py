@@ -15,12 +15,13 @@ from tokenmux.core.phases import PhaseChanged, RequestPhase, Residency
 from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
 from tokenmux.core.sampling import Sampling
 from tokenmux.core.span import Span
-from tokenmux.messages.codec import COMMANDS, REPORTS, MalformedMessage
+from tokenmux.messages.codec import ORDERS, REPORTS, MalformedMessage
 from tokenmux.messages.commands import (
     AskTrace,
     Cancel,
     Command,
     Load,
+    Order,
     Pause,
     Pin,
     Register,
@@ -28,6 +29,7 @@ from tokenmux.messages.commands import (
     Resume,
     Shutdown,
     Submit,
+    Ticket,
     Unload,
     Unregister,
 )
@@ -37,9 +39,11 @@ from tokenmux.messages.reports import (
     Broken,
     Durations,
     Finished,
+    InstanceId,
     ModelStatus,
     ModelUse,
     Report,
+    Reports,
     Service,
     Tokens,
     Traced,
@@ -47,7 +51,7 @@ from tokenmux.messages.reports import (
     WorkerUse,
 )
 
-R, M = RequestId("r-1"), ModelId("a")
+R, M, T = RequestId("r-1"), ModelId("a"), Ticket(7)
 FACTS = ModelFacts(M, (Image(ImageId("i"), 10**12),), KvShape(2, 1, 8, 2, 16), 4096, 10**11, 150_000)
 REQUEST = Request(R, M, 3, 9, 1.5, ServiceLevel(2.0, 0.05), tenant="somebody", weight=2.0, tenant_weight=0.5)
 COMMANDS_OF_EACH_KIND: list[Command] = [
@@ -61,7 +65,7 @@ COMMANDS_OF_EACH_KIND: list[Command] = [
     Unload(M),
     Pin(M, True),
     Resize(1 << 40),
-    AskTrace(7, math.inf),
+    AskTrace(math.inf),
     Shutdown(),
 ]
 SERVICE = Service(1, 2, 3, 4, 5, 6, 7, 0.5, 1.5, *(Durations((0, i, 0), 0.5 * i) for i in range(3)))
@@ -72,8 +76,8 @@ REPORTS_OF_EACH_KIND: list[Report] = [
     PhaseChanged(R, RequestPhase.LOADING, 3, 0.25),
     WorkerStatus(1.0, "cpu", *range(7), 0.1, 0.2, 0.3, 0.4, 8, 9, None, (STATUS,)),
     WorkerUse(1.0, 2.0, 3.0, 4, (ModelUse(M, SERVICE, {"again": 2}),), (("somebody", SERVICE),)),
-    Traced(7, (Span(0, "compute", "a", 1.0, 2.0, {"requests": 3, "share": 0.5, "ended": "stop"}),)),
-    Acknowledged(M, "no", ErrorCode.IN_USE),
+    Traced(T, (Span(0, "compute", "a", 1.0, 2.0, {"requests": 3, "share": 0.5, "ended": "stop"}),)),
+    Acknowledged(T, "no", ErrorCode.IN_USE),
     Alive(60.0),
     Broken("the device is gone"),
 ]
@@ -86,13 +90,14 @@ def test_every_kind_is_here() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS_OF_EACH_KIND, ids=lambda command: type(command).__name__)
 def test_a_command_comes_back_as_it_was(command: Command) -> None:
-    again = COMMANDS.decode(COMMANDS.encode(command))
-    assert again == command
-    assert type(again) is type(command)
+    again = ORDERS.decode(ORDERS.encode(Order(T, command)))
+    assert again == Order(T, command)
+    assert type(again.command) is type(command)
 
 
 def test_reports_come_back_as_they_were_in_their_order() -> None:
-    assert REPORTS.decode(REPORTS.encode(REPORTS_OF_EACH_KIND)) == REPORTS_OF_EACH_KIND
+    reports = Reports(InstanceId(3), REPORTS_OF_EACH_KIND)
+    assert REPORTS.decode(REPORTS.encode(reports)) == reports
 
 
 @pytest.mark.parametrize(
@@ -106,7 +111,7 @@ def test_a_message_cannot_be_changed_behind_anybodys_back(message: Command | Rep
 
 
 def test_what_a_value_derives_from_its_fields_is_derived_again() -> None:
-    again = COMMANDS.decode(COMMANDS.encode(Register(FACTS, "")))
+    again = ORDERS.decode(ORDERS.encode(Order(T, Register(FACTS, "")))).command
     assert isinstance(again, Register)
     assert again.facts.n_bytes == 10**12
     assert again.facts.kv.block_bytes == FACTS.kv.block_bytes > 0
@@ -114,7 +119,7 @@ def test_what_a_value_derives_from_its_fields_is_derived_again() -> None:
 
 def test_bounds_of_a_value_hold_for_what_arrives() -> None:
     lax = Submit(replace(REQUEST, weight=1e9), (1,), Sampling())
-    again = COMMANDS.decode(COMMANDS.encode(lax))
+    again = ORDERS.decode(ORDERS.encode(Order(T, lax))).command
     assert isinstance(again, Submit)
     assert again.request.weight == 1e6
 
@@ -124,16 +129,16 @@ def test_bounds_of_a_value_hold_for_what_arrives() -> None:
     [
         (b"", "truncated"),
         (b"\x80\x05\x95\x11\x00\x00\x00", "0 bytes that are not|7 bytes that are not"),  # a pickle
-        (msgspec.msgpack.encode(["Tokens", "r"]), "Invalid value 'Tokens'"),
-        (msgspec.msgpack.encode(["Cancel", 5]), "Expected `str`, got `int`"),
-        (msgspec.msgpack.encode(["Cancel", "r", "tired"]), "Invalid enum value 'tired'"),
-        (msgspec.msgpack.encode(["Load"]), "at least length 2"),
-        (b"\x91" * 100_000, "Expected `str`"),
+        (msgspec.msgpack.encode([7, ["Tokens", "r"]]), "Invalid value 'Tokens'"),
+        (msgspec.msgpack.encode([7, ["Cancel", 5]]), "Expected `str`, got `int`"),
+        (msgspec.msgpack.encode([7, ["Cancel", "r", "tired"]]), "Invalid enum value 'tired'"),
+        (msgspec.msgpack.encode([7, ["Load"]]), "at least length 2"),
+        (b"\x91" * 100_000, "Expected `array` of at least length 2"),
     ],
 )
 def test_what_is_no_command_is_refused_with_the_reason(encoded: bytes, says: str) -> None:
     with pytest.raises(MalformedMessage, match=says):
-        COMMANDS.decode(encoded)
+        ORDERS.decode(encoded)
 
 
 def test_a_request_that_cannot_be_is_malformed_too() -> None:
@@ -141,12 +146,12 @@ def test_a_request_that_cannot_be_is_malformed_too() -> None:
     nothing = msgspec.to_builtins(Submit(REQUEST, (1,), Sampling()))
     nothing[1]["weight"] = math.nan
     with pytest.raises(MalformedMessage, match="weight is not a number"):
-        COMMANDS.decode(msgspec.msgpack.encode(nothing))
+        ORDERS.decode(msgspec.msgpack.encode([7, nothing]))
 
 
 @given(st.binary(max_size=60), st.integers(0, 200))
 def test_damaged_bytes_never_end_in_another_error(noise: bytes, at: int) -> None:
-    whole = REPORTS.encode(REPORTS_OF_EACH_KIND)
+    whole = REPORTS.encode(Reports(InstanceId(0), REPORTS_OF_EACH_KIND))
     for damaged in (noise, whole[:at], whole[:at] + noise + whole[at + len(noise) :]):
         try:
             REPORTS.decode(damaged)

@@ -32,20 +32,24 @@ from tokenmux.messages.commands import (
     Cancel,
     Command,
     Load,
+    Order,
     Pin,
     Register,
     Resize,
     Submit,
+    Ticket,
     Unload,
     Unregister,
 )
 from tokenmux.messages.reports import (
+    FIRST_INSTANCE,
     Acknowledged,
     Durations,
     Finished,
     ModelStatus,
     ModelUse,
     Report,
+    Reports,
     Service,
     Tokens,
     Traced,
@@ -269,41 +273,54 @@ class SmallDevice:
             raise DoesNotFit(f"{n_tokens} tokens of {model.id} do not fit the device: ask for at most 60")
 
 
+def batch(*reports: Report) -> Reports:
+    """As a worker sends them."""
+    return Reports(FIRST_INSTANCE, reports)
+
+
 class FakeWorker:
     """Acknowledges commands and ends what is cancelled; tokens come when the test says so, or at once with
     `auto`."""
 
-    def __init__(self, hub: "Hub", post: Callable[[Report], None], arena_bytes: int) -> None:
+    def __init__(self, hub: "Hub", post: Callable[[Reports], None], arena_bytes: int) -> None:
         self._hub = hub
-        self.post = post
+        self._post = post
+        self.resize_ticket = Ticket(0)
+        """Of the last resize that was asked for."""
         self.arena_bytes = arena_bytes
         """It started with so much."""
         self.dead = False
         self.killed = False
         self.closed = False
 
-    def send(self, message: Command) -> None:
+    def post(self, *reports: Report) -> None:
+        self._post(batch(*reports))
+
+    def send(self, order: Order) -> None:
         if self.dead:
             raise WorkerFailed("the pipe is closed")
-        self._hub.sent.put_nowait(message)
-        match message:
+        ticket, command = order.ticket, order.command
+        self._hub.sent.put_nowait(command)
+        if isinstance(command, Resize):
+            self.resize_ticket = ticket
+        match command:
             case Register(model_facts):
-                self.post(Acknowledged(model_facts.id, self._hub.refuses.get(model_facts.id, "")))
+                self.post(Acknowledged(ticket, self._hub.refuses.get(model_facts.id, "")))
             case Pin(model, pinned=True) if model in self._hub.refuses_pins:
-                self.post(Acknowledged(model, self._hub.refuses_pins[model], ErrorCode.DOES_NOT_FIT))
+                self.post(Acknowledged(ticket, self._hub.refuses_pins[model], ErrorCode.DOES_NOT_FIT))
             case Unregister(model) | Load(model) | Unload(model) | Pin(model):
                 code = self._hub.codes.get(model)
-                self.post(Acknowledged(model, self._hub.refuses.get(model, ""), code))
+                self.post(Acknowledged(ticket, self._hub.refuses.get(model, ""), code))
             case Resize() if self._hub.answer_resizes:
-                self.post(Acknowledged(None, self._hub.refuses.get("resize", ""), ErrorCode.DOES_NOT_FIT))
-            case AskTrace(ticket, last_s) if self._hub.answer_traces:
+                self.post(Acknowledged(ticket, self._hub.refuses.get("resize", ""), ErrorCode.DOES_NOT_FIT))
+            case AskTrace(last_s) if self._hub.answer_traces:
                 self.post(
                     Traced(ticket, tuple(span for span in self._hub.spans if span.end_s >= 100.0 - last_s))
                 )
             case Cancel(request, reason) if self._hub.answer_cancels:
                 self.post(Finished(request, reason, 0.0))
             case Submit(request) if self._hub.auto:
-                self.run(message)
+                self.run(command)
 
     def run(self, submit: Submit, *, wide: int = 1) -> None:
         """All tokens of a request at once: the letters after the last one of the prompt."""
@@ -345,7 +362,7 @@ class Hub:
         self.workers: list[FakeWorker] = []
         self.sent: asyncio.Queue[Command] = asyncio.Queue()
 
-    def factory(self, post: Callable[[Report], None], *, arena_bytes: int) -> FakeWorker:
+    def factory(self, post: Callable[[Reports], None], *, arena_bytes: int) -> FakeWorker:
         if self.fails_to_start:
             self.fails_to_start -= 1
             raise OSError("no more processes")

@@ -76,7 +76,8 @@ async def test_meanwhile_both_sizes_count_and_another_resize_is_refused(served: 
         assert (await refused(generate(served, fitting + 1)))[0] is not Code.OK
         code, details = await refused(served.pool.Resize(pool_pb2.ResizeRequest(arena_bytes=7_000)))
         assert (code, "try again when that is done" in details) == (Code.FAILED_PRECONDITION, True)
-        served.hub.post(Acknowledged(None, "there is only so much", ErrorCode.DOES_NOT_FIT))
+        ticket = served.hub.worker.resize_ticket
+        served.hub.post(Acknowledged(ticket, "there is only so much", ErrorCode.DOES_NOT_FIT))
         assert (await refused(call)) == (Code.FAILED_PRECONDITION, "there is only so much")
         assert served.front.size.arena_bytes == 10_000
 
@@ -93,7 +94,7 @@ async def test_a_caller_that_leaves_does_not_stop_it(served: Served) -> None:
     call.cancel()
     await asyncio.sleep(0.05)
     version = served.front.changes.version
-    served.hub.post(Acknowledged(None))
+    served.hub.post(Acknowledged(served.hub.worker.resize_ticket))
     await served.front.changes.after(version)
     assert served.front.size.arena_bytes == 5_000
 

@@ -11,7 +11,6 @@ threads.
 """
 
 import asyncio
-import itertools
 import logging
 import secrets
 import time
@@ -33,7 +32,7 @@ from tokenmux.core.facts import ModelId
 from tokenmux.core.phases import PhaseChanged, RequestPhase, Residency
 from tokenmux.core.request import FinishReason, RequestId
 from tokenmux.core.span import Span
-from tokenmux.messages.commands import AskTrace, Cancel, Load, Pause, Pin, Register, Resume
+from tokenmux.messages.commands import Cancel, Load, Pause, Pin, Register, Resume
 from tokenmux.messages.reports import (
     Acknowledged,
     Finished,
@@ -49,7 +48,7 @@ from tokenmux.server.front.generation import AboutModel, Ask, Prompt
 from tokenmux.server.front.live_request import LiveRequest
 from tokenmux.server.front.model_store import ModelStore
 from tokenmux.server.front.model_text import PromptEncoder
-from tokenmux.server.front.pending_commands import Commands
+from tokenmux.server.front.pending_commands import Commands, Pending
 from tokenmux.server.front.pool_size import Capacity, PoolSize
 from tokenmux.server.front.request_rules import Defaults
 from tokenmux.server.front.served_models import ServedModel, ServedModels
@@ -146,8 +145,8 @@ class Front:
             draw_seed=draw_seed,
         )
         self._supervisor = Supervisor(
-            lambda on_message: factory(on_message, arena_bytes=self.size.arena_bytes),
-            on_message=self._receive,
+            lambda on_reports: factory(on_reports, arena_bytes=self.size.arena_bytes),
+            on_report=self._receive,
             on_broken=self._worker_broke,
             on_started=self._worker_started,
             on_down=lambda error: self._outage.begin(error),
@@ -159,11 +158,9 @@ class Front:
         )
         self.commands = Commands(self._supervisor.send)
         self._live: dict[RequestId, LiveRequest] = {}
-        self._tickets = itertools.count()
-        self._traces: dict[int, asyncio.Future[tuple[Span, ...]]] = {}
         self._unread_timers: dict[RequestId, asyncio.TimerHandle] = {}
         self._n_open = 0
-        self._registering: set[asyncio.Future[None]] = set()
+        self._registering: set[Pending] = set()
         self._registered = asyncio.Event()
         self._down: TokenmuxError | None = Unavailable("the server is starting: try again in a moment")
         self._given_up: TokenmuxError | None = None
@@ -300,14 +297,7 @@ class Front:
         """What the worker remembers of the last `last_s` seconds. Raises Unavailable without a worker."""
         if not self.worker_running:
             raise Unavailable("there is no worker at this moment: try again when `pool status` shows one")
-        ticket = next(self._tickets)
-        answer: asyncio.Future[tuple[Span, ...]] = asyncio.get_running_loop().create_future()
-        self._traces[ticket] = answer
-        try:
-            self._supervisor.send(AskTrace(ticket, last_s))
-            return await answer
-        finally:
-            del self._traces[ticket]
+        return await self.commands.trace(last_s)
 
     def now_s(self) -> float:
         """On the clock of `Request.arrival_s`."""
@@ -438,12 +428,8 @@ class Front:
             case WorkerUse():
                 self.usage.take(message)
                 self.changes.notify()
-            case Traced(ticket, spans):
-                answer = self._traces.get(ticket)
-                if answer is not None and not answer.done():
-                    answer.set_result(spans)
-            case Acknowledged():
-                self.commands.acknowledge(message)
+            case Acknowledged() | Traced():
+                self.commands.answered(message)
 
     def _deliver(self, live: LiveRequest, message: Tokens | PhaseChanged | Finished) -> None:
         """Whatever goes wrong with one request's output is that request's end, and no other's."""
@@ -582,7 +568,7 @@ class Front:
                 self._end(live, served.refusal)
         self.changes.notify()
 
-    def _register(self, served: ServedModel) -> asyncio.Future[None]:
+    def _register(self, served: ServedModel) -> Pending:
         answer = self.commands.begin(Register(served.facts, str(served.path)))
         self._registering.add(answer)
         answer.add_done_callback(lambda done: self._registration_answered(served, done))
@@ -595,7 +581,7 @@ class Front:
             self._registering.add(answer)
             answer.add_done_callback(lambda done: self._pin_answered(served, done))
 
-    def _pin_answered(self, served: ServedModel, answer: asyncio.Future[None]) -> None:
+    def _pin_answered(self, served: ServedModel, answer: Pending) -> None:
         """A pin that the worker does not take is not in force, and is not shown as if it were."""
         error = answer.exception()
         if isinstance(error, TokenmuxError) and not isinstance(error, Unavailable):
@@ -604,7 +590,7 @@ class Front:
             self.changes.notify()
         self._taken(answer)
 
-    def _registration_answered(self, served: ServedModel, answer: asyncio.Future[None]) -> None:
+    def _registration_answered(self, served: ServedModel, answer: Pending) -> None:
         error = answer.exception()
         if isinstance(error, TokenmuxError) and not isinstance(error, Unavailable):
             logger.error("the worker does not take %s: %s", served.name, error)
@@ -612,7 +598,7 @@ class Front:
             self.changes.notify()
         self._taken(answer)
 
-    def _taken(self, answer: asyncio.Future[None]) -> None:
+    def _taken(self, answer: Pending) -> None:
         """The worker has answered a registration or a pin."""
         self._registering.discard(answer)
         if not self._registering and self._supervisor.running and self._telling is None:
@@ -629,9 +615,6 @@ class Front:
         self.changes.notify()
         broken = WorkerFailed("the worker broke and is being restarted: try again in a moment")
         self.commands.fail(broken)
-        for answer in self._traces.values():
-            if not answer.done():
-                answer.set_exception(broken)
         if self._supervisor.has_spoken:
             self._blame()  # before those are forgotten whose clients left meanwhile: they may be the cause
         else:

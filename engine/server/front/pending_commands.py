@@ -1,70 +1,67 @@
-"""Commands to a worker about a model, or about the pool, and their acknowledgements.
-
-A worker answers the commands about one model, and those about none, in the order in which they were sent, so
-that an acknowledgement belongs to the oldest command without one.
-"""
+"""Commands that a worker answers, and their answers, paired by ticket."""
 
 import asyncio
-from collections import defaultdict, deque
 from collections.abc import Callable
 
 from tokenmux.core.errors import ErrorCode, TokenmuxError, error_of
-from tokenmux.core.facts import ModelId
-from tokenmux.messages.commands import Load, Pin, Register, Resize, Unload, Unregister
-from tokenmux.messages.reports import Acknowledged
+from tokenmux.core.span import Span
+from tokenmux.messages.commands import (
+    AskTrace,
+    Command,
+    Load,
+    Pin,
+    Register,
+    Resize,
+    Ticket,
+    Unload,
+    Unregister,
+)
+from tokenmux.messages.reports import Acknowledged, Traced
 
 OperatorCommand = Register | Unregister | Load | Unload | Pin | Resize
 
+Pending = asyncio.Future[Acknowledged | Traced]
+"""The answer to a command."""
+
 
 class Commands:
-    """Commands that were sent and not answered yet."""
+    """Commands that were sent and not answered yet. `send` sends one and returns its ticket."""
 
-    def __init__(self, send: Callable[[OperatorCommand], None]) -> None:
+    def __init__(self, send: Callable[[Command], Ticket]) -> None:
         self._send = send
-        self._pending: defaultdict[ModelId | None, deque[asyncio.Future[None]]] = defaultdict(deque)
+        self._pending: dict[Ticket, Pending] = {}
 
-    def begin(self, command: OperatorCommand) -> asyncio.Future[None]:
+    def begin(self, command: OperatorCommand) -> Pending:
         """Send a command. The future raises the worker's error, or what `fail` was called with."""
-        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiting = self._pending[_subject(command)]
-        waiting.append(answer)
-        try:
-            self._send(command)
-        except TokenmuxError as error:
-            waiting.remove(answer)
-            answer.set_exception(error)
-        return answer
+        return self._ask(command)
 
-    def acknowledge(self, message: Acknowledged) -> None:
-        """An answer came. One that nobody waits for is ignored: its command was given up."""
-        waiting = self._pending.get(message.model)
-        if not waiting:
+    async def trace(self, last_s: float) -> tuple[Span, ...]:
+        """What the worker remembers of the last `last_s` seconds. Raises what `fail` was called with."""
+        answer = await self._ask(AskTrace(last_s))
+        assert isinstance(answer, Traced)
+        return answer.spans
+
+    def answered(self, answer: Acknowledged | Traced) -> None:
+        """An answer arrived. One whose command was given up is ignored."""
+        waiting = self._pending.pop(answer.ticket, None)
+        if waiting is None or waiting.done():  # who asked was cancelled
             return
-        answer = waiting.popleft()
-        if not waiting:
-            del self._pending[message.model]
-        if answer.done():  # who asked was cancelled
-            return
-        if message.error:
-            answer.set_exception(error_of(message.code or ErrorCode.NOT_SERVABLE, message.error))
+        if isinstance(answer, Acknowledged) and answer.error:
+            waiting.set_exception(error_of(answer.code or ErrorCode.NOT_SERVABLE, answer.error))
         else:
-            answer.set_result(None)
+            waiting.set_result(answer)
 
     def fail(self, error: TokenmuxError) -> None:
         """The worker is gone: nothing that is pending will be answered."""
-        pending, self._pending = self._pending, defaultdict(deque)
-        for answers in pending.values():
-            for answer in answers:
-                if not answer.done():
-                    answer.set_exception(error)
+        pending, self._pending = self._pending, {}
+        for waiting in pending.values():
+            if not waiting.done():
+                waiting.set_exception(error)
 
-
-def _subject(command: OperatorCommand) -> ModelId | None:
-    """The model that a command is about."""
-    match command:
-        case Register(facts):
-            return facts.id
-        case Resize():
-            return None
-        case Unregister(model) | Load(model) | Unload(model) | Pin(model):
-            return model
+    def _ask(self, command: OperatorCommand | AskTrace) -> Pending:
+        waiting: Pending = asyncio.get_running_loop().create_future()
+        try:
+            self._pending[self._send(command)] = waiting
+        except TokenmuxError as error:
+            waiting.set_exception(error)
+        return waiting

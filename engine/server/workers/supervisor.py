@@ -12,6 +12,7 @@ start gives up, so that its operator notices.
 """
 
 import asyncio
+import itertools
 import logging
 import threading
 from collections.abc import Awaitable, Callable
@@ -20,8 +21,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from tokenmux.core.errors import TokenmuxError, Unavailable, WorkerFailed
-from tokenmux.messages.commands import Command
-from tokenmux.messages.reports import Alive, Broken, Report
+from tokenmux.messages.commands import Command, Order, Ticket
+from tokenmux.messages.reports import Alive, Broken, InstanceId, Report, Reports
 from tokenmux.server.workers.worker_protocol import Worker
 
 logger = logging.getLogger(__name__)
@@ -63,17 +64,17 @@ class Patience:
 class _Inbox:
     """Takes messages from any thread and, once released, handles them on the loop, in order, in batches."""
 
-    def __init__(self, handle: Callable[[Report], None]) -> None:
+    def __init__(self, handle: Callable[[InstanceId, Report], None]) -> None:
         self._loop = asyncio.get_running_loop()
         self._handle = handle
         self._lock = threading.Lock()
-        self._messages: list[Report] = []
+        self._messages: list[Reports] = []
         self.n_posted = 0
         """Number of messages so far."""
         self._scheduled = True  # by `release`
         self._open = True
 
-    def post(self, message: Report) -> None:
+    def post(self, message: Reports) -> None:
         with self._lock:
             if not self._open:
                 return
@@ -100,9 +101,10 @@ class _Inbox:
             messages, self._messages = self._messages, []
             self._scheduled = False
         for message in messages:
-            if not self._open:  # handling one of them may have shut it
-                return
-            self._handle(message)
+            for report in message.reports:
+                if not self._open:  # handling one of them may have shut it
+                    return
+                self._handle(message.origin, report)
 
 
 class Supervisor:
@@ -111,9 +113,9 @@ class Supervisor:
 
     def __init__(
         self,
-        factory: Callable[[Callable[[Report], None]], Worker],
+        factory: Callable[[Callable[[Reports], None]], Worker],
         *,
-        on_message: Callable[[Report], None],
+        on_report: Callable[[Report], None],
         on_broken: Callable[[], None],
         on_started: Callable[[], None],
         on_down: Callable[[TokenmuxError], None],
@@ -127,7 +129,7 @@ class Supervisor:
         the first), `on_down` with the reason when there will be none for some time, and `on_given_up` when
         `served` was never called and there will be no other."""
         self._factory = factory
-        self._on_message = on_message
+        self._on_report = on_report
         self._on_broken = on_broken
         self._on_started = on_started
         self._on_down = on_down
@@ -140,6 +142,7 @@ class Supervisor:
         self._clock = clock
         self._sleep = sleep
         self._worker: Worker | None = None
+        self._tickets = itertools.count(1)
         self._inbox: _Inbox | None = None
         self._restarting: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -167,14 +170,16 @@ class Supervisor:
         """A worker has taken what it was told: from now on the supervisor never gives up."""
         self._has_served = True
 
-    def send(self, message: Command) -> None:
-        """Send a message to the worker. Without a worker it is dropped: repeat it at `on_started`."""
-        if self._worker is None:
-            return
-        try:
-            self._worker.send(message)
-        except WorkerFailed as error:
-            self._break(str(error))
+    def send(self, command: Command) -> Ticket:
+        """Send a command to the worker; returns its ticket. Without a worker it is dropped: repeat it at
+        `on_started`."""
+        ticket = Ticket(next(self._tickets))
+        if self._worker is not None:
+            try:
+                self._worker.send(Order(ticket, command))
+            except WorkerFailed as error:
+                self._break(str(error))
+        return ticket
 
     async def close(self) -> None:
         """Stop permanently: no restart, no message after this."""
@@ -228,15 +233,16 @@ class Supervisor:
         if watching is not None and watching is not asyncio.current_task():
             watching.cancel()
 
-    def _receive(self, message: Report) -> None:
-        self.has_spoken = self.has_spoken or not isinstance(message, Broken)
-        match message:
+    def _receive(self, origin: InstanceId, report: Report) -> None:
+        self.has_spoken = self.has_spoken or not isinstance(report, Broken)
+        match report:
             case Broken(detail):
+                logger.error("instance %d reports that it is broken", origin)
                 self._break(detail)
             case Alive(silent_s):
                 self._patience_s = max(self._patience.silent_s, silent_s)
             case _:
-                self._on_message(message)
+                self._on_report(report)
 
     def _break(self, detail: str, *, hung: bool = False) -> None:
         if self._closed or self._restarting is not None:

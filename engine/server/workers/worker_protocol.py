@@ -6,14 +6,14 @@
 from collections.abc import Callable
 from typing import Protocol
 
-from tokenmux.messages.commands import Command
-from tokenmux.messages.reports import Report
+from tokenmux.messages.commands import Order
+from tokenmux.messages.reports import Reports
 
 
 class Worker(Protocol):
     """A running worker. It answers from its own thread through the callback that its factory was given."""
 
-    def send(self, message: Command) -> None:
+    def send(self, order: Order) -> None:
         """Send a message without waiting. Raises WorkerFailed if the worker is gone."""
         ...
 
@@ -30,6 +30,6 @@ class Worker(Protocol):
 class WorkerFactory(Protocol):
     """Starts workers."""
 
-    def __call__(self, on_message: Callable[[Report], None], *, arena_bytes: int) -> Worker:
-        """Start a worker with an arena of `arena_bytes`. May block. It answers through `on_message`."""
+    def __call__(self, on_reports: Callable[[Reports], None], *, arena_bytes: int) -> Worker:
+        """Start a worker with an arena of `arena_bytes`. May block. It answers through `on_reports`."""
         ...

@@ -15,6 +15,7 @@ from tests.server.harness import (
     FakeEntry,
     Hub,
     LetterTokenizer,
+    batch,
     facts,
     make_front,
     output,
@@ -600,7 +601,7 @@ async def test_a_first_worker_that_breaks_at_once_is_replaced_before_the_start_r
         worker = make(post, arena_bytes=arena_bytes)
         if len(hub.workers) == 1:
             worker.send = lambda message: None  # type: ignore[method-assign]
-            post(Broken("out of memory"))
+            post(batch(Broken("out of memory")))
         return worker
 
     hub.factory = fragile  # type: ignore[assignment,method-assign]

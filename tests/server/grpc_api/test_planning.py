@@ -1,6 +1,7 @@
 """What operators are told of use, traces and traffic, over a real channel."""
 
 import asyncio
+import itertools
 import json
 from dataclasses import astuple
 
@@ -18,12 +19,12 @@ from tests.server.harness import (
     worker_use,
 )
 from tokenmux.client import AsyncClient, CallFailed
-from tokenmux.core.errors import DoesNotFit, ErrorCode, InUse, NotServable, Unavailable
+from tokenmux.core.errors import DoesNotFit, ErrorCode, InUse, NotServable, Unavailable, WorkerFailed
 from tokenmux.core.facts import ModelId
 from tokenmux.core.request import Request, RequestId
 from tokenmux.core.span import Span
-from tokenmux.messages.commands import AskTrace, Load
-from tokenmux.messages.reports import Acknowledged, Broken
+from tokenmux.messages.commands import AskTrace, Command, Load, Resize, Ticket
+from tokenmux.messages.reports import Acknowledged, Broken, Traced
 from tokenmux.server.front.pending_commands import Commands
 from tokenmux.server.front.traffic import TrafficRecorder
 from tokenmux.server.grpc_api.access import Key, Scope
@@ -164,10 +165,38 @@ async def test_planning_and_traces_need_an_admin_key() -> None:
 async def test_an_error_of_the_worker_keeps_its_class(
     code: ErrorCode | None, raised: type[Exception]
 ) -> None:
-    commands = Commands(lambda message: None)
-    model = facts("m").id
-    answer = commands.begin(Load(model))
-    commands.acknowledge(Acknowledged(model, "no", code))
+    commands = Commands(lambda command: Ticket(5))
+    answer = commands.begin(Load(facts("m").id))
+    commands.answered(Acknowledged(Ticket(5), "no", code))
     with pytest.raises(raised, match="no") as failure:
         await answer
     assert type(failure.value) is raised
+
+
+async def test_answers_find_their_commands_in_whatever_order_they_come() -> None:
+    """A worker may answer a slow resize after what was sent later, and two commands about one model."""
+    tickets = itertools.count(1)
+    commands = Commands(lambda command: Ticket(next(tickets)))
+    resize, first, second = (commands.begin(c) for c in (Resize(1), Load(ModelId("m")), Load(ModelId("m"))))
+    trace = asyncio.ensure_future(commands.trace(1.0))
+    await asyncio.sleep(0)
+    commands.answered(Acknowledged(Ticket(3)))
+    assert (resize.done(), first.done(), second.done()) == (False, False, True)
+    commands.answered(Traced(Ticket(4), ()))
+    commands.answered(Acknowledged(Ticket(2), "no"))
+    commands.answered(Acknowledged(Ticket(9), "of a command that was given up"))
+    assert await trace == ()
+    with pytest.raises(NotServable, match="no"):
+        await first
+    assert not resize.done()
+    commands.fail(WorkerFailed("it broke"))
+    with pytest.raises(WorkerFailed):
+        await resize
+
+
+async def test_a_command_that_cannot_be_sent_fails_and_nothing_else() -> None:
+    def refuse(command: Command) -> Ticket:
+        raise NotServable("too large for a frame")
+
+    with pytest.raises(NotServable, match="too large"):
+        await Commands(refuse).begin(Load(ModelId("m")))

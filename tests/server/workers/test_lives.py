@@ -11,12 +11,22 @@ from typing import Any
 import pytest
 
 from tests.server.front.test_front import ask, events_of, text_of, tokens, until
-from tests.server.harness import PATIENCE_S, FakeEntry, FakeWorker, Hub, VirtualTime, facts, make_front, turns
+from tests.server.harness import (
+    PATIENCE_S,
+    FakeEntry,
+    FakeWorker,
+    Hub,
+    VirtualTime,
+    batch,
+    facts,
+    make_front,
+    turns,
+)
 from tokenmux.core.errors import NotServable, Unavailable
 from tokenmux.core.facts import ModelId
 from tokenmux.core.phases import PhaseChanged, RequestPhase
-from tokenmux.messages.commands import Command, Pin, Register, Submit
-from tokenmux.messages.reports import Alive, Broken, Report
+from tokenmux.messages.commands import Command, Order, Pin, Register, Submit
+from tokenmux.messages.reports import Alive, Broken, Reports
 from tokenmux.server.front.front import Front, Limits
 from tokenmux.server.front.live_request import LiveRequest
 from tokenmux.server.workers.supervisor import Patience, RestartLimits
@@ -28,16 +38,16 @@ MANY = RestartLimits(n=99)
 class DeadlyWorker(FakeWorker):
     """Breaks at what the hub says is deadly; serves everything else after a few turns of the loop."""
 
-    def send(self, message: Command) -> None:
-        if self._hub.is_deadly(message):  # type: ignore[attr-defined]
+    def send(self, order: Order) -> None:
+        if self._hub.is_deadly(order.command):  # type: ignore[attr-defined]
             self.post(Broken("it was deadly"))
             self.dead = True
         if self.dead:
-            self._hub.sent.put_nowait(message)
+            self._hub.sent.put_nowait(order.command)
             return
-        super().send(message)
-        if isinstance(message, Submit):
-            asyncio.get_running_loop().create_task(self._serve(message))
+        super().send(order)
+        if isinstance(order.command, Submit):
+            asyncio.get_running_loop().create_task(self._serve(order.command))
 
     async def _serve(self, submit: Submit) -> None:
         await turns(5)
@@ -50,10 +60,10 @@ class DeadlyHub(Hub):
         super().__init__()
         self.is_deadly = is_deadly
 
-    def factory(self, post: Callable[[Report], None], *, arena_bytes: int) -> FakeWorker:
+    def factory(self, post: Callable[[Reports], None], *, arena_bytes: int) -> FakeWorker:
         worker = DeadlyWorker(self, post, arena_bytes)
         self.workers.append(worker)
-        post(Alive())
+        post(batch(Alive()))
         return worker
 
 
@@ -183,13 +193,13 @@ async def test_a_worker_that_dies_at_its_birth_is_nobodys_fault() -> None:
         await hub.next(Submit)
         make, n_stillborn = hub.factory, 5
 
-        def stillborn(post: Callable[[Report], None], *, arena_bytes: int) -> FakeWorker:
+        def stillborn(post: Callable[[Reports], None], *, arena_bytes: int) -> FakeWorker:
             nonlocal n_stillborn
             worker = make(post, arena_bytes=arena_bytes)
             if n_stillborn:
                 n_stillborn -= 1
                 worker.send = lambda message: None  # type: ignore[method-assign]
-                post(Broken("the device is gone"))
+                post(batch(Broken("the device is gone")))
             return worker
 
         front._supervisor._factory = lambda post: stillborn(post, arena_bytes=1)
@@ -258,7 +268,9 @@ async def test_requests_wait_for_a_worker_but_not_for_ever() -> None:
 
 async def test_a_server_whose_first_worker_cannot_be_had_says_so_and_ends() -> None:
     hub = Hub()
-    hub.factory = lambda post, **_: post(Broken("no such device")) or FakeWorker(hub, lambda _: None, 0)  # type: ignore[assignment, method-assign]
+    hub.factory = lambda post, **_: (
+        post(batch(Broken("no such device"))) or FakeWorker(hub, lambda _: None, 0)
+    )  # type: ignore[assignment, method-assign]
     front, _ = make_front(hub)
     with pytest.raises(Unavailable, match=r"cannot start: 4 workers in a row.*no such device"):
         await front.start()
