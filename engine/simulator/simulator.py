@@ -36,7 +36,14 @@ from tokenmux.core.event import (
 from tokenmux.core.facts import ModelFacts, ModelId
 from tokenmux.core.record import RequestRecord
 from tokenmux.core.request import Request, RequestId
-from tokenmux.core.started import Started, StartedActivation, StartedFetch
+from tokenmux.core.started import (
+    StartedActivation,
+    StartedCompaction,
+    StartedFetch,
+    StartedPageIn,
+    StartedPageOut,
+    StartedStep,
+)
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.policy.pool.pool_policy import Move, Place, PoolPolicy, PoolView, Refuse
 from tokenmux.simulator.doubts import SURE, Doubts
@@ -206,6 +213,10 @@ class Simulator:
         device = self._devices[index]
         for effect in effects:
             match effect:
+                case StartedStep() | StartedActivation() | StartedFetch():
+                    device.start(effect)
+                case StartedPageIn() | StartedPageOut() | StartedCompaction():
+                    device.start(effect)
                 case Interrupt():
                     device.interrupt()
                 case Supersede(operation):
@@ -223,8 +234,6 @@ class Simulator:
                     self._pending.append((index, Resized(self.now_s, arena_bytes)))
                 case CopyEnded(StartedActivation() | StartedFetch() as load):
                     self._loaded.append((index, load))
-                case _ if isinstance(effect, Started):
-                    device.start(effect)
                 case _:
                     pass
 
