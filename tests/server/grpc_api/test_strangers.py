@@ -27,7 +27,7 @@ from tokenmux.messages.commands import Submit, Unregister
 from tokenmux.server.front.administration import Administration, ShownModel
 from tokenmux.server.front.front import Front, Limits
 from tokenmux.server.front.generation import Ask, Chat, ChatMessage, Text
-from tokenmux.server.front.served_models import Served
+from tokenmux.server.front.served_models import ServedModel
 from tokenmux.server.grpc_api import convert
 from tokenmux.server.grpc_api.status import status_of
 from tokenmux.v1 import inference_pb2, models_pb2, pool_pb2
@@ -80,7 +80,7 @@ async def test_a_prompt_is_tokenized_by_the_model_that_runs_it() -> None:
         await Administration(front, catalogue).unregister("letters", force=True)
         new = FakeEntry(replace(facts("letters"), vocab_size=200), letters=Shifted())
         catalogue.kept["letters"] = new
-        front.models.add(Served(new))
+        front.models.add(ServedModel(new))
         gate.opened.set()
         await asking
         assert (await hub.next(Submit)).prompt == tuple(b"bcd")
