@@ -22,8 +22,8 @@ without time for its first items, and no item exceeds its section's time by more
 of stdout is the usual JSON document. Exit status: 0 all items done, 1 some failed or found no time, 2 no CUDA
 device.
 
-A machine that has torch, Triton and transformers needs no installation: the package is found through
-`.typing`.
+Nothing has to be installed on a machine that has torch, Triton, transformers and msgspec: the package is
+found through `.typing`.
 """
 
 import argparse

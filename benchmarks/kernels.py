@@ -10,7 +10,9 @@ are faster than the floor.
 Torch's attention is a poor floor for decoding, with one query per sequence, so decoding is also compared with
 one plain copy of its KV.
 
-Triton kernels are timed on a GPU: `python -m benchmarks.gpu`.
+What a launch of a Triton kernel costs in Python is told as well, on a device that is not there: ours over
+Triton's own look-up by every argument. The kernels themselves are timed where there is a GPU: `python -m
+benchmarks.gpu`.
 
     python -m benchmarks.kernels [--quick]
 """
@@ -29,6 +31,9 @@ from rich.console import Console
 
 from benchmarks.report import Target, finish, spread, table
 from tokenmux.core.facts import KvShape
+from tokenmux.kernels.absent import absent_device
+from tokenmux.kernels.kv_append import launch as append
+from tokenmux.kernels.layout import KVLayout
 from tokenmux.models.network.attention import paged_attention, write_kv
 from tokenmux.models.network.batch import KvViews, Segment, StepBatch
 from tokenmux.models.network.rows import row_rule
@@ -40,6 +45,7 @@ SOURCE = "attention over scattered blocks within a tenth of torch's over contigu
 TARGETS = {
     "decode_over_sdpa": Target(SOURCE, at_least=0.9),
     "prefill_over_sdpa": Target(SOURCE, at_least=0.9),
+    "launch_over_triton": Target("a launch costs less Python than Triton's own", at_most=0.6),
 }
 
 
@@ -244,8 +250,35 @@ def seconds(run: Callable[[], object]) -> float:
     return min(bursts)
 
 
+def launches(n_rounds: int) -> dict[str, float]:
+    """The Python of one launch of `kv_append` over that of Triton's own way to launch the same form."""
+    layout = KVLayout(32, 8, 128, BLOCK_SIZE)
+    key, value = torch.zeros(64, 2, 8, 128, dtype=DTYPE).unbind(1)
+    arena = torch.zeros(layout.block_elements, dtype=DTYPE)
+    slots, count = torch.zeros(64, dtype=torch.int64), torch.ones(1, dtype=torch.int32)
+    form = append.variant(DTYPE, layout.head_dim, BLOCK_SIZE)
+    strides = {"key_token_16": 128, "key_head_16": 8, "value_token_16": 128, "value_head_16": 8}
+
+    def ours() -> None:
+        append.kv_append(key, value, arena, slots, count, layout=layout, layer=3)
+
+    def tritons() -> None:
+        form.kernel.device_code[4, 8, 1](
+            key=key, value=value, arena=arena, slots=slots, count=count, layer=3, **strides,
+            **form.constants, **form.options,
+        )  # fmt: skip
+
+    with absent_device(90):
+        ours()
+        pairs = [(seconds(ours), seconds(tritons)) for _ in range(n_rounds)]
+    return {
+        **spread("launch_over_triton", [mine / theirs for mine, theirs in pairs]),
+        "launch_us": 1e6 * statistics.median(mine for mine, _ in pairs),
+    }
+
+
 def report(cases: Sequence[Case], taken: dict[str, list[Round]]) -> None:
-    metrics: dict[str, float] = {}
+    metrics = launches(len(taken[cases[0].name]))
     rows: list[list[Any]] = []
     for case in cases:
         rounds = taken[case.name]

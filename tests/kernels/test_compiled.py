@@ -73,7 +73,7 @@ def everything(capability, dtype, head_dim):
 
 def check(capability: int, model: ModelShape, name: str) -> None:
     form = forms(capability, model)[name]
-    used, budget = resources(form.compile(capability)), budget_of(name, model)
+    used, budget = resources(form.compile(capability)), budget_of(name, model, capability)
     itemsize = (model.logits if name.startswith("sample") else model.dtype).itemsize
     assert used.spilled == 0, (name, model)
     assert used.registers <= budget.registers, (name, model)
@@ -105,7 +105,8 @@ def test_the_default_run_is_short_and_touches_everything():
     assert named == set(forms(90, shape(BF16, 64)))
     assert {case.values[0] for case in REPRESENTATIVE_CASES} == set(GpuArchitecture)
     assert {
-        budget_of(name, model) for _, model, name in (case.values for case in REPRESENTATIVE_CASES)
+        budget_of(name, model, capability)
+        for capability, model, name in (case.values for case in REPRESENTATIVE_CASES)
     } == set(BUDGETS.values())
 
 
