@@ -10,10 +10,21 @@ virtual clock in tests). No step ever waits for the engine: it prepares, starts,
 
 import logging
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, assert_never
 
 from tokenmux.core.clock import Clock
-from tokenmux.core.effects import CopyEnded, Effects, Interrupt, RequestEnded, ResizeReady, Supersede
+from tokenmux.core.effects import (
+    CopyEnded,
+    Effects,
+    Interrupt,
+    ModelLoaded,
+    RequestEnded,
+    RequestEntered,
+    RequestLeft,
+    ResizeReady,
+    StepEnded,
+    Supersede,
+)
 from tokenmux.core.errors import DoesNotFit, ErrorCode, IntegrityError, NotFound, TokenmuxError
 from tokenmux.core.event import (
     Arrived,
@@ -29,7 +40,7 @@ from tokenmux.core.event import (
 )
 from tokenmux.core.facts import ModelFacts, ModelId
 from tokenmux.core.phases import PhaseChanged, RequestPhase
-from tokenmux.core.plan import Evict
+from tokenmux.core.plan import Discard, Drop, Evict
 from tokenmux.core.record import RequestRecord
 from tokenmux.core.request import FinishReason, RequestId
 from tokenmux.core.started import (
@@ -265,8 +276,10 @@ class Engine:
                     self._host.unbind(model)
                 case ResizeReady(arena_bytes):
                     self._resize(arena_bytes)
-                case _:
+                case StepEnded() | ModelLoaded() | RequestEntered() | RequestLeft() | Drop() | Discard():
                     pass
+                case _:
+                    assert_never(effect)
 
     def _start(self, started: Started) -> None:
         self._was_busy = True

@@ -10,15 +10,19 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from math import inf
+from typing import assert_never
 
 from tokenmux.core.cost import CostModel
 from tokenmux.core.effects import (
     CopyEnded,
     Effects,
     Interrupt,
+    ModelLoaded,
     RequestEnded,
+    RequestEntered,
     RequestLeft,
     ResizeReady,
+    StepEnded,
     Supersede,
 )
 from tokenmux.core.errors import InternalError
@@ -34,6 +38,8 @@ from tokenmux.core.event import (
     Withdrawn,
 )
 from tokenmux.core.facts import ModelFacts, ModelId
+from tokenmux.core.phases import PhaseChanged
+from tokenmux.core.plan import Discard, Drop, Evict
 from tokenmux.core.record import RequestRecord
 from tokenmux.core.request import Request, RequestId
 from tokenmux.core.started import (
@@ -234,8 +240,12 @@ class Simulator:
                     self._pending.append((index, Resized(self.now_s, arena_bytes)))
                 case CopyEnded(StartedActivation() | StartedFetch() as load):
                     self._loaded.append((index, load))
-                case _:
+                case CopyEnded() | StepEnded() | ModelLoaded() | RequestEntered() | PhaseChanged():
                     pass
+                case Evict() | Drop() | Discard():
+                    pass
+                case _:
+                    assert_never(effect)
 
     def _tell_sharers(self, index: int, load: StartedActivation | StartedFetch) -> None:
         """Ask others on the same host again, since the host cache has changed.
