@@ -4,6 +4,8 @@
     ├── InvalidRequest        the caller must change the request        (gRPC INVALID_ARGUMENT)
     ├── NotFound              no such model, request or file            (NOT_FOUND)
     ├── AlreadyExists         a model of that name is registered        (ALREADY_EXISTS)
+    ├── Unauthenticated       the call carries no valid API key         (UNAUTHENTICATED)
+    ├── Forbidden             the API key does not open this            (PERMISSION_DENIED)
     ├── Overloaded            transient: try again later                (RESOURCE_EXHAUSTED)
     ├── NotServable           can never work on this pool as it is      (FAILED_PRECONDITION)
     │   ├── UnsupportedModel  the architecture cannot be run
@@ -33,6 +35,8 @@ class ErrorCode(StrEnum):
     INVALID_REQUEST = "invalid_request"
     NOT_FOUND = "not_found"
     ALREADY_EXISTS = "already_exists"
+    UNAUTHENTICATED = "unauthenticated"
+    FORBIDDEN = "forbidden"
     OVERLOADED = "overloaded"
     NOT_SERVABLE = "not_servable"
     UNSUPPORTED_MODEL = "unsupported_model"
@@ -73,6 +77,18 @@ class AlreadyExists(TokenmuxError):
     """The name is already taken."""
 
     code = ErrorCode.ALREADY_EXISTS
+
+
+class Unauthenticated(TokenmuxError):
+    """The call carries no API key that this server knows."""
+
+    code = ErrorCode.UNAUTHENTICATED
+
+
+class Forbidden(TokenmuxError):
+    """The API key of the call does not give access to what it asks for."""
+
+    code = ErrorCode.FORBIDDEN
 
 
 class Overloaded(TokenmuxError):
@@ -162,6 +178,8 @@ _CLASSES: dict[ErrorCode, type[TokenmuxError]] = {
         InvalidRequest,
         NotFound,
         AlreadyExists,
+        Unauthenticated,
+        Forbidden,
         Overloaded,
         NotServable,
         UnsupportedModel,

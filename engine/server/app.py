@@ -11,7 +11,6 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from types import FrameType
 
 import grpc
@@ -19,11 +18,9 @@ from google.protobuf.descriptor import FileDescriptor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from tokenmux.server.front.administration import Administration
 from tokenmux.server.front.front import Front
-from tokenmux.server.front.model_store import ModelStore
-from tokenmux.server.grpc_api.access import Access, AccessInterceptor
 from tokenmux.server.grpc_api.health import HealthService
+from tokenmux.server.grpc_api.key_interceptor import KeyInterceptor
 from tokenmux.server.grpc_api.malformed import GRPC_LIMIT_TIMES, MalformedInterceptor
 from tokenmux.server.grpc_api.services import InferenceService, ModelsService, PlanningService, PoolService
 from tokenmux.server.listening import cannot_listen
@@ -70,8 +67,6 @@ class Running:
 @asynccontextmanager
 async def running(
     front: Front,
-    catalogue: ModelStore,
-    access: Access,
     transport: Transport,
 ) -> AsyncIterator[Running]:
     """Start the front and the server around it; stop both on leaving. Raises ConfigError if the address
@@ -80,7 +75,7 @@ async def running(
     The port is taken before anything slow begins, and answers only when the front is ready.
     """
     health = HealthService(front)
-    server = _server(front, catalogue, access, transport, health)
+    server = _server(front, transport, health)
     try:
         port = _bind(server, transport)
         await front.start()
@@ -132,14 +127,12 @@ async def until_signalled(front: Front, drain_s: float, last_resort: LastResort 
 
 def _server(
     front: Front,
-    catalogue: ModelStore,
-    access: Access,
     transport: Transport,
     health: HealthService,
 ) -> grpc.aio.Server:
     milliseconds = int(transport.keepalive_s * 1000)
     server = grpc.aio.server(
-        interceptors=[AccessInterceptor(access), MalformedInterceptor(transport.max_message_bytes)],
+        interceptors=[KeyInterceptor(front.keys), MalformedInterceptor(transport.max_message_bytes)],
         options=[
             (
                 "grpc.so_reuseport",
@@ -159,11 +152,9 @@ def _server(
             ("grpc.http2.min_recv_ping_interval_without_data_ms", milliseconds // 3),
         ],
     )
-    administration = Administration(front, catalogue)
-    inference_pb2_grpc.add_InferenceServicer_to_server(InferenceService(front, access), server)  # type: ignore[no-untyped-call]
-    models_pb2_grpc.add_ModelsServicer_to_server(ModelsService(administration), server)  # type: ignore[no-untyped-call]
-    pool = PoolService(front, administration, _version())
-    pool_pb2_grpc.add_PoolServicer_to_server(pool, server)  # type: ignore[no-untyped-call]
+    inference_pb2_grpc.add_InferenceServicer_to_server(InferenceService(front), server)  # type: ignore[no-untyped-call]
+    models_pb2_grpc.add_ModelsServicer_to_server(ModelsService(front), server)  # type: ignore[no-untyped-call]
+    pool_pb2_grpc.add_PoolServicer_to_server(PoolService(front), server)  # type: ignore[no-untyped-call]
     planning_pb2_grpc.add_PlanningServicer_to_server(PlanningService(front), server)  # type: ignore[no-untyped-call]
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     files = (inference_pb2, models_pb2, pool_pb2, planning_pb2, health_pb2)
@@ -188,10 +179,3 @@ def _bind(server: grpc.aio.Server, transport: Transport) -> int:
     if port == 0:
         raise cannot_listen(transport.address)
     return port
-
-
-def _version() -> str:
-    try:
-        return metadata.version("tokenmux")
-    except metadata.PackageNotFoundError:  # run from a checkout that was never installed
-        return "unknown"

@@ -29,9 +29,9 @@ from tokenmux.core.memory_budgets import DeviceKind
 from tokenmux.core.model_names import MODEL_NAME
 from tokenmux.core.sizes import parse_size
 from tokenmux.scheduler.policy.registry import make_policy
+from tokenmux.server.front.api_keys import Scope
 from tokenmux.server.front.names import MAX_TENANT_CHARS, tenant_fault
 from tokenmux.server.front.request_rules import MAX_SECONDS, MAX_WEIGHT, MIN_SECONDS, MIN_WEIGHT
-from tokenmux.server.grpc_api.access import Scope
 from tokenmux.server.grpc_api.malformed import GRPC_LIMIT_TIMES
 from tokenmux.server.yaml_lines import Document, YamlPath, parse
 

@@ -25,11 +25,12 @@ from tokenmux.server.app import Transport, running, until_signalled
 from tokenmux.server.children.encoder_children import EncoderChildren, TextLimits
 from tokenmux.server.children.served_catalogue import RegistrationLimits, ServedCatalogue
 from tokenmux.server.config import PoolConfig
-from tokenmux.server.front.front import Front, Limits
+from tokenmux.server.front.api_keys import ApiKeys, Key
+from tokenmux.server.front.front import Front
+from tokenmux.server.front.limits import Limits
 from tokenmux.server.front.request_rules import Defaults
 from tokenmux.server.front.tenants import Weights
 from tokenmux.server.front.traffic import TraceFile, TrafficRecorder
-from tokenmux.server.grpc_api.access import Access, Key
 from tokenmux.server.listening import Reservation, check_pair
 from tokenmux.server.stopping import LastResort
 from tokenmux.server.workers.supervisor import Patience, RestartLimits
@@ -54,7 +55,7 @@ def open_catalogue(config: PoolConfig, progress: Progress) -> ServedCatalogue:
     """
     if config.device.kind == "cuda":
         check_cuda()
-    read_access(config)
+    read_keys(config)
     read_transport(config)
     catalogue = ServedCatalogue(config.catalogue, registration_limits_of(config))
     missing = sorted(config.models.keys() - set(catalogue.names()))
@@ -76,7 +77,7 @@ async def serve(
     starting the worker raises.
     """
     last_resort = LastResort(config.drain_s)
-    access, transport = read_access(config), read_transport(config)
+    keys, transport = read_keys(config), read_transport(config)
     recorder = recorder_of(config, MonotonicClock().now_s())
     speeds = await asyncio.to_thread(measure, config.device.kind, MonotonicClock())
     blocks = (entry.facts.kv.block_bytes for entry in catalogue.entries())
@@ -96,11 +97,12 @@ async def serve(
         weights=weights_of(config),
         recorder=recorder,
         encoder=encoder,
+        keys=keys,
     )
     encoder.begin()
     reservation.give_up()
     try:
-        async with running(front, catalogue, access, transport) as server:
+        async with running(front, transport) as server:
             at = f"{config.listen.rpartition(':')[0]}:{server.port}"
             # A reader of that line may send a signal at once.
             signalled = asyncio.ensure_future(until_signalled(front, config.drain_s, last_resort))
@@ -215,7 +217,7 @@ def weights_of(config: PoolConfig) -> Weights:
     )
 
 
-def read_access(config: PoolConfig) -> Access:
+def read_keys(config: PoolConfig) -> ApiKeys:
     """Read the files of the keys. Raises ConfigError if one is missing, empty, or the same as another."""
     keys: list[Key] = []
     for key in config.keys:
@@ -226,7 +228,7 @@ def read_access(config: PoolConfig) -> Access:
         if any(made.digest == other.digest for other in keys):
             raise ConfigError(f"{key.file}: the key {key.name!r} is the same as another one")
         keys.append(made)
-    return Access(keys)
+    return ApiKeys(keys)
 
 
 def read_transport(config: PoolConfig) -> Transport:

@@ -8,7 +8,7 @@ import yaml
 from tokenmux.core.errors import ConfigError
 
 YamlPath = tuple[str | int, ...]
-"""Keys and indices from the top: ("models", "small", "source")."""
+"""ApiKeys and indices from the top: ("models", "small", "source")."""
 
 MAX_DEPTH = 32
 MAX_VALUES = 100_000

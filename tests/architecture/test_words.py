@@ -20,9 +20,6 @@ SHARED_WORDS: Mapping[str, frozenset[str]] = {
     "The client imports nothing of ours, and what it takes and returns mirrors the API.": frozenset(
         {"DEFAULT_ADDRESS", "Durations", "Prompt", "PromptInfo", "Residency", "Service"}
     ),
-    "One message of the API, translated on either side of it; read as `proto_values.model`.": frozenset(
-        {"model", "prompt_info", "recorded", "service", "sizes"}
-    ),
     "Kernels import nothing of ours; a test holds the two equal.": frozenset({"GREEDY_BELOW"}),
     "A kernel's launch, its reference and its floor are three forms of one operation.": frozenset(
         {

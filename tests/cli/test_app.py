@@ -12,7 +12,7 @@ import typer
 from tests.cli.runner import refused, run
 from tests.server.harness import ServerThread, serving
 from tokenmux.cli.app import app
-from tokenmux.server.grpc_api.access import Key, Scope
+from tokenmux.server.front.api_keys import Key, Scope
 
 
 def test_help_is_complete_and_brings_nothing_heavy() -> None:

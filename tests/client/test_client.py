@@ -38,7 +38,7 @@ from tokenmux.client import (
 )
 from tokenmux.core.facts import ModelId
 from tokenmux.messages.commands import Cancel, Load, Pin, Submit, Unload
-from tokenmux.server.grpc_api.access import Key, Scope
+from tokenmux.server.front.api_keys import Key, Scope
 from tokenmux.v1 import inference_pb2
 
 

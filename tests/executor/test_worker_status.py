@@ -11,8 +11,8 @@ from tokenmux.core.request import RequestId
 from tokenmux.executor.worker_status import StatusReporter
 from tokenmux.messages.commands import Cancel, Command, Load, Pause, Pin, Resume, Unload
 from tokenmux.messages.reports import Acknowledged, ModelStatus, Report, WorkerStatus
-from tokenmux.server.front.administration import ShownModel
-from tokenmux.server.grpc_api import convert
+from tokenmux.server.front.shown_models import ShownModel
+from tokenmux.server.grpc_api.model_messages import model_message
 from tokenmux.testing import make_model
 
 NAMES = ("r", "s", "t", "u")
@@ -49,7 +49,7 @@ def test_counts_are_counts_whatever_is_cancelled_or_paused_in_mid_step(
     body.clock.run(until_s=start_s + 9)
     for status in seen:
         assert min(status.n_queued, status.n_running, status.n_paged_out) >= 0
-        shown = convert.model(ShownModel(make_model(status.model), False, "", status, None))
+        shown = model_message(ShownModel(status.model, make_model(status.model), False, "", status, None))
         assert shown.refusal == ""
 
 

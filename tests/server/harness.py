@@ -58,12 +58,13 @@ from tokenmux.messages.reports import (
 )
 from tokenmux.models.text.encoder import TextFacts
 from tokenmux.server.app import Transport, running
-from tokenmux.server.front.front import Front, Limits
+from tokenmux.server.front.api_keys import ApiKeys, Key
+from tokenmux.server.front.front import Front
 from tokenmux.server.front.generation import Chat, Text
+from tokenmux.server.front.limits import Limits
 from tokenmux.server.front.request_rules import Defaults
 from tokenmux.server.front.tenants import Weights
 from tokenmux.server.front.traffic import TrafficRecorder
-from tokenmux.server.grpc_api.access import Access, Key
 from tokenmux.v1 import inference_pb2_grpc, models_pb2_grpc, planning_pb2_grpc, pool_pb2_grpc
 
 VOCAB = 256
@@ -434,12 +435,13 @@ def make_front(
     clock: Callable[[], float] = lambda: 100.0,
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     recorder: TrafficRecorder | None = None,
+    keys: Sequence[Key] = (),
 ) -> tuple[Front, FakeCatalogue]:
     """A front over the hub's workers that serves these models (`letters` unless given), with a clock that
     stands still."""
     catalogue = FakeCatalogue(*(entries or (FakeEntry(facts("letters")),)))
     front = Front(
-        hub.factory,
+        lambda post, *, arena_bytes: hub.factory(post, arena_bytes=arena_bytes),
         catalogue,
         SmallDevice(),
         pinned=pinned,
@@ -447,6 +449,7 @@ def make_front(
         defaults=Defaults(max_tokens=8),
         weights=weights,
         recorder=recorder,
+        keys=ApiKeys(keys),
         encoder=ThreadTexts(catalogue.__getitem__),
         clock=clock,
         sleep=sleep,
@@ -497,9 +500,9 @@ async def serving(
 ) -> AsyncIterator[Served]:
     """The whole server on a free loopback port, and a channel to it."""
     hub = Hub(auto=auto)
-    front, catalogue = make_front(hub, *entries, limits=limits, recorder=recorder)
+    front, catalogue = make_front(hub, *entries, limits=limits, recorder=recorder, keys=keys)
     async with (
-        running(front, catalogue, Access(keys), transport or Transport()) as server,
+        running(front, transport or Transport()) as server,
         grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
     ):
         yield Served(hub, front, catalogue, server.port, channel)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tokenmux.core.errors import ConfigError
 from tokenmux.server.config import Override, PoolConfig, check_config, load_config
-from tokenmux.server.grpc_api.access import Scope
+from tokenmux.server.front.api_keys import Scope
 from tokenmux.server.yaml_lines import parse
 
 FULL = """\

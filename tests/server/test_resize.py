@@ -104,7 +104,7 @@ async def test_a_worker_that_is_restarted_has_the_size_of_the_last_resize(served
         n = len(served.hub.workers)
         version = served.front.changes.version
         served.hub.post(Broken("killed"))
-        while len(served.hub.workers) == n or not served.front.worker_running:
+        while len(served.hub.workers) == n or not served.front.worker.running:
             version = await served.front.changes.after(version)
             await asyncio.sleep(0.01)
 

@@ -20,8 +20,8 @@ from tokenmux.executor.calibrate import Speeds
 from tokenmux.models.catalogue import tiny
 from tokenmux.server.app import Transport
 from tokenmux.server.config import KeyConfig, PoolConfig, TlsConfig
-from tokenmux.server.grpc_api.access import Scope
-from tokenmux.server.serve import facts_of, limits_of, read_access, read_transport, weights_of
+from tokenmux.server.front.api_keys import Scope
+from tokenmux.server.serve import facts_of, limits_of, read_keys, read_transport, weights_of
 
 
 def test_the_configuration_reaches_the_parts() -> None:
@@ -58,8 +58,7 @@ def with_keys(*files: Path) -> PoolConfig:
 
 def test_keys_are_read_from_their_files(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("open sesame\n")
-    access = read_access(with_keys(tmp_path / "a"))
-    caller = access.caller([("authorization", "Bearer open sesame")])
+    caller = read_keys(with_keys(tmp_path / "a")).caller("Bearer open sesame")
     assert caller is not None
     assert (caller.name, caller.scope) == ("key0", Scope.ADMIN)
 
@@ -68,11 +67,11 @@ def test_a_key_file_that_is_missing_empty_or_double_is_named(tmp_path: Path) -> 
     for name, text in (("empty", " \n"), ("a", "x"), ("b", "x\n")):
         (tmp_path / name).write_text(text)
     with pytest.raises(ConfigError, match="none cannot be read"):
-        read_access(with_keys(tmp_path / "none"))
+        read_keys(with_keys(tmp_path / "none"))
     with pytest.raises(ConfigError, match="the file of the key 'key0' is empty"):
-        read_access(with_keys(tmp_path / "empty"))
+        read_keys(with_keys(tmp_path / "empty"))
     with pytest.raises(ConfigError, match="'key1' is the same as another one"):
-        read_access(with_keys(tmp_path / "a", tmp_path / "b"))
+        read_keys(with_keys(tmp_path / "a", tmp_path / "b"))
 
 
 def test_a_certificate_that_is_missing_is_named(tmp_path: Path) -> None:

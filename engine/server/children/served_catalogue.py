@@ -20,7 +20,7 @@ from tokenmux.core.progress import Progress
 from tokenmux.models.catalogue.catalogue import Catalogue, SetAside
 from tokenmux.models.catalogue.entry import Entry
 from tokenmux.server.children.child import Child, ChildAnswer, ChildEnded, LimitExceeded
-from tokenmux.server.front.administration import kind_of
+from tokenmux.server.front.sources import kind_of
 
 REGISTRATION_MODULE = "tokenmux.server.children.registration_child"
 _AT_ONCE = 2

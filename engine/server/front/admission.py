@@ -1,23 +1,26 @@
-"""From a client's question to what a worker is sent: a place in the queue, the prompt's token ids, every
-default filled in.
+"""From a client's question to what a worker is sent, in two passes with one look-up of the model.
 
-The checks are in `tokenmux.server.front.request_rules`; here they meet the models and the size of the pool.
-Prompts become token ids in child processes, and a request holds a place in the queue meanwhile.
+    first pass    what is cheap: is the server up, is there such a model, are numbers and names within bounds
+    between       the prompt becomes token ids in a child process; the request holds a place in the queue
+    second pass   what depends on the tokens: lengths, vocabulary, what fits the pool; defaults are filled in
+
+The rules are in `tokenmux.server.front.request_rules`. Refusing early is a promise: nothing that could
+be refused here may fail later, when it has cost others time.
 """
 
 import asyncio
 import secrets
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from tokenmux.core.errors import InternalError, Overloaded, TokenmuxError
+from tokenmux.core.errors import InternalError
 from tokenmux.core.request import DEFAULT_TENANT, Request, RequestId
 from tokenmux.core.sampling import Sampling
 from tokenmux.messages.commands import Submit
 from tokenmux.server.front.generation import AboutModel, Ask, Prompt, TokenIds
 from tokenmux.server.front.model_text import ModelText, OutputText, PromptEncoder
 from tokenmux.server.front.pool_size import PoolSize
+from tokenmux.server.front.readiness import Readiness
 from tokenmux.server.front.request_rules import (
     Defaults,
     check_parameters,
@@ -27,7 +30,25 @@ from tokenmux.server.front.request_rules import (
     service_level,
 )
 from tokenmux.server.front.served_models import ServedModel, ServedModels
-from tokenmux.server.front.tenants import Weights, is_full
+from tokenmux.server.front.tenants import QueuePlaces, Weights
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenized:
+    """A prompt between the two passes."""
+
+    served: ServedModel
+    text: ModelText
+    prompt: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A request that may go to a worker, and what makes text of its output."""
+
+    served: ServedModel
+    submit: Submit
+    text: OutputText
 
 
 class Admission:
@@ -38,43 +59,72 @@ class Admission:
         models: ServedModels,
         encoder: PromptEncoder,
         size: PoolSize,
+        places: QueuePlaces,
+        readiness: Readiness,
         *,
-        max_requests: int,
         defaults: Defaults,
         weights: Weights,
-        refusal: Callable[[], TokenmuxError | None],
         clock: Callable[[], float],
         draw_seed: Callable[[], int],
     ) -> None:
-        """`refusal` says why nothing is accepted at this moment; None: it is."""
+        """`draw_seed` gives the seed of a request that brings none."""
         self._models = models
         self._encoder = encoder
         self._size = size
-        self._max_requests = max_requests
+        self._places = places
+        self._readiness = readiness
         self._defaults = defaults
         self._weights = weights
-        self._refusal = refusal
         self._clock = clock
         self._draw_seed = draw_seed
-        self._held: Counter[str] = Counter()
-        """How many live requests each tenant has."""
-        self.n_admitting = 0
-        """Requests whose prompts are being tokenized."""
 
-    async def submission(self, ask: Ask) -> tuple[Submit, OutputText]:
-        """What to send the worker, and what makes text of its answer. Raises what the error tree has for a
-        request that cannot be accepted. `take_place` for it before anything is awaited."""
+    async def admit(self, ask: Ask) -> Admitted:
+        """Raises what the error tree has for a request that cannot be accepted. Its place in the queue is
+        free again: take it before anything is awaited."""
         arrival_s = self._clock()
         tenant = ask.tenant or DEFAULT_TENANT
-        self._check_up()
-        check_parameters(ask, self._models.accepting(ask.model).facts)
-        with self._admitting(tenant):
-            served, tokenizer, prompt = await self._encode(ask)
+        tokenized = await self._tokenize(ask, tenant)
+        return self._second_pass(ask, tenant, arrival_s, tokenized)
+
+    async def tokenize(self, model: str, prompt: Prompt) -> tuple[int, ...]:
+        """The token ids of a prompt. It takes a place in the queue meanwhile. Raises as `admit`."""
+        return (await self._tokenize(Ask(model, prompt), DEFAULT_TENANT)).prompt
+
+    async def about(self, model: str) -> AboutModel:
+        """What a client may want to know of a model. Raises NotFound, NotServable."""
+        served = self._models.accepting(model)
+        text = await self._models.text(served)
+        return AboutModel(served.facts, text.facts.can_chat, text.facts.stop_token_ids)
+
+    def _first_pass(self, ask: Ask) -> ServedModel:
+        """The model, if it takes requests and this one is well formed so far."""
+        served = self._models.accepting(ask.model)
+        check_parameters(ask, served.facts)
+        return served
+
+    async def _tokenize(self, ask: Ask, tenant: str) -> Tokenized:
+        """The first pass, and the prompt as the tokenizer of the model says it."""
+        self._readiness.check()
+        served = self._first_pass(ask)
+        with self._places.admitting(tenant):
+            while True:
+                text = await self._models.text(served)
+                check_text_length(ask.prompt, served.facts, text.facts.longest_token_chars)
+                prompt = await self._token_ids(served, text, ask.prompt)
+                if self._models.accepts(served):
+                    break
+                # Another checkpoint under the name has another vocabulary: begin again.
+                served = self._first_pass(ask)
+        self._readiness.check()  # tokenizing took time: the server may be stopping
+        return Tokenized(served, text, prompt)
+
+    def _second_pass(self, ask: Ask, tenant: str, arrival_s: float, tokenized: Tokenized) -> Admitted:
+        served, prompt = tokenized.served, tokenized.prompt
         facts = served.facts
         max_tokens = output_limit(ask, prompt, facts, self._defaults)
         check_token_ids("tokens of the prompt", prompt, facts)
         self._size.check_request(facts, len(prompt) + max_tokens, self._models.pinned())
-        end_token_ids = frozenset() if ask.ignore_end_tokens else tokenizer.facts.stop_token_ids
+        end_token_ids = frozenset() if ask.ignore_end_tokens else tokenized.text.facts.stop_token_ids
         submit = Submit(
             request=Request(
                 id=RequestId(secrets.token_hex(8)),
@@ -94,69 +144,13 @@ class Admission:
             min_tokens=ask.min_tokens,
             stop_token_ids=end_token_ids.union(ask.stop_token_ids),
         )
-        return submit, tokenizer.detokenizer(ask.stop_strings, prompt=prompt)
+        return Admitted(served, submit, tokenized.text.detokenizer(ask.stop_strings, prompt=prompt))
 
-    async def tokenize(self, model: str, prompt: Prompt) -> tuple[int, ...]:
-        """The token ids of a prompt. It takes a place in the queue meanwhile. Raises as `submission`."""
-        with self._admitting(DEFAULT_TENANT):
-            _, _, ids = await self._encode(Ask(model, prompt))
-            return ids
-
-    async def metadata(self, model: str) -> AboutModel:
-        """What a client may want to know of a model. Raises NotFound, NotServable."""
-        served = self._models.accepting(model)
-        tokenizer = await self._models.tokenizer(served)
-        return AboutModel(served.facts, tokenizer.facts.can_chat, tokenizer.facts.stop_token_ids)
-
-    def take_place(self, tenant: str) -> None:
-        """A request of this tenant is live."""
-        self._held[tenant] += 1
-
-    def give_back_place(self, tenant: str) -> None:
-        """It is no longer."""
-        self._held[tenant] -= 1
-        if not self._held[tenant]:
-            del self._held[tenant]
-
-    def _check_up(self) -> None:
-        """Raise Unavailable while requests are not accepted."""
-        refusal = self._refusal()
-        if refusal is not None:
-            raise refusal
-
-    @contextmanager
-    def _admitting(self, tenant: str) -> Iterator[None]:
-        """Hold a place in the queue while a prompt is tokenized. Raises Overloaded, and why nothing is
-        accepted now."""
-        self._check_up()
-        if is_full(tenant, self._held, self._max_requests, self._weights, self.n_admitting):
-            raise Overloaded(f"the queue is full ({self._max_requests} requests): try again in a few seconds")
-        self.n_admitting += 1
-        try:
-            yield
-        finally:
-            self.n_admitting -= 1
-        # Tokenizing took time: the server may be stopping.
-        self._check_up()
-
-    async def _encode(self, ask: Ask) -> tuple[ServedModel, ModelText, tuple[int, ...]]:
-        """The model, its tokenizer, and the prompt as that tokenizer says it: the model of the name when
-        this returns."""
-        while True:
-            served = self._models.accepting(ask.model)
-            check_parameters(ask, served.facts)
-            tokenizer = await self._models.tokenizer(served)
-            check_text_length(ask.prompt, served.facts, tokenizer.facts.longest_token_chars)
-            prompt = await self._token_ids(served, tokenizer, ask.prompt)
-            # Another checkpoint under the name has another vocabulary: begin again.
-            if self._models.accepting(ask.model) is served:
-                return served, tokenizer, prompt
-
-    async def _token_ids(self, served: ServedModel, tokenizer: ModelText, prompt: Prompt) -> tuple[int, ...]:
+    async def _token_ids(self, served: ServedModel, text: ModelText, prompt: Prompt) -> tuple[int, ...]:
         if isinstance(prompt, TokenIds):
             return tuple(prompt.ids)
         try:
-            return tuple(await self._encoder.encode(served.name, served.path, tokenizer.facts, prompt))
+            return tuple(await self._encoder.encode(served.name, served.path, text.facts, prompt))
         except (Exception, asyncio.CancelledError, KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # a panic of a native library; gRPC would never answer

@@ -4,6 +4,10 @@ A watcher looks at the thing itself each time it is woken; what changed twice be
 """
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tokenmux.core.errors import Overloaded
 
 
 class Changes:
@@ -24,3 +28,25 @@ class Changes:
         while self.version == version:
             await self._next.wait()
         return self.version
+
+
+class Watchers:
+    """The places of those who watch something, since each costs memory and time for as long as it stays."""
+
+    def __init__(self, what: str, limit: int, instead: str) -> None:
+        """At most `limit` watch `what` at once; errors tell the others what to do `instead`."""
+        self._what = what
+        self._limit = limit
+        self._instead = instead
+        self._n = 0
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Be one of them. Raises Overloaded."""
+        if self._n >= self._limit:
+            raise Overloaded(f"{self._limit} clients watch {self._what} already: {self._instead}")
+        self._n += 1
+        try:
+            yield
+        finally:
+            self._n -= 1

@@ -6,6 +6,7 @@ time. Whether the device can hold the request is asked of the instance
 (`tokenmux.server.front.pool_size.Capacity`), not decided here.
 """
 
+import math
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field
 
@@ -94,6 +95,12 @@ def _check_stopping(ask: Ask, facts: ModelFacts) -> None:
             )
     check_count("stop token ids", ask.stop_token_ids, MAX_STOP_TOKEN_IDS)
     check_token_ids("stop token ids", ask.stop_token_ids, facts)
+
+
+def check_seconds(name: str, seconds: float) -> None:
+    """Raises InvalidRequest unless `seconds` is a time that one can wait or look back."""
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise InvalidRequest(f"{name} {seconds:g}: use seconds, 0 or more")
 
 
 def check_count(what: str, items: Sized, limit: int) -> None:

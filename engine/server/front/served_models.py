@@ -100,8 +100,12 @@ class ServedModels:
             raise served.refusal
         return served
 
-    async def tokenizer(self, served: ServedModel) -> ModelText:
-        """The model's tokenizer, loaded once however many ask, and again if that failed."""
+    def accepts(self, served: ServedModel) -> bool:
+        """True if this model is still the one of its name, and takes requests."""
+        return self._models.get(served.name) is served and served.refusal is None
+
+    async def text(self, served: ServedModel) -> ModelText:
+        """What is known of the model's text, loaded once however many ask, and again if that failed."""
         if served.loading is None or (served.loading.done() and served.loading.exception() is not None):
             served.loading = asyncio.create_task(self._load(served), name=f"tokenizer of {served.name}")
         return await asyncio.shield(served.loading)

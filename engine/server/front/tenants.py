@@ -1,18 +1,20 @@
-"""What the operator grants: weights of tenants and of models, and whose request finds a place in a full
-queue."""
+"""What the operator grants: weights of tenants and of models, and who finds a place in a full queue."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from tokenmux.core.errors import Overloaded
+
 SPARE_PLACES = 1 / 8
-"""Beyond the queue's size, as a share of it: for tenants that hold less than their share, when others have
+"""Beyond the queue's size, as a share of it: for tenants that hold less than their share when others have
 filled the queue."""
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """1 where nothing is said."""
+    """Weights by name; 1 for a name that is not listed."""
 
     tenants: Mapping[str, float] = field(default_factory=dict)
     """Under overload, tenants get time and places in proportion."""
@@ -26,9 +28,42 @@ class Weights:
         return self.models.get(name, 1.0)
 
 
+class QueuePlaces:
+    """The places of a queue of `limit` requests: held by tenants, or by prompts that are being tokenized."""
+
+    def __init__(self, limit: int, weights: Weights) -> None:
+        self._limit = limit
+        self._weights = weights
+        self._held: Counter[str] = Counter()
+        """Live requests by tenant."""
+        self.n_admitting = 0
+        """Requests whose prompts are being tokenized."""
+
+    @contextmanager
+    def admitting(self, tenant: str) -> Iterator[None]:
+        """Hold a place while a prompt of this tenant is tokenized. Raises Overloaded."""
+        if is_full(tenant, self._held, self._limit, self._weights, self.n_admitting):
+            raise Overloaded(f"the queue is full ({self._limit} requests): try again in a few seconds")
+        self.n_admitting += 1
+        try:
+            yield
+        finally:
+            self.n_admitting -= 1
+
+    def take(self, tenant: str) -> None:
+        """A request of this tenant is live."""
+        self._held[tenant] += 1
+
+    def give_back(self, tenant: str) -> None:
+        """A live request of this tenant has ended."""
+        self._held[tenant] -= 1
+        if not self._held[tenant]:
+            del self._held[tenant]
+
+
 def is_full(tenant: str, held: Counter[str], limit: int, weights: Weights, n_admitting: int = 0) -> bool:
-    """Whether a queue of `limit` places is full for this tenant. `held`: places by tenant; `n_admitting`
-    are nobody's yet."""
+    """True if a queue of `limit` places is full for `tenant`. `held` counts places by tenant; `n_admitting`
+    more are held by requests that are being admitted."""
     n = held.total() + n_admitting
     if n < limit or n >= limit + int(SPARE_PLACES * limit):
         return n >= limit

@@ -1,0 +1,1 @@
+"""Our gRPC services: translation and status codes. They decide nothing."""

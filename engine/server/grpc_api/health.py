@@ -11,9 +11,9 @@ that reads nothing stops health for all. Here a watcher waits only for its own c
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 
-from tokenmux.core.errors import NotFound, Overloaded
-from tokenmux.server.front.front import Front
-from tokenmux.server.front.names import check_name_length
+from tokenmux.core.errors import NotFound
+from tokenmux.server.front.changes import Watchers
+from tokenmux.server.front.service import FrontService
 from tokenmux.server.grpc_api.grpc_types import Context
 from tokenmux.server.grpc_api.status import answering
 
@@ -30,9 +30,9 @@ def model_service(name: str) -> str:
 class HealthService:
     """The health service; see the module."""
 
-    def __init__(self, front: Front) -> None:
+    def __init__(self, front: FrontService) -> None:
         self._front = front
-        self._n_watchers = 0
+        self._watchers = Watchers("health", MAX_HEALTH_WATCHERS, "check it from time to time instead")
         self._stopping = False
 
     def stop(self) -> None:
@@ -53,22 +53,15 @@ class HealthService:
     async def List(
         self, request: health_pb2.HealthListRequest, context: Context
     ) -> health_pb2.HealthListResponse:
-        names = [*OVERALL, *(model_service(served.name) for served in self._front.models)]
+        names = [*OVERALL, *map(model_service, self._front.model_names())]
         return health_pb2.HealthListResponse(
             statuses={name: HealthCheckResponse(status=self._status(name)) for name in names}
         )
 
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:
         async with answering(context):
-            if self._n_watchers >= MAX_HEALTH_WATCHERS:
-                raise Overloaded(
-                    f"{MAX_HEALTH_WATCHERS} clients watch health already: check it from time to time instead"
-                )
-            self._n_watchers += 1
-            try:
+            with self._watchers.place():
                 await self._watch(request.service, context)
-            finally:
-                self._n_watchers -= 1
 
     async def _watch(self, service: str, context: Context) -> None:
         version, told = self._front.changes.version, None
@@ -87,10 +80,9 @@ class HealthService:
             serving = self._front.ready
         else:
             name = service.removeprefix(MODELS)
-            check_name_length(name)
-            if not service.startswith(MODELS) or name not in self._front.models:
+            if not self._front.knows_model(name) or not service.startswith(MODELS):
                 return HealthCheckResponse.SERVICE_UNKNOWN
-            serving = self._front.ready and self._front.models.find(name).refusal is None
+            serving = self._front.model_ready(name)
         return (
             HealthCheckResponse.SERVING if serving and not self._stopping else HealthCheckResponse.NOT_SERVING
         )

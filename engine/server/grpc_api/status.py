@@ -7,25 +7,12 @@ leaks.
 
 import logging
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import grpc
 
-from tokenmux.core.errors import (
-    AlreadyExists,
-    BadCheckpoint,
-    ConfigError,
-    Ended,
-    InternalError,
-    InUse,
-    InvalidRequest,
-    NotFound,
-    NotServable,
-    Overloaded,
-    TokenmuxError,
-    Unavailable,
-)
+from tokenmux.core.errors import ErrorCode, TokenmuxError
 from tokenmux.server.grpc_api.grpc_types import Context
 
 logger = logging.getLogger(__name__)
@@ -33,33 +20,36 @@ logger = logging.getLogger(__name__)
 MAX_MESSAGE_CHARS = 2048
 """Status messages travel in HTTP/2 trailers, which many proxies cap at 8 KiB once percent-encoded."""
 
-CODES: dict[type[TokenmuxError], grpc.StatusCode] = {
-    TokenmuxError: grpc.StatusCode.FAILED_PRECONDITION,
-    InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
-    NotFound: grpc.StatusCode.NOT_FOUND,
-    AlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
-    Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    NotServable: grpc.StatusCode.FAILED_PRECONDITION,
-    BadCheckpoint: grpc.StatusCode.FAILED_PRECONDITION,
-    ConfigError: grpc.StatusCode.FAILED_PRECONDITION,
-    InUse: grpc.StatusCode.FAILED_PRECONDITION,
-    Ended: grpc.StatusCode.ABORTED,
-    Unavailable: grpc.StatusCode.UNAVAILABLE,
-    InternalError: grpc.StatusCode.INTERNAL,
+STATUS: Mapping[ErrorCode, grpc.StatusCode] = {
+    ErrorCode.ERROR: grpc.StatusCode.FAILED_PRECONDITION,
+    ErrorCode.INVALID_REQUEST: grpc.StatusCode.INVALID_ARGUMENT,
+    ErrorCode.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    ErrorCode.ALREADY_EXISTS: grpc.StatusCode.ALREADY_EXISTS,
+    ErrorCode.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
+    ErrorCode.FORBIDDEN: grpc.StatusCode.PERMISSION_DENIED,
+    ErrorCode.OVERLOADED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    ErrorCode.NOT_SERVABLE: grpc.StatusCode.FAILED_PRECONDITION,
+    ErrorCode.UNSUPPORTED_MODEL: grpc.StatusCode.FAILED_PRECONDITION,
+    ErrorCode.DOES_NOT_FIT: grpc.StatusCode.FAILED_PRECONDITION,
+    ErrorCode.BAD_CHECKPOINT: grpc.StatusCode.FAILED_PRECONDITION,
+    ErrorCode.CONFIG_ERROR: grpc.StatusCode.FAILED_PRECONDITION,
+    ErrorCode.IN_USE: grpc.StatusCode.FAILED_PRECONDITION,
+    ErrorCode.ENDED: grpc.StatusCode.ABORTED,
+    ErrorCode.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+    ErrorCode.WORKER_FAILED: grpc.StatusCode.UNAVAILABLE,
+    ErrorCode.INTERNAL: grpc.StatusCode.INTERNAL,
+    ErrorCode.ILLEGAL_PLAN: grpc.StatusCode.INTERNAL,
+    ErrorCode.INTEGRITY: grpc.StatusCode.INTERNAL,
 }
-"""A class that is not listed has the code of its nearest listed base. RESOURCE_EXHAUSTED and UNAVAILABLE
-are for `retryable` errors only."""
-
-
-def code_of(error: TokenmuxError) -> grpc.StatusCode:
-    """The status code of an error."""
-    return next(CODES[kind] for kind in type(error).__mro__ if kind in CODES)
+"""The status of every error. RESOURCE_EXHAUSTED and UNAVAILABLE are for `retryable` errors only."""
 
 
 def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
-    """The code and the message for the client. An error of ours is logged here."""
-    if isinstance(error, TokenmuxError) and not isinstance(error, InternalError):
-        return code_of(error), str(error)[:MAX_MESSAGE_CHARS]
+    """The status and the message for the client. An error of ours is logged here."""
+    if isinstance(error, TokenmuxError):
+        status = STATUS[error.code]
+        if status is not grpc.StatusCode.INTERNAL:
+            return status, str(error)[:MAX_MESSAGE_CHARS]
     incident = secrets.token_hex(4)
     logger.error("internal error %s", incident, exc_info=error)
     return (

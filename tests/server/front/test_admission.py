@@ -20,7 +20,7 @@ from tokenmux.server.front.request_rules import (
     check_token_ids,
     service_level,
 )
-from tokenmux.server.grpc_api.convert import ask_of
+from tokenmux.server.grpc_api.inference_messages import ask_of
 from tokenmux.v1 import inference_pb2, models_pb2
 
 NUMBERS = ("temperature", "top_p", "ttft_s", "tpot_s", "weight")

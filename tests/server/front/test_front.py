@@ -37,7 +37,7 @@ from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.core.request import FinishReason, RequestId, ServiceLevel
 from tokenmux.messages.commands import Cancel, Pause, Pin, Register, Resume, Submit
 from tokenmux.messages.reports import Broken, Finished, Tokens
-from tokenmux.server.front.front import Front, Limits
+from tokenmux.server.front.front import Front
 from tokenmux.server.front.generation import (
     Ask,
     Chat,
@@ -49,6 +49,7 @@ from tokenmux.server.front.generation import (
     TokenDelta,
     TokenIds,
 )
+from tokenmux.server.front.limits import Limits
 from tokenmux.server.front.tenants import Weights
 
 
@@ -423,7 +424,7 @@ async def test_leaving_cancels_and_the_place_is_kept_until_the_worker_confirms()
         async with front.open(ask()) as stream:
             pass
         assert await hub.next(Cancel) == Cancel(stream.id)
-        assert (front.n_live, front.n_live_of(facts("letters").id)) == (1, 0)
+        assert (front.n_live, front.worker.requests.n_of(facts("letters").id)) == (1, 0)
         hub.post(Finished(stream.id, FinishReason.CANCELLED, 100.0))
         await until(lambda: front.n_live == 0)
 
@@ -509,7 +510,7 @@ async def test_a_dead_worker_costs_time_and_no_tokens() -> None:
         assert (again.request, again.prompt, again.sampling) == (first.request, first.prompt, first.sampling)
         hub.worker.run(again)
         events = [event async for event in stream]
-        assert (len(hub.workers), front.n_restarts, hub.workers[0].closed) == (2, 1, True)
+        assert (len(hub.workers), front.worker.n_restarts, hub.workers[0].closed) == (2, 1, True)
     assert text_of(events) == "defghi"
     assert tokens_of(events) == output(first)
 
@@ -557,7 +558,7 @@ async def test_a_request_that_was_complete_but_for_the_word_is_completed() -> No
         hub.post(Tokens(stopped.id, 0, (ord("d"), END), 100.0))
         hub.post(Broken("killed"))
         ends = [[event async for event in stream][-1] for stream in (full, stopped)]
-        await until(lambda: front.worker_running and front.n_restarts == 1)
+        await until(lambda: front.worker.running and front.worker.n_restarts == 1)
         assert front.n_live == 0
     assert [end.reason for end in ends if isinstance(end, FinishInfo)] == [
         FinishReason.LENGTH,
@@ -572,7 +573,7 @@ async def test_a_cancelled_request_is_not_given_to_the_next_worker() -> None:
         async with front.open(ask()):
             await hub.next(Submit)
         hub.post(Broken("killed"))
-        await until(lambda: front.worker_running and front.n_restarts == 1)
+        await until(lambda: front.worker.running and front.worker.n_restarts == 1)
         assert not [sent for sent in hub.unread() if isinstance(sent, Submit)]
         assert front.n_live == 0
 
@@ -581,7 +582,7 @@ async def test_requests_that_come_while_there_is_no_worker_wait_for_the_next() -
     hub = Hub(auto=True)
     async with started(hub) as front:
         hub.post(Broken("killed"))
-        await until(lambda: not front.worker_running)
+        await until(lambda: not front.worker.running)
         assert text_of(await events_of(front, ask())) == "defghijk"
 
 
@@ -590,7 +591,7 @@ async def test_a_worker_that_cannot_be_sent_to_is_replaced() -> None:
     async with started(hub) as front:
         hub.worker.dead = True
         assert text_of(await events_of(front, ask())) == "defghijk"
-        assert front.n_restarts == 1
+        assert front.worker.n_restarts == 1
 
 
 async def test_a_first_worker_that_breaks_at_once_is_replaced_before_the_start_returns() -> None:
@@ -662,4 +663,4 @@ async def test_the_latest_status_is_kept_and_watchers_are_woken() -> None:
         version = front.changes.version
         hub.post(worker_status("letters"))
         assert await front.changes.after(version) > version
-        assert front.worker_status == worker_status("letters")
+        assert front.worker.status == worker_status("letters")

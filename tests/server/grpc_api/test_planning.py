@@ -25,9 +25,9 @@ from tokenmux.core.request import Request, RequestId
 from tokenmux.core.span import Span
 from tokenmux.messages.commands import AskTrace, Command, Load, Resize, Ticket
 from tokenmux.messages.reports import Acknowledged, Broken, Traced
+from tokenmux.server.front.api_keys import Key, Scope
 from tokenmux.server.front.pending_commands import Commands
 from tokenmux.server.front.traffic import TrafficRecorder
-from tokenmux.server.grpc_api.access import Key, Scope
 from tokenmux.server.grpc_api.services import RECORDED_PER_MESSAGE
 from tokenmux.workload.trace import TraceRequest
 
@@ -70,10 +70,10 @@ async def test_use_begins_anew_with_a_new_worker() -> None:
         served.hub.post(worker_use("letters"))
         version = served.front.changes.version
         await served.front.changes.after(version)
-        assert served.front.usage.tenants
+        assert served.front.worker.usage.tenants
         served.hub.post(Broken("a cosmic ray"))
         await served.front.changes.after(served.front.changes.version)
-        assert not served.front.usage.tenants
+        assert not served.front.worker.usage.tenants
 
 
 async def test_a_trace_is_a_document_for_perfetto() -> None:

@@ -37,10 +37,11 @@ from tokenmux.core.request import FinishReason
 from tokenmux.messages.commands import Cancel, Load, Pause, Pin, Resume, Submit, Unload, Unregister
 from tokenmux.messages.reports import Broken, Finished, Tokens
 from tokenmux.server.app import Transport, running, until_signalled
-from tokenmux.server.front.front import Limits
+from tokenmux.server.front import pool_status
+from tokenmux.server.front.api_keys import Key, Scope
+from tokenmux.server.front.limits import Limits
 from tokenmux.server.grpc_api import health as health_module
 from tokenmux.server.grpc_api import services
-from tokenmux.server.grpc_api.access import Access, Key, Scope
 from tokenmux.v1 import inference_pb2, inference_pb2_grpc, models_pb2, planning_pb2, pool_pb2
 
 Code = grpc.StatusCode
@@ -538,47 +539,46 @@ async def test_health_of_all_and_of_names_that_nothing_can_have(served: Served) 
 
 
 @pytest.mark.parametrize("watched", ["status", "health"])
-async def test_there_is_an_end_to_how_many_may_watch(
-    served: Served, watched: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(services, "MAX_STATUS_WATCHERS", 2)
+async def test_there_is_an_end_to_how_many_may_watch(watched: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_status, "MAX_STATUS_WATCHERS", 2)
     monkeypatch.setattr(health_module, "MAX_HEALTH_WATCHERS", 2)
-    health = health_pb2_grpc.HealthStub(served.channel)
+    async with serving() as served:
+        health = health_pb2_grpc.HealthStub(served.channel)
 
-    def watch() -> Any:
-        if watched == "status":
-            return served.pool.WatchStatus(pool_pb2.WatchStatusRequest())
-        return health.Watch(health_pb2.HealthCheckRequest())
+        def watch() -> Any:
+            if watched == "status":
+                return served.pool.WatchStatus(pool_pb2.WatchStatusRequest())
+            return health.Watch(health_pb2.HealthCheckRequest())
 
-    first, second = watch(), watch()
-    await first.read()
-    await second.read()
-    third = watch()
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await third.read()
-    assert caught.value.code() is Code.RESOURCE_EXHAUSTED
-    first.cancel()
-    async with asyncio.timeout(PATIENCE_S):
-        while True:
-            fourth = watch()
-            with contextlib.suppress(grpc.aio.AioRpcError):
-                await fourth.read()
-                break
+        first, second = watch(), watch()
+        await first.read()
+        await second.read()
+        third = watch()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await third.read()
+        assert caught.value.code() is Code.RESOURCE_EXHAUSTED
+        first.cancel()
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                fourth = watch()
+                with contextlib.suppress(grpc.aio.AioRpcError):
+                    await fourth.read()
+                    break
 
 
 async def test_a_status_is_made_once_for_all_who_watch(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = 0
-    make = services.PoolService._make_status
+    make = services.status_message
 
-    def counted(service: services.PoolService) -> pool_pb2.StatusResponse:
+    def counted(status: pool_status.PoolSnapshot) -> pool_pb2.StatusResponse:
         nonlocal made
         made += 1
-        return make(service)
+        return make(status)
 
-    monkeypatch.setattr(services, "FRESH_S", 60.0)
-    monkeypatch.setattr(services.PoolService, "_make_status", counted)
+    monkeypatch.setattr(pool_status, "FRESH_S", 60.0)
+    monkeypatch.setattr(services, "status_message", counted)
     watches = [served.pool.WatchStatus(pool_pb2.WatchStatusRequest()) for _ in range(30)]
     await asyncio.gather(*(watch.read() for watch in watches))
     assert made == 1
@@ -671,9 +671,9 @@ async def test_the_name_of_the_key_is_the_tenant() -> None:
 
 
 async def test_a_port_in_use_is_a_clear_error(served: Served) -> None:
-    front, catalogue = make_front(hub := Hub())
+    front, _ = make_front(hub := Hub())
     with pytest.raises(ConfigError, match=rf"cannot listen on {served.target}: the port is in use.*--listen"):
-        async with running(front, catalogue, Access(()), Transport(served.target)):
+        async with running(front, Transport(served.target)):
             pass
     assert not hub.workers, "nothing slow begins before the port is ours"
 

@@ -14,7 +14,7 @@ from tokenmux.core.sampling import Sampling
 from tokenmux.messages.commands import Submit
 from tokenmux.messages.reports import Finished, Tokens
 from tokenmux.server.front.live_request import LiveRequest
-from tokenmux.server.grpc_api.status import code_of, status_of
+from tokenmux.server.grpc_api.status import STATUS, status_of
 
 Code = grpc.StatusCode
 
@@ -28,7 +28,7 @@ def tree(root: type[TokenmuxError] = TokenmuxError) -> Iterator[type[TokenmuxErr
 
 @pytest.mark.parametrize("kind", list(tree()))
 def test_a_code_says_try_again_exactly_where_that_may_help(kind: type[TokenmuxError]) -> None:
-    code = code_of(kind("a reason"))
+    code = STATUS[kind.code]
     assert CallFailed(code, "a reason").retryable == kind.retryable
     assert kind.__name__ in (errors.__doc__ or "")
     shown, message = status_of(kind("a reason"))
@@ -67,7 +67,7 @@ async def test_a_request_that_failed_has_the_code_of_its_reason(
     request.take_finished(Finished(request.id, FinishReason.FAILED, 0.0, "the image is gone", said))
     with pytest.raises(TokenmuxError, match="the image is gone") as caught:
         [event async for event in request]
-    assert code_of(caught.value) is code
+    assert status_of(caught.value)[0] is code
 
 
 def test_tokens_after_the_client_left_are_no_fault() -> None:

@@ -24,11 +24,12 @@ from tests.server.harness import (
 )
 from tokenmux.core.errors import ErrorCode, InUse, InvalidRequest, NotFound, Overloaded, TokenmuxError
 from tokenmux.messages.commands import Submit, Unregister
-from tokenmux.server.front.administration import Administration, ShownModel
-from tokenmux.server.front.front import Front, Limits
+from tokenmux.server.front.front import Front
 from tokenmux.server.front.generation import Ask, Chat, ChatMessage, Text
+from tokenmux.server.front.limits import Limits
 from tokenmux.server.front.served_models import ServedModel
-from tokenmux.server.grpc_api import convert
+from tokenmux.server.front.shown_models import ShownModel
+from tokenmux.server.grpc_api.model_messages import model_message
 from tokenmux.server.grpc_api.status import status_of
 from tokenmux.v1 import inference_pb2, models_pb2, pool_pb2
 
@@ -77,7 +78,7 @@ async def test_a_prompt_is_tokenized_by_the_model_that_runs_it() -> None:
     async with fronted(hub, old) as (front, catalogue):
         asking = asyncio.create_task(anext(aiter_of(front, Ask("letters", Text("abc")))))
         await gate.is_reached()
-        await Administration(front, catalogue).unregister("letters", force=True)
+        await front.unregister("letters", force=True)
         new = FakeEntry(replace(facts("letters"), vocab_size=200), letters=Shifted())
         catalogue.kept["letters"] = new
         front.models.add(ServedModel(new))
@@ -88,13 +89,11 @@ async def test_a_prompt_is_tokenized_by_the_model_that_runs_it() -> None:
 
 async def test_a_prompt_whose_model_went_meanwhile_is_refused() -> None:
     gate = Gate()
-    async with fronted(Hub(), FakeEntry(facts("letters"), letters=LetterTokenizer(gate=gate))) as (
-        front,
-        catalogue,
-    ):
+    entry = FakeEntry(facts("letters"), letters=LetterTokenizer(gate=gate))
+    async with fronted(Hub(), entry) as (front, _):
         asking = asyncio.create_task(anext(aiter_of(front, Ask("letters", Text("abc")))))
         await gate.is_reached()
-        await Administration(front, catalogue).unregister("letters")
+        await front.unregister("letters")
         gate.opened.set()
         with pytest.raises(NotFound):
             await asking
@@ -189,7 +188,9 @@ async def test_a_model_that_cannot_be_read_is_listed_and_breaks_no_call() -> Non
 
 @pytest.mark.parametrize("max_context", [-5, 10**30])
 def test_facts_out_of_range_are_a_refusal_and_no_error_of_the_call(max_context: int) -> None:
-    shown = convert.model(ShownModel(replace(facts("m"), max_context=max_context), False, "", None, None))
+    shown = model_message(
+        ShownModel("m", replace(facts("m"), max_context=max_context), False, "", None, None)
+    )
     assert (shown.name, shown.max_context) == ("m", 0)
     assert "out of range" in shown.refusal
 
@@ -199,7 +200,7 @@ async def test_files_go_first_and_a_disk_that_refuses_changes_nothing() -> None:
     async with fronted(hub) as (front, catalogue):
         catalogue.refuses_removal = TokenmuxError("/models: cannot be written (Read-only file system)")
         with pytest.raises(TokenmuxError, match="Read-only") as caught:
-            await Administration(front, catalogue).unregister("letters")
+            await front.unregister("letters")
         assert status_of(caught.value) == (grpc.StatusCode.FAILED_PRECONDITION, str(caught.value))
         assert not any(isinstance(message, Unregister) for message in hub.unread())
         assert await front.tokenize("letters", Text("a")) == (97,)
@@ -211,7 +212,7 @@ async def test_a_model_that_the_worker_does_not_let_go_is_served_on() -> None:
     async with fronted(hub) as (front, catalogue):
         hub.refuses["letters"] = "being loaded"
         with pytest.raises(InUse, match="being loaded"):
-            await Administration(front, catalogue).unregister("letters")
+            await front.unregister("letters")
         assert catalogue.names() == ["letters"]
         assert await front.tokenize("letters", Text("a")) == (97,)
 
@@ -221,7 +222,7 @@ async def test_force_waits_for_what_is_under_way() -> None:
     hub.refuses["letters"], hub.codes["letters"] = "", ErrorCode.IN_USE
     async with fronted(hub) as (front, catalogue):
         hub.refuses["letters"] = "being loaded"
-        removing = asyncio.create_task(Administration(front, catalogue).unregister("letters", force=True))
+        removing = asyncio.create_task(front.unregister("letters", force=True))
         await hub.next(Unregister)
         hub.refuses.clear()
         front.changes.notify()

@@ -27,7 +27,8 @@ from tokenmux.core.facts import ModelId
 from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.messages.commands import Command, Order, Pin, Register, Submit
 from tokenmux.messages.reports import Alive, Broken, Reports
-from tokenmux.server.front.front import Front, Limits
+from tokenmux.server.front.front import Front
+from tokenmux.server.front.limits import Limits
 from tokenmux.server.front.live_request import LiveRequest
 from tokenmux.server.workers.supervisor import Patience, RestartLimits
 
@@ -123,7 +124,7 @@ async def test_a_deadly_request_whose_client_leaves_makes_nobody_else_guilty() -
                 with suppress(NotServable):
                     async with front.open(ask("!bc")):
                         pass
-                await until(lambda n=n: len(hub.workers) > n and front.worker_running)
+                await until(lambda n=n: len(hub.workers) > n and front.worker.running)
                 assert await outcome(good) == "defghijk"
 
 
@@ -202,7 +203,7 @@ async def test_a_worker_that_dies_at_its_birth_is_nobodys_fault() -> None:
                 post(batch(Broken("the device is gone")))
             return worker
 
-        front._supervisor._factory = lambda post: stillborn(post, arena_bytes=1)
+        hub.factory = stillborn  # type: ignore[method-assign]
         hub.post(Broken("killed"))
         submit = await hub.next(Submit)
         hub.worker.run(submit)
@@ -219,16 +220,16 @@ async def test_workers_that_keep_breaking_are_replaced_after_growing_waits_for_e
     async with started(hub, time, limits=limits) as front:
         for n in (1, 2):
             hub.post(Broken("killed"))
-            await until(lambda n=n: front.worker_running and front.n_restarts == n)
+            await until(lambda n=n: front.worker.running and front.worker.n_restarts == n)
         assert front.ready
         for n, wait_s in enumerate((1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0), start=3):
             hub.post(Broken("killed"))
-            await until(lambda: front._supervisor._waiting is not None)
+            await until(lambda: front.worker.waiting)
             assert not front.ready
             await time.pass_s(wait_s - 0.001)
-            assert front.n_restarts == n - 1
+            assert front.worker.n_restarts == n - 1
             await time.pass_s(0.001)
-            await until(lambda n=n: front.worker_running and front.n_restarts == n)
+            await until(lambda n=n: front.worker.running and front.worker.n_restarts == n)
             await turns()
         await time.pass_s(2.0)
         assert front.ready, "a worker that lives is enough"
@@ -236,7 +237,7 @@ async def test_workers_that_keep_breaking_are_replaced_after_growing_waits_for_e
         assert text_of(await events_of(front, ask())) == "defghijk"
         await time.pass_s(60.0)
         hub.post(Broken("killed"))
-        await until(lambda: front.worker_running and front.n_restarts == 11)
+        await until(lambda: front.worker.running and front.worker.n_restarts == 11)
         assert front.ready, "it is forgiven: the last one lived long"
 
 
@@ -246,7 +247,7 @@ async def test_requests_wait_for_a_worker_but_not_for_ever() -> None:
     async with started(hub, time, limits=limits) as front, front.open(ask()) as before:
         await hub.next(Submit)
         hub.post(Broken("killed"))
-        await until(lambda: front._supervisor._waiting is not None)
+        await until(lambda: front.worker.waiting)
         await time.pass_s(29.0)
         async with front.open(ask()) as during:
             assert (before.closed, during.closed) == (False, False)
@@ -258,7 +259,7 @@ async def test_requests_wait_for_a_worker_but_not_for_ever() -> None:
             await events_of(front, ask())
         assert front.n_live == 0
         await time.pass_s(60.0)
-        await until(lambda: front.worker_running)
+        await until(lambda: front.worker.running)
         await turns()
         await time.pass_s(2.0)
         hub.auto = True
@@ -281,7 +282,7 @@ async def test_closing_does_not_wait_for_the_next_worker() -> None:
     hub, time = Hub(), VirtualTime()
     async with started(hub, time, limits=Limits(restarts=RestartLimits(n=0))) as front:
         hub.post(Broken("killed"))
-        await until(lambda: front._supervisor._waiting is not None)
+        await until(lambda: front.worker.waiting)
     assert len(hub.workers) == 1
 
 
@@ -294,7 +295,7 @@ async def test_threads_that_hang_elsewhere_do_not_keep_a_worker_from_being_repla
         loop.set_default_executor(few)
         hanging = loop.run_in_executor(None, never.wait)
         hub.post(Broken("killed"))
-        await until(lambda: front.n_restarts == 1 and front.worker_running)
+        await until(lambda: front.worker.n_restarts == 1 and front.worker.running)
         never.set()
         await hanging
 
@@ -318,7 +319,7 @@ async def test_a_worker_that_falls_silent_is_killed_and_replaced() -> None:
         await time.pass_s(2.0)
         assert hub.workers[0].killed
         assert not front.ready, "health says so until the next one serves"
-        await until(lambda: front.worker_running)
+        await until(lambda: front.worker.running)
         submits = [await hub.next(Submit), await hub.next(Submit)]
         hub.worker.run(submits[-1])
         assert await outcome(stream) == "defghi"

@@ -1,0 +1,158 @@
+"""What a new worker is told, and in which order: the models, their pins, then the live requests.
+
+When workers break before they have taken all models, the next one is told of one model at a time, so
+that it shows which one it is.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from tokenmux.core.errors import TokenmuxError, Unavailable
+from tokenmux.messages.commands import Load, Pin, Register
+from tokenmux.server.front.changes import Changes
+from tokenmux.server.front.pending_commands import Commands, Pending
+from tokenmux.server.front.served_models import ServedModel, ServedModels
+from tokenmux.server.front.trials import Trials
+from tokenmux.server.workers.supervisor import Supervisor
+
+logger = logging.getLogger(__name__)
+
+
+class Handover:
+    """Tells workers of models, and knows how far it has got with the present one."""
+
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        commands: Commands,
+        models: ServedModels,
+        trials: Trials,
+        changes: Changes,
+        *,
+        n_deaths: int,
+        give_requests: Callable[[], None],
+        on_done: Callable[[], None],
+    ) -> None:
+        """After `n_deaths` of workers that had not taken all models, they are told one by one. `on_done` is
+        called when a worker has taken all of them."""
+        self._supervisor = supervisor
+        self._commands = commands
+        self._models = models
+        self._trials = trials
+        self._changes = changes
+        self._n_deaths = n_deaths
+        self._give_requests = give_requests
+        self._on_done = on_done
+        self._unanswered: set[Pending] = set()
+        self._done = asyncio.Event()
+        self._one_by_one: asyncio.Task[None] | None = None
+        self._told: ServedModel | None = None
+        """The model that the worker is being told of, while it is told one at a time."""
+        self._n_unfinished = 0
+        """How many workers in a row broke before they had taken all models."""
+
+    @property
+    def takes(self) -> bool:
+        """True if there is a worker that can be given requests."""
+        return self._supervisor.running and self._one_by_one is None
+
+    def begin(self) -> None:
+        """There is a new worker."""
+        self._done.clear()
+        if self._n_unfinished >= self._n_deaths:
+            self._one_by_one = asyncio.create_task(self._tell_one_by_one(), name="register models")
+            return
+        for served in self._models:
+            if served.refusal is None:
+                self.register(served)
+        self._tell_the_rest()
+
+    async def finished(self) -> None:
+        """Wait until a worker has taken all models, or `give_up` was called."""
+        await self._done.wait()
+
+    def give_up(self) -> None:
+        """There will be no worker."""
+        self._done.set()
+
+    def stop(self) -> None:
+        """The worker broke, or is not needed any more."""
+        if self._one_by_one is not None:
+            self._one_by_one.cancel()
+            self._one_by_one = None
+
+    def to_blame(self) -> ServedModel | None:
+        """The model that the broken worker was being told of, if it was told one at a time."""
+        told, self._told = self._told, None
+        if told is None and not self._done.is_set():
+            self._n_unfinished += 1
+        return told
+
+    def register(self, served: ServedModel) -> Pending:
+        """Tell the worker of a model. If it does not take it, the model is refused with its reason."""
+        answer = self._commands.begin(Register(served.facts, str(served.path)))
+        self._unanswered.add(answer)
+        answer.add_done_callback(lambda done: self._registered(served, done))
+        return answer
+
+    def pin(self, served: ServedModel) -> None:
+        """Tell the worker to keep a model resident, if it is pinned and served."""
+        if served.pinned and served.refusal is None:
+            self._trials.sent(Load(served.facts.id))
+            answer = self._commands.begin(Pin(served.facts.id, True))
+            self._unanswered.add(answer)
+            answer.add_done_callback(lambda done: self._pinned(served, done))
+
+    async def _tell_one_by_one(self) -> None:
+        for served in list(self._models):
+            if served.refusal is None:
+                self._told = served
+                await asyncio.wait([self.register(served)])
+        self._told = self._one_by_one = None
+        self._tell_the_rest()
+
+    def _tell_the_rest(self) -> None:
+        """Pins come after all models, so that each is judged by what it leaves to every one of them."""
+        for served in self._models:
+            if served.refusal is None and not self._trials.holds(Load(served.facts.id)):
+                self.pin(served)
+        self._give_requests()
+        if not self._unanswered:
+            self._finish()
+        self._trials.go_on()
+
+    def _registered(self, served: ServedModel, answer: Pending) -> None:
+        error = _refusal_in(answer)
+        if error is not None:
+            logger.error("the worker does not take %s: %s", served.name, error)
+            served.refusal = error
+            self._changes.notify()
+        self._taken(answer)
+
+    def _pinned(self, served: ServedModel, answer: Pending) -> None:
+        """A pin that the worker does not take is not in force, and is not shown as if it were."""
+        error = _refusal_in(answer)
+        if error is not None:
+            logger.error("%s is not pinned: %s", served.facts.id, error)
+            served.pinned = False
+            self._changes.notify()
+        self._taken(answer)
+
+    def _taken(self, answer: Pending) -> None:
+        """The worker has answered a registration or a pin."""
+        self._unanswered.discard(answer)
+        if not self._unanswered and self.takes:
+            self._finish()
+
+    def _finish(self) -> None:
+        self._n_unfinished = 0
+        self._supervisor.served()
+        self._done.set()
+        self._on_done()
+
+
+def _refusal_in(answer: Pending) -> TokenmuxError | None:
+    """Why the worker refused, if it did; a worker that broke has refused nothing."""
+    error = answer.exception()
+    return error if isinstance(error, TokenmuxError) and not isinstance(error, Unavailable) else None

@@ -1,0 +1,173 @@
+"""Every accepted request between its client and the worker, until the worker has let go of it.
+
+    add ─▶ Submit ─▶ worker ─ Tokens, PhaseChanged, Finished ─▶ deliver ─▶ the client's stream
+                                    client left, or an error ─▶ end ─▶ Cancel, then Finished
+
+What happens when a client stops reading is in `tokenmux.server.front.slow_readers`.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+
+from tokenmux.core.errors import Ended, InternalError, TokenmuxError
+from tokenmux.core.facts import ModelId
+from tokenmux.core.phases import PhaseChanged, RequestPhase
+from tokenmux.core.request import FinishReason, RequestId
+from tokenmux.messages.commands import Cancel, Command, Submit
+from tokenmux.messages.reports import Finished, Tokens
+from tokenmux.server.front.live_request import LiveRequest
+from tokenmux.server.front.model_text import OutputText
+from tokenmux.server.front.slow_readers import SlowReaders
+from tokenmux.server.front.tenants import QueuePlaces
+from tokenmux.server.front.traffic import TrafficRecorder
+from tokenmux.server.front.trials import Trials
+
+logger = logging.getLogger(__name__)
+
+PROVEN_TOKENS = 2
+"""A request that brings so many tokens with a worker, or ends, did not break it."""
+
+
+class LiveRequests:
+    """The requests that hold a place: accepted, and not yet ended on the worker's side."""
+
+    def __init__(
+        self,
+        send: Callable[[Command], object],
+        trials: Trials,
+        places: QueuePlaces,
+        *,
+        takes: Callable[[], bool],
+        on_proven: Callable[[LiveRequest], None],
+        buffer_tokens: int,
+        unread_s: float,
+        recorder: TrafficRecorder | None,
+        clock: Callable[[], float],
+    ) -> None:
+        """`takes` says whether there is a worker that can be given requests; `on_proven` hears of each
+        request with which the present worker got somewhere."""
+        self._send = send
+        self._trials = trials
+        self._places = places
+        self._takes = takes
+        self._on_proven = on_proven
+        self._buffer_tokens = buffer_tokens
+        self._recorder = recorder
+        self._clock = clock
+        self._slow_readers = SlowReaders(buffer_tokens, unread_s, send, self.end)
+        self._requests: dict[RequestId, LiveRequest] = {}
+
+    def __iter__(self) -> Iterator[LiveRequest]:
+        """All of them now; they may end while one iterates."""
+        return iter(list(self._requests.values()))
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def find(self, request: RequestId) -> LiveRequest:
+        return self._requests[request]
+
+    def n_of(self, model: ModelId) -> int:
+        """Requests of a model whose clients still wait."""
+        return sum(live.model == model and not live.closed for live in self._requests.values())
+
+    def add(self, submit: Submit, text: OutputText, *, suspected: bool) -> LiveRequest:
+        """Take in an admitted request and give it to the worker; if its model is `suspected` of breaking
+        workers, as soon as it can be tried alone. Its stream is what this returns."""
+        live = LiveRequest(
+            submit,
+            text,
+            self._buffer_tokens,
+            self._slow_readers.stopped,
+            self._slow_readers.resumed,
+            self._clock,
+        )
+        self._requests[live.id] = live
+        self._places.take(live.request.tenant)
+        self._trials.arrive(live.id, suspected=suspected)
+        return live
+
+    def give(self, live: LiveRequest, *, first: bool = False) -> None:
+        """Give a request to the worker with what its client has already. If none takes it, it waits for the
+        next."""
+        if self._takes():
+            self._send(live.resubmission())
+            live.n_at_worker = live.n_delivered
+            self._trials.sent(live.id, first=first)
+            self._slow_readers.given_to_worker(live)
+
+    def give_all(self) -> None:
+        """Tell a new worker of all requests that may go to it now."""
+        for live in self:
+            if not self._trials.holds(live.id):
+                self.give(live, first=True)
+
+    def deliver(self, report: Tokens | PhaseChanged | Finished) -> None:
+        """Hand a client what the worker says of its request. Whatever goes wrong is that request's end, and
+        no other's."""
+        live = self._requests.get(report.request)
+        if live is None:
+            return
+        try:
+            match report:
+                case Tokens():
+                    if self._trials.is_unproven(live.id):
+                        self._look_for_progress(live, report)
+                    if live.take_tokens(report):
+                        self._send(Cancel(live.id, FinishReason.STOP))
+                case PhaseChanged():
+                    live.take_state(report)
+                case Finished():
+                    if report.reason in (FinishReason.STOP, FinishReason.LENGTH):
+                        self._on_proven(live)
+                    self._drop(live)
+                    live.take_finished(report)
+        except Exception:
+            logger.exception("request %s: its output could not be delivered", live.id)
+            self.end(live, InternalError(f"request {live.id} failed; the server's log says why"))
+        if live.closed:
+            self._slow_readers.forget(live)
+
+    def leave(self, live: LiveRequest) -> None:
+        """Its client is done with the stream, or gone."""
+        if not live.closed:
+            self.end(live, Ended(f"the client of request {live.id} left"))
+
+    def end(self, live: LiveRequest, error: TokenmuxError) -> None:
+        """End a request from our side; the worker's `Finished` takes it off the books."""
+        live.fail(error)
+        self._slow_readers.forget(live)
+        if self._takes() and not self._trials.holds(live.id):
+            self._send(Cancel(live.id))
+        else:
+            self._drop(live)
+
+    def fail(self, live: LiveRequest, error: TokenmuxError) -> None:
+        """End a request that no worker has, or that the worker will say nothing more of."""
+        live.fail(error)
+        self._drop(live)
+
+    def fail_all(self, error: TokenmuxError) -> None:
+        for live in self:
+            self.fail(live, error)
+
+    def worker_broke(self) -> None:
+        """Settle what is over anyway; the rest waits for the next worker."""
+        for live in self:
+            if live.closed or live.conclude():
+                self._drop(live)
+        for live in self:
+            live.take_state(PhaseChanged(live.id, RequestPhase.QUEUED))
+
+    def _look_for_progress(self, live: LiveRequest, tokens: Tokens) -> None:
+        if tokens.index + len(tokens.token_ids) - live.n_at_worker >= PROVEN_TOKENS:
+            self._on_proven(live)
+
+    def _drop(self, live: LiveRequest) -> None:
+        """It is over on the worker's side as well."""
+        self._slow_readers.forget(live)
+        del self._requests[live.id]
+        self._places.give_back(live.request.tenant)
+        self._trials.forget(live.id)
+        if self._recorder is not None:
+            self._recorder.ended(live.request, live.n_delivered)

@@ -1,0 +1,56 @@
+"""Whether requests are accepted at this moment, and if not, why."""
+
+from tokenmux.core.errors import TokenmuxError, Unavailable
+from tokenmux.server.front.changes import Changes
+from tokenmux.server.workers.outage import Outage
+
+STARTING = "the server is starting: try again in a moment"
+DRAINING = "the server is shutting down: try another one, or this one again later"
+STOPPED = "the server has stopped: try another one, or this one again later"
+
+
+class Readiness:
+    """starting ─ `opened` ─▶ ready ─ `drain` ─▶ draining ─ `stopped` ─▶ stopped.
+
+    A worker may be missing meanwhile.
+    """
+
+    def __init__(self, outage: Outage, changes: Changes) -> None:
+        self._outage = outage
+        self._changes = changes
+        self._closed: TokenmuxError | None = Unavailable(STARTING)
+        self.failed: TokenmuxError | None = None
+        """Why the server never became ready, or that it has stopped."""
+        self.draining = False
+        """Whether `drain` was called."""
+
+    @property
+    def ready(self) -> bool:
+        """True if requests are accepted and there is a worker, or will be in a moment."""
+        return self._closed is None and self._outage.reason is None
+
+    def check(self) -> None:
+        """Raise Unavailable, or what else stands in the way, while requests are not accepted."""
+        refusal = self._closed or self._outage.refusal
+        if refusal is not None:
+            raise refusal
+
+    def opened(self) -> None:
+        """Requests are accepted from now on."""
+        self._closed = None
+        self._changes.notify()
+
+    def drain(self) -> None:
+        """No new requests are accepted; those that there are go on."""
+        self.draining = True
+        self._closed = Unavailable(DRAINING)
+        self._changes.notify()
+
+    def fail(self, error: TokenmuxError) -> None:
+        """There will be no worker."""
+        self._closed = self.failed = error
+        self._changes.notify()
+
+    def stopped(self) -> None:
+        """The server is over."""
+        self.fail(Unavailable(STOPPED))

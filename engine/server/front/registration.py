@@ -1,0 +1,187 @@
+"""Which models are served: what the store has at the start, and what operators add and remove.
+
+The order of steps is such that a command that fails, or is given up half-way, leaves nothing behind.
+"""
+
+import asyncio
+import logging
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+
+from tokenmux.core.errors import AlreadyExists, DoesNotFit, InUse, InvalidRequest, NotFound, TokenmuxError
+from tokenmux.core.facts import ModelId
+from tokenmux.core.model_names import MODEL_NAME
+from tokenmux.messages.commands import Register, Unregister
+from tokenmux.server.front.changes import Changes
+from tokenmux.server.front.model_store import ModelStore, PendingRemoval
+from tokenmux.server.front.names import check_name_length
+from tokenmux.server.front.pool_size import PoolSize
+from tokenmux.server.front.served_models import ServedModel, ServedModels
+from tokenmux.server.front.sources import add_to_store
+from tokenmux.server.front.worker_side import WorkerSide
+
+logger = logging.getLogger(__name__)
+
+FORCED_S = 60.0
+"""How long a forced removal waits for what is under way with the model."""
+ASK_AGAIN_S = 0.5
+
+
+class Gone:
+    """The `PendingRemoval` of files that are no longer there."""
+
+    def restore(self) -> None: ...
+
+    def delete(self) -> None: ...
+
+
+class Registration:
+    """See the module."""
+
+    def __init__(
+        self,
+        store: ModelStore,
+        models: ServedModels,
+        size: PoolSize,
+        worker: WorkerSide,
+        changes: Changes,
+    ) -> None:
+        self._store = store
+        self._models = models
+        self._size = size
+        self._worker = worker
+        self._changes = changes
+        self._adding: dict[str, asyncio.Task[ServedModel]] = {}
+
+    async def open_store(self, pinned: Collection[str]) -> None:
+        """Take in every model of the store; `pinned` names those to pin. Models that are damaged or do not
+        fit are kept and refused. Raises DoesNotFit if none of them fits."""
+        for served in await asyncio.to_thread(self._stored):
+            served.pinned = served.name in pinned
+            try:
+                if served.refusal is None:
+                    self._size.check_model(served.facts, ())
+            except DoesNotFit as error:
+                served.refusal = error
+            if served.refusal is not None:
+                logger.warning("%s is refused: %s", served.name, served.refusal)
+            self._models.add(served)
+        refusals = [served.refusal for served in self._models if isinstance(served.refusal, DoesNotFit)]
+        if refusals and len(refusals) == len(self._models):
+            raise DoesNotFit(f"no model of the catalogue fits the device; for one: {refusals[0]}")
+
+    async def register(self, name: str, source: str) -> ServedModel:
+        """Convert, check and serve a model; without a source, serve one that the store has already (it was
+        pulled).
+
+        Goes on to its end even if the caller has left. Raises InvalidRequest, AlreadyExists, NotFound
+        (no such source), BadCheckpoint, NotServable.
+        """
+        check_name_length(name)
+        if not MODEL_NAME.fullmatch(name):
+            raise InvalidRequest(
+                f"{name!r} is not a model name: use letters, digits and . _ -, "
+                "beginning with a letter or digit, at most 128 characters"
+            )
+        if name in self._adding:
+            raise AlreadyExists(f"a model named {name!r} is being registered at this moment")
+        if name in self._models:
+            raise AlreadyExists(
+                f"a model named {name!r} is served already: unregister it first, or choose another name"
+            )
+        task = asyncio.create_task(self._add(name, source), name=f"register {name}")
+        self._adding[name] = task
+        task.add_done_callback(lambda _: self._adding.pop(name))
+        return await asyncio.shield(task)
+
+    async def unregister(self, name: str, *, force: bool = False) -> None:
+        """Stop serving a model and delete its converted files. Raises InUse while requests are live, unless
+        forced; forced, it waits for what is under way with the model, such as a fetch.
+
+        Its files go first, and come back if the worker does not let the model go: what fails leaves
+        everything as it was.
+        """
+        served = self._models.find(name)
+        n_live = self._worker.requests.n_of(ModelId(served.name))
+        if n_live and not force:
+            raise InUse(f"{name!r} has {n_live} live requests: wait for them, or force it to end them")
+        removal = await asyncio.to_thread(self._set_aside, name)
+        self._models.remove(name)
+        try:
+            if served.refusal is None:
+                await self._let_go(served, force=force)
+        except BaseException:
+            self._models.add(served)
+            await asyncio.to_thread(removal.restore)
+            raise
+        finally:
+            self._changes.notify()
+        await asyncio.to_thread(removal.delete)
+
+    def check_fit(self, served: ServedModel) -> None:
+        """Raises DoesNotFit if the device can never hold the model beside the pinned ones."""
+        self._size.check_model(served.facts, self._models.pinned())
+
+    def reconsider(self) -> None:
+        """The pool has another size: models that were refused for theirs are served if they fit now."""
+        for served in self._models:
+            if isinstance(served.refusal, DoesNotFit):
+                try:
+                    self.check_fit(served)
+                except DoesNotFit as error:
+                    served.refusal = error
+                else:
+                    served.refusal = None
+                    self._worker.introduce(served)
+        self._changes.notify()
+
+    def _stored(self) -> list[ServedModel]:
+        """What the store has: a damaged entry is refused, and no reason not to serve the others."""
+        found = []
+        for name in self._store.names():
+            try:
+                found.append(ServedModel(self._store.get(name)))
+            except TokenmuxError as error:
+                found.append(ServedModel(None, refusal=error, name=name))
+        return found
+
+    async def _add(self, name: str, source: str) -> ServedModel:
+        if source:
+            entry = await asyncio.to_thread(add_to_store, self._store, name, Path(source))
+        else:
+            entry = await asyncio.to_thread(self._store.get, name)
+        served = ServedModel(entry)
+        try:
+            self.check_fit(served)
+            await self._worker.command(Register(entry.facts, str(entry.path)))
+        except BaseException:
+            if source:
+                await asyncio.to_thread(self._store.remove, name)
+            raise
+        self._models.add(served)
+        self._changes.notify()
+        return served
+
+    def _set_aside(self, name: str) -> PendingRemoval:
+        try:
+            return self._store.set_aside(name)
+        except NotFound:  # somebody deleted it; the model is to go all the same
+            return Gone()
+
+    async def _let_go(self, served: ServedModel, *, force: bool) -> None:
+        """Have the worker forget the model. Raises InUse; if forced, only after `FORCED_S`."""
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + FORCED_S
+        while True:
+            version = self._changes.version
+            try:
+                await self._worker.command(Unregister(served.facts.id))
+            except InUse:
+                left_s = until_s - loop.time()
+                if not force or left_s <= 0:
+                    raise
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._changes.after(version), min(left_s, ASK_AGAIN_S))
+            else:
+                return

@@ -1,0 +1,58 @@
+"""What operators are shown of models: what the front knows, with what the worker last said."""
+
+from dataclasses import dataclass
+
+from tokenmux.core.facts import ModelFacts, ModelId
+from tokenmux.messages.reports import ModelStatus, ModelUse
+from tokenmux.server.front.served_models import ServedModel, ServedModels
+from tokenmux.server.front.worker_side import WorkerSide
+
+
+@dataclass(frozen=True, slots=True)
+class ShownModel:
+    """One model. `status` and `use` are None while the worker has not reported on it."""
+
+    name: str
+    facts: ModelFacts | None
+    """None for one that could not be read."""
+    pinned: bool
+    refusal: str
+    status: ModelStatus | None
+    use: ModelUse | None
+
+
+class ShownModels:
+    """Models as they are at the moment when they are asked for."""
+
+    def __init__(self, models: ServedModels, worker: WorkerSide) -> None:
+        self._models = models
+        self._worker = worker
+
+    def all(self) -> list[ShownModel]:
+        """All of them, by name."""
+        status = self._worker.status
+        told = {} if status is None else {model.model: model for model in status.models}
+        return [self._show(served, told.get(ModelId(served.name))) for served in self._models]
+
+    def named(self, name: str) -> ShownModel:
+        """Raises NotFound."""
+        return self.of(self._models.find(name))
+
+    def of(self, served: ServedModel) -> ShownModel:
+        return self._show(served, self.status_of(served))
+
+    def status_of(self, served: ServedModel) -> ModelStatus | None:
+        """What the worker last said of a model."""
+        status = self._worker.status
+        models = () if status is None else status.models
+        return next((model for model in models if model.model == served.name), None)
+
+    def _show(self, served: ServedModel, status: ModelStatus | None) -> ShownModel:
+        return ShownModel(
+            name=served.name,
+            facts=None if served.entry is None else served.facts,
+            pinned=served.pinned,
+            refusal="" if served.refusal is None else str(served.refusal),
+            status=status,
+            use=self._worker.usage.models.get(ModelId(served.name)),
+        )

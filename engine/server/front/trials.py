@@ -1,0 +1,105 @@
+"""Gives the worker the suspects of earlier deaths, a few at a time, and waits until they got somewhere.
+
+`tokenmux.server.workers.suspects` decides who is a suspect and in which groups they are tried; here its
+decisions meet time. What follows from a conviction is in `tokenmux.server.front.verdicts`.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from tokenmux.core.request import RequestId
+from tokenmux.messages.commands import Load
+from tokenmux.server.workers.suspects import Suspects
+
+MAX_DOUBLINGS = 3
+"""Of the time that a trial may take."""
+
+Suspected = RequestId | Load
+"""What may break a worker: a request, or a model whose loading was asked for without one (it is pinned)."""
+
+
+class Trials:
+    """Everything that was given to a worker, and may have broken it."""
+
+    def __init__(
+        self,
+        n_deaths: int,
+        trial_s: float,
+        *,
+        may_give: Callable[[], bool],
+        give: Callable[[Suspected], None],
+        sleep: Callable[[float], Awaitable[object]],
+    ) -> None:
+        """`n_deaths` of workers make a suspect. `give` sends a subject to the worker, if `may_give` says
+        that there is one that takes it."""
+        self._suspects: Suspects[Suspected] = Suspects(n_deaths)
+        self._trial_s = trial_s
+        self._may_give = may_give
+        self._give = give
+        self._sleep = sleep
+        self._timer: asyncio.Task[None] | None = None
+
+    @property
+    def trying(self) -> bool:
+        """True if somebody is held back or on trial."""
+        return self._suspects.trying
+
+    def arrive(self, subject: Suspected, *, suspected: bool) -> None:
+        """A new one: give it to the worker now, or when its turn comes. One that is `suspected` is tried
+        alone."""
+        if self._suspects.arrive(subject, suspected=suspected):
+            self._give(subject)
+        else:
+            self.go_on()
+
+    def sent(self, subject: Suspected, *, first: bool = False) -> None:
+        """It was given to the worker; `first` if it is older than this worker, so that trials wait for it."""
+        self._suspects.sent(subject, first=first)
+
+    def holds(self, subject: Suspected) -> bool:
+        """True if it must not be given to the worker now."""
+        return self._suspects.holds(subject)
+
+    def is_unproven(self, subject: Suspected) -> bool:
+        """True if the present worker has it and has not got anywhere with it."""
+        return self._suspects.is_unproven(subject)
+
+    def progressed(self, subject: Suspected) -> None:
+        """The present worker got somewhere with it. `go_on` afterwards, if `trying`."""
+        self._suspects.progressed(subject)
+
+    def forget(self, subject: Suspected) -> None:
+        """It is over."""
+        self._suspects.forget(subject)
+        if self.trying:
+            self.go_on()
+
+    def spared(self) -> None:
+        """The worker broke before it had read anything."""
+        self._suspects.spared()
+
+    def died(self) -> Suspected | None:
+        """The worker broke. Returns who is guilty, if that is known now."""
+        return self._suspects.died()
+
+    def go_on(self) -> None:
+        """Give the worker the next suspects, if the last ones are through."""
+        if self._timer is not None and not self._suspects.waited_for:
+            self.stop()
+        while self._may_give() and (subjects := self._suspects.release()):
+            for subject in subjects:
+                self._give(subject)
+        if self._timer is None and self._suspects.waited_for:
+            self._timer = asyncio.create_task(self._end_trial(), name="trial")
+
+    def stop(self) -> None:
+        """Wait for nobody any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    async def _end_trial(self) -> None:
+        await self._sleep(self._trial_s * 2.0 ** min(self._suspects.n_hurried, MAX_DOUBLINGS))
+        self._timer = None
+        self._suspects.hurry()
+        self.go_on()

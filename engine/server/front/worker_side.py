@@ -1,0 +1,222 @@
+"""The worker's side of the front: one worker at a time, what it is sent, and who hears what it reports.
+
+    supervisor   starts workers and replaces those that break   handover   tells a new one what there is
+    outage       says when requests wait for one in vain        trials     tries alone what may break them
+    requests     live requests                                  verdicts   refuses what did
+    commands     that a worker answers
+
+Here the parts meet; each knows only those that it is given.
+"""
+
+from collections.abc import Awaitable, Callable
+
+from tokenmux.core.errors import TokenmuxError, Unavailable, WorkerFailed
+from tokenmux.core.phases import PhaseChanged, Residency
+from tokenmux.core.span import Span
+from tokenmux.messages.commands import Load
+from tokenmux.messages.reports import (
+    Acknowledged,
+    Finished,
+    Report,
+    Tokens,
+    Traced,
+    WorkerStatus,
+    WorkerUse,
+)
+from tokenmux.server.front.changes import Changes
+from tokenmux.server.front.handover import Handover
+from tokenmux.server.front.limits import Limits
+from tokenmux.server.front.live_request import LiveRequest
+from tokenmux.server.front.live_requests import LiveRequests
+from tokenmux.server.front.pending_commands import Commands, OperatorCommand
+from tokenmux.server.front.pool_size import PoolSize
+from tokenmux.server.front.served_models import ServedModel, ServedModels
+from tokenmux.server.front.tenants import QueuePlaces
+from tokenmux.server.front.traffic import TrafficRecorder
+from tokenmux.server.front.trials import Suspected, Trials
+from tokenmux.server.front.usage import Usage
+from tokenmux.server.front.verdicts import Verdicts
+from tokenmux.server.workers.outage import Outage
+from tokenmux.server.workers.supervisor import Supervisor
+from tokenmux.server.workers.worker_protocol import WorkerFactory
+
+
+class WorkerSide:
+    """See the module. `start`, then `close`. Everything runs on the event loop."""
+
+    def __init__(
+        self,
+        factory: WorkerFactory,
+        models: ServedModels,
+        size: PoolSize,
+        places: QueuePlaces,
+        changes: Changes,
+        limits: Limits,
+        *,
+        recorder: TrafficRecorder | None,
+        on_given_up: Callable[[TokenmuxError], None],
+        clock: Callable[[], float],
+        sleep: Callable[[float], Awaitable[object]],
+    ) -> None:
+        """`on_given_up` is called if there will be no worker at all."""
+        self.status: WorkerStatus | None = None
+        """The latest; None before the first and while there is no worker."""
+        self.usage = Usage()
+        self._models = models
+        self._changes = changes
+        self._supervisor = Supervisor(
+            lambda on_reports: factory(on_reports, arena_bytes=size.arena_bytes),
+            on_report=self._receive,
+            on_broken=self._broke,
+            on_started=lambda: self._handover.begin(),
+            on_down=lambda error: self.outage.begin(error),
+            on_given_up=on_given_up,
+            limits=limits.restarts,
+            patience=limits.patience,
+            clock=clock,
+            sleep=sleep,
+        )
+        self._commands = Commands(self._supervisor.send)
+        self._trials = Trials(
+            limits.deaths_per_request,
+            limits.trial_s,
+            may_give=lambda: self._handover.takes,
+            give=self._give,
+            sleep=sleep,
+        )
+        self.requests = LiveRequests(
+            self._supervisor.send,
+            self._trials,
+            places,
+            takes=lambda: self._handover.takes,
+            on_proven=self._proven,
+            buffer_tokens=limits.buffer_tokens,
+            unread_s=limits.unread_s,
+            recorder=recorder,
+            clock=clock,
+        )
+        self.outage = Outage(
+            limits.outage_s,
+            on_change=changes.notify,
+            on_refusal=self.requests.fail_all,
+            clock=clock,
+            sleep=sleep,
+        )
+        self._handover = Handover(
+            self._supervisor,
+            self._commands,
+            models,
+            self._trials,
+            changes,
+            n_deaths=limits.deaths_per_request,
+            give_requests=self.requests.give_all,
+            on_done=self.outage.serves,
+        )
+        self._verdicts = Verdicts(models, self.requests, changes)
+
+    @property
+    def running(self) -> bool:
+        return self._supervisor.running
+
+    @property
+    def waiting(self) -> bool:
+        """True while workers break so often that the next one is not started at once."""
+        return self._supervisor.waiting
+
+    @property
+    def n_restarts(self) -> int:
+        return self._supervisor.n_restarts
+
+    async def start(self) -> None:
+        """Start the first worker, and wait until one has taken all models, or `give_up` was called."""
+        await self._supervisor.start()
+        await self._handover.finished()
+
+    def give_up(self, error: TokenmuxError) -> None:
+        """End all requests; whoever waits in `start` waits no longer."""
+        self.requests.fail_all(error)
+        self._handover.give_up()
+
+    async def close(self) -> None:
+        """Stop the worker; nothing is heard of it afterwards. `give_up` comes first."""
+        self.outage.close()
+        self._trials.stop()
+        self._handover.stop()
+        await self._supervisor.close()
+        self._commands.fail(Unavailable("the server has stopped"))
+
+    async def command(self, command: OperatorCommand) -> None:
+        """Have an operator's command carried out. Raises the worker's error, or Unavailable without a
+        worker."""
+        self._check_running()
+        await self._commands.begin(command)
+
+    async def trace(self, last_s: float) -> tuple[Span, ...]:
+        """What the worker remembers of the last `last_s` seconds. Raises Unavailable without a worker."""
+        self._check_running()
+        return await self._commands.trace(last_s)
+
+    def introduce(self, served: ServedModel) -> None:
+        """Tell the worker of a model that was refused before, and of its pin."""
+        self._handover.register(served)
+        self._handover.pin(served)
+
+    def _check_running(self) -> None:
+        if not self.running:
+            raise Unavailable("there is no worker at this moment: try again when `pool status` shows one")
+
+    def _receive(self, report: Report) -> None:
+        match report:
+            case Tokens() | PhaseChanged() | Finished():
+                self.requests.deliver(report)
+            case WorkerStatus():
+                self.status = report
+                for model in report.models:
+                    if model.pinned and model.residency is Residency.RESIDENT:
+                        self._trials.progressed(Load(model.model))
+                self._changes.notify()
+            case WorkerUse():
+                self.usage.take(report)
+                self._changes.notify()
+            case Acknowledged() | Traced():
+                self._commands.answered(report)
+
+    def _give(self, subject: Suspected) -> None:
+        """It is the turn of a request, or of a pinned model."""
+        if not isinstance(subject, Load):
+            self.requests.give(self.requests.find(subject))
+        elif subject.model in self._models:
+            self._handover.pin(self._models.find(subject.model))
+
+    def _proven(self, live: LiveRequest) -> None:
+        """The present worker got somewhere with a request."""
+        self._trials.progressed(live.id)
+        self._verdicts.proven(live.model)
+        self.outage.end()
+        if self._trials.trying:
+            self._trials.go_on()
+
+    def _broke(self) -> None:
+        """Settle what is over anyway; the rest waits for the next worker."""
+        self.status = None
+        self.usage = Usage()
+        self._trials.stop()
+        self._handover.stop()
+        self._changes.notify()
+        broken = WorkerFailed("the worker broke and is being restarted: try again in a moment")
+        self._commands.fail(broken)
+        if self._supervisor.has_spoken:
+            self._blame()  # before those are forgotten whose clients left meanwhile: they may be the cause
+        else:
+            self._trials.spared()
+        self.requests.worker_broke()
+        self.outage.broke()
+
+    def _blame(self) -> None:
+        """The worker broke over something that it had been told."""
+        told = self._handover.to_blame()
+        if told is not None:
+            self._verdicts.refuse(told, "a worker broke each time when it was told of this model")
+        guilty = self._trials.died()
+        if guilty is not None:
+            self._verdicts.convict(guilty)

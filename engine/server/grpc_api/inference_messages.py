@@ -1,0 +1,135 @@
+"""Questions of clients, and the events of their streams, between messages and the front's values.
+
+The only check here is for more than is worth converting: `tokenmux.server.front.request_rules` judges
+requests.
+"""
+
+from tokenmux.core.errors import InvalidRequest
+from tokenmux.core.phases import PhaseChanged
+from tokenmux.core.request import FinishReason
+from tokenmux.server.front.api_keys import Key, tenant_of
+from tokenmux.server.front.generation import (
+    Ask,
+    Chat,
+    ChatMessage,
+    FinishInfo,
+    PromptInfo,
+    StreamEvent,
+    Text,
+    TokenDelta,
+    TokenIds,
+)
+from tokenmux.server.front.request_rules import (
+    MAX_CHAT_MESSAGES,
+    MAX_STOP_STRINGS,
+    MAX_STOP_TOKEN_IDS,
+    check_count,
+)
+from tokenmux.v1 import inference_pb2
+
+
+def ask_of(request: inference_pb2.GenerateRequest, caller: Key | None) -> Ask:
+    """The question in a request of `caller`.
+
+    Raises InvalidRequest if there is no prompt, or if there are more strings, ids or messages than are worth
+    copying.
+    """
+    sampling, stopping, level = request.sampling, request.stopping, request.service_level
+    check_count("stop strings", stopping.strings, MAX_STOP_STRINGS)
+    check_count("stop token ids", stopping.token_ids, MAX_STOP_TOKEN_IDS)
+    return Ask(
+        model=request.model,
+        prompt=_prompt_of(request),
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p if sampling.HasField("top_p") else 1.0,
+        seed=sampling.seed if sampling.HasField("seed") else None,
+        max_tokens=stopping.max_tokens if stopping.HasField("max_tokens") else None,
+        min_tokens=stopping.min_tokens,
+        stop_strings=tuple(stopping.strings),
+        stop_token_ids=tuple(stopping.token_ids),
+        ignore_end_tokens=stopping.ignore_end_tokens,
+        ttft_s=level.ttft_s if level.HasField("ttft_s") else None,
+        tpot_s=level.tpot_s if level.HasField("tpot_s") else None,
+        tenant=tenant_of(caller, request.tenant),
+        weight=request.weight if request.HasField("weight") else 1.0,
+    )
+
+
+def _prompt_of(request: inference_pb2.GenerateRequest) -> Text | TokenIds | Chat:
+    match request.WhichOneof("prompt"):
+        case "text":
+            return Text(request.text)
+        case "token_ids":
+            return TokenIds(request.token_ids.ids)
+        case "chat":
+            return chat_of(request.chat)
+        case _:
+            raise InvalidRequest("there is no prompt: give text, token_ids or chat")
+
+
+def text_or_chat_of(request: inference_pb2.TokenizeRequest) -> Text | Chat:
+    """What to tokenize. Raises InvalidRequest if there is nothing."""
+    match request.WhichOneof("prompt"):
+        case "text":
+            return Text(request.text)
+        case "chat":
+            return chat_of(request.chat)
+        case _:
+            raise InvalidRequest("there is nothing to tokenize: give text or chat")
+
+
+def chat_of(chat: inference_pb2.Chat) -> Chat:
+    check_count("chat messages", chat.messages, MAX_CHAT_MESSAGES)
+    return Chat(tuple(ChatMessage(message.role, message.content) for message in chat.messages))
+
+
+def stream_response(event: StreamEvent) -> inference_pb2.GenerateStreamResponse:
+    """One event of a stream as a message."""
+    match event:
+        case PromptInfo():
+            return inference_pb2.GenerateStreamResponse(prompt_info=prompt_info_message(event))
+        case PhaseChanged():
+            return inference_pb2.GenerateStreamResponse(state=_state(event))
+        case TokenDelta(index, token_ids, text):
+            delta = inference_pb2.TokenDelta(index=index, token_ids=token_ids, text=text)
+            return inference_pb2.GenerateStreamResponse(tokens=delta)
+        case FinishInfo():
+            return inference_pb2.GenerateStreamResponse(finish_info=finish_info_message(event))
+
+
+def prompt_info_message(info: PromptInfo) -> inference_pb2.PromptInfo:
+    return inference_pb2.PromptInfo(
+        request_id=info.request,
+        model=info.model,
+        n_prompt_tokens=info.n_prompt,
+        max_tokens=info.max_tokens,
+        seed=info.seed,
+    )
+
+
+def _state(state: PhaseChanged) -> inference_pb2.RequestState:
+    return inference_pb2.RequestState(
+        phase=f"REQUEST_PHASE_{state.phase.name}", position=state.position, progress=state.progress
+    )
+
+
+_REASONS = {
+    FinishReason.STOP: inference_pb2.FINISH_REASON_STOP,
+    FinishReason.LENGTH: inference_pb2.FINISH_REASON_LENGTH,
+}
+
+
+def finish_info_message(info: FinishInfo) -> inference_pb2.FinishInfo:
+    return inference_pb2.FinishInfo(
+        reason=_REASONS[info.reason],
+        stop_string=info.stop_string,
+        stop_token_id=info.stop_token_id,
+        usage=inference_pb2.Usage(
+            n_prompt_tokens=info.n_prompt,
+            n_completion_tokens=info.n_completion,
+            n_tokens_on_time=info.n_on_time,
+        ),
+        timings=inference_pb2.Timings(queue_s=info.queue_s, ttft_s=info.ttft_s, total_s=info.total_s),
+        seed=info.seed,
+    )
