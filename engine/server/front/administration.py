@@ -1,4 +1,4 @@
-"""What operators do with models that are served, load, unload and pin them, and with the pool: resize it."""
+"""What operators do with served models (load, unload, pin) and with the pool (resize)."""
 
 import asyncio
 
@@ -14,7 +14,7 @@ from tokenmux.server.front.worker_side import WorkerSide
 
 
 class Administration:
-    """All methods raise NotFound for a model that is not known, Unavailable without a worker."""
+    """Operators' commands. All methods raise NotFound for an unknown model, Unavailable without a worker."""
 
     def __init__(
         self,
@@ -34,11 +34,11 @@ class Administration:
         self._resizing: asyncio.Task[None] | None = None
 
     async def load(self, name: str, *, wait: bool = False) -> ServedModel:
-        """Make a model resident; with `wait`, return only when it is.
+        """Load a model onto the device; with `wait`, return only when it is there.
 
-        Raises DoesNotFit if there is no room beside what is pinned. While it waits: BadCheckpoint if the
-        weights cannot be read, Ended if another operator wants it off the device, NotFound if it is
-        removed, WorkerFailed if the worker breaks.
+        Raises DoesNotFit if there is no room beside the pinned models. While it waits: BadCheckpoint if the
+        weights cannot be read, Ended if another operator unloads it, NotFound if it is removed, WorkerFailed
+        if the worker breaks.
         """
         served = self._models.accepting(name)
         self._registration.check_fit(served)
@@ -67,7 +67,8 @@ class Administration:
         return served
 
     async def pin(self, name: str, *, pinned: bool) -> ServedModel:
-        """Keep a model resident, or no longer. Raises NotServable if the pinned ones would leave no room."""
+        """Keep a model on the device, or let it leave again. Raises NotServable if the pinned models would
+        leave no room."""
         served = self._models.accepting(name)
         await self._worker.command(Pin(served.facts.id, pinned))
         served.pinned = pinned
@@ -75,12 +76,11 @@ class Administration:
         return served
 
     async def resize(self, arena_bytes: int) -> int:
-        """Give the pool an arena of `arena_bytes`, once everything in it has left; returns the size that it
-        has then.
+        """Give the pool an arena of `arena_bytes`, once it is empty. Returns the size afterwards.
 
-        Requests wait meanwhile, and go on. Goes on to its end even if the caller has left. Raises
-        InvalidRequest, InUse while another resize is going on, DoesNotFit if what is served would not
-        fit, or if the device has too little memory.
+        Requests wait during the resize and then continue. It is completed even if the caller leaves. Raises
+        InvalidRequest, InUse while another resize is under way, DoesNotFit if the present models and requests
+        would not fit or the device has too little memory.
         """
         if arena_bytes < 1:
             raise InvalidRequest("arena_bytes 0: a pool needs memory; give its new size in bytes")

@@ -44,7 +44,7 @@ class Tokenized:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """A request that may go to a worker, and what makes text of its output."""
+    """A request that may go to a worker, and the detokenizer of its output."""
 
     served: ServedModel
     submit: Submit
@@ -52,7 +52,7 @@ class Admitted:
 
 
 class Admission:
-    """See the module. Everything runs on the event loop."""
+    """Admits requests; see the module. Everything runs on the event loop."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Admission:
         clock: Callable[[], float],
         draw_seed: Callable[[], int],
     ) -> None:
-        """`draw_seed` gives the seed of a request that brings none."""
+        """`draw_seed` gives the seed of a request without one."""
         self._models = models
         self._encoder = encoder
         self._size = size
@@ -79,15 +79,17 @@ class Admission:
         self._draw_seed = draw_seed
 
     async def admit(self, ask: Ask) -> Admitted:
-        """Raises what the error tree has for a request that cannot be accepted. Its place in the queue is
-        free again: take it before anything is awaited."""
+        """Admit a request. Raises the error that fits if it cannot be accepted.
+
+        Its place in the queue is free again when this returns: take it before anything is awaited.
+        """
         arrival_s = self._clock()
         tenant = ask.tenant or DEFAULT_TENANT
         tokenized = await self._tokenize(ask, tenant)
         return self._second_pass(ask, tenant, arrival_s, tokenized)
 
     async def tokenize(self, model: str, prompt: Prompt) -> tuple[int, ...]:
-        """The token ids of a prompt. It takes a place in the queue meanwhile. Raises as `admit`."""
+        """The token ids of a prompt. Holds a place in the queue while it works. Raises as `admit`."""
         return (await self._tokenize(Ask(model, prompt), DEFAULT_TENANT)).prompt
 
     async def about(self, model: str) -> AboutModel:
@@ -97,13 +99,13 @@ class Admission:
         return AboutModel(served.facts, text.facts.can_chat, text.facts.stop_token_ids)
 
     def _first_pass(self, ask: Ask) -> ServedModel:
-        """The model, if it takes requests and this one is well formed so far."""
+        """The model, if it takes requests and this request is well formed so far."""
         served = self._models.accepting(ask.model)
         check_parameters(ask, served.facts)
         return served
 
     async def _tokenize(self, ask: Ask, tenant: str) -> Tokenized:
-        """The first pass, and the prompt as the tokenizer of the model says it."""
+        """The first pass, then the prompt as encoded by the model's tokenizer."""
         self._readiness.check()
         served = self._first_pass(ask)
         with self._places.admitting(tenant):
@@ -113,7 +115,7 @@ class Admission:
                 prompt = await self._token_ids(served, text, ask.prompt)
                 if self._models.accepts(served):
                     break
-                # Another checkpoint under the name has another vocabulary: begin again.
+                # Another checkpoint under the same name has another vocabulary: start over.
                 served = self._first_pass(ask)
         self._readiness.check()  # tokenizing took time: the server may be stopping
         return Tokenized(served, text, prompt)

@@ -1,8 +1,8 @@
 """API keys: which exist, what each opens, and which tenant its holder is.
 
-A dialect hands over the `authorization` text that came with a call, a header of HTTP or metadata of
-gRPC, and the scope that the call needs. Without any keys everything is open, which
-`tokenmux.server.config` allows only on loopback addresses.
+A dialect passes the `authorization` text of a call, an HTTP header or gRPC metadata, and the scope that the
+call needs. Without any keys everything is open, which `tokenmux.server.config` allows only on loopback
+addresses.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ class Scope(Enum):
 
     INFERENCE = "inference"
     ADMIN = "admin"
-    """Everything."""
+    """Opens everything."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,9 @@
 """What one client has not read yet: a buffer between a worker that produces and a connection that may not
 take.
 
-It never blocks the producer and stays small all the same: neighbouring token deltas melt into one, a newer
-state replaces an older one, and when the tokens in it reach `high` its owner is told, once, so that it can
-pause the request; when the reader has brought it down to half of that, the owner is told again. What to do
-about either is the owner's.
+It never blocks the producer and still stays small: adjacent token deltas are merged, and a newer state
+replaces an older one. When its tokens reach `high` its owner is told, once, so that it can pause the request;
+when the reader has brought them down to half of that, the owner is told again.
 
 One reader, one writer, both on the same event loop.
 """
@@ -18,8 +17,8 @@ from tokenmux.server.front.generation import StreamEvent, TokenDelta
 
 
 class EventBuffer:
-    """Async iterator over the events put in; ends when closed, by raising what it was closed with, if
-    anything."""
+    """Async iterator over the events put in. When closed it ends, raising the error that it was closed
+    with, if any."""
 
     def __init__(self, high: int, on_full: Callable[[], None], on_drained: Callable[[], None]) -> None:
         """`high` is in tokens, at least 1."""
@@ -35,7 +34,7 @@ class EventBuffer:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens not read yet."""
+        """Number of unread tokens."""
         return self._n_tokens
 
     @property
@@ -43,7 +42,7 @@ class EventBuffer:
         return self._closed
 
     def put(self, event: StreamEvent) -> None:
-        """Append an event. What is put after `close` is dropped: nobody will read it."""
+        """Append an event. After `close` it is dropped, since it will not be read."""
         if self._closed:
             return
         last = self._events[-1] if self._events else None
@@ -64,8 +63,8 @@ class EventBuffer:
                 self._on_full()
 
     def close(self, error: Exception | None = None) -> None:
-        """End the stream. Without an error the reader gets what is left first; with one, the error at
-        once."""
+        """End the stream. Without an error the reader first gets what is left; with one, it gets the error
+        at once."""
         if self._closed:
             return
         self._closed = True

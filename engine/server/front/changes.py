@@ -1,6 +1,6 @@
 """Wakes those who watch something change, without ever queueing anything for them.
 
-A watcher looks at the thing itself each time it is woken; what changed twice before it looked, it sees once.
+A watcher looks at the thing itself each time it is woken; several changes before it looks count as one.
 """
 
 import asyncio
@@ -18,23 +18,23 @@ class Changes:
         self._next = asyncio.Event()
 
     def notify(self) -> None:
-        """Something changed."""
+        """Record a change."""
         self.version += 1
         event, self._next = self._next, asyncio.Event()
         event.set()
 
     async def after(self, version: int) -> int:
-        """Wait until the version is another than `version`, and return it."""
+        """Wait until the version differs from `version`, and return it."""
         while self.version == version:
             await self._next.wait()
         return self.version
 
 
 class Watchers:
-    """The places of those who watch something, since each costs memory and time for as long as it stays."""
+    """Limits how many clients watch something, since each costs memory and time while it stays."""
 
     def __init__(self, what: str, limit: int, instead: str) -> None:
-        """At most `limit` watch `what` at once; errors tell the others what to do `instead`."""
+        """At most `limit` clients watch `what` at once. Errors tell the others what to do `instead`."""
         self._what = what
         self._limit = limit
         self._instead = instead
@@ -42,7 +42,7 @@ class Watchers:
 
     @contextmanager
     def place(self) -> Iterator[None]:
-        """Be one of them. Raises Overloaded."""
+        """Hold a place. Raises Overloaded."""
         if self._n >= self._limit:
             raise Overloaded(f"{self._limit} clients watch {self._what} already: {self._instead}")
         self._n += 1

@@ -65,8 +65,9 @@ class Front:
         draw_seed: Callable[[], int] = lambda: secrets.randbits(64),
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
-        """`pinned` names the models to pin from the start; `encoder` is closed with the front. `clock` must
-        be the one that the worker's times are on: CLOCK_MONOTONIC is, across processes of one machine."""
+        """`pinned` names the models to pin from the start; `encoder` is closed with the front. The
+        worker's times must be on the same `clock`: CLOCK_MONOTONIC is the same for all processes of one
+        machine."""
         limits, weights = limits or Limits(), weights or Weights()
         self.keys = keys or ApiKeys()
         self.changes = Changes()
@@ -120,9 +121,9 @@ class Front:
     async def start(self) -> None:
         """Start the worker and register every model of the store with it.
 
-        Models that are damaged or do not fit are kept and refused. Raises DoesNotFit if none of them
-        fits, and Unavailable if no worker could be kept alive. Once this has returned, workers that
-        break are replaced for ever.
+        Models that are damaged or do not fit are listed as refused. Raises DoesNotFit if none fits, and
+        Unavailable if no worker stays alive. After this has returned, workers that break are replaced without
+        limit.
         """
         await self._registration.open_store(self._pinned)
         await self.worker.start()
@@ -131,14 +132,14 @@ class Front:
         self._readiness.opened()
 
     async def drain(self) -> None:
-        """Refuse new requests from now on, and wait until the clients of the others have all they asked
-        for."""
+        """Refuse new requests from now on, and wait until the clients of the others have everything they
+        asked for."""
         self._readiness.drain()
         while self._n_open:
             await self.changes.after(self.changes.version)
 
     def end_streams(self) -> None:
-        """End what is still live, each with how far it got. Nothing is accepted any more."""
+        """End all live requests, each with the number of tokens it got. No new ones are accepted."""
         for live in self.worker.requests:
             said = (
                 f"the server stopped after {live.n_delivered} tokens of request {live.id}: "
@@ -149,7 +150,8 @@ class Front:
         self.worker.give_up(Unavailable("the server has stopped"))
 
     async def close(self) -> None:
-        """End what is live, stop the worker, release the threads. Takes seconds at most, whatever hangs."""
+        """End live requests, stop the worker, release the threads. Takes at most a few seconds, whatever
+        hangs."""
         self.end_streams()
         await self.worker.close()
         self._encoder.close()
@@ -249,6 +251,6 @@ class Front:
         return self._recorder.recorded(last_s, self._clock())
 
     def _give_up(self, error: TokenmuxError) -> None:
-        """There will be no worker at all."""
+        """There will be no worker."""
         self._readiness.fail(error)
         self.worker.give_up(error)

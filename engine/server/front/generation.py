@@ -1,7 +1,7 @@
-"""What a client asks of the front and what it gets back, as values, independent of any wire format.
+"""Questions and answers between clients and the front, as values, independent of any wire format.
 
-The gRPC servicers translate to and from these; another front end (an HTTP dialect) would do the same.
-Everything here is as the client said it: `tokenmux.server.front.request_rules` says what is acceptable.
+Dialects such as the gRPC services translate to and from these. Everything is as the client said it:
+`tokenmux.server.front.request_rules` says what is acceptable.
 """
 
 from collections.abc import Sequence
@@ -21,11 +21,11 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class TokenIds:
-    """A prompt as token ids, taken as they are."""
+    """A prompt as token ids, used unchanged."""
 
     ids: Sequence[int]
-    """As they came, since there may be a million of them: copied once their number has been found
-    acceptable."""
+    """In the client's own container, since there may be a million: copied only once their number has been
+    accepted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class ChatMessage:
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """A prompt as a conversation, to be put through the model's own template."""
+    """A prompt as a conversation, to be formatted by the model's own template."""
 
     messages: tuple[ChatMessage, ...]
 
@@ -46,7 +46,8 @@ Prompt = Text | TokenIds | Chat
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One generation as its client asked for it. None means: not said, take the server's default."""
+    """One generation as its client asked for it. None means that the client did not say: use the server's
+    default."""
 
     model: str
     prompt: Prompt
@@ -78,8 +79,8 @@ class PromptInfo:
 
 @dataclass(frozen=True, slots=True)
 class TokenDelta:
-    """New output. Text may lag behind the token ids: half a character, or what may become a stop string,
-    is held back."""
+    """New output. Text lags behind the token ids: half a character, or a possible stop string, is held
+    back."""
 
     index: int
     token_ids: tuple[int, ...]
@@ -88,7 +89,7 @@ class TokenDelta:
 
 @dataclass(frozen=True, slots=True)
 class FinishInfo:
-    """The last event of a stream that ended well. Times are seconds since the request arrived."""
+    """The last event of a stream that ended successfully. Times are seconds since the request arrived."""
 
     reason: FinishReason
     stop_string: str | None
@@ -104,7 +105,7 @@ class FinishInfo:
 
 @dataclass(frozen=True, slots=True)
 class AboutModel:
-    """What a client may want to know of a model. `can_chat`: its template takes a conversation."""
+    """What a client may want to know of a model. `can_chat` is true if its template takes a conversation."""
 
     facts: ModelFacts
     can_chat: bool

@@ -1,7 +1,7 @@
 """What a new worker is told, and in which order: the models, their pins, then the live requests.
 
-When workers break before they have taken all models, the next one is told of one model at a time, so
-that it shows which one it is.
+If workers break before they have taken all models, the next one is told one model at a time, to find the one
+that breaks it.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class Handover:
-    """Tells workers of models, and knows how far it has got with the present one."""
+    """Tells workers of models, and keeps track of how far it is with the present one."""
 
     def __init__(
         self,
@@ -34,8 +34,8 @@ class Handover:
         give_requests: Callable[[], None],
         on_done: Callable[[], None],
     ) -> None:
-        """After `n_deaths` of workers that had not taken all models, they are told one by one. `on_done` is
-        called when a worker has taken all of them."""
+        """After `n_deaths` of workers that had not taken all models, they are told one by one. `on_done`
+        is called when a worker has taken all of them."""
         self._supervisor = supervisor
         self._commands = commands
         self._models = models
@@ -48,13 +48,13 @@ class Handover:
         self._done = asyncio.Event()
         self._one_by_one: asyncio.Task[None] | None = None
         self._told: ServedModel | None = None
-        """The model that the worker is being told of, while it is told one at a time."""
+        """The model that the worker is being told of, if models are told one at a time."""
         self._n_unfinished = 0
-        """How many workers in a row broke before they had taken all models."""
+        """Number of workers in a row that broke before they had taken all models."""
 
     @property
     def takes(self) -> bool:
-        """True if there is a worker that can be given requests."""
+        """True if there is a worker that takes requests."""
         return self._supervisor.running and self._one_by_one is None
 
     def begin(self) -> None:
@@ -77,7 +77,7 @@ class Handover:
         self._done.set()
 
     def stop(self) -> None:
-        """The worker broke, or is not needed any more."""
+        """The worker broke, or is no longer needed."""
         if self._one_by_one is not None:
             self._one_by_one.cancel()
             self._one_by_one = None
@@ -90,7 +90,8 @@ class Handover:
         return told
 
     def register(self, served: ServedModel) -> Pending:
-        """Tell the worker of a model. If it does not take it, the model is refused with its reason."""
+        """Tell the worker of a model. If the worker does not take it, the model is refused with its
+        reason."""
         answer = self._commands.begin(Register(served.facts, str(served.path)))
         self._unanswered.add(answer)
         answer.add_done_callback(lambda done: self._registered(served, done))
@@ -113,7 +114,7 @@ class Handover:
         self._tell_the_rest()
 
     def _tell_the_rest(self) -> None:
-        """Pins come after all models, so that each is judged by what it leaves to every one of them."""
+        """Pins come after all models, so that each is judged by the room that it leaves to all of them."""
         for served in self._models:
             if served.refusal is None and not self._trials.holds(Load(served.facts.id)):
                 self.pin(served)
@@ -131,7 +132,7 @@ class Handover:
         self._taken(answer)
 
     def _pinned(self, served: ServedModel, answer: Pending) -> None:
-        """A pin that the worker does not take is not in force, and is not shown as if it were."""
+        """A pin that the worker refuses is not in force, and is not shown as if it were."""
         error = _refusal_in(answer)
         if error is not None:
             logger.error("%s is not pinned: %s", served.facts.id, error)

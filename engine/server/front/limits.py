@@ -1,4 +1,4 @@
-"""How much the front takes on, as one value."""
+"""Limits of the front, as one value."""
 
 from dataclasses import dataclass, field
 
@@ -10,19 +10,19 @@ class Limits:
     """Limits on requests, on clients that do not read, and on the patience with workers."""
 
     max_requests: int = 256
-    """Accepted and not yet ended. More are refused, except for tenants that hold less than their share
-    (`tokenmux.server.front.tenants`)."""
+    """Requests accepted and not yet ended. Further ones are refused, except for tenants that hold less
+    than their share (`tokenmux.server.front.tenants`)."""
     buffer_tokens: int = 512
     """Tokens that a client may leave unread before its request is paused
     (`tokenmux.server.front.slow_readers`)."""
     unread_s: float = 60.0
-    """How long it may stay paused before it is ended."""
+    """How long a request may stay paused before it is ended."""
     deaths_per_request: int = 2
-    """After this many deaths of workers that had it and did not get anywhere with it, a request is tried
-    alone (`tokenmux.server.workers.suspects`); it ends if one more worker breaks over it."""
+    """After this many deaths of workers that had it and made no progress with it, a request is tried alone
+    (`tokenmux.server.workers.suspects`). It ends if one more worker breaks over it."""
     trial_s: float = 40.0
-    """A trial that has not ended by then ends without a verdict, and later ones may take twice as long:
-    longer than a hung worker goes unnoticed."""
+    """A trial that takes longer ends without a verdict, and later ones may take twice as long. Longer than
+    the time in which a hung worker is noticed."""
     restarts: RestartLimits = field(default_factory=RestartLimits)
     patience: Patience = field(default_factory=Patience)
     outage_s: float = 30.0

@@ -1,16 +1,16 @@
-"""One accepted request, as the front sees it: what was delivered, what its client still has to read, and how
-it ends.
+"""One accepted request, as the front sees it: what was delivered, what its client has yet to read, and how it
+ends.
 
-It turns token ids from a worker into text and events, counts what was on time, and knows at any moment what a
-fresh worker would need to go on (`resubmission`). It sends nothing itself: `tokenmux.server.front.front`
-talks to the worker.
+It turns token ids from a worker into text and events, counts what was on time, and always knows what a new
+worker would need to continue it (`resubmission`). It sends nothing itself:
+`tokenmux.server.front.live_requests` talks to the worker.
 
     worker ── Tokens ─▶ take_tokens ─▶ detokenizer ─▶ EventBuffer ─▶ client
            ── Finished ─▶ take_finished
 
-Its two sides end separately. The client's side is over (`closed`) when the last event is in the buffer or the
-client left; the worker's side when `Finished` came. In between the request still holds memory, and counts as
-live.
+Its two sides end separately. The client's side has ended (`closed`) when the last event is in the buffer or
+the client left; the worker's side when `Finished` came. In between the request still holds memory, and counts
+as live.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ from tokenmux.server.front.model_text import OutputText
 
 @dataclass(slots=True)
 class RequestTimes:
-    """When things happened, in seconds on the clock of `Request.arrival_s`; None: not yet."""
+    """Times of a request's events, in seconds on the clock of `Request.arrival_s`; None if not yet."""
 
     ran_s: float | None = None
     first_token_s: float | None = None
@@ -41,7 +41,8 @@ class RequestTimes:
 
 
 class LiveRequest:
-    """See the module. All methods run on the event loop; iterate over it to read its events."""
+    """One accepted request; see the module. All methods run on the event loop. Iterate over it to read its
+    events."""
 
     def __init__(
         self,
@@ -56,8 +57,7 @@ class LiveRequest:
         self.model = submit.request.model
         self.phase = RequestPhase.QUEUED
         self.n_at_worker = 0
-        """Tokens that existed when the present worker was given it; `tokenmux.server.front.front` keeps
-        this."""
+        """Tokens that existed when the present worker was given the request, as recorded by its owner."""
         self._submit = submit
         self._detokenizer = detokenizer
         self._clock = clock
@@ -81,12 +81,12 @@ class LiveRequest:
 
     @property
     def n_delivered(self) -> int:
-        """Tokens that it drew so far."""
+        """Number of tokens drawn so far."""
         return len(self._delivered)
 
     @property
     def closed(self) -> bool:
-        """Whether the client's side is over."""
+        """True if the client's side has ended."""
         return self._buffer.closed
 
     @property
@@ -94,21 +94,20 @@ class LiveRequest:
         return self._times.paused_since_s is not None
 
     def resubmission(self) -> Submit:
-        """What a worker needs to begin, or to go on after the tokens that exist."""
+        """What a worker needs to begin, or to continue after the existing tokens."""
         return replace(self._submit, delivered=tuple(self._delivered))
 
     def take_state(self, state: PhaseChanged) -> None:
-        """Tell the client where its request is."""
+        """Tell the client the phase of its request."""
         self.phase = state.phase
         if state.phase is RequestPhase.RUNNING and self._times.ran_s is None:
             self._times.ran_s = self._clock()
         self._buffer.put(state)
 
     def take_tokens(self, tokens: Tokens) -> bool:
-        """Take new output; True when a stop string ended it, which the worker cannot know.
+        """Take new output. True if a stop string ended the request, which the worker cannot know.
 
-        Tokens that are known already (a fresh worker may repeat itself) are skipped; a gap raises
-        InternalError.
+        Tokens that are already known are skipped (a new worker may repeat some); a gap raises InternalError.
         """
         if self.closed:  # what a step in flight still draws for a client that left
             return False
@@ -137,7 +136,7 @@ class LiveRequest:
         return False
 
     def take_finished(self, finished: Finished) -> None:
-        """The worker's side is over: so is the client's, if it is not already."""
+        """The worker's side has ended, and so does the client's, if it has not yet."""
         match finished.reason:
             case FinishReason.STOP | FinishReason.LENGTH:
                 self._complete(finished.reason)
@@ -148,7 +147,8 @@ class LiveRequest:
                 self.fail(error_of(finished.code or ErrorCode.ENDED, said))
 
     def conclude(self) -> bool:
-        """End the request if its tokens say that it is complete, though the worker did not live to say so."""
+        """End the request if its tokens show that it is complete, although the worker broke before saying
+        so."""
         if self._delivered and self._ends(self._delivered[-1], len(self._delivered) - 1):
             self._complete(FinishReason.STOP)
         elif len(self._delivered) >= self._submit.request.max_tokens:
@@ -156,27 +156,27 @@ class LiveRequest:
         return self.closed
 
     def fail(self, error: TokenmuxError) -> None:
-        """End the client's side with an error, without what it had not read."""
+        """End the client's side with an error, without the events not yet read."""
         self._buffer.close(error)
 
     def pause(self) -> None:
-        """The client's deadlines stand still from now on."""
+        """Stop this request's deadlines from now on."""
         if not self.paused:
             self._times.paused_since_s = self._clock()
 
     def resume(self) -> None:
-        """They go on."""
+        """Resume this request's deadlines."""
         if self._times.paused_since_s is not None:
             self._times.paused_s += self._clock() - self._times.paused_since_s
             self._times.paused_since_s = None
 
     def _ends(self, token_id: int, position: int) -> bool:
-        """Whether the worker stops at this token. Such a token is delivered as an id, but is no text."""
+        """True if the worker stops at this token. Such a token is delivered as an id, but not as text."""
         return token_id in self._submit.stop_token_ids and position + 1 >= self._submit.min_tokens
 
     def _count_on_time(self, index: int, at_s: float) -> None:
-        """Judge the tokens delivered from `index` on, all of them drawn at `at_s`; pauses by the client do
-        not count."""
+        """Count how many of the tokens from `index` on, all drawn at `at_s`, were on time. Pauses by the
+        client do not count."""
         times = self._times
         shift_s = times.paused_s
         if times.paused_since_s is not None:

@@ -1,9 +1,9 @@
-"""Every accepted request between its client and the worker, until the worker has let go of it.
+"""All accepted requests between their clients and the worker, until the worker has let go of them.
 
     add ─▶ Submit ─▶ worker ─ Tokens, PhaseChanged, Finished ─▶ deliver ─▶ the client's stream
-                                    client left, or an error ─▶ end ─▶ Cancel, then Finished
+    client left, or an error ─▶ end ─▶ Cancel, then Finished
 
-What happens when a client stops reading is in `tokenmux.server.front.slow_readers`.
+`tokenmux.server.front.slow_readers` handles clients that stop reading.
 """
 
 import logging
@@ -25,7 +25,7 @@ from tokenmux.server.front.trials import Trials
 logger = logging.getLogger(__name__)
 
 PROVEN_TOKENS = 2
-"""A request that brings so many tokens with a worker, or ends, did not break it."""
+"""A request that gets this many tokens from a worker, or ends, did not break it."""
 
 
 class LiveRequests:
@@ -44,8 +44,8 @@ class LiveRequests:
         recorder: TrafficRecorder | None,
         clock: Callable[[], float],
     ) -> None:
-        """`takes` says whether there is a worker that can be given requests; `on_proven` hears of each
-        request with which the present worker got somewhere."""
+        """`takes` says whether there is a worker that takes requests; `on_proven` is called for each
+        request with which the present worker made progress."""
         self._send = send
         self._trials = trials
         self._places = places
@@ -58,7 +58,7 @@ class LiveRequests:
         self._requests: dict[RequestId, LiveRequest] = {}
 
     def __iter__(self) -> Iterator[LiveRequest]:
-        """All of them now; they may end while one iterates."""
+        """All present requests; they may end during the iteration."""
         return iter(list(self._requests.values()))
 
     def __len__(self) -> int:
@@ -72,8 +72,8 @@ class LiveRequests:
         return sum(live.model == model and not live.closed for live in self._requests.values())
 
     def add(self, submit: Submit, text: OutputText, *, suspected: bool) -> LiveRequest:
-        """Take in an admitted request and give it to the worker; if its model is `suspected` of breaking
-        workers, as soon as it can be tried alone. Its stream is what this returns."""
+        """Take in an admitted request and give it to the worker. If its model is `suspected` of breaking
+        workers, this happens when it can be tried alone. Returns its stream."""
         live = LiveRequest(
             submit,
             text,
@@ -88,8 +88,8 @@ class LiveRequests:
         return live
 
     def give(self, live: LiveRequest, *, first: bool = False) -> None:
-        """Give a request to the worker with what its client has already. If none takes it, it waits for the
-        next."""
+        """Give a request to the worker, with what its client already has. Without a worker it waits for
+        the next one."""
         if self._takes():
             self._send(live.resubmission())
             live.n_at_worker = live.n_delivered
@@ -97,14 +97,14 @@ class LiveRequests:
             self._slow_readers.given_to_worker(live)
 
     def give_all(self) -> None:
-        """Tell a new worker of all requests that may go to it now."""
+        """Give a new worker all requests that may go to it now."""
         for live in self:
             if not self._trials.holds(live.id):
                 self.give(live, first=True)
 
     def deliver(self, report: Tokens | PhaseChanged | Finished) -> None:
-        """Hand a client what the worker says of its request. Whatever goes wrong is that request's end, and
-        no other's."""
+        """Pass the worker's report of a request to its client. Any failure ends that request, and no
+        other."""
         live = self._requests.get(report.request)
         if live is None:
             return
@@ -134,7 +134,7 @@ class LiveRequests:
             self.end(live, Ended(f"the client of request {live.id} left"))
 
     def end(self, live: LiveRequest, error: TokenmuxError) -> None:
-        """End a request from our side; the worker's `Finished` takes it off the books."""
+        """End a request from our side; it leaves the books with the worker's `Finished`."""
         live.fail(error)
         self._slow_readers.forget(live)
         if self._takes() and not self._trials.holds(live.id):
@@ -143,7 +143,7 @@ class LiveRequests:
             self._drop(live)
 
     def fail(self, live: LiveRequest, error: TokenmuxError) -> None:
-        """End a request that no worker has, or that the worker will say nothing more of."""
+        """End a request that no worker has, or of which the worker will report nothing more."""
         live.fail(error)
         self._drop(live)
 
@@ -152,7 +152,7 @@ class LiveRequests:
             self.fail(live, error)
 
     def worker_broke(self) -> None:
-        """Settle what is over anyway; the rest waits for the next worker."""
+        """Settle requests that have ended in any case; the others wait for the next worker."""
         for live in self:
             if live.closed or live.conclude():
                 self._drop(live)
@@ -164,7 +164,7 @@ class LiveRequests:
             self._on_proven(live)
 
     def _drop(self, live: LiveRequest) -> None:
-        """It is over on the worker's side as well."""
+        """It has ended on the worker's side as well."""
         self._slow_readers.forget(live)
         del self._requests[live.id]
         self._places.give_back(live.request.tenant)

@@ -24,7 +24,7 @@ class StoredModel(Protocol):
         ...
 
     def tokenizer(self) -> ModelText:
-        """Load it; may take a second. Raises BadCheckpoint."""
+        """Load the tokenizer; may take a second. Raises BadCheckpoint."""
         ...
 
 
@@ -32,7 +32,7 @@ class PendingRemoval(Protocol):
     """An entry on its way out of the catalogue."""
 
     def restore(self) -> None:
-        """Put it back. Raises TokenmuxError."""
+        """Put the entry back. Raises TokenmuxError."""
         ...
 
     def delete(self) -> None: ...
@@ -44,7 +44,7 @@ class ModelStore(Protocol):
     def names(self) -> Sequence[str]: ...
 
     def get(self, name: str) -> StoredModel:
-        """Raises NotFound or BadCheckpoint."""
+        """The entry of a model. Raises NotFound or BadCheckpoint."""
         ...
 
     def register_folder(self, name: str, folder: Path, *, progress: Progress) -> StoredModel:
@@ -59,7 +59,7 @@ class ModelStore(Protocol):
     def set_aside(self, name: str) -> PendingRemoval:
         """Take a model's files out of the catalogue, to be deleted or restored; the source stays.
 
-        Raises NotFound, InUse when another server serves it, and TokenmuxError when the disk does not let us.
+        Raises NotFound, InUse if another server serves it, and TokenmuxError if the disk refuses.
         """
         ...
 

@@ -15,8 +15,7 @@ class OutputText(Protocol):
     """The text of one output, step by step, cut at the first stop string."""
 
     def push(self, token_ids: Sequence[int]) -> str:
-        """Take the next tokens; returns the text that is certain by now. Once `stopped` is set: always
-        empty."""
+        """Add the next tokens. Returns the text that is certain now; always empty once `stopped` is set."""
         ...
 
     def finish(self) -> str:
@@ -30,7 +29,7 @@ class OutputText(Protocol):
 
 
 class ModelText(Protocol):
-    """What is known of a model's text, and the text of its outputs. A `PromptEncoder` encodes prompts."""
+    """Facts about a model's text, and the text of its outputs. A `PromptEncoder` encodes prompts."""
 
     @property
     def facts(self) -> TextFacts: ...
@@ -41,7 +40,7 @@ class ModelText(Protocol):
         ...
 
     def detokenizer(self, stop: Sequence[str], *, prompt: Sequence[int]) -> OutputText:
-        """For one output that continues `prompt` and ends at the first of the stop strings."""
+        """A detokenizer for one output that continues `prompt` and ends at the first of the stop strings."""
         ...
 
 
@@ -49,13 +48,13 @@ class PromptEncoder(Protocol):
     """Prompts to token ids. Used from the event loop, which it never blocks."""
 
     async def encode(self, model: str, path: Path, facts: TextFacts, prompt: Text | Chat) -> Sequence[int]:
-        """Token ids of a prompt by the tokenizer of the entry in folder `path`; `model` names it in errors.
+        """Token ids of a prompt, by the tokenizer of the entry in folder `path`; errors name `model`.
 
-        Raises InvalidRequest, NotServable when it exceeds the limits, Overloaded when its turn did not come
-        in time.
+        Raises InvalidRequest, NotServable if it exceeds the limits, Overloaded if its turn did not come in
+        time.
         """
         ...
 
     def close(self) -> None:
-        """End what is going on. Waits for nothing."""
+        """Stop all work. Does not wait."""
         ...

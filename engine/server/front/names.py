@@ -1,5 +1,5 @@
-"""What models and tenants may be called. One rule, asked before a name is looked up, logged, compared or
-shown anywhere."""
+"""Which names models and tenants may have: one rule, checked before a name is looked up, logged, compared or
+shown."""
 
 import difflib
 import itertools
@@ -14,8 +14,8 @@ MAX_TENANT_CHARS = 64
 
 
 def check_name_length(name: str) -> None:
-    """Raise InvalidRequest for a model name that no model can have. Looking for the closest names takes
-    0.9 s for one of 4 MB."""
+    """Raise InvalidRequest for an impossible model name. Looking for the closest names takes 0.9 s for one
+    of 4 MB."""
     if len(name) > MAX_NAME_CHARS:
         raise InvalidRequest(
             f"a model name of {len(name)} characters: names have at most {MAX_NAME_CHARS}; check `model`"
@@ -23,10 +23,10 @@ def check_name_length(name: str) -> None:
 
 
 def tenant_fault(tenant: str) -> str | None:
-    """What is wrong with the name of a tenant, with the remedy; None: nothing.
+    """What is wrong with the name of a tenant, with the remedy. None if it is valid.
 
     Names in parentheses are the pool's own ("(pool)", "(others)"), brackets are markup to some tools, and
-    unprintable characters could steer an operator's terminal.
+    unprintable characters could control an operator's terminal.
     """
     if len(tenant) > MAX_TENANT_CHARS:
         return f"tenant has {len(tenant)} characters: at most {MAX_TENANT_CHARS} are allowed"
@@ -38,10 +38,10 @@ def tenant_fault(tenant: str) -> str | None:
 
 
 def closest(name: str, names: Iterable[str], n: int = 3) -> list[str]:
-    """Up to `n` of the names that `name` may have been meant to be, the likeliest first.
+    """Up to `n` of the `names` most similar to `name`, the most similar first.
 
-    difflib compares only with the ten that have most pairs of letters in common: with 1,000 names of 128
-    characters it would take 0.4 s, this takes 3 ms.
+    difflib compares only with the ten that share the most pairs of letters: with 1,000 names of 128
+    characters comparing all would take 0.4 s, this takes 3 ms.
     """
     own = frozenset(itertools.pairwise(name))
     likely = nlargest(10, names, key=lambda other: len(own & _pairs(other)))

@@ -44,7 +44,7 @@ class Commands:
     def answered(self, answer: Acknowledged | Traced) -> None:
         """An answer arrived. One whose command was given up is ignored."""
         waiting = self._pending.pop(answer.ticket, None)
-        if waiting is None or waiting.done():  # who asked was cancelled
+        if waiting is None or waiting.done():  # the caller was cancelled
             return
         if isinstance(answer, Acknowledged) and answer.error:
             waiting.set_exception(error_of(answer.code or ErrorCode.NOT_SERVABLE, answer.error))
@@ -52,7 +52,7 @@ class Commands:
             waiting.set_result(answer)
 
     def fail(self, error: TokenmuxError) -> None:
-        """The worker is gone: nothing that is pending will be answered."""
+        """The worker is gone: pending questions will not be answered."""
         pending, self._pending = self._pending, {}
         for waiting in pending.values():
             if not waiting.done():

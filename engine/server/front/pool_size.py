@@ -1,7 +1,7 @@
-"""What fits the pool, whose size operators change while it serves.
+"""What fits the pool, whose size operators can change while it serves.
 
-While a resize is going on, what is let in has to fit both sizes: the new one, since it will be served there,
-and the one of before, which remains if the new one cannot be had.
+During a resize, what is accepted has to fit both sizes: the new one, with which it will be served, and the
+old one, which stays if the resize fails.
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,16 +22,16 @@ class Capacity(Protocol):
         ...
 
     def check_model(self, model: ModelFacts, pinned: Iterable[ModelFacts]) -> None:
-        """Raises DoesNotFit when the model can never be served beside the pinned ones."""
+        """Raise DoesNotFit if the model can never be served beside the pinned ones."""
         ...
 
     def check_request(self, model: ModelFacts, n_tokens: int, pinned: Iterable[ModelFacts]) -> None:
-        """Raises DoesNotFit when one request of so many tokens, prompt and output, can never be."""
+        """Raise DoesNotFit if a request of `n_tokens` tokens, prompt and output, can never be served."""
         ...
 
 
 class PoolSize:
-    """Answers like the `Capacity` of the size that is in force."""
+    """Answers like the `Capacity` of the present size."""
 
     def __init__(self, capacity: Capacity) -> None:
         self._present = capacity
@@ -44,7 +44,7 @@ class PoolSize:
 
     @contextmanager
     def becoming(self, arena_bytes: int) -> Iterator[None]:
-        """A resize is going on. On leaving without an error, it is done."""
+        """A resize is under way. When the block ends without an error, it is done."""
         self._coming = coming = self._present.resized(arena_bytes)
         try:
             yield
@@ -53,13 +53,13 @@ class PoolSize:
             self._coming = None
 
     def check_model(self, model: ModelFacts, pinned: Iterable[ModelFacts]) -> None:
-        """Raises DoesNotFit when the model can never be served beside the pinned ones."""
+        """Raise DoesNotFit if the model can never be served beside the pinned ones."""
         pinned = list(pinned)
         for capacity in self._in_force():
             capacity.check_model(model, pinned)
 
     def check_request(self, model: ModelFacts, n_tokens: int, pinned: Iterable[ModelFacts]) -> None:
-        """Raises DoesNotFit when one request of so many tokens, prompt and output, can never be."""
+        """Raise DoesNotFit if a request of `n_tokens` tokens, prompt and output, can never be served."""
         pinned = list(pinned)
         for capacity in self._in_force():
             capacity.check_request(model, n_tokens, pinned)

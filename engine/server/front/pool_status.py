@@ -16,15 +16,15 @@ from tokenmux.server.front.worker_side import WorkerSide
 
 MAX_STATUS_WATCHERS = 128
 WATCH_INTERVAL_S = 0.1
-"""Least time between two messages to a watcher."""
+"""Shortest time between two messages to a watcher."""
 FRESH_S = 0.05
-"""A status is made once for all who ask within this time, unless something changed: of 1,000 models it
-takes 20 ms."""
+"""One status serves all callers within this time, unless something changed: for 1,000 models it takes 20
+ms."""
 
 
 @dataclass(frozen=True, slots=True)
 class PoolSnapshot:
-    """The pool at a moment. `worker` is None while it has not reported, or there is none."""
+    """The pool at one moment. `worker` is None if there is none, or it has not reported yet."""
 
     version: str
     uptime_s: float
@@ -37,7 +37,7 @@ class PoolSnapshot:
 
 
 class StatusBoard:
-    """Makes statuses, and hands them to those who watch."""
+    """Makes statuses and gives them to watchers."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class StatusBoard:
         """The version of `changes`, and the number of requests, that `_latest` shows."""
 
     def now(self) -> PoolSnapshot:
-        """The status now, one object for all who ask at the same moment."""
+        """The present status, one object for all callers at the same moment."""
         uptime_s = time.monotonic() - self._started_s
         shows = (self._changes.version, self._n_live())
         latest = self._latest
@@ -77,8 +77,8 @@ class StatusBoard:
         """Yield a stream of statuses: one now, then one after each change, at most one every
         `min_interval_s`.
 
-        Raises InvalidRequest, and Overloaded if too many watch. The stream ends when the server drains:
-        a watcher must not hold up the end.
+        Raises InvalidRequest, and Overloaded if there are too many watchers. The stream ends when the server
+        drains, so that watchers do not delay its end.
         """
         check_seconds("min_interval_s", min_interval_s)
         with self._watchers.place():

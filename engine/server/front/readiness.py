@@ -1,4 +1,4 @@
-"""Whether requests are accepted at this moment, and if not, why."""
+"""Decides if the server accepts requests, and says why if it does not."""
 
 from tokenmux.core.errors import TokenmuxError, Unavailable
 from tokenmux.server.front.changes import Changes
@@ -22,7 +22,7 @@ class Readiness:
         self.failed: TokenmuxError | None = None
         """Why the server never became ready, or that it has stopped."""
         self.draining = False
-        """Whether `drain` was called."""
+        """True once `drain` was called."""
 
     @property
     def ready(self) -> bool:
@@ -30,7 +30,7 @@ class Readiness:
         return self._closed is None and self._outage.reason is None
 
     def check(self) -> None:
-        """Raise Unavailable, or what else stands in the way, while requests are not accepted."""
+        """Raise Unavailable, or whatever the reason is, unless requests are accepted."""
         refusal = self._closed or self._outage.refusal
         if refusal is not None:
             raise refusal
@@ -41,7 +41,7 @@ class Readiness:
         self._changes.notify()
 
     def drain(self) -> None:
-        """No new requests are accepted; those that there are go on."""
+        """Refuse new requests; present ones continue."""
         self.draining = True
         self._closed = Unavailable(DRAINING)
         self._changes.notify()
@@ -52,5 +52,5 @@ class Readiness:
         self._changes.notify()
 
     def stopped(self) -> None:
-        """The server is over."""
+        """The server has stopped."""
         self.fail(Unavailable(STOPPED))

@@ -1,6 +1,6 @@
-"""Which models are served: what the store has at the start, and what operators add and remove.
+"""Which models are served: those in the store at the start, and those that operators add and remove.
 
-The order of steps is such that a command that fails, or is given up half-way, leaves nothing behind.
+The order of steps is such that a command that fails, or is abandoned half-way, leaves nothing behind.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from tokenmux.server.front.worker_side import WorkerSide
 logger = logging.getLogger(__name__)
 
 FORCED_S = 60.0
-"""How long a forced removal waits for what is under way with the model."""
+"""How long a forced removal waits for the operations in flight that use the model."""
 ASK_AGAIN_S = 0.5
 
 
@@ -37,7 +37,7 @@ class Gone:
 
 
 class Registration:
-    """See the module."""
+    """Registers and removes models; see the module."""
 
     def __init__(
         self,
@@ -55,8 +55,10 @@ class Registration:
         self._adding: dict[str, asyncio.Task[ServedModel]] = {}
 
     async def open_store(self, pinned: Collection[str]) -> None:
-        """Take in every model of the store; `pinned` names those to pin. Models that are damaged or do not
-        fit are kept and refused. Raises DoesNotFit if none of them fits."""
+        """Take in every model of the store; `pinned` names those to pin.
+
+        Models that are damaged or do not fit are listed as refused. Raises DoesNotFit if none fits.
+        """
         for served in await asyncio.to_thread(self._stored):
             served.pinned = served.name in pinned
             try:
@@ -72,11 +74,11 @@ class Registration:
             raise DoesNotFit(f"no model of the catalogue fits the device; for one: {refusals[0]}")
 
     async def register(self, name: str, source: str) -> ServedModel:
-        """Convert, check and serve a model; without a source, serve one that the store has already (it was
+        """Convert, check and serve a model; without a source, serve one that is already in the store (it was
         pulled).
 
-        Goes on to its end even if the caller has left. Raises InvalidRequest, AlreadyExists, NotFound
-        (no such source), BadCheckpoint, NotServable.
+        It is completed even if the caller leaves. Raises InvalidRequest, AlreadyExists, NotFound (no such
+        source), BadCheckpoint, NotServable.
         """
         check_name_length(name)
         if not MODEL_NAME.fullmatch(name):
@@ -96,11 +98,11 @@ class Registration:
         return await asyncio.shield(task)
 
     async def unregister(self, name: str, *, force: bool = False) -> None:
-        """Stop serving a model and delete its converted files. Raises InUse while requests are live, unless
-        forced; forced, it waits for what is under way with the model, such as a fetch.
+        """Stop serving a model and delete its converted files.
 
-        Its files go first, and come back if the worker does not let the model go: what fails leaves
-        everything as it was.
+        Raises InUse while it has live requests, unless forced; forced, it waits for operations in flight that
+        use the model, such as a fetch. Its files go first, and come back if the worker does not let the model
+        go: a failure leaves everything as it was.
         """
         served = self._models.find(name)
         n_live = self._worker.requests.n_of(ModelId(served.name))
@@ -120,11 +122,11 @@ class Registration:
         await asyncio.to_thread(removal.delete)
 
     def check_fit(self, served: ServedModel) -> None:
-        """Raises DoesNotFit if the device can never hold the model beside the pinned ones."""
+        """Raise DoesNotFit if the device can never hold the model beside the pinned ones."""
         self._size.check_model(served.facts, self._models.pinned())
 
     def reconsider(self) -> None:
-        """The pool has another size: models that were refused for theirs are served if they fit now."""
+        """The pool has another size: serve models that were refused for their size if they fit now."""
         for served in self._models:
             if isinstance(served.refusal, DoesNotFit):
                 try:
@@ -137,7 +139,7 @@ class Registration:
         self._changes.notify()
 
     def _stored(self) -> list[ServedModel]:
-        """What the store has: a damaged entry is refused, and no reason not to serve the others."""
+        """The models in the store. A damaged entry is refused, and does not affect the others."""
         found = []
         for name in self._store.names():
             try:
@@ -166,11 +168,11 @@ class Registration:
     def _set_aside(self, name: str) -> PendingRemoval:
         try:
             return self._store.set_aside(name)
-        except NotFound:  # somebody deleted it; the model is to go all the same
+        except NotFound:  # it was deleted from outside; the model goes all the same
             return Gone()
 
     async def _let_go(self, served: ServedModel, *, force: bool) -> None:
-        """Have the worker forget the model. Raises InUse; if forced, only after `FORCED_S`."""
+        """Make the worker forget the model. Raises InUse; if forced, only after `FORCED_S`."""
         loop = asyncio.get_running_loop()
         until_s = loop.time() + FORCED_S
         while True:

@@ -1,9 +1,8 @@
-"""Is this request acceptable? Pure checks that raise InvalidRequest with what to change, and the values that
-follow.
+"""Checks a request. They raise InvalidRequest that says what to change, and return the values to use.
 
 Refusing early is a promise: nothing that could have been refused here may fail later, when it has cost others
-time. Whether the device can hold the request is asked of the instance
-(`tokenmux.server.front.pool_size.Capacity`), not decided here.
+time. The instance knows whether the device can hold the request
+(`tokenmux.server.front.pool_size.Capacity`); that is not decided here.
 """
 
 import math
@@ -19,7 +18,7 @@ from tokenmux.server.front.names import tenant_fault
 MAX_TEMPERATURE = 10.0
 MIN_WEIGHT, MAX_WEIGHT = 0.01, 100.0
 MIN_SECONDS, MAX_SECONDS = 0.001, 86_400.0
-"""Of a TTFT or TPOT: a millisecond to a day."""
+"""Bounds of a TTFT or TPOT: a millisecond to a day."""
 MAX_CHAT_MESSAGES = 4096
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_CHARS = 256
@@ -29,14 +28,14 @@ MAX_SEED = 2**64 - 1
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What a request gets that does not say."""
+    """Values for what a request does not say."""
 
     max_tokens: int = 256
     service: ServiceLevel = field(default_factory=ServiceLevel)
 
 
 def check_parameters(ask: Ask, facts: ModelFacts) -> None:
-    """Everything that can be told without tokenizing. Raises InvalidRequest."""
+    """Check everything that does not need token ids. Raises InvalidRequest."""
     match ask.prompt:
         case Text(text):
             if not text:
@@ -98,19 +97,19 @@ def _check_stopping(ask: Ask, facts: ModelFacts) -> None:
 
 
 def check_seconds(name: str, seconds: float) -> None:
-    """Raises InvalidRequest unless `seconds` is a time that one can wait or look back."""
+    """Raise InvalidRequest unless `seconds` is a time that one can wait or look back."""
     if not (math.isfinite(seconds) and seconds >= 0):
         raise InvalidRequest(f"{name} {seconds:g}: use seconds, 0 or more")
 
 
 def check_count(what: str, items: Sized, limit: int) -> None:
-    """Raises InvalidRequest for more items than `limit`. Asked before anything is done for each of them."""
+    """Raise InvalidRequest for more items than `limit`. Called before anything is done with each of them."""
     if len(items) > limit:
         raise InvalidRequest(f"{len(items)} {what}: at most {limit} are allowed")
 
 
 def check_prompt_length(n_prompt: int, facts: ModelFacts) -> None:
-    """Raises InvalidRequest for a prompt that leaves no room for a token of output in the model's context."""
+    """Raise InvalidRequest for a prompt that leaves no room in the model's context for a token of output."""
     if n_prompt >= facts.max_context:
         raise InvalidRequest(
             f"the prompt has {n_prompt} tokens, but {facts.id} has a context of {facts.max_context}, "
@@ -119,7 +118,7 @@ def check_prompt_length(n_prompt: int, facts: ModelFacts) -> None:
 
 
 def check_text_length(prompt: Prompt, facts: ModelFacts, longest_token_chars: int) -> None:
-    """Raises InvalidRequest for text that cannot fit into the context, however well it is tokenized."""
+    """Raise InvalidRequest for text that cannot fit the context, however it is tokenized."""
     match prompt:
         case Text(text):
             n_chars = len(text)
@@ -136,8 +135,8 @@ def check_text_length(prompt: Prompt, facts: ModelFacts, longest_token_chars: in
 
 
 def check_token_ids(what: str, ids: Sequence[int], facts: ModelFacts) -> None:
-    """Raises InvalidRequest for the first id that the model's vocabulary does not have. 100,000 good ones
-    take 2 ms."""
+    """Raise InvalidRequest for the first id that is not in the model's vocabulary. 100,000 valid ones take
+    2 ms."""
     if not ids or (min(ids) >= 0 and max(ids) < facts.vocab_size):
         return
     for index, token_id in enumerate(ids):
@@ -149,8 +148,7 @@ def check_token_ids(what: str, ids: Sequence[int], facts: ModelFacts) -> None:
 
 
 def output_limit(ask: Ask, prompt: Sequence[int], facts: ModelFacts, defaults: Defaults) -> int:
-    """The max_tokens in force. Raises InvalidRequest when prompt and output do not fit into the model's
-    context."""
+    """The max_tokens in force. Raises InvalidRequest if prompt and output do not fit the model's context."""
     if not prompt:
         raise InvalidRequest("the prompt is empty once tokenized: give at least one token")
     check_prompt_length(len(prompt), facts)
@@ -167,7 +165,7 @@ def output_limit(ask: Ask, prompt: Sequence[int], facts: ModelFacts, defaults: D
 
 
 def service_level(ask: Ask, defaults: Defaults) -> ServiceLevel:
-    """The service level in force: what the request says, else the default, each time for itself."""
+    """The service level in force: each time is the request's, or otherwise the default."""
     return ServiceLevel(
         ttft_s=defaults.service.ttft_s if ask.ttft_s is None else ask.ttft_s,
         tpot_s=defaults.service.tpot_s if ask.tpot_s is None else ask.tpot_s,

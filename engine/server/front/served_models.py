@@ -1,7 +1,7 @@
 """The models that the front knows, by name, with their tokenizers loaded when first needed.
 
-A model can be known and yet refused (it does not fit, the worker would not take it): it is then listed with
-the reason, and requests for it get that reason.
+A model can be known but refused (it does not fit, or the worker does not take it): it is listed with the
+reason, and requests for it get that reason.
 """
 
 import asyncio
@@ -17,24 +17,24 @@ from tokenmux.server.front.model_text import ModelText
 from tokenmux.server.front.names import check_name_length, closest
 
 NAMED_IN_ERRORS = 12
-"""A message names at most this many models."""
+"""Most models that a message names."""
 
 
 @dataclass(slots=True, eq=False)
 class ServedModel:
-    """One model. `refusal` says why requests for it are refused, if they are; one that could not be read
-    has no entry."""
+    """One model. `refusal` says why requests for it are refused, if they are. A model that could not be
+    read has no entry."""
 
     entry: StoredModel | None
     pinned: bool = False
     refusal: TokenmuxError | None = None
     n_convicted: int = 0
-    """Requests for it that broke workers since one got anywhere: its weights may be the cause."""
+    """Requests for it that broke workers since one made progress: its weights may be the cause."""
     proven: bool = False
-    """Whether a request for it ever got anywhere."""
+    """True if a request for it has ever made progress."""
     loading: "asyncio.Task[ModelText] | None" = None
     name: str = ""
-    """Taken from the entry unless there is none."""
+    """Taken from the entry, if there is one."""
 
     def __post_init__(self) -> None:
         if self.entry is not None:
@@ -42,7 +42,7 @@ class ServedModel:
 
     @property
     def facts(self) -> ModelFacts:
-        """Raises the refusal of a model without an entry."""
+        """The model's facts. Raises the refusal of a model without an entry."""
         return self.whole().facts
 
     @property
@@ -81,12 +81,12 @@ class ServedModels:
         self._models.pop(name, None)
 
     def pinned(self) -> list[ModelFacts]:
-        """Of the models that are pinned and served."""
+        """The models that are pinned and served."""
         return [served.facts for served in self if served.pinned and served.refusal is None]
 
     def find(self, name: str) -> ServedModel:
-        """The model of that name. Raises NotFound with the closest names, InvalidRequest for a name that
-        no model can have."""
+        """The model called `name`. Raises NotFound with the closest names, InvalidRequest for an
+        impossible name."""
         check_name_length(name)
         served = self._models.get(name)
         if served is None:
@@ -94,7 +94,7 @@ class ServedModels:
         return served
 
     def accepting(self, name: str) -> ServedModel:
-        """The model of that name, if it takes requests. Raises NotFound, or the reason why it does not."""
+        """The model called `name`, if it takes requests. Raises NotFound, or the reason why it does not."""
         served = self.find(name)
         if served.refusal is not None:
             raise served.refusal
@@ -105,7 +105,7 @@ class ServedModels:
         return self._models.get(served.name) is served and served.refusal is None
 
     async def text(self, served: ServedModel) -> ModelText:
-        """What is known of the model's text, loaded once however many ask, and again if that failed."""
+        """Facts about the model's text, loaded once for all callers, and again if that failed."""
         if served.loading is None or (served.loading.done() and served.loading.exception() is not None):
             served.loading = asyncio.create_task(self._load(served), name=f"tokenizer of {served.name}")
         return await asyncio.shield(served.loading)

@@ -1,8 +1,7 @@
-"""Everything that a dialect calls. gRPC's services do, and an HTTP gateway would.
+"""Everything that a dialect calls: the gRPC services do, and an HTTP gateway would.
 
-A dialect translates: its messages to the values of `tokenmux.server.front.generation`, what comes back
-into its messages, and errors of `tokenmux.core.errors` to its status codes. It takes no decision of its
-own.
+A dialect translates: its messages to the values of `tokenmux.server.front.generation`, results into its
+messages, and errors of `tokenmux.core.errors` to its status codes. It decides nothing itself.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -20,18 +19,18 @@ from tokenmux.workload.trace import Trace
 
 
 class FrontService(Protocol):
-    """All methods raise what the error tree has; those about a model raise NotFound if there is none of
-    that name."""
+    """The front's methods. They raise errors of the error tree; those about a model raise NotFound if
+    there is no such model."""
 
     @property
     def keys(self) -> ApiKeys:
-        """Who may call what: a dialect asks before it reads a call."""
+        """API keys: a dialect checks the caller before it reads a call."""
         ...
 
     # Requests
 
     def open(self, ask: Ask) -> AbstractAsyncContextManager[AsyncIterator[StreamEvent]]:
-        """Admit a request and yield its stream of events; leaving the context early cancels it.
+        """Admit a request and yield its stream of events. Leaving the context early cancels the request.
 
         The stream raises Ended, WorkerFailed or Unavailable if an accepted request could not be completed.
         """
@@ -54,7 +53,7 @@ class FrontService(Protocol):
 
     @property
     def changes(self) -> Changes:
-        """Notified when anything below, or readiness, may have changed."""
+        """Notified when readiness, or anything below, may have changed."""
         ...
 
     def model_ready(self, name: str) -> bool:
@@ -67,19 +66,20 @@ class FrontService(Protocol):
         ...
 
     def model_names(self) -> Sequence[str]:
-        """Of all models, those that are refused included."""
+        """Names of all models, including refused ones."""
         ...
 
     # Models, for operators
 
     def list_models(self) -> Sequence[ShownModel]:
-        """All of them, by name."""
+        """All models, by name."""
         ...
 
     def show_model(self, name: str) -> ShownModel: ...
 
     async def register(self, name: str, source: str) -> ShownModel:
-        """Convert, check and serve what lies at `source`; if it is empty, a model that was pulled before."""
+        """Convert, check and serve what lies at `source`; if that is empty, a model that was pulled
+        before."""
         ...
 
     async def unregister(self, name: str, *, force: bool = False) -> None:
@@ -88,7 +88,7 @@ class FrontService(Protocol):
         ...
 
     async def load(self, name: str, *, wait: bool = False) -> ShownModel:
-        """Make a model resident; with `wait`, return only when it is."""
+        """Load a model onto the device; with `wait`, return only when it is there."""
         ...
 
     async def unload(self, name: str) -> ShownModel:
@@ -96,17 +96,17 @@ class FrontService(Protocol):
         ...
 
     async def pin(self, name: str, *, pinned: bool) -> ShownModel:
-        """Keep a model resident, or no longer."""
+        """Keep a model on the device, or let it leave again."""
         ...
 
     # The pool, for operators
 
     async def resize(self, arena_bytes: int) -> int:
-        """Give the pool another size; returns the one that it has then."""
+        """Give the pool an arena of `arena_bytes`. Returns the size afterwards."""
         ...
 
     def status(self) -> PoolSnapshot:
-        """The pool now. The same object may be returned to several who ask at the same moment."""
+        """The present status. Several callers at the same moment may get the same object."""
         ...
 
     def watch_status(self, min_interval_s: float) -> AbstractAsyncContextManager[AsyncIterator[PoolSnapshot]]:
@@ -114,7 +114,7 @@ class FrontService(Protocol):
         ...
 
     async def trace(self, last_s: float) -> tuple[Span, ...]:
-        """What the worker did within the last `last_s` seconds; 0 for all that it remembers."""
+        """What the worker did within the last `last_s` seconds; 0 for everything that it remembers."""
         ...
 
     # Planning

@@ -1,4 +1,4 @@
-"""What operators are shown of models: what the front knows, with what the worker last said."""
+"""What operators see of models: what the front knows, and the worker's latest status."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ class ShownModel:
 
     name: str
     facts: ModelFacts | None
-    """None for one that could not be read."""
+    """None for a model that could not be read."""
     pinned: bool
     refusal: str
     status: ModelStatus | None
@@ -22,27 +22,27 @@ class ShownModel:
 
 
 class ShownModels:
-    """Models as they are at the moment when they are asked for."""
+    """The present state of models."""
 
     def __init__(self, models: ServedModels, worker: WorkerSide) -> None:
         self._models = models
         self._worker = worker
 
     def all(self) -> list[ShownModel]:
-        """All of them, by name."""
+        """All models, by name."""
         status = self._worker.status
         told = {} if status is None else {model.model: model for model in status.models}
         return [self._show(served, told.get(ModelId(served.name))) for served in self._models]
 
     def named(self, name: str) -> ShownModel:
-        """Raises NotFound."""
+        """The model called `name`. Raises NotFound."""
         return self.of(self._models.find(name))
 
     def of(self, served: ServedModel) -> ShownModel:
         return self._show(served, self.status_of(served))
 
     def status_of(self, served: ServedModel) -> ModelStatus | None:
-        """What the worker last said of a model."""
+        """The worker's latest status of a model."""
         status = self._worker.status
         models = () if status is None else status.models
         return next((model for model in models if model.model == served.name), None)

@@ -54,7 +54,7 @@ class SlowReaders:
             self._send(Pause(live.id))
 
     def forget(self, live: LiveRequest) -> None:
-        """The request is over, or its client reads again: do not end it for being unread."""
+        """The request has ended, or its client reads again: do not end it for being unread."""
         timer = self._timers.pop(live.id, None)
         if timer is not None:
             timer.cancel()

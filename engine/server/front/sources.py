@@ -9,7 +9,7 @@ from tokenmux.core.progress import Progress, no_progress
 from tokenmux.server.front.model_store import ModelStore, StoredModel
 
 MAX_SHOWN_CHARS = 200
-"""Of a path, in an error."""
+"""Most characters of a path in an error."""
 
 
 def add_to_store(store: ModelStore, name: str, source: Path, progress: Progress = no_progress) -> StoredModel:

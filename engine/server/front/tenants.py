@@ -1,4 +1,4 @@
-"""What the operator grants: weights of tenants and of models, and who finds a place in a full queue."""
+"""What the operator grants: weights of tenants and of models, and places in a full queue."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from tokenmux.core.errors import Overloaded
 
 SPARE_PLACES = 1 / 8
-"""Beyond the queue's size, as a share of it: for tenants that hold less than their share when others have
+"""Extra places, as a share of the queue's size: for tenants that hold less than their share when others have
 filled the queue."""
 
 

@@ -1,8 +1,8 @@
-"""Records traffic for capacity planning: lengths, times and names of requests that ended, never their text.
+"""Records traffic for capacity planning: lengths, times and names of ended requests, never their text.
 
-The newest stay in memory, and with a path every one is also appended to a file of the trace format
-(`tokenmux.workload.trace`), which is put aside when it is full. Recording never fails a request: when the
-file cannot be written, that is logged and only memory goes on.
+The newest stay in memory. With a path, every request is also appended to a file in the trace format
+(`tokenmux.workload.trace`), which is put aside when full. Recording never fails a request: if the file cannot
+be written, that is logged and recording continues in memory.
 """
 
 import logging
@@ -18,8 +18,8 @@ logger = logging.getLogger(__name__)
 
 
 class TrafficRecorder:
-    """See the module. `window` is how many requests memory keeps, `start_s` when recording began, on the
-    clock of `Request.arrival_s`."""
+    """Records ended requests; see the module. `window` is the number of requests kept in memory, `start_s`
+    the start of recording on the clock of `Request.arrival_s`."""
 
     def __init__(self, window: int, start_s: float, file: "TraceFile | None" = None) -> None:
         self.window = window
@@ -28,7 +28,7 @@ class TrafficRecorder:
         self._file = file
 
     def ended(self, request: Request, n_output: int) -> None:
-        """A request ended after so many tokens, for whatever reason."""
+        """A request ended, for whatever reason, after `n_output` tokens."""
         line = TraceRequest(
             round(request.arrival_s - self._start_s, 6),
             request.model,
@@ -48,7 +48,7 @@ class TrafficRecorder:
                 self.close()
 
     def recorded(self, last_s: float, now_s: float) -> Trace:
-        """Those in memory that arrived within `last_s` (0: all), in order of arrival."""
+        """Requests in memory that arrived within `last_s` (0: all), in order of arrival."""
         from_s = now_s - self._start_s - last_s if last_s else 0.0
         return sorted(
             (line for line in self._newest if line.arrival_s >= from_s), key=lambda line: line.arrival_s
@@ -61,15 +61,15 @@ class TrafficRecorder:
 
 
 class TraceFile:
-    """A file of JSON lines that never holds half a line: each is one write to the end.
+    """A file of JSON lines that never holds half a line: each is appended in one write.
 
-    When one more line would make it longer than `max_bytes` it becomes `NAME.1.jsonl`, the one before
-    `NAME.2.jsonl`, up to `keep`; the oldest goes. So does a file that lies there at the beginning, since
-    times in one file count from one start.
+    When one more line would make it longer than `max_bytes` it becomes `NAME.1.jsonl`, the previous one
+    `NAME.2.jsonl`, up to `keep`; the oldest is deleted. An existing file is put aside at the start too, since
+    all times in one file count from one start.
     """
 
     def __init__(self, path: Path, max_bytes: int, keep: int) -> None:
-        """Raises ConfigError when the file cannot be written."""
+        """Raises ConfigError if the file cannot be written."""
         self._path, self._max_bytes, self._keep = path, max_bytes, keep
         try:
             self._file = self._begin()

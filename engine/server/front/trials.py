@@ -1,7 +1,7 @@
-"""Gives the worker the suspects of earlier deaths, a few at a time, and waits until they got somewhere.
+"""Gives the worker the suspects of earlier deaths, a few at a time, and waits until they have made progress.
 
-`tokenmux.server.workers.suspects` decides who is a suspect and in which groups they are tried; here its
-decisions meet time. What follows from a conviction is in `tokenmux.server.front.verdicts`.
+`tokenmux.server.workers.suspects` decides which requests are suspects and in which groups they are tried;
+this module adds the time limits. `tokenmux.server.front.verdicts` acts on a conviction.
 """
 
 import asyncio
@@ -12,14 +12,14 @@ from tokenmux.messages.commands import Load
 from tokenmux.server.workers.suspects import Suspects
 
 MAX_DOUBLINGS = 3
-"""Of the time that a trial may take."""
+"""Limit on how often the time of a trial is doubled."""
 
 Suspected = RequestId | Load
-"""What may break a worker: a request, or a model whose loading was asked for without one (it is pinned)."""
+"""What may break a worker: a request, or a model that is loaded without one (it is pinned)."""
 
 
 class Trials:
-    """Everything that was given to a worker, and may have broken it."""
+    """Everything that was given to a worker and may have broken it."""
 
     def __init__(
         self,
@@ -41,12 +41,12 @@ class Trials:
 
     @property
     def trying(self) -> bool:
-        """True if somebody is held back or on trial."""
+        """True if a subject is held back or on trial."""
         return self._suspects.trying
 
     def arrive(self, subject: Suspected, *, suspected: bool) -> None:
-        """A new one: give it to the worker now, or when its turn comes. One that is `suspected` is tried
-        alone."""
+        """Add a subject: give it to the worker now, or when its turn comes. One that is `suspected` is
+        tried alone."""
         if self._suspects.arrive(subject, suspected=suspected):
             self._give(subject)
         else:
@@ -61,15 +61,15 @@ class Trials:
         return self._suspects.holds(subject)
 
     def is_unproven(self, subject: Suspected) -> bool:
-        """True if the present worker has it and has not got anywhere with it."""
+        """True if the present worker has it and has made no progress with it."""
         return self._suspects.is_unproven(subject)
 
     def progressed(self, subject: Suspected) -> None:
-        """The present worker got somewhere with it. `go_on` afterwards, if `trying`."""
+        """The present worker made progress with it. Call `go_on` afterwards, if `trying`."""
         self._suspects.progressed(subject)
 
     def forget(self, subject: Suspected) -> None:
-        """It is over."""
+        """It has ended."""
         self._suspects.forget(subject)
         if self.trying:
             self.go_on()
@@ -79,11 +79,11 @@ class Trials:
         self._suspects.spared()
 
     def died(self) -> Suspected | None:
-        """The worker broke. Returns who is guilty, if that is known now."""
+        """The worker broke. Returns the guilty subject, if it is known now."""
         return self._suspects.died()
 
     def go_on(self) -> None:
-        """Give the worker the next suspects, if the last ones are through."""
+        """Give the worker the next suspects, if the last ones are done."""
         if self._timer is not None and not self._suspects.waited_for:
             self.stop()
         while self._may_give() and (subjects := self._suspects.release()):
@@ -93,7 +93,7 @@ class Trials:
             self._timer = asyncio.create_task(self._end_trial(), name="trial")
 
     def stop(self) -> None:
-        """Wait for nobody any more."""
+        """Stop waiting."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -1,12 +1,12 @@
-"""Who used the worker, gathered from what it tells once a second; forgotten when the worker is replaced,
-as its counters begin anew."""
+"""Use of the worker, collected from its reports once a second. Forgotten when the worker is replaced,
+since the new worker's counters start at zero."""
 
 from tokenmux.core.facts import ModelId
 from tokenmux.messages.reports import ModelUse, Service, WorkerUse
 
 
 class Usage:
-    """The latest of every model and tenant."""
+    """The latest use of every model and tenant."""
 
     def __init__(self) -> None:
         self.models: dict[ModelId, ModelUse] = {}
@@ -23,10 +23,11 @@ class Usage:
         self.n_models_used = message.n_models_used
 
     def devices_saved(self, n_devices: int) -> float:
-        """Against one device for each model while it has requests
+        """Devices saved compared with one device for each model while it has requests
         (`tokenmux.scheduler.metrics.counters.Metrics.models_with_work`); 0 before any work."""
         return self.model_work_s / self.work_s - n_devices if self.work_s else 0.0
 
     def devices_saved_dedicated(self, n_devices: int) -> int:
-        """Against one device for each model that was asked for within the last hour; 0 before any work."""
+        """Devices saved compared with one device for each model requested within the last hour; 0 before
+        any work."""
         return self.n_models_used - n_devices if self.work_s else 0

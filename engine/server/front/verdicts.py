@@ -1,4 +1,4 @@
-"""What follows when a request or a model is found to break workers: it is given to no other one."""
+"""Acts on requests and models that are found to break workers: they are given to no other worker."""
 
 import logging
 
@@ -14,8 +14,8 @@ logger = logging.getLogger(__name__)
 
 CONVICTIONS = 2
 CONVICTIONS_OF_PROVEN = 5
-"""After so many requests of one model that broke workers, with none that got anywhere in between and none
-that waits, the model is refused: sooner if no request of it ever got anywhere."""
+"""After this many requests of one model that broke workers, with none that made progress in between and none
+that waits, the model is refused; sooner if no request of it has ever made progress."""
 
 
 class Verdicts:
@@ -27,13 +27,13 @@ class Verdicts:
         self._changes = changes
 
     def proven(self, model: ModelId) -> None:
-        """A request of this model got somewhere: earlier convictions do not speak against the model."""
+        """A request of this model made progress: earlier convictions no longer count against the model."""
         if model in self._models:
             served = self._models.find(model)
             served.n_convicted, served.proven = 0, True
 
     def convict(self, guilty: Suspected) -> None:
-        """It broke a worker while it was the only thing that could have."""
+        """Act on a request or model that was the only possible cause when a worker broke."""
         if isinstance(guilty, Load):
             self.refuse(self._models.find(guilty.model), "workers broke again and again when it was loaded")
             return
@@ -53,7 +53,7 @@ class Verdicts:
             self.refuse(served, f"{n} of its requests broke workers, and none made progress in between")
 
     def refuse(self, served: ServedModel, why: str) -> None:
-        """Give this model to no worker any more; its requests end with the reason."""
+        """Give this model to no worker from now on. Its requests end with the reason."""
         model = served.facts.id
         served.refusal = NotServable(
             f"{model} is not served: {why}; look at the server's log, "

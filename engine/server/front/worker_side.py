@@ -42,7 +42,8 @@ from tokenmux.server.workers.worker_protocol import WorkerFactory
 
 
 class WorkerSide:
-    """See the module. `start`, then `close`. Everything runs on the event loop."""
+    """The worker's side of the front; see the module. `start`, then `close`. Everything runs on the event
+    loop."""
 
     def __init__(
         self,
@@ -60,7 +61,7 @@ class WorkerSide:
     ) -> None:
         """`on_given_up` is called if there will be no worker at all."""
         self.status: WorkerStatus | None = None
-        """The latest; None before the first and while there is no worker."""
+        """The latest status; None before the first and while there is no worker."""
         self.usage = Usage()
         self._models = models
         self._changes = changes
@@ -133,12 +134,12 @@ class WorkerSide:
         await self._handover.finished()
 
     def give_up(self, error: TokenmuxError) -> None:
-        """End all requests; whoever waits in `start` waits no longer."""
+        """End all requests; `start` stops waiting."""
         self.requests.fail_all(error)
         self._handover.give_up()
 
     async def close(self) -> None:
-        """Stop the worker; nothing is heard of it afterwards. `give_up` comes first."""
+        """Stop the worker; nothing is received from it afterwards. Call `give_up` first."""
         self.outage.close()
         self._trials.stop()
         self._handover.stop()
@@ -182,14 +183,14 @@ class WorkerSide:
                 self._commands.answered(report)
 
     def _give(self, subject: Suspected) -> None:
-        """It is the turn of a request, or of a pinned model."""
+        """Give the worker a request, or a pinned model, whose turn has come."""
         if not isinstance(subject, Load):
             self.requests.give(self.requests.find(subject))
         elif subject.model in self._models:
             self._handover.pin(self._models.find(subject.model))
 
     def _proven(self, live: LiveRequest) -> None:
-        """The present worker got somewhere with a request."""
+        """The present worker made progress with a request."""
         self._trials.progressed(live.id)
         self._verdicts.proven(live.model)
         self.outage.end()
@@ -197,7 +198,7 @@ class WorkerSide:
             self._trials.go_on()
 
     def _broke(self) -> None:
-        """Settle what is over anyway; the rest waits for the next worker."""
+        """Settle requests that have ended in any case; the others wait for the next worker."""
         self.status = None
         self.usage = Usage()
         self._trials.stop()
@@ -206,14 +207,14 @@ class WorkerSide:
         broken = WorkerFailed("the worker broke and is being restarted: try again in a moment")
         self._commands.fail(broken)
         if self._supervisor.has_spoken:
-            self._blame()  # before those are forgotten whose clients left meanwhile: they may be the cause
+            self._blame()  # before requests are forgotten whose clients have left: they may be the cause
         else:
             self._trials.spared()
         self.requests.worker_broke()
         self.outage.broke()
 
     def _blame(self) -> None:
-        """The worker broke over something that it had been told."""
+        """Find out over what the worker broke."""
         told = self._handover.to_blame()
         if told is not None:
             self._verdicts.refuse(told, "a worker broke each time when it was told of this model")
