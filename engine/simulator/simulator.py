@@ -154,7 +154,7 @@ class Simulator:
         lost, device = self.instances[index], self._devices[index]
         drawn = device.n_drawn()
         device.close()
-        lost.abandon()
+        self._carry_out(index, lost.abandon())
         self.instances[index], self._devices[index] = instance, self._device(index, instance)
         self._sharers = _sharers_of_caches(self.instances)
         for model in lost.models.values():
@@ -162,9 +162,6 @@ class Simulator:
             if model.pinned:
                 self.apply(index, ModelWanted(self.now_s, model.facts.id, pinned=True))
         for request in lost.requests.values():
-            if request.to_end is not None and request.to_end[0] is not None:
-                self._pool_policy.on_left(index, request.request)
-                continue
             target = self._targets.pop(request.id, index)
             if target != index:
                 self._pool_policy.on_left(index, request.request)

@@ -230,13 +230,18 @@ class Instance:
         resizing.tell_when_drained(state)
         return self._effects()
 
-    def abandon(self) -> None:
-        """The device is lost: release what operations in flight hold of the host cache, which other instances
-        share.
+    def abandon(self) -> Effects:
+        """The device is lost: release what operations in flight hold of the host cache, which other
+        instances share. Returns the ends of requests that were over and waited for such an operation.
 
-        Afterwards this instance can only be read.
+        Nothing else may be asked of this instance afterwards, but what it knew.
         """
         self._state.release_cache()
+        for request in list(self.requests.values()):
+            request.in_step = request.in_copy = False
+            if request.to_end is not None and request.to_end[0] is not None:
+                requests.end(self._state, request, *request.to_end)
+        return self._effects()
 
     def check_removable(self, model_id: ModelId) -> None:
         """Raise InUse while an operation in flight uses the model."""
