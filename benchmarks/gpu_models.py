@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,9 +25,9 @@ from tokenmux.core.clock import Clock
 from tokenmux.core.errors import UnsupportedModel
 from tokenmux.core.facts import DeviceFacts, KvShape
 from tokenmux.core.sampling import Sampling
-from tokenmux.device.cpu import CpuDevice
 from tokenmux.device.cuda.device import CudaDevice
 from tokenmux.device.cuda.gpu import TorchGpu
+from tokenmux.device.device_protocol import Host, Post
 from tokenmux.models.catalogue import tiny
 from tokenmux.models.catalogue.model_facts import kv_shape
 from tokenmux.models.catalogue.probe import manifest_in_memory
@@ -35,6 +36,7 @@ from tokenmux.models.network.batch import Segment
 from tokenmux.models.network.runner import Runner
 from tokenmux.models.network.skeleton import Skeleton, empty_model, state_names
 from tokenmux.models.transformers_log import quiet_transformers
+from tokenmux.scheduler.memory.ledger import Ledger
 
 SHAPES: Mapping[str, LlamaConfig] = {
     "smollm2-135m": swapping.SHAPES[swapping.SMOLLM2_135M],
@@ -293,20 +295,19 @@ def check_eager(place: Place, config: PreTrainedConfig, dtype: torch.dtype) -> M
 # ── swapping ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class GpuSwaps(swapping.Bench):
-    """The engine over the CUDA device; the plain copy goes from pinned memory to the device in one piece."""
+def cuda_device(facts: DeviceFacts, ledger: Ledger, clock: Clock, post: Post, host: Host) -> CudaDevice:
+    return CudaDevice(facts, ledger, clock, post, host, TorchGpu())
 
-    def _make_device(self, facts: DeviceFacts, clock: Clock) -> CpuDevice | CudaDevice:
-        return CudaDevice(facts, self.instance.ledger, clock, self, self.host, TorchGpu())
 
-    def copy(self) -> float:
-        source = torch.empty(self.model.n_bytes, dtype=torch.uint8, pin_memory=True)
-        target = torch.empty_like(source, device="cuda")
-        torch.cuda.synchronize()
-        began = time.perf_counter()
-        target.copy_(source, non_blocking=True)
-        torch.cuda.synchronize()
-        return time.perf_counter() - began
+def pinned_copy(n_bytes: int) -> float:
+    """Seconds of one copy from pinned memory to the device, in one piece."""
+    source = torch.empty(n_bytes, dtype=torch.uint8, pin_memory=True)
+    target = torch.empty_like(source, device="cuda")
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    target.copy_(source, non_blocking=True)
+    torch.cuda.synchronize()
+    return time.perf_counter() - began
 
 
 def swap(place: Place) -> list[Item]:
@@ -321,13 +322,12 @@ def swap(place: Place) -> list[Item]:
 def time_swaps(place: Place, config: LlamaConfig, repetitions: int) -> Mapping[str, Any]:
     with tempfile.TemporaryDirectory(prefix="tokenmux-gpu-swap-") as folder:
         entry = swapping.make_entry("model", config, Path(folder))
-        bench = (swapping.Bench if place.interpreted else GpuSwaps)(entry)
-        try:
-            bench.swap()
-            bench.copy()
-            pairs = [(bench.swap(), bench.copy()) for _ in range(repetitions)]
-        finally:
-            bench.close()
+        if place.interpreted:
+            with closing(swapping.Bench(entry)) as bench, bench.plain_copy() as copy:
+                pairs = swapping.pairs_of(bench.swap, copy, repetitions)
+        else:
+            with closing(swapping.Bench(entry, cuda_device)) as bench:
+                pairs = swapping.pairs_of(bench.swap, partial(pinned_copy, entry.facts.n_bytes), repetitions)
     ratios = sorted(swapped / copied for swapped, copied in pairs)
     return {
         "bytes": entry.facts.n_bytes,

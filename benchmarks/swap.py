@@ -13,36 +13,24 @@ import argparse
 import ctypes
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks import report
-from tokenmux.core.clock import Clock
-from tokenmux.core.cost import RooflineCost
+from benchmarks.driven_engine import DrivenEngine, MakeDevice
 from tokenmux.core.facts import DeviceFacts, HostFacts, ModelFacts
-from tokenmux.core.phases import Residency
-from tokenmux.core.request import RequestId
 from tokenmux.device.cpu import CpuDevice
-from tokenmux.device.cuda.device import CudaDevice
-from tokenmux.device.device_protocol import OperationDone
 from tokenmux.device.memory import Memory
-from tokenmux.executor.engine import Engine
-from tokenmux.executor.model_host import ModelHost
-from tokenmux.executor.monotonic_clock import MonotonicClock
-from tokenmux.messages.commands import Load, Order, Register, Ticket, Unload
-from tokenmux.messages.reports import Report
+from tokenmux.messages.commands import Unload
 from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.models.catalogue.entry import Entry
 from tokenmux.models.catalogue.tiny import byte_tokenizer
 from tokenmux.models.transformers_log import quiet_transformers
-from tokenmux.scheduler.instance.instance import Instance
-from tokenmux.scheduler.memory.host_cache import HostCache
-from tokenmux.scheduler.policy.slack import SlackPolicy
 
 SMOLLM2_135M = "135M"
 SHAPES = {
@@ -95,10 +83,9 @@ class Swaps:
 
 
 class Bench:
-    """The real engine on the virtual GPU. Its inbox is emptied by hand, so that the clock stops at the
-    right event."""
+    """One model on a device with room for it, swapped by hand."""
 
-    def __init__(self, entry: Entry) -> None:
+    def __init__(self, entry: Entry, make_device: MakeDevice = CpuDevice) -> None:
         facts = entry.facts
         device = DeviceFacts(
             name="cpu",
@@ -112,81 +99,47 @@ class Bench:
         )
         host = HostFacts(cache_bytes=facts.n_bytes, fetch_bytes_per_s=1e9)
         self.model: ModelFacts = facts
-        self._target: Memory | None = None
-        self._inbox: SimpleQueue[Callable[[Engine], None]] = SimpleQueue()
-        clock = MonotonicClock()
-        self.instance = Instance(
-            device, HostCache(host.cache_bytes), SlackPolicy(), RooflineCost(device, host)
-        )
-        self.host = ModelHost(self.instance, clock, {})
-        self.device = self._make_device(device, clock)
-        self.engine = Engine(self.instance, self.device, clock, self.host, self._said, {})
-        self.engine.receive(Order(Ticket(0), Register(facts, str(entry.path))))
-        self.engine.pump()
-        self._run_until(Residency.HOST)
-
-    def _make_device(self, facts: DeviceFacts, clock: Clock) -> CpuDevice | CudaDevice:
-        return CpuDevice(facts, self.instance.ledger, clock, self, self.host)
+        self._driven = DrivenEngine(device, host, make_device)
+        self._driven.register(entry)
 
     def swap(self) -> float:
         """Seconds from the command to a model that could step."""
         began = time.perf_counter()
-        self.engine.receive(Order(Ticket(0), Load(self.model.id)))
-        self.engine.pump()
-        self._run_until(Residency.RESIDENT)
+        self._driven.load(self.model.id)
         seconds = time.perf_counter() - began
-        self.engine.receive(Order(Ticket(0), Unload(self.model.id)))
-        self.engine.pump()
+        self._driven.tell(Unload(self.model.id))
         return seconds
-
-    def copy(self) -> float:
-        """Seconds of one plain copy of the same bytes, out of the same host cache."""
-        assert isinstance(self.device, CpuDevice)
-        if self._target is None:
-            self._target = Memory(self.model.n_bytes, touch=True)
-        source = self.device.image_address(self.model.images[0].id)
-        began = time.perf_counter()
-        ctypes.memmove(self._target.address, source, self.model.n_bytes)
-        return time.perf_counter() - began
 
     def repoint(self) -> float:
         """Seconds of binding the skeleton's tensors; the model must be resident."""
         began = time.perf_counter()
-        self.host.bind(self.model)
+        self._driven.models.bind(self.model)
         return time.perf_counter() - began
 
     def load(self) -> None:
-        self.engine.receive(Order(Ticket(0), Load(self.model.id)))
-        self.engine.pump()
-        self._run_until(Residency.RESIDENT)
+        self._driven.load(self.model.id)
 
     def close(self) -> None:
-        self.device.close()
-        if self._target is not None:
-            self._target.close()
+        self._driven.close()
 
-    def _run_until(self, residency: Residency) -> None:
-        while self.instance.models[self.model.id].residency is not residency:
-            self._inbox.get()(self.engine)
-            self.engine.pump()
+    @contextmanager
+    def plain_copy(self) -> Iterator[Callable[[], float]]:
+        """A function that takes the seconds of one plain copy of the same bytes, out of the same host
+        cache."""
+        device = self._driven.device
+        assert isinstance(device, CpuDevice)
+        target = Memory(self.model.n_bytes, touch=True)
 
-    def _said(self, messages: list[Report]) -> None: ...
+        def copy() -> float:
+            source = device.image_address(self.model.images[0].id)
+            began = time.perf_counter()
+            ctypes.memmove(target.address, source, self.model.n_bytes)
+            return time.perf_counter() - began
 
-    # the device's `Post`
-    def done(self, completion: OperationDone) -> None:
-        self._inbox.put(lambda engine: engine.done(completion))
-
-    def progress(self, operation: int, share: float) -> None:
-        self._inbox.put(lambda engine: engine.progress(operation, share))
-
-    def drawn(self, at_s: float, tokens: tuple[tuple[RequestId, int], ...]) -> None: ...
-
-    def broken(self, operation: int, error: BaseException) -> None:
-        self._inbox.put(lambda _engine: _raise(error))
-
-
-def _raise(error: BaseException) -> None:
-    raise error
+        try:
+            yield copy
+        finally:
+            target.close()
 
 
 def make_entry(name: str, config: LlamaConfig, folder: Path) -> Entry:
@@ -199,16 +152,22 @@ def make_entry(name: str, config: LlamaConfig, folder: Path) -> Entry:
     return Catalogue(folder / "catalogue").register_folder(name, checkpoint)
 
 
+def pairs_of(
+    swap: Callable[[], float], copy: Callable[[], float], repetitions: int
+) -> list[tuple[float, float]]:
+    """Seconds of a swap and of a copy, one right after the other so that both meet the same machine. The
+    first of each is not counted."""
+    swap()
+    copy()
+    return [(swap(), copy()) for _ in range(repetitions)]
+
+
 def measure(entry: Entry, repetitions: int) -> Swaps:
-    bench = Bench(entry)
-    try:
-        bench.swap()
-        bench.copy()
-        pairs = [(bench.swap(), bench.copy()) for _ in range(repetitions)]
+    with closing(Bench(entry)) as bench:
+        with bench.plain_copy() as copy:
+            pairs = pairs_of(bench.swap, copy, repetitions)
         bench.load()
         repoint = [bench.repoint() for _ in range(repetitions)]
-    finally:
-        bench.close()
     return Swaps([a for a, _ in pairs], [c for _, c in pairs], repoint)
 
 

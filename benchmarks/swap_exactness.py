@@ -12,35 +12,24 @@ model alone, before the first swap.
 
 import argparse
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 from random import Random
 
 from benchmarks import report
-from tokenmux.core.cost import RooflineCost
+from benchmarks.driven_engine import DrivenEngine
 from tokenmux.core.effects import CopyEnded, Effects
 from tokenmux.core.facts import DeviceFacts, HostFacts, ModelId
 from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
 from tokenmux.core.sampling import Sampling
 from tokenmux.core.started import StartedActivation, StartedPageOut
-from tokenmux.device.cpu import CpuDevice
-from tokenmux.device.device_protocol import OperationDone
-from tokenmux.executor.engine import Engine
-from tokenmux.executor.model_host import ModelHost
-from tokenmux.executor.monotonic_clock import MonotonicClock
-from tokenmux.executor.request_content import Content
-from tokenmux.messages.commands import Load, Order, Register, Submit, Ticket, Unload
-from tokenmux.messages.reports import Finished, Report, Tokens
+from tokenmux.messages.commands import Order, Submit, Ticket, Unload
+from tokenmux.messages.reports import Finished, Tokens
 from tokenmux.models.catalogue import tiny
 from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.models.catalogue.entry import Entry
-from tokenmux.scheduler.instance.instance import Instance
-from tokenmux.scheduler.instance.state import Residency
-from tokenmux.scheduler.memory.host_cache import HostCache
-from tokenmux.scheduler.policy.slack import SlackPolicy
 
 DTYPES = ("bfloat16", "float32")
 N_CYCLES = 300
@@ -52,7 +41,6 @@ N_SLABS = 1
 CHUNK_TOKENS = 32
 BESIDE = ("llama", "gpt2", "gemma3")
 """Families of the neighbours: images of three sizes."""
-WAIT_S = 120.0
 TARGETS = {
     "n_changed_tokens": report.Target(source="swapping does not change a token", at_most=0),
     "fewest_swaps": report.Target(
@@ -85,41 +73,17 @@ class Exactness:
 
 
 class Bench:
-    """The engine of a worker on the virtual GPU, run in the caller's thread, so that everything is done
-    when a call returns."""
+    """An engine on the virtual GPU that serves prompts and notes where weights lie."""
 
     def __init__(self, device: DeviceFacts) -> None:
-        host = HostFacts(cache_bytes=64 << 20, fetch_bytes_per_s=1e9)
-        clock = MonotonicClock()
-        contents: dict[RequestId, Content] = {}
-        self._inbox: SimpleQueue[Callable[[Engine], None]] = SimpleQueue()
-        self._said: list[Report] = []
-        self._clock = clock
+        self.driven = DrivenEngine(device, HostFacts(cache_bytes=64 << 20, fetch_bytes_per_s=1e9))
+        self.driven.engine.observers.append(self._note)
         self._n_submitted = 0
         self.offsets: dict[ModelId, list[int]] = {}
         self.n_page_outs = 0
-        self.instance = Instance(
-            device, HostCache(host.cache_bytes), SlackPolicy(), RooflineCost(device, host)
-        )
-        models = ModelHost(self.instance, clock, contents)
-        self._device = CpuDevice(device, self.instance.ledger, clock, self, models)
-        self._engine = Engine(self.instance, self._device, clock, models, self._said.extend, contents)
-        self._engine.observers.append(self._note)
 
     def close(self) -> None:
-        self._device.close()
-
-    def register(self, entry: Entry) -> None:
-        self._engine.receive(Order(Ticket(0), Register(entry.facts, str(entry.path))))
-        self._until(entry.facts.id, Residency.HOST)
-
-    def load(self, model: ModelId) -> None:
-        self._engine.receive(Order(Ticket(0), Load(model)))
-        self._until(model, Residency.RESIDENT)
-
-    def unload(self, model: ModelId) -> None:
-        self._engine.receive(Order(Ticket(0), Unload(model)))
-        self._until(model, Residency.HOST)
+        self.driven.close()
 
     def serve(
         self, prompts: Sequence[tuple[ModelId, Prompt]], sent_away: ModelId | None = None
@@ -134,25 +98,26 @@ class Bench:
                 model,
                 len(prompt.tokens),
                 prompt.n_output,
-                self._clock.now_s(),
+                self.driven.clock.now_s(),
                 ServiceLevel(ttft_s=1.0, tpot_s=0.01),
             )
             self._n_submitted += 1
             tokens[request.id], model_of[request.id] = [], model
-            self._engine.receive(Order(Ticket(0), Submit(request, prompt.tokens, prompt.sampling)))
+            self.driven.engine.receive(Order(Ticket(0), Submit(request, prompt.tokens, prompt.sampling)))
         left = len(tokens)
-        self._engine.pump()
+        said = self.driven.said
+        said.clear()
+        self.driven.engine.pump()
         while left:
-            self._turn()
-            self._engine.pump()
-            said, self._said = self._said, []
-            for message in said:
+            self.driven.turn()
+            messages = said.copy()
+            said.clear()
+            for message in messages:
                 match message:
                     case Tokens(request=id, token_ids=token_ids):
                         tokens[id].extend(token_ids)
                         if model_of[id] == sent_away:
-                            self._engine.receive(Order(Ticket(0), Unload(sent_away)))
-                            self._engine.pump()
+                            self.driven.tell(Unload(sent_away))
                             sent_away = None
                     case Finished(request=id, reason=reason):
                         if reason is not FinishReason.LENGTH:
@@ -160,41 +125,15 @@ class Bench:
                         left -= 1
         return list(tokens.values())
 
-    def _until(self, model: ModelId, residency: Residency) -> None:
-        self._engine.pump()
-        while self.instance.models[model].residency is not residency:
-            self._turn()
-            self._engine.pump()
-
-    def _turn(self) -> None:
-        self._inbox.get(timeout=WAIT_S)(self._engine)
-
     def _note(self, _at_s: float, effects: Effects) -> None:
         for effect in effects:
             match effect:
                 case CopyEnded(StartedActivation(model=model)):
-                    ledger = self.instance.ledger
+                    ledger = self.driven.instance.ledger
                     offset = ledger.arena.offset(ledger.extent(model.images[0].id))
                     self.offsets.setdefault(model.id, []).append(offset)
                 case CopyEnded(StartedPageOut()):
                     self.n_page_outs += 1
-
-    # the device's `Post`
-    def done(self, completion: OperationDone) -> None:
-        self._inbox.put(lambda engine: engine.done(completion))
-
-    def progress(self, operation: int, share: float) -> None:
-        self._inbox.put(lambda engine: engine.progress(operation, share))
-
-    def drawn(self, at_s: float, tokens: tuple[tuple[RequestId, int], ...]) -> None:
-        self._inbox.put(lambda engine: engine.drawn(at_s, tokens))
-
-    def broken(self, operation: int, error: BaseException) -> None:
-        self._inbox.put(lambda _engine: _raise(error))
-
-
-def _raise(error: BaseException) -> None:
-    raise error
 
 
 def device_facts(arena_bytes: int) -> DeviceFacts:
@@ -229,7 +168,7 @@ def measure(entry: Entry, neighbours: Sequence[Entry], n_cycles: int, seed: int 
     prompts = make_prompts(seed)
     model = ModelId(entry.name)
     with closing(Bench(device_facts(entry.facts.n_bytes + (8 << 20)))) as roomy:
-        roomy.register(entry)
+        roomy.driven.register(entry)
         alone = [roomy.serve([(model, prompt)])[0] for prompt in prompts]
     random = Random(seed)
     beside = [ModelId(neighbour.name) for neighbour in neighbours]
@@ -237,13 +176,13 @@ def measure(entry: Entry, neighbours: Sequence[Entry], n_cycles: int, seed: int 
     n_tokens = n_changed = 0
     with closing(Bench(device_facts(arena_bytes))) as small:
         for known in (entry, *neighbours):
-            small.register(known)
+            small.driven.register(known)
         for cycle in range(n_cycles + 1):
             for known in (model, *beside):
-                small.unload(known)
+                small.driven.unload(known)
             neighbour = random.choice(beside)
             for known in (neighbour, model) if random.random() < 0.7 else (model, neighbour):
-                small.load(known)
+                small.driven.load(known)
             chosen = random.sample(range(N_PROMPTS), N_AT_ONCE)
             wanted = [(model, prompts[number]) for number in chosen]
             if cycle % 3 == 0:
