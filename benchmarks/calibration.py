@@ -38,6 +38,7 @@ from tokenmux.core.cost import CostModel, RooflineCost
 from tokenmux.core.effects import Effects, OperationEnded, RequestEnded, StepEnded
 from tokenmux.core.event import ModelAdded, ModelWanted
 from tokenmux.core.facts import DeviceFacts, HostFacts, ModelFacts, ModelId
+from tokenmux.core.phases import Residency
 from tokenmux.core.record import RequestRecord
 from tokenmux.core.request import Request, RequestId, ServiceLevel
 from tokenmux.core.sampling import Sampling
@@ -53,7 +54,6 @@ from tokenmux.messages.commands import Order, Register, Submit, Ticket
 from tokenmux.messages.reports import Finished, Report, WorkerStatus
 from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.scheduler.instance.instance import Instance
-from tokenmux.scheduler.instance.state import Residency
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.metrics.summary import Summary, summarise
 from tokenmux.scheduler.policy.registry import make_policy

@@ -4,7 +4,7 @@ from tokenmux.core.clock import Clock
 from tokenmux.core.plan import Channel, Operation, Step
 from tokenmux.messages.reports import ModelStatus, WorkerStatus
 from tokenmux.scheduler.instance.instance import Instance
-from tokenmux.scheduler.instance.state import ModelState
+from tokenmux.scheduler.instance.model_state import ModelState
 
 STATUS_INTERVAL_S = 0.2
 """A person sees five changes a second as motion, and a snapshot of 20 models takes a quarter as long as

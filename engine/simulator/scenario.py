@@ -12,7 +12,7 @@ from tokenmux.core.plan import Channel
 from tokenmux.core.record import RequestRecord
 from tokenmux.core.request import DEFAULT_LEVEL, FinishReason, Request, ServiceLevel
 from tokenmux.scheduler.instance.instance import Instance
-from tokenmux.scheduler.instance.state import RequestState
+from tokenmux.scheduler.instance.request_state import RequestState
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.metrics.histogram import Histogram
 from tokenmux.scheduler.metrics.summary import Summary, summarise

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from tokenmux.core.record import RequestRecord
 from tokenmux.scheduler.instance.instance import Instance
-from tokenmux.scheduler.instance.state import RequestState
+from tokenmux.scheduler.instance.request_state import RequestState
 from tokenmux.simulator.simulator import Simulator
 from tokenmux.workload.trace import Arrival
 

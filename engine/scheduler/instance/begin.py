@@ -21,7 +21,7 @@ from tokenmux.core.started import (
 )
 from tokenmux.scheduler.instance import validate
 from tokenmux.scheduler.instance.live_state import LiveState
-from tokenmux.scheduler.instance.state import ModelState
+from tokenmux.scheduler.instance.model_state import ModelState
 
 
 def begin(state: LiveState, channel: Channel, operation: Operation) -> None:

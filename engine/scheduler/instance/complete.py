@@ -19,7 +19,8 @@ from tokenmux.core.started import (
 )
 from tokenmux.scheduler.instance import requests, validate
 from tokenmux.scheduler.instance.live_state import LiveState
-from tokenmux.scheduler.instance.state import ModelState, RequestState
+from tokenmux.scheduler.instance.model_state import ModelState
+from tokenmux.scheduler.instance.request_state import RequestState
 from tokenmux.scheduler.metrics.counters import count_on_time
 
 

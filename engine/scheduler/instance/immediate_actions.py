@@ -4,7 +4,7 @@ from tokenmux.core.phases import RequestPhase
 from tokenmux.core.plan import AtOnce, Discard, Drop, Evict
 from tokenmux.scheduler.instance import validate
 from tokenmux.scheduler.instance.live_state import LiveState
-from tokenmux.scheduler.instance.state import ModelState
+from tokenmux.scheduler.instance.model_state import ModelState
 
 
 def do(state: LiveState, action: AtOnce) -> None:

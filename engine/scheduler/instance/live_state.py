@@ -16,8 +16,9 @@ from tokenmux.core.phases import PhaseChanged, RequestPhase, Residency
 from tokenmux.core.plan import Channel, Chunk
 from tokenmux.core.request import RequestId, ServiceLevel
 from tokenmux.core.started import Started, StartedActivation, StartedFetch, StartedStep
+from tokenmux.scheduler.instance.model_state import ModelState
 from tokenmux.scheduler.instance.queue import Queue
-from tokenmux.scheduler.instance.state import ModelState, RequestState
+from tokenmux.scheduler.instance.request_state import RequestState
 from tokenmux.scheduler.memory.ledger import Ledger
 from tokenmux.scheduler.metrics.shares import Shares
 

@@ -9,7 +9,7 @@ from tokenmux.core.request import FinishReason
 from tokenmux.core.started import StartedActivation, StartedStep
 from tokenmux.scheduler.instance import immediate_actions, requests
 from tokenmux.scheduler.instance.live_state import LiveState
-from tokenmux.scheduler.instance.state import ModelState
+from tokenmux.scheduler.instance.model_state import ModelState
 from tokenmux.scheduler.memory.capacity import check_pins
 
 

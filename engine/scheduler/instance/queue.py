@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from tokenmux.core.request import RequestId
-from tokenmux.scheduler.instance.state import RequestState
+from tokenmux.scheduler.instance.request_state import RequestState
 
 
 class Queue:

@@ -6,7 +6,7 @@ from tokenmux.core.phases import RequestPhase
 from tokenmux.core.record import RequestRecord
 from tokenmux.core.request import FinishReason, RequestId
 from tokenmux.scheduler.instance.live_state import LiveState
-from tokenmux.scheduler.instance.state import RequestState
+from tokenmux.scheduler.instance.request_state import RequestState
 
 
 def arrive(state: LiveState, arrived: Arrived) -> None:

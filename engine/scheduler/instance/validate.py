@@ -13,7 +13,8 @@ from tokenmux.core.phases import Residency
 from tokenmux.core.plan import Activate, Channel, Compact, Fetch, Operation, PageIn, PageOut, Step
 from tokenmux.core.started import StartedStep
 from tokenmux.scheduler.instance.live_state import LiveState
-from tokenmux.scheduler.instance.state import ModelState, RequestState
+from tokenmux.scheduler.instance.model_state import ModelState
+from tokenmux.scheduler.instance.request_state import RequestState
 
 _CHANNEL_OF = {
     Activate: Channel.COPY_IN,

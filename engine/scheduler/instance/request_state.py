@@ -1,0 +1,122 @@
+"""The live state of one request on an instance: a view of `tokenmux.scheduler.policy.instance_policy`."""
+
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from tokenmux.core.event import Arrived
+from tokenmux.core.phases import RequestPhase
+from tokenmux.core.request import FinishReason, Request, RequestId
+from tokenmux.scheduler.memory.kv_table import KvTable
+from tokenmux.scheduler.metrics.counters import ArtifactAllowance
+from tokenmux.scheduler.metrics.shares import Share
+
+if TYPE_CHECKING:  # a request knows its model, which files it
+    from tokenmux.scheduler.instance.model_state import ModelState
+
+
+class Need(Enum):
+    """What a live request needs next; also the names of `ModelState`'s files."""
+
+    PREFILL = "waiting"
+    DECODE = "decoding"
+    PAGE_IN = "away"
+    READER = "paused"
+
+
+class RequestState:
+    """One live request."""
+
+    __slots__ = (
+        "artifact",
+        "deadline_s",
+        "first_token_s",
+        "in_copy",
+        "in_step",
+        "kv",
+        "last_token_s",
+        "lead_s",
+        "model",
+        "n_on_time",
+        "n_tokens",
+        "need",
+        "paused_since_s",
+        "request",
+        "share",
+        "shift_s",
+        "since_s",
+        "to_end",
+        "told_phase",
+        "told_position",
+    )
+
+    def __init__(self, arrived: Arrived, model: "ModelState", kv: KvTable, share: Share) -> None:
+        request = arrived.request
+        self.request: Request = request
+        self.model = model
+        self.share = share
+        self.kv = kv
+        self.n_tokens = request.n_prompt + arrived.n_delivered
+        self.shift_s = 0.0
+        """How far pauses have pushed the deadlines back."""
+        self.deadline_s = request.deadline_s(arrived.n_delivered)
+        self.lead_s = request.service.ttft_s * (1 - 1 / request.weight)
+        """By how much its weight moves it forward among others: less than a TTFT, so that no request
+        starves behind it."""
+        self.paused_since_s: float | None = None
+        self.in_step = False
+        self.in_copy = False
+        self.to_end: tuple[FinishReason | None, str] | None = None
+        """It is over, or goes on elsewhere (no reason), and leaves as soon as no operation in flight
+        touches it."""
+        self.need = Need.PREFILL
+        self.first_token_s = arrived.first_token_s
+        self.last_token_s = arrived.last_token_s
+        self.since_s = arrived.last_token_s
+        """When the wait for the next token began: at its last token, or later by the client's pauses since
+        then."""
+        self.n_on_time = arrived.n_on_time
+        self.artifact = ArtifactAllowance(*(arrived.artifact or (request.service.ttft_s,)))
+        self.told_phase: RequestPhase | None = None
+        self.told_position = 0
+        """Number of requests ahead of it, as last told, while it has not run
+        (`tokenmux.scheduler.instance.queue`)."""
+
+    @property
+    def id(self) -> RequestId:
+        return self.request.id
+
+    @property
+    def n_drawn(self) -> int:
+        return self.n_tokens - self.request.n_prompt
+
+    @property
+    def n_computed(self) -> int:
+        return self.kv.n_computed
+
+    @property
+    def due_s(self) -> float:
+        deadline_s = self.deadline_s - self.lead_s
+        shares = self.model.shares
+        return deadline_s if shares.even else shares.due_s(self.share, deadline_s)
+
+    @property
+    def is_paused(self) -> bool:
+        return self.paused_since_s is not None
+
+    @property
+    def is_clean(self) -> bool:
+        return self.kv.is_clean
+
+    @property
+    def device_bytes(self) -> int:
+        return (len(self.kv.device) - self.kv.n_missing) * self.kv.shape.block_bytes
+
+    def next_need(self) -> Need:
+        if self.is_paused:
+            return Need.READER
+        if not self.kv.on_device:
+            return Need.PAGE_IN
+        return Need.DECODE if self.n_drawn and self.kv.n_computed == self.n_tokens - 1 else Need.PREFILL
+
+    def set_deadline(self) -> None:
+        self.deadline_s = self.request.deadline_s(self.n_drawn) + self.shift_s
