@@ -325,6 +325,8 @@ def test_a_timeline_is_a_chrome_trace() -> None:
         "instance 0",
         "copy_in",
         "compute",
+        "requests",
     }
+    assert [event["id"] for event in events if event["ph"] == "e"] == ["0"]
     step = next(span for span in timeline.spans if span.track == "compute")
     assert (step.instance, step.name) == (0, "m")
