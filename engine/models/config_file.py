@@ -6,7 +6,8 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from tokenmux.core.errors import BadCheckpoint, TokenmuxError, UnsupportedModel
+from tokenmux.core.errors import BadCheckpoint, UnsupportedModel
+from tokenmux.models.foreign_errors import foreign_errors_as
 from tokenmux.models.transformers_log import quiet_transformers
 
 
@@ -14,15 +15,13 @@ def load_model_config(folder: Path, *, trust_remote_code: bool = False) -> PreTr
     """The config of the checkpoint in `folder`. Raises BadCheckpoint for a damaged file, UnsupportedModel
     for one that transformers refuses."""
     read_object(folder / "config.json")
-    try:
-        with quiet_transformers():
-            config: PreTrainedConfig = AutoConfig.from_pretrained(
-                str(folder), local_files_only=True, trust_remote_code=trust_remote_code
-            )
-    except (TokenmuxError, MemoryError):
-        raise
-    except Exception as error:  # transformers' own errors, and those of its strict type checks
-        raise UnsupportedModel(f"{folder / 'config.json'}: {first_line(error)}") from error
+    with (
+        foreign_errors_as(lambda error: UnsupportedModel(f"{folder / 'config.json'}: {first_line(error)}")),
+        quiet_transformers(),
+    ):
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=trust_remote_code
+        )
     return config
 
 

@@ -61,9 +61,9 @@ from tokenmux.models.catalogue.model_facts import model_facts
 from tokenmux.models.catalogue.probe import probe
 from tokenmux.models.catalogue.safetensors_checkpoint import find_weights
 from tokenmux.models.config_file import first_line, load_model_config, read_object
+from tokenmux.models.foreign_errors import is_foreign
 from tokenmux.models.network.skeleton import Skeleton, empty_model
 from tokenmux.models.text.checkpoint_tokenizer import CheckpointTokenizer
-from tokenmux.models.text.encoder import is_foreign
 from tokenmux.models.text.text_files import TRIAL_S, write_text_files
 from tokenmux.models.transformers_log import quiet_transformers
 from tokenmux.models.weights.image import Manifest
@@ -243,7 +243,7 @@ class Catalogue:
                 progress=progress,
             )
 
-        return self._add(name, fill, folder, trust_remote_code=trust_remote_code)
+        return self._add(name, fill, folder, progress, trust_remote_code=trust_remote_code)
 
     def register_gguf(
         self, name: str, file: Path, *, dtype: str = "bfloat16", progress: Progress = no_progress
@@ -264,7 +264,7 @@ class Catalogue:
             probe(checkpoint.config)
             return checkpoint.write_image(target / IMAGE, dtype=_named_dtype(dtype), progress=progress)
 
-        return self._add(name, fill, file)
+        return self._add(name, fill, file, progress)
 
     def pull(
         self,
@@ -312,7 +312,13 @@ class Catalogue:
         return path
 
     def _add(
-        self, name: str, fill: Callable[[Path], Manifest], source: Path, *, trust_remote_code: bool = False
+        self,
+        name: str,
+        fill: Callable[[Path], Manifest],
+        source: Path,
+        progress: Progress,
+        *,
+        trust_remote_code: bool = False,
     ) -> Entry:
         """Build an entry in a folder beside the others, and give it its name at the end."""
         path = self._refuse_taken(name)
@@ -326,7 +332,9 @@ class Catalogue:
                     manifest = fill(work)
                     manifest.save(work / MANIFEST)
                     text_from = source if source.is_dir() else work
+                    progress(f"checking the text of {source}", 0, 1)
                     self._complete(name, work, manifest, text_from, trust_remote_code)
+                    progress(f"checking the text of {source}", 1, 1)
                 except TokenmuxError as error:
                     raise type(error)(str(error).replace(str(work), str(source))) from error
                 with alone_in(self._models):

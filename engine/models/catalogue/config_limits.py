@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from tokenmux.core.errors import BadCheckpoint, UnsupportedModel
 from tokenmux.models.config_file import first_line
+from tokenmux.models.foreign_errors import foreign_errors_as
 
 _BUILT_ONE_BY_ONE = ("layer", "expert")
 """Keys with these words in them count things that are built in a loop."""
@@ -64,15 +65,14 @@ def check_buildable(config: PreTrainedConfig, *, trust_remote_code: bool = False
 
 def _numbers(config: PreTrainedConfig, trust_remote_code: bool) -> tuple[int, int]:
     """How many numbers the weights and the buffers of a model of `config` have, without allocating them."""
-    try:
+    with foreign_errors_as(
+        lambda error: UnsupportedModel(
+            f"no {config.model_type} model can be built from config.json ({first_line(error)})"
+        )
+    ):
         with init_empty_weights(include_buffers=True):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                 deepcopy(config), trust_remote_code=trust_remote_code
             )
         model.tie_weights()
-    except MemoryError:
-        raise
-    except Exception as error:
-        what = f"no {config.model_type} model can be built from config.json ({first_line(error)})"
-        raise UnsupportedModel(what) from error
     return sum(p.numel() for p in model.parameters()), sum(b.numel() for b in model.buffers())

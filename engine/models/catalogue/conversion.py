@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from tokenmux.core.errors import BadCheckpoint, TokenmuxError
+from tokenmux.core.errors import BadCheckpoint
 from tokenmux.core.progress import Progress, no_progress
 from tokenmux.core.sizes import round_up
 from tokenmux.models.catalogue.safetensors_checkpoint import SafetensorsFile, find_weights
+from tokenmux.models.foreign_errors import foreign_errors_as
 from tokenmux.models.network.skeleton import state_names
 from tokenmux.models.transformers_log import quiet_transformers
 from tokenmux.models.weights.image import (
@@ -74,21 +75,19 @@ def _is_image(file: SafetensorsFile, names: Mapping[str, torch.Tensor], dtype: t
 
 
 def _load(path: Path, **options: Any) -> PreTrainedModel:
-    try:
-        with quiet_transformers():
-            # Mismatches are asked for so that they can be refused below, by name.
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                str(path),
-                local_files_only=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                **options,
-            )
-    except (TokenmuxError, MemoryError):
-        raise
-    except Exception as error:
+    def refusal(error: BaseException) -> BadCheckpoint:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise BadCheckpoint(f"{path}: transformers cannot load it ({reason})") from error
+        return BadCheckpoint(f"{path}: transformers cannot load it ({reason})")
+
+    with foreign_errors_as(refusal), quiet_transformers():
+        # Mismatches are asked for so that they can be refused below, by name.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(path),
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
+        )
     model: PreTrainedModel = loaded[0]
     report: Mapping[str, Collection[object]] = loaded[1]
     for problem in ("missing_keys", "mismatched_keys"):

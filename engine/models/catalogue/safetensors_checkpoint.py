@@ -48,6 +48,8 @@ def find_weights(folder: Path) -> tuple[SafetensorsFile, ...]:
         check_regular(*folder.iterdir())
     except OSError as error:
         raise BadCheckpoint(f"{folder}: cannot be read ({error.strerror or error})") from error
+    if (folder / "config.json").is_dir():
+        raise BadCheckpoint(f"{folder}: config.json is a folder, not a file")
     if not (folder / "config.json").is_file():
         raise BadCheckpoint(f"{folder}: config.json is missing{_hint(folder)}")
     config = read_object(folder / "config.json")

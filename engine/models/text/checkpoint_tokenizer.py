@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tokenmux.core.errors import BadCheckpoint
+from tokenmux.models.foreign_errors import foreign_errors_as
 from tokenmux.models.text.end_tokens import end_tokens
 from tokenmux.models.transformers_log import quiet_transformers
 
@@ -29,16 +30,15 @@ class CheckpointTokenizer:
 
         End tokens beyond `vocab_size` are left out with a warning.
         """
-        try:
-            with quiet_transformers():
-                backend = AutoTokenizer.from_pretrained(
-                    str(folder), local_files_only=True, trust_remote_code=trust_remote_code
-                )
-        except MemoryError:
-            raise
-        except Exception as error:
+
+        def refusal(error: BaseException) -> BadCheckpoint:
             reason = next(iter(str(error).strip().splitlines()), repr(error))
-            raise BadCheckpoint(f"{folder}: the tokenizer cannot be read ({reason})") from error
+            return BadCheckpoint(f"{folder}: the tokenizer cannot be read ({reason})")
+
+        with foreign_errors_as(refusal), quiet_transformers():
+            backend = AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=trust_remote_code
+            )
         if not backend.is_fast:
             raise BadCheckpoint(f"{folder}: the tokenizer has no fast version (tokenizer.json)")
         ends = end_tokens(folder, backend.eos_token_id, vocab_size)

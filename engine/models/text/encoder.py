@@ -18,6 +18,7 @@ from typing import Any
 from tokenizers import Tokenizer as Core
 
 from tokenmux.core.errors import BadCheckpoint, InvalidRequest
+from tokenmux.models.foreign_errors import foreign_errors_as
 from tokenmux.models.text.template import render
 
 TEXT, ENCODER, DECODER = "text.json", "encoder.json", "decoder.json"
@@ -99,14 +100,10 @@ class Encoder:
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`. Raises InvalidRequest if the tokenizer cannot encode it."""
-        try:
+        with foreign_errors_as(
+            lambda error: InvalidRequest(f"the model's tokenizer cannot encode this text ({error})")
+        ):
             ids: list[int] = self._core.encode(text, add_special_tokens=add_special_tokens).ids
-        except MemoryError:
-            raise
-        except BaseException as error:
-            if not is_foreign(error):
-                raise
-            raise InvalidRequest(f"the model's tokenizer cannot encode this text ({error})") from None
         return ids
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
@@ -123,24 +120,16 @@ class Encoder:
             raise InvalidRequest("a conversation needs at least one message")
         check_can_chat(self._facts)
         assert self._facts.template is not None
-        try:
+        with foreign_errors_as(
+            lambda error: InvalidRequest(
+                f"the model's chat template refuses these messages: {str(error) or type(error).__name__}"
+            )
+        ):
             return render(
                 self._facts.template,
                 as_template_takes(messages, self._facts.in_parts),
                 self._facts.special_tokens,
             )
-        except MemoryError:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is this prompt's
-            raise InvalidRequest(
-                f"the model's chat template refuses these messages: {str(error) or type(error).__name__}"
-            ) from None
-
-
-def is_foreign(error: BaseException) -> bool:
-    """True if a library failed: with an Exception, or with a panic of Rust, which is not an Exception. An
-    interrupt does not count."""
-    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def check_can_chat(facts: TextFacts) -> None:
@@ -163,16 +152,7 @@ def as_template_takes(messages: Iterable[Mapping[str, str]], in_parts: bool) -> 
 
 def load_core(path: Path) -> Core:
     """Load a tokenizer file. Raises BadCheckpoint if it is missing or damaged."""
-    try:
+    if not path.is_file():
+        raise BadCheckpoint(f"{path}: the file is missing")
+    with foreign_errors_as(lambda error: BadCheckpoint(f"{path}: the tokenizer cannot be read ({error})")):
         return Core.from_file(str(path))
-    except MemoryError:
-        raise
-    except BaseException as error:
-        if not is_foreign(error):
-            raise
-        reason = (
-            f"{path}: the tokenizer cannot be read ({error})"
-            if path.is_file()
-            else f"{path}: the file is missing"
-        )
-        raise BadCheckpoint(reason) from None

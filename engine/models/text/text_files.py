@@ -19,14 +19,14 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from tokenmux.core.errors import BadCheckpoint, TokenmuxError
+from tokenmux.core.errors import BadCheckpoint
+from tokenmux.models.foreign_errors import foreign_errors_as
 from tokenmux.models.text.encoder import (
     DECODER,
     ENCODER,
     Encoder,
     TextFacts,
     as_template_takes,
-    is_foreign,
     load_core,
 )
 from tokenmux.models.text.template import render
@@ -157,7 +157,12 @@ def _try(folder: Path, backend: PreTrainedTokenizerBase, vocab_size: int, trial_
     """Load what was written and use it. Raises BadCheckpoint."""
     began_s = time.process_time()
     try:
-        with _within(trial_s):
+        with (
+            foreign_errors_as(
+                lambda error: BadCheckpoint(f"{folder}: the tokenizer cannot encode text ({error})")
+            ),
+            _within(trial_s),
+        ):
             encoder, decoder = Encoder.load(folder), load_core(folder / DECODER)
             for text in _TRIALS:
                 ids = encoder.encode(text)
@@ -174,12 +179,6 @@ def _try(folder: Path, backend: PreTrainedTokenizerBase, vocab_size: int, trial_
                 decoder.decode(ids)
     except _TooLong:
         raise _too_slow(folder, trial_s) from None
-    except (TokenmuxError, MemoryError):
-        raise
-    except BaseException as error:
-        if not is_foreign(error):
-            raise
-        raise BadCheckpoint(f"{folder}: the tokenizer cannot encode text ({error})") from None
     # Native code does not notice the signal, so it is judged afterwards.
     if time.process_time() - began_s > trial_s:
         raise _too_slow(folder, trial_s)

@@ -41,3 +41,9 @@ def test_folders_files_and_what_is_missing_are_none_of_these(tmp_path: Path) -> 
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "file").touch()
     check_regular(tmp_path, tmp_path / "file", tmp_path / "loop", tmp_path / "missing")
+
+
+def test_a_folder_in_the_place_of_the_config_is_not_said_to_be_missing(tmp_path: Path) -> None:
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(BadCheckpoint, match=r"config\.json is a folder, not a file"):
+        find_weights(tmp_path)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
-from tokenmux.core.errors import BadCheckpoint, TokenmuxError, UnsupportedModel
+from tokenmux.core.errors import BadCheckpoint, UnsupportedModel
 from tokenmux.core.progress import Progress, no_progress
 from tokenmux.core.sizes import round_up
 from tokenmux.models.atomic_files import atomic_file
@@ -19,6 +19,7 @@ from tokenmux.models.catalogue.gguf.keys import Keys
 from tokenmux.models.catalogue.gguf.rotary_factors import FREQUENCIES, LONG, SHORT
 from tokenmux.models.catalogue.gguf.shards import GgufModel, read_model
 from tokenmux.models.catalogue.gguf.tensors import TensorSource, plan_tensors, read_tensor, values
+from tokenmux.models.foreign_errors import foreign_errors_as
 from tokenmux.models.network.skeleton import empty_model, state_names
 from tokenmux.models.transformers_log import quiet_transformers
 from tokenmux.models.weights.image import TENSOR_ALIGNMENT, Manifest, write_image
@@ -42,13 +43,13 @@ class GgufCheckpoint:
 
         Raises NotFound, BadCheckpoint or UnsupportedModel, which name the key or the tensor.
         """
-        try:
-            return cls._open(read_model(file))
-        except (TokenmuxError, MemoryError):
-            raise
-        except Exception as error:
+
+        def refusal(error: BaseException) -> BadCheckpoint:
             reason = next(iter(str(error).strip().splitlines()), repr(error))
-            raise BadCheckpoint(f"{file}: cannot be read ({type(error).__name__}: {reason})") from error
+            return BadCheckpoint(f"{file}: cannot be read ({type(error).__name__}: {reason})")
+
+        with foreign_errors_as(refusal):
+            return cls._open(read_model(file))
 
     @classmethod
     def _open(cls, model: GgufModel) -> "GgufCheckpoint":
@@ -127,14 +128,13 @@ def _made(model: GgufModel, fields: Mapping[str, Any], tokenizer: GgufTokenizer)
         "eos_token_id": list(tokenizer.end_ids) or None,
     }
     model_type = options.pop("model_type")
-    try:
-        with quiet_transformers():
-            config: PreTrainedConfig = AutoConfig.for_model(model_type, **options)
-    except MemoryError:
-        raise
-    except Exception as error:
+
+    def refusal(error: BaseException) -> UnsupportedModel:
         reason = " ".join(str(error).split())[:300]
-        raise UnsupportedModel(f"{model.file}: transformers refuses its config ({reason})") from error
+        return UnsupportedModel(f"{model.file}: transformers refuses its config ({reason})")
+
+    with foreign_errors_as(refusal), quiet_transformers():
+        config: PreTrainedConfig = AutoConfig.for_model(model_type, **options)
     for name, value in options.items():
         if (
             name not in ("rope_parameters", "bos_token_id", "eos_token_id")

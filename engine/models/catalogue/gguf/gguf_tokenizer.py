@@ -14,6 +14,7 @@ from tokenmux.core.errors import BadCheckpoint, UnsupportedModel
 from tokenmux.models.catalogue.gguf import splits
 from tokenmux.models.catalogue.gguf.gguf_end_tokens import gguf_end_tokens, token_id
 from tokenmux.models.catalogue.gguf.keys import Keys
+from tokenmux.models.foreign_errors import foreign_errors_as
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 _NO_TEXT = (_UNKNOWN, _CONTROL, _UNUSED, _BYTE)
@@ -175,14 +176,12 @@ def _merges(
 
 
 def _bpe(keys: Keys, ids: dict[str, int], merges: list[tuple[str, str]], **options: Any) -> models.BPE:
-    try:
-        return models.BPE(vocab=ids, merges=merges, **options)
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise BadCheckpoint(
+    with foreign_errors_as(
+        lambda error: BadCheckpoint(
             f"{keys.file}: tokenizer.ggml.merges does not fit the vocabulary ({error})"
-        ) from error
+        )
+    ):
+        return models.BPE(vocab=ids, merges=merges, **options)
 
 
 def _add_special(core: Tokenizer, vocabulary: _Vocabulary, ends: Sequence[int]) -> None:
