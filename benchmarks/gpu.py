@@ -219,8 +219,8 @@ def carry_out(run: Run, section: str, seconds: float) -> None:
 
 
 def one_process(run: Run, section: str, seconds: float, seen: set[str]) -> str:
-    """One process for what `seen` lacks of a section. Why it has to be started again, or nothing if all is
-    well."""
+    """Run one process for the items of a section that are not in `seen`. Returns why it has to be started
+    again, or an empty text."""
     ends_s = run.clock() + seconds + GRACE_S
     with (run.out / f"{section}.log").open("ab") as log, started(run, section, seconds, seen, log) as process:
         lines: SimpleQueue[str | None] = SimpleQueue()
@@ -286,7 +286,7 @@ def started(run: Run, section: str, seconds: float, seen: set[str], log: Any) ->
 
 
 def read_lines(process: "subprocess.Popen[str]", lines: "SimpleQueue[str | None]") -> None:
-    """What the child reports, and None at its end."""
+    """Put the child's reports into `lines`, and None at its end."""
     assert process.stdout is not None
     for line in process.stdout:
         lines.put(line)
@@ -294,7 +294,7 @@ def read_lines(process: "subprocess.Popen[str]", lines: "SimpleQueue[str | None]
 
 
 def kill(process: "subprocess.Popen[str]", after_s: float) -> int:
-    """End the process, and those that it started, if they have not ended by then; its exit status, or
+    """End the process and its children if they have not ended within `after_s`. Returns its exit status, or
     SLOW_END."""
     status = SLOW_END
     try:
@@ -316,7 +316,7 @@ def child(source: str, out: str, seconds: str, *, interpreted: bool) -> int:
     from benchmarks.gpu_place import Place
 
     reports = os.fdopen(os.dup(1), "w", buffering=1)
-    # Whatever libraries print goes to the log, and not between the reports.
+    # Output of libraries goes to the log, so that it does not mix with the reports.
     os.dup2(2, 1)
     with redirect_stdout(sys.stderr):
         place = Place.here(interpreted=interpreted, out=Path(out))
@@ -333,8 +333,8 @@ def child(source: str, out: str, seconds: str, *, interpreted: bool) -> int:
 def carried_out(
     items: "Sequence[Item]", seen: set[str], seconds: float, clock: Seconds
 ) -> Iterator[dict[str, Any]]:
-    """Carry out the items that were not seen: a report at the beginning of each, and one at its end. None is
-    begun too late."""
+    """Carry out the items that were not seen, reporting the beginning and the end of each. No item begins
+    too late."""
     ends_s = clock() + seconds
     for item in items:
         if item.name in seen:
@@ -383,7 +383,7 @@ def versions() -> dict[str, object]:
 
 
 def report(run: Run) -> None:
-    """The table for people, there and in a file, and the JSON line: each figure as section.item.name."""
+    """Print the table for people, also into a file, and the JSON line: each figure as section.item.name."""
     metrics: dict[str, float] = {}
     rows = []
     for outcome in run.outcomes:

@@ -29,12 +29,12 @@ from tokenmux.kernels.sample import reference as sample_reference
 from tokenmux.kernels.sample.parameters import Sampled, SamplingRows
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
-"""Absolute and relative: a few roundings of the dtype."""
+"""Absolute and relative tolerance: a few roundings of the dtype."""
 
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """The attention of a published model. Two layers stand for all: a kernel sees one."""
+    """The attention of a published model. Two layers stand for all, since a kernel sees one."""
 
     name: str
     query: int
@@ -53,7 +53,7 @@ GEMMA_9B = Heads("gemma2-9b", 16, 8, 256)
 
 @dataclass(frozen=True, slots=True)
 class Paged:
-    """KV of some sequences in blocks strewn over an arena. What no sequence owns is NaN."""
+    """KV of some sequences in blocks scattered over an arena. Everything that no sequence owns is NaN."""
 
     layout: KVLayout
     arena: torch.Tensor
@@ -102,8 +102,8 @@ def copies(place: Place) -> list[Item]:
 
 
 def copy_rate(place: Place) -> Mapping[str, Any]:
-    """Bytes read plus bytes written, a second. Launched: as a node of a captured graph the copy takes
-    longer."""
+    """Bytes read plus bytes written, per second. Launched directly: as a node of a captured graph the copy
+    takes longer."""
     n_bytes = 1 << (20 if place.interpreted else 30)
     source = torch.zeros(n_bytes, dtype=torch.uint8, device=place.device)
     target = torch.empty_like(source)
@@ -267,12 +267,13 @@ def check_append(place: Place, heads: Heads, dtype: torch.dtype) -> Mapping[str,
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
-    """As integers, where NaN equals itself."""
+    """The tensor as integers, so that NaN equals itself."""
     return tensor.view(torch.int32 if tensor.element_size() == 4 else torch.int16)
 
 
 def check_paging(place: Place, heads: Heads, dtype: torch.dtype) -> Mapping[str, Any]:
-    """Blocks out of the arena and to other places in it: the same bits; by way of int8, within its bound."""
+    """Page blocks out of the arena and to other places in it: the same bits; in int8, within its error
+    bound."""
     layout, n = heads.layout(), 3 if place.interpreted else 40
     size = layout.block_elements * dtype.itemsize
     arena = random(place, dtype, 2 * n * layout.block_elements)

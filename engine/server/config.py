@@ -1,7 +1,8 @@
-"""`pool.yaml`: what a server is to be, validated, with errors that name the line and what is allowed.
+"""`pool.yaml`: the configuration of a server, validated, with errors that name the line and the allowed
+values.
 
-Flags of the command line arrive as `Override`s and go through the same validation. Paths are taken from the
-folder of the file. This describes; `tokenmux.server.serve` builds from it.
+Flags of the command line arrive as `Override`s and go through the same validation. Relative paths start at
+the folder of the file. This module only describes; `tokenmux.server.serve` builds from it.
 """
 
 import difflib
@@ -75,7 +76,7 @@ def _policy(value: str) -> str:
 
 
 def _location(value: Path, info: ValidationInfo) -> Path:
-    """Absolute, from the folder that the validation is given as its context."""
+    """Make a path absolute, from the folder that is the context of the validation."""
     folder: Any = info.context
     try:
         os.fsencode(value)
@@ -106,7 +107,7 @@ PolicyName = Annotated[str, AfterValidator(_policy)]
 
 
 class Section(BaseModel):
-    """What all parts of the file have in common: no unknown keys, no changes."""
+    """What all sections of the file have in common: unknown keys are errors, values do not change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
@@ -124,40 +125,40 @@ class DeviceConfig(Section):
     """The device and its memory budgets."""
 
     kind: DeviceKind = "cpu"
-    """`cuda`: the first GPU that CUDA shows (CUDA_VISIBLE_DEVICES)."""
+    """`cuda` is the first GPU that CUDA shows (CUDA_VISIBLE_DEVICES)."""
     arena: Size | None = None
-    """Device memory for weights and KV cache. Left out, 2 GiB on a CPU, and of a GPU 85% of what is free."""
+    """Device memory for weights and KV cache. Default: 2 GiB on a CPU, 85% of the free memory of a GPU."""
     host_cache: Size | None = None
-    """Host memory that keeps weights near the device. Left out, 4 GiB; with a GPU half of what is
+    """Host memory that keeps weights near the device. Default: 4 GiB, or with a GPU half of what is
     available, if that is more."""
     host_kv: Size | None = None
-    """Host memory for KV cache that is paged out. Left out, 1 GiB; with a GPU a tenth of what is
-    available, if that is more."""
+    """Host memory for paged-out KV cache. Default: 1 GiB, or with a GPU a tenth of what is available, if
+    that is more."""
     paged_kv: Literal["exact", "int8"] = "exact"
-    """`int8` halves what paging moves, and with it requests that were paged no longer yield exactly the
-    tokens they would have."""
+    """`int8` halves the bytes that paging moves. Requests that were paged then no longer yield exactly the
+    same tokens."""
     slab: Size | None = None
-    """Unit in which KV cache is given to models, at least two KV blocks of each. Left out, by the size of
-    the arena and the models."""
+    """Unit in which models get memory for KV cache, at least two KV blocks of each. The default depends on
+    the size of the arena and the models."""
     prefill_chunk_tokens: Count | None = None
-    """A longer prompt is computed in pieces of this many tokens. Left out, 512 on a CPU and 2048 on a GPU."""
+    """A longer prompt is computed in pieces of this many tokens. Default: 512 on a CPU, 2048 on a GPU."""
 
 
 class QueueConfig(Section):
     max_requests: Count = 256
     max_tokens: Count = 256
-    """Length of an answer where the request does not say."""
+    """Length of an answer if the request does not say."""
 
 
 class TenantConfig(Section):
-    """A tenant: the name of a key, or what a request says where there are no keys."""
+    """A tenant: the name of a key or, without keys, the name in the request."""
 
     weight: Weight = 1.0
     """Under overload, tenants get time and places in the queue in proportion."""
 
 
 class ServiceLevelConfig(Section):
-    """When tokens are due where the request does not say."""
+    """When tokens are due if the request does not say."""
 
     ttft_s: Seconds = 10.0
     tpot_s: Seconds = 0.1
@@ -165,9 +166,9 @@ class ServiceLevelConfig(Section):
 
 class SlowReaderConfig(Section):
     buffer_tokens: Count = 512
-    """Tokens that a client may leave unread before its request is paused."""
+    """Number of tokens that a client may leave unread before its request is paused."""
     end_after_s: Seconds = 60.0
-    """How long it may stay paused."""
+    """How long a request may stay paused before it is ended."""
 
 
 class WorkerConfig(Section):

@@ -1,10 +1,10 @@
-"""Host memory for images, in pages that the device reads directly: each is page-locked once, when it was
-first filled.
+"""Host memory for images, in pages that the device reads directly: each is page-locked once, when first
+filled.
 
-Page-locking takes a tenth of a second for each GB at best, and during that time nothing on the host can
-launch on a GPU. So it is done for a page and not for an image, in small pieces between which others get their
-turn, and never undone while the device runs: images come and go in pages that are locked already. Pages need
-not be neighbours, so that no hole is ever too small.
+Page-locking takes at best a tenth of a second per GB, and during that time nothing on the host can launch on
+a GPU. So it is done page by page and not for a whole image, with launches in between, and never undone while
+the device runs: images come and go in pages that are already locked. The pages of an image need not be
+adjacent, so that no hole is too small.
 
     memory file    [ page 0 ][ page 1 ][ page 2 ][ page 3 ] ...      grows by a run of pages at a time
     image          page 2, page 0, page 3                            its last page is mostly not filled

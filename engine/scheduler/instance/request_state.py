@@ -57,7 +57,7 @@ class RequestState:
         self.kv = kv
         self.n_tokens = request.n_prompt + arrived.n_delivered
         self.shift_s = 0.0
-        """How far pauses have pushed the deadlines back."""
+        """How far pauses have moved the deadlines back."""
         self.deadline_s = request.deadline_s(arrived.n_delivered)
         self.lead_s = request.service.ttft_s * (1 - 1 / request.weight)
         """By how much its weight moves it forward among others: less than a TTFT, so that no request
@@ -66,8 +66,8 @@ class RequestState:
         self.in_step = False
         self.in_copy = False
         self.to_end: tuple[FinishReason | None, str] | None = None
-        """It is over, or goes on elsewhere (no reason), and leaves as soon as no operation in flight
-        touches it."""
+        """How it ended (without a reason: it moves elsewhere). It leaves as soon as no operation in flight
+        uses it."""
         self.need = Need.PREFILL
         self.first_token_s = arrived.first_token_s
         self.last_token_s = arrived.last_token_s
