@@ -30,6 +30,7 @@ from tokenmux.models.catalogue import tiny
 from tokenmux.models.catalogue.catalogue import Entry
 from tokenmux.models.network.batch import Segment
 from tokenmux.models.network.runner import Runner
+from tokenmux.scheduler.metrics.counters import INSTANCE_TABLE, MODEL_TABLE
 
 WAIT_S = 60.0
 
@@ -117,8 +118,8 @@ class Driver:
             case PhaseChanged():
                 self.phases[message.phase] += 1
             case WorkerStatus():
-                self.n_swaps = sum(model.n_swaps for model in message.models)
-                self.n_discards = message.n_discards
+                self.n_swaps = sum(MODEL_TABLE.named(model.counts)["n_swaps"] for model in message.models)
+                self.n_discards = INSTANCE_TABLE.named(message.counts)["n_discards"]
             case Acknowledged():
                 if message.error:
                     raise AssertionError(message.error)

@@ -7,10 +7,9 @@ Both are bounded. `tokenmux.executor.worker_status` reports the present state.
 from tokenmux.core.clock import Clock
 from tokenmux.core.effects import Effects
 from tokenmux.messages.commands import Ticket
-from tokenmux.messages.reports import Durations, ModelUse, Service, Traced, WorkerUse
+from tokenmux.messages.reports import Traced, WorkerUse
 from tokenmux.scheduler.instance.instance import Instance
-from tokenmux.scheduler.metrics.counters import ServiceCounters
-from tokenmux.scheduler.metrics.histogram import Histogram
+from tokenmux.scheduler.metrics.counters import SERVICE_TABLE, ServiceCounters
 from tokenmux.scheduler.metrics.timeline import Timeline
 
 USE_INTERVAL_S = 1.0
@@ -48,43 +47,18 @@ class Telemetry:
         self._last_s, self.due_s = now_s, None
         metrics = self._instance.metrics
         models = tuple(
-            ModelUse(
-                model, _service(counters.service), {reason.value: n for reason, n in counters.swaps.items()}
-            )
+            (model, SERVICE_TABLE.row(counters.service))
             for model, counters in metrics.models.items()
-            if self._moved(counters.service, counters.n_swaps)
+            if self._moved(counters.service)
         )
-        tenants = tuple((name, _service(c)) for name, c in metrics.tenants.items() if self._moved(c))
-        if not models and not tenants:
-            return None
-        return WorkerUse(
-            now_s, metrics.work_s, metrics.model_work_s, metrics.n_models_used(now_s), models, tenants
+        tenants = tuple(
+            (name, SERVICE_TABLE.row(own)) for name, own in metrics.tenants.items() if self._moved(own)
         )
+        return WorkerUse(now_s, models, tenants) if models or tenants else None
 
-    def _moved(self, counters: ServiceCounters, n_swaps: int = 0) -> bool:
-        now = (counters.n_requests, counters.n_prompt_tokens, counters.n_tokens, counters.gpu_s, n_swaps)
+    def _moved(self, counters: ServiceCounters) -> bool:
+        now = (counters.n_requests, counters.n_prompt_tokens, counters.n_tokens, counters.gpu_s)
         if self._told.get(counters) == now:
             return False
         self._told[counters] = now
         return True
-
-
-def _service(counters: ServiceCounters) -> Service:
-    return Service(
-        n_requests=counters.n_requests,
-        n_requests_on_time=counters.n_requests_on_time,
-        n_requests_failed=counters.n_requests_failed,
-        n_prompt_tokens=counters.n_prompt_tokens,
-        n_tokens=counters.n_tokens,
-        n_tokens_on_time=counters.n_tokens_on_time,
-        n_attained=counters.n_attained,
-        attained=counters.attained,
-        gpu_s=counters.gpu_s,
-        ttft=_durations(counters.ttft),
-        tpot=_durations(counters.tpot),
-        gaps=_durations(counters.gaps),
-    )
-
-
-def _durations(histogram: Histogram) -> Durations:
-    return Durations(tuple(histogram.counts), histogram.total_s)

@@ -5,6 +5,7 @@ from tokenmux.core.plan import Channel, Operation, Step
 from tokenmux.messages.reports import ModelStatus, WorkerStatus
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.instance.model_state import ModelState
+from tokenmux.scheduler.metrics.counters import INSTANCE_TABLE, MODEL_TABLE
 
 STATUS_INTERVAL_S = 0.2
 """A person sees five changes a second as motion, and a snapshot of 20 models takes a quarter as long as
@@ -44,12 +45,8 @@ class StatusReporter:
             host_cache_used_bytes=ledger.cache.used_bytes,
             host_kv_bytes=ledger.host_arena.capacity,
             host_kv_used_bytes=ledger.host_blocks.used_bytes,
-            compute_busy_s=metrics.busy_s[Channel.COMPUTE],
-            copy_in_busy_s=metrics.busy_s[Channel.COPY_IN],
-            copy_out_busy_s=metrics.busy_s[Channel.COPY_OUT],
-            fetch_busy_s=metrics.busy_s[Channel.FETCH],
-            n_steps=metrics.n_steps,
-            n_discards=metrics.n_discards,
+            n_models_used=metrics.n_models_used(now_s),
+            counts=INSTANCE_TABLE.row(metrics),
             running_model=step.model if isinstance(step, Step) else None,
             models=tuple(self._model(model, step) for model in instance.models.values()),
         )
@@ -61,8 +58,6 @@ class StatusReporter:
         return sum(request.to_end is None and not request.is_paused for request in requests)
 
     def _model(self, model: ModelState, step: Operation | None) -> ModelStatus:
-        counters = self._instance.metrics.of(model.facts.id)
-        service = counters.service
         n_running = self._n_stepping(step) if isinstance(step, Step) and step.model == model.facts.id else 0
         return ModelStatus(
             model=model.facts.id,
@@ -71,14 +66,7 @@ class StatusReporter:
             n_queued=len(model.waiting) + len(model.decoding) - n_running,
             n_running=n_running,
             n_paged_out=len(model.away),
-            n_swaps=counters.n_swaps,
-            swap_bytes=counters.swap_bytes,
-            swap_s=counters.swap_s,
-            swap_exposed_s=counters.swap_exposed_s,
-            n_tokens=service.n_tokens,
-            n_tokens_on_time=service.n_tokens_on_time,
-            n_prompt_tokens=service.n_prompt_tokens,
-            compute_s=counters.compute_s,
+            counts=MODEL_TABLE.row(self._instance.metrics.of(model.facts.id)),
             load_error=model.load_error,
             unload_asked=model.wanted is False,
         )

@@ -1,6 +1,6 @@
 """Reports: what a worker tells the front."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NewType
 
 from msgspec import Struct
@@ -11,6 +11,7 @@ from tokenmux.core.phases import PhaseChanged, Residency
 from tokenmux.core.request import FinishReason, RequestId
 from tokenmux.core.span import Span
 from tokenmux.messages.commands import Ticket
+from tokenmux.scheduler.metrics.counter_table import Row
 
 InstanceId = NewType("InstanceId", int)
 """Which instance of a pool; counted from 0."""
@@ -47,14 +48,8 @@ class ModelStatus(Struct, frozen=True, array_like=True):
     n_queued: int
     n_running: int
     n_paged_out: int
-    n_swaps: int
-    swap_bytes: int
-    swap_s: float
-    swap_exposed_s: float
-    n_tokens: int
-    n_tokens_on_time: int
-    n_prompt_tokens: int
-    compute_s: float
+    counts: Row
+    """Of `counters.MODEL_TABLE`."""
     load_error: str = ""
     """Why its weights could not be read from disk the last time."""
     unload_asked: bool = False
@@ -74,64 +69,21 @@ class WorkerStatus(Struct, frozen=True, array_like=True, tag=True):
     host_cache_used_bytes: int
     host_kv_bytes: int
     host_kv_used_bytes: int
-    compute_busy_s: float
-    copy_in_busy_s: float
-    copy_out_busy_s: float
-    fetch_busy_s: float
-    n_steps: int
-    n_discards: int
+    n_models_used: int
+    """Models requested within the last hour."""
+    counts: Row
+    """Of `counters.INSTANCE_TABLE`."""
     running_model: ModelId | None
     models: tuple[ModelStatus, ...]
 
 
-class Durations(Struct, frozen=True, array_like=True):
-    """A histogram: the number of durations in each interval between the bounds of
-    `tokenmux.scheduler.metrics.histogram`."""
-
-    counts: tuple[int, ...]
-    total_s: float
-
-
-class Service(Struct, frozen=True, array_like=True):
-    """How a model or a tenant was served: the `tokenmux.scheduler.metrics.counters.ServiceCounters` at a
-    moment."""
-
-    n_requests: int
-    n_requests_on_time: int
-    n_requests_failed: int
-    n_prompt_tokens: int
-    n_tokens: int
-    n_tokens_on_time: int
-    n_attained: int
-    attained: float
-    gpu_s: float
-    ttft: Durations
-    tpot: Durations
-    gaps: Durations
-
-
-class ModelUse(Struct, frozen=True, array_like=True):
-    """One model's service, and how often it was swapped in for each reason."""
-
-    model: ModelId
-    service: Service
-    swaps: Mapping[str, int]
-
-
 class WorkerUse(Struct, frozen=True, array_like=True, tag=True):
-    """Use of the worker since it began: the models and tenants whose counters moved since the last such
-    message.
-
-    Sent at most once a second. `work_s` and `model_work_s` as in
-    `tokenmux.scheduler.metrics.counters.Metrics`.
-    """
+    """How models and tenants were served: rows of `counters.SERVICE_TABLE`, of those whose counters moved
+    since the last such report. Sent at most once a second."""
 
     at_s: float
-    work_s: float
-    model_work_s: float
-    n_models_used: int
-    models: tuple[ModelUse, ...]
-    tenants: tuple[tuple[str, Service], ...]
+    models: tuple[tuple[ModelId, Row], ...]
+    tenants: tuple[tuple[str, Row], ...]
 
 
 class Traced(Struct, frozen=True, array_like=True, tag=True):

@@ -21,6 +21,7 @@ from tokenmux.messages.commands import (
     Unregister,
 )
 from tokenmux.messages.reports import Acknowledged, Alive, Broken, Finished, Tokens, WorkerStatus
+from tokenmux.scheduler.metrics.counters import MODEL_TABLE
 from tokenmux.testing import make_instance, make_model, make_request
 from tokenmux.testing.virtual_engine import HOST, EngineOnVirtualTime
 
@@ -234,4 +235,4 @@ def test_status_is_sent_at_most_ten_times_a_second_and_the_last_is_not_lost() ->
         body.clock.run()
     last = [message for message in body.said if isinstance(message, WorkerStatus)][-1]
     assert last.running_model is None
-    assert last.models[0].n_tokens == 1000
+    assert MODEL_TABLE.named(last.models[0].counts)["n_tokens"] == 1000

@@ -6,9 +6,11 @@ import pytest
 
 from tokenmux.core.facts import DeviceFacts, KvShape
 from tokenmux.core.request import RequestId
+from tokenmux.core.started import SwapReason
 from tokenmux.executor.telemetry import USE_INTERVAL_S
 from tokenmux.messages.commands import AskTrace, Register
-from tokenmux.messages.reports import Traced, WorkerUse
+from tokenmux.messages.reports import Traced, WorkerStatus, WorkerUse
+from tokenmux.scheduler.metrics.counters import INSTANCE_TABLE, MODEL_TABLE, SERVICE_TABLE
 from tokenmux.testing import make_instance, make_model, make_request
 from tokenmux.testing.virtual_engine import HOST, EngineOnVirtualTime
 
@@ -42,19 +44,24 @@ def test_reports_come_once_a_second_at_most_and_add_up(body: EngineOnVirtualTime
     assert all(b.at_s - a.at_s >= USE_INTERVAL_S for a, b in pairwise(said))
     body.clock.call_at(body.clock.now_s() + 5.0, body.engine.pump)
     body.clock.run()
-    last = {name: service for report in reports(body) for name, service in report.tenants}
-    assert {name: service.n_tokens for name, service in last.items()} == {
+    last = {name: SERVICE_TABLE.named(row) for report in reports(body) for name, row in report.tenants}
+    assert {name: service["n_tokens"] for name, service in last.items()} == {
         "x": sum(n for i, n in enumerate(N_OUTPUT.values()) if i % 2 == 0),
         "y": sum(n for i, n in enumerate(N_OUTPUT.values()) if i % 2 == 1),
     }
-    models = {use.model: use for report in reports(body) for use in report.models}
-    for use in models.values():
-        metrics = body.instance.metrics.of(use.model)
-        assert use.service.gpu_s == metrics.service.gpu_s
-        assert sum(use.service.gaps.counts) == metrics.service.gaps.n
-        assert use.swaps == {reason.value: n for reason, n in metrics.swaps.items()}
-    assert sum(use.swaps["again"] for use in models.values()) > 0
-    assert reports(body)[-1].model_work_s == body.instance.metrics.model_work_s
+    for model, row in {model: row for report in reports(body) for model, row in report.models}.items():
+        service, metrics = SERVICE_TABLE.named(row), body.instance.metrics.of(model)
+        assert service["gpu_s"] == metrics.service.gpu_s
+        assert sum(service["gaps"].counts) == metrics.service.gaps.n
+    status = [message for message in body.said if isinstance(message, WorkerStatus)][-1]
+    n_again = 0
+    for shown in status.models:
+        counts, metrics = MODEL_TABLE.named(shown.counts), body.instance.metrics.of(shown.model)
+        assert counts["n_swaps"] == sum(metrics.swaps.values())
+        assert {reason: counts[f"n_swaps_{reason.value}"] for reason in SwapReason} == metrics.swaps
+        n_again += counts["n_swaps_again"]
+    assert n_again > 0
+    assert INSTANCE_TABLE.named(status.counts)["model_work_s"] == body.instance.metrics.model_work_s
 
 
 def test_what_did_not_move_is_not_told_again(body: EngineOnVirtualTime) -> None:

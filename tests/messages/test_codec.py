@@ -37,19 +37,17 @@ from tokenmux.messages.reports import (
     Acknowledged,
     Alive,
     Broken,
-    Durations,
     Finished,
     InstanceId,
     ModelStatus,
-    ModelUse,
     Report,
     Reports,
-    Service,
     Tokens,
     Traced,
     WorkerStatus,
     WorkerUse,
 )
+from tokenmux.scheduler.metrics.histogram import Durations
 
 R, M, T = RequestId("r-1"), ModelId("a"), Ticket(7)
 FACTS = ModelFacts(M, (Image(ImageId("i"), 10**12),), KvShape(2, 1, 8, 2, 16), 4096, 10**11, 150_000)
@@ -68,14 +66,14 @@ COMMANDS_OF_EACH_KIND: list[Command] = [
     AskTrace(math.inf),
     Shutdown(),
 ]
-SERVICE = Service(1, 2, 3, 4, 5, 6, 7, 0.5, 1.5, *(Durations((0, i, 0), 0.5 * i) for i in range(3)))
-STATUS = ModelStatus(M, Residency.HOST, True, 1, 2, 3, 4, 5, 0.1, 0.2, 6, 7, 8, 0.3, "gone", True)
+COUNTS = (1, 2.0, 0, Durations((0, 3, 0), 0.5))
+STATUS = ModelStatus(M, Residency.HOST, True, 1, 2, 3, COUNTS, "gone", True)
 REPORTS_OF_EACH_KIND: list[Report] = [
     Tokens(R, 5, (1, 2**31), 2.5),
     Finished(R, FinishReason.FAILED, 3.5, "why", ErrorCode.NOT_SERVABLE),
     PhaseChanged(R, RequestPhase.LOADING, 3, 0.25),
-    WorkerStatus(1.0, "cpu", *range(7), 0.1, 0.2, 0.3, 0.4, 8, 9, None, (STATUS,)),
-    WorkerUse(1.0, 2.0, 3.0, 4, (ModelUse(M, SERVICE, {"again": 2}),), (("somebody", SERVICE),)),
+    WorkerStatus(1.0, "cpu", *range(7), 5, COUNTS, None, (STATUS,)),
+    WorkerUse(1.0, ((M, COUNTS),), (("somebody", COUNTS),)),
     Traced(T, (Span(0, "compute", "a", 1.0, 2.0, {"requests": 3, "share": 0.5, "ended": "stop"}),)),
     Acknowledged(T, "no", ErrorCode.IN_USE),
     Alive(60.0),

@@ -21,6 +21,15 @@ from tokenmux.core.plan import Channel, Discard
 from tokenmux.core.record import RequestRecord
 from tokenmux.core.request import FinishReason
 from tokenmux.core.started import StartedCompaction, SwapReason
+from tokenmux.scheduler.metrics.counter_table import (
+    Table,
+    Unit,
+    counted,
+    counted_by,
+    derived,
+    histogram,
+    taken_from,
+)
 from tokenmux.scheduler.metrics.histogram import Histogram, interval
 
 
@@ -61,28 +70,28 @@ class ArtifactAllowance:
 class ServiceCounters:
     """How a model, or a tenant, was served: totals since the instance began."""
 
-    n_requests: int = 0
-    """Ended requests."""
-    n_requests_on_time: int = 0
-    n_requests_failed: int = 0
-    n_prompt_tokens: int = 0
-    n_tokens: int = 0
-    n_tokens_on_time: int = 0
+    n_requests: int = counted(Unit.REQUESTS, "Ended requests.")
+    n_requests_on_time: int = counted(Unit.REQUESTS, "Of them, with every token on time.")
+    n_requests_failed: int = counted(Unit.REQUESTS, "Of them, failed.")
+    n_prompt_tokens: int = counted(Unit.TOKENS, "Tokens of prompts that were computed.")
+    n_tokens: int = counted(Unit.TOKENS, "Tokens drawn.")
+    n_tokens_on_time: int = counted(Unit.TOKENS, "Of them, on time.")
     n_attained: int = 0
     """Requests that ended with at least one token; `attained / n_attained` is the mean of the artifact's
     attainment."""
     attained: float = 0.0
-    ttft: Histogram = field(default_factory=Histogram)
-    """First tokens' waits, of requests that have one."""
-    tpot: Histogram = field(default_factory=Histogram)
-    """Mean time between tokens of ended requests with two tokens or more."""
-    gaps: Histogram = field(default_factory=Histogram)
-    """Time between each token and the next of its request, less the client's own pauses."""
-    gpu_s: float = 0.0
-    """Device seconds. A step's seconds go to its rows in equal parts (each token that it advances is one
-    row). The exposed seconds of a swap go to the requests that waited for the model, in equal parts, or to
-    `POOL` if none did. So tenants add up to models, and models to the compute channel's busy seconds plus
-    all exposed swap seconds."""
+    ttft: Histogram = histogram("First tokens' waits, of requests that have one.")
+    tpot: Histogram = histogram("Mean time between tokens of ended requests with two tokens or more.")
+    gaps: Histogram = histogram("Time between each token and the next, less the client's own pauses.")
+    gpu_s: float = counted(Unit.SECONDS, "Device time: a step's by rows, a swap's by who waited for it.")
+    """A step's seconds go to its rows in equal parts (each token that it advances is one row). The exposed
+    seconds of a swap go to the requests that waited for the model, in equal parts, or to `POOL` if none did.
+    So tenants add up to models, and models to the compute channel's busy seconds plus all exposed swap
+    seconds."""
+
+    @derived(Unit.SHARE, "Mean over requests of the time that was not late, as the paper's artifact counts.")
+    def artifact_attainment(self) -> float:
+        return self.attained / self.n_attained if self.n_attained else 0.0
 
     def count_end(self, record: RequestRecord) -> None:
         self.n_requests += 1
@@ -96,28 +105,28 @@ class ServiceCounters:
             self.tpot.add(record.tpot_s)
 
 
-def _no_swaps() -> dict[SwapReason, int]:
-    return dict.fromkeys(SwapReason, 0)
-
-
 @dataclass(slots=True, eq=False)
 class ModelCounters:
     """Totals of one model since the instance began."""
 
     service: ServiceCounters = field(default_factory=ServiceCounters)
-    swaps: dict[SwapReason, int] = field(default_factory=_no_swaps)
-    swap_bytes: int = 0
-    swap_s: float = 0.0
-    """Time during which its weights were being copied to the device."""
-    swap_exposed_s: float = 0.0
-    """The part of `swap_s` in which no step ran."""
-    compute_s: float = 0.0
+    swaps: dict[SwapReason, int] = counted_by(
+        SwapReason, "n_swaps_{}", Unit.SWAPS, "Times that its weights were brought to the device, by reason."
+    )
+    swap_bytes: int = counted(Unit.BYTES, "Bytes of weights copied to the device.")
+    swap_s: float = counted(Unit.SECONDS, "Time during which its weights were being copied to the device.")
+    swap_exposed_s: float = counted(Unit.SECONDS, "The part of `swap_s` in which no step ran.")
+    compute_s: float = counted(Unit.SECONDS, "Time of its steps.")
     last_asked_s: float = -inf
     """When a request for it last arrived."""
 
-    @property
+    @derived(Unit.SWAPS, "Times that its weights were brought to the device.")
     def n_swaps(self) -> int:
         return sum(self.swaps.values())
+
+    n_prompt_tokens = taken_from("service.n_prompt_tokens", Unit.TOKENS, "As in its service.")
+    n_tokens = taken_from("service.n_tokens", Unit.TOKENS, "As in its service.")
+    n_tokens_on_time = taken_from("service.n_tokens_on_time", Unit.TOKENS, "As in its service.")
 
 
 MAX_TENANTS = 256
@@ -134,24 +143,24 @@ DrawnRows = Mapping[tuple[ServiceCounters, float | None], int]
 """Number of rows in a step that drew tokens, by tenant and by the time of their last token."""
 
 
+@dataclass(slots=True, eq=False)
 class Metrics:
     """Counters of one instance."""
 
-    def __init__(self) -> None:
-        self.models: dict[ModelId, ModelCounters] = {}
-        self.tenants: dict[str, ServiceCounters] = {}
-        self.busy_s = dict.fromkeys(Channel, 0.0)
-        self.copied_bytes = dict.fromkeys(Channel, 0)
-        self.n_steps = 0
-        self.n_discards = 0
-        self.n_superseded = 0
-        """Copies of weights and fetches that were stopped early for more urgent ones."""
-        self.work_s = 0.0
-        """Time during which any model had unfinished requests."""
-        self.model_work_s = 0.0
-        """The same time, counted once for each model with unfinished requests: what one device per model
-        would have taken."""
-        self._work_until_s = -inf
+    models: dict[ModelId, ModelCounters] = field(default_factory=dict)
+    tenants: dict[str, ServiceCounters] = field(default_factory=dict)
+    busy_s: dict[Channel, float] = counted_by(
+        Channel, "{}_busy_s", Unit.SECONDS, "Time during which the channel was busy."
+    )
+    copied_bytes: dict[Channel, int] = field(default_factory=lambda: dict.fromkeys(Channel, 0))
+    n_steps: int = counted(Unit.STEPS, "Forward passes.")
+    n_discards: int = counted(Unit.TIMES, "KV cache given up, to be rebuilt from its tokens.")
+    n_superseded: int = 0
+    """Copies of weights and fetches that were stopped early for more urgent ones."""
+    work_s: float = counted(Unit.SECONDS, "Time during which any model had unfinished requests.")
+    model_work_s: float = counted(Unit.SECONDS, "The same time, once for each model with such requests.")
+    """What one device per model would have taken."""
+    _work_until_s: float = field(default=-inf, init=False)
 
     def count(self, at_s: float, effects: Effects) -> None:
         """Count what an event or a decision at `at_s` caused."""
@@ -291,3 +300,9 @@ def count_on_time(first_deadline_s: float, tpot_s: float, ends_s: tuple[float, .
     if ends_s and ends_s[-1] <= first_deadline_s:
         return len(ends_s)
     return sum(end <= first_deadline_s + i * tpot_s for i, end in enumerate(ends_s))
+
+
+SERVICE_TABLE = Table(ServiceCounters)
+MODEL_TABLE = Table(ModelCounters)
+INSTANCE_TABLE = Table(Metrics)
+"""The whole table, by aggregate: a service is a model's or a tenant's."""

@@ -7,6 +7,7 @@ difference of two moments covers the time between. A percentile is off by at mos
 
 from bisect import bisect_left
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 BOUNDS_S = tuple(
     round(mantissa * 10.0**power, 6) for power in range(-4, 3) for mantissa in (1, 1.6, 2.5, 4, 6.3)
@@ -18,6 +19,13 @@ durations are counted beyond the last."""
 def interval(seconds: float) -> int:
     """Index of a duration's interval: the first whose upper bound it does not exceed."""
     return bisect_left(BOUNDS_S, seconds)
+
+
+class Durations(NamedTuple):
+    """A histogram at a moment: `counts[i]` durations lie in interval `i`."""
+
+    counts: tuple[int, ...]
+    total_s: float
 
 
 def _zeros() -> list[int]:
@@ -45,6 +53,10 @@ class Histogram:
     def add(self, seconds: float, n: int = 1) -> None:
         self.counts[bisect_left(BOUNDS_S, seconds)] += n
         self.total_s += n * seconds
+
+    def durations(self) -> Durations:
+        """What it holds at this moment."""
+        return Durations(tuple(self.counts), self.total_s)
 
     def percentile(self, share: float) -> float:
         """The bound that `share` of the durations does not exceed; 0 if there are none."""

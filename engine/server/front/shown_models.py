@@ -3,14 +3,15 @@
 from dataclasses import dataclass
 
 from tokenmux.core.facts import ModelFacts, ModelId
-from tokenmux.messages.reports import ModelStatus, ModelUse
+from tokenmux.messages.reports import ModelStatus
+from tokenmux.scheduler.metrics.counter_table import Row
 from tokenmux.server.front.served_models import ServedModel, ServedModels
 from tokenmux.server.front.worker_side import WorkerSide
 
 
 @dataclass(frozen=True, slots=True)
 class ShownModel:
-    """One model. `status` and `use` are None while the worker has not reported on it."""
+    """One model. `status` and `service` are None while the worker has not reported on it."""
 
     name: str
     facts: ModelFacts | None
@@ -18,7 +19,8 @@ class ShownModel:
     pinned: bool
     refusal: str
     status: ModelStatus | None
-    use: ModelUse | None
+    service: Row | None
+    """Of `counters.SERVICE_TABLE`."""
 
 
 class ShownModels:
@@ -54,5 +56,5 @@ class ShownModels:
             pinned=served.pinned,
             refusal="" if served.refusal is None else str(served.refusal),
             status=status,
-            use=self._worker.usage.models.get(ModelId(served.name)),
+            service=self._worker.usage.models.get(ModelId(served.name)),
         )

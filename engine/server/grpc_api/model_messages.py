@@ -3,7 +3,9 @@
 import logging
 
 from tokenmux.core.facts import ModelFacts
-from tokenmux.messages.reports import Durations, Service
+from tokenmux.scheduler.metrics.counter_table import Row
+from tokenmux.scheduler.metrics.counters import MODEL_TABLE, SERVICE_TABLE
+from tokenmux.scheduler.metrics.histogram import Durations
 from tokenmux.server.front.shown_models import ShownModel
 from tokenmux.v1 import models_pb2
 
@@ -37,20 +39,11 @@ def _whole_model(view: ShownModel) -> models_pb2.Model:
                 n_queued=status.n_queued,
                 n_running=status.n_running,
                 n_paged_out=status.n_paged_out,
-                n_swaps=status.n_swaps,
-                swap_bytes=status.swap_bytes,
-                swap_s=status.swap_s,
-                swap_exposed_s=status.swap_exposed_s,
-                n_prompt_tokens=status.n_prompt_tokens,
-                n_tokens=status.n_tokens,
-                n_tokens_on_time=status.n_tokens_on_time,
-                compute_s=status.compute_s,
+                **MODEL_TABLE.named(status.counts),
             )
         )
-    if view.use is not None:
-        message.service.CopyFrom(service_message(view.use.service))
-        for reason, n in view.use.swaps.items():
-            setattr(message, f"n_swaps_{reason}", n)
+    if view.service is not None:
+        message.service.CopyFrom(service_message(view.service))
     return message
 
 
@@ -64,21 +57,9 @@ def _facts(facts: ModelFacts) -> models_pb2.Model:
     )
 
 
-def service_message(counters: Service) -> models_pb2.Service:
-    return models_pb2.Service(
-        n_requests=counters.n_requests,
-        n_requests_on_time=counters.n_requests_on_time,
-        n_requests_failed=counters.n_requests_failed,
-        n_prompt_tokens=counters.n_prompt_tokens,
-        n_tokens=counters.n_tokens,
-        n_tokens_on_time=counters.n_tokens_on_time,
-        artifact_attainment=counters.attained / counters.n_attained if counters.n_attained else 0.0,
-        gpu_s=counters.gpu_s,
-        ttft=_durations(counters.ttft),
-        tpot=_durations(counters.tpot),
-        gaps=_durations(counters.gaps),
-    )
-
-
-def _durations(histogram: Durations) -> models_pb2.Durations:
-    return models_pb2.Durations(counts=histogram.counts, total_s=histogram.total_s)
+def service_message(row: Row) -> models_pb2.Service:
+    values = SERVICE_TABLE.named(row)
+    for name, value in values.items():
+        if isinstance(value, Durations):
+            values[name] = models_pb2.Durations(counts=value.counts, total_s=value.total_s)
+    return models_pb2.Service(**values)

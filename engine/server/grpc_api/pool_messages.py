@@ -1,17 +1,17 @@
 """The state of the pool as messages."""
 
 from tokenmux.messages.reports import WorkerStatus
+from tokenmux.scheduler.metrics.counters import INSTANCE_TABLE
 from tokenmux.scheduler.metrics.histogram import BOUNDS_S
 from tokenmux.server.front.pool_status import PoolSnapshot
-from tokenmux.server.front.usage import Usage
+from tokenmux.server.front.usage import Usage, devices_saved, devices_saved_dedicated
 from tokenmux.server.grpc_api.model_messages import model_message, service_message
 from tokenmux.v1 import pool_pb2
 
 
 def status_message(status: PoolSnapshot) -> pool_pb2.StatusResponse:
     """All of it; of 1,000 models this takes 20 ms."""
-    usage = status.usage
-    instances = [] if status.worker is None else [_instance(status.worker, usage)]
+    instances = [] if status.worker is None else [_instance(status.worker)]
     return pool_pb2.StatusResponse(
         version=status.version,
         uptime_s=status.uptime_s,
@@ -20,10 +20,10 @@ def status_message(status: PoolSnapshot) -> pool_pb2.StatusResponse:
         n_restarts=status.n_restarts,
         instances=instances,
         models=map(model_message, status.models),
-        tenants=_tenants(usage),
+        tenants=_tenants(status.usage),
         duration_bounds_s=BOUNDS_S,
-        devices_saved=usage.devices_saved(len(instances)),
-        devices_saved_dedicated=usage.devices_saved_dedicated(len(instances)),
+        devices_saved=devices_saved(status.worker, len(instances)),
+        devices_saved_dedicated=devices_saved_dedicated(status.worker, len(instances)),
     )
 
 
@@ -35,7 +35,7 @@ def _tenants(usage: Usage) -> list[pool_pb2.Tenant]:
     ]
 
 
-def _instance(status: WorkerStatus, usage: Usage) -> pool_pb2.Instance:
+def _instance(status: WorkerStatus) -> pool_pb2.Instance:
     return pool_pb2.Instance(
         at_s=status.at_s,
         device=status.device,
@@ -46,14 +46,7 @@ def _instance(status: WorkerStatus, usage: Usage) -> pool_pb2.Instance:
         host_cache_used_bytes=status.host_cache_used_bytes,
         host_kv_bytes=status.host_kv_bytes,
         host_kv_used_bytes=status.host_kv_used_bytes,
-        compute_busy_s=status.compute_busy_s,
-        copy_in_busy_s=status.copy_in_busy_s,
-        copy_out_busy_s=status.copy_out_busy_s,
-        fetch_busy_s=status.fetch_busy_s,
-        n_steps=status.n_steps,
-        n_discards=status.n_discards,
         running_model=status.running_model or "",
-        work_s=usage.work_s,
-        model_work_s=usage.model_work_s,
-        n_models_used=usage.n_models_used,
+        n_models_used=status.n_models_used,
+        **INSTANCE_TABLE.named(status.counts),
     )

@@ -325,6 +325,7 @@ async def test_models_are_listed_with_what_the_worker_says(served: Served) -> No
         n_swaps=4,
         swap_bytes=5, swap_s=6, swap_exposed_s=7, n_tokens=8, n_tokens_on_time=9, n_prompt_tokens=10,
         compute_s=11,
+        n_swaps_first=51, n_swaps_again=52, n_swaps_operator=53, n_swaps_ahead=54,
     )  # fmt: skip
 
 
@@ -475,7 +476,7 @@ async def test_status_tells_memory_channels_and_models(served: Served) -> None:
             at_s=1.5, device="virtual GPU", arena_bytes=10_000, weight_bytes=2_000, kv_bytes=300,
             host_cache_bytes=40_000, host_cache_used_bytes=5_000, host_kv_bytes=6_000, host_kv_used_bytes=700,
             compute_busy_s=8, copy_in_busy_s=9, copy_out_busy_s=10, fetch_busy_s=11, n_steps=12,
-            n_discards=13,
+            n_discards=13, work_s=10, model_work_s=35, n_models_used=5,
             running_model="letters",
         )
     ]  # fmt: skip
