@@ -134,13 +134,15 @@ _PREFILL_ON_HOPPER = {
 
 
 def decode_tile(capability: int, head_dim: int) -> DecodeTile:
-    """Raises `ValueError` for a device or a head size that the kernels do not serve."""
+    """The tile of `paged_decode`. Raises `ValueError` for a device or a head size that the kernels do not
+    serve."""
     GpuArchitecture.of(capability)
     return _DECODE[_head_class(head_dim)]
 
 
 def prefill_tile(capability: int, head_dim: int) -> PrefillTile:
-    """Raises `ValueError` for a device or a head size that the kernels do not serve."""
+    """The tile of `paged_prefill`. Raises `ValueError` for a device or a head size that the kernels do not
+    serve."""
     hopper = GpuArchitecture.of(capability) is GpuArchitecture.SM_90
     return (_PREFILL_ON_HOPPER if hopper else _PREFILL)[_head_class(head_dim)]
 

@@ -56,7 +56,7 @@ class TokenmuxError(Exception):
     """Base of all errors raised on purpose. `str(error)` can be shown to a user."""
 
     code: ClassVar[ErrorCode] = ErrorCode.ERROR
-    """Of exactly this class."""
+    """The code of exactly this class."""
     retryable: ClassVar[bool] = False
     """True if the same call may succeed later without anyone changing anything."""
 

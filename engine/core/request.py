@@ -14,7 +14,7 @@ from tokenmux.core.facts import ModelId
 RequestId = NewType("RequestId", str)
 
 DEFAULT_TENANT = "default"
-"""Of requests that name none and carry no key."""
+"""The tenant of requests that name none and carry no key."""
 
 SECONDS = (1e-6, 1e9)
 """Bounds of a TTFT or TPOT in seconds. Values outside are clipped, so that dividing by one, or counting the

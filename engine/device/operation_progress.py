@@ -13,8 +13,8 @@ INTERVAL_S = 0.2
 
 
 def progress_of(started: StartedCopy, clock: Clock, post: Post) -> Callable[[int], None]:
-    """To be called with the bytes of every piece that is done; posts progress when some time has passed
-    since the last."""
+    """A function to call with the bytes of every finished piece. It posts progress if enough time has
+    passed since the last report."""
     done = 0
     told_s = clock.now_s()
 

@@ -129,7 +129,7 @@ class Engine:
         self._answers: list[Acknowledged] = []
         """To commands that change what a status shows: they follow one that shows it."""
         self._resize_ticket = Ticket(0)
-        """Of the resize that is under way, if one is."""
+        """The ticket of the resize under way, if there is one."""
         self._loading: dict[int, StartedActivation | StartedFetch] = {}
         """Loads in flight, by their ids."""
         self._was_busy = False

@@ -94,7 +94,7 @@ class VirtualDevice:
         self._clock.call_at(self._clock.now_s(), partial(self._complete_copy, operation, SUPERSEDED))
 
     def resize(self, arena_bytes: int) -> None:
-        """There is no memory."""
+        """Do nothing: there is no memory."""
 
     def close(self) -> None:
         """Drop everything in flight: none of it completes."""

@@ -32,7 +32,7 @@ def make_started_step(
 def make_started_activation(
     number: int, model: ModelFacts, images: tuple[Image, ...] | None = None, n_bytes: int = 1
 ) -> StartedActivation:
-    """By default all images of the model are copied."""
+    """The activation of `model`, which copies `images`; by default all images of the model."""
     images = model.images if images is None else images
     return StartedActivation(number, 0.0, Activate(model.id), model, images, n_bytes, SwapReason.FIRST, 0.0)
 

@@ -84,7 +84,7 @@ class EngineOnVirtualTime:
         self.engine.observers.append(self.observe)
 
     def observe(self, at_s: float, effects: Effects) -> None:
-        """Told of all effects before they are carried out: to be overridden."""
+        """Called with all effects before they are carried out. Override it."""
 
     def emit(self, messages: list[Report]) -> None:
         self.said += messages

@@ -53,7 +53,9 @@ HABITS = {
 
 AT_THE_BEGINNING = {
     r"Whether\b": "True if, as everywhere",
-    r"(?:They|It|Who|Whoever|Also|And|But|Then)\b(?! has| is| was| wait| made)": "first what it is or does",
+    r"(?:Of|Told|They|It|Who|Whoever|Also|And|But|Then)\b(?! has| is| was| wait| made)": (
+        "first what it is or does"
+    ),
 }
 """The same for the first word of a docstring."""
 

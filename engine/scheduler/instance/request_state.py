@@ -60,8 +60,8 @@ class RequestState:
         """How far pauses have moved the deadlines back."""
         self.deadline_s = request.deadline_s(arrived.n_delivered)
         self.lead_s = request.service.ttft_s * (1 - 1 / request.weight)
-        """By how much its weight moves it forward among others: less than a TTFT, so that no request
-        starves behind it."""
+        """How much earlier than its deadline it is ordered because of its weight: less than a TTFT, so
+        that no request starves behind it."""
         self.paused_since_s: float | None = None
         self.in_step = False
         self.in_copy = False

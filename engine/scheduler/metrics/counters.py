@@ -184,7 +184,7 @@ class Metrics:
                     pass
 
     def count_work(self, n_models: int, until_s: float) -> None:
-        """Since the last call, `n_models` models had unfinished requests."""
+        """Count that `n_models` models had unfinished requests since the last call, until `until_s`."""
         if n_models:
             seconds = until_s - self._work_until_s
             self.work_s += seconds

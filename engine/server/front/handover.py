@@ -58,7 +58,7 @@ class Handover:
         return self._supervisor.running and self._one_by_one is None
 
     def begin(self) -> None:
-        """There is a new worker."""
+        """A new worker has started."""
         self._done.clear()
         if self._n_unfinished >= self._n_deaths:
             self._one_by_one = asyncio.create_task(self._tell_one_by_one(), name="register models")

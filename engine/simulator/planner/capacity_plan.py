@@ -55,8 +55,8 @@ class CapacityPlan:
     fewest: dict[str, int | None]
     points: tuple[Point, ...]
     relieved: dict[str, dict[str, float]]
-    """By policy (the default one only), then by resource: the share of tokens on time on one instance less
-    than needed, with twice as much of that resource."""
+    """Share of tokens on time on one instance less than needed, with twice as much of one resource: by
+    policy (the default one only), then by resource."""
     spans: tuple[Span, ...]
     """Every step, copy and request of the default policy on its fewest instances; empty unless asked for."""
 

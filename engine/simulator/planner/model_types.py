@@ -99,4 +99,4 @@ MODEL_TYPES: Mapping[str, ModelType] = {
         norm_bias=True, qkv_bias="use_bias", out_bias="use_bias", mlp_bias="use_bias", gated=False, tied=True
     ),
 }
-"""By `model_type`."""
+"""The types by their `model_type`."""
