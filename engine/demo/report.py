@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tokenmux.client import Model, PoolStatus
+from tokenmux.core.sizes import show_size
 from tokenmux.demo.load import RequestOutcome
 from tokenmux.demo.service_level import Calibration
 from tokenmux.scheduler.metrics.summary import percentile
@@ -158,7 +159,6 @@ def print_report(report: DemoReport, console: Console) -> None:
             str(model.n_swaps),
         )
     console.print(table)
-    gib = 1 << 30
     lines = {
         "service level": f"first token within {pool.ttft_s:.2f} s, then one each {1e3 * pool.tpot_s:.0f} ms "
         f"(a decode step alone takes {1e3 * pool.slowest_step_s:.1f} ms here)",
@@ -167,10 +167,10 @@ def print_report(report: DemoReport, console: Console) -> None:
         "tokens": f"{pool.n_tokens} at {pool.tokens_per_s:.0f} per second, {_share(pool.tokens_on_time)} on "
         "time",
         "first token": f"p50 {_seconds(pool.ttft_p50_s)}, p99 {_seconds(pool.ttft_p99_s)}",
-        "swaps": f"{pool.n_swaps}, {pool.swap_bytes / gib:.1f} GiB in {pool.swap_s:.2f} s: "
+        "swaps": f"{pool.n_swaps}, {show_size(pool.swap_bytes)} in {pool.swap_s:.2f} s: "
         + (f"{pool.swap_over_copy:.2f}x an idle copy of the same bytes; " if pool.swap_over_copy else "")
         + f"{pool.swap_exposed_s:.2f} s of it not hidden behind steps",
-        "device": f"{pool.device_bytes / gib:.2f} GiB for {pool.model_bytes / gib:.2f} GiB of models; "
+        "device": f"{show_size(pool.device_bytes)} for {show_size(pool.model_bytes)} of models; "
         f"computing {_share(pool.compute_busy_share)} of the time",
         "devices": f"{pool.devices_used} used; one model per device would need {pool.devices_one_per_model}",
     }

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.live import Live
 
 from tokenmux.client import AsyncClient, Residency
+from tokenmux.core.sizes import show_size
 from tokenmux.demo.load import LONGEST, SHORTEST, PlannedRequest, StreamProgress, plan_stream, send_stream
 from tokenmux.demo.prepared_models import DemoModels, prepare
 from tokenmux.demo.process import served
@@ -48,8 +49,8 @@ def run_demo(options: DemoOptions) -> int:
     models = prepare(options.cache, console)
     copy_bytes_per_s = measure_cpu(MonotonicClock()).copy_bytes_per_s
     console.print(
-        f"{len(models.names)} models, {models.total_bytes / (1 << 30):.2f} GiB together; the virtual GPU has "
-        f"{models.arena_bytes / (1 << 30):.2f} GiB. A plain copy does {copy_bytes_per_s / 1e9:.1f} GB/s here."
+        f"{len(models.names)} models, {show_size(models.total_bytes)} together; the virtual GPU has "
+        f"{show_size(models.arena_bytes)}. A plain copy does {copy_bytes_per_s / 1e9:.1f} GB/s here."
     )
     report = asyncio.run(_serve_and_measure(options, models, copy_bytes_per_s, console))
     console.print(

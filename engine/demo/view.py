@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tokenmux.client import Model, PoolStatus, Residency
+from tokenmux.core.sizes import show_size
 from tokenmux.demo.load import StreamProgress
 
 _MARKS = {
@@ -46,8 +47,8 @@ class View:
         head.add_row(
             "device memory",
             ProgressBar(total=instance.arena_bytes, completed=used, width=30),
-            f"{_mib(instance.weight_bytes)} weights, {_mib(instance.kv_bytes)} KV, of "
-            f"{_mib(instance.arena_bytes)}",
+            f"{show_size(instance.weight_bytes)} weights, {show_size(instance.kv_bytes)} KV, of "
+            f"{show_size(instance.arena_bytes)}",
         )
         swaps = sum(model.n_swaps for model in self.status.models)
         head.add_row("flow", "", f"{self._rate(now_s):.0f} tokens/s, {swaps} swaps, {instance.n_steps} steps")
@@ -80,7 +81,3 @@ def _model_row(model: Model, running: str) -> list[Text | str]:
     counts = (model.n_queued, model.n_running, model.n_paged_out, model.n_swaps, model.n_tokens)
     now = Text("▶ steps", style="bold green") if model.name == running else Text("")
     return [Text(model.name), Text(mark, style=style), now, *(str(count or "") for count in counts)]
-
-
-def _mib(n_bytes: int) -> str:
-    return f"{n_bytes / (1 << 20):.0f} MiB"
