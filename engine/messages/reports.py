@@ -49,7 +49,7 @@ class ModelStatus(Struct, frozen=True, array_like=True):
     n_running: int
     n_paged_out: int
     counts: Row
-    """Of `counters.MODEL_TABLE`."""
+    """The counters of `counters.MODEL_TABLE`."""
     load_error: str = ""
     """Why its weights could not be read from disk the last time."""
     unload_asked: bool = False
@@ -72,7 +72,7 @@ class WorkerStatus(Struct, frozen=True, array_like=True, tag=True):
     n_models_used: int
     """Models requested within the last hour."""
     counts: Row
-    """Of `counters.INSTANCE_TABLE`."""
+    """The counters of `counters.INSTANCE_TABLE`."""
     running_model: ModelId | None
     models: tuple[ModelStatus, ...]
 

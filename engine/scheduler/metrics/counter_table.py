@@ -48,7 +48,7 @@ class _Declared:
     unit: Unit
     help: str
     name: str = ""
-    """Of each counter, with `{}` for the member of `by`."""
+    """The name of each counter, with `{}` for the member of `by`."""
     by: type[Enum] | None = None
     path: str = ""
     """Where to read it, unless it is an attribute of its own."""

@@ -164,7 +164,7 @@ class LiveRequests:
             self._on_proven(live)
 
     def _drop(self, live: LiveRequest) -> None:
-        """It has ended on the worker's side as well."""
+        """Forget a request that has ended on the worker's side as well."""
         self._slow_readers.forget(live)
         del self._requests[live.id]
         self._places.give_back(live.request.tenant)

@@ -20,7 +20,7 @@ class ShownModel:
     refusal: str
     status: ModelStatus | None
     service: Row | None
-    """Of `counters.SERVICE_TABLE`."""
+    """The counters of `counters.SERVICE_TABLE`."""
 
 
 class ShownModels:

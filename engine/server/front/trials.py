@@ -53,7 +53,7 @@ class Trials:
             self.go_on()
 
     def sent(self, subject: Suspected, *, first: bool = False) -> None:
-        """It was given to the worker; `first` if it is older than this worker, so that trials wait for it."""
+        """Note that the worker was given it; `first` if it is older than the worker: trials wait for it."""
         self._suspects.sent(subject, first=first)
 
     def holds(self, subject: Suspected) -> bool:
@@ -69,7 +69,7 @@ class Trials:
         self._suspects.progressed(subject)
 
     def forget(self, subject: Suspected) -> None:
-        """It has ended."""
+        """Forget a subject that has ended."""
         self._suspects.forget(subject)
         if self.trying:
             self.go_on()

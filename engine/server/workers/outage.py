@@ -53,7 +53,7 @@ class Outage:
             self.begin(self.reason)
 
     def begin(self, reason: TokenmuxError) -> None:
-        """It is known that there will be no worker for some time, or that it will take long."""
+        """Begin an outage: there will be no worker for some time, or starting it takes long."""
         if self.reason is None:
             self._began_s = self._clock()
         self.reason = reason

@@ -72,19 +72,18 @@ class Suspects(Generic[Subject]):
         return True
 
     def sent(self, subject: Subject, *, first: bool = False) -> None:
-        """It was given to the worker; `first` if it existed before the worker did, so that trials wait for
-        it."""
+        """Note that the worker was given it; `first` if it is older than the worker: trials wait for it."""
         self._unproven[subject] = None
         if first:
             self._first.add(subject)
 
     def progressed(self, subject: Subject) -> None:
-        """It made progress with the present worker: what it did before is forgiven."""
+        """Note that it made progress with the present worker: what it did before is forgiven."""
         self._n_deaths.pop(subject, None)
         self._clear(subject)
 
     def forget(self, subject: Subject) -> None:
-        """It has ended."""
+        """Forget a subject that has ended."""
         self._n_deaths.pop(subject, None)
         self._clear(subject)
         self._groups = [kept for group in self._groups if (kept := [s for s in group if s != subject])]

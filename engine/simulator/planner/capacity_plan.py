@@ -17,7 +17,7 @@ NOTICEABLE = 0.2
 """A resource limits the pool if doubling it closes at least this share of the gap to the goal."""
 
 ALIKE = 0.9
-"""It is named beside the most limiting resource if doubling it gains at least this share as much."""
+"""A resource is named beside the most limiting one if doubling it gains at least this share as much."""
 
 ONE_EACH = "one device per model"
 NOTHING_ALONE = "no resource alone"
