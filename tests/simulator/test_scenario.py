@@ -103,7 +103,7 @@ def test_what_a_server_cannot_run_says_why() -> None:
         assert make_policy(name).name == name
     for wrong, why in (
         (lambda: make_policy("oracle"), "which only a simulation can tell it"),
-        (lambda: make_policies("oracle", 1), "no policy oracle"),
+        (lambda: make_policies("oracle", 1), "must be told how long answers will be"),
         (lambda: make_policy("dedicated"), "an instance of its own"),
         (lambda: make_policy("fifo"), "a server offers slack, "),
         (lambda: make_policies("fifo", 3), "there are slack, "),
