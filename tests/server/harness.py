@@ -16,40 +16,19 @@ from tokenmux.core.errors import (
     AlreadyExists,
     BadCheckpoint,
     DoesNotFit,
-    ErrorCode,
     InvalidRequest,
     NotFound,
     TokenmuxError,
-    WorkerFailed,
 )
 from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
-from tokenmux.core.phases import PhaseChanged, RequestPhase, Residency
+from tokenmux.core.phases import Residency
 from tokenmux.core.progress import Progress
-from tokenmux.core.request import FinishReason
-from tokenmux.core.span import Span
 from tokenmux.messages.commands import (
-    AskTrace,
-    Cancel,
     Command,
-    Load,
-    Order,
-    Pin,
-    Register,
-    Resize,
-    Submit,
-    Ticket,
-    Unload,
-    Unregister,
 )
 from tokenmux.messages.reports import (
-    FIRST_INSTANCE,
-    Acknowledged,
-    Finished,
     ModelStatus,
     Report,
-    Reports,
-    Tokens,
-    Traced,
     WorkerStatus,
     WorkerUse,
 )
@@ -65,6 +44,9 @@ from tokenmux.server.front.limits import Limits
 from tokenmux.server.front.request_rules import Defaults
 from tokenmux.server.front.tenants import Weights
 from tokenmux.server.front.traffic import TrafficRecorder
+from tokenmux.testing.scripted_worker import (
+    ScriptedWorkers,
+)
 from tokenmux.v1 import inference_pb2_grpc, models_pb2_grpc, planning_pb2_grpc, pool_pb2_grpc
 
 VOCAB = 256
@@ -274,123 +256,6 @@ class SmallDevice:
             raise DoesNotFit(f"{n_tokens} tokens of {model.id} do not fit the device: ask for at most 60")
 
 
-def batch(*reports: Report) -> Reports:
-    """As a worker sends them."""
-    return Reports(FIRST_INSTANCE, reports)
-
-
-class FakeWorker:
-    """Acknowledges commands and ends what is cancelled; tokens come when the test says so, or at once with
-    `auto`."""
-
-    def __init__(self, hub: "Hub", post: Callable[[Reports], None], arena_bytes: int) -> None:
-        self._hub = hub
-        self._post = post
-        self.resize_ticket = Ticket(0)
-        """Of the last resize that was asked for."""
-        self.arena_bytes = arena_bytes
-        """It started with so much."""
-        self.dead = False
-        self.killed = False
-        self.closed = False
-
-    def post(self, *reports: Report) -> None:
-        self._post(batch(*reports))
-
-    def send(self, order: Order) -> None:
-        if self.dead:
-            raise WorkerFailed("the pipe is closed")
-        ticket, command = order.ticket, order.command
-        self._hub.sent.put_nowait(command)
-        if isinstance(command, Resize):
-            self.resize_ticket = ticket
-        match command:
-            case Register(model_facts):
-                self.post(Acknowledged(ticket, self._hub.refuses.get(model_facts.id, "")))
-            case Pin(model, pinned=True) if model in self._hub.refuses_pins:
-                self.post(Acknowledged(ticket, self._hub.refuses_pins[model], ErrorCode.DOES_NOT_FIT))
-            case Unregister(model) | Load(model) | Unload(model) | Pin(model):
-                code = self._hub.codes.get(model)
-                self.post(Acknowledged(ticket, self._hub.refuses.get(model, ""), code))
-            case Resize() if self._hub.answer_resizes:
-                self.post(Acknowledged(ticket, self._hub.refuses.get("resize", ""), ErrorCode.DOES_NOT_FIT))
-            case AskTrace(last_s) if self._hub.answer_traces:
-                self.post(
-                    Traced(ticket, tuple(span for span in self._hub.spans if span.end_s >= 100.0 - last_s))
-                )
-            case Cancel(request, reason) if self._hub.answer_cancels:
-                self.post(Finished(request, reason, 0.0))
-            case Submit(request) if self._hub.auto:
-                self.run(command)
-
-    def run(self, submit: Submit, *, wide: int = 1) -> None:
-        """All tokens of a request at once: the letters after the last one of the prompt."""
-        request = submit.request
-        self.post(PhaseChanged(request.id, RequestPhase.QUEUED, position=2))
-        self.post(PhaseChanged(request.id, RequestPhase.RUNNING))
-        for index in range(len(submit.delivered), request.max_tokens, wide):
-            ids = tuple(output(submit)[index : index + wide])
-            self.post(Tokens(request.id, index, ids, request.arrival_s))
-        self.post(Finished(request.id, FinishReason.LENGTH, request.arrival_s))
-
-    def kill(self) -> None:
-        self.dead = self.killed = True
-
-    def close(self) -> None:
-        self.closed = True
-
-
-def output(submit: Submit) -> list[int]:
-    """What the fake worker says to a prompt: a pure function of it."""
-    first = submit.prompt[-1] + 1
-    return [first + i % 20 for i in range(submit.request.max_tokens)]
-
-
-class Hub:
-    """The worker factory, with a hand on everything that passes."""
-
-    def __init__(self, *, auto: bool = False) -> None:
-        self.auto = auto
-        self.answer_cancels = True
-        self.answer_traces = True
-        self.answer_resizes = True
-        self.spans: list[Span] = []
-        self.refuses: dict[str, str] = {}
-        self.codes: dict[str, ErrorCode] = {}
-        """Of the errors that models are refused with."""
-        self.refuses_pins: dict[str, str] = {}
-        self.fails_to_start = 0
-        self.workers: list[FakeWorker] = []
-        self.sent: asyncio.Queue[Command] = asyncio.Queue()
-
-    def factory(self, post: Callable[[Reports], None], *, arena_bytes: int) -> FakeWorker:
-        if self.fails_to_start:
-            self.fails_to_start -= 1
-            raise OSError("no more processes")
-        worker = FakeWorker(self, post, arena_bytes)
-        self.workers.append(worker)
-        return worker
-
-    @property
-    def worker(self) -> FakeWorker:
-        return self.workers[-1]
-
-    def post(self, message: Report) -> None:
-        self.worker.post(message)
-
-    async def next(self, kind: type[Message]) -> Message:
-        """The next message of this kind that is sent to a worker; others before it are passed over."""
-        async with asyncio.timeout(PATIENCE_S):
-            while True:
-                message = await self.sent.get()
-                if isinstance(message, kind):
-                    return message
-
-    def unread(self) -> list[Command]:
-        """What was sent and not asked for yet."""
-        return [self.sent.get_nowait() for _ in range(self.sent.qsize())]
-
-
 class VirtualTime:
     """A clock with a sleeper: time passes when the test says so."""
 
@@ -427,7 +292,7 @@ async def turns(n: int = 20) -> None:
 
 
 def make_front(
-    hub: Hub,
+    hub: ScriptedWorkers,
     *entries: FakeEntry,
     limits: Limits | None = None,
     weights: Weights | None = None,
@@ -462,7 +327,7 @@ def make_front(
 class Served:
     """A server that answers on a port of this machine."""
 
-    hub: Hub
+    hub: ScriptedWorkers
     front: Front
     catalogue: FakeCatalogue
     port: int
@@ -499,7 +364,7 @@ async def serving(
     recorder: TrafficRecorder | None = None,
 ) -> AsyncIterator[Served]:
     """The whole server on a free loopback port, and a channel to it."""
-    hub = Hub(auto=auto)
+    hub = ScriptedWorkers(auto=auto)
     front, catalogue = make_front(hub, *entries, limits=limits, recorder=recorder, keys=keys)
     async with (
         running(front, transport or Transport()) as server,

@@ -13,12 +13,9 @@ from tests.server.harness import (
     PATIENCE_S,
     VOCAB,
     FakeEntry,
-    Hub,
     LetterTokenizer,
-    batch,
     facts,
     make_front,
-    output,
     worker_status,
 )
 from tokenmux.core.errors import (
@@ -51,11 +48,16 @@ from tokenmux.server.front.generation import (
 )
 from tokenmux.server.front.limits import Limits
 from tokenmux.server.front.tenants import Weights
+from tokenmux.testing.scripted_worker import (
+    ScriptedWorkers,
+    make_reports,
+    scripted_output,
+)
 
 
 @asynccontextmanager
 async def started(
-    hub: Hub,
+    hub: ScriptedWorkers,
     *entries: FakeEntry,
     limits: Limits | None = None,
     weights: Weights | None = None,
@@ -95,7 +97,7 @@ def tokens(request: RequestId, index: int, text: str, at_s: float = 100.0) -> To
 
 
 async def test_a_stream_begins_with_the_prompt_and_ends_with_the_finish() -> None:
-    hub = Hub(auto=True)
+    hub = ScriptedWorkers(auto=True)
     async with started(hub) as front:
         events = await events_of(front, ask(max_tokens=5))
         submit = await hub.next(Submit)
@@ -106,13 +108,13 @@ async def test_a_stream_begins_with_the_prompt_and_ends_with_the_finish() -> Non
     assert events[-1] == FinishInfo(
         FinishReason.LENGTH, None, None, 3, 5, n_on_time=5, queue_s=0, ttft_s=0, total_s=0, seed=1234
     )
-    assert tokens_of(events) == output(submit)
+    assert tokens_of(events) == scripted_output(submit)
     assert text_of(events) == "defgh"
     assert front.n_live == 0
 
 
 async def test_everything_that_is_asked_reaches_the_worker() -> None:
-    hub = Hub(auto=True)
+    hub = ScriptedWorkers(auto=True)
     question = ask(
         max_tokens=4, min_tokens=2, temperature=0.5, top_k=3, top_p=0.25, seed=7, stop_token_ids=(9,),
         ttft_s=1.0, tpot_s=0.5, tenant="team", weight=2.0,
@@ -128,7 +130,7 @@ async def test_everything_that_is_asked_reaches_the_worker() -> None:
 
 
 async def test_chat_goes_through_the_template_and_token_ids_do_not() -> None:
-    hub = Hub(auto=True)
+    hub = ScriptedWorkers(auto=True)
     async with started(hub) as front:
         await events_of(front, ask(prompt=Chat((ChatMessage("user", "hi"),))))
         assert (await hub.next(Submit)).prompt == tuple(b"u:hi;")
@@ -139,7 +141,7 @@ async def test_chat_goes_through_the_template_and_token_ids_do_not() -> None:
 
 
 async def test_an_end_token_is_delivered_as_an_id_but_not_as_text() -> None:
-    hub = Hub()
+    hub = ScriptedWorkers()
     async with started(hub) as front, front.open(ask()) as stream:
         hub.post(Tokens(stream.id, 0, (ord("x"), END), 100.0))
         hub.post(Finished(stream.id, FinishReason.STOP, 100.0))
@@ -150,7 +152,7 @@ async def test_an_end_token_is_delivered_as_an_id_but_not_as_text() -> None:
 
 
 async def test_a_stop_string_over_two_tokens_ends_the_request_and_is_no_text() -> None:
-    hub = Hub()
+    hub = ScriptedWorkers()
     async with started(hub) as front, front.open(ask(stop_strings=("##",))) as stream:
         hub.post(tokens(stream.id, 0, "ok#"))
         hub.post(tokens(stream.id, 3, "#never"))
@@ -164,7 +166,7 @@ async def test_a_stop_string_over_two_tokens_ends_the_request_and_is_no_text() -
 
 
 async def test_text_held_back_for_a_stop_string_comes_with_the_end() -> None:
-    hub = Hub()
+    hub = ScriptedWorkers()
     async with started(hub) as front, front.open(ask(stop_strings=("##",))) as stream:
         hub.post(tokens(stream.id, 0, "ok#"))
         hub.post(Finished(stream.id, FinishReason.LENGTH, 100.0))
@@ -173,7 +175,7 @@ async def test_text_held_back_for_a_stop_string_comes_with_the_end() -> None:
 
 
 async def test_times_are_seconds_since_arrival_and_lateness_is_counted() -> None:
-    hub, now = Hub(), [100.0]
+    hub, now = ScriptedWorkers(), [100.0]
     async with started(hub, clock=lambda: now[0]) as front, front.open(ask(ttft_s=2.0, tpot_s=1.0)) as stream:
         now[0] = 101.0
         hub.post(PhaseChanged(stream.id, RequestPhase.RUNNING))
@@ -187,7 +189,7 @@ async def test_times_are_seconds_since_arrival_and_lateness_is_counted() -> None
 
 
 async def test_a_seed_is_drawn_once_and_told() -> None:
-    hub = Hub(auto=True)
+    hub = ScriptedWorkers(auto=True)
     async with started(hub) as front:
         events = await events_of(front, ask(temperature=1.0))
         submit = await hub.next(Submit)
@@ -240,7 +242,7 @@ WRONG: list[tuple[dict[str, object], type[TokenmuxError], str]] = [
 async def test_wrong_input_is_refused_before_the_worker_hears_of_it(
     changes: dict[str, object], kind: type[TokenmuxError], message: str
 ) -> None:
-    hub = Hub(auto=True)
+    hub = ScriptedWorkers(auto=True)
     async with started(hub) as front:
         with pytest.raises(kind, match=message):
             await events_of(front, ask(**changes))
@@ -250,7 +252,7 @@ async def test_wrong_input_is_refused_before_the_worker_hears_of_it(
 
 
 async def test_chat_without_a_template_is_refused() -> None:
-    hub = Hub(auto=True)
+    hub = ScriptedWorkers(auto=True)
     plain = FakeEntry(facts("letters"), letters=LetterTokenizer(has_chat_template=False))
     async with started(hub, plain) as front:
         with pytest.raises(InvalidRequest, match="no chat template"):
@@ -258,7 +260,7 @@ async def test_chat_without_a_template_is_refused() -> None:
 
 
 async def test_a_full_queue_refuses_and_recovers() -> None:
-    hub = Hub()
+    hub = ScriptedWorkers()
     async with started(hub, limits=Limits(max_requests=2)) as front:
         async with AsyncExitStack() as stack:
             for _ in range(2):
@@ -271,7 +273,7 @@ async def test_a_full_queue_refuses_and_recovers() -> None:
 
 
 async def test_a_tenant_that_fills_the_queue_does_not_shut_out_another() -> None:
-    hub = Hub()
+    hub = ScriptedWorkers()
     async with started(hub, limits=Limits(max_requests=16)) as front, AsyncExitStack() as stack:
         for _ in range(16):
             await stack.enter_async_context(front.open(ask(tenant="large")))
@@ -284,7 +286,7 @@ async def test_a_tenant_that_fills_the_queue_does_not_shut_out_another() -> None
 
 
 async def test_the_operators_weights_reach_the_scheduler() -> None:
-    hub = Hub(auto=True)
+    hub = ScriptedWorkers(auto=True)
     weights = Weights({"team": 3.0}, {"letters": 4.0})
     async with started(hub, weights=weights) as front:
         await events_of(front, ask(tenant="team", weight=2.0))
@@ -302,7 +304,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def test_requests_in_the_tokenizer_count_for_the_queue() -> None:
-    hub, gate = Hub(auto=True), threading.Event()
+    hub, gate = ScriptedWorkers(auto=True), threading.Event()
     slow = FakeEntry(facts("letters"), letters=LetterTokenizer(gate=lambda: gate.wait(PATIENCE_S) and None))
     async with started(hub, slow, limits=Limits(max_requests=1)) as front:
         first = asyncio.create_task(events_of(front, ask()))
@@ -314,7 +316,7 @@ async def test_requests_in_the_tokenizer_count_for_the_queue() -> None:
 
 
 async def test_tokenizing_does_not_block_other_requests() -> None:
-    hub, gate = Hub(auto=True), threading.Event()
+    hub, gate = ScriptedWorkers(auto=True), threading.Event()
     slow = FakeEntry(facts("slow"), letters=LetterTokenizer(gate=lambda: gate.wait(PATIENCE_S) and None))
     async with started(hub, slow, FakeEntry(facts("letters"))) as front:
         waiting = asyncio.create_task(events_of(front, ask(model="slow")))
@@ -325,7 +327,7 @@ async def test_tokenizing_does_not_block_other_requests() -> None:
 
 
 async def test_a_model_that_does_not_fit_is_refused_and_the_others_are_served() -> None:
-    hub = Hub(auto=True)
+    hub = ScriptedWorkers(auto=True)
     async with started(hub, FakeEntry(facts("huge", n_bytes=10**6)), FakeEntry(facts("letters"))) as front:
         with pytest.raises(DoesNotFit, match=r"raise device\.arena"):
             await events_of(front, ask(model="huge"))
@@ -334,7 +336,7 @@ async def test_a_model_that_does_not_fit_is_refused_and_the_others_are_served() 
 
 
 async def test_a_damaged_entry_is_listed_with_its_reason_and_the_others_are_served() -> None:
-    hub = Hub(auto=True)
+    hub = ScriptedWorkers(auto=True)
     async with started(hub, FakeEntry(facts("bad")), FakeEntry(facts("letters"))) as front:
         assert {served.name: str(served.refusal or "") for served in front.models} == {
             "bad": "bad: the manifest is damaged",
@@ -348,14 +350,14 @@ async def test_a_damaged_entry_is_listed_with_its_reason_and_the_others_are_serv
 
 
 async def test_a_device_too_small_for_any_model_refuses_to_start() -> None:
-    front, _ = make_front(Hub(), FakeEntry(facts("huge", n_bytes=10**6)))
+    front, _ = make_front(ScriptedWorkers(), FakeEntry(facts("huge", n_bytes=10**6)))
     with pytest.raises(DoesNotFit, match="no model of the catalogue fits the device"):
         await front.start()
     await front.close()
 
 
 async def test_pins_from_the_start_count_for_what_fits_beside_them() -> None:
-    hub = Hub(auto=True)
+    hub = ScriptedWorkers(auto=True)
     front, _ = make_front(
         hub, FakeEntry(facts("large", 6_000)), FakeEntry(facts("letters", 6_000)), pinned=["large"]
     )
@@ -369,7 +371,7 @@ async def test_pins_from_the_start_count_for_what_fits_beside_them() -> None:
 async def test_pins_are_judged_after_all_models_and_one_that_is_refused_is_not_shown_as_in_force() -> None:
     """Half of the configured pins were in force, the list showed all, and what they left no room for was
     served and always refused."""
-    hub = Hub(auto=True)
+    hub = ScriptedWorkers(auto=True)
     hub.refuses_pins["middle"] = "these pins would shut out another model"
     entries = [FakeEntry(facts(name, 4_000)) for name in ("large", "middle", "letters")]
     front, _ = make_front(hub, *entries, pinned=["large", "middle"])
@@ -384,7 +386,7 @@ async def test_pins_are_judged_after_all_models_and_one_that_is_refused_is_not_s
 
 
 async def test_a_model_that_the_worker_does_not_take_is_refused_with_its_reason() -> None:
-    hub = Hub(auto=True)
+    hub = ScriptedWorkers(auto=True)
     hub.refuses["letters"] = "its image is cut off"
     async with started(hub) as front:
         with pytest.raises(NotServable, match="its image is cut off"):
@@ -392,7 +394,7 @@ async def test_a_model_that_the_worker_does_not_take_is_refused_with_its_reason(
 
 
 async def test_a_fault_in_one_requests_output_reaches_no_other(caplog: pytest.LogCaptureFixture) -> None:
-    hub = Hub()
+    hub = ScriptedWorkers()
     async with started(hub) as front, front.open(ask()) as bad, front.open(ask()) as good:
         hub.post(tokens(bad.id, 5, "gap"))
         hub.post(tokens(good.id, 0, "fine"))
@@ -406,7 +408,7 @@ async def test_a_fault_in_one_requests_output_reaches_no_other(caplog: pytest.Lo
 
 
 async def test_a_request_that_the_worker_failed_says_why() -> None:
-    hub = Hub()
+    hub = ScriptedWorkers()
     async with started(hub) as front, front.open(ask()) as stream:
         hub.post(Finished(stream.id, FinishReason.FAILED, 100.0, "its model was removed"))
         with pytest.raises(Ended, match="its model was removed"):
@@ -418,7 +420,7 @@ async def test_a_request_that_the_worker_failed_says_why() -> None:
 
 
 async def test_leaving_cancels_and_the_place_is_kept_until_the_worker_confirms() -> None:
-    hub = Hub()
+    hub = ScriptedWorkers()
     hub.answer_cancels = False
     async with started(hub) as front:
         async with front.open(ask()) as stream:
@@ -430,7 +432,7 @@ async def test_leaving_cancels_and_the_place_is_kept_until_the_worker_confirms()
 
 
 async def test_leaving_while_the_prompt_is_tokenized_submits_nothing() -> None:
-    hub, gate = Hub(auto=True), threading.Event()
+    hub, gate = ScriptedWorkers(auto=True), threading.Event()
     slow = FakeEntry(facts("letters"), letters=LetterTokenizer(gate=lambda: gate.wait(PATIENCE_S) and None))
     async with started(hub, slow) as front:
         task = asyncio.create_task(events_of(front, ask()))
@@ -443,7 +445,7 @@ async def test_leaving_while_the_prompt_is_tokenized_submits_nothing() -> None:
 
 
 async def test_an_unread_buffer_pauses_the_request_and_reading_resumes_it() -> None:
-    hub = Hub()
+    hub = ScriptedWorkers()
     async with started(hub, limits=Limits(buffer_tokens=4)) as front, front.open(ask()) as stream:
         hub.post(tokens(stream.id, 0, "abc"))
         hub.post(tokens(stream.id, 3, "d"))
@@ -454,7 +456,7 @@ async def test_an_unread_buffer_pauses_the_request_and_reading_resumes_it() -> N
 
 
 async def test_deadlines_stand_still_while_the_client_does_not_read() -> None:
-    hub, now = Hub(), [100.0]
+    hub, now = ScriptedWorkers(), [100.0]
     async with (
         started(hub, limits=Limits(buffer_tokens=1), clock=lambda: now[0]) as front,
         front.open(ask(ttft_s=1.0, tpot_s=1.0)) as stream,
@@ -473,7 +475,7 @@ async def test_deadlines_stand_still_while_the_client_does_not_read() -> None:
 
 
 async def test_a_client_that_never_reads_is_ended() -> None:
-    hub = Hub()
+    hub = ScriptedWorkers()
     limits = Limits(buffer_tokens=2, unread_s=0.01)
     async with started(hub, limits=limits) as front, front.open(ask()) as stream:
         hub.post(tokens(stream.id, 0, "abc"))
@@ -483,7 +485,7 @@ async def test_a_client_that_never_reads_is_ended() -> None:
 
 
 async def test_states_that_were_not_read_are_replaced_by_newer_ones() -> None:
-    hub = Hub()
+    hub = ScriptedWorkers()
     async with started(hub) as front, front.open(ask()) as stream:
         hub.post(PhaseChanged(stream.id, RequestPhase.QUEUED, position=3))
         hub.post(PhaseChanged(stream.id, RequestPhase.LOADING, progress=0.5))
@@ -499,7 +501,7 @@ async def test_states_that_were_not_read_are_replaced_by_newer_ones() -> None:
 
 
 async def test_a_dead_worker_costs_time_and_no_tokens() -> None:
-    hub = Hub()
+    hub = ScriptedWorkers()
     async with started(hub) as front, front.open(ask(max_tokens=6)) as stream:
         first = await hub.next(Submit)
         hub.post(tokens(stream.id, 0, "def"))
@@ -512,11 +514,11 @@ async def test_a_dead_worker_costs_time_and_no_tokens() -> None:
         events = [event async for event in stream]
         assert (len(hub.workers), front.worker.n_restarts, hub.workers[0].closed) == (2, 1, True)
     assert text_of(events) == "defghi"
-    assert tokens_of(events) == output(first)
+    assert tokens_of(events) == scripted_output(first)
 
 
 async def test_tokens_that_a_new_worker_repeats_are_not_delivered_twice() -> None:
-    hub = Hub()
+    hub = ScriptedWorkers()
     async with started(hub) as front, front.open(ask(max_tokens=6)) as stream:
         hub.post(tokens(stream.id, 0, "def"))
         hub.post(tokens(stream.id, 1, "efgh"))
@@ -525,7 +527,7 @@ async def test_tokens_that_a_new_worker_repeats_are_not_delivered_twice() -> Non
 
 
 async def test_what_a_dead_worker_still_says_is_dropped() -> None:
-    hub = Hub()
+    hub = ScriptedWorkers()
     async with started(hub) as front, front.open(ask(max_tokens=6)) as stream:
         await hub.next(Submit)
         dead = hub.worker
@@ -539,7 +541,7 @@ async def test_what_a_dead_worker_still_says_is_dropped() -> None:
 
 
 async def test_a_paused_request_is_paused_again_and_a_pinned_model_pinned() -> None:
-    hub = Hub()
+    hub = ScriptedWorkers()
     async with started(hub, limits=Limits(buffer_tokens=1)) as front, front.open(ask()) as stream:
         front.models.find("letters").pinned = True
         hub.post(tokens(stream.id, 0, "d"))
@@ -552,7 +554,7 @@ async def test_a_paused_request_is_paused_again_and_a_pinned_model_pinned() -> N
 
 async def test_a_request_that_was_complete_but_for_the_word_is_completed() -> None:
     """The last token had come, `Finished` had not: a new worker would have nothing to compute."""
-    hub = Hub()
+    hub = ScriptedWorkers()
     async with started(hub) as front, front.open(ask(max_tokens=3)) as full, front.open(ask()) as stopped:
         hub.post(tokens(full.id, 0, "def"))
         hub.post(Tokens(stopped.id, 0, (ord("d"), END), 100.0))
@@ -567,7 +569,7 @@ async def test_a_request_that_was_complete_but_for_the_word_is_completed() -> No
 
 
 async def test_a_cancelled_request_is_not_given_to_the_next_worker() -> None:
-    hub = Hub()
+    hub = ScriptedWorkers()
     hub.answer_cancels = False
     async with started(hub) as front:
         async with front.open(ask()):
@@ -579,7 +581,7 @@ async def test_a_cancelled_request_is_not_given_to_the_next_worker() -> None:
 
 
 async def test_requests_that_come_while_there_is_no_worker_wait_for_the_next() -> None:
-    hub = Hub(auto=True)
+    hub = ScriptedWorkers(auto=True)
     async with started(hub) as front:
         hub.post(Broken("killed"))
         await until(lambda: not front.worker.running)
@@ -587,7 +589,7 @@ async def test_requests_that_come_while_there_is_no_worker_wait_for_the_next() -
 
 
 async def test_a_worker_that_cannot_be_sent_to_is_replaced() -> None:
-    hub = Hub(auto=True)
+    hub = ScriptedWorkers(auto=True)
     async with started(hub) as front:
         hub.worker.dead = True
         assert text_of(await events_of(front, ask())) == "defghijk"
@@ -595,14 +597,14 @@ async def test_a_worker_that_cannot_be_sent_to_is_replaced() -> None:
 
 
 async def test_a_first_worker_that_breaks_at_once_is_replaced_before_the_start_returns() -> None:
-    hub = Hub(auto=True)
+    hub = ScriptedWorkers(auto=True)
     make = hub.factory
 
     def fragile(post: Callable[..., None], *, arena_bytes: int) -> object:
         worker = make(post, arena_bytes=arena_bytes)
         if len(hub.workers) == 1:
             worker.send = lambda message: None  # type: ignore[method-assign]
-            post(batch(Broken("out of memory")))
+            post(make_reports(Broken("out of memory")))
         return worker
 
     hub.factory = fragile  # type: ignore[assignment,method-assign]
@@ -612,7 +614,7 @@ async def test_a_first_worker_that_breaks_at_once_is_replaced_before_the_start_r
 
 
 async def test_messages_from_another_thread_arrive_in_order() -> None:
-    hub = Hub()
+    hub = ScriptedWorkers()
     async with started(hub) as front, front.open(ask(max_tokens=50, prompt=Text("a"))) as stream:
         text = "".join(chr(ord("0") + i) for i in range(50))
 
@@ -632,7 +634,7 @@ async def test_messages_from_another_thread_arrive_in_order() -> None:
 
 
 async def test_draining_refuses_new_requests_and_waits_for_the_others() -> None:
-    hub = Hub()
+    hub = ScriptedWorkers()
     async with started(hub) as front:
         async with front.open(ask()) as stream:
             drained = asyncio.create_task(front.drain())
@@ -646,7 +648,7 @@ async def test_draining_refuses_new_requests_and_waits_for_the_others() -> None:
 
 
 async def test_closing_ends_what_is_live_and_closes_the_worker() -> None:
-    hub = Hub()
+    hub = ScriptedWorkers()
     front, _ = make_front(hub)
     await front.start()
     async with front.open(ask()) as stream:
@@ -658,7 +660,7 @@ async def test_closing_ends_what_is_live_and_closes_the_worker() -> None:
 
 
 async def test_the_latest_status_is_kept_and_watchers_are_woken() -> None:
-    hub = Hub()
+    hub = ScriptedWorkers()
     async with started(hub) as front:
         version = front.changes.version
         hub.post(worker_status("letters"))

@@ -11,7 +11,6 @@ import pytest
 from tests.server.harness import (
     PATIENCE_S,
     FakeEntry,
-    Hub,
     facts,
     make_front,
     serving,
@@ -29,6 +28,9 @@ from tokenmux.server.front.api_keys import Key, Scope
 from tokenmux.server.front.pending_commands import Commands
 from tokenmux.server.front.traffic import TrafficRecorder
 from tokenmux.server.grpc_api.services import RECORDED_PER_MESSAGE
+from tokenmux.testing.scripted_worker import (
+    ScriptedWorkers,
+)
 from tokenmux.workload.trace import TraceRequest
 
 SPANS = [
@@ -91,7 +93,7 @@ async def test_a_trace_is_a_document_for_perfetto() -> None:
 
 
 async def test_a_trace_of_a_worker_that_dies_is_told_at_once() -> None:
-    hub = Hub()
+    hub = ScriptedWorkers()
     hub.answer_traces = False
     front, _ = make_front(hub)
     with pytest.raises(Unavailable):

@@ -23,7 +23,6 @@ from tests.server.harness import (
     PATIENCE_S,
     VOCAB,
     FakeEntry,
-    Hub,
     LetterTokenizer,
     Served,
     facts,
@@ -42,6 +41,9 @@ from tokenmux.server.front.api_keys import Key, Scope
 from tokenmux.server.front.limits import Limits
 from tokenmux.server.grpc_api import health as health_module
 from tokenmux.server.grpc_api import services
+from tokenmux.testing.scripted_worker import (
+    ScriptedWorkers,
+)
 from tokenmux.v1 import inference_pb2, inference_pb2_grpc, models_pb2, planning_pb2, pool_pb2
 
 Code = grpc.StatusCode
@@ -672,7 +674,7 @@ async def test_the_name_of_the_key_is_the_tenant() -> None:
 
 
 async def test_a_port_in_use_is_a_clear_error(served: Served) -> None:
-    front, _ = make_front(hub := Hub())
+    front, _ = make_front(hub := ScriptedWorkers())
     with pytest.raises(ConfigError, match=rf"cannot listen on {served.target}: the port is in use.*--listen"):
         async with running(front, Transport(served.target)):
             pass

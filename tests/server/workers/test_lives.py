@@ -14,10 +14,7 @@ from tests.server.front.test_front import ask, events_of, text_of, tokens, until
 from tests.server.harness import (
     PATIENCE_S,
     FakeEntry,
-    FakeWorker,
-    Hub,
     VirtualTime,
-    batch,
     facts,
     make_front,
     turns,
@@ -31,20 +28,25 @@ from tokenmux.server.front.front import Front
 from tokenmux.server.front.limits import Limits
 from tokenmux.server.front.live_request import LiveRequest
 from tokenmux.server.workers.supervisor import Patience, RestartLimits
+from tokenmux.testing.scripted_worker import (
+    ScriptedWorker,
+    ScriptedWorkers,
+    make_reports,
+)
 
 MANY = RestartLimits(n=99)
 """For tests of other things than waiting."""
 
 
-class DeadlyWorker(FakeWorker):
+class DeadlyWorker(ScriptedWorker):
     """Breaks at what the hub says is deadly; serves everything else after a few turns of the loop."""
 
     def send(self, order: Order) -> None:
-        if self._hub.is_deadly(order.command):  # type: ignore[attr-defined]
+        if self.script.is_deadly(order.command):  # type: ignore[attr-defined]
             self.post(Broken("it was deadly"))
             self.dead = True
         if self.dead:
-            self._hub.sent.put_nowait(order.command)
+            self.script.sent.put_nowait(order.command)
             return
         super().send(order)
         if isinstance(order.command, Submit):
@@ -56,20 +58,22 @@ class DeadlyWorker(FakeWorker):
             self.run(submit)
 
 
-class DeadlyHub(Hub):
+class DeadlyHub(ScriptedWorkers):
     def __init__(self, is_deadly: Callable[[Command], bool]) -> None:
         super().__init__()
         self.is_deadly = is_deadly
 
-    def factory(self, post: Callable[[Reports], None], *, arena_bytes: int) -> FakeWorker:
+    def factory(self, post: Callable[[Reports], None], *, arena_bytes: int) -> ScriptedWorker:
         worker = DeadlyWorker(self, post, arena_bytes)
         self.workers.append(worker)
-        post(batch(Alive()))
+        post(make_reports(Alive()))
         return worker
 
 
 @asynccontextmanager
-async def started(hub: Hub, time: VirtualTime, *names: str, **options: Any) -> AsyncIterator[Front]:
+async def started(
+    hub: ScriptedWorkers, time: VirtualTime, *names: str, **options: Any
+) -> AsyncIterator[Front]:
     entries = [FakeEntry(facts(name)) for name in names or ("letters",)]
     front, _ = make_front(hub, *entries, clock=time.clock, sleep=time.sleep, **options)
     try:
@@ -189,18 +193,18 @@ async def test_a_deadly_request_does_not_cost_a_good_model_its_name() -> None:
 
 
 async def test_a_worker_that_dies_at_its_birth_is_nobodys_fault() -> None:
-    hub, time = Hub(), VirtualTime()
+    hub, time = ScriptedWorkers(), VirtualTime()
     async with started(hub, time, limits=Limits(restarts=MANY)) as front, front.open(ask()) as stream:
         await hub.next(Submit)
         make, n_stillborn = hub.factory, 5
 
-        def stillborn(post: Callable[[Reports], None], *, arena_bytes: int) -> FakeWorker:
+        def stillborn(post: Callable[[Reports], None], *, arena_bytes: int) -> ScriptedWorker:
             nonlocal n_stillborn
             worker = make(post, arena_bytes=arena_bytes)
             if n_stillborn:
                 n_stillborn -= 1
                 worker.send = lambda message: None  # type: ignore[method-assign]
-                post(batch(Broken("the device is gone")))
+                post(make_reports(Broken("the device is gone")))
             return worker
 
         hub.factory = stillborn  # type: ignore[method-assign]
@@ -215,7 +219,7 @@ async def test_a_worker_that_dies_at_its_birth_is_nobodys_fault() -> None:
 
 
 async def test_workers_that_keep_breaking_are_replaced_after_growing_waits_for_ever() -> None:
-    hub, time = Hub(), VirtualTime()
+    hub, time = ScriptedWorkers(), VirtualTime()
     limits = Limits(restarts=RestartLimits(n=2, window_s=60.0))
     async with started(hub, time, limits=limits) as front:
         for n in (1, 2):
@@ -242,7 +246,7 @@ async def test_workers_that_keep_breaking_are_replaced_after_growing_waits_for_e
 
 
 async def test_requests_wait_for_a_worker_but_not_for_ever() -> None:
-    hub, time = Hub(), VirtualTime()
+    hub, time = ScriptedWorkers(), VirtualTime()
     limits = Limits(restarts=RestartLimits(n=0, first_wait_s=100.0), outage_s=30.0)
     async with started(hub, time, limits=limits) as front, front.open(ask()) as before:
         await hub.next(Submit)
@@ -268,9 +272,9 @@ async def test_requests_wait_for_a_worker_but_not_for_ever() -> None:
 
 
 async def test_a_server_whose_first_worker_cannot_be_had_says_so_and_ends() -> None:
-    hub = Hub()
+    hub = ScriptedWorkers()
     hub.factory = lambda post, **_: (
-        post(batch(Broken("no such device"))) or FakeWorker(hub, lambda _: None, 0)
+        post(make_reports(Broken("no such device"))) or ScriptedWorker(hub, lambda _: None, 0)
     )  # type: ignore[assignment, method-assign]
     front, _ = make_front(hub)
     with pytest.raises(Unavailable, match=r"cannot start: 4 workers in a row.*no such device"):
@@ -279,7 +283,7 @@ async def test_a_server_whose_first_worker_cannot_be_had_says_so_and_ends() -> N
 
 
 async def test_closing_does_not_wait_for_the_next_worker() -> None:
-    hub, time = Hub(), VirtualTime()
+    hub, time = ScriptedWorkers(), VirtualTime()
     async with started(hub, time, limits=Limits(restarts=RestartLimits(n=0))) as front:
         hub.post(Broken("killed"))
         await until(lambda: front.worker.waiting)
@@ -288,7 +292,7 @@ async def test_closing_does_not_wait_for_the_next_worker() -> None:
 
 async def test_threads_that_hang_elsewhere_do_not_keep_a_worker_from_being_replaced() -> None:
     """As reads of a dead disk do in the threads of the loop, all of them."""
-    hub, time, never = Hub(auto=True), VirtualTime(), threading.Event()
+    hub, time, never = ScriptedWorkers(auto=True), VirtualTime(), threading.Event()
     async with started(hub, time) as front:
         loop = asyncio.get_running_loop()
         few = ThreadPoolExecutor(1)
@@ -304,7 +308,7 @@ async def test_threads_that_hang_elsewhere_do_not_keep_a_worker_from_being_repla
 
 
 async def test_a_worker_that_falls_silent_is_killed_and_replaced() -> None:
-    hub, time = Hub(), VirtualTime()
+    hub, time = ScriptedWorkers(), VirtualTime()
     async with started(hub, time) as front, front.open(ask(max_tokens=6)) as stream:
         hub.post(Alive())
         hub.post(tokens(stream.id, 0, "def"))
@@ -327,7 +331,7 @@ async def test_a_worker_that_falls_silent_is_killed_and_replaced() -> None:
 
 
 async def test_a_worker_that_announces_a_long_silence_is_left_alone() -> None:
-    hub, time = Hub(), VirtualTime()
+    hub, time = ScriptedWorkers(), VirtualTime()
     async with started(hub, time):
         hub.post(Alive(silent_s=300.0))
         await turns()
@@ -340,7 +344,7 @@ async def test_a_worker_that_announces_a_long_silence_is_left_alone() -> None:
 
 
 async def test_a_worker_that_has_not_begun_to_serve_has_more_time() -> None:
-    hub, time = Hub(), VirtualTime()
+    hub, time = ScriptedWorkers(), VirtualTime()
     async with started(hub, time, limits=Limits(patience=Patience(silent_s=1.0, starting_s=300.0))):
         await time.pass_s(299.0)
         assert not hub.worker.killed
@@ -349,7 +353,7 @@ async def test_a_worker_that_has_not_begun_to_serve_has_more_time() -> None:
 
 
 async def test_a_front_that_stood_still_itself_does_not_blame_the_worker() -> None:
-    hub, time = Hub(), VirtualTime()
+    hub, time = ScriptedWorkers(), VirtualTime()
     async with started(hub, time):
         hub.post(Alive())
         await turns()
@@ -360,7 +364,7 @@ async def test_a_front_that_stood_still_itself_does_not_blame_the_worker() -> No
 
 
 async def test_a_stopping_server_says_how_far_each_stream_came() -> None:
-    hub = Hub()
+    hub = ScriptedWorkers()
     async with started(hub, VirtualTime()) as front, front.open(ask()) as stream:
         hub.post(tokens(stream.id, 0, "def"))
         hub.post(PhaseChanged(stream.id, RequestPhase.RUNNING))

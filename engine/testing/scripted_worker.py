@@ -1,0 +1,151 @@
+"""Workers that do what a test says, for tests of a front without a process behind it.
+
+`ScriptedWorkers` is the factory that a front is given. It holds every worker that it started, every command
+that one was sent, and what they are to answer.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+
+from tokenmux.core.errors import ErrorCode, WorkerFailed
+from tokenmux.core.phases import PhaseChanged, RequestPhase
+from tokenmux.core.request import FinishReason
+from tokenmux.core.span import Span
+from tokenmux.messages.commands import (
+    AskTrace,
+    Cancel,
+    Command,
+    Load,
+    Order,
+    Pin,
+    Register,
+    Resize,
+    Submit,
+    Ticket,
+    Unload,
+    Unregister,
+)
+from tokenmux.messages.reports import FIRST_INSTANCE, Acknowledged, Finished, Report, Reports, Tokens, Traced
+
+Wanted = TypeVar("Wanted", bound=Command)
+
+_PATIENCE_S = 10.0
+"""How long a test waits for a command that must come: only a failing one waits that long."""
+
+
+def make_reports(*reports: Report) -> Reports:
+    """These reports as the first instance of a worker sends them."""
+    return Reports(FIRST_INSTANCE, reports)
+
+
+class ScriptedWorker:
+    """Acknowledges commands and ends what is cancelled; tokens come when the test says so, or at once with
+    `auto`."""
+
+    def __init__(self, script: "ScriptedWorkers", post: Callable[[Reports], None], arena_bytes: int) -> None:
+        self.script = script
+        self._post = post
+        self.resize_ticket = Ticket(0)
+        """Of the last resize that was asked for."""
+        self.arena_bytes = arena_bytes
+        """The size with which it was started."""
+        self.dead = False
+        self.killed = False
+        self.closed = False
+
+    def post(self, *reports: Report) -> None:
+        self._post(make_reports(*reports))
+
+    def send(self, order: Order) -> None:
+        if self.dead:
+            raise WorkerFailed("the pipe is closed")
+        ticket, command = order.ticket, order.command
+        self.script.sent.put_nowait(command)
+        if isinstance(command, Resize):
+            self.resize_ticket = ticket
+        match command:
+            case Register(model_facts):
+                self.post(Acknowledged(ticket, self.script.refuses.get(model_facts.id, "")))
+            case Pin(model, pinned=True) if model in self.script.refuses_pins:
+                self.post(Acknowledged(ticket, self.script.refuses_pins[model], ErrorCode.DOES_NOT_FIT))
+            case Unregister(model) | Load(model) | Unload(model) | Pin(model):
+                code = self.script.codes.get(model)
+                self.post(Acknowledged(ticket, self.script.refuses.get(model, ""), code))
+            case Resize() if self.script.answer_resizes:
+                self.post(Acknowledged(ticket, self.script.refuses.get("resize", ""), ErrorCode.DOES_NOT_FIT))
+            case AskTrace(last_s) if self.script.answer_traces:
+                self.post(
+                    Traced(ticket, tuple(span for span in self.script.spans if span.end_s >= 100.0 - last_s))
+                )
+            case Cancel(request, reason) if self.script.answer_cancels:
+                self.post(Finished(request, reason, 0.0))
+            case Submit(request) if self.script.auto:
+                self.run(command)
+
+    def run(self, submit: Submit, *, wide: int = 1) -> None:
+        """All tokens of a request at once: the letters after the last one of the prompt."""
+        request = submit.request
+        self.post(PhaseChanged(request.id, RequestPhase.QUEUED, position=2))
+        self.post(PhaseChanged(request.id, RequestPhase.RUNNING))
+        for index in range(len(submit.delivered), request.max_tokens, wide):
+            ids = tuple(scripted_output(submit)[index : index + wide])
+            self.post(Tokens(request.id, index, ids, request.arrival_s))
+        self.post(Finished(request.id, FinishReason.LENGTH, request.arrival_s))
+
+    def kill(self) -> None:
+        self.dead = self.killed = True
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def scripted_output(submit: Submit) -> list[int]:
+    """What a scripted worker answers to a prompt: the token ids after the last one of the prompt, in turn."""
+    first = submit.prompt[-1] + 1
+    return [first + i % 20 for i in range(submit.request.max_tokens)]
+
+
+class ScriptedWorkers:
+    """Starts scripted workers. With `auto` they answer every request at once and in full."""
+
+    def __init__(self, *, auto: bool = False) -> None:
+        self.auto = auto
+        self.answer_cancels = True
+        self.answer_traces = True
+        self.answer_resizes = True
+        self.spans: list[Span] = []
+        self.refuses: dict[str, str] = {}
+        self.codes: dict[str, ErrorCode] = {}
+        """Of the errors that models are refused with."""
+        self.refuses_pins: dict[str, str] = {}
+        self.fails_to_start = 0
+        self.workers: list[ScriptedWorker] = []
+        self.sent: asyncio.Queue[Command] = asyncio.Queue()
+
+    def factory(self, post: Callable[[Reports], None], *, arena_bytes: int) -> ScriptedWorker:
+        if self.fails_to_start:
+            self.fails_to_start -= 1
+            raise OSError("no more processes")
+        worker = ScriptedWorker(self, post, arena_bytes)
+        self.workers.append(worker)
+        return worker
+
+    @property
+    def worker(self) -> ScriptedWorker:
+        return self.workers[-1]
+
+    def post(self, message: Report) -> None:
+        self.worker.post(message)
+
+    async def next(self, kind: type[Wanted]) -> Wanted:
+        """The next command of this kind that is sent to a worker; others before it are skipped."""
+        async with asyncio.timeout(_PATIENCE_S):
+            while True:
+                message = await self.sent.get()
+                if isinstance(message, kind):
+                    return message
+
+    def unread(self) -> list[Command]:
+        """Commands that were sent and that `next` has not returned or skipped."""
+        return [self.sent.get_nowait() for _ in range(self.sent.qsize())]
