@@ -47,7 +47,7 @@ class ScriptedWorker:
         self.script = script
         self._post = post
         self.resize_ticket = Ticket(0)
-        """Of the last resize that was asked for."""
+        """The ticket of the last resize that was asked for."""
         self.arena_bytes = arena_bytes
         """The size with which it was started."""
         self.dead = False
@@ -117,7 +117,7 @@ class ScriptedWorkers:
         self.spans: list[Span] = []
         self.refuses: dict[str, str] = {}
         self.codes: dict[str, ErrorCode] = {}
-        """Of the errors that models are refused with."""
+        """The error codes with which models are refused, by model."""
         self.refuses_pins: dict[str, str] = {}
         self.fails_to_start = 0
         self.workers: list[ScriptedWorker] = []
