@@ -1,180 +1,168 @@
-"""What is refused before anything is done for it: numbers, names and amounts that a client may bring."""
+"""What is admitted reaches the worker whole; what is refused costs no other request anything."""
 
-from dataclasses import fields
-from math import isfinite
+import asyncio
+import threading
 
-import grpc
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from tests.server.harness import CONTEXT, FakeEntry, facts, serving
-from tokenmux.core.errors import InvalidRequest
-from tokenmux.core.sizes import parse_size
-from tokenmux.server.front.generation import Ask, Text, TokenIds
-from tokenmux.server.front.names import closest, tenant_fault
-from tokenmux.server.front.request_rules import (
-    MAX_CHAT_MESSAGES,
-    Defaults,
-    check_parameters,
-    check_token_ids,
-    service_level,
+from tests.server.front.asking import ask, events_of, started, text_of, until
+from tests.server.harness import (
+    END,
+    PATIENCE_S,
+    VOCAB,
+    FakeEntry,
+    LetterTokenizer,
+    facts,
 )
-from tokenmux.server.grpc_api.inference_messages import ask_of
-from tokenmux.v1 import inference_pb2, models_pb2
+from tokenmux.core.errors import (
+    DoesNotFit,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    TokenmuxError,
+)
+from tokenmux.core.request import ServiceLevel
+from tokenmux.messages.commands import Cancel, Submit
+from tokenmux.server.front.generation import (
+    Chat,
+    ChatMessage,
+    PromptInfo,
+    Text,
+    TokenIds,
+)
+from tokenmux.server.front.limits import Limits
+from tokenmux.testing.scripted_worker import (
+    ScriptedWorkers,
+)
 
-NUMBERS = ("temperature", "top_p", "ttft_s", "tpot_s", "weight")
-FLOATS = st.floats() | st.sampled_from([5e-324, 1e-38, 1e308, float("nan"), float("inf"), -0.0])
+
+async def test_everything_that_is_asked_reaches_the_worker() -> None:
+    hub = ScriptedWorkers(auto=True)
+    question = ask(
+        max_tokens=4, min_tokens=2, temperature=0.5, top_k=3, top_p=0.25, seed=7, stop_token_ids=(9,),
+        ttft_s=1.0, tpot_s=0.5, tenant="team", weight=2.0,
+    )  # fmt: skip
+    async with started(hub) as front:
+        await events_of(front, question)
+        submit = await hub.next(Submit)
+    request, sampling = submit.request, submit.sampling
+    assert (sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed) == (0.5, 3, 0.25, 7)
+    assert (submit.min_tokens, submit.stop_token_ids) == (2, {END, 9})
+    assert (request.n_prompt, request.max_tokens, request.arrival_s) == (3, 4, 100.0)
+    assert (request.service, request.tenant, request.weight) == (ServiceLevel(1.0, 0.5), "team", 2.0)
 
 
-@given(st.fixed_dictionaries(dict.fromkeys(NUMBERS, FLOATS)), st.integers(), st.integers(), st.integers())
-def test_a_number_is_refused_or_within_its_bounds(
-    numbers: dict[str, float], top_k: int, seed: int, max_tokens: int
+async def test_chat_goes_through_the_template_and_token_ids_do_not() -> None:
+    hub = ScriptedWorkers(auto=True)
+    async with started(hub) as front:
+        await events_of(front, ask(prompt=Chat((ChatMessage("user", "hi"),))))
+        assert (await hub.next(Submit)).prompt == tuple(b"u:hi;")
+        await events_of(front, ask(prompt=TokenIds((5, 6)), ignore_end_tokens=True))
+        submit = await hub.next(Submit)
+    assert submit.prompt == (5, 6)
+    assert submit.stop_token_ids == frozenset()
+
+
+async def test_a_seed_is_drawn_once_and_told() -> None:
+    hub = ScriptedWorkers(auto=True)
+    async with started(hub) as front:
+        events = await events_of(front, ask(temperature=1.0))
+        submit = await hub.next(Submit)
+    assert submit.sampling.seed == 1234
+    assert isinstance(events[0], PromptInfo)
+    assert events[0].seed == 1234
+
+
+WRONG: list[tuple[dict[str, object], type[TokenmuxError], str]] = [
+    ({"model": "leters"}, NotFound, "did you mean 'letters'"),
+    ({"model": ""}, NotFound, "no model was named"),
+    ({"prompt": Text("")}, InvalidRequest, "empty"),
+    ({"prompt": TokenIds(())}, InvalidRequest, "no token ids"),
+    ({"prompt": TokenIds((1, VOCAB))}, InvalidRequest,
+     "256 at index 1 is out of range: letters has token ids 0 to 255"),
+    ({"prompt": Text("\u0101")}, InvalidRequest, "out of range"),
+    ({"prompt": Chat(())}, InvalidRequest, "no messages"),
+    ({"prompt": Chat((ChatMessage("", "x"),))}, InvalidRequest, "no role"),
+    ({"prompt": Text("x" * 64)}, InvalidRequest, "shorten the prompt to at most 63 tokens"),
+    ({"max_tokens": 62}, InvalidRequest, "use max_tokens of at most 61"),
+    ({"max_tokens": 60}, DoesNotFit, "ask for at most 60"),
+    ({"max_tokens": 0}, InvalidRequest, "at least 1"),
+    ({"max_tokens": -1}, InvalidRequest, "max_tokens -1 is out of range"),
+    ({"min_tokens": -1}, InvalidRequest, "negative"),
+    ({"max_tokens": 2, "min_tokens": 3}, InvalidRequest, "more than max_tokens 2"),
+    ({"temperature": -0.1}, InvalidRequest, "temperature"),
+    ({"temperature": float("nan")}, InvalidRequest, "temperature"),
+    ({"temperature": float("inf")}, InvalidRequest, "temperature"),
+    ({"top_k": -1}, InvalidRequest, "top_k"),
+    ({"top_p": 0.0}, InvalidRequest, "top_p"),
+    ({"top_p": 1.5}, InvalidRequest, "top_p"),
+    ({"seed": -1}, InvalidRequest, "seed"),
+    ({"seed": 2**64}, InvalidRequest, "seed"),
+    ({"weight": 0.0}, InvalidRequest, "weight"),
+    ({"weight": 101.0}, InvalidRequest, "weight"),
+    ({"tenant": "t" * 65}, InvalidRequest, "tenant"),
+    ({"ttft_s": 0.0}, InvalidRequest, "ttft_s"),
+    ({"tpot_s": float("inf")}, InvalidRequest, "tpot_s"),
+    ({"stop_strings": ("x",) * 17}, InvalidRequest, "at most 16"),
+    ({"stop_strings": ("",)}, InvalidRequest, "empty"),
+    ({"stop_strings": ("x" * 257,)}, InvalidRequest, "at most 256"),
+    ({"stop_token_ids": (1,) * 65}, InvalidRequest, "at most 64"),
+    ({"stop_token_ids": (300,)}, InvalidRequest, "stop token ids: 300"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "kind", "message"), WRONG, ids=lambda case: str(case)[:40])
+async def test_wrong_input_is_refused_before_the_worker_hears_of_it(
+    changes: dict[str, object], kind: type[TokenmuxError], message: str
 ) -> None:
-    assert set(NUMBERS) == {field.name for field in fields(Ask) if "float" in str(field.type)}
-    ask = Ask("m", Text("a"), top_k=top_k, seed=seed, max_tokens=max_tokens, **numbers)
-    try:
-        check_parameters(ask, facts("m"))
-    except InvalidRequest:
-        return
-    level = service_level(ask, Defaults())
-    assert all(isfinite(number) for number in numbers.values())
-    assert 0.001 <= level.ttft_s <= 86_400
-    assert 0.001 <= level.tpot_s <= 86_400
-    assert 0.01 <= ask.weight <= 100
+    hub = ScriptedWorkers(auto=True)
+    async with started(hub) as front:
+        with pytest.raises(kind, match=message):
+            await events_of(front, ask(**changes))
+        assert not [sent for sent in hub.unread() if isinstance(sent, Submit)]
+        assert front.n_live == 0
+        assert text_of(await events_of(front, ask(max_tokens=2))) == "de"
 
 
-@pytest.mark.parametrize("level", [{"tpot_s": 1e308}, {"tpot_s": 1e305}, {"ttft_s": 5e-324}, {"ttft_s": 1e9}])
-def test_service_levels_beyond_a_day_or_below_a_millisecond_are_refused(level: dict[str, float]) -> None:
-    with pytest.raises(InvalidRequest, match=r"use seconds, 0\.001 to 86400"):
-        check_parameters(Ask("m", Text("a"), **level), facts("m"))
+async def test_chat_without_a_template_is_refused() -> None:
+    hub = ScriptedWorkers(auto=True)
+    plain = FakeEntry(facts("letters"), letters=LetterTokenizer(has_chat_template=False))
+    async with started(hub, plain) as front:
+        with pytest.raises(InvalidRequest, match="no chat template"):
+            await events_of(front, ask(prompt=Chat((ChatMessage("user", "hi"),))))
 
 
-@pytest.mark.parametrize(
-    "tenant",
-    [
-        "(pool)",
-        "(others)",
-        "(",
-        "[/b]",
-        "-rf",
-        "\x1b]0;owned\x07",
-        "a\nb",
-        "a\u202eb",
-        "\x9b31m",
-        " a",
-        "x" * 65,
-        "\ue000",
-    ],
-)
-def test_tenants_of_our_own_and_unprintable_ones_are_refused(tenant: str) -> None:
-    with pytest.raises(InvalidRequest, match="tenant"):
-        check_parameters(Ask("m", Text("a"), tenant=tenant), facts("m"))
+async def test_requests_in_the_tokenizer_count_for_the_queue() -> None:
+    hub, gate = ScriptedWorkers(auto=True), threading.Event()
+    slow = FakeEntry(facts("letters"), letters=LetterTokenizer(gate=lambda: gate.wait(PATIENCE_S) and None))
+    async with started(hub, slow, limits=Limits(max_requests=1)) as front:
+        first = asyncio.create_task(events_of(front, ask()))
+        await until(lambda: front.n_live == 1)
+        with pytest.raises(Overloaded):
+            await events_of(front, ask())
+        gate.set()
+        assert text_of(await first) == "defghijk"
 
 
-@given(st.text())
-def test_an_accepted_tenant_can_be_printed_anywhere(tenant: str) -> None:
-    if tenant_fault(tenant) is None:
-        assert tenant.isprintable()
-        assert not tenant.startswith(("(", "[", "-", "=", "<"))
-        assert len(tenant) <= 64
+async def test_tokenizing_does_not_block_other_requests() -> None:
+    hub, gate = ScriptedWorkers(auto=True), threading.Event()
+    slow = FakeEntry(facts("slow"), letters=LetterTokenizer(gate=lambda: gate.wait(PATIENCE_S) and None))
+    async with started(hub, slow, FakeEntry(facts("letters"))) as front:
+        waiting = asyncio.create_task(events_of(front, ask(model="slow")))
+        assert text_of(await events_of(front, ask())) == "defghijk"
+        assert not waiting.done()
+        gate.set()
+        assert text_of(await waiting) == "defghijk"
 
 
-@pytest.mark.parametrize("tenant", ["", "team", "Zürich 7", "_x", "a(b)", "me@example.org", "会社"])
-def test_other_tenants_are_welcome(tenant: str) -> None:
-    check_parameters(Ask("m", Text("a"), tenant=tenant), facts("m"))
-
-
-class Counted(tuple[int, ...]):
-    """Token ids that tell whether somebody looked at them one by one."""
-
-    looked_at = False
-
-    def __iter__(self):  # type: ignore[no-untyped-def]
-        type(self).looked_at = True
-        return super().__iter__()
-
-
-def test_too_many_token_ids_are_refused_by_their_number() -> None:
-    ids = Counted([999] * (CONTEXT + 1))
-    with pytest.raises(InvalidRequest, match=f"at most {CONTEXT - 1} tokens"):
-        check_parameters(Ask("m", TokenIds(ids)), facts("m"))
-    assert not Counted.looked_at
-
-
-def test_the_first_id_that_is_not_in_the_vocabulary_is_named() -> None:
-    with pytest.raises(InvalidRequest, match="256 at index 2 is out of range"):
-        check_token_ids("ids", (1, 255, 256, -1), facts("m"))
-    check_token_ids("ids", (), facts("m"))
-
-
-@pytest.mark.parametrize(
-    ("request_", "reason"),
-    [
-        (
-            inference_pb2.GenerateRequest(text="a", stopping={"strings": [""] * 100_000}),
-            "100000 stop strings",
-        ),
-        (inference_pb2.GenerateRequest(text="a", stopping={"token_ids": [1] * 100_000}), "stop token ids"),
-        (
-            inference_pb2.GenerateRequest(chat={"messages": [{}] * (MAX_CHAT_MESSAGES + 1)}),
-            "4097 chat messages: at most 4096",
-        ),
-    ],
-)
-def test_amounts_are_refused_before_they_are_converted(
-    request_: inference_pb2.GenerateRequest, reason: str
-) -> None:
-    with pytest.raises(InvalidRequest, match=reason):
-        ask_of(request_, None)
-
-
-@pytest.mark.parametrize("size", ["9" * 400, "9" * 5000, "1e400", "inf", "nan", "-1", "9" * 41, ""])
-def test_what_is_not_a_size_is_a_value_error(size: str) -> None:
-    with pytest.raises(ValueError, match="is not a size") as caught:
-        parse_size(size)
-    assert len(str(caught.value)) < 200
-
-
-def test_sizes_are_exact() -> None:
-    assert parse_size("9007199254740993") == 9007199254740993
-    assert parse_size("1.5GiB") == 3 << 29
-
-
-async def test_a_model_name_that_no_model_can_have_costs_nothing_in_any_call() -> None:
-    """A name of 4 MB was compared with every name that is served, on the event loop: 0.9 s each."""
-
-    name = "x" * 3_000_000
-    async with serving(FakeEntry(facts("letters"))) as served:
-        calls = [
-            served.inference.Generate(inference_pb2.GenerateRequest(model=name, text="a")),
-            served.inference.Tokenize(inference_pb2.TokenizeRequest(model=name, text="a")),
-            served.inference.ModelMetadata(inference_pb2.ModelMetadataRequest(model=name)),
-            served.inference.ModelReady(inference_pb2.ModelReadyRequest(model=name)),
-            served.models.Get(models_pb2.GetModelRequest(name=name)),
-            served.models.Load(models_pb2.LoadModelRequest(name=name)),
-            served.models.Unload(models_pb2.UnloadModelRequest(name=name)),
-            served.models.Pin(models_pb2.PinModelRequest(name=name)),
-            served.models.Unregister(models_pb2.UnregisterModelRequest(name=name)),
-            served.models.Register(models_pb2.RegisterModelRequest(name=name, source="/x")),
-        ]
-        for call in calls:
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await call
-            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-            assert "a model name of 3000000 characters" in (caught.value.details() or "")
-
-
-@given(
-    st.lists(st.text("abc-", min_size=1, max_size=20), max_size=40, unique=True), st.text("abc-", max_size=20)
-)
-def test_the_closest_names_are_of_those_that_exist(names: list[str], name: str) -> None:
-    found = closest(name, names)
-    assert len(found) <= 3
-    assert set(found) <= set(names)
-
-
-def test_a_slip_of_the_finger_is_recognised_among_many() -> None:
-    names = [f"model-{i:04}" for i in range(1000)]
-    assert "qwen2.5-7b" in closest("qwen25-7b", [*names, "qwen2.5-7b"])
-    assert "model-0123" in closest("modle-0123", names)
+async def test_leaving_while_the_prompt_is_tokenized_submits_nothing() -> None:
+    hub, gate = ScriptedWorkers(auto=True), threading.Event()
+    slow = FakeEntry(facts("letters"), letters=LetterTokenizer(gate=lambda: gate.wait(PATIENCE_S) and None))
+    async with started(hub, slow) as front:
+        task = asyncio.create_task(events_of(front, ask()))
+        await until(lambda: front.n_live == 1)
+        task.cancel()
+        await asyncio.wait([task])
+        gate.set()
+        assert front.n_live == 0
+        assert not [sent for sent in hub.unread() if isinstance(sent, Submit | Cancel)]

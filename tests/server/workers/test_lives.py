@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.server.front.test_front import ask, events_of, text_of, tokens, until
+from tests.server.front.asking import ask, events_of, text_of, tokens, until
 from tests.server.harness import (
     PATIENCE_S,
     FakeEntry,
