@@ -1,0 +1,59 @@
+"""What scripted workers promise to whoever tests with them."""
+
+import pytest
+
+from tokenmux.core.errors import WorkerFailed
+from tokenmux.messages.commands import Command, Load, Order, Register, Resize, Ticket
+from tokenmux.messages.reports import Acknowledged, Reports
+from tokenmux.testing import make_model
+from tokenmux.testing.scripted_worker import ScriptedWorker, ScriptedWorkers
+
+MODEL = make_model("m")
+
+
+def started(workers: ScriptedWorkers) -> tuple[ScriptedWorker, list[Reports]]:
+    said: list[Reports] = []
+    return workers.factory(said.append, arena_bytes=1000), said
+
+
+def answers(said: list[Reports]) -> list[Acknowledged]:
+    return [report for reports in said for report in reports.reports if isinstance(report, Acknowledged)]
+
+
+async def test_commands_are_acknowledged_and_can_be_waited_for() -> None:
+    workers = ScriptedWorkers()
+    worker, said = started(workers)
+    first: Command = Register(MODEL, path="")
+    worker.send(Order(Ticket(1), first))
+    worker.send(Order(Ticket(2), Load(MODEL.id)))
+    assert await workers.next(Load) == Load(MODEL.id), "others before it are skipped"
+    assert workers.unread() == []
+    assert [(answer.ticket, answer.error) for answer in answers(said)] == [(1, ""), (2, "")]
+
+
+async def test_a_model_is_refused_with_what_the_test_says() -> None:
+    workers = ScriptedWorkers()
+    workers.refuses["m"] = "no room"
+    worker, said = started(workers)
+    worker.send(Order(Ticket(7), Load(MODEL.id)))
+    assert [(answer.ticket, answer.error) for answer in answers(said)] == [(7, "no room")]
+
+
+async def test_a_resize_may_be_left_without_an_answer() -> None:
+    workers = ScriptedWorkers()
+    workers.answer_resizes = False
+    worker, said = started(workers)
+    worker.send(Order(Ticket(3), Resize(500)))
+    assert (worker.resize_ticket, said) == (3, [])
+
+
+async def test_a_killed_worker_takes_nothing_and_a_start_can_fail() -> None:
+    workers = ScriptedWorkers()
+    workers.fails_to_start = 1
+    with pytest.raises(OSError, match="no more processes"):
+        started(workers)
+    worker, _ = started(workers)
+    worker.kill()
+    with pytest.raises(WorkerFailed):
+        worker.send(Order(Ticket(1), Load(MODEL.id)))
+    assert (workers.worker, len(workers.workers)) == (worker, 1)
