@@ -22,8 +22,8 @@ that it begins had another owner before and is written like anything else.
 
 Not done: graphs. A captured decode step would be a `StepJob` that replays instead of launching; it needs
 index arrays at fixed addresses and weights that come back to the extent at which the graph was captured, or
-virtual-memory mapping under it. Nothing here has run on a GPU yet: tests run it on streams that do each thing
-as late as their order permits.
+virtual-memory mapping under it. Tests run all this on streams that do each thing as late as their order
+permits, and on a GPU where there is one.
 """
 
 import logging

@@ -3,7 +3,7 @@ page-locked host memory.
 
 A stream is named by its channel: `COMPUTE`, `COPY_IN`, `COPY_OUT`. Work on a stream runs in the order in
 which it was enqueued; only `GpuEvent.hold` orders one stream after another, and only `GpuEvent.wait` waits.
-Only long-stable parts of `torch.cuda` are used. Nothing here has run on a GPU yet.
+Only long-stable parts of `torch.cuda` are used.
 """
 
 import logging
