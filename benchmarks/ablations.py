@@ -12,8 +12,9 @@ from benchmarks.report import finish, table
 from benchmarks.workloads import paper_file, quick
 from tokenmux.scheduler.policy import slack
 from tokenmux.scheduler.policy.instance_policy import InstancePolicy
+from tokenmux.scheduler.policy.pool import placement
 from tokenmux.scheduler.policy.pool.placement import LeastLoaded
-from tokenmux.scheduler.policy.pool.pool_policy import PoolPolicy, placement
+from tokenmux.scheduler.policy.pool.pool_policy import PoolPolicy
 from tokenmux.scheduler.policy.slack import SlackPolicy
 from tokenmux.simulator.scenario import simulate
 
