@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.server.harness import FakeEntry, ServerThread, facts, serving
+from tests.server.harness import ServerThread, serving
+from tests.server.scripted_models import FakeEntry, facts
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from tests.cli.runner import refused
-from tests.server.harness import FakeEntry, ServerThread, facts, serving
+from tests.server.harness import ServerThread, serving
+from tests.server.scripted_models import FakeEntry, facts
 from tokenmux.cli.app import app
 from tokenmux.cli.plan_processes import n_processes, plan_in_processes, progress_line
 from tokenmux.client import Client

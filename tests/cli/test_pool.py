@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.runner import refused, run
-from tests.server.harness import ServerThread, worker_status, worker_use
+from tests.server.harness import ServerThread
+from tests.server.sample_reports import worker_status, worker_use
 from tokenmux.core.span import Span
 from tokenmux.messages.commands import Resize
 

@@ -11,7 +11,8 @@ from msgspec.structs import replace
 from rich.console import Console
 
 from tests.cli.runner import run
-from tests.server.harness import ServerThread, worker_status, worker_use
+from tests.server.harness import ServerThread
+from tests.server.sample_reports import worker_status, worker_use
 from tokenmux.cli.safe_text import safe
 from tokenmux.cli.streaming import show_stream
 from tokenmux.client import Delta

@@ -12,16 +12,9 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.server.harness import (
-    CONTEXT,
-    END,
-    PATIENCE_S,
-    VOCAB,
-    Served,
-    ServerThread,
-    serving,
-    worker_status,
-)
+from tests.server.harness import PATIENCE_S, Served, ServerThread, serving
+from tests.server.sample_reports import worker_status
+from tests.server.scripted_models import CONTEXT, END, VOCAB
 from tokenmux.client import (
     AsyncClient,
     CallFailed,

@@ -11,7 +11,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.server.harness import FakeEntry, Served, facts, serving
+from tests.server.harness import Served, serving
+from tests.server.scripted_models import FakeEntry, facts
 from tests.server.test_serve import real_server, worker_of
 from tokenmux.client import AsyncClient, CallFailed, Client, Delta
 from tokenmux.core.errors import DoesNotFit, ErrorCode

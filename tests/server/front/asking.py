@@ -4,11 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from tests.server.harness import (
-    PATIENCE_S,
-    FakeEntry,
-    make_front,
-)
+from tests.server.harness import PATIENCE_S, make_front
+from tests.server.scripted_models import FakeEntry
 from tokenmux.core.request import RequestId
 from tokenmux.messages.reports import Tokens
 from tokenmux.server.front.front import Front

@@ -6,14 +6,8 @@ import threading
 import pytest
 
 from tests.server.front.asking import ask, events_of, started, text_of, until
-from tests.server.harness import (
-    END,
-    PATIENCE_S,
-    VOCAB,
-    FakeEntry,
-    LetterTokenizer,
-    facts,
-)
+from tests.server.harness import PATIENCE_S
+from tests.server.scripted_models import END, VOCAB, FakeEntry, LetterTokenizer, facts
 from tokenmux.core.errors import (
     DoesNotFit,
     InvalidRequest,

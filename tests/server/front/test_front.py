@@ -5,10 +5,8 @@ import asyncio
 import pytest
 
 from tests.server.front.asking import ask, events_of, started, text_of, until
-from tests.server.harness import (
-    make_front,
-    worker_status,
-)
+from tests.server.harness import make_front
+from tests.server.sample_reports import worker_status
 from tokenmux.core.errors import (
     Unavailable,
 )

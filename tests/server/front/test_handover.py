@@ -6,12 +6,8 @@ from collections.abc import Callable
 import pytest
 
 from tests.server.front.asking import ask, events_of, started, text_of, tokens, tokens_of, until
-from tests.server.harness import (
-    END,
-    FakeEntry,
-    facts,
-    make_front,
-)
+from tests.server.harness import make_front
+from tests.server.scripted_models import END, FakeEntry, facts
 from tokenmux.core.errors import (
     NotServable,
 )

@@ -3,10 +3,7 @@
 import pytest
 
 from tests.server.front.asking import ask, events_of, started, text_of, tokens, tokens_of, until
-from tests.server.harness import (
-    END,
-    facts,
-)
+from tests.server.scripted_models import END, facts
 from tokenmux.core.errors import (
     Ended,
     InternalError,

@@ -3,11 +3,8 @@
 import pytest
 
 from tests.server.front.asking import ask, events_of, started, text_of
-from tests.server.harness import (
-    FakeEntry,
-    facts,
-    make_front,
-)
+from tests.server.harness import make_front
+from tests.server.scripted_models import FakeEntry, facts
 from tokenmux.core.errors import (
     BadCheckpoint,
     DoesNotFit,

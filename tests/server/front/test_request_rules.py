@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.server.harness import CONTEXT, FakeEntry, facts, serving
+from tests.server.harness import serving
+from tests.server.scripted_models import CONTEXT, FakeEntry, facts
 from tokenmux.core.errors import InvalidRequest
 from tokenmux.core.sizes import parse_size
 from tokenmux.server.front.generation import Ask, Text, TokenIds

@@ -11,7 +11,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.server.harness import FakeEntry, ServerThread, facts, serving, worker_status, worker_use
+from tests.server.harness import ServerThread, serving
+from tests.server.sample_reports import worker_status, worker_use
+from tests.server.scripted_models import FakeEntry, facts
 from tokenmux.v1 import (
     inference_pb2,
     inference_pb2_grpc,

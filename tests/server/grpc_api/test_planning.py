@@ -8,15 +8,9 @@ from dataclasses import astuple
 import grpc
 import pytest
 
-from tests.server.harness import (
-    PATIENCE_S,
-    FakeEntry,
-    facts,
-    make_front,
-    serving,
-    worker_status,
-    worker_use,
-)
+from tests.server.harness import PATIENCE_S, make_front, serving
+from tests.server.sample_reports import worker_status, worker_use
+from tests.server.scripted_models import FakeEntry, facts
 from tokenmux.client import AsyncClient, CallFailed
 from tokenmux.core.errors import DoesNotFit, ErrorCode, InUse, NotServable, Unavailable, WorkerFailed
 from tokenmux.core.facts import ModelId

@@ -17,19 +17,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from msgspec import structs
 
-from tests.server.harness import (
-    CONTEXT,
-    END,
-    PATIENCE_S,
-    VOCAB,
-    FakeEntry,
-    LetterTokenizer,
-    Served,
-    facts,
-    make_front,
-    serving,
-    worker_status,
-)
+from tests.server.harness import PATIENCE_S, Served, make_front, serving
+from tests.server.sample_reports import worker_status
+from tests.server.scripted_models import CONTEXT, END, VOCAB, FakeEntry, LetterTokenizer, facts
 from tokenmux.core.errors import ConfigError
 from tokenmux.core.phases import Residency
 from tokenmux.core.request import FinishReason

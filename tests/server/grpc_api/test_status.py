@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import grpc
 import pytest
 
-from tests.server.harness import LetterTokenizer, facts
+from tests.server.scripted_models import LetterTokenizer, facts
 from tokenmux.client import CallFailed
 from tokenmux.core import errors
 from tokenmux.core.errors import ErrorCode, InternalError, TokenmuxError, error_of

@@ -11,16 +11,8 @@ from dataclasses import dataclass, replace
 import grpc
 import pytest
 
-from tests.server.harness import (
-    CONTEXT,
-    PATIENCE_S,
-    FakeCatalogue,
-    FakeEntry,
-    LetterTokenizer,
-    facts,
-    make_front,
-    serving,
-)
+from tests.server.harness import PATIENCE_S, make_front, serving
+from tests.server.scripted_models import CONTEXT, FakeCatalogue, FakeEntry, LetterTokenizer, facts
 from tokenmux.core.errors import ErrorCode, InUse, InvalidRequest, NotFound, Overloaded, TokenmuxError
 from tokenmux.messages.commands import Submit, Unregister
 from tokenmux.server.front.front import Front

@@ -11,14 +11,9 @@ from typing import Any
 import pytest
 
 from tests.server.front.asking import ask, events_of, text_of, tokens, until
-from tests.server.harness import (
-    PATIENCE_S,
-    FakeEntry,
-    VirtualTime,
-    facts,
-    make_front,
-    turns,
-)
+from tests.server.harness import PATIENCE_S, make_front
+from tests.server.scripted_models import FakeEntry, facts
+from tests.server.virtual_time import VirtualTime, turns
 from tokenmux.core.errors import NotServable, Unavailable
 from tokenmux.core.facts import ModelId
 from tokenmux.core.phases import PhaseChanged, RequestPhase

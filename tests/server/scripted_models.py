@@ -1,0 +1,224 @@
+"""Models of one letter a token, a store that holds them, and a device that is too small for some."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tokenmux.core.errors import (
+    AlreadyExists,
+    BadCheckpoint,
+    DoesNotFit,
+    InvalidRequest,
+    NotFound,
+    TokenmuxError,
+)
+from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.progress import Progress
+from tokenmux.models.text.encoder import TextFacts
+from tokenmux.server.front.generation import Chat, Text
+
+VOCAB = 256
+
+END = 0
+
+CONTEXT = 64
+
+
+def facts(name: str, n_bytes: int = 1000) -> ModelFacts:
+    return ModelFacts(
+        id=ModelId(name),
+        images=(Image(ImageId(f"{name}-image"), n_bytes),),
+        kv=KvShape(n_layers=2, n_kv_heads=1, head_dim=8, dtype_bytes=2, block_size=16),
+        max_context=CONTEXT,
+        n_parameters=500,
+        vocab_size=VOCAB,
+    )
+
+
+class LetterDetokenizer:
+    """Cuts at the first stop string and holds back what may become one."""
+
+    def __init__(self, stop_strings: Sequence[str], width: int) -> None:
+        self._stops = tuple(stop_strings)
+        self._width = width
+        self._held = ""
+        self.stopped: str | None = None
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        if self.stopped is not None:
+            return ""
+        self._held += "".join(chr(token_id) * self._width for token_id in token_ids)
+        found = [(self._held.find(stop), stop) for stop in self._stops if stop in self._held]
+        if found:
+            at, self.stopped = min(found)
+            text, self._held = self._held[:at], ""
+            return text
+        keep = max(
+            (n for stop in self._stops for n in range(1, len(stop)) if self._held.endswith(stop[:n])),
+            default=0,
+        )
+        split = len(self._held) - keep
+        text, self._held = self._held[:split], self._held[split:]
+        return text
+
+    def finish(self) -> str:
+        text, self._held = self._held, ""
+        return text
+
+
+@dataclass
+class LetterTokenizer:
+    """One token a letter, `width` letters a token on the way back."""
+
+    has_chat_template: bool = True
+    width: int = 1
+    stop_token_ids: frozenset[int] = frozenset({END})
+    gate: Callable[[], None] = lambda: None
+    """Called in the tokenizer's thread."""
+
+    @property
+    def facts(self) -> TextFacts:
+        template = "letters" if self.has_chat_template else None
+        return TextFacts(self.stop_token_ids, 100, template, "", False, {}, "letters")
+
+    def encode(self, text: str) -> list[int]:
+        self.gate()
+        return [ord(letter) for letter in text]
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        if not self.has_chat_template:
+            raise InvalidRequest("this model has no chat template; send a prompt as text or token ids")
+        return self.encode("".join(f"{message['role'][0]}:{message['content']};" for message in messages))
+
+    def detokenizer(self, stop: Sequence[str], *, prompt: Sequence[int]) -> LetterDetokenizer:
+        return LetterDetokenizer(stop, self.width)
+
+
+class ThreadTexts:
+    """Encodes with the tokenizers of fake entries, each prompt in a thread of its own that nothing waits
+    for."""
+
+    def __init__(self, entry: Callable[[str], "FakeEntry"]) -> None:
+        self._entry = entry
+
+    async def encode(self, model: str, path: Path, facts: TextFacts, prompt: Text | Chat) -> list[int]:
+        letters = self._entry(model).letters
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[list[int]] = loop.create_future()
+
+        def settle(ids: list[int] | None, error: BaseException | None) -> None:
+            if answer.done():
+                return
+            if error is not None:
+                answer.set_exception(error)
+            elif ids is not None:
+                answer.set_result(ids)
+
+        def work() -> None:
+            ids, failure = None, None
+            try:
+                if isinstance(prompt, Text):
+                    ids = letters.encode(prompt.text)
+                else:
+                    ids = letters.encode_chat(
+                        [{"role": m.role, "content": m.content} for m in prompt.messages]
+                    )
+            except BaseException as error:  # noqa: BLE001 - raised where it is awaited
+                failure = error
+            with suppress(RuntimeError):  # the loop may be gone
+                loop.call_soon_threadsafe(settle, ids, failure)
+
+        threading.Thread(target=work, daemon=True).start()
+        return await answer
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass
+class FakeEntry:
+    facts: ModelFacts
+    path: Path = Path("somewhere")
+    letters: LetterTokenizer = field(default_factory=LetterTokenizer)
+
+    def tokenizer(self) -> LetterTokenizer:
+        return self.letters
+
+
+class FakeCatalogue:
+    """Any folder or file is a model; one whose name begins with "huge" is too large, with "bad" is
+    damaged."""
+
+    def __init__(self, *entries: FakeEntry) -> None:
+        self.kept: dict[str, FakeEntry] = {entry.facts.id: entry for entry in entries}
+        self.refuses_removal: TokenmuxError | None = None
+
+    def __getitem__(self, name: str) -> FakeEntry:
+        return self.kept[name]
+
+    def names(self) -> list[str]:
+        return sorted(self.kept)
+
+    def get(self, name: str) -> FakeEntry:
+        if name not in self.kept:
+            raise NotFound(f"no model named {name} in the catalogue")
+        if name.startswith("bad"):
+            raise BadCheckpoint(f"{name}: the manifest is damaged")
+        return self.kept[name]
+
+    def register_folder(self, name: str, folder: Path, *, progress: Progress) -> FakeEntry:
+        if name in self.kept:
+            raise AlreadyExists(name)
+        entry = FakeEntry(facts(name, n_bytes=10**9 if folder.name.startswith("huge") else 1000))
+        self.kept[name] = entry
+        return entry
+
+    def register_gguf(self, name: str, file: Path, *, progress: Progress) -> FakeEntry:
+        return self.register_folder(name, file, progress=progress)
+
+    def set_aside(self, name: str) -> "FakeAside":
+        if self.refuses_removal is not None:
+            raise self.refuses_removal
+        if name not in self.kept:
+            raise NotFound(name)
+        return FakeAside(self, self.kept.pop(name))
+
+    def remove(self, name: str) -> None:
+        self.set_aside(name).delete()
+
+
+@dataclass
+class FakeAside:
+    catalogue: FakeCatalogue
+    entry: FakeEntry
+
+    def restore(self) -> None:
+        self.catalogue.kept[self.entry.facts.id] = self.entry
+
+    def delete(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class SmallDevice:
+    """10 000 bytes, unless resized, for a model beside the pinned ones, and room for 60 tokens."""
+
+    arena_bytes: int = 10_000
+
+    def resized(self, arena_bytes: int) -> "SmallDevice":
+        return SmallDevice(arena_bytes)
+
+    def check_model(self, model: ModelFacts, pinned: Iterable[ModelFacts]) -> None:
+        if model.n_bytes + sum(other.n_bytes for other in pinned if other.id != model.id) > self.arena_bytes:
+            raise DoesNotFit(
+                f"{model.id} needs {model.n_bytes} bytes, the device has {self.arena_bytes}: raise "
+                "device.arena"
+            )
+
+    def check_request(self, model: ModelFacts, n_tokens: int, pinned: Iterable[ModelFacts]) -> None:
+        self.check_model(model, pinned)
+        if n_tokens > 60 * self.arena_bytes // 10_000:
+            raise DoesNotFit(f"{n_tokens} tokens of {model.id} do not fit the device: ask for at most 60")
