@@ -86,6 +86,14 @@ def step_times(place: Place, loaded: Loaded, prepared: KernelBatch, n: int) -> l
     return sorted(taken[3:])
 
 
+def warmed_up(place: Place, config: Any, steps: int) -> tuple[Loaded, KernelBatch]:
+    """A model and a decode step that ran a few times; it can be advanced up to `steps` times in all."""
+    loaded = load(place, config, place.dtypes[0], grid_of(place))
+    prepared = decoding(place, loaded, *batch_and_context(place), steps)
+    step_times(place, loaded, prepared, 1)
+    return loaded, prepared
+
+
 def grid_of(place: Place) -> int:
     return 16 if place.interpreted else 512
 
@@ -423,10 +431,7 @@ def paging(place: Place, programs: int | None) -> Iterator[dict[str, float]]:
 
 @torch.inference_mode()
 def profile(place: Place, config: Any) -> Mapping[str, Any]:
-    loaded = load(place, config, place.dtypes[0], grid_of(place))
-    batch, context = batch_and_context(place)
-    prepared = decoding(place, loaded, batch, context, 8)
-    step_times(place, loaded, prepared, 1)
+    loaded, prepared = warmed_up(place, config, 8)
     activities = [torch.profiler.ProfilerActivity.CPU]
     if not place.interpreted:
         activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -438,7 +443,8 @@ def profile(place: Place, config: Any) -> Mapping[str, Any]:
         averages.table(sort_by=order, row_limit=60, max_name_column_width=80)
     )
     profiled.export_chrome_trace(str(place.out / "profile.json"))
-    kernels = [event for event in averages if getattr(event, "self_device_time_total", 0) > 0]
+    # An operator has the time of its kernels as well: counted by the kernels alone.
+    kernels = [event for event in averages if event.device_type is torch.autograd.DeviceType.CUDA]
     on_device = sum(event.self_device_time_total for event in kernels) / 1e6
     return {
         "rows": len(drawn),
@@ -458,10 +464,7 @@ def profile(place: Place, config: Any) -> Mapping[str, Any]:
 def sleeping(place: Place, config: Any) -> Mapping[str, Any]:
     """Make torch raise at every operation that waits for the device, and compare the thread's processor
     time with the step's."""
-    loaded = load(place, config, place.dtypes[0], grid_of(place))
-    batch, context = batch_and_context(place)
-    prepared = decoding(place, loaded, batch, context, 30)
-    step_times(place, loaded, prepared, 1)
+    loaded, prepared = warmed_up(place, config, 30)
     if not place.interpreted:
         torch.cuda.set_sync_debug_mode("error")
     try:
