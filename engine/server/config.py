@@ -27,7 +27,7 @@ from pydantic import (
 from tokenmux.core.addresses import DEFAULT_ADDRESS, is_loopback
 from tokenmux.core.errors import ConfigError
 from tokenmux.core.memory_budgets import DeviceKind
-from tokenmux.core.model_names import MODEL_NAME
+from tokenmux.core.model_names import model_name_fault
 from tokenmux.core.sizes import parse_size
 from tokenmux.scheduler.policy.registry import make_policy
 from tokenmux.server.front.api_keys import Scope
@@ -53,10 +53,9 @@ def _address(value: str) -> str:
 
 
 def _name(value: str) -> str:
-    if not MODEL_NAME.fullmatch(value):
-        raise ValueError(
-            f"{value!r} is not a model name: use letters, digits and . _ -, at most 128 characters"
-        )
+    fault = model_name_fault(value)
+    if fault is not None:
+        raise ValueError(fault)
     return value
 
 

@@ -43,7 +43,7 @@ from tokenmux.core.errors import (
     UnsupportedModel,
 )
 from tokenmux.core.facts import BLOCK_TOKENS
-from tokenmux.core.model_names import MODEL_NAME
+from tokenmux.core.model_names import MODEL_NAME, model_name_fault
 from tokenmux.core.progress import Progress, no_progress
 from tokenmux.models.atomic_files import DISK_FULL, atomic_file
 from tokenmux.models.catalogue.config_limits import check_size
@@ -412,11 +412,9 @@ def describe_folder(
 
 
 def checked_name(name: str) -> str:
-    if not MODEL_NAME.fullmatch(name):
-        raise InvalidRequest(
-            f"{name!r} is not a model name: letters, digits, '.', '_' and '-', beginning with a "
-            "letter or digit"
-        )
+    fault = model_name_fault(name)
+    if fault is not None:
+        raise InvalidRequest(fault)
     return name
 
 

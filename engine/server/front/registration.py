@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tokenmux.core.errors import AlreadyExists, DoesNotFit, InUse, InvalidRequest, NotFound, TokenmuxError
 from tokenmux.core.facts import ModelId
-from tokenmux.core.model_names import MODEL_NAME
+from tokenmux.core.model_names import model_name_fault
 from tokenmux.messages.commands import Register, Unregister
 from tokenmux.server.front.changes import Changes
 from tokenmux.server.front.model_store import ModelStore, PendingRemoval
@@ -81,11 +81,9 @@ class Registration:
         source), BadCheckpoint, NotServable.
         """
         check_name_length(name)
-        if not MODEL_NAME.fullmatch(name):
-            raise InvalidRequest(
-                f"{name!r} is not a model name: use letters, digits and . _ -, "
-                "beginning with a letter or digit, at most 128 characters"
-            )
+        fault = model_name_fault(name)
+        if fault is not None:
+            raise InvalidRequest(fault)
         if name in self._adding:
             raise AlreadyExists(f"a model named {name!r} is being registered at this moment")
         if name in self._models:
