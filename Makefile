@@ -38,7 +38,7 @@ spelling: ## codespell
 	$(BIN)/codespell
 
 types: ## mypy, strict
-	$(BIN)/mypy -p tokenmux
+	$(BIN)/mypy -p tokenmux -p benchmarks
 
 imports: ## the direction of imports
 	PYTHONPATH=.typing $(BIN)/lint-imports --no-logo

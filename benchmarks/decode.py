@@ -102,7 +102,9 @@ def transformers_step_s(model: PreTrainedModel, ids: torch.Tensor, n_steps: int)
             do_sample=False, max_new_tokens=n_tokens, min_new_tokens=n_tokens, eos_token_id=2, pad_token_id=2
         )
         began = time.perf_counter()
-        model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+        model.generate(  # type: ignore[operator]
+            ids, attention_mask=torch.ones_like(ids), generation_config=config
+        )
         return time.perf_counter() - began
 
     short = run(1)

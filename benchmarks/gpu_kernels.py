@@ -522,11 +522,11 @@ def prepare(capability: int) -> str:
 def compile_part(capability: int, n_parts: int, part: int) -> int:
     """Compile every `n_parts`-th form, from number `part` on. Returns their number."""
     shapes = [
-        warm.ModelShape(dtype, heads.dim, 16, heads.query // heads.kv, vocabulary, dtype, **extra)
+        warm.ModelShape(dtype, heads.dim, 16, heads.query // heads.kv, vocabulary, dtype, *extra)
         for dtype in (torch.bfloat16, torch.float16)
         for heads in (SMOLLM2, LLAMA_8B, QWEN_7B, GEMMA_9B, Heads("llama-3.2-1b", 32, 8, 64))
         for vocabulary in (128_256, 49_152, 32_000)
-        for extra in ({}, {"softcap": True, "sinks": dtype})
+        for extra in ((), (True, dtype))
     ]
     mine = warm.distinct(form for shape in shapes for form in warm.forms(capability, shape).values())[
         part::n_parts

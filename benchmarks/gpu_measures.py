@@ -137,7 +137,7 @@ def capture(
     if place.interpreted:
         result = work()
         return work, result
-    stream = torch.cuda.Stream(priority=priority)  # type: ignore[no-untyped-call]
+    stream = torch.cuda.Stream(priority=priority)
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(2):
@@ -274,7 +274,7 @@ def longest_gap(place: Place, one: torch.Tensor, ends: threading.Event, seconds:
 def registration(place: Place) -> tuple[Callable[[int, int], None], Callable[[int], None]]:
     if place.interpreted:
         return (lambda _address, _n_bytes: None), (lambda _address: None)
-    runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    runtime = torch.cuda.cudart()
 
     def lock(address: int, n_bytes: int) -> None:
         status = int(runtime.cudaHostRegister(address, n_bytes, 3))
@@ -396,10 +396,10 @@ def paging(place: Place, programs: int | None) -> Iterator[dict[str, float]]:
         began, n_bytes = time.perf_counter(), 0
         try:
             in_flight: list[torch.cuda.Event] = []
-            with torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
+            with torch.cuda.stream(torch.cuda.Stream()):
                 while not ends.is_set():
                     launch()
-                    event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+                    event = torch.cuda.Event(blocking=True)
                     event.record()
                     in_flight.append(event)
                     if len(in_flight) == 2:
@@ -444,7 +444,7 @@ def profile(place: Place, config: Any) -> Mapping[str, Any]:
     )
     profiled.export_chrome_trace(str(place.out / "profile.json"))
     # An operator has the time of its kernels as well: counted by the kernels alone.
-    kernels = [event for event in averages if event.device_type is torch.autograd.DeviceType.CUDA]
+    kernels = [event for event in averages if event.device_type is torch._C._autograd.DeviceType.CUDA]
     on_device = sum(event.self_device_time_total for event in kernels) / 1e6
     return {
         "rows": len(drawn),

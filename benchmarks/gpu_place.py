@@ -140,7 +140,7 @@ def replayed(run: Callable[[], object]) -> dict[str, Any]:
     filler = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
 
     def graph_of(work: Callable[[], object]) -> torch.cuda.CUDAGraph:
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             work()
@@ -159,8 +159,8 @@ def replayed(run: Callable[[], object]) -> dict[str, Any]:
     whole, empty = graph_of(both), graph_of(filler.zero_)
 
     def seconds_of(graph: torch.cuda.CUDAGraph) -> float:
-        began = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        ended = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        began = torch.cuda.Event(enable_timing=True)
+        ended = torch.cuda.Event(enable_timing=True)
         began.record()
         graph.replay()
         ended.record()

@@ -25,9 +25,9 @@ from tokenmux.executor.assemble import WorkerSetup
 from tokenmux.executor.monotonic_clock import MonotonicClock
 from tokenmux.executor.worker import ProcessWorker
 from tokenmux.messages.commands import Order, Register, Resize, Submit, Ticket, Unload
-from tokenmux.messages.reports import Acknowledged, Broken, Finished, Report, Tokens, WorkerStatus
+from tokenmux.messages.reports import Acknowledged, Broken, Finished, Report, Reports, Tokens, WorkerStatus
 from tokenmux.models.catalogue import tiny
-from tokenmux.models.catalogue.catalogue import Entry
+from tokenmux.models.catalogue.entry import Entry
 from tokenmux.models.network.batch import Segment
 from tokenmux.models.network.runner import Runner
 from tokenmux.scheduler.metrics.counters import INSTANCE_TABLE, MODEL_TABLE
@@ -151,7 +151,12 @@ def driver_of(place: Place, entries: Sequence[Entry], *, paged_int8: bool = Fals
         kind="cpu" if place.interpreted else "cuda",
         paged_kv="int8" if paged_int8 else "exact",
     )
-    worker = ProcessWorker(config, lambda batch: [inbox.put(report) for report in batch.reports] and None)
+
+    def receive(batch: Reports) -> None:
+        for report in batch.reports:
+            inbox.put(report)
+
+    worker = ProcessWorker(config, receive)
     driver = Driver(worker, inbox)
     try:
         for entry in entries:
@@ -286,7 +291,7 @@ def same_as_torch(place: Place, entries: Sequence[Entry], ask: Ask, tokens: Sequ
     image = torch.empty(entry.facts.n_bytes, dtype=torch.uint8)
     from tokenmux.models.weights.image import read_image
 
-    read_image(entry.manifest, memoryview(image.numpy()), lambda _: None)
+    read_image(entry.manifest, memoryview(image.numpy().data), lambda _: None)
     shape = entry.facts.kv
     runner = Runner(entry.skeleton(), shape, prefill_chunk_tokens=64)
     runner.bind(image)

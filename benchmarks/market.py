@@ -102,8 +102,8 @@ def main() -> None:
     )  # fmt: skip
     metrics: dict[str, float] = {"models": n_models}
     for hour, group in gpus.items():
-        for policy, n in group.items():
-            metrics[f"gpus_{policy}_{hour}".replace("-", "_").replace(" ", "_")] = n
+        for policy, count in group.items():
+            metrics[f"gpus_{policy}_{hour}".replace("-", "_").replace(" ", "_")] = count
     needed = [group["slack"] for group in gpus.values() if "slack" in group]
     if len(needed) == len(traces):
         metrics["gpus_saved_share"] = 1 - max(needed) / n_models

@@ -22,6 +22,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import grpc
 import numpy as np
@@ -241,7 +242,7 @@ def _prompt(kind: int) -> list[int]:
     return [int(i) for i in np.random.default_rng(kind).integers(0, 256, PROMPT_LENGTHS[kind])]
 
 
-def _options(kind: int) -> dict[str, object]:
+def _options(kind: int) -> dict[str, Any]:
     """Greedy for the first kind of prompt, sampled for the others."""
     return {
         "max_tokens": MAX_TOKENS,

@@ -139,6 +139,9 @@ class _Untimed(Device):
     def supersede(self, operation: int) -> None:
         self._device.supersede(operation)
 
+    def resize(self, arena_bytes: int) -> None:
+        self._device.resize(arena_bytes)
+
     def close(self) -> None:
         self._device.close()
 

@@ -178,11 +178,11 @@ def measure(entry: Entry, neighbours: Sequence[Entry], n_cycles: int, seed: int 
         for known in (entry, *neighbours):
             small.driven.register(known)
         for cycle in range(n_cycles + 1):
-            for known in (model, *beside):
-                small.driven.unload(known)
+            for name in (model, *beside):
+                small.driven.unload(name)
             neighbour = random.choice(beside)
-            for known in (neighbour, model) if random.random() < 0.7 else (model, neighbour):
-                small.driven.load(known)
+            for name in (neighbour, model) if random.random() < 0.7 else (model, neighbour):
+                small.driven.load(name)
             chosen = random.sample(range(N_PROMPTS), N_AT_ONCE)
             wanted = [(model, prompts[number]) for number in chosen]
             if cycle % 3 == 0:
