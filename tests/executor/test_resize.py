@@ -21,7 +21,7 @@ from tokenmux.core.cost import RooflineCost
 from tokenmux.core.errors import DoesNotFit, ErrorCode
 from tokenmux.core.request import FinishReason, Request, RequestId
 from tokenmux.executor import assemble as assembly
-from tokenmux.messages.commands import Register, Resize
+from tokenmux.messages.commands import Register, Resize, Ticket
 from tokenmux.messages.reports import Acknowledged, Finished, Tokens
 from tokenmux.models.catalogue.entry import Entry
 from tokenmux.scheduler.instance.instance import Instance
@@ -89,9 +89,11 @@ def test_random_worlds_with_resizes_end_every_request(
 
     for arrival in arrivals:
         body.clock.call_at(arrival.request.arrival_s, partial(arrive, arrival.request))
+    tickets: list[Ticket] = []
     for size_mb in sizes_mb:
         message = Resize(size_mb * MB)
-        body.clock.call_at(float(rng.uniform(0, 6)), lambda message=message: body.send(message))
+        at_s = float(rng.uniform(0, 6))
+        body.clock.call_at(at_s, lambda message=message: tickets.append(body.send(message)))
     body.clock.run(until_s=600)
 
     ends = [message for message in body.said if isinstance(message, Finished)]
@@ -100,7 +102,7 @@ def test_random_worlds_with_resizes_end_every_request(
             drawn[message.request] += len(message.token_ids)
     assert sorted(end.request for end in ends) == sorted(drawn)
     assert drawn == {request: n_outputs[request] for request in drawn}
-    answers = [m for m in body.said if isinstance(m, Acknowledged) and m.model is None]
+    answers = [m for m in body.said if isinstance(m, Acknowledged) and m.ticket in tickets]
     assert len(answers) == len(sizes_mb)
     assert {answer.code for answer in answers} <= {None, ErrorCode.DOES_NOT_FIT, ErrorCode.IN_USE}
     instance.check_integrity()
