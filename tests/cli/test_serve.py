@@ -32,7 +32,8 @@ def test_a_wrong_line_in_the_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_model_that_is_not_there_is_told_before_anything_listens(tmp_path: Path) -> None:
-    arguments = ["--model", f"m={tmp_path / 'none'}", "--catalogue", str(tmp_path / "kept")]
+    model = f"m={tmp_path / 'none'}"
+    arguments = ["--listen", "127.0.0.1:0", "--model", model, "--catalogue", str(tmp_path / "kept")]
     line = refused(run(None, "serve", *arguments), 1)
     assert line == (
         f"error: no model can be served; m: {tmp_path / 'none'}: there is no such folder or file on "

@@ -311,8 +311,12 @@ def test_an_unreachable_hub_is_a_transient_error(
 
 
 def test_progress_is_reported_to_its_end(catalogue: Catalogue, shards: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    catalogue.register_folder("a", shards, progress=lambda _what, done, total: seen.append((done, total)))
-    done, totals = zip(*seen, strict=True)
-    assert list(done) == sorted(done)
-    assert done[-1] == totals[-1] > 0
+    seen: dict[str, list[tuple[int, int]]] = {}
+    catalogue.register_folder(
+        "a", shards, progress=lambda what, done, total: seen.setdefault(what, []).append((done, total))
+    )
+    assert len(seen) > 1
+    for told in seen.values():
+        done, totals = zip(*told, strict=True)
+        assert list(done) == sorted(done)
+        assert done[-1] == totals[-1] > 0
