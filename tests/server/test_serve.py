@@ -116,7 +116,9 @@ def test_the_arena_is_what_was_said_or_most_of_what_is_free(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_gpu_that_is_not_there_is_noticed_before_anything_is_converted(tmp_path: Path) -> None:
-    (tmp_path / "pool.yaml").write_text("device: {kind: cuda}\nmodels: {a: nothing}\ncatalogue: kept\n")
+    (tmp_path / "pool.yaml").write_text(
+        "listen: 127.0.0.1:0\ndevice: {kind: cuda}\nmodels: {a: nothing}\ncatalogue: kept\n"
+    )
     command = [sys.executable, "-m", "tokenmux.cli", "serve", "-c", str(tmp_path / "pool.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 2
