@@ -34,9 +34,9 @@ class OldestFirst:
     def plan(self, channel: Channel, view: InstanceView) -> Plan:
         waiting = [model for model in view.live_models.values() if model.n_live]
         if not waiting:
-            return IDLE
+            return turn_taking.asked(channel, view)  # what operators want loaded
         first = min(waiting, key=turn_taking.oldest_arrival_s)
-        # `serve` lets the rescue take over while this model cannot step: no memory is too small to make
+        # `take_turn` lets the rescue take over while this model cannot step: no memory is too small to make
         # progress.
         return turn_taking.take_turn(channel, view, first, lambda channel: self._own(channel, view, first))
 

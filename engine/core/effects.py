@@ -6,8 +6,9 @@ not concern it:
 
     to do      a `Started` kind, Interrupt, Supersede, ResizeReady
     to tell    PhaseChanged, RequestEnded, RequestLeft
-    done       Evict, Drop, Discard: at once, by the decision itself
-    to count   RequestEntered, StepEnded, CopyEnded, ModelLoaded, and all of the above
+    done       Evict, Drop, Discard: in the books at once; a body that points at weights lets go of them
+    ended      StepEnded, CopyEnded: a body that points at weights looks where they are now
+    to count   RequestEntered, ModelLoaded, and all of the above
 """
 
 from collections.abc import Iterator

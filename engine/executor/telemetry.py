@@ -1,4 +1,4 @@
-"""What a worker remembers for operators: its users, reported once a second, and the newest operations and
+"""What a worker remembers for operators: its usage, reported once a second, and the newest operations and
 requests, sent on request.
 
 Both are bounded. `tokenmux.executor.worker_status` reports the present state.
@@ -9,6 +9,7 @@ from tokenmux.core.effects import Effects
 from tokenmux.messages.commands import Ticket
 from tokenmux.messages.reports import Traced, WorkerUse
 from tokenmux.scheduler.instance.instance import Instance
+from tokenmux.scheduler.metrics.counter_table import Row
 from tokenmux.scheduler.metrics.counters import SERVICE_TABLE, ServiceCounters
 from tokenmux.scheduler.metrics.timeline import Timeline
 
@@ -27,7 +28,7 @@ class Telemetry:
         self._instance = instance
         self._clock = clock
         self._last_s = float("-inf")
-        self._told: dict[ServiceCounters, tuple[float, ...]] = {}
+        self._told: dict[ServiceCounters, Row] = {}
         self._timeline = Timeline(MAX_SPANS)
 
     def note(self, effects: Effects) -> None:
@@ -47,18 +48,21 @@ class Telemetry:
         self._last_s, self.due_s = now_s, None
         metrics = self._instance.metrics
         models = tuple(
-            (model, SERVICE_TABLE.row(counters.service))
+            (model, row)
             for model, counters in metrics.models.items()
-            if self._moved(counters.service)
+            if (row := self._moved(counters.service)) is not None
         )
         tenants = tuple(
-            (name, SERVICE_TABLE.row(own)) for name, own in metrics.tenants.items() if self._moved(own)
+            (name, row)
+            for name, counters in metrics.tenants.items()
+            if (row := self._moved(counters)) is not None
         )
         return WorkerUse(now_s, models, tenants) if models or tenants else None
 
-    def _moved(self, counters: ServiceCounters) -> bool:
-        now = (counters.n_requests, counters.n_prompt_tokens, counters.n_tokens, counters.gpu_s)
+    def _moved(self, counters: ServiceCounters) -> Row | None:
+        """The row of these counters; None if none has moved since the last report."""
+        now = SERVICE_TABLE.single(counters)
         if self._told.get(counters) == now:
-            return False
+            return None
         self._told[counters] = now
-        return True
+        return SERVICE_TABLE.row(counters)

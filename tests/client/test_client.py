@@ -2,6 +2,7 @@
 them only."""
 
 import asyncio
+import inspect
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -27,7 +28,9 @@ from tokenmux.client import (
     PromptInfo,
     Residency,
     State,
+    aio,
     proto_values,
+    sync,
 )
 from tokenmux.core.facts import ModelId
 from tokenmux.messages.commands import Cancel, Load, Pin, Submit, Unload
@@ -265,6 +268,26 @@ def test_what_the_client_does_not_know_yet_is_no_error() -> None:
     assert proto_values.event(inference_pb2.GenerateStreamResponse()) is None
     state = inference_pb2.GenerateStreamResponse(state=inference_pb2.RequestState(phase=99))  # type: ignore[arg-type]
     assert proto_values.event(state) == State(Phase.UNKNOWN, 0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("blocking", "awaited"),
+    [
+        (sync.Client, aio.AsyncClient),
+        (sync.Models, aio.AsyncModels),
+        (sync.Pool, aio.AsyncPool),
+        (sync.Planning, aio.AsyncPlanning),
+    ],
+)
+def test_both_clients_have_the_same_methods(blocking: type, awaited: type) -> None:
+    def parameters(kind: type) -> dict[str, list[str]]:
+        return {
+            name: list(inspect.signature(method).parameters)
+            for name, method in inspect.getmembers(kind, inspect.isfunction)
+            if not name.startswith("_")
+        }
+
+    assert parameters(blocking) == parameters(awaited)
 
 
 def test_importing_the_client_brings_nothing_else_of_ours() -> None:

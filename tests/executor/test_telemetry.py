@@ -1,5 +1,6 @@
 """What a worker remembers for operators, on virtual time."""
 
+from dataclasses import fields
 from itertools import pairwise
 
 import pytest
@@ -7,11 +8,12 @@ import pytest
 from tokenmux.core.facts import DeviceFacts, KvShape
 from tokenmux.core.request import RequestId
 from tokenmux.core.started import SwapReason
-from tokenmux.executor.telemetry import USE_INTERVAL_S
+from tokenmux.executor.telemetry import USE_INTERVAL_S, Telemetry
 from tokenmux.messages.commands import AskTrace, Register
 from tokenmux.messages.reports import Traced, WorkerStatus, WorkerUse
-from tokenmux.scheduler.metrics.counters import INSTANCE_TABLE, MODEL_TABLE, SERVICE_TABLE
-from tokenmux.testing import make_instance, make_model, make_request
+from tokenmux.scheduler.metrics.counters import INSTANCE_TABLE, MODEL_TABLE, SERVICE_TABLE, ServiceCounters
+from tokenmux.simulator.virtual_clock import VirtualClock
+from tokenmux.testing import make_device, make_instance, make_model, make_request
 from tokenmux.testing.virtual_engine import HOST, EngineOnVirtualTime
 
 GB = 10**9
@@ -74,6 +76,21 @@ def test_what_did_not_move_is_not_told_again(body: EngineOnVirtualTime) -> None:
     body.clock.run()
     assert len(reports(body)) == n_reports
     assert body.engine.status_due_s is None
+
+
+def test_a_counter_that_moves_alone_is_told() -> None:
+    clock = VirtualClock()
+    instance = make_instance(make_device())
+    telemetry = Telemetry(instance, clock)
+    counters = instance.metrics.tenants.setdefault("x", ServiceCounters())
+    names = [field.name for field in fields(counters) if field.name in SERVICE_TABLE.names]
+    plain = [name for name in names if isinstance(getattr(counters, name), int | float)]
+    assert len(plain) > 5
+    telemetry.report()
+    for name in plain:
+        setattr(counters, name, getattr(counters, name) + 1)
+        clock.pass_to(clock.now_s() + 2 * USE_INTERVAL_S)
+        assert telemetry.report() is not None, name
 
 
 def test_a_trace_has_what_ended_within_the_time_asked_for(body: EngineOnVirtualTime) -> None:

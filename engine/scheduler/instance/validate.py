@@ -86,13 +86,15 @@ def forget(request: RequestState, blocks: int) -> None:
 
 
 def paging(asked: Channel, requests: Sequence[RequestState]) -> None:
+    """Check a page-in or page-out. A page-out may begin while its requests step, and they may step while it
+    runs: it counts only the tokens computed before it began."""
     if not requests or len({request.id for request in requests}) < len(requests):
         raise IllegalPlan("paging of no request, or of one twice")
     for request in requests:
         if request.in_copy or request.to_end:
             raise IllegalPlan(f"{request.id} is already being copied, or over")
         if asked is Channel.COPY_IN and (not request.kv.n_missing or request.in_step):
-            raise IllegalPlan(f"{request.id} has nothing to page in")
+            raise IllegalPlan(f"{request.id} has nothing to page in, or steps")
         if asked is Channel.COPY_OUT and request.kv.is_clean:
             raise IllegalPlan(f"{request.id} has nothing to page out")
 

@@ -121,6 +121,11 @@ class Table:
         ]
         self.names = tuple(counter.name for counter in self.counters)
 
+    def single(self, counters: object) -> Row:
+        """The values of the single counters: cheap enough to look for what moved. No histogram moves without
+        one of them."""
+        return self._single(counters)
+
     def row(self, counters: object) -> Row:
         """The values at this moment."""
         row = self._single(counters)

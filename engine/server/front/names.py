@@ -31,7 +31,7 @@ def tenant_fault(tenant: str) -> str | None:
     if len(tenant) > MAX_TENANT_CHARS:
         return f"tenant has {len(tenant)} characters: at most {MAX_TENANT_CHARS} are allowed"
     if tenant and not (tenant[0].isalnum() or tenant[0] == "_"):
-        return f"tenant {tenant!r}: begin with a letter or digit"
+        return f"tenant {tenant!r}: begin with a letter, a digit or _"
     if not tenant.isprintable() or tenant != tenant.strip():
         return f"tenant {tenant!r}: use printable characters, with no space at either end"
     return None

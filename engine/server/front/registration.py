@@ -88,7 +88,8 @@ class Registration:
             raise AlreadyExists(f"a model named {name!r} is being registered at this moment")
         if name in self._models:
             raise AlreadyExists(
-                f"a model named {name!r} is served already: unregister it first, or choose another name"
+                f"a model named {name!r} is served already: unregister it first (`tokenmux models remove`), "
+                "or choose another name"
             )
         task = asyncio.create_task(self._add(name, source), name=f"register {name}")
         self._adding[name] = task

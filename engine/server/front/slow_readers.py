@@ -1,4 +1,4 @@
-"""What happens when a client stops reading its stream.
+"""What happens when a client stops reading its stream: writing to it does not return, and tokens pile up.
 
     `buffer_tokens` unread ─▶ the worker is told Pause: the request gets no steps, its deadlines stand still
         ├─ the client reads until half of them are left ─▶ Resume: it goes on, deadlines shifted by the pause
@@ -6,7 +6,7 @@
         └─ the worker breaks ─▶ the next one is told of the request and of its pause
 
 `tokenmux.server.front.buffer` counts what is unread and says when it is too much; neighbouring tokens
-melt into one event there, so that a client that is merely slow costs little memory.
+are merged into one event there, so that a client that is merely slow costs little memory.
 """
 
 import asyncio

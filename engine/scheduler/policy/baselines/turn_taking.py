@@ -3,7 +3,8 @@ let it step.
 
 The baselines are made of these; they decide whose turn it is, and for how long. If the model whose turn it is
 cannot step and the policy's rules make no progress, `rescue` serves it alone. So every turn comes to a step,
-however small the memory.
+however small the memory. A step is not a token yet: a policy that ends a turn before its model has drawn one
+may discard for ever what others compute.
 """
 
 from collections.abc import Callable, Collection, Iterable
