@@ -2,12 +2,13 @@
 outside.
 
 Requests come and go, operations complete. Every event carries its time, in seconds on the clock of the body
-(the runtime or the simulator). Events of equal time are applied in the order of their arrival.
+(the engine or the simulator). Events of equal time are applied in the order of their arrival.
 """
 
 from dataclasses import dataclass
 
 from tokenmux.core.facts import ModelFacts, ModelId
+from tokenmux.core.record import NO_HISTORY, RequestHistory
 from tokenmux.core.request import FinishReason, Request, RequestId
 
 
@@ -16,17 +17,14 @@ class Arrived:
     """A request was placed on this instance. It may have begun elsewhere, or before a worker broke.
 
     `n_delivered` of its tokens exist already, and the KV of its first `n_kept` tokens lies in host memory;
-    the rest is rebuilt. The other fields carry its history into the metrics.
+    the rest is rebuilt.
     """
 
     at_s: float
     request: Request
     n_delivered: int = 0
     n_kept: int = 0
-    n_on_time: int = 0
-    first_token_s: float | None = None
-    last_token_s: float | None = None
-    artifact: tuple[float, float] | None = None
+    history: RequestHistory = NO_HISTORY
 
 
 @dataclass(frozen=True, slots=True)

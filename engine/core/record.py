@@ -1,8 +1,27 @@
-"""The history of one request, from its arrival to its end."""
+"""The history of one request: what it brings to an instance, and what is known at its end."""
 
 from dataclasses import dataclass
 
 from tokenmux.core.request import FinishReason, Request
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHistory:
+    """What a request brings from the instance that it left, or from the worker that broke. Times are in
+    seconds on the clock of its arrival.
+
+    `n_on_time` of its tokens were on time, and its deadlines are `paused_s` later than without the pauses of
+    its client. `artifact` is its allowance and lateness so far (`ArtifactAllowance`).
+    """
+
+    n_on_time: int = 0
+    first_token_s: float | None = None
+    last_token_s: float | None = None
+    paused_s: float = 0.0
+    artifact: tuple[float, float] | None = None
+
+
+NO_HISTORY = RequestHistory()
 
 
 @dataclass(frozen=True, slots=True)

@@ -341,7 +341,7 @@ class Engine:
             self._out.append(Finished(request.id, FinishReason.FAILED, now_s, detail))
             return
         self._contents[request.id] = Content(submit, [*submit.prompt, *submit.delivered])
-        self._apply(Arrived(now_s, request, len(submit.delivered)))
+        self._apply(Arrived(now_s, request, len(submit.delivered), history=submit.history))
 
     def _ask_resize(self, ticket: Ticket, arena_bytes: int, now_s: float) -> None:
         """Answered now if it is refused, otherwise when it is done."""

@@ -5,6 +5,7 @@ from typing import NewType
 from msgspec import Struct
 
 from tokenmux.core.facts import ModelFacts, ModelId
+from tokenmux.core.record import NO_HISTORY, RequestHistory
 from tokenmux.core.request import FinishReason, Request, RequestId
 from tokenmux.core.sampling import Sampling
 
@@ -13,7 +14,8 @@ Ticket = NewType("Ticket", int)
 
 
 class Submit(Struct, frozen=True, array_like=True, tag=True):
-    """An accepted request with its content. `delivered` are tokens that the client already has (recovery)."""
+    """An accepted request with its content. After a worker broke: `delivered` are the tokens that exist, and
+    `history` is what the request brings along."""
 
     request: Request
     prompt: tuple[int, ...]
@@ -21,6 +23,7 @@ class Submit(Struct, frozen=True, array_like=True, tag=True):
     min_tokens: int = 0
     stop_token_ids: frozenset[int] = frozenset()
     delivered: tuple[int, ...] = ()
+    history: RequestHistory = NO_HISTORY
 
 
 class Cancel(Struct, frozen=True, array_like=True, tag=True):

@@ -166,7 +166,8 @@ class Simulator:
             if target != index:
                 self._pool_policy.on_left(index, request.request)
             n_delivered = request.n_drawn + drawn.get(request.id, 0)
-            self.apply(target, Arrived(self.now_s, request.request, n_delivered))
+            history = request.history(self.now_s)
+            self.apply(target, Arrived(self.now_s, request.request, n_delivered, history=history))
             if request.is_paused:
                 self.apply(target, Paused(self.now_s, request.id))
 

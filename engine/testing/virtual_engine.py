@@ -73,7 +73,8 @@ class EngineOnVirtualTime:
         for content, request in unfinished:
             if request.to_end is None:
                 drawn = content.token_ids[content.submit.request.n_prompt :]
-                self.send(msgspec.structs.replace(content.submit, delivered=tuple(drawn)))
+                history = request.history(self.clock.now_s())
+                self.send(msgspec.structs.replace(content.submit, delivered=tuple(drawn), history=history))
 
     def _begin(self, instance: Instance) -> None:
         self.instance = instance

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from tokenmux.core.event import Arrived
 from tokenmux.core.phases import RequestPhase
+from tokenmux.core.record import RequestHistory
 from tokenmux.core.request import FinishReason, Request, RequestId
 from tokenmux.scheduler.memory.kv_table import KvTable
 from tokenmux.scheduler.metrics.counters import ArtifactAllowance
@@ -50,15 +51,15 @@ class RequestState:
     )
 
     def __init__(self, arrived: Arrived, model: "ModelState", kv: KvTable, share: Share) -> None:
-        request = arrived.request
+        request, history = arrived.request, arrived.history
         self.request: Request = request
         self.model = model
         self.share = share
         self.kv = kv
         self.n_tokens = request.n_prompt + arrived.n_delivered
-        self.shift_s = 0.0
+        self.shift_s = history.paused_s
         """How far pauses have moved the deadlines back."""
-        self.deadline_s = request.deadline_s(arrived.n_delivered)
+        self.deadline_s = request.deadline_s(arrived.n_delivered) + self.shift_s
         self.lead_s = request.service.ttft_s * (1 - 1 / request.weight)
         """How much earlier than its deadline it is ordered because of its weight: less than a TTFT, so
         that no request starves behind it."""
@@ -69,13 +70,13 @@ class RequestState:
         """How it ended (without a reason: it moves elsewhere). It leaves as soon as no operation in flight
         uses it."""
         self.need = Need.PREFILL
-        self.first_token_s = arrived.first_token_s
-        self.last_token_s = arrived.last_token_s
-        self.since_s = arrived.last_token_s
+        self.first_token_s = history.first_token_s
+        self.last_token_s = history.last_token_s
+        self.since_s = history.last_token_s
         """When the wait for the next token began: at its last token, or later by the client's pauses since
         then."""
-        self.n_on_time = arrived.n_on_time
-        self.artifact = ArtifactAllowance(*(arrived.artifact or (request.service.ttft_s,)))
+        self.n_on_time = history.n_on_time
+        self.artifact = ArtifactAllowance(*(history.artifact or (request.service.ttft_s,)))
         self.told_phase: RequestPhase | None = None
         self.told_position = 0
         """Number of requests ahead of it, as last told, while it has not run
@@ -110,6 +111,17 @@ class RequestState:
     @property
     def device_bytes(self) -> int:
         return (len(self.kv.device) - self.kv.n_missing) * self.kv.shape.block_bytes
+
+    def history(self, at_s: float) -> RequestHistory:
+        """What the request takes along if it leaves at `at_s`."""
+        paused_s = 0.0 if self.paused_since_s is None else at_s - self.paused_since_s
+        return RequestHistory(
+            self.n_on_time,
+            self.first_token_s,
+            self.last_token_s,
+            self.shift_s + paused_s,
+            (self.artifact.allowance_s, self.artifact.late_s),
+        )
 
     def next_need(self) -> Need:
         if self.is_paused:

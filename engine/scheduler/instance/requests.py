@@ -66,29 +66,18 @@ def end(state: LiveState, request: RequestState, reason: FinishReason | None, de
         del state.live_models[request.request.model]
     request.model.keep_warm(request.request, state.now_s)
     if reason is None:
-        state.effects.append(RequestLeft(_arrival_elsewhere(request, state.now_s, n_clean)))
+        history = request.history(state.now_s)
+        arrival = Arrived(state.now_s, request.request, request.n_drawn, n_clean, history)
+        state.effects.append(RequestLeft(arrival))
         return
     record = RequestRecord(
         request.request,
         reason,
-        request.first_token_s,
-        state.now_s,
-        request.last_token_s,
-        request.n_drawn,
-        request.n_on_time,
-        request.artifact.late_s,
+        first_token_s=request.first_token_s,
+        end_s=state.now_s,
+        last_token_s=request.last_token_s,
+        n_tokens=request.n_drawn,
+        n_on_time=request.n_on_time,
+        artifact_late_s=request.artifact.late_s,
     )
     state.effects.append(RequestEnded(record, detail))
-
-
-def _arrival_elsewhere(request: RequestState, at_s: float, n_kept: int) -> Arrived:
-    return Arrived(
-        at_s,
-        request.request,
-        request.n_drawn,
-        n_kept,
-        request.n_on_time,
-        request.first_token_s,
-        request.last_token_s,
-        (request.artifact.allowance_s, request.artifact.late_s),
-    )

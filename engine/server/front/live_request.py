@@ -20,6 +20,7 @@ from msgspec.structs import replace
 
 from tokenmux.core.errors import Ended, ErrorCode, InternalError, TokenmuxError, error_of
 from tokenmux.core.phases import PhaseChanged, RequestPhase
+from tokenmux.core.record import RequestHistory
 from tokenmux.core.request import FinishReason, Request
 from tokenmux.messages.commands import Submit
 from tokenmux.messages.reports import Finished, Tokens
@@ -95,7 +96,9 @@ class LiveRequest:
 
     def resubmission(self) -> Submit:
         """What a worker needs to begin, or to continue after the existing tokens."""
-        return replace(self._submit, delivered=tuple(self._delivered))
+        times = self._times
+        history = RequestHistory(times.n_on_time, times.first_token_s, times.last_token_s, self._paused_s())
+        return replace(self._submit, delivered=tuple(self._delivered), history=history)
 
     def take_state(self, state: PhaseChanged) -> None:
         """Tell the client the phase of its request."""
@@ -178,14 +181,17 @@ class LiveRequest:
         """Count how many of the tokens from `index` on, all drawn at `at_s`, were on time. Pauses by the
         client do not count."""
         times = self._times
-        shift_s = times.paused_s
-        if times.paused_since_s is not None:
-            shift_s += self._clock() - times.paused_since_s
+        shift_s = self._paused_s()
         deadline_s = self._submit.request.deadline_s
         times.n_on_time += sum(at_s <= deadline_s(i) + shift_s for i in range(index, len(self._delivered)))
         times.first_token_s = at_s if times.first_token_s is None else times.first_token_s
         times.ran_s = at_s if times.ran_s is None else times.ran_s
         times.last_token_s = at_s
+
+    def _paused_s(self) -> float:
+        """How long the client did not read, until now."""
+        since_s = self._times.paused_since_s
+        return self._times.paused_s + (0.0 if since_s is None else self._clock() - since_s)
 
     def _complete(self, reason: FinishReason) -> None:
         if self.closed:

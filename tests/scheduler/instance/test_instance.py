@@ -130,7 +130,7 @@ def test_a_withdrawn_request_leaves_with_its_history(first) -> None:
         assert left == []
         assert reason_of(body) is FinishReason.CANCELLED
     else:
-        assert [(a.request.id, a.n_delivered, a.n_kept, a.n_on_time) for a in left] == [(R, 5, 0, 5)]
+        assert [(a.request.id, a.n_delivered, a.n_kept, a.history.n_on_time) for a in left] == [(R, 5, 0, 5)]
         assert R not in body.ended
 
 
@@ -334,6 +334,23 @@ def test_a_recovered_request_goes_on_where_it_stopped() -> None:
     assert body.instance.requests[R].deadline_s == 1.0 + 3 * 0.5
     step(body, Chunk(R, 0, 7))
     assert body.instance.requests[R].n_drawn == 4
+
+
+def test_what_a_request_was_goes_with_it_to_another_instance() -> None:
+    """Pauses of its client, past ones and the present one, and the tokens that were on time."""
+    first, second = running(), a_body(A)
+    first.apply(Paused(1.0, R))
+    first.apply(Resumed(4.0, R))
+    first.apply(Paused(5.0, R))
+    here = first.instance.requests[R]
+    first.apply(Withdrawn(7.0, R))
+    (left,) = first.take(RequestLeft)
+    assert left.arrival.history.paused_s == 5.0
+    load(second)
+    second.apply(replace(left.arrival, n_kept=0))
+    there = second.instance.requests[R]
+    assert there.deadline_s == here.deadline_s + 2.0
+    assert (there.n_on_time, there.first_token_s) == (1, here.first_token_s)
 
 
 def test_a_pause_pushes_deadlines_back_and_stops_the_request() -> None:

@@ -7,9 +7,10 @@ from tokenmux.core.errors import (
     Ended,
 )
 from tokenmux.core.phases import PhaseChanged, RequestPhase
+from tokenmux.core.record import RequestHistory
 from tokenmux.core.request import FinishReason
-from tokenmux.messages.commands import Cancel, Pause, Resume
-from tokenmux.messages.reports import Finished
+from tokenmux.messages.commands import Cancel, Pause, Resume, Submit
+from tokenmux.messages.reports import Broken, Finished
 from tokenmux.server.front.generation import (
     FinishInfo,
     PromptInfo,
@@ -49,6 +50,22 @@ async def test_deadlines_stand_still_while_the_client_does_not_read() -> None:
         events = [event async for event in stream]
     assert isinstance(events[-1], FinishInfo)
     assert events[-1].n_on_time == 2
+
+
+async def test_the_next_worker_is_told_of_pauses_and_of_tokens_that_were_on_time() -> None:
+    """Otherwise deadlines would be back where they were, and the tokens would count as late."""
+    hub, now = ScriptedWorkers(), [100.0]
+    async with (
+        started(hub, limits=Limits(buffer_tokens=1), clock=lambda: now[0]) as front,
+        front.open(ask(ttft_s=1.0, tpot_s=1.0)) as stream,
+    ):
+        hub.post(tokens(stream.id, 0, "a", at_s=100.5))
+        await hub.next(Pause)
+        now[0] = 150.0
+        hub.post(Broken("killed"))
+        again = await hub.next(Submit)
+        await hub.next(Pause)
+    assert again.history == RequestHistory(1, 100.5, 100.5, 50.0)
 
 
 async def test_a_client_that_never_reads_is_ended() -> None:
