@@ -71,11 +71,11 @@ def _plan_apart(planning: PlanSearch, n: int, told: ToldProgress) -> None:
             "shorter trace"
         ) from error
     finally:
-        processes = list((pool._processes or {}).values())
-        pool.shutdown(wait=False, cancel_futures=True)
         # What they still simulate was a guess, or the search has failed: no one waits for it.
-        for process in processes:
+        for process in list((pool._processes or {}).values()):
             process.terminate()
+        # Waited for: a pool that ends by itself while Python exits may print a traceback.
+        pool.shutdown(cancel_futures=True)
 
 
 _world: World | None = None

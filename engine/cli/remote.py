@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from tokenmux.core.addresses import target_fault
 from tokenmux.core.errors import ConfigError, TokenmuxError
 
 if TYPE_CHECKING:
     from tokenmux.client import Client
+
+
+_UNREACHED = ("failed to connect", "errors resolving", "DNS resolution failed")
+"""How gRPC's own messages begin if no server was reached; a server's begin otherwise."""
 
 
 class _FailedCall(TokenmuxError):
@@ -38,6 +43,9 @@ def connected(ctx: typer.Context) -> "Iterator[Client]":
     from tokenmux.client import CallFailed, Client, WrongArgument
 
     remote: Remote = ctx.obj
+    fault = target_fault(remote.target)
+    if fault is not None:
+        raise ConfigError(fault)
     try:
         client = Client(
             remote.target,
@@ -58,5 +66,6 @@ def connected(ctx: typer.Context) -> "Iterator[Client]":
     except WrongArgument as error:
         raise ConfigError(str(error)) from error
     except CallFailed as error:
-        hint = f"; is a server running on {remote.target}?" if error.code.name == "UNAVAILABLE" else ""
+        unreached = error.code.name == "UNAVAILABLE" and error.message.startswith(_UNREACHED)
+        hint = f"; is a server running on {remote.target}?" if unreached else ""
         raise _FailedCall(f"{error}{hint}") from error

@@ -24,7 +24,7 @@ from pydantic import (
     ValidationInfo,
 )
 
-from tokenmux.core.addresses import DEFAULT_ADDRESS, is_loopback
+from tokenmux.core.addresses import DEFAULT_ADDRESS, address_fault, is_loopback
 from tokenmux.core.errors import ConfigError
 from tokenmux.core.memory_budgets import DeviceKind
 from tokenmux.core.model_names import model_name_fault
@@ -38,17 +38,9 @@ from tokenmux.server.yaml_lines import Document, YamlPath, parse
 
 
 def _address(value: str) -> str:
-    host, _, port = value.rpartition(":")
-    bracketed = host.startswith("[") and host.endswith("]")
-    if (
-        not host
-        or (":" in host and not bracketed)
-        or not (port.isascii() and port.isdecimal() and len(port) <= 5)
-        or int(port) > 65535
-    ):
-        raise ValueError(
-            f"{value!r} is not an address: write HOST:PORT, such as {DEFAULT_ADDRESS} or [::1]:50051"
-        )
+    fault = address_fault(value)
+    if fault is not None:
+        raise ValueError(fault)
     return value
 
 

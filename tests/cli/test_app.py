@@ -60,6 +60,22 @@ def test_a_server_that_is_not_there(server: ServerThread) -> None:
     assert line.endswith("is a server running on 127.0.0.1:1?")
 
 
+@pytest.mark.parametrize(
+    "target", ["foo", ":1", "127.0.0.1", "127.0.0.1:99999", "http://127.0.0.1:1", "::1:1"]
+)
+def test_an_address_that_is_none_is_refused_before_connecting(target: str) -> None:
+    line = refused(run(None, "--server", target, "models", "list"), 2)
+    assert line.startswith(f"error: {target!r} is not an address: write HOST:PORT")
+
+
+def test_a_server_that_answered_is_there() -> None:
+    with ServerThread(serving) as server:
+        server.do(server.served.front.drain())
+        line = refused(run(server, "generate", "letters", "abc"), 1)
+    assert "shutting down" in line
+    assert "is a server running" not in line
+
+
 def test_a_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = [Key.of("boss", Scope.ADMIN, "open")]
     with ServerThread(lambda: serving(keys=keys)) as server:
