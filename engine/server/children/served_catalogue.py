@@ -20,6 +20,7 @@ from tokenmux.core.progress import Progress
 from tokenmux.models.catalogue.catalogue import Catalogue, SetAside
 from tokenmux.models.catalogue.entry import Entry
 from tokenmux.server.children.child import Child, ChildAnswer, ChildEnded, LimitExceeded
+from tokenmux.server.front.model_store import NothingToRemove
 from tokenmux.server.front.sources import kind_of
 
 REGISTRATION_MODULE = "tokenmux.server.children.registration_child"
@@ -93,11 +94,11 @@ class ServedCatalogue:
         """The same for a GGUF file."""
         return self._register(("gguf", name, file), progress)
 
-    def set_aside(self, name: str) -> "SetAside | Nothing":
+    def set_aside(self, name: str) -> SetAside | NothingToRemove:
         """Take an entry out of the catalogue; nothing is deleted yet. Raises NotFound, InUse,
         TokenmuxError."""
         if self._refusals.pop(name, None) is not None and name not in self._disk.names():
-            return Nothing()
+            return NothingToRemove()
         return self._disk.set_aside(name)
 
     def remove(self, name: str) -> None:
@@ -113,12 +114,11 @@ class ServedCatalogue:
         Entries of an earlier version are updated on the way.
         """
         self._disk.sweep()
-        stale = [
+        work = [
             ("refresh", name, self.root / "models" / name)
             for name in self._disk.names()
             if self._is_stale(name)
         ]
-        work = list(stale)
         for name, source in sources:
             try:
                 work.append((kind_of(source), name, source))
@@ -215,14 +215,6 @@ class ServedCatalogue:
                 self._children.discard(child)
             child.kill()
         return results
-
-
-class Nothing:
-    """Stands for an entry that was never made, and is set aside without effect."""
-
-    def restore(self) -> None: ...
-
-    def delete(self) -> None: ...
 
 
 def _error_in(result: object) -> TokenmuxError | None:

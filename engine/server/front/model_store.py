@@ -38,6 +38,14 @@ class PendingRemoval(Protocol):
     def delete(self) -> None: ...
 
 
+class NothingToRemove:
+    """The `PendingRemoval` of files that are no longer there, or never were."""
+
+    def restore(self) -> None: ...
+
+    def delete(self) -> None: ...
+
+
 class ModelStore(Protocol):
     """The models on disk. Its methods may block for long and are called from threads."""
 

@@ -14,7 +14,7 @@ from tokenmux.core.facts import ModelId
 from tokenmux.core.model_names import model_name_fault
 from tokenmux.messages.commands import Register, Unregister
 from tokenmux.server.front.changes import Changes
-from tokenmux.server.front.model_store import ModelStore, PendingRemoval
+from tokenmux.server.front.model_store import ModelStore, NothingToRemove, PendingRemoval
 from tokenmux.server.front.names import check_name_length
 from tokenmux.server.front.pool_size import PoolSize
 from tokenmux.server.front.served_models import ServedModel, ServedModels
@@ -26,14 +26,6 @@ logger = logging.getLogger(__name__)
 FORCED_S = 60.0
 """How long a forced removal waits for the operations in flight that use the model."""
 ASK_AGAIN_S = 0.5
-
-
-class Gone:
-    """The `PendingRemoval` of files that are no longer there."""
-
-    def restore(self) -> None: ...
-
-    def delete(self) -> None: ...
 
 
 class Registration:
@@ -168,7 +160,7 @@ class Registration:
         try:
             return self._store.set_aside(name)
         except NotFound:  # it was deleted from outside; the model goes all the same
-            return Gone()
+            return NothingToRemove()
 
     async def _let_go(self, served: ServedModel, *, force: bool) -> None:
         """Make the worker forget the model. Raises InUse; if forced, only after `FORCED_S`."""
