@@ -68,6 +68,8 @@ class _Slot:
 
     child: Child | None = None
     work: "asyncio.Task[None] | None" = None
+    model: str | None = None
+    """Whose prompt is being encoded; None while the child only starts, or nothing is at work."""
     loaded: set[str] = field(default_factory=set)
 
 
@@ -114,7 +116,7 @@ class EncoderChildren:
     def begin(self) -> None:
         """Start the first child now, so that the first prompt does not wait for it."""
         slot = self._slots[0]
-        slot.work = asyncio.create_task(self._start_child(slot), name="")
+        slot.work = asyncio.create_task(self._start_child(slot), name="start a child for prompts")
 
     def close(self) -> None:
         """Kill the children; waiting prompts get Unavailable. Does not block."""
@@ -142,10 +144,10 @@ class EncoderChildren:
                 free, key=lambda slot: (piece.source.facts.digest in slot.loaded, slot.child is not None)
             )
             slot.work = asyncio.create_task(self._work(slot, piece), name=f"encode for {piece.source.model}")
-            slot.work.set_name(piece.source.model)
+            slot.model = piece.source.model
 
     def _may_start(self, model: str) -> bool:
-        working = Counter(slot.work.get_name() for slot in self._slots if slot.work is not None)
+        working = Counter(slot.model for slot in self._slots if slot.model is not None)
         if self._is_suspect(model):
             return not any(self._is_suspect(other) for other in working)
         return len(self._slots) == 1 or working[model] < len(self._slots) - 1
@@ -189,7 +191,7 @@ class EncoderChildren:
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this prompt's
             _fail(piece, error)
         finally:
-            slot.work = None
+            slot.work = slot.model = None
             if not self._closed:
                 self._dispatch()
 
