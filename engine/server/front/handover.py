@@ -11,7 +11,7 @@ from collections.abc import Callable
 from tokenmux.core.errors import TokenmuxError, Unavailable
 from tokenmux.messages.commands import Load, Pin, Register
 from tokenmux.server.front.changes import Changes
-from tokenmux.server.front.pending_commands import Commands, Pending
+from tokenmux.server.front.pending_commands import Pending, PendingCommands
 from tokenmux.server.front.served_models import ServedModel, ServedModels
 from tokenmux.server.front.trials import Trials
 from tokenmux.server.workers.supervisor import Supervisor
@@ -25,7 +25,7 @@ class Handover:
     def __init__(
         self,
         supervisor: Supervisor,
-        commands: Commands,
+        commands: PendingCommands,
         models: ServedModels,
         trials: Trials,
         changes: Changes,

@@ -24,7 +24,7 @@ Pending = asyncio.Future[Acknowledged | Traced]
 """The answer to a command."""
 
 
-class Commands:
+class PendingCommands:
     """Commands that were sent and not answered yet. `send` sends one and returns its ticket."""
 
     def __init__(self, send: Callable[[Command], Ticket]) -> None:

@@ -28,7 +28,7 @@ from tokenmux.server.front.handover import Handover
 from tokenmux.server.front.limits import Limits
 from tokenmux.server.front.live_request import LiveRequest
 from tokenmux.server.front.live_requests import LiveRequests
-from tokenmux.server.front.pending_commands import Commands, OperatorCommand
+from tokenmux.server.front.pending_commands import OperatorCommand, PendingCommands
 from tokenmux.server.front.pool_size import PoolSize
 from tokenmux.server.front.served_models import ServedModel, ServedModels
 from tokenmux.server.front.tenants import QueuePlaces
@@ -77,7 +77,7 @@ class WorkerSide:
             clock=clock,
             sleep=sleep,
         )
-        self._commands = Commands(self._supervisor.send)
+        self._commands = PendingCommands(self._supervisor.send)
         self._trials = Trials(
             limits.deaths_per_request,
             limits.trial_s,

@@ -19,7 +19,7 @@ from tokenmux.core.span import Span
 from tokenmux.messages.commands import AskTrace, Command, Load, Resize, Ticket
 from tokenmux.messages.reports import Acknowledged, Broken, Traced
 from tokenmux.server.front.api_keys import Key, Scope
-from tokenmux.server.front.pending_commands import Commands
+from tokenmux.server.front.pending_commands import PendingCommands
 from tokenmux.server.front.traffic import TrafficRecorder
 from tokenmux.server.grpc_api.services import RECORDED_PER_MESSAGE
 from tokenmux.testing.scripted_worker import (
@@ -161,7 +161,7 @@ async def test_planning_and_traces_need_an_admin_key() -> None:
 async def test_an_error_of_the_worker_keeps_its_class(
     code: ErrorCode | None, raised: type[Exception]
 ) -> None:
-    commands = Commands(lambda command: Ticket(5))
+    commands = PendingCommands(lambda command: Ticket(5))
     answer = commands.begin(Load(facts("m").id))
     commands.answered(Acknowledged(Ticket(5), "no", code))
     with pytest.raises(raised, match="no") as failure:
@@ -172,7 +172,7 @@ async def test_an_error_of_the_worker_keeps_its_class(
 async def test_answers_find_their_commands_in_whatever_order_they_come() -> None:
     """A worker may answer a slow resize after what was sent later, and two commands about one model."""
     tickets = itertools.count(1)
-    commands = Commands(lambda command: Ticket(next(tickets)))
+    commands = PendingCommands(lambda command: Ticket(next(tickets)))
     resize, first, second = (commands.begin(c) for c in (Resize(1), Load(ModelId("m")), Load(ModelId("m"))))
     trace = asyncio.ensure_future(commands.trace(1.0))
     await asyncio.sleep(0)
@@ -195,4 +195,4 @@ async def test_a_command_that_cannot_be_sent_fails_and_nothing_else() -> None:
         raise NotServable("too large for a frame")
 
     with pytest.raises(NotServable, match="too large"):
-        await Commands(refuse).begin(Load(ModelId("m")))
+        await PendingCommands(refuse).begin(Load(ModelId("m")))
