@@ -139,7 +139,7 @@ class Engine:
         goes on."""
 
     @property
-    def status_due_s(self) -> float | None:
+    def next_report_due_s(self) -> float | None:
         """When to send a status or a report that was held back; None if there is none."""
         all_due_s = (self._status.due_s, self._telemetry.due_s, self._positions.due_s)
         return min((due_s for due_s in all_due_s if due_s is not None), default=None)

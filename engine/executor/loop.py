@@ -68,7 +68,7 @@ class EngineLoop:
             raise
 
     def _take_one(self, engine: Engine, clock: Clock, beat_s: float) -> None:
-        due_s = beat_s if engine.status_due_s is None else min(beat_s, engine.status_due_s)
+        due_s = beat_s if engine.next_report_due_s is None else min(beat_s, engine.next_report_due_s)
         try:
             self._inbox.get(timeout=max(0.0, due_s - clock.now_s()))(engine)
         except Empty:

@@ -75,7 +75,7 @@ def test_what_did_not_move_is_not_told_again(body: EngineOnVirtualTime) -> None:
     body.clock.call_at(body.clock.now_s() + 5.0, body.engine.pump)
     body.clock.run()
     assert len(reports(body)) == n_reports
-    assert body.engine.status_due_s is None
+    assert body.engine.next_report_due_s is None
 
 
 def test_a_counter_that_moves_alone_is_told() -> None:

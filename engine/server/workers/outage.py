@@ -1,7 +1,7 @@
 """Notices if a worker is missing for longer than a moment: what health reports, and whether requests still
 wait for the next one.
 
-worker broke ─ late_s ─▶ outage: health says so, requests wait ─ patience_s ─▶ they end, new ones are refused
+worker broke ─ late_s ─▶ outage: health says so, requests wait ─ outage_s ─▶ they end, new ones are refused
                  worker serves again ─ steady_s, or a token ─▶ over
 """
 
@@ -22,19 +22,20 @@ class Outage:
 
     def __init__(
         self,
-        patience_s: float,
+        outage_s: float,
         *,
         on_change: Callable[[], None],
         on_refusal: Callable[[TokenmuxError], None],
         clock: Callable[[], float],
         sleep: Callable[[float], Awaitable[object]],
     ) -> None:
-        """`on_change` is called when health changes, `on_refusal` when waiting requests must end."""
+        """Requests wait for at most `outage_s`. `on_change` is called when health changes, `on_refusal` when
+        waiting requests must end."""
         self.reason: TokenmuxError | None = None
         """Why there is no worker; None outside of an outage."""
         self.refusal: TokenmuxError | None = None
         """The error that refuses requests; None while they may wait."""
-        self._patience_s = patience_s
+        self._outage_s = outage_s
         self._on_change = on_change
         self._on_refusal = on_refusal
         self._clock = clock
@@ -60,7 +61,7 @@ class Outage:
         self._on_change()
         self._cancel()
         if self.refusal is None:
-            self._after(max(0.0, self._began_s + self._patience_s - self._clock()), self._refuse)
+            self._after(max(0.0, self._began_s + self._outage_s - self._clock()), self._refuse)
         else:
             self.refusal = reason
 
