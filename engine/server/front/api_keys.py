@@ -61,8 +61,7 @@ class ApiKeys:
         key = self.caller(authorization)
         if key is None:
             raise Unauthenticated(
-                f"this server needs an API key: send the metadata `{AUTHORIZATION}: Bearer KEY` "
-                "with a valid one"
+                f"this server needs an API key: send `{AUTHORIZATION}: Bearer KEY` with a valid one"
             )
         if key.scope is not Scope.ADMIN and needed is Scope.ADMIN:
             raise Forbidden(f"the key {key.name!r} is for inference; {what} needs an admin key")

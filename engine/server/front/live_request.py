@@ -58,7 +58,7 @@ class LiveRequest:
         self.model = submit.request.model
         self.phase = RequestPhase.QUEUED
         self.n_at_worker = 0
-        """Tokens that existed when the present worker was given the request, as recorded by its owner."""
+        """Tokens that existed when the present worker was given the request; `LiveRequests` sets it."""
         self._submit = submit
         self._detokenizer = detokenizer
         self._clock = clock
@@ -82,7 +82,7 @@ class LiveRequest:
 
     @property
     def n_delivered(self) -> int:
-        """Number of tokens drawn so far."""
+        """Number of tokens delivered so far."""
         return len(self._delivered)
 
     @property
@@ -131,7 +131,7 @@ class LiveRequest:
             text += self._detokenizer.push((token_id,))
             if self._detokenizer.stopped is not None:
                 break
-        self._count_on_time(index, tokens.at_s)
+        self._note_delivered(index, tokens.at_s)
         self._buffer.put(TokenDelta(index, tuple(self._delivered[index:]), text))
         if self._detokenizer.stopped is not None:
             self._complete(FinishReason.STOP)
@@ -177,8 +177,8 @@ class LiveRequest:
         """True if the worker stops at this token. Such a token is delivered as an id, but not as text."""
         return token_id in self._submit.stop_token_ids and position + 1 >= self._submit.min_tokens
 
-    def _count_on_time(self, index: int, at_s: float) -> None:
-        """Count how many of the tokens from `index` on, all drawn at `at_s`, were on time. Pauses by the
+    def _note_delivered(self, index: int, at_s: float) -> None:
+        """Note when the tokens from `index` on were drawn (`at_s`), and count those on time. Pauses by the
         client do not count."""
         times = self._times
         shift_s = self._paused_s()

@@ -1,8 +1,7 @@
-"""Checks a request. They raise InvalidRequest that says what to change, and return the values to use.
+"""Checks of a request; each raises InvalidRequest that says what to change. Some return the values to use.
 
-Refusing early is a promise: nothing that could have been refused here may fail later, when it has cost others
-time. The instance knows whether the device can hold the request
-(`tokenmux.server.front.pool_size.Capacity`); that is not decided here.
+`tokenmux.server.front.admission` says when they run, and `tokenmux.server.front.pool_size.PoolSize` whether
+the pool can hold the request.
 """
 
 import math

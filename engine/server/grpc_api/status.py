@@ -45,7 +45,7 @@ STATUS: Mapping[ErrorCode, grpc.StatusCode] = {
 
 
 def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
-    """The status and the message for the client. An error of ours is logged here."""
+    """The status and the message for the client. An internal error is logged here, with its id."""
     if isinstance(error, TokenmuxError):
         status = STATUS[error.code]
         if status is not grpc.StatusCode.INTERNAL:
