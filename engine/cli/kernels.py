@@ -19,11 +19,6 @@ if TYPE_CHECKING:
 kernels_app = typer.Typer(help="Compile the kernels of a GPU pool.", no_args_is_help=True)
 
 
-@kernels_app.callback()
-def kernels_callback() -> None:
-    """Compile the kernels of a GPU pool."""
-
-
 @kernels_app.command("warm")
 def kernels_warm(
     folders: Annotated[

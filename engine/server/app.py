@@ -134,10 +134,8 @@ def _server(
     server = grpc.aio.server(
         interceptors=[KeyInterceptor(front.keys), MalformedInterceptor(transport.max_message_bytes)],
         options=[
-            (
-                "grpc.so_reuseport",
-                0,
-            ),  # otherwise a second server on the same port would silently take half of the calls
+            # Otherwise a second server on the same port would silently take half of the calls.
+            ("grpc.so_reuseport", 0),
             ("grpc.max_receive_message_length", GRPC_LIMIT_TIMES * transport.max_message_bytes),
             ("grpc.max_send_message_length", -1),
             # Calls that arrive faster than the loop takes them wait for it. By default grpc ends those over
