@@ -11,12 +11,13 @@ be refused here may fail later, when it has cost others time.
 import asyncio
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tokenmux.core.errors import InternalError
 from tokenmux.core.request import DEFAULT_TENANT, Request, RequestId
 from tokenmux.core.sampling import Sampling
 from tokenmux.messages.commands import Submit
+from tokenmux.server.front.api_keys import Key, tenant_of
 from tokenmux.server.front.generation import AboutModel, Ask, Prompt, TokenIds
 from tokenmux.server.front.model_text import ModelText, OutputText, PromptEncoder
 from tokenmux.server.front.pool_size import PoolSize
@@ -78,12 +79,13 @@ class Admission:
         self._clock = clock
         self._draw_seed = draw_seed
 
-    async def admit(self, ask: Ask) -> Admitted:
-        """Admit a request. Raises the error that fits if it cannot be accepted.
+    async def admit(self, ask: Ask, caller: Key | None = None) -> Admitted:
+        """Admit a request of `caller`. Raises the error that fits if it cannot be accepted.
 
         Its place in the queue is free again when this returns: take it before anything is awaited.
         """
         arrival_s = self._clock()
+        ask = replace(ask, tenant=tenant_of(caller, ask.tenant))
         tenant = ask.tenant or DEFAULT_TENANT
         tokenized = await self._tokenize(ask, tenant)
         return self._second_pass(ask, tenant, arrival_s, tokenized)

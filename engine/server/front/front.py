@@ -9,7 +9,6 @@ threads.
 """
 
 import asyncio
-import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
@@ -18,10 +17,9 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from tokenmux.core.errors import ConfigError, TokenmuxError, Unavailable
 from tokenmux.core.facts import ModelFacts
-from tokenmux.core.span import Span
 from tokenmux.server.front.administration import Administration
 from tokenmux.server.front.admission import Admission
-from tokenmux.server.front.api_keys import ApiKeys
+from tokenmux.server.front.api_keys import ApiKeys, Key
 from tokenmux.server.front.changes import Changes
 from tokenmux.server.front.generation import AboutModel, Ask, Prompt
 from tokenmux.server.front.limits import Limits
@@ -37,6 +35,7 @@ from tokenmux.server.front.request_rules import Defaults, check_seconds
 from tokenmux.server.front.served_models import ServedModels
 from tokenmux.server.front.shown_models import ShownModel, ShownModels
 from tokenmux.server.front.tenants import QueuePlaces, Weights
+from tokenmux.server.front.trace_document import TraceDocument, trace_document
 from tokenmux.server.front.traffic import TrafficRecorder
 from tokenmux.server.front.worker_side import WorkerSide
 from tokenmux.server.workers.worker_protocol import WorkerFactory
@@ -165,8 +164,8 @@ class Front:
     # Requests
 
     @asynccontextmanager
-    async def open(self, ask: Ask) -> AsyncIterator[LiveRequest]:
-        admitted = await self._admission.admit(ask)
+    async def open(self, ask: Ask, caller: Key | None = None) -> AsyncIterator[LiveRequest]:
+        admitted = await self._admission.admit(ask, caller)
         requests, suspected = self.worker.requests, admitted.served.n_convicted > 0
         live = requests.add(admitted.submit, admitted.text, suspected=suspected)
         self._n_open += 1
@@ -233,9 +232,8 @@ class Front:
     def watch_status(self, min_interval_s: float) -> AbstractAsyncContextManager[AsyncIterator[PoolSnapshot]]:
         return self._status.watch(min_interval_s)
 
-    async def trace(self, last_s: float) -> tuple[Span, ...]:
-        check_seconds("last_s", last_s)
-        return await self.worker.trace(last_s or math.inf)
+    async def trace(self, last_s: float) -> TraceDocument:
+        return await trace_document(self.worker, last_s)
 
     # Planning
 

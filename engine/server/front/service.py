@@ -9,12 +9,12 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from tokenmux.core.facts import ModelFacts
-from tokenmux.core.span import Span
-from tokenmux.server.front.api_keys import ApiKeys
+from tokenmux.server.front.api_keys import ApiKeys, Key
 from tokenmux.server.front.changes import Changes
 from tokenmux.server.front.generation import AboutModel, Ask, Prompt, StreamEvent
 from tokenmux.server.front.pool_status import PoolSnapshot
 from tokenmux.server.front.shown_models import ShownModel
+from tokenmux.server.front.trace_document import TraceDocument
 from tokenmux.workload.trace import Trace
 
 
@@ -29,8 +29,12 @@ class FrontService(Protocol):
 
     # Requests
 
-    def open(self, ask: Ask) -> AbstractAsyncContextManager[AsyncIterator[StreamEvent]]:
+    def open(
+        self, ask: Ask, caller: Key | None = None
+    ) -> AbstractAsyncContextManager[AsyncIterator[StreamEvent]]:
         """Admit a request and yield its stream of events. Leaving the context early cancels the request.
+
+        `caller` is the key that the call carries, if any: its name is the tenant.
 
         The stream raises Ended, WorkerFailed or Unavailable if an accepted request could not be completed.
         """
@@ -113,7 +117,7 @@ class FrontService(Protocol):
         """A stream of statuses: one now, then one after each change."""
         ...
 
-    async def trace(self, last_s: float) -> tuple[Span, ...]:
+    async def trace(self, last_s: float) -> TraceDocument:
         """What the worker did within the last `last_s` seconds; 0 for everything that it remembers."""
         ...
 

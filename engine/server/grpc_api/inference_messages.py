@@ -7,7 +7,6 @@ requests.
 from tokenmux.core.errors import InvalidRequest
 from tokenmux.core.phases import PhaseChanged
 from tokenmux.core.request import FinishReason
-from tokenmux.server.front.api_keys import Key, tenant_of
 from tokenmux.server.front.generation import (
     Ask,
     Chat,
@@ -28,8 +27,8 @@ from tokenmux.server.front.request_rules import (
 from tokenmux.v1 import inference_pb2
 
 
-def ask_of(request: inference_pb2.GenerateRequest, caller: Key | None) -> Ask:
-    """The question in a request of `caller`.
+def ask_of(request: inference_pb2.GenerateRequest) -> Ask:
+    """The question in a request.
 
     Raises InvalidRequest if there is no prompt, or if there are more strings, ids or messages than are worth
     copying.
@@ -51,7 +50,7 @@ def ask_of(request: inference_pb2.GenerateRequest, caller: Key | None) -> Ask:
         ignore_end_tokens=stopping.ignore_end_tokens,
         ttft_s=level.ttft_s if level.HasField("ttft_s") else None,
         tpot_s=level.tpot_s if level.HasField("tpot_s") else None,
-        tenant=tenant_of(caller, request.tenant),
+        tenant=request.tenant,
         weight=request.weight if request.HasField("weight") else 1.0,
     )
 

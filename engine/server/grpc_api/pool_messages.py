@@ -4,7 +4,7 @@ from tokenmux.messages.reports import WorkerStatus
 from tokenmux.scheduler.metrics.counters import INSTANCE_TABLE
 from tokenmux.scheduler.metrics.histogram import BOUNDS_S
 from tokenmux.server.front.pool_status import PoolSnapshot
-from tokenmux.server.front.usage import Usage, devices_saved, devices_saved_dedicated
+from tokenmux.server.front.usage import Usage
 from tokenmux.server.grpc_api.model_messages import model_message, service_message
 from tokenmux.v1 import pool_pb2
 
@@ -22,8 +22,8 @@ def status_message(status: PoolSnapshot) -> pool_pb2.StatusResponse:
         models=map(model_message, status.models),
         tenants=_tenants(status.usage),
         duration_bounds_s=BOUNDS_S,
-        devices_saved=devices_saved(status.worker, len(instances)),
-        devices_saved_dedicated=devices_saved_dedicated(status.worker, len(instances)),
+        devices_saved=status.devices_saved,
+        devices_saved_dedicated=status.devices_saved_dedicated,
     )
 
 

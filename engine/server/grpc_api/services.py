@@ -3,10 +3,10 @@
 They decide nothing. `tokenmux.server.grpc_api.status` turns errors into status.
 """
 
-import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 
-from tokenmux.scheduler.metrics.timeline import chrome_trace, seconds_covered
-from tokenmux.server.front.generation import Ask, FinishInfo, PromptInfo, TokenDelta
+from tokenmux.server.front.generation import FinishInfo, PromptInfo, StreamEvent, TokenDelta
 from tokenmux.server.front.pool_status import PoolSnapshot
 from tokenmux.server.front.service import FrontService
 from tokenmux.server.grpc_api.grpc_types import Context
@@ -46,7 +46,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
     async def Generate(
         self, request: inference_pb2.GenerateRequest, context: Context
     ) -> inference_pb2.GenerateResponse:
-        async with answering(context), self._front.open(self._ask(request, context)) as stream:
+        async with answering(context), self._open(request, context) as stream:
             response = inference_pb2.GenerateResponse()
             texts = []
             async for event in stream:
@@ -65,7 +65,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         # `context.write` and not `yield`: when the client leaves, grpc cancels this coroutine where it waits,
         # so that leaving `open` cancels the request at once. A generator would only be closed when it is
         # garbage-collected.
-        async with answering(context), self._front.open(self._ask(request, context)) as stream:
+        async with answering(context), self._open(request, context) as stream:
             async for event in stream:
                 await context.write(stream_response(event))
 
@@ -100,8 +100,10 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         async with answering(context):
             return inference_pb2.ModelReadyResponse(ready=self._front.model_ready(request.model))
 
-    def _ask(self, request: inference_pb2.GenerateRequest, context: Context) -> Ask:
-        return ask_of(request, caller_of(self._front.keys, context))
+    def _open(
+        self, request: inference_pb2.GenerateRequest, context: Context
+    ) -> AbstractAsyncContextManager[AsyncIterator[StreamEvent]]:
+        return self._front.open(ask_of(request), caller_of(self._front.keys, context))
 
 
 class ModelsService(models_pb2_grpc.ModelsServicer):
@@ -163,10 +165,9 @@ class PoolService(pool_pb2_grpc.PoolServicer):
 
     async def Trace(self, request: pool_pb2.TraceRequest, context: Context) -> pool_pb2.TraceResponse:
         async with answering(context):
-            spans = await self._front.trace(request.last_s)
-            document = await asyncio.to_thread(chrome_trace, spans)
+            trace = await self._front.trace(request.last_s)
             return pool_pb2.TraceResponse(
-                chrome_trace=document, n_spans=len(spans), seconds=seconds_covered(spans)
+                chrome_trace=trace.chrome_trace, n_spans=trace.n_spans, seconds=trace.seconds
             )
 
     async def Resize(self, request: pool_pb2.ResizeRequest, context: Context) -> pool_pb2.ResizeResponse:

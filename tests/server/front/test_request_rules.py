@@ -127,7 +127,7 @@ def test_amounts_are_refused_before_they_are_converted(
     request_: inference_pb2.GenerateRequest, reason: str
 ) -> None:
     with pytest.raises(InvalidRequest, match=reason):
-        ask_of(request_, None)
+        ask_of(request_)
 
 
 @pytest.mark.parametrize("size", ["9" * 400, "9" * 5000, "1e400", "inf", "nan", "-1", "9" * 41, ""])
