@@ -33,7 +33,6 @@ from tokenmux.scheduler.policy.registry import make_policy
 from tokenmux.server.front.api_keys import Scope
 from tokenmux.server.front.names import MAX_TENANT_CHARS, tenant_fault
 from tokenmux.server.front.request_rules import MAX_SECONDS, MAX_WEIGHT, MIN_SECONDS, MIN_WEIGHT
-from tokenmux.server.grpc_api.malformed import GRPC_LIMIT_TIMES
 from tokenmux.server.yaml_lines import Document, YamlPath, parse
 
 
@@ -84,6 +83,8 @@ def _source(value: object) -> object:
 
 
 MAX_COUNT = 2**31 - 1
+MAX_MESSAGE_BYTES = MAX_COUNT // 4
+"""A server still reads messages of four times `max_message`, to refuse them with a reason."""
 
 Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0, lt=1 << 62)]
 Seconds = Annotated[FiniteFloat, Field(ge=MIN_SECONDS, le=MAX_SECONDS)]
@@ -244,7 +245,7 @@ class PoolConfig(Section):
     record_traffic: RecordTrafficConfig = RecordTrafficConfig()
     tls: TlsConfig | None = None
     keys: tuple[KeyConfig, ...] = ()
-    max_message: Annotated[Size, Field(le=MAX_COUNT // GRPC_LIMIT_TIMES)] = 4 << 20
+    max_message: Annotated[Size, Field(le=MAX_MESSAGE_BYTES)] = 4 << 20
     drain_s: Annotated[FiniteFloat, Field(ge=0, le=MAX_SECONDS)] = 30.0
     """How long live requests may take to complete after SIGTERM."""
 

@@ -8,8 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenmux.core.errors import ConfigError
-from tokenmux.server.config import Override, PoolConfig, check_config, load_config
+from tokenmux.server.config import (
+    MAX_COUNT,
+    MAX_MESSAGE_BYTES,
+    Override,
+    PoolConfig,
+    check_config,
+    load_config,
+)
 from tokenmux.server.front.api_keys import Scope
+from tokenmux.server.grpc_api.malformed import GRPC_LIMIT_TIMES
 from tokenmux.server.yaml_lines import parse
 
 FULL = """\
@@ -72,6 +80,10 @@ def test_everything_can_be_said(tmp_path: Path) -> None:
     assert config.tls.private_key == tmp_path / "key.pem"
     assert (config.keys[0].scope, config.keys[0].file) == (Scope.INFERENCE, tmp_path / "team.key")
     assert (config.worker.max_restarts, config.max_message, config.drain_s) == (0, 1 << 20, 0)
+
+
+def test_grpc_can_read_four_times_the_largest_message() -> None:
+    assert MAX_MESSAGE_BYTES * GRPC_LIMIT_TIMES <= MAX_COUNT
 
 
 def test_nothing_needs_to_be_said(tmp_path: Path) -> None:
