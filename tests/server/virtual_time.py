@@ -18,6 +18,10 @@ class VirtualTime:
         self._sleepers.append((self.now_s + seconds, until))
         await until
 
+    def has_sleeper(self, seconds: float) -> bool:
+        """True if somebody sleeps until `seconds` from now."""
+        return any(at_s == self.now_s + seconds and not until.done() for at_s, until in self._sleepers)
+
     async def pass_s(self, seconds: float) -> None:
         """Wake whoever is due within this time, each at its time, and let what follows happen."""
         end_s = self.now_s + seconds

@@ -120,11 +120,6 @@ class WorkerSide:
         return self._supervisor.running
 
     @property
-    def waiting(self) -> bool:
-        """True while workers break so often that the next one is not started at once."""
-        return self._supervisor.waiting
-
-    @property
     def n_restarts(self) -> int:
         return self._supervisor.n_restarts
 

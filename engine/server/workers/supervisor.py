@@ -162,11 +162,6 @@ class Supervisor:
         """True if there is a worker to send to."""
         return self._worker is not None
 
-    @property
-    def waiting(self) -> bool:
-        """True while it waits before starting the next worker."""
-        return self._waiting is not None
-
     async def start(self) -> None:
         """Start the first worker. Raises what the factory raises."""
         self._install(*await self._spawn())

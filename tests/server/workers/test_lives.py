@@ -223,7 +223,7 @@ async def test_workers_that_keep_breaking_are_replaced_after_growing_waits_for_e
         assert front.ready
         for n, wait_s in enumerate((1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0), start=3):
             hub.post(Broken("killed"))
-            await until(lambda: front.worker.waiting)
+            await until(lambda w=wait_s: not front.worker.running and time.has_sleeper(w))
             assert not front.ready
             await time.pass_s(wait_s - 0.001)
             assert front.worker.n_restarts == n - 1
@@ -246,7 +246,7 @@ async def test_requests_wait_for_a_worker_but_not_for_ever() -> None:
     async with started(hub, time, limits=limits) as front, front.open(ask()) as before:
         await hub.next(Submit)
         hub.post(Broken("killed"))
-        await until(lambda: front.worker.waiting)
+        await until(lambda: not front.worker.running and time.has_sleeper(60.0))
         await time.pass_s(29.0)
         async with front.open(ask()) as during:
             assert (before.closed, during.closed) == (False, False)
@@ -281,7 +281,7 @@ async def test_closing_does_not_wait_for_the_next_worker() -> None:
     hub, time = ScriptedWorkers(), VirtualTime()
     async with started(hub, time, limits=Limits(restarts=RestartLimits(n=0))) as front:
         hub.post(Broken("killed"))
-        await until(lambda: front.worker.waiting)
+        await until(lambda: not front.worker.running and time.has_sleeper(1.0))
     assert len(hub.workers) == 1
 
 
