@@ -47,7 +47,12 @@ def worker_status(*models: str, residency: Residency = Residency.RESIDENT) -> Wo
 
 def row_of(table: Table, **values: Any) -> Row:
     """A row of a table, by the names of its counters; every one has to be named."""
-    assert values.keys() == set(table.names)
+    missing, unknown = set(table.names) - values.keys(), values.keys() - set(table.names)
+    if missing or unknown:
+        raise AssertionError(
+            f"this sample row has no value for {sorted(missing)}, and one for {sorted(unknown)} that is no "
+            "counter: give each counter a number that no other row has"
+        )
     return tuple(values[name] for name in table.names)
 
 
