@@ -20,7 +20,7 @@ kernels_app = typer.Typer(help="Compile the kernels of a GPU pool.", no_args_is_
 
 
 @kernels_app.command("warm")
-def kernels_warm(
+def kernels_warm_command(
     folders: Annotated[
         list[Path] | None,
         typer.Argument(

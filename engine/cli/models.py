@@ -13,7 +13,7 @@ models_app = typer.Typer(help="List, add, remove, load and pin models.", no_args
 
 
 @models_app.command("list")
-def models_list(ctx: typer.Context, json: JsonOption = False) -> None:
+def models_list_command(ctx: typer.Context, json: JsonOption = False) -> None:
     """List all models with their state and counters."""
     from tokenmux.cli.tables import as_json, models_table
 
@@ -26,7 +26,7 @@ def models_list(ctx: typer.Context, json: JsonOption = False) -> None:
 
 
 @models_app.command("register")
-def models_register(
+def models_register_command(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name to serve it under.")],
     source: Annotated[
@@ -44,7 +44,7 @@ def models_register(
 
 
 @models_app.command("remove")
-def models_remove(
+def models_remove_command(
     ctx: typer.Context,
     name: ModelArgument,
     force: Annotated[
@@ -58,7 +58,7 @@ def models_remove(
 
 
 @models_app.command("load")
-def models_load(
+def models_load_command(
     ctx: typer.Context,
     name: ModelArgument,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until it is on the device.")] = False,
@@ -70,7 +70,7 @@ def models_load(
 
 
 @models_app.command("unload")
-def models_unload(ctx: typer.Context, name: ModelArgument) -> None:
+def models_unload_command(ctx: typer.Context, name: ModelArgument) -> None:
     """Remove a model from the device. It stays in the catalogue and comes back when requests need it."""
     with connected(ctx) as client:
         client.models.unload(name)
@@ -78,7 +78,7 @@ def models_unload(ctx: typer.Context, name: ModelArgument) -> None:
 
 
 @models_app.command("pin")
-def models_pin(ctx: typer.Context, name: ModelArgument) -> None:
+def models_pin_command(ctx: typer.Context, name: ModelArgument) -> None:
     """Keep a model on the device."""
     with connected(ctx) as client:
         client.models.pin(name)
@@ -86,7 +86,7 @@ def models_pin(ctx: typer.Context, name: ModelArgument) -> None:
 
 
 @models_app.command("unpin")
-def models_unpin(ctx: typer.Context, name: ModelArgument) -> None:
+def models_unpin_command(ctx: typer.Context, name: ModelArgument) -> None:
     """Let a pinned model leave the device again."""
     with connected(ctx) as client:
         client.models.pin(name, pinned=False)

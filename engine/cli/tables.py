@@ -42,7 +42,7 @@ def models_table(models: Iterable[Model], rates: dict[str, float] | None = None)
     table = Table(box=None, header_style="dim", pad_edge=False)
     table.add_column("model")
     table.add_column("state")
-    for column in ("weights", "context", "run", "queue", "away", "tokens", "on time", "swaps", "each"):
+    for column in ("weights", "context", "run", "queue", "away", "tokens", "on time", "swaps", "per swap"):
         table.add_column(column, justify="right")
     if rates is not None:
         table.add_column("tokens/s", justify="right")
@@ -96,7 +96,7 @@ def tenants_table(now: PoolStatus) -> Table:
     """Usage by tenant since the worker started, largest first."""
     table = Table(box=None, header_style="dim", pad_edge=False)
     table.add_column("tenant")
-    for column in ("requests", "whole", "tokens", "on time", "TTFT p99", "gap p99", "GPU s"):
+    for column in ("requests", "all on time", "tokens", "on time", "TTFT p99", "gap p99", "GPU s"):
         table.add_column(column, justify="right")
     ordered = sorted(now.tenants, key=lambda tenant: -tenant.service.gpu_s)
     for tenant in ordered[:_MOST_TENANTS]:
