@@ -34,13 +34,14 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks.report import Target, finish, table
-from tokenmux.core.cost import CostModel, RooflineCost
+from tokenmux.core.cost import CostModel
 from tokenmux.core.effects import Effects, OperationEnded, RequestEnded, StepEnded
 from tokenmux.core.event import ModelAdded, ModelWanted
 from tokenmux.core.facts import DeviceFacts, HostFacts, ModelFacts, ModelId
 from tokenmux.core.phases import Residency
 from tokenmux.core.record import RequestRecord
 from tokenmux.core.request import Request, RequestId, ServiceLevel
+from tokenmux.core.roofline_cost import RooflineCost
 from tokenmux.core.sampling import Sampling
 from tokenmux.core.started import StartedActivation
 from tokenmux.demo.load import plan_stream

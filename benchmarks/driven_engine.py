@@ -7,10 +7,10 @@ from collections.abc import Callable
 from queue import SimpleQueue
 
 from tokenmux.core.clock import Clock
-from tokenmux.core.cost import RooflineCost
 from tokenmux.core.facts import DeviceFacts, HostFacts, ModelId
 from tokenmux.core.phases import Residency
 from tokenmux.core.request import RequestId
+from tokenmux.core.roofline_cost import RooflineCost
 from tokenmux.device.cpu import CpuDevice
 from tokenmux.device.device_protocol import Device, Host, OperationDone, Post
 from tokenmux.executor.engine import Engine

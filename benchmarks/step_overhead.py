@@ -17,10 +17,10 @@ import time
 from collections.abc import Callable
 
 from benchmarks import report
-from tokenmux.core.cost import RooflineCost
 from tokenmux.core.effects import Effects
 from tokenmux.core.facts import DeviceFacts, Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.core.request import Request, RequestId
+from tokenmux.core.roofline_cost import RooflineCost
 from tokenmux.core.started import Started, StartedStep
 from tokenmux.device.device_protocol import Device
 from tokenmux.executor import garbage_collection

@@ -5,10 +5,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from tokenmux.core.cost import RooflineCost
 from tokenmux.core.facts import DeviceFacts, HostFacts
 from tokenmux.core.memory_budgets import DeviceKind
 from tokenmux.core.request import DEFAULT_LEVEL, RequestId, ServiceLevel
+from tokenmux.core.roofline_cost import RooflineCost
 from tokenmux.device.cpu import CpuDevice
 from tokenmux.device.cuda.device import CudaDevice
 from tokenmux.device.cuda.gpu import TorchGpu

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
-from tokenmux.core.cost import RooflineCost
 from tokenmux.core.facts import DeviceFacts, HostFacts, ModelFacts, ModelId
 from tokenmux.core.plan import Channel
 from tokenmux.core.record import RequestRecord
 from tokenmux.core.request import DEFAULT_LEVEL, FinishReason, Request, ServiceLevel
+from tokenmux.core.roofline_cost import RooflineCost
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.instance.request_state import RequestState
 from tokenmux.scheduler.memory.host_cache import HostCache

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from tokenmux.core.cost import RooflineCost
 from tokenmux.core.facts import DeviceFacts, HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.core.request import DEFAULT_LEVEL, Request, RequestId, ServiceLevel
+from tokenmux.core.roofline_cost import RooflineCost
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.policy.instance_policy import InstancePolicy

@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from tokenmux.core.cost import RooflineCost
 from tokenmux.core.effects import Effects
 from tokenmux.core.facts import HostFacts, ModelFacts, ModelId
 from tokenmux.core.request import Request, RequestId
+from tokenmux.core.roofline_cost import RooflineCost
 from tokenmux.core.sampling import Sampling
 from tokenmux.device.device_protocol import Device, OperationDone
 from tokenmux.executor.engine import Engine

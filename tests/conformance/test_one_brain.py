@@ -12,13 +12,13 @@ from functools import partial
 import numpy as np
 import pytest
 
-from tokenmux.core.cost import RooflineCost
 from tokenmux.core.effects import Effects
 from tokenmux.core.effects import decisions as decisions_in
 from tokenmux.core.event import Cancelled, ModelAdded, ResizeAsked
 from tokenmux.core.facts import DeviceFacts, HostFacts, KvShape, ModelFacts, ModelId
 from tokenmux.core.plan import Activate, AtOnce, Drop, Evict, Fetch, Operation, PageIn, PageOut, Step
 from tokenmux.core.request import Request, RequestId, ServiceLevel
+from tokenmux.core.roofline_cost import RooflineCost
 from tokenmux.messages.commands import Cancel, Register, Resize
 from tokenmux.messages.reports import Acknowledged, Finished, Tokens
 from tokenmux.scheduler.instance.instance import Instance

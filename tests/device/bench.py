@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from tests.device.cuda.fake_gpu import FakeGpu
-from tokenmux.core.cost import RooflineCost
 from tokenmux.core.effects import Effect, operations_started
 from tokenmux.core.errors import BadCheckpoint
 from tokenmux.core.event import ModelAdded, StepDone
@@ -29,6 +28,7 @@ from tokenmux.core.plan import (
     Step,
 )
 from tokenmux.core.request import RequestId
+from tokenmux.core.roofline_cost import RooflineCost
 from tokenmux.core.started import StartedStep
 from tokenmux.device.cpu import CpuDevice
 from tokenmux.device.cuda.device import CudaDevice

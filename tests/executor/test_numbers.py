@@ -9,10 +9,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tokenmux.core.cost import RooflineCost
 from tokenmux.core.errors import InvalidRequest
 from tokenmux.core.facts import DeviceFacts, KvShape, ModelId
 from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
+from tokenmux.core.roofline_cost import RooflineCost
 from tokenmux.messages.commands import Register
 from tokenmux.messages.reports import Finished, Tokens
 from tokenmux.scheduler.instance.instance import Instance

@@ -17,9 +17,9 @@ from tests.device.cuda.fake_gpu import FakeGpu
 from tests.executor.test_virtual_gpu import KB, SLAB_BYTES, InThread, entries, submits, worker
 from tests.executor.test_virtual_gpu import device as real_device
 from tests.scheduler.policy.test_progress import HOST, MB, device, random_model, traffic
-from tokenmux.core.cost import RooflineCost
 from tokenmux.core.errors import DoesNotFit, ErrorCode
 from tokenmux.core.request import FinishReason, Request, RequestId
+from tokenmux.core.roofline_cost import RooflineCost
 from tokenmux.executor import assemble as assembly
 from tokenmux.messages.commands import Register, Resize, Ticket
 from tokenmux.messages.reports import Acknowledged, Finished, Tokens

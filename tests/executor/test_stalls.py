@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 
 from tests.executor.test_engine import A, engine, request
-from tokenmux.core.cost import RooflineCost, StepWork
+from tokenmux.core.cost import StepWork
 from tokenmux.core.facts import DeviceFacts, KvShape
 from tokenmux.core.plan import Step
+from tokenmux.core.roofline_cost import RooflineCost
 from tokenmux.executor.loop import BEAT_S, EngineLoop
 from tokenmux.executor.stalls import STALL_FACTOR, STALL_FLOOR_S, Stalls
 from tokenmux.messages.commands import Resize, Submit

@@ -15,8 +15,8 @@ import torch
 import triton
 
 from tests.device.bench import FACTS, HOST
-from tokenmux.core.cost import RooflineCost
 from tokenmux.core.errors import TokenmuxError
+from tokenmux.core.roofline_cost import RooflineCost
 from tokenmux.core.sampling import Sampling
 from tokenmux.executor.model_host import ModelHost
 from tokenmux.executor.monotonic_clock import MonotonicClock

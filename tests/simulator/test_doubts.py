@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from tokenmux.core.cost import RooflineCost
 from tokenmux.core.effects import CopyEnded, Effects, StepEnded
+from tokenmux.core.roofline_cost import RooflineCost
 from tokenmux.core.started import StartedActivation
 from tokenmux.simulator.doubts import ALL_DOUBTS, SURE, Doubts
 from tokenmux.simulator.planner.named_models import parse_market

@@ -2,10 +2,10 @@
 
 import pytest
 
-from tokenmux.core.cost import RooflineCost
 from tokenmux.core.effects import Effect, Effects
 from tokenmux.core.event import Cancelled
 from tokenmux.core.request import RequestId
+from tokenmux.core.roofline_cost import RooflineCost
 from tokenmux.core.started import StartedActivation, StartedFetch, StartedStep
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache

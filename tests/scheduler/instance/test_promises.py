@@ -13,13 +13,14 @@ from random import Random
 
 import pytest
 
-from tokenmux.core.cost import RooflineCost, StepWork
+from tokenmux.core.cost import StepWork
 from tokenmux.core.effects import Effects, RequestEnded, decisions
 from tokenmux.core.event import Cancelled, Event, ModelAdded
 from tokenmux.core.facts import DeviceFacts, HostFacts, KvShape, ModelFacts
 from tokenmux.core.plan import Channel, Plan, Step
 from tokenmux.core.record import RequestRecord
 from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
+from tokenmux.core.roofline_cost import RooflineCost
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.capacity import kv_bytes, weight_bytes
 from tokenmux.scheduler.memory.host_cache import HostCache

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from tests.scheduler.instance.body import Body
 from tests.scheduler.instance.scenes import NEXT, A, B, R, a_body, arrive, load, running
-from tokenmux.core.cost import RooflineCost
 from tokenmux.core.effects import CopyEnded, Effects, ModelLoaded, StepEnded
 from tokenmux.core.event import Arrived, ModelAdded, ModelWanted, Paused, Resumed
 from tokenmux.core.facts import DeviceFacts, HostFacts, KvShape, ModelId
 from tokenmux.core.plan import Activate, Channel, Evict, Fetch, Plan, Step
 from tokenmux.core.record import RequestRecord
 from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
+from tokenmux.core.roofline_cost import RooflineCost
 from tokenmux.core.started import StartedActivation, StartedCopy, SwapReason
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache

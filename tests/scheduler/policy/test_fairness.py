@@ -6,10 +6,10 @@ from itertools import chain
 
 import pytest
 
-from tokenmux.core.cost import RooflineCost
 from tokenmux.core.event import Cancelled, ModelAdded
 from tokenmux.core.facts import DeviceFacts, HostFacts, KvShape
 from tokenmux.core.request import ServiceLevel
+from tokenmux.core.roofline_cost import RooflineCost
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.metrics.shares import Shares

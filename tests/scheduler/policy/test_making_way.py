@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from tests.conformance.test_one_brain import GB, HOST, device, run_engine, simulate
-from tokenmux.core.cost import RooflineCost
 from tokenmux.core.effects import CopyEnded, Effects
 from tokenmux.core.event import SUPERSEDED, ModelAdded
 from tokenmux.core.facts import KvShape, ModelFacts, ModelId
 from tokenmux.core.plan import Activate, Fetch, Operation
 from tokenmux.core.request import Request, RequestId, ServiceLevel
+from tokenmux.core.roofline_cost import RooflineCost
 from tokenmux.core.started import StartedActivation, StartedFetch
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache

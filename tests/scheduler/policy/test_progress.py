@@ -7,10 +7,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.random import Generator
 
-from tokenmux.core.cost import RooflineCost
 from tokenmux.core.errors import DoesNotFit
 from tokenmux.core.facts import DeviceFacts, HostFacts, KvShape, ModelFacts
 from tokenmux.core.request import Request, RequestId, ServiceLevel
+from tokenmux.core.roofline_cost import RooflineCost
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.capacity import check_request
 from tokenmux.scheduler.memory.host_cache import HostCache

@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenmux.core.cost import RooflineCost, StepWork, burst_ends_s
+from tokenmux.core.cost import StepWork, burst_ends_s
 from tokenmux.core.facts import DeviceFacts, HostFacts, KvShape, ModelFacts
 from tokenmux.core.plan import Channel
+from tokenmux.core.roofline_cost import RooflineCost
 from tokenmux.testing import make_model
 
 DEVICE = DeviceFacts(
