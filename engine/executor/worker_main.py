@@ -1,8 +1,7 @@
 """The child's side of a worker process: `python -m tokenmux.executor.worker_main SOCKET PARENT`.
 
 SOCKET is the inherited descriptor that frames pass over, PARENT the front's process id. The first frame is
-the setup, every other
-one a command; reports go back.
+the setup, every other one a command; reports go back.
 """
 
 import logging

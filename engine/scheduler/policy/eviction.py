@@ -9,8 +9,8 @@ from math import inf
 
 from tokenmux.core.facts import ModelId
 from tokenmux.core.phases import Residency
-from tokenmux.core.plan import IDLE, Activate, Channel, Drop, Evict, Fetch, Plan, Step
-from tokenmux.scheduler.policy.instance_policy import InstanceView, ModelView, RequestView
+from tokenmux.core.plan import IDLE, Activate, Channel, Compact, Drop, Evict, Fetch, Plan, Step
+from tokenmux.scheduler.policy.instance_policy import Fit, InstanceView, ModelView, RequestView
 
 _FULL = 0.9
 """KV is written through to the host once the arena is fuller than this share. The rest is room for bursts to
@@ -31,6 +31,18 @@ def evictable(view: InstanceView) -> list[ModelView]:
         for model in view.resident_models.values()
         if not (model.pinned or model.is_moving or model.facts.id == running)
     ]
+
+
+def load_after(evicted: Iterable[ModelId], model: ModelView, fit: Fit) -> Plan | None:
+    """Evict, then load `model`, or compact first if its `fit` wants that. None if it does not fit."""
+    evictions = tuple(Evict(victim) for victim in evicted)
+    match fit:
+        case Fit.NOW:
+            return Plan(Activate(model.facts.id), evictions)
+        case Fit.AFTER_COMPACTION:
+            return Plan(Compact(model.facts.n_bytes), evictions)
+        case Fit.NO:
+            return None
 
 
 def idle_model(view: InstanceView) -> Evict | None:

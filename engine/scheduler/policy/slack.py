@@ -36,7 +36,6 @@ from tokenmux.core.plan import (
     IDLE,
     Activate,
     Channel,
-    Compact,
     Evict,
     Fetch,
     PageIn,
@@ -274,14 +273,7 @@ def _make_room(view: InstanceView, model: ModelView) -> Plan | None:
     while fit is Fit.NO and victims and not _is_busy(view):
         evicted.append(victims.pop())
         fit = view.fit(model.facts.id, [victim.facts.id for victim in evicted])
-    evictions = tuple(Evict(victim.facts.id) for victim in evicted)
-    match fit:
-        case Fit.NOW:
-            return Plan(Activate(model.facts.id), evictions)
-        case Fit.AFTER_COMPACTION:
-            return Plan(Compact(model.facts.n_bytes), evictions)
-        case Fit.NO:
-            return None
+    return eviction.load_after((victim.facts.id for victim in evicted), model, fit)
 
 
 def _is_busy(view: InstanceView) -> bool:

@@ -14,11 +14,9 @@ from tokenmux.core.facts import ModelId
 from tokenmux.core.phases import Residency
 from tokenmux.core.plan import (
     IDLE,
-    Activate,
     AtOnce,
     Channel,
     Chunk,
-    Compact,
     Evict,
     PageIn,
     PageOut,
@@ -89,15 +87,11 @@ def bring_in(view: InstanceView, model: ModelView, keep: Collection[ModelId] = (
     while fit is Fit.NO and victims:
         evicted.append(victims.pop().facts.id)
         fit = view.fit(model.facts.id, evicted)
-    evictions = tuple(Evict(victim) for victim in evicted)
-    match fit:
-        case Fit.NOW:
-            return Plan(Activate(model.facts.id), evictions)
-        case Fit.AFTER_COMPACTION:
-            return Plan(Compact(model.facts.n_bytes), evictions)
-        case Fit.NO:
-            kv = eviction.droppable_kv(view, keep=model)
-            return Plan(at_once=(kv,)) if kv and not keep else None
+    plan = eviction.load_after(evicted, model, fit)
+    if plan is not None or keep:
+        return plan
+    kv = eviction.droppable_kv(view, keep=model)
+    return Plan(at_once=(kv,)) if kv else None
 
 
 def bring_ahead(view: InstanceView, model: ModelView, turn: ModelView) -> Plan | None:
