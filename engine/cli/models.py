@@ -15,14 +15,14 @@ models_app = typer.Typer(help="List, add, remove, load and pin models.", no_args
 @models_app.command("list")
 def models_list_command(ctx: typer.Context, json: JsonOption = False) -> None:
     """List all models with their state and counters."""
-    from tokenmux.cli.tables import as_json, models_table
+    from tokenmux.cli.tables import ModelsView, as_json
 
     with connected(ctx) as client:
         models = client.models.list()
     if json:
         typer.echo(as_json(models))
     else:
-        Console().print(models_table(models))
+        Console().print(ModelsView(models))
 
 
 @models_app.command("register")

@@ -1,12 +1,12 @@
 """Models and the pool as tables for a terminal, and the same values as JSON."""
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -22,6 +22,8 @@ _COLOURS = {
     Residency.FETCHING: "blue",
 }
 _BAR_WIDTH = 30
+_WIDE = 100
+_LEFT_OUT_IF_NARROW = ("weights", "context", "away", "swaps", "per swap")
 _MOST_TENANTS = 12
 
 
@@ -37,33 +39,47 @@ def _plain(value: object) -> object:
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
-def models_table(models: Iterable[Model], rates: dict[str, float] | None = None) -> Table:
-    """One row per model. `rates`: tokens per second by model name."""
-    table = Table(box=None, header_style="dim", pad_edge=False)
-    table.add_column("model")
-    table.add_column("state")
-    for column in ("weights", "context", "run", "queue", "away", "tokens", "on time", "swaps", "per swap"):
-        table.add_column(column, justify="right")
-    if rates is not None:
-        table.add_column("tokens/s", justify="right")
-    for model in models:
-        row: list[RenderableType] = [
-            shown_name(model.name, "bold" if model.n_running else ""),
-            _state(model),
-            show_size(model.weight_bytes),
-            str(model.max_context),
-            _count(model.n_running),
-            _count(model.n_queued),
-            _count(model.n_paged_out),
-            _count(model.n_tokens),
-            f"{model.n_tokens_on_time / model.n_tokens:.0%}" if model.n_tokens else "",
-            _count(model.n_swaps),
-            f"{1000 * model.swap_s / model.n_swaps:.0f} ms" if model.n_swaps else "",
-        ]
+@dataclass(frozen=True, slots=True)
+class ModelsView:
+    """One row per model, then the reason of each that is refused. `rates`: tokens per second by model name.
+    If lines are short, the columns that are needed least are left out."""
+
+    models: tuple[Model, ...]
+    rates: dict[str, float] | None = None
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        columns: dict[str, Callable[[Model], str]] = {
+            "weights": lambda model: show_size(model.weight_bytes),
+            "context": lambda model: str(model.max_context),
+            "run": lambda model: _count(model.n_running),
+            "queue": lambda model: _count(model.n_queued),
+            "away": lambda model: _count(model.n_paged_out),
+            "tokens": lambda model: _count(model.n_tokens),
+            "on time": lambda model: (
+                f"{model.n_tokens_on_time / model.n_tokens:.0%}" if model.n_tokens else ""
+            ),
+            "swaps": lambda model: _count(model.n_swaps),
+            "per swap": lambda model: (
+                f"{1000 * model.swap_s / model.n_swaps:.0f} ms" if model.n_swaps else ""
+            ),
+        }
+        rates = self.rates
         if rates is not None:
-            row.append(f"{rates[model.name]:.1f}" if rates.get(model.name) else "")
-        table.add_row(*row)
-    return table
+            columns["tokens/s"] = lambda model: f"{rate:.1f}" if (rate := rates.get(model.name)) else ""
+        if options.max_width < _WIDE:
+            columns = {name: shown for name, shown in columns.items() if name not in _LEFT_OUT_IF_NARROW}
+        table = Table(box=None, header_style="dim", pad_edge=False)
+        table.add_column("model", overflow="fold")
+        table.add_column("state", no_wrap=True)
+        for name in columns:
+            table.add_column(name, justify="right", no_wrap=True)
+        for model in self.models:
+            title = shown_name(model.name, "bold" if model.n_running else "")
+            table.add_row(title, _state(model), *(shown(model) for shown in columns.values()))
+        yield table
+        for model in self.models:
+            if model.refusal:
+                yield shown_name(f"{model.name} is refused: {model.refusal}", "red")
 
 
 def pool_view(now: PoolStatus, before: PoolStatus | None = None) -> RenderableType:
@@ -84,7 +100,7 @@ def pool_view(now: PoolStatus, before: PoolStatus | None = None) -> RenderableTy
             )
             for i, instance in enumerate(now.instances)
         ]
-    parts: list[RenderableType] = [title, *instances, models_table(now.models, _rates(now, before))]
+    parts: list[RenderableType] = [title, *instances, ModelsView(now.models, _rates(now, before))]
     if now.tenants:
         parts += [Text(), tenants_table(now)]
     if now.instances and now.instances[0].work_s:
@@ -196,7 +212,7 @@ def _rates(now: PoolStatus, before: PoolStatus | None) -> dict[str, float] | Non
 
 def _state(model: Model) -> Text:
     if model.refusal:
-        return shown_name(f"refused: {model.refusal}", "red")
+        return Text("refused", style="red")
     pinned = " (pinned)" if model.pinned else ""
     return Text(model.residency.value + pinned, style=_COLOURS.get(model.residency, "dim"))
 

@@ -1,13 +1,18 @@
 """`tokenmux pool` against the real server over scripted workers."""
 
+import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from tests.cli.runner import refused, run
 from tests.server.harness import ServerThread
 from tests.server.sample_reports import worker_status, worker_use
+from tokenmux.cli.tables import ModelsView
+from tokenmux.client import Client
 from tokenmux.core.span import Span
 from tokenmux.messages.commands import Resize
 
@@ -31,6 +36,23 @@ def test_models_and_status_are_shown(server: ServerThread, monkeypatch: pytest.M
         assert part in shown
     status = json.loads(run(server, "pool", "status", "--json").stdout)
     assert status["models"][0]["residency"] == "resident"
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_states_and_reasons_are_whole_in_lines_of_any_length(server: ServerThread, width: int) -> None:
+    server.do(server.post(worker_status("letters")))
+    with Client(server.served.target) as client:
+        (letters,) = client.models.list()
+    models = (
+        replace(letters, pinned=True, n_tokens=123_456, n_tokens_on_time=123_000),
+        replace(letters, name="a-rather-long-name", refusal="its weights are quantised (awq)"),
+    )
+    console = Console(width=width, file=io.StringIO())
+    console.print(ModelsView(models, {"letters": 1234.5}))
+    lines = console.file.getvalue().splitlines()
+    assert any("resident (pinned)" in line and "123456" in line and "1234.5" in line for line in lines)
+    assert " ".join(lines[3:]) == "a-rather-long-name is refused: its weights are quantised (awq)"
+    assert ("context" in lines[0]) == (width >= 100)
 
 
 def test_the_pool_is_resized(server: ServerThread) -> None:
