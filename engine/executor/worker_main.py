@@ -5,6 +5,7 @@ the setup, every other one a command; reports go back.
 """
 
 import logging
+import os
 import signal
 import socket
 import sys
@@ -32,6 +33,10 @@ def enter() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with socket.socket(fileno=descriptor) as end:
         serve_front(FrameSocket(end))
+    # Everything of ours is closed. Skip what libraries do while Python exits: Triton's binding prints a
+    # report of leaks, and a thread of a native library may abort.
+    logging.shutdown()
+    os._exit(0)
 
 
 def serve_front(frames: FrameSocket) -> None:
