@@ -16,13 +16,13 @@ from dataclasses import dataclass, make_dataclass
 import msgspec
 
 from benchmarks import report
-from tokenmux.core.facts import ModelId
+from tokenmux.core.facts import FIRST_INSTANCE, ModelId
 from tokenmux.core.phases import Residency
 from tokenmux.core.request import Request, RequestId
 from tokenmux.core.sampling import Sampling
 from tokenmux.messages.codec import ORDERS, REPORTS
 from tokenmux.messages.commands import Order, Submit, Ticket
-from tokenmux.messages.reports import FIRST_INSTANCE, ModelStatus, Reports, Tokens, WorkerStatus
+from tokenmux.messages.reports import ModelStatus, Reports, Tokens, WorkerStatus
 from tokenmux.scheduler.metrics.counters import INSTANCE_TABLE, MODEL_TABLE
 
 N_PAIRS = 31

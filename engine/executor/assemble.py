@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from tokenmux.core.facts import DeviceFacts, HostFacts
+from tokenmux.core.facts import FIRST_INSTANCE, DeviceFacts, HostFacts, InstanceId
 from tokenmux.core.memory_budgets import DeviceKind
 from tokenmux.core.request import DEFAULT_LEVEL, RequestId, ServiceLevel
 from tokenmux.core.roofline_cost import RooflineCost
@@ -18,7 +18,7 @@ from tokenmux.executor.model_host import ModelHost
 from tokenmux.executor.monotonic_clock import MonotonicClock
 from tokenmux.executor.request_content import Content
 from tokenmux.executor.warming import Warmer, compile_in_a_child
-from tokenmux.messages.reports import FIRST_INSTANCE, InstanceId, Report
+from tokenmux.messages.reports import Report
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.policy.registry import make_policy

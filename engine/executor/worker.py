@@ -18,12 +18,13 @@ from queue import Empty, Full, Queue
 from threading import Thread
 
 from tokenmux.core.errors import NotServable, WorkerFailed
-from tokenmux.executor import orphans, worker_main
+from tokenmux.executor import worker_main
 from tokenmux.executor.assemble import WorkerSetup
 from tokenmux.messages.codec import ORDERS, REPORTS, MalformedMessage
 from tokenmux.messages.commands import Order, Shutdown, Ticket
 from tokenmux.messages.frame_socket import MAX_FRAME_BYTES, FrameSocket
 from tokenmux.messages.reports import Broken, Reports
+from tokenmux.processes import orphans
 
 _log = logging.getLogger(__name__)
 

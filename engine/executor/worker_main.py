@@ -14,12 +14,12 @@ from threading import Thread
 
 import msgspec
 
-from tokenmux.executor import orphans
 from tokenmux.executor.assemble import WorkerSetup, assemble
 from tokenmux.executor.loop import EngineLoop
 from tokenmux.messages.codec import ORDERS, REPORTS, Codec, MalformedMessage
 from tokenmux.messages.frame_socket import FrameSocket
 from tokenmux.messages.reports import Broken, Report, Reports
+from tokenmux.processes import orphans
 
 SETUP: Codec[WorkerSetup] = Codec(msgspec.msgpack.Decoder(WorkerSetup), "a worker's setup")
 

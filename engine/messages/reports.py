@@ -6,22 +6,16 @@ made by `executor/telemetry.py`, collected by `server/front/usage.py`.
 """
 
 from collections.abc import Sequence
-from typing import NewType
 
 from msgspec import Struct
 
 from tokenmux.core.errors import ErrorCode
-from tokenmux.core.facts import ModelId
-from tokenmux.core.phases import PhaseChanged, Residency
+from tokenmux.core.facts import InstanceId, ModelId
+from tokenmux.core.phases import DeviceState, PhaseChanged, Residency
 from tokenmux.core.request import FinishReason, RequestId
 from tokenmux.core.span import Span
 from tokenmux.messages.commands import Ticket
 from tokenmux.scheduler.metrics.counter_table import Row
-
-InstanceId = NewType("InstanceId", int)
-"""Which instance of a pool; counted from 0."""
-
-FIRST_INSTANCE = InstanceId(0)
 
 
 class Tokens(Struct, frozen=True, array_like=True, tag=True):
@@ -45,7 +39,8 @@ class Finished(Struct, frozen=True, array_like=True, tag=True):
 
 
 class ModelStatus(Struct, frozen=True, array_like=True):
-    """What the worker knows of one model at a moment."""
+    """What the worker knows of one model at a moment, over all devices. `residency` is the nearest, and
+    `resident_on` the devices that hold its weights."""
 
     model: ModelId
     residency: Residency
@@ -59,6 +54,30 @@ class ModelStatus(Struct, frozen=True, array_like=True):
     """Why its weights could not be read from disk the last time."""
     unload_asked: bool = False
     """An operator wants it off the device, and it has not left yet."""
+    resident_on: tuple[InstanceId, ...] = ()
+
+
+class DeviceStatus(Struct, frozen=True, array_like=True):
+    """What the worker knows of one device at a moment."""
+
+    instance: InstanceId
+    device: str
+    state: DeviceState
+    arena_bytes: int
+    weight_bytes: int
+    kv_bytes: int
+    counts: Row
+    """The counters of `counters.INSTANCE_TABLE`."""
+    running_model: ModelId | None
+    loading_model: ModelId | None
+    """The model whose weights are being copied to the device."""
+    resident: tuple[ModelId, ...]
+    n_requests: int
+    """Live requests placed on it."""
+    n_deaths: int
+    """How often its executor broke and was replaced."""
+    fault: str = ""
+    """Why its executor broke the last time, if the device does not serve."""
 
 
 class WorkerStatus(Struct, frozen=True, array_like=True, tag=True):
@@ -66,19 +85,18 @@ class WorkerStatus(Struct, frozen=True, array_like=True, tag=True):
     a second."""
 
     at_s: float
-    device: str
-    arena_bytes: int
-    weight_bytes: int
-    kv_bytes: int
     host_cache_bytes: int
     host_cache_used_bytes: int
     host_kv_bytes: int
     host_kv_used_bytes: int
     n_models_used: int
     """Models requested within the last hour."""
-    counts: Row
-    """The counters of `counters.INSTANCE_TABLE`."""
-    running_model: ModelId | None
+    work_s: float
+    """Time during which any model had unfinished requests, on any device."""
+    model_work_s: float
+    """The same time, once for each model with such requests."""
+    devices: tuple[DeviceStatus, ...]
+    """By instance. A device that was removed is missing."""
     models: tuple[ModelStatus, ...]
 
 
@@ -99,14 +117,16 @@ class Traced(Struct, frozen=True, array_like=True, tag=True):
 
 
 class Acknowledged(Struct, frozen=True, array_like=True, tag=True):
-    """Answer to `Register`, `Unregister`, `Load`, `Unload`, `Pin`, and `Resize` (which names no model).
+    """Answer to a command about a model or a device, except `AskTrace`.
 
-    An empty `error` means done (or, for `Load`, begun). `code` is the error's, if known.
+    An empty `error` means done (or, for `Load`, begun). `code` is the error's, if known. `instance` is the
+    device that `AddDevice` added.
     """
 
     ticket: Ticket
     error: str = ""
     code: ErrorCode | None = None
+    instance: InstanceId | None = None
 
 
 class Alive(Struct, frozen=True, array_like=True, tag=True):

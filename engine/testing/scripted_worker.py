@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from tokenmux.core.errors import ErrorCode, WorkerFailed
+from tokenmux.core.facts import FIRST_INSTANCE
 from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.core.request import FinishReason
 from tokenmux.core.span import Span
@@ -26,7 +27,7 @@ from tokenmux.messages.commands import (
     Unload,
     Unregister,
 )
-from tokenmux.messages.reports import FIRST_INSTANCE, Acknowledged, Finished, Report, Reports, Tokens, Traced
+from tokenmux.messages.reports import Acknowledged, Finished, Report, Reports, Tokens, Traced
 
 Wanted = TypeVar("Wanted", bound=Command)
 

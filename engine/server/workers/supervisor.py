@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from tokenmux.core.errors import TokenmuxError, Unavailable, WorkerFailed
+from tokenmux.core.facts import InstanceId
 from tokenmux.messages.commands import Command, Order, Ticket
-from tokenmux.messages.reports import Alive, Broken, InstanceId, Report, Reports
+from tokenmux.messages.reports import Alive, Broken, Report, Reports
 from tokenmux.server.workers.worker_protocol import Worker
 
 logger = logging.getLogger(__name__)

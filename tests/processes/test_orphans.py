@@ -9,13 +9,13 @@ import threading
 
 import pytest
 
-from tokenmux.executor import orphans
+from tokenmux.processes import orphans
 
 PATIENCE_MS = 30_000
 
 CHILD = """
 import os, signal, sys
-from tokenmux.executor.orphans import die_with_parent
+from tokenmux.processes.orphans import die_with_parent
 die_with_parent(int(sys.argv[1]))
 print(os.getpid(), flush=True)
 signal.pause()
@@ -70,7 +70,7 @@ def test_children_are_started_by_one_thread_that_lasts() -> None:
 
 BORN = """
 import subprocess, sys
-from tokenmux.executor import orphans
+from tokenmux.processes import orphans
 
 wait = [sys.executable, "-c", "import signal; signal.pause()"]
 child = orphans.started(lambda: subprocess.Popen(wait, stdout=subprocess.DEVNULL,

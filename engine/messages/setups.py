@@ -1,0 +1,45 @@
+"""What processes are told first: all that a node, or an executor, needs to start."""
+
+from typing import Literal
+
+from msgspec import Struct
+
+from tokenmux.core.facts import DeviceFacts, HostFacts, InstanceId
+from tokenmux.core.memory_budgets import DeviceKind
+from tokenmux.core.request import DEFAULT_LEVEL, ServiceLevel
+
+PagedKv = Literal["exact", "int8"]
+
+
+class DeviceSetup(Struct, frozen=True, array_like=True):
+    """One device of a pool. `gpu` is the index or UUID of a GPU, as CUDA_VISIBLE_DEVICES has it; empty for
+    the first one, and for a virtual device."""
+
+    facts: DeviceFacts
+    kind: DeviceKind = "cpu"
+    gpu: str = ""
+    paged_kv: PagedKv = "exact"
+    """How a CUDA device pages KV; other devices page exactly."""
+
+
+class NodeSetup(Struct, frozen=True, array_like=True):
+    """A node and its devices. `host_kv_bytes` of host memory keep paged-out KV, for all devices together."""
+
+    devices: tuple[DeviceSetup, ...]
+    host: HostFacts
+    host_kv_bytes: int
+    policy: str = "slack"
+    """A name of `tokenmux.scheduler.policy.registry`."""
+    service: ServiceLevel = DEFAULT_LEVEL
+    """The pool's own level, the default of requests."""
+    silent_s: float = 10.0
+    """An executor that sends nothing for this long hangs, and is killed."""
+
+
+class ExecutorSetup(Struct, frozen=True, array_like=True):
+    """One device, for the process that carries its launches out. The descriptor of the memory for paged-out
+    KV, of `host_kv_bytes`, comes with this message."""
+
+    instance: InstanceId
+    device: DeviceSetup
+    host_kv_bytes: int
