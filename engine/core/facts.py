@@ -15,6 +15,11 @@ InstanceId = NewType("InstanceId", int)
 
 FIRST_INSTANCE = InstanceId(0)
 
+NodeId = NewType("NodeId", int)
+"""Which node of a server; counted from 0."""
+
+FIRST_NODE = NodeId(0)
+
 BLOCK_TOKENS = 16
 """Tokens per KV block, unless the pool is configured otherwise. In SmolLM2 such a block takes 369 kB in
 bfloat16."""

@@ -87,7 +87,12 @@ def receive_into(end: socket.socket, buffer: memoryview, descriptors: deque[int]
 @dataclass(slots=True)
 class _Unsent:
     left: memoryview
-    descriptors: Sequence[int]
+    descriptors: list[int]
+
+
+def _close_all(unsent: _Unsent) -> None:
+    while unsent.descriptors:
+        os.close(unsent.descriptors.pop())
 
 
 class PatientSocket:
@@ -110,10 +115,11 @@ class PatientSocket:
         return self._end.fileno()
 
     def send(self, frame: bytes, descriptors: Sequence[int] = ()) -> None:
-        """Send a frame, with descriptors that the sender keeps open until it has been sent. Raises OSError
-        if the other end is gone, ValueError for a frame that is too long."""
+        """Send a frame with descriptors, which may be closed afterwards. Raises OSError if the other end is
+        gone, ValueError for a frame that is too long."""
         wire = framed(frame)
-        self._unsent.append(_Unsent(memoryview(wire), descriptors))
+        copies = [os.dup(descriptor) for descriptor in descriptors]
+        self._unsent.append(_Unsent(memoryview(wire), copies))
         self.n_unsent_bytes += len(wire)
         if len(self._unsent) == 1:
             self.flush()
@@ -124,12 +130,12 @@ class PatientSocket:
             first = self._unsent[0]
             try:
                 if first.descriptors:
-                    n = socket.send_fds(self._end, [first.left], list(first.descriptors))
+                    n = socket.send_fds(self._end, [first.left], first.descriptors)
                 else:
                     n = self._end.send(first.left)
             except BlockingIOError:
                 return
-            first.descriptors = ()
+            _close_all(first)
             first.left = first.left[n:]
             self.n_unsent_bytes -= n
             if not first.left:
@@ -156,6 +162,8 @@ class PatientSocket:
 
     def close(self) -> None:
         self._end.close()
+        while self._unsent:
+            _close_all(self._unsent.popleft())
 
     def _taken(self) -> list[bytes]:
         """Remove the complete frames from what was received."""

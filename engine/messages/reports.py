@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from tokenmux.core.errors import ErrorCode
-from tokenmux.core.facts import InstanceId, ModelId
+from tokenmux.core.facts import InstanceId, ModelId, NodeId
 from tokenmux.core.phases import DeviceState, PhaseChanged, Residency
 from tokenmux.core.request import FinishReason, RequestId
 from tokenmux.core.span import Span
@@ -151,7 +151,7 @@ that begin with their name."""
 
 
 class Reports(Struct, frozen=True, array_like=True):
-    """One message of a worker: what its instance `origin` has to say after an event, in order."""
+    """One message of a node: what `origin` has to say, in order."""
 
-    origin: InstanceId
+    origin: NodeId
     reports: Sequence[Report]

@@ -33,7 +33,8 @@ from tokenmux.server.front.tenants import Weights
 from tokenmux.server.front.traffic import TraceFile, TrafficRecorder
 from tokenmux.server.listening import Reservation, check_pair
 from tokenmux.server.stopping import LastResort
-from tokenmux.server.workers.supervisor import Patience, RestartLimits
+from tokenmux.processes.restarts import RestartLimits
+from tokenmux.server.workers.supervisor import Patience
 from tokenmux.server.workers.worker_protocol import Worker, WorkerFactory
 
 STARTING_S = 300.0

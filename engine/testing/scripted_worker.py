@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from tokenmux.core.errors import ErrorCode, WorkerFailed
-from tokenmux.core.facts import FIRST_INSTANCE
+from tokenmux.core.facts import FIRST_NODE
 from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.core.request import FinishReason
 from tokenmux.core.span import Span
@@ -36,8 +36,8 @@ _PATIENCE_S = 10.0
 
 
 def make_reports(*reports: Report) -> Reports:
-    """These reports as the first instance of a worker sends them."""
-    return Reports(FIRST_INSTANCE, reports)
+    """These reports as the first node sends them."""
+    return Reports(FIRST_NODE, reports)
 
 
 class ScriptedWorker:

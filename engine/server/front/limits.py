@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from tokenmux.server.workers.supervisor import Patience, RestartLimits
+from tokenmux.processes.restarts import RestartLimits
+from tokenmux.server.workers.supervisor import Patience
 
 
 @dataclass(frozen=True, slots=True)

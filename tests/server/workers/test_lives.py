@@ -22,7 +22,8 @@ from tokenmux.messages.reports import Alive, Broken, Reports
 from tokenmux.server.front.front import Front
 from tokenmux.server.front.limits import Limits
 from tokenmux.server.front.live_request import LiveRequest
-from tokenmux.server.workers.supervisor import Patience, RestartLimits
+from tokenmux.processes.restarts import RestartLimits
+from tokenmux.server.workers.supervisor import Patience
 from tokenmux.testing.scripted_worker import (
     ScriptedWorker,
     ScriptedWorkers,

@@ -4,8 +4,8 @@ take.
 The permitted silence of an operation is `STALL_FACTOR` times the longer of what the cost model expects of it
 (of a repeated step, of one iteration) and the longest that any operation of its channel has taken so far, and
 at least `STALL_FLOOR_S`. A prefill that takes minutes on a processor is expected to, and is left alone.
-Fetches wait for disks and networks, for which the device is not responsible: `tokenmux.device.reader` watches
-them.
+Fetches wait for disks and networks, for which the device is not responsible: executors watch them
+(`tokenmux.device.reader`).
 """
 
 from dataclasses import dataclass

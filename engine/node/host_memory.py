@@ -1,0 +1,63 @@
+"""The host memory of a node: weight images, and paged-out KV.
+
+It is shared memory that executors map. The node keeps descriptors and maps nothing: the bytes are written and
+read by executors. Which images there are is for the host cache to say; this follows.
+"""
+
+import os
+from dataclasses import dataclass, field
+
+from tokenmux.core.facts import Image, ImageId, InstanceId
+from tokenmux.processes import shared_memory
+
+
+@dataclass(slots=True)
+class HostImage:
+    """The memory of one image. `mapped_by` are the devices that have been given it."""
+
+    descriptor: int
+    n_bytes: int
+    fetcher: InstanceId | None
+    """The device whose executor fills it; None once it is filled."""
+    mapped_by: set[InstanceId] = field(default_factory=set)
+
+
+class HostMemory:
+    """Descriptors of images and of the memory for KV. `close` gives everything up."""
+
+    def __init__(self, host_kv_bytes: int) -> None:
+        """Raises DoesNotFit if the system does not have `host_kv_bytes`."""
+        self.images: dict[ImageId, HostImage] = {}
+        self.host_kv = shared_memory.create("paged-out-kv", host_kv_bytes)
+        shared_memory.allocate(self.host_kv, host_kv_bytes)
+
+    def begin_fetch(self, image: Image, fetcher: InstanceId) -> HostImage:
+        """Memory for an image that an executor is about to read. Raises DoesNotFit."""
+        descriptor = shared_memory.create(f"image-{image.id}", image.n_bytes)
+        host_image = HostImage(descriptor, image.n_bytes, fetcher, {fetcher})
+        self.images[image.id] = host_image
+        return host_image
+
+    def end_fetch(self, image: ImageId) -> None:
+        """The image is filled, and others may map it."""
+        self.images[image].fetcher = None
+
+    def drop(self, image: ImageId) -> set[InstanceId]:
+        """Give an image up. Returns the devices that have to unmap it."""
+        dropped = self.images.pop(image, None)
+        if dropped is None:
+            return set()
+        os.close(dropped.descriptor)
+        return dropped.mapped_by
+
+    def forget_device(self, device: InstanceId) -> None:
+        """The executor of a device is gone: it maps nothing, and what it was filling is lost."""
+        for image_id, image in list(self.images.items()):
+            image.mapped_by.discard(device)
+            if image.fetcher == device:
+                self.drop(image_id)
+
+    def close(self) -> None:
+        for image in list(self.images):
+            self.drop(image)
+        os.close(self.host_kv)

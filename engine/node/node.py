@@ -1,0 +1,554 @@
+"""One machine of the pool: the instances of all its devices, and what passes between them, the front and the
+executors.
+
+    front ──▶ receive ─┐                                 ┌─▶ executors: launches, bindings, stops
+    executors ─▶ heard ┼─▶ pool, instances ─▶ effects ───┤
+    their ends ─▶ ended┘                                 └─▶ emit(tokens, states, ends), at the next `pump`
+
+One thread calls everything here; the caller provides the thread and the time (`loop.py` in a process of its
+own, a virtual clock in tests). Nothing here waits, and nothing here touches a device or a weight: it decides,
+tells, and is told. `tokenmux.simulator` is the other body of the same pool.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import assert_never
+
+from tokenmux.core.clock import Clock
+from tokenmux.core.effects import (
+    CopyEnded,
+    Effects,
+    Interrupt,
+    ModelLoaded,
+    RequestEnded,
+    RequestEntered,
+    RequestLeft,
+    ResizeReady,
+    StepEnded,
+    Supersede,
+)
+from tokenmux.core.errors import ErrorCode, IntegrityError
+from tokenmux.core.event import Arrived, Cancelled, Paused, Resized, Resumed
+from tokenmux.core.facts import InstanceId, ModelId
+from tokenmux.core.phases import DeviceState, PhaseChanged, RequestPhase
+from tokenmux.core.plan import Discard, Drop, Evict
+from tokenmux.core.record import RequestRecord
+from tokenmux.core.request import FinishReason, RequestId
+from tokenmux.core.roofline_cost import RooflineCost
+from tokenmux.core.started import (
+    StartedActivation,
+    StartedCompaction,
+    StartedFetch,
+    StartedPageIn,
+    StartedPageOut,
+    StartedStep,
+)
+from tokenmux.messages.commands import (
+    AddDevice,
+    AskTrace,
+    Cancel,
+    DrainDevice,
+    Load,
+    Order,
+    Pause,
+    Pin,
+    Register,
+    RemoveDevice,
+    Resize,
+    Resume,
+    Shutdown,
+    Submit,
+    Unload,
+    Unregister,
+)
+from tokenmux.messages.completions import (
+    ArenaReallocated,
+    Completion,
+    Completions,
+    CopyCompleted,
+    CopyProgressed,
+    Drew,
+    ExecutorAlive,
+    ExecutorBroken,
+    ExecutorReady,
+    StepCompleted,
+)
+from tokenmux.messages.launches import AddModel, OperationId, ReallocateArena, StopCopy, Unbind
+from tokenmux.messages.reports import Acknowledged, Alive, Broken, Finished, Report, Tokens
+from tokenmux.messages.setups import DeviceSetup, NodeSetup
+from tokenmux.node.blame import Blame
+from tokenmux.node.device import Drawn, NodeDevice
+from tokenmux.node.executor_port import ExecutorFactory
+from tokenmux.node.host_memory import HostMemory
+from tokenmux.node.lives import Lives
+from tokenmux.node.node_status import StatusReporter
+from tokenmux.node.operators import Operators
+from tokenmux.node.positions import QueuePositions
+from tokenmux.node.request_content import Content
+from tokenmux.node.telemetry import Telemetry
+from tokenmux.processes.restarts import RestartLimits
+from tokenmux.scheduler.instance.instance import Instance
+from tokenmux.scheduler.memory.host_cache import HostCache
+from tokenmux.scheduler.memory.host_kv import HostKv
+from tokenmux.scheduler.policy.pool.placement import LeastLoaded
+from tokenmux.scheduler.policy.pool.pool_policy import Refuse
+from tokenmux.scheduler.policy.registry import make_policy
+from tokenmux.scheduler.pool.pool import Pool
+
+logger = logging.getLogger(__name__)
+
+KILL_S = 10.0
+"""A killed executor ends within this time, unless its process hangs in the kernel: then nobody can tell what
+it still writes to host memory, and the whole node has to end."""
+
+
+class Node:
+    """The devices of one machine; see the module. `observers` are called with the index of an instance, the
+    time and all effects, before they are carried out."""
+
+    def __init__(
+        self,
+        setup: NodeSetup,
+        clock: Clock,
+        factory: ExecutorFactory,
+        emit: Callable[[list[Report]], None],
+        limits: RestartLimits | None = None,
+    ) -> None:
+        """Raises DoesNotFit if the machine does not have the memory for paged-out KV."""
+        self.stopped = False
+        self.observers: list[Callable[[int, float, Effects], None]] = []
+        self.contents: dict[RequestId, Content] = {}
+        self.devices: dict[InstanceId, NodeDevice] = {}
+        """The devices of the pool, without those that were removed."""
+        self.models: dict[ModelId, AddModel] = {}
+        self._setup = setup
+        self._clock = clock
+        self._emit = emit
+        self._memory = HostMemory(setup.host_kv_bytes)
+        self._cache = HostCache(setup.host.cache_bytes)
+        self._host_kv: HostKv | None = None
+        self._out: list[Report] = []
+        self._answers: list[Acknowledged] = []
+        """To commands that change what a status shows: they follow one that shows it."""
+        self._blame = Blame()
+        self._paused: set[RequestId] = set()
+        """Requests whose clients have stopped reading."""
+        self._failures: dict[RequestId, str] = {}
+        """Why requests fail that this node ends."""
+        self._was_busy = False
+        """True if an operation began since the books were last checked."""
+        self.pool = Pool(
+            [self._make_instance(device) for device in setup.devices], LeastLoaded(), self, clock
+        )
+        self._lives = Lives(
+            factory,
+            self._memory.host_kv,
+            clock,
+            limits or RestartLimits(),
+            models=self.models.values,
+            n_devices=lambda: len(self.devices),
+        )
+        self._status = StatusReporter(self.pool, self.devices, self._cache, self._books_of_kv, clock)
+        self._telemetry = Telemetry(self.pool, clock)
+        self._positions = [QueuePositions(instance, clock) for instance in self.pool.instances]
+        self._operators = Operators(self, clock)
+        for place, device in enumerate(setup.devices):
+            self._take_in(InstanceId(place), device)
+
+    def start(self) -> None:
+        """Start the executors of all devices."""
+        for device in self.devices.values():
+            fault = self._lives.start(device)
+            if fault:
+                self._lives.broke(device, fault)
+
+    @property
+    def next_due_s(self) -> float | None:
+        """When to `pump` next although nothing happens; None if there is no such time."""
+        positions = (watched.due_s for watched in self._positions)
+        all_due_s = (self._status.due_s, self._telemetry.due_s, self._lives.due_s, *positions)
+        return min((due_s for due_s in all_due_s if due_s is not None), default=None)
+
+    # ── what comes in from the front ────────────────────────────────────────────────────────────────────────
+
+    def receive(self, order: Order) -> None:
+        """Handle a command of the front. Errors in it are answered, never raised."""
+        now_s = self._clock.now_s()
+        ticket, command = order.ticket, order.command
+        match command:
+            case Submit():
+                self._submit(command, now_s)
+            case Cancel(request, reason):
+                self.pool.apply_to_request(Cancelled(now_s, request, reason))
+            case Pause(request):
+                if request in self.contents:
+                    self._paused.add(request)
+                self.pool.apply_to_request(Paused(now_s, request))
+            case Resume(request):
+                self._paused.discard(request)
+                if not self._blame.is_waiting(request):
+                    self.pool.apply_to_request(Resumed(now_s, request))
+            case AskTrace(last_s):
+                self._out.append(self._telemetry.trace(ticket, last_s))
+            case Shutdown():
+                self.stop()
+            case Register() | Unregister():
+                self._out.append(self._operators.answer(ticket, command))
+            case Load() | Unload() | Pin():
+                self._answers.append(self._operators.answer(ticket, command))
+            case Resize() | AddDevice() | DrainDevice() | RemoveDevice():
+                self._operators.change_devices(ticket, command)
+
+    def stop(self) -> None:
+        """End once what there is to say has been said; live requests stay as they are."""
+        self.stopped = True
+
+    def close(self) -> None:
+        """End all executors and give up the host memory."""
+        for device in self.devices.values():
+            if device.port is not None:
+                device.port.kill()
+        self._memory.close()
+
+    # ── what comes in from the executors ────────────────────────────────────────────────────────────────────
+
+    def heard(self, index: InstanceId, completions: Completions) -> None:
+        """The executor of a device says something."""
+        device = self.devices.get(index)
+        if device is None or device.dying:
+            return
+        device.heard_s = self._clock.now_s()
+        for completion in completions:
+            self._hear(device, completion)
+
+    def ended(self, index: InstanceId, detail: str) -> None:
+        """The process of an executor has ended: what was only on its device is lost."""
+        device = self.devices.get(index)
+        if device is None:
+            return
+        detail = device.dying or detail
+        logger.error("device %d is lost: %s", index, detail)
+        if self._operators.start_failed(device, detail):
+            return
+        self._accuse(device)
+        step = None if device.step is None else device.step.so_far()
+        old = device.instance
+        self.pool.hold(index)
+        replacement = self._make_instance(device.setup, old)
+        device.lost(replacement)
+        self.pool.lose(index, replacement, step)
+        self._positions[index] = QueuePositions(replacement, self._clock)
+        self._lives.broke(device, detail)
+        self._operators.device_lost(device)
+
+    def beat(self) -> None:
+        """Report that this loop is alive; called once a second. Finds devices that hang, and books that are
+        wrong, which ends the node."""
+        now_s = self._clock.now_s()
+        for device in self.devices.values():
+            if device.port is None:
+                continue
+            silent_s = now_s - device.heard_s
+            if device.dying:
+                if silent_s > device.silent_s + KILL_S:
+                    self.broken(f"the executor of device {device.index} was killed and does not end")
+            elif silent_s > device.silent_s:
+                self._kill(device, f"its executor has sent nothing for {silent_s:.0f} s")
+            elif (fault := device.stalls.find(now_s)) is not None:
+                self._kill(device, fault)
+        fault = self._wrong_books()
+        if fault is not None:
+            self.broken(fault)
+            self.pump()
+        elif not self.stopped:
+            self._emit([Alive()])
+
+    def broken(self, detail: str) -> None:
+        """Report that the node cannot continue, and stop. The front submits the requests elsewhere."""
+        self._out.append(Broken(detail))
+        self.stopped = True
+
+    # ── what goes out ───────────────────────────────────────────────────────────────────────────────────────
+
+    def pump(self) -> None:
+        """Start what the policies want next, and send what there is to report."""
+        if not self.stopped:
+            self._lives.start_due()
+            self._try_suspects()
+            self.pool.settle()
+            self._operators.look()
+            self.pool.settle()
+        for device in self.devices.values():
+            device.flush()
+        for instance, positions in zip(self.pool.instances, self._positions, strict=True):
+            if instance.queue.version != positions.looked_at:
+                self._out.extend(positions.report())
+        use, status = self._telemetry.report(), self._status.report(at_once=bool(self._answers))
+        if use is not None:
+            self._out.append(use)
+        if status is not None:
+            self._out.append(status)
+        if self._answers:
+            self._out.extend(self._answers)
+            self._answers.clear()
+        if self._out:
+            out, self._out = self._out, []
+            self._emit(out)
+
+    # the pool's body
+    def carry_out(self, index: int, effects: Effects) -> None:
+        """Carry out and report what an event or a decision caused."""
+        device = self.devices[InstanceId(index)]
+        for observer in self.observers:
+            observer(index, device.instance.now_s, effects)
+        self._telemetry.note(index, effects)
+        for effect in effects:
+            match effect:
+                case PhaseChanged():
+                    self._out.append(self._shown(effect))
+                case StartedFetch():
+                    for image in effect.dropped:
+                        for mapper in self._memory.drop(image):
+                            self.devices[mapper].unmap(image)
+                    self._start(device, effect)
+                case StartedStep() | StartedActivation():
+                    self._start(device, effect)
+                case StartedPageIn() | StartedPageOut() | StartedCompaction():
+                    self._start(device, effect)
+                case Interrupt():
+                    device.stop_step()
+                case Supersede(operation):
+                    device.say(StopCopy(OperationId(operation)))
+                case CopyEnded(started, done):
+                    device.copy_ended(started, failed=bool(done.error))
+                case RequestEnded():
+                    self._request_ended(effect, device.instance)
+                case Evict(model):
+                    device.say(Unbind(model))
+                case ResizeReady(arena_bytes):
+                    device.say(ReallocateArena(arena_bytes))
+                case StepEnded() | ModelLoaded() | RequestEntered() | RequestLeft() | Drop() | Discard():
+                    pass
+                case _:
+                    assert_never(effect)
+
+    # ── what operators may do (`tokenmux.node.operators`) ───────────────────────────────────────────────────
+
+    def add_device(self, setup: DeviceSetup) -> NodeDevice:
+        """Add a device, whose executor is being started."""
+        instance = self._make_instance(setup)
+        index = InstanceId(len(self.pool.instances))
+        self._positions.append(QueuePositions(instance, self._clock))
+        device = self._take_in(index, setup, instance)
+        if self.pool.add(instance) != index:
+            raise IntegrityError("node: an instance was added to the pool without a device")
+        self.pool.hold(index)
+        return device
+
+    def start_device(self, device: NodeDevice) -> str:
+        """Start a device's executor. Returns why that is impossible, if it is."""
+        return self._lives.start(device)
+
+    def remove_device(self, device: NodeDevice) -> None:
+        """Take an empty device out of the pool, and end its executor."""
+        self.pool.remove(device.index)
+        if device.port is not None:
+            device.port.kill()
+        self._memory.forget_device(device.index)
+        self._lives.forget(device)
+        del self.devices[device.index]
+
+    def acknowledge(self, answer: Acknowledged) -> None:
+        """Answer a command, after a status that shows what it did."""
+        self._answers.append(answer)
+
+    # ── parts of the above ──────────────────────────────────────────────────────────────────────────────────
+
+    def _make_instance(self, setup: DeviceSetup, before: Instance | None = None) -> Instance:
+        """An instance for a device. What the one `before` has counted and learned goes on."""
+        facts = setup.facts
+        if self._host_kv is None:
+            self._host_kv = HostKv(self._setup.host_kv_bytes, facts.slab_bytes)
+        return Instance(
+            facts,
+            self._cache,
+            make_policy(self._setup.policy),
+            RooflineCost(facts, self._setup.host) if before is None else before.cost,
+            service=self._setup.service,
+            metrics=None if before is None else before.metrics,
+            host_kv=self._host_kv,
+        )
+
+    def _books_of_kv(self) -> HostKv:
+        assert self._host_kv is not None
+        return self._host_kv
+
+    def _take_in(
+        self, index: InstanceId, setup: DeviceSetup, instance: Instance | None = None
+    ) -> NodeDevice:
+        device = NodeDevice(
+            index,
+            setup,
+            instance or self.pool.instances[index],
+            self._memory,
+            self.contents,
+            self._clock,
+        )
+        self.devices[index] = device
+        if instance is None:
+            self.pool.hold(index)
+        return device
+
+    def _hear(self, device: NodeDevice, completion: Completion) -> None:
+        match completion:
+            case Drew():
+                self._take_tokens(device.drew(completion), completion.at_s)
+            case StepCompleted():
+                drawn, done = device.step_completed(completion)
+                self._take_tokens(drawn, done.at_s)
+                self.pool.apply(device.index, done)
+            case CopyCompleted():
+                self.pool.apply(device.index, device.copy_completed(completion))
+            case CopyProgressed(_, share):
+                load = device.load_progressed(completion)
+                model = device.instance.models.get(load.model.id) if load else None
+                for request in model.waiting.values() if model else ():
+                    self._out.append(PhaseChanged(request.id, RequestPhase.LOADING, progress=share))
+            case ArenaReallocated(arena_bytes, error, code):
+                device.resized(arena_bytes)
+                self.pool.apply(device.index, Resized(self._clock.now_s(), arena_bytes))
+                self._operators.resized(device, error, code)
+            case ExecutorReady():
+                device.ready, device.silent_s = True, self._setup.silent_s
+                if device.state in (DeviceState.STARTING, DeviceState.OUT):
+                    device.state, device.fault = DeviceState.SERVING, ""
+                self.pool.release(device.index)
+                self._operators.started(device)
+            case ExecutorAlive(silent_s):
+                if device.ready or silent_s:
+                    device.silent_s = max(self._setup.silent_s, silent_s)
+            case ExecutorBroken(detail):
+                self._kill(device, detail)
+            case _:
+                assert_never(completion)
+
+    def _kill(self, device: NodeDevice, detail: str) -> None:
+        logger.error("device %d is broken: %s", device.index, detail)
+        device.kill(detail)
+
+    def _start(
+        self,
+        device: NodeDevice,
+        started: StartedStep
+        | StartedActivation
+        | StartedFetch
+        | StartedPageIn
+        | StartedPageOut
+        | StartedCompaction,
+    ) -> None:
+        self._was_busy = True
+        error = device.start(started)
+        if error:
+            failed = CopyCompleted(OperationId(started.id), self._clock.now_s(), error)
+            self.pool.post(device.index, device.copy_completed(failed))
+
+    def _submit(self, submit: Submit, now_s: float) -> None:
+        request = submit.request
+        detail, code = "", None
+        if request.model not in self.models:
+            # The front checks this; only a removal at the same time gets here.
+            detail = f"model {request.model} is no longer registered"
+        else:
+            self.contents[request.id] = Content(submit, [*submit.prompt, *submit.delivered])
+            arrived = Arrived(now_s, request, len(submit.delivered), history=submit.history)
+            answer = self.pool.submit(arrived)
+            if isinstance(answer, Refuse):
+                del self.contents[request.id]
+                detail, code = answer.reason, ErrorCode.DOES_NOT_FIT
+        if detail:
+            self._out.append(Finished(request.id, FinishReason.FAILED, now_s, detail, code))
+
+    def _take_tokens(self, drawn: Drawn, at_s: float) -> None:
+        for request_id, token in drawn:
+            content = self.contents.get(request_id)
+            place = self.pool.index_of(request_id)
+            if content is None or place is None:
+                continue
+            to_end = self.pool.instances[place].requests[request_id].to_end
+            if to_end is not None and to_end[0] is not None:
+                continue
+            index = len(content.token_ids) - content.submit.request.n_prompt
+            content.token_ids.append(token)
+            self._out.append(Tokens(request_id, index, (token,), at_s))
+            if self._blame.in_use and self._blame.drew(request_id):
+                logger.info("request %s is cleared: it made progress", request_id)
+
+    def _request_ended(self, ended: RequestEnded, instance: Instance) -> None:
+        record = ended.record
+        del self.contents[record.request.id]
+        self._paused.discard(record.request.id)
+        self._blame.forget(record.request.id)
+        detail = self._failures.pop(record.request.id, ended.detail)
+        code = _code_of(record, detail, instance)
+        self._out.append(Finished(record.request.id, record.reason, record.end_s, detail, code))
+
+    def _shown(self, changed: PhaseChanged) -> PhaseChanged:
+        """What a client is told of its request: a suspect waits, and was not paused by its client."""
+        if changed.phase is RequestPhase.PAUSED and self._blame.is_waiting(changed.request):
+            return PhaseChanged(changed.request, RequestPhase.QUEUED)
+        return changed
+
+    # ── blame ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _accuse(self, device: NodeDevice) -> None:
+        """A device broke: hold back suspects of its step, and end a request that is guilty."""
+        if device.step is None:
+            return
+        now_s = self._clock.now_s()
+        present = (chunk.request for chunk in device.step.started.operation.chunks)
+        guilty, suspects = self._blame.died(present)
+        if guilty is not None:
+            detail = (
+                f"request {guilty} is given up: devices broke over it, the last one while it was tried "
+                "alone; do not send it again, and please report it with the server's log"
+            )
+            self._fail(guilty, detail)
+        for request in suspects:
+            self.pool.apply_to_request(Paused(now_s, request))
+
+    def _fail(self, request: RequestId, detail: str) -> None:
+        """End a request with a reason, wherever it is."""
+        self._failures[request] = detail
+        self.pool.apply_to_request(Cancelled(self._clock.now_s(), request, FinishReason.FAILED))
+
+    def _try_suspects(self) -> None:
+        """Let the next suspect run, if none is being tried."""
+        request = self._blame.next_trial()
+        if request is not None and request not in self._paused:
+            self.pool.apply_to_request(Resumed(self._clock.now_s(), request))
+
+    # ── books ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _wrong_books(self) -> str | None:
+        """Describe what is wrong with the books; None if nothing is. Checked when no operation is in
+        flight. Takes 0.05 ms for 100 models without requests, and 3 ms for each 50 requests that a client
+        has paused."""
+        if not self._was_busy or not all(d.instance.is_idle for d in self.devices.values()):
+            return None
+        self._was_busy = False
+        try:
+            self.pool.check_integrity()
+        except IntegrityError as error:
+            logger.exception("the books of the node are wrong")
+            return f"the books of the node are wrong: {error}"
+        return None
+
+
+def _code_of(record: RequestRecord, detail: str, instance: Instance) -> ErrorCode | None:
+    """The error with which a request failed. Weights that cannot be read stay unreadable until someone
+    repairs them."""
+    model = instance.models.get(record.request.model)
+    unreadable = detail and model is not None and detail == model.load_error
+    return ErrorCode.BAD_CHECKPOINT if unreadable else None
+
+
