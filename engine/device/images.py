@@ -107,7 +107,7 @@ class HostImages(Generic[Memory_]):
     def __getitem__(self, id: ImageId) -> HostImage[Memory_]:
         return self._images[id]
 
-    def items(self) -> Sequence[HostImage[Memory_]]:
+    def values(self) -> Sequence[HostImage[Memory_]]:
         return list(self._images.values())
 
     def hold(self, image: HostImage[Memory_]) -> HostImage[Memory_]:

@@ -10,8 +10,9 @@ from tokenmux.core.effects import INTERRUPT, RequestEnded
 from tokenmux.core.event import SUPERSEDED, Arrived, CopyDone, StepDone
 from tokenmux.core.facts import ImageId, ModelId
 from tokenmux.core.phases import Residency
-from tokenmux.core.plan import Activate, Chunk, Compact, Drop, Evict, Fetch, PageIn, PageOut, Step
+from tokenmux.core.plan import Activate, Channel, Chunk, Compact, Drop, Evict, Fetch, PageIn, PageOut, Step
 from tokenmux.core.request import RequestId
+from tokenmux.messages.launches import OperationId
 from tokenmux.testing import make_request
 
 
@@ -132,7 +133,7 @@ def test_a_fetch_that_is_superseded_ends_at_its_next_piece(real: Bench) -> None:
     real.add(model("a", 200 * KB))
     real.host.may_read.clear()
     real.start(Fetch(ModelId("a")))
-    real.device.supersede(0)
+    real.stop_copy(0)
     real.host.may_read.set()
     done = real.finish()
     assert isinstance(done, CopyDone)
@@ -146,8 +147,10 @@ def test_an_activation_that_is_superseded_ends_at_its_next_chunk_and_can_be_begu
     a = model("a", 200 * KB)
     real.add(a)
     real.run(Fetch(ModelId("a")))
-    real.device.supersede(1)  # of the next operation, so that it comes in time on every device
-    done = real.run(Activate(ModelId("a")))
+    with real.held(Channel.COPY_IN):  # so that it comes in time on every device
+        real.start(Activate(ModelId("a")))
+        real.stop_copy(1)
+    done = real.finish()
     assert isinstance(done, CopyDone)
     assert done.error == SUPERSEDED
     assert real.instance.models[ModelId("a")].residency is Residency.HOST
@@ -167,7 +170,7 @@ def test_an_interrupted_burst_ends_after_its_present_iteration(real: Bench) -> N
     assert real.host.in_step.wait(WAIT_S)
     real.script.interrupt_on = (Arrived,)
     assert INTERRUPT in real.instance.apply(Arrived(real.now_s(), make_request("second", "a")))
-    real.device.interrupt()
+    real.device.stop_step(OperationId(3))
     real.host.step_may_end.set()
     done = real.finish()
     assert isinstance(done, StepDone)
