@@ -26,7 +26,9 @@ def over(gpu: FakeGpu) -> Callable[[Bench], RealDevice]:
 
 @pytest.mark.parametrize("make", [make_cpu, over(FakeGpu())], ids=["cpu", "cuda (fake streams)"])
 @pytest.mark.parametrize("n_bytes", [320 * KB, 960 * KB])
-def test_the_host_lets_go_and_is_given_the_new_arena(make: Callable[[Bench], RealDevice], n_bytes: int) -> None:
+def test_the_host_lets_go_and_is_given_the_new_arena(
+    make: Callable[[Bench], RealDevice], n_bytes: int
+) -> None:
     with bench_of(make) as bench:
         attached = Attached(bench)
         bench.device.resize(n_bytes)

@@ -11,7 +11,9 @@ from itertools import count
 from queue import SimpleQueue
 from typing import Protocol, TypeVar
 
-from tokenmux.core.facts import FIRST_INSTANCE, DeviceFacts, ImageId, ModelId
+import numpy as np
+
+from tokenmux.core.facts import FIRST_INSTANCE, DeviceFacts, ImageId
 from tokenmux.core.sampling import Sampling
 from tokenmux.executor import executor_main
 from tokenmux.executor.executor import Executor
@@ -95,7 +97,8 @@ class InProcess:
 class InChild:
     """An executor in a process of its own."""
 
-    def __init__(self, setup: ExecutorSetup, host_kv: int) -> None:
+    def __init__(self, setup: ExecutorSetup | None, host_kv: int) -> None:
+        """Without a `setup` it is waiting for one."""
         self.end, theirs = socket.socketpair()
         self.end.settimeout(WAIT_S)
         with theirs:
@@ -109,7 +112,8 @@ class InChild:
                 )
             ).result()
         self.frames = FrameSocket(self.end)
-        self.send_frame(EXECUTOR_SETUP.encode(setup), [host_kv])
+        if setup is not None:
+            self.send_frame(EXECUTOR_SETUP.encode(setup), [host_kv])
 
     def send(self, instructions: tuple[Instruction, ...], descriptors: Sequence[int]) -> None:
         self.send_frame(INSTRUCTIONS.encode(instructions), descriptors)
@@ -143,6 +147,9 @@ class Host:
             self.images[image.id] = shared_memory.create("image", image.n_bytes)
         return self.images[image.id]
 
+    def content(self, entry: Entry) -> bytes:
+        return os.pread(self.image(entry), entry.facts.n_bytes, 0)
+
     def forget(self, entry: Entry) -> None:
         os.close(self.images.pop(entry.facts.images[0].id))
 
@@ -162,6 +169,7 @@ class Driver:
         self.link: InProcess | InChild = kind(setup, host.host_kv)
         self.numbers = count(1)
         self.received: deque[Completion] = deque()
+        self.is_closed = False
         self.drawn: list[int] = []
         """Tokens of the steps that were waited for."""
         self.until(ExecutorReady)
@@ -247,7 +255,10 @@ class Driver:
         return made
 
     def close(self) -> None:
-        self.link.close()
+        """Closing twice has no effect."""
+        if not self.is_closed:
+            self.is_closed = True
+            self.link.close()
 
 
 def broken(link: Link) -> ExecutorBroken:
@@ -258,5 +269,23 @@ def broken(link: Link) -> ExecutorBroken:
                 return completion
 
 
-def model_id(entry: Entry) -> ModelId:
-    return entry.facts.id
+N_PROMPT = 70
+
+
+def prompt() -> list[int]:
+    """Token ids of a prompt of more than two chunks."""
+    return [int(token) for token in np.random.default_rng(1).integers(0, 256, N_PROMPT)]
+
+
+def blocks_of(entry: Entry) -> list[int]:
+    """Ten KV blocks in the middle of the arena, whatever their size; weights lie before them."""
+    first = FACTS.arena_bytes // 2 // entry.facts.kv.block_bytes
+    return list(range(first, first + 10))
+
+
+def loaded(driver: Driver, entry: Entry) -> Driver:
+    """The same, with the model at the beginning of the arena."""
+    driver.add(entry)
+    assert not driver.fetch(entry).error
+    assert not driver.place(entry).error
+    return driver

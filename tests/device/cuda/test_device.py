@@ -17,7 +17,6 @@ from tests.device.bench import (
     ENGINES,
     FACTS,
     GPU,
-    HOST,
     INT8,
     KB,
     KERNEL,
@@ -25,7 +24,6 @@ from tests.device.bench import (
     WAIT_S,
     Bench,
     Paging,
-    OperationDone,
     bench_of,
     content,
     cuda_over,
@@ -57,7 +55,7 @@ from tokenmux.device.cuda.ordering import Places, Spans, merged
 from tokenmux.device.cuda.paging import Blocks
 from tokenmux.device.device_protocol import LaunchReport, Post
 from tokenmux.executor.monotonic_clock import MonotonicClock
-from tokenmux.messages.completions import CopyCompleted, StepCompleted
+from tokenmux.messages.completions import StepCompleted
 from tokenmux.messages.launches import StepLaunch
 from tokenmux.processes import shared_memory
 from tokenmux.scheduler.memory.host_cache import HostCache
@@ -102,9 +100,7 @@ class Watched(CudaDevice):
                 self._check(tensor, places, spaces, is_source=tensor is source)
         return super()._enter(piece, reads, writes)
 
-    def _check(
-        self, tensor: torch.Tensor, places: Places, spaces: set[_Space], *, is_source: bool
-    ) -> None:
+    def _check(self, tensor: torch.Tensor, places: Places, spaces: set[_Space], *, is_source: bool) -> None:
         for name, memory in (
             ("arena", self.arena),
             ("host kv", self._host_kv.bytes),
