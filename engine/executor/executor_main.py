@@ -4,6 +4,8 @@ SOCKET is the inherited descriptor that frames pass over, PARENT the node's proc
 setup, with the descriptor of the memory for paged-out KV; every other one holds instructions. Completions go
 back from the threads in which they happen.
 
+    import ──▶ setup ──▶ arena ──▶ instructions, a beat each second
+
 The main thread beats once a second between two instructions. So a process that is stopped, or a main loop
 that is stuck, shows by its silence; what a channel waits for does not.
 """
@@ -15,7 +17,6 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,6 @@ from tokenmux.executor.allocation_time import allocation_s
 from tokenmux.messages.codec import COMPLETIONS, EXECUTOR_SETUP, INSTRUCTIONS, MalformedMessage
 from tokenmux.messages.completions import Completions, ExecutorAlive, ExecutorBroken
 from tokenmux.messages.frame_socket import FrameSocket
-from tokenmux.messages.setups import ExecutorSetup
 from tokenmux.processes import orphans
 
 if TYPE_CHECKING:
@@ -69,9 +69,17 @@ def serve_node(frames: FrameSocket) -> int:
                 frames.stop_receiving()
 
     try:
+        send((ExecutorAlive(silent_s=IMPORTS_S),))
+        # Not before that was said: it imports torch and transformers, which takes seconds. And before there
+        # is a setup: a process can be kept ready for a device that dies.
+        from tokenmux.executor.executor import Executor
+
         setup = EXECUTOR_SETUP.decode(frames.receive())
-        executor = _start(setup, frames, send)
-        _carry_out_frames(frames, executor)
+        if not frames.descriptors:
+            raise MalformedMessage("a setup without the memory for paged-out KV")
+        n_bytes = setup.device.facts.arena_bytes + setup.host_kv_bytes
+        send((ExecutorAlive(silent_s=allocation_s(n_bytes)),))
+        _carry_out_frames(frames, Executor(setup, frames.descriptors.popleft(), send))
     except (EOFError, ConnectionError):
         pass  # the node is gone, or this device broke
     except MalformedMessage as error:
@@ -82,17 +90,6 @@ def serve_node(frames: FrameSocket) -> int:
         _log.exception("the executor failed")
         send((ExecutorBroken(f"the executor failed: {error!r}"),))
     return int(is_broken)
-
-
-def _start(setup: ExecutorSetup, frames: FrameSocket, send: Callable[[Completions], None]) -> "Executor":
-    if not frames.descriptors:
-        raise MalformedMessage("a setup without the memory for paged-out KV")
-    n_bytes = setup.device.facts.arena_bytes + setup.host_kv_bytes
-    send((ExecutorAlive(silent_s=IMPORTS_S + allocation_s(n_bytes)),))
-    # Not before that was said: it imports torch and transformers, which takes seconds.
-    from tokenmux.executor.executor import Executor
-
-    return Executor(setup, frames.descriptors.popleft(), send)
 
 
 def _carry_out_frames(frames: FrameSocket, executor: "Executor") -> None:

@@ -224,9 +224,10 @@ def test_a_device_that_does_not_fit_is_said_before_the_process_ends(host: Host) 
     link = InChild(None, host.host_kv)
     gpu = ExecutorSetup(FIRST_INSTANCE, DeviceSetup(FACTS, "cuda", "7"), HOST_KV_BYTES)
     link.send_frame(EXECUTOR_SETUP.encode(gpu), [host.host_kv])
-    (alive,) = link.receive()
-    assert isinstance(alive, ExecutorAlive)
-    assert alive.silent_s > 100, "imports and the arena may take so long"
+    for _ in ("imports", "the arena"):
+        (alive,) = link.receive()
+        assert isinstance(alive, ExecutorAlive)
+        assert alive.silent_s > 60, "it may take so long"
     assert "the device cannot be used: device.kind: cuda needs" in broken(link).detail
     assert link.process.wait(WAIT_S) == 1
     link.close()
