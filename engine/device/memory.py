@@ -1,4 +1,5 @@
-"""Memory that tokenmux owns: anonymous pages by address, touched once, returned to the system when closed."""
+"""Host memory by address: anonymous pages of this process, and memory that the node owns and all its
+executors map."""
 
 import ctypes
 import mmap
@@ -7,6 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+
+from tokenmux.core.errors import DoesNotFit
+from tokenmux.core.sizes import show_size
+from tokenmux.processes.shared_memory import map_shared
 
 
 class Memory:
@@ -30,6 +35,41 @@ class Memory:
         """Free the pages now, even if there are views of them. Nothing may read them any longer."""
         del self._exported
         self.buffer.madvise(mmap.MADV_DONTNEED)
+
+
+class SharedMemory:
+    """`n_bytes` of memory behind a descriptor, which stays the caller's, mapped without page faults to come.
+    Raises DoesNotFit.
+
+    It is unmapped with the last view of it.
+    """
+
+    def __init__(self, descriptor: int, n_bytes: int) -> None:
+        self.buffer = map_shared(descriptor, n_bytes, populate=True)
+        self._exported = (ctypes.c_char * len(self.buffer)).from_buffer(self.buffer)
+        self.address = ctypes.addressof(self._exported)
+        self.n_bytes = n_bytes
+
+    def view(self) -> memoryview:
+        """All of it, to be read and written."""
+        return memoryview(self.buffer)[: self.n_bytes]
+
+    def as_tensor(self) -> torch.Tensor:
+        """All of it as a `uint8` tensor."""
+        return torch.frombuffer(self.buffer, dtype=torch.uint8, count=self.n_bytes)
+
+    def close(self) -> None:
+        """Do nothing: whoever lets go of the last view unmaps it."""
+
+
+def check_available(n_bytes: int) -> None:
+    """Raise DoesNotFit if the system has not so much memory: it would kill a process instead of refusing."""
+    available = available_bytes()
+    if available is not None and n_bytes > available:
+        raise DoesNotFit(
+            f"{show_size(n_bytes)} of memory cannot be allocated on this machine ({show_size(available)} are "
+            "available): ask for less, or stop other programs here"
+        )
 
 
 def available_bytes() -> int | None:

@@ -58,7 +58,12 @@ class ExecutorReady(Struct, frozen=True, array_like=True, tag=True):
 
 
 class ExecutorAlive(Struct, frozen=True, array_like=True, tag=True):
-    """The executor's loop is alive: sent once a second, also while it waits for a driver or a disk."""
+    """The executor's loop is alive: sent once a second, also while a channel waits for a driver or a disk.
+
+    If `silent_s` is not zero, the next action may take that long, and nothing is sent meanwhile.
+    """
+
+    silent_s: float = 0.0
 
 
 class ExecutorBroken(Struct, frozen=True, array_like=True, tag=True):

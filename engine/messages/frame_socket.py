@@ -43,6 +43,9 @@ class FrameSocket:
         self.descriptors: deque[int] = deque()
         """Descriptors that came with the frames received so far, in order; whoever takes one closes it."""
 
+    def fileno(self) -> int:
+        return self._end.fileno()
+
     def send(self, frame: bytes) -> None:
         """Send a frame; blocks while the other end does not read. Raises OSError if the other end is gone,
         ValueError for a frame that is too long."""
@@ -55,6 +58,10 @@ class FrameSocket:
         if length > MAX_FRAME_BYTES:
             raise MalformedMessage(f"a frame of {length} bytes, longer than {MAX_FRAME_BYTES}")
         return self._exactly(length)
+
+    def stop_receiving(self) -> None:
+        """End what waits in `receive`, now or later, with EOFError once it has what came before."""
+        self._end.shutdown(socket.SHUT_RD)
 
     def close(self) -> None:
         self._end.close()

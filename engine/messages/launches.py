@@ -147,10 +147,15 @@ class Unbind(Struct, frozen=True, array_like=True, tag=True):
 
 
 class MapImage(Struct, frozen=True, array_like=True, tag=True):
-    """Map the memory of an image. Its descriptor comes with this message."""
+    """Map the memory of an image. Its descriptor comes with this message, and its models were added before.
+
+    If it is `filled`, another executor of the same kind of device has fetched it; otherwise a `FetchLaunch`
+    follows.
+    """
 
     image: ImageId
     n_bytes: int
+    filled: bool
 
 
 class UnmapImage(Struct, frozen=True, array_like=True, tag=True):
