@@ -50,7 +50,7 @@ from tokenmux.demo.service_level import FIRST_TOKENS, TURNS
 from tokenmux.executor.assemble import Parts, WorkerSetup, assemble
 from tokenmux.executor.calibrate import measure_cpu
 from tokenmux.executor.loop import EngineLoop
-from tokenmux.executor.monotonic_clock import MonotonicClock
+from tokenmux.processes.monotonic_clock import MonotonicClock
 from tokenmux.messages.commands import Order, Register, Submit, Ticket
 from tokenmux.messages.reports import Finished, Report, WorkerStatus
 from tokenmux.models.catalogue.catalogue import Catalogue

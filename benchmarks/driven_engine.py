@@ -15,7 +15,7 @@ from tokenmux.device.cpu import CpuDevice
 from tokenmux.device.device_protocol import Device, Host, OperationDone, Post
 from tokenmux.executor.engine import Engine
 from tokenmux.executor.model_host import ModelHost
-from tokenmux.executor.monotonic_clock import MonotonicClock
+from tokenmux.processes.monotonic_clock import MonotonicClock
 from tokenmux.executor.request_content import Content
 from tokenmux.messages.commands import Command, Load, Order, Register, Ticket, Unload
 from tokenmux.messages.reports import Report

@@ -22,7 +22,7 @@ from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
 from tokenmux.core.sampling import Sampling
 from tokenmux.executor.assemble import WorkerSetup
-from tokenmux.executor.monotonic_clock import MonotonicClock
+from tokenmux.processes.monotonic_clock import MonotonicClock
 from tokenmux.executor.worker import ProcessWorker
 from tokenmux.messages.commands import Order, Register, Resize, Submit, Ticket, Unload
 from tokenmux.messages.reports import Acknowledged, Broken, Finished, Report, Reports, Tokens, WorkerStatus

@@ -23,7 +23,7 @@ from tokenmux.core.request import Request, RequestId
 from tokenmux.core.roofline_cost import RooflineCost
 from tokenmux.core.started import Started, StartedStep
 from tokenmux.device.device_protocol import Device
-from tokenmux.executor import garbage_collection
+from tokenmux.processes import garbage_collection
 from tokenmux.messages.commands import Register
 from tokenmux.messages.reports import Finished, Report
 from tokenmux.scheduler.instance.instance import Instance

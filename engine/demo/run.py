@@ -24,7 +24,7 @@ from tokenmux.demo.report import DemoReport, make_report, print_report
 from tokenmux.demo.service_level import Calibration, calibrate
 from tokenmux.demo.view import View
 from tokenmux.executor.calibrate import measure_cpu
-from tokenmux.executor.monotonic_clock import MonotonicClock
+from tokenmux.processes.monotonic_clock import MonotonicClock
 
 QUESTION = "What is the capital of France? Answer in one sentence."
 TARGET_BUSY = 0.6

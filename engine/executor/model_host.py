@@ -24,7 +24,7 @@ from tokenmux.core.errors import (
 )
 from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.device.device_protocol import Post
-from tokenmux.executor import garbage_collection
+from tokenmux.processes import garbage_collection
 from tokenmux.executor.warming import Warmer
 from tokenmux.messages.completions import Drew, StepCompleted
 from tokenmux.messages.launches import OperationId, StepLaunch, StepSegment

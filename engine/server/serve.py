@@ -17,7 +17,7 @@ from tokenmux.core.request import ServiceLevel
 from tokenmux.device.cuda.gpu import check_cuda
 from tokenmux.executor.assemble import WorkerSetup
 from tokenmux.executor.calibrate import Speeds, measure
-from tokenmux.executor.monotonic_clock import MonotonicClock
+from tokenmux.processes.monotonic_clock import MonotonicClock
 from tokenmux.executor.worker import ProcessWorker
 from tokenmux.messages.reports import Reports
 from tokenmux.scheduler.memory.capacity import check_model, check_request

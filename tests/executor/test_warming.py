@@ -18,7 +18,7 @@ from tests.device.bench import FACTS
 from tokenmux.core.errors import TokenmuxError
 from tokenmux.core.sampling import Sampling
 from tokenmux.executor.model_host import ModelHost
-from tokenmux.executor.monotonic_clock import MonotonicClock
+from tokenmux.processes.monotonic_clock import MonotonicClock
 from tokenmux.executor.warming import Warmer, compile_in_a_child
 from tokenmux.kernels.absent import absent_device
 from tokenmux.kernels.kv_page.launch import kv_page
