@@ -59,7 +59,7 @@ from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.metrics.summary import Summary, summarise
 from tokenmux.scheduler.policy.registry import make_policy
 from tokenmux.server.config import PoolConfig
-from tokenmux.server.serve import facts_of
+from tokenmux.server.pool_setup import MeasuredDevice, node_setup
 from tokenmux.simulator.measured import MeasuredCost, fit_cost, iteration_of
 from tokenmux.simulator.simulator import Simulator
 from tokenmux.workload.trace import Arrival
@@ -276,7 +276,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console = Console(stderr=True)
     models = prepare(options.cache, console)
     config = PoolConfig.model_validate(models.pool_config(), context=models.root)
-    device, host = facts_of(config, measure_cpu(MonotonicClock()))
+    setup = node_setup(config, [MeasuredDevice(config.device, measure_cpu(MonotonicClock()))])
+    device, host = setup.devices[0].facts, setup.host
     streams = Streams(models)
     runs: list[Run] = []
     with real_engine(models, device, host) as engine:

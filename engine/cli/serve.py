@@ -33,11 +33,14 @@ def serve_command(
     ] = None,
     catalogue: CatalogueOption = None,
     arena: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Device memory to use, such as 2GiB.")
+        str | None, typer.Option(metavar="SIZE", help="Memory of each device to use, such as 2GiB.")
+    ] = None,
+    devices: Annotated[
+        int | None, typer.Option(metavar="N", help="Number of devices alike. Default: 1.")
     ] = None,
     host_cache: Annotated[str | None, typer.Option(metavar="SIZE", help="Host memory for weights.")] = None,
     host_kv: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Host memory for KV cache that leaves the device.")
+        str | None, typer.Option(metavar="SIZE", help="Host memory for KV cache that leaves the devices.")
     ] = None,
 ) -> None:
     """Run a server until SIGTERM or Ctrl-C, then complete its running requests.
@@ -53,8 +56,9 @@ def serve_command(
         ("listen",): ("--listen", listen),
         ("catalogue",): ("--catalogue", catalogue and str(catalogue.absolute())),
         ("device", "arena"): ("--arena", arena),
-        ("device", "host_cache"): ("--host-cache", host_cache),
-        ("device", "host_kv"): ("--host-kv", host_kv),
+        ("device", "count"): ("--devices", devices),
+        ("host", "cache"): ("--host-cache", host_cache),
+        ("host", "kv"): ("--host-kv", host_kv),
     }
     overrides = [Override(place, value, flag) for place, (flag, value) in flags.items() if value is not None]
     for named in model or ():

@@ -12,6 +12,7 @@ from tokenmux.client.sync import Client, Stream
 from tokenmux.client.values import (
     Completion,
     Delta,
+    DeviceState,
     Durations,
     Finish,
     GenerationEvent,
@@ -39,6 +40,7 @@ __all__ = [
     "Client",
     "Completion",
     "Delta",
+    "DeviceState",
     "Durations",
     "Finish",
     "GenerateOptions",

@@ -3,6 +3,7 @@
 import reprlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from numbers import Integral
 from typing import Any, TypeVar
 
@@ -10,6 +11,7 @@ from tokenmux.client.errors import WrongArgument
 from tokenmux.client.values import (
     Completion,
     Delta,
+    DeviceState,
     Durations,
     Finish,
     GenerationEvent,
@@ -194,9 +196,56 @@ def metadata(response: inference_pb2.ModelMetadataResponse) -> ModelMetadata:
 
 
 def model(message: models_pb2.Model) -> Model:
-    plain = _same_named(Model, message, besides={"residency", "service"})
+    plain = _same_named(Model, message, besides={"residency", "instances", "service"})
     residency = _enum(Residency, models_pb2.Residency.Name, message.residency, "RESIDENCY_")
-    return Model(residency=residency, service=service(message.service), **plain)
+    return Model(
+        residency=residency, instances=tuple(message.instances), service=service(message.service), **plain
+    )
+
+
+def instance(message: pool_pb2.Instance) -> InstanceStatus:
+    return InstanceStatus(
+        state=_enum(DeviceState, pool_pb2.DeviceState.Name, message.state, "DEVICE_STATE_"),
+        resident_models=tuple(message.resident_models),
+        pinned_models=tuple(message.pinned_models),
+        **_same_named(InstanceStatus, message, besides={"state", "resident_models", "pinned_models"}),
+    )
+
+
+def resize_request(arena_bytes: int, instance: int | None) -> pool_pb2.ResizeRequest:
+    """Raises TypeError or WrongArgument for values that cannot be sent, like the following."""
+    return _made(pool_pb2.ResizeRequest, arena_bytes=arena_bytes, instance=instance)
+
+
+def drain_request(instance: int, *, undo: bool) -> pool_pb2.DrainDeviceRequest:
+    return _made(pool_pb2.DrainDeviceRequest, instance=instance, undo=undo)
+
+
+def remove_request(instance: int) -> pool_pb2.RemoveDeviceRequest:
+    return _made(pool_pb2.RemoveDeviceRequest, instance=instance)
+
+
+_KINDS = {
+    None: pool_pb2.DEVICE_KIND_UNSPECIFIED,
+    "cpu": pool_pb2.DEVICE_KIND_CPU,
+    "cuda": pool_pb2.DEVICE_KIND_CUDA,
+}
+_PAGINGS = {"exact": pool_pb2.PAGED_KV_EXACT, "int8": pool_pb2.PAGED_KV_INT8}
+
+
+def add_device_request(
+    kind: str | None, arena_bytes: int, gpu: str | int, paged_kv: str
+) -> pool_pb2.AddDeviceRequest:
+    if kind not in _KINDS:
+        raise WrongArgument(f"kind: {kind!r} is not a kind of device: write 'cpu' or 'cuda'")
+    if paged_kv not in _PAGINGS:
+        raise WrongArgument(f"paged_kv: {paged_kv!r} is not a way to page: write 'exact' or 'int8'")
+    return _made(
+        partial(pool_pb2.AddDeviceRequest, kind=_KINDS[kind]),
+        arena_bytes=arena_bytes,
+        gpu=str(gpu),
+        paged_kv=_PAGINGS[paged_kv],
+    )
 
 
 def service(message: models_pb2.Service) -> Service:
@@ -226,9 +275,7 @@ def pool_trace(message: pool_pb2.TraceResponse) -> PoolTrace:
 
 def pool_status(message: pool_pb2.StatusResponse) -> PoolStatus:
     return PoolStatus(
-        instances=tuple(
-            InstanceStatus(**_same_named(InstanceStatus, instance)) for instance in message.instances
-        ),
+        instances=tuple(map(instance, message.instances)),
         models=tuple(model(item) for item in message.models),
         tenants=tuple(Tenant(item.name, service(item.service)) for item in message.tenants),
         duration_bounds_s=tuple(message.duration_bounds_s),

@@ -78,6 +78,8 @@ class DeviceStatus(Struct, frozen=True, array_like=True):
     """How often its executor broke and was replaced."""
     fault: str = ""
     """Why its executor broke the last time, if the device does not serve."""
+    pinned: tuple[ModelId, ...] = ()
+    """Models that are pinned to this device, also while they are on their way there."""
 
 
 class WorkerStatus(Struct, frozen=True, array_like=True, tag=True):

@@ -22,8 +22,19 @@ class DeviceSetup(Struct, frozen=True, array_like=True):
     """How a CUDA device pages KV; other devices page exactly."""
 
 
+class PresentDevices(Struct, frozen=True):
+    """The devices with which a node starts, by number. Numbers below `n_numbered` have been used."""
+
+    setups: dict[InstanceId, DeviceSetup]
+    n_numbered: int
+
+
 class NodeSetup(Struct, frozen=True, array_like=True):
-    """A node and its devices. `host_kv_bytes` of host memory keep paged-out KV, for all devices together."""
+    """A node and its devices. `host_kv_bytes` of host memory keep paged-out KV, for all devices together.
+
+    `instances` are the numbers of the devices, in the same order; if it is empty, they are counted from 0.
+    A node that replaces another has the devices of that moment: some were removed since, and numbers below
+    `n_numbered` have been used."""
 
     devices: tuple[DeviceSetup, ...]
     host: HostFacts
@@ -34,6 +45,8 @@ class NodeSetup(Struct, frozen=True, array_like=True):
     """The pool's own level, the default of requests."""
     silent_s: float = 10.0
     """An executor that sends nothing for this long hangs, and is killed."""
+    instances: tuple[InstanceId, ...] = ()
+    n_numbered: int = 0
 
 
 class ExecutorSetup(Struct, frozen=True, array_like=True):

@@ -118,6 +118,7 @@ def _device_status(device: NodeDevice) -> DeviceStatus:
         n_requests=len(instance.requests),
         n_deaths=device.n_deaths,
         fault=device.fault,
+        pinned=tuple(model for model in instance.asked_models if instance.models[model].pinned),
     )
 
 

@@ -8,10 +8,10 @@ the folder of the file. This module only describes; `tokenmux.server.serve` buil
 import difflib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, get_args
 
 from pydantic import (
     AfterValidator,
@@ -29,6 +29,7 @@ from tokenmux.core.errors import ConfigError
 from tokenmux.core.memory_budgets import DeviceKind
 from tokenmux.core.model_names import model_name_fault
 from tokenmux.core.sizes import parse_size
+from tokenmux.messages.setups import PagedKv
 from tokenmux.scheduler.policy.registry import make_policy
 from tokenmux.server.front.api_keys import Scope
 from tokenmux.server.front.names import MAX_TENANT_CHARS, tenant_fault
@@ -78,6 +79,16 @@ def _location(value: Path, info: ValidationInfo) -> Path:
     return Path(folder).absolute() / location
 
 
+_GPU = re.compile(r"\d{1,4}|(GPU|MIG)-[0-9A-Za-z/.-]{1,80}")
+
+
+def _gpu(value: object) -> object:
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if isinstance(text, str) and not _GPU.fullmatch(text):
+        raise ValueError(f"{_short(value)} is not a GPU: {GPU_HINT}")
+    return text
+
+
 def _source(value: object) -> object:
     return {"source": value} if isinstance(value, str) else value
 
@@ -85,6 +96,9 @@ def _source(value: object) -> object:
 MAX_COUNT = 2**31 - 1
 MAX_MESSAGE_BYTES = MAX_COUNT // 4
 """A server still reads messages of four times `max_message`, to refuse them with a reason."""
+
+MAX_DEVICES = 1024
+GPU_HINT = "write its index, such as 0, or its UUID, such as GPU-0f3c..., as `nvidia-smi -L` shows them"
 
 Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0, lt=1 << 62)]
 Seconds = Annotated[FiniteFloat, Field(ge=MIN_SECONDS, le=MAX_SECONDS)]
@@ -96,6 +110,7 @@ Address = Annotated[str, AfterValidator(_address)]
 Location = Annotated[Path, AfterValidator(_location)]
 ModelName = Annotated[str, AfterValidator(_name)]
 PolicyName = Annotated[str, AfterValidator(_policy)]
+GpuName = Annotated[str, BeforeValidator(_gpu)]
 
 
 class Section(BaseModel):
@@ -114,26 +129,46 @@ class ModelConfig(Section):
 
 
 class DeviceConfig(Section):
-    """The device and its memory budgets."""
+    """A device, or several alike, and its memory budget."""
 
     kind: DeviceKind = "cpu"
-    """`cuda` is the first GPU that CUDA shows (CUDA_VISIBLE_DEVICES)."""
+    """`cpu` is a virtual GPU in host memory."""
+    count: Annotated[int, Field(ge=1, le=MAX_DEVICES)] = 1
+    """Number of devices like this one. Those of kind `cuda` take the GPUs that no other entry names, in
+    order."""
+    gpu: GpuName | None = None
+    """Which of the GPUs that CUDA shows (CUDA_VISIBLE_DEVICES), by index or UUID. Default: the next one that
+    no entry names."""
     arena: Size | None = None
     """Device memory for weights and KV cache. Default: 2 GiB on a CPU, 85% of the free memory of a GPU."""
-    host_cache: Size | None = None
-    """Host memory that keeps weights near the device. Default: 4 GiB, or with a GPU half of what is
-    available, if that is more."""
-    host_kv: Size | None = None
-    """Host memory for paged-out KV cache. Default: 1 GiB, or with a GPU a tenth of what is available, if
-    that is more."""
-    paged_kv: Literal["exact", "int8"] = "exact"
+    paged_kv: PagedKv = "exact"
     """`int8` halves the bytes that paging moves. Requests that were paged then no longer yield exactly the
     same tokens."""
     slab: Size | None = None
     """Unit in which models get memory for KV cache, at least two KV blocks of each. The default depends on
-    the size of the arena and the models."""
+    the size of the smallest arena and the models."""
     prefill_chunk_tokens: Count | None = None
     """A longer prompt is computed in pieces of this many tokens. Default: 512 on a CPU, 2048 on a GPU."""
+
+
+class SingleDeviceConfig(DeviceConfig):
+    """The device of a pool with one kind of device, and its host memory (`HostConfig`)."""
+
+    host_cache: Size | None = None
+    """As `host.cache`, which goes before it."""
+    host_kv: Size | None = None
+    """As `host.kv`, which goes before it."""
+
+
+class HostConfig(Section):
+    """Memory of the machine that all devices share."""
+
+    cache: Size | None = None
+    """Keeps weights near the devices. Default: 4 GiB, or with a GPU half of what is available, if that is
+    more; in any case no more than the machine has left."""
+    kv: Size | None = None
+    """Paged-out KV cache. Default: 1 GiB for each device, or with GPUs a tenth of what is available for each
+    (at most three tenths), if that is more."""
 
 
 class QueueConfig(Section):
@@ -171,10 +206,13 @@ class WorkerConfig(Section):
     after that the wait is 1, 2, 4, ... 60 s."""
     restart_window_s: Seconds = 60.0
     silent_s: Annotated[Seconds, Field(ge=2)] = 10.0
-    """A worker that sends nothing for this long hangs, and is killed."""
+    """A worker, or the process of a device, that sends nothing for this long hangs, and is killed."""
+    still_s: Annotated[Seconds, Field(ge=2)] = 30.0
+    """Health is NOT_SERVING if requests wait and nothing has moved for this long: no token, no step, no
+    copy."""
     outage_s: Annotated[FiniteFloat, Field(ge=0)] = 30.0
-    """How long requests wait while there is no worker. Then they end, and new ones are refused until there
-    is one."""
+    """How long requests wait while there is no worker, or no device serves. Then they end, and new ones are
+    refused until there is one."""
 
 
 class TextConfig(Section):
@@ -232,9 +270,13 @@ class PoolConfig(Section):
     listen: Address = DEFAULT_ADDRESS
     catalogue: Location = Path("~/.cache/tokenmux/catalogue")
     models: dict[ModelName, Annotated[ModelConfig, BeforeValidator(_source)]] = Field(default_factory=dict)
-    device: DeviceConfig = DeviceConfig()
+    device: SingleDeviceConfig = SingleDeviceConfig()
+    """The devices, if all are alike. Give this or `devices`."""
+    devices: Annotated[tuple[DeviceConfig, ...], Field(max_length=MAX_DEVICES)] = ()
+    """The devices, if they differ."""
+    host: HostConfig = HostConfig()
     policy: PolicyName = "slack"
-    """How models share the device. All but the default are baselines for comparison."""
+    """How models share a device. All but the default are baselines for comparison."""
     queue: QueueConfig = QueueConfig()
     tenants: dict[TenantName, TenantConfig] = Field(default_factory=dict)
     service_level: ServiceLevelConfig = ServiceLevelConfig()
@@ -248,6 +290,23 @@ class PoolConfig(Section):
     max_message: Annotated[Size, Field(le=MAX_MESSAGE_BYTES)] = 4 << 20
     drain_s: Annotated[FiniteFloat, Field(ge=0, le=MAX_SECONDS)] = 30.0
     """How long live requests may take to complete after SIGTERM."""
+
+    @property
+    def all_devices(self) -> tuple[tuple[YamlPath, DeviceConfig], ...]:
+        """Each entry that describes devices, with its place."""
+        if not self.devices:
+            return ((("device",), self.device),)
+        return tuple((("devices", index), entry) for index, entry in enumerate(self.devices))
+
+    @property
+    def host_cache(self) -> Size | None:
+        """`host.cache`, or where it stands for a single device."""
+        return self.host.cache or self.device.host_cache
+
+    @property
+    def host_kv(self) -> Size | None:
+        """`host.kv`, or where it stands for a single device."""
+        return self.host.kv or self.device.host_kv
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,12 +366,7 @@ def _contradictions(config: PoolConfig) -> list[tuple[YamlPath, str]]:
             "add them, or listen on 127.0.0.1"
         )
         found.append((("listen",), reason))
-    if config.device.paged_kv == "int8" and config.device.kind != "cuda":
-        reason = (
-            f"device.paged_kv: int8 is computed by a GPU's kernel, and device.kind is {config.device.kind}: "
-            "leave it out, or set `kind: cuda`"
-        )
-        found.append((("device", "paged_kv"), reason))
+    found.extend(_contradictions_of_devices(config))
     path = config.record_traffic.path
     if path is not None and path.suffix != ".jsonl":
         reason = f"record_traffic.path: {path.name} must end in .jsonl, so that it can be read as a trace"
@@ -324,6 +378,43 @@ def _contradictions(config: PoolConfig) -> list[tuple[YamlPath, str]]:
         if name in names[:index]
     )
     return found
+
+
+def _contradictions_of_devices(config: PoolConfig) -> Iterator[tuple[YamlPath, str]]:
+    """Values of devices that are wrong only in combination. What the machine has is checked later
+    (`tokenmux.server.machine`)."""
+    given = config.device.model_fields_set
+    if config.devices and given:
+        text = (
+            f"device: `devices` is given too: give one of them. Add {', '.join(sorted(given))} to an entry "
+            "of `devices`, or to `host`"
+        )
+        yield ("device", min(given)), text
+    if "devices" in config.model_fields_set and not config.devices:
+        yield ("devices",), "devices: there must be at least one, such as `- kind: cpu`"
+    n_devices = sum(entry.count for _, entry in config.all_devices)
+    if n_devices > MAX_DEVICES:
+        yield ("devices",), f"devices: these are {n_devices}, and a pool has at most {MAX_DEVICES}"
+    named: dict[str, str] = {}
+    for place, entry in config.all_devices:
+        dotted = ".".join(map(str, place))
+        cure = f"{dotted}.kind is {entry.kind}: leave it out, or set `kind: cuda`"
+        if entry.paged_kv == "int8" and entry.kind != "cuda":
+            text = f"{dotted}.paged_kv: int8 is computed by a GPU's kernel, and {cure}"
+            yield (*place, "paged_kv"), text
+        if entry.gpu is None:
+            continue
+        if entry.kind != "cuda":
+            yield (*place, "gpu"), f"{dotted}.gpu: only a GPU has a number, and {cure}"
+        elif entry.count > 1:
+            text = (
+                f"{dotted}.count: one GPU is one device, and {dotted}.gpu names it: leave out one of the two"
+            )
+            yield (*place, "count"), text
+        elif entry.gpu in named:
+            text = f"{dotted}.gpu: {named[entry.gpu]} has GPU {entry.gpu} already: each needs one of its own"
+            yield (*place, "gpu"), text
+        named.setdefault(entry.gpu, dotted)
 
 
 def _with(data: dict[Any, Any], place: YamlPath, value: object) -> dict[Any, Any]:

@@ -95,6 +95,7 @@ def test_only_the_command_line_reads_the_environment() -> None:
         "engine/server/children/child_main.py",  # the arguments of such a child
         "engine/executor/worker_main.py",  # the arguments of that child
         "engine/executor/worker.py",  # sets how OpenMP's threads wait in its child, unless the operator did
+        "engine/server/machine.py",  # CUDA's own variable: the names of the GPUs that it shows
     }
     found = {
         str(path.relative_to(ROOT)): lines

@@ -1,8 +1,8 @@
-"""Models of one letter a token, a store that holds them, and a device that is too small for some."""
+"""Models of one letter a token, and a store that holds them."""
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +10,6 @@ from pathlib import Path
 from tokenmux.core.errors import (
     AlreadyExists,
     BadCheckpoint,
-    DoesNotFit,
     InvalidRequest,
     NotFound,
     TokenmuxError,
@@ -200,25 +199,3 @@ class FakeAside:
 
     def delete(self) -> None:
         pass
-
-
-@dataclass(frozen=True)
-class SmallDevice:
-    """10 000 bytes, unless resized, for a model beside the pinned ones, and room for 60 tokens."""
-
-    arena_bytes: int = 10_000
-
-    def resized(self, arena_bytes: int) -> "SmallDevice":
-        return SmallDevice(arena_bytes)
-
-    def check_model(self, model: ModelFacts, pinned: Iterable[ModelFacts]) -> None:
-        if model.n_bytes + sum(other.n_bytes for other in pinned if other.id != model.id) > self.arena_bytes:
-            raise DoesNotFit(
-                f"{model.id} needs {model.n_bytes} bytes, the device has {self.arena_bytes}: raise "
-                "device.arena"
-            )
-
-    def check_request(self, model: ModelFacts, n_tokens: int, pinned: Iterable[ModelFacts]) -> None:
-        self.check_model(model, pinned)
-        if n_tokens > 60 * self.arena_bytes // 10_000:
-            raise DoesNotFit(f"{n_tokens} tokens of {model.id} do not fit the device: ask for at most 60")

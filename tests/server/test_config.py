@@ -68,7 +68,7 @@ def test_everything_can_be_said(tmp_path: Path) -> None:
     config = load(tmp_path, FULL)
     assert config.device.model_dump() == {
         "kind": "cpu", "arena": 2 << 30, "host_cache": 3 << 29, "host_kv": 512 << 20, "slab": 8 << 20,
-        "prefill_chunk_tokens": 256, "paged_kv": "exact",
+        "prefill_chunk_tokens": 256, "paged_kv": "exact", "count": 1, "gpu": None,
     }  # fmt: skip
     assert config.catalogue == tmp_path / "kept"
     assert config.models["small"].source == tmp_path / "weights/small"

@@ -16,12 +16,19 @@ import torch
 from tests.server.harness import ServerThread, serving
 from tokenmux.client import CallFailed, Client, Delta, Finish
 from tokenmux.core.errors import ConfigError
+from tokenmux.core.request import ServiceLevel
 from tokenmux.executor.calibrate import Speeds
+from tokenmux.messages.setups import NodeSetup
 from tokenmux.models.catalogue import tiny
 from tokenmux.server.app import Transport
 from tokenmux.server.config import KeyConfig, PoolConfig, TlsConfig
 from tokenmux.server.front.api_keys import Scope
-from tokenmux.server.serve import facts_of, limits_of, read_keys, read_transport, weights_of
+from tokenmux.server.pool_setup import MeasuredDevice, node_setup
+from tokenmux.server.serve import limits_of, read_keys, read_transport, weights_of
+
+
+def setup_of(config: PoolConfig, speeds: Speeds) -> NodeSetup:
+    return node_setup(config, [MeasuredDevice(config.device, speeds)])
 
 
 def test_the_configuration_reaches_the_parts() -> None:
@@ -32,18 +39,29 @@ def test_the_configuration_reaches_the_parts() -> None:
             "models": {"a": {"source": "a", "weight": 4}, "b": "b"},
             "tenants": {"team": {"weight": 3}},
             "slow_reader": {"buffer_tokens": 2, "end_after_s": 3},
-            "worker": {"max_restarts": 4, "restart_window_s": 5},
+            "worker": {"max_restarts": 4, "restart_window_s": 5, "silent_s": 6, "still_s": 7},
+            "policy": "request-level",
+            "service_level": {"ttft_s": 8, "tpot_s": 9},
         },
         context=Path.cwd(),
     )
-    device, host = facts_of(config, Speeds(1.0, 2.0, 3.0))
-    assert (device.arena_bytes, host.cache_bytes, device.host_kv_bytes) == (10, 20, 30)
+    setup = setup_of(config, Speeds(1.0, 2.0, 3.0))
+    (entry,) = setup.devices
+    device = entry.facts
+    assert (device.arena_bytes, setup.host.cache_bytes, device.host_kv_bytes, setup.host_kv_bytes) == (
+        10,
+        20,
+        30,
+        30,
+    )
     assert (device.slab_bytes, device.prefill_chunk_tokens) == (40, 50)
     assert (device.copy_in_bytes_per_s, device.memory_bytes_per_s, device.flops_per_s) == (1.0, 2.0, 3.0)
     weights = weights_of(config)
     assert (weights.of_tenant("team"), weights.of_tenant("other")) == (3, 1)
     assert (weights.of_model("a"), weights.of_model("b")) == (4, 1)
-    limits = limits_of(config)
+    assert (setup.policy, setup.silent_s, setup.service) == ("request-level", 6, ServiceLevel(8, 9))
+    limits = limits_of(config, setup)
+    assert (limits.still_s, limits.patience.silent_s) == (7, 6)
     assert (limits.max_requests, limits.buffer_tokens, limits.unread_s) == (1, 2, 3)
     assert (limits.restarts.n, limits.restarts.window_s) == (4, 5)
 
@@ -110,8 +128,8 @@ def test_the_arena_is_what_was_said_or_most_of_what_is_free(
     arena: str | None, speeds: Speeds, expected: int
 ) -> None:
     config = PoolConfig.model_validate({"device": {"arena": arena}}, context=Path.cwd())
-    device, _ = facts_of(config, speeds)
-    assert (device.arena_bytes, device.name) == (expected, speeds.name)
+    (device,) = setup_of(config, speeds).devices
+    assert (device.facts.arena_bytes, device.facts.name) == (expected, speeds.name)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

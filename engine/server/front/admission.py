@@ -20,7 +20,7 @@ from tokenmux.messages.commands import Submit
 from tokenmux.server.front.api_keys import Key, tenant_of
 from tokenmux.server.front.generation import AboutModel, Ask, Prompt, TokenIds
 from tokenmux.server.front.model_text import ModelText, OutputText, PromptEncoder
-from tokenmux.server.front.pool_size import PoolSize
+from tokenmux.server.front.pool_devices import PoolDevices
 from tokenmux.server.front.readiness import Readiness
 from tokenmux.server.front.request_rules import (
     Defaults,
@@ -59,7 +59,7 @@ class Admission:
         self,
         models: ServedModels,
         encoder: PromptEncoder,
-        size: PoolSize,
+        devices: PoolDevices,
         places: QueuePlaces,
         readiness: Readiness,
         *,
@@ -71,7 +71,7 @@ class Admission:
         """`draw_seed` gives the seed of a request without one."""
         self._models = models
         self._encoder = encoder
-        self._size = size
+        self._devices = devices
         self._places = places
         self._readiness = readiness
         self._defaults = defaults
@@ -127,7 +127,7 @@ class Admission:
         facts = served.facts
         max_tokens = output_limit(ask, prompt, facts, self._defaults)
         check_token_ids("tokens of the prompt", prompt, facts)
-        self._size.check_request(facts, len(prompt) + max_tokens, self._models.pinned())
+        self._devices.check_request(facts, len(prompt) + max_tokens, self._models.pinned())
         end_token_ids = frozenset() if ask.ignore_end_tokens else tokenized.text.facts.stop_token_ids
         submit = Submit(
             request=Request(

@@ -71,6 +71,10 @@ class LiveRequests:
         """Requests of a model whose clients still wait."""
         return sum(live.model == model and not live.closed for live in self._requests.values())
 
+    def n_waiting(self) -> int:
+        """Requests whose clients wait for output: they have not ended, and their clients read."""
+        return sum(not live.closed and not live.paused for live in self._requests.values())
+
     def add(self, submit: Submit, text: OutputText, *, suspected: bool) -> LiveRequest:
         """Take in an admitted request and give it to the worker. If its model is `suspected` of breaking
         workers, this happens when it can be tried alone. Returns its stream."""

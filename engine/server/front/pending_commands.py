@@ -6,11 +6,14 @@ from collections.abc import Callable
 from tokenmux.core.errors import ErrorCode, TokenmuxError, error_of
 from tokenmux.core.span import Span
 from tokenmux.messages.commands import (
+    AddDevice,
     AskTrace,
     Command,
+    DrainDevice,
     Load,
     Pin,
     Register,
+    RemoveDevice,
     Resize,
     Ticket,
     Unload,
@@ -18,7 +21,8 @@ from tokenmux.messages.commands import (
 )
 from tokenmux.messages.reports import Acknowledged, Traced
 
-OperatorCommand = Register | Unregister | Load | Unload | Pin | Resize
+DeviceCommand = AddDevice | DrainDevice | RemoveDevice | Resize
+OperatorCommand = Register | Unregister | Load | Unload | Pin | DeviceCommand
 
 Pending = asyncio.Future[Acknowledged | Traced]
 """The answer to a command."""

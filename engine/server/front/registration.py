@@ -16,7 +16,7 @@ from tokenmux.messages.commands import Register, Unregister
 from tokenmux.server.front.changes import Changes
 from tokenmux.server.front.model_store import ModelStore, NothingToRemove, PendingRemoval
 from tokenmux.server.front.names import check_name_length
-from tokenmux.server.front.pool_size import PoolSize
+from tokenmux.server.front.pool_devices import PoolDevices
 from tokenmux.server.front.served_models import ServedModel, ServedModels
 from tokenmux.server.front.sources import add_to_store
 from tokenmux.server.front.worker_side import WorkerSide
@@ -35,13 +35,13 @@ class Registration:
         self,
         store: ModelStore,
         models: ServedModels,
-        size: PoolSize,
+        devices: PoolDevices,
         worker: WorkerSide,
         changes: Changes,
     ) -> None:
         self._store = store
         self._models = models
-        self._size = size
+        self._devices = devices
         self._worker = worker
         self._changes = changes
         self._adding: dict[str, asyncio.Task[ServedModel]] = {}
@@ -55,7 +55,7 @@ class Registration:
             served.pinned = served.name in pinned
             try:
                 if served.refusal is None:
-                    self._size.check_model(served.facts, ())
+                    self._devices.check_model(served.facts, ())
             except DoesNotFit as error:
                 served.refusal = error
             if served.refusal is not None:
@@ -63,7 +63,7 @@ class Registration:
             self._models.add(served)
         refusals = [served.refusal for served in self._models if isinstance(served.refusal, DoesNotFit)]
         if refusals and len(refusals) == len(self._models):
-            raise DoesNotFit(f"no model of the catalogue fits the device; for one: {refusals[0]}")
+            raise DoesNotFit(f"no model of the catalogue fits a device; for one: {refusals[0]}")
 
     async def register(self, name: str, source: str) -> ServedModel:
         """Convert, check and serve a model; without a source, serve one that is already in the store (it was
@@ -113,11 +113,11 @@ class Registration:
         await asyncio.to_thread(removal.delete)
 
     def check_fit(self, served: ServedModel) -> None:
-        """Raise DoesNotFit if the device can never hold the model beside the pinned ones."""
-        self._size.check_model(served.facts, self._models.pinned())
+        """Raise DoesNotFit if no device can ever hold the model beside the pinned ones."""
+        self._devices.check_model(served.facts, self._models.pinned())
 
     def reconsider(self) -> None:
-        """The pool has another size: serve models that were refused for their size if they fit now."""
+        """The pool has other devices: serve models that were refused for their size if they fit now."""
         for served in self._models:
             if isinstance(served.refusal, DoesNotFit):
                 try:

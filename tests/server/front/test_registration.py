@@ -44,7 +44,7 @@ async def test_a_damaged_entry_is_listed_with_its_reason_and_the_others_are_serv
 
 async def test_a_device_too_small_for_any_model_refuses_to_start() -> None:
     front, _ = make_front(ScriptedWorkers(), FakeEntry(facts("huge", n_bytes=10**6)))
-    with pytest.raises(DoesNotFit, match="no model of the catalogue fits the device"):
+    with pytest.raises(DoesNotFit, match="no model of the catalogue fits a device"):
         await front.start()
     await front.close()
 

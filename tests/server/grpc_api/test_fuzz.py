@@ -57,6 +57,8 @@ def values(field: FieldDescriptor) -> st.SearchStrategy[Any]:
             one = st.booleans()
         case FieldDescriptor.CPPTYPE_STRING:
             one = TEXTS
+        case FieldDescriptor.CPPTYPE_ENUM:
+            one = st.integers(-2, 5) | st.integers(-(2**31), 2**31 - 1)
         case kind:
             low, high = INTS[kind]
             one = st.integers(low, high) | st.integers(max(low, -2), 100)
@@ -87,7 +89,7 @@ METHODS = [
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServerThread]:
     with ServerThread(lambda: serving(FakeEntry(facts("letters")), FakeEntry(facts("odd")))) as running:
-        running.served.hub.refuses["resize"] = "only a worker knows"
+        running.served.hub.refuses["device"] = "only a worker knows"
         running.do(running.post(worker_status("letters", "odd")))
         running.do(running.post(worker_use("letters")))
         yield running

@@ -19,6 +19,7 @@ from tokenmux.core.facts import ModelId
 from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.messages.commands import Command, Order, Pin, Register, Submit
 from tokenmux.messages.reports import Alive, Broken, Reports
+from tokenmux.messages.setups import PresentDevices
 from tokenmux.server.front.front import Front
 from tokenmux.server.front.limits import Limits
 from tokenmux.server.front.live_request import LiveRequest
@@ -59,8 +60,8 @@ class DeadlyHub(ScriptedWorkers):
         super().__init__()
         self.is_deadly = is_deadly
 
-    def factory(self, post: Callable[[Reports], None], *, arena_bytes: int) -> ScriptedWorker:
-        worker = DeadlyWorker(self, post, arena_bytes)
+    def factory(self, post: Callable[[Reports], None], *, devices: PresentDevices) -> ScriptedWorker:
+        worker = DeadlyWorker(self, post, devices)
         self.workers.append(worker)
         post(make_reports(Alive()))
         return worker
@@ -194,9 +195,9 @@ async def test_a_worker_that_dies_at_its_birth_is_nobodys_fault() -> None:
         await hub.next(Submit)
         make, n_stillborn = hub.factory, 5
 
-        def stillborn(post: Callable[[Reports], None], *, arena_bytes: int) -> ScriptedWorker:
+        def stillborn(post: Callable[[Reports], None], *, devices: PresentDevices) -> ScriptedWorker:
             nonlocal n_stillborn
-            worker = make(post, arena_bytes=arena_bytes)
+            worker = make(post, devices=devices)
             if n_stillborn:
                 n_stillborn -= 1
                 worker.send = lambda message: None  # type: ignore[method-assign]
@@ -270,7 +271,8 @@ async def test_requests_wait_for_a_worker_but_not_for_ever() -> None:
 async def test_a_server_whose_first_worker_cannot_be_had_says_so_and_ends() -> None:
     hub = ScriptedWorkers()
     hub.factory = lambda post, **_: (
-        post(make_reports(Broken("no such device"))) or ScriptedWorker(hub, lambda _: None, 0)
+        post(make_reports(Broken("no such device")))
+        or ScriptedWorker(hub, lambda _: None, PresentDevices({}, 0))
     )  # type: ignore[assignment, method-assign]
     front, _ = make_front(hub)
     with pytest.raises(Unavailable, match=r"cannot start: 4 workers in a row.*no such device"):
