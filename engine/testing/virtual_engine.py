@@ -68,13 +68,17 @@ class EngineOnVirtualTime:
             (content, self.instance.requests[request]) for request, content in self.contents.items()
         ]
         self._begin(instance)
-        for register in self._registered.values():
-            self.send(register)
+        orders: list[Command] = list(self._registered.values())
         for content, request in unfinished:
             if request.to_end is None:
                 drawn = content.token_ids[content.submit.request.n_prompt :]
                 history = request.history(self.clock.now_s())
-                self.send(msgspec.structs.replace(content.submit, delivered=tuple(drawn), history=history))
+                orders.append(
+                    msgspec.structs.replace(content.submit, delivered=tuple(drawn), history=history)
+                )
+        for order in orders:
+            self.engine.receive(Order(Ticket(next(self._tickets)), order))
+        self.engine.pump()
 
     def _begin(self, instance: Instance) -> None:
         self.instance = instance

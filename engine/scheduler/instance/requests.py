@@ -22,28 +22,35 @@ def arrive(state: LiveState, arrived: Arrived) -> None:
     state.queue.join(live)
     state.effects.append(RequestEntered(request))
     state.tell(live, RequestPhase.QUEUED)
+    if arrived.is_paused:
+        pause(state, request.id, arrived.at_s)
 
 
 def pause(state: LiveState, request_id: RequestId, at_s: float) -> None:
     request = state.requests.get(request_id)
-    if request is not None and not request.is_paused and not request.to_end:
+    if request is not None and not request.is_paused and not _is_over(request):
         request.paused_since_s = at_s
         state.shares.leave(request.share)
-        request.model.file(request)
+        state.refile(request)
         state.tell(request, RequestPhase.PAUSED)
 
 
 def resume(state: LiveState, request_id: RequestId, at_s: float) -> None:
     request = state.requests.get(request_id)
-    if request is not None and request.paused_since_s is not None and not request.to_end:
+    if request is not None and request.paused_since_s is not None and not _is_over(request):
         request.shift_s += at_s - request.paused_since_s
         if request.since_s is not None:
             request.since_s += at_s - request.paused_since_s
         request.paused_since_s = None
         request.share = state.shares.enter(request.request)
         request.set_deadline()
-        request.model.file(request)
+        state.refile(request)
         state.tell(request, RequestPhase.QUEUED)
+
+
+def _is_over(request: RequestState) -> bool:
+    """True if it waits for an operation before it can end; one that is withdrawn goes on elsewhere."""
+    return request.to_end is not None and request.to_end[0] is not None
 
 
 def end(state: LiveState, request: RequestState, reason: FinishReason | None, detail: str = "") -> None:
@@ -67,7 +74,7 @@ def end(state: LiveState, request: RequestState, reason: FinishReason | None, de
     request.model.keep_warm(request.request, state.now_s)
     if reason is None:
         history = request.history(state.now_s)
-        arrival = Arrived(state.now_s, request.request, request.n_drawn, n_clean, history)
+        arrival = Arrived(state.now_s, request.request, request.n_drawn, n_clean, history, request.is_paused)
         state.effects.append(RequestLeft(arrival))
         return
     record = RequestRecord(
