@@ -38,6 +38,7 @@ from tokenmux.scheduler.instance.live_state import LiveState
 from tokenmux.scheduler.instance.superseding import Superseding
 from tokenmux.scheduler.memory.arena import aligned
 from tokenmux.scheduler.memory.host_cache import HostCache
+from tokenmux.scheduler.memory.host_kv import HostKv
 from tokenmux.scheduler.memory.ledger import Ledger
 from tokenmux.scheduler.metrics.counters import Metrics
 from tokenmux.scheduler.policy import drain
@@ -60,12 +61,14 @@ class Instance:
         cost: CostModel,
         *,
         service: ServiceLevel = DEFAULT_LEVEL,
+        host_kv: HostKv | None = None,
         metrics: Metrics | None = None,
     ) -> None:
         """`service` is the pool's own service level: the default of requests, and the measure of
-        everyone's patience. `metrics` are those of the instance whose place it takes, if it takes one's:
-        they go on."""
-        state = self._state = LiveState(device, Ledger(device, cache), cost, service)
+        everyone's patience. `host_kv` is shared with other instances of the host; without it the instance
+        has its own. `metrics` are those of the instance whose place it takes, if it takes one's: they go on.
+        """
+        state = self._state = LiveState(device, Ledger(device, cache, host_kv), cost, service)
         self.service = service
         self.cost = cost
         self.policy = policy
@@ -248,6 +251,7 @@ class Instance:
         for request in list(self.requests.values()):
             request.in_step = request.in_copy = False
             requests.end(state, request, *(request.to_end or (None,)))
+        self.ledger.retire()
         return self._effects()
 
     def check_removable(self, model_id: ModelId) -> None:

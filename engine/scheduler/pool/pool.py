@@ -55,6 +55,8 @@ class _Transit:
     """A request that has left an instance and not arrived yet."""
 
     source: int
+    instance: Instance
+    """The one that it left. It may have been lost since then."""
     target: int | None
     """Where the pool policy moves it; None: it will be placed when it arrives."""
     arrived: Arrived
@@ -290,10 +292,8 @@ class Pool:
             if model.pinned or model.wanted:
                 wish = ModelWanted(self.now_s, model.facts.id, model.wanted or None, model.pinned or None)
                 self.apply(index, wish)
-        for _, event in reversed(leaving):
-            if isinstance(event, Arrived):
-                transit = self._in_transit.pop(event.request.id)
-                self._end_transit(replace(transit, arrived=replace(event, n_kept=0)))
+        for target, event in reversed(leaving):
+            self._apply_next(target, event)
         self._mark(index)
         for sharer in sharers:
             self._mark(sharer)
@@ -360,7 +360,7 @@ class Pool:
         target = self._asked.pop(request.id, None)
         if target is not None:
             self.policy.on_left(index, request)
-        self._in_transit[request.id] = _Transit(index, target, arrived)
+        self._in_transit[request.id] = _Transit(index, self.instances[index], target, arrived)
         self._pending.append((None, arrived))
 
     def _end_transit(self, transit: _Transit) -> None:
@@ -373,7 +373,23 @@ class Pool:
         elif target is None and self._is_taken(request, but=transit.source):
             self.policy.on_left(transit.source, request)
             target = self._place_again(transit.source, request)
-        self._arrive(transit.source if target is None else target, transit.arrived)
+        self._bring(transit, transit.source if target is None else target)
+
+    def _bring(self, transit: _Transit, index: int) -> None:
+        """Have a request arrive with the KV that the host has of it.
+
+        Instances that share host KV hand it over as it is. From the host of another instance it is copied,
+        unless that was lost. It ends on the prefill grid of its next instance.
+        """
+        arrived, left, instance = transit.arrived, transit.instance, self.instances[index]
+        n_kept = arrived.n_kept
+        was_lost = self.instances[transit.source] is not left
+        if was_lost and instance.ledger.host_kv is not left.ledger.host_kv:
+            n_kept = 0
+        if n_kept < arrived.request.n_prompt:
+            n_kept -= n_kept % instance.device.prefill_chunk_tokens
+        self._arrive(index, replace(arrived, n_kept=n_kept))
+        left.ledger.host_kv.forget(arrived.request.id)
 
     def _place_again(self, source: int, request: Request) -> int:
         """Place a request that was accepted before. A policy that refuses it leaves it on its instance."""

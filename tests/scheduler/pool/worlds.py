@@ -14,6 +14,7 @@ from tokenmux.core.request import FinishReason, Request, RequestId
 from tokenmux.core.roofline_cost import RooflineCost
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
+from tokenmux.scheduler.memory.host_kv import HostKv
 from tokenmux.scheduler.metrics.counters import Metrics
 from tokenmux.scheduler.policy.pool.placement import LeastLoaded
 from tokenmux.scheduler.policy.slack import SlackPolicy
@@ -34,9 +35,18 @@ def slow_device(arena_bytes: int, host_kv_bytes: int = 10_000) -> DeviceFacts:
 
 
 class World:
-    """A pool whose instances share a host, with its default policies."""
+    """A pool whose instances share a host, with its default policies. With `host_kv_bytes` they share that
+    memory too."""
 
-    def __init__(self, devices: Sequence[DeviceFacts], models: Sequence[ModelFacts] = MODELS) -> None:
+    def __init__(
+        self,
+        devices: Sequence[DeviceFacts],
+        models: Sequence[ModelFacts] = MODELS,
+        host_kv_bytes: int | None = None,
+    ) -> None:
+        self.host_kv = None if host_kv_bytes is None else HostKv(host_kv_bytes, slab_bytes=512)
+        self.n_kept: Counter[RequestId] = Counter()
+        """With how many tokens of KV each request arrived, all its arrivals together."""
         self.cache = HostCache(HOST.cache_bytes)
         self.policy = LeastLoaded()
         self.entered: dict[RequestId, list[int]] = {}
@@ -55,7 +65,8 @@ class World:
         self.clock = self.simulator.clock
 
     def instance(self, device: DeviceFacts, metrics: Metrics | None = None) -> Instance:
-        return Instance(device, self.cache, SlackPolicy(), RooflineCost(device, HOST), metrics=metrics)
+        cost = RooflineCost(device, HOST)
+        return Instance(device, self.cache, SlackPolicy(), cost, host_kv=self.host_kv, metrics=metrics)
 
     def at(self, at_s: float, call: Callable[[], object]) -> None:
         """Have this happen then, and the pool settle."""
@@ -92,12 +103,15 @@ class World:
         for index, instance in enumerate(self.simulator.instances):
             assert self.pool.is_empty(index)
             assert not instance.ledger.host_blocks.used_bytes
+            assert not instance.ledger.host_kv.parked
 
     def _note(self, index: int, at_s: float, effects: Effects) -> None:
         for effect in effects:
             match effect:
                 case RequestEntered(request):
                     self.entered.setdefault(request.id, []).append(index)
+                    table = self.simulator.instances[index].ledger.kv[request.id]
+                    self.n_kept[request.id] += table.n_computed
                 case RequestEnded(record):
                     self.ended[record.request.id] += 1
                 case StepEnded(started, done, rows):
@@ -123,7 +137,7 @@ class Fates:
             for _ in range(random.randint(1, 4))
         ]
         devices[0] = slow_device(max(sizes))
-        self.world = world = World(devices)
+        self.world = world = World(devices, host_kv_bytes=random.choice((None, 0, 1_024, 8_192)))
         arrivals = [
             make_arrival(
                 f"r{i}",
@@ -171,6 +185,7 @@ class Fates:
                 assert record.n_tokens == n_output[request]
         self.seen["refused"] += len(refused)
         self.seen["went on elsewhere"] += sum(len(set(w)) > 1 for w in self.world.entered.values())
+        self.seen["kept KV"] += sum(n > 0 for n in self.world.n_kept.values())
         self.seen["came back"] += sum(len(set(w)) < len(w) for w in self.world.entered.values())
 
     # ── what happens ────────────────────────────────────────────────────────────────────────────────────────
