@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 
 from tests.scheduler.pool.worlds import MODELS, World, slow_device
-from tokenmux.core.effects import Effects, PhaseChanged, StepEnded
+from tokenmux.core.effects import Effects, StepEnded
 from tokenmux.core.errors import InternalError, InUse
 from tokenmux.core.event import Arrived, Cancelled, ModelWanted, Paused, ResizeAsked, Resumed
-from tokenmux.core.phases import RequestPhase
+from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.core.request import FinishReason, RequestId
 from tokenmux.core.started import StartedStep
 from tokenmux.scheduler.policy.pool.pool_policy import Move, Place, Refuse
