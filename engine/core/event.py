@@ -17,7 +17,7 @@ class Arrived:
     """A request was placed on this instance. It may have begun elsewhere, or before a worker broke.
 
     `n_delivered` of its tokens exist already, and the KV of its first `n_kept` tokens lies in host memory;
-    the rest is rebuilt.
+    the rest is rebuilt. `is_paused` if its client does not read.
     """
 
     at_s: float
@@ -25,6 +25,7 @@ class Arrived:
     n_delivered: int = 0
     n_kept: int = 0
     history: RequestHistory = NO_HISTORY
+    is_paused: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,7 @@ from tokenmux.device.cuda.device import CudaDevice
 from tokenmux.device.cuda.gpu import TorchGpu
 from tokenmux.device.device_protocol import Device, LaunchReport
 from tokenmux.device.memory import SharedMemory
-from tokenmux.processes.allocation_time import allocation_s
 from tokenmux.executor.model_host import ModelHost
-from tokenmux.processes.monotonic_clock import MonotonicClock
 from tokenmux.executor.warming import Warmer, compile_in_a_child
 from tokenmux.messages.codec import MalformedMessage
 from tokenmux.messages.completions import (
@@ -53,6 +51,8 @@ from tokenmux.messages.launches import (
     WeightsLaunch,
 )
 from tokenmux.messages.setups import ExecutorSetup
+from tokenmux.processes.allocation_time import allocation_s
+from tokenmux.processes.monotonic_clock import MonotonicClock
 
 _log = logging.getLogger(__name__)
 

@@ -21,11 +21,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from tokenmux.core.errors import TokenmuxError
-from tokenmux.processes.allocation_time import allocation_s
 from tokenmux.messages.codec import COMPLETIONS, EXECUTOR_SETUP, INSTRUCTIONS, MalformedMessage
 from tokenmux.messages.completions import Completions, ExecutorAlive, ExecutorBroken
 from tokenmux.messages.frame_socket import FrameSocket
 from tokenmux.processes import orphans
+from tokenmux.processes.allocation_time import allocation_s
 
 if TYPE_CHECKING:
     from tokenmux.executor.executor import Executor

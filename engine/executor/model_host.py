@@ -24,7 +24,6 @@ from tokenmux.core.errors import (
 )
 from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.device.device_protocol import Post
-from tokenmux.processes import garbage_collection
 from tokenmux.executor.warming import Warmer
 from tokenmux.messages.completions import Drew, StepCompleted
 from tokenmux.messages.launches import OperationId, StepLaunch, StepSegment
@@ -32,6 +31,7 @@ from tokenmux.models.catalogue.entry import Entry
 from tokenmux.models.network.batch import Segment
 from tokenmux.models.network.runner import Runner
 from tokenmux.models.weights.image import FileStamp, read_image
+from tokenmux.processes import garbage_collection
 
 _log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """One device of a node, as the node sees it: its executor, what that was told, and what is in flight there.
 
-    started, bound, ... ──▶ instructions ── flush ──▶ executor
-    completions of the executor ──▶ events of the instance, and drawn tokens
+started, bound, ... ──▶ instructions ── flush ──▶ executor
+completions of the executor ──▶ events of the instance, and drawn tokens
 """
 
 from collections.abc import Mapping
@@ -258,5 +258,3 @@ class NodeDevice:
 def _with_arena(setup: DeviceSetup, arena_bytes: int) -> DeviceSetup:
     facts = replace(setup.facts, arena_bytes=arena_bytes)
     return DeviceSetup(facts, setup.kind, setup.gpu, setup.paged_kv)
-
-

@@ -87,12 +87,8 @@ class ExecutorProcess:
             self.kill()
 
 
-def _start(
-    end: socket.socket, device: DeviceSetup, n_devices: int, module: str
-) -> "subprocess.Popen[bytes]":
+def _start(end: socket.socket, device: DeviceSetup, n_devices: int, module: str) -> "subprocess.Popen[bytes]":
     descriptor = end.fileno()
     command = [sys.executable, "-P", "-m", module, str(descriptor), str(os.getpid())]
     environment = executor_environment(os.environ, n_devices=n_devices, gpu=device.gpu)
     return subprocess.Popen(command, pass_fds=(descriptor,), stdin=subprocess.DEVNULL, env=environment)
-
-

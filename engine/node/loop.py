@@ -10,9 +10,9 @@ import selectors
 from collections.abc import Callable
 
 from tokenmux.core.clock import Clock
+from tokenmux.core.facts import FIRST_NODE
 from tokenmux.messages.codec import COMPLETIONS, ORDERS, REPORTS, MalformedMessage
 from tokenmux.messages.frame_socket import PatientSocket
-from tokenmux.core.facts import FIRST_NODE
 from tokenmux.messages.reports import Report, Reports
 from tokenmux.node.executor_process import ExecutorProcess
 from tokenmux.node.node import Node
@@ -23,7 +23,7 @@ BEAT_S = 1.0
 """Seconds between reports that the loop is alive, busy or idle."""
 
 MAX_UNSENT_BYTES = 256 << 20
-"""Reports that may wait for the front. One that reads nothing for so long hangs, and its supervisor with it."""
+"""Reports that may wait for the front. One that leaves so much unread hangs."""
 
 
 class NodeLoop:
@@ -143,5 +143,3 @@ class NodeLoop:
                 return
             self._selector.select(0.1)
             self._flush_front()
-
-

@@ -90,6 +90,7 @@ from tokenmux.processes.restarts import RestartLimits
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.memory.host_kv import HostKv
+from tokenmux.scheduler.policy.instance_policy import InstancePolicy
 from tokenmux.scheduler.policy.pool.placement import LeastLoaded
 from tokenmux.scheduler.policy.pool.pool_policy import Refuse
 from tokenmux.scheduler.policy.registry import make_policy
@@ -113,6 +114,7 @@ class Node:
         factory: ExecutorFactory,
         emit: Callable[[list[Report]], None],
         limits: RestartLimits | None = None,
+        policies: Callable[[str], InstancePolicy] = make_policy,
     ) -> None:
         """Raises DoesNotFit if the machine does not have the memory for paged-out KV."""
         self.stopped = False
@@ -126,7 +128,7 @@ class Node:
         self._emit = emit
         self._memory = HostMemory(setup.host_kv_bytes)
         self._cache = HostCache(setup.host.cache_bytes)
-        self._host_kv: HostKv | None = None
+        self._host_kv = HostKv(setup.host_kv_bytes, max(d.facts.slab_bytes for d in setup.devices))
         self._out: list[Report] = []
         self._answers: list[Acknowledged] = []
         """To commands that change what a status shows: they follow one that shows it."""
@@ -137,9 +139,10 @@ class Node:
         """Why requests fail that this node ends."""
         self._was_busy = False
         """True if an operation began since the books were last checked."""
-        self.pool = Pool(
-            [self._make_instance(device) for device in setup.devices], LeastLoaded(), self, clock
-        )
+        self._policies = policies
+        numbered = _numbered(setup)
+        instances = [self._make_instance(device or setup.devices[0]) for device in numbered]
+        self.pool = Pool(instances, LeastLoaded(), self, clock)
         self._lives = Lives(
             factory,
             self._memory.host_kv,
@@ -148,12 +151,15 @@ class Node:
             models=self.models.values,
             n_devices=lambda: len(self.devices),
         )
-        self._status = StatusReporter(self.pool, self.devices, self._cache, self._books_of_kv, clock)
+        self._status = StatusReporter(self.pool, self.devices, self._cache, self._host_kv, clock)
         self._telemetry = Telemetry(self.pool, clock)
         self._positions = [QueuePositions(instance, clock) for instance in self.pool.instances]
         self._operators = Operators(self, clock)
-        for place, device in enumerate(setup.devices):
-            self._take_in(InstanceId(place), device)
+        for number, device in enumerate(numbered):
+            if device is None:
+                self.pool.remove(number)
+            else:
+                self._take_in(InstanceId(number), device)
 
     def start(self) -> None:
         """Start the executors of all devices."""
@@ -298,9 +304,9 @@ class Node:
     # the pool's body
     def carry_out(self, index: int, effects: Effects) -> None:
         """Carry out and report what an event or a decision caused."""
-        device = self.devices[InstanceId(index)]
+        device, instance = self.devices[InstanceId(index)], self.pool.instances[index]
         for observer in self.observers:
-            observer(index, device.instance.now_s, effects)
+            observer(index, instance.now_s, effects)
         self._telemetry.note(index, effects)
         for effect in effects:
             match effect:
@@ -322,7 +328,7 @@ class Node:
                 case CopyEnded(started, done):
                     device.copy_ended(started, failed=bool(done.error))
                 case RequestEnded():
-                    self._request_ended(effect, device.instance)
+                    self._request_ended(effect, instance)
                 case Evict(model):
                     device.say(Unbind(model))
                 case ResizeReady(arena_bytes):
@@ -367,25 +373,17 @@ class Node:
     def _make_instance(self, setup: DeviceSetup, before: Instance | None = None) -> Instance:
         """An instance for a device. What the one `before` has counted and learned goes on."""
         facts = setup.facts
-        if self._host_kv is None:
-            self._host_kv = HostKv(self._setup.host_kv_bytes, facts.slab_bytes)
         return Instance(
             facts,
             self._cache,
-            make_policy(self._setup.policy),
+            self._policies(self._setup.policy),
             RooflineCost(facts, self._setup.host) if before is None else before.cost,
             service=self._setup.service,
             metrics=None if before is None else before.metrics,
             host_kv=self._host_kv,
         )
 
-    def _books_of_kv(self) -> HostKv:
-        assert self._host_kv is not None
-        return self._host_kv
-
-    def _take_in(
-        self, index: InstanceId, setup: DeviceSetup, instance: Instance | None = None
-    ) -> NodeDevice:
+    def _take_in(self, index: InstanceId, setup: DeviceSetup, instance: Instance | None = None) -> NodeDevice:
         device = NodeDevice(
             index,
             setup,
@@ -544,11 +542,18 @@ class Node:
         return None
 
 
+def _numbered(setup: NodeSetup) -> list[DeviceSetup | None]:
+    """The devices by number; None for the number of one that was removed."""
+    numbers = setup.instances or tuple(InstanceId(place) for place in range(len(setup.devices)))
+    numbered: list[DeviceSetup | None] = [None] * max(setup.n_numbered, 1 + max(numbers))
+    for number, device in zip(numbers, setup.devices, strict=True):
+        numbered[number] = device
+    return numbered
+
+
 def _code_of(record: RequestRecord, detail: str, instance: Instance) -> ErrorCode | None:
     """The error with which a request failed. Weights that cannot be read stay unreadable until someone
     repairs them."""
     model = instance.models.get(record.request.model)
     unreadable = detail and model is not None and detail == model.load_error
     return ErrorCode.BAD_CHECKPOINT if unreadable else None
-
-

@@ -1,7 +1,8 @@
 """The process of a node: `python -m tokenmux.node.node_main SOCKET PARENT`.
 
-SOCKET is the inherited descriptor that frames pass over, PARENT the front's process id. The first frame is the
-setup, every other one a command; reports go back. Executors are children of this process, and die with it.
+SOCKET is the inherited descriptor that frames pass over, PARENT the front's process id. The first frame is
+the setup, every other one a command; reports go back. Executors are children of this process, and die with
+it.
 """
 
 import logging

@@ -1,9 +1,9 @@
 """A node in a process of its own, as its front sees it.
 
 The front keeps the interpreter lock of its process to itself, and a crash of the node costs time, not the
-server. Messages travel over a socket pair between parent and child; when either end dies, the other notices at
-once. Signals to the process group are the front's to handle: a node ends by message, by the end of its socket,
-with its parent (`orphans`), or by SIGKILL, and its executors end with it.
+server. Messages travel over a socket pair between parent and child; when either end dies, the other notices
+at once. Signals to the process group are the front's to handle: a node ends by message, by the end of its
+socket, with its parent (`orphans`), or by SIGKILL, and its executors end with it.
 
 This is the parent's side; `node_main` is the child's.
 """

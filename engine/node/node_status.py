@@ -1,6 +1,6 @@
 """What a node reports of itself: a snapshot after every change, at most five a second."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from math import inf
 
 from tokenmux.core.clock import Clock
@@ -34,7 +34,7 @@ class StatusReporter:
         pool: Pool,
         devices: Mapping[InstanceId, NodeDevice],
         cache: HostCache,
-        host_kv: Callable[[], HostKv],
+        host_kv: HostKv,
         clock: Clock,
     ) -> None:
         self._pool = pool
@@ -73,15 +73,14 @@ class StatusReporter:
 
     def _snapshot(self, now_s: float) -> WorkerStatus:
         instances = {index: device.instance for index, device in self._devices.items()}
-        host_kv = self._host_kv()
         asked_s = self._last_asked_s(instances)
         models = next(iter(instances.values())).models if instances else {}
         return WorkerStatus(
             at_s=now_s,
             host_cache_bytes=self._cache.capacity,
             host_cache_used_bytes=self._cache.used_bytes,
-            host_kv_bytes=host_kv.arena.capacity,
-            host_kv_used_bytes=host_kv.blocks.used_bytes,
+            host_kv_bytes=self._host_kv.arena.capacity,
+            host_kv_used_bytes=self._host_kv.blocks.used_bytes,
             n_models_used=sum(at_s >= now_s - DEDICATED_WINDOW_S for at_s in asked_s.values()),
             work_s=self._work_s,
             model_work_s=self._model_work_s,

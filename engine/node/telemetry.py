@@ -68,7 +68,8 @@ class Telemetry:
         """The rows of those of which a part has moved since the last report."""
         moved = []
         for name, counters in parts:
-            if any([self._has_moved(part) for part in counters]):  # every part is to be remembered
+            n_moved = sum(self._has_moved(part) for part in counters)
+            if n_moved:
                 moved.append((name, SERVICE_TABLE.row(merged(counters))))
         return moved
 

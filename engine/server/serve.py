@@ -18,6 +18,7 @@ from tokenmux.messages.reports import Reports
 from tokenmux.messages.setups import NodeSetup, PresentDevices
 from tokenmux.node.node_process import NodeProcess
 from tokenmux.processes.monotonic_clock import MonotonicClock
+from tokenmux.processes.restarts import RestartLimits
 from tokenmux.scheduler.memory.capacity import check_model, check_request
 from tokenmux.server.app import Transport, running, until_signalled
 from tokenmux.server.children.encoder_children import EncoderChildren, TextLimits
@@ -33,7 +34,6 @@ from tokenmux.server.listening import Reservation, check_pair
 from tokenmux.server.machine import Machine
 from tokenmux.server.pool_setup import level_of
 from tokenmux.server.stopping import LastResort
-from tokenmux.processes.restarts import RestartLimits
 from tokenmux.server.workers.supervisor import Patience
 from tokenmux.server.workers.worker_protocol import Worker, WorkerFactory
 
@@ -111,6 +111,7 @@ async def serve(
 
 def worker_factory(setup: NodeSetup) -> WorkerFactory:
     """Workers are nodes: processes of this machine, with the devices of the moment."""
+
     def start(on_reports: Callable[[Reports], None], *, devices: PresentDevices) -> Worker:
         present = replace(
             setup,

@@ -66,13 +66,13 @@ class VirtualDevice:
         """When the step in flight will end; 0 if there is none."""
         return self._step[1][-1] if self._step else 0.0
 
-    def n_drawn(self) -> dict[RequestId, int]:
-        """How many tokens each request of the step in flight has drawn in it so far."""
+    def step_so_far(self) -> StepDone | None:
+        """The step in flight as if it had ended after its latest whole iteration; None if there is none."""
         if self._step is None:
-            return {}
+            return None
         started, ends_s = self._step
-        n = sum(end_s <= self._clock.now_s() for end_s in ends_s)
-        return dict.fromkeys(self._drawing(started), n)
+        ended_s = tuple(end_s for end_s in ends_s if end_s <= self._clock.now_s())
+        return self._done(started, ended_s) if ended_s else None
 
     def start(self, started: Started) -> None:
         if isinstance(started, StartedStep):
@@ -144,10 +144,12 @@ class VirtualDevice:
         if self._step is not expected:
             return
         self._step = None
-        started, ends_s = expected
+        self._post.done(self._done(*expected))
+
+    def _done(self, started: StartedStep, ends_s: tuple[float, ...]) -> StepDone:
         finished = tuple(
             (request, FinishReason.STOP)
             for request in self._drawing(started)
             if len(ends_s) >= self._left(request)
         )
-        self._post.done(StepDone(ends_s[-1], started.id, ends_s, finished))
+        return StepDone(ends_s[-1], started.id, ends_s, finished)

@@ -163,9 +163,12 @@ class NodeOnVirtualTime:
         self._react(lambda: self.node.receive(Order(ticket, command)))
         return ticket
 
+    def _send(self, command: Command) -> None:
+        self.send(command)
+
     def submit_at(self, request: Request) -> None:
         submit = Submit(request, prompt=(0,) * request.n_prompt, sampling=Sampling())
-        self.clock.call_at(request.arrival_s, lambda: self.send(submit))
+        self.clock.call_at(request.arrival_s, lambda: self._send(submit))
 
     def heard(self, index: InstanceId, completions: tuple[Completion, ...]) -> None:
         self._react(lambda: self.node.heard(index, completions))

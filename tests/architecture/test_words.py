@@ -18,7 +18,7 @@ SOURCES = sorted(path for top in ("engine", "kernels") for path in (ROOT / top).
 
 SHARED_WORDS: Mapping[str, frozenset[str]] = {
     "The client imports nothing of ours, and what it takes and returns mirrors the API.": frozenset(
-        {"DEFAULT_ADDRESS", "DeviceState", "Durations", "Prompt", "PromptInfo", "Residency"}
+        {"DEFAULT_ADDRESS", "DeviceState", "Durations", "Pool", "Prompt", "PromptInfo", "Residency"}
     ),
     "Kernels import nothing of ours; a test holds the two equal.": frozenset({"GREEDY_BELOW"}),
     "A kernel's launch, its reference and its floor are three forms of one operation.": frozenset(
@@ -42,7 +42,9 @@ SHARED_WORDS: Mapping[str, frozenset[str]] = {
 
 SHARED_FILES: Mapping[str, frozenset[str]] = {
     "Every kernel has the same three files.": frozenset({"kernel.py", "launch.py", "reference.py"}),
-    "In cli/ a file has the name of its command.": frozenset({"generate.py", "plan.py", "serve.py"}),
+    "In cli/ a file has the name of its command.": frozenset(
+        {"generate.py", "plan.py", "pool.py", "serve.py"}
+    ),
     "Where a program is put together: the command line, the server.": frozenset({"app.py"}),
     "The client imports nothing of ours, and has errors of its own.": frozenset({"errors.py"}),
 }

@@ -38,6 +38,7 @@ from tokenmux.scheduler.instance.live_state import LiveState
 from tokenmux.scheduler.instance.superseding import Superseding
 from tokenmux.scheduler.memory.arena import aligned
 from tokenmux.scheduler.memory.host_cache import HostCache
+from tokenmux.scheduler.memory.host_kv import HostKv
 from tokenmux.scheduler.memory.ledger import Ledger
 from tokenmux.scheduler.metrics.counters import Metrics
 from tokenmux.scheduler.policy import drain
@@ -60,15 +61,19 @@ class Instance:
         cost: CostModel,
         *,
         service: ServiceLevel = DEFAULT_LEVEL,
+        host_kv: HostKv | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         """`service` is the pool's own service level: the default of requests, and the measure of
-        everyone's patience."""
-        state = self._state = LiveState(device, Ledger(device, cache), cost, service)
+        everyone's patience. `host_kv` is shared with other instances of the host; without it the instance
+        has its own. `metrics` are those of the instance whose place it takes, if it takes one's: they go on.
+        """
+        state = self._state = LiveState(device, Ledger(device, cache, host_kv), cost, service)
         self.service = service
         self.cost = cost
         self.policy = policy
         self.ledger = state.ledger
-        self.metrics = Metrics()
+        self.metrics = Metrics() if metrics is None else metrics
         self.models = state.models
         self.live_models = state.live_models
         self.resident_models = state.resident_models
@@ -230,17 +235,23 @@ class Instance:
         resizing.tell_when_drained(state)
         return self._effects()
 
-    def abandon(self) -> Effects:
-        """The device is lost: release what operations in flight hold of the host cache, which other
-        instances share. Returns the ends of requests that were over and waited for such an operation.
+    def abandon(self, now_s: float, step: StepDone | None = None) -> Effects:
+        """The device is lost: all requests leave, or end if they were over and waited for an operation, and
+        what operations in flight hold of the host cache is released.
 
-        Nothing else may be asked of this instance afterwards, but what it knew.
+        `step` tells how far the step in flight had come, if it has drawn tokens: they count. Nothing else may
+        be asked of this instance afterwards, but what it knew.
         """
-        self._state.release_cache()
+        state = self._state
+        if step is not None:
+            complete.step(state, step)
+        state.now_s = now_s
+        self.metrics.count_work(len(state.live_models), now_s)
+        state.release_cache()
         for request in list(self.requests.values()):
             request.in_step = request.in_copy = False
-            if request.to_end is not None and request.to_end[0] is not None:
-                requests.end(self._state, request, *request.to_end)
+            requests.end(state, request, *(request.to_end or (None,)))
+        self.ledger.retire()
         return self._effects()
 
     def check_removable(self, model_id: ModelId) -> None:

@@ -28,7 +28,7 @@ def want(state: LiveState, model: ModelState, wanted: bool | None, pinned: bool 
 
 def remove(state: LiveState, model: ModelState) -> None:
     """Remove a model: its requests fail and its weights are freed, those in use when their operation ends."""
-    for request in list(model.requests()):
+    for request in [request for request in state.requests.values() if request.model is model]:
         requests.end(
             state, request, FinishReason.FAILED, f"model {model.facts.id} was removed from the catalogue"
         )

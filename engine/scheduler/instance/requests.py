@@ -1,6 +1,7 @@
 """A request's life on an instance: it arrives, its client pauses and resumes it, and it ends once."""
 
 from tokenmux.core.effects import RequestEnded, RequestEntered, RequestLeft
+from tokenmux.core.errors import InternalError
 from tokenmux.core.event import Arrived
 from tokenmux.core.phases import RequestPhase
 from tokenmux.core.record import RequestRecord
@@ -15,6 +16,7 @@ def arrive(state: LiveState, arrived: Arrived) -> None:
     table, share = state.ledger.open(request.id, model.facts.kv), state.shares.enter(request)
     live = RequestState(arrived, model, table, share)
     if arrived.n_kept:
+        _check_kept(state, arrived)
         state.ledger.adopt(request.id, arrived.n_kept)
     state.requests[request.id] = live
     model.file(live)
@@ -22,28 +24,44 @@ def arrive(state: LiveState, arrived: Arrived) -> None:
     state.queue.join(live)
     state.effects.append(RequestEntered(request))
     state.tell(live, RequestPhase.QUEUED)
+    if arrived.is_paused:
+        pause(state, request.id, arrived.at_s)
+
+
+def _check_kept(state: LiveState, arrived: Arrived) -> None:
+    """Raise InternalError unless the kept KV ends where a step of this instance may have ended: on the
+    prefill grid, or behind the prompt."""
+    request, n_kept = arrived.request, arrived.n_kept
+    on_grid = n_kept >= request.n_prompt or not n_kept % state.device.prefill_chunk_tokens
+    if not (on_grid and n_kept < request.n_prompt + arrived.n_delivered):
+        raise InternalError(f"{request.id} arrives with KV of {n_kept} tokens, where no step can have ended")
 
 
 def pause(state: LiveState, request_id: RequestId, at_s: float) -> None:
     request = state.requests.get(request_id)
-    if request is not None and not request.is_paused and not request.to_end:
+    if request is not None and not request.is_paused and not _is_over(request):
         request.paused_since_s = at_s
         state.shares.leave(request.share)
-        request.model.file(request)
+        state.refile(request)
         state.tell(request, RequestPhase.PAUSED)
 
 
 def resume(state: LiveState, request_id: RequestId, at_s: float) -> None:
     request = state.requests.get(request_id)
-    if request is not None and request.paused_since_s is not None and not request.to_end:
+    if request is not None and request.paused_since_s is not None and not _is_over(request):
         request.shift_s += at_s - request.paused_since_s
         if request.since_s is not None:
             request.since_s += at_s - request.paused_since_s
         request.paused_since_s = None
         request.share = state.shares.enter(request.request)
         request.set_deadline()
-        request.model.file(request)
+        state.refile(request)
         state.tell(request, RequestPhase.QUEUED)
+
+
+def _is_over(request: RequestState) -> bool:
+    """True if it waits for an operation before it can end; one that is withdrawn goes on elsewhere."""
+    return request.to_end is not None and request.to_end[0] is not None
 
 
 def end(state: LiveState, request: RequestState, reason: FinishReason | None, detail: str = "") -> None:
@@ -58,7 +76,10 @@ def end(state: LiveState, request: RequestState, reason: FinishReason | None, de
         return
     reason, detail = request.to_end
     n_clean = request.kv.n_clean
-    state.ledger.close(request.id)
+    if reason is None:
+        state.ledger.park(request.id)
+    else:
+        state.ledger.close(request.id)
     del state.requests[request.id]
     if not request.is_paused:
         state.shares.leave(request.share)
@@ -67,7 +88,7 @@ def end(state: LiveState, request: RequestState, reason: FinishReason | None, de
     request.model.keep_warm(request.request, state.now_s)
     if reason is None:
         history = request.history(state.now_s)
-        arrival = Arrived(state.now_s, request.request, request.n_drawn, n_clean, history)
+        arrival = Arrived(state.now_s, request.request, request.n_drawn, n_clean, history, request.is_paused)
         state.effects.append(RequestLeft(arrival))
         return
     record = RequestRecord(

@@ -12,8 +12,23 @@ from tokenmux.scheduler.memory.arena import EXTENT_ALIGNMENT, aligned
 def kv_bytes(device: DeviceFacts, shape: KvShape, n_tokens: int) -> int:
     """Arena bytes of the slabs that hold `n_tokens` tokens of one request."""
     slab_bytes = aligned(device.slab_bytes)
-    per_slab = max(1, (slab_bytes - shape.block_bytes + 1) // shape.block_bytes)
-    return -(-shape.blocks_for(n_tokens) // per_slab) * slab_bytes
+    return -(-shape.blocks_for(n_tokens) // _blocks_per_slab(slab_bytes, shape)) * slab_bytes
+
+
+def most_tokens(
+    arena_bytes: int, slab_bytes: int, model: ModelFacts, pinned: Iterable[ModelFacts] = ()
+) -> int:
+    """The longest request of the model, in tokens, that an arena holds beside its weights and those of
+    `pinned`; negative if there is no room for weights."""
+    slab_bytes = aligned(slab_bytes)
+    held = sum(weight_bytes(other) for other in pinned if other.id != model.id)
+    room = arena_bytes - arena_bytes % EXTENT_ALIGNMENT - held - weight_bytes(model)
+    n_blocks = room // slab_bytes * _blocks_per_slab(slab_bytes, model.kv)
+    return n_blocks * model.kv.block_size
+
+
+def _blocks_per_slab(slab_bytes: int, shape: KvShape) -> int:
+    return max(1, (slab_bytes - shape.block_bytes + 1) // shape.block_bytes)
 
 
 def weight_bytes(model: ModelFacts) -> int:

@@ -15,19 +15,22 @@ from tokenmux.core.handles import BlockHandle, ExtentHandle, ExtentMove, Transfe
 from tokenmux.core.request import RequestId
 from tokenmux.scheduler.memory.arena import Arena, aligned
 from tokenmux.scheduler.memory.host_cache import HostCache
+from tokenmux.scheduler.memory.host_kv import HostKv, ParkedKv
 from tokenmux.scheduler.memory.kv_table import KvTable
 from tokenmux.scheduler.memory.slabs import SlabPool
 
 
 class Ledger:
-    """The books of one instance's arena and host KV; the host cache is shared with the other instances of
-    the host."""
+    """The books of one instance's arena. The host cache is shared with the other instances of the host, and
+    so may the host KV be."""
 
-    def __init__(self, device: DeviceFacts, cache: HostCache) -> None:
+    def __init__(self, device: DeviceFacts, cache: HostCache, host_kv: HostKv | None = None) -> None:
+        """Without `host_kv` the instance has its own, of `device.host_kv_bytes`."""
         self.arena = Arena(device.arena_bytes)
         self.blocks = SlabPool(self.arena, aligned(device.slab_bytes))
-        self.host_arena = Arena(device.host_kv_bytes)
-        self.host_blocks = SlabPool(self.host_arena, aligned(device.slab_bytes))
+        self.host_kv = HostKv(device.host_kv_bytes, device.slab_bytes) if host_kv is None else host_kv
+        self.host_arena = self.host_kv.arena
+        self.host_blocks = self.host_kv.blocks
         self.cache = cache
         self.version = 0
         """Changes whenever weights come or go."""
@@ -37,6 +40,11 @@ class Ledger:
         """How many times each model placed the image: twice if it was registered again while an operation
         still used the old registration."""
         self._arriving: set[BlockHandle] = set()
+        self.host_kv.join(self.kv)
+
+    def retire(self) -> None:
+        """The device is gone. Raises IntegrityError if a request still has KV on the host."""
+        self.host_kv.leave(self.kv)
 
     def resize(self, arena_bytes: int) -> None:
         """Replace the empty books by those of an arena of `arena_bytes`. Raises IntegrityError if the
@@ -174,15 +182,27 @@ class Ledger:
         return table
 
     def adopt(self, request: RequestId, n_tokens: int) -> None:
-        """Take over KV of the request's first `n_tokens` tokens that already lies in host memory. Forget
-        it if there is no room."""
+        """Take over KV of the request's first `n_tokens` tokens: what is parked, or else what lies in the
+        memory of another host and is copied into blocks of this one. Forget it if there is no room."""
         table = self.kv[request]
-        handles = self.host_blocks.allocate(table.shape.block_bytes, table.shape.blocks_for(n_tokens))
-        if handles is not None:
+        if request in self.host_kv.parked:
+            handles: list[BlockHandle] | None = self.host_kv.take(request, table.shape, n_tokens)
+        else:
+            handles = self.host_blocks.allocate(table.shape.block_bytes, table.shape.blocks_for(n_tokens))
+        if handles:
             table.host = list(handles)
             table.device = [None] * len(handles)
             table.n_missing = len(handles)
             table.n_computed = table.n_clean = n_tokens
+
+    def park(self, request: RequestId) -> None:
+        """The request leaves: free what it held on the device, and park the KV that the host has."""
+        table = self.kv.pop(request)
+        self.blocks.free(table.take_device())
+        n_kept, host = table.shape.blocks_for(table.n_clean), [h for h in table.host if h is not None]
+        self.host_blocks.free(host[n_kept:])
+        if n_kept:
+            self.host_kv.park(request, ParkedKv(table.shape, tuple(host[:n_kept]), table.n_clean))
 
     def close(self, request: RequestId) -> None:
         """Free everything that the request held."""
@@ -299,12 +319,11 @@ class Ledger:
     def check_integrity(self) -> None:
         """Raise IntegrityError unless every extent and block has exactly one owner."""
         self.arena.check_integrity()
-        self.host_arena.check_integrity()
+        self.host_kv.check_integrity()
         self.cache.check_integrity()
         tables = self.kv.values()
         on_device = [h for table in tables for h in table.device if h is not None]
         self.blocks.check_integrity([*on_device, *self._arriving])
-        self.host_blocks.check_integrity(h for table in tables for h in table.host if h is not None)
         owned = {*self._extents.values(), *self.blocks.extents}
         if len(owned) != len(self._extents) + len(self.blocks.extents) or owned != set(self.arena.handles):
             raise IntegrityError("ledger: an extent of the arena has no owner, or two")

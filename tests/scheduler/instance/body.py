@@ -91,10 +91,14 @@ class Body:
 
     def apply(self, event: Event) -> None:
         """Enter an event, and check books and cells."""
+        was_parked = isinstance(event, Arrived) and event.request.id in self.ledger.host_kv.parked
         effects = self.instance.apply(event)
         if isinstance(event, Arrived):
             self.n_drawn[event.request.id] = event.n_delivered
-            if self.instance.requests[event.request.id].kv.n_computed:
+            if was_parked:
+                # The same cells under another table: they must be what they were.
+                self._tables[event.request.id][-1] = self.ledger.kv[event.request.id]
+            elif self.instance.requests[event.request.id].kv.n_computed:
                 self._adopt(event)
         self._carry_out(effects)
         self.check()

@@ -143,6 +143,7 @@ class Chaos:
                 self.body.apply(arrived)
             else:
                 self.moved_on.add(arrived.request.id)
+                self.body.ledger.host_kv.forget(arrived.request.id)
 
     def want(self) -> None:
         models = list(self.body.instance.models)

@@ -446,3 +446,16 @@ def test_a_fetch_that_failed_is_tried_at_once_for_whoever_asks(asks: str) -> Non
     body.complete(Channel.FETCH)
     assert body.instance.models[A.id].fetch_pause_s == 0.0
     assert body.instance.models[A.id].load_error == ""
+
+
+@pytest.mark.parametrize("n_kept", [4, 9, 13])
+def test_kept_kv_ends_where_a_step_may_have_ended(n_kept: int) -> None:
+    """On the grid of 8 inside the prompt of 12 tokens, and before the last of its 13 tokens."""
+    request = Request(R, A.id, 12, 8, 0.0)
+    body = a_body(A)
+    with pytest.raises(InternalError, match=f"KV of {n_kept} tokens, where no step can have ended"):
+        body.instance.apply(Arrived(0.0, request, n_delivered=1, n_kept=n_kept))
+    for good in (8, 12):
+        body = a_body(A)
+        body.apply(Arrived(0.0, request, n_delivered=1, n_kept=good))
+        assert body.instance.requests[R].n_computed == good

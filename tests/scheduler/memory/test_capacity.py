@@ -12,7 +12,7 @@ from tests.scheduler.instance.body import device_facts
 from tokenmux.core.errors import DoesNotFit
 from tokenmux.core.facts import HostFacts, KvShape, ModelFacts
 from tokenmux.core.request import RequestId
-from tokenmux.scheduler.memory.capacity import check_model, check_pins, check_request
+from tokenmux.scheduler.memory.capacity import check_model, check_pins, check_request, most_tokens
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.memory.ledger import Ledger
 from tokenmux.testing import make_model
@@ -51,6 +51,8 @@ def test_the_early_answer_is_the_allocators(
     assert fits(check_request, device, wanted, n_tokens, pinned) == (
         bool(placed) and ledger.can_grow([(table, n_tokens)])
     )
+    most = most_tokens(arena_bytes, SLAB, wanted, pinned)
+    assert fits(check_request, device, wanted, n_tokens, pinned) == (n_tokens <= most)
 
 
 HOST = HostFacts(1 << 20, 1e9)

@@ -131,8 +131,8 @@ class LeastLoaded:
         self._lengths = lengths
         self._homes: dict[ModelId, dict[int, int]] = {}
         """For each model, its instances and how many of its live requests each of them has."""
-        self._moving: dict[RequestId, int] = {}
-        """Requests that are moving, and their target instances."""
+        self._moving: dict[RequestId, tuple[ModelId, int]] = {}
+        """Requests that are moving, with their models and target instances."""
         self._loads: list[_Load] = []
         self._next_look_s = -inf
 
@@ -145,7 +145,7 @@ class LeastLoaded:
         ttft_s = request.service.beside(pool.instances[0].service).ttft_s
         self._next_look_s = min(self._next_look_s, pool.now_s + REBALANCE_TTFTS * ttft_s)
         homes = self._homes.setdefault(request.model, {})
-        crowds = {i: _crowd(pool, i, request) for i in homes}
+        crowds = {i: _crowd(pool, i, request) for i in homes if pool.takes(i, request)}
         index = min(crowds, key=crowds.__getitem__, default=None)
         if index is None or crowds[index] > CROWDED:
             index = self._new_home(request, pool, homes, index)
@@ -153,11 +153,10 @@ class LeastLoaded:
         return Place(index)
 
     def on_event(self, index: int, event: Event, pool: PoolView) -> Sequence[Move]:
-        if isinstance(event, Arrived) and self._moving.get(event.request.id) == index:
-            del self._moving[event.request.id]
+        if isinstance(event, Arrived) and self._has_arrived(index, event.request):
             homes = self._homes.setdefault(event.request.model, {})
             homes[index] = homes.get(index, 0) + 1
-        if not self._rebalances or pool.now_s < self._next_look_s or len(pool.instances) < 2:
+        if not self._rebalances or pool.now_s < self._next_look_s or len(pool.open) < 2:
             return ()
         self._next_look_s = pool.now_s + REBALANCE_TTFTS * pool.instances[index].service.ttft_s
         self._measure(pool)
@@ -165,21 +164,30 @@ class LeastLoaded:
 
     def on_left(self, index: int, request: Request) -> None:
         homes = self._homes[request.model]
-        homes[index] -= 1
-        if not homes[index]:
+        if not self._has_arrived(index, request):
+            homes[index] -= 1
+        if not homes[index] and (request.model, index) not in self._moving.values():
             del homes[index]
-            self._loads[index].remove(request.model)
+            if index < len(self._loads):
+                self._loads[index].remove(request.model)
         if not homes:
             del self._homes[request.model]
+
+    def _has_arrived(self, index: int, request: Request) -> bool:
+        """True if the request was moving to this instance. It no longer is."""
+        if self._moving.get(request.id) != (request.model, index):
+            return False
+        del self._moving[request.id]
+        return True
 
     def _new_home(
         self, request: Request, pool: PoolView, homes: Mapping[int, int], crowded: int | None
     ) -> int:
         """The least loaded instance that the model is not on yet, or the crowded one if that would not
         help."""
-        if not self._loads:
+        if len(self._loads) < len(pool.instances):
             self._measure(pool)
-        others = [i for i in range(len(self._loads)) if i not in homes]
+        others = [i for i in range(len(self._loads)) if i not in homes and pool.takes(i, request)]
         facts = pool.facts(request.model)
 
         def ask(index: int) -> _Ask:
@@ -229,12 +237,24 @@ class LeastLoaded:
         return ask
 
     def _rebalance(self, pool: PoolView) -> Sequence[Move]:
-        loads = [load.now for load in self._loads]
-        most = max(range(len(loads)), key=loads.__getitem__)
-        least = min(range(len(loads)), key=loads.__getitem__)
+        loads = {index: self._loads[index].now for index in pool.open}
+        most = max(loads, key=loads.__getitem__)
+        for least in sorted(loads, key=loads.__getitem__):
+            if least == most:
+                break
+            model, all_fit = self._best_to_move(pool, most, least)
+            if model is not None:
+                return self._move(model, most, least)
+            if all_fit:
+                break
+        return ()
+
+    def _best_to_move(self, pool: PoolView, most: int, least: int) -> tuple[ModelView | None, bool]:
+        """The model whose move lowers the larger of the two loads most, if one does so by enough; and whether
+        nothing was passed over because it does not fit there."""
         source = pool.instances[most]
         freely = self._loads[most].lag > 0 and not self._loads[least].lag
-        best, best_after = None, loads[most] - MOVE_GAIN
+        best, best_after, all_fit = None, self._loads[most].now - MOVE_GAIN, True
         for model_id, ask in self._loads[most].asks.items():
             model = source.live_models[model_id]
             if model.residency is not Residency.HOST or model.paused or least in self._homes[model_id]:
@@ -246,15 +266,21 @@ class LeastLoaded:
             ):
                 continue
             after = self._after(most, least, model_id)
-            if after < best_after:
+            if after >= best_after:
+                continue
+            if all(pool.takes(least, r.request) for r in _requests(model)):
                 best, best_after = model, after
-        if best is None:
-            return ()
-        self._homes[best.facts.id][least] = 0
-        self._moving.update((r.request.id, least) for r in _requests(best))
-        self._loads[least].add(best.facts.id, self._loads[most].asks[best.facts.id])
-        self._loads[most].remove(best.facts.id)
-        return [Move(r.request.id, most, least) for r in _requests(best)]
+            else:
+                all_fit = False
+        return best, all_fit
+
+    def _move(self, model: ModelView, source: int, target: int) -> Sequence[Move]:
+        model_id = model.facts.id
+        self._homes[model_id][target] = 0
+        self._moving.update((r.request.id, (model_id, target)) for r in _requests(model))
+        self._loads[target].add(model_id, self._loads[source].asks[model_id])
+        self._loads[source].remove(model_id)
+        return [Move(r.request.id, source, target) for r in _requests(model)]
 
     def _after(self, most: int, least: int, model: ModelId) -> float:
         """The larger of the two loads once the model has moved.

@@ -20,7 +20,19 @@ class PoolView(Protocol):
     @property
     def now_s(self) -> float: ...
     @property
-    def instances(self) -> Sequence[InstanceView]: ...
+    def instances(self) -> Sequence[InstanceView]:
+        """All that there have ever been: a removed one stays, empty."""
+        ...
+
+    @property
+    def open(self) -> Sequence[int]:
+        """Indices of the instances that serve and take requests, in order."""
+        ...
+
+    def takes(self, index: int, request: Request) -> bool:
+        """True if the request may be placed on this instance: it is open, and has room for the request."""
+        ...
+
     def facts(self, model: ModelId) -> ModelFacts: ...
 
 
@@ -40,8 +52,8 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Move a live request to another instance. KV that host memory has goes along; the rest is rebuilt
-    there."""
+    """Move a live request to another instance that takes it. KV that host memory has goes along; the rest is
+    rebuilt there."""
 
     request: RequestId
     source: int
@@ -55,7 +67,8 @@ class PoolPolicy(Protocol):
     def name(self) -> str: ...
 
     def place(self, request: Request, pool: PoolView) -> Place | Refuse:
-        """Place an arriving request, or refuse it. It is on its instance before anything else is asked."""
+        """Place an arriving request on an instance that takes it, of which there is at least one, or refuse
+        it. It is on its instance before anything else is asked."""
         ...
 
     def on_event(self, index: int, event: Event, pool: PoolView) -> Sequence[Move]:
@@ -63,5 +76,6 @@ class PoolPolicy(Protocol):
         ...
 
     def on_left(self, index: int, request: Request) -> None:
-        """The request ended on instance `index`, or has left it for another one."""
+        """The request ended on instance `index`, or has left it for another one. If it ends while it moves,
+        or cannot go where it should, this is called for the target of the move too."""
         ...

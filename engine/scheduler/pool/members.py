@@ -1,0 +1,90 @@
+"""The instances of a pool by index, and which of them take requests.
+
+open ──▶ takes what fits            held ──▶ only what fits nowhere else: its device is being started
+closed ─▶ takes nothing: it drains  removed ▶ an empty slot: its index is never used again
+"""
+
+from collections.abc import Sequence
+
+from tokenmux.core.event import Event, ModelAdded, ModelRemoved, ModelWanted, ResizeAsked, Resized
+from tokenmux.core.facts import ModelFacts, ModelId
+from tokenmux.core.request import Request
+from tokenmux.scheduler.instance.instance import Instance
+from tokenmux.scheduler.memory.capacity import most_tokens
+
+
+class Members:
+    """Instances that come, go, and take requests or do not."""
+
+    def __init__(self, instances: Sequence[Instance]) -> None:
+        self.instances = list(instances)
+        self.held: set[int] = set()
+        self.closed: set[int] = set()
+        self.removed: set[int] = set()
+        self.open: tuple[int, ...] = ()
+        """Indices of the instances that are neither held, closed nor removed."""
+        self.sharers: list[list[int]] = []
+        """For each instance, the others with the same host cache: they may wait for what it fetches."""
+        self._most_tokens: dict[tuple[int, ModelId], int] = {}
+        self.changed()
+
+    @property
+    def present(self) -> list[int]:
+        """All but the removed ones."""
+        return [index for index in range(len(self.instances)) if index not in self.removed]
+
+    def add(self, instance: Instance) -> int:
+        self.instances.append(instance)
+        self.changed()
+        return len(self.instances) - 1
+
+    def replace(self, index: int, instance: Instance) -> None:
+        self.instances[index] = instance
+        self._forget(index)
+        self.changed()
+
+    def changed(self) -> None:
+        """Call this after `held`, `closed` or `removed` have changed."""
+        shut = self.held | self.closed | self.removed
+        self.open = tuple(index for index in range(len(self.instances)) if index not in shut)
+        by_cache: dict[int, list[int]] = {}
+        for index in self.present:
+            by_cache.setdefault(id(self.instances[index].ledger.cache), []).append(index)
+        self.sharers = [
+            [other for other in by_cache.get(id(instance.ledger.cache), ()) if other != index]
+            for index, instance in enumerate(self.instances)
+        ]
+
+    def takes(self, index: int, request: Request, facts: ModelFacts) -> bool:
+        """True if the request may be placed on the instance now."""
+        if index in self.closed or index in self.removed or not self.fits(index, request, facts):
+            return False
+        return index not in self.held or not any(self.fits(other, request, facts) for other in self.open)
+
+    def fits(self, index: int, request: Request, facts: ModelFacts) -> bool:
+        """True if the instance could ever serve the request: the model, and all its tokens, beside what is
+        pinned there."""
+        most = self._most_tokens.get((index, request.model))
+        if most is None:
+            most = self._most_tokens[index, request.model] = self._ask(index, facts)
+        return request.n_prompt + request.max_tokens <= most
+
+    def note(self, index: int, event: Event) -> None:
+        """Another model, pin or size of the arena changes what fits."""
+        match event:
+            case ModelAdded(facts=facts):
+                self._most_tokens.pop((index, facts.id), None)
+            case ModelRemoved() | ModelWanted() | ResizeAsked() | Resized():
+                self._forget(index)
+            case _:
+                pass
+
+    def _ask(self, index: int, facts: ModelFacts) -> int:
+        instance = self.instances[index]
+        arena_bytes = min(instance.device.arena_bytes, instance.resize_bytes or instance.device.arena_bytes)
+        pinned = [instance.models[m].facts for m in instance.asked_models if instance.models[m].pinned]
+        return most_tokens(arena_bytes, instance.device.slab_bytes, facts, pinned)
+
+    def _forget(self, index: int) -> None:
+        for key in [key for key in self._most_tokens if key[0] == index]:
+            del self._most_tokens[key]

@@ -1,0 +1,30 @@
+"""Whatever happens to the devices of a pool, every request ends once, with all its tokens, and nothing is
+left."""
+
+from collections import Counter
+from functools import cache
+
+import pytest
+
+from tests.scheduler.pool.worlds import Fates
+
+SEEDS = range(60)
+
+
+@cache
+def what_happened(seed: int) -> Counter[str]:
+    return Fates(seed).run()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_every_request_ends_once_with_all_its_tokens(seed: int) -> None:
+    what_happened(seed)
+
+
+def test_everything_has_happened() -> None:
+    seen = sum((what_happened(seed) for seed in SEEDS), Counter[str]())
+    expected = (
+        "cancelled", "paused", "lost with requests", "drained", "added", "removed", "not removed", "resized",
+        "not resized", "pinned", "refused", "went on elsewhere", "kept KV", "came back",
+    )  # fmt: skip
+    assert [what for what in expected if seen[what] < 5] == []
