@@ -48,7 +48,7 @@ from tokenmux.messages.launches import (
 from tokenmux.messages.setups import DeviceSetup, ExecutorSetup
 from tokenmux.models.catalogue.entry import Entry
 from tokenmux.processes import orphans, shared_memory
-from tokenmux.processes.step_threads import executor_environment
+from tokenmux.processes.executor_environment import executor_environment
 
 KB = 1 << 10
 WAIT_S = 60.0

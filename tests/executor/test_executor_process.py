@@ -43,7 +43,7 @@ from tokenmux.messages.setups import DeviceSetup, ExecutorSetup
 from tokenmux.models.catalogue import tiny
 from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.models.catalogue.entry import Entry
-from tokenmux.processes.step_threads import executor_environment, threads_of_step
+from tokenmux.processes.executor_environment import executor_environment, threads_of_step
 
 SETUP = ExecutorSetup(FIRST_INSTANCE, DeviceSetup(FACTS), HOST_KV_BYTES)
 
@@ -258,6 +258,15 @@ def test_threads_of_steps_are_divided_among_the_devices_of_a_machine(monkeypatch
     assert environment["HOME"] == "/somewhere"
     assert executor_environment({}, n_devices=3)["OMP_NUM_THREADS"] == "1"
     assert executor_environment({"OMP_NUM_THREADS": "7"}, n_devices=3)["OMP_NUM_THREADS"] == "7"
+
+
+def test_chunks_of_weights_are_copied_past_the_cache_unless_the_operator_decided() -> None:
+    ours = "glibc.cpu.x86_non_temporal_threshold=786432"
+    assert executor_environment({})["GLIBC_TUNABLES"] == ours
+    theirs = "glibc.malloc.check=1"
+    assert executor_environment({"GLIBC_TUNABLES": theirs})["GLIBC_TUNABLES"] == f"{theirs}:{ours}"
+    theirs = "glibc.cpu.x86_non_temporal_threshold=1000000"
+    assert executor_environment({"GLIBC_TUNABLES": theirs})["GLIBC_TUNABLES"] == theirs
 
 
 def test_a_gpu_is_chosen_by_index_or_uuid(monkeypatch: pytest.MonkeyPatch) -> None:
