@@ -18,7 +18,7 @@ from tokenmux.core.sizes import show_size
 from tokenmux.device.channel import CHANNEL_CLOSE_S, ChannelThread
 from tokenmux.device.device_protocol import Host, Post, channel_of
 from tokenmux.device.fetching import Fetcher
-from tokenmux.device.images import HostImages, wait_until_usable
+from tokenmux.device.images import MappedImages, wait_until_usable
 from tokenmux.device.memory import Memory, SharedMemory, check_available
 from tokenmux.device.operation_progress import SupersededError, failed_copy, progress_of
 from tokenmux.device.reader import GivenUpError
@@ -39,7 +39,7 @@ COPY_CHUNK_BYTES = 16 << 20
 """Between chunks other threads can take the interpreter lock, and the closing of the device is noticed.
 Larger chunks were no faster."""
 
-Copying = WeightsLaunch | PagingLaunch | MoveLaunch
+_Copying = WeightsLaunch | PagingLaunch | MoveLaunch
 
 CopySpan = tuple[int, int, int]
 """(target address, source address, bytes)"""
@@ -58,7 +58,7 @@ class CpuDevice:
         self._host = host
         self._stops = Stops()
         self._closing = Event()
-        self._images: HostImages[SharedMemory] = HostImages(self._adopt, clock, post.broken)
+        self._images: MappedImages[SharedMemory] = MappedImages(self._adopt, clock, post.broken)
         self._fetcher = Fetcher(self._images, host, clock, post, lambda memory: memory)
         self._channels = {
             channel: ChannelThread(channel.name.lower().replace("_", "-"), post.broken) for channel in Channel
@@ -130,7 +130,7 @@ class CpuDevice:
 
         self._channels[channel_of(launch)].submit(launch.operation, run)
 
-    def _submit_copy(self, launch: Copying, stop: Event, spans: Sequence[CopySpan]) -> None:
+    def _submit_copy(self, launch: _Copying, stop: Event, spans: Sequence[CopySpan]) -> None:
         self._submit(launch, lambda: self._copy(launch, stop, spans))
 
     def _submit_weights(self, launch: WeightsLaunch, stop: Event) -> None:
@@ -152,7 +152,7 @@ class CpuDevice:
 
         self._submit(launch, job)
 
-    def _copy(self, launch: Copying, stop: Event, spans: Sequence[CopySpan]) -> None:
+    def _copy(self, launch: _Copying, stop: Event, spans: Sequence[CopySpan]) -> None:
         report = progress_of(launch.operation, sum(span[2] for span in spans), self._clock, self._post)
         for target, source, n_bytes in spans:
             for offset in range(0, n_bytes, COPY_CHUNK_BYTES):

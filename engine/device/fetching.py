@@ -8,7 +8,7 @@ from tokenmux.core.clock import Clock
 from tokenmux.core.errors import TokenmuxError
 from tokenmux.core.facts import Image
 from tokenmux.device.device_protocol import Host, Post
-from tokenmux.device.images import HostImage, HostImages, Memory_
+from tokenmux.device.images import MappedImage, MappedImages, Memory_
 from tokenmux.device.memory import SharedMemory, check_available
 from tokenmux.device.operation_progress import SupersededError, failed_copy, progress_of, until_stopped
 from tokenmux.device.reader import Reader, ToldBytes
@@ -21,7 +21,7 @@ class Fetcher(Generic[Memory_]):
 
     def __init__(
         self,
-        images: HostImages[Memory_],
+        images: MappedImages[Memory_],
         host: Host,
         clock: Clock,
         post: Post,
@@ -62,7 +62,7 @@ class Fetcher(Generic[Memory_]):
         self._reader.close()
 
     def _fill(
-        self, launch: FetchLaunch, image: Image, into: HostImage[Memory_], told: Callable[[int], None]
+        self, launch: FetchLaunch, image: Image, into: MappedImage[Memory_], told: Callable[[int], None]
     ) -> None:
         def fill(memory: SharedMemory) -> Memory_:
             self._host.read_image(launch.model, image, memory.view(), told)

@@ -4,7 +4,7 @@
     filled elsewhere     a thread of its own maps it and gets its models ready, beside steps and copies; it
                          reads small files of the model, and does not wait for ever for those either
 
-Whoever copies an image waits until it is usable. An image given up is unmapped when its last user lets go.
+A copy waits until its image is usable. An image that was given up is unmapped when its last user lets go.
 """
 
 import os
@@ -31,7 +31,7 @@ class Closable(Protocol):
 Memory_ = TypeVar("Memory_", bound=Closable)
 
 
-class HostImage(Generic[Memory_]):
+class MappedImage(Generic[Memory_]):
     """One image. `memory` is there once it is `settled` without an `error`."""
 
     def __init__(self, id: ImageId, n_bytes: int, descriptor: int) -> None:
@@ -62,7 +62,7 @@ class HostImage(Generic[Memory_]):
             self.settled.set()
 
     def fail(self, error: TokenmuxError) -> None:
-        """It cannot be used."""
+        """Say that it cannot be used, and why."""
         self.error = error
         self.settled.set()
 
@@ -82,20 +82,20 @@ Adopt = Callable[[ImageId, SharedMemory, Callable[[], None]], Memory_]
 """Makes an image usable that is filled already; calls the function once the files of its models are open."""
 
 
-class HostImages(Generic[Memory_]):
-    """The images of one device; see the module. `broken` is told of errors that are no image's fault."""
+class MappedImages(Generic[Memory_]):
+    """The images of one device; see the module. `broken` is told of errors that no image is to blame for."""
 
     def __init__(
         self, adopt: Adopt[Memory_], clock: Clock, broken: Callable[[int, BaseException], None]
     ) -> None:
         self._adopt = adopt
-        self._images: dict[ImageId, HostImage[Memory_]] = {}
+        self._images: dict[ImageId, MappedImage[Memory_]] = {}
         self._lock = Lock()
         self._reader = Reader(clock)
         self._thread = _ImageThread(broken)
 
     def map(self, id: ImageId, n_bytes: int, descriptor: int, *, filled: bool) -> None:
-        image: HostImage[Memory_] = HostImage(id, n_bytes, descriptor)
+        image: MappedImage[Memory_] = MappedImage(id, n_bytes, descriptor)
         self._images[id] = image
         if filled:
             self.hold(image)
@@ -104,26 +104,26 @@ class HostImages(Generic[Memory_]):
     def unmap(self, id: ImageId) -> None:
         self.let_go(self._images.pop(id))
 
-    def __getitem__(self, id: ImageId) -> HostImage[Memory_]:
+    def __getitem__(self, id: ImageId) -> MappedImage[Memory_]:
         return self._images[id]
 
-    def values(self) -> Sequence[HostImage[Memory_]]:
+    def values(self) -> Sequence[MappedImage[Memory_]]:
         return list(self._images.values())
 
-    def hold(self, image: HostImage[Memory_]) -> HostImage[Memory_]:
+    def hold(self, image: MappedImage[Memory_]) -> MappedImage[Memory_]:
         """Keep it mapped until `let_go`."""
         with self._lock:
             image.n_users += 1
         return image
 
-    def let_go(self, image: HostImage[Memory_]) -> None:
+    def let_go(self, image: MappedImage[Memory_]) -> None:
         with self._lock:
             image.n_users -= 1
             if image.n_users:
                 return
         self._thread.submit(image.id, image.close)
 
-    def hold_for_copy(self, id: ImageId) -> HostImage[Memory_]:
+    def hold_for_copy(self, id: ImageId) -> MappedImage[Memory_]:
         """`hold` an image that is about to be copied: it is made usable before others that wait."""
         image = self._images[id]
         if not image.settled.is_set():
@@ -138,7 +138,7 @@ class HostImages(Generic[Memory_]):
             image.close()
         self._images.clear()
 
-    def _make_usable(self, image: HostImage[Memory_]) -> None:
+    def _make_usable(self, image: MappedImage[Memory_]) -> None:
         """On the thread of images."""
 
         def job(told: ToldBytes) -> None:
@@ -159,7 +159,7 @@ class HostImages(Generic[Memory_]):
             pass  # the device closes
 
 
-def wait_until_usable(image: HostImage[Memory_], stop: Event) -> None:
+def wait_until_usable(image: MappedImage[Memory_], stop: Event) -> None:
     """Return when the image can be copied. Raises what made it unusable, SupersededError if `stop` is set."""
     while not image.settled.wait(_LOOK_S):
         if stop.is_set():

@@ -59,11 +59,11 @@ class SharedMemory:
         return torch.frombuffer(self.buffer, dtype=torch.uint8, count=self.n_bytes)
 
     def close(self) -> None:
-        """Do nothing: whoever lets go of the last view unmaps it."""
+        """Do nothing: it is unmapped with the last view of it."""
 
 
 def check_available(n_bytes: int) -> None:
-    """Raise DoesNotFit if the system has not so much memory: it would kill a process instead of refusing."""
+    """Raise DoesNotFit if the system does not have `n_bytes` of memory: it would kill a process instead of refusing."""
     available = available_bytes()
     if available is not None and n_bytes > available:
         raise DoesNotFit(

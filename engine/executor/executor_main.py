@@ -30,7 +30,7 @@ from tokenmux.processes.allocation_time import allocation_s
 if TYPE_CHECKING:
     from tokenmux.executor.executor import Executor
 
-BEAT_S = 1.0
+ALIVE_EVERY_S = 1.0
 """Seconds between reports that the main loop is alive, busy or idle."""
 
 IMPORTS_S = 120.0
@@ -93,14 +93,14 @@ def serve_node(frames: FrameSocket) -> int:
 
 
 def _carry_out_frames(frames: FrameSocket, executor: "Executor") -> None:
-    beat_s = time.monotonic() + BEAT_S
+    beat_s = time.monotonic() + ALIVE_EVERY_S
     while not executor.is_closed:
         readable, _, _ = select.select([frames], [], [], max(0.0, beat_s - time.monotonic()))
         if readable:
             executor.carry_out(INSTRUCTIONS.decode(frames.receive()), frames.descriptors)
         if time.monotonic() >= beat_s and not executor.is_closed:
             executor.beat()
-            beat_s = time.monotonic() + BEAT_S
+            beat_s = time.monotonic() + ALIVE_EVERY_S
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ class FrameSocket:
         end.set_inheritable(False)
         self._end = end
         self.descriptors: deque[int] = deque()
-        """Descriptors that came with the frames received so far, in order; whoever takes one closes it."""
+        """Descriptors that came with the frames received so far, in order; who takes one closes it."""
 
     def fileno(self) -> int:
         return self._end.fileno()
@@ -160,7 +160,7 @@ class PatientSocket:
             self._received += self._buffer[:n]
             if n < len(self._buffer):
                 break
-        while self._descriptors:  # nobody sends descriptors this way
+        while self._descriptors:  # no one sends descriptors this way
             os.close(self._descriptors.popleft())
         frames = self._taken()
         if n == 0 and not frames:

@@ -17,7 +17,7 @@ from tokenmux.messages.codec import EXECUTOR_SETUP, INSTRUCTIONS
 from tokenmux.messages.frame_socket import PatientSocket
 from tokenmux.messages.launches import Instructions
 from tokenmux.messages.setups import DeviceSetup, ExecutorSetup
-from tokenmux.processes.step_threads import executor_environment
+from tokenmux.processes.executor_environment import executor_environment
 
 _log = logging.getLogger(__name__)
 

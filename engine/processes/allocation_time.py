@@ -1,4 +1,4 @@
-"""How long a device may take to allocate its memory, so that whoever waits knows when it hangs."""
+"""How long a device may take to allocate its memory, so that those who wait know when it hangs."""
 
 FLOOR_S = 60.0
 ALLOCATED_BYTES_PER_S = 100e6

@@ -58,7 +58,7 @@ from tokenmux.device.cuda.ordering import NOWHERE, Ordering, Places, Spans, merg
 from tokenmux.device.cuda.paging import Pager
 from tokenmux.device.device_protocol import Host, LaunchReport, Post, StepJob, channel_of
 from tokenmux.device.fetching import Fetcher
-from tokenmux.device.images import HostImage, HostImages, wait_until_usable
+from tokenmux.device.images import MappedImage, MappedImages, wait_until_usable
 from tokenmux.device.memory import SharedMemory
 from tokenmux.device.operation_progress import SupersededError, failed_copy, progress_of
 from tokenmux.device.reader import GivenUpError
@@ -87,7 +87,7 @@ _COPYING = (Channel.COPY_IN, Channel.COPY_OUT)
 
 _NO_COPIES = Copies(())
 
-Copying = WeightsLaunch | PagingLaunch | MoveLaunch
+_Copying = WeightsLaunch | PagingLaunch | MoveLaunch
 
 
 class _Space(Enum):
@@ -177,7 +177,7 @@ class CudaDevice:
         self._ordering: Ordering[_Piece] = Ordering()
         self._stops = Stops()
         self._closing = Event()
-        self._images: HostImages[LockedMemory] = HostImages(self._adopt, clock, post.broken)
+        self._images: MappedImages[LockedMemory] = MappedImages(self._adopt, clock, post.broken)
         self._fetcher = Fetcher(self._images, host, clock, post, self._lock)
         self._channels = {
             channel: ChannelThread(channel.name.lower().replace("_", "-"), post.broken) for channel in Channel
@@ -262,7 +262,7 @@ class CudaDevice:
         for channel in STREAMS:
             self._despite_errors(lambda channel: self._gpu.record(channel).wait(), channel)
         self._despite_errors(LockedMemory.close, self._host_kv)
-        self._despite_errors(HostImages.close, self._images)
+        self._despite_errors(MappedImages.close, self._images)
         buffers = (memory for slots in self._slots.values() for slot in slots for memory in slot.memory())
         for tensor in (self.arena, self._aside, *buffers):
             self._despite_errors(self._gpu.release, tensor)
@@ -291,7 +291,7 @@ class CudaDevice:
         reads: Places = {_Space.ARENA: merged((weights, *read)), _Space.TAIL: tail}
         return reads, {_Space.ARENA: begun, _Space.TAIL: tail}
 
-    def _enter_image(self, placed: PlacedImage, image: HostImage[LockedMemory]) -> _Piece:
+    def _enter_image(self, placed: PlacedImage, image: MappedImage[LockedMemory]) -> _Piece:
         def work() -> Copies:
             copies, place = [], placed.offset
             for piece in image.memory.pieces():
@@ -354,7 +354,7 @@ class CudaDevice:
 
         self._channels[channel_of(launch)].submit(launch.operation, run)
 
-    def _submit_copy(self, launch: Copying, pieces: Sequence[_Piece], stop: Event) -> None:
+    def _submit_copy(self, launch: _Copying, pieces: Sequence[_Piece], stop: Event) -> None:
         self._submit(launch, pieces, lambda: self._copy(launch, pieces, stop))
 
     def _come_after(self, piece: _Piece) -> None:
@@ -389,7 +389,7 @@ class CudaDevice:
     def _copy_weights(
         self,
         launch: WeightsLaunch,
-        images: Sequence[HostImage[LockedMemory]],
+        images: Sequence[MappedImage[LockedMemory]],
         pieces: Sequence[_Piece],
         stop: Event,
     ) -> CopyCompleted:
@@ -409,7 +409,7 @@ class CudaDevice:
             self._images.let_go(image)
         return done
 
-    def _copy(self, launch: Copying, pieces: Sequence[_Piece], stop: Event) -> CopyCompleted:
+    def _copy(self, launch: _Copying, pieces: Sequence[_Piece], stop: Event) -> CopyCompleted:
         works = [piece.work() for piece in pieces]
         n_bytes = sum(work.n_bytes for work in works)
         report = progress_of(launch.operation, n_bytes, self._clock, self._post)
