@@ -91,7 +91,7 @@ def host_budgets(
     left_bytes = available_bytes - sum(virtual) - kv_bytes
     if left_bytes <= 0 or (config.host_cache and cache_bytes > left_bytes):
         budgets = {
-            f"{len(virtual)} arenas on this machine" if len(virtual) > 1 else "the arena": sum(virtual),
+            f"{len(virtual)} arenas" if len(virtual) > 1 else "the arena": sum(virtual),
             "paged-out KV (host.kv)": kv_bytes,
             "weights (host.cache)": config.host_cache or 0,
         }
