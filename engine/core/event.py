@@ -31,10 +31,11 @@ class Arrived:
 @dataclass(frozen=True, slots=True)
 class Withdrawn:
     """A request moves to another instance. It leaves as soon as no operation in flight touches it
-    (`tokenmux.core.effects.RequestLeft`)."""
+    (`tokenmux.core.effects.RequestLeft`); `with_kv`, it is served and paged out before that."""
 
     at_s: float
     request: RequestId
+    with_kv: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,9 +30,16 @@ from tokenmux.core.event import (
     Withdrawn,
 )
 from tokenmux.core.facts import DeviceFacts, ModelId
-from tokenmux.core.plan import Channel, Chunk, Operation, Step
+from tokenmux.core.plan import IDLE, Channel, Chunk, Operation, Step
 from tokenmux.core.request import DEFAULT_LEVEL, RequestId, ServiceLevel
-from tokenmux.scheduler.instance import complete, immediate_actions, operator_wishes, requests, resizing
+from tokenmux.scheduler.instance import (
+    complete,
+    immediate_actions,
+    leaving,
+    operator_wishes,
+    requests,
+    resizing,
+)
 from tokenmux.scheduler.instance.begin import begin
 from tokenmux.scheduler.instance.live_state import LiveState
 from tokenmux.scheduler.instance.superseding import Superseding
@@ -173,9 +180,8 @@ class Instance:
                 self._superseding.ended(complete.copy(state, event), event)
             case Arrived():
                 requests.arrive(state, event)
-            case Withdrawn(_, request_id):
-                if request_id in state.requests:
-                    requests.end(state, state.requests[request_id], None)
+            case Withdrawn(_, request_id, with_kv):
+                leaving.withdraw(state, request_id, with_kv)
             case Cancelled(_, request_id, reason):
                 if request_id in state.requests:
                     requests.end(state, state.requests[request_id], reason)
@@ -193,6 +199,7 @@ class Instance:
                 resizing.ask(state, arena_bytes)
             case Resized(_, arena_bytes):
                 resizing.done(state, arena_bytes)
+        leaving.look(state)
         self._superseding.look(state)
         self.policy.on_event(event, self)
         if isinstance(event, Arrived) and self._makes_way is not None and state.resize_bytes is None:
@@ -224,7 +231,11 @@ class Instance:
             for channel in _CHANNELS:
                 if channel in self._in_flight:
                     continue
-                plan = planner(channel, self)
+                plan = IDLE
+                if state.leaving and channel is Channel.COPY_OUT:
+                    leaving.look(state)
+                    plan = leaving.plan(state)
+                plan = planner(channel, self) if plan is IDLE else plan
                 for action in plan.at_once:
                     immediate_actions.do(state, action)
                 if plan.operation is not None:

@@ -38,6 +38,8 @@ class LiveState:
         self.asked_models: dict[ModelId, None] = {}
         self.requests: dict[RequestId, RequestState] = {}
         self.queue = Queue()
+        self.leaving: dict[RequestId, RequestState] = {}
+        """Requests that leave once the host has their KV."""
         self.in_flight: dict[Channel, Started] = {}
         self.n_started = 0
         """Number of operations begun so far; the id of the next one."""
@@ -160,6 +162,8 @@ class LiveState:
         self.ledger.check_integrity()
         if self.ledger.kv.keys() != self.requests.keys():
             raise IntegrityError("instance: requests and KV tables differ")
+        if self.leaving.keys() - self.requests.keys():
+            raise IntegrityError("instance: a request that has left is about to leave")
         filed = [request.id for model in self.models.values() for request in model.requests()]
         leaving = [request.id for request in self.requests.values() if request.to_end]
         if sorted([*filed, *leaving]) != sorted(self.requests):

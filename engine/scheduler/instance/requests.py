@@ -70,6 +70,7 @@ def end(state: LiveState, request: RequestState, reason: FinishReason | None, de
     if request.to_end is None:
         request.model.unfile(request)
         state.queue.leave(request)
+        state.leaving.pop(request.id, None)
     if request.to_end is None or request.to_end[0] is None:
         request.to_end = (reason, detail)
     if request.in_step or request.in_copy:

@@ -434,7 +434,7 @@ class Pool:
 
     def _withdraw(self, index: int, request: RequestId, target: int | None) -> None:
         self._asked[request] = target
-        self._pending.append((index, Withdrawn(self.now_s, request)))
+        self._pending.append((index, Withdrawn(self.now_s, request, with_kv=target is None)))
 
     def _evacuate(self) -> None:
         """Withdraw requests of drained instances that another one takes."""

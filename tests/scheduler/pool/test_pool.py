@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from tests.scheduler.pool.worlds import MODELS, World, slow_device
-from tokenmux.core.effects import Effects, StepEnded
+from tokenmux.core.effects import CopyEnded, Effects, StepEnded
 from tokenmux.core.errors import InternalError, InUse
 from tokenmux.core.event import Arrived, Cancelled, ModelWanted, Paused, ResizeAsked, Resumed
 from tokenmux.core.phases import PhaseChanged, RequestPhase
@@ -107,7 +107,7 @@ def test_a_drained_instance_gives_all_its_requests_away() -> None:
     world.at(0.5, lambda: world.pool.drain(0))
     world.simulator.run(crowd(9), until_s=0.49)
     assert where(world) == {0, 1}
-    world.simulator.run([], until_s=0.6)
+    world.simulator.run([], until_s=1.3)
     assert world.pool.is_empty(0)
     assert where(world) == {1}
     world.finish()
@@ -227,7 +227,7 @@ def test_tokens_of_the_lost_step_count_and_may_be_the_last() -> None:
 
 
 def test_a_model_that_is_removed_takes_requests_along_that_were_leaving() -> None:
-    world = World([LARGE, LARGE], models=())
+    world = World([LARGE, LARGE], models=(), host_kv_bytes=0)
     world.pool.add_model(A)
     world.pool.settle()
 
@@ -242,31 +242,75 @@ def test_a_model_that_is_removed_takes_requests_along_that_were_leaving() -> Non
     assert [record.reason for record in world.simulator.records] == [FinishReason.FAILED]
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_kv_on_the_host_goes_along(shared: bool) -> None:
+    """From a drained instance always; from a lost one if others share the host KV, which outlives it."""
+    world = World([LARGE] * 3, host_kv_bytes=8_192 if shared else None)
+    world.at(0.75, lambda: world.pool.drain(0))
+    world.at(1.25, lambda: world.lose(1, held_s=1.0))
+    world.finish([make_arrival("r", A, n_output=60)])
+    assert world.entered == {"r": [0, 1, 2]}
+    (fresh, moved, lost) = world.kept[RequestId("r")]
+    assert fresh == 0
+    assert moved > 16
+    assert lost == (moved if shared else 0)
+
+
+def test_a_request_that_moves_waits_for_the_copies_it_needs_and_one_step() -> None:
+    """Its weights and its KV come to the other device; paging it out costs it nothing."""
+    world = World([LARGE, LARGE], host_kv_bytes=8_192)
+    ends_s: list[tuple[float, int]] = []
+    copies_s: list[float] = []
+
+    def note(index: int, at_s: float, effects: Effects) -> None:
+        for effect in effects:
+            if isinstance(effect, StepEnded):
+                ends_s.extend((end_s, index) for end_s in effect.done.ends_s)
+            if isinstance(effect, CopyEnded) and index == 1:
+                copies_s.append(effect.done.at_s - effect.started.at_s)
+
+    world.simulator._on_effects = note
+    world.at(0.75, lambda: world.pool.drain(0))
+    world.simulator.run([make_arrival("r", A, n_output=60)])
+    pause_s = min(at_s for at_s, index in ends_s if index) - max(at_s for at_s, index in ends_s if not index)
+    assert len(copies_s) == 2
+    step_s = ends_s[-1][0] - ends_s[-2][0]
+    assert pause_s < 1.2 * (sum(copies_s) + step_s)
+
+
 # ── requests on their way ───────────────────────────────────────────────────────────────────────────────────
 
 
-def leaving(world: World, events: Sequence[Cancelled | Paused | Resumed]) -> None:
-    """Drain the instance of a request in the middle of a step, and tell the request something meanwhile."""
+def leaving(events: Sequence[Cancelled | Paused | Resumed], host_kv_bytes: int) -> World:
+    """Drain the instance of a request in the middle of a step, and tell the request something meanwhile.
+
+    With host KV that is while it is paged out, without while it waits for the end of its step.
+    """
+    world = World([LARGE, LARGE], host_kv_bytes=host_kv_bytes)
     pool, request = world.pool, events[0].request
 
     def happen() -> None:
         pool.drain(0)
         pool.settle()
-        assert pool.instances[0].requests[request].in_step
+        state = pool.instances[0].requests[request]
+        assert state.in_step
+        assert (state.to_end is None, state.in_copy) == (host_kv_bytes > 0, host_kv_bytes > 0)
         for event in events:
             pool.apply_to_request(replace(event, at_s=pool.now_s))
 
     world.at(0.75, happen)
+    world.at(40.0, lambda: pool.apply_to_request(Resumed(40.0, R)))
     world.simulator.run([make_arrival("r", A, n_output=60)], until_s=2.0)
+    return world
 
 
 R = RequestId("r")
+either_way = pytest.mark.parametrize("host_kv_bytes", [0, 8_192])
 
 
-def test_a_pause_follows_a_request_that_moves() -> None:
-    world = World([LARGE, LARGE])
-    world.at(40.0, lambda: world.pool.apply_to_request(Resumed(40.0, R)))
-    leaving(world, [Paused(0.0, R)])
+@either_way
+def test_a_pause_follows_a_request_that_moves(host_kv_bytes: int) -> None:
+    world = leaving([Paused(0.0, R)], host_kv_bytes)
     assert world.entered[R] == [0, 1]
     assert world.pool.instances[1].requests[R].is_paused
     world.finish()
@@ -275,16 +319,17 @@ def test_a_pause_follows_a_request_that_moves() -> None:
     assert (record.n_tokens, record.n_on_time) == (60, 60), "its deadlines did not wait"
 
 
-def test_one_that_was_paused_and_reads_again_while_it_moves_goes_on() -> None:
-    world = World([LARGE, LARGE])
-    leaving(world, [Paused(0.0, R), Resumed(0.0, R)])
+@either_way
+def test_one_that_was_paused_and_reads_again_while_it_moves_goes_on(host_kv_bytes: int) -> None:
+    world = leaving([Paused(0.0, R), Resumed(0.0, R)], host_kv_bytes)
     world.finish()
+    assert world.simulator.records[0].end_s < 4
     assert world.entered[R] == [0, 1]
 
 
-def test_one_that_is_cancelled_while_it_moves_ends_once_and_nothing_remembers_it() -> None:
-    world = World([LARGE, LARGE])
-    leaving(world, [Cancelled(0.0, R), Cancelled(0.0, R)])
+@either_way
+def test_one_that_is_cancelled_while_it_moves_ends_once_and_nothing_remembers_it(host_kv_bytes: int) -> None:
+    world = leaving([Cancelled(0.0, R), Cancelled(0.0, R)], host_kv_bytes)
     world.finish()
     assert world.entered[R] == [0]
     assert [record.reason for record in world.simulator.records] == [FinishReason.CANCELLED]

@@ -45,8 +45,8 @@ class World:
         host_kv_bytes: int | None = None,
     ) -> None:
         self.host_kv = None if host_kv_bytes is None else HostKv(host_kv_bytes, slab_bytes=512)
-        self.n_kept: Counter[RequestId] = Counter()
-        """With how many tokens of KV each request arrived, all its arrivals together."""
+        self.kept: dict[RequestId, list[int]] = {}
+        """Number of tokens whose KV each request brought along, for every time it arrived."""
         self.cache = HostCache(HOST.cache_bytes)
         self.policy = LeastLoaded()
         self.entered: dict[RequestId, list[int]] = {}
@@ -111,7 +111,7 @@ class World:
                 case RequestEntered(request):
                     self.entered.setdefault(request.id, []).append(index)
                     table = self.simulator.instances[index].ledger.kv[request.id]
-                    self.n_kept[request.id] += table.n_computed
+                    self.kept.setdefault(request.id, []).append(table.n_computed)
                 case RequestEnded(record):
                     self.ended[record.request.id] += 1
                 case StepEnded(started, done, rows):
@@ -185,7 +185,7 @@ class Fates:
                 assert record.n_tokens == n_output[request]
         self.seen["refused"] += len(refused)
         self.seen["went on elsewhere"] += sum(len(set(w)) > 1 for w in self.world.entered.values())
-        self.seen["kept KV"] += sum(n > 0 for n in self.world.n_kept.values())
+        self.seen["kept KV"] += sum(any(kept) for kept in self.world.kept.values())
         self.seen["came back"] += sum(len(set(w)) < len(w) for w in self.world.entered.values())
 
     # ── what happens ────────────────────────────────────────────────────────────────────────────────────────
