@@ -50,10 +50,10 @@ from tokenmux.demo.service_level import FIRST_TOKENS, TURNS
 from tokenmux.executor.assemble import Parts, WorkerSetup, assemble
 from tokenmux.executor.calibrate import measure_cpu
 from tokenmux.executor.loop import EngineLoop
-from tokenmux.processes.monotonic_clock import MonotonicClock
 from tokenmux.messages.commands import Order, Register, Submit, Ticket
 from tokenmux.messages.reports import Finished, Report, WorkerStatus
 from tokenmux.models.catalogue.catalogue import Catalogue
+from tokenmux.processes.monotonic_clock import MonotonicClock
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.metrics.summary import Summary, summarise

@@ -15,11 +15,11 @@ from tokenmux.device.cpu import CpuDevice
 from tokenmux.device.device_protocol import Device, Host, OperationDone, Post
 from tokenmux.executor.engine import Engine
 from tokenmux.executor.model_host import ModelHost
-from tokenmux.processes.monotonic_clock import MonotonicClock
 from tokenmux.executor.request_content import Content
 from tokenmux.messages.commands import Command, Load, Order, Register, Ticket, Unload
 from tokenmux.messages.reports import Report
 from tokenmux.models.catalogue.entry import Entry
+from tokenmux.processes.monotonic_clock import MonotonicClock
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.memory.ledger import Ledger

@@ -22,7 +22,6 @@ from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
 from tokenmux.core.sampling import Sampling
 from tokenmux.executor.assemble import WorkerSetup
-from tokenmux.processes.monotonic_clock import MonotonicClock
 from tokenmux.executor.worker import ProcessWorker
 from tokenmux.messages.commands import Order, Register, Resize, Submit, Ticket, Unload
 from tokenmux.messages.reports import Acknowledged, Broken, Finished, Report, Reports, Tokens, WorkerStatus
@@ -30,6 +29,7 @@ from tokenmux.models.catalogue import tiny
 from tokenmux.models.catalogue.entry import Entry
 from tokenmux.models.network.batch import Segment
 from tokenmux.models.network.runner import Runner
+from tokenmux.processes.monotonic_clock import MonotonicClock
 from tokenmux.scheduler.metrics.counters import INSTANCE_TABLE, MODEL_TABLE
 
 WAIT_S = 60.0

@@ -23,9 +23,9 @@ from tokenmux.core.request import Request, RequestId
 from tokenmux.core.roofline_cost import RooflineCost
 from tokenmux.core.started import Started, StartedStep
 from tokenmux.device.device_protocol import Device
-from tokenmux.processes import garbage_collection
 from tokenmux.messages.commands import Register
 from tokenmux.messages.reports import Finished, Report
+from tokenmux.processes import garbage_collection
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.metrics.summary import percentile

@@ -37,10 +37,10 @@ from tokenmux.device.cuda.device import CudaDevice
 from tokenmux.device.cuda.gpu import Gpu, TorchGpu
 from tokenmux.device.device_protocol import LaunchReport, Post
 from tokenmux.device.memory import SharedMemory
-from tokenmux.processes.monotonic_clock import MonotonicClock
 from tokenmux.messages.completions import CopyCompleted, StepCompleted
 from tokenmux.messages.launches import OperationId, StepLaunch
 from tokenmux.processes import shared_memory
+from tokenmux.processes.monotonic_clock import MonotonicClock
 from tokenmux.scheduler.memory.ledger import Ledger
 from tokenmux.simulator.virtual_clock import VirtualClock
 from tokenmux.simulator.virtual_device import VirtualDevice

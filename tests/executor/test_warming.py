@@ -18,7 +18,6 @@ from tests.device.bench import FACTS
 from tokenmux.core.errors import TokenmuxError
 from tokenmux.core.sampling import Sampling
 from tokenmux.executor.model_host import ModelHost
-from tokenmux.processes.monotonic_clock import MonotonicClock
 from tokenmux.executor.warming import Warmer, compile_in_a_child
 from tokenmux.kernels.absent import absent_device
 from tokenmux.kernels.kv_page.launch import kv_page
@@ -28,6 +27,7 @@ from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.models.catalogue.entry import Entry
 from tokenmux.models.network.batch import Segment
 from tokenmux.models.network.runner import Runner
+from tokenmux.processes.monotonic_clock import MonotonicClock
 
 WAIT_S = 60.0
 FAMILIES = ("llama", "gemma2", "gpt_oss")

@@ -17,10 +17,10 @@ from tokenmux.core.facts import DeviceFacts, HostFacts, Image, ImageId, KvShape,
 from tokenmux.executor import worker_main
 from tokenmux.executor.assemble import DeviceKind, WorkerSetup
 from tokenmux.executor.calibrate import Speeds, measure, read_measured
-from tokenmux.processes.monotonic_clock import MonotonicClock
 from tokenmux.executor.worker import MAX_UNSENT, ProcessWorker, threads_beside_others, worker_environment
 from tokenmux.messages.commands import AskTrace, Order, Register, Ticket
 from tokenmux.messages.reports import Alive, Broken, Report, Reports, Traced
+from tokenmux.processes.monotonic_clock import MonotonicClock
 
 WAIT_S = 60.0
 MB = 1 << 20

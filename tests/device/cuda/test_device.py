@@ -54,10 +54,10 @@ from tokenmux.device.cuda.gpu import STREAMS, Gpu, TorchGpu, check_cuda, sum_in_
 from tokenmux.device.cuda.ordering import Places, Spans, merged
 from tokenmux.device.cuda.paging import Blocks
 from tokenmux.device.device_protocol import LaunchReport, Post
-from tokenmux.processes.monotonic_clock import MonotonicClock
 from tokenmux.messages.completions import StepCompleted
 from tokenmux.messages.launches import StepLaunch
 from tokenmux.processes import shared_memory
+from tokenmux.processes.monotonic_clock import MonotonicClock
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.memory.ledger import Ledger
 from tokenmux.testing import make_request

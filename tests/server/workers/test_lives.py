@@ -20,10 +20,10 @@ from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.messages.commands import Command, Order, Pin, Register, Submit
 from tokenmux.messages.reports import Alive, Broken, Reports
 from tokenmux.messages.setups import PresentDevices
+from tokenmux.processes.restarts import RestartLimits
 from tokenmux.server.front.front import Front
 from tokenmux.server.front.limits import Limits
 from tokenmux.server.front.live_request import LiveRequest
-from tokenmux.processes.restarts import RestartLimits
 from tokenmux.server.workers.supervisor import Patience
 from tokenmux.testing.scripted_worker import (
     ScriptedWorker,
