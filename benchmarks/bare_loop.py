@@ -18,8 +18,8 @@ from typing import Self
 import torch
 
 from tokenmux.device.memory import Memory
-from tokenmux.executor import garbage_collection
-from tokenmux.executor.worker import worker_environment
+from tokenmux.processes import garbage_collection
+from tokenmux.processes.executor_environment import executor_environment
 from tokenmux.models.catalogue.entry import Entry
 from tokenmux.models.network.batch import Segment
 from tokenmux.models.network.runner import Runner
@@ -60,7 +60,7 @@ class BareLoop:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=worker_environment(os.environ),
+            env=executor_environment(os.environ),
         )
 
     def run(self, job: Job) -> BareRun:
