@@ -77,6 +77,8 @@ def serve_node(frames: FrameSocket) -> int:
         setup = EXECUTOR_SETUP.decode(frames.receive())
         if not frames.descriptors:
             raise MalformedMessage("a setup without the memory for paged-out KV")
+        if setup.device.gpu:  # before anything uses CUDA
+            os.environ["CUDA_VISIBLE_DEVICES"] = setup.device.gpu
         n_bytes = setup.device.facts.arena_bytes + setup.host_kv_bytes
         send((ExecutorAlive(silent_s=allocation_s(n_bytes)),))
         _carry_out_frames(frames, Executor(setup, frames.descriptors.popleft(), send))

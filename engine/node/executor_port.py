@@ -35,3 +35,8 @@ class ExecutorFactory(Protocol):
         `n_devices` how many devices share the machine's cores. Raises OSError if no process can be
         started."""
         ...
+
+    def prepare(self, *, n_devices: int, is_quiet: bool) -> None:
+        """Get ready for the next start, if this is a good moment: nothing runs if it `is_quiet`. Called once
+        a second while every device has an executor."""
+        ...

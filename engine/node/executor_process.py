@@ -4,7 +4,6 @@
 load, and a node starts in a blink.
 """
 
-import logging
 import os
 import signal
 import socket
@@ -19,44 +18,37 @@ from tokenmux.messages.launches import Instructions
 from tokenmux.messages.setups import DeviceSetup, ExecutorSetup
 from tokenmux.processes.executor_environment import executor_environment
 
-_log = logging.getLogger(__name__)
-
 EXECUTOR_MODULE = "tokenmux.executor.executor_main"
 
 
 class ExecutorProcess:
-    """A running executor: `tokenmux.node.executor_port.ExecutorPort`. `ended` becomes readable when the
-    process has ended; `close` it then."""
+    """A running executor: `tokenmux.node.executor_port.ExecutorPort`. It loads its libraries, and waits until
+    it is given a device. `ended` becomes readable when the process has ended; `close` it then."""
 
-    def __init__(
-        self,
-        index: InstanceId,
-        device: DeviceSetup,
-        host_kv: int,
-        host_kv_bytes: int,
-        *,
-        n_devices: int,
-        module: str = EXECUTOR_MODULE,
-    ) -> None:
-        """Raises OSError if no process can be started."""
-        self.index = index
+    def __init__(self, *, n_devices: int, module: str = EXECUTOR_MODULE) -> None:
+        """`n_devices` share the cores of this machine. Raises OSError if no process can be started."""
+        self.index: InstanceId | None = None
+        """The device that it was given, if any."""
         self.fault = ""
         """Why it was ended, if it did something wrong."""
         ours, theirs = socket.socketpair()
         try:
             with theirs:
-                self._process = _start(theirs, device, n_devices, module)
+                self._process = _start(theirs, n_devices, module)
             self.ended = os.pidfd_open(self._process.pid)
         except BaseException:
             ours.close()
             raise
         self.frames = PatientSocket(ours)
-        setup = ExecutorSetup(index, device, host_kv_bytes)
-        self._send(EXECUTOR_SETUP.encode(setup), [host_kv])
 
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    def give(self, index: InstanceId, device: DeviceSetup, host_kv: int, host_kv_bytes: int) -> None:
+        """Give it a device to serve, once. `host_kv` is the descriptor of the memory for paged-out KV."""
+        self.index = index
+        self._send(EXECUTOR_SETUP.encode(ExecutorSetup(index, device, host_kv_bytes)), [host_kv])
 
     def send(self, instructions: Instructions, descriptors: Sequence[int] = ()) -> None:
         self._send(INSTRUCTIONS.encode(instructions), descriptors)
@@ -87,8 +79,8 @@ class ExecutorProcess:
             self.kill()
 
 
-def _start(end: socket.socket, device: DeviceSetup, n_devices: int, module: str) -> "subprocess.Popen[bytes]":
+def _start(end: socket.socket, n_devices: int, module: str) -> "subprocess.Popen[bytes]":
     descriptor = end.fileno()
     command = [sys.executable, "-P", "-m", module, str(descriptor), str(os.getpid())]
-    environment = executor_environment(os.environ, n_devices=n_devices, gpu=device.gpu)
+    environment = executor_environment(os.environ, n_devices=n_devices)
     return subprocess.Popen(command, pass_fds=(descriptor,), stdin=subprocess.DEVNULL, env=environment)

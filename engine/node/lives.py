@@ -92,6 +92,11 @@ class Lives:
                 if fault:
                     self.broke(device, fault)
 
+    def prepare(self, *, is_quiet: bool) -> None:
+        """Get ready for the next start, unless a device waits for one now; called once a second."""
+        if not self._waiting:
+            self._factory.prepare(n_devices=self._n_devices(), is_quiet=is_quiet)
+
     def forget(self, device: NodeDevice) -> None:
         """The device has left the pool."""
         for known in (self._waiting, self._began_s, self._n_short_lives):

@@ -15,6 +15,7 @@ from tokenmux.messages.codec import COMPLETIONS, ORDERS, REPORTS, MalformedMessa
 from tokenmux.messages.frame_socket import PatientSocket
 from tokenmux.messages.reports import Report, Reports
 from tokenmux.node.executor_process import ExecutorProcess
+from tokenmux.node.executor_processes import ExecutorProcesses
 from tokenmux.node.node import Node
 
 _log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ class NodeLoop:
         self._gone = False
         self._executors: list[ExecutorProcess] = []
         self._node: Node | None = None
+        self._processes: ExecutorProcesses | None = None
 
     def emit(self, reports: list[Report]) -> None:
         """Send reports to the front."""
@@ -43,7 +45,6 @@ class NodeLoop:
             self._front.send(REPORTS.encode(Reports(FIRST_NODE, reports)))
         except OSError:
             self._gone = True
-        self._watch_unsent()
 
     def watch(self, executor: ExecutorProcess) -> None:
         """Hear what an executor says from now on, until it has ended."""
@@ -51,9 +52,9 @@ class NodeLoop:
         self._selector.register(executor.frames, selectors.EVENT_READ, lambda: self._read_executor(executor))
         self._selector.register(executor.ended, selectors.EVENT_READ, lambda: self._executor_ended(executor))
 
-    def run(self, node: Node, clock: Clock) -> None:
+    def run(self, node: Node, clock: Clock, executors: ExecutorProcesses) -> None:
         """Serve until the node stops. An error in the node itself is reported as `Broken`, then raised."""
-        self._node = node
+        self._node, self._processes = node, executors
         beat_s = clock.now_s()
         try:
             node.beat()
@@ -64,6 +65,7 @@ class NodeLoop:
                 if clock.now_s() >= beat_s + BEAT_S:
                     beat_s = clock.now_s()
                     node.beat()
+                self._send_the_rest()
         except Exception as error:
             node.broken(f"the node failed: {error!r}")
             node.pump()
@@ -77,10 +79,25 @@ class NodeLoop:
         calls.sort(key=lambda call: call == self._read_front)
         for call in calls:
             call()
+
+    def _send_the_rest(self) -> None:
+        """Send what waits in queues, and wake up when others read again, if they have left anything."""
         for executor in self._executors:
             executor.flush()
-        if self._front.n_unsent_bytes:
-            self._flush_front()
+            self._watch_unsent(executor.frames)
+        try:
+            self._front.flush()
+        except OSError:
+            self._gone = True
+        if self._front.n_unsent_bytes > MAX_UNSENT_BYTES:
+            raise BufferError(f"the front has left {MAX_UNSENT_BYTES} bytes unread")
+        self._watch_unsent(self._front)
+
+    def _watch_unsent(self, frames: PatientSocket) -> None:
+        key = self._selector.get_map().get(frames)
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if frames.n_unsent_bytes else 0)
+        if key is not None and key.events != events:
+            self._selector.modify(frames, events, key.data)
 
     def _due_s(self, node: Node, beat_s: float) -> float:
         return beat_s if node.next_due_s is None else min(beat_s, node.next_due_s)
@@ -97,11 +114,14 @@ class NodeLoop:
 
     def _read_executor(self, executor: ExecutorProcess) -> None:
         assert self._node is not None
+        if executor not in self._executors:  # its end was handled in this turn
+            return
         try:
             for frame in executor.frames.receive():
-                self._node.heard(executor.index, COMPLETIONS.decode(frame))
+                if executor.index is not None:
+                    self._node.heard(executor.index, COMPLETIONS.decode(frame))
         except (EOFError, OSError):
-            self._selector.unregister(executor.frames)
+            self._forget(executor.frames)
             executor.kill()
         except MalformedMessage as error:
             executor.fault = f"it sent {error}"
@@ -110,31 +130,19 @@ class NodeLoop:
     def _executor_ended(self, executor: ExecutorProcess) -> None:
         """The process is gone: take what it still said, then tell the node."""
         assert self._node is not None
-        if executor.frames in [key.fileobj for key in self._selector.get_map().values()]:
-            self._read_executor(executor)
-        for watched in (executor.frames, executor.ended):
-            if watched in [key.fileobj for key in self._selector.get_map().values()]:
-                self._selector.unregister(watched)
+        self._read_executor(executor)
+        self._forget(executor.frames)
+        self._forget(executor.ended)
         self._executors.remove(executor)
         detail = executor.close()
-        self._node.ended(executor.index, detail)
+        if executor.index is not None:
+            self._node.ended(executor.index, detail)
+        elif self._processes is not None:
+            self._processes.ended(executor)
 
-    def _flush_front(self) -> None:
-        try:
-            self._front.flush()
-        except OSError:
-            self._gone = True
-        self._watch_unsent()
-
-    def _watch_unsent(self) -> None:
-        """Wake up when the front reads again, if it has left anything unread."""
-        if self._front.n_unsent_bytes > MAX_UNSENT_BYTES:
-            raise BufferError(f"the front has left {MAX_UNSENT_BYTES} bytes unread")
-        events = selectors.EVENT_READ
-        if self._front.n_unsent_bytes:
-            events |= selectors.EVENT_WRITE
-        if self._selector.get_key(self._front).events != events:
-            self._selector.modify(self._front, events, self._read_front)
+    def _forget(self, watched: PatientSocket | int) -> None:
+        if watched in self._selector.get_map():
+            self._selector.unregister(watched)
 
     def _say_the_rest(self) -> None:
         """Let the front have the last words, unless it reads nothing."""
@@ -142,4 +150,7 @@ class NodeLoop:
             if self._gone or not self._front.n_unsent_bytes:
                 return
             self._selector.select(0.1)
-            self._flush_front()
+            try:
+                self._front.flush()
+            except OSError:
+                return

@@ -268,6 +268,8 @@ class Node:
             self.pump()
         elif not self.stopped:
             self._emit([Alive()])
+            if all(device.ready for device in self.devices.values()):
+                self._lives.prepare(is_quiet=self._is_idle)
 
     def broken(self, detail: str) -> None:
         """Report that the node cannot continue, and stop. The front submits the requests elsewhere."""
@@ -527,11 +529,15 @@ class Node:
 
     # ── books ───────────────────────────────────────────────────────────────────────────────────────────────
 
+    @property
+    def _is_idle(self) -> bool:
+        return all(device.instance.is_idle for device in self.devices.values())
+
     def _wrong_books(self) -> str | None:
         """Describe what is wrong with the books; None if nothing is. Checked when no operation is in
         flight. Takes 0.05 ms for 100 models without requests, and 3 ms for each 50 requests that a client
         has paused."""
-        if not self._was_busy or not all(d.instance.is_idle for d in self.devices.values()):
+        if not self._was_busy or not self._is_idle:
             return None
         self._was_busy = False
         try:

@@ -12,12 +12,11 @@ import socket
 import sys
 
 from tokenmux.core.errors import TokenmuxError
-from tokenmux.core.facts import FIRST_NODE, InstanceId
+from tokenmux.core.facts import FIRST_NODE
 from tokenmux.messages.codec import NODE_SETUP, REPORTS
 from tokenmux.messages.frame_socket import FrameSocket, PatientSocket
 from tokenmux.messages.reports import Alive, Broken, Reports
-from tokenmux.messages.setups import DeviceSetup
-from tokenmux.node.executor_process import ExecutorProcess
+from tokenmux.node.executor_processes import ExecutorProcesses
 from tokenmux.node.loop import NodeLoop
 from tokenmux.node.node import Node
 from tokenmux.processes import garbage_collection, orphans
@@ -45,21 +44,17 @@ def serve_front(end: socket.socket) -> None:
     silent_s = allocation_s(setup.host_kv_bytes)
     frames.send(REPORTS.encode(Reports(FIRST_NODE, [Alive(silent_s)])))
     loop, clock = NodeLoop(PatientSocket(end)), MonotonicClock()
-
-    def start(index: InstanceId, device: DeviceSetup, host_kv: int, *, n_devices: int) -> ExecutorProcess:
-        executor = ExecutorProcess(index, device, host_kv, setup.host_kv_bytes, n_devices=n_devices)
-        loop.watch(executor)
-        return executor
-
+    executors = ExecutorProcesses(setup.host_kv_bytes, clock, loop.watch)
     try:
-        node = Node(setup, clock, start, loop.emit)
+        node = Node(setup, clock, executors, loop.emit)
     except TokenmuxError as error:
         loop.emit([Broken(f"the node cannot start: {error}")])
         return
     garbage_collection.settle()
     try:
-        loop.run(node, clock)
+        loop.run(node, clock, executors)
     finally:
+        executors.close()
         node.close()
 
 

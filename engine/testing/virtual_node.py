@@ -142,7 +142,7 @@ class NodeOnVirtualTime:
         self._truth = truth or (lambda device: RooflineCost(device.facts, setup.host))
         self._tickets = itertools.count(1)
         self._started: dict[int, dict[int, Started]] = {}
-        self.node = Node(setup, self.clock, self._start_executor, self.emit)
+        self.node = Node(setup, self.clock, self, self.emit)
         self.node.observers.append(self._observe)
         self.node.start()
         self.node.pump()
@@ -194,7 +194,11 @@ class NodeOnVirtualTime:
             self.started_on(index)[started.id] = started
         self.observe(index, at_s, effects)
 
-    def _start_executor(
+    # the node's `ExecutorFactory`
+    def prepare(self, *, n_devices: int, is_quiet: bool) -> None:
+        """Do nothing: virtual executors need no libraries."""
+
+    def __call__(
         self, index: InstanceId, device: DeviceSetup, host_kv: int, *, n_devices: int
     ) -> VirtualExecutor:
         self._started.pop(index, None)
