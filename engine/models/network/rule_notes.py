@@ -22,7 +22,7 @@ from tokenmux.models.network.rows import Product, RowRule
 FILE = "row_rules.json"
 
 MOST_NOTES = 32
-"""A file keeps the last so many: machines that share a catalogue have notes of their own."""
+"""How many a file keeps, the last ones: machines that share a catalogue have notes of their own."""
 
 _READ_BY_LIBRARIES = ("ATEN_", "DNNL_", "GOMP_", "KMP_", "MKL_", "OMP_", "ONEDNN_", "TORCH_")
 
