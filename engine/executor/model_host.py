@@ -56,6 +56,12 @@ class ModelHost:
         self._recorder = ChannelThread("recorder", _not_recorded)
         self._closing = False
 
+    def settle(self) -> None:
+        """Return when all models that are ready have been recorded: steps are not measured before."""
+        settled = Event()
+        self._recorder.submit(0, settled.set)
+        settled.wait()
+
     def close(self) -> None:
         """End after the recording in progress."""
         self._closing = True
