@@ -63,7 +63,7 @@ class SharedMemory:
 
 
 def check_available(n_bytes: int) -> None:
-    """Raise DoesNotFit if the system does not have `n_bytes` of memory: it would kill a process instead of refusing."""
+    """Raise DoesNotFit if the system lacks `n_bytes` of memory: it would kill a process, and refuse none."""
     available = available_bytes()
     if available is not None and n_bytes > available:
         raise DoesNotFit(

@@ -107,6 +107,7 @@ class Executor:
         with self._sending:
             self._send = lambda _: None
         self.device.close()
+        self.models.close()
 
     # the device's `Post`
     def tell(self, report: LaunchReport) -> None:

@@ -3,6 +3,9 @@ on them.
 
 The node decides which weights are where; this follows, and turns a launch into rows of a step. A skeleton is
 built once, when an image of its model is first fetched or mapped, beside the steps of others, and kept.
+
+    fetched or mapped ──▶ skeleton, rule of rows ──▶ ready: may be bound, and step
+                                                        └──▶ recorded, beside its own steps
 """
 
 import logging
@@ -23,6 +26,7 @@ from tokenmux.core.errors import (
     UnsupportedModel,
 )
 from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.device.channel import ChannelThread
 from tokenmux.device.device_protocol import Post
 from tokenmux.executor.warming import Warmer
 from tokenmux.messages.completions import Drew, StepCompleted
@@ -35,8 +39,8 @@ from tokenmux.processes import garbage_collection
 
 _log = logging.getLogger(__name__)
 
-_recording = Lock()
-"""Decode steps are recorded one at a time in this process: a fetch and a mapped image may want it at once."""
+RECORDING_S = 5.0
+"""A recording that has not ended by then is left to the end of the process."""
 
 
 class ModelHost:
@@ -49,6 +53,19 @@ class ModelHost:
         self._warmer = warmer
         self._models: dict[ModelId, _Model] = {}
         self._kv_views: dict[tuple[KvShape, torch.dtype], torch.Tensor] = {}
+        self._recorder = ChannelThread("recorder", _not_recorded)
+        self._closing = False
+
+    def settle(self) -> None:
+        """Return when all models that are ready have been recorded: steps are not measured before."""
+        settled = Event()
+        self._recorder.submit(0, settled.set)
+        settled.wait()
+
+    def close(self) -> None:
+        """End after the recording in progress."""
+        self._closing = True
+        self._recorder.close(RECORDING_S)
 
     def attach(self, arena: torch.Tensor) -> None:
         """Use `arena`, all of the device's memory for weights and KV, as bytes."""
@@ -140,8 +157,11 @@ class ModelHost:
     # ── parts of the above ──────────────────────────────────────────────────────────────────────────────────
 
     def _make_ready(self, model: "_Model", content: memoryview, *, packed: bool) -> None:
+        image = torch.frombuffer(content, dtype=torch.uint8)
         with _reasons_of(model.facts.id):
-            model.make_ready(torch.frombuffer(content, dtype=torch.uint8), packed=packed)
+            twin = model.make_ready(image, packed=packed)
+        if twin is not None:
+            self._recorder.submit(0, lambda: None if self._closing else model.record(twin, image))
         if self._warmer is not None:
             self._warmer.wait(model.path)
 
@@ -154,6 +174,10 @@ class ModelHost:
             view = flat.view(n_blocks, shape.n_layers, 2, shape.n_kv_heads, shape.block_size, shape.head_dim)
             self._kv_views[shape, dtype] = view
         return view
+
+
+def _not_recorded(_: int, error: BaseException) -> None:
+    _log.error("a model keeps stepping without a recording", exc_info=error)
 
 
 def _segment(segment: StepSegment) -> Segment:
@@ -215,19 +239,23 @@ class _Model:
         if self._runner is None:
             with self._opening:
                 if self._runner is None:
-                    self._runner = Runner(
-                        self.entry().skeleton(packed=self.device.type == "cpu"),
-                        self.facts.kv,
-                        prefill_chunk_tokens=self.prefill_chunk_tokens,
-                    )
+                    self._runner = self._new_runner()
                     garbage_collection.settle()
         return self._runner
 
-    def make_ready(self, image: torch.Tensor, *, packed: bool) -> None:
+    def _new_runner(self) -> Runner:
+        return Runner(
+            self.entry().skeleton(packed=self.device.type == "cpu"),
+            self.facts.kv,
+            prefill_chunk_tokens=self.prefill_chunk_tokens,
+        )
+
+    def make_ready(self, image: torch.Tensor, *, packed: bool) -> Runner | None:
         """Rearrange an image just read, if the device is the processor and it is not `packed` already. The
         first time, before others have the runner, also do what would make a first step slow.
 
-        Raises UnsupportedModel if steps on the device cannot be exact.
+        Returns a second runner, on which a decode step can be recorded, if that is to be done. Raises
+        UnsupportedModel if steps on the device cannot be exact.
         """
         with self._opening:
             runner = self.runner()
@@ -235,19 +263,25 @@ class _Model:
             if is_recordable and not packed:
                 runner.pack(image)
             if self._is_ready:
-                return
-            runner.make_ready(self.device)
+                return None
+            runner.make_ready(self.device, self.path)
             if len(self.facts.images) == 1:
                 # A model that cannot be bound fails here, where only that model is affected.
                 runner.bind(image)
-                if is_recordable:
-                    with _recording:
-                        runner.record()
                 runner.unbind()
+            twin = self._new_runner() if is_recordable else None
             with self._binding:
                 self._is_ready = True
                 if self._weights is not None:
                     runner.bind(self._weights)
+            return twin
+
+    def record(self, twin: Runner, image: torch.Tensor) -> None:
+        """Record a decode step over an image in host memory: it takes over a second, and meanwhile the model
+        steps without."""
+        twin.bind(image)
+        twin.record()
+        self.runner().share_recording(twin)
 
     def bind(self, offset: int, weights: torch.Tensor) -> None:
         with self._binding:

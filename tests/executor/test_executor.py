@@ -54,6 +54,7 @@ from tokenmux.messages.launches import (
 from tokenmux.models.catalogue import tiny
 from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.models.catalogue.entry import Entry
+from tokenmux.models.network.runner import Runner
 
 
 @pytest.fixture(scope="module")
@@ -301,6 +302,36 @@ def test_steps_go_on_while_a_mapped_model_is_made_ready_and_a_copy_of_it_waits(
     assert not one.end_of(copy).error
     drawn = one.generate(gpt2, prompt(), N_PROMPT, blocks_of(gpt2), 5, first=0)
     assert drawn == expected["gpt2"][:5]
+
+
+def test_a_model_steps_before_its_decode_step_is_recorded_and_with_the_same_tokens_after(
+    driver: Callable[[], Driver],
+    entries: list[Entry],
+    expected: dict[str, list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    entry, may_record, recorded = entries[0], Event(), Event()
+    record, share = Runner.record, Runner.share_recording
+
+    def later(twin: Runner) -> None:
+        assert may_record.wait(WAIT_S)
+        record(twin)
+
+    def shared(runner: Runner, twin: Runner) -> None:
+        assert not runner.recorded
+        share(runner, twin)
+        assert runner.recorded, "a model that cannot be recorded says nothing here"
+        recorded.set()
+
+    monkeypatch.setattr(Runner, "record", later)
+    monkeypatch.setattr(Runner, "share_recording", shared)
+    one = loaded(driver(), entry)
+    drawn = one.generate(entry, prompt(), N_PROMPT, blocks_of(entry), 10, first=0)
+    one.tell(UnmapImage(entry.facts.images[0].id))  # it is kept until it was recorded over
+    may_record.set()
+    assert recorded.wait(WAIT_S)
+    drawn += one.generate(entry, prompt() + drawn, N_PROMPT, blocks_of(entry), 20, repeat=10)
+    assert drawn == expected[entry.name]
 
 
 def test_a_copy_that_waits_for_a_mapped_model_can_be_stopped(

@@ -14,6 +14,7 @@ values into the blocks in place. A token that a segment draws does not depend on
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
@@ -26,6 +27,7 @@ from tokenmux.models.network.batch import DecodeInputs, KvViews, Segment, StepBa
 from tokenmux.models.network.by_row import ByRow
 from tokenmux.models.network.recording import RecordedDecode, record
 from tokenmux.models.network.rows import RowRule, check_rows_of, products_of, row_rule
+from tokenmux.models.network.rule_notes import noted_row_rule
 from tokenmux.models.network.skeleton import Skeleton, choose_experts
 from tokenmux.models.network.staging import Staging
 from tokenmux.models.sampling import draw as sampling
@@ -115,6 +117,11 @@ class Runner:
     def recorded(self) -> bool:
         return self._recorded is not None
 
+    def share_recording(self, twin: "Runner") -> None:
+        """Use the recording of `twin`, a runner of the same model over a skeleton of its own: it could be
+        made while steps ran on this one."""
+        self._recorded = twin._recorded
+
     @torch.inference_mode()
     def logits(self, batch: Batch) -> torch.Tensor:
         """Run one forward pass. Returns logits `[row, vocabulary]`: a row for each of `batch.drawing`,
@@ -152,12 +159,15 @@ class Runner:
         below_minimum = position - segment.n_prompt < segment.min_tokens
         return sampling.Draw(segment.sampling, position, segment.stop_token_ids if below_minimum else ())
 
-    def make_ready(self, device: torch.device) -> None:
-        """Do now what the first step over KV on `device` would otherwise do; takes a second or two.
+    def make_ready(self, device: torch.device, notes: Path | None = None) -> None:
+        """Do now what the first step over KV on `device` would otherwise do; takes a second or two, and less
+        if the folder `notes` has what was found before.
 
         Raises UnsupportedModel if the model's steps cannot be exact there.
         """
         if self._tiles_on(device) is None:
+            if notes is not None:
+                noted_row_rule(notes, self._dtype, self._products)
             self._rule()
         else:
             self._staging_on(device)
