@@ -44,6 +44,8 @@ class Administration:
             status = self._shown.status_of(served)
             if status is not None and status.residency is Residency.RESIDENT:
                 break
+            if self._worker.given_up is not None:
+                raise self._worker.given_up
             if not self._worker.running or self._worker.n_restarts != n_restarts:
                 raise WorkerFailed(f"the worker broke before {name} was resident: load it again")
             if status is not None and status.load_error:

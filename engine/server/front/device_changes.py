@@ -5,11 +5,8 @@ something without room (`tokenmux.server.front.pool_devices`). The worker checks
 """
 
 import asyncio
-import logging
-from collections.abc import Coroutine
-from typing import Any, TypeVar
 
-from tokenmux.core.errors import InternalError, InvalidRequest, TokenmuxError
+from tokenmux.core.errors import InternalError, InvalidRequest
 from tokenmux.core.facts import InstanceId, ModelId
 from tokenmux.messages.commands import AddDevice, DrainDevice, RemoveDevice, Resize
 from tokenmux.server.front.changes import Changes
@@ -17,11 +14,8 @@ from tokenmux.server.front.device_source import DeviceSource, WantedDevice
 from tokenmux.server.front.pool_devices import Held, PoolDevices
 from tokenmux.server.front.registration import Registration
 from tokenmux.server.front.served_models import ServedModels
+from tokenmux.server.front.undertakings import Undertakings
 from tokenmux.server.front.worker_side import WorkerSide
-
-logger = logging.getLogger(__name__)
-
-_Answer = TypeVar("_Answer")
 
 
 class DeviceChanges:
@@ -38,6 +32,7 @@ class DeviceChanges:
         models: ServedModels,
         registration: Registration,
         worker: WorkerSide,
+        undertakings: Undertakings,
         changes: Changes,
     ) -> None:
         self._devices = devices
@@ -46,25 +41,25 @@ class DeviceChanges:
         self._registration = registration
         self._worker = worker
         self._changes = changes
-        self._under_way: set[asyncio.Task[Any]] = set()
+        self._undertakings = undertakings
 
     async def add(self, wanted: WantedDevice) -> InstanceId:
         """Add a device. Returns its number once it serves. Raises InvalidRequest, and ConfigError, if the
         machine has no such device."""
-        return await self._complete(self._add(wanted), "add a device")
+        return await self._undertakings.complete(self._add(wanted), "add a device")
 
     async def drain(self, instance: InstanceId, *, undo: bool = False) -> None:
         """Place nothing on a device any longer; returns when it is empty. With `undo`, let it serve again,
         even before that. Raises InvalidRequest for an undo without a drain, NotServable for the last
         device."""
         if undo:
-            await self._complete(self._reopen(instance), f"undo draining device {instance}")
+            await self._undertakings.complete(self._reopen(instance), f"undo draining device {instance}")
         else:
-            await self._complete(self._drain(instance), f"drain device {instance}")
+            await self._undertakings.complete(self._drain(instance), f"drain device {instance}")
 
     async def remove(self, instance: InstanceId) -> None:
         """Drain a device and take it out of the pool. Raises NotServable for the last device."""
-        await self._complete(self._remove(instance), f"remove device {instance}")
+        await self._undertakings.complete(self._remove(instance), f"remove device {instance}")
 
     async def resize(self, arena_bytes: int, instance: int | None = None) -> int:
         """Give a device an arena of `arena_bytes`, once it is empty. Returns the size afterwards.
@@ -75,7 +70,7 @@ class DeviceChanges:
         if arena_bytes < 1:
             raise InvalidRequest("arena_bytes 0: a device needs memory; give its new size in bytes")
         which = self._devices.only() if instance is None else InstanceId(instance)
-        await self._complete(self._resize(which, arena_bytes), f"resize device {which}")
+        await self._undertakings.complete(self._resize(which, arena_bytes), f"resize device {which}")
         return self._devices.setup(which).facts.arena_bytes
 
     async def _add(self, wanted: WantedDevice) -> InstanceId:
@@ -91,6 +86,7 @@ class DeviceChanges:
     async def _drain(self, instance: InstanceId) -> None:
         with self._devices.draining(instance, self._held()):
             await self._worker.command(DrainDevice(instance))
+        self._changes.notify()
 
     async def _reopen(self, instance: InstanceId) -> None:
         self._devices.reopening(instance)
@@ -101,6 +97,7 @@ class DeviceChanges:
     async def _remove(self, instance: InstanceId) -> None:
         with self._devices.removing(instance, self._held()):
             await self._worker.command(RemoveDevice(instance))
+        self._changes.notify()
 
     async def _resize(self, instance: InstanceId, arena_bytes: int) -> None:
         setup = self._devices.setup(instance)
@@ -118,17 +115,3 @@ class DeviceChanges:
                 longest[live.model] = max(longest.get(live.model, 0), n_tokens)
         served = [served.facts for served in self._models if served.refusal is None]
         return Held(served, self._models.pinned(), longest)
-
-    async def _complete(self, change: Coroutine[Any, Any, _Answer], name: str) -> _Answer:
-        """Carry a change out, even if the caller leaves meanwhile."""
-        task = asyncio.create_task(change, name=name)
-        self._under_way.add(task)
-        task.add_done_callback(self._done)
-        return await asyncio.shield(task)
-
-    def _done(self, task: asyncio.Task[Any]) -> None:
-        self._under_way.discard(task)
-        self._changes.notify()
-        error = None if task.cancelled() else task.exception()
-        if isinstance(error, TokenmuxError):
-            logger.warning("%s: refused: %s", task.get_name(), error)

@@ -33,7 +33,7 @@ from tokenmux.server.front.model_text import PromptEncoder
 from tokenmux.server.front.names import check_name_length
 from tokenmux.server.front.pool_devices import Capacity, PoolDevices
 from tokenmux.server.front.pool_status import PoolSnapshot, StatusBoard
-from tokenmux.server.front.readiness import Readiness
+from tokenmux.server.front.readiness import STOPPED, Readiness
 from tokenmux.server.front.registration import Registration
 from tokenmux.server.front.request_rules import Defaults, check_seconds
 from tokenmux.server.front.served_models import ServedModels
@@ -41,6 +41,7 @@ from tokenmux.server.front.shown_models import ShownModel, ShownModels
 from tokenmux.server.front.tenants import QueuePlaces, Weights
 from tokenmux.server.front.trace_document import TraceDocument, trace_document
 from tokenmux.server.front.traffic import TrafficRecorder
+from tokenmux.server.front.undertakings import Undertakings
 from tokenmux.server.front.worker_side import WorkerSide
 from tokenmux.server.workers.worker_protocol import WorkerFactory
 from tokenmux.workload.trace import Trace
@@ -111,12 +112,21 @@ class Front:
             draw_seed=draw_seed,
         )
         self._shown = ShownModels(self.models, self.worker)
-        self._registration = Registration(store, self.models, self.devices, self.worker, self.changes)
+        self._undertakings = Undertakings()
+        self._registration = Registration(
+            store, self.models, self.devices, self.worker, self._undertakings, self.changes
+        )
         self._administration = Administration(
             self.models, self._shown, self._registration, self.worker, self.changes
         )
         self._device_changes = DeviceChanges(
-            self.devices, source, self.models, self._registration, self.worker, self.changes
+            self.devices,
+            source,
+            self.models,
+            self._registration,
+            self.worker,
+            self._undertakings,
+            self.changes,
         )
         self._status = StatusBoard(
             self._shown,
@@ -148,7 +158,8 @@ class Front:
             await self.changes.after(self.changes.version)
 
     def end_streams(self) -> None:
-        """End all live requests, each with the number of tokens it got. No new ones are accepted."""
+        """End all live requests, each with the number of tokens it got, and all commands of operators. No
+        new ones are accepted."""
         for live in self.worker.requests:
             said = (
                 f"the server stopped after {live.n_delivered} tokens of request {live.id}: "
@@ -156,7 +167,9 @@ class Front:
             )
             self.worker.requests.fail(live, Unavailable(said))
         self._readiness.stopped()
-        self.worker.give_up(Unavailable("the server has stopped"))
+        stopped = Unavailable(STOPPED)
+        self._undertakings.stop(stopped)
+        self.worker.give_up(stopped)
 
     async def close(self) -> None:
         """End live requests, stop the worker, release the threads. Takes at most a few seconds, whatever

@@ -19,6 +19,7 @@ from tokenmux.server.front.names import check_name_length
 from tokenmux.server.front.pool_devices import PoolDevices
 from tokenmux.server.front.served_models import ServedModel, ServedModels
 from tokenmux.server.front.sources import add_to_store
+from tokenmux.server.front.undertakings import Undertakings
 from tokenmux.server.front.worker_side import WorkerSide
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class Registration:
         models: ServedModels,
         devices: PoolDevices,
         worker: WorkerSide,
+        undertakings: Undertakings,
         changes: Changes,
     ) -> None:
         self._store = store
@@ -44,7 +46,8 @@ class Registration:
         self._devices = devices
         self._worker = worker
         self._changes = changes
-        self._adding: dict[str, asyncio.Task[ServedModel]] = {}
+        self._undertakings = undertakings
+        self._adding: set[str] = set()
 
     async def open_store(self, pinned: Collection[str]) -> None:
         """Take in every model of the store; `pinned` names those to pin.
@@ -83,10 +86,8 @@ class Registration:
                 f"a model named {name!r} is served already: unregister it first (`tokenmux models remove`), "
                 "or choose another name"
             )
-        task = asyncio.create_task(self._add(name, source), name=f"register {name}")
-        self._adding[name] = task
-        task.add_done_callback(lambda _: self._adding.pop(name))
-        return await asyncio.shield(task)
+        self._adding.add(name)
+        return await self._undertakings.complete(self._add(name, source), f"register {name}")
 
     async def unregister(self, name: str, *, force: bool = False) -> None:
         """Stop serving a model and delete its converted files.
@@ -140,6 +141,12 @@ class Registration:
         return found
 
     async def _add(self, name: str, source: str) -> ServedModel:
+        try:
+            return await self._added(name, source)
+        finally:
+            self._adding.discard(name)
+
+    async def _added(self, name: str, source: str) -> ServedModel:
         if source:
             entry = await asyncio.to_thread(add_to_store, self._store, name, Path(source))
         else:

@@ -64,6 +64,8 @@ class WorkerSide:
         """`on_given_up` is called if there will be no worker at all."""
         self.status: WorkerStatus | None = None
         """The latest status; None before the first and while there is no worker."""
+        self.given_up: TokenmuxError | None = None
+        """Why there will be no worker any longer, also when the server has stopped."""
         self.usage = Usage()
         self._models = models
         self._devices = devices
@@ -128,7 +130,6 @@ class WorkerSide:
         self._serves: bool | None = None
         """True if a device of the present worker serves; None before it has said so."""
         self._started = False
-        self._given_up = False
 
     @property
     def running(self) -> bool:
@@ -143,7 +144,7 @@ class WorkerSide:
         was called. Raises WorkerFailed if no device can be started."""
         await self._supervisor.start()
         await self._handover.finished()
-        while self._serves is False and not self._given_up:
+        while self._serves is False and self.given_up is None:
             if self.status is not None and all(d.state is DeviceState.OUT for d in self.status.devices):
                 raise _none_serves(self.status)
             await self._changes.after(self._changes.version)
@@ -151,10 +152,11 @@ class WorkerSide:
         self.standstill.begin()
 
     def give_up(self, error: TokenmuxError) -> None:
-        """End all requests; `start` stops waiting."""
+        """End all requests and commands; `start` stops waiting."""
+        self.given_up = error
         self.requests.fail_all(error)
+        self._commands.fail(error)
         self._handover.give_up()
-        self._given_up = True
         self._changes.notify()
 
     async def close(self) -> None:
