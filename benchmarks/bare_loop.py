@@ -18,12 +18,12 @@ from typing import Self
 import torch
 
 from tokenmux.device.memory import Memory
-from tokenmux.processes import garbage_collection
-from tokenmux.processes.executor_environment import executor_environment
 from tokenmux.models.catalogue.entry import Entry
 from tokenmux.models.network.batch import Segment
 from tokenmux.models.network.runner import Runner
 from tokenmux.models.weights.image import read_image
+from tokenmux.processes import garbage_collection
+from tokenmux.processes.executor_environment import executor_environment
 
 PREFILL_CHUNK_TOKENS = 512
 

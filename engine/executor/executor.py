@@ -25,11 +25,11 @@ from tokenmux.executor.warming import Warmer, compile_in_a_child
 from tokenmux.messages.codec import MalformedMessage
 from tokenmux.messages.completions import (
     ArenaReallocated,
-    Completion,
     Completions,
     ExecutorAlive,
     ExecutorBroken,
     ExecutorReady,
+    ExecutorReport,
 )
 from tokenmux.messages.launches import (
     AddModel,
@@ -116,7 +116,7 @@ class Executor:
     def broken(self, operation: int, error: BaseException) -> None:
         self._break(f"operation {operation} failed on the device", error)
 
-    def _say(self, completion: Completion) -> None:
+    def _say(self, completion: ExecutorReport) -> None:
         with self._sending:
             self._send((completion,))
 

@@ -39,7 +39,7 @@ IMPORTS_S = 120.0
 _log = logging.getLogger(__name__)
 
 
-def enter() -> None:
+def be_an_executor() -> None:
     """Become an executor: this process lives for its parent alone."""
     descriptor, parent = (int(argument) for argument in sys.argv[1:3])
     orphans.die_with_parent(parent)
@@ -106,4 +106,4 @@ def _carry_out_frames(frames: FrameSocket, executor: "Executor") -> None:
 
 
 if __name__ == "__main__":
-    enter()
+    be_an_executor()

@@ -118,6 +118,9 @@ class Shutdown(Struct, frozen=True, array_like=True, tag=True):
     """Stop the worker once it has answered. Live requests are handed back unchanged."""
 
 
+ModelCommand = Register | Unregister | Load | Unload | Pin
+DeviceCommand = AddDevice | DrainDevice | RemoveDevice | Resize
+
 Command = (
     Submit
     | Cancel

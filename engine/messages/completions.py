@@ -72,7 +72,7 @@ class ExecutorBroken(Struct, frozen=True, array_like=True, tag=True):
     detail: str
 
 
-Completion = (
+ExecutorReport = (
     Drew
     | StepCompleted
     | CopyCompleted
@@ -83,5 +83,5 @@ Completion = (
     | ExecutorBroken
 )
 
-Completions = tuple[Completion, ...]
+Completions = tuple[ExecutorReport, ...]
 """One message of an executor: what happened, in order."""

@@ -12,7 +12,7 @@ from tokenmux.core.request import RequestId
 N_DEATHS = 2
 """Devices that may break over a request before it is a suspect."""
 
-PROVEN_TOKENS = 2
+CLEARED_TOKENS = 2
 """A request that gets this many tokens from a device did not break it."""
 
 
@@ -56,7 +56,7 @@ class Blame:
         if request not in self._n_deaths:
             return False
         self._n_tokens[request] += 1
-        if self._n_tokens[request] < PROVEN_TOKENS:
+        if self._n_tokens[request] < CLEARED_TOKENS:
             return False
         self.forget(request)
         return True

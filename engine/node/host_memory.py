@@ -28,12 +28,12 @@ class HostMemory:
     def __init__(self, host_kv_bytes: int) -> None:
         """Raises DoesNotFit if the system does not have `host_kv_bytes`."""
         self.images: dict[ImageId, HostImage] = {}
-        self.host_kv = shared_memory.create("paged-out-kv", host_kv_bytes)
+        self.host_kv = shared_memory.create_shared("paged-out-kv", host_kv_bytes)
         shared_memory.allocate(self.host_kv, host_kv_bytes)
 
     def begin_fetch(self, image: Image, fetcher: InstanceId) -> HostImage:
         """Memory for an image that an executor is about to read. Raises DoesNotFit."""
-        descriptor = shared_memory.create(f"image-{image.id}", image.n_bytes)
+        descriptor = shared_memory.create_shared(f"image-{image.id}", image.n_bytes)
         host_image = HostImage(descriptor, image.n_bytes, fetcher, {fetcher})
         self.images[image.id] = host_image
         return host_image

@@ -12,8 +12,8 @@ from tokenmux.core.clock import Clock
 from tokenmux.core.facts import InstanceId
 from tokenmux.core.phases import DeviceState
 from tokenmux.messages.launches import AddModel
-from tokenmux.node.device import NodeDevice
 from tokenmux.node.executor_port import ExecutorFactory
+from tokenmux.node.node_device import NodeDevice
 from tokenmux.processes.restarts import RestartLimits
 
 logger = logging.getLogger(__name__)

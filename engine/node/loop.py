@@ -24,7 +24,7 @@ BEAT_S = 1.0
 """Seconds between reports that the loop is alive, busy or idle."""
 
 MAX_UNSENT_BYTES = 256 << 20
-"""Reports that may wait for the front. One that leaves so much unread hangs."""
+"""Reports that may wait for the front. One that leaves more unread hangs."""
 
 
 class NodeLoop:

@@ -63,7 +63,6 @@ from tokenmux.messages.commands import (
 )
 from tokenmux.messages.completions import (
     ArenaReallocated,
-    Completion,
     Completions,
     CopyCompleted,
     CopyProgressed,
@@ -71,16 +70,17 @@ from tokenmux.messages.completions import (
     ExecutorAlive,
     ExecutorBroken,
     ExecutorReady,
+    ExecutorReport,
     StepCompleted,
 )
 from tokenmux.messages.launches import AddModel, OperationId, ReallocateArena, StopCopy, Unbind
 from tokenmux.messages.reports import Acknowledged, Alive, Broken, Finished, Report, Tokens
 from tokenmux.messages.setups import DeviceSetup, NodeSetup
 from tokenmux.node.blame import Blame
-from tokenmux.node.device import Drawn, NodeDevice
 from tokenmux.node.executor_port import ExecutorFactory
 from tokenmux.node.host_memory import HostMemory
 from tokenmux.node.lives import Lives
+from tokenmux.node.node_device import Drawn, NodeDevice
 from tokenmux.node.node_status import StatusReporter
 from tokenmux.node.operators import Operators
 from tokenmux.node.positions import QueuePositions
@@ -99,8 +99,8 @@ from tokenmux.scheduler.pool.pool import Pool
 logger = logging.getLogger(__name__)
 
 KILL_S = 10.0
-"""A killed executor ends within this time, unless its process hangs in the kernel: then nobody can tell what
-it still writes to host memory, and the whole node has to end."""
+"""A killed executor ends within this time, unless its process hangs in the kernel: what it
+still writes to host memory is unknown then, and the whole node has to end."""
 
 
 class Node:
@@ -399,7 +399,7 @@ class Node:
             self.pool.hold(index)
         return device
 
-    def _hear(self, device: NodeDevice, completion: Completion) -> None:
+    def _hear(self, device: NodeDevice, completion: ExecutorReport) -> None:
         match completion:
             case Drew():
                 self._take_tokens(device.drew(completion), completion.at_s)

@@ -24,7 +24,7 @@ from tokenmux.processes.allocation_time import allocation_s
 from tokenmux.processes.monotonic_clock import MonotonicClock
 
 
-def enter() -> None:
+def be_a_node() -> None:
     """Become a node: this process lives for its parent alone."""
     descriptor, parent = (int(argument) for argument in sys.argv[1:3])
     orphans.die_with_parent(parent)
@@ -59,4 +59,4 @@ def serve_front(end: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    enter()
+    be_a_node()

@@ -8,12 +8,12 @@ from tokenmux.core.facts import InstanceId, ModelId
 from tokenmux.core.phases import Residency
 from tokenmux.core.plan import Activate, Channel, Step
 from tokenmux.messages.reports import DeviceStatus, ModelStatus, WorkerStatus
-from tokenmux.node.device import NodeDevice
+from tokenmux.node.node_device import NodeDevice
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.memory.host_kv import HostKv
 from tokenmux.scheduler.metrics.counters import DEDICATED_WINDOW_S, INSTANCE_TABLE, MODEL_TABLE
-from tokenmux.scheduler.metrics.merging import merged
+from tokenmux.scheduler.metrics.summing import summed
 from tokenmux.scheduler.pool.pool import Pool
 
 STATUS_INTERVAL_S = 0.2
@@ -150,7 +150,7 @@ def _model_status(model: ModelId, instances: Mapping[InstanceId, Instance]) -> M
         n_queued=n_queued,
         n_running=n_running,
         n_paged_out=n_away,
-        counts=MODEL_TABLE.row(merged([instance.metrics.of(model) for instance in instances.values()])),
+        counts=MODEL_TABLE.row(summed([instance.metrics.of(model) for instance in instances.values()])),
         load_error=next((state.load_error for state in states if state.load_error), ""),
         unload_asked=any(state.wanted is False for state in states),
         resident_on=tuple(resident_on),

@@ -24,8 +24,10 @@ from tokenmux.core.facts import InstanceId, ModelId
 from tokenmux.core.phases import DeviceState, Residency
 from tokenmux.messages.commands import (
     AddDevice,
+    DeviceCommand,
     DrainDevice,
     Load,
+    ModelCommand,
     Pin,
     Register,
     RemoveDevice,
@@ -36,15 +38,12 @@ from tokenmux.messages.commands import (
 )
 from tokenmux.messages.launches import AddModel, RemoveModel
 from tokenmux.messages.reports import Acknowledged
-from tokenmux.node.device import NodeDevice
+from tokenmux.node.node_device import NodeDevice
 
 if TYPE_CHECKING:  # the node has its operators
     from tokenmux.node.node import Node
 
 logger = logging.getLogger(__name__)
-
-DeviceCommand = Resize | AddDevice | DrainDevice | RemoveDevice
-ModelCommand = Register | Unregister | Load | Unload | Pin
 
 
 @dataclass(slots=True)

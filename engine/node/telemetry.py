@@ -14,7 +14,7 @@ from tokenmux.messages.commands import Ticket
 from tokenmux.messages.reports import Traced, WorkerUse
 from tokenmux.scheduler.metrics.counter_table import Row
 from tokenmux.scheduler.metrics.counters import SERVICE_TABLE, ServiceCounters
-from tokenmux.scheduler.metrics.merging import merged
+from tokenmux.scheduler.metrics.summing import summed
 from tokenmux.scheduler.metrics.timeline import Timeline
 from tokenmux.scheduler.pool.pool import Pool
 
@@ -70,7 +70,7 @@ class Telemetry:
         for name, counters in parts:
             n_moved = sum(self._has_moved(part) for part in counters)
             if n_moved:
-                moved.append((name, SERVICE_TABLE.row(merged(counters))))
+                moved.append((name, SERVICE_TABLE.row(summed(counters))))
         return moved
 
     def _has_moved(self, counters: ServiceCounters) -> bool:

@@ -16,7 +16,7 @@ _MADV_POPULATE_WRITE = 23
 """Linux 5.14. Python does not define it."""
 
 
-def create(name: str, n_bytes: int) -> int:
+def create_shared(name: str, n_bytes: int) -> int:
     """Create memory of `n_bytes` and return its descriptor. Pages are allocated when they are first written.
     `name` is shown by `/proc`. Raises DoesNotFit if the system has no more descriptors or memory."""
     try:

@@ -18,10 +18,10 @@ from tokenmux.core.started import Started
 from tokenmux.messages.commands import Command, Order, Submit, Ticket
 from tokenmux.messages.completions import (
     ArenaReallocated,
-    Completion,
     CopyCompleted,
     Drew,
     ExecutorReady,
+    ExecutorReport,
     StepCompleted,
 )
 from tokenmux.messages.launches import (
@@ -114,7 +114,7 @@ class VirtualExecutor:
             case _:
                 pass
 
-    def _say(self, completion: Completion) -> None:
+    def _say(self, completion: ExecutorReport) -> None:
         if not self.is_dead:
             self._body.heard(self._index, (completion,))
 
@@ -170,7 +170,7 @@ class NodeOnVirtualTime:
         submit = Submit(request, prompt=(0,) * request.n_prompt, sampling=Sampling())
         self.clock.call_at(request.arrival_s, lambda: self._send(submit))
 
-    def heard(self, index: InstanceId, completions: tuple[Completion, ...]) -> None:
+    def heard(self, index: InstanceId, completions: tuple[ExecutorReport, ...]) -> None:
         self._react(lambda: self.node.heard(index, completions))
 
     def ended(self, index: InstanceId, detail: str) -> None:

@@ -157,7 +157,7 @@ def offset_of(ledger: Ledger, image: ImageId) -> int:
 
 def make_host_kv() -> SharedMemory:
     """Memory for paged-out KV, as a node gives it to its executors."""
-    descriptor = shared_memory.create("host-kv", FACTS.host_kv_bytes)
+    descriptor = shared_memory.create_shared("host-kv", FACTS.host_kv_bytes)
     try:
         return SharedMemory(descriptor, FACTS.host_kv_bytes)
     finally:
@@ -237,7 +237,7 @@ class Bench:
 
     def map(self, image: Image, *, filled: bool) -> None:
         """Give the device memory for an image, with its bytes in it if it is `filled`."""
-        descriptor = shared_memory.create("image", image.n_bytes)
+        descriptor = shared_memory.create_shared("image", image.n_bytes)
         if filled:
             os.pwrite(descriptor, content(image), 0)
         self.device.map_image(image.id, image.n_bytes, descriptor, filled=filled)

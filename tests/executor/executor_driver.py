@@ -19,7 +19,6 @@ from tokenmux.executor import executor_main
 from tokenmux.executor.executor import Executor
 from tokenmux.messages.codec import COMPLETIONS, EXECUTOR_SETUP, INSTRUCTIONS
 from tokenmux.messages.completions import (
-    Completion,
     Completions,
     CopyCompleted,
     CopyProgressed,
@@ -27,6 +26,7 @@ from tokenmux.messages.completions import (
     ExecutorAlive,
     ExecutorBroken,
     ExecutorReady,
+    ExecutorReport,
     StepCompleted,
 )
 from tokenmux.messages.frame_socket import FrameSocket, framed
@@ -66,7 +66,7 @@ FACTS = DeviceFacts(
 )
 HOST_KV_BYTES = 2048 * KB
 
-Some = TypeVar("Some", bound=Completion)
+Some = TypeVar("Some", bound=ExecutorReport)
 
 
 class Link(Protocol):
@@ -138,13 +138,13 @@ class InChild:
 class Host:
     """What executors of one machine share: images and the memory for paged-out KV."""
 
-    host_kv: int = field(default_factory=lambda: shared_memory.create("kv", HOST_KV_BYTES))
+    host_kv: int = field(default_factory=lambda: shared_memory.create_shared("kv", HOST_KV_BYTES))
     images: dict[ImageId, int] = field(default_factory=dict)
 
     def image(self, entry: Entry) -> int:
         image = entry.facts.images[0]
         if image.id not in self.images:
-            self.images[image.id] = shared_memory.create("image", image.n_bytes)
+            self.images[image.id] = shared_memory.create_shared("image", image.n_bytes)
         return self.images[image.id]
 
     def content(self, entry: Entry) -> bytes:
@@ -168,7 +168,7 @@ class Driver:
         setup = ExecutorSetup(FIRST_INSTANCE, DeviceSetup(facts), HOST_KV_BYTES)
         self.link: InProcess | InChild = kind(setup, host.host_kv)
         self.numbers = count(1)
-        self.received: deque[Completion] = deque()
+        self.received: deque[ExecutorReport] = deque()
         self.is_closed = False
         self.drawn: list[int] = []
         """Tokens of the steps that were waited for."""
@@ -177,7 +177,7 @@ class Driver:
     def tell(self, *instructions: Instruction, descriptors: Sequence[int] = ()) -> None:
         self.link.send(instructions, descriptors)
 
-    def next(self) -> Completion:
+    def next(self) -> ExecutorReport:
         while not self.received:
             self.received.extend(self.link.receive())
         return self.received.popleft()

@@ -5,24 +5,10 @@ from collections.abc import Callable
 
 from tokenmux.core.errors import ErrorCode, TokenmuxError, error_of
 from tokenmux.core.span import Span
-from tokenmux.messages.commands import (
-    AddDevice,
-    AskTrace,
-    Command,
-    DrainDevice,
-    Load,
-    Pin,
-    Register,
-    RemoveDevice,
-    Resize,
-    Ticket,
-    Unload,
-    Unregister,
-)
+from tokenmux.messages.commands import AskTrace, Command, DeviceCommand, ModelCommand, Ticket
 from tokenmux.messages.reports import Acknowledged, Traced
 
-DeviceCommand = AddDevice | DrainDevice | RemoveDevice | Resize
-OperatorCommand = Register | Unregister | Load | Unload | Pin | DeviceCommand
+OperatorCommand = ModelCommand | DeviceCommand
 
 Pending = asyncio.Future[Acknowledged | Traced]
 """The answer to a command."""

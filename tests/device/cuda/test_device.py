@@ -224,7 +224,7 @@ class Early:
         )
         for index, name in enumerate("abcd"):
             facts = self.models[name] = model(name, (120 + 50 * index) * KB)
-            memory = shared_memory.create("image", facts.n_bytes)
+            memory = shared_memory.create_shared("image", facts.n_bytes)
             self.device.map_image(facts.images[0].id, facts.n_bytes, memory, filled=False)
             self.start(make_started_fetch(self.n_started, facts))
         self.settle()

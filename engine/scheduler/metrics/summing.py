@@ -13,7 +13,7 @@ _LATEST = "last_asked_s"
 """The one field that is a time: the later one counts."""
 
 
-def merged(parts: Sequence[Counters]) -> Counters:
+def summed(parts: Sequence[Counters]) -> Counters:
     """The sum of counters of one class; itself if there is only one."""
     if len(parts) == 1:
         return parts[0]
@@ -40,4 +40,4 @@ def _sum(values: Sequence[object]) -> object:
         case int() | float():
             return sum(values)  # type: ignore[arg-type]
         case _:
-            return merged(values)
+            return summed(values)
