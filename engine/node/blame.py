@@ -1,16 +1,22 @@
-"""Finds the request over which devices break, so that innocent ones lose only time.
+"""Finds the request, or the model, over which devices break, so that innocent ones lose only time.
 
 A device that breaks had a step in flight: one of its requests may be the cause. A request to which this has
 happened twice without progress in between is a suspect: it waits until it can run while no other suspect
 does. If a device breaks then with the suspect in its step, the suspect is guilty.
+
+A model is guilty if devices broke several times in a row while they were loading it.
 """
 
 from collections.abc import Iterable
 
+from tokenmux.core.facts import ModelId
 from tokenmux.core.request import RequestId
 
 N_DEATHS = 2
 """Devices that may break over a request before it is a suspect."""
+
+N_LOADS = 3
+"""Devices in a row that may break while they load a model."""
 
 CLEARED_TOKENS = 2
 """A request that gets this many tokens from a device did not break it."""
@@ -25,6 +31,8 @@ class Blame:
         """Tokens since the last death, of requests that were present at one."""
         self._waiting: dict[RequestId, None] = {}
         self._tried: RequestId | None = None
+        self._n_loads: dict[ModelId, int] = {}
+        """Devices that broke while they loaded the model, since it was last loaded."""
 
     def is_waiting(self, request: RequestId) -> bool:
         """True if the request is a suspect whose turn has not come: it must not run."""
@@ -77,3 +85,12 @@ class Blame:
         del self._waiting[self._tried]
         self._n_tokens[self._tried] = 0
         return self._tried
+
+    def died_loading(self, model: ModelId) -> bool:
+        """A device broke while it was loading the model. True if the model is guilty."""
+        self._n_loads[model] = self._n_loads.get(model, 0) + 1
+        return self._n_loads[model] >= N_LOADS
+
+    def loaded(self, model: ModelId) -> None:
+        """The model was loaded, or removed: what was counted is forgiven."""
+        self._n_loads.pop(model, None)

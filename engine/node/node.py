@@ -28,7 +28,7 @@ from tokenmux.core.effects import (
     Supersede,
 )
 from tokenmux.core.errors import ErrorCode, IntegrityError
-from tokenmux.core.event import Arrived, Cancelled, Paused, Resized, Resumed
+from tokenmux.core.event import Arrived, Cancelled, ModelWanted, Paused, Resized, Resumed
 from tokenmux.core.facts import InstanceId, ModelId
 from tokenmux.core.phases import DeviceState, PhaseChanged, RequestPhase
 from tokenmux.core.plan import Discard, Drop, Evict
@@ -123,6 +123,8 @@ class Node:
         self.devices: dict[InstanceId, NodeDevice] = {}
         """The devices of the pool, without those that were removed."""
         self.models: dict[ModelId, AddModel] = {}
+        self.refused: dict[ModelId, str] = {}
+        """Models that devices cannot load, with the reason."""
         self._setup = setup
         self._clock = clock
         self._emit = emit
@@ -151,7 +153,9 @@ class Node:
             models=self.models.values,
             n_devices=lambda: len(self.devices),
         )
-        self._status = StatusReporter(self.pool, self.devices, self._cache, self._host_kv, clock)
+        self._status = StatusReporter(
+            self.pool, self.devices, self.refused, self._cache, self._host_kv, clock
+        )
         self._telemetry = Telemetry(self.pool, clock)
         self._positions = [QueuePositions(instance, clock) for instance in self.pool.instances]
         self._operators = Operators(self, clock)
@@ -335,7 +339,9 @@ class Node:
                     device.say(Unbind(model))
                 case ResizeReady(arena_bytes):
                     device.say(ReallocateArena(arena_bytes))
-                case StepEnded() | ModelLoaded() | RequestEntered() | RequestLeft() | Drop() | Discard():
+                case ModelLoaded(started):
+                    self._blame.loaded(started.model.id)
+                case StepEnded() | RequestEntered() | RequestLeft() | Drop() | Discard():
                     pass
                 case _:
                     assert_never(effect)
@@ -454,10 +460,13 @@ class Node:
 
     def _submit(self, submit: Submit, now_s: float) -> None:
         request = submit.request
-        detail, code = "", None
+        detail = ""
+        code: ErrorCode | None = None
         if request.model not in self.models:
             # The front checks this; only a removal at the same time gets here.
             detail = f"model {request.model} is no longer registered"
+        elif request.model in self.refused:
+            detail, code = self.refused[request.model], ErrorCode.NOT_SERVABLE
         else:
             self.contents[request.id] = Content(submit, [*submit.prompt, *submit.delivered])
             arrived = Arrived(now_s, request, len(submit.delivered), history=submit.history)
@@ -502,6 +511,9 @@ class Node:
 
     def _accuse(self, device: NodeDevice) -> None:
         """A device broke: hold back suspects of its step, and end a request that is guilty."""
+        load = device.load_in_flight()
+        if load is not None and self._blame.died_loading(load.model.id):
+            self._refuse_model(load.model.id)
         if device.step is None:
             return
         now_s = self._clock.now_s()
@@ -520,6 +532,21 @@ class Node:
         """End a request with a reason, wherever it is."""
         self._failures[request] = detail
         self.pool.apply_to_request(Cancelled(self._clock.now_s(), request, FinishReason.FAILED))
+
+    def _refuse_model(self, model: ModelId) -> None:
+        """Load this model no more. Its requests end with the reason."""
+        detail = (
+            f"model {model} is not served: devices broke again and again when it was loaded; look at the "
+            "server's log, then unregister it or restart the server"
+        )
+        logger.error("%s", detail)
+        self.refused[model] = detail
+        for device in self.devices.values():
+            if device.instance.models[model].pinned:
+                self.pool.apply(device.index, ModelWanted(self._clock.now_s(), model, pinned=False))
+        for request, content in list(self.contents.items()):
+            if content.submit.request.model == model:
+                self._fail(request, detail)
 
     def _try_suspects(self) -> None:
         """Let the next suspect run, if none is being tried."""

@@ -33,12 +33,14 @@ class StatusReporter:
         self,
         pool: Pool,
         devices: Mapping[InstanceId, NodeDevice],
+        refused: Mapping[ModelId, str],
         cache: HostCache,
         host_kv: HostKv,
         clock: Clock,
     ) -> None:
         self._pool = pool
         self._devices = devices
+        self._refused = refused
         self._cache = cache
         self._host_kv = host_kv
         self._clock = clock
@@ -85,7 +87,7 @@ class StatusReporter:
             work_s=self._work_s,
             model_work_s=self._model_work_s,
             devices=tuple(map(_device_status, self._devices.values())),
-            models=tuple(_model_status(model, instances) for model in models),
+            models=tuple(_model_status(model, instances, self._refused.get(model, "")) for model in models),
         )
 
     def _last_asked_s(self, instances: Mapping[InstanceId, Instance]) -> dict[ModelId, float]:
@@ -127,7 +129,7 @@ def _n_stepping(instance: Instance, step: Step) -> int:
     return sum(request.to_end is None and not request.is_paused for request in requests)
 
 
-def _model_status(model: ModelId, instances: Mapping[InstanceId, Instance]) -> ModelStatus:
+def _model_status(model: ModelId, instances: Mapping[InstanceId, Instance], refusal: str) -> ModelStatus:
     n_running = n_queued = n_away = 0
     resident_on = []
     states = []
@@ -151,7 +153,7 @@ def _model_status(model: ModelId, instances: Mapping[InstanceId, Instance]) -> M
         n_running=n_running,
         n_paged_out=n_away,
         counts=MODEL_TABLE.row(summed([instance.metrics.of(model) for instance in instances.values()])),
-        load_error=next((state.load_error for state in states if state.load_error), ""),
+        load_error=refusal or next((state.load_error for state in states if state.load_error), ""),
         unload_asked=any(state.wanted is False for state in states),
         resident_on=tuple(resident_on),
     )

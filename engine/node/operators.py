@@ -119,6 +119,7 @@ class Operators:
         for device in self._devices():
             device.say(RemoveModel(model))
         del self._node.models[model]
+        self._node.refused.pop(model, None)
 
     def _want(
         self, device: NodeDevice, model: ModelId, *, wanted: bool | None = None, pinned: bool | None = None
@@ -235,6 +236,9 @@ class Operators:
         self._node.acknowledge(Acknowledged(ticket, detail, ErrorCode.UNAVAILABLE))
         self._node.pool.drain(device.index)
         self._node.pool.settle()
+        if not self._node.pool.is_empty(device.index):  # what fits nowhere else came meanwhile
+            self._node.pool.undrain(device.index)
+            return False
         self._node.remove_device(device)
         return True
 
