@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from queue import SimpleQueue
 
 from tokenmux.core.facts import FIRST_INSTANCE, DeviceFacts, HostFacts, InstanceId, ModelId
+from tokenmux.core.memory_budgets import DeviceKind
 from tokenmux.core.phases import Residency
 from tokenmux.executor.executor import Executor
 from tokenmux.messages.commands import Command, Load, Order, Register, Ticket, Unload
@@ -48,18 +49,37 @@ class _Port:
         self._executor.close()
 
 
+class _Factory:
+    """Starts executors in this process; what they say goes into `inbox`."""
+
+    def __init__(self) -> None:
+        self.inbox: SimpleQueue[Completions] = SimpleQueue()
+        self.executor: Executor
+
+    def __call__(self, index: InstanceId, device: DeviceSetup, host_kv: int, *, n_devices: int) -> _Port:
+        setup = ExecutorSetup(index, device, device.facts.host_kv_bytes)
+        self.executor = Executor(setup, os.dup(host_kv), self.inbox.put)
+        return _Port(self.executor)
+
+    def prepare(self, *, n_devices: int, is_quiet: bool) -> None:
+        """Do nothing: an executor here needs no time to start."""
+
+
 class DrivenNode:
     """The node, its executor and what they say. Completions wait until `turn` takes them."""
 
-    def __init__(self, facts: DeviceFacts, host: HostFacts) -> None:
+    def __init__(self, facts: DeviceFacts, host: HostFacts, kind: DeviceKind = "cpu") -> None:
         self.said: list[Report] = []
         self.clock = MonotonicClock()
-        self.executor: Executor
-        self._inbox: SimpleQueue[Completions] = SimpleQueue()
-        setup = NodeSetup((DeviceSetup(facts),), host, facts.host_kv_bytes)
-        self.node = Node(setup, self.clock, self._start_executor, self.said.extend)
+        self._factory = _Factory()
+        setup = NodeSetup((DeviceSetup(facts, kind),), host, facts.host_kv_bytes)
+        self.node = Node(setup, self.clock, self._factory, self.said.extend)
         self.node.start()
         self.turn()
+
+    @property
+    def executor(self) -> Executor:
+        return self._factory.executor
 
     @property
     def instance(self) -> Instance:
@@ -93,15 +113,8 @@ class DrivenNode:
 
     def turn(self) -> None:
         """Wait for one message of the executor and carry out what follows from it."""
-        self.node.heard(FIRST_INSTANCE, self._inbox.get(timeout=WAIT_S))
+        self.node.heard(FIRST_INSTANCE, self._factory.inbox.get(timeout=WAIT_S))
         self.node.pump()
 
     def close(self) -> None:
         self.node.close()
-
-    def _start_executor(
-        self, index: InstanceId, device: DeviceSetup, host_kv: int, *, n_devices: int
-    ) -> _Port:
-        setup = ExecutorSetup(index, device, device.facts.host_kv_bytes)
-        self.executor = Executor(setup, os.dup(host_kv), self._inbox.put)
-        return _Port(self.executor)

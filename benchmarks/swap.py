@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from benchmarks import report
 from benchmarks.driven_node import DrivenNode, run_as_an_executor_would
 from tokenmux.core.facts import DeviceFacts, HostFacts, ModelFacts
+from tokenmux.core.memory_budgets import DeviceKind
 from tokenmux.device.cpu import CpuDevice
 from tokenmux.device.memory import Memory
 from tokenmux.messages.commands import Unload
@@ -85,7 +86,7 @@ class Swaps:
 class Bench:
     """One model on a device with room for it, swapped by hand."""
 
-    def __init__(self, entry: Entry) -> None:
+    def __init__(self, entry: Entry, kind: DeviceKind = "cpu") -> None:
         facts = entry.facts
         device = DeviceFacts(
             name="cpu",
@@ -99,7 +100,7 @@ class Bench:
         )
         host = HostFacts(cache_bytes=facts.n_bytes, fetch_bytes_per_s=1e9)
         self.model: ModelFacts = facts
-        self._driven = DrivenNode(device, host)
+        self._driven = DrivenNode(device, host, kind)
         self._driven.register(entry)
 
     def swap(self) -> float:

@@ -1,5 +1,4 @@
-"""The environment of an executor's process: how many threads its steps get, how it copies, which GPU it
-sees."""
+"""The environment of an executor's process: how many threads its steps get, and how it copies."""
 
 import os
 import sys
@@ -15,9 +14,8 @@ all of a large processor's: copies of 190 MB there, so no chunk, went past it. C
 for 270 MB, and 23 so; out of memory that processes share 43, and 25."""
 
 
-def executor_environment(ours: Mapping[str, str], *, n_devices: int = 1, gpu: str = "") -> dict[str, str]:
-    """The environment of the process for one of `n_devices` virtual devices of this machine, given `ours`,
-    or for the GPU `gpu` (an index or UUID).
+def executor_environment(ours: Mapping[str, str], *, n_devices: int = 1) -> dict[str, str]:
+    """The environment of the process for one of `n_devices` devices of this machine, given `ours`.
 
     It leaves one core to others, and its OpenMP threads sleep while they wait, unless the operator decided
     otherwise. A server has more to do than steps: copies, messages, the front, its clients. Beside one busy
@@ -30,8 +28,6 @@ def executor_environment(ours: Mapping[str, str], *, n_devices: int = 1, gpu: st
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         _TUNABLES: _with_non_temporal_copies(ours.get(_TUNABLES, "")),
     }
-    if gpu:
-        chosen["CUDA_VISIBLE_DEVICES"] = gpu
     return {**defaults, **ours, **chosen}
 
 

@@ -269,12 +269,6 @@ def test_chunks_of_weights_are_copied_past_the_cache_unless_the_operator_decided
     assert executor_environment({"GLIBC_TUNABLES": theirs})["GLIBC_TUNABLES"] == theirs
 
 
-def test_a_gpu_is_chosen_by_index_or_uuid(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = {"CUDA_VISIBLE_DEVICES": "2,3"}
-    assert executor_environment(ours)["CUDA_VISIBLE_DEVICES"] == "2,3"
-    assert executor_environment(ours, gpu="GPU-5")["CUDA_VISIBLE_DEVICES"] == "GPU-5"
-
-
 @pytest.mark.parametrize(
     ("n_cores", "n_devices", "n_threads"),
     [
