@@ -21,7 +21,7 @@ def demo_command(
             min=1,
             max=16,
             metavar="N",
-            help="Number of virtual GPUs. Default: 2 on four cores or more, else 1.",
+            help="Number of virtual GPUs. Default: 2 on four cores or more.",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the stream of requests.")] = 0,

@@ -65,17 +65,20 @@ def test_streams_go_on_while_devices_come_and_go(tmp_path: Path) -> None:
         assert status.n_restarts == 0
 
         assert client.pool.add_device(arena_bytes=4 << 20, timeout_s=60) == 2
-        client.pool.remove_device(0, timeout_s=60)
         client.pool.remove_device(1, timeout_s=60)
+        client.pool.drain_device(0, timeout_s=60)
         with pytest.raises(CallFailed, match="device 2 is the last one that serves"):
             client.pool.remove_device(2)
         assert stream(client, max_tokens=150) == alone
-        assert len(executors_of(process.pid)) == 1
 
         os.kill(node_of(process.pid), signal.SIGKILL)
         assert stream(client, max_tokens=150) == alone
-        (device,) = client.pool.status().instances
-        assert (device.id, device.arena_bytes) == (2, 4 << 20)
+        status = status_when(client, lambda now: len(now.instances) == 2)
+        assert [(d.id, d.state, d.arena_bytes) for d in status.instances] == [
+            (0, DeviceState.DRAINED, 8 << 20),
+            (2, DeviceState.SERVING, 4 << 20),
+        ]
+        client.pool.remove_device(0, timeout_s=60)
 
         ends = [os.pidfd_open(child) for child in (node_of(process.pid), *executors_of(process.pid))]
         process.terminate()
