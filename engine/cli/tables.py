@@ -146,8 +146,9 @@ def saved_line(now: PoolStatus) -> Text:
     )
     return Text.assemble(
         ("saved ", "dim"),
-        f"{now.devices_saved:.1f} devices on average while there was work, against one per model "
-        "with requests "
+        # Adding 0 makes 0 of -0.
+        f"{round(now.devices_saved, 1) + 0:.1f} devices on average while there was work, "
+        "against one per model with requests "
         f"({held} held); {now.devices_saved_dedicated:.0f} against one per model used in the last hour\n",
         ("swaps ", "dim"),
         f"{reasons or 'none'}; {_at_least(exposed_s)} of them with nothing else running\n",

@@ -52,6 +52,10 @@ class DemoModels:
         """Memory of each device: about a third of what all models would take."""
         return int(self.total_bytes * _DEVICE_SHARE)
 
+    def host_bytes(self, n_devices: int) -> int:
+        """Memory of this machine that the weights, the devices and paged-out KV take together."""
+        return self.total_bytes + 2 * n_devices * self.arena_bytes
+
     def pool_config(self, n_devices: int = 1) -> dict[str, object]:
         """The `pool.yaml` of the demo's server."""
         return {

@@ -145,18 +145,19 @@ def test_a_gpu_that_is_not_there_is_noticed_before_anything_is_converted(tmp_pat
     assert "Traceback" not in done.stderr
 
 
+DEVICE = "device: {arena: 8MiB, host_cache: 32MiB, host_kv: 8MiB, slab: 1MiB, prefill_chunk_tokens: 32}\n"
+
+
 @contextmanager
-def real_server(folder: Path, more: str = "") -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`tokenmux serve` over two small random models, with more lines in its pool.yaml; yields the process
-    and its address."""
+def real_server(
+    folder: Path, more: str = "", device: str = DEVICE
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`tokenmux serve` over two small random models, with more lines in its pool.yaml, also in place of those
+    about its device; yields the process and its address."""
     for family in ("llama", "gpt2"):
         tiny.create(family, folder / family)
     (folder / "pool.yaml").write_text(
-        "listen: 127.0.0.1:0\n"
-        "catalogue: kept\n"
-        "models: {llama: llama, gpt2: gpt2}\n"
-        "device: {arena: 8MiB, host_cache: 32MiB, host_kv: 8MiB, slab: 1MiB, prefill_chunk_tokens: 32}\n"
-        + more
+        "listen: 127.0.0.1:0\ncatalogue: kept\nmodels: {llama: llama, gpt2: gpt2}\n" + device + more
     )
     command = [sys.executable, "-m", "tokenmux.cli", "serve", "--config", str(folder / "pool.yaml")]
     with (folder / "log").open("w") as log:
@@ -175,7 +176,7 @@ def real_server(folder: Path, more: str = "") -> Iterator[tuple[subprocess.Popen
         process.stdout.close()
 
 
-def test_a_worker_killed_in_mid_stream_costs_no_token_and_a_signal_ends_the_server(tmp_path: Path) -> None:
+def test_a_node_killed_in_mid_stream_costs_no_token_and_a_signal_ends_the_server(tmp_path: Path) -> None:
     with real_server(tmp_path) as (process, address), Client(address) as client:
         options = {"max_tokens": 120, "temperature": 1.0, "seed": 5, "ignore_end_tokens": True}
         alone = client.generate("llama", "Once upon a time", **options)  # type: ignore[arg-type]
@@ -191,7 +192,7 @@ def test_a_worker_killed_in_mid_stream_costs_no_token_and_a_signal_ends_the_serv
                 case Delta():
                     tokens += event.token_ids
                     if len(tokens) >= 10 and not killed:
-                        os.kill(worker_of(process.pid), signal.SIGKILL)
+                        os.kill(node_of(process.pid), signal.SIGKILL)
                         killed = True
                 case Finish():
                     finish = event
@@ -204,11 +205,18 @@ def test_a_worker_killed_in_mid_stream_costs_no_token_and_a_signal_ends_the_serv
         assert process.wait(30) == 0
 
 
-def worker_of(pid: int) -> int:
-    """The worker among the children of the server."""
+def node_of(pid: int) -> int:
+    """The node among the children of the server."""
+    (node,) = _children(pid, "node_main")
+    return node
+
+
+def executors_of(pid: int) -> list[int]:
+    """The processes of the server's devices, oldest first."""
+    return sorted(_children(node_of(pid), "executor_main"))
+
+
+def _children(pid: int, module: str) -> list[int]:
     lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
-    children = " ".join(lists).split()
-    (worker,) = (
-        int(child) for child in children if "worker_main" in Path(f"/proc/{child}/cmdline").read_text()
-    )
-    return worker
+    children = map(int, " ".join(lists).split())
+    return [child for child in children if module in Path(f"/proc/{child}/cmdline").read_text()]

@@ -1,0 +1,89 @@
+"""A whole server with two real devices: its streams go on while devices are killed, drained, added and
+removed."""
+
+import os
+import select
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.server.test_real_lives import stream
+from tests.server.test_serve import executors_of, node_of, real_server
+from tokenmux.client import CallFailed, Client, DeviceState, PoolStatus
+
+TWO = """\
+devices: [{arena: 8MiB, count: 2, slab: 1MiB, prefill_chunk_tokens: 32}]
+host: {cache: 32MiB, kv: 16MiB}
+"""
+
+
+def status_when(client: Client, holds: Callable[[PoolStatus], bool]) -> PoolStatus:
+    """The first status of which this holds."""
+    return next(status for status in client.pool.watch(timeout_s=60) if holds(status))
+
+
+def device_of(client: Client, model: str) -> int:
+    """The device that runs a model."""
+    status = status_when(client, lambda now: any(d.running_model == model for d in now.instances))
+    return next(device.id for device in status.instances if device.running_model == model)
+
+
+def beside(*calls: Callable[[], object]) -> Callable[[], None]:
+    """Make these calls one after another, in a thread, without waiting for them."""
+
+    def run() -> None:
+        for call in calls:
+            call()
+
+    return lambda: threading.Thread(target=run).start()
+
+
+def test_streams_go_on_while_devices_come_and_go(tmp_path: Path) -> None:
+    with real_server(tmp_path, TWO, device="") as (process, address), Client(address) as client:
+        alone = stream(client, max_tokens=150)
+        done = threading.Event()
+
+        def drain_where_it_runs() -> None:
+            instance = device_of(client, "llama")
+            client.pool.drain_device(instance, timeout_s=60)
+            client.pool.drain_device(instance, undo=True)
+            done.set()
+
+        assert stream(client, beside(drain_where_it_runs), max_tokens=150) == alone
+        assert done.wait(60)
+
+        def kill_all_executors() -> None:
+            for executor in executors_of(process.pid):
+                os.kill(executor, signal.SIGKILL)
+
+        assert stream(client, kill_all_executors, max_tokens=150) == alone
+        status = status_when(client, lambda now: all(d.state is DeviceState.SERVING for d in now.instances))
+        assert [device.n_deaths for device in status.instances] == [1, 1]
+        assert status.n_restarts == 0
+
+        assert client.pool.add_device(arena_bytes=4 << 20, timeout_s=60) == 2
+        client.pool.remove_device(1, timeout_s=60)
+        client.pool.drain_device(0, timeout_s=60)
+        with pytest.raises(CallFailed, match="device 2 is the last one that serves"):
+            client.pool.remove_device(2)
+        assert stream(client, max_tokens=150) == alone
+
+        os.kill(node_of(process.pid), signal.SIGKILL)
+        assert stream(client, max_tokens=150) == alone
+        status = status_when(client, lambda now: len(now.instances) == 2)
+        assert [(d.id, d.state, d.arena_bytes) for d in status.instances] == [
+            (0, DeviceState.DRAINED, 8 << 20),
+            (2, DeviceState.SERVING, 4 << 20),
+        ]
+        client.pool.remove_device(0, timeout_s=60)
+
+        ends = [os.pidfd_open(child) for child in (node_of(process.pid), *executors_of(process.pid))]
+        process.terminate()
+        assert process.wait(30) == 0
+        for end in ends:
+            ready, _, _ = select.select([end], [], [], 10.0)
+            assert ready, "a process outlived its server"
+            os.close(end)
