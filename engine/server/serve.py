@@ -15,6 +15,7 @@ from tokenmux.core.memory_budgets import PREFILL_CHUNK_TOKENS, default_budgets, 
 from tokenmux.core.progress import Progress
 from tokenmux.core.request import ServiceLevel
 from tokenmux.device.cuda.gpu import check_cuda
+from tokenmux.executor import garbage_collection
 from tokenmux.executor.assemble import WorkerSetup
 from tokenmux.executor.calibrate import Speeds, measure
 from tokenmux.executor.monotonic_clock import MonotonicClock
@@ -107,6 +108,7 @@ async def serve(
             # A reader of that line may send a signal at once.
             signalled = asyncio.ensure_future(until_signalled(front, config.drain_s, last_resort))
             await asyncio.sleep(0)
+            garbage_collection.settle()
             say(f"serving {sum(served.refusal is None for served in front.models)} models, listening on {at}")
             await signalled
     finally:
