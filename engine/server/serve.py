@@ -17,6 +17,7 @@ from tokenmux.core.progress import Progress
 from tokenmux.messages.reports import Reports
 from tokenmux.messages.setups import NodeSetup, PresentDevices
 from tokenmux.node.node_process import NodeProcess
+from tokenmux.processes import garbage_collection
 from tokenmux.processes.monotonic_clock import MonotonicClock
 from tokenmux.processes.restarts import RestartLimits
 from tokenmux.scheduler.memory.capacity import check_model, check_request
@@ -101,6 +102,7 @@ async def serve(
             # A reader of that line may send a signal at once.
             signalled = asyncio.ensure_future(until_signalled(front, config.drain_s, last_resort))
             await asyncio.sleep(0)
+            garbage_collection.settle()
             say(f"serving {sum(served.refusal is None for served in front.models)} models, listening on {at}")
             await signalled
     finally:

@@ -10,7 +10,7 @@ an operation completed. The instance never waits, reads no clock and touches no 
 checked against the ledger, and refused loudly if illegal.
 """
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from tokenmux.core.cost import CostModel
 from tokenmux.core.effects import Effects
@@ -277,9 +277,10 @@ class Instance:
         """Raise InUse if the model is pinned."""
         operator_wishes.check_unloadable(self.models[model_id])
 
-    def check_resizable(self, arena_bytes: int) -> None:
-        """Raise InUse, InvalidRequest or DoesNotFit if the arena cannot be given that size."""
-        resizing.check(self._state, arena_bytes)
+    def check_resizable(self, arena_bytes: int, elsewhere: Container[ModelId] = ()) -> None:
+        """Raise InUse, InvalidRequest or DoesNotFit if the arena cannot be given that size. Other instances
+        serve the models `elsewhere`."""
+        resizing.check(self._state, arena_bytes, elsewhere)
 
     @property
     def resize_bytes(self) -> int | None:

@@ -6,10 +6,12 @@
 Requests stay and wait; their models come back as after any eviction.
 """
 
+from collections.abc import Container
 from dataclasses import replace
 
 from tokenmux.core.effects import ResizeReady
 from tokenmux.core.errors import DoesNotFit, InUse, InvalidRequest
+from tokenmux.core.facts import ModelId
 from tokenmux.core.plan import Channel
 from tokenmux.core.sizes import show_size
 from tokenmux.core.started import StartedStep
@@ -20,12 +22,12 @@ _MIB = 1 << 20
 _REMEDIES = {True: "unpin or remove a model", False: "remove the model"}
 
 
-def check(state: LiveState, arena_bytes: int) -> None:
+def check(state: LiveState, arena_bytes: int, elsewhere: Container[ModelId] = ()) -> None:
     """Raise InUse while another resize is under way, DoesNotFit if a smaller arena could not serve what is
     served now.
 
     As in a registration, that is each model with one chunk of a prompt, or with its largest live request,
-    beside what is pinned.
+    beside what is pinned. Models that are served `elsewhere` count if they have requests here, or are pinned.
     """
     if state.resize_bytes is not None:
         raise InUse(
@@ -38,6 +40,8 @@ def check(state: LiveState, arena_bytes: int) -> None:
         return
     pinned = [model.facts for model in state.models.values() if model.pinned]
     for model in state.models.values():
+        if model.facts.id in elsewhere and not (model.pinned or model.has_requests):
+            continue
         chunk = min(model.facts.max_context, state.device.prefill_chunk_tokens)
         n_tokens = max([chunk, *(r.request.n_prompt + r.request.max_tokens for r in model.requests())])
         least = least_arena_bytes(state.device, model.facts, n_tokens, pinned)

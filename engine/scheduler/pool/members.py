@@ -12,6 +12,9 @@ from tokenmux.core.request import Request
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.capacity import most_tokens
 
+_CHANGE_ROOM = frozenset({ModelRemoved, ModelWanted, ResizeAsked, Resized})
+"""Events after which something else may fit."""
+
 
 class Members:
     """Instances that come, go, and take requests or do not."""
@@ -64,20 +67,21 @@ class Members:
     def fits(self, index: int, request: Request, facts: ModelFacts) -> bool:
         """True if the instance could ever serve the request: the model, and all its tokens, beside what is
         pinned there."""
-        most = self._most_tokens.get((index, request.model))
+        return request.n_prompt + request.max_tokens <= self.most_tokens(index, facts)
+
+    def most_tokens(self, index: int, facts: ModelFacts) -> int:
+        """The longest request of the model that the instance could serve, in tokens."""
+        most = self._most_tokens.get((index, facts.id))
         if most is None:
-            most = self._most_tokens[index, request.model] = self._ask(index, facts)
-        return request.n_prompt + request.max_tokens <= most
+            most = self._most_tokens[index, facts.id] = self._ask(index, facts)
+        return most
 
     def note(self, index: int, event: Event) -> None:
         """Another model, pin or size of the arena changes what fits."""
-        match event:
-            case ModelAdded(facts=facts):
-                self._most_tokens.pop((index, facts.id), None)
-            case ModelRemoved() | ModelWanted() | ResizeAsked() | Resized():
-                self._forget(index)
-            case _:
-                pass
+        if type(event) is ModelAdded:
+            self._most_tokens.pop((index, event.facts.id), None)
+        elif type(event) in _CHANGE_ROOM:
+            self._forget(index)
 
     def _ask(self, index: int, facts: ModelFacts) -> int:
         instance = self.instances[index]

@@ -37,6 +37,7 @@ from tokenmux.core.request import Request, RequestId
 from tokenmux.core.started import StartedActivation, StartedFetch
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.policy.pool.pool_policy import Move, PoolPolicy, Refuse
+from tokenmux.scheduler.pool import operators
 from tokenmux.scheduler.pool.members import Members
 
 
@@ -232,8 +233,13 @@ class Pool:
         self._evacuate()
 
     def drain(self, index: int) -> None:
-        """From now on place nothing on this instance, and move its requests to others. Those that fit nowhere
-        else stay until they do."""
+        """From now on place nothing on this instance, and move its requests and its pins to others. Requests
+        that fit nowhere else stay until they do. Ask `check_drainable` first: it raises what this would."""
+        pins = operators.pins_elsewhere(self._members, index)
+        for model, target in pins.items():
+            self._introduce(target, model)
+            self.apply(target, ModelWanted(self.now_s, model, pinned=True))
+            self.apply(index, ModelWanted(self.now_s, model, pinned=False))
         self._members.closed.add(index)
         self._members.changed()
         self._evacuate()
@@ -298,6 +304,24 @@ class Pool:
         for sharer in sharers:
             self._mark(sharer)
 
+    # ── what operators may change ───────────────────────────────────────────────────────────────────────────
+
+    def load_target(self, model: ModelId) -> int:
+        """The instance that should load the model for an operator. Raises DoesNotFit if there is none."""
+        return operators.load_target(self._members, self.facts(model))
+
+    def pin_target(self, model: ModelId) -> int:
+        """The instance that should pin the model for an operator. Raises DoesNotFit if there is none."""
+        return operators.pin_target(self._members, self.facts(model))
+
+    def check_drainable(self, index: int) -> None:
+        """Raise DoesNotFit if a model, or a pin, would find no room on the other instances."""
+        operators.check_drainable(self._members, index)
+
+    def check_resizable(self, index: int, arena_bytes: int) -> None:
+        """Raise InUse, InvalidRequest or DoesNotFit if the arena cannot be given that size."""
+        operators.check_resizable(self._members, index, arena_bytes)
+
     def check_integrity(self) -> None:
         """Raise IntegrityError unless the books of every instance balance, and InternalError unless the pool
         knows where its requests are."""
@@ -338,14 +362,13 @@ class Pool:
             return
         self._body.carry_out(index, effects)
         for effect in effects:
-            if isinstance(effect, RequestEnded):
+            if isinstance(effect, CopyEnded):
+                if isinstance(effect.started, StartedActivation | StartedFetch):
+                    self._loaded.append((index, effect.started))
+            elif isinstance(effect, RequestEnded):
                 self._ended(index, effect.record.request)
             elif isinstance(effect, RequestLeft):
                 self._left(index, effect.arrival)
-            elif isinstance(effect, CopyEnded) and isinstance(
-                effect.started, StartedActivation | StartedFetch
-            ):
-                self._loaded.append((index, effect.started))
 
     def _ended(self, index: int, request: Request) -> None:
         del self._where[request.id]
@@ -437,8 +460,8 @@ class Pool:
         self._pending.append((index, Withdrawn(self.now_s, request, with_kv=target is None)))
 
     def _evacuate(self) -> None:
-        """Withdraw requests of drained instances that another one takes."""
-        for index in sorted(self._members.closed):
+        """Withdraw requests of instances that do not serve, if another one takes them."""
+        for index in sorted(self._members.closed | self._members.held):
             for state in self.instances[index].requests.values():
                 can_leave = state.to_end is None and state.id not in self._asked
                 if can_leave and self._is_taken(state.request, but=index):

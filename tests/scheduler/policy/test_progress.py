@@ -14,6 +14,7 @@ from tokenmux.core.roofline_cost import RooflineCost
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.capacity import check_request
 from tokenmux.scheduler.memory.host_cache import HostCache
+from tokenmux.scheduler.memory.host_kv import HostKv
 from tokenmux.scheduler.policy.registry import SERVED, make_policies
 from tokenmux.simulator.simulator import Simulator
 from tokenmux.testing import make_model
@@ -69,22 +70,26 @@ def traffic(rng: Generator, models: list[ModelFacts], n: int) -> list[Arrival]:
     host_kv_mb=st.sampled_from([0, 2, 10, 100]),
     n_models=st.integers(1, 6),
     n_instances=st.integers(1, 3),
+    shares=st.booleans(),
 )
 # A model brought ahead of its turn took the room that the KV of the turn needed, left for it, and came again,
 # for ever.
-@example(seed=501, arena_mb=32, host_kv_mb=0, n_models=6, n_instances=1)
+@example(seed=501, arena_mb=32, host_kv_mb=0, n_models=6, n_instances=1, shares=False)
 # The most urgent prompt did not fit, a shorter one would have: no step, and no rescue either.
-@example(seed=1745, arena_mb=44, host_kv_mb=0, n_models=5, n_instances=2)
+@example(seed=1745, arena_mb=44, host_kv_mb=0, n_models=5, n_instances=2, shares=False)
 def test_everything_is_served(
-    seed: int, arena_mb: int, host_kv_mb: int, n_models: int, policy: str, n_instances: int
+    seed: int, arena_mb: int, host_kv_mb: int, n_models: int, policy: str, n_instances: int, shares: bool
 ) -> None:
+    """Also where the instances share host memory for KV, so that one takes what another was about to use."""
     rng = np.random.default_rng(seed)
     models = [random_model(rng, i, max(3, arena_mb - 24)) for i in range(n_models)]
     arrivals = traffic(rng, models, 40)
     facts = device(arena_mb, host_kv_mb)
     policies, pool_policy = make_policies(policy, n_instances)
+    host_kv = HostKv(facts.host_kv_bytes, facts.slab_bytes) if shares else None
     instances = [
-        Instance(facts, HostCache(HOST.cache_bytes), own, RooflineCost(facts, HOST)) for own in policies
+        Instance(facts, HostCache(HOST.cache_bytes), own, RooflineCost(facts, HOST), host_kv=host_kv)
+        for own in policies
     ]
     simulator = Simulator(instances, RooflineCost(facts, HOST), pool_policy, {m.id: m for m in models})
     simulator.run(arrivals)

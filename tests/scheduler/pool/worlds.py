@@ -222,8 +222,12 @@ class Fates:
         self.world.lose(index, held_s)
 
     def drain(self) -> None:
-        self.world.pool.drain(self.any_present())
-        self.seen["drained"] += 1
+        """Also the last one: then its requests wait."""
+        try:
+            self.world.pool.drain(self.any_present())
+            self.seen["drained"] += 1
+        except DoesNotFit:
+            self.seen["not drained"] += 1
 
     def undrain(self) -> None:
         self.world.pool.undrain(self.any_present())
@@ -240,15 +244,14 @@ class Fates:
             self.world.simulator.remove(index)
             self.seen["removed"] += 1
         except InUse:
-            self.world.pool.drain(index)
+            self.drain()
             self.seen["not removed"] += 1
 
     def resize(self) -> None:
         index = self.any_present()
-        instance = self.world.simulator.instances[index]
         arena_bytes = self.random.choice((1_500, 4_000, 6_000, 9_000))
         try:
-            instance.check_resizable(arena_bytes)
+            self.world.pool.check_resizable(index, arena_bytes)
         except (DoesNotFit, InUse):
             self.seen["not resized"] += 1
         else:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from tokenmux.core.event import Arrived, Event
 from tokenmux.core.facts import ModelId
 from tokenmux.core.plan import IDLE, Channel, Chunk, Plan, Step
-from tokenmux.core.request import Request
+from tokenmux.core.request import Request, RequestId
 from tokenmux.scheduler.policy.baselines import turn_taking
 from tokenmux.scheduler.policy.instance_policy import InstanceView, ModelView
 from tokenmux.scheduler.policy.pool.pool_policy import Move, Place, PoolView, Refuse
@@ -77,47 +77,58 @@ class OneModelPerInstance:
         self._holders: dict[int, list[ModelId]] = {}
         self._homes: dict[ModelId, int] = {}
         self._n_live: dict[ModelId, int] = {}
+        self._where: dict[RequestId, int] = {}
+        """The instance of every live request, or the one that it moves to."""
 
     def place(self, request: Request, pool: PoolView) -> Place | Refuse:
         index = self._homes.get(request.model)
-        if index is None:
-            indices = range(len(pool.instances))
+        if index is None or not pool.takes(index, request):
+            indices = [i for i in range(len(pool.instances)) if pool.takes(i, request)]
             index = min(
                 indices,
                 key=lambda i: (len(self._holders.get(i, ())), not _is_resident(pool, i, request.model)),
             )
             if self._forever and self._holders.get(index):
                 return Refuse(f"{request.model} has no device of its own; the pool needs one more")
-            self._homes[request.model] = index
-            self._holders.setdefault(index, []).append(request.model)
+            self._settle(request.model, index)
         self._n_live[request.model] = self._n_live.get(request.model, 0) + 1
+        self._where[request.id] = index
         return Place(index)
 
     def on_event(self, index: int, event: Event, pool: PoolView) -> Sequence[Move]:
-        if self._forever or self._holders.get(index):
+        if self._forever or self._holders.get(index) or index not in pool.open:
             return ()
-        lines = [
-            (turn_taking.oldest_arrival_s(pool.instances[i].live_models[m]), i, m)
-            for i, m in self._waiting(pool)
-        ]
+        lines = []
+        for source, model_id in self._waiting(pool):
+            model = pool.instances[source].live_models[model_id]
+            requests = [
+                r.request for file in (model.waiting, model.decoding, model.away) for r in file.values()
+            ]
+            if all(pool.takes(index, request) for request in requests):
+                lines.append((turn_taking.oldest_arrival_s(model), source, model_id, requests))
         if not lines:
             return ()
-        _, source, model_id = min(lines)
-        self._holders[source].remove(model_id)
-        self._holders[index] = [model_id]
-        self._homes[model_id] = index
-        model = pool.instances[source].live_models[model_id]
-        requests = [r for file in (model.waiting, model.decoding, model.away) for r in file]
-        return [Move(request, source, index) for request in requests]
+        _, source, model_id, requests = min(lines, key=lambda line: line[:3])
+        self._settle(model_id, index)
+        self._where.update((request.id, index) for request in requests)
+        return [Move(request.id, source, index) for request in requests]
 
     def on_left(self, index: int, request: Request) -> None:
         model = request.model
-        if self._homes.get(model) != index:
+        if self._where.get(request.id) != index:
             return
+        del self._where[request.id]
         self._n_live[model] -= 1
         if not self._n_live[model] and not self._forever:
-            del self._n_live[model], self._homes[model]
-            self._holders[index].remove(model)
+            del self._n_live[model]
+            self._holders[self._homes.pop(model)].remove(model)
+
+    def _settle(self, model: ModelId, index: int) -> None:
+        """Make this instance the home of the model."""
+        if model in self._homes:
+            self._holders[self._homes[model]].remove(model)
+        self._homes[model] = index
+        self._holders.setdefault(index, []).append(model)
 
     def _waiting(self, pool: PoolView) -> list[tuple[int, ModelId]]:
         """Models that wait on an instance behind the model that is served there."""

@@ -184,10 +184,12 @@ class LeastLoaded:
         self, request: Request, pool: PoolView, homes: Mapping[int, int], crowded: int | None
     ) -> int:
         """The least loaded instance that the model is not on yet, or the crowded one if that would not
-        help."""
+        help. Without a crowd, instances that pin the model go first."""
         if len(self._loads) < len(pool.instances):
             self._measure(pool)
         others = [i for i in range(len(self._loads)) if i not in homes and pool.takes(i, request)]
+        if crowded is None:
+            others = [i for i in others if _pins(pool.instances[i], request.model)] or others
         facts = pool.facts(request.model)
 
         def ask(index: int) -> _Ask:
@@ -314,6 +316,10 @@ def _crowd(pool: PoolView, index: int, request: Request) -> float:
         weights = model.facts.n_bytes
     room = max(1, arena_bytes - weights)
     return max(waiting_s / service.ttft_s + step_s / service.tpot_s, kv_bytes / room)
+
+
+def _pins(instance: InstanceView, model: ModelId) -> bool:
+    return model in instance.models and instance.models[model].pinned
 
 
 def _lag(instance: InstanceView) -> float:

@@ -1,0 +1,46 @@
+"""The real front behind the real gRPC server, over a worker that only draws tokens."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.null_worker import NullWorker
+from tokenmux.core.facts import DeviceFacts, HostFacts
+from tokenmux.executor import garbage_collection
+from tokenmux.server.app import Transport, running
+from tokenmux.server.children.encoder_children import EncoderChildren, TextLimits
+from tokenmux.server.children.served_catalogue import ServedCatalogue
+from tokenmux.server.front.front import Front
+from tokenmux.server.serve import DeviceCapacity
+
+DEVICE = DeviceFacts(
+    name="null",
+    arena_bytes=4 << 30,
+    host_kv_bytes=1 << 30,
+    copy_in_bytes_per_s=1e10,
+    copy_out_bytes_per_s=1e10,
+    memory_bytes_per_s=1e10,
+    flops_per_s=1e11,
+)
+HOST = HostFacts(cache_bytes=4 << 30, fetch_bytes_per_s=1e9)
+
+
+def serve(catalogue: str, step_s: float, token_ids: Sequence[int]) -> None:
+    """The program of a process: print the port, and serve the catalogue until the input ends."""
+    asyncio.run(_serve(catalogue, step_s, token_ids))
+    os._exit(0)  # without what libraries do while Python exits
+
+
+async def _serve(catalogue: str, step_s: float, token_ids: Sequence[int]) -> None:
+    front = Front(
+        lambda on_reports, *, arena_bytes: NullWorker(step_s, token_ids, on_reports),
+        ServedCatalogue(Path(catalogue)),
+        DeviceCapacity(DEVICE, HOST),
+        encoder=EncoderChildren(TextLimits()),
+    )
+    async with running(front, Transport()) as server:
+        garbage_collection.settle()
+        print(server.port, flush=True)
+        await asyncio.to_thread(sys.stdin.read)
