@@ -218,7 +218,7 @@ def locking_images(place: Place) -> Mapping[str, Any]:
     piece, and unlocked again."""
     n_bytes = (4 << 20) if place.interpreted else 4 * GB
     gpu: Gpu = NothingToLock() if place.interpreted else TorchGpu()  # type: ignore[assignment]
-    descriptor = shared_memory.create("image", n_bytes)
+    descriptor = shared_memory.create_shared("image", n_bytes)
     try:
         image = SharedMemory(descriptor, n_bytes)
     finally:

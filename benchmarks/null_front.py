@@ -8,11 +8,13 @@ from pathlib import Path
 
 from benchmarks.null_worker import NullWorker
 from tokenmux.core.facts import DeviceFacts, HostFacts
-from tokenmux.executor import garbage_collection
+from tokenmux.messages.setups import DeviceSetup
+from tokenmux.processes import garbage_collection
 from tokenmux.server.app import Transport, running
 from tokenmux.server.children.encoder_children import EncoderChildren, TextLimits
 from tokenmux.server.children.served_catalogue import ServedCatalogue
 from tokenmux.server.front.front import Front
+from tokenmux.server.machine import Machine
 from tokenmux.server.serve import DeviceCapacity
 
 DEVICE = DeviceFacts(
@@ -35,9 +37,11 @@ def serve(catalogue: str, step_s: float, token_ids: Sequence[int]) -> None:
 
 async def _serve(catalogue: str, step_s: float, token_ids: Sequence[int]) -> None:
     front = Front(
-        lambda on_reports, *, arena_bytes: NullWorker(step_s, token_ids, on_reports),
+        lambda on_reports, *, devices: NullWorker(step_s, token_ids, on_reports),
         ServedCatalogue(Path(catalogue)),
-        DeviceCapacity(DEVICE, HOST),
+        DeviceCapacity(HOST),
+        [DeviceSetup(DEVICE)],
+        Machine(),
         encoder=EncoderChildren(TextLimits()),
     )
     async with running(front, Transport()) as server:
