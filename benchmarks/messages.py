@@ -16,7 +16,7 @@ from dataclasses import dataclass, make_dataclass
 import msgspec
 
 from benchmarks import report
-from tokenmux.core.facts import FIRST_INSTANCE, ModelId
+from tokenmux.core.facts import FIRST_NODE, ModelId
 from tokenmux.core.phases import Residency
 from tokenmux.core.request import Request, RequestId
 from tokenmux.core.sampling import Sampling
@@ -57,10 +57,10 @@ def cases() -> list[Case]:
     sizes = (10**10, 10**9, 10**9, 10**11, 10**10, 10**11, 10**9)
     status = WorkerStatus(1000.5, "NVIDIA H100", *sizes, 40, counts, ModelId("qwen3-8b"), models)
     return [
-        Case("one token", Reports(FIRST_INSTANCE, tokens[:1]), 2000),
-        Case("32 tokens", Reports(FIRST_INSTANCE, tokens), 200),
+        Case("one token", Reports(FIRST_NODE, tokens[:1]), 2000),
+        Case("32 tokens", Reports(FIRST_NODE, tokens), 200),
         Case("submit 4k prompt", Order(Ticket(7), submit), 100),
-        Case("status of 80 models", Reports(FIRST_INSTANCE, [status]), 50),
+        Case("status of 80 models", Reports(FIRST_NODE, [status]), 50),
     ]
 
 
