@@ -82,7 +82,7 @@ from tokenmux.node.host_memory import HostMemory
 from tokenmux.node.lives import Lives
 from tokenmux.node.node_device import Drawn, NodeDevice
 from tokenmux.node.node_status import StatusReporter
-from tokenmux.node.operators import Operators
+from tokenmux.node.operator_commands import Operators
 from tokenmux.node.positions import QueuePositions
 from tokenmux.node.request_content import Content
 from tokenmux.node.telemetry import Telemetry
@@ -346,7 +346,7 @@ class Node:
                 case _:
                     assert_never(effect)
 
-    # ── what operators may do (`tokenmux.node.operators`) ───────────────────────────────────────────────────
+    # ── what operators may do (`tokenmux.node.operator_commands`) ───────────────────────────────────────────────────
 
     def add_device(self, setup: DeviceSetup) -> NodeDevice:
         """Add a device, whose executor is being started."""
