@@ -27,7 +27,7 @@ from tokenmux.core.effects import (
     StepEnded,
     Supersede,
 )
-from tokenmux.core.errors import ErrorCode, IntegrityError
+from tokenmux.core.errors import ErrorCode, IntegrityError, InternalError
 from tokenmux.core.event import Arrived, Cancelled, ModelWanted, Paused, Resized, Resumed
 from tokenmux.core.facts import InstanceId, ModelId
 from tokenmux.core.phases import DeviceState, PhaseChanged, RequestPhase
@@ -346,7 +346,7 @@ class Node:
                 case _:
                     assert_never(effect)
 
-    # ── what operators may do (`tokenmux.node.operator_commands`) ───────────────────────────────────────────────────
+    # ── what operators may do ───────────────────────────────────────────────────────────────────────────────
 
     def add_device(self, setup: DeviceSetup) -> NodeDevice:
         """Add a device, whose executor is being started."""
@@ -354,9 +354,8 @@ class Node:
         index = InstanceId(len(self.pool.instances))
         self._positions.append(QueuePositions(instance, self._clock))
         device = self._take_in(index, setup, instance)
-        if self.pool.add(instance) != index:
+        if self.pool.add(instance, held=True) != index:
             raise IntegrityError("node: an instance was added to the pool without a device")
-        self.pool.hold(index)
         return device
 
     def start_device(self, device: NodeDevice) -> str:
@@ -569,7 +568,7 @@ class Node:
         self._was_busy = False
         try:
             self.pool.check_integrity()
-        except IntegrityError as error:
+        except (IntegrityError, InternalError) as error:
             logger.exception("the books of the node are wrong")
             return f"the books of the node are wrong: {error}"
         return None

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from tokenmux.core.clock import Clock
 from tokenmux.core.errors import (
-    DoesNotFit,
     ErrorCode,
     InUse,
     NotFound,
@@ -21,7 +20,7 @@ from tokenmux.core.errors import (
 )
 from tokenmux.core.event import ModelWanted, ResizeAsked
 from tokenmux.core.facts import InstanceId, ModelId
-from tokenmux.core.phases import DeviceState, Residency
+from tokenmux.core.phases import DeviceState
 from tokenmux.messages.commands import (
     AddDevice,
     DeviceCommand,
@@ -92,18 +91,18 @@ class Operators:
             case Unregister():
                 self._unregister(model)
             case Load():
-                self._want(self._place_for(model), model, wanted=True)
+                self._want(node.pool.load_target(model), model, wanted=True)
             case Unload():
                 for device in self._devices():
                     device.instance.check_unloadable(model)
                 for device in self._devices():
-                    self._want(device, model, wanted=False)
+                    self._want(device.index, model, wanted=False)
             case Pin(_, True):
-                self._pin(model)
+                self._want(node.pool.pin_target(model), model, pinned=True)
             case Pin():
                 for device in self._devices():
                     if device.instance.models[model].pinned:
-                        self._want(device, model, pinned=False)
+                        self._want(device.index, model, pinned=False)
 
     def _register(self, command: Register) -> None:
         model = AddModel(command.facts, command.path)
@@ -122,51 +121,10 @@ class Operators:
         self._node.refused.pop(model, None)
 
     def _want(
-        self, device: NodeDevice, model: ModelId, *, wanted: bool | None = None, pinned: bool | None = None
+        self, index: int, model: ModelId, *, wanted: bool | None = None, pinned: bool | None = None
     ) -> None:
         event = ModelWanted(self._clock.now_s(), model, wanted=wanted, pinned=pinned)
-        self._node.pool.apply(device.index, event)
-
-    def _place_for(self, model: ModelId) -> NodeDevice:
-        """The device on which an operator's model is loaded: where it is already, or where least is asked
-        for."""
-
-        def rank(device: NodeDevice) -> tuple[bool, int, int]:
-            instance = device.instance
-            is_there = instance.models[model].residency in (Residency.RESIDENT, Residency.LOADING)
-            return not is_there, len(instance.asked_models), len(instance.live_models)
-
-        return min(self._choosable(), key=rank)
-
-    def _pin(self, model: ModelId) -> None:
-        """Pin a model on a device where that leaves room for the others. Raises DoesNotFit, or InUse."""
-        if any(d.instance.models[model].pinned for d in self._choosable()):
-            return
-        self._want(self._place_to_pin(model, self._choosable()), model, pinned=True)
-
-    def _place_to_pin(self, model: ModelId, devices: list[NodeDevice]) -> NodeDevice:
-        refusal: TokenmuxError | None = None
-
-        def rank(device: NodeDevice) -> tuple[bool, int]:
-            instance = device.instance
-            pinned = sum(m.facts.n_bytes for m in instance.models.values() if m.pinned)
-            return model not in instance.resident_models, pinned
-
-        for device in sorted(devices, key=rank):
-            try:
-                device.instance.check_pinnable(model)
-            except (DoesNotFit, InUse) as error:
-                refusal = refusal or error
-            else:
-                return device
-        raise refusal or Unavailable("no device of the pool serves: try again when `pool status` shows one")
-
-    def _choosable(self) -> list[NodeDevice]:
-        """Devices on which a model may be loaded: those that serve, or else all that are not being
-        drained."""
-        pool = self._node.pool
-        present = [d for d in self._devices() if d.index not in self._draining]
-        return [d for d in present if d.index in pool.open] or present or list(self._devices())
+        self._node.pool.apply(index, event)
 
     def _devices(self) -> Iterator[NodeDevice]:
         return iter(list(self._node.devices.values()))
@@ -204,7 +162,7 @@ class Operators:
         device = self._device(command.instance)
         if not device.ready:
             raise Unavailable(f"device {device.index} is {device.state.value}: try again when it serves")
-        device.instance.check_resizable(command.arena_bytes)
+        self._node.pool.check_resizable(device.index, command.arena_bytes)
         self._resizing[device.index] = ticket
         self._node.pool.apply(device.index, ResizeAsked(self._clock.now_s(), command.arena_bytes))
 
@@ -250,36 +208,21 @@ class Operators:
             self._node.acknowledge(Acknowledged(ticket, said, ErrorCode.UNAVAILABLE))
 
     def _drain(self, ticket: Ticket, device: NodeDevice, *, removing: bool) -> None:
-        others = [d for d in self._choosable() if d.index != device.index]
-        if not any(d.index not in self._draining and d.index != device.index for d in self._devices()):
+        staying = [d for d in self._devices() if d.index not in self._draining and d is not device]
+        if not staying:
             raise NotServable(
                 f"device {device.index} is the last one that serves: add another one first (`pool add`)"
             )
         if device.index in self._adding:
             raise InUse(f"device {device.index} is being started: try again when it serves")
-        for model in self._pins_to_move(device):
-            self._check_room(model, device, others)
-        for model in self._pins_to_move(device):
-            self._want(self._place_to_pin(model, others), model, pinned=True)
-            self._want(device, model, pinned=False)
-        draining = self._draining.setdefault(device.index, _Draining([]))
+        if device.index not in self._draining:
+            self._node.pool.check_drainable(device.index)
+            self._draining[device.index] = _Draining([])
+            device.state = DeviceState.DRAINING
+            self._node.pool.drain(device.index)
+        draining = self._draining[device.index]
         draining.tickets.append(ticket)
         draining.removing = draining.removing or removing
-        device.state = DeviceState.DRAINING
-        self._node.pool.drain(device.index)
-
-    def _pins_to_move(self, device: NodeDevice) -> list[ModelId]:
-        return [model.facts.id for model in device.instance.models.values() if model.pinned]
-
-    def _check_room(self, model: ModelId, device: NodeDevice, others: list[NodeDevice]) -> None:
-        """Raise DoesNotFit unless another device can keep a model that is pinned on this one."""
-        try:
-            self._place_to_pin(model, others)
-        except TokenmuxError as error:
-            raise DoesNotFit(
-                f"{model} is pinned on device {device.index}, and no other device can keep it ({error}): "
-                "unpin it first (`models unpin`), or add a device"
-            ) from None
 
     def _undrain(self, device: NodeDevice) -> None:
         draining = self._draining.pop(device.index, None)
