@@ -28,12 +28,11 @@ class HostMemory:
     def __init__(self, host_kv_bytes: int) -> None:
         """Raises DoesNotFit if the system does not have `host_kv_bytes`."""
         self.images: dict[ImageId, HostImage] = {}
-        self.host_kv = shared_memory.create_shared("paged-out-kv", host_kv_bytes)
-        shared_memory.allocate(self.host_kv, host_kv_bytes)
+        self.host_kv = self._create("paged-out-kv", host_kv_bytes, allocated=True)
 
     def begin_fetch(self, image: Image, fetcher: InstanceId) -> HostImage:
         """Memory for an image that an executor is about to read. Raises DoesNotFit."""
-        descriptor = shared_memory.create_shared(f"image-{image.id}", image.n_bytes)
+        descriptor = self._create(f"image-{image.id}", image.n_bytes)
         host_image = HostImage(descriptor, image.n_bytes, fetcher, {fetcher})
         self.images[image.id] = host_image
         return host_image
@@ -47,7 +46,7 @@ class HostMemory:
         dropped = self.images.pop(image, None)
         if dropped is None:
             return set()
-        os.close(dropped.descriptor)
+        self._release(dropped.descriptor)
         return dropped.mapped_by
 
     def forget_device(self, device: InstanceId) -> None:
@@ -60,4 +59,18 @@ class HostMemory:
     def close(self) -> None:
         for image in list(self.images):
             self.drop(image)
-        os.close(self.host_kv)
+        self._release(self.host_kv)
+
+    # a double without memory replaces these two (`tokenmux.testing.virtual_node`)
+    def _create(self, name: str, n_bytes: int, *, allocated: bool = False) -> int:
+        descriptor = shared_memory.create_shared(name, n_bytes)
+        if allocated:
+            try:
+                shared_memory.allocate(descriptor, n_bytes)
+            except BaseException:
+                os.close(descriptor)
+                raise
+        return descriptor
+
+    def _release(self, descriptor: int) -> None:
+        os.close(descriptor)

@@ -115,6 +115,7 @@ class Node:
         emit: Callable[[list[Report]], None],
         limits: RestartLimits | None = None,
         policies: Callable[[str], InstancePolicy] = make_policy,
+        memory: Callable[[int], HostMemory] = HostMemory,
     ) -> None:
         """Raises DoesNotFit if the machine does not have the memory for paged-out KV."""
         self.stopped = False
@@ -128,7 +129,7 @@ class Node:
         self._setup = setup
         self._clock = clock
         self._emit = emit
-        self._memory = HostMemory(setup.host_kv_bytes)
+        self._memory = memory(setup.host_kv_bytes)
         self._cache = HostCache(setup.host.cache_bytes)
         self._host_kv = HostKv(setup.host_kv_bytes, max(d.facts.slab_bytes for d in setup.devices))
         self._out: list[Report] = []
@@ -139,6 +140,8 @@ class Node:
         """Requests whose clients have stopped reading."""
         self._failures: dict[RequestId, str] = {}
         """Why requests fail that this node ends."""
+        self._decided: dict[InstanceId, NodeDevice] = {}
+        """Devices for which something was decided in this turn, in this order: they are told in it."""
         self._was_busy = False
         """True if an operation began since the books were last checked."""
         self._policies = policies
@@ -290,8 +293,9 @@ class Node:
             self.pool.settle()
             self._operators.look()
             self.pool.settle()
-        for device in self.devices.values():
+        for device in (*self._decided.values(), *self.devices.values()):
             device.flush()
+        self._decided.clear()
         for instance, positions in zip(self.pool.instances, self._positions, strict=True):
             if instance.queue.version != positions.looked_at:
                 self._out.extend(positions.report())
@@ -311,6 +315,7 @@ class Node:
     def carry_out(self, index: int, effects: Effects) -> None:
         """Carry out and report what an event or a decision caused."""
         device, instance = self.devices[InstanceId(index)], self.pool.instances[index]
+        self._decided[device.index] = device
         for observer in self.observers:
             observer(index, instance.now_s, effects)
         self._telemetry.note(index, effects)
@@ -439,6 +444,7 @@ class Node:
 
     def _kill(self, device: NodeDevice, detail: str) -> None:
         logger.error("device %d is broken: %s", device.index, detail)
+        self.pool.hold(device.index)  # or it would be asked for more, which requests were blamed for
         device.kill(detail)
 
     def _start(

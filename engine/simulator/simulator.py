@@ -175,7 +175,6 @@ class Simulator:
                     self._n_output.pop(record.request.id, None)
                 case ResizeReady(arena_bytes):
                     device.resize(arena_bytes)
-                    self.pool.post(index, Resized(self.now_s, arena_bytes))
                 case CopyEnded() | StepEnded() | ModelLoaded() | RequestEntered() | RequestLeft():
                     pass
                 case PhaseChanged() | Evict() | Drop() | Discard():
@@ -214,5 +213,5 @@ class _Completions:
         self._simulator = simulator
         self._index = index
 
-    def done(self, completion: StepDone | CopyDone) -> None:
+    def done(self, completion: StepDone | CopyDone | Resized) -> None:
         self._simulator.apply(self._index, completion)

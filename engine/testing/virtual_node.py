@@ -6,12 +6,13 @@ cannot know, how many tokens a request will draw, the test says.
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 
 from tokenmux.core.cost import CostModel
 from tokenmux.core.effects import Effects, operations_started
-from tokenmux.core.event import CopyDone, StepDone
-from tokenmux.core.facts import HostFacts, InstanceId
-from tokenmux.core.request import Request, RequestId
+from tokenmux.core.event import CopyDone, Resized, StepDone
+from tokenmux.core.facts import DeviceFacts, HostFacts, InstanceId
+from tokenmux.core.request import DEFAULT_LEVEL, Request, RequestId, ServiceLevel
 from tokenmux.core.roofline_cost import RooflineCost
 from tokenmux.core.sampling import Sampling
 from tokenmux.core.started import Started
@@ -39,12 +40,41 @@ from tokenmux.messages.launches import (
 )
 from tokenmux.messages.reports import Report
 from tokenmux.messages.setups import DeviceSetup, NodeSetup
+from tokenmux.node.host_memory import HostMemory
 from tokenmux.node.node import Node
 from tokenmux.scheduler.instance.instance import Instance
+from tokenmux.scheduler.policy.instance_policy import InstancePolicy
+from tokenmux.scheduler.policy.registry import make_policy
+from tokenmux.scheduler.pool.pool import Pool
 from tokenmux.simulator.virtual_clock import VirtualClock
 from tokenmux.simulator.virtual_device import VirtualDevice
 
 HOST = HostFacts(cache_bytes=200 * 10**9, fetch_bytes_per_s=8e9)
+
+
+def setup_of(
+    *devices: DeviceFacts,
+    host: HostFacts = HOST,
+    host_kv_bytes: int | None = None,
+    policy: str = "slack",
+    service: ServiceLevel = DEFAULT_LEVEL,
+) -> NodeSetup:
+    """The setup of a node with these devices. By default their host memory for KV is one, as large as all of
+    theirs."""
+    if host_kv_bytes is None:
+        host_kv_bytes = sum(facts.host_kv_bytes for facts in devices)
+    setups = tuple(DeviceSetup(facts) for facts in devices)
+    return NodeSetup(setups, host, host_kv_bytes, policy, service)
+
+
+class ImaginedMemory(HostMemory):
+    """Host memory of any size, of which the machine provides nothing."""
+
+    def _create(self, name: str, n_bytes: int, *, allocated: bool = False) -> int:
+        return -1
+
+    def _release(self, descriptor: int) -> None:
+        pass
 
 
 class VirtualExecutor:
@@ -57,7 +87,7 @@ class VirtualExecutor:
         self.log: list[Instruction] = []
         self.is_dead = False
         self._body = body
-        self._index = index
+        self.index = index
         self._started = body.started_on(index)
         self._drawing: dict[int, tuple[RequestId, ...]] = {}
         left = lambda request: body.n_output[request] - instance.requests[request].n_drawn
@@ -74,10 +104,13 @@ class VirtualExecutor:
             self.is_dead = True
             self._device.close()
             clock = self._body.clock
-            clock.call_at(clock.now_s(), lambda: self._body.ended(self._index, "killed"))
+            clock.call_at(clock.now_s(), lambda: self._body.ended(self.index, "killed"))
 
     # the device's `CompletionPost`
-    def done(self, completion: StepDone | CopyDone) -> None:
+    def done(self, completion: StepDone | CopyDone | Resized) -> None:
+        if isinstance(completion, Resized):
+            self._say(ArenaReallocated(completion.arena_bytes))
+            return
         if isinstance(completion, CopyDone):
             operation = OperationId(completion.operation)
             self._say(CopyCompleted(operation, completion.at_s, completion.error))
@@ -110,13 +143,13 @@ class VirtualExecutor:
             case StopCopy(operation):
                 self._device.supersede(operation)
             case ReallocateArena(arena_bytes):
-                self._body.soon(lambda: self._say(ArenaReallocated(arena_bytes)))
+                self._device.resize(arena_bytes)
             case _:
                 pass
 
     def _say(self, completion: ExecutorReport) -> None:
         if not self.is_dead:
-            self._body.heard(self._index, (completion,))
+            self._body.heard(self.index, (completion,))
 
 
 class NodeOnVirtualTime:
@@ -130,9 +163,10 @@ class NodeOnVirtualTime:
         *,
         start_s: float = 0.0,
         truth: Callable[[DeviceSetup], CostModel] | None = None,
+        policies: Callable[[str], InstancePolicy] = make_policy,
     ) -> None:
         """An executor takes `start_s` until it is ready. `truth` gives the durations of a device's
-        operations."""
+        operations, `policies` make the policy of an instance from its name in the setup."""
         self.said: list[Report] = []
         self.clock = VirtualClock()
         self.n_output = n_output
@@ -142,10 +176,23 @@ class NodeOnVirtualTime:
         self._truth = truth or (lambda device: RooflineCost(device.facts, setup.host))
         self._tickets = itertools.count(1)
         self._started: dict[int, dict[int, Started]] = {}
-        self.node = Node(setup, self.clock, self, self.emit)
+        self._wakes_s = inf
+        self.node = Node(setup, self.clock, self, self.emit, policies=policies, memory=ImaginedMemory)
         self.node.observers.append(self._observe)
-        self.node.start()
-        self.node.pump()
+        self._react(self.node.start)
+
+    @property
+    def pool(self) -> Pool:
+        return self.node.pool
+
+    @property
+    def instance(self) -> Instance:
+        """That of the first device."""
+        return self.pool.instances[0]
+
+    def executor_of(self, index: int) -> VirtualExecutor:
+        """The newest executor of a device."""
+        return next(executor for executor in reversed(self.executors) if executor.index == index)
 
     def started_on(self, index: int) -> dict[int, Started]:
         """Operations of an instance that its executor has not been told of yet, by their ids."""
@@ -176,18 +223,20 @@ class NodeOnVirtualTime:
     def ended(self, index: InstanceId, detail: str) -> None:
         self._react(lambda: self.node.ended(index, detail))
 
-    def soon(self, call: Callable[[], None]) -> None:
-        """Call at this moment, but not within what happens now."""
-        self.clock.call_at(self.clock.now_s(), call)
-
-    def close(self) -> None:
-        """Give up the host memory of the node."""
-        self.node.close()
-
     def _react(self, call: Callable[[], None]) -> None:
-        """One turn of the node's thread: handle `call`, then send what it causes."""
+        """One turn of the node's thread: handle `call`, then send what it causes, and sleep until something
+        is due."""
         call()
         self.node.pump()
+        due_s = self.node.next_due_s
+        if due_s is not None and due_s < self._wakes_s:
+            self._wakes_s = due_s
+            self.clock.call_at(due_s, lambda: self._wake(due_s))
+
+    def _wake(self, due_s: float) -> None:
+        if due_s == self._wakes_s:  # or an earlier call has taken this one's place
+            self._wakes_s = inf
+            self._react(lambda: None)
 
     def _observe(self, index: int, at_s: float, effects: Effects) -> None:
         for started in operations_started(effects):
