@@ -24,8 +24,8 @@ from tokenmux.demo.process import served
 from tokenmux.demo.report import DemoReport, make_report, print_report
 from tokenmux.demo.service_level import Calibration, calibrate
 from tokenmux.demo.view import View
-from tokenmux.device.memory import available_bytes
 from tokenmux.executor.calibrate import measure_cpu
+from tokenmux.processes.available_memory import available_bytes
 from tokenmux.processes.monotonic_clock import MonotonicClock
 
 QUESTION = "What is the capital of France? Answer in one sentence."

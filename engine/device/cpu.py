@@ -19,7 +19,7 @@ from tokenmux.device.channel import CHANNEL_CLOSE_S, ChannelThread
 from tokenmux.device.device_protocol import Host, Post, channel_of
 from tokenmux.device.fetching import Fetcher
 from tokenmux.device.images import MappedImages, wait_until_usable
-from tokenmux.device.memory import Memory, SharedMemory, check_available
+from tokenmux.device.memory import Memory, SharedMemory
 from tokenmux.device.operation_progress import SupersededError, failed_copy, progress_of
 from tokenmux.device.reader import GivenUpError
 from tokenmux.device.spans import paging_spans
@@ -34,6 +34,7 @@ from tokenmux.messages.launches import (
     StepLaunch,
     WeightsLaunch,
 )
+from tokenmux.processes.available_memory import check_available
 
 COPY_CHUNK_BYTES = 16 << 20
 """Between chunks other threads can take the interpreter lock, and the closing of the device is noticed.

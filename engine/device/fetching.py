@@ -9,11 +9,12 @@ from tokenmux.core.errors import TokenmuxError
 from tokenmux.core.facts import Image
 from tokenmux.device.device_protocol import Host, Post
 from tokenmux.device.images import MappedImage, MappedImages, Memory_
-from tokenmux.device.memory import SharedMemory, check_available
+from tokenmux.device.memory import SharedMemory
 from tokenmux.device.operation_progress import SupersededError, failed_copy, progress_of, until_stopped
 from tokenmux.device.reader import Reader, ToldBytes
 from tokenmux.messages.completions import CopyCompleted
 from tokenmux.messages.launches import FetchLaunch
+from tokenmux.processes.available_memory import check_available
 
 
 class Fetcher(Generic[Memory_]):

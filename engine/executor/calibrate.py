@@ -17,7 +17,8 @@ from tokenmux.core.clock import Clock
 from tokenmux.core.errors import WorkerFailed
 from tokenmux.core.memory_budgets import DeviceKind
 from tokenmux.device.cuda.gpu import TorchGpu, check_cuda
-from tokenmux.device.memory import Memory, available_bytes
+from tokenmux.device.memory import Memory
+from tokenmux.processes.available_memory import available_bytes
 
 _COPY_BYTES = 128 << 20
 _ROWS, _WIDTH = 256, 2048

@@ -11,6 +11,7 @@ from contextlib import suppress
 
 from tokenmux.core.errors import DoesNotFit
 from tokenmux.core.sizes import show_size
+from tokenmux.processes.available_memory import check_available
 
 _MADV_POPULATE_WRITE = 23
 """Linux 5.14. Python does not define it."""
@@ -34,6 +35,7 @@ def create_shared(name: str, n_bytes: int) -> int:
 def allocate(descriptor: int, n_bytes: int) -> None:
     """Allocate all pages now: a process that writes to memory that the system cannot provide is killed.
     Raises DoesNotFit."""
+    check_available(n_bytes)
     try:
         os.posix_fallocate(descriptor, 0, max(1, n_bytes))
     except OSError as error:

@@ -13,9 +13,9 @@ from tokenmux.core.errors import ConfigError, DoesNotFit, InvalidRequest, Worker
 from tokenmux.core.memory_budgets import PREFILL_CHUNK_TOKENS, DeviceKind, default_arena_bytes
 from tokenmux.core.sizes import show_size
 from tokenmux.device.cuda.gpu import check_cuda
-from tokenmux.device.memory import available_bytes as available_on_this_machine
 from tokenmux.executor.calibrate import Speeds, measure
 from tokenmux.messages.setups import DeviceSetup, NodeSetup
+from tokenmux.processes.available_memory import available_bytes as available_on_this_machine
 from tokenmux.processes.monotonic_clock import MonotonicClock
 from tokenmux.server.config import DeviceConfig, PoolConfig
 from tokenmux.server.front.device_source import WantedDevice

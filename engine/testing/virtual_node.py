@@ -10,6 +10,7 @@ from math import inf
 
 from tokenmux.core.cost import CostModel
 from tokenmux.core.effects import Effects, operations_started
+from tokenmux.core.errors import DoesNotFit
 from tokenmux.core.event import CopyDone, Resized, StepDone
 from tokenmux.core.facts import DeviceFacts, HostFacts, InstanceId
 from tokenmux.core.request import DEFAULT_LEVEL, Request, RequestId, ServiceLevel
@@ -21,6 +22,7 @@ from tokenmux.messages.completions import (
     ArenaReallocated,
     CopyCompleted,
     Drew,
+    ExecutorAlive,
     ExecutorReady,
     ExecutorReport,
     StepCompleted,
@@ -86,15 +88,18 @@ class VirtualExecutor:
     ) -> None:
         self.log: list[Instruction] = []
         self.is_dead = False
+        self.is_stopped = False
+        """True if it reads and says nothing, as after SIGSTOP."""
         self._body = body
         self.index = index
+        self._instance = instance
         self._started = body.started_on(index)
         self._drawing: dict[int, tuple[RequestId, ...]] = {}
         left = lambda request: body.n_output[request] - instance.requests[request].n_drawn
         self._device = VirtualDevice(instance, cost, body.clock, self, left, on_drawn=self._drawn)
 
     def send(self, instructions: Instructions, descriptors: Sequence[int] = ()) -> None:
-        for instruction in () if self.is_dead else instructions:
+        for instruction in () if self.is_dead or self.is_stopped else instructions:
             self.log.append(instruction)
             self._carry_out(instruction)
 
@@ -109,23 +114,23 @@ class VirtualExecutor:
     # the device's `CompletionPost`
     def done(self, completion: StepDone | CopyDone | Resized) -> None:
         if isinstance(completion, Resized):
-            self._say(ArenaReallocated(completion.arena_bytes))
+            self.say(ArenaReallocated(completion.arena_bytes))
             return
         if isinstance(completion, CopyDone):
             operation = OperationId(completion.operation)
-            self._say(CopyCompleted(operation, completion.at_s, completion.error))
+            self.say(CopyCompleted(operation, completion.at_s, completion.error))
             return
         drawing = self._drawing.pop(completion.operation)
         finished = {request for request, _ in completion.finished}
         stopped = tuple(place for place, request in enumerate(drawing) if request in finished)
         operation = OperationId(completion.operation)
-        self._say(StepCompleted(operation, completion.ends_s, (0,) * len(drawing), stopped))
+        self.say(StepCompleted(operation, completion.ends_s, (0,) * len(drawing), stopped))
 
     def _drawn(self, at_s: float, tokens: tuple[tuple[RequestId, int], ...]) -> None:
         """Every iteration but the last is reported when it ends, the last one with the end of the step."""
         if at_s < self._device.step_end_s:
             operation = next(iter(self._drawing))
-            self._say(Drew(OperationId(operation), at_s, tuple(token for _, token in tokens)))
+            self.say(Drew(OperationId(operation), at_s, tuple(token for _, token in tokens)))
 
     def _carry_out(self, instruction: Instruction) -> None:
         match instruction:
@@ -142,13 +147,18 @@ class VirtualExecutor:
                 self._device.interrupt()
             case StopCopy(operation):
                 self._device.supersede(operation)
+            case ReallocateArena(arena_bytes) if arena_bytes > self._body.most_arena_bytes:
+                error = DoesNotFit(f"there are only {self._body.most_arena_bytes} bytes")
+                kept_bytes = self._instance.device.arena_bytes
+                refused = ArenaReallocated(kept_bytes, str(error), error.code)
+                self._body.clock.call_at(self._body.clock.now_s(), lambda: self.say(refused))
             case ReallocateArena(arena_bytes):
                 self._device.resize(arena_bytes)
             case _:
                 pass
 
-    def _say(self, completion: ExecutorReport) -> None:
-        if not self.is_dead:
+    def say(self, completion: ExecutorReport) -> None:
+        if not self.is_dead and not self.is_stopped:
             self._body.heard(self.index, (completion,))
 
 
@@ -177,6 +187,8 @@ class NodeOnVirtualTime:
         self._tickets = itertools.count(1)
         self._started: dict[int, dict[int, Started]] = {}
         self._wakes_s = inf
+        self.most_arena_bytes = inf
+        """What a device has at most."""
         self.node = Node(setup, self.clock, self, self.emit, policies=policies, memory=ImaginedMemory)
         self.node.observers.append(self._observe)
         self._react(self.node.start)
@@ -217,6 +229,12 @@ class NodeOnVirtualTime:
         submit = Submit(request, prompt=(0,) * request.n_prompt, sampling=Sampling())
         self.clock.call_at(request.arrival_s, lambda: self._send(submit))
 
+    def beat(self) -> None:
+        """A second has passed: the executors, and the node, say that they live."""
+        for executor in self.executors:
+            executor.say(ExecutorAlive())
+        self.node.beat()
+
     def heard(self, index: InstanceId, completions: tuple[ExecutorReport, ...]) -> None:
         self._react(lambda: self.node.heard(index, completions))
 
@@ -255,5 +273,5 @@ class NodeOnVirtualTime:
         executor = VirtualExecutor(self, index, instance, self._truth(device))
         self.executors.append(executor)
         ready_s = self.clock.now_s() + self._start_s
-        self.clock.call_at(ready_s, lambda: executor._say(ExecutorReady()))
+        self.clock.call_at(ready_s, lambda: executor.say(ExecutorReady()))
         return executor

@@ -44,6 +44,7 @@ def test_contracts_are_kept() -> None:
         "tokenmux.scheduler.instance.instance",
         "tokenmux.scheduler.policy.slack",
         "tokenmux.client",
+        "tokenmux.node.node_main",
     ],
 )
 def test_importing_it_leaves_torch_out(module: str) -> None:

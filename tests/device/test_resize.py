@@ -8,7 +8,7 @@ import pytest
 from tests.device.bench import FACTS, KB, Bench, RealDevice, bench_of, cuda_over, make_cpu
 from tests.device.cuda.fake_gpu import FakeGpu
 from tokenmux.core.errors import DoesNotFit, WorkerFailed
-from tokenmux.device import memory
+from tokenmux.processes import available_memory
 
 
 class Attached:
@@ -39,12 +39,12 @@ def test_the_host_lets_go_and_is_given_the_new_arena(
 def test_the_processor_takes_no_memory_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     with bench_of(make_cpu) as bench:
         attached = Attached(bench)
-        monkeypatch.setattr(memory, "available_bytes", lambda: 512 * KB)
+        monkeypatch.setattr(available_memory, "available_bytes", lambda: 512 * KB)
         with pytest.raises(
             DoesNotFit, match=r"960\.0 KiB of memory cannot be allocated .*512\.0 KiB are available"
         ):
             bench.device.resize(960 * KB)
-        monkeypatch.setattr(memory, "available_bytes", lambda: None)
+        monkeypatch.setattr(available_memory, "available_bytes", lambda: None)
         with pytest.raises(DoesNotFit, match="ask for less"):
             bench.device.resize(1 << 60)
         assert attached.log == ["detached", FACTS.arena_bytes] * 2

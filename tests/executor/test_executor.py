@@ -22,7 +22,7 @@ from tokenmux.core.errors import ErrorCode
 from tokenmux.core.event import SUPERSEDED
 from tokenmux.core.facts import ModelId
 from tokenmux.core.sampling import Sampling
-from tokenmux.device import memory, reader
+from tokenmux.device import reader
 from tokenmux.executor import model_host
 from tokenmux.messages.completions import (
     ArenaReallocated,
@@ -55,6 +55,7 @@ from tokenmux.models.catalogue import tiny
 from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.models.catalogue.entry import Entry
 from tokenmux.models.network.runner import Runner
+from tokenmux.processes import available_memory
 
 
 @pytest.fixture(scope="module")
@@ -219,12 +220,12 @@ def test_an_image_for_which_there_is_no_memory_is_that_models_trouble(
 ) -> None:
     one = driver()
     one.add(entries[0])
-    monkeypatch.setattr(memory, "available_bytes", lambda: 1 * KB)
+    monkeypatch.setattr(available_memory, "available_bytes", lambda: 1 * KB)
     completed = one.fetch(entries[0])
     assert completed.code is ErrorCode.DOES_NOT_FIT
     assert "1.0 KiB are available" in completed.error
     one.tell(UnmapImage(entries[0].facts.images[0].id))
-    monkeypatch.setattr(memory, "available_bytes", lambda: None)
+    monkeypatch.setattr(available_memory, "available_bytes", lambda: None)
     assert not one.fetch(entries[0]).error
 
 

@@ -109,7 +109,7 @@ def test_what_no_device_can_pin_or_load_is_refused() -> None:
     there.pool.drain(1)
     with pytest.raises(DoesNotFit, match="no device that stays in the pool has room for c: add a larger one"):
         there.pool.load_target(C.id)
-    with pytest.raises(DoesNotFit, match="room to pin c"):
+    with pytest.raises(DoesNotFit, match="these pins would shut out another model"):
         there.pool.pin_target(C.id)
 
 

@@ -1,4 +1,4 @@
-"""A model whose weights cannot be read for ever, in a whole worker: its requests fail with the reason, the
+"""A model whose weights cannot be read for ever, in a whole node: its requests fail with the reason, the
 others are served."""
 
 import os
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.executor.test_virtual_gpu import device, submits, worker
+from tests.node.test_exact_tokens import device, served, submits
 from tokenmux.core.request import FinishReason
 from tokenmux.device import reader
 from tokenmux.messages.reports import Finished
@@ -31,7 +31,7 @@ def test_weights_behind_a_pipe_that_nobody_writes_to(
     file = hung.manifest.file if kind == "image" else next(hung.path.glob("*manifest*"))
     file.unlink()
     os.mkfifo(file)
-    with worker([hung, good], device([hung, good], n_slabs=100)) as body:
+    with served([hung, good], device([hung, good], n_slabs=100)) as body:
         for submit in submits([hung, good], 4):
             body.send(submit)
         body.until_ended(4)

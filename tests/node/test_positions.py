@@ -4,14 +4,14 @@ from math import log
 
 import pytest
 
-from tests.executor.test_engine import A, B, engine, request
+from tests.node.scenes import A, B, node_with, request
 from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.core.request import RequestId
 from tokenmux.messages.commands import Cancel, Pause
-from tokenmux.testing.virtual_engine import EngineOnVirtualTime
+from tokenmux.testing.virtual_node import NodeOnVirtualTime
 
 
-def told(body: EngineOnVirtualTime, name: str) -> list[int]:
+def told(body: NodeOnVirtualTime, name: str) -> list[int]:
     """The positions that a request was told, in order."""
     return [
         message.position
@@ -22,15 +22,8 @@ def told(body: EngineOnVirtualTime, name: str) -> list[int]:
     ]
 
 
-def ticking(body: EngineOnVirtualTime, seconds: float) -> EngineOnVirtualTime:
-    """The engine's thread wakes when something was held back; on virtual time, ten times a second."""
-    for i in range(int(10 * seconds)):
-        body.clock.call_at(body.clock.now_s() + 0.1 * i, lambda: body.react(lambda: None))
-    return body
-
-
 def test_a_lone_request_has_nobody_before_it() -> None:
-    body = engine(n_output={"r": 10})
+    body = node_with(n_output={"r": 10})
     body.submit_at(request("r", A, n_output=10))
     body.clock.run()
     assert set(told(body, "r")) == {0}
@@ -39,7 +32,7 @@ def test_a_lone_request_has_nobody_before_it() -> None:
 def test_each_is_told_how_many_are_before_it_and_again_as_the_line_moves() -> None:
     """Model A's requests wait until it is loaded, those of B until there is room for it as well."""
     names = [f"r{i}" for i in range(8)]
-    body = engine(n_output=dict.fromkeys(names, 200))
+    body = node_with(n_output=dict.fromkeys(names, 200))
     start_s = body.clock.now_s()
     for i, name in enumerate(names):
         body.submit_at(request(name, A if i < 4 else B, start_s + 0.01 * i, 200))
@@ -53,7 +46,7 @@ def test_each_is_told_how_many_are_before_it_and_again_as_the_line_moves() -> No
 
 def test_who_leaves_the_line_without_having_run_makes_it_shorter() -> None:
     names = ["r", "s", "t", "u"]
-    body = ticking(engine(n_output=dict.fromkeys(names, 10)), 1.0)
+    body = node_with(n_output=dict.fromkeys(names, 10))
     start_s = body.clock.now_s()
     for i, name in enumerate(names):
         body.submit_at(request(name, A, start_s + 0.01 * i, 10))
@@ -71,7 +64,7 @@ def test_who_leaves_the_line_without_having_run_makes_it_shorter() -> None:
 @pytest.mark.parametrize("n", [50, 1500])
 def test_a_long_line_is_told_little(n: int) -> None:
     names = [f"r{i:04}" for i in range(n)]
-    body = ticking(engine(n_output=dict.fromkeys(names, 20)), 60.0)
+    body = node_with(n_output=dict.fromkeys(names, 20))
     start_s = body.clock.now_s()
     for i, name in enumerate(names):
         body.submit_at(request(name, A, start_s + 0.0001 * i, 20))

@@ -1,4 +1,4 @@
-"""Whatever number a request brings, the engine goes on and nobody else waits for it."""
+"""Whatever number a request brings, the node goes on and nobody else waits for it."""
 
 import itertools
 from collections.abc import Sequence
@@ -12,16 +12,13 @@ from hypothesis import strategies as st
 from tokenmux.core.errors import InvalidRequest
 from tokenmux.core.facts import DeviceFacts, KvShape, ModelId
 from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
-from tokenmux.core.roofline_cost import RooflineCost
 from tokenmux.messages.commands import Register
 from tokenmux.messages.reports import Finished, Tokens
-from tokenmux.scheduler.instance.instance import Instance
-from tokenmux.scheduler.memory.host_cache import HostCache
-from tokenmux.scheduler.policy.registry import SERVED, make_policy
+from tokenmux.scheduler.policy.registry import SERVED
 from tokenmux.server.front.generation import Ask, TokenIds
 from tokenmux.server.front.request_rules import Defaults, check_parameters, output_limit, service_level
 from tokenmux.testing import make_model
-from tokenmux.testing.virtual_engine import HOST, EngineOnVirtualTime
+from tokenmux.testing.virtual_node import NodeOnVirtualTime, setup_of
 
 GB = 10**9
 SHAPE = KvShape(n_layers=16, n_kv_heads=8, head_dim=64, dtype_bytes=2, block_size=16)
@@ -51,16 +48,10 @@ NUMBER = st.one_of(st.sampled_from(EXTREMES), POSITIVE)
 N_TOKENS = 12
 
 
-def serve(policy: str, requests: Sequence[Request], level: ServiceLevel | None = None) -> EngineOnVirtualTime:
+def serve(policy: str, requests: Sequence[Request], level: ServiceLevel | None = None) -> NodeOnVirtualTime:
     """A device that holds one of two models, and these requests, all of them in the end complete."""
-    instance = Instance(
-        DEVICE,
-        HostCache(HOST.cache_bytes),
-        make_policy(policy),
-        RooflineCost(DEVICE, HOST),
-        service=level or ServiceLevel(),
-    )
-    body = EngineOnVirtualTime(instance, {request.id: N_TOKENS for request in requests})
+    setup = setup_of(DEVICE, policy=policy, service=level or ServiceLevel())
+    body = NodeOnVirtualTime(setup, {request.id: N_TOKENS for request in requests})
     for facts in FACTS.values():
         body.send(Register(facts, path=""))
     for request in requests:
@@ -68,7 +59,8 @@ def serve(policy: str, requests: Sequence[Request], level: ServiceLevel | None =
     body.clock.run()
     ends = {message.request: message.reason for message in body.said if isinstance(message, Finished)}
     assert ends == {request.id: FinishReason.LENGTH for request in requests}
-    body.instance.check_integrity()
+    body.pool.check_integrity()
+    instance = body.instance
     counted = [*instance.metrics.tenants.values(), *(m.service for m in instance.metrics.models.values())]
     assert all(isfinite(c.attained) and isfinite(c.gpu_s) for c in counted)
     return body
@@ -129,7 +121,7 @@ def test_what_is_admitted_is_served(asks: list[Ask], policy: str) -> None:
     st.tuples(NUMBER, NUMBER),
 )
 @settings(max_examples=120, deadline=None)
-def test_the_engine_survives_what_admission_would_refuse(
+def test_the_node_survives_what_admission_would_refuse(
     numbers: list[tuple[float, float, float, float, bool, bool]], policy: str, own: tuple[float, float]
 ) -> None:
     """Every finite number of a request or of the pool itself, with two tenants and two models."""
@@ -171,8 +163,7 @@ def test_a_request_that_can_wait_for_ever_does_not_hold_the_device() -> None:
         RequestId("patient"), ModelId("a"), 10, 4000, 0.0, ServiceLevel(86_400.0, 86_400.0), "one"
     )
     hurried = Request(RequestId("hurried"), ModelId("b"), 10, 10, 30.0, ServiceLevel(10.0, 0.1), "two")
-    instance = Instance(DEVICE, HostCache(HOST.cache_bytes), make_policy("slack"), RooflineCost(DEVICE, HOST))
-    body = EngineOnVirtualTime(instance, {patient.id: 4000, hurried.id: 10})
+    body = NodeOnVirtualTime(setup_of(DEVICE), {patient.id: 4000, hurried.id: 10})
     for facts in FACTS.values():
         body.send(Register(facts, path=""))
     body.submit_at(patient)

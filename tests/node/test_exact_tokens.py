@@ -1,37 +1,45 @@
-"""The whole worker on real (small) models: what a request yields must not depend on what else happens to the
-device.
+"""A node and its executors on real (small) models: what a request yields must not depend on what else
+happens to the devices.
 
-The device holds one model and a little KV; six models of different architectures are served on it at once.
+A device holds one model and a little KV; six models of different architectures are served at once.
 """
 
 import gc
-import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from queue import SimpleQueue
 
 import numpy as np
 import psutil
 import pytest
 
 from tests.device.cuda.fake_gpu import FakeGpu
-from tokenmux.core.facts import DeviceFacts, HostFacts, ModelId
+from tokenmux.core.facts import DeviceFacts, HostFacts, InstanceId, ModelId
+from tokenmux.core.memory_budgets import DeviceKind
 from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
 from tokenmux.core.sampling import Sampling
-from tokenmux.executor import assemble as assembly
-from tokenmux.executor.assemble import DeviceKind, PagedKv, WorkerSetup, assemble
-from tokenmux.executor.loop import EngineLoop
-from tokenmux.messages.commands import Cancel, Command, Order, Pause, Register, Resume, Submit, Ticket
+from tokenmux.executor import executor
+from tokenmux.messages.commands import (
+    Cancel,
+    Command,
+    DrainDevice,
+    Pause,
+    Register,
+    RemoveDevice,
+    Resume,
+    Submit,
+)
 from tokenmux.messages.reports import Acknowledged, Broken, Finished, Report, Tokens
+from tokenmux.messages.setups import DeviceSetup, NodeSetup, PagedKv
 from tokenmux.models.catalogue import tiny
 from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.models.catalogue.entry import Entry
 from tokenmux.scheduler.instance.instance import Instance
+from tokenmux.testing.driven_node import DrivenNode
 
 FAMILIES = ("llama", "qwen3", "mistral", "gemma2", "gpt2", "phi3")
 KB = 1 << 10
 SLAB_BYTES = 64 * KB
-WAIT_S = 60.0
 GRID = 32
 
 
@@ -45,21 +53,30 @@ def entries(tmp_path_factory: pytest.TempPathFactory) -> list[Entry]:
     ]
 
 
-class InThread:
-    """A worker in a thread of the test's process, so that the test can look into its books."""
+class Served:
+    """A node in the test's thread, so that the test can look into its books."""
 
-    def __init__(self) -> None:
-        self.loop = EngineLoop()
-        self.inbox: SimpleQueue[Report] = SimpleQueue()
+    def __init__(self, setup: NodeSetup) -> None:
+        self.driven = DrivenNode(setup)
         self.tokens: dict[RequestId, list[int]] = {}
         self.ends: dict[RequestId, Finished] = {}
-        self.instance: Instance
+        self._unread: deque[Report] = deque()
+
+    @property
+    def instance(self) -> Instance:
+        """That of the first device."""
+        return self.driven.instance
 
     def send(self, message: Command) -> None:
-        self.loop.send(Order(Ticket(0), message))
+        self.driven.tell(message)
 
     def next(self) -> Report:
-        message = self.inbox.get(timeout=WAIT_S)
+        while not self._unread:
+            if not self.driven.said:
+                self.driven.turn()
+            self._unread += self.driven.said
+            self.driven.said.clear()
+        message = self._unread.popleft()
         match message:
             case Tokens(request, index, token_ids):
                 output = self.tokens.setdefault(request, [])
@@ -81,39 +98,36 @@ class InThread:
         while len(self.ends) < n:
             self.next()
 
+    def check_books(self) -> None:
+        """Everything is over, and nothing is left."""
+        self.driven.node.pool.check_integrity()
+        for instance in self.driven.node.pool.instances:
+            assert not instance.requests
+            assert instance.ledger.blocks.used_bytes == 0
+            assert instance.ledger.host_blocks.used_bytes == 0
+
 
 @contextmanager
-def worker(
-    entries: list[Entry], device: DeviceFacts, kind: DeviceKind = "cpu", paged_kv: PagedKv = "exact"
-) -> Iterator[InThread]:
-    """A worker that knows the entries."""
-    body = InThread()
+def served(
+    entries: list[Entry], *devices: DeviceFacts, kind: DeviceKind = "cpu", paged_kv: PagedKv = "exact"
+) -> Iterator[Served]:
+    """A node that knows the entries."""
     host = HostFacts(cache_bytes=64 << 20, fetch_bytes_per_s=1e9)
-
-    def emit(messages: list[Report]) -> None:
-        for message in messages:
-            body.inbox.put(message)
-
-    with assemble(WorkerSetup(device, host, kind=kind, paged_kv=paged_kv), body.loop, emit) as parts:
-        body.instance = parts.instance
-        thread = threading.Thread(target=body.loop.run, args=(parts.engine, parts.clock))
-        thread.start()
-        try:
-            for entry in entries:
-                body.send(Register(entry.facts, str(entry.path)))
-                answer = body.until(lambda message: isinstance(message, Acknowledged))
-                assert isinstance(answer, Acknowledged)
-                assert not answer.error
-            yield body
-        finally:
-            parts.engine.stopped = True
-            body.loop.send(Order(Ticket(0), Cancel(RequestId("nobody"))))
-            thread.join(WAIT_S)
-            assert not thread.is_alive()
+    setups = tuple(DeviceSetup(facts, kind, paged_kv=paged_kv) for facts in devices)
+    body = Served(NodeSetup(setups, host, sum(facts.host_kv_bytes for facts in devices)))
+    try:
+        for entry in entries:
+            body.send(Register(entry.facts, str(entry.path)))
+            answer = body.until(lambda message: isinstance(message, Acknowledged))
+            assert isinstance(answer, Acknowledged)
+            assert not answer.error
+        yield body
+    finally:
+        body.driven.close()
 
 
 def device(entries: list[Entry], n_slabs: int, host_kv_bytes: int = 4096 * KB) -> DeviceFacts:
-    """Room for the largest model and so many slabs of KV."""
+    """Room for the largest model and `n_slabs` slabs of KV."""
     return DeviceFacts(
         name="cpu",
         arena_bytes=max(entry.facts.n_bytes for entry in entries) + n_slabs * SLAB_BYTES,
@@ -153,7 +167,7 @@ def submits(entries: list[Entry], n: int, seed: int = 0) -> list[Submit]:
 def alone(entries: list[Entry]) -> dict[RequestId, list[int]]:
     """What each of 60 requests yields with the device to itself."""
     roomy = device(entries, n_slabs=200)
-    with worker(entries, roomy) as body:
+    with served(entries, roomy) as body:
         for number, submit in enumerate(submits(entries, 60)):
             body.send(submit)
             body.until_ended(number + 1)
@@ -164,7 +178,7 @@ def alone(entries: list[Entry]) -> dict[RequestId, list[int]]:
 def test_sixty_requests_over_six_models_on_a_device_that_holds_one(
     entries: list[Entry], alone: dict[RequestId, list[int]], host_kv_bytes: int
 ) -> None:
-    with worker(entries, device(entries, 4, host_kv_bytes)) as body:
+    with served(entries, device(entries, 4, host_kv_bytes)) as body:
         for submit in submits(entries, 60):
             body.send(submit)
         body.until_ended(60)
@@ -172,10 +186,7 @@ def test_sixty_requests_over_six_models_on_a_device_that_holds_one(
     assert {end.reason for end in body.ends.values()} <= {FinishReason.STOP, FinishReason.LENGTH}
     assert swaps > len(entries)
     assert body.tokens == alone
-    body.instance.check_integrity()
-    assert body.instance.ledger.blocks.used_bytes == 0
-    assert body.instance.ledger.host_blocks.used_bytes == 0
-    assert not body.instance.requests
+    body.check_books()
 
 
 @pytest.mark.parametrize("lockable", [True, False], ids=["page-locked", "staged"])
@@ -183,17 +194,17 @@ def test_the_same_on_the_cuda_device_over_fake_streams(
     entries: list[Entry], alone: dict[RequestId, list[int]], lockable: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu = FakeGpu(seed=5, lockable=lockable)
-    monkeypatch.setattr(assembly, "TorchGpu", lambda: gpu)
+    monkeypatch.setattr(executor, "TorchGpu", lambda: gpu)
     # Fake streams launch no kernel that could be compiled; `test_warming.py` has the real one.
-    monkeypatch.setattr(assembly, "compile_in_a_child", lambda *_, **__: lambda _paths: None)
-    with worker(entries, device(entries, 4), kind="cuda") as body:
+    monkeypatch.setattr(executor, "compile_in_a_child", lambda *_, **__: lambda _paths: None)
+    with served(entries, device(entries, 4), kind="cuda") as body:
         for submit in submits(entries, 60):
             body.send(submit)
         body.until_ended(60)
         assert sum(body.instance.metrics.of(ModelId(entry.name)).n_swaps for entry in entries) > len(entries)
     assert body.tokens == alone
     assert gpu.n_launches, "blocks this small are paged by the kernel"
-    body.instance.check_integrity()
+    body.check_books()
     assert (gpu.allocated, gpu.locked) == ({}, {})
 
 
@@ -201,10 +212,10 @@ def test_with_int8_requests_that_were_paged_go_on_with_nearly_their_tokens(
     entries: list[Entry], alone: dict[RequestId, list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu = FakeGpu(seed=5)
-    monkeypatch.setattr(assembly, "TorchGpu", lambda: gpu)
+    monkeypatch.setattr(executor, "TorchGpu", lambda: gpu)
     # Fake streams launch no kernel that could be compiled; `test_warming.py` has the real one.
-    monkeypatch.setattr(assembly, "compile_in_a_child", lambda *_, **__: lambda _paths: None)
-    with worker(entries, device(entries, 4), kind="cuda", paged_kv="int8") as body:
+    monkeypatch.setattr(executor, "compile_in_a_child", lambda *_, **__: lambda _paths: None)
+    with served(entries, device(entries, 4), kind="cuda", paged_kv="int8") as body:
         for submit in submits(entries, 60):
             body.send(submit)
         body.until_ended(60)
@@ -212,13 +223,13 @@ def test_with_int8_requests_that_were_paged_go_on_with_nearly_their_tokens(
     same = sum(body.tokens[request] == tokens for request, tokens in alone.items())
     assert same > len(alone) / 2, "a bound of half a step in 127 changes few"
     assert {end.reason for end in body.ends.values()} <= {FinishReason.STOP, FinishReason.LENGTH}
-    body.instance.check_integrity()
+    body.check_books()
 
 
 def test_requests_that_are_cancelled_paused_and_resumed_disturb_nobody(
     entries: list[Entry], alone: dict[RequestId, list[int]]
 ) -> None:
-    with worker(entries, device(entries, 4)) as body:
+    with served(entries, device(entries, 4)) as body:
         for submit in submits(entries, 60):
             body.send(submit)
         cancelled = [RequestId(f"r{number}") for number in range(0, 60, 7)]
@@ -235,15 +246,14 @@ def test_requests_that_are_cancelled_paused_and_resumed_disturb_nobody(
     for request, tokens in body.tokens.items():
         expected = alone[request]
         assert tokens == (expected[: len(tokens)] if request in cancelled else expected)
-    body.instance.check_integrity()
-    assert body.instance.ledger.blocks.used_bytes == 0
+    body.check_books()
 
 
 def test_a_request_goes_on_from_what_was_delivered_as_if_nothing_had_happened(
     entries: list[Entry], alone: dict[RequestId, list[int]]
 ) -> None:
-    """Recovery after a worker's death: the tokens already delivered come back with the request."""
-    with worker(entries, device(entries, 8)) as body:
+    """Recovery after a node's death: the tokens already delivered come back with the request."""
+    with served(entries, device(entries, 8)) as body:
         expected = {}
         for submit in submits(entries, 60):
             known = alone[submit.request.id]
@@ -268,7 +278,7 @@ def test_a_request_goes_on_from_what_was_delivered_as_if_nothing_had_happened(
 
 def test_the_memory_of_the_process_stays_flat(entries: list[Entry]) -> None:
     process = psutil.Process()
-    with worker(entries, device(entries, 4)) as body:
+    with served(entries, device(entries, 4)) as body:
         sizes = []
         for _ in range(10):
             body.tokens.clear()
@@ -280,3 +290,53 @@ def test_the_memory_of_the_process_stays_flat(entries: list[Entry]) -> None:
             gc.collect()
             sizes.append(process.memory_info().rss)
     assert sizes[-1] - sizes[2] < 4 << 20, [size >> 20 for size in sizes]
+
+
+@pytest.mark.parametrize("n_devices", [2, 3])
+def test_devices_that_share_weights_and_paged_kv_draw_the_same_tokens(
+    entries: list[Entry], alone: dict[RequestId, list[int]], n_devices: int
+) -> None:
+    with served(entries, *[device(entries, 4, 512 * KB)] * n_devices) as body:
+        for submit in submits(entries, 60):
+            body.send(submit)
+        body.until_ended(60)
+        assert all(instance.metrics.n_steps for instance in body.driven.node.pool.instances)
+        body.check_books()
+    assert body.tokens == alone
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_requests_of_a_device_that_is_killed_go_on_with_their_tokens(
+    entries: list[Entry], alone: dict[RequestId, list[int]], index: int
+) -> None:
+    """In mid-step, twice: once the others take over, once its successor does."""
+    with served(entries, *[device(entries, 4, 512 * KB)] * 2) as body:
+        for submit in submits(entries, 60):
+            body.send(submit)
+        for n_ended in (5, 15):
+            body.until_ended(n_ended)
+            body.until(lambda message: isinstance(message, Tokens))
+            body.driven.kill(InstanceId(index))
+        body.until_ended(60)
+        assert body.driven.node.devices[InstanceId(index)].n_deaths == 2
+        body.check_books()
+    assert body.tokens == alone
+
+
+def test_a_device_that_is_drained_hands_over_what_it_has_begun(
+    entries: list[Entry], alone: dict[RequestId, list[int]]
+) -> None:
+    with served(entries, *[device(entries, 8, 512 * KB)] * 2) as body:
+        for submit in submits(entries, 60):
+            body.send(submit)
+        body.until_ended(5)
+        body.send(DrainDevice(InstanceId(0)))
+        answer = body.until(lambda message: isinstance(message, Acknowledged))
+        assert isinstance(answer, Acknowledged)
+        assert not answer.error
+        assert len(body.ends) < 60
+        body.send(RemoveDevice(InstanceId(0)))
+        body.until_ended(60)
+        assert body.driven.node.devices.keys() == {1}
+        body.check_books()
+    assert body.tokens == alone

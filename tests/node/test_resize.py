@@ -1,8 +1,7 @@
 """A pool that is resized while it serves: random worlds on virtual time, and the memory and the tokens of
-a real worker."""
+real devices."""
 
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -14,22 +13,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.device.cuda.fake_gpu import FakeGpu
-from tests.executor.test_virtual_gpu import KB, SLAB_BYTES, InThread, entries, submits, worker
-from tests.executor.test_virtual_gpu import device as real_device
+from tests.node.test_exact_tokens import KB, SLAB_BYTES, Served, entries, served, submits
+from tests.node.test_exact_tokens import device as real_device
 from tests.scheduler.policy.test_progress import HOST, MB, device, random_model, traffic
 from tokenmux.core.errors import DoesNotFit, ErrorCode
 from tokenmux.core.request import FinishReason, Request, RequestId
-from tokenmux.core.roofline_cost import RooflineCost
-from tokenmux.executor import assemble as assembly
+from tokenmux.executor import executor
 from tokenmux.messages.commands import Register, Resize, Ticket
 from tokenmux.messages.reports import Acknowledged, Finished, Tokens
 from tokenmux.models.catalogue.entry import Entry
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.arena import EXTENT_ALIGNMENT
 from tokenmux.scheduler.memory.capacity import check_request
-from tokenmux.scheduler.memory.host_cache import HostCache
-from tokenmux.scheduler.policy.registry import SERVED, make_policy
-from tokenmux.testing.virtual_engine import EngineOnVirtualTime
+from tokenmux.scheduler.policy.registry import SERVED
+from tokenmux.testing.virtual_node import NodeOnVirtualTime, setup_of
 
 __all__ = ["entries"]
 
@@ -48,16 +45,6 @@ def is_admitted(instance: Instance, request: Request) -> bool:
     return True
 
 
-def scarce(most_mb: int) -> Callable[[int], None]:
-    """A device that never has more than this."""
-
-    def resize(arena_bytes: int) -> None:
-        if arena_bytes > most_mb * MB:
-            raise DoesNotFit(f"there are only {most_mb} MB")
-
-    return resize
-
-
 @settings(deadline=None, max_examples=60)
 @given(
     seed=st.integers(0, 10_000),
@@ -74,9 +61,11 @@ def test_random_worlds_with_resizes_end_every_request(
     models = [random_model(rng, i, max(3, arena_mb - 24)) for i in range(n_models)]
     arrivals = traffic(rng, models, 30)
     facts = device(arena_mb, host_kv_mb)
-    instance = Instance(facts, HostCache(HOST.cache_bytes), make_policy(policy), RooflineCost(facts, HOST))
-    body = EngineOnVirtualTime(instance, {a.request.id: a.n_output for a in arrivals})
-    body.device.resize = scarce(140)  # type: ignore[method-assign]
+    body = NodeOnVirtualTime(
+        setup_of(facts, host=HOST, policy=policy), {a.request.id: a.n_output for a in arrivals}
+    )
+    body.most_arena_bytes = 140 * MB
+    instance = body.instance
     for facts_of_model in models:
         body.send(Register(facts_of_model, path=""))
     n_outputs = {a.request.id: a.n_output for a in arrivals}
@@ -105,7 +94,7 @@ def test_random_worlds_with_resizes_end_every_request(
     answers = [m for m in body.said if isinstance(m, Acknowledged) and m.ticket in tickets]
     assert len(answers) == len(sizes_mb)
     assert {answer.code for answer in answers} <= {None, ErrorCode.DOES_NOT_FIT, ErrorCode.IN_USE}
-    instance.check_integrity()
+    body.pool.check_integrity()
     assert (
         instance.ledger.arena.capacity
         == instance.device.arena_bytes - instance.device.arena_bytes % EXTENT_ALIGNMENT
@@ -117,7 +106,7 @@ def test_random_worlds_with_resizes_end_every_request(
 # The real device
 
 
-def resize(body: InThread, arena_bytes: int) -> Acknowledged:
+def resize(body: Served, arena_bytes: int) -> Acknowledged:
     body.send(Resize(arena_bytes))
     answer = body.until(lambda message: isinstance(message, Acknowledged))
     assert isinstance(answer, Acknowledged)
@@ -128,7 +117,7 @@ def arena_bytes_of(entries: list[Entry], n_slabs: int) -> int:
     return real_device(entries, n_slabs).arena_bytes
 
 
-def serve_and_resize(entries: list[Entry], body: InThread) -> list[Acknowledged]:
+def serve_and_resize(entries: list[Entry], body: Served) -> list[Acknowledged]:
     """Sixty requests, and the arena shrunk, grown and shrunk again among their tokens."""
     for submit in submits(entries, 60):
         body.send(submit)
@@ -144,7 +133,7 @@ def serve_and_resize(entries: list[Entry], body: InThread) -> list[Acknowledged]
 @pytest.fixture(scope="module")
 def alone(entries: list[Entry]) -> dict[object, list[int]]:
     """What the requests yield when nothing is resized."""
-    with worker(entries, real_device(entries, n_slabs=200)) as body:
+    with served(entries, real_device(entries, n_slabs=200)) as body:
         for submit in submits(entries, 60):
             body.send(submit)
         body.until_ended(60)
@@ -155,24 +144,23 @@ def alone(entries: list[Entry]) -> dict[object, list[int]]:
 def test_tokens_are_those_of_an_undisturbed_run(
     entries: list[Entry], alone: dict[object, list[int]], host_kv_bytes: int
 ) -> None:
-    with worker(entries, real_device(entries, 20, host_kv_bytes)) as body:
+    with served(entries, real_device(entries, 20, host_kv_bytes)) as body:
         answers = serve_and_resize(entries, body)
         assert [answer.error for answer in answers] == [""] * 3
         assert body.instance.device.arena_bytes == arena_bytes_of(entries, 4)
     assert body.tokens == alone
     assert {end.reason for end in body.ends.values()} <= {FinishReason.STOP, FinishReason.LENGTH}
-    body.instance.check_integrity()
-    assert not body.instance.requests
+    body.check_books()
 
 
 def test_the_same_on_the_cuda_device_over_fake_streams(
     entries: list[Entry], alone: dict[object, list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu = FakeGpu(seed=7)
-    monkeypatch.setattr(assembly, "TorchGpu", lambda: gpu)
+    monkeypatch.setattr(executor, "TorchGpu", lambda: gpu)
     # Fake streams launch no kernel that could be compiled; `test_warming.py` has the real one.
-    monkeypatch.setattr(assembly, "compile_in_a_child", lambda *_, **__: lambda _paths: None)
-    with worker(entries, real_device(entries, 20), kind="cuda") as body:
+    monkeypatch.setattr(executor, "compile_in_a_child", lambda *_, **__: lambda _paths: None)
+    with served(entries, real_device(entries, 20), kind="cuda") as body:
         before = sum(gpu.allocated.values())
         gpu.capacity = before + SLAB_BYTES
         assert resize(body, arena_bytes_of(entries, 40)).code is ErrorCode.DOES_NOT_FIT
@@ -196,7 +184,7 @@ def test_memory_goes_back_to_the_system_and_comes_again(entries: list[Entry]) ->
     large, small = 512 << 20, 64 << 20
     facts = real_device(entries, n_slabs=(large - arena_bytes_of(entries, 0)) // SLAB_BYTES)
     sizes: list[tuple[int, int]] = []
-    with worker(entries, facts) as body:
+    with served(entries, facts) as body:
 
         def measure() -> None:
             sizes.append(tuple(sum(column) for column in zip(*mappings(), strict=True)))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What a worker tells of itself can be shown at every moment, and is not older than its answers."""
+"""What a node tells of itself can be shown at every moment, and is not older than its answers."""
 
 from functools import partial
 
@@ -6,14 +6,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.executor.test_engine import A, B, engine, request
+from tests.node.scenes import A, B, node_with, request
 from tokenmux.core.request import RequestId
-from tokenmux.executor.worker_status import StatusReporter
 from tokenmux.messages.commands import Cancel, Command, Load, Pause, Pin, Resume, Unload
 from tokenmux.messages.reports import Acknowledged, ModelStatus, Report, WorkerStatus
+from tokenmux.node.node_status import StatusReporter
 from tokenmux.server.front.shown_models import ShownModel
 from tokenmux.server.grpc_api.model_messages import model_message
 from tokenmux.testing import make_model
+from tokenmux.testing.virtual_node import NodeOnVirtualTime
+
+
+def reporter_of(body: NodeOnVirtualTime) -> StatusReporter:
+    ledger = body.instance.ledger
+    return StatusReporter(
+        body.pool, body.node.devices, body.node.refused, ledger.cache, ledger.host_kv, body.clock
+    )
+
 
 NAMES = ("r", "s", "t", "u")
 DEEDS = st.lists(
@@ -28,12 +37,12 @@ def test_counts_are_counts_whatever_is_cancelled_or_paused_in_mid_step(
 ) -> None:
     """A request that left while its step was in flight was counted as running, and not as live: the queue
     had -1."""
-    body = engine(arena_gigabytes=24, n_output=dict.fromkeys(NAMES, 300))
+    body = node_with(24, n_output=dict.fromkeys(NAMES, 300))
     start_s = body.clock.now_s()
     seen: list[ModelStatus] = []
 
     def look() -> None:
-        report = StatusReporter(body.instance, body.clock).report(at_once=True)
+        report = reporter_of(body).report(at_once=True)
         assert report is not None
         seen.extend(report.models)
         live = [r for r in body.instance.requests.values() if r.to_end is None and not r.is_paused]
@@ -64,7 +73,7 @@ def before_the_answer(said: list[Report]) -> WorkerStatus:
 )
 def test_an_answer_comes_after_a_status_that_shows_what_was_done(commands: list[Command]) -> None:
     """All within the fifth of a second in which no second status is due."""
-    body = engine(arena_gigabytes=40)
+    body = node_with(40)
     for command in commands:
         body.send(command)
         shown = next(m for m in before_the_answer(body.said).models if m.model == A)

@@ -1,126 +1,99 @@
-"""The engine between messages and operations, on virtual time."""
+"""The node between messages and operations, on virtual time."""
 
 import itertools
 
 import pytest
 
-from tokenmux.core.facts import DeviceFacts, KvShape, ModelId
+from tests.node.scenes import A, B, answers, ends, node_with, request
+from tokenmux.core.facts import FIRST_INSTANCE, ModelId
 from tokenmux.core.phases import PhaseChanged, RequestPhase, Residency
 from tokenmux.core.plan import Channel
-from tokenmux.core.request import FinishReason, Request, RequestId
-from tokenmux.messages.commands import (
-    Cancel,
-    Load,
-    Order,
-    Pause,
-    Pin,
-    Register,
-    Resume,
-    Ticket,
-    Unload,
-    Unregister,
-)
-from tokenmux.messages.reports import Acknowledged, Alive, Broken, Finished, Tokens, WorkerStatus
+from tokenmux.core.request import FinishReason, RequestId
+from tokenmux.messages.commands import Cancel, Load, Order, Pause, Pin, Resume, Ticket, Unload, Unregister
+from tokenmux.messages.completions import Drew
+from tokenmux.messages.launches import AddModel, Bind, OperationId, RemoveModel, Unbind
+from tokenmux.messages.reports import Alive, Broken, Tokens, WorkerStatus
 from tokenmux.scheduler.metrics.counters import MODEL_TABLE
-from tokenmux.testing import make_instance, make_model, make_request
-from tokenmux.testing.virtual_engine import HOST, EngineOnVirtualTime
-
-GB = 10**9
-SHAPE = KvShape(n_layers=16, n_kv_heads=8, head_dim=64, dtype_bytes=2, block_size=16)
-A, B = ModelId("a"), ModelId("b")
+from tokenmux.testing.virtual_node import NodeOnVirtualTime
 
 
-def request(name: str, of: ModelId, at_s: float = 0.0, n_output: int = 100) -> Request:
-    return make_request(name, of, n_prompt=50, max_tokens=n_output, arrival_s=at_s)
-
-
-def engine(arena_gigabytes: int = 16, n_output: dict[str, int] | None = None) -> EngineOnVirtualTime:
-    facts = DeviceFacts("imagined", arena_gigabytes * GB, 8 * GB, 1e9, 1e9, 1e12, 1e14, slab_bytes=64 << 20)
-    instance = make_instance(facts, host=HOST)
-    outputs = {RequestId(name): n for name, n in (n_output or {}).items()}
-    body = EngineOnVirtualTime(instance, outputs)
-    for name in (A, B):
-        model = make_model(name, 10 * GB, kv=SHAPE, max_context=4096, n_parameters=GB)
-        body.send(Register(model, path=""))
-    body.clock.run()
-    return body
-
-
-def answers(body: EngineOnVirtualTime) -> list[str]:
-    return [message.error for message in body.said if isinstance(message, Acknowledged)]
-
-
-def ends(body: EngineOnVirtualTime) -> dict[str, FinishReason]:
-    finished = [message for message in body.said if isinstance(message, Finished)]
-    assert len({end.request for end in finished}) == len(finished)
-    return {end.request: end.reason for end in finished}
+def weights_told(body: NodeOnVirtualTime) -> list[tuple[str, ModelId]]:
+    """What the first device's executor was told of models and where their weights are."""
+    told = []
+    for instruction in body.executor_of(0).log:
+        match instruction:
+            case AddModel(facts):
+                told.append(("add", facts.id))
+            case Bind(model) | Unbind(model) | RemoveModel(model):
+                told.append((type(instruction).__name__.lower(), model))
+    return told
 
 
 def test_requests_of_two_models_share_a_device_that_holds_one() -> None:
-    body = engine(n_output={"r": 100, "s": 100})
+    body = node_with(n_output={"r": 100, "s": 100})
     body.submit_at(request("r", A))
     body.submit_at(request("s", B))
     body.clock.run()
     assert ends(body) == {"r": FinishReason.LENGTH, "s": FinishReason.LENGTH}
-    assert body.contents == {}
+    assert body.node.contents == {}
     body.instance.check_integrity()
 
 
 def test_weights_are_bound_when_a_model_comes_and_unbound_when_it_goes() -> None:
-    body = engine(n_output={"r": 10, "s": 10})
+    body = node_with(n_output={"r": 10, "s": 10})
     body.submit_at(request("r", A, 0.0, 10))
     body.submit_at(request("s", B, 100.0, 10))
     body.clock.run()
-    assert body.weights.log == [("add", A), ("add", B), ("bind", A), ("unbind", A), ("bind", B)]
+    assert weights_told(body) == [("add", A), ("add", B), ("bind", A), ("unbind", A), ("bind", B)]
 
 
-def test_books_that_are_wrong_end_the_worker_when_it_falls_idle(caplog: pytest.LogCaptureFixture) -> None:
-    body = engine(n_output={"r": 10, "s": 10})
+def test_books_that_are_wrong_end_the_node_when_it_falls_idle(caplog: pytest.LogCaptureFixture) -> None:
+    body = node_with(n_output={"r": 10, "s": 10})
     body.submit_at(request("r", A, 0.0, 10))
     body.clock.run(until_s=200.0)
-    body.engine.beat()
+    body.beat()
     assert body.said[-1] == Alive()
     body.instance.ledger.arena.allocate_low(1000)  # which nobody knows of
     body.submit_at(request("s", A, 200.0, 10))
-    body.clock.call_at(200.001, body.engine.beat)  # a step is in flight: nobody looks
-    body.clock.call_at(300.0, body.engine.beat)
+    body.clock.call_at(200.001, body.beat)  # a step is in flight: nobody looks
+    body.clock.call_at(300.0, body.beat)
     body.clock.run(until_s=299.0)
     assert not [said for said in body.said if isinstance(said, Broken)]
     body.clock.run()
     (broken,) = [said for said in body.said if isinstance(said, Broken)]
-    assert broken.detail.startswith("the books of the instance are wrong: ")
-    assert body.engine.stopped
-    assert "the books of the instance are wrong" in caplog.text
+    assert broken.detail.startswith("the books of the node are wrong: ")
+    assert body.node.stopped
+    assert "the books of the node are wrong" in caplog.text
 
 
 @pytest.mark.parametrize("after_s", [0.5, 5.0, 13.0])
 def test_a_cancelled_request_frees_everything_whether_fetching_loading_or_running(after_s: float) -> None:
-    body = engine(n_output={"r": 100_000})
+    body = node_with(n_output={"r": 100_000})
     start_s = body.clock.now_s()
     body.submit_at(request("r", A, start_s, 100_000))
     body.clock.call_at(start_s + after_s, lambda: body.send(Cancel(RequestId("r"))))
     body.clock.run()
     assert ends(body) == {"r": FinishReason.CANCELLED}
     assert body.instance.ledger.blocks.used_bytes == 0
-    assert body.contents == {}
+    assert body.node.contents == {}
     body.instance.check_integrity()
 
 
 def test_a_load_that_nobody_waits_for_any_more_ends_and_its_model_is_let_go() -> None:
-    body = engine(n_output={"r": 10, "s": 10})
+    body = node_with(n_output={"r": 10, "s": 10})
     start_s = body.clock.now_s()
     body.submit_at(request("r", A, start_s, 10))
     body.submit_at(request("s", B, start_s + 1.0, 10))
     body.clock.call_at(start_s + 3.0, lambda: body.send(Cancel(RequestId("r"))))
     body.clock.run()
     assert ends(body) == {"r": FinishReason.CANCELLED, "s": FinishReason.LENGTH}
-    assert body.weights.log[2:] == [("bind", A), ("unbind", A), ("bind", B)]
+    assert weights_told(body)[2:] == [("bind", A), ("unbind", A), ("bind", B)]
     assert body.instance.metrics.n_superseded == 1
     body.instance.check_integrity()
 
 
 def test_a_paused_request_does_not_run_and_its_deadlines_stand_still() -> None:
-    body = engine(n_output={"r": 100_000})
+    body = node_with(n_output={"r": 100_000})
     body.submit_at(request("r", A, body.clock.now_s(), 100_000))
     body.clock.run(until_s=body.clock.now_s() + 20.0)
     body.send(Pause(RequestId("r")))
@@ -136,7 +109,7 @@ def test_a_paused_request_does_not_run_and_its_deadlines_stand_still() -> None:
 
 
 def test_a_client_is_told_where_its_request_is() -> None:
-    body = engine(n_output={"r": 100})
+    body = node_with(n_output={"r": 100})
     body.submit_at(request("r", A))
     body.clock.run()
     phases = [message.phase for message in body.said if isinstance(message, PhaseChanged)]
@@ -144,7 +117,7 @@ def test_a_client_is_told_where_its_request_is() -> None:
 
 
 def test_operators_load_pin_and_unload() -> None:
-    body = engine()
+    body = node_with()
     body.send(Load(A))
     body.clock.run()
     assert body.instance.models[A].residency is Residency.RESIDENT
@@ -156,7 +129,7 @@ def test_operators_load_pin_and_unload() -> None:
 
 
 def test_a_pinned_model_stays_and_is_brought_in() -> None:
-    body = engine(arena_gigabytes=26, n_output={"r": 50})
+    body = node_with(26, n_output={"r": 50})
     body.send(Pin(A, pinned=True))
     body.clock.run()
     assert body.instance.models[A].residency is Residency.RESIDENT
@@ -169,7 +142,7 @@ def test_a_pinned_model_stays_and_is_brought_in() -> None:
 
 
 def test_wrong_administration_is_answered_not_raised() -> None:
-    body = engine()
+    body = node_with()
     body.send(Load(ModelId("nobody")))
     assert answers(body)[-1] == "model nobody is not registered"
     body.send(Load(A))
@@ -186,7 +159,7 @@ def test_wrong_administration_is_answered_not_raised() -> None:
 
 
 def test_tokens_carry_their_index_and_none_follow_a_cancellation() -> None:
-    body = engine(n_output={"r": 100_000})
+    body = node_with(n_output={"r": 100_000})
     body.submit_at(request("r", A, body.clock.now_s(), 100_000))
     body.clock.run(until_s=body.clock.now_s() + 15.0)
     assert body.instance.requests[RequestId("r")].in_step
@@ -196,14 +169,16 @@ def test_tokens_carry_their_index_and_none_follow_a_cancellation() -> None:
 
     drawn = len(tokens())
     assert drawn > 0
-    body.engine.receive(Order(Ticket(9), Cancel(RequestId("r"))))
-    body.engine.drawn(body.clock.now_s(), ((RequestId("r"), 9),))
+    body.node.receive(Order(Ticket(9), Cancel(RequestId("r"))))
+    step = body.node.devices[FIRST_INSTANCE].step
+    assert step is not None
+    body.node.heard(FIRST_INSTANCE, (Drew(OperationId(step.started.id), body.clock.now_s(), (9,)),))
     body.clock.run()
     assert tokens() == list(range(drawn))
 
 
 def test_the_policy_is_not_asked_while_a_burst_goes_on() -> None:
-    body = engine(n_output={"r": 1000})
+    body = node_with(n_output={"r": 1000})
     body.submit_at(request("r", A, body.clock.now_s(), 1000))
     asked_s: list[float] = []
     plan = body.instance.policy.plan
@@ -214,25 +189,21 @@ def test_the_policy_is_not_asked_while_a_burst_goes_on() -> None:
     assert len(set(asked_s)) < len(drawn_s) / 2
 
 
-def test_a_broken_device_is_reported_once_and_stops_the_engine() -> None:
-    body = engine()
-    body.engine.broken("the bus is gone")
-    body.engine.pump()
-    assert [m.detail for m in body.said if isinstance(m, Broken)] == ["the bus is gone"]
-    assert body.engine.stopped
+def test_a_node_that_cannot_continue_says_so_once_and_stops_with() -> None:
+    body = node_with()
+    body.node.broken("the disk is gone")
+    body.node.pump()
+    assert [m.detail for m in body.said if isinstance(m, Broken)] == ["the disk is gone"]
+    assert body.node.stopped
 
 
 def test_status_is_sent_at_most_ten_times_a_second_and_the_last_is_not_lost() -> None:
-    body = engine(n_output={"r": 1000})
+    body = node_with(n_output={"r": 1000})
     body.submit_at(request("r", A, body.clock.now_s(), 1000))
     body.clock.run()
     statuses = [message for message in body.said if isinstance(message, WorkerStatus)]
     gaps = [b.at_s - a.at_s for a, b in itertools.pairwise(statuses)]
     assert min(gaps) >= 0.1 - 1e-9
-    due_s = body.engine.next_report_due_s
-    if due_s is not None:
-        body.clock.call_at(due_s, body.engine.pump)
-        body.clock.run()
     last = [message for message in body.said if isinstance(message, WorkerStatus)][-1]
-    assert last.running_model is None
+    assert last.devices[0].running_model is None
     assert MODEL_TABLE.named(last.models[0].counts)["n_tokens"] == 1000

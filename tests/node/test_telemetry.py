@@ -1,4 +1,4 @@
-"""What a worker remembers for operators, on virtual time."""
+"""What a node remembers for operators, on virtual time."""
 
 from dataclasses import fields
 from itertools import pairwise
@@ -8,13 +8,12 @@ import pytest
 from tokenmux.core.facts import DeviceFacts, KvShape
 from tokenmux.core.request import RequestId
 from tokenmux.core.started import SwapReason
-from tokenmux.executor.telemetry import USE_INTERVAL_S, Telemetry
 from tokenmux.messages.commands import AskTrace, Register
 from tokenmux.messages.reports import Traced, WorkerStatus, WorkerUse
+from tokenmux.node.telemetry import USE_INTERVAL_S, Telemetry
 from tokenmux.scheduler.metrics.counters import INSTANCE_TABLE, MODEL_TABLE, SERVICE_TABLE, ServiceCounters
-from tokenmux.simulator.virtual_clock import VirtualClock
-from tokenmux.testing import make_device, make_instance, make_model, make_request
-from tokenmux.testing.virtual_engine import HOST, EngineOnVirtualTime
+from tokenmux.testing import make_device, make_model, make_request
+from tokenmux.testing.virtual_node import NodeOnVirtualTime, setup_of
 
 GB = 10**9
 SHAPE = KvShape(n_layers=16, n_kv_heads=8, head_dim=64, dtype_bytes=2, block_size=16)
@@ -22,11 +21,10 @@ N_OUTPUT = {f"r{i}": 40 + i for i in range(6)}
 
 
 @pytest.fixture
-def body() -> EngineOnVirtualTime:
+def body() -> NodeOnVirtualTime:
     """Two models that share a device, six requests of two tenants, all served."""
     facts = DeviceFacts("imagined", 16 * GB, 8 * GB, 1e9, 1e9, 1e12, 1e14, slab_bytes=64 << 20)
-    instance = make_instance(facts, host=HOST)
-    body = EngineOnVirtualTime(instance, {RequestId(name): n for name, n in N_OUTPUT.items()})
+    body = NodeOnVirtualTime(setup_of(facts), {RequestId(name): n for name, n in N_OUTPUT.items()})
     for name in "ab":
         model = make_model(name, 10 * GB, kv=SHAPE, max_context=4096, n_parameters=GB)
         body.send(Register(model, path=""))
@@ -36,15 +34,15 @@ def body() -> EngineOnVirtualTime:
     return body
 
 
-def reports(body: EngineOnVirtualTime) -> list[WorkerUse]:
+def reports(body: NodeOnVirtualTime) -> list[WorkerUse]:
     return [message for message in body.said if isinstance(message, WorkerUse)]
 
 
-def test_reports_come_once_a_second_at_most_and_add_up(body: EngineOnVirtualTime) -> None:
+def test_reports_come_once_a_second_at_most_and_add_up(body: NodeOnVirtualTime) -> None:
     said = reports(body)
     assert len(said) > 3
     assert all(b.at_s - a.at_s >= USE_INTERVAL_S for a, b in pairwise(said))
-    body.clock.call_at(body.clock.now_s() + 5.0, body.engine.pump)
+    body.clock.call_at(body.clock.now_s() + 5.0, body.node.pump)
     body.clock.run()
     last = {name: SERVICE_TABLE.named(row) for report in reports(body) for name, row in report.tenants}
     assert {name: service["n_tokens"] for name, service in last.items()} == {
@@ -63,26 +61,29 @@ def test_reports_come_once_a_second_at_most_and_add_up(body: EngineOnVirtualTime
         assert {reason: counts[f"n_swaps_{reason.value}"] for reason in SwapReason} == metrics.swaps
         n_again += counts["n_swaps_again"]
     assert n_again > 0
-    assert INSTANCE_TABLE.named(status.counts)["model_work_s"] == body.instance.metrics.model_work_s
+    assert (
+        INSTANCE_TABLE.named(status.devices[0].counts)["model_work_s"] == body.instance.metrics.model_work_s
+    )
 
 
-def test_what_did_not_move_is_not_told_again(body: EngineOnVirtualTime) -> None:
+def test_what_did_not_move_is_not_told_again(body: NodeOnVirtualTime) -> None:
     assert any(len(report.tenants) == 1 for report in reports(body))
     for _ in range(3):
-        body.clock.call_at(body.clock.now_s() + 5.0, body.engine.pump)
+        body.clock.call_at(body.clock.now_s() + 5.0, body.node.pump)
         body.clock.run()
     n_reports = len(reports(body))
-    body.clock.call_at(body.clock.now_s() + 5.0, body.engine.pump)
+    body.clock.call_at(body.clock.now_s() + 5.0, body.node.pump)
     body.clock.run()
     assert len(reports(body)) == n_reports
-    assert body.engine.next_report_due_s is None
+    assert body.node.next_due_s is None
 
 
 def test_a_counter_that_moves_alone_is_told() -> None:
-    clock = VirtualClock()
-    instance = make_instance(make_device())
-    telemetry = Telemetry(instance, clock)
-    counters = instance.metrics.tenants.setdefault("x", ServiceCounters())
+    body = NodeOnVirtualTime(setup_of(make_device()), {})
+    body.clock.run()
+    clock = body.clock
+    telemetry = Telemetry(body.pool, clock)
+    counters = body.instance.metrics.tenants.setdefault("x", ServiceCounters())
     names = [field.name for field in fields(counters) if field.name in SERVICE_TABLE.names]
     plain = [name for name in names if isinstance(getattr(counters, name), int | float)]
     assert len(plain) > 5
@@ -93,7 +94,7 @@ def test_a_counter_that_moves_alone_is_told() -> None:
         assert telemetry.report() is not None, name
 
 
-def test_a_trace_has_what_ended_within_the_time_asked_for(body: EngineOnVirtualTime) -> None:
+def test_a_trace_has_what_ended_within_the_time_asked_for(body: NodeOnVirtualTime) -> None:
     tickets = (body.send(AskTrace(last_s=1e9)), body.send(AskTrace(last_s=2.0)))
     everything, newest = (message for message in body.said if isinstance(message, Traced))
     assert (everything.ticket, newest.ticket) == tickets
