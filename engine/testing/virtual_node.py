@@ -191,7 +191,7 @@ class NodeOnVirtualTime:
         """What a device has at most."""
         self.node = Node(setup, self.clock, self, self.emit, policies=policies, memory=ImaginedMemory)
         self.node.observers.append(self._observe)
-        self._react(self.node.start)
+        self.react(self.node.start)
 
     @property
     def pool(self) -> Pool:
@@ -219,7 +219,7 @@ class NodeOnVirtualTime:
     def send(self, command: Command) -> Ticket:
         """Have the node receive a command; returns its ticket."""
         ticket = Ticket(next(self._tickets))
-        self._react(lambda: self.node.receive(Order(ticket, command)))
+        self.react(lambda: self.node.receive(Order(ticket, command)))
         return ticket
 
     def _send(self, command: Command) -> None:
@@ -236,12 +236,12 @@ class NodeOnVirtualTime:
         self.node.beat()
 
     def heard(self, index: InstanceId, completions: tuple[ExecutorReport, ...]) -> None:
-        self._react(lambda: self.node.heard(index, completions))
+        self.react(lambda: self.node.heard(index, completions))
 
     def ended(self, index: InstanceId, detail: str) -> None:
-        self._react(lambda: self.node.ended(index, detail))
+        self.react(lambda: self.node.ended(index, detail))
 
-    def _react(self, call: Callable[[], None]) -> None:
+    def react(self, call: Callable[[], None]) -> None:
         """One turn of the node's thread: handle `call`, then send what it causes, and sleep until something
         is due."""
         call()
@@ -254,7 +254,7 @@ class NodeOnVirtualTime:
     def _wake(self, due_s: float) -> None:
         if due_s == self._wakes_s:  # or an earlier call has taken this one's place
             self._wakes_s = inf
-            self._react(lambda: None)
+            self.react(lambda: None)
 
     def _observe(self, index: int, at_s: float, effects: Effects) -> None:
         for started in operations_started(effects):
