@@ -11,7 +11,7 @@ tells, and is told. `tokenmux.simulator` is the other body of the same pool.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import assert_never
 
 from tokenmux.core.clock import Clock
@@ -28,8 +28,8 @@ from tokenmux.core.effects import (
     Supersede,
 )
 from tokenmux.core.errors import ErrorCode, IntegrityError, InternalError
-from tokenmux.core.event import Arrived, Cancelled, ModelWanted, Paused, Resized, Resumed
-from tokenmux.core.facts import InstanceId, ModelId
+from tokenmux.core.event import SUPERSEDED, Arrived, Cancelled, ModelWanted, Paused, Resized, Resumed
+from tokenmux.core.facts import ImageId, InstanceId, ModelId
 from tokenmux.core.phases import DeviceState, PhaseChanged, RequestPhase
 from tokenmux.core.plan import Discard, Drop, Evict
 from tokenmux.core.record import RequestRecord
@@ -324,9 +324,7 @@ class Node:
                 case PhaseChanged():
                     self._out.append(self._shown(effect))
                 case StartedFetch():
-                    for image in effect.dropped:
-                        for mapper in self._memory.drop(image):
-                            self.devices[mapper].unmap(image)
+                    self._drop_images(effect.dropped)
                     self._start(device, effect)
                 case StartedStep() | StartedActivation():
                     self._start(device, effect)
@@ -338,6 +336,9 @@ class Node:
                     device.say(StopCopy(OperationId(operation)))
                 case CopyEnded(started, done):
                     device.copy_ended(started, failed=bool(done.error))
+                    if isinstance(started, StartedActivation) and done.error not in ("", SUPERSEDED):
+                        lost = [image.id for image in started.images if not self._cache.has(image.id)]
+                        self._drop_images(lost)
                 case RequestEnded():
                     self._request_ended(effect, instance)
                 case Evict(model):
@@ -350,6 +351,12 @@ class Node:
                     pass
                 case _:
                     assert_never(effect)
+
+    def _drop_images(self, images: Iterable[ImageId]) -> None:
+        """The host cache has forgotten these images."""
+        for image in images:
+            for mapper in self._memory.drop(image):
+                self.devices[mapper].unmap(image)
 
     # ── what operators may do ───────────────────────────────────────────────────────────────────────────────
 

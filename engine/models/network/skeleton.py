@@ -141,15 +141,16 @@ def empty_model(
     Buffers are real: on the meta device rotary frequencies and embedding scales would be lost.
     """
     attention.register_attention()
-    with init_empty_weights(include_buffers=False):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            deepcopy(config),  # it is given the attention function's name
-            dtype=dtype,
-            attn_implementation=attention.ATTENTION_NAME,
-            trust_remote_code=trust_remote_code,
-        )
-    # Inside the context every assignment makes a new empty parameter, so tied weights come apart.
-    model.tie_weights()
+    with _building:
+        with init_empty_weights(include_buffers=False):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                deepcopy(config),  # it is given the attention function's name
+                dtype=dtype,
+                attn_implementation=attention.ATTENTION_NAME,
+                trust_remote_code=trust_remote_code,
+            )
+        # Inside the context every assignment makes a new empty parameter, so tied weights come apart.
+        model.tie_weights()
     choose_experts(model, dtype, "cpu")
     # Otherwise some models look for padding among the token ids in every step, and wait for the device.
     with suppress(Exception):  # some configs insist on an integer
