@@ -8,13 +8,10 @@ import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
-from threading import Lock
-from typing import Any
 
 from tokenmux.core.facts import FIRST_INSTANCE, InstanceId, ModelId
 from tokenmux.core.phases import Residency
 from tokenmux.executor.executor import Executor
-from tokenmux.executor.model_host import ModelHost
 from tokenmux.messages.commands import Command, Load, Order, Register, Ticket, Unload
 from tokenmux.messages.completions import Completions
 from tokenmux.messages.launches import Instructions
@@ -27,21 +24,6 @@ from tokenmux.scheduler.instance.instance import Instance
 
 WAIT_S = 120.0
 """No operation of a test or a benchmark takes longer than this."""
-
-
-_BUILDING = Lock()
-
-
-def _build_one_at_a_time(models: ModelHost) -> None:
-    """Have the executors of this process build their skeletons one after another: transformers switches the
-    whole process to weights without memory meanwhile."""
-    make_ready = models._make_ready
-
-    def make_ready_alone(*arguments: Any, **options: Any) -> None:
-        with _BUILDING:
-            make_ready(*arguments, **options)
-
-    models._make_ready = make_ready_alone  # type: ignore[method-assign]
 
 
 class _ExecutorHere:
@@ -72,7 +54,6 @@ class _Factory:
     ) -> _ExecutorHere:
         setup = ExecutorSetup(index, device, self._host_kv_bytes)
         executor = Executor(setup, os.dup(host_kv), lambda said: self.inbox.put((index, said)))
-        _build_one_at_a_time(executor.models)
         here = _ExecutorHere(executor, lambda: self.inbox.put((index, None)))
         self.executors[index] = here
         return here
