@@ -160,7 +160,7 @@ class NodeOnVirtualTime:
     def send(self, command: Command) -> Ticket:
         """Have the node receive a command; returns its ticket."""
         ticket = Ticket(next(self._tickets))
-        self._react(lambda: self.node.receive(Order(ticket, command)))
+        self.react(lambda: self.node.receive(Order(ticket, command)))
         return ticket
 
     def _send(self, command: Command) -> None:
@@ -171,10 +171,10 @@ class NodeOnVirtualTime:
         self.clock.call_at(request.arrival_s, lambda: self._send(submit))
 
     def heard(self, index: InstanceId, completions: tuple[ExecutorReport, ...]) -> None:
-        self._react(lambda: self.node.heard(index, completions))
+        self.react(lambda: self.node.heard(index, completions))
 
     def ended(self, index: InstanceId, detail: str) -> None:
-        self._react(lambda: self.node.ended(index, detail))
+        self.react(lambda: self.node.ended(index, detail))
 
     def soon(self, call: Callable[[], None]) -> None:
         """Call at this moment, but not within what happens now."""
@@ -184,8 +184,8 @@ class NodeOnVirtualTime:
         """Give up the host memory of the node."""
         self.node.close()
 
-    def _react(self, call: Callable[[], None]) -> None:
-        """One turn of the node's thread: handle `call`, then send what it causes."""
+    def react(self, call: Callable[[], None]) -> None:
+        """One turn of the node's thread: handle `call`, then send what it causes. Override it to measure."""
         call()
         self.node.pump()
 
