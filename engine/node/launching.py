@@ -73,13 +73,12 @@ def binding_of(model: ModelFacts, instance: Instance) -> Bind:
 
 def _segment(chunk: Chunk, instance: Instance, content: Content) -> StepSegment:
     request = instance.requests[chunk.request]
-    index = instance.ledger.blocks.block_index
     submit, end = content.submit, chunk.start + chunk.n_tokens
     return StepSegment(
         tuple(content.token_ids[chunk.start : end]),
         chunk.start,
         request.request.n_prompt,
-        tuple(index(handle) for handle in request.kv.device if handle is not None),
+        instance.ledger.blocks.block_indices(request.kv.device),
         end == len(content.token_ids),
         submit.sampling,
         submit.min_tokens,
@@ -88,9 +87,9 @@ def _segment(chunk: Chunk, instance: Instance, content: Content) -> StepSegment:
 
 
 def _paged(paged: PagedRequest, instance: Instance) -> PagedBlocks:
-    device, host = instance.ledger.blocks.block_index, instance.ledger.host_blocks.block_index
+    ledger = instance.ledger
     return PagedBlocks(
         instance.requests[paged.request].request.model,
-        tuple(device(transfer.device) for transfer in paged.transfers),
-        tuple(host(transfer.host) for transfer in paged.transfers),
+        ledger.blocks.block_indices(transfer.device for transfer in paged.transfers),
+        ledger.host_blocks.block_indices(transfer.host for transfer in paged.transfers),
     )

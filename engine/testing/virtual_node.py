@@ -243,7 +243,7 @@ class NodeOnVirtualTime:
 
     def react(self, call: Callable[[], None]) -> None:
         """One turn of the node's thread: handle `call`, then send what it causes, and sleep until something
-        is due."""
+        is due. Override it to measure."""
         call()
         self.node.pump()
         due_s = self.node.next_due_s
