@@ -7,7 +7,8 @@ returns, so that a benchmark's clock stops at the right event, and a test can lo
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
-from queue import SimpleQueue
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 
 from tokenmux.core.facts import FIRST_INSTANCE, InstanceId, ModelId
 from tokenmux.core.phases import Residency
@@ -110,9 +111,16 @@ class DrivenNode:
         while self.instance.models[model].residency is not residency:
             self.turn()
 
-    def turn(self) -> None:
-        """Wait for one message of an executor and carry out what follows from it."""
-        index, said = self._factory.inbox.get(timeout=WAIT_S)
+    def turns_until(self, at_s: float) -> None:
+        """Take turns until this time."""
+        while (left_s := at_s - self.clock.now_s()) > 0:
+            with suppress(Empty):
+                self.turn(left_s)
+
+    def turn(self, wait_s: float = WAIT_S) -> None:
+        """Wait for one message of an executor and carry out what follows from it. Raises Empty if there is
+        none within `wait_s`."""
+        index, said = self._factory.inbox.get(timeout=wait_s)
         if said is None:
             self.node.ended(index, "it was killed")
         else:
