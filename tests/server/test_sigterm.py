@@ -5,6 +5,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable
+from contextlib import suppress
 from typing import Self
 
 import grpc
@@ -55,8 +56,11 @@ class Server:
         self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{await started}")
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        await self.ended()
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and self._running is not None:
+            self._running.cancel()
+        with suppress(asyncio.CancelledError):
+            await self.ended()
         await self.channel.close()
 
     @property
@@ -137,10 +141,9 @@ async def test_operators_who_wait_are_told_to_try_again() -> None:
         models = models_pb2_grpc.ModelsStub(served.channel)
         pool = pool_pb2_grpc.PoolStub(served.channel)
         removal = pool_pb2.RemoveDeviceRequest(instance=0)
-        calls = [
-            asyncio.create_task(refusal(call)) for call in (models.Load(load), pool.RemoveDevice(removal))
-        ]
+        calls = [asyncio.create_task(refusal(models.Load(load)))]
         await served.hub.next(Load)
+        calls.append(asyncio.create_task(refusal(pool.RemoveDevice(removal))))
         await served.hub.next(RemoveDevice)
         os.kill(os.getpid(), signal.SIGTERM)
         await served.ended()
