@@ -128,7 +128,7 @@ def worker_factory(setup: NodeSetup) -> WorkerFactory:
 
 @dataclass(frozen=True, slots=True)
 class DeviceCapacity:
-    """`tokenmux.server.front.pool_devices.Capacity` beside this host memory."""
+    """`tokenmux.server.front.fitting.Capacity` beside this host memory."""
 
     host: HostFacts
 
