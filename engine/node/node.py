@@ -378,6 +378,10 @@ class Node:
         """Start a device's executor. Returns why that is impossible, if it is."""
         return self._lives.start(device)
 
+    def state_of(self, device: NodeDevice) -> DeviceState:
+        """What the pool does with a device that is not being drained."""
+        return self._lives.state_of(device)
+
     def remove_device(self, device: NodeDevice) -> None:
         """Take an empty device out of the pool, and end its executor."""
         self.pool.remove(device.index)

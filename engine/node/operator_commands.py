@@ -232,7 +232,7 @@ class Operators:
         for ticket in draining.tickets:
             said = f"device {device.index} serves again: another operator asked for that"
             self._node.acknowledge(Acknowledged(ticket, said, ErrorCode.ENDED))
-        device.state = DeviceState.SERVING if device.ready else DeviceState.STARTING
+        device.state = self._node.state_of(device)
         self._node.pool.undrain(device.index)
 
     def look(self) -> None:
