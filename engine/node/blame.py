@@ -7,7 +7,7 @@ does. If a device breaks then with the suspect in its step, the suspect is guilt
 A model is guilty if devices broke several times in a row while they were loading it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from tokenmux.core.facts import ModelId
 from tokenmux.core.request import RequestId
@@ -77,14 +77,22 @@ class Blame:
         if self._tried == request:
             self._tried = None
 
-    def next_trial(self) -> RequestId | None:
-        """The suspect that may run now, if one waits and none is being tried."""
-        if self._tried is not None or not self._waiting:
+    def next_trial(self, can_run: Callable[[RequestId], bool]) -> RequestId | None:
+        """The suspect that may run now, if one waits that can run and none is being tried."""
+        if self._tried is not None:
             return None
-        self._tried = next(iter(self._waiting))
-        del self._waiting[self._tried]
-        self._n_tokens[self._tried] = 0
+        self._tried = next(filter(can_run, self._waiting), None)
+        if self._tried is not None:
+            del self._waiting[self._tried]
+            self._n_tokens[self._tried] = 0
         return self._tried
+
+    def adjourn(self, request: RequestId) -> None:
+        """The request cannot run for now. If it was being tried, it waits again and others have their
+        turn."""
+        if self._tried == request:
+            self._tried = None
+            self._waiting[request] = None
 
     def died_loading(self, model: ModelId) -> bool:
         """A device broke while it was loading the model. True if the model is guilty."""

@@ -35,7 +35,7 @@ class ExecutorProcess:
         try:
             with theirs:
                 self._process = _start(theirs, n_devices, module)
-            self.ended = os.pidfd_open(self._process.pid)
+            self.ended = _end_of(self._process)
         except BaseException:
             ours.close()
             raise
@@ -84,3 +84,14 @@ def _start(end: socket.socket, n_devices: int, module: str) -> "subprocess.Popen
     command = [sys.executable, "-P", "-m", module, str(descriptor), str(os.getpid())]
     environment = executor_environment(os.environ, n_devices=n_devices)
     return subprocess.Popen(command, pass_fds=(descriptor,), stdin=subprocess.DEVNULL, env=environment)
+
+
+def _end_of(process: "subprocess.Popen[bytes]") -> int:
+    """A descriptor that becomes readable when the process has ended. Raises OSError, and ends the process, if
+    there are no more descriptors."""
+    try:
+        return os.pidfd_open(process.pid)
+    except OSError:
+        process.kill()
+        process.wait()
+        raise

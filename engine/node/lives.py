@@ -52,6 +52,13 @@ class Lives:
         """When to call `start_due`; None if no device waits."""
         return min((due_s for due_s, _ in self._waiting.values()), default=None)
 
+    def state_of(self, device: NodeDevice) -> DeviceState:
+        """What the pool does with a device that is not being drained."""
+        if device.ready:
+            return DeviceState.SERVING
+        due_s, _ = self._waiting.get(device.index, (0.0, device))
+        return DeviceState.OUT if due_s > self._clock.now_s() else DeviceState.STARTING
+
     def start(self, device: NodeDevice) -> str:
         """Start the executor of a device. Returns why that is impossible now, if it is."""
         index = device.index

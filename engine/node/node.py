@@ -80,7 +80,7 @@ from tokenmux.node.blame import Blame
 from tokenmux.node.executor_port import ExecutorFactory
 from tokenmux.node.host_memory import HostMemory
 from tokenmux.node.lives import Lives
-from tokenmux.node.node_device import Drawn, NodeDevice
+from tokenmux.node.node_device import Drawn, NodeDevice, StrayReport
 from tokenmux.node.node_status import StatusReporter
 from tokenmux.node.operator_commands import Operators
 from tokenmux.node.positions import QueuePositions
@@ -196,6 +196,7 @@ class Node:
             case Pause(request):
                 if request in self.contents:
                     self._paused.add(request)
+                    self._blame.adjourn(request)
                 self.pool.apply_to_request(Paused(now_s, request))
             case Resume(request):
                 self._paused.discard(request)
@@ -231,8 +232,11 @@ class Node:
         if device is None or device.dying:
             return
         device.heard_s = self._clock.now_s()
-        for completion in completions:
-            self._hear(device, completion)
+        try:
+            for completion in completions:
+                self._hear(device, completion)
+        except StrayReport as error:
+            self._kill(device, str(error))
 
     def ended(self, index: InstanceId, detail: str) -> None:
         """The process of an executor has ended: what was only on its device is lost."""
@@ -373,6 +377,10 @@ class Node:
     def start_device(self, device: NodeDevice) -> str:
         """Start a device's executor. Returns why that is impossible, if it is."""
         return self._lives.start(device)
+
+    def state_of(self, device: NodeDevice) -> DeviceState:
+        """What the pool does with a device that is not being drained."""
+        return self._lives.state_of(device)
 
     def remove_device(self, device: NodeDevice) -> None:
         """Take an empty device out of the pool, and end its executor."""
@@ -515,7 +523,8 @@ class Node:
 
     def _shown(self, changed: PhaseChanged) -> PhaseChanged:
         """What a client is told of its request: a suspect waits, and was not paused by its client."""
-        if changed.phase is RequestPhase.PAUSED and self._blame.is_waiting(changed.request):
+        is_held_back = self._blame.is_waiting(changed.request) and changed.request not in self._paused
+        if changed.phase is RequestPhase.PAUSED and is_held_back:
             return PhaseChanged(changed.request, RequestPhase.QUEUED)
         return changed
 
@@ -562,8 +571,8 @@ class Node:
 
     def _try_suspects(self) -> None:
         """Let the next suspect run, if none is being tried."""
-        request = self._blame.next_trial()
-        if request is not None and request not in self._paused:
+        request = self._blame.next_trial(lambda suspect: suspect not in self._paused)
+        if request is not None:
             self.pool.apply_to_request(Resumed(self._clock.now_s(), request))
 
     # ── books ───────────────────────────────────────────────────────────────────────────────────────────────

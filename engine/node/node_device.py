@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from tokenmux.core.clock import Clock
-from tokenmux.core.errors import DoesNotFit, InternalError
+from tokenmux.core.errors import DoesNotFit
 from tokenmux.core.event import CopyDone, StepDone
 from tokenmux.core.facts import ImageId, InstanceId, ModelId
 from tokenmux.core.phases import DeviceState
@@ -36,6 +36,10 @@ Drawn = list[tuple[RequestId, int]]
 """Requests, each with the token that it drew."""
 
 
+class StrayReport(Exception):
+    """An executor reports what cannot have happened."""
+
+
 class StepInFlight:
     """A step, who draws in it, and when its iterations ended so far."""
 
@@ -43,6 +47,14 @@ class StepInFlight:
         self.started = started
         self.drawing = drawing
         self.ends_s: list[float] = []
+
+    def drawn(self, token_ids: tuple[int, ...]) -> Drawn:
+        """Who drew which of these tokens. Raises StrayReport if there are not as many as who draws."""
+        if len(token_ids) != len(self.drawing):
+            raise StrayReport(
+                f"{len(token_ids)} tokens for {len(self.drawing)} requests of step {self.started.id}"
+            )
+        return list(zip(self.drawing, token_ids, strict=True))
 
     def so_far(self) -> StepDone | None:
         """The iterations that are known to have ended, as if the step had ended with them; None if none
@@ -155,23 +167,28 @@ class NodeDevice:
         """An iteration of the step in flight ended. Returns what was drawn."""
         step = self._step_of(drew.operation)
         self.stalls.stepped(self._clock.now_s())
+        drawn = step.drawn(drew.token_ids)
         step.ends_s.append(drew.at_s)
-        return list(zip(step.drawing, drew.token_ids, strict=True))
+        return drawn
 
     def step_completed(self, completed: StepCompleted) -> tuple[Drawn, StepDone]:
         """The step ended. Returns what its last iteration drew, and the event."""
-        step = self._step_of(completed.operation)
+        step, ends_s = self._step_of(completed.operation), completed.ends_s
+        drawn = step.drawn(completed.token_ids)
+        n_before, n_drawing = len(step.ends_s), len(step.drawing)
+        if len(ends_s) != n_before + 1 or not all(0 <= place < n_drawing for place in completed.stopped):
+            raise StrayReport(f"step {completed.operation} has ended otherwise than it was reported before")
         self.step = None
         self.stalls.ended(completed.operation, self._clock.now_s())
-        drawn = list(zip(step.drawing, completed.token_ids, strict=True))
         finished = tuple((step.drawing[place], FinishReason.STOP) for place in completed.stopped)
-        ends_s = completed.ends_s
         return drawn, StepDone(ends_s[-1], step.started.id, ends_s, finished)
 
     def copy_completed(self, completed: CopyCompleted) -> CopyDone:
         """A copy or fetch ended. Returns the event."""
+        started = self._copies.pop(completed.operation, None)
+        if started is None:
+            raise StrayReport(f"copy {completed.operation} has ended, which is not in flight")
         self.stalls.ended(completed.operation, self._clock.now_s())
-        started = self._copies.pop(completed.operation)
         if isinstance(started, StartedFetch):
             for image in started.images:
                 if completed.error:
@@ -247,7 +264,7 @@ class NodeDevice:
 
     def _step_of(self, operation: int) -> StepInFlight:
         if self.step is None or self.step.started.id != operation:
-            raise InternalError(f"device {self.index} reports step {operation}, which is not in flight")
+            raise StrayReport(f"step {operation} is reported, which is not in flight")
         return self.step
 
     def _forget_unsent(self) -> None:

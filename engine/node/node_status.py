@@ -1,6 +1,6 @@
 """What a node reports of itself: a snapshot after every change, at most five a second."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import inf
 
 from tokenmux.core.clock import Clock
@@ -12,7 +12,7 @@ from tokenmux.node.node_device import NodeDevice
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.memory.host_kv import HostKv
-from tokenmux.scheduler.metrics.counters import DEDICATED_WINDOW_S, INSTANCE_TABLE, MODEL_TABLE
+from tokenmux.scheduler.metrics.counters import DEDICATED_WINDOW_S, INSTANCE_TABLE, MODEL_TABLE, Metrics
 from tokenmux.scheduler.metrics.summing import summed
 from tokenmux.scheduler.pool.pool import Pool
 
@@ -75,7 +75,8 @@ class StatusReporter:
 
     def _snapshot(self, now_s: float) -> WorkerStatus:
         instances = {index: device.instance for index, device in self._devices.items()}
-        asked_s = self._last_asked_s(instances)
+        all_metrics = [instance.metrics for instance in self._pool.instances]
+        asked_s = _last_asked_s(all_metrics)
         models = next(iter(instances.values())).models if instances else {}
         return WorkerStatus(
             at_s=now_s,
@@ -87,15 +88,18 @@ class StatusReporter:
             work_s=self._work_s,
             model_work_s=self._model_work_s,
             devices=tuple(map(_device_status, self._devices.values())),
-            models=tuple(_model_status(model, instances, self._refused.get(model, "")) for model in models),
+            models=tuple(
+                _model_status(model, instances, all_metrics, self._refused.get(model, "")) for model in models
+            ),
         )
 
-    def _last_asked_s(self, instances: Mapping[InstanceId, Instance]) -> dict[ModelId, float]:
-        latest: dict[ModelId, float] = {}
-        for instance in instances.values():
-            for model, counters in instance.metrics.models.items():
-                latest[model] = max(latest.get(model, -inf), counters.last_asked_s)
-        return latest
+
+def _last_asked_s(all_metrics: Sequence[Metrics]) -> dict[ModelId, float]:
+    latest: dict[ModelId, float] = {}
+    for metrics in all_metrics:
+        for model, counters in metrics.models.items():
+            latest[model] = max(latest.get(model, -inf), counters.last_asked_s)
+    return latest
 
 
 def _device_status(device: NodeDevice) -> DeviceStatus:
@@ -129,7 +133,10 @@ def _n_stepping(instance: Instance, step: Step) -> int:
     return sum(request.to_end is None and not request.is_paused for request in requests)
 
 
-def _model_status(model: ModelId, instances: Mapping[InstanceId, Instance], refusal: str) -> ModelStatus:
+def _model_status(
+    model: ModelId, instances: Mapping[InstanceId, Instance], all_metrics: Sequence[Metrics], refusal: str
+) -> ModelStatus:
+    """`all_metrics` are those of removed devices too: totals never fall."""
     n_running = n_queued = n_away = 0
     resident_on = []
     states = []
@@ -152,7 +159,7 @@ def _model_status(model: ModelId, instances: Mapping[InstanceId, Instance], refu
         n_queued=n_queued,
         n_running=n_running,
         n_paged_out=n_away,
-        counts=MODEL_TABLE.row(summed([instance.metrics.of(model) for instance in instances.values()])),
+        counts=MODEL_TABLE.row(summed([metrics.of(model) for metrics in all_metrics])),
         load_error=refusal or next((state.load_error for state in states if state.load_error), ""),
         unload_asked=any(state.wanted is False for state in states),
         resident_on=tuple(resident_on),

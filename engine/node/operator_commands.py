@@ -112,6 +112,7 @@ class Operators:
         self._node.models[command.facts.id] = model
 
     def _unregister(self, model: ModelId) -> None:
+        self._node.pool.settle()  # what came before in the same turn may bring the model in
         for device in self._devices():
             device.instance.check_removable(model)
         self._node.pool.remove_model(model)
@@ -231,7 +232,7 @@ class Operators:
         for ticket in draining.tickets:
             said = f"device {device.index} serves again: another operator asked for that"
             self._node.acknowledge(Acknowledged(ticket, said, ErrorCode.ENDED))
-        device.state = DeviceState.SERVING if device.ready else DeviceState.STARTING
+        device.state = self._node.state_of(device)
         self._node.pool.undrain(device.index)
 
     def look(self) -> None:

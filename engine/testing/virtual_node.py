@@ -10,9 +10,9 @@ from math import inf
 
 from tokenmux.core.cost import CostModel
 from tokenmux.core.effects import Effects, operations_started
-from tokenmux.core.errors import DoesNotFit
+from tokenmux.core.errors import DoesNotFit, InternalError
 from tokenmux.core.event import CopyDone, Resized, StepDone
-from tokenmux.core.facts import DeviceFacts, HostFacts, InstanceId
+from tokenmux.core.facts import DeviceFacts, HostFacts, ImageId, InstanceId, ModelId
 from tokenmux.core.request import DEFAULT_LEVEL, Request, RequestId, ServiceLevel
 from tokenmux.core.roofline_cost import RooflineCost
 from tokenmux.core.sampling import Sampling
@@ -28,16 +28,22 @@ from tokenmux.messages.completions import (
     StepCompleted,
 )
 from tokenmux.messages.launches import (
+    AddModel,
+    Bind,
     FetchLaunch,
     Instruction,
     Instructions,
+    MapImage,
     MoveLaunch,
     OperationId,
     PagingLaunch,
     ReallocateArena,
+    RemoveModel,
     StepLaunch,
     StopCopy,
     StopStep,
+    Unbind,
+    UnmapImage,
     WeightsLaunch,
 )
 from tokenmux.messages.reports import Report
@@ -95,6 +101,8 @@ class VirtualExecutor:
         self._instance = instance
         self._started = body.started_on(index)
         self._drawing: dict[int, tuple[RequestId, ...]] = {}
+        self._models: set[ModelId] = set()
+        self._images: set[ImageId] = set()
         left = lambda request: body.n_output[request] - instance.requests[request].n_drawn
         self._device = VirtualDevice(instance, cost, body.clock, self, left, on_drawn=self._drawn)
 
@@ -132,7 +140,35 @@ class VirtualExecutor:
             operation = next(iter(self._drawing))
             self.say(Drew(OperationId(operation), at_s, tuple(token for _, token in tokens)))
 
+    def _check(self, instruction: Instruction) -> None:
+        """Raise InternalError for what a real executor could not carry out."""
+        models, images = self._models, self._images
+        match instruction:
+            case AddModel(facts):
+                is_right = facts.id not in models
+                models.add(facts.id)
+            case RemoveModel(model):
+                is_right = model in models
+                models.discard(model)
+            case Bind(model) | Unbind(model) | StepLaunch(_, model) | FetchLaunch(_, model):
+                is_right = model in models
+            case MapImage(image):
+                is_right = image not in images
+                images.add(image)
+            case UnmapImage(image):
+                is_right = image in images
+                images.discard(image)
+            case WeightsLaunch(_, placed):
+                is_right = images >= {image.image for image in placed}
+            case PagingLaunch(_, _, paged):
+                is_right = models >= {blocks.model for blocks in paged}
+            case _:
+                is_right = True
+        if not is_right:
+            raise InternalError(f"executor {self.index} cannot carry out {instruction}")
+
     def _carry_out(self, instruction: Instruction) -> None:
+        self._check(instruction)
         match instruction:
             case StepLaunch(operation, _, segments):
                 started = self._started.pop(operation)
