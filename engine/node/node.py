@@ -154,7 +154,7 @@ class Node:
             clock,
             limits or RestartLimits(),
             models=self.models.values,
-            n_devices=lambda: len(self.devices),
+            n_devices=setup.n_sharing or len(setup.devices),
         )
         self._status = StatusReporter(
             self.pool, self.devices, self.refused, self._cache, self._host_kv, clock
