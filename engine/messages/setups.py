@@ -47,6 +47,10 @@ class NodeSetup(Struct, frozen=True, array_like=True):
     """An executor that sends nothing for this long hangs, and is killed."""
     instances: tuple[InstanceId, ...] = ()
     n_numbered: int = 0
+    max_restarts: int = 3
+    """This many executors of a device in a row that break within `restart_window_s` of their start are
+    replaced at once. Then the device is out for a growing time."""
+    restart_window_s: float = 60.0
 
 
 class ExecutorSetup(Struct, frozen=True, array_like=True):
