@@ -461,9 +461,7 @@ class ExecutorDouble:
             total += cell.values[slot]  # type: ignore[operator]
         return total
 
-    def _copied(
-        self, launch: PagingLaunch, models: Models
-    ) -> Iterator[tuple[int, int, list[int | None]]]:
+    def _copied(self, launch: PagingLaunch, models: Models) -> Iterator[tuple[int, int, list[int | None]]]:
         source = self._memory.host_kv if launch.into_device else self._arena
         for paged in launch.requests:
             block_bytes = models[paged.model].kv.block_bytes

@@ -133,7 +133,9 @@ class World:
         sizes = sorted((model.n_bytes for model in models), reverse=True)
         self.host = HostFacts(rng.choice((sizes[0], sum(sizes[:2]), sum(sizes))), 1e4)
         host_kv = SLAB * rng.choice((4, 12, 40))
-        self.setups = tuple(device(SLAB * rng.randint(6, 12 if is_crowded else 24)) for _ in range(rng.randint(1, 4)))
+        self.setups = tuple(
+            device(SLAB * rng.randint(6, 12 if is_crowded else 24)) for _ in range(rng.randint(1, 4))
+        )
         self._setup = NodeSetup(self.setups, self.host, host_kv)
         self.catalogue = FakeCatalogue(*(FakeEntry(model) for model in models))
         self.n_clients = rng.randint(2, 30 if is_crowded else 12)
@@ -355,7 +357,9 @@ class World:
         assert not node._cache.held and not node._cache.fetching
         assert not node._operators._resizing and not node._operators._adding, "operators wait"
         for index, one in node.devices.items():
-            assert one.step is None and not one._copies and not one._unsent, f"device {index} keeps operations"
+            assert one.step is None and not one._copies and not one._unsent, (
+                f"device {index} keeps operations"
+            )
             assert not one.stalls._watched, f"device {index} watches what has ended"
             executor = double.executors.get(index)
             if executor is not None and one.ready:
