@@ -281,6 +281,7 @@ class _Model:
         steps without."""
         twin.bind(image)
         twin.record()
+        twin.unbind()  # it may live on for a while in cycles, and the image must not
         self.runner().share_recording(twin)
 
     def bind(self, offset: int, weights: torch.Tensor) -> None:

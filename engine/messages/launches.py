@@ -127,7 +127,8 @@ class AddModel(Struct, frozen=True, array_like=True, tag=True):
 
 
 class RemoveModel(Struct, frozen=True, array_like=True, tag=True):
-    """Forget a model. Nothing of it is in flight, and it is not bound."""
+    """Forget a model, and where it is bound. None of its weights are being copied; a last step and copies of
+    KV that were launched before end as if it were there."""
 
     model: ModelId
 

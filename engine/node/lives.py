@@ -32,7 +32,7 @@ class Lives:
         clock: Clock,
         limits: RestartLimits,
         models: Callable[[], Iterable[AddModel]],
-        n_devices: Callable[[], int],
+        n_devices: int,
     ) -> None:
         """`host_kv` is the descriptor of the memory for paged-out KV; `models` are what a new executor is
         told first."""
@@ -64,7 +64,7 @@ class Lives:
         index = device.index
         self._began_s[index] = self._clock.now_s()
         try:
-            port = self._factory(index, device.setup, self._host_kv, n_devices=self._n_devices())
+            port = self._factory(index, device.setup, self._host_kv, n_devices=self._n_devices)
         except OSError as error:
             logger.error("the executor of device %d cannot be started: %s", index, error)
             return f"its executor cannot be started: {error}"
@@ -102,7 +102,7 @@ class Lives:
     def prepare(self, *, is_quiet: bool) -> None:
         """Get ready for the next start, unless a device waits for one now; called once a second."""
         if not self._waiting:
-            self._factory.prepare(n_devices=self._n_devices(), is_quiet=is_quiet)
+            self._factory.prepare(n_devices=self._n_devices, is_quiet=is_quiet)
 
     def forget(self, device: NodeDevice) -> None:
         """The device has left the pool."""

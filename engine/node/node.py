@@ -152,9 +152,9 @@ class Node:
             factory,
             self._memory.host_kv,
             clock,
-            limits or RestartLimits(),
+            limits or RestartLimits(setup.max_restarts, setup.restart_window_s),
             models=self.models.values,
-            n_devices=lambda: len(self.devices),
+            n_devices=setup.n_sharing or len(setup.devices),
         )
         self._status = StatusReporter(
             self.pool, self.devices, self.refused, self._cache, self._host_kv, clock

@@ -6,117 +6,49 @@ the folder of the file. This module only describes; `tokenmux.server.serve` buil
 """
 
 import difflib
-import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    FiniteFloat,
-    ValidationError,
-    ValidationInfo,
+from pydantic import BeforeValidator, Field, FiniteFloat, ValidationError
+
+from tokenmux.core.addresses import DEFAULT_ADDRESS, is_loopback
+from tokenmux.core.errors import ConfigError
+from tokenmux.server.device_config import (
+    MAX_DEVICES,
+    DeviceConfig,
+    Entries,
+    HostConfig,
+    SingleDeviceConfig,
+    contradictions_of_devices,
+    device_entries,
+)
+from tokenmux.server.front.api_keys import Scope
+from tokenmux.server.front.request_rules import MAX_SECONDS
+from tokenmux.server.yaml_lines import Document, YamlPath, parse
+from tokenmux.server.yaml_values import (
+    MAX_COUNT,
+    Address,
+    Count,
+    CountOrNone,
+    Location,
+    ModelName,
+    PolicyName,
+    Seconds,
+    Section,
+    Size,
+    TenantName,
+    Weight,
+    in_short,
 )
 
-from tokenmux.core.addresses import DEFAULT_ADDRESS, address_fault, is_loopback
-from tokenmux.core.errors import ConfigError
-from tokenmux.core.memory_budgets import DeviceKind
-from tokenmux.core.model_names import model_name_fault
-from tokenmux.core.sizes import parse_size
-from tokenmux.messages.setups import PagedKv
-from tokenmux.scheduler.policy.registry import make_policy
-from tokenmux.server.front.api_keys import Scope
-from tokenmux.server.front.names import MAX_TENANT_CHARS, tenant_fault
-from tokenmux.server.front.request_rules import MAX_SECONDS, MAX_WEIGHT, MIN_SECONDS, MIN_WEIGHT
-from tokenmux.server.yaml_lines import Document, YamlPath, parse
-
-
-def _address(value: str) -> str:
-    fault = address_fault(value)
-    if fault is not None:
-        raise ValueError(fault)
-    return value
-
-
-def _name(value: str) -> str:
-    fault = model_name_fault(value)
-    if fault is not None:
-        raise ValueError(fault)
-    return value
-
-
-def _tenant(value: str) -> str:
-    fault = tenant_fault(value)
-    if fault is not None:
-        raise ValueError(fault)
-    return value
-
-
-def _policy(value: str) -> str:
-    try:
-        make_policy(value)
-    except ConfigError as error:
-        raise ValueError(str(error)) from error
-    return value
-
-
-def _location(value: Path, info: ValidationInfo) -> Path:
-    """Make a path absolute, from the folder that is the context of the validation."""
-    folder: Any = info.context
-    try:
-        os.fsencode(value)
-        location = value.expanduser()
-    except (RuntimeError, UnicodeError) as error:
-        raise ValueError(f"{str(value)!r} cannot be resolved here: write it in full ({error})") from error
-    if "\0" in str(value):
-        raise ValueError(f"{str(value)!r} is not a path: it contains a NUL character")
-    return Path(folder).absolute() / location
-
-
-_GPU = re.compile(r"\d{1,4}|(GPU|MIG)-[0-9A-Za-z/.-]{1,80}")
-
-
-def _gpu(value: object) -> object:
-    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-    if isinstance(text, str) and not _GPU.fullmatch(text):
-        raise ValueError(f"{_short(value)} is not a GPU: {GPU_HINT}")
-    return text
+MAX_MESSAGE_BYTES = MAX_COUNT // 4
+"""A server still reads messages of four times `max_message`, to refuse them with a reason."""
 
 
 def _source(value: object) -> object:
     return {"source": value} if isinstance(value, str) else value
-
-
-MAX_COUNT = 2**31 - 1
-MAX_MESSAGE_BYTES = MAX_COUNT // 4
-"""A server still reads messages of four times `max_message`, to refuse them with a reason."""
-
-MAX_DEVICES = 1024
-GPU_HINT = "write its index, such as 0, or its UUID, such as GPU-0f3c..., as `nvidia-smi -L` shows them"
-
-Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0, lt=1 << 62)]
-Seconds = Annotated[FiniteFloat, Field(ge=MIN_SECONDS, le=MAX_SECONDS)]
-Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
-CountOrNone = Annotated[int, Field(ge=0, le=MAX_COUNT)]
-Weight = Annotated[FiniteFloat, Field(ge=MIN_WEIGHT, le=MAX_WEIGHT)]
-TenantName = Annotated[str, Field(min_length=1, max_length=MAX_TENANT_CHARS), AfterValidator(_tenant)]
-Address = Annotated[str, AfterValidator(_address)]
-Location = Annotated[Path, AfterValidator(_location)]
-ModelName = Annotated[str, AfterValidator(_name)]
-PolicyName = Annotated[str, AfterValidator(_policy)]
-GpuName = Annotated[str, BeforeValidator(_gpu)]
-
-
-class Section(BaseModel):
-    """What all sections of the file have in common: unknown keys are errors, values do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 class ModelConfig(Section):
@@ -126,49 +58,6 @@ class ModelConfig(Section):
     pinned: bool = False
     weight: Weight = 1.0
     """Multiplies the weight of its requests: higher is sooner, by less than a TTFT."""
-
-
-class DeviceConfig(Section):
-    """A device, or several alike, and its memory budget."""
-
-    kind: DeviceKind = "cpu"
-    """`cpu` is a virtual GPU in host memory."""
-    count: Annotated[int, Field(ge=1, le=MAX_DEVICES)] = 1
-    """Number of devices like this one. Those of kind `cuda` take the GPUs that no other entry names, in
-    order."""
-    gpu: GpuName | None = None
-    """Which of the GPUs that CUDA shows (CUDA_VISIBLE_DEVICES), by index or UUID. Default: the next one that
-    no entry names."""
-    arena: Size | None = None
-    """Device memory for weights and KV cache. Default: 2 GiB on a CPU, 85% of the free memory of a GPU."""
-    paged_kv: PagedKv = "exact"
-    """`int8` halves the bytes that paging moves. Requests that were paged then no longer yield exactly the
-    same tokens."""
-    slab: Size | None = None
-    """Unit in which models get memory for KV cache, at least two KV blocks of each. The default depends on
-    the size of the smallest arena and the models."""
-    prefill_chunk_tokens: Count | None = None
-    """A longer prompt is computed in pieces of this many tokens. Default: 512 on a CPU, 2048 on a GPU."""
-
-
-class SingleDeviceConfig(DeviceConfig):
-    """The device of a pool with one kind of device, and its host memory (`HostConfig`)."""
-
-    host_cache: Size | None = None
-    """As `host.cache`, which goes before it."""
-    host_kv: Size | None = None
-    """As `host.kv`, which goes before it."""
-
-
-class HostConfig(Section):
-    """Memory of the machine that all devices share."""
-
-    cache: Size | None = None
-    """Keeps weights near the devices. Default: 4 GiB, or with a GPU half of what is available, if that is
-    more; in any case no more than the machine has left."""
-    kv: Size | None = None
-    """Paged-out KV cache. Default: 1 GiB for each device, or with GPUs a tenth of what is available for each
-    (at most three tenths), if that is more."""
 
 
 class QueueConfig(Section):
@@ -199,11 +88,11 @@ class SlowReaderConfig(Section):
 
 
 class WorkerConfig(Section):
-    """A worker that breaks is replaced, without limit."""
+    """A worker, or the process of a device, that breaks is replaced, without limit."""
 
     max_restarts: CountOrNone = 3
-    """This many workers in a row that break within `restart_window_s` of their start are replaced at once;
-    after that the wait is 1, 2, 4, ... 60 s."""
+    """This many in a row that break within `restart_window_s` of their start are replaced at once; after that
+    the wait is 1, 2, 4, ... 60 s."""
     restart_window_s: Seconds = 60.0
     silent_s: Annotated[Seconds, Field(ge=2)] = 10.0
     """A worker, or the process of a device, that sends nothing for this long hangs, and is killed."""
@@ -272,7 +161,7 @@ class PoolConfig(Section):
     models: dict[ModelName, Annotated[ModelConfig, BeforeValidator(_source)]] = Field(default_factory=dict)
     device: SingleDeviceConfig = SingleDeviceConfig()
     """The devices, if all are alike. Give this or `devices`."""
-    devices: Annotated[tuple[DeviceConfig, ...], Field(max_length=MAX_DEVICES)] = ()
+    devices: Annotated[tuple[DeviceConfig, ...], Field(max_length=MAX_DEVICES)] | None = None
     """The devices, if they differ."""
     host: HostConfig = HostConfig()
     policy: PolicyName = "slack"
@@ -292,11 +181,9 @@ class PoolConfig(Section):
     """How long live requests may take to complete after SIGTERM."""
 
     @property
-    def all_devices(self) -> tuple[tuple[YamlPath, DeviceConfig], ...]:
-        """Each entry that describes devices, with its place."""
-        if not self.devices:
-            return ((("device",), self.device),)
-        return tuple((("devices", index), entry) for index, entry in enumerate(self.devices))
+    def all_devices(self) -> Entries:
+        """What describes devices, each with its place in the file."""
+        return device_entries(self.device, self.devices)
 
     @property
     def host_cache(self) -> Size | None:
@@ -366,7 +253,7 @@ def _contradictions(config: PoolConfig) -> list[tuple[YamlPath, str]]:
             "add them, or listen on 127.0.0.1"
         )
         found.append((("listen",), reason))
-    found.extend(_contradictions_of_devices(config))
+    found.extend(contradictions_of_devices(config.device, config.devices))
     path = config.record_traffic.path
     if path is not None and path.suffix != ".jsonl":
         reason = f"record_traffic.path: {path.name} must end in .jsonl, so that it can be read as a trace"
@@ -378,43 +265,6 @@ def _contradictions(config: PoolConfig) -> list[tuple[YamlPath, str]]:
         if name in names[:index]
     )
     return found
-
-
-def _contradictions_of_devices(config: PoolConfig) -> Iterator[tuple[YamlPath, str]]:
-    """Values of devices that are wrong only in combination. What the machine has is checked later
-    (`tokenmux.server.machine`)."""
-    given = config.device.model_fields_set
-    if config.devices and given:
-        text = (
-            f"device: `devices` is given too: give one of them. Add {', '.join(sorted(given))} to an entry "
-            "of `devices`, or to `host`"
-        )
-        yield ("device", min(given)), text
-    if "devices" in config.model_fields_set and not config.devices:
-        yield ("devices",), "devices: there must be at least one, such as `- kind: cpu`"
-    n_devices = sum(entry.count for _, entry in config.all_devices)
-    if n_devices > MAX_DEVICES:
-        yield ("devices",), f"devices: these are {n_devices}, and a pool has at most {MAX_DEVICES}"
-    named: dict[str, str] = {}
-    for place, entry in config.all_devices:
-        dotted = ".".join(map(str, place))
-        cure = f"{dotted}.kind is {entry.kind}: leave it out, or set `kind: cuda`"
-        if entry.paged_kv == "int8" and entry.kind != "cuda":
-            text = f"{dotted}.paged_kv: int8 is computed by a GPU's kernel, and {cure}"
-            yield (*place, "paged_kv"), text
-        if entry.gpu is None:
-            continue
-        if entry.kind != "cuda":
-            yield (*place, "gpu"), f"{dotted}.gpu: only a GPU has a number, and {cure}"
-        elif entry.count > 1:
-            text = (
-                f"{dotted}.count: one GPU is one device, and {dotted}.gpu names it: leave out one of the two"
-            )
-            yield (*place, "count"), text
-        elif entry.gpu in named:
-            text = f"{dotted}.gpu: {named[entry.gpu]} has GPU {entry.gpu} already: each needs one of its own"
-            yield (*place, "gpu"), text
-        named.setdefault(entry.gpu, dotted)
 
 
 def _with(data: dict[Any, Any], place: YamlPath, value: object) -> dict[Any, Any]:
@@ -450,12 +300,7 @@ def _say(item: Any) -> str:
             return f"{dotted}: {item['ctx']['error']}"
         case _:
             message = item["msg"].removeprefix("Input ")
-            return f"{dotted}: {message}, and is {_short(item['input'])}"
-
-
-def _short(value: object) -> str:
-    text = re.sub(r"\s+", " ", repr(value))
-    return text if len(text) <= 60 else f"{text[:57]}..."
+            return f"{dotted}: {message}, and is {in_short(item['input'])}"
 
 
 def _section_at(place: YamlPath) -> type[Section]:

@@ -17,7 +17,8 @@ from tokenmux.executor.calibrate import Speeds, measure
 from tokenmux.messages.setups import DeviceSetup, NodeSetup
 from tokenmux.processes.available_memory import available_bytes as available_on_this_machine
 from tokenmux.processes.monotonic_clock import MonotonicClock
-from tokenmux.server.config import DeviceConfig, PoolConfig
+from tokenmux.server.config import PoolConfig
+from tokenmux.server.device_config import DeviceConfig
 from tokenmux.server.front.device_source import WantedDevice
 from tokenmux.server.pool_setup import MeasuredDevice, host_budgets, node_setup
 

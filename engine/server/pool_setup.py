@@ -17,7 +17,8 @@ from tokenmux.core.request import ServiceLevel
 from tokenmux.core.sizes import show_size
 from tokenmux.executor.calibrate import Speeds
 from tokenmux.messages.setups import DeviceSetup, NodeSetup
-from tokenmux.server.config import DeviceConfig, PoolConfig
+from tokenmux.server.config import PoolConfig
+from tokenmux.server.device_config import DeviceConfig
 
 FETCH_BYTES_PER_S = 1e9
 """First estimate of the rate at which weights are read from disk; the cost model corrects it from the first
@@ -59,6 +60,8 @@ def node_setup(
         policy=config.policy,
         service=level_of(config),
         silent_s=config.worker.silent_s,
+        max_restarts=config.worker.max_restarts,
+        restart_window_s=config.worker.restart_window_s,
     )
 
 

@@ -120,6 +120,7 @@ def worker_factory(setup: NodeSetup) -> WorkerFactory:
             devices=tuple(devices.setups.values()),
             instances=tuple(devices.setups),
             n_numbered=devices.n_numbered,
+            n_sharing=len(setup.devices),
         )
         return NodeProcess(present, on_reports)
 
@@ -128,7 +129,7 @@ def worker_factory(setup: NodeSetup) -> WorkerFactory:
 
 @dataclass(frozen=True, slots=True)
 class DeviceCapacity:
-    """`tokenmux.server.front.pool_devices.Capacity` beside this host memory."""
+    """`tokenmux.server.front.fitting.Capacity` beside this host memory."""
 
     host: HostFacts
 

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from tokenmux.core.errors import ConfigError
 from tokenmux.server.config import (
-    MAX_COUNT,
     MAX_MESSAGE_BYTES,
     Override,
     PoolConfig,
@@ -19,6 +18,7 @@ from tokenmux.server.config import (
 from tokenmux.server.front.api_keys import Scope
 from tokenmux.server.grpc_api.malformed import GRPC_LIMIT_TIMES
 from tokenmux.server.yaml_lines import parse
+from tokenmux.server.yaml_values import MAX_COUNT
 
 FULL = """\
 listen: 0.0.0.0:50051

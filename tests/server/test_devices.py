@@ -15,6 +15,7 @@ from tests.server.small_devices import device_setup
 from tokenmux.client import AsyncClient, Client, WrongArgument
 from tokenmux.core.errors import ErrorCode
 from tokenmux.core.facts import FIRST_INSTANCE, InstanceId, ModelId
+from tokenmux.core.phases import DeviceState
 from tokenmux.messages.commands import AddDevice, DrainDevice, Pin, Register, RemoveDevice, Resize, Submit
 from tokenmux.messages.reports import Acknowledged, Broken
 from tokenmux.messages.setups import DeviceSetup
@@ -198,6 +199,18 @@ async def test_the_last_device_stays(two: Served) -> None:
     await refused(remove(two, 0), Code.FAILED_PRECONDITION, "the last one")
 
 
+async def test_a_device_that_is_out_takes_nothing_over(two: Served) -> None:
+    version = two.front.changes.version
+    two.hub.post(
+        worker_status(devices=(device_status(state=DeviceState.OUT), device_status(instance=SECOND)))
+    )
+    await two.front.changes.after(version)
+    for call in (drain(two, 1), remove(two, 1)):
+        await refused(call, Code.FAILED_PRECONDITION, "device 1 is the last one that serves")
+    assert two.hub.unread() == []
+    await remove(two, 0)
+
+
 async def test_a_device_that_is_not_named_is_not_the_first(two: Served) -> None:
     """A field that is not set would read as device 0."""
     for call in (
@@ -255,16 +268,15 @@ async def test_what_would_leave_a_pin_without_room_is_refused(two: Served) -> No
 
 
 async def test_a_pin_takes_room_only_where_it_is(two: Served) -> None:
-    await two.models.Pin(models_pb2.PinModelRequest(name="wide", pinned=True))
-    await resize(two, 20_500, 1)
-    await generate(two, 30)
-    await refused(generate(two, 31), Code.FAILED_PRECONDITION, "on none of 2 devices")
+    """Until the worker has said where, it is taken to be where most room is."""
+    await two.models.Pin(models_pb2.PinModelRequest(name="letters", pinned=True))
+    await refused(resize(two, 20_500, 1), Code.FAILED_PRECONDITION, "on none of 2 devices: wide needs")
+    homes = (device_status(pinned=(ModelId("letters"),)), device_status(instance=SECOND))
     version = two.front.changes.version
-    homes = (device_status(), device_status(instance=SECOND, pinned=(ModelId("wide"),)))
     two.hub.post(worker_status(devices=homes))
     await two.front.changes.after(version)
-    await generate(two, 30)
-    await refused(generate(two, 31), Code.FAILED_PRECONDITION, "on none of 2 devices")
+    await resize(two, 20_500, 1)
+    await generate(two, 60)
 
 
 # Changes at the same time, and workers that break

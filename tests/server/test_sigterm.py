@@ -4,8 +4,10 @@ that says to try again, and a second signal ends the wait."""
 import asyncio
 import os
 import signal
+import threading
 from collections.abc import Awaitable
-from typing import Self
+from contextlib import suppress
+from typing import Any, Self
 
 import grpc
 import pytest
@@ -14,9 +16,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.server.front.asking import tokens, until
 from tests.server.harness import PATIENCE_S, make_front
 from tests.server.sample_reports import worker_status
+from tests.server.scripted_models import FakeEntry
 from tests.server.small_devices import device_setup
 from tokenmux.core.phases import Residency
-from tokenmux.messages.commands import Load, RemoveDevice, Submit
+from tokenmux.messages.commands import AskTrace, Load, RemoveDevice, Submit
 from tokenmux.server.app import Transport, running, until_signalled
 from tokenmux.testing.scripted_worker import ScriptedWorkers
 from tokenmux.v1 import (
@@ -38,7 +41,7 @@ class Server:
 
     def __init__(self, drain_s: float) -> None:
         self.hub = ScriptedWorkers()
-        self.front, _ = make_front(self.hub, devices=(device_setup(), device_setup()))
+        self.front, self.catalogue = make_front(self.hub, devices=(device_setup(), device_setup()))
         self._drain_s = drain_s
         self._running: asyncio.Task[None] | None = None
 
@@ -55,8 +58,11 @@ class Server:
         self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{await started}")
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        await self.ended()
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and self._running is not None:
+            self._running.cancel()
+        with suppress(asyncio.CancelledError):
+            await self.ended()
         await self.channel.close()
 
     @property
@@ -129,7 +135,16 @@ async def test_a_second_signal_ends_the_wait() -> None:
 
 async def test_operators_who_wait_are_told_to_try_again() -> None:
     async with asyncio.timeout(PATIENCE_S), Server(drain_s=0.0) as served:
-        served.hub.answer_devices = False
+        converting, release = threading.Event(), threading.Event()
+        register = served.catalogue.register_folder
+
+        def slow(*arguments: Any, **options: Any) -> FakeEntry:
+            converting.set()
+            release.wait(PATIENCE_S)
+            return register(*arguments, **options)
+
+        served.catalogue.register_folder = slow  # type: ignore[method-assign]
+        served.hub.answer_devices = served.hub.answer_traces = False
         version = served.front.changes.version
         served.hub.post(worker_status("letters", residency=Residency.HOST))
         await served.front.changes.after(version)
@@ -137,13 +152,18 @@ async def test_operators_who_wait_are_told_to_try_again() -> None:
         models = models_pb2_grpc.ModelsStub(served.channel)
         pool = pool_pb2_grpc.PoolStub(served.channel)
         removal = pool_pb2.RemoveDeviceRequest(instance=0)
-        calls = [
-            asyncio.create_task(refusal(call)) for call in (models.Load(load), pool.RemoveDevice(removal))
-        ]
+        calls = [asyncio.create_task(refusal(models.Load(load)))]
         await served.hub.next(Load)
+        calls.append(asyncio.create_task(refusal(pool.RemoveDevice(removal))))
         await served.hub.next(RemoveDevice)
+        calls.append(asyncio.create_task(refusal(pool.Trace(pool_pb2.TraceRequest()))))
+        await served.hub.next(AskTrace)
+        registration = models_pb2.RegisterModelRequest(name="more", source="/")
+        calls.append(asyncio.create_task(refusal(models.Register(registration))))
+        await asyncio.to_thread(converting.wait, PATIENCE_S)
         os.kill(os.getpid(), signal.SIGTERM)
         await served.ended()
+    release.set()
     for call in calls:
         assert await call == (
             Code.UNAVAILABLE,

@@ -23,9 +23,9 @@ from tokenmux.models.network.rows import grouped_experts_are_exact
 from tokenmux.models.weights.image import Manifest, TensorEntry
 from tokenmux.models.weights.packing import Packed, PackedLinear, packing_of
 
-_building = Lock()
+BUILDING = Lock()
 """`init_empty_weights` and transformers' default dtype are settings of the whole process, so models are built
-one at a time. Two threads at once left tied weights separate."""
+one at a time. Two threads at once left tied weights separate. Nothing is recorded meanwhile either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +141,7 @@ def empty_model(
     Buffers are real: on the meta device rotary frequencies and embedding scales would be lost.
     """
     attention.register_attention()
-    with _building:
+    with BUILDING:
         with init_empty_weights(include_buffers=False):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                 deepcopy(config),  # it is given the attention function's name

@@ -11,7 +11,8 @@ from tokenmux.core.facts import InstanceId, ModelId
 from tokenmux.messages.commands import AddDevice, DrainDevice, RemoveDevice, Resize
 from tokenmux.server.front.changes import Changes
 from tokenmux.server.front.device_source import DeviceSource, WantedDevice
-from tokenmux.server.front.pool_devices import Held, PoolDevices
+from tokenmux.server.front.fitting import Held
+from tokenmux.server.front.pool_devices import PoolDevices
 from tokenmux.server.front.registration import Registration
 from tokenmux.server.front.served_models import ServedModels
 from tokenmux.server.front.undertakings import Undertakings

@@ -25,13 +25,14 @@ from tokenmux.server.front.api_keys import ApiKeys, Key
 from tokenmux.server.front.changes import Changes
 from tokenmux.server.front.device_changes import DeviceChanges
 from tokenmux.server.front.device_source import DeviceSource, WantedDevice
+from tokenmux.server.front.fitting import Capacity
 from tokenmux.server.front.generation import AboutModel, Ask, Prompt
 from tokenmux.server.front.limits import Limits
 from tokenmux.server.front.live_request import LiveRequest
 from tokenmux.server.front.model_store import ModelStore
 from tokenmux.server.front.model_text import PromptEncoder
 from tokenmux.server.front.names import check_name_length
-from tokenmux.server.front.pool_devices import Capacity, PoolDevices
+from tokenmux.server.front.pool_devices import PoolDevices
 from tokenmux.server.front.pool_status import PoolSnapshot, StatusBoard
 from tokenmux.server.front.readiness import STOPPED, Readiness
 from tokenmux.server.front.registration import Registration

@@ -152,10 +152,10 @@ class LiveRequest:
     def conclude(self) -> bool:
         """End the request if its tokens show that it is complete, although the worker broke before saying
         so."""
-        if self._delivered and self._ends(self._delivered[-1], len(self._delivered) - 1):
-            self._complete(FinishReason.STOP)
-        elif len(self._delivered) >= self._submit.request.max_tokens:
+        if len(self._delivered) >= self._submit.request.max_tokens:
             self._complete(FinishReason.LENGTH)
+        elif self._delivered and self._ends(self._delivered[-1], len(self._delivered) - 1):
+            self._complete(FinishReason.STOP)
         return self.closed
 
     def fail(self, error: TokenmuxError) -> None:

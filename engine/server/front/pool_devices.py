@@ -1,47 +1,24 @@
-"""The devices of the pool as the front knows them: with which a worker starts, what fits, and which of them
-may go or change.
+"""The devices of the pool as the front knows them: with which a worker starts, and which of them may go or
+change. What fits them is told by `tokenmux.server.front.fitting`.
 
 Operators change devices while the pool serves. What is accepted meanwhile has to fit whatever comes of it: a
 device that is being drained or removed counts no longer, one that is being added not yet, and of one that is
 being resized the smaller size counts.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from msgspec import structs
 
-from tokenmux.core.errors import DoesNotFit, InUse, InvalidRequest, NotFound, NotServable
-from tokenmux.core.facts import DeviceFacts, InstanceId, ModelFacts, ModelId
+from tokenmux.core.errors import InUse, InvalidRequest, NotFound, NotServable
+from tokenmux.core.facts import DeviceFacts, InstanceId, ModelFacts
+from tokenmux.core.phases import DeviceState
 from tokenmux.core.sizes import show_size
 from tokenmux.messages.reports import WorkerStatus
 from tokenmux.messages.setups import DeviceSetup, PresentDevices
-
-
-class Capacity(Protocol):
-    """What could ever fit on a device, however full it is now."""
-
-    def check_model(self, device: DeviceFacts, model: ModelFacts, pinned: Iterable[ModelFacts]) -> None:
-        """Raise DoesNotFit if the model can never be served beside the pinned ones."""
-        ...
-
-    def check_request(
-        self, device: DeviceFacts, model: ModelFacts, n_tokens: int, pinned: Iterable[ModelFacts]
-    ) -> None:
-        """Raise DoesNotFit if a request of `n_tokens` tokens, prompt and output, can never be served."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """What has to keep its place: models that are served, those of them that are pinned, and the tokens of
-    the longest live request of each model."""
-
-    served: Sequence[ModelFacts]
-    pinned: Sequence[ModelFacts]
-    longest: Mapping[ModelId, int]
+from tokenmux.server.front.fitting import Capacity, Fitting, Held
 
 
 @dataclass(slots=True)
@@ -58,18 +35,15 @@ class _Device:
         return [self.setup.facts] if self.coming is None else [self.setup.facts, self.coming]
 
 
-Sizes = Mapping[InstanceId, Sequence[DeviceFacts]]
-"""The devices on which requests may be placed, each with its possible sizes."""
-
-
 class PoolDevices:
     """The present devices; see the module. On one event loop; only `present` may be read by other threads."""
 
     def __init__(self, setups: Sequence[DeviceSetup], capacity: Capacity) -> None:
         self._devices = {InstanceId(n): _Device(setup) for n, setup in enumerate(setups)}
-        self._capacity = capacity
+        self._fitting = Fitting(capacity)
         self._coming: list[DeviceSetup] = []
-        self._pin_homes: dict[ModelId, set[InstanceId]] = {}
+        self._out: set[InstanceId] = set()
+        """Devices that do not serve, and may not for long."""
         self.present = PresentDevices({}, 0)
         """With which a worker starts."""
         self._renew(len(setups))
@@ -99,22 +73,19 @@ class PoolDevices:
         return next(iter(self._devices))
 
     def take(self, status: WorkerStatus) -> None:
-        """Learn from a worker's status to which devices models are pinned."""
-        homes: dict[ModelId, set[InstanceId]] = {}
-        for device in status.devices:
-            for model in device.pinned:
-                homes.setdefault(model, set()).add(device.instance)
-        self._pin_homes = homes
+        """Learn from a worker's status to which devices models are pinned, and which devices are out."""
+        self._fitting.take(status)
+        self._out = {device.instance for device in status.devices if device.state is DeviceState.OUT}
 
     # What fits
 
     def check_model(self, model: ModelFacts, pinned: Iterable[ModelFacts]) -> None:
         """Raise DoesNotFit unless some device can serve the model beside what is pinned there."""
-        self._check(self._open(), list(pinned), model, None)
+        self._fitting.check(self._open(), list(pinned), model, None)
 
     def check_request(self, model: ModelFacts, n_tokens: int, pinned: Iterable[ModelFacts]) -> None:
         """Raise DoesNotFit unless some device can serve a request of `n_tokens` tokens, prompt and output."""
-        self._check(self._open(), list(pinned), model, n_tokens)
+        self._fitting.check(self._open(), list(pinned), model, n_tokens)
 
     # Changes. Each raises before anything has changed; if the block in it fails, the change is undone.
 
@@ -147,9 +118,9 @@ class PoolDevices:
             coming = replace(device.setup.facts, arena_bytes=arena_bytes)
             if not device.closed:
                 remedy = f"ask for more than {show_size(arena_bytes)}, or add a device (`tokenmux pool add`)"
-                self._check_all(
-                    {**self._open(), instance: [coming]}, held, f"resizing device {instance}", remedy
-                )
+                now = self._open()
+                then = {**now, instance: [coming]}
+                self._fitting.check_change(now, then, held, f"resizing device {instance}", remedy)
             device.coming = coming
             try:
                 yield
@@ -207,14 +178,15 @@ class PoolDevices:
     def _closed(self, instance: InstanceId, device: _Device, held: Held, doing: str) -> Iterator[None]:
         was_closed = device.closed
         if not was_closed:
-            others = {other: sizes for other, sizes in self._open().items() if other != instance}
+            now = self._open()
+            others = {n: sizes for n, sizes in now.items() if n != instance and n not in self._out}
             if not others:
                 raise NotServable(
                     f"device {instance} is the last one that serves: add another one before "
                     f"{doing} it (`tokenmux pool add`)"
                 )
             remedy = "add a device (`tokenmux pool add`), or unpin or remove a model first"
-            self._check_all(others, held, f"{doing} device {instance}", remedy)
+            self._fitting.check_change(now, others, held, f"{doing} device {instance}", remedy)
         device.closed = True
         try:
             yield
@@ -235,69 +207,3 @@ class PoolDevices:
 
     def _open(self) -> dict[InstanceId, list[DeviceFacts]]:
         return {n: device.sizes() for n, device in self._devices.items() if not device.closed}
-
-    def _check_all(self, sizes: Sizes, held: Held, doing: str, remedy: str) -> None:
-        """Raise DoesNotFit if something that is held has a place now, and none on these devices."""
-        wanted = [
-            *((model, None) for model in held.served),
-            *((model, held.longest[model.id]) for model in held.served if model.id in held.longest),
-        ]
-        for model, n_tokens in wanted:
-            pinned = [other for other in held.pinned if other.id != model.id]
-            try:
-                self._check(sizes, pinned, model, n_tokens)
-            except DoesNotFit as error:
-                if self._fits(self._open(), pinned, model, n_tokens):
-                    raise DoesNotFit(f"{doing} would leave no room: {error}. Remedy: {remedy}") from None
-
-    def _fits(
-        self, sizes: Sizes, pinned: Collection[ModelFacts], model: ModelFacts, n_tokens: int | None
-    ) -> bool:
-        try:
-            self._check(sizes, pinned, model, n_tokens)
-        except DoesNotFit:
-            return False
-        return True
-
-    def _check(
-        self, sizes: Sizes, pinned: Collection[ModelFacts], model: ModelFacts, n_tokens: int | None
-    ) -> None:
-        """Raise DoesNotFit unless a device has room for the model, or for a request of `n_tokens`, in each of
-        its possible sizes. The reason is that of the device with most room."""
-        beside = self._pinned_to(sizes, pinned)
-        refusals: list[tuple[int, DoesNotFit]] = []
-        for instance, possible in sizes.items():
-            try:
-                for device in possible:
-                    if n_tokens is None:
-                        self._capacity.check_model(device, model, beside[instance])
-                    else:
-                        self._capacity.check_request(device, model, n_tokens, beside[instance])
-                return
-            except DoesNotFit as error:
-                refusals.append((_room(possible, beside[instance]), error))
-        _, reason = max(refusals, key=lambda refusal: refusal[0])
-        if len(refusals) == 1:
-            raise reason
-        raise DoesNotFit(f"on none of {len(refusals)} devices: {reason}")
-
-    def _pinned_to(self, sizes: Sizes, pinned: Iterable[ModelFacts]) -> dict[InstanceId, list[ModelFacts]]:
-        """The pinned models by device: where the worker said, otherwise, largest first, where most room is
-        left."""
-        placed: dict[InstanceId, list[ModelFacts]] = {instance: [] for instance in sizes}
-        homeless = []
-        for model in pinned:
-            homes = self._pin_homes.get(model.id, set()) & placed.keys()
-            for instance in homes:
-                placed[instance].append(model)
-            if not homes:
-                homeless.append(model)
-        for model in sorted(homeless, key=lambda model: -model.n_bytes):
-            roomiest = max(placed, key=lambda instance: _room(sizes[instance], placed[instance]))
-            placed[roomiest].append(model)
-        return placed
-
-
-def _room(sizes: Iterable[DeviceFacts], pinned: Iterable[ModelFacts]) -> int:
-    """Bytes that pinned models leave, at the smallest of these sizes."""
-    return min(size.arena_bytes for size in sizes) - sum(model.n_bytes for model in pinned)

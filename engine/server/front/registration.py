@@ -48,6 +48,7 @@ class Registration:
         self._changes = changes
         self._undertakings = undertakings
         self._adding: set[str] = set()
+        self._removing: set[str] = set()
 
     async def open_store(self, pinned: Collection[str]) -> None:
         """Take in every model of the store; `pinned` names those to pin.
@@ -81,6 +82,7 @@ class Registration:
             raise InvalidRequest(fault)
         if name in self._adding:
             raise AlreadyExists(f"a model named {name!r} is being registered at this moment")
+        self._check_not_removed(name)
         if name in self._models:
             raise AlreadyExists(
                 f"a model named {name!r} is served already: unregister it first (`tokenmux models remove`), "
@@ -92,14 +94,22 @@ class Registration:
     async def unregister(self, name: str, *, force: bool = False) -> None:
         """Stop serving a model and delete its converted files.
 
-        Raises InUse while it has live requests, unless forced; forced, it waits for operations in flight that
+        Raises InUse while it has live requests, unless forced, and while it is being removed; forced, it waits for operations in flight that
         use the model, such as a fetch. Its files go first, and come back if the worker does not let the model
         go: a failure leaves everything as it was.
         """
+        self._check_not_removed(name)
         served = self._models.find(name)
         n_live = self._worker.requests.n_of(ModelId(served.name))
         if n_live and not force:
             raise InUse(f"{name!r} has {n_live} live requests: wait for them, or force it to end them")
+        self._removing.add(name)
+        try:
+            await self._remove(name, served, force=force)
+        finally:
+            self._removing.discard(name)
+
+    async def _remove(self, name: str, served: ServedModel, *, force: bool) -> None:
         removal = await asyncio.to_thread(self._set_aside, name)
         self._models.remove(name)
         try:
@@ -163,6 +173,11 @@ class Registration:
         self._changes.notify()
         return served
 
+    def _check_not_removed(self, name: str) -> None:
+        """Two removals at once, or a registration in between, would each undo what the other did."""
+        if name in self._removing:
+            raise InUse(f"{name!r} is being removed at this moment: try again when that is done")
+
     def _set_aside(self, name: str) -> PendingRemoval:
         try:
             return self._store.set_aside(name)
@@ -177,6 +192,8 @@ class Registration:
             version = self._changes.version
             try:
                 await self._worker.command(Unregister(served.facts.id))
+            except NotFound:  # another worker has come meanwhile, which was not told of it
+                return
             except InUse:
                 left_s = until_s - loop.time()
                 if not force or left_s <= 0:

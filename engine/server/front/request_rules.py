@@ -1,6 +1,6 @@
 """Checks of a request; each raises InvalidRequest that says what to change. Some return the values to use.
 
-`tokenmux.server.front.admission` says when they run, and `tokenmux.server.front.pool_devices` whether
+`tokenmux.server.front.admission` says when they run, and `tokenmux.server.front.fitting` whether
 the pool can hold the request.
 """
 

@@ -147,8 +147,15 @@ class Supervisor:
         return self._worker is not None
 
     async def start(self) -> None:
-        """Start the first worker. Raises what the factory raises."""
-        self._install(*await self._spawn())
+        """Start the first worker. Raises WorkerFailed if the system cannot start a process, and whatever else
+        the factory raises."""
+        try:
+            self._install(*await self._spawn())
+        except OSError as error:
+            raise WorkerFailed(
+                f"no worker can be started: {error}; look at the limits of processes, open files and memory "
+                "(`ulimit -a`)"
+            ) from error
 
     def served(self) -> None:
         """A worker has taken what it was told: from now on the supervisor never gives up."""

@@ -14,7 +14,7 @@ from tests.server.front.asking import ask, events_of, text_of, tokens, until
 from tests.server.harness import PATIENCE_S, make_front
 from tests.server.scripted_models import FakeEntry, facts
 from tests.server.virtual_time import VirtualTime, turns
-from tokenmux.core.errors import NotServable, Unavailable
+from tokenmux.core.errors import NotServable, Unavailable, WorkerFailed
 from tokenmux.core.facts import ModelId
 from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.messages.commands import Command, Order, Pin, Register, Submit
@@ -266,6 +266,15 @@ async def test_requests_wait_for_a_worker_but_not_for_ever() -> None:
         hub.auto = True
         assert text_of(await events_of(front, ask())) == "defghijk"
         assert front.ready
+
+
+async def test_a_server_that_cannot_start_a_process_says_where_to_look() -> None:
+    hub = ScriptedWorkers()
+    hub.fails_to_start = 1
+    front, _ = make_front(hub)
+    with pytest.raises(WorkerFailed, match=r"no worker can be started: no more processes; .*`ulimit -a`"):
+        await front.start()
+    await front.close()
 
 
 async def test_a_server_whose_first_worker_cannot_be_had_says_so_and_ends() -> None:
