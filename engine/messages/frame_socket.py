@@ -125,8 +125,14 @@ class PatientSocket:
         """Send a frame with descriptors, which may be closed afterwards. Raises OSError if the other end is
         gone, ValueError for a frame that is too long."""
         wire = framed(frame)
-        copies = [os.dup(descriptor) for descriptor in descriptors]
-        self._unsent.append(_Unsent(memoryview(wire), copies))
+        unsent = _Unsent(memoryview(wire), [])
+        try:
+            for descriptor in descriptors:
+                unsent.descriptors.append(os.dup(descriptor))
+        except OSError:
+            _close_all(unsent)
+            raise
+        self._unsent.append(unsent)
         self.n_unsent_bytes += len(wire)
         if len(self._unsent) == 1:
             self.flush()

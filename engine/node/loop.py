@@ -12,6 +12,7 @@ from collections.abc import Callable
 from tokenmux.core.clock import Clock
 from tokenmux.core.facts import FIRST_NODE
 from tokenmux.messages.codec import COMPLETIONS, ORDERS, REPORTS, MalformedMessage
+from tokenmux.messages.completions import Completions
 from tokenmux.messages.frame_socket import PatientSocket
 from tokenmux.messages.reports import Report, Reports
 from tokenmux.node.executor_process import ExecutorProcess
@@ -105,27 +106,33 @@ class NodeLoop:
     def _read_front(self) -> None:
         assert self._node is not None
         try:
-            for frame in self._front.receive():
-                self._node.receive(ORDERS.decode(frame))
+            frames = self._front.receive()
+            orders = [ORDERS.decode(frame) for frame in frames]
         except (EOFError, OSError):
             self._gone = True
         except MalformedMessage as error:
             self._node.broken(f"the front sent {error}")
+        else:
+            for order in orders:
+                self._node.receive(order)
 
     def _read_executor(self, executor: ExecutorProcess) -> None:
         assert self._node is not None
         if executor not in self._executors:  # its end was handled in this turn
             return
+        said: list[Completions] = []
         try:
-            for frame in executor.frames.receive():
-                if executor.index is not None:
-                    self._node.heard(executor.index, COMPLETIONS.decode(frame))
+            said += map(COMPLETIONS.decode, executor.frames.receive())
         except (EOFError, OSError):
             self._forget(executor.frames)
             executor.kill()
         except MalformedMessage as error:
             executor.fault = f"it sent {error}"
+            self._forget(executor.frames)
             executor.kill()
+        if executor.index is not None:
+            for completions in said:
+                self._node.heard(executor.index, completions)
 
     def _executor_ended(self, executor: ExecutorProcess) -> None:
         """The process is gone: take what it still said, then tell the node."""
