@@ -10,7 +10,6 @@ from collections import Counter
 
 from tests.chaos.world import World
 
-
 LONGEST_S = 20.0
 """A world that takes longer goes round in circles: the search ends, and shows where."""
 
@@ -40,7 +39,7 @@ def main() -> None:
         sys.stderr.write(f"\rseed {seed} ")
         try:
             counts.update(world.run())
-        except BaseException as error:  # noqa: BLE001 - any is a fault, and the search goes on
+        except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
             n_faults += 1
