@@ -112,7 +112,7 @@ class Operators:
         self._node.models[command.facts.id] = model
 
     def _unregister(self, model: ModelId) -> None:
-        self._node.pool.settle()  # what came before in the same turn may bring the model in
+        self._node.pool.settle()  # what is to begin with the model begins before it is looked at
         for device in self._devices():
             device.instance.check_removable(model)
         self._node.pool.remove_model(model)
