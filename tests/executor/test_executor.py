@@ -14,6 +14,7 @@ from tests.executor.executor_driver import (
     WAIT_S,
     Driver,
     Host,
+    InProcess,
     blocks_of,
     loaded,
     prompt,
@@ -402,6 +403,18 @@ def test_a_resize_says_how_long_it_may_be_silent_and_unbinds_everything(
     assert drawn == expected[entry.name][:3]
 
 
+def test_after_a_resize_a_model_must_be_bound_again(
+    driver: Callable[[], Driver], entries: list[Entry]
+) -> None:
+    one = loaded(driver(), entries[0])
+    one.tell(ReallocateArena(FACTS.arena_bytes))
+    one.until(ArenaReallocated)
+    one.tell(decode(one, entries[0], 10, repeat=1))
+    said = one.next()
+    assert isinstance(said, ExecutorBroken)
+    assert "not bound to weights" in said.detail
+
+
 def test_a_resize_that_does_not_fit_leaves_the_arena_of_before(
     driver: Callable[[], Driver], entries: list[Entry], expected: dict[str, list[int]]
 ) -> None:
@@ -447,7 +460,8 @@ def test_what_no_executor_can_carry_out_breaks_it_with_the_reason(
     said = one.next()
     assert isinstance(said, ExecutorBroken)
     assert "StepLaunch cannot be carried out: KeyError('nobody')" in said.detail
-    assert not one.received, "nothing after it is carried out"
+    assert isinstance(one.link, InProcess)
+    assert one.link.inbox.empty(), "nothing after it is carried out"
 
 
 def test_a_step_that_raises_breaks_the_executor(driver: Callable[[], Driver], entries: list[Entry]) -> None:
