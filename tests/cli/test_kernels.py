@@ -53,9 +53,8 @@ def test_a_cache_of_its_own_and_the_forms_of_int8(
     llama: Path, tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = tmp_path / "pool.yaml"
-    pool.write_text(
-        f"models:\n  fresh: {llama}\ncatalogue: none\ndevices: [{{kind: cpu}}, {{kind: cuda, paged_kv: int8}}]\n"
-    )
+    devices = "devices: [{kind: cpu}, {kind: cuda, paged_kv: int8}]"
+    pool.write_text(f"models:\n  fresh: {llama}\ncatalogue: none\n{devices}\n")
     monkeypatch.chdir(tmp_path)
     found = json.loads(run("--config", pool, "--arch", "sm_90", "--cache", "brought", "--json").stdout)
     assert (found["forms"], found["compiled"], found["cache"]) == (11, 11, str(tmp_path / "brought"))

@@ -8,7 +8,9 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.server.test_real_lives import stream
 from tests.server.test_serve import executors_of, node_of, real_server
@@ -87,3 +89,26 @@ def test_streams_go_on_while_devices_come_and_go(tmp_path: Path) -> None:
             ready, _, _ = select.select([end], [], [], 10.0)
             assert ready, "a process outlived its server"
             os.close(end)
+
+
+def test_health_turns_when_a_stopped_device_leaves_requests_waiting(tmp_path: Path) -> None:
+    """Before the node would have noticed by the device's silence."""
+    more = "worker: {silent_s: 300, still_s: 2}\n"
+    with (
+        real_server(tmp_path, more) as (process, address),
+        Client(address) as client,
+        grpc.insecure_channel(address) as channel,
+    ):
+        alone = stream(client, max_tokens=100)
+        health = health_pb2_grpc.HealthStub(channel)
+        told = health.Watch(health_pb2.HealthCheckRequest(), timeout=60)
+        assert next(told).status == health_pb2.HealthCheckResponse.SERVING
+        (executor, *_) = executors_of(process.pid)
+
+        def stop_and_go_on() -> None:
+            os.kill(executor, signal.SIGSTOP)
+            assert next(told).status == health_pb2.HealthCheckResponse.NOT_SERVING
+            os.kill(executor, signal.SIGCONT)
+            assert next(told).status == health_pb2.HealthCheckResponse.SERVING
+
+        assert stream(client, stop_and_go_on, max_tokens=100) == alone
