@@ -5,7 +5,7 @@ from math import inf
 
 from tokenmux.core.clock import Clock
 from tokenmux.core.facts import InstanceId, ModelId
-from tokenmux.core.phases import Residency
+from tokenmux.core.phases import DeviceState, Residency
 from tokenmux.core.plan import Activate, Channel, Step
 from tokenmux.messages.reports import DeviceStatus, ModelStatus, WorkerStatus
 from tokenmux.node.node_device import NodeDevice
@@ -122,7 +122,7 @@ def _device_status(device: NodeDevice) -> DeviceStatus:
         resident=tuple(instance.resident_models),
         n_requests=len(instance.requests),
         n_deaths=device.n_deaths,
-        fault=device.fault,
+        fault="" if device.state is DeviceState.SERVING else device.fault,
         pinned=tuple(model for model in instance.asked_models if instance.models[model].pinned),
     )
 

@@ -63,7 +63,7 @@ def test_streams_go_on_while_devices_come_and_go(tmp_path: Path) -> None:
 
         assert stream(client, kill_all_executors, max_tokens=150) == alone
         status = status_when(client, lambda now: all(d.state is DeviceState.SERVING for d in now.instances))
-        assert [device.n_deaths for device in status.instances] == [1, 1]
+        assert [(device.n_deaths, device.fault) for device in status.instances] == [(1, ""), (1, "")]
         assert status.n_restarts == 0
 
         assert client.pool.add_device(arena_bytes=4 << 20, timeout_s=60) == 2
