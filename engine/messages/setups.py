@@ -51,6 +51,10 @@ class NodeSetup(Struct, frozen=True, array_like=True):
     """How many devices share the machine's cores, which gives the number of threads of a step: as many as the
     pool began with, since other threads add up in another order, and a request may go on at any device. 0:
     as many as there are."""
+    max_restarts: int = 3
+    """This many executors of a device in a row that break within `restart_window_s` of their start are
+    replaced at once. Then the device is out for a growing time."""
+    restart_window_s: float = 60.0
 
 
 class ExecutorSetup(Struct, frozen=True, array_like=True):

@@ -152,7 +152,7 @@ class Node:
             factory,
             self._memory.host_kv,
             clock,
-            limits or RestartLimits(),
+            limits or RestartLimits(setup.max_restarts, setup.restart_window_s),
             models=self.models.values,
             n_devices=setup.n_sharing or len(setup.devices),
         )

@@ -88,11 +88,11 @@ class SlowReaderConfig(Section):
 
 
 class WorkerConfig(Section):
-    """A worker that breaks is replaced, without limit."""
+    """A worker, or the process of a device, that breaks is replaced, without limit."""
 
     max_restarts: CountOrNone = 3
-    """This many workers in a row that break within `restart_window_s` of their start are replaced at once;
-    after that the wait is 1, 2, 4, ... 60 s."""
+    """This many in a row that break within `restart_window_s` of their start are replaced at once; after that
+    the wait is 1, 2, 4, ... 60 s."""
     restart_window_s: Seconds = 60.0
     silent_s: Annotated[Seconds, Field(ge=2)] = 10.0
     """A worker, or the process of a device, that sends nothing for this long hangs, and is killed."""

@@ -60,6 +60,8 @@ def node_setup(
         policy=config.policy,
         service=level_of(config),
         silent_s=config.worker.silent_s,
+        max_restarts=config.worker.max_restarts,
+        restart_window_s=config.worker.restart_window_s,
     )
 
 

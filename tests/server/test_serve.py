@@ -59,6 +59,7 @@ def test_the_configuration_reaches_the_parts() -> None:
     weights = weights_of(config)
     assert (weights.of_tenant("team"), weights.of_tenant("other")) == (3, 1)
     assert (weights.of_model("a"), weights.of_model("b")) == (4, 1)
+    assert (setup.max_restarts, setup.restart_window_s) == (4, 5)
     assert (setup.policy, setup.silent_s, setup.service) == ("request-level", 6, ServiceLevel(8, 9))
     limits = limits_of(config, setup)
     assert (limits.still_s, limits.patience.silent_s) == (7, 6)
