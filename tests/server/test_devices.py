@@ -15,6 +15,7 @@ from tests.server.small_devices import device_setup
 from tokenmux.client import AsyncClient, Client, WrongArgument
 from tokenmux.core.errors import ErrorCode
 from tokenmux.core.facts import FIRST_INSTANCE, InstanceId, ModelId
+from tokenmux.core.phases import DeviceState
 from tokenmux.messages.commands import AddDevice, DrainDevice, Pin, Register, RemoveDevice, Resize, Submit
 from tokenmux.messages.reports import Acknowledged, Broken
 from tokenmux.messages.setups import DeviceSetup
@@ -196,6 +197,18 @@ async def test_the_last_device_stays(two: Served) -> None:
     assert two.hub.unread() == []
     await remove(two, 1)
     await refused(remove(two, 0), Code.FAILED_PRECONDITION, "the last one")
+
+
+async def test_a_device_that_is_out_takes_nothing_over(two: Served) -> None:
+    version = two.front.changes.version
+    two.hub.post(
+        worker_status(devices=(device_status(state=DeviceState.OUT), device_status(instance=SECOND)))
+    )
+    await two.front.changes.after(version)
+    for call in (drain(two, 1), remove(two, 1)):
+        await refused(call, Code.FAILED_PRECONDITION, "device 1 is the last one that serves")
+    assert two.hub.unread() == []
+    await remove(two, 0)
 
 
 async def test_a_device_that_is_not_named_is_not_the_first(two: Served) -> None:

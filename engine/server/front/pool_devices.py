@@ -14,6 +14,7 @@ from msgspec import structs
 
 from tokenmux.core.errors import InUse, InvalidRequest, NotFound, NotServable
 from tokenmux.core.facts import DeviceFacts, InstanceId, ModelFacts
+from tokenmux.core.phases import DeviceState
 from tokenmux.core.sizes import show_size
 from tokenmux.messages.reports import WorkerStatus
 from tokenmux.messages.setups import DeviceSetup, PresentDevices
@@ -41,6 +42,8 @@ class PoolDevices:
         self._devices = {InstanceId(n): _Device(setup) for n, setup in enumerate(setups)}
         self._fitting = Fitting(capacity)
         self._coming: list[DeviceSetup] = []
+        self._out: set[InstanceId] = set()
+        """Devices that do not serve, and may not for long."""
         self.present = PresentDevices({}, 0)
         """With which a worker starts."""
         self._renew(len(setups))
@@ -70,8 +73,9 @@ class PoolDevices:
         return next(iter(self._devices))
 
     def take(self, status: WorkerStatus) -> None:
-        """Learn from a worker's status to which devices models are pinned."""
+        """Learn from a worker's status to which devices models are pinned, and which devices are out."""
         self._fitting.take(status)
+        self._out = {device.instance for device in status.devices if device.state is DeviceState.OUT}
 
     # What fits
 
@@ -175,7 +179,7 @@ class PoolDevices:
         was_closed = device.closed
         if not was_closed:
             now = self._open()
-            others = {other: sizes for other, sizes in now.items() if other != instance}
+            others = {n: sizes for n, sizes in now.items() if n != instance and n not in self._out}
             if not others:
                 raise NotServable(
                     f"device {instance} is the last one that serves: add another one before "
