@@ -141,11 +141,12 @@ class Simulator:
         self.pool.lose(index, instance, step)
         self.pool.settle()
 
-    def add(self, instance: Instance, truth: CostModel) -> int:
-        """Add an instance, whose operations take as long as `truth` says. Returns its index."""
+    def add(self, instance: Instance, truth: CostModel, *, held: bool = False) -> int:
+        """Add an instance, whose operations take as long as `truth` says. Returns its index. It is `held`
+        until its device is there."""
         self.truths.append(truth)
         self._devices.append(self._device(len(self._devices), instance))
-        index = self.pool.add(instance)
+        index = self.pool.add(instance, held=held)
         self.pool.settle()
         return index
 

@@ -27,18 +27,23 @@ def load_target(members: Members, facts: ModelFacts) -> int:
 def pin_target(members: Members, facts: ModelFacts) -> int:
     """The instance that pins a model: where it is pinned already, otherwise the nearest one on which that
     leaves every model its room. Raises DoesNotFit if there is none."""
-    return _pin_targets(members, [facts], _staying(members))[facts.id]
+    target = _pin_targets(members, [facts], _staying(members)).get(facts.id)
+    if target is None:
+        raise _no_room_to_pin(facts)
+    return target
 
 
 def pins_elsewhere(members: Members, index: int) -> dict[ModelId, int]:
-    """For each model that is pinned on this instance, the one that can pin it instead. Raises DoesNotFit if
-    one finds none."""
+    """For each model that is pinned on this instance, the one that can pin it instead, if there is one."""
     return _pin_targets(members, _pinned(members, index), _staying(members, but=index))
 
 
 def check_drainable(members: Members, index: int) -> None:
     """Raise DoesNotFit if a model, or a pin, would find no room on the other instances."""
-    pins_elsewhere(members, index)
+    movable = pins_elsewhere(members, index)
+    for facts in _pinned(members, index):
+        if facts.id not in movable:
+            raise _no_room_to_pin(facts)
     others = _staying(members, but=index)
     for model in members.instances[index].models.values():
         serves = _serves(members, index, model.facts)
@@ -84,7 +89,8 @@ def _distance(members: Members, index: int, facts: ModelFacts) -> tuple[bool, fl
 def _pin_targets(
     members: Members, models: Iterable[ModelFacts], candidates: Iterable[int]
 ) -> dict[ModelId, int]:
-    """Find each model an instance, one after another, beside what is pinned there and the models before."""
+    """Find each model an instance, one after another, beside what is pinned there and the models before.
+    Models that find none are left out."""
     pinned = {index: _pinned(members, index) for index in candidates}
     targets: dict[ModelId, int] = {}
     for facts in models:
@@ -92,14 +98,16 @@ def _pin_targets(
         target = next((i for i in by_distance if facts.id in {p.id for p in pinned[i]}), None)
         if target is None:
             target = next((i for i in by_distance if _can_pin(members, i, facts, pinned[i])), None)
-        if target is None:
-            raise DoesNotFit(
-                f"no device that stays in the pool has room to pin {facts.id}: unpin another model, or add a "
-                "device"
-            )
-        targets[facts.id] = target
-        pinned[target].append(facts)
+        if target is not None:
+            targets[facts.id] = target
+            pinned[target].append(facts)
     return targets
+
+
+def _no_room_to_pin(facts: ModelFacts) -> DoesNotFit:
+    return DoesNotFit(
+        f"no device that stays in the pool has room to pin {facts.id}: unpin a model, or add a device"
+    )
 
 
 def _can_pin(members: Members, index: int, facts: ModelFacts, already: list[ModelFacts]) -> bool:

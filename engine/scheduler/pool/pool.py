@@ -234,7 +234,7 @@ class Pool:
 
     def drain(self, index: int) -> None:
         """From now on place nothing on this instance, and move its requests and its pins to others. Requests
-        that fit nowhere else stay until they do. Ask `check_drainable` first: it raises what this would."""
+        that fit nowhere else stay until they do, and pins for ever: ask `check_drainable` first."""
         pins = operators.pins_elsewhere(self._members, index)
         for model, target in pins.items():
             self._introduce(target, model)
@@ -256,9 +256,11 @@ class Pool:
         staying = (t.source for t in self._in_transit.values() if t.target is None)
         return not self.instances[index].requests and index not in coming and index not in staying
 
-    def add(self, instance: Instance) -> int:
-        """Add an instance. Returns its index."""
+    def add(self, instance: Instance, *, held: bool = False) -> int:
+        """Add an instance, `held` if its device is not there yet. Returns its index."""
         index = self._members.add(instance)
+        if held:
+            self.hold(index)
         for facts in self._added.values():
             self.apply(index, ModelAdded(self.now_s, facts))
         self._mark(index)

@@ -26,6 +26,6 @@ def test_everything_has_happened() -> None:
     expected = (
         "cancelled", "paused", "pinned", "refused",
         "lost with requests", "went on elsewhere", "kept KV", "came back",
-        "drained", "not drained", "added", "removed", "not removed", "resized", "not resized",
+        "drained", "drained in spite of all", "added", "removed", "not removed", "resized", "not resized",
     )  # fmt: skip
     assert [what for what in expected if seen[what] < 5] == []

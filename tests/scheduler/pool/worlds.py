@@ -86,8 +86,8 @@ class World:
             self.at(self.clock.now_s() + held_s, lambda: self.pool.release(index))
         self.simulator.replace(index, self.instance(lost.device, lost.metrics))
 
-    def add(self, device: DeviceFacts) -> int:
-        return self.simulator.add(self.instance(device), RooflineCost(device, HOST))
+    def add(self, device: DeviceFacts, held: bool = False) -> int:
+        return self.simulator.add(self.instance(device), RooflineCost(device, HOST), held=held)
 
     def finish(self, arrivals: Sequence[Arrival] = ()) -> None:
         """Run until all is over, and check that nothing is left."""
@@ -222,18 +222,25 @@ class Fates:
         self.world.lose(index, held_s)
 
     def drain(self) -> None:
-        """Also the last one: then its requests wait."""
+        """Also what should not be drained: then its requests wait."""
+        index = self.any_present()
         try:
-            self.world.pool.drain(self.any_present())
-            self.seen["drained"] += 1
+            self.world.pool.check_drainable(index)
         except DoesNotFit:
-            self.seen["not drained"] += 1
+            self.seen["drained in spite of all"] += 1
+        self.world.pool.drain(index)
+        self.seen["drained"] += 1
 
     def undrain(self) -> None:
         self.world.pool.undrain(self.any_present())
 
     def add(self) -> None:
-        self.world.add(slow_device(self.random.choice((3_000, 4_000, 6_000)), 2_048))
+        device = slow_device(self.random.choice((3_000, 4_000, 6_000)), 2_048)
+        if self.random.random() < 0.5:
+            self.world.add(device)
+        else:
+            index = self.world.add(device, held=True)
+            self.world.at(self.world.clock.now_s() + 0.3, lambda: self.world.pool.release(index))
         self.seen["added"] += 1
 
     def remove(self) -> None:
