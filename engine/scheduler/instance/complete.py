@@ -166,7 +166,7 @@ def _page(state: LiveState, started: StartedPageIn | StartedPageOut, ok: bool) -
             state.ledger.end_page_out(request_id, n_computed, ok)
         if request.to_end:
             requests.end(state, request, *request.to_end)
-        elif request_id in state.leaving and isinstance(started, StartedPageOut):
+        elif request_id in state.leaving:
             requests.end(state, request, None)
         else:
             request.model.file(request)

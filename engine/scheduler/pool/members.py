@@ -6,7 +6,7 @@ closed ─▶ takes nothing: it drains  removed ▶ an empty slot: its index is 
 
 from collections.abc import Sequence
 
-from tokenmux.core.event import Event, ModelAdded, ModelRemoved, ModelWanted, ResizeAsked, Resized
+from tokenmux.core.event import Event, ModelRemoved, ModelWanted, ResizeAsked, Resized
 from tokenmux.core.facts import ModelFacts, ModelId
 from tokenmux.core.request import Request
 from tokenmux.scheduler.instance.instance import Instance
@@ -77,10 +77,8 @@ class Members:
         return most
 
     def note(self, index: int, event: Event) -> None:
-        """Another model, pin or size of the arena changes what fits."""
-        if type(event) is ModelAdded:
-            self._most_tokens.pop((index, event.facts.id), None)
-        elif type(event) in _CHANGE_ROOM:
+        """A pin, or another size of the arena, changes what fits."""
+        if type(event) in _CHANGE_ROOM:
             self._forget(index)
 
     def _ask(self, index: int, facts: ModelFacts) -> int:

@@ -354,8 +354,6 @@ class Pool:
                 self._end_transit(self._in_transit.pop(request.id))
             case Cancelled() | Paused() | Resumed() if index is None:
                 self.apply_to_request(event)
-            case Withdrawn(_, request_id) if request_id not in self._asked:
-                pass
             case _ if index is not None:
                 self.apply(index, event)
 
@@ -459,7 +457,7 @@ class Pool:
 
     def _withdraw(self, index: int, request: RequestId, target: int | None) -> None:
         self._asked[request] = target
-        self._pending.append((index, Withdrawn(self.now_s, request, with_kv=target is None)))
+        self._pending.append((index, Withdrawn(self.now_s, request, with_kv=True)))
 
     def _evacuate(self) -> None:
         """Withdraw requests of instances that do not serve, if another one takes them."""

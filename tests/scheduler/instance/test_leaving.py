@@ -68,6 +68,18 @@ def test_steps_that_end_during_the_copy_do_not_wait_for_it() -> None:
     assert left(body) == [(3, 12)], "the tokens since then are rebuilt"
 
 
+def test_it_is_served_also_when_another_takes_the_rest_of_the_host() -> None:
+    body = running()
+    leave(body)
+    decide(body)
+    size = body.ledger.kv[R].shape.block_bytes
+    taken = body.ledger.host_blocks.allocate(size, body.ledger.host_blocks.free_blocks(size))
+    assert taken is not None
+    body.instance.apply(Paused(body.now_s, S))
+    assert body.instance.requests[R].to_end is None
+    body.ledger.host_blocks.free(taken)
+
+
 def test_kv_comes_back_as_it_was() -> None:
     body = running()
     leave(body)

@@ -10,6 +10,7 @@ from tokenmux.core.effects import CopyEnded, Effects, StepEnded
 from tokenmux.core.errors import InternalError, InUse
 from tokenmux.core.event import Arrived, Cancelled, ModelWanted, Paused, ResizeAsked, Resumed
 from tokenmux.core.phases import PhaseChanged, RequestPhase
+from tokenmux.core.plan import Channel
 from tokenmux.core.request import FinishReason, RequestId
 from tokenmux.core.started import StartedStep
 from tokenmux.scheduler.policy.pool.pool_policy import Move, Place, Refuse
@@ -81,7 +82,8 @@ def test_pins_and_a_resize_under_way_leave_less_room() -> None:
     world = World([slow_device(3_000)])
     request = make_request("r", C, 16, 16)
     assert world.pool.takes(0, request)
-    world.simulator.apply(0, ResizeAsked(0.0, 1_500))
+    world.pool.apply(0, ResizeAsked(0.0, 1_500))
+    assert world.pool.instances[0].device.arena_bytes == 3_000
     assert not world.pool.takes(0, request)
     world = World([slow_device(3_000)])
     world.pool.add_model(B)
@@ -278,6 +280,75 @@ def test_a_request_that_moves_waits_for_the_copies_it_needs_and_one_step() -> No
     assert pause_s < 1.2 * (sum(copies_s) + step_s)
 
 
+def test_another_arena_takes_other_requests() -> None:
+    world = World([slow_device(1_300)])
+    request = make_request("r", C, 16, 16)
+    assert not world.pool.takes(0, request)
+    world.pool.lose(0, world.instance(LARGE))
+    assert world.pool.takes(0, request)
+
+
+@pytest.mark.parametrize("how", ["lost", "removed"])
+def test_others_fetch_what_a_device_that_is_gone_was_fetching(how: str) -> None:
+    """Nothing else would wake them."""
+    world = World([LARGE, LARGE])
+
+    def wait_and_go() -> None:
+        assert world.cache.fetching
+        world.pool.apply(1, Arrived(world.pool.now_s, make_request("r", C, max_tokens=2)))
+        world.pool.settle()
+        assert world.pool.instances[1].is_idle, "it waits for the fetch of the other"
+        world.pool.apply_to_request(Cancelled(world.pool.now_s, RequestId("first")))
+        if how == "lost":
+            world.pool.lose(0, world.instance(LARGE))
+        else:
+            world.pool.remove(0)
+        world.pool._changed.pop(0, None)
+        world.pool.settle()
+        assert world.pool.instances[1].in_flight(Channel.FETCH)
+
+    world.simulator.run([make_arrival("first", C, n_output=10)], until_s=0.0)
+    wait_and_go()
+
+
+def test_a_held_instance_is_not_asked_when_another_one_has_fetched() -> None:
+    world = World([SMALL, LARGE])
+    world.pool.hold(1)
+    assert world.pool.submit(Arrived(0.0, make_request("waits", A, max_tokens=60))) == 1
+    world.at(5.0, lambda: world.pool.apply_to_request(Cancelled(5.0, RequestId("waits"))))
+    world.simulator.run([make_arrival("r", A, n_output=4)], until_s=4.0)
+    assert world.ended.keys() == {"r"}
+    assert not world.pool.instances[1].resident_models
+    world.finish()
+
+
+def test_requests_leave_a_held_instance_for_the_first_that_serves() -> None:
+    world = World([LARGE, LARGE])
+    world.pool.hold(0)
+    world.pool.hold(1)
+    world.at(1.0, lambda: world.pool.release(1))
+    world.simulator.run([make_arrival("r", A, n_output=4)], until_s=0.5)
+    assert world.pool.index_of(RequestId("r")) == 0
+    world.finish()
+    assert world.entered == {"r": [0, 1]}
+
+
+def test_kept_kv_ends_on_the_grid_of_the_next_instance() -> None:
+    """In the middle of a prompt, on a grid of 8 tokens, it is paged out; the next instance has one of 32."""
+    fine, coarse = (replace(LARGE, prefill_chunk_tokens=grid) for grid in (8, 32))
+    world = World([fine, coarse])
+    request = RequestId("r")
+
+    def drain() -> None:
+        assert world.pool.instances[0].requests[request].n_computed == 48
+        world.pool.drain(0)
+
+    world.at(0.26, drain)
+    world.finish([make_arrival("r", A, 60, n_output=20)])
+    assert world.entered[request] == [0, 1]
+    assert world.kept[request] == [0, 32]
+
+
 # ── requests on their way ───────────────────────────────────────────────────────────────────────────────────
 
 
@@ -373,6 +444,54 @@ def test_a_move_to_an_instance_that_closes_meanwhile_goes_elsewhere() -> None:
     pool.apply_to_request(Cancelled(0.0, R))
     pool.settle()
     world.finish()
+
+
+def test_a_move_that_a_loss_overtakes_is_over() -> None:
+    """The withdrawal that was on its way is for the lost instance, not for its replacement."""
+    world = World([LARGE] * 2)
+    pool = world.pool
+    pool.submit(Arrived(0.0, make_request("r", A)))
+    world.policy._homes[A.id][1] = 0
+    world.policy._moving[R] = (A.id, 1)
+    pool._move(Move(R, 0, 1))
+    pool.drain(1)
+    pool.lose(0, world.instance(LARGE))
+    pool._changed.clear()
+    pool.settle()
+    assert world.entered[R] == [0, 0]
+    pool.apply_to_request(Cancelled(0.0, R))
+    pool.settle()
+    world.finish()
+
+
+def test_the_policy_does_not_move_what_is_leaving() -> None:
+    world = World([LARGE] * 2)
+    pool = world.pool
+    pool.submit(Arrived(0.0, make_request("r", A)))
+    pool.drain(0)
+    world.policy._homes[A.id][1] = 0
+    world.policy._moving[R] = (A.id, 1)
+    pool._move(Move(R, 0, 1))
+    assert pool.n_moves == 0
+    pool.settle()
+    assert world.entered[R] == [0, 1]
+    pool.apply_to_request(Cancelled(0.0, R))
+    pool.settle()
+    world.finish()
+
+
+def test_a_model_that_is_removed_takes_requests_along_that_are_between_two_instances() -> None:
+    world = World([LARGE] * 2, models=())
+    pool = world.pool
+    pool.add_model(A)
+    pool.submit(Arrived(0.0, make_request("r", A)))
+    pool.drain(0)
+    pool._apply_next(*pool._pending.popleft())
+    assert pool.index_of(R) is None
+    pool.remove_model(A.id)
+    pool.settle()
+    assert [record.reason for record in world.simulator.records] == [FinishReason.FAILED]
+    assert not pool.has(R)
 
 
 def test_one_that_is_cancelled_before_it_could_move_is_forgotten() -> None:

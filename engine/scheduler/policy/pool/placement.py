@@ -168,8 +168,7 @@ class LeastLoaded:
             homes[index] -= 1
         if not homes[index] and (request.model, index) not in self._moving.values():
             del homes[index]
-            if index < len(self._loads):
-                self._loads[index].remove(request.model)
+            self._loads[index].remove(request.model)
         if not homes:
             del self._homes[request.model]
 

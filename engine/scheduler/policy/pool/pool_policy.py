@@ -52,8 +52,8 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Move a live request to another instance that takes it. KV that host memory has goes along; the rest is
-    rebuilt there."""
+    """Move a live request to another instance that takes it. It goes on where it is until host memory has its
+    KV, as far as there is room, and only then leaves; the rest is rebuilt there."""
 
     request: RequestId
     source: int

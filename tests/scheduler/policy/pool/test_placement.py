@@ -11,10 +11,12 @@ from tokenmux.core.event import Event
 from tokenmux.core.phases import Residency
 from tokenmux.core.plan import Channel
 from tokenmux.core.request import Request, RequestId
+from tokenmux.scheduler.policy.baselines.request_level import OneModelPerInstance
 from tokenmux.scheduler.policy.instance_policy import InstancePolicy
 from tokenmux.scheduler.policy.pool.placement import LeastLoaded
 from tokenmux.scheduler.policy.pool.pool_policy import Move, Place, PoolPolicy, PoolView, Refuse
 from tokenmux.scheduler.policy.registry import make_policies
+from tokenmux.scheduler.pool.pool import Pool
 from tokenmux.simulator.planner.named_models import parse_market
 from tokenmux.simulator.scenario import Outcome, simulate
 from tokenmux.workload.generate import traffic
@@ -144,6 +146,57 @@ def test_only_models_that_are_not_there_and_have_time_move_and_move_whole() -> N
     assert all(residency is Residency.HOST for _, _, residency in watched.moved)
     assert outcome.summary().tokens_on_time == 1, "nobody is late, so nobody moves in haste"
     assert min(slack for _, slack, _ in watched.moved) >= 3
+
+
+class Narrow:
+    """A pool in which one instance is open, but takes nothing."""
+
+    def __init__(self, pool: PoolView, shut: int) -> None:
+        self.now_s, self.instances, self.open, self.facts = pool.now_s, pool.instances, pool.open, pool.facts
+        self._pool, self._shut = pool, shut
+
+    def takes(self, index: int, request: Request) -> bool:
+        return index != self._shut and self._pool.takes(index, request)
+
+
+class Shutting(Watched):
+    """The third instance is drained from the beginning, or takes nothing."""
+
+    def __init__(self, policy: PoolPolicy, drains: bool) -> None:
+        super().__init__(policy)
+        self.drains = drains
+        self.targets: Counter[int] = Counter()
+
+    def seen(self, pool: PoolView) -> PoolView:
+        if not self.drains:
+            return Narrow(pool, shut=2)
+        if 2 in pool.open:
+            assert isinstance(pool, Pool)
+            pool.drain(2)
+        return pool
+
+    def place(self, request: Request, pool: PoolView) -> Place | Refuse:
+        return super().place(request, self.seen(pool))
+
+    def on_event(self, index: int, event: Event, pool: PoolView) -> Sequence[Move]:
+        moves = super().on_event(index, event, self.seen(pool))
+        self.targets.update(move.target for move in moves)
+        return moves
+
+
+@pytest.mark.parametrize(("policy", "n_moves"), [("slack", 30), ("request-level", 1)])
+@pytest.mark.parametrize("drains", [True, False])
+def test_models_move_only_where_they_are_taken(policy: str, n_moves: int, drains: bool) -> None:
+    """And others move although the idlest instance takes none."""
+    market = parse_market(["40*qwen2.5-7b"], {})
+    policies, pool_policy = make_policies(policy, 3)
+    watched = Shutting(pool_policy, drains)
+    trace = arrivals(busy(40, 0.1, 60.0), market.max_context)
+    simulate(market, trace, 3, lambda _: (policies, watched))
+    assert set(watched.placed.values()) == {0, 1}
+    assert watched.targets.total() >= n_moves
+    assert set(watched.targets) <= {0, 1}
+    assert isinstance(pool_policy, OneModelPerInstance) or pool_policy.n_remembered == 0
 
 
 def test_an_instance_that_falls_idle_takes_who_waits_longest() -> None:
