@@ -26,7 +26,6 @@ def load_target(members: Members, facts: ModelFacts) -> int:
 
 def pin_target(members: Members, facts: ModelFacts) -> int:
     """The instance that pins a model: where it is pinned already, otherwise the nearest one on which that
-<<<<<<< HEAD
     leaves every model its room. Raises DoesNotFit if there is none, InUse if the only one is being
     resized."""
     staying = _staying(members)
@@ -34,11 +33,6 @@ def pin_target(members: Members, facts: ModelFacts) -> int:
     if target is None:
         if len(staying) == 1:  # it says what stands in the way there
             members.instances[staying[0]].check_pinnable(facts.id)
-=======
-    leaves every model its room. Raises DoesNotFit if there is none."""
-    target = _pin_targets(members, [facts], _staying(members)).get(facts.id)
-    if target is None:
->>>>>>> fix/pool
         raise _no_room_to_pin(facts)
     return target
 
