@@ -17,6 +17,7 @@ from typing import Self
 
 import torch
 
+from benchmarks.smollm2_pool import PREFILL_CHUNK_TOKENS
 from tokenmux.device.memory import Memory
 from tokenmux.models.catalogue.entry import Entry
 from tokenmux.models.network.batch import Segment
@@ -24,8 +25,6 @@ from tokenmux.models.network.runner import Runner
 from tokenmux.models.weights.image import read_image
 from tokenmux.processes import garbage_collection
 from tokenmux.processes.executor_environment import executor_environment
-
-PREFILL_CHUNK_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True)
