@@ -1,7 +1,6 @@
 """Drawing: a pure function of logits, sampling and position, with the distribution that was asked for."""
 
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
