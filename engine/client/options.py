@@ -1,6 +1,6 @@
 """Options of a generation, besides model and prompt."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 
@@ -19,6 +19,20 @@ class GenerateOptions(TypedDict, total=False):
     """Draw among the likeliest tokens that together have this probability."""
     seed: int | None
     """The same seed gives the same tokens. By default the server draws one and reports it."""
+    min_p: float
+    """Draw among tokens that are at least this times as likely as the likeliest one; 0: no limit."""
+    repetition_penalty: float | None
+    """Divide (below 0: multiply) the logits of tokens in prompt and output by this; 1: no penalty."""
+    frequency_penalty: float
+    """Subtract this from a token's logit for each time that it was drawn, -2 to 2."""
+    presence_penalty: float
+    """Subtract this once from the logits of tokens that were drawn, -2 to 2."""
+    logit_bias: Mapping[int, float]
+    """Added to the logits of these token ids, each -100 to 100."""
+    forbidden_token_ids: Sequence[int]
+    """Tokens that are never drawn."""
+    bad_words: Sequence[str]
+    """Texts that the output must not contain."""
     stop: str | Sequence[str]
     """Texts that end the generation; they are not returned."""
     stop_token_ids: Sequence[int]

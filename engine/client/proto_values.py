@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from numbers import Integral
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from tokenmux.client.errors import WrongArgument
@@ -46,6 +47,13 @@ def generate_request(
     top_k: int = 0,
     top_p: float | None = None,
     seed: int | None = None,
+    min_p: float = 0.0,
+    repetition_penalty: float | None = None,
+    frequency_penalty: float = 0.0,
+    presence_penalty: float = 0.0,
+    logit_bias: Mapping[int, float] = MappingProxyType({}),
+    forbidden_token_ids: Sequence[int] = (),
+    bad_words: Sequence[str] = (),
     stop: str | Sequence[str] = (),
     stop_token_ids: Sequence[int] = (),
     ignore_end_tokens: bool = False,
@@ -59,7 +67,20 @@ def generate_request(
     return _made(
         inference_pb2.GenerateRequest,
         model=model,
-        sampling=_made(inference_pb2.Sampling, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
+        sampling=_made(
+            inference_pb2.Sampling,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            frequency_penalty=frequency_penalty,
+            presence_penalty=presence_penalty,
+            logit_bias=dict(logit_bias),
+            forbidden_token_ids=forbidden_token_ids,
+            bad_words=_texts("bad_words", bad_words),
+        ),
         stopping=_made(
             inference_pb2.Stopping,
             max_tokens=max_tokens,
@@ -73,6 +94,13 @@ def generate_request(
         weight=weight,
         **_prompt(prompt),
     )
+
+
+def _texts(name: str, texts: Sequence[str]) -> Sequence[str]:
+    """Raise TypeError for a single text, whose letters would be sent."""
+    if isinstance(texts, str):
+        raise TypeError(f"{name}: {reprlib.repr(texts)} is a single text: put it in a list")
+    return texts
 
 
 def _made(kind: Callable[..., MessageT], **values: Any) -> MessageT:

@@ -34,6 +34,7 @@ from tokenmux.messages.launches import OperationId, StepLaunch, StepSegment
 from tokenmux.models.catalogue.entry import Entry
 from tokenmux.models.network.batch import Segment
 from tokenmux.models.network.runner import Runner
+from tokenmux.models.sampling.past_tokens import PastTokens
 from tokenmux.models.weights.image import FileStamp, read_image
 from tokenmux.processes import garbage_collection
 
@@ -190,6 +191,7 @@ def _segment(segment: StepSegment) -> Segment:
         sampling=segment.sampling,
         min_tokens=segment.min_tokens,
         stop_token_ids=segment.stop_token_ids,
+        past=None if segment.past is None else PastTokens(segment.past.prompt, segment.past.output),
     )
 
 

@@ -20,11 +20,20 @@ OperationId = NewType("OperationId", int)
 """The ticket of a launch: its completions carry the same."""
 
 
+class StepPast(Struct, frozen=True, array_like=True):
+    """What a request's logit rules look at: the distinct tokens of its prompt, as far as they do, and the
+    tokens drawn before."""
+
+    prompt: tuple[int, ...]
+    output: tuple[int, ...]
+
+
 class StepSegment(Struct, frozen=True, array_like=True):
     """One request's part of a step: its tokens at positions `[start, start + len(token_ids))`.
 
     `blocks` are the indices of its KV blocks in the arena, in units of its model's block size: enough for all
-    iterations of the step. With `draws`, the token after the last one is drawn.
+    iterations of the step. With `draws`, the token after the last one is drawn. `past` is there if the rules
+    of `sampling` look at it.
     """
 
     token_ids: tuple[int, ...]
@@ -35,6 +44,7 @@ class StepSegment(Struct, frozen=True, array_like=True):
     sampling: Sampling
     min_tokens: int = 0
     stop_token_ids: frozenset[int] = frozenset()
+    past: StepPast | None = None
 
 
 class StepLaunch(Struct, frozen=True, array_like=True, tag=True):

@@ -31,6 +31,7 @@ from tokenmux.messages.launches import (
     PagingLaunch,
     PlacedImage,
     StepLaunch,
+    StepPast,
     StepSegment,
     WeightsLaunch,
 )
@@ -74,16 +75,28 @@ def binding_of(model: ModelFacts, instance: Instance) -> Bind:
 def _segment(chunk: Chunk, instance: Instance, content: Content) -> StepSegment:
     request = instance.requests[chunk.request]
     submit, end = content.submit, chunk.start + chunk.n_tokens
+    draws = end == len(content.token_ids)
     return StepSegment(
         tuple(content.token_ids[chunk.start : end]),
         chunk.start,
         request.request.n_prompt,
         instance.ledger.blocks.block_indices(request.kv.device),
-        end == len(content.token_ids),
+        draws,
         submit.sampling,
         submit.min_tokens,
         submit.stop_token_ids,
+        _past(content) if draws and submit.sampling.rules is not None else None,
     )
+
+
+def _past(content: Content) -> StepPast | None:
+    """What the rules of a request look at. Taken from its tokens at each launch: nothing has to follow swaps
+    and moves."""
+    submit = content.submit
+    rules = submit.sampling.rules
+    if rules is None or not rules.look_at_output:
+        return None
+    return StepPast(content.prompt_tokens, tuple(content.token_ids[submit.request.n_prompt :]))
 
 
 def _paged(paged: PagedRequest, instance: Instance) -> PagedBlocks:

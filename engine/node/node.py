@@ -488,7 +488,7 @@ class Node:
         elif request.model in self.refused:
             detail, code = self.refused[request.model], ErrorCode.NOT_SERVABLE
         else:
-            self.contents[request.id] = Content(submit, [*submit.prompt, *submit.delivered])
+            self.contents[request.id] = Content.of(submit)
             arrived = Arrived(now_s, request, len(submit.delivered), history=submit.history)
             answer = self.pool.submit(arrived)
             if isinstance(answer, Refuse):

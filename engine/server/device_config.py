@@ -100,6 +100,12 @@ def contradictions_of_devices(
     n_devices = sum(entry.count for _, entry in entries)
     if n_devices > MAX_DEVICES:
         yield ("devices",), f"devices: these are {n_devices}, and a pool has at most {MAX_DEVICES}"
+    if len({entry.kind for _, entry in entries}) > 1:
+        text = (
+            "devices: they are of kind cpu and of kind cuda. A request may go on at any device of its pool, and "
+            "these two do not draw the same tokens: serve them by two servers"
+        )
+        yield ("devices",), text
     named: dict[str, str] = {}
     for place, entry in entries:
         dotted = ".".join(map(str, place))

@@ -104,6 +104,11 @@ class Machine:
         DoesNotFit if there is too little memory."""
         first = next(iter(present))
         kind = wanted.kind or first.kind
+        if kind != first.kind:
+            raise InvalidRequest(
+                f"a device of kind {kind} cannot join a pool of kind {first.kind}, where a request may go on at "
+                "any device and keeps its tokens: serve it by another server"
+            )
         if kind == "cpu" and (wanted.gpu or wanted.paged_kv == "int8"):
             raise InvalidRequest(
                 "a device of kind cpu has no GPU, and pages KV exactly: leave these out, or add one of kind "

@@ -16,6 +16,7 @@ from tokenmux.core.facts import KvShape
 from tokenmux.core.sampling import Sampling
 from tokenmux.models.network.batch import GREEDY, Segment
 from tokenmux.models.network.runner import Runner
+from tokenmux.models.sampling.past_tokens import PastTokens
 
 
 @dataclass
@@ -116,6 +117,7 @@ class HostileScheduler:
             sampling=job.sampling,
             min_tokens=job.min_tokens,
             stop_token_ids=job.stop_token_ids,
+            past=None if job.sampling.rules is None else PastTokens(job.prompt, job.output),
         )
 
     def _preempt(self, job: Job) -> None:

@@ -17,7 +17,7 @@ from tokenmux.core.errors import (
 from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.core.progress import Progress
 from tokenmux.models.text.encoder import TextFacts
-from tokenmux.server.front.generation import Chat, Text
+from tokenmux.server.front.generation import Encodable, Text, Words
 
 VOCAB = 256
 
@@ -103,7 +103,7 @@ class ThreadTexts:
     def __init__(self, entry: Callable[[str], "FakeEntry"]) -> None:
         self._entry = entry
 
-    async def encode(self, model: str, path: Path, facts: TextFacts, prompt: Text | Chat) -> list[int]:
+    async def encode(self, model: str, path: Path, facts: TextFacts, prompt: Encodable) -> list[int]:
         letters = self._entry(model).letters
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[list[int]] = loop.create_future()
@@ -121,6 +121,8 @@ class ThreadTexts:
             try:
                 if isinstance(prompt, Text):
                     ids = letters.encode(prompt.text)
+                elif isinstance(prompt, Words):
+                    ids = [n for text in prompt.texts for n in (len(text), *letters.encode(text))]
                 else:
                     ids = letters.encode_chat(
                         [{"role": m.role, "content": m.content} for m in prompt.messages]

@@ -157,7 +157,8 @@ class Runner:
         segment = batch.segments[index]
         position = batch.position(index)
         below_minimum = position - segment.n_prompt < segment.min_tokens
-        return sampling.Draw(segment.sampling, position, segment.stop_token_ids if below_minimum else ())
+        forbidden = segment.stop_token_ids if below_minimum else ()
+        return sampling.Draw(segment.sampling, position, forbidden, segment.past)
 
     def make_ready(self, device: torch.device, notes: Path | None = None) -> None:
         """Do now what the first step over KV on `device` would otherwise do; takes a second or two, and less

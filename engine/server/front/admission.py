@@ -10,7 +10,7 @@ be refused here may fail later, when it has cost others time.
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from tokenmux.core.errors import InternalError
@@ -18,7 +18,8 @@ from tokenmux.core.request import DEFAULT_TENANT, Request, RequestId
 from tokenmux.core.sampling import Sampling
 from tokenmux.messages.commands import Submit
 from tokenmux.server.front.api_keys import Key, tenant_of
-from tokenmux.server.front.generation import AboutModel, Ask, Prompt, TokenIds
+from tokenmux.server.front.counts import check_token_ids
+from tokenmux.server.front.generation import AboutModel, Ask, Encodable, Prompt, TokenIds, Words
 from tokenmux.server.front.model_text import ModelText, OutputText, PromptEncoder
 from tokenmux.server.front.pool_devices import PoolDevices
 from tokenmux.server.front.readiness import Readiness
@@ -26,10 +27,10 @@ from tokenmux.server.front.request_rules import (
     Defaults,
     check_parameters,
     check_text_length,
-    check_token_ids,
     output_limit,
     service_level,
 )
+from tokenmux.server.front.sampling_rules import logit_rules, spellings
 from tokenmux.server.front.served_models import ServedModel, ServedModels
 from tokenmux.server.front.tenants import QueuePlaces, Weights
 
@@ -41,6 +42,8 @@ class Tokenized:
     served: ServedModel
     text: ModelText
     prompt: tuple[int, ...]
+    bad_words: tuple[tuple[int, ...], ...]
+    """The tokens of the words that the output must not contain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +118,13 @@ class Admission:
                 text = await self._models.text(served)
                 check_text_length(ask.prompt, served.facts, text.facts.longest_token_chars)
                 prompt = await self._token_ids(served, text, ask.prompt)
+                words = await self._word_tokens(served, text, ask.bad_words)
                 if self._models.accepts(served):
                     break
                 # Another checkpoint under the same name has another vocabulary: start over.
                 served = self._first_pass(ask)
         self._readiness.check()  # tokenizing took time: the server may be stopping
-        return Tokenized(served, text, prompt)
+        return Tokenized(served, text, prompt, words)
 
     def _second_pass(self, ask: Ask, tenant: str, arrival_s: float, tokenized: Tokenized) -> Admitted:
         served, prompt = tokenized.served, tokenized.prompt
@@ -143,7 +147,12 @@ class Admission:
             ),
             prompt=prompt,
             sampling=Sampling(
-                ask.temperature, ask.top_k, ask.top_p, self._draw_seed() if ask.seed is None else ask.seed
+                ask.temperature,
+                ask.top_k,
+                ask.top_p,
+                self._draw_seed() if ask.seed is None else ask.seed,
+                ask.min_p,
+                logit_rules(ask, tokenized.bad_words, facts),
             ),
             min_tokens=ask.min_tokens,
             stop_token_ids=end_token_ids.union(ask.stop_token_ids),
@@ -153,8 +162,19 @@ class Admission:
     async def _token_ids(self, served: ServedModel, text: ModelText, prompt: Prompt) -> tuple[int, ...]:
         if isinstance(prompt, TokenIds):
             return tuple(prompt.ids)
+        return tuple(await self._encoded(served, text, prompt))
+
+    async def _word_tokens(
+        self, served: ServedModel, text: ModelText, bad_words: tuple[str, ...]
+    ) -> tuple[tuple[int, ...], ...]:
+        if not bad_words:
+            return ()
+        words = Words(tuple(spellings(bad_words)))
+        return words.split(await self._encoded(served, text, words))
+
+    async def _encoded(self, served: ServedModel, text: ModelText, prompt: Encodable) -> Sequence[int]:
         try:
-            return tuple(await self._encoder.encode(served.name, served.path, text.facts, prompt))
+            return await self._encoder.encode(served.name, served.path, text.facts, prompt)
         except (Exception, asyncio.CancelledError, KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # a panic of a native library; gRPC would never answer

@@ -45,6 +45,27 @@ Prompt = Text | TokenIds | Chat
 
 
 @dataclass(frozen=True, slots=True)
+class Words:
+    """Texts to be tokenized one by one, without special tokens. An encoder answers with the number of tokens
+    of each text before them."""
+
+    texts: tuple[str, ...]
+
+    @staticmethod
+    def split(answer: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+        """The tokens of each text in an encoder's answer."""
+        found, at = [], 0
+        while at < len(answer):
+            end = at + 1 + answer[at]
+            found.append(tuple(answer[at + 1 : end]))
+            at = end
+        return tuple(found)
+
+
+Encodable = Text | Chat | Words
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
     """One generation as its client asked for it. None means that the client did not say: use the server's
     default."""
@@ -55,6 +76,13 @@ class Ask:
     top_k: int = 0
     top_p: float = 1.0
     seed: int | None = None
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    forbidden_token_ids: tuple[int, ...] = ()
+    bad_words: tuple[str, ...] = ()
     max_tokens: int | None = None
     min_tokens: int = 0
     stop_strings: tuple[str, ...] = ()

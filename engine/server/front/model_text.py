@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tokenmux.models.text.encoder import TextFacts
-from tokenmux.server.front.generation import Chat, Text
+from tokenmux.server.front.generation import Encodable
 
 
 class OutputText(Protocol):
@@ -47,8 +47,9 @@ class ModelText(Protocol):
 class PromptEncoder(Protocol):
     """Prompts to token ids. Used from the event loop, which it never blocks."""
 
-    async def encode(self, model: str, path: Path, facts: TextFacts, prompt: Text | Chat) -> Sequence[int]:
-        """Token ids of a prompt, by the tokenizer of the entry in folder `path`; errors name `model`.
+    async def encode(self, model: str, path: Path, facts: TextFacts, prompt: Encodable) -> Sequence[int]:
+        """Token ids of a prompt or of words, by the tokenizer of the entry in folder `path`; errors name
+        `model`.
 
         Raises InvalidRequest, NotServable if it exceeds the limits, Overloaded if its turn did not come in
         time.

@@ -5,16 +5,17 @@ the pool can hold the request.
 """
 
 import math
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tokenmux.core.errors import InvalidRequest
 from tokenmux.core.facts import ModelFacts
 from tokenmux.core.request import ServiceLevel
+from tokenmux.server.front.counts import check_count, check_token_ids
 from tokenmux.server.front.generation import Ask, Chat, Prompt, Text, TokenIds
 from tokenmux.server.front.names import tenant_fault
+from tokenmux.server.front.sampling_rules import check_sampling
 
-MAX_TEMPERATURE = 10.0
 MIN_WEIGHT, MAX_WEIGHT = 0.01, 100.0
 MIN_SECONDS, MAX_SECONDS = 0.001, 86_400.0
 """Bounds of a TTFT or TPOT: a millisecond to a day."""
@@ -22,7 +23,6 @@ MAX_CHAT_MESSAGES = 4096
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_CHARS = 256
 MAX_STOP_TOKEN_IDS = 64
-MAX_SEED = 2**64 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +51,7 @@ def check_parameters(ask: Ask, facts: ModelFacts) -> None:
             for index, message in enumerate(messages):
                 if not message.role:
                     raise InvalidRequest(f"chat message {index} has no role: use system, user or assistant")
-    if not 0 <= ask.temperature <= MAX_TEMPERATURE:
-        raise InvalidRequest(
-            f"temperature {ask.temperature:g} is out of range: use 0 (greedy) to {MAX_TEMPERATURE:g}"
-        )
-    if ask.top_k < 0:
-        raise InvalidRequest(f"top_k {ask.top_k} is negative: use 0 for no limit")
-    if not 0 < ask.top_p <= 1:
-        raise InvalidRequest(f"top_p {ask.top_p:g} is out of range: use more than 0 and at most 1")
-    if ask.seed is not None and not 0 <= ask.seed <= MAX_SEED:
-        raise InvalidRequest(f"seed {ask.seed} is out of range: use 0 to 2**64 - 1")
+    check_sampling(ask, facts)
     if not MIN_WEIGHT <= ask.weight <= MAX_WEIGHT:
         raise InvalidRequest(
             f"weight {ask.weight:g} is out of range: use {MIN_WEIGHT:g} to {MAX_WEIGHT:g}, 1 is usual"
@@ -101,12 +92,6 @@ def check_seconds(name: str, seconds: float) -> None:
         raise InvalidRequest(f"{name} {seconds:g}: use seconds, 0 or more")
 
 
-def check_count(what: str, items: Sized, limit: int) -> None:
-    """Raise InvalidRequest for more items than `limit`. Called before anything is done with each of them."""
-    if len(items) > limit:
-        raise InvalidRequest(f"{len(items)} {what}: at most {limit} are allowed")
-
-
 def check_prompt_length(n_prompt: int, facts: ModelFacts) -> None:
     """Raise InvalidRequest for a prompt that leaves no room in the model's context for a token of output."""
     if n_prompt >= facts.max_context:
@@ -131,19 +116,6 @@ def check_text_length(prompt: Prompt, facts: ModelFacts, longest_token_chars: in
             f"the prompt has {n_chars} characters, which cannot fit into the context of {facts.id} "
             f"({facts.max_context} tokens of at most {longest_token_chars} characters): shorten it"
         )
-
-
-def check_token_ids(what: str, ids: Sequence[int], facts: ModelFacts) -> None:
-    """Raise InvalidRequest for the first id that is not in the model's vocabulary. 100,000 valid ones take
-    2 ms."""
-    if not ids or (min(ids) >= 0 and max(ids) < facts.vocab_size):
-        return
-    for index, token_id in enumerate(ids):
-        if not 0 <= token_id < facts.vocab_size:
-            raise InvalidRequest(
-                f"{what}: {token_id} at index {index} is out of range: "
-                f"{facts.id} has token ids 0 to {facts.vocab_size - 1}"
-            )
 
 
 def output_limit(ask: Ask, prompt: Sequence[int], facts: ModelFacts, defaults: Defaults) -> int:

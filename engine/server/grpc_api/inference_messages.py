@@ -7,6 +7,7 @@ requests.
 from tokenmux.core.errors import InvalidRequest
 from tokenmux.core.phases import PhaseChanged
 from tokenmux.core.request import FinishReason
+from tokenmux.server.front.counts import check_count
 from tokenmux.server.front.generation import (
     Ask,
     Chat,
@@ -22,8 +23,8 @@ from tokenmux.server.front.request_rules import (
     MAX_CHAT_MESSAGES,
     MAX_STOP_STRINGS,
     MAX_STOP_TOKEN_IDS,
-    check_count,
 )
+from tokenmux.server.front.sampling_rules import MAX_BAD_WORDS, MAX_BIASES, MAX_FORBIDDEN_TOKENS
 from tokenmux.v1 import inference_pb2
 
 
@@ -36,6 +37,9 @@ def ask_of(request: inference_pb2.GenerateRequest) -> Ask:
     sampling, stopping, level = request.sampling, request.stopping, request.service_level
     check_count("stop strings", stopping.strings, MAX_STOP_STRINGS)
     check_count("stop token ids", stopping.token_ids, MAX_STOP_TOKEN_IDS)
+    check_count("tokens in logit_bias", sampling.logit_bias, MAX_BIASES)
+    check_count("forbidden_token_ids", sampling.forbidden_token_ids, MAX_FORBIDDEN_TOKENS)
+    check_count("bad_words", sampling.bad_words, MAX_BAD_WORDS)
     return Ask(
         model=request.model,
         prompt=_prompt_of(request),
@@ -43,6 +47,13 @@ def ask_of(request: inference_pb2.GenerateRequest) -> Ask:
         top_k=sampling.top_k,
         top_p=sampling.top_p if sampling.HasField("top_p") else 1.0,
         seed=sampling.seed if sampling.HasField("seed") else None,
+        min_p=sampling.min_p,
+        repetition_penalty=sampling.repetition_penalty if sampling.HasField("repetition_penalty") else 1.0,
+        frequency_penalty=sampling.frequency_penalty,
+        presence_penalty=sampling.presence_penalty,
+        logit_bias=tuple(sorted(sampling.logit_bias.items())),
+        forbidden_token_ids=tuple(sampling.forbidden_token_ids),
+        bad_words=tuple(sampling.bad_words),
         max_tokens=stopping.max_tokens if stopping.HasField("max_tokens") else None,
         min_tokens=stopping.min_tokens,
         stop_strings=tuple(stopping.strings),

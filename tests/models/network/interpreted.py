@@ -138,7 +138,7 @@ def _differ_in_pieces(
 
 def draws(logits: torch.Tensor, wanted: list[Draw], result: dict[str, Any]) -> None:
     """What the kernels draw from `logits`."""
-    from tokenmux.models.network.kernel_step import draw_rows_on_device
+    from tokenmux.models.network.kernel_draw import draw_rows_on_device
 
     carrier = Late()
     result["tokens"] = draw_rows_on_device(logits, wanted, TILES, Staging(carrier))

@@ -48,6 +48,9 @@ def values(field: FieldDescriptor) -> st.SearchStrategy[Any]:
     match field.cpp_type:
         case FieldDescriptor.CPPTYPE_MESSAGE:
             assert field.message_type is not None
+            if field.message_type.GetOptions().map_entry:
+                key, value = field.message_type.fields
+                return st.dictionaries(values(key), values(value), max_size=70)
             one: st.SearchStrategy[Any] = contents(field.message_type)
         case FieldDescriptor.CPPTYPE_FLOAT:
             one = st.floats(width=32) | EXTREME.map(lambda x: x if abs(x) < 1e39 else float("inf"))
