@@ -70,7 +70,13 @@ def pool_add_command(
         str,
         typer.Option(metavar="GPU", help="Index or UUID of a GPU. Default: the first that is not in use."),
     ] = "",
-    paged_kv: Annotated[str, typer.Option(metavar="exact|int8", help="How a GPU pages KV cache.")] = "exact",
+    paged_kv: Annotated[
+        str | None,
+        typer.Option(
+            metavar="exact|int8",
+            help="How a GPU pages KV cache: as the other devices.",
+        ),
+    ] = None,
 ) -> None:
     """Add a device. Returns when it serves. Lasts until the server restarts with its pool.yaml."""
     arena_bytes = 0 if arena is None else _size(arena)

@@ -314,7 +314,7 @@ class AsyncPool:
         *,
         arena_bytes: int = 0,
         gpu: str | int = "",
-        paged_kv: str = "exact",
+        paged_kv: str | None = None,
         timeout_s: float | None = None,
     ) -> int:
         """Add a device. Returns its number once it serves.

@@ -258,11 +258,15 @@ _KINDS = {
     "cpu": pool_pb2.DEVICE_KIND_CPU,
     "cuda": pool_pb2.DEVICE_KIND_CUDA,
 }
-_PAGINGS = {"exact": pool_pb2.PAGED_KV_EXACT, "int8": pool_pb2.PAGED_KV_INT8}
+_PAGINGS = {
+    None: pool_pb2.PAGED_KV_UNSPECIFIED,
+    "exact": pool_pb2.PAGED_KV_EXACT,
+    "int8": pool_pb2.PAGED_KV_INT8,
+}
 
 
 def add_device_request(
-    kind: str | None, arena_bytes: int, gpu: str | int, paged_kv: str
+    kind: str | None, arena_bytes: int, gpu: str | int, paged_kv: str | None
 ) -> pool_pb2.AddDeviceRequest:
     if kind not in _KINDS:
         raise WrongArgument(f"kind: {kind!r} is not a kind of device: write 'cpu' or 'cuda'")

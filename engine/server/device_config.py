@@ -15,6 +15,10 @@ MAX_DEVICES = 1024
 _GPU = re.compile(r"\d{1,4}|(GPU|MIG)-[0-9A-Za-z/.-]{1,80}")
 
 
+ALIKE = ("kind", "paged_kv", "prefill_chunk_tokens")
+"""What all devices of a pool have in common: it decides tokens, or how KV lies in host memory."""
+
+
 def _gpu(value: object) -> object:
     text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if isinstance(text, str) and not _GPU.fullmatch(text):
@@ -100,12 +104,14 @@ def contradictions_of_devices(
     n_devices = sum(entry.count for _, entry in entries)
     if n_devices > MAX_DEVICES:
         yield ("devices",), f"devices: these are {n_devices}, and a pool has at most {MAX_DEVICES}"
-    if len({entry.kind for _, entry in entries}) > 1:
-        text = (
-            "devices: they are of kind cpu and of kind cuda. A request may go on at any device of its pool, and "
-            "these two do not draw the same tokens: serve them by two servers"
-        )
-        yield ("devices",), text
+    for name in ALIKE:
+        values = {getattr(entry, name) for _, entry in entries}
+        if len(values) > 1:
+            text = (
+                f"devices: their {name} differs: {' and '.join(sorted(map(str, values)))}. A request may go "
+                "on at any device of its pool and keeps its tokens and KV: make them alike, or take two servers"
+            )
+            yield ("devices",), text
     named: dict[str, str] = {}
     for place, entry in entries:
         dotted = ".".join(map(str, place))

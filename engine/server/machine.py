@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from tokenmux.core.errors import ConfigError, DoesNotFit, InvalidRequest, WorkerFailed
-from tokenmux.core.memory_budgets import PREFILL_CHUNK_TOKENS, DeviceKind, default_arena_bytes
+from tokenmux.core.memory_budgets import DeviceKind, default_arena_bytes
 from tokenmux.core.sizes import show_size
 from tokenmux.device.cuda.gpu import check_cuda
 from tokenmux.executor.calibrate import Speeds, measure
@@ -103,38 +103,30 @@ class Machine:
         """A device to add to the present ones. May take seconds. Raises InvalidRequest, ConfigError, and
         DoesNotFit if there is too little memory."""
         first = next(iter(present))
-        kind = wanted.kind or first.kind
-        if kind != first.kind:
+        kind, paged_kv = wanted.kind or first.kind, wanted.paged_kv or first.paged_kv
+        if (kind, paged_kv) != (first.kind, first.paged_kv):
             raise InvalidRequest(
-                f"a device of kind {kind} cannot join a pool of kind {first.kind}, where a request may go on at "
-                "any device and keeps its tokens: serve it by another server"
+                f"a device of kind {kind} with paged_kv {paged_kv} cannot join a pool of kind {first.kind} "
+                f"with {first.paged_kv}: a request may go on at any device and keeps its tokens and KV; leave "
+                "these out, or take another server"
             )
-        if kind == "cpu" and (wanted.gpu or wanted.paged_kv == "int8"):
-            raise InvalidRequest(
-                "a device of kind cpu has no GPU, and pages KV exactly: leave these out, or add one of kind "
-                "cuda"
-            )
-        alike = next((device for device in present if device.kind == kind), None)
+        if kind == "cpu" and wanted.gpu:
+            raise InvalidRequest("a device of kind cpu has no GPU: leave it out")
         gpu = self._free_gpu(wanted.gpu, present) if kind == "cuda" else ""
         speeds = self._speeds(kind, gpu)
-        virtual = alike.facts.arena_bytes if alike is not None else default_arena_bytes(None)
-        default_bytes = virtual if kind == "cpu" else default_arena_bytes(speeds.free_bytes)
+        default_bytes = first.facts.arena_bytes if kind == "cpu" else default_arena_bytes(speeds.free_bytes)
         arena_bytes = wanted.arena_bytes or default_bytes
         self._check_arena(kind, arena_bytes, 0, speeds.free_bytes)
-        pattern = (alike or first).facts
         facts = replace(
-            pattern,
+            first.facts,
             name=speeds.name,
             arena_bytes=arena_bytes,
             copy_in_bytes_per_s=speeds.copy_bytes_per_s,
             copy_out_bytes_per_s=speeds.copy_bytes_per_s,
             memory_bytes_per_s=speeds.read_bytes_per_s,
             flops_per_s=speeds.flops_per_s,
-            prefill_chunk_tokens=(
-                pattern.prefill_chunk_tokens if alike is not None else PREFILL_CHUNK_TOKENS[kind]
-            ),
         )
-        return DeviceSetup(facts, kind, gpu, wanted.paged_kv)
+        return DeviceSetup(facts, kind, gpu, paged_kv)
 
     def check_resize(self, device: DeviceSetup, arena_bytes: int) -> None:
         """Raise DoesNotFit if the machine has too little memory for the new size of a device's arena."""

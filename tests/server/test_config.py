@@ -143,8 +143,12 @@ def test_nothing_needs_to_be_said(tmp_path: Path) -> None:
          "pool.yaml:2: devices.0.count: one GPU is one device, and devices.0.gpu names it: leave out"),
         ("devices:\n- gpu: 0\n",
          "pool.yaml:2: devices.0.gpu: only a GPU has a number, and devices.0.kind is cpu: leave it out"),
-        ("devices:\n- {kind: cuda, paged_kv: int8}\n- paged_kv: int8\n",
-         "pool.yaml:3: devices.1.paged_kv: int8 is computed by a GPU's kernel, and devices.1.kind is cpu"),
+        ("devices:\n- paged_kv: int8\n",
+         "pool.yaml:2: devices.0.paged_kv: int8 is computed by a GPU's kernel, and devices.0.kind is cpu"),
+        ("devices:\n- {kind: cuda}\n- {kind: cpu}\n",
+         "pool.yaml:1: devices: their kind differs: cpu and cuda. A request may go on at any device"),
+        ("devices:\n- {prefill_chunk_tokens: 64}\n- {arena: 1GiB}\n",
+         "pool.yaml:1: devices: their prefill_chunk_tokens differs: 64 and None. A request may go on"),
         ("host:\n  kvs: 1GiB\n",
          "pool.yaml:2: host.kvs: there is no such key; did you mean 'kv'? allowed: cache, kv"),
         ("tenants: {team: {weight: 0}}\n",
@@ -295,11 +299,11 @@ def test_flags_go_before_the_file_and_are_named_when_wrong(tmp_path: Path) -> No
 def test_devices_and_their_host_memory_are_said_in_two_ways(tmp_path: Path) -> None:
     listed = load(
         tmp_path,
-        "devices:\n- {arena: 1GiB, count: 2}\n- {kind: cuda, gpu: 3, paged_kv: int8}\n"
+        "devices:\n- {kind: cuda, arena: 1GiB, count: 2, paged_kv: int8}\n- {kind: cuda, gpu: 3, paged_kv: int8}\n"
         "host: {cache: 5GiB, kv: 6GiB}\n",
     )
     (first, entry), (second, gpu) = listed.all_devices
-    assert (first, entry.kind, entry.count, entry.arena) == (("devices", 0), "cpu", 2, 1 << 30)
+    assert (first, entry.kind, entry.count, entry.arena) == (("devices", 0), "cuda", 2, 1 << 30)
     assert (second, gpu.kind, gpu.count, gpu.gpu, gpu.paged_kv) == (("devices", 1), "cuda", 1, "3", "int8")
     assert (listed.host_cache, listed.host_kv) == (5 << 30, 6 << 30)
     single = load(tmp_path, "device: {host_cache: 5GiB, host_kv: 6GiB}\n")

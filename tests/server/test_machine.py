@@ -59,19 +59,19 @@ def fault(wanted: PoolConfig, available_bytes: int | None = 500 * GIB) -> str:
 
 def test_each_device_gets_a_gpu_and_each_is_measured_once() -> None:
     here, measured = machine()
-    setup = here.setup_of(
-        config(devices=[{"count": 3, "arena": GIB}, {"kind": "cuda", "count": 2}, {"kind": "cuda", "gpu": 1}])
-    )
+    setup = here.setup_of(config(devices=[{"kind": "cuda", "count": 2}, {"kind": "cuda", "gpu": 1}]))
     kinds = [(device.kind, device.gpu, device.facts.name) for device in setup.devices]
-    assert kinds == [
-        *[("cpu", "", "cpu ")] * 3,
-        ("cuda", "4", "cuda 4"),
-        ("cuda", "GPU-cc", "cuda GPU-cc"),
-        ("cuda", "5", "cuda 5"),
-    ]
-    assert sorted(measured.asked) == [("cpu", ""), ("cuda", "4"), ("cuda", "5"), ("cuda", "GPU-cc")]
-    assert setup.devices[4].facts.flops_per_s == 7.0
-    assert [device.facts.arena_bytes for device in setup.devices[:4]] == [*[GIB] * 3, int(0.85 * 80 * GIB)]
+    assert kinds == [("cuda", "4", "cuda 4"), ("cuda", "GPU-cc", "cuda GPU-cc"), ("cuda", "5", "cuda 5")]
+    assert sorted(measured.asked) == [("cuda", "4"), ("cuda", "5"), ("cuda", "GPU-cc")]
+    assert setup.devices[1].facts.flops_per_s == 7.0
+    assert {device.facts.arena_bytes for device in setup.devices} == {int(0.85 * 80 * GIB)}
+
+
+def test_virtual_devices_are_measured_once() -> None:
+    here, measured = machine()
+    setup = here.setup_of(config(devices=[{"count": 3, "arena": GIB}]))
+    assert [device.facts.name for device in setup.devices] == ["cpu "] * 3
+    assert measured.asked == [("cpu", "")]
 
 
 def test_a_gpu_is_named_by_index_or_uuid_among_those_that_are_shown() -> None:
@@ -115,36 +115,41 @@ def test_an_arena_larger_than_its_gpu_is_told() -> None:
 def test_devices_of_a_pool_have_slabs_of_one_size() -> None:
     """So that their KV finds room in the same host memory."""
     here, _ = machine()
-    setup = here.setup_of(config(devices=[{"arena": GIB}, {"kind": "cuda"}, {"arena": 30 * GIB}]))
+    setup = here.setup_of(config(devices=[{"kind": "cuda", "arena": GIB}, {"kind": "cuda"}]))
     assert len({device.facts.slab_bytes for device in setup.devices}) == 1
     assert {device.facts.host_kv_bytes for device in setup.devices} == {setup.host_kv_bytes}
-    assert setup.host_kv_bytes == int(0.1 * 400 * GIB)
+    assert setup.host_kv_bytes == 2 * int(0.1 * 400 * GIB)
 
 
 # Devices that operators add
 
 
-@pytest.fixture
-def pool() -> tuple[Machine, tuple[DeviceSetup, ...]]:
-    here, _ = machine()
-    wanted = [{"arena": GIB, "prefill_chunk_tokens": 64}, {"kind": "cuda", "gpu": 1}]
-    return here, here.setup_of(config(devices=wanted)).devices
-
-
 Pool = tuple[Machine, tuple[DeviceSetup, ...]]
 
 
-def test_an_added_device_is_like_those_of_its_kind(pool: Pool) -> None:
-    here, present = pool
+@pytest.fixture
+def virtual() -> Pool:
+    here, _ = machine()
+    return here, here.setup_of(config(devices=[{"arena": GIB, "prefill_chunk_tokens": 64}])).devices
+
+
+@pytest.fixture
+def gpus() -> Pool:
+    here, _ = machine()
+    wanted = {"kind": "cuda", "gpu": 1, "paged_kv": "int8", "prefill_chunk_tokens": 64}
+    return here, here.setup_of(config(devices=[wanted])).devices
+
+
+def test_an_added_device_is_like_the_others(virtual: Pool, gpus: Pool) -> None:
+    here, present = virtual
     assert here.make(WantedDevice(), present) == present[0]
     assert here.make(WantedDevice("cpu", arena_bytes=2 * GIB), present).facts.arena_bytes == 2 * GIB
-    added = here.make(WantedDevice("cuda", paged_kv="int8"), present)
+    here, present = gpus
+    added = here.make(WantedDevice(), present)
     assert (added.gpu, added.facts.name, added.paged_kv) == ("4", "cuda 4", "int8"), "the first that is free"
-    assert added.facts.slab_bytes == present[1].facts.slab_bytes
-    assert added.facts.prefill_chunk_tokens == present[1].facts.prefill_chunk_tokens == 2048
+    assert added.facts.slab_bytes == present[0].facts.slab_bytes
+    assert added.facts.prefill_chunk_tokens == 64
     assert here.make(WantedDevice("cuda", gpu="2"), present).gpu == "GPU-cc"
-    first_gpu = here.make(WantedDevice("cuda"), present[:1])
-    assert first_gpu.facts.prefill_chunk_tokens == 2048, "not that of another kind"
 
 
 @pytest.mark.parametrize(
@@ -153,33 +158,55 @@ def test_an_added_device_is_like_those_of_its_kind(pool: Pool) -> None:
         (WantedDevice("cuda", gpu="1"), InvalidRequest, "GPU 1 is a device of the pool already"),
         (WantedDevice("cuda", gpu="GPU-bb"), InvalidRequest, "GPU GPU-bb is a device of the pool already"),
         (WantedDevice("cuda", gpu="7"), InvalidRequest, "there is no GPU 7: CUDA shows 0 (GPU-aa)"),
-        (WantedDevice("cpu", gpu="0"), InvalidRequest, "a device of kind cpu has no GPU"),
-        (WantedDevice("cpu", paged_kv="int8"), InvalidRequest, "pages KV exactly"),
-        (WantedDevice("cpu", arena_bytes=501 * GIB), DoesNotFit, "this machine has 500.0 GiB for it"),
+        (WantedDevice("cuda", paged_kv="exact"), InvalidRequest, "with paged_kv exact cannot join a pool"),
+        (WantedDevice("cpu"), InvalidRequest, "cannot join a pool of kind cuda"),
         (WantedDevice("cuda", arena_bytes=81 * GIB), DoesNotFit, "the GPU has 80.0 GiB for it"),
     ],
 )
-def test_what_cannot_be_added(pool: Pool, wanted: WantedDevice, kind: type[TokenmuxError], says: str) -> None:
-    here, present = pool
+def test_what_cannot_join_gpus(
+    gpus: Pool, wanted: WantedDevice, kind: type[TokenmuxError], says: str
+) -> None:
+    here, present = gpus
     with pytest.raises(kind) as caught:
         here.make(wanted, present)
     assert says in str(caught.value)
 
 
-def test_there_are_only_so_many_gpus(pool: Pool) -> None:
-    here, present = pool
+@pytest.mark.parametrize(
+    ("wanted", "kind", "says"),
+    [
+        (WantedDevice("cpu", gpu="0"), InvalidRequest, "a device of kind cpu has no GPU"),
+        (WantedDevice(paged_kv="int8"), InvalidRequest, "with paged_kv int8 cannot join a pool"),
+        (WantedDevice("cuda"), InvalidRequest, "cannot join a pool of kind cpu"),
+        (WantedDevice("cpu", arena_bytes=501 * GIB), DoesNotFit, "this machine has 500.0 GiB for it"),
+    ],
+)
+def test_what_cannot_join_virtual_devices(
+    virtual: Pool, wanted: WantedDevice, kind: type[TokenmuxError], says: str
+) -> None:
+    here, present = virtual
+    with pytest.raises(kind) as caught:
+        here.make(wanted, present)
+    assert says in str(caught.value)
+
+
+def test_there_are_only_so_many_gpus(gpus: Pool) -> None:
+    here, present = gpus
     for _ in range(2):
         present = (*present, here.make(WantedDevice("cuda"), present))
     with pytest.raises(DoesNotFit, match="CUDA shows 3 GPUs, and all of them are devices of the pool"):
         here.make(WantedDevice("cuda"), present)
 
 
-def test_a_virtual_device_grows_by_what_is_available_and_a_gpu_knows_itself(pool: Pool) -> None:
-    here, (virtual, gpu) = pool
-    here.check_resize(virtual, 501 * GIB)
+def test_a_virtual_device_grows_by_what_is_available_and_a_gpu_knows_itself(
+    virtual: Pool, gpus: Pool
+) -> None:
+    here, (device,) = virtual
+    here.check_resize(device, 501 * GIB)
     with pytest.raises(DoesNotFit, match=r"this machine has 501\.0 GiB for it; ask for that or less"):
-        here.check_resize(virtual, 502 * GIB)
-    here.check_resize(gpu, 1 << 50)
+        here.check_resize(device, 502 * GIB)
+    here, (device,) = gpus
+    here.check_resize(device, 1 << 50)
 
 
 # The real thing

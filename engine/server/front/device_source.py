@@ -17,7 +17,7 @@ class WantedDevice:
     arena_bytes: int = 0
     """Size of its arena; 0 for that of a device like it, or most of the free memory of its GPU."""
     gpu: str = ""
-    paged_kv: PagedKv = "exact"
+    paged_kv: PagedKv | None = None
 
 
 class DeviceSource(Protocol):

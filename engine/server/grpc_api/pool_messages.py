@@ -17,8 +17,8 @@ KINDS: dict[pool_pb2.DeviceKind, DeviceKind | None] = {
     pool_pb2.DEVICE_KIND_CPU: "cpu",
     pool_pb2.DEVICE_KIND_CUDA: "cuda",
 }
-PAGINGS: dict[pool_pb2.PagedKv, PagedKv] = {
-    pool_pb2.PAGED_KV_UNSPECIFIED: "exact",
+PAGINGS: dict[pool_pb2.PagedKv, PagedKv | None] = {
+    pool_pb2.PAGED_KV_UNSPECIFIED: None,
     pool_pb2.PAGED_KV_EXACT: "exact",
     pool_pb2.PAGED_KV_INT8: "int8",
 }
