@@ -109,7 +109,8 @@ def contradictions_of_devices(
         if len(values) > 1:
             text = (
                 f"devices: their {name} differs: {' and '.join(sorted(map(str, values)))}. A request may go "
-                "on at any device of its pool and keeps its tokens and KV: make them alike, or take two servers"
+                "on at any device of its pool and keeps its tokens and KV: make them alike, or take two "
+                "servers"
             )
             yield ("devices",), text
     named: dict[str, str] = {}

@@ -106,9 +106,9 @@ class Machine:
         kind, paged_kv = wanted.kind or first.kind, wanted.paged_kv or first.paged_kv
         if (kind, paged_kv) != (first.kind, first.paged_kv):
             raise InvalidRequest(
-                f"a device of kind {kind} with paged_kv {paged_kv} cannot join a pool of kind {first.kind} "
-                f"with {first.paged_kv}: a request may go on at any device and keeps its tokens and KV; leave "
-                "these out, or take another server"
+                f"a device of kind {kind} with paged_kv {paged_kv} cannot join a pool of kind "
+                f"{first.kind} with {first.paged_kv}: a request may go on at any device and keeps its tokens "
+                "and KV; leave these out, or take another server"
             )
         if kind == "cpu" and wanted.gpu:
             raise InvalidRequest("a device of kind cpu has no GPU: leave it out")

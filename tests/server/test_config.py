@@ -299,7 +299,8 @@ def test_flags_go_before_the_file_and_are_named_when_wrong(tmp_path: Path) -> No
 def test_devices_and_their_host_memory_are_said_in_two_ways(tmp_path: Path) -> None:
     listed = load(
         tmp_path,
-        "devices:\n- {kind: cuda, arena: 1GiB, count: 2, paged_kv: int8}\n- {kind: cuda, gpu: 3, paged_kv: int8}\n"
+        "devices:\n- {kind: cuda, arena: 1GiB, count: 2, paged_kv: int8}\n"
+        "- {kind: cuda, gpu: 3, paged_kv: int8}\n"
         "host: {cache: 5GiB, kv: 6GiB}\n",
     )
     (first, entry), (second, gpu) = listed.all_devices

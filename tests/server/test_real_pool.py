@@ -21,10 +21,13 @@ devices: [{arena: 8MiB, count: 2, slab: 1MiB, prefill_chunk_tokens: 32}]
 host: {cache: 32MiB, kv: 16MiB}
 """
 
+PATIENCE_S = 200.0
+"""How long the start of several processes may take on a busy machine: only a failing test waits that long."""
+
 
 def status_when(client: Client, holds: Callable[[PoolStatus], bool]) -> PoolStatus:
     """The first status of which this holds."""
-    return next(status for status in client.pool.watch(timeout_s=60) if holds(status))
+    return next(status for status in client.pool.watch(timeout_s=PATIENCE_S) if holds(status))
 
 
 def device_of(client: Client, model: str) -> int:
@@ -43,6 +46,7 @@ def beside(*calls: Callable[[], object]) -> Callable[[], None]:
     return lambda: threading.Thread(target=run).start()
 
 
+@pytest.mark.timeout(600)
 def test_streams_go_on_while_devices_come_and_go(tmp_path: Path) -> None:
     with real_server(tmp_path, TWO, device="") as (process, address), Client(address) as client:
         alone = stream(client, max_tokens=150)
@@ -50,25 +54,27 @@ def test_streams_go_on_while_devices_come_and_go(tmp_path: Path) -> None:
 
         def drain_where_it_runs() -> None:
             instance = device_of(client, "llama")
-            client.pool.drain_device(instance, timeout_s=60)
+            client.pool.drain_device(instance, timeout_s=PATIENCE_S)
             client.pool.drain_device(instance, undo=True)
             done.set()
 
         assert stream(client, beside(drain_where_it_runs), max_tokens=150) == alone
-        assert done.wait(60)
+        assert done.wait(PATIENCE_S)
 
         def kill_all_executors() -> None:
             for executor in executors_of(process.pid):
                 os.kill(executor, signal.SIGKILL)
 
         assert stream(client, kill_all_executors, max_tokens=150) == alone
-        status = status_when(client, lambda now: all(d.state is DeviceState.SERVING for d in now.instances))
+        status = status_when(
+            client, lambda now: all(d.n_deaths and d.state is DeviceState.SERVING for d in now.instances)
+        )
         assert [(device.n_deaths, device.fault) for device in status.instances] == [(1, ""), (1, "")]
         assert status.n_restarts == 0
 
-        assert client.pool.add_device(arena_bytes=4 << 20, timeout_s=60) == 2
-        client.pool.remove_device(1, timeout_s=60)
-        client.pool.drain_device(0, timeout_s=60)
+        assert client.pool.add_device(arena_bytes=4 << 20, timeout_s=PATIENCE_S) == 2
+        client.pool.remove_device(1, timeout_s=PATIENCE_S)
+        client.pool.drain_device(0, timeout_s=PATIENCE_S)
         with pytest.raises(CallFailed, match="device 2 is the last one that serves"):
             client.pool.remove_device(2)
         assert stream(client, max_tokens=150) == alone
@@ -80,7 +86,7 @@ def test_streams_go_on_while_devices_come_and_go(tmp_path: Path) -> None:
             (0, DeviceState.DRAINED, 8 << 20),
             (2, DeviceState.SERVING, 4 << 20),
         ]
-        client.pool.remove_device(0, timeout_s=60)
+        client.pool.remove_device(0, timeout_s=PATIENCE_S)
 
         ends = [os.pidfd_open(child) for child in (node_of(process.pid), *executors_of(process.pid))]
         process.terminate()
@@ -101,7 +107,7 @@ def test_health_turns_when_a_stopped_device_leaves_requests_waiting(tmp_path: Pa
     ):
         alone = stream(client, max_tokens=100)
         health = health_pb2_grpc.HealthStub(channel)
-        told = health.Watch(health_pb2.HealthCheckRequest(), timeout=60)
+        told = health.Watch(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
         assert next(told).status == health_pb2.HealthCheckResponse.SERVING
         (executor, *_) = executors_of(process.pid)
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -218,6 +218,12 @@ def executors_of(pid: int) -> list[int]:
 
 
 def _children(pid: int, module: str) -> list[int]:
-    lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
-    children = map(int, " ".join(lists).split())
-    return [child for child in children if module in Path(f"/proc/{child}/cmdline").read_text()]
+    """Children that run this module. Not by /proc/PID/task/*/children: it may leave some out while others are
+    started."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended meanwhile
+            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == pid and module in (process / "cmdline").read_text():
+                found.append(int(process.name))
+    return found
