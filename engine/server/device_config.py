@@ -15,7 +15,7 @@ MAX_DEVICES = 1024
 _GPU = re.compile(r"\d{1,4}|(GPU|MIG)-[0-9A-Za-z/.-]{1,80}")
 
 
-ALIKE = ("kind", "paged_kv", "prefill_chunk_tokens")
+IN_COMMON = ("kind", "paged_kv", "prefill_chunk_tokens")
 """What all devices of a pool have in common: it decides tokens, or how KV lies in host memory."""
 
 
@@ -104,7 +104,7 @@ def contradictions_of_devices(
     n_devices = sum(entry.count for _, entry in entries)
     if n_devices > MAX_DEVICES:
         yield ("devices",), f"devices: these are {n_devices}, and a pool has at most {MAX_DEVICES}"
-    for name in ALIKE:
+    for name in IN_COMMON:
         values = {getattr(entry, name) for _, entry in entries}
         if len(values) > 1:
             text = (
