@@ -11,6 +11,7 @@ checked against the ledger, and refused loudly if illegal.
 """
 
 from collections.abc import Container, Iterable, Sequence
+from functools import partial
 
 from tokenmux.core.cost import CostModel
 from tokenmux.core.effects import Effects
@@ -30,7 +31,7 @@ from tokenmux.core.event import (
     Withdrawn,
 )
 from tokenmux.core.facts import DeviceFacts, ModelFacts, ModelId
-from tokenmux.core.plan import IDLE, Channel, Chunk, Operation, Step
+from tokenmux.core.plan import Channel, Chunk, Operation, Step
 from tokenmux.core.request import DEFAULT_LEVEL, RequestId, ServiceLevel
 from tokenmux.scheduler.instance import (
     complete,
@@ -225,17 +226,15 @@ class Instance:
         state = self._state
         state.now_s = state.shares.now_s = now_s
         planner = self.policy.plan if state.resize_bytes is None else drain.plan
+        if state.leaving:
+            planner = partial(leaving.plan, state, planner)
         made_room = True
         while made_room:
             made_room = False
             for channel in _CHANNELS:
                 if channel in self._in_flight:
                     continue
-                plan = IDLE
-                if state.leaving and channel is Channel.COPY_OUT:
-                    leaving.look(state)
-                    plan = leaving.plan(state)
-                plan = planner(channel, self) if plan is IDLE else plan
+                plan = planner(channel, self)
                 for action in plan.at_once:
                     immediate_actions.do(state, action)
                 if plan.operation is not None:

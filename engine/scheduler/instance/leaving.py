@@ -8,13 +8,17 @@ The copy counts the tokens computed before it began. Those drawn meanwhile are r
 instance.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from tokenmux.core.plan import IDLE, PageOut, Plan
+from tokenmux.core.plan import Channel, PageOut, Plan
 from tokenmux.core.request import RequestId
 from tokenmux.scheduler.instance import requests
 from tokenmux.scheduler.instance.live_state import LiveState
 from tokenmux.scheduler.instance.request_state import RequestState
+from tokenmux.scheduler.policy.instance_policy import InstanceView
+
+Planner = Callable[[Channel, InstanceView], Plan]
+"""Says what a free channel does next."""
 
 
 def withdraw(state: LiveState, request_id: RequestId, with_kv: bool) -> None:
@@ -35,10 +39,14 @@ def look(state: LiveState) -> None:
             requests.end(state, request, None)
 
 
-def plan(state: LiveState) -> Plan:
-    """Page out KV of the request that is due first."""
-    first = min(_waiting(state), key=lambda request: request.due_s, default=None)
-    return IDLE if first is None else Plan(PageOut((first.id,)))
+def plan(state: LiveState, others: Planner, channel: Channel, view: InstanceView) -> Plan:
+    """Page out KV of the request that is due first, and else do what `others` plan."""
+    if channel is Channel.COPY_OUT:
+        look(state)
+        first = min(_waiting(state), key=lambda request: request.due_s, default=None)
+        if first is not None:
+            return Plan(PageOut((first.id,)))
+    return others(channel, view)
 
 
 def _waiting(state: LiveState) -> Iterator[RequestState]:

@@ -13,6 +13,7 @@ from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.core.plan import Channel
 from tokenmux.core.request import FinishReason, RequestId
 from tokenmux.core.started import StartedStep
+from tokenmux.scheduler.policy.pool.placement import LeastLoaded
 from tokenmux.scheduler.policy.pool.pool_policy import Move, Place, Refuse
 from tokenmux.testing import make_arrival, make_model, make_request
 from tokenmux.workload.trace import Arrival
@@ -431,13 +432,20 @@ def test_an_event_catches_up_with_a_request_between_two_instances(event: Cancell
     world.finish()
 
 
+def move(world: World) -> None:
+    """Have the policy move the request from the first instance to the second."""
+    policy = world.policy
+    assert isinstance(policy, LeastLoaded)
+    policy._homes[A.id][1] = 0
+    policy._moving[R] = (A.id, 1)
+    world.pool._move(Move(R, 0, 1))
+
+
 def test_a_move_to_an_instance_that_closes_meanwhile_goes_elsewhere() -> None:
     world = World([LARGE] * 3)
     pool = world.pool
     pool.submit(Arrived(0.0, make_request("r", A)))
-    world.policy._homes[A.id][1] = 0
-    world.policy._moving[R] = (A.id, 1)
-    pool._move(Move(R, 0, 1))
+    move(world)
     pool.drain(1)
     pool.settle()
     assert pool.index_of(R) in (0, 2)
@@ -451,9 +459,7 @@ def test_a_move_that_a_loss_overtakes_is_over() -> None:
     world = World([LARGE] * 2)
     pool = world.pool
     pool.submit(Arrived(0.0, make_request("r", A)))
-    world.policy._homes[A.id][1] = 0
-    world.policy._moving[R] = (A.id, 1)
-    pool._move(Move(R, 0, 1))
+    move(world)
     pool.drain(1)
     pool.lose(0, world.instance(LARGE))
     pool._changed.clear()
@@ -469,9 +475,7 @@ def test_the_policy_does_not_move_what_is_leaving() -> None:
     pool = world.pool
     pool.submit(Arrived(0.0, make_request("r", A)))
     pool.drain(0)
-    world.policy._homes[A.id][1] = 0
-    world.policy._moving[R] = (A.id, 1)
-    pool._move(Move(R, 0, 1))
+    move(world)
     assert pool.n_moves == 0
     pool.settle()
     assert world.entered[R] == [0, 1]
@@ -499,9 +503,7 @@ def test_one_that_is_cancelled_before_it_could_move_is_forgotten() -> None:
     world = World([LARGE, LARGE])
     pool = world.pool
     pool.submit(Arrived(0.0, make_request("r", A)))
-    world.policy._homes[A.id][1] = 0
-    world.policy._moving[R] = (A.id, 1)
-    pool._move(Move(R, 0, 1))
+    move(world)
     pool.apply_to_request(Cancelled(0.0, R))
     pool.settle()
     world.finish()

@@ -16,8 +16,9 @@ from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.memory.host_kv import HostKv
 from tokenmux.scheduler.metrics.counters import Metrics
+from tokenmux.scheduler.policy.baselines.request_level import OneModelPerInstance
 from tokenmux.scheduler.policy.pool.placement import LeastLoaded
-from tokenmux.scheduler.policy.slack import SlackPolicy
+from tokenmux.scheduler.policy.registry import make_policy
 from tokenmux.simulator.simulator import Simulator
 from tokenmux.testing import make_arrival, make_device, make_host, make_model
 from tokenmux.workload.trace import Arrival
@@ -35,20 +36,23 @@ def slow_device(arena_bytes: int, host_kv_bytes: int = 10_000) -> DeviceFacts:
 
 
 class World:
-    """A pool whose instances share a host, with its default policies. With `host_kv_bytes` they share that
-    memory too."""
+    """A pool whose instances share a host, and memory for KV too if `host_kv_bytes` are given. Each has the
+    policy named `policy`."""
 
     def __init__(
         self,
         devices: Sequence[DeviceFacts],
         models: Sequence[ModelFacts] = MODELS,
         host_kv_bytes: int | None = None,
+        policy: str = "slack",
+        pool_policy: LeastLoaded | OneModelPerInstance | None = None,
     ) -> None:
+        self._policy_name = policy
         self.host_kv = None if host_kv_bytes is None else HostKv(host_kv_bytes, slab_bytes=512)
         self.kept: dict[RequestId, list[int]] = {}
         """Number of tokens whose KV each request brought along, for every time it arrived."""
         self.cache = HostCache(HOST.cache_bytes)
-        self.policy = LeastLoaded()
+        self.policy = pool_policy or LeastLoaded()
         self.entered: dict[RequestId, list[int]] = {}
         """Where each request has been, in order."""
         self.drawn: Counter[RequestId] = Counter()
@@ -66,7 +70,8 @@ class World:
 
     def instance(self, device: DeviceFacts, metrics: Metrics | None = None) -> Instance:
         cost = RooflineCost(device, HOST)
-        return Instance(device, self.cache, SlackPolicy(), cost, host_kv=self.host_kv, metrics=metrics)
+        policy = make_policy(self._policy_name)
+        return Instance(device, self.cache, policy, cost, host_kv=self.host_kv, metrics=metrics)
 
     def at(self, at_s: float, call: Callable[[], object]) -> None:
         """Have this happen then, and the pool settle."""
@@ -126,6 +131,8 @@ class Fates:
     """What befalls a world with this seed."""
 
     seed: int
+    policy: str = "slack"
+    pool_policy: LeastLoaded | OneModelPerInstance | None = None
 
     def run(self) -> Counter[str]:
         """Let it happen, check the end, and say how often each thing happened."""
@@ -137,7 +144,10 @@ class Fates:
             for _ in range(random.randint(1, 4))
         ]
         devices[0] = slow_device(max(sizes))
-        self.world = world = World(devices, host_kv_bytes=random.choice((None, 0, 1_024, 8_192)))
+        host_kv_bytes = random.choice((None, 0, 1_024, 8_192))
+        self.world = world = World(
+            devices, host_kv_bytes=host_kv_bytes, policy=self.policy, pool_policy=self.pool_policy
+        )
         arrivals = [
             make_arrival(
                 f"r{i}",

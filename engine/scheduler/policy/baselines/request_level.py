@@ -80,6 +80,11 @@ class OneModelPerInstance:
         self._where: dict[RequestId, int] = {}
         """The instance of every live request, or the one that it moves to."""
 
+    @property
+    def n_remembered(self) -> int:
+        """Models that wait or are served, and requests: nothing once all requests are over."""
+        return sum(map(len, self._holders.values())) + len(self._homes) + len(self._where)
+
     def place(self, request: Request, pool: PoolView) -> Place | Refuse:
         index = self._homes.get(request.model)
         if index is None or not pool.takes(index, request):
