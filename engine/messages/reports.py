@@ -1,8 +1,8 @@
 """Reports: what a worker tells the front.
 
-Two of them are for operators. `WorkerStatus` is its state at one moment: made by `executor/worker_status.py`,
+Two of them are for operators. `WorkerStatus` is its state at one moment: made by `node/node_status.py`,
 shown by `server/front/pool_status.py`. `WorkerUse` is how models and tenants were served since it started:
-made by `executor/telemetry.py`, collected by `server/front/usage.py`.
+made by `node/telemetry.py`, collected by `server/front/usage.py`.
 """
 
 from collections.abc import Sequence

@@ -49,7 +49,7 @@ class StepInFlight:
         self.ends_s: list[float] = []
 
     def drawn(self, token_ids: tuple[int, ...]) -> Drawn:
-        """Pair these tokens with those who drew them. Raises StrayReport if their numbers differ."""
+        """The requests with the tokens that they drew. Raises StrayReport if there are not as many tokens."""
         if len(token_ids) != len(self.drawing):
             raise StrayReport(
                 f"{len(token_ids)} tokens for {len(self.drawing)} requests of step {self.started.id}"

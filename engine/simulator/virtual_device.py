@@ -87,7 +87,8 @@ class VirtualDevice:
         if self._step is None:
             return
         started, ends_s = self._step
-        n = next(i for i, end_s in enumerate(ends_s) if end_s >= self._clock.now_s()) + 1
+        # An iteration that ends now has been reported, and the next one has begun.
+        n = sum(end_s <= self._clock.now_s() for end_s in ends_s) + 1
         if n < len(ends_s):
             self._expect(started, ends_s[:n])
 

@@ -5,10 +5,11 @@ from itertools import pairwise
 
 import pytest
 
-from tokenmux.core.facts import DeviceFacts, KvShape
+from tests.node.scenes import A, B, node_with, request
+from tokenmux.core.facts import DeviceFacts, InstanceId, KvShape
 from tokenmux.core.request import RequestId
 from tokenmux.core.started import SwapReason
-from tokenmux.messages.commands import AskTrace, Register
+from tokenmux.messages.commands import AskTrace, Register, RemoveDevice
 from tokenmux.messages.reports import Traced, WorkerStatus, WorkerUse
 from tokenmux.node.telemetry import USE_INTERVAL_S, Telemetry
 from tokenmux.scheduler.metrics.counters import INSTANCE_TABLE, MODEL_TABLE, SERVICE_TABLE, ServiceCounters
@@ -105,3 +106,30 @@ def test_a_trace_has_what_ended_within_the_time_asked_for(body: NodeOnVirtualTim
     from_s = body.clock.now_s() - 2.0
     assert newest.spans == tuple(span for span in everything.spans if span.end_s >= from_s)
     assert 0 < len(newest.spans) < len(everything.spans)
+
+
+def test_what_several_devices_served_of_a_model_or_a_tenant_is_one_row() -> None:
+    """Also what a device served that has been replaced or removed since."""
+    outputs = {f"r{i}": 40 + i for i in range(8)}
+    body = node_with(16, 16, n_output=outputs)
+    start_s = body.clock.now_s()
+    for i, name in enumerate(outputs):
+        body.submit_at(request(name, (A, B)[i % 2], start_s + 2.0 * i, 1000))
+    body.clock.run(until_s=start_s + 15.0)
+    body.executor_of(0).kill()
+    body.clock.run()
+    assert all(instance.metrics.n_steps for instance in body.pool.instances)
+    body.send(RemoveDevice(InstanceId(1)))
+    body.submit_at(request("r0 again", A, body.clock.now_s() + 5.0, 10))
+    body.n_output["r0 again"] = 10  # type: ignore[index]
+    body.clock.run()
+    last = {name: SERVICE_TABLE.named(row) for report in reports(body) for name, row in report.models}
+    assert {name: row["n_tokens"] for name, row in last.items()} == {
+        A: sum(n for i, n in enumerate(outputs.values()) if i % 2 == 0) + 10,
+        B: sum(n for i, n in enumerate(outputs.values()) if i % 2),
+    }
+    (tenant,) = {name for report in reports(body) for name, _ in report.tenants}
+    rows = [SERVICE_TABLE.named(row) for report in reports(body) for _, row in report.tenants]
+    assert tenant == "default"
+    assert rows[-1]["n_tokens"] == sum(outputs.values()) + 10
+    assert rows[-1]["n_requests"] == len(outputs) + 1
