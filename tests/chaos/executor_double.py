@@ -23,13 +23,13 @@ from tokenmux.core.facts import ImageId, InstanceId, ModelFacts, ModelId
 from tokenmux.core.plan import Channel
 from tokenmux.messages.completions import (
     ArenaReallocated,
-    Completion,
     CopyCompleted,
     CopyProgressed,
     Drew,
     ExecutorAlive,
     ExecutorBroken,
     ExecutorReady,
+    ExecutorReport,
     StepCompleted,
 )
 from tokenmux.messages.launches import (
@@ -137,7 +137,7 @@ class ExecutorDouble:
         index: InstanceId,
         device: DeviceSetup,
         memory: NodeMemory,
-        heard: Callable[["ExecutorDouble", tuple[Completion, ...]], None],
+        heard: Callable[["ExecutorDouble", tuple[ExecutorReport, ...]], None],
         ended: Callable[["ExecutorDouble"], None],
     ) -> None:
         self.index = index
@@ -156,7 +156,7 @@ class ExecutorDouble:
         self._in: Link[tuple[Instructions, tuple[int, ...]]] = Link(
             loop, rng, chances.message_s, self._received
         )
-        self._out: Link[tuple[Completion, ...]] = Link(loop, rng, chances.message_s, partial(heard, self))
+        self._out: Link[tuple[ExecutorReport, ...]] = Link(loop, rng, chances.message_s, partial(heard, self))
         self._arena = Memory(device.facts.arena_bytes)
         self._arena_bytes = device.facts.arena_bytes
         self._bound: dict[ModelId, int] = {}
@@ -206,13 +206,18 @@ class ExecutorDouble:
         for operation in (operation for queue in self._channels.values() for operation in queue):
             self._memory.ranges.in_flight.pop((id(self), operation.launch.operation), None)
             if isinstance(operation.launch, PagingLaunch) and not operation.launch.into_device:
-                for paged in operation.launch.requests:
-                    block_bytes = operation.models[paged.model].kv.block_bytes
-                    for block in paged.host:
-                        if self._rng.random() < 0.5:
-                            self._memory.host_kv.spoil(_units(block * block_bytes, block_bytes))
+                for offset, n_units, values in operation.copied:
+                    if self._rng.random() < 0.5:
+                        self._half_write(offset, n_units, values)
         self._out.end()
         self._ended(self)
+
+    def _half_write(self, offset: int, n_units: int, values: list[int | None]) -> None:
+        """A block was being copied to the host: what was there already is written again as it is."""
+        before = self._memory.host_kv.read(offset)
+        held = before.values if before is not None and before.n_units == n_units else []
+        kept = [new if i < len(held) and held[i] == new else None for i, new in enumerate(values)]
+        self._memory.host_kv.write(offset, Cell(n_units, kept))
 
     def _start(self) -> None:
         self.is_ready = True
@@ -236,7 +241,7 @@ class ExecutorDouble:
         else:
             call()
 
-    def _say(self, *completions: Completion) -> None:
+    def _say(self, *completions: ExecutorReport) -> None:
         self._out.send(completions)
 
     def _received(self, message: tuple[Instructions, tuple[int, ...]]) -> None:

@@ -51,10 +51,6 @@ class Memory:
             whole = all(self._units.get(first + i, (None,))[0] is cell for i in range(cell.n_units))
         return cell if whole else None
 
-    def spoil(self, units: Iterable[int]) -> None:
-        for unit in units:
-            self._units.pop(unit, None)
-
     def move(self, source: int, target: int, n_bytes: int) -> None:
         first, to, n = source // UNIT, target // UNIT, n_bytes // UNIT
         if source % UNIT or target % UNIT or n_bytes % UNIT or max(first, to) + n > self.n_units:

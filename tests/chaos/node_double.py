@@ -15,7 +15,7 @@ from tests.chaos.virtual_loop import VirtualLoop
 from tokenmux.core.errors import WorkerFailed
 from tokenmux.core.facts import FIRST_NODE, InstanceId
 from tokenmux.messages.commands import Order
-from tokenmux.messages.completions import Completion
+from tokenmux.messages.completions import ExecutorReport
 from tokenmux.messages.reports import Alive, Broken, Report, Reports
 from tokenmux.messages.setups import DeviceSetup, NodeSetup
 from tokenmux.node.node import Node
@@ -96,7 +96,7 @@ class NodeDouble:
         if self.is_dead:
             return
         self._to_front.send([Alive(1.0)])
-        self.node = Node(self._setup, self, self._start_executor, self._emit, self._limits)
+        self.node = Node(self._setup, self, self, self._emit, self._limits)
         self.node.beat()
         self.node.start()
         self._loop.call_later(BEAT_S, self._beat)
@@ -160,9 +160,12 @@ class NodeDouble:
             self._due_s = None
             self._wake()
 
-    # ── executors ───────────────────────────────────────────────────────────────────────────────────────────
+    # ── executors: `tokenmux.node.executor_port.ExecutorFactory` ───────────────────────────────────────────────────────────────────────────────────────────
 
-    def _start_executor(
+    def prepare(self, *, n_devices: int, is_quiet: bool) -> None:
+        """There is nothing to prepare."""
+
+    def __call__(
         self, index: InstanceId, device: DeviceSetup, host_kv: int, *, n_devices: int
     ) -> ExecutorDouble:
         if self._rng.random() < 0.01:
@@ -174,7 +177,7 @@ class NodeDouble:
         self.executors[index] = executor
         return executor
 
-    def _heard(self, executor: ExecutorDouble, completions: tuple[Completion, ...]) -> None:
+    def _heard(self, executor: ExecutorDouble, completions: tuple[ExecutorReport, ...]) -> None:
         self._handle(0, lambda: self._node().heard(executor.index, completions))
 
     def _ended(self, executor: ExecutorDouble) -> None:

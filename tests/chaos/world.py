@@ -42,10 +42,11 @@ PATIENCE_S = 900.0
 """Virtual seconds after the last mischief within which everything must have ended."""
 
 EXPECTED_FAILURES = re.compile(
-    r"was cancelled|need .* of KV|its client left|is given up|removed|no longer registered|unread|could not be read"
-    r"|no device serves|restart|does not serve|starts in|no room|do not fit|is broken"
-    r"|Remedy|drained|no model named|hung|worker broke|disk"
+    r"its client left|is given up|was removed from the catalogue|no longer registered|unread for"
+    r"|the disk is broken|devices broke again and again|no device serves|does not serve yet|starts in .* s;"
+    r"|hung and is being replaced"
 )
+"""Why an accepted request may fail in these worlds."""
 
 
 @dataclass(slots=True)
@@ -297,7 +298,7 @@ class World:
         if not reason:
             assert leaves_after is not None, "a stream ended without an end"
             return Outcome("left", n_tokens=len(got))
-        assert EXPECTED_FAILURES.search(reason), f"a request failed: {reason}"
+        assert not accepted or EXPECTED_FAILURES.search(reason), f"a request failed: {reason}"
         return Outcome("failed" if accepted else "refused", reason, len(got))
 
     # ── the end ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -316,10 +317,10 @@ class World:
         for served in list(self.front.models):
             if served.refusal is not None:
                 continue
-            for attempt in range(4):
+            for _attempt in range(4):
                 request = self._request(served.name, [1, 2, 3, 4, 5], 4, rng)
                 outcome = await asyncio.wait_for(request, PATIENCE_S)
-                if outcome.how == "complete":
+                if outcome.how == "complete" or "broke again and again" in outcome.reason:
                     break
                 # A disk that fails, and a step that breaks the device, may do so again.
                 await asyncio.sleep(20.0)

@@ -10,7 +10,7 @@ an operation completed. The instance never waits, reads no clock and touches no 
 checked against the ledger, and refused loudly if illegal.
 """
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sequence
 
 from tokenmux.core.cost import CostModel
 from tokenmux.core.effects import Effects
@@ -29,7 +29,7 @@ from tokenmux.core.event import (
     StepDone,
     Withdrawn,
 )
-from tokenmux.core.facts import DeviceFacts, ModelId
+from tokenmux.core.facts import DeviceFacts, ModelFacts, ModelId
 from tokenmux.core.plan import IDLE, Channel, Chunk, Operation, Step
 from tokenmux.core.request import DEFAULT_LEVEL, RequestId, ServiceLevel
 from tokenmux.scheduler.instance import (
@@ -272,6 +272,10 @@ class Instance:
     def check_pinnable(self, model_id: ModelId) -> None:
         """Raise DoesNotFit if pinning the model would leave another one without room to run."""
         operator_wishes.check_pinnable(self._state, self.models[model_id])
+
+    def check_room_of_requests(self, pinned: Sequence[ModelFacts]) -> None:
+        """Raise DoesNotFit if a live request would never fit beside these pinned models."""
+        operator_wishes.check_room_of_requests(self._state, pinned)
 
     def check_unloadable(self, model_id: ModelId) -> None:
         """Raise InUse if the model is pinned."""

@@ -121,6 +121,7 @@ def _can_pin(members: Members, index: int, facts: ModelFacts, already: list[Mode
     others = [model.facts for model in instance.models.values()]
     try:
         check_pins(instance.device, [*already, facts], [*others, facts], already)
+        instance.check_room_of_requests([*already, facts])
     except DoesNotFit:
         return False
     return True

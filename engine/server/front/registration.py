@@ -94,9 +94,9 @@ class Registration:
     async def unregister(self, name: str, *, force: bool = False) -> None:
         """Stop serving a model and delete its converted files.
 
-        Raises InUse while it has live requests, unless forced, and while it is being removed; forced, it waits for operations in flight that
-        use the model, such as a fetch. Its files go first, and come back if the worker does not let the model
-        go: a failure leaves everything as it was.
+        Raises InUse while it is being removed already, and, unless forced, while it has live requests; forced,
+        it waits for operations in flight that use the model, such as a fetch. Its files go first, and come
+        back if the worker does not let the model go: a failure leaves everything as it was.
         """
         self._check_not_removed(name)
         served = self._models.find(name)
@@ -112,6 +112,7 @@ class Registration:
     async def _remove(self, name: str, served: ServedModel, *, force: bool) -> None:
         removal = await asyncio.to_thread(self._set_aside, name)
         self._models.remove(name)
+        self._models.leaving.append(served)
         try:
             if served.refusal is None:
                 await self._let_go(served, force=force)
@@ -120,6 +121,7 @@ class Registration:
             await asyncio.to_thread(removal.restore)
             raise
         finally:
+            self._models.leaving.remove(served)
             self._changes.notify()
         await asyncio.to_thread(removal.delete)
 
