@@ -191,7 +191,7 @@ class ExecutorDouble:
         self.is_stopped = False
         held, self._held = self._held, []
         for call in held:
-            call()
+            self._due(call)
 
     def vanish(self) -> None:
         """Die with the node."""
@@ -246,7 +246,7 @@ class ExecutorDouble:
 
     def _received(self, message: tuple[Instructions, tuple[int, ...]]) -> None:
         if self.is_stopped:
-            self._held.append(lambda: self._due(partial(self._received, message)))
+            self._held.append(partial(self._received, message))
         elif self.is_ready:
             self._carry_out(*message)
         else:

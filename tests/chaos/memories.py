@@ -69,8 +69,8 @@ def next_value(total: int, token: int) -> int:
 
 
 def drawn(total: int, seed: int, vocab: int) -> int:
-    """The token that follows tokens whose values have this sum."""
-    return ((total * 0xBF58476D1CE4E5B9 + seed) >> 31) % vocab
+    """The token that follows tokens whose values have this sum: any but the last one of the vocabulary."""
+    return ((total * 0xBF58476D1CE4E5B9 + seed) >> 31) % (vocab - 1)
 
 
 def expected_output(

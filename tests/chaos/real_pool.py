@@ -166,10 +166,10 @@ class RealPool:
         while self._loop.time() < until_s:
             with suppress(CallFailed):
                 status = await self._client.pool.status(timeout_s=10.0)
-                states = [device.state for device in status.instances]
+                states = [device.state.value for device in status.instances]
                 for device in status.instances:
-                    if device.state in ("draining", "drained"):
-                        await self._client.pool.drain_device(device.instance, undo=True)
+                    if device.state.value in ("draining", "drained"):
+                        await self._client.pool.drain_device(device.id, undo=True)
                 if states and set(states) == {"serving"} and await self._client.ready(timeout_s=10.0):
                     break
             await asyncio.sleep(0.5)
@@ -287,7 +287,7 @@ class RealPool:
 
     async def _some_device(self, rng: Random) -> int:
         status = await self._client.pool.status(timeout_s=10.0)
-        return rng.choice([device.instance for device in status.instances] or [0])
+        return rng.choice([device.id for device in status.instances] or [0])
 
     def _drain(self, rng: Random) -> None:
         async def drain() -> None:
@@ -298,8 +298,8 @@ class RealPool:
     def _reopen(self, rng: Random) -> None:
         async def reopen() -> None:
             for device in (await self._client.pool.status(timeout_s=10.0)).instances:
-                if device.state in ("draining", "drained"):
-                    await self._client.pool.drain_device(device.instance, undo=True)
+                if device.state.value in ("draining", "drained"):
+                    await self._client.pool.drain_device(device.id, undo=True)
 
         self._operate("reopen", reopen)
 

@@ -116,6 +116,7 @@ class Registration:
         try:
             if served.refusal is None:
                 await self._let_go(served, force=force)
+                self._worker.dismiss(served)
         except BaseException:
             self._models.add(served)
             await asyncio.to_thread(removal.restore)

@@ -186,6 +186,10 @@ class WorkerSide:
         self._handover.register(served)
         self._handover.pin(served)
 
+    def dismiss(self, served: ServedModel) -> None:
+        """A model is no longer served: it is not suspected of anything either, nor will be its successor."""
+        self._trials.forget(Load(served.facts.id))
+
     def _check_running(self) -> None:
         if not self.running:
             raise Unavailable("there is no worker at this moment: try again when `pool status` shows one")
