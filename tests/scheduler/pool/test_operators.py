@@ -159,7 +159,7 @@ def test_two_resizes_at_once_are_refused() -> None:
 
 
 def test_a_pin_does_not_take_the_room_of_a_request_that_is_being_served() -> None:
-    """There is room for 56 tokens beside the weights, and beside the pin for 28, which is more than a chunk."""
+    """There is room for 56 tokens beside the weights, and for 28, more than a chunk, beside the pin."""
     small, other = (make_model(name, 256, max_context=200) for name in ("small", "other"))
     there = world(1_280, models=(small, other))
     there.pool.submit(Arrived(0.0, make_request("r", small, n_prompt=20, max_tokens=20)))
