@@ -1,5 +1,8 @@
-"""One direction of a socket on virtual time: messages arrive in order, each after a time of its own, and those
-on their way are lost with the process that sent or awaits them."""
+"""One direction of a socket on virtual time.
+
+Messages arrive in order, each after a time of its own. Those on their way are lost with the process that sent
+or awaits them.
+"""
 
 from asyncio import AbstractEventLoop
 from collections import deque

@@ -1,7 +1,7 @@
 """A process of a node on virtual time: the real `Node`, in a double of its loop, over doubles of executors.
 
-The front sees it as `tokenmux.server.workers.worker_protocol.Worker`. It may be killed or stopped at any time;
-then what is under way in both directions is lost, and its executors die with it.
+The front sees it as `tokenmux.server.workers.worker_protocol.Worker`. It may be killed or stopped at any
+time; then what is under way in both directions is lost, and its executors die with it.
 """
 
 from collections import Counter
@@ -160,7 +160,7 @@ class NodeDouble:
             self._due_s = None
             self._wake()
 
-    # ── executors: `tokenmux.node.executor_port.ExecutorFactory` ───────────────────────────────────────────────────────────────────────────────────────────
+    # ── as the node sees it: `tokenmux.node.executor_port.ExecutorFactory` ──────────────────────────────────
 
     def prepare(self, *, n_devices: int, is_quiet: bool) -> None:
         """There is nothing to prepare."""

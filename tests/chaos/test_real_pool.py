@@ -49,7 +49,7 @@ async def until_gone(pids: list[int]) -> None:
         if not left:
             return
         await asyncio.sleep(0.1)
-    raise AssertionError(f"left running: {[Path(f'/proc/{pid}/cmdline').read_bytes() for pid in left]}")
+    raise AssertionError(f"left running: {left}")
 
 
 def is_running(pid: int) -> bool:

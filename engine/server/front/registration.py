@@ -94,9 +94,9 @@ class Registration:
     async def unregister(self, name: str, *, force: bool = False) -> None:
         """Stop serving a model and delete its converted files.
 
-        Raises InUse while it has live requests, unless forced, and while it is being removed. Forced, it
-        waits for operations in flight that use the model, such as a fetch. Its files go first, and come back
-        if the worker does not let the model go: a failure leaves everything as it was.
+        Raises InUse while it is being removed already, and, unless forced, while it has live requests.
+        Forced, it waits for operations in flight that use the model, such as a fetch. Its files go first, and
+        come back if the worker does not let the model go: a failure leaves everything as it was.
         """
         self._check_not_removed(name)
         served = self._models.find(name)
