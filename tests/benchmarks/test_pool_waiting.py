@@ -3,6 +3,7 @@ nothing, behind a real node."""
 
 import pytest
 
+from benchmarks.migration import Span, bound_of
 from benchmarks.null_executor import work_of
 from benchmarks.null_pool import STEPS_OF_5_MS, Load, idle_within, measure
 from benchmarks.recovery import parts_of
@@ -48,3 +49,14 @@ def test_a_device_that_computes_nothing_is_served_by_a_real_node() -> None:
     (seen,) = measure(Load(STEPS_OF_5_MS, n_devices=1, n_models=1, n_requests=2), 1, slice_s=0.5)
     assert 0.0 <= seen.idle_share < 1.0
     assert seen.tokens_per_s > 0
+
+
+def test_a_move_is_bounded_by_its_copies_and_one_step() -> None:
+    spans = [
+        Span(0.0, 2.0, 0, 2),  # a step of the source: 1 s an iteration
+        Span(1.5, 3.0, 0, 0),
+        Span(2.5, 3.5, 1, 0),  # beside the other copy for half a second
+        Span(3.5, 5.5, 1, 4),
+        Span(9.0, 9.5, 1, 0),
+    ]
+    assert bound_of(spans, 2.0, 4.0, target=1) == pytest.approx(1.5 + 0.5)
