@@ -47,7 +47,7 @@ async def test_what_is_not_http(data: bytes) -> None:
 
 async def test_headers_are_bounded() -> None:
     async with serving(http=HttpTransport()) as served:
-        said = await raw(served.http_port, b"GET /health HTTP/1.1\r\n" + b"x: y\r\n" * 30_000)
+        said = await raw(served.http_port, b"GET /health HTTP/1.1\r\n" + b"x: y\r\n" * 12_000)
         assert said.startswith(b"HTTP/1.1 431 ")
 
 
