@@ -1,5 +1,6 @@
 """`tokenmux serve`: run a server."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +32,13 @@ def serve_command(
         str | None,
         typer.Option(metavar="HOST:PORT", help=f"Address to listen on. Default: {DEFAULT_ADDRESS}."),
     ] = None,
+    http: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Address of OpenAI's dialect of HTTP, such as 127.0.0.1:8000. Default: none.",
+        ),
+    ] = None,
     catalogue: CatalogueOption = None,
     arena: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Memory of each device to use, such as 2GiB.")
@@ -54,6 +62,7 @@ def serve_command(
 
     flags = {
         ("listen",): ("--listen", listen),
+        ("http",): ("--http", http),
         ("catalogue",): ("--catalogue", catalogue and str(catalogue.absolute())),
         ("device", "arena"): ("--arena", arena),
         ("device", "count"): ("--devices", devices),
@@ -71,11 +80,15 @@ def serve_command(
 
     from tokenmux.server.listening import reserved
 
-    with reserved(checked.listen) as reservation:
-        # These import torch, so they come last: first the configuration is checked and the address reserved.
+    with ExitStack() as held:
+        reservations = [held.enter_context(reserved(checked.listen))]
+        if checked.http is not None:
+            reservations.append(held.enter_context(reserved(checked.http, "http")))
+        # These import torch, so they come last: first the configuration is checked, and the addresses
+        # reserved.
         from tokenmux.cli.progress_bars import progress_bars
         from tokenmux.server.serve import open_catalogue, serve
 
         with progress_bars(Console(stderr=True)) as progress:
             models = open_catalogue(checked, progress)
-        asyncio.run(serve(checked, models, typer.echo, reservation))
+        asyncio.run(serve(checked, models, typer.echo, reservations))

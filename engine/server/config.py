@@ -157,6 +157,8 @@ class PoolConfig(Section):
     """The whole file."""
 
     listen: Address = DEFAULT_ADDRESS
+    http: Address | None = None
+    """Where OpenAI's dialect of HTTP is served, with the same keys and certificate. Default: nowhere."""
     catalogue: Location = Path("~/.cache/tokenmux/catalogue")
     models: dict[ModelName, Annotated[ModelConfig, BeforeValidator(_source)]] = Field(default_factory=dict)
     device: SingleDeviceConfig = SingleDeviceConfig()
@@ -244,15 +246,18 @@ def check_config(document: Document, folder: Path, overrides: Sequence[Override]
 def _contradictions(config: PoolConfig) -> list[tuple[YamlPath, str]]:
     """Values that are wrong only in combination."""
     found: list[tuple[YamlPath, str]] = []
-    if not is_loopback(config.listen) and (config.tls is None or not config.keys):
-        missing = " and ".join(
-            name for name, given in (("`tls`", config.tls), ("`keys`", config.keys)) if not given
-        )
-        reason = (
-            f"listen: {config.listen} can be reached from other machines, which needs {missing}: "
-            "add them, or listen on 127.0.0.1"
-        )
-        found.append((("listen",), reason))
+    missing = " and ".join(
+        name for name, given in (("`tls`", config.tls), ("`keys`", config.keys)) if not given
+    )
+    for key, address in (("listen", config.listen), ("http", config.http)):
+        if missing and address is not None and not is_loopback(address):
+            reason = (
+                f"{key}: {address} can be reached from other machines, which needs {missing}: "
+                "add them, or listen on 127.0.0.1"
+            )
+            found.append(((key,), reason))
+    if config.http == config.listen and not config.listen.endswith(":0"):
+        found.append((("http",), f"http: {config.http} is where gRPC listens: choose another port"))
     found.extend(contradictions_of_devices(config.device, config.devices))
     path = config.record_traffic.path
     if path is not None and path.suffix != ".jsonl":

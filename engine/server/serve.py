@@ -5,7 +5,7 @@ Only this module of `tokenmux.server` knows the real worker and the real catalog
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,8 @@ from tokenmux.server.front.limits import Limits
 from tokenmux.server.front.request_rules import Defaults
 from tokenmux.server.front.tenants import Weights
 from tokenmux.server.front.traffic import TraceFile, TrafficRecorder
-from tokenmux.server.listening import Reservation, check_pair
+from tokenmux.server.http_api.http_server import HttpTransport
+from tokenmux.server.listening import Reservation, check_pair, tls_context
 from tokenmux.server.machine import Machine
 from tokenmux.server.pool_setup import level_of
 from tokenmux.server.stopping import LastResort
@@ -65,12 +66,15 @@ def open_catalogue(config: PoolConfig, progress: Progress) -> ServedCatalogue:
 
 
 async def serve(
-    config: PoolConfig, catalogue: ServedCatalogue, say: Callable[[str], None], reservation: Reservation
+    config: PoolConfig,
+    catalogue: ServedCatalogue,
+    say: Callable[[str], None],
+    reservations: Sequence[Reservation],
 ) -> None:
-    """Serve the catalogue until SIGTERM or SIGINT. `say` is called with a line that tells when and where the
+    """Serve the catalogue until SIGTERM or SIGINT. `say` is called with lines that tell when and where the
     server answers.
 
-    `reservation` holds the address until then. Raises ConfigError, DoesNotFit if no model fits, and what
+    `reservations` hold the addresses until then. Raises ConfigError, DoesNotFit if no model fits, and what
     starting the worker raises.
     """
     last_resort = LastResort(config.drain_s)
@@ -95,15 +99,19 @@ async def serve(
         keys=keys,
     )
     encoder.begin()
-    reservation.give_up()
+    for reservation in reservations:
+        reservation.give_up()
     try:
-        async with running(front, transport) as server:
+        async with running(front, transport, read_http_transport(config)) as server:
             at = f"{config.listen.rpartition(':')[0]}:{server.port}"
             # A reader of that line may send a signal at once.
             signalled = asyncio.ensure_future(until_signalled(front, config.drain_s, last_resort))
             await asyncio.sleep(0)
             garbage_collection.settle()
             say(f"serving {sum(served.refusal is None for served in front.models)} models, listening on {at}")
+            if config.http is not None:
+                scheme, host = "http" if config.tls is None else "https", config.http.rpartition(":")[0]
+                say(f"OpenAI's dialect of HTTP at {scheme}://{host}:{server.http_port}/v1")
             await signalled
     finally:
         catalogue.close()
@@ -210,6 +218,18 @@ def read_transport(config: PoolConfig) -> Transport:
         certificate=certificate,
         private_key=private_key,
         max_message_bytes=config.max_message,
+    )
+
+
+def read_http_transport(config: PoolConfig) -> HttpTransport | None:
+    """How OpenAI's dialect is reached; None if it is not. The files were checked by `read_transport`."""
+    if config.http is None:
+        return None
+    return HttpTransport(
+        config.http,
+        tls=None if config.tls is None else tls_context(config.tls.certificate, config.tls.private_key),
+        max_body_bytes=config.max_message,
+        unread_s=config.slow_reader.end_after_s,
     )
 
 

@@ -23,6 +23,7 @@ from tokenmux.server.front.limits import Limits
 from tokenmux.server.front.request_rules import Defaults
 from tokenmux.server.front.tenants import Weights
 from tokenmux.server.front.traffic import TrafficRecorder
+from tokenmux.server.http_api.http_server import HttpTransport
 from tokenmux.testing.scripted_worker import (
     ScriptedWorkers,
 )
@@ -79,6 +80,7 @@ class Served:
     catalogue: FakeCatalogue
     port: int
     channel: grpc.aio.Channel
+    http_port: int | None = None
 
     @property
     def target(self) -> str:
@@ -108,6 +110,7 @@ async def serving(
     limits: Limits | None = None,
     keys: Sequence[Key] = (),
     transport: Transport | None = None,
+    http: HttpTransport | None = None,
     recorder: TrafficRecorder | None = None,
     devices: Sequence[DeviceSetup] = (),
     machine: SmallMachine | None = None,
@@ -128,10 +131,10 @@ async def serving(
         sleep=sleep,
     )
     async with (
-        running(front, transport or Transport()) as server,
+        running(front, transport or Transport(), http) as server,
         grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
     ):
-        yield Served(hub, front, catalogue, server.port, channel)
+        yield Served(hub, front, catalogue, server.port, channel, server.http_port)
 
 
 class ServerThread:

@@ -130,7 +130,7 @@ class Admission:
         served, prompt = tokenized.served, tokenized.prompt
         facts = served.facts
         max_tokens = output_limit(ask, prompt, facts, self._defaults)
-        check_token_ids("tokens of the prompt", prompt, facts)
+        check_token_ids("tokens of the prompt", prompt, facts, field="prompt")
         self._devices.check_request(facts, len(prompt) + max_tokens, self._models.pinned())
         end_token_ids = frozenset() if ask.ignore_end_tokens else tokenized.text.facts.stop_token_ids
         submit = Submit(

@@ -38,31 +38,36 @@ def check_parameters(ask: Ask, facts: ModelFacts) -> None:
     match ask.prompt:
         case Text(text):
             if not text:
-                raise InvalidRequest("the prompt is empty: give text, token ids or chat messages")
+                raise InvalidRequest(
+                    "the prompt is empty: give text, token ids or chat messages", field="prompt"
+                )
         case TokenIds(ids):
             if not ids:
-                raise InvalidRequest("the prompt has no token ids")
+                raise InvalidRequest("the prompt has no token ids", field="prompt")
             check_prompt_length(len(ids), facts)
-            check_token_ids("prompt token ids", ids, facts)
+            check_token_ids("prompt token ids", ids, facts, field="prompt")
         case Chat(messages):
             if not messages:
-                raise InvalidRequest("the chat has no messages")
-            check_count("chat messages", messages, MAX_CHAT_MESSAGES)
+                raise InvalidRequest("the chat has no messages", field="prompt")
+            check_count("chat messages", messages, MAX_CHAT_MESSAGES, field="prompt")
             for index, message in enumerate(messages):
                 if not message.role:
-                    raise InvalidRequest(f"chat message {index} has no role: use system, user or assistant")
+                    said = f"chat message {index} has no role: use system, user or assistant"
+                    raise InvalidRequest(said, field="prompt")
     check_sampling(ask, facts)
     if not MIN_WEIGHT <= ask.weight <= MAX_WEIGHT:
         raise InvalidRequest(
-            f"weight {ask.weight:g} is out of range: use {MIN_WEIGHT:g} to {MAX_WEIGHT:g}, 1 is usual"
+            f"weight {ask.weight:g} is out of range: use {MIN_WEIGHT:g} to {MAX_WEIGHT:g}, 1 is usual",
+            field="weight",
         )
     fault = tenant_fault(ask.tenant)
     if fault is not None:
-        raise InvalidRequest(fault)
+        raise InvalidRequest(fault, field="tenant")
     for name, seconds in (("ttft_s", ask.ttft_s), ("tpot_s", ask.tpot_s)):
         if seconds is not None and not MIN_SECONDS <= seconds <= MAX_SECONDS:
             raise InvalidRequest(
-                f"{name} {seconds:g} is out of range: use seconds, {MIN_SECONDS:g} to {MAX_SECONDS:g}"
+                f"{name} {seconds:g} is out of range: use seconds, {MIN_SECONDS:g} to {MAX_SECONDS:g}",
+                field=name,
             )
     _check_stopping(ask, facts)
 
@@ -70,20 +75,27 @@ def check_parameters(ask: Ask, facts: ModelFacts) -> None:
 def _check_stopping(ask: Ask, facts: ModelFacts) -> None:
     if ask.max_tokens is not None and ask.max_tokens < 1:
         raise InvalidRequest(
-            f"max_tokens {ask.max_tokens} is out of range: use at least 1, or leave it out for the default"
+            f"max_tokens {ask.max_tokens} is out of range: use at least 1, or leave it out for the default",
+            field="max_tokens",
         )
     if ask.min_tokens < 0:
-        raise InvalidRequest(f"min_tokens {ask.min_tokens} is negative: use 0 for no minimum")
-    check_count("stop strings", ask.stop_strings, MAX_STOP_STRINGS)
+        raise InvalidRequest(
+            f"min_tokens {ask.min_tokens} is negative: use 0 for no minimum", field="min_tokens"
+        )
+    check_count("stop strings", ask.stop_strings, MAX_STOP_STRINGS, field="stop_strings")
     for stop in ask.stop_strings:
         if not stop:
-            raise InvalidRequest("a stop string is empty: it would end every request at once; leave it out")
+            raise InvalidRequest(
+                "a stop string is empty: it would end every request at once; leave it out",
+                field="stop_strings",
+            )
         if len(stop) > MAX_STOP_STRING_CHARS:
             raise InvalidRequest(
-                f"a stop string has {len(stop)} characters: at most {MAX_STOP_STRING_CHARS} are allowed"
+                f"a stop string has {len(stop)} characters: at most {MAX_STOP_STRING_CHARS} are allowed",
+                field="stop_strings",
             )
-    check_count("stop token ids", ask.stop_token_ids, MAX_STOP_TOKEN_IDS)
-    check_token_ids("stop token ids", ask.stop_token_ids, facts)
+    check_count("stop token ids", ask.stop_token_ids, MAX_STOP_TOKEN_IDS, field="stop_token_ids")
+    check_token_ids("stop token ids", ask.stop_token_ids, facts, field="stop_token_ids")
 
 
 def check_seconds(name: str, seconds: float) -> None:
@@ -97,7 +109,8 @@ def check_prompt_length(n_prompt: int, facts: ModelFacts) -> None:
     if n_prompt >= facts.max_context:
         raise InvalidRequest(
             f"the prompt has {n_prompt} tokens, but {facts.id} has a context of {facts.max_context}, "
-            f"output included: shorten the prompt to at most {facts.max_context - 1} tokens"
+            f"output included: shorten the prompt to at most {facts.max_context - 1} tokens",
+            field="prompt",
         )
 
 
@@ -114,24 +127,28 @@ def check_text_length(prompt: Prompt, facts: ModelFacts, longest_token_chars: in
     if n_chars > limit:
         raise InvalidRequest(
             f"the prompt has {n_chars} characters, which cannot fit into the context of {facts.id} "
-            f"({facts.max_context} tokens of at most {longest_token_chars} characters): shorten it"
+            f"({facts.max_context} tokens of at most {longest_token_chars} characters): shorten it",
+            field="prompt",
         )
 
 
 def output_limit(ask: Ask, prompt: Sequence[int], facts: ModelFacts, defaults: Defaults) -> int:
     """The max_tokens in force. Raises InvalidRequest if prompt and output do not fit the model's context."""
     if not prompt:
-        raise InvalidRequest("the prompt is empty once tokenized: give at least one token")
+        raise InvalidRequest("the prompt is empty once tokenized: give at least one token", field="prompt")
     check_prompt_length(len(prompt), facts)
     room = facts.max_context - len(prompt)
     if ask.max_tokens is not None and ask.max_tokens > room:
         raise InvalidRequest(
             f"the prompt of {len(prompt)} tokens and max_tokens {ask.max_tokens} exceed the context of "
-            f"{facts.id} ({facts.max_context} tokens): use max_tokens of at most {room}"
+            f"{facts.id} ({facts.max_context} tokens): use max_tokens of at most {room}",
+            field="max_tokens",
         )
     limit = min(defaults.max_tokens, room) if ask.max_tokens is None else ask.max_tokens
     if ask.min_tokens > limit:
-        raise InvalidRequest(f"min_tokens {ask.min_tokens} is more than max_tokens {limit}")
+        raise InvalidRequest(
+            f"min_tokens {ask.min_tokens} is more than max_tokens {limit}", field="min_tokens"
+        )
     return limit
 
 
