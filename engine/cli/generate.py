@@ -10,6 +10,7 @@ from tokenmux.cli.generation_options import (
     BadWord,
     FrequencyPenalty,
     LogitBias,
+    Logprobs,
     MaxTokens,
     MinP,
     PresencePenalty,
@@ -41,6 +42,7 @@ def generate_command(
     presence_penalty: PresencePenalty = 0.0,
     logit_bias: LogitBias = None,
     bad_word: BadWord = None,
+    logprobs: Logprobs = None,
     stats: Annotated[bool, typer.Option("--stats", help="Print token counts and times to stderr.")] = False,
     json: Annotated[
         bool, typer.Option("--json", help="Print the whole answer as one JSON document.")
@@ -63,6 +65,7 @@ def generate_command(
         presence_penalty=presence_penalty,
         logit_bias=logit_bias,
         bad_word=bad_word,
+        logprobs=logprobs,
     )
     errors = Console(stderr=True)
     with connected(ctx) as client:

@@ -48,6 +48,14 @@ BadWord = Annotated[
 ]
 
 
+Logprobs = Annotated[
+    int | None,
+    typer.Option(
+        min=0, max=20, help="Print each token's log-probability, and its N likeliest ones, to stderr."
+    ),
+]
+
+
 def generate_options(
     *,
     max_tokens: int | None,
@@ -62,6 +70,7 @@ def generate_options(
     presence_penalty: float,
     logit_bias: Sequence[str] | None,
     bad_word: Sequence[str] | None,
+    logprobs: int | None = None,
 ) -> "GenerateOptions":
     """The client's options. Raises BadParameter for a bias that is not ID:BIAS."""
     return {
@@ -77,6 +86,7 @@ def generate_options(
         "presence_penalty": presence_penalty,
         "logit_bias": dict(map(_bias, logit_bias or ())),
         "bad_words": bad_word or [],
+        "logprobs": logprobs,
     }
 
 

@@ -31,6 +31,7 @@ from tokenmux.client.values import (
     Service,
     State,
     Tenant,
+    TokenLogprobs,
 )
 
 __all__ = [
@@ -61,5 +62,6 @@ __all__ = [
     "State",
     "Stream",
     "Tenant",
+    "TokenLogprobs",
     "WrongArgument",
 ]

@@ -33,6 +33,8 @@ class GenerateOptions(TypedDict, total=False):
     """Tokens that are never drawn."""
     bad_words: Sequence[str]
     """Texts that the output must not contain."""
+    logprobs: int | None
+    """Return log-probabilities of the tokens, and of this many likeliest ones each, at most 20."""
     stop: str | Sequence[str]
     """Texts that end the generation; they are not returned."""
     stop_token_ids: Sequence[int]

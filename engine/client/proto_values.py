@@ -1,7 +1,7 @@
 """Conversion between the client's values and protobuf messages."""
 
 import reprlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from numbers import Integral
@@ -31,6 +31,7 @@ from tokenmux.client.values import (
     Service,
     State,
     Tenant,
+    TokenLogprobs,
 )
 from tokenmux.v1 import inference_pb2, models_pb2, planning_pb2, pool_pb2
 
@@ -54,6 +55,7 @@ def generate_request(
     logit_bias: Mapping[int, float] = MappingProxyType({}),
     forbidden_token_ids: Sequence[int] = (),
     bad_words: Sequence[str] = (),
+    logprobs: int | None = None,
     stop: str | Sequence[str] = (),
     stop_token_ids: Sequence[int] = (),
     ignore_end_tokens: bool = False,
@@ -92,6 +94,7 @@ def generate_request(
         service_level=_made(inference_pb2.ServiceLevel, ttft_s=ttft_s, tpot_s=tpot_s),
         tenant=tenant,
         weight=weight,
+        logprobs=logprobs,
         **_prompt(prompt),
     )
 
@@ -175,7 +178,7 @@ def event(response: inference_pb2.GenerateStreamResponse) -> GenerationEvent | N
             return State(phase, state.position, state.progress)
         case "tokens":
             tokens = response.tokens
-            return Delta(tokens.index, tuple(tokens.token_ids), tokens.text)
+            return Delta(tokens.index, tuple(tokens.token_ids), tokens.text, _logprobs(tokens.logprobs))
         case "finish_info":
             return finish(response.finish_info)
         case _:
@@ -210,6 +213,14 @@ def completion(response: inference_pb2.GenerateResponse) -> Completion:
         tuple(response.token_ids),
         prompt_info(response.prompt_info),
         finish(response.finish_info),
+        _logprobs(response.logprobs),
+    )
+
+
+def _logprobs(messages: Iterable[inference_pb2.TokenLogprobs]) -> tuple[TokenLogprobs, ...]:
+    return tuple(
+        TokenLogprobs(message.logprob, tuple((top.token_id, top.logprob) for top in message.top))
+        for message in messages
     )
 
 

@@ -49,12 +49,23 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log-probabilities, base e, in the place of one token: that of the token drawn, and the likeliest ones
+    as (token id, log-probability), likeliest first."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
-    """New output. Text lags behind the token ids while it could become a stop string."""
+    """New output. Text lags behind the token ids while it could become a stop string. `logprobs` has one for
+    each token id, if they were asked for."""
 
     index: int
     token_ids: tuple[int, ...]
     text: str
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +90,13 @@ GenerationEvent = PromptInfo | State | Delta | Finish
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A whole answer."""
+    """A whole answer. `logprobs` has one for each token id, if they were asked for."""
 
     text: str
     token_ids: tuple[int, ...]
     prompt: PromptInfo
     finish: Finish
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 class Residency(Enum):

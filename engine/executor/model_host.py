@@ -320,12 +320,12 @@ class RunnableStep:
         stops = [segment.stop_token_ids for segment in self.segments if segment.draw]
         ends_s: list[float] = []
         while True:
-            drawn = tuple(token for token in self.runner.step(batch) if token is not None)
+            drawn, told = self.runner.draw(batch)
             settle()
             ends_s.append(self.clock.now_s())
             stopped = tuple(i for i, token in enumerate(drawn) if token in stops[i])
             if stopped or len(ends_s) == self.repeat or stop.is_set():
                 break
-            post.tell(Drew(self.operation, ends_s[-1], drawn))
+            post.tell(Drew(self.operation, ends_s[-1], drawn, told))
             batch.advance(drawn)
-        post.tell(StepCompleted(self.operation, tuple(ends_s), drawn, stopped))
+        post.tell(StepCompleted(self.operation, tuple(ends_s), drawn, stopped, told))

@@ -6,26 +6,30 @@ Times are CLOCK_MONOTONIC seconds, which all processes of one machine share.
 from msgspec import Struct
 
 from tokenmux.core.errors import ErrorCode
+from tokenmux.core.sampling import LogProbabilities
 from tokenmux.messages.launches import OperationId
 
 
 class Drew(Struct, frozen=True, array_like=True, tag=True):
     """An iteration of a step, except its last one, drew these tokens: one for each segment that draws, in the
-    order of the segments."""
+    order of the segments. `log_probabilities` is empty if none of them asks for any."""
 
     operation: OperationId
     at_s: float
     token_ids: tuple[int, ...]
+    log_probabilities: tuple[LogProbabilities | None, ...] = ()
 
 
 class StepCompleted(Struct, frozen=True, array_like=True, tag=True):
     """A step ended. Its iterations ended at `ends_s`, the last one drew `token_ids`, and the drawing segments
-    with the indices `stopped` (counted among those that draw) drew a token that ends them."""
+    with the indices `stopped` (counted among those that draw) drew a token that ends them.
+    `log_probabilities` is empty if none of them asks for any."""
 
     operation: OperationId
     ends_s: tuple[float, ...]
     token_ids: tuple[int, ...]
     stopped: tuple[int, ...] = ()
+    log_probabilities: tuple[LogProbabilities | None, ...] = ()
 
 
 class CopyCompleted(Struct, frozen=True, array_like=True, tag=True):

@@ -13,18 +13,21 @@ from tokenmux.core.errors import ErrorCode
 from tokenmux.core.facts import InstanceId, ModelId, NodeId
 from tokenmux.core.phases import DeviceState, PhaseChanged, Residency
 from tokenmux.core.request import FinishReason, RequestId
+from tokenmux.core.sampling import LogProbabilities
 from tokenmux.core.span import Span
 from tokenmux.messages.commands import Ticket
 from tokenmux.scheduler.metrics.counter_table import Row
 
 
 class Tokens(Struct, frozen=True, array_like=True, tag=True):
-    """New tokens of a request, the first of them at index `index` of its output."""
+    """New tokens of a request, the first of them at index `index` of its output, with their log-probabilities
+    if it asks for them."""
 
     request: RequestId
     index: int
     token_ids: tuple[int, ...]
     at_s: float
+    log_probabilities: tuple[LogProbabilities, ...] = ()
 
 
 class Finished(Struct, frozen=True, array_like=True, tag=True):

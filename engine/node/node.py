@@ -498,7 +498,7 @@ class Node:
             self._out.append(Finished(request.id, FinishReason.FAILED, now_s, detail, code))
 
     def _take_tokens(self, drawn: Drawn, at_s: float) -> None:
-        for request_id, token in drawn:
+        for request_id, token, told in drawn:
             content = self.contents.get(request_id)
             place = self.pool.index_of(request_id)
             if content is None or place is None:
@@ -508,7 +508,7 @@ class Node:
                 continue
             index = len(content.token_ids) - content.submit.request.n_prompt
             content.token_ids.append(token)
-            self._out.append(Tokens(request_id, index, (token,), at_s))
+            self._out.append(Tokens(request_id, index, (token,), at_s, () if told is None else (told,)))
             if self._blame.in_use and self._blame.drew(request_id):
                 logger.info("request %s is cleared: it made progress", request_id)
 

@@ -13,6 +13,7 @@ from tokenmux.core.event import CopyDone, StepDone
 from tokenmux.core.facts import ImageId, InstanceId, ModelId
 from tokenmux.core.phases import DeviceState
 from tokenmux.core.request import FinishReason, RequestId
+from tokenmux.core.sampling import LogProbabilities
 from tokenmux.core.started import (
     Started,
     StartedActivation,
@@ -32,8 +33,8 @@ from tokenmux.node.request_content import Content
 from tokenmux.node.stalls import Stalls
 from tokenmux.scheduler.instance.instance import Instance
 
-Drawn = list[tuple[RequestId, int]]
-"""Requests, each with the token that it drew."""
+Drawn = list[tuple[RequestId, int, LogProbabilities | None]]
+"""Requests, each with the token that it drew, and what it asked to be told of it."""
 
 
 class StrayReport(Exception):
@@ -48,13 +49,12 @@ class StepInFlight:
         self.drawing = drawing
         self.ends_s: list[float] = []
 
-    def drawn(self, token_ids: tuple[int, ...]) -> Drawn:
-        """The requests with the tokens that they drew. Raises StrayReport if there are not as many tokens."""
-        if len(token_ids) != len(self.drawing):
-            raise StrayReport(
-                f"{len(token_ids)} tokens for {len(self.drawing)} requests of step {self.started.id}"
-            )
-        return list(zip(self.drawing, token_ids, strict=True))
+    def drawn(self, report: Drew | StepCompleted) -> Drawn:
+        """The requests with what the report says that they drew. Raises StrayReport if it does not fit."""
+        n, told = len(self.drawing), report.log_probabilities or (None,) * len(self.drawing)
+        if len(report.token_ids) != n or len(told) != n:
+            raise StrayReport(f"{len(report.token_ids)} tokens for {n} requests of step {self.started.id}")
+        return list(zip(self.drawing, report.token_ids, told, strict=True))
 
     def so_far(self) -> StepDone | None:
         """The iterations that are known to have ended, as if the step had ended with them; None if none
@@ -167,14 +167,14 @@ class NodeDevice:
         """An iteration of the step in flight ended. Returns what was drawn."""
         step = self._step_of(drew.operation)
         self.stalls.stepped(self._clock.now_s())
-        drawn = step.drawn(drew.token_ids)
+        drawn = step.drawn(drew)
         step.ends_s.append(drew.at_s)
         return drawn
 
     def step_completed(self, completed: StepCompleted) -> tuple[Drawn, StepDone]:
         """The step ended. Returns what its last iteration drew, and the event."""
         step, ends_s = self._step_of(completed.operation), completed.ends_s
-        drawn = step.drawn(completed.token_ids)
+        drawn = step.drawn(completed)
         n_before, n_drawing = len(step.ends_s), len(step.drawing)
         if len(ends_s) != n_before + 1 or not all(0 <= place < n_drawing for place in completed.stopped):
             raise StrayReport(f"step {completed.operation} has ended otherwise than it was reported before")

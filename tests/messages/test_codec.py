@@ -13,7 +13,7 @@ from tokenmux.core.errors import ErrorCode
 from tokenmux.core.facts import DeviceFacts, HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.core.phases import DeviceState, PhaseChanged, RequestPhase, Residency
 from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
-from tokenmux.core.sampling import LogitRules, Sampling
+from tokenmux.core.sampling import LogitRules, LogProbabilities, Sampling
 from tokenmux.core.span import Span
 from tokenmux.messages.codec import ORDERS, REPORTS, MalformedMessage
 from tokenmux.messages.commands import (
@@ -58,7 +58,7 @@ R, M, T = RequestId("r-1"), ModelId("a"), Ticket(7)
 FACTS = ModelFacts(M, (Image(ImageId("i"), 10**12),), KvShape(2, 1, 8, 2, 16), 4096, 10**11, 150_000)
 REQUEST = Request(R, M, 3, 9, 1.5, ServiceLevel(2.0, 0.05), tenant="somebody", weight=2.0, tenant_weight=0.5)
 RULES = LogitRules(1.2, 0.5, -0.5, ((3, 1.5), (2, -100.0)), ((1,), (2, 3)))
-SAMPLING = Sampling(0.7, 5, 0.9, 2**64 - 1, 0.05, RULES)
+SAMPLING = Sampling(0.7, 5, 0.9, 2**64 - 1, 0.05, RULES, 3)
 DEVICE = DeviceSetup(DeviceFacts("H100", 1, 2, 3.0, 4.0, 5.0, 6.0), "cuda", "GPU-1", "int8")
 COMMANDS_OF_EACH_KIND: list[Command] = [
     Submit(REQUEST, (1, 2, 3), SAMPLING, 2, frozenset({0, 7}), (4, 5)),
@@ -83,7 +83,7 @@ DEVICE_STATUS = DeviceStatus(
     InstanceId(2), "cpu", DeviceState.OUT, 1, 2, 3, COUNTS, M, None, (M,), 4, 5, "it broke", (M,)
 )
 REPORTS_OF_EACH_KIND: list[Report] = [
-    Tokens(R, 5, (1, 2**31), 2.5),
+    Tokens(R, 5, (1, 2**31), 2.5, (LogProbabilities(-0.5, ((3, -0.1),)), LogProbabilities(-1.0))),
     Finished(R, FinishReason.FAILED, 3.5, "why", ErrorCode.NOT_SERVABLE),
     PhaseChanged(R, RequestPhase.LOADING, 3, 0.25),
     WorkerStatus(1.0, *range(5), 2.0, 3.0, (DEVICE_STATUS,), (STATUS,)),

@@ -86,6 +86,29 @@ def test_greedy_with_rules_equals_transformers(served: Served, hostile_scheduler
         assert scheduler.n_preemptions > len(expected)
 
 
+def test_log_probabilities_equal_transformers(served: Served, hostile_scheduler, job) -> None:
+    """They are those of the model, whatever rules and temperature choose."""
+    sampling = Sampling(1.0, seed=5, min_p=0.05, rules=LogitRules(1.3), n_likeliest=5)
+    jobs = [job(p, N_OUTPUT, sampling) for p in prompts()]
+    jobs[1].sampling = sampling._replace(n_likeliest=0, temperature=0.0)
+    company = [job(p, N_OUTPUT) for p in prompts()]
+    scheduler = hostile_scheduler(served.runner, served.shape, served.dtype, grid=GRID, n_blocks=400)
+    scheduler.serve([*jobs, *company], preempt=0.1, move=0.1, repeat=3)
+    for one in jobs:
+        logits = served.reference(torch.tensor([one.tokens])).logits[0, len(one.prompt) - 1 : -1]
+        expected = torch.log_softmax(logits.double(), -1)
+        assert len(one.told) == N_OUTPUT
+        for row, token, told in zip(expected, one.output, one.told, strict=True):
+            assert told.drawn == pytest.approx(float(row[token]), abs=1e-4)
+            assert len(told.likeliest) == one.sampling.n_likeliest
+            values = [value for _, value in told.likeliest]
+            assert values == sorted(values, reverse=True)
+            top = row.topk(one.sampling.n_likeliest).values.tolist()
+            assert values == pytest.approx(top, abs=1e-4)
+            assert values == pytest.approx([float(row[token]) for token, _ in told.likeliest], abs=1e-4)
+    assert not any(told for one in company for told in one.told)
+
+
 def test_bad_words_are_never_completed(served: Served, hostile_scheduler, job) -> None:
     """Each time the sequence that a greedy output has is forbidden, the next output avoids all so far."""
     prompt = prompts()[3]

@@ -10,9 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tokenmux.core.sampling import LogProbabilities
 from tokenmux.kernels.sample import launch as sampler
 from tokenmux.kernels.sample.parameters import Sampled, SamplingRows
 from tokenmux.kernels.tiles import StepTiles
+from tokenmux.models.network.batch import GREEDY
 from tokenmux.models.network.staging import Staging
 from tokenmux.models.sampling.draw import Draw, row_changes
 from tokenmux.models.sampling.logit_changes import change
@@ -42,7 +44,43 @@ def draw_rows_on_device(
     return tokens
 
 
+def log_probabilities_on_device(
+    logits: torch.Tensor, tokens: Sequence[int], draws: Sequence[Draw], tiles: StepTiles, staging: Staging
+) -> tuple[LogProbabilities | None, ...]:
+    """As `log_probabilities` on a processor. Sleeps until it is done."""
+    rows = [row for row, draw in enumerate(draws) if draw.sampling.n_likeliest is not None]
+    numbers = {
+        "rows": np.array(rows, np.int64),
+        "tokens": np.array([tokens[row] for row in rows], np.int64),
+    }
+    there = staging.upload(numbers)
+    theirs = logits[there["rows"]]
+    # The kernel subtracts the same total from all: with one more token, that of the drawn one is known too.
+    top_n = max(1, *(draws[row].sampling.n_likeliest or 0 for row in rows))
+    out = _sample(theirs, [Draw(GREEDY, 0)] * len(rows), top_n, tiles, staging)
+    first = theirs.gather(1, out.top_tokens[:, :1])[:, 0].float()
+    drawn = theirs.gather(1, there["tokens"][:, None])[:, 0].float()
+    told = torch.cat(
+        (drawn[:, None] - first[:, None] + out.top_log_probabilities[:, :1], out.top_log_probabilities), 1
+    )
+    numbers_of = staging.fetch(told.contiguous()).tolist()
+    ids_of = staging.fetch(out.top_tokens.contiguous()).tolist()
+    found: list[LogProbabilities | None] = [None] * len(draws)
+    for row, told_of, ids in zip(rows, numbers_of, ids_of, strict=True):
+        n = draws[row].sampling.n_likeliest or 0
+        found[row] = LogProbabilities(told_of[0], tuple(zip(ids[:n], told_of[1:][:n], strict=True)))
+    return tuple(found)
+
+
 def _draw(logits: torch.Tensor, draws: Sequence[Draw], tiles: StepTiles, staging: Staging) -> list[int]:
+    tokens: list[int] = staging.fetch(_sample(logits, draws, 0, tiles, staging).tokens).tolist()
+    return tokens
+
+
+def _sample(
+    logits: torch.Tensor, draws: Sequence[Draw], top_n: int, tiles: StepTiles, staging: Staging
+) -> Sampled:
+    """Draw, and list the `top_n` likeliest tokens of each row."""
     n, vocabulary = logits.shape
     taken = [draw.sampling for draw in draws]
     sampling = staging.upload(
@@ -58,13 +96,12 @@ def _draw(logits: torch.Tensor, draws: Sequence[Draw], tiles: StepTiles, staging
     out = Sampled(
         tokens=torch.empty(n, dtype=torch.int64, device=logits.device),
         log_probabilities=torch.empty(n, dtype=torch.float32, device=logits.device),
-        top_tokens=torch.empty(n, 0, dtype=torch.int64, device=logits.device),
-        top_log_probabilities=torch.empty(n, 0, dtype=torch.float32, device=logits.device),
+        top_tokens=torch.empty(n, top_n, dtype=torch.int64, device=logits.device),
+        top_log_probabilities=torch.empty(n, top_n, dtype=torch.float32, device=logits.device),
     )
-    workspace = sampler.SampleWorkspace.allocate(n, vocabulary, 0, tiles.sample, str(logits.device))
+    workspace = sampler.SampleWorkspace.allocate(n, vocabulary, top_n, tiles.sample, str(logits.device))
     sampler.sample(logits, SamplingRows(**sampling), out, workspace, tile=tiles.sample)
-    tokens: list[int] = staging.fetch(out.tokens).tolist()
-    return tokens
+    return out
 
 
 def _without_forbidden(logits: torch.Tensor, draws: Sequence[Draw], staging: Staging) -> torch.Tensor:

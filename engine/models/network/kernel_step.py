@@ -26,13 +26,14 @@ import torch
 
 from tokenmux.core.errors import InternalError
 from tokenmux.core.facts import KvShape
+from tokenmux.core.sampling import LogProbabilities
 from tokenmux.kernels.kv_append.launch import kv_append
 from tokenmux.kernels.layout import KVLayout
 from tokenmux.kernels.paged_decode import launch as decode
 from tokenmux.kernels.paged_prefill.launch import paged_prefill
 from tokenmux.kernels.tiles import StepTiles
 from tokenmux.models.network.batch import Segment, check_kv, check_segment, remember
-from tokenmux.models.network.kernel_draw import draw_rows_on_device
+from tokenmux.models.network.kernel_draw import draw_rows_on_device, log_probabilities_on_device
 from tokenmux.models.network.staging import Staging
 from tokenmux.models.sampling.draw import Draw
 
@@ -284,6 +285,12 @@ class KernelBatch:
     def draw(self, logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
         """Draw a token for each row of `logits`. Sleeps until the device has drawn them."""
         return draw_rows_on_device(logits, draws, self._tiles, self._staging)
+
+    def log_probabilities(
+        self, logits: torch.Tensor, tokens: Sequence[int], draws: Sequence[Draw]
+    ) -> tuple[LogProbabilities | None, ...]:
+        """What is told of each row of `logits`. Sleeps until the device has computed it."""
+        return log_probabilities_on_device(logits, tokens, draws, self._tiles, self._staging)
 
     def _on_device(self, cut: _Pass) -> KernelPass:
         n, size = len(cut.segments), self._layout.block_size

@@ -153,6 +153,7 @@ class Admission:
                 self._draw_seed() if ask.seed is None else ask.seed,
                 ask.min_p,
                 logit_rules(ask, tokenized.bad_words, facts),
+                None if ask.logprobs is None else min(ask.logprobs, facts.vocab_size),
             ),
             min_tokens=ask.min_tokens,
             stop_token_ids=end_token_ids.union(ask.stop_token_ids),

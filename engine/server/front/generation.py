@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from tokenmux.core.facts import ModelFacts
 from tokenmux.core.phases import PhaseChanged
 from tokenmux.core.request import FinishReason, RequestId
+from tokenmux.core.sampling import LogProbabilities
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,7 @@ class Ask:
     logit_bias: tuple[tuple[int, float], ...] = ()
     forbidden_token_ids: tuple[int, ...] = ()
     bad_words: tuple[str, ...] = ()
+    logprobs: int | None = None
     max_tokens: int | None = None
     min_tokens: int = 0
     stop_strings: tuple[str, ...] = ()
@@ -108,11 +110,12 @@ class PromptInfo:
 @dataclass(frozen=True, slots=True)
 class TokenDelta:
     """New output. Text lags behind the token ids: half a character, or a possible stop string, is held
-    back."""
+    back. Log-probabilities, one for each token id, are there if they were asked for."""
 
     index: int
     token_ids: tuple[int, ...]
     text: str
+    log_probabilities: tuple[LogProbabilities, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,7 +132,8 @@ class LiveRequest:
             if self._detokenizer.stopped is not None:
                 break
         self._note_delivered(index, tokens.at_s)
-        self._buffer.put(TokenDelta(index, tuple(self._delivered[index:]), text))
+        told = tokens.log_probabilities[known : known + len(self._delivered) - index]
+        self._buffer.put(TokenDelta(index, tuple(self._delivered[index:]), text, told))
         if self._detokenizer.stopped is not None:
             self._complete(FinishReason.STOP)
             return True

@@ -20,6 +20,7 @@ MAX_BIASES = 1024
 MAX_FORBIDDEN_TOKENS = 1024
 MAX_BAD_WORDS = 64
 MAX_BAD_WORD_CHARS = 256
+MAX_LOGPROBS = 20
 MAX_SEED = 2**64 - 1
 
 
@@ -51,6 +52,11 @@ def check_sampling(ask: Ask, facts: ModelFacts) -> None:
                 f"{name} {penalty:g} is out of range: use {-MAX_PENALTY:g} to {MAX_PENALTY:g}; "
                 "0 is no penalty"
             )
+    if ask.logprobs is not None and not 0 <= ask.logprobs <= MAX_LOGPROBS:
+        raise InvalidRequest(
+            f"logprobs {ask.logprobs} is out of range: use 0 (the drawn token alone) to {MAX_LOGPROBS}, or "
+            "leave it out"
+        )
     _check_tokens(ask, facts)
 
 

@@ -7,6 +7,7 @@ requests.
 from tokenmux.core.errors import InvalidRequest
 from tokenmux.core.phases import PhaseChanged
 from tokenmux.core.request import FinishReason
+from tokenmux.core.sampling import LogProbabilities
 from tokenmux.server.front.counts import check_count
 from tokenmux.server.front.generation import (
     Ask,
@@ -54,6 +55,7 @@ def ask_of(request: inference_pb2.GenerateRequest) -> Ask:
         logit_bias=tuple(sorted(sampling.logit_bias.items())),
         forbidden_token_ids=tuple(sampling.forbidden_token_ids),
         bad_words=tuple(sampling.bad_words),
+        logprobs=request.logprobs if request.HasField("logprobs") else None,
         max_tokens=stopping.max_tokens if stopping.HasField("max_tokens") else None,
         min_tokens=stopping.min_tokens,
         stop_strings=tuple(stopping.strings),
@@ -101,8 +103,10 @@ def stream_response(event: StreamEvent) -> inference_pb2.GenerateStreamResponse:
             return inference_pb2.GenerateStreamResponse(prompt_info=prompt_info_message(event))
         case PhaseChanged():
             return inference_pb2.GenerateStreamResponse(state=_state(event))
-        case TokenDelta(index, token_ids, text):
-            delta = inference_pb2.TokenDelta(index=index, token_ids=token_ids, text=text)
+        case TokenDelta(index, token_ids, text, told):
+            delta = inference_pb2.TokenDelta(
+                index=index, token_ids=token_ids, text=text, logprobs=map(logprobs_message, told)
+            )
             return inference_pb2.GenerateStreamResponse(tokens=delta)
         case FinishInfo():
             return inference_pb2.GenerateStreamResponse(finish_info=finish_info_message(event))
@@ -115,6 +119,13 @@ def prompt_info_message(info: PromptInfo) -> inference_pb2.PromptInfo:
         n_prompt_tokens=info.n_prompt,
         max_tokens=info.max_tokens,
         seed=info.seed,
+    )
+
+
+def logprobs_message(told: LogProbabilities) -> inference_pb2.TokenLogprobs:
+    return inference_pb2.TokenLogprobs(
+        logprob=told.drawn,
+        top=(inference_pb2.TopLogprob(token_id=token, logprob=value) for token, value in told.likeliest),
     )
 
 

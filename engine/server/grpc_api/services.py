@@ -13,6 +13,7 @@ from tokenmux.server.grpc_api.grpc_types import Context
 from tokenmux.server.grpc_api.inference_messages import (
     ask_of,
     finish_info_message,
+    logprobs_message,
     prompt_info_message,
     stream_response,
     text_or_chat_of,
@@ -53,8 +54,9 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
                 match event:
                     case PromptInfo():
                         response.prompt_info.CopyFrom(prompt_info_message(event))
-                    case TokenDelta(_, token_ids, text):
+                    case TokenDelta(_, token_ids, text, told):
                         response.token_ids.extend(token_ids)
+                        response.logprobs.extend(map(logprobs_message, told))
                         texts.append(text)
                     case FinishInfo():
                         response.finish_info.CopyFrom(finish_info_message(event))

@@ -145,6 +145,16 @@ def draws(logits: torch.Tensor, wanted: list[Draw], result: dict[str, Any]) -> N
     result["n_waits"] = carrier.n_waits
 
 
+def told(logits: torch.Tensor, wanted: list[Draw], result: dict[str, Any]) -> None:
+    """What the kernels draw from `logits`, and the log-probabilities there."""
+    from tokenmux.models.network.kernel_draw import draw_rows_on_device, log_probabilities_on_device
+
+    staging = Staging(Late())
+    tokens = draw_rows_on_device(logits, wanted, TILES, staging)
+    result["tokens"] = tokens
+    result["told"] = log_probabilities_on_device(logits, tokens, wanted, TILES, staging)
+
+
 class Late(HostCarrier):
     """A stream whose copies back are done when somebody waits for it, and not before."""
 

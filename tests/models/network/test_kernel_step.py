@@ -28,6 +28,7 @@ from tokenmux.models.network.kernel_step import KernelBatch
 from tokenmux.models.network.skeleton import empty_model
 from tokenmux.models.network.staging import Staging
 from tokenmux.models.sampling.draw import Draw, draw_rows
+from tokenmux.models.sampling.log_probabilities import log_probabilities
 from tokenmux.models.sampling.past_tokens import PastTokens
 
 EVERY_DAY = ("gemma2", "gpt2", "gpt_oss", "llama")
@@ -269,6 +270,32 @@ def test_draws_with_rules_are_those_of_a_processor(interpreter) -> None:
     assert got["result"]["tokens"][0] != first
     assert got["result"]["n_waits"] == 2, "once for the rows with rules, once for the others"
     assert torch.equal(got["logits"], logits)
+
+
+def test_log_probabilities_are_those_of_a_processor(interpreter) -> None:
+    logits = torch.randn(4, 300, generator=torch.Generator().manual_seed(4)) * 2
+    logits[1, 40:80] = 9.0  # equal ones: the lower token first
+    rules = LogitRules(bias=((5, 100.0),))
+    draws = [
+        Draw(Sampling(n_likeliest=3, rules=rules), 5),
+        Draw(Sampling(1.0, seed=3, n_likeliest=5), 5),
+        Draw(Sampling(), 5),
+        Draw(Sampling(n_likeliest=0), 5),
+    ]
+    result = interpreter(WORKER + "told", logits=logits, wanted=draws, result={})["result"]
+    tokens, told = result["tokens"], result["told"]
+    assert tokens == draw_rows(logits, draws)
+    expected = log_probabilities(logits, tokens, draws)
+    assert told[2] is expected[2] is None
+    for here, there in zip(told, expected, strict=True):
+        if there is not None:
+            assert here.drawn == pytest.approx(there.drawn, abs=1e-5)
+            assert [token for token, _ in here.likeliest] == [token for token, _ in there.likeliest]
+            values = [value for _, value in there.likeliest]
+            assert [value for _, value in here.likeliest] == pytest.approx(values, abs=1e-5)
+    assert [token for token, _ in told[1].likeliest] == [40, 41, 42, 43, 44]
+    assert tokens[0] == 5
+    assert told[0].drawn < told[0].likeliest[0][1], "the bias is not in it"
 
 
 # ── which path ──────────────────────────────────────────────────────────────────────────────────────────────

@@ -72,6 +72,7 @@ NAN = float("nan")
         ({"logit_bias": tuple((i, 0.0) for i in range(1025))}, "1025 tokens in logit_bias: at most 1024"),
         ({"forbidden_token_ids": (1, 256)}, "forbidden_token_ids: 256 at index 1 is out of range"),
         ({"forbidden_token_ids": (1,) * 1025}, "1025 forbidden_token_ids: at most 1024"),
+        ({"logprobs": 21}, "logprobs 21 is out of range: use 0 (the drawn token alone) to 20"),
         ({"bad_words": ("a", " ")}, "a string of bad_words is empty: leave it out"),
         ({"bad_words": ("a" * 257,)}, "a string of bad_words has 257 characters: at most 256"),
         ({"bad_words": ("a",) * 65}, "65 bad_words: at most 64"),
