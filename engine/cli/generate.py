@@ -43,6 +43,18 @@ def generate_command(
     logit_bias: LogitBias = None,
     bad_word: BadWord = None,
     logprobs: Logprobs = None,
+    echo: Annotated[bool, typer.Option("--echo", help="Print the prompt first.")] = False,
+    include_stop: Annotated[
+        bool, typer.Option("--include-stop", help="Print the text of --stop that ended the answer.")
+    ] = False,
+    special_tokens: Annotated[
+        bool, typer.Option("--special-tokens", help="Print special tokens of the answer.")
+    ] = False,
+    truncate: Annotated[
+        int | None,
+        typer.Option(min=1, max=2**32 - 1, help="Keep only this many tokens of the prompt, the last ones."),
+    ] = None,
+    request_id: Annotated[str, typer.Option(help="An id for the request, to find it in logs.")] = "",
     stats: Annotated[bool, typer.Option("--stats", help="Print token counts and times to stderr.")] = False,
     json: Annotated[
         bool, typer.Option("--json", help="Print the whole answer as one JSON document.")
@@ -67,6 +79,13 @@ def generate_command(
         bad_word=bad_word,
         logprobs=logprobs,
     )
+    options |= {
+        "echo": echo,
+        "include_stop_string": include_stop,
+        "keep_special_tokens": special_tokens,
+        "truncate_prompt_tokens": truncate,
+        "request_id": request_id,
+    }
     errors = Console(stderr=True)
     with connected(ctx) as client:
         text = sys.stdin.read() if prompt == "-" else prompt

@@ -37,9 +37,20 @@ class GenerateOptions(TypedDict, total=False):
     """Return log-probabilities of the tokens, and of this many likeliest ones each, at most 20."""
     stop: str | Sequence[str]
     """Texts that end the generation; they are not returned."""
+    include_stop_string: bool
+    """Return the text with the stop string that ended it."""
     stop_token_ids: Sequence[int]
     ignore_end_tokens: bool
     """Continue past the model's own end tokens."""
+    echo: bool
+    """Begin the text with that of the prompt."""
+    keep_special_tokens: bool
+    """Show special tokens in the text."""
+    truncate_prompt_tokens: int | None
+    """Keep only this many tokens of the prompt, the last ones. By default a prompt that is too long is
+    refused."""
+    request_id: str
+    """An id of your own, which no live request may have."""
     ttft_s: float | None
     """Seconds within which the first token is due."""
     tpot_s: float | None

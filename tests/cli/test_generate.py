@@ -57,6 +57,16 @@ def test_generate_reads_stdin_and_sends_every_option(server: ServerThread) -> No
     assert (submit.prompt, submit.request.max_tokens) == (tuple(b"abc"), 9)
 
 
+def test_generate_shows_what_it_is_asked_to_show(server: ServerThread) -> None:
+    result = run(server, "generate", "letters", "abc", "--stop", "f", "--include-stop", "--echo")
+    assert result.stdout == "abcdef\n"
+    result = run(server, "generate", "letters", "xabc", "-n", "2", "--truncate", "3", "--request-id", "mine")
+    assert result.stdout == "de\n"
+    submits = [server.do(server.served.hub.next(Submit)) for _ in range(2)]
+    assert submits[1].request.id == "mine"
+    assert bytes(submits[1].prompt) == b"abc"
+
+
 def test_generate_as_json(server: ServerThread) -> None:
     result = run(server, "generate", "letters", "abc", "-n", "2", "--json")
     answer = json.loads(result.stdout)

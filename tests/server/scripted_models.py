@@ -92,7 +92,12 @@ class LetterTokenizer:
             raise InvalidRequest("this model has no chat template; send a prompt as text or token ids")
         return self.encode("".join(f"{message['role'][0]}:{message['content']};" for message in messages))
 
-    def detokenizer(self, stop: Sequence[str], *, prompt: Sequence[int]) -> LetterDetokenizer:
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        return "".join(chr(token) for token in token_ids if token != END or not skip_special_tokens)
+
+    def detokenizer(
+        self, stop: Sequence[str], *, prompt: Sequence[int], skip_special_tokens: bool
+    ) -> LetterDetokenizer:
         return LetterDetokenizer(stop, self.width)
 
 

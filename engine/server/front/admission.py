@@ -19,7 +19,7 @@ from tokenmux.core.sampling import Sampling
 from tokenmux.messages.commands import Submit
 from tokenmux.server.front.api_keys import Key, tenant_of
 from tokenmux.server.front.counts import check_token_ids
-from tokenmux.server.front.generation import AboutModel, Ask, Encodable, Prompt, TokenIds, Words
+from tokenmux.server.front.generation import AboutModel, Ask, Encodable, Prompt, Text, TokenIds, Words
 from tokenmux.server.front.model_text import ModelText, OutputText, PromptEncoder
 from tokenmux.server.front.pool_devices import PoolDevices
 from tokenmux.server.front.readiness import Readiness
@@ -48,11 +48,14 @@ class Tokenized:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """A request that may go to a worker, and the detokenizer of its output."""
+    """A request that may go to a worker, the detokenizer of its output, and the text that comes before it.
+    If an output is ended by a stop string, the string is left out, or comes last if it is `includes_stop`."""
 
     served: ServedModel
     submit: Submit
     text: OutputText
+    echo: str
+    includes_stop: bool
 
 
 class Admission:
@@ -118,6 +121,8 @@ class Admission:
                 text = await self._models.text(served)
                 check_text_length(ask.prompt, served.facts, text.facts.longest_token_chars)
                 prompt = await self._token_ids(served, text, ask.prompt)
+                if ask.truncate_prompt_tokens is not None:
+                    prompt = prompt[-ask.truncate_prompt_tokens :]
                 words = await self._word_tokens(served, text, ask.bad_words)
                 if self._models.accepts(served):
                     break
@@ -135,7 +140,7 @@ class Admission:
         end_token_ids = frozenset() if ask.ignore_end_tokens else tokenized.text.facts.stop_token_ids
         submit = Submit(
             request=Request(
-                id=RequestId(secrets.token_hex(8)),
+                id=RequestId(ask.request_id or secrets.token_hex(8)),
                 model=facts.id,
                 n_prompt=len(prompt),
                 max_tokens=max_tokens,
@@ -158,7 +163,10 @@ class Admission:
             min_tokens=ask.min_tokens,
             stop_token_ids=end_token_ids.union(ask.stop_token_ids),
         )
-        return Admitted(served, submit, tokenized.text.detokenizer(ask.stop_strings, prompt=prompt))
+        output = tokenized.text.detokenizer(
+            ask.stop_strings, prompt=prompt, skip_special_tokens=ask.skip_special_tokens
+        )
+        return Admitted(served, submit, output, _echo(ask, tokenized), ask.include_stop_string)
 
     async def _token_ids(self, served: ServedModel, text: ModelText, prompt: Prompt) -> tuple[int, ...]:
         if isinstance(prompt, TokenIds):
@@ -180,3 +188,12 @@ class Admission:
             raise
         except BaseException as error:  # a panic of a native library; gRPC would never answer
             raise InternalError(f"the tokenizer of {served.name} failed: {error!r}") from error
+
+
+def _echo(ask: Ask, tokenized: Tokenized) -> str:
+    """The prompt as text, if it is to come before the output."""
+    if not ask.echo:
+        return ""
+    if isinstance(ask.prompt, Text) and ask.truncate_prompt_tokens is None:
+        return ask.prompt.text
+    return tokenized.text.decode(tokenized.prompt, skip_special_tokens=ask.skip_special_tokens)

@@ -191,7 +191,13 @@ class Front:
     async def open(self, ask: Ask, caller: Key | None = None) -> AsyncIterator[LiveRequest]:
         admitted = await self._admission.admit(ask, caller)
         requests, suspected = self.worker.requests, admitted.served.n_convicted > 0
-        live = requests.add(admitted.submit, admitted.text, suspected=suspected)
+        live = requests.add(
+            admitted.submit,
+            admitted.text,
+            suspected=suspected,
+            echo=admitted.echo,
+            includes_stop=admitted.includes_stop,
+        )
         self._n_open += 1
         try:
             yield live

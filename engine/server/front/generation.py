@@ -90,6 +90,11 @@ class Ask:
     stop_strings: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_end_tokens: bool = False
+    include_stop_string: bool = False
+    skip_special_tokens: bool = True
+    echo: bool = False
+    truncate_prompt_tokens: int | None = None
+    request_id: str = ""
     ttft_s: float | None = None
     tpot_s: float | None = None
     tenant: str = ""

@@ -39,7 +39,13 @@ class ModelText(Protocol):
         """The tokens with which the model itself ends its output."""
         ...
 
-    def detokenizer(self, stop: Sequence[str], *, prompt: Sequence[int]) -> OutputText:
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """The text of all `token_ids`."""
+        ...
+
+    def detokenizer(
+        self, stop: Sequence[str], *, prompt: Sequence[int], skip_special_tokens: bool
+    ) -> OutputText:
         """A detokenizer for one output that continues `prompt` and ends at the first of the stop strings."""
         ...
 

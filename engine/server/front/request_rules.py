@@ -5,6 +5,7 @@ the pool can hold the request.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -23,6 +24,7 @@ MAX_CHAT_MESSAGES = 4096
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_CHARS = 256
 MAX_STOP_TOKEN_IDS = 64
+_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,8 @@ def check_parameters(ask: Ask, facts: ModelFacts) -> None:
         case TokenIds(ids):
             if not ids:
                 raise InvalidRequest("the prompt has no token ids", field="prompt")
-            check_prompt_length(len(ids), facts)
+            if ask.truncate_prompt_tokens is None:
+                check_prompt_length(len(ids), facts)
             check_token_ids("prompt token ids", ids, facts, field="prompt")
         case Chat(messages):
             if not messages:
@@ -59,6 +62,18 @@ def check_parameters(ask: Ask, facts: ModelFacts) -> None:
         raise InvalidRequest(
             f"weight {ask.weight:g} is out of range: use {MIN_WEIGHT:g} to {MAX_WEIGHT:g}, 1 is usual",
             field="weight",
+        )
+    if ask.truncate_prompt_tokens is not None and ask.truncate_prompt_tokens < 1:
+        raise InvalidRequest(
+            f"truncate_prompt_tokens {ask.truncate_prompt_tokens} is out of range: use at least 1, or leave "
+            "it out to keep the whole prompt"
+        )
+    if ask.echo and isinstance(ask.prompt, Chat):
+        raise InvalidRequest("echo repeats a prompt of text or token ids: leave it out for a chat")
+    if ask.request_id and not _REQUEST_ID.fullmatch(ask.request_id):
+        raise InvalidRequest(
+            "request_id is not a usable id: use 1 to 128 letters, digits, '.', '_', ':' and '-', the first a "
+            "letter or digit; or leave it out"
         )
     fault = tenant_fault(ask.tenant)
     if fault is not None:

@@ -36,6 +36,7 @@ def ask_of(request: inference_pb2.GenerateRequest) -> Ask:
     copying.
     """
     sampling, stopping, level = request.sampling, request.stopping, request.service_level
+    output = request.output
     check_count("stop strings", stopping.strings, MAX_STOP_STRINGS)
     check_count("stop token ids", stopping.token_ids, MAX_STOP_TOKEN_IDS)
     check_count("tokens in logit_bias", sampling.logit_bias, MAX_BIASES)
@@ -61,6 +62,13 @@ def ask_of(request: inference_pb2.GenerateRequest) -> Ask:
         stop_strings=tuple(stopping.strings),
         stop_token_ids=tuple(stopping.token_ids),
         ignore_end_tokens=stopping.ignore_end_tokens,
+        include_stop_string=stopping.include_stop_string,
+        skip_special_tokens=not output.keep_special_tokens,
+        echo=output.echo,
+        truncate_prompt_tokens=(
+            request.truncate_prompt_tokens if request.HasField("truncate_prompt_tokens") else None
+        ),
+        request_id=request.request_id,
         ttft_s=level.ttft_s if level.HasField("ttft_s") else None,
         tpot_s=level.tpot_s if level.HasField("tpot_s") else None,
         tenant=request.tenant,
