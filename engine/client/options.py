@@ -51,6 +51,14 @@ class GenerateOptions(TypedDict, total=False):
     refused."""
     request_id: str
     """An id of your own, which no live request may have."""
+    tools: Sequence[Mapping[str, object]]
+    """Tools for the template of a conversation, as OpenAI describes them."""
+    documents: Sequence[Mapping[str, object]]
+    """Documents for the template of a conversation."""
+    chat_template_kwargs: Mapping[str, object]
+    """Further arguments of the template of a conversation."""
+    continue_final_message: bool
+    """Continue the last message of a conversation, which must be the assistant's."""
     ttft_s: float | None
     """Seconds within which the first token is due."""
     tpot_s: float | None

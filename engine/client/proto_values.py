@@ -1,5 +1,6 @@
 """Conversion between the client's values and protobuf messages."""
 
+import json
 import reprlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
@@ -64,6 +65,10 @@ def generate_request(
     keep_special_tokens: bool = False,
     truncate_prompt_tokens: int | None = None,
     request_id: str = "",
+    tools: Sequence[Mapping[str, object]] = (),
+    documents: Sequence[Mapping[str, object]] = (),
+    chat_template_kwargs: Mapping[str, object] = MappingProxyType({}),
+    continue_final_message: bool = False,
     ttft_s: float | None = None,
     tpot_s: float | None = None,
     tenant: str = "",
@@ -71,6 +76,22 @@ def generate_request(
 ) -> inference_pb2.GenerateRequest:
     """The request for the caller's arguments. Raises TypeError or WrongArgument for values that cannot be
     sent."""
+    given = _prompt(prompt)
+    if tools or documents or chat_template_kwargs or continue_final_message:
+        if "chat" not in given:
+            raise WrongArgument(
+                "tools, documents, chat_template_kwargs and continue_final_message are for conversations: "
+                "give messages as the prompt"
+            )
+        given["chat"].MergeFrom(
+            _made(
+                inference_pb2.Chat,
+                tools=[_json("tools", tool) for tool in tools],
+                documents=[_json("documents", document) for document in documents],
+                template_arguments_json=_json("chat_template_kwargs", chat_template_kwargs),
+                continue_final_message=continue_final_message,
+            )
+        )
     return _made(
         inference_pb2.GenerateRequest,
         model=model,
@@ -104,7 +125,7 @@ def generate_request(
         truncate_prompt_tokens=truncate_prompt_tokens,
         request_id=request_id,
         output=_made(inference_pb2.OutputOptions, echo=echo, keep_special_tokens=keep_special_tokens),
-        **_prompt(prompt),
+        **given,
     )
 
 
@@ -113,6 +134,14 @@ def _texts(name: str, texts: Sequence[str]) -> Sequence[str]:
     if isinstance(texts, str):
         raise TypeError(f"{name}: {reprlib.repr(texts)} is a single text: put it in a list")
     return texts
+
+
+def _json(name: str, value: Mapping[str, object]) -> str:
+    """Raise WrongArgument for what JSON cannot hold."""
+    try:
+        return json.dumps(dict(value), ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise WrongArgument(f"{name}: {reprlib.repr(value)} cannot be sent: {error}") from error
 
 
 def _made(kind: Callable[..., MessageT], **values: Any) -> MessageT:

@@ -50,8 +50,8 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """Log-probabilities, base e, in the place of one token: that of the token drawn, and the likeliest ones
-    as (token id, log-probability), likeliest first."""
+    """Log-probabilities, base e, where one token was drawn: that of this token, and the likeliest ones as
+    (token id, log-probability), likeliest first."""
 
     logprob: float
     top: tuple[tuple[int, float], ...]

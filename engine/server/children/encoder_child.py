@@ -2,8 +2,8 @@
 `tokenmux.server.children.encoder_children` is its other side.
 
 It imports neither torch nor transformers, so it starts in a tenth of a second and 30 MB. A question is a JSON
-object (`path` of the entry, `digest` of its tokenizer, `kind`) with the text, or the messages or words as
-JSON, beside it; the answer is token ids as 32-bit integers, those of each word after their number.
+object (`path` of the entry, `digest` of its tokenizer, `kind`) with the text, or the conversation or words
+as JSON, beside it; the answer is token ids as 32-bit integers, those of each word after their number.
 """
 
 import json
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenmux.models.text.encoder import Encoder
+from tokenmux.models.text.template import TemplateInput
 from tokenmux.server.children.child_main import Reply, Tell, run
 
 MOST_ENCODERS = 16
@@ -44,7 +45,8 @@ class Encoders:
 def _ids(encoder: Encoder, kind: str, payload: bytes) -> list[int]:
     match kind:
         case "chat":
-            return encoder.encode_chat(json.loads(payload))
+            given = json.loads(payload)
+            return encoder.encode_chat(given.pop("messages"), TemplateInput(**given))
         case "words":
             texts = json.loads(payload)
             found = [encoder.encode(text, add_special_tokens=False) for text in texts]

@@ -13,7 +13,7 @@ import time
 from array import array
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -227,9 +227,8 @@ def _payload(prompt: Encodable) -> tuple[PieceKind, bytes]:
                 return "text", text.encode()
             case Words(texts):
                 return "words", json.dumps(texts, ensure_ascii=False).encode()
-            case Chat(messages):
-                turns = [{"role": message.role, "content": message.content} for message in messages]
-                return "chat", json.dumps(turns, ensure_ascii=False).encode()
+            case Chat():
+                return "chat", json.dumps(asdict(prompt), ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise InvalidRequest(f"the prompt is not valid Unicode (character {error.start})") from None
 

@@ -4,8 +4,8 @@ Dialects such as the gRPC services translate to and from these. Everything is as
 `tokenmux.server.front.request_rules` says what is acceptable.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from tokenmux.core.facts import ModelFacts
 from tokenmux.core.phases import PhaseChanged
@@ -37,9 +37,17 @@ class ChatMessage:
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """A prompt as a conversation, to be formatted by the model's own template."""
+    """A prompt as a conversation, to be formatted by the model's own template, which is given `tools`,
+    `documents` and further `arguments` as they are.
+
+    With `continue_final_message` the output continues the last message.
+    """
 
     messages: tuple[ChatMessage, ...]
+    tools: tuple[Mapping[str, object], ...] = ()
+    documents: tuple[Mapping[str, object], ...] = ()
+    arguments: Mapping[str, object] = field(default_factory=dict)
+    continue_final_message: bool = False
 
 
 Prompt = Text | TokenIds | Chat

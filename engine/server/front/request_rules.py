@@ -21,6 +21,12 @@ MIN_WEIGHT, MAX_WEIGHT = 0.01, 100.0
 MIN_SECONDS, MAX_SECONDS = 0.001, 86_400.0
 """Bounds of a TTFT or TPOT: a millisecond to a day."""
 MAX_CHAT_MESSAGES = 4096
+MAX_TOOLS = 128
+MAX_DOCUMENTS = 128
+TEMPLATE_NAMES = frozenset(
+    ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template")
+)
+"""What a template gets from other fields."""
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_CHARS = 256
 MAX_STOP_TOKEN_IDS = 64
@@ -49,14 +55,8 @@ def check_parameters(ask: Ask, facts: ModelFacts) -> None:
             if ask.truncate_prompt_tokens is None:
                 check_prompt_length(len(ids), facts)
             check_token_ids("prompt token ids", ids, facts, field="prompt")
-        case Chat(messages):
-            if not messages:
-                raise InvalidRequest("the chat has no messages", field="prompt")
-            check_count("chat messages", messages, MAX_CHAT_MESSAGES, field="prompt")
-            for index, message in enumerate(messages):
-                if not message.role:
-                    said = f"chat message {index} has no role: use system, user or assistant"
-                    raise InvalidRequest(said, field="prompt")
+        case Chat():
+            _check_chat(ask.prompt)
     check_sampling(ask, facts)
     if not MIN_WEIGHT <= ask.weight <= MAX_WEIGHT:
         raise InvalidRequest(
@@ -85,6 +85,29 @@ def check_parameters(ask: Ask, facts: ModelFacts) -> None:
                 field=name,
             )
     _check_stopping(ask, facts)
+
+
+def _check_chat(chat: Chat) -> None:
+    if not chat.messages:
+        raise InvalidRequest("the chat has no messages", field="prompt")
+    check_count("chat messages", chat.messages, MAX_CHAT_MESSAGES, field="prompt")
+    for index, message in enumerate(chat.messages):
+        if not message.role:
+            said = f"chat message {index} has no role: use system, user or assistant"
+            raise InvalidRequest(said, field="prompt")
+    if chat.continue_final_message and chat.messages[-1].role != "assistant":
+        raise InvalidRequest(
+            "continue_final_message continues a message of the assistant, but the last one is of role "
+            f"{chat.messages[-1].role!r}: end the chat with an assistant message, or leave it out"
+        )
+    check_count("tools", chat.tools, MAX_TOOLS)
+    check_count("documents", chat.documents, MAX_DOCUMENTS)
+    for name in chat.arguments:
+        if name in TEMPLATE_NAMES or not name.isidentifier():
+            raise InvalidRequest(
+                f"template argument {name!r} cannot be given: use another name; messages, tools, documents "
+                "and continue_final_message have fields of their own"
+            )
 
 
 def _check_stopping(ask: Ask, facts: ModelFacts) -> None:
@@ -134,7 +157,7 @@ def check_text_length(prompt: Prompt, facts: ModelFacts, longest_token_chars: in
     match prompt:
         case Text(text):
             n_chars = len(text)
-        case Chat(messages):
+        case Chat(messages=messages):
             n_chars = sum(len(message.content) for message in messages)
         case TokenIds():
             return

@@ -41,7 +41,7 @@ def check_sampling(ask: Ask, facts: ModelFacts) -> None:
     if not 0 < ask.repetition_penalty <= MAX_REPETITION_PENALTY:
         raise InvalidRequest(
             f"repetition_penalty {ask.repetition_penalty:g} is out of range: use more than 0 and at most "
-            f"{MAX_REPETITION_PENALTY:g}; 1 is no penalty"
+            f"{MAX_REPETITION_PENALTY:g}; 1 means none"
         )
     for name, penalty in (
         ("frequency_penalty", ask.frequency_penalty),
@@ -49,8 +49,7 @@ def check_sampling(ask: Ask, facts: ModelFacts) -> None:
     ):
         if not -MAX_PENALTY <= penalty <= MAX_PENALTY:
             raise InvalidRequest(
-                f"{name} {penalty:g} is out of range: use {-MAX_PENALTY:g} to {MAX_PENALTY:g}; "
-                "0 is no penalty"
+                f"{name} {penalty:g} is out of range: use {-MAX_PENALTY:g} to {MAX_PENALTY:g}; 0 means none"
             )
     if ask.logprobs is not None and not 0 <= ask.logprobs <= MAX_LOGPROBS:
         raise InvalidRequest(

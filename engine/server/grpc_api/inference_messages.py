@@ -4,6 +4,8 @@ The only check here is for more than is worth converting: `tokenmux.server.front
 requests.
 """
 
+import json
+
 from tokenmux.core.errors import InvalidRequest
 from tokenmux.core.phases import PhaseChanged
 from tokenmux.core.request import FinishReason
@@ -22,11 +24,16 @@ from tokenmux.server.front.generation import (
 )
 from tokenmux.server.front.request_rules import (
     MAX_CHAT_MESSAGES,
+    MAX_DOCUMENTS,
     MAX_STOP_STRINGS,
     MAX_STOP_TOKEN_IDS,
+    MAX_TOOLS,
 )
 from tokenmux.server.front.sampling_rules import MAX_BAD_WORDS, MAX_BIASES, MAX_FORBIDDEN_TOKENS
 from tokenmux.v1 import inference_pb2
+
+MAX_JSON_CHARS = 1 << 16
+"""Bounds one tool, one document or all template arguments, which are parsed on the event loop."""
 
 
 def ask_of(request: inference_pb2.GenerateRequest) -> Ask:
@@ -101,7 +108,28 @@ def text_or_chat_of(request: inference_pb2.TokenizeRequest) -> Text | Chat:
 
 def chat_of(chat: inference_pb2.Chat) -> Chat:
     check_count("chat messages", chat.messages, MAX_CHAT_MESSAGES)
-    return Chat(tuple(ChatMessage(message.role, message.content) for message in chat.messages))
+    check_count("tools", chat.tools, MAX_TOOLS)
+    check_count("documents", chat.documents, MAX_DOCUMENTS)
+    return Chat(
+        tuple(ChatMessage(message.role, message.content) for message in chat.messages),
+        tuple(_json_object("tools", tool) for tool in chat.tools),
+        tuple(_json_object("documents", document) for document in chat.documents),
+        _json_object("template_arguments_json", chat.template_arguments_json or "{}"),
+        chat.continue_final_message,
+    )
+
+
+def _json_object(name: str, text: str) -> dict[str, object]:
+    """Raises InvalidRequest for what is not a JSON object, or too long."""
+    if len(text) > MAX_JSON_CHARS:
+        raise InvalidRequest(f"{name} has {len(text)} characters: at most {MAX_JSON_CHARS} are allowed")
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{name} is not JSON ({str(error)[:100]}): write an object") from None
+    if not isinstance(found, dict):
+        raise InvalidRequest(f"{name} is not a JSON object: write {{...}}")
+    return found
 
 
 def stream_response(event: StreamEvent) -> inference_pb2.GenerateStreamResponse:
