@@ -26,7 +26,7 @@ class CompletionChoice(BaseModel):
     """The stop string or stop token id that ended the text (a field of vLLM's)."""
 
 
-class Completion(BaseModel):
+class TextCompletion(BaseModel):
     """The answer of `/v1/completions`, or a chunk of its stream."""
 
     id: str

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from tokenmux.core.errors import ErrorCode, InvalidRequest, NotFound
 from tokenmux.server.front.incidents import told_to_client
 
-MAX_SHOWN_CHARS = 2048
+MAX_ERROR_CHARS = 2048
 
 WRONG_REQUEST, OVER_LIMIT, SERVER_FAULT = "invalid_request_error", "rate_limit_error", "server_error"
 
@@ -119,5 +119,5 @@ def error_answer(error: Exception) -> ErrorAnswer:
 def _answer(form: ErrorForm, message: str, param: str | None, retryable: bool) -> ErrorAnswer:
     # The clients of OpenAI would otherwise try again after every 409 and 500.
     headers = {**form.headers, "x-should-retry": "true" if retryable else "false"}
-    detail = ErrorDetail(message=message[:MAX_SHOWN_CHARS], type=form.type, param=param, code=form.code)
+    detail = ErrorDetail(message=message[:MAX_ERROR_CHARS], type=form.type, param=param, code=form.code)
     return ErrorAnswer(form.status, headers, ErrorBody(error=detail))

@@ -11,7 +11,7 @@ from pydantic.json_schema import models_json_schema
 from tokenmux.server.http_api.answer_bodies import (
     ChatChunk,
     ChatCompletion,
-    Completion,
+    TextCompletion,
     ModelBody,
     ModelListBody,
 )
@@ -20,7 +20,7 @@ from tokenmux.server.http_api.request_bodies import ChatBody, CompletionBody
 
 _BODIES: tuple[type[BaseModel], ...] = (CompletionBody, ChatBody)
 _ANSWERS: tuple[type[BaseModel], ...] = (
-    Completion,
+    TextCompletion,
     ChatCompletion,
     ChatChunk,
     ModelBody,
@@ -49,7 +49,7 @@ def openapi_document() -> bytes:
         "security": keyed,
         "paths": {
             "/v1/completions": {
-                "post": _generation("Continue a text", CompletionBody, Completion, Completion)
+                "post": _generation("Continue a text", CompletionBody, TextCompletion, TextCompletion)
             },
             "/v1/chat/completions": {
                 "post": _generation("Answer a conversation", ChatBody, ChatCompletion, ChatChunk)

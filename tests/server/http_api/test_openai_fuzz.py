@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.server.harness import Served, ServerThread, serving
 from tokenmux.server.http_api.http_server import HttpTransport
-from tokenmux.server.http_api.parameters import NOT_SERVED
+from tokenmux.server.http_api.request_parameters import NOT_SERVED
 from tokenmux.server.http_api.request_bodies import ChatBody, CompletionBody
 
 SCALARS = (
