@@ -15,10 +15,10 @@ from tokenmux.server.http_api.answer_bodies import (
     ChatChunk,
     ChatChunkChoice,
     ChatCompletion,
-    TextCompletion,
     CompletionChoice,
     Ending,
     MessageDelta,
+    TextCompletion,
     UsageBody,
 )
 
@@ -78,7 +78,9 @@ class TextForm:
         self, head: AnswerHead, choices: list[CompletionChoice], usage: UsageBody | None = None
     ) -> bytes:
         kind: Literal["text_completion"] = "text_completion"
-        body = TextCompletion(id=head.id, object=kind, created=head.created, model=head.model, choices=choices)
+        body = TextCompletion(
+            id=head.id, object=kind, created=head.created, model=head.model, choices=choices
+        )
         if usage is not None or head.with_usage:
             body.usage = usage
         return body.model_dump_json(exclude_unset=True).encode()

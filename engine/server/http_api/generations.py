@@ -18,8 +18,8 @@ from tokenmux.server.http_api.client_presence import ClientLeft, while_connected
 from tokenmux.server.http_api.event_stream import EventStream, phase_comment
 from tokenmux.server.http_api.http_errors import error_answer
 from tokenmux.server.http_api.json_answers import send_json
-from tokenmux.server.http_api.request_parameters import ask_of_body, ignored_names, name_in_body
 from tokenmux.server.http_api.request_bodies import GenerationBody, parse_body
+from tokenmux.server.http_api.request_parameters import ask_of_body, ignored_names, name_in_body
 
 Headers = Sequence[tuple[bytes, bytes]]
 

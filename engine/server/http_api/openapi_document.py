@@ -11,9 +11,9 @@ from pydantic.json_schema import models_json_schema
 from tokenmux.server.http_api.answer_bodies import (
     ChatChunk,
     ChatCompletion,
-    TextCompletion,
     ModelBody,
     ModelListBody,
+    TextCompletion,
 )
 from tokenmux.server.http_api.http_errors import ERROR_FORMS, ErrorBody
 from tokenmux.server.http_api.request_bodies import ChatBody, CompletionBody
