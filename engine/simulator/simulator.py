@@ -76,7 +76,9 @@ class Simulator:
         """Records of all ended requests, in the order of their ends."""
         self.refused: list[tuple[Request, str]] = []
         self.truths = list(truth) if isinstance(truth, Sequence) else [truth] * len(instances)
-        self.pool = Pool(instances, pool_policy or OneInstance(), self, self.clock, models)
+        self.pool = Pool(
+            instances, pool_policy or OneInstance(), self, self.clock, models, n_tokens=self._n_needed
+        )
         self._on_effects = on_effects
         self._doubts = doubts
         self._n_output: dict[RequestId, int] = {}
@@ -191,6 +193,10 @@ class Simulator:
             partial(self._n_left, instance),
             doubts=self._doubts,
         )
+
+    def _n_needed(self, request: Request) -> int:
+        """Number of tokens that the request will have, prompt and output."""
+        return request.n_prompt + self._n_output.get(request.id, request.max_tokens)
 
     def _n_left(self, instance: Instance, request: RequestId) -> int:
         """How many tokens the request has yet to draw."""
