@@ -145,7 +145,14 @@ class Instance:
         return self._state.can_run(chunks, repeat)
 
     def can_page_in(self, request: RequestId) -> bool:
-        return self.ledger.can_page_in(self.requests[request].kv)
+        state = self.requests[request]
+        block_bytes, n_blocks = state.kv.shape.block_bytes, state.kv.n_missing
+        ready = state.model.decoding.values()
+        if not ready or self.ledger.blocks.can_allocate(block_bytes, n_blocks + len(ready)):
+            return self.ledger.can_page_in(state.kv)
+        first = min(ready, key=lambda other: other.due_s)
+        n_more = first.kv.blocks_to_grow(first.n_tokens)
+        return self.ledger.blocks.can_allocate(block_bytes, n_blocks + n_more)
 
     def can_resume(self, request: RequestId) -> bool:
         state = self.requests[request]

@@ -67,7 +67,8 @@ def check_pinnable(state: LiveState, model: ModelState) -> None:
 def check_room_of_requests(state: LiveState, pinned: Sequence[ModelFacts]) -> None:
     """Raise DoesNotFit if a live request, which was accepted, would never fit beside these pinned models."""
     for model in state.live_models.values():
-        n_tokens = max(r.request.n_prompt + r.request.max_tokens for r in model.requests())
+        lengths = [r.request.n_prompt + r.request.max_tokens for r in model.requests()]
+        n_tokens = max(lengths, default=0)  # the last ones may be on their way out
         try:
             check_request(state.device, model.facts, n_tokens, pinned)
         except DoesNotFit as error:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from starlette.types import Receive
 
-Answer = TypeVar("Answer")
+Awaited = TypeVar("Awaited")
 
 
 class ClientLeft(Exception):
@@ -17,10 +17,10 @@ class ClientLeft(Exception):
 
 
 async def while_connected(
-    work: Coroutine[Any, Any, Answer],
+    work: Coroutine[Any, Any, Awaited],
     receive: Receive,
     meanwhile: Callable[[], Awaitable[object]] | None = None,
-) -> Answer:
+) -> Awaited:
     """The result of `work`, which is cancelled at once if the client leaves; ClientLeft is raised then.
 
     `receive` must have given the whole body. `meanwhile` runs beside the work, and must not end.
@@ -36,7 +36,7 @@ async def while_connected(
         await asyncio.gather(*tasks, return_exceptions=True)
     if tasks[0].cancelled():
         raise ClientLeft
-    result: Answer = tasks[0].result()
+    result: Awaited = tasks[0].result()
     return result
 
 

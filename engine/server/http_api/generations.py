@@ -13,13 +13,13 @@ from tokenmux.server.front.api_keys import AUTHORIZATION, Key
 from tokenmux.server.front.generation import Ask, FinishInfo, PromptInfo, TokenDelta
 from tokenmux.server.front.service import FrontService
 from tokenmux.server.http_api.answer_forms import AnswerForm, AnswerHead
+from tokenmux.server.http_api.body_fields import ask_of_body, ignored_names, name_in_body
 from tokenmux.server.http_api.body_reader import read_json_body
 from tokenmux.server.http_api.client_presence import ClientLeft, while_connected
 from tokenmux.server.http_api.event_stream import EventStream, phase_comment
 from tokenmux.server.http_api.http_errors import error_answer
 from tokenmux.server.http_api.json_answers import send_json
 from tokenmux.server.http_api.request_bodies import GenerationBody, parse_body
-from tokenmux.server.http_api.request_parameters import ask_of_body, ignored_names, name_in_body
 
 Headers = Sequence[tuple[bytes, bytes]]
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tokenmux.core.errors import InvalidRequest
 from tokenmux.server.front.generation import Chat, ChatMessage, Prompt, Text, TokenIds
-from tokenmux.server.http_api.request_parameters import To
+from tokenmux.server.http_api.body_fields import To
 
 OPENAI_TEMPERATURE = 1.0
 OPENAI_COMPLETION_TOKENS = 16

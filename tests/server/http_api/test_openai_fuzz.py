@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.server.harness import Served, ServerThread, serving
+from tokenmux.server.http_api.body_fields import NOT_SERVED
 from tokenmux.server.http_api.http_server import HttpTransport
 from tokenmux.server.http_api.request_bodies import ChatBody, CompletionBody
-from tokenmux.server.http_api.request_parameters import NOT_SERVED
 
 SCALARS = (
     st.none()
