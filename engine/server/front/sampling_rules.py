@@ -61,8 +61,8 @@ def check_sampling(ask: Ask, facts: ModelFacts) -> None:
 
 def _check_tokens(ask: Ask, facts: ModelFacts) -> None:
     """Check which tokens are favoured or forbidden."""
-    check_count("tokens in logit_bias", ask.logit_bias, MAX_BIASES)
-    check_token_ids("logit_bias", [token for token, _ in ask.logit_bias], facts)
+    check_count("tokens in logit_bias", ask.logit_bias, MAX_BIASES, field="logit_bias")
+    check_token_ids("logit_bias", [token for token, _ in ask.logit_bias], facts, field="logit_bias")
     for token, bias in ask.logit_bias:
         if not -MAX_BIAS <= bias <= MAX_BIAS:
             raise InvalidRequest(
@@ -72,13 +72,14 @@ def _check_tokens(ask: Ask, facts: ModelFacts) -> None:
         raise InvalidRequest("logit_bias names a token twice: give one bias for each token")
     check_count("forbidden_token_ids", ask.forbidden_token_ids, MAX_FORBIDDEN_TOKENS)
     check_token_ids("forbidden_token_ids", ask.forbidden_token_ids, facts)
-    check_count("bad_words", ask.bad_words, MAX_BAD_WORDS)
+    check_count("bad_words", ask.bad_words, MAX_BAD_WORDS, field="bad_words")
     for word in ask.bad_words:
         if not word.strip():
-            raise InvalidRequest("a string of bad_words is empty: leave it out")
+            raise InvalidRequest("a string of bad_words is empty: leave it out", field="bad_words")
         if len(word) > MAX_BAD_WORD_CHARS:
             raise InvalidRequest(
-                f"a string of bad_words has {len(word)} characters: at most {MAX_BAD_WORD_CHARS} are allowed"
+                f"a string of bad_words has {len(word)} characters: at most {MAX_BAD_WORD_CHARS} are allowed",
+                field="bad_words",
             )
 
 

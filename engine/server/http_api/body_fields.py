@@ -25,12 +25,6 @@ NOT_SERVED: Mapping[str, tuple[object, ...]] = {
     "logprobs": (False,),
     "top_logprobs": (0,),
     "prompt_logprobs": (),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "repetition_penalty": (1,),
-    "min_p": (0,),
-    "logit_bias": ({},),
-    "bad_words": ([],),
     "allowed_token_ids": (),
     "use_beam_search": (False,),
     "response_format": ({"type": "text"},),
@@ -41,9 +35,6 @@ NOT_SERVED: Mapping[str, tuple[object, ...]] = {
     "function_call": ("none",),
     "modalities": (["text"],),
     "audio": (),
-    "include_stop_str_in_output": (False,),
-    "truncate_prompt_tokens": (),
-    "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
     "add_special_tokens": (True,),
     "add_generation_prompt": (True,),
@@ -118,4 +109,5 @@ def name_in_body(error: InvalidRequest, body: BaseModel) -> str | None:
     given = [name for name in names if getattr(body, name) is not None]
     if given or names:
         return (given or names)[0]
-    return None if field in _ASK_FIELDS else error.field
+    sent = body.model_extra or {}
+    return error.field if field in sent or field not in _ASK_FIELDS else None

@@ -4,7 +4,7 @@ Only types are checked here: `tokenmux.server.front.request_rules` says what is 
 OpenAI's or, where it has none, vLLM's; `ttft_s`, `tpot_s` and `weight` are ours. All fields may be null.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -16,6 +16,7 @@ from tokenmux.server.http_api.body_fields import To
 OPENAI_TEMPERATURE = 1.0
 OPENAI_COMPLETION_TOKENS = 16
 MAX_FAULTS_SHOWN = 3
+MAX_ID_DIGITS = 12
 
 
 def prompt_of(prompt: str | list[Any]) -> Prompt:
@@ -37,6 +38,15 @@ def strings_of(stop: str | Sequence[str]) -> tuple[str, ...]:
 def top_k_of(top_k: int) -> int:
     """-1 is vLLM's word for no limit."""
     return 0 if top_k == -1 else top_k
+
+
+def biases_of(logit_bias: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
+    """JSON has no integers as names."""
+    for token in logit_bias:
+        if not token.isascii() or not token.isdigit() or len(token) > MAX_ID_DIGITS:
+            said = f"logit_bias: {token[:40]!r} is not a token id: use a decimal number"
+            raise InvalidRequest(said, field="logit_bias")
+    return tuple((int(token), bias) for token, bias in logit_bias.items())
 
 
 class Lenient(BaseModel):
@@ -102,10 +112,19 @@ class GenerationBody(Lenient):
     temperature: Annotated[float | None, To("temperature")] = OPENAI_TEMPERATURE
     top_p: Annotated[float | None, To("top_p")] = None
     top_k: Annotated[int | None, To("top_k", by=top_k_of)] = None
+    min_p: Annotated[float | None, To("min_p")] = None
     seed: Annotated[int | None, To("seed")] = None
+    presence_penalty: Annotated[float | None, To("presence_penalty")] = None
+    frequency_penalty: Annotated[float | None, To("frequency_penalty")] = None
+    repetition_penalty: Annotated[float | None, To("repetition_penalty")] = None
+    logit_bias: Annotated[dict[str, float] | None, To("logit_bias", by=biases_of)] = None
+    bad_words: Annotated[list[str] | None, To("bad_words", by=tuple)] = None
     stop: Annotated[str | list[str] | None, To("stop_strings", by=strings_of)] = None
     stop_token_ids: Annotated[list[int] | None, To("stop_token_ids", by=tuple)] = None
     min_tokens: Annotated[int | None, To("min_tokens")] = None
+    include_stop_str_in_output: Annotated[bool | None, To("include_stop_string")] = None
+    skip_special_tokens: Annotated[bool | None, To("skip_special_tokens")] = None
+    truncate_prompt_tokens: Annotated[int | None, To("truncate_prompt_tokens")] = None
     ignore_eos: Annotated[bool | None, To("ignore_end_tokens")] = None
     user: Annotated[str | None, To("tenant")] = None
     """The tenant, where the server has no keys."""
@@ -129,6 +148,7 @@ class CompletionBody(GenerationBody):
         To("prompt", by=prompt_of),
     ]
     max_tokens: Annotated[int | None, To("max_tokens")] = OPENAI_COMPLETION_TOKENS
+    echo: Annotated[bool | None, To("echo")] = None
 
 
 class ChatBody(GenerationBody):

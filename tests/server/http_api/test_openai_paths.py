@@ -13,6 +13,7 @@ from tests.server.harness import Served, serving
 from tests.server.scripted_models import FakeEntry, LetterTokenizer, facts
 from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.core.request import FinishReason
+from tokenmux.core.sampling import LogitRules
 from tokenmux.messages.commands import Cancel, Pause, Submit
 from tokenmux.messages.reports import Finished, Tokens
 from tokenmux.server.front.api_keys import Key, Scope
@@ -218,6 +219,11 @@ async def test_how_a_request_is_asked_for() -> None:
             "ttft_s": 3,
             "tpot_s": 0.5,
             "weight": 2,
+            "min_p": 0.1,
+            "presence_penalty": 0.5,
+            "frequency_penalty": -0.5,
+            "repetition_penalty": 1.5,
+            "logit_bias": {"3": -2.5},
         }
         assert (await client.post("/v1/chat/completions", json=CHAT | extra)).status_code == 200
         submit = await served.hub.next(Submit)
@@ -226,6 +232,8 @@ async def test_how_a_request_is_asked_for() -> None:
         assert submit.request.tenant == "ann"
         assert (submit.request.service.ttft_s, submit.request.service.tpot_s) == (3, 0.5)
         assert submit.request.weight == 2
+        assert submit.sampling.min_p == 0.1
+        assert submit.sampling.rules == LogitRules(1.5, -0.5, 0.5, ((3, -2.5),))
 
 
 @pytest.mark.parametrize("stop", ["d", ["x", "d"]])
@@ -314,7 +322,16 @@ async def test_unknown_fields_are_ignored_and_named() -> None:
         ("stream_options", {"include_usage": True}, "stream_options"),
         ("n", 2, "n"),
         ("logprobs", True, "logprobs"),
-        ("presence_penalty", 0.5, "presence_penalty"),
+        ("presence_penalty", 2.5, "presence_penalty"),
+        ("frequency_penalty", -2.5, "frequency_penalty"),
+        ("repetition_penalty", 0, "repetition_penalty"),
+        ("min_p", 1.5, "min_p"),
+        ("logit_bias", {"x": 1}, "logit_bias"),
+        ("logit_bias", {"-1": 1}, "logit_bias"),
+        ("logit_bias", {"99999": 1}, "logit_bias"),
+        ("logit_bias", {"1": 101}, "logit_bias"),
+        ("bad_words", [""], "bad_words"),
+        ("truncate_prompt_tokens", 0, "truncate_prompt_tokens"),
         ("response_format", {"type": "json_object"}, "response_format"),
         ("tools", [{"type": "function"}], "tools"),
         ("tool_choice", "auto", "tool_choice"),
