@@ -124,8 +124,15 @@ class PatientSocket:
     def send(self, frame: bytes, descriptors: Sequence[int] = ()) -> None:
         """Send a frame with descriptors, which may be closed afterwards. Raises OSError if the other end is
         gone, ValueError for a frame that is too long."""
-        wire = framed(frame)
-        unsent = _Unsent(memoryview(wire), [])
+        left = memoryview(framed(frame))
+        if not self._unsent:
+            n = self._send_now(left, descriptors)
+            left = left[n:]
+            if n:
+                descriptors = ()
+            if not left:
+                return
+        unsent = _Unsent(left, [])
         try:
             for descriptor in descriptors:
                 unsent.descriptors.append(os.dup(descriptor))
@@ -133,26 +140,30 @@ class PatientSocket:
             _close_all(unsent)
             raise
         self._unsent.append(unsent)
-        self.n_unsent_bytes += len(wire)
-        if len(self._unsent) == 1:
-            self.flush()
+        self.n_unsent_bytes += len(left)
 
     def flush(self) -> None:
         """Send what waits, as far as the other end reads. Raises OSError if it is gone."""
         while self._unsent:
             first = self._unsent[0]
-            try:
-                if first.descriptors:
-                    n = socket.send_fds(self._end, [first.left], first.descriptors)
-                else:
-                    n = self._end.send(first.left)
-            except BlockingIOError:
+            n = self._send_now(first.left, first.descriptors)
+            if not n:
                 return
             _close_all(first)
             first.left = first.left[n:]
             self.n_unsent_bytes -= n
             if not first.left:
                 self._unsent.popleft()
+
+    def _send_now(self, left: memoryview, descriptors: Sequence[int]) -> int:
+        """Send what the other end has room for. Returns the number of bytes; descriptors go with the
+        first."""
+        try:
+            if descriptors:
+                return socket.send_fds(self._end, [left], descriptors)
+            return self._end.send(left)
+        except BlockingIOError:
+            return 0
 
     def receive(self) -> list[bytes]:
         """The frames that have arrived in full. Raises EOFError or OSError if the other end is gone and

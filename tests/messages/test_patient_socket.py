@@ -160,21 +160,23 @@ def test_closing_closes_what_was_not_sent(pair: Pair, file: int) -> None:
     assert n_open() == before - 1
 
 
-def test_without_descriptors_left_nothing_is_sent_and_none_is_lost(pair: Pair, file: int) -> None:
+def test_what_waits_needs_descriptors_of_its_own_and_none_is_lost(pair: Pair, file: int) -> None:
     patient, other, _ = pair
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     spare = os.dup(file)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (spare + 1, limits[1]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (spare, limits[1]))
     os.close(spare)
     try:
+        patient.send(b"at once", [file])
+        patient.send(bytes(4 << 20))
         with pytest.raises(OSError, match="open files") as caught:
             patient.send(b"too many", [file] * 200)
         assert caught.value.errno == errno.EMFILE
-        os.close(os.dup(file))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     patient.send(b"next")
-    assert other.receive() == b"next"
+    assert other.receive() == b"at once"
+    assert send_the_rest(patient, other, 2)[1] == b"next"
 
 
 def test_descriptors_that_nobody_asked_for_are_closed(pair: Pair, file: int) -> None:
