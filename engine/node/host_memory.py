@@ -49,6 +49,14 @@ class HostMemory:
         self._release(dropped.descriptor)
         return dropped.mapped_by
 
+    def unmap(self, image: ImageId) -> set[InstanceId]:
+        """Take a filled image from all devices, and keep it. Returns those that have to unmap it."""
+        kept = self.images.get(image)
+        if kept is None or kept.fetcher is not None:
+            return set()
+        mapped_by, kept.mapped_by = kept.mapped_by, set()
+        return mapped_by
+
     def forget_device(self, device: InstanceId) -> None:
         """The executor of a device is gone: it maps nothing, and what it was filling is lost."""
         for image_id, image in list(self.images.items()):

@@ -29,7 +29,7 @@ from tokenmux.core.effects import (
 )
 from tokenmux.core.errors import ErrorCode, IntegrityError, InternalError
 from tokenmux.core.event import SUPERSEDED, Arrived, Cancelled, ModelWanted, Paused, Resized, Resumed
-from tokenmux.core.facts import ImageId, InstanceId, ModelId
+from tokenmux.core.facts import ImageId, InstanceId, ModelFacts, ModelId
 from tokenmux.core.phases import DeviceState, PhaseChanged, RequestPhase
 from tokenmux.core.plan import Discard, Drop, Evict
 from tokenmux.core.record import RequestRecord
@@ -390,6 +390,15 @@ class Node:
         self._memory.forget_device(device.index)
         self._lives.forget(device)
         del self.devices[device.index]
+
+    def unmap_images(self, facts: ModelFacts) -> None:
+        """A model was removed: have executors give its images up, unless another model shares them. One that
+        gets such an image again makes the model ready that has it by then."""
+        shared = {image.id for model in self.models.values() for image in model.facts.images}
+        for image in facts.images:
+            if image.id not in shared:
+                for index in self._memory.unmap(image.id):
+                    self.devices[index].unmap(image.id)
 
     def acknowledge(self, answer: Acknowledged) -> None:
         """Answer a command, after a status that shows what it did."""

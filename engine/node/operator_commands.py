@@ -118,7 +118,8 @@ class Operators:
         self._node.pool.remove_model(model)
         for device in self._devices():
             device.say(RemoveModel(model))
-        del self._node.models[model]
+        forgotten = self._node.models.pop(model)
+        self._node.unmap_images(forgotten.facts)
         self._node.refused.pop(model, None)
 
     def _want(

@@ -5,6 +5,7 @@ is checked, and the books of front and node.
 """
 
 import asyncio
+import gc
 import os
 import re
 from collections import Counter
@@ -194,6 +195,7 @@ class World:
 
     def run(self) -> Counter[str]:
         """Run it. Raises AssertionError, or what a process raised. Returns what happened, counted."""
+        gc.collect()  # what earlier tests left in cycles has descriptors too
         before = _descriptors()
         with (
             mock.patch("tokenmux.server.front.admission.secrets.token_hex", self._next_id),
@@ -204,6 +206,7 @@ class World:
             finally:
                 for node in self.nodes:
                     node.close()
+        gc.collect()
         assert _descriptors() == before, "descriptors are left"
         counts = Counter(outcome.how for outcome in self.outcomes)
         counts.update(self.operators)

@@ -9,9 +9,20 @@ from tokenmux.core.facts import FIRST_INSTANCE, ModelId
 from tokenmux.core.phases import PhaseChanged, RequestPhase, Residency
 from tokenmux.core.plan import Channel
 from tokenmux.core.request import FinishReason, RequestId
-from tokenmux.messages.commands import Cancel, Load, Order, Pause, Pin, Resume, Ticket, Unload, Unregister
+from tokenmux.messages.commands import (
+    Cancel,
+    Load,
+    Order,
+    Pause,
+    Pin,
+    Register,
+    Resume,
+    Ticket,
+    Unload,
+    Unregister,
+)
 from tokenmux.messages.completions import Drew
-from tokenmux.messages.launches import AddModel, Bind, OperationId, RemoveModel, Unbind
+from tokenmux.messages.launches import AddModel, Bind, MapImage, OperationId, RemoveModel, Unbind, UnmapImage
 from tokenmux.messages.reports import Alive, Broken, Tokens, WorkerStatus
 from tokenmux.scheduler.metrics.counters import MODEL_TABLE
 from tokenmux.testing.virtual_node import NodeOnVirtualTime
@@ -45,6 +56,28 @@ def test_weights_are_bound_when_a_model_comes_and_unbound_when_it_goes() -> None
     body.submit_at(request("s", B, 100.0, 10))
     body.clock.run()
     assert weights_told(body) == [("add", A), ("add", B), ("bind", A), ("unbind", A), ("bind", B)]
+
+
+def test_a_model_that_comes_back_is_made_ready_with_its_image_again() -> None:
+    """Its image may still be in host memory, and an executor makes models ready when it gets an image."""
+    body = node_with(n_output={"r": 10, "s": 10})
+    body.submit_at(request("r", A, 0.0, 10))
+    body.clock.run()
+    facts = body.instance.models[A].facts
+    (image,) = facts.images
+    body.send(Unregister(A))
+    body.send(Register(facts, "path"))
+    body.submit_at(request("s", A, 200.0, 10))
+    body.clock.run()
+    assert ends(body) == {"r": FinishReason.LENGTH, "s": FinishReason.LENGTH}
+    told = [
+        i for i in body.executor_of(0).log if isinstance(i, MapImage | UnmapImage) and i.image == image.id
+    ]
+    assert told == [
+        MapImage(image.id, image.n_bytes, filled=False),
+        UnmapImage(image.id),
+        MapImage(image.id, image.n_bytes, filled=True),
+    ]
 
 
 def test_books_that_are_wrong_end_the_node_when_it_falls_idle(caplog: pytest.LogCaptureFixture) -> None:
