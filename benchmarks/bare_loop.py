@@ -17,15 +17,14 @@ from typing import Self
 
 import torch
 
+from benchmarks.smollm2_pool import PREFILL_CHUNK_TOKENS
 from tokenmux.device.memory import Memory
-from tokenmux.executor import garbage_collection
-from tokenmux.executor.worker import worker_environment
 from tokenmux.models.catalogue.entry import Entry
 from tokenmux.models.network.batch import Segment
 from tokenmux.models.network.runner import Runner
 from tokenmux.models.weights.image import read_image
-
-PREFILL_CHUNK_TOKENS = 512
+from tokenmux.processes import garbage_collection
+from tokenmux.processes.executor_environment import executor_environment
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +59,7 @@ class BareLoop:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=worker_environment(os.environ),
+            env=executor_environment(os.environ),
         )
 
     def run(self, job: Job) -> BareRun:

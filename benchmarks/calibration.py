@@ -1,12 +1,12 @@
 """How well the simulator predicts real runs: the demo's models and traffic on the virtual GPU, measured and
 then simulated.
 
-Streams of the demo's traffic (each with another seed) go through the real engine, with real weights, on this
+Streams of the demo's traffic (each with another seed) go through a real node, with real weights, on this
 machine; some arrive as fast as the demo's, others twice as fast, so that some tokens are late. The simulator
 then replays each of them with the step and copy times of all the others, since the speed of a shared machine
 drifts. Of the stream itself it knows when requests arrived and how long they were, which models were on the
-device when it began, and what the engine's cost model had learned by then. The report also has the
-interference of copies with steps, and how fast the running engine's own cost model converges, starting from a
+device when it began, and what the node's cost model had learned by then. The report also has the
+interference of copies with steps, and how fast the node's own cost model converges, starting from a
 roofline.
 
     python -m benchmarks.calibration [--quick] [--cache FOLDER]
@@ -14,31 +14,25 @@ roofline.
 Takes a quarter of an hour. Other work on the machine that comes and goes during a run cannot be predicted.
 """
 
-import os
-
-# as in a worker process; must be set before torch is imported
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 import argparse
 import copy
 import statistics
-import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
+from benchmarks.driven_node import DrivenNode, run_as_an_executor_would
 from benchmarks.report import Target, finish, table
 from tokenmux.core.cost import CostModel
 from tokenmux.core.effects import Effects, OperationEnded, RequestEnded, StepEnded
 from tokenmux.core.event import ModelAdded, ModelWanted
 from tokenmux.core.facts import DeviceFacts, HostFacts, ModelFacts, ModelId
-from tokenmux.core.phases import Residency
 from tokenmux.core.record import RequestRecord
 from tokenmux.core.request import Request, RequestId, ServiceLevel
 from tokenmux.core.roofline_cost import RooflineCost
@@ -47,19 +41,16 @@ from tokenmux.core.started import StartedActivation
 from tokenmux.demo.load import plan_stream
 from tokenmux.demo.prepared_models import DemoModels, prepare
 from tokenmux.demo.service_level import FIRST_TOKENS, TURNS
-from tokenmux.executor.assemble import Parts, WorkerSetup, assemble
 from tokenmux.executor.calibrate import measure_cpu
-from tokenmux.executor.loop import EngineLoop
-from tokenmux.executor.monotonic_clock import MonotonicClock
-from tokenmux.messages.commands import Order, Register, Submit, Ticket
-from tokenmux.messages.reports import Finished, Report, WorkerStatus
+from tokenmux.messages.commands import Submit
 from tokenmux.models.catalogue.catalogue import Catalogue
+from tokenmux.processes.monotonic_clock import MonotonicClock
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.metrics.summary import Summary, summarise
 from tokenmux.scheduler.policy.registry import make_policy
 from tokenmux.server.config import PoolConfig
-from tokenmux.server.serve import facts_of
+from tokenmux.server.pool_setup import MeasuredDevice, node_setup
 from tokenmux.simulator.measured import MeasuredCost, fit_cost, iteration_of
 from tokenmux.simulator.simulator import Simulator
 from tokenmux.workload.trace import Arrival
@@ -89,7 +80,7 @@ GAP_S = 3.0
 
 @dataclass(slots=True)
 class Run:
-    """One stream through the real engine. Times are on the engine's clock."""
+    """One stream through the real node. Times are on the node's clock."""
 
     arrivals: list[Arrival] = field(default_factory=list)
     records: list[RequestRecord] = field(default_factory=list)
@@ -97,7 +88,7 @@ class Run:
     began_with: tuple[ModelId, ...] = ()
     """Models on the device, the least recently used first."""
     cost: CostModel | None = None
-    """The engine's own cost model when the stream began."""
+    """The node's own cost model when the stream began."""
 
     def __add__(self, other: "Run") -> "Run":
         return Run(
@@ -119,80 +110,41 @@ class Run:
         return sum(e.done.at_s - e.started.at_s for e in self.completed if isinstance(e, StepEnded))
 
 
-class RealEngine:
-    """The engine of a worker, in a thread of this process, with the demo's models in its host cache."""
+class RealNode:
+    """A node with one device, with the demo's models in its host cache."""
 
-    def __init__(self, parts: Parts, loop: EngineLoop, models: DemoModels) -> None:
-        self.parts, self._loop, self._models = parts, loop, models
+    def __init__(self, models: DemoModels, device: DeviceFacts, host: HostFacts) -> None:
+        self.driven = DrivenNode(device, host)
+        self.driven.node.observers.append(lambda _index, _at_s, effects: self.run.note(effects))
         self.run = Run()
-        self._left = 0
-        self._idle = threading.Event()
-        self._in_memory = threading.Event()
         self._n_submitted = 0
-        parts.engine.observers.append(lambda _at_s, effects: self.run.note(effects))
-
-    def hear(self, messages: list[Report]) -> None:
-        for message in messages:
-            match message:
-                case Finished():
-                    self._left -= 1
-                    if not self._left:
-                        self._idle.set()
-                case WorkerStatus(models=models):
-                    near = (Residency.HOST, Residency.RESIDENT)
-                    if len(models) == len(self._models.facts) and all(m.residency in near for m in models):
-                        self._in_memory.set()
-
-    def register(self) -> None:
-        for facts in self._models.facts:
-            self._loop.send(Order(Ticket(0), Register(facts, str(self._models.root / "models" / facts.id))))
-        self._in_memory.wait()
+        catalogue = Catalogue(models.root)
+        for facts in models.facts:
+            self.driven.register(catalogue.get(facts.id))
 
     def send(
         self, stream: Sequence[tuple[float, ModelId, tuple[int, ...], int]], service: ServiceLevel
     ) -> Run:
-        """Submit `(at_s, model, prompt, n_output)` at their times, and wait until all are done."""
-        instance = self.parts.instance
+        """Submit `(at_s, model, prompt, n_output)` at their times, and serve until all are done."""
+        instance, clock = self.driven.instance, self.driven.clock
         resident = sorted(instance.resident_models.values(), key=lambda model: model.last_used_s)
         run = self.run = Run(
             began_with=tuple(model.facts.id for model in resident), cost=copy.deepcopy(instance.cost)
         )
-        self._idle.clear()
-        self._left = len(stream)
-        began = time.monotonic()
+        began_s = clock.now_s()
         for at_s, model, prompt, n_output in stream:
-            time.sleep(max(0.0, began + at_s - time.monotonic()))
+            self.driven.turns_until(began_s + at_s)
             request = Request(
-                RequestId(f"r{self._n_submitted}"),
-                model,
-                len(prompt),
-                n_output,
-                self.parts.clock.now_s(),
-                service,
+                RequestId(f"r{self._n_submitted}"), model, len(prompt), n_output, clock.now_s(), service
             )
             self._n_submitted += 1
             run.arrivals.append(Arrival(request, n_output))
             sampling = Sampling(temperature=0.7, top_p=0.9, seed=self._n_submitted)
-            self._loop.send(Order(Ticket(0), Submit(request, prompt, sampling)))
-        self._idle.wait()
+            self.driven.tell(Submit(request, prompt, sampling))
+        while len(run.records) < len(stream):
+            self.driven.turn()
+        self.driven.said.clear()
         return run
-
-
-@contextmanager
-def real_engine(models: DemoModels, device: DeviceFacts, host: HostFacts) -> Iterator[RealEngine]:
-    loop = EngineLoop()
-    heard: list[RealEngine] = []
-    with assemble(WorkerSetup(device, host), loop, lambda m: heard[0].hear(m)) as parts:
-        engine = RealEngine(parts, loop, models)
-        heard.append(engine)
-        thread = threading.Thread(target=loop.run, args=(parts.engine, parts.clock), daemon=True)
-        thread.start()
-        try:
-            engine.register()
-            yield engine
-        finally:
-            loop.stop()
-            thread.join()
 
 
 def predicted(
@@ -214,7 +166,7 @@ def predicted(
 def simulated(
     run: Run, truth: MeasuredCost, device: DeviceFacts, host: HostFacts, models: Sequence[ModelFacts]
 ) -> Run:
-    """The same arrivals on virtual time, from the state in which the real engine began."""
+    """The same arrivals on virtual time, from the state in which the real node began."""
     cache = HostCache(host.cache_bytes)
     for facts in models:
         cache.begin_fetch(facts.images)
@@ -271,24 +223,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="shorter streams")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "tokenmux")
     options = parser.parse_args(arguments)
+    if arguments is None:
+        run_as_an_executor_would("benchmarks.calibration")
     duration_s, loads = (20.0, STREAMS[:3]) if options.quick else (120.0, STREAMS)
 
     console = Console(stderr=True)
     models = prepare(options.cache, console)
     config = PoolConfig.model_validate(models.pool_config(), context=models.root)
-    device, host = facts_of(config, measure_cpu(MonotonicClock()))
+    setup = node_setup(config, [MeasuredDevice(config.device, measure_cpu(MonotonicClock()))])
+    device, host = setup.devices[0].facts, setup.host
     streams = Streams(models)
     runs: list[Run] = []
-    with real_engine(models, device, host) as engine:
+    node = RealNode(models, device, host)
+    with closing(node.driven):
         console.print("all models in memory; timing one request alone")
-        alone = engine.send([(0.0, ModelId(models.real[0]), (1,) * 8, 32)], ServiceLevel())
+        alone = node.send([(0.0, ModelId(models.real[0]), (1,) * 8, 32)], ServiceLevel())
         step_s = alone.records[0].tpot_s or 0.0
         service = ServiceLevel(FIRST_TOKENS * TURNS * step_s, TURNS * step_s)
         for seed, load in enumerate(loads):
             rate = LOADS[load] * streams.rate(step_s)
             time.sleep(GAP_S)
             console.print(f"{load} {seed}: {duration_s:.0f} s, {rate:.1f} requests/s")
-            runs.append(engine.send(streams.plan(rate, duration_s, seed), service))
+            runs.append(node.send(streams.plan(rate, duration_s, seed), service))
     pairs: dict[str, list[tuple[Run, Run]]] = {load: [] for load in LOADS}
     for run, load in zip(runs, loads, strict=True):
         truth = fit_cost(sum((other for other in runs if other is not run), Run()).completed)
@@ -355,7 +311,7 @@ def report(pairs: dict[str, list[tuple[Run, Run]]], truth: MeasuredCost, errors:
         rows,
     )
     table(
-        "the engine's own cost model: error of its next estimate of a step (median)",
+        "the node's own cost model: error of its next estimate of a step (median)",
         ["steps of that kind seen", "error"],
         [[f"{n} or more", error] for n, error in errors.items()],
     )

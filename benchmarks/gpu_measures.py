@@ -25,13 +25,14 @@ from transformers import Qwen2Config
 
 from benchmarks.gpu_models import SHAPES, Loaded, load
 from benchmarks.gpu_place import Item, Place
-from tokenmux.device.cuda.gpu import TorchGpu
-from tokenmux.device.cuda.host_pages import HostPages
-from tokenmux.device.memory import Memory
+from tokenmux.device.cuda.gpu import Gpu, TorchGpu
+from tokenmux.device.cuda.locked_memory import IMAGE_PIECE_BYTES, LockedMemory
+from tokenmux.device.memory import Memory, SharedMemory
 from tokenmux.kernels.kv_page.launch import kv_page
 from tokenmux.models.catalogue import tiny
 from tokenmux.models.network.batch import Segment
 from tokenmux.models.network.kernel_step import KernelBatch
+from tokenmux.processes import shared_memory
 
 GB = 1 << 30
 
@@ -213,19 +214,26 @@ def page_locking(place: Place, kind: str) -> Mapping[str, Any]:
 
 
 def locking_images(place: Place) -> Mapping[str, Any]:
-    """The longest gap between launches while an image of 4 GB is page-locked as the device does it: page by
-    page."""
+    """The longest gap between launches while an image of 4 GB is page-locked as the device does it, piece by
+    piece, and unlocked again."""
     n_bytes = (4 << 20) if place.interpreted else 4 * GB
-    pages = HostPages(NothingToLock() if place.interpreted else TorchGpu())  # type: ignore[arg-type]
-    image = pages.take(n_bytes)
-    for piece in image.pieces():
-        piece.fill_(1)
+    gpu: Gpu = NothingToLock() if place.interpreted else TorchGpu()  # type: ignore[assignment]
+    descriptor = shared_memory.create_shared("image", n_bytes)
+    try:
+        image = SharedMemory(descriptor, n_bytes)
+    finally:
+        os.close(descriptor)
+    image.as_tensor().fill_(1)
     done, spent = threading.Event(), []
 
     def lock() -> None:
         try:
             began = time.perf_counter()
-            image.lock()
+            locked = LockedMemory(gpu, image, IMAGE_PIECE_BYTES)
+            if locked.locked:
+                spent.append(time.perf_counter() - began)
+            began = time.perf_counter()
+            locked.close()
             spent.append(time.perf_counter() - began)
         finally:
             done.set()
@@ -235,17 +243,13 @@ def locking_images(place: Place) -> Mapping[str, Any]:
     thread.start()
     gap = longest_gap(place, one, ends=done, seconds=30.0)
     thread.join()
-    locked = image.locked
-    image.close()
-    pages.unlock()
-    pages.close()
-    if not spent or not locked:
+    if len(spent) < 2:
         raise AssertionError("the image could not be page-locked")
-    return {"gb": n_bytes / 1e9, "longest_gap_s": gap, "lock_s": spent[0]}
+    return {"gb": n_bytes / 1e9, "longest_gap_s": gap, "lock_s": spent[0], "unlock_s": spent[1]}
 
 
 class NothingToLock:
-    """Takes the place of a GPU for `HostPages` if there is none."""
+    """Takes the place of a GPU for `LockedMemory` if there is none."""
 
     def lock(self, address: int, n_bytes: int) -> bool:
         return True

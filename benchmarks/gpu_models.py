@@ -21,13 +21,9 @@ from benchmarks import swap as swapping
 from benchmarks.gpu_kernels import copy_rate, random
 from benchmarks.gpu_place import Item, Place
 from benchmarks.report import ROOT
-from tokenmux.core.clock import Clock
 from tokenmux.core.errors import UnsupportedModel
-from tokenmux.core.facts import DeviceFacts, KvShape
+from tokenmux.core.facts import KvShape
 from tokenmux.core.sampling import Sampling
-from tokenmux.device.cuda.device import CudaDevice
-from tokenmux.device.cuda.gpu import TorchGpu
-from tokenmux.device.device_protocol import Host, Post
 from tokenmux.models.catalogue import tiny
 from tokenmux.models.catalogue.model_facts import kv_shape
 from tokenmux.models.catalogue.probe import manifest_in_memory
@@ -36,7 +32,6 @@ from tokenmux.models.network.batch import Segment
 from tokenmux.models.network.runner import Runner
 from tokenmux.models.network.skeleton import Skeleton, empty_model, state_names
 from tokenmux.models.transformers_log import quiet_transformers
-from tokenmux.scheduler.memory.ledger import Ledger
 
 SHAPES: Mapping[str, LlamaConfig] = {
     "smollm2-135m": swapping.SHAPES[swapping.SMOLLM2_135M],
@@ -295,10 +290,6 @@ def check_eager(place: Place, config: PreTrainedConfig, dtype: torch.dtype) -> M
 # ── swapping ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def cuda_device(facts: DeviceFacts, ledger: Ledger, clock: Clock, post: Post, host: Host) -> CudaDevice:
-    return CudaDevice(facts, ledger, clock, post, host, TorchGpu())
-
-
 def pinned_copy(n_bytes: int) -> float:
     """Seconds of one copy from pinned memory to the device, in one piece."""
     source = torch.empty(n_bytes, dtype=torch.uint8, pin_memory=True)
@@ -326,7 +317,7 @@ def time_swaps(place: Place, config: LlamaConfig, repetitions: int) -> Mapping[s
             with closing(swapping.Bench(entry)) as bench, bench.plain_copy() as copy:
                 pairs = swapping.pairs_of(bench.swap, copy, repetitions)
         else:
-            with closing(swapping.Bench(entry, cuda_device)) as bench:
+            with closing(swapping.Bench(entry, "cuda")) as bench:
                 pairs = swapping.pairs_of(bench.swap, partial(pinned_copy, entry.facts.n_bytes), repetitions)
     ratios = sorted(swapped / copied for swapped, copied in pairs)
     return {

@@ -1,5 +1,5 @@
-"""The section of `benchmarks.gpu` that runs a real worker process: two models in an arena for one, and the
-same tokens as alone."""
+"""The section of `benchmarks.gpu` that runs a real node with an executor: two models in an arena for one, and
+the same tokens as alone."""
 
 import tempfile
 import time
@@ -21,15 +21,15 @@ from tokenmux.core.facts import DeviceFacts, HostFacts, ModelId
 from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
 from tokenmux.core.sampling import Sampling
-from tokenmux.executor.assemble import WorkerSetup
-from tokenmux.executor.monotonic_clock import MonotonicClock
-from tokenmux.executor.worker import ProcessWorker
 from tokenmux.messages.commands import Order, Register, Resize, Submit, Ticket, Unload
 from tokenmux.messages.reports import Acknowledged, Broken, Finished, Report, Reports, Tokens, WorkerStatus
+from tokenmux.messages.setups import DeviceSetup, NodeSetup
 from tokenmux.models.catalogue import tiny
 from tokenmux.models.catalogue.entry import Entry
 from tokenmux.models.network.batch import Segment
 from tokenmux.models.network.runner import Runner
+from tokenmux.node.node_process import NodeProcess
+from tokenmux.processes.monotonic_clock import MonotonicClock
 from tokenmux.scheduler.metrics.counters import INSTANCE_TABLE, MODEL_TABLE
 
 WAIT_S = 60.0
@@ -48,9 +48,9 @@ class Ask:
 
 @dataclass(slots=True)
 class Driver:
-    """The front's side of one worker process."""
+    """The front's side of one node."""
 
-    worker: ProcessWorker
+    worker: NodeProcess
     inbox: SimpleQueue[Report]
     tokens: dict[str, list[int]] = field(default_factory=dict)
     ended: set[str] = field(default_factory=set)
@@ -119,7 +119,7 @@ class Driver:
                 self.phases[message.phase] += 1
             case WorkerStatus():
                 self.n_swaps = sum(MODEL_TABLE.named(model.counts)["n_swaps"] for model in message.models)
-                self.n_discards = INSTANCE_TABLE.named(message.counts)["n_discards"]
+                self.n_discards = sum(INSTANCE_TABLE.named(d.counts)["n_discards"] for d in message.devices)
             case Acknowledged():
                 if message.error:
                     raise AssertionError(message.error)
@@ -130,7 +130,7 @@ class Driver:
 
 @contextmanager
 def driver_of(place: Place, entries: Sequence[Entry], *, paged_int8: bool = False) -> Iterator[Driver]:
-    """A worker with all models registered, whose arena holds one of them and the KV of some requests."""
+    """A node with all models registered, whose arena holds one of them and the KV of some requests."""
     slab_bytes = slab_of(entries)
     device = DeviceFacts(
         "gpu",
@@ -145,18 +145,18 @@ def driver_of(place: Place, entries: Sequence[Entry], *, paged_int8: bool = Fals
     )
     host = HostFacts(sum(entry.facts.n_bytes for entry in entries), 1e9)
     inbox: SimpleQueue[Report] = SimpleQueue()
-    config = WorkerSetup(
+    on_device = DeviceSetup(
         device,
-        host,
-        kind="cpu" if place.interpreted else "cuda",
+        "cpu" if place.interpreted else "cuda",
         paged_kv="int8" if paged_int8 else "exact",
     )
+    setup = NodeSetup((on_device,), host, device.host_kv_bytes)
 
     def receive(batch: Reports) -> None:
         for report in batch.reports:
             inbox.put(report)
 
-    worker = ProcessWorker(config, receive)
+    worker = NodeProcess(setup, receive)
     driver = Driver(worker, inbox)
     try:
         for entry in entries:

@@ -1,9 +1,10 @@
-"""What it costs to carry commands and reports between processes: our codec against pickle, in pairs.
+"""What it costs to carry messages between processes: our codec against pickle, in pairs.
 
     python -m benchmarks.messages [--quick]
 
 Each message is encoded and decoded by both in turn, many times; a ratio below 1 says that ours is faster.
-The pickled values are slotted dataclasses of the same fields, as messages were until they had a codec.
+Commands and reports pass between front and node, launches and completions between node and executor. The
+pickled values are slotted dataclasses of the same fields, as messages were until they had a codec.
 """
 
 import argparse
@@ -12,17 +13,20 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, make_dataclass
+from typing import Any
 
 import msgspec
 
 from benchmarks import report
-from tokenmux.core.facts import ModelId
-from tokenmux.core.phases import Residency
+from tokenmux.core.facts import FIRST_INSTANCE, FIRST_NODE, ModelId
+from tokenmux.core.phases import DeviceState, Residency
 from tokenmux.core.request import Request, RequestId
 from tokenmux.core.sampling import Sampling
-from tokenmux.messages.codec import ORDERS, REPORTS
+from tokenmux.messages.codec import COMPLETIONS, INSTRUCTIONS, ORDERS, REPORTS, Codec
 from tokenmux.messages.commands import Order, Submit, Ticket
-from tokenmux.messages.reports import FIRST_INSTANCE, ModelStatus, Reports, Tokens, WorkerStatus
+from tokenmux.messages.completions import Completions, StepCompleted
+from tokenmux.messages.launches import Instructions, OperationId, StepLaunch, StepSegment
+from tokenmux.messages.reports import DeviceStatus, ModelStatus, Reports, Tokens, WorkerStatus
 from tokenmux.scheduler.metrics.counters import INSTANCE_TABLE, MODEL_TABLE
 
 N_PAIRS = 31
@@ -33,7 +37,7 @@ class Case:
     """A message, how often it is carried in one measurement, and what it is called."""
 
     name: str
-    message: Order | Reports
+    message: Order | Reports | Instructions | Completions
     n: int
 
 
@@ -54,14 +58,58 @@ def cases() -> list[Case]:
         for i in range(80)
     )
     counts = tuple(1000.5 + k for k in range(len(INSTANCE_TABLE.names)))
-    sizes = (10**10, 10**9, 10**9, 10**11, 10**10, 10**11, 10**9)
-    status = WorkerStatus(1000.5, "NVIDIA H100", *sizes, 40, counts, ModelId("qwen3-8b"), models)
+    device = DeviceStatus(
+        FIRST_INSTANCE,
+        "NVIDIA H100",
+        DeviceState.SERVING,
+        arena_bytes=10**10,
+        weight_bytes=10**10,
+        kv_bytes=10**9,
+        counts=counts,
+        running_model=ModelId("qwen3-8b"),
+        loading_model=None,
+        resident=tuple(model.model for model in models[:4]),
+        n_requests=40,
+        n_deaths=0,
+    )
+    status = WorkerStatus(1000.5, 10**11, 10**10, 10**11, 10**9, 40, 1000.5, 2000.5, (device,) * 4, models)
+    operation = OperationId(123_456)
+    sampling = Sampling(0.7, 0, 0.9, 2**63 + 1)
+    segments = tuple(
+        StepSegment(
+            (100_000 + row,),
+            1000 + row,
+            900 + row,
+            tuple(range(1000 + 64 * row, 1064 + 64 * row)),
+            True,
+            sampling,
+            0,
+            frozenset(),
+        )
+        for row in range(32)
+    )
+    drew = StepCompleted(operation, tuple(1000.5 + 0.02 * i for i in range(8)), (100_000,) * 32)
     return [
-        Case("one token", Reports(FIRST_INSTANCE, tokens[:1]), 2000),
-        Case("32 tokens", Reports(FIRST_INSTANCE, tokens), 200),
+        Case("one token", Reports(FIRST_NODE, tokens[:1]), 2000),
+        Case("32 tokens", Reports(FIRST_NODE, tokens), 200),
         Case("submit 4k prompt", Order(Ticket(7), submit), 100),
-        Case("status of 80 models", Reports(FIRST_INSTANCE, [status]), 50),
+        Case("status of 4 devices and 80 models", Reports(FIRST_NODE, [status]), 50),
+        Case("step of 8", (StepLaunch(operation, ModelId("qwen3-8b"), segments[:8], 8),), 200),
+        Case("step of 32", (StepLaunch(operation, ModelId("qwen3-8b"), segments, 8),), 100),
+        Case("step of 32 done", (drew,), 1000),
     ]
+
+
+def codec_of(message: Order | Reports | Instructions | Completions) -> Codec[Any]:
+    match message:
+        case Order():
+            return ORDERS
+        case Reports():
+            return REPORTS
+        case (StepLaunch(), *_):
+            return INSTRUCTIONS
+        case _:
+            return COMPLETIONS
 
 
 def plain(value: object) -> object:
@@ -93,15 +141,15 @@ def main() -> None:
     rows: list[list[object]] = []
     metrics: dict[str, float] = {}
     for case in cases():
-        codec = ORDERS if isinstance(case.message, Order) else REPORTS
+        codec = codec_of(case.message)
         message, dataclasses = case.message, plain(case.message)
-        encoded, pickled = codec.encode(message), pickle.dumps(dataclasses, 5)  # type: ignore[arg-type]
+        encoded, pickled = codec.encode(message), pickle.dumps(dataclasses, 5)
         if codec.decode(encoded) != message or pickle.loads(pickled) != dataclasses:
             raise AssertionError(f"{case.name} does not come back as it was")
         name = case.name.replace(" ", "_")
         row: list[object] = [case.name, len(encoded), len(pickled)]
         for what, ours, theirs in (
-            ("encode", lambda: codec.encode(message), lambda: pickle.dumps(dataclasses, 5)),  # type: ignore[arg-type] # noqa: B023
+            ("encode", lambda: codec.encode(message), lambda: pickle.dumps(dataclasses, 5)),  # noqa: B023
             ("decode", lambda: codec.decode(encoded), lambda: pickle.loads(pickled)),  # noqa: B023
         ):
             pairs = [(seconds(ours, case.n), seconds(theirs, case.n)) for _ in range(n_pairs)]

@@ -13,12 +13,13 @@ from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from threading import Thread
 
+from tokenmux.core.facts import FIRST_NODE
 from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.core.request import FinishReason, RequestId
 from tokenmux.messages.codec import ORDERS, REPORTS
 from tokenmux.messages.commands import Cancel, Load, Order, Pin, Register, Resize, Submit, Unload, Unregister
 from tokenmux.messages.frame_socket import FrameSocket
-from tokenmux.messages.reports import FIRST_INSTANCE, Acknowledged, Alive, Finished, Report, Reports, Tokens
+from tokenmux.messages.reports import Acknowledged, Alive, Finished, Report, Reports, Tokens
 
 BEAT_S = 1.0
 
@@ -131,7 +132,7 @@ class _Drawing:
             self._report(reports)
 
     def _report(self, reports: Sequence[Report]) -> None:
-        self._frames.send(REPORTS.encode(Reports(FIRST_INSTANCE, reports)))
+        self._frames.send(REPORTS.encode(Reports(FIRST_NODE, reports)))
 
     def _read(self) -> None:
         try:

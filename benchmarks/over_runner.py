@@ -7,23 +7,17 @@ with their prompts stand beside it, and so does the processor time of what carri
 gaps between steps in it.
 """
 
-import random
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 from benchmarks import report, server_processes
-from benchmarks.bare_loop import PREFILL_CHUNK_TOKENS, BareLoop, BareRun, Job
+from benchmarks.bare_loop import BareLoop, BareRun, Job
+from benchmarks.smollm2_pool import MODEL, random_prompt, smollm2_pool
 from benchmarks.streams import SeenTogether, stream_together
 from tokenmux.client import AsyncClient
-from tokenmux.core.facts import ModelFacts
-from tokenmux.demo.process import served
-from tokenmux.demo.real_checkpoint import obtain_demo_checkpoint
-from tokenmux.models.catalogue.catalogue import Catalogue
 
-MODEL = "smollm2"
 BATCH, N_PROMPT, N_OUTPUT = 8, 32, 32
 IN_A_ROW = 16
 """Several bursts of the policy, so that what happens between two of them counts."""
@@ -65,20 +59,13 @@ def fastest_s(ends_s: Sequence[float]) -> float:
 
 
 async def measure(cache: Path, n_rounds: int) -> list[Round]:
-    """Register the model in a catalogue of its own, serve it, and alternate. The first round is dropped."""
-    checkpoint = obtain_demo_checkpoint(cache)
-    with tempfile.TemporaryDirectory(prefix="tokenmux-pool-") as name:
-        folder = Path(name)
-        entry = Catalogue(folder / "catalogue").register_folder(MODEL, checkpoint)
-        rounds = []
-        async with (
-            served(pool_config(folder, entry.facts), folder) as address,
-            AsyncClient(address) as client,
-        ):
-            with BareLoop(entry.path) as bare:
-                for index in range(n_rounds + 1):
-                    taken = await one_round(client, bare, job_of(index), served_first=index % 2 == 0)
-                    rounds += [taken] if index else []
+    """Serve the model, and alternate. The first round is dropped."""
+    rounds = []
+    async with smollm2_pool(cache) as pool:
+        with BareLoop(pool.entry.path) as bare:
+            for index in range(n_rounds + 1):
+                taken = await one_round(pool.client, bare, job_of(index), served_first=index % 2 == 0)
+                rounds += [taken] if index else []
     return rounds
 
 
@@ -94,25 +81,7 @@ async def one_round(client: AsyncClient, bare: BareLoop, job: Job, *, served_fir
 
 
 def job_of(index: int) -> Job:
-    rng = random.Random(index)
-    prompts = tuple(tuple(rng.randrange(100, 40_000) for _ in range(N_PROMPT)) for _ in range(BATCH))
-    return Job(prompts, N_OUTPUT)
-
-
-def pool_config(folder: Path, model: ModelFacts) -> dict[str, object]:
-    """One device with room for the model and its batch."""
-    return {
-        "listen": "127.0.0.1:0",
-        "catalogue": str(folder / "catalogue"),
-        "device": {
-            "kind": "cpu",
-            "arena": model.n_bytes + (256 << 20),
-            "host_cache": 2 * model.n_bytes,
-            "host_kv": 256 << 20,
-            "slab": 8 << 20,
-            "prefill_chunk_tokens": PREFILL_CHUNK_TOKENS,
-        },
-    }
+    return Job(tuple(random_prompt(BATCH * index + row, N_PROMPT) for row in range(BATCH)), N_OUTPUT)
 
 
 def metrics_of(rounds: list[Round]) -> dict[str, float]:

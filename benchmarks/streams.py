@@ -48,12 +48,18 @@ async def stream_together(
     loop = asyncio.get_running_loop()
     began_s = loop.time()
 
-    async def one(prompt: Sequence[int]) -> Seen:
-        seen = Seen()
-        async for event in client.stream(model, prompt, max_tokens=n_output, ignore_end_tokens=True):
-            if isinstance(event, Delta):
-                seen.tokens += event.token_ids
-                seen.arrived_s += [loop.time()] * len(event.token_ids)
-        return seen
+    streams = tuple(Seen() for _ in prompts)
+    pairs = zip(streams, prompts, strict=True)
+    await asyncio.gather(*(stream_into(seen, client, model, prompt, n_output) for seen, prompt in pairs))
+    return SeenTogether(began_s, streams)
 
-    return SeenTogether(began_s, tuple(await asyncio.gather(*(one(prompt) for prompt in prompts))))
+
+async def stream_into(
+    seen: Seen, client: AsyncClient, model: str, prompt: Sequence[int], n_output: int
+) -> None:
+    """Note in `seen` what a stream of `n_output` greedy tokens receives, while it does."""
+    loop = asyncio.get_running_loop()
+    async for event in client.stream(model, prompt, max_tokens=n_output, ignore_end_tokens=True):
+        if isinstance(event, Delta):
+            seen.tokens += event.token_ids
+            seen.arrived_s += [loop.time()] * len(event.token_ids)

@@ -3,10 +3,10 @@
     python -m benchmarks.swap [--quick]
 
 Models of Llama's architecture in three sizes (random weights; the middle one has the shape of SmolLM2-135M,
-with its 272 tensors) are swapped in and out by the real engine on the virtual GPU: `Load` goes in, and the
-clock stops when the model could step. Between two swaps the same bytes are copied from the same host cache by
-one plain memmove into memory that was touched before. Ratios are taken pair by pair, so that they hold when
-the machine's speed drifts.
+with its 272 tensors) are swapped in and out by a node and its executor on the virtual GPU: `Load` goes in,
+and the clock stops when the model could step. Between two swaps the same bytes are copied from the same host
+cache by one plain memmove into memory that was touched before. Ratios are taken pair by pair, so that they
+hold when the machine's speed drifts.
 """
 
 import argparse
@@ -22,8 +22,9 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks import report
-from benchmarks.driven_engine import DrivenEngine, MakeDevice
+from benchmarks.driven_node import DrivenNode, run_as_an_executor_would
 from tokenmux.core.facts import DeviceFacts, HostFacts, ModelFacts
+from tokenmux.core.memory_budgets import DeviceKind
 from tokenmux.device.cpu import CpuDevice
 from tokenmux.device.memory import Memory
 from tokenmux.messages.commands import Unload
@@ -85,7 +86,7 @@ class Swaps:
 class Bench:
     """One model on a device with room for it, swapped by hand."""
 
-    def __init__(self, entry: Entry, make_device: MakeDevice = CpuDevice) -> None:
+    def __init__(self, entry: Entry, kind: DeviceKind = "cpu") -> None:
         facts = entry.facts
         device = DeviceFacts(
             name="cpu",
@@ -99,7 +100,7 @@ class Bench:
         )
         host = HostFacts(cache_bytes=facts.n_bytes, fetch_bytes_per_s=1e9)
         self.model: ModelFacts = facts
-        self._driven = DrivenEngine(device, host, make_device)
+        self._driven = DrivenNode(device, host, kind)
         self._driven.register(entry)
 
     def swap(self) -> float:
@@ -112,8 +113,10 @@ class Bench:
 
     def repoint(self) -> float:
         """Seconds of binding the skeleton's tensors; the model must be resident."""
+        models = self._driven.executor.models
+        offset, _ = models.weights_span(self.model.id)
         began = time.perf_counter()
-        self._driven.models.bind(self.model)
+        models.bind(self.model.id, offset)
         return time.perf_counter() - began
 
     def load(self) -> None:
@@ -126,7 +129,7 @@ class Bench:
     def plain_copy(self) -> Iterator[Callable[[], float]]:
         """A function that takes the seconds of one plain copy of the same bytes, out of the same host
         cache."""
-        device = self._driven.device
+        device = self._driven.executor.device
         assert isinstance(device, CpuDevice)
         target = Memory(self.model.n_bytes, touch=True)
 
@@ -177,6 +180,7 @@ def main() -> None:
         "--quick", action="store_true", help="a look: the small and the middle size, 10 swaps each"
     )
     quick = parser.parse_args().quick
+    run_as_an_executor_would("benchmarks.swap")
     names = list(SHAPES)[:2] if quick else list(SHAPES)
     metrics: dict[str, float] = {}
     rows = []

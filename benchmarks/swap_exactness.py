@@ -2,8 +2,8 @@
 
     python -m benchmarks.swap_exactness [--quick]
 
-For each family of `tokenmux.models.catalogue.tiny` and for bfloat16 and float32, the real engine of a worker
-serves the model in an arena with little room. A cycle unloads the model and loads it again beside neighbours
+For each family of `tokenmux.models.catalogue.tiny` and for bfloat16 and float32, a node and its executor
+serve the model in an arena with little room. A cycle unloads the model and loads it again beside neighbours
 of other sizes that come and go, so that its weights return at another offset. Requests are served in it,
 greedy and sampled, and in every third cycle the model is unloaded in mid-generation while a neighbour's
 request takes the room of its KV, which is paged out and comes back. Every token is compared with those of the
@@ -19,7 +19,7 @@ from pathlib import Path
 from random import Random
 
 from benchmarks import report
-from benchmarks.driven_engine import DrivenEngine
+from benchmarks.driven_node import DrivenNode
 from tokenmux.core.effects import CopyEnded, Effects
 from tokenmux.core.facts import DeviceFacts, HostFacts, ModelId
 from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
@@ -73,11 +73,11 @@ class Exactness:
 
 
 class Bench:
-    """An engine on the virtual GPU that serves prompts and notes where weights lie."""
+    """A node on the virtual GPU that serves prompts and notes where weights lie."""
 
     def __init__(self, device: DeviceFacts) -> None:
-        self.driven = DrivenEngine(device, HostFacts(cache_bytes=64 << 20, fetch_bytes_per_s=1e9))
-        self.driven.engine.observers.append(self._note)
+        self.driven = DrivenNode(device, HostFacts(cache_bytes=64 << 20, fetch_bytes_per_s=1e9))
+        self.driven.node.observers.append(self._note)
         self._n_submitted = 0
         self.offsets: dict[ModelId, list[int]] = {}
         self.n_page_outs = 0
@@ -103,11 +103,11 @@ class Bench:
             )
             self._n_submitted += 1
             tokens[request.id], model_of[request.id] = [], model
-            self.driven.engine.receive(Order(Ticket(0), Submit(request, prompt.tokens, prompt.sampling)))
+            self.driven.node.receive(Order(Ticket(0), Submit(request, prompt.tokens, prompt.sampling)))
         left = len(tokens)
         said = self.driven.said
         said.clear()
-        self.driven.engine.pump()
+        self.driven.node.pump()
         while left:
             self.driven.turn()
             messages = said.copy()
@@ -125,7 +125,7 @@ class Bench:
                         left -= 1
         return list(tokens.values())
 
-    def _note(self, _at_s: float, effects: Effects) -> None:
+    def _note(self, _index: int, _at_s: float, effects: Effects) -> None:
         for effect in effects:
             match effect:
                 case CopyEnded(StartedActivation(model=model)):

@@ -55,7 +55,7 @@ _BY_HEAD_SIZE = {"paged_decode.attend", "paged_prefill"}
 
 def budget_of(name: str, shape: ModelShape, capability: int) -> Budget:
     """The budget of the form `name` (see `warm.forms`) of a model of `shape` on a device of `capability`."""
-    row = name
+    row = name.replace("sample_with_rules.", "sample.")
     if name in _BY_HEAD_SIZE:
         row += f", heads of {max(64, padded(shape.head_dim))}"
     if name == "paged_decode.attend":

@@ -51,6 +51,7 @@ def forms(capability: int, shape: ModelShape) -> dict[str, Variant]:
     decode = decode_tile(capability, shape.head_dim)
     prefill = prefill_tile(capability, shape.head_dim)
     sampler = sample.variants(shape.logits, shape.vocabulary, shape.vocabulary, SampleTile())
+    of_rules = sample.variants(torch.float32, shape.vocabulary, shape.vocabulary, SampleTile())
     return {
         "kv_append": kv_append.variant(shape.dtype, shape.head_dim, shape.block_size),
         "paged_decode.attend": paged_decode.split_variant(
@@ -64,6 +65,8 @@ def forms(capability: int, shape: ModelShape) -> dict[str, Variant]:
         "kv_page_out_int8": kv_page.quantise_variant(shape.dtype, shape.head_dim),
         "kv_page_in_int8": kv_page.dequantise_variant(shape.dtype, shape.head_dim),
         **{f"sample.{name}": variant for name, variant in sampler.items()},
+        # Rows whose logits a request's rules change are float32, whatever the model's are.
+        **{f"sample_with_rules.{name}": variant for name, variant in of_rules.items()},
     }
 
 

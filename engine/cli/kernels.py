@@ -152,7 +152,7 @@ def _models(folders: list[Path], config: Path | None) -> Iterator[_WantedModel]:
 def _pages_in_int8(config: Path) -> bool:
     from tokenmux.server.config import load_config
 
-    return load_config(config).device.paged_kv == "int8"
+    return any(entry.paged_kv == "int8" for _, entry in load_config(config).all_devices)
 
 
 def _capability(arch: str | None) -> int:

@@ -1,6 +1,7 @@
-"""`tokenmux pool`: watch, trace and resize a running pool."""
+"""`tokenmux pool`: watch, trace and change a running pool."""
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,15 @@ from tokenmux.cli.remote import connected
 from tokenmux.cli.shared_options import JsonOption
 from tokenmux.core.errors import ConfigError
 
-pool_app = typer.Typer(help="Show, trace and resize a running pool.", no_args_is_help=True)
+pool_app = typer.Typer(help="Show, trace and change a running pool.", no_args_is_help=True)
+
+_LARGEST = 2**32 - 1
+_Device = Annotated[
+    int,
+    typer.Argument(
+        metavar="N", min=0, max=_LARGEST, help="Number of the device, as [dim]pool status[/dim] shows it."
+    ),
+]
 
 
 @pool_app.command("status")
@@ -44,26 +53,100 @@ def pool_status_command(
                 before = status
 
 
+@pool_app.command("add")
+def pool_add_command(
+    ctx: typer.Context,
+    kind: Annotated[
+        str | None, typer.Option(metavar="KIND", help="cpu or cuda. Default: as the first device.")
+    ] = None,
+    arena: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Device memory to use. Default: as the first device of its kind, or most of a GPU's.",
+        ),
+    ] = None,
+    gpu: Annotated[
+        str,
+        typer.Option(metavar="GPU", help="Index or UUID of a GPU. Default: the first that is not in use."),
+    ] = "",
+    paged_kv: Annotated[
+        str | None,
+        typer.Option(
+            metavar="exact|int8",
+            help="How a GPU pages KV cache: as the other devices.",
+        ),
+    ] = None,
+) -> None:
+    """Add a device. Returns when it serves. Lasts until the server restarts with its pool.yaml."""
+    arena_bytes = 0 if arena is None else _size(arena)
+    with connected(ctx) as client, _waiting("starting the device"):
+        instance = client.pool.add_device(kind, arena_bytes=arena_bytes, gpu=gpu, paged_kv=paged_kv)
+    typer.echo(f"device {instance} serves")
+
+
+@pool_app.command("drain")
+def pool_drain_command(
+    ctx: typer.Context,
+    device: _Device,
+    undo: Annotated[bool, typer.Option("--undo", help="Let it serve again.")] = False,
+) -> None:
+    """Place nothing on a device any longer. Its requests and pins move to other devices.
+
+    Returns when it is empty.
+    """
+    with connected(ctx) as client, _waiting("waiting until the device is empty"):
+        client.pool.drain_device(device, undo=undo)
+    typer.echo(f"device {device} serves again" if undo else f"device {device} is drained")
+
+
+@pool_app.command("remove")
+def pool_remove_command(ctx: typer.Context, device: _Device) -> None:
+    """Drain a device and take it out of the pool. Lasts until the server restarts with its pool.yaml."""
+    with connected(ctx) as client, _waiting("waiting until the device is empty"):
+        client.pool.remove_device(device)
+    typer.echo(f"device {device} is removed")
+
+
 @pool_app.command("resize")
 def pool_resize_command(
     ctx: typer.Context,
     size: Annotated[str, typer.Argument(metavar="SIZE", help="Device memory to use, such as 2GiB.")],
+    device: Annotated[
+        int | None,
+        typer.Option("--device", "-d", min=0, max=_LARGEST, metavar="N", help="Default: the only one."),
+    ] = None,
 ) -> None:
-    """Change how much device memory the pool uses. Requests wait until it is done, then continue.
+    """Change how much memory a device uses. Its requests wait until it is done, or move, then continue.
 
     Lasts until the server restarts with the size in its pool.yaml ([dim]device.arena[/dim]).
     """
-    from tokenmux.core.sizes import parse_size, show_size
+    from tokenmux.core.sizes import show_size
+
+    arena_bytes = _size(size)
+    with connected(ctx) as client, _waiting("waiting for running operations"):
+        resized = client.pool.resize(arena_bytes, device)
+    which = "the pool" if device is None else f"device {device}"
+    typer.echo(f"{which} has {show_size(resized)} of device memory")
+
+
+def _size(text: str) -> int:
+    """A size in bytes that a message can hold. Raises ConfigError."""
+    from tokenmux.core.sizes import parse_size
 
     try:
-        arena_bytes = parse_size(size)
+        n_bytes = parse_size(text)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    if not 0 < arena_bytes < 1 << 63:
-        raise ConfigError(f"{size} is not a valid pool size: it must be more than 0 and less than 8 EiB")
-    with connected(ctx) as client, Console(stderr=True).status("waiting for running operations"):
-        arena_bytes = client.pool.resize(arena_bytes)
-    typer.echo(f"the pool has {show_size(arena_bytes)} of device memory")
+    if not 0 < n_bytes < 1 << 63:
+        raise ConfigError(f"{text} is not a valid size of memory: it must be more than 0 and less than 8 EiB")
+    return n_bytes
+
+
+@contextmanager
+def _waiting(what: str) -> Iterator[None]:
+    with Console(stderr=True).status(what):
+        yield
 
 
 @pool_app.command("trace")

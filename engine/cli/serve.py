@@ -1,5 +1,6 @@
 """`tokenmux serve`: run a server."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -31,13 +32,23 @@ def serve_command(
         str | None,
         typer.Option(metavar="HOST:PORT", help=f"Address to listen on. Default: {DEFAULT_ADDRESS}."),
     ] = None,
+    http: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Address of OpenAI's dialect of HTTP, such as 127.0.0.1:8000. Default: none.",
+        ),
+    ] = None,
     catalogue: CatalogueOption = None,
     arena: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Device memory to use, such as 2GiB.")
+        str | None, typer.Option(metavar="SIZE", help="Memory of each device to use, such as 2GiB.")
+    ] = None,
+    devices: Annotated[
+        int | None, typer.Option(metavar="N", help="Number of devices alike. Default: 1.")
     ] = None,
     host_cache: Annotated[str | None, typer.Option(metavar="SIZE", help="Host memory for weights.")] = None,
     host_kv: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Host memory for KV cache that leaves the device.")
+        str | None, typer.Option(metavar="SIZE", help="Host memory for KV cache that leaves the devices.")
     ] = None,
 ) -> None:
     """Run a server until SIGTERM or Ctrl-C, then complete its running requests.
@@ -51,10 +62,12 @@ def serve_command(
 
     flags = {
         ("listen",): ("--listen", listen),
+        ("http",): ("--http", http),
         ("catalogue",): ("--catalogue", catalogue and str(catalogue.absolute())),
         ("device", "arena"): ("--arena", arena),
-        ("device", "host_cache"): ("--host-cache", host_cache),
-        ("device", "host_kv"): ("--host-kv", host_kv),
+        ("device", "count"): ("--devices", devices),
+        ("host", "cache"): ("--host-cache", host_cache),
+        ("host", "kv"): ("--host-kv", host_kv),
     }
     overrides = [Override(place, value, flag) for place, (flag, value) in flags.items() if value is not None]
     for named in model or ():
@@ -67,11 +80,15 @@ def serve_command(
 
     from tokenmux.server.listening import reserved
 
-    with reserved(checked.listen) as reservation:
-        # These import torch, so they come last: first the configuration is checked and the address reserved.
+    with ExitStack() as held:
+        reservations = [held.enter_context(reserved(checked.listen))]
+        if checked.http is not None:
+            reservations.append(held.enter_context(reserved(checked.http, "http")))
+        # These import torch, so they come last: first the configuration is checked, and the addresses
+        # reserved.
         from tokenmux.cli.progress_bars import progress_bars
         from tokenmux.server.serve import open_catalogue, serve
 
         with progress_bars(Console(stderr=True)) as progress:
             models = open_catalogue(checked, progress)
-        asyncio.run(serve(checked, models, typer.echo, reservation))
+        asyncio.run(serve(checked, models, typer.echo, reservations))

@@ -6,18 +6,30 @@ from collections.abc import Iterable
 from rich.console import Console
 
 from tokenmux.cli.safe_text import shown_on
-from tokenmux.client import Client, Delta, Finish, GenerateOptions, GenerationEvent, Message, Phase, State
+from tokenmux.client import (
+    Client,
+    Delta,
+    Finish,
+    GenerateOptions,
+    GenerationEvent,
+    Message,
+    Phase,
+    State,
+    TokenLogprobs,
+)
 
 
 def show_stream(events: Iterable[GenerationEvent], errors: Console) -> tuple[str, Finish | None]:
-    """Print a stream as it arrives. Returns its text and how it ended."""
+    """Print a stream as it arrives, and log-probabilities at its end. Returns its text and how it ended."""
     text, finish = "", None
+    logprobs: list[tuple[int, TokenLogprobs]] = []
     with errors.status("sent") as waiting:
         for event in events:
             match event:
                 case State():
                     waiting.update(_shown_state(event))
                 case Delta():
+                    logprobs += zip(event.token_ids, event.logprobs, strict=False)
                     if event.text and not text:
                         waiting.stop()
                     text += event.text
@@ -26,6 +38,10 @@ def show_stream(events: Iterable[GenerationEvent], errors: Console) -> tuple[str
                 case Finish():
                     finish = event
     sys.stdout.write("\n")
+    sys.stdout.flush()
+    for token, told in logprobs:
+        likeliest = "".join(f"  {other} {value:.4f}" for other, value in told.top)
+        errors.print(f"token {token} {told.logprob:.4f}{likeliest}", style="dim", highlight=False)
     return text, finish
 
 

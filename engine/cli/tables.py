@@ -7,12 +7,12 @@ from enum import Enum
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from tokenmux.cli.device_tables import devices_view
 from tokenmux.cli.safe_text import safe, shown_name
-from tokenmux.client import InstanceStatus, Model, PoolStatus, Residency
+from tokenmux.client import Model, PoolStatus, Residency
 from tokenmux.core.sizes import show_size
 
 _COLOURS = {
@@ -21,9 +21,8 @@ _COLOURS = {
     Residency.HOST: "cyan",
     Residency.FETCHING: "blue",
 }
-_BAR_WIDTH = 30
-_WIDE = 100
-_LEFT_OUT_IF_NARROW = ("weights", "context", "away", "swaps", "per swap")
+_WIDE = 120
+_LEFT_OUT_IF_NARROW = ("weights", "context", "per swap")
 _MOST_TENANTS = 12
 
 
@@ -42,7 +41,8 @@ def _plain(value: object) -> object:
 @dataclass(frozen=True, slots=True)
 class ModelsView:
     """One row per model, then the reason of each that is refused. `rates`: tokens per second by model name.
-    If lines are short, the columns that are needed least are left out."""
+    The column "on" has the devices that hold its weights. If lines are short, the columns that are needed
+    least are left out."""
 
     models: tuple[Model, ...]
     rates: dict[str, float] | None = None
@@ -51,6 +51,7 @@ class ModelsView:
         columns: dict[str, Callable[[Model], str]] = {
             "weights": lambda model: show_size(model.weight_bytes),
             "context": lambda model: str(model.max_context),
+            "on": lambda model: ",".join(map(str, model.instances)),
             "run": lambda model: _count(model.n_running),
             "queue": lambda model: _count(model.n_queued),
             "away": lambda model: _count(model.n_paged_out),
@@ -66,8 +67,12 @@ class ModelsView:
         rates = self.rates
         if rates is not None:
             columns["tokens/s"] = lambda model: f"{rate:.1f}" if (rate := rates.get(model.name)) else ""
+            if options.max_width < _WIDE:
+                del columns["tokens"]
         if options.max_width < _WIDE:
             columns = {name: shown for name, shown in columns.items() if name not in _LEFT_OUT_IF_NARROW}
+        if all(model.instances in ((), (0,)) for model in self.models):
+            del columns["on"]  # there is one device
         table = Table(box=None, header_style="dim", pad_edge=False)
         table.add_column("model", overflow="fold")
         table.add_column("state", no_wrap=True)
@@ -91,19 +96,13 @@ def pool_view(now: PoolStatus, before: PoolStatus | None = None) -> RenderableTy
         f"requests{restarts}",
     )
     if not now.instances:
-        instances: list[RenderableType] = [Text("no worker is running", style="red")]
+        devices: list[RenderableType] = [Text("no worker is running", style="red")]
     else:
-        earlier = before.instances if before is not None else ()
-        instances = [
-            _instance(
-                instance, earlier[i] if i < len(earlier) else None, 0.0 if now.n_restarts else now.uptime_s
-            )
-            for i, instance in enumerate(now.instances)
-        ]
-    parts: list[RenderableType] = [title, *instances, ModelsView(now.models, _rates(now, before))]
+        devices = list(devices_view(now, before))
+    parts: list[RenderableType] = [title, *devices, ModelsView(now.models, _rates(now, before))]
     if now.tenants:
         parts += [Text(), tenants_table(now)]
-    if now.instances and now.instances[0].work_s:
+    if now.work_s:
         parts += [Text(), saved_line(now)]
     return Group(*parts)
 
@@ -139,8 +138,7 @@ def saved_line(now: PoolStatus) -> Text:
     n_devices = len(now.instances)
     held = f"{n_devices} device{'s' if n_devices > 1 else ''}"
     exposed_s = sum(model.swap_exposed_s for model in now.models)
-    work_s = max(instance.work_s for instance in now.instances)
-    goodput = sum(model.service.n_tokens_on_time for model in now.models) / work_s
+    goodput = sum(model.service.n_tokens_on_time for model in now.models) / now.work_s
     reasons = ", ".join(
         f"{n} {reason}"
         for reason in ("first", "again", "operator", "ahead")
@@ -148,8 +146,9 @@ def saved_line(now: PoolStatus) -> Text:
     )
     return Text.assemble(
         ("saved ", "dim"),
-        f"{now.devices_saved:.1f} devices on average while there was work, against one per model "
-        "with requests "
+        # Adding 0 makes 0 of -0.
+        f"{round(now.devices_saved, 1) + 0:.1f} devices on average while there was work, "
+        "against one per model with requests "
         f"({held} held); {now.devices_saved_dedicated:.0f} against one per model used in the last hour\n",
         ("swaps ", "dim"),
         f"{reasons or 'none'}; {_at_least(exposed_s)} of them with nothing else running\n",
@@ -168,41 +167,10 @@ def _at_most(seconds: float | None) -> str:
     return f"≤ {seconds:g} s" if seconds >= 1 else f"≤ {1000 * seconds:g} ms"
 
 
-def _instance(now: InstanceStatus, before: InstanceStatus | None, uptime_s: float) -> RenderableType:
-    """One device. Busy shares are of the time since `before`, or else of `uptime_s` (0: not shown)."""
-    seconds = now.at_s - before.at_s if before is not None else uptime_s
-    grid = Table.grid(padding=(0, 2))
-    grid.add_row(
-        "device",
-        shown_name(now.device, "bold"),
-        shown_name(f"running {now.running_model}" if now.running_model else "idle"),
-    )
-    used = now.weight_bytes + now.kv_bytes
-    held = f"{show_size(now.weight_bytes)} weights, {show_size(now.kv_bytes)} KV"
-    grid.add_row("arena", _bar(used, now.arena_bytes), f"{held}, of {show_size(now.arena_bytes)}")
-    for memory, part, whole in (
-        ("host cache", now.host_cache_used_bytes, now.host_cache_bytes),
-        ("host KV", now.host_kv_used_bytes, now.host_kv_bytes),
-    ):
-        grid.add_row(memory, _bar(part, whole), f"{show_size(part)} of {show_size(whole)}")
-    if seconds > 0:
-        shares = (
-            f"{channel} {(getattr(now, field) - (getattr(before, field) if before else 0.0)) / seconds:.0%}"
-            for channel, field in (
-                ("compute", "compute_busy_s"),
-                ("copy in", "copy_in_busy_s"),
-                ("copy out", "copy_out_busy_s"),
-                ("fetch", "fetch_busy_s"),
-            )
-        )
-        grid.add_row("busy", "", ", ".join(shares))
-    return grid
-
-
 def _rates(now: PoolStatus, before: PoolStatus | None) -> dict[str, float] | None:
     if before is None or not now.instances or not before.instances:
         return None
-    seconds = now.instances[0].at_s - before.instances[0].at_s
+    seconds = now.at_s - before.at_s
     earlier = {model.name: model.n_tokens for model in before.models}
     return {
         model.name: (model.n_tokens - earlier.get(model.name, 0)) / seconds if seconds > 0 else 0.0
@@ -215,10 +183,6 @@ def _state(model: Model) -> Text:
         return Text("refused", style="red")
     pinned = " (pinned)" if model.pinned else ""
     return Text(model.residency.value + pinned, style=_COLOURS.get(model.residency, "dim"))
-
-
-def _bar(part: float, whole: float) -> ProgressBar:
-    return ProgressBar(total=max(whole, 1), completed=part, width=_BAR_WIDTH)
 
 
 def _count(n: int) -> str:

@@ -12,6 +12,7 @@ from tokenmux.client.sync import Client, Stream
 from tokenmux.client.values import (
     Completion,
     Delta,
+    DeviceState,
     Durations,
     Finish,
     GenerationEvent,
@@ -30,6 +31,7 @@ from tokenmux.client.values import (
     Service,
     State,
     Tenant,
+    TokenLogprobs,
 )
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "Client",
     "Completion",
     "Delta",
+    "DeviceState",
     "Durations",
     "Finish",
     "GenerateOptions",
@@ -59,5 +62,6 @@ __all__ = [
     "State",
     "Stream",
     "Tenant",
+    "TokenLogprobs",
     "WrongArgument",
 ]

@@ -239,17 +239,17 @@ class AsyncModels:
         await self._call(self._stub.Unregister, request, timeout_s)
 
     async def load(self, name: str, *, wait: bool = False, timeout_s: float | None = None) -> Model:
-        """Load a model onto the device; with `wait`, return once it is there."""
+        """Load a model onto a device; with `wait`, return once it is there."""
         request = models_pb2.LoadModelRequest(name=name, wait=wait)
         return proto_values.model(await self._call(self._stub.Load, request, timeout_s))
 
     async def unload(self, name: str, *, timeout_s: float | None = None) -> Model:
-        """Take a model off the device."""
+        """Take a model off all devices."""
         request = models_pb2.UnloadModelRequest(name=name)
         return proto_values.model(await self._call(self._stub.Unload, request, timeout_s))
 
     async def pin(self, name: str, pinned: bool = True, *, timeout_s: float | None = None) -> Model:
-        """Keep a model on the device, or (`pinned=False`) let it leave again."""
+        """Keep a model on a device, or (`pinned=False`) let it leave again."""
         request = models_pb2.PinModelRequest(name=name, pinned=pinned)
         return proto_values.model(await self._call(self._stub.Pin, request, timeout_s))
 
@@ -296,17 +296,50 @@ class AsyncPool:
                 await self._stub.Trace(request, timeout=timeout_s, metadata=self._metadata)
             )
 
-    async def resize(self, arena_bytes: int, *, timeout_s: float | None = None) -> int:
-        """Change the pool's device memory for weights and KV cache to `arena_bytes`. Returns its size
-        afterwards.
+    async def resize(
+        self, arena_bytes: int, instance: int | None = None, *, timeout_s: float | None = None
+    ) -> int:
+        """Change the memory for weights and KV cache of a device (by default the only one) to `arena_bytes`.
+        Returns its size afterwards.
 
-        Requests wait until the arena is empty and resized, then continue. The resize is completed even if
-        this call is abandoned, and holds until the server restarts.
+        Its requests wait until the arena is empty and resized, or move, and then continue. This and the other
+        changes are completed even if the call is abandoned, and hold until the server restarts.
         """
+        request = proto_values.resize_request(arena_bytes, instance)
+        return int((await self._call(self._stub.Resize, request, timeout_s)).arena_bytes)
+
+    async def add_device(
+        self,
+        kind: str | None = None,
+        *,
+        arena_bytes: int = 0,
+        gpu: str | int = "",
+        paged_kv: str | None = None,
+        timeout_s: float | None = None,
+    ) -> int:
+        """Add a device. Returns its number once it serves.
+
+        `kind` is "cpu" or "cuda" (None: that of the first device), `arena_bytes` its memory (0: as much as
+        the first device of its kind, or most of a GPU's), `gpu` an index or UUID (empty: the next free one).
+        """
+        request = proto_values.add_device_request(kind, arena_bytes, gpu, paged_kv)
+        return int((await self._call(self._stub.AddDevice, request, timeout_s)).instance)
+
+    async def drain_device(
+        self, instance: int, *, undo: bool = False, timeout_s: float | None = None
+    ) -> None:
+        """Place nothing on a device any longer, and return when it is empty; with `undo`, let it serve
+        again."""
+        request = proto_values.drain_request(instance, undo=undo)
+        await self._call(self._stub.DrainDevice, request, timeout_s)
+
+    async def remove_device(self, instance: int, *, timeout_s: float | None = None) -> None:
+        """Drain a device and take it out of the pool."""
+        await self._call(self._stub.RemoveDevice, proto_values.remove_request(instance), timeout_s)
+
+    async def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
         with translated():
-            request = pool_pb2.ResizeRequest(arena_bytes=arena_bytes)
-            answer = await self._stub.Resize(request, timeout=timeout_s, metadata=self._metadata)
-            return int(answer.arena_bytes)
+            return await method(request, timeout=timeout_s, metadata=self._metadata)
 
 
 class AsyncPlanning:

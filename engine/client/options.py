@@ -1,6 +1,6 @@
 """Options of a generation, besides model and prompt."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 
@@ -19,11 +19,46 @@ class GenerateOptions(TypedDict, total=False):
     """Draw among the likeliest tokens that together have this probability."""
     seed: int | None
     """The same seed gives the same tokens. By default the server draws one and reports it."""
+    min_p: float
+    """Draw among tokens that are at least this times as likely as the likeliest one; 0: no limit."""
+    repetition_penalty: float | None
+    """Divide (below 0: multiply) the logits of tokens in prompt and output by this; 1: no penalty."""
+    frequency_penalty: float
+    """Subtract this from a token's logit for each time that it was drawn, -2 to 2."""
+    presence_penalty: float
+    """Subtract this once from the logits of tokens that were drawn, -2 to 2."""
+    logit_bias: Mapping[int, float]
+    """Added to the logits of these token ids, each -100 to 100."""
+    forbidden_token_ids: Sequence[int]
+    """Tokens that are never drawn."""
+    bad_words: Sequence[str]
+    """Texts that the output must not contain."""
+    logprobs: int | None
+    """Return log-probabilities of the tokens, and of this many likeliest ones each, at most 20."""
     stop: str | Sequence[str]
     """Texts that end the generation; they are not returned."""
+    include_stop_string: bool
+    """Return the text with the stop string that ended it."""
     stop_token_ids: Sequence[int]
     ignore_end_tokens: bool
     """Continue past the model's own end tokens."""
+    echo: bool
+    """Begin the text with that of the prompt."""
+    keep_special_tokens: bool
+    """Show special tokens in the text."""
+    truncate_prompt_tokens: int | None
+    """Keep only this many tokens of the prompt, the last ones. By default a prompt that is too long is
+    refused."""
+    request_id: str
+    """An id of your own, which no live request may have."""
+    tools: Sequence[Mapping[str, object]]
+    """Tools for the template of a conversation, as OpenAI describes them."""
+    documents: Sequence[Mapping[str, object]]
+    """Documents for the template of a conversation."""
+    chat_template_kwargs: Mapping[str, object]
+    """Further arguments of the template of a conversation."""
+    continue_final_message: bool
+    """Continue the last message of a conversation, which must be the assistant's."""
     ttft_s: float | None
     """Seconds within which the first token is due."""
     tpot_s: float | None

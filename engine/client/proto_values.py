@@ -1,15 +1,19 @@
 """Conversion between the client's values and protobuf messages."""
 
+import json
 import reprlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from numbers import Integral
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from tokenmux.client.errors import WrongArgument
 from tokenmux.client.values import (
     Completion,
     Delta,
+    DeviceState,
     Durations,
     Finish,
     GenerationEvent,
@@ -28,6 +32,7 @@ from tokenmux.client.values import (
     Service,
     State,
     Tenant,
+    TokenLogprobs,
 )
 from tokenmux.v1 import inference_pb2, models_pb2, planning_pb2, pool_pb2
 
@@ -44,9 +49,26 @@ def generate_request(
     top_k: int = 0,
     top_p: float | None = None,
     seed: int | None = None,
+    min_p: float = 0.0,
+    repetition_penalty: float | None = None,
+    frequency_penalty: float = 0.0,
+    presence_penalty: float = 0.0,
+    logit_bias: Mapping[int, float] = MappingProxyType({}),
+    forbidden_token_ids: Sequence[int] = (),
+    bad_words: Sequence[str] = (),
+    logprobs: int | None = None,
     stop: str | Sequence[str] = (),
     stop_token_ids: Sequence[int] = (),
     ignore_end_tokens: bool = False,
+    include_stop_string: bool = False,
+    echo: bool = False,
+    keep_special_tokens: bool = False,
+    truncate_prompt_tokens: int | None = None,
+    request_id: str = "",
+    tools: Sequence[Mapping[str, object]] = (),
+    documents: Sequence[Mapping[str, object]] = (),
+    chat_template_kwargs: Mapping[str, object] = MappingProxyType({}),
+    continue_final_message: bool = False,
     ttft_s: float | None = None,
     tpot_s: float | None = None,
     tenant: str = "",
@@ -54,10 +76,39 @@ def generate_request(
 ) -> inference_pb2.GenerateRequest:
     """The request for the caller's arguments. Raises TypeError or WrongArgument for values that cannot be
     sent."""
+    given = _prompt(prompt)
+    if tools or documents or chat_template_kwargs or continue_final_message:
+        if "chat" not in given:
+            raise WrongArgument(
+                "tools, documents, chat_template_kwargs and continue_final_message are for conversations: "
+                "give messages as the prompt"
+            )
+        given["chat"].MergeFrom(
+            _made(
+                inference_pb2.Chat,
+                tools=[_json("tools", tool) for tool in tools],
+                documents=[_json("documents", document) for document in documents],
+                template_arguments_json=_json("chat_template_kwargs", chat_template_kwargs),
+                continue_final_message=continue_final_message,
+            )
+        )
     return _made(
         inference_pb2.GenerateRequest,
         model=model,
-        sampling=_made(inference_pb2.Sampling, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
+        sampling=_made(
+            inference_pb2.Sampling,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            frequency_penalty=frequency_penalty,
+            presence_penalty=presence_penalty,
+            logit_bias=dict(logit_bias),
+            forbidden_token_ids=forbidden_token_ids,
+            bad_words=_texts("bad_words", bad_words),
+        ),
         stopping=_made(
             inference_pb2.Stopping,
             max_tokens=max_tokens,
@@ -65,12 +116,32 @@ def generate_request(
             strings=[stop] if isinstance(stop, str) else stop,
             token_ids=stop_token_ids,
             ignore_end_tokens=ignore_end_tokens,
+            include_stop_string=include_stop_string,
         ),
         service_level=_made(inference_pb2.ServiceLevel, ttft_s=ttft_s, tpot_s=tpot_s),
         tenant=tenant,
         weight=weight,
-        **_prompt(prompt),
+        logprobs=logprobs,
+        truncate_prompt_tokens=truncate_prompt_tokens,
+        request_id=request_id,
+        output=_made(inference_pb2.OutputOptions, echo=echo, keep_special_tokens=keep_special_tokens),
+        **given,
     )
+
+
+def _texts(name: str, texts: Sequence[str]) -> Sequence[str]:
+    """Raise TypeError for a single text, whose letters would be sent."""
+    if isinstance(texts, str):
+        raise TypeError(f"{name}: {reprlib.repr(texts)} is a single text: put it in a list")
+    return texts
+
+
+def _json(name: str, value: Mapping[str, object]) -> str:
+    """Raise WrongArgument for what JSON cannot hold."""
+    try:
+        return json.dumps(dict(value), ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise WrongArgument(f"{name}: {reprlib.repr(value)} cannot be sent: {error}") from error
 
 
 def _made(kind: Callable[..., MessageT], **values: Any) -> MessageT:
@@ -145,7 +216,7 @@ def event(response: inference_pb2.GenerateStreamResponse) -> GenerationEvent | N
             return State(phase, state.position, state.progress)
         case "tokens":
             tokens = response.tokens
-            return Delta(tokens.index, tuple(tokens.token_ids), tokens.text)
+            return Delta(tokens.index, tuple(tokens.token_ids), tokens.text, _logprobs(tokens.logprobs))
         case "finish_info":
             return finish(response.finish_info)
         case _:
@@ -180,6 +251,14 @@ def completion(response: inference_pb2.GenerateResponse) -> Completion:
         tuple(response.token_ids),
         prompt_info(response.prompt_info),
         finish(response.finish_info),
+        _logprobs(response.logprobs),
+    )
+
+
+def _logprobs(messages: Iterable[inference_pb2.TokenLogprobs]) -> tuple[TokenLogprobs, ...]:
+    return tuple(
+        TokenLogprobs(message.logprob, tuple((top.token_id, top.logprob) for top in message.top))
+        for message in messages
     )
 
 
@@ -194,9 +273,60 @@ def metadata(response: inference_pb2.ModelMetadataResponse) -> ModelMetadata:
 
 
 def model(message: models_pb2.Model) -> Model:
-    plain = _same_named(Model, message, besides={"residency", "service"})
+    plain = _same_named(Model, message, besides={"residency", "instances", "service"})
     residency = _enum(Residency, models_pb2.Residency.Name, message.residency, "RESIDENCY_")
-    return Model(residency=residency, service=service(message.service), **plain)
+    return Model(
+        residency=residency, instances=tuple(message.instances), service=service(message.service), **plain
+    )
+
+
+def instance(message: pool_pb2.Instance) -> InstanceStatus:
+    return InstanceStatus(
+        state=_enum(DeviceState, pool_pb2.DeviceState.Name, message.state, "DEVICE_STATE_"),
+        resident_models=tuple(message.resident_models),
+        pinned_models=tuple(message.pinned_models),
+        **_same_named(InstanceStatus, message, besides={"state", "resident_models", "pinned_models"}),
+    )
+
+
+def resize_request(arena_bytes: int, instance: int | None) -> pool_pb2.ResizeRequest:
+    """Raises TypeError or WrongArgument for values that cannot be sent, like the following."""
+    return _made(pool_pb2.ResizeRequest, arena_bytes=arena_bytes, instance=instance)
+
+
+def drain_request(instance: int, *, undo: bool) -> pool_pb2.DrainDeviceRequest:
+    return _made(pool_pb2.DrainDeviceRequest, instance=instance, undo=undo)
+
+
+def remove_request(instance: int) -> pool_pb2.RemoveDeviceRequest:
+    return _made(pool_pb2.RemoveDeviceRequest, instance=instance)
+
+
+_KINDS = {
+    None: pool_pb2.DEVICE_KIND_UNSPECIFIED,
+    "cpu": pool_pb2.DEVICE_KIND_CPU,
+    "cuda": pool_pb2.DEVICE_KIND_CUDA,
+}
+_PAGINGS = {
+    None: pool_pb2.PAGED_KV_UNSPECIFIED,
+    "exact": pool_pb2.PAGED_KV_EXACT,
+    "int8": pool_pb2.PAGED_KV_INT8,
+}
+
+
+def add_device_request(
+    kind: str | None, arena_bytes: int, gpu: str | int, paged_kv: str | None
+) -> pool_pb2.AddDeviceRequest:
+    if kind not in _KINDS:
+        raise WrongArgument(f"kind: {kind!r} is not a kind of device: write 'cpu' or 'cuda'")
+    if paged_kv not in _PAGINGS:
+        raise WrongArgument(f"paged_kv: {paged_kv!r} is not a way to page: write 'exact' or 'int8'")
+    return _made(
+        partial(pool_pb2.AddDeviceRequest, kind=_KINDS[kind]),
+        arena_bytes=arena_bytes,
+        gpu=str(gpu),
+        paged_kv=_PAGINGS[paged_kv],
+    )
 
 
 def service(message: models_pb2.Service) -> Service:
@@ -226,9 +356,7 @@ def pool_trace(message: pool_pb2.TraceResponse) -> PoolTrace:
 
 def pool_status(message: pool_pb2.StatusResponse) -> PoolStatus:
     return PoolStatus(
-        instances=tuple(
-            InstanceStatus(**_same_named(InstanceStatus, instance)) for instance in message.instances
-        ),
+        instances=tuple(map(instance, message.instances)),
         models=tuple(model(item) for item in message.models),
         tenants=tuple(Tenant(item.name, service(item.service)) for item in message.tenants),
         duration_bounds_s=tuple(message.duration_bounds_s),

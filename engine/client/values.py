@@ -49,12 +49,23 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log-probabilities, base e, where one token was drawn: that of this token, and the likeliest ones as
+    (token id, log-probability), likeliest first."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
-    """New output. Text lags behind the token ids while it could become a stop string."""
+    """New output. Text lags behind the token ids while it could become a stop string. `logprobs` has one for
+    each token id, if they were asked for."""
 
     index: int
     token_ids: tuple[int, ...]
     text: str
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +90,13 @@ GenerationEvent = PromptInfo | State | Delta | Finish
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A whole answer."""
+    """A whole answer. `logprobs` has one for each token id, if they were asked for."""
 
     text: str
     token_ids: tuple[int, ...]
     prompt: PromptInfo
     finish: Finish
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 class Residency(Enum):
@@ -148,6 +160,7 @@ class Tenant:
 @dataclass(frozen=True, slots=True)
 class Model:
     """A model of the catalogue. Sizes in bytes, times in seconds; totals since the worker started.
+    `residency` is the nearest of all devices, and `instances` are those that hold its weights.
 
     Swaps are counted by reason. `first`: requests waited, and it had not been loaded before. `again`:
     requests waited, and it had been evicted. `operator`: no request waited, an operator asked. `ahead`: no
@@ -178,6 +191,7 @@ class Model:
     n_swaps_again: int
     n_swaps_operator: int
     n_swaps_ahead: int
+    instances: tuple[int, ...]
     service: Service
 
 
@@ -192,20 +206,38 @@ class ModelMetadata:
     end_token_ids: tuple[int, ...]
 
 
+class DeviceState(Enum):
+    """What the pool does with a device. OUT: its process broke again and again, and is tried again later.
+    UNKNOWN: a state that this client does not know."""
+
+    STARTING = "starting"
+    SERVING = "serving"
+    DRAINING = "draining"
+    DRAINED = "drained"
+    OUT = "out"
+    UNKNOWN = "unknown"
+
+
 @dataclass(frozen=True, slots=True)
 class InstanceStatus:
-    """One execution unit. Sizes in bytes, times in seconds on the worker's clock. Compute rates from the
-    difference of two statuses."""
+    """One device, by its number `id`. Sizes in bytes, times in seconds. Compute rates from the difference of
+    two statuses.
 
-    at_s: float
+    `fault` says why its process broke the last time, if it does not serve, and `n_deaths` how often it did.
+    """
+
+    id: int
     device: str
+    state: DeviceState
+    fault: str
+    n_deaths: int
+    n_requests: int
+    loading_model: str
+    resident_models: tuple[str, ...]
+    pinned_models: tuple[str, ...]
     arena_bytes: int
     weight_bytes: int
     kv_bytes: int
-    host_cache_bytes: int
-    host_cache_used_bytes: int
-    host_kv_bytes: int
-    host_kv_used_bytes: int
     compute_busy_s: float
     copy_in_busy_s: float
     copy_out_busy_s: float
@@ -215,12 +247,12 @@ class InstanceStatus:
     running_model: str
     work_s: float
     model_work_s: float
-    n_models_used: int
 
 
 @dataclass(frozen=True, slots=True)
 class PoolStatus:
-    """The pool at one moment.
+    """The pool at one moment; without a worker it has no instances. `at_s` is the time on the worker's clock,
+    host memory is what all devices share.
 
     `devices_saved` compares with one device for each model while it has requests, `devices_saved_dedicated`
     with one for each model requested within the last hour.
@@ -237,6 +269,14 @@ class PoolStatus:
     duration_bounds_s: tuple[float, ...]
     devices_saved: float
     devices_saved_dedicated: float
+    at_s: float
+    host_cache_bytes: int
+    host_cache_used_bytes: int
+    host_kv_bytes: int
+    host_kv_used_bytes: int
+    work_s: float
+    model_work_s: float
+    n_models_used: int
 
 
 @dataclass(frozen=True, slots=True)

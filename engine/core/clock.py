@@ -1,4 +1,4 @@
-"""The clock's protocol. Time is always passed in; the real clock is in `tokenmux.executor`."""
+"""The clock's protocol. Time is always passed in; the real clock is in `tokenmux.processes`."""
 
 from typing import Protocol
 

@@ -66,6 +66,12 @@ class InvalidRequest(TokenmuxError):
 
     code = ErrorCode.INVALID_REQUEST
 
+    def __init__(self, message: str = "", *, field: str | None = None) -> None:
+        """`field` is what must be changed, if it is one thing: a field of the front's `Ask`, or a place in
+        the dialect's own request."""
+        super().__init__(message)
+        self.field = field
+
 
 class NotFound(TokenmuxError):
     """A model, request or file of that name does not exist."""

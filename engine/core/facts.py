@@ -10,6 +10,16 @@ from typing import NewType
 ModelId = NewType("ModelId", str)
 ImageId = NewType("ImageId", str)
 
+InstanceId = NewType("InstanceId", int)
+"""Which instance of a pool, and so which device; counted from 0. A number is not used again."""
+
+FIRST_INSTANCE = InstanceId(0)
+
+NodeId = NewType("NodeId", int)
+"""Which node of a server; counted from 0."""
+
+FIRST_NODE = NodeId(0)
+
 BLOCK_TOKENS = 16
 """Tokens per KV block, unless the pool is configured otherwise. In SmolLM2 such a block takes 369 kB in
 bfloat16."""

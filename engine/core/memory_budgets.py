@@ -3,6 +3,7 @@
 Servers and simulated pools both use these, so that a plan never promises what a default server refuses.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,11 +15,13 @@ GPU_ARENA_SHARE = 0.85
 
 HOST_CACHE_BYTES = 4 << 30
 HOST_KV_BYTES = 1 << 30
-"""Used for a virtual device; the minimum for a GPU."""
+"""Used for a virtual device; the minimum for a GPU. KV for each device."""
 
 GPU_HOST_CACHE_SHARE = 0.5
 GPU_HOST_KV_SHARE = 0.1
-"""Share of the available host memory when a server with a GPU starts."""
+MOST_HOST_KV_SHARE = 0.3
+"""Shares of the available host memory when a server with GPUs starts: for weights, for the paged-out KV of
+each GPU, and most for that of all."""
 
 SMALLEST_SLAB_BYTES = 16 << 20
 LARGEST_SLAB_BYTES = 256_000_000
@@ -40,28 +43,49 @@ not."""
 
 
 @dataclass(frozen=True, slots=True)
+class HostBudgets:
+    """Host memory of all devices together, in bytes: for weights, and for paged-out KV cache."""
+
+    cache_bytes: int
+    kv_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Budgets:
-    """Memory budgets in bytes."""
+    """Memory budgets of a single device in bytes."""
 
     arena_bytes: int
     host_cache_bytes: int
     host_kv_bytes: int
 
 
+def default_arena_bytes(free_bytes: int | None) -> int:
+    """Arena of a device with `free_bytes` of free memory; None if it has no memory of its own."""
+    return CPU_ARENA_BYTES if free_bytes is None else int(GPU_ARENA_SHARE * free_bytes)
+
+
+def default_host_budgets(kinds: Sequence[DeviceKind], host_bytes: int | None) -> HostBudgets:
+    """Host memory of a server with devices of these kinds. `host_bytes` is what is available, or None if the
+    system does not say."""
+    n_gpus = sum(kind == "cuda" for kind in kinds)
+    least = HostBudgets(HOST_CACHE_BYTES, len(kinds) * HOST_KV_BYTES)
+    if not n_gpus or host_bytes is None:
+        return least
+    kv_share = min(n_gpus * GPU_HOST_KV_SHARE, MOST_HOST_KV_SHARE)
+    return HostBudgets(
+        max(least.cache_bytes, int(GPU_HOST_CACHE_SHARE * host_bytes)),
+        max(least.kv_bytes, int(kv_share * host_bytes)),
+    )
+
+
 def default_budgets(kind: DeviceKind, free_bytes: int | None, host_bytes: int | None) -> Budgets:
-    """Budgets of a server's device.
+    """Budgets of a server with one device.
 
     `free_bytes` is the free device memory, or None if the device has no memory of its own. `host_bytes` is
     the available host memory, or None if the system does not say.
     """
-    arena_bytes = CPU_ARENA_BYTES if free_bytes is None else int(GPU_ARENA_SHARE * free_bytes)
-    if kind == "cpu" or host_bytes is None:
-        return Budgets(arena_bytes, HOST_CACHE_BYTES, HOST_KV_BYTES)
-    return Budgets(
-        arena_bytes,
-        max(HOST_CACHE_BYTES, int(GPU_HOST_CACHE_SHARE * host_bytes)),
-        max(HOST_KV_BYTES, int(GPU_HOST_KV_SHARE * host_bytes)),
-    )
+    host = default_host_budgets([kind], host_bytes)
+    return Budgets(default_arena_bytes(free_bytes), host.cache_bytes, host.kv_bytes)
 
 
 def default_slab_bytes(arena_bytes: int, host_kv_bytes: int, largest_block_bytes: int = 0) -> int:

@@ -35,3 +35,16 @@ class Residency(Enum):
     HOST = "host"
     LOADING = "loading"
     RESIDENT = "resident"
+
+
+class DeviceState(Enum):
+    """What the pool does with a device."""
+
+    STARTING = "starting"
+    """Its executor is being started. Its requests wait, or go elsewhere."""
+    SERVING = "serving"
+    DRAINING = "draining"
+    """Nothing is placed on it, and its requests move away."""
+    DRAINED = "drained"
+    OUT = "out"
+    """Its executor broke again and again: it is tried again later."""

@@ -49,22 +49,26 @@ class DemoModels:
 
     @property
     def arena_bytes(self) -> int:
-        """About a third of what all models would take."""
+        """Memory of each device: about a third of what all models would take."""
         return int(self.total_bytes * _DEVICE_SHARE)
 
-    def pool_config(self) -> dict[str, object]:
+    def host_bytes(self, n_devices: int) -> int:
+        """Memory of this machine that the weights, the devices and paged-out KV take together."""
+        return self.total_bytes + 2 * n_devices * self.arena_bytes
+
+    def pool_config(self, n_devices: int = 1) -> dict[str, object]:
         """The `pool.yaml` of the demo's server."""
         return {
             "listen": "127.0.0.1:0",
             "catalogue": str(self.root),
             "device": {
                 "kind": "cpu",
+                "count": n_devices,
                 "arena": self.arena_bytes,
-                "host_cache": 2 * self.total_bytes,
-                "host_kv": self.arena_bytes,
                 "slab": _SLAB_BYTES,
                 "prefill_chunk_tokens": 128,
             },
+            "host": {"cache": 2 * self.total_bytes, "kv": n_devices * self.arena_bytes},
         }
 
 

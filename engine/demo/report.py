@@ -107,11 +107,10 @@ def _pool_report(
     calibration: Calibration,
     copy_bytes_per_s: float,
 ) -> PoolReport:
-    first, last = before.instances[0], after.instances[0]
     finished = [outcome.finish for outcome in outcomes if outcome.finish]
     ttft = [finish.ttft_s for finish in finished]
     n_tokens = sum(finish.n_completion_tokens for finish in finished)
-    duration_s = last.at_s - first.at_s
+    duration_s = after.at_s - before.at_s
     swap_bytes = sum(model.swap_bytes for model in after.models) - sum(m.swap_bytes for m in before.models)
     swap_s = sum(model.swap_s for model in after.models) - sum(m.swap_s for m in before.models)
     exposed_s = sum(m.swap_exposed_s for m in after.models) - sum(m.swap_exposed_s for m in before.models)
@@ -133,10 +132,11 @@ def _pool_report(
         swap_s=swap_s,
         swap_over_copy=swap_s / (swap_bytes / copy_bytes_per_s) if swap_bytes else None,
         swap_exposed_s=exposed_s,
-        n_discards=last.n_discards - first.n_discards,
-        compute_busy_share=(last.compute_busy_s - first.compute_busy_s) / duration_s,
+        n_discards=sum(device.n_discards for device in after.instances)
+        - sum(device.n_discards for device in before.instances),
+        compute_busy_share=(_busy_s(after) - _busy_s(before)) / duration_s / len(after.instances),
         model_bytes=sum(model.weight_bytes for model in after.models),
-        device_bytes=last.arena_bytes,
+        device_bytes=sum(device.arena_bytes for device in after.instances),
         devices_used=len(after.instances),
         devices_one_per_model=len(after.models),
         duration_s=duration_s,
@@ -170,14 +170,22 @@ def print_report(report: DemoReport, console: Console) -> None:
         "swaps": f"{pool.n_swaps}, {show_size(pool.swap_bytes)} in {pool.swap_s:.2f} s: "
         + (f"{pool.swap_over_copy:.2f}x an idle copy of the same bytes; " if pool.swap_over_copy else "")
         + f"{pool.swap_exposed_s:.2f} s of it not hidden behind steps",
-        "device": f"{show_size(pool.device_bytes)} for {show_size(pool.model_bytes)} of models; "
-        f"computing {_share(pool.compute_busy_share)} of the time",
+        "memory": f"{show_size(pool.device_bytes)} on {_devices(pool.devices_used)} for "
+        f"{show_size(pool.model_bytes)} of models; computing {_share(pool.compute_busy_share)} of the time",
         "devices": f"{pool.devices_used} used; one model per device would need {pool.devices_one_per_model}",
     }
     summary = Table.grid(padding=(0, 2))
     for name, line in lines.items():
         summary.add_row(f"[bold]{name}[/bold]", line)
     console.print(summary)
+
+
+def _busy_s(status: PoolStatus) -> float:
+    return sum(device.compute_busy_s for device in status.instances)
+
+
+def _devices(n: int) -> str:
+    return f"{n} device{'s' if n > 1 else ''}"
 
 
 def _on_time(outcomes: list[RequestOutcome]) -> float | None:

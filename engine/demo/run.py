@@ -7,6 +7,7 @@ on stdout.
 
 import asyncio
 import json
+import os
 import tempfile
 from collections.abc import Coroutine
 from dataclasses import dataclass
@@ -24,20 +25,26 @@ from tokenmux.demo.report import DemoReport, make_report, print_report
 from tokenmux.demo.service_level import Calibration, calibrate
 from tokenmux.demo.view import View
 from tokenmux.executor.calibrate import measure_cpu
-from tokenmux.executor.monotonic_clock import MonotonicClock
+from tokenmux.processes.available_memory import available_bytes
+from tokenmux.processes.monotonic_clock import MonotonicClock
 
 QUESTION = "What is the capital of France? Answer in one sentence."
 TARGET_BUSY = 0.6
 """Share of the stream's time that its decode steps would take if every request were alone. Batching lowers
 it."""
 _REFRESH_PER_S = 5
+TWO_DEVICES = 2
+CORES_PER_DEVICE = 2
+MEMORY_MARGIN = 2
 
 
 @dataclass(frozen=True, slots=True)
 class DemoOptions:
-    """`duration_s` is the length of the stream; downloads, calibration and the report come on top."""
+    """`duration_s` is the length of the stream; downloads, calibration and the report come on top.
+    `n_devices` virtual GPUs serve it; None for two, if this machine has the cores and the memory."""
 
     cache: Path
+    n_devices: int | None = None
     duration_s: float = 60.0
     seed: int = 0
     as_json: bool = False
@@ -48,11 +55,13 @@ def run_demo(options: DemoOptions) -> int:
     console = Console(stderr=True)
     models = prepare(options.cache, console)
     copy_bytes_per_s = measure_cpu(MonotonicClock()).copy_bytes_per_s
+    n_devices = options.n_devices or default_devices(models, len(os.sched_getaffinity(0)), available_bytes())
+    have = "the virtual GPU has" if n_devices == 1 else f"each of {n_devices} virtual GPUs has"
     console.print(
-        f"{len(models.names)} models, {show_size(models.total_bytes)} together; the virtual GPU has "
+        f"{len(models.names)} models, {show_size(models.total_bytes)} together; {have} "
         f"{show_size(models.arena_bytes)}. A plain copy does {copy_bytes_per_s / 1e9:.1f} GB/s here."
     )
-    report = asyncio.run(_serve_and_measure(options, models, copy_bytes_per_s, console))
+    report = asyncio.run(_serve_and_measure(options, models, n_devices, copy_bytes_per_s, console))
     console.print(
         f"\n[bold]{models.real[0]}[/bold] was asked: {report.question}\n[green]{report.answer}[/green]\n"
     )
@@ -62,14 +71,22 @@ def run_demo(options: DemoOptions) -> int:
     return 0 if report.pool.n_failed == 0 else 1
 
 
+def default_devices(models: DemoModels, n_cores: int, free_bytes: int | None) -> int:
+    """Two devices if each has two cores and there is twice the memory that they need, otherwise one."""
+    needed_bytes = models.host_bytes(TWO_DEVICES)
+    fits = free_bytes is None or free_bytes >= MEMORY_MARGIN * needed_bytes
+    return TWO_DEVICES if n_cores >= CORES_PER_DEVICE * TWO_DEVICES and fits else 1
+
+
 async def _serve_and_measure(
-    options: DemoOptions, models: DemoModels, copy_bytes_per_s: float, console: Console
+    options: DemoOptions, models: DemoModels, n_devices: int, copy_bytes_per_s: float, console: Console
 ) -> DemoReport:
+    config = models.pool_config(n_devices)
     with (
         tempfile.TemporaryDirectory(prefix="tokenmux-demo-") as folder,
         console.status("starting the server"),
     ):
-        async with served(models.pool_config(), Path(folder)) as address, AsyncClient(address) as client:
+        async with served(config, Path(folder)) as address, AsyncClient(address) as client:
             return await _measure(options, models, copy_bytes_per_s, console, client)
 
 

@@ -35,7 +35,7 @@ class View:
     def render(self, now_s: float) -> RenderableType:
         if self.status is None or not self.status.instances:
             return Text("waiting for the server ...")
-        instance = self.status.instances[0]
+        devices = self.status.instances
         done = len(self._progress.outcomes)
         head = Table.grid(padding=(0, 2))
         head.add_row(
@@ -43,21 +43,26 @@ class View:
             ProgressBar(total=self._progress.n_planned, completed=done, width=30),
             f"{done} done, {self._progress.n_sent - done} in flight, of {self._progress.n_planned}",
         )
-        used = instance.weight_bytes + instance.kv_bytes
-        head.add_row(
-            "device memory",
-            ProgressBar(total=instance.arena_bytes, completed=used, width=30),
-            f"{show_size(instance.weight_bytes)} weights, {show_size(instance.kv_bytes)} KV, of "
-            f"{show_size(instance.arena_bytes)}",
-        )
+        for device in devices:
+            head.add_row(
+                "device memory" if len(devices) == 1 else f"device {device.id}",
+                ProgressBar(
+                    total=device.arena_bytes, completed=device.weight_bytes + device.kv_bytes, width=30
+                ),
+                f"{show_size(device.weight_bytes)} weights, {show_size(device.kv_bytes)} KV, of "
+                f"{show_size(device.arena_bytes)}",
+            )
         swaps = sum(model.n_swaps for model in self.status.models)
-        head.add_row("flow", "", f"{self._rate(now_s):.0f} tokens/s, {swaps} swaps, {instance.n_steps} steps")
+        n_steps = sum(device.n_steps for device in devices)
+        head.add_row("flow", "", f"{self._rate(now_s):.0f} tokens/s, {swaps} swaps, {n_steps} steps")
         last = Text(
             " ".join(self._progress.last_text.split()), overflow="ellipsis", no_wrap=True, style="italic"
         )
-        return Panel(Group(head, self._models(instance.running_model), last), title=self._title)
+        return Panel(
+            Group(head, self._models({device.running_model for device in devices}), last), title=self._title
+        )
 
-    def _models(self, running: str) -> Table:
+    def _models(self, running: set[str]) -> Table:
         assert self.status is not None
         table = Table(expand=True, pad_edge=False, box=None)
         for column in ("model", "where", "", "queued", "running", "paged", "swaps", "tokens"):
@@ -76,8 +81,8 @@ class View:
         return (last - first) / (last_s - first_s) if last_s > first_s else 0.0
 
 
-def _model_row(model: Model, running: str) -> list[Text | str]:
+def _model_row(model: Model, running: set[str]) -> list[Text | str]:
     mark, style = _MARKS[model.residency]
     counts = (model.n_queued, model.n_running, model.n_paged_out, model.n_swaps, model.n_tokens)
-    now = Text("▶ steps", style="bold green") if model.name == running else Text("")
+    now = Text("▶ steps", style="bold green") if model.name in running else Text("")
     return [Text(model.name), Text(mark, style=style), now, *(str(count or "") for count in counts)]

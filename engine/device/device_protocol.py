@@ -1,43 +1,53 @@
-"""What a device does for an engine: carry out operations on four channels and report each completion.
+"""What a device does for an executor: carry out launches on four channels and report each completion.
 
     cpu    a virtual GPU: an arena of host memory, real copies on threads of their own, real steps
     cuda   a GPU: streams ordered by events, page-locked host memory
 
-The simulator's device (`tokenmux.simulator.virtual_device`) satisfies it too: it computes nothing, and
-completes everything after a cost model's durations on virtual time.
-
-The engine starts an operation; the device posts a completion event. Everything that reads the ledger happens
-inside `start`, on the engine's thread, so that handles become addresses at launch and at no other time.
+A launch holds offsets, indices of blocks and token ids: a device knows no ledger, no policy and no requests.
+Launches on one channel are carried out in order, one at a time, so the next one may be handed over early.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from threading import Event
 from typing import TYPE_CHECKING, Protocol
 
-from tokenmux.core.event import CopyDone, StepDone
-from tokenmux.core.facts import Image
-from tokenmux.core.request import RequestId
-from tokenmux.core.started import Started, StartedStep
+from tokenmux.core.facts import Image, ImageId, KvShape, ModelId
+from tokenmux.core.plan import Channel
+from tokenmux.messages.completions import CopyCompleted, CopyProgressed, Drew, StepCompleted
+from tokenmux.messages.launches import (
+    FetchLaunch,
+    Launch,
+    MoveLaunch,
+    OperationId,
+    PagingLaunch,
+    StepLaunch,
+    WeightsLaunch,
+)
 
 if TYPE_CHECKING:  # what names a device needs no torch
     import torch
 
-OperationDone = StepDone | CopyDone
+LaunchReport = Drew | StepCompleted | CopyProgressed | CopyCompleted
+
+
+def channel_of(launch: Launch) -> Channel:
+    """The channel on which a launch is carried out."""
+    match launch:
+        case StepLaunch():
+            return Channel.COMPUTE
+        case WeightsLaunch() | MoveLaunch():
+            return Channel.COPY_IN
+        case PagingLaunch(into_device=into_device):
+            return Channel.COPY_IN if into_device else Channel.COPY_OUT
+        case FetchLaunch():
+            return Channel.FETCH
 
 
 class Post(Protocol):
     """How a device reports; callable from any thread."""
 
-    def drawn(self, at_s: float, tokens: tuple[tuple[RequestId, int], ...]) -> None:
-        """One iteration of the step in flight drew these tokens."""
-        ...
-
-    def done(self, completion: OperationDone) -> None:
-        """An operation completed."""
-        ...
-
-    def progress(self, operation: int, share: float) -> None:
-        """A long copy or fetch has done this share (0 to 1) of its bytes. Called a few times a second."""
+    def tell(self, report: LaunchReport) -> None:
+        """Progress or the end of a launch."""
         ...
 
     def broken(self, operation: int, error: BaseException) -> None:
@@ -46,19 +56,29 @@ class Post(Protocol):
 
 
 class Device(Protocol):
-    """Mechanism without policy."""
+    """Mechanism without policy. One thread calls everything here."""
 
-    def start(self, started: Started) -> None:
-        """Begin an operation on a free channel. Its completion is posted, never returned."""
+    def start(self, launch: Launch) -> None:
+        """Begin an operation once those before it on its channel have ended. Its completion is posted, never
+        returned."""
         ...
 
-    def interrupt(self) -> None:
-        """End the repeated step in flight after its present iteration."""
+    def stop_step(self, operation: OperationId) -> None:
+        """End this repeated step after its present iteration, or after its first if it has not begun."""
         ...
 
-    def supersede(self, operation: int) -> None:
-        """Stop this activation or fetch at its next chunk, with the error `SUPERSEDED`. It may complete
+    def stop_copy(self, operation: OperationId) -> None:
+        """Stop this copy of weights or fetch at its next chunk, with the error `SUPERSEDED`. It may complete
         first."""
+        ...
+
+    def map_image(self, image: ImageId, n_bytes: int, descriptor: int, *, filled: bool) -> None:
+        """Take over the descriptor of an image's memory, which is mapped when it is needed. Returns at once.
+        An image that is `filled` is made ready for its models on a thread of its own."""
+        ...
+
+    def unmap_image(self, image: ImageId) -> None:
+        """Give up an image once no launch started before this uses it."""
         ...
 
     def resize(self, arena_bytes: int) -> None:
@@ -77,13 +97,8 @@ class Device(Protocol):
 class StepJob(Protocol):
     """A step that is ready to run, on the compute channel's thread."""
 
-    def kv_blocks(self) -> Sequence[tuple[Sequence[int], int]]:
-        """For each chunk, the indices of its KV blocks and the number of tokens that they hold; the step
-        writes after those."""
-        ...
-
-    def run(self, operation: int, interrupted: Event, post: Post, settle: Callable[[], None]) -> None:
-        """Run the iterations; post `drawn` after each and `done` at the end.
+    def run(self, stop: Event, post: Post, settle: Callable[[], None]) -> None:
+        """Run the iterations; post `Drew` after each but the last, and `StepCompleted` at the end.
 
         `settle` returns when the device has finished everything asked of it until then: before that, no
         iteration is over and its time is unknown.
@@ -92,17 +107,38 @@ class StepJob(Protocol):
 
 
 class Host(Protocol):
-    """What a device needs from its surroundings."""
+    """What a device needs from its surroundings: the models that run on it."""
 
-    def read_image(self, image: Image, into: memoryview, progress: Callable[[int], None]) -> None:
-        """Fill the buffer with an image's bytes from disk; call `progress` with the size of every piece.
+    def read_image(
+        self, model: ModelId, image: Image, into: memoryview, progress: Callable[[int], None]
+    ) -> None:
+        """Fill the buffer with an image's bytes from disk, arrange them for the device, and get the model
+        ready; call `progress` with the size of every piece.
 
-        Raises TokenmuxError if the file is bad.
+        Raises TokenmuxError if the model cannot be run.
         """
         ...
 
-    def prepare_step(self, started: StartedStep) -> StepJob:
-        """Resolve what a step needs, on the engine's thread."""
+    def adopt_image(self, image: ImageId, content: memoryview, opened: Callable[[], None]) -> None:
+        """Get the models of an image ready that another process has read and arranged. `opened` is called
+        once their files are.
+
+        Raises TokenmuxError if a model cannot be run.
+        """
+        ...
+
+    def prepare_step(self, launch: StepLaunch) -> StepJob:
+        """Resolve what a step needs, on the thread that starts it."""
+        ...
+
+    def kv_shape(self, model: ModelId) -> KvShape: ...
+
+    def kv_dtype(self, model: ModelId) -> "torch.dtype":
+        """The dtype of the model's keys and values. May read its files."""
+        ...
+
+    def weights_span(self, model: ModelId) -> tuple[int, int]:
+        """The bytes `[start, end)` of the arena to which the model is bound."""
         ...
 
     def detach(self) -> None:

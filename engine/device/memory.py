@@ -1,12 +1,13 @@
-"""Memory that tokenmux owns: anonymous pages by address, touched once, returned to the system when closed."""
+"""Host memory by address: anonymous pages of this process, and memory that the node owns and all its
+executors map."""
 
 import ctypes
 import mmap
-import re
 from contextlib import suppress
-from pathlib import Path
 
 import torch
+
+from tokenmux.processes.shared_memory import map_shared
 
 
 class Memory:
@@ -32,25 +33,26 @@ class Memory:
         self.buffer.madvise(mmap.MADV_DONTNEED)
 
 
-def available_bytes() -> int | None:
-    """Host memory available without swapping, within the limit of the container. None if Linux does not
-    tell."""
-    found = re.search(r"^MemAvailable:\s*(\d+) kB$", _read(Path("/proc/meminfo")), re.MULTILINE)
-    if found is None:
-        return None
-    limits = (_read(file).strip() for file in _CONTAINER_LIMITS)
-    return min([int(found[1]) << 10, *(int(limit) for limit in limits if limit.isdigit())])
+class SharedMemory:
+    """`n_bytes` of memory behind a descriptor, which stays the caller's, mapped without page faults to come.
+    Raises DoesNotFit.
 
+    It is unmapped with the last view of it.
+    """
 
-_CONTAINER_LIMITS = (
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-)
-"""Limits of control groups, version 2 and version 1."""
+    def __init__(self, descriptor: int, n_bytes: int) -> None:
+        self.buffer = map_shared(descriptor, n_bytes, populate=True)
+        self._exported = (ctypes.c_char * len(self.buffer)).from_buffer(self.buffer)
+        self.address = ctypes.addressof(self._exported)
+        self.n_bytes = n_bytes
 
+    def view(self) -> memoryview:
+        """All of it, to be read and written."""
+        return memoryview(self.buffer)[: self.n_bytes]
 
-def _read(file: Path) -> str:
-    try:
-        return file.read_text()
-    except OSError:
-        return ""
+    def as_tensor(self) -> torch.Tensor:
+        """All of it as a `uint8` tensor."""
+        return torch.frombuffer(self.buffer, dtype=torch.uint8, count=self.n_bytes)
+
+    def close(self) -> None:
+        """Do nothing: it is unmapped with the last view of it."""

@@ -63,18 +63,19 @@ class Reader:
         self,
         images: tuple[Image, ...],
         job: Callable[[ToldBytes], None],
-        discard: Callable[[], None],
+        over: Callable[[], None],
         report: ToldBytes,
     ) -> None:
         """Run `job`, which reads the images and reports every piece; `report` is called with each. Raises
         what the job raises.
 
         Raises Unavailable if the job shows no progress for too long, or an earlier read of an image still
-        hangs, and RuntimeError if too much hangs. Unless the job succeeds, `discard` frees the memory into
-        which it wrote, once nothing writes there any longer.
+        hangs, and RuntimeError if too much hangs. `over` is called once the job has ended, however late, or
+        cannot begin: nothing reads into its memory any longer.
         """
         names = {image.id for image in images}
         if self._stuck & names:
+            over()
             raise Unavailable("an earlier read of its weights still hangs: is their disk or network there?")
         reading = _Reading(sum(image.n_bytes for image in images), self._patience_s, self._clock.now_s())
 
@@ -94,9 +95,8 @@ class Reader:
                 job(told)
             except BaseException as error:  # noqa: BLE001 - raised again by who waits
                 reading.error = error
+            over()
             with self._changed:
-                if reading.given_up or reading.error is not None:
-                    discard()
                 reading.over = True
                 self._stuck -= names
                 self._changed.notify_all()

@@ -1,14 +1,12 @@
-"""Where the bytes of an operation lie, as offsets: the only place where handles of blocks become numbers
-for a device."""
+"""Where the bytes of a launch lie, as offsets."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from tokenmux.core.handles import ExtentMove, Transfer
 from tokenmux.device.cuda.ordering import Spans
-from tokenmux.scheduler.memory.ledger import Ledger
+from tokenmux.messages.launches import ArenaMove, PagedBlocks
 
 
 class PagingSpan(NamedTuple):
@@ -19,21 +17,19 @@ class PagingSpan(NamedTuple):
     n_bytes: int
 
 
-def paging_spans(ledger: Ledger, transfers: Iterable[Transfer]) -> list[PagingSpan]:
+def paging_spans(blocks: PagedBlocks, block_bytes: int) -> list[PagingSpan]:
     """One span per run of blocks that are neighbours on both sides, in either direction (blocks allocated
     together run downwards)."""
     spans: list[PagingSpan] = []
-    for transfer in transfers:
-        size = transfer.shape.block_bytes
-        device = ledger.blocks.block_index(transfer.device) * size
-        host = ledger.host_blocks.block_index(transfer.host) * size
+    for there, here in zip(blocks.device, blocks.host, strict=True):
+        device, host = there * block_bytes, here * block_bytes
         last = spans[-1] if spans else None
         if last and (last.device + last.n_bytes, last.host + last.n_bytes) == (device, host):
-            spans[-1] = last._replace(n_bytes=last.n_bytes + size)
-        elif last and (last.device - size, last.host - size) == (device, host):
-            spans[-1] = PagingSpan(device, host, last.n_bytes + size)
+            spans[-1] = last._replace(n_bytes=last.n_bytes + block_bytes)
+        elif last and (last.device - block_bytes, last.host - block_bytes) == (device, host):
+            spans[-1] = PagingSpan(device, host, last.n_bytes + block_bytes)
         else:
-            spans.append(PagingSpan(device, host, size))
+            spans.append(PagingSpan(device, host, block_bytes))
     return spans
 
 
@@ -58,7 +54,7 @@ class Piece(NamedTuple):
     aside: bool = False
 
 
-def move_pieces(move: ExtentMove, n_bytes: int) -> list[Piece]:
+def move_pieces(move: ArenaMove, n_bytes: int) -> list[Piece]:
     """Cut a move into copies whose sides do not overlap, of at most `n_bytes` if the whole overlaps itself.
 
     Carried out in order they are a memmove: a slide down begins at its low end, one up at its high end.

@@ -17,7 +17,8 @@ from tokenmux.core.clock import Clock
 from tokenmux.core.errors import WorkerFailed
 from tokenmux.core.memory_budgets import DeviceKind
 from tokenmux.device.cuda.gpu import TorchGpu, check_cuda
-from tokenmux.device.memory import Memory, available_bytes
+from tokenmux.device.memory import Memory
+from tokenmux.processes.available_memory import available_bytes
 
 _COPY_BYTES = 128 << 20
 _ROWS, _WIDTH = 256, 2048
@@ -41,20 +42,22 @@ class Speeds:
     """Available host memory, or None if the system does not tell or the device has no use for more."""
 
 
-def measure(kind: DeviceKind, clock: Clock) -> Speeds:
-    """Measure the device. Raises ConfigError if there is none of that kind, WorkerFailed if it cannot be
-    used."""
+def measure(kind: DeviceKind, clock: Clock, gpu: str = "") -> Speeds:
+    """Measure a device; `gpu` is a value of CUDA_VISIBLE_DEVICES, or empty for the first one. Raises
+    ConfigError if there is none of that kind, WorkerFailed if it cannot be used."""
     if kind == "cpu":
         return measure_cpu(clock)
     check_cuda()
     # In a separate process: a CUDA context keeps hundreds of MB of the device until its process ends.
-    return read_measured([sys.executable, "-P", "-m", "tokenmux.executor.calibrate"])
+    return read_measured([sys.executable, "-P", "-m", "tokenmux.executor.calibrate"], gpu)
 
 
-def read_measured(command: list[str]) -> Speeds:
+def read_measured(command: list[str], gpu: str = "") -> Speeds:
     """Run a command whose last line of output is `Speeds` as JSON. Raises WorkerFailed with the last line
     of its errors."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    if gpu:
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, env=environment, check=False
     )

@@ -1,17 +1,19 @@
 """The runnable side of the models on one device: skeletons, the weights they point to, and the steps that run
 on them.
 
-The instance decides which weights are where; this follows, and turns a started step into rows of token ids
-and indices of KV blocks. A skeleton is built once, when its model is first fetched, on the fetch channel's
-thread, and kept.
+The node decides which weights are where; this follows, and turns a launch into rows of a step. A skeleton is
+built once, when an image of its model is first fetched or mapped, beside the steps of others, and kept.
+
+    fetched or mapped ──▶ skeleton, rule of rows ──▶ ready: may be bound, and step
+                                                        └──▶ recorded, beside its own steps
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event, RLock
+from threading import Event, Lock, RLock
 
 import torch
 
@@ -23,41 +25,48 @@ from tokenmux.core.errors import (
     TokenmuxError,
     UnsupportedModel,
 )
-from tokenmux.core.event import StepDone
 from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
-from tokenmux.core.plan import Chunk
-from tokenmux.core.request import FinishReason, RequestId
-from tokenmux.core.started import StartedStep
+from tokenmux.device.channel import ChannelThread
 from tokenmux.device.device_protocol import Post
-from tokenmux.executor import garbage_collection
-from tokenmux.executor.request_content import Content
 from tokenmux.executor.warming import Warmer
+from tokenmux.messages.completions import Drew, StepCompleted
+from tokenmux.messages.launches import OperationId, StepLaunch, StepSegment
 from tokenmux.models.catalogue.entry import Entry
 from tokenmux.models.network.batch import Segment
 from tokenmux.models.network.runner import Runner
+from tokenmux.models.sampling.past_tokens import PastTokens
 from tokenmux.models.weights.image import FileStamp, read_image
-from tokenmux.scheduler.instance.instance import Instance
+from tokenmux.processes import garbage_collection
 
 _log = logging.getLogger(__name__)
+
+RECORDING_S = 5.0
+"""A recording that has not ended by then is left to the end of the process."""
 
 
 class ModelHost:
     """Keeps a runner for each registered model, over the arena that its device gives it."""
 
-    def __init__(
-        self,
-        instance: Instance,
-        clock: Clock,
-        contents: Mapping[RequestId, Content],
-        warmer: Warmer | None = None,
-    ) -> None:
+    def __init__(self, prefill_chunk_tokens: int, clock: Clock, warmer: Warmer | None = None) -> None:
         """If steps run on a GPU, `warmer` compiles their kernels before requests wait for them."""
-        self._instance = instance
+        self._prefill_chunk_tokens = prefill_chunk_tokens
         self._clock = clock
-        self._contents = contents
         self._warmer = warmer
         self._models: dict[ModelId, _Model] = {}
         self._kv_views: dict[tuple[KvShape, torch.dtype], torch.Tensor] = {}
+        self._recorder = ChannelThread("recorder", _not_recorded)
+        self._closing = False
+
+    def settle(self) -> None:
+        """Return when all models that are ready have been recorded: steps are not measured before."""
+        settled = Event()
+        self._recorder.submit(0, settled.set)
+        settled.wait()
+
+    def close(self) -> None:
+        """End after the recording in progress."""
+        self._closing = True
+        self._recorder.close(RECORDING_S)
 
     def attach(self, arena: torch.Tensor) -> None:
         """Use `arena`, all of the device's memory for weights and KV, as bytes."""
@@ -68,42 +77,43 @@ class ModelHost:
         del self._arena
         self._kv_views.clear()
         for model in self._models.values():
+            model.unbind()
             model.forget_kv()
 
-    # ── what the engine says ────────────────────────────────────────────────────────────────────────────────
+    # ── what the node says ──────────────────────────────────────────────────────────────────────────────────
 
     def add(self, facts: ModelFacts, path: str) -> None:
-        """Note where the model's catalogue entry is. The first fetch opens its files."""
-        self._models[facts.id] = _Model(
-            facts, Path(path), self._instance.device.prefill_chunk_tokens, self._arena.device
-        )
+        """Note where the model's catalogue entry is. The first fetch or mapped image opens its files."""
+        self._models[facts.id] = _Model(facts, Path(path), self._prefill_chunk_tokens, self._arena.device)
         if self._warmer is not None:
             self._warmer.begin(Path(path))
 
     def remove(self, model: ModelId) -> None:
         del self._models[model]
 
-    def bind(self, model: ModelFacts) -> None:
-        if len(model.images) != 1:
-            raise InternalError(f"{model.id} has {len(model.images)} images; a runner is bound to one")
-        ledger = self._instance.ledger
-        offset = ledger.arena.offset(ledger.extent(model.images[0].id))
-        self._runner(model.id).bind(self._arena[offset : offset + model.images[0].n_bytes])
+    def bind(self, model_id: ModelId, offset: int) -> None:
+        """Point the model at its weights at `offset` of the arena; as soon as it is ready, if it is not."""
+        model = self._models[model_id]
+        if len(model.facts.images) != 1:
+            raise InternalError(f"{model_id} has {len(model.facts.images)} images; a runner is bound to one")
+        model.bind(offset, self._arena[offset : offset + model.facts.n_bytes])
 
     def unbind(self, model: ModelId) -> None:
         self._models[model].unbind()
 
     # ── what the device asks ────────────────────────────────────────────────────────────────────────────────
 
-    def read_image(self, image: Image, into: memoryview, progress: Callable[[int], None]) -> None:
-        """Fill the buffer from the image's file, on the fetch channel's thread. The checksum is compared if
+    def read_image(
+        self, model_id: ModelId, image: Image, into: memoryview, progress: Callable[[int], None]
+    ) -> None:
+        """Fill the buffer from the image's file, on the fetch channel's reader. The checksum is compared if
         the file is new or was modified.
 
         Raises TokenmuxError with the reason if the model cannot be run. Whatever goes wrong in a model's
         files or its modelling code affects only that model.
         """
-        model = self._owner_of(image.id)
-        with _reasons_of(model.facts.id):
+        model = self._models[model_id]
+        with _reasons_of(model_id):
             manifest = model.entry().manifest
         if manifest.n_bytes != image.n_bytes:
             raise BadCheckpoint(
@@ -112,42 +122,49 @@ class ModelHost:
                 "it up; restart the server"
             )
         model.seen = read_image(manifest, into, progress, seen=model.seen)
-        with _reasons_of(model.facts.id):
-            model.make_ready(torch.frombuffer(into, dtype=torch.uint8))
-        if self._warmer is not None:
-            self._warmer.wait(model.path)
+        self._make_ready(model, into, packed=False)
 
-    def prepare_step(self, started: StartedStep) -> "RunnableStep":
-        """Resolve token ids and block handles; on the engine's thread."""
-        step = started.operation
-        model = self._models[step.model]
-        runner = self._runner(step.model)
-        segments = [self._segment(chunk) for chunk in step.chunks]
+    def adopt_image(self, image: ImageId, content: memoryview, opened: Callable[[], None]) -> None:
+        """Get the models of this image ready, which another executor has read and arranged. `opened` is
+        called once their files are. Raises TokenmuxError if one cannot be run."""
+        models = [m for m in list(self._models.values()) if any(own.id == image for own in m.facts.images)]
+        for model in models:
+            with _reasons_of(model.facts.id):
+                model.entry()
+        opened()
+        for model in models:
+            self._make_ready(model, content, packed=True)
+
+    def prepare_step(self, launch: StepLaunch) -> "RunnableStep":
+        model = self._models[launch.model]
         kv = self._kv_view(model.facts.kv, model.entry().manifest.dtype)
-        requests = tuple(chunk.request for chunk in step.chunks)
-        return RunnableStep(runner, segments, requests, kv, step.repeat, self._clock)
+        segments = [_segment(segment) for segment in launch.segments]
+        return RunnableStep(model.runner(), launch.operation, segments, kv, launch.repeat, self._clock)
 
-    def kv_dtype(self, request: RequestId) -> torch.dtype:
-        """The dtype of the request's keys and values; called for requests that have some."""
-        return self._models[self._instance.requests[request].request.model].entry().manifest.dtype
+    def kv_shape(self, model: ModelId) -> KvShape:
+        return self._models[model].facts.kv
+
+    def kv_dtype(self, model: ModelId) -> torch.dtype:
+        """The dtype of the model's keys and values. May read its files."""
+        return self._models[model].entry().manifest.dtype
+
+    def weights_span(self, model: ModelId) -> tuple[int, int]:
+        """The bytes of the arena that the model's weights take."""
+        start = self._models[model].offset
+        if start is None:
+            raise InternalError(f"{model} is not bound to weights")
+        return start, start + self._models[model].facts.n_bytes
 
     # ── parts of the above ──────────────────────────────────────────────────────────────────────────────────
 
-    def _segment(self, chunk: Chunk) -> Segment:
-        content = self._contents[chunk.request]
-        request = self._instance.requests[chunk.request]
-        index = self._instance.ledger.blocks.block_index
-        end = chunk.start + chunk.n_tokens
-        return Segment(
-            token_ids=content.token_ids[chunk.start : end],
-            start=chunk.start,
-            n_prompt=request.request.n_prompt,
-            blocks=[index(handle) for handle in request.kv.device if handle is not None],
-            draw=end == len(content.token_ids),
-            sampling=content.submit.sampling,
-            min_tokens=content.submit.min_tokens,
-            stop_token_ids=content.submit.stop_token_ids,
-        )
+    def _make_ready(self, model: "_Model", content: memoryview, *, packed: bool) -> None:
+        image = torch.frombuffer(content, dtype=torch.uint8)
+        with _reasons_of(model.facts.id):
+            twin = model.make_ready(image, packed=packed)
+        if twin is not None:
+            self._recorder.submit(0, lambda: None if self._closing else model.record(twin, image))
+        if self._warmer is not None:
+            self._warmer.wait(model.path)
 
     def _kv_view(self, shape: KvShape, dtype: torch.dtype) -> torch.Tensor:
         """The whole arena as `kv[block, layer, k|v, head, token, dim]` of this shape."""
@@ -159,11 +176,23 @@ class ModelHost:
             self._kv_views[shape, dtype] = view
         return view
 
-    def _runner(self, model_id: ModelId) -> Runner:
-        return self._models[model_id].runner()
 
-    def _owner_of(self, image: ImageId) -> "_Model":
-        return next(m for m in list(self._models.values()) if any(i.id == image for i in m.facts.images))
+def _not_recorded(_: int, error: BaseException) -> None:
+    _log.error("a model keeps stepping without a recording", exc_info=error)
+
+
+def _segment(segment: StepSegment) -> Segment:
+    return Segment(
+        token_ids=segment.token_ids,
+        start=segment.start,
+        n_prompt=segment.n_prompt,
+        blocks=segment.blocks,
+        draw=segment.draws,
+        sampling=segment.sampling,
+        min_tokens=segment.min_tokens,
+        stop_token_ids=segment.stop_token_ids,
+        past=None if segment.past is None else PastTokens(segment.past.prompt, segment.past.output),
+    )
 
 
 @contextmanager
@@ -183,61 +212,91 @@ def _reasons_of(model: ModelId) -> Iterator[None]:
 
 @dataclass(slots=True)
 class _Model:
-    """A registered model. Its entry is opened and its skeleton built by the first thread that asks: the fetch
-    channel's."""
+    """A registered model. Its entry is opened and its skeleton built by the first thread that asks: the one
+    that fetches or maps an image of it."""
 
     facts: ModelFacts
     path: Path
     prefill_chunk_tokens: int
     device: torch.device
     seen: FileStamp | None = None
+    offset: int | None = None
+    """Where its weights are in the arena, if they are."""
+    _weights: torch.Tensor | None = None
     _is_ready: bool = False
     _entry: Entry | None = None
     _runner: Runner | None = None
     _opening: RLock = field(default_factory=RLock)
+    _binding: Lock = field(default_factory=Lock)
+    """Never held for long: the executor's main thread takes it."""
 
     def entry(self) -> Entry:
-        with self._opening:
-            if self._entry is None:
-                self._entry = Entry.load(self.path, block_size=self.facts.kv.block_size)
-            return self._entry
+        if self._entry is None:
+            with self._opening:
+                if self._entry is None:
+                    self._entry = Entry.load(self.path, block_size=self.facts.kv.block_size)
+        return self._entry
 
     def runner(self) -> Runner:
-        with self._opening:
-            if self._runner is None:
-                self._runner = Runner(
-                    self.entry().skeleton(packed=self.device.type == "cpu"),
-                    self.facts.kv,
-                    prefill_chunk_tokens=self.prefill_chunk_tokens,
-                )
-                garbage_collection.settle()
-            return self._runner
+        if self._runner is None:
+            with self._opening:
+                if self._runner is None:
+                    self._runner = self._new_runner()
+                    garbage_collection.settle()
+        return self._runner
 
-    def make_ready(self, image: torch.Tensor) -> None:
-        """Rearrange an image just read, if the device is the processor. The first time, before others have
-        the runner, also do what would make a first step slow.
+    def _new_runner(self) -> Runner:
+        return Runner(
+            self.entry().skeleton(packed=self.device.type == "cpu"),
+            self.facts.kv,
+            prefill_chunk_tokens=self.prefill_chunk_tokens,
+        )
 
-        Raises UnsupportedModel if steps on the device cannot be exact.
+    def make_ready(self, image: torch.Tensor, *, packed: bool) -> Runner | None:
+        """Rearrange an image just read, if the device is the processor and it is not `packed` already. The
+        first time, before others have the runner, also do what would make a first step slow.
+
+        Returns a second runner, on which a decode step can be recorded, if that is to be done. Raises
+        UnsupportedModel if steps on the device cannot be exact.
         """
         with self._opening:
             runner = self.runner()
             is_recordable = self.device.type == "cpu" and len(self.facts.images) == 1
-            if is_recordable:
+            if is_recordable and not packed:
                 runner.pack(image)
             if self._is_ready:
-                return
-            runner.make_ready(self.device)
+                return None
+            runner.make_ready(self.device, self.path)
             if len(self.facts.images) == 1:
                 # A model that cannot be bound fails here, where only that model is affected.
                 runner.bind(image)
-                if is_recordable:
-                    runner.record()
                 runner.unbind()
-            self._is_ready = True
+            twin = self._new_runner() if is_recordable else None
+            with self._binding:
+                self._is_ready = True
+                if self._weights is not None:
+                    runner.bind(self._weights)
+            return twin
+
+    def record(self, twin: Runner, image: torch.Tensor) -> None:
+        """Record a decode step over an image in host memory: it takes over a second, and meanwhile the model
+        steps without."""
+        twin.bind(image)
+        twin.record()
+        twin.unbind()  # it may live on for a while in cycles, and the image must not
+        self.runner().share_recording(twin)
+
+    def bind(self, offset: int, weights: torch.Tensor) -> None:
+        with self._binding:
+            self.offset, self._weights = offset, weights
+            if self._is_ready:
+                self.runner().bind(weights)
 
     def unbind(self) -> None:
-        if self._runner is not None:
-            self._runner.unbind()
+        with self._binding:
+            self.offset = self._weights = None
+            if self._is_ready:
+                self.runner().unbind()
 
     def forget_kv(self) -> None:
         if self._runner is not None:
@@ -249,36 +308,24 @@ class RunnableStep:
     """A step with everything resolved. It runs on the compute channel's thread and uses no shared state."""
 
     runner: Runner
+    operation: OperationId
     segments: list[Segment]
-    requests: tuple[RequestId, ...]
     kv: torch.Tensor
     repeat: int
     clock: Clock
 
-    def kv_blocks(self) -> list[tuple[Sequence[int], int]]:
-        return [(segment.blocks, segment.start) for segment in self.segments]
-
-    def run(self, operation: int, interrupted: Event, post: Post, settle: Callable[[], None]) -> None:
-        """Run up to `repeat` iterations, fewer if a request stops or the step is interrupted."""
+    def run(self, stop: Event, post: Post, settle: Callable[[], None]) -> None:
+        """Run up to `repeat` iterations, fewer if a request stops or the step is asked to."""
         batch = self.runner.prepare(self.segments, self.kv)
+        stops = [segment.stop_token_ids for segment in self.segments if segment.draw]
         ends_s: list[float] = []
-        finished: tuple[tuple[RequestId, FinishReason], ...] = ()
         while True:
-            tokens = self.runner.step(batch)
+            drawn, told = self.runner.draw(batch)
             settle()
             ends_s.append(self.clock.now_s())
-            drawn = [
-                (request, token, segment)
-                for request, token, segment in zip(self.requests, tokens, self.segments, strict=True)
-                if token is not None
-            ]
-            post.drawn(ends_s[-1], tuple((request, token) for request, token, _ in drawn))
-            finished = tuple(
-                (request, FinishReason.STOP)
-                for request, token, segment in drawn
-                if token in segment.stop_token_ids
-            )
-            if finished or len(ends_s) == self.repeat or interrupted.is_set():
+            stopped = tuple(i for i, token in enumerate(drawn) if token in stops[i])
+            if stopped or len(ends_s) == self.repeat or stop.is_set():
                 break
-            batch.advance([token for _, token, _ in drawn])
-        post.done(StepDone(ends_s[-1], operation, tuple(ends_s), finished))
+            post.tell(Drew(self.operation, ends_s[-1], drawn, told))
+            batch.advance(drawn)
+        post.tell(StepCompleted(self.operation, tuple(ends_s), drawn, stopped, told))

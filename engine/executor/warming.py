@@ -15,7 +15,7 @@ from pathlib import Path
 from threading import Condition, Thread
 
 from tokenmux.core.errors import TokenmuxError
-from tokenmux.executor.orphans import die_with_parent
+from tokenmux.processes.orphans import die_with_parent
 
 _log = logging.getLogger(__name__)
 

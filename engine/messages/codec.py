@@ -8,7 +8,10 @@ from typing import Generic, TypeVar
 import msgspec
 
 from tokenmux.messages.commands import Order
+from tokenmux.messages.completions import Completions
+from tokenmux.messages.launches import Instructions
 from tokenmux.messages.reports import Reports
+from tokenmux.messages.setups import ExecutorSetup, NodeSetup
 
 Value = TypeVar("Value")
 
@@ -38,5 +41,10 @@ class Codec(Generic[Value]):
             raise MalformedMessage(f"{len(encoded)} bytes that are not {self._name}: {error}") from None
 
 
+NODE_SETUP: Codec[NodeSetup] = Codec(msgspec.msgpack.Decoder(NodeSetup), "a node's setup")
 ORDERS: Codec[Order] = Codec(msgspec.msgpack.Decoder(Order), "a command")
 REPORTS: Codec[Reports] = Codec(msgspec.msgpack.Decoder(Reports), "reports")
+
+EXECUTOR_SETUP: Codec[ExecutorSetup] = Codec(msgspec.msgpack.Decoder(ExecutorSetup), "an executor's setup")
+INSTRUCTIONS: Codec[Instructions] = Codec(msgspec.msgpack.Decoder(Instructions), "instructions")
+COMPLETIONS: Codec[Completions] = Codec(msgspec.msgpack.Decoder(Completions), "completions")

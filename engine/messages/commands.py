@@ -4,10 +4,11 @@ from typing import NewType
 
 from msgspec import Struct
 
-from tokenmux.core.facts import ModelFacts, ModelId
+from tokenmux.core.facts import FIRST_INSTANCE, InstanceId, ModelFacts, ModelId
 from tokenmux.core.record import NO_HISTORY, RequestHistory
 from tokenmux.core.request import FinishReason, Request, RequestId
 from tokenmux.core.sampling import Sampling
+from tokenmux.messages.setups import DeviceSetup
 
 Ticket = NewType("Ticket", int)
 """Identifies a command: its answer, if it has one, carries the same."""
@@ -79,10 +80,32 @@ class Pin(Struct, frozen=True, array_like=True, tag=True):
 
 
 class Resize(Struct, frozen=True, array_like=True, tag=True):
-    """Reallocate the arena with `arena_bytes`, once it is empty; then requests go on. Answered when that is
-    done."""
+    """Reallocate a device's arena with `arena_bytes`, once it is empty; then requests go on. Answered when
+    that is done."""
 
     arena_bytes: int
+    instance: InstanceId = FIRST_INSTANCE
+
+
+class AddDevice(Struct, frozen=True, array_like=True, tag=True):
+    """Add a device to the pool. Answered by `Acknowledged` with its `instance` when it serves, or with the
+    reason why it cannot."""
+
+    device: DeviceSetup
+
+
+class DrainDevice(Struct, frozen=True, array_like=True, tag=True):
+    """Place nothing on a device any longer, and move its requests to others. Answered when it is empty. Its
+    pins move too; refused if a pinned model finds no room elsewhere. `undo` lets it serve again."""
+
+    instance: InstanceId
+    undo: bool = False
+
+
+class RemoveDevice(Struct, frozen=True, array_like=True, tag=True):
+    """Drain a device, then end its executor and give up its memory. Answered when that is done."""
+
+    instance: InstanceId
 
 
 class AskTrace(Struct, frozen=True, array_like=True, tag=True):
@@ -95,6 +118,9 @@ class Shutdown(Struct, frozen=True, array_like=True, tag=True):
     """Stop the worker once it has answered. Live requests are handed back unchanged."""
 
 
+ModelCommand = Register | Unregister | Load | Unload | Pin
+DeviceCommand = AddDevice | DrainDevice | RemoveDevice | Resize
+
 Command = (
     Submit
     | Cancel
@@ -106,6 +132,9 @@ Command = (
     | Unload
     | Pin
     | Resize
+    | AddDevice
+    | DrainDevice
+    | RemoveDevice
     | AskTrace
     | Shutdown
 )

@@ -1,36 +1,33 @@
 """Reports: what a worker tells the front.
 
-Two of them are for operators. `WorkerStatus` is its state at one moment: made by `executor/worker_status.py`,
+Two of them are for operators. `WorkerStatus` is its state at one moment: made by `node/node_status.py`,
 shown by `server/front/pool_status.py`. `WorkerUse` is how models and tenants were served since it started:
-made by `executor/telemetry.py`, collected by `server/front/usage.py`.
+made by `node/telemetry.py`, collected by `server/front/usage.py`.
 """
 
 from collections.abc import Sequence
-from typing import NewType
 
 from msgspec import Struct
 
 from tokenmux.core.errors import ErrorCode
-from tokenmux.core.facts import ModelId
-from tokenmux.core.phases import PhaseChanged, Residency
+from tokenmux.core.facts import InstanceId, ModelId, NodeId
+from tokenmux.core.phases import DeviceState, PhaseChanged, Residency
 from tokenmux.core.request import FinishReason, RequestId
+from tokenmux.core.sampling import LogProbabilities
 from tokenmux.core.span import Span
 from tokenmux.messages.commands import Ticket
 from tokenmux.scheduler.metrics.counter_table import Row
 
-InstanceId = NewType("InstanceId", int)
-"""Which instance of a pool; counted from 0."""
-
-FIRST_INSTANCE = InstanceId(0)
-
 
 class Tokens(Struct, frozen=True, array_like=True, tag=True):
-    """New tokens of a request, the first of them at index `index` of its output."""
+    """New tokens of a request, the first of them at index `index` of its output, with their log-probabilities
+    if it asks for them."""
 
     request: RequestId
     index: int
     token_ids: tuple[int, ...]
     at_s: float
+    log_probabilities: tuple[LogProbabilities, ...] = ()
 
 
 class Finished(Struct, frozen=True, array_like=True, tag=True):
@@ -45,7 +42,8 @@ class Finished(Struct, frozen=True, array_like=True, tag=True):
 
 
 class ModelStatus(Struct, frozen=True, array_like=True):
-    """What the worker knows of one model at a moment."""
+    """What the worker knows of one model at a moment, over all devices. `residency` is the nearest, and
+    `resident_on` the devices that hold its weights."""
 
     model: ModelId
     residency: Residency
@@ -59,6 +57,32 @@ class ModelStatus(Struct, frozen=True, array_like=True):
     """Why its weights could not be read from disk the last time."""
     unload_asked: bool = False
     """An operator wants it off the device, and it has not left yet."""
+    resident_on: tuple[InstanceId, ...] = ()
+
+
+class DeviceStatus(Struct, frozen=True, array_like=True):
+    """What the worker knows of one device at a moment."""
+
+    instance: InstanceId
+    device: str
+    state: DeviceState
+    arena_bytes: int
+    weight_bytes: int
+    kv_bytes: int
+    counts: Row
+    """The counters of `counters.INSTANCE_TABLE`."""
+    running_model: ModelId | None
+    loading_model: ModelId | None
+    """The model whose weights are being copied to the device."""
+    resident: tuple[ModelId, ...]
+    n_requests: int
+    """Live requests placed on it."""
+    n_deaths: int
+    """How often its executor broke and was replaced."""
+    fault: str = ""
+    """Why its executor broke the last time, if the device does not serve."""
+    pinned: tuple[ModelId, ...] = ()
+    """Models that are pinned to this device, also while they are on their way there."""
 
 
 class WorkerStatus(Struct, frozen=True, array_like=True, tag=True):
@@ -66,19 +90,18 @@ class WorkerStatus(Struct, frozen=True, array_like=True, tag=True):
     a second."""
 
     at_s: float
-    device: str
-    arena_bytes: int
-    weight_bytes: int
-    kv_bytes: int
     host_cache_bytes: int
     host_cache_used_bytes: int
     host_kv_bytes: int
     host_kv_used_bytes: int
     n_models_used: int
     """Models requested within the last hour."""
-    counts: Row
-    """The counters of `counters.INSTANCE_TABLE`."""
-    running_model: ModelId | None
+    work_s: float
+    """Time during which any model had unfinished requests, on any device."""
+    model_work_s: float
+    """The same time, once for each model with such requests."""
+    devices: tuple[DeviceStatus, ...]
+    """By instance. A device that was removed is missing."""
     models: tuple[ModelStatus, ...]
 
 
@@ -99,14 +122,16 @@ class Traced(Struct, frozen=True, array_like=True, tag=True):
 
 
 class Acknowledged(Struct, frozen=True, array_like=True, tag=True):
-    """Answer to `Register`, `Unregister`, `Load`, `Unload`, `Pin`, and `Resize` (which names no model).
+    """Answer to a command about a model or a device, except `AskTrace`.
 
-    An empty `error` means done (or, for `Load`, begun). `code` is the error's, if known.
+    An empty `error` means done (or, for `Load`, begun). `code` is the error's, if known. `instance` is the
+    device that `AddDevice` added.
     """
 
     ticket: Ticket
     error: str = ""
     code: ErrorCode | None = None
+    instance: InstanceId | None = None
 
 
 class Alive(Struct, frozen=True, array_like=True, tag=True):
@@ -131,7 +156,7 @@ that begin with their name."""
 
 
 class Reports(Struct, frozen=True, array_like=True):
-    """One message of a worker: what its instance `origin` has to say after an event, in order."""
+    """One message of a node: what `origin` has to say, in order."""
 
-    origin: InstanceId
+    origin: NodeId
     reports: Sequence[Report]

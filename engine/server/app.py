@@ -1,5 +1,5 @@
-"""Assembles the gRPC server (services, health, reflection, interceptors, transport) and runs it until told to
-stop.
+"""Assembles the gRPC server (services, health, reflection, interceptors, transport) and runs it, with the
+HTTP server beside it, until told to stop.
 
 What lies behind the front (worker, catalogue) is passed in, so that tests run the same server over scripted
 parts.
@@ -23,7 +23,8 @@ from tokenmux.server.grpc_api.health import HealthService
 from tokenmux.server.grpc_api.key_interceptor import KeyInterceptor
 from tokenmux.server.grpc_api.malformed import GRPC_LIMIT_TIMES, MalformedInterceptor
 from tokenmux.server.grpc_api.services import InferenceService, ModelsService, PlanningService, PoolService
-from tokenmux.server.listening import cannot_listen
+from tokenmux.server.http_api.http_server import HttpServer, HttpTransport
+from tokenmux.server.listening import Reservation, cannot_listen
 from tokenmux.server.stopping import LastResort
 from tokenmux.v1 import (
     inference_pb2,
@@ -62,32 +63,42 @@ class Running:
 
     port: int
     front: Front
+    http_port: int | None = None
 
 
 @asynccontextmanager
 async def running(
     front: Front,
     transport: Transport,
+    http: HttpTransport | None = None,
 ) -> AsyncIterator[Running]:
-    """Start the front and the server around it; stop both on leaving. Raises ConfigError if the address
-    cannot be used.
+    """Start the front and the servers around it; stop all on leaving. Raises ConfigError if an address cannot
+    be used.
 
-    The port is taken before anything slow begins, and answers only when the front is ready.
+    Ports are taken before anything slow begins, and answer only when the front is ready.
     """
     health = HealthService(front)
     server = _server(front, transport, health)
+    http_server: HttpServer | None = None
     try:
         port = _bind(server, transport)
+        if http is not None:
+            http_server = HttpServer(front, http, Reservation(http.address, "http").handed_over())
         await front.start()
         await server.start()
+        if http_server is not None:
+            await http_server.start()
         try:
-            yield Running(port, front)
+            yield Running(port, front, None if http_server is None else http_server.port)
         finally:
             health.stop()
     finally:
         # first: clients should get the real reason, not gRPC's for the calls that it cancels
         front.end_streams()
-        await server.stop(CLOSING_S)
+        stops = [server.stop(CLOSING_S)]
+        if http_server is not None:
+            stops.append(http_server.stop(CLOSING_S))
+        await asyncio.gather(*stops)
         await front.close()
 
 

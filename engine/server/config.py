@@ -6,102 +6,49 @@ the folder of the file. This module only describes; `tokenmux.server.serve` buil
 """
 
 import difflib
-import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, get_args
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    FiniteFloat,
-    ValidationError,
-    ValidationInfo,
+from pydantic import BeforeValidator, Field, FiniteFloat, ValidationError
+
+from tokenmux.core.addresses import DEFAULT_ADDRESS, is_loopback
+from tokenmux.core.errors import ConfigError
+from tokenmux.server.device_config import (
+    MAX_DEVICES,
+    DeviceConfig,
+    Entries,
+    HostConfig,
+    SingleDeviceConfig,
+    contradictions_of_devices,
+    device_entries,
+)
+from tokenmux.server.front.api_keys import Scope
+from tokenmux.server.front.request_rules import MAX_SECONDS
+from tokenmux.server.yaml_lines import Document, YamlPath, parse
+from tokenmux.server.yaml_values import (
+    MAX_COUNT,
+    Address,
+    Count,
+    CountOrNone,
+    Location,
+    ModelName,
+    PolicyName,
+    Seconds,
+    Section,
+    Size,
+    TenantName,
+    Weight,
+    in_short,
 )
 
-from tokenmux.core.addresses import DEFAULT_ADDRESS, address_fault, is_loopback
-from tokenmux.core.errors import ConfigError
-from tokenmux.core.memory_budgets import DeviceKind
-from tokenmux.core.model_names import model_name_fault
-from tokenmux.core.sizes import parse_size
-from tokenmux.scheduler.policy.registry import make_policy
-from tokenmux.server.front.api_keys import Scope
-from tokenmux.server.front.names import MAX_TENANT_CHARS, tenant_fault
-from tokenmux.server.front.request_rules import MAX_SECONDS, MAX_WEIGHT, MIN_SECONDS, MIN_WEIGHT
-from tokenmux.server.yaml_lines import Document, YamlPath, parse
-
-
-def _address(value: str) -> str:
-    fault = address_fault(value)
-    if fault is not None:
-        raise ValueError(fault)
-    return value
-
-
-def _name(value: str) -> str:
-    fault = model_name_fault(value)
-    if fault is not None:
-        raise ValueError(fault)
-    return value
-
-
-def _tenant(value: str) -> str:
-    fault = tenant_fault(value)
-    if fault is not None:
-        raise ValueError(fault)
-    return value
-
-
-def _policy(value: str) -> str:
-    try:
-        make_policy(value)
-    except ConfigError as error:
-        raise ValueError(str(error)) from error
-    return value
-
-
-def _location(value: Path, info: ValidationInfo) -> Path:
-    """Make a path absolute, from the folder that is the context of the validation."""
-    folder: Any = info.context
-    try:
-        os.fsencode(value)
-        location = value.expanduser()
-    except (RuntimeError, UnicodeError) as error:
-        raise ValueError(f"{str(value)!r} cannot be resolved here: write it in full ({error})") from error
-    if "\0" in str(value):
-        raise ValueError(f"{str(value)!r} is not a path: it contains a NUL character")
-    return Path(folder).absolute() / location
+MAX_MESSAGE_BYTES = MAX_COUNT // 4
+"""A server still reads messages of four times `max_message`, to refuse them with a reason."""
 
 
 def _source(value: object) -> object:
     return {"source": value} if isinstance(value, str) else value
-
-
-MAX_COUNT = 2**31 - 1
-MAX_MESSAGE_BYTES = MAX_COUNT // 4
-"""A server still reads messages of four times `max_message`, to refuse them with a reason."""
-
-Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0, lt=1 << 62)]
-Seconds = Annotated[FiniteFloat, Field(ge=MIN_SECONDS, le=MAX_SECONDS)]
-Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
-CountOrNone = Annotated[int, Field(ge=0, le=MAX_COUNT)]
-Weight = Annotated[FiniteFloat, Field(ge=MIN_WEIGHT, le=MAX_WEIGHT)]
-TenantName = Annotated[str, Field(min_length=1, max_length=MAX_TENANT_CHARS), AfterValidator(_tenant)]
-Address = Annotated[str, AfterValidator(_address)]
-Location = Annotated[Path, AfterValidator(_location)]
-ModelName = Annotated[str, AfterValidator(_name)]
-PolicyName = Annotated[str, AfterValidator(_policy)]
-
-
-class Section(BaseModel):
-    """What all sections of the file have in common: unknown keys are errors, values do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 class ModelConfig(Section):
@@ -111,29 +58,6 @@ class ModelConfig(Section):
     pinned: bool = False
     weight: Weight = 1.0
     """Multiplies the weight of its requests: higher is sooner, by less than a TTFT."""
-
-
-class DeviceConfig(Section):
-    """The device and its memory budgets."""
-
-    kind: DeviceKind = "cpu"
-    """`cuda` is the first GPU that CUDA shows (CUDA_VISIBLE_DEVICES)."""
-    arena: Size | None = None
-    """Device memory for weights and KV cache. Default: 2 GiB on a CPU, 85% of the free memory of a GPU."""
-    host_cache: Size | None = None
-    """Host memory that keeps weights near the device. Default: 4 GiB, or with a GPU half of what is
-    available, if that is more."""
-    host_kv: Size | None = None
-    """Host memory for paged-out KV cache. Default: 1 GiB, or with a GPU a tenth of what is available, if
-    that is more."""
-    paged_kv: Literal["exact", "int8"] = "exact"
-    """`int8` halves the bytes that paging moves. Requests that were paged then no longer yield exactly the
-    same tokens."""
-    slab: Size | None = None
-    """Unit in which models get memory for KV cache, at least two KV blocks of each. The default depends on
-    the size of the arena and the models."""
-    prefill_chunk_tokens: Count | None = None
-    """A longer prompt is computed in pieces of this many tokens. Default: 512 on a CPU, 2048 on a GPU."""
 
 
 class QueueConfig(Section):
@@ -164,17 +88,20 @@ class SlowReaderConfig(Section):
 
 
 class WorkerConfig(Section):
-    """A worker that breaks is replaced, without limit."""
+    """A worker, or the process of a device, that breaks is replaced, without limit."""
 
     max_restarts: CountOrNone = 3
-    """This many workers in a row that break within `restart_window_s` of their start are replaced at once;
-    after that the wait is 1, 2, 4, ... 60 s."""
+    """This many in a row that break within `restart_window_s` of their start are replaced at once; after that
+    the wait is 1, 2, 4, ... 60 s."""
     restart_window_s: Seconds = 60.0
     silent_s: Annotated[Seconds, Field(ge=2)] = 10.0
-    """A worker that sends nothing for this long hangs, and is killed."""
+    """A worker, or the process of a device, that sends nothing for this long hangs, and is killed."""
+    still_s: Annotated[Seconds, Field(ge=2)] = 30.0
+    """Health is NOT_SERVING if requests wait and nothing has moved for this long: no token, no step, no
+    copy."""
     outage_s: Annotated[FiniteFloat, Field(ge=0)] = 30.0
-    """How long requests wait while there is no worker. Then they end, and new ones are refused until there
-    is one."""
+    """How long requests wait while there is no worker, or no device serves. Then they end, and new ones are
+    refused until there is one."""
 
 
 class TextConfig(Section):
@@ -230,11 +157,17 @@ class PoolConfig(Section):
     """The whole file."""
 
     listen: Address = DEFAULT_ADDRESS
+    http: Address | None = None
+    """Where OpenAI's dialect of HTTP is served, with the same keys and certificate. Default: nowhere."""
     catalogue: Location = Path("~/.cache/tokenmux/catalogue")
     models: dict[ModelName, Annotated[ModelConfig, BeforeValidator(_source)]] = Field(default_factory=dict)
-    device: DeviceConfig = DeviceConfig()
+    device: SingleDeviceConfig = SingleDeviceConfig()
+    """The devices, if all are alike. Give this or `devices`."""
+    devices: Annotated[tuple[DeviceConfig, ...], Field(max_length=MAX_DEVICES)] | None = None
+    """The devices, if they differ."""
+    host: HostConfig = HostConfig()
     policy: PolicyName = "slack"
-    """How models share the device. All but the default are baselines for comparison."""
+    """How models share a device. All but the default are baselines for comparison."""
     queue: QueueConfig = QueueConfig()
     tenants: dict[TenantName, TenantConfig] = Field(default_factory=dict)
     service_level: ServiceLevelConfig = ServiceLevelConfig()
@@ -248,6 +181,21 @@ class PoolConfig(Section):
     max_message: Annotated[Size, Field(le=MAX_MESSAGE_BYTES)] = 4 << 20
     drain_s: Annotated[FiniteFloat, Field(ge=0, le=MAX_SECONDS)] = 30.0
     """How long live requests may take to complete after SIGTERM."""
+
+    @property
+    def all_devices(self) -> Entries:
+        """What describes devices, each with its place in the file."""
+        return device_entries(self.device, self.devices)
+
+    @property
+    def host_cache(self) -> Size | None:
+        """`host.cache`, or where it stands for a single device."""
+        return self.host.cache or self.device.host_cache
+
+    @property
+    def host_kv(self) -> Size | None:
+        """`host.kv`, or where it stands for a single device."""
+        return self.host.kv or self.device.host_kv
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,21 +246,19 @@ def check_config(document: Document, folder: Path, overrides: Sequence[Override]
 def _contradictions(config: PoolConfig) -> list[tuple[YamlPath, str]]:
     """Values that are wrong only in combination."""
     found: list[tuple[YamlPath, str]] = []
-    if not is_loopback(config.listen) and (config.tls is None or not config.keys):
-        missing = " and ".join(
-            name for name, given in (("`tls`", config.tls), ("`keys`", config.keys)) if not given
-        )
-        reason = (
-            f"listen: {config.listen} can be reached from other machines, which needs {missing}: "
-            "add them, or listen on 127.0.0.1"
-        )
-        found.append((("listen",), reason))
-    if config.device.paged_kv == "int8" and config.device.kind != "cuda":
-        reason = (
-            f"device.paged_kv: int8 is computed by a GPU's kernel, and device.kind is {config.device.kind}: "
-            "leave it out, or set `kind: cuda`"
-        )
-        found.append((("device", "paged_kv"), reason))
+    missing = " and ".join(
+        name for name, given in (("`tls`", config.tls), ("`keys`", config.keys)) if not given
+    )
+    for key, address in (("listen", config.listen), ("http", config.http)):
+        if missing and address is not None and not is_loopback(address):
+            reason = (
+                f"{key}: {address} can be reached from other machines, which needs {missing}: "
+                "add them, or listen on 127.0.0.1"
+            )
+            found.append(((key,), reason))
+    if config.http == config.listen and not config.listen.endswith(":0"):
+        found.append((("http",), f"http: {config.http} is where gRPC listens: choose another port"))
+    found.extend(contradictions_of_devices(config.device, config.devices))
     path = config.record_traffic.path
     if path is not None and path.suffix != ".jsonl":
         reason = f"record_traffic.path: {path.name} must end in .jsonl, so that it can be read as a trace"
@@ -359,12 +305,7 @@ def _say(item: Any) -> str:
             return f"{dotted}: {item['ctx']['error']}"
         case _:
             message = item["msg"].removeprefix("Input ")
-            return f"{dotted}: {message}, and is {_short(item['input'])}"
-
-
-def _short(value: object) -> str:
-    text = re.sub(r"\s+", " ", repr(value))
-    return text if len(text) <= 60 else f"{text[:57]}..."
+            return f"{dotted}: {message}, and is {in_short(item['input'])}"
 
 
 def _section_at(place: YamlPath) -> type[Section]:

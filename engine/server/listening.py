@@ -14,22 +14,25 @@ from tokenmux.core.errors import ConfigError
 
 
 def cannot_listen(
-    address: str, why: str = "the port is in use, or the address is not of this machine"
+    address: str,
+    why: str = "the port is in use, or the address is not of this machine",
+    key: str = "listen",
 ) -> ConfigError:
     return ConfigError(
         f"cannot listen on {address}: {why}. "
-        "Stop the other server, or choose another address with `listen` (--listen)."
+        f"Stop the other server, or choose another address with `{key}` (--{key})."
     )
 
 
 class Reservation:
-    """An address that no other server can take, until `give_up` (just before gRPC takes it) or the end of the
-    context."""
+    """An address that no other server can take, until `give_up` (just before the server takes it) or the end
+    of the context."""
 
-    def __init__(self, address: str) -> None:
-        """Raises ConfigError if the address is not available."""
+    def __init__(self, address: str, key: str = "listen") -> None:
+        """`key` of the configuration chooses the address. Raises ConfigError if it is not available."""
         host, _, port = address.rpartition(":")
         self._sockets = ExitStack()
+        self._listening: list[socket.socket] = []
         try:
             found = socket.getaddrinfo(
                 host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -42,19 +45,25 @@ class Reservation:
                     taken.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                 taken.bind(place)
                 taken.listen(1)
+                self._listening.append(taken)
         except OSError as error:
             self._sockets.close()
             why = "the port is in use" if error.errno == errno.EADDRINUSE else str(error.strerror or error)
-            raise cannot_listen(address, why) from error
+            raise cannot_listen(address, why, key) from error
 
     def give_up(self) -> None:
         self._sockets.close()
 
+    def handed_over(self) -> list[socket.socket]:
+        """The sockets that listen, for their new owner to close."""
+        self._sockets.pop_all()
+        return self._listening
+
 
 @contextmanager
-def reserved(address: str) -> Iterator[Reservation]:
+def reserved(address: str, key: str = "listen") -> Iterator[Reservation]:
     """Hold an address during something slow. Raises ConfigError if it is not available."""
-    reservation = Reservation(address)
+    reservation = Reservation(address, key)
     try:
         yield reservation
     finally:
@@ -88,3 +97,11 @@ def check_pair(certificate: Path, private_key: Path) -> None:
         raise ConfigError(
             f"tls: {certificate} and {private_key} cannot be used: one of them is damaged ({reason})"
         ) from error
+
+
+def tls_context(certificate: Path, private_key: Path) -> ssl.SSLContext:
+    """For servers that speak TLS by Python's own library. The files are a pair (`check_pair`)."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.set_alpn_protocols(["http/1.1"])
+    context.load_cert_chain(certificate, private_key)
+    return context

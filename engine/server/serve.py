@@ -5,22 +5,21 @@ Only this module of `tokenmux.server` knows the real worker and the real catalog
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from tokenmux.core.errors import ConfigError, NotServable
 from tokenmux.core.facts import DeviceFacts, HostFacts, ModelFacts
-from tokenmux.core.memory_budgets import PREFILL_CHUNK_TOKENS, default_budgets, default_slab_bytes
 from tokenmux.core.progress import Progress
-from tokenmux.core.request import ServiceLevel
-from tokenmux.device.cuda.gpu import check_cuda
-from tokenmux.executor import garbage_collection
-from tokenmux.executor.assemble import WorkerSetup
-from tokenmux.executor.calibrate import Speeds, measure
-from tokenmux.executor.monotonic_clock import MonotonicClock
-from tokenmux.executor.worker import ProcessWorker
 from tokenmux.messages.reports import Reports
+from tokenmux.messages.setups import NodeSetup, PresentDevices
+from tokenmux.node.node_process import NodeProcess
+from tokenmux.processes import garbage_collection
+from tokenmux.processes.monotonic_clock import MonotonicClock
+from tokenmux.processes.restarts import RestartLimits
 from tokenmux.scheduler.memory.capacity import check_model, check_request
 from tokenmux.server.app import Transport, running, until_signalled
 from tokenmux.server.children.encoder_children import EncoderChildren, TextLimits
@@ -32,9 +31,12 @@ from tokenmux.server.front.limits import Limits
 from tokenmux.server.front.request_rules import Defaults
 from tokenmux.server.front.tenants import Weights
 from tokenmux.server.front.traffic import TraceFile, TrafficRecorder
-from tokenmux.server.listening import Reservation, check_pair
+from tokenmux.server.http_api.http_server import HttpTransport
+from tokenmux.server.listening import Reservation, check_pair, tls_context
+from tokenmux.server.machine import Machine
+from tokenmux.server.pool_setup import level_of
 from tokenmux.server.stopping import LastResort
-from tokenmux.server.workers.supervisor import Patience, RestartLimits
+from tokenmux.server.workers.supervisor import Patience
 from tokenmux.server.workers.worker_protocol import Worker, WorkerFactory
 
 STARTING_S = 300.0
@@ -42,20 +44,15 @@ STARTING_S = 300.0
 TOUCHED_BYTES_PER_S = 100e6
 """Rate at which a worker's memory is touched if the system has to make room for it."""
 
-FETCH_BYTES_PER_S = 1e9
-"""First estimate of the rate at which weights are read from disk; the cost model corrects it from the first
-fetch on."""
-
 
 def open_catalogue(config: PoolConfig, progress: Progress) -> ServedCatalogue:
     """The catalogue with the models of the configuration, converted if necessary. May take minutes.
 
-    A model that cannot be converted is refused, and the others are served. Raises ConfigError first if the
-    device is missing; NotServable if the configuration names models, and the catalogue holds none that can be
-    served.
+    A model that cannot be converted is refused, and the others are served. Raises ConfigError first if a
+    device is missing, or memory; NotServable if the configuration names models, and the catalogue holds none
+    that can be served.
     """
-    if config.device.kind == "cuda":
-        check_cuda()
+    Machine().check(config)
     read_keys(config)
     read_transport(config)
     catalogue = ServedCatalogue(config.catalogue, registration_limits_of(config))
@@ -69,31 +66,32 @@ def open_catalogue(config: PoolConfig, progress: Progress) -> ServedCatalogue:
 
 
 async def serve(
-    config: PoolConfig, catalogue: ServedCatalogue, say: Callable[[str], None], reservation: Reservation
+    config: PoolConfig,
+    catalogue: ServedCatalogue,
+    say: Callable[[str], None],
+    reservations: Sequence[Reservation],
 ) -> None:
-    """Serve the catalogue until SIGTERM or SIGINT. `say` is called with a line that tells when and where the
+    """Serve the catalogue until SIGTERM or SIGINT. `say` is called with lines that tell when and where the
     server answers.
 
-    `reservation` holds the address until then. Raises ConfigError, DoesNotFit if no model fits, and what
+    `reservations` hold the addresses until then. Raises ConfigError, DoesNotFit if no model fits, and what
     starting the worker raises.
     """
     last_resort = LastResort(config.drain_s)
     keys, transport = read_keys(config), read_transport(config)
     recorder = recorder_of(config, MonotonicClock().now_s())
-    speeds = await asyncio.to_thread(measure, config.device.kind, MonotonicClock())
+    machine = Machine()
     blocks = (entry.facts.kv.block_bytes for entry in catalogue.entries())
-    device, host = facts_of(config, speeds, max(blocks, default=0))
+    setup = await asyncio.to_thread(machine.setup_of, config, max(blocks, default=0))
     encoder = EncoderChildren(text_limits_of(config))
     front = Front(
-        worker_factory(
-            WorkerSetup(
-                device, host, config.policy, config.device.kind, config.device.paged_kv, level_of(config)
-            )
-        ),
+        worker_factory(setup),
         catalogue,
-        DeviceCapacity(device, host),
+        DeviceCapacity(setup.host),
+        setup.devices,
+        machine,
         pinned=[name for name, model in config.models.items() if model.pinned],
-        limits=limits_of(config),
+        limits=limits_of(config, setup),
         defaults=Defaults(config.queue.max_tokens, level_of(config)),
         weights=weights_of(config),
         recorder=recorder,
@@ -101,15 +99,19 @@ async def serve(
         keys=keys,
     )
     encoder.begin()
-    reservation.give_up()
+    for reservation in reservations:
+        reservation.give_up()
     try:
-        async with running(front, transport) as server:
+        async with running(front, transport, read_http_transport(config)) as server:
             at = f"{config.listen.rpartition(':')[0]}:{server.port}"
             # A reader of that line may send a signal at once.
             signalled = asyncio.ensure_future(until_signalled(front, config.drain_s, last_resort))
             await asyncio.sleep(0)
             garbage_collection.settle()
             say(f"serving {sum(served.refusal is None for served in front.models)} models, listening on {at}")
+            if config.http is not None:
+                scheme, host = "http" if config.tls is None else "https", config.http.rpartition(":")[0]
+                say(f"OpenAI's dialect of HTTP at {scheme}://{host}:{server.http_port}/v1")
             await signalled
     finally:
         catalogue.close()
@@ -117,60 +119,35 @@ async def serve(
             recorder.close()
 
 
-def worker_factory(setup: WorkerSetup) -> WorkerFactory:
-    """Workers as processes of this machine."""
+def worker_factory(setup: NodeSetup) -> WorkerFactory:
+    """Workers are nodes: processes of this machine, with the devices of the moment."""
 
-    def start(on_reports: Callable[[Reports], None], *, arena_bytes: int) -> Worker:
-        device = replace(setup.device, arena_bytes=arena_bytes)
-        return ProcessWorker(replace(setup, device=device), on_reports)
+    def start(on_reports: Callable[[Reports], None], *, devices: PresentDevices) -> Worker:
+        present = replace(
+            setup,
+            devices=tuple(devices.setups.values()),
+            instances=tuple(devices.setups),
+            n_numbered=devices.n_numbered,
+            n_sharing=len(setup.devices),
+        )
+        return NodeProcess(present, on_reports)
 
     return start
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceCapacity:
-    """`tokenmux.server.front.pool_size.Capacity` of one device."""
+    """`tokenmux.server.front.fitting.Capacity` beside this host memory."""
 
-    device: DeviceFacts
     host: HostFacts
 
-    @property
-    def arena_bytes(self) -> int:
-        return self.device.arena_bytes
+    def check_model(self, device: DeviceFacts, model: ModelFacts, pinned: Iterable[ModelFacts]) -> None:
+        check_model(device, self.host, model, pinned)
 
-    def resized(self, arena_bytes: int) -> "DeviceCapacity":
-        return replace(self, device=replace(self.device, arena_bytes=arena_bytes))
-
-    def check_model(self, model: ModelFacts, pinned: Iterable[ModelFacts]) -> None:
-        check_model(self.device, self.host, model, pinned)
-
-    def check_request(self, model: ModelFacts, n_tokens: int, pinned: Iterable[ModelFacts]) -> None:
-        check_request(self.device, model, n_tokens, pinned)
-
-
-def facts_of(
-    config: PoolConfig, speeds: Speeds, largest_block_bytes: int = 0
-) -> tuple[DeviceFacts, HostFacts]:
-    """Budgets from the configuration, or the defaults of `tokenmux.core.memory_budgets`; speeds as measured.
-
-    `largest_block_bytes` is the size of the largest KV block of the models to be served.
-    """
-    asked = config.device
-    default = default_budgets(asked.kind, speeds.free_bytes, speeds.host_bytes)
-    arena_bytes = asked.arena or default.arena_bytes
-    host_kv_bytes = asked.host_kv or default.host_kv_bytes
-    device = DeviceFacts(
-        name=speeds.name,
-        arena_bytes=arena_bytes,
-        host_kv_bytes=host_kv_bytes,
-        copy_in_bytes_per_s=speeds.copy_bytes_per_s,
-        copy_out_bytes_per_s=speeds.copy_bytes_per_s,
-        memory_bytes_per_s=speeds.read_bytes_per_s,
-        flops_per_s=speeds.flops_per_s,
-        slab_bytes=asked.slab or default_slab_bytes(arena_bytes, host_kv_bytes, largest_block_bytes),
-        prefill_chunk_tokens=asked.prefill_chunk_tokens or PREFILL_CHUNK_TOKENS[asked.kind],
-    )
-    return device, HostFacts(asked.host_cache or default.host_cache_bytes, FETCH_BYTES_PER_S)
+    def check_request(
+        self, device: DeviceFacts, model: ModelFacts, n_tokens: int, pinned: Iterable[ModelFacts]
+    ) -> None:
+        check_request(device, model, n_tokens, pinned)
 
 
 def recorder_of(config: PoolConfig, now_s: float) -> TrafficRecorder | None:
@@ -182,26 +159,22 @@ def recorder_of(config: PoolConfig, now_s: float) -> TrafficRecorder | None:
     return TrafficRecorder(asked.window, now_s, file)
 
 
-def limits_of(config: PoolConfig) -> Limits:
+def limits_of(config: PoolConfig, setup: NodeSetup) -> Limits:
     return Limits(
         max_requests=config.queue.max_requests,
         buffer_tokens=config.slow_reader.buffer_tokens,
         unread_s=config.slow_reader.end_after_s,
         restarts=RestartLimits(config.worker.max_restarts, config.worker.restart_window_s),
-        patience=Patience(silent_s=config.worker.silent_s, starting_s=starting_s(config)),
+        patience=Patience(silent_s=config.worker.silent_s, starting_s=starting_s(setup)),
         outage_s=config.worker.outage_s,
+        still_s=config.worker.still_s,
     )
 
 
-def level_of(config: PoolConfig) -> ServiceLevel:
-    """The service level of requests without one."""
-    return ServiceLevel(config.service_level.ttft_s, config.service_level.tpot_s)
-
-
-def starting_s(config: PoolConfig) -> float:
+def starting_s(setup: NodeSetup) -> float:
     """How long a worker may take until it serves: it loads libraries and touches its memory page by page."""
-    n_bytes = (config.device.arena or 0) + (config.device.host_kv or 0)
-    return STARTING_S + n_bytes / TOUCHED_BYTES_PER_S
+    arenas = sum(device.facts.arena_bytes for device in setup.devices if device.kind == "cpu")
+    return STARTING_S + (arenas + setup.host_kv_bytes) / TOUCHED_BYTES_PER_S
 
 
 def text_limits_of(config: PoolConfig) -> TextLimits:
@@ -245,6 +218,18 @@ def read_transport(config: PoolConfig) -> Transport:
         certificate=certificate,
         private_key=private_key,
         max_message_bytes=config.max_message,
+    )
+
+
+def read_http_transport(config: PoolConfig) -> HttpTransport | None:
+    """How OpenAI's dialect is reached; None if it is not. The files were checked by `read_transport`."""
+    if config.http is None:
+        return None
+    return HttpTransport(
+        config.http,
+        tls=None if config.tls is None else tls_context(config.tls.certificate, config.tls.private_key),
+        max_body_bytes=config.max_message,
+        unread_s=config.slow_reader.end_after_s,
     )
 
 

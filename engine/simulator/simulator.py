@@ -76,7 +76,9 @@ class Simulator:
         """Records of all ended requests, in the order of their ends."""
         self.refused: list[tuple[Request, str]] = []
         self.truths = list(truth) if isinstance(truth, Sequence) else [truth] * len(instances)
-        self.pool = Pool(instances, pool_policy or OneInstance(), self, self.clock, models)
+        self.pool = Pool(
+            instances, pool_policy or OneInstance(), self, self.clock, models, n_tokens=self._n_needed
+        )
         self._on_effects = on_effects
         self._doubts = doubts
         self._n_output: dict[RequestId, int] = {}
@@ -175,7 +177,6 @@ class Simulator:
                     self._n_output.pop(record.request.id, None)
                 case ResizeReady(arena_bytes):
                     device.resize(arena_bytes)
-                    self.pool.post(index, Resized(self.now_s, arena_bytes))
                 case CopyEnded() | StepEnded() | ModelLoaded() | RequestEntered() | RequestLeft():
                     pass
                 case PhaseChanged() | Evict() | Drop() | Discard():
@@ -192,6 +193,10 @@ class Simulator:
             partial(self._n_left, instance),
             doubts=self._doubts,
         )
+
+    def _n_needed(self, request: Request) -> int:
+        """Number of tokens that the request will have, prompt and output."""
+        return request.n_prompt + self._n_output.get(request.id, request.max_tokens)
 
     def _n_left(self, instance: Instance, request: RequestId) -> int:
         """How many tokens the request has yet to draw."""
@@ -214,5 +219,5 @@ class _Completions:
         self._simulator = simulator
         self._index = index
 
-    def done(self, completion: StepDone | CopyDone) -> None:
+    def done(self, completion: StepDone | CopyDone | Resized) -> None:
         self._simulator.apply(self._index, completion)

@@ -1,7 +1,7 @@
 """The device that computes nothing: every operation completes after a cost model's duration, on virtual time.
 
-It carries out the plans of simulated instances, and of the running engine in tests and benchmarks
-(`tokenmux.device.device_protocol.Device`), without weights, threads or waiting. Every token that it draws is
+It carries out the plans of simulated instances, and of a node's in tests and benchmarks
+(`tokenmux.testing.virtual_node`), without weights, threads or waiting. Every token that it draws is
 0; the caller says how many. A repeated step is one completion; if it is interrupted, its end moves to the end
 of the present iteration.
 """
@@ -11,7 +11,7 @@ from functools import partial
 from typing import Protocol
 
 from tokenmux.core.cost import CostModel, burst_ends_s
-from tokenmux.core.event import SUPERSEDED, CopyDone, StepDone
+from tokenmux.core.event import SUPERSEDED, CopyDone, Resized, StepDone
 from tokenmux.core.facts import ModelId
 from tokenmux.core.request import FinishReason, RequestId
 from tokenmux.core.started import Started, StartedActivation, StartedCompaction, StartedCopy, StartedStep
@@ -27,7 +27,7 @@ drew."""
 class CompletionPost(Protocol):
     """Receives completions."""
 
-    def done(self, completion: StepDone | CopyDone) -> None: ...
+    def done(self, completion: StepDone | CopyDone | Resized) -> None: ...
 
 
 class VirtualDevice:
@@ -60,6 +60,7 @@ class VirtualDevice:
         """The model that stepped last."""
         self._step: tuple[StartedStep, tuple[float, ...]] | None = None
         self._copies: set[int] = set()
+        self._is_resizing = False
 
     @property
     def step_end_s(self) -> float:
@@ -86,7 +87,8 @@ class VirtualDevice:
         if self._step is None:
             return
         started, ends_s = self._step
-        n = next(i for i, end_s in enumerate(ends_s) if end_s >= self._clock.now_s()) + 1
+        # An iteration that ends now has been reported, and the next one has begun.
+        n = sum(end_s <= self._clock.now_s() for end_s in ends_s) + 1
         if n < len(ends_s):
             self._expect(started, ends_s[:n])
 
@@ -94,12 +96,15 @@ class VirtualDevice:
         self._clock.call_at(self._clock.now_s(), partial(self._complete_copy, operation, SUPERSEDED))
 
     def resize(self, arena_bytes: int) -> None:
-        """Do nothing: there is no memory."""
+        """Reallocate the arena, which takes no time: there is no memory."""
+        self._is_resizing = True
+        self._clock.call_at(self._clock.now_s(), partial(self._complete_resize, arena_bytes))
 
     def close(self) -> None:
         """Drop everything in flight: none of it completes."""
         self._step = None
         self._copies.clear()
+        self._is_resizing = False
 
     def _start_step(self, started: StartedStep) -> None:
         step, now_s = started.operation, self._clock.now_s()
@@ -139,6 +144,11 @@ class VirtualDevice:
         if operation in self._copies:
             self._copies.remove(operation)
             self._post.done(CopyDone(self._clock.now_s(), operation, error))
+
+    def _complete_resize(self, arena_bytes: int) -> None:
+        if self._is_resizing:
+            self._is_resizing = False
+            self._post.done(Resized(self._clock.now_s(), arena_bytes))
 
     def _complete_step(self, expected: tuple[StartedStep, tuple[float, ...]]) -> None:
         if self._step is not expected:

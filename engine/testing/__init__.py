@@ -12,8 +12,8 @@ A world in which a scheduler can be tried takes a few lines, and no process, thr
 >>> instance.metrics.models["large"].n_swaps
 1
 
-`virtual_engine` has the running engine on virtual time, `started_operations` what a device is given,
-`scripted_worker` a worker for a front that has none.
+`virtual_node` has a node on virtual time, `driven_node` one with real weights in the caller's thread,
+`started_operations` what a device is given, `scripted_worker` a worker for a front that has none.
 """
 
 from tokenmux.testing.builders import (

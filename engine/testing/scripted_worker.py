@@ -9,24 +9,29 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from tokenmux.core.errors import ErrorCode, WorkerFailed
+from tokenmux.core.facts import FIRST_NODE, InstanceId
 from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.core.request import FinishReason
 from tokenmux.core.span import Span
 from tokenmux.messages.commands import (
+    AddDevice,
     AskTrace,
     Cancel,
     Command,
+    DrainDevice,
     Load,
     Order,
     Pin,
     Register,
+    RemoveDevice,
     Resize,
     Submit,
     Ticket,
     Unload,
     Unregister,
 )
-from tokenmux.messages.reports import FIRST_INSTANCE, Acknowledged, Finished, Report, Reports, Tokens, Traced
+from tokenmux.messages.reports import Acknowledged, Finished, Report, Reports, Tokens, Traced
+from tokenmux.messages.setups import PresentDevices
 
 Wanted = TypeVar("Wanted", bound=Command)
 
@@ -35,21 +40,24 @@ _PATIENCE_S = 10.0
 
 
 def make_reports(*reports: Report) -> Reports:
-    """These reports as the first instance of a worker sends them."""
-    return Reports(FIRST_INSTANCE, reports)
+    """These reports as the first node sends them."""
+    return Reports(FIRST_NODE, reports)
 
 
 class ScriptedWorker:
     """Acknowledges commands and ends what is cancelled; tokens come when the test says so, or at once with
     `auto`."""
 
-    def __init__(self, script: "ScriptedWorkers", post: Callable[[Reports], None], arena_bytes: int) -> None:
+    def __init__(
+        self, script: "ScriptedWorkers", post: Callable[[Reports], None], devices: PresentDevices
+    ) -> None:
         self.script = script
         self._post = post
-        self.resize_ticket = Ticket(0)
-        """The ticket of the last resize that was asked for."""
-        self.arena_bytes = arena_bytes
-        """The size with which it was started."""
+        self.device_ticket = Ticket(0)
+        """The ticket of the last command about a device."""
+        self.devices = devices
+        """Those with which it was started."""
+        self._n_numbered = devices.n_numbered
         self.dead = False
         self.killed = False
         self.closed = False
@@ -62,8 +70,8 @@ class ScriptedWorker:
             raise WorkerFailed("the pipe is closed")
         ticket, command = order.ticket, order.command
         self.script.sent.put_nowait(command)
-        if isinstance(command, Resize):
-            self.resize_ticket = ticket
+        if isinstance(command, AddDevice | DrainDevice | RemoveDevice | Resize):
+            self.device_ticket = ticket
         match command:
             case Register(model_facts):
                 self.post(Acknowledged(ticket, self.script.refuses.get(model_facts.id, "")))
@@ -72,8 +80,11 @@ class ScriptedWorker:
             case Unregister(model) | Load(model) | Unload(model) | Pin(model):
                 code = self.script.codes.get(model)
                 self.post(Acknowledged(ticket, self.script.refuses.get(model, ""), code))
-            case Resize() if self.script.answer_resizes:
-                self.post(Acknowledged(ticket, self.script.refuses.get("resize", ""), ErrorCode.DOES_NOT_FIT))
+            case AddDevice() if self.script.answer_devices:
+                self._answer_about_device(ticket, InstanceId(self._n_numbered))
+                self._n_numbered += 1
+            case DrainDevice() | RemoveDevice() | Resize() if self.script.answer_devices:
+                self._answer_about_device(ticket)
             case AskTrace(last_s) if self.script.answer_traces:
                 self.post(
                     Traced(ticket, tuple(span for span in self.script.spans if span.end_s >= 100.0 - last_s))
@@ -82,6 +93,10 @@ class ScriptedWorker:
                 self.post(Finished(request, reason, 0.0))
             case Submit(request) if self.script.auto:
                 self.run(command)
+
+    def _answer_about_device(self, ticket: Ticket, added: InstanceId | None = None) -> None:
+        error = self.script.refuses.get("device", "")
+        self.post(Acknowledged(ticket, error, ErrorCode.DOES_NOT_FIT, None if error else added))
 
     def run(self, submit: Submit, *, wide: int = 1) -> None:
         """All tokens of a request at once: the letters after the last one of the prompt."""
@@ -113,9 +128,10 @@ class ScriptedWorkers:
         self.auto = auto
         self.answer_cancels = True
         self.answer_traces = True
-        self.answer_resizes = True
+        self.answer_devices = True
         self.spans: list[Span] = []
         self.refuses: dict[str, str] = {}
+        """Reasons by model, and "device" for all commands about devices."""
         self.codes: dict[str, ErrorCode] = {}
         """The error codes with which models are refused, by model."""
         self.refuses_pins: dict[str, str] = {}
@@ -123,11 +139,11 @@ class ScriptedWorkers:
         self.workers: list[ScriptedWorker] = []
         self.sent: asyncio.Queue[Command] = asyncio.Queue()
 
-    def factory(self, post: Callable[[Reports], None], *, arena_bytes: int) -> ScriptedWorker:
+    def factory(self, post: Callable[[Reports], None], *, devices: PresentDevices) -> ScriptedWorker:
         if self.fails_to_start:
             self.fails_to_start -= 1
             raise OSError("no more processes")
-        worker = ScriptedWorker(self, post, arena_bytes)
+        worker = ScriptedWorker(self, post, devices)
         self.workers.append(worker)
         return worker
 

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 from tests.cli.runner import refused, run
 from tests.server.harness import ServerThread
 from tokenmux.cli.app import app
+from tokenmux.core.sampling import LogitRules
 from tokenmux.messages.commands import Submit
 
 
@@ -28,6 +29,17 @@ def test_generate_reads_stdin_and_sends_every_option(server: ServerThread) -> No
         "0.25",
         "--seed",
         "7",
+        "--min-p",
+        "0.125",
+        "--repetition-penalty",
+        "1.5",
+        "--frequency-penalty",
+        "0.5",
+        "--presence-penalty=-0.25",
+        "--logit-bias",
+        "42:-100",
+        "--bad-word",
+        "xy",
         "--stop",
         "f",
         "--stop",
@@ -39,7 +51,20 @@ def test_generate_reads_stdin_and_sends_every_option(server: ServerThread) -> No
     submit = server.do(server.served.hub.next(Submit))
     sampling = submit.sampling
     assert (sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed) == (0.5, 3, 0.25, 7)
+    assert sampling.min_p == 0.125
+    forbidden = (tuple(b"xy"), tuple(b" xy"))
+    assert sampling.rules == LogitRules(1.5, 0.5, -0.25, ((42, -100.0),), forbidden)
     assert (submit.prompt, submit.request.max_tokens) == (tuple(b"abc"), 9)
+
+
+def test_generate_shows_what_it_is_asked_to_show(server: ServerThread) -> None:
+    result = run(server, "generate", "letters", "abc", "--stop", "f", "--include-stop", "--echo")
+    assert result.stdout == "abcdef\n"
+    result = run(server, "generate", "letters", "xabc", "-n", "2", "--truncate", "3", "--request-id", "mine")
+    assert result.stdout == "de\n"
+    submits = [server.do(server.served.hub.next(Submit)) for _ in range(2)]
+    assert submits[1].request.id == "mine"
+    assert bytes(submits[1].prompt) == b"abc"
 
 
 def test_generate_as_json(server: ServerThread) -> None:
@@ -64,6 +89,7 @@ def test_chat_remembers_until_the_input_ends(server: ServerThread) -> None:
         (["--seed", "-1"], "--seed"),
         (["--seed", str(2**64)], "--seed"),
         (["--top-k", str(10**11)], "--top-k"),
+        (["--logit-bias", "5"], "'5' is not a bias: write ID:BIAS"),
     ],
 )
 def test_numbers_that_cannot_be_sent_are_wrong_usage(

@@ -31,7 +31,7 @@ def run(*arguments: object) -> Result:
 
 def test_folders_catalogues_and_pools_name_models(llama: Path, tmp_path: Path, own_cache: Path) -> None:
     first = json.loads(run(llama, "--arch", "sm_80", "--json").stdout)
-    assert (first["arch"], first["models"], first["forms"], first["compiled"]) == ("sm_80", 1, 9, 9)
+    assert (first["arch"], first["models"], first["forms"], first["compiled"]) == ("sm_80", 1, 13, 13)
     assert first["cache"] == str(own_cache)
     assert first["cache_bytes"] == sum(f.stat().st_size for f in own_cache.rglob("*") if f.is_file())
 
@@ -45,7 +45,7 @@ def test_folders_catalogues_and_pools_name_models(llama: Path, tmp_path: Path, o
         (["--config", pool], 2),
     ):
         said = run(*arguments, "--arch", "sm_80").stdout
-        assert f"9 forms for {n_models} models on sm_80: 0 compiled, 9 there already" in said
+        assert f"13 forms for {n_models} models on sm_80: 0 compiled, 13 there already" in said
         assert f"cache: {own_cache}" in said.replace("\n", "")
 
 
@@ -53,10 +53,11 @@ def test_a_cache_of_its_own_and_the_forms_of_int8(
     llama: Path, tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = tmp_path / "pool.yaml"
-    pool.write_text(f"models:\n  fresh: {llama}\ncatalogue: none\ndevice: {{kind: cuda, paged_kv: int8}}\n")
+    devices = "devices: [{kind: cuda, paged_kv: int8}]"
+    pool.write_text(f"models:\n  fresh: {llama}\ncatalogue: none\n{devices}\n")
     monkeypatch.chdir(tmp_path)
     found = json.loads(run("--config", pool, "--arch", "sm_90", "--cache", "brought", "--json").stdout)
-    assert (found["forms"], found["compiled"], found["cache"]) == (11, 11, str(tmp_path / "brought"))
+    assert (found["forms"], found["compiled"], found["cache"]) == (15, 15, str(tmp_path / "brought"))
     assert not own_cache.exists()
 
 

@@ -10,11 +10,13 @@ from rich.console import Console
 
 from tests.cli.runner import refused, run
 from tests.server.harness import ServerThread
-from tests.server.sample_reports import worker_status, worker_use
-from tokenmux.cli.tables import ModelsView
+from tests.server.sample_reports import device_status, worker_status, worker_use
+from tokenmux.cli.tables import ModelsView, pool_view
 from tokenmux.client import Client
+from tokenmux.core.facts import FIRST_INSTANCE, InstanceId, ModelId
+from tokenmux.core.phases import DeviceState
 from tokenmux.core.span import Span
-from tokenmux.messages.commands import Resize
+from tokenmux.messages.commands import AddDevice, DrainDevice, RemoveDevice, Resize
 
 
 def test_models_and_status_are_shown(server: ServerThread, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,23 +46,98 @@ def test_states_and_reasons_are_whole_in_lines_of_any_length(server: ServerThrea
     with Client(server.served.target) as client:
         (letters,) = client.models.list()
     models = (
-        replace(letters, pinned=True, n_tokens=123_456, n_tokens_on_time=123_000),
+        replace(letters, pinned=True, n_tokens=123_456, n_tokens_on_time=123_000, instances=(0, 1)),
         replace(letters, name="a-rather-long-name", refusal="its weights are quantised (awq)"),
     )
     console = Console(width=width, file=io.StringIO())
     console.print(ModelsView(models, {"letters": 1234.5}))
     lines = console.file.getvalue().splitlines()
-    assert any("resident (pinned)" in line and "123456" in line and "1234.5" in line for line in lines)
-    assert " ".join(lines[3:]) == "a-rather-long-name is refused: its weights are quantised (awq)"
-    assert ("context" in lines[0]) == (width >= 100)
+    whole = ("resident (pinned)", "0,1", "3", "4", "100%", "1234.5")
+    assert any(all(part in line for part in whole) for line in lines)
+    said = [line for line in lines if "refused:" in line or "quantised" in line]
+    assert " ".join(said) == "a-rather-long-name is refused: its weights are quantised (awq)"
+    assert ("context" in lines[0]) == (width >= 120)
+    assert max(map(len, lines)) <= width
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_several_devices_are_shown_whole_in_lines_of_any_length(server: ServerThread, width: int) -> None:
+    gib = 1 << 30
+    devices = (
+        device_status("letters", arena_bytes=68 * gib, weight_bytes=33 * gib, pinned=(ModelId("letters"),)),
+        device_status(instance=InstanceId(1), state=DeviceState.OUT, fault="out of memory", n_deaths=3),
+        device_status(
+            instance=InstanceId(12), state=DeviceState.DRAINING, loading_model=ModelId("wide"), n_requests=0
+        ),
+    )
+    server.do(server.post(worker_status("letters", devices=devices)))
+    with Client(server.served.target) as client:
+        before = client.pool.status()
+    busier = replace(before.instances[0], compute_busy_s=9.5)
+    now = replace(before, at_s=before.at_s + 2, instances=(busier, *before.instances[1:]))
+    console = Console(width=width, file=io.StringIO())
+    console.print(pool_view(now, before))
+    lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
+    for line in (
+        "0 serving letters 33.0 GiB 68.0 GiB 14 75% 15",
+        "1 out 2.2 KiB 9.8 KiB 14 0% 3",
+        "12 draining 2.2 KiB 9.8 KiB 0% 15",
+        "0 virtual GPU; holds letters (pinned)",
+        "12 virtual GPU; loads wide",
+        "host cache ━━━╸ 4.9 KiB of 39.1 KiB",
+        "device 1 is out: out of memory",
+    ):
+        assert line in lines
+
+
+def test_devices_are_added_drained_and_removed(server: ServerThread) -> None:
+    hub = server.served.hub
+    result = run(server, "pool", "add", "--arena", "4KiB")
+    assert (result.exit_code, result.stdout) == (0, "device 1 serves\n")
+    assert server.do(hub.next(AddDevice)).device.facts.arena_bytes == 4096
+    assert run(server, "pool", "resize", "8KiB", "--device", "1").stdout == (
+        "device 1 has 8.0 KiB of device memory\n"
+    )
+    assert server.do(hub.next(Resize)) == Resize(8192, InstanceId(1))
+    assert run(server, "pool", "drain", "1").stdout == "device 1 is drained\n"
+    assert run(server, "pool", "drain", "1", "--undo").stdout == "device 1 serves again\n"
+    assert server.do(hub.next(DrainDevice)) == DrainDevice(InstanceId(1))
+    assert server.do(hub.next(DrainDevice)) == DrainDevice(InstanceId(1), undo=True)
+    assert run(server, "pool", "remove", "1").stdout == "device 1 is removed\n"
+    assert server.do(hub.next(RemoveDevice)) == RemoveDevice(InstanceId(1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (("drain", "7"), 1, "there is no device 7: the pool has 0"),
+        (("remove", "0"), 1, "device 0 is the last one that serves: add another one before removing it"),
+        (("drain", "0", "--undo"), 1, "device 0 is not drained: there is nothing to undo"),
+        (("resize", "900TiB", "--device", "0"), 1, "this machine has 1 GiB"),
+        (("resize", "1KiB", "--device", "3"), 1, "there is no device 3"),
+        (("resize", "500"), 1, "letters needs 1000 bytes, the device has 500"),
+        (("add", "--kind", "tpu"), 2, "'tpu' is not a kind of device: write 'cpu' or 'cuda'"),
+        (("add", "--paged-kv", "int4"), 2, "write 'exact' or 'int8'"),
+        (("add", "--gpu", "none"), 1, "there is no GPU none"),
+        (("add", "--arena", "0"), 2, "must be more than 0"),
+    ],
+)
+def test_wrong_input_about_devices(
+    server: ServerThread, arguments: tuple[str, ...], status: int, message: str
+) -> None:
+    assert message in refused(run(server, "pool", *arguments), status)
+    assert not any(
+        isinstance(command, AddDevice | DrainDevice | RemoveDevice | Resize)
+        for command in server.served.hub.unread()
+    )
 
 
 def test_the_pool_is_resized(server: ServerThread) -> None:
     result = run(server, "pool", "resize", "512MiB")
     assert (result.exit_code, result.stdout) == (0, "the pool has 512.0 MiB of device memory\n")
-    assert server.do(server.served.hub.next(Resize)) == Resize(512 << 20)
-    server.served.hub.refuses["resize"] = "512 bytes is too little"
-    assert "512 bytes is too little" in refused(run(server, "pool", "resize", "512"), 1)
+    assert server.do(server.served.hub.next(Resize)) == Resize(512 << 20, FIRST_INSTANCE)
+    server.served.hub.refuses["device"] = "1500 bytes is too little"
+    assert "1500 bytes is too little" in refused(run(server, "pool", "resize", "1500"), 1)
     for nonsense, message in (
         ("lots", "is not a size"),
         ("0", "must be more than 0"),

@@ -13,6 +13,14 @@ from tests.cli.runner import refused, run
     [
         (["--config", "none.yaml"], "error: none.yaml: cannot be read: No such file or directory"),
         (["--arena", "lots"], "error: command line: --arena: device.arena: 'lots' is not a size"),
+        (
+            ["--devices", "0"],
+            "error: command line: --devices: device.count: should be greater than or equal to 1",
+        ),
+        (
+            ["--listen", "127.0.0.1:0", "--devices", "3", "--arena", "900TiB"],
+            "error: the memory of this machine is too small: 2764800.0 GiB for 3 arenas, 3.0 GiB for",
+        ),
         (["--model", "nameless"], "error: --model nameless: write NAME=PATH"),
         (
             ["--listen", "0.0.0.0:1"],

@@ -1,11 +1,13 @@
-"""The scheduler exists once: the running engine and the simulator must decide the same, line for line.
+"""The scheduler exists once: the node and the simulator must decide the same, line for line.
 
-One seeded trace goes through the `Engine`, message by message, and through the `Simulator`: with
-cancellations, a resize, a worker that is lost. Both get the same policy, facts, cost model and virtual
-device; what differs is who carries effects out, in what order, and what becomes of requests.
+One seeded trace goes through the `Node`, message by message, and through the `Simulator`: on one device and
+on several that share a host, with cancellations, moves, resizes, devices that are lost, drained, added and
+removed. Both get the same policies, facts, cost models and virtual devices; what differs is who carries
+effects out, in what order, and what becomes of requests.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,24 +16,29 @@ import pytest
 
 from tokenmux.core.effects import Effects
 from tokenmux.core.effects import decisions as decisions_in
-from tokenmux.core.event import Cancelled, ModelAdded, ResizeAsked
-from tokenmux.core.facts import DeviceFacts, HostFacts, KvShape, ModelFacts, ModelId
+from tokenmux.core.event import Cancelled, ResizeAsked
+from tokenmux.core.facts import DeviceFacts, HostFacts, InstanceId, KvShape, ModelFacts, ModelId
+from tokenmux.core.phases import DeviceState
 from tokenmux.core.plan import Activate, AtOnce, Drop, Evict, Fetch, Operation, PageIn, PageOut, Step
 from tokenmux.core.request import Request, RequestId, ServiceLevel
 from tokenmux.core.roofline_cost import RooflineCost
-from tokenmux.messages.commands import Cancel, Register, Resize
+from tokenmux.messages.commands import AddDevice, Cancel, DrainDevice, Register, RemoveDevice, Resize
 from tokenmux.messages.reports import Acknowledged, Finished, Tokens
+from tokenmux.messages.setups import DeviceSetup
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
+from tokenmux.scheduler.memory.host_kv import HostKv
+from tokenmux.scheduler.policy.pool.placement import LeastLoaded
 from tokenmux.scheduler.policy.slack import SlackPolicy
 from tokenmux.simulator.simulator import Arrival, Simulator
 from tokenmux.testing import make_model
-from tokenmux.testing.virtual_engine import EngineOnVirtualTime
+from tokenmux.testing.virtual_node import NodeOnVirtualTime, setup_of
 
 GB = 10**9
 HOST = HostFacts(cache_bytes=200 * GB, fetch_bytes_per_s=8e9)
 
-Decisions = list[tuple[float, Operation | AtOnce]]
+Decision = tuple[int, float, Operation | AtOnce]
+"""The instance, the time, and what was decided."""
 
 
 def device(arena_bytes: int, host_kv_bytes: int) -> DeviceFacts:
@@ -57,12 +64,13 @@ def models(n: int) -> list[ModelFacts]:
     ]
 
 
-def trace(seed: int, n_models: int, n_requests: int) -> list[Arrival]:
+def trace(seed: int, n_models: int, n_requests: int, gap_s: float = 0.8) -> list[Arrival]:
+    """Requests for random models, `gap_s` apart in the mean."""
     rng = np.random.default_rng(seed)
     at_s = 0.0
     arrivals = []
     for number in range(n_requests):
-        at_s += float(rng.exponential(0.8))
+        at_s += float(rng.exponential(gap_s))
         request = Request(
             RequestId(f"r{number}"),
             ModelId(f"m{rng.integers(n_models)}"),
@@ -85,108 +93,239 @@ class Cancels:
 class Resizes:
     at_s: float
     arena_bytes: int
+    index: int = 0
 
 
 @dataclass(frozen=True)
-class LosesTheWorker:
+class Loses:
+    """A device is lost; another takes its place, after the start of its executor."""
+
     at_s: float
+    index: int = 0
 
 
-Happening = Cancels | Resizes | LosesTheWorker
-"""What befalls both bodies beside the arrivals."""
+@dataclass(frozen=True)
+class Drains:
+    at_s: float
+    index: int
 
 
-def instance(facts: DeviceFacts) -> Instance:
-    return Instance(facts, HostCache(HOST.cache_bytes), SlackPolicy(), RooflineCost(facts, HOST))
+@dataclass(frozen=True)
+class Undrains:
+    at_s: float
+    index: int
 
 
-def simulate(
-    facts: DeviceFacts,
-    catalogue: list[ModelFacts],
-    arrivals: list[Arrival],
-    happenings: tuple[Happening, ...] = (),
-) -> Decisions:
-    log: Decisions = []
-    simulator = Simulator(
-        [instance(facts)],
-        RooflineCost(facts, HOST),
-        on_effects=lambda _, at_s, effects: log.extend((at_s, what) for what in decisions_in(effects)),
-    )
+@dataclass(frozen=True)
+class Adds:
+    at_s: float
+    facts: DeviceFacts
 
-    def befall(happening: Happening) -> None:
+
+@dataclass(frozen=True)
+class Removes:
+    at_s: float
+    index: int
+
+
+Happening = Cancels | Resizes | Loses | Drains | Undrains | Adds | Removes
+
+
+@dataclass(frozen=True)
+class World:
+    """What both bodies are given. An executor takes `start_s` until its device is there."""
+
+    devices: tuple[DeviceFacts, ...]
+    models: list[ModelFacts]
+    arrivals: list[Arrival]
+    happenings: tuple[Happening, ...] = ()
+    start_s: float = 0.0
+
+    @property
+    def n_output(self) -> dict[RequestId, int]:
+        return {arrival.request.id: arrival.n_output for arrival in self.arrivals}
+
+
+class SimulatedWorld(Simulator):
+    """A world in the simulator. `log` has its decisions."""
+
+    def __init__(self, world: World) -> None:
+        setup = setup_of(*world.devices, host=HOST)
+        self.log: list[Decision] = []
+        self._cache = HostCache(HOST.cache_bytes)
+        self._host_kv = HostKv(setup.host_kv_bytes, max(facts.slab_bytes for facts in world.devices))
+        self._start_s = world.start_s
+        self._removing: set[int] = set()
+        super().__init__(
+            [self._instance(facts) for facts in world.devices],
+            [RooflineCost(facts, HOST) for facts in world.devices],
+            LeastLoaded(),
+            on_effects=self._note,
+        )
+        for index in range(len(world.devices)):
+            self.pool.hold(index)
+            self._start(index)
+        for model in world.models:
+            self.pool.add_model(model)
+            self.pool.settle()
+        for happening in world.happenings:
+            self.clock.call_at(happening.at_s, partial(self._befall, happening))
+        self.run(world.arrivals)
+        self.pool.check_integrity()
+
+    def carry_out(self, index: int, effects: Effects) -> None:
+        super().carry_out(index, effects)
+        if self._removing:
+            self.clock.call_at(self.now_s, self._look)
+
+    def _instance(self, facts: DeviceFacts, before: Instance | None = None) -> Instance:
+        return Instance(
+            facts,
+            self._cache,
+            SlackPolicy(),
+            before.cost if before else RooflineCost(facts, HOST),
+            metrics=before.metrics if before else None,
+            host_kv=self._host_kv,
+        )
+
+    def _note(self, index: int, at_s: float, effects: Effects) -> None:
+        self.log += [(index, at_s, what) for what in decisions_in(effects)]
+
+    def _start(self, index: int) -> None:
+        starting = self.instances[index]
+
+        def start() -> None:
+            if self.instances[index] is starting:  # or it was lost before
+                self.pool.release(index)
+                self.pool.settle()
+
+        self.clock.call_at(self.now_s + self._start_s, start)
+
+    def _befall(self, happening: Happening) -> None:
         match happening:
             case Cancels(at_s, request):
-                simulator.apply(0, Cancelled(at_s, request))
-            case Resizes(at_s, arena_bytes):
-                simulator.instances[0].check_resizable(arena_bytes)
-                simulator.apply(0, ResizeAsked(at_s, arena_bytes))
-            case LosesTheWorker():
-                simulator.replace(0, instance(simulator.instances[0].device))
+                self.pool.apply_to_request(Cancelled(at_s, request))
+            case Resizes(at_s, arena_bytes, index):
+                self.instances[index].check_resizable(arena_bytes)
+                self.pool.apply(index, ResizeAsked(at_s, arena_bytes))
+            case Loses(_, index):
+                lost = self.instances[index]
+                self.pool.hold(index)
+                self.replace(index, self._instance(lost.device, lost))
+                self._start(index)
+            case Drains(_, index):
+                self.pool.drain(index)
+            case Undrains(_, index):
+                self.pool.undrain(index)
+            case Adds(_, facts):
+                self._start(self.add(self._instance(facts), RooflineCost(facts, HOST), held=True))
+            case Removes(_, index):
+                self._removing.add(index)
+                self.pool.drain(index)
+        self.pool.settle()
+        self._look()
 
-    for model in catalogue:
-        simulator.apply(0, ModelAdded(0.0, model))
-    for happening in happenings:
-        simulator.clock.call_at(happening.at_s, partial(befall, happening))
-    simulator.run(arrivals)
-    for simulated in simulator.instances:
-        simulated.check_integrity()
-    return log
+    def _look(self) -> None:
+        """Remove what is empty by now, as operators wish."""
+        for index in list(self._removing):
+            if self.pool.is_empty(index) and self.instances[index].is_idle:
+                self._removing.remove(index)
+                self.remove(index)
 
 
-def run_engine(
-    facts: DeviceFacts,
-    catalogue: list[ModelFacts],
-    arrivals: list[Arrival],
-    happenings: tuple[Happening, ...] = (),
-) -> tuple[EngineOnVirtualTime, Decisions]:
-    log: Decisions = []
-    n_output = {arrival.request.id: arrival.n_output for arrival in arrivals}
+class ServedWorld(NodeOnVirtualTime):
+    """A world in a node. `log` has its decisions."""
 
-    class Watched(EngineOnVirtualTime):
-        def observe(self, at_s: float, effects: Effects) -> None:
-            log.extend((at_s, what) for what in decisions_in(effects))
+    def __init__(self, world: World) -> None:
+        self.log: list[Decision] = []
+        super().__init__(setup_of(*world.devices, host=HOST), world.n_output, start_s=world.start_s)
+        for model in world.models:
+            self.send(Register(model, path=""))
+        for arrival in world.arrivals:
+            self.submit_at(arrival.request)
+        for happening in world.happenings:
+            self.clock.call_at(happening.at_s, partial(self._befall, happening))
+        self.clock.run()
+        self.pool.check_integrity()
 
-    body = Watched(instance(facts), n_output)
+    def observe(self, index: int, at_s: float, effects: Effects) -> None:
+        self.log += [(index, at_s, what) for what in decisions_in(effects)]
 
-    def befall(happening: Happening) -> None:
+    @property
+    def ends(self) -> list[RequestId]:
+        return [said.request for said in self.said if isinstance(said, Finished)]
+
+    @property
+    def drawn(self) -> Counter[RequestId]:
+        return Counter(said.request for said in self.said if isinstance(said, Tokens))
+
+    @property
+    def answers(self) -> list[str]:
+        return [said.error for said in self.said if isinstance(said, Acknowledged)]
+
+    def _befall(self, happening: Happening) -> None:
         match happening:
             case Cancels(_, request):
-                body.send(Cancel(request))
-            case Resizes(_, arena_bytes):
-                body.send(Resize(arena_bytes))
-            case LosesTheWorker():
-                body.replace(instance(body.instance.device))
+                self.send(Cancel(request))
+            case Resizes(_, arena_bytes, index):
+                self.send(Resize(arena_bytes, InstanceId(index)))
+            case Loses(_, index):
+                self.executor_of(index).kill()
+            case Drains(_, index):
+                self.send(DrainDevice(InstanceId(index)))
+            case Undrains(_, index):
+                self.send(DrainDevice(InstanceId(index), undo=True))
+            case Adds(_, facts):
+                self.send(AddDevice(DeviceSetup(facts)))
+            case Removes(_, index):
+                self.send(RemoveDevice(InstanceId(index)))
 
-    for model in catalogue:
-        body.send(Register(model, path=""))
-    for arrival in arrivals:
-        body.submit_at(arrival.request)
-    for happening in happenings:
-        body.clock.call_at(happening.at_s, partial(befall, happening))
-    body.clock.run()
-    return body, log
+
+def both(world: World) -> ServedWorld:
+    """Run a world in both bodies and compare what they decided. Returns the one with the node."""
+    simulated, served = SimulatedWorld(world).log, ServedWorld(world)
+    for line, (in_simulator, in_node) in enumerate(zip(simulated, served.log, strict=False)):
+        assert in_simulator == in_node, f"the decision logs part at line {line}"
+    assert len(simulated) == len(served.log)
+    n_changes = sum(not isinstance(happening, Cancels | Loses) for happening in world.happenings)
+    assert served.answers == [""] * (len(world.models) + n_changes)
+    return served
 
 
-def assert_same(simulated: Decisions, decisions: Decisions) -> None:
-    for line, (in_simulator, in_engine) in enumerate(zip(simulated, decisions, strict=False)):
-        assert in_simulator == in_engine, f"the decision logs part at line {line}"
-    assert len(simulated) == len(decisions)
+def assert_all_served(world: World, served: ServedWorld) -> None:
+    """Every request has ended once, with all its tokens."""
+    assert served.drawn == world.n_output
+    assert sorted(served.ends) == sorted(world.n_output)
+
+
+def kinds(log: Sequence[Decision]) -> set[type]:
+    return {type(what) for _, _, what in log}
+
+
+# ── one device ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
     ("seed", "arena_gb", "host_kv_gb"), [(0, 80, 100), (1, 30, 100), (2, 18, 40), (3, 18, 1)]
 )
-def test_engine_and_simulator_decide_the_same(seed: int, arena_gb: int, host_kv_gb: int) -> None:
+def test_node_and_simulator_decide_the_same(seed: int, arena_gb: int, host_kv_gb: int) -> None:
     facts = device(arena_gb * GB, host_kv_gb * GB)
-    catalogue, arrivals = models(8), trace(seed, n_models=8, n_requests=60)
-    simulated = simulate(facts, catalogue, arrivals)
-    body, decisions = run_engine(facts, catalogue, arrivals)
-    assert len(simulated) > 200
-    assert_same(simulated, decisions)
-    ends = [message for message in body.said if isinstance(message, Finished)]
-    assert sorted(end.request for end in ends) == sorted(arrival.request.id for arrival in arrivals)
-    body.instance.check_integrity()
-    assert not body.instance.ledger.kv
+    world = World((facts,), models(8), trace(seed, n_models=8, n_requests=60))
+    assert_all_served(world, both(world))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_both_cancel_alike(seed: int) -> None:
+    arrivals = trace(seed, n_models=8, n_requests=40)
+    cancels = tuple(
+        Cancels(arrival.request.arrival_s + 0.7 + 0.01 * i, arrival.request.id)
+        for i, arrival in enumerate(arrivals)
+        if i % 3 == 0
+    )
+    world = World((device(18 * GB, 40 * GB),), models(8), arrivals, cancels)
+    served = both(world)
+    assert sorted(served.ends) == sorted(world.n_output)
+    assert not served.instance.ledger.kv
 
 
 @pytest.mark.parametrize(
@@ -195,58 +334,131 @@ def test_engine_and_simulator_decide_the_same(seed: int, arena_gb: int, host_kv_
 def test_both_supersede_a_load_alike(came_s: float, cancelled_s: float, kind: type[Operation] | None) -> None:
     """One model is on its way when its request is cancelled and another's waits (10 GB are fetched in 1.3
     s, copied in 0.6)."""
-    facts = device(18 * GB, 40 * GB)
     arrivals = [
         Arrival(Request(RequestId(name), ModelId(of), 100, 400, at_s, ServiceLevel(10.0, 0.1)), 20)
         for name, of, at_s in (("gone", "m2", came_s), ("stays", "m1", came_s + 0.1))
     ]
     cancelled = (Cancels(cancelled_s, RequestId("gone")),)
-    simulated = simulate(facts, models(3), arrivals, cancelled)
-    body, decisions = run_engine(facts, models(3), arrivals, cancelled)
-    assert simulated == decisions
-    assert body.instance.metrics.n_superseded == (kind is not None)
+    served = both(World((device(18 * GB, 40 * GB),), models(3), arrivals, cancelled))
+    assert served.instance.metrics.n_superseded == (kind is not None)
     if kind is not None:
-        decided = [what for at_s, what in decisions if at_s == cancelled_s]
+        decided = [what for _, at_s, what in served.log if at_s == cancelled_s]
         assert kind(ModelId("m1")) in decided, "at once, instead of after the rest of the other"
-    body.instance.check_integrity()
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_both_resize_alike(seed: int) -> None:
     """While a step, a load or both are in flight: everything leaves, the arena is replaced, and requests
     go on."""
-    facts = device(30 * GB, 100 * GB)
-    catalogue, arrivals = models(8), trace(seed, n_models=8, n_requests=40)
     sizes = (Resizes(9.0 + 0.3 * seed, 24 * GB), Resizes(22.0 + 0.7 * seed, 60 * GB))
-    simulated = simulate(facts, catalogue, arrivals, sizes)
-    body, decisions = run_engine(facts, catalogue, arrivals, sizes)
-    assert_same(simulated, decisions)
-    assert body.instance.device.arena_bytes == 60 * GB
-    answers = [said.error for said in body.said if isinstance(said, Acknowledged)]
-    assert answers == [""] * (len(catalogue) + len(sizes))
-    ends = [said.request for said in body.said if isinstance(said, Finished)]
-    assert sorted(ends) == sorted(arrival.request.id for arrival in arrivals)
+    arrivals = trace(seed, n_models=8, n_requests=40)
+    world = World((device(30 * GB, 100 * GB),), models(8), arrivals, sizes)
+    served = both(world)
+    assert served.instance.device.arena_bytes == 60 * GB
+    assert_all_served(world, served)
 
 
+@pytest.mark.parametrize("start_s", [0.0, 1.7])
 @pytest.mark.parametrize("seed", range(4))
-def test_both_go_on_alike_after_a_worker_was_lost(seed: int) -> None:
+def test_both_go_on_alike_after_a_device_was_lost(seed: int, start_s: float) -> None:
     """In the middle of bursts and loads: the tokens that were delivered count, all KV is gone, and nothing
     is lost."""
-    facts = device(30 * GB, 100 * GB)
-    catalogue, arrivals = models(8), trace(seed, n_models=8, n_requests=40)
-    losses = tuple(LosesTheWorker(at_s) for at_s in (7.03 + 0.21 * seed, 7.5 + 0.4 * seed, 25.77))
-    simulated = simulate(facts, catalogue, arrivals, losses)
-    body, decisions = run_engine(facts, catalogue, arrivals, losses)
-    assert simulated != simulate(facts, catalogue, arrivals)
-    assert_same(simulated, decisions)
-    drawn = Counter(said.request for said in body.said if isinstance(said, Tokens))
-    assert drawn == {arrival.request.id: arrival.n_output for arrival in arrivals}
-    ends = [said.request for said in body.said if isinstance(said, Finished)]
-    assert sorted(ends) == sorted(drawn)
-    body.instance.check_integrity()
+    losses = tuple(Loses(at_s) for at_s in (7.03 + 0.21 * seed, 7.5 + 0.4 * seed, 25.77))
+    arrivals = trace(seed, n_models=8, n_requests=40)
+    world = World((device(30 * GB, 100 * GB),), models(8), arrivals, losses, start_s)
+    served = both(world)
+    assert served.log != SimulatedWorld(World(world.devices, world.models, arrivals, (), start_s)).log
+    assert_all_served(world, served)
 
 
 def test_the_compared_trace_exercises_every_kind_of_decision() -> None:
-    facts = device(18 * GB, 40 * GB)
-    kinds = {type(decided) for _, decided in simulate(facts, models(8), trace(2, 8, 60))}
-    assert {Step, Activate, Evict, PageOut, PageIn, Drop} <= kinds
+    world = World((device(18 * GB, 40 * GB),), models(8), trace(2, 8, 60))
+    assert {Step, Activate, Evict, PageOut, PageIn, Drop} <= kinds(SimulatedWorld(world).log)
+
+
+# ── several devices of one host ─────────────────────────────────────────────────────────────────────────────
+
+SEEDS = range(3)
+
+
+def pool_of(n_devices: int, seed: int, *happenings: Happening, start_s: float = 0.0) -> World:
+    """A pool with too little memory for its models, and more work than one device can do."""
+    devices = tuple(device((30, 24, 36)[i] * GB, (40, 10, 20)[i] * GB) for i in range(n_devices))
+    arrivals = trace(seed, n_models=10, n_requests=30 * n_devices, gap_s=0.8 / n_devices)
+    return World(devices, models(10), arrivals, happenings, start_s)
+
+
+@pytest.mark.parametrize("n_devices", [2, 3])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_pool_decides_the_same_in_both(seed: int, n_devices: int) -> None:
+    world = pool_of(n_devices, seed)
+    served = both(world)
+    assert_all_served(world, served)
+    assert {index for index, _, _ in served.log} == set(range(n_devices))
+
+
+def test_the_compared_pools_move_models() -> None:
+    assert all(SimulatedWorld(pool_of(n_devices, 0)).n_moves > 3 for n_devices in (2, 3))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_pool_resizes_a_device_alike(seed: int) -> None:
+    sizes = (Resizes(6.0 + 0.3 * seed, 20 * GB, 1), Resizes(15.0 + 0.7 * seed, 60 * GB, 0))
+    world = pool_of(2, seed, *sizes)
+    assert_all_served(world, both(world))
+
+
+@pytest.mark.parametrize("start_s", [0.0, 2.3])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_pool_goes_on_alike_when_devices_are_lost(seed: int, start_s: float) -> None:
+    losses = (Loses(7.03 + 0.21 * seed, 0), Loses(8.5 + 0.4 * seed, 1), Loses(17.77 + 0.33 * seed, 2))
+    world = pool_of(3, seed, *losses, start_s=start_s)
+    assert_all_served(world, both(world))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_pool_drains_a_device_alike_and_lets_it_serve_again(seed: int) -> None:
+    world = pool_of(3, seed, Drains(6.1 + 0.3 * seed, 1), Undrains(16.4 + 0.3 * seed, 1))
+    served = both(world)
+    assert_all_served(world, served)
+    assert any(index == 1 and at_s > world.happenings[1].at_s for index, at_s, _ in served.log)
+
+
+@pytest.mark.parametrize("start_s", [0.0, 2.3])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_pool_adds_and_removes_devices_alike(seed: int, start_s: float) -> None:
+    added, removed = Adds(5.3 + 0.3 * seed, device(36 * GB, 0)), Removes(9.9 + 0.4 * seed, 0)
+    world = pool_of(2, seed, added, removed, start_s=start_s)
+    served = both(world)
+    assert_all_served(world, served)
+    assert served.node.devices.keys() == {1, 2}
+    assert all(device.state is DeviceState.SERVING for device in served.node.devices.values())
+    assert {index for index, _, _ in served.log} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_pool_to_which_everything_happens_decides_the_same(seed: int) -> None:
+    rng = np.random.default_rng(100 + seed)
+    quiet = pool_of(3, seed)
+
+    def between(from_s: float, to_s: float) -> float:
+        return float(rng.uniform(from_s, to_s))
+
+    cancels = [
+        Cancels(arrival.request.arrival_s + between(0.0, 6.0), arrival.request.id)
+        for arrival in quiet.arrivals
+        if rng.random() < 0.2
+    ]
+    happenings = (
+        *cancels,
+        Loses(between(3, 12), 0),
+        Adds(between(3, 12), device(30 * GB, 0)),
+        Resizes(between(3, 8), 40 * GB, 1),
+        Loses(between(9, 15), 1),
+        Removes(between(5, 25), 2),
+        Loses(between(16, 30), 3),
+        Drains(between(30, 32), 0),
+    )
+    world = pool_of(3, seed, *happenings, start_s=1.1)
+    served = both(world)
+    assert sorted(served.ends) == sorted(world.n_output)

@@ -8,13 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenmux.core.facts import DeviceFacts, HostFacts, KvShape
-from tokenmux.core.memory_budgets import LARGEST_SLAB_BYTES, default_budgets, default_slab_bytes
+from tokenmux.core.memory_budgets import (
+    LARGEST_SLAB_BYTES,
+    HostBudgets,
+    default_budgets,
+    default_host_budgets,
+    default_slab_bytes,
+)
 from tokenmux.executor.calibrate import Speeds
 from tokenmux.scheduler.memory.arena import Arena
 from tokenmux.scheduler.memory.capacity import check_model
 from tokenmux.scheduler.memory.slabs import SlabPool
 from tokenmux.server.config import PoolConfig
-from tokenmux.server.serve import facts_of
+from tokenmux.server.pool_setup import MeasuredDevice, node_setup
 from tokenmux.simulator.architectures import ARCHITECTURES
 from tokenmux.simulator.planner.named_models import parse_market
 from tokenmux.simulator.scenario import Hardware
@@ -26,7 +32,8 @@ A10 = Speeds(25e9, 6e11, 120e12, "A10", free_bytes=23 * GB, host_bytes=128 * GB)
 
 def served(speeds: Speeds, largest_block_bytes: int = 0, **device: object) -> tuple[DeviceFacts, HostFacts]:
     config = PoolConfig.model_validate({"device": {"kind": "cuda", **device}}, context=Path.cwd())
-    return facts_of(config, speeds, largest_block_bytes)
+    setup = node_setup(config, [MeasuredDevice(config.device, speeds)], largest_block_bytes)
+    return setup.devices[0].facts, setup.host
 
 
 def usable_share(slab_bytes: int, shape: KvShape) -> float:
@@ -84,3 +91,11 @@ def test_a_gpu_gets_as_much_of_the_host_as_there_is() -> None:
     assert (least.host_cache_bytes, least.host_kv_bytes) == (4 << 30, 1 << 30)
     assert default_budgets("cuda", 80 * GB, None).host_kv_bytes == 1 << 30
     assert default_budgets("cpu", None, 500 * GB).host_cache_bytes == 4 << 30
+
+
+def test_devices_share_the_host() -> None:
+    two, eight = (default_host_budgets(["cuda"] * n, 500 * GB) for n in (2, 8))
+    assert (two.cache_bytes, two.kv_bytes) == (250 * GB, 100 * GB)
+    assert (eight.cache_bytes, eight.kv_bytes) == (250 * GB, 150 * GB), "the rest is for others"
+    assert default_host_budgets(["cpu"] * 3, 500 * GB) == HostBudgets(4 << 30, 3 << 30)
+    assert default_host_budgets(["cpu", "cuda"], 500 * GB) == HostBudgets(250 * GB, 50 * GB)

@@ -1,6 +1,7 @@
 """A small instance over one device, driven by a scripted policy, so that each test says exactly which
 operations run."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,9 +13,10 @@ import pytest
 import torch
 
 from tests.device.cuda.fake_gpu import FakeGpu
+from tests.device.launching import launch_of
 from tokenmux.core.effects import Effect, operations_started
 from tokenmux.core.errors import BadCheckpoint
-from tokenmux.core.event import ModelAdded, StepDone
+from tokenmux.core.event import CopyDone, ModelAdded, StepDone
 from tokenmux.core.facts import DeviceFacts, HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.core.plan import (
     Activate,
@@ -29,16 +31,24 @@ from tokenmux.core.plan import (
 )
 from tokenmux.core.request import RequestId
 from tokenmux.core.roofline_cost import RooflineCost
-from tokenmux.core.started import StartedStep
+from tokenmux.core.started import Started, StartedFetch
 from tokenmux.device.cpu import CpuDevice
 from tokenmux.device.cuda.device import CudaDevice
 from tokenmux.device.cuda.gpu import Gpu, TorchGpu
-from tokenmux.device.cuda.paging import KvDtype
-from tokenmux.device.device_protocol import Device, OperationDone, Post
-from tokenmux.executor.monotonic_clock import MonotonicClock
+from tokenmux.device.device_protocol import LaunchReport, Post
+from tokenmux.device.memory import SharedMemory
+from tokenmux.messages.completions import CopyCompleted, StepCompleted
+from tokenmux.messages.launches import OperationId, StepLaunch
+from tokenmux.processes import shared_memory
+from tokenmux.processes.monotonic_clock import MonotonicClock
+from tokenmux.scheduler.memory.ledger import Ledger
 from tokenmux.simulator.virtual_clock import VirtualClock
 from tokenmux.simulator.virtual_device import VirtualDevice
 from tokenmux.testing import ScriptedPolicy, make_instance, make_model
+
+RealDevice = CpuDevice | CudaDevice
+AnyDevice = RealDevice | VirtualDevice
+OperationDone = StepDone | CopyDone
 
 KB = 1 << 10
 FACTS = DeviceFacts(
@@ -63,24 +73,18 @@ model = partial(make_model, kv=SHAPE, n_parameters=1000)
 class FakeStep:
     """A step that can be held up in the middle, and stamps the KV of the tokens that it adds."""
 
-    def __init__(self, host: "FakeHost", started: StartedStep) -> None:
+    def __init__(self, host: "FakeHost", launch: StepLaunch) -> None:
         self.host = host
-        self.repeat = started.operation.repeat
-        ledger = host.bench.instance.ledger
-        self.blocks = []
-        self.tokens = []
-        for chunk in started.operation.chunks:
-            table = ledger.kv[chunk.request]
-            indices = [ledger.blocks.block_index(h) for h in table.device if h is not None]
-            self.blocks.append((indices, chunk.start))
-            self.tokens += [(indices, p) for p in range(chunk.start, chunk.start + chunk.n_tokens)]
+        self.launch = launch
+        self.tokens = [
+            (segment.blocks, position)
+            for segment in launch.segments
+            for position in range(segment.start, segment.start + len(segment.token_ids))
+        ]
 
-    def kv_blocks(self) -> list[tuple[list[int], int]]:
-        return self.blocks
-
-    def run(self, operation: int, interrupted: Event, post: Post, settle: Callable[[], None]) -> None:
+    def run(self, stop: Event, post: Post, settle: Callable[[], None]) -> None:
         ends: list[float] = []
-        while len(ends) < self.repeat:
+        while len(ends) < self.launch.repeat:
             self.host.in_step.set()
             assert self.host.step_may_end.wait(WAIT_S)
             for indices, first in self.tokens:
@@ -89,11 +93,11 @@ class FakeStep:
                 self.host.bench.kv_view[indices[block], :, :, :, token] = stamp(position)
             settle()
             ends.append(self.host.clock.now_s())
-            if interrupted.is_set():
+            if stop.is_set():
                 break
         if self.host.step_error is not None:
             raise self.host.step_error
-        post.done(StepDone(ends[-1], operation, tuple(ends)))
+        post.tell(StepCompleted(self.launch.operation, tuple(ends), ()))
 
 
 class FakeHost:
@@ -109,18 +113,55 @@ class FakeHost:
         self.may_read.set()
         self.step_error: Exception | None = None
         self.bad_images: set[ImageId] = set()
+        self.adopted: list[ImageId] = []
 
-    def read_image(self, image: Image, into: memoryview, progress: Callable[[int], None]) -> None:
+    def read_image(
+        self, model: ModelId, image: Image, into: memoryview, progress: Callable[[int], None]
+    ) -> None:
+        assert image.id == model
         if image.id in self.bad_images:
             raise BadCheckpoint(f"{image.id} is cut off")
         assert self.may_read.wait(WAIT_S)
         into[:] = content(image)
         progress(image.n_bytes)
 
-    def prepare_step(self, started: StartedStep) -> FakeStep:
-        return FakeStep(self, started)
+    def adopt_image(self, image: ImageId, content: memoryview, opened: Callable[[], None]) -> None:
+        assert self.may_read.wait(WAIT_S)
+        opened()
+        if image in self.bad_images:
+            raise BadCheckpoint(f"{image} is cut off")
+        self.adopted.append(image)
 
+    def prepare_step(self, launch: StepLaunch) -> FakeStep:
+        return FakeStep(self, launch)
+
+    def kv_shape(self, model: ModelId) -> KvShape:
+        return SHAPE
+
+    def kv_dtype(self, model: ModelId) -> torch.dtype:
+        return torch.float16
+
+    def weights_span(self, model: ModelId) -> tuple[int, int]:
+        facts = self.bench.instance.models[model].facts
+        start = offset_of(self.bench.instance.ledger, facts.images[0].id)
+        return start, start + facts.n_bytes
+
+    def detach(self) -> None: ...
     def attach(self, arena: torch.Tensor) -> None: ...
+
+
+def offset_of(ledger: Ledger, image: ImageId) -> int:
+    """Where an image is in the arena."""
+    return ledger.arena.offset(ledger.extent(image))
+
+
+def make_host_kv() -> SharedMemory:
+    """Memory for paged-out KV, as a node gives it to its executors."""
+    descriptor = shared_memory.create_shared("host-kv", FACTS.host_kv_bytes)
+    try:
+        return SharedMemory(descriptor, FACTS.host_kv_bytes)
+    finally:
+        os.close(descriptor)
 
 
 def stamp(position: int) -> int:
@@ -135,7 +176,7 @@ def content(image: Image) -> bytes:
 class Bench:
     """One instance, one device, and a way to run one operation to its end."""
 
-    def __init__(self, make: Callable[["Bench"], Device]) -> None:
+    def __init__(self, make: Callable[["Bench"], AnyDevice]) -> None:
         self.script = ScriptedPolicy()
         self.clock = MonotonicClock()
         self.virtual = VirtualClock()
@@ -144,17 +185,30 @@ class Bench:
         self.instance = make_instance(FACTS, self.script, HOST)
         self.effects: list[Effect] = []
         """Of the completions that were entered."""
-        self.device = make(self)
+        self.fetches: dict[int, StartedFetch] = {}
+        self.made = make(self)
+
+    @property
+    def device(self) -> RealDevice:
+        assert not isinstance(self.made, VirtualDevice)
+        return self.made
 
     # the device's `Post`
-    def done(self, completion: OperationDone) -> None:
-        self.inbox.put(completion)
-
-    def drawn(self, at_s: float, tokens: tuple[tuple[RequestId, int], ...]) -> None: ...
-    def progress(self, operation: int, share: float) -> None: ...
+    def tell(self, report: LaunchReport) -> None:
+        match report:
+            case StepCompleted(operation, ends_s):
+                self.inbox.put(StepDone(ends_s[-1], operation, ends_s))
+            case CopyCompleted(operation, at_s, error):
+                self.inbox.put(CopyDone(at_s, operation, error))
+            case _:
+                pass
 
     def broken(self, operation: int, error: BaseException) -> None:
         self.inbox.put(error)
+
+    def done(self, completion: OperationDone) -> None:
+        """The virtual device's."""
+        self.inbox.put(completion)
 
     def add(self, *models: ModelFacts) -> None:
         for facts in models:
@@ -165,7 +219,45 @@ class Bench:
         self.script.plans[channels.get(type(operation), Channel.COPY_IN)] = Plan(operation, at_once)
         started = operations_started(self.instance.decide(self.now_s()))
         assert [s.operation for s in started] == [operation]
-        self.device.start(started[0])
+        self.carry_out(started[0])
+
+    def carry_out(self, started: Started) -> None:
+        """What a node has its executor do."""
+        if isinstance(self.made, VirtualDevice):
+            self.made.start(started)
+            return
+        if isinstance(started, StartedFetch):
+            self.fetches[started.id] = started
+            for dropped in started.dropped:
+                self.made.unmap_image(dropped)
+            for image in started.images:
+                self.map(image, filled=False)
+        requests = self.instance.requests
+        self.made.start(launch_of(started, self.instance.ledger, lambda name: requests[name].request.model))
+
+    def map(self, image: Image, *, filled: bool) -> None:
+        """Give the device memory for an image, with its bytes in it if it is `filled`."""
+        descriptor = shared_memory.create_shared("image", image.n_bytes)
+        if filled:
+            os.pwrite(descriptor, content(image), 0)
+        self.device.map_image(image.id, image.n_bytes, descriptor, filled=filled)
+
+    def stop_copy(self, operation: int) -> None:
+        if isinstance(self.made, VirtualDevice):
+            self.made.supersede(operation)
+        else:
+            self.made.stop_copy(OperationId(operation))
+
+    @contextmanager
+    def held(self, channel: Channel) -> Iterator[None]:
+        """Nothing that is started in the block begins before its end."""
+        if isinstance(self.made, VirtualDevice):
+            yield
+            return
+        may_go_on = Event()
+        self.made._channels[channel].submit(0, lambda: may_go_on.wait(WAIT_S))
+        yield
+        may_go_on.set()
 
     def finish(self) -> OperationDone:
         """Wait for the next completion and enter it."""
@@ -174,6 +266,10 @@ class Bench:
         if isinstance(completion, BaseException):
             raise completion
         self.effects += self.instance.apply(completion)
+        fetch = self.fetches.pop(completion.operation, None)
+        if fetch is not None and isinstance(completion, CopyDone) and completion.error:
+            for image in fetch.images:
+                self.device.unmap_image(image.id)
         return completion
 
     def run(self, operation: Operation, *at_once: Evict | Drop) -> OperationDone:
@@ -186,14 +282,13 @@ class Bench:
             self.run(Activate(ModelId(name)))
 
     def now_s(self) -> float:
-        return self.virtual.now_s() if isinstance(self.device, VirtualDevice) else self.clock.now_s()
+        return self.virtual.now_s() if isinstance(self.made, VirtualDevice) else self.clock.now_s()
 
     # what lies on the device, between operations
 
     @property
     def arena(self) -> torch.Tensor:
-        arena = getattr(self.device, "arena", None)
-        assert arena is not None, "a device that has bytes shows them as `arena`"
+        arena = self.device.arena
         return arena if isinstance(arena, torch.Tensor) else arena.as_tensor()
 
     @property
@@ -210,8 +305,7 @@ class Bench:
             torch.cuda.synchronize()
 
     def image_on_device(self, facts: ModelFacts) -> bytes:
-        ledger = self.instance.ledger
-        offset = ledger.arena.offset(ledger.extent(facts.images[0].id))
+        offset = offset_of(self.instance.ledger, facts.images[0].id)
         return bytes(self.arena[offset : offset + facts.n_bytes].tolist())
 
     def blocks_of(self, name: str) -> list[int]:
@@ -229,13 +323,13 @@ class Bench:
         return [torch.unique(token).tolist() for token in tokens]
 
 
-def make_null(bench: Bench) -> Device:
+def make_null(bench: Bench) -> VirtualDevice:
     left = lambda name: 32 - bench.instance.requests[name].n_drawn
     return VirtualDevice(bench.instance, RooflineCost(FACTS, HOST), bench.virtual, bench, left)
 
 
-def make_cpu(bench: Bench) -> Device:
-    return CpuDevice(FACTS, bench.instance.ledger, bench.clock, bench, bench.host)
+def make_cpu(bench: Bench) -> CpuDevice:
+    return CpuDevice(FACTS, make_host_kv(), bench.clock, bench, bench.host)
 
 
 @dataclass(frozen=True)
@@ -244,12 +338,12 @@ class Paging:
     long one a kernel does."""
 
     copy_overhead_s: float = 0.0
-    kv_dtype: KvDtype | None = None
+    int8: bool = False
 
 
 ENGINES = Paging()
 KERNEL = Paging(copy_overhead_s=1.0)
-INT8 = Paging(kv_dtype=lambda _: torch.float16)
+INT8 = Paging(int8=True)
 """A token whose numbers are all the same comes back exactly, so `stamp` does."""
 
 
@@ -257,36 +351,36 @@ def cuda_over(gpu: Gpu, bench: Bench, paging: Paging = ENGINES, chunk_bytes: int
     """With chunks so small that everything here takes several."""
     return CudaDevice(
         FACTS,
-        bench.instance.ledger,
+        make_host_kv(),
         bench.clock,
         bench,
         bench.host,
         gpu,
         chunk_bytes=chunk_bytes,
         locked_chunk_bytes=chunk_bytes,
-        page_bytes=16 * KB,
-        lock_bytes=24 * KB,
+        image_piece_bytes=16 * KB,
+        kv_piece_bytes=24 * KB,
         copy_overhead_s=paging.copy_overhead_s,
-        kv_dtype=paging.kv_dtype,
+        paged_int8=paging.int8,
     )
 
 
-def fake(paging: Paging, *, lockable: bool = True) -> Callable[[Bench], Device]:
+def fake(paging: Paging, *, lockable: bool = True) -> Callable[[Bench], AnyDevice]:
     return lambda bench: cuda_over(FakeGpu(lockable=lockable), bench, paging)
 
 
-def real(paging: Paging) -> Callable[[Bench], Device]:
+def real(paging: Paging) -> Callable[[Bench], AnyDevice]:
     return lambda bench: cuda_over(TorchGpu(), bench, paging)
 
 
 @contextmanager
-def bench_of(make: Callable[[Bench], Device]) -> Iterator[Bench]:
+def bench_of(make: Callable[[Bench], AnyDevice]) -> Iterator[Bench]:
     bench = Bench(make)
     try:
         yield bench
     finally:
         bench.host.step_may_end.set()
-        bench.device.close()
+        bench.made.close()
 
 
 GPU = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))

@@ -2,17 +2,20 @@
 bytes that stay true."""
 
 from collections.abc import Iterator
+from unittest.mock import ANY
 
 import pytest
 
 from tests.device.bench import ALL, KB, WAIT_S, WITH_BYTES, Bench, bench_of, content, model, stamp
 from tokenmux.core.effects import INTERRUPT, RequestEnded
-from tokenmux.core.event import SUPERSEDED, Arrived, CopyDone, StepDone
+from tokenmux.core.event import SUPERSEDED, Arrived, CopyDone, ModelAdded, StepDone
 from tokenmux.core.facts import ImageId, ModelId
 from tokenmux.core.phases import Residency
-from tokenmux.core.plan import Activate, Chunk, Compact, Drop, Evict, Fetch, PageIn, PageOut, Step
+from tokenmux.core.plan import Activate, Channel, Chunk, Compact, Drop, Evict, Fetch, PageIn, PageOut, Step
 from tokenmux.core.request import RequestId
+from tokenmux.messages.launches import OperationId
 from tokenmux.testing import make_request
+from tokenmux.testing.started_operations import make_started_activation
 
 
 @pytest.fixture(params=ALL)
@@ -132,7 +135,7 @@ def test_a_fetch_that_is_superseded_ends_at_its_next_piece(real: Bench) -> None:
     real.add(model("a", 200 * KB))
     real.host.may_read.clear()
     real.start(Fetch(ModelId("a")))
-    real.device.supersede(0)
+    real.stop_copy(0)
     real.host.may_read.set()
     done = real.finish()
     assert isinstance(done, CopyDone)
@@ -146,8 +149,10 @@ def test_an_activation_that_is_superseded_ends_at_its_next_chunk_and_can_be_begu
     a = model("a", 200 * KB)
     real.add(a)
     real.run(Fetch(ModelId("a")))
-    real.device.supersede(1)  # of the next operation, so that it comes in time on every device
-    done = real.run(Activate(ModelId("a")))
+    with real.held(Channel.COPY_IN):  # so that it comes in time on every device
+        real.start(Activate(ModelId("a")))
+        real.stop_copy(1)
+    done = real.finish()
     assert isinstance(done, CopyDone)
     assert done.error == SUPERSEDED
     assert real.instance.models[ModelId("a")].residency is Residency.HOST
@@ -167,7 +172,7 @@ def test_an_interrupted_burst_ends_after_its_present_iteration(real: Bench) -> N
     assert real.host.in_step.wait(WAIT_S)
     real.script.interrupt_on = (Arrived,)
     assert INTERRUPT in real.instance.apply(Arrived(real.now_s(), make_request("second", "a")))
-    real.device.interrupt()
+    real.device.stop_step(OperationId(3))
     real.host.step_may_end.set()
     done = real.finish()
     assert isinstance(done, StepDone)
@@ -196,3 +201,58 @@ def test_a_step_that_raises_is_reported_and_the_channel_lives(real: Bench) -> No
     real.host.step_error = RuntimeError("out of memory")
     with pytest.raises(RuntimeError, match="out of memory"):
         real.run(Step(ModelId("a"), (Chunk(RequestId("r"), 0, 16),)))
+
+
+def test_an_image_that_another_process_has_fetched_is_made_ready_and_copied(real: Bench) -> None:
+    a = model("a", 200 * KB)
+    real.map(a.images[0], filled=True)
+    real.instance.apply(ModelAdded(0.0, a))
+    real.instance.ledger.place(a)
+    real.carry_out(make_started_activation(1, a))
+    assert real.inbox.get(timeout=WAIT_S) == CopyDone(ANY, 1)
+    assert real.host.adopted == [ImageId("a")]
+    assert real.image_on_device(a) == content(a.images[0])
+
+
+def test_steps_and_copies_run_while_an_image_is_made_ready_and_its_own_copy_waits(real: Bench) -> None:
+    a, b = model("a", 100 * KB), model("b", 100 * KB)
+    real.add(a, b)
+    real.load("a")
+    real.instance.apply(Arrived(real.now_s(), make_request("r", "a")))
+    real.host.may_read.clear()
+    real.map(b.images[0], filled=True)
+    real.instance.ledger.place(b)
+    real.carry_out(make_started_activation(1000, b))
+    real.run(Step(ModelId("a"), (Chunk(RequestId("r"), 0, 16),)))
+    real.run(PageOut((RequestId("r"),)))
+    assert not real.host.adopted
+    real.host.may_read.set()
+    done = real.inbox.get(timeout=WAIT_S)
+    assert done == CopyDone(ANY, 1000)
+    assert real.image_on_device(b) == content(b.images[0])
+
+
+def test_an_image_of_another_process_that_cannot_be_used_fails_its_copy_and_nothing_else(real: Bench) -> None:
+    bad, good = model("bad", 100 * KB), model("good", 100 * KB)
+    real.add(bad, good)
+    real.host.bad_images.add(ImageId("bad"))
+    real.map(bad.images[0], filled=True)
+    real.instance.ledger.place(bad)
+    real.carry_out(make_started_activation(1000, bad))
+    assert real.inbox.get(timeout=WAIT_S) == CopyDone(ANY, 1000, "bad is cut off")
+    real.device.unmap_image(ImageId("bad"))
+    real.load("good")
+    assert real.image_on_device(good) == content(good.images[0])
+
+
+def test_an_image_that_is_given_up_before_it_was_made_ready_disturbs_nobody(real: Bench) -> None:
+    a, b = model("a", 100 * KB), model("b", 100 * KB)
+    real.add(a, b)
+    real.host.may_read.clear()
+    for facts in (a, b):
+        real.map(facts.images[0], filled=True)
+        real.device.unmap_image(facts.images[0].id)
+    real.host.may_read.set()
+    real.load("a")
+    assert ImageId("b") not in real.host.adopted, "nobody waits for it"
+    assert real.image_on_device(a) == content(a.images[0])

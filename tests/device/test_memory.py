@@ -2,12 +2,10 @@
 
 import ctypes
 import mmap
-from pathlib import Path
 
 import pytest
 
-from tokenmux.device import memory
-from tokenmux.device.memory import Memory, available_bytes
+from tokenmux.device.memory import Memory
 
 
 class NoHugePages(mmap.mmap):
@@ -33,19 +31,3 @@ def test_an_arena_starts_at_a_multiple_of_256(n_bytes: int) -> None:
     made = Memory(n_bytes, touch=False)
     assert made.address % 256 == made.as_tensor().data_ptr() % 256 == 0
     made.close()
-
-
-@pytest.mark.parametrize(("limit", "expected"), [("2048", 2048), ("max", 5 << 10), ("999999", 5 << 10)])
-def test_a_container_has_what_it_may_have(limit: str, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = {
-        "/proc/meminfo": "MemTotal: 9 kB\nMemAvailable:   5 kB\n",
-        "/sys/fs/cgroup/memory.max": f"{limit}\n",
-    }
-    monkeypatch.setattr(memory, "_read", lambda file: files.get(str(file), ""))
-    assert available_bytes() == expected
-
-
-def test_a_system_that_does_not_say_is_not_guessed_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_read", lambda _: "")
-    assert available_bytes() is None
-    assert memory._read(Path("/nowhere/at/all")) == ""

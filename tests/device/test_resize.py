@@ -5,11 +5,10 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.device.bench import FACTS, KB, Bench, bench_of, cuda_over, make_cpu
+from tests.device.bench import FACTS, KB, Bench, RealDevice, bench_of, cuda_over, make_cpu
 from tests.device.cuda.fake_gpu import FakeGpu
 from tokenmux.core.errors import DoesNotFit, WorkerFailed
-from tokenmux.device import cpu
-from tokenmux.device.device_protocol import Device
+from tokenmux.processes import available_memory
 
 
 class Attached:
@@ -21,13 +20,15 @@ class Attached:
         bench.host.attach = lambda arena: self.log.append(arena.numel())  # type: ignore[attr-defined]
 
 
-def over(gpu: FakeGpu) -> Callable[[Bench], Device]:
+def over(gpu: FakeGpu) -> Callable[[Bench], RealDevice]:
     return lambda bench: cuda_over(gpu, bench)
 
 
 @pytest.mark.parametrize("make", [make_cpu, over(FakeGpu())], ids=["cpu", "cuda (fake streams)"])
 @pytest.mark.parametrize("n_bytes", [320 * KB, 960 * KB])
-def test_the_host_lets_go_and_is_given_the_new_arena(make: Callable[[Bench], Device], n_bytes: int) -> None:
+def test_the_host_lets_go_and_is_given_the_new_arena(
+    make: Callable[[Bench], RealDevice], n_bytes: int
+) -> None:
     with bench_of(make) as bench:
         attached = Attached(bench)
         bench.device.resize(n_bytes)
@@ -38,12 +39,12 @@ def test_the_host_lets_go_and_is_given_the_new_arena(make: Callable[[Bench], Dev
 def test_the_processor_takes_no_memory_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     with bench_of(make_cpu) as bench:
         attached = Attached(bench)
-        monkeypatch.setattr(cpu, "available_bytes", lambda: 512 * KB)
+        monkeypatch.setattr(available_memory, "available_bytes", lambda: 512 * KB)
         with pytest.raises(
             DoesNotFit, match=r"960\.0 KiB of memory cannot be allocated .*512\.0 KiB are available"
         ):
             bench.device.resize(960 * KB)
-        monkeypatch.setattr(cpu, "available_bytes", lambda: None)
+        monkeypatch.setattr(available_memory, "available_bytes", lambda: None)
         with pytest.raises(DoesNotFit, match="ask for less"):
             bench.device.resize(1 << 60)
         assert attached.log == ["detached", FACTS.arena_bytes] * 2

@@ -1,4 +1,4 @@
-"""From handles to spans: every byte once, neighbours together, and moves that are a memmove."""
+"""From indices to spans: every byte once, neighbours together, and moves that are a memmove."""
 
 import itertools
 
@@ -6,10 +6,12 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tokenmux.core.facts import DeviceFacts, KvShape
-from tokenmux.core.handles import ExtentHandle, ExtentMove
+from tests.device.launching import paged_blocks
+from tokenmux.core.facts import DeviceFacts, KvShape, ModelId
+from tokenmux.core.handles import Transfer
 from tokenmux.core.request import RequestId
 from tokenmux.device.spans import PagingSpan, block_spans, move_pieces, paging_spans
+from tokenmux.messages.launches import ArenaMove
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.memory.ledger import Ledger
 
@@ -32,17 +34,17 @@ def ledger_with(*n_tokens: int) -> Ledger:
     return ledger
 
 
-def spans_of(ledger: Ledger, name: str) -> list[PagingSpan]:
-    return paging_spans(ledger, ledger.begin_page_out(RequestId(name)))
+def spans_of(ledger: Ledger, transfers: tuple[Transfer, ...]) -> list[PagingSpan]:
+    return paging_spans(paged_blocks(ModelId("a"), transfers, ledger), SIZE)
 
 
 def test_blocks_that_came_one_by_one_beside_nobody_are_one_copy() -> None:
     ledger = ledger_with(32)
     transfers = ledger.begin_page_out(RequestId("r0"))
-    assert sum(span.n_bytes for span in paging_spans(ledger, transfers)) == 8 * SIZE
+    assert sum(span.n_bytes for span in spans_of(ledger, transfers)) == 8 * SIZE
     ledger.end_page_out(RequestId("r0"), 32, ok=True)
     ledger.drop(RequestId("r0"))
-    (span,) = paging_spans(ledger, ledger.begin_page_in(RequestId("r0")))
+    (span,) = spans_of(ledger, ledger.begin_page_in(RequestId("r0")))
     assert span.n_bytes == 8 * SIZE, "allocated at once on both sides"
 
 
@@ -55,7 +57,7 @@ def test_spans_hold_every_block_once_where_requests_have_grown_between_each_othe
     }
     found = [
         (span.device + start, span.host + start)
-        for span in paging_spans(ledger, transfers)
+        for span in spans_of(ledger, transfers)
         for start in range(0, span.n_bytes, SIZE)
     ]
     assert len(found) == len(set(found))
@@ -79,7 +81,7 @@ def test_the_pieces_of_a_move_in_order_are_a_memmove(
     memory = list(range(100))
     expected = memory.copy()
     expected[target : target + n_bytes] = memory[source : source + n_bytes]
-    for piece in move_pieces(ExtentMove(ExtentHandle(0), source, target, n_bytes), chunk):
+    for piece in move_pieces(ArenaMove(source, target, n_bytes), chunk):
         overlap = abs(piece.source - piece.target) < piece.n_bytes
         assert piece.aside == overlap
         assert piece.n_bytes <= chunk or not overlap
@@ -91,6 +93,6 @@ def test_the_pieces_of_a_move_in_order_are_a_memmove(
 
 @pytest.mark.parametrize(("source", "aside"), [(10, True), (1000, False)])
 def test_only_a_move_over_itself_goes_aside(source: int, aside: bool) -> None:
-    pieces = move_pieces(ExtentMove(ExtentHandle(0), source, 0, 100), 50)
+    pieces = move_pieces(ArenaMove(source, 0, 100), 50)
     assert any(piece.aside for piece in pieces) == aside
     assert len(pieces) == (2 if aside else 1)

@@ -14,12 +14,10 @@ import pytest
 import torch
 import triton
 
-from tests.device.bench import FACTS, HOST
+from tests.device.bench import FACTS
 from tokenmux.core.errors import TokenmuxError
-from tokenmux.core.roofline_cost import RooflineCost
 from tokenmux.core.sampling import Sampling
 from tokenmux.executor.model_host import ModelHost
-from tokenmux.executor.monotonic_clock import MonotonicClock
 from tokenmux.executor.warming import Warmer, compile_in_a_child
 from tokenmux.kernels.absent import absent_device
 from tokenmux.kernels.kv_page.launch import kv_page
@@ -29,9 +27,7 @@ from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.models.catalogue.entry import Entry
 from tokenmux.models.network.batch import Segment
 from tokenmux.models.network.runner import Runner
-from tokenmux.scheduler.instance.instance import Instance
-from tokenmux.scheduler.memory.host_cache import HostCache
-from tokenmux.scheduler.policy.registry import make_policy
+from tokenmux.processes.monotonic_clock import MonotonicClock
 
 WAIT_S = 60.0
 FAMILIES = ("llama", "gemma2", "gpt_oss")
@@ -48,8 +44,7 @@ def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
 
 
 def host_with(warmer: Warmer) -> ModelHost:
-    instance = Instance(FACTS, HostCache(HOST.cache_bytes), make_policy("slack"), RooflineCost(FACTS, HOST))
-    host = ModelHost(instance, MonotonicClock(), {}, warmer)
+    host = ModelHost(FACTS.prefill_chunk_tokens, MonotonicClock(), warmer)
     host.attach(torch.zeros(FACTS.arena_bytes, dtype=torch.uint8))
     return host
 
@@ -70,7 +65,7 @@ def test_a_model_is_fetched_when_its_kernels_are_compiled(catalogue: Catalogue) 
     read = Event()
 
     def fetch() -> None:
-        host.read_image(image, memoryview(buffer), lambda _: None)
+        host.read_image(entry.facts.id, image, memoryview(buffer), lambda _: None)
         read.set()
 
     thread = Thread(target=fetch)

@@ -102,7 +102,9 @@ def test_every_form_keeps_to_its_budget(capability, dtype, head_dim):
 def test_the_default_run_is_short_and_touches_everything():
     assert len(REPRESENTATIVE_CASES) <= 150
     named = {case.values[2] for case in REPRESENTATIVE_CASES}
-    assert named == set(forms(90, shape(BF16, 64)))
+    # What draws rows with rules is the sampler again, on float32.
+    expected = {name for name in forms(90, shape(BF16, 64)) if not name.startswith("sample_with_rules.")}
+    assert named == expected
     assert {case.values[0] for case in REPRESENTATIVE_CASES} == set(GpuArchitecture)
     assert {
         budget_of(name, model, capability)

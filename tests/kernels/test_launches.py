@@ -96,13 +96,14 @@ def launch_everything(layout, layer, window, rows, vocabulary):
 
     floats, ints, longs = torch.zeros(rows), lengths, torch.zeros(rows, dtype=torch.int64)
     tile = SampleTile()
-    sample.sample(
-        torch.zeros(rows, vocabulary, dtype=BF16),
-        SamplingRows(floats, ints, floats, floats, longs, longs),
-        Sampled(longs, floats, torch.zeros(rows, 1, dtype=torch.int64), torch.zeros(rows, 1)),
-        sample.SampleWorkspace.allocate(rows, vocabulary, 1, tile, "cpu"),
-        tile=tile,
-    )
+    for dtype in (BF16, torch.float32):  # rows whose logits rules change are float32
+        sample.sample(
+            torch.zeros(rows, vocabulary, dtype=dtype),
+            SamplingRows(floats, ints, floats, floats, longs, longs),
+            Sampled(longs, floats, torch.zeros(rows, 1, dtype=torch.int64), torch.zeros(rows, 1)),
+            sample.SampleWorkspace.allocate(rows, vocabulary, 1, tile, "cpu"),
+            tile=tile,
+        )
 
 
 @pytest.mark.parametrize("blocks", [1, 3, 64, 4096])

@@ -10,21 +10,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenmux.core.errors import ErrorCode
-from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
-from tokenmux.core.phases import PhaseChanged, RequestPhase, Residency
+from tokenmux.core.facts import DeviceFacts, HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.phases import DeviceState, PhaseChanged, RequestPhase, Residency
 from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
-from tokenmux.core.sampling import Sampling
+from tokenmux.core.sampling import LogitRules, LogProbabilities, Sampling
 from tokenmux.core.span import Span
 from tokenmux.messages.codec import ORDERS, REPORTS, MalformedMessage
 from tokenmux.messages.commands import (
+    AddDevice,
     AskTrace,
     Cancel,
     Command,
+    DrainDevice,
     Load,
     Order,
     Pause,
     Pin,
     Register,
+    RemoveDevice,
     Resize,
     Resume,
     Shutdown,
@@ -37,6 +40,7 @@ from tokenmux.messages.reports import (
     Acknowledged,
     Alive,
     Broken,
+    DeviceStatus,
     Finished,
     InstanceId,
     ModelStatus,
@@ -47,13 +51,17 @@ from tokenmux.messages.reports import (
     WorkerStatus,
     WorkerUse,
 )
+from tokenmux.messages.setups import DeviceSetup, NodeSetup
 from tokenmux.scheduler.metrics.histogram import Durations
 
 R, M, T = RequestId("r-1"), ModelId("a"), Ticket(7)
 FACTS = ModelFacts(M, (Image(ImageId("i"), 10**12),), KvShape(2, 1, 8, 2, 16), 4096, 10**11, 150_000)
 REQUEST = Request(R, M, 3, 9, 1.5, ServiceLevel(2.0, 0.05), tenant="somebody", weight=2.0, tenant_weight=0.5)
+RULES = LogitRules(1.2, 0.5, -0.5, ((3, 1.5), (2, -100.0)), ((1,), (2, 3)))
+SAMPLING = Sampling(0.7, 5, 0.9, 2**64 - 1, 0.05, RULES, 3)
+DEVICE = DeviceSetup(DeviceFacts("H100", 1, 2, 3.0, 4.0, 5.0, 6.0), "cuda", "GPU-1", "int8")
 COMMANDS_OF_EACH_KIND: list[Command] = [
-    Submit(REQUEST, (1, 2, 3), Sampling(0.7, 5, 0.9, 2**64 - 1), 2, frozenset({0, 7}), (4, 5)),
+    Submit(REQUEST, (1, 2, 3), SAMPLING, 2, frozenset({0, 7}), (4, 5)),
     Cancel(R, FinishReason.STOP),
     Pause(R),
     Resume(R),
@@ -62,20 +70,26 @@ COMMANDS_OF_EACH_KIND: list[Command] = [
     Load(M),
     Unload(M),
     Pin(M, True),
-    Resize(1 << 40),
+    Resize(1 << 40, InstanceId(2)),
+    AddDevice(DEVICE),
+    DrainDevice(InstanceId(2), undo=True),
+    RemoveDevice(InstanceId(2)),
     AskTrace(math.inf),
     Shutdown(),
 ]
 COUNTS = (1, 2.0, 0, Durations((0, 3, 0), 0.5))
-STATUS = ModelStatus(M, Residency.HOST, True, 1, 2, 3, COUNTS, "gone", True)
+STATUS = ModelStatus(M, Residency.HOST, True, 1, 2, 3, COUNTS, "gone", True, (InstanceId(2),))
+DEVICE_STATUS = DeviceStatus(
+    InstanceId(2), "cpu", DeviceState.OUT, 1, 2, 3, COUNTS, M, None, (M,), 4, 5, "it broke", (M,)
+)
 REPORTS_OF_EACH_KIND: list[Report] = [
-    Tokens(R, 5, (1, 2**31), 2.5),
+    Tokens(R, 5, (1, 2**31), 2.5, (LogProbabilities(-0.5, ((3, -0.1),)), LogProbabilities(-1.0))),
     Finished(R, FinishReason.FAILED, 3.5, "why", ErrorCode.NOT_SERVABLE),
     PhaseChanged(R, RequestPhase.LOADING, 3, 0.25),
-    WorkerStatus(1.0, "cpu", *range(7), 5, COUNTS, None, (STATUS,)),
+    WorkerStatus(1.0, *range(5), 2.0, 3.0, (DEVICE_STATUS,), (STATUS,)),
     WorkerUse(1.0, ((M, COUNTS),), (("somebody", COUNTS),)),
     Traced(T, (Span(0, "compute", "a", 1.0, 2.0, {"requests": 3, "share": 0.5, "ended": "stop"}),)),
-    Acknowledged(T, "no", ErrorCode.IN_USE),
+    Acknowledged(T, "no", ErrorCode.IN_USE, InstanceId(4)),
     Alive(60.0),
     Broken("the device is gone"),
 ]
@@ -91,6 +105,14 @@ def test_a_command_comes_back_as_it_was(command: Command) -> None:
     again = ORDERS.decode(ORDERS.encode(Order(T, command)))
     assert again == Order(T, command)
     assert type(again.command) is type(command)
+
+
+def test_the_setup_of_a_node_comes_back_as_it_was() -> None:
+    setup = NodeSetup(
+        (DEVICE,), HostFacts(7, 8.0), 9, "slack", ServiceLevel(2.0, 0.05), 3.0, (InstanceId(2),), 5
+    )
+    again = msgspec.msgpack.decode(msgspec.msgpack.encode(setup), type=NodeSetup)
+    assert again == setup
 
 
 def test_reports_come_back_as_they_were_in_their_order() -> None:

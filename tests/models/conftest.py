@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from tokenmux.core.facts import KvShape
-from tokenmux.core.sampling import Sampling
+from tokenmux.core.sampling import LogProbabilities, Sampling
 from tokenmux.models.network.batch import GREEDY, Segment
-from tokenmux.models.network.runner import Runner
+from tokenmux.models.network.runner import Batch, Runner
+from tokenmux.models.sampling.past_tokens import PastTokens
 
 
 @dataclass
@@ -28,6 +29,8 @@ class Job:
     min_tokens: int = 0
     stop_token_ids: frozenset[int] = frozenset()
     tokens: list[int] = field(default_factory=list)
+    told: list[LogProbabilities | None] = field(default_factory=list)
+    """Log-probabilities of its output, if it asks for them."""
     n_cached: int = 0
     blocks: list[int] = field(default_factory=list)
 
@@ -62,6 +65,7 @@ class HostileScheduler:
         """Run all jobs to their end; the output tokens of each."""
         for job in jobs:
             job.tokens = list(job.prompt)
+            job.told = []
         while waiting := [job for job in jobs if not job.done]:
             batch = self.random.sample(waiting, self.random.randint(1, len(waiting)))
             for job in waiting:
@@ -78,17 +82,27 @@ class HostileScheduler:
         segments = [self._segment(job, repeat) for job in jobs]
         self.largest_batch = max(self.largest_batch, len(segments))
         batch = self.runner.prepare(segments, self.kv)
-        drawn = self.runner.step(batch)
+        drawn = self._draw(batch, jobs)
         self._take(jobs, segments, drawn)
         for _ in range(repeat - 1):
             if not batch.can_advance or any(job.done for job in jobs):
                 return
             batch.advance([token for token in drawn if token is not None])
-            drawn = self.runner.step(batch)
+            drawn = self._draw(batch, jobs)
             for job, token in zip(jobs, drawn, strict=True):
                 assert token is not None
                 job.n_cached += 1
                 job.tokens.append(token)
+
+    def _draw(self, batch: Batch, jobs: list[Job]) -> list[int | None]:
+        """The tokens of all jobs in a step, None for those that draw none."""
+        tokens: list[int | None] = [None] * len(jobs)
+        drawn = self.runner.draw(batch)
+        for index, token in zip(batch.drawing, drawn.tokens, strict=True):
+            tokens[index] = token
+        for index, told in zip(batch.drawing, drawn.log_probabilities, strict=False):
+            jobs[index].told.append(told)
+        return tokens
 
     def _take(self, jobs: list[Job], segments: list[Segment], drawn: list[int | None]) -> None:
         for job, segment, token in zip(jobs, segments, drawn, strict=True):
@@ -116,6 +130,7 @@ class HostileScheduler:
             sampling=job.sampling,
             min_tokens=job.min_tokens,
             stop_token_ids=job.stop_token_ids,
+            past=None if job.sampling.rules is None else PastTokens(job.prompt, job.output),
         )
 
     def _preempt(self, job: Job) -> None:

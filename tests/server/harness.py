@@ -10,10 +10,12 @@ from typing import Any, Self, TypeVar
 
 import grpc
 
-from tests.server.scripted_models import FakeCatalogue, FakeEntry, SmallDevice, ThreadTexts, facts
+from tests.server.scripted_models import FakeCatalogue, FakeEntry, ThreadTexts, facts
+from tests.server.small_devices import SmallDevices, SmallMachine, device_setup
 from tokenmux.messages.reports import (
     Report,
 )
+from tokenmux.messages.setups import DeviceSetup
 from tokenmux.server.app import Transport, running
 from tokenmux.server.front.api_keys import ApiKeys, Key
 from tokenmux.server.front.front import Front
@@ -21,6 +23,7 @@ from tokenmux.server.front.limits import Limits
 from tokenmux.server.front.request_rules import Defaults
 from tokenmux.server.front.tenants import Weights
 from tokenmux.server.front.traffic import TrafficRecorder
+from tokenmux.server.http_api.http_server import HttpTransport
 from tokenmux.testing.scripted_worker import (
     ScriptedWorkers,
 )
@@ -42,14 +45,18 @@ def make_front(
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     recorder: TrafficRecorder | None = None,
     keys: Sequence[Key] = (),
+    devices: Sequence[DeviceSetup] = (),
+    machine: SmallMachine | None = None,
 ) -> tuple[Front, FakeCatalogue]:
     """A front over the hub's workers that serves these models (`letters` unless given), with a clock that
     stands still."""
     catalogue = FakeCatalogue(*(entries or (FakeEntry(facts("letters")),)))
     front = Front(
-        lambda post, *, arena_bytes: hub.factory(post, arena_bytes=arena_bytes),
+        lambda post, *, devices: hub.factory(post, devices=devices),
         catalogue,
-        SmallDevice(),
+        SmallDevices(),
+        devices or (device_setup(),),
+        machine or SmallMachine(),
         pinned=pinned,
         limits=limits,
         defaults=Defaults(max_tokens=8),
@@ -73,6 +80,7 @@ class Served:
     catalogue: FakeCatalogue
     port: int
     channel: grpc.aio.Channel
+    http_port: int | None = None
 
     @property
     def target(self) -> str:
@@ -102,16 +110,31 @@ async def serving(
     limits: Limits | None = None,
     keys: Sequence[Key] = (),
     transport: Transport | None = None,
+    http: HttpTransport | None = None,
     recorder: TrafficRecorder | None = None,
+    devices: Sequence[DeviceSetup] = (),
+    machine: SmallMachine | None = None,
+    clock: Callable[[], float] = lambda: 100.0,
+    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
 ) -> AsyncIterator[Served]:
     """The whole server on a free loopback port, and a channel to it."""
     hub = ScriptedWorkers(auto=auto)
-    front, catalogue = make_front(hub, *entries, limits=limits, recorder=recorder, keys=keys)
+    front, catalogue = make_front(
+        hub,
+        *entries,
+        limits=limits,
+        recorder=recorder,
+        keys=keys,
+        devices=devices,
+        machine=machine,
+        clock=clock,
+        sleep=sleep,
+    )
     async with (
-        running(front, transport or Transport()) as server,
+        running(front, transport or Transport(), http) as server,
         grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
     ):
-        yield Served(hub, front, catalogue, server.port, channel)
+        yield Served(hub, front, catalogue, server.port, channel, server.http_port)
 
 
 class ServerThread:

@@ -3,9 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from tokenmux.core.facts import ModelId
-from tokenmux.core.phases import Residency
+from msgspec.structs import replace
+
+from tokenmux.core.facts import FIRST_INSTANCE, InstanceId, ModelId
+from tokenmux.core.phases import DeviceState, Residency
 from tokenmux.messages.reports import (
+    DeviceStatus,
     ModelStatus,
     WorkerStatus,
     WorkerUse,
@@ -15,21 +18,20 @@ from tokenmux.scheduler.metrics.counters import INSTANCE_TABLE, MODEL_TABLE, SER
 from tokenmux.scheduler.metrics.histogram import Durations
 
 
-def worker_status(*models: str, residency: Residency = Residency.RESIDENT) -> WorkerStatus:
+def worker_status(
+    *models: str, residency: Residency = Residency.RESIDENT, devices: tuple[DeviceStatus, ...] = ()
+) -> WorkerStatus:
     """A status in which every number is another, so that a test sees which went where."""
     return WorkerStatus(
         at_s=1.5,
-        device="virtual GPU",
-        arena_bytes=10_000,
-        weight_bytes=2_000,
-        kv_bytes=300,
         host_cache_bytes=40_000,
         host_cache_used_bytes=5_000,
         host_kv_bytes=6_000,
         host_kv_used_bytes=700,
         n_models_used=5,
-        counts=INSTANCE_COUNTS,
-        running_model=ModelId(models[0]) if models else None,
+        work_s=10.0,
+        model_work_s=35.0,
+        devices=devices or (device_status(*models),),
         models=tuple(
             ModelStatus(
                 model=ModelId(name),
@@ -39,10 +41,37 @@ def worker_status(*models: str, residency: Residency = Residency.RESIDENT) -> Wo
                 n_running=2,
                 n_paged_out=3,
                 counts=MODEL_COUNTS,
+                resident_on=(FIRST_INSTANCE,),
             )
             for name in models
         ),
     )
+
+
+def device_status(
+    *models: str,
+    instance: InstanceId = FIRST_INSTANCE,
+    state: DeviceState = DeviceState.SERVING,
+    fault: str = "",
+    **changes: Any,
+) -> DeviceStatus:
+    """A device that runs the first of these models, and holds all."""
+    status = DeviceStatus(
+        instance=instance,
+        device="virtual GPU",
+        state=state,
+        arena_bytes=10_000,
+        weight_bytes=2_000,
+        kv_bytes=300,
+        counts=INSTANCE_COUNTS,
+        running_model=ModelId(models[0]) if models else None,
+        loading_model=None,
+        resident=tuple(map(ModelId, models)),
+        n_requests=14,
+        n_deaths=15,
+        fault=fault,
+    )
+    return replace(status, **changes)
 
 
 def row_of(table: Table, **values: Any) -> Row:
@@ -64,8 +93,8 @@ INSTANCE_COUNTS = row_of(
     fetch_busy_s=11.0,
     n_steps=12,
     n_discards=13,
-    work_s=10.0,
-    model_work_s=35.0,
+    work_s=9.5,
+    model_work_s=34.0,
 )
 
 MODEL_COUNTS = row_of(

@@ -1,8 +1,8 @@
-"""Models of one letter a token, a store that holds them, and a device that is too small for some."""
+"""Models of one letter a token, and a store that holds them."""
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +10,6 @@ from pathlib import Path
 from tokenmux.core.errors import (
     AlreadyExists,
     BadCheckpoint,
-    DoesNotFit,
     InvalidRequest,
     NotFound,
     TokenmuxError,
@@ -18,7 +17,7 @@ from tokenmux.core.errors import (
 from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.core.progress import Progress
 from tokenmux.models.text.encoder import TextFacts
-from tokenmux.server.front.generation import Chat, Text
+from tokenmux.server.front.generation import Encodable, Text, Words
 
 VOCAB = 256
 
@@ -93,7 +92,12 @@ class LetterTokenizer:
             raise InvalidRequest("this model has no chat template; send a prompt as text or token ids")
         return self.encode("".join(f"{message['role'][0]}:{message['content']};" for message in messages))
 
-    def detokenizer(self, stop: Sequence[str], *, prompt: Sequence[int]) -> LetterDetokenizer:
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        return "".join(chr(token) for token in token_ids if token != END or not skip_special_tokens)
+
+    def detokenizer(
+        self, stop: Sequence[str], *, prompt: Sequence[int], skip_special_tokens: bool
+    ) -> LetterDetokenizer:
         return LetterDetokenizer(stop, self.width)
 
 
@@ -104,7 +108,7 @@ class ThreadTexts:
     def __init__(self, entry: Callable[[str], "FakeEntry"]) -> None:
         self._entry = entry
 
-    async def encode(self, model: str, path: Path, facts: TextFacts, prompt: Text | Chat) -> list[int]:
+    async def encode(self, model: str, path: Path, facts: TextFacts, prompt: Encodable) -> list[int]:
         letters = self._entry(model).letters
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[list[int]] = loop.create_future()
@@ -122,6 +126,8 @@ class ThreadTexts:
             try:
                 if isinstance(prompt, Text):
                     ids = letters.encode(prompt.text)
+                elif isinstance(prompt, Words):
+                    ids = [n for text in prompt.texts for n in (len(text), *letters.encode(text))]
                 else:
                     ids = letters.encode_chat(
                         [{"role": m.role, "content": m.content} for m in prompt.messages]
@@ -200,25 +206,3 @@ class FakeAside:
 
     def delete(self) -> None:
         pass
-
-
-@dataclass(frozen=True)
-class SmallDevice:
-    """10 000 bytes, unless resized, for a model beside the pinned ones, and room for 60 tokens."""
-
-    arena_bytes: int = 10_000
-
-    def resized(self, arena_bytes: int) -> "SmallDevice":
-        return SmallDevice(arena_bytes)
-
-    def check_model(self, model: ModelFacts, pinned: Iterable[ModelFacts]) -> None:
-        if model.n_bytes + sum(other.n_bytes for other in pinned if other.id != model.id) > self.arena_bytes:
-            raise DoesNotFit(
-                f"{model.id} needs {model.n_bytes} bytes, the device has {self.arena_bytes}: raise "
-                "device.arena"
-            )
-
-    def check_request(self, model: ModelFacts, n_tokens: int, pinned: Iterable[ModelFacts]) -> None:
-        self.check_model(model, pinned)
-        if n_tokens > 60 * self.arena_bytes // 10_000:
-            raise DoesNotFit(f"{n_tokens} tokens of {model.id} do not fit the device: ask for at most 60")

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from tokenmux.core.errors import ConfigError
 from tokenmux.server.config import (
-    MAX_COUNT,
     MAX_MESSAGE_BYTES,
     Override,
     PoolConfig,
@@ -19,6 +18,7 @@ from tokenmux.server.config import (
 from tokenmux.server.front.api_keys import Scope
 from tokenmux.server.grpc_api.malformed import GRPC_LIMIT_TIMES
 from tokenmux.server.yaml_lines import parse
+from tokenmux.server.yaml_values import MAX_COUNT
 
 FULL = """\
 listen: 0.0.0.0:50051
@@ -68,7 +68,7 @@ def test_everything_can_be_said(tmp_path: Path) -> None:
     config = load(tmp_path, FULL)
     assert config.device.model_dump() == {
         "kind": "cpu", "arena": 2 << 30, "host_cache": 3 << 29, "host_kv": 512 << 20, "slab": 8 << 20,
-        "prefill_chunk_tokens": 256, "paged_kv": "exact",
+        "prefill_chunk_tokens": 256, "paged_kv": "exact", "count": 1, "gpu": None,
     }  # fmt: skip
     assert config.catalogue == tmp_path / "kept"
     assert config.models["small"].source == tmp_path / "weights/small"
@@ -124,6 +124,33 @@ def test_nothing_needs_to_be_said(tmp_path: Path) -> None:
          "pool.yaml:2: device.arena: 'two' is not a size: write a number with KiB, MiB,"),
         ("device:\n  arena: 0\n", "pool.yaml:2: device.arena: should be greater than 0, and is 0"),
         ("device: 7\n", "pool.yaml:1: device: should be a valid dictionary"),
+        ("device:\n  arena: 1GiB\ndevices:\n- kind: cpu\n",
+         "pool.yaml:2: device: `devices` is given too: give one of them. Add arena to an entry of"),
+        ("devices: []\n", "pool.yaml:1: devices: there must be at least one, such as `- kind: cpu`"),
+        ("devices: 3\n", "pool.yaml:1: devices: should be a valid tuple, and is 3"),
+        ("devices:\n- count: 0\n",
+         "pool.yaml:2: devices.0.count: should be greater than or equal to 1, and is 0"),
+        ("devices:\n- count: 1000\n- count: 1000\n",
+         "pool.yaml:1: devices: these are 2000, and a pool has at most 1024"),
+        ("devices:\n- arena: 1GiB\n- arean: 1GiB\n",
+         "pool.yaml:3: devices.1.arean: there is no such key; did you mean 'arena'? allowed: arena, count"),
+        ("devices:\n- host_kv: 1GiB\n", "pool.yaml:2: devices.0.host_kv: there is no such key; allowed: ar"),
+        ("devices:\n- kind: cuda\n  gpu: first\n",
+         "pool.yaml:3: devices.0.gpu: 'first' is not a GPU: write its index, such as 0, or its UUID"),
+        ("devices:\n- {kind: cuda, gpu: 1}\n- {kind: cuda, gpu: '1'}\n",
+         "pool.yaml:3: devices.1.gpu: devices.0 has GPU 1 already: each needs one of its own"),
+        ("devices:\n- {kind: cuda, gpu: GPU-12, count: 2}\n",
+         "pool.yaml:2: devices.0.count: one GPU is one device, and devices.0.gpu names it: leave out"),
+        ("devices:\n- gpu: 0\n",
+         "pool.yaml:2: devices.0.gpu: only a GPU has a number, and devices.0.kind is cpu: leave it out"),
+        ("devices:\n- paged_kv: int8\n",
+         "pool.yaml:2: devices.0.paged_kv: int8 is computed by a GPU's kernel, and devices.0.kind is cpu"),
+        ("devices:\n- {kind: cuda}\n- {kind: cpu}\n",
+         "pool.yaml:1: devices: their kind differs: cpu and cuda. A request may go on at any device"),
+        ("devices:\n- {prefill_chunk_tokens: 64}\n- {arena: 1GiB}\n",
+         "pool.yaml:1: devices: their prefill_chunk_tokens differs: 64 and None. A request may go on"),
+        ("host:\n  kvs: 1GiB\n",
+         "pool.yaml:2: host.kvs: there is no such key; did you mean 'kv'? allowed: cache, kv"),
         ("tenants: {team: {weight: 0}}\n",
          "pool.yaml:1: tenants.team.weight: should be greater than or equal to 0.01, and"),
         ("tenants:\n  team: {wait: 1}\n",
@@ -228,7 +255,20 @@ def test_odd_files_are_refused_with_their_line(tmp_path: Path, text: str, messag
         ),
     ),
     st.sampled_from(
-        ["catalogue", "listen", "models", "device", "keys", "tls", "policy", "tenants", "text", "z"]
+        [
+            "catalogue",
+            "listen",
+            "models",
+            "device",
+            "devices",
+            "host",
+            "keys",
+            "tls",
+            "policy",
+            "tenants",
+            "text",
+            "z",
+        ]
     ),
 )
 def test_any_file_is_a_configuration_or_mistakes(value: str, key: str) -> None:
@@ -254,6 +294,29 @@ def test_flags_go_before_the_file_and_are_named_when_wrong(tmp_path: Path) -> No
     (told,) = mistakes(tmp_path, "drain_s: 1\n", wrong)
     assert told.startswith("command line: --arena: device.arena: 'much' is not a size")
     assert load_config(None, [override]).device.arena == 1 << 20
+
+
+def test_devices_and_their_host_memory_are_said_in_two_ways(tmp_path: Path) -> None:
+    listed = load(
+        tmp_path,
+        "devices:\n- {kind: cuda, arena: 1GiB, count: 2, paged_kv: int8}\n"
+        "- {kind: cuda, gpu: 3, paged_kv: int8}\n"
+        "host: {cache: 5GiB, kv: 6GiB}\n",
+    )
+    (first, entry), (second, gpu) = listed.all_devices
+    assert (first, entry.kind, entry.count, entry.arena) == (("devices", 0), "cuda", 2, 1 << 30)
+    assert (second, gpu.kind, gpu.count, gpu.gpu, gpu.paged_kv) == (("devices", 1), "cuda", 1, "3", "int8")
+    assert (listed.host_cache, listed.host_kv) == (5 << 30, 6 << 30)
+    single = load(tmp_path, "device: {host_cache: 5GiB, host_kv: 6GiB}\n")
+    assert (single.host_cache, single.host_kv) == (5 << 30, 6 << 30)
+    assert single.all_devices == ((("device",), single.device),)
+    flag = Override(("host", "kv"), "7GiB", "--host-kv")
+    assert load(tmp_path, "device: {host_kv: 6GiB}\n", flag).host_kv == 7 << 30
+
+
+def test_a_flag_for_one_device_beside_a_list_of_devices_is_named(tmp_path: Path) -> None:
+    (told,) = mistakes(tmp_path, "devices: [{kind: cpu}]\n", Override(("device", "count"), 2, "--devices"))
+    assert told.startswith("command line: --devices: device: `devices` is given too: give one of them")
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

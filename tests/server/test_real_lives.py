@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.test_serve import real_server, worker_of
+from tests.server.test_serve import node_of, real_server
 from tokenmux.client import CallFailed, Client, Delta
 
 PATIENCE_MS = 60_000
@@ -32,11 +32,11 @@ def test_a_stopped_worker_is_replaced_and_a_signal_to_all_processes_lets_streams
 ) -> None:
     with real_server(tmp_path, "worker: {silent_s: 2}\n") as (process, address), Client(address) as client:
         alone = stream(client, max_tokens=120)
-        stopped = worker_of(process.pid)
+        stopped = node_of(process.pid)
         assert stream(client, lambda: os.kill(stopped, signal.SIGSTOP), max_tokens=120) == alone
         n_restarts = client.pool.status().n_restarts
         assert n_restarts >= 1
-        assert worker_of(process.pid) != stopped
+        assert node_of(process.pid) != stopped
 
         tokens = stream(client, lambda: os.killpg(process.pid, signal.SIGTERM), max_tokens=120)
         assert tokens == alone, "the worker goes on while the front drains"
@@ -55,7 +55,7 @@ def test_what_is_left_when_the_drain_is_over_is_told_how_far_it_came(tmp_path: P
 @pytest.mark.parametrize("stop_worker", [False, True])
 def test_a_server_that_was_killed_leaves_no_worker_behind(tmp_path: Path, stop_worker: bool) -> None:
     with real_server(tmp_path) as (process, _):
-        worker = worker_of(process.pid)
+        worker = node_of(process.pid)
         ended = select.poll()
         ended.register(os.pidfd_open(worker), select.POLLIN)
         if stop_worker:
@@ -66,6 +66,6 @@ def test_a_server_that_was_killed_leaves_no_worker_behind(tmp_path: Path, stop_w
 
 def test_a_stopped_worker_does_not_keep_a_server_from_ending(tmp_path: Path) -> None:
     with real_server(tmp_path) as (process, _):
-        os.kill(worker_of(process.pid), signal.SIGSTOP)
+        os.kill(node_of(process.pid), signal.SIGSTOP)
         process.terminate()
         assert process.wait(30) == 0

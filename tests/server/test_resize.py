@@ -13,9 +13,10 @@ import pytest
 
 from tests.server.harness import Served, serving
 from tests.server.scripted_models import FakeEntry, facts
-from tests.server.test_serve import real_server, worker_of
+from tests.server.test_serve import node_of, real_server
 from tokenmux.client import AsyncClient, CallFailed, Client, Delta
 from tokenmux.core.errors import DoesNotFit, ErrorCode
+from tokenmux.core.facts import FIRST_INSTANCE
 from tokenmux.messages.commands import Register, Resize
 from tokenmux.messages.reports import Acknowledged, Broken
 from tokenmux.v1 import inference_pb2, pool_pb2
@@ -49,7 +50,7 @@ def generate(served: Served, n_tokens: int, model: str = "letters") -> object:
 
 async def test_the_worker_is_asked_and_what_is_let_in_changes(served: Served) -> None:
     assert await resize(served, 5_000) == 5_000
-    assert await served.hub.next(Resize) == Resize(5_000)
+    assert await served.hub.next(Resize) == Resize(5_000, FIRST_INSTANCE)
     code, details = await refused(generate(served, 40))
     assert (code, "do not fit the device" in details) == (Code.FAILED_PRECONDITION, True)
     await generate(served, 30)
@@ -69,7 +70,7 @@ async def test_a_model_that_was_too_large_is_served_once_it_fits(served: Served)
 
 
 async def test_meanwhile_both_sizes_count_and_another_resize_is_refused(served: Served) -> None:
-    served.hub.answer_resizes = False
+    served.hub.answer_devices = False
     for arena_bytes, fitting in ((5_000, 30), (20_000, 60)):
         call = served.pool.Resize(pool_pb2.ResizeRequest(arena_bytes=arena_bytes))
         await served.hub.next(Resize)
@@ -77,10 +78,10 @@ async def test_meanwhile_both_sizes_count_and_another_resize_is_refused(served: 
         assert (await refused(generate(served, fitting + 1)))[0] is not Code.OK
         code, details = await refused(served.pool.Resize(pool_pb2.ResizeRequest(arena_bytes=7_000)))
         assert (code, "try again when that is done" in details) == (Code.FAILED_PRECONDITION, True)
-        ticket = served.hub.worker.resize_ticket
+        ticket = served.hub.worker.device_ticket
         served.hub.post(Acknowledged(ticket, "there is only so much", ErrorCode.DOES_NOT_FIT))
         assert (await refused(call)) == (Code.FAILED_PRECONDITION, "there is only so much")
-        assert served.front.size.arena_bytes == 10_000
+        assert served.front.devices.setup(FIRST_INSTANCE).facts.arena_bytes == 10_000
 
 
 async def test_no_size_is_refused(served: Served) -> None:
@@ -89,15 +90,15 @@ async def test_no_size_is_refused(served: Served) -> None:
 
 
 async def test_a_caller_that_leaves_does_not_stop_it(served: Served) -> None:
-    served.hub.answer_resizes = False
+    served.hub.answer_devices = False
     call = served.pool.Resize(pool_pb2.ResizeRequest(arena_bytes=5_000))
     await served.hub.next(Resize)
     call.cancel()
     await asyncio.sleep(0.05)
     version = served.front.changes.version
-    served.hub.post(Acknowledged(served.hub.worker.resize_ticket))
+    served.hub.post(Acknowledged(served.hub.worker.device_ticket))
     await served.front.changes.after(version)
-    assert served.front.size.arena_bytes == 5_000
+    assert served.front.devices.setup(FIRST_INSTANCE).facts.arena_bytes == 5_000
 
 
 async def test_a_worker_that_is_restarted_has_the_size_of_the_last_resize(served: Served) -> None:
@@ -111,13 +112,17 @@ async def test_a_worker_that_is_restarted_has_the_size_of_the_last_resize(served
 
     await resize(served, 5_000)
     await broken()
-    served.hub.answer_resizes = False
+    served.hub.answer_devices = False
     call = served.pool.Resize(pool_pb2.ResizeRequest(arena_bytes=8_000))
     await served.hub.next(Resize)
     await served.hub.next(Resize)
     await broken()
     assert (await refused(call))[0] is Code.UNAVAILABLE
-    assert [worker.arena_bytes for worker in served.hub.workers] == [10_000, 5_000, 5_000]
+    assert [worker.devices.setups[FIRST_INSTANCE].facts.arena_bytes for worker in served.hub.workers] == [
+        10_000,
+        5_000,
+        5_000,
+    ]
 
 
 async def test_the_clients(served: Served) -> None:
@@ -149,12 +154,12 @@ def test_a_real_pool_shrinks_and_grows_under_a_generation_and_stays_so_when_its_
         assert tuple(tokens) == alone.token_ids
         assert resized == [4 * mib, 12 * mib, 5 * mib]
         assert client.pool.status().instances[0].arena_bytes == 5 * mib
-        with pytest.raises(CallFailed, match=r"is too little: .* needs [1-9]MiB; ask for that or more"):
+        with pytest.raises(CallFailed, match=r"would leave no room: .* Remedy: ask for more than 512\.0 KiB"):
             client.pool.resize(mib // 2)
-        with pytest.raises(CallFailed, match="cannot be allocated on this machine"):
+        with pytest.raises(CallFailed, match=r"this machine has [0-9.]+ .iB for it; ask for that or less"):
             client.pool.resize(1 << 60)
 
-        os.kill(worker_of(process.pid), signal.SIGKILL)
+        os.kill(node_of(process.pid), signal.SIGKILL)
         assert client.generate("llama", "Once upon a time", **options).token_ids == alone.token_ids  # type: ignore[arg-type]
         status = client.pool.status()
         assert (status.n_restarts, status.instances[0].arena_bytes) == (1, 5 * mib)

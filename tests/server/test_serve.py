@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -16,12 +16,19 @@ import torch
 from tests.server.harness import ServerThread, serving
 from tokenmux.client import CallFailed, Client, Delta, Finish
 from tokenmux.core.errors import ConfigError
+from tokenmux.core.request import ServiceLevel
 from tokenmux.executor.calibrate import Speeds
+from tokenmux.messages.setups import NodeSetup
 from tokenmux.models.catalogue import tiny
 from tokenmux.server.app import Transport
 from tokenmux.server.config import KeyConfig, PoolConfig, TlsConfig
 from tokenmux.server.front.api_keys import Scope
-from tokenmux.server.serve import facts_of, limits_of, read_keys, read_transport, weights_of
+from tokenmux.server.pool_setup import MeasuredDevice, node_setup
+from tokenmux.server.serve import limits_of, read_keys, read_transport, weights_of
+
+
+def setup_of(config: PoolConfig, speeds: Speeds) -> NodeSetup:
+    return node_setup(config, [MeasuredDevice(config.device, speeds)])
 
 
 def test_the_configuration_reaches_the_parts() -> None:
@@ -32,18 +39,30 @@ def test_the_configuration_reaches_the_parts() -> None:
             "models": {"a": {"source": "a", "weight": 4}, "b": "b"},
             "tenants": {"team": {"weight": 3}},
             "slow_reader": {"buffer_tokens": 2, "end_after_s": 3},
-            "worker": {"max_restarts": 4, "restart_window_s": 5},
+            "worker": {"max_restarts": 4, "restart_window_s": 5, "silent_s": 6, "still_s": 7},
+            "policy": "request-level",
+            "service_level": {"ttft_s": 8, "tpot_s": 9},
         },
         context=Path.cwd(),
     )
-    device, host = facts_of(config, Speeds(1.0, 2.0, 3.0))
-    assert (device.arena_bytes, host.cache_bytes, device.host_kv_bytes) == (10, 20, 30)
+    setup = setup_of(config, Speeds(1.0, 2.0, 3.0))
+    (entry,) = setup.devices
+    device = entry.facts
+    assert (device.arena_bytes, setup.host.cache_bytes, device.host_kv_bytes, setup.host_kv_bytes) == (
+        10,
+        20,
+        30,
+        30,
+    )
     assert (device.slab_bytes, device.prefill_chunk_tokens) == (40, 50)
     assert (device.copy_in_bytes_per_s, device.memory_bytes_per_s, device.flops_per_s) == (1.0, 2.0, 3.0)
     weights = weights_of(config)
     assert (weights.of_tenant("team"), weights.of_tenant("other")) == (3, 1)
     assert (weights.of_model("a"), weights.of_model("b")) == (4, 1)
-    limits = limits_of(config)
+    assert (setup.max_restarts, setup.restart_window_s) == (4, 5)
+    assert (setup.policy, setup.silent_s, setup.service) == ("request-level", 6, ServiceLevel(8, 9))
+    limits = limits_of(config, setup)
+    assert (limits.still_s, limits.patience.silent_s) == (7, 6)
     assert (limits.max_requests, limits.buffer_tokens, limits.unread_s) == (1, 2, 3)
     assert (limits.restarts.n, limits.restarts.window_s) == (4, 5)
 
@@ -110,8 +129,8 @@ def test_the_arena_is_what_was_said_or_most_of_what_is_free(
     arena: str | None, speeds: Speeds, expected: int
 ) -> None:
     config = PoolConfig.model_validate({"device": {"arena": arena}}, context=Path.cwd())
-    device, _ = facts_of(config, speeds)
-    assert (device.arena_bytes, device.name) == (expected, speeds.name)
+    (device,) = setup_of(config, speeds).devices
+    assert (device.facts.arena_bytes, device.facts.name) == (expected, speeds.name)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -127,18 +146,19 @@ def test_a_gpu_that_is_not_there_is_noticed_before_anything_is_converted(tmp_pat
     assert "Traceback" not in done.stderr
 
 
+DEVICE = "device: {arena: 8MiB, host_cache: 32MiB, host_kv: 8MiB, slab: 1MiB, prefill_chunk_tokens: 32}\n"
+
+
 @contextmanager
-def real_server(folder: Path, more: str = "") -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`tokenmux serve` over two small random models, with more lines in its pool.yaml; yields the process
-    and its address."""
+def real_server(
+    folder: Path, more: str = "", device: str = DEVICE
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`tokenmux serve` over two small random models, with more lines in its pool.yaml, also in place of those
+    about its device; yields the process and its address."""
     for family in ("llama", "gpt2"):
         tiny.create(family, folder / family)
     (folder / "pool.yaml").write_text(
-        "listen: 127.0.0.1:0\n"
-        "catalogue: kept\n"
-        "models: {llama: llama, gpt2: gpt2}\n"
-        "device: {arena: 8MiB, host_cache: 32MiB, host_kv: 8MiB, slab: 1MiB, prefill_chunk_tokens: 32}\n"
-        + more
+        "listen: 127.0.0.1:0\ncatalogue: kept\nmodels: {llama: llama, gpt2: gpt2}\n" + device + more
     )
     command = [sys.executable, "-m", "tokenmux.cli", "serve", "--config", str(folder / "pool.yaml")]
     with (folder / "log").open("w") as log:
@@ -157,7 +177,7 @@ def real_server(folder: Path, more: str = "") -> Iterator[tuple[subprocess.Popen
         process.stdout.close()
 
 
-def test_a_worker_killed_in_mid_stream_costs_no_token_and_a_signal_ends_the_server(tmp_path: Path) -> None:
+def test_a_node_killed_in_mid_stream_costs_no_token_and_a_signal_ends_the_server(tmp_path: Path) -> None:
     with real_server(tmp_path) as (process, address), Client(address) as client:
         options = {"max_tokens": 120, "temperature": 1.0, "seed": 5, "ignore_end_tokens": True}
         alone = client.generate("llama", "Once upon a time", **options)  # type: ignore[arg-type]
@@ -173,7 +193,7 @@ def test_a_worker_killed_in_mid_stream_costs_no_token_and_a_signal_ends_the_serv
                 case Delta():
                     tokens += event.token_ids
                     if len(tokens) >= 10 and not killed:
-                        os.kill(worker_of(process.pid), signal.SIGKILL)
+                        os.kill(node_of(process.pid), signal.SIGKILL)
                         killed = True
                 case Finish():
                     finish = event
@@ -186,11 +206,24 @@ def test_a_worker_killed_in_mid_stream_costs_no_token_and_a_signal_ends_the_serv
         assert process.wait(30) == 0
 
 
-def worker_of(pid: int) -> int:
-    """The worker among the children of the server."""
-    lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
-    children = " ".join(lists).split()
-    (worker,) = (
-        int(child) for child in children if "worker_main" in Path(f"/proc/{child}/cmdline").read_text()
-    )
-    return worker
+def node_of(pid: int) -> int:
+    """The node among the children of the server."""
+    (node,) = _children(pid, "node_main")
+    return node
+
+
+def executors_of(pid: int) -> list[int]:
+    """The processes of the server's devices, oldest first."""
+    return sorted(_children(node_of(pid), "executor_main"))
+
+
+def _children(pid: int, module: str) -> list[int]:
+    """Children that run this module. Not by /proc/PID/task/*/children: it may leave some out while others are
+    started."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended meanwhile
+            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == pid and module in (process / "cmdline").read_text():
+                found.append(int(process.name))
+    return found

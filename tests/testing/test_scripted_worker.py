@@ -3,9 +3,11 @@
 import pytest
 
 from tokenmux.core.errors import WorkerFailed
-from tokenmux.messages.commands import Command, Load, Order, Register, Resize, Ticket
+from tokenmux.core.facts import InstanceId
+from tokenmux.messages.commands import AddDevice, Command, Load, Order, Register, RemoveDevice, Resize, Ticket
 from tokenmux.messages.reports import Acknowledged, Reports
-from tokenmux.testing import make_model
+from tokenmux.messages.setups import DeviceSetup, PresentDevices
+from tokenmux.testing import make_device, make_model
 from tokenmux.testing.scripted_worker import ScriptedWorker, ScriptedWorkers
 
 MODEL = make_model("m")
@@ -13,7 +15,7 @@ MODEL = make_model("m")
 
 def started(workers: ScriptedWorkers) -> tuple[ScriptedWorker, list[Reports]]:
     said: list[Reports] = []
-    return workers.factory(said.append, arena_bytes=1000), said
+    return workers.factory(said.append, devices=PresentDevices({}, 2)), said
 
 
 def answers(said: list[Reports]) -> list[Acknowledged]:
@@ -39,12 +41,26 @@ async def test_a_model_is_refused_with_what_the_test_says() -> None:
     assert [(answer.ticket, answer.error) for answer in answers(said)] == [(7, "no room")]
 
 
-async def test_a_resize_may_be_left_without_an_answer() -> None:
+async def test_a_command_about_a_device_may_be_left_without_an_answer() -> None:
     workers = ScriptedWorkers()
-    workers.answer_resizes = False
+    workers.answer_devices = False
     worker, said = started(workers)
     worker.send(Order(Ticket(3), Resize(500)))
-    assert (worker.resize_ticket, said) == (3, [])
+    assert (worker.device_ticket, said) == (3, [])
+
+
+async def test_a_device_that_is_added_gets_the_next_number() -> None:
+    workers = ScriptedWorkers()
+    worker, said = started(workers)
+    worker.send(Order(Ticket(1), AddDevice(DeviceSetup(make_device()))))
+    workers.refuses["device"] = "no room"
+    worker.send(Order(Ticket(2), AddDevice(DeviceSetup(make_device()))))
+    worker.send(Order(Ticket(3), RemoveDevice(InstanceId(2))))
+    assert [(answer.error, answer.instance) for answer in answers(said)] == [
+        ("", 2),
+        ("no room", None),
+        ("no room", None),
+    ]
 
 
 async def test_a_killed_worker_takes_nothing_and_a_start_can_fail() -> None:

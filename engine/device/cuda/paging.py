@@ -16,24 +16,19 @@ If host memory is not page-locked, the host side of the launch is the slot's pag
 emptied by the channel's thread.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from tokenmux.core.facts import KvShape
-from tokenmux.core.handles import Transfer
 from tokenmux.core.plan import Channel
-from tokenmux.core.request import RequestId
 from tokenmux.device.cuda.chunks import MAX_BLOCKS, Copies, Copy, Landing, Slot, Work, nothing
-from tokenmux.device.spans import PagingSpan
+from tokenmux.device.spans import PagingSpan, paging_spans
 from tokenmux.kernels.kv_page.choice import PageMethod, page_method
 from tokenmux.kernels.kv_page.quantised import record_bytes
 from tokenmux.kernels.layout import OFFSET_ALIGNMENT, KVLayout
-from tokenmux.scheduler.memory.ledger import Ledger
-
-KvDtype = Callable[[RequestId], torch.dtype]
-"""The dtype in which a request's keys and values are computed."""
+from tokenmux.messages.launches import PagedBlocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +111,6 @@ class Pager:
     """Decides how a request's blocks are copied. `staged` is true if the memory for paged-out KV is not
     page-locked."""
 
-    ledger: Ledger
     host: torch.Tensor
     staged: bool
     chunk_bytes: int
@@ -125,28 +119,25 @@ class Pager:
     copy_overhead_s: float
     lock_bytes: int
     """`host` was page-locked in pieces of this size: no copy may cross the end of one."""
-    kv_dtype: KvDtype | None = None
-    """Given if paged-out KV is stored in int8."""
 
     def work(
         self,
         channel: Channel,
         arena: torch.Tensor,
-        request: RequestId,
-        transfers: Sequence[Transfer],
-        spans: Sequence[PagingSpan],
+        blocks: PagedBlocks,
+        shape: KvShape,
+        int8: torch.dtype | None = None,
     ) -> Work:
-        """The copies of one request's blocks, all of one size; `spans` are the runs that they form."""
-        if not transfers:
+        """The copies of one request's blocks. With `int8`, the dtype of their numbers, they are stored on the
+        host in int8 if the kernel can take them."""
+        if not blocks.device:
             return Copies(())
-        shape = transfers[0].shape
         size = shape.block_bytes
-        int8 = self._int8(self.kv_dtype, request, shape) if self.kv_dtype else None
-        if int8 or self._by_kernel(channel, size, spans):
-            blocks, host_blocks = self.ledger.blocks, self.ledger.host_blocks
-            on_device = torch.tensor([blocks.block_index(transfer.device) for transfer in transfers])
-            on_host = torch.tensor([host_blocks.block_index(transfer.host) for transfer in transfers])
-            return Blocks(arena, self.host, on_device, on_host, size, self.staged, int8)
+        spans = paging_spans(blocks, size)
+        quantised = self._int8(int8, shape) if int8 else None
+        if quantised or self._by_kernel(channel, size, spans):
+            on_device, on_host = torch.tensor(blocks.device), torch.tensor(blocks.host)
+            return Blocks(arena, self.host, on_device, on_host, size, self.staged, quantised)
         on_both = [
             (arena[device : device + n_bytes], self.host[host : host + n_bytes])
             for device, host, n_bytes in _within(spans, self.lock_bytes)
@@ -163,7 +154,7 @@ class Pager:
         fits = size % OFFSET_ALIGNMENT == 0 and size <= self.chunk_bytes
         return method is PageMethod.KERNEL and fits
 
-    def _int8(self, kv_dtype: KvDtype, request: RequestId, shape: KvShape) -> Int8 | None:
+    def _int8(self, dtype: torch.dtype, shape: KvShape) -> Int8 | None:
         """None for blocks that the kernel cannot take in either direction: what goes out exact comes back
         exact."""
         if shape.head_dim % OFFSET_ALIGNMENT or shape.block_bytes > self.chunk_bytes:
@@ -171,7 +162,7 @@ class Pager:
         layout = KVLayout(shape.n_layers, shape.n_kv_heads, shape.head_dim, shape.block_size)
         if record_bytes(layout) % OFFSET_ALIGNMENT:
             return None
-        return Int8(layout, kv_dtype(request))
+        return Int8(layout, dtype)
 
 
 def _within(spans: Sequence[PagingSpan], piece_bytes: int) -> Iterator[PagingSpan]:

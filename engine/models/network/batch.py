@@ -28,6 +28,7 @@ from tokenmux.core.errors import InternalError
 from tokenmux.core.facts import KvShape
 from tokenmux.core.sampling import Sampling
 from tokenmux.models.network.rows import RowRule
+from tokenmux.models.sampling.past_tokens import PastTokens
 
 TILE_TOKENS = 128
 """Keys per decode tile. On SmolLM2 with contexts of 96 to 256 tokens, 64, 128 and 256 were within 10%; 16
@@ -44,7 +45,8 @@ class Segment:
 
     `blocks` are the indices of its KV blocks, in order: enough for every token up to the end of the segment,
     and for later steps if the batch will be advanced. With `draw`, the token after the last one is drawn;
-    output token i (counted from 0) cannot be one of `stop_token_ids` while i < `min_tokens`.
+    output token i (counted from 0) cannot be one of `stop_token_ids` while i < `min_tokens`. `past` holds the
+    tokens that the rules of `sampling` look at, before this step; later steps of the batch add to it.
     """
 
     token_ids: Sequence[int]
@@ -55,6 +57,7 @@ class Segment:
     sampling: Sampling = GREEDY
     min_tokens: int = 0
     stop_token_ids: frozenset[int] = frozenset()
+    past: PastTokens | None = None
 
     @property
     def end(self) -> int:
@@ -237,6 +240,7 @@ class StepBatch:
                 raise InternalError(
                     f"no KV block for position {position}: {len(segment.blocks)} blocks of {size}"
                 )
+        remember(self.segments, token_ids)
         self._publish()
 
     def position(self, segment: int) -> int:
@@ -348,6 +352,13 @@ class StepBatch:
 
     def _tensor(self, array: _Integers) -> torch.Tensor:
         return torch.from_numpy(array).to(self.views.kv.device)
+
+
+def remember(segments: Sequence[Segment], token_ids: Sequence[int]) -> None:
+    """Each segment drew its token of `token_ids`: its rules look at it from now on."""
+    for segment, token in zip(segments, token_ids, strict=True):
+        if segment.past is not None:
+            segment.past.append(token)
 
 
 def check_kv(kv: torch.Tensor, shape: KvShape) -> None:

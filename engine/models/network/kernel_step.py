@@ -26,14 +26,14 @@ import torch
 
 from tokenmux.core.errors import InternalError
 from tokenmux.core.facts import KvShape
+from tokenmux.core.sampling import LogProbabilities
 from tokenmux.kernels.kv_append.launch import kv_append
 from tokenmux.kernels.layout import KVLayout
 from tokenmux.kernels.paged_decode import launch as decode
 from tokenmux.kernels.paged_prefill.launch import paged_prefill
-from tokenmux.kernels.sample import launch as sampler
-from tokenmux.kernels.sample.parameters import Sampled, SamplingRows
 from tokenmux.kernels.tiles import StepTiles
-from tokenmux.models.network.batch import Segment, check_kv, check_segment
+from tokenmux.models.network.batch import Segment, check_kv, check_segment, remember
+from tokenmux.models.network.kernel_draw import draw_rows_on_device, log_probabilities_on_device
 from tokenmux.models.network.staging import Staging
 from tokenmux.models.sampling.draw import Draw
 
@@ -254,6 +254,7 @@ class KernelBatch:
                     f"no KV block for position {position}: {len(segment.blocks)} blocks of "
                     f"{self._layout.block_size}"
                 )
+        remember(self.segments, token_ids)
         self._n_advanced += 1
         self._drawn = tuple(token_ids)
 
@@ -284,6 +285,12 @@ class KernelBatch:
     def draw(self, logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
         """Draw a token for each row of `logits`. Sleeps until the device has drawn them."""
         return draw_rows_on_device(logits, draws, self._tiles, self._staging)
+
+    def log_probabilities(
+        self, logits: torch.Tensor, tokens: Sequence[int], draws: Sequence[Draw]
+    ) -> tuple[LogProbabilities | None, ...]:
+        """What is told of each row of `logits`. Sleeps until the device has computed it."""
+        return log_probabilities_on_device(logits, tokens, draws, self._tiles, self._staging)
 
     def _on_device(self, cut: _Pass) -> KernelPass:
         n, size = len(cut.segments), self._layout.block_size
@@ -350,47 +357,6 @@ class KernelBatch:
         """A row of block offsets for each of `segments`, as wide as `n_tokens` tokens need."""
         table: _Integers = self._tables[segments, : -(-n_tokens // self._layout.block_size)]
         return table
-
-
-def draw_rows_on_device(
-    logits: torch.Tensor, draws: Sequence[Draw], tiles: StepTiles, staging: Staging
-) -> list[int]:
-    """Draw a token for each row of `logits` `[row, vocabulary]` on its device with the `sample` kernel.
-    Sleeps until it is done.
-
-    The random numbers are those of `sampling.draw`: for equal logits a seed gives the same tokens as on the
-    CPU.
-    """
-    n, vocabulary = len(draws), logits.shape[1]
-    taken = [draw.sampling for draw in draws]
-    sampling = staging.upload(
-        {
-            "temperature": np.array([0.0 if s.is_greedy else s.temperature for s in taken], np.float32),
-            "top_k": np.array([s.top_k if 0 < s.top_k < vocabulary else vocabulary for s in taken], np.int32),
-            "top_p": np.array([s.top_p for s in taken], np.float32),
-            "min_p": np.zeros(n, np.float32),
-            "seed": np.array([s.seed % (1 << 64) for s in taken], np.uint64).view(np.int64),
-            "position": np.array([draw.position for draw in draws], np.int64),
-        }
-    )
-    n_tokens = logits.shape[-1]
-    banned = [(row, t) for row, draw in enumerate(draws) for t in draw.forbidden if 0 <= t < n_tokens]
-    logits = logits[:n]
-    if banned:
-        logits = logits.clone()
-        places = staging.upload({"places": np.array(banned, np.int64).T.copy()})["places"]
-        # Filled on the device: `new_tensor` would copy from the host, and wait for it.
-        logits.index_put_((places[0], places[1]), logits.new_full((), -torch.inf))
-    out = Sampled(
-        tokens=torch.empty(n, dtype=torch.int64, device=logits.device),
-        log_probabilities=torch.empty(n, dtype=torch.float32, device=logits.device),
-        top_tokens=torch.empty(n, 0, dtype=torch.int64, device=logits.device),
-        top_log_probabilities=torch.empty(n, 0, dtype=torch.float32, device=logits.device),
-    )
-    workspace = sampler.SampleWorkspace.allocate(n, vocabulary, 0, tiles.sample, str(logits.device))
-    sampler.sample(logits, SamplingRows(**sampling), out, workspace, tile=tiles.sample)
-    tokens: list[int] = staging.fetch(out.tokens).tolist()
-    return tokens
 
 
 def _cut(segments: Sequence[Segment], grid: int, n_rows: int) -> tuple[_Pass, ...]:

@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from tokenmux.core.facts import KvShape
 from tokenmux.models.network.batch import DecodeInputs, DecodeTiles, KvViews, Segment, StepBatch
-from tokenmux.models.network.skeleton import Skeleton
+from tokenmux.models.network.skeleton import BUILDING, Skeleton
 
 Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, StepBatch | DecodeInputs], torch.Tensor]
 """The logits of a step, from its token ids, its positions, the rows whose logits are wanted, and what
@@ -59,6 +59,16 @@ def record(
 ) -> RecordedDecode | None:
     """Record the decode step of a bound skeleton. None if it cannot be recorded or does not give the same
     bits."""
+    with BUILDING:  # the default dtype must not change
+        return _record(skeleton, forward, lay_out, shape)
+
+
+def _record(
+    skeleton: Skeleton,
+    forward: Forward,
+    lay_out: Callable[[Sequence[Segment], KvViews], StepBatch],
+    shape: KvShape,
+) -> RecordedDecode | None:
     weights = skeleton.tensors
     try:
         batch = _example(_RECORDED, lay_out, shape, skeleton)

@@ -80,7 +80,7 @@ _PADDINGS = (RowRule(2, 1), RowRule(4, 4), RowRule(8, 8), RowRule(16, 16), RowRu
 _MOST = (None, 128, 64, 32, 16, 8)
 
 
-def _candidates() -> Iterable[RowRule]:
+def candidates() -> Iterable[RowRule]:
     """Rules by cost: whole products before pieces, little padding before much."""
     for most in _MOST:
         for padding in _PADDINGS:
@@ -95,14 +95,23 @@ def row_rule(dtype: torch.dtype, products: frozenset[Product] = frozenset()) -> 
     Takes half a second for those of a small model, nothing if they were tried before. Raises UnsupportedModel
     if they depend on the row count under every rule.
     """
-    return _row_rule(dtype, products or _USUAL, torch.get_num_threads())
+    key = (dtype, products or _USUAL, torch.get_num_threads())
+    return _known.get(key) or _row_rule(*key)
+
+
+_known: dict[tuple[torch.dtype, frozenset[Product], int], RowRule] = {}
+
+
+def know_rule(dtype: torch.dtype, products: frozenset[Product], rule: RowRule) -> None:
+    """Take the rule for these products from someone who found it for as many threads on this machine."""
+    _known[dtype, products or _USUAL, torch.get_num_threads()] = rule
 
 
 @cache
 def _row_rule(dtype: torch.dtype, products: frozenset[Product], n_threads: int) -> RowRule:
     smallest_first = sorted(products, key=lambda kind: (kind.n * kind.k, str(kind)))
     looked_at = [kind for kind in smallest_first if kind.n * kind.k <= _LARGEST_WEIGHT]
-    for rule in _candidates():
+    for rule in candidates():
         if all(_fits(rule, dtype, kind, n_threads) for kind in looked_at):
             return rule
     raise UnsupportedModel(

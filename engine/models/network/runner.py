@@ -14,21 +14,25 @@ values into the blocks in place. A token that a segment draws does not depend on
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import torch
 
 from tokenmux.core.errors import InternalError
 from tokenmux.core.facts import KvShape
+from tokenmux.core.sampling import LogProbabilities
 from tokenmux.models.network import kernel_path
 from tokenmux.models.network.attention import STEP_ARGUMENT, AttendsItself
 from tokenmux.models.network.batch import DecodeInputs, KvViews, Segment, StepBatch
 from tokenmux.models.network.by_row import ByRow
 from tokenmux.models.network.recording import RecordedDecode, record
 from tokenmux.models.network.rows import RowRule, check_rows_of, products_of, row_rule
+from tokenmux.models.network.rule_notes import noted_row_rule
 from tokenmux.models.network.skeleton import Skeleton, choose_experts
 from tokenmux.models.network.staging import Staging
 from tokenmux.models.sampling import draw as sampling
+from tokenmux.models.sampling.log_probabilities import log_probabilities
 
 if TYPE_CHECKING:
     from tokenmux.kernels.tiles import StepTiles
@@ -36,6 +40,14 @@ if TYPE_CHECKING:
 
 Batch: TypeAlias = "StepBatch | KernelBatch"
 """A laid-out step: for torch, or for the Triton kernels."""
+
+
+class DrawnTokens(NamedTuple):
+    """What a step drew for each segment that draws, and the log-probabilities there; empty if no segment asks
+    for them."""
+
+    tokens: tuple[int, ...]
+    log_probabilities: tuple[LogProbabilities | None, ...] = ()
 
 
 class Runner:
@@ -115,6 +127,11 @@ class Runner:
     def recorded(self) -> bool:
         return self._recorded is not None
 
+    def share_recording(self, twin: "Runner") -> None:
+        """Use the recording of `twin`, a runner of the same model over a skeleton of its own: it could be
+        made while steps ran on this one."""
+        self._recorded = twin._recorded
+
     @torch.inference_mode()
     def logits(self, batch: Batch) -> torch.Tensor:
         """Run one forward pass. Returns logits `[row, vocabulary]`: a row for each of `batch.drawing`,
@@ -131,33 +148,47 @@ class Runner:
             return self._recorded.logits(batch, self._skeleton.tensors)
         return self._by_row(batch.token_ids, batch.positions, batch.logit_rows, batch)
 
-    @torch.inference_mode()
     def step(self, batch: Batch) -> list[int | None]:
         """Run one forward pass and draw. Returns the token of each segment, None for segments that draw
         none."""
-        logits = self.logits(batch)
         tokens: list[int | None] = [None] * len(batch.segments)
-        if not batch.drawing:
-            return tokens
-        draws = [self._draw(batch, index) for index in batch.drawing]
-        draw = sampling.draw_rows if isinstance(batch, StepBatch) else batch.draw
-        for index, token in zip(batch.drawing, draw(logits, draws), strict=True):
+        for index, token in zip(batch.drawing, self.draw(batch).tokens, strict=True):
             tokens[index] = token
         return tokens
+
+    @torch.inference_mode()
+    def draw(self, batch: Batch) -> DrawnTokens:
+        """Run one forward pass and draw a token for each of `batch.drawing`."""
+        logits = self.logits(batch)
+        if not batch.drawing:
+            return DrawnTokens(())
+        draws = [self._draw(batch, index) for index in batch.drawing]
+        if isinstance(batch, StepBatch):
+            draw, tell = sampling.draw_rows, log_probabilities
+        else:
+            draw, tell = batch.draw, batch.log_probabilities
+        tokens = draw(logits, draws)
+        if all(one.sampling.n_likeliest is None for one in draws):
+            return DrawnTokens(tuple(tokens))
+        return DrawnTokens(tuple(tokens), tell(logits, tokens, draws))
 
     @staticmethod
     def _draw(batch: Batch, index: int) -> sampling.Draw:
         segment = batch.segments[index]
         position = batch.position(index)
         below_minimum = position - segment.n_prompt < segment.min_tokens
-        return sampling.Draw(segment.sampling, position, segment.stop_token_ids if below_minimum else ())
+        forbidden = segment.stop_token_ids if below_minimum else ()
+        return sampling.Draw(segment.sampling, position, forbidden, segment.past)
 
-    def make_ready(self, device: torch.device) -> None:
-        """Do now what the first step over KV on `device` would otherwise do; takes a second or two.
+    def make_ready(self, device: torch.device, notes: Path | None = None) -> None:
+        """Do now what the first step over KV on `device` would otherwise do; takes a second or two, and less
+        if the folder `notes` has what was found before.
 
         Raises UnsupportedModel if the model's steps cannot be exact there.
         """
         if self._tiles_on(device) is None:
+            if notes is not None:
+                noted_row_rule(notes, self._dtype, self._products)
             self._rule()
         else:
             self._staging_on(device)

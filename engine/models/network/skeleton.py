@@ -23,9 +23,9 @@ from tokenmux.models.network.rows import grouped_experts_are_exact
 from tokenmux.models.weights.image import Manifest, TensorEntry
 from tokenmux.models.weights.packing import Packed, PackedLinear, packing_of
 
-_building = Lock()
+BUILDING = Lock()
 """`init_empty_weights` and transformers' default dtype are settings of the whole process, so models are built
-one at a time. Two threads at once left tied weights separate."""
+one at a time. Two threads at once left tied weights separate. Nothing is recorded meanwhile either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,15 +141,16 @@ def empty_model(
     Buffers are real: on the meta device rotary frequencies and embedding scales would be lost.
     """
     attention.register_attention()
-    with init_empty_weights(include_buffers=False):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            deepcopy(config),  # it is given the attention function's name
-            dtype=dtype,
-            attn_implementation=attention.ATTENTION_NAME,
-            trust_remote_code=trust_remote_code,
-        )
-    # Inside the context every assignment makes a new empty parameter, so tied weights come apart.
-    model.tie_weights()
+    with BUILDING:
+        with init_empty_weights(include_buffers=False):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                deepcopy(config),  # it is given the attention function's name
+                dtype=dtype,
+                attn_implementation=attention.ATTENTION_NAME,
+                trust_remote_code=trust_remote_code,
+            )
+        # Inside the context every assignment makes a new empty parameter, so tied weights come apart.
+        model.tie_weights()
     choose_experts(model, dtype, "cpu")
     # Otherwise some models look for padding among the token ids in every step, and wait for the device.
     with suppress(Exception):  # some configs insist on an integer

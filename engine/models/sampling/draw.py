@@ -5,35 +5,50 @@ wins. E_v is a random number of the request's seed, the token's position and v, 
 the GPU (`noise.py` there). There is no generator whose state could run ahead, so preemption, batching and
 recovery cannot change a token. Tokens of equal probability at the edge of a top-k or top-p set are all
 kept: the set then does not depend on how ties are sorted.
+
+Rules of a request change its logits first, in float32 (`logit_changes.py`).
 """
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from math import log
 
 import torch
 
 from tokenmux.core.sampling import Sampling
 from tokenmux.kernels.sample import noise
+from tokenmux.models.sampling.logit_changes import LogitChanges, changed_row, changes_of
+from tokenmux.models.sampling.past_tokens import PastTokens
 
 _SORTED_FIRST = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """What one draw depends on besides its logits; `position` is that of the drawn token."""
+    """What one draw depends on besides its logits; `position` is that of the drawn token. `past` is what the
+    rules of `sampling` look at; None: no rules, or rules that look at nothing."""
 
     sampling: Sampling
     position: int
     forbidden: Collection[int] = ()
+    past: PastTokens | None = None
 
 
 def draw_rows(logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
     """Draw a token for each of the first rows of `logits` `[row, vocabulary]`."""
     tokens: list[int] = likeliest(logits[: len(draws)]).tolist()
     for row, wanted in enumerate(draws):
-        if wanted.forbidden or not wanted.sampling.is_greedy:
+        if wanted.sampling.rules is not None:
+            changes = row_changes(wanted, logits.shape[-1])
+            tokens[row] = draw_token(changed_row(logits[row], changes), wanted.sampling, wanted.position)
+        elif wanted.forbidden or not wanted.sampling.is_greedy:
             tokens[row] = draw_token(logits[row], wanted.sampling, wanted.position, wanted.forbidden)
     return tokens
+
+
+def row_changes(draw: Draw, n_tokens: int) -> LogitChanges:
+    """What the rules of a draw, and its forbidden tokens, do to a row of `n_tokens` logits."""
+    return changes_of(draw.sampling.rules, draw.past or PastTokens(), draw.forbidden, n_tokens)
 
 
 def draw_token(
@@ -59,6 +74,10 @@ def draw_token(
     if sampling.top_p < 1.0:
         weights = torch.softmax(scores.double(), -1)
         likely = (weights >= _nucleus_threshold(weights, sampling.top_p)).nonzero()[:, 0]
+        kept = likely if kept is None else kept[likely]
+        scores = scores[likely]
+    if sampling.min_p > 0.0:
+        likely = (scores >= log(sampling.min_p)).nonzero()[:, 0]
         kept = likely if kept is None else kept[likely]
         scores = scores[likely]
     if kept is None:

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer as Core
 
 from tokenmux.core.errors import BadCheckpoint, InvalidRequest
 from tokenmux.models.foreign_errors import foreign_errors_as
-from tokenmux.models.text.template import render
+from tokenmux.models.text.template import TemplateInput, render
 
 TEXT, ENCODER, DECODER = "text.json", "encoder.json", "decoder.json"
 TEXT_VERSION = 1
@@ -106,15 +106,17 @@ class Encoder:
             ids: list[int] = self._core.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, str]], given: TemplateInput | None = None
+    ) -> list[int]:
         """Token ids of a conversation, each message with `role` and `content`, ready for the assistant's next
-        turn.
+        turn, or for the rest of the last one.
 
         Raises InvalidRequest if there is no usable chat template, or if the template refuses the messages.
         """
-        return self.encode(self.chat_text(messages), add_special_tokens=False)
+        return self.encode(self.chat_text(messages, given), add_special_tokens=False)
 
-    def chat_text(self, messages: Sequence[Mapping[str, str]]) -> str:
+    def chat_text(self, messages: Sequence[Mapping[str, str]], given: TemplateInput | None = None) -> str:
         """The conversation as the template formats it. Raises as `encode_chat`."""
         if not messages:
             raise InvalidRequest("a conversation needs at least one message")
@@ -129,6 +131,7 @@ class Encoder:
                 self._facts.template,
                 as_template_takes(messages, self._facts.in_parts),
                 self._facts.special_tokens,
+                given,
             )
 
 

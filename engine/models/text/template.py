@@ -6,6 +6,7 @@ Registration compares its output with that of transformers (`text_files.py`).
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, NoReturn
@@ -18,17 +19,58 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+_OPEN_END = "\ue000the output goes on here\ue001 "
+"""Marks the end of a message that is to be continued. Ends in a space, as a template may strip one."""
 
-def render(template: str, messages: Sequence[Mapping[str, object]], special_tokens: Mapping[str, str]) -> str:
+
+@dataclass(frozen=True, slots=True)
+class TemplateInput:
+    """What a template is given besides the messages. `arguments` are further names that it may know.
+
+    With `continue_final_message` the text ends within the last message, whose content the output continues.
+    """
+
+    tools: Sequence[Mapping[str, object]] = ()
+    documents: Sequence[Mapping[str, object]] = ()
+    arguments: Mapping[str, object] = field(default_factory=dict)
+    continue_final_message: bool = False
+
+
+def render(
+    template: str,
+    messages: Sequence[Mapping[str, object]],
+    special_tokens: Mapping[str, str],
+    given: TemplateInput | None = None,
+) -> str:
     """The conversation as text, ready for the assistant's turn. Raises what the template raises."""
+    given = given or TemplateInput()
+    turns = [dict(message) for message in messages]
+    if given.continue_final_message:
+        turns[-1]["content"] = _with_open_end(turns[-1]["content"])
     text: str = _compiled(template).render(
-        messages=[dict(message) for message in messages],
-        tools=None,
-        documents=None,
-        add_generation_prompt=True,
-        **special_tokens,
+        messages=turns,
+        tools=list(given.tools) or None,
+        documents=list(given.documents) or None,
+        add_generation_prompt=not given.continue_final_message,
+        **{**special_tokens, **given.arguments},
     )
-    return text
+    return _until_open_end(text) if given.continue_final_message else text
+
+
+def _with_open_end(content: object) -> object:
+    """The content of a message, as text or as one part, with a mark behind it."""
+    if isinstance(content, str):
+        return content + _OPEN_END
+    assert isinstance(content, list)
+    return [{**part, "text": part["text"] + _OPEN_END} for part in content]
+
+
+def _until_open_end(text: str) -> str:
+    """The text before the mark. If the template strips contents, so is the end of this one."""
+    at = text.rfind(_OPEN_END.strip())
+    if at < 0:
+        raise TemplateError("it leaves out the message that is to be continued")
+    return text[:at] if text.startswith(_OPEN_END, at) else text[:at].rstrip()
 
 
 class _Generation(Extension):

@@ -109,6 +109,8 @@ def copy(state: LiveState, event: CopyDone) -> Started:
             raise InternalError(f"operation {event.operation} ended as a copy and is a step")
         case StartedActivation():
             _activate(state, started, seconds, ok)
+            if event.error and event.error != SUPERSEDED:
+                _forget_images(state, started, event.error)
         case StartedPageIn() | StartedPageOut():
             _page(state, started, ok)
         case StartedCompaction():
@@ -119,7 +121,7 @@ def copy(state: LiveState, event: CopyDone) -> Started:
             state.ledger.cache.end_fetch(started.images, ok)
             fetched = state.models.get(started.operation.model)
             if fetched is not None and event.error != SUPERSEDED:
-                _fetch(state, fetched, state.cost.copy_s(channel, started.n_bytes), event.error)
+                _read(state, fetched, state.cost.copy_s(channel, started.n_bytes), event.error)
     if ok and started.n_bytes and not isinstance(started, StartedCompaction):
         state.cost.observe_copy(channel, started.n_bytes, seconds)
     state.effects.append(CopyEnded(started, event))
@@ -170,7 +172,18 @@ def _page(state: LiveState, started: StartedPageIn | StartedPageOut, ok: bool) -
             request.model.file(request)
 
 
-def _fetch(state: LiveState, model: ModelState, fetch_s: float, error: str) -> None:
+def _forget_images(state: LiveState, started: StartedActivation, error: str) -> None:
+    """The model cannot be run here from the images in host memory. The next attempt reads them again, and not
+    at once, as after a fetch that failed; the host keeps those that other copies read now."""
+    cache, model = state.ledger.cache, state.models.get(started.model.id)
+    for image in started.images:
+        if cache.has(image.id) and image.id not in cache.held:
+            cache.drop(image.id)
+    if model is not None:
+        _read(state, model, state.cost.copy_s(Channel.FETCH, started.n_bytes), error)
+
+
+def _read(state: LiveState, model: ModelState, fetch_s: float, error: str) -> None:
     """A fetch that should take `fetch_s` ended. If it failed, the requests that waited for it fail too."""
     model.load_error = error
     model.fetch_pause_s = max(fetch_s, 2 * model.fetch_pause_s) if error else 0.0

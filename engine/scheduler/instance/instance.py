@@ -10,7 +10,7 @@ an operation completed. The instance never waits, reads no clock and touches no 
 checked against the ledger, and refused loudly if illegal.
 """
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sequence
 from functools import partial
 
 from tokenmux.core.cost import CostModel
@@ -30,7 +30,7 @@ from tokenmux.core.event import (
     StepDone,
     Withdrawn,
 )
-from tokenmux.core.facts import DeviceFacts, ModelId
+from tokenmux.core.facts import DeviceFacts, ModelFacts, ModelId
 from tokenmux.core.plan import Channel, Chunk, Operation, Step
 from tokenmux.core.request import DEFAULT_LEVEL, RequestId, ServiceLevel
 from tokenmux.scheduler.instance import (
@@ -145,7 +145,14 @@ class Instance:
         return self._state.can_run(chunks, repeat)
 
     def can_page_in(self, request: RequestId) -> bool:
-        return self.ledger.can_page_in(self.requests[request].kv)
+        state = self.requests[request]
+        block_bytes, n_blocks = state.kv.shape.block_bytes, state.kv.n_missing
+        ready = state.model.decoding.values()
+        if not ready or self.ledger.blocks.can_allocate(block_bytes, n_blocks + len(ready)):
+            return self.ledger.can_page_in(state.kv)
+        first = min(ready, key=lambda other: other.due_s)
+        n_more = first.kv.blocks_to_grow(first.n_tokens)
+        return self.ledger.blocks.can_allocate(block_bytes, n_blocks + n_more)
 
     def can_resume(self, request: RequestId) -> bool:
         state = self.requests[request]
@@ -271,6 +278,10 @@ class Instance:
     def check_pinnable(self, model_id: ModelId) -> None:
         """Raise DoesNotFit if pinning the model would leave another one without room to run."""
         operator_wishes.check_pinnable(self._state, self.models[model_id])
+
+    def check_room_of_requests(self, pinned: Sequence[ModelFacts]) -> None:
+        """Raise DoesNotFit if a live request would never fit beside these pinned models."""
+        operator_wishes.check_room_of_requests(self._state, pinned)
 
     def check_unloadable(self, model_id: ModelId) -> None:
         """Raise InUse if the model is pinned."""

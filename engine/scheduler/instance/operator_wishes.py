@@ -1,8 +1,10 @@
 """What operators do with a model of an instance: load, unload, pin and remove it, and when they may not."""
 
+from collections.abc import Sequence
 from math import inf
 
-from tokenmux.core.errors import InUse
+from tokenmux.core.errors import DoesNotFit, InUse
+from tokenmux.core.facts import ModelFacts
 from tokenmux.core.phases import Residency
 from tokenmux.core.plan import Channel
 from tokenmux.core.request import FinishReason
@@ -10,7 +12,7 @@ from tokenmux.core.started import StartedActivation, StartedStep
 from tokenmux.scheduler.instance import immediate_actions, requests
 from tokenmux.scheduler.instance.live_state import LiveState
 from tokenmux.scheduler.instance.model_state import ModelState
-from tokenmux.scheduler.memory.capacity import check_pins
+from tokenmux.scheduler.memory.capacity import check_pins, check_request
 
 
 def want(state: LiveState, model: ModelState, wanted: bool | None, pinned: bool | None) -> None:
@@ -59,6 +61,20 @@ def check_pinnable(state: LiveState, model: ModelState) -> None:
     already = [m.facts for m in state.models.values() if m.pinned and m is not model]
     everything = (m.facts for m in state.models.values())
     check_pins(state.device, [*already, model.facts], everything, already)
+    check_room_of_requests(state, [*already, model.facts])
+
+
+def check_room_of_requests(state: LiveState, pinned: Sequence[ModelFacts]) -> None:
+    """Raise DoesNotFit if a live request, which was accepted, would never fit beside these pinned models."""
+    for model in state.live_models.values():
+        lengths = [r.request.n_prompt + r.request.max_tokens for r in model.requests()]
+        n_tokens = max(lengths, default=0)  # the last ones may be on their way out
+        try:
+            check_request(state.device, model.facts, n_tokens, pinned)
+        except DoesNotFit as error:
+            raise DoesNotFit(
+                f"a request that is being served would lose its room ({error}): try again when it has ended"
+            ) from None
 
 
 def check_unloadable(model: ModelState) -> None:

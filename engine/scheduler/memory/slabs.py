@@ -98,9 +98,20 @@ class SlabPool:
 
     def block_index(self, handle: BlockHandle) -> int:
         """The block's index in the view of the whole arena by blocks of its size: address / block_bytes."""
-        slab = self._slabs[handle >> _INDEX_BITS]
-        first = -(-self._arena.offset(slab.extent) // slab.block_bytes)
-        return first + (handle & _INDEX_MASK)
+        return self.block_indices((handle,))[0]
+
+    def block_indices(self, handles: Iterable[BlockHandle | None]) -> tuple[int, ...]:
+        """The index of each block. None stands for no block, and is left out."""
+        slabs, offset, first, last_key = self._slabs, self._arena.offset, 0, -1
+        indices = []
+        for handle in handles:
+            if handle is not None:
+                key = handle >> _INDEX_BITS
+                if key != last_key:
+                    slab, last_key = slabs[key], key
+                    first = -(-offset(slab.extent) // slab.block_bytes)
+                indices.append(first + (handle & _INDEX_MASK))
+        return tuple(indices)
 
     def span(self, extent: ExtentHandle) -> tuple[int, int] | None:
         """Offset of the slab's blocks in this extent, and their total bytes. None if the extent is not a

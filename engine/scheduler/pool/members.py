@@ -4,7 +4,7 @@ open ──▶ takes what fits            held ──▶ only what fits nowhere 
 closed ─▶ takes nothing: it drains  removed ▶ an empty slot: its index is never used again
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tokenmux.core.event import Event, ModelRemoved, ModelWanted, ResizeAsked, Resized
 from tokenmux.core.facts import ModelFacts, ModelId
@@ -19,8 +19,10 @@ _CHANGE_ROOM = frozenset({ModelRemoved, ModelWanted, ResizeAsked, Resized})
 class Members:
     """Instances that come, go, and take requests or do not."""
 
-    def __init__(self, instances: Sequence[Instance]) -> None:
+    def __init__(self, instances: Sequence[Instance], n_tokens: Callable[[Request], int]) -> None:
+        """`n_tokens` gives the number of tokens of a request, prompt and output, that need room."""
         self.instances = list(instances)
+        self._n_tokens = n_tokens
         self.held: set[int] = set()
         self.closed: set[int] = set()
         self.removed: set[int] = set()
@@ -67,7 +69,7 @@ class Members:
     def fits(self, index: int, request: Request, facts: ModelFacts) -> bool:
         """True if the instance could ever serve the request: the model, and all its tokens, beside what is
         pinned there."""
-        return request.n_prompt + request.max_tokens <= self.most_tokens(index, facts)
+        return self._n_tokens(request) <= self.most_tokens(index, facts)
 
     def most_tokens(self, index: int, facts: ModelFacts) -> int:
         """The longest request of the model that the instance could serve, in tokens."""

@@ -26,9 +26,13 @@ def load_target(members: Members, facts: ModelFacts) -> int:
 
 def pin_target(members: Members, facts: ModelFacts) -> int:
     """The instance that pins a model: where it is pinned already, otherwise the nearest one on which that
-    leaves every model its room. Raises DoesNotFit if there is none."""
-    target = _pin_targets(members, [facts], _staying(members)).get(facts.id)
+    leaves every model its room. Raises DoesNotFit if there is none, InUse if the only one is being
+    resized."""
+    staying = _staying(members)
+    target = _pin_targets(members, [facts], staying).get(facts.id)
     if target is None:
+        if len(staying) == 1:  # it says what stands in the way there
+            members.instances[staying[0]].check_pinnable(facts.id)
         raise _no_room_to_pin(facts)
     return target
 
@@ -117,6 +121,7 @@ def _can_pin(members: Members, index: int, facts: ModelFacts, already: list[Mode
     others = [model.facts for model in instance.models.values()]
     try:
         check_pins(instance.device, [*already, facts], [*others, facts], already)
+        instance.check_room_of_requests([*already, facts])
     except DoesNotFit:
         return False
     return True

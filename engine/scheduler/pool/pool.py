@@ -12,7 +12,7 @@ A body applies what has happened and then calls `settle`, which leaves nothing u
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -76,13 +76,16 @@ class Pool:
         body: PoolBody,
         clock: Clock,
         models: Mapping[ModelId, ModelFacts] | None = None,
+        n_tokens: Callable[[Request], int] = lambda request: request.n_prompt + request.max_tokens,
     ) -> None:
         """An instance learns of a model of `models` when a request first brings it there; of others by
-        `add_model` or by `apply`."""
+        `add_model` or by `apply`. A request fits an instance that has room for `n_tokens` of it; a simulation
+        knows better than its limit."""
         self.policy = policy
         self.n_moves = 0
         """Number of moves that the policy asked for."""
-        self._members = Members(instances)
+        self._members = Members(instances, n_tokens)
+        self._n_tokens = n_tokens
         self._body = body
         self._clock = clock
         self._models = models or {}
@@ -431,7 +434,7 @@ class Pool:
         facts = self.facts(request.model)
         if any(self._members.fits(index, request, facts) for index in self._members.present):
             return "every device that could serve this is being drained: let one serve again, or add one"
-        n_tokens = request.n_prompt + request.max_tokens
+        n_tokens = self._n_tokens(request)
         return (
             f"no device has room for {n_tokens} tokens of {request.model}: ask for fewer, or add a larger one"
         )

@@ -2,7 +2,7 @@
 formats.
 
 It is spawned, not forked, does one piece of work at a time, and is killed if a piece takes too long. It dies
-with the front (`tokenmux.executor.orphans`). Its answers are JSON and bytes, so that a child that was taken
+with the front (`tokenmux.processes.orphans`). Its answers are JSON and bytes, so that a child that was taken
 over can lie about its own model, but do nothing else to the front.
 """
 
@@ -18,7 +18,7 @@ from threading import Thread
 from typing import Any
 
 from tokenmux.core.errors import ErrorCode, code_named, error_of
-from tokenmux.executor import orphans
+from tokenmux.processes import orphans
 from tokenmux.server.children.frames import BrokenFrame, pack, read_async
 
 PATIENCE = 6

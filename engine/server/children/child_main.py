@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tokenmux.core.errors import ErrorCode, TokenmuxError
-from tokenmux.executor.orphans import die_with_parent
+from tokenmux.processes.orphans import die_with_parent
 from tokenmux.server.children.frames import pack, read
 
 Reply = tuple[Mapping[str, object], bytes]

@@ -2,8 +2,8 @@
 `tokenmux.server.children.encoder_children` is its other side.
 
 It imports neither torch nor transformers, so it starts in a tenth of a second and 30 MB. A question is a JSON
-object (`path` of the entry, `digest` of its tokenizer, `chat`) with the text, or the messages as JSON, beside
-it; the answer is token ids as 32-bit integers.
+object (`path` of the entry, `digest` of its tokenizer, `kind`) with the text, or the conversation or words
+as JSON, beside it; the answer is token ids as 32-bit integers, those of each word after their number.
 """
 
 import json
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenmux.models.text.encoder import Encoder
+from tokenmux.models.text.template import TemplateInput
 from tokenmux.server.children.child_main import Reply, Tell, run
 
 MOST_ENCODERS = 16
@@ -29,8 +30,7 @@ class Encoders:
 
     def handle(self, header: dict[str, Any], payload: bytes, report: Tell) -> Reply:
         encoder = self._encoder(str(header["path"]), str(header["digest"]))
-        ids = encoder.encode_chat(json.loads(payload)) if header["chat"] else encoder.encode(payload.decode())
-        return {}, array("i", ids).tobytes()
+        return {}, array("i", _ids(encoder, header["kind"], payload)).tobytes()
 
     def _encoder(self, path: str, digest: str) -> Encoder:
         key = path, digest
@@ -40,6 +40,19 @@ class Encoders:
             self._loaded[key] = Encoder.load(Path(path))
         self._loaded.move_to_end(key)
         return self._loaded[key]
+
+
+def _ids(encoder: Encoder, kind: str, payload: bytes) -> list[int]:
+    match kind:
+        case "chat":
+            given = json.loads(payload)
+            return encoder.encode_chat(given.pop("messages"), TemplateInput(**given))
+        case "words":
+            texts = json.loads(payload)
+            found = [encoder.encode(text, add_special_tokens=False) for text in texts]
+            return [number for ids in found for number in (len(ids), *ids)]
+        case _:
+            return encoder.encode(payload.decode())
 
 
 def _half_used() -> bool:

@@ -13,17 +13,19 @@ import time
 from array import array
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from tokenmux.core.errors import InvalidRequest, NotServable, Overloaded, Unavailable
 from tokenmux.models.text.encoder import TextFacts, check_can_chat
 from tokenmux.server.children.child import Child, ChildEnded, LimitExceeded
-from tokenmux.server.front.generation import Chat, Text
+from tokenmux.server.front.generation import Chat, Encodable, Text, Words
 
 logger = logging.getLogger(__name__)
 
 ENCODER_MODULE = "tokenmux.server.children.encoder_child"
+PieceKind = Literal["text", "chat", "words"]
 SUSPECT_S = 60.0
 """How long a model whose work was killed shares one child with others like it."""
 
@@ -56,7 +58,7 @@ class _Piece:
     """A prompt whose result is awaited."""
 
     source: Source
-    is_chat: bool
+    kind: PieceKind
     payload: bytes
     answer: "asyncio.Future[tuple[int, ...]]"
     waiting: "asyncio.TimerHandle | None" = None
@@ -91,18 +93,17 @@ class EncoderChildren:
         self._killed_s: dict[str, float] = {}
         self._closed = False
 
-    async def encode(self, model: str, path: Path, facts: TextFacts, prompt: Text | Chat) -> tuple[int, ...]:
+    async def encode(self, model: str, path: Path, facts: TextFacts, prompt: Encodable) -> tuple[int, ...]:
         """Token ids of a prompt, by the tokenizer of the entry in folder `path`.
 
         Raises InvalidRequest, NotServable if it exceeds the limits, Overloaded if no child was free in time.
         """
         if self._closed:
             raise Unavailable("the server has stopped")
-        is_chat = isinstance(prompt, Chat)
-        if is_chat:
+        if isinstance(prompt, Chat):
             check_can_chat(facts)
         answer: asyncio.Future[tuple[int, ...]] = asyncio.get_running_loop().create_future()
-        piece = _Piece(Source(model, path, facts), is_chat, _payload(prompt), answer)
+        piece = _Piece(Source(model, path, facts), *_payload(prompt), answer)
         piece.waiting = asyncio.get_running_loop().call_later(self.limits.wait_s, self._waited, piece)
         self._waiting.append(piece)
         self._dispatch()
@@ -172,7 +173,7 @@ class EncoderChildren:
                 slot.child = await Child.start(self._module, memory_bytes=self.limits.memory_bytes)
                 slot.loaded.clear()
             source = piece.source
-            header = {"path": str(source.path), "digest": source.facts.digest, "chat": piece.is_chat}
+            header = {"path": str(source.path), "digest": source.facts.digest, "kind": piece.kind}
             answer = await slot.child.ask(header, piece.payload, limit_s=self.limits.seconds)
             slot.loaded.add(source.facts.digest)
             ids = array("i")
@@ -196,7 +197,7 @@ class EncoderChildren:
                 self._dispatch()
 
     def _said(self, piece: _Piece, error: Exception) -> str:
-        what = "chat template or tokenizer" if piece.is_chat else "tokenizer"
+        what = "chat template or tokenizer" if piece.kind == "chat" else "tokenizer"
         if isinstance(error, LimitExceeded):
             how = f"took longer than {self.limits.seconds:g} s for this prompt (`text.seconds`)"
         else:
@@ -218,15 +219,16 @@ class EncoderChildren:
             )
 
 
-def _payload(prompt: Text | Chat) -> bytes:
+def _payload(prompt: Encodable) -> tuple[PieceKind, bytes]:
     """What is sent to the child. Raises InvalidRequest for text that is not valid Unicode."""
     try:
         match prompt:
             case Text(text):
-                return text.encode()
-            case Chat(messages):
-                turns = [{"role": message.role, "content": message.content} for message in messages]
-                return json.dumps(turns, ensure_ascii=False).encode()
+                return "text", text.encode()
+            case Words(texts):
+                return "words", json.dumps(texts, ensure_ascii=False).encode()
+            case Chat():
+                return "chat", json.dumps(asdict(prompt), ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise InvalidRequest(f"the prompt is not valid Unicode (character {error.start})") from None
 

@@ -1,12 +1,9 @@
-"""What operators do with served models (load, unload, pin) and with the pool (resize)."""
+"""What operators do with served models: load, unload, pin."""
 
-import asyncio
-
-from tokenmux.core.errors import BadCheckpoint, Ended, InUse, InvalidRequest, WorkerFailed
+from tokenmux.core.errors import BadCheckpoint, Ended, WorkerFailed
 from tokenmux.core.phases import Residency
-from tokenmux.messages.commands import Load, Pin, Resize, Unload
+from tokenmux.messages.commands import Load, Pin, Unload
 from tokenmux.server.front.changes import Changes
-from tokenmux.server.front.pool_size import PoolSize
 from tokenmux.server.front.registration import Registration
 from tokenmux.server.front.served_models import ServedModel, ServedModels
 from tokenmux.server.front.shown_models import ShownModels
@@ -14,27 +11,25 @@ from tokenmux.server.front.worker_side import WorkerSide
 
 
 class Administration:
-    """Operators' commands. All methods raise NotFound for an unknown model, Unavailable without a worker."""
+    """Operators' commands about models. All methods raise NotFound for an unknown model, Unavailable without
+    a worker."""
 
     def __init__(
         self,
         models: ServedModels,
         shown: ShownModels,
         registration: Registration,
-        size: PoolSize,
         worker: WorkerSide,
         changes: Changes,
     ) -> None:
         self._models = models
         self._shown = shown
         self._registration = registration
-        self._size = size
         self._worker = worker
         self._changes = changes
-        self._resizing: asyncio.Task[None] | None = None
 
     async def load(self, name: str, *, wait: bool = False) -> ServedModel:
-        """Load a model onto the device; with `wait`, return only when it is there.
+        """Load a model onto a device; with `wait`, return only when it is there.
 
         Raises DoesNotFit if there is no room beside the pinned models. While it waits: BadCheckpoint if the
         weights cannot be read, Ended if another operator unloads it, NotFound if it is removed, WorkerFailed
@@ -49,6 +44,8 @@ class Administration:
             status = self._shown.status_of(served)
             if status is not None and status.residency is Residency.RESIDENT:
                 break
+            if self._worker.given_up is not None:
+                raise self._worker.given_up
             if not self._worker.running or self._worker.n_restarts != n_restarts:
                 raise WorkerFailed(f"the worker broke before {name} was resident: load it again")
             if status is not None and status.load_error:
@@ -61,36 +58,16 @@ class Administration:
         return served
 
     async def unload(self, name: str) -> ServedModel:
-        """Take a model off the device."""
+        """Take a model off all devices."""
         served = self._models.accepting(name)
         await self._worker.command(Unload(served.facts.id))
         return served
 
     async def pin(self, name: str, *, pinned: bool) -> ServedModel:
-        """Keep a model on the device, or let it leave again. Raises NotServable if the pinned models would
+        """Keep a model on a device, or let it leave again. Raises NotServable if the pinned models would
         leave no room."""
         served = self._models.accepting(name)
         await self._worker.command(Pin(served.facts.id, pinned))
         served.pinned = pinned
         self._changes.notify()
         return served
-
-    async def resize(self, arena_bytes: int) -> int:
-        """Give the pool an arena of `arena_bytes`, once it is empty. Returns the size afterwards.
-
-        Requests wait during the resize and then continue. It is completed even if the caller leaves. Raises
-        InvalidRequest, InUse while another resize is under way, DoesNotFit if the present models and requests
-        would not fit or the device has too little memory.
-        """
-        if arena_bytes < 1:
-            raise InvalidRequest("arena_bytes 0: a pool needs memory; give its new size in bytes")
-        if self._resizing is not None and not self._resizing.done():
-            raise InUse("the pool is being resized at this moment: try again when that is done")
-        self._resizing = asyncio.create_task(self._resize(arena_bytes), name="resize")
-        await asyncio.shield(self._resizing)
-        return self._size.arena_bytes
-
-    async def _resize(self, arena_bytes: int) -> None:
-        with self._size.becoming(arena_bytes):
-            await self._worker.command(Resize(arena_bytes))
-        self._registration.reconsider()

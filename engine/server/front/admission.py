@@ -10,7 +10,7 @@ be refused here may fail later, when it has cost others time.
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from tokenmux.core.errors import InternalError
@@ -18,18 +18,19 @@ from tokenmux.core.request import DEFAULT_TENANT, Request, RequestId
 from tokenmux.core.sampling import Sampling
 from tokenmux.messages.commands import Submit
 from tokenmux.server.front.api_keys import Key, tenant_of
-from tokenmux.server.front.generation import AboutModel, Ask, Prompt, TokenIds
+from tokenmux.server.front.counts import check_token_ids
+from tokenmux.server.front.generation import AboutModel, Ask, Encodable, Prompt, Text, TokenIds, Words
 from tokenmux.server.front.model_text import ModelText, OutputText, PromptEncoder
-from tokenmux.server.front.pool_size import PoolSize
+from tokenmux.server.front.pool_devices import PoolDevices
 from tokenmux.server.front.readiness import Readiness
 from tokenmux.server.front.request_rules import (
     Defaults,
     check_parameters,
     check_text_length,
-    check_token_ids,
     output_limit,
     service_level,
 )
+from tokenmux.server.front.sampling_rules import logit_rules, spellings
 from tokenmux.server.front.served_models import ServedModel, ServedModels
 from tokenmux.server.front.tenants import QueuePlaces, Weights
 
@@ -41,15 +42,20 @@ class Tokenized:
     served: ServedModel
     text: ModelText
     prompt: tuple[int, ...]
+    bad_words: tuple[tuple[int, ...], ...]
+    """The tokens of the words that the output must not contain."""
 
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """A request that may go to a worker, and the detokenizer of its output."""
+    """A request that may go to a worker, the detokenizer of its output, and the text that comes before it.
+    If an output is ended by a stop string, the string is left out, or comes last if it is `includes_stop`."""
 
     served: ServedModel
     submit: Submit
     text: OutputText
+    echo: str
+    includes_stop: bool
 
 
 class Admission:
@@ -59,7 +65,7 @@ class Admission:
         self,
         models: ServedModels,
         encoder: PromptEncoder,
-        size: PoolSize,
+        devices: PoolDevices,
         places: QueuePlaces,
         readiness: Readiness,
         *,
@@ -71,7 +77,7 @@ class Admission:
         """`draw_seed` gives the seed of a request without one."""
         self._models = models
         self._encoder = encoder
-        self._size = size
+        self._devices = devices
         self._places = places
         self._readiness = readiness
         self._defaults = defaults
@@ -115,23 +121,26 @@ class Admission:
                 text = await self._models.text(served)
                 check_text_length(ask.prompt, served.facts, text.facts.longest_token_chars)
                 prompt = await self._token_ids(served, text, ask.prompt)
+                if ask.truncate_prompt_tokens is not None:
+                    prompt = prompt[-ask.truncate_prompt_tokens :]
+                words = await self._word_tokens(served, text, ask.bad_words)
                 if self._models.accepts(served):
                     break
                 # Another checkpoint under the same name has another vocabulary: start over.
                 served = self._first_pass(ask)
         self._readiness.check()  # tokenizing took time: the server may be stopping
-        return Tokenized(served, text, prompt)
+        return Tokenized(served, text, prompt, words)
 
     def _second_pass(self, ask: Ask, tenant: str, arrival_s: float, tokenized: Tokenized) -> Admitted:
         served, prompt = tokenized.served, tokenized.prompt
         facts = served.facts
         max_tokens = output_limit(ask, prompt, facts, self._defaults)
-        check_token_ids("tokens of the prompt", prompt, facts)
-        self._size.check_request(facts, len(prompt) + max_tokens, self._models.pinned())
+        check_token_ids("tokens of the prompt", prompt, facts, field="prompt")
+        self._devices.check_request(facts, len(prompt) + max_tokens, self._models.pinned())
         end_token_ids = frozenset() if ask.ignore_end_tokens else tokenized.text.facts.stop_token_ids
         submit = Submit(
             request=Request(
-                id=RequestId(secrets.token_hex(8)),
+                id=RequestId(ask.request_id or secrets.token_hex(8)),
                 model=facts.id,
                 n_prompt=len(prompt),
                 max_tokens=max_tokens,
@@ -143,19 +152,48 @@ class Admission:
             ),
             prompt=prompt,
             sampling=Sampling(
-                ask.temperature, ask.top_k, ask.top_p, self._draw_seed() if ask.seed is None else ask.seed
+                ask.temperature,
+                ask.top_k,
+                ask.top_p,
+                self._draw_seed() if ask.seed is None else ask.seed,
+                ask.min_p,
+                logit_rules(ask, tokenized.bad_words, facts),
+                None if ask.logprobs is None else min(ask.logprobs, facts.vocab_size),
             ),
             min_tokens=ask.min_tokens,
             stop_token_ids=end_token_ids.union(ask.stop_token_ids),
         )
-        return Admitted(served, submit, tokenized.text.detokenizer(ask.stop_strings, prompt=prompt))
+        output = tokenized.text.detokenizer(
+            ask.stop_strings, prompt=prompt, skip_special_tokens=ask.skip_special_tokens
+        )
+        return Admitted(served, submit, output, _echo(ask, tokenized), ask.include_stop_string)
 
     async def _token_ids(self, served: ServedModel, text: ModelText, prompt: Prompt) -> tuple[int, ...]:
         if isinstance(prompt, TokenIds):
             return tuple(prompt.ids)
+        return tuple(await self._encoded(served, text, prompt))
+
+    async def _word_tokens(
+        self, served: ServedModel, text: ModelText, bad_words: tuple[str, ...]
+    ) -> tuple[tuple[int, ...], ...]:
+        if not bad_words:
+            return ()
+        words = Words(tuple(spellings(bad_words)))
+        return words.split(await self._encoded(served, text, words))
+
+    async def _encoded(self, served: ServedModel, text: ModelText, prompt: Encodable) -> Sequence[int]:
         try:
-            return tuple(await self._encoder.encode(served.name, served.path, text.facts, prompt))
+            return await self._encoder.encode(served.name, served.path, text.facts, prompt)
         except (Exception, asyncio.CancelledError, KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # a panic of a native library; gRPC would never answer
             raise InternalError(f"the tokenizer of {served.name} failed: {error!r}") from error
+
+
+def _echo(ask: Ask, tokenized: Tokenized) -> str:
+    """The prompt as text, if it is to come before the output."""
+    if not ask.echo:
+        return ""
+    if isinstance(ask.prompt, Text) and ask.truncate_prompt_tokens is None:
+        return ask.prompt.text
+    return tokenized.text.decode(tokenized.prompt, skip_special_tokens=ask.skip_special_tokens)

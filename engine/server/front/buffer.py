@@ -49,7 +49,10 @@ class EventBuffer:
         match last, event:
             case TokenDelta(), TokenDelta():
                 self._events[-1] = TokenDelta(
-                    last.index, last.token_ids + event.token_ids, last.text + event.text
+                    last.index,
+                    last.token_ids + event.token_ids,
+                    last.text + event.text,
+                    last.log_probabilities + event.log_probabilities,
                 )
             case PhaseChanged(), PhaseChanged():
                 self._events[-1] = event

@@ -1,8 +1,9 @@
 """The front, put together: what every dialect calls, and the parts that answer.
 
     admission     a question becomes what a worker is sent        registration     which models are served
-    worker_side   live requests, and the worker that serves them  administration   load, unload, pin, resize
-    readiness     whether requests are accepted                   pool_status      what operators see
+    worker_side   live requests, and the worker that serves them  administration   load, unload, pin
+    readiness     whether requests are accepted                   device_changes   add, drain, remove, resize
+    pool_devices  which devices there are, and what fits them     pool_status      what operators see
 
 Everything runs on one event loop; only decoders, the store and the start of a worker are opened in
 threads.
@@ -11,25 +12,29 @@ threads.
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from tokenmux.core.errors import ConfigError, TokenmuxError, Unavailable
-from tokenmux.core.facts import ModelFacts
+from tokenmux.core.facts import InstanceId, ModelFacts
+from tokenmux.messages.setups import DeviceSetup
 from tokenmux.server.front.administration import Administration
 from tokenmux.server.front.admission import Admission
 from tokenmux.server.front.api_keys import ApiKeys, Key
 from tokenmux.server.front.changes import Changes
+from tokenmux.server.front.device_changes import DeviceChanges
+from tokenmux.server.front.device_source import DeviceSource, WantedDevice
+from tokenmux.server.front.fitting import Capacity
 from tokenmux.server.front.generation import AboutModel, Ask, Prompt
 from tokenmux.server.front.limits import Limits
 from tokenmux.server.front.live_request import LiveRequest
 from tokenmux.server.front.model_store import ModelStore
 from tokenmux.server.front.model_text import PromptEncoder
 from tokenmux.server.front.names import check_name_length
-from tokenmux.server.front.pool_size import Capacity, PoolSize
+from tokenmux.server.front.pool_devices import PoolDevices
 from tokenmux.server.front.pool_status import PoolSnapshot, StatusBoard
-from tokenmux.server.front.readiness import Readiness
+from tokenmux.server.front.readiness import STOPPED, Readiness
 from tokenmux.server.front.registration import Registration
 from tokenmux.server.front.request_rules import Defaults, check_seconds
 from tokenmux.server.front.served_models import ServedModels
@@ -37,6 +42,7 @@ from tokenmux.server.front.shown_models import ShownModel, ShownModels
 from tokenmux.server.front.tenants import QueuePlaces, Weights
 from tokenmux.server.front.trace_document import TraceDocument, trace_document
 from tokenmux.server.front.traffic import TrafficRecorder
+from tokenmux.server.front.undertakings import Undertakings
 from tokenmux.server.front.worker_side import WorkerSide
 from tokenmux.server.workers.worker_protocol import WorkerFactory
 from tokenmux.workload.trace import Trace
@@ -52,6 +58,8 @@ class Front:
         factory: WorkerFactory,
         store: ModelStore,
         capacity: Capacity,
+        devices: Sequence[DeviceSetup],
+        source: DeviceSource,
         *,
         encoder: PromptEncoder,
         keys: ApiKeys | None = None,
@@ -64,7 +72,8 @@ class Front:
         draw_seed: Callable[[], int] = lambda: secrets.randbits(64),
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
-        """`pinned` names the models to pin from the start; `encoder` is closed with the front. The
+        """`devices` are those to start with; `source` gives those that operators add.
+        `pinned` names the models to pin from the start; `encoder` is closed with the front. The
         worker's times must be on the same `clock`: CLOCK_MONOTONIC is the same for all processes of one
         machine."""
         limits, weights = limits or Limits(), weights or Weights()
@@ -77,12 +86,12 @@ class Front:
         self._threads = ThreadPoolExecutor(DECODER_THREADS, thread_name_prefix="decoder")
         self._n_open = 0
         self.models = ServedModels(self._threads)
-        self.size = PoolSize(capacity)
+        self.devices = PoolDevices(devices, capacity)
         self._places = QueuePlaces(limits.max_requests, weights)
         self.worker = WorkerSide(
             factory,
             self.models,
-            self.size,
+            self.devices,
             self._places,
             self.changes,
             limits,
@@ -91,11 +100,11 @@ class Front:
             clock=clock,
             sleep=sleep,
         )
-        self._readiness = Readiness(self.worker.outage, self.changes)
+        self._readiness = Readiness(self.worker.outage, self.worker.standstill, self.changes)
         self._admission = Admission(
             self.models,
             encoder,
-            self.size,
+            self.devices,
             self._places,
             self._readiness,
             defaults=defaults or Defaults(),
@@ -104,9 +113,21 @@ class Front:
             draw_seed=draw_seed,
         )
         self._shown = ShownModels(self.models, self.worker)
-        self._registration = Registration(store, self.models, self.size, self.worker, self.changes)
+        self._undertakings = Undertakings()
+        self._registration = Registration(
+            store, self.models, self.devices, self.worker, self._undertakings, self.changes
+        )
         self._administration = Administration(
-            self.models, self._shown, self._registration, self.size, self.worker, self.changes
+            self.models, self._shown, self._registration, self.worker, self.changes
+        )
+        self._device_changes = DeviceChanges(
+            self.devices,
+            source,
+            self.models,
+            self._registration,
+            self.worker,
+            self._undertakings,
+            self.changes,
         )
         self._status = StatusBoard(
             self._shown,
@@ -138,7 +159,8 @@ class Front:
             await self.changes.after(self.changes.version)
 
     def end_streams(self) -> None:
-        """End all live requests, each with the number of tokens it got. No new ones are accepted."""
+        """End all live requests, each with the number of tokens it got, and all commands of operators. No
+        new ones are accepted."""
         for live in self.worker.requests:
             said = (
                 f"the server stopped after {live.n_delivered} tokens of request {live.id}: "
@@ -146,7 +168,9 @@ class Front:
             )
             self.worker.requests.fail(live, Unavailable(said))
         self._readiness.stopped()
-        self.worker.give_up(Unavailable("the server has stopped"))
+        stopped = Unavailable(STOPPED)
+        self._undertakings.stop(stopped)
+        self.worker.give_up(stopped)
 
     async def close(self) -> None:
         """End live requests, stop the worker, release the threads. Takes at most a few seconds, whatever
@@ -167,7 +191,13 @@ class Front:
     async def open(self, ask: Ask, caller: Key | None = None) -> AsyncIterator[LiveRequest]:
         admitted = await self._admission.admit(ask, caller)
         requests, suspected = self.worker.requests, admitted.served.n_convicted > 0
-        live = requests.add(admitted.submit, admitted.text, suspected=suspected)
+        live = requests.add(
+            admitted.submit,
+            admitted.text,
+            suspected=suspected,
+            echo=admitted.echo,
+            includes_stop=admitted.includes_stop,
+        )
         self._n_open += 1
         try:
             yield live
@@ -223,8 +253,17 @@ class Front:
     async def pin(self, name: str, *, pinned: bool) -> ShownModel:
         return self._shown.of(await self._administration.pin(name, pinned=pinned))
 
-    async def resize(self, arena_bytes: int) -> int:
-        return await self._administration.resize(arena_bytes)
+    async def add_device(self, wanted: WantedDevice) -> InstanceId:
+        return await self._device_changes.add(wanted)
+
+    async def drain_device(self, instance: int, *, undo: bool = False) -> None:
+        await self._device_changes.drain(InstanceId(instance), undo=undo)
+
+    async def remove_device(self, instance: int) -> None:
+        await self._device_changes.remove(InstanceId(instance))
+
+    async def resize(self, arena_bytes: int, instance: int | None = None) -> int:
+        return await self._device_changes.resize(arena_bytes, instance)
 
     def status(self) -> PoolSnapshot:
         return self._status.now()

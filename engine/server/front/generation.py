@@ -4,12 +4,13 @@ Dialects such as the gRPC services translate to and from these. Everything is as
 `tokenmux.server.front.request_rules` says what is acceptable.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from tokenmux.core.facts import ModelFacts
 from tokenmux.core.phases import PhaseChanged
 from tokenmux.core.request import FinishReason, RequestId
+from tokenmux.core.sampling import LogProbabilities
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +37,41 @@ class ChatMessage:
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """A prompt as a conversation, to be formatted by the model's own template."""
+    """A prompt as a conversation, to be formatted by the model's own template, which is given `tools`,
+    `documents` and further `arguments` as they are.
+
+    With `continue_final_message` the output continues the last message.
+    """
 
     messages: tuple[ChatMessage, ...]
+    tools: tuple[Mapping[str, object], ...] = ()
+    documents: tuple[Mapping[str, object], ...] = ()
+    arguments: Mapping[str, object] = field(default_factory=dict)
+    continue_final_message: bool = False
 
 
 Prompt = Text | TokenIds | Chat
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """Texts to be tokenized one by one, without special tokens. An encoder answers with the number of tokens
+    of each text before them."""
+
+    texts: tuple[str, ...]
+
+    @staticmethod
+    def split(answer: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+        """The tokens of each text in an encoder's answer."""
+        found, at = [], 0
+        while at < len(answer):
+            end = at + 1 + answer[at]
+            found.append(tuple(answer[at + 1 : end]))
+            at = end
+        return tuple(found)
+
+
+Encodable = Text | Chat | Words
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +85,24 @@ class Ask:
     top_k: int = 0
     top_p: float = 1.0
     seed: int | None = None
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    forbidden_token_ids: tuple[int, ...] = ()
+    bad_words: tuple[str, ...] = ()
+    logprobs: int | None = None
     max_tokens: int | None = None
     min_tokens: int = 0
     stop_strings: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_end_tokens: bool = False
+    include_stop_string: bool = False
+    skip_special_tokens: bool = True
+    echo: bool = False
+    truncate_prompt_tokens: int | None = None
+    request_id: str = ""
     ttft_s: float | None = None
     tpot_s: float | None = None
     tenant: str = ""
@@ -80,11 +123,12 @@ class PromptInfo:
 @dataclass(frozen=True, slots=True)
 class TokenDelta:
     """New output. Text lags behind the token ids: half a character, or a possible stop string, is held
-    back."""
+    back. Log-probabilities, one for each token id, are there if they were asked for."""
 
     index: int
     token_ids: tuple[int, ...]
     text: str
+    log_probabilities: tuple[LogProbabilities, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

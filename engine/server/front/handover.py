@@ -1,4 +1,5 @@
-"""What a new worker is told, and in which order: the models, their pins, then the live requests.
+"""What a new worker is told, and in which order: the models, the devices that are drained, the pins, then the
+live requests.
 
 If workers break before they have taken all models, the next one is told one model at a time, to find the one
 that breaks it.
@@ -7,11 +8,14 @@ that breaks it.
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 
 from tokenmux.core.errors import TokenmuxError, Unavailable
-from tokenmux.messages.commands import Load, Pin, Register
+from tokenmux.core.facts import InstanceId
+from tokenmux.messages.commands import DrainDevice, Load, Pin, Register
 from tokenmux.server.front.changes import Changes
 from tokenmux.server.front.pending_commands import Pending, PendingCommands
+from tokenmux.server.front.pool_devices import PoolDevices
 from tokenmux.server.front.served_models import ServedModel, ServedModels
 from tokenmux.server.front.trials import Trials
 from tokenmux.server.workers.supervisor import Supervisor
@@ -27,6 +31,7 @@ class Handover:
         supervisor: Supervisor,
         commands: PendingCommands,
         models: ServedModels,
+        devices: PoolDevices,
         trials: Trials,
         changes: Changes,
         *,
@@ -39,6 +44,7 @@ class Handover:
         self._supervisor = supervisor
         self._commands = commands
         self._models = models
+        self._devices = devices
         self._trials = trials
         self._changes = changes
         self._n_deaths = n_deaths
@@ -114,7 +120,11 @@ class Handover:
         self._tell_the_rest()
 
     def _tell_the_rest(self) -> None:
-        """Pins come after all models, so that each is judged by the room that it leaves to all of them."""
+        """Pins come after all models, so that each is judged by the room that it leaves to all of them, and
+        after drains, so that none goes to a device that is drained."""
+        for instance in self._devices.drained:
+            answer = self._commands.begin(DrainDevice(instance))
+            answer.add_done_callback(partial(self._drained, instance))
         for served in self._models:
             if served.refusal is None and not self._trials.holds(Load(served.facts.id)):
                 self.pin(served)
@@ -139,6 +149,14 @@ class Handover:
             served.pinned = False
             self._changes.notify()
         self._taken(answer)
+
+    def _drained(self, instance: InstanceId, answer: Pending) -> None:
+        """A device that the worker does not drain serves again, and is not shown as if it did not."""
+        error = _refusal_in(answer)
+        if error is not None:
+            logger.error("device %d is not drained: %s", instance, error)
+            self._devices.reopened(instance)
+            self._changes.notify()
 
     def _taken(self, answer: Pending) -> None:
         """The worker has answered a registration or a pin."""

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from tokenmux.server.workers.supervisor import Patience, RestartLimits
+from tokenmux.processes.restarts import RestartLimits
+from tokenmux.server.workers.supervisor import Patience
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,4 +27,8 @@ class Limits:
     restarts: RestartLimits = field(default_factory=RestartLimits)
     patience: Patience = field(default_factory=Patience)
     outage_s: float = 30.0
-    """How long requests wait for a worker. After that they are refused until there is one."""
+    """How long requests wait for a worker, or for a device that serves. After that they are refused until
+    there is one."""
+    still_s: float = 30.0
+    """Health says so if requests wait and nothing has moved for this long
+    (`tokenmux.server.front.standstill`)."""

@@ -53,7 +53,12 @@ class LiveRequest:
         on_full: Callable[["LiveRequest"], None],
         on_drained: Callable[["LiveRequest"], None],
         clock: Callable[[], float],
+        *,
+        echo: str = "",
+        includes_stop: bool = False,
     ) -> None:
+        """`echo` is the text that comes before the output; with `includes_stop`, the stop string that ends it
+        comes last."""
         self.id = submit.request.id
         self.model = submit.request.model
         self.phase = RequestPhase.QUEUED
@@ -61,6 +66,7 @@ class LiveRequest:
         """Tokens that existed when the present worker was given the request; `LiveRequests` sets it."""
         self._submit = submit
         self._detokenizer = detokenizer
+        self._includes_stop = includes_stop
         self._clock = clock
         self._delivered: list[int] = []
         self._times = RequestTimes()
@@ -69,6 +75,8 @@ class LiveRequest:
         self._buffer.put(
             PromptInfo(request.id, request.model, request.n_prompt, request.max_tokens, submit.sampling.seed)
         )
+        if echo:
+            self._buffer.put(TokenDelta(0, (), echo))
 
     def __aiter__(self) -> "LiveRequest":
         return self
@@ -132,7 +140,8 @@ class LiveRequest:
             if self._detokenizer.stopped is not None:
                 break
         self._note_delivered(index, tokens.at_s)
-        self._buffer.put(TokenDelta(index, tuple(self._delivered[index:]), text))
+        told = tokens.log_probabilities[known : known + len(self._delivered) - index]
+        self._buffer.put(TokenDelta(index, tuple(self._delivered[index:]), text, told))
         if self._detokenizer.stopped is not None:
             self._complete(FinishReason.STOP)
             return True
@@ -152,10 +161,10 @@ class LiveRequest:
     def conclude(self) -> bool:
         """End the request if its tokens show that it is complete, although the worker broke before saying
         so."""
-        if self._delivered and self._ends(self._delivered[-1], len(self._delivered) - 1):
-            self._complete(FinishReason.STOP)
-        elif len(self._delivered) >= self._submit.request.max_tokens:
+        if len(self._delivered) >= self._submit.request.max_tokens:
             self._complete(FinishReason.LENGTH)
+        elif self._delivered and self._ends(self._delivered[-1], len(self._delivered) - 1):
+            self._complete(FinishReason.STOP)
         return self.closed
 
     def fail(self, error: TokenmuxError) -> None:
@@ -199,7 +208,10 @@ class LiveRequest:
         stop_string = self._detokenizer.stopped
         last = len(self._delivered) - 1
         by_token = stop_string is None and last >= 0 and self._ends(self._delivered[last], last)
-        rest = "" if stop_string is not None else self._detokenizer.finish()
+        if stop_string is None:
+            rest = self._detokenizer.finish()
+        else:
+            rest = stop_string if self._includes_stop else ""
         if rest:
             self._buffer.put(TokenDelta(len(self._delivered), (), rest))
         request, times = self._submit.request, self._times

@@ -9,7 +9,7 @@
 import logging
 from collections.abc import Callable, Iterator
 
-from tokenmux.core.errors import Ended, InternalError, TokenmuxError
+from tokenmux.core.errors import AlreadyExists, Ended, InternalError, TokenmuxError
 from tokenmux.core.facts import ModelId
 from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.core.request import FinishReason, RequestId
@@ -71,9 +71,29 @@ class LiveRequests:
         """Requests of a model whose clients still wait."""
         return sum(live.model == model and not live.closed for live in self._requests.values())
 
-    def add(self, submit: Submit, text: OutputText, *, suspected: bool) -> LiveRequest:
+    def n_waiting(self) -> int:
+        """Requests whose clients wait for output: they have not ended, and their clients read."""
+        return sum(not live.closed and not live.paused for live in self._requests.values())
+
+    def add(
+        self,
+        submit: Submit,
+        text: OutputText,
+        *,
+        suspected: bool,
+        echo: str = "",
+        includes_stop: bool = False,
+    ) -> LiveRequest:
         """Take in an admitted request and give it to the worker. If its model is `suspected` of breaking
-        workers, this happens when it can be tried alone. Returns its stream."""
+        workers, this happens when it can be tried alone. Returns its stream.
+
+        Raises AlreadyExists if there is a live request with the same id, which its client has chosen.
+        """
+        if submit.request.id in self._requests:
+            raise AlreadyExists(
+                f"request_id {submit.request.id} belongs to a request that is live: choose another, or wait "
+                "for its end"
+            )
         live = LiveRequest(
             submit,
             text,
@@ -81,6 +101,8 @@ class LiveRequests:
             self._slow_readers.stopped,
             self._slow_readers.resumed,
             self._clock,
+            echo=echo,
+            includes_stop=includes_stop,
         )
         self._requests[live.id] = live
         self._places.take(live.request.tenant)

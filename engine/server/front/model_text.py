@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tokenmux.models.text.encoder import TextFacts
-from tokenmux.server.front.generation import Chat, Text
+from tokenmux.server.front.generation import Encodable
 
 
 class OutputText(Protocol):
@@ -39,7 +39,13 @@ class ModelText(Protocol):
         """The tokens with which the model itself ends its output."""
         ...
 
-    def detokenizer(self, stop: Sequence[str], *, prompt: Sequence[int]) -> OutputText:
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """The text of all `token_ids`."""
+        ...
+
+    def detokenizer(
+        self, stop: Sequence[str], *, prompt: Sequence[int], skip_special_tokens: bool
+    ) -> OutputText:
         """A detokenizer for one output that continues `prompt` and ends at the first of the stop strings."""
         ...
 
@@ -47,8 +53,9 @@ class ModelText(Protocol):
 class PromptEncoder(Protocol):
     """Prompts to token ids. Used from the event loop, which it never blocks."""
 
-    async def encode(self, model: str, path: Path, facts: TextFacts, prompt: Text | Chat) -> Sequence[int]:
-        """Token ids of a prompt, by the tokenizer of the entry in folder `path`; errors name `model`.
+    async def encode(self, model: str, path: Path, facts: TextFacts, prompt: Encodable) -> Sequence[int]:
+        """Token ids of a prompt or of words, by the tokenizer of the entry in folder `path`; errors name
+        `model`.
 
         Raises InvalidRequest, NotServable if it exceeds the limits, Overloaded if its turn did not come in
         time.

@@ -18,7 +18,8 @@ def check_name_length(name: str) -> None:
     of 4 MB."""
     if len(name) > MAX_NAME_CHARS:
         raise InvalidRequest(
-            f"a model name of {len(name)} characters: names have at most {MAX_NAME_CHARS}; check `model`"
+            f"a model name of {len(name)} characters: names have at most {MAX_NAME_CHARS}; check `model`",
+            field="model",
         )
 
 

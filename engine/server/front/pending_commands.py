@@ -5,20 +5,10 @@ from collections.abc import Callable
 
 from tokenmux.core.errors import ErrorCode, TokenmuxError, error_of
 from tokenmux.core.span import Span
-from tokenmux.messages.commands import (
-    AskTrace,
-    Command,
-    Load,
-    Pin,
-    Register,
-    Resize,
-    Ticket,
-    Unload,
-    Unregister,
-)
+from tokenmux.messages.commands import AskTrace, Command, DeviceCommand, ModelCommand, Ticket
 from tokenmux.messages.reports import Acknowledged, Traced
 
-OperatorCommand = Register | Unregister | Load | Unload | Pin | Resize
+OperatorCommand = ModelCommand | DeviceCommand
 
 Pending = asyncio.Future[Acknowledged | Traced]
 """The answer to a command."""

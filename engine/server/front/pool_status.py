@@ -8,15 +8,11 @@ from dataclasses import dataclass
 from importlib import metadata
 
 from tokenmux.messages.reports import WorkerStatus
-from tokenmux.scheduler.metrics.counters import INSTANCE_TABLE
 from tokenmux.server.front.changes import Changes, Watchers
 from tokenmux.server.front.request_rules import check_seconds
 from tokenmux.server.front.shown_models import ShownModel, ShownModels
 from tokenmux.server.front.usage import Usage
 from tokenmux.server.front.worker_side import WorkerSide
-
-N_DEVICES = 1
-"""A worker has one device."""
 
 MAX_STATUS_WATCHERS = 128
 WATCH_INTERVAL_S = 0.1
@@ -44,17 +40,22 @@ class PoolSnapshot:
         """Compared with one device for each model while it has requests
         (`tokenmux.scheduler.metrics.counters.Metrics.model_work_s`); 0 before any work."""
         work_s, model_work_s = self._work()
-        return model_work_s / work_s - N_DEVICES if work_s else 0.0
+        return model_work_s / work_s - self.n_devices if work_s else 0.0
 
     @property
     def devices_saved_dedicated(self) -> int:
         """Compared with one device for each model requested within the last hour; 0 before any work."""
-        return self.worker.n_models_used - N_DEVICES if self.worker is not None and self._work()[0] else 0
+        return (
+            self.worker.n_models_used - self.n_devices if self.worker is not None and self._work()[0] else 0
+        )
+
+    @property
+    def n_devices(self) -> int:
+        return 0 if self.worker is None else len(self.worker.devices)
 
     def _work(self) -> tuple[float, float]:
         """Seconds with work, and the same for each model that had some."""
-        counts = {} if self.worker is None else INSTANCE_TABLE.named(self.worker.counts)
-        return counts.get("work_s", 0.0), counts.get("model_work_s", 0.0)
+        return (0.0, 0.0) if self.worker is None else (self.worker.work_s, self.worker.model_work_s)
 
 
 class StatusBoard:

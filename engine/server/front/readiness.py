@@ -2,6 +2,7 @@
 
 from tokenmux.core.errors import TokenmuxError, Unavailable
 from tokenmux.server.front.changes import Changes
+from tokenmux.server.front.standstill import Standstill
 from tokenmux.server.workers.outage import Outage
 
 STARTING = "the server is starting: try again in a moment"
@@ -15,8 +16,9 @@ class Readiness:
     A worker may be missing meanwhile.
     """
 
-    def __init__(self, outage: Outage, changes: Changes) -> None:
+    def __init__(self, outage: Outage, standstill: Standstill, changes: Changes) -> None:
         self._outage = outage
+        self._standstill = standstill
         self._changes = changes
         self._closed: TokenmuxError | None = Unavailable(STARTING)
         self.failed: TokenmuxError | None = None
@@ -26,8 +28,9 @@ class Readiness:
 
     @property
     def ready(self) -> bool:
-        """True if requests are accepted and there is a worker, or will be in a moment."""
-        return self._closed is None and self._outage.reason is None
+        """True if requests are accepted, a device serves or will in a moment, and something moves if any of
+        them wait."""
+        return self._closed is None and self._outage.reason is None and not self._standstill.still
 
     def check(self) -> None:
         """Raise Unavailable, or whatever the reason is, unless requests are accepted."""

@@ -16,9 +16,10 @@ from tokenmux.messages.commands import Register, Unregister
 from tokenmux.server.front.changes import Changes
 from tokenmux.server.front.model_store import ModelStore, NothingToRemove, PendingRemoval
 from tokenmux.server.front.names import check_name_length
-from tokenmux.server.front.pool_size import PoolSize
+from tokenmux.server.front.pool_devices import PoolDevices
 from tokenmux.server.front.served_models import ServedModel, ServedModels
 from tokenmux.server.front.sources import add_to_store
+from tokenmux.server.front.undertakings import Undertakings
 from tokenmux.server.front.worker_side import WorkerSide
 
 logger = logging.getLogger(__name__)
@@ -35,16 +36,19 @@ class Registration:
         self,
         store: ModelStore,
         models: ServedModels,
-        size: PoolSize,
+        devices: PoolDevices,
         worker: WorkerSide,
+        undertakings: Undertakings,
         changes: Changes,
     ) -> None:
         self._store = store
         self._models = models
-        self._size = size
+        self._devices = devices
         self._worker = worker
         self._changes = changes
-        self._adding: dict[str, asyncio.Task[ServedModel]] = {}
+        self._undertakings = undertakings
+        self._adding: set[str] = set()
+        self._removing: set[str] = set()
 
     async def open_store(self, pinned: Collection[str]) -> None:
         """Take in every model of the store; `pinned` names those to pin.
@@ -55,7 +59,7 @@ class Registration:
             served.pinned = served.name in pinned
             try:
                 if served.refusal is None:
-                    self._size.check_model(served.facts, ())
+                    self._devices.check_model(served.facts, ())
             except DoesNotFit as error:
                 served.refusal = error
             if served.refusal is not None:
@@ -63,7 +67,7 @@ class Registration:
             self._models.add(served)
         refusals = [served.refusal for served in self._models if isinstance(served.refusal, DoesNotFit)]
         if refusals and len(refusals) == len(self._models):
-            raise DoesNotFit(f"no model of the catalogue fits the device; for one: {refusals[0]}")
+            raise DoesNotFit(f"no model of the catalogue fits a device; for one: {refusals[0]}")
 
     async def register(self, name: str, source: str) -> ServedModel:
         """Convert, check and serve a model; without a source, serve one that is already in the store (it was
@@ -78,46 +82,56 @@ class Registration:
             raise InvalidRequest(fault)
         if name in self._adding:
             raise AlreadyExists(f"a model named {name!r} is being registered at this moment")
+        self._check_not_removed(name)
         if name in self._models:
             raise AlreadyExists(
                 f"a model named {name!r} is served already: unregister it first (`tokenmux models remove`), "
                 "or choose another name"
             )
-        task = asyncio.create_task(self._add(name, source), name=f"register {name}")
-        self._adding[name] = task
-        task.add_done_callback(lambda _: self._adding.pop(name))
-        return await asyncio.shield(task)
+        self._adding.add(name)
+        return await self._undertakings.complete(self._add(name, source), f"register {name}")
 
     async def unregister(self, name: str, *, force: bool = False) -> None:
         """Stop serving a model and delete its converted files.
 
-        Raises InUse while it has live requests, unless forced; forced, it waits for operations in flight that
-        use the model, such as a fetch. Its files go first, and come back if the worker does not let the model
-        go: a failure leaves everything as it was.
+        Raises InUse while it is being removed already, and, unless forced, while it has live requests.
+        Forced, it waits for operations in flight that use the model, such as a fetch. Its files go first, and
+        come back if the worker does not let the model go: a failure leaves everything as it was.
         """
+        self._check_not_removed(name)
         served = self._models.find(name)
         n_live = self._worker.requests.n_of(ModelId(served.name))
         if n_live and not force:
             raise InUse(f"{name!r} has {n_live} live requests: wait for them, or force it to end them")
+        self._removing.add(name)
+        try:
+            await self._remove(name, served, force=force)
+        finally:
+            self._removing.discard(name)
+
+    async def _remove(self, name: str, served: ServedModel, *, force: bool) -> None:
         removal = await asyncio.to_thread(self._set_aside, name)
         self._models.remove(name)
+        self._models.leaving.append(served)
         try:
             if served.refusal is None:
                 await self._let_go(served, force=force)
+                self._worker.dismiss(served)
         except BaseException:
             self._models.add(served)
             await asyncio.to_thread(removal.restore)
             raise
         finally:
+            self._models.leaving.remove(served)
             self._changes.notify()
         await asyncio.to_thread(removal.delete)
 
     def check_fit(self, served: ServedModel) -> None:
-        """Raise DoesNotFit if the device can never hold the model beside the pinned ones."""
-        self._size.check_model(served.facts, self._models.pinned())
+        """Raise DoesNotFit if no device can ever hold the model beside the pinned ones."""
+        self._devices.check_model(served.facts, self._models.pinned())
 
     def reconsider(self) -> None:
-        """The pool has another size: serve models that were refused for their size if they fit now."""
+        """The pool has other devices: serve models that were refused for their size if they fit now."""
         for served in self._models:
             if isinstance(served.refusal, DoesNotFit):
                 try:
@@ -140,6 +154,12 @@ class Registration:
         return found
 
     async def _add(self, name: str, source: str) -> ServedModel:
+        try:
+            return await self._added(name, source)
+        finally:
+            self._adding.discard(name)
+
+    async def _added(self, name: str, source: str) -> ServedModel:
         if source:
             entry = await asyncio.to_thread(add_to_store, self._store, name, Path(source))
         else:
@@ -156,6 +176,11 @@ class Registration:
         self._changes.notify()
         return served
 
+    def _check_not_removed(self, name: str) -> None:
+        """Two removals at once, or a registration in between, would each undo what the other did."""
+        if name in self._removing:
+            raise InUse(f"{name!r} is being removed at this moment: try again when that is done")
+
     def _set_aside(self, name: str) -> PendingRemoval:
         try:
             return self._store.set_aside(name)
@@ -170,6 +195,8 @@ class Registration:
             version = self._changes.version
             try:
                 await self._worker.command(Unregister(served.facts.id))
+            except NotFound:  # another worker has come meanwhile, which was not told of it
+                return
             except InUse:
                 left_s = until_s - loop.time()
                 if not force or left_s <= 0:

@@ -1,28 +1,36 @@
 """Checks of a request; each raises InvalidRequest that says what to change. Some return the values to use.
 
-`tokenmux.server.front.admission` says when they run, and `tokenmux.server.front.pool_size.PoolSize` whether
+`tokenmux.server.front.admission` says when they run, and `tokenmux.server.front.fitting` whether
 the pool can hold the request.
 """
 
 import math
-from collections.abc import Sequence, Sized
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tokenmux.core.errors import InvalidRequest
 from tokenmux.core.facts import ModelFacts
 from tokenmux.core.request import ServiceLevel
+from tokenmux.server.front.counts import check_count, check_token_ids
 from tokenmux.server.front.generation import Ask, Chat, Prompt, Text, TokenIds
 from tokenmux.server.front.names import tenant_fault
+from tokenmux.server.front.sampling_rules import check_sampling
 
-MAX_TEMPERATURE = 10.0
 MIN_WEIGHT, MAX_WEIGHT = 0.01, 100.0
 MIN_SECONDS, MAX_SECONDS = 0.001, 86_400.0
 """Bounds of a TTFT or TPOT: a millisecond to a day."""
 MAX_CHAT_MESSAGES = 4096
+MAX_TOOLS = 128
+MAX_DOCUMENTS = 128
+TEMPLATE_NAMES = frozenset(
+    ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template")
+)
+"""What a template gets from other fields."""
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_CHARS = 256
 MAX_STOP_TOKEN_IDS = 64
-MAX_SEED = 2**64 - 1
+_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,61 +46,94 @@ def check_parameters(ask: Ask, facts: ModelFacts) -> None:
     match ask.prompt:
         case Text(text):
             if not text:
-                raise InvalidRequest("the prompt is empty: give text, token ids or chat messages")
+                raise InvalidRequest(
+                    "the prompt is empty: give text, token ids or chat messages", field="prompt"
+                )
         case TokenIds(ids):
             if not ids:
-                raise InvalidRequest("the prompt has no token ids")
-            check_prompt_length(len(ids), facts)
-            check_token_ids("prompt token ids", ids, facts)
-        case Chat(messages):
-            if not messages:
-                raise InvalidRequest("the chat has no messages")
-            check_count("chat messages", messages, MAX_CHAT_MESSAGES)
-            for index, message in enumerate(messages):
-                if not message.role:
-                    raise InvalidRequest(f"chat message {index} has no role: use system, user or assistant")
-    if not 0 <= ask.temperature <= MAX_TEMPERATURE:
-        raise InvalidRequest(
-            f"temperature {ask.temperature:g} is out of range: use 0 (greedy) to {MAX_TEMPERATURE:g}"
-        )
-    if ask.top_k < 0:
-        raise InvalidRequest(f"top_k {ask.top_k} is negative: use 0 for no limit")
-    if not 0 < ask.top_p <= 1:
-        raise InvalidRequest(f"top_p {ask.top_p:g} is out of range: use more than 0 and at most 1")
-    if ask.seed is not None and not 0 <= ask.seed <= MAX_SEED:
-        raise InvalidRequest(f"seed {ask.seed} is out of range: use 0 to 2**64 - 1")
+                raise InvalidRequest("the prompt has no token ids", field="prompt")
+            if ask.truncate_prompt_tokens is None:
+                check_prompt_length(len(ids), facts)
+            check_token_ids("prompt token ids", ids, facts, field="prompt")
+        case Chat():
+            _check_chat(ask.prompt)
+    check_sampling(ask, facts)
     if not MIN_WEIGHT <= ask.weight <= MAX_WEIGHT:
         raise InvalidRequest(
-            f"weight {ask.weight:g} is out of range: use {MIN_WEIGHT:g} to {MAX_WEIGHT:g}, 1 is usual"
+            f"weight {ask.weight:g} is out of range: use {MIN_WEIGHT:g} to {MAX_WEIGHT:g}, 1 is usual",
+            field="weight",
+        )
+    if ask.truncate_prompt_tokens is not None and ask.truncate_prompt_tokens < 1:
+        raise InvalidRequest(
+            f"truncate_prompt_tokens {ask.truncate_prompt_tokens} is out of range: use at least 1, or leave "
+            "it out to keep the whole prompt"
+        )
+    if ask.echo and isinstance(ask.prompt, Chat):
+        raise InvalidRequest("echo repeats a prompt of text or token ids: leave it out for a chat")
+    if ask.request_id and not _REQUEST_ID.fullmatch(ask.request_id):
+        raise InvalidRequest(
+            "request_id is not a usable id: use 1 to 128 letters, digits, '.', '_', ':' and '-', the first a "
+            "letter or digit; or leave it out"
         )
     fault = tenant_fault(ask.tenant)
     if fault is not None:
-        raise InvalidRequest(fault)
+        raise InvalidRequest(fault, field="tenant")
     for name, seconds in (("ttft_s", ask.ttft_s), ("tpot_s", ask.tpot_s)):
         if seconds is not None and not MIN_SECONDS <= seconds <= MAX_SECONDS:
             raise InvalidRequest(
-                f"{name} {seconds:g} is out of range: use seconds, {MIN_SECONDS:g} to {MAX_SECONDS:g}"
+                f"{name} {seconds:g} is out of range: use seconds, {MIN_SECONDS:g} to {MAX_SECONDS:g}",
+                field=name,
             )
     _check_stopping(ask, facts)
+
+
+def _check_chat(chat: Chat) -> None:
+    if not chat.messages:
+        raise InvalidRequest("the chat has no messages", field="prompt")
+    check_count("chat messages", chat.messages, MAX_CHAT_MESSAGES, field="prompt")
+    for index, message in enumerate(chat.messages):
+        if not message.role:
+            said = f"chat message {index} has no role: use system, user or assistant"
+            raise InvalidRequest(said, field="prompt")
+    if chat.continue_final_message and chat.messages[-1].role != "assistant":
+        raise InvalidRequest(
+            "continue_final_message continues a message of the assistant, but the last one is of role "
+            f"{chat.messages[-1].role!r}: end the chat with an assistant message, or leave it out"
+        )
+    check_count("tools", chat.tools, MAX_TOOLS)
+    check_count("documents", chat.documents, MAX_DOCUMENTS)
+    for name in chat.arguments:
+        if name in TEMPLATE_NAMES or not name.isidentifier():
+            raise InvalidRequest(
+                f"template argument {name!r} cannot be given: use another name; messages, tools, documents "
+                "and continue_final_message have fields of their own"
+            )
 
 
 def _check_stopping(ask: Ask, facts: ModelFacts) -> None:
     if ask.max_tokens is not None and ask.max_tokens < 1:
         raise InvalidRequest(
-            f"max_tokens {ask.max_tokens} is out of range: use at least 1, or leave it out for the default"
+            f"max_tokens {ask.max_tokens} is out of range: use at least 1, or leave it out for the default",
+            field="max_tokens",
         )
     if ask.min_tokens < 0:
-        raise InvalidRequest(f"min_tokens {ask.min_tokens} is negative: use 0 for no minimum")
-    check_count("stop strings", ask.stop_strings, MAX_STOP_STRINGS)
+        raise InvalidRequest(
+            f"min_tokens {ask.min_tokens} is negative: use 0 for no minimum", field="min_tokens"
+        )
+    check_count("stop strings", ask.stop_strings, MAX_STOP_STRINGS, field="stop_strings")
     for stop in ask.stop_strings:
         if not stop:
-            raise InvalidRequest("a stop string is empty: it would end every request at once; leave it out")
+            raise InvalidRequest(
+                "a stop string is empty: it would end every request at once; leave it out",
+                field="stop_strings",
+            )
         if len(stop) > MAX_STOP_STRING_CHARS:
             raise InvalidRequest(
-                f"a stop string has {len(stop)} characters: at most {MAX_STOP_STRING_CHARS} are allowed"
+                f"a stop string has {len(stop)} characters: at most {MAX_STOP_STRING_CHARS} are allowed",
+                field="stop_strings",
             )
-    check_count("stop token ids", ask.stop_token_ids, MAX_STOP_TOKEN_IDS)
-    check_token_ids("stop token ids", ask.stop_token_ids, facts)
+    check_count("stop token ids", ask.stop_token_ids, MAX_STOP_TOKEN_IDS, field="stop_token_ids")
+    check_token_ids("stop token ids", ask.stop_token_ids, facts, field="stop_token_ids")
 
 
 def check_seconds(name: str, seconds: float) -> None:
@@ -101,18 +142,13 @@ def check_seconds(name: str, seconds: float) -> None:
         raise InvalidRequest(f"{name} {seconds:g}: use seconds, 0 or more")
 
 
-def check_count(what: str, items: Sized, limit: int) -> None:
-    """Raise InvalidRequest for more items than `limit`. Called before anything is done with each of them."""
-    if len(items) > limit:
-        raise InvalidRequest(f"{len(items)} {what}: at most {limit} are allowed")
-
-
 def check_prompt_length(n_prompt: int, facts: ModelFacts) -> None:
     """Raise InvalidRequest for a prompt that leaves no room in the model's context for a token of output."""
     if n_prompt >= facts.max_context:
         raise InvalidRequest(
             f"the prompt has {n_prompt} tokens, but {facts.id} has a context of {facts.max_context}, "
-            f"output included: shorten the prompt to at most {facts.max_context - 1} tokens"
+            f"output included: shorten the prompt to at most {facts.max_context - 1} tokens",
+            field="prompt",
         )
 
 
@@ -121,7 +157,7 @@ def check_text_length(prompt: Prompt, facts: ModelFacts, longest_token_chars: in
     match prompt:
         case Text(text):
             n_chars = len(text)
-        case Chat(messages):
+        case Chat(messages=messages):
             n_chars = sum(len(message.content) for message in messages)
         case TokenIds():
             return
@@ -129,37 +165,28 @@ def check_text_length(prompt: Prompt, facts: ModelFacts, longest_token_chars: in
     if n_chars > limit:
         raise InvalidRequest(
             f"the prompt has {n_chars} characters, which cannot fit into the context of {facts.id} "
-            f"({facts.max_context} tokens of at most {longest_token_chars} characters): shorten it"
+            f"({facts.max_context} tokens of at most {longest_token_chars} characters): shorten it",
+            field="prompt",
         )
-
-
-def check_token_ids(what: str, ids: Sequence[int], facts: ModelFacts) -> None:
-    """Raise InvalidRequest for the first id that is not in the model's vocabulary. 100,000 valid ones take
-    2 ms."""
-    if not ids or (min(ids) >= 0 and max(ids) < facts.vocab_size):
-        return
-    for index, token_id in enumerate(ids):
-        if not 0 <= token_id < facts.vocab_size:
-            raise InvalidRequest(
-                f"{what}: {token_id} at index {index} is out of range: "
-                f"{facts.id} has token ids 0 to {facts.vocab_size - 1}"
-            )
 
 
 def output_limit(ask: Ask, prompt: Sequence[int], facts: ModelFacts, defaults: Defaults) -> int:
     """The max_tokens in force. Raises InvalidRequest if prompt and output do not fit the model's context."""
     if not prompt:
-        raise InvalidRequest("the prompt is empty once tokenized: give at least one token")
+        raise InvalidRequest("the prompt is empty once tokenized: give at least one token", field="prompt")
     check_prompt_length(len(prompt), facts)
     room = facts.max_context - len(prompt)
     if ask.max_tokens is not None and ask.max_tokens > room:
         raise InvalidRequest(
             f"the prompt of {len(prompt)} tokens and max_tokens {ask.max_tokens} exceed the context of "
-            f"{facts.id} ({facts.max_context} tokens): use max_tokens of at most {room}"
+            f"{facts.id} ({facts.max_context} tokens): use max_tokens of at most {room}",
+            field="max_tokens",
         )
     limit = min(defaults.max_tokens, room) if ask.max_tokens is None else ask.max_tokens
     if ask.min_tokens > limit:
-        raise InvalidRequest(f"min_tokens {ask.min_tokens} is more than max_tokens {limit}")
+        raise InvalidRequest(
+            f"min_tokens {ask.min_tokens} is more than max_tokens {limit}", field="min_tokens"
+        )
     return limit
 
 

@@ -64,6 +64,8 @@ class ServedModels:
         """`threads` run what may block: loading tokenizers."""
         self._threads = threads
         self._models: dict[str, ServedModel] = {}
+        self.leaving: list[ServedModel] = []
+        """Models that are being removed: they are served no longer, and the worker may still pin them."""
 
     def __iter__(self) -> Iterator[ServedModel]:
         return (self._models[name] for name in sorted(self._models))
@@ -81,8 +83,9 @@ class ServedModels:
         self._models.pop(name, None)
 
     def pinned(self) -> list[ModelFacts]:
-        """The models that are pinned and served."""
-        return [served.facts for served in self if served.pinned and served.refusal is None]
+        """The models that are pinned: served, or on their way out."""
+        everything = (*self, *self.leaving)
+        return [served.facts for served in everything if served.pinned and served.refusal is None]
 
     def find(self, name: str) -> ServedModel:
         """The model called `name`. Raises NotFound with the closest names, InvalidRequest for an

@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from tokenmux.core.facts import ModelFacts
+from tokenmux.core.facts import InstanceId, ModelFacts
 from tokenmux.server.front.api_keys import ApiKeys, Key
 from tokenmux.server.front.changes import Changes
+from tokenmux.server.front.device_source import WantedDevice
 from tokenmux.server.front.generation import AboutModel, Ask, Prompt, StreamEvent
 from tokenmux.server.front.pool_status import PoolSnapshot
 from tokenmux.server.front.shown_models import ShownModel
@@ -52,7 +53,8 @@ class FrontService(Protocol):
 
     @property
     def ready(self) -> bool:
-        """True if requests are accepted and there is a worker, or will be in a moment."""
+        """True if requests are accepted, a device serves or will in a moment, and something moves if any of
+        them wait."""
         ...
 
     @property
@@ -105,8 +107,22 @@ class FrontService(Protocol):
 
     # The pool, for operators
 
-    async def resize(self, arena_bytes: int) -> int:
-        """Give the pool an arena of `arena_bytes`. Returns the size afterwards."""
+    async def add_device(self, wanted: WantedDevice) -> InstanceId:
+        """Add a device to the pool. Returns its number once it serves."""
+        ...
+
+    async def drain_device(self, instance: int, *, undo: bool = False) -> None:
+        """Place nothing on a device any longer, and return when it is empty; with `undo`, let it serve
+        again."""
+        ...
+
+    async def remove_device(self, instance: int) -> None:
+        """Drain a device and take it out of the pool."""
+        ...
+
+    async def resize(self, arena_bytes: int, instance: int | None = None) -> int:
+        """Give a device (if there is only one, that one) an arena of `arena_bytes`. Returns the size
+        afterwards."""
         ...
 
     def status(self) -> PoolSnapshot:

@@ -35,7 +35,9 @@ class Verdicts:
     def convict(self, guilty: Suspected) -> None:
         """Act on a request or model that was the only possible cause when a worker broke."""
         if isinstance(guilty, Load):
-            self.refuse(self._models.find(guilty.model), "workers broke again and again when it was loaded")
+            if guilty.model in self._models:  # it may have been removed meanwhile
+                served = self._models.find(guilty.model)
+                self.refuse(served, "workers broke again and again when it was loaded")
             return
         live = self._requests.find(guilty)
         said = (

@@ -2,6 +2,7 @@
 
     supervisor   starts workers and replaces those that break   handover   tells a new one what there is
     outage       says when requests wait for one in vain        trials     tries alone what may break them
+    standstill   says when nothing moves
     requests     live requests                                  verdicts   refuses what did
     commands     that a worker answers
 
@@ -11,7 +12,7 @@ Here the parts meet; each knows only those that it is given.
 from collections.abc import Awaitable, Callable
 
 from tokenmux.core.errors import TokenmuxError, Unavailable, WorkerFailed
-from tokenmux.core.phases import PhaseChanged, Residency
+from tokenmux.core.phases import DeviceState, PhaseChanged, Residency
 from tokenmux.core.span import Span
 from tokenmux.messages.commands import Load
 from tokenmux.messages.reports import (
@@ -29,8 +30,9 @@ from tokenmux.server.front.limits import Limits
 from tokenmux.server.front.live_request import LiveRequest
 from tokenmux.server.front.live_requests import LiveRequests
 from tokenmux.server.front.pending_commands import OperatorCommand, PendingCommands
-from tokenmux.server.front.pool_size import PoolSize
+from tokenmux.server.front.pool_devices import PoolDevices
 from tokenmux.server.front.served_models import ServedModel, ServedModels
+from tokenmux.server.front.standstill import Standstill
 from tokenmux.server.front.tenants import QueuePlaces
 from tokenmux.server.front.traffic import TrafficRecorder
 from tokenmux.server.front.trials import Suspected, Trials
@@ -49,7 +51,7 @@ class WorkerSide:
         self,
         factory: WorkerFactory,
         models: ServedModels,
-        size: PoolSize,
+        devices: PoolDevices,
         places: QueuePlaces,
         changes: Changes,
         limits: Limits,
@@ -62,11 +64,14 @@ class WorkerSide:
         """`on_given_up` is called if there will be no worker at all."""
         self.status: WorkerStatus | None = None
         """The latest status; None before the first and while there is no worker."""
+        self.given_up: TokenmuxError | None = None
+        """Why there will be no worker any longer, also when the server has stopped."""
         self.usage = Usage()
         self._models = models
+        self._devices = devices
         self._changes = changes
         self._supervisor = Supervisor(
-            lambda on_reports: factory(on_reports, arena_bytes=size.arena_bytes),
+            lambda on_reports: factory(on_reports, devices=devices.present),
             on_report=self._receive,
             on_broken=self._broke,
             on_started=lambda: self._handover.begin(),
@@ -107,13 +112,24 @@ class WorkerSide:
             self._supervisor,
             self._commands,
             models,
+            devices,
             self._trials,
             changes,
             n_deaths=limits.deaths_per_request,
             give_requests=self.requests.give_all,
-            on_done=self.outage.serves,
+            on_done=self._taken,
         )
         self._verdicts = Verdicts(models, self.requests, changes)
+        self.standstill = Standstill(
+            limits.still_s,
+            n_waiting=self.requests.n_waiting,
+            on_change=changes.notify,
+            clock=clock,
+            sleep=sleep,
+        )
+        self._serves: bool | None = None
+        """True if a device of the present worker serves; None before it has said so."""
+        self._started = False
 
     @property
     def running(self) -> bool:
@@ -124,28 +140,41 @@ class WorkerSide:
         return self._supervisor.n_restarts
 
     async def start(self) -> None:
-        """Start the first worker, and wait until one has taken all models, or `give_up` was called."""
+        """Start the first worker, and wait until one has taken all models and a device serves, or `give_up`
+        was called. Raises WorkerFailed if no device can be started."""
         await self._supervisor.start()
         await self._handover.finished()
+        while self._serves is False and self.given_up is None:
+            if self.status is not None and all(d.state is DeviceState.OUT for d in self.status.devices):
+                raise _none_serves(self.status)
+            await self._changes.after(self._changes.version)
+        self._started = True
+        self.standstill.begin()
 
     def give_up(self, error: TokenmuxError) -> None:
-        """End all requests; `start` stops waiting."""
+        """End all requests and commands; `start` stops waiting."""
+        self.given_up = error
         self.requests.fail_all(error)
+        self._commands.fail(error)
         self._handover.give_up()
+        self._changes.notify()
 
     async def close(self) -> None:
         """Stop the worker; nothing is received from it afterwards. Call `give_up` first."""
         self.outage.close()
+        self.standstill.close()
         self._trials.stop()
         self._handover.stop()
         await self._supervisor.close()
         self._commands.fail(Unavailable("the server has stopped"))
 
-    async def command(self, command: OperatorCommand) -> None:
+    async def command(self, command: OperatorCommand) -> Acknowledged:
         """Have an operator's command carried out. Raises the worker's error, or Unavailable without a
         worker."""
         self._check_running()
-        await self._commands.begin(command)
+        answer = await self._commands.begin(command)
+        assert isinstance(answer, Acknowledged)
+        return answer
 
     async def trace(self, last_s: float) -> tuple[Span, ...]:
         """What the worker remembers of the last `last_s` seconds. Raises Unavailable without a worker."""
@@ -157,16 +186,23 @@ class WorkerSide:
         self._handover.register(served)
         self._handover.pin(served)
 
+    def dismiss(self, served: ServedModel) -> None:
+        """A model is no longer served: it is not suspected of anything either, nor will be its successor."""
+        self._trials.forget(Load(served.facts.id))
+
     def _check_running(self) -> None:
         if not self.running:
             raise Unavailable("there is no worker at this moment: try again when `pool status` shows one")
 
     def _receive(self, report: Report) -> None:
+        self.standstill.hear(report)
         match report:
             case Tokens() | PhaseChanged() | Finished():
                 self.requests.deliver(report)
             case WorkerStatus():
                 self.status = report
+                self._devices.take(report)
+                self._look_at_devices(report)
                 for model in report.models:
                     if model.pinned and model.residency is Residency.RESIDENT:
                         self._trials.progressed(Load(model.model))
@@ -176,6 +212,19 @@ class WorkerSide:
                 self._changes.notify()
             case Acknowledged() | Traced():
                 self._commands.answered(report)
+
+    def _taken(self) -> None:
+        """The worker has taken all models."""
+        if self._serves is not False:
+            self.outage.serves()
+
+    def _look_at_devices(self, status: WorkerStatus) -> None:
+        """A pool of which no device serves is as good as none. Before the first one serves, `start` waits."""
+        before, self._serves = self._serves, any(d.state is DeviceState.SERVING for d in status.devices)
+        if self._serves and before is False:
+            self.outage.serves()
+        elif not self._serves and before is not False and self._started:
+            self.outage.missing(_none_serves(status))
 
     def _give(self, subject: Suspected) -> None:
         """Give the worker a request, or a pinned model, whose turn has come."""
@@ -194,7 +243,7 @@ class WorkerSide:
 
     def _broke(self) -> None:
         """Settle requests that have ended in any case; the others wait for the next worker."""
-        self.status = None
+        self.status = self._serves = None
         self.usage = Usage()
         self._trials.stop()
         self._handover.stop()
@@ -206,7 +255,9 @@ class WorkerSide:
         else:
             self._trials.spared()
         self.requests.worker_broke()
-        self.outage.broke()
+        self.outage.missing(
+            Unavailable("the worker broke and its successor does not serve yet: try again in a moment")
+        )
 
     def _blame(self) -> None:
         """Find out over what the worker broke."""
@@ -216,3 +267,12 @@ class WorkerSide:
         guilty = self._trials.died()
         if guilty is not None:
             self._verdicts.convict(guilty)
+
+
+def _none_serves(status: WorkerStatus) -> WorkerFailed:
+    """Why no device serves."""
+    states = "; ".join(
+        f"device {device.instance} is {device.state.value}" + (f" ({device.fault})" if device.fault else "")
+        for device in status.devices
+    )
+    return WorkerFailed(f"no device serves: {states or 'there is none'}. Try again in a moment")

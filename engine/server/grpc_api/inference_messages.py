@@ -4,9 +4,13 @@ The only check here is for more than is worth converting: `tokenmux.server.front
 requests.
 """
 
+import json
+
 from tokenmux.core.errors import InvalidRequest
 from tokenmux.core.phases import PhaseChanged
 from tokenmux.core.request import FinishReason
+from tokenmux.core.sampling import LogProbabilities
+from tokenmux.server.front.counts import check_count
 from tokenmux.server.front.generation import (
     Ask,
     Chat,
@@ -20,11 +24,16 @@ from tokenmux.server.front.generation import (
 )
 from tokenmux.server.front.request_rules import (
     MAX_CHAT_MESSAGES,
+    MAX_DOCUMENTS,
     MAX_STOP_STRINGS,
     MAX_STOP_TOKEN_IDS,
-    check_count,
+    MAX_TOOLS,
 )
+from tokenmux.server.front.sampling_rules import MAX_BAD_WORDS, MAX_BIASES, MAX_FORBIDDEN_TOKENS
 from tokenmux.v1 import inference_pb2
+
+MAX_JSON_CHARS = 1 << 16
+"""Bounds one tool, one document or all template arguments, which are parsed on the event loop."""
 
 
 def ask_of(request: inference_pb2.GenerateRequest) -> Ask:
@@ -34,8 +43,12 @@ def ask_of(request: inference_pb2.GenerateRequest) -> Ask:
     copying.
     """
     sampling, stopping, level = request.sampling, request.stopping, request.service_level
+    output = request.output
     check_count("stop strings", stopping.strings, MAX_STOP_STRINGS)
     check_count("stop token ids", stopping.token_ids, MAX_STOP_TOKEN_IDS)
+    check_count("tokens in logit_bias", sampling.logit_bias, MAX_BIASES)
+    check_count("forbidden_token_ids", sampling.forbidden_token_ids, MAX_FORBIDDEN_TOKENS)
+    check_count("bad_words", sampling.bad_words, MAX_BAD_WORDS)
     return Ask(
         model=request.model,
         prompt=_prompt_of(request),
@@ -43,11 +56,26 @@ def ask_of(request: inference_pb2.GenerateRequest) -> Ask:
         top_k=sampling.top_k,
         top_p=sampling.top_p if sampling.HasField("top_p") else 1.0,
         seed=sampling.seed if sampling.HasField("seed") else None,
+        min_p=sampling.min_p,
+        repetition_penalty=sampling.repetition_penalty if sampling.HasField("repetition_penalty") else 1.0,
+        frequency_penalty=sampling.frequency_penalty,
+        presence_penalty=sampling.presence_penalty,
+        logit_bias=tuple(sorted(sampling.logit_bias.items())),
+        forbidden_token_ids=tuple(sampling.forbidden_token_ids),
+        bad_words=tuple(sampling.bad_words),
+        logprobs=request.logprobs if request.HasField("logprobs") else None,
         max_tokens=stopping.max_tokens if stopping.HasField("max_tokens") else None,
         min_tokens=stopping.min_tokens,
         stop_strings=tuple(stopping.strings),
         stop_token_ids=tuple(stopping.token_ids),
         ignore_end_tokens=stopping.ignore_end_tokens,
+        include_stop_string=stopping.include_stop_string,
+        skip_special_tokens=not output.keep_special_tokens,
+        echo=output.echo,
+        truncate_prompt_tokens=(
+            request.truncate_prompt_tokens if request.HasField("truncate_prompt_tokens") else None
+        ),
+        request_id=request.request_id,
         ttft_s=level.ttft_s if level.HasField("ttft_s") else None,
         tpot_s=level.tpot_s if level.HasField("tpot_s") else None,
         tenant=request.tenant,
@@ -80,7 +108,28 @@ def text_or_chat_of(request: inference_pb2.TokenizeRequest) -> Text | Chat:
 
 def chat_of(chat: inference_pb2.Chat) -> Chat:
     check_count("chat messages", chat.messages, MAX_CHAT_MESSAGES)
-    return Chat(tuple(ChatMessage(message.role, message.content) for message in chat.messages))
+    check_count("tools", chat.tools, MAX_TOOLS)
+    check_count("documents", chat.documents, MAX_DOCUMENTS)
+    return Chat(
+        tuple(ChatMessage(message.role, message.content) for message in chat.messages),
+        tuple(_json_object("tools", tool) for tool in chat.tools),
+        tuple(_json_object("documents", document) for document in chat.documents),
+        _json_object("template_arguments_json", chat.template_arguments_json or "{}"),
+        chat.continue_final_message,
+    )
+
+
+def _json_object(name: str, text: str) -> dict[str, object]:
+    """Raises InvalidRequest for what is not a JSON object, or too long."""
+    if len(text) > MAX_JSON_CHARS:
+        raise InvalidRequest(f"{name} has {len(text)} characters: at most {MAX_JSON_CHARS} are allowed")
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{name} is not JSON ({str(error)[:100]}): write an object") from None
+    if not isinstance(found, dict):
+        raise InvalidRequest(f"{name} is not a JSON object: write {{...}}")
+    return found
 
 
 def stream_response(event: StreamEvent) -> inference_pb2.GenerateStreamResponse:
@@ -90,8 +139,10 @@ def stream_response(event: StreamEvent) -> inference_pb2.GenerateStreamResponse:
             return inference_pb2.GenerateStreamResponse(prompt_info=prompt_info_message(event))
         case PhaseChanged():
             return inference_pb2.GenerateStreamResponse(state=_state(event))
-        case TokenDelta(index, token_ids, text):
-            delta = inference_pb2.TokenDelta(index=index, token_ids=token_ids, text=text)
+        case TokenDelta(index, token_ids, text, told):
+            delta = inference_pb2.TokenDelta(
+                index=index, token_ids=token_ids, text=text, logprobs=map(logprobs_message, told)
+            )
             return inference_pb2.GenerateStreamResponse(tokens=delta)
         case FinishInfo():
             return inference_pb2.GenerateStreamResponse(finish_info=finish_info_message(event))
@@ -104,6 +155,13 @@ def prompt_info_message(info: PromptInfo) -> inference_pb2.PromptInfo:
         n_prompt_tokens=info.n_prompt,
         max_tokens=info.max_tokens,
         seed=info.seed,
+    )
+
+
+def logprobs_message(told: LogProbabilities) -> inference_pb2.TokenLogprobs:
+    return inference_pb2.TokenLogprobs(
+        logprob=told.drawn,
+        top=(inference_pb2.TopLogprob(token_id=token, logprob=value) for token, value in told.likeliest),
     )
 
 

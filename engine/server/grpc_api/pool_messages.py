@@ -1,30 +1,76 @@
-"""The state of the pool as messages."""
+"""The state of the pool as messages, and messages about devices as values."""
 
-from tokenmux.messages.reports import WorkerStatus
+from tokenmux.core.errors import InvalidRequest
+from tokenmux.core.memory_budgets import DeviceKind
+from tokenmux.messages.reports import DeviceStatus
+from tokenmux.messages.setups import PagedKv
 from tokenmux.scheduler.metrics.counters import INSTANCE_TABLE
 from tokenmux.scheduler.metrics.histogram import BOUNDS_S
+from tokenmux.server.front.device_source import WantedDevice
 from tokenmux.server.front.pool_status import PoolSnapshot
 from tokenmux.server.front.usage import Usage
 from tokenmux.server.grpc_api.model_messages import model_message, service_message
 from tokenmux.v1 import pool_pb2
 
+KINDS: dict[pool_pb2.DeviceKind, DeviceKind | None] = {
+    pool_pb2.DEVICE_KIND_UNSPECIFIED: None,
+    pool_pb2.DEVICE_KIND_CPU: "cpu",
+    pool_pb2.DEVICE_KIND_CUDA: "cuda",
+}
+PAGINGS: dict[pool_pb2.PagedKv, PagedKv | None] = {
+    pool_pb2.PAGED_KV_UNSPECIFIED: None,
+    pool_pb2.PAGED_KV_EXACT: "exact",
+    pool_pb2.PAGED_KV_INT8: "int8",
+}
+
 
 def status_message(status: PoolSnapshot) -> pool_pb2.StatusResponse:
     """All of it; of 1,000 models this takes 20 ms."""
-    instances = [] if status.worker is None else [_instance(status.worker)]
-    return pool_pb2.StatusResponse(
+    message = pool_pb2.StatusResponse(
         version=status.version,
         uptime_s=status.uptime_s,
         n_requests=status.n_requests,
         max_requests=status.max_requests,
         n_restarts=status.n_restarts,
-        instances=instances,
         models=map(model_message, status.models),
         tenants=_tenants(status.usage),
         duration_bounds_s=BOUNDS_S,
         devices_saved=status.devices_saved,
         devices_saved_dedicated=status.devices_saved_dedicated,
     )
+    worker = status.worker
+    if worker is not None:
+        message.MergeFrom(
+            pool_pb2.StatusResponse(
+                instances=map(_instance, worker.devices),
+                at_s=worker.at_s,
+                host_cache_bytes=worker.host_cache_bytes,
+                host_cache_used_bytes=worker.host_cache_used_bytes,
+                host_kv_bytes=worker.host_kv_bytes,
+                host_kv_used_bytes=worker.host_kv_used_bytes,
+                work_s=worker.work_s,
+                model_work_s=worker.model_work_s,
+                n_models_used=worker.n_models_used,
+            )
+        )
+    return message
+
+
+def wanted_device(request: pool_pb2.AddDeviceRequest) -> WantedDevice:
+    """The device that is asked for. Raises InvalidRequest for a kind or paging that there is not."""
+    if request.kind not in KINDS or request.paged_kv not in PAGINGS:
+        raise InvalidRequest(
+            f"kind {request.kind}, paged_kv {request.paged_kv}: this server knows DEVICE_KIND_CPU and "
+            "DEVICE_KIND_CUDA, PAGED_KV_EXACT and PAGED_KV_INT8"
+        )
+    return WantedDevice(KINDS[request.kind], request.arena_bytes, request.gpu, PAGINGS[request.paged_kv])
+
+
+def named_instance(request: pool_pb2.DrainDeviceRequest | pool_pb2.RemoveDeviceRequest) -> int:
+    """The device that a request names. Raises InvalidRequest if it names none: 0 would be a device."""
+    if not request.HasField("instance"):
+        raise InvalidRequest("instance: say which device is meant; `pool status` shows their numbers")
+    return request.instance
 
 
 def _tenants(usage: Usage) -> list[pool_pb2.Tenant]:
@@ -35,18 +81,20 @@ def _tenants(usage: Usage) -> list[pool_pb2.Tenant]:
     ]
 
 
-def _instance(status: WorkerStatus) -> pool_pb2.Instance:
+def _instance(status: DeviceStatus) -> pool_pb2.Instance:
     return pool_pb2.Instance(
-        at_s=status.at_s,
+        id=status.instance,
         device=status.device,
+        state=f"DEVICE_STATE_{status.state.name}",
+        fault=status.fault,
+        n_deaths=status.n_deaths,
         arena_bytes=status.arena_bytes,
         weight_bytes=status.weight_bytes,
         kv_bytes=status.kv_bytes,
-        host_cache_bytes=status.host_cache_bytes,
-        host_cache_used_bytes=status.host_cache_used_bytes,
-        host_kv_bytes=status.host_kv_bytes,
-        host_kv_used_bytes=status.host_kv_used_bytes,
         running_model=status.running_model or "",
-        n_models_used=status.n_models_used,
+        loading_model=status.loading_model or "",
+        resident_models=status.resident,
+        pinned_models=status.pinned,
+        n_requests=status.n_requests,
         **INSTANCE_TABLE.named(status.counts),
     )

@@ -13,6 +13,7 @@ from tokenmux.server.grpc_api.grpc_types import Context
 from tokenmux.server.grpc_api.inference_messages import (
     ask_of,
     finish_info_message,
+    logprobs_message,
     prompt_info_message,
     stream_response,
     text_or_chat_of,
@@ -20,7 +21,7 @@ from tokenmux.server.grpc_api.inference_messages import (
 from tokenmux.server.grpc_api.key_interceptor import caller_of
 from tokenmux.server.grpc_api.model_messages import model_message
 from tokenmux.server.grpc_api.planning_messages import recorded_message, size_messages
-from tokenmux.server.grpc_api.pool_messages import status_message
+from tokenmux.server.grpc_api.pool_messages import named_instance, status_message, wanted_device
 from tokenmux.server.grpc_api.status import answering
 from tokenmux.v1 import (
     inference_pb2,
@@ -53,8 +54,9 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
                 match event:
                     case PromptInfo():
                         response.prompt_info.CopyFrom(prompt_info_message(event))
-                    case TokenDelta(_, token_ids, text):
+                    case TokenDelta(_, token_ids, text, told):
                         response.token_ids.extend(token_ids)
+                        response.logprobs.extend(map(logprobs_message, told))
                         texts.append(text)
                     case FinishInfo():
                         response.finish_info.CopyFrom(finish_info_message(event))
@@ -172,8 +174,30 @@ class PoolService(pool_pb2_grpc.PoolServicer):
 
     async def Resize(self, request: pool_pb2.ResizeRequest, context: Context) -> pool_pb2.ResizeResponse:
         async with answering(context):
-            arena_bytes = await self._front.resize(request.arena_bytes)
+            instance = request.instance if request.HasField("instance") else None
+            arena_bytes = await self._front.resize(request.arena_bytes, instance)
             return pool_pb2.ResizeResponse(arena_bytes=arena_bytes)
+
+    async def AddDevice(
+        self, request: pool_pb2.AddDeviceRequest, context: Context
+    ) -> pool_pb2.AddDeviceResponse:
+        async with answering(context):
+            instance = await self._front.add_device(wanted_device(request))
+            return pool_pb2.AddDeviceResponse(instance=instance)
+
+    async def DrainDevice(
+        self, request: pool_pb2.DrainDeviceRequest, context: Context
+    ) -> pool_pb2.DrainDeviceResponse:
+        async with answering(context):
+            await self._front.drain_device(named_instance(request), undo=request.undo)
+            return pool_pb2.DrainDeviceResponse()
+
+    async def RemoveDevice(
+        self, request: pool_pb2.RemoveDeviceRequest, context: Context
+    ) -> pool_pb2.RemoveDeviceResponse:
+        async with answering(context):
+            await self._front.remove_device(named_instance(request))
+            return pool_pb2.RemoveDeviceResponse()
 
     def _message(self, status: PoolSnapshot) -> pool_pb2.StatusResponse:
         if self._latest is None or self._latest[0] is not status:

@@ -1,21 +1,16 @@
 """From errors to gRPC status, in one place for all services.
 
-An error of our own tree was raised on purpose: its message names the remedy and is sent unchanged. Anything
-else is our fault: it is logged with an id, and the client gets only the id, so that no path, token or stack
-leaks.
+`tokenmux.server.front.incidents` says what of an error may be shown.
 """
 
-import logging
-import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import grpc
 
-from tokenmux.core.errors import ErrorCode, TokenmuxError
+from tokenmux.core.errors import ErrorCode
+from tokenmux.server.front.incidents import told_to_client
 from tokenmux.server.grpc_api.grpc_types import Context
-
-logger = logging.getLogger(__name__)
 
 MAX_MESSAGE_CHARS = 2048
 """Status messages travel in HTTP/2 trailers, which many proxies cap at 8 KiB once percent-encoded."""
@@ -45,20 +40,9 @@ STATUS: Mapping[ErrorCode, grpc.StatusCode] = {
 
 
 def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
-    """The status and the message for the client. An internal error is logged here, with its id."""
-    if isinstance(error, TokenmuxError):
-        status = STATUS[error.code]
-        if status is not grpc.StatusCode.INTERNAL:
-            return status, str(error)[:MAX_MESSAGE_CHARS]
-    incident = secrets.token_hex(4)
-    logger.error("internal error %s", incident, exc_info=error)
-    return (
-        grpc.StatusCode.INTERNAL,
-        (
-            f"internal error {incident}: please report it with the lines of the server's log that "
-            "contain this id"
-        ),
-    )
+    """The status and the message for the client. An internal error is logged, with its id."""
+    told = told_to_client(error)
+    return STATUS[told.code], str(told)[:MAX_MESSAGE_CHARS]
 
 
 @asynccontextmanager

@@ -1,20 +1,20 @@
-"""Notices if a worker is missing for longer than a moment: what health reports, and whether requests still
-wait for the next one.
+"""Notices if there is no worker, or none of its devices serves, for longer than a moment: what health
+reports, and whether requests still wait.
 
-worker broke ─ late_s ─▶ outage: health says so, requests wait ─ outage_s ─▶ they end, new ones are refused
-                 worker serves again ─ steady_s, or a token ─▶ over
+missing ─ LATE_S ─▶ outage: health says so, requests wait ─ outage_s ─▶ they end, new ones are refused
+          served again ─ STEADY_S, or a token ─▶ over
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from tokenmux.core.errors import TokenmuxError, Unavailable
+from tokenmux.core.errors import TokenmuxError
 
 LATE_S = 10.0
-"""A broken worker is usually replaced within this time; until then nothing is reported."""
+"""A broken worker, or device, is usually replaced within this time; until then nothing is reported."""
 
 STEADY_S = 1.0
-"""A worker that serves for this long ends an outage, even without any requests."""
+"""A pool that serves for this long ends an outage, even without any requests."""
 
 
 class Outage:
@@ -32,7 +32,7 @@ class Outage:
         """Requests wait for at most `outage_s`. `on_change` is called when health changes, `on_refusal` when
         waiting requests must end."""
         self.reason: TokenmuxError | None = None
-        """Why there is no worker; None outside of an outage."""
+        """Why nothing serves; None outside of an outage."""
         self.refusal: TokenmuxError | None = None
         """The error that refuses requests; None while they may wait."""
         self._outage_s = outage_s
@@ -43,18 +43,15 @@ class Outage:
         self._began_s = 0.0
         self._next: asyncio.Task[None] | None = None
 
-    def broke(self) -> None:
-        """The worker broke. Its successor is expected in a moment."""
+    def missing(self, reason: TokenmuxError) -> None:
+        """Nothing serves, for this `reason`. That is expected to change in a moment."""
         if self.reason is None:
-            missing = Unavailable(
-                "the worker broke and its successor does not serve yet: try again in a moment"
-            )
-            self._after(LATE_S, lambda: self.begin(missing))
+            self._after(LATE_S, lambda: self.begin(reason))
         else:
             self.begin(self.reason)
 
     def begin(self, reason: TokenmuxError) -> None:
-        """Begin an outage: there will be no worker for some time, or starting it takes long."""
+        """Begin an outage: nothing will serve for some time."""
         if self.reason is None:
             self._began_s = self._clock()
         self.reason = reason
@@ -66,14 +63,14 @@ class Outage:
             self.refusal = reason
 
     def serves(self) -> None:
-        """A worker has taken what it was told."""
+        """There is a worker again, which has taken what it was told, and one of its devices serves."""
         if self.reason is None:
             self._cancel()
         else:
             self._after(STEADY_S, self.end)
 
     def end(self) -> None:
-        """A worker is useful again."""
+        """A request made progress: there is no outage any longer."""
         self._cancel()
         if self.reason is not None:
             self.reason = self.refusal = None

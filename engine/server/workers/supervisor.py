@@ -21,8 +21,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from tokenmux.core.errors import TokenmuxError, Unavailable, WorkerFailed
+from tokenmux.core.facts import NodeId
 from tokenmux.messages.commands import Command, Order, Ticket
-from tokenmux.messages.reports import Alive, Broken, InstanceId, Report, Reports
+from tokenmux.messages.reports import Alive, Broken, Report, Reports
+from tokenmux.processes.restarts import RestartLimits
 from tokenmux.server.workers.worker_protocol import Worker
 
 logger = logging.getLogger(__name__)
@@ -31,24 +33,6 @@ Result = TypeVar("Result")
 
 TICK_S = 1.0
 """Seconds between checks whether the worker has sent anything."""
-
-
-@dataclass(frozen=True, slots=True)
-class RestartLimits:
-    """`n` workers in a row that live for less than `window_s` seconds are replaced at once, later ones
-    after a wait."""
-
-    n: int = 3
-    window_s: float = 60.0
-    first_wait_s: float = 1.0
-    longest_wait_s: float = 60.0
-
-    def wait_s(self, n_short_lives: int) -> float:
-        """How long to wait before the next start, after this many short-lived workers in a row."""
-        n_waits = n_short_lives - self.n
-        if n_waits <= 0:
-            return 0.0
-        return min(self.longest_wait_s, self.first_wait_s * 2.0 ** min(n_waits - 1, 64))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +48,7 @@ class Patience:
 class _Inbox:
     """Takes messages from any thread and, once released, handles them on the loop, in order, in batches."""
 
-    def __init__(self, handle: Callable[[InstanceId, Report], None]) -> None:
+    def __init__(self, handle: Callable[[NodeId, Report], None]) -> None:
         self._loop = asyncio.get_running_loop()
         self._handle = handle
         self._lock = threading.Lock()
@@ -163,8 +147,15 @@ class Supervisor:
         return self._worker is not None
 
     async def start(self) -> None:
-        """Start the first worker. Raises what the factory raises."""
-        self._install(*await self._spawn())
+        """Start the first worker. Raises WorkerFailed if the system cannot start a process, and whatever else
+        the factory raises."""
+        try:
+            self._install(*await self._spawn())
+        except OSError as error:
+            raise WorkerFailed(
+                f"no worker can be started: {error}; look at the limits of processes, open files and memory "
+                "(`ulimit -a`)"
+            ) from error
 
     def served(self) -> None:
         """A worker has taken what it was told: from now on the supervisor never gives up."""
@@ -233,11 +224,11 @@ class Supervisor:
         if watching is not None and watching is not asyncio.current_task():
             watching.cancel()
 
-    def _receive(self, origin: InstanceId, report: Report) -> None:
+    def _receive(self, origin: NodeId, report: Report) -> None:
         self.has_spoken = self.has_spoken or not isinstance(report, Broken)
         match report:
             case Broken(detail):
-                logger.error("instance %d reports that it is broken", origin)
+                logger.error("node %d reports that it is broken", origin)
                 self._break(detail)
             case Alive(silent_s):
                 self._patience_s = max(self._patience.silent_s, silent_s)

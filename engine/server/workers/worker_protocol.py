@@ -1,6 +1,6 @@
 """What the supervisor needs of a worker, so that tests can use a scripted one.
 
-`tokenmux.executor.worker.ProcessWorker` is the real one.
+`tokenmux.node.node_process.NodeProcess` is the real one.
 """
 
 from collections.abc import Callable
@@ -8,6 +8,7 @@ from typing import Protocol
 
 from tokenmux.messages.commands import Order
 from tokenmux.messages.reports import Reports
+from tokenmux.messages.setups import PresentDevices
 
 
 class Worker(Protocol):
@@ -30,6 +31,6 @@ class Worker(Protocol):
 class WorkerFactory(Protocol):
     """Starts workers."""
 
-    def __call__(self, on_reports: Callable[[Reports], None], *, arena_bytes: int) -> Worker:
-        """Start a worker with an arena of `arena_bytes`. May block. It answers through `on_reports`."""
+    def __call__(self, on_reports: Callable[[Reports], None], *, devices: PresentDevices) -> Worker:
+        """Start a worker with these devices. May block. It answers through `on_reports`."""
         ...

@@ -92,8 +92,8 @@ class ModelsServicer:
 
     def Register(self, request, context):
         """Add a model from a folder or file on the server's machine. May take minutes if its weights must be
-        converted. FAILED_PRECONDITION if it is damaged, of an unsupported architecture, or larger than the
-        device.
+        converted. FAILED_PRECONDITION if it is damaged, of an unsupported architecture, or larger than
+        every device.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -108,7 +108,7 @@ class ModelsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Load(self, request, context):
-        """Load a model onto the device before any request needs it. Returns when loading has begun or, with `wait`,
+        """Load a model onto a device before any request needs it. Returns when loading has begun or, with `wait`,
         when it is done.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -116,14 +116,14 @@ class ModelsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Unload(self, request, context):
-        """Remove a model from the device. Live requests are paged out and bring it back when it is their turn.
+        """Remove a model from all devices. Live requests are paged out and bring it back when it is their turn.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Pin(self, request, context):
-        """Keep a model on the device, or let it leave again.
+        """Keep a model on a device, or let it leave again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

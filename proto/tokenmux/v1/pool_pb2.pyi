@@ -1,11 +1,45 @@
 from tokenmux.v1 import models_pb2 as _models_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class DeviceKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DEVICE_KIND_UNSPECIFIED: _ClassVar[DeviceKind]
+    DEVICE_KIND_CPU: _ClassVar[DeviceKind]
+    DEVICE_KIND_CUDA: _ClassVar[DeviceKind]
+
+class PagedKv(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PAGED_KV_UNSPECIFIED: _ClassVar[PagedKv]
+    PAGED_KV_EXACT: _ClassVar[PagedKv]
+    PAGED_KV_INT8: _ClassVar[PagedKv]
+
+class DeviceState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DEVICE_STATE_UNSPECIFIED: _ClassVar[DeviceState]
+    DEVICE_STATE_STARTING: _ClassVar[DeviceState]
+    DEVICE_STATE_SERVING: _ClassVar[DeviceState]
+    DEVICE_STATE_DRAINING: _ClassVar[DeviceState]
+    DEVICE_STATE_DRAINED: _ClassVar[DeviceState]
+    DEVICE_STATE_OUT: _ClassVar[DeviceState]
+DEVICE_KIND_UNSPECIFIED: DeviceKind
+DEVICE_KIND_CPU: DeviceKind
+DEVICE_KIND_CUDA: DeviceKind
+PAGED_KV_UNSPECIFIED: PagedKv
+PAGED_KV_EXACT: PagedKv
+PAGED_KV_INT8: PagedKv
+DEVICE_STATE_UNSPECIFIED: DeviceState
+DEVICE_STATE_STARTING: DeviceState
+DEVICE_STATE_SERVING: DeviceState
+DEVICE_STATE_DRAINING: DeviceState
+DEVICE_STATE_DRAINED: DeviceState
+DEVICE_STATE_OUT: DeviceState
 
 class StatusRequest(_message.Message):
     __slots__ = ()
@@ -18,7 +52,7 @@ class WatchStatusRequest(_message.Message):
     def __init__(self, min_interval_s: _Optional[float] = ...) -> None: ...
 
 class StatusResponse(_message.Message):
-    __slots__ = ("version", "uptime_s", "n_requests", "max_requests", "n_restarts", "instances", "models", "tenants", "duration_bounds_s", "devices_saved", "devices_saved_dedicated")
+    __slots__ = ("version", "uptime_s", "n_requests", "max_requests", "n_restarts", "instances", "models", "tenants", "duration_bounds_s", "devices_saved", "devices_saved_dedicated", "at_s", "host_cache_bytes", "host_cache_used_bytes", "host_kv_bytes", "host_kv_used_bytes", "work_s", "model_work_s", "n_models_used")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     UPTIME_S_FIELD_NUMBER: _ClassVar[int]
     N_REQUESTS_FIELD_NUMBER: _ClassVar[int]
@@ -30,6 +64,14 @@ class StatusResponse(_message.Message):
     DURATION_BOUNDS_S_FIELD_NUMBER: _ClassVar[int]
     DEVICES_SAVED_FIELD_NUMBER: _ClassVar[int]
     DEVICES_SAVED_DEDICATED_FIELD_NUMBER: _ClassVar[int]
+    AT_S_FIELD_NUMBER: _ClassVar[int]
+    HOST_CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HOST_CACHE_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HOST_KV_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HOST_KV_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WORK_S_FIELD_NUMBER: _ClassVar[int]
+    MODEL_WORK_S_FIELD_NUMBER: _ClassVar[int]
+    N_MODELS_USED_FIELD_NUMBER: _ClassVar[int]
     version: str
     uptime_s: float
     n_requests: int
@@ -41,7 +83,15 @@ class StatusResponse(_message.Message):
     duration_bounds_s: _containers.RepeatedScalarFieldContainer[float]
     devices_saved: float
     devices_saved_dedicated: float
-    def __init__(self, version: _Optional[str] = ..., uptime_s: _Optional[float] = ..., n_requests: _Optional[int] = ..., max_requests: _Optional[int] = ..., n_restarts: _Optional[int] = ..., instances: _Optional[_Iterable[_Union[Instance, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[_models_pb2.Model, _Mapping]]] = ..., tenants: _Optional[_Iterable[_Union[Tenant, _Mapping]]] = ..., duration_bounds_s: _Optional[_Iterable[float]] = ..., devices_saved: _Optional[float] = ..., devices_saved_dedicated: _Optional[float] = ...) -> None: ...
+    at_s: float
+    host_cache_bytes: int
+    host_cache_used_bytes: int
+    host_kv_bytes: int
+    host_kv_used_bytes: int
+    work_s: float
+    model_work_s: float
+    n_models_used: int
+    def __init__(self, version: _Optional[str] = ..., uptime_s: _Optional[float] = ..., n_requests: _Optional[int] = ..., max_requests: _Optional[int] = ..., n_restarts: _Optional[int] = ..., instances: _Optional[_Iterable[_Union[Instance, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[_models_pb2.Model, _Mapping]]] = ..., tenants: _Optional[_Iterable[_Union[Tenant, _Mapping]]] = ..., duration_bounds_s: _Optional[_Iterable[float]] = ..., devices_saved: _Optional[float] = ..., devices_saved_dedicated: _Optional[float] = ..., at_s: _Optional[float] = ..., host_cache_bytes: _Optional[int] = ..., host_cache_used_bytes: _Optional[int] = ..., host_kv_bytes: _Optional[int] = ..., host_kv_used_bytes: _Optional[int] = ..., work_s: _Optional[float] = ..., model_work_s: _Optional[float] = ..., n_models_used: _Optional[int] = ...) -> None: ...
 
 class Tenant(_message.Message):
     __slots__ = ("name", "service")
@@ -68,10 +118,12 @@ class TraceResponse(_message.Message):
     def __init__(self, chrome_trace: _Optional[str] = ..., n_spans: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class ResizeRequest(_message.Message):
-    __slots__ = ("arena_bytes",)
+    __slots__ = ("arena_bytes", "instance")
     ARENA_BYTES_FIELD_NUMBER: _ClassVar[int]
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
     arena_bytes: int
-    def __init__(self, arena_bytes: _Optional[int] = ...) -> None: ...
+    instance: int
+    def __init__(self, arena_bytes: _Optional[int] = ..., instance: _Optional[int] = ...) -> None: ...
 
 class ResizeResponse(_message.Message):
     __slots__ = ("arena_bytes",)
@@ -79,17 +131,52 @@ class ResizeResponse(_message.Message):
     arena_bytes: int
     def __init__(self, arena_bytes: _Optional[int] = ...) -> None: ...
 
+class AddDeviceRequest(_message.Message):
+    __slots__ = ("kind", "arena_bytes", "gpu", "paged_kv")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    ARENA_BYTES_FIELD_NUMBER: _ClassVar[int]
+    GPU_FIELD_NUMBER: _ClassVar[int]
+    PAGED_KV_FIELD_NUMBER: _ClassVar[int]
+    kind: DeviceKind
+    arena_bytes: int
+    gpu: str
+    paged_kv: PagedKv
+    def __init__(self, kind: _Optional[_Union[DeviceKind, str]] = ..., arena_bytes: _Optional[int] = ..., gpu: _Optional[str] = ..., paged_kv: _Optional[_Union[PagedKv, str]] = ...) -> None: ...
+
+class AddDeviceResponse(_message.Message):
+    __slots__ = ("instance",)
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    instance: int
+    def __init__(self, instance: _Optional[int] = ...) -> None: ...
+
+class DrainDeviceRequest(_message.Message):
+    __slots__ = ("instance", "undo")
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    UNDO_FIELD_NUMBER: _ClassVar[int]
+    instance: int
+    undo: bool
+    def __init__(self, instance: _Optional[int] = ..., undo: _Optional[bool] = ...) -> None: ...
+
+class DrainDeviceResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class RemoveDeviceRequest(_message.Message):
+    __slots__ = ("instance",)
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    instance: int
+    def __init__(self, instance: _Optional[int] = ...) -> None: ...
+
+class RemoveDeviceResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class Instance(_message.Message):
-    __slots__ = ("at_s", "device", "arena_bytes", "weight_bytes", "kv_bytes", "host_cache_bytes", "host_cache_used_bytes", "host_kv_bytes", "host_kv_used_bytes", "compute_busy_s", "copy_in_busy_s", "copy_out_busy_s", "fetch_busy_s", "n_steps", "n_discards", "running_model", "work_s", "model_work_s", "n_models_used")
-    AT_S_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("device", "arena_bytes", "weight_bytes", "kv_bytes", "compute_busy_s", "copy_in_busy_s", "copy_out_busy_s", "fetch_busy_s", "n_steps", "n_discards", "running_model", "work_s", "model_work_s", "id", "state", "fault", "n_deaths", "loading_model", "resident_models", "pinned_models", "n_requests")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     ARENA_BYTES_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
     KV_BYTES_FIELD_NUMBER: _ClassVar[int]
-    HOST_CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
-    HOST_CACHE_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
-    HOST_KV_BYTES_FIELD_NUMBER: _ClassVar[int]
-    HOST_KV_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_BUSY_S_FIELD_NUMBER: _ClassVar[int]
     COPY_IN_BUSY_S_FIELD_NUMBER: _ClassVar[int]
     COPY_OUT_BUSY_S_FIELD_NUMBER: _ClassVar[int]
@@ -99,16 +186,18 @@ class Instance(_message.Message):
     RUNNING_MODEL_FIELD_NUMBER: _ClassVar[int]
     WORK_S_FIELD_NUMBER: _ClassVar[int]
     MODEL_WORK_S_FIELD_NUMBER: _ClassVar[int]
-    N_MODELS_USED_FIELD_NUMBER: _ClassVar[int]
-    at_s: float
+    ID_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    FAULT_FIELD_NUMBER: _ClassVar[int]
+    N_DEATHS_FIELD_NUMBER: _ClassVar[int]
+    LOADING_MODEL_FIELD_NUMBER: _ClassVar[int]
+    RESIDENT_MODELS_FIELD_NUMBER: _ClassVar[int]
+    PINNED_MODELS_FIELD_NUMBER: _ClassVar[int]
+    N_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     device: str
     arena_bytes: int
     weight_bytes: int
     kv_bytes: int
-    host_cache_bytes: int
-    host_cache_used_bytes: int
-    host_kv_bytes: int
-    host_kv_used_bytes: int
     compute_busy_s: float
     copy_in_busy_s: float
     copy_out_busy_s: float
@@ -118,5 +207,12 @@ class Instance(_message.Message):
     running_model: str
     work_s: float
     model_work_s: float
-    n_models_used: int
-    def __init__(self, at_s: _Optional[float] = ..., device: _Optional[str] = ..., arena_bytes: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., host_cache_bytes: _Optional[int] = ..., host_cache_used_bytes: _Optional[int] = ..., host_kv_bytes: _Optional[int] = ..., host_kv_used_bytes: _Optional[int] = ..., compute_busy_s: _Optional[float] = ..., copy_in_busy_s: _Optional[float] = ..., copy_out_busy_s: _Optional[float] = ..., fetch_busy_s: _Optional[float] = ..., n_steps: _Optional[int] = ..., n_discards: _Optional[int] = ..., running_model: _Optional[str] = ..., work_s: _Optional[float] = ..., model_work_s: _Optional[float] = ..., n_models_used: _Optional[int] = ...) -> None: ...
+    id: int
+    state: DeviceState
+    fault: str
+    n_deaths: int
+    loading_model: str
+    resident_models: _containers.RepeatedScalarFieldContainer[str]
+    pinned_models: _containers.RepeatedScalarFieldContainer[str]
+    n_requests: int
+    def __init__(self, device: _Optional[str] = ..., arena_bytes: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., compute_busy_s: _Optional[float] = ..., copy_in_busy_s: _Optional[float] = ..., copy_out_busy_s: _Optional[float] = ..., fetch_busy_s: _Optional[float] = ..., n_steps: _Optional[int] = ..., n_discards: _Optional[int] = ..., running_model: _Optional[str] = ..., work_s: _Optional[float] = ..., model_work_s: _Optional[float] = ..., id: _Optional[int] = ..., state: _Optional[_Union[DeviceState, str]] = ..., fault: _Optional[str] = ..., n_deaths: _Optional[int] = ..., loading_model: _Optional[str] = ..., resident_models: _Optional[_Iterable[str]] = ..., pinned_models: _Optional[_Iterable[str]] = ..., n_requests: _Optional[int] = ...) -> None: ...

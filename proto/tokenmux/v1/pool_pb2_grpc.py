@@ -55,6 +55,21 @@ class PoolStub:
                 request_serializer=tokenmux_dot_v1_dot_pool__pb2.ResizeRequest.SerializeToString,
                 response_deserializer=tokenmux_dot_v1_dot_pool__pb2.ResizeResponse.FromString,
                 _registered_method=True)
+        self.AddDevice = channel.unary_unary(
+                '/tokenmux.v1.Pool/AddDevice',
+                request_serializer=tokenmux_dot_v1_dot_pool__pb2.AddDeviceRequest.SerializeToString,
+                response_deserializer=tokenmux_dot_v1_dot_pool__pb2.AddDeviceResponse.FromString,
+                _registered_method=True)
+        self.DrainDevice = channel.unary_unary(
+                '/tokenmux.v1.Pool/DrainDevice',
+                request_serializer=tokenmux_dot_v1_dot_pool__pb2.DrainDeviceRequest.SerializeToString,
+                response_deserializer=tokenmux_dot_v1_dot_pool__pb2.DrainDeviceResponse.FromString,
+                _registered_method=True)
+        self.RemoveDevice = channel.unary_unary(
+                '/tokenmux.v1.Pool/RemoveDevice',
+                request_serializer=tokenmux_dot_v1_dot_pool__pb2.RemoveDeviceRequest.SerializeToString,
+                response_deserializer=tokenmux_dot_v1_dot_pool__pb2.RemoveDeviceResponse.FromString,
+                _registered_method=True)
 
 
 class PoolServicer:
@@ -85,11 +100,38 @@ class PoolServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Resize(self, request, context):
-        """Change the device memory for weights and KV cache to `arena_bytes`. Running requests are moved to host
-        memory first and continue afterwards with the same tokens. Answers when it is done, after the work in
-        flight and the copies to host memory; it is completed even if the caller does not wait. Holds until the
-        server restarts. FAILED_PRECONDITION, with nothing changed, if the present models and requests would not
-        fit, if the device has too little memory, or while another resize is under way.
+        """Change a device's memory for weights and KV cache to `arena_bytes`. Its running requests are moved to
+        host memory first and continue afterwards with the same tokens. Answers when it is done, after the work
+        in flight and the copies to host memory.
+
+        This and the following change the pool until the server restarts, and are completed even if the caller
+        does not wait. FAILED_PRECONDITION, with nothing changed, if a served model, a pinned one, or a live
+        request would not fit any device, if there is too little memory, or while the device is being changed
+        otherwise. NOT_FOUND if there is no such device.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddDevice(self, request, context):
+        """Add a device. Answers when it serves.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DrainDevice(self, request, context):
+        """Place nothing on a device any longer; its requests and its pins move to others. Answers when it is empty.
+        With `undo`, let it serve again, also before it is empty. FAILED_PRECONDITION for the last device that
+        serves.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveDevice(self, request, context):
+        """Drain a device and take it out of the pool. Answers when its memory is free. FAILED_PRECONDITION for the
+        last device that serves.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -117,6 +159,21 @@ def add_PoolServicer_to_server(servicer, server):
                     servicer.Resize,
                     request_deserializer=tokenmux_dot_v1_dot_pool__pb2.ResizeRequest.FromString,
                     response_serializer=tokenmux_dot_v1_dot_pool__pb2.ResizeResponse.SerializeToString,
+            ),
+            'AddDevice': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddDevice,
+                    request_deserializer=tokenmux_dot_v1_dot_pool__pb2.AddDeviceRequest.FromString,
+                    response_serializer=tokenmux_dot_v1_dot_pool__pb2.AddDeviceResponse.SerializeToString,
+            ),
+            'DrainDevice': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainDevice,
+                    request_deserializer=tokenmux_dot_v1_dot_pool__pb2.DrainDeviceRequest.FromString,
+                    response_serializer=tokenmux_dot_v1_dot_pool__pb2.DrainDeviceResponse.SerializeToString,
+            ),
+            'RemoveDevice': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveDevice,
+                    request_deserializer=tokenmux_dot_v1_dot_pool__pb2.RemoveDeviceRequest.FromString,
+                    response_serializer=tokenmux_dot_v1_dot_pool__pb2.RemoveDeviceResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -228,6 +285,87 @@ class Pool:
             '/tokenmux.v1.Pool/Resize',
             tokenmux_dot_v1_dot_pool__pb2.ResizeRequest.SerializeToString,
             tokenmux_dot_v1_dot_pool__pb2.ResizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddDevice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tokenmux.v1.Pool/AddDevice',
+            tokenmux_dot_v1_dot_pool__pb2.AddDeviceRequest.SerializeToString,
+            tokenmux_dot_v1_dot_pool__pb2.AddDeviceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainDevice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tokenmux.v1.Pool/DrainDevice',
+            tokenmux_dot_v1_dot_pool__pb2.DrainDeviceRequest.SerializeToString,
+            tokenmux_dot_v1_dot_pool__pb2.DrainDeviceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveDevice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tokenmux.v1.Pool/RemoveDevice',
+            tokenmux_dot_v1_dot_pool__pb2.RemoveDeviceRequest.SerializeToString,
+            tokenmux_dot_v1_dot_pool__pb2.RemoveDeviceResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -7,13 +7,12 @@ import pytest
 import torch
 
 from tests.device.cuda.fake_gpu import FakeGpu
-from tokenmux.core.facts import DeviceFacts, KvShape
+from tests.device.launching import paged_blocks
+from tokenmux.core.facts import DeviceFacts, KvShape, ModelId
 from tokenmux.core.handles import Transfer
 from tokenmux.core.plan import Channel
-from tokenmux.core.request import RequestId
 from tokenmux.device.cuda.chunks import Copies, Slot, Work
-from tokenmux.device.cuda.paging import Blocks, KvDtype, Pager
-from tokenmux.device.spans import paging_spans
+from tokenmux.device.cuda.paging import Blocks, Pager
 from tokenmux.kernels.kv_page.choice import COPY_OVERHEAD_S
 from tokenmux.kernels.kv_page.quantised import int8_error_bound
 from tokenmux.scheduler.memory.host_cache import HostCache
@@ -59,26 +58,26 @@ class Paged:
         assert device is not None
         assert host is not None
         pairs = zip(device[::step], host[::step], strict=True)
-        self.transfers = tuple(Transfer(self.shape or shape(size), there, here) for there, here in pairs)
+        of_blocks = self.shape = self.shape or shape(size)
+        self.transfers = tuple(Transfer(of_blocks, there, here) for there, here in pairs)
         self.slots = {
             channel: [Slot(self.gpu, channel, self.chunk_bytes) for _ in range(2)] for channel in CHANNELS
         }
 
     def work(
-        self, channel: Channel, copy_overhead_s: float = COPY_OVERHEAD_S, kv_dtype: KvDtype | None = None
+        self, channel: Channel, copy_overhead_s: float = COPY_OVERHEAD_S, int8: torch.dtype | None = None
     ) -> Work:
         pager = Pager(
-            self.ledger,
             self.host,
             staged=not self.lockable,
             chunk_bytes=self.chunk_bytes,
             bytes_per_s=dict.fromkeys(CHANNELS, BUS_BYTES_PER_S),
             copy_overhead_s=copy_overhead_s,
             lock_bytes=1 << 30,
-            kv_dtype=kv_dtype,
         )
-        spans = paging_spans(self.ledger, self.transfers)
-        return pager.work(channel, self.arena, RequestId("r"), self.transfers, spans)
+        blocks = paged_blocks(ModelId("a"), self.transfers, self.ledger)
+        assert self.shape is not None
+        return pager.work(channel, self.arena, blocks, self.shape, int8)
 
     def run(self, work: Work, channel: Channel) -> None:
         """All chunks, two in flight."""
@@ -186,13 +185,13 @@ def test_in_int8_blocks_come_back_within_the_bound_and_cross_the_bus_at_half_the
     numbers = paged.arena.view(dtype)
     numbers.copy_(torch.randn(numbers.shape, generator=torch.Generator().manual_seed(1)))
     before = paged.arena.clone()
-    work = paged.work(Channel.COPY_OUT, 0.0, lambda _: dtype)
+    work = paged.work(Channel.COPY_OUT, 0.0, dtype)
     assert work.n_bytes == 30 * paged.block_bytes, "the books count whole blocks"
     paged.run(work, Channel.COPY_OUT)
     assert int(paged.host.count_nonzero()) <= 30 * (8 * KB + 4 * 128)
     for there, _ in paged.blocks():
         there.zero_()
-    paged.run(paged.work(Channel.COPY_IN, 0.0, lambda _: dtype), Channel.COPY_IN)
+    paged.run(paged.work(Channel.COPY_IN, 0.0, dtype), Channel.COPY_IN)
     rows, expected = (memory.view(dtype).float().view(-1, 64) for memory in (paged.arena, before))
     bound = int8_error_bound(expected.abs().amax(dim=1, keepdim=True), dtype)
     assert ((rows - expected).abs() <= bound).all()
@@ -203,4 +202,4 @@ def test_in_int8_blocks_come_back_within_the_bound_and_cross_the_bus_at_half_the
 def test_what_the_kernel_cannot_quantise_is_paged_as_it_is() -> None:
     """Heads of 24 numbers: both ways, so that what went out exact comes in exact."""
     paged = Paged(24 * 2 * 2 * 8, 5, shape=KvShape(1, 1, 24, 2, 8))
-    assert isinstance(paged.work(Channel.COPY_OUT, 0.0, lambda _: torch.float16), Copies)
+    assert isinstance(paged.work(Channel.COPY_OUT, 0.0, torch.float16), Copies)

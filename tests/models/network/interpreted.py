@@ -138,11 +138,21 @@ def _differ_in_pieces(
 
 def draws(logits: torch.Tensor, wanted: list[Draw], result: dict[str, Any]) -> None:
     """What the kernels draw from `logits`."""
-    from tokenmux.models.network.kernel_step import draw_rows_on_device
+    from tokenmux.models.network.kernel_draw import draw_rows_on_device
 
     carrier = Late()
     result["tokens"] = draw_rows_on_device(logits, wanted, TILES, Staging(carrier))
     result["n_waits"] = carrier.n_waits
+
+
+def told(logits: torch.Tensor, wanted: list[Draw], result: dict[str, Any]) -> None:
+    """What the kernels draw from `logits`, and the log-probabilities there."""
+    from tokenmux.models.network.kernel_draw import draw_rows_on_device, log_probabilities_on_device
+
+    staging = Staging(Late())
+    tokens = draw_rows_on_device(logits, wanted, TILES, staging)
+    result["tokens"] = tokens
+    result["told"] = log_probabilities_on_device(logits, tokens, wanted, TILES, staging)
 
 
 class Late(HostCarrier):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.models.network.interpreted import GRID, TILES, make_runner
 from tokenmux.core.errors import InternalError, UnsupportedModel
 from tokenmux.core.facts import KvShape
-from tokenmux.core.sampling import Sampling
+from tokenmux.core.sampling import LogitRules, Sampling
 from tokenmux.kernels.interpreter import Interpreter
 from tokenmux.kernels.sample import parameters, reference
 from tokenmux.kernels.tiles import step_tiles
@@ -27,7 +27,9 @@ from tokenmux.models.network.batch import Segment
 from tokenmux.models.network.kernel_step import KernelBatch
 from tokenmux.models.network.skeleton import empty_model
 from tokenmux.models.network.staging import Staging
-from tokenmux.models.sampling.draw import Draw
+from tokenmux.models.sampling.draw import Draw, draw_rows
+from tokenmux.models.sampling.log_probabilities import log_probabilities
+from tokenmux.models.sampling.past_tokens import PastTokens
 
 EVERY_DAY = ("gemma2", "gpt2", "gpt_oss", "llama")
 """Windows with capped scores, learned positions, sinks with experts, and the plain case."""
@@ -247,6 +249,53 @@ def test_draws_equal_the_reference_of_the_kernel(interpreter) -> None:
     assert expected[4] != first
     assert got["result"]["n_waits"] == 1, "once, for the tokens"
     assert torch.equal(got["logits"][:6], kept)
+
+
+def test_draws_with_rules_are_those_of_a_processor(interpreter) -> None:
+    logits = torch.randn(7, 300, generator=torch.Generator().manual_seed(4)) * 2
+    first = int(logits[0].argmax())
+    rules = LogitRules(1.4, 0.3, -0.2, bias=((5, 3.5), (6, -100.0)), forbidden=((first,), (1, 2), (400,)))
+    past = PastTokens([first, 1, 2, 3], [9, 9, 1])
+    draws = [
+        Draw(Sampling(rules=rules), 5, (), past),
+        Draw(Sampling(0.8, top_p=0.9, seed=2, min_p=0.05), 11),
+        Draw(Sampling(1.1, top_k=50, seed=7, min_p=0.01, rules=rules), 12, {4, 5}, past),
+        Draw(Sampling(), 5, {int(logits[3].argmax())}),
+        Draw(Sampling(rules=LogitRules()), 6),
+        Draw(Sampling(rules=LogitRules(2.0)), 6, {int(logits[5].argmax())}, PastTokens([7])),
+        Draw(Sampling(1.0, seed=8), 6),
+    ]
+    got = interpreter(WORKER + "draws", logits=logits, wanted=draws, result={})
+    assert got["result"]["tokens"] == draw_rows(logits, draws)
+    assert got["result"]["tokens"][0] != first
+    assert got["result"]["n_waits"] == 2, "once for the rows with rules, once for the others"
+    assert torch.equal(got["logits"], logits)
+
+
+def test_log_probabilities_are_those_of_a_processor(interpreter) -> None:
+    logits = torch.randn(4, 300, generator=torch.Generator().manual_seed(4)) * 2
+    logits[1, 40:80] = 9.0  # equal ones: the lower token first
+    rules = LogitRules(bias=((5, 100.0),))
+    draws = [
+        Draw(Sampling(n_likeliest=3, rules=rules), 5),
+        Draw(Sampling(1.0, seed=3, n_likeliest=5), 5),
+        Draw(Sampling(), 5),
+        Draw(Sampling(n_likeliest=0), 5),
+    ]
+    result = interpreter(WORKER + "told", logits=logits, wanted=draws, result={})["result"]
+    tokens, told = result["tokens"], result["told"]
+    assert tokens == draw_rows(logits, draws)
+    expected = log_probabilities(logits, tokens, draws)
+    assert told[2] is expected[2] is None
+    for here, there in zip(told, expected, strict=True):
+        if there is not None:
+            assert here.drawn == pytest.approx(there.drawn, abs=1e-5)
+            assert [token for token, _ in here.likeliest] == [token for token, _ in there.likeliest]
+            values = [value for _, value in there.likeliest]
+            assert [value for _, value in here.likeliest] == pytest.approx(values, abs=1e-5)
+    assert [token for token, _ in told[1].likeliest] == [40, 41, 42, 43, 44]
+    assert tokens[0] == 5
+    assert told[0].drawn < told[0].likeliest[0][1], "the bias is not in it"
 
 
 # ── which path ──────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,7 +1,6 @@
 """Drawing: a pure function of logits, sampling and position, with the distribution that was asked for."""
 
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -54,7 +53,7 @@ def test_a_seed_draws_the_tokens_that_the_kernels_draw(sampling: Sampling) -> No
     n = 200
     logits = torch.randn(n, 2000, generator=torch.Generator().manual_seed(1)).bfloat16() * 3
     seeds = [2**64 - 1 - index if index % 2 else index for index in range(n)]
-    here = [draw_token(logits[i], replace(sampling, seed=seeds[i]), 1000 * i) for i in range(n)]
+    here = [draw_token(logits[i], sampling._replace(seed=seeds[i]), 1000 * i) for i in range(n)]
     rows = parameters.SamplingRows(
         temperature=torch.full((n,), sampling.temperature),
         top_k=torch.full((n,), sampling.top_k or 2000, dtype=torch.int32),

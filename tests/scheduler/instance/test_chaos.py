@@ -199,8 +199,10 @@ class Chaos:
                 self.may_end[request].add(FinishReason.STOP)
             self.body.complete(channel, n_iterations=n_iterations, finished=finished)
             return
-        error = "" if isinstance(started.operation, Compact) or self.random.random() > 0.1 else "broken"
-        if error and isinstance(started.operation, Fetch):
+        # An activation that fails ends all requests of its model: so seldom that enough goes on.
+        chance = 0.02 if isinstance(started.operation, Activate) else 0.1
+        error = "" if isinstance(started.operation, Compact) or self.random.random() > chance else "broken"
+        if error and isinstance(started.operation, Fetch | Activate):
             self.fail_all_of(started.operation.model)
         self.seen[f"{type(started.operation).__name__} ended {error or 'well'}"] += 1
         self.body.complete(channel, error)
@@ -212,6 +214,8 @@ class Chaos:
 
     def plan(self) -> None:
         if self.resizing:
+            if self.random.random() < 0.05:
+                self.resize()
             self.resizing = not self.body.drain()
             self.seen["resized"] += not self.resizing
             return

@@ -22,6 +22,7 @@ from tests.scheduler.instance.scenes import (
 from tokenmux.core.effects import RequestLeft
 from tokenmux.core.errors import IllegalPlan, InternalError
 from tokenmux.core.event import (
+    SUPERSEDED,
     Arrived,
     Cancelled,
     CopyDone,
@@ -230,16 +231,41 @@ def test_a_failed_fetch_fails_those_who_waited_for_it() -> None:
     assert list(body.instance.requests) == ["other"]
 
 
-def test_a_failed_activation_leaves_the_model_in_host_memory() -> None:
+def test_an_activation_that_is_superseded_leaves_the_model_in_host_memory() -> None:
     body = a_body(A)
     arrive(body, "r")
     body.plan(Channel.FETCH, Plan(Fetch(A.id)))
     body.complete(Channel.FETCH)
     body.plan(Channel.COPY_IN, Plan(Activate(A.id)))
-    body.complete(Channel.COPY_IN, error="broken")
+    body.complete(Channel.COPY_IN, error=SUPERSEDED)
     assert body.instance.models[A.id].residency is Residency.HOST
     assert body.ledger.arena.used_bytes == 0
     assert R in body.instance.requests
+
+
+def test_a_failed_activation_fails_those_who_waited_and_the_next_attempt_reads_the_model_again() -> None:
+    body = a_body(A)
+    arrive(body, "r")
+    body.plan(Channel.FETCH, Plan(Fetch(A.id)))
+    body.complete(Channel.FETCH)
+    body.plan(Channel.COPY_IN, Plan(Activate(A.id)))
+    body.complete(Channel.COPY_IN, error="it cannot be run here")
+    assert reason_of(body) is FinishReason.FAILED
+    assert body.instance.models[A.id].load_error == "it cannot be run here"
+    assert body.instance.models[A.id].residency is Residency.DISK
+    assert body.ledger.arena.used_bytes == body.ledger.cache.used_bytes == 0
+    assert not body.instance.can_fetch(A.id), "not at once"
+    body.instance.check_integrity()
+
+
+def test_a_failed_activation_leaves_images_that_another_copy_reads() -> None:
+    body = a_body(A)
+    body.plan(Channel.FETCH, Plan(Fetch(A.id)))
+    body.complete(Channel.FETCH)
+    body.plan(Channel.COPY_IN, Plan(Activate(A.id)))
+    body.ledger.cache.hold(A.images[0].id)  # as another instance of the host does
+    body.complete(Channel.COPY_IN, error="it cannot be run here")
+    assert body.ledger.cache.has(A.images[0].id)
 
 
 def test_unloading_a_model_while_it_loads_is_not_forgotten() -> None:

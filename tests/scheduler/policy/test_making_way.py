@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from tests.conformance.test_one_brain import GB, HOST, device, run_engine, simulate
+from tests.conformance.test_one_brain import GB, HOST, ServedWorld, World, both, device
 from tokenmux.core.effects import CopyEnded, Effects
 from tokenmux.core.event import SUPERSEDED, ModelAdded
 from tokenmux.core.facts import KvShape, ModelFacts, ModelId
@@ -35,6 +35,14 @@ def arrival(of: ModelFacts, at_s: float, level: ServiceLevel) -> Arrival:
     return Arrival(make_request(f"{of.id} at {at_s}", of, 100, 400, at_s, service=level), 20)
 
 
+def decided(served: ServedWorld) -> list[tuple[float, object]]:
+    return [(at_s, what) for _, at_s, what in served.log]
+
+
+def n_superseded(served: ServedWorld) -> int:
+    return served.node.pool.instances[0].metrics.n_superseded
+
+
 @pytest.mark.parametrize(
     ("big_level", "came_s", "small_level", "makes_way"),
     [
@@ -47,29 +55,26 @@ def arrival(of: ModelFacts, at_s: float, level: ServiceLevel) -> Arrival:
 def test_an_activation_makes_way(
     big_level: ServiceLevel, came_s: float, small_level: ServiceLevel, makes_way: type[Operation] | None
 ) -> None:
-    """Both models are in host memory by then; the engine and the simulator decide alike."""
+    """Both models are in host memory by then; the node and the simulator decide alike."""
     arrivals = [arrival(BIG, 20.0, big_level), arrival(SMALL, came_s, small_level)]
-    simulated = simulate(FACTS, [BIG, SMALL], arrivals)
-    body, decisions = run_engine(FACTS, [BIG, SMALL], arrivals)
-    assert simulated == decisions
-    assert body.instance.metrics.n_superseded == (makes_way is not None)
+    served = both(World((FACTS,), [BIG, SMALL], arrivals))
+    decisions = decided(served)
+    assert n_superseded(served) == (makes_way is not None)
     if makes_way is not None:
         assert (came_s, makes_way(SMALL.id)) in decisions
         loads = [what for _, what in decisions if isinstance(what, Activate)]
         assert loads == [Activate(BIG.id), Activate(SMALL.id), Activate(BIG.id)]
-    body.instance.check_integrity()
+    served.node.pool.check_integrity()
 
 
 def test_a_fetch_that_nobody_waits_for_makes_way() -> None:
     """Fetched ahead, one after another, since the host cache has room."""
     others = [model(f"m{i}", 50 * GB) for i in range(3)]
     arrivals = [arrival(SMALL, 7.0, HURRIED)]
-    simulated = simulate(FACTS, [*others, SMALL], arrivals)
-    body, decisions = run_engine(FACTS, [*others, SMALL], arrivals)
-    assert simulated == decisions
-    assert (7.0, Fetch(SMALL.id)) in decisions
-    assert body.instance.metrics.n_superseded == 1
-    body.instance.check_integrity()
+    served = both(World((FACTS,), [*others, SMALL], arrivals))
+    assert (7.0, Fetch(SMALL.id)) in decided(served)
+    assert n_superseded(served) == 1
+    served.node.pool.check_integrity()
 
 
 def mixed(seed: int, duration_s: float = 300.0) -> tuple[list[ModelFacts], list[Arrival]]:
@@ -137,11 +142,6 @@ def test_people_gain_and_those_who_can_wait_lose_nothing(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", [2, 3])
-def test_the_engine_gives_way_as_the_simulator_does(seed: int) -> None:
+def test_the_node_gives_way_as_the_simulator_does(seed: int) -> None:
     catalogue, arrivals = mixed(seed, duration_s=120.0)
-    simulated = simulate(FACTS, catalogue, arrivals)
-    body, decisions = run_engine(FACTS, catalogue, arrivals)
-    assert body.instance.metrics.n_superseded
-    for line, (in_simulator, in_engine) in enumerate(zip(simulated, decisions, strict=False)):
-        assert in_simulator == in_engine, f"the decision logs part at line {line}"
-    assert len(simulated) == len(decisions)
+    assert n_superseded(both(World((FACTS,), catalogue, arrivals)))

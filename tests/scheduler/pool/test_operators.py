@@ -6,7 +6,7 @@ from tests.scheduler.pool.worlds import MODELS, World, slow_device
 from tokenmux.core.errors import DoesNotFit, InUse
 from tokenmux.core.event import Arrived, ModelWanted, ResizeAsked
 from tokenmux.core.facts import ModelFacts
-from tokenmux.testing import make_arrival, make_request
+from tokenmux.testing import make_arrival, make_model, make_request
 
 A, B, C = MODELS[:3]
 LARGE = slow_device(6_000)
@@ -109,7 +109,7 @@ def test_what_no_device_can_pin_or_load_is_refused() -> None:
     there.pool.drain(1)
     with pytest.raises(DoesNotFit, match="no device that stays in the pool has room for c: add a larger one"):
         there.pool.load_target(C.id)
-    with pytest.raises(DoesNotFit, match="room to pin c"):
+    with pytest.raises(DoesNotFit, match="these pins would shut out another model"):
         there.pool.pin_target(C.id)
 
 
@@ -156,3 +156,14 @@ def test_two_resizes_at_once_are_refused() -> None:
     there.pool.apply(0, ResizeAsked(0.0, 5_000))
     with pytest.raises(InUse, match="being resized"):
         there.pool.check_resizable(0, 4_000)
+
+
+def test_a_pin_does_not_take_the_room_of_a_request_that_is_being_served() -> None:
+    """There is room for 56 tokens beside the weights, and for 28, more than a chunk, beside the pin."""
+    small, other = (make_model(name, 256, max_context=200) for name in ("small", "other"))
+    there = world(1_280, models=(small, other))
+    there.pool.submit(Arrived(0.0, make_request("r", small, n_prompt=20, max_tokens=20)))
+    there.pool.settle()
+    with pytest.raises(DoesNotFit, match="a request that is being served would lose its room"):
+        there.pool.pin_target(other.id)
+    assert world(1_280, models=(small, other)).pool.pin_target(other.id) == 0

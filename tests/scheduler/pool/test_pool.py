@@ -120,7 +120,7 @@ def test_a_drained_instance_gives_all_its_requests_away() -> None:
 def test_requests_of_a_drained_instance_wait_until_another_one_can_take_them() -> None:
     world = World([LARGE])
     world.at(0.1, lambda: world.pool.drain(0))
-    world.at(0.2, lambda: world.add(slow_device(3_000)))
+    world.at(0.2, lambda: world.add(slow_device(2_500)))
     world.simulator.run(crowd(3), until_s=0.15)
     assert where(world) == {0}
     world.simulator.run([], until_s=0.6)

@@ -15,7 +15,7 @@ from tokenmux.models.catalogue import tiny
 from tokenmux.models.text.encoder import TextFacts
 from tokenmux.models.text.text_files import write_text_files
 from tokenmux.server.children.encoder_children import EncoderChildren, TextLimits
-from tokenmux.server.front.generation import Chat, ChatMessage, Text
+from tokenmux.server.front.generation import Chat, ChatMessage, Text, Words
 
 ENDLESS = (
     "{% if messages|length > 1 %}{% for i in range(100000) %}{% for j in range(100000) %}{% endfor "
@@ -52,6 +52,12 @@ async def test_text_and_chats_become_what_transformers_makes_of_them(tmp_path: P
         conversation = [{"role": "user", "content": "hi"}]
         expected = backend.apply_chat_template(conversation, add_generation_prompt=True, return_dict=False)
         assert await pool.encode("m", *good, ONE) == tuple(expected)
+        conversation.append({"role": "assistant", "content": "It is"})
+        expected = backend.apply_chat_template(conversation, continue_final_message=True, return_dict=False)
+        messages = (*ONE.messages, ChatMessage("assistant", "It is"))
+        assert await pool.encode("m", *good, Chat(messages, continue_final_message=True)) == tuple(expected)
+        found = Words.split(await pool.encode("m", *good, Words(("ab", "", " é"))))
+        assert found == tuple(tuple(backend.encode(text)) for text in ("ab", "", " é"))
         with pytest.raises(InvalidRequest, match="not valid Unicode"):
             await pool.encode("m", *good, Text("\ud800"))
 

@@ -14,6 +14,7 @@ from tokenmux.core.errors import (
 from tokenmux.core.request import FinishReason
 from tokenmux.messages.commands import Pause, Pin, Register, Submit
 from tokenmux.messages.reports import Broken, Finished, Tokens
+from tokenmux.messages.setups import PresentDevices
 from tokenmux.server.front.generation import (
     FinishInfo,
     Text,
@@ -151,8 +152,8 @@ async def test_a_first_worker_that_breaks_at_once_is_replaced_before_the_start_r
     hub = ScriptedWorkers(auto=True)
     make = hub.factory
 
-    def fragile(post: Callable[..., None], *, arena_bytes: int) -> object:
-        worker = make(post, arena_bytes=arena_bytes)
+    def fragile(post: Callable[..., None], *, devices: PresentDevices) -> object:
+        worker = make(post, devices=devices)
         if len(hub.workers) == 1:
             worker.send = lambda message: None  # type: ignore[method-assign]
             post(make_reports(Broken("out of memory")))

@@ -1,5 +1,7 @@
 """Which models of the store are served at the start, and why others are refused."""
 
+import asyncio
+
 import pytest
 
 from tests.server.front.asking import ask, events_of, started, text_of
@@ -8,6 +10,8 @@ from tests.server.scripted_models import FakeEntry, facts
 from tokenmux.core.errors import (
     BadCheckpoint,
     DoesNotFit,
+    ErrorCode,
+    InUse,
 )
 from tokenmux.messages.commands import Pin, Register
 from tokenmux.server.front.generation import (
@@ -44,7 +48,7 @@ async def test_a_damaged_entry_is_listed_with_its_reason_and_the_others_are_serv
 
 async def test_a_device_too_small_for_any_model_refuses_to_start() -> None:
     front, _ = make_front(ScriptedWorkers(), FakeEntry(facts("huge", n_bytes=10**6)))
-    with pytest.raises(DoesNotFit, match="no model of the catalogue fits the device"):
+    with pytest.raises(DoesNotFit, match="no model of the catalogue fits a device"):
         await front.start()
     await front.close()
 
@@ -59,3 +63,24 @@ async def test_pins_from_the_start_count_for_what_fits_beside_them() -> None:
     with pytest.raises(DoesNotFit):
         await events_of(front, ask())
     await front.close()
+
+
+async def test_a_model_is_removed_once_although_two_operators_ask_at_once() -> None:
+    """The second one would put back what the first has removed."""
+    hub = ScriptedWorkers(auto=True)
+    async with started(hub, FakeEntry(facts("letters")), FakeEntry(facts("others"))) as front:
+        both = await asyncio.gather(
+            front.unregister("letters"), front.unregister("letters"), return_exceptions=True
+        )
+        assert [type(answer) for answer in both] == [type(None), InUse]
+        assert [served.name for served in front.models] == ["others"]
+
+
+async def test_a_model_that_the_worker_does_not_know_any_longer_is_removed() -> None:
+    """Another worker has come while the removal was under way, and was not told of the model."""
+    hub = ScriptedWorkers(auto=True)
+    async with started(hub, FakeEntry(facts("letters")), FakeEntry(facts("others"))) as front:
+        hub.refuses["letters"] = "model letters is not registered"
+        hub.codes["letters"] = ErrorCode.NOT_FOUND
+        await front.unregister("letters")
+        assert [served.name for served in front.models] == ["others"]

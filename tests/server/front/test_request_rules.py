@@ -1,7 +1,9 @@
 """What is refused before anything is done for it: numbers, names and amounts that a client may bring."""
 
+import re
 from dataclasses import fields
 from math import isfinite
+from typing import Any
 
 import grpc
 import pytest
@@ -12,19 +14,21 @@ from tests.server.harness import serving
 from tests.server.scripted_models import CONTEXT, FakeEntry, facts
 from tokenmux.core.errors import InvalidRequest
 from tokenmux.core.sizes import parse_size
+from tokenmux.server.front.counts import check_token_ids
 from tokenmux.server.front.generation import Ask, Text, TokenIds
 from tokenmux.server.front.names import closest, tenant_fault
 from tokenmux.server.front.request_rules import (
     MAX_CHAT_MESSAGES,
     Defaults,
     check_parameters,
-    check_token_ids,
     service_level,
 )
+from tokenmux.server.front.sampling_rules import logit_rules
 from tokenmux.server.grpc_api.inference_messages import ask_of
 from tokenmux.v1 import inference_pb2, models_pb2
 
-NUMBERS = ("temperature", "top_p", "ttft_s", "tpot_s", "weight")
+PENALTIES = ("repetition_penalty", "frequency_penalty", "presence_penalty")
+NUMBERS = ("temperature", "top_p", "min_p", *PENALTIES, "ttft_s", "tpot_s", "weight")
 FLOATS = st.floats() | st.sampled_from([5e-324, 1e-38, 1e308, float("nan"), float("inf"), -0.0])
 
 
@@ -32,7 +36,8 @@ FLOATS = st.floats() | st.sampled_from([5e-324, 1e-38, 1e308, float("nan"), floa
 def test_a_number_is_refused_or_within_its_bounds(
     numbers: dict[str, float], top_k: int, seed: int, max_tokens: int
 ) -> None:
-    assert set(NUMBERS) == {field.name for field in fields(Ask) if "float" in str(field.type)}
+    kinds = (float, float | None)
+    assert set(NUMBERS) == {field.name for field in fields(Ask) if field.type in kinds}
     ask = Ask("m", Text("a"), top_k=top_k, seed=seed, max_tokens=max_tokens, **numbers)
     try:
         check_parameters(ask, facts("m"))
@@ -43,6 +48,52 @@ def test_a_number_is_refused_or_within_its_bounds(
     assert 0.001 <= level.ttft_s <= 86_400
     assert 0.001 <= level.tpot_s <= 86_400
     assert 0.01 <= ask.weight <= 100
+    assert 0 <= ask.min_p <= 1
+    assert ask.repetition_penalty > 0
+    assert max(abs(ask.frequency_penalty), abs(ask.presence_penalty)) <= 2
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"min_p": 1.01}, "min_p 1.01 is out of range: use 0"),
+        ({"min_p": NAN}, "min_p nan is out of range"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty 0 is out of range: use more than 0"),
+        ({"repetition_penalty": float("inf")}, "repetition_penalty inf is out of range"),
+        ({"frequency_penalty": -2.1}, "frequency_penalty -2.1 is out of range: use -2 to 2"),
+        ({"presence_penalty": NAN}, "presence_penalty nan is out of range: use -2 to 2"),
+        ({"logit_bias": ((256, 1.0),)}, "logit_bias: 256 at index 0 is out of range: letters has token ids"),
+        ({"logit_bias": ((7, 101.0),)}, "logit_bias 101 of token 7 is out of range: use -100 to 100"),
+        ({"logit_bias": ((7, NAN),)}, "logit_bias nan of token 7"),
+        ({"logit_bias": ((7, 1.0), (7, 2.0))}, "logit_bias names a token twice"),
+        ({"logit_bias": tuple((i, 0.0) for i in range(1025))}, "1025 tokens in logit_bias: at most 1024"),
+        ({"forbidden_token_ids": (1, 256)}, "forbidden_token_ids: 256 at index 1 is out of range"),
+        ({"forbidden_token_ids": (1,) * 1025}, "1025 forbidden_token_ids: at most 1024"),
+        ({"logprobs": 21}, "logprobs 21 is out of range: use 0 (the drawn token alone) to 20"),
+        ({"bad_words": ("a", " ")}, "a string of bad_words is empty: leave it out"),
+        ({"bad_words": ("a" * 257,)}, "a string of bad_words has 257 characters: at most 256"),
+        ({"bad_words": ("a",) * 65}, "65 bad_words: at most 64"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_by_the_name_of_its_field(asked: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidRequest, match=re.escape(said)):
+        check_parameters(Ask("m", Text("a"), **asked), facts("letters"))
+
+
+def test_a_vocabulary_cannot_be_forbidden_as_a_whole() -> None:
+    ask = Ask("m", Text("a"), forbidden_token_ids=tuple(range(1, 256)))
+    rules = logit_rules(ask, (), facts("letters"))
+    assert rules is not None
+    assert len(rules.forbidden) == 255
+    with pytest.raises(InvalidRequest, match="forbidden_token_ids and bad_words forbid all 256 tokens"):
+        logit_rules(ask, ((0,),), facts("letters"))
+
+
+def test_who_asks_for_no_rules_gets_none() -> None:
+    assert logit_rules(Ask("m", Text("a")), (), facts("letters")) is None
 
 
 @pytest.mark.parametrize("level", [{"tpot_s": 1e308}, {"tpot_s": 1e305}, {"ttft_s": 5e-324}, {"ttft_s": 1e9}])

@@ -48,6 +48,9 @@ def values(field: FieldDescriptor) -> st.SearchStrategy[Any]:
     match field.cpp_type:
         case FieldDescriptor.CPPTYPE_MESSAGE:
             assert field.message_type is not None
+            if field.message_type.GetOptions().map_entry:
+                key, value = field.message_type.fields
+                return st.dictionaries(values(key), values(value), max_size=70)
             one: st.SearchStrategy[Any] = contents(field.message_type)
         case FieldDescriptor.CPPTYPE_FLOAT:
             one = st.floats(width=32) | EXTREME.map(lambda x: x if abs(x) < 1e39 else float("inf"))
@@ -57,6 +60,8 @@ def values(field: FieldDescriptor) -> st.SearchStrategy[Any]:
             one = st.booleans()
         case FieldDescriptor.CPPTYPE_STRING:
             one = TEXTS
+        case FieldDescriptor.CPPTYPE_ENUM:
+            one = st.integers(-2, 5) | st.integers(-(2**31), 2**31 - 1)
         case kind:
             low, high = INTS[kind]
             one = st.integers(low, high) | st.integers(max(low, -2), 100)
@@ -87,7 +92,7 @@ METHODS = [
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServerThread]:
     with ServerThread(lambda: serving(FakeEntry(facts("letters")), FakeEntry(facts("odd")))) as running:
-        running.served.hub.refuses["resize"] = "only a worker knows"
+        running.served.hub.refuses["device"] = "only a worker knows"
         running.do(running.post(worker_status("letters", "odd")))
         running.do(running.post(worker_use("letters")))
         yield running

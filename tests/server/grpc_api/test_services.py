@@ -18,10 +18,11 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from msgspec import structs
 
 from tests.server.harness import PATIENCE_S, Served, make_front, serving
-from tests.server.sample_reports import worker_status
+from tests.server.sample_reports import device_status, worker_status
 from tests.server.scripted_models import CONTEXT, END, VOCAB, FakeEntry, LetterTokenizer, facts
 from tokenmux.core.errors import ConfigError
-from tokenmux.core.phases import Residency
+from tokenmux.core.facts import InstanceId, ModelId
+from tokenmux.core.phases import DeviceState, Residency
 from tokenmux.core.request import FinishReason
 from tokenmux.messages.commands import Cancel, Load, Pause, Pin, Resume, Submit, Unload, Unregister
 from tokenmux.messages.reports import Broken, Finished, Tokens
@@ -317,7 +318,7 @@ async def test_models_are_listed_with_what_the_worker_says(served: Served) -> No
         n_swaps=4,
         swap_bytes=5, swap_s=6, swap_exposed_s=7, n_tokens=8, n_tokens_on_time=9, n_prompt_tokens=10,
         compute_s=11,
-        n_swaps_first=51, n_swaps_again=52, n_swaps_operator=53, n_swaps_ahead=54,
+        n_swaps_first=51, n_swaps_again=52, n_swaps_operator=53, n_swaps_ahead=54, instances=[0],
     )  # fmt: skip
 
 
@@ -456,22 +457,38 @@ async def test_one_odd_model_does_not_break_the_calls_about_all(figures: dict[st
         assert [model.name for model in sizes] == ["letters"]
 
 
-async def test_status_tells_memory_channels_and_models(served: Served) -> None:
+async def test_status_tells_memory_channels_devices_and_models(served: Served) -> None:
     version = served.front.changes.version
-    served.hub.post(worker_status("letters"))
+    out = device_status(
+        instance=InstanceId(3),
+        state=DeviceState.OUT,
+        fault="it broke",
+        loading_model=ModelId("letters"),
+        pinned=(ModelId("letters"),),
+    )
+    served.hub.post(worker_status("letters", devices=(device_status("letters"), out)))
     await served.front.changes.after(version)
     status = await served.pool.Status(pool_pb2.StatusRequest())
     assert (status.n_requests, status.max_requests, status.n_restarts) == (0, 256, 0)
     assert [model.name for model in status.models] == ["letters"]
     assert list(status.instances) == [
         pool_pb2.Instance(
-            at_s=1.5, device="virtual GPU", arena_bytes=10_000, weight_bytes=2_000, kv_bytes=300,
-            host_cache_bytes=40_000, host_cache_used_bytes=5_000, host_kv_bytes=6_000, host_kv_used_bytes=700,
-            compute_busy_s=8, copy_in_busy_s=9, copy_out_busy_s=10, fetch_busy_s=11, n_steps=12,
-            n_discards=13, work_s=10, model_work_s=35, n_models_used=5,
-            running_model="letters",
-        )
+            device="virtual GPU", state=pool_pb2.DEVICE_STATE_SERVING, arena_bytes=10_000, weight_bytes=2_000,
+            kv_bytes=300, compute_busy_s=8, copy_in_busy_s=9, copy_out_busy_s=10, fetch_busy_s=11, n_steps=12,
+            n_discards=13, work_s=9.5, model_work_s=34, running_model="letters", resident_models=["letters"],
+            n_requests=14, n_deaths=15,
+        ),
+        pool_pb2.Instance(
+            id=3, device="virtual GPU", state=pool_pb2.DEVICE_STATE_OUT, fault="it broke", arena_bytes=10_000,
+            weight_bytes=2_000, kv_bytes=300, compute_busy_s=8, copy_in_busy_s=9, copy_out_busy_s=10,
+            fetch_busy_s=11, n_steps=12, n_discards=13, work_s=9.5, model_work_s=34, loading_model="letters",
+            pinned_models=["letters"], n_requests=14, n_deaths=15,
+        ),
     ]  # fmt: skip
+    host = (status.host_cache_bytes, status.host_cache_used_bytes, status.host_kv_bytes)
+    assert (*host, status.host_kv_used_bytes) == (40_000, 5_000, 6_000, 700)
+    assert (status.at_s, status.work_s, status.model_work_s, status.n_models_used) == (1.5, 10, 35, 5)
+    assert (status.devices_saved, status.devices_saved_dedicated) == (35 / 10 - 2, 5 - 2)
 
 
 async def test_watching_gives_the_status_now_and_at_every_change(served: Served) -> None:

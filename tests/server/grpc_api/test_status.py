@@ -52,7 +52,7 @@ def test_a_message_that_is_too_large_stays_so() -> None:
 
 def live() -> LiveRequest:
     submit = Submit(Request(RequestId("r"), facts("m").id, 1, 9, 0.0), (1,), Sampling())
-    detokenizer = LetterTokenizer().detokenizer((), prompt=())
+    detokenizer = LetterTokenizer().detokenizer((), prompt=(), skip_special_tokens=True)
     return LiveRequest(submit, detokenizer, 9, lambda _: None, lambda _: None, lambda: 0.0)
 
 

@@ -14,15 +14,17 @@ from tests.server.front.asking import ask, events_of, text_of, tokens, until
 from tests.server.harness import PATIENCE_S, make_front
 from tests.server.scripted_models import FakeEntry, facts
 from tests.server.virtual_time import VirtualTime, turns
-from tokenmux.core.errors import NotServable, Unavailable
+from tokenmux.core.errors import NotServable, Unavailable, WorkerFailed
 from tokenmux.core.facts import ModelId
 from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.messages.commands import Command, Order, Pin, Register, Submit
 from tokenmux.messages.reports import Alive, Broken, Reports
+from tokenmux.messages.setups import PresentDevices
+from tokenmux.processes.restarts import RestartLimits
 from tokenmux.server.front.front import Front
 from tokenmux.server.front.limits import Limits
 from tokenmux.server.front.live_request import LiveRequest
-from tokenmux.server.workers.supervisor import Patience, RestartLimits
+from tokenmux.server.workers.supervisor import Patience
 from tokenmux.testing.scripted_worker import (
     ScriptedWorker,
     ScriptedWorkers,
@@ -58,8 +60,8 @@ class DeadlyHub(ScriptedWorkers):
         super().__init__()
         self.is_deadly = is_deadly
 
-    def factory(self, post: Callable[[Reports], None], *, arena_bytes: int) -> ScriptedWorker:
-        worker = DeadlyWorker(self, post, arena_bytes)
+    def factory(self, post: Callable[[Reports], None], *, devices: PresentDevices) -> ScriptedWorker:
+        worker = DeadlyWorker(self, post, devices)
         self.workers.append(worker)
         post(make_reports(Alive()))
         return worker
@@ -193,9 +195,9 @@ async def test_a_worker_that_dies_at_its_birth_is_nobodys_fault() -> None:
         await hub.next(Submit)
         make, n_stillborn = hub.factory, 5
 
-        def stillborn(post: Callable[[Reports], None], *, arena_bytes: int) -> ScriptedWorker:
+        def stillborn(post: Callable[[Reports], None], *, devices: PresentDevices) -> ScriptedWorker:
             nonlocal n_stillborn
-            worker = make(post, arena_bytes=arena_bytes)
+            worker = make(post, devices=devices)
             if n_stillborn:
                 n_stillborn -= 1
                 worker.send = lambda message: None  # type: ignore[method-assign]
@@ -266,10 +268,20 @@ async def test_requests_wait_for_a_worker_but_not_for_ever() -> None:
         assert front.ready
 
 
+async def test_a_server_that_cannot_start_a_process_says_where_to_look() -> None:
+    hub = ScriptedWorkers()
+    hub.fails_to_start = 1
+    front, _ = make_front(hub)
+    with pytest.raises(WorkerFailed, match=r"no worker can be started: no more processes; .*`ulimit -a`"):
+        await front.start()
+    await front.close()
+
+
 async def test_a_server_whose_first_worker_cannot_be_had_says_so_and_ends() -> None:
     hub = ScriptedWorkers()
     hub.factory = lambda post, **_: (
-        post(make_reports(Broken("no such device"))) or ScriptedWorker(hub, lambda _: None, 0)
+        post(make_reports(Broken("no such device")))
+        or ScriptedWorker(hub, lambda _: None, PresentDevices({}, 0))
     )  # type: ignore[assignment, method-assign]
     front, _ = make_front(hub)
     with pytest.raises(Unavailable, match=r"cannot start: 4 workers in a row.*no such device"):

@@ -1,0 +1,67 @@
+"""A bare starlette server that streams the chunks that a front would stream, with nothing behind them."""
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+from starlette.routing import Route
+
+from tokenmux.server.http_api.answer_forms import AnswerHead, TextForm
+from tokenmux.server.listening import Reservation
+
+
+class BareStreams:
+    """Streams the next piece of a text once a step."""
+
+    def __init__(self, step_s: float, texts: Sequence[str]) -> None:
+        """`texts` are the pieces, over and over."""
+        self._step_s = step_s
+        self._texts = texts
+        self._stepped = asyncio.Event()
+
+    async def step(self) -> None:
+        """Wake all streams, once a step."""
+        loop = asyncio.get_running_loop()
+        next_s = loop.time()
+        while True:
+            next_s = max(next_s + self._step_s, loop.time())
+            await asyncio.sleep(next_s - loop.time())
+            self._stepped.set()
+            self._stepped = asyncio.Event()
+
+    async def answer(self, request: Request) -> StreamingResponse:
+        return StreamingResponse(self._chunks(await request.json()), media_type="text/event-stream")
+
+    async def _chunks(self, body: dict[str, Any]) -> AsyncIterator[bytes]:
+        form = TextForm()
+        head = AnswerHead("cmpl-0123456789abcdef", int(time.time()), body["model"], False, frozenset())
+        for index in range(body["max_tokens"]):
+            await self._stepped.wait()
+            yield b"data: " + form.delta(head, self._texts[index % len(self._texts)]) + b"\n\n"
+        yield b"data: [DONE]\n\n"
+
+
+def serve(step_s: float, texts: Sequence[str]) -> None:
+    """The program of a process: print the port, and serve until the input ends."""
+    asyncio.run(_serve(step_s, texts))
+
+
+async def _serve(step_s: float, texts: Sequence[str]) -> None:
+    streams = BareStreams(step_s, texts)
+    app = Starlette(routes=[Route("/v1/completions", streams.answer, methods=["POST"])])
+    config = uvicorn.Config(app, http="httptools", lifespan="off", log_config=None, access_log=False)
+    server = uvicorn.Server(config)
+    sockets = Reservation("127.0.0.1:0").handed_over()
+    serving = asyncio.create_task(server.serve(sockets))
+    stepping = asyncio.create_task(streams.step())
+    print(sockets[0].getsockname()[1], flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+    stepping.cancel()
+    server.should_exit = True
+    await serving

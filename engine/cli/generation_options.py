@@ -1,0 +1,98 @@
+"""Options of `tokenmux generate` and `tokenmux chat`, and what the client is told of them."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from tokenmux.client import GenerateOptions
+
+_INT32 = 2**31 - 1
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-tokens", "-n", min=1, max=_INT32, help="Most tokens to generate. Default: the server's."
+    ),
+]
+Temperature = Annotated[float, typer.Option("--temperature", "-t", help="Sampling temperature; 0: greedy.")]
+TopK = Annotated[
+    int, typer.Option(min=0, max=_INT32, help="Sample from the k most likely tokens; 0: no limit.")
+]
+TopP = Annotated[
+    float | None, typer.Option(help="Sample from the most likely tokens with this total probability.")
+]
+MinP = Annotated[
+    float,
+    typer.Option(help="Sample from tokens at least this times as likely as the first; 0: no limit."),
+]
+Seed = Annotated[int | None, typer.Option(min=0, max=2**64 - 1, help="The same seed gives the same tokens.")]
+Stop = Annotated[
+    list[str] | None, typer.Option(metavar="TEXT", help="Text that ends the answer. Repeatable.")
+]
+RepetitionPenalty = Annotated[
+    float | None, typer.Option(help="Make tokens of prompt and answer less likely by this factor; 1: none.")
+]
+FrequencyPenalty = Annotated[
+    float, typer.Option(help="Make tokens less likely each time that they were drawn, -2 to 2.")
+]
+PresencePenalty = Annotated[
+    float, typer.Option(help="Make tokens less likely once they were drawn, -2 to 2.")
+]
+LogitBias = Annotated[
+    list[str] | None,
+    typer.Option(metavar="ID:BIAS", help="Make a token id likelier (up to 100) or less (-100). Repeatable."),
+]
+BadWord = Annotated[
+    list[str] | None, typer.Option(metavar="TEXT", help="Text that the answer must not contain. Repeatable.")
+]
+
+
+Logprobs = Annotated[
+    int | None,
+    typer.Option(
+        min=0, max=20, help="Print each token's log-probability, and its N likeliest ones, to stderr."
+    ),
+]
+
+
+def generate_options(
+    *,
+    max_tokens: int | None,
+    temperature: float,
+    top_k: int,
+    top_p: float | None,
+    min_p: float,
+    seed: int | None,
+    stop: Sequence[str] | None,
+    repetition_penalty: float | None,
+    frequency_penalty: float,
+    presence_penalty: float,
+    logit_bias: Sequence[str] | None,
+    bad_word: Sequence[str] | None,
+    logprobs: int | None = None,
+) -> "GenerateOptions":
+    """The client's options. Raises BadParameter for a bias that is not ID:BIAS."""
+    return {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "seed": seed,
+        "stop": stop or [],
+        "repetition_penalty": repetition_penalty,
+        "frequency_penalty": frequency_penalty,
+        "presence_penalty": presence_penalty,
+        "logit_bias": dict(map(_bias, logit_bias or ())),
+        "bad_words": bad_word or [],
+        "logprobs": logprobs,
+    }
+
+
+def _bias(text: str) -> tuple[int, float]:
+    token, _, bias = text.partition(":")
+    try:
+        return int(token), float(bias)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a bias: write ID:BIAS, such as 42:-100") from None

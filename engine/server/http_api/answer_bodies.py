@@ -1,0 +1,112 @@
+"""The bodies of answers, as OpenAI's dialect has them. Fields that were not set are left out of the JSON."""
+
+from typing import Literal
+
+from pydantic import BaseModel
+
+Ending = Literal["stop", "length"]
+
+
+class UsageBody(BaseModel):
+    """How many tokens a request took."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class CompletionChoice(BaseModel):
+    """The text of an answer, or a piece of it."""
+
+    index: int
+    text: str
+    logprobs: None
+    finish_reason: Ending | None
+    stop_reason: str | int | None = None
+    """The stop string or stop token id that ended the text (a field of vLLM's)."""
+
+
+class TextCompletion(BaseModel):
+    """The answer of `/v1/completions`, or a chunk of its stream."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    """Seconds since 1970."""
+    model: str
+    choices: list[CompletionChoice]
+    usage: UsageBody | None = None
+
+
+class AssistantMessage(BaseModel):
+    """The assistant's turn."""
+
+    role: Literal["assistant"]
+    content: str
+
+
+class ChatChoice(BaseModel):
+    """The message of an answer."""
+
+    index: int
+    message: AssistantMessage
+    logprobs: None
+    finish_reason: Ending
+    stop_reason: str | int | None = None
+
+
+class ChatCompletion(BaseModel):
+    """The answer of `/v1/chat/completions`."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: UsageBody
+
+
+class MessageDelta(BaseModel):
+    """A piece of the assistant's turn."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str = ""
+
+
+class ChatChunkChoice(BaseModel):
+    """A piece of an answer."""
+
+    index: int
+    delta: MessageDelta
+    logprobs: None
+    finish_reason: Ending | None
+    stop_reason: str | int | None = None
+
+
+class ChatChunk(BaseModel):
+    """A chunk of a stream of `/v1/chat/completions`."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    usage: UsageBody | None = None
+
+
+class ModelBody(BaseModel):
+    """A model that is served."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    max_model_len: int
+    """Tokens of prompt and output together (a field of vLLM's)."""
+
+
+class ModelListBody(BaseModel):
+    """All models that are served."""
+
+    object: Literal["list"]
+    data: list[ModelBody]

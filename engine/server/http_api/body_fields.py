@@ -1,0 +1,113 @@
+"""How a field of a request becomes a field of the front's `Ask`: written beside the field itself.
+
+    stop: Annotated[str | list[str] | None, To("stop_strings", by=strings_of)] = None
+
+A field without a value, or with null, leaves the default of `Ask`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Any
+
+from pydantic import BaseModel
+
+from tokenmux.core.errors import InvalidRequest
+from tokenmux.server.front.generation import Ask
+
+_ASK_FIELDS = frozenset(field.name for field in fields(Ask))
+
+NOT_SERVED: Mapping[str, tuple[object, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "echo": (False,),
+    "suffix": ("",),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "prompt_logprobs": (),
+    "allowed_token_ids": (),
+    "use_beam_search": (False,),
+    "response_format": ({"type": "text"},),
+    "structured_outputs": (),
+    "tools": ([],),
+    "tool_choice": ("none",),
+    "functions": ([],),
+    "function_call": ("none",),
+    "modalities": (["text"],),
+    "audio": (),
+    "spaces_between_special_tokens": (True,),
+    "add_special_tokens": (True,),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "documents": ([],),
+}
+"""Parameters of the dialect that would change the output and are not served, each with the values that
+change nothing. Any other value is an error: half of what was asked for is worse than nothing."""
+
+
+def unchanged(value: Any) -> Any:
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class To:
+    """Marks a field that becomes `field` of an `Ask`, converted by `by`, which may raise InvalidRequest."""
+
+    field: str
+    by: Callable[[Any], Any] = unchanged
+
+
+@cache
+def translations(body: type[BaseModel]) -> tuple[tuple[str, To], ...]:
+    """The fields of a body that become fields of an `Ask`, in order."""
+    found = ((name, mark) for name, field in body.model_fields.items() for mark in field.metadata)
+    return tuple((name, mark) for name, mark in found if isinstance(mark, To))
+
+
+def ask_of_body(body: BaseModel) -> Ask:
+    """What a body asks for. Raises InvalidRequest if it contradicts itself, or wants what is not served."""
+    check_served(body.model_extra or {})
+    values: dict[str, Any] = {}
+    said_by: dict[str, str] = {}
+    for name, to in translations(type(body)):
+        said = getattr(body, name)
+        if said is None:
+            continue
+        value = to.by(said)
+        if to.field in values and values[to.field] != value:
+            raise InvalidRequest(
+                f"{said_by[to.field]} and {name} mean the same and differ: send one of them", field=name
+            )
+        values[to.field], said_by[to.field] = value, name
+    return Ask(**values)
+
+
+def check_served(extra: Mapping[str, object]) -> None:
+    """Raise InvalidRequest for the first parameter that would change the output and is not served."""
+    for name, value in extra.items():
+        harmless = NOT_SERVED.get(name)
+        if harmless is None or value is None or value in harmless:
+            continue
+        allowed = " or ".join([*(repr(one) for one in harmless), "leave it out"])
+        raise InvalidRequest(f"{name} is not served here: use {allowed}", field=name)
+
+
+def ignored_names(body: BaseModel) -> list[str]:
+    """Names of the fields in a body that are ignored."""
+    return [name for name in body.model_extra or {} if name not in NOT_SERVED]
+
+
+def name_in_body(error: InvalidRequest, body: BaseModel) -> str | None:
+    """The place in the body that an error of the front is about.
+
+    A rule whose error does not say which field it is about begins its message with the field's name.
+    """
+    field = error.field or str(error).partition(" ")[0]
+    names = [name for name, to in translations(type(body)) if to.field == field]
+    given = [name for name in names if getattr(body, name) is not None]
+    if given or names:
+        return (given or names)[0]
+    sent = body.model_extra or {}
+    return error.field if field in sent or field not in _ASK_FIELDS else None

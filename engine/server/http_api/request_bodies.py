@@ -1,0 +1,204 @@
+"""The bodies of `/v1/completions` and `/v1/chat/completions`, and where in the front's `Ask` each field goes.
+
+Only types are checked here: `tokenmux.server.front.request_rules` says what is acceptable. Names are
+OpenAI's or, where it has none, vLLM's; `ttft_s`, `tpot_s` and `weight` are ours. All fields may be null.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tokenmux.core.errors import InvalidRequest
+from tokenmux.server.front.generation import Chat, ChatMessage, Prompt, Text, TokenIds
+from tokenmux.server.http_api.body_fields import To
+
+OPENAI_TEMPERATURE = 1.0
+OPENAI_COMPLETION_TOKENS = 16
+MAX_FAULTS_SHOWN = 3
+MAX_ID_DIGITS = 12
+
+
+def prompt_of(prompt: str | list[Any]) -> Prompt:
+    """One text, or one list of token ids; either may stand alone in a list."""
+    if isinstance(prompt, str):
+        return Text(prompt)
+    if prompt and not isinstance(prompt[0], int):
+        if len(prompt) > 1:
+            said = f"there are {len(prompt)} prompts, and a request has one: send a request for each"
+            raise InvalidRequest(said, field="prompt")
+        return prompt_of(prompt[0])
+    return TokenIds(prompt)
+
+
+def strings_of(stop: str | Sequence[str]) -> tuple[str, ...]:
+    return (stop,) if isinstance(stop, str) else tuple(stop)
+
+
+def top_k_of(top_k: int) -> int:
+    """-1 is vLLM's word for no limit."""
+    return 0 if top_k == -1 else top_k
+
+
+def biases_of(logit_bias: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
+    """JSON has no integers as names."""
+    for token in logit_bias:
+        if not token.isascii() or not token.isdigit() or len(token) > MAX_ID_DIGITS:
+            said = f"logit_bias: {token[:40]!r} is not a token id: use a decimal number"
+            raise InvalidRequest(said, field="logit_bias")
+    return tuple((int(token), bias) for token, bias in logit_bias.items())
+
+
+class Lenient(BaseModel):
+    """What all bodies have in common: types are as in JSON, and unknown fields are kept to be named."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, frozen=True)
+
+
+class ContentPart(Lenient):
+    """A part of a message's content. `type` must be `text`."""
+
+    type: str
+    text: str | None = None
+
+
+class MessageBody(Lenient):
+    """A message of a conversation. Content parts are joined by a line break."""
+
+    role: str
+    content: str | list[ContentPart] | None = None
+    tool_calls: list[Any] | None = None
+
+
+class StreamOptions(Lenient):
+    """Options of a stream."""
+
+    include_usage: bool | None = None
+    """Send a last chunk with the usage."""
+
+
+def conversation_of(messages: Sequence[MessageBody]) -> Chat:
+    """The conversation. Raises InvalidRequest for content other than text."""
+    return Chat(tuple(_message(index, message) for index, message in enumerate(messages)))
+
+
+def _message(index: int, message: MessageBody) -> ChatMessage:
+    place = f"messages[{index}]"
+    if message.tool_calls:
+        raise InvalidRequest(f"{place} calls tools, which are not served here", field=f"{place}.tool_calls")
+    # Templates of open models know no developers; OpenAI's own models took system for it.
+    role = "system" if message.role == "developer" else message.role
+    match message.content:
+        case str(text):
+            return ChatMessage(role, text)
+        case None:
+            said = f"{place} has no content: send text"
+            raise InvalidRequest(said, field=f"{place}.content")
+        case parts:
+            return ChatMessage(role, "\n".join(_text(place, at, part) for at, part in enumerate(parts)))
+
+
+def _text(place: str, at: int, part: ContentPart) -> str:
+    if part.type != "text" or part.text is None:
+        said = f"{place}.content[{at}] is of type {part.type[:40]!r}: models here take text alone"
+        raise InvalidRequest(said, field=f"{place}.content[{at}]")
+    return part.text
+
+
+class GenerationBody(Lenient):
+    """The fields that both kinds of completion have."""
+
+    model: Annotated[str, To("model")]
+    temperature: Annotated[float | None, To("temperature")] = OPENAI_TEMPERATURE
+    top_p: Annotated[float | None, To("top_p")] = None
+    top_k: Annotated[int | None, To("top_k", by=top_k_of)] = None
+    min_p: Annotated[float | None, To("min_p")] = None
+    seed: Annotated[int | None, To("seed")] = None
+    presence_penalty: Annotated[float | None, To("presence_penalty")] = None
+    frequency_penalty: Annotated[float | None, To("frequency_penalty")] = None
+    repetition_penalty: Annotated[float | None, To("repetition_penalty")] = None
+    logit_bias: Annotated[dict[str, float] | None, To("logit_bias", by=biases_of)] = None
+    bad_words: Annotated[list[str] | None, To("bad_words", by=tuple)] = None
+    stop: Annotated[str | list[str] | None, To("stop_strings", by=strings_of)] = None
+    stop_token_ids: Annotated[list[int] | None, To("stop_token_ids", by=tuple)] = None
+    min_tokens: Annotated[int | None, To("min_tokens")] = None
+    include_stop_str_in_output: Annotated[bool | None, To("include_stop_string")] = None
+    skip_special_tokens: Annotated[bool | None, To("skip_special_tokens")] = None
+    truncate_prompt_tokens: Annotated[int | None, To("truncate_prompt_tokens")] = None
+    ignore_eos: Annotated[bool | None, To("ignore_end_tokens")] = None
+    user: Annotated[str | None, To("tenant")] = None
+    """The tenant, where the server has no keys."""
+    ttft_s: Annotated[float | None, To("ttft_s")] = None
+    """When the first token is due, in seconds."""
+    tpot_s: Annotated[float | None, To("tpot_s")] = None
+    """When each further token is due, in seconds after the one before."""
+    weight: Annotated[float | None, To("weight")] = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+
+class CompletionBody(GenerationBody):
+    """The body of `POST /v1/completions`."""
+
+    prompt: Annotated[
+        Annotated[str, Field(title="text")]
+        | Annotated[list[int], Field(title="token ids")]
+        | Annotated[list[str], Field(title="one text")]
+        | Annotated[list[list[int]], Field(title="one list of token ids")],
+        To("prompt", by=prompt_of),
+    ]
+    max_tokens: Annotated[int | None, To("max_tokens")] = OPENAI_COMPLETION_TOKENS
+    echo: Annotated[bool | None, To("echo")] = None
+
+
+class ChatBody(GenerationBody):
+    """The body of `POST /v1/chat/completions`."""
+
+    messages: Annotated[list[MessageBody], To("prompt", by=conversation_of)]
+    max_completion_tokens: Annotated[int | None, To("max_tokens")] = None
+    max_tokens: Annotated[int | None, To("max_tokens")] = None
+
+
+Body = TypeVar("Body", bound=GenerationBody)
+
+_FIELDS = frozenset(
+    name
+    for body in (CompletionBody, ChatBody, MessageBody, ContentPart, StreamOptions)
+    for name in body.model_fields
+)
+
+
+def parse_body(kind: type[Body], raw: bytes) -> Body:
+    """Read a body. Raises InvalidRequest, naming the first field that is wrong."""
+    try:
+        body = kind.model_validate_json(raw)
+    except ValidationError as error:
+        raise _wrong_body(error) from None
+    if body.stream_options is not None and not body.stream:
+        raise InvalidRequest("stream_options is for streams: set stream too", field="stream_options")
+    return body
+
+
+def _wrong_body(error: ValidationError) -> InvalidRequest:
+    found = error.errors(include_url=False, include_input=False, include_context=False)
+    first = found[0]
+    if first["type"] == "json_invalid":
+        return InvalidRequest(f"the body is not JSON: {first['msg'].removeprefix('Invalid JSON: ')}")
+    place = _place(first["loc"])
+    if not place:
+        return InvalidRequest('the body is not a JSON object: send one, such as {"model": ...}')
+    said = [item["msg"].removeprefix("Input ") for item in found if _place(item["loc"]) == place]
+    if first["type"] == "missing":
+        return InvalidRequest(f"{place} is missing", field=place)
+    return InvalidRequest(f"{place}: {' or '.join(said[:MAX_FAULTS_SHOWN])}", field=place)
+
+
+def _place(loc: tuple[int | str, ...]) -> str:
+    """Where in the body, without the names that pydantic gives to alternatives."""
+    place = ""
+    for part in loc:
+        if isinstance(part, int):
+            place += f"[{part}]"
+        elif part in _FIELDS:
+            place += f".{part}" if place else part
+    return place

@@ -1,0 +1,83 @@
+"""What else a request can ask of its prompt, its text and its name."""
+
+import pytest
+
+from tests.server.front.asking import ask, events_of, started, text_of, tokens, tokens_of
+from tests.server.scripted_models import END
+from tokenmux.core.errors import AlreadyExists, InvalidRequest
+from tokenmux.core.request import FinishReason
+from tokenmux.core.sampling import LogProbabilities
+from tokenmux.messages.commands import Submit
+from tokenmux.messages.reports import Finished, Tokens
+from tokenmux.server.front.generation import Chat, ChatMessage, FinishInfo, Text, TokenDelta, TokenIds
+from tokenmux.testing.scripted_worker import ScriptedWorkers
+
+
+async def test_echo_puts_the_prompt_before_the_output() -> None:
+    async with started(ScriptedWorkers(auto=True)) as front:
+        assert text_of(await events_of(front, ask(max_tokens=3, echo=True))) == "abcdef"
+        ids = TokenIds([ord("x"), END, ord("y")])
+        assert text_of(await events_of(front, ask(prompt=ids, max_tokens=2, echo=True))) == "xyz{"
+        events = await events_of(front, ask(prompt=ids, max_tokens=2, echo=True, skip_special_tokens=False))
+        assert text_of(events) == "x\0yz{"
+        assert len(tokens_of(events)) == 2
+        with pytest.raises(InvalidRequest, match="echo repeats a prompt of text or token ids"):
+            await events_of(front, ask(prompt=Chat((ChatMessage("user", "a"),)), echo=True))
+
+
+@pytest.mark.parametrize(("include", "text"), [(False, "ok"), (True, "ok##")])
+async def test_a_stop_string_can_be_returned(include: bool, text: str) -> None:
+    hub = ScriptedWorkers()
+    asked = ask(stop_strings=("##",), include_stop_string=include)
+    async with started(hub) as front, front.open(asked) as stream:
+        hub.post(tokens(stream.id, 0, "ok#"))
+        hub.post(tokens(stream.id, 3, "#never"))
+        events = [event async for event in stream]
+    assert text_of(events) == text
+    assert isinstance(events[-1], FinishInfo)
+    assert events[-1].stop_string == "##"
+
+
+async def test_a_long_prompt_is_cut_from_the_left_if_that_is_asked() -> None:
+    hub = ScriptedWorkers(auto=True)
+    async with started(hub) as front:
+        for prompt in (Text("a" * 70 + "bcd"), TokenIds(b"a" * 70 + b"bcd")):
+            with pytest.raises(InvalidRequest, match="the prompt has 73 tokens"):
+                await events_of(front, ask(prompt=prompt))
+            asked = ask(prompt=prompt, truncate_prompt_tokens=5, max_tokens=2, echo=True)
+            assert text_of(await events_of(front, asked)) == "aabcdef"
+            assert bytes((await hub.next(Submit)).prompt) == b"aabcd"
+        with pytest.raises(InvalidRequest, match="truncate_prompt_tokens 0 is out of range"):
+            await events_of(front, ask(truncate_prompt_tokens=0))
+
+
+async def test_a_request_can_bring_an_id_which_is_its_own_while_it_lives() -> None:
+    hub = ScriptedWorkers()
+    async with started(hub) as front:
+        async with front.open(ask(request_id="mine:1")) as stream:
+            assert stream.id == "mine:1"
+            with pytest.raises(AlreadyExists, match="request_id mine:1 belongs to a request that is live"):
+                await events_of(front, ask(request_id="mine:1"))
+            assert front.n_live == 1
+            hub.post(Finished(stream.id, FinishReason.STOP, 100.0))
+            assert [event async for event in stream]
+        async with front.open(ask(request_id="mine:1")) as stream:
+            assert stream.id == "mine:1"
+        for bad in ("-a", "a b", "x" * 129, "a\n", "é"):
+            with pytest.raises(InvalidRequest, match="request_id is not a usable id"):
+                await events_of(front, ask(request_id=bad))
+
+
+async def test_log_probabilities_stay_with_their_tokens_however_they_arrive() -> None:
+    """Deltas that melt, tokens that a new worker repeats, and the cut at a stop string."""
+    hub = ScriptedWorkers()
+    told = tuple(LogProbabilities(-float(n), ((n, -0.5),)) for n in range(5))
+    async with started(hub) as front, front.open(ask(stop_strings=("#",), logprobs=1)) as stream:
+        assert (await hub.next(Submit)).sampling.n_likeliest == 1
+        hub.post(Tokens(stream.id, 0, tuple(b"ab"), 100.0, told[:2]))
+        hub.post(Tokens(stream.id, 1, tuple(b"bc"), 100.0, told[1:3]))
+        hub.post(Tokens(stream.id, 3, tuple(b"#d"), 100.0, told[3:]))
+        events = [event async for event in stream]
+    deltas = [event for event in events if isinstance(event, TokenDelta)]
+    assert tokens_of(events) == list(b"abc#")
+    assert tuple(one for delta in deltas for one in delta.log_probabilities) == told[:4]
