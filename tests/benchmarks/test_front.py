@@ -25,7 +25,7 @@ async def test_front_and_bare_server_send_the_same_streams(
     ):
         for server in (real, bare):
             streams = await stream_all(server, ids)
-            assert streams.processor_s > 0
+            assert streams.processor_s >= 0  # hundredths of a second: so few messages may take none
             assert 5 * 4 <= streams.n_messages <= 5 * (4 + 3)
 
 
