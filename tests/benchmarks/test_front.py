@@ -24,9 +24,14 @@ async def test_front_and_bare_server_send_the_same_streams(
         Server("bare_grpc", (0.01, tokens)) as bare,
     ):
         for server in (real, bare):
-            streams = await stream_all(server, ids)
-            assert streams.processor_s >= 0  # hundredths of a second: so few messages may take none
-            assert 5 * 4 <= streams.n_messages <= 5 * (4 + 3)
+            taken_s = 0.0
+            for _ in range(50):  # processor time is counted in hundredths of a second
+                streams = await stream_all(server, ids)
+                assert 5 * 4 <= streams.n_messages <= 5 * (4 + 3)
+                taken_s += streams.processor_s
+                if taken_s:
+                    break
+            assert taken_s > 0
 
 
 def test_a_stream_with_another_token_is_noticed() -> None:
