@@ -7,6 +7,8 @@ model.
 """
 
 import os
+import re
+import resource
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +21,10 @@ from tokenmux.server.children.child_main import Reply, Tell, limit_memory, reaso
 NICENESS = 5
 """Serving has priority over registering."""
 _NO_MEMORY = ("more memory than there is", "can't allocate memory", "bad_alloc", "Cannot allocate memory")
+"""What libraries say that were refused memory. Some say something else, or nothing ("error return without
+exception set"): see `_at_its_limit`."""
+_LEFT_BYTES = 16 << 20
+"""A process with less than this to its limit has failed for want of memory, whatever was said."""
 _EVERY_S = 0.2
 
 
@@ -59,18 +65,25 @@ def _one(catalogue: Catalogue, kind: str, name: str, source: Path, progress: Any
                 catalogue.register_gguf(name, source, progress=progress)
             case _:
                 catalogue.bring_up_to_date(name)
-    except TokenmuxError as error:
-        said = str(error)
-        if any(words in said for words in _NO_MEMORY):
+    except Exception as error:  # noqa: BLE001 - whatever a stranger's file made happen is said of that file
+        said = str(error) if isinstance(error, TokenmuxError) else reason_of(error)
+        if isinstance(error, MemoryError) or any(words in said for words in _NO_MEMORY) or _at_its_limit():
             return {
                 "error": ErrorCode.NOT_SERVABLE,
                 "message": f"{source}: it takes more memory than registering may use "
                 f"(`registration.memory`): {said}",
             }
-        return {"error": error.code, "message": said}
-    except Exception as error:  # noqa: BLE001 - whatever a stranger's file made happen is said of that file
-        return {"error": ErrorCode.NOT_SERVABLE, "message": f"{source}: {reason_of(error)}"}
+        if isinstance(error, TokenmuxError):
+            return {"error": error.code, "message": said}
+        return {"error": ErrorCode.NOT_SERVABLE, "message": f"{source}: {said}"}
     return {}
+
+
+def _at_its_limit() -> bool:
+    """Whether this process has nearly as much data as it may have."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    found = re.search(r"^VmData:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return limit != resource.RLIM_INFINITY and found is not None and (int(found[1]) << 10) > limit - _LEFT_BYTES
 
 
 if __name__ == "__main__":
