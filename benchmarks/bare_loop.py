@@ -1,7 +1,7 @@
 """The runner's bare loop, in a process of its own: prompts in one step, then one decode step after another.
 
-No scheduler, messages or streams: what is left is what a device could do at best. The process has a worker's
-environment, and what a worker does to start is done before the first run. It reads one request a line and
+No scheduler, messages or streams: what is left is what a device could do at best. The process has a node's
+environment, and what a node does to start is done before the first run. It reads one request a line and
 answers with one line, both JSON.
 """
 
@@ -86,7 +86,7 @@ def answer(entry: str) -> None:
         said = json.loads(line)
         job = Job(tuple(tuple(prompt) for prompt in said["prompts"]), said["n_output"])
         print(json.dumps(asdict(loop.run(job))), flush=True)
-    os._exit(0)  # as a worker ends: without what libraries do while Python exits
+    os._exit(0)  # as a node ends: without what libraries do while Python exits
 
 
 class _Loop:

@@ -5,7 +5,7 @@
 200 streams get a token each, some times a second, from a process that only draws; the text is English, in
 SmolLM2's tokenizer. The bare server writes the same events of the same streams with nothing behind them.
 Rounds alternate between the two, and every stream's tokens are compared with those that were drawn. What is
-compared is the processor time of the server's own process: whatever the front does between its worker's
+compared is the processor time of the server's own process: whatever the front does between its node's
 socket and its client's is in it, the admission of the 200 requests too.
 """
 

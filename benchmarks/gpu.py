@@ -9,7 +9,7 @@
     # Compile its kernels on a machine without a GPU, to bring the cache along.
     python -m benchmarks.gpu --prepare sm_90 --cache FOLDER
 
-Sections, in this order: the copy bandwidths with which everything else is compared; a worker process that
+Sections, in this order: the copy bandwidths with which everything else is compared; a node process that
 serves two models in an arena for one; every kernel against its reference in bfloat16 and float16; whole
 models, alone and in company; the measurements for which the design waits (captured steps, page-locking,
 alignment, paging beside steps, a profile); every kernel against its byte floor and against torch's attention;
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 SECTIONS: dict[str, tuple[str, float]] = {
     "prepare": ("benchmarks.gpu_kernels:preparation", 60),
     "copies": ("benchmarks.gpu_kernels:copies", 40),
-    "worker": ("benchmarks.gpu_worker:worker", 90),
+    "node": ("benchmarks.gpu_node:node", 90),
     "correctness": ("benchmarks.gpu_kernels:correctness", 70),
     "models": ("benchmarks.gpu_models:models", 80),
     "measures": ("benchmarks.gpu_measures:measures", 110),

@@ -107,7 +107,7 @@ def tests(place: Place) -> list[Item]:
         return [Item("stand_in", partial(run_pytest, "tests/kernels/test_floors.py", "not gpu"))]
     return [
         Item(folder.replace("/", "."), partial(run_pytest, folder, "gpu"))
-        for folder in ("tests/device", "tests/executor/test_worker.py", "tests/kernels")
+        for folder in ("tests/device", "tests/executor/test_node.py", "tests/kernels")
     ]
 
 

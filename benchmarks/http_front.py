@@ -3,7 +3,7 @@
     python -m benchmarks.http_front [--quick] [--cache FOLDER]
 
 As `benchmarks.front` is for gRPC, with the same streams and the same text. The bare server encodes each chunk
-as the dialect does, so that what is compared is all the rest: admission, the worker's reports, text, buffers,
+as the dialect does, so that what is compared is all the rest: admission, the node's reports, text, buffers,
 comments, and noticing clients that leave. Clients read sockets and do not parse until the clock has stopped.
 """
 

@@ -26,7 +26,7 @@ from tokenmux.messages.codec import COMPLETIONS, INSTRUCTIONS, ORDERS, REPORTS, 
 from tokenmux.messages.commands import Order, Submit, Ticket
 from tokenmux.messages.completions import Completions, StepCompleted
 from tokenmux.messages.launches import Instructions, OperationId, StepLaunch, StepSegment
-from tokenmux.messages.reports import DeviceStatus, ModelStatus, Reports, Tokens, WorkerStatus
+from tokenmux.messages.reports import DeviceStatus, ModelStatus, NodeStatus, Reports, Tokens
 from tokenmux.scheduler.metrics.counters import INSTANCE_TABLE, MODEL_TABLE
 
 N_PAIRS = 31
@@ -72,7 +72,7 @@ def cases() -> list[Case]:
         n_requests=40,
         n_deaths=0,
     )
-    status = WorkerStatus(1000.5, 10**11, 10**10, 10**11, 10**9, 40, 1000.5, 2000.5, (device,) * 4, models)
+    status = NodeStatus(1000.5, 10**11, 10**10, 10**11, 10**9, 40, 1000.5, 2000.5, (device,) * 4, models)
     operation = OperationId(123_456)
     sampling = Sampling(0.7, 0, 0.9, 2**63 + 1)
     segments = tuple(

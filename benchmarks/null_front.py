@@ -1,4 +1,4 @@
-"""The real front behind the real servers, gRPC's or HTTP's, over a worker that only draws tokens."""
+"""The real front behind the real servers, gRPC's or HTTP's, over a node that only draws tokens."""
 
 import asyncio
 import os
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.null_worker import NullWorker
+from benchmarks.null_node import NullNode
 from tokenmux.core.facts import DeviceFacts, HostFacts
 from tokenmux.messages.setups import DeviceSetup
 from tokenmux.processes import garbage_collection
@@ -39,7 +39,7 @@ def serve(catalogue: str, step_s: float, token_ids: Sequence[int], http: bool = 
 
 async def _serve(catalogue: str, step_s: float, token_ids: Sequence[int], http: HttpTransport | None) -> None:
     front = Front(
-        lambda on_reports, *, devices: NullWorker(step_s, token_ids, on_reports),
+        lambda on_reports, *, devices: NullNode(step_s, token_ids, on_reports),
         ServedCatalogue(Path(catalogue)),
         DeviceCapacity(HOST),
         [DeviceSetup(DEVICE)],

@@ -48,7 +48,7 @@ TARGETS = {
     "n_lost": Target(SOURCE, at_most=0),
     "n_changed_tokens": Target("promise 1: token-exact", at_most=0),
     "front_growth": Target("resident memory at the end over that in the middle", at_most=1.03),
-    "worker_growth": Target("resident memory at the end over that in the middle", at_most=1.03),
+    "node_growth": Target("resident memory at the end over that in the middle", at_most=1.03),
     "swaps_with_watchers_over_without": Target("watching costs the pool nothing", at_most=1.1),
 }
 
@@ -93,7 +93,7 @@ class Sample:
     """Resident bytes of the server's processes at one moment."""
 
     front: int
-    worker: int
+    node: int
 
 
 class Soak:
@@ -267,7 +267,7 @@ def _sources(folder: Path) -> list[str]:
 
 
 def _sample() -> Sample:
-    """The front is our child; the worker is the largest of its children."""
+    """The front is our child; the node is the largest of its children."""
     front = next(p for p in psutil.Process().children() if "serve" in p.cmdline())
     below = [_resident(child) for child in front.children(recursive=True)]
     return Sample(_resident(front), max(below, default=0))
@@ -325,14 +325,14 @@ async def run(seconds: float, n_pairs: int) -> dict[str, float]:
         print(f"{n} x {complaint}")
     middle = samples[len(samples) // 2 : len(samples) // 2 + len(samples) // 10 + 1]
     end = samples[-(len(samples) // 10 + 1) :]
-    front, worker = (
+    front, node = (
         [median(getattr(sample, which) for sample in part) / MIB for part in (middle, end)]
-        for which in ("front", "worker")
+        for which in ("front", "node")
     )
     table(
         "resident memory, MiB",
         ("process", "first", "middle", "end"),
-        [("front", samples[0].front / MIB, *front), ("worker", samples[0].worker / MIB, *worker)],
+        [("front", samples[0].front / MIB, *front), ("node", samples[0].node / MIB, *node)],
     )
     return {
         "seconds": seconds,
@@ -351,7 +351,7 @@ async def run(seconds: float, n_pairs: int) -> dict[str, float]:
         "n_swaps": plain + watched,
         "swaps_with_watchers_over_without": watched / max(1, plain),
         "front_growth": front[1] / front[0],
-        "worker_growth": worker[1] / worker[0],
+        "node_growth": node[1] / node[0],
     }
 
 

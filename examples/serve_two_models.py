@@ -15,7 +15,7 @@ from tokenmux import Client
 
 PROMPT = "Once upon a time"
 COUNTED_EVERY_S = 1.5
-"""The server hears once a second what its worker has counted."""
+"""The server hears once a second what its node has counted."""
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from threading import Thread
 
 from rich.console import Console
 
-from tokenmux.core.errors import WorkerFailed
+from tokenmux.core.errors import ProcessFailed
 from tokenmux.simulator.planner.capacity_plan import Point
 from tokenmux.simulator.planner.plan_search import PlanSearch, ToldProgress, plan_here
 from tokenmux.simulator.planner.simulated_job import Job, World, simulate_job
@@ -66,7 +66,7 @@ def _plan_apart(planning: PlanSearch, n: int, told: ToldProgress) -> None:
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 planning.tell(running.pop(future), future.result())
     except BrokenProcessPool as error:
-        raise WorkerFailed(
+        raise ProcessFailed(
             "a simulating process ended, most likely because memory ran out: try --processes 1, or a "
             "shorter trace"
         ) from error

@@ -96,7 +96,7 @@ def pool_view(now: PoolStatus, before: PoolStatus | None = None) -> RenderableTy
         f"requests{restarts}",
     )
     if not now.instances:
-        devices: list[RenderableType] = [Text("no worker is running", style="red")]
+        devices: list[RenderableType] = [Text("no node is running", style="red")]
     else:
         devices = list(devices_view(now, before))
     parts: list[RenderableType] = [title, *devices, ModelsView(now.models, _rates(now, before))]
@@ -108,7 +108,7 @@ def pool_view(now: PoolStatus, before: PoolStatus | None = None) -> RenderableTy
 
 
 def tenants_table(now: PoolStatus) -> Table:
-    """Usage by tenant since the worker started, largest first."""
+    """Usage by tenant since the node started, largest first."""
     table = Table(box=None, header_style="dim", pad_edge=False)
     table.add_column("tenant")
     for column in ("requests", "all on time", "tokens", "on time", "TTFT p99", "gap p99", "GPU s"):

@@ -131,7 +131,7 @@ class Durations:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """How a model or a tenant was served since the worker started. `gpu_s` is in device seconds.
+    """How a model or a tenant was served since the node started. `gpu_s` is in device seconds.
 
     `artifact_attainment` is the Aegaeon artifact's figure, which flatters.
     """
@@ -159,7 +159,7 @@ class Tenant:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model of the catalogue. Sizes in bytes, times in seconds; totals since the worker started.
+    """A model of the catalogue. Sizes in bytes, times in seconds; totals since the node started.
     `residency` is the nearest of all devices, and `instances` are those that hold its weights.
 
     Swaps are counted by reason. `first`: requests waited, and it had not been loaded before. `again`:
@@ -251,7 +251,7 @@ class InstanceStatus:
 
 @dataclass(frozen=True, slots=True)
 class PoolStatus:
-    """The pool at one moment; without a worker it has no instances. `at_s` is the time on the worker's clock,
+    """The pool at one moment; without a node it has no instances. `at_s` is the time on the node's clock,
     host memory is what all devices share.
 
     `devices_saved` compares with one device for each model while it has requests, `devices_saved_dedicated`

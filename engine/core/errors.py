@@ -15,7 +15,7 @@
     ├── InUse                 live requests stand in the way            (FAILED_PRECONDITION)
     ├── Ended                 the server ended an accepted request      (ABORTED)
     ├── Unavailable           starting, stopping or broken              (UNAVAILABLE)
-    │   └── WorkerFailed      a device or its process broke
+    │   └── ProcessFailed      a device or its process broke
     └── InternalError         a bug in tokenmux: please report          (INTERNAL)
         ├── IllegalPlan       a policy asked for what the ledger forbids
         └── IntegrityError    an allocator's books do not balance
@@ -46,7 +46,7 @@ class ErrorCode(StrEnum):
     IN_USE = "in_use"
     ENDED = "ended"
     UNAVAILABLE = "unavailable"
-    WORKER_FAILED = "worker_failed"
+    PROCESS_FAILED = "process_failed"
     INTERNAL = "internal"
     ILLEGAL_PLAN = "illegal_plan"
     INTEGRITY = "integrity"
@@ -153,10 +153,10 @@ class Unavailable(TokenmuxError):
     retryable = True
 
 
-class WorkerFailed(Unavailable):
+class ProcessFailed(Unavailable):
     """A device, or the process that drives it, broke. Its requests are served again elsewhere."""
 
-    code = ErrorCode.WORKER_FAILED
+    code = ErrorCode.PROCESS_FAILED
 
 
 class InternalError(TokenmuxError):
@@ -195,7 +195,7 @@ _CLASSES: dict[ErrorCode, type[TokenmuxError]] = {
         InUse,
         Ended,
         Unavailable,
-        WorkerFailed,
+        ProcessFailed,
         InternalError,
         IllegalPlan,
         IntegrityError,

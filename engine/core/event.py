@@ -14,7 +14,7 @@ from tokenmux.core.request import FinishReason, Request, RequestId
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """A request was placed on this instance. It may have begun elsewhere, or before a worker broke.
+    """A request was placed on this instance. It may have begun elsewhere, or before a node broke.
 
     `n_delivered` of its tokens exist already, and the KV of its first `n_kept` tokens lies in host memory;
     the rest is rebuilt. `is_paused` if its client does not read.

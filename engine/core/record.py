@@ -7,7 +7,7 @@ from tokenmux.core.request import FinishReason, Request
 
 @dataclass(frozen=True, slots=True)
 class RequestHistory:
-    """What a request brings from the instance that it left, or from the worker that broke. Times are in
+    """What a request brings from the instance that it left, or from the node that broke. Times are in
     seconds on the clock of its arrival.
 
     `n_on_time` of its tokens were on time, and its deadlines are `paused_s` later than without the pauses of

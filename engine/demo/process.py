@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from tokenmux.core.errors import WorkerFailed
+from tokenmux.core.errors import ProcessFailed
 
 _READY = re.compile(r"listening on (\S+)")
 _STOP_TIMEOUT_S = 20.0
@@ -19,7 +19,7 @@ _STOP_TIMEOUT_S = 20.0
 async def served(config: Mapping[str, object], folder: Path) -> AsyncIterator[str]:
     """Run a server with this configuration; yields its address once it answers.
 
-    Raises WorkerFailed with the end of the server's log if it stops before that.
+    Raises ProcessFailed with the end of the server's log if it stops before that.
     """
     path = folder / "pool.yaml"
     path.write_text(yaml.safe_dump(dict(config), sort_keys=False))
@@ -51,6 +51,6 @@ async def _address(process: asyncio.subprocess.Process, log: Path) -> str:
     await process.wait()
     text = await asyncio.to_thread(log.read_text, errors="replace")
     tail = "\n".join(text.splitlines()[-20:])
-    raise WorkerFailed(
+    raise ProcessFailed(
         f"the demo's server ended with status {process.returncode} before it answered:\n{tail}"
     )

@@ -14,7 +14,7 @@ import msgspec
 import torch
 
 from tokenmux.core.clock import Clock
-from tokenmux.core.errors import WorkerFailed
+from tokenmux.core.errors import ProcessFailed
 from tokenmux.core.memory_budgets import DeviceKind
 from tokenmux.device.cuda.gpu import TorchGpu, check_cuda
 from tokenmux.device.memory import Memory
@@ -44,7 +44,7 @@ class Speeds:
 
 def measure(kind: DeviceKind, clock: Clock, gpu: str = "") -> Speeds:
     """Measure a device; `gpu` is a value of CUDA_VISIBLE_DEVICES, or empty for the first one. Raises
-    ConfigError if there is none of that kind, WorkerFailed if it cannot be used."""
+    ConfigError if there is none of that kind, ProcessFailed if it cannot be used."""
     if kind == "cpu":
         return measure_cpu(clock)
     check_cuda()
@@ -53,7 +53,7 @@ def measure(kind: DeviceKind, clock: Clock, gpu: str = "") -> Speeds:
 
 
 def read_measured(command: list[str], gpu: str = "") -> Speeds:
-    """Run a command whose last line of output is `Speeds` as JSON. Raises WorkerFailed with the last line
+    """Run a command whose last line of output is `Speeds` as JSON. Raises ProcessFailed with the last line
     of its errors."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     if gpu:
@@ -66,7 +66,7 @@ def read_measured(command: list[str], gpu: str = "") -> Speeds:
             raise ValueError(_last_line(done.stderr) or f"measuring ended with status {done.returncode}")
         return msgspec.json.decode(_last_line(done.stdout), type=Speeds)
     except ValueError as error:
-        raise WorkerFailed(
+        raise ProcessFailed(
             f"the GPU cannot be used: {error}; look at `nvidia-smi` and at the kernel's log"
         ) from error
 

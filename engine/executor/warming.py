@@ -1,8 +1,8 @@
 """Compiles the kernels of registered models ahead of their first steps, in a separate process.
 
 A kernel that is missing from Triton's cache is compiled at its first launch: up to a second for each of nine,
-on the compute channel's thread, while every model waits. Compiling ahead cannot be done in a worker, because
-it takes Triton's driver away from launches. So a child process fills the cache, and the worker only loads
+on the compute channel's thread, while every model waits. Compiling ahead cannot be done in a node, because
+it takes Triton's driver away from launches. So a child process fills the cache, and the node only loads
 what it finds there.
 """
 

@@ -1,4 +1,4 @@
-"""Commands: what the front asks of a worker, each sent as an `Order` with a ticket."""
+"""Commands: what the front asks of a node, each sent as an `Order` with a ticket."""
 
 from typing import NewType
 
@@ -15,7 +15,7 @@ Ticket = NewType("Ticket", int)
 
 
 class Submit(Struct, frozen=True, array_like=True, tag=True):
-    """An accepted request with its content. After a worker broke: `delivered` are the tokens that exist, and
+    """An accepted request with its content. After a node broke: `delivered` are the tokens that exist, and
     `history` is what the request brings along."""
 
     request: Request
@@ -47,7 +47,7 @@ class Resume(Struct, frozen=True, array_like=True, tag=True):
 
 
 class Register(Struct, frozen=True, array_like=True, tag=True):
-    """Make a model known to the worker. `path` is the folder of its catalogue entry."""
+    """Make a model known to the node. `path` is the folder of its catalogue entry."""
 
     facts: ModelFacts
     path: str
@@ -115,7 +115,7 @@ class AskTrace(Struct, frozen=True, array_like=True, tag=True):
 
 
 class Shutdown(Struct, frozen=True, array_like=True, tag=True):
-    """Stop the worker once it has answered. Live requests are handed back unchanged."""
+    """Stop the node once it has answered. Live requests are handed back unchanged."""
 
 
 ModelCommand = Register | Unregister | Load | Unload | Pin
@@ -141,7 +141,7 @@ Command = (
 
 
 class Order(Struct, frozen=True, array_like=True):
-    """One message to a worker."""
+    """One message to a node."""
 
     ticket: Ticket
     command: Command

@@ -1,7 +1,7 @@
-"""Reports: what a worker tells the front.
+"""Reports: what a node tells the front.
 
-Two of them are for operators. `WorkerStatus` is its state at one moment: made by `node/node_status.py`,
-shown by `server/front/pool_status.py`. `WorkerUse` is how models and tenants were served since it started:
+Two of them are for operators. `NodeStatus` is its state at one moment: made by `node/node_status.py`,
+shown by `server/front/pool_status.py`. `NodeUse` is how models and tenants were served since it started:
 made by `node/telemetry.py`, collected by `server/front/usage.py`.
 """
 
@@ -42,7 +42,7 @@ class Finished(Struct, frozen=True, array_like=True, tag=True):
 
 
 class ModelStatus(Struct, frozen=True, array_like=True):
-    """What the worker knows of one model at a moment, over all devices. `residency` is the nearest, and
+    """What the node knows of one model at a moment, over all devices. `residency` is the nearest, and
     `resident_on` the devices that hold its weights."""
 
     model: ModelId
@@ -61,7 +61,7 @@ class ModelStatus(Struct, frozen=True, array_like=True):
 
 
 class DeviceStatus(Struct, frozen=True, array_like=True):
-    """What the worker knows of one device at a moment."""
+    """What the node knows of one device at a moment."""
 
     instance: InstanceId
     device: str
@@ -85,8 +85,8 @@ class DeviceStatus(Struct, frozen=True, array_like=True):
     """Models that are pinned to this device, also while they are on their way there."""
 
 
-class WorkerStatus(Struct, frozen=True, array_like=True, tag=True):
-    """What the worker knows of itself. Sent on every change that a person would want to see, at most five
+class NodeStatus(Struct, frozen=True, array_like=True, tag=True):
+    """What the node knows of itself. Sent on every change that a person would want to see, at most five
     a second."""
 
     at_s: float
@@ -105,7 +105,7 @@ class WorkerStatus(Struct, frozen=True, array_like=True, tag=True):
     models: tuple[ModelStatus, ...]
 
 
-class WorkerUse(Struct, frozen=True, array_like=True, tag=True):
+class NodeUse(Struct, frozen=True, array_like=True, tag=True):
     """How models and tenants were served: rows of `counters.SERVICE_TABLE`, of those whose counters moved
     since the last such report. Sent at most once a second."""
 
@@ -135,22 +135,22 @@ class Acknowledged(Struct, frozen=True, array_like=True, tag=True):
 
 
 class Alive(Struct, frozen=True, array_like=True, tag=True):
-    """The worker's loop is alive: sent once a second, and first when the worker can receive commands.
+    """The node's loop is alive: sent once a second, and first when the node can receive commands.
 
-    If `silent_s` is not zero, the worker's next action may take that long, and it sends nothing meanwhile.
+    If `silent_s` is not zero, the node's next action may take that long, and it sends nothing meanwhile.
     """
 
     silent_s: float = 0.0
 
 
 class Broken(Struct, frozen=True, array_like=True, tag=True):
-    """The worker cannot continue. Its requests may be submitted elsewhere with the tokens delivered so
+    """The node cannot continue. Its requests may be submitted elsewhere with the tokens delivered so
     far."""
 
     detail: str
 
 
-Report = Tokens | Finished | PhaseChanged | WorkerStatus | WorkerUse | Traced | Acknowledged | Alive | Broken
+Report = Tokens | Finished | PhaseChanged | NodeStatus | NodeUse | Traced | Acknowledged | Alive | Broken
 """`PhaseChanged` is a value of the core, which knows no codec: it travels as a map, the others as arrays
 that begin with their name."""
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from queue import Empty, Full, Queue
 from threading import Thread
 
-from tokenmux.core.errors import NotServable, WorkerFailed
+from tokenmux.core.errors import NotServable, ProcessFailed
 from tokenmux.core.facts import FIRST_NODE
 from tokenmux.messages.codec import NODE_SETUP, ORDERS, REPORTS, MalformedMessage
 from tokenmux.messages.commands import Order, Shutdown, Ticket
@@ -68,14 +68,14 @@ class NodeProcess:
         return self._process.pid
 
     def send(self, order: Order) -> None:
-        """Queue a command; never blocks. Raises WorkerFailed if the process is gone or no longer reads,
+        """Queue a command; never blocks. Raises ProcessFailed if the process is gone or no longer reads,
         and NotServable for a command that cannot be sent to any node."""
         if self._gone:
-            raise WorkerFailed("the node is gone; it is being restarted")
+            raise ProcessFailed("the node is gone; it is being restarted")
         try:
             self._unsent.put_nowait(_encoded(order))
         except Full:
-            raise WorkerFailed(f"the node has left {MAX_UNSENT} messages unread") from None
+            raise ProcessFailed(f"the node has left {MAX_UNSENT} messages unread") from None
 
     def kill(self) -> None:
         """End the process now, stopped and hung ones too. `close` it afterwards."""
@@ -87,7 +87,7 @@ class NodeProcess:
         self._closing = True
         try:
             self.send(Order(Ticket(0), Shutdown()))
-        except WorkerFailed:
+        except ProcessFailed:
             pass
         if not self._ended_within(PROCESS_CLOSE_S):
             self._process.kill()

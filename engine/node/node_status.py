@@ -7,7 +7,7 @@ from tokenmux.core.clock import Clock
 from tokenmux.core.facts import InstanceId, ModelId
 from tokenmux.core.phases import DeviceState, Residency
 from tokenmux.core.plan import Activate, Channel, Step
-from tokenmux.messages.reports import DeviceStatus, ModelStatus, WorkerStatus
+from tokenmux.messages.reports import DeviceStatus, ModelStatus, NodeStatus
 from tokenmux.node.node_device import NodeDevice
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
@@ -50,7 +50,7 @@ class StatusReporter:
         self._n_live = 0
         self.due_s: float | None = None
 
-    def report(self, *, at_once: bool = False) -> WorkerStatus | None:
+    def report(self, *, at_once: bool = False) -> NodeStatus | None:
         """A snapshot. None if one was sent a moment ago and `at_once` is false: then `due_s` says when to
         call again."""
         now_s = self._clock.now_s()
@@ -73,12 +73,12 @@ class StatusReporter:
         live = [device.instance.live_models for device in self._devices.values()]
         self._n_live = len(live[0]) if len(live) == 1 else len(set().union(*live))
 
-    def _snapshot(self, now_s: float) -> WorkerStatus:
+    def _snapshot(self, now_s: float) -> NodeStatus:
         instances = {index: device.instance for index, device in self._devices.items()}
         all_metrics = [instance.metrics for instance in self._pool.instances]
         asked_s = _last_asked_s(all_metrics)
         models = next(iter(instances.values())).models if instances else {}
-        return WorkerStatus(
+        return NodeStatus(
             at_s=now_s,
             host_cache_bytes=self._cache.capacity,
             host_cache_used_bytes=self._cache.used_bytes,

@@ -11,7 +11,7 @@ from tokenmux.core.clock import Clock
 from tokenmux.core.effects import Effects
 from tokenmux.core.facts import ModelId
 from tokenmux.messages.commands import Ticket
-from tokenmux.messages.reports import Traced, WorkerUse
+from tokenmux.messages.reports import NodeUse, Traced
 from tokenmux.scheduler.metrics.counter_table import Row
 from tokenmux.scheduler.metrics.counters import SERVICE_TABLE, ServiceCounters
 from tokenmux.scheduler.metrics.summing import summed
@@ -45,7 +45,7 @@ class Telemetry:
     def trace(self, ticket: Ticket, last_s: float) -> Traced:
         return Traced(ticket, self._timeline.since(self._clock.now_s() - last_s))
 
-    def report(self) -> WorkerUse | None:
+    def report(self) -> NodeUse | None:
         """The models and tenants whose counters moved since the last report. None if there are none, or if
         the last report was a moment ago."""
         now_s = self._clock.now_s()
@@ -61,7 +61,7 @@ class Telemetry:
                 models.setdefault(model, []).append(counters.service)
             for name, service in metrics.tenants.items():
                 tenants.setdefault(name, []).append(service)
-        use = WorkerUse(now_s, tuple(self._rows(models.items())), tuple(self._rows(tenants.items())))
+        use = NodeUse(now_s, tuple(self._rows(models.items())), tuple(self._rows(tenants.items())))
         return use if use.models or use.tenants else None
 
     def _rows(self, parts: Iterable[tuple[Name, list[ServiceCounters]]]) -> list[tuple[Name, Row]]:

@@ -1,5 +1,5 @@
 """The real clock. CLOCK_MONOTONIC is one clock for all processes of a host, so times may be sent to a
-worker."""
+node."""
 
 import time
 

@@ -1,7 +1,7 @@
 """Assembles the gRPC server (services, health, reflection, interceptors, transport) and runs it, with the
 HTTP server beside it, until told to stop.
 
-What lies behind the front (worker, catalogue) is passed in, so that tests run the same server over scripted
+What lies behind the front (node, catalogue) is passed in, so that tests run the same server over scripted
 parts.
 """
 

@@ -87,20 +87,20 @@ class SlowReaderConfig(Section):
     """How long a request may stay paused before it is ended."""
 
 
-class WorkerConfig(Section):
-    """A worker, or the process of a device, that breaks is replaced, without limit."""
+class NodeConfig(Section):
+    """A node, or the process of a device, that breaks is replaced, without limit."""
 
     max_restarts: CountOrNone = 3
     """This many in a row that break within `restart_window_s` of their start are replaced at once; after that
     the wait is 1, 2, 4, ... 60 s."""
     restart_window_s: Seconds = 60.0
     silent_s: Annotated[Seconds, Field(ge=2)] = 10.0
-    """A worker, or the process of a device, that sends nothing for this long hangs, and is killed."""
+    """A node, or the process of a device, that sends nothing for this long hangs, and is killed."""
     still_s: Annotated[Seconds, Field(ge=2)] = 30.0
     """Health is NOT_SERVING if requests wait and nothing has moved for this long: no token, no step, no
     copy."""
     outage_s: Annotated[FiniteFloat, Field(ge=0)] = 30.0
-    """How long requests wait while there is no worker, or no device serves. Then they end, and new ones are
+    """How long requests wait while there is no node, or no device serves. Then they end, and new ones are
     refused until there is one."""
 
 
@@ -172,7 +172,7 @@ class PoolConfig(Section):
     tenants: dict[TenantName, TenantConfig] = Field(default_factory=dict)
     service_level: ServiceLevelConfig = ServiceLevelConfig()
     slow_reader: SlowReaderConfig = SlowReaderConfig()
-    worker: WorkerConfig = WorkerConfig()
+    node: NodeConfig = NodeConfig()
     text: TextConfig = TextConfig()
     registration: RegistrationConfig = RegistrationConfig()
     record_traffic: RecordTrafficConfig = RecordTrafficConfig()

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
 
-from tokenmux.core.errors import ConfigError, DoesNotFit, InvalidRequest, WorkerFailed
+from tokenmux.core.errors import ConfigError, DoesNotFit, InvalidRequest, ProcessFailed
 from tokenmux.core.memory_budgets import DeviceKind, default_arena_bytes
 from tokenmux.core.sizes import show_size
 from tokenmux.device.cuda.gpu import check_cuda
@@ -36,7 +36,7 @@ class ShownGpu:
 
 @cache
 def shown_gpus() -> list[ShownGpu]:
-    """The GPUs that CUDA shows, in its order. Raises ConfigError if there is none, WorkerFailed if they
+    """The GPUs that CUDA shows, in its order. Raises ConfigError if there is none, ProcessFailed if they
     cannot be used."""
     check_cuda()
     # In a separate process, as CUDA then holds none of their memory here.
@@ -49,7 +49,7 @@ def shown_gpus() -> list[ShownGpu]:
     )
     if done.returncode:
         last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        raise WorkerFailed(f"the GPUs cannot be listed: {last}; look at `nvidia-smi`")
+        raise ProcessFailed(f"the GPUs cannot be listed: {last}; look at `nvidia-smi`")
     uuids = done.stdout.decode().split()
     names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     if len(names) < len(uuids):

@@ -59,9 +59,9 @@ def node_setup(
         host_kv_bytes=host.kv_bytes,
         policy=config.policy,
         service=level_of(config),
-        silent_s=config.worker.silent_s,
-        max_restarts=config.worker.max_restarts,
-        restart_window_s=config.worker.restart_window_s,
+        silent_s=config.node.silent_s,
+        max_restarts=config.node.max_restarts,
+        restart_window_s=config.node.restart_window_s,
     )
 
 

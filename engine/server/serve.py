@@ -1,7 +1,7 @@
 """From a validated `PoolConfig` to a running server: reads keys and certificates, builds the parts and
 connects them.
 
-Only this module of `tokenmux.server` knows the real worker and the real catalogue.
+Only this module of `tokenmux.server` knows the real node and the real catalogue.
 """
 
 import asyncio
@@ -34,15 +34,15 @@ from tokenmux.server.front.traffic import TraceFile, TrafficRecorder
 from tokenmux.server.http_api.http_server import HttpTransport
 from tokenmux.server.listening import Reservation, check_pair, tls_context
 from tokenmux.server.machine import Machine
+from tokenmux.server.nodes.node_protocol import NodeFactory, RunningNode
+from tokenmux.server.nodes.supervisor import Patience
 from tokenmux.server.pool_setup import level_of
 from tokenmux.server.stopping import LastResort
-from tokenmux.server.workers.supervisor import Patience
-from tokenmux.server.workers.worker_protocol import Worker, WorkerFactory
 
 STARTING_S = 300.0
-"""Time limit until a worker serves: it loads libraries and creates a context on a GPU."""
+"""Time limit until a node serves: it loads libraries and creates a context on a GPU."""
 TOUCHED_BYTES_PER_S = 100e6
-"""Rate at which a worker's memory is touched if the system has to make room for it."""
+"""Rate at which a node's memory is touched if the system has to make room for it."""
 
 
 def open_catalogue(config: PoolConfig, progress: Progress) -> ServedCatalogue:
@@ -75,7 +75,7 @@ async def serve(
     server answers.
 
     `reservations` hold the addresses until then. Raises ConfigError, DoesNotFit if no model fits, and what
-    starting the worker raises.
+    starting the node raises.
     """
     last_resort = LastResort(config.drain_s)
     keys, transport = read_keys(config), read_transport(config)
@@ -85,7 +85,7 @@ async def serve(
     setup = await asyncio.to_thread(machine.setup_of, config, max(blocks, default=0))
     encoder = EncoderChildren(text_limits_of(config))
     front = Front(
-        worker_factory(setup),
+        node_factory(setup),
         catalogue,
         DeviceCapacity(setup.host),
         setup.devices,
@@ -119,10 +119,10 @@ async def serve(
             recorder.close()
 
 
-def worker_factory(setup: NodeSetup) -> WorkerFactory:
-    """Workers are nodes: processes of this machine, with the devices of the moment."""
+def node_factory(setup: NodeSetup) -> NodeFactory:
+    """Nodes are nodes: processes of this machine, with the devices of the moment."""
 
-    def start(on_reports: Callable[[Reports], None], *, devices: PresentDevices) -> Worker:
+    def start(on_reports: Callable[[Reports], None], *, devices: PresentDevices) -> RunningNode:
         present = replace(
             setup,
             devices=tuple(devices.setups.values()),
@@ -164,15 +164,15 @@ def limits_of(config: PoolConfig, setup: NodeSetup) -> Limits:
         max_requests=config.queue.max_requests,
         buffer_tokens=config.slow_reader.buffer_tokens,
         unread_s=config.slow_reader.end_after_s,
-        restarts=RestartLimits(config.worker.max_restarts, config.worker.restart_window_s),
-        patience=Patience(silent_s=config.worker.silent_s, starting_s=starting_s(setup)),
-        outage_s=config.worker.outage_s,
-        still_s=config.worker.still_s,
+        restarts=RestartLimits(config.node.max_restarts, config.node.restart_window_s),
+        patience=Patience(silent_s=config.node.silent_s, starting_s=starting_s(setup)),
+        outage_s=config.node.outage_s,
+        still_s=config.node.still_s,
     )
 
 
 def starting_s(setup: NodeSetup) -> float:
-    """How long a worker may take until it serves: it loads libraries and touches its memory page by page."""
+    """How long a node may take until it serves: it loads libraries and touches its memory page by page."""
     arenas = sum(device.facts.arena_bytes for device in setup.devices if device.kind == "cpu")
     return STARTING_S + (arenas + setup.host_kv_bytes) / TOUCHED_BYTES_PER_S
 

@@ -13,7 +13,7 @@ A world in which a scheduler can be tried takes a few lines, and no process, thr
 1
 
 `virtual_node` has a node on virtual time, `driven_node` one with real weights in the caller's thread,
-`started_operations` what a device is given, `scripted_worker` a worker for a front that has none.
+`started_operations` what a device is given, `scripted_node` a node for a front that has none.
 """
 
 from tokenmux.testing.builders import (

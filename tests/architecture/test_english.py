@@ -162,7 +162,7 @@ def test_lines_of_pages_and_protos_keep_to_110_columns() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "Start a worker whose device manages so much memory.",
+        "Start a node whose device manages so much memory.",
         "If nobody waits for it.",
         "The one asked for, or that of before.",
         "A name that is no address.",

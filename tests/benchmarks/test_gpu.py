@@ -65,7 +65,7 @@ def check(environment: dict[str, str], out: Path, sections: list[str]) -> None:
 def test_every_part_can_be_reached_without_what_may_be_absent(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
-    check(environment, tmp_path / "out", ["worker", "swap", "tests"])
+    check(environment, tmp_path / "out", ["node", "swap", "tests"])
 
 
 @pytest.mark.nightly

@@ -1,6 +1,6 @@
 """A process of a node on virtual time: the real `Node`, in a double of its loop, over doubles of executors.
 
-The front sees it as `tokenmux.server.workers.worker_protocol.Worker`. It may be killed or stopped at any
+The front sees it as `tokenmux.server.nodes.node_protocol.Node`. It may be killed or stopped at any
 time; then what is under way in both directions is lost, and its executors die with it.
 """
 
@@ -12,7 +12,7 @@ from tests.chaos.executor_double import Chances, ExecutorDouble, NodeMemory
 from tests.chaos.links import Link
 from tests.chaos.memories import Memory
 from tests.chaos.virtual_loop import VirtualLoop
-from tokenmux.core.errors import WorkerFailed
+from tokenmux.core.errors import ProcessFailed
 from tokenmux.core.facts import FIRST_NODE, InstanceId
 from tokenmux.messages.commands import Order
 from tokenmux.messages.completions import ExecutorReport
@@ -63,7 +63,7 @@ class NodeDouble:
 
     def send(self, order: Order) -> None:
         if self.is_dead:
-            raise WorkerFailed("the node is gone")
+            raise ProcessFailed("the node is gone")
         self._from_front.send(order)
 
     def kill(self) -> None:

@@ -33,7 +33,7 @@ catalogue: kept
 devices:
 - {kind: cpu, count: 3, arena: 6MiB, slab: 256KiB, prefill_chunk_tokens: 32}
 host: {cache: 24MiB, kv: 8MiB}
-worker: {silent_s: 4}
+node: {silent_s: 4}
 slow_reader: {buffer_tokens: 8}
 """
 CALM_S = 180.0

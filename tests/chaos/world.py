@@ -32,7 +32,7 @@ from tokenmux.server.front.device_source import WantedDevice
 from tokenmux.server.front.front import Front
 from tokenmux.server.front.generation import Ask, FinishInfo, PromptInfo, TokenDelta, TokenIds
 from tokenmux.server.front.limits import Limits
-from tokenmux.server.workers.supervisor import Patience
+from tokenmux.server.nodes.supervisor import Patience
 from tokenmux.testing.builders import make_device
 
 VOCAB = 256
@@ -44,7 +44,7 @@ PATIENCE_S = 900.0
 
 EXPECTED_FAILURES = re.compile(
     r"its client left|is given up|was removed from the catalogue|no longer registered|unread for"
-    r"|the disk is broken|(devices|workers) broke again and again|no device serves|does not serve yet"
+    r"|the disk is broken|(devices|nodes) broke again and again|no device serves|does not serve yet"
     r"|starts in .* s;|hung and is being replaced"
 )
 """Why an accepted request may fail in these worlds."""
@@ -310,7 +310,7 @@ class World:
     async def _still_serves(self) -> None:
         """After all mischief, the pool serves a request of every model that it says it serves."""
         for _ in range(int(PATIENCE_S)):
-            status = self.front.worker.status
+            status = self.front.node.status
             states = [] if status is None else [one.state for one in status.devices]
             if self.front.ready and states and not {DeviceState.STARTING, DeviceState.OUT} & {*states}:
                 break
@@ -345,10 +345,10 @@ class World:
 
     def _check_books(self) -> None:
         front, double = self.front, self.node
-        assert not len(front.worker.requests), "the front keeps requests that have ended"
+        assert not len(front.node.requests), "the front keeps requests that have ended"
         assert not front._places._held, "places are not given back"
         assert not front._places.n_admitting, "places are not given back"
-        assert not front.worker._commands._pending, "commands are never answered"
+        assert not front.node._commands._pending, "commands are never answered"
         node = double.node
         assert node is not None
         node.pool.check_integrity()
@@ -383,7 +383,7 @@ class World:
     def _where(self, late: Iterable["asyncio.Task[None]"]) -> str:
         names = ", ".join(task.get_name() for task in late)
         node = self.node.node
-        lines = [f"{names}; running: {self.front.worker.running}"]
+        lines = [f"{names}; running: {self.front.node.running}"]
         if node is not None:
             for index, one in node.devices.items():
                 lines.append(

@@ -1,4 +1,4 @@
-"""`tokenmux generate` and `tokenmux chat` against the real server over scripted workers."""
+"""`tokenmux generate` and `tokenmux chat` against the real server over scripted nodes."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""`tokenmux models` against the real server over scripted workers."""
+"""`tokenmux models` against the real server over scripted nodes."""
 
 import json
 from pathlib import Path

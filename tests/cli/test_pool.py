@@ -1,4 +1,4 @@
-"""`tokenmux pool` against the real server over scripted workers."""
+"""`tokenmux pool` against the real server over scripted nodes."""
 
 import io
 import json
@@ -10,7 +10,7 @@ from rich.console import Console
 
 from tests.cli.runner import refused, run
 from tests.server.harness import ServerThread
-from tests.server.sample_reports import device_status, worker_status, worker_use
+from tests.server.sample_reports import device_status, node_status, node_use
 from tokenmux.cli.tables import ModelsView, pool_view
 from tokenmux.client import Client
 from tokenmux.core.facts import FIRST_INSTANCE, InstanceId, ModelId
@@ -21,8 +21,8 @@ from tokenmux.messages.commands import AddDevice, DrainDevice, RemoveDevice, Res
 
 def test_models_and_status_are_shown(server: ServerThread, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
-    assert "no worker is running" in run(server, "pool", "status").stdout
-    server.do(server.post(worker_status("letters")))
+    assert "no node is running" in run(server, "pool", "status").stdout
+    server.do(server.post(node_status("letters")))
     table = run(server, "models", "list").stdout
     assert "letters" in table
     assert "resident" in table
@@ -42,7 +42,7 @@ def test_models_and_status_are_shown(server: ServerThread, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("width", [80, 100, 160])
 def test_states_and_reasons_are_whole_in_lines_of_any_length(server: ServerThread, width: int) -> None:
-    server.do(server.post(worker_status("letters")))
+    server.do(server.post(node_status("letters")))
     with Client(server.served.target) as client:
         (letters,) = client.models.list()
     models = (
@@ -70,7 +70,7 @@ def test_several_devices_are_shown_whole_in_lines_of_any_length(server: ServerTh
             instance=InstanceId(12), state=DeviceState.DRAINING, loading_model=ModelId("wide"), n_requests=0
         ),
     )
-    server.do(server.post(worker_status("letters", devices=devices)))
+    server.do(server.post(node_status("letters", devices=devices)))
     with Client(server.served.target) as client:
         before = client.pool.status()
     busier = replace(before.instances[0], compute_busy_s=9.5)
@@ -167,7 +167,7 @@ def test_status_shows_tenants_and_what_is_saved(
     server: ServerThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "160")
-    for message in (worker_status("letters"), worker_use("letters", tenants=("bank", "shop"))):
+    for message in (node_status("letters"), node_use("letters", tenants=("bank", "shop"))):
         server.do(server.post(message))
     shown = run(server, "pool", "status").stdout
     for part in (

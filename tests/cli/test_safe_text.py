@@ -12,7 +12,7 @@ from rich.console import Console
 
 from tests.cli.runner import run
 from tests.server.harness import ServerThread
-from tests.server.sample_reports import device_status, worker_status, worker_use
+from tests.server.sample_reports import device_status, node_status, node_use
 from tokenmux.cli.safe_text import safe
 from tokenmux.cli.streaming import show_stream
 from tokenmux.client import Delta
@@ -23,10 +23,10 @@ from tokenmux.core.facts import InstanceId
 def test_names_are_neither_markup_nor_escapes(server: ServerThread, name: str) -> None:
     for arguments in (["models", "register", name, "x"], ["models", "load", name]):
         assert "Traceback" not in run(server, *arguments).stderr
-    status = worker_status("letters")
+    status = node_status("letters")
     device = device_status("letters", device=name, fault=name, loading_model=name)
     server.do(server.post(replace(status, devices=(device, device_status(instance=InstanceId(1))))))
-    server.do(server.post(worker_use("letters", tenants=[name])))
+    server.do(server.post(node_use("letters", tenants=[name])))
     result = run(server, "pool", "status")
     assert result.exit_code == 0
     assert "\x1b" not in result.stdout

@@ -1,4 +1,4 @@
-"""The clients against the real server over scripted workers. Both run every test that is not about one of
+"""The clients against the real server over scripted nodes. Both run every test that is not about one of
 them only."""
 
 import asyncio
@@ -14,7 +14,7 @@ import grpc
 import pytest
 
 from tests.server.harness import PATIENCE_S, Served, ServerThread, serving
-from tests.server.sample_reports import worker_status
+from tests.server.sample_reports import node_status
 from tests.server.scripted_models import CONTEXT, END, VOCAB
 from tokenmux.client import (
     AsyncClient,
@@ -176,7 +176,7 @@ def test_status_and_watching() -> None:
 
 
 async def post_status(served: Served) -> None:
-    served.hub.post(worker_status("letters"))
+    served.hub.post(node_status("letters"))
 
 
 def test_a_key_opens_the_server() -> None:
@@ -212,7 +212,7 @@ async def test_async_calls_run_at_the_same_time() -> None:
         calls = [asyncio.create_task(client.generate("letters", text, max_tokens=2)) for text in "abc"]
         submits = [await served.hub.next(Submit) for _ in calls]
         for submit in reversed(submits):
-            served.hub.worker.run(submit)
+            served.hub.node.run(submit)
         assert [answer.text for answer in await asyncio.gather(*calls)] == ["bc", "cd", "de"]
 
 
@@ -224,7 +224,7 @@ async def test_async_errors_deadlines_and_cancellation() -> None:
     ):
         with pytest.raises(CallFailed, match="did you mean 'letters'"):
             await client.generate("lettres", "abc")
-        # Long enough to reach the worker on a busy machine, and then it runs out: the worker never answers.
+        # Long enough to reach the node on a busy machine, and then it runs out: the node never answers.
         call = asyncio.create_task(client.generate("letters", "abc", timeout_s=1.0))
         await served.hub.next(Submit)
         with pytest.raises(CallFailed) as caught:
@@ -255,7 +255,7 @@ async def test_async_tokenize_metadata_models_and_pool(served: Served, tmp_path:
         await client.models.unregister("more", force=True)
         watch = client.pool.watch()
         assert (await anext(watch)).n_requests == 0
-        served.hub.post(worker_status("letters"))
+        served.hub.post(node_status("letters"))
         assert (await anext(watch)).instances[0].arena_bytes == 10_000
         assert (await client.pool.status()).instances[0].n_steps == 12
 

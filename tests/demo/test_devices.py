@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tests.server.sample_reports import device_status, worker_status
+from tests.server.sample_reports import device_status, node_status
 from tests.server.scripted_models import facts
 from tokenmux.client import PoolStatus, proto_values
 from tokenmux.core.facts import InstanceId
@@ -44,7 +44,7 @@ def test_all_devices_share_what_the_host_keeps() -> None:
 def status(at_s: float, busy_s: float) -> PoolStatus:
     """Two devices, each of which has computed for `busy_s` seconds."""
     devices = tuple(device_status("a", instance=InstanceId(n)) for n in (0, 1))
-    snapshot = PoolSnapshot("1", 9.0, 0, 256, 0, worker_status("a", devices=devices), Usage(), ())
+    snapshot = PoolSnapshot("1", 9.0, 0, 256, 0, node_status("a", devices=devices), Usage(), ())
     shown = proto_values.pool_status(status_message(snapshot))
     instances = tuple(replace(device, compute_busy_s=busy_s) for device in shown.instances)
     return replace(shown, at_s=at_s, instances=instances)

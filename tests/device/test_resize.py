@@ -7,7 +7,7 @@ import pytest
 
 from tests.device.bench import FACTS, KB, Bench, RealDevice, bench_of, cuda_over, make_cpu
 from tests.device.cuda.fake_gpu import FakeGpu
-from tokenmux.core.errors import DoesNotFit, WorkerFailed
+from tokenmux.core.errors import DoesNotFit, ProcessFailed
 from tokenmux.processes import available_memory
 
 
@@ -59,6 +59,6 @@ def test_a_gpu_that_has_not_so_much_takes_back_what_it_had_or_is_broken() -> Non
             bench.device.resize(960 * KB)
         assert attached.log == ["detached", FACTS.arena_bytes]
         gpu.capacity -= 1
-        with pytest.raises(WorkerFailed, match="another program took memory"):
+        with pytest.raises(ProcessFailed, match="another program took memory"):
             bench.device.resize(960 * KB)
         gpu.allocated[bench.arena.data_ptr()] = 0  # closing gives back what is not there any more

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 import torch
 
-from tokenmux.core.errors import ConfigError, WorkerFailed
+from tokenmux.core.errors import ConfigError, ProcessFailed
 from tokenmux.executor.calibrate import Speeds, measure, read_measured
 from tokenmux.processes.monotonic_clock import MonotonicClock
 
@@ -41,7 +41,7 @@ def test_what_another_process_measured_is_read_from_its_last_line() -> None:
     ],
 )
 def test_a_process_that_measured_nothing_is_an_error_with_a_remedy(code: str, says: str) -> None:
-    with pytest.raises(WorkerFailed, match=says):
+    with pytest.raises(ProcessFailed, match=says):
         read_measured([sys.executable, "-c", code])
 
 

@@ -154,7 +154,7 @@ def test_a_child_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux ends children with their parent")
-def test_a_child_dies_with_its_worker(tmp_path: Path) -> None:
+def test_a_child_dies_with_its_node(tmp_path: Path) -> None:
     """The parent is killed while its child waits for a compiler that never answers."""
     fifo = tmp_path / "pid"
     os.mkfifo(fifo)

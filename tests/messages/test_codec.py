@@ -44,12 +44,12 @@ from tokenmux.messages.reports import (
     Finished,
     InstanceId,
     ModelStatus,
+    NodeStatus,
+    NodeUse,
     Report,
     Reports,
     Tokens,
     Traced,
-    WorkerStatus,
-    WorkerUse,
 )
 from tokenmux.messages.setups import DeviceSetup, NodeSetup
 from tokenmux.scheduler.metrics.histogram import Durations
@@ -86,8 +86,8 @@ REPORTS_OF_EACH_KIND: list[Report] = [
     Tokens(R, 5, (1, 2**31), 2.5, (LogProbabilities(-0.5, ((3, -0.1),)), LogProbabilities(-1.0))),
     Finished(R, FinishReason.FAILED, 3.5, "why", ErrorCode.NOT_SERVABLE),
     PhaseChanged(R, RequestPhase.LOADING, 3, 0.25),
-    WorkerStatus(1.0, *range(5), 2.0, 3.0, (DEVICE_STATUS,), (STATUS,)),
-    WorkerUse(1.0, ((M, COUNTS),), (("somebody", COUNTS),)),
+    NodeStatus(1.0, *range(5), 2.0, 3.0, (DEVICE_STATUS,), (STATUS,)),
+    NodeUse(1.0, ((M, COUNTS),), (("somebody", COUNTS),)),
     Traced(T, (Span(0, "compute", "a", 1.0, 2.0, {"requests": 3, "share": 0.5, "ended": "stop"}),)),
     Acknowledged(T, "no", ErrorCode.IN_USE, InstanceId(4)),
     Alive(60.0),

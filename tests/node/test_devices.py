@@ -26,7 +26,7 @@ from tokenmux.messages.commands import (
 )
 from tokenmux.messages.completions import CopyCompleted, Drew, ExecutorBroken, StepCompleted
 from tokenmux.messages.launches import OperationId
-from tokenmux.messages.reports import Acknowledged, Broken, Finished, Tokens, WorkerStatus
+from tokenmux.messages.reports import Acknowledged, Broken, Finished, NodeStatus, Tokens
 from tokenmux.messages.setups import DeviceSetup
 from tokenmux.node.executor_port import ExecutorPort
 from tokenmux.processes.restarts import RestartLimits
@@ -42,8 +42,8 @@ def states(body: NodeOnVirtualTime) -> dict[int, DeviceState]:
     return {index: device.state for index, device in body.node.devices.items()}
 
 
-def last_status(body: NodeOnVirtualTime) -> WorkerStatus:
-    return [m for m in body.said if isinstance(m, WorkerStatus)][-1]
+def last_status(body: NodeOnVirtualTime) -> NodeStatus:
+    return [m for m in body.said if isinstance(m, NodeStatus)][-1]
 
 
 def until_step(body: NodeOnVirtualTime, index: int = 0) -> None:

@@ -19,7 +19,7 @@ from tokenmux.core.phases import DeviceState
 from tokenmux.messages.codec import ORDERS, REPORTS
 from tokenmux.messages.commands import AskTrace, Command, Order, Shutdown, Ticket
 from tokenmux.messages.frame_socket import FrameSocket, PatientSocket
-from tokenmux.messages.reports import Alive, Broken, Report, Traced, WorkerStatus
+from tokenmux.messages.reports import Alive, Broken, NodeStatus, Report, Traced
 from tokenmux.messages.setups import DeviceSetup, NodeSetup
 from tokenmux.node import executor_processes
 from tokenmux.node.executor_process import ExecutorProcess
@@ -80,16 +80,16 @@ class Front:
                 if met(report):
                     return report
 
-    def until_states(self, *states: DeviceState, n_deaths: int = 0) -> WorkerStatus:
+    def until_states(self, *states: DeviceState, n_deaths: int = 0) -> NodeStatus:
         def met(report: Report) -> bool:
             return (
-                isinstance(report, WorkerStatus)
+                isinstance(report, NodeStatus)
                 and tuple(device.state for device in report.devices) == states
                 and sum(device.n_deaths for device in report.devices) == n_deaths
             )
 
         report = self.until(met)
-        assert isinstance(report, WorkerStatus)
+        assert isinstance(report, NodeStatus)
         return report
 
 
@@ -156,7 +156,7 @@ def test_an_executor_that_ends_or_sends_garbage_is_replaced_alone(
 ) -> None:
     with running("good", name) as front:
         front.until_states(DeviceState.SERVING, DeviceState.SERVING, n_deaths=1)
-        status = [m for m in front.said if isinstance(m, WorkerStatus)][-1]
+        status = [m for m in front.said if isinstance(m, NodeStatus)][-1]
         assert [device.n_deaths for device in status.devices] == [0, 1]
         front.send(AskTrace(1.0), ticket=7)
         front.until(lambda report: isinstance(report, Traced) and report.ticket == 7)

@@ -10,7 +10,7 @@ from tokenmux.core.facts import DeviceFacts, HostFacts
 from tokenmux.core.request import Request, RequestId
 from tokenmux.core.sampling import Sampling
 from tokenmux.messages.commands import AskTrace, Order, Register, Submit, Ticket
-from tokenmux.messages.reports import Acknowledged, Broken, Finished, Report, Tokens, Traced, WorkerStatus
+from tokenmux.messages.reports import Acknowledged, Broken, Finished, NodeStatus, Report, Tokens, Traced
 from tokenmux.messages.setups import DeviceSetup, NodeSetup
 from tokenmux.models.catalogue import tiny
 from tokenmux.models.catalogue.catalogue import Catalogue
@@ -61,7 +61,7 @@ def test_no_pickle_passes_between_processes(monkeypatch: pytest.MonkeyPatch, tmp
         seen: list[Report] = []
         while not isinstance(report := inbox.get(timeout=WAIT_S), Finished):
             assert not isinstance(report, Broken), report.detail
-            assert not isinstance(report, WorkerStatus) or not report.devices[0].fault
+            assert not isinstance(report, NodeStatus) or not report.devices[0].fault
             seen.append(report)
         node.send(Order(Ticket(3), AskTrace(60.0)))
         while not isinstance(traced := inbox.get(timeout=WAIT_S), Traced):

@@ -23,7 +23,7 @@ from tokenmux.messages.commands import (
 )
 from tokenmux.messages.completions import Drew
 from tokenmux.messages.launches import AddModel, Bind, MapImage, OperationId, RemoveModel, Unbind, UnmapImage
-from tokenmux.messages.reports import Alive, Broken, Tokens, WorkerStatus
+from tokenmux.messages.reports import Alive, Broken, NodeStatus, Tokens
 from tokenmux.scheduler.metrics.counters import MODEL_TABLE
 from tokenmux.testing.virtual_node import NodeOnVirtualTime
 
@@ -234,9 +234,9 @@ def test_status_is_sent_at_most_ten_times_a_second_and_the_last_is_not_lost() ->
     body = node_with(n_output={"r": 1000})
     body.submit_at(request("r", A, body.clock.now_s(), 1000))
     body.clock.run()
-    statuses = [message for message in body.said if isinstance(message, WorkerStatus)]
+    statuses = [message for message in body.said if isinstance(message, NodeStatus)]
     gaps = [b.at_s - a.at_s for a, b in itertools.pairwise(statuses)]
     assert min(gaps) >= 0.1 - 1e-9
-    last = [message for message in body.said if isinstance(message, WorkerStatus)][-1]
+    last = [message for message in body.said if isinstance(message, NodeStatus)][-1]
     assert last.devices[0].running_model is None
     assert MODEL_TABLE.named(last.models[0].counts)["n_tokens"] == 1000

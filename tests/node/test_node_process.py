@@ -13,14 +13,14 @@ import psutil
 import pytest
 import torch
 
-from tokenmux.core.errors import NotServable, WorkerFailed
+from tokenmux.core.errors import NotServable, ProcessFailed
 from tokenmux.core.facts import DeviceFacts, HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.core.memory_budgets import DeviceKind
 from tokenmux.core.phases import DeviceState
 from tokenmux.messages.codec import NODE_SETUP, REPORTS
 from tokenmux.messages.commands import AskTrace, Order, Register, Ticket
 from tokenmux.messages.frame_socket import FrameSocket, framed
-from tokenmux.messages.reports import Alive, Broken, Report, Reports, Traced, WorkerStatus
+from tokenmux.messages.reports import Alive, Broken, NodeStatus, Report, Reports, Traced
 from tokenmux.messages.setups import DeviceSetup, NodeSetup
 from tokenmux.node import node_process
 from tokenmux.node.node_main import serve_front
@@ -56,7 +56,7 @@ def test_a_device_that_cannot_be_opened_is_shown_with_the_reason_and_the_node_li
         while not fault:
             message = inbox.get(timeout=WAIT_S)
             assert not isinstance(message, Broken)
-            if isinstance(message, WorkerStatus):
+            if isinstance(message, NodeStatus):
                 fault = message.devices[0].fault
                 assert message.devices[0].state is DeviceState.STARTING
         assert fault.startswith("the device cannot be used: ")
@@ -117,7 +117,7 @@ def test_sending_to_a_stopped_node_never_blocks_and_it_can_be_ended() -> None:
     with real_node() as (node, _):
         assert node.pid is not None
         os.kill(node.pid, signal.SIGSTOP)
-        with pytest.raises(WorkerFailed, match="unread"):
+        with pytest.raises(ProcessFailed, match="unread"):
             flood(node, 2 * MAX_UNSENT)
 
 
@@ -196,7 +196,7 @@ def until_devices(inbox: "SimpleQueue[Report]", states: list[DeviceState], n_dea
     while True:
         report = inbox.get(timeout=WAIT_S)
         assert not isinstance(report, Broken)
-        if isinstance(report, WorkerStatus):
+        if isinstance(report, NodeStatus):
             devices = report.devices
             if [d.state for d in devices] == states and sum(d.n_deaths for d in devices) == n_deaths:
                 return

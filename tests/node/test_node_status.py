@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.node.scenes import A, B, node_with, request
 from tokenmux.core.request import RequestId
 from tokenmux.messages.commands import Cancel, Command, Load, Pause, Pin, Resume, Unload
-from tokenmux.messages.reports import Acknowledged, ModelStatus, Report, WorkerStatus
+from tokenmux.messages.reports import Acknowledged, ModelStatus, NodeStatus, Report
 from tokenmux.node.node_status import StatusReporter
 from tokenmux.server.front.shown_models import ShownModel
 from tokenmux.server.grpc_api.model_messages import model_message
@@ -62,10 +62,10 @@ def test_counts_are_counts_whatever_is_cancelled_or_paused_in_mid_step(
         assert shown.refusal == ""
 
 
-def before_the_answer(said: list[Report]) -> WorkerStatus:
+def before_the_answer(said: list[Report]) -> NodeStatus:
     """The last status that was told before the last answer."""
     last = max(i for i, message in enumerate(said) if isinstance(message, Acknowledged))
-    return [message for message in said[:last] if isinstance(message, WorkerStatus)][-1]
+    return [message for message in said[:last] if isinstance(message, NodeStatus)][-1]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from tokenmux.core.facts import DeviceFacts, InstanceId, KvShape
 from tokenmux.core.request import RequestId
 from tokenmux.core.started import SwapReason
 from tokenmux.messages.commands import AskTrace, Register, RemoveDevice
-from tokenmux.messages.reports import Traced, WorkerStatus, WorkerUse
+from tokenmux.messages.reports import NodeStatus, NodeUse, Traced
 from tokenmux.node.telemetry import USE_INTERVAL_S, Telemetry
 from tokenmux.scheduler.metrics.counters import INSTANCE_TABLE, MODEL_TABLE, SERVICE_TABLE, ServiceCounters
 from tokenmux.testing import make_device, make_model, make_request
@@ -35,8 +35,8 @@ def body() -> NodeOnVirtualTime:
     return body
 
 
-def reports(body: NodeOnVirtualTime) -> list[WorkerUse]:
-    return [message for message in body.said if isinstance(message, WorkerUse)]
+def reports(body: NodeOnVirtualTime) -> list[NodeUse]:
+    return [message for message in body.said if isinstance(message, NodeUse)]
 
 
 def test_reports_come_once_a_second_at_most_and_add_up(body: NodeOnVirtualTime) -> None:
@@ -54,7 +54,7 @@ def test_reports_come_once_a_second_at_most_and_add_up(body: NodeOnVirtualTime) 
         service, metrics = SERVICE_TABLE.named(row), body.instance.metrics.of(model)
         assert service["gpu_s"] == metrics.service.gpu_s
         assert sum(service["gaps"].counts) == metrics.service.gaps.n
-    status = [message for message in body.said if isinstance(message, WorkerStatus)][-1]
+    status = [message for message in body.said if isinstance(message, NodeStatus)][-1]
     n_again = 0
     for shown in status.models:
         counts, metrics = MODEL_TABLE.named(shown.counts), body.instance.metrics.of(shown.model)

@@ -24,8 +24,8 @@ from tokenmux.server.front.request_rules import Defaults
 from tokenmux.server.front.tenants import Weights
 from tokenmux.server.front.traffic import TrafficRecorder
 from tokenmux.server.http_api.http_server import HttpTransport
-from tokenmux.testing.scripted_worker import (
-    ScriptedWorkers,
+from tokenmux.testing.scripted_node import (
+    ScriptedNodes,
 )
 from tokenmux.v1 import inference_pb2_grpc, models_pb2_grpc, planning_pb2_grpc, pool_pb2_grpc
 
@@ -36,7 +36,7 @@ PATIENCE_S = 10.0
 
 
 def make_front(
-    hub: ScriptedWorkers,
+    hub: ScriptedNodes,
     *entries: FakeEntry,
     limits: Limits | None = None,
     weights: Weights | None = None,
@@ -48,7 +48,7 @@ def make_front(
     devices: Sequence[DeviceSetup] = (),
     machine: SmallMachine | None = None,
 ) -> tuple[Front, FakeCatalogue]:
-    """A front over the hub's workers that serves these models (`letters` unless given), with a clock that
+    """A front over the hub's nodes that serves these models (`letters` unless given), with a clock that
     stands still."""
     catalogue = FakeCatalogue(*(entries or (FakeEntry(facts("letters")),)))
     front = Front(
@@ -75,7 +75,7 @@ def make_front(
 class Served:
     """A server that answers on a port of this machine."""
 
-    hub: ScriptedWorkers
+    hub: ScriptedNodes
     front: Front
     catalogue: FakeCatalogue
     port: int
@@ -118,7 +118,7 @@ async def serving(
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
 ) -> AsyncIterator[Served]:
     """The whole server on a free loopback port, and a channel to it."""
-    hub = ScriptedWorkers(auto=auto)
+    hub = ScriptedNodes(auto=auto)
     front, catalogue = make_front(
         hub,
         *entries,
@@ -162,7 +162,7 @@ class ServerThread:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(PATIENCE_S)
 
     async def post(self, message: Report) -> None:
-        """Let the worker say something, and wait until the front has heard it."""
+        """Let the node say something, and wait until the front has heard it."""
         version = self.served.front.changes.version
         self.served.hub.post(message)
         await self.served.front.changes.after(version)

@@ -10,19 +10,19 @@ from tokenmux.core.phases import DeviceState, Residency
 from tokenmux.messages.reports import (
     DeviceStatus,
     ModelStatus,
-    WorkerStatus,
-    WorkerUse,
+    NodeStatus,
+    NodeUse,
 )
 from tokenmux.scheduler.metrics.counter_table import Row, Table
 from tokenmux.scheduler.metrics.counters import INSTANCE_TABLE, MODEL_TABLE, SERVICE_TABLE
 from tokenmux.scheduler.metrics.histogram import Durations
 
 
-def worker_status(
+def node_status(
     *models: str, residency: Residency = Residency.RESIDENT, devices: tuple[DeviceStatus, ...] = ()
-) -> WorkerStatus:
+) -> NodeStatus:
     """A status in which every number is another, so that a test sees which went where."""
-    return WorkerStatus(
+    return NodeStatus(
         at_s=1.5,
         host_cache_bytes=40_000,
         host_cache_used_bytes=5_000,
@@ -135,8 +135,8 @@ def service(first: int) -> Row:
     )
 
 
-def worker_use(*models: str, tenants: Sequence[str] = ("bank",)) -> WorkerUse:
+def node_use(*models: str, tenants: Sequence[str] = ("bank",)) -> NodeUse:
     """A report in which every number is another."""
     uses = tuple((ModelId(name), service(100 * (i + 1))) for i, name in enumerate(models))
     own = tuple((name, service(1000 * (i + 1))) for i, name in enumerate(tenants))
-    return WorkerUse(1.5, uses, own)
+    return NodeUse(1.5, uses, own)

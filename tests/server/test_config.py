@@ -41,7 +41,7 @@ queue: {max_requests: 9, max_tokens: 32}
 tenants: {team: {weight: 3}}
 service_level: {ttft_s: 2, tpot_s: 0.05}
 slow_reader: {buffer_tokens: 7, end_after_s: 3}
-worker: {max_restarts: 0, restart_window_s: 5}
+node: {max_restarts: 0, restart_window_s: 5}
 tls:
   certificate: cert.pem
   private_key: key.pem
@@ -79,7 +79,7 @@ def test_everything_can_be_said(tmp_path: Path) -> None:
     assert config.tls is not None
     assert config.tls.private_key == tmp_path / "key.pem"
     assert (config.keys[0].scope, config.keys[0].file) == (Scope.INFERENCE, tmp_path / "team.key")
-    assert (config.worker.max_restarts, config.max_message, config.drain_s) == (0, 1 << 20, 0)
+    assert (config.node.max_restarts, config.max_message, config.drain_s) == (0, 1 << 20, 0)
 
 
 def test_grpc_can_read_four_times_the_largest_message() -> None:

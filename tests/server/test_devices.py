@@ -1,5 +1,5 @@
 """Devices that operators add, drain, remove and resize: what the server lets in before, meanwhile and
-afterwards, what it refuses before anything has changed, and with which devices a worker starts."""
+afterwards, what it refuses before anything has changed, and with which devices a node starts."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from tests.server.harness import PATIENCE_S, Served, serving
-from tests.server.sample_reports import device_status, worker_status
+from tests.server.sample_reports import device_status, node_status
 from tests.server.scripted_models import FakeEntry, facts
 from tests.server.small_devices import device_setup
 from tokenmux.client import AsyncClient, Client, WrongArgument
@@ -86,17 +86,17 @@ async def refused(call: Awaitable[object], code: grpc.StatusCode, *parts: str) -
 
 
 def present(served: Served) -> dict[int, int]:
-    """The arenas of the devices with which the present worker started, by number."""
-    return {n: setup.facts.arena_bytes for n, setup in served.hub.worker.devices.setups.items()}
+    """The arenas of the devices with which the present node started, by number."""
+    return {n: setup.facts.arena_bytes for n, setup in served.hub.node.devices.setups.items()}
 
 
-async def break_worker(served: Served) -> None:
-    """Break the worker, and wait for the next one."""
-    n = len(served.hub.workers)
+async def break_node(served: Served) -> None:
+    """Break the node, and wait for the next one."""
+    n = len(served.hub.nodes)
     served.hub.unread()
     version = served.front.changes.version
     served.hub.post(Broken("killed"))
-    while len(served.hub.workers) == n or not served.front.worker.running:
+    while len(served.hub.nodes) == n or not served.front.node.running:
         version = await served.front.changes.after(version)
         await asyncio.sleep(0.01)
 
@@ -117,11 +117,11 @@ async def test_a_device_counts_when_it_is_there_and_not_before(one: Served) -> N
     call = add(one, arena_bytes=25_000)
     await one.hub.next(AddDevice)
     await refused(generate(one, 8, "wide"), Code.FAILED_PRECONDITION)
-    refusal = Acknowledged(one.hub.worker.device_ticket, "no more processes", ErrorCode.NOT_SERVABLE)
+    refusal = Acknowledged(one.hub.node.device_ticket, "no more processes", ErrorCode.NOT_SERVABLE)
     one.hub.post(refusal)
     await refused(call, Code.FAILED_PRECONDITION, "no more processes")
     await refused(generate(one, 8, "wide"), Code.FAILED_PRECONDITION)
-    await break_worker(one)
+    await break_node(one)
     assert present(one) == {0: 10_000}
 
 
@@ -140,7 +140,7 @@ async def test_a_gpu_is_not_added_twice_at_the_same_time(one: Served) -> None:
     call = add(one, gpu="0")
     await one.hub.next(AddDevice)
     await refused(add(one, gpu="0"), Code.INVALID_ARGUMENT, "GPU 0 is a device of the pool already")
-    one.hub.post(Acknowledged(one.hub.worker.device_ticket, instance=SECOND))
+    one.hub.post(Acknowledged(one.hub.node.device_ticket, instance=SECOND))
     assert (await call).instance == 1
 
 
@@ -162,11 +162,11 @@ async def test_a_drain_can_be_undone_before_it_is_done(two: Served) -> None:
     two.hub.answer_devices = False
     call = drain(two, 0)
     await two.hub.next(DrainDevice)
-    ticket = two.hub.worker.device_ticket
+    ticket = two.hub.node.device_ticket
     undo = drain(two, 0, undo=True)
     assert (await two.hub.next(DrainDevice)).undo
     two.hub.post(Acknowledged(ticket, "it was undone", ErrorCode.ENDED))
-    two.hub.post(Acknowledged(two.hub.worker.device_ticket))
+    two.hub.post(Acknowledged(two.hub.node.device_ticket))
     await undo
     await refused(call, Code.ABORTED, "undone")
     await refused(drain(two, 0, undo=True), Code.INVALID_ARGUMENT, "device 0 is not drained")
@@ -183,7 +183,7 @@ async def test_a_removed_device_is_gone_and_its_number_is_not_used_again(two: Se
 async def remove_the_highest(two: Served) -> None:
     assert (await add(two)).instance == 2
     await remove(two, 2)
-    await break_worker(two)
+    await break_node(two)
     assert present(two) == {1: 30_000}
     assert (await add(two)).instance == 3
 
@@ -201,9 +201,7 @@ async def test_the_last_device_stays(two: Served) -> None:
 
 async def test_a_device_that_is_out_takes_nothing_over(two: Served) -> None:
     version = two.front.changes.version
-    two.hub.post(
-        worker_status(devices=(device_status(state=DeviceState.OUT), device_status(instance=SECOND)))
-    )
+    two.hub.post(node_status(devices=(device_status(state=DeviceState.OUT), device_status(instance=SECOND))))
     await two.front.changes.after(version)
     for call in (drain(two, 1), remove(two, 1)):
         await refused(call, Code.FAILED_PRECONDITION, "device 1 is the last one that serves")
@@ -241,7 +239,7 @@ async def test_what_would_leave_a_request_without_room_is_refused(two: Served) -
     for change in (drain(two, 1), remove(two, 1), resize(two, 8_000, 1)):
         await refused(change, Code.FAILED_PRECONDITION, "60 tokens of letters do not fit")
     assert two.hub.unread() == []
-    two.hub.worker.run(submit)
+    two.hub.node.run(submit)
     await call
     await drain(two, 1)
 
@@ -257,7 +255,7 @@ async def test_what_would_leave_a_pin_without_room_is_refused(two: Served) -> No
     two.hub.unread()
     both = (ModelId("letters"), ModelId("more"))
     version = two.front.changes.version
-    two.hub.post(worker_status(devices=(device_status(), device_status(instance=SECOND, pinned=both))))
+    two.hub.post(node_status(devices=(device_status(), device_status(instance=SECOND, pinned=both))))
     await two.front.changes.after(version)
     for change in (drain(two, 1), remove(two, 1)):
         await refused(change, Code.FAILED_PRECONDITION, "the device has 1500", "unpin")
@@ -268,18 +266,18 @@ async def test_what_would_leave_a_pin_without_room_is_refused(two: Served) -> No
 
 
 async def test_a_pin_takes_room_only_where_it_is(two: Served) -> None:
-    """Until the worker has said where, it is taken to be where most room is."""
+    """Until the node has said where, it is taken to be where most room is."""
     await two.models.Pin(models_pb2.PinModelRequest(name="letters", pinned=True))
     await refused(resize(two, 20_500, 1), Code.FAILED_PRECONDITION, "on none of 2 devices: wide needs")
     homes = (device_status(pinned=(ModelId("letters"),)), device_status(instance=SECOND))
     version = two.front.changes.version
-    two.hub.post(worker_status(devices=homes))
+    two.hub.post(node_status(devices=homes))
     await two.front.changes.after(version)
     await resize(two, 20_500, 1)
     await generate(two, 60)
 
 
-# Changes at the same time, and workers that break
+# Changes at the same time, and nodes that break
 
 
 async def test_a_device_is_changed_by_one_at_a_time(two: Served) -> None:
@@ -289,9 +287,9 @@ async def test_a_device_is_changed_by_one_at_a_time(two: Served) -> None:
     for other in (resize(two, 50_000, 1), drain(two, 1), remove(two, 1)):
         await refused(other, Code.FAILED_PRECONDITION, "device 1 is being resized at this moment")
     second = resize(two, 11_000, 0)
-    ticket = two.hub.worker.device_ticket
+    ticket = two.hub.node.device_ticket
     assert await two.hub.next(Resize) == Resize(11_000, FIRST_INSTANCE)
-    two.hub.post(Acknowledged(two.hub.worker.device_ticket))
+    two.hub.post(Acknowledged(two.hub.node.device_ticket))
     assert (await second).arena_bytes == 11_000
     two.hub.post(Acknowledged(ticket))
     assert (await call).arena_bytes == 40_000
@@ -303,7 +301,7 @@ async def test_two_drains_at_once_do_not_leave_the_pool_empty(two: Served) -> No
     first = drain(two, 1)
     await two.hub.next(DrainDevice)
     await refused(drain(two, 0), Code.FAILED_PRECONDITION, "the last one")
-    two.hub.post(Acknowledged(two.hub.worker.device_ticket, "a pin has no room", ErrorCode.DOES_NOT_FIT))
+    two.hub.post(Acknowledged(two.hub.node.device_ticket, "a pin has no room", ErrorCode.DOES_NOT_FIT))
     await refused(first, Code.FAILED_PRECONDITION, "a pin has no room")
     await generate(two, 60)
 
@@ -315,17 +313,17 @@ async def test_a_caller_that_leaves_does_not_stop_it(two: Served) -> None:
     call.cancel()  # type: ignore[attr-defined]
     await asyncio.sleep(0.05)
     version = two.front.changes.version
-    two.hub.post(Acknowledged(two.hub.worker.device_ticket))
+    two.hub.post(Acknowledged(two.hub.node.device_ticket))
     await two.front.changes.after(version)
     assert len(two.front.devices) == 1
 
 
-async def test_a_worker_that_is_replaced_starts_with_the_present_devices(two: Served) -> None:
+async def test_a_node_that_is_replaced_starts_with_the_present_devices(two: Served) -> None:
     assert present(two) == {0: 5_000, 1: 30_000}
     await add(two, arena_bytes=20_000)
     await resize(two, 15_000, 0)
     await drain(two, 1)
-    await break_worker(two)
+    await break_node(two)
     assert present(two) == {0: 15_000, 1: 30_000, 2: 20_000}
     assert await two.hub.next(DrainDevice) == DrainDevice(SECOND)
     assert two.front.devices.drained == (SECOND,)
@@ -333,18 +331,18 @@ async def test_a_worker_that_is_replaced_starts_with_the_present_devices(two: Se
     assert two.front.devices.drained == ()
 
 
-async def test_a_drain_that_the_next_worker_refuses_is_over(two: Served) -> None:
+async def test_a_drain_that_the_next_node_refuses_is_over(two: Served) -> None:
     await two.models.Unregister(models_pb2.UnregisterModelRequest(name="wide"))
     await drain(two, 1)
     two.hub.refuses["device"] = "a pin has no room"
-    await break_worker(two)
+    await break_node(two)
     await two.hub.next(DrainDevice)
     await asyncio.sleep(0.05)
     await generate(two, 60)
 
 
 @pytest.mark.parametrize("change", ["add", "drain", "remove", "resize"])
-async def test_a_change_during_which_the_worker_breaks_has_not_happened(two: Served, change: str) -> None:
+async def test_a_change_during_which_the_node_breaks_has_not_happened(two: Served, change: str) -> None:
     await two.models.Unregister(models_pb2.UnregisterModelRequest(name="wide"))
     two.hub.answer_devices = False
     calls = {
@@ -355,7 +353,7 @@ async def test_a_change_during_which_the_worker_breaks_has_not_happened(two: Ser
     }
     call = calls[change]()
     await two.hub.next({"add": AddDevice, "drain": DrainDevice, "remove": RemoveDevice}.get(change, Resize))
-    await break_worker(two)
+    await break_node(two)
     await refused(call, Code.UNAVAILABLE, "try again")
     assert present(two) == {0: 5_000, 1: 30_000}
     assert not any(isinstance(command, DrainDevice) for command in two.hub.unread())

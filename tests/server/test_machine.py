@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tokenmux.core.errors import ConfigError, DoesNotFit, InvalidRequest, TokenmuxError, WorkerFailed
+from tokenmux.core.errors import ConfigError, DoesNotFit, InvalidRequest, ProcessFailed, TokenmuxError
 from tokenmux.core.memory_budgets import DeviceKind
 from tokenmux.executor.calibrate import Speeds, read_measured
 from tokenmux.messages.setups import DeviceSetup
@@ -222,7 +222,7 @@ def test_a_gpu_is_measured_where_only_it_can_be_seen() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_machine_without_a_gpu_says_so() -> None:
-    with pytest.raises((ConfigError, WorkerFailed), match="cuda needs"):
+    with pytest.raises((ConfigError, ProcessFailed), match="cuda needs"):
         shown_gpus()
 
 

@@ -27,10 +27,10 @@ def stream(client: Client, after_ten: object = None, **options: object) -> tuple
     return tuple(tokens)
 
 
-def test_a_stopped_worker_is_replaced_and_a_signal_to_all_processes_lets_streams_complete(
+def test_a_stopped_node_is_replaced_and_a_signal_to_all_processes_lets_streams_complete(
     tmp_path: Path,
 ) -> None:
-    with real_server(tmp_path, "worker: {silent_s: 2}\n") as (process, address), Client(address) as client:
+    with real_server(tmp_path, "node: {silent_s: 2}\n") as (process, address), Client(address) as client:
         alone = stream(client, max_tokens=120)
         stopped = node_of(process.pid)
         assert stream(client, lambda: os.kill(stopped, signal.SIGSTOP), max_tokens=120) == alone
@@ -39,10 +39,10 @@ def test_a_stopped_worker_is_replaced_and_a_signal_to_all_processes_lets_streams
         assert node_of(process.pid) != stopped
 
         tokens = stream(client, lambda: os.killpg(process.pid, signal.SIGTERM), max_tokens=120)
-        assert tokens == alone, "the worker goes on while the front drains"
+        assert tokens == alone, "the node goes on while the front drains"
         assert process.wait(30) == 0
         log = (tmp_path / "log").read_text()
-        assert log.count("worker broke") == n_restarts, "and does not end of itself"
+        assert log.count("node broke") == n_restarts, "and does not end of itself"
 
 
 def test_what_is_left_when_the_drain_is_over_is_told_how_far_it_came(tmp_path: Path) -> None:
@@ -52,19 +52,19 @@ def test_what_is_left_when_the_drain_is_over_is_told_how_far_it_came(tmp_path: P
         assert process.wait(30) == 0
 
 
-@pytest.mark.parametrize("stop_worker", [False, True])
-def test_a_server_that_was_killed_leaves_no_worker_behind(tmp_path: Path, stop_worker: bool) -> None:
+@pytest.mark.parametrize("stop_node", [False, True])
+def test_a_server_that_was_killed_leaves_no_node_behind(tmp_path: Path, stop_node: bool) -> None:
     with real_server(tmp_path) as (process, _):
-        worker = node_of(process.pid)
+        node = node_of(process.pid)
         ended = select.poll()
-        ended.register(os.pidfd_open(worker), select.POLLIN)
-        if stop_worker:
-            os.kill(worker, signal.SIGSTOP)
+        ended.register(os.pidfd_open(node), select.POLLIN)
+        if stop_node:
+            os.kill(node, signal.SIGSTOP)
         process.kill()
-        assert ended.poll(PATIENCE_MS), "the worker outlived its server"
+        assert ended.poll(PATIENCE_MS), "the node outlived its server"
 
 
-def test_a_stopped_worker_does_not_keep_a_server_from_ending(tmp_path: Path) -> None:
+def test_a_stopped_node_does_not_keep_a_server_from_ending(tmp_path: Path) -> None:
     with real_server(tmp_path) as (process, _):
         os.kill(node_of(process.pid), signal.SIGSTOP)
         process.terminate()

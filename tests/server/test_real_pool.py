@@ -99,7 +99,7 @@ def test_streams_go_on_while_devices_come_and_go(tmp_path: Path) -> None:
 
 def test_health_turns_when_a_stopped_device_leaves_requests_waiting(tmp_path: Path) -> None:
     """Before the node would have noticed by the device's silence."""
-    more = "worker: {silent_s: 300, still_s: 2}\n"
+    more = "node: {silent_s: 300, still_s: 2}\n"
     with (
         real_server(tmp_path, more) as (process, address),
         Client(address) as client,

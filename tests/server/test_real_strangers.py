@@ -89,4 +89,4 @@ def test_opening_an_entry_runs_nothing_of_its_author(tmp_path: Path, monkeypatch
     assert entry.facts.max_context == 512
     assert not trace.exists()
     assert entry.config.model_type == "x"
-    assert trace.exists(), "the worker runs it"
+    assert trace.exists(), "the node runs it"

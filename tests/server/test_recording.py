@@ -33,7 +33,7 @@ def test_what_was_served_is_counted_traced_recorded_and_planned_for(tmp_path: Pa
                 ignore_end_tokens=True,
                 tenant="bank" if number < 4 else "shop",
             )
-        # The worker tells of its use and of its channels at different times: the last of both comes by
+        # The node tells of its use and of its channels at different times: the last of both comes by
         # itself.
         status = next(
             status

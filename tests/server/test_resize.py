@@ -1,4 +1,4 @@
-"""Resizing the pool: what the server lets in before, meanwhile and afterwards, and what a worker starts
+"""Resizing the pool: what the server lets in before, meanwhile and afterwards, and what a node starts
 with."""
 
 import asyncio
@@ -48,7 +48,7 @@ def generate(served: Served, n_tokens: int, model: str = "letters") -> object:
     )
 
 
-async def test_the_worker_is_asked_and_what_is_let_in_changes(served: Served) -> None:
+async def test_the_node_is_asked_and_what_is_let_in_changes(served: Served) -> None:
     assert await resize(served, 5_000) == 5_000
     assert await served.hub.next(Resize) == Resize(5_000, FIRST_INSTANCE)
     code, details = await refused(generate(served, 40))
@@ -78,7 +78,7 @@ async def test_meanwhile_both_sizes_count_and_another_resize_is_refused(served: 
         assert (await refused(generate(served, fitting + 1)))[0] is not Code.OK
         code, details = await refused(served.pool.Resize(pool_pb2.ResizeRequest(arena_bytes=7_000)))
         assert (code, "try again when that is done" in details) == (Code.FAILED_PRECONDITION, True)
-        ticket = served.hub.worker.device_ticket
+        ticket = served.hub.node.device_ticket
         served.hub.post(Acknowledged(ticket, "there is only so much", ErrorCode.DOES_NOT_FIT))
         assert (await refused(call)) == (Code.FAILED_PRECONDITION, "there is only so much")
         assert served.front.devices.setup(FIRST_INSTANCE).facts.arena_bytes == 10_000
@@ -96,17 +96,17 @@ async def test_a_caller_that_leaves_does_not_stop_it(served: Served) -> None:
     call.cancel()
     await asyncio.sleep(0.05)
     version = served.front.changes.version
-    served.hub.post(Acknowledged(served.hub.worker.device_ticket))
+    served.hub.post(Acknowledged(served.hub.node.device_ticket))
     await served.front.changes.after(version)
     assert served.front.devices.setup(FIRST_INSTANCE).facts.arena_bytes == 5_000
 
 
-async def test_a_worker_that_is_restarted_has_the_size_of_the_last_resize(served: Served) -> None:
+async def test_a_node_that_is_restarted_has_the_size_of_the_last_resize(served: Served) -> None:
     async def broken() -> None:
-        n = len(served.hub.workers)
+        n = len(served.hub.nodes)
         version = served.front.changes.version
         served.hub.post(Broken("killed"))
-        while len(served.hub.workers) == n or not served.front.worker.running:
+        while len(served.hub.nodes) == n or not served.front.node.running:
             version = await served.front.changes.after(version)
             await asyncio.sleep(0.01)
 
@@ -118,7 +118,7 @@ async def test_a_worker_that_is_restarted_has_the_size_of_the_last_resize(served
     await served.hub.next(Resize)
     await broken()
     assert (await refused(call))[0] is Code.UNAVAILABLE
-    assert [worker.devices.setups[FIRST_INSTANCE].facts.arena_bytes for worker in served.hub.workers] == [
+    assert [node.devices.setups[FIRST_INSTANCE].facts.arena_bytes for node in served.hub.nodes] == [
         10_000,
         5_000,
         5_000,
@@ -132,7 +132,7 @@ async def test_the_clients(served: Served) -> None:
         assert await asyncio.to_thread(blocking.pool.resize, 9_000) == 9_000
 
 
-def test_a_real_pool_shrinks_and_grows_under_a_generation_and_stays_so_when_its_worker_dies(
+def test_a_real_pool_shrinks_and_grows_under_a_generation_and_stays_so_when_its_node_dies(
     tmp_path: Path,
 ) -> None:
     mib = 1 << 20

@@ -39,7 +39,7 @@ def test_the_configuration_reaches_the_parts() -> None:
             "models": {"a": {"source": "a", "weight": 4}, "b": "b"},
             "tenants": {"team": {"weight": 3}},
             "slow_reader": {"buffer_tokens": 2, "end_after_s": 3},
-            "worker": {"max_restarts": 4, "restart_window_s": 5, "silent_s": 6, "still_s": 7},
+            "node": {"max_restarts": 4, "restart_window_s": 5, "silent_s": 6, "still_s": 7},
             "policy": "request-level",
             "service_level": {"ttft_s": 8, "tpot_s": 9},
         },

@@ -15,13 +15,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.server.front.asking import tokens, until
 from tests.server.harness import PATIENCE_S, make_front
-from tests.server.sample_reports import worker_status
+from tests.server.sample_reports import node_status
 from tests.server.scripted_models import FakeEntry
 from tests.server.small_devices import device_setup
 from tokenmux.core.phases import Residency
 from tokenmux.messages.commands import AskTrace, Load, RemoveDevice, Submit
 from tokenmux.server.app import Transport, running, until_signalled
-from tokenmux.testing.scripted_worker import ScriptedWorkers
+from tokenmux.testing.scripted_node import ScriptedNodes
 from tokenmux.v1 import (
     inference_pb2,
     inference_pb2_grpc,
@@ -40,7 +40,7 @@ class Server:
     """A server that stops at a signal, as a real one does, and a channel to it that outlives it."""
 
     def __init__(self, drain_s: float) -> None:
-        self.hub = ScriptedWorkers()
+        self.hub = ScriptedNodes()
         self.front, self.catalogue = make_front(self.hub, devices=(device_setup(), device_setup()))
         self._drain_s = drain_s
         self._running: asyncio.Task[None] | None = None
@@ -103,7 +103,7 @@ async def test_health_turns_first_and_live_requests_complete() -> None:
         code, details = await refusal(text_of(generate(served)))
         assert (code, "try another one, or this one again later" in details) == (Code.UNAVAILABLE, True)
         assert not served.ends
-        served.hub.worker.run(submit)
+        served.hub.node.run(submit)
         assert await text_of(call) == "cdef"
 
 
@@ -118,7 +118,7 @@ async def test_what_is_left_after_the_grace_period_is_told_to_try_again() -> Non
         code, details = await ended
     assert (code, "the server stopped after 1 tokens" in details) == (Code.UNAVAILABLE, True)
     assert "send it again" in details
-    assert served.hub.worker.closed
+    assert served.hub.node.closed
 
 
 async def test_a_second_signal_ends_the_wait() -> None:
@@ -146,7 +146,7 @@ async def test_operators_who_wait_are_told_to_try_again() -> None:
         served.catalogue.register_folder = slow  # type: ignore[method-assign]
         served.hub.answer_devices = served.hub.answer_traces = False
         version = served.front.changes.version
-        served.hub.post(worker_status("letters", residency=Residency.HOST))
+        served.hub.post(node_status("letters", residency=Residency.HOST))
         await served.front.changes.after(version)
         load = models_pb2.LoadModelRequest(name="letters", wait=True)
         models = models_pb2_grpc.ModelsStub(served.channel)

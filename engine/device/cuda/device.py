@@ -38,7 +38,7 @@ from typing import TypeVar
 import torch
 
 from tokenmux.core.clock import Clock
-from tokenmux.core.errors import DoesNotFit, TokenmuxError, WorkerFailed
+from tokenmux.core.errors import DoesNotFit, ProcessFailed, TokenmuxError
 from tokenmux.core.facts import DeviceFacts, ImageId
 from tokenmux.core.plan import Channel
 from tokenmux.device.channel import CHANNEL_CLOSE_S, ChannelThread
@@ -245,7 +245,7 @@ class CudaDevice:
         try:
             return self._gpu.allocate(n_bytes)
         except DoesNotFit as error:
-            raise WorkerFailed(
+            raise ProcessFailed(
                 f"another program took memory that was given back to the GPU: {error}"
             ) from error
 

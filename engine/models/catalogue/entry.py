@@ -1,7 +1,7 @@
 """One model of the catalogue: where it is, what it is, and how the parts that run it are made.
 
 What the front needs (facts, text) was written at registration, so opening an entry runs neither code of the
-model's author nor modelling code. `skeleton` and `config` do; they are for the worker.
+model's author nor modelling code. `skeleton` and `config` do; they are for the node.
 """
 
 from collections.abc import Mapping

@@ -4,7 +4,7 @@ A counter is declared once, where it is counted (`tokenmux.scheduler.metrics.cou
 
     n_steps: int = counted(Unit.STEPS, "Forward passes.")
 
-From the declarations follow what a worker reports (`Table.row`) and what the API shows (`Table.named`); a
+From the declarations follow what a node reports (`Table.row`) and what the API shows (`Table.named`); a
 field of the same name in the .proto file makes it visible. `CONTRIBUTING.md` has the recipe.
 """
 

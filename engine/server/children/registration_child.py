@@ -80,10 +80,12 @@ def _one(catalogue: Catalogue, kind: str, name: str, source: Path, progress: Any
 
 
 def _at_its_limit() -> bool:
-    """Whether this process has nearly as much data as it may have."""
+    """True if this process has nearly as much data as it may have."""
     limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
     found = re.search(r"^VmData:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
-    return limit != resource.RLIM_INFINITY and found is not None and (int(found[1]) << 10) > limit - _LEFT_BYTES
+    return (
+        limit != resource.RLIM_INFINITY and found is not None and (int(found[1]) << 10) > limit - _LEFT_BYTES
+    )
 
 
 if __name__ == "__main__":

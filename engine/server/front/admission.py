@@ -1,4 +1,4 @@
-"""From a client's question to what a worker is sent, in two passes with one look-up of the model.
+"""From a client's question to what a node is sent, in two passes with one look-up of the model.
 
     first pass    what is cheap: is the server up, is there such a model, are numbers and names within bounds
     between       the prompt becomes token ids in a child process; the request holds a place in the queue
@@ -48,7 +48,7 @@ class Tokenized:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """A request that may go to a worker, the detokenizer of its output, and the text that comes before it.
+    """A request that may go to a node, the detokenizer of its output, and the text that comes before it.
     If an output is ended by a stop string, the string is left out, or comes last if it is `includes_stop`."""
 
     served: ServedModel

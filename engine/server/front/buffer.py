@@ -1,4 +1,4 @@
-"""What one client has not read yet: a buffer between a worker that produces and a connection that may not
+"""What one client has not read yet: a buffer between a node that produces and a connection that may not
 take.
 
 It never blocks the producer and still stays small: adjacent token deltas are merged, and a newer state

@@ -1,7 +1,7 @@
 """What operators do with the devices of the pool: add, drain, remove, resize.
 
 Every change is completed even if its caller leaves, and refused before anything has changed if it would leave
-something without room (`tokenmux.server.front.pool_devices`). The worker checks again what only it knows.
+something without room (`tokenmux.server.front.pool_devices`). The node checks again what only it knows.
 """
 
 import asyncio
@@ -12,18 +12,18 @@ from tokenmux.messages.commands import AddDevice, DrainDevice, RemoveDevice, Res
 from tokenmux.server.front.changes import Changes
 from tokenmux.server.front.device_source import DeviceSource, WantedDevice
 from tokenmux.server.front.fitting import Held
+from tokenmux.server.front.node_side import NodeSide
 from tokenmux.server.front.pool_devices import PoolDevices
 from tokenmux.server.front.registration import Registration
 from tokenmux.server.front.served_models import ServedModels
 from tokenmux.server.front.undertakings import Undertakings
-from tokenmux.server.front.worker_side import WorkerSide
 
 
 class DeviceChanges:
     """Changes the devices of the pool; see the module.
 
     All methods raise NotFound for an unknown device, InUse while the device is being changed otherwise,
-    DoesNotFit, and Unavailable without a worker.
+    DoesNotFit, and Unavailable without a node.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class DeviceChanges:
         source: DeviceSource,
         models: ServedModels,
         registration: Registration,
-        worker: WorkerSide,
+        node: NodeSide,
         undertakings: Undertakings,
         changes: Changes,
     ) -> None:
@@ -40,7 +40,7 @@ class DeviceChanges:
         self._source = source
         self._models = models
         self._registration = registration
-        self._worker = worker
+        self._node = node
         self._changes = changes
         self._undertakings = undertakings
 
@@ -77,40 +77,40 @@ class DeviceChanges:
     async def _add(self, wanted: WantedDevice) -> InstanceId:
         setup = await asyncio.to_thread(self._source.make, wanted, self._devices.taken)
         with self._devices.adding(setup):
-            answer = await self._worker.command(AddDevice(setup))
+            answer = await self._node.command(AddDevice(setup))
             if answer.instance is None:
-                raise InternalError("the worker added a device and did not say which")
+                raise InternalError("the node added a device and did not say which")
             self._devices.added(answer.instance, setup)
         self._registration.reconsider()
         return answer.instance
 
     async def _drain(self, instance: InstanceId) -> None:
         with self._devices.draining(instance, self._held()):
-            await self._worker.command(DrainDevice(instance))
+            await self._node.command(DrainDevice(instance))
         self._changes.notify()
 
     async def _reopen(self, instance: InstanceId) -> None:
         self._devices.reopening(instance)
-        await self._worker.command(DrainDevice(instance, undo=True))
+        await self._node.command(DrainDevice(instance, undo=True))
         self._devices.reopened(instance)
         self._registration.reconsider()
 
     async def _remove(self, instance: InstanceId) -> None:
         with self._devices.removing(instance, self._held()):
-            await self._worker.command(RemoveDevice(instance))
+            await self._node.command(RemoveDevice(instance))
         self._changes.notify()
 
     async def _resize(self, instance: InstanceId, arena_bytes: int) -> None:
         setup = self._devices.setup(instance)
         self._source.check_resize(setup, arena_bytes)
         with self._devices.resizing(instance, arena_bytes, self._held()):
-            await self._worker.command(Resize(arena_bytes, instance))
+            await self._node.command(Resize(arena_bytes, instance))
         self._registration.reconsider()
 
     def _held(self) -> Held:
         """What must not lose its place."""
         longest: dict[ModelId, int] = {}
-        for live in self._worker.requests:
+        for live in self._node.requests:
             if not live.closed:
                 n_tokens = live.request.n_prompt + live.request.max_tokens
                 longest[live.model] = max(longest.get(live.model, 0), n_tokens)

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from tokenmux.core.errors import DoesNotFit
 from tokenmux.core.facts import DeviceFacts, InstanceId, ModelFacts, ModelId
-from tokenmux.messages.reports import WorkerStatus
+from tokenmux.messages.reports import NodeStatus
 
 Sizes = Mapping[InstanceId, Sequence[DeviceFacts]]
 """The devices on which requests may be placed, each with its possible sizes."""
@@ -43,8 +43,8 @@ class Fitting:
         self._capacity = capacity
         self._pin_homes: dict[ModelId, set[InstanceId]] = {}
 
-    def take(self, status: WorkerStatus) -> None:
-        """Learn from a worker's status to which devices models are pinned."""
+    def take(self, status: NodeStatus) -> None:
+        """Learn from a node's status to which devices models are pinned."""
         homes: dict[ModelId, set[InstanceId]] = {}
         for device in status.devices:
             for model in device.pinned:
@@ -98,7 +98,7 @@ class Fitting:
         raise DoesNotFit(f"on none of {len(refusals)} devices: {reason}")
 
     def _pinned_to(self, sizes: Sizes, pinned: Iterable[ModelFacts]) -> dict[InstanceId, list[ModelFacts]]:
-        """The pinned models by device: where the worker said, otherwise, largest first, where most room is
+        """The pinned models by device: where the node said, otherwise, largest first, where most room is
         left."""
         placed: dict[InstanceId, list[ModelFacts]] = {instance: [] for instance in sizes}
         homeless = []

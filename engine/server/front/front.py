@@ -1,11 +1,11 @@
 """The front, put together: what every dialect calls, and the parts that answer.
 
-    admission     a question becomes what a worker is sent        registration     which models are served
-    worker_side   live requests, and the worker that serves them  administration   load, unload, pin
+    admission     a question becomes what a node is sent        registration     which models are served
+    node_side   live requests, and the node that serves them  administration   load, unload, pin
     readiness     whether requests are accepted                   device_changes   add, drain, remove, resize
     pool_devices  which devices there are, and what fits them     pool_status      what operators see
 
-Everything runs on one event loop; only decoders, the store and the start of a worker are opened in
+Everything runs on one event loop; only decoders, the store and the start of a node are opened in
 threads.
 """
 
@@ -32,6 +32,7 @@ from tokenmux.server.front.live_request import LiveRequest
 from tokenmux.server.front.model_store import ModelStore
 from tokenmux.server.front.model_text import PromptEncoder
 from tokenmux.server.front.names import check_name_length
+from tokenmux.server.front.node_side import NodeSide
 from tokenmux.server.front.pool_devices import PoolDevices
 from tokenmux.server.front.pool_status import PoolSnapshot, StatusBoard
 from tokenmux.server.front.readiness import STOPPED, Readiness
@@ -43,8 +44,7 @@ from tokenmux.server.front.tenants import QueuePlaces, Weights
 from tokenmux.server.front.trace_document import TraceDocument, trace_document
 from tokenmux.server.front.traffic import TrafficRecorder
 from tokenmux.server.front.undertakings import Undertakings
-from tokenmux.server.front.worker_side import WorkerSide
-from tokenmux.server.workers.worker_protocol import WorkerFactory
+from tokenmux.server.nodes.node_protocol import NodeFactory
 from tokenmux.workload.trace import Trace
 
 DECODER_THREADS = 2
@@ -55,7 +55,7 @@ class Front:
 
     def __init__(
         self,
-        factory: WorkerFactory,
+        factory: NodeFactory,
         store: ModelStore,
         capacity: Capacity,
         devices: Sequence[DeviceSetup],
@@ -74,7 +74,7 @@ class Front:
     ) -> None:
         """`devices` are those to start with; `source` gives those that operators add.
         `pinned` names the models to pin from the start; `encoder` is closed with the front. The
-        worker's times must be on the same `clock`: CLOCK_MONOTONIC is the same for all processes of one
+        node's times must be on the same `clock`: CLOCK_MONOTONIC is the same for all processes of one
         machine."""
         limits, weights = limits or Limits(), weights or Weights()
         self.keys = keys or ApiKeys()
@@ -88,7 +88,7 @@ class Front:
         self.models = ServedModels(self._threads)
         self.devices = PoolDevices(devices, capacity)
         self._places = QueuePlaces(limits.max_requests, weights)
-        self.worker = WorkerSide(
+        self.node = NodeSide(
             factory,
             self.models,
             self.devices,
@@ -100,7 +100,7 @@ class Front:
             clock=clock,
             sleep=sleep,
         )
-        self._readiness = Readiness(self.worker.outage, self.worker.standstill, self.changes)
+        self._readiness = Readiness(self.node.outage, self.node.standstill, self.changes)
         self._admission = Admission(
             self.models,
             encoder,
@@ -112,26 +112,26 @@ class Front:
             clock=clock,
             draw_seed=draw_seed,
         )
-        self._shown = ShownModels(self.models, self.worker)
+        self._shown = ShownModels(self.models, self.node)
         self._undertakings = Undertakings()
         self._registration = Registration(
-            store, self.models, self.devices, self.worker, self._undertakings, self.changes
+            store, self.models, self.devices, self.node, self._undertakings, self.changes
         )
         self._administration = Administration(
-            self.models, self._shown, self._registration, self.worker, self.changes
+            self.models, self._shown, self._registration, self.node, self.changes
         )
         self._device_changes = DeviceChanges(
             self.devices,
             source,
             self.models,
             self._registration,
-            self.worker,
+            self.node,
             self._undertakings,
             self.changes,
         )
         self._status = StatusBoard(
             self._shown,
-            self.worker,
+            self.node,
             self.changes,
             n_live=lambda: self.n_live,
             max_requests=limits.max_requests,
@@ -139,14 +139,14 @@ class Front:
         )
 
     async def start(self) -> None:
-        """Start the worker and register every model of the store with it.
+        """Start the node and register every model of the store with it.
 
         Models that are damaged or do not fit are listed as refused. Raises DoesNotFit if none fits, and
-        Unavailable if no worker stays alive. After this has returned, workers that break are replaced without
+        Unavailable if no node stays alive. After this has returned, nodes that break are replaced without
         limit.
         """
         await self._registration.open_store(self._pinned)
-        await self.worker.start()
+        await self.node.start()
         if self._readiness.failed is not None:
             raise self._readiness.failed
         self._readiness.opened()
@@ -161,36 +161,36 @@ class Front:
     def end_streams(self) -> None:
         """End all live requests, each with the number of tokens it got, and all commands of operators. No
         new ones are accepted."""
-        for live in self.worker.requests:
+        for live in self.node.requests:
             said = (
                 f"the server stopped after {live.n_delivered} tokens of request {live.id}: "
                 "send it again, to another server or to this one later"
             )
-            self.worker.requests.fail(live, Unavailable(said))
+            self.node.requests.fail(live, Unavailable(said))
         self._readiness.stopped()
         stopped = Unavailable(STOPPED)
         self._undertakings.stop(stopped)
-        self.worker.give_up(stopped)
+        self.node.give_up(stopped)
 
     async def close(self) -> None:
-        """End live requests, stop the worker, release the threads. Takes at most a few seconds, whatever
+        """End live requests, stop the node, release the threads. Takes at most a few seconds, whatever
         hangs."""
         self.end_streams()
-        await self.worker.close()
+        await self.node.close()
         self._encoder.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     @property
     def n_live(self) -> int:
-        """Requests that hold a place: being admitted, or not yet ended on the worker's side."""
-        return len(self.worker.requests) + self._places.n_admitting
+        """Requests that hold a place: being admitted, or not yet ended on the node's side."""
+        return len(self.node.requests) + self._places.n_admitting
 
     # Requests
 
     @asynccontextmanager
     async def open(self, ask: Ask, caller: Key | None = None) -> AsyncIterator[LiveRequest]:
         admitted = await self._admission.admit(ask, caller)
-        requests, suspected = self.worker.requests, admitted.served.n_convicted > 0
+        requests, suspected = self.node.requests, admitted.served.n_convicted > 0
         live = requests.add(
             admitted.submit,
             admitted.text,
@@ -272,7 +272,7 @@ class Front:
         return self._status.watch(min_interval_s)
 
     async def trace(self, last_s: float) -> TraceDocument:
-        return await trace_document(self.worker, last_s)
+        return await trace_document(self.node, last_s)
 
     # Planning
 
@@ -288,6 +288,6 @@ class Front:
         return self._recorder.recorded(last_s, self._clock())
 
     def _give_up(self, error: TokenmuxError) -> None:
-        """There will be no worker."""
+        """There will be no node."""
         self._readiness.fail(error)
-        self.worker.give_up(error)
+        self.node.give_up(error)

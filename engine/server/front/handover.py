@@ -1,7 +1,7 @@
-"""What a new worker is told, and in which order: the models, the devices that are drained, the pins, then the
+"""What a new node is told, and in which order: the models, the devices that are drained, the pins, then the
 live requests.
 
-If workers break before they have taken all models, the next one is told one model at a time, to find the one
+If nodes break before they have taken all models, the next one is told one model at a time, to find the one
 that breaks it.
 """
 
@@ -18,13 +18,13 @@ from tokenmux.server.front.pending_commands import Pending, PendingCommands
 from tokenmux.server.front.pool_devices import PoolDevices
 from tokenmux.server.front.served_models import ServedModel, ServedModels
 from tokenmux.server.front.trials import Trials
-from tokenmux.server.workers.supervisor import Supervisor
+from tokenmux.server.nodes.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
 
 
 class Handover:
-    """Tells workers of models, and keeps track of how far it is with the present one."""
+    """Tells nodes of models, and keeps track of how far it is with the present one."""
 
     def __init__(
         self,
@@ -39,8 +39,8 @@ class Handover:
         give_requests: Callable[[], None],
         on_done: Callable[[], None],
     ) -> None:
-        """After `n_deaths` of workers that had not taken all models, they are told one by one. `on_done`
-        is called when a worker has taken all of them."""
+        """After `n_deaths` of nodes that had not taken all models, they are told one by one. `on_done`
+        is called when a node has taken all of them."""
         self._supervisor = supervisor
         self._commands = commands
         self._models = models
@@ -54,17 +54,17 @@ class Handover:
         self._done = asyncio.Event()
         self._one_by_one: asyncio.Task[None] | None = None
         self._told: ServedModel | None = None
-        """The model that the worker is being told of, if models are told one at a time."""
+        """The model that the node is being told of, if models are told one at a time."""
         self._n_unfinished = 0
-        """Number of workers in a row that broke before they had taken all models."""
+        """Number of nodes in a row that broke before they had taken all models."""
 
     @property
     def takes(self) -> bool:
-        """True if there is a worker that takes requests."""
+        """True if there is a node that takes requests."""
         return self._supervisor.running and self._one_by_one is None
 
     def begin(self) -> None:
-        """A new worker has started."""
+        """A new node has started."""
         self._done.clear()
         if self._n_unfinished >= self._n_deaths:
             self._one_by_one = asyncio.create_task(self._tell_one_by_one(), name="register models")
@@ -75,28 +75,28 @@ class Handover:
         self._tell_the_rest()
 
     async def finished(self) -> None:
-        """Wait until a worker has taken all models, or `give_up` was called."""
+        """Wait until a node has taken all models, or `give_up` was called."""
         await self._done.wait()
 
     def give_up(self) -> None:
-        """There will be no worker."""
+        """There will be no node."""
         self._done.set()
 
     def stop(self) -> None:
-        """The worker broke, or is no longer needed."""
+        """The node broke, or is no longer needed."""
         if self._one_by_one is not None:
             self._one_by_one.cancel()
             self._one_by_one = None
 
     def to_blame(self) -> ServedModel | None:
-        """The model that the broken worker was being told of, if it was told one at a time."""
+        """The model that the broken node was being told of, if it was told one at a time."""
         told, self._told = self._told, None
         if told is None and not self._done.is_set():
             self._n_unfinished += 1
         return told
 
     def register(self, served: ServedModel) -> Pending:
-        """Tell the worker of a model. If the worker does not take it, the model is refused with its
+        """Tell the node of a model. If the node does not take it, the model is refused with its
         reason."""
         answer = self._commands.begin(Register(served.facts, str(served.path)))
         self._unanswered.add(answer)
@@ -104,7 +104,7 @@ class Handover:
         return answer
 
     def pin(self, served: ServedModel) -> None:
-        """Tell the worker to keep a model resident, if it is pinned and served."""
+        """Tell the node to keep a model resident, if it is pinned and served."""
         if served.pinned and served.refusal is None:
             self._trials.sent(Load(served.facts.id))
             answer = self._commands.begin(Pin(served.facts.id, True))
@@ -136,13 +136,13 @@ class Handover:
     def _registered(self, served: ServedModel, answer: Pending) -> None:
         error = _refusal_in(answer)
         if error is not None:
-            logger.error("the worker does not take %s: %s", served.name, error)
+            logger.error("the node does not take %s: %s", served.name, error)
             served.refusal = error
             self._changes.notify()
         self._taken(answer)
 
     def _pinned(self, served: ServedModel, answer: Pending) -> None:
-        """A pin that the worker refuses is not in force, and is not shown as if it were."""
+        """A pin that the node refuses is not in force, and is not shown as if it were."""
         error = _refusal_in(answer)
         if error is not None:
             logger.error("%s is not pinned: %s", served.facts.id, error)
@@ -151,7 +151,7 @@ class Handover:
         self._taken(answer)
 
     def _drained(self, instance: InstanceId, answer: Pending) -> None:
-        """A device that the worker does not drain serves again, and is not shown as if it did not."""
+        """A device that the node does not drain serves again, and is not shown as if it did not."""
         error = _refusal_in(answer)
         if error is not None:
             logger.error("device %d is not drained: %s", instance, error)
@@ -159,7 +159,7 @@ class Handover:
             self._changes.notify()
 
     def _taken(self, answer: Pending) -> None:
-        """The worker has answered a registration or a pin."""
+        """The node has answered a registration or a pin."""
         self._unanswered.discard(answer)
         if not self._unanswered and self.takes:
             self._finish()
@@ -172,6 +172,6 @@ class Handover:
 
 
 def _refusal_in(answer: Pending) -> TokenmuxError | None:
-    """Why the worker refused, if it did; a worker that broke has refused nothing."""
+    """Why the node refused, if it did; a node that broke has refused nothing."""
     error = answer.exception()
     return error if isinstance(error, TokenmuxError) and not isinstance(error, Unavailable) else None

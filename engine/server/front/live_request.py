@@ -1,15 +1,15 @@
 """One accepted request, as the front sees it: what was delivered, what its client has yet to read, and how it
 ends.
 
-It turns token ids from a worker into text and events, counts what was on time, and always knows what a new
-worker would need to continue it (`resubmission`). It sends nothing itself:
-`tokenmux.server.front.live_requests` talks to the worker.
+It turns token ids from a node into text and events, counts what was on time, and always knows what a new
+node would need to continue it (`resubmission`). It sends nothing itself:
+`tokenmux.server.front.live_requests` talks to the node.
 
-    worker ── Tokens ─▶ take_tokens ─▶ detokenizer ─▶ EventBuffer ─▶ client
+    node ── Tokens ─▶ take_tokens ─▶ detokenizer ─▶ EventBuffer ─▶ client
            ── Finished ─▶ take_finished
 
 Its two sides end separately. The client's side has ended (`closed`) when the last event is in the buffer or
-the client left; the worker's side when `Finished` came. In between the request still holds memory, and counts
+the client left; the node's side when `Finished` came. In between the request still holds memory, and counts
 as live.
 """
 
@@ -62,8 +62,8 @@ class LiveRequest:
         self.id = submit.request.id
         self.model = submit.request.model
         self.phase = RequestPhase.QUEUED
-        self.n_at_worker = 0
-        """Tokens that existed when the present worker was given the request; `LiveRequests` sets it."""
+        self.n_at_node = 0
+        """Tokens that existed when the present node was given the request; `LiveRequests` sets it."""
         self._submit = submit
         self._detokenizer = detokenizer
         self._includes_stop = includes_stop
@@ -103,7 +103,7 @@ class LiveRequest:
         return self._times.paused_since_s is not None
 
     def resubmission(self) -> Submit:
-        """What a worker needs to begin, or to continue after the existing tokens."""
+        """What a node needs to begin, or to continue after the existing tokens."""
         times = self._times
         history = RequestHistory(times.n_on_time, times.first_token_s, times.last_token_s, self._paused_s())
         return replace(self._submit, delivered=tuple(self._delivered), history=history)
@@ -116,9 +116,9 @@ class LiveRequest:
         self._buffer.put(state)
 
     def take_tokens(self, tokens: Tokens) -> bool:
-        """Take new output. True if a stop string ended the request, which the worker cannot know.
+        """Take new output. True if a stop string ended the request, which the node cannot know.
 
-        Tokens that are already known are skipped (a new worker may repeat some); a gap raises InternalError.
+        Tokens that are already known are skipped (a new node may repeat some); a gap raises InternalError.
         """
         if self.closed:  # what a step in flight still draws for a client that left
             return False
@@ -148,7 +148,7 @@ class LiveRequest:
         return False
 
     def take_finished(self, finished: Finished) -> None:
-        """The worker's side has ended, and so does the client's, if it has not yet."""
+        """The node's side has ended, and so does the client's, if it has not yet."""
         match finished.reason:
             case FinishReason.STOP | FinishReason.LENGTH:
                 self._complete(finished.reason)
@@ -159,7 +159,7 @@ class LiveRequest:
                 self.fail(error_of(finished.code or ErrorCode.ENDED, said))
 
     def conclude(self) -> bool:
-        """End the request if its tokens show that it is complete, although the worker broke before saying
+        """End the request if its tokens show that it is complete, although the node broke before saying
         so."""
         if len(self._delivered) >= self._submit.request.max_tokens:
             self._complete(FinishReason.LENGTH)
@@ -183,7 +183,7 @@ class LiveRequest:
             self._times.paused_since_s = None
 
     def _ends(self, token_id: int, position: int) -> bool:
-        """True if the worker stops at this token. Such a token is delivered as an id, but not as text."""
+        """True if the node stops at this token. Such a token is delivered as an id, but not as text."""
         return token_id in self._submit.stop_token_ids and position + 1 >= self._submit.min_tokens
 
     def _note_delivered(self, index: int, at_s: float) -> None:

@@ -1,6 +1,6 @@
-"""All accepted requests between their clients and the worker, until the worker has let go of them.
+"""All accepted requests between their clients and the node, until the node has let go of them.
 
-    add ─▶ Submit ─▶ worker ─ Tokens, PhaseChanged, Finished ─▶ deliver ─▶ the client's stream
+    add ─▶ Submit ─▶ node ─ Tokens, PhaseChanged, Finished ─▶ deliver ─▶ the client's stream
     client left, or an error ─▶ end ─▶ Cancel, then Finished
 
 `tokenmux.server.front.slow_readers` handles clients that stop reading.
@@ -25,11 +25,11 @@ from tokenmux.server.front.trials import Trials
 logger = logging.getLogger(__name__)
 
 PROVEN_TOKENS = 2
-"""A request that gets this many tokens from a worker, or ends, did not break it."""
+"""A request that gets this many tokens from a node, or ends, did not break it."""
 
 
 class LiveRequests:
-    """The requests that hold a place: accepted, and not yet ended on the worker's side."""
+    """The requests that hold a place: accepted, and not yet ended on the node's side."""
 
     def __init__(
         self,
@@ -44,8 +44,8 @@ class LiveRequests:
         recorder: TrafficRecorder | None,
         clock: Callable[[], float],
     ) -> None:
-        """`takes` says whether there is a worker that takes requests; `on_proven` is called for each
-        request with which the present worker made progress."""
+        """`takes` says whether there is a node that takes requests; `on_proven` is called for each
+        request with which the present node made progress."""
         self._send = send
         self._trials = trials
         self._places = places
@@ -84,8 +84,8 @@ class LiveRequests:
         echo: str = "",
         includes_stop: bool = False,
     ) -> LiveRequest:
-        """Take in an admitted request and give it to the worker. If its model is `suspected` of breaking
-        workers, this happens when it can be tried alone. Returns its stream.
+        """Take in an admitted request and give it to the node. If its model is `suspected` of breaking
+        nodes, this happens when it can be tried alone. Returns its stream.
 
         Raises AlreadyExists if there is a live request with the same id, which its client has chosen.
         """
@@ -110,22 +110,22 @@ class LiveRequests:
         return live
 
     def give(self, live: LiveRequest, *, first: bool = False) -> None:
-        """Give a request to the worker, with what its client already has. Without a worker it waits for
+        """Give a request to the node, with what its client already has. Without a node it waits for
         the next one."""
         if self._takes():
             self._send(live.resubmission())
-            live.n_at_worker = live.n_delivered
+            live.n_at_node = live.n_delivered
             self._trials.sent(live.id, first=first)
-            self._slow_readers.given_to_worker(live)
+            self._slow_readers.given_to_node(live)
 
     def give_all(self) -> None:
-        """Give a new worker all requests that may go to it now."""
+        """Give a new node all requests that may go to it now."""
         for live in self:
             if not self._trials.holds(live.id):
                 self.give(live, first=True)
 
     def deliver(self, report: Tokens | PhaseChanged | Finished) -> None:
-        """Pass the worker's report of a request to its client. Any failure ends that request, and no
+        """Pass the node's report of a request to its client. Any failure ends that request, and no
         other."""
         live = self._requests.get(report.request)
         if live is None:
@@ -156,7 +156,7 @@ class LiveRequests:
             self.end(live, Ended(f"the client of request {live.id} left"))
 
     def end(self, live: LiveRequest, error: TokenmuxError) -> None:
-        """End a request from our side; it leaves the books with the worker's `Finished`."""
+        """End a request from our side; it leaves the books with the node's `Finished`."""
         live.fail(error)
         self._slow_readers.forget(live)
         if self._takes() and not self._trials.holds(live.id):
@@ -165,7 +165,7 @@ class LiveRequests:
             self._drop(live)
 
     def fail(self, live: LiveRequest, error: TokenmuxError) -> None:
-        """End a request that no worker has, or of which the worker will report nothing more."""
+        """End a request that no node has, or of which the node will report nothing more."""
         live.fail(error)
         self._drop(live)
 
@@ -173,8 +173,8 @@ class LiveRequests:
         for live in self:
             self.fail(live, error)
 
-    def worker_broke(self) -> None:
-        """Settle requests that have ended in any case; the others wait for the next worker."""
+    def node_broke(self) -> None:
+        """Settle requests that have ended in any case; the others wait for the next node."""
         for live in self:
             if live.closed or live.conclude():
                 self._drop(live)
@@ -182,11 +182,11 @@ class LiveRequests:
             live.take_state(PhaseChanged(live.id, RequestPhase.QUEUED))
 
     def _look_for_progress(self, live: LiveRequest, tokens: Tokens) -> None:
-        if tokens.index + len(tokens.token_ids) - live.n_at_worker >= PROVEN_TOKENS:
+        if tokens.index + len(tokens.token_ids) - live.n_at_node >= PROVEN_TOKENS:
             self._on_proven(live)
 
     def _drop(self, live: LiveRequest) -> None:
-        """Forget a request that has ended on the worker's side as well."""
+        """Forget a request that has ended on the node's side as well."""
         self._slow_readers.forget(live)
         del self._requests[live.id]
         self._places.give_back(live.request.tenant)

@@ -13,7 +13,7 @@ from tokenmux.server.front.model_text import ModelText
 
 
 class StoredModel(Protocol):
-    """A model of the catalogue: converted, checked and ready to be registered with a worker."""
+    """A model of the catalogue: converted, checked and ready to be registered with a node."""
 
     @property
     def facts(self) -> ModelFacts: ...

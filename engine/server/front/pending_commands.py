@@ -1,4 +1,4 @@
-"""Commands that a worker answers, and their answers, paired by ticket."""
+"""Commands that a node answers, and their answers, paired by ticket."""
 
 import asyncio
 from collections.abc import Callable
@@ -22,11 +22,11 @@ class PendingCommands:
         self._pending: dict[Ticket, Pending] = {}
 
     def begin(self, command: OperatorCommand) -> Pending:
-        """Send a command. The future raises the worker's error, or what `fail` was called with."""
+        """Send a command. The future raises the node's error, or what `fail` was called with."""
         return self._ask(command)
 
     async def trace(self, last_s: float) -> tuple[Span, ...]:
-        """What the worker remembers of the last `last_s` seconds. Raises what `fail` was called with."""
+        """What the node remembers of the last `last_s` seconds. Raises what `fail` was called with."""
         answer = await self._ask(AskTrace(last_s))
         assert isinstance(answer, Traced)
         return answer.spans
@@ -42,7 +42,7 @@ class PendingCommands:
             waiting.set_result(answer)
 
     def fail(self, error: TokenmuxError) -> None:
-        """The worker is gone: pending questions will not be answered."""
+        """The node is gone: pending questions will not be answered."""
         pending, self._pending = self._pending, {}
         for waiting in pending.values():
             if not waiting.done():

@@ -1,4 +1,4 @@
-"""The devices of the pool as the front knows them: with which a worker starts, and which of them may go or
+"""The devices of the pool as the front knows them: with which a node starts, and which of them may go or
 change. What fits them is told by `tokenmux.server.front.fitting`.
 
 Operators change devices while the pool serves. What is accepted meanwhile has to fit whatever comes of it: a
@@ -16,7 +16,7 @@ from tokenmux.core.errors import InUse, InvalidRequest, NotFound, NotServable
 from tokenmux.core.facts import DeviceFacts, InstanceId, ModelFacts
 from tokenmux.core.phases import DeviceState
 from tokenmux.core.sizes import show_size
-from tokenmux.messages.reports import WorkerStatus
+from tokenmux.messages.reports import NodeStatus
 from tokenmux.messages.setups import DeviceSetup, PresentDevices
 from tokenmux.server.front.fitting import Capacity, Fitting, Held
 
@@ -45,7 +45,7 @@ class PoolDevices:
         self._out: set[InstanceId] = set()
         """Devices that do not serve, and may not for long."""
         self.present = PresentDevices({}, 0)
-        """With which a worker starts."""
+        """With which a node starts."""
         self._renew(len(setups))
 
     def __len__(self) -> int:
@@ -72,8 +72,8 @@ class PoolDevices:
             raise InvalidRequest(f"the pool has several devices ({listed}): say which one is meant")
         return next(iter(self._devices))
 
-    def take(self, status: WorkerStatus) -> None:
-        """Learn from a worker's status to which devices models are pinned, and which devices are out."""
+    def take(self, status: NodeStatus) -> None:
+        """Learn from a node's status to which devices models are pinned, and which devices are out."""
         self._fitting.take(status)
         self._out = {device.instance for device in status.devices if device.state is DeviceState.OUT}
 
@@ -104,7 +104,7 @@ class PoolDevices:
             self._coming.remove(setup)
 
     def added(self, instance: InstanceId, setup: DeviceSetup) -> None:
-        """The worker has added a device, and numbered it."""
+        """The node has added a device, and numbered it."""
         self._devices[instance] = _Device(setup)
         self._renew(instance + 1)
 
@@ -201,7 +201,7 @@ class PoolDevices:
         return self._devices[instance]
 
     def _renew(self, n_numbered: int = 0) -> None:
-        # Another value each time: a worker is started in a thread.
+        # Another value each time: a node is started in a thread.
         setups = {instance: device.setup for instance, device in self._devices.items()}
         self.present = PresentDevices(setups, max(n_numbered, self.present.n_numbered))
 

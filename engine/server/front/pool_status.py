@@ -7,12 +7,12 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from importlib import metadata
 
-from tokenmux.messages.reports import WorkerStatus
+from tokenmux.messages.reports import NodeStatus
 from tokenmux.server.front.changes import Changes, Watchers
+from tokenmux.server.front.node_side import NodeSide
 from tokenmux.server.front.request_rules import check_seconds
 from tokenmux.server.front.shown_models import ShownModel, ShownModels
 from tokenmux.server.front.usage import Usage
-from tokenmux.server.front.worker_side import WorkerSide
 
 MAX_STATUS_WATCHERS = 128
 WATCH_INTERVAL_S = 0.1
@@ -24,14 +24,14 @@ ms."""
 
 @dataclass(frozen=True, slots=True)
 class PoolSnapshot:
-    """The pool at one moment. `worker` is None if there is none, or it has not reported yet."""
+    """The pool at one moment. `node` is None if there is none, or it has not reported yet."""
 
     version: str
     uptime_s: float
     n_requests: int
     max_requests: int
     n_restarts: int
-    worker: WorkerStatus | None
+    node: NodeStatus | None
     usage: Usage
     models: tuple[ShownModel, ...]
 
@@ -45,17 +45,15 @@ class PoolSnapshot:
     @property
     def devices_saved_dedicated(self) -> int:
         """Compared with one device for each model requested within the last hour; 0 before any work."""
-        return (
-            self.worker.n_models_used - self.n_devices if self.worker is not None and self._work()[0] else 0
-        )
+        return self.node.n_models_used - self.n_devices if self.node is not None and self._work()[0] else 0
 
     @property
     def n_devices(self) -> int:
-        return 0 if self.worker is None else len(self.worker.devices)
+        return 0 if self.node is None else len(self.node.devices)
 
     def _work(self) -> tuple[float, float]:
         """Seconds with work, and the same for each model that had some."""
-        return (0.0, 0.0) if self.worker is None else (self.worker.work_s, self.worker.model_work_s)
+        return (0.0, 0.0) if self.node is None else (self.node.work_s, self.node.model_work_s)
 
 
 class StatusBoard:
@@ -64,7 +62,7 @@ class StatusBoard:
     def __init__(
         self,
         shown: ShownModels,
-        worker: WorkerSide,
+        node: NodeSide,
         changes: Changes,
         *,
         n_live: Callable[[], int],
@@ -72,7 +70,7 @@ class StatusBoard:
         draining: Callable[[], bool],
     ) -> None:
         self._shown = shown
-        self._worker = worker
+        self._node = node
         self._changes = changes
         self._n_live = n_live
         self._max_requests = max_requests
@@ -120,9 +118,9 @@ class StatusBoard:
             uptime_s=uptime_s,
             n_requests=self._n_live(),
             max_requests=self._max_requests,
-            n_restarts=self._worker.n_restarts,
-            worker=self._worker.status,
-            usage=self._worker.usage,
+            n_restarts=self._node.n_restarts,
+            node=self._node.status,
+            usage=self._node.usage,
             models=tuple(self._shown.all()),
         )
 

@@ -3,7 +3,7 @@
 from tokenmux.core.errors import TokenmuxError, Unavailable
 from tokenmux.server.front.changes import Changes
 from tokenmux.server.front.standstill import Standstill
-from tokenmux.server.workers.outage import Outage
+from tokenmux.server.nodes.outage import Outage
 
 STARTING = "the server is starting: try again in a moment"
 DRAINING = "the server is shutting down: try another one, or this one again later"
@@ -13,7 +13,7 @@ STOPPED = "the server has stopped: try another one, or this one again later"
 class Readiness:
     """starting ─ `opened` ─▶ ready ─ `drain` ─▶ draining ─ `stopped` ─▶ stopped.
 
-    A worker may be missing meanwhile.
+    A node may be missing meanwhile.
     """
 
     def __init__(self, outage: Outage, standstill: Standstill, changes: Changes) -> None:
@@ -50,7 +50,7 @@ class Readiness:
         self._changes.notify()
 
     def fail(self, error: TokenmuxError) -> None:
-        """There will be no worker."""
+        """There will be no node."""
         self._closed = self.failed = error
         self._changes.notify()
 

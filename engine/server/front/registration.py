@@ -16,11 +16,11 @@ from tokenmux.messages.commands import Register, Unregister
 from tokenmux.server.front.changes import Changes
 from tokenmux.server.front.model_store import ModelStore, NothingToRemove, PendingRemoval
 from tokenmux.server.front.names import check_name_length
+from tokenmux.server.front.node_side import NodeSide
 from tokenmux.server.front.pool_devices import PoolDevices
 from tokenmux.server.front.served_models import ServedModel, ServedModels
 from tokenmux.server.front.sources import add_to_store
 from tokenmux.server.front.undertakings import Undertakings
-from tokenmux.server.front.worker_side import WorkerSide
 
 logger = logging.getLogger(__name__)
 
@@ -37,14 +37,14 @@ class Registration:
         store: ModelStore,
         models: ServedModels,
         devices: PoolDevices,
-        worker: WorkerSide,
+        node: NodeSide,
         undertakings: Undertakings,
         changes: Changes,
     ) -> None:
         self._store = store
         self._models = models
         self._devices = devices
-        self._worker = worker
+        self._node = node
         self._changes = changes
         self._undertakings = undertakings
         self._adding: set[str] = set()
@@ -96,11 +96,11 @@ class Registration:
 
         Raises InUse while it is being removed already, and, unless forced, while it has live requests.
         Forced, it waits for operations in flight that use the model, such as a fetch. Its files go first, and
-        come back if the worker does not let the model go: a failure leaves everything as it was.
+        come back if the node does not let the model go: a failure leaves everything as it was.
         """
         self._check_not_removed(name)
         served = self._models.find(name)
-        n_live = self._worker.requests.n_of(ModelId(served.name))
+        n_live = self._node.requests.n_of(ModelId(served.name))
         if n_live and not force:
             raise InUse(f"{name!r} has {n_live} live requests: wait for them, or force it to end them")
         self._removing.add(name)
@@ -116,7 +116,7 @@ class Registration:
         try:
             if served.refusal is None:
                 await self._let_go(served, force=force)
-                self._worker.dismiss(served)
+                self._node.dismiss(served)
         except BaseException:
             self._models.add(served)
             await asyncio.to_thread(removal.restore)
@@ -140,7 +140,7 @@ class Registration:
                     served.refusal = error
                 else:
                     served.refusal = None
-                    self._worker.introduce(served)
+                    self._node.introduce(served)
         self._changes.notify()
 
     def _stored(self) -> list[ServedModel]:
@@ -167,7 +167,7 @@ class Registration:
         served = ServedModel(entry)
         try:
             self.check_fit(served)
-            await self._worker.command(Register(entry.facts, str(entry.path)))
+            await self._node.command(Register(entry.facts, str(entry.path)))
         except BaseException:
             if source:
                 await asyncio.to_thread(self._store.remove, name)
@@ -188,14 +188,14 @@ class Registration:
             return NothingToRemove()
 
     async def _let_go(self, served: ServedModel, *, force: bool) -> None:
-        """Make the worker forget the model. Raises InUse; if forced, only after `FORCED_S`."""
+        """Make the node forget the model. Raises InUse; if forced, only after `FORCED_S`."""
         loop = asyncio.get_running_loop()
         until_s = loop.time() + FORCED_S
         while True:
             version = self._changes.version
             try:
-                await self._worker.command(Unregister(served.facts.id))
-            except NotFound:  # another worker has come meanwhile, which was not told of it
+                await self._node.command(Unregister(served.facts.id))
+            except NotFound:  # another node has come meanwhile, which was not told of it
                 return
             except InUse:
                 left_s = until_s - loop.time()

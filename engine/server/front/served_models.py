@@ -1,6 +1,6 @@
 """The models that the front knows, by name, with their tokenizers loaded when first needed.
 
-A model can be known but refused (it does not fit, or the worker does not take it): it is listed with the
+A model can be known but refused (it does not fit, or the node does not take it): it is listed with the
 reason, and requests for it get that reason.
 """
 
@@ -29,7 +29,7 @@ class ServedModel:
     pinned: bool = False
     refusal: TokenmuxError | None = None
     n_convicted: int = 0
-    """Requests for it that broke workers since one made progress: its weights may be the cause."""
+    """Requests for it that broke nodes since one made progress: its weights may be the cause."""
     proven: bool = False
     """True if a request for it has ever made progress."""
     loading: "asyncio.Task[ModelText] | None" = None
@@ -65,7 +65,7 @@ class ServedModels:
         self._threads = threads
         self._models: dict[str, ServedModel] = {}
         self.leaving: list[ServedModel] = []
-        """Models that are being removed: they are served no longer, and the worker may still pin them."""
+        """Models that are being removed: they are served no longer, and the node may still pin them."""
 
     def __iter__(self) -> Iterator[ServedModel]:
         return (self._models[name] for name in sorted(self._models))

@@ -37,7 +37,7 @@ class FrontService(Protocol):
 
         `caller` is the key that the call carries, if any: its name is the tenant.
 
-        The stream raises Ended, WorkerFailed or Unavailable if an accepted request could not be completed.
+        The stream raises Ended, ProcessFailed or Unavailable if an accepted request could not be completed.
         """
         ...
 
@@ -134,7 +134,7 @@ class FrontService(Protocol):
         ...
 
     async def trace(self, last_s: float) -> TraceDocument:
-        """What the worker did within the last `last_s` seconds; 0 for everything that it remembers."""
+        """What the node did within the last `last_s` seconds; 0 for everything that it remembers."""
         ...
 
     # Planning

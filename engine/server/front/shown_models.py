@@ -1,17 +1,17 @@
-"""What operators see of models: what the front knows, and the worker's latest status."""
+"""What operators see of models: what the front knows, and the node's latest status."""
 
 from dataclasses import dataclass
 
 from tokenmux.core.facts import ModelFacts, ModelId
 from tokenmux.messages.reports import ModelStatus
 from tokenmux.scheduler.metrics.counter_table import Row
+from tokenmux.server.front.node_side import NodeSide
 from tokenmux.server.front.served_models import ServedModel, ServedModels
-from tokenmux.server.front.worker_side import WorkerSide
 
 
 @dataclass(frozen=True, slots=True)
 class ShownModel:
-    """One model. `status` and `service` are None while the worker has not reported on it."""
+    """One model. `status` and `service` are None while the node has not reported on it."""
 
     name: str
     facts: ModelFacts | None
@@ -26,13 +26,13 @@ class ShownModel:
 class ShownModels:
     """The present state of models."""
 
-    def __init__(self, models: ServedModels, worker: WorkerSide) -> None:
+    def __init__(self, models: ServedModels, node: NodeSide) -> None:
         self._models = models
-        self._worker = worker
+        self._node = node
 
     def all(self) -> list[ShownModel]:
         """All models, by name."""
-        status = self._worker.status
+        status = self._node.status
         told = {} if status is None else {model.model: model for model in status.models}
         return [self._show(served, told.get(ModelId(served.name))) for served in self._models]
 
@@ -44,8 +44,8 @@ class ShownModels:
         return self._show(served, self.status_of(served))
 
     def status_of(self, served: ServedModel) -> ModelStatus | None:
-        """The worker's latest status of a model."""
-        status = self._worker.status
+        """The node's latest status of a model."""
+        status = self._node.status
         models = () if status is None else status.models
         return next((model for model in models if model.model == served.name), None)
 
@@ -56,5 +56,5 @@ class ShownModels:
             pinned=served.pinned,
             refusal="" if served.refusal is None else str(served.refusal),
             status=status,
-            service=self._worker.usage.models.get(ModelId(served.name)),
+            service=self._node.usage.models.get(ModelId(served.name)),
         )

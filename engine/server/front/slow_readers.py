@@ -1,9 +1,9 @@
 """What happens when a client stops reading its stream: writing to it does not return, and tokens pile up.
 
-    `buffer_tokens` unread ─▶ the worker is told Pause: the request gets no steps, its deadlines stand still
+    `buffer_tokens` unread ─▶ the node is told Pause: the request gets no steps, its deadlines stand still
         ├─ the client reads until half of them are left ─▶ Resume: it goes on, deadlines shifted by the pause
-        ├─ `unread_s` pass ─▶ the request ends with Ended, which says what to do; the worker is told Cancel
-        └─ the worker breaks ─▶ the next one is told of the request and of its pause
+        ├─ `unread_s` pass ─▶ the request ends with Ended, which says what to do; the node is told Cancel
+        └─ the node breaks ─▶ the next one is told of the request and of its pause
 
 `tokenmux.server.front.buffer` counts what is unread and says when it is too much; neighbouring tokens
 are merged into one event there, so that a client that is merely slow costs little memory.
@@ -28,7 +28,7 @@ class SlowReaders:
         send: Callable[[Command], object],
         end: Callable[[LiveRequest, TokenmuxError], None],
     ) -> None:
-        """`send` reaches the worker, `end` ends a request from the front's side."""
+        """`send` reaches the node, `end` ends a request from the front's side."""
         self._buffer_tokens = buffer_tokens
         self._unread_s = unread_s
         self._send = send
@@ -48,8 +48,8 @@ class SlowReaders:
         self.forget(live)
         self._send(Resume(live.id))
 
-    def given_to_worker(self, live: LiveRequest) -> None:
-        """A worker was told of the request: tell it of the pause as well."""
+    def given_to_node(self, live: LiveRequest) -> None:
+        """A node was told of the request: tell it of the pause as well."""
         if live.paused:
             self._send(Pause(live.id))
 

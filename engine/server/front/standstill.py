@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 
 from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.core.request import FinishReason
-from tokenmux.messages.reports import DeviceStatus, Finished, Report, Tokens, WorkerStatus
+from tokenmux.messages.reports import DeviceStatus, Finished, NodeStatus, Report, Tokens
 from tokenmux.scheduler.metrics.counter_table import Row
 from tokenmux.scheduler.metrics.counters import INSTANCE_TABLE
 
@@ -57,7 +57,7 @@ class Standstill:
             self._watching.cancel()
 
     def hear(self, report: Report) -> None:
-        """Note a report of the worker if it shows that something moved."""
+        """Note a report of the node if it shows that something moved."""
         match report:
             case Tokens() | Finished(reason=FinishReason.STOP | FinishReason.LENGTH):
                 moved = True
@@ -65,7 +65,7 @@ class Standstill:
                 moved = True
             case PhaseChanged(phase=RequestPhase.LOADING, progress=progress):
                 moved = progress > 0
-            case WorkerStatus(devices=devices):
+            case NodeStatus(devices=devices):
                 before, self._counts = self._counts, tuple(map(_moving_counts, devices))
                 moved = self._counts != before
             case _:
@@ -79,7 +79,7 @@ class Standstill:
         while True:
             await self._sleep(LOOK_S)
             now_s = self._clock()
-            # If this process stood still itself, what the worker sent may only be waiting to be read.
+            # If this process stood still itself, what the node sent may only be waiting to be read.
             since_s, looked_s = min(now_s - looked_s, 2 * LOOK_S), now_s
             waits = self._n_waiting() > 0
             passed_s = passed_s + since_s if waits and not self._moved else 0.0

@@ -5,8 +5,8 @@ import math
 from dataclasses import dataclass
 
 from tokenmux.scheduler.metrics.timeline import chrome_trace, seconds_covered
+from tokenmux.server.front.node_side import NodeSide
 from tokenmux.server.front.request_rules import check_seconds
-from tokenmux.server.front.worker_side import WorkerSide
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +19,10 @@ class TraceDocument:
     seconds: float
 
 
-async def trace_document(worker: WorkerSide, last_s: float) -> TraceDocument:
-    """What the worker did within the last `last_s` seconds; 0 for everything that it remembers. Raises
-    InvalidRequest, and Unavailable without a worker."""
+async def trace_document(node: NodeSide, last_s: float) -> TraceDocument:
+    """What the node did within the last `last_s` seconds; 0 for everything that it remembers. Raises
+    InvalidRequest, and Unavailable without a node."""
     check_seconds("last_s", last_s)
-    spans = await worker.trace(last_s or math.inf)
+    spans = await node.trace(last_s or math.inf)
     document = await asyncio.to_thread(chrome_trace, spans)
     return TraceDocument(document, len(spans), seconds_covered(spans))

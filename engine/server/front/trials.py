@@ -1,6 +1,6 @@
-"""Gives the worker the suspects of earlier deaths, a few at a time, and waits until they have made progress.
+"""Gives the node the suspects of earlier deaths, a few at a time, and waits until they have made progress.
 
-`tokenmux.server.workers.suspects` decides which requests are suspects and in which groups they are tried;
+`tokenmux.server.nodes.suspects` decides which requests are suspects and in which groups they are tried;
 this module adds the time limits. `tokenmux.server.front.verdicts` acts on a conviction.
 """
 
@@ -9,17 +9,17 @@ from collections.abc import Awaitable, Callable
 
 from tokenmux.core.request import RequestId
 from tokenmux.messages.commands import Load
-from tokenmux.server.workers.suspects import Suspects
+from tokenmux.server.nodes.suspects import Suspects
 
 MAX_DOUBLINGS = 3
 """Limit on how often the time of a trial is doubled."""
 
 Suspected = RequestId | Load
-"""What may break a worker: a request, or a model that is loaded without one (it is pinned)."""
+"""What may break a node: a request, or a model that is loaded without one (it is pinned)."""
 
 
 class Trials:
-    """Everything that was given to a worker and may have broken it."""
+    """Everything that was given to a node and may have broken it."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class Trials:
         give: Callable[[Suspected], None],
         sleep: Callable[[float], Awaitable[object]],
     ) -> None:
-        """`n_deaths` of workers make a suspect. `give` sends a subject to the worker, if `may_give` says
+        """`n_deaths` of nodes make a suspect. `give` sends a subject to the node, if `may_give` says
         that there is one that takes it."""
         self._suspects: Suspects[Suspected] = Suspects(n_deaths)
         self._trial_s = trial_s
@@ -45,7 +45,7 @@ class Trials:
         return self._suspects.trying
 
     def arrive(self, subject: Suspected, *, suspected: bool) -> None:
-        """Add a subject: give it to the worker now, or when its turn comes. One that is `suspected` is
+        """Add a subject: give it to the node now, or when its turn comes. One that is `suspected` is
         tried alone."""
         if self._suspects.arrive(subject, suspected=suspected):
             self._give(subject)
@@ -53,19 +53,19 @@ class Trials:
             self.go_on()
 
     def sent(self, subject: Suspected, *, first: bool = False) -> None:
-        """Note that the worker was given it; `first` if it is older than the worker: trials wait for it."""
+        """Note that the node was given it; `first` if it is older than the node: trials wait for it."""
         self._suspects.sent(subject, first=first)
 
     def holds(self, subject: Suspected) -> bool:
-        """True if it must not be given to the worker now."""
+        """True if it must not be given to the node now."""
         return self._suspects.holds(subject)
 
     def is_unproven(self, subject: Suspected) -> bool:
-        """True if the present worker has it and has made no progress with it."""
+        """True if the present node has it and has made no progress with it."""
         return self._suspects.is_unproven(subject)
 
     def progressed(self, subject: Suspected) -> None:
-        """The present worker made progress with it. Call `go_on` afterwards, if `trying`."""
+        """The present node made progress with it. Call `go_on` afterwards, if `trying`."""
         self._suspects.progressed(subject)
 
     def forget(self, subject: Suspected) -> None:
@@ -75,15 +75,15 @@ class Trials:
             self.go_on()
 
     def spared(self) -> None:
-        """The worker broke before it had read anything."""
+        """The node broke before it had read anything."""
         self._suspects.spared()
 
     def died(self) -> Suspected | None:
-        """The worker broke. Returns the guilty subject, if it is known now."""
+        """The node broke. Returns the guilty subject, if it is known now."""
         return self._suspects.died()
 
     def go_on(self) -> None:
-        """Give the worker the next suspects, if the last ones are done."""
+        """Give the node the next suspects, if the last ones are done."""
         if self._timer is not None and not self._suspects.waited_for:
             self.stop()
         while self._may_give() and (subjects := self._suspects.release()):

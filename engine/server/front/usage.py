@@ -1,8 +1,8 @@
-"""Usage of the worker, collected from what it reports once a second. Dropped when the worker is replaced,
+"""Usage of the node, collected from what it reports once a second. Dropped when the node is replaced,
 since its counters start again."""
 
 from tokenmux.core.facts import ModelId
-from tokenmux.messages.reports import WorkerUse
+from tokenmux.messages.reports import NodeUse
 from tokenmux.scheduler.metrics.counter_table import Row
 
 
@@ -13,6 +13,6 @@ class Usage:
         self.models: dict[ModelId, Row] = {}
         self.tenants: dict[str, Row] = {}
 
-    def take(self, message: WorkerUse) -> None:
+    def take(self, message: NodeUse) -> None:
         self.models.update(message.models)
         self.tenants.update(message.tenants)

@@ -1,4 +1,4 @@
-"""Acts on requests and models that are found to break workers: they are given to no other worker."""
+"""Acts on requests and models that are found to break nodes: they are given to no other node."""
 
 import logging
 
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 CONVICTIONS = 2
 CONVICTIONS_OF_PROVEN = 5
-"""After this many requests of one model that broke workers, with none that made progress in between and none
+"""After this many requests of one model that broke nodes, with none that made progress in between and none
 that waits, the model is refused; sooner if no request of it has ever made progress."""
 
 
@@ -33,15 +33,15 @@ class Verdicts:
             served.n_convicted, served.proven = 0, True
 
     def convict(self, guilty: Suspected) -> None:
-        """Act on a request or model that was the only possible cause when a worker broke."""
+        """Act on a request or model that was the only possible cause when a node broke."""
         if isinstance(guilty, Load):
             if guilty.model in self._models:  # it may have been removed meanwhile
                 served = self._models.find(guilty.model)
-                self.refuse(served, "workers broke again and again when it was loaded")
+                self.refuse(served, "nodes broke again and again when it was loaded")
             return
         live = self._requests.find(guilty)
         said = (
-            f"request {live.id} is given up: workers broke over it, the last one while it was tried alone; "
+            f"request {live.id} is given up: nodes broke over it, the last one while it was tried alone; "
             "do not send it again, and please report it with the server's log"
         )
         self._requests.fail(live, NotServable(said))
@@ -52,10 +52,10 @@ class Verdicts:
         n = served.n_convicted
         limit = CONVICTIONS_OF_PROVEN if served.proven else CONVICTIONS
         if n >= limit and not any(other.model == live.model for other in self._requests):
-            self.refuse(served, f"{n} of its requests broke workers, and none made progress in between")
+            self.refuse(served, f"{n} of its requests broke nodes, and none made progress in between")
 
     def refuse(self, served: ServedModel, why: str) -> None:
-        """Give this model to no worker from now on. Its requests end with the reason."""
+        """Give this model to no node from now on. Its requests end with the reason."""
         model = served.facts.id
         served.refusal = NotServable(
             f"{model} is not served: {why}; look at the server's log, "

@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 def model_message(view: ShownModel) -> models_pb2.Model:
-    """A model with its latest status from the worker.
+    """A model with its latest status from the node.
 
     A model with numbers that no message can hold is shown as refused, so that it does not take the status of
     all others with it.

@@ -38,19 +38,19 @@ def status_message(status: PoolSnapshot) -> pool_pb2.StatusResponse:
         devices_saved=status.devices_saved,
         devices_saved_dedicated=status.devices_saved_dedicated,
     )
-    worker = status.worker
-    if worker is not None:
+    node = status.node
+    if node is not None:
         message.MergeFrom(
             pool_pb2.StatusResponse(
-                instances=map(_instance, worker.devices),
-                at_s=worker.at_s,
-                host_cache_bytes=worker.host_cache_bytes,
-                host_cache_used_bytes=worker.host_cache_used_bytes,
-                host_kv_bytes=worker.host_kv_bytes,
-                host_kv_used_bytes=worker.host_kv_used_bytes,
-                work_s=worker.work_s,
-                model_work_s=worker.model_work_s,
-                n_models_used=worker.n_models_used,
+                instances=map(_instance, node.devices),
+                at_s=node.at_s,
+                host_cache_bytes=node.host_cache_bytes,
+                host_cache_used_bytes=node.host_cache_used_bytes,
+                host_kv_bytes=node.host_kv_bytes,
+                host_kv_used_bytes=node.host_kv_used_bytes,
+                work_s=node.work_s,
+                model_work_s=node.model_work_s,
+                n_models_used=node.n_models_used,
             )
         )
     return message

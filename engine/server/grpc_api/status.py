@@ -31,7 +31,7 @@ STATUS: Mapping[ErrorCode, grpc.StatusCode] = {
     ErrorCode.IN_USE: grpc.StatusCode.FAILED_PRECONDITION,
     ErrorCode.ENDED: grpc.StatusCode.ABORTED,
     ErrorCode.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
-    ErrorCode.WORKER_FAILED: grpc.StatusCode.UNAVAILABLE,
+    ErrorCode.PROCESS_FAILED: grpc.StatusCode.UNAVAILABLE,
     ErrorCode.INTERNAL: grpc.StatusCode.INTERNAL,
     ErrorCode.ILLEGAL_PLAN: grpc.StatusCode.INTERNAL,
     ErrorCode.INTEGRITY: grpc.StatusCode.INTERNAL,

@@ -81,8 +81,8 @@ ERROR_FORMS: Mapping[ErrorCode, ErrorForm] = {
     ErrorCode.UNAVAILABLE: ErrorForm(
         HTTPStatus.SERVICE_UNAVAILABLE, SERVER_FAULT, "unavailable", {"retry-after": "5"}
     ),
-    ErrorCode.WORKER_FAILED: ErrorForm(
-        HTTPStatus.SERVICE_UNAVAILABLE, SERVER_FAULT, "worker_failed", {"retry-after": "5"}
+    ErrorCode.PROCESS_FAILED: ErrorForm(
+        HTTPStatus.SERVICE_UNAVAILABLE, SERVER_FAULT, "process_failed", {"retry-after": "5"}
     ),
     ErrorCode.INTERNAL: _INTERNAL,
     ErrorCode.ILLEGAL_PLAN: _INTERNAL,

@@ -93,7 +93,7 @@ class PoolServicer:
 
     def Trace(self, request, context):
         """The steps, copies and requests that ended within the last seconds, as a Chrome trace for ui.perfetto.dev.
-        The pool always keeps the newest few thousand. UNAVAILABLE while there is no worker.
+        The pool always keeps the newest few thousand. UNAVAILABLE while there is no node.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -35,7 +35,7 @@ EVERY_DAY = ("gemma2", "gpt2", "gpt_oss", "llama")
 """Windows with capped scores, learned positions, sinks with experts, and the plain case."""
 
 SHAPE = KvShape(n_layers=2, n_kv_heads=2, head_dim=32, dtype_bytes=4, block_size=8)
-WORKER = "tests.models.network.interpreted:"
+NODE = "tests.models.network.interpreted:"
 CPU = torch.device("cpu")
 
 
@@ -59,7 +59,7 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory):
 
 def serve(interpreter: Interpreter, folder: str, path: str, lengths, n_output, *, sampled=False, seed=0):
     return interpreter(
-        WORKER + "serve",
+        NODE + "serve",
         folder=folder, lengths=list(lengths), n_output=n_output, path=path, sampled=sampled, seed=seed,
         result={},
     )["result"]  # fmt: skip
@@ -70,7 +70,7 @@ def serve(interpreter: Interpreter, folder: str, path: str, lengths, n_output, *
 
 @pytest.mark.parametrize("family", EVERY_DAY)
 def test_logits_equal_those_of_the_torch_formulation(interpreter, folder_of, family) -> None:
-    found = interpreter(WORKER + "logits", folder=folder_of(family), result={})["result"]
+    found = interpreter(NODE + "logits", folder=folder_of(family), result={})["result"]
     assert found["difference"] < 1e-4
     assert found["untouched"]
     assert found["n_passes"] > 3
@@ -244,7 +244,7 @@ def test_draws_equal_the_reference_of_the_kernel(interpreter) -> None:
     ).tokens.tolist()
     kept = logits.clone()
     padded = torch.cat((logits, torch.full((2, 300), torch.nan)))
-    got = interpreter(WORKER + "draws", logits=padded, wanted=draws, result={})
+    got = interpreter(NODE + "draws", logits=padded, wanted=draws, result={})
     assert got["result"]["tokens"] == expected
     assert expected[4] != first
     assert got["result"]["n_waits"] == 1, "once, for the tokens"
@@ -265,7 +265,7 @@ def test_draws_with_rules_are_those_of_a_processor(interpreter) -> None:
         Draw(Sampling(rules=LogitRules(2.0)), 6, {int(logits[5].argmax())}, PastTokens([7])),
         Draw(Sampling(1.0, seed=8), 6),
     ]
-    got = interpreter(WORKER + "draws", logits=logits, wanted=draws, result={})
+    got = interpreter(NODE + "draws", logits=logits, wanted=draws, result={})
     assert got["result"]["tokens"] == draw_rows(logits, draws)
     assert got["result"]["tokens"][0] != first
     assert got["result"]["n_waits"] == 2, "once for the rows with rules, once for the others"
@@ -282,7 +282,7 @@ def test_log_probabilities_are_those_of_a_processor(interpreter) -> None:
         Draw(Sampling(), 5),
         Draw(Sampling(n_likeliest=0), 5),
     ]
-    result = interpreter(WORKER + "told", logits=logits, wanted=draws, result={})["result"]
+    result = interpreter(NODE + "told", logits=logits, wanted=draws, result={})["result"]
     tokens, told = result["tokens"], result["told"]
     assert tokens == draw_rows(logits, draws)
     expected = log_probabilities(logits, tokens, draws)

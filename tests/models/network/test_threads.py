@@ -2,7 +2,7 @@
 number of threads.
 
 torch divides products and element-wise functions among threads at places that depend on the number of rows;
-the worker takes one thread less than the machine has cores.
+the node takes one thread less than the machine has cores.
 """
 
 from collections.abc import Iterator

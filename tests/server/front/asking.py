@@ -17,14 +17,14 @@ from tokenmux.server.front.generation import (
 )
 from tokenmux.server.front.limits import Limits
 from tokenmux.server.front.tenants import Weights
-from tokenmux.testing.scripted_worker import (
-    ScriptedWorkers,
+from tokenmux.testing.scripted_node import (
+    ScriptedNodes,
 )
 
 
 @asynccontextmanager
 async def started(
-    hub: ScriptedWorkers,
+    hub: ScriptedNodes,
     *entries: FakeEntry,
     limits: Limits | None = None,
     weights: Weights | None = None,

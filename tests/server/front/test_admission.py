@@ -1,4 +1,4 @@
-"""What is admitted reaches the worker whole; what is refused costs no other request anything."""
+"""What is admitted reaches the node whole; what is refused costs no other request anything."""
 
 import asyncio
 import threading
@@ -25,13 +25,13 @@ from tokenmux.server.front.generation import (
     TokenIds,
 )
 from tokenmux.server.front.limits import Limits
-from tokenmux.testing.scripted_worker import (
-    ScriptedWorkers,
+from tokenmux.testing.scripted_node import (
+    ScriptedNodes,
 )
 
 
-async def test_everything_that_is_asked_reaches_the_worker() -> None:
-    hub = ScriptedWorkers(auto=True)
+async def test_everything_that_is_asked_reaches_the_node() -> None:
+    hub = ScriptedNodes(auto=True)
     question = ask(
         max_tokens=4, min_tokens=2, temperature=0.5, top_k=3, top_p=0.25, seed=7, stop_token_ids=(9,),
         ttft_s=1.0, tpot_s=0.5, tenant="team", weight=2.0,
@@ -47,7 +47,7 @@ async def test_everything_that_is_asked_reaches_the_worker() -> None:
 
 
 async def test_chat_goes_through_the_template_and_token_ids_do_not() -> None:
-    hub = ScriptedWorkers(auto=True)
+    hub = ScriptedNodes(auto=True)
     async with started(hub) as front:
         await events_of(front, ask(prompt=Chat((ChatMessage("user", "hi"),))))
         assert (await hub.next(Submit)).prompt == tuple(b"u:hi;")
@@ -58,7 +58,7 @@ async def test_chat_goes_through_the_template_and_token_ids_do_not() -> None:
 
 
 async def test_a_seed_is_drawn_once_and_told() -> None:
-    hub = ScriptedWorkers(auto=True)
+    hub = ScriptedNodes(auto=True)
     async with started(hub) as front:
         events = await events_of(front, ask(temperature=1.0))
         submit = await hub.next(Submit)
@@ -106,10 +106,10 @@ WRONG: list[tuple[dict[str, object], type[TokenmuxError], str]] = [
 
 
 @pytest.mark.parametrize(("changes", "kind", "message"), WRONG, ids=lambda case: str(case)[:40])
-async def test_wrong_input_is_refused_before_the_worker_hears_of_it(
+async def test_wrong_input_is_refused_before_the_node_hears_of_it(
     changes: dict[str, object], kind: type[TokenmuxError], message: str
 ) -> None:
-    hub = ScriptedWorkers(auto=True)
+    hub = ScriptedNodes(auto=True)
     async with started(hub) as front:
         with pytest.raises(kind, match=message):
             await events_of(front, ask(**changes))
@@ -119,7 +119,7 @@ async def test_wrong_input_is_refused_before_the_worker_hears_of_it(
 
 
 async def test_chat_without_a_template_is_refused() -> None:
-    hub = ScriptedWorkers(auto=True)
+    hub = ScriptedNodes(auto=True)
     plain = FakeEntry(facts("letters"), letters=LetterTokenizer(has_chat_template=False))
     async with started(hub, plain) as front:
         with pytest.raises(InvalidRequest, match="no chat template"):
@@ -127,7 +127,7 @@ async def test_chat_without_a_template_is_refused() -> None:
 
 
 async def test_requests_in_the_tokenizer_count_for_the_queue() -> None:
-    hub, gate = ScriptedWorkers(auto=True), threading.Event()
+    hub, gate = ScriptedNodes(auto=True), threading.Event()
     slow = FakeEntry(facts("letters"), letters=LetterTokenizer(gate=lambda: gate.wait(PATIENCE_S) and None))
     async with started(hub, slow, limits=Limits(max_requests=1)) as front:
         first = asyncio.create_task(events_of(front, ask()))
@@ -139,7 +139,7 @@ async def test_requests_in_the_tokenizer_count_for_the_queue() -> None:
 
 
 async def test_tokenizing_does_not_block_other_requests() -> None:
-    hub, gate = ScriptedWorkers(auto=True), threading.Event()
+    hub, gate = ScriptedNodes(auto=True), threading.Event()
     slow = FakeEntry(facts("slow"), letters=LetterTokenizer(gate=lambda: gate.wait(PATIENCE_S) and None))
     async with started(hub, slow, FakeEntry(facts("letters"))) as front:
         waiting = asyncio.create_task(events_of(front, ask(model="slow")))
@@ -150,7 +150,7 @@ async def test_tokenizing_does_not_block_other_requests() -> None:
 
 
 async def test_leaving_while_the_prompt_is_tokenized_submits_nothing() -> None:
-    hub, gate = ScriptedWorkers(auto=True), threading.Event()
+    hub, gate = ScriptedNodes(auto=True), threading.Event()
     slow = FakeEntry(facts("letters"), letters=LetterTokenizer(gate=lambda: gate.wait(PATIENCE_S) and None))
     async with started(hub, slow) as front:
         task = asyncio.create_task(events_of(front, ask()))

@@ -16,14 +16,14 @@ from tokenmux.server.front.generation import (
     FinishInfo,
     PromptInfo,
 )
-from tokenmux.testing.scripted_worker import (
-    ScriptedWorkers,
+from tokenmux.testing.scripted_node import (
+    ScriptedNodes,
     scripted_output,
 )
 
 
 async def test_a_stream_begins_with_the_prompt_and_ends_with_the_finish() -> None:
-    hub = ScriptedWorkers(auto=True)
+    hub = ScriptedNodes(auto=True)
     async with started(hub) as front:
         events = await events_of(front, ask(max_tokens=5))
         submit = await hub.next(Submit)
@@ -40,7 +40,7 @@ async def test_a_stream_begins_with_the_prompt_and_ends_with_the_finish() -> Non
 
 
 async def test_an_end_token_is_delivered_as_an_id_but_not_as_text() -> None:
-    hub = ScriptedWorkers()
+    hub = ScriptedNodes()
     async with started(hub) as front, front.open(ask()) as stream:
         hub.post(Tokens(stream.id, 0, (ord("x"), END), 100.0))
         hub.post(Finished(stream.id, FinishReason.STOP, 100.0))
@@ -51,7 +51,7 @@ async def test_an_end_token_is_delivered_as_an_id_but_not_as_text() -> None:
 
 
 async def test_a_stop_string_over_two_tokens_ends_the_request_and_is_no_text() -> None:
-    hub = ScriptedWorkers()
+    hub = ScriptedNodes()
     async with started(hub) as front, front.open(ask(stop_strings=("##",))) as stream:
         hub.post(tokens(stream.id, 0, "ok#"))
         hub.post(tokens(stream.id, 3, "#never"))
@@ -65,7 +65,7 @@ async def test_a_stop_string_over_two_tokens_ends_the_request_and_is_no_text() -
 
 
 async def test_text_held_back_for_a_stop_string_comes_with_the_end() -> None:
-    hub = ScriptedWorkers()
+    hub = ScriptedNodes()
     async with started(hub) as front, front.open(ask(stop_strings=("##",))) as stream:
         hub.post(tokens(stream.id, 0, "ok#"))
         hub.post(Finished(stream.id, FinishReason.LENGTH, 100.0))
@@ -74,7 +74,7 @@ async def test_text_held_back_for_a_stop_string_comes_with_the_end() -> None:
 
 
 async def test_times_are_seconds_since_arrival_and_lateness_is_counted() -> None:
-    hub, now = ScriptedWorkers(), [100.0]
+    hub, now = ScriptedNodes(), [100.0]
     async with started(hub, clock=lambda: now[0]) as front, front.open(ask(ttft_s=2.0, tpot_s=1.0)) as stream:
         now[0] = 101.0
         hub.post(PhaseChanged(stream.id, RequestPhase.RUNNING))
@@ -88,7 +88,7 @@ async def test_times_are_seconds_since_arrival_and_lateness_is_counted() -> None
 
 
 async def test_a_fault_in_one_requests_output_reaches_no_other(caplog: pytest.LogCaptureFixture) -> None:
-    hub = ScriptedWorkers()
+    hub = ScriptedNodes()
     async with started(hub) as front, front.open(ask()) as bad, front.open(ask()) as good:
         hub.post(tokens(bad.id, 5, "gap"))
         hub.post(tokens(good.id, 0, "fine"))
@@ -101,8 +101,8 @@ async def test_a_fault_in_one_requests_output_reaches_no_other(caplog: pytest.Lo
     assert "only 0 before" in caplog.text
 
 
-async def test_a_request_that_the_worker_failed_says_why() -> None:
-    hub = ScriptedWorkers()
+async def test_a_request_that_the_process_failed_says_why() -> None:
+    hub = ScriptedNodes()
     async with started(hub) as front, front.open(ask()) as stream:
         hub.post(Finished(stream.id, FinishReason.FAILED, 100.0, "its model was removed"))
         with pytest.raises(Ended, match="its model was removed"):
@@ -110,13 +110,13 @@ async def test_a_request_that_the_worker_failed_says_why() -> None:
                 pass
 
 
-async def test_leaving_cancels_and_the_place_is_kept_until_the_worker_confirms() -> None:
-    hub = ScriptedWorkers()
+async def test_leaving_cancels_and_the_place_is_kept_until_the_node_confirms() -> None:
+    hub = ScriptedNodes()
     hub.answer_cancels = False
     async with started(hub) as front:
         async with front.open(ask()) as stream:
             pass
         assert await hub.next(Cancel) == Cancel(stream.id)
-        assert (front.n_live, front.worker.requests.n_of(facts("letters").id)) == (1, 0)
+        assert (front.n_live, front.node.requests.n_of(facts("letters").id)) == (1, 0)
         hub.post(Finished(stream.id, FinishReason.CANCELLED, 100.0))
         await until(lambda: front.n_live == 0)

@@ -10,11 +10,11 @@ from tokenmux.core.sampling import LogProbabilities
 from tokenmux.messages.commands import Submit
 from tokenmux.messages.reports import Finished, Tokens
 from tokenmux.server.front.generation import Chat, ChatMessage, FinishInfo, Text, TokenDelta, TokenIds
-from tokenmux.testing.scripted_worker import ScriptedWorkers
+from tokenmux.testing.scripted_node import ScriptedNodes
 
 
 async def test_echo_puts_the_prompt_before_the_output() -> None:
-    async with started(ScriptedWorkers(auto=True)) as front:
+    async with started(ScriptedNodes(auto=True)) as front:
         assert text_of(await events_of(front, ask(max_tokens=3, echo=True))) == "abcdef"
         ids = TokenIds([ord("x"), END, ord("y")])
         assert text_of(await events_of(front, ask(prompt=ids, max_tokens=2, echo=True))) == "xyz{"
@@ -27,7 +27,7 @@ async def test_echo_puts_the_prompt_before_the_output() -> None:
 
 @pytest.mark.parametrize(("include", "text"), [(False, "ok"), (True, "ok##")])
 async def test_a_stop_string_can_be_returned(include: bool, text: str) -> None:
-    hub = ScriptedWorkers()
+    hub = ScriptedNodes()
     asked = ask(stop_strings=("##",), include_stop_string=include)
     async with started(hub) as front, front.open(asked) as stream:
         hub.post(tokens(stream.id, 0, "ok#"))
@@ -39,7 +39,7 @@ async def test_a_stop_string_can_be_returned(include: bool, text: str) -> None:
 
 
 async def test_a_long_prompt_is_cut_from_the_left_if_that_is_asked() -> None:
-    hub = ScriptedWorkers(auto=True)
+    hub = ScriptedNodes(auto=True)
     async with started(hub) as front:
         for prompt in (Text("a" * 70 + "bcd"), TokenIds(b"a" * 70 + b"bcd")):
             with pytest.raises(InvalidRequest, match="the prompt has 73 tokens"):
@@ -52,7 +52,7 @@ async def test_a_long_prompt_is_cut_from_the_left_if_that_is_asked() -> None:
 
 
 async def test_a_request_can_bring_an_id_which_is_its_own_while_it_lives() -> None:
-    hub = ScriptedWorkers()
+    hub = ScriptedNodes()
     async with started(hub) as front:
         async with front.open(ask(request_id="mine:1")) as stream:
             assert stream.id == "mine:1"
@@ -69,8 +69,8 @@ async def test_a_request_can_bring_an_id_which_is_its_own_while_it_lives() -> No
 
 
 async def test_log_probabilities_stay_with_their_tokens_however_they_arrive() -> None:
-    """Deltas that melt, tokens that a new worker repeats, and the cut at a stop string."""
-    hub = ScriptedWorkers()
+    """Deltas that melt, tokens that a new node repeats, and the cut at a stop string."""
+    hub = ScriptedNodes()
     told = tuple(LogProbabilities(-float(n), ((n, -0.5),)) for n in range(5))
     async with started(hub) as front, front.open(ask(stop_strings=("#",), logprobs=1)) as stream:
         assert (await hub.next(Submit)).sampling.n_likeliest == 1

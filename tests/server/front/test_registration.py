@@ -18,13 +18,13 @@ from tokenmux.server.front.generation import (
     Ask,
     Text,
 )
-from tokenmux.testing.scripted_worker import (
-    ScriptedWorkers,
+from tokenmux.testing.scripted_node import (
+    ScriptedNodes,
 )
 
 
 async def test_a_model_that_does_not_fit_is_refused_and_the_others_are_served() -> None:
-    hub = ScriptedWorkers(auto=True)
+    hub = ScriptedNodes(auto=True)
     async with started(hub, FakeEntry(facts("huge", n_bytes=10**6)), FakeEntry(facts("letters"))) as front:
         with pytest.raises(DoesNotFit, match=r"raise device\.arena"):
             await events_of(front, ask(model="huge"))
@@ -33,7 +33,7 @@ async def test_a_model_that_does_not_fit_is_refused_and_the_others_are_served() 
 
 
 async def test_a_damaged_entry_is_listed_with_its_reason_and_the_others_are_served() -> None:
-    hub = ScriptedWorkers(auto=True)
+    hub = ScriptedNodes(auto=True)
     async with started(hub, FakeEntry(facts("bad")), FakeEntry(facts("letters"))) as front:
         assert {served.name: str(served.refusal or "") for served in front.models} == {
             "bad": "bad: the manifest is damaged",
@@ -47,14 +47,14 @@ async def test_a_damaged_entry_is_listed_with_its_reason_and_the_others_are_serv
 
 
 async def test_a_device_too_small_for_any_model_refuses_to_start() -> None:
-    front, _ = make_front(ScriptedWorkers(), FakeEntry(facts("huge", n_bytes=10**6)))
+    front, _ = make_front(ScriptedNodes(), FakeEntry(facts("huge", n_bytes=10**6)))
     with pytest.raises(DoesNotFit, match="no model of the catalogue fits a device"):
         await front.start()
     await front.close()
 
 
 async def test_pins_from_the_start_count_for_what_fits_beside_them() -> None:
-    hub = ScriptedWorkers(auto=True)
+    hub = ScriptedNodes(auto=True)
     front, _ = make_front(
         hub, FakeEntry(facts("large", 6_000)), FakeEntry(facts("letters", 6_000)), pinned=["large"]
     )
@@ -67,7 +67,7 @@ async def test_pins_from_the_start_count_for_what_fits_beside_them() -> None:
 
 async def test_a_model_is_removed_once_although_two_operators_ask_at_once() -> None:
     """The second one would put back what the first has removed."""
-    hub = ScriptedWorkers(auto=True)
+    hub = ScriptedNodes(auto=True)
     async with started(hub, FakeEntry(facts("letters")), FakeEntry(facts("others"))) as front:
         both = await asyncio.gather(
             front.unregister("letters"), front.unregister("letters"), return_exceptions=True
@@ -76,9 +76,9 @@ async def test_a_model_is_removed_once_although_two_operators_ask_at_once() -> N
         assert [served.name for served in front.models] == ["others"]
 
 
-async def test_a_model_that_the_worker_does_not_know_any_longer_is_removed() -> None:
-    """Another worker has come while the removal was under way, and was not told of the model."""
-    hub = ScriptedWorkers(auto=True)
+async def test_a_model_that_the_node_does_not_know_any_longer_is_removed() -> None:
+    """Another node has come while the removal was under way, and was not told of the model."""
+    hub = ScriptedNodes(auto=True)
     async with started(hub, FakeEntry(facts("letters")), FakeEntry(facts("others"))) as front:
         hub.refuses["letters"] = "model letters is not registered"
         hub.codes["letters"] = ErrorCode.NOT_FOUND

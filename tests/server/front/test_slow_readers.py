@@ -17,13 +17,13 @@ from tokenmux.server.front.generation import (
     TokenDelta,
 )
 from tokenmux.server.front.limits import Limits
-from tokenmux.testing.scripted_worker import (
-    ScriptedWorkers,
+from tokenmux.testing.scripted_node import (
+    ScriptedNodes,
 )
 
 
 async def test_an_unread_buffer_pauses_the_request_and_reading_resumes_it() -> None:
-    hub = ScriptedWorkers()
+    hub = ScriptedNodes()
     async with started(hub, limits=Limits(buffer_tokens=4)) as front, front.open(ask()) as stream:
         hub.post(tokens(stream.id, 0, "abc"))
         hub.post(tokens(stream.id, 3, "d"))
@@ -34,7 +34,7 @@ async def test_an_unread_buffer_pauses_the_request_and_reading_resumes_it() -> N
 
 
 async def test_deadlines_stand_still_while_the_client_does_not_read() -> None:
-    hub, now = ScriptedWorkers(), [100.0]
+    hub, now = ScriptedNodes(), [100.0]
     async with (
         started(hub, limits=Limits(buffer_tokens=1), clock=lambda: now[0]) as front,
         front.open(ask(ttft_s=1.0, tpot_s=1.0)) as stream,
@@ -52,9 +52,9 @@ async def test_deadlines_stand_still_while_the_client_does_not_read() -> None:
     assert events[-1].n_on_time == 2
 
 
-async def test_the_next_worker_is_told_of_pauses_and_of_tokens_that_were_on_time() -> None:
+async def test_the_next_node_is_told_of_pauses_and_of_tokens_that_were_on_time() -> None:
     """Otherwise deadlines would be back where they were, and the tokens would count as late."""
-    hub, now = ScriptedWorkers(), [100.0]
+    hub, now = ScriptedNodes(), [100.0]
     async with (
         started(hub, limits=Limits(buffer_tokens=1), clock=lambda: now[0]) as front,
         front.open(ask(ttft_s=1.0, tpot_s=1.0)) as stream,
@@ -69,7 +69,7 @@ async def test_the_next_worker_is_told_of_pauses_and_of_tokens_that_were_on_time
 
 
 async def test_a_client_that_never_reads_is_ended() -> None:
-    hub = ScriptedWorkers()
+    hub = ScriptedNodes()
     limits = Limits(buffer_tokens=2, unread_s=0.01)
     async with started(hub, limits=limits) as front, front.open(ask()) as stream:
         hub.post(tokens(stream.id, 0, "abc"))
@@ -79,7 +79,7 @@ async def test_a_client_that_never_reads_is_ended() -> None:
 
 
 async def test_states_that_were_not_read_are_replaced_by_newer_ones() -> None:
-    hub = ScriptedWorkers()
+    hub = ScriptedNodes()
     async with started(hub) as front, front.open(ask()) as stream:
         hub.post(PhaseChanged(stream.id, RequestPhase.QUEUED, position=3))
         hub.post(PhaseChanged(stream.id, RequestPhase.LOADING, progress=0.5))

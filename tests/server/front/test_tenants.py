@@ -11,13 +11,13 @@ from tokenmux.core.errors import (
 from tokenmux.messages.commands import Submit
 from tokenmux.server.front.limits import Limits
 from tokenmux.server.front.tenants import Weights
-from tokenmux.testing.scripted_worker import (
-    ScriptedWorkers,
+from tokenmux.testing.scripted_node import (
+    ScriptedNodes,
 )
 
 
 async def test_a_full_queue_refuses_and_recovers() -> None:
-    hub = ScriptedWorkers()
+    hub = ScriptedNodes()
     async with started(hub, limits=Limits(max_requests=2)) as front:
         async with AsyncExitStack() as stack:
             for _ in range(2):
@@ -30,7 +30,7 @@ async def test_a_full_queue_refuses_and_recovers() -> None:
 
 
 async def test_a_tenant_that_fills_the_queue_does_not_shut_out_another() -> None:
-    hub = ScriptedWorkers()
+    hub = ScriptedNodes()
     async with started(hub, limits=Limits(max_requests=16)) as front, AsyncExitStack() as stack:
         for _ in range(16):
             await stack.enter_async_context(front.open(ask(tenant="large")))
@@ -43,7 +43,7 @@ async def test_a_tenant_that_fills_the_queue_does_not_shut_out_another() -> None
 
 
 async def test_the_operators_weights_reach_the_scheduler() -> None:
-    hub = ScriptedWorkers(auto=True)
+    hub = ScriptedNodes(auto=True)
     weights = Weights({"team": 3.0}, {"letters": 4.0})
     async with started(hub, weights=weights) as front:
         await events_of(front, ask(tenant="team", weight=2.0))

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.server.harness import ServerThread, serving
-from tests.server.sample_reports import worker_status, worker_use
+from tests.server.sample_reports import node_status, node_use
 from tests.server.scripted_models import FakeEntry, facts
 from tokenmux.v1 import (
     inference_pb2,
@@ -92,9 +92,9 @@ METHODS = [
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServerThread]:
     with ServerThread(lambda: serving(FakeEntry(facts("letters")), FakeEntry(facts("odd")))) as running:
-        running.served.hub.refuses["device"] = "only a worker knows"
-        running.do(running.post(worker_status("letters", "odd")))
-        running.do(running.post(worker_use("letters")))
+        running.served.hub.refuses["device"] = "only a node knows"
+        running.do(running.post(node_status("letters", "odd")))
+        running.do(running.post(node_use("letters")))
         yield running
 
 

@@ -9,10 +9,10 @@ import grpc
 import pytest
 
 from tests.server.harness import PATIENCE_S, make_front, serving
-from tests.server.sample_reports import worker_status, worker_use
+from tests.server.sample_reports import node_status, node_use
 from tests.server.scripted_models import FakeEntry, facts
 from tokenmux.client import AsyncClient, CallFailed
-from tokenmux.core.errors import DoesNotFit, ErrorCode, InUse, NotServable, Unavailable, WorkerFailed
+from tokenmux.core.errors import DoesNotFit, ErrorCode, InUse, NotServable, ProcessFailed, Unavailable
 from tokenmux.core.facts import ModelId
 from tokenmux.core.request import Request, RequestId
 from tokenmux.core.span import Span
@@ -22,8 +22,8 @@ from tokenmux.server.front.api_keys import Key, Scope
 from tokenmux.server.front.pending_commands import PendingCommands
 from tokenmux.server.front.traffic import TrafficRecorder
 from tokenmux.server.grpc_api.services import RECORDED_PER_MESSAGE
-from tokenmux.testing.scripted_worker import (
-    ScriptedWorkers,
+from tokenmux.testing.scripted_node import (
+    ScriptedNodes,
 )
 from tokenmux.workload.trace import TraceRequest
 
@@ -38,7 +38,7 @@ async def test_status_tells_who_used_the_pool() -> None:
     async with serving(FakeEntry(facts("letters"))) as served, AsyncClient(served.target) as client:
         before = await client.pool.status()
         assert (before.tenants, before.devices_saved) == ((), 0.0)
-        for message in (worker_status("letters"), worker_use("letters", tenants=("shop", "bank"))):
+        for message in (node_status("letters"), node_use("letters", tenants=("shop", "bank"))):
             version = served.front.changes.version
             served.hub.post(message)
             await served.front.changes.after(version)
@@ -62,15 +62,15 @@ async def test_status_tells_who_used_the_pool() -> None:
         assert bank.gaps.percentile(0.99, status.duration_bounds_s) == status.duration_bounds_s[14]
 
 
-async def test_use_begins_anew_with_a_new_worker() -> None:
+async def test_use_begins_anew_with_a_new_node() -> None:
     async with serving(FakeEntry(facts("letters"))) as served:
-        served.hub.post(worker_use("letters"))
+        served.hub.post(node_use("letters"))
         version = served.front.changes.version
         await served.front.changes.after(version)
-        assert served.front.worker.usage.tenants
+        assert served.front.node.usage.tenants
         served.hub.post(Broken("a cosmic ray"))
         await served.front.changes.after(served.front.changes.version)
-        assert not served.front.worker.usage.tenants
+        assert not served.front.node.usage.tenants
 
 
 async def test_a_trace_is_a_document_for_perfetto() -> None:
@@ -87,8 +87,8 @@ async def test_a_trace_is_a_document_for_perfetto() -> None:
         assert refused.value.code is grpc.StatusCode.INVALID_ARGUMENT
 
 
-async def test_a_trace_of_a_worker_that_dies_is_told_at_once() -> None:
-    hub = ScriptedWorkers()
+async def test_a_trace_of_a_node_that_dies_is_told_at_once() -> None:
+    hub = ScriptedNodes()
     hub.answer_traces = False
     front, _ = make_front(hub)
     with pytest.raises(Unavailable):
@@ -159,9 +159,7 @@ async def test_planning_and_traces_need_an_admin_key() -> None:
     ("code", "raised"),
     [(ErrorCode.IN_USE, InUse), (ErrorCode.DOES_NOT_FIT, DoesNotFit), (None, NotServable)],
 )
-async def test_an_error_of_the_worker_keeps_its_class(
-    code: ErrorCode | None, raised: type[Exception]
-) -> None:
+async def test_an_error_of_the_node_keeps_its_class(code: ErrorCode | None, raised: type[Exception]) -> None:
     commands = PendingCommands(lambda command: Ticket(5))
     answer = commands.begin(Load(facts("m").id))
     commands.answered(Acknowledged(Ticket(5), "no", code))
@@ -171,7 +169,7 @@ async def test_an_error_of_the_worker_keeps_its_class(
 
 
 async def test_answers_find_their_commands_in_whatever_order_they_come() -> None:
-    """A worker may answer a slow resize after what was sent later, and two commands about one model."""
+    """A node may answer a slow resize after what was sent later, and two commands about one model."""
     tickets = itertools.count(1)
     commands = PendingCommands(lambda command: Ticket(next(tickets)))
     resize, first, second = (commands.begin(c) for c in (Resize(1), Load(ModelId("m")), Load(ModelId("m"))))
@@ -186,8 +184,8 @@ async def test_answers_find_their_commands_in_whatever_order_they_come() -> None
     with pytest.raises(NotServable, match="no"):
         await first
     assert not resize.done()
-    commands.fail(WorkerFailed("it broke"))
-    with pytest.raises(WorkerFailed):
+    commands.fail(ProcessFailed("it broke"))
+    with pytest.raises(ProcessFailed):
         await resize
 
 

@@ -18,7 +18,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from msgspec import structs
 
 from tests.server.harness import PATIENCE_S, Served, make_front, serving
-from tests.server.sample_reports import device_status, worker_status
+from tests.server.sample_reports import device_status, node_status
 from tests.server.scripted_models import CONTEXT, END, VOCAB, FakeEntry, LetterTokenizer, facts
 from tokenmux.core.errors import ConfigError
 from tokenmux.core.facts import InstanceId, ModelId
@@ -32,8 +32,8 @@ from tokenmux.server.front.api_keys import Key, Scope
 from tokenmux.server.front.limits import Limits
 from tokenmux.server.grpc_api import health as health_module
 from tokenmux.server.grpc_api import services
-from tokenmux.testing.scripted_worker import (
-    ScriptedWorkers,
+from tokenmux.testing.scripted_node import (
+    ScriptedNodes,
 )
 from tokenmux.v1 import inference_pb2, inference_pb2_grpc, models_pb2, planning_pb2, pool_pb2
 
@@ -239,7 +239,7 @@ WIDE = FakeEntry(facts("letters"), letters=LetterTokenizer(width=1 << 20))
 
 
 class Producer:
-    """A worker's side of one request: a token every millisecond, except while it is paused, until
+    """A node's side of one request: a token every millisecond, except while it is paused, until
     cancelled or done."""
 
     def __init__(self, served: Served, submit: Submit) -> None:
@@ -305,11 +305,11 @@ async def read_text(call: grpc.aio.UnaryStreamCall) -> str:
 # Operators
 
 
-async def test_models_are_listed_with_what_the_worker_says(served: Served) -> None:
+async def test_models_are_listed_with_what_the_node_says(served: Served) -> None:
     model = await served.models.Get(models_pb2.GetModelRequest(name="letters"))
     assert model.residency == models_pb2.RESIDENCY_UNSPECIFIED
     version = served.front.changes.version
-    served.hub.post(worker_status("letters"))
+    served.hub.post(node_status("letters"))
     await served.front.changes.after(version)
     (model,) = (await served.models.List(models_pb2.ListModelsRequest())).models
     assert model == models_pb2.Model(
@@ -382,7 +382,7 @@ async def test_a_model_in_use_is_removed_by_force_only() -> None:
         assert caught.value.code() is Code.ABORTED
 
 
-async def test_load_unload_and_pin_reach_the_worker(served: Served) -> None:
+async def test_load_unload_and_pin_reach_the_node(served: Served) -> None:
     letters = facts("letters").id
     await served.models.Load(models_pb2.LoadModelRequest(name="letters"))
     assert await served.hub.next(Load) == Load(letters)
@@ -399,11 +399,11 @@ async def test_load_unload_and_pin_reach_the_worker(served: Served) -> None:
 async def test_load_can_wait_until_the_model_is_resident(served: Served) -> None:
     call = served.models.Load(models_pb2.LoadModelRequest(name="letters", wait=True))
     await served.hub.next(Load)
-    served.hub.post(worker_status("letters", residency=Residency.LOADING))
+    served.hub.post(node_status("letters", residency=Residency.LOADING))
     version = served.front.changes.version
     await served.front.changes.after(version)
     assert not call.done()
-    served.hub.post(worker_status("letters"))
+    served.hub.post(node_status("letters"))
     assert (await call).residency == models_pb2.RESIDENCY_RESIDENT
 
 
@@ -421,7 +421,7 @@ async def test_waiting_for_a_load_that_failed_ends(
         served.models.Load(models_pb2.LoadModelRequest(name="letters", wait=True))
     )
     await served.hub.next(Load)
-    now = worker_status("letters", residency=Residency.DISK)
+    now = node_status("letters", residency=Residency.DISK)
     served.hub.post(now)
     await asyncio.sleep(0)
     served.hub.post(structs.replace(now, models=(structs.replace(now.models[0], **status),)))
@@ -430,12 +430,12 @@ async def test_waiting_for_a_load_that_failed_ends(
     assert caught.value.code() is code
 
 
-async def test_waiting_for_a_load_ends_with_the_worker(served: Served) -> None:
+async def test_waiting_for_a_load_ends_with_the_node(served: Served) -> None:
     waiting = asyncio.ensure_future(
         served.models.Load(models_pb2.LoadModelRequest(name="letters", wait=True))
     )
     await served.hub.next(Load)
-    served.hub.post(worker_status("letters", residency=Residency.DISK))
+    served.hub.post(node_status("letters", residency=Residency.DISK))
     served.hub.post(Broken("killed"))
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await asyncio.wait_for(waiting, PATIENCE_S)
@@ -466,7 +466,7 @@ async def test_status_tells_memory_channels_devices_and_models(served: Served) -
         loading_model=ModelId("letters"),
         pinned=(ModelId("letters"),),
     )
-    served.hub.post(worker_status("letters", devices=(device_status("letters"), out)))
+    served.hub.post(node_status("letters", devices=(device_status("letters"), out)))
     await served.front.changes.after(version)
     status = await served.pool.Status(pool_pb2.StatusRequest())
     assert (status.n_requests, status.max_requests, status.n_restarts) == (0, 256, 0)
@@ -494,7 +494,7 @@ async def test_status_tells_memory_channels_devices_and_models(served: Served) -
 async def test_watching_gives_the_status_now_and_at_every_change(served: Served) -> None:
     call = served.pool.WatchStatus(pool_pb2.WatchStatusRequest())
     assert not (await call.read()).instances
-    served.hub.post(worker_status("letters"))
+    served.hub.post(node_status("letters"))
     assert (await call.read()).instances[0].device == "virtual GPU"
     code, _ = await refused_stream(served.pool.WatchStatus(pool_pb2.WatchStatusRequest(min_interval_s=-1)))
     assert code is Code.INVALID_ARGUMENT
@@ -592,7 +592,7 @@ async def test_a_status_is_made_once_for_all_who_watch(
     watches = [served.pool.WatchStatus(pool_pb2.WatchStatusRequest()) for _ in range(30)]
     await asyncio.gather(*(watch.read() for watch in watches))
     assert made == 1
-    served.hub.post(worker_status("letters"))
+    served.hub.post(node_status("letters"))
     seen = await asyncio.gather(*(watch.read() for watch in watches))
     assert made == 2
     assert {status.instances[0].n_steps for status in seen} == {12}
@@ -681,11 +681,11 @@ async def test_the_name_of_the_key_is_the_tenant() -> None:
 
 
 async def test_a_port_in_use_is_a_clear_error(served: Served) -> None:
-    front, _ = make_front(hub := ScriptedWorkers())
+    front, _ = make_front(hub := ScriptedNodes())
     with pytest.raises(ConfigError, match=rf"cannot listen on {served.target}: the port is in use.*--listen"):
         async with running(front, Transport(served.target)):
             pass
-    assert not hub.workers, "nothing slow begins before the port is ours"
+    assert not hub.nodes, "nothing slow begins before the port is ours"
 
 
 async def test_a_signal_drains_and_a_second_one_does_not_wait() -> None:

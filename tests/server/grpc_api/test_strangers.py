@@ -22,15 +22,15 @@ from tokenmux.server.front.served_models import ServedModel
 from tokenmux.server.front.shown_models import ShownModel
 from tokenmux.server.grpc_api.model_messages import model_message
 from tokenmux.server.grpc_api.status import status_of
-from tokenmux.testing.scripted_worker import (
-    ScriptedWorkers,
+from tokenmux.testing.scripted_node import (
+    ScriptedNodes,
 )
 from tokenmux.v1 import inference_pb2, models_pb2, pool_pb2
 
 
 @asynccontextmanager
 async def fronted(
-    hub: ScriptedWorkers, *entries: FakeEntry, limits: Limits | None = None
+    hub: ScriptedNodes, *entries: FakeEntry, limits: Limits | None = None
 ) -> AsyncIterator[tuple[Front, FakeCatalogue]]:
     front, catalogue = make_front(hub, *entries, limits=limits)
     try:
@@ -67,7 +67,7 @@ class Shifted(LetterTokenizer):
 async def test_a_prompt_is_tokenized_by_the_model_that_runs_it() -> None:
     """The model is unregistered, and another registered under its name, while a request waits for the
     tokenizer."""
-    gate, hub = Gate(), ScriptedWorkers(auto=True)
+    gate, hub = Gate(), ScriptedNodes(auto=True)
     old = FakeEntry(facts("letters"), letters=LetterTokenizer(gate=gate))
     async with fronted(hub, old) as (front, catalogue):
         asking = asyncio.create_task(anext(aiter_of(front, Ask("letters", Text("abc")))))
@@ -84,7 +84,7 @@ async def test_a_prompt_is_tokenized_by_the_model_that_runs_it() -> None:
 async def test_a_prompt_whose_model_went_meanwhile_is_refused() -> None:
     gate = Gate()
     entry = FakeEntry(facts("letters"), letters=LetterTokenizer(gate=gate))
-    async with fronted(ScriptedWorkers(), entry) as (front, _):
+    async with fronted(ScriptedNodes(), entry) as (front, _):
         asking = asyncio.create_task(anext(aiter_of(front, Ask("letters", Text("abc")))))
         await gate.is_reached()
         await front.unregister("letters")
@@ -111,7 +111,7 @@ def _never() -> None:
 )
 async def test_text_that_cannot_fit_is_refused_before_it_is_tokenized(prompt: Text | Chat) -> None:
     entry = FakeEntry(facts("letters"), letters=LetterTokenizer(gate=_never))
-    async with fronted(ScriptedWorkers(), entry) as (front, _):
+    async with fronted(ScriptedNodes(), entry) as (front, _):
         with pytest.raises(InvalidRequest, match="characters, which cannot fit into the context"):
             await front.tokenize("letters", prompt)
         with pytest.raises(InvalidRequest, match="characters, which cannot fit into the context"):
@@ -122,7 +122,7 @@ async def test_text_that_cannot_fit_is_refused_before_it_is_tokenized(prompt: Te
 async def test_tokenizing_takes_a_place_in_the_queue_and_gives_it_back() -> None:
     gate = Gate()
     entry = FakeEntry(facts("letters"), letters=LetterTokenizer(gate=gate))
-    async with fronted(ScriptedWorkers(), entry, limits=Limits(max_requests=1)) as (front, _):
+    async with fronted(ScriptedNodes(), entry, limits=Limits(max_requests=1)) as (front, _):
         first = asyncio.create_task(front.tokenize("letters", Text("abc")))
         await gate.is_reached()
         assert front.n_live == 1
@@ -152,7 +152,7 @@ async def test_a_panic_in_a_tokenizer_ends_the_call() -> None:
 
 async def test_a_front_with_a_stuck_tokenizer_closes_at_once() -> None:
     gate = Gate()
-    front, _ = make_front(ScriptedWorkers(), FakeEntry(facts("letters"), letters=LetterTokenizer(gate=gate)))
+    front, _ = make_front(ScriptedNodes(), FakeEntry(facts("letters"), letters=LetterTokenizer(gate=gate)))
     await front.start()
     asking = asyncio.create_task(front.tokenize("letters", Text("a")))
     await gate.is_reached()
@@ -190,7 +190,7 @@ def test_facts_out_of_range_are_a_refusal_and_no_error_of_the_call(max_context: 
 
 
 async def test_files_go_first_and_a_disk_that_refuses_changes_nothing() -> None:
-    hub = ScriptedWorkers(auto=True)
+    hub = ScriptedNodes(auto=True)
     async with fronted(hub) as (front, catalogue):
         catalogue.refuses_removal = TokenmuxError("/models: cannot be written (Read-only file system)")
         with pytest.raises(TokenmuxError, match="Read-only") as caught:
@@ -200,8 +200,8 @@ async def test_files_go_first_and_a_disk_that_refuses_changes_nothing() -> None:
         assert await front.tokenize("letters", Text("a")) == (97,)
 
 
-async def test_a_model_that_the_worker_does_not_let_go_is_served_on() -> None:
-    hub = ScriptedWorkers(auto=True)
+async def test_a_model_that_the_node_does_not_let_go_is_served_on() -> None:
+    hub = ScriptedNodes(auto=True)
     hub.refuses["letters"], hub.codes["letters"] = "", ErrorCode.IN_USE
     async with fronted(hub) as (front, catalogue):
         hub.refuses["letters"] = "being loaded"
@@ -212,7 +212,7 @@ async def test_a_model_that_the_worker_does_not_let_go_is_served_on() -> None:
 
 
 async def test_force_waits_for_what_is_under_way() -> None:
-    hub = ScriptedWorkers(auto=True)
+    hub = ScriptedNodes(auto=True)
     hub.refuses["letters"], hub.codes["letters"] = "", ErrorCode.IN_USE
     async with fronted(hub) as (front, catalogue):
         hub.refuses["letters"] = "being loaded"

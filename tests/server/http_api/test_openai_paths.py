@@ -1,4 +1,4 @@
-"""The dialect over the real front and a scripted worker: paths, fields, chunks, errors."""
+"""The dialect over the real front and a scripted node: paths, fields, chunks, errors."""
 
 import asyncio
 import json
@@ -103,7 +103,7 @@ async def test_chunks_of_a_conversation() -> None:
         assert choices[-1]["delta"] == {}
         assert [choice["finish_reason"] for choice in choices] == [None] * (len(choices) - 1) + ["length"]
         assert all("role" not in choice["delta"] for choice in choices[1:])
-        assert comments == []  # the scripted worker's phases are over at once
+        assert comments == []  # the scripted node's phases are over at once
 
 
 async def test_chunks_of_a_text() -> None:

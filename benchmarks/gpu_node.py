@@ -22,7 +22,7 @@ from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
 from tokenmux.core.sampling import Sampling
 from tokenmux.messages.commands import Order, Register, Resize, Submit, Ticket, Unload
-from tokenmux.messages.reports import Acknowledged, Broken, Finished, Report, Reports, Tokens, WorkerStatus
+from tokenmux.messages.reports import Acknowledged, Broken, Finished, NodeStatus, Report, Reports, Tokens
 from tokenmux.messages.setups import DeviceSetup, NodeSetup
 from tokenmux.models.catalogue import tiny
 from tokenmux.models.catalogue.entry import Entry
@@ -50,7 +50,7 @@ class Ask:
 class Driver:
     """The front's side of one node."""
 
-    worker: NodeProcess
+    node: NodeProcess
     inbox: SimpleQueue[Report]
     tokens: dict[str, list[int]] = field(default_factory=dict)
     ended: set[str] = field(default_factory=set)
@@ -62,7 +62,7 @@ class Driver:
 
     def say(self, message: Any) -> None:
         """Send a command, and wait for its acknowledgement."""
-        self.worker.send(Order(Ticket(0), message))
+        self.node.send(Order(Ticket(0), message))
         self.n_asked += 1
         self.until(lambda: self.n_acknowledged == self.n_asked)
 
@@ -80,7 +80,7 @@ class Driver:
                 arrival_s=MonotonicClock().now_s(),
                 service=ServiceLevel(1.0, 0.02),
             )
-            self.worker.send(Order(Ticket(0), Submit(request, ask.prompt, ask.sampling)))
+            self.node.send(Order(Ticket(0), Submit(request, ask.prompt, ask.sampling)))
         return names
 
     def finish(self, names: Sequence[str]) -> list[list[int]]:
@@ -88,7 +88,7 @@ class Driver:
         return [self.tokens[name] for name in names]
 
     def listen(self, seconds: float = 0.5) -> None:
-        """Receive what is still to come: the worker sends its state at most five times a second."""
+        """Receive what is still to come: the node sends its state at most five times a second."""
         ends_s = time.monotonic() + seconds
         while (left := ends_s - time.monotonic()) > 0:
             try:
@@ -102,7 +102,7 @@ class Driver:
             try:
                 self.hear(self.inbox.get(timeout=max(0.0, ends_s - time.monotonic())))
             except Empty:
-                raise AssertionError(f"the worker said nothing new within {WAIT_S:.0f} s") from None
+                raise AssertionError(f"the node said nothing new within {WAIT_S:.0f} s") from None
 
     def hear(self, message: Report) -> None:
         match message:
@@ -117,7 +117,7 @@ class Driver:
                 self.ended.add(message.request)
             case PhaseChanged():
                 self.phases[message.phase] += 1
-            case WorkerStatus():
+            case NodeStatus():
                 self.n_swaps = sum(MODEL_TABLE.named(model.counts)["n_swaps"] for model in message.models)
                 self.n_discards = sum(INSTANCE_TABLE.named(d.counts)["n_discards"] for d in message.devices)
             case Acknowledged():
@@ -125,7 +125,7 @@ class Driver:
                     raise AssertionError(message.error)
                 self.n_acknowledged += 1
             case Broken():
-                raise AssertionError(f"the worker broke: {message.detail}")
+                raise AssertionError(f"the node broke: {message.detail}")
 
 
 @contextmanager
@@ -156,14 +156,14 @@ def driver_of(place: Place, entries: Sequence[Entry], *, paged_int8: bool = Fals
         for report in batch.reports:
             inbox.put(report)
 
-    worker = NodeProcess(setup, receive)
-    driver = Driver(worker, inbox)
+    node = NodeProcess(setup, receive)
+    driver = Driver(node, inbox)
     try:
         for entry in entries:
             driver.say(Register(entry.facts, str(entry.path)))
         yield driver
     finally:
-        worker.close()
+        node.close()
 
 
 def slab_of(entries: Sequence[Entry]) -> int:
@@ -176,7 +176,7 @@ def arena_of(entries: Sequence[Entry]) -> int:
     return max(entry.facts.n_bytes for entry in entries) + (2 * n_blocks // 3 + 1) * slab_of(entries)
 
 
-def worker(place: Place) -> list[Item]:
+def node(place: Place) -> list[Item]:
     if place.interpreted:
         configs = [tiny.FAMILIES["llama"](), tiny.FAMILIES["gemma2"]()]
     else:
@@ -217,7 +217,7 @@ def two_models(place: Place, configs: Sequence[Any]) -> Mapping[str, Any]:
     """Requests for two models at once, alone, and across two resizes: exactly the same tokens, and nearly
     all of torch's."""
     n_each, n_output = (2, 12) if place.interpreted else (4, 160)
-    with tempfile.TemporaryDirectory(prefix="tokenmux-gpu-worker-") as folder:
+    with tempfile.TemporaryDirectory(prefix="tokenmux-gpu-node-") as folder:
         entries = [
             swapping.make_entry(name, config, Path(folder))
             for name, config in zip("ab", configs, strict=True)
@@ -319,7 +319,7 @@ def same_as_torch(place: Place, entries: Sequence[Entry], ask: Ask, tokens: Sequ
 
 def paged_in_int8(place: Place, configs: Sequence[Any]) -> Mapping[str, Any]:
     """Not exact by design. Every request ends, with as many tokens as it asked for."""
-    with tempfile.TemporaryDirectory(prefix="tokenmux-gpu-worker-") as folder:
+    with tempfile.TemporaryDirectory(prefix="tokenmux-gpu-node-") as folder:
         entries = [
             swapping.make_entry(name, config, Path(folder))
             for name, config in zip("ab", configs, strict=True)

@@ -1,4 +1,4 @@
-"""What the supervisor needs of a worker, so that tests can use a scripted one.
+"""What the supervisor needs of a node, so that tests can use a scripted one.
 
 `tokenmux.node.node_process.NodeProcess` is the real one.
 """
@@ -11,11 +11,11 @@ from tokenmux.messages.reports import Reports
 from tokenmux.messages.setups import PresentDevices
 
 
-class Worker(Protocol):
-    """A running worker. It answers from its own thread through the callback that its factory was given."""
+class RunningNode(Protocol):
+    """A running node. It answers from its own thread through the callback that its factory was given."""
 
     def send(self, order: Order) -> None:
-        """Send a message without waiting. Raises WorkerFailed if the worker is gone."""
+        """Send a message without waiting. Raises ProcessFailed if the node is gone."""
         ...
 
     def kill(self) -> None:
@@ -28,9 +28,9 @@ class Worker(Protocol):
         ...
 
 
-class WorkerFactory(Protocol):
-    """Starts workers."""
+class NodeFactory(Protocol):
+    """Starts nodes."""
 
-    def __call__(self, on_reports: Callable[[Reports], None], *, devices: PresentDevices) -> Worker:
-        """Start a worker with these devices. May block. It answers through `on_reports`."""
+    def __call__(self, on_reports: Callable[[Reports], None], *, devices: PresentDevices) -> RunningNode:
+        """Start a node with these devices. May block. It answers through `on_reports`."""
         ...

@@ -1,28 +1,28 @@
-"""The worker's side of the front: one worker at a time, what it is sent, and who hears what it reports.
+"""The node's side of the front: one node at a time, what it is sent, and who hears what it reports.
 
-    supervisor   starts workers and replaces those that break   handover   tells a new one what there is
+    supervisor   starts nodes and replaces those that break   handover   tells a new one what there is
     outage       says when requests wait for one in vain        trials     tries alone what may break them
     standstill   says when nothing moves
     requests     live requests                                  verdicts   refuses what did
-    commands     that a worker answers
+    commands     that a node answers
 
 Here the parts meet; each knows only those that it is given.
 """
 
 from collections.abc import Awaitable, Callable
 
-from tokenmux.core.errors import TokenmuxError, Unavailable, WorkerFailed
+from tokenmux.core.errors import ProcessFailed, TokenmuxError, Unavailable
 from tokenmux.core.phases import DeviceState, PhaseChanged, Residency
 from tokenmux.core.span import Span
 from tokenmux.messages.commands import Load
 from tokenmux.messages.reports import (
     Acknowledged,
     Finished,
+    NodeStatus,
+    NodeUse,
     Report,
     Tokens,
     Traced,
-    WorkerStatus,
-    WorkerUse,
 )
 from tokenmux.server.front.changes import Changes
 from tokenmux.server.front.handover import Handover
@@ -38,18 +38,18 @@ from tokenmux.server.front.traffic import TrafficRecorder
 from tokenmux.server.front.trials import Suspected, Trials
 from tokenmux.server.front.usage import Usage
 from tokenmux.server.front.verdicts import Verdicts
-from tokenmux.server.workers.outage import Outage
-from tokenmux.server.workers.supervisor import Supervisor
-from tokenmux.server.workers.worker_protocol import WorkerFactory
+from tokenmux.server.nodes.node_protocol import NodeFactory
+from tokenmux.server.nodes.outage import Outage
+from tokenmux.server.nodes.supervisor import Supervisor
 
 
-class WorkerSide:
-    """The worker's side of the front; see the module. `start`, then `close`. Everything runs on the event
+class NodeSide:
+    """The node's side of the front; see the module. `start`, then `close`. Everything runs on the event
     loop."""
 
     def __init__(
         self,
-        factory: WorkerFactory,
+        factory: NodeFactory,
         models: ServedModels,
         devices: PoolDevices,
         places: QueuePlaces,
@@ -61,11 +61,11 @@ class WorkerSide:
         clock: Callable[[], float],
         sleep: Callable[[float], Awaitable[object]],
     ) -> None:
-        """`on_given_up` is called if there will be no worker at all."""
-        self.status: WorkerStatus | None = None
-        """The latest status; None before the first and while there is no worker."""
+        """`on_given_up` is called if there will be no node at all."""
+        self.status: NodeStatus | None = None
+        """The latest status; None before the first and while there is no node."""
         self.given_up: TokenmuxError | None = None
-        """Why there will be no worker any longer, also when the server has stopped."""
+        """Why there will be no node any longer, also when the server has stopped."""
         self.usage = Usage()
         self._models = models
         self._devices = devices
@@ -128,7 +128,7 @@ class WorkerSide:
             sleep=sleep,
         )
         self._serves: bool | None = None
-        """True if a device of the present worker serves; None before it has said so."""
+        """True if a device of the present node serves; None before it has said so."""
         self._started = False
 
     @property
@@ -140,8 +140,8 @@ class WorkerSide:
         return self._supervisor.n_restarts
 
     async def start(self) -> None:
-        """Start the first worker, and wait until one has taken all models and a device serves, or `give_up`
-        was called. Raises WorkerFailed if no device can be started."""
+        """Start the first node, and wait until one has taken all models and a device serves, or `give_up`
+        was called. Raises ProcessFailed if no device can be started."""
         await self._supervisor.start()
         await self._handover.finished()
         while self._serves is False and self.given_up is None:
@@ -160,7 +160,7 @@ class WorkerSide:
         self._changes.notify()
 
     async def close(self) -> None:
-        """Stop the worker; nothing is received from it afterwards. Call `give_up` first."""
+        """Stop the node; nothing is received from it afterwards. Call `give_up` first."""
         self.outage.close()
         self.standstill.close()
         self._trials.stop()
@@ -169,20 +169,20 @@ class WorkerSide:
         self._commands.fail(Unavailable("the server has stopped"))
 
     async def command(self, command: OperatorCommand) -> Acknowledged:
-        """Have an operator's command carried out. Raises the worker's error, or Unavailable without a
-        worker."""
+        """Have an operator's command carried out. Raises the node's error, or Unavailable without a
+        node."""
         self._check_running()
         answer = await self._commands.begin(command)
         assert isinstance(answer, Acknowledged)
         return answer
 
     async def trace(self, last_s: float) -> tuple[Span, ...]:
-        """What the worker remembers of the last `last_s` seconds. Raises Unavailable without a worker."""
+        """What the node remembers of the last `last_s` seconds. Raises Unavailable without a node."""
         self._check_running()
         return await self._commands.trace(last_s)
 
     def introduce(self, served: ServedModel) -> None:
-        """Tell the worker of a model that was refused before, and of its pin."""
+        """Tell the node of a model that was refused before, and of its pin."""
         self._handover.register(served)
         self._handover.pin(served)
 
@@ -192,14 +192,14 @@ class WorkerSide:
 
     def _check_running(self) -> None:
         if not self.running:
-            raise Unavailable("there is no worker at this moment: try again when `pool status` shows one")
+            raise Unavailable("there is no node at this moment: try again when `pool status` shows one")
 
     def _receive(self, report: Report) -> None:
         self.standstill.hear(report)
         match report:
             case Tokens() | PhaseChanged() | Finished():
                 self.requests.deliver(report)
-            case WorkerStatus():
+            case NodeStatus():
                 self.status = report
                 self._devices.take(report)
                 self._look_at_devices(report)
@@ -207,18 +207,18 @@ class WorkerSide:
                     if model.pinned and model.residency is Residency.RESIDENT:
                         self._trials.progressed(Load(model.model))
                 self._changes.notify()
-            case WorkerUse():
+            case NodeUse():
                 self.usage.take(report)
                 self._changes.notify()
             case Acknowledged() | Traced():
                 self._commands.answered(report)
 
     def _taken(self) -> None:
-        """The worker has taken all models."""
+        """The node has taken all models."""
         if self._serves is not False:
             self.outage.serves()
 
-    def _look_at_devices(self, status: WorkerStatus) -> None:
+    def _look_at_devices(self, status: NodeStatus) -> None:
         """A pool of which no device serves is as good as none. Before the first one serves, `start` waits."""
         before, self._serves = self._serves, any(d.state is DeviceState.SERVING for d in status.devices)
         if self._serves and before is False:
@@ -227,14 +227,14 @@ class WorkerSide:
             self.outage.missing(_none_serves(status))
 
     def _give(self, subject: Suspected) -> None:
-        """Give the worker a request, or a pinned model, whose turn has come."""
+        """Give the node a request, or a pinned model, whose turn has come."""
         if not isinstance(subject, Load):
             self.requests.give(self.requests.find(subject))
         elif subject.model in self._models:
             self._handover.pin(self._models.find(subject.model))
 
     def _proven(self, live: LiveRequest) -> None:
-        """The present worker made progress with a request."""
+        """The present node made progress with a request."""
         self._trials.progressed(live.id)
         self._verdicts.proven(live.model)
         self.outage.end()
@@ -242,37 +242,37 @@ class WorkerSide:
             self._trials.go_on()
 
     def _broke(self) -> None:
-        """Settle requests that have ended in any case; the others wait for the next worker."""
+        """Settle requests that have ended in any case; the others wait for the next node."""
         self.status = self._serves = None
         self.usage = Usage()
         self._trials.stop()
         self._handover.stop()
         self._changes.notify()
-        broken = WorkerFailed("the worker broke and is being restarted: try again in a moment")
+        broken = ProcessFailed("the node broke and is being restarted: try again in a moment")
         self._commands.fail(broken)
         if self._supervisor.has_spoken:
             self._blame()  # before requests are forgotten whose clients have left: they may be the cause
         else:
             self._trials.spared()
-        self.requests.worker_broke()
+        self.requests.node_broke()
         self.outage.missing(
-            Unavailable("the worker broke and its successor does not serve yet: try again in a moment")
+            Unavailable("the node broke and its successor does not serve yet: try again in a moment")
         )
 
     def _blame(self) -> None:
-        """Find out over what the worker broke."""
+        """Find out over what the node broke."""
         told = self._handover.to_blame()
         if told is not None:
-            self._verdicts.refuse(told, "a worker broke each time when it was told of this model")
+            self._verdicts.refuse(told, "a node broke each time when it was told of this model")
         guilty = self._trials.died()
         if guilty is not None:
             self._verdicts.convict(guilty)
 
 
-def _none_serves(status: WorkerStatus) -> WorkerFailed:
+def _none_serves(status: NodeStatus) -> ProcessFailed:
     """Why no device serves."""
     states = "; ".join(
         f"device {device.instance} is {device.state.value}" + (f" ({device.fault})" if device.fault else "")
         for device in status.devices
     )
-    return WorkerFailed(f"no device serves: {states or 'there is none'}. Try again in a moment")
+    return ProcessFailed(f"no device serves: {states or 'there is none'}. Try again in a moment")

@@ -1,4 +1,4 @@
-"""Notices if there is no worker, or none of its devices serves, for longer than a moment: what health
+"""Notices if there is no node, or none of its devices serves, for longer than a moment: what health
 reports, and whether requests still wait.
 
 missing ─ LATE_S ─▶ outage: health says so, requests wait ─ outage_s ─▶ they end, new ones are refused
@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from tokenmux.core.errors import TokenmuxError
 
 LATE_S = 10.0
-"""A broken worker, or device, is usually replaced within this time; until then nothing is reported."""
+"""A broken node, or device, is usually replaced within this time; until then nothing is reported."""
 
 STEADY_S = 1.0
 """A pool that serves for this long ends an outage, even without any requests."""
@@ -63,7 +63,7 @@ class Outage:
             self.refusal = reason
 
     def serves(self) -> None:
-        """There is a worker again, which has taken what it was told, and one of its devices serves."""
+        """There is a node again, which has taken what it was told, and one of its devices serves."""
         if self.reason is None:
             self._cancel()
         else:

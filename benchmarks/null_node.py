@@ -1,6 +1,6 @@
-"""A worker that only draws tokens: one for every live stream, at a fixed rate, out of a given text.
+"""A node that only draws tokens: one for every live stream, at a fixed rate, out of a given text.
 
-It speaks a real worker's messages over a real socket from a process of its own, so that a front has all to do
+It speaks a real node's messages over a real socket from a process of its own, so that a front has all to do
 that it has to do beside a real one.
 """
 
@@ -24,7 +24,7 @@ from tokenmux.messages.reports import Acknowledged, Alive, Finished, Report, Rep
 BEAT_S = 1.0
 
 
-class NullWorker:
+class NullNode:
     """The front's side of the process. `on_reports` is called from a thread of this object."""
 
     def __init__(
@@ -34,13 +34,13 @@ class NullWorker:
         ours, theirs = socket.socketpair()
         with theirs:
             arguments = (theirs.fileno(), step_s, list(token_ids))
-            code = f"from benchmarks.null_worker import draw; draw{arguments!r}"
+            code = f"from benchmarks.null_node import draw; draw{arguments!r}"
             self._process = subprocess.Popen([sys.executable, "-c", code], pass_fds=(theirs.fileno(),))
         self._frames = FrameSocket(ours)
         self._on_reports = on_reports
         self._unsent: SimpleQueue[bytes] = SimpleQueue()
         for target in (self._read, self._send):
-            Thread(target=target, name=f"null-worker{target.__name__}", daemon=True).start()
+            Thread(target=target, name=f"null-node{target.__name__}", daemon=True).start()
 
     def send(self, order: Order) -> None:
         self._unsent.put(ORDERS.encode(order))
@@ -87,7 +87,7 @@ class _Drawing:
         self._drawn: dict[RequestId, int] = {}
         """Tokens drawn for each live stream."""
         self._limits: dict[RequestId, int] = {}
-        Thread(target=self._read, name="null-worker-orders", daemon=True).start()
+        Thread(target=self._read, name="null-node-orders", daemon=True).start()
 
     def run(self) -> None:
         self._report([Alive()])

@@ -1,4 +1,4 @@
-"""What breaks, hangs or kills workers, against a scripted worker and on virtual time: who pays, and how it
+"""What breaks, hangs or kills nodes, against a scripted node and on virtual time: who pays, and how it
 goes on."""
 
 import asyncio
@@ -14,7 +14,7 @@ from tests.server.front.asking import ask, events_of, text_of, tokens, until
 from tests.server.harness import PATIENCE_S, make_front
 from tests.server.scripted_models import FakeEntry, facts
 from tests.server.virtual_time import VirtualTime, turns
-from tokenmux.core.errors import NotServable, Unavailable, WorkerFailed
+from tokenmux.core.errors import NotServable, ProcessFailed, Unavailable
 from tokenmux.core.facts import ModelId
 from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.messages.commands import Command, Order, Pin, Register, Submit
@@ -24,10 +24,10 @@ from tokenmux.processes.restarts import RestartLimits
 from tokenmux.server.front.front import Front
 from tokenmux.server.front.limits import Limits
 from tokenmux.server.front.live_request import LiveRequest
-from tokenmux.server.workers.supervisor import Patience
-from tokenmux.testing.scripted_worker import (
-    ScriptedWorker,
-    ScriptedWorkers,
+from tokenmux.server.nodes.supervisor import Patience
+from tokenmux.testing.scripted_node import (
+    ScriptedNode,
+    ScriptedNodes,
     make_reports,
 )
 
@@ -35,7 +35,7 @@ MANY = RestartLimits(n=99)
 """For tests of other things than waiting."""
 
 
-class DeadlyWorker(ScriptedWorker):
+class DeadlyNode(ScriptedNode):
     """Breaks at what the hub says is deadly; serves everything else after a few turns of the loop."""
 
     def send(self, order: Order) -> None:
@@ -55,22 +55,20 @@ class DeadlyWorker(ScriptedWorker):
             self.run(submit)
 
 
-class DeadlyHub(ScriptedWorkers):
+class DeadlyHub(ScriptedNodes):
     def __init__(self, is_deadly: Callable[[Command], bool]) -> None:
         super().__init__()
         self.is_deadly = is_deadly
 
-    def factory(self, post: Callable[[Reports], None], *, devices: PresentDevices) -> ScriptedWorker:
-        worker = DeadlyWorker(self, post, devices)
-        self.workers.append(worker)
+    def factory(self, post: Callable[[Reports], None], *, devices: PresentDevices) -> ScriptedNode:
+        node = DeadlyNode(self, post, devices)
+        self.nodes.append(node)
         post(make_reports(Alive()))
-        return worker
+        return node
 
 
 @asynccontextmanager
-async def started(
-    hub: ScriptedWorkers, time: VirtualTime, *names: str, **options: Any
-) -> AsyncIterator[Front]:
+async def started(hub: ScriptedNodes, time: VirtualTime, *names: str, **options: Any) -> AsyncIterator[Front]:
     entries = [FakeEntry(facts(name)) for name in names or ("letters",)]
     front, _ = make_front(hub, *entries, clock=time.clock, sleep=time.sleep, **options)
     try:
@@ -93,15 +91,15 @@ async def outcome(stream: LiveRequest) -> str:
 
 
 @pytest.mark.parametrize("place", [0, 3, 7])
-async def test_a_request_that_kills_its_worker_before_it_runs_is_given_up_alone(place: int) -> None:
+async def test_a_request_that_kills_its_node_before_it_runs_is_given_up_alone(place: int) -> None:
     hub, time = DeadlyHub(is_poison), VirtualTime()
     async with started(hub, time, limits=Limits(restarts=MANY)) as front, AsyncExitStack() as stack:
         texts = ["!bc" if i == place else "abc" for i in range(8)]
         streams = [await stack.enter_async_context(front.open(ask(text))) for text in texts]
         ends = await asyncio.gather(*map(outcome, streams))
-        assert "workers broke over it, the last one while it was tried alone" in ends.pop(place)
+        assert "nodes broke over it, the last one while it was tried alone" in ends.pop(place)
         assert ends == ["defghijk"] * 7
-        assert len(hub.workers) <= 7, "two suspicions, then halving"
+        assert len(hub.nodes) <= 7, "two suspicions, then halving"
         assert text_of(await events_of(front, ask())) == "defghijk"
 
 
@@ -115,17 +113,17 @@ async def test_two_deadly_requests_among_many_are_both_found() -> None:
 
 
 async def test_a_deadly_request_whose_client_leaves_makes_nobody_else_guilty() -> None:
-    """The client of the deadly one gives up when its worker breaks, and comes back, again and again."""
+    """The client of the deadly one gives up when its node breaks, and comes back, again and again."""
     hub, time = DeadlyHub(is_poison), VirtualTime()
     hub.answer_cancels = False
     async with started(hub, time, limits=Limits(restarts=MANY)) as front:
         for _ in range(4):
-            n = len(hub.workers)
+            n = len(hub.nodes)
             async with front.open(ask()) as good:
                 with suppress(NotServable):
                     async with front.open(ask("!bc")):
                         pass
-                await until(lambda n=n: len(hub.workers) > n and front.worker.running)
+                await until(lambda n=n: len(hub.nodes) > n and front.node.running)
                 assert await outcome(good) == "defghijk"
 
 
@@ -137,33 +135,33 @@ async def test_arrivals_during_trials_are_served() -> None:
         assert "given up" in await outcome(bad)
 
 
-async def test_a_model_whose_loading_kills_workers_is_refused_and_the_others_are_served() -> None:
+async def test_a_model_whose_loading_kills_nodes_is_refused_and_the_others_are_served() -> None:
     deadly = ModelId("deadly")
     hub = DeadlyHub(lambda message: isinstance(message, Pin) and message.model == deadly)
     time = VirtualTime()
     names = ("a", "deadly", "c")
     async with started(hub, time, *names, limits=Limits(restarts=MANY), pinned=["deadly"]) as front:
         await until(lambda: front.models.find(deadly).refusal is not None)
-        assert "workers broke again and again when it was loaded" in str(front.models.find(deadly).refusal)
+        assert "nodes broke again and again when it was loaded" in str(front.models.find(deadly).refusal)
         for name in ("a", "c"):
             assert text_of(await events_of(front, ask(model=name))) == "defghijk"
         with pytest.raises(NotServable, match="unregister it"):
             await events_of(front, ask(model="deadly"))
-        assert len(hub.workers) == 4
+        assert len(hub.nodes) == 4
 
 
-async def test_a_model_whose_registration_kills_workers_is_refused_and_the_others_are_served() -> None:
+async def test_a_model_whose_registration_kills_nodes_is_refused_and_the_others_are_served() -> None:
     deadly = ModelId("deadly")
     hub = DeadlyHub(lambda message: isinstance(message, Register) and message.facts.id == deadly)
     async with started(hub, VirtualTime(), "a", "deadly", "c", limits=Limits(restarts=MANY)) as front:
-        with pytest.raises(NotServable, match="a worker broke each time when it was told of this model"):
+        with pytest.raises(NotServable, match="a node broke each time when it was told of this model"):
             await events_of(front, ask(model="deadly"))
         for name in ("a", "c"):
             assert text_of(await events_of(front, ask(model=name))) == "defghijk"
-        assert len(hub.workers) == 4
+        assert len(hub.nodes) == 4
 
 
-async def test_a_model_all_of_whose_requests_kill_workers_is_refused() -> None:
+async def test_a_model_all_of_whose_requests_kill_nodes_is_refused() -> None:
     hub = DeadlyHub(
         lambda message: isinstance(message, Submit) and message.request.model == ModelId("deadly")
     )
@@ -172,10 +170,8 @@ async def test_a_model_all_of_whose_requests_kill_workers_is_refused() -> None:
             async with front.open(ask(model="deadly")) as bad, front.open(ask(model="good")) as good:
                 assert "given up" in await outcome(bad)
                 assert await outcome(good) == "defghijk"
-        assert len(hub.workers) <= 6, (
-            "three deaths for the first; the second is tried at once, and then alone"
-        )
-        with pytest.raises(NotServable, match="2 of its requests broke workers"):
+        assert len(hub.nodes) <= 6, "three deaths for the first; the second is tried at once, and then alone"
+        with pytest.raises(NotServable, match="2 of its requests broke nodes"):
             await events_of(front, ask(model="deadly"))
         assert text_of(await events_of(front, ask(model="good"))) == "defghijk"
 
@@ -189,66 +185,66 @@ async def test_a_deadly_request_does_not_cost_a_good_model_its_name() -> None:
             assert text_of(await events_of(front, ask())) == "defghijk"
 
 
-async def test_a_worker_that_dies_at_its_birth_is_nobodys_fault() -> None:
-    hub, time = ScriptedWorkers(), VirtualTime()
+async def test_a_node_that_dies_at_its_birth_is_nobodys_fault() -> None:
+    hub, time = ScriptedNodes(), VirtualTime()
     async with started(hub, time, limits=Limits(restarts=MANY)) as front, front.open(ask()) as stream:
         await hub.next(Submit)
         make, n_stillborn = hub.factory, 5
 
-        def stillborn(post: Callable[[Reports], None], *, devices: PresentDevices) -> ScriptedWorker:
+        def stillborn(post: Callable[[Reports], None], *, devices: PresentDevices) -> ScriptedNode:
             nonlocal n_stillborn
-            worker = make(post, devices=devices)
+            node = make(post, devices=devices)
             if n_stillborn:
                 n_stillborn -= 1
-                worker.send = lambda message: None  # type: ignore[method-assign]
+                node.send = lambda message: None  # type: ignore[method-assign]
                 post(make_reports(Broken("the device is gone")))
-            return worker
+            return node
 
         hub.factory = stillborn  # type: ignore[method-assign]
         hub.post(Broken("killed"))
         submit = await hub.next(Submit)
-        hub.worker.run(submit)
+        hub.node.run(submit)
         assert await outcome(stream) == "defghijk"
-        assert len(hub.workers) == 7
+        assert len(hub.nodes) == 7
 
 
-# Waiting for the next worker
+# Waiting for the next node
 
 
-async def test_workers_that_keep_breaking_are_replaced_after_growing_waits_for_ever() -> None:
-    hub, time = ScriptedWorkers(), VirtualTime()
+async def test_nodes_that_keep_breaking_are_replaced_after_growing_waits_for_ever() -> None:
+    hub, time = ScriptedNodes(), VirtualTime()
     limits = Limits(restarts=RestartLimits(n=2, window_s=60.0))
     async with started(hub, time, limits=limits) as front:
         for n in (1, 2):
             hub.post(Broken("killed"))
-            await until(lambda n=n: front.worker.running and front.worker.n_restarts == n)
+            await until(lambda n=n: front.node.running and front.node.n_restarts == n)
         assert front.ready
         for n, wait_s in enumerate((1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0), start=3):
             hub.post(Broken("killed"))
-            await until(lambda w=wait_s: not front.worker.running and time.has_sleeper(w))
+            await until(lambda w=wait_s: not front.node.running and time.has_sleeper(w))
             assert not front.ready
             await time.pass_s(wait_s - 0.001)
-            assert front.worker.n_restarts == n - 1
+            assert front.node.n_restarts == n - 1
             await time.pass_s(0.001)
-            await until(lambda n=n: front.worker.running and front.worker.n_restarts == n)
+            await until(lambda n=n: front.node.running and front.node.n_restarts == n)
             await turns()
         await time.pass_s(2.0)
-        assert front.ready, "a worker that lives is enough"
+        assert front.ready, "a node that lives is enough"
         hub.auto = True
         assert text_of(await events_of(front, ask())) == "defghijk"
         await time.pass_s(60.0)
         hub.post(Broken("killed"))
-        await until(lambda: front.worker.running and front.worker.n_restarts == 11)
+        await until(lambda: front.node.running and front.node.n_restarts == 11)
         assert front.ready, "it is forgiven: the last one lived long"
 
 
-async def test_requests_wait_for_a_worker_but_not_for_ever() -> None:
-    hub, time = ScriptedWorkers(), VirtualTime()
+async def test_requests_wait_for_a_node_but_not_for_ever() -> None:
+    hub, time = ScriptedNodes(), VirtualTime()
     limits = Limits(restarts=RestartLimits(n=0, first_wait_s=100.0), outage_s=30.0)
     async with started(hub, time, limits=limits) as front, front.open(ask()) as before:
         await hub.next(Submit)
         hub.post(Broken("killed"))
-        await until(lambda: not front.worker.running and time.has_sleeper(60.0))
+        await until(lambda: not front.node.running and time.has_sleeper(60.0))
         await time.pass_s(29.0)
         async with front.open(ask()) as during:
             assert (before.closed, during.closed) == (False, False)
@@ -260,7 +256,7 @@ async def test_requests_wait_for_a_worker_but_not_for_ever() -> None:
             await events_of(front, ask())
         assert front.n_live == 0
         await time.pass_s(60.0)
-        await until(lambda: front.worker.running)
+        await until(lambda: front.node.running)
         await turns()
         await time.pass_s(2.0)
         hub.auto = True
@@ -269,44 +265,44 @@ async def test_requests_wait_for_a_worker_but_not_for_ever() -> None:
 
 
 async def test_a_server_that_cannot_start_a_process_says_where_to_look() -> None:
-    hub = ScriptedWorkers()
+    hub = ScriptedNodes()
     hub.fails_to_start = 1
     front, _ = make_front(hub)
-    with pytest.raises(WorkerFailed, match=r"no worker can be started: no more processes; .*`ulimit -a`"):
+    with pytest.raises(ProcessFailed, match=r"no node can be started: no more processes; .*`ulimit -a`"):
         await front.start()
     await front.close()
 
 
-async def test_a_server_whose_first_worker_cannot_be_had_says_so_and_ends() -> None:
-    hub = ScriptedWorkers()
+async def test_a_server_whose_first_node_cannot_be_had_says_so_and_ends() -> None:
+    hub = ScriptedNodes()
     hub.factory = lambda post, **_: (
         post(make_reports(Broken("no such device")))
-        or ScriptedWorker(hub, lambda _: None, PresentDevices({}, 0))
+        or ScriptedNode(hub, lambda _: None, PresentDevices({}, 0))
     )  # type: ignore[assignment, method-assign]
     front, _ = make_front(hub)
-    with pytest.raises(Unavailable, match=r"cannot start: 4 workers in a row.*no such device"):
+    with pytest.raises(Unavailable, match=r"cannot start: 4 nodes in a row.*no such device"):
         await front.start()
     await front.close()
 
 
-async def test_closing_does_not_wait_for_the_next_worker() -> None:
-    hub, time = ScriptedWorkers(), VirtualTime()
+async def test_closing_does_not_wait_for_the_next_node() -> None:
+    hub, time = ScriptedNodes(), VirtualTime()
     async with started(hub, time, limits=Limits(restarts=RestartLimits(n=0))) as front:
         hub.post(Broken("killed"))
-        await until(lambda: not front.worker.running and time.has_sleeper(1.0))
-    assert len(hub.workers) == 1
+        await until(lambda: not front.node.running and time.has_sleeper(1.0))
+    assert len(hub.nodes) == 1
 
 
-async def test_threads_that_hang_elsewhere_do_not_keep_a_worker_from_being_replaced() -> None:
+async def test_threads_that_hang_elsewhere_do_not_keep_a_node_from_being_replaced() -> None:
     """As reads of a dead disk do in the threads of the loop, all of them."""
-    hub, time, never = ScriptedWorkers(auto=True), VirtualTime(), threading.Event()
+    hub, time, never = ScriptedNodes(auto=True), VirtualTime(), threading.Event()
     async with started(hub, time) as front:
         loop = asyncio.get_running_loop()
         few = ThreadPoolExecutor(1)
         loop.set_default_executor(few)
         hanging = loop.run_in_executor(None, never.wait)
         hub.post(Broken("killed"))
-        await until(lambda: front.worker.n_restarts == 1 and front.worker.running)
+        await until(lambda: front.node.n_restarts == 1 and front.node.running)
         never.set()
         await hanging
 
@@ -314,8 +310,8 @@ async def test_threads_that_hang_elsewhere_do_not_keep_a_worker_from_being_repla
 # Silence
 
 
-async def test_a_worker_that_falls_silent_is_killed_and_replaced() -> None:
-    hub, time = ScriptedWorkers(), VirtualTime()
+async def test_a_node_that_falls_silent_is_killed_and_replaced() -> None:
+    hub, time = ScriptedNodes(), VirtualTime()
     async with started(hub, time) as front, front.open(ask(max_tokens=6)) as stream:
         hub.post(Alive())
         hub.post(tokens(stream.id, 0, "def"))
@@ -324,54 +320,54 @@ async def test_a_worker_that_falls_silent_is_killed_and_replaced() -> None:
             await time.pass_s(1.0)
             hub.post(Alive())
             await turns()
-        assert not hub.worker.killed
+        assert not hub.node.killed
         await time.pass_s(9.0)
-        assert not hub.worker.killed
+        assert not hub.node.killed
         await time.pass_s(2.0)
-        assert hub.workers[0].killed
+        assert hub.nodes[0].killed
         assert not front.ready, "health says so until the next one serves"
-        await until(lambda: front.worker.running)
+        await until(lambda: front.node.running)
         submits = [await hub.next(Submit), await hub.next(Submit)]
-        hub.worker.run(submits[-1])
+        hub.node.run(submits[-1])
         assert await outcome(stream) == "defghi"
         assert front.ready
 
 
-async def test_a_worker_that_announces_a_long_silence_is_left_alone() -> None:
-    hub, time = ScriptedWorkers(), VirtualTime()
+async def test_a_node_that_announces_a_long_silence_is_left_alone() -> None:
+    hub, time = ScriptedNodes(), VirtualTime()
     async with started(hub, time):
         hub.post(Alive(silent_s=300.0))
         await turns()
         await time.pass_s(299.0)
-        assert not hub.worker.killed
+        assert not hub.node.killed
         hub.post(Alive())
         await turns()
         await time.pass_s(12.0)
-        assert hub.workers[0].killed
+        assert hub.nodes[0].killed
 
 
-async def test_a_worker_that_has_not_begun_to_serve_has_more_time() -> None:
-    hub, time = ScriptedWorkers(), VirtualTime()
+async def test_a_node_that_has_not_begun_to_serve_has_more_time() -> None:
+    hub, time = ScriptedNodes(), VirtualTime()
     async with started(hub, time, limits=Limits(patience=Patience(silent_s=1.0, starting_s=300.0))):
         await time.pass_s(299.0)
-        assert not hub.worker.killed
+        assert not hub.node.killed
         await time.pass_s(3.0)
-        assert hub.workers[0].killed
+        assert hub.nodes[0].killed
 
 
-async def test_a_front_that_stood_still_itself_does_not_blame_the_worker() -> None:
-    hub, time = ScriptedWorkers(), VirtualTime()
+async def test_a_front_that_stood_still_itself_does_not_blame_the_node() -> None:
+    hub, time = ScriptedNodes(), VirtualTime()
     async with started(hub, time):
         hub.post(Alive())
         await turns()
         await time.pass_s(1.0)
         time.now_s += 3600.0  # stopped, or the machine slept
         await time.pass_s(1.0)
-        assert not hub.workers[0].killed
+        assert not hub.nodes[0].killed
 
 
 async def test_a_stopping_server_says_how_far_each_stream_came() -> None:
-    hub = ScriptedWorkers()
+    hub = ScriptedNodes()
     async with started(hub, VirtualTime()) as front, front.open(ask()) as stream:
         hub.post(tokens(stream.id, 0, "def"))
         hub.post(PhaseChanged(stream.id, RequestPhase.RUNNING))

@@ -1,11 +1,11 @@
-"""Finds what kills workers, so that innocent requests lose only time. It knows no requests: its subjects are
+"""Finds what kills nodes, so that innocent requests lose only time. It knows no requests: its subjects are
 any hashable keys.
 
-When a worker breaks, every subject that it had been given and that had made no progress may be the cause. A
-subject to which this has happened `limit` times is a suspect: it is held back from the next worker until the
-others have made progress, then tried in groups, newest first, of one, two, four, ... subjects. A worker that
+When a node breaks, every subject that it had been given and that had made no progress may be the cause. A
+subject to which this has happened `limit` times is a suspect: it is held back from the next node until the
+others have made progress, then tried in groups, newest first, of one, two, four, ... subjects. A node that
 breaks meanwhile clears the rest; its group is halved and tried again. A subject that is the only candidate
-when a worker breaks during its trial is guilty.
+when a node breaks during its trial is guilty.
 
 A death during trials that others (arrivals) may have caused too makes all of them suspects, and arrivals wait
 from then on until the trials are over; so whatever arrives in between, in the end some subject is tried
@@ -25,11 +25,11 @@ class Suspects(Generic[Subject]):
     """Finds the guilty subject; see the module. Subjects are ordered by age, as they were `sent`."""
 
     def __init__(self, limit: int) -> None:
-        """`limit` is the number of workers that may break over a subject before it is a suspect."""
+        """`limit` is the number of nodes that may break over a subject before it is a suspect."""
         self._limit = limit
         self._n_deaths: dict[Subject, int] = {}
         self._unproven: dict[Subject, None] = {}
-        """Subjects that the present worker was given and that have made no progress there."""
+        """Subjects that the present node was given and that have made no progress there."""
         self._first: set[Subject] = set()
         """Those of them whose progress must be seen before the next trial begins."""
         self._trial: set[Subject] = set()
@@ -53,7 +53,7 @@ class Suspects(Generic[Subject]):
         return bool(self._trial or (self._first and (self._groups or self._waiting)))
 
     def is_unproven(self, subject: Subject) -> bool:
-        """True if the present worker has it and it has made no progress there."""
+        """True if the present node has it and it has made no progress there."""
         return subject in self._unproven
 
     def holds(self, subject: Subject) -> bool:
@@ -72,13 +72,13 @@ class Suspects(Generic[Subject]):
         return True
 
     def sent(self, subject: Subject, *, first: bool = False) -> None:
-        """Note that the worker was given it; `first` if it is older than the worker: trials wait for it."""
+        """Note that the node was given it; `first` if it is older than the node: trials wait for it."""
         self._unproven[subject] = None
         if first:
             self._first.add(subject)
 
     def progressed(self, subject: Subject) -> None:
-        """Note that it made progress with the present worker: what it did before is forgiven."""
+        """Note that it made progress with the present node: what it did before is forgiven."""
         self._n_deaths.pop(subject, None)
         self._clear(subject)
 
@@ -109,7 +109,7 @@ class Suspects(Generic[Subject]):
         self._first.clear()
 
     def spared(self) -> None:
-        """The worker broke before it had read anything: no subject is to blame."""
+        """The node broke before it had read anything: no subject is to blame."""
         if self._trial:
             self._groups.append([subject for subject in self._unproven if subject in self._trial][::-1])
         self._unproven.clear()
@@ -117,8 +117,8 @@ class Suspects(Generic[Subject]):
         self._first.clear()
 
     def died(self) -> Subject | None:
-        """The worker broke. Returns the guilty subject, if it is known now. The others may be sent to the
-        next worker unless held."""
+        """The node broke. Returns the guilty subject, if it is known now. The others may be sent to the
+        next node unless held."""
         candidates = list(self._unproven)
         on_trial = [subject for subject in candidates if subject in self._trial]
         was_trying = self.trying

@@ -1,13 +1,13 @@
-"""Keeps one worker alive: starts it, carries its messages onto the event loop, replaces it if it breaks or
+"""Keeps one node alive: starts it, carries its messages onto the event loop, replaces it if it breaks or
 falls silent.
 
-A worker answers from its own thread. Its messages are collected and handled on the loop in batches, so that a
-thousand tokens cost one wake-up. Unhandled messages of a dead worker are dropped: `on_started` tells its
+A node answers from its own thread. Its messages are collected and handled on the loop in batches, so that a
+thousand tokens cost one wake-up. Unhandled messages of a dead node are dropped: `on_started` tells its
 successor everything that matters.
 
-A worker that sends nothing for `Patience.silent_s` is killed: it beats once a second, whatever it computes.
-Time during which this process itself stood still does not count. Replacing begins at once; if workers keep
-breaking soon after they begin, after a growing wait, without limit. Only a server whose first worker cannot
+A node that sends nothing for `Patience.silent_s` is killed: it beats once a second, whatever it computes.
+Time during which this process itself stood still does not count. Replacing begins at once; if nodes keep
+breaking soon after they begin, after a growing wait, without limit. Only a server whose first node cannot
 start gives up, so that its operator notices.
 """
 
@@ -20,24 +20,24 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from tokenmux.core.errors import TokenmuxError, Unavailable, WorkerFailed
+from tokenmux.core.errors import ProcessFailed, TokenmuxError, Unavailable
 from tokenmux.core.facts import NodeId
 from tokenmux.messages.commands import Command, Order, Ticket
 from tokenmux.messages.reports import Alive, Broken, Report, Reports
 from tokenmux.processes.restarts import RestartLimits
-from tokenmux.server.workers.worker_protocol import Worker
+from tokenmux.server.nodes.node_protocol import RunningNode
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
 TICK_S = 1.0
-"""Seconds between checks whether the worker has sent anything."""
+"""Seconds between checks whether the node has sent anything."""
 
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long a worker may be silent, in seconds."""
+    """How long a node may be silent, in seconds."""
 
     silent_s: float = 10.0
     """Once it serves. It announces what takes longer (a resize)."""
@@ -71,7 +71,7 @@ class _Inbox:
             self._loop.call_soon_threadsafe(self._drain)
 
     def release(self) -> None:
-        """The worker is installed: messages received so far can be handled."""
+        """The node is installed: messages received so far can be handled."""
         self._loop.call_soon(self._drain)
 
     def shut(self) -> None:
@@ -92,12 +92,12 @@ class _Inbox:
 
 
 class Supervisor:
-    """Keeps a worker alive; see the module. Everything except `WorkerFactory` and the ends of workers runs
+    """Keeps a node alive; see the module. Everything except `NodeFactory` and the ends of nodes runs
     on the event loop."""
 
     def __init__(
         self,
-        factory: Callable[[Callable[[Reports], None]], Worker],
+        factory: Callable[[Callable[[Reports], None]], RunningNode],
         *,
         on_report: Callable[[Report], None],
         on_broken: Callable[[], None],
@@ -109,7 +109,7 @@ class Supervisor:
         clock: Callable[[], float],
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
-        """`on_broken` is called when a worker died, `on_started` when one can receive messages (including
+        """`on_broken` is called when a node died, `on_started` when one can receive messages (including
         the first), `on_down` with the reason when there will be none for some time, and `on_given_up` when
         `served` was never called and there will be no other."""
         self._factory = factory
@@ -118,14 +118,14 @@ class Supervisor:
         self._on_started = on_started
         self._on_down = on_down
         self._on_given_up = on_given_up
-        # A separate pool: what hangs in the loop's threads (a disk) must not keep a worker from being
+        # A separate pool: what hangs in the loop's threads (a disk) must not keep a node from being
         # replaced.
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="tokenmux-supervisor")
         self._limits = limits
         self._patience = patience
         self._clock = clock
         self._sleep = sleep
-        self._worker: Worker | None = None
+        self._node: RunningNode | None = None
         self._tickets = itertools.count(1)
         self._inbox: _Inbox | None = None
         self._restarting: asyncio.Task[None] | None = None
@@ -136,39 +136,39 @@ class Supervisor:
         self._n_short_lives = 0
         self._has_served = False
         self.has_spoken = False
-        """True if the present worker, or the last one, has sent anything; before that it has read nothing
+        """True if the present node, or the last one, has sent anything; before that it has read nothing
         either."""
         self._closed = False
         self.n_restarts = 0
 
     @property
     def running(self) -> bool:
-        """True if there is a worker to send to."""
-        return self._worker is not None
+        """True if there is a node to send to."""
+        return self._node is not None
 
     async def start(self) -> None:
-        """Start the first worker. Raises WorkerFailed if the system cannot start a process, and whatever else
+        """Start the first node. Raises ProcessFailed if the system cannot start a process, and whatever else
         the factory raises."""
         try:
             self._install(*await self._spawn())
         except OSError as error:
-            raise WorkerFailed(
-                f"no worker can be started: {error}; look at the limits of processes, open files and memory "
+            raise ProcessFailed(
+                f"no node can be started: {error}; look at the limits of processes, open files and memory "
                 "(`ulimit -a`)"
             ) from error
 
     def served(self) -> None:
-        """A worker has taken what it was told: from now on the supervisor never gives up."""
+        """A node has taken what it was told: from now on the supervisor never gives up."""
         self._has_served = True
 
     def send(self, command: Command) -> Ticket:
-        """Send a command to the worker; returns its ticket. Without a worker it is dropped: repeat it at
+        """Send a command to the node; returns its ticket. Without a node it is dropped: repeat it at
         `on_started`."""
         ticket = Ticket(next(self._tickets))
-        if self._worker is not None:
+        if self._node is not None:
             try:
-                self._worker.send(Order(ticket, command))
-            except WorkerFailed as error:
+                self._node.send(Order(ticket, command))
+            except ProcessFailed as error:
                 self._break(str(error))
         return ticket
 
@@ -179,15 +179,15 @@ class Supervisor:
             self._waiting.cancel()
         if self._restarting is not None:
             await self._restarting
-        worker, self._worker = self._worker, None
+        node, self._node = self._node, None
         self._stop_watching()
         if self._inbox is not None:
             self._inbox.shut()
-        if worker is not None:
-            await self._in_thread(worker.close)
+        if node is not None:
+            await self._in_thread(node.close)
         self._threads.shutdown(wait=False)
 
-    async def _spawn(self) -> tuple[Worker, _Inbox]:
+    async def _spawn(self) -> tuple[RunningNode, _Inbox]:
         inbox = _Inbox(self._receive)
         self._began_s = self._clock()
         return await self._in_thread(lambda: self._factory(inbox.post)), inbox
@@ -195,28 +195,28 @@ class Supervisor:
     async def _in_thread(self, call: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
-    def _install(self, worker: Worker, inbox: _Inbox) -> None:
-        self._worker, self._inbox = worker, inbox
+    def _install(self, node: RunningNode, inbox: _Inbox) -> None:
+        self._node, self._inbox = node, inbox
         self.has_spoken = False
         self._patience_s = self._patience.starting_s
-        self._watching = asyncio.create_task(self._watch(worker, inbox), name="watch worker")
+        self._watching = asyncio.create_task(self._watch(node, inbox), name="watch node")
         self._on_started()
         inbox.release()
 
-    async def _watch(self, worker: Worker, inbox: _Inbox) -> None:
-        """Kill a worker that is silent for longer than it may be."""
+    async def _watch(self, node: RunningNode, inbox: _Inbox) -> None:
+        """Kill a node that is silent for longer than it may be."""
         silent_s, n_heard, looked_s = 0.0, inbox.n_posted, self._clock()
         while silent_s < self._patience_s:
             await self._sleep(TICK_S)
             now_s = self._clock()
-            # If this process was stopped or starved itself, the worker's messages may only be waiting to be
+            # If this process was stopped or starved itself, the node's messages may only be waiting to be
             # read.
             passed_s = min(now_s - looked_s, 2 * TICK_S)
             silent_s = 0.0 if inbox.n_posted != n_heard else silent_s + passed_s
             n_heard, looked_s = inbox.n_posted, now_s
         detail = f"it has sent nothing for {silent_s:.0f} s"
-        logger.error("the worker is killed: %s", detail)
-        worker.kill()
+        logger.error("the node is killed: %s", detail)
+        node.kill()
         self._break(detail, hung=True)
 
     def _stop_watching(self) -> None:
@@ -238,18 +238,18 @@ class Supervisor:
     def _break(self, detail: str, *, hung: bool = False) -> None:
         if self._closed or self._restarting is not None:
             return
-        logger.error("worker broke: %s", detail)
+        logger.error("node broke: %s", detail)
         self._stop_watching()
         if self._inbox is not None:
             self._inbox.shut()
-        self._restarting = asyncio.create_task(self._restart(detail, hung), name="restart worker")
+        self._restarting = asyncio.create_task(self._restart(detail, hung), name="restart node")
 
     async def _restart(self, detail: str, hung: bool) -> None:
-        broken, self._worker = self._worker, None
+        broken, self._node = self._node, None
         self._on_broken()
         if hung:
             self._on_down(
-                Unavailable(f"the worker hung and is being replaced ({detail}): try again in a moment")
+                Unavailable(f"the node hung and is being replaced ({detail}): try again in a moment")
             )
         if broken is not None:
             await self._in_thread(broken.close)
@@ -260,14 +260,14 @@ class Supervisor:
                 return
             self.n_restarts += 1
             try:
-                worker, inbox = await self._spawn()
+                node, inbox = await self._spawn()
             except Exception as error:  # noqa: BLE001 - whatever stops a process from starting
                 detail = f"{type(error).__name__}: {error}"
-                logger.error("worker did not start: %s", detail)
+                logger.error("node did not start: %s", detail)
                 continue
-            logger.warning("worker restarted (%d times so far)", self.n_restarts)
+            logger.warning("node restarted (%d times so far)", self.n_restarts)
             self._restarting = None  # first, so that this one may break while it is being told what to do
-            self._install(worker, inbox)
+            self._install(node, inbox)
             return
 
     async def _may_go_on(self, detail: str) -> bool:
@@ -275,7 +275,7 @@ class Supervisor:
         wait_s = self._limits.wait_s(self._n_short_lives)
         if wait_s == 0.0:
             return True
-        n = f"{self._n_short_lives} workers in a row broke within {self._limits.window_s:g} s of their start"
+        n = f"{self._n_short_lives} nodes in a row broke within {self._limits.window_s:g} s of their start"
         if not self._has_served:
             self._on_given_up(Unavailable(f"the server cannot start: {n}; the last one: {detail}"))
             return False

@@ -1,6 +1,6 @@
-"""Workers that do what a test says, for tests of a front without a process behind it.
+"""Nodes that do what a test says, for tests of a front without a process behind it.
 
-`ScriptedWorkers` is the factory that a front is given. It holds every worker that it started, every command
+`ScriptedNodes` is the factory that a front is given. It holds every node that it started, every command
 that one was sent, and what they are to answer.
 """
 
@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TypeVar
 
-from tokenmux.core.errors import ErrorCode, WorkerFailed
+from tokenmux.core.errors import ErrorCode, ProcessFailed
 from tokenmux.core.facts import FIRST_NODE, InstanceId
 from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.core.request import FinishReason
@@ -44,12 +44,12 @@ def make_reports(*reports: Report) -> Reports:
     return Reports(FIRST_NODE, reports)
 
 
-class ScriptedWorker:
+class ScriptedNode:
     """Acknowledges commands and ends what is cancelled; tokens come when the test says so, or at once with
     `auto`."""
 
     def __init__(
-        self, script: "ScriptedWorkers", post: Callable[[Reports], None], devices: PresentDevices
+        self, script: "ScriptedNodes", post: Callable[[Reports], None], devices: PresentDevices
     ) -> None:
         self.script = script
         self._post = post
@@ -67,7 +67,7 @@ class ScriptedWorker:
 
     def send(self, order: Order) -> None:
         if self.dead:
-            raise WorkerFailed("the pipe is closed")
+            raise ProcessFailed("the pipe is closed")
         ticket, command = order.ticket, order.command
         self.script.sent.put_nowait(command)
         if isinstance(command, AddDevice | DrainDevice | RemoveDevice | Resize):
@@ -116,13 +116,13 @@ class ScriptedWorker:
 
 
 def scripted_output(submit: Submit) -> list[int]:
-    """What a scripted worker answers to a prompt: the token ids after the last one of the prompt, in turn."""
+    """What a scripted node answers to a prompt: the token ids after the last one of the prompt, in turn."""
     first = submit.prompt[-1] + 1
     return [first + i % 20 for i in range(submit.request.max_tokens)]
 
 
-class ScriptedWorkers:
-    """Starts scripted workers. With `auto` they answer every request at once and in full."""
+class ScriptedNodes:
+    """Starts scripted nodes. With `auto` they answer every request at once and in full."""
 
     def __init__(self, *, auto: bool = False) -> None:
         self.auto = auto
@@ -136,26 +136,26 @@ class ScriptedWorkers:
         """The error codes with which models are refused, by model."""
         self.refuses_pins: dict[str, str] = {}
         self.fails_to_start = 0
-        self.workers: list[ScriptedWorker] = []
+        self.nodes: list[ScriptedNode] = []
         self.sent: asyncio.Queue[Command] = asyncio.Queue()
 
-    def factory(self, post: Callable[[Reports], None], *, devices: PresentDevices) -> ScriptedWorker:
+    def factory(self, post: Callable[[Reports], None], *, devices: PresentDevices) -> ScriptedNode:
         if self.fails_to_start:
             self.fails_to_start -= 1
             raise OSError("no more processes")
-        worker = ScriptedWorker(self, post, devices)
-        self.workers.append(worker)
-        return worker
+        node = ScriptedNode(self, post, devices)
+        self.nodes.append(node)
+        return node
 
     @property
-    def worker(self) -> ScriptedWorker:
-        return self.workers[-1]
+    def node(self) -> ScriptedNode:
+        return self.nodes[-1]
 
     def post(self, message: Report) -> None:
-        self.worker.post(message)
+        self.node.post(message)
 
     async def next(self, kind: type[Wanted]) -> Wanted:
-        """The next command of this kind that is sent to a worker; others before it are skipped."""
+        """The next command of this kind that is sent to a node; others before it are skipped."""
         async with asyncio.timeout(_PATIENCE_S):
             while True:
                 message = await self.sent.get()

@@ -1,4 +1,4 @@
-"""Who broke the workers: a little world of innocent and deadly subjects, driven by chance."""
+"""Who broke the nodes: a little world of innocent and deadly subjects, driven by chance."""
 
 import random
 from collections.abc import Iterator
@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tokenmux.server.workers.suspects import Suspects
+from tokenmux.server.nodes.suspects import Suspects
 
 LIMIT = 2
 
 
 def newest_first_groups(n: int) -> list[list[int]]:
-    """What is tried, trial by trial, after `n` subjects were with two workers that broke; nobody is
+    """What is tried, trial by trial, after `n` subjects were with two nodes that broke; nobody is
     deadly."""
     suspects: Suspects[int] = Suspects(LIMIT)
     for _ in range(LIMIT):
@@ -34,7 +34,7 @@ def test_suspects_are_tried_newest_first_in_growing_groups() -> None:
     assert newest_first_groups(8) == [[7], [5, 6], [1, 2, 3, 4], [0]]
 
 
-def test_what_was_with_one_dead_worker_only_is_not_held_back() -> None:
+def test_what_was_with_one_dead_node_only_is_not_held_back() -> None:
     suspects: Suspects[str] = Suspects(LIMIT)
     suspects.sent("a")
     assert suspects.died() is None
@@ -66,7 +66,7 @@ def test_trials_wait_for_those_who_were_there_before() -> None:
     assert suspects.release() == ["a"]
 
 
-def test_nobody_is_blamed_for_a_worker_that_read_nothing() -> None:
+def test_nobody_is_blamed_for_a_node_that_read_nothing() -> None:
     suspects: Suspects[str] = Suspects(1)
     suspects.sent("a")
     suspects.died()
@@ -87,7 +87,7 @@ def test_the_only_candidate_of_a_death_during_trials_is_guilty_and_gone() -> Non
 
 
 class World:
-    """Workers that die when a deadly subject is done with its waiting; innocents get somewhere when they
+    """Nodes that die when a deadly subject is done with its waiting; innocents get somewhere when they
     are."""
 
     def __init__(self, chance: random.Random, deadly: set[int]) -> None:
@@ -97,7 +97,7 @@ class World:
         self.alive: list[int] = []
         self.proven: set[int] = set()
         self.left: dict[int, int] = {}
-        """Turns until the worker comes to each."""
+        """Turns until the node comes to each."""
         self.guilty: list[int] = []
         self.n_deaths = 0
 

@@ -1,1 +1,0 @@
-"""The life of the worker process: starting, replacing it, finding what breaks it, saying when it is gone."""
