@@ -53,6 +53,7 @@ class EventBuffer:
                     last.token_ids + event.token_ids,
                     last.text + event.text,
                     last.log_probabilities + event.log_probabilities,
+                    last.spellings + event.spellings,
                 )
             case PhaseChanged(), PhaseChanged():
                 self._events[-1] = event
