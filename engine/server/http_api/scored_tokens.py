@@ -86,7 +86,7 @@ def _scored_body(spelling: bytes, value: float) -> ScoredTokenBody:
 
 
 def _by_name(token: ScoredToken) -> dict[str, float]:
-    """Of several tokens with one text, the likeliest counts."""
+    """The likeliest log-probability of each text: several tokens may have the same."""
     found: dict[str, float] = {}
     for spelling, value in (*token.likeliest, (token.spelling, token.log_probability)):
         found.setdefault(_name(spelling), _shown(value))
