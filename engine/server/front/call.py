@@ -1,5 +1,5 @@
-"""One call of a client: its choices, each a request of its own to all other parts, and the one stream in which
-they are read.
+"""One call of a client: its choices, each a request of its own to all other parts, and the one stream in
+which they are read.
 
     node ─ Tokens ─▶ choice 0 ─┐
     node ─ Tokens ─▶ choice 1 ─┴▶ EventBuffer ─▶ client      events have the number of their choice
