@@ -6,6 +6,7 @@ Times are CLOCK_MONOTONIC seconds, which all processes of one machine share.
 from msgspec import Struct
 
 from tokenmux.core.errors import ErrorCode
+from tokenmux.core.facts import ModelId
 from tokenmux.core.sampling import LogProbabilities
 from tokenmux.messages.launches import OperationId
 
@@ -22,14 +23,15 @@ class Drew(Struct, frozen=True, array_like=True, tag=True):
 
 class StepCompleted(Struct, frozen=True, array_like=True, tag=True):
     """A step ended. Its iterations ended at `ends_s`, the last one drew `token_ids`, and the drawing segments
-    with the indices `stopped` (counted among those that draw) drew a token that ends them.
-    `log_probabilities` is empty if none of them asks for any."""
+    with the indices `stopped` (counted among those that draw) drew a token that ends them. `faults` says of
+    those that cannot go on why. `log_probabilities` is empty if none of them asks for any."""
 
     operation: OperationId
     ends_s: tuple[float, ...]
     token_ids: tuple[int, ...]
     stopped: tuple[int, ...] = ()
     log_probabilities: tuple[LogProbabilities | None, ...] = ()
+    faults: tuple[tuple[int, str], ...] = ()
 
 
 class CopyCompleted(Struct, frozen=True, array_like=True, tag=True):
@@ -57,6 +59,14 @@ class ArenaReallocated(Struct, frozen=True, array_like=True, tag=True):
     code: ErrorCode | None = None
 
 
+class GrammarReady(Struct, frozen=True, array_like=True, tag=True):
+    """Answer to `AddGrammar`. `error` says why the grammar cannot be used, if it cannot."""
+
+    model: ModelId
+    grammar_id: str
+    error: str = ""
+
+
 class ExecutorReady(Struct, frozen=True, array_like=True, tag=True):
     """The device has its memory: launches are carried out from now on."""
 
@@ -82,6 +92,7 @@ ExecutorReport = (
     | CopyCompleted
     | CopyProgressed
     | ArenaReallocated
+    | GrammarReady
     | ExecutorReady
     | ExecutorAlive
     | ExecutorBroken

@@ -71,6 +71,7 @@ from tokenmux.messages.completions import (
     ExecutorBroken,
     ExecutorReady,
     ExecutorReport,
+    GrammarReady,
     StepCompleted,
 )
 from tokenmux.messages.launches import AddModel, OperationId, ReallocateArena, StopCopy, Unbind
@@ -78,6 +79,7 @@ from tokenmux.messages.reports import Acknowledged, Alive, Broken, Finished, Rep
 from tokenmux.messages.setups import DeviceSetup, NodeSetup
 from tokenmux.node.blame import Blame
 from tokenmux.node.executor_port import ExecutorFactory
+from tokenmux.node.grammars import Grammars
 from tokenmux.node.host_memory import HostMemory
 from tokenmux.node.lives import Lives
 from tokenmux.node.node_device import Drawn, NodeDevice, StrayReport
@@ -136,6 +138,7 @@ class Node:
         self._answers: list[Acknowledged] = []
         """To commands that change what a status shows: they follow one that shows it."""
         self._blame = Blame()
+        self.grammars = Grammars(self.contents, self._hold, self._run_again, self._fail)
         self._paused: set[RequestId] = set()
         """Requests whose clients have stopped reading."""
         self._failures: dict[RequestId, str] = {}
@@ -200,8 +203,7 @@ class Node:
                 self.pool.apply_to_request(Paused(now_s, request))
             case Resume(request):
                 self._paused.discard(request)
-                if not self._blame.is_waiting(request):
-                    self.pool.apply_to_request(Resumed(now_s, request))
+                self._run_again(request)
             case AskTrace(last_s):
                 self._out.append(self._telemetry.trace(ticket, last_s))
             case Shutdown():
@@ -250,6 +252,7 @@ class Node:
         self._accuse(device)
         step = None if device.step is None else device.step.so_far()
         old = device.instance
+        self.grammars.lost(index)
         self.pool.hold(index)
         replacement = self._make_instance(device.setup, old)
         device.lost(replacement)
@@ -351,7 +354,9 @@ class Node:
                     device.say(ReallocateArena(arena_bytes))
                 case ModelLoaded(started):
                     self._blame.loaded(started.model.id)
-                case StepEnded() | RequestEntered() | RequestLeft() | Drop() | Discard():
+                case RequestEntered(request):
+                    self.grammars.entered(device, request.id)
+                case StepEnded() | RequestLeft() | Drop() | Discard():
                     pass
                 case _:
                     assert_never(effect)
@@ -438,6 +443,7 @@ class Node:
             case Drew():
                 self._take_tokens(device.drew(completion), completion.at_s)
             case StepCompleted():
+                self._failures.update(device.faults(completion))
                 drawn, done = device.step_completed(completion)
                 self._take_tokens(drawn, done.at_s)
                 self.pool.apply(device.index, done)
@@ -448,12 +454,15 @@ class Node:
                 model = device.instance.models.get(load.model.id) if load else None
                 for request in model.waiting.values() if model else ():
                     self._out.append(PhaseChanged(request.id, RequestPhase.LOADING, progress=share))
+            case GrammarReady():
+                self.grammars.ready(device, completion)
             case ArenaReallocated(arena_bytes, error, code):
                 device.resized(arena_bytes)
                 self.pool.apply(device.index, Resized(self._clock.now_s(), arena_bytes))
                 self._operators.resized(device, error, code)
             case ExecutorReady():
                 device.ready, device.silent_s = True, self._setup.silent_s
+                self.grammars.started(device)
                 if device.state in (DeviceState.STARTING, DeviceState.OUT):
                     device.state, device.fault = DeviceState.SERVING, ""
                 self.pool.release(device.index)
@@ -498,7 +507,10 @@ class Node:
             detail, code = self.refused[request.model], ErrorCode.NOT_SERVABLE
         else:
             self.contents[request.id] = Content.of(submit)
-            arrived = Arrived(now_s, request, len(submit.delivered), history=submit.history)
+            is_held = submit.grammar is not None  # until `Grammars` has seen where it is placed
+            arrived = Arrived(
+                now_s, request, len(submit.delivered), history=submit.history, is_paused=is_held
+            )
             answer = self.pool.submit(arrived)
             if isinstance(answer, Refuse):
                 del self.contents[request.id]
@@ -525,14 +537,17 @@ class Node:
         record = ended.record
         del self.contents[record.request.id]
         self._paused.discard(record.request.id)
+        self.grammars.ended(record.request.id)
         self._blame.forget(record.request.id)
         detail = self._failures.pop(record.request.id, ended.detail)
         code = _code_of(record, detail, instance)
         self._out.append(Finished(record.request.id, record.reason, record.end_s, detail, code))
 
     def _shown(self, changed: PhaseChanged) -> PhaseChanged:
-        """What a client is told of its request: a suspect waits, and was not paused by its client."""
-        is_held_back = self._blame.is_waiting(changed.request) and changed.request not in self._paused
+        """What a client is told of its request: a suspect waits, and so does one whose grammar is being
+        compiled; neither was paused by its client."""
+        waits = self._blame.is_waiting(changed.request) or self.grammars.is_waiting(changed.request)
+        is_held_back = waits and changed.request not in self._paused
         if changed.phase is RequestPhase.PAUSED and is_held_back:
             return PhaseChanged(changed.request, RequestPhase.QUEUED)
         return changed
@@ -578,9 +593,22 @@ class Node:
             if content.submit.request.model == model:
                 self._fail(request, detail)
 
+    def _hold(self, request: RequestId) -> None:
+        """Do not let a request run until its grammar is compiled."""
+        self.pool.post_to_request(Paused(self._clock.now_s(), request))
+
+    def _run_again(self, request: RequestId) -> None:
+        """Let a request run, unless something holds it back."""
+        if not (
+            request in self._paused or self._blame.is_waiting(request) or self.grammars.is_waiting(request)
+        ):
+            self.pool.post_to_request(Resumed(self._clock.now_s(), request))
+
     def _try_suspects(self) -> None:
         """Let the next suspect run, if none is being tried."""
-        request = self._blame.next_trial(lambda suspect: suspect not in self._paused)
+        request = self._blame.next_trial(
+            lambda suspect: suspect not in self._paused and not self.grammars.is_waiting(suspect)
+        )
         if request is not None:
             self.pool.apply_to_request(Resumed(self._clock.now_s(), request))
 

@@ -28,6 +28,7 @@ from tokenmux.core.errors import InternalError
 from tokenmux.core.facts import KvShape
 from tokenmux.core.sampling import Sampling
 from tokenmux.models.network.rows import RowRule
+from tokenmux.models.sampling.masks import Constraint
 from tokenmux.models.sampling.past_tokens import PastTokens
 
 TILE_TOKENS = 128
@@ -46,7 +47,8 @@ class Segment:
     `blocks` are the indices of its KV blocks, in order: enough for every token up to the end of the segment,
     and for later steps if the batch will be advanced. With `draw`, the token after the last one is drawn;
     output token i (counted from 0) cannot be one of `stop_token_ids` while i < `min_tokens`. `past` holds the
-    tokens that the rules of `sampling` look at, before this step; later steps of the batch add to it.
+    tokens that the rules of `sampling` look at, before this step, and `constraint` is the grammar that the
+    output obeys; later steps of the batch add to both.
     """
 
     token_ids: Sequence[int]
@@ -58,6 +60,7 @@ class Segment:
     min_tokens: int = 0
     stop_token_ids: frozenset[int] = frozenset()
     past: PastTokens | None = None
+    constraint: Constraint | None = None
 
     @property
     def end(self) -> int:
@@ -355,10 +358,12 @@ class StepBatch:
 
 
 def remember(segments: Sequence[Segment], token_ids: Sequence[int]) -> None:
-    """Each segment drew its token of `token_ids`: its rules look at it from now on."""
+    """Each segment drew its token of `token_ids`: its rules and its grammar look at it from now on."""
     for segment, token in zip(segments, token_ids, strict=True):
         if segment.past is not None:
             segment.past.append(token)
+        if segment.constraint is not None:
+            segment.constraint.output.append(token)
 
 
 def check_kv(kv: torch.Tensor, shape: KvShape) -> None:
