@@ -8,12 +8,16 @@ from rich.console import Console
 
 from tokenmux.cli.generation_options import (
     BadWord,
+    Choice,
     FrequencyPenalty,
+    GrammarFile,
+    JsonSchema,
     LogitBias,
     Logprobs,
     MaxTokens,
     MinP,
     PresencePenalty,
+    Regex,
     RepetitionPenalty,
     Seed,
     Stop,
@@ -42,6 +46,10 @@ def generate_command(
     presence_penalty: PresencePenalty = 0.0,
     logit_bias: LogitBias = None,
     bad_word: BadWord = None,
+    json_schema: JsonSchema = None,
+    regex: Regex = None,
+    grammar: GrammarFile = None,
+    choice: Choice = None,
     logprobs: Logprobs = None,
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt first.")] = False,
     include_stop: Annotated[
@@ -77,6 +85,10 @@ def generate_command(
         presence_penalty=presence_penalty,
         logit_bias=logit_bias,
         bad_word=bad_word,
+        json_schema=json_schema,
+        regex=regex,
+        grammar=grammar,
+        choice=choice,
         logprobs=logprobs,
     )
     options |= {
@@ -113,6 +125,10 @@ def chat_command(
     presence_penalty: PresencePenalty = 0.0,
     logit_bias: LogitBias = None,
     bad_word: BadWord = None,
+    json_schema: JsonSchema = None,
+    regex: Regex = None,
+    grammar: GrammarFile = None,
+    choice: Choice = None,
 ) -> None:
     """Chat with a model, one line at a time. Ctrl-C cancels an answer, Ctrl-D quits."""
     from tokenmux.cli.streaming import converse
@@ -130,6 +146,10 @@ def chat_command(
         presence_penalty=presence_penalty,
         logit_bias=logit_bias,
         bad_word=bad_word,
+        json_schema=json_schema,
+        regex=regex,
+        grammar=grammar,
+        choice=choice,
     )
     with connected(ctx) as client:
         converse(client, model, system, Console(stderr=True), options)

@@ -36,7 +36,7 @@ from tokenmux.messages.launches import OperationId, StepLaunch, StepSegment
 from tokenmux.models.catalogue.entry import Entry
 from tokenmux.models.network.batch import Segment
 from tokenmux.models.network.runner import Runner
-from tokenmux.models.sampling.masks import Constraint
+from tokenmux.models.sampling.masks import StepConstraint
 from tokenmux.models.sampling.past_tokens import PastTokens
 from tokenmux.models.weights.image import FileStamp, read_image
 from tokenmux.processes import garbage_collection
@@ -217,7 +217,7 @@ def _segment(segment: StepSegment, masks: MaskProcess | None) -> Segment:
     if segment.grammar is not None:
         if masks is None:
             raise InternalError(f"grammar {segment.grammar.id} was not added before its first step")
-        constraint = Constraint(masks, segment.grammar.id, list(segment.grammar.output))
+        constraint = StepConstraint(masks, segment.grammar.id, list(segment.grammar.output))
     return Segment(
         token_ids=segment.token_ids,
         start=segment.start,

@@ -28,7 +28,7 @@ from tokenmux.core.errors import InternalError
 from tokenmux.core.facts import KvShape
 from tokenmux.core.sampling import Sampling
 from tokenmux.models.network.rows import RowRule
-from tokenmux.models.sampling.masks import Constraint
+from tokenmux.models.sampling.masks import StepConstraint
 from tokenmux.models.sampling.past_tokens import PastTokens
 
 TILE_TOKENS = 128
@@ -60,7 +60,7 @@ class Segment:
     min_tokens: int = 0
     stop_token_ids: frozenset[int] = frozenset()
     past: PastTokens | None = None
-    constraint: Constraint | None = None
+    constraint: StepConstraint | None = None
 
     @property
     def end(self) -> int:

@@ -30,7 +30,7 @@ class MaskSource(Protocol):
 
 
 @dataclass(slots=True)
-class Constraint:
+class StepConstraint:
     """The grammar of one request within one step. `output` grows with what later iterations draw."""
 
     source: MaskSource
@@ -38,7 +38,7 @@ class Constraint:
     output: list[int] = field(default_factory=list)
 
 
-def begin_masks(constraints: Sequence[Constraint | None]) -> Callable[[], Sequence[MaskAnswer | None]]:
+def begin_masks(constraints: Sequence[StepConstraint | None]) -> Callable[[], Sequence[MaskAnswer | None]]:
     """Ask for the masks of one step, whose requests are of one model. What is returned waits for them; None
     for requests without a grammar."""
     some = [constraint for constraint in constraints if constraint is not None]

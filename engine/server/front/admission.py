@@ -16,13 +16,16 @@ from dataclasses import dataclass, replace
 from msgspec.structs import replace as replace_fields
 
 from tokenmux.core.errors import InternalError
+from tokenmux.core.grammar import Grammar
 from tokenmux.core.request import DEFAULT_TENANT, Request, RequestId
 from tokenmux.core.sampling import Sampling, choice_seed
 from tokenmux.messages.commands import Submit
 from tokenmux.server.front.api_keys import Key, tenant_of
 from tokenmux.server.front.call import choice_id
+from tokenmux.server.front.constraint_rules import check_can_end
 from tokenmux.server.front.counts import check_token_ids
 from tokenmux.server.front.generation import AboutModel, Ask, Encodable, Prompt, Text, TokenIds, Words
+from tokenmux.server.front.grammar_reader import GrammarReader
 from tokenmux.server.front.model_text import ModelText, OutputText, PromptEncoder
 from tokenmux.server.front.pool_devices import PoolDevices
 from tokenmux.server.front.readiness import Readiness
@@ -48,6 +51,8 @@ class Tokenized:
     prompt: tuple[int, ...]
     bad_words: tuple[tuple[int, ...], ...]
     """The tokens of the words that the output must not contain."""
+    grammar: Grammar | None
+    """What the output must obey."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,7 @@ class Admission:
         self,
         models: ServedModels,
         encoder: PromptEncoder,
+        grammars: GrammarReader,
         devices: PoolDevices,
         places: QueuePlaces,
         readiness: Readiness,
@@ -82,6 +88,7 @@ class Admission:
         """`draw_seed` gives the seed of a request without one."""
         self._models = models
         self._encoder = encoder
+        self._grammars = grammars
         self._devices = devices
         self._places = places
         self._readiness = readiness
@@ -131,12 +138,14 @@ class Admission:
                 if ask.truncate_prompt_tokens is not None:
                     prompt = prompt[-ask.truncate_prompt_tokens :]
                 words = await self._word_tokens(served, text, ask.bad_words)
+                check_can_end(ask, served.facts, text.facts.stop_token_ids)
+                grammar = None if ask.constraint is None else await self._grammars.read(ask.constraint)
                 if self._models.accepts(served):
                     break
                 # Another checkpoint under the same name has another vocabulary: start over.
                 served = self._first_pass(ask)
         self._readiness.check()  # tokenizing took time: the server may be stopping
-        return Tokenized(served, text, prompt, words)
+        return Tokenized(served, text, prompt, words, grammar)
 
     def _second_pass(self, ask: Ask, tenant: str, arrival_s: float, tokenized: Tokenized) -> Admitted:
         served, prompt = tokenized.served, tokenized.prompt
@@ -169,6 +178,7 @@ class Admission:
             ),
             min_tokens=ask.min_tokens,
             stop_token_ids=end_token_ids.union(ask.stop_token_ids),
+            grammar=tokenized.grammar,
         )
         choices = tuple(
             (
