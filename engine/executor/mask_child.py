@@ -47,7 +47,7 @@ class MaskChild:
         self._orders = orders
         self._matchers: Matchers | None = None
         self._errors: dict[str, str] = {}
-        """Of each grammar that was compiled; empty for those that can be used."""
+        """Why each grammar that was compiled cannot be used; empty for those that can."""
         self._changed = Condition()
 
     def begin(self) -> None:

@@ -1,7 +1,7 @@
 """An executor's side of the process that computes masks for one model (`mask_child.py`).
 
 The process is started with the first grammar, and another one if it ends: it is told of all grammars, and
-rebuilds where requests are in them from their tokens. So a mask does not depend on what became of a process.
+rebuilds where requests are in them from their tokens. So the end of a process changes no mask.
 """
 
 import os

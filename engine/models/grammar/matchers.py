@@ -31,15 +31,15 @@ def compile_grammar(vocabulary: Vocabulary, source: str) -> LLMatcher:
     nothing that it allows.
 
     Other threads of Python go on meanwhile. The library limits what it does, but not tightly: limit the time
-    of the process for a grammar that nobody has tried.
+    of the process for a grammar that has not been tried.
     """
     matcher = LLMatcher(vocabulary.tokens, source, log_level=0, limits=LIMITS)
     if matcher.is_error():
-        raise InvalidRequest(reason_of(matcher))
+        raise InvalidRequest(fault_of(matcher))
     first = matcher.deep_copy()
     bits = np.frombuffer(first.compute_bitmask(), np.uint8)
     if first.is_error():
-        raise InvalidRequest(reason_of(first))
+        raise InvalidRequest(fault_of(first))
     if not bits.any():
         raise InvalidRequest("it allows no output at all")
     return matcher
@@ -86,10 +86,10 @@ class Matchers:
 
     def _next(self, state: LLMatcher) -> MaskAnswer:
         if state.is_error():
-            return MaskAnswer(b"", reason_of(state))
+            return MaskAnswer(b"", fault_of(state))
         bits = np.frombuffer(state.compute_bitmask(), np.uint8).copy()
         if state.is_error():
-            return MaskAnswer(b"", reason_of(state))
+            return MaskAnswer(b"", fault_of(state))
         size, may_end = self._vocabulary.size, state.is_accepting()
         bits = bits[: -(-size // 8)]
         for token in self._vocabulary.end_token_ids:
@@ -101,7 +101,7 @@ class Matchers:
         return MaskAnswer(bits.tobytes())
 
 
-def reason_of(matcher: LLMatcher) -> str:
+def fault_of(matcher: LLMatcher) -> str:
     """Why the library refuses, in one line."""
     said = matcher.get_error().replace("<non-verbose/>", "").strip()
     if said.startswith("NoExtension"):

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from llguidance import LLMatcher
+from llguidance import LLMatcher, regex_to_lark
 from llguidance.gbnf_to_lark import any_to_lark
 
 from tokenmux.core.errors import InvalidRequest
@@ -38,7 +38,8 @@ def _json_object(text: str) -> str:
 
 
 def _regex(text: str) -> str:
-    return LLMatcher.grammar_from_regex(text)
+    # \d, \w and \s are ASCII's, as where outputs are read: a model must not write digits of other scripts.
+    return LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(text, 'dws')}/")
 
 
 def _grammar(text: str) -> str:

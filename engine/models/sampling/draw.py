@@ -18,7 +18,7 @@ import torch
 from tokenmux.core.sampling import Sampling
 from tokenmux.kernels.sample import noise
 from tokenmux.models.sampling.logit_changes import LogitChanges, changed_row, changes_of, forbidden_next
-from tokenmux.models.sampling.masks import Bits, unpacked, without
+from tokenmux.models.sampling.masks import TokenBits, unpacked, without
 from tokenmux.models.sampling.past_tokens import PastTokens
 
 _SORTED_FIRST = 1024
@@ -34,7 +34,7 @@ class Draw:
     position: int
     forbidden: Collection[int] = ()
     past: PastTokens | None = None
-    allowed: Bits | None = None
+    allowed: TokenBits | None = None
 
     def within(self, mask: bytes) -> "Draw":
         """This draw, from tokens of `mask` that it does not forbid. If it forbids them all, the mask alone
@@ -60,7 +60,7 @@ def draw_rows(logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
     return tokens
 
 
-def _only_allowed(logits: torch.Tensor, allowed: Bits | None) -> torch.Tensor:
+def _only_allowed(logits: torch.Tensor, allowed: TokenBits | None) -> torch.Tensor:
     """One row of logits, -inf for tokens that are not allowed; a copy if there are any."""
     if allowed is None:
         return logits

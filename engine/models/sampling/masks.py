@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from tokenmux.messages.mask_messages import MaskAnswer, MaskQuestion
 
-Bits = npt.NDArray[np.uint8]
+TokenBits = npt.NDArray[np.uint8]
 """One bit for each token of a vocabulary, the lowest of each byte first."""
 
 
@@ -53,7 +53,7 @@ def begin_masks(constraints: Sequence[StepConstraint | None]) -> Callable[[], Se
     return answers
 
 
-def without(bits: bytes, forbidden: Collection[int]) -> Bits:
+def without(bits: bytes, forbidden: Collection[int]) -> TokenBits:
     """The tokens of a mask that are not `forbidden`; all of them if they all are: the grammar decides."""
     allowed = np.frombuffer(bits, np.uint8)
     if not forbidden:
@@ -65,6 +65,6 @@ def without(bits: bytes, forbidden: Collection[int]) -> Bits:
     return left if left.any() else allowed
 
 
-def unpacked(bits: Bits, n_tokens: int) -> npt.NDArray[np.bool_]:
+def unpacked(bits: TokenBits, n_tokens: int) -> npt.NDArray[np.bool_]:
     """A bool for each of `n_tokens`."""
     return np.unpackbits(bits, count=n_tokens, bitorder="little").view(np.bool_)

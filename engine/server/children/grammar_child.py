@@ -11,7 +11,7 @@ import numpy as np
 from llguidance import LLMatcher
 
 from tokenmux.core.errors import InvalidRequest
-from tokenmux.models.grammar.matchers import compile_grammar, reason_of
+from tokenmux.models.grammar.matchers import compile_grammar, fault_of
 from tokenmux.models.grammar.translation import source_of
 from tokenmux.models.grammar.vocabulary import Vocabulary
 from tokenmux.server.children.child_main import Reply, Tell, run
@@ -19,7 +19,7 @@ from tokenmux.server.children.child_main import Reply, Tell, run
 TRIED_BYTES = 24
 
 
-def handle(header: dict[str, Any], payload: bytes, report: Tell) -> Reply:
+def read_constraint(header: dict[str, Any], payload: bytes, report: Tell) -> Reply:
     """Read one constraint."""
     source = source_of(str(header["kind"]), payload.decode())
     _try(compile_grammar(_BYTES, source))
@@ -32,7 +32,7 @@ def _try(matcher: LLMatcher) -> None:
         allowed = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
         texts = np.flatnonzero(allowed[:256])
         if matcher.is_error():
-            raise InvalidRequest(reason_of(matcher))
+            raise InvalidRequest(fault_of(matcher))
         if not len(texts):
             return
         matcher.consume_token(int(texts[step % len(texts)]))
@@ -41,4 +41,4 @@ def _try(matcher: LLMatcher) -> None:
 _BYTES = Vocabulary.of_bytes()
 
 if __name__ == "__main__":
-    run(handle)
+    run(read_constraint)
