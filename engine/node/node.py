@@ -278,6 +278,8 @@ class Node:
             self.broken(fault)
             self.pump()
         elif not self.stopped:
+            for device in self.devices.values():
+                device.meet_an_image()
             self._emit([Alive()])
             if all(device.ready for device in self.devices.values()):
                 self._lives.prepare(is_quiet=self._is_idle)
