@@ -245,6 +245,7 @@ class NodeDevice:
             met = next((item for item in self._memory.filled() if self.index not in item[1].mapped_by), None)
             if met is not None:
                 self._map_filled(*met)
+                self.flush()  # before the host cache can drop it: no operation keeps it
 
     # ── parts of the above ──────────────────────────────────────────────────────────────────────────────────
 

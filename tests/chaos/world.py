@@ -338,7 +338,8 @@ class World:
             node = self.node.node
             is_idle = node is not None and all(d.instance.is_idle for d in node.devices.values())
             n_idle = n_idle + 1 if is_idle else 0
-            if n_idle == 2:  # what was said before has been heard
+            is_quiet = all(executor.knows_all for executor in self.node.executors.values())
+            if n_idle >= 2 and is_quiet:  # what was said before has been heard
                 return
             await asyncio.sleep(0.5)
         raise AssertionError("devices are never idle")

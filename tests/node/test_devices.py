@@ -446,14 +446,11 @@ def test_an_idle_device_is_given_the_images_that_others_have_read_one_a_second()
         body.clock.run_next()
     assert len(images_given_to(body, 0)) == len(images_given_to(body, 1)) == 1
     body.beat()
-    body.node.pump()
     assert not busy.is_idle
     assert len(images_given_to(body, 0)) == 1
     assert [image.filled for image in images_given_to(body, 1)] == [False, True]
     body.beat()
-    body.node.pump()
     assert len(images_given_to(body, 1)) == 2  # it has all
     body.clock.run()
     body.beat()
-    body.node.pump()
     assert [image.filled for image in images_given_to(body, 0)] == [False, True]
