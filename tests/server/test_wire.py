@@ -1,6 +1,7 @@
 """What clients of the API rely on stays: `proto/wire.txt` has every field that there was, and the .proto
 files must still have it, or have reserved its number."""
 
+import importlib
 from collections.abc import Callable, Iterable
 
 import pytest
@@ -14,8 +15,6 @@ wire = module_of("wire")
 
 def in_use() -> list[FileDescriptorProto]:
     """The .proto files as Python has them, without a compiler."""
-    import importlib
-
     files = []
     for path in PACKAGE.glob("*.proto"):
         file = FileDescriptorProto()
