@@ -87,7 +87,7 @@ class Front:
         self._n_open = 0
         self.models = ServedModels(self._threads)
         self.devices = PoolDevices(devices, capacity)
-        self._places = QueuePlaces(limits.max_requests, weights)
+        self._places = QueuePlaces(limits.max_requests, weights, clock)
         self.node = NodeSide(
             factory,
             self.models,
