@@ -85,15 +85,10 @@ def conversation_of(messages: Sequence[MessageBody]) -> Chat:
 def _message(place: str, message: MessageBody) -> ChatMessage:
     # Templates of open models know no developers; OpenAI's own models took system for it.
     role = "system" if message.role == "developer" else message.role
-    fields: dict[str, object] = {}
-    if message.tool_calls:
-        fields["tool_calls"] = [
-            _call(f"{place}.tool_calls[{index}]", call) for index, call in enumerate(message.tool_calls)
-        ]
-    for name, value in (("tool_call_id", message.tool_call_id), ("name", message.name)):
-        if value is not None:
-            fields[name] = value
-    return ChatMessage(role, _content(place, message), fields)
+    calls = [_call(f"{place}.tool_calls[{at}]", call) for at, call in enumerate(message.tool_calls or ())]
+    further = {"tool_calls": calls or None, "tool_call_id": message.tool_call_id, "name": message.name}
+    given = {name: value for name, value in further.items() if value is not None}
+    return ChatMessage(role, _content(place, message), given)
 
 
 def _content(place: str, message: MessageBody) -> str:

@@ -63,14 +63,15 @@ class Generations:
         self, ask: Ask, body: GenerationBody, use: ToolUse | None, caller: Key | None
     ) -> tuple[Headers, bytes]:
         """The headers and the document of an answer in one piece."""
-        readers = [OutputReader(use) for _ in range(ask.n)]
-        pieces: list[list[OutputPiece]] = [[] for _ in readers]
+        pieces: list[list[OutputPiece]] = []
         ends: list[OutputEnd] = []
         async with self._front.open(ask, caller) as events:
             async for event in events:
                 match event:
                     case PromptInfo():
                         info = event
+                        readers = [OutputReader(use) for _ in range(ask.n)]
+                        pieces = [[] for _ in readers]
                     case TokenDelta(choice=choice):
                         pieces[choice].append(readers[choice].take(event))
                     case FinishInfo(choice=choice):
@@ -108,12 +109,12 @@ class Generations:
         self, ask: Ask, body: GenerationBody, use: ToolUse | None, caller: Key | None, stream: EventStream
     ) -> None:
         """Write the stream up to [DONE]. A front that refuses does so before anything is sent."""
-        readers = [OutputReader(use) for _ in range(ask.n)]
         ends: list[OutputEnd] = []
         async with self._front.open(ask, caller) as events:
             async for event in events:
                 match event:
                     case PromptInfo():
+                        readers = [OutputReader(use) for _ in range(ask.n)]
                         head = self._head(event, body)
                         await stream.start(answer_headers(event, body))
                     case PhaseChanged():
@@ -131,7 +132,12 @@ class Generations:
         await stream.data(b"[DONE]")
 
     async def _write_piece(
-        self, stream: EventStream, head: AnswerHead, choice: int, reader: OutputReader, delta: TokenDelta | None
+        self,
+        stream: EventStream,
+        head: AnswerHead,
+        choice: int,
+        reader: OutputReader,
+        delta: TokenDelta | None,
     ) -> None:
         """Write what a delta, or without one the end, makes certain."""
         if not reader.begun:
