@@ -1,4 +1,4 @@
-"""Whether a model can be offered tools, and how its calls are read."""
+"""How calls of tools in an answer are read, for models that can be offered tools."""
 
 from tokenmux.core.errors import InvalidRequest
 from tokenmux.models.text.tool_formats import TOOL_FORMATS, schemas_of
