@@ -14,6 +14,7 @@
     ├── ConfigError           a configuration file or flag is wrong     (exit status 2)
     ├── InUse                 live requests stand in the way            (FAILED_PRECONDITION)
     ├── Ended                 the server ended an accepted request      (ABORTED)
+    ├── DeadlineExceeded      the client's time for the call is over    (DEADLINE_EXCEEDED)
     ├── Unavailable           starting, stopping or broken              (UNAVAILABLE)
     │   └── ProcessFailed      a device or its process broke
     └── InternalError         a bug in tokenmux: please report          (INTERNAL)
@@ -45,6 +46,7 @@ class ErrorCode(StrEnum):
     CONFIG_ERROR = "config_error"
     IN_USE = "in_use"
     ENDED = "ended"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
     UNAVAILABLE = "unavailable"
     PROCESS_FAILED = "process_failed"
     INTERNAL = "internal"
@@ -146,6 +148,12 @@ class Ended(TokenmuxError):
     code = ErrorCode.ENDED
 
 
+class DeadlineExceeded(TokenmuxError):
+    """The time that the client gave its request is over, or cannot suffice; the message says which."""
+
+    code = ErrorCode.DEADLINE_EXCEEDED
+
+
 class Unavailable(TokenmuxError):
     """The server cannot answer now. Try another server, or this one later."""
 
@@ -194,6 +202,7 @@ _CLASSES: dict[ErrorCode, type[TokenmuxError]] = {
         ConfigError,
         InUse,
         Ended,
+        DeadlineExceeded,
         Unavailable,
         ProcessFailed,
         InternalError,

@@ -30,6 +30,7 @@ STATUS: Mapping[ErrorCode, grpc.StatusCode] = {
     ErrorCode.CONFIG_ERROR: grpc.StatusCode.FAILED_PRECONDITION,
     ErrorCode.IN_USE: grpc.StatusCode.FAILED_PRECONDITION,
     ErrorCode.ENDED: grpc.StatusCode.ABORTED,
+    ErrorCode.DEADLINE_EXCEEDED: grpc.StatusCode.DEADLINE_EXCEEDED,
     ErrorCode.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
     ErrorCode.PROCESS_FAILED: grpc.StatusCode.UNAVAILABLE,
     ErrorCode.INTERNAL: grpc.StatusCode.INTERNAL,
