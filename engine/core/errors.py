@@ -2,7 +2,8 @@
 
     TokenmuxError             to be fixed outside, such as a full disk  (FAILED_PRECONDITION)
     ├── InvalidRequest        the caller must change the request        (gRPC INVALID_ARGUMENT)
-    ├── NotFound              no such model, request or file            (NOT_FOUND)
+    ├── NotFound              no such model or file                     (NOT_FOUND)
+    │   └── UnknownRequest    no such live request of this caller
     ├── AlreadyExists         a model of that name is registered        (ALREADY_EXISTS)
     ├── Unauthenticated       the call carries no valid API key         (UNAUTHENTICATED)
     ├── Forbidden             the API key does not open this            (PERMISSION_DENIED)
@@ -35,6 +36,7 @@ class ErrorCode(StrEnum):
     ERROR = "error"
     INVALID_REQUEST = "invalid_request"
     NOT_FOUND = "not_found"
+    UNKNOWN_REQUEST = "unknown_request"
     ALREADY_EXISTS = "already_exists"
     UNAUTHENTICATED = "unauthenticated"
     FORBIDDEN = "forbidden"
@@ -76,9 +78,15 @@ class InvalidRequest(TokenmuxError):
 
 
 class NotFound(TokenmuxError):
-    """A model, request or file of that name does not exist."""
+    """A model or file of that name does not exist."""
 
     code = ErrorCode.NOT_FOUND
+
+
+class UnknownRequest(NotFound):
+    """The caller has no live request with that id."""
+
+    code = ErrorCode.UNKNOWN_REQUEST
 
 
 class AlreadyExists(TokenmuxError):
@@ -191,6 +199,7 @@ _CLASSES: dict[ErrorCode, type[TokenmuxError]] = {
         TokenmuxError,
         InvalidRequest,
         NotFound,
+        UnknownRequest,
         AlreadyExists,
         Unauthenticated,
         Forbidden,

@@ -11,17 +11,18 @@ be refused here may fail later, when it has cost others time.
 import asyncio
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from math import inf
 
 from tokenmux.core.errors import InternalError
 from tokenmux.core.request import DEFAULT_TENANT, Request, RequestId
 from tokenmux.core.sampling import Sampling
 from tokenmux.messages.commands import Submit
-from tokenmux.server.front.api_keys import Key, tenant_of
 from tokenmux.server.front.counts import check_token_ids
 from tokenmux.server.front.generation import AboutModel, Ask, Encodable, Prompt, Text, TokenIds, Words
 from tokenmux.server.front.model_text import ModelText, OutputText, PromptEncoder
 from tokenmux.server.front.pool_devices import PoolDevices
+from tokenmux.server.front.queue_pace import QueuePace
 from tokenmux.server.front.readiness import Readiness
 from tokenmux.server.front.request_rules import (
     Defaults,
@@ -30,6 +31,7 @@ from tokenmux.server.front.request_rules import (
     output_limit,
     service_level,
 )
+from tokenmux.server.front.resumption import check_incomplete, replay
 from tokenmux.server.front.sampling_rules import logit_rules, spellings
 from tokenmux.server.front.served_models import ServedModel, ServedModels
 from tokenmux.server.front.tenants import QueuePlaces, Weights
@@ -68,6 +70,7 @@ class Admission:
         devices: PoolDevices,
         places: QueuePlaces,
         readiness: Readiness,
+        pace: QueuePace,
         *,
         defaults: Defaults,
         weights: Weights,
@@ -80,25 +83,35 @@ class Admission:
         self._devices = devices
         self._places = places
         self._readiness = readiness
+        self._pace = pace
         self._defaults = defaults
         self._weights = weights
         self._clock = clock
         self._draw_seed = draw_seed
 
-    async def admit(self, ask: Ask, caller: Key | None = None) -> Admitted:
-        """Admit a request of `caller`. Raises the error that fits if it cannot be accepted.
+    async def admit(self, ask: Ask) -> Admitted:
+        """Admit a request, which has its tenant and its id. Raises the error that fits if it cannot be
+        accepted.
 
         Its place in the queue is free again when this returns: take it before anything is awaited.
         """
         arrival_s = self._clock()
-        ask = replace(ask, tenant=tenant_of(caller, ask.tenant))
-        tenant = ask.tenant or DEFAULT_TENANT
-        tokenized = await self._tokenize(ask, tenant)
-        return self._second_pass(ask, tenant, arrival_s, tokenized)
+        served = self._first_pass(ask)
+        with self._places.admitting(ask.tenant):
+            admitted = self._second_pass(ask, arrival_s, await self._tokenize(ask, served))
+            if ask.delivered:
+                await replay(ask.delivered, admitted.text, admitted.submit.stop_token_ids, ask.min_tokens)
+        self._readiness.check()  # all this took time: the server may be stopping
+        return admitted
 
     async def tokenize(self, model: str, prompt: Prompt) -> tuple[int, ...]:
         """The token ids of a prompt. Holds a place in the queue while it works. Raises as `admit`."""
-        return (await self._tokenize(Ask(model, prompt), DEFAULT_TENANT)).prompt
+        ask = Ask(model, prompt)
+        served = self._first_pass(ask)
+        with self._places.admitting(DEFAULT_TENANT):
+            prompt_ids = (await self._tokenize(ask, served)).prompt
+        self._readiness.check()
+        return prompt_ids
 
     async def about(self, model: str) -> AboutModel:
         """What a client may want to know of a model. Raises NotFound, NotServable."""
@@ -108,47 +121,46 @@ class Admission:
 
     def _first_pass(self, ask: Ask) -> ServedModel:
         """The model, if it takes requests and this request is well formed so far."""
+        self._readiness.check()
         served = self._models.accepting(ask.model)
         check_parameters(ask, served.facts)
         return served
 
-    async def _tokenize(self, ask: Ask, tenant: str) -> Tokenized:
-        """The first pass, then the prompt as encoded by the model's tokenizer."""
-        self._readiness.check()
-        served = self._first_pass(ask)
-        with self._places.admitting(tenant):
-            while True:
-                text = await self._models.text(served)
-                check_text_length(ask.prompt, served.facts, text.facts.longest_token_chars)
-                prompt = await self._token_ids(served, text, ask.prompt)
-                if ask.truncate_prompt_tokens is not None:
-                    prompt = prompt[-ask.truncate_prompt_tokens :]
-                words = await self._word_tokens(served, text, ask.bad_words)
-                if self._models.accepts(served):
-                    break
-                # Another checkpoint under the same name has another vocabulary: start over.
-                served = self._first_pass(ask)
-        self._readiness.check()  # tokenizing took time: the server may be stopping
-        return Tokenized(served, text, prompt, words)
+    async def _tokenize(self, ask: Ask, served: ServedModel) -> Tokenized:
+        """The prompt as encoded by the model's tokenizer, after the first pass."""
+        while True:
+            text = await self._models.text(served)
+            check_text_length(ask.prompt, served.facts, text.facts.longest_token_chars)
+            prompt = await self._token_ids(served, text, ask.prompt)
+            if ask.truncate_prompt_tokens is not None:
+                prompt = prompt[-ask.truncate_prompt_tokens :]
+            words = await self._word_tokens(served, text, ask.bad_words)
+            if self._models.accepts(served):
+                return Tokenized(served, text, prompt, words)
+            # Another checkpoint under the same name has another vocabulary: start over.
+            served = self._first_pass(ask)
 
-    def _second_pass(self, ask: Ask, tenant: str, arrival_s: float, tokenized: Tokenized) -> Admitted:
+    def _second_pass(self, ask: Ask, arrival_s: float, tokenized: Tokenized) -> Admitted:
         served, prompt = tokenized.served, tokenized.prompt
         facts = served.facts
         max_tokens = output_limit(ask, prompt, facts, self._defaults)
+        check_incomplete(ask.delivered, max_tokens)
         check_token_ids("tokens of the prompt", prompt, facts, field="prompt")
         self._devices.check_request(facts, len(prompt) + max_tokens, self._models.pinned())
         end_token_ids = frozenset() if ask.ignore_end_tokens else tokenized.text.facts.stop_token_ids
         submit = Submit(
             request=Request(
-                id=RequestId(ask.request_id or secrets.token_hex(8)),
+                id=RequestId(f"{ask.request_id}/{secrets.token_hex(4)}"),
                 model=facts.id,
                 n_prompt=len(prompt),
                 max_tokens=max_tokens,
                 arrival_s=arrival_s,
                 service=service_level(ask, self._defaults),
-                tenant=tenant,
+                tenant=ask.tenant,
                 weight=ask.weight * self._weights.of_model(facts.id),
-                tenant_weight=self._weights.of_tenant(tenant),
+                tenant_weight=self._weights.of_tenant(ask.tenant),
+                n_resumed=len(ask.delivered),
+                expires_s=inf if ask.timeout_s is None else arrival_s + ask.timeout_s,
             ),
             prompt=prompt,
             sampling=Sampling(
@@ -162,7 +174,9 @@ class Admission:
             ),
             min_tokens=ask.min_tokens,
             stop_token_ids=end_token_ids.union(ask.stop_token_ids),
+            delivered=tuple(ask.delivered),
         )
+        self._pace.check(submit.request, ask.timeout_s)
         output = tokenized.text.detokenizer(
             ask.stop_strings, prompt=prompt, skip_special_tokens=ask.skip_special_tokens
         )
@@ -191,8 +205,8 @@ class Admission:
 
 
 def _echo(ask: Ask, tokenized: Tokenized) -> str:
-    """The prompt as text, if it is to come before the output."""
-    if not ask.echo:
+    """The prompt as text, if it is to come before the output, and the client does not hold it already."""
+    if not ask.echo or ask.delivered:
         return ""
     if isinstance(ask.prompt, Text) and ask.truncate_prompt_tokens is None:
         return ask.prompt.text

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from tokenmux.core.facts import ModelFacts
 from tokenmux.core.phases import PhaseChanged
-from tokenmux.core.request import FinishReason, RequestId
+from tokenmux.core.request import FinishReason
 from tokenmux.core.sampling import LogProbabilities
 
 
@@ -103,6 +103,10 @@ class Ask:
     echo: bool = False
     truncate_prompt_tokens: int | None = None
     request_id: str = ""
+    delivered: Sequence[int] = ()
+    """Tokens of this output that the client holds already, in its own container: the rest is wanted."""
+    timeout_s: float | None = None
+    """How long the client waits for the whole output, from now."""
     ttft_s: float | None = None
     tpot_s: float | None = None
     tenant: str = ""
@@ -113,7 +117,7 @@ class Ask:
 class PromptInfo:
     """What the front made of an `Ask`: the first event of every stream."""
 
-    request: RequestId
+    request: str
     model: str
     n_prompt: int
     max_tokens: int
@@ -133,7 +137,9 @@ class TokenDelta:
 
 @dataclass(frozen=True, slots=True)
 class FinishInfo:
-    """The last event of a stream that ended successfully. Times are seconds since the request arrived."""
+    """The last event of a stream that ended successfully. Times are seconds since the request arrived.
+
+    `n_resumed` of the tokens came with the request; they count neither as on time nor as late."""
 
     reason: FinishReason
     stop_string: str | None
@@ -145,6 +151,7 @@ class FinishInfo:
     ttft_s: float
     total_s: float
     seed: int
+    n_resumed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

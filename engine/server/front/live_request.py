@@ -25,6 +25,7 @@ from tokenmux.core.request import FinishReason, Request
 from tokenmux.messages.commands import Submit
 from tokenmux.messages.reports import Finished, Tokens
 from tokenmux.server.front.buffer import EventBuffer
+from tokenmux.server.front.ends import out_of_time
 from tokenmux.server.front.generation import FinishInfo, PromptInfo, StreamEvent, TokenDelta
 from tokenmux.server.front.model_text import OutputText
 
@@ -54,12 +55,15 @@ class LiveRequest:
         on_drained: Callable[["LiveRequest"], None],
         clock: Callable[[], float],
         *,
+        request_id: str,
         echo: str = "",
         includes_stop: bool = False,
     ) -> None:
-        """`echo` is the text that comes before the output; with `includes_stop`, the stop string that ends it
-        comes last."""
+        """`request_id` is what its client calls it. `detokenizer` has been given the tokens that its client
+        holds. `echo` is the text that comes before the output; with `includes_stop`, the stop string that
+        ends it comes last."""
         self.id = submit.request.id
+        self.request_id = request_id
         self.model = submit.request.model
         self.phase = RequestPhase.QUEUED
         self.n_at_node = 0
@@ -68,12 +72,12 @@ class LiveRequest:
         self._detokenizer = detokenizer
         self._includes_stop = includes_stop
         self._clock = clock
-        self._delivered: list[int] = []
+        self._delivered: list[int] = list(submit.delivered)
         self._times = RequestTimes()
         self._buffer = EventBuffer(buffer_tokens, lambda: on_full(self), lambda: on_drained(self))
         request = submit.request
         self._buffer.put(
-            PromptInfo(request.id, request.model, request.n_prompt, request.max_tokens, submit.sampling.seed)
+            PromptInfo(request_id, request.model, request.n_prompt, request.max_tokens, submit.sampling.seed)
         )
         if echo:
             self._buffer.put(TokenDelta(0, (), echo))
@@ -90,7 +94,7 @@ class LiveRequest:
 
     @property
     def n_delivered(self) -> int:
-        """Number of tokens delivered so far."""
+        """Number of tokens delivered so far, with those that its client brought along."""
         return len(self._delivered)
 
     @property
@@ -125,7 +129,8 @@ class LiveRequest:
         known = len(self._delivered) - tokens.index
         if known < 0:
             raise InternalError(
-                f"request {self.id}: tokens from index {tokens.index}, but only {len(self._delivered)} before"
+                f"request {self.request_id}: tokens from index {tokens.index}, but only "
+                f"{len(self._delivered)} before"
             )
         fresh = tokens.token_ids[known:]
         if not fresh:
@@ -153,9 +158,13 @@ class LiveRequest:
             case FinishReason.STOP | FinishReason.LENGTH:
                 self._complete(finished.reason)
             case FinishReason.CANCELLED:
-                self.fail(Ended(f"request {self.id} was cancelled: {finished.detail or 'its client left'}"))
+                self.fail(
+                    Ended(f"request {self.request_id} was cancelled: {finished.detail or 'its client left'}")
+                )
+            case FinishReason.EXPIRED:
+                self.fail(out_of_time(self.request_id, self.n_delivered))
             case FinishReason.FAILED:
-                said = f"request {self.id} failed: {finished.detail or 'no reason was given'}"
+                said = f"request {self.request_id} failed: {finished.detail or 'no reason was given'}"
                 self.fail(error_of(finished.code or ErrorCode.ENDED, said))
 
     def conclude(self) -> bool:
@@ -228,6 +237,7 @@ class LiveRequest:
                 ttft_s=(end_s if times.first_token_s is None else times.first_token_s) - request.arrival_s,
                 total_s=end_s - request.arrival_s,
                 seed=self._submit.sampling.seed,
+                n_resumed=request.n_resumed,
             )
         )
         self._buffer.close()

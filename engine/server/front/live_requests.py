@@ -9,14 +9,16 @@
 import logging
 from collections.abc import Callable, Iterator
 
-from tokenmux.core.errors import AlreadyExists, Ended, InternalError, TokenmuxError
+from tokenmux.core.errors import Ended, InternalError, TokenmuxError
 from tokenmux.core.facts import ModelId
 from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.core.request import FinishReason, RequestId
 from tokenmux.messages.commands import Cancel, Command, Submit
 from tokenmux.messages.reports import Finished, Tokens
+from tokenmux.server.front.ends import out_of_time
 from tokenmux.server.front.live_request import LiveRequest
 from tokenmux.server.front.model_text import OutputText
+from tokenmux.server.front.queue_pace import QueuePace
 from tokenmux.server.front.slow_readers import SlowReaders
 from tokenmux.server.front.tenants import QueuePlaces
 from tokenmux.server.front.traffic import TrafficRecorder
@@ -37,6 +39,7 @@ class LiveRequests:
         trials: Trials,
         places: QueuePlaces,
         *,
+        pace: QueuePace,
         takes: Callable[[], bool],
         on_proven: Callable[[LiveRequest], None],
         buffer_tokens: int,
@@ -49,6 +52,7 @@ class LiveRequests:
         self._send = send
         self._trials = trials
         self._places = places
+        self._pace = pace
         self._takes = takes
         self._on_proven = on_proven
         self._buffer_tokens = buffer_tokens
@@ -80,20 +84,13 @@ class LiveRequests:
         submit: Submit,
         text: OutputText,
         *,
+        request_id: str,
         suspected: bool,
         echo: str = "",
         includes_stop: bool = False,
     ) -> LiveRequest:
         """Take in an admitted request and give it to the node. If its model is `suspected` of breaking
-        nodes, this happens when it can be tried alone. Returns its stream.
-
-        Raises AlreadyExists if there is a live request with the same id, which its client has chosen.
-        """
-        if submit.request.id in self._requests:
-            raise AlreadyExists(
-                f"request_id {submit.request.id} belongs to a request that is live: choose another, or wait "
-                "for its end"
-            )
+        nodes, this happens when it can be tried alone. Returns its stream."""
         live = LiveRequest(
             submit,
             text,
@@ -101,11 +98,13 @@ class LiveRequests:
             self._slow_readers.stopped,
             self._slow_readers.resumed,
             self._clock,
+            request_id=request_id,
             echo=echo,
             includes_stop=includes_stop,
         )
         self._requests[live.id] = live
         self._places.take(live.request.tenant)
+        self._pace.arrived(live.request)
         self._trials.arrive(live.id, suspected=suspected)
         return live
 
@@ -139,6 +138,8 @@ class LiveRequests:
                         self._send(Cancel(live.id, FinishReason.STOP))
                 case PhaseChanged():
                     live.take_state(report)
+                    if report.phase is RequestPhase.RUNNING:
+                        self._pace.ran(live.id)
                 case Finished():
                     if report.reason in (FinishReason.STOP, FinishReason.LENGTH):
                         self._on_proven(live)
@@ -146,21 +147,31 @@ class LiveRequests:
                     live.take_finished(report)
         except Exception:
             logger.exception("request %s: its output could not be delivered", live.id)
-            self.end(live, InternalError(f"request {live.id} failed; the server's log says why"))
+            said = f"request {live.request_id} failed; the server's log says why"
+            self.end(live, InternalError(said))
         if live.closed:
             self._slow_readers.forget(live)
+            self._pace.left(live.id)
 
     def leave(self, live: LiveRequest) -> None:
         """Its client is done with the stream, or gone."""
         if not live.closed:
-            self.end(live, Ended(f"the client of request {live.id} left"))
+            self.end(live, Ended(f"the client of request {live.request_id} left"))
 
-    def end(self, live: LiveRequest, error: TokenmuxError) -> None:
+    def expire(self, live: LiveRequest) -> None:
+        """The time that its client gave it is over, whether or not a node has it."""
+        if not live.closed:
+            self.end(live, out_of_time(live.request_id, live.n_delivered), FinishReason.EXPIRED)
+
+    def end(
+        self, live: LiveRequest, error: TokenmuxError, reason: FinishReason = FinishReason.CANCELLED
+    ) -> None:
         """End a request from our side; it leaves the books with the node's `Finished`."""
         live.fail(error)
         self._slow_readers.forget(live)
+        self._pace.left(live.id)
         if self._takes() and not self._trials.holds(live.id):
-            self._send(Cancel(live.id))
+            self._send(Cancel(live.id, reason))
         else:
             self._drop(live)
 
@@ -191,5 +202,6 @@ class LiveRequests:
         del self._requests[live.id]
         self._places.give_back(live.request.tenant)
         self._trials.forget(live.id)
+        self._pace.left(live.id)
         if self._recorder is not None:
-            self._recorder.ended(live.request, live.n_delivered)
+            self._recorder.ended(live.request, live.n_delivered - live.request.n_resumed)

@@ -1,0 +1,98 @@
+"""The calls of clients: each is admitted, becomes a live request, and ends with its stream, or earlier: when
+its client leaves, when its time is over, or when somebody cancels it by its id."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from math import inf
+
+from tokenmux.core.request import DEFAULT_TENANT
+from tokenmux.server.front.admission import Admission, Admitted
+from tokenmux.server.front.api_keys import Key, cancelling_tenant, tenant_of
+from tokenmux.server.front.changes import Changes
+from tokenmux.server.front.ends import cancelled_by_id
+from tokenmux.server.front.generation import Ask
+from tokenmux.server.front.live_request import LiveRequest
+from tokenmux.server.front.live_requests import LiveRequests
+from tokenmux.server.front.readiness import Readiness
+from tokenmux.server.front.request_names import NamedRequest, RequestNames
+
+
+class Calls:
+    """All calls that have not ended; see the module."""
+
+    def __init__(
+        self,
+        admission: Admission,
+        requests: LiveRequests,
+        readiness: Readiness,
+        changes: Changes,
+        clock: Callable[[], float],
+    ) -> None:
+        self.n_open = 0
+        """Calls whose clients have not everything they asked for."""
+        self._admission = admission
+        self._requests = requests
+        self._readiness = readiness
+        self._changes = changes
+        self._clock = clock
+        self._names = RequestNames()
+
+    @asynccontextmanager
+    async def open(self, ask: Ask, caller: Key | None) -> AsyncIterator[LiveRequest]:
+        """As `tokenmux.server.front.service.FrontService.open`."""
+        ask = replace(
+            ask,
+            tenant=tenant_of(caller, ask.tenant) or DEFAULT_TENANT,
+            request_id=ask.request_id or secrets.token_hex(8),
+        )
+        with self._names.hold(ask.tenant, ask.request_id) as named:
+            admitted = await self._admitted(ask, named)
+            named.live = live = self._requests.add(
+                admitted.submit,
+                admitted.text,
+                request_id=ask.request_id,
+                suspected=admitted.served.n_convicted > 0,
+                echo=admitted.echo,
+                includes_stop=admitted.includes_stop,
+            )
+            self.n_open += 1
+            try:
+                with self._expiring(live):
+                    yield live
+            finally:
+                self.n_open -= 1
+                if self._readiness.draining:
+                    self._changes.notify()
+                self._requests.leave(live)
+
+    def cancel(self, request_id: str, caller: Key | None, tenant: str) -> None:
+        """As `tokenmux.server.front.service.FrontService.cancel`."""
+        for named in self._names.find(request_id, cancelling_tenant(caller, tenant)):
+            if named.live is None:
+                named.cancel_admission()
+            elif not named.live.closed:
+                self._requests.end(named.live, cancelled_by_id(request_id))
+
+    async def _admitted(self, ask: Ask, named: NamedRequest) -> Admitted:
+        """Admit a request, unless its time is over before that, or it is cancelled."""
+        try:
+            async with asyncio.timeout(ask.timeout_s) as named.admission:
+                return await self._admission.admit(ask)
+        except TimeoutError:
+            raise named.why_not_admitted() from None
+
+    @contextmanager
+    def _expiring(self, live: LiveRequest) -> Iterator[None]:
+        """End the request when its client's time is over. The node does so as well, if it is there."""
+        left_s = live.request.expires_s - self._clock()
+        if left_s == inf:
+            yield
+            return
+        timer = asyncio.get_running_loop().call_later(left_s, self._requests.expire, live)
+        try:
+            yield
+        finally:
+            timer.cancel()
