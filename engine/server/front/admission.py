@@ -11,27 +11,42 @@ be refused here may fail later, when it has cost others time.
 import asyncio
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
+
+from msgspec.structs import replace as replace_fields
 
 from tokenmux.core.errors import InternalError
 from tokenmux.core.request import DEFAULT_TENANT, Request, RequestId
-from tokenmux.core.sampling import Sampling
+from tokenmux.core.sampling import Sampling, choice_seed
 from tokenmux.messages.commands import Submit
+from tokenmux.server.front.call import AdmittedChoice, choice_id
 from tokenmux.server.front.counts import check_token_ids
-from tokenmux.server.front.generation import AboutModel, Ask, Encodable, Prompt, Text, TokenIds, Words
-from tokenmux.server.front.model_text import ModelText, OutputText, PromptEncoder
+from tokenmux.server.front.generation import (
+    NOTHING,
+    AboutModel,
+    Ask,
+    Delivered,
+    Encodable,
+    Prompt,
+    PromptInfo,
+    Text,
+    TokenIds,
+    Words,
+)
+from tokenmux.server.front.model_text import ModelText, PromptEncoder
 from tokenmux.server.front.pool_devices import PoolDevices
 from tokenmux.server.front.queue_pace import QueuePace
 from tokenmux.server.front.readiness import Readiness
 from tokenmux.server.front.request_rules import (
     Defaults,
+    check_choices,
     check_parameters,
     check_text_length,
     output_limit,
     service_level,
 )
-from tokenmux.server.front.resumption import check_incomplete, replay
+from tokenmux.server.front.resumption import replay
 from tokenmux.server.front.sampling_rules import logit_rules, spellings
 from tokenmux.server.front.served_models import ServedModel, ServedModels
 from tokenmux.server.front.tenants import QueuePlaces, Weights
@@ -50,12 +65,13 @@ class Tokenized:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """A request that may go to a node, the detokenizer of its output, and the text that comes before it.
-    If an output is ended by a stop string, the string is left out, or comes last if it is `includes_stop`."""
+    """Requests that may go to a node, one for each choice of a call, and the text that comes before their
+    outputs. If an output is ended by a stop string, the string is left out, or comes last if it is
+    `includes_stop`."""
 
     served: ServedModel
-    submit: Submit
-    text: OutputText
+    info: PromptInfo
+    choices: tuple[AdmittedChoice, ...]
     echo: str
     includes_stop: bool
 
@@ -74,6 +90,7 @@ class Admission:
         *,
         defaults: Defaults,
         weights: Weights,
+        max_choices: int,
         clock: Callable[[], float],
         draw_seed: Callable[[], int],
     ) -> None:
@@ -86,6 +103,7 @@ class Admission:
         self._pace = pace
         self._defaults = defaults
         self._weights = weights
+        self._max_choices = max_choices
         self._clock = clock
         self._draw_seed = draw_seed
 
@@ -97,10 +115,10 @@ class Admission:
         """
         arrival_s = self._clock()
         served = self._first_pass(ask)
-        with self._places.admitting(ask.tenant):
+        with self._places.admitting(ask.tenant, ask.n):
             admitted = self._second_pass(ask, arrival_s, await self._tokenize(ask, served))
-            if ask.delivered:
-                await replay(ask.delivered, admitted.text, admitted.submit.stop_token_ids, ask.min_tokens)
+            for choice in admitted.choices:
+                await replay(choice.submit, choice.text)
         self._readiness.check()  # all this took time: the server may be stopping
         return admitted
 
@@ -123,6 +141,7 @@ class Admission:
         """The model, if it takes requests and this request is well formed so far."""
         self._readiness.check()
         served = self._models.accepting(ask.model)
+        check_choices(ask.n, self._max_choices)
         check_parameters(ask, served.facts)
         return served
 
@@ -144,7 +163,6 @@ class Admission:
         served, prompt = tokenized.served, tokenized.prompt
         facts = served.facts
         max_tokens = output_limit(ask, prompt, facts, self._defaults)
-        check_incomplete(ask.delivered, max_tokens)
         check_token_ids("tokens of the prompt", prompt, facts, field="prompt")
         self._devices.check_request(facts, len(prompt) + max_tokens, self._models.pinned())
         end_token_ids = frozenset() if ask.ignore_end_tokens else tokenized.text.facts.stop_token_ids
@@ -159,7 +177,6 @@ class Admission:
                 tenant=ask.tenant,
                 weight=ask.weight * self._weights.of_model(facts.id),
                 tenant_weight=self._weights.of_tenant(ask.tenant),
-                n_resumed=len(ask.delivered),
                 expires_s=inf if ask.timeout_s is None else arrival_s + ask.timeout_s,
             ),
             prompt=prompt,
@@ -174,13 +191,21 @@ class Admission:
             ),
             min_tokens=ask.min_tokens,
             stop_token_ids=end_token_ids.union(ask.stop_token_ids),
-            delivered=tuple(ask.delivered),
         )
         self._pace.check(submit.request, ask.timeout_s)
-        output = tokenized.text.detokenizer(
-            ask.stop_strings, prompt=prompt, skip_special_tokens=ask.skip_special_tokens
+        choices = tuple(
+            AdmittedChoice(
+                number,
+                _as_choice(submit, number, held),
+                tokenized.text.detokenizer(
+                    ask.stop_strings, prompt=prompt, skip_special_tokens=ask.skip_special_tokens
+                ),
+            )
+            for number, held in enumerate(ask.delivered or (NOTHING,) * ask.n)
+            if not held.is_complete
         )
-        return Admitted(served, submit, output, _echo(ask, tokenized), ask.include_stop_string)
+        info = PromptInfo(ask.request_id, facts.id, len(prompt), max_tokens, submit.sampling.seed)
+        return Admitted(served, info, choices, _echo(ask, tokenized), ask.include_stop_string)
 
     async def _token_ids(self, served: ServedModel, text: ModelText, prompt: Prompt) -> tuple[int, ...]:
         if isinstance(prompt, TokenIds):
@@ -204,9 +229,22 @@ class Admission:
             raise InternalError(f"the tokenizer of {served.name} failed: {error!r}") from error
 
 
+def _as_choice(submit: Submit, number: int, held: Delivered) -> Submit:
+    """The request of a choice: all of it is the same but its id, its draws and what its client holds."""
+    if not number and not held.token_ids:
+        return submit
+    request, sampling = submit.request, submit.sampling
+    return replace_fields(
+        submit,
+        request=replace(request, id=choice_id(request.id, number), n_resumed=len(held.token_ids)),
+        sampling=sampling._replace(seed=choice_seed(sampling.seed, number)),
+        delivered=tuple(held.token_ids),
+    )
+
+
 def _echo(ask: Ask, tokenized: Tokenized) -> str:
-    """The prompt as text, if it is to come before the output, and the client does not hold it already."""
-    if not ask.echo or ask.delivered:
+    """The prompt as text, if it is to come before the output."""
+    if not ask.echo:
         return ""
     if isinstance(ask.prompt, Text) and ask.truncate_prompt_tokens is None:
         return ask.prompt.text

@@ -11,10 +11,9 @@ from math import inf
 from tokenmux.core.request import DEFAULT_TENANT
 from tokenmux.server.front.admission import Admission, Admitted
 from tokenmux.server.front.api_keys import Key, cancelling_tenant, tenant_of
+from tokenmux.server.front.call import Call
 from tokenmux.server.front.changes import Changes
-from tokenmux.server.front.ends import cancelled_by_id
 from tokenmux.server.front.generation import Ask
-from tokenmux.server.front.live_request import LiveRequest
 from tokenmux.server.front.live_requests import LiveRequests
 from tokenmux.server.front.readiness import Readiness
 from tokenmux.server.front.request_names import NamedRequest, RequestNames
@@ -41,7 +40,7 @@ class Calls:
         self._names = RequestNames()
 
     @asynccontextmanager
-    async def open(self, ask: Ask, caller: Key | None) -> AsyncIterator[LiveRequest]:
+    async def open(self, ask: Ask, caller: Key | None) -> AsyncIterator[Call]:
         """As `tokenmux.server.front.service.FrontService.open`."""
         ask = replace(
             ask,
@@ -50,31 +49,30 @@ class Calls:
         )
         with self._names.hold(ask.tenant, ask.request_id) as named:
             admitted = await self._admitted(ask, named)
-            named.live = live = self._requests.add(
-                admitted.submit,
-                admitted.text,
-                request_id=ask.request_id,
+            named.call = call = self._requests.add(
+                admitted.choices,
+                admitted.info,
                 suspected=admitted.served.n_convicted > 0,
                 echo=admitted.echo,
                 includes_stop=admitted.includes_stop,
             )
             self.n_open += 1
             try:
-                with self._expiring(live):
-                    yield live
+                with self._expiring(call):
+                    yield call
             finally:
                 self.n_open -= 1
                 if self._readiness.draining:
                     self._changes.notify()
-                self._requests.leave(live)
+                self._requests.leave(call)
 
     def cancel(self, request_id: str, caller: Key | None, tenant: str) -> None:
         """As `tokenmux.server.front.service.FrontService.cancel`."""
         for named in self._names.find(request_id, cancelling_tenant(caller, tenant)):
-            if named.live is None:
+            if named.call is None:
                 named.cancel_admission()
-            elif not named.live.closed:
-                self._requests.end(named.live, cancelled_by_id(request_id))
+            else:
+                self._requests.cancel(named.call)
 
     async def _admitted(self, ask: Ask, named: NamedRequest) -> Admitted:
         """Admit a request, unless its time is over before that, or it is cancelled."""
@@ -85,13 +83,13 @@ class Calls:
             raise named.why_not_admitted() from None
 
     @contextmanager
-    def _expiring(self, live: LiveRequest) -> Iterator[None]:
+    def _expiring(self, call: Call) -> Iterator[None]:
         """End the request when its client's time is over. The node does so as well, if it is there."""
-        left_s = live.request.expires_s - self._clock()
+        left_s = call.choices[0].request.expires_s - self._clock()
         if left_s == inf:
             yield
             return
-        timer = asyncio.get_running_loop().call_later(left_s, self._requests.expire, live)
+        timer = asyncio.get_running_loop().call_later(left_s, self._requests.expire, call)
         try:
             yield
         finally:

@@ -23,6 +23,7 @@ from tokenmux.messages.setups import DeviceSetup
 from tokenmux.server.front.administration import Administration
 from tokenmux.server.front.admission import Admission
 from tokenmux.server.front.api_keys import ApiKeys, Key
+from tokenmux.server.front.call import Call
 from tokenmux.server.front.calls import Calls
 from tokenmux.server.front.changes import Changes
 from tokenmux.server.front.device_changes import DeviceChanges
@@ -30,7 +31,6 @@ from tokenmux.server.front.device_source import DeviceSource, WantedDevice
 from tokenmux.server.front.fitting import Capacity
 from tokenmux.server.front.generation import AboutModel, Ask, Prompt
 from tokenmux.server.front.limits import Limits
-from tokenmux.server.front.live_request import LiveRequest
 from tokenmux.server.front.model_store import ModelStore
 from tokenmux.server.front.model_text import PromptEncoder
 from tokenmux.server.front.names import check_name_length
@@ -114,6 +114,7 @@ class Front:
             pace,
             defaults=defaults or Defaults(),
             weights=weights,
+            max_choices=limits.max_choices,
             clock=clock,
             draw_seed=draw_seed,
         )
@@ -193,7 +194,7 @@ class Front:
 
     # Requests
 
-    def open(self, ask: Ask, caller: Key | None = None) -> AbstractAsyncContextManager[LiveRequest]:
+    def open(self, ask: Ask, caller: Key | None = None) -> AbstractAsyncContextManager[Call]:
         return self._calls.open(ask, caller)
 
     def cancel(self, request_id: str, caller: Key | None = None, tenant: str = "") -> None:

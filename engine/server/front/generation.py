@@ -75,12 +75,25 @@ Encodable = Text | Chat | Words
 
 
 @dataclass(frozen=True, slots=True)
+class Delivered:
+    """What a client holds of one choice that it asked for before: the first tokens of its output, in the
+    client's own container, or all of it."""
+
+    token_ids: Sequence[int] = ()
+    is_complete: bool = False
+
+
+NOTHING = Delivered()
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
     """One generation as its client asked for it. None means that the client did not say: use the server's
     default."""
 
     model: str
     prompt: Prompt
+    n: int = 1
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
@@ -103,8 +116,8 @@ class Ask:
     echo: bool = False
     truncate_prompt_tokens: int | None = None
     request_id: str = ""
-    delivered: Sequence[int] = ()
-    """Tokens of this output that the client holds already, in its own container: the rest is wanted."""
+    delivered: tuple[Delivered, ...] = ()
+    """What the client holds of each choice, if it has asked before: the rest is wanted."""
     timeout_s: float | None = None
     """How long the client waits for the whole output, from now."""
     ttft_s: float | None = None
@@ -127,17 +140,21 @@ class PromptInfo:
 @dataclass(frozen=True, slots=True)
 class TokenDelta:
     """New output. Text lags behind the token ids: half a character, or a possible stop string, is held
-    back. Log-probabilities, one for each token id, are there if they were asked for."""
+    back. Log-probabilities, one for each token id, are there if they were asked for, and `spellings` then has
+    the id and the bytes of every token in them."""
 
     index: int
     token_ids: tuple[int, ...]
     text: str
     log_probabilities: tuple[LogProbabilities, ...] = ()
+    choice: int = 0
+    spellings: tuple[tuple[int, bytes], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class FinishInfo:
-    """The last event of a stream that ended successfully. Times are seconds since the request arrived.
+    """The last event of a choice that ended successfully; the stream ends with that of its last choice. Times
+    are seconds since the request arrived.
 
     `n_resumed` of the tokens came with the request; they count neither as on time nor as late."""
 
@@ -151,6 +168,7 @@ class FinishInfo:
     ttft_s: float
     total_s: float
     seed: int
+    choice: int = 0
     n_resumed: int = 0
 
 

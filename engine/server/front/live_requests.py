@@ -1,23 +1,24 @@
 """All accepted requests between their clients and the node, until the node has let go of them.
 
     add ─▶ Submit ─▶ node ─ Tokens, PhaseChanged, Finished ─▶ deliver ─▶ the client's stream
-    client left, or an error ─▶ end ─▶ Cancel, then Finished
+    client left, or an error ─▶ end ─▶ Cancel, then Finished, for all choices of the call
 
 `tokenmux.server.front.slow_readers` handles clients that stop reading.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from tokenmux.core.errors import Ended, InternalError, TokenmuxError
 from tokenmux.core.facts import ModelId
 from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.core.request import FinishReason, RequestId
-from tokenmux.messages.commands import Cancel, Command, Submit
+from tokenmux.messages.commands import Cancel, Command
 from tokenmux.messages.reports import Finished, Tokens
-from tokenmux.server.front.ends import out_of_time
+from tokenmux.server.front.call import AdmittedChoice, Call
+from tokenmux.server.front.ends import cancelled_by_id, out_of_time
+from tokenmux.server.front.generation import PromptInfo
 from tokenmux.server.front.live_request import LiveRequest
-from tokenmux.server.front.model_text import OutputText
 from tokenmux.server.front.queue_pace import QueuePace
 from tokenmux.server.front.slow_readers import SlowReaders
 from tokenmux.server.front.tenants import QueuePlaces
@@ -60,6 +61,8 @@ class LiveRequests:
         self._clock = clock
         self._slow_readers = SlowReaders(buffer_tokens, unread_s, send, self.end)
         self._requests: dict[RequestId, LiveRequest] = {}
+        self._calls: dict[RequestId, Call] = {}
+        """The calls of these requests."""
 
     def __iter__(self) -> Iterator[LiveRequest]:
         """All present requests; they may end during the iteration."""
@@ -81,32 +84,42 @@ class LiveRequests:
 
     def add(
         self,
-        submit: Submit,
-        text: OutputText,
+        admitted: Sequence[AdmittedChoice],
+        info: PromptInfo,
         *,
-        request_id: str,
         suspected: bool,
         echo: str = "",
         includes_stop: bool = False,
-    ) -> LiveRequest:
-        """Take in an admitted request and give it to the node. If its model is `suspected` of breaking
-        nodes, this happens when it can be tried alone. Returns its stream."""
-        live = LiveRequest(
-            submit,
-            text,
-            self._buffer_tokens,
-            self._slow_readers.stopped,
-            self._slow_readers.resumed,
-            self._clock,
-            request_id=request_id,
-            echo=echo,
-            includes_stop=includes_stop,
-        )
-        self._requests[live.id] = live
-        self._places.take(live.request.tenant)
-        self._pace.arrived(live.request)
-        self._trials.arrive(live.id, suspected=suspected)
-        return live
+    ) -> Call:
+        """Take in an admitted call, of which `info` tells its client, and give its choices to the node. If
+        their model is `suspected` of breaking nodes, this happens when they can be tried alone. Returns its
+        stream."""
+        stopped, resumed = self._slow_readers.stopped, self._slow_readers.resumed
+        call = Call(len(admitted), self._buffer_tokens, stopped, resumed)
+        call.buffer.put(info)
+        call.choices = [
+            LiveRequest(
+                choice.submit,
+                choice.text,
+                call.buffer,
+                self._clock,
+                call=admitted[0].submit.request.id,
+                request_id=info.request,
+                choice=choice.number,
+                tells_phase=choice is admitted[0],
+                echo=echo,
+                includes_stop=includes_stop,
+            )
+            for choice in admitted
+        ]
+        self._calls[call.id] = call
+        for live in call.choices:
+            self._requests[live.id] = live
+            self._places.take(live.request.tenant)
+            self._pace.arrived(live.request)
+        for live in call.choices:
+            self._trials.arrive(live.id, suspected=suspected)
+        return call
 
     def give(self, live: LiveRequest, *, first: bool = False) -> None:
         """Give a request to the node, with what its client already has. Without a node it waits for
@@ -152,21 +165,31 @@ class LiveRequests:
         if live.closed:
             self._slow_readers.forget(live)
             self._pace.left(live.id)
+            self._end_others(live)
 
-    def leave(self, live: LiveRequest) -> None:
+    def leave(self, call: Call) -> None:
         """Its client is done with the stream, or gone."""
-        if not live.closed:
-            self.end(live, Ended(f"the client of request {live.request_id} left"))
+        for live in call.choices:
+            if not live.closed:
+                self.end(live, Ended(f"the client of request {live.request_id} left"))
 
-    def expire(self, live: LiveRequest) -> None:
+    def expire(self, call: Call) -> None:
         """The time that its client gave it is over, whether or not a node has it."""
-        if not live.closed:
-            self.end(live, out_of_time(live.request_id, live.n_delivered), FinishReason.EXPIRED)
+        for live in call.choices:
+            if not live.closed:
+                self.end(live, out_of_time(live.request_id, live.n_delivered), FinishReason.EXPIRED)
+
+    def cancel(self, call: Call) -> None:
+        """Somebody who may do so ends it."""
+        for live in call.choices:
+            if not live.closed:
+                self.end(live, cancelled_by_id(live.request_id))
 
     def end(
         self, live: LiveRequest, error: TokenmuxError, reason: FinishReason = FinishReason.CANCELLED
     ) -> None:
-        """End a request from our side; it leaves the books with the node's `Finished`."""
+        """End a request, and with it its call, from our side; it leaves the books with the node's
+        `Finished`."""
         live.fail(error)
         self._slow_readers.forget(live)
         self._pace.left(live.id)
@@ -174,11 +197,14 @@ class LiveRequests:
             self._send(Cancel(live.id, reason))
         else:
             self._drop(live)
+        self._end_others(live)
 
     def fail(self, live: LiveRequest, error: TokenmuxError) -> None:
-        """End a request that no node has, or of which the node will report nothing more."""
+        """End a request that no node has, or of which the node will report nothing more, and with it its
+        call."""
         live.fail(error)
         self._drop(live)
+        self._end_others(live)
 
     def fail_all(self, error: TokenmuxError) -> None:
         for live in self:
@@ -196,10 +222,20 @@ class LiveRequests:
         if tokens.index + len(tokens.token_ids) - live.n_at_node >= PROVEN_TOKENS:
             self._on_proven(live)
 
+    def _end_others(self, live: LiveRequest) -> None:
+        """If a request has failed, so has its call: end its other choices."""
+        call = self._calls.get(live.call)
+        for other in call.choices if call is not None and call.buffer.closed else ():
+            if not other.closed:
+                self.end(other, Ended(f"another choice of request {live.request_id} has ended"))
+
     def _drop(self, live: LiveRequest) -> None:
         """Forget a request that has ended on the node's side as well."""
         self._slow_readers.forget(live)
-        del self._requests[live.id]
+        if self._requests.pop(live.id, None) is None:
+            return
+        if not any(choice.id in self._requests for choice in self._calls[live.call].choices):
+            del self._calls[live.call]
         self._places.give_back(live.request.tenant)
         self._trials.forget(live.id)
         self._pace.left(live.id)

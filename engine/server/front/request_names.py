@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tokenmux.core.errors import AlreadyExists, TokenmuxError, UnknownRequest
+from tokenmux.server.front.call import Call
 from tokenmux.server.front.ends import cancelled_by_id, out_of_time
-from tokenmux.server.front.live_request import LiveRequest
 
 MAX_SHOWN_CHARS = 128
 
@@ -23,7 +23,7 @@ class NamedRequest:
     tenant: str
     request_id: str
     admission: asyncio.Timeout | None = None
-    live: LiveRequest | None = None
+    call: Call | None = None
     cancelled: bool = False
 
     def cancel_admission(self) -> None:

@@ -15,8 +15,8 @@ from tokenmux.core.request import FinishReason, RequestId
 from tokenmux.messages.commands import Cancel, Submit
 from tokenmux.messages.reports import Broken, Finished
 from tokenmux.server.front.api_keys import Key, Scope
+from tokenmux.server.front.call import Call
 from tokenmux.server.front.front import Front
-from tokenmux.server.front.live_request import LiveRequest
 from tokenmux.server.front.queue_pace import LEAST_STARTS, QueuePace
 from tokenmux.testing import make_request
 from tokenmux.testing.scripted_node import ScriptedNodes
@@ -26,7 +26,7 @@ OTHERS = Key.of("others", Scope.INFERENCE, "b")
 ADMIN = Key.of("root", Scope.ADMIN, "c")
 
 
-async def rest(stream: LiveRequest) -> list[object]:
+async def rest(stream: Call) -> list[object]:
     return [event async for event in stream]
 
 
@@ -175,11 +175,11 @@ def test_what_was_measured_before_the_queue_was_empty_or_a_minute_ago_is_no_evid
     pace.check(make_request("new", "m", arrival_s=now[0]), 0.001)
 
 
-async def start_all(front: Front, hub: ScriptedNodes, streams: list[LiveRequest], now: list[float]) -> None:
+async def start_all(front: Front, hub: ScriptedNodes, streams: list[Call], now: list[float]) -> None:
     for stream in streams:
         now[0] += 1.0
         hub.post(PhaseChanged(stream.id, RequestPhase.RUNNING))
-        await until(lambda stream=stream: stream.phase is RequestPhase.RUNNING)  # type: ignore[misc]
+        await until(lambda stream=stream: stream.choices[0].phase is RequestPhase.RUNNING)  # type: ignore[misc]
 
 
 async def test_the_front_refuses_by_the_pace_of_its_own_queue() -> None:
@@ -196,3 +196,16 @@ async def test_the_front_refuses_by_the_pace_of_its_own_queue() -> None:
         await until(lambda: front.n_live == 0)
         async with front.open(ask(timeout_s=4.0)):
             pass
+
+
+async def test_all_choices_of_a_call_end_together() -> None:
+    hub = ScriptedNodes()
+    async with started(hub) as front:
+        async with front.open(ask(n=3, request_id="it")) as stream:
+            front.cancel("it")
+            with pytest.raises(Ended, match="request it was cancelled by its id"):
+                await rest(stream)
+        async with front.open(ask(n=3, timeout_s=0.01)) as stream:
+            with pytest.raises(DeadlineExceeded):
+                await rest(stream)
+        await until(lambda: front.n_live == 0)
