@@ -23,7 +23,7 @@ from tokenmux.messages.commands import Submit
 from tokenmux.server.front.call import AdmittedChoice, choice_id
 from tokenmux.server.front.counts import check_token_ids
 from tokenmux.server.front.generation import (
-    NOTHING,
+    NONE_DELIVERED,
     AboutModel,
     Ask,
     Delivered,
@@ -46,7 +46,7 @@ from tokenmux.server.front.request_rules import (
     output_limit,
     service_level,
 )
-from tokenmux.server.front.resumption import replay
+from tokenmux.server.front.resumption import retrace
 from tokenmux.server.front.sampling_rules import logit_rules, spellings
 from tokenmux.server.front.served_models import ServedModel, ServedModels
 from tokenmux.server.front.tenants import QueuePlaces, Weights
@@ -118,7 +118,7 @@ class Admission:
         with self._places.admitting(ask.tenant, ask.n):
             admitted = self._second_pass(ask, arrival_s, await self._tokenize(ask, served))
             for choice in admitted.choices:
-                await replay(choice.submit, choice.text)
+                await retrace(choice.submit, choice.text)
         self._readiness.check()  # all this took time: the server may be stopping
         return admitted
 
@@ -201,7 +201,7 @@ class Admission:
                     ask.stop_strings, prompt=prompt, skip_special_tokens=ask.skip_special_tokens
                 ),
             )
-            for number, held in enumerate(ask.delivered or (NOTHING,) * ask.n)
+            for number, held in enumerate(ask.delivered or (NONE_DELIVERED,) * ask.n)
             if not held.is_complete
         )
         info = PromptInfo(ask.request_id, facts.id, len(prompt), max_tokens, submit.sampling.seed)

@@ -80,6 +80,6 @@ def tenant_of(caller: Key | None, said: str) -> str:
 
 
 def cancelling_tenant(caller: Key | None, said: str) -> str | None:
-    """The tenant whose requests a caller may cancel: its own, or for an administrator (everybody, if there
+    """The tenant whose requests a caller may cancel: its own, or for an administrator (anyone, if there
     are no keys) the one that it says, and otherwise all (None)."""
     return (said or None) if caller is None or caller.scope is Scope.ADMIN else caller.name

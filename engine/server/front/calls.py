@@ -1,5 +1,5 @@
 """The calls of clients: each is admitted, becomes a live request, and ends with its stream, or earlier: when
-its client leaves, when its time is over, or when somebody cancels it by its id."""
+its client leaves, when its time is over, or when it is cancelled by its id."""
 
 import asyncio
 import secrets

@@ -1,4 +1,4 @@
-"""What streams end with that somebody stopped: the words are the same wherever it happens."""
+"""The errors that end a stream early on purpose: the words are the same wherever it happens."""
 
 from tokenmux.core.errors import DeadlineExceeded, Ended
 
@@ -12,5 +12,5 @@ def out_of_time(request_id: str, n_delivered: int) -> DeadlineExceeded:
 
 
 def cancelled_by_id(request_id: str) -> Ended:
-    """Somebody who may do so has cancelled it."""
+    """A caller who may do so has cancelled it."""
     return Ended(f"request {request_id} was cancelled by its id")

@@ -83,7 +83,7 @@ class Delivered:
     is_complete: bool = False
 
 
-NOTHING = Delivered()
+NONE_DELIVERED = Delivered()
 
 
 @dataclass(frozen=True, slots=True)

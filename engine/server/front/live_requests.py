@@ -180,7 +180,7 @@ class LiveRequests:
                 self.end(live, out_of_time(live.request_id, live.n_delivered), FinishReason.EXPIRED)
 
     def cancel(self, call: Call) -> None:
-        """Somebody who may do so ends it."""
+        """End a call for a caller who may do so."""
         for live in call.choices:
             if not live.closed:
                 self.end(live, cancelled_by_id(live.request_id))

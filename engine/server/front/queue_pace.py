@@ -11,11 +11,11 @@ from collections.abc import Callable
 from tokenmux.core.errors import DeadlineExceeded
 from tokenmux.core.request import Request, RequestId
 
-WINDOW_S = 60.0
+PACE_WINDOW_S = 60.0
 """How far back the measurement goes."""
 LEAST_STARTS = 16
 """Fewer say nothing about the pace."""
-MARGIN = 2.0
+WAIT_MARGIN = 2.0
 """The pace varies: only a wait that is longer than this many times the given time is certain enough."""
 
 
@@ -28,18 +28,18 @@ class QueuePace:
         self._starts_s: deque[float] = deque()
 
     def arrived(self, request: Request) -> None:
-        """It waits from now on."""
+        """Note that it waits from now on."""
         self._waiting[request.id] = request
 
     def ran(self, request: RequestId) -> None:
-        """It runs for the first time, unless it has before."""
+        """Note that it runs, which counts the first time."""
         if self._waiting.pop(request, None) is None:
             return
         self._starts_s.append(self._clock())
         self._look()
 
     def left(self, request: RequestId) -> None:
-        """It has ended, or its client has gone or reads nothing."""
+        """Forget a request that has ended, or whose client has."""
         if self._waiting.pop(request, None) is not None:
             self._look()
 
@@ -50,7 +50,7 @@ class QueuePace:
         due_s = request.deadline_s(request.n_resumed)
         n_ahead = sum(other.deadline_s(other.n_resumed) <= due_s for other in self._waiting.values())
         wait_s = self._wait_s(n_ahead)
-        if wait_s is not None and wait_s > MARGIN * timeout_s:
+        if wait_s is not None and wait_s > WAIT_MARGIN * timeout_s:
             raise DeadlineExceeded(
                 f"{n_ahead} requests are ahead of this one, which takes about {wait_s:.3g} s at the present "
                 f"pace, and it has {timeout_s:.3g} s: try again later, or give it more time"
@@ -59,13 +59,13 @@ class QueuePace:
     def _wait_s(self, n_ahead: int) -> float | None:
         """How long `n_ahead` requests take to begin; None without evidence."""
         now_s = self._clock()
-        while self._starts_s and self._starts_s[0] < now_s - WINDOW_S:
+        while self._starts_s and self._starts_s[0] < now_s - PACE_WINDOW_S:
             self._starts_s.popleft()
         if len(self._starts_s) < LEAST_STARTS:
             return None
         return n_ahead * (now_s - self._starts_s[0]) / (len(self._starts_s) - 1)
 
     def _look(self) -> None:
-        """Forget the pace if nobody waits: it was not the queue that set it."""
+        """Forget the pace if no one waits: it was not the queue that set it."""
         if not self._waiting:
             self._starts_s.clear()

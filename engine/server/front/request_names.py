@@ -13,8 +13,6 @@ from tokenmux.core.errors import AlreadyExists, TokenmuxError, UnknownRequest
 from tokenmux.server.front.call import Call
 from tokenmux.server.front.ends import cancelled_by_id, out_of_time
 
-MAX_SHOWN_CHARS = 128
-
 
 @dataclass(slots=True, eq=False)
 class NamedRequest:
@@ -66,5 +64,5 @@ class RequestNames:
         tenants = self._named.get(request_id, {})
         found = [named for owner, named in tenants.items() if tenant in (None, owner)]
         if not found:
-            raise UnknownRequest(f"there is no live request {request_id[:MAX_SHOWN_CHARS]!r} of yours")
+            raise UnknownRequest(f"there is no live request {request_id[:128]!r} of yours")
         return found

@@ -46,7 +46,7 @@ def check_delivered(ask: Ask, facts: ModelFacts) -> None:
         )
 
 
-async def replay(submit: Submit, text: OutputText) -> None:
+async def retrace(submit: Submit, text: OutputText) -> None:
     """Bring the text of an output to where it stood after the tokens that its client holds. Raises
     InvalidRequest if they are a complete output."""
     delivered, max_tokens = submit.delivered, submit.request.max_tokens
