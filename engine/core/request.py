@@ -77,8 +77,8 @@ class Request:
     A higher `weight` moves it ahead of others, by less than one TTFT. `tenant_weight` is set by the operator:
     under overload, tenants get time in proportion to it.
 
-    The first `n_resumed` tokens of its output were drawn elsewhere, before it was sent again: they are no longer
-    due. At `expires_s` its client stops waiting, and it ends.
+    The first `n_resumed` tokens of its output were drawn elsewhere, before it was sent again: they are no
+    longer due. At `expires_s` its client stops waiting, and it ends.
     """
 
     id: RequestId
