@@ -3,7 +3,8 @@
     TokenmuxError             to be fixed outside, such as a full disk  (FAILED_PRECONDITION)
     ├── InvalidRequest        the caller must change the request        (gRPC INVALID_ARGUMENT)
     │   └── ContextExceeded   prompt and output are too long for the model
-    ├── NotFound              no such model, request or file            (NOT_FOUND)
+    ├── NotFound              no such model or file                     (NOT_FOUND)
+    │   └── UnknownRequest    no such live request of this caller
     ├── AlreadyExists         a model of that name is registered        (ALREADY_EXISTS)
     ├── Unauthenticated       the call carries no valid API key         (UNAUTHENTICATED)
     ├── Forbidden             the API key does not open this            (PERMISSION_DENIED)
@@ -17,6 +18,7 @@
     ├── InUse                 live requests stand in the way            (FAILED_PRECONDITION)
     ├── Ended                 the server ended an accepted request      (ABORTED)
     │   └── SlowReader        its client did not read
+    ├── DeadlineExceeded      the client's time for the call is over    (DEADLINE_EXCEEDED)
     ├── Unavailable           starting, stopping or broken              (UNAVAILABLE)
     │   └── ProcessFailed      a device or its process broke
     └── InternalError         a bug in tokenmux: please report          (INTERNAL)
@@ -40,6 +42,7 @@ class ErrorCode(StrEnum):
     INVALID_REQUEST = "invalid_request"
     CONTEXT_EXCEEDED = "context_exceeded"
     NOT_FOUND = "not_found"
+    UNKNOWN_REQUEST = "unknown_request"
     ALREADY_EXISTS = "already_exists"
     UNAUTHENTICATED = "unauthenticated"
     FORBIDDEN = "forbidden"
@@ -53,6 +56,7 @@ class ErrorCode(StrEnum):
     IN_USE = "in_use"
     ENDED = "ended"
     SLOW_READER = "slow_reader"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
     UNAVAILABLE = "unavailable"
     PROCESS_FAILED = "process_failed"
     INTERNAL = "internal"
@@ -102,9 +106,15 @@ class ContextExceeded(InvalidRequest):
 
 
 class NotFound(TokenmuxError):
-    """A model, request or file of that name does not exist."""
+    """A model or file of that name does not exist."""
 
     code = ErrorCode.NOT_FOUND
+
+
+class UnknownRequest(NotFound):
+    """The caller has no live request with that id."""
+
+    code = ErrorCode.UNKNOWN_REQUEST
 
 
 class AlreadyExists(TokenmuxError):
@@ -187,6 +197,12 @@ class SlowReader(Ended):
     code = ErrorCode.SLOW_READER
 
 
+class DeadlineExceeded(TokenmuxError):
+    """The time that the client gave its request is over, or cannot suffice; the message says which."""
+
+    code = ErrorCode.DEADLINE_EXCEEDED
+
+
 class Unavailable(TokenmuxError):
     """The server cannot answer now. Try another server, or this one later."""
 
@@ -226,6 +242,7 @@ _CLASSES: dict[ErrorCode, type[TokenmuxError]] = {
         InvalidRequest,
         ContextExceeded,
         NotFound,
+        UnknownRequest,
         AlreadyExists,
         Unauthenticated,
         Forbidden,
@@ -239,6 +256,7 @@ _CLASSES: dict[ErrorCode, type[TokenmuxError]] = {
         InUse,
         Ended,
         SlowReader,
+        DeadlineExceeded,
         Unavailable,
         ProcessFailed,
         InternalError,
