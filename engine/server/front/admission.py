@@ -169,6 +169,9 @@ class Admission:
             ),
             min_tokens=ask.min_tokens,
             stop_token_ids=end_token_ids.union(ask.stop_token_ids),
+            n_prompt_likeliest=(
+                None if ask.prompt_logprobs is None else min(ask.prompt_logprobs, facts.vocab_size)
+            ),
         )
         choices = tuple(
             (
@@ -204,12 +207,14 @@ class Admission:
 
 
 def _as_choice(submit: Submit, choice: int) -> Submit:
-    """The request of another choice: all of it is the same but its id and its draws."""
+    """The request of another choice: all of it is the same but its id and its draws, and that one choice is
+    enough to tell of the prompt."""
     sampling = submit.sampling
     return replace_fields(
         submit,
         request=replace(submit.request, id=choice_id(submit.request.id, choice)),
         sampling=sampling._replace(seed=choice_seed(sampling.seed, choice)),
+        n_prompt_likeliest=None,
     )
 
 

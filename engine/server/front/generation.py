@@ -94,6 +94,7 @@ class Ask:
     forbidden_token_ids: tuple[int, ...] = ()
     bad_words: tuple[str, ...] = ()
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     max_tokens: int | None = None
     min_tokens: int = 0
     stop_strings: tuple[str, ...] = ()
@@ -119,6 +120,16 @@ class PromptInfo:
     n_prompt: int
     max_tokens: int
     seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class PromptDelta:
+    """Tokens of the prompt, the first of them at `index`, with their log-probabilities: None for the first
+    token of all. If they were asked for, they come in order, before the first `TokenDelta` with tokens."""
+
+    index: int
+    token_ids: tuple[int, ...]
+    log_probabilities: tuple[LogProbabilities | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,4 +171,4 @@ class AboutModel:
     end_token_ids: frozenset[int]
 
 
-StreamEvent = PromptInfo | PhaseChanged | TokenDelta | FinishInfo
+StreamEvent = PromptInfo | PhaseChanged | PromptDelta | TokenDelta | FinishInfo

@@ -14,7 +14,7 @@ from tokenmux.core.facts import ModelId
 from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.core.request import FinishReason, RequestId
 from tokenmux.messages.commands import Cancel, Command, Submit
-from tokenmux.messages.reports import Finished, Tokens
+from tokenmux.messages.reports import Finished, PromptTold, Tokens
 from tokenmux.server.front.call import Call
 from tokenmux.server.front.live_request import LiveRequest
 from tokenmux.server.front.model_text import OutputText
@@ -134,7 +134,7 @@ class LiveRequests:
             if not self._trials.holds(live.id):
                 self.give(live, first=True)
 
-    def deliver(self, report: Tokens | PhaseChanged | Finished) -> None:
+    def deliver(self, report: Tokens | PromptTold | PhaseChanged | Finished) -> None:
         """Pass the node's report of a request to its client. Any failure ends that request, and no
         other."""
         live = self._requests.get(report.request)
@@ -149,6 +149,8 @@ class LiveRequests:
                         self._send(Cancel(live.id, FinishReason.STOP))
                 case PhaseChanged():
                     live.take_state(report)
+                case PromptTold():
+                    live.take_prompt(report)
                 case Finished():
                     if report.reason in (FinishReason.STOP, FinishReason.LENGTH):
                         self._on_proven(live)
