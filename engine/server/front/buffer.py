@@ -128,4 +128,5 @@ def _merged(first: TokenDelta, second: TokenDelta) -> TokenDelta:
         first.text + second.text,
         first.log_probabilities + second.log_probabilities,
         first.choice,
+        first.spellings + second.spellings,
     )

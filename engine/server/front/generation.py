@@ -135,13 +135,15 @@ class PromptDelta:
 @dataclass(frozen=True, slots=True)
 class TokenDelta:
     """New output. Text lags behind the token ids: half a character, or a possible stop string, is held
-    back. Log-probabilities, one for each token id, are there if they were asked for."""
+    back. Log-probabilities, one for each token id, are there if they were asked for, and `spellings` then has
+    the id and the bytes of every token in them."""
 
     index: int
     token_ids: tuple[int, ...]
     text: str
     log_probabilities: tuple[LogProbabilities, ...] = ()
     choice: int = 0
+    spellings: tuple[tuple[int, bytes], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,9 @@ the client left; the node's side when `Finished` came. In between the request st
 as live.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain
 
 from msgspec.structs import replace
 
@@ -22,6 +23,7 @@ from tokenmux.core.errors import Ended, ErrorCode, InternalError, TokenmuxError,
 from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.core.record import RequestHistory
 from tokenmux.core.request import FinishReason, Request, RequestId
+from tokenmux.core.sampling import LogProbabilities
 from tokenmux.messages.commands import Submit
 from tokenmux.messages.reports import Finished, PromptTold, Tokens
 from tokenmux.server.front.buffer import EventBuffer
@@ -155,7 +157,9 @@ class LiveRequest:
                 break
         self._note_delivered(index, tokens.at_s)
         told = tokens.log_probabilities[known : known + len(self._delivered) - index]
-        self._buffer.put(TokenDelta(index, tuple(self._delivered[index:]), text, told, self._choice))
+        spellings = self._spellings(index, told) if told else ()
+        new = tuple(self._delivered[index:])
+        self._buffer.put(TokenDelta(index, new, text, told, self._choice, spellings))
         if self._detokenizer.stopped is not None:
             self._complete(FinishReason.STOP)
             return True
@@ -202,6 +206,12 @@ class LiveRequest:
     def _ends(self, token_id: int, position: int) -> bool:
         """True if the node stops at this token. Such a token is delivered as an id, but not as text."""
         return token_id in self._submit.stop_token_ids and position + 1 >= self._submit.min_tokens
+
+    def _spellings(self, index: int, told: Iterable[LogProbabilities]) -> tuple[tuple[int, bytes], ...]:
+        """The ids and bytes of the tokens delivered from `index` on, and of the others whose
+        log-probabilities are told."""
+        named = chain(self._delivered[index:], (token for one in told for token, _ in one.likeliest))
+        return tuple((token, self._detokenizer.spell(token)) for token in dict.fromkeys(named))
 
     def _note_delivered(self, index: int, at_s: float) -> None:
         """Note when the tokens from `index` on were drawn (`at_s`), and count those on time. Pauses by the
