@@ -56,7 +56,7 @@ Logprobs = Annotated[
 ]
 
 
-PromptLogprobs = Annotated[
+LogprobsOfPrompt = Annotated[
     int | None,
     typer.Option(min=0, max=20, help="The same for the tokens of the prompt."),
 ]

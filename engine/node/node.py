@@ -12,6 +12,7 @@ tells, and is told. `tokenmux.simulator` is the other body of the same pool.
 
 import logging
 from collections.abc import Callable, Iterable
+from math import inf
 from typing import assert_never
 
 from tokenmux.core.clock import Clock
@@ -80,7 +81,7 @@ from tokenmux.node.accusations import Accusations
 from tokenmux.node.executor_port import ExecutorFactory
 from tokenmux.node.host_memory import HostMemory
 from tokenmux.node.lives import Lives
-from tokenmux.node.node_device import Drawn, NodeDevice, StrayReport, Told
+from tokenmux.node.node_device import Drawn, NodeDevice, StrayReport, ToldOfPrompts
 from tokenmux.node.node_status import StatusReporter
 from tokenmux.node.operator_commands import Operators
 from tokenmux.node.positions import QueuePositions
@@ -174,7 +175,9 @@ class Node:
         """When to `pump` next although nothing happens; None if there is no such time."""
         positions = (watched.due_s for watched in self._positions)
         all_due_s = (self._status.due_s, self._telemetry.due_s, self._lives.due_s, *positions)
-        return min((due_s for due_s in all_due_s if due_s is not None), default=None)
+        due_s = min((due_s for due_s in all_due_s if due_s is not None), default=inf)
+        due_s = min(due_s, self.pool.next_expiry_s)
+        return None if due_s == inf else due_s
 
     # ── what comes in from the front ────────────────────────────────────────────────────────────────────────
 
@@ -284,6 +287,7 @@ class Node:
         """Start what the policies want next, and send what there is to report."""
         if not self.stopped:
             self._lives.start_due()
+            self.pool.expire()
             self.accusations.try_next()
             self.pool.settle()
             self._operators.look()
@@ -498,7 +502,7 @@ class Node:
         if detail:
             self._out.append(Finished(request.id, FinishReason.FAILED, now_s, detail, code))
 
-    def _take_told(self, told: Told) -> None:
+    def _take_told(self, told: ToldOfPrompts) -> None:
         for request_id, start, log_probabilities in told:
             content = self.contents.get(request_id)
             if content is not None:

@@ -37,7 +37,7 @@ Drawn = list[tuple[RequestId, int, LogProbabilities | None]]
 """Requests, each with the token that it drew, and what it asked to be told of it."""
 
 
-Told = list[tuple[RequestId, int, tuple[LogProbabilities, ...]]]
+ToldOfPrompts = list[tuple[RequestId, int, tuple[LogProbabilities, ...]]]
 """Requests, each with the position at which a step began its part, and what the step told of its prompt."""
 
 
@@ -60,7 +60,7 @@ class StepInFlight:
             raise StrayReport(f"{len(report.token_ids)} tokens for {n} requests of step {self.started.id}")
         return list(zip(self.drawing, report.token_ids, told, strict=True))
 
-    def told(self, report: StepCompleted) -> Told:
+    def told(self, report: StepCompleted) -> ToldOfPrompts:
         """What the report tells of prompts. Raises StrayReport if it does not fit."""
         chunks = self.started.operation.chunks
         if not all(
@@ -184,7 +184,7 @@ class NodeDevice:
         step.ends_s.append(drew.at_s)
         return drawn
 
-    def step_completed(self, completed: StepCompleted) -> tuple[Told, Drawn, StepDone]:
+    def step_completed(self, completed: StepCompleted) -> tuple[ToldOfPrompts, Drawn, StepDone]:
         """The step ended. Returns what it told of prompts, what its last iteration drew, and the event."""
         step, ends_s = self._step_of(completed.operation), completed.ends_s
         drawn, told = step.drawn(completed), step.told(completed)

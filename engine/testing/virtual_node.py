@@ -101,7 +101,7 @@ class VirtualExecutor:
         self._instance = instance
         self._started = body.started_on(index)
         self._drawing: dict[int, tuple[RequestId, ...]] = {}
-        self._told: dict[int, Told] = {}
+        self._told: dict[int, ImaginedTold] = {}
         """What each step tells of prompts: minus the id of a token as its log-probability."""
         self._models: set[ModelId] = set()
         self._images: set[ImageId] = set()
@@ -207,7 +207,7 @@ class VirtualExecutor:
             self._body.heard(self.index, (completion,))
 
 
-Told = tuple[tuple[int, tuple[LogProbabilities, ...]], ...]
+ImaginedTold = tuple[tuple[int, tuple[LogProbabilities, ...]], ...]
 
 
 class NodeOnVirtualTime:

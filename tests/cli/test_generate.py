@@ -63,7 +63,7 @@ def test_generate_shows_what_it_is_asked_to_show(server: ServerThread) -> None:
     result = run(server, "generate", "letters", "xabc", "-n", "2", "--truncate", "3", "--request-id", "mine")
     assert result.stdout == "de\n"
     submits = [server.do(server.served.hub.next(Submit)) for _ in range(2)]
-    assert submits[1].request.id == "mine"
+    assert submits[1].request.id.startswith("mine/")
     assert bytes(submits[1].prompt) == b"abc"
 
 

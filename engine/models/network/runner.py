@@ -45,10 +45,12 @@ Batch: TypeAlias = "StepBatch | KernelBatch"
 TOLD_AT_ONCE = 64
 """Rows of a prompt whose logits are there at once, on a processor: 40 MB for a vocabulary of 150,000."""
 
-Told = dict[int, list[LogProbabilities]]
+FoundInPrompts = dict[int, list[LogProbabilities]]
 """Log-probabilities in prompts, by segment."""
 
-Tell = Callable[[torch.Tensor, Sequence[int], Sequence[sampling.Draw]], tuple[LogProbabilities | None, ...]]
+RowScorer = Callable[
+    [torch.Tensor, Sequence[int], Sequence[sampling.Draw]], tuple[LogProbabilities | None, ...]
+]
 """Log-probabilities of tokens, from the logits of their rows."""
 
 
@@ -144,7 +146,7 @@ class Runner:
         self._recorded = twin._recorded
 
     @torch.inference_mode()
-    def logits(self, batch: Batch, told: Told | None = None) -> torch.Tensor:
+    def logits(self, batch: Batch, told: FoundInPrompts | None = None) -> torch.Tensor:
         """Run one forward pass. Returns logits `[row, vocabulary]`: a row for each of `batch.drawing`,
         then padding. Adds what prompts want to be told to `told`."""
         if not self._skeleton.bound:
@@ -174,7 +176,7 @@ class Runner:
     @torch.inference_mode()
     def draw(self, batch: Batch) -> DrawnTokens:
         """Run one forward pass and draw a token for each of `batch.drawing`."""
-        found: Told = {}
+        found: FoundInPrompts = {}
         logits = self.logits(batch, found)
         told = tuple((segment, tuple(values)) for segment, values in found.items())
         if not batch.drawing:
@@ -250,12 +252,12 @@ class Runner:
     def _pass(
         self,
         step: "StepBatch | KernelPass",
-        told: Told | None,
-        tell: Tell,
+        told: FoundInPrompts | None,
+        tell: RowScorer,
         n_rows: int,
         padded: Callable[[int], int],
     ) -> torch.Tensor:
-        """One pass through the model, and through its head once more for every `n_rows` rows of prompts of
+        """One pass through the model, and again through its head for every `n_rows` rows of prompts of
         which something is to be told. `padded` is the number of rows with which the head runs for some."""
 
         def logits_of(rows: torch.Tensor) -> torch.Tensor:
