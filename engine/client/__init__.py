@@ -34,7 +34,7 @@ from tokenmux.client.values import (
     State,
     Tenant,
     TokenLogprobs,
-    Usage,
+    TokenUsage,
 )
 
 __all__ = [
@@ -68,6 +68,6 @@ __all__ = [
     "Stream",
     "Tenant",
     "TokenLogprobs",
-    "Usage",
+    "TokenUsage",
     "WrongArgument",
 ]

@@ -36,7 +36,7 @@ from tokenmux.client.values import (
     State,
     Tenant,
     TokenLogprobs,
-    Usage,
+    TokenUsage,
 )
 from tokenmux.v1 import inference_pb2, models_pb2, planning_pb2, pool_pb2
 
@@ -276,7 +276,7 @@ def completion(response: inference_pb2.GenerateResponse) -> Completion:
         prompt_info(response.prompt_info),
         first.finish,
         choices,
-        Usage(**_same_named(Usage, response.usage)),
+        TokenUsage(**_same_named(TokenUsage, response.usage)),
         first.logprobs,
         prompt_logprobs_of(prompt) if prompt.token_ids else None,
     )

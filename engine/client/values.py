@@ -112,7 +112,7 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
+class TokenUsage:
     """What all outputs used together; the prompt counts once."""
 
     n_prompt_tokens: int
@@ -130,7 +130,7 @@ class Completion:
     prompt: PromptInfo
     finish: Finish
     choices: tuple[Choice, ...]
-    usage: Usage
+    usage: TokenUsage
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: PromptLogprobs | None = None
 
@@ -187,7 +187,7 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """Usage of one tenant."""
+    """TokenUsage of one tenant."""
 
     name: str
     service: Service
