@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
-from tokenmux.server.http_api.answer_forms import AnswerHead, TextForm
+from tokenmux.server.http_api.answer_forms import AnswerHead, OutputPiece, TextForm
 from tokenmux.server.listening import Reservation
 
 
@@ -43,7 +43,8 @@ class BareStreams:
         head = AnswerHead("cmpl-0123456789abcdef", int(time.time()), body["model"], False, frozenset())
         for index in range(body["max_tokens"]):
             await self._stepped.wait()
-            yield b"data: " + form.delta(head, self._texts[index % len(self._texts)]) + b"\n\n"
+            piece = OutputPiece(self._texts[index % len(self._texts)])
+            yield b"data: " + form.delta(head, piece) + b"\n\n"
         yield b"data: [DONE]\n\n"
 
 

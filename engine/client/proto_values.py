@@ -7,9 +7,10 @@ from dataclasses import fields
 from functools import partial
 from numbers import Integral
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 from tokenmux.client.errors import WrongArgument
+from tokenmux.client.options import GenerateOptions
 from tokenmux.client.values import (
     Completion,
     Delta,
@@ -45,14 +46,14 @@ def generate_request(
     *,
     max_tokens: int | None = None,
     min_tokens: int = 0,
-    temperature: float = 0.0,
-    top_k: int = 0,
+    temperature: float | None = None,
+    top_k: int | None = None,
     top_p: float | None = None,
     seed: int | None = None,
-    min_p: float = 0.0,
+    min_p: float | None = None,
     repetition_penalty: float | None = None,
-    frequency_penalty: float = 0.0,
-    presence_penalty: float = 0.0,
+    frequency_penalty: float | None = None,
+    presence_penalty: float | None = None,
     logit_bias: Mapping[int, float] = MappingProxyType({}),
     forbidden_token_ids: Sequence[int] = (),
     bad_words: Sequence[str] = (),
@@ -127,6 +128,13 @@ def generate_request(
         output=_made(inference_pb2.OutputOptions, echo=echo, keep_special_tokens=keep_special_tokens),
         **given,
     )
+
+
+def stream_request(
+    model: str, prompt: Prompt, **options: Unpack[GenerateOptions]
+) -> inference_pb2.GenerateStreamRequest:
+    """The same, to be streamed."""
+    return inference_pb2.GenerateStreamRequest(request=generate_request(model, prompt, **options))
 
 
 def _texts(name: str, texts: Sequence[str]) -> Sequence[str]:
@@ -246,12 +254,13 @@ def finish(info: inference_pb2.FinishInfo) -> Finish:
 
 
 def completion(response: inference_pb2.GenerateResponse) -> Completion:
+    choice = response.choices[0]
     return Completion(
-        response.text,
-        tuple(response.token_ids),
+        choice.text,
+        tuple(choice.token_ids),
         prompt_info(response.prompt_info),
-        finish(response.finish_info),
-        _logprobs(response.logprobs),
+        finish(choice.finish_info),
+        _logprobs(choice.logprobs),
     )
 
 
@@ -289,9 +298,9 @@ def instance(message: pool_pb2.Instance) -> InstanceStatus:
     )
 
 
-def resize_request(arena_bytes: int, instance: int | None) -> pool_pb2.ResizeRequest:
+def resize_request(arena_bytes: int, instance: int | None) -> pool_pb2.ResizeDeviceRequest:
     """Raises TypeError or WrongArgument for values that cannot be sent, like the following."""
-    return _made(pool_pb2.ResizeRequest, arena_bytes=arena_bytes, instance=instance)
+    return _made(pool_pb2.ResizeDeviceRequest, arena_bytes=arena_bytes, instance=instance)
 
 
 def drain_request(instance: int, *, undo: bool) -> pool_pb2.DrainDeviceRequest:
@@ -329,7 +338,7 @@ def add_device_request(
     )
 
 
-def service(message: models_pb2.Service) -> Service:
+def service(message: models_pb2.ServiceTotals) -> Service:
     return Service(
         ttft=_durations(message.ttft),
         tpot=_durations(message.tpot),
@@ -350,11 +359,11 @@ def recorded(message: planning_pb2.RecordedRequest) -> RecordedRequest:
     return RecordedRequest(**_same_named(RecordedRequest, message))
 
 
-def pool_trace(message: pool_pb2.TraceResponse) -> PoolTrace:
+def pool_trace(message: pool_pb2.GetTraceResponse) -> PoolTrace:
     return PoolTrace(**_same_named(PoolTrace, message))
 
 
-def pool_status(message: pool_pb2.StatusResponse) -> PoolStatus:
+def pool_status(message: pool_pb2.PoolStatus) -> PoolStatus:
     return PoolStatus(
         instances=tuple(map(instance, message.instances)),
         models=tuple(model(item) for item in message.models),

@@ -27,7 +27,7 @@ from tokenmux.messages.completions import CopyCompleted, CopyProgressed, Drew, S
 from tokenmux.messages.launches import Instruction, MapImage, OperationId, StopStep, Unbind, UnmapImage
 from tokenmux.messages.setups import DeviceSetup
 from tokenmux.node.executor_port import ExecutorPort
-from tokenmux.node.host_memory import HostMemory
+from tokenmux.node.host_memory import HostImage, HostMemory
 from tokenmux.node.launching import binding_of, launch_of
 from tokenmux.node.request_content import Content
 from tokenmux.node.stalls import Stalls
@@ -237,6 +237,16 @@ class NodeDevice:
         loads = (c for c in self._copies.values() if isinstance(c, (StartedActivation, StartedFetch)))
         return next(loads, None)
 
+    def meet_an_image(self) -> None:
+        """While the device has nothing to do, give its executor an image that another one has read, so that
+        its model is ready there: a model that is met first when it is needed costs 0.4 s, which requests
+        wait for that lost their device."""
+        if self.ready and self.instance.is_idle:
+            met = next((item for item in self._memory.filled() if self.index not in item[1].mapped_by), None)
+            if met is not None:
+                self._map_filled(*met)
+                self.flush()  # before the host cache can drop it: no operation keeps it
+
     # ── parts of the above ──────────────────────────────────────────────────────────────────────────────────
 
     def _map(self, started: Started) -> None:
@@ -245,12 +255,15 @@ class NodeDevice:
             for image in started.images:
                 host_image = self._memory.images[image.id]
                 if self.index not in host_image.mapped_by:
-                    host_image.mapped_by.add(self.index)
-                    self._map_image(image.id, host_image.n_bytes, host_image.descriptor, filled=True)
+                    self._map_filled(image.id, host_image)
         elif isinstance(started, StartedFetch):
             for image in started.images:
                 host_image = self._memory.begin_fetch(image, self.index)
                 self._map_image(image.id, image.n_bytes, host_image.descriptor, filled=False)
+
+    def _map_filled(self, image: ImageId, host_image: HostImage) -> None:
+        host_image.mapped_by.add(self.index)
+        self._map_image(image, host_image.n_bytes, host_image.descriptor, filled=True)
 
     def _map_image(self, image: ImageId, n_bytes: int, descriptor: int, *, filled: bool) -> None:
         if self.port is not None and not self.dying:

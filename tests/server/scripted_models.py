@@ -63,6 +63,9 @@ class LetterDetokenizer:
         text, self._held = self._held[:split], self._held[split:]
         return text
 
+    def spell(self, token_id: int) -> bytes:
+        return bytes((token_id,))
+
     def finish(self) -> str:
         text, self._held = self._held, ""
         return text

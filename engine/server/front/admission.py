@@ -13,11 +13,14 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from msgspec.structs import replace as replace_fields
+
 from tokenmux.core.errors import InternalError
 from tokenmux.core.request import DEFAULT_TENANT, Request, RequestId
-from tokenmux.core.sampling import Sampling
+from tokenmux.core.sampling import Sampling, choice_seed
 from tokenmux.messages.commands import Submit
 from tokenmux.server.front.api_keys import Key, tenant_of
+from tokenmux.server.front.call import choice_id
 from tokenmux.server.front.counts import check_token_ids
 from tokenmux.server.front.generation import AboutModel, Ask, Encodable, Prompt, Text, TokenIds, Words
 from tokenmux.server.front.model_text import ModelText, OutputText, PromptEncoder
@@ -25,6 +28,7 @@ from tokenmux.server.front.pool_devices import PoolDevices
 from tokenmux.server.front.readiness import Readiness
 from tokenmux.server.front.request_rules import (
     Defaults,
+    check_choices,
     check_parameters,
     check_text_length,
     output_limit,
@@ -48,12 +52,12 @@ class Tokenized:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """A request that may go to a node, the detokenizer of its output, and the text that comes before it.
-    If an output is ended by a stop string, the string is left out, or comes last if it is `includes_stop`."""
+    """Requests that may go to a node, one for each choice, each with the detokenizer of its output, and the
+    text that comes before it. If an output is ended by a stop string, the string is left out, or comes last
+    if it is `includes_stop`."""
 
     served: ServedModel
-    submit: Submit
-    text: OutputText
+    choices: tuple[tuple[Submit, OutputText], ...]
     echo: str
     includes_stop: bool
 
@@ -71,6 +75,7 @@ class Admission:
         *,
         defaults: Defaults,
         weights: Weights,
+        max_choices: int,
         clock: Callable[[], float],
         draw_seed: Callable[[], int],
     ) -> None:
@@ -82,6 +87,7 @@ class Admission:
         self._readiness = readiness
         self._defaults = defaults
         self._weights = weights
+        self._max_choices = max_choices
         self._clock = clock
         self._draw_seed = draw_seed
 
@@ -109,6 +115,7 @@ class Admission:
     def _first_pass(self, ask: Ask) -> ServedModel:
         """The model, if it takes requests and this request is well formed so far."""
         served = self._models.accepting(ask.model)
+        check_choices(ask.n, self._max_choices)
         check_parameters(ask, served.facts)
         return served
 
@@ -116,7 +123,7 @@ class Admission:
         """The first pass, then the prompt as encoded by the model's tokenizer."""
         self._readiness.check()
         served = self._first_pass(ask)
-        with self._places.admitting(tenant):
+        with self._places.admitting(tenant, ask.n):
             while True:
                 text = await self._models.text(served)
                 check_text_length(ask.prompt, served.facts, text.facts.longest_token_chars)
@@ -163,10 +170,16 @@ class Admission:
             min_tokens=ask.min_tokens,
             stop_token_ids=end_token_ids.union(ask.stop_token_ids),
         )
-        output = tokenized.text.detokenizer(
-            ask.stop_strings, prompt=prompt, skip_special_tokens=ask.skip_special_tokens
+        choices = tuple(
+            (
+                submit if not choice else _as_choice(submit, choice),
+                tokenized.text.detokenizer(
+                    ask.stop_strings, prompt=prompt, skip_special_tokens=ask.skip_special_tokens
+                ),
+            )
+            for choice in range(ask.n)
         )
-        return Admitted(served, submit, output, _echo(ask, tokenized), ask.include_stop_string)
+        return Admitted(served, choices, _echo(ask, tokenized), ask.include_stop_string)
 
     async def _token_ids(self, served: ServedModel, text: ModelText, prompt: Prompt) -> tuple[int, ...]:
         if isinstance(prompt, TokenIds):
@@ -188,6 +201,16 @@ class Admission:
             raise
         except BaseException as error:  # a panic of a native library; gRPC would never answer
             raise InternalError(f"the tokenizer of {served.name} failed: {error!r}") from error
+
+
+def _as_choice(submit: Submit, choice: int) -> Submit:
+    """The request of another choice: all of it is the same but its id and its draws."""
+    sampling = submit.sampling
+    return replace_fields(
+        submit,
+        request=replace(submit.request, id=choice_id(submit.request.id, choice)),
+        sampling=sampling._replace(seed=choice_seed(sampling.seed, choice)),
+    )
 
 
 def _echo(ask: Ask, tokenized: Tokenized) -> str:

@@ -22,13 +22,13 @@ from tokenmux.messages.setups import DeviceSetup
 from tokenmux.server.front.administration import Administration
 from tokenmux.server.front.admission import Admission
 from tokenmux.server.front.api_keys import ApiKeys, Key
+from tokenmux.server.front.call import Call
 from tokenmux.server.front.changes import Changes
 from tokenmux.server.front.device_changes import DeviceChanges
 from tokenmux.server.front.device_source import DeviceSource, WantedDevice
 from tokenmux.server.front.fitting import Capacity
 from tokenmux.server.front.generation import AboutModel, Ask, Prompt
 from tokenmux.server.front.limits import Limits
-from tokenmux.server.front.live_request import LiveRequest
 from tokenmux.server.front.model_store import ModelStore
 from tokenmux.server.front.model_text import PromptEncoder
 from tokenmux.server.front.names import check_name_length
@@ -109,6 +109,7 @@ class Front:
             self._readiness,
             defaults=defaults or Defaults(),
             weights=weights,
+            max_choices=limits.max_choices,
             clock=clock,
             draw_seed=draw_seed,
         )
@@ -188,24 +189,23 @@ class Front:
     # Requests
 
     @asynccontextmanager
-    async def open(self, ask: Ask, caller: Key | None = None) -> AsyncIterator[LiveRequest]:
+    async def open(self, ask: Ask, caller: Key | None = None) -> AsyncIterator[Call]:
         admitted = await self._admission.admit(ask, caller)
         requests, suspected = self.node.requests, admitted.served.n_convicted > 0
-        live = requests.add(
-            admitted.submit,
-            admitted.text,
+        call = requests.add(
+            admitted.choices,
             suspected=suspected,
             echo=admitted.echo,
             includes_stop=admitted.includes_stop,
         )
         self._n_open += 1
         try:
-            yield live
+            yield call
         finally:
             self._n_open -= 1
             if self._readiness.draining:
                 self.changes.notify()
-            requests.leave(live)
+            requests.leave(call)
 
     async def tokenize(self, model: str, prompt: Prompt) -> tuple[int, ...]:
         return await self._admission.tokenize(model, prompt)

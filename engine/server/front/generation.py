@@ -81,6 +81,7 @@ class Ask:
 
     model: str
     prompt: Prompt
+    n: int = 1
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
@@ -123,17 +124,21 @@ class PromptInfo:
 @dataclass(frozen=True, slots=True)
 class TokenDelta:
     """New output. Text lags behind the token ids: half a character, or a possible stop string, is held
-    back. Log-probabilities, one for each token id, are there if they were asked for."""
+    back. Log-probabilities, one for each token id, are there if they were asked for, and `spellings` then has
+    the id and the bytes of every token in them."""
 
     index: int
     token_ids: tuple[int, ...]
     text: str
     log_probabilities: tuple[LogProbabilities, ...] = ()
+    choice: int = 0
+    spellings: tuple[tuple[int, bytes], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class FinishInfo:
-    """The last event of a stream that ended successfully. Times are seconds since the request arrived."""
+    """The last event of a choice that ended successfully; the stream ends with that of its last choice. Times
+    are seconds since the request arrived."""
 
     reason: FinishReason
     stop_string: str | None
@@ -145,6 +150,7 @@ class FinishInfo:
     ttft_s: float
     total_s: float
     seed: int
+    choice: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,13 @@
 """All accepted requests between their clients and the node, until the node has let go of them.
 
     add ─▶ Submit ─▶ node ─ Tokens, PhaseChanged, Finished ─▶ deliver ─▶ the client's stream
-    client left, or an error ─▶ end ─▶ Cancel, then Finished
+    client left, or an error ─▶ end ─▶ Cancel, then Finished, for all choices of the call
 
 `tokenmux.server.front.slow_readers` handles clients that stop reading.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from tokenmux.core.errors import AlreadyExists, Ended, InternalError, TokenmuxError
 from tokenmux.core.facts import ModelId
@@ -15,6 +15,7 @@ from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.core.request import FinishReason, RequestId
 from tokenmux.messages.commands import Cancel, Command, Submit
 from tokenmux.messages.reports import Finished, Tokens
+from tokenmux.server.front.call import Call
 from tokenmux.server.front.live_request import LiveRequest
 from tokenmux.server.front.model_text import OutputText
 from tokenmux.server.front.slow_readers import SlowReaders
@@ -56,6 +57,8 @@ class LiveRequests:
         self._clock = clock
         self._slow_readers = SlowReaders(buffer_tokens, unread_s, send, self.end)
         self._requests: dict[RequestId, LiveRequest] = {}
+        self._calls: dict[RequestId, Call] = {}
+        """The calls of these requests."""
 
     def __iter__(self) -> Iterator[LiveRequest]:
         """All present requests; they may end during the iteration."""
@@ -77,37 +80,44 @@ class LiveRequests:
 
     def add(
         self,
-        submit: Submit,
-        text: OutputText,
+        admitted: Sequence[tuple[Submit, OutputText]],
         *,
         suspected: bool,
         echo: str = "",
         includes_stop: bool = False,
-    ) -> LiveRequest:
-        """Take in an admitted request and give it to the node. If its model is `suspected` of breaking
-        nodes, this happens when it can be tried alone. Returns its stream.
+    ) -> Call:
+        """Take in an admitted call, each of its choices with the text of its output, and give it to the node.
+        If its model is `suspected` of breaking nodes, this happens when it can be tried alone. Returns its
+        stream.
 
-        Raises AlreadyExists if there is a live request with the same id, which its client has chosen.
+        Raises AlreadyExists if there is a live call with the same id, which its client has chosen.
         """
-        if submit.request.id in self._requests:
+        id = admitted[0][0].request.id
+        if id in self._calls:
             raise AlreadyExists(
-                f"request_id {submit.request.id} belongs to a request that is live: choose another, or wait "
-                "for its end"
+                f"request_id {id} belongs to a request that is live: choose another, or wait for its end"
             )
-        live = LiveRequest(
-            submit,
-            text,
-            self._buffer_tokens,
-            self._slow_readers.stopped,
-            self._slow_readers.resumed,
-            self._clock,
-            echo=echo,
-            includes_stop=includes_stop,
-        )
-        self._requests[live.id] = live
-        self._places.take(live.request.tenant)
-        self._trials.arrive(live.id, suspected=suspected)
-        return live
+        stopped, resumed = self._slow_readers.stopped, self._slow_readers.resumed
+        call = self._calls[id] = Call(len(admitted), self._buffer_tokens, stopped, resumed)
+        call.choices = [
+            LiveRequest(
+                submit,
+                text,
+                call.buffer,
+                self._clock,
+                call=id,
+                choice=choice,
+                echo=echo,
+                includes_stop=includes_stop,
+            )
+            for choice, (submit, text) in enumerate(admitted)
+        ]
+        for live in call.choices:
+            self._requests[live.id] = live
+            self._places.take(live.request.tenant)
+        for live in call.choices:
+            self._trials.arrive(live.id, suspected=suspected)
+        return call
 
     def give(self, live: LiveRequest, *, first: bool = False) -> None:
         """Give a request to the node, with what its client already has. Without a node it waits for
@@ -149,25 +159,31 @@ class LiveRequests:
             self.end(live, InternalError(f"request {live.id} failed; the server's log says why"))
         if live.closed:
             self._slow_readers.forget(live)
+            self._end_others(live)
 
-    def leave(self, live: LiveRequest) -> None:
+    def leave(self, call: Call) -> None:
         """Its client is done with the stream, or gone."""
-        if not live.closed:
-            self.end(live, Ended(f"the client of request {live.id} left"))
+        for live in call.choices:
+            if not live.closed:
+                self.end(live, Ended(f"the client of request {live.id} left"))
 
     def end(self, live: LiveRequest, error: TokenmuxError) -> None:
-        """End a request from our side; it leaves the books with the node's `Finished`."""
+        """End a request, and with it its call, from our side; it leaves the books with the node's
+        `Finished`."""
         live.fail(error)
         self._slow_readers.forget(live)
         if self._takes() and not self._trials.holds(live.id):
             self._send(Cancel(live.id))
         else:
             self._drop(live)
+        self._end_others(live)
 
     def fail(self, live: LiveRequest, error: TokenmuxError) -> None:
-        """End a request that no node has, or of which the node will report nothing more."""
+        """End a request that no node has, or of which the node will report nothing more, and with it its
+        call."""
         live.fail(error)
         self._drop(live)
+        self._end_others(live)
 
     def fail_all(self, error: TokenmuxError) -> None:
         for live in self:
@@ -185,10 +201,20 @@ class LiveRequests:
         if tokens.index + len(tokens.token_ids) - live.n_at_node >= PROVEN_TOKENS:
             self._on_proven(live)
 
+    def _end_others(self, live: LiveRequest) -> None:
+        """If a request has failed, so has its call: end its other choices."""
+        call = self._calls.get(live.call)
+        for other in call.choices if call is not None and call.buffer.closed else ():
+            if not other.closed:
+                self.end(other, Ended(f"request {live.id} of the same call has ended"))
+
     def _drop(self, live: LiveRequest) -> None:
         """Forget a request that has ended on the node's side as well."""
         self._slow_readers.forget(live)
-        del self._requests[live.id]
+        if self._requests.pop(live.id, None) is None:
+            return
+        if not any(choice.id in self._requests for choice in self._calls[live.call].choices):
+            del self._calls[live.call]
         self._places.give_back(live.request.tenant)
         self._trials.forget(live.id)
         if self._recorder is not None:

@@ -41,6 +41,15 @@ class Defaults:
     service: ServiceLevel = field(default_factory=ServiceLevel)
 
 
+def check_choices(n: int, limit: int) -> None:
+    """Raise InvalidRequest for a number of choices that is not served."""
+    if not 1 <= n <= limit:
+        raise InvalidRequest(
+            f"n {n} is out of range: use 1 to {limit} choices, or several requests, each with its own seed",
+            field="n",
+        )
+
+
 def check_parameters(ask: Ask, facts: ModelFacts) -> None:
     """Check everything that does not need token ids. Raises InvalidRequest."""
     match ask.prompt:

@@ -35,6 +35,9 @@ class FrontService(Protocol):
     ) -> AbstractAsyncContextManager[AsyncIterator[StreamEvent]]:
         """Admit a request and yield its stream of events. Leaving the context early cancels the request.
 
+        With `n` choices, their events stand in one stream, each with its choice; `PromptInfo` and states come
+        once. If one choice fails, the call does, and the others are cancelled.
+
         `caller` is the key that the call carries, if any: its name is the tenant.
 
         The stream raises Ended, ProcessFailed or Unavailable if an accepted request could not be completed.

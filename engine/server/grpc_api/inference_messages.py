@@ -5,6 +5,7 @@ requests.
 """
 
 import json
+from collections.abc import AsyncIterable
 
 from tokenmux.core.errors import InvalidRequest
 from tokenmux.core.phases import PhaseChanged
@@ -130,6 +131,25 @@ def _json_object(name: str, text: str) -> dict[str, object]:
     if not isinstance(found, dict):
         raise InvalidRequest(f"{name} is not a JSON object: write {{...}}")
     return found
+
+
+async def whole_response(events: AsyncIterable[StreamEvent]) -> inference_pb2.GenerateResponse:
+    """All events of a stream as one message."""
+    choice, texts = inference_pb2.Choice(), []
+    response = inference_pb2.GenerateResponse()
+    async for event in events:
+        match event:
+            case PromptInfo():
+                response.prompt_info.CopyFrom(prompt_info_message(event))
+            case TokenDelta(_, token_ids, text, told):
+                choice.token_ids.extend(token_ids)
+                choice.logprobs.extend(map(logprobs_message, told))
+                texts.append(text)
+            case FinishInfo():
+                choice.finish_info.CopyFrom(finish_info_message(event))
+    choice.text = "".join(texts)
+    response.choices.append(choice)
+    return response
 
 
 def stream_response(event: StreamEvent) -> inference_pb2.GenerateStreamResponse:

@@ -14,7 +14,7 @@ from tokenmux.server.grpc_api.grpc_types import Context, Continuation, Handler, 
 from tokenmux.server.grpc_api.status import status_of
 
 OPEN_SERVICES = frozenset({"grpc.health.v1.Health"})
-INFERENCE_SERVICES = frozenset({"tokenmux.v1.Inference"})
+INFERENCE_SERVICES = frozenset({"tokenmux.v1.InferenceService"})
 
 
 class KeyInterceptor(Interceptor):

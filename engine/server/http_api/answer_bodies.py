@@ -15,12 +15,42 @@ class UsageBody(BaseModel):
     total_tokens: int
 
 
+class ScoredTokenBody(BaseModel):
+    """A token that might have come."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprobBody(ScoredTokenBody):
+    """A token of a message, and the likeliest tokens at its place."""
+
+    top_logprobs: list[ScoredTokenBody]
+
+
+class ChatLogprobs(BaseModel):
+    """The log-probabilities of a message's tokens, or of a piece of it."""
+
+    content: list[TokenLogprobBody]
+    refusal: None
+
+
+class CompletionLogprobs(BaseModel):
+    """The log-probabilities of a text's tokens, or of a piece of it: one item for each token."""
+
+    text_offset: list[int]
+    token_logprobs: list[float]
+    tokens: list[str]
+    top_logprobs: list[dict[str, float]]
+
+
 class CompletionChoice(BaseModel):
     """The text of an answer, or a piece of it."""
 
     index: int
     text: str
-    logprobs: None
+    logprobs: CompletionLogprobs | None
     finish_reason: Ending | None
     stop_reason: str | int | None = None
     """The stop string or stop token id that ended the text (a field of vLLM's)."""
@@ -50,7 +80,7 @@ class ChatChoice(BaseModel):
 
     index: int
     message: AssistantMessage
-    logprobs: None
+    logprobs: ChatLogprobs | None
     finish_reason: Ending
     stop_reason: str | int | None = None
 
@@ -78,7 +108,7 @@ class ChatChunkChoice(BaseModel):
 
     index: int
     delta: MessageDelta
-    logprobs: None
+    logprobs: ChatLogprobs | None
     finish_reason: Ending | None
     stop_reason: str | int | None = None
 

@@ -4,6 +4,7 @@ whole                 one answer
 first, delta, last    the chunks of a stream, and then `usage` if it was asked for
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -21,6 +22,7 @@ from tokenmux.server.http_api.answer_bodies import (
     TextCompletion,
     UsageBody,
 )
+from tokenmux.server.http_api.scored_tokens import ScoredToken, chat_logprobs, completion_logprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +38,26 @@ class AnswerHead:
     """Those that the client named."""
 
 
+@dataclass(frozen=True, slots=True)
+class OutputPiece:
+    """The output, or a piece of it. `tokens` are there if their log-probabilities were asked for."""
+
+    text: str
+    tokens: tuple[ScoredToken, ...] = ()
+
+
 class AnswerForm(Protocol):
     """Each method but `first` returns a JSON document."""
 
     id_prefix: str
 
-    def whole(self, head: AnswerHead, text: str, finish: FinishInfo) -> bytes: ...
+    def whole(self, head: AnswerHead, piece: OutputPiece, finish: FinishInfo) -> bytes: ...
 
     def first(self, head: AnswerHead) -> bytes | None:
         """The chunk before the first piece of text, if the form has one."""
         ...
 
-    def delta(self, head: AnswerHead, text: str) -> bytes: ...
+    def delta(self, head: AnswerHead, piece: OutputPiece) -> bytes: ...
 
     def last(self, head: AnswerHead, finish: FinishInfo) -> bytes: ...
 
@@ -59,17 +69,17 @@ class TextForm:
 
     id_prefix = "cmpl-"
 
-    def whole(self, head: AnswerHead, text: str, finish: FinishInfo) -> bytes:
-        return self._json(head, [_text_choice(head, text, finish)], _usage(finish))
+    def whole(self, head: AnswerHead, piece: OutputPiece, finish: FinishInfo) -> bytes:
+        return self._json(head, [_text_choice(head, piece, finish)], _usage(finish))
 
     def first(self, head: AnswerHead) -> None:
         return None
 
-    def delta(self, head: AnswerHead, text: str) -> bytes:
-        return self._json(head, [_text_choice(head, text, None)])
+    def delta(self, head: AnswerHead, piece: OutputPiece) -> bytes:
+        return self._json(head, [_text_choice(head, piece, None)])
 
     def last(self, head: AnswerHead, finish: FinishInfo) -> bytes:
-        return self._json(head, [_text_choice(head, "", finish)])
+        return self._json(head, [_text_choice(head, OutputPiece(""), finish)])
 
     def usage(self, head: AnswerHead, finish: FinishInfo) -> bytes:
         return self._json(head, [], _usage(finish))
@@ -91,11 +101,11 @@ class ChatForm:
 
     id_prefix = "chatcmpl-"
 
-    def whole(self, head: AnswerHead, text: str, finish: FinishInfo) -> bytes:
+    def whole(self, head: AnswerHead, piece: OutputPiece, finish: FinishInfo) -> bytes:
         choice = ChatChoice(
             index=0,
-            message=AssistantMessage(role="assistant", content=text),
-            logprobs=None,
+            message=AssistantMessage(role="assistant", content=piece.text),
+            logprobs=chat_logprobs(piece.tokens),
             finish_reason=_ending(finish),
             stop_reason=_stop_reason(head, finish),
         )
@@ -112,8 +122,8 @@ class ChatForm:
     def first(self, head: AnswerHead) -> bytes:
         return self._chunk(head, [_chat_choice(head, MessageDelta(role="assistant", content=""))])
 
-    def delta(self, head: AnswerHead, text: str) -> bytes:
-        return self._chunk(head, [_chat_choice(head, MessageDelta(content=text))])
+    def delta(self, head: AnswerHead, piece: OutputPiece) -> bytes:
+        return self._chunk(head, [_chat_choice(head, MessageDelta(content=piece.text), tokens=piece.tokens)])
 
     def last(self, head: AnswerHead, finish: FinishInfo) -> bytes:
         return self._chunk(head, [_chat_choice(head, MessageDelta(), finish)])
@@ -131,25 +141,32 @@ class ChatForm:
         return body.model_dump_json(exclude_unset=True).encode()
 
 
-def _text_choice(head: AnswerHead, text: str, finish: FinishInfo | None) -> CompletionChoice:
+def _text_choice(head: AnswerHead, piece: OutputPiece, finish: FinishInfo | None) -> CompletionChoice:
+    logprobs = completion_logprobs(piece.tokens)
     if finish is None:
-        return CompletionChoice(index=0, text=text, logprobs=None, finish_reason=None)
+        return CompletionChoice(index=0, text=piece.text, logprobs=logprobs, finish_reason=None)
     return CompletionChoice(
         index=0,
-        text=text,
-        logprobs=None,
+        text=piece.text,
+        logprobs=logprobs,
         finish_reason=_ending(finish),
         stop_reason=_stop_reason(head, finish),
     )
 
 
-def _chat_choice(head: AnswerHead, delta: MessageDelta, finish: FinishInfo | None = None) -> ChatChunkChoice:
+def _chat_choice(
+    head: AnswerHead,
+    delta: MessageDelta,
+    finish: FinishInfo | None = None,
+    tokens: Sequence[ScoredToken] = (),
+) -> ChatChunkChoice:
+    logprobs = chat_logprobs(tokens)
     if finish is None:
-        return ChatChunkChoice(index=0, delta=delta, logprobs=None, finish_reason=None)
+        return ChatChunkChoice(index=0, delta=delta, logprobs=logprobs, finish_reason=None)
     return ChatChunkChoice(
         index=0,
         delta=delta,
-        logprobs=None,
+        logprobs=logprobs,
         finish_reason=_ending(finish),
         stop_reason=_stop_reason(head, finish),
     )

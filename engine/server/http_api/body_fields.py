@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from tokenmux.core.errors import InvalidRequest
 from tokenmux.server.front.generation import Ask
@@ -22,7 +22,6 @@ NOT_SERVED: Mapping[str, tuple[object, ...]] = {
     "best_of": (1,),
     "echo": (False,),
     "suffix": ("",),
-    "logprobs": (False,),
     "top_logprobs": (0,),
     "prompt_logprobs": (),
     "allowed_token_ids": (),
@@ -59,14 +58,28 @@ class To:
     by: Callable[[Any], Any] = unchanged
 
 
+class Lenient(BaseModel):
+    """What all bodies have in common: types are as in JSON, and unknown fields are kept to be named."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, frozen=True)
+
+
+class AskBody(Lenient):
+    """A body that asks for a generation."""
+
+    def together(self) -> Mapping[str, Any]:
+        """The fields of an `Ask` that depend on several fields of the body. Raises InvalidRequest."""
+        return {}
+
+
 @cache
-def translations(body: type[BaseModel]) -> tuple[tuple[str, To], ...]:
+def translations(body: type[AskBody]) -> tuple[tuple[str, To], ...]:
     """The fields of a body that become fields of an `Ask`, in order."""
     found = ((name, mark) for name, field in body.model_fields.items() for mark in field.metadata)
     return tuple((name, mark) for name, mark in found if isinstance(mark, To))
 
 
-def ask_of_body(body: BaseModel) -> Ask:
+def ask_of_body(body: AskBody) -> Ask:
     """What a body asks for. Raises InvalidRequest if it contradicts itself, or wants what is not served."""
     check_served(body.model_extra or {})
     values: dict[str, Any] = {}
@@ -81,7 +94,7 @@ def ask_of_body(body: BaseModel) -> Ask:
                 f"{said_by[to.field]} and {name} mean the same and differ: send one of them", field=name
             )
         values[to.field], said_by[to.field] = value, name
-    return Ask(**values)
+    return Ask(**({**values, **body.together()}))
 
 
 def check_served(extra: Mapping[str, object]) -> None:
@@ -94,12 +107,12 @@ def check_served(extra: Mapping[str, object]) -> None:
         raise InvalidRequest(f"{name} is not served here: use {allowed}", field=name)
 
 
-def ignored_names(body: BaseModel) -> list[str]:
+def ignored_names(body: AskBody) -> list[str]:
     """Names of the fields in a body that are ignored."""
     return [name for name in body.model_extra or {} if name not in NOT_SERVED]
 
 
-def name_in_body(error: InvalidRequest, body: BaseModel) -> str | None:
+def name_in_body(error: InvalidRequest, body: AskBody) -> str | None:
     """The place in the body that an error of the front is about.
 
     A rule whose error does not say which field it is about begins its message with the field's name.

@@ -12,7 +12,7 @@ from tokenmux.core.phases import PhaseChanged
 from tokenmux.server.front.api_keys import AUTHORIZATION, Key
 from tokenmux.server.front.generation import Ask, FinishInfo, PromptInfo, TokenDelta
 from tokenmux.server.front.service import FrontService
-from tokenmux.server.http_api.answer_forms import AnswerForm, AnswerHead
+from tokenmux.server.http_api.answer_forms import AnswerForm, AnswerHead, OutputPiece
 from tokenmux.server.http_api.body_fields import ask_of_body, ignored_names, name_in_body
 from tokenmux.server.http_api.body_reader import read_json_body
 from tokenmux.server.http_api.client_presence import ClientLeft, while_connected
@@ -20,6 +20,7 @@ from tokenmux.server.http_api.event_stream import EventStream, phase_comment
 from tokenmux.server.http_api.http_errors import error_answer
 from tokenmux.server.http_api.json_answers import send_json
 from tokenmux.server.http_api.request_bodies import GenerationBody, parse_body
+from tokenmux.server.http_api.scored_tokens import ScoredToken, TokenScorer
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -56,15 +57,19 @@ class Generations:
     async def _whole(self, ask: Ask, body: GenerationBody, caller: Key | None) -> tuple[Headers, bytes]:
         """The headers and the document of an answer in one piece."""
         texts: list[str] = []
+        tokens: list[ScoredToken] = []
+        scorer = TokenScorer()
         async with self._front.open(ask, caller) as events:
             async for event in events:
                 match event:
                     case PromptInfo():
                         info = event
-                    case TokenDelta(text=text):
-                        texts.append(text)
+                    case TokenDelta():
+                        texts.append(event.text)
+                        tokens += scorer.of(event)
                     case FinishInfo():
-                        document = self._form.whole(self._head(info, body), "".join(texts), event)
+                        piece = OutputPiece("".join(texts), tuple(tokens))
+                        document = self._form.whole(self._head(info, body), piece, event)
                         return answer_headers(info, body), document
         raise InternalError("a stream ended without its last event")
 
@@ -85,7 +90,7 @@ class Generations:
 
     async def _write(self, ask: Ask, body: GenerationBody, caller: Key | None, stream: EventStream) -> None:
         """Write the stream up to [DONE]. A front that refuses does so before anything is sent."""
-        form, begun = self._form, False
+        form, begun, scorer = self._form, False, TokenScorer()
         async with self._front.open(ask, caller) as events:
             async for event in events:
                 match event:
@@ -96,12 +101,13 @@ class Generations:
                         comment = phase_comment(event)
                         if comment is not None:
                             await stream.comment(comment)
-                    case TokenDelta(text=text):
+                    case TokenDelta():
                         if not begun:
                             begun = True
                             await self._begin(stream, head)
-                        if text:
-                            await stream.data(form.delta(head, text))
+                        piece = OutputPiece(event.text, scorer.of(event))
+                        if piece.text or piece.tokens:
+                            await stream.data(form.delta(head, piece))
                     case FinishInfo():
                         await stream.data(form.last(head, event))
                         if head.with_usage:

@@ -7,11 +7,11 @@ OpenAI's or, where it has none, vLLM's; `ttft_s`, `tpot_s` and `weight` are ours
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from tokenmux.core.errors import InvalidRequest
 from tokenmux.server.front.generation import Chat, ChatMessage, Prompt, Text, TokenIds
-from tokenmux.server.http_api.body_fields import To
+from tokenmux.server.http_api.body_fields import AskBody, Lenient, To
 
 OPENAI_TEMPERATURE = 1.0
 OPENAI_COMPLETION_TOKENS = 16
@@ -47,12 +47,6 @@ def biases_of(logit_bias: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
             said = f"logit_bias: {token[:40]!r} is not a token id: use a decimal number"
             raise InvalidRequest(said, field="logit_bias")
     return tuple((int(token), bias) for token, bias in logit_bias.items())
-
-
-class Lenient(BaseModel):
-    """What all bodies have in common: types are as in JSON, and unknown fields are kept to be named."""
-
-    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, frozen=True)
 
 
 class ContentPart(Lenient):
@@ -105,7 +99,7 @@ def _text(place: str, at: int, part: ContentPart) -> str:
     return part.text
 
 
-class GenerationBody(Lenient):
+class GenerationBody(AskBody):
     """The fields that both kinds of completion have."""
 
     model: Annotated[str, To("model")]
@@ -149,6 +143,7 @@ class CompletionBody(GenerationBody):
     ]
     max_tokens: Annotated[int | None, To("max_tokens")] = OPENAI_COMPLETION_TOKENS
     echo: Annotated[bool | None, To("echo")] = None
+    logprobs: Annotated[int | None, To("logprobs")] = None
 
 
 class ChatBody(GenerationBody):
@@ -157,6 +152,16 @@ class ChatBody(GenerationBody):
     messages: Annotated[list[MessageBody], To("prompt", by=conversation_of)]
     max_completion_tokens: Annotated[int | None, To("max_tokens")] = None
     max_tokens: Annotated[int | None, To("max_tokens")] = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int | None, To("logprobs")] = None
+
+    def together(self) -> Mapping[str, Any]:
+        if self.logprobs:
+            return {"logprobs": self.top_logprobs or 0}
+        if self.top_logprobs:
+            said = "top_logprobs is for log-probabilities: set logprobs to true too"
+            raise InvalidRequest(said, field="top_logprobs")
+        return {"logprobs": None}
 
 
 Body = TypeVar("Body", bound=GenerationBody)

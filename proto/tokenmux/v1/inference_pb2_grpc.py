@@ -25,7 +25,7 @@ if _version_not_supported:
     )
 
 
-class InferenceStub:
+class InferenceServiceStub:
     """Generation, tokenization and readiness. Needs an inference key if keys are configured.
     """
 
@@ -36,38 +36,38 @@ class InferenceStub:
             channel: A grpc.Channel.
         """
         self.Generate = channel.unary_unary(
-                '/tokenmux.v1.Inference/Generate',
+                '/tokenmux.v1.InferenceService/Generate',
                 request_serializer=tokenmux_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=tokenmux_dot_v1_dot_inference__pb2.GenerateResponse.FromString,
                 _registered_method=True)
         self.GenerateStream = channel.unary_stream(
-                '/tokenmux.v1.Inference/GenerateStream',
-                request_serializer=tokenmux_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
+                '/tokenmux.v1.InferenceService/GenerateStream',
+                request_serializer=tokenmux_dot_v1_dot_inference__pb2.GenerateStreamRequest.SerializeToString,
                 response_deserializer=tokenmux_dot_v1_dot_inference__pb2.GenerateStreamResponse.FromString,
                 _registered_method=True)
         self.Tokenize = channel.unary_unary(
-                '/tokenmux.v1.Inference/Tokenize',
+                '/tokenmux.v1.InferenceService/Tokenize',
                 request_serializer=tokenmux_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
                 response_deserializer=tokenmux_dot_v1_dot_inference__pb2.TokenizeResponse.FromString,
                 _registered_method=True)
         self.ModelMetadata = channel.unary_unary(
-                '/tokenmux.v1.Inference/ModelMetadata',
+                '/tokenmux.v1.InferenceService/ModelMetadata',
                 request_serializer=tokenmux_dot_v1_dot_inference__pb2.ModelMetadataRequest.SerializeToString,
                 response_deserializer=tokenmux_dot_v1_dot_inference__pb2.ModelMetadataResponse.FromString,
                 _registered_method=True)
         self.ServerReady = channel.unary_unary(
-                '/tokenmux.v1.Inference/ServerReady',
+                '/tokenmux.v1.InferenceService/ServerReady',
                 request_serializer=tokenmux_dot_v1_dot_inference__pb2.ServerReadyRequest.SerializeToString,
                 response_deserializer=tokenmux_dot_v1_dot_inference__pb2.ServerReadyResponse.FromString,
                 _registered_method=True)
         self.ModelReady = channel.unary_unary(
-                '/tokenmux.v1.Inference/ModelReady',
+                '/tokenmux.v1.InferenceService/ModelReady',
                 request_serializer=tokenmux_dot_v1_dot_inference__pb2.ModelReadyRequest.SerializeToString,
                 response_deserializer=tokenmux_dot_v1_dot_inference__pb2.ModelReadyResponse.FromString,
                 _registered_method=True)
 
 
-class InferenceServicer:
+class InferenceServiceServicer:
     """Generation, tokenization and readiness. Needs an inference key if keys are configured.
     """
 
@@ -117,7 +117,7 @@ class InferenceServicer:
         raise NotImplementedError('Method not implemented!')
 
 
-def add_InferenceServicer_to_server(servicer, server):
+def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Generate': grpc.unary_unary_rpc_method_handler(
                     servicer.Generate,
@@ -126,7 +126,7 @@ def add_InferenceServicer_to_server(servicer, server):
             ),
             'GenerateStream': grpc.unary_stream_rpc_method_handler(
                     servicer.GenerateStream,
-                    request_deserializer=tokenmux_dot_v1_dot_inference__pb2.GenerateRequest.FromString,
+                    request_deserializer=tokenmux_dot_v1_dot_inference__pb2.GenerateStreamRequest.FromString,
                     response_serializer=tokenmux_dot_v1_dot_inference__pb2.GenerateStreamResponse.SerializeToString,
             ),
             'Tokenize': grpc.unary_unary_rpc_method_handler(
@@ -151,13 +151,13 @@ def add_InferenceServicer_to_server(servicer, server):
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
-            'tokenmux.v1.Inference', rpc_method_handlers)
+            'tokenmux.v1.InferenceService', rpc_method_handlers)
     server.add_generic_rpc_handlers((generic_handler,))
-    server.add_registered_method_handlers('tokenmux.v1.Inference', rpc_method_handlers)
+    server.add_registered_method_handlers('tokenmux.v1.InferenceService', rpc_method_handlers)
 
 
  # This class is part of an EXPERIMENTAL API.
-class Inference:
+class InferenceService:
     """Generation, tokenization and readiness. Needs an inference key if keys are configured.
     """
 
@@ -175,7 +175,7 @@ class Inference:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/tokenmux.v1.Inference/Generate',
+            '/tokenmux.v1.InferenceService/Generate',
             tokenmux_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
             tokenmux_dot_v1_dot_inference__pb2.GenerateResponse.FromString,
             options,
@@ -202,8 +202,8 @@ class Inference:
         return grpc.experimental.unary_stream(
             request,
             target,
-            '/tokenmux.v1.Inference/GenerateStream',
-            tokenmux_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
+            '/tokenmux.v1.InferenceService/GenerateStream',
+            tokenmux_dot_v1_dot_inference__pb2.GenerateStreamRequest.SerializeToString,
             tokenmux_dot_v1_dot_inference__pb2.GenerateStreamResponse.FromString,
             options,
             channel_credentials,
@@ -229,7 +229,7 @@ class Inference:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/tokenmux.v1.Inference/Tokenize',
+            '/tokenmux.v1.InferenceService/Tokenize',
             tokenmux_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
             tokenmux_dot_v1_dot_inference__pb2.TokenizeResponse.FromString,
             options,
@@ -256,7 +256,7 @@ class Inference:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/tokenmux.v1.Inference/ModelMetadata',
+            '/tokenmux.v1.InferenceService/ModelMetadata',
             tokenmux_dot_v1_dot_inference__pb2.ModelMetadataRequest.SerializeToString,
             tokenmux_dot_v1_dot_inference__pb2.ModelMetadataResponse.FromString,
             options,
@@ -283,7 +283,7 @@ class Inference:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/tokenmux.v1.Inference/ServerReady',
+            '/tokenmux.v1.InferenceService/ServerReady',
             tokenmux_dot_v1_dot_inference__pb2.ServerReadyRequest.SerializeToString,
             tokenmux_dot_v1_dot_inference__pb2.ServerReadyResponse.FromString,
             options,
@@ -310,7 +310,7 @@ class Inference:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/tokenmux.v1.Inference/ModelReady',
+            '/tokenmux.v1.InferenceService/ModelReady',
             tokenmux_dot_v1_dot_inference__pb2.ModelReadyRequest.SerializeToString,
             tokenmux_dot_v1_dot_inference__pb2.ModelReadyResponse.FromString,
             options,

@@ -203,12 +203,12 @@ async def test_a_model_name_that_no_model_can_have_costs_nothing_in_any_call() -
             served.inference.Tokenize(inference_pb2.TokenizeRequest(model=name, text="a")),
             served.inference.ModelMetadata(inference_pb2.ModelMetadataRequest(model=name)),
             served.inference.ModelReady(inference_pb2.ModelReadyRequest(model=name)),
-            served.models.Get(models_pb2.GetModelRequest(name=name)),
-            served.models.Load(models_pb2.LoadModelRequest(name=name)),
-            served.models.Unload(models_pb2.UnloadModelRequest(name=name)),
-            served.models.Pin(models_pb2.PinModelRequest(name=name)),
-            served.models.Unregister(models_pb2.UnregisterModelRequest(name=name)),
-            served.models.Register(models_pb2.RegisterModelRequest(name=name, source="/x")),
+            served.models.GetModel(models_pb2.GetModelRequest(name=name)),
+            served.models.LoadModel(models_pb2.LoadModelRequest(name=name)),
+            served.models.UnloadModel(models_pb2.UnloadModelRequest(name=name)),
+            served.models.PinModel(models_pb2.PinModelRequest(name=name)),
+            served.models.UnregisterModel(models_pb2.UnregisterModelRequest(name=name)),
+            served.models.RegisterModel(models_pb2.RegisterModelRequest(name=name, source="/x")),
         ]
         for call in calls:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
