@@ -34,6 +34,7 @@ from tokenmux.simulator.doubts import ALL_DOUBTS, SURE, Doubts
 from tokenmux.simulator.hardware import GB
 from tokenmux.simulator.scenario import Hardware, simulate
 
+AS_USUAL = Hardware()
 SMALL_CACHE = Hardware(host_cache_bytes=150 * GB, instances_per_host=2)
 SMALL_MEMORY = Hardware(host_kv_bytes=GB, usable=0.6)
 
@@ -81,9 +82,9 @@ def test_what_is_decided_has_not_changed(
     [
         pytest.param("slack", 4, SMALL_CACHE, SURE, 1483, "eb515fe10f9eb803", id="models on disk"),
         pytest.param("slack", 2, SMALL_MEMORY, SURE, 1759, "0c33270b59750adc", id="little memory"),
-        pytest.param("slack", 3, Hardware(), ALL_DOUBTS, 1694, "7753638bc1f9c3ed", id="doubts"),
-        pytest.param("aegaeon", 6, Hardware(), SURE, 1306, "406806d913b80057", id="aegaeon"),
-        pytest.param("request-level", 6, Hardware(), SURE, 767, "6d55ebce833a6607", id="request-level"),
+        pytest.param("slack", 3, AS_USUAL, ALL_DOUBTS, 1694, "7753638bc1f9c3ed", id="doubts"),
+        pytest.param("aegaeon", 6, AS_USUAL, SURE, 1306, "406806d913b80057", id="aegaeon"),
+        pytest.param("request-level", 6, AS_USUAL, SURE, 767, "6d55ebce833a6607", id="request-level"),
     ],
 )
 def test_nor_in_other_worlds(
@@ -98,7 +99,7 @@ def logged(
     duration_s: float,
     n_devices: int,
     policy: str = "slack",
-    hardware: Hardware = Hardware(),
+    hardware: Hardware = AS_USUAL,
     doubts: Doubts = SURE,
 ) -> tuple[int, str]:
     """Number and hash of the decisions."""
