@@ -2,7 +2,8 @@
 
     TokenmuxError             to be fixed outside, such as a full disk  (FAILED_PRECONDITION)
     ├── InvalidRequest        the caller must change the request        (gRPC INVALID_ARGUMENT)
-    ├── NotFound              no such model, request or file            (NOT_FOUND)
+    ├── NotFound              no such model or file                     (NOT_FOUND)
+    │   └── UnknownRequest    no such live request of this caller
     ├── AlreadyExists         a model of that name is registered        (ALREADY_EXISTS)
     ├── Unauthenticated       the call carries no valid API key         (UNAUTHENTICATED)
     ├── Forbidden             the API key does not open this            (PERMISSION_DENIED)
@@ -14,6 +15,7 @@
     ├── ConfigError           a configuration file or flag is wrong     (exit status 2)
     ├── InUse                 live requests stand in the way            (FAILED_PRECONDITION)
     ├── Ended                 the server ended an accepted request      (ABORTED)
+    ├── DeadlineExceeded      the client's time for the call is over    (DEADLINE_EXCEEDED)
     ├── Unavailable           starting, stopping or broken              (UNAVAILABLE)
     │   └── ProcessFailed      a device or its process broke
     └── InternalError         a bug in tokenmux: please report          (INTERNAL)
@@ -34,6 +36,7 @@ class ErrorCode(StrEnum):
     ERROR = "error"
     INVALID_REQUEST = "invalid_request"
     NOT_FOUND = "not_found"
+    UNKNOWN_REQUEST = "unknown_request"
     ALREADY_EXISTS = "already_exists"
     UNAUTHENTICATED = "unauthenticated"
     FORBIDDEN = "forbidden"
@@ -45,6 +48,7 @@ class ErrorCode(StrEnum):
     CONFIG_ERROR = "config_error"
     IN_USE = "in_use"
     ENDED = "ended"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
     UNAVAILABLE = "unavailable"
     PROCESS_FAILED = "process_failed"
     INTERNAL = "internal"
@@ -74,9 +78,15 @@ class InvalidRequest(TokenmuxError):
 
 
 class NotFound(TokenmuxError):
-    """A model, request or file of that name does not exist."""
+    """A model or file of that name does not exist."""
 
     code = ErrorCode.NOT_FOUND
+
+
+class UnknownRequest(NotFound):
+    """The caller has no live request with that id."""
+
+    code = ErrorCode.UNKNOWN_REQUEST
 
 
 class AlreadyExists(TokenmuxError):
@@ -146,6 +156,12 @@ class Ended(TokenmuxError):
     code = ErrorCode.ENDED
 
 
+class DeadlineExceeded(TokenmuxError):
+    """The time that the client gave its request is over, or cannot suffice; the message says which."""
+
+    code = ErrorCode.DEADLINE_EXCEEDED
+
+
 class Unavailable(TokenmuxError):
     """The server cannot answer now. Try another server, or this one later."""
 
@@ -183,6 +199,7 @@ _CLASSES: dict[ErrorCode, type[TokenmuxError]] = {
         TokenmuxError,
         InvalidRequest,
         NotFound,
+        UnknownRequest,
         AlreadyExists,
         Unauthenticated,
         Forbidden,
@@ -194,6 +211,7 @@ _CLASSES: dict[ErrorCode, type[TokenmuxError]] = {
         ConfigError,
         InUse,
         Ended,
+        DeadlineExceeded,
         Unavailable,
         ProcessFailed,
         InternalError,

@@ -12,6 +12,7 @@ tells, and is told. `tokenmux.simulator` is the other body of the same pool.
 
 import logging
 from collections.abc import Callable, Iterable
+from math import inf
 from typing import assert_never
 
 from tokenmux.core.clock import Clock
@@ -174,7 +175,9 @@ class Node:
         """When to `pump` next although nothing happens; None if there is no such time."""
         positions = (watched.due_s for watched in self._positions)
         all_due_s = (self._status.due_s, self._telemetry.due_s, self._lives.due_s, *positions)
-        return min((due_s for due_s in all_due_s if due_s is not None), default=None)
+        due_s = min((due_s for due_s in all_due_s if due_s is not None), default=inf)
+        due_s = min(due_s, self.pool.next_expiry_s)
+        return None if due_s == inf else due_s
 
     # ── what comes in from the front ────────────────────────────────────────────────────────────────────────
 
@@ -284,6 +287,7 @@ class Node:
         """Start what the policies want next, and send what there is to report."""
         if not self.stopped:
             self._lives.start_due()
+            self.pool.expire()
             self.accusations.try_next()
             self.pool.settle()
             self._operators.look()

@@ -99,14 +99,16 @@ class ScriptedNode:
         self.post(Acknowledged(ticket, error, ErrorCode.DOES_NOT_FIT, None if error else added))
 
     def run(self, submit: Submit, *, wide: int = 1) -> None:
-        """All tokens of a request at once: the letters after the last one of the prompt."""
-        request = submit.request
+        """All tokens of a request at once: the letters after the last one of the prompt, up to a stop
+        token."""
+        request, output = submit.request, scripted_output(submit)
         self.post(PhaseChanged(request.id, RequestPhase.QUEUED, position=2))
         self.post(PhaseChanged(request.id, RequestPhase.RUNNING))
-        for index in range(len(submit.delivered), request.max_tokens, wide):
-            ids = tuple(scripted_output(submit)[index : index + wide])
-            self.post(Tokens(request.id, index, ids, request.arrival_s))
-        self.post(Finished(request.id, FinishReason.LENGTH, request.arrival_s))
+        for index in range(len(submit.delivered), len(output), wide):
+            self.post(Tokens(request.id, index, tuple(output[index : index + wide]), request.arrival_s))
+        stopped = output[-1] in submit.stop_token_ids and len(output) >= submit.min_tokens
+        reason = FinishReason.STOP if stopped else FinishReason.LENGTH
+        self.post(Finished(request.id, reason, request.arrival_s))
 
     def kill(self) -> None:
         self.dead = self.killed = True
@@ -116,9 +118,14 @@ class ScriptedNode:
 
 
 def scripted_output(submit: Submit) -> list[int]:
-    """What a scripted node answers to a prompt: the token ids after the last one of the prompt, in turn."""
-    first = submit.prompt[-1] + 1
-    return [first + i % 20 for i in range(submit.request.max_tokens)]
+    """What a scripted node answers to a prompt: the token ids after its last one, in turn, up to
+    a stop token."""
+    first, output = submit.prompt[-1] + 1, []
+    for index in range(submit.request.max_tokens):
+        output.append(first + index % 20)
+        if output[-1] in submit.stop_token_ids and len(output) >= submit.min_tokens:
+            break
+    return output
 
 
 class ScriptedNodes:

@@ -99,7 +99,7 @@ def end(state: LiveState, request: RequestState, reason: FinishReason | None, de
         first_token_s=request.first_token_s,
         end_s=state.now_s,
         last_token_s=request.last_token_s,
-        n_tokens=request.n_drawn,
+        n_tokens=request.n_drawn - request.request.n_resumed,
         n_on_time=request.n_on_time,
         artifact_late_s=request.artifact.late_s,
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from tokenmux.core.facts import ModelFacts
 from tokenmux.core.phases import PhaseChanged
-from tokenmux.core.request import FinishReason, RequestId
+from tokenmux.core.request import FinishReason
 from tokenmux.core.sampling import LogProbabilities
 
 
@@ -75,6 +75,18 @@ Encodable = Text | Chat | Words
 
 
 @dataclass(frozen=True, slots=True)
+class Delivered:
+    """What a client holds of one choice that it asked for before: the first tokens of its output, in the
+    client's own container, or all of it."""
+
+    token_ids: Sequence[int] = ()
+    is_complete: bool = False
+
+
+NONE_DELIVERED = Delivered()
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
     """One generation as its client asked for it. None means that the client did not say: use the server's
     default."""
@@ -104,6 +116,10 @@ class Ask:
     echo: bool = False
     truncate_prompt_tokens: int | None = None
     request_id: str = ""
+    delivered: tuple[Delivered, ...] = ()
+    """What the client holds of each choice, if it has asked before: the rest is wanted."""
+    timeout_s: float | None = None
+    """How long the client waits for the whole output, from now."""
     ttft_s: float | None = None
     tpot_s: float | None = None
     tenant: str = ""
@@ -114,7 +130,7 @@ class Ask:
 class PromptInfo:
     """What the front made of an `Ask`: the first event of every stream."""
 
-    request: RequestId
+    request: str
     model: str
     n_prompt: int
     max_tokens: int
@@ -138,7 +154,9 @@ class TokenDelta:
 @dataclass(frozen=True, slots=True)
 class FinishInfo:
     """The last event of a choice that ended successfully; the stream ends with that of its last choice. Times
-    are seconds since the request arrived."""
+    are seconds since the request arrived.
+
+    `n_resumed` of the tokens came with the request; they count neither as on time nor as late."""
 
     reason: FinishReason
     stop_string: str | None
@@ -151,6 +169,7 @@ class FinishInfo:
     total_s: float
     seed: int
     choice: int = 0
+    n_resumed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,8 @@ from tokenmux.core.sampling import LogProbabilities
 from tokenmux.messages.commands import Submit
 from tokenmux.messages.reports import Finished, Tokens
 from tokenmux.server.front.buffer import EventBuffer
-from tokenmux.server.front.generation import FinishInfo, PromptInfo, TokenDelta
+from tokenmux.server.front.ends import out_of_time
+from tokenmux.server.front.generation import FinishInfo, TokenDelta
 from tokenmux.server.front.model_text import OutputText
 
 
@@ -55,13 +56,18 @@ class LiveRequest:
         clock: Callable[[], float],
         *,
         call: RequestId | None = None,
+        request_id: str = "",
         choice: int = 0,
+        tells_phase: bool = True,
         echo: str = "",
         includes_stop: bool = False,
     ) -> None:
-        """Choice number `choice` of the call with the id `call`, by default its own. `echo` is the text that
-        comes before the output; with `includes_stop`, the stop string that ends it comes last."""
+        """Choice number `choice` of the call with the id `call`, by default its own; the one that
+        `tells_phase` speaks for the others. `request_id` is what the client calls the call. `detokenizer` has
+        been given the tokens that the client holds. `echo` is the text that comes before the output; with
+        `includes_stop`, the stop string that ends it comes last."""
         self.id = submit.request.id
+        self.request_id = request_id
         self.model = submit.request.model
         self.call = call or self.id
         self.closed = False
@@ -72,16 +78,13 @@ class LiveRequest:
         self._submit = submit
         self._detokenizer = detokenizer
         self._choice = choice
+        self._tells_phase = tells_phase
         self._includes_stop = includes_stop
         self._clock = clock
-        self._delivered: list[int] = []
+        self._delivered: list[int] = list(submit.delivered)
         self._times = RequestTimes()
         self._buffer = buffer
-        request = submit.request
-        if not choice:
-            seed = submit.sampling.seed
-            buffer.put(PromptInfo(request.id, request.model, request.n_prompt, request.max_tokens, seed))
-        if echo:
+        if echo and not submit.delivered:
             buffer.put(TokenDelta(0, (), echo, choice=choice))
 
     @property
@@ -90,7 +93,7 @@ class LiveRequest:
 
     @property
     def n_delivered(self) -> int:
-        """Number of tokens delivered so far."""
+        """Number of tokens delivered so far, with those that its client brought along."""
         return len(self._delivered)
 
     @property
@@ -108,7 +111,7 @@ class LiveRequest:
         self.phase = state.phase
         if state.phase is RequestPhase.RUNNING and self._times.ran_s is None:
             self._times.ran_s = self._clock()
-        if not self._choice and not self.closed:
+        if self._tells_phase and not self.closed:
             self._buffer.put(state)
 
     def take_tokens(self, tokens: Tokens) -> bool:
@@ -121,7 +124,8 @@ class LiveRequest:
         known = len(self._delivered) - tokens.index
         if known < 0:
             raise InternalError(
-                f"request {self.id}: tokens from index {tokens.index}, but only {len(self._delivered)} before"
+                f"request {self.request_id}: tokens from index {tokens.index}, but only "
+                f"{len(self._delivered)} before"
             )
         fresh = tokens.token_ids[known:]
         if not fresh:
@@ -151,9 +155,13 @@ class LiveRequest:
             case FinishReason.STOP | FinishReason.LENGTH:
                 self._complete(finished.reason)
             case FinishReason.CANCELLED:
-                self.fail(Ended(f"request {self.id} was cancelled: {finished.detail or 'its client left'}"))
+                self.fail(
+                    Ended(f"request {self.request_id} was cancelled: {finished.detail or 'its client left'}")
+                )
+            case FinishReason.EXPIRED:
+                self.fail(out_of_time(self.request_id, self.n_delivered))
             case FinishReason.FAILED:
-                said = f"request {self.id} failed: {finished.detail or 'no reason was given'}"
+                said = f"request {self.request_id} failed: {finished.detail or 'no reason was given'}"
                 self.fail(error_of(finished.code or ErrorCode.ENDED, said))
 
     def conclude(self) -> bool:
@@ -236,6 +244,7 @@ class LiveRequest:
                 total_s=end_s - request.arrival_s,
                 seed=self._submit.sampling.seed,
                 choice=self._choice,
+                n_resumed=request.n_resumed,
             )
         )
         self.closed = True

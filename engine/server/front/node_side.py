@@ -31,6 +31,7 @@ from tokenmux.server.front.live_request import LiveRequest
 from tokenmux.server.front.live_requests import LiveRequests
 from tokenmux.server.front.pending_commands import OperatorCommand, PendingCommands
 from tokenmux.server.front.pool_devices import PoolDevices
+from tokenmux.server.front.queue_pace import QueuePace
 from tokenmux.server.front.served_models import ServedModel, ServedModels
 from tokenmux.server.front.standstill import Standstill
 from tokenmux.server.front.tenants import QueuePlaces
@@ -55,6 +56,7 @@ class NodeSide:
         places: QueuePlaces,
         changes: Changes,
         limits: Limits,
+        pace: QueuePace,
         *,
         recorder: TrafficRecorder | None,
         on_given_up: Callable[[TokenmuxError], None],
@@ -94,6 +96,7 @@ class NodeSide:
             self._supervisor.send,
             self._trials,
             places,
+            pace=pace,
             takes=lambda: self._handover.takes,
             on_proven=self._proven,
             buffer_tokens=limits.buffer_tokens,

@@ -15,11 +15,12 @@ from tokenmux.core.request import ServiceLevel
 from tokenmux.server.front.counts import check_count, check_token_ids
 from tokenmux.server.front.generation import Ask, Chat, Prompt, Text, TokenIds
 from tokenmux.server.front.names import tenant_fault
+from tokenmux.server.front.resumption import check_delivered
 from tokenmux.server.front.sampling_rules import check_sampling
 
 MIN_WEIGHT, MAX_WEIGHT = 0.01, 100.0
 MIN_SECONDS, MAX_SECONDS = 0.001, 86_400.0
-"""Bounds of a TTFT or TPOT: a millisecond to a day."""
+"""Bounds of a TTFT, a TPOT or a client's patience: a millisecond to a day."""
 MAX_CHAT_MESSAGES = 4096
 MAX_TOOLS = 128
 MAX_DOCUMENTS = 128
@@ -67,6 +68,7 @@ def check_parameters(ask: Ask, facts: ModelFacts) -> None:
         case Chat():
             _check_chat(ask.prompt)
     check_sampling(ask, facts)
+    check_delivered(ask, facts)
     if not MIN_WEIGHT <= ask.weight <= MAX_WEIGHT:
         raise InvalidRequest(
             f"weight {ask.weight:g} is out of range: use {MIN_WEIGHT:g} to {MAX_WEIGHT:g}, 1 is usual",
@@ -87,7 +89,8 @@ def check_parameters(ask: Ask, facts: ModelFacts) -> None:
     fault = tenant_fault(ask.tenant)
     if fault is not None:
         raise InvalidRequest(fault, field="tenant")
-    for name, seconds in (("ttft_s", ask.ttft_s), ("tpot_s", ask.tpot_s)):
+    times = ("ttft_s", ask.ttft_s), ("tpot_s", ask.tpot_s), ("timeout_s", ask.timeout_s)
+    for name, seconds in times:
         if seconds is not None and not MIN_SECONDS <= seconds <= MAX_SECONDS:
             raise InvalidRequest(
                 f"{name} {seconds:g} is out of range: use seconds, {MIN_SECONDS:g} to {MAX_SECONDS:g}",

@@ -61,7 +61,7 @@ class SlowReaders:
 
     def _never_read(self, live: LiveRequest) -> None:
         said = (
-            f"request {live.id} was ended: its client left more than {self._buffer_tokens} tokens unread for "
-            f"{self._unread_s:g} s; read the stream as it arrives, or ask for fewer tokens"
+            f"request {live.request_id} was ended: its client left more than {self._buffer_tokens} tokens "
+            f"unread for {self._unread_s:g} s; read the stream as it arrives, or ask for fewer tokens"
         )
         self._end(live, Ended(said))

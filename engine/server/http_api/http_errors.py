@@ -9,7 +9,7 @@ from http import HTTPStatus
 
 from pydantic import BaseModel
 
-from tokenmux.core.errors import ErrorCode, InvalidRequest, NotFound
+from tokenmux.core.errors import ErrorCode, InvalidRequest
 from tokenmux.server.front.incidents import told_to_client
 
 MAX_ERROR_CHARS = 2048
@@ -63,6 +63,7 @@ ERROR_FORMS: Mapping[ErrorCode, ErrorForm] = {
     ErrorCode.ERROR: _refused("failed_precondition", _UNSERVABLE),
     ErrorCode.INVALID_REQUEST: _refused("invalid_value", HTTPStatus.BAD_REQUEST),
     ErrorCode.NOT_FOUND: _refused("model_not_found", HTTPStatus.NOT_FOUND),
+    ErrorCode.UNKNOWN_REQUEST: _refused("request_not_found", HTTPStatus.NOT_FOUND),
     ErrorCode.ALREADY_EXISTS: _refused("already_exists", HTTPStatus.CONFLICT),
     ErrorCode.UNAUTHENTICATED: _refused(
         "invalid_api_key", HTTPStatus.UNAUTHORIZED, {"www-authenticate": "Bearer"}
@@ -78,6 +79,7 @@ ERROR_FORMS: Mapping[ErrorCode, ErrorForm] = {
     ErrorCode.CONFIG_ERROR: _refused("config_error", _UNSERVABLE),
     ErrorCode.IN_USE: _refused("in_use", HTTPStatus.CONFLICT),
     ErrorCode.ENDED: ErrorForm(HTTPStatus.CONFLICT, SERVER_FAULT, "ended"),
+    ErrorCode.DEADLINE_EXCEEDED: ErrorForm(HTTPStatus.GATEWAY_TIMEOUT, SERVER_FAULT, "deadline_exceeded"),
     ErrorCode.UNAVAILABLE: ErrorForm(
         HTTPStatus.SERVICE_UNAVAILABLE, SERVER_FAULT, "unavailable", {"retry-after": "5"}
     ),
@@ -111,7 +113,7 @@ def error_answer(error: Exception) -> ErrorAnswer:
         return _answer(ErrorForm(error.status, WRONG_REQUEST, code, error.headers), str(error), None, False)
     told = told_to_client(error)
     param = told.field if isinstance(told, InvalidRequest) else None
-    if isinstance(told, NotFound):  # this dialect looks up nothing but models
+    if told.code is ErrorCode.NOT_FOUND:  # this dialect looks up nothing but models
         param = "model"
     return _answer(ERROR_FORMS[told.code], str(told), param, told.retryable)
 

@@ -28,7 +28,7 @@ from tokenmux.server.grpc_api.inference_messages import ask_of
 from tokenmux.v1 import inference_pb2, models_pb2
 
 PENALTIES = ("repetition_penalty", "frequency_penalty", "presence_penalty")
-NUMBERS = ("temperature", "top_p", "min_p", *PENALTIES, "ttft_s", "tpot_s", "weight")
+NUMBERS = ("temperature", "top_p", "min_p", *PENALTIES, "ttft_s", "tpot_s", "timeout_s", "weight")
 FLOATS = st.floats() | st.sampled_from([5e-324, 1e-38, 1e308, float("nan"), float("inf"), -0.0])
 
 
@@ -47,6 +47,8 @@ def test_a_number_is_refused_or_within_its_bounds(
     assert all(isfinite(number) for number in numbers.values())
     assert 0.001 <= level.ttft_s <= 86_400
     assert 0.001 <= level.tpot_s <= 86_400
+    assert ask.timeout_s is not None
+    assert 0.001 <= ask.timeout_s <= 86_400
     assert 0.01 <= ask.weight <= 100
     assert 0 <= ask.min_p <= 1
     assert ask.repetition_penalty > 0
