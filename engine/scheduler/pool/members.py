@@ -107,7 +107,7 @@ class Members:
         return [instance.models[m].facts for m in instance.asked_models if instance.models[m].pinned]
 
     def _forget(self, index: int) -> None:
-        """What fits there has changed. A model may also have been registered anew under its old name: then
+        """What fits there has changed. A model may also have been registered again under its old name: then
         no table counts."""
         self._limits_alike.clear()
         self._limits = [None] * len(self.instances)
