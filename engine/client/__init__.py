@@ -10,6 +10,7 @@ from tokenmux.client.errors import CallFailed, ErrorDetails, WrongArgument
 from tokenmux.client.options import GenerateOptions
 from tokenmux.client.sync import Client, Stream
 from tokenmux.client.values import (
+    Choice,
     Completion,
     Delta,
     DeviceState,
@@ -26,18 +27,21 @@ from tokenmux.client.values import (
     PoolTrace,
     Prompt,
     PromptInfo,
+    PromptLogprobs,
     RecordedRequest,
     Residency,
     Service,
     State,
     Tenant,
     TokenLogprobs,
+    TokenUsage,
 )
 
 __all__ = [
     "AsyncClient",
     "AsyncStream",
     "CallFailed",
+    "Choice",
     "Client",
     "Completion",
     "Delta",
@@ -57,6 +61,7 @@ __all__ = [
     "PoolTrace",
     "Prompt",
     "PromptInfo",
+    "PromptLogprobs",
     "RecordedRequest",
     "Residency",
     "Service",
@@ -64,5 +69,6 @@ __all__ = [
     "Stream",
     "Tenant",
     "TokenLogprobs",
+    "TokenUsage",
     "WrongArgument",
 ]

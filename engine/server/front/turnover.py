@@ -8,7 +8,7 @@ MIN_WAIT_S, MAX_WAIT_S = 0.1, 60.0
 
 
 class Turnover:
-    """Told of every request that ends, says when to try again."""
+    """Estimates when to try again. It has to be told of every request that ends."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock

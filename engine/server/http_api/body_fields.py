@@ -22,7 +22,6 @@ NOT_SERVED: Mapping[str, tuple[object, ...]] = {
     "echo": (False,),
     "suffix": ("",),
     "top_logprobs": (0,),
-    "prompt_logprobs": (),
     "allowed_token_ids": (),
     "use_beam_search": (False,),
     "response_format": ({"type": "text"},),
