@@ -50,11 +50,6 @@ class Grammars:
         """By device; those used last at the end."""
         self._place: dict[RequestId, InstanceId] = {}
         """The device of each request that has a grammar."""
-        self._held: set[RequestId] = set()
-
-    def is_waiting(self, request: RequestId) -> bool:
-        """True if the request's grammar is being compiled: it must not run."""
-        return request in self._held
 
     def entered(self, device: NodeDevice, request: RequestId) -> None:
         """A request is on this device from now on."""
@@ -71,17 +66,11 @@ class Grammars:
             device.say(known.added)
         here[key] = known
         known.requests.add(request)
-        if known.is_ready:
-            self._held.discard(request)
-            self._let_go(request)
-        else:
-            self._held.add(request)
-            self._hold(request)
+        (self._let_go if known.is_ready else self._hold)(request)
         self._forget_idle(device, here)
 
     def ended(self, request: RequestId) -> None:
         self._left(request)
-        self._held.discard(request)
 
     def ready(self, device: NodeDevice, report: GrammarReady) -> None:
         """An executor has compiled a grammar, or says why it cannot be used."""
@@ -92,8 +81,7 @@ class Grammars:
         known.is_ready = not report.error
         if report.error:
             del here[key]
-        for request in sorted(known.requests & self._held):
-            self._held.discard(request)
+        for request in sorted(known.requests):
             if report.error:
                 self._fail(request, f"its output cannot be held to what it asks for: {report.error}")
             else:
