@@ -8,7 +8,6 @@ from rich.console import Console
 
 from tokenmux.cli.generation_options import (
     BadWord,
-    Choice,
     Choices,
     FrequencyPenalty,
     GrammarFile,
@@ -18,6 +17,7 @@ from tokenmux.cli.generation_options import (
     LogprobsOfPrompt,
     MaxTokens,
     MinP,
+    OneOf,
     PresencePenalty,
     Regex,
     RepetitionPenalty,
@@ -51,7 +51,7 @@ def generate_command(
     json_schema: JsonSchema = None,
     regex: Regex = None,
     grammar: GrammarFile = None,
-    choice: Choice = None,
+    choice: OneOf = None,
     logprobs: Logprobs = None,
     prompt_logprobs: LogprobsOfPrompt = None,
     choices: Choices = None,
@@ -138,7 +138,7 @@ def chat_command(
     json_schema: JsonSchema = None,
     regex: Regex = None,
     grammar: GrammarFile = None,
-    choice: Choice = None,
+    choice: OneOf = None,
 ) -> None:
     """Chat with a model, one line at a time. Ctrl-C cancels an answer, Ctrl-D quits."""
     from tokenmux.cli.streaming import converse

@@ -65,7 +65,7 @@ GrammarFile = Annotated[
         help="Answer with a sentence of the grammar in FILE, in the format of Lark or GBNF.",
     ),
 ]
-Choice = Annotated[
+OneOf = Annotated[
     list[str] | None, typer.Option(metavar="TEXT", help="Answer with one of these texts. Repeatable.")
 ]
 

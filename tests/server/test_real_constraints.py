@@ -41,7 +41,7 @@ def test_outputs_obey_what_was_asked_for_also_when_processes_are_killed(tmp_path
         assert re.fullmatch(r"\d{1,2}(\+\d{1,2}){2,4}", told.text), told
 
         for wrong, reason in (
-            ({"json_schema": '{"type": "strng"}'}, "the JSON schema cannot be used"),
+            ({"json_schema": '{"type": "text"}'}, "the JSON schema cannot be used"),
             ({"regex": "(a"}, "regular expression"),
             ({"regex": "a", "ignore_end_tokens": True}, "ignore_end_tokens"),
         ):
