@@ -29,13 +29,13 @@ class HostCheck:
         if self._knows(host):
             await self._app(scope, receive, send)
             return
-        said = (
-            f"{host[:100]!r} is not a name of this server: add it to `http_hosts` in the server's pool.yaml"
-        )
+        said = f"{host[:100]!r} is not a name of this server: add it to `http_hosts` of its pool.yaml"
         await send_error(send, HttpRefusal(HTTPStatus.MISDIRECTED_REQUEST, said, {"connection": "close"}))
 
     def _knows(self, host: str) -> bool:
-        name = host.partition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
+        name, _, rest = host[1:].partition("]") if host.startswith("[") else (host.partition(":")[0], "", "")
+        if rest and not rest.startswith(":"):
+            return False
         name = name.lower().rstrip(".")
         return not name or name in self._names or _is_address(name)
 

@@ -32,7 +32,7 @@ KEYS = (Key.of("one", Scope.INFERENCE, "secret"),)
         ("evil.example.com:8000", 421),
         ("127.0.0.1.evil.example.com", 421),
         ("localhost.evil.example.com", 421),
-        ("[::1].evil.example.com", 200),  # not a name: no page can have it
+        ("[::1].evil.example.com", 421),
         ("\xe9vil", 421),
     ],
 )
