@@ -8,6 +8,7 @@
 from tokenmux.client.aio import AsyncClient, AsyncStream
 from tokenmux.client.errors import CallFailed, WrongArgument
 from tokenmux.client.options import GenerateOptions
+from tokenmux.client.resumption import Resumption
 from tokenmux.client.sync import Client, Stream
 from tokenmux.client.values import (
     Completion,
@@ -58,6 +59,7 @@ __all__ = [
     "PromptInfo",
     "RecordedRequest",
     "Residency",
+    "Resumption",
     "Service",
     "State",
     "Stream",

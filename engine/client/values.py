@@ -71,7 +71,10 @@ class Delta:
 @dataclass(frozen=True, slots=True)
 class Finish:
     """How a request ended. `reason` is "stop" or "length"; times are seconds since the request arrived at
-    the server."""
+    the server.
+
+    If the stream went on at another server, that one drew all but `n_resumed_tokens`, and counts those of its
+    own that were on time."""
 
     reason: str
     stop_string: str | None
@@ -83,6 +86,7 @@ class Finish:
     ttft_s: float
     total_s: float
     seed: int
+    n_resumed_tokens: int = 0
 
 
 GenerationEvent = PromptInfo | State | Delta | Finish
