@@ -20,6 +20,7 @@ from tokenmux.core.errors import InternalError
 from tokenmux.core.request import DEFAULT_TENANT, Request, RequestId
 from tokenmux.core.sampling import Sampling, choice_seed
 from tokenmux.messages.commands import Submit
+from tokenmux.models.text.tool_formats import tool_format_of
 from tokenmux.server.front.call import AdmittedChoice, choice_id
 from tokenmux.server.front.counts import check_token_ids
 from tokenmux.server.front.generation import (
@@ -135,7 +136,10 @@ class Admission:
         """What a client may want to know of a model. Raises NotFound, NotServable."""
         served = self._models.accepting(model)
         text = await self._models.text(served)
-        return AboutModel(served.facts, text.facts.can_chat, text.facts.stop_token_ids)
+        said = text.facts
+        return AboutModel(
+            served.facts, said.can_chat, said.stop_token_ids, said.takes_tools, tool_format_of(said.template)
+        )
 
     def _first_pass(self, ask: Ask) -> ServedModel:
         """The model, if it takes requests and this request is well formed so far."""

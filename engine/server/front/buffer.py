@@ -54,7 +54,7 @@ class EventBuffer:
         match last, event:
             case _, TokenDelta() if self._has_choices:
                 self._put_beside(event)
-            case TokenDelta(), TokenDelta():
+            case TokenDelta(), TokenDelta() if last.token_ids:  # the echo stays apart
                 self._events[-1] = _merged(last, event)
             case PhaseChanged(), PhaseChanged():
                 self._events[-1] = event
@@ -109,7 +109,7 @@ class EventBuffer:
         """Append a delta of one of several choices, or merge it with what is unread of that choice: so there
         are never more deltas than choices."""
         for place, event in enumerate(self._events):
-            if isinstance(event, TokenDelta) and event.choice == delta.choice:
+            if isinstance(event, TokenDelta) and event.token_ids and event.choice == delta.choice:
                 self._events[place] = _merged(event, delta)
                 return
         self._events.append(delta)

@@ -11,6 +11,7 @@ from tokenmux.core.facts import ModelFacts
 from tokenmux.core.phases import PhaseChanged
 from tokenmux.core.request import FinishReason
 from tokenmux.core.sampling import LogProbabilities
+from tokenmux.models.text.tool_formats import ToolFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +32,12 @@ class TokenIds:
 
 @dataclass(frozen=True, slots=True)
 class ChatMessage:
+    """A message of a conversation. `fields` are further ones that a template may know, such as
+    `tool_calls`."""
+
     role: str
     content: str
+    fields: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,11 +179,14 @@ class FinishInfo:
 
 @dataclass(frozen=True, slots=True)
 class AboutModel:
-    """What a client may want to know of a model. `can_chat` is true if its template takes a conversation."""
+    """What a client may want to know of a model. `can_chat` is true if its template takes a conversation,
+    `takes_tools` if it knows tools; `tool_format` is the form of calls that it asks for, if that is known."""
 
     facts: ModelFacts
     can_chat: bool
     end_token_ids: frozenset[int]
+    takes_tools: bool
+    tool_format: ToolFormat | None
 
 
 StreamEvent = PromptInfo | PhaseChanged | TokenDelta | FinishInfo

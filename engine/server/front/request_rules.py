@@ -112,8 +112,8 @@ def _check_chat(chat: Chat) -> None:
             "continue_final_message continues a message of the assistant, but the last one is of role "
             f"{chat.messages[-1].role!r}: end the chat with an assistant message, or leave it out"
         )
-    check_count("tools", chat.tools, MAX_TOOLS)
-    check_count("documents", chat.documents, MAX_DOCUMENTS)
+    check_count("tools", chat.tools, MAX_TOOLS, field="tools")
+    check_count("documents", chat.documents, MAX_DOCUMENTS, field="documents")
     for name in chat.arguments:
         if name in TEMPLATE_NAMES or not name.isidentifier():
             raise InvalidRequest(

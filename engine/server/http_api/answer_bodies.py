@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-Ending = Literal["stop", "length"]
+Ending = Literal["stop", "length", "tool_calls"]
 
 
 class UsageBody(BaseModel):
@@ -68,11 +68,33 @@ class TextCompletion(BaseModel):
     usage: UsageBody | None = None
 
 
+class FunctionCallBody(BaseModel):
+    """The function of a call. `arguments` are the text of a JSON object."""
+
+    name: str
+    arguments: str
+
+
+class ToolCallBody(BaseModel):
+    """A call of a tool."""
+
+    id: str
+    type: Literal["function"]
+    function: FunctionCallBody
+
+
+class ToolCallChunk(ToolCallBody):
+    """A call in a stream, whole. `index` is its place among the calls of its choice."""
+
+    index: int
+
+
 class AssistantMessage(BaseModel):
-    """The assistant's turn."""
+    """The assistant's turn. `content` is null if it has calls alone."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
+    tool_calls: list[ToolCallBody] | None = None
 
 
 class ChatChoice(BaseModel):
@@ -101,6 +123,7 @@ class MessageDelta(BaseModel):
 
     role: Literal["assistant"] = "assistant"
     content: str = ""
+    tool_calls: list[ToolCallChunk] | None = None
 
 
 class ChatChunkChoice(BaseModel):
