@@ -11,6 +11,7 @@ from tokenmux.client.options import GenerateOptions
 from tokenmux.client.resumption import Resumption
 from tokenmux.client.sync import Client, Stream
 from tokenmux.client.values import (
+    Choice,
     Completion,
     Delta,
     DeviceState,
@@ -27,18 +28,21 @@ from tokenmux.client.values import (
     PoolTrace,
     Prompt,
     PromptInfo,
+    PromptLogprobs,
     RecordedRequest,
     Residency,
     Service,
     State,
     Tenant,
     TokenLogprobs,
+    TokenUsage,
 )
 
 __all__ = [
     "AsyncClient",
     "AsyncStream",
     "CallFailed",
+    "Choice",
     "Client",
     "Completion",
     "Delta",
@@ -57,6 +61,7 @@ __all__ = [
     "PoolTrace",
     "Prompt",
     "PromptInfo",
+    "PromptLogprobs",
     "RecordedRequest",
     "Residency",
     "Resumption",
@@ -65,5 +70,6 @@ __all__ = [
     "Stream",
     "Tenant",
     "TokenLogprobs",
+    "TokenUsage",
     "WrongArgument",
 ]

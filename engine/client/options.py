@@ -33,8 +33,12 @@ class GenerateOptions(TypedDict, total=False):
     """Tokens that are never drawn."""
     bad_words: Sequence[str]
     """Texts that the output must not contain."""
+    n: int | None
+    """How many outputs to generate, by default 1. The first is the one that there would be without."""
     logprobs: int | None
     """Return log-probabilities of the tokens, and of this many likeliest ones each, at most 20."""
+    prompt_logprobs: int | None
+    """The same for the tokens of the prompt."""
     stop: str | Sequence[str]
     """Texts that end the generation; they are not returned."""
     include_stop_string: bool

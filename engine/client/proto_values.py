@@ -12,6 +12,7 @@ from typing import Any, TypeVar, Unpack
 from tokenmux.client.errors import WrongArgument
 from tokenmux.client.options import GenerateOptions
 from tokenmux.client.values import (
+    Choice,
     Completion,
     Delta,
     DeviceState,
@@ -28,12 +29,14 @@ from tokenmux.client.values import (
     PoolTrace,
     Prompt,
     PromptInfo,
+    PromptLogprobs,
     RecordedRequest,
     Residency,
     Service,
     State,
     Tenant,
     TokenLogprobs,
+    TokenUsage,
 )
 from tokenmux.v1 import inference_pb2, models_pb2, planning_pb2, pool_pb2
 
@@ -57,7 +60,9 @@ def generate_request(
     logit_bias: Mapping[int, float] = MappingProxyType({}),
     forbidden_token_ids: Sequence[int] = (),
     bad_words: Sequence[str] = (),
+    n: int | None = None,
     logprobs: int | None = None,
+    prompt_logprobs: int | None = None,
     stop: str | Sequence[str] = (),
     stop_token_ids: Sequence[int] = (),
     ignore_end_tokens: bool = False,
@@ -122,7 +127,9 @@ def generate_request(
         service_level=_made(inference_pb2.ServiceLevel, ttft_s=ttft_s, tpot_s=tpot_s),
         tenant=tenant,
         weight=weight,
+        n=n,
         logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
         truncate_prompt_tokens=truncate_prompt_tokens,
         request_id=request_id,
         output=_made(inference_pb2.OutputOptions, echo=echo, keep_special_tokens=keep_special_tokens),
@@ -228,7 +235,10 @@ def event(response: inference_pb2.GenerateStreamResponse) -> GenerationEvent | N
             return State(phase, state.position, state.progress)
         case "tokens":
             tokens = response.tokens
-            return Delta(tokens.index, tuple(tokens.token_ids), tokens.text, _logprobs(tokens.logprobs))
+            told = _logprobs(tokens.logprobs)
+            return Delta(tokens.index, tuple(tokens.token_ids), tokens.text, told, tokens.choice)
+        case "prompt_logprobs":
+            return prompt_logprobs_of(response.prompt_logprobs)
         case "finish_info":
             return finish(response.finish_info)
         case _:
@@ -255,18 +265,31 @@ def finish(info: inference_pb2.FinishInfo) -> Finish:
         ttft_s=info.timings.ttft_s,
         total_s=info.timings.total_s,
         seed=info.seed,
+        choice=info.choice,
     )
 
 
 def completion(response: inference_pb2.GenerateResponse) -> Completion:
-    choice = response.choices[0]
-    return Completion(
-        choice.text,
-        tuple(choice.token_ids),
-        prompt_info(response.prompt_info),
-        finish(choice.finish_info),
-        _logprobs(choice.logprobs),
+    choices = tuple(
+        Choice(each.text, tuple(each.token_ids), finish(each.finish_info), _logprobs(each.logprobs))
+        for each in response.choices
     )
+    first, prompt = choices[0], response.prompt_logprobs
+    return Completion(
+        first.text,
+        first.token_ids,
+        prompt_info(response.prompt_info),
+        first.finish,
+        choices,
+        TokenUsage(**_same_named(TokenUsage, response.usage)),
+        first.logprobs,
+        prompt_logprobs_of(prompt) if prompt.token_ids else None,
+    )
+
+
+def prompt_logprobs_of(message: inference_pb2.PromptLogprobs) -> PromptLogprobs:
+    told = _logprobs(message.logprobs)
+    return PromptLogprobs(message.index, tuple(message.token_ids), told if message.index else (None, *told))
 
 
 def _logprobs(messages: Iterable[inference_pb2.TokenLogprobs]) -> tuple[TokenLogprobs, ...]:

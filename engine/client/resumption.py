@@ -91,6 +91,8 @@ class StreamProgress:
         self._ends_s = None if timeout_s is None else time.monotonic() + timeout_s
         self._outputs: defaultdict[int, _Output] = defaultdict(_Output)
         self._begun = False
+        self._n_prompt_told = 0
+        """Tokens of the prompt whose log-probabilities the caller holds."""
         self._n_failed = 0
         self._broke: CallFailed | None = None
         """The error of the call that broke off, until the next token comes."""
@@ -118,6 +120,8 @@ class StreamProgress:
                 if is_new:
                     self._n_failed, self._broke = 0, None
                 return is_new
+            case "prompt_logprobs":
+                return self._take_prompt(response.prompt_logprobs)
             case "finish_info":
                 self._outputs[response.finish_info.choice].complete = True
         return True
@@ -134,7 +138,10 @@ class StreamProgress:
         if self._n_failed > self._resumption.n_tries or (left_s is not None and left_s <= wait_s):
             raise broke
         del self._request.request.delivered[:]
-        self._request.request.delivered.append(self._outputs[0].delivered())
+        n_choices = max(1, self._request.request.n)
+        self._request.request.delivered.extend(self._outputs[i].delivered() for i in range(n_choices))
+        if any(output.token_ids for output in self._outputs.values()):
+            self._request.request.ClearField("prompt_logprobs")  # they came before the first token
         return wait_s
 
     def _may_pass(self, error: CallFailed) -> bool:
@@ -143,6 +150,15 @@ class StreamProgress:
         if self._broke is None:
             return error.code is grpc.StatusCode.UNAVAILABLE
         return error.retryable or error.code is grpc.StatusCode.ALREADY_EXISTS
+
+    def _take_prompt(self, told: inference_pb2.PromptLogprobs) -> bool:
+        """As `take`. The first token of a prompt has no log-probability."""
+        n_known = min(max(self._n_prompt_told - told.index, 0), len(told.token_ids))
+        del told.logprobs[: n_known if told.index else max(n_known - 1, 0)]
+        told.index += n_known
+        del told.token_ids[:n_known]
+        self._n_prompt_told = max(self._n_prompt_told, told.index + len(told.token_ids))
+        return bool(told.token_ids)
 
     def _keep(self, info: inference_pb2.PromptInfo) -> None:
         """Whatever the first server chose, the next one is told."""

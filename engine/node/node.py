@@ -75,13 +75,13 @@ from tokenmux.messages.completions import (
     StepCompleted,
 )
 from tokenmux.messages.launches import AddModel, OperationId, ReallocateArena, StopCopy, Unbind
-from tokenmux.messages.reports import Acknowledged, Alive, Broken, Finished, Report, Tokens
+from tokenmux.messages.reports import Acknowledged, Alive, Broken, Finished, PromptTold, Report, Tokens
 from tokenmux.messages.setups import DeviceSetup, NodeSetup
 from tokenmux.node.accusations import Accusations
 from tokenmux.node.executor_port import ExecutorFactory
 from tokenmux.node.host_memory import HostMemory
 from tokenmux.node.lives import Lives
-from tokenmux.node.node_device import Drawn, NodeDevice, StrayReport
+from tokenmux.node.node_device import Drawn, NodeDevice, StrayReport, ToldOfPrompts
 from tokenmux.node.node_status import StatusReporter
 from tokenmux.node.operator_commands import Operators
 from tokenmux.node.positions import QueuePositions
@@ -433,7 +433,8 @@ class Node:
             case Drew():
                 self._take_tokens(device.drew(completion), completion.at_s)
             case StepCompleted():
-                drawn, done = device.step_completed(completion)
+                told, drawn, done = device.step_completed(completion)
+                self._take_told(told)
                 self._take_tokens(drawn, done.at_s)
                 self.pool.apply(device.index, done)
             case CopyCompleted():
@@ -500,6 +501,14 @@ class Node:
                 detail, code = answer.reason, ErrorCode.DOES_NOT_FIT
         if detail:
             self._out.append(Finished(request.id, FinishReason.FAILED, now_s, detail, code))
+
+    def _take_told(self, told: ToldOfPrompts) -> None:
+        for request_id, start, log_probabilities in told:
+            content = self.contents.get(request_id)
+            if content is not None:
+                index = max(start + 1, content.n_told)
+                content.n_told = index + len(log_probabilities)
+                self._out.append(PromptTold(request_id, index, log_probabilities))
 
     def _take_tokens(self, drawn: Drawn, at_s: float) -> None:
         for request_id, token, told in drawn:

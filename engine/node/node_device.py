@@ -37,6 +37,10 @@ Drawn = list[tuple[RequestId, int, LogProbabilities | None]]
 """Requests, each with the token that it drew, and what it asked to be told of it."""
 
 
+ToldOfPrompts = list[tuple[RequestId, int, tuple[LogProbabilities, ...]]]
+"""Requests, each with the position at which a step began its part, and what the step told of its prompt."""
+
+
 class StrayReport(Exception):
     """An executor reports what cannot have happened."""
 
@@ -55,6 +59,15 @@ class StepInFlight:
         if len(report.token_ids) != n or len(told) != n:
             raise StrayReport(f"{len(report.token_ids)} tokens for {n} requests of step {self.started.id}")
         return list(zip(self.drawing, report.token_ids, told, strict=True))
+
+    def told(self, report: StepCompleted) -> ToldOfPrompts:
+        """What the report tells of prompts. Raises StrayReport if it does not fit."""
+        chunks = self.started.operation.chunks
+        if not all(
+            0 <= place < len(chunks) and len(told) <= chunks[place].n_tokens for place, told in report.told
+        ):
+            raise StrayReport(f"step {self.started.id} tells of prompts that were not in it")
+        return [(chunks[place].request, chunks[place].start, told) for place, told in report.told]
 
     def so_far(self) -> StepDone | None:
         """The iterations that are known to have ended, as if the step had ended with them; None if none
@@ -171,17 +184,17 @@ class NodeDevice:
         step.ends_s.append(drew.at_s)
         return drawn
 
-    def step_completed(self, completed: StepCompleted) -> tuple[Drawn, StepDone]:
-        """The step ended. Returns what its last iteration drew, and the event."""
+    def step_completed(self, completed: StepCompleted) -> tuple[ToldOfPrompts, Drawn, StepDone]:
+        """The step ended. Returns what it told of prompts, what its last iteration drew, and the event."""
         step, ends_s = self._step_of(completed.operation), completed.ends_s
-        drawn = step.drawn(completed)
+        drawn, told = step.drawn(completed), step.told(completed)
         n_before, n_drawing = len(step.ends_s), len(step.drawing)
         if len(ends_s) != n_before + 1 or not all(0 <= place < n_drawing for place in completed.stopped):
             raise StrayReport(f"step {completed.operation} has ended otherwise than it was reported before")
         self.step = None
         self.stalls.ended(completed.operation, self._clock.now_s())
         finished = tuple((step.drawing[place], FinishReason.STOP) for place in completed.stopped)
-        return drawn, StepDone(ends_s[-1], step.started.id, ends_s, finished)
+        return told, drawn, StepDone(ends_s[-1], step.started.id, ends_s, finished)
 
     def copy_completed(self, completed: CopyCompleted) -> CopyDone:
         """A copy or fetch ended. Returns the event."""

@@ -95,6 +95,50 @@ def test_whatever_breaks_off_the_caller_gets_everything_once(stop: tuple[str, ..
         assert heard(request, output, seed, break_off=0.3) == whole
 
 
+def test_of_several_choices_each_goes_on_where_it_was_and_one_that_ended_does_not() -> None:
+    progress = StreamProgress(stream_request("m", "p", n=3, prompt_logprobs=0), None, AT_ONCE)
+    delta = inference_pb2.TokenDelta
+    for response in (
+        Response(prompt_info=inference_pb2.PromptInfo()),
+        Response(prompt_logprobs=inference_pb2.PromptLogprobs(token_ids=[1, 2])),
+        Response(tokens=delta(choice=0, token_ids=[7, 8], text="ab")),
+        Response(tokens=delta(choice=1, token_ids=[9], text="c")),
+        Response(tokens=delta(choice=0, index=2, token_ids=[5], text="d")),
+        Response(finish_info=inference_pb2.FinishInfo(choice=1)),
+    ):
+        assert progress.take(response)
+    progress.wait_s(LOST)
+    request = progress.request.request
+    delivered = [(list(held.token_ids), held.complete) for held in request.delivered]
+    assert delivered == [([7, 8], False), ([], True), ([], False)]
+    assert not request.HasField("prompt_logprobs"), "the caller has them all"
+
+
+def test_of_the_prompt_nothing_is_told_twice() -> None:
+    progress = StreamProgress(stream_request("m", "p", prompt_logprobs=0), None, AT_ONCE)
+    told: list[tuple[int, float | None]] = []
+
+    def tell(start: int, end: int) -> None:
+        message = inference_pb2.PromptLogprobs(index=start, token_ids=range(start, end))
+        for token in range(max(start, 1), end):
+            message.logprobs.add(logprob=-float(token))
+        response = Response(prompt_logprobs=message)
+        if progress.take(response):
+            message = response.prompt_logprobs
+            assert message.index == len(told)
+            scores = [one.logprob for one in message.logprobs]
+            told.extend(zip(message.token_ids, scores if message.index else [None, *scores], strict=True))
+
+    progress.take(Response(prompt_info=inference_pb2.PromptInfo()))
+    for start, end in ((0, 4), (4, 6)):
+        tell(start, end)
+    progress.wait_s(LOST)
+    assert progress.request.request.HasField("prompt_logprobs")
+    for start, end in ((0, 2), (2, 5), (5, 9)):
+        tell(start, end)
+    assert told == [(0, None), *((token, -float(token)) for token in range(1, 9))]
+
+
 def begun(resumption: Resumption | None = AT_ONCE, timeout_s: float | None = None) -> StreamProgress:
     progress = StreamProgress(stream_request("m", "p"), timeout_s, resumption)
     progress.take(Response(prompt_info=inference_pb2.PromptInfo(request_id="r", seed=5, max_tokens=9)))

@@ -10,7 +10,7 @@ from tokenmux.core.errors import ErrorCode
 from tokenmux.core.facts import FIRST_INSTANCE, InstanceId
 from tokenmux.core.phases import DeviceState
 from tokenmux.core.request import FinishReason, RequestId
-from tokenmux.core.sampling import Sampling
+from tokenmux.core.sampling import LogProbabilities, Sampling
 from tokenmux.messages.commands import (
     AddDevice,
     DrainDevice,
@@ -136,6 +136,8 @@ def test_a_device_that_says_that_it_is_broken_is_replaced() -> None:
         StepCompleted(OperationId(-1), (1.0,) * 50, (1,)),
         StepCompleted(OperationId(-1), (1.0,), (1, 2, 3)),
         StepCompleted(OperationId(-1), (1.0,), (1,), stopped=(5,)),
+        StepCompleted(OperationId(-1), (1.0,), (1,), told=((5, ()),)),
+        StepCompleted(OperationId(-1), (1.0,), (1,), told=((0, (LogProbabilities(0.0),) * 10_000),)),
         CopyCompleted(OperationId(10**6), 1.0),
     ],
 )

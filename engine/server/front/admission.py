@@ -195,6 +195,9 @@ class Admission:
             ),
             min_tokens=ask.min_tokens,
             stop_token_ids=end_token_ids.union(ask.stop_token_ids),
+            n_prompt_likeliest=(
+                None if ask.prompt_logprobs is None else min(ask.prompt_logprobs, facts.vocab_size)
+            ),
         )
         self._pace.check(submit.request, ask.timeout_s)
         choices = tuple(
@@ -234,7 +237,8 @@ class Admission:
 
 
 def _as_choice(submit: Submit, number: int, held: Delivered) -> Submit:
-    """The request of a choice: all of it is the same but its id, its draws and what its client holds."""
+    """The request of a choice: all of it is the same but its id, its draws and what its client holds. The
+    first one tells of the prompt, before its output."""
     if not number and not held.token_ids:
         return submit
     request, sampling = submit.request, submit.sampling
@@ -243,6 +247,7 @@ def _as_choice(submit: Submit, number: int, held: Delivered) -> Submit:
         request=replace(request, id=choice_id(request.id, number), n_resumed=len(held.token_ids)),
         sampling=sampling._replace(seed=choice_seed(sampling.seed, number)),
         delivered=tuple(held.token_ids),
+        n_prompt_likeliest=None,
     )
 
 

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 
 from tokenmux.core.phases import PhaseChanged
-from tokenmux.server.front.generation import StreamEvent, TokenDelta
+from tokenmux.server.front.generation import PromptDelta, StreamEvent, TokenDelta
 
 
 class EventBuffer:
@@ -58,10 +58,16 @@ class EventBuffer:
                 self._events[-1] = _merged(last, event)
             case PhaseChanged(), PhaseChanged():
                 self._events[-1] = event
+            case PromptDelta(), PromptDelta():
+                self._events[-1] = PromptDelta(
+                    last.index,
+                    last.token_ids + event.token_ids,
+                    last.log_probabilities + event.log_probabilities,
+                )
             case _:
                 self._events.append(event)
         self._wake.set()
-        if isinstance(event, TokenDelta):
+        if isinstance(event, TokenDelta | PromptDelta):
             self._n_tokens += len(event.token_ids)
             if self._n_tokens >= self._high and not self._full:
                 self._full = True
@@ -97,7 +103,7 @@ class EventBuffer:
             self._wake.clear()
             await self._wake.wait()
         event = self._events.popleft()
-        if isinstance(event, TokenDelta):
+        if isinstance(event, TokenDelta | PromptDelta):
             self._n_tokens -= len(event.token_ids)
             if self._full and self._n_tokens <= self._high // 2:
                 self._full = False

@@ -111,6 +111,7 @@ class Ask:
     forbidden_token_ids: tuple[int, ...] = ()
     bad_words: tuple[str, ...] = ()
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     max_tokens: int | None = None
     min_tokens: int = 0
     stop_strings: tuple[str, ...] = ()
@@ -140,6 +141,16 @@ class PromptInfo:
     n_prompt: int
     max_tokens: int
     seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class PromptDelta:
+    """Tokens of the prompt, the first of them at `index`, with their log-probabilities: None for the first
+    token of all. If they were asked for, they come in order, before the first `TokenDelta` with tokens."""
+
+    index: int
+    token_ids: tuple[int, ...]
+    log_probabilities: tuple[LogProbabilities | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,4 +200,4 @@ class AboutModel:
     tool_format: ToolFormat | None
 
 
-StreamEvent = PromptInfo | PhaseChanged | TokenDelta | FinishInfo
+StreamEvent = PromptInfo | PhaseChanged | PromptDelta | TokenDelta | FinishInfo

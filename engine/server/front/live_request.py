@@ -25,10 +25,10 @@ from tokenmux.core.record import RequestHistory
 from tokenmux.core.request import FinishReason, Request, RequestId
 from tokenmux.core.sampling import LogProbabilities
 from tokenmux.messages.commands import Submit
-from tokenmux.messages.reports import Finished, Tokens
+from tokenmux.messages.reports import Finished, PromptTold, Tokens
 from tokenmux.server.front.buffer import EventBuffer
 from tokenmux.server.front.ends import out_of_time
-from tokenmux.server.front.generation import FinishInfo, TokenDelta
+from tokenmux.server.front.generation import FinishInfo, PromptDelta, TokenDelta
 from tokenmux.server.front.model_text import OutputText
 
 
@@ -84,6 +84,11 @@ class LiveRequest:
         self._delivered: list[int] = list(submit.delivered)
         self._times = RequestTimes()
         self._buffer = buffer
+        self._n_told = submit.request.n_prompt
+        """Tokens of the prompt whose log-probabilities the client has got, or does not want."""
+        if submit.n_prompt_likeliest is not None:
+            self._n_told = 1
+            buffer.put(PromptDelta(0, submit.prompt[:1], (None,)))
         if echo and not submit.delivered:
             buffer.put(TokenDelta(0, (), echo, choice=choice))
 
@@ -104,7 +109,10 @@ class LiveRequest:
         """What a node needs to begin, or to continue after the existing tokens."""
         times = self._times
         history = RequestHistory(times.n_on_time, times.first_token_s, times.last_token_s, self._paused_s())
-        return replace(self._submit, delivered=tuple(self._delivered), history=history)
+        asked = self._submit.n_prompt_likeliest if self._n_told < self.request.n_prompt else None
+        return replace(
+            self._submit, delivered=tuple(self._delivered), history=history, n_prompt_likeliest=asked
+        )
 
     def take_state(self, state: PhaseChanged) -> None:
         """Tell the client the phase of its request: of several choices, that of the first."""
@@ -113,6 +121,18 @@ class LiveRequest:
             self._times.ran_s = self._clock()
         if self._tells_phase and not self.closed:
             self._buffer.put(state)
+
+    def take_prompt(self, told: PromptTold) -> None:
+        """Tell the client of its prompt. What is known already is skipped; a gap raises InternalError."""
+        known = self._n_told - told.index
+        if known < 0:
+            said = f"request {self.id}: told of its prompt from {told.index}, but only {self._n_told} before"
+            raise InternalError(said)
+        fresh = told.log_probabilities[known:]
+        if fresh:
+            index = self._n_told
+            self._n_told += len(fresh)
+            self._buffer.put(PromptDelta(index, self._submit.prompt[index : self._n_told], fresh))
 
     def take_tokens(self, tokens: Tokens) -> bool:
         """Take new output. True if a stop string ended the request, which the node cannot know.

@@ -20,6 +20,7 @@ from tokenmux.messages.reports import (
     Finished,
     NodeStatus,
     NodeUse,
+    PromptTold,
     Report,
     Tokens,
     Traced,
@@ -200,7 +201,7 @@ class NodeSide:
     def _receive(self, report: Report) -> None:
         self.standstill.hear(report)
         match report:
-            case Tokens() | PhaseChanged() | Finished():
+            case Tokens() | PromptTold() | PhaseChanged() | Finished():
                 self.requests.deliver(report)
             case NodeStatus():
                 self.status = report

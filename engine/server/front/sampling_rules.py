@@ -51,11 +51,11 @@ def check_sampling(ask: Ask, facts: ModelFacts) -> None:
             raise InvalidRequest(
                 f"{name} {penalty:g} is out of range: use {-MAX_PENALTY:g} to {MAX_PENALTY:g}; 0 means none"
             )
-    if ask.logprobs is not None and not 0 <= ask.logprobs <= MAX_LOGPROBS:
-        raise InvalidRequest(
-            f"logprobs {ask.logprobs} is out of range: use 0 (the drawn token alone) to {MAX_LOGPROBS}, or "
-            "leave it out"
-        )
+    for name, n in (("logprobs", ask.logprobs), ("prompt_logprobs", ask.prompt_logprobs)):
+        if n is not None and not 0 <= n <= MAX_LOGPROBS:
+            raise InvalidRequest(
+                f"{name} {n} is out of range: use 0 (that token alone) to {MAX_LOGPROBS}, or leave it out"
+            )
     _check_tokens(ask, facts)
 
 

@@ -5,6 +5,7 @@ requests.
 """
 
 import json
+from collections import defaultdict
 from collections.abc import AsyncIterable
 
 from tokenmux.core.errors import InvalidRequest
@@ -18,6 +19,7 @@ from tokenmux.server.front.generation import (
     ChatMessage,
     Delivered,
     FinishInfo,
+    PromptDelta,
     PromptInfo,
     StreamEvent,
     Text,
@@ -71,7 +73,9 @@ def ask_of(request: inference_pb2.GenerateRequest, remaining_s: float | None = N
         logit_bias=tuple(sorted(sampling.logit_bias.items())),
         forbidden_token_ids=tuple(sampling.forbidden_token_ids),
         bad_words=tuple(sampling.bad_words),
+        n=request.n if request.HasField("n") else 1,
         logprobs=request.logprobs if request.HasField("logprobs") else None,
+        prompt_logprobs=request.prompt_logprobs if request.HasField("prompt_logprobs") else None,
         max_tokens=stopping.max_tokens if stopping.HasField("max_tokens") else None,
         min_tokens=stopping.min_tokens,
         stop_strings=tuple(stopping.strings),
@@ -152,21 +156,35 @@ def _json_object(name: str, text: str) -> dict[str, object]:
 
 async def whole_response(events: AsyncIterable[StreamEvent]) -> inference_pb2.GenerateResponse:
     """All events of a stream as one message."""
-    choice, texts = inference_pb2.Choice(), []
+    choices: dict[int, inference_pb2.Choice] = defaultdict(inference_pb2.Choice)
+    texts: dict[int, list[str]] = defaultdict(list)
     response = inference_pb2.GenerateResponse()
     async for event in events:
         match event:
             case PromptInfo():
                 response.prompt_info.CopyFrom(prompt_info_message(event))
-            case TokenDelta(_, token_ids, text, told):
-                choice.token_ids.extend(token_ids)
-                choice.logprobs.extend(map(logprobs_message, told))
-                texts.append(text)
-            case FinishInfo():
-                choice.finish_info.CopyFrom(finish_info_message(event))
-    choice.text = "".join(texts)
-    response.choices.append(choice)
+            case PromptDelta():
+                response.prompt_logprobs.MergeFrom(prompt_logprobs_message(event))
+            case TokenDelta(_, token_ids, text, told, place):
+                choices[place].token_ids.extend(token_ids)
+                choices[place].logprobs.extend(map(logprobs_message, told))
+                texts[place].append(text)
+            case FinishInfo(choice=place):
+                choices[place].finish_info.CopyFrom(finish_info_message(event))
+                _add_usage(response.usage, event)
+    for place, choice in sorted(choices.items()):
+        choice.index, choice.text = place, "".join(texts[place])
+        response.choices.append(choice)
+    response.prompt_logprobs.index = 0
     return response
+
+
+def _add_usage(usage: inference_pb2.Usage, info: FinishInfo) -> None:
+    """Add what one choice used; all have the same prompt."""
+    usage.n_prompt_tokens = info.n_prompt
+    usage.n_completion_tokens += info.n_completion
+    usage.n_tokens_on_time += info.n_on_time
+    usage.n_resumed_tokens += info.n_resumed
 
 
 def stream_response(event: StreamEvent) -> inference_pb2.GenerateStreamResponse:
@@ -176,11 +194,17 @@ def stream_response(event: StreamEvent) -> inference_pb2.GenerateStreamResponse:
             return inference_pb2.GenerateStreamResponse(prompt_info=prompt_info_message(event))
         case PhaseChanged():
             return inference_pb2.GenerateStreamResponse(state=_state(event))
-        case TokenDelta(index, token_ids, text, told):
+        case TokenDelta(index, token_ids, text, told, choice):
             delta = inference_pb2.TokenDelta(
-                index=index, token_ids=token_ids, text=text, logprobs=map(logprobs_message, told)
+                index=index,
+                token_ids=token_ids,
+                text=text,
+                choice=choice,
+                logprobs=map(logprobs_message, told),
             )
             return inference_pb2.GenerateStreamResponse(tokens=delta)
+        case PromptDelta():
+            return inference_pb2.GenerateStreamResponse(prompt_logprobs=prompt_logprobs_message(event))
         case FinishInfo():
             return inference_pb2.GenerateStreamResponse(finish_info=finish_info_message(event))
 
@@ -192,6 +216,14 @@ def prompt_info_message(info: PromptInfo) -> inference_pb2.PromptInfo:
         n_prompt_tokens=info.n_prompt,
         max_tokens=info.max_tokens,
         seed=info.seed,
+    )
+
+
+def prompt_logprobs_message(delta: PromptDelta) -> inference_pb2.PromptLogprobs:
+    return inference_pb2.PromptLogprobs(
+        index=delta.index,
+        token_ids=delta.token_ids,
+        logprobs=(logprobs_message(told) for told in delta.log_probabilities if told is not None),
     )
 
 
@@ -227,4 +259,5 @@ def finish_info_message(info: FinishInfo) -> inference_pb2.FinishInfo:
         ),
         timings=inference_pb2.Timings(queue_s=info.queue_s, ttft_s=info.ttft_s, total_s=info.total_s),
         seed=info.seed,
+        choice=info.choice,
     )

@@ -237,7 +237,9 @@ async def test_a_client_that_vanishes_in_mid_stream_is_no_fault_of_ours(
 
 
 @pytest.mark.parametrize(("timeout_s", "expires_s"), [(30.0, 130.0), (10.0**6, inf), (None, inf)])
-async def test_the_deadline_of_a_call_reaches_the_scheduler(timeout_s: float | None, expires_s: float) -> None:
+async def test_the_deadline_of_a_call_reaches_the_scheduler(
+    timeout_s: float | None, expires_s: float
+) -> None:
     async with asyncio.timeout(PATIENCE_S), serving(auto=False) as served:
         call = served.inference.GenerateStream(streamed(), timeout=timeout_s)
         request = (await served.hub.next(Submit)).request
