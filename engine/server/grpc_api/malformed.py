@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 
 from tokenmux.server.grpc_api.grpc_types import Context, Continuation, Handler, Interceptor
 
-OUR_SERVICES = "/tokenmux."
+OUR_SERVICES = ("/tokenmux.", "/inference.")
 MESSAGE = (
     "the request cannot be decoded: it must be protobuf as in tokenmux/v1, and its texts must be valid UTF-8"
 )
