@@ -6,7 +6,7 @@
 """
 
 from tokenmux.client.aio import AsyncClient, AsyncStream
-from tokenmux.client.errors import CallFailed, WrongArgument
+from tokenmux.client.errors import CallFailed, ErrorDetails, WrongArgument
 from tokenmux.client.options import GenerateOptions
 from tokenmux.client.resumption import Resumption
 from tokenmux.client.sync import Client, Stream
@@ -48,6 +48,7 @@ __all__ = [
     "Delta",
     "DeviceState",
     "Durations",
+    "ErrorDetails",
     "Finish",
     "GenerateOptions",
     "GenerationEvent",

@@ -13,7 +13,7 @@ from tokenmux.client import proto_values
 from tokenmux.client.connection import DEFAULT_ADDRESS, Connection
 from tokenmux.client.errors import CallFailed, translated
 from tokenmux.client.options import GenerateOptions
-from tokenmux.client.resumption import DEFAULT_RESUMPTION, Resumption, StreamProgress
+from tokenmux.client.resumption import DEFAULT_RESUMPTION, GenerationProgress, Resumption
 from tokenmux.client.values import (
     Completion,
     GenerationEvent,
@@ -42,7 +42,7 @@ class AsyncStream:
     """The events of one generation, to iterate over. Leaving its context, or `cancel`, ends the
     generation."""
 
-    def __init__(self, begin: Callable[[StreamProgress], Any], progress: StreamProgress) -> None:
+    def __init__(self, begin: Callable[[GenerationProgress], Any], progress: GenerationProgress) -> None:
         self._begin = begin
         self._progress = progress
         self._cancelled = asyncio.Event()
@@ -173,9 +173,9 @@ class AsyncClient:
         ...     text = "".join([event.text async for event in events if isinstance(event, Delta)])
         """
         request = proto_values.stream_request(model, prompt, **options)
-        return AsyncStream(self._begin_stream, StreamProgress(request, timeout_s, self._resumption))
+        return AsyncStream(self._begin_stream, GenerationProgress(request, timeout_s, self._resumption))
 
-    def _begin_stream(self, progress: StreamProgress) -> Any:
+    def _begin_stream(self, progress: GenerationProgress) -> Any:
         return self._inference.GenerateStream(
             progress.request, timeout=progress.left_s, metadata=self._metadata
         )

@@ -1,5 +1,5 @@
 """Streams that go on when a server is lost, at another one or at its successor: nothing comes twice, nothing
-is lost, nothing is drawn anew.
+is lost, nothing is drawn again.
 
     response ─▶ take ─▶ what the caller has not had yet
     UNAVAILABLE ─▶ wait_s ─▶ the same request again, with the tokens that the caller holds
@@ -17,6 +17,8 @@ import grpc
 from tokenmux.client.errors import CallFailed
 from tokenmux.v1 import inference_pb2
 
+DELIVERED = "delivered"
+"""The field's name, as a feature."""
 _LONGEST_EXPONENT = 32
 """Waits have long reached their limit by then."""
 
@@ -69,14 +71,14 @@ class _Output:
         return bool(delta.token_ids or delta.text)
 
     def delivered(self) -> inference_pb2.Delivered:
-        """What the next server is told. One that is told of no tokens begins anew, with an echo if that is
+        """What the next server is told. One that is told of no tokens begins again, with an echo if that is
         asked for."""
         n_tokens, n_chars = self.before_last
         self.n_told = n_chars if n_tokens else 0
         return inference_pb2.Delivered(token_ids=self.token_ids[:n_tokens], complete=self.complete)
 
 
-class StreamProgress:
+class GenerationProgress:
     """How far one generation is, over all its calls."""
 
     def __init__(
@@ -137,11 +139,7 @@ class StreamProgress:
         left_s = self.left_s
         if self._n_failed > self._resumption.n_tries or (left_s is not None and left_s <= wait_s):
             raise broke
-        del self._request.request.delivered[:]
-        n_choices = max(1, self._request.request.n)
-        self._request.request.delivered.extend(self._outputs[i].delivered() for i in range(n_choices))
-        if any(output.token_ids for output in self._outputs.values()):
-            self._request.request.ClearField("prompt_logprobs")  # they came before the first token
+        self._hand_over()
         return wait_s
 
     def _may_pass(self, error: CallFailed) -> bool:
@@ -150,6 +148,16 @@ class StreamProgress:
         if self._broke is None:
             return error.code is grpc.StatusCode.UNAVAILABLE
         return error.retryable or error.code is grpc.StatusCode.ALREADY_EXISTS
+
+    def _hand_over(self) -> None:
+        """Tell the next server what the caller holds."""
+        request = self._request.request
+        del request.delivered[:]
+        request.delivered.extend(self._outputs[i].delivered() for i in range(max(1, request.n)))
+        if DELIVERED not in request.required_features:
+            request.required_features.append(DELIVERED)  # an older server would start over
+        if any(output.token_ids for output in self._outputs.values()):
+            request.ClearField("prompt_logprobs")  # they came before the first token
 
     def _take_prompt(self, told: inference_pb2.PromptLogprobs) -> bool:
         """As `take`. The first token of a prompt has no log-probability."""

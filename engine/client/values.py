@@ -191,7 +191,7 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """TokenUsage of one tenant."""
+    """Usage of one tenant."""
 
     name: str
     service: Service

@@ -12,7 +12,7 @@ from tests.server.harness import PATIENCE_S, Served, ServerThread, serving
 from tests.server.scripted_models import LetterDetokenizer
 from tokenmux.client import AsyncClient, CallFailed, Client, Delta, Finish, GenerationEvent, PromptInfo
 from tokenmux.client.proto_values import stream_request
-from tokenmux.client.resumption import Resumption, StreamProgress
+from tokenmux.client.resumption import GenerationProgress, Resumption
 from tokenmux.messages.commands import Cancel, Submit
 from tokenmux.messages.reports import Tokens
 from tokenmux.server.front.api_keys import Key, Scope
@@ -62,7 +62,7 @@ def heard(
     """What a caller gets whose server is lost again and again: tokens, text, log-probabilities, and how often
     there was a prompt or an end."""
     chance = Random(seed)
-    progress = StreamProgress(request, None, Resumption(n_tries=1000, first_wait_s=0.0))
+    progress = GenerationProgress(request, None, Resumption(n_tries=1000, first_wait_s=0.0))
     tokens: list[int] = []
     text, told, n_marks, done = "", [], 0, False
     while not done:
@@ -96,7 +96,7 @@ def test_whatever_breaks_off_the_caller_gets_everything_once(stop: tuple[str, ..
 
 
 def test_of_several_choices_each_goes_on_where_it_was_and_one_that_ended_does_not() -> None:
-    progress = StreamProgress(stream_request("m", "p", n=3, prompt_logprobs=0), None, AT_ONCE)
+    progress = GenerationProgress(stream_request("m", "p", n=3, prompt_logprobs=0), None, AT_ONCE)
     delta = inference_pb2.TokenDelta
     for response in (
         Response(prompt_info=inference_pb2.PromptInfo()),
@@ -115,7 +115,7 @@ def test_of_several_choices_each_goes_on_where_it_was_and_one_that_ended_does_no
 
 
 def test_of_the_prompt_nothing_is_told_twice() -> None:
-    progress = StreamProgress(stream_request("m", "p", prompt_logprobs=0), None, AT_ONCE)
+    progress = GenerationProgress(stream_request("m", "p", prompt_logprobs=0), None, AT_ONCE)
     told: list[tuple[int, float | None]] = []
 
     def tell(start: int, end: int) -> None:
@@ -139,8 +139,8 @@ def test_of_the_prompt_nothing_is_told_twice() -> None:
     assert told == [(0, None), *((token, -float(token)) for token in range(1, 9))]
 
 
-def begun(resumption: Resumption | None = AT_ONCE, timeout_s: float | None = None) -> StreamProgress:
-    progress = StreamProgress(stream_request("m", "p"), timeout_s, resumption)
+def begun(resumption: Resumption | None = AT_ONCE, timeout_s: float | None = None) -> GenerationProgress:
+    progress = GenerationProgress(stream_request("m", "p"), timeout_s, resumption)
     progress.take(Response(prompt_info=inference_pb2.PromptInfo(request_id="r", seed=5, max_tokens=9)))
     return progress
 
@@ -151,6 +151,7 @@ def test_what_the_first_server_chose_is_told_to_the_next() -> None:
     request = progress.request.request
     assert (request.request_id, request.sampling.seed, request.stopping.max_tokens) == ("r", 5, 9)
     assert len(request.delivered) == 1
+    assert list(request.required_features) == ["delivered"], "an older server would start over"
 
 
 @pytest.mark.parametrize(
@@ -170,7 +171,7 @@ def test_what_is_no_loss_of_a_server_ends_the_stream(error: CallFailed) -> None:
 
 def test_a_stream_that_was_never_accepted_is_not_tried_again() -> None:
     with pytest.raises(CallFailed):
-        StreamProgress(stream_request("m", "p"), None, AT_ONCE).wait_s(LOST)
+        GenerationProgress(stream_request("m", "p"), None, AT_ONCE).wait_s(LOST)
     with pytest.raises(CallFailed):
         begun(None).wait_s(LOST)
 

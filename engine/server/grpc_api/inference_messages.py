@@ -36,6 +36,7 @@ from tokenmux.server.front.request_rules import (
     MIN_SECONDS,
 )
 from tokenmux.server.front.sampling_rules import MAX_BAD_WORDS, MAX_BIASES, MAX_FORBIDDEN_TOKENS
+from tokenmux.server.grpc_api.field_paths import check_features
 from tokenmux.v1 import inference_pb2
 
 MAX_DELIVERED = 128
@@ -49,16 +50,19 @@ def ask_of(request: inference_pb2.GenerateRequest, remaining_s: float | None = N
     """The question in a request, whose call has a deadline in `remaining_s` if it has one.
 
     Raises InvalidRequest if there is no prompt, or if there are more strings, ids or messages than are worth
-    copying.
+    copying; UnknownFeature if it relies on what this server does not know.
     """
+    check_features(request.required_features)
     sampling, stopping, level = request.sampling, request.stopping, request.service_level
     output = request.output
-    check_count("stop strings", stopping.strings, MAX_STOP_STRINGS)
-    check_count("stop token ids", stopping.token_ids, MAX_STOP_TOKEN_IDS)
-    check_count("tokens in logit_bias", sampling.logit_bias, MAX_BIASES)
-    check_count("forbidden_token_ids", sampling.forbidden_token_ids, MAX_FORBIDDEN_TOKENS)
-    check_count("bad_words", sampling.bad_words, MAX_BAD_WORDS)
-    check_count("entries of delivered", request.delivered, MAX_DELIVERED)
+    check_count("stop strings", stopping.strings, MAX_STOP_STRINGS, field="stop_strings")
+    check_count("stop token ids", stopping.token_ids, MAX_STOP_TOKEN_IDS, field="stop_token_ids")
+    check_count("tokens in logit_bias", sampling.logit_bias, MAX_BIASES, field="logit_bias")
+    check_count(
+        "forbidden_token_ids", sampling.forbidden_token_ids, MAX_FORBIDDEN_TOKENS, field="forbidden_token_ids"
+    )
+    check_count("bad_words", sampling.bad_words, MAX_BAD_WORDS, field="bad_words")
+    check_count("entries of delivered", request.delivered, MAX_DELIVERED, field="delivered")
     return Ask(
         model=request.model,
         prompt=_prompt_of(request),
@@ -114,7 +118,7 @@ def _prompt_of(request: inference_pb2.GenerateRequest) -> Text | TokenIds | Chat
         case "chat":
             return chat_of(request.chat)
         case _:
-            raise InvalidRequest("there is no prompt: give text, token_ids or chat")
+            raise InvalidRequest("there is no prompt: give text, token_ids or chat", field="prompt")
 
 
 def text_or_chat_of(request: inference_pb2.TokenizeRequest) -> Text | Chat:
@@ -129,9 +133,9 @@ def text_or_chat_of(request: inference_pb2.TokenizeRequest) -> Text | Chat:
 
 
 def chat_of(chat: inference_pb2.Chat) -> Chat:
-    check_count("chat messages", chat.messages, MAX_CHAT_MESSAGES)
-    check_count("tools", chat.tools, MAX_TOOLS)
-    check_count("documents", chat.documents, MAX_DOCUMENTS)
+    check_count("chat messages", chat.messages, MAX_CHAT_MESSAGES, field="messages")
+    check_count("tools", chat.tools, MAX_TOOLS, field="tools")
+    check_count("documents", chat.documents, MAX_DOCUMENTS, field="documents")
     return Chat(
         tuple(ChatMessage(message.role, message.content) for message in chat.messages),
         tuple(_json_object("tools", tool) for tool in chat.tools),
@@ -144,7 +148,11 @@ def chat_of(chat: inference_pb2.Chat) -> Chat:
 def _json_object(name: str, text: str) -> dict[str, object]:
     """Raises InvalidRequest for what is not a JSON object, or too long."""
     if len(text) > MAX_JSON_CHARS:
-        raise InvalidRequest(f"{name} has {len(text)} characters: at most {MAX_JSON_CHARS} are allowed")
+        raise InvalidRequest(
+            f"{name} has {len(text)} characters: at most {MAX_JSON_CHARS} are allowed",
+            limit=MAX_JSON_CHARS,
+            given=len(text),
+        )
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
