@@ -95,9 +95,9 @@ class InferenceServiceServicer:
         configured time, ended (ABORTED). A stream that breaks off with UNAVAILABLE can go on, on any server with
         the model: see GenerateRequest.delivered.
 
-        The call's deadline holds for both: when it passes, the request ends (DEADLINE_EXCEEDED) and frees what it
-        held, also if it has not run yet. A request that would expire in the queue at its present pace is refused
-        at once.
+        The call's deadline holds for both: when it passes, the request ends (DEADLINE_EXCEEDED) and frees what
+        it held, also if it has not run yet. A request that would expire in the queue at its present pace is
+        refused at once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
