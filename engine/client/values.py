@@ -187,7 +187,7 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """TokenUsage of one tenant."""
+    """Usage of one tenant."""
 
     name: str
     service: Service

@@ -67,6 +67,7 @@ def _is_over(request: RequestState) -> bool:
 def end(state: LiveState, request: RequestState, reason: FinishReason | None, detail: str = "") -> None:
     """End the request, or (without a `reason`) let it go elsewhere. It leaves as soon as no operation in
     flight uses it: call this again when one ends."""
+    state.version += 1
     if request.to_end is None:
         request.model.unfile(request)
         state.queue.leave(request)

@@ -146,11 +146,13 @@ class PromptInfo:
 @dataclass(frozen=True, slots=True)
 class PromptDelta:
     """Tokens of the prompt, the first of them at `index`, with their log-probabilities: None for the first
-    token of all. If they were asked for, they come in order, before the first `TokenDelta` with tokens."""
+    token of all. If they were asked for, they come in order, before the first `TokenDelta` with tokens.
+    `spellings` has the id and the bytes of every token in them."""
 
     index: int
     token_ids: tuple[int, ...]
     log_probabilities: tuple[LogProbabilities | None, ...]
+    spellings: tuple[tuple[int, bytes], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
