@@ -6,7 +6,7 @@
 """
 
 from tokenmux.client.aio import AsyncClient, AsyncStream
-from tokenmux.client.errors import CallFailed, WrongArgument
+from tokenmux.client.errors import CallFailed, ErrorDetails, WrongArgument
 from tokenmux.client.options import GenerateOptions
 from tokenmux.client.sync import Client, Stream
 from tokenmux.client.values import (
@@ -47,6 +47,7 @@ __all__ = [
     "Delta",
     "DeviceState",
     "Durations",
+    "ErrorDetails",
     "Finish",
     "GenerateOptions",
     "GenerationEvent",

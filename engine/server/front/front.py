@@ -89,7 +89,7 @@ class Front:
         self._threads = ThreadPoolExecutor(DECODER_THREADS, thread_name_prefix="decoder")
         self.models = ServedModels(self._threads)
         self.devices = PoolDevices(devices, capacity)
-        self._places = QueuePlaces(limits.max_requests, weights)
+        self._places = QueuePlaces(limits.max_requests, weights, clock)
         pace = QueuePace(clock)
         self.node = NodeSide(
             factory,

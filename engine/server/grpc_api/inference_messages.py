@@ -33,6 +33,7 @@ from tokenmux.server.front.request_rules import (
     MAX_TOOLS,
 )
 from tokenmux.server.front.sampling_rules import MAX_BAD_WORDS, MAX_BIASES, MAX_FORBIDDEN_TOKENS
+from tokenmux.server.grpc_api.field_paths import check_features
 from tokenmux.v1 import inference_pb2
 
 MAX_JSON_CHARS = 1 << 16
@@ -43,15 +44,18 @@ def ask_of(request: inference_pb2.GenerateRequest) -> Ask:
     """The question in a request.
 
     Raises InvalidRequest if there is no prompt, or if there are more strings, ids or messages than are worth
-    copying.
+    copying; UnknownFeature if it relies on what this server does not know.
     """
+    check_features(request.required_features)
     sampling, stopping, level = request.sampling, request.stopping, request.service_level
     output = request.output
-    check_count("stop strings", stopping.strings, MAX_STOP_STRINGS)
-    check_count("stop token ids", stopping.token_ids, MAX_STOP_TOKEN_IDS)
-    check_count("tokens in logit_bias", sampling.logit_bias, MAX_BIASES)
-    check_count("forbidden_token_ids", sampling.forbidden_token_ids, MAX_FORBIDDEN_TOKENS)
-    check_count("bad_words", sampling.bad_words, MAX_BAD_WORDS)
+    check_count("stop strings", stopping.strings, MAX_STOP_STRINGS, field="stop_strings")
+    check_count("stop token ids", stopping.token_ids, MAX_STOP_TOKEN_IDS, field="stop_token_ids")
+    check_count("tokens in logit_bias", sampling.logit_bias, MAX_BIASES, field="logit_bias")
+    check_count(
+        "forbidden_token_ids", sampling.forbidden_token_ids, MAX_FORBIDDEN_TOKENS, field="forbidden_token_ids"
+    )
+    check_count("bad_words", sampling.bad_words, MAX_BAD_WORDS, field="bad_words")
     return Ask(
         model=request.model,
         prompt=_prompt_of(request),
@@ -97,7 +101,7 @@ def _prompt_of(request: inference_pb2.GenerateRequest) -> Text | TokenIds | Chat
         case "chat":
             return chat_of(request.chat)
         case _:
-            raise InvalidRequest("there is no prompt: give text, token_ids or chat")
+            raise InvalidRequest("there is no prompt: give text, token_ids or chat", field="prompt")
 
 
 def text_or_chat_of(request: inference_pb2.TokenizeRequest) -> Text | Chat:
@@ -112,9 +116,9 @@ def text_or_chat_of(request: inference_pb2.TokenizeRequest) -> Text | Chat:
 
 
 def chat_of(chat: inference_pb2.Chat) -> Chat:
-    check_count("chat messages", chat.messages, MAX_CHAT_MESSAGES)
-    check_count("tools", chat.tools, MAX_TOOLS)
-    check_count("documents", chat.documents, MAX_DOCUMENTS)
+    check_count("chat messages", chat.messages, MAX_CHAT_MESSAGES, field="messages")
+    check_count("tools", chat.tools, MAX_TOOLS, field="tools")
+    check_count("documents", chat.documents, MAX_DOCUMENTS, field="documents")
     return Chat(
         tuple(ChatMessage(message.role, message.content) for message in chat.messages),
         tuple(_json_object("tools", tool) for tool in chat.tools),
@@ -127,7 +131,11 @@ def chat_of(chat: inference_pb2.Chat) -> Chat:
 def _json_object(name: str, text: str) -> dict[str, object]:
     """Raises InvalidRequest for what is not a JSON object, or too long."""
     if len(text) > MAX_JSON_CHARS:
-        raise InvalidRequest(f"{name} has {len(text)} characters: at most {MAX_JSON_CHARS} are allowed")
+        raise InvalidRequest(
+            f"{name} has {len(text)} characters: at most {MAX_JSON_CHARS} are allowed",
+            limit=MAX_JSON_CHARS,
+            given=len(text),
+        )
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -4,7 +4,9 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 
 from tokenmux.server.front.generation import StreamEvent
+from tokenmux.server.front.pool_status import installed_version
 from tokenmux.server.front.service import FrontService
+from tokenmux.server.grpc_api.field_paths import FEATURES
 from tokenmux.server.grpc_api.grpc_types import Context
 from tokenmux.server.grpc_api.inference_messages import (
     ask_of,
@@ -56,6 +58,13 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 has_chat_template=found.can_chat,
                 end_token_ids=sorted(found.end_token_ids),
             )
+
+    async def ServerMetadata(
+        self, request: inference_pb2.ServerMetadataRequest, context: Context
+    ) -> inference_pb2.ServerMetadataResponse:
+        return inference_pb2.ServerMetadataResponse(
+            name="tokenmux", version=installed_version(), features=FEATURES
+        )
 
     async def ServerReady(
         self, request: inference_pb2.ServerReadyRequest, context: Context

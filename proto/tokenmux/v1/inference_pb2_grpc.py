@@ -55,6 +55,11 @@ class InferenceServiceStub:
                 request_serializer=tokenmux_dot_v1_dot_inference__pb2.ModelMetadataRequest.SerializeToString,
                 response_deserializer=tokenmux_dot_v1_dot_inference__pb2.ModelMetadataResponse.FromString,
                 _registered_method=True)
+        self.ServerMetadata = channel.unary_unary(
+                '/tokenmux.v1.InferenceService/ServerMetadata',
+                request_serializer=tokenmux_dot_v1_dot_inference__pb2.ServerMetadataRequest.SerializeToString,
+                response_deserializer=tokenmux_dot_v1_dot_inference__pb2.ServerMetadataResponse.FromString,
+                _registered_method=True)
         self.ServerReady = channel.unary_unary(
                 '/tokenmux.v1.InferenceService/ServerReady',
                 request_serializer=tokenmux_dot_v1_dot_inference__pb2.ServerReadyRequest.SerializeToString,
@@ -102,6 +107,13 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ServerMetadata(self, request, context):
+        """What server this is, and what it can do.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ServerReady(self, request, context):
         """Whether the server accepts requests.
         """
@@ -138,6 +150,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.ModelMetadata,
                     request_deserializer=tokenmux_dot_v1_dot_inference__pb2.ModelMetadataRequest.FromString,
                     response_serializer=tokenmux_dot_v1_dot_inference__pb2.ModelMetadataResponse.SerializeToString,
+            ),
+            'ServerMetadata': grpc.unary_unary_rpc_method_handler(
+                    servicer.ServerMetadata,
+                    request_deserializer=tokenmux_dot_v1_dot_inference__pb2.ServerMetadataRequest.FromString,
+                    response_serializer=tokenmux_dot_v1_dot_inference__pb2.ServerMetadataResponse.SerializeToString,
             ),
             'ServerReady': grpc.unary_unary_rpc_method_handler(
                     servicer.ServerReady,
@@ -259,6 +276,33 @@ class InferenceService:
             '/tokenmux.v1.InferenceService/ModelMetadata',
             tokenmux_dot_v1_dot_inference__pb2.ModelMetadataRequest.SerializeToString,
             tokenmux_dot_v1_dot_inference__pb2.ModelMetadataResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ServerMetadata(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tokenmux.v1.InferenceService/ServerMetadata',
+            tokenmux_dot_v1_dot_inference__pb2.ServerMetadataRequest.SerializeToString,
+            tokenmux_dot_v1_dot_inference__pb2.ServerMetadataResponse.FromString,
             options,
             channel_credentials,
             insecure,
