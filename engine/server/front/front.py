@@ -13,7 +13,7 @@ threads.
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 
@@ -35,6 +35,7 @@ from tokenmux.server.front.model_store import ModelStore
 from tokenmux.server.front.model_text import PromptEncoder
 from tokenmux.server.front.names import check_name_length
 from tokenmux.server.front.node_side import NodeSide
+from tokenmux.server.front.operations import Operations, OperationView
 from tokenmux.server.front.pool_devices import PoolDevices
 from tokenmux.server.front.pool_status import PoolSnapshot, StatusBoard
 from tokenmux.server.front.queue_pace import QueuePace
@@ -121,6 +122,7 @@ class Front:
         self._calls = Calls(self._admission, self.node.requests, self._readiness, self.changes, clock)
         self._shown = ShownModels(self.models, self.node)
         self._undertakings = Undertakings()
+        self._operations = Operations(clock)
         self._registration = Registration(
             store, self.models, self.devices, self.node, self._undertakings, self.changes
         )
@@ -231,8 +233,23 @@ class Front:
     def show_model(self, name: str) -> ShownModel:
         return self._shown.named(name)
 
-    async def register(self, name: str, source: str) -> ShownModel:
-        return self._shown.of(await self._registration.register(name, source))
+    def register(self, name: str, source: str) -> OperationView:
+        return self._operations.start(
+            name,
+            lambda progress, cancellation: self._registration.register(name, source, progress, cancellation),
+        )
+
+    def list_operations(self) -> Sequence[OperationView]:
+        return self._operations.all()
+
+    def show_operation(self, name: str) -> OperationView:
+        return self._operations.get(name)
+
+    def watch_operation(self, name: str) -> AsyncGenerator[OperationView, None]:
+        return self._operations.watch(name)
+
+    def cancel_operation(self, name: str) -> None:
+        self._operations.cancel(name)
 
     async def unregister(self, name: str, *, force: bool = False) -> None:
         await self._registration.unregister(name, force=force)
