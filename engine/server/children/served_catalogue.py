@@ -232,7 +232,7 @@ class ServedCatalogue:
 
 
 def _end(child: Child) -> None:
-    """From any thread; whoever asked the child hears that it ended."""
+    """Kill a child, from any thread. The thread that asked it hears that it ended."""
     with suppress(OSError):
         os.kill(child.pid, 9)
 
