@@ -18,7 +18,7 @@
     ├── InUse                 live requests stand in the way            (FAILED_PRECONDITION)
     ├── Ended                 the server ended an accepted request      (ABORTED)
     │   └── SlowReader        its client did not read
-    ├── Cancelled             the caller, or an operator, ended it      (CANCELLED)
+    ├── WorkCancelled         the caller, or an operator, ended it      (CANCELLED)
     ├── DeadlineExceeded      the client's time for the call is over    (DEADLINE_EXCEEDED)
     ├── Unavailable           starting, stopping or broken              (UNAVAILABLE)
     │   └── ProcessFailed      a device or its process broke
@@ -199,7 +199,7 @@ class SlowReader(Ended):
     code = ErrorCode.SLOW_READER
 
 
-class Cancelled(TokenmuxError):
+class WorkCancelled(TokenmuxError):
     """What was under way was cancelled, and nothing is left of it."""
 
     code = ErrorCode.CANCELLED
@@ -264,7 +264,7 @@ _CLASSES: dict[ErrorCode, type[TokenmuxError]] = {
         InUse,
         Ended,
         SlowReader,
-        Cancelled,
+        WorkCancelled,
         DeadlineExceeded,
         Unavailable,
         ProcessFailed,

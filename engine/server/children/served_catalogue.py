@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenmux.core.errors import Cancelled, NotServable, TokenmuxError, Unavailable
+from tokenmux.core.errors import NotServable, TokenmuxError, Unavailable, WorkCancelled
 from tokenmux.core.facts import BLOCK_TOKENS
 from tokenmux.core.progress import Progress
 from tokenmux.models.catalogue.catalogue import Catalogue, SetAside
@@ -208,7 +208,7 @@ class ServedCatalogue:
             if self._closed:
                 results[name] = Unavailable("the server has stopped")
             elif cancellation.asked:
-                results[name] = Cancelled(f"registering {name} was cancelled")
+                results[name] = WorkCancelled(f"registering {name} was cancelled")
             elif isinstance(error, LimitExceeded):
                 results[name] = NotServable(
                     f"{source}: no progress in {limit_s:g} s of computing ({last}); "

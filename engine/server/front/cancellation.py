@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from tokenmux.core.errors import Cancelled
+from tokenmux.core.errors import WorkCancelled
 
 
 class Cancellation:
@@ -31,6 +31,6 @@ class Cancellation:
             self._told.remove(tell)
 
     def check(self) -> None:
-        """Raise Cancelled if it was asked for."""
+        """Raise WorkCancelled if it was asked for."""
         if self.asked:
-            raise Cancelled("it was cancelled")
+            raise WorkCancelled("it was cancelled")

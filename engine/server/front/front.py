@@ -31,11 +31,11 @@ from tokenmux.server.front.device_source import DeviceSource, WantedDevice
 from tokenmux.server.front.fitting import Capacity
 from tokenmux.server.front.generation import AboutModel, Ask, Prompt
 from tokenmux.server.front.limits import Limits
+from tokenmux.server.front.long_operations import LongOperations, OperationView
 from tokenmux.server.front.model_store import ModelStore
 from tokenmux.server.front.model_text import PromptEncoder
 from tokenmux.server.front.names import check_name_length
 from tokenmux.server.front.node_side import NodeSide
-from tokenmux.server.front.operations import Operations, OperationView
 from tokenmux.server.front.pool_devices import PoolDevices
 from tokenmux.server.front.pool_status import PoolSnapshot, StatusBoard
 from tokenmux.server.front.queue_pace import QueuePace
@@ -122,7 +122,7 @@ class Front:
         self._calls = Calls(self._admission, self.node.requests, self._readiness, self.changes, clock)
         self._shown = ShownModels(self.models, self.node)
         self._undertakings = Undertakings()
-        self._operations = Operations(clock)
+        self._operations = LongOperations(clock)
         self._registration = Registration(
             store, self.models, self.devices, self.node, self._undertakings, self.changes
         )

@@ -60,7 +60,7 @@ class ModelStore(Protocol):
         self, name: str, folder: Path, *, progress: Progress, cancellation: Cancellation
     ) -> StoredModel:
         """Convert a checkpoint and keep it. Raises AlreadyExists, NotFound, BadCheckpoint,
-        UnsupportedModel, DoesNotFit; and Cancelled, soon after that was asked for, with nothing kept."""
+        UnsupportedModel, DoesNotFit; and WorkCancelled, soon after that was asked for, with nothing kept."""
         ...
 
     def register_gguf(

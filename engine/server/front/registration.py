@@ -82,7 +82,7 @@ class Registration:
         pulled). Returns the work, to be awaited; it is completed even if the caller leaves.
 
         Raises InvalidRequest and AlreadyExists at once, and the work NotFound (no such source),
-        BadCheckpoint, NotServable, and Cancelled, with nothing kept.
+        BadCheckpoint, NotServable, and WorkCancelled, with nothing kept.
         """
         check_name_length(name)
         fault = model_name_fault(name)
@@ -196,7 +196,7 @@ class Registration:
 
     @asynccontextmanager
     async def _turn(self, cancellation: Cancellation) -> AsyncIterator[None]:
-        """Wait until fewer than `AT_ONCE` models are being converted, each in a thread. Raises Cancelled."""
+        """Wait until fewer than `AT_ONCE` models are being converted, each in a thread. Raises WorkCancelled."""
         loop, heard = asyncio.get_running_loop(), asyncio.Event()
         turn = asyncio.ensure_future(self._turns.acquire())
         asked = asyncio.ensure_future(heard.wait())

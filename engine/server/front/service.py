@@ -13,7 +13,7 @@ from tokenmux.server.front.api_keys import ApiKeys, Key
 from tokenmux.server.front.changes import Changes
 from tokenmux.server.front.device_source import WantedDevice
 from tokenmux.server.front.generation import AboutModel, Ask, Prompt, StreamEvent
-from tokenmux.server.front.operations import OperationView
+from tokenmux.server.front.long_operations import OperationView
 from tokenmux.server.front.pool_status import PoolSnapshot
 from tokenmux.server.front.shown_models import ShownModel
 from tokenmux.server.front.trace_document import TraceDocument

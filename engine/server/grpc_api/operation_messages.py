@@ -1,7 +1,7 @@
 """Operations as messages."""
 
 from tokenmux.core.errors import TokenmuxError
-from tokenmux.server.front.operations import OperationView
+from tokenmux.server.front.long_operations import OperationView
 from tokenmux.server.grpc_api.status import MAX_MESSAGE_CHARS, STATUS
 from tokenmux.v1 import operations_pb2
 

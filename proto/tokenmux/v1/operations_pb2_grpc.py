@@ -62,7 +62,7 @@ class OperationServiceServicer:
     """
 
     def GetOperation(self, request, context):
-        """One operation. NOT_FOUND if there is none of that name, or it ended so long ago that it was forgotten.
+        """One operation. NOT_FOUND if there is none of that name, or 100 others have ended since it did.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -10,7 +10,14 @@ from typing import Any
 
 import pytest
 
-from tokenmux.core.errors import Cancelled, InUse, NotServable, TokenmuxError, Unavailable, UnsupportedModel
+from tokenmux.core.errors import (
+    InUse,
+    NotServable,
+    TokenmuxError,
+    Unavailable,
+    UnsupportedModel,
+    WorkCancelled,
+)
 from tokenmux.models.catalogue import tiny
 from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.server.children.served_catalogue import RegistrationLimits, ServedCatalogue
@@ -226,7 +233,7 @@ def test_a_cancelled_registration_ends_and_what_it_left_behind_is_deleted(
     left.mkdir(parents=True)
     cancellation = Cancellation()
     cancellation.ask()  # before the child begins: the one that comes while it works takes the same way
-    with pytest.raises(Cancelled, match="registering m was cancelled"):
+    with pytest.raises(WorkCancelled, match="registering m was cancelled"):
         catalogue.register_folder("m", whole, progress=quiet, cancellation=cancellation)
     assert not left.exists()
     assert catalogue.names() == []

@@ -9,10 +9,10 @@ import pytest
 from tests.server.harness import PATIENCE_S, Served, serving
 from tokenmux.client import AsyncClient, CallFailed
 from tokenmux.client import OperationState as Told
-from tokenmux.core.errors import BadCheckpoint, Cancelled, NotFound, Overloaded
+from tokenmux.core.errors import BadCheckpoint, NotFound, Overloaded, WorkCancelled
 from tokenmux.core.progress import Progress
 from tokenmux.server.front.cancellation import Cancellation
-from tokenmux.server.front.operations import MAX_ENDED, MAX_RUNNING, Operations, OperationState
+from tokenmux.server.front.long_operations import MAX_ENDED, MAX_RUNNING, LongOperations, OperationState
 
 
 class Clock:
@@ -23,11 +23,11 @@ class Clock:
 
 
 @pytest.fixture
-async def operations() -> Operations:
-    return Operations(Clock())
+async def operations() -> LongOperations:
+    return LongOperations(Clock())
 
 
-async def last(operations: Operations, name: str) -> OperationState:
+async def last(operations: LongOperations, name: str) -> OperationState:
     async with asyncio.timeout(PATIENCE_S):
         async for view in operations.watch(name):
             state = view.state
@@ -36,7 +36,7 @@ async def last(operations: Operations, name: str) -> OperationState:
 
 async def test_a_watcher_sees_progress_and_the_end() -> None:
     clock, go_on = Clock(), asyncio.Event()
-    operations = Operations(clock)
+    operations = LongOperations(clock)
 
     async def work(progress: Progress, cancellation: Cancellation) -> None:
         await asyncio.to_thread(progress, "converting " + "x" * 500, 3, 10**30)
@@ -58,7 +58,7 @@ async def test_a_watcher_sees_progress_and_the_end() -> None:
     assert operations.get(name) == third
 
 
-async def test_an_end_has_its_reason(operations: Operations) -> None:
+async def test_an_end_has_its_reason(operations: LongOperations) -> None:
     async def broken(progress: Progress, cancellation: Cancellation) -> None:
         raise BadCheckpoint("cut off")
 
@@ -78,12 +78,12 @@ async def test_an_end_has_its_reason(operations: Operations) -> None:
     errors = [operations.get(name).error for name in names]
     assert str(errors[0]) == "cut off"
     assert "secret" not in str(errors[1])
-    assert isinstance(errors[2], Cancelled)
+    assert isinstance(errors[2], WorkCancelled)
     operations.cancel(names[0])  # it has ended: nothing happens
     assert operations.get(names[0]).state is OperationState.FAILED
 
 
-async def test_so_many_run_and_so_many_are_kept(operations: Operations) -> None:
+async def test_so_many_run_and_so_many_are_kept(operations: LongOperations) -> None:
     go_on = asyncio.Event()
 
     async def wait(progress: Progress, cancellation: Cancellation) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
-from tokenmux.core.errors import Cancelled, NotFound, Overloaded, TokenmuxError
+from tokenmux.core.errors import NotFound, Overloaded, TokenmuxError, WorkCancelled
 from tokenmux.core.progress import Progress
 from tokenmux.server.front.cancellation import Cancellation
 from tokenmux.server.front.changes import Changes, Watchers
@@ -24,7 +24,7 @@ MAX_OPERATION_WATCHERS = 128
 MAX_DOING_CHARS = 200
 _LARGEST = 2**63
 
-Work = Callable[[Progress, Cancellation], Coroutine[Any, Any, object]]
+LongWork = Callable[[Progress, Cancellation], Coroutine[Any, Any, object]]
 """Begins the work; the coroutine ends when it is done, and raises if it is not."""
 
 
@@ -61,7 +61,7 @@ class _Operation:
         self.task: asyncio.Task[None] | None = None
 
 
-class Operations:
+class LongOperations:
     """All operations of a server. On one event loop."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -71,7 +71,7 @@ class Operations:
             "operations", MAX_OPERATION_WATCHERS, "ask for it from time to time instead"
         )
 
-    def start(self, model: str, work: Work) -> OperationView:
+    def start(self, model: str, work: LongWork) -> OperationView:
         """Begin work about a model. Raises Overloaded, and what `work` raises when it is called."""
         n_running = sum(kept.view.state is OperationState.RUNNING for kept in self._kept.values())
         if n_running >= MAX_RUNNING:
@@ -127,7 +127,7 @@ class Operations:
         error: TokenmuxError | None = None
         try:
             await work
-        except Cancelled as cancelled:
+        except WorkCancelled as cancelled:
             state, error = OperationState.CANCELLED, cancelled
         except Exception as failure:  # noqa: BLE001 - whatever it was is the operation's end
             state, error = OperationState.FAILED, told_to_client(failure)
