@@ -8,6 +8,7 @@
 from tokenmux.client.aio import AsyncClient, AsyncStream
 from tokenmux.client.errors import CallFailed, ErrorDetails, WrongArgument
 from tokenmux.client.options import GenerateOptions
+from tokenmux.client.resumption import Resumption
 from tokenmux.client.sync import Client, Stream
 from tokenmux.client.values import (
     Choice,
@@ -68,6 +69,7 @@ __all__ = [
     "PromptLogprobs",
     "RecordedRequest",
     "Residency",
+    "Resumption",
     "Service",
     "State",
     "Stream",

@@ -187,6 +187,10 @@ def tokenize_request(model: str, prompt: Prompt) -> inference_pb2.TokenizeReques
     return _made(inference_pb2.TokenizeRequest, model=model, **given)
 
 
+def cancel_request(request_id: str, tenant: str) -> inference_pb2.CancelGenerationRequest:
+    return _made(inference_pb2.CancelGenerationRequest, request_id=request_id, tenant=tenant)
+
+
 def _prompt(prompt: Prompt) -> dict[str, Any]:
     """The field of the oneof for this kind of prompt."""
     if isinstance(prompt, str):
@@ -260,6 +264,7 @@ def finish(info: inference_pb2.FinishInfo) -> Finish:
         n_prompt_tokens=info.usage.n_prompt_tokens,
         n_completion_tokens=info.usage.n_completion_tokens,
         n_tokens_on_time=info.usage.n_tokens_on_time,
+        n_resumed_tokens=info.usage.n_resumed_tokens,
         queue_s=info.timings.queue_s,
         ttft_s=info.timings.ttft_s,
         total_s=info.timings.total_s,

@@ -23,6 +23,7 @@ from tokenmux.messages.commands import Submit
 from tokenmux.models.text.tool_formats import tool_format_of
 from tokenmux.server.front.call import AdmittedChoice, choice_id
 from tokenmux.server.front.counts import check_token_ids
+from tokenmux.server.front.delivered_tokens import retrace
 from tokenmux.server.front.generation import (
     NONE_DELIVERED,
     AboutModel,
@@ -47,7 +48,6 @@ from tokenmux.server.front.request_rules import (
     output_limit,
     service_level,
 )
-from tokenmux.server.front.resumption import retrace
 from tokenmux.server.front.sampling_rules import logit_rules, spellings
 from tokenmux.server.front.served_models import ServedModel, ServedModels
 from tokenmux.server.front.tenants import QueuePlaces, Weights

@@ -196,7 +196,7 @@ class Registration:
 
     @asynccontextmanager
     async def _turn(self, cancellation: Cancellation) -> AsyncIterator[None]:
-        """Wait until fewer than `AT_ONCE` models are being converted, each in a thread. Raises WorkCancelled."""
+        """Wait until fewer than `AT_ONCE` models are being converted. Raises WorkCancelled."""
         loop, heard = asyncio.get_running_loop(), asyncio.Event()
         turn = asyncio.ensure_future(self._turns.acquire())
         asked = asyncio.ensure_future(heard.wait())

@@ -13,9 +13,9 @@ from tokenmux.core.errors import ContextExceeded, InvalidRequest
 from tokenmux.core.facts import ModelFacts
 from tokenmux.core.request import ServiceLevel
 from tokenmux.server.front.counts import check_count, check_token_ids
+from tokenmux.server.front.delivered_tokens import check_delivered
 from tokenmux.server.front.generation import Ask, Chat, Prompt, Text, TokenIds
 from tokenmux.server.front.names import tenant_fault
-from tokenmux.server.front.resumption import check_delivered
 from tokenmux.server.front.sampling_rules import check_sampling
 
 MIN_WEIGHT, MAX_WEIGHT = 0.01, 100.0

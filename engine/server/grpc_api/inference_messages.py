@@ -17,6 +17,7 @@ from tokenmux.server.front.generation import (
     Ask,
     Chat,
     ChatMessage,
+    Delivered,
     FinishInfo,
     PromptDelta,
     PromptInfo,
@@ -28,20 +29,25 @@ from tokenmux.server.front.generation import (
 from tokenmux.server.front.request_rules import (
     MAX_CHAT_MESSAGES,
     MAX_DOCUMENTS,
+    MAX_SECONDS,
     MAX_STOP_STRINGS,
     MAX_STOP_TOKEN_IDS,
     MAX_TOOLS,
+    MIN_SECONDS,
 )
 from tokenmux.server.front.sampling_rules import MAX_BAD_WORDS, MAX_BIASES, MAX_FORBIDDEN_TOKENS
 from tokenmux.server.grpc_api.field_paths import check_features
 from tokenmux.v1 import inference_pb2
 
+MAX_DELIVERED = 128
+"""More choices than any server serves in one call."""
+
 MAX_JSON_CHARS = 1 << 16
 """Bounds one tool, one document or all template arguments, which are parsed on the event loop."""
 
 
-def ask_of(request: inference_pb2.GenerateRequest) -> Ask:
-    """The question in a request.
+def ask_of(request: inference_pb2.GenerateRequest, remaining_s: float | None = None) -> Ask:
+    """The question in a request, whose call has a deadline in `remaining_s` if it has one.
 
     Raises InvalidRequest if there is no prompt, or if there are more strings, ids or messages than are worth
     copying; UnknownFeature if it relies on what this server does not know.
@@ -56,6 +62,7 @@ def ask_of(request: inference_pb2.GenerateRequest) -> Ask:
         "forbidden_token_ids", sampling.forbidden_token_ids, MAX_FORBIDDEN_TOKENS, field="forbidden_token_ids"
     )
     check_count("bad_words", sampling.bad_words, MAX_BAD_WORDS, field="bad_words")
+    check_count("entries of delivered", request.delivered, MAX_DELIVERED, field="delivered")
     return Ask(
         model=request.model,
         prompt=_prompt_of(request),
@@ -85,11 +92,21 @@ def ask_of(request: inference_pb2.GenerateRequest) -> Ask:
             request.truncate_prompt_tokens if request.HasField("truncate_prompt_tokens") else None
         ),
         request_id=request.request_id,
+        delivered=tuple(Delivered(held.token_ids, held.complete) for held in request.delivered),
+        timeout_s=_timeout_s(remaining_s),
         ttft_s=level.ttft_s if level.HasField("ttft_s") else None,
         tpot_s=level.tpot_s if level.HasField("tpot_s") else None,
         tenant=request.tenant,
         weight=request.weight if request.HasField("weight") else 1.0,
     )
+
+
+def _timeout_s(remaining_s: float | None) -> float | None:
+    """How long the client waits. A deadline that is days away is none, and gRPC itself ends a call whose
+    deadline has passed."""
+    if remaining_s is None or remaining_s > MAX_SECONDS:
+        return None
+    return max(remaining_s, MIN_SECONDS)
 
 
 def _prompt_of(request: inference_pb2.GenerateRequest) -> Text | TokenIds | Chat:
@@ -175,6 +192,7 @@ def _add_usage(usage: inference_pb2.Usage, info: FinishInfo) -> None:
     usage.n_prompt_tokens = info.n_prompt
     usage.n_completion_tokens += info.n_completion
     usage.n_tokens_on_time += info.n_on_time
+    usage.n_resumed_tokens += info.n_resumed
 
 
 def stream_response(event: StreamEvent) -> inference_pb2.GenerateStreamResponse:
@@ -245,6 +263,7 @@ def finish_info_message(info: FinishInfo) -> inference_pb2.FinishInfo:
             n_prompt_tokens=info.n_prompt,
             n_completion_tokens=info.n_completion,
             n_tokens_on_time=info.n_on_time,
+            n_resumed_tokens=info.n_resumed,
         ),
         timings=inference_pb2.Timings(queue_s=info.queue_s, ttft_s=info.ttft_s, total_s=info.total_s),
         seed=info.seed,
