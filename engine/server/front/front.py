@@ -30,6 +30,7 @@ from tokenmux.server.front.device_changes import DeviceChanges
 from tokenmux.server.front.device_source import DeviceSource, WantedDevice
 from tokenmux.server.front.fitting import Capacity
 from tokenmux.server.front.generation import AboutModel, Ask, Prompt
+from tokenmux.server.front.grammar_reader import GrammarReader
 from tokenmux.server.front.limits import Limits
 from tokenmux.server.front.long_operations import LongOperations, OperationView
 from tokenmux.server.front.model_store import ModelStore
@@ -66,6 +67,7 @@ class Front:
         source: DeviceSource,
         *,
         encoder: PromptEncoder,
+        grammars: GrammarReader,
         keys: ApiKeys | None = None,
         pinned: Collection[str] = (),
         limits: Limits | None = None,
@@ -77,8 +79,8 @@ class Front:
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         """`devices` are those to start with; `source` gives those that operators add.
-        `pinned` names the models to pin from the start; `encoder` is closed with the front. The
-        node's times must be on the same `clock`: CLOCK_MONOTONIC is the same for all processes of one
+        `pinned` names the models to pin from the start; `encoder` and `grammars` are closed with the front.
+        The node's times must be on the same `clock`: CLOCK_MONOTONIC is the same for all processes of one
         machine."""
         limits, weights = limits or Limits(), weights or Weights()
         self.keys = keys or ApiKeys()
@@ -86,6 +88,7 @@ class Front:
         self._pinned = frozenset(pinned)
         self._recorder = recorder
         self._encoder = encoder
+        self._grammars = grammars
         self._clock = clock
         self._threads = ThreadPoolExecutor(DECODER_THREADS, thread_name_prefix="decoder")
         self.models = ServedModels(self._threads)
@@ -109,6 +112,7 @@ class Front:
         self._admission = Admission(
             self.models,
             encoder,
+            grammars,
             self.devices,
             self._places,
             self._readiness,
@@ -187,6 +191,7 @@ class Front:
         self.end_streams()
         await self.node.close()
         self._encoder.close()
+        self._grammars.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     @property
