@@ -20,12 +20,8 @@ from tokenmux.core.progress import Progress
 from tokenmux.models.grammar.translation import source_of
 from tokenmux.models.text.encoder import TextFacts
 from tokenmux.models.text.tool_formats import schemas_of
-<<<<<<< HEAD
 from tokenmux.server.front.cancellation import Cancellation
-from tokenmux.server.front.generation import Chat, Encodable, Text, Words
-=======
 from tokenmux.server.front.generation import Chat, Constraint, Encodable, Text, Words
->>>>>>> main
 
 VOCAB = 256
 
