@@ -12,11 +12,13 @@ from tokenmux.core.errors import InvalidRequest
 from tokenmux.core.phases import PhaseChanged
 from tokenmux.core.request import FinishReason
 from tokenmux.core.sampling import LogProbabilities
+from tokenmux.server.front.constraint_rules import MAX_CHOICES, choice_of
 from tokenmux.server.front.counts import check_count
 from tokenmux.server.front.generation import (
     Ask,
     Chat,
     ChatMessage,
+    Constraint,
     Delivered,
     FinishInfo,
     PromptDelta,
@@ -88,6 +90,7 @@ def ask_of(request: inference_pb2.GenerateRequest, remaining_s: float | None = N
         include_stop_string=stopping.include_stop_string,
         skip_special_tokens=not output.keep_special_tokens,
         echo=output.echo,
+        constraint=_constraint_of(request.constraint) if request.HasField("constraint") else None,
         truncate_prompt_tokens=(
             request.truncate_prompt_tokens if request.HasField("truncate_prompt_tokens") else None
         ),
@@ -99,6 +102,26 @@ def ask_of(request: inference_pb2.GenerateRequest, remaining_s: float | None = N
         tenant=request.tenant,
         weight=request.weight if request.HasField("weight") else 1.0,
     )
+
+
+def _constraint_of(constraint: inference_pb2.Constraint) -> Constraint:
+    match constraint.WhichOneof("kind"):
+        case "json_schema":
+            return Constraint("json_schema", constraint.json_schema)
+        case "json_object" if constraint.json_object:
+            return Constraint("json_object", "{}")
+        case "regex":
+            return Constraint("regex", constraint.regex)
+        case "grammar":
+            return Constraint("grammar", constraint.grammar)
+        case "choices":
+            check_count("strings to choose from", constraint.choices.strings, MAX_CHOICES)
+            return choice_of(list(constraint.choices.strings))
+        case _:
+            raise InvalidRequest(
+                "constraint is empty: give json_schema, json_object (true), regex, grammar or choices, or "
+                "leave it out"
+            )
 
 
 def _timeout_s(remaining_s: float | None) -> float | None:
