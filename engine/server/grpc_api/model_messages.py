@@ -8,7 +8,7 @@ from tokenmux.core.facts import ModelFacts
 from tokenmux.scheduler.metrics.counter_table import Row
 from tokenmux.scheduler.metrics.counters import MODEL_TABLE, SERVICE_TABLE
 from tokenmux.scheduler.metrics.histogram import Durations
-from tokenmux.server.front.paging import page_of
+from tokenmux.server.front.list_pages import page_of
 from tokenmux.server.front.shown_models import ShownModel
 from tokenmux.v1 import models_pb2, pool_pb2
 

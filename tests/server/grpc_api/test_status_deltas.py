@@ -14,7 +14,7 @@ from tests.server.scripted_models import FakeEntry, facts
 from tokenmux.client import AsyncClient
 from tokenmux.client.watched_status import WatchedStatus
 from tokenmux.core.errors import InvalidRequest
-from tokenmux.server.front.paging import MAX_PAGE, page_of
+from tokenmux.server.front.list_pages import MAX_PAGE, page_of
 from tokenmux.server.front.pool_status import PoolSnapshot
 from tokenmux.server.front.shown_models import ShownModel
 from tokenmux.server.front.usage import Usage
@@ -85,7 +85,7 @@ async def test_the_status_comes_in_pages_and_in_short(served: Served) -> None:
 
 
 async def test_both_lists_of_the_client_are_whole(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tokenmux.server.front.paging.MAX_PAGE", 2)
+    monkeypatch.setattr("tokenmux.server.front.list_pages.MAX_PAGE", 2)
     async with AsyncClient(served.target) as client:
         assert [model.name for model in await client.models.list()] == [*NAMES]
         assert [model.name for model in (await client.pool.status()).models] == [*NAMES]

@@ -11,12 +11,12 @@ from tokenmux.core.model_names import MAX_NAME_CHARS
 
 MAX_PAGE = 1000
 
-Item = TypeVar("Item")
+Listed = TypeVar("Listed")
 
 
 def page_of(
-    items: Sequence[Item], name: Callable[[Item], str], *, size: int, token: str, filter: str
-) -> tuple[Sequence[Item], str]:
+    items: Sequence[Listed], name: Callable[[Listed], str], *, size: int, token: str, filter: str
+) -> tuple[Sequence[Listed], str]:
     """The page after `token` of the items whose names contain `filter`, and the token of the next one.
 
     A token holds the last name of its page, so that what is added or removed meanwhile makes no other item
