@@ -11,6 +11,7 @@ import grpc
 from tokenmux.client import proto_values
 from tokenmux.client.connection import DEFAULT_ADDRESS, Connection
 from tokenmux.client.errors import CallFailed, translated
+from tokenmux.client.operations import Operations
 from tokenmux.client.options import GenerateOptions
 from tokenmux.client.resumption import DEFAULT_RESUMPTION, GenerationProgress, Resumption
 from tokenmux.client.values import (
@@ -20,11 +21,13 @@ from tokenmux.client.values import (
     Model,
     ModelMetadata,
     ModelSizes,
+    Operation,
     PoolStatus,
     PoolTrace,
     Prompt,
     RecordedRequest,
 )
+from tokenmux.client.watched_status import WatchedStatus
 from tokenmux.v1 import (
     inference_pb2,
     inference_pb2_grpc,
@@ -129,6 +132,8 @@ class Client:
         self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self.models = Models(self._channel, self._metadata)
         """Registering, loading, pinning. Needs an admin key if the server has keys."""
+        self.operations = Operations(self._channel, self._metadata)
+        """Work that goes on without its caller. Needs an admin key if the server has keys."""
         self.pool = Pool(self._channel, self._metadata)
         """The state and size of the pool. Needs an admin key if the server has keys."""
         self.planning = Planning(self._channel, self._metadata)
@@ -246,11 +251,18 @@ class Models:
     def __init__(self, channel: grpc.Channel, metadata: Sequence[tuple[str, str]]) -> None:
         self._stub = models_pb2_grpc.ModelServiceStub(channel)  # type: ignore[no-untyped-call]
         self._metadata = metadata
+        self._operations = Operations(channel, metadata)
 
     def list(self, *, timeout_s: float | None = None) -> tuple[Model, ...]:
         """All models by name, including refused ones."""
-        response = self._call(self._stub.ListModels, models_pb2.ListModelsRequest(), timeout_s)
-        return tuple(proto_values.model(message) for message in response.models)
+        request = models_pb2.ListModelsRequest()
+        found: tuple[Model, ...] = ()
+        while True:
+            response = self._call(self._stub.ListModels, request, timeout_s)
+            found += tuple(map(proto_values.model, response.models))
+            if not response.next_page_token:
+                return found
+            request.page_token = response.next_page_token
 
     def get(self, name: str, *, timeout_s: float | None = None) -> Model:
         return proto_values.model(
@@ -261,10 +273,18 @@ class Models:
         """Add a model from a folder of safetensors or a GGUF file on the server's machine. May take minutes.
 
         Without a source, add a model that is already in the catalogue, such as one pulled while the server
-        ran.
+        ran. The server goes on if the caller leaves; `start_registration` can also be watched and cancelled.
         """
+        operation = self.start_registration(name, source, timeout_s=timeout_s)
+        for _ in self._operations.watch(operation.name, timeout_s=timeout_s):
+            pass
+        return self.get(name, timeout_s=timeout_s)
+
+    def start_registration(self, name: str, source: str = "", *, timeout_s: float | None = None) -> Operation:
+        """Begin to add a model, and return at once. `operations.watch` tells how it goes on."""
         request = models_pb2.RegisterModelRequest(name=name, source=source)
-        return proto_values.model(self._call(self._stub.RegisterModel, request, timeout_s).model)
+        response = self._call(self._stub.RegisterModel, request, timeout_s)
+        return proto_values.operation(response.operation)
 
     def unregister(self, name: str, *, force: bool = False, timeout_s: float | None = None) -> None:
         """Remove a model; with `force` even if it has live requests, which then fail."""
@@ -300,18 +320,25 @@ class Pool:
 
     def status(self, *, timeout_s: float | None = None) -> PoolStatus:
         """The present state of the pool."""
-        response = self._call(self._stub.GetStatus, pool_pb2.GetStatusRequest(), timeout_s)
-        return proto_values.pool_status(response.status)
+        request = pool_pb2.GetStatusRequest()
+        response = self._call(self._stub.GetStatus, request, timeout_s)
+        status = response.status
+        while response.next_page_token:
+            request.page_token = response.next_page_token
+            response = self._call(self._stub.GetStatus, request, timeout_s)
+            status.models.extend(response.status.models)
+        return proto_values.pool_status(status)
 
     def watch(self, *, min_interval_s: float = 0.0, timeout_s: float | None = None) -> Iterator[PoolStatus]:
         """The state of the pool, now and at every change, at least `min_interval_s` seconds apart. Ends
         when the server stops."""
         request = pool_pb2.WatchStatusRequest(min_interval_s=min_interval_s)
+        watched = WatchedStatus()
         call = self._stub.WatchStatus(request, timeout=timeout_s, metadata=self._metadata)
         try:
             with translated():
                 for response in call:
-                    yield proto_values.pool_status(response.status)
+                    yield watched.take(response)
         finally:
             call.cancel()
 
