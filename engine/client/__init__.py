@@ -6,8 +6,9 @@
 """
 
 from tokenmux.client.aio import AsyncClient, AsyncStream
-from tokenmux.client.errors import CallFailed, WrongArgument
+from tokenmux.client.errors import CallFailed, ErrorDetails, WrongArgument
 from tokenmux.client.options import GenerateOptions
+from tokenmux.client.resumption import Resumption
 from tokenmux.client.sync import Client, Stream
 from tokenmux.client.values import (
     Choice,
@@ -47,6 +48,7 @@ __all__ = [
     "Delta",
     "DeviceState",
     "Durations",
+    "ErrorDetails",
     "Finish",
     "GenerateOptions",
     "GenerationEvent",
@@ -63,6 +65,7 @@ __all__ = [
     "PromptLogprobs",
     "RecordedRequest",
     "Residency",
+    "Resumption",
     "Service",
     "State",
     "Stream",

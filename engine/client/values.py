@@ -83,7 +83,10 @@ class Delta:
 @dataclass(frozen=True, slots=True)
 class Finish:
     """How an output ended. `reason` is "stop" or "length"; times are seconds since the request arrived at
-    the server. `seed` is that of this output: a request with it gives the same tokens."""
+    the server. `seed` is that of this output: a request with it gives the same tokens.
+
+    If the stream went on at another server, that one drew all but `n_resumed_tokens`, and counts those of its
+    own that were on time."""
 
     reason: str
     stop_string: str | None
@@ -96,6 +99,7 @@ class Finish:
     total_s: float
     seed: int
     choice: int = 0
+    n_resumed_tokens: int = 0
 
 
 GenerationEvent = PromptInfo | State | PromptLogprobs | Delta | Finish
@@ -187,7 +191,7 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """TokenUsage of one tenant."""
+    """Usage of one tenant."""
 
     name: str
     service: Service

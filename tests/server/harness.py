@@ -10,7 +10,7 @@ from typing import Any, Self, TypeVar
 
 import grpc
 
-from tests.server.scripted_models import FakeCatalogue, FakeEntry, ThreadTexts, facts
+from tests.server.scripted_models import FakeCatalogue, FakeEntry, LoopGrammars, ThreadTexts, facts
 from tests.server.small_devices import SmallDevices, SmallMachine, device_setup
 from tokenmux.messages.reports import (
     Report,
@@ -64,6 +64,7 @@ def make_front(
         recorder=recorder,
         keys=ApiKeys(keys),
         encoder=ThreadTexts(catalogue.__getitem__),
+        grammars=LoopGrammars(),
         clock=clock,
         sleep=sleep,
         draw_seed=lambda: 1234,

@@ -15,10 +15,12 @@ from tokenmux.core.errors import (
     TokenmuxError,
 )
 from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.grammar import Grammar
 from tokenmux.core.progress import Progress
+from tokenmux.models.grammar.translation import source_of
 from tokenmux.models.text.encoder import TextFacts
 from tokenmux.models.text.tool_formats import schemas_of
-from tokenmux.server.front.generation import Chat, Encodable, Text, Words
+from tokenmux.server.front.generation import Chat, Constraint, Encodable, Text, Words
 
 VOCAB = 256
 
@@ -212,4 +214,18 @@ class FakeAside:
         self.catalogue.kept[self.entry.facts.id] = self.entry
 
     def delete(self) -> None:
+        pass
+
+
+class LoopGrammars:
+    """Reads constraints at once, on the event loop: those of tests are small."""
+
+    async def read(self, constraint: Constraint) -> Grammar:
+        try:
+            return Grammar.of(source_of(constraint.kind, constraint.text))
+        except InvalidRequest as error:
+            said = f"{constraint.title} cannot be used: {error}"
+            raise InvalidRequest(said, field="constraint") from None
+
+    def close(self) -> None:
         pass

@@ -63,6 +63,7 @@ class EventBuffer:
                     last.index,
                     last.token_ids + event.token_ids,
                     last.log_probabilities + event.log_probabilities,
+                    last.spellings + event.spellings,
                 )
             case _:
                 self._events.append(event)

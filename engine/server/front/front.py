@@ -30,6 +30,7 @@ from tokenmux.server.front.device_changes import DeviceChanges
 from tokenmux.server.front.device_source import DeviceSource, WantedDevice
 from tokenmux.server.front.fitting import Capacity
 from tokenmux.server.front.generation import AboutModel, Ask, Prompt
+from tokenmux.server.front.grammar_reader import GrammarReader
 from tokenmux.server.front.limits import Limits
 from tokenmux.server.front.model_store import ModelStore
 from tokenmux.server.front.model_text import PromptEncoder
@@ -65,6 +66,7 @@ class Front:
         source: DeviceSource,
         *,
         encoder: PromptEncoder,
+        grammars: GrammarReader,
         keys: ApiKeys | None = None,
         pinned: Collection[str] = (),
         limits: Limits | None = None,
@@ -76,8 +78,8 @@ class Front:
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         """`devices` are those to start with; `source` gives those that operators add.
-        `pinned` names the models to pin from the start; `encoder` is closed with the front. The
-        node's times must be on the same `clock`: CLOCK_MONOTONIC is the same for all processes of one
+        `pinned` names the models to pin from the start; `encoder` and `grammars` are closed with the front.
+        The node's times must be on the same `clock`: CLOCK_MONOTONIC is the same for all processes of one
         machine."""
         limits, weights = limits or Limits(), weights or Weights()
         self.keys = keys or ApiKeys()
@@ -85,11 +87,12 @@ class Front:
         self._pinned = frozenset(pinned)
         self._recorder = recorder
         self._encoder = encoder
+        self._grammars = grammars
         self._clock = clock
         self._threads = ThreadPoolExecutor(DECODER_THREADS, thread_name_prefix="decoder")
         self.models = ServedModels(self._threads)
         self.devices = PoolDevices(devices, capacity)
-        self._places = QueuePlaces(limits.max_requests, weights)
+        self._places = QueuePlaces(limits.max_requests, weights, clock)
         pace = QueuePace(clock)
         self.node = NodeSide(
             factory,
@@ -108,6 +111,7 @@ class Front:
         self._admission = Admission(
             self.models,
             encoder,
+            grammars,
             self.devices,
             self._places,
             self._readiness,
@@ -185,6 +189,7 @@ class Front:
         self.end_streams()
         await self.node.close()
         self._encoder.close()
+        self._grammars.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     @property

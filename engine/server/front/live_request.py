@@ -88,7 +88,8 @@ class LiveRequest:
         """Tokens of the prompt whose log-probabilities the client has got, or does not want."""
         if submit.n_prompt_likeliest is not None:
             self._n_told = 1
-            buffer.put(PromptDelta(0, submit.prompt[:1], (None,)))
+            first = submit.prompt[:1]
+            buffer.put(PromptDelta(0, first, (None,), self._spellings(first, ())))
         if echo and not submit.delivered:
             buffer.put(TokenDelta(0, (), echo, choice=choice))
 
@@ -132,7 +133,8 @@ class LiveRequest:
         if fresh:
             index = self._n_told
             self._n_told += len(fresh)
-            self._buffer.put(PromptDelta(index, self._submit.prompt[index : self._n_told], fresh))
+            tokens = self._submit.prompt[index : self._n_told]
+            self._buffer.put(PromptDelta(index, tokens, fresh, self._spellings(tokens, fresh)))
 
     def take_tokens(self, tokens: Tokens) -> bool:
         """Take new output. True if a stop string ended the request, which the node cannot know.
@@ -161,8 +163,8 @@ class LiveRequest:
                 break
         self._note_delivered(index, tokens.at_s)
         told = tokens.log_probabilities[known : known + len(self._delivered) - index]
-        spellings = self._spellings(index, told) if told else ()
         new = tuple(self._delivered[index:])
+        spellings = self._spellings(new, told) if told else ()
         self._buffer.put(TokenDelta(index, new, text, told, self._choice, spellings))
         if self._detokenizer.stopped is not None:
             self._complete(FinishReason.STOP)
@@ -215,10 +217,11 @@ class LiveRequest:
         """True if the node stops at this token. Such a token is delivered as an id, but not as text."""
         return token_id in self._submit.stop_token_ids and position + 1 >= self._submit.min_tokens
 
-    def _spellings(self, index: int, told: Iterable[LogProbabilities]) -> tuple[tuple[int, bytes], ...]:
-        """The ids and bytes of the tokens delivered from `index` on, and of the others whose
-        log-probabilities are told."""
-        named = chain(self._delivered[index:], (token for one in told for token, _ in one.likeliest))
+    def _spellings(
+        self, tokens: Iterable[int], told: Iterable[LogProbabilities]
+    ) -> tuple[tuple[int, bytes], ...]:
+        """The ids and bytes of `tokens`, and of the others whose log-probabilities are told."""
+        named = chain(tokens, (token for one in told for token, _ in one.likeliest))
         return tuple((token, self._detokenizer.spell(token)) for token in dict.fromkeys(named))
 
     def _note_delivered(self, index: int, at_s: float) -> None:

@@ -9,13 +9,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tokenmux.core.errors import InvalidRequest
+from tokenmux.core.errors import ContextExceeded, InvalidRequest
 from tokenmux.core.facts import ModelFacts
 from tokenmux.core.request import ServiceLevel
+from tokenmux.server.front.constraint_rules import check_constraint
 from tokenmux.server.front.counts import check_count, check_token_ids
+from tokenmux.server.front.delivered_tokens import check_delivered
 from tokenmux.server.front.generation import Ask, Chat, Prompt, Text, TokenIds
 from tokenmux.server.front.names import tenant_fault
-from tokenmux.server.front.resumption import check_delivered
 from tokenmux.server.front.sampling_rules import check_sampling
 
 MIN_WEIGHT, MAX_WEIGHT = 0.01, 100.0
@@ -97,6 +98,7 @@ def check_parameters(ask: Ask, facts: ModelFacts) -> None:
                 field=name,
             )
     _check_stopping(ask, facts)
+    check_constraint(ask)
 
 
 def _check_chat(chat: Chat) -> None:
@@ -157,10 +159,13 @@ def check_seconds(name: str, seconds: float) -> None:
 def check_prompt_length(n_prompt: int, facts: ModelFacts) -> None:
     """Raise InvalidRequest for a prompt that leaves no room in the model's context for a token of output."""
     if n_prompt >= facts.max_context:
-        raise InvalidRequest(
+        raise ContextExceeded(
             f"the prompt has {n_prompt} tokens, but {facts.id} has a context of {facts.max_context}, "
             f"output included: shorten the prompt to at most {facts.max_context - 1} tokens",
             field="prompt",
+            limit=facts.max_context - 1,
+            given=n_prompt,
+            model=facts.id,
         )
 
 
@@ -175,10 +180,12 @@ def check_text_length(prompt: Prompt, facts: ModelFacts, longest_token_chars: in
             return
     limit = (facts.max_context + 1) * longest_token_chars
     if n_chars > limit:
-        raise InvalidRequest(
+        raise ContextExceeded(
             f"the prompt has {n_chars} characters, which cannot fit into the context of {facts.id} "
             f"({facts.max_context} tokens of at most {longest_token_chars} characters): shorten it",
             field="prompt",
+            limit=facts.max_context - 1,
+            model=facts.id,
         )
 
 
@@ -189,10 +196,13 @@ def output_limit(ask: Ask, prompt: Sequence[int], facts: ModelFacts, defaults: D
     check_prompt_length(len(prompt), facts)
     room = facts.max_context - len(prompt)
     if ask.max_tokens is not None and ask.max_tokens > room:
-        raise InvalidRequest(
+        raise ContextExceeded(
             f"the prompt of {len(prompt)} tokens and max_tokens {ask.max_tokens} exceed the context of "
             f"{facts.id} ({facts.max_context} tokens): use max_tokens of at most {room}",
             field="max_tokens",
+            limit=room,
+            given=ask.max_tokens,
+            model=facts.id,
         )
     limit = min(defaults.max_tokens, room) if ask.max_tokens is None else ask.max_tokens
     if ask.min_tokens > limit:

@@ -70,7 +70,12 @@ def _check_tokens(ask: Ask, facts: ModelFacts) -> None:
             )
     if len({token for token, _ in ask.logit_bias}) < len(ask.logit_bias):
         raise InvalidRequest("logit_bias names a token twice: give one bias for each token")
-    check_count("forbidden_token_ids", ask.forbidden_token_ids, MAX_FORBIDDEN_TOKENS)
+    check_count(
+        "forbidden_token_ids",
+        ask.forbidden_token_ids,
+        MAX_FORBIDDEN_TOKENS,
+        field="forbidden_token_ids",
+    )
     check_token_ids("forbidden_token_ids", ask.forbidden_token_ids, facts)
     check_count("bad_words", ask.bad_words, MAX_BAD_WORDS, field="bad_words")
     for word in ask.bad_words:

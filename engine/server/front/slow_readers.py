@@ -12,7 +12,7 @@ are merged into one event there, so that a client that is merely slow costs litt
 import asyncio
 from collections.abc import Callable
 
-from tokenmux.core.errors import Ended, TokenmuxError
+from tokenmux.core.errors import SlowReader, TokenmuxError
 from tokenmux.core.request import RequestId
 from tokenmux.messages.commands import Command, Pause, Resume
 from tokenmux.server.front.live_request import LiveRequest
@@ -64,4 +64,4 @@ class SlowReaders:
             f"request {live.request_id} was ended: its client left more than {self._buffer_tokens} tokens "
             f"unread for {self._unread_s:g} s; read the stream as it arrives, or ask for fewer tokens"
         )
-        self._end(live, Ended(said))
+        self._end(live, SlowReader(said))

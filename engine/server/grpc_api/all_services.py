@@ -5,6 +5,7 @@ import grpc
 from tokenmux.server.front.service import FrontService
 from tokenmux.server.grpc_api.inference_service import InferenceService
 from tokenmux.server.grpc_api.model_service import ModelService
+from tokenmux.server.grpc_api.open_inference_service import OpenInferenceService
 from tokenmux.server.grpc_api.planning_service import PlanningService
 from tokenmux.server.grpc_api.pool_service import PoolService
 from tokenmux.v1 import (
@@ -12,13 +13,14 @@ from tokenmux.v1 import (
     inference_pb2_grpc,
     models_pb2,
     models_pb2_grpc,
+    open_inference_pb2,
     planning_pb2,
     planning_pb2_grpc,
     pool_pb2,
     pool_pb2_grpc,
 )
 
-_FILES = (inference_pb2, models_pb2, pool_pb2, planning_pb2)
+_FILES = (inference_pb2, models_pb2, pool_pb2, planning_pb2, open_inference_pb2)
 
 
 def add_services(server: grpc.aio.Server, front: FrontService) -> list[str]:
@@ -27,4 +29,5 @@ def add_services(server: grpc.aio.Server, front: FrontService) -> list[str]:
     models_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(front), server)  # type: ignore[no-untyped-call]
     pool_pb2_grpc.add_PoolServiceServicer_to_server(PoolService(front), server)  # type: ignore[no-untyped-call]
     planning_pb2_grpc.add_PlanningServiceServicer_to_server(PlanningService(front), server)  # type: ignore[no-untyped-call]
+    server.add_generic_rpc_handlers((OpenInferenceService(front).handler(),))
     return [service.full_name for file in _FILES for service in file.DESCRIPTOR.services_by_name.values()]

@@ -4,7 +4,9 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 
 from tokenmux.server.front.generation import StreamEvent
+from tokenmux.server.front.pool_status import installed_version
 from tokenmux.server.front.service import FrontService
+from tokenmux.server.grpc_api.field_paths import FEATURES
 from tokenmux.server.grpc_api.grpc_types import Context
 from tokenmux.server.grpc_api.inference_messages import (
     ask_of,
@@ -37,6 +39,13 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             async for event in stream:
                 await context.write(stream_response(event))
 
+    async def CancelGeneration(
+        self, request: inference_pb2.CancelGenerationRequest, context: Context
+    ) -> inference_pb2.CancelGenerationResponse:
+        async with answering(context):
+            self._front.cancel(request.request_id, caller_of(self._front.keys, context), request.tenant)
+            return inference_pb2.CancelGenerationResponse()
+
     async def Tokenize(
         self, request: inference_pb2.TokenizeRequest, context: Context
     ) -> inference_pb2.TokenizeResponse:
@@ -57,6 +66,13 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 end_token_ids=sorted(found.end_token_ids),
             )
 
+    async def ServerMetadata(
+        self, request: inference_pb2.ServerMetadataRequest, context: Context
+    ) -> inference_pb2.ServerMetadataResponse:
+        return inference_pb2.ServerMetadataResponse(
+            name="tokenmux", version=installed_version(), features=FEATURES
+        )
+
     async def ServerReady(
         self, request: inference_pb2.ServerReadyRequest, context: Context
     ) -> inference_pb2.ServerReadyResponse:
@@ -71,4 +87,5 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     def _open(
         self, request: inference_pb2.GenerateRequest, context: Context
     ) -> AbstractAsyncContextManager[AsyncIterator[StreamEvent]]:
-        return self._front.open(ask_of(request), caller_of(self._front.keys, context))
+        ask = ask_of(request, context.time_remaining())
+        return self._front.open(ask, caller_of(self._front.keys, context))

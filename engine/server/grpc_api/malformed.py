@@ -13,9 +13,11 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
+from tokenmux.core.errors import InvalidRequest
 from tokenmux.server.grpc_api.grpc_types import Context, Continuation, Handler, Interceptor
+from tokenmux.server.grpc_api.status import refusal_of
 
-OUR_SERVICES = "/tokenmux."
+OUR_SERVICES = ("/tokenmux.", "/inference.")
 MESSAGE = (
     "the request cannot be decoded: it must be protobuf as in tokenmux/v1, and its texts must be valid UTF-8"
 )
@@ -75,7 +77,7 @@ def _lenient(deserializer: Any, max_bytes: int) -> Callable[[bytes], Any]:
 def _guard(method: Any) -> Callable[..., Any]:
     async def call(request: Any, context: Context) -> Any:
         if isinstance(request, _Malformed):
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, request.message)
+            await refusal_of(InvalidRequest(request.message)).end(context)
         return await method(request, context)
 
     return call

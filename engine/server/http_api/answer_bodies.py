@@ -40,9 +40,23 @@ class CompletionLogprobs(BaseModel):
     """The log-probabilities of a text's tokens, or of a piece of it: one item for each token."""
 
     text_offset: list[int]
-    token_logprobs: list[float]
+    token_logprobs: list[float | None]
     tokens: list[str]
-    top_logprobs: list[dict[str, float]]
+    top_logprobs: list[dict[str, float] | None]
+
+
+class PromptTokenBody(BaseModel):
+    """What vLLM tells of a token in a prompt."""
+
+    logprob: float
+    rank: int | None
+    """The likeliest token has rank 1. Known of tokens that are among the likeliest ones."""
+    decoded_token: str
+
+
+PromptLogprobsBody = list[dict[str, PromptTokenBody] | None]
+"""The tokens of a prompt, each with the likeliest ones at its place, by their ids (vLLM's field). The first
+one has none."""
 
 
 class CompletionChoice(BaseModel):
@@ -54,6 +68,7 @@ class CompletionChoice(BaseModel):
     finish_reason: Ending | None
     stop_reason: str | int | None = None
     """The stop string or stop token id that ended the text (a field of vLLM's)."""
+    prompt_logprobs: PromptLogprobsBody | None = None
 
 
 class TextCompletion(BaseModel):
@@ -116,6 +131,7 @@ class ChatCompletion(BaseModel):
     model: str
     choices: list[ChatChoice]
     usage: UsageBody
+    prompt_logprobs: PromptLogprobsBody | None = None
 
 
 class MessageDelta(BaseModel):

@@ -20,6 +20,7 @@ from tokenmux.server.http_api.answer_bodies import (
     Ending,
     FunctionCallBody,
     MessageDelta,
+    PromptLogprobsBody,
     TextCompletion,
     ToolCallBody,
     ToolCallChunk,
@@ -63,7 +64,11 @@ class AnswerForm(Protocol):
 
     id_prefix: str
 
-    def whole(self, head: AnswerHead, outputs: Sequence[WholeOutput]) -> bytes: ...
+    def whole(
+        self, head: AnswerHead, outputs: Sequence[WholeOutput], prompt: PromptLogprobsBody | None
+    ) -> bytes:
+        """`prompt` is what is told of the prompt, if that was asked for."""
+        ...
 
     def first(self, head: AnswerHead, choice: int) -> bytes | None:
         """The chunk before the first piece of text, if the form has one."""
@@ -81,8 +86,12 @@ class TextForm:
 
     id_prefix = "cmpl-"
 
-    def whole(self, head: AnswerHead, outputs: Sequence[WholeOutput]) -> bytes:
+    def whole(
+        self, head: AnswerHead, outputs: Sequence[WholeOutput], prompt: PromptLogprobsBody | None
+    ) -> bytes:
         choices = [_text_choice(head, one.end.finish.choice, one.piece, one.end) for one in outputs]
+        for choice in choices if prompt is not None else ():
+            choice.prompt_logprobs = prompt
         return self._json(head, choices, _usage([one.end for one in outputs]))
 
     def first(self, head: AnswerHead, choice: int) -> None:
@@ -114,7 +123,9 @@ class ChatForm:
 
     id_prefix = "chatcmpl-"
 
-    def whole(self, head: AnswerHead, outputs: Sequence[WholeOutput]) -> bytes:
+    def whole(
+        self, head: AnswerHead, outputs: Sequence[WholeOutput], prompt: PromptLogprobsBody | None
+    ) -> bytes:
         body = ChatCompletion(
             id=head.id,
             object="chat.completion",
@@ -123,6 +134,8 @@ class ChatForm:
             choices=[_whole_choice(head, output) for output in outputs],
             usage=_usage([output.end for output in outputs]),
         )
+        if prompt is not None:
+            body.prompt_logprobs = prompt
         return body.model_dump_json(exclude_unset=True).encode()
 
     def first(self, head: AnswerHead, choice: int) -> bytes:

@@ -22,7 +22,6 @@ NOT_SERVED: Mapping[str, tuple[object, ...]] = {
     "echo": (False,),
     "suffix": ("",),
     "top_logprobs": (0,),
-    "prompt_logprobs": (),
     "allowed_token_ids": (),
     "use_beam_search": (False,),
     "response_format": ({"type": "text"},),
@@ -111,7 +110,7 @@ def name_in_body(error: InvalidRequest, body: AskBody) -> str | None:
 
     A rule whose error does not say which field it is about begins its message with the field's name.
     """
-    field = error.field or str(error).partition(" ")[0]
+    field = error.named
     names = [name for name, to in translations(type(body)) if to.field == field]
     given = [name for name in names if getattr(body, name) is not None]
     if given or names:

@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 from tokenmux.core.errors import InternalError, InvalidRequest
 from tokenmux.core.phases import PhaseChanged
 from tokenmux.server.front.api_keys import AUTHORIZATION, Key
-from tokenmux.server.front.generation import Ask, FinishInfo, PromptInfo, TokenDelta
+from tokenmux.server.front.generation import Ask, FinishInfo, PromptDelta, PromptInfo, TokenDelta
 from tokenmux.server.front.service import FrontService
 from tokenmux.server.http_api.answer_forms import AnswerForm, AnswerHead, OutputEnd, WholeOutput
 from tokenmux.server.http_api.body_fields import ask_of_body, ignored_names, name_in_body
@@ -21,6 +21,7 @@ from tokenmux.server.http_api.event_stream import EventStream, phase_comment
 from tokenmux.server.http_api.http_errors import error_answer
 from tokenmux.server.http_api.json_answers import send_json
 from tokenmux.server.http_api.outputs import OutputPiece, OutputReader, ToolUse
+from tokenmux.server.http_api.prompt_scores import PromptScores
 from tokenmux.server.http_api.request_bodies import GenerationBody, parse_body
 from tokenmux.server.http_api.tool_use import tool_use_of
 
@@ -70,8 +71,13 @@ class Generations:
                 match event:
                     case PromptInfo():
                         info = event
+                        prompt = PromptScores(ask, body.prompt_logprobs)
                         readers = [OutputReader(use) for _ in range(ask.n)]
                         pieces = [[] for _ in readers]
+                    case PromptDelta():
+                        tokens = prompt.take(event)
+                        for of_choice in pieces:
+                            of_choice.append(OutputPiece("", tokens))
                     case TokenDelta(choice=choice):
                         pieces[choice].append(readers[choice].take(event))
                     case FinishInfo(choice=choice):
@@ -81,7 +87,8 @@ class Generations:
             raise InternalError("a stream ended without the last event of each choice")
         ends.sort(key=lambda end: end.finish.choice)
         outputs = [WholeOutput(OutputPiece.joined(pieces[end.finish.choice]), end) for end in ends]
-        return answer_headers(info, body), self._form.whole(self._head(info, body), outputs)
+        document = self._form.whole(self._head(info, body), outputs, prompt.listed)
+        return answer_headers(info, body), document
 
     async def _stream(
         self,
@@ -114,6 +121,7 @@ class Generations:
             async for event in events:
                 match event:
                     case PromptInfo():
+                        prompt = PromptScores(ask, None)
                         readers = [OutputReader(use) for _ in range(ask.n)]
                         head = self._head(event, body)
                         await stream.start(answer_headers(event, body))
@@ -121,6 +129,10 @@ class Generations:
                         comment = phase_comment(event)
                         if comment is not None:
                             await stream.comment(comment)
+                    case PromptDelta():
+                        tokens = prompt.take(event)
+                        for choice in range(ask.n if tokens else 0):
+                            await stream.data(self._form.delta(head, choice, OutputPiece("", tokens)))
                     case TokenDelta(choice=choice):
                         await self._write_piece(stream, head, choice, readers[choice], event)
                     case FinishInfo(choice=choice):

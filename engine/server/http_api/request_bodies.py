@@ -1,7 +1,8 @@
 """The bodies of `/v1/completions` and `/v1/chat/completions`, and where in the front's `Ask` each field goes.
 
 Only types are checked here: `tokenmux.server.front.request_rules` says what is acceptable. Names are
-OpenAI's or, where it has none, vLLM's; `ttft_s`, `tpot_s` and `weight` are ours. All fields may be null.
+OpenAI's or, where it has none, vLLM's; `ttft_s`, `tpot_s`, `timeout_s` and `weight` are ours. All fields may
+be null.
 """
 
 from collections.abc import Mapping, Sequence
@@ -98,6 +99,11 @@ class GenerationBody(AskBody):
     tpot_s: Annotated[float | None, To("tpot_s")] = None
     """When each further token is due, in seconds after the one before."""
     weight: Annotated[float | None, To("weight")] = None
+    timeout_s: Annotated[float | None, To("timeout_s")] = None
+    """How long to wait for the whole answer, in seconds; then the request ends."""
+    request_id: Annotated[str | None, To("request_id")] = None
+    """An id for the request, to cancel it (a field of vLLM's)."""
+    prompt_logprobs: Annotated[int | None, To("prompt_logprobs")] = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -120,6 +126,12 @@ class CompletionBody(GenerationBody):
     max_tokens: Annotated[int | None, To("max_tokens")] = OPENAI_COMPLETION_TOKENS
     echo: Annotated[bool | None, To("echo")] = None
     logprobs: Annotated[int | None, To("logprobs")] = None
+
+    def together(self, translated: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A text that begins with the prompt has its log-probabilities too."""
+        if not self.echo or self.logprobs is None:
+            return {}
+        return {"prompt_logprobs": max(self.logprobs, translated.get("prompt_logprobs", self.logprobs))}
 
 
 class ChatBody(GenerationBody):
@@ -214,6 +226,9 @@ def parse_body(kind: type[Body], raw: bytes) -> Body:
         raise _wrong_body(error) from None
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest("stream_options is for streams: set stream too", field="stream_options")
+    if body.prompt_logprobs is not None and body.stream:
+        said = "prompt_logprobs are for answers in one piece: leave stream out"
+        raise InvalidRequest(said, field="prompt_logprobs")
     return body
 
 

@@ -45,6 +45,11 @@ class InferenceServiceStub:
                 request_serializer=tokenmux_dot_v1_dot_inference__pb2.GenerateStreamRequest.SerializeToString,
                 response_deserializer=tokenmux_dot_v1_dot_inference__pb2.GenerateStreamResponse.FromString,
                 _registered_method=True)
+        self.CancelGeneration = channel.unary_unary(
+                '/tokenmux.v1.InferenceService/CancelGeneration',
+                request_serializer=tokenmux_dot_v1_dot_inference__pb2.CancelGenerationRequest.SerializeToString,
+                response_deserializer=tokenmux_dot_v1_dot_inference__pb2.CancelGenerationResponse.FromString,
+                _registered_method=True)
         self.Tokenize = channel.unary_unary(
                 '/tokenmux.v1.InferenceService/Tokenize',
                 request_serializer=tokenmux_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
@@ -54,6 +59,11 @@ class InferenceServiceStub:
                 '/tokenmux.v1.InferenceService/ModelMetadata',
                 request_serializer=tokenmux_dot_v1_dot_inference__pb2.ModelMetadataRequest.SerializeToString,
                 response_deserializer=tokenmux_dot_v1_dot_inference__pb2.ModelMetadataResponse.FromString,
+                _registered_method=True)
+        self.ServerMetadata = channel.unary_unary(
+                '/tokenmux.v1.InferenceService/ServerMetadata',
+                request_serializer=tokenmux_dot_v1_dot_inference__pb2.ServerMetadataRequest.SerializeToString,
+                response_deserializer=tokenmux_dot_v1_dot_inference__pb2.ServerMetadataResponse.FromString,
                 _registered_method=True)
         self.ServerReady = channel.unary_unary(
                 '/tokenmux.v1.InferenceService/ServerReady',
@@ -82,7 +92,20 @@ class InferenceServiceServicer:
         """Generate and stream: `prompt_info` first, then states and tokens as they arise, `finish_info` last. A
         stream that ends without `finish_info` ends with a status that says why. Cancelling the call frees
         everything that the request held. If a client stops reading, its request is paused and, after a
-        configured time, ended (ABORTED).
+        configured time, ended (ABORTED). A stream that breaks off with UNAVAILABLE can go on, on any server with
+        the model: see GenerateRequest.delivered.
+
+        The call's deadline holds for both: when it passes, the request ends (DEADLINE_EXCEEDED) and frees what
+        it held, also if it has not run yet. A request that would expire in the queue at its present pace is
+        refused at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelGeneration(self, request, context):
+        """End a live request by its id; its call ends with ABORTED. With API keys, only requests of the caller's
+        own tenant, unless the key is for administration. NOT_FOUND if there is none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -97,6 +120,13 @@ class InferenceServiceServicer:
 
     def ModelMetadata(self, request, context):
         """What a client may want to know of a model before using it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ServerMetadata(self, request, context):
+        """What server this is, and what it can do.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -129,6 +159,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     request_deserializer=tokenmux_dot_v1_dot_inference__pb2.GenerateStreamRequest.FromString,
                     response_serializer=tokenmux_dot_v1_dot_inference__pb2.GenerateStreamResponse.SerializeToString,
             ),
+            'CancelGeneration': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelGeneration,
+                    request_deserializer=tokenmux_dot_v1_dot_inference__pb2.CancelGenerationRequest.FromString,
+                    response_serializer=tokenmux_dot_v1_dot_inference__pb2.CancelGenerationResponse.SerializeToString,
+            ),
             'Tokenize': grpc.unary_unary_rpc_method_handler(
                     servicer.Tokenize,
                     request_deserializer=tokenmux_dot_v1_dot_inference__pb2.TokenizeRequest.FromString,
@@ -138,6 +173,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.ModelMetadata,
                     request_deserializer=tokenmux_dot_v1_dot_inference__pb2.ModelMetadataRequest.FromString,
                     response_serializer=tokenmux_dot_v1_dot_inference__pb2.ModelMetadataResponse.SerializeToString,
+            ),
+            'ServerMetadata': grpc.unary_unary_rpc_method_handler(
+                    servicer.ServerMetadata,
+                    request_deserializer=tokenmux_dot_v1_dot_inference__pb2.ServerMetadataRequest.FromString,
+                    response_serializer=tokenmux_dot_v1_dot_inference__pb2.ServerMetadataResponse.SerializeToString,
             ),
             'ServerReady': grpc.unary_unary_rpc_method_handler(
                     servicer.ServerReady,
@@ -216,6 +256,33 @@ class InferenceService:
             _registered_method=True)
 
     @staticmethod
+    def CancelGeneration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tokenmux.v1.InferenceService/CancelGeneration',
+            tokenmux_dot_v1_dot_inference__pb2.CancelGenerationRequest.SerializeToString,
+            tokenmux_dot_v1_dot_inference__pb2.CancelGenerationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Tokenize(request,
             target,
             options=(),
@@ -259,6 +326,33 @@ class InferenceService:
             '/tokenmux.v1.InferenceService/ModelMetadata',
             tokenmux_dot_v1_dot_inference__pb2.ModelMetadataRequest.SerializeToString,
             tokenmux_dot_v1_dot_inference__pb2.ModelMetadataResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ServerMetadata(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tokenmux.v1.InferenceService/ServerMetadata',
+            tokenmux_dot_v1_dot_inference__pb2.ServerMetadataRequest.SerializeToString,
+            tokenmux_dot_v1_dot_inference__pb2.ServerMetadataResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +234,19 @@ async def test_a_client_that_vanishes_in_mid_stream_is_no_fault_of_ours(
             await call.read()
         await producing
     assert "error" not in caplog.text
+
+
+@pytest.mark.parametrize(("timeout_s", "expires_s"), [(30.0, 130.0), (10.0**6, inf), (None, inf)])
+async def test_the_deadline_of_a_call_reaches_the_scheduler(
+    timeout_s: float | None, expires_s: float
+) -> None:
+    async with asyncio.timeout(PATIENCE_S), serving(auto=False) as served:
+        call = served.inference.GenerateStream(streamed(), timeout=timeout_s)
+        request = (await served.hub.next(Submit)).request
+        assert request.expires_s == pytest.approx(expires_s, abs=PATIENCE_S)
+        served.hub.post(Finished(request.id, FinishReason.EXPIRED, 130.0))
+        code, said = await refused_stream(call)
+        assert (code, said.partition(" for ")[0]) == (Code.DEADLINE_EXCEEDED, "the time")
 
 
 async def test_a_deadline_of_the_client_cancels_its_request() -> None:

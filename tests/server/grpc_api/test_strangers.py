@@ -21,7 +21,7 @@ from tokenmux.server.front.limits import Limits
 from tokenmux.server.front.served_models import ServedModel
 from tokenmux.server.front.shown_models import ShownModel
 from tokenmux.server.grpc_api.model_messages import model_message
-from tokenmux.server.grpc_api.status import status_of
+from tokenmux.server.grpc_api.status import refusal_of
 from tokenmux.testing.scripted_node import (
     ScriptedNodes,
 )
@@ -195,7 +195,8 @@ async def test_files_go_first_and_a_disk_that_refuses_changes_nothing() -> None:
         catalogue.refuses_removal = TokenmuxError("/models: cannot be written (Read-only file system)")
         with pytest.raises(TokenmuxError, match="Read-only") as caught:
             await front.unregister("letters")
-        assert status_of(caught.value) == (grpc.StatusCode.FAILED_PRECONDITION, str(caught.value))
+        refusal = refusal_of(caught.value)
+        assert (refusal.code, refusal.message) == (grpc.StatusCode.FAILED_PRECONDITION, str(caught.value))
         assert not any(isinstance(message, Unregister) for message in hub.unread())
         assert await front.tokenize("letters", Text("a")) == (97,)
 

@@ -470,7 +470,8 @@ async def test_the_document_lists_the_paths_that_there_are() -> None:
         document = (await client.get("/openapi.json")).json()
         for path, operations in document["paths"].items():
             for method in operations:
-                answer = await client.request(method, path.replace("{name}", "letters"), json={})
-                assert answer.status_code in (200, 400, 415), path
+                place = path.replace("{name}", "letters").replace("{id}", "gone")
+                answer = await client.request(method, place, json={})
+                assert answer.status_code in (200, 400, 415) or "request_not_found" in answer.text, path
         stop = document["components"]["schemas"]["ChatBody"]["properties"]["stop"]
         assert {"type": "string"} in stop["anyOf"]
