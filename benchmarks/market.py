@@ -45,8 +45,9 @@ WARM_UP_S = 180.0
 DRAIN_S = 60.0
 """A device is paid for so long after it takes no more requests."""
 HEADROOM = 1.5
-"""Elastic pools are larger than the forecast by this factor: a third of all hours need more than the hour before
-and the same hour a day before. With 1.15 the quick form kept 97.1% of tokens on time, and saved 90%."""
+"""Elastic pools are larger than the forecast by this factor: a third of all hours need more than the hour
+before and the same hour a day before. With 1.15 the quick form kept 97.1% of tokens on time and saved 90% of
+device-hours, with 1.5 it keeps 99.96% and saves 88%. It was chosen on these hours."""
 BATCH = ServiceLevel(600.0, 2.0)
 
 

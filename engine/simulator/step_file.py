@@ -18,7 +18,7 @@ from pathlib import Path
 from tokenmux.core.errors import ConfigError
 from tokenmux.simulator.profiles import StepFit
 
-OTHERS = "*"
+ALL_OTHERS = "*"
 _MAX_BYTES = 1_000_000
 _BOUNDS = {
     "prefill_ms": (0.0, 60_000.0),
@@ -59,7 +59,7 @@ def read_steps(path: Path) -> StepFits:
 def fit_for(fits: StepFits, model: str, architecture: str) -> StepFit | None:
     """The step times of a model, under its own name, its architecture's or `*`."""
     by_name: Mapping[str, StepFit] = dict(fits)
-    return by_name.get(model) or by_name.get(architecture) or by_name.get(OTHERS)
+    return by_name.get(model) or by_name.get(architecture) or by_name.get(ALL_OTHERS)
 
 
 def _columns() -> list[str]:
@@ -71,7 +71,7 @@ def _name(row: Mapping[str | None, object], where: str) -> str:
         raise ConfigError(f"{where}: the columns must be {','.join(_columns())}")
     name = str(row["architecture"]).strip()
     if not name or len(name) > 200:
-        raise ConfigError(f"{where}: architecture must be a name, or {OTHERS} for all others")
+        raise ConfigError(f"{where}: architecture must be a name, or {ALL_OTHERS} for all others")
     return name
 
 
