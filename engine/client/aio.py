@@ -12,6 +12,7 @@ import grpc
 from tokenmux.client import proto_values
 from tokenmux.client.connection import DEFAULT_ADDRESS, Connection
 from tokenmux.client.errors import CallFailed, translated
+from tokenmux.client.operations import AsyncOperations
 from tokenmux.client.options import GenerateOptions
 from tokenmux.client.resumption import DEFAULT_RESUMPTION, GenerationProgress, Resumption
 from tokenmux.client.values import (
@@ -21,6 +22,7 @@ from tokenmux.client.values import (
     Model,
     ModelMetadata,
     ModelSizes,
+    Operation,
     PoolStatus,
     PoolTrace,
     Prompt,
@@ -132,6 +134,8 @@ class AsyncClient:
         self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self.models = AsyncModels(self._channel, self._metadata)
         """Registering, loading, pinning. Needs an admin key if the server has keys."""
+        self.operations = AsyncOperations(self._channel, self._metadata)
+        """Work that goes on without its caller. Needs an admin key if the server has keys."""
         self.pool = AsyncPool(self._channel, self._metadata)
         """The state and size of the pool. Needs an admin key if the server has keys."""
         self.planning = AsyncPlanning(self._channel, self._metadata)
@@ -251,6 +255,7 @@ class AsyncModels:
     def __init__(self, channel: grpc.aio.Channel, metadata: Sequence[tuple[str, str]]) -> None:
         self._stub = models_pb2_grpc.ModelServiceStub(channel)  # type: ignore[no-untyped-call]
         self._metadata = metadata
+        self._operations = AsyncOperations(channel, metadata)
 
     async def list(self, *, timeout_s: float | None = None) -> tuple[Model, ...]:
         """All models by name, including refused ones."""
@@ -266,10 +271,20 @@ class AsyncModels:
         """Add a model from a folder of safetensors or a GGUF file on the server's machine. May take minutes.
 
         Without a source, add a model that is already in the catalogue, such as one pulled while the server
-        ran.
+        ran. The server goes on if the caller leaves; `start_registration` can also be watched and cancelled.
         """
+        operation = await self.start_registration(name, source, timeout_s=timeout_s)
+        async for _ in self._operations.watch(operation.name, timeout_s=timeout_s):
+            pass
+        return await self.get(name, timeout_s=timeout_s)
+
+    async def start_registration(
+        self, name: str, source: str = "", *, timeout_s: float | None = None
+    ) -> Operation:
+        """Begin to add a model, and return at once. `operations.watch` tells how it goes on."""
         request = models_pb2.RegisterModelRequest(name=name, source=source)
-        return proto_values.model((await self._call(self._stub.RegisterModel, request, timeout_s)).model)
+        response = await self._call(self._stub.RegisterModel, request, timeout_s)
+        return proto_values.operation(response.operation)
 
     async def unregister(self, name: str, *, force: bool = False, timeout_s: float | None = None) -> None:
         """Remove a model; with `force` even if it has live requests, which then fail."""

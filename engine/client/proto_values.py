@@ -9,7 +9,9 @@ from numbers import Integral
 from types import MappingProxyType
 from typing import Any, TypeVar, Unpack
 
-from tokenmux.client.errors import WrongArgument
+import grpc
+
+from tokenmux.client.errors import CallFailed, ErrorDetails, WrongArgument
 from tokenmux.client.options import GenerateOptions
 from tokenmux.client.values import (
     Choice,
@@ -24,6 +26,8 @@ from tokenmux.client.values import (
     Model,
     ModelMetadata,
     ModelSizes,
+    Operation,
+    OperationState,
     Phase,
     PoolStatus,
     PoolTrace,
@@ -38,7 +42,7 @@ from tokenmux.client.values import (
     TokenLogprobs,
     TokenUsage,
 )
-from tokenmux.v1 import inference_pb2, models_pb2, planning_pb2, pool_pb2
+from tokenmux.v1 import inference_pb2, models_pb2, operations_pb2, planning_pb2, pool_pb2
 
 MessageT = TypeVar("MessageT")
 
@@ -344,6 +348,25 @@ def model(message: models_pb2.Model) -> Model:
     return Model(
         residency=residency, instances=tuple(message.instances), service=service(message.service), **plain
     )
+
+
+def operation(message: operations_pb2.Operation) -> Operation:
+    state = _enum(OperationState, operations_pb2.OperationState.Name, message.state, "OPERATION_STATE_")
+    return Operation(
+        state=state,
+        failure=message.error.reason,
+        message=message.error.message,
+        **_same_named(Operation, message, besides={"state", "failure", "message"}),
+    )
+
+
+def completed(message: operations_pb2.Operation) -> None:
+    """Raise CallFailed if an operation failed or was cancelled, as a call would have."""
+    if not message.HasField("error"):
+        return
+    codes = {code.value[0]: code for code in grpc.StatusCode}
+    code = codes.get(message.error.code, grpc.StatusCode.UNKNOWN)
+    raise CallFailed(code, message.error.message, ErrorDetails(message.error.reason))
 
 
 def instance(message: pool_pb2.Instance) -> InstanceStatus:

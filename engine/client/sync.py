@@ -11,6 +11,7 @@ import grpc
 from tokenmux.client import proto_values
 from tokenmux.client.connection import DEFAULT_ADDRESS, Connection
 from tokenmux.client.errors import CallFailed, translated
+from tokenmux.client.operations import Operations
 from tokenmux.client.options import GenerateOptions
 from tokenmux.client.resumption import DEFAULT_RESUMPTION, GenerationProgress, Resumption
 from tokenmux.client.values import (
@@ -20,6 +21,7 @@ from tokenmux.client.values import (
     Model,
     ModelMetadata,
     ModelSizes,
+    Operation,
     PoolStatus,
     PoolTrace,
     Prompt,
@@ -129,6 +131,8 @@ class Client:
         self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self.models = Models(self._channel, self._metadata)
         """Registering, loading, pinning. Needs an admin key if the server has keys."""
+        self.operations = Operations(self._channel, self._metadata)
+        """Work that goes on without its caller. Needs an admin key if the server has keys."""
         self.pool = Pool(self._channel, self._metadata)
         """The state and size of the pool. Needs an admin key if the server has keys."""
         self.planning = Planning(self._channel, self._metadata)
@@ -246,6 +250,7 @@ class Models:
     def __init__(self, channel: grpc.Channel, metadata: Sequence[tuple[str, str]]) -> None:
         self._stub = models_pb2_grpc.ModelServiceStub(channel)  # type: ignore[no-untyped-call]
         self._metadata = metadata
+        self._operations = Operations(channel, metadata)
 
     def list(self, *, timeout_s: float | None = None) -> tuple[Model, ...]:
         """All models by name, including refused ones."""
@@ -261,10 +266,18 @@ class Models:
         """Add a model from a folder of safetensors or a GGUF file on the server's machine. May take minutes.
 
         Without a source, add a model that is already in the catalogue, such as one pulled while the server
-        ran.
+        ran. The server goes on if the caller leaves; `start_registration` can also be watched and cancelled.
         """
+        operation = self.start_registration(name, source, timeout_s=timeout_s)
+        for _ in self._operations.watch(operation.name, timeout_s=timeout_s):
+            pass
+        return self.get(name, timeout_s=timeout_s)
+
+    def start_registration(self, name: str, source: str = "", *, timeout_s: float | None = None) -> Operation:
+        """Begin to add a model, and return at once. `operations.watch` tells how it goes on."""
         request = models_pb2.RegisterModelRequest(name=name, source=source)
-        return proto_values.model(self._call(self._stub.RegisterModel, request, timeout_s).model)
+        response = self._call(self._stub.RegisterModel, request, timeout_s)
+        return proto_values.operation(response.operation)
 
     def unregister(self, name: str, *, force: bool = False, timeout_s: float | None = None) -> None:
         """Remove a model; with `force` even if it has live requests, which then fail."""

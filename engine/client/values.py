@@ -235,6 +235,35 @@ class Model:
     service: Service
 
 
+class OperationState(Enum):
+    """Where an operation is. UNKNOWN: the server is newer than this client."""
+
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """Work on the server that goes on without its caller, such as registering `model`.
+
+    `done` and `total` are of what it is `doing` (0 of 0: not known). If it failed, or was cancelled,
+    `failure` has the reason for programs and `message` that for people.
+    """
+
+    name: str
+    model: str
+    state: OperationState
+    doing: str
+    done: int
+    total: int
+    elapsed_s: float
+    failure: str
+    message: str
+
+
 @dataclass(frozen=True, slots=True)
 class ModelMetadata:
     """What a client may want to know of a model before using it."""

@@ -13,7 +13,7 @@ threads.
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 
@@ -32,6 +32,7 @@ from tokenmux.server.front.fitting import Capacity
 from tokenmux.server.front.generation import AboutModel, Ask, Prompt
 from tokenmux.server.front.grammar_reader import GrammarReader
 from tokenmux.server.front.limits import Limits
+from tokenmux.server.front.long_operations import LongOperations, OperationView
 from tokenmux.server.front.model_store import ModelStore
 from tokenmux.server.front.model_text import PromptEncoder
 from tokenmux.server.front.names import check_name_length
@@ -125,6 +126,7 @@ class Front:
         self._calls = Calls(self._admission, self.node.requests, self._readiness, self.changes, clock)
         self._shown = ShownModels(self.models, self.node)
         self._undertakings = Undertakings()
+        self._operations = LongOperations(clock)
         self._registration = Registration(
             store, self.models, self.devices, self.node, self._undertakings, self.changes
         )
@@ -236,8 +238,23 @@ class Front:
     def show_model(self, name: str) -> ShownModel:
         return self._shown.named(name)
 
-    async def register(self, name: str, source: str) -> ShownModel:
-        return self._shown.of(await self._registration.register(name, source))
+    def register(self, name: str, source: str) -> OperationView:
+        return self._operations.start(
+            name,
+            lambda progress, cancellation: self._registration.register(name, source, progress, cancellation),
+        )
+
+    def list_operations(self) -> Sequence[OperationView]:
+        return self._operations.all()
+
+    def show_operation(self, name: str) -> OperationView:
+        return self._operations.get(name)
+
+    def watch_operation(self, name: str) -> AsyncGenerator[OperationView, None]:
+        return self._operations.watch(name)
+
+    def cancel_operation(self, name: str) -> None:
+        self._operations.cancel(name)
 
     async def unregister(self, name: str, *, force: bool = False) -> None:
         await self._registration.unregister(name, force=force)

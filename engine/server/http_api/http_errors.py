@@ -80,6 +80,7 @@ ERROR_FORMS: Mapping[ErrorCode, ErrorForm] = {
     ErrorCode.CONFIG_ERROR: _refused("config_error", _UNSERVABLE),
     ErrorCode.IN_USE: _refused("in_use", HTTPStatus.CONFLICT),
     ErrorCode.ENDED: ErrorForm(HTTPStatus.CONFLICT, SERVER_FAULT, "ended"),
+    ErrorCode.CANCELLED: ErrorForm(HTTPStatus.CONFLICT, SERVER_FAULT, "cancelled"),
     ErrorCode.DEADLINE_EXCEEDED: _refused("deadline_exceeded", HTTPStatus.REQUEST_TIMEOUT),
     ErrorCode.SLOW_READER: ErrorForm(HTTPStatus.CONFLICT, SERVER_FAULT, "slow_reader"),
     ErrorCode.UNAVAILABLE: ErrorForm(HTTPStatus.SERVICE_UNAVAILABLE, SERVER_FAULT, "unavailable"),

@@ -33,6 +33,11 @@ from tokenmux.server.http_api.openapi_document import openapi_document
 from tokenmux.server.http_api.request_bodies import ChatBody, CompletionBody
 
 OWNER = "tokenmux"
+_OTHER_PATHS = {
+    "/v1/embeddings": "embeddings are not served here: models generate text (/v1/completions)",
+    "/v1/responses": "responses are not served here: use /v1/chat/completions",
+}
+"""What is said of paths that OpenAI has and this server has not."""
 
 
 class Answering:
@@ -139,7 +144,9 @@ async def _refused(request: Request, error: Exception) -> Response:
     if status is HTTPStatus.METHOD_NOT_ALLOWED:
         said = f"{request.method} is not a method of this path"
     else:
-        said = "there is no such path: /openapi.json lists those that there are"
+        said = _OTHER_PATHS.get(
+            request.url.path, "there is no such path: /openapi.json lists those that there are"
+        )
     return _Refusal(HttpRefusal(status, said, error.headers))
 
 

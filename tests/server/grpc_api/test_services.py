@@ -21,6 +21,7 @@ from msgspec import structs
 from tests.server.harness import PATIENCE_S, Served, make_front, serving
 from tests.server.sample_reports import device_status, node_status
 from tests.server.scripted_models import CONTEXT, END, VOCAB, FakeEntry, LetterTokenizer, facts
+from tokenmux.client import AsyncClient, CallFailed
 from tokenmux.core.errors import ConfigError
 from tokenmux.core.facts import InstanceId, ModelId
 from tokenmux.core.phases import DeviceState, Residency
@@ -36,7 +37,7 @@ from tokenmux.server.grpc_api import pool_service
 from tokenmux.testing.scripted_node import (
     ScriptedNodes,
 )
-from tokenmux.v1 import inference_pb2, inference_pb2_grpc, models_pb2, planning_pb2, pool_pb2
+from tokenmux.v1 import inference_pb2, inference_pb2_grpc, models_pb2, operations_pb2, planning_pb2, pool_pb2
 
 Code = grpc.StatusCode
 
@@ -346,7 +347,8 @@ async def test_models_are_listed_with_what_the_node_says(served: Served) -> None
 
 async def test_a_model_is_registered_served_and_removed(served: Served, tmp_path: Path) -> None:
     request = models_pb2.RegisterModelRequest(name="more", source=str(tmp_path))
-    assert (await served.models.RegisterModel(request)).model.name == "more"
+    ended = await served.register("more", str(tmp_path))
+    assert (ended.model, ended.state) == ("more", operations_pb2.OPERATION_STATE_DONE)
     assert (await refused(served.models.RegisterModel(request)))[0] is Code.ALREADY_EXISTS
     assert (await served.inference.Generate(generate(model="more", max_tokens=1))).choices[0].text == "d"
     await served.models.UnregisterModel(models_pb2.UnregisterModelRequest(name="more"))
@@ -357,7 +359,7 @@ async def test_a_model_is_registered_served_and_removed(served: Served, tmp_path
 
 async def test_what_was_pulled_meanwhile_is_registered_without_a_source(served: Served) -> None:
     served.catalogue.kept["pulled"] = FakeEntry(facts("pulled"))
-    await served.models.RegisterModel(models_pb2.RegisterModelRequest(name="pulled"))
+    await served.register("pulled")
     assert (await served.inference.Generate(generate(model="pulled", max_tokens=1))).choices[0].text == "d"
 
 
@@ -379,11 +381,10 @@ async def test_what_cannot_be_registered_leaves_nothing_behind(
         (tmp_path / folder).mkdir()
     path = str(tmp_path / source) if source else ""
     served.hub.refuses["strange"] = "unknown architecture"
-    got, details = await refused(
-        served.models.RegisterModel(models_pb2.RegisterModelRequest(name=name, source=path))
-    )
-    assert got is code
-    assert message in details
+    async with AsyncClient(served.target) as client:
+        with pytest.raises(CallFailed, match=message) as caught:
+            await client.models.register(name, path)
+    assert caught.value.code is code
     assert [*served.catalogue.kept] == ["letters"]
     assert [model.facts.id for model in served.front.models] == ["letters"]
 

@@ -365,6 +365,15 @@ async def test_what_http_refuses() -> None:
                 assert answer.headers["x-should-retry"] == "false"
 
 
+@pytest.mark.parametrize("path", ["embeddings", "responses"])
+async def test_what_is_not_served_says_what_is(path: str) -> None:
+    async with http() as (_, client):
+        answer = await client.post(f"/v1/{path}", json={"model": "letters", "input": "a"})
+        assert answer.status_code == 404
+        assert "not served here" in answer.json()["error"]["message"]
+        assert "completions" in answer.json()["error"]["message"]
+
+
 async def test_a_body_without_a_length_is_bounded_too() -> None:
     async def endless() -> AsyncIterator[bytes]:
         for _ in range(1000):
