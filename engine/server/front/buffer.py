@@ -17,7 +17,7 @@ from tokenmux.core.phases import PhaseChanged
 from tokenmux.server.front.generation import PromptDelta, StreamEvent, TokenDelta
 
 _WITH_TOKENS = (TokenDelta, PromptDelta)
-"""A tuple, since a union would be made anew for every token."""
+"""A tuple, since a union would be made again for every token."""
 
 
 class EventBuffer:
