@@ -116,6 +116,12 @@ class SlackPolicy:
     ) -> bool:
         return making_way.makes_way(operation, since_s, arrived, view)
 
+    def next_to_load(self, view: InstanceView) -> ModelView | None:
+        """The live model with the least slack, among those not on the device nor on their way there."""
+        there = (Residency.RESIDENT, Residency.LOADING)
+        absent = (m for m in view.live_models.values() if m.n_live and m.residency not in there)
+        return min(absent, key=lambda model: model.deadline_s, default=None)
+
     def interrupts(self, step: Step, event: Event, view: InstanceView) -> bool:
         """True if a request that was not in the burst can now run, or one in it must leave."""
         match event:
@@ -353,6 +359,7 @@ def _plan_fetch(view: InstanceView, unfetched: Iterable[ModelId]) -> Plan:
     if asked.operation is not None:
         return asked
     for model_id in unfetched:
-        if view.models[model_id].residency is Residency.DISK and not view.fetch_would_drop(model_id):
+        is_on_disk = view.models[model_id].residency is Residency.DISK
+        if is_on_disk and view.can_fetch(model_id) and not view.fetch_would_drop(model_id):
             return Plan(Fetch(model_id))
     return IDLE
