@@ -12,7 +12,8 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
-from tokenmux.server.http_api.answer_forms import AnswerHead, OutputPiece, TextForm
+from tokenmux.server.http_api.answer_forms import AnswerHead, TextForm
+from tokenmux.server.http_api.outputs import OutputPiece
 from tokenmux.server.listening import Reservation
 
 
@@ -44,7 +45,7 @@ class BareStreams:
         for index in range(body["max_tokens"]):
             await self._stepped.wait()
             piece = OutputPiece(self._texts[index % len(self._texts)])
-            yield b"data: " + form.delta(head, piece) + b"\n\n"
+            yield b"data: " + form.delta(head, 0, piece) + b"\n\n"
         yield b"data: [DONE]\n\n"
 
 

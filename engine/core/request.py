@@ -6,7 +6,7 @@ the simulator can run millions of requests without content.
 
 from dataclasses import dataclass
 from enum import Enum
-from math import isnan
+from math import inf, isnan
 from typing import NewType
 
 from tokenmux.core.facts import ModelId
@@ -76,6 +76,9 @@ class Request:
 
     A higher `weight` moves it ahead of others, by less than one TTFT. `tenant_weight` is set by the operator:
     under overload, tenants get time in proportion to it.
+
+    The first `n_resumed` tokens of its output were drawn elsewhere, before it was sent again: they are no
+    longer due. At `expires_s` its client stops waiting, and it ends.
     """
 
     id: RequestId
@@ -87,6 +90,8 @@ class Request:
     tenant: str = DEFAULT_TENANT
     weight: float = 1.0
     tenant_weight: float = 1.0
+    n_resumed: int = 0
+    expires_s: float = inf
 
     def __post_init__(self) -> None:
         _keep_within(self, ("weight", "tenant_weight"), WEIGHTS)
@@ -98,7 +103,7 @@ class Request:
         >>> request.deadline_s(0), request.deadline_s(20)
         (110.0, 112.0)
         """
-        return self.arrival_s + self.service.ttft_s + index * self.service.tpot_s
+        return self.arrival_s + self.service.ttft_s + (index - self.n_resumed) * self.service.tpot_s
 
 
 class FinishReason(Enum):
@@ -107,4 +112,5 @@ class FinishReason(Enum):
     STOP = "stop"
     LENGTH = "length"
     CANCELLED = "cancelled"
+    EXPIRED = "expired"
     FAILED = "failed"

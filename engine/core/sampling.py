@@ -87,9 +87,18 @@ def choice_seed(seed: int, choice: int) -> int:
     return mixed ^ mixed >> 31
 
 
+class PromptTelling(NamedTuple):
+    """What a step is to tell of a prompt: the log-probabilities of `targets`, the tokens after the positions
+    from `first` on, and those of the `n_likeliest` tokens there."""
+
+    first: int
+    targets: tuple[int, ...]
+    n_likeliest: int
+
+
 class LogProbabilities(NamedTuple):
-    """Log-probabilities where a token was drawn: that of the `drawn` token, and those of the `likeliest`
-    tokens, largest first, the lower token id first if equal.
+    """Log-probabilities where a token was drawn, or stands in a prompt: that of the `drawn` token, and those
+    of the `likeliest` tokens, largest first, the lower token id first if equal.
 
     They are those of the model: before rules, temperature and cuts.
     """

@@ -338,7 +338,7 @@ class Detokenizer:
                     start, last = place[start], place[last]
                 found.append((last, start, name))
             elif not final:
-                n = _overlap(where, stop)
+                n = overlap(where, stop)
                 if n and place is not None and not has_mark:
                     n = len(marked) - place[len(plain) - n]
                 n_held = max(n_held, n)
@@ -365,7 +365,7 @@ def _without_marks(text: str) -> tuple[str, list[int] | None]:
     return "".join(text[at] for at in place), place
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` with which `stop` begins."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 

@@ -31,7 +31,7 @@ from tokenmux.core.event import (
     Withdrawn,
 )
 from tokenmux.core.facts import DeviceFacts, ImageId, ModelFacts, ModelId
-from tokenmux.core.plan import Channel, Chunk, Operation, Step
+from tokenmux.core.plan import IDLE, Channel, Chunk, Operation, Step
 from tokenmux.core.request import DEFAULT_LEVEL, RequestId, ServiceLevel
 from tokenmux.scheduler.instance import (
     claims,
@@ -99,6 +99,10 @@ class Instance:
     @property
     def now_s(self) -> float:
         return self._state.now_s
+
+    @property
+    def version(self) -> int:
+        return self._state.version
 
     @property
     def device(self) -> DeviceFacts:
@@ -180,6 +184,7 @@ class Instance:
     def apply(self, event: Event) -> Effects:
         """Record an event in the state and tell the policy. Returns its effects."""
         state = self._state
+        state.version += 1
         state.now_s = event.at_s
         self.metrics.count_work(len(state.live_models), event.at_s)
         match event:
@@ -243,6 +248,9 @@ class Instance:
                 if channel in self._in_flight:
                     continue
                 plan = planner(channel, self)
+                if plan is IDLE:
+                    continue
+                state.version += 1
                 for action in plan.at_once:
                     immediate_actions.do(state, action)
                 if plan.operation is not None:
@@ -250,9 +258,9 @@ class Instance:
                     self._superseding.look(state)
                 elif plan.at_once:
                     made_room = True
-                if channel is Channel.FETCH and state.any_on_disk and self._next_to_load is not None:
-                    first = self._next_to_load(self)
-                    claims.renew(state, None if first is None else state.models[first.facts.id])
+        if self._next_to_load is not None and state.any_on_disk:
+            first = self._next_to_load(self)
+            claims.renew(state, None if first is None else state.models[first.facts.id])
         resizing.tell_when_drained(state)
         return self._effects()
 

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 
 from tokenmux.core.phases import PhaseChanged
-from tokenmux.server.front.generation import StreamEvent, TokenDelta
+from tokenmux.server.front.generation import PromptDelta, StreamEvent, TokenDelta
 
 
 class EventBuffer:
@@ -54,14 +54,21 @@ class EventBuffer:
         match last, event:
             case _, TokenDelta() if self._has_choices:
                 self._put_beside(event)
-            case TokenDelta(), TokenDelta():
+            case TokenDelta(), TokenDelta() if last.token_ids:  # the echo stays apart
                 self._events[-1] = _merged(last, event)
             case PhaseChanged(), PhaseChanged():
                 self._events[-1] = event
+            case PromptDelta(), PromptDelta():
+                self._events[-1] = PromptDelta(
+                    last.index,
+                    last.token_ids + event.token_ids,
+                    last.log_probabilities + event.log_probabilities,
+                    last.spellings + event.spellings,
+                )
             case _:
                 self._events.append(event)
         self._wake.set()
-        if isinstance(event, TokenDelta):
+        if isinstance(event, TokenDelta | PromptDelta):
             self._n_tokens += len(event.token_ids)
             if self._n_tokens >= self._high and not self._full:
                 self._full = True
@@ -97,7 +104,7 @@ class EventBuffer:
             self._wake.clear()
             await self._wake.wait()
         event = self._events.popleft()
-        if isinstance(event, TokenDelta):
+        if isinstance(event, TokenDelta | PromptDelta):
             self._n_tokens -= len(event.token_ids)
             if self._full and self._n_tokens <= self._high // 2:
                 self._full = False
@@ -109,7 +116,7 @@ class EventBuffer:
         """Append a delta of one of several choices, or merge it with what is unread of that choice: so there
         are never more deltas than choices."""
         for place, event in enumerate(self._events):
-            if isinstance(event, TokenDelta) and event.choice == delta.choice:
+            if isinstance(event, TokenDelta) and event.token_ids and event.choice == delta.choice:
                 self._events[place] = _merged(event, delta)
                 return
         self._events.append(delta)

@@ -9,11 +9,24 @@ a reader: if it stops, all are paused; if it leaves, or one of them fails, all e
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from tokenmux.core.request import RequestId
+from tokenmux.messages.commands import Submit
 from tokenmux.server.front.buffer import EventBuffer
 from tokenmux.server.front.generation import StreamEvent
 from tokenmux.server.front.live_request import LiveRequest
+from tokenmux.server.front.model_text import OutputText
+
+
+@dataclass(frozen=True, slots=True)
+class AdmittedChoice:
+    """One choice that may go to a node. `text` makes the text of its output, and has been given the tokens
+    that its client holds."""
+
+    number: int
+    submit: Submit
+    text: OutputText
 
 
 class Call:
@@ -43,7 +56,7 @@ class Call:
 
     @property
     def id(self) -> RequestId:
-        """The id of the call, which its first choice has too."""
+        """The id of the call, which is that of the first of these choices."""
         return self.choices[0].id
 
     @property

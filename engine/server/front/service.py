@@ -40,8 +40,14 @@ class FrontService(Protocol):
 
         `caller` is the key that the call carries, if any: its name is the tenant.
 
-        The stream raises Ended, ProcessFailed or Unavailable if an accepted request could not be completed.
+        The stream raises Ended, DeadlineExceeded, ProcessFailed or Unavailable if an accepted request could
+        not be completed. Raises AlreadyExists if the tenant has a live request with the same id.
         """
+        ...
+
+    def cancel(self, request_id: str, caller: Key | None = None, tenant: str = "") -> None:
+        """End a live request of the caller's tenant by its id. An administrator may end those of `tenant`, or
+        (if that is empty) of every tenant that uses the id. Raises UnknownRequest."""
         ...
 
     async def tokenize(self, model: str, prompt: Prompt) -> tuple[int, ...]:

@@ -1,11 +1,13 @@
 """What the operator grants: weights of tenants and of models, and places in a full queue."""
 
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from tokenmux.core.errors import Overloaded
+from tokenmux.server.front.turnover import Turnover
 
 SPARE_PLACES = 1 / 8
 """Extra places, as a share of the queue's size: for tenants that hold less than their share when others have
@@ -31,8 +33,9 @@ class Weights:
 class QueuePlaces:
     """The places of a queue of `limit` requests: held by tenants, or by prompts that are being tokenized."""
 
-    def __init__(self, limit: int, weights: Weights) -> None:
+    def __init__(self, limit: int, weights: Weights, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit = limit
+        self._turnover = Turnover(clock)
         self._weights = weights
         self._held: Counter[str] = Counter()
         """Live requests by tenant."""
@@ -46,7 +49,8 @@ class QueuePlaces:
             said = f"the queue is full ({self._limit} requests)"
             if n > 1:
                 said = f"the queue of {self._limit} requests has no room for {n} more, one for each choice"
-            raise Overloaded(f"{said}: try again in a few seconds")
+            retry_s = self._turnover.wait_s(n)
+            raise Overloaded(f"{said}: try again in a few seconds", retry_s=retry_s, limit=self._limit)
         self.n_admitting += n
         try:
             yield
@@ -59,6 +63,7 @@ class QueuePlaces:
 
     def give_back(self, tenant: str) -> None:
         """A live request of this tenant has ended."""
+        self._turnover.ended()
         self._held[tenant] -= 1
         if not self._held[tenant]:
             del self._held[tenant]

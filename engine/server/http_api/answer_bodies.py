@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-Ending = Literal["stop", "length"]
+Ending = Literal["stop", "length", "tool_calls"]
 
 
 class UsageBody(BaseModel):
@@ -40,9 +40,23 @@ class CompletionLogprobs(BaseModel):
     """The log-probabilities of a text's tokens, or of a piece of it: one item for each token."""
 
     text_offset: list[int]
-    token_logprobs: list[float]
+    token_logprobs: list[float | None]
     tokens: list[str]
-    top_logprobs: list[dict[str, float]]
+    top_logprobs: list[dict[str, float] | None]
+
+
+class PromptTokenBody(BaseModel):
+    """What vLLM tells of a token in a prompt."""
+
+    logprob: float
+    rank: int | None
+    """The likeliest token has rank 1. Known of tokens that are among the likeliest ones."""
+    decoded_token: str
+
+
+PromptLogprobsBody = list[dict[str, PromptTokenBody] | None]
+"""The tokens of a prompt, each with the likeliest ones at its place, by their ids (vLLM's field). The first
+one has none."""
 
 
 class CompletionChoice(BaseModel):
@@ -54,6 +68,7 @@ class CompletionChoice(BaseModel):
     finish_reason: Ending | None
     stop_reason: str | int | None = None
     """The stop string or stop token id that ended the text (a field of vLLM's)."""
+    prompt_logprobs: PromptLogprobsBody | None = None
 
 
 class TextCompletion(BaseModel):
@@ -68,11 +83,33 @@ class TextCompletion(BaseModel):
     usage: UsageBody | None = None
 
 
+class FunctionCallBody(BaseModel):
+    """The function of a call. `arguments` are the text of a JSON object."""
+
+    name: str
+    arguments: str
+
+
+class ToolCallBody(BaseModel):
+    """A call of a tool."""
+
+    id: str
+    type: Literal["function"]
+    function: FunctionCallBody
+
+
+class ToolCallChunk(ToolCallBody):
+    """A call in a stream, whole. `index` is its place among the calls of its choice."""
+
+    index: int
+
+
 class AssistantMessage(BaseModel):
-    """The assistant's turn."""
+    """The assistant's turn. `content` is null if it has calls alone."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
+    tool_calls: list[ToolCallBody] | None = None
 
 
 class ChatChoice(BaseModel):
@@ -94,6 +131,7 @@ class ChatCompletion(BaseModel):
     model: str
     choices: list[ChatChoice]
     usage: UsageBody
+    prompt_logprobs: PromptLogprobsBody | None = None
 
 
 class MessageDelta(BaseModel):
@@ -101,6 +139,7 @@ class MessageDelta(BaseModel):
 
     role: Literal["assistant"] = "assistant"
     content: str = ""
+    tool_calls: list[ToolCallChunk] | None = None
 
 
 class ChatChunkChoice(BaseModel):

@@ -18,29 +18,21 @@ from tokenmux.server.front.generation import Ask
 _ASK_FIELDS = frozenset(field.name for field in fields(Ask))
 
 NOT_SERVED: Mapping[str, tuple[object, ...]] = {
-    "n": (1,),
     "best_of": (1,),
     "echo": (False,),
     "suffix": ("",),
     "top_logprobs": (0,),
-    "prompt_logprobs": (),
     "allowed_token_ids": (),
     "use_beam_search": (False,),
     "response_format": ({"type": "text"},),
     "structured_outputs": (),
-    "tools": ([],),
-    "tool_choice": ("none",),
     "functions": ([],),
     "function_call": ("none",),
     "modalities": (["text"],),
     "audio": (),
     "spaces_between_special_tokens": (True,),
     "add_special_tokens": (True,),
-    "add_generation_prompt": (True,),
-    "continue_final_message": (False,),
     "chat_template": (),
-    "chat_template_kwargs": ({},),
-    "documents": ([],),
 }
 """Parameters of the dialect that would change the output and are not served, each with the values that
 change nothing. Any other value is an error: half of what was asked for is worse than nothing."""
@@ -67,8 +59,9 @@ class Lenient(BaseModel):
 class AskBody(Lenient):
     """A body that asks for a generation."""
 
-    def together(self) -> Mapping[str, Any]:
-        """The fields of an `Ask` that depend on several fields of the body. Raises InvalidRequest."""
+    def together(self, translated: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The fields of an `Ask` that depend on several fields of the body; `translated` are the others.
+        Raises InvalidRequest."""
         return {}
 
 
@@ -94,7 +87,7 @@ def ask_of_body(body: AskBody) -> Ask:
                 f"{said_by[to.field]} and {name} mean the same and differ: send one of them", field=name
             )
         values[to.field], said_by[to.field] = value, name
-    return Ask(**({**values, **body.together()}))
+    return Ask(**({**values, **body.together(values)}))
 
 
 def check_served(extra: Mapping[str, object]) -> None:
@@ -117,10 +110,12 @@ def name_in_body(error: InvalidRequest, body: AskBody) -> str | None:
 
     A rule whose error does not say which field it is about begins its message with the field's name.
     """
-    field = error.field or str(error).partition(" ")[0]
+    field = error.named
     names = [name for name, to in translations(type(body)) if to.field == field]
     given = [name for name in names if getattr(body, name) is not None]
     if given or names:
         return (given or names)[0]
+    if field in type(body).model_fields:
+        return field
     sent = body.model_extra or {}
     return error.field if field in sent or field not in _ASK_FIELDS else None

@@ -75,10 +75,10 @@ def contents(descriptor: Any) -> st.SearchStrategy[dict[str, Any]]:
 
 
 STUBS = {
-    inference_pb2: inference_pb2_grpc.InferenceStub,
-    models_pb2: models_pb2_grpc.ModelsStub,
-    pool_pb2: pool_pb2_grpc.PoolStub,
-    planning_pb2: planning_pb2_grpc.PlanningStub,
+    inference_pb2: inference_pb2_grpc.InferenceServiceStub,
+    models_pb2: models_pb2_grpc.ModelServiceStub,
+    pool_pb2: pool_pb2_grpc.PoolServiceStub,
+    planning_pb2: planning_pb2_grpc.PlanningServiceStub,
     health_pb2: health_pb2_grpc.HealthStub,
 }
 METHODS = [
@@ -104,9 +104,12 @@ def channel(server: ServerThread) -> Iterator[grpc.Channel]:
         yield channel
 
 
+@pytest.mark.parametrize(
+    "n_messages", [40, pytest.param(600, marks=[pytest.mark.nightly, pytest.mark.timeout(1800)])]
+)
 @pytest.mark.parametrize(("module", "name"), METHODS)
 def test_any_message_is_served_or_refused_with_a_reason(
-    module: Any, name: str, server: ServerThread, channel: grpc.Channel
+    module: Any, name: str, n_messages: int, server: ServerThread, channel: grpc.Channel
 ) -> None:
     service = next(iter(module.DESCRIPTOR.services_by_name.values()))
     method = service.methods_by_name[name]
@@ -115,7 +118,7 @@ def test_any_message_is_served_or_refused_with_a_reason(
 
     @given(contents(method.input_type))
     @settings(
-        max_examples=8 if "Watch" in name else 40,
+        max_examples=n_messages // 5 if "Watch" in name else n_messages,
         deadline=None,
         suppress_health_check=list(HealthCheck),
         database=None,
@@ -134,6 +137,9 @@ def test_any_message_is_served_or_refused_with_a_reason(
         check = inference_pb2.GenerateRequest(
             model="odd", token_ids={"ids": [97]}, stopping={"max_tokens": 1}
         )
-        assert inference_pb2_grpc.InferenceStub(channel).Generate(check, timeout=5).text == "b"
+        assert (
+            inference_pb2_grpc.InferenceServiceStub(channel).Generate(check, timeout=5).choices[0].text == "b"
+        )
 
     call()
+    assert server.served.front.n_live == 0

@@ -15,7 +15,7 @@ from tokenmux.messages.commands import Submit
 from tokenmux.messages.reports import Finished, Tokens
 from tokenmux.server.front.buffer import EventBuffer
 from tokenmux.server.front.live_request import LiveRequest
-from tokenmux.server.grpc_api.status import STATUS, status_of
+from tokenmux.server.grpc_api.status import STATUS, refusal_of
 
 Code = grpc.StatusCode
 
@@ -32,17 +32,19 @@ def test_a_code_says_try_again_exactly_where_that_may_help(kind: type[TokenmuxEr
     code = STATUS[kind.code]
     assert CallFailed(code, "a reason").retryable == kind.retryable
     assert kind.__name__ in (errors.__doc__ or "")
-    shown, message = status_of(kind("a reason"))
+    refusal = refusal_of(kind("a reason"))
+    shown, message = refusal.code, refusal.message
     assert shown is code
+    assert (kind.usual_retry_s is not None) == kind.retryable
     assert (shown is Code.INTERNAL) == issubclass(kind, InternalError)
     assert ("a reason" in message) == (shown is not Code.INTERNAL)
     assert type(error_of(kind.code, "a reason")) is kind
 
 
 def test_an_error_of_ours_is_not_internal_without_being_one() -> None:
-    code, message = status_of(TokenmuxError("/models: cannot be written (Read-only file system)"))
-    assert code is Code.FAILED_PRECONDITION
-    assert "Read-only" in message
+    refusal = refusal_of(TokenmuxError("/models: cannot be written (Read-only file system)"))
+    assert refusal.code is Code.FAILED_PRECONDITION
+    assert "Read-only" in refusal.message
 
 
 def test_a_message_that_is_too_large_stays_so() -> None:
@@ -73,7 +75,7 @@ async def test_a_request_that_failed_has_the_code_of_its_reason(
     request.take_finished(Finished(request.id, FinishReason.FAILED, 0.0, "the image is gone", said))
     with pytest.raises(TokenmuxError, match="the image is gone") as caught:
         [event async for event in events]
-    assert status_of(caught.value)[0] is code
+    assert refusal_of(caught.value).code is code
 
 
 def test_tokens_after_the_client_left_are_no_fault() -> None:

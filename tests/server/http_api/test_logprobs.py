@@ -83,7 +83,7 @@ async def test_offsets_count_what_is_repeated_of_the_prompt() -> None:
     (choice,), submit = await asked("/v1/completions", TEXT | extra)
     assert submit.sampling.n_likeliest == 0
     assert choice["text"].startswith("ab")
-    assert choice["logprobs"]["text_offset"] == [2, 3, 3]
+    assert choice["logprobs"]["text_offset"][-3:] == [2, 3, 3]
 
 
 @pytest.mark.parametrize(
