@@ -4,8 +4,9 @@ There is one per host, shared by its instances. Every entry is backed by an imag
 only a later read. The bytes themselves belong to `tokenmux.device`.
 
 Each instance can claim what its most urgent absent model needs. Fetches that are due later, by whichever
-instance, do not drop what is claimed, and after a while they leave room for what is claimed but absent. Else
-a large model would be kept out for ever where small ones come and go, or dropped before it can be copied.
+instance, do not drop what is claimed, and after a while they leave room for what is claimed but absent.
+Otherwise a large model would be kept out for ever where small ones come and go, or dropped before it can be
+copied.
 """
 
 from collections.abc import Callable, Hashable
@@ -22,7 +23,7 @@ class Claim:
 
     images: tuple[Image, ...]
     due_s: Callable[[], float]
-    """When they are due: infinity once nobody waits for them any more."""
+    """When they are due: infinity once no request waits for them."""
     margin_s: float
     """A fetch leaves room for them if it is due later by more than this."""
 
