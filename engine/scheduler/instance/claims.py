@@ -6,7 +6,7 @@ from math import inf
 from tokenmux.core.plan import Channel
 from tokenmux.scheduler.instance.live_state import LiveState
 from tokenmux.scheduler.instance.model_state import ModelState
-from tokenmux.scheduler.memory.host_cache import Claim
+from tokenmux.scheduler.memory.host_cache import CacheClaim
 
 MARGIN_FETCHES = 4.0
 """Other fetches leave room for a model if they are due later by this many of its own fetch times. A large
@@ -15,12 +15,12 @@ to ten points of their tokens on time, with 4 none."""
 
 
 def renew(state: LiveState, first: ModelState | None) -> None:
-    """Claim what `first` needs, in place of what was claimed before."""
+    """CacheClaim what `first` needs, in place of what was claimed before."""
     if first is None:
         state.ledger.cache.withdraw(state.ledger)
     else:
         margin_s = MARGIN_FETCHES * state.cost.copy_s(Channel.FETCH, first.facts.n_bytes)
-        claim = Claim(first.facts.images, partial(_due_s, first), margin_s)
+        claim = CacheClaim(first.facts.images, partial(_due_s, first), margin_s)
         state.ledger.cache.claim(state.ledger, claim)
 
 

@@ -18,7 +18,7 @@ from tokenmux.core.facts import Image, ImageId
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class CacheClaim:
     """An instance's wish for the images of one model."""
 
     images: tuple[Image, ...]
@@ -48,7 +48,7 @@ class HostCache:
         self._cached: dict[ImageId, Image] = {}
         self._fetching: dict[ImageId, Image] = {}
         self._holds: dict[ImageId, int] = {}
-        self._claims: dict[Hashable, Claim] = {}
+        self._claims: dict[Hashable, CacheClaim] = {}
 
     @property
     def cached(self) -> tuple[ImageId, ...]:
@@ -89,7 +89,7 @@ class HostCache:
         """True if room could be made for those of these images that are absent."""
         return self._fits_beside(images, 0)
 
-    def claim(self, owner: Hashable, claim: Claim) -> None:
+    def claim(self, owner: Hashable, claim: CacheClaim) -> None:
         """Record the claim of `owner`, in place of an earlier one."""
         self._claims[owner] = claim
 

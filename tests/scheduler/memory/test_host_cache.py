@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tokenmux.core.errors import IntegrityError
 from tokenmux.core.facts import Image, ImageId
-from tokenmux.scheduler.memory.host_cache import Claim, HostCache
+from tokenmux.scheduler.memory.host_cache import CacheClaim, HostCache
 
 IMAGES = tuple(
     Image(ImageId(name), n_bytes) for name, n_bytes in zip("abcdef", (2, 2, 3, 3, 4, 6), strict=True)
@@ -138,8 +138,8 @@ def _cache(*cached: Image, fetching: tuple[Image, ...] = (), capacity: int = 10)
     return cache
 
 
-def _claim(image: Image, due_s: float, margin_s: float = 4.0) -> Claim:
-    return Claim((image,), lambda: due_s, margin_s)
+def _claim(image: Image, due_s: float, margin_s: float = 4.0) -> CacheClaim:
+    return CacheClaim((image,), lambda: due_s, margin_s)
 
 
 def test_a_fetch_drops_nothing_that_is_claimed_and_due_before_it() -> None:
@@ -174,5 +174,5 @@ def test_nothing_is_left_for_what_would_never_fit_or_is_no_longer_waited_for() -
     cache = _cache()
     cache.claim("instance", _claim(huge, due_s=2.0))
     assert cache.respects_claims((other,), due_s=7.0)
-    cache.claim("instance", Claim((Image(ImageId("large"), 8),), lambda: inf, 4.0))
+    cache.claim("instance", CacheClaim((Image(ImageId("large"), 8),), lambda: inf, 4.0))
     assert cache.respects_claims((other,), due_s=7.0)
