@@ -80,7 +80,7 @@ def interactive_beside_batch(n_gpus: int, duration_s: float = 120.0, seed: int =
     return world(f"interactive beside batch on {n_gpus}", kinds, rates, duration_s, n_gpus, seed, level=level)
 
 
-def long_prompts(duration_s: float = 120.0, seed: int = 0, rate: float = 0.05) -> World:
+def long_prompts(duration_s: float = 120.0, seed: int = 0, rate: float = 0.02) -> World:
     """Twelve 8B with prompts of 90,000 to 129,000 tokens on one GPU: more than it can compute in time, and
     each prompt's KV is 13 of 72 GB."""
     kinds = {f"m{i}": architecture("llama3.1-8b") for i in range(12)}

@@ -43,7 +43,7 @@ from tokenmux.core.plan import (
     Plan,
     Step,
 )
-from tokenmux.scheduler.policy import eviction, making_way, rescue
+from tokenmux.scheduler.policy import beginning, eviction, making_way, rescue
 from tokenmux.scheduler.policy.instance_policy import Fit, InstanceView, ModelView, RequestView
 from tokenmux.scheduler.policy.steps import (
     as_many_as_fit,
@@ -244,8 +244,9 @@ def _activate(view: InstanceView) -> Plan | None:
     """Load the weights of the least-slack model; other models only if no request pays for it."""
     absent = [m for m in view.live_models.values() if m.residency is Residency.HOST and m.n_live]
     if absent:
-        first = min(absent, key=lambda model: model.deadline_s)
-        return _make_room(view, first)
+        absent.sort(key=lambda model: model.deadline_s)
+        first = next((model for model in absent if beginning.may_begin(view, model)), None)
+        return None if first is None else _make_room(view, first)
     for model_id in view.asked_models:
         model = view.models[model_id]
         if not model.n_live and model.wanted is not False and model.residency is Residency.HOST:
