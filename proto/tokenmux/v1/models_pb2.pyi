@@ -16,12 +16,21 @@ class Residency(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     RESIDENCY_HOST: _ClassVar[Residency]
     RESIDENCY_LOADING: _ClassVar[Residency]
     RESIDENCY_RESIDENT: _ClassVar[Residency]
+
+class View(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    VIEW_UNSPECIFIED: _ClassVar[View]
+    VIEW_BASIC: _ClassVar[View]
+    VIEW_FULL: _ClassVar[View]
 RESIDENCY_UNSPECIFIED: Residency
 RESIDENCY_DISK: Residency
 RESIDENCY_FETCHING: Residency
 RESIDENCY_HOST: Residency
 RESIDENCY_LOADING: Residency
 RESIDENCY_RESIDENT: Residency
+VIEW_UNSPECIFIED: View
+VIEW_BASIC: View
+VIEW_FULL: View
 
 class Model(_message.Message):
     __slots__ = ("name", "residency", "pinned", "refusal", "weight_bytes", "kv_bytes_per_token", "n_parameters", "max_context", "vocab_size", "n_queued", "n_running", "n_paged_out", "n_swaps", "swap_bytes", "swap_s", "swap_exposed_s", "n_prompt_tokens", "n_tokens", "n_tokens_on_time", "compute_s", "service", "n_swaps_first", "n_swaps_again", "n_swaps_operator", "n_swaps_ahead", "instances")
@@ -114,14 +123,24 @@ class Durations(_message.Message):
     def __init__(self, counts: _Optional[_Iterable[int]] = ..., total_s: _Optional[float] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("page_size", "page_token", "filter", "view")
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    page_size: int
+    page_token: str
+    filter: str
+    view: View
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., filter: _Optional[str] = ..., view: _Optional[_Union[View, str]] = ...) -> None: ...
 
 class ListModelsResponse(_message.Message):
-    __slots__ = ("models",)
+    __slots__ = ("models", "next_page_token")
     MODELS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     models: _containers.RepeatedCompositeFieldContainer[Model]
-    def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
+    next_page_token: str
+    def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class GetModelRequest(_message.Message):
     __slots__ = ("name",)
