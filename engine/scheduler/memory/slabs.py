@@ -11,6 +11,7 @@ A slab's capacity allows for the worst padding, so it does not depend on where t
 """
 
 from collections.abc import Iterable
+from typing import cast
 
 from tokenmux.core.errors import IntegrityError
 from tokenmux.core.handles import BlockHandle, ExtentHandle
@@ -67,7 +68,8 @@ class SlabPool:
             taken = slab.free[-(n - len(handles)) :]
             del slab.free[-len(taken) :]
             slab.live.update(taken)
-            handles.extend(BlockHandle(key << _INDEX_BITS | index) for index in taken)
+            base = key << _INDEX_BITS
+            handles += cast("list[BlockHandle]", [base | index for index in taken])
             if not slab.free:
                 del partial[key]
         self.used_bytes += n * block_bytes
