@@ -38,7 +38,7 @@ def test_a_giant_and_small_ones_share_the_only_instance() -> None:
 
 
 def test_no_prompt_is_begun_that_cannot_be_kept() -> None:
-    """The KV of thirty prompts of 100,000 tokens was begun, thrown away and begun again: 9 discards, and 652 s
+    """The KV of thirty prompts of 100,000 tokens was begun, thrown away and begun again: 9 times, and 652 s
     until all were served."""
     outcome = run(long_prompts())
     assert outcome.seconds < 600
