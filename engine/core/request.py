@@ -10,6 +10,7 @@ from math import isnan
 from typing import NewType
 
 from tokenmux.core.facts import ModelId
+from tokenmux.core.prefix import Prefix
 
 RequestId = NewType("RequestId", str)
 
@@ -75,7 +76,8 @@ class Request:
     """What a request asks of the pool.
 
     A higher `weight` moves it ahead of others, by less than one TTFT. `tenant_weight` is set by the operator:
-    under overload, tenants get time in proportion to it.
+    under overload, tenants get time in proportion to it. `prefix` has the keys of its prompt's beginning, if
+    it may share KV with others.
     """
 
     id: RequestId
@@ -87,6 +89,7 @@ class Request:
     tenant: str = DEFAULT_TENANT
     weight: float = 1.0
     tenant_weight: float = 1.0
+    prefix: Prefix | None = None
 
     def __post_init__(self) -> None:
         _keep_within(self, ("weight", "tenant_weight"), WEIGHTS)

@@ -47,9 +47,9 @@ RECORDING_S = 5.0
 class ModelHost:
     """Keeps a runner for each registered model, over the arena that its device gives it."""
 
-    def __init__(self, prefill_chunk_tokens: int, clock: Clock, warmer: Warmer | None = None) -> None:
+    def __init__(self, cell_tokens: int, clock: Clock, warmer: Warmer | None = None) -> None:
         """If steps run on a GPU, `warmer` compiles their kernels before requests wait for them."""
-        self._prefill_chunk_tokens = prefill_chunk_tokens
+        self._cell_tokens = cell_tokens
         self._clock = clock
         self._warmer = warmer
         self._models: dict[ModelId, _Model] = {}
@@ -84,7 +84,7 @@ class ModelHost:
 
     def add(self, facts: ModelFacts, path: str) -> None:
         """Note where the model's catalogue entry is. The first fetch or mapped image opens its files."""
-        self._models[facts.id] = _Model(facts, Path(path), self._prefill_chunk_tokens, self._arena.device)
+        self._models[facts.id] = _Model(facts, Path(path), self._cell_tokens, self._arena.device)
         if self._warmer is not None:
             self._warmer.begin(Path(path))
 
@@ -217,7 +217,7 @@ class _Model:
 
     facts: ModelFacts
     path: Path
-    prefill_chunk_tokens: int
+    cell_tokens: int
     device: torch.device
     seen: FileStamp | None = None
     offset: int | None = None
@@ -249,7 +249,7 @@ class _Model:
         return Runner(
             self.entry().skeleton(packed=self.device.type == "cpu"),
             self.facts.kv,
-            prefill_chunk_tokens=self.prefill_chunk_tokens,
+            prefill_chunk_tokens=self.cell_tokens,
         )
 
     def make_ready(self, image: torch.Tensor, *, packed: bool) -> Runner | None:

@@ -20,6 +20,7 @@ from tokenmux.core.effects import (
     Effects,
     Interrupt,
     ModelLoaded,
+    PrefixTaken,
     RequestEnded,
     RequestEntered,
     RequestLeft,
@@ -84,6 +85,7 @@ from tokenmux.node.node_device import Drawn, NodeDevice, StrayReport
 from tokenmux.node.node_status import StatusReporter
 from tokenmux.node.operator_commands import Operators
 from tokenmux.node.positions import QueuePositions
+from tokenmux.node.prompt_prefixes import PromptPrefixes
 from tokenmux.node.request_content import Content
 from tokenmux.node.telemetry import Telemetry
 from tokenmux.processes.restarts import RestartLimits
@@ -161,6 +163,7 @@ class Node:
         )
         self._telemetry = Telemetry(self.pool, clock)
         self._positions = [QueuePositions(instance, clock) for instance in self.pool.instances]
+        self._prefixes = PromptPrefixes(setup)
         self._operators = Operators(self, clock)
         for number, device in enumerate(numbered):
             if device is None:
@@ -351,7 +354,7 @@ class Node:
                     device.say(ReallocateArena(arena_bytes))
                 case ModelLoaded(started):
                     self._blame.loaded(started.model.id)
-                case StepEnded() | RequestEntered() | RequestLeft() | Drop() | Discard():
+                case StepEnded() | RequestEntered() | RequestLeft() | PrefixTaken() | Drop() | Discard():
                     pass
                 case _:
                     assert_never(effect)
@@ -498,6 +501,7 @@ class Node:
             detail, code = self.refused[request.model], ErrorCode.NOT_SERVABLE
         else:
             self.contents[request.id] = Content.of(submit)
+            request = self._prefixes.request_of(submit)
             arrived = Arrived(now_s, request, len(submit.delivered), history=submit.history)
             answer = self.pool.submit(arrived)
             if isinstance(answer, Refuse):
