@@ -8,7 +8,7 @@ GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
 OUT ?= gpu-results
 
-.PHONY: help setup test coverage nightly lint format spelling types imports proto bench gpu demo check
+.PHONY: help setup test coverage nightly lint format spelling types imports proto buf bench gpu demo check
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ imports: ## the direction of imports
 
 proto: ## the Python code of proto/, written anew
 	$(BIN)/python proto/generate.py
+
+buf: ## buf's linter over proto/, and its check against the branch main
+	.ci/buf
 
 bench: ## every benchmark, one after another; results go into benchmarks/history.jsonl, and are compared with earlier ones
 	@for file in $$(grep -l __main__ benchmarks/*.py | grep -v -e /gpu.py -e /compare.py -e /null_executor.py); do \

@@ -15,7 +15,7 @@ import grpc.aio
 from tokenmux.v1 import inference_pb2, inference_pb2_grpc
 
 
-class BareService(inference_pb2_grpc.InferenceServicer):
+class BareService(inference_pb2_grpc.InferenceServiceServicer):
     """Writes each stream the next token of a text once a step."""
 
     def __init__(self, step_s: float, tokens: Sequence[tuple[int, str]]) -> None:
@@ -36,14 +36,15 @@ class BareService(inference_pb2_grpc.InferenceServicer):
 
     async def GenerateStream(
         self,
-        request: inference_pb2.GenerateRequest,
+        request: inference_pb2.GenerateStreamRequest,
         context: "grpc.aio.ServicerContext[Any, Any]",
     ) -> None:
-        n, n_prompt = request.stopping.max_tokens, len(request.token_ids.ids)
+        asked = request.request
+        n, n_prompt = asked.stopping.max_tokens, len(asked.token_ids.ids)
         response = inference_pb2.GenerateStreamResponse
         info = inference_pb2.PromptInfo(
             request_id="0123456789abcdef",
-            model=request.model,
+            model=asked.model,
             n_prompt_tokens=n_prompt,
             max_tokens=n,
             seed=2**63,
@@ -73,7 +74,7 @@ def serve(step_s: float, tokens: Sequence[tuple[int, str]]) -> None:
 async def _serve(step_s: float, tokens: Sequence[tuple[int, str]]) -> None:
     server = grpc.aio.server()
     service = BareService(step_s, tokens)
-    inference_pb2_grpc.add_InferenceServicer_to_server(service, server)
+    inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     stepping = asyncio.create_task(service.step())

@@ -13,6 +13,7 @@ from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
 from tokenmux.server.http_api.answer_forms import AnswerHead, TextForm
+from tokenmux.server.http_api.outputs import OutputPiece
 from tokenmux.server.listening import Reservation
 
 
@@ -43,7 +44,8 @@ class BareStreams:
         head = AnswerHead("cmpl-0123456789abcdef", int(time.time()), body["model"], False, frozenset())
         for index in range(body["max_tokens"]):
             await self._stepped.wait()
-            yield b"data: " + form.delta(head, self._texts[index % len(self._texts)]) + b"\n\n"
+            piece = OutputPiece(self._texts[index % len(self._texts)])
+            yield b"data: " + form.delta(head, 0, piece) + b"\n\n"
         yield b"data: [DONE]\n\n"
 
 

@@ -93,9 +93,9 @@ async def stream_all(server: Server, token_ids: Sequence[int]) -> Streams:
         token_ids=inference_pb2.TokenIds(ids=range(100, 100 + N_PROMPT)),
         stopping=inference_pb2.Stopping(max_tokens=N_OUTPUT, ignore_end_tokens=True),
     )
-    encoded = request.SerializeToString()
+    encoded = inference_pb2.GenerateStreamRequest(request=request).SerializeToString()
     async with grpc.aio.insecure_channel(server.target) as channel:
-        call = channel.unary_stream("/tokenmux.v1.Inference/GenerateStream", None, None)
+        call = channel.unary_stream("/tokenmux.v1.InferenceService/GenerateStream", None, None)
 
         async def one() -> tuple[list[bytes], list[float]]:
             messages, at_s = [], []

@@ -2,33 +2,52 @@
 
 Needs grpcio-tools (extra `test`). The result is committed, so that an installation needs no compiler; a test holds it
 against a fresh run. The import path of the generated modules equals the protobuf package (`tokenmux.v1`), which works
-because protoc is run from this folder.
+because protoc is run from this folder. Also adds what is new to `wire.txt`, and refuses what would break clients.
 """
 
 import argparse
+import tempfile
 from importlib import resources
 from pathlib import Path
 
+import wire
+from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
 from grpc_tools import protoc
 
 ROOT = Path(__file__).parent
 PACKAGE = Path("tokenmux/v1")
+TABLE = ROOT / "wire.txt"
 
 
 def generate(out: Path) -> None:
     """Write `*_pb2.py`, `*_pb2.pyi` and `*_pb2_grpc.py` under `out / tokenmux / v1`. Raises RuntimeError if protoc fails."""
+    _protoc(f"--python_out={out}", f"--pyi_out={out}", f"--grpc_python_out={out}")
+
+
+def described() -> list[FileDescriptorProto]:
+    """The .proto files, with their comments. Raises RuntimeError if protoc fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "set.binpb"
+        _protoc("--include_source_info", f"--descriptor_set_out={out}")
+        return list(FileDescriptorSet.FromString(out.read_bytes()).file)
+
+
+def extend_table() -> None:
+    """Add what is new to the table. Raises RuntimeError if something of it does not hold any longer."""
+    files = described()
+    table = wire.read_table(TABLE.read_text()) if TABLE.exists() else []
+    wrong = wire.broken(table, files)
+    if wrong:
+        raise RuntimeError(
+            "clients rely on these, which are gone or different (if it is gone, reserve its number):\n" + "\n".join(wrong)
+        )
+    TABLE.write_text(wire.show_table([*table, *wire.lines_of(files)]))
+
+
+def _protoc(*options: str) -> None:
     sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / PACKAGE).glob("*.proto"))
-    status = protoc.main(
-        [
-            "protoc",
-            f"--proto_path={ROOT}",
-            f"--proto_path={resources.files('grpc_tools') / '_proto'}",
-            f"--python_out={out}",
-            f"--pyi_out={out}",
-            f"--grpc_python_out={out}",
-            *sources,
-        ]
-    )
+    paths = (f"--proto_path={ROOT}", f"--proto_path={resources.files('grpc_tools') / '_proto'}")
+    status = protoc.main(["protoc", *paths, *options, *sources])
     if status != 0:
         raise RuntimeError(f"protoc ended with status {status}")
 
@@ -37,3 +56,4 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Regenerate the gRPC code from the .proto files.")
     parser.add_argument("--out", type=Path, default=ROOT, help="folder to write to (default: in place)")
     generate(parser.parse_args().out)
+    extend_table()

@@ -8,9 +8,11 @@ from rich.console import Console
 
 from tokenmux.cli.generation_options import (
     BadWord,
+    Choices,
     FrequencyPenalty,
     LogitBias,
     Logprobs,
+    LogprobsOfPrompt,
     MaxTokens,
     MinP,
     PresencePenalty,
@@ -43,6 +45,8 @@ def generate_command(
     logit_bias: LogitBias = None,
     bad_word: BadWord = None,
     logprobs: Logprobs = None,
+    prompt_logprobs: LogprobsOfPrompt = None,
+    choices: Choices = None,
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt first.")] = False,
     include_stop: Annotated[
         bool, typer.Option("--include-stop", help="Print the text of --stop that ended the answer.")
@@ -61,7 +65,7 @@ def generate_command(
     ] = False,
 ) -> None:
     """Continue a text and print the continuation as it arrives."""
-    from tokenmux.cli.streaming import show_stream, summary_line
+    from tokenmux.cli.streaming import show_choices, show_stream, summary_line
     from tokenmux.cli.tables import as_json
 
     options = generate_options(
@@ -85,6 +89,8 @@ def generate_command(
         "keep_special_tokens": special_tokens,
         "truncate_prompt_tokens": truncate,
         "request_id": request_id,
+        "n": choices,
+        "prompt_logprobs": prompt_logprobs,
     }
     errors = Console(stderr=True)
     with connected(ctx) as client:
@@ -92,8 +98,12 @@ def generate_command(
         if json:
             typer.echo(as_json(client.generate(model, text, **options)))
             return
-        _, finish = show_stream(client.stream(model, text, **options), errors)
-    if stats and finish is not None:
+        if choices is not None and choices > 1:
+            finishes = show_choices(client.generate(model, text, **options), errors)
+        else:
+            _, finish = show_stream(client.stream(model, text, **options), errors)
+            finishes = [] if finish is None else [finish]
+    for finish in finishes if stats else ():
         errors.print(summary_line(finish), style="dim", highlight=False)
 
 

@@ -56,6 +56,16 @@ Logprobs = Annotated[
 ]
 
 
+LogprobsOfPrompt = Annotated[
+    int | None,
+    typer.Option(min=0, max=20, help="The same for the tokens of the prompt."),
+]
+Choices = Annotated[
+    int | None,
+    typer.Option(min=1, max=_INT32, help="Print this many answers, each when all are complete."),
+]
+
+
 def generate_options(
     *,
     max_tokens: int | None,

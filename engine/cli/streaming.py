@@ -8,12 +8,14 @@ from rich.console import Console
 from tokenmux.cli.safe_text import shown_on
 from tokenmux.client import (
     Client,
+    Completion,
     Delta,
     Finish,
     GenerateOptions,
     GenerationEvent,
     Message,
     Phase,
+    PromptLogprobs,
     State,
     TokenLogprobs,
 )
@@ -28,6 +30,8 @@ def show_stream(events: Iterable[GenerationEvent], errors: Console) -> tuple[str
             match event:
                 case State():
                     waiting.update(_shown_state(event))
+                case PromptLogprobs():
+                    _show_prompt(event, errors)
                 case Delta():
                     logprobs += zip(event.token_ids, event.logprobs, strict=False)
                     if event.text and not text:
@@ -40,9 +44,34 @@ def show_stream(events: Iterable[GenerationEvent], errors: Console) -> tuple[str
     sys.stdout.write("\n")
     sys.stdout.flush()
     for token, told in logprobs:
-        likeliest = "".join(f"  {other} {value:.4f}" for other, value in told.top)
-        errors.print(f"token {token} {told.logprob:.4f}{likeliest}", style="dim", highlight=False)
+        _show_logprobs("token", token, told, errors)
     return text, finish
+
+
+def show_choices(answer: Completion, errors: Console) -> list[Finish]:
+    """Print the choices of an answer one after another. Returns how they ended."""
+    if answer.prompt_logprobs is not None:
+        _show_prompt(answer.prompt_logprobs, errors)
+    for number, choice in enumerate(answer.choices, start=1):
+        errors.print(f"answer {number} of {len(answer.choices)}", style="dim", highlight=False)
+        sys.stdout.write(shown_on(sys.stdout, choice.text) + "\n")
+        sys.stdout.flush()
+        for token, told in zip(choice.token_ids, choice.logprobs, strict=False):
+            _show_logprobs("token", token, told, errors)
+    return [choice.finish for choice in answer.choices]
+
+
+def _show_prompt(prompt: PromptLogprobs, errors: Console) -> None:
+    for token, told in zip(prompt.token_ids, prompt.logprobs, strict=True):
+        _show_logprobs("prompt token", token, told, errors)
+
+
+def _show_logprobs(kind: str, token: int, told: TokenLogprobs | None, errors: Console) -> None:
+    line = f"{kind} {token}"
+    if told is not None:
+        likeliest = "".join(f"  {other} {value:.4f}" for other, value in told.top)
+        line += f" {told.logprob:.4f}{likeliest}"
+    errors.print(line, style="dim", highlight=False)
 
 
 def summary_line(finish: Finish) -> str:

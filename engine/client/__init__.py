@@ -6,10 +6,11 @@
 """
 
 from tokenmux.client.aio import AsyncClient, AsyncStream
-from tokenmux.client.errors import CallFailed, WrongArgument
+from tokenmux.client.errors import CallFailed, ErrorDetails, WrongArgument
 from tokenmux.client.options import GenerateOptions
 from tokenmux.client.sync import Client, Stream
 from tokenmux.client.values import (
+    Choice,
     Completion,
     Delta,
     DeviceState,
@@ -26,23 +27,27 @@ from tokenmux.client.values import (
     PoolTrace,
     Prompt,
     PromptInfo,
+    PromptLogprobs,
     RecordedRequest,
     Residency,
     Service,
     State,
     Tenant,
     TokenLogprobs,
+    TokenUsage,
 )
 
 __all__ = [
     "AsyncClient",
     "AsyncStream",
     "CallFailed",
+    "Choice",
     "Client",
     "Completion",
     "Delta",
     "DeviceState",
     "Durations",
+    "ErrorDetails",
     "Finish",
     "GenerateOptions",
     "GenerationEvent",
@@ -56,6 +61,7 @@ __all__ = [
     "PoolTrace",
     "Prompt",
     "PromptInfo",
+    "PromptLogprobs",
     "RecordedRequest",
     "Residency",
     "Service",
@@ -63,5 +69,6 @@ __all__ = [
     "Stream",
     "Tenant",
     "TokenLogprobs",
+    "TokenUsage",
     "WrongArgument",
 ]

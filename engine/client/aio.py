@@ -104,7 +104,7 @@ class AsyncClient:
         else:
             self._channel = grpc.aio.secure_channel(target, credentials, options=connection.options)
         self._metadata = connection.metadata
-        self._inference = inference_pb2_grpc.InferenceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self.models = AsyncModels(self._channel, self._metadata)
         """Registering, loading, pinning. Needs an admin key if the server has keys."""
         self.pool = AsyncPool(self._channel, self._metadata)
@@ -144,7 +144,7 @@ class AsyncClient:
         >>> async with client.stream("smol", "Tell me a story", max_tokens=200) as events:
         ...     text = "".join([event.text async for event in events if isinstance(event, Delta)])
         """
-        request = proto_values.generate_request(model, prompt, **options)
+        request = proto_values.stream_request(model, prompt, **options)
         return AsyncStream(
             self._inference.GenerateStream(request, timeout=timeout_s, metadata=self._metadata)
         )
@@ -211,17 +211,17 @@ class AsyncModels:
     """`AsyncClient.models`."""
 
     def __init__(self, channel: grpc.aio.Channel, metadata: Sequence[tuple[str, str]]) -> None:
-        self._stub = models_pb2_grpc.ModelsStub(channel)  # type: ignore[no-untyped-call]
+        self._stub = models_pb2_grpc.ModelServiceStub(channel)  # type: ignore[no-untyped-call]
         self._metadata = metadata
 
     async def list(self, *, timeout_s: float | None = None) -> tuple[Model, ...]:
         """All models by name, including refused ones."""
-        response = await self._call(self._stub.List, models_pb2.ListModelsRequest(), timeout_s)
+        response = await self._call(self._stub.ListModels, models_pb2.ListModelsRequest(), timeout_s)
         return tuple(proto_values.model(message) for message in response.models)
 
     async def get(self, name: str, *, timeout_s: float | None = None) -> Model:
         return proto_values.model(
-            await self._call(self._stub.Get, models_pb2.GetModelRequest(name=name), timeout_s)
+            (await self._call(self._stub.GetModel, models_pb2.GetModelRequest(name=name), timeout_s)).model
         )
 
     async def register(self, name: str, source: str = "", *, timeout_s: float | None = None) -> Model:
@@ -231,27 +231,27 @@ class AsyncModels:
         ran.
         """
         request = models_pb2.RegisterModelRequest(name=name, source=source)
-        return proto_values.model(await self._call(self._stub.Register, request, timeout_s))
+        return proto_values.model((await self._call(self._stub.RegisterModel, request, timeout_s)).model)
 
     async def unregister(self, name: str, *, force: bool = False, timeout_s: float | None = None) -> None:
         """Remove a model; with `force` even if it has live requests, which then fail."""
         request = models_pb2.UnregisterModelRequest(name=name, force=force)
-        await self._call(self._stub.Unregister, request, timeout_s)
+        await self._call(self._stub.UnregisterModel, request, timeout_s)
 
     async def load(self, name: str, *, wait: bool = False, timeout_s: float | None = None) -> Model:
         """Load a model onto a device; with `wait`, return once it is there."""
         request = models_pb2.LoadModelRequest(name=name, wait=wait)
-        return proto_values.model(await self._call(self._stub.Load, request, timeout_s))
+        return proto_values.model((await self._call(self._stub.LoadModel, request, timeout_s)).model)
 
     async def unload(self, name: str, *, timeout_s: float | None = None) -> Model:
         """Take a model off all devices."""
         request = models_pb2.UnloadModelRequest(name=name)
-        return proto_values.model(await self._call(self._stub.Unload, request, timeout_s))
+        return proto_values.model((await self._call(self._stub.UnloadModel, request, timeout_s)).model)
 
     async def pin(self, name: str, pinned: bool = True, *, timeout_s: float | None = None) -> Model:
         """Keep a model on a device, or (`pinned=False`) let it leave again."""
         request = models_pb2.PinModelRequest(name=name, pinned=pinned)
-        return proto_values.model(await self._call(self._stub.Pin, request, timeout_s))
+        return proto_values.model((await self._call(self._stub.PinModel, request, timeout_s)).model)
 
     async def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
         with translated():
@@ -262,16 +262,13 @@ class AsyncPool:
     """`AsyncClient.pool`."""
 
     def __init__(self, channel: grpc.aio.Channel, metadata: Sequence[tuple[str, str]]) -> None:
-        self._stub = pool_pb2_grpc.PoolStub(channel)  # type: ignore[no-untyped-call]
+        self._stub = pool_pb2_grpc.PoolServiceStub(channel)  # type: ignore[no-untyped-call]
         self._metadata = metadata
 
     async def status(self, *, timeout_s: float | None = None) -> PoolStatus:
         """The present state of the pool."""
-        with translated():
-            request = pool_pb2.StatusRequest()
-            return proto_values.pool_status(
-                await self._stub.Status(request, timeout=timeout_s, metadata=self._metadata)
-            )
+        response = await self._call(self._stub.GetStatus, pool_pb2.GetStatusRequest(), timeout_s)
+        return proto_values.pool_status(response.status)
 
     async def watch(
         self, *, min_interval_s: float = 0.0, timeout_s: float | None = None
@@ -283,7 +280,7 @@ class AsyncPool:
         try:
             with translated():
                 async for response in call:
-                    yield proto_values.pool_status(response)
+                    yield proto_values.pool_status(response.status)
         finally:
             call.cancel()
 
@@ -291,9 +288,9 @@ class AsyncPool:
         """The steps, copies and requests that ended within the last `last_s` seconds; 0: all that the pool
         remembers."""
         with translated():
-            request = pool_pb2.TraceRequest(last_s=last_s)
+            request = pool_pb2.GetTraceRequest(last_s=last_s)
             return proto_values.pool_trace(
-                await self._stub.Trace(request, timeout=timeout_s, metadata=self._metadata)
+                await self._stub.GetTrace(request, timeout=timeout_s, metadata=self._metadata)
             )
 
     async def resize(
@@ -306,7 +303,7 @@ class AsyncPool:
         changes are completed even if the call is abandoned, and hold until the server restarts.
         """
         request = proto_values.resize_request(arena_bytes, instance)
-        return int((await self._call(self._stub.Resize, request, timeout_s)).arena_bytes)
+        return int((await self._call(self._stub.ResizeDevice, request, timeout_s)).arena_bytes)
 
     async def add_device(
         self,
@@ -346,14 +343,14 @@ class AsyncPlanning:
     """`AsyncClient.planning`."""
 
     def __init__(self, channel: grpc.aio.Channel, metadata: Sequence[tuple[str, str]]) -> None:
-        self._stub = planning_pb2_grpc.PlanningStub(channel)  # type: ignore[no-untyped-call]
+        self._stub = planning_pb2_grpc.PlanningServiceStub(channel)  # type: ignore[no-untyped-call]
         self._metadata = metadata
 
     async def catalogue(self, *, timeout_s: float | None = None) -> tuple[ModelSizes, ...]:
         """The sizes of all models, by name."""
         with translated():
-            request = planning_pb2.CatalogueRequest()
-            response = await self._stub.Catalogue(request, timeout=timeout_s, metadata=self._metadata)
+            request = planning_pb2.GetCatalogueRequest()
+            response = await self._stub.GetCatalogue(request, timeout=timeout_s, metadata=self._metadata)
             return tuple(proto_values.sizes(message) for message in response.models)
 
     async def recorded_traffic(
@@ -361,8 +358,8 @@ class AsyncPlanning:
     ) -> tuple[RecordedRequest, ...]:
         """Ended requests that arrived within the last `last_s` seconds, in order of arrival; 0: all that
         the server remembers."""
-        request = planning_pb2.RecordedTrafficRequest(last_s=last_s)
-        call = self._stub.RecordedTraffic(request, timeout=timeout_s, metadata=self._metadata)
+        request = planning_pb2.GetRecordedTrafficRequest(last_s=last_s)
+        call = self._stub.GetRecordedTraffic(request, timeout=timeout_s, metadata=self._metadata)
         with translated():
             return tuple(
                 [proto_values.recorded(line) async for response in call for line in response.requests]

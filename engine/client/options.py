@@ -11,21 +11,21 @@ class GenerateOptions(TypedDict, total=False):
     """Most tokens to generate, at least 1. Prompt and output together must fit the model's context."""
     min_tokens: int
     """Nothing ends the generation before it has this many tokens."""
-    temperature: float
+    temperature: float | None
     """0, the default, is greedy."""
-    top_k: int
+    top_k: int | None
     """Draw among the k likeliest tokens; 0: no limit."""
     top_p: float | None
     """Draw among the likeliest tokens that together have this probability."""
     seed: int | None
     """The same seed gives the same tokens. By default the server draws one and reports it."""
-    min_p: float
+    min_p: float | None
     """Draw among tokens that are at least this times as likely as the likeliest one; 0: no limit."""
     repetition_penalty: float | None
     """Divide (below 0: multiply) the logits of tokens in prompt and output by this; 1: no penalty."""
-    frequency_penalty: float
+    frequency_penalty: float | None
     """Subtract this from a token's logit for each time that it was drawn, -2 to 2."""
-    presence_penalty: float
+    presence_penalty: float | None
     """Subtract this once from the logits of tokens that were drawn, -2 to 2."""
     logit_bias: Mapping[int, float]
     """Added to the logits of these token ids, each -100 to 100."""
@@ -33,8 +33,12 @@ class GenerateOptions(TypedDict, total=False):
     """Tokens that are never drawn."""
     bad_words: Sequence[str]
     """Texts that the output must not contain."""
+    n: int | None
+    """How many outputs to generate, by default 1. The first is the one that there would be without."""
     logprobs: int | None
     """Return log-probabilities of the tokens, and of this many likeliest ones each, at most 20."""
+    prompt_logprobs: int | None
+    """The same for the tokens of the prompt."""
     stop: str | Sequence[str]
     """Texts that end the generation; they are not returned."""
     include_stop_string: bool

@@ -7,10 +7,12 @@ from dataclasses import fields
 from functools import partial
 from numbers import Integral
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 from tokenmux.client.errors import WrongArgument
+from tokenmux.client.options import GenerateOptions
 from tokenmux.client.values import (
+    Choice,
     Completion,
     Delta,
     DeviceState,
@@ -27,12 +29,14 @@ from tokenmux.client.values import (
     PoolTrace,
     Prompt,
     PromptInfo,
+    PromptLogprobs,
     RecordedRequest,
     Residency,
     Service,
     State,
     Tenant,
     TokenLogprobs,
+    TokenUsage,
 )
 from tokenmux.v1 import inference_pb2, models_pb2, planning_pb2, pool_pb2
 
@@ -45,18 +49,20 @@ def generate_request(
     *,
     max_tokens: int | None = None,
     min_tokens: int = 0,
-    temperature: float = 0.0,
-    top_k: int = 0,
+    temperature: float | None = None,
+    top_k: int | None = None,
     top_p: float | None = None,
     seed: int | None = None,
-    min_p: float = 0.0,
+    min_p: float | None = None,
     repetition_penalty: float | None = None,
-    frequency_penalty: float = 0.0,
-    presence_penalty: float = 0.0,
+    frequency_penalty: float | None = None,
+    presence_penalty: float | None = None,
     logit_bias: Mapping[int, float] = MappingProxyType({}),
     forbidden_token_ids: Sequence[int] = (),
     bad_words: Sequence[str] = (),
+    n: int | None = None,
     logprobs: int | None = None,
+    prompt_logprobs: int | None = None,
     stop: str | Sequence[str] = (),
     stop_token_ids: Sequence[int] = (),
     ignore_end_tokens: bool = False,
@@ -121,12 +127,21 @@ def generate_request(
         service_level=_made(inference_pb2.ServiceLevel, ttft_s=ttft_s, tpot_s=tpot_s),
         tenant=tenant,
         weight=weight,
+        n=n,
         logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
         truncate_prompt_tokens=truncate_prompt_tokens,
         request_id=request_id,
         output=_made(inference_pb2.OutputOptions, echo=echo, keep_special_tokens=keep_special_tokens),
         **given,
     )
+
+
+def stream_request(
+    model: str, prompt: Prompt, **options: Unpack[GenerateOptions]
+) -> inference_pb2.GenerateStreamRequest:
+    """The same, to be streamed."""
+    return inference_pb2.GenerateStreamRequest(request=generate_request(model, prompt, **options))
 
 
 def _texts(name: str, texts: Sequence[str]) -> Sequence[str]:
@@ -216,7 +231,10 @@ def event(response: inference_pb2.GenerateStreamResponse) -> GenerationEvent | N
             return State(phase, state.position, state.progress)
         case "tokens":
             tokens = response.tokens
-            return Delta(tokens.index, tuple(tokens.token_ids), tokens.text, _logprobs(tokens.logprobs))
+            told = _logprobs(tokens.logprobs)
+            return Delta(tokens.index, tuple(tokens.token_ids), tokens.text, told, tokens.choice)
+        case "prompt_logprobs":
+            return prompt_logprobs_of(response.prompt_logprobs)
         case "finish_info":
             return finish(response.finish_info)
         case _:
@@ -242,17 +260,31 @@ def finish(info: inference_pb2.FinishInfo) -> Finish:
         ttft_s=info.timings.ttft_s,
         total_s=info.timings.total_s,
         seed=info.seed,
+        choice=info.choice,
     )
 
 
 def completion(response: inference_pb2.GenerateResponse) -> Completion:
-    return Completion(
-        response.text,
-        tuple(response.token_ids),
-        prompt_info(response.prompt_info),
-        finish(response.finish_info),
-        _logprobs(response.logprobs),
+    choices = tuple(
+        Choice(each.text, tuple(each.token_ids), finish(each.finish_info), _logprobs(each.logprobs))
+        for each in response.choices
     )
+    first, prompt = choices[0], response.prompt_logprobs
+    return Completion(
+        first.text,
+        first.token_ids,
+        prompt_info(response.prompt_info),
+        first.finish,
+        choices,
+        TokenUsage(**_same_named(TokenUsage, response.usage)),
+        first.logprobs,
+        prompt_logprobs_of(prompt) if prompt.token_ids else None,
+    )
+
+
+def prompt_logprobs_of(message: inference_pb2.PromptLogprobs) -> PromptLogprobs:
+    told = _logprobs(message.logprobs)
+    return PromptLogprobs(message.index, tuple(message.token_ids), told if message.index else (None, *told))
 
 
 def _logprobs(messages: Iterable[inference_pb2.TokenLogprobs]) -> tuple[TokenLogprobs, ...]:
@@ -289,9 +321,9 @@ def instance(message: pool_pb2.Instance) -> InstanceStatus:
     )
 
 
-def resize_request(arena_bytes: int, instance: int | None) -> pool_pb2.ResizeRequest:
+def resize_request(arena_bytes: int, instance: int | None) -> pool_pb2.ResizeDeviceRequest:
     """Raises TypeError or WrongArgument for values that cannot be sent, like the following."""
-    return _made(pool_pb2.ResizeRequest, arena_bytes=arena_bytes, instance=instance)
+    return _made(pool_pb2.ResizeDeviceRequest, arena_bytes=arena_bytes, instance=instance)
 
 
 def drain_request(instance: int, *, undo: bool) -> pool_pb2.DrainDeviceRequest:
@@ -329,7 +361,7 @@ def add_device_request(
     )
 
 
-def service(message: models_pb2.Service) -> Service:
+def service(message: models_pb2.ServiceTotals) -> Service:
     return Service(
         ttft=_durations(message.ttft),
         tpot=_durations(message.tpot),
@@ -350,11 +382,11 @@ def recorded(message: planning_pb2.RecordedRequest) -> RecordedRequest:
     return RecordedRequest(**_same_named(RecordedRequest, message))
 
 
-def pool_trace(message: pool_pb2.TraceResponse) -> PoolTrace:
+def pool_trace(message: pool_pb2.GetTraceResponse) -> PoolTrace:
     return PoolTrace(**_same_named(PoolTrace, message))
 
 
-def pool_status(message: pool_pb2.StatusResponse) -> PoolStatus:
+def pool_status(message: pool_pb2.PoolStatus) -> PoolStatus:
     return PoolStatus(
         instances=tuple(map(instance, message.instances)),
         models=tuple(model(item) for item in message.models),

@@ -58,20 +58,32 @@ class TokenLogprobs:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """Tokens of the prompt, the first of them at `index`, and what `prompt_logprobs` asked for of each; None
+    for the first token of all."""
+
+    index: int
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """New output. Text lags behind the token ids while it could become a stop string. `logprobs` has one for
-    each token id, if they were asked for."""
+    each token id, if they were asked for. `choice` is the output to which it belongs, if `n` asked for
+    several."""
 
     index: int
     token_ids: tuple[int, ...]
     text: str
     logprobs: tuple[TokenLogprobs, ...] = ()
+    choice: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """How a request ended. `reason` is "stop" or "length"; times are seconds since the request arrived at
-    the server."""
+    """How an output ended. `reason` is "stop" or "length"; times are seconds since the request arrived at
+    the server. `seed` is that of this output: a request with it gives the same tokens."""
 
     reason: str
     stop_string: str | None
@@ -83,20 +95,44 @@ class Finish:
     ttft_s: float
     total_s: float
     seed: int
+    choice: int = 0
 
 
-GenerationEvent = PromptInfo | State | Delta | Finish
+GenerationEvent = PromptInfo | State | PromptLogprobs | Delta | Finish
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One output. `logprobs` has one for each token id, if they were asked for."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish: Finish
+    logprobs: tuple[TokenLogprobs, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenUsage:
+    """What all outputs used together; the prompt counts once."""
+
+    n_prompt_tokens: int
+    n_completion_tokens: int
+    n_tokens_on_time: int
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A whole answer. `logprobs` has one for each token id, if they were asked for."""
+    """A whole answer. `text`, `token_ids`, `finish` and `logprobs` are those of the first output; `choices`
+    has all that `n` asked for. `prompt_logprobs` is there if it was asked for."""
 
     text: str
     token_ids: tuple[int, ...]
     prompt: PromptInfo
     finish: Finish
+    choices: tuple[Choice, ...]
+    usage: TokenUsage
     logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 class Residency(Enum):

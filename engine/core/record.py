@@ -26,7 +26,8 @@ NO_HISTORY = RequestHistory()
 
 @dataclass(frozen=True, slots=True)
 class RequestRecord:
-    """The history of one request. Times are in seconds on the instance's clock."""
+    """The history of one request. Times are in seconds on the instance's clock. `n_tokens` are those drawn
+    here: without what a request brought along that was sent again."""
 
     request: Request
     reason: FinishReason
@@ -52,7 +53,12 @@ class RequestRecord:
     @property
     def is_on_time(self) -> bool:
         """True if all its tokens were on time and it did not fail."""
-        return self.n_on_time == self.n_tokens and self.reason is not FinishReason.FAILED
+        return self.n_on_time == self.n_tokens and not self.failed
+
+    @property
+    def failed(self) -> bool:
+        """True if it ended without being complete, and not by its client's wish."""
+        return self.reason in (FinishReason.FAILED, FinishReason.EXPIRED)
 
     @property
     def artifact_attainment(self) -> float | None:

@@ -6,7 +6,7 @@ the simulator can run millions of requests without content.
 
 from dataclasses import dataclass
 from enum import Enum
-from math import isnan
+from math import inf, isnan
 from typing import NewType
 
 from tokenmux.core.facts import ModelId
@@ -76,8 +76,11 @@ class Request:
     """What a request asks of the pool.
 
     A higher `weight` moves it ahead of others, by less than one TTFT. `tenant_weight` is set by the operator:
-    under overload, tenants get time in proportion to it. `prefix` has the keys of its prompt's beginning, if
-    it may share KV with others.
+    under overload, tenants get time in proportion to it.
+
+    The first `n_resumed` tokens of its output were drawn elsewhere, before it was sent again: they are no
+    longer due. At `expires_s` its client stops waiting, and it ends. `prefix` has the keys of its prompt's
+    beginning, if it may share KV with others.
     """
 
     id: RequestId
@@ -89,6 +92,8 @@ class Request:
     tenant: str = DEFAULT_TENANT
     weight: float = 1.0
     tenant_weight: float = 1.0
+    n_resumed: int = 0
+    expires_s: float = inf
     prefix: Prefix | None = None
 
     def __post_init__(self) -> None:
@@ -101,7 +106,7 @@ class Request:
         >>> request.deadline_s(0), request.deadline_s(20)
         (110.0, 112.0)
         """
-        return self.arrival_s + self.service.ttft_s + index * self.service.tpot_s
+        return self.arrival_s + self.service.ttft_s + (index - self.n_resumed) * self.service.tpot_s
 
 
 class FinishReason(Enum):
@@ -110,4 +115,5 @@ class FinishReason(Enum):
     STOP = "stop"
     LENGTH = "length"
     CANCELLED = "cancelled"
+    EXPIRED = "expired"
     FAILED = "failed"

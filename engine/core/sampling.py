@@ -11,6 +11,9 @@ GREEDY_BELOW = 1e-5
 the likeliest token anyway."""
 
 
+_BITS = 2**64 - 1
+
+
 class LogitRules(NamedTuple):
     """What changes a request's logits before a token is drawn, in this order. Definitions are vLLM's.
 
@@ -66,9 +69,36 @@ class Sampling(NamedTuple):
         return self.temperature < GREEDY_BELOW
 
 
+def choice_seed(seed: int, choice: int) -> int:
+    """The seed of choice number `choice` of a request with `seed`: for choice 0 the same, for choice i output
+    number i of the generator SplitMix64 that begins at `seed`.
+
+    So choice i has the tokens of a request of its own with this seed, and requests with neighbouring seeds
+    share no choice.
+
+    >>> choice_seed(7, 0), choice_seed(0, 1)
+    (7, 16294208416658607535)
+    """
+    if not choice:
+        return seed
+    mixed = (seed + choice * 0x9E3779B97F4A7C15) & _BITS
+    mixed = ((mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9) & _BITS
+    mixed = ((mixed ^ mixed >> 27) * 0x94D049BB133111EB) & _BITS
+    return mixed ^ mixed >> 31
+
+
+class PromptTelling(NamedTuple):
+    """What a step is to tell of a prompt: the log-probabilities of `targets`, the tokens after the positions
+    from `first` on, and those of the `n_likeliest` tokens there."""
+
+    first: int
+    targets: tuple[int, ...]
+    n_likeliest: int
+
+
 class LogProbabilities(NamedTuple):
-    """Log-probabilities where a token was drawn: that of the `drawn` token, and those of the `likeliest`
-    tokens, largest first, the lower token id first if equal.
+    """Log-probabilities where a token was drawn, or stands in a prompt: that of the `drawn` token, and those
+    of the `likeliest` tokens, largest first, the lower token id first if equal.
 
     They are those of the model: before rules, temperature and cuts.
     """

@@ -192,6 +192,7 @@ def _segment(segment: StepSegment) -> Segment:
         min_tokens=segment.min_tokens,
         stop_token_ids=segment.stop_token_ids,
         past=None if segment.past is None else PastTokens(segment.past.prompt, segment.past.output),
+        telling=segment.telling,
     )
 
 
@@ -320,12 +321,12 @@ class RunnableStep:
         stops = [segment.stop_token_ids for segment in self.segments if segment.draw]
         ends_s: list[float] = []
         while True:
-            drawn, told = self.runner.draw(batch)
+            drawn, log_probabilities, told = self.runner.draw(batch)
             settle()
             ends_s.append(self.clock.now_s())
             stopped = tuple(i for i, token in enumerate(drawn) if token in stops[i])
             if stopped or len(ends_s) == self.repeat or stop.is_set():
                 break
-            post.tell(Drew(self.operation, ends_s[-1], drawn, told))
+            post.tell(Drew(self.operation, ends_s[-1], drawn, log_probabilities))
             batch.advance(drawn)
-        post.tell(StepCompleted(self.operation, tuple(ends_s), drawn, stopped, told))
+        post.tell(StepCompleted(self.operation, tuple(ends_s), drawn, stopped, log_probabilities, told))

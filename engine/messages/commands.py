@@ -16,7 +16,11 @@ Ticket = NewType("Ticket", int)
 
 class Submit(Struct, frozen=True, array_like=True, tag=True):
     """An accepted request with its content. After a node broke: `delivered` are the tokens that exist, and
-    `history` is what the request brings along."""
+    `history` is what the request brings along.
+
+    `n_prompt_likeliest` asks for the log-probability of each token of the prompt but the first, and for those
+    of that many likeliest ones there; None asks for none.
+    """
 
     request: Request
     prompt: tuple[int, ...]
@@ -25,6 +29,7 @@ class Submit(Struct, frozen=True, array_like=True, tag=True):
     stop_token_ids: frozenset[int] = frozenset()
     delivered: tuple[int, ...] = ()
     history: RequestHistory = NO_HISTORY
+    n_prompt_likeliest: int | None = None
 
 
 class Cancel(Struct, frozen=True, array_like=True, tag=True):

@@ -23,13 +23,15 @@ class Drew(Struct, frozen=True, array_like=True, tag=True):
 class StepCompleted(Struct, frozen=True, array_like=True, tag=True):
     """A step ended. Its iterations ended at `ends_s`, the last one drew `token_ids`, and the drawing segments
     with the indices `stopped` (counted among those that draw) drew a token that ends them.
-    `log_probabilities` is empty if none of them asks for any."""
+    `log_probabilities` is empty if none of them asks for any. `told` has what segments asked to be told of
+    their prompts: the index of the segment in the step, and the log-probabilities of its targets."""
 
     operation: OperationId
     ends_s: tuple[float, ...]
     token_ids: tuple[int, ...]
     stopped: tuple[int, ...] = ()
     log_probabilities: tuple[LogProbabilities | None, ...] = ()
+    told: tuple[tuple[int, tuple[LogProbabilities, ...]], ...] = ()
 
 
 class CopyCompleted(Struct, frozen=True, array_like=True, tag=True):

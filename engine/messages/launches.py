@@ -14,7 +14,7 @@ from typing import NewType
 from msgspec import Struct
 
 from tokenmux.core.facts import Image, ImageId, ModelFacts, ModelId
-from tokenmux.core.sampling import Sampling
+from tokenmux.core.sampling import PromptTelling, Sampling
 
 OperationId = NewType("OperationId", int)
 """The ticket of a launch: its completions carry the same."""
@@ -33,7 +33,7 @@ class StepSegment(Struct, frozen=True, array_like=True):
 
     `blocks` are the indices of its KV blocks in the arena, in units of its model's block size: enough for all
     iterations of the step. With `draws`, the token after the last one is drawn. `past` is there if the rules
-    of `sampling` look at it.
+    of `sampling` look at it. `telling` is what is to be told of tokens of the prompt.
     """
 
     token_ids: tuple[int, ...]
@@ -45,6 +45,7 @@ class StepSegment(Struct, frozen=True, array_like=True):
     min_tokens: int = 0
     stop_token_ids: frozenset[int] = frozenset()
     past: StepPast | None = None
+    telling: PromptTelling | None = None
 
 
 class StepLaunch(Struct, frozen=True, array_like=True, tag=True):

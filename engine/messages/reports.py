@@ -30,6 +30,15 @@ class Tokens(Struct, frozen=True, array_like=True, tag=True):
     log_probabilities: tuple[LogProbabilities, ...] = ()
 
 
+class PromptTold(Struct, frozen=True, array_like=True, tag=True):
+    """Log-probabilities of tokens of a request's prompt, the first of them at index `index` of the prompt.
+    They come in order, and all before the first of `Tokens`."""
+
+    request: RequestId
+    index: int
+    log_probabilities: tuple[LogProbabilities, ...]
+
+
 class Finished(Struct, frozen=True, array_like=True, tag=True):
     """The end of a request; each request has exactly one. `detail` says why if it FAILED; `code` is the
     error's, if known."""
@@ -150,7 +159,18 @@ class Broken(Struct, frozen=True, array_like=True, tag=True):
     detail: str
 
 
-Report = Tokens | Finished | PhaseChanged | NodeStatus | NodeUse | Traced | Acknowledged | Alive | Broken
+Report = (
+    Tokens
+    | PromptTold
+    | Finished
+    | PhaseChanged
+    | NodeStatus
+    | NodeUse
+    | Traced
+    | Acknowledged
+    | Alive
+    | Broken
+)
 """`PhaseChanged` is a value of the core, which knows no codec: it travels as a map, the others as arrays
 that begin with their name."""
 

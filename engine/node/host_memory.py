@@ -5,6 +5,7 @@ read by executors. Which images there are is for the host cache to say; this fol
 """
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from tokenmux.core.facts import Image, ImageId, InstanceId
@@ -40,6 +41,10 @@ class HostMemory:
     def end_fetch(self, image: ImageId) -> None:
         """The image is filled, and others may map it."""
         self.images[image].fetcher = None
+
+    def filled(self) -> Iterator[tuple[ImageId, HostImage]]:
+        """The images that can be mapped, the oldest first."""
+        return ((id, image) for id, image in self.images.items() if image.fetcher is None)
 
     def drop(self, image: ImageId) -> set[InstanceId]:
         """Give an image up. Returns the devices that have to unmap it."""

@@ -86,6 +86,7 @@ def _segment(chunk: Chunk, instance: Instance, content: Content) -> StepSegment:
         submit.min_tokens,
         submit.stop_token_ids,
         _past(content) if draws and submit.sampling.rules is not None else None,
+        content.telling(chunk.start, end),
     )
 
 

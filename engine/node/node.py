@@ -12,6 +12,7 @@ tells, and is told. `tokenmux.simulator` is the other body of the same pool.
 
 import logging
 from collections.abc import Callable, Iterable
+from math import inf
 from typing import assert_never
 
 from tokenmux.core.clock import Clock
@@ -29,7 +30,7 @@ from tokenmux.core.effects import (
     Supersede,
 )
 from tokenmux.core.errors import ErrorCode, IntegrityError, InternalError
-from tokenmux.core.event import SUPERSEDED, Arrived, Cancelled, ModelWanted, Paused, Resized, Resumed
+from tokenmux.core.event import SUPERSEDED, Arrived, Cancelled, Resized
 from tokenmux.core.facts import ImageId, InstanceId, ModelFacts, ModelId
 from tokenmux.core.phases import DeviceState, PhaseChanged, RequestPhase
 from tokenmux.core.plan import Discard, Drop, Evict
@@ -75,13 +76,13 @@ from tokenmux.messages.completions import (
     StepCompleted,
 )
 from tokenmux.messages.launches import AddModel, OperationId, ReallocateArena, StopCopy, Unbind
-from tokenmux.messages.reports import Acknowledged, Alive, Broken, Finished, Report, Tokens
+from tokenmux.messages.reports import Acknowledged, Alive, Broken, Finished, PromptTold, Report, Tokens
 from tokenmux.messages.setups import DeviceSetup, NodeSetup
-from tokenmux.node.blame import Blame
+from tokenmux.node.accusations import Accusations
 from tokenmux.node.executor_port import ExecutorFactory
 from tokenmux.node.host_memory import HostMemory
 from tokenmux.node.lives import Lives
-from tokenmux.node.node_device import Drawn, NodeDevice, StrayReport
+from tokenmux.node.node_device import Drawn, NodeDevice, StrayReport, ToldOfPrompts
 from tokenmux.node.node_status import StatusReporter
 from tokenmux.node.operator_commands import Operators
 from tokenmux.node.positions import QueuePositions
@@ -126,8 +127,6 @@ class Node:
         self.devices: dict[InstanceId, NodeDevice] = {}
         """The devices of the pool, without those that were removed."""
         self.models: dict[ModelId, AddModel] = {}
-        self.refused: dict[ModelId, str] = {}
-        """Models that devices cannot load, with the reason."""
         self._setup = setup
         self._clock = clock
         self._emit = emit
@@ -137,11 +136,6 @@ class Node:
         self._out: list[Report] = []
         self._answers: list[Acknowledged] = []
         """To commands that change what a status shows: they follow one that shows it."""
-        self._blame = Blame()
-        self._paused: set[RequestId] = set()
-        """Requests whose clients have stopped reading."""
-        self._failures: dict[RequestId, str] = {}
-        """Why requests fail that this node ends."""
         self._decided: dict[InstanceId, NodeDevice] = {}
         """Devices for which something was decided in this turn, in this order: they are told in it."""
         self._was_busy = False
@@ -150,6 +144,7 @@ class Node:
         numbered = _numbered(setup)
         instances = [self._make_instance(device or setup.devices[0]) for device in numbered]
         self.pool = Pool(instances, LeastLoaded(), self, clock)
+        self.accusations = Accusations(self.pool, self.devices, self.contents, clock)
         self._lives = Lives(
             factory,
             self._memory.host_kv,
@@ -159,7 +154,7 @@ class Node:
             n_devices=setup.n_sharing or len(setup.devices),
         )
         self._status = StatusReporter(
-            self.pool, self.devices, self.refused, self._cache, self._host_kv, clock
+            self.pool, self.devices, self.accusations.refused, self._cache, self._host_kv, clock
         )
         self._telemetry = Telemetry(self.pool, clock)
         self._positions = [QueuePositions(instance, clock) for instance in self.pool.instances]
@@ -183,7 +178,9 @@ class Node:
         """When to `pump` next although nothing happens; None if there is no such time."""
         positions = (watched.due_s for watched in self._positions)
         all_due_s = (self._status.due_s, self._telemetry.due_s, self._lives.due_s, *positions)
-        return min((due_s for due_s in all_due_s if due_s is not None), default=None)
+        due_s = min((due_s for due_s in all_due_s if due_s is not None), default=inf)
+        due_s = min(due_s, self.pool.next_expiry_s)
+        return None if due_s == inf else due_s
 
     # ── what comes in from the front ────────────────────────────────────────────────────────────────────────
 
@@ -197,14 +194,9 @@ class Node:
             case Cancel(request, reason):
                 self.pool.apply_to_request(Cancelled(now_s, request, reason))
             case Pause(request):
-                if request in self.contents:
-                    self._paused.add(request)
-                    self._blame.adjourn(request)
-                self.pool.apply_to_request(Paused(now_s, request))
+                self.accusations.pause(request)
             case Resume(request):
-                self._paused.discard(request)
-                if not self._blame.is_waiting(request):
-                    self.pool.apply_to_request(Resumed(now_s, request))
+                self.accusations.resume(request)
             case AskTrace(last_s):
                 self._out.append(self._telemetry.trace(ticket, last_s))
             case Shutdown():
@@ -250,7 +242,7 @@ class Node:
         logger.error("device %d is lost: %s", index, detail)
         if self._operators.start_failed(device, detail):
             return
-        self._accuse(device)
+        self.accusations.device_broke(device)
         step = None if device.step is None else device.step.so_far()
         old = device.instance
         self.pool.hold(index)
@@ -281,6 +273,8 @@ class Node:
             self.broken(fault)
             self.pump()
         elif not self.stopped:
+            for device in self.devices.values():
+                device.meet_an_image()
             self._emit([Alive()])
             if all(device.ready for device in self.devices.values()):
                 self._lives.prepare(is_quiet=self._is_idle)
@@ -296,7 +290,8 @@ class Node:
         """Start what the policies want next, and send what there is to report."""
         if not self.stopped:
             self._lives.start_due()
-            self._try_suspects()
+            self.pool.expire()
+            self.accusations.try_next()
             self.pool.settle()
             self._operators.look()
             self.pool.settle()
@@ -329,7 +324,7 @@ class Node:
         for effect in effects:
             match effect:
                 case PhaseChanged():
-                    self._out.append(self._shown(effect))
+                    self._out.append(self.accusations.shown(effect))
                 case StartedFetch():
                     self._drop_images(effect.dropped)
                     self._start(device, effect)
@@ -353,7 +348,7 @@ class Node:
                 case ResizeReady(arena_bytes):
                     device.say(ReallocateArena(arena_bytes))
                 case ModelLoaded(started):
-                    self._blame.loaded(started.model.id)
+                    self.accusations.loaded(started.model.id)
                 case StepEnded() | RequestEntered() | RequestLeft() | PrefixTaken() | Drop() | Discard():
                     pass
                 case _:
@@ -441,7 +436,8 @@ class Node:
             case Drew():
                 self._take_tokens(device.drew(completion), completion.at_s)
             case StepCompleted():
-                drawn, done = device.step_completed(completion)
+                told, drawn, done = device.step_completed(completion)
+                self._take_told(told)
                 self._take_tokens(drawn, done.at_s)
                 self.pool.apply(device.index, done)
             case CopyCompleted():
@@ -497,8 +493,8 @@ class Node:
         if request.model not in self.models:
             # The front checks this; only a removal at the same time gets here.
             detail = f"model {request.model} is no longer registered"
-        elif request.model in self.refused:
-            detail, code = self.refused[request.model], ErrorCode.NOT_SERVABLE
+        elif request.model in self.accusations.refused:
+            detail, code = self.accusations.refused[request.model], ErrorCode.NOT_SERVABLE
         else:
             self.contents[request.id] = Content.of(submit)
             request = self._prefixes.request_of(submit)
@@ -509,6 +505,14 @@ class Node:
                 detail, code = answer.reason, ErrorCode.DOES_NOT_FIT
         if detail:
             self._out.append(Finished(request.id, FinishReason.FAILED, now_s, detail, code))
+
+    def _take_told(self, told: ToldOfPrompts) -> None:
+        for request_id, start, log_probabilities in told:
+            content = self.contents.get(request_id)
+            if content is not None:
+                index = max(start + 1, content.n_told)
+                content.n_told = index + len(log_probabilities)
+                self._out.append(PromptTold(request_id, index, log_probabilities))
 
     def _take_tokens(self, drawn: Drawn, at_s: float) -> None:
         for request_id, token, told in drawn:
@@ -522,71 +526,14 @@ class Node:
             index = len(content.token_ids) - content.submit.request.n_prompt
             content.token_ids.append(token)
             self._out.append(Tokens(request_id, index, (token,), at_s, () if told is None else (told,)))
-            if self._blame.in_use and self._blame.drew(request_id):
-                logger.info("request %s is cleared: it made progress", request_id)
+            self.accusations.drew(request_id)
 
     def _request_ended(self, ended: RequestEnded, instance: Instance) -> None:
         record = ended.record
         del self.contents[record.request.id]
-        self._paused.discard(record.request.id)
-        self._blame.forget(record.request.id)
-        detail = self._failures.pop(record.request.id, ended.detail)
+        detail = self.accusations.ended(record.request.id, ended.detail)
         code = _code_of(record, detail, instance)
         self._out.append(Finished(record.request.id, record.reason, record.end_s, detail, code))
-
-    def _shown(self, changed: PhaseChanged) -> PhaseChanged:
-        """What a client is told of its request: a suspect waits, and was not paused by its client."""
-        is_held_back = self._blame.is_waiting(changed.request) and changed.request not in self._paused
-        if changed.phase is RequestPhase.PAUSED and is_held_back:
-            return PhaseChanged(changed.request, RequestPhase.QUEUED)
-        return changed
-
-    # ── blame ───────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _accuse(self, device: NodeDevice) -> None:
-        """A device broke: hold back suspects of its step, and end a request that is guilty."""
-        load = device.load_in_flight()
-        if load is not None and self._blame.died_loading(load.model.id):
-            self._refuse_model(load.model.id)
-        if device.step is None:
-            return
-        now_s = self._clock.now_s()
-        present = (chunk.request for chunk in device.step.started.operation.chunks)
-        guilty, suspects = self._blame.died(present)
-        if guilty is not None:
-            detail = (
-                f"request {guilty} is given up: devices broke over it, the last one while it was tried "
-                "alone; do not send it again, and please report it with the server's log"
-            )
-            self._fail(guilty, detail)
-        for request in suspects:
-            self.pool.apply_to_request(Paused(now_s, request))
-
-    def _fail(self, request: RequestId, detail: str) -> None:
-        """End a request with a reason, wherever it is."""
-        self._failures[request] = detail
-        self.pool.apply_to_request(Cancelled(self._clock.now_s(), request, FinishReason.FAILED))
-
-    def _refuse_model(self, model: ModelId) -> None:
-        """Load this model no more. Its requests end with the reason."""
-        detail = (
-            f"model {model} is not served: devices broke again and again when it was loaded; look at the "
-            "server's log, then unregister it or restart the server"
-        )
-        logger.error("%s", detail)
-        self.refused[model] = detail
-        for device in self.devices.values():
-            if device.instance.models[model].pinned:
-                self.pool.apply(device.index, ModelWanted(self._clock.now_s(), model, pinned=False))
-        for request, content in list(self.contents.items()):
-            if content.submit.request.model == model:
-                self._fail(request, detail)
-
-    def _try_suspects(self) -> None:
-        """Let the next suspect run, if none is being tried."""
-        request = self._blame.next_trial(lambda suspect: suspect not in self._paused)
-        if request is not None:
-            self.pool.apply_to_request(Resumed(self._clock.now_s(), request))
 
     # ── books ───────────────────────────────────────────────────────────────────────────────────────────────
 

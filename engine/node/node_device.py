@@ -27,7 +27,7 @@ from tokenmux.messages.completions import CopyCompleted, CopyProgressed, Drew, S
 from tokenmux.messages.launches import Instruction, MapImage, OperationId, StopStep, Unbind, UnmapImage
 from tokenmux.messages.setups import DeviceSetup
 from tokenmux.node.executor_port import ExecutorPort
-from tokenmux.node.host_memory import HostMemory
+from tokenmux.node.host_memory import HostImage, HostMemory
 from tokenmux.node.launching import binding_of, launch_of
 from tokenmux.node.request_content import Content
 from tokenmux.node.stalls import Stalls
@@ -35,6 +35,10 @@ from tokenmux.scheduler.instance.instance import Instance
 
 Drawn = list[tuple[RequestId, int, LogProbabilities | None]]
 """Requests, each with the token that it drew, and what it asked to be told of it."""
+
+
+ToldOfPrompts = list[tuple[RequestId, int, tuple[LogProbabilities, ...]]]
+"""Requests, each with the position at which a step began its part, and what the step told of its prompt."""
 
 
 class StrayReport(Exception):
@@ -55,6 +59,15 @@ class StepInFlight:
         if len(report.token_ids) != n or len(told) != n:
             raise StrayReport(f"{len(report.token_ids)} tokens for {n} requests of step {self.started.id}")
         return list(zip(self.drawing, report.token_ids, told, strict=True))
+
+    def told(self, report: StepCompleted) -> ToldOfPrompts:
+        """What the report tells of prompts. Raises StrayReport if it does not fit."""
+        chunks = self.started.operation.chunks
+        if not all(
+            0 <= place < len(chunks) and len(told) <= chunks[place].n_tokens for place, told in report.told
+        ):
+            raise StrayReport(f"step {self.started.id} tells of prompts that were not in it")
+        return [(chunks[place].request, chunks[place].start, told) for place, told in report.told]
 
     def so_far(self) -> StepDone | None:
         """The iterations that are known to have ended, as if the step had ended with them; None if none
@@ -171,17 +184,17 @@ class NodeDevice:
         step.ends_s.append(drew.at_s)
         return drawn
 
-    def step_completed(self, completed: StepCompleted) -> tuple[Drawn, StepDone]:
-        """The step ended. Returns what its last iteration drew, and the event."""
+    def step_completed(self, completed: StepCompleted) -> tuple[ToldOfPrompts, Drawn, StepDone]:
+        """The step ended. Returns what it told of prompts, what its last iteration drew, and the event."""
         step, ends_s = self._step_of(completed.operation), completed.ends_s
-        drawn = step.drawn(completed)
+        drawn, told = step.drawn(completed), step.told(completed)
         n_before, n_drawing = len(step.ends_s), len(step.drawing)
         if len(ends_s) != n_before + 1 or not all(0 <= place < n_drawing for place in completed.stopped):
             raise StrayReport(f"step {completed.operation} has ended otherwise than it was reported before")
         self.step = None
         self.stalls.ended(completed.operation, self._clock.now_s())
         finished = tuple((step.drawing[place], FinishReason.STOP) for place in completed.stopped)
-        return drawn, StepDone(ends_s[-1], step.started.id, ends_s, finished)
+        return told, drawn, StepDone(ends_s[-1], step.started.id, ends_s, finished)
 
     def copy_completed(self, completed: CopyCompleted) -> CopyDone:
         """A copy or fetch ended. Returns the event."""
@@ -237,6 +250,16 @@ class NodeDevice:
         loads = (c for c in self._copies.values() if isinstance(c, (StartedActivation, StartedFetch)))
         return next(loads, None)
 
+    def meet_an_image(self) -> None:
+        """While the device has nothing to do, give its executor an image that another one has read, so that
+        its model is ready there: a model that is met first when it is needed costs 0.4 s, which requests
+        wait for that lost their device."""
+        if self.ready and self.instance.is_idle:
+            met = next((item for item in self._memory.filled() if self.index not in item[1].mapped_by), None)
+            if met is not None:
+                self._map_filled(*met)
+                self.flush()  # before the host cache can drop it: no operation keeps it
+
     # ── parts of the above ──────────────────────────────────────────────────────────────────────────────────
 
     def _map(self, started: Started) -> None:
@@ -245,12 +268,15 @@ class NodeDevice:
             for image in started.images:
                 host_image = self._memory.images[image.id]
                 if self.index not in host_image.mapped_by:
-                    host_image.mapped_by.add(self.index)
-                    self._map_image(image.id, host_image.n_bytes, host_image.descriptor, filled=True)
+                    self._map_filled(image.id, host_image)
         elif isinstance(started, StartedFetch):
             for image in started.images:
                 host_image = self._memory.begin_fetch(image, self.index)
                 self._map_image(image.id, image.n_bytes, host_image.descriptor, filled=False)
+
+    def _map_filled(self, image: ImageId, host_image: HostImage) -> None:
+        host_image.mapped_by.add(self.index)
+        self._map_image(image, host_image.n_bytes, host_image.descriptor, filled=True)
 
     def _map_image(self, image: ImageId, n_bytes: int, descriptor: int, *, filled: bool) -> None:
         if self.port is not None and not self.dying:

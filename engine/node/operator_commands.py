@@ -120,7 +120,7 @@ class Operators:
             device.say(RemoveModel(model))
         forgotten = self._node.models.pop(model)
         self._node.unmap_images(forgotten.facts)
-        self._node.refused.pop(model, None)
+        self._node.accusations.removed(model)
 
     def _want(
         self, index: int, model: ModelId, *, wanted: bool | None = None, pinned: bool | None = None

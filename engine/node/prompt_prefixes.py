@@ -22,10 +22,11 @@ class PromptPrefixes:
         self._joins_tenants = setup.joins_tenants
 
     def request_of(self, submit: Submit) -> Request:
-        """The request with the keys of its prompt."""
+        """The request with the keys of its prompt. One that is told of its prompt has to compute all of
+        it."""
         request, cell = submit.request, self._cell_tokens
         if cell is None or len(submit.prompt) < cell:
             return request
         salts = () if self._joins_tenants else (request.tenant,)
         keys = prefix_keys(prefix_seed(request.model, salts), submit.prompt, cell)
-        return replace(request, prefix=Prefix(request.model, cell, keys))
+        return replace(request, prefix=Prefix(request.model, cell, keys, reads=submit.n_prompt_likeliest is None))

@@ -14,30 +14,21 @@ from dataclasses import dataclass
 from types import FrameType
 
 import grpc
-from google.protobuf.descriptor import FileDescriptor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from tokenmux.server.front.front import Front
+from tokenmux.server.grpc_api.all_services import add_services
 from tokenmux.server.grpc_api.health import HealthService
 from tokenmux.server.grpc_api.key_interceptor import KeyInterceptor
 from tokenmux.server.grpc_api.malformed import GRPC_LIMIT_TIMES, MalformedInterceptor
-from tokenmux.server.grpc_api.services import InferenceService, ModelsService, PlanningService, PoolService
 from tokenmux.server.http_api.http_server import HttpServer, HttpTransport
 from tokenmux.server.listening import Reservation, cannot_listen
 from tokenmux.server.stopping import LastResort
-from tokenmux.v1 import (
-    inference_pb2,
-    inference_pb2_grpc,
-    models_pb2,
-    models_pb2_grpc,
-    planning_pb2,
-    planning_pb2_grpc,
-    pool_pb2,
-    pool_pb2_grpc,
-)
 
 logger = logging.getLogger(__name__)
+
+_HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 CLOSING_S = 1.0
 """How long calls that are not generations (watchers) may take to end at the very end."""
@@ -161,19 +152,10 @@ def _server(
             ("grpc.http2.min_recv_ping_interval_without_data_ms", milliseconds // 3),
         ],
     )
-    inference_pb2_grpc.add_InferenceServicer_to_server(InferenceService(front), server)  # type: ignore[no-untyped-call]
-    models_pb2_grpc.add_ModelsServicer_to_server(ModelsService(front), server)  # type: ignore[no-untyped-call]
-    pool_pb2_grpc.add_PoolServicer_to_server(PoolService(front), server)  # type: ignore[no-untyped-call]
-    planning_pb2_grpc.add_PlanningServicer_to_server(PlanningService(front), server)  # type: ignore[no-untyped-call]
+    names = add_services(server, front)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    files = (inference_pb2, models_pb2, pool_pb2, planning_pb2, health_pb2)
-    names = [name for file in files for name in _service_names(file.DESCRIPTOR)]
-    reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)
+    reflection.enable_server_reflection((*names, _HEALTH, reflection.SERVICE_NAME), server)
     return server
-
-
-def _service_names(file: FileDescriptor) -> list[str]:
-    return [service.full_name for service in file.services_by_name.values()]
 
 
 def _bind(server: grpc.aio.Server, transport: Transport) -> int:

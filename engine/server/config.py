@@ -64,6 +64,8 @@ class QueueConfig(Section):
     max_requests: Count = 256
     max_tokens: Count = 256
     """Length of an answer if the request does not say."""
+    max_choices: Count = 16
+    """Most choices that one call may ask for (`n`). Each takes a place of `max_requests`."""
 
 
 class PrefixCacheConfig(Section):

@@ -162,6 +162,7 @@ def recorder_of(config: PoolConfig, now_s: float) -> TrafficRecorder | None:
 def limits_of(config: PoolConfig, setup: NodeSetup) -> Limits:
     return Limits(
         max_requests=config.queue.max_requests,
+        max_choices=config.queue.max_choices,
         buffer_tokens=config.slow_reader.buffer_tokens,
         unread_s=config.slow_reader.end_after_s,
         restarts=RestartLimits(config.node.max_restarts, config.node.restart_window_s),

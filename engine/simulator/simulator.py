@@ -210,6 +210,12 @@ class Simulator:
         if isinstance(answer, Refuse):
             del self._n_output[request.id]
             self.refused.append((request, answer.reason))
+        elif request.expires_s < inf:
+            self.clock.call_at(request.expires_s, self._expire)
+        self.pool.settle()
+
+    def _expire(self) -> None:
+        self.pool.expire()
         self.pool.settle()
 
 

@@ -17,6 +17,7 @@ from tokenmux.core.request import FinishReason, RequestId
 from tokenmux.core.started import Started, StartedActivation, StartedCompaction, StartedCopy, StartedStep
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.simulator.doubts import SURE, Doubts
+from tokenmux.simulator.profiles import ProfiledCost
 from tokenmux.simulator.virtual_clock import VirtualClock
 
 OnDrawn = Callable[[float, tuple[tuple[RequestId, int], ...]], None]
@@ -51,6 +52,7 @@ class VirtualDevice:
         """
         self._instance = instance
         self._cost = cost
+        self._ends_s = cost.burst_ends_s if isinstance(cost, ProfiledCost) else partial(burst_ends_s, cost)
         self._clock = clock
         self._post = post
         self._left = left
@@ -110,7 +112,7 @@ class VirtualDevice:
         step, now_s = started.operation, self._clock.now_s()
         repeat = min([step.repeat, *(self._left(chunk.request) for chunk in step.chunks)])
         switches, self._stepped = self._stepped != started.model.id, started.model.id
-        ends_s = burst_ends_s(self._cost, started.model, started.work, repeat, now_s)
+        ends_s = self._ends_s(started.model, started.work, repeat, now_s)
         ends_s = self._doubts.stretched(ends_s, now_s, switches, started.work.beside_copy)
         if self._on_drawn is not None:
             for iteration, end_s in enumerate(ends_s):

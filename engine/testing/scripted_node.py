@@ -12,6 +12,7 @@ from tokenmux.core.errors import ErrorCode, ProcessFailed
 from tokenmux.core.facts import FIRST_NODE, InstanceId
 from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.core.request import FinishReason
+from tokenmux.core.sampling import LogProbabilities
 from tokenmux.core.span import Span
 from tokenmux.messages.commands import (
     AddDevice,
@@ -30,7 +31,7 @@ from tokenmux.messages.commands import (
     Unload,
     Unregister,
 )
-from tokenmux.messages.reports import Acknowledged, Finished, Report, Reports, Tokens, Traced
+from tokenmux.messages.reports import Acknowledged, Finished, PromptTold, Report, Reports, Tokens, Traced
 from tokenmux.messages.setups import PresentDevices
 
 Wanted = TypeVar("Wanted", bound=Command)
@@ -99,14 +100,24 @@ class ScriptedNode:
         self.post(Acknowledged(ticket, error, ErrorCode.DOES_NOT_FIT, None if error else added))
 
     def run(self, submit: Submit, *, wide: int = 1) -> None:
-        """All tokens of a request at once: the letters after the last one of the prompt."""
-        request = submit.request
+        """All tokens of a request at once: the letters after the last one of the prompt, up to a stop token.
+        If it wants to be told of its prompt, each token has minus its id as log-probability, and is the only
+        likely one."""
+        request, output = submit.request, scripted_output(submit)
+        if submit.n_prompt_likeliest is not None and len(submit.prompt) > 1:
+            likely = submit.n_prompt_likeliest > 0
+            told = [
+                LogProbabilities(-float(token), ((token, -float(token)),) if likely else ())
+                for token in submit.prompt[1:]
+            ]
+            self.post(PromptTold(request.id, 1, tuple(told)))
         self.post(PhaseChanged(request.id, RequestPhase.QUEUED, position=2))
         self.post(PhaseChanged(request.id, RequestPhase.RUNNING))
-        for index in range(len(submit.delivered), request.max_tokens, wide):
-            ids = tuple(scripted_output(submit)[index : index + wide])
-            self.post(Tokens(request.id, index, ids, request.arrival_s))
-        self.post(Finished(request.id, FinishReason.LENGTH, request.arrival_s))
+        for index in range(len(submit.delivered), len(output), wide):
+            self.post(Tokens(request.id, index, tuple(output[index : index + wide]), request.arrival_s))
+        stopped = output[-1] in submit.stop_token_ids and len(output) >= submit.min_tokens
+        reason = FinishReason.STOP if stopped else FinishReason.LENGTH
+        self.post(Finished(request.id, reason, request.arrival_s))
 
     def kill(self) -> None:
         self.dead = self.killed = True
@@ -116,9 +127,14 @@ class ScriptedNode:
 
 
 def scripted_output(submit: Submit) -> list[int]:
-    """What a scripted node answers to a prompt: the token ids after the last one of the prompt, in turn."""
-    first = submit.prompt[-1] + 1
-    return [first + i % 20 for i in range(submit.request.max_tokens)]
+    """What a scripted node answers to a prompt: the token ids after its last one, in turn, up to
+    a stop token."""
+    first, output = submit.prompt[-1] + 1, []
+    for index in range(submit.request.max_tokens):
+        output.append(first + index % 20)
+        if output[-1] in submit.stop_token_ids and len(output) >= submit.min_tokens:
+            break
+    return output
 
 
 class ScriptedNodes:

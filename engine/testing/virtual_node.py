@@ -15,7 +15,7 @@ from tokenmux.core.event import CopyDone, Resized, StepDone
 from tokenmux.core.facts import DeviceFacts, HostFacts, ImageId, InstanceId, ModelId
 from tokenmux.core.request import DEFAULT_LEVEL, Request, RequestId, ServiceLevel
 from tokenmux.core.roofline_cost import RooflineCost
-from tokenmux.core.sampling import Sampling
+from tokenmux.core.sampling import LogProbabilities, Sampling
 from tokenmux.core.started import Started
 from tokenmux.messages.commands import Command, Order, Submit, Ticket
 from tokenmux.messages.completions import (
@@ -101,6 +101,8 @@ class VirtualExecutor:
         self._instance = instance
         self._started = body.started_on(index)
         self._drawing: dict[int, tuple[RequestId, ...]] = {}
+        self._told: dict[int, ImaginedTold] = {}
+        """What each step tells of prompts: minus the id of a token as its log-probability."""
         self._models: set[ModelId] = set()
         self._images: set[ImageId] = set()
         left = lambda request: body.n_output[request] - instance.requests[request].n_drawn
@@ -132,7 +134,9 @@ class VirtualExecutor:
         finished = {request for request, _ in completion.finished}
         stopped = tuple(place for place, request in enumerate(drawing) if request in finished)
         operation = OperationId(completion.operation)
-        self.say(StepCompleted(operation, completion.ends_s, (0,) * len(drawing), stopped))
+        told = self._told.pop(completion.operation)
+        drawn = (0,) * len(drawing)
+        self.say(StepCompleted(operation, completion.ends_s, drawn, stopped, told=told))
 
     def _drawn(self, at_s: float, tokens: tuple[tuple[RequestId, int], ...]) -> None:
         """Every iteration but the last is reported when it ends, the last one with the end of the step."""
@@ -177,6 +181,11 @@ class VirtualExecutor:
                 self._drawing[operation] = tuple(
                     chunk.request for chunk, s in zip(chunks, segments, strict=True) if s.draws
                 )
+                self._told[operation] = tuple(
+                    (place, tuple(LogProbabilities(-float(token)) for token in s.telling.targets))
+                    for place, s in enumerate(segments)
+                    if s.telling is not None
+                )
             case WeightsLaunch() | PagingLaunch() | MoveLaunch() | FetchLaunch():
                 self._device.start(self._started.pop(instruction.operation))
             case StopStep():
@@ -196,6 +205,9 @@ class VirtualExecutor:
     def say(self, completion: ExecutorReport) -> None:
         if not self.is_dead and not self.is_stopped:
             self._body.heard(self.index, (completion,))
+
+
+ImaginedTold = tuple[tuple[int, tuple[LogProbabilities, ...]], ...]
 
 
 class NodeOnVirtualTime:

@@ -182,6 +182,11 @@ class ExecutorDouble:
             self._in.cut()
             self._loop.call_later(0.05 * self._rng.random(), self._end)
 
+    @property
+    def knows_all(self) -> bool:
+        """True if everything that the node has sent has arrived."""
+        return self._in.is_empty
+
     # ── as the monkey sees it ───────────────────────────────────────────────────────────────────────────────
 
     def stop(self) -> None:

@@ -37,6 +37,11 @@ class Link(Generic[Message]):
         self._under_way.append(message)
         self._loop.call_at(self._last_s, self._arrive)
 
+    @property
+    def is_empty(self) -> bool:
+        """True if nothing is under way."""
+        return not self._under_way
+
     def cut(self) -> None:
         """Lose what is under way, and carry nothing from now on."""
         self._is_cut = True

@@ -338,7 +338,8 @@ class World:
             node = self.node.node
             is_idle = node is not None and all(d.instance.is_idle for d in node.devices.values())
             n_idle = n_idle + 1 if is_idle else 0
-            if n_idle == 2:  # what was said before has been heard
+            is_quiet = all(executor.knows_all for executor in self.node.executors.values())
+            if n_idle >= 2 and is_quiet:  # what was said before has been heard
                 return
             await asyncio.sleep(0.5)
         raise AssertionError("devices are never idle")
@@ -352,12 +353,14 @@ class World:
         node = double.node
         assert node is not None
         node.pool.check_integrity()
-        for name in ("contents", "_paused", "_failures"):
-            assert not getattr(node, name), f"the node keeps {name}: {getattr(node, name)}"
+        assert not node.contents, f"the node keeps {node.contents}"
+        for name in ("_paused", "_failures"):
+            assert not getattr(node.accusations, name), f"accusations keep {name}"
         for name in ("_where", "_asked", "_in_transit", "_pending"):
             assert not getattr(node.pool, name), f"the pool keeps {name}: {getattr(node.pool, name)}"
         for name in ("_n_deaths", "_n_tokens", "_waiting", "_tried"):
-            assert not getattr(node._blame, name), f"blame keeps {name}: {getattr(node._blame, name)}"
+            kept = getattr(node.accusations._blame, name)
+            assert not kept, f"blame keeps {name}: {kept}"
         assert not node._host_kv.blocks.used_bytes, "paged-out KV is left"
         assert not node._host_kv.parked, "parked KV is left"
         cached = set(node._cache.cached)
@@ -391,7 +394,7 @@ class World:
                     f"step {one.step and one.step.started}, requests {list(one.instance.requests)}, "
                     f"open {node.pool.open}, held {node.pool.held}"
                 )
-            lines.append(f"blame: {vars(node._blame)}; paused {node._paused}")
+            lines.append(f"blame: {vars(node.accusations._blame)}; paused {node.accusations._paused}")
         return "\n".join(lines)
 
 

@@ -63,7 +63,7 @@ def test_generate_shows_what_it_is_asked_to_show(server: ServerThread) -> None:
     result = run(server, "generate", "letters", "xabc", "-n", "2", "--truncate", "3", "--request-id", "mine")
     assert result.stdout == "de\n"
     submits = [server.do(server.served.hub.next(Submit)) for _ in range(2)]
-    assert submits[1].request.id == "mine"
+    assert submits[1].request.id.startswith("mine/")
     assert bytes(submits[1].prompt) == b"abc"
 
 
@@ -106,3 +106,20 @@ def test_input_that_is_not_utf8(server: ServerThread, command: list[str]) -> Non
     arguments = ["--server", server.served.target, *command]
     result = CliRunner().invoke(app, arguments, input=b"\xff\xfe\n", catch_exceptions=False)
     assert refused(result, 2).startswith("error: an argument or the input is not valid UTF-8 text")
+
+
+def test_generate_prints_several_answers_and_log_probabilities_of_the_prompt(
+    server: ServerThread,
+) -> None:
+    result = run(server, "generate", "letters", "abc", "-n", "3", "--choices", "2", "--prompt-logprobs", "1")
+    assert result.stdout == "def\ndef\n"
+    assert result.stderr.splitlines() == [
+        "prompt token 97",
+        "prompt token 98 -98.0000  98 -98.0000",
+        "prompt token 99 -99.0000  99 -99.0000",
+        "answer 1 of 2",
+        "answer 2 of 2",
+    ]
+    streamed = run(server, "generate", "letters", "ab", "-n", "1", "--prompt-logprobs", "0")
+    assert streamed.stdout == "c\n"
+    assert "prompt token 98 -98.0000" in streamed.stderr

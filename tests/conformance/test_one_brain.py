@@ -8,7 +8,7 @@ effects out, in what order, and what becomes of requests.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -20,7 +20,7 @@ from tokenmux.core.event import Cancelled, ResizeAsked
 from tokenmux.core.facts import DeviceFacts, HostFacts, InstanceId, KvShape, ModelFacts, ModelId
 from tokenmux.core.phases import DeviceState
 from tokenmux.core.plan import Activate, AtOnce, Drop, Evict, Fetch, Operation, PageIn, PageOut, Step
-from tokenmux.core.request import Request, RequestId, ServiceLevel
+from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
 from tokenmux.core.roofline_cost import RooflineCost
 from tokenmux.messages.commands import AddDevice, Cancel, DrainDevice, Register, RemoveDevice, Resize
 from tokenmux.messages.reports import Acknowledged, Finished, Tokens
@@ -325,6 +325,30 @@ def test_both_cancel_alike(seed: int) -> None:
     world = World((device(18 * GB, 40 * GB),), models(8), arrivals, cancels)
     served = both(world)
     assert sorted(served.ends) == sorted(world.n_output)
+    assert not served.instance.ledger.kv
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_both_end_alike_what_its_client_no_longer_waits_for(seed: int) -> None:
+    """Queued, while a model is on its way, in the middle of a burst: some expire, others are in time."""
+    rng = np.random.default_rng(seed)
+    arrivals = [
+        replace(arrival, request=replace(arrival.request, expires_s=arrival.request.arrival_s + timeout_s))
+        for arrival in trace(seed, n_models=8, n_requests=40)
+        for timeout_s in [float(rng.uniform(0.0, 40.0))]
+    ]
+    world = World((device(18 * GB, 40 * GB),), models(8), arrivals)
+    served = both(world)
+    ends = {said.request: said for said in served.said if isinstance(said, Finished)}
+    assert sorted(ends) == sorted(world.n_output)
+    for arrival in arrivals:
+        end, request = ends[arrival.request.id], arrival.request
+        if end.reason is FinishReason.EXPIRED:
+            assert served.drawn[request.id] < arrival.n_output
+            assert request.expires_s <= end.at_s < request.expires_s + 1.0, "as soon as its step has ended"
+        else:
+            assert served.drawn[request.id] == arrival.n_output
+    assert {end.reason for end in ends.values()} == {FinishReason.EXPIRED, FinishReason.STOP}
     assert not served.instance.ledger.kv
 
 

@@ -46,6 +46,7 @@ from tokenmux.messages.reports import (
     ModelStatus,
     NodeStatus,
     NodeUse,
+    PromptTold,
     Report,
     Reports,
     Tokens,
@@ -61,7 +62,7 @@ RULES = LogitRules(1.2, 0.5, -0.5, ((3, 1.5), (2, -100.0)), ((1,), (2, 3)))
 SAMPLING = Sampling(0.7, 5, 0.9, 2**64 - 1, 0.05, RULES, 3)
 DEVICE = DeviceSetup(DeviceFacts("H100", 1, 2, 3.0, 4.0, 5.0, 6.0), "cuda", "GPU-1", "int8")
 COMMANDS_OF_EACH_KIND: list[Command] = [
-    Submit(REQUEST, (1, 2, 3), SAMPLING, 2, frozenset({0, 7}), (4, 5)),
+    Submit(REQUEST, (1, 2, 3), SAMPLING, 2, frozenset({0, 7}), (4, 5), n_prompt_likeliest=3),
     Cancel(R, FinishReason.STOP),
     Pause(R),
     Resume(R),
@@ -84,6 +85,7 @@ DEVICE_STATUS = DeviceStatus(
 )
 REPORTS_OF_EACH_KIND: list[Report] = [
     Tokens(R, 5, (1, 2**31), 2.5, (LogProbabilities(-0.5, ((3, -0.1),)), LogProbabilities(-1.0))),
+    PromptTold(R, 1, (LogProbabilities(-0.5, ((3, -0.1),)), LogProbabilities(-1.0))),
     Finished(R, FinishReason.FAILED, 3.5, "why", ErrorCode.NOT_SERVABLE),
     PhaseChanged(R, RequestPhase.LOADING, 3, 0.25),
     NodeStatus(1.0, *range(5), 2.0, 3.0, (DEVICE_STATUS,), (STATUS,)),

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tokenmux.core.facts import KvShape
-from tokenmux.core.sampling import LogProbabilities, Sampling
+from tokenmux.core.sampling import LogProbabilities, PromptTelling, Sampling
 from tokenmux.models.network.batch import GREEDY, Segment
 from tokenmux.models.network.runner import Batch, Runner
 from tokenmux.models.sampling.past_tokens import PastTokens
@@ -31,6 +31,9 @@ class Job:
     tokens: list[int] = field(default_factory=list)
     told: list[LogProbabilities | None] = field(default_factory=list)
     """Log-probabilities of its output, if it asks for them."""
+    n_prompt_likeliest: int | None = None
+    prompt_told: list[LogProbabilities] = field(default_factory=list)
+    """Log-probabilities of its prompt without the first token, if it asks for them."""
     n_cached: int = 0
     blocks: list[int] = field(default_factory=list)
 
@@ -66,6 +69,7 @@ class HostileScheduler:
         for job in jobs:
             job.tokens = list(job.prompt)
             job.told = []
+            job.prompt_told = []
         while waiting := [job for job in jobs if not job.done]:
             batch = self.random.sample(waiting, self.random.randint(1, len(waiting)))
             for job in waiting:
@@ -102,6 +106,8 @@ class HostileScheduler:
             tokens[index] = token
         for index, told in zip(batch.drawing, drawn.log_probabilities, strict=False):
             jobs[index].told.append(told)
+        for index, of_prompt in drawn.told:
+            jobs[index].prompt_told.extend(of_prompt)
         return tokens
 
     def _take(self, jobs: list[Job], segments: list[Segment], drawn: list[int | None]) -> None:
@@ -131,7 +137,16 @@ class HostileScheduler:
             min_tokens=job.min_tokens,
             stop_token_ids=job.stop_token_ids,
             past=None if job.sampling.rules is None else PastTokens(job.prompt, job.output),
+            telling=self._telling(job, start, end),
         )
+
+    @staticmethod
+    def _telling(job: Job, start: int, end: int) -> PromptTelling | None:
+        """What the node would ask: each token once, however often it is computed."""
+        first, last = max(start, len(job.prompt_told)), min(end, len(job.prompt) - 1)
+        if job.n_prompt_likeliest is None or first >= last:
+            return None
+        return PromptTelling(first, tuple(job.prompt[first + 1 : last + 1]), job.n_prompt_likeliest)
 
     def _preempt(self, job: Job) -> None:
         self.kv[job.blocks] = torch.nan

@@ -219,5 +219,5 @@ def test_a_model_over_which_devices_break_is_refused_until_it_is_registered_agai
     assert all("devices broke again and again when it was loaded" in detail for detail in details)
     body.send(Unregister(A))
     assert answers(body)[-1] == ""
-    assert not body.node.refused
+    assert not body.node.accusations.refused
     body.pool.check_integrity()

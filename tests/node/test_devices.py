@@ -10,7 +10,7 @@ from tokenmux.core.errors import ErrorCode
 from tokenmux.core.facts import FIRST_INSTANCE, InstanceId
 from tokenmux.core.phases import DeviceState
 from tokenmux.core.request import FinishReason, RequestId
-from tokenmux.core.sampling import Sampling
+from tokenmux.core.sampling import LogProbabilities, Sampling
 from tokenmux.messages.commands import (
     AddDevice,
     DrainDevice,
@@ -25,7 +25,7 @@ from tokenmux.messages.commands import (
     Unregister,
 )
 from tokenmux.messages.completions import CopyCompleted, Drew, ExecutorBroken, StepCompleted
-from tokenmux.messages.launches import OperationId
+from tokenmux.messages.launches import MapImage, OperationId
 from tokenmux.messages.reports import Acknowledged, Broken, Finished, NodeStatus, Tokens
 from tokenmux.messages.setups import DeviceSetup
 from tokenmux.node.executor_port import ExecutorPort
@@ -136,6 +136,8 @@ def test_a_device_that_says_that_it_is_broken_is_replaced() -> None:
         StepCompleted(OperationId(-1), (1.0,) * 50, (1,)),
         StepCompleted(OperationId(-1), (1.0,), (1, 2, 3)),
         StepCompleted(OperationId(-1), (1.0,), (1,), stopped=(5,)),
+        StepCompleted(OperationId(-1), (1.0,), (1,), told=((5, ()),)),
+        StepCompleted(OperationId(-1), (1.0,), (1,), told=((0, (LogProbabilities(0.0),) * 10_000),)),
         CopyCompleted(OperationId(10**6), 1.0),
     ],
 )
@@ -426,3 +428,31 @@ def test_a_device_with_other_slabs_is_added(slab_bytes: int) -> None:
     body.clock.run()
     assert ends(body) == {"r": FinishReason.LENGTH}
     body.pool.check_integrity()
+
+
+# ── images that devices meet ahead ──────────────────────────────────────────────────────────────────────────
+
+
+def images_given_to(body: NodeOnVirtualTime, index: int) -> list[MapImage]:
+    return [one for one in body.executor_of(index).log if isinstance(one, MapImage)]
+
+
+def test_an_idle_device_is_given_the_images_that_others_have_read_one_a_second() -> None:
+    body = node_with(16, 16, n_output={"a": 9000, "b": 2})
+    start_s = body.clock.now_s()
+    body.submit_at(request("a", A, start_s, 9000))
+    until_step(body)
+    busy = body.node.devices[FIRST_INSTANCE].instance
+    body.submit_at(request("b", B, body.clock.now_s(), 2))
+    while not ends(body):
+        body.clock.run_next()
+    assert len(images_given_to(body, 0)) == len(images_given_to(body, 1)) == 1
+    body.beat()
+    assert not busy.is_idle
+    assert len(images_given_to(body, 0)) == 1
+    assert [image.filled for image in images_given_to(body, 1)] == [False, True]
+    body.beat()
+    assert len(images_given_to(body, 1)) == 2  # it has all
+    body.clock.run()
+    body.beat()
+    assert [image.filled for image in images_given_to(body, 0)] == [False, True]

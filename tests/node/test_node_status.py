@@ -20,7 +20,7 @@ from tokenmux.testing.virtual_node import NodeOnVirtualTime
 def reporter_of(body: NodeOnVirtualTime) -> StatusReporter:
     ledger = body.instance.ledger
     return StatusReporter(
-        body.pool, body.node.devices, body.node.refused, ledger.cache, ledger.host_kv, body.clock
+        body.pool, body.node.devices, body.node.accusations.refused, ledger.cache, ledger.host_kv, body.clock
     )
 
 

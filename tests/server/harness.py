@@ -87,20 +87,20 @@ class Served:
         return f"127.0.0.1:{self.port}"
 
     @property
-    def inference(self) -> inference_pb2_grpc.InferenceStub:
-        return inference_pb2_grpc.InferenceStub(self.channel)
+    def inference(self) -> inference_pb2_grpc.InferenceServiceStub:
+        return inference_pb2_grpc.InferenceServiceStub(self.channel)
 
     @property
-    def models(self) -> models_pb2_grpc.ModelsStub:
-        return models_pb2_grpc.ModelsStub(self.channel)
+    def models(self) -> models_pb2_grpc.ModelServiceStub:
+        return models_pb2_grpc.ModelServiceStub(self.channel)
 
     @property
-    def pool(self) -> pool_pb2_grpc.PoolStub:
-        return pool_pb2_grpc.PoolStub(self.channel)
+    def pool(self) -> pool_pb2_grpc.PoolServiceStub:
+        return pool_pb2_grpc.PoolServiceStub(self.channel)
 
     @property
-    def planning(self) -> planning_pb2_grpc.PlanningStub:
-        return planning_pb2_grpc.PlanningStub(self.channel)
+    def planning(self) -> planning_pb2_grpc.PlanningServiceStub:
+        return planning_pb2_grpc.PlanningServiceStub(self.channel)
 
 
 @asynccontextmanager

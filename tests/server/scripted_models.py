@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,8 @@ from tokenmux.core.errors import (
 from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.core.progress import Progress
 from tokenmux.models.text.encoder import TextFacts
-from tokenmux.server.front.generation import Encodable, Text, Words
+from tokenmux.models.text.tool_formats import schemas_of
+from tokenmux.server.front.generation import Chat, Encodable, Text, Words
 
 VOCAB = 256
 
@@ -63,6 +64,9 @@ class LetterDetokenizer:
         text, self._held = self._held[:split], self._held[split:]
         return text
 
+    def spell(self, token_id: int) -> bytes:
+        return bytes((token_id,))
+
     def finish(self) -> str:
         text, self._held = self._held, ""
         return text
@@ -73,6 +77,8 @@ class LetterTokenizer:
     """One token a letter, `width` letters a token on the way back."""
 
     has_chat_template: bool = True
+    template: str = "letters"
+    """Only looked at for the form of its calls: conversations are always formatted by `encode_chat`."""
     width: int = 1
     stop_token_ids: frozenset[int] = frozenset({END})
     gate: Callable[[], None] = lambda: None
@@ -80,17 +86,20 @@ class LetterTokenizer:
 
     @property
     def facts(self) -> TextFacts:
-        template = "letters" if self.has_chat_template else None
+        template = self.template if self.has_chat_template else None
         return TextFacts(self.stop_token_ids, 100, template, "", False, {}, "letters")
 
     def encode(self, text: str) -> list[int]:
         self.gate()
         return [ord(letter) for letter in text]
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def encode_chat(self, chat: Chat) -> list[int]:
+        """Each message as its role's first letter and its content, then the names of tools."""
         if not self.has_chat_template:
             raise InvalidRequest("this model has no chat template; send a prompt as text or token ids")
-        return self.encode("".join(f"{message['role'][0]}:{message['content']};" for message in messages))
+        said = [f"{message.role[0]}:{message.content};" for message in chat.messages]
+        names = [f"t:{name};" for name in schemas_of(chat.tools)]
+        return self.encode("".join([*said, *names]))
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         return "".join(chr(token) for token in token_ids if token != END or not skip_special_tokens)
@@ -129,9 +138,7 @@ class ThreadTexts:
                 elif isinstance(prompt, Words):
                     ids = [n for text in prompt.texts for n in (len(text), *letters.encode(text))]
                 else:
-                    ids = letters.encode_chat(
-                        [{"role": m.role, "content": m.content} for m in prompt.messages]
-                    )
+                    ids = letters.encode_chat(prompt)
             except BaseException as error:  # noqa: BLE001 - raised where it is awaited
                 failure = error
             with suppress(RuntimeError):  # the loop may be gone

@@ -65,8 +65,8 @@ def remove(served: Served, instance: int) -> Awaitable[pool_pb2.RemoveDeviceResp
 
 def resize(
     served: Served, arena_bytes: int, instance: int | None = None
-) -> Awaitable[pool_pb2.ResizeResponse]:
-    return served.pool.Resize(pool_pb2.ResizeRequest(arena_bytes=arena_bytes, instance=instance))
+) -> Awaitable[pool_pb2.ResizeDeviceResponse]:
+    return served.pool.ResizeDevice(pool_pb2.ResizeDeviceRequest(arena_bytes=arena_bytes, instance=instance))
 
 
 def generate(
@@ -149,7 +149,7 @@ async def test_a_gpu_is_not_added_twice_at_the_same_time(one: Served) -> None:
 
 async def test_nothing_is_let_in_that_only_a_drained_device_could_serve(two: Served) -> None:
     await generate(two, 60)
-    await two.models.Unregister(models_pb2.UnregisterModelRequest(name="wide"))
+    await two.models.UnregisterModel(models_pb2.UnregisterModelRequest(name="wide"))
     await drain(two, 1)
     assert await two.hub.next(DrainDevice) == DrainDevice(SECOND)
     await refused(generate(two, 60), Code.FAILED_PRECONDITION, "60 tokens of letters do not fit")
@@ -189,7 +189,7 @@ async def remove_the_highest(two: Served) -> None:
 
 
 async def test_the_last_device_stays(two: Served) -> None:
-    await two.models.Unregister(models_pb2.UnregisterModelRequest(name="wide"))
+    await two.models.UnregisterModel(models_pb2.UnregisterModelRequest(name="wide"))
     await drain(two, 1)
     two.hub.unread()
     for call in (drain(two, 0), remove(two, 0)):
@@ -214,7 +214,7 @@ async def test_a_device_that_is_not_named_is_not_the_first(two: Served) -> None:
     for call in (
         two.pool.RemoveDevice(pool_pb2.RemoveDeviceRequest()),
         two.pool.DrainDevice(pool_pb2.DrainDeviceRequest()),
-        two.pool.Resize(pool_pb2.ResizeRequest(arena_bytes=20_000)),
+        two.pool.ResizeDevice(pool_pb2.ResizeDeviceRequest(arena_bytes=20_000)),
     ):
         await refused(call, Code.INVALID_ARGUMENT, "which")
     assert two.hub.unread() == []
@@ -232,7 +232,7 @@ async def test_what_would_leave_a_model_without_room_is_refused(two: Served, how
 
 
 async def test_what_would_leave_a_request_without_room_is_refused(two: Served) -> None:
-    await two.models.Unregister(models_pb2.UnregisterModelRequest(name="wide"))
+    await two.models.UnregisterModel(models_pb2.UnregisterModelRequest(name="wide"))
     two.hub.auto = False
     call = generate(two, 60)
     submit = await two.hub.next(Submit)
@@ -246,12 +246,12 @@ async def test_what_would_leave_a_request_without_room_is_refused(two: Served) -
 
 async def test_what_would_leave_a_pin_without_room_is_refused(two: Served) -> None:
     """Both models fit the second device together, and the first holds neither beside the other."""
-    await two.models.Register(models_pb2.RegisterModelRequest(name="more", source="/"))
+    await two.models.RegisterModel(models_pb2.RegisterModelRequest(name="more", source="/"))
     await resize(two, 1_500, 0)
     for name in ("letters", "more"):
-        await two.models.Pin(models_pb2.PinModelRequest(name=name, pinned=True))
+        await two.models.PinModel(models_pb2.PinModelRequest(name=name, pinned=True))
         await two.hub.next(Pin)
-    await two.models.Unregister(models_pb2.UnregisterModelRequest(name="wide"))
+    await two.models.UnregisterModel(models_pb2.UnregisterModelRequest(name="wide"))
     two.hub.unread()
     both = (ModelId("letters"), ModelId("more"))
     version = two.front.changes.version
@@ -260,14 +260,14 @@ async def test_what_would_leave_a_pin_without_room_is_refused(two: Served) -> No
     for change in (drain(two, 1), remove(two, 1)):
         await refused(change, Code.FAILED_PRECONDITION, "the device has 1500", "unpin")
     assert two.hub.unread() == []
-    await two.models.Pin(models_pb2.PinModelRequest(name="more", pinned=False))
-    await two.models.Unregister(models_pb2.UnregisterModelRequest(name="more"))
+    await two.models.PinModel(models_pb2.PinModelRequest(name="more", pinned=False))
+    await two.models.UnregisterModel(models_pb2.UnregisterModelRequest(name="more"))
     await drain(two, 1)
 
 
 async def test_a_pin_takes_room_only_where_it_is(two: Served) -> None:
     """Until the node has said where, it is taken to be where most room is."""
-    await two.models.Pin(models_pb2.PinModelRequest(name="letters", pinned=True))
+    await two.models.PinModel(models_pb2.PinModelRequest(name="letters", pinned=True))
     await refused(resize(two, 20_500, 1), Code.FAILED_PRECONDITION, "on none of 2 devices: wide needs")
     homes = (device_status(pinned=(ModelId("letters"),)), device_status(instance=SECOND))
     version = two.front.changes.version
@@ -296,7 +296,7 @@ async def test_a_device_is_changed_by_one_at_a_time(two: Served) -> None:
 
 
 async def test_two_drains_at_once_do_not_leave_the_pool_empty(two: Served) -> None:
-    await two.models.Unregister(models_pb2.UnregisterModelRequest(name="wide"))
+    await two.models.UnregisterModel(models_pb2.UnregisterModelRequest(name="wide"))
     two.hub.answer_devices = False
     first = drain(two, 1)
     await two.hub.next(DrainDevice)
@@ -332,7 +332,7 @@ async def test_a_node_that_is_replaced_starts_with_the_present_devices(two: Serv
 
 
 async def test_a_drain_that_the_next_node_refuses_is_over(two: Served) -> None:
-    await two.models.Unregister(models_pb2.UnregisterModelRequest(name="wide"))
+    await two.models.UnregisterModel(models_pb2.UnregisterModelRequest(name="wide"))
     await drain(two, 1)
     two.hub.refuses["device"] = "a pin has no room"
     await break_node(two)
@@ -343,7 +343,7 @@ async def test_a_drain_that_the_next_node_refuses_is_over(two: Served) -> None:
 
 @pytest.mark.parametrize("change", ["add", "drain", "remove", "resize"])
 async def test_a_change_during_which_the_node_breaks_has_not_happened(two: Served, change: str) -> None:
-    await two.models.Unregister(models_pb2.UnregisterModelRequest(name="wide"))
+    await two.models.UnregisterModel(models_pb2.UnregisterModelRequest(name="wide"))
     two.hub.answer_devices = False
     calls = {
         "add": lambda: add(two),
@@ -364,7 +364,7 @@ async def test_a_change_during_which_the_node_breaks_has_not_happened(two: Serve
 
 
 async def test_the_clients(two: Served) -> None:
-    await two.models.Unregister(models_pb2.UnregisterModelRequest(name="wide"))
+    await two.models.UnregisterModel(models_pb2.UnregisterModelRequest(name="wide"))
 
     def change_blocking() -> list[object]:
         with Client(two.target) as client:

@@ -1,29 +1,18 @@
 """The committed gRPC code is what the .proto files say, and its import path is the protobuf package."""
 
 import importlib
-import importlib.util
 from pathlib import Path
 
 import pytest
-from google.protobuf import descriptor_pb2
 
-ROOT = Path(__file__).parents[2] / "proto"
-PACKAGE = ROOT / "tokenmux" / "v1"
-FILES = ("inference", "models", "planning", "pool")
+from tests.server.proto_files import PACKAGE, module_of
 
-
-def regenerate(out: Path) -> None:
-    pytest.importorskip("grpc_tools", reason="grpcio-tools is in the extra `test`")
-    spec = importlib.util.spec_from_file_location("generate_proto", ROOT / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.generate(out)
+FILES = tuple(path.stem for path in PACKAGE.glob("*.proto"))
 
 
 def test_generated_code_is_up_to_date(tmp_path: Path) -> None:
-    regenerate(tmp_path)
+    pytest.importorskip("grpc_tools", reason="grpcio-tools is in the extra `test`")
+    module_of("generate").generate(tmp_path)
     fresh = {path.name: path.read_bytes() for path in (tmp_path / "tokenmux" / "v1").iterdir()}
     committed = {path.name: path.read_bytes() for path in PACKAGE.glob("*_pb2*.py*")}
     assert sorted(fresh) == sorted(committed)
@@ -64,21 +53,3 @@ def test_kinds_of_devices_match_those_of_the_configuration() -> None:
     assert set(KINDS.values()) == {*get_args(DeviceKind), None}
     assert set(PAGINGS) == set(pool_pb2.PagedKv.values())
     assert set(PAGINGS.values()) == {*get_args(PagedKv), None}
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_every_method_is_documented(name: str, tmp_path: Path) -> None:
-    """Comments in the .proto files are the API reference: a service without one is not finished."""
-    protoc = pytest.importorskip("grpc_tools.protoc")
-    out = tmp_path / "set.binpb"
-    source = f"tokenmux/v1/{name}.proto"
-    assert (
-        protoc.main(["protoc", f"-I{ROOT}", "--include_source_info", f"--descriptor_set_out={out}", source])
-        == 0
-    )
-    (file,) = descriptor_pb2.FileDescriptorSet.FromString(out.read_bytes()).file
-    commented = {tuple(place.path) for place in file.source_code_info.location if place.leading_comments}
-    for index, service in enumerate(file.service):
-        assert (6, index) in commented, f"{service.name} has no comment"
-        for position, method in enumerate(service.method):
-            assert (6, index, 2, position) in commented, f"{service.name}.{method.name} has no comment"

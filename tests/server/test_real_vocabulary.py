@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.server.test_serve import executors_of, node_of, real_server
-from tokenmux.client import Client, Delta, TokenLogprobs
+from tokenmux.client import Client, Delta, PromptLogprobs, TokenLogprobs
+from tokenmux.core.sampling import choice_seed
 
 OPTIONS = {
     "max_tokens": 100,
@@ -78,3 +79,41 @@ def test_rules_and_log_probabilities_survive_swaps_and_kills(tmp_path: Path) -> 
 
         assert stream(client, "llama", kill_executors) == alone["llama"]
         assert stream(client, "llama", kill_node) == alone["llama"]
+
+
+def test_choices_and_what_is_told_of_a_prompt_survive_kills(tmp_path: Path) -> None:
+    """Each choice is what a request with its seed draws, and the prompt is told of once."""
+    prompt = "Once upon a time " * 12
+    asked = {"max_tokens": 40, "temperature": 1.0, "ignore_end_tokens": True, "logprobs": 1}
+    with real_server(tmp_path, device=DEVICE) as (process, address), Client(address) as client:
+        alone = [
+            client.generate("llama", prompt, seed=choice_seed(5, i), **asked)  # type: ignore[arg-type]
+            for i in range(3)
+        ]
+        assert len({answer.token_ids for answer in alone}) == 3
+        told = client.generate("llama", prompt, prompt_logprobs=2, max_tokens=1).prompt_logprobs
+        assert told is not None
+        assert told.logprobs[0] is None
+        assert len(told.logprobs) == len(told.token_ids) == alone[0].prompt.n_prompt_tokens
+
+        def streamed(kill: Callable[[], object] | None = None) -> None:
+            tokens: list[list[int]] = [[], [], []]
+            of_prompt: list[TokenLogprobs | None] = []
+            for event in client.stream(
+                "llama", prompt, seed=5, n=3, prompt_logprobs=2, **asked  # type: ignore[arg-type]
+            ):  # fmt: skip
+                match event:
+                    case PromptLogprobs(index, _, values):
+                        assert index == len(of_prompt)
+                        of_prompt += values
+                    case Delta():
+                        tokens[event.choice] += event.token_ids
+                        if kill is not None and len(tokens[1]) >= 10:
+                            kill()
+                            kill = None
+            assert tuple(of_prompt) == told.logprobs
+            assert [tuple(one) for one in tokens] == [answer.token_ids for answer in alone]
+
+        streamed()
+        streamed(lambda: [os.kill(executor, signal.SIGKILL) for executor in executors_of(process.pid)])
+        streamed(lambda: os.kill(node_of(process.pid), signal.SIGKILL))

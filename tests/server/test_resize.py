@@ -31,7 +31,7 @@ async def served() -> AsyncIterator[Served]:
 
 
 async def resize(served: Served, arena_bytes: int) -> int:
-    return (await served.pool.Resize(pool_pb2.ResizeRequest(arena_bytes=arena_bytes))).arena_bytes
+    return (await served.pool.ResizeDevice(pool_pb2.ResizeDeviceRequest(arena_bytes=arena_bytes))).arena_bytes
 
 
 async def refused(call: object) -> tuple[grpc.StatusCode, str]:
@@ -72,11 +72,13 @@ async def test_a_model_that_was_too_large_is_served_once_it_fits(served: Served)
 async def test_meanwhile_both_sizes_count_and_another_resize_is_refused(served: Served) -> None:
     served.hub.answer_devices = False
     for arena_bytes, fitting in ((5_000, 30), (20_000, 60)):
-        call = served.pool.Resize(pool_pb2.ResizeRequest(arena_bytes=arena_bytes))
+        call = served.pool.ResizeDevice(pool_pb2.ResizeDeviceRequest(arena_bytes=arena_bytes))
         await served.hub.next(Resize)
         await generate(served, fitting)
         assert (await refused(generate(served, fitting + 1)))[0] is not Code.OK
-        code, details = await refused(served.pool.Resize(pool_pb2.ResizeRequest(arena_bytes=7_000)))
+        code, details = await refused(
+            served.pool.ResizeDevice(pool_pb2.ResizeDeviceRequest(arena_bytes=7_000))
+        )
         assert (code, "try again when that is done" in details) == (Code.FAILED_PRECONDITION, True)
         ticket = served.hub.node.device_ticket
         served.hub.post(Acknowledged(ticket, "there is only so much", ErrorCode.DOES_NOT_FIT))
@@ -91,7 +93,7 @@ async def test_no_size_is_refused(served: Served) -> None:
 
 async def test_a_caller_that_leaves_does_not_stop_it(served: Served) -> None:
     served.hub.answer_devices = False
-    call = served.pool.Resize(pool_pb2.ResizeRequest(arena_bytes=5_000))
+    call = served.pool.ResizeDevice(pool_pb2.ResizeDeviceRequest(arena_bytes=5_000))
     await served.hub.next(Resize)
     call.cancel()
     await asyncio.sleep(0.05)
@@ -113,7 +115,7 @@ async def test_a_node_that_is_restarted_has_the_size_of_the_last_resize(served: 
     await resize(served, 5_000)
     await broken()
     served.hub.answer_devices = False
-    call = served.pool.Resize(pool_pb2.ResizeRequest(arena_bytes=8_000))
+    call = served.pool.ResizeDevice(pool_pb2.ResizeDeviceRequest(arena_bytes=8_000))
     await served.hub.next(Resize)
     await served.hub.next(Resize)
     await broken()

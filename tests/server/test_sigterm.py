@@ -75,9 +75,9 @@ class Server:
 
 
 def generate(served: Server) -> "grpc.aio.UnaryStreamCall[object, object]":
-    return inference_pb2_grpc.InferenceStub(served.channel).GenerateStream(
-        inference_pb2.GenerateRequest(
-            model="letters", text="ab", stopping=inference_pb2.Stopping(max_tokens=4)
+    return inference_pb2_grpc.InferenceServiceStub(served.channel).GenerateStream(
+        inference_pb2.GenerateStreamRequest(
+            request={"model": "letters", "text": "ab", "stopping": {"max_tokens": 4}}
         )
     )
 
@@ -149,17 +149,17 @@ async def test_operators_who_wait_are_told_to_try_again() -> None:
         served.hub.post(node_status("letters", residency=Residency.HOST))
         await served.front.changes.after(version)
         load = models_pb2.LoadModelRequest(name="letters", wait=True)
-        models = models_pb2_grpc.ModelsStub(served.channel)
-        pool = pool_pb2_grpc.PoolStub(served.channel)
+        models = models_pb2_grpc.ModelServiceStub(served.channel)
+        pool = pool_pb2_grpc.PoolServiceStub(served.channel)
         removal = pool_pb2.RemoveDeviceRequest(instance=0)
-        calls = [asyncio.create_task(refusal(models.Load(load)))]
+        calls = [asyncio.create_task(refusal(models.LoadModel(load)))]
         await served.hub.next(Load)
         calls.append(asyncio.create_task(refusal(pool.RemoveDevice(removal))))
         await served.hub.next(RemoveDevice)
-        calls.append(asyncio.create_task(refusal(pool.Trace(pool_pb2.TraceRequest()))))
+        calls.append(asyncio.create_task(refusal(pool.GetTrace(pool_pb2.GetTraceRequest()))))
         await served.hub.next(AskTrace)
         registration = models_pb2.RegisterModelRequest(name="more", source="/")
-        calls.append(asyncio.create_task(refusal(models.Register(registration))))
+        calls.append(asyncio.create_task(refusal(models.RegisterModel(registration))))
         await asyncio.to_thread(converting.wait, PATIENCE_S)
         os.kill(os.getpid(), signal.SIGTERM)
         await served.ended()

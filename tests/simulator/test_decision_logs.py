@@ -30,7 +30,13 @@ from tokenmux.core.plan import (
     PageOut,
     Step,
 )
-from tokenmux.simulator.scenario import simulate
+from tokenmux.simulator.doubts import ALL_DOUBTS, SURE, Doubts
+from tokenmux.simulator.hardware import GB
+from tokenmux.simulator.scenario import Hardware, simulate
+
+AS_USUAL = Hardware()
+SMALL_CACHE = Hardware(host_cache_bytes=150 * GB, instances_per_host=2)
+SMALL_MEMORY = Hardware(host_kv_bytes=GB, usable=0.6)
 
 
 def line(index: int, at_s: float, decided: Operation | AtOnce) -> str:
@@ -68,7 +74,36 @@ def line(index: int, at_s: float, decided: Operation | AtOnce) -> str:
 def test_what_is_decided_has_not_changed(
     n_models: int, rate: float, n_devices: int, duration_s: float, n_lines: int, expected: str
 ) -> None:
-    market, arrivals = steady(n_models, 0.9 * rate, duration_s)
+    assert logged(n_models, 0.9 * rate, duration_s, n_devices) == (n_lines, expected)
+
+
+@pytest.mark.parametrize(
+    ("policy", "n_devices", "hardware", "doubts", "n_lines", "expected"),
+    [
+        pytest.param("slack", 4, SMALL_CACHE, SURE, 1483, "eb515fe10f9eb803", id="models on disk"),
+        pytest.param("slack", 2, SMALL_MEMORY, SURE, 1759, "0c33270b59750adc", id="little memory"),
+        pytest.param("slack", 3, AS_USUAL, ALL_DOUBTS, 1694, "7753638bc1f9c3ed", id="doubts"),
+        pytest.param("aegaeon", 6, AS_USUAL, SURE, 1306, "406806d913b80057", id="aegaeon"),
+        pytest.param("request-level", 6, AS_USUAL, SURE, 767, "6d55ebce833a6607", id="request-level"),
+    ],
+)
+def test_nor_in_other_worlds(
+    policy: str, n_devices: int, hardware: Hardware, doubts: Doubts, n_lines: int, expected: str
+) -> None:
+    assert logged(24, 0.3, 20.0, n_devices, policy, hardware, doubts) == (n_lines, expected)
+
+
+def logged(
+    n_models: int,
+    rate: float,
+    duration_s: float,
+    n_devices: int,
+    policy: str = "slack",
+    hardware: Hardware = AS_USUAL,
+    doubts: Doubts = SURE,
+) -> tuple[int, str]:
+    """Number and hash of the decisions."""
+    market, arrivals = steady(n_models, rate, duration_s)
     arrivals = [
         replace(a, request=replace(a.request, arrival_s=round(a.request.arrival_s, 3))) for a in arrivals
     ]
@@ -77,5 +112,5 @@ def test_what_is_decided_has_not_changed(
     def note(index: int, at_s: float, effects: Effects) -> None:
         log.extend(line(index, at_s, decided) for decided in decisions(effects))
 
-    simulate(market, arrivals, n_devices, on_effects=note)
-    assert (len(log), sha256("".join(log).encode()).hexdigest()[:16]) == (n_lines, expected)
+    simulate(market, arrivals, n_devices, policy, hardware, on_effects=note, doubts=doubts)
+    return len(log), sha256("".join(log).encode()).hexdigest()[:16]

@@ -26,8 +26,9 @@ import torch
 
 from tokenmux.core.errors import InternalError
 from tokenmux.core.facts import KvShape
-from tokenmux.core.sampling import Sampling
+from tokenmux.core.sampling import PromptTelling, Sampling
 from tokenmux.models.network.rows import RowRule
+from tokenmux.models.network.told_rows import ToldRows, told_rows
 from tokenmux.models.sampling.past_tokens import PastTokens
 
 TILE_TOKENS = 128
@@ -47,6 +48,7 @@ class Segment:
     and for later steps if the batch will be advanced. With `draw`, the token after the last one is drawn;
     output token i (counted from 0) cannot be one of `stop_token_ids` while i < `min_tokens`. `past` holds the
     tokens that the rules of `sampling` look at, before this step; later steps of the batch add to it.
+    `telling` is what is to be told of tokens of the prompt.
     """
 
     token_ids: Sequence[int]
@@ -58,6 +60,7 @@ class Segment:
     min_tokens: int = 0
     stop_token_ids: frozenset[int] = frozenset()
     past: PastTokens | None = None
+    telling: PromptTelling | None = None
 
     @property
     def end(self) -> int:
@@ -153,7 +156,8 @@ class StepBatch:
     """The rows of one step. Attention asks it for index arrays by window; they are computed once per step.
 
     `token_ids` and `positions` have shape `[1, n_rows]`, padding included; `logit_rows` are the rows whose
-    logits are wanted, one for each entry of `drawing` (indices of segments), then padding.
+    logits are wanted, one for each entry of `drawing` (indices of segments), then padding. `told` are rows of
+    prompts of which something is to be told.
     """
 
     def __init__(
@@ -178,9 +182,12 @@ class StepBatch:
         positions: list[int] = []
         owners: list[int] = []
         last_row = [0] * len(segments)
+        told: list[ToldRows] = []
         for index, segment in enumerate(segments):
             check_segment(segment, grid, views.shape)
             cut = min(segment.end, segment.n_prompt)
+            if segment.telling is not None:
+                told += told_rows(index, segment.telling, segment.start, cut, len(ids))
             for start in range(segment.start, cut, grid):
                 n = min(start + grid, cut) - start
                 cells.append(PromptCell(len(ids), n, start, np.asarray(segment.blocks, np.int64)))
@@ -189,6 +196,7 @@ class StepBatch:
                 owners.extend([index] * n)
             last_row[index] = len(ids) - 1
         self.cells = tuple(cells)
+        self.told = tuple(told)
         self.n_prompt_rows = len(ids)
         for index, segment in enumerate(segments):
             first = max(segment.start, segment.n_prompt)

@@ -35,6 +35,7 @@ from tokenmux.kernels.tiles import StepTiles
 from tokenmux.models.network.batch import Segment, check_kv, check_segment, remember
 from tokenmux.models.network.kernel_draw import draw_rows_on_device, log_probabilities_on_device
 from tokenmux.models.network.staging import Staging
+from tokenmux.models.network.told_rows import ToldRows, told_rows
 from tokenmux.models.sampling.draw import Draw
 
 WORKSPACE_BYTES = 256 << 20
@@ -67,6 +68,7 @@ class _Pass:
     positions: _Integers
     wanted: tuple[int, ...]
     drawing: tuple[int, ...]
+    told: tuple[ToldRows, ...]
 
     @property
     def n_prompt_rows(self) -> int:
@@ -95,7 +97,8 @@ class DecodeRows:
 class KernelPass:
     """One pass on the device: the model's inputs, and attention over `arena`, the flat KV tensor.
 
-    `token_ids` and `positions` are `[1, n_rows]`. `slots` and `count` are what `kv_append` reads.
+    `token_ids` and `positions` are `[1, n_rows]`. `slots` and `count` are what `kv_append` reads. `told` are
+    rows of prompts of which something is to be told.
     """
 
     token_ids: torch.Tensor
@@ -109,6 +112,7 @@ class KernelPass:
     n_prompt_rows: int
     chunks: Chunks | None
     decode_rows: DecodeRows | None
+    told: tuple[ToldRows, ...]
 
     def attend(
         self,
@@ -230,6 +234,11 @@ class KernelBatch:
         self._drawn: Sequence[int] | None = None
 
     @property
+    def rows_of_a_pass(self) -> int:
+        """Rows of a pass that is not one long cell, and rows of every product of the head."""
+        return self._tiles.rows
+
+    @property
     def n_passes(self) -> int:
         return len(self._passes)
 
@@ -339,6 +348,7 @@ class KernelBatch:
             if cut.cells
             else None,
             decode_rows=DecodeRows(on_device["table"], on_device["lengths"]) if n > n_prompt else None,
+            told=cut.told,
         )
 
     def _token_ids(self, cut: _Pass) -> _Integers:
@@ -396,7 +406,14 @@ def _make_pass(segments: Sequence[Segment], cells: list[_Cell], rows: list[tuple
         if segments[index].draw and position == segments[index].end - 1
     }
     owners, positions = np.array(all_rows, np.int64).T
-    return _Pass(tuple(cells), owners, positions, tuple(drawing.values()), tuple(drawing))
+    told: list[ToldRows] = []
+    row = 0
+    for cell in cells:
+        telling = segments[cell.segment].telling
+        if telling is not None:
+            told += told_rows(cell.segment, telling, cell.start, cell.start + cell.n, row)
+        row += cell.n
+    return _Pass(tuple(cells), owners, positions, tuple(drawing.values()), tuple(drawing), tuple(told))
 
 
 def _padded(array: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.int64]:

@@ -13,7 +13,7 @@ The runner knows neither requests nor scheduling: it gets block tables and posit
 values into the blocks in place. A token that a segment draws does not depend on the other segments.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -21,7 +21,7 @@ import torch
 
 from tokenmux.core.errors import InternalError
 from tokenmux.core.facts import KvShape
-from tokenmux.core.sampling import LogProbabilities
+from tokenmux.core.sampling import LogProbabilities, Sampling
 from tokenmux.models.network import kernel_path
 from tokenmux.models.network.attention import STEP_ARGUMENT, AttendsItself
 from tokenmux.models.network.batch import DecodeInputs, KvViews, Segment, StepBatch
@@ -31,23 +31,36 @@ from tokenmux.models.network.rows import RowRule, check_rows_of, products_of, ro
 from tokenmux.models.network.rule_notes import noted_row_rule
 from tokenmux.models.network.skeleton import Skeleton, choose_experts
 from tokenmux.models.network.staging import Staging
+from tokenmux.models.network.told_rows import padded_rows, run_once
 from tokenmux.models.sampling import draw as sampling
 from tokenmux.models.sampling.log_probabilities import log_probabilities
 
 if TYPE_CHECKING:
     from tokenmux.kernels.tiles import StepTiles
-    from tokenmux.models.network.kernel_step import KernelBatch
+    from tokenmux.models.network.kernel_step import KernelBatch, KernelPass
 
 Batch: TypeAlias = "StepBatch | KernelBatch"
 """A laid-out step: for torch, or for the Triton kernels."""
 
+TOLD_AT_ONCE = 64
+"""Rows of a prompt whose logits are there at once, on a processor: 40 MB for a vocabulary of 150,000."""
+
+FoundInPrompts = dict[int, list[LogProbabilities]]
+"""Log-probabilities in prompts, by segment."""
+
+RowScorer = Callable[
+    [torch.Tensor, Sequence[int], Sequence[sampling.Draw]], tuple[LogProbabilities | None, ...]
+]
+"""Log-probabilities of tokens, from the logits of their rows."""
+
 
 class DrawnTokens(NamedTuple):
     """What a step drew for each segment that draws, and the log-probabilities there; empty if no segment asks
-    for them."""
+    for them. `told` has the log-probabilities in prompts, by segment, for segments that ask for them."""
 
     tokens: tuple[int, ...]
     log_probabilities: tuple[LogProbabilities | None, ...] = ()
+    told: tuple[tuple[int, tuple[LogProbabilities, ...]], ...] = ()
 
 
 class Runner:
@@ -133,20 +146,24 @@ class Runner:
         self._recorded = twin._recorded
 
     @torch.inference_mode()
-    def logits(self, batch: Batch) -> torch.Tensor:
+    def logits(self, batch: Batch, told: FoundInPrompts | None = None) -> torch.Tensor:
         """Run one forward pass. Returns logits `[row, vocabulary]`: a row for each of `batch.drawing`,
-        then padding."""
+        then padding. Adds what prompts want to be told to `told`."""
         if not self._skeleton.bound:
             raise InternalError("the model is not bound to weights")
         if not isinstance(batch, StepBatch):
-            return batch.run(lambda p: self._forward(p.token_ids, p.positions, p.logit_rows, p))
+            tell, n_rows = batch.log_probabilities, batch.rows_of_a_pass
+            return batch.run(lambda p: self._pass(p, told, tell, n_rows, lambda _: n_rows))
         for block in batch.unfilled_blocks:
             batch.views.kv[block].zero_()
         rule, n_rows = batch.rule, batch.token_ids.numel()
         recordable = not batch.n_prompt_rows and batch.drawing and rule.fits_one_piece(n_rows)
         if self._recorded is not None and recordable:
             return self._recorded.logits(batch, self._skeleton.tensors)
-        return self._by_row(batch.token_ids, batch.positions, batch.logit_rows, batch)
+        if not batch.told:
+            return self._by_row(batch.token_ids, batch.positions, batch.logit_rows, batch)
+        with ByRow(rule):
+            return self._pass(batch, told, log_probabilities, TOLD_AT_ONCE, rule.padded)
 
     def step(self, batch: Batch) -> list[int | None]:
         """Run one forward pass and draw. Returns the token of each segment, None for segments that draw
@@ -159,9 +176,11 @@ class Runner:
     @torch.inference_mode()
     def draw(self, batch: Batch) -> DrawnTokens:
         """Run one forward pass and draw a token for each of `batch.drawing`."""
-        logits = self.logits(batch)
+        found: FoundInPrompts = {}
+        logits = self.logits(batch, found)
+        told = tuple((segment, tuple(values)) for segment, values in found.items())
         if not batch.drawing:
-            return DrawnTokens(())
+            return DrawnTokens((), (), told)
         draws = [self._draw(batch, index) for index in batch.drawing]
         if isinstance(batch, StepBatch):
             draw, tell = sampling.draw_rows, log_probabilities
@@ -169,8 +188,8 @@ class Runner:
             draw, tell = batch.draw, batch.log_probabilities
         tokens = draw(logits, draws)
         if all(one.sampling.n_likeliest is None for one in draws):
-            return DrawnTokens(tuple(tokens))
-        return DrawnTokens(tuple(tokens), tell(logits, tokens, draws))
+            return DrawnTokens(tuple(tokens), (), told)
+        return DrawnTokens(tuple(tokens), tell(logits, tokens, draws), told)
 
     @staticmethod
     def _draw(batch: Batch, index: int) -> sampling.Draw:
@@ -229,6 +248,31 @@ class Runner:
         """One pass on a processor, where the number of rows matters."""
         with ByRow(self._rule()):
             return self._forward(token_ids, positions, logit_rows, step)
+
+    def _pass(
+        self,
+        step: "StepBatch | KernelPass",
+        told: FoundInPrompts | None,
+        tell: RowScorer,
+        n_rows: int,
+        padded: Callable[[int], int],
+    ) -> torch.Tensor:
+        """One pass through the model, and again through its head for every `n_rows` rows of prompts of
+        which something is to be told. `padded` is the number of rows with which the head runs for some."""
+
+        def logits_of(rows: torch.Tensor) -> torch.Tensor:
+            return self._forward(step.token_ids, step.positions, rows, step)
+
+        if not step.told or told is None:
+            return logits_of(step.logit_rows)
+        with run_once(self._skeleton.layers):
+            logits = logits_of(step.logit_rows)
+            for rows in (piece for told_rows in step.told for piece in told_rows.pieces(n_rows)):
+                theirs = logits_of(padded_rows(rows, padded(len(rows.targets)), step.token_ids.device))
+                draws = [sampling.Draw(Sampling(n_likeliest=rows.n_likeliest), 0)] * len(rows.targets)
+                values = tell(theirs, rows.targets, draws)
+                told.setdefault(rows.segment, []).extend(value for value in values if value is not None)
+        return logits
 
     def _forward(
         self,

@@ -88,6 +88,12 @@ class Skeleton:
         return bool(self._tensors)
 
     @property
+    def layers(self) -> nn.Module:
+        """All of the model but its head."""
+        layers: nn.Module = self.model.get_decoder()  # type: ignore[no-untyped-call]
+        return layers
+
+    @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """The weights to which the model is bound; empty if unbound."""
         return self._tensors

@@ -20,6 +20,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from tokenmux.core.errors import InvalidRequest
+from tokenmux.models.text.token_spelling import spelling_of
 
 _REPLACEMENT = "\ufffd"
 _CONTEXT_TOKENS = 4
@@ -52,6 +53,7 @@ class TokenText:
         U+FFFD each."""
         self.splits_characters = "ByteLevel" in kinds or not self.byte_of
         """True if a U+FFFD at the end of a text may be the beginning of a character."""
+        self._spelling = spelling_of(kinds)
 
         self._ids = {text: token for token, text in self.special.items() if text}
         self._lengths = sorted({len(text) for text in self._ids}, reverse=True)
@@ -62,6 +64,17 @@ class TokenText:
         shown = [token for token in token_ids if not (skip_special_tokens and token in self.special)]
         text: str = self.tokenizer.decode(shown, skip_special_tokens=False)
         return text
+
+    def spell(self, token: int) -> bytes:
+        """The bytes that a token stands for, wherever it occurs; those of a special token are its name."""
+        byte = self.byte_of.get(token)
+        if byte is not None:
+            return bytes((byte,))
+        written = self.tokenizer.id_to_token(token)
+        if written is None:
+            return b""
+        spelled = None if token in self.special else self._spelling(written)
+        return written.encode() if spelled is None else spelled
 
     def specials_in(self, text: str) -> Iterator[tuple[int, int, int]]:
         """The special tokens spelled out in `text`: start, end and id of each."""
@@ -267,6 +280,7 @@ class Detokenizer:
         if not all(stop):
             raise InvalidRequest("a stop string must not be empty")
         self.stopped: str | None = None
+        self._tokens = tokens
         self._stream = TextStream(tokens, prompt, skip_special_tokens=skip_special_tokens)
         self._held = ""
         self._marks: dict[int, str] = {}
@@ -291,6 +305,10 @@ class Detokenizer:
         if self.stopped is not None:
             return ""
         return self._release(self._stream.finish(), final=True)
+
+    def spell(self, token: int) -> bytes:
+        """The bytes that a token stands for."""
+        return self._tokens.spell(token)
 
     def _mark_specials(self, tokens: TokenText) -> None:
         """Leave marks for special tokens if a stop string contains one."""
@@ -320,7 +338,7 @@ class Detokenizer:
                     start, last = place[start], place[last]
                 found.append((last, start, name))
             elif not final:
-                n = _overlap(where, stop)
+                n = overlap(where, stop)
                 if n and place is not None and not has_mark:
                     n = len(marked) - place[len(plain) - n]
                 n_held = max(n_held, n)
@@ -347,7 +365,7 @@ def _without_marks(text: str) -> tuple[str, list[int] | None]:
     return "".join(text[at] for at in place), place
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` with which `stop` begins."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 

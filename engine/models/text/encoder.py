@@ -47,6 +47,11 @@ class TextFacts:
     def can_chat(self) -> bool:
         return self.template is not None and not self.template_refusal
 
+    @property
+    def takes_tools(self) -> bool:
+        """True if the chat template does something with tools."""
+        return self.can_chat and "tools" in (self.template or "")
+
     def save(self, folder: Path) -> None:
         document = {
             "version": TEXT_VERSION,
@@ -107,7 +112,7 @@ class Encoder:
         return ids
 
     def encode_chat(
-        self, messages: Sequence[Mapping[str, str]], given: TemplateInput | None = None
+        self, messages: Sequence[Mapping[str, object]], given: TemplateInput | None = None
     ) -> list[int]:
         """Token ids of a conversation, each message with `role` and `content`, ready for the assistant's next
         turn, or for the rest of the last one.
@@ -116,7 +121,7 @@ class Encoder:
         """
         return self.encode(self.chat_text(messages, given), add_special_tokens=False)
 
-    def chat_text(self, messages: Sequence[Mapping[str, str]], given: TemplateInput | None = None) -> str:
+    def chat_text(self, messages: Sequence[Mapping[str, object]], given: TemplateInput | None = None) -> str:
         """The conversation as the template formats it. Raises as `encode_chat`."""
         if not messages:
             raise InvalidRequest("a conversation needs at least one message")
@@ -146,7 +151,7 @@ def check_can_chat(facts: TextFacts) -> None:
         )
 
 
-def as_template_takes(messages: Iterable[Mapping[str, str]], in_parts: bool) -> list[dict[str, object]]:
+def as_template_takes(messages: Iterable[Mapping[str, object]], in_parts: bool) -> list[dict[str, object]]:
     """Messages with their contents as text, or as lists of parts for templates that accept nothing else."""
     if not in_parts:
         return [dict(message) for message in messages]

@@ -31,7 +31,7 @@ from tokenmux.core.event import (
     Withdrawn,
 )
 from tokenmux.core.facts import DeviceFacts, ModelFacts, ModelId
-from tokenmux.core.plan import Channel, Chunk, Operation, Step
+from tokenmux.core.plan import IDLE, Channel, Chunk, Operation, Step
 from tokenmux.core.request import DEFAULT_LEVEL, RequestId, ServiceLevel
 from tokenmux.scheduler.instance import (
     complete,
@@ -97,6 +97,10 @@ class Instance:
     @property
     def now_s(self) -> float:
         return self._state.now_s
+
+    @property
+    def version(self) -> int:
+        return self._state.version
 
     @property
     def device(self) -> DeviceFacts:
@@ -179,6 +183,7 @@ class Instance:
     def apply(self, event: Event) -> Effects:
         """Record an event in the state and tell the policy. Returns its effects."""
         state = self._state
+        state.version += 1
         state.now_s = event.at_s
         self.metrics.count_work(len(state.live_models), event.at_s)
         match event:
@@ -242,6 +247,9 @@ class Instance:
                 if channel in self._in_flight:
                     continue
                 plan = planner(channel, self)
+                if plan is IDLE:
+                    continue
+                state.version += 1
                 for action in plan.at_once:
                     immediate_actions.do(state, action)
                 if plan.operation is not None:

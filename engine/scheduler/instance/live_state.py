@@ -32,6 +32,8 @@ class LiveState:
         self.cost = cost
         self.shares = Shares(service.ttft_s)
         self.now_s = -inf
+        self.version = 0
+        """Number of changes so far."""
         self.models: dict[ModelId, ModelState] = {}
         self.live_models: dict[ModelId, ModelState] = {}
         self.resident_models: dict[ModelId, ModelState] = {}

@@ -70,6 +70,7 @@ def _is_over(request: RequestState) -> bool:
 def end(state: LiveState, request: RequestState, reason: FinishReason | None, detail: str = "") -> None:
     """End the request, or (without a `reason`) let it go elsewhere. It leaves as soon as no operation in
     flight uses it: call this again when one ends."""
+    state.version += 1
     if request.to_end is None:
         request.model.unfile(request)
         state.queue.leave(request)
@@ -101,7 +102,7 @@ def end(state: LiveState, request: RequestState, reason: FinishReason | None, de
         first_token_s=request.first_token_s,
         end_s=state.now_s,
         last_token_s=request.last_token_s,
-        n_tokens=request.n_drawn,
+        n_tokens=request.n_drawn - request.request.n_resumed,
         n_on_time=request.n_on_time,
         artifact_late_s=request.artifact.late_s,
     )

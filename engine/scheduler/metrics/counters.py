@@ -27,7 +27,6 @@ from tokenmux.core.event import SUPERSEDED
 from tokenmux.core.facts import ModelId
 from tokenmux.core.plan import Channel, Discard
 from tokenmux.core.record import RequestRecord
-from tokenmux.core.request import FinishReason
 from tokenmux.core.started import StartedCompaction, SwapReason
 from tokenmux.scheduler.metrics.counter_table import (
     Table,
@@ -80,7 +79,9 @@ class ServiceCounters:
 
     n_requests: int = counted(Unit.REQUESTS, "Ended requests.")
     n_requests_on_time: int = counted(Unit.REQUESTS, "Of them, with every token on time.")
-    n_requests_failed: int = counted(Unit.REQUESTS, "Of them, failed.")
+    n_requests_failed: int = counted(
+        Unit.REQUESTS, "Of them, failed, or not complete when their clients stopped waiting."
+    )
     n_prompt_tokens: int = counted(Unit.TOKENS, "Tokens of prompts that were computed.")
     n_prefix_hits: int = counted(Unit.TIMES, "Requests that were given KV of their prompt's beginning.")
     n_cached_prompt_tokens: int = counted(Unit.TOKENS, "Tokens of prompts whose KV others had computed.")
@@ -110,7 +111,7 @@ class ServiceCounters:
     def count_end(self, record: RequestRecord) -> None:
         self.n_requests += 1
         self.n_requests_on_time += record.is_on_time
-        self.n_requests_failed += record.reason is FinishReason.FAILED
+        self.n_requests_failed += record.failed
         attainment = record.artifact_attainment
         if attainment is not None:
             self.n_attained += 1

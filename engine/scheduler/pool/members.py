@@ -30,7 +30,10 @@ class Members:
         """Indices of the instances that are neither held, closed nor removed."""
         self.sharers: list[list[int]] = []
         """For each instance, the others with the same host cache: they may wait for what it fetches."""
-        self._most_tokens: dict[tuple[int, ModelId], int] = {}
+        self._limits: list[dict[ModelId, int] | None] = [None] * len(self.instances)
+        """For each instance, the longest request of each model asked about so far. Instances that are alike
+        share a table: a pool of hundreds is asked for every model. None: not asked since it changed."""
+        self._limits_alike: dict[tuple[object, ...], dict[ModelId, int]] = {}
         self.changed()
 
     @property
@@ -40,6 +43,7 @@ class Members:
 
     def add(self, instance: Instance) -> int:
         self.instances.append(instance)
+        self._limits.append(None)
         self.changed()
         return len(self.instances) - 1
 
@@ -73,9 +77,10 @@ class Members:
 
     def most_tokens(self, index: int, facts: ModelFacts) -> int:
         """The longest request of the model that the instance could serve, in tokens."""
-        most = self._most_tokens.get((index, facts.id))
+        limits = self._limits[index] or self._limits_of(index)
+        most = limits.get(facts.id)
         if most is None:
-            most = self._most_tokens[index, facts.id] = self._ask(index, facts)
+            most = limits[facts.id] = self._ask(index, facts)
         return most
 
     def note(self, index: int, event: Event) -> None:
@@ -83,12 +88,26 @@ class Members:
         if type(event) in _CHANGE_ROOM:
             self._forget(index)
 
+    def _limits_of(self, index: int) -> dict[ModelId, int]:
+        kind = (self._arena_bytes(index), self.instances[index].device.slab_bytes, *self._pinned(index))
+        limits = self._limits[index] = self._limits_alike.setdefault(kind, {})
+        return limits
+
     def _ask(self, index: int, facts: ModelFacts) -> int:
+        slab_bytes = self.instances[index].device.slab_bytes
+        return most_tokens(self._arena_bytes(index), slab_bytes, facts, self._pinned(index))
+
+    def _arena_bytes(self, index: int) -> int:
+        """The size of the arena, now or once it has been resized, whichever is smaller."""
         instance = self.instances[index]
-        arena_bytes = min(instance.device.arena_bytes, instance.resize_bytes or instance.device.arena_bytes)
-        pinned = [instance.models[m].facts for m in instance.asked_models if instance.models[m].pinned]
-        return most_tokens(arena_bytes, instance.device.slab_bytes, facts, pinned)
+        return min(instance.device.arena_bytes, instance.resize_bytes or instance.device.arena_bytes)
+
+    def _pinned(self, index: int) -> list[ModelFacts]:
+        instance = self.instances[index]
+        return [instance.models[m].facts for m in instance.asked_models if instance.models[m].pinned]
 
     def _forget(self, index: int) -> None:
-        for key in [key for key in self._most_tokens if key[0] == index]:
-            del self._most_tokens[key]
+        """What fits there has changed. A model may also have been registered again under its old name: then
+        no table counts."""
+        self._limits_alike.clear()
+        self._limits = [None] * len(self.instances)

@@ -7,7 +7,8 @@ simulator.
                              └── move ──▶ Withdrawn ──▶ RequestLeft ──▶ Arrived at another instance
     body ── settle() ──▶ instances that have changed decide, and requests on their way arrive
 
-A body applies what has happened and then calls `settle`, which leaves nothing undone. `hold`, `drain`,
+A body applies what has happened and then calls `settle`, which leaves nothing undone; at `next_expiry_s` it
+calls `expire` before. `hold`, `drain`,
 `lose`, `add` and `remove` change which instances there are; call `settle` after them too.
 """
 
@@ -33,11 +34,12 @@ from tokenmux.core.event import (
     Withdrawn,
 )
 from tokenmux.core.facts import ModelFacts, ModelId
-from tokenmux.core.request import Request, RequestId
+from tokenmux.core.request import FinishReason, Request, RequestId
 from tokenmux.core.started import StartedActivation, StartedFetch
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.policy.pool.pool_policy import Move, PoolPolicy, Refuse
 from tokenmux.scheduler.pool import operators
+from tokenmux.scheduler.pool.expiries import Expiries
 from tokenmux.scheduler.pool.members import Members
 
 
@@ -95,6 +97,7 @@ class Pool:
         self._asked: dict[RequestId, int | None] = {}
         """Requests that have been asked to leave their instance, with the target if the policy named one."""
         self._in_transit: dict[RequestId, _Transit] = {}
+        self._expiries = Expiries()
         self._pending: deque[tuple[int | None, Event]] = deque()
         """Events that have been caused and not applied yet, with the index of their instance; None: wherever
         the request is."""
@@ -150,8 +153,19 @@ class Pool:
             return answer
         if not self.takes(answer.instance, request):
             raise InternalError(f"{self.policy.name} placed {request.id} on instance {answer.instance}")
+        self._expiries.add(request)
         self._arrive(answer.instance, arrived)
         return answer.instance
+
+    @property
+    def next_expiry_s(self) -> float:
+        """When to call `expire` next; infinity if no request expires."""
+        return self._expiries.next_s
+
+    def expire(self) -> None:
+        """End the requests whose clients have stopped waiting, wherever they are."""
+        for request in self._expiries.pop(self.now_s):
+            self.apply_to_request(Cancelled(self.now_s, request, FinishReason.EXPIRED))
 
     def index_of(self, request: RequestId) -> int | None:
         """The instance that has the request; None if it is on its way to another, or not live."""
@@ -375,6 +389,7 @@ class Pool:
 
     def _ended(self, index: int, request: Request) -> None:
         del self._where[request.id]
+        self._expiries.forget(request.id)
         self.policy.on_left(index, request)
         target = self._asked.pop(request.id, None)
         if target is not None:

@@ -13,9 +13,9 @@ import time
 from array import array
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tokenmux.core.errors import InvalidRequest, NotServable, Overloaded, Unavailable
 from tokenmux.models.text.encoder import TextFacts, check_can_chat
@@ -228,9 +228,17 @@ def _payload(prompt: Encodable) -> tuple[PieceKind, bytes]:
             case Words(texts):
                 return "words", json.dumps(texts, ensure_ascii=False).encode()
             case Chat():
-                return "chat", json.dumps(asdict(prompt), ensure_ascii=False).encode()
+                return "chat", json.dumps(_template_input(prompt), ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise InvalidRequest(f"the prompt is not valid Unicode (character {error.start})") from None
+
+
+def _template_input(chat: Chat) -> dict[str, Any]:
+    """What the template of a conversation is given, by name."""
+    messages = [
+        {**message.fields, "role": message.role, "content": message.content} for message in chat.messages
+    ]
+    return {**{name.name: getattr(chat, name.name) for name in fields(chat)}, "messages": messages}
 
 
 def _fail(piece: _Piece, error: Exception) -> None:

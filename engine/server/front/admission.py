@@ -12,24 +12,42 @@ import asyncio
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import inf
+
+from msgspec.structs import replace as replace_fields
 
 from tokenmux.core.errors import InternalError
 from tokenmux.core.request import DEFAULT_TENANT, Request, RequestId
-from tokenmux.core.sampling import Sampling
+from tokenmux.core.sampling import Sampling, choice_seed
 from tokenmux.messages.commands import Submit
-from tokenmux.server.front.api_keys import Key, tenant_of
+from tokenmux.models.text.tool_formats import tool_format_of
+from tokenmux.server.front.call import AdmittedChoice, choice_id
 from tokenmux.server.front.counts import check_token_ids
-from tokenmux.server.front.generation import AboutModel, Ask, Encodable, Prompt, Text, TokenIds, Words
-from tokenmux.server.front.model_text import ModelText, OutputText, PromptEncoder
+from tokenmux.server.front.generation import (
+    NONE_DELIVERED,
+    AboutModel,
+    Ask,
+    Delivered,
+    Encodable,
+    Prompt,
+    PromptInfo,
+    Text,
+    TokenIds,
+    Words,
+)
+from tokenmux.server.front.model_text import ModelText, PromptEncoder
 from tokenmux.server.front.pool_devices import PoolDevices
+from tokenmux.server.front.queue_pace import QueuePace
 from tokenmux.server.front.readiness import Readiness
 from tokenmux.server.front.request_rules import (
     Defaults,
+    check_choices,
     check_parameters,
     check_text_length,
     output_limit,
     service_level,
 )
+from tokenmux.server.front.resumption import retrace
 from tokenmux.server.front.sampling_rules import logit_rules, spellings
 from tokenmux.server.front.served_models import ServedModel, ServedModels
 from tokenmux.server.front.tenants import QueuePlaces, Weights
@@ -48,12 +66,13 @@ class Tokenized:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """A request that may go to a node, the detokenizer of its output, and the text that comes before it.
-    If an output is ended by a stop string, the string is left out, or comes last if it is `includes_stop`."""
+    """Requests that may go to a node, one for each choice of a call, and the text that comes before their
+    outputs. If an output is ended by a stop string, the string is left out, or comes last if it is
+    `includes_stop`."""
 
     served: ServedModel
-    submit: Submit
-    text: OutputText
+    info: PromptInfo
+    choices: tuple[AdmittedChoice, ...]
     echo: str
     includes_stop: bool
 
@@ -68,9 +87,11 @@ class Admission:
         devices: PoolDevices,
         places: QueuePlaces,
         readiness: Readiness,
+        pace: QueuePace,
         *,
         defaults: Defaults,
         weights: Weights,
+        max_choices: int,
         clock: Callable[[], float],
         draw_seed: Callable[[], int],
     ) -> None:
@@ -80,58 +101,69 @@ class Admission:
         self._devices = devices
         self._places = places
         self._readiness = readiness
+        self._pace = pace
         self._defaults = defaults
         self._weights = weights
+        self._max_choices = max_choices
         self._clock = clock
         self._draw_seed = draw_seed
 
-    async def admit(self, ask: Ask, caller: Key | None = None) -> Admitted:
-        """Admit a request of `caller`. Raises the error that fits if it cannot be accepted.
+    async def admit(self, ask: Ask) -> Admitted:
+        """Admit a request, which has its tenant and its id. Raises the error that fits if it cannot be
+        accepted.
 
         Its place in the queue is free again when this returns: take it before anything is awaited.
         """
         arrival_s = self._clock()
-        ask = replace(ask, tenant=tenant_of(caller, ask.tenant))
-        tenant = ask.tenant or DEFAULT_TENANT
-        tokenized = await self._tokenize(ask, tenant)
-        return self._second_pass(ask, tenant, arrival_s, tokenized)
+        served = self._first_pass(ask)
+        with self._places.admitting(ask.tenant, ask.n):
+            admitted = self._second_pass(ask, arrival_s, await self._tokenize(ask, served))
+            for choice in admitted.choices:
+                await retrace(choice.submit, choice.text)
+        self._readiness.check()  # all this took time: the server may be stopping
+        return admitted
 
     async def tokenize(self, model: str, prompt: Prompt) -> tuple[int, ...]:
         """The token ids of a prompt. Holds a place in the queue while it works. Raises as `admit`."""
-        return (await self._tokenize(Ask(model, prompt), DEFAULT_TENANT)).prompt
+        ask = Ask(model, prompt)
+        served = self._first_pass(ask)
+        with self._places.admitting(DEFAULT_TENANT):
+            prompt_ids = (await self._tokenize(ask, served)).prompt
+        self._readiness.check()
+        return prompt_ids
 
     async def about(self, model: str) -> AboutModel:
         """What a client may want to know of a model. Raises NotFound, NotServable."""
         served = self._models.accepting(model)
         text = await self._models.text(served)
-        return AboutModel(served.facts, text.facts.can_chat, text.facts.stop_token_ids)
+        said = text.facts
+        return AboutModel(
+            served.facts, said.can_chat, said.stop_token_ids, said.takes_tools, tool_format_of(said.template)
+        )
 
     def _first_pass(self, ask: Ask) -> ServedModel:
         """The model, if it takes requests and this request is well formed so far."""
+        self._readiness.check()
         served = self._models.accepting(ask.model)
+        check_choices(ask.n, self._max_choices)
         check_parameters(ask, served.facts)
         return served
 
-    async def _tokenize(self, ask: Ask, tenant: str) -> Tokenized:
-        """The first pass, then the prompt as encoded by the model's tokenizer."""
-        self._readiness.check()
-        served = self._first_pass(ask)
-        with self._places.admitting(tenant):
-            while True:
-                text = await self._models.text(served)
-                check_text_length(ask.prompt, served.facts, text.facts.longest_token_chars)
-                prompt = await self._token_ids(served, text, ask.prompt)
-                if ask.truncate_prompt_tokens is not None:
-                    prompt = prompt[-ask.truncate_prompt_tokens :]
-                words = await self._word_tokens(served, text, ask.bad_words)
-                if self._models.accepts(served):
-                    break
-                # Another checkpoint under the same name has another vocabulary: start over.
-                served = self._first_pass(ask)
-        self._readiness.check()  # tokenizing took time: the server may be stopping
-        return Tokenized(served, text, prompt, words)
+    async def _tokenize(self, ask: Ask, served: ServedModel) -> Tokenized:
+        """The prompt as encoded by the model's tokenizer, after the first pass."""
+        while True:
+            text = await self._models.text(served)
+            check_text_length(ask.prompt, served.facts, text.facts.longest_token_chars)
+            prompt = await self._token_ids(served, text, ask.prompt)
+            if ask.truncate_prompt_tokens is not None:
+                prompt = prompt[-ask.truncate_prompt_tokens :]
+            words = await self._word_tokens(served, text, ask.bad_words)
+            if self._models.accepts(served):
+                return Tokenized(served, text, prompt, words)
+            # Another checkpoint under the same name has another vocabulary: start over.
+            served = self._first_pass(ask)
 
-    def _second_pass(self, ask: Ask, tenant: str, arrival_s: float, tokenized: Tokenized) -> Admitted:
+    def _second_pass(self, ask: Ask, arrival_s: float, tokenized: Tokenized) -> Admitted:
         served, prompt = tokenized.served, tokenized.prompt
         facts = served.facts
         max_tokens = output_limit(ask, prompt, facts, self._defaults)
@@ -140,15 +172,16 @@ class Admission:
         end_token_ids = frozenset() if ask.ignore_end_tokens else tokenized.text.facts.stop_token_ids
         submit = Submit(
             request=Request(
-                id=RequestId(ask.request_id or secrets.token_hex(8)),
+                id=RequestId(f"{ask.request_id}/{secrets.token_hex(4)}"),
                 model=facts.id,
                 n_prompt=len(prompt),
                 max_tokens=max_tokens,
                 arrival_s=arrival_s,
                 service=service_level(ask, self._defaults),
-                tenant=tenant,
+                tenant=ask.tenant,
                 weight=ask.weight * self._weights.of_model(facts.id),
-                tenant_weight=self._weights.of_tenant(tenant),
+                tenant_weight=self._weights.of_tenant(ask.tenant),
+                expires_s=inf if ask.timeout_s is None else arrival_s + ask.timeout_s,
             ),
             prompt=prompt,
             sampling=Sampling(
@@ -162,11 +195,24 @@ class Admission:
             ),
             min_tokens=ask.min_tokens,
             stop_token_ids=end_token_ids.union(ask.stop_token_ids),
+            n_prompt_likeliest=(
+                None if ask.prompt_logprobs is None else min(ask.prompt_logprobs, facts.vocab_size)
+            ),
         )
-        output = tokenized.text.detokenizer(
-            ask.stop_strings, prompt=prompt, skip_special_tokens=ask.skip_special_tokens
+        self._pace.check(submit.request, ask.timeout_s)
+        choices = tuple(
+            AdmittedChoice(
+                number,
+                _as_choice(submit, number, held),
+                tokenized.text.detokenizer(
+                    ask.stop_strings, prompt=prompt, skip_special_tokens=ask.skip_special_tokens
+                ),
+            )
+            for number, held in enumerate(ask.delivered or (NONE_DELIVERED,) * ask.n)
+            if not held.is_complete
         )
-        return Admitted(served, submit, output, _echo(ask, tokenized), ask.include_stop_string)
+        info = PromptInfo(ask.request_id, facts.id, len(prompt), max_tokens, submit.sampling.seed)
+        return Admitted(served, info, choices, _echo(ask, tokenized), ask.include_stop_string)
 
     async def _token_ids(self, served: ServedModel, text: ModelText, prompt: Prompt) -> tuple[int, ...]:
         if isinstance(prompt, TokenIds):
@@ -188,6 +234,21 @@ class Admission:
             raise
         except BaseException as error:  # a panic of a native library; gRPC would never answer
             raise InternalError(f"the tokenizer of {served.name} failed: {error!r}") from error
+
+
+def _as_choice(submit: Submit, number: int, held: Delivered) -> Submit:
+    """The request of a choice: all of it is the same but its id, its draws and what its client holds. The
+    first one tells of the prompt, before its output."""
+    if not number and not held.token_ids:
+        return submit
+    request, sampling = submit.request, submit.sampling
+    return replace_fields(
+        submit,
+        request=replace(request, id=choice_id(request.id, number), n_resumed=len(held.token_ids)),
+        sampling=sampling._replace(seed=choice_seed(sampling.seed, number)),
+        delivered=tuple(held.token_ids),
+        n_prompt_likeliest=None,
+    )
 
 
 def _echo(ask: Ask, tokenized: Tokenized) -> str:

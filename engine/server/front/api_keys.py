@@ -77,3 +77,9 @@ class ApiKeys:
 def tenant_of(caller: Key | None, said: str) -> str:
     """The tenant of a request: the name of its caller's key, or what the request says if it carries none."""
     return said if caller is None else caller.name
+
+
+def cancelling_tenant(caller: Key | None, said: str) -> str | None:
+    """The tenant whose requests a caller may cancel: its own, or for an administrator (anyone, if there
+    are no keys) the one that it says, and otherwise all (None)."""
+    return (said or None) if caller is None or caller.scope is Scope.ADMIN else caller.name

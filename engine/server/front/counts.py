@@ -9,7 +9,9 @@ from tokenmux.core.facts import ModelFacts
 def check_count(what: str, items: Sized, limit: int, *, field: str | None = None) -> None:
     """Raise InvalidRequest for more items than `limit`. Called before anything is done with each of them."""
     if len(items) > limit:
-        raise InvalidRequest(f"{len(items)} {what}: at most {limit} are allowed", field=field)
+        raise InvalidRequest(
+            f"{len(items)} {what}: at most {limit} are allowed", field=field, limit=limit, given=len(items)
+        )
 
 
 def check_token_ids(what: str, ids: Sequence[int], facts: ModelFacts, *, field: str | None = None) -> None:

@@ -1,5 +1,6 @@
 """The front, put together: what every dialect calls, and the parts that answer.
 
+    calls         a question, its stream, and how it ends early
     admission     a question becomes what a node is sent        registration     which models are served
     node_side   live requests, and the node that serves them  administration   load, unload, pin
     readiness     whether requests are accepted                   device_changes   add, drain, remove, resize
@@ -14,7 +15,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 
 from tokenmux.core.errors import ConfigError, TokenmuxError, Unavailable
 from tokenmux.core.facts import InstanceId, ModelFacts
@@ -22,19 +23,21 @@ from tokenmux.messages.setups import DeviceSetup
 from tokenmux.server.front.administration import Administration
 from tokenmux.server.front.admission import Admission
 from tokenmux.server.front.api_keys import ApiKeys, Key
+from tokenmux.server.front.call import Call
+from tokenmux.server.front.calls import Calls
 from tokenmux.server.front.changes import Changes
 from tokenmux.server.front.device_changes import DeviceChanges
 from tokenmux.server.front.device_source import DeviceSource, WantedDevice
 from tokenmux.server.front.fitting import Capacity
 from tokenmux.server.front.generation import AboutModel, Ask, Prompt
 from tokenmux.server.front.limits import Limits
-from tokenmux.server.front.live_request import LiveRequest
 from tokenmux.server.front.model_store import ModelStore
 from tokenmux.server.front.model_text import PromptEncoder
 from tokenmux.server.front.names import check_name_length
 from tokenmux.server.front.node_side import NodeSide
 from tokenmux.server.front.pool_devices import PoolDevices
 from tokenmux.server.front.pool_status import PoolSnapshot, StatusBoard
+from tokenmux.server.front.queue_pace import QueuePace
 from tokenmux.server.front.readiness import STOPPED, Readiness
 from tokenmux.server.front.registration import Registration
 from tokenmux.server.front.request_rules import Defaults, check_seconds
@@ -84,10 +87,10 @@ class Front:
         self._encoder = encoder
         self._clock = clock
         self._threads = ThreadPoolExecutor(DECODER_THREADS, thread_name_prefix="decoder")
-        self._n_open = 0
         self.models = ServedModels(self._threads)
         self.devices = PoolDevices(devices, capacity)
-        self._places = QueuePlaces(limits.max_requests, weights)
+        self._places = QueuePlaces(limits.max_requests, weights, clock)
+        pace = QueuePace(clock)
         self.node = NodeSide(
             factory,
             self.models,
@@ -95,6 +98,7 @@ class Front:
             self._places,
             self.changes,
             limits,
+            pace,
             recorder=recorder,
             on_given_up=self._give_up,
             clock=clock,
@@ -107,11 +111,14 @@ class Front:
             self.devices,
             self._places,
             self._readiness,
+            pace,
             defaults=defaults or Defaults(),
             weights=weights,
+            max_choices=limits.max_choices,
             clock=clock,
             draw_seed=draw_seed,
         )
+        self._calls = Calls(self._admission, self.node.requests, self._readiness, self.changes, clock)
         self._shown = ShownModels(self.models, self.node)
         self._undertakings = Undertakings()
         self._registration = Registration(
@@ -155,7 +162,7 @@ class Front:
         """Refuse new requests from now on, and wait until the clients of the others have everything they
         asked for."""
         self._readiness.drain()
-        while self._n_open:
+        while self._calls.n_open:
             await self.changes.after(self.changes.version)
 
     def end_streams(self) -> None:
@@ -163,7 +170,7 @@ class Front:
         new ones are accepted."""
         for live in self.node.requests:
             said = (
-                f"the server stopped after {live.n_delivered} tokens of request {live.id}: "
+                f"the server stopped after {live.n_delivered} tokens of request {live.request_id}: "
                 "send it again, to another server or to this one later"
             )
             self.node.requests.fail(live, Unavailable(said))
@@ -187,25 +194,11 @@ class Front:
 
     # Requests
 
-    @asynccontextmanager
-    async def open(self, ask: Ask, caller: Key | None = None) -> AsyncIterator[LiveRequest]:
-        admitted = await self._admission.admit(ask, caller)
-        requests, suspected = self.node.requests, admitted.served.n_convicted > 0
-        live = requests.add(
-            admitted.submit,
-            admitted.text,
-            suspected=suspected,
-            echo=admitted.echo,
-            includes_stop=admitted.includes_stop,
-        )
-        self._n_open += 1
-        try:
-            yield live
-        finally:
-            self._n_open -= 1
-            if self._readiness.draining:
-                self.changes.notify()
-            requests.leave(live)
+    def open(self, ask: Ask, caller: Key | None = None) -> AbstractAsyncContextManager[Call]:
+        return self._calls.open(ask, caller)
+
+    def cancel(self, request_id: str, caller: Key | None = None, tenant: str = "") -> None:
+        self._calls.cancel(request_id, caller, tenant)
 
     async def tokenize(self, model: str, prompt: Prompt) -> tuple[int, ...]:
         return await self._admission.tokenize(model, prompt)

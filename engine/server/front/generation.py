@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 
 from tokenmux.core.facts import ModelFacts
 from tokenmux.core.phases import PhaseChanged
-from tokenmux.core.request import FinishReason, RequestId
+from tokenmux.core.request import FinishReason
 from tokenmux.core.sampling import LogProbabilities
+from tokenmux.models.text.tool_formats import ToolFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +32,12 @@ class TokenIds:
 
 @dataclass(frozen=True, slots=True)
 class ChatMessage:
+    """A message of a conversation. `fields` are further ones that a template may know, such as
+    `tool_calls`."""
+
     role: str
     content: str
+    fields: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +80,25 @@ Encodable = Text | Chat | Words
 
 
 @dataclass(frozen=True, slots=True)
+class Delivered:
+    """What a client holds of one choice that it asked for before: the first tokens of its output, in the
+    client's own container, or all of it."""
+
+    token_ids: Sequence[int] = ()
+    is_complete: bool = False
+
+
+NONE_DELIVERED = Delivered()
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
     """One generation as its client asked for it. None means that the client did not say: use the server's
     default."""
 
     model: str
     prompt: Prompt
+    n: int = 1
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
@@ -93,6 +111,7 @@ class Ask:
     forbidden_token_ids: tuple[int, ...] = ()
     bad_words: tuple[str, ...] = ()
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     max_tokens: int | None = None
     min_tokens: int = 0
     stop_strings: tuple[str, ...] = ()
@@ -103,6 +122,10 @@ class Ask:
     echo: bool = False
     truncate_prompt_tokens: int | None = None
     request_id: str = ""
+    delivered: tuple[Delivered, ...] = ()
+    """What the client holds of each choice, if it has asked before: the rest is wanted."""
+    timeout_s: float | None = None
+    """How long the client waits for the whole output, from now."""
     ttft_s: float | None = None
     tpot_s: float | None = None
     tenant: str = ""
@@ -113,7 +136,7 @@ class Ask:
 class PromptInfo:
     """What the front made of an `Ask`: the first event of every stream."""
 
-    request: RequestId
+    request: str
     model: str
     n_prompt: int
     max_tokens: int
@@ -121,19 +144,37 @@ class PromptInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptDelta:
+    """Tokens of the prompt, the first of them at `index`, with their log-probabilities: None for the first
+    token of all. If they were asked for, they come in order, before the first `TokenDelta` with tokens.
+    `spellings` has the id and the bytes of every token in them."""
+
+    index: int
+    token_ids: tuple[int, ...]
+    log_probabilities: tuple[LogProbabilities | None, ...]
+    spellings: tuple[tuple[int, bytes], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class TokenDelta:
     """New output. Text lags behind the token ids: half a character, or a possible stop string, is held
-    back. Log-probabilities, one for each token id, are there if they were asked for."""
+    back. Log-probabilities, one for each token id, are there if they were asked for, and `spellings` then has
+    the id and the bytes of every token in them."""
 
     index: int
     token_ids: tuple[int, ...]
     text: str
     log_probabilities: tuple[LogProbabilities, ...] = ()
+    choice: int = 0
+    spellings: tuple[tuple[int, bytes], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class FinishInfo:
-    """The last event of a stream that ended successfully. Times are seconds since the request arrived."""
+    """The last event of a choice that ended successfully; the stream ends with that of its last choice. Times
+    are seconds since the request arrived.
+
+    `n_resumed` of the tokens came with the request; they count neither as on time nor as late."""
 
     reason: FinishReason
     stop_string: str | None
@@ -145,15 +186,20 @@ class FinishInfo:
     ttft_s: float
     total_s: float
     seed: int
+    choice: int = 0
+    n_resumed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class AboutModel:
-    """What a client may want to know of a model. `can_chat` is true if its template takes a conversation."""
+    """What a client may want to know of a model. `can_chat` is true if its template takes a conversation,
+    `takes_tools` if it knows tools; `tool_format` is the form of calls that it asks for, if that is known."""
 
     facts: ModelFacts
     can_chat: bool
     end_token_ids: frozenset[int]
+    takes_tools: bool
+    tool_format: ToolFormat | None
 
 
-StreamEvent = PromptInfo | PhaseChanged | TokenDelta | FinishInfo
+StreamEvent = PromptInfo | PhaseChanged | PromptDelta | TokenDelta | FinishInfo

@@ -13,6 +13,8 @@ class Limits:
     max_requests: int = 256
     """Requests accepted and not yet ended. Further ones are refused, except for tenants that hold less
     than their share (`tokenmux.server.front.tenants`)."""
+    max_choices: int = 16
+    """Choices of one call, each of which is a request."""
     buffer_tokens: int = 512
     """Tokens that a client may leave unread before its request is paused
     (`tokenmux.server.front.slow_readers`)."""

@@ -1,5 +1,5 @@
 """One accepted request, as the front sees it: what was delivered, what its client has yet to read, and how it
-ends.
+ends. A call with several choices is as many requests (`tokenmux.server.front.call`).
 
 It turns token ids from a node into text and events, counts what was on time, and always knows what a new
 node would need to continue it (`resubmission`). It sends nothing itself:
@@ -13,19 +13,22 @@ the client left; the node's side when `Finished` came. In between the request st
 as live.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain
 
 from msgspec.structs import replace
 
 from tokenmux.core.errors import Ended, ErrorCode, InternalError, TokenmuxError, error_of
 from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.core.record import RequestHistory
-from tokenmux.core.request import FinishReason, Request
+from tokenmux.core.request import FinishReason, Request, RequestId
+from tokenmux.core.sampling import LogProbabilities
 from tokenmux.messages.commands import Submit
-from tokenmux.messages.reports import Finished, Tokens
+from tokenmux.messages.reports import Finished, PromptTold, Tokens
 from tokenmux.server.front.buffer import EventBuffer
-from tokenmux.server.front.generation import FinishInfo, PromptInfo, StreamEvent, TokenDelta
+from tokenmux.server.front.ends import out_of_time
+from tokenmux.server.front.generation import FinishInfo, PromptDelta, TokenDelta
 from tokenmux.server.front.model_text import OutputText
 
 
@@ -42,47 +45,53 @@ class RequestTimes:
 
 
 class LiveRequest:
-    """One accepted request; see the module. All methods run on the event loop. Iterate over it to read its
-    events."""
+    """One accepted request; see the module. All methods run on the event loop. Its events go into
+    `buffer`."""
 
     def __init__(
         self,
         submit: Submit,
         detokenizer: OutputText,
-        buffer_tokens: int,
-        on_full: Callable[["LiveRequest"], None],
-        on_drained: Callable[["LiveRequest"], None],
+        buffer: EventBuffer,
         clock: Callable[[], float],
         *,
+        call: RequestId | None = None,
+        request_id: str = "",
+        choice: int = 0,
+        tells_phase: bool = True,
         echo: str = "",
         includes_stop: bool = False,
     ) -> None:
-        """`echo` is the text that comes before the output; with `includes_stop`, the stop string that ends it
-        comes last."""
+        """Choice number `choice` of the call with the id `call`, by default its own; the one that
+        `tells_phase` speaks for the others. `request_id` is what the client calls the call. `detokenizer` has
+        been given the tokens that the client holds. `echo` is the text that comes before the output; with
+        `includes_stop`, the stop string that ends it comes last."""
         self.id = submit.request.id
+        self.request_id = request_id
         self.model = submit.request.model
+        self.call = call or self.id
+        self.closed = False
+        """True if the client's side has ended."""
         self.phase = RequestPhase.QUEUED
         self.n_at_node = 0
         """Tokens that existed when the present node was given the request; `LiveRequests` sets it."""
         self._submit = submit
         self._detokenizer = detokenizer
+        self._choice = choice
+        self._tells_phase = tells_phase
         self._includes_stop = includes_stop
         self._clock = clock
-        self._delivered: list[int] = []
+        self._delivered: list[int] = list(submit.delivered)
         self._times = RequestTimes()
-        self._buffer = EventBuffer(buffer_tokens, lambda: on_full(self), lambda: on_drained(self))
-        request = submit.request
-        self._buffer.put(
-            PromptInfo(request.id, request.model, request.n_prompt, request.max_tokens, submit.sampling.seed)
-        )
-        if echo:
-            self._buffer.put(TokenDelta(0, (), echo))
-
-    def __aiter__(self) -> "LiveRequest":
-        return self
-
-    async def __anext__(self) -> StreamEvent:
-        return await self._buffer.__anext__()
+        self._buffer = buffer
+        self._n_told = submit.request.n_prompt
+        """Tokens of the prompt whose log-probabilities the client has got, or does not want."""
+        if submit.n_prompt_likeliest is not None:
+            self._n_told = 1
+            first = submit.prompt[:1]
+            buffer.put(PromptDelta(0, first, (None,), self._spellings(first, ())))
+        if echo and not submit.delivered:
+            buffer.put(TokenDelta(0, (), echo, choice=choice))
 
     @property
     def request(self) -> Request:
@@ -90,13 +99,8 @@ class LiveRequest:
 
     @property
     def n_delivered(self) -> int:
-        """Number of tokens delivered so far."""
+        """Number of tokens delivered so far, with those that its client brought along."""
         return len(self._delivered)
-
-    @property
-    def closed(self) -> bool:
-        """True if the client's side has ended."""
-        return self._buffer.closed
 
     @property
     def paused(self) -> bool:
@@ -106,14 +110,31 @@ class LiveRequest:
         """What a node needs to begin, or to continue after the existing tokens."""
         times = self._times
         history = RequestHistory(times.n_on_time, times.first_token_s, times.last_token_s, self._paused_s())
-        return replace(self._submit, delivered=tuple(self._delivered), history=history)
+        asked = self._submit.n_prompt_likeliest if self._n_told < self.request.n_prompt else None
+        return replace(
+            self._submit, delivered=tuple(self._delivered), history=history, n_prompt_likeliest=asked
+        )
 
     def take_state(self, state: PhaseChanged) -> None:
-        """Tell the client the phase of its request."""
+        """Tell the client the phase of its request: of several choices, that of the first."""
         self.phase = state.phase
         if state.phase is RequestPhase.RUNNING and self._times.ran_s is None:
             self._times.ran_s = self._clock()
-        self._buffer.put(state)
+        if self._tells_phase and not self.closed:
+            self._buffer.put(state)
+
+    def take_prompt(self, told: PromptTold) -> None:
+        """Tell the client of its prompt. What is known already is skipped; a gap raises InternalError."""
+        known = self._n_told - told.index
+        if known < 0:
+            said = f"request {self.id}: told of its prompt from {told.index}, but only {self._n_told} before"
+            raise InternalError(said)
+        fresh = told.log_probabilities[known:]
+        if fresh:
+            index = self._n_told
+            self._n_told += len(fresh)
+            tokens = self._submit.prompt[index : self._n_told]
+            self._buffer.put(PromptDelta(index, tokens, fresh, self._spellings(tokens, fresh)))
 
     def take_tokens(self, tokens: Tokens) -> bool:
         """Take new output. True if a stop string ended the request, which the node cannot know.
@@ -125,7 +146,8 @@ class LiveRequest:
         known = len(self._delivered) - tokens.index
         if known < 0:
             raise InternalError(
-                f"request {self.id}: tokens from index {tokens.index}, but only {len(self._delivered)} before"
+                f"request {self.request_id}: tokens from index {tokens.index}, but only "
+                f"{len(self._delivered)} before"
             )
         fresh = tokens.token_ids[known:]
         if not fresh:
@@ -141,7 +163,9 @@ class LiveRequest:
                 break
         self._note_delivered(index, tokens.at_s)
         told = tokens.log_probabilities[known : known + len(self._delivered) - index]
-        self._buffer.put(TokenDelta(index, tuple(self._delivered[index:]), text, told))
+        new = tuple(self._delivered[index:])
+        spellings = self._spellings(new, told) if told else ()
+        self._buffer.put(TokenDelta(index, new, text, told, self._choice, spellings))
         if self._detokenizer.stopped is not None:
             self._complete(FinishReason.STOP)
             return True
@@ -153,9 +177,13 @@ class LiveRequest:
             case FinishReason.STOP | FinishReason.LENGTH:
                 self._complete(finished.reason)
             case FinishReason.CANCELLED:
-                self.fail(Ended(f"request {self.id} was cancelled: {finished.detail or 'its client left'}"))
+                self.fail(
+                    Ended(f"request {self.request_id} was cancelled: {finished.detail or 'its client left'}")
+                )
+            case FinishReason.EXPIRED:
+                self.fail(out_of_time(self.request_id, self.n_delivered))
             case FinishReason.FAILED:
-                said = f"request {self.id} failed: {finished.detail or 'no reason was given'}"
+                said = f"request {self.request_id} failed: {finished.detail or 'no reason was given'}"
                 self.fail(error_of(finished.code or ErrorCode.ENDED, said))
 
     def conclude(self) -> bool:
@@ -168,8 +196,11 @@ class LiveRequest:
         return self.closed
 
     def fail(self, error: TokenmuxError) -> None:
-        """End the client's side with an error, without the events not yet read."""
-        self._buffer.close(error)
+        """End the client's side with an error, without the events not yet read, and the stream, which other
+        choices of the call may share."""
+        if not self.closed:
+            self.closed = True
+            self._buffer.close(error)
 
     def pause(self) -> None:
         """Stop this request's deadlines from now on."""
@@ -185,6 +216,13 @@ class LiveRequest:
     def _ends(self, token_id: int, position: int) -> bool:
         """True if the node stops at this token. Such a token is delivered as an id, but not as text."""
         return token_id in self._submit.stop_token_ids and position + 1 >= self._submit.min_tokens
+
+    def _spellings(
+        self, tokens: Iterable[int], told: Iterable[LogProbabilities]
+    ) -> tuple[tuple[int, bytes], ...]:
+        """The ids and bytes of `tokens`, and of the others whose log-probabilities are told."""
+        named = chain(tokens, (token for one in told for token, _ in one.likeliest))
+        return tuple((token, self._detokenizer.spell(token)) for token in dict.fromkeys(named))
 
     def _note_delivered(self, index: int, at_s: float) -> None:
         """Note when the tokens from `index` on were drawn (`at_s`), and count those on time. Pauses by the
@@ -213,7 +251,7 @@ class LiveRequest:
         else:
             rest = stop_string if self._includes_stop else ""
         if rest:
-            self._buffer.put(TokenDelta(len(self._delivered), (), rest))
+            self._buffer.put(TokenDelta(len(self._delivered), (), rest, choice=self._choice))
         request, times = self._submit.request, self._times
         end_s = request.arrival_s if times.last_token_s is None else times.last_token_s
         self._buffer.put(
@@ -228,6 +266,9 @@ class LiveRequest:
                 ttft_s=(end_s if times.first_token_s is None else times.first_token_s) - request.arrival_s,
                 total_s=end_s - request.arrival_s,
                 seed=self._submit.sampling.seed,
+                choice=self._choice,
+                n_resumed=request.n_resumed,
             )
         )
-        self._buffer.close()
+        self.closed = True
+        self._buffer.complete()

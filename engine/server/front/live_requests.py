@@ -1,22 +1,25 @@
 """All accepted requests between their clients and the node, until the node has let go of them.
 
     add ─▶ Submit ─▶ node ─ Tokens, PhaseChanged, Finished ─▶ deliver ─▶ the client's stream
-    client left, or an error ─▶ end ─▶ Cancel, then Finished
+    client left, or an error ─▶ end ─▶ Cancel, then Finished, for all choices of the call
 
 `tokenmux.server.front.slow_readers` handles clients that stop reading.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
-from tokenmux.core.errors import AlreadyExists, Ended, InternalError, TokenmuxError
+from tokenmux.core.errors import Ended, InternalError, TokenmuxError
 from tokenmux.core.facts import ModelId
 from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.core.request import FinishReason, RequestId
-from tokenmux.messages.commands import Cancel, Command, Submit
-from tokenmux.messages.reports import Finished, Tokens
+from tokenmux.messages.commands import Cancel, Command
+from tokenmux.messages.reports import Finished, PromptTold, Tokens
+from tokenmux.server.front.call import AdmittedChoice, Call
+from tokenmux.server.front.ends import cancelled_by_id, out_of_time
+from tokenmux.server.front.generation import PromptInfo
 from tokenmux.server.front.live_request import LiveRequest
-from tokenmux.server.front.model_text import OutputText
+from tokenmux.server.front.queue_pace import QueuePace
 from tokenmux.server.front.slow_readers import SlowReaders
 from tokenmux.server.front.tenants import QueuePlaces
 from tokenmux.server.front.traffic import TrafficRecorder
@@ -37,6 +40,7 @@ class LiveRequests:
         trials: Trials,
         places: QueuePlaces,
         *,
+        pace: QueuePace,
         takes: Callable[[], bool],
         on_proven: Callable[[LiveRequest], None],
         buffer_tokens: int,
@@ -49,6 +53,7 @@ class LiveRequests:
         self._send = send
         self._trials = trials
         self._places = places
+        self._pace = pace
         self._takes = takes
         self._on_proven = on_proven
         self._buffer_tokens = buffer_tokens
@@ -56,6 +61,8 @@ class LiveRequests:
         self._clock = clock
         self._slow_readers = SlowReaders(buffer_tokens, unread_s, send, self.end)
         self._requests: dict[RequestId, LiveRequest] = {}
+        self._calls: dict[RequestId, Call] = {}
+        """The calls of these requests."""
 
     def __iter__(self) -> Iterator[LiveRequest]:
         """All present requests; they may end during the iteration."""
@@ -77,37 +84,42 @@ class LiveRequests:
 
     def add(
         self,
-        submit: Submit,
-        text: OutputText,
+        admitted: Sequence[AdmittedChoice],
+        info: PromptInfo,
         *,
         suspected: bool,
         echo: str = "",
         includes_stop: bool = False,
-    ) -> LiveRequest:
-        """Take in an admitted request and give it to the node. If its model is `suspected` of breaking
-        nodes, this happens when it can be tried alone. Returns its stream.
-
-        Raises AlreadyExists if there is a live request with the same id, which its client has chosen.
-        """
-        if submit.request.id in self._requests:
-            raise AlreadyExists(
-                f"request_id {submit.request.id} belongs to a request that is live: choose another, or wait "
-                "for its end"
+    ) -> Call:
+        """Take in an admitted call, of which `info` tells its client, and give its choices to the node. If
+        their model is `suspected` of breaking nodes, this happens when they can be tried alone. Returns its
+        stream."""
+        stopped, resumed = self._slow_readers.stopped, self._slow_readers.resumed
+        call = Call(len(admitted), self._buffer_tokens, stopped, resumed)
+        call.buffer.put(info)
+        call.choices = [
+            LiveRequest(
+                choice.submit,
+                choice.text,
+                call.buffer,
+                self._clock,
+                call=admitted[0].submit.request.id,
+                request_id=info.request,
+                choice=choice.number,
+                tells_phase=choice is admitted[0],
+                echo=echo,
+                includes_stop=includes_stop,
             )
-        live = LiveRequest(
-            submit,
-            text,
-            self._buffer_tokens,
-            self._slow_readers.stopped,
-            self._slow_readers.resumed,
-            self._clock,
-            echo=echo,
-            includes_stop=includes_stop,
-        )
-        self._requests[live.id] = live
-        self._places.take(live.request.tenant)
-        self._trials.arrive(live.id, suspected=suspected)
-        return live
+            for choice in admitted
+        ]
+        self._calls[call.id] = call
+        for live in call.choices:
+            self._requests[live.id] = live
+            self._places.take(live.request.tenant)
+            self._pace.arrived(live.request)
+        for live in call.choices:
+            self._trials.arrive(live.id, suspected=suspected)
+        return call
 
     def give(self, live: LiveRequest, *, first: bool = False) -> None:
         """Give a request to the node, with what its client already has. Without a node it waits for
@@ -124,7 +136,7 @@ class LiveRequests:
             if not self._trials.holds(live.id):
                 self.give(live, first=True)
 
-    def deliver(self, report: Tokens | PhaseChanged | Finished) -> None:
+    def deliver(self, report: Tokens | PromptTold | PhaseChanged | Finished) -> None:
         """Pass the node's report of a request to its client. Any failure ends that request, and no
         other."""
         live = self._requests.get(report.request)
@@ -139,6 +151,10 @@ class LiveRequests:
                         self._send(Cancel(live.id, FinishReason.STOP))
                 case PhaseChanged():
                     live.take_state(report)
+                    if report.phase is RequestPhase.RUNNING:
+                        self._pace.ran(live.id)
+                case PromptTold():
+                    live.take_prompt(report)
                 case Finished():
                     if report.reason in (FinishReason.STOP, FinishReason.LENGTH):
                         self._on_proven(live)
@@ -146,28 +162,51 @@ class LiveRequests:
                     live.take_finished(report)
         except Exception:
             logger.exception("request %s: its output could not be delivered", live.id)
-            self.end(live, InternalError(f"request {live.id} failed; the server's log says why"))
+            said = f"request {live.request_id} failed; the server's log says why"
+            self.end(live, InternalError(said))
         if live.closed:
             self._slow_readers.forget(live)
+            self._pace.left(live.id)
+            self._end_others(live)
 
-    def leave(self, live: LiveRequest) -> None:
+    def leave(self, call: Call) -> None:
         """Its client is done with the stream, or gone."""
-        if not live.closed:
-            self.end(live, Ended(f"the client of request {live.id} left"))
+        for live in call.choices:
+            if not live.closed:
+                self.end(live, Ended(f"the client of request {live.request_id} left"))
 
-    def end(self, live: LiveRequest, error: TokenmuxError) -> None:
-        """End a request from our side; it leaves the books with the node's `Finished`."""
+    def expire(self, call: Call) -> None:
+        """The time that its client gave it is over, whether or not a node has it."""
+        for live in call.choices:
+            if not live.closed:
+                self.end(live, out_of_time(live.request_id, live.n_delivered), FinishReason.EXPIRED)
+
+    def cancel(self, call: Call) -> None:
+        """End a call for a caller who may do so."""
+        for live in call.choices:
+            if not live.closed:
+                self.end(live, cancelled_by_id(live.request_id))
+
+    def end(
+        self, live: LiveRequest, error: TokenmuxError, reason: FinishReason = FinishReason.CANCELLED
+    ) -> None:
+        """End a request, and with it its call, from our side; it leaves the books with the node's
+        `Finished`."""
         live.fail(error)
         self._slow_readers.forget(live)
+        self._pace.left(live.id)
         if self._takes() and not self._trials.holds(live.id):
-            self._send(Cancel(live.id))
+            self._send(Cancel(live.id, reason))
         else:
             self._drop(live)
+        self._end_others(live)
 
     def fail(self, live: LiveRequest, error: TokenmuxError) -> None:
-        """End a request that no node has, or of which the node will report nothing more."""
+        """End a request that no node has, or of which the node will report nothing more, and with it its
+        call."""
         live.fail(error)
         self._drop(live)
+        self._end_others(live)
 
     def fail_all(self, error: TokenmuxError) -> None:
         for live in self:
@@ -185,11 +224,22 @@ class LiveRequests:
         if tokens.index + len(tokens.token_ids) - live.n_at_node >= PROVEN_TOKENS:
             self._on_proven(live)
 
+    def _end_others(self, live: LiveRequest) -> None:
+        """If a request has failed, so has its call: end its other choices."""
+        call = self._calls.get(live.call)
+        for other in call.choices if call is not None and call.buffer.closed else ():
+            if not other.closed:
+                self.end(other, Ended(f"another choice of request {live.request_id} has ended"))
+
     def _drop(self, live: LiveRequest) -> None:
         """Forget a request that has ended on the node's side as well."""
         self._slow_readers.forget(live)
-        del self._requests[live.id]
+        if self._requests.pop(live.id, None) is None:
+            return
+        if not any(choice.id in self._requests for choice in self._calls[live.call].choices):
+            del self._calls[live.call]
         self._places.give_back(live.request.tenant)
         self._trials.forget(live.id)
+        self._pace.left(live.id)
         if self._recorder is not None:
-            self._recorder.ended(live.request, live.n_delivered)
+            self._recorder.ended(live.request, live.n_delivered - live.request.n_resumed)

@@ -22,6 +22,10 @@ class OutputText(Protocol):
         """The rest of the text that was held back; no tokens may follow."""
         ...
 
+    def spell(self, token_id: int) -> bytes:
+        """The bytes that a token stands for."""
+        ...
+
     @property
     def stopped(self) -> str | None:
         """The stop string that ended the text, if one did."""

@@ -20,6 +20,7 @@ from tokenmux.messages.reports import (
     Finished,
     NodeStatus,
     NodeUse,
+    PromptTold,
     Report,
     Tokens,
     Traced,
@@ -31,6 +32,7 @@ from tokenmux.server.front.live_request import LiveRequest
 from tokenmux.server.front.live_requests import LiveRequests
 from tokenmux.server.front.pending_commands import OperatorCommand, PendingCommands
 from tokenmux.server.front.pool_devices import PoolDevices
+from tokenmux.server.front.queue_pace import QueuePace
 from tokenmux.server.front.served_models import ServedModel, ServedModels
 from tokenmux.server.front.standstill import Standstill
 from tokenmux.server.front.tenants import QueuePlaces
@@ -55,6 +57,7 @@ class NodeSide:
         places: QueuePlaces,
         changes: Changes,
         limits: Limits,
+        pace: QueuePace,
         *,
         recorder: TrafficRecorder | None,
         on_given_up: Callable[[TokenmuxError], None],
@@ -94,6 +97,7 @@ class NodeSide:
             self._supervisor.send,
             self._trials,
             places,
+            pace=pace,
             takes=lambda: self._handover.takes,
             on_proven=self._proven,
             buffer_tokens=limits.buffer_tokens,
@@ -197,7 +201,7 @@ class NodeSide:
     def _receive(self, report: Report) -> None:
         self.standstill.hear(report)
         match report:
-            case Tokens() | PhaseChanged() | Finished():
+            case Tokens() | PromptTold() | PhaseChanged() | Finished():
                 self.requests.deliver(report)
             case NodeStatus():
                 self.status = report

@@ -9,17 +9,18 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tokenmux.core.errors import InvalidRequest
+from tokenmux.core.errors import ContextExceeded, InvalidRequest
 from tokenmux.core.facts import ModelFacts
 from tokenmux.core.request import ServiceLevel
 from tokenmux.server.front.counts import check_count, check_token_ids
 from tokenmux.server.front.generation import Ask, Chat, Prompt, Text, TokenIds
 from tokenmux.server.front.names import tenant_fault
+from tokenmux.server.front.resumption import check_delivered
 from tokenmux.server.front.sampling_rules import check_sampling
 
 MIN_WEIGHT, MAX_WEIGHT = 0.01, 100.0
 MIN_SECONDS, MAX_SECONDS = 0.001, 86_400.0
-"""Bounds of a TTFT or TPOT: a millisecond to a day."""
+"""Bounds of a TTFT, a TPOT or a client's patience: a millisecond to a day."""
 MAX_CHAT_MESSAGES = 4096
 MAX_TOOLS = 128
 MAX_DOCUMENTS = 128
@@ -41,6 +42,15 @@ class Defaults:
     service: ServiceLevel = field(default_factory=ServiceLevel)
 
 
+def check_choices(n: int, limit: int) -> None:
+    """Raise InvalidRequest for a number of choices that is not served."""
+    if not 1 <= n <= limit:
+        raise InvalidRequest(
+            f"n {n} is out of range: use 1 to {limit} choices, or several requests, each with its own seed",
+            field="n",
+        )
+
+
 def check_parameters(ask: Ask, facts: ModelFacts) -> None:
     """Check everything that does not need token ids. Raises InvalidRequest."""
     match ask.prompt:
@@ -58,6 +68,7 @@ def check_parameters(ask: Ask, facts: ModelFacts) -> None:
         case Chat():
             _check_chat(ask.prompt)
     check_sampling(ask, facts)
+    check_delivered(ask, facts)
     if not MIN_WEIGHT <= ask.weight <= MAX_WEIGHT:
         raise InvalidRequest(
             f"weight {ask.weight:g} is out of range: use {MIN_WEIGHT:g} to {MAX_WEIGHT:g}, 1 is usual",
@@ -78,7 +89,8 @@ def check_parameters(ask: Ask, facts: ModelFacts) -> None:
     fault = tenant_fault(ask.tenant)
     if fault is not None:
         raise InvalidRequest(fault, field="tenant")
-    for name, seconds in (("ttft_s", ask.ttft_s), ("tpot_s", ask.tpot_s)):
+    times = ("ttft_s", ask.ttft_s), ("tpot_s", ask.tpot_s), ("timeout_s", ask.timeout_s)
+    for name, seconds in times:
         if seconds is not None and not MIN_SECONDS <= seconds <= MAX_SECONDS:
             raise InvalidRequest(
                 f"{name} {seconds:g} is out of range: use seconds, {MIN_SECONDS:g} to {MAX_SECONDS:g}",
@@ -100,8 +112,8 @@ def _check_chat(chat: Chat) -> None:
             "continue_final_message continues a message of the assistant, but the last one is of role "
             f"{chat.messages[-1].role!r}: end the chat with an assistant message, or leave it out"
         )
-    check_count("tools", chat.tools, MAX_TOOLS)
-    check_count("documents", chat.documents, MAX_DOCUMENTS)
+    check_count("tools", chat.tools, MAX_TOOLS, field="tools")
+    check_count("documents", chat.documents, MAX_DOCUMENTS, field="documents")
     for name in chat.arguments:
         if name in TEMPLATE_NAMES or not name.isidentifier():
             raise InvalidRequest(
@@ -145,10 +157,13 @@ def check_seconds(name: str, seconds: float) -> None:
 def check_prompt_length(n_prompt: int, facts: ModelFacts) -> None:
     """Raise InvalidRequest for a prompt that leaves no room in the model's context for a token of output."""
     if n_prompt >= facts.max_context:
-        raise InvalidRequest(
+        raise ContextExceeded(
             f"the prompt has {n_prompt} tokens, but {facts.id} has a context of {facts.max_context}, "
             f"output included: shorten the prompt to at most {facts.max_context - 1} tokens",
             field="prompt",
+            limit=facts.max_context - 1,
+            given=n_prompt,
+            model=facts.id,
         )
 
 
@@ -163,10 +178,12 @@ def check_text_length(prompt: Prompt, facts: ModelFacts, longest_token_chars: in
             return
     limit = (facts.max_context + 1) * longest_token_chars
     if n_chars > limit:
-        raise InvalidRequest(
+        raise ContextExceeded(
             f"the prompt has {n_chars} characters, which cannot fit into the context of {facts.id} "
             f"({facts.max_context} tokens of at most {longest_token_chars} characters): shorten it",
             field="prompt",
+            limit=facts.max_context - 1,
+            model=facts.id,
         )
 
 
@@ -177,10 +194,13 @@ def output_limit(ask: Ask, prompt: Sequence[int], facts: ModelFacts, defaults: D
     check_prompt_length(len(prompt), facts)
     room = facts.max_context - len(prompt)
     if ask.max_tokens is not None and ask.max_tokens > room:
-        raise InvalidRequest(
+        raise ContextExceeded(
             f"the prompt of {len(prompt)} tokens and max_tokens {ask.max_tokens} exceed the context of "
             f"{facts.id} ({facts.max_context} tokens): use max_tokens of at most {room}",
             field="max_tokens",
+            limit=room,
+            given=ask.max_tokens,
+            model=facts.id,
         )
     limit = min(defaults.max_tokens, room) if ask.max_tokens is None else ask.max_tokens
     if ask.min_tokens > limit:

@@ -51,11 +51,11 @@ def check_sampling(ask: Ask, facts: ModelFacts) -> None:
             raise InvalidRequest(
                 f"{name} {penalty:g} is out of range: use {-MAX_PENALTY:g} to {MAX_PENALTY:g}; 0 means none"
             )
-    if ask.logprobs is not None and not 0 <= ask.logprobs <= MAX_LOGPROBS:
-        raise InvalidRequest(
-            f"logprobs {ask.logprobs} is out of range: use 0 (the drawn token alone) to {MAX_LOGPROBS}, or "
-            "leave it out"
-        )
+    for name, n in (("logprobs", ask.logprobs), ("prompt_logprobs", ask.prompt_logprobs)):
+        if n is not None and not 0 <= n <= MAX_LOGPROBS:
+            raise InvalidRequest(
+                f"{name} {n} is out of range: use 0 (that token alone) to {MAX_LOGPROBS}, or leave it out"
+            )
     _check_tokens(ask, facts)
 
 
@@ -70,7 +70,12 @@ def _check_tokens(ask: Ask, facts: ModelFacts) -> None:
             )
     if len({token for token, _ in ask.logit_bias}) < len(ask.logit_bias):
         raise InvalidRequest("logit_bias names a token twice: give one bias for each token")
-    check_count("forbidden_token_ids", ask.forbidden_token_ids, MAX_FORBIDDEN_TOKENS)
+    check_count(
+        "forbidden_token_ids",
+        ask.forbidden_token_ids,
+        MAX_FORBIDDEN_TOKENS,
+        field="forbidden_token_ids",
+    )
     check_token_ids("forbidden_token_ids", ask.forbidden_token_ids, facts)
     check_count("bad_words", ask.bad_words, MAX_BAD_WORDS, field="bad_words")
     for word in ask.bad_words:

@@ -93,7 +93,7 @@ class ServedModels:
         check_name_length(name)
         served = self._models.get(name)
         if served is None:
-            raise NotFound(self._no_such_model(name))
+            raise NotFound(self._no_such_model(name), model=name)
         return served
 
     def accepting(self, name: str) -> ServedModel:

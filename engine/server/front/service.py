@@ -35,10 +35,19 @@ class FrontService(Protocol):
     ) -> AbstractAsyncContextManager[AsyncIterator[StreamEvent]]:
         """Admit a request and yield its stream of events. Leaving the context early cancels the request.
 
+        With `n` choices, their events stand in one stream, each with its choice; `PromptInfo` and states come
+        once. If one choice fails, the call does, and the others are cancelled.
+
         `caller` is the key that the call carries, if any: its name is the tenant.
 
-        The stream raises Ended, ProcessFailed or Unavailable if an accepted request could not be completed.
+        The stream raises Ended, DeadlineExceeded, ProcessFailed or Unavailable if an accepted request could
+        not be completed. Raises AlreadyExists if the tenant has a live request with the same id.
         """
+        ...
+
+    def cancel(self, request_id: str, caller: Key | None = None, tenant: str = "") -> None:
+        """End a live request of the caller's tenant by its id. An administrator may end those of `tenant`, or
+        (if that is empty) of every tenant that uses the id. Raises UnknownRequest."""
         ...
 
     async def tokenize(self, model: str, prompt: Prompt) -> tuple[int, ...]:

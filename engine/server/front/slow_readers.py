@@ -12,7 +12,7 @@ are merged into one event there, so that a client that is merely slow costs litt
 import asyncio
 from collections.abc import Callable
 
-from tokenmux.core.errors import Ended, TokenmuxError
+from tokenmux.core.errors import SlowReader, TokenmuxError
 from tokenmux.core.request import RequestId
 from tokenmux.messages.commands import Command, Pause, Resume
 from tokenmux.server.front.live_request import LiveRequest
@@ -61,7 +61,7 @@ class SlowReaders:
 
     def _never_read(self, live: LiveRequest) -> None:
         said = (
-            f"request {live.id} was ended: its client left more than {self._buffer_tokens} tokens unread for "
-            f"{self._unread_s:g} s; read the stream as it arrives, or ask for fewer tokens"
+            f"request {live.request_id} was ended: its client left more than {self._buffer_tokens} tokens "
+            f"unread for {self._unread_s:g} s; read the stream as it arrives, or ask for fewer tokens"
         )
-        self._end(live, Ended(said))
+        self._end(live, SlowReader(said))

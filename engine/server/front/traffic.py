@@ -28,11 +28,12 @@ class TrafficRecorder:
         self._file = file
 
     def ended(self, request: Request, n_output: int) -> None:
-        """A request ended, for whatever reason, after `n_output` tokens."""
+        """A request ended, for whatever reason, after `n_output` tokens. Tokens that it brought along are
+        input like its prompt."""
         line = TraceRequest(
             round(request.arrival_s - self._start_s, 6),
             request.model,
-            request.n_prompt,
+            request.n_prompt + request.n_resumed,
             max(1, n_output),
             request.tenant,
             request.service.ttft_s,

@@ -41,8 +41,8 @@ class Verdicts:
             return
         live = self._requests.find(guilty)
         said = (
-            f"request {live.id} is given up: nodes broke over it, the last one while it was tried alone; "
-            "do not send it again, and please report it with the server's log"
+            f"request {live.request_id} is given up: nodes broke over it, the last one while it was tried "
+            "alone; do not send it again, and please report it with the server's log"
         )
         self._requests.fail(live, NotServable(said))
         if live.model not in self._models:

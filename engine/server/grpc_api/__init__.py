@@ -1,1 +1,5 @@
-"""Our gRPC services: translation and status codes. They decide nothing."""
+"""Our gRPC services, one file each: translation and status codes. They decide nothing.
+
+Each method translates, calls the front, and translates back. `tokenmux.server.grpc_api.status` turns errors
+into status.
+"""

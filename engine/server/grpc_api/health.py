@@ -1,8 +1,8 @@
 """The standard health service (grpc.health.v1), answered from the front's present state.
 
-Names: "" and "tokenmux.v1.Inference" are SERVING while requests are accepted, "models/NAME" while requests
-for that model are. A model that is not served is NOT_FOUND to `Check` and SERVICE_UNKNOWN to `Watch`, which
-the protocol uses for names that may appear later.
+Names: "" and "tokenmux.v1.InferenceService" are SERVING while requests are accepted, "models/NAME" while
+requests for that model are. A model that is not served is NOT_FOUND to `Check` and SERVICE_UNKNOWN to
+`Watch`, which the protocol uses for names that may appear later.
 
 grpc_health's own asyncio servicer writes to watchers under a lock that setting a status needs: one client
 that reads nothing stops health for all. Here a watcher waits only for its own connection.
@@ -17,7 +17,7 @@ from tokenmux.server.front.service import FrontService
 from tokenmux.server.grpc_api.grpc_types import Context
 from tokenmux.server.grpc_api.status import answering
 
-OVERALL = ("", "tokenmux.v1.Inference")
+OVERALL = ("", "tokenmux.v1.InferenceService")
 MODELS = "models/"
 MAX_HEALTH_WATCHERS = 1000
 

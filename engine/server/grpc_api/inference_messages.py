@@ -5,6 +5,8 @@ requests.
 """
 
 import json
+from collections import defaultdict
+from collections.abc import AsyncIterable
 
 from tokenmux.core.errors import InvalidRequest
 from tokenmux.core.phases import PhaseChanged
@@ -16,6 +18,7 @@ from tokenmux.server.front.generation import (
     Chat,
     ChatMessage,
     FinishInfo,
+    PromptDelta,
     PromptInfo,
     StreamEvent,
     Text,
@@ -30,6 +33,7 @@ from tokenmux.server.front.request_rules import (
     MAX_TOOLS,
 )
 from tokenmux.server.front.sampling_rules import MAX_BAD_WORDS, MAX_BIASES, MAX_FORBIDDEN_TOKENS
+from tokenmux.server.grpc_api.field_paths import check_features
 from tokenmux.v1 import inference_pb2
 
 MAX_JSON_CHARS = 1 << 16
@@ -40,15 +44,18 @@ def ask_of(request: inference_pb2.GenerateRequest) -> Ask:
     """The question in a request.
 
     Raises InvalidRequest if there is no prompt, or if there are more strings, ids or messages than are worth
-    copying.
+    copying; UnknownFeature if it relies on what this server does not know.
     """
+    check_features(request.required_features)
     sampling, stopping, level = request.sampling, request.stopping, request.service_level
     output = request.output
-    check_count("stop strings", stopping.strings, MAX_STOP_STRINGS)
-    check_count("stop token ids", stopping.token_ids, MAX_STOP_TOKEN_IDS)
-    check_count("tokens in logit_bias", sampling.logit_bias, MAX_BIASES)
-    check_count("forbidden_token_ids", sampling.forbidden_token_ids, MAX_FORBIDDEN_TOKENS)
-    check_count("bad_words", sampling.bad_words, MAX_BAD_WORDS)
+    check_count("stop strings", stopping.strings, MAX_STOP_STRINGS, field="stop_strings")
+    check_count("stop token ids", stopping.token_ids, MAX_STOP_TOKEN_IDS, field="stop_token_ids")
+    check_count("tokens in logit_bias", sampling.logit_bias, MAX_BIASES, field="logit_bias")
+    check_count(
+        "forbidden_token_ids", sampling.forbidden_token_ids, MAX_FORBIDDEN_TOKENS, field="forbidden_token_ids"
+    )
+    check_count("bad_words", sampling.bad_words, MAX_BAD_WORDS, field="bad_words")
     return Ask(
         model=request.model,
         prompt=_prompt_of(request),
@@ -63,7 +70,9 @@ def ask_of(request: inference_pb2.GenerateRequest) -> Ask:
         logit_bias=tuple(sorted(sampling.logit_bias.items())),
         forbidden_token_ids=tuple(sampling.forbidden_token_ids),
         bad_words=tuple(sampling.bad_words),
+        n=request.n if request.HasField("n") else 1,
         logprobs=request.logprobs if request.HasField("logprobs") else None,
+        prompt_logprobs=request.prompt_logprobs if request.HasField("prompt_logprobs") else None,
         max_tokens=stopping.max_tokens if stopping.HasField("max_tokens") else None,
         min_tokens=stopping.min_tokens,
         stop_strings=tuple(stopping.strings),
@@ -92,7 +101,7 @@ def _prompt_of(request: inference_pb2.GenerateRequest) -> Text | TokenIds | Chat
         case "chat":
             return chat_of(request.chat)
         case _:
-            raise InvalidRequest("there is no prompt: give text, token_ids or chat")
+            raise InvalidRequest("there is no prompt: give text, token_ids or chat", field="prompt")
 
 
 def text_or_chat_of(request: inference_pb2.TokenizeRequest) -> Text | Chat:
@@ -107,9 +116,9 @@ def text_or_chat_of(request: inference_pb2.TokenizeRequest) -> Text | Chat:
 
 
 def chat_of(chat: inference_pb2.Chat) -> Chat:
-    check_count("chat messages", chat.messages, MAX_CHAT_MESSAGES)
-    check_count("tools", chat.tools, MAX_TOOLS)
-    check_count("documents", chat.documents, MAX_DOCUMENTS)
+    check_count("chat messages", chat.messages, MAX_CHAT_MESSAGES, field="messages")
+    check_count("tools", chat.tools, MAX_TOOLS, field="tools")
+    check_count("documents", chat.documents, MAX_DOCUMENTS, field="documents")
     return Chat(
         tuple(ChatMessage(message.role, message.content) for message in chat.messages),
         tuple(_json_object("tools", tool) for tool in chat.tools),
@@ -122,7 +131,11 @@ def chat_of(chat: inference_pb2.Chat) -> Chat:
 def _json_object(name: str, text: str) -> dict[str, object]:
     """Raises InvalidRequest for what is not a JSON object, or too long."""
     if len(text) > MAX_JSON_CHARS:
-        raise InvalidRequest(f"{name} has {len(text)} characters: at most {MAX_JSON_CHARS} are allowed")
+        raise InvalidRequest(
+            f"{name} has {len(text)} characters: at most {MAX_JSON_CHARS} are allowed",
+            limit=MAX_JSON_CHARS,
+            given=len(text),
+        )
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -132,6 +145,38 @@ def _json_object(name: str, text: str) -> dict[str, object]:
     return found
 
 
+async def whole_response(events: AsyncIterable[StreamEvent]) -> inference_pb2.GenerateResponse:
+    """All events of a stream as one message."""
+    choices: dict[int, inference_pb2.Choice] = defaultdict(inference_pb2.Choice)
+    texts: dict[int, list[str]] = defaultdict(list)
+    response = inference_pb2.GenerateResponse()
+    async for event in events:
+        match event:
+            case PromptInfo():
+                response.prompt_info.CopyFrom(prompt_info_message(event))
+            case PromptDelta():
+                response.prompt_logprobs.MergeFrom(prompt_logprobs_message(event))
+            case TokenDelta(_, token_ids, text, told, place):
+                choices[place].token_ids.extend(token_ids)
+                choices[place].logprobs.extend(map(logprobs_message, told))
+                texts[place].append(text)
+            case FinishInfo(choice=place):
+                choices[place].finish_info.CopyFrom(finish_info_message(event))
+                _add_usage(response.usage, event)
+    for place, choice in sorted(choices.items()):
+        choice.index, choice.text = place, "".join(texts[place])
+        response.choices.append(choice)
+    response.prompt_logprobs.index = 0
+    return response
+
+
+def _add_usage(usage: inference_pb2.Usage, info: FinishInfo) -> None:
+    """Add what one choice used; all have the same prompt."""
+    usage.n_prompt_tokens = info.n_prompt
+    usage.n_completion_tokens += info.n_completion
+    usage.n_tokens_on_time += info.n_on_time
+
+
 def stream_response(event: StreamEvent) -> inference_pb2.GenerateStreamResponse:
     """One event of a stream as a message."""
     match event:
@@ -139,11 +184,17 @@ def stream_response(event: StreamEvent) -> inference_pb2.GenerateStreamResponse:
             return inference_pb2.GenerateStreamResponse(prompt_info=prompt_info_message(event))
         case PhaseChanged():
             return inference_pb2.GenerateStreamResponse(state=_state(event))
-        case TokenDelta(index, token_ids, text, told):
+        case TokenDelta(index, token_ids, text, told, choice):
             delta = inference_pb2.TokenDelta(
-                index=index, token_ids=token_ids, text=text, logprobs=map(logprobs_message, told)
+                index=index,
+                token_ids=token_ids,
+                text=text,
+                choice=choice,
+                logprobs=map(logprobs_message, told),
             )
             return inference_pb2.GenerateStreamResponse(tokens=delta)
+        case PromptDelta():
+            return inference_pb2.GenerateStreamResponse(prompt_logprobs=prompt_logprobs_message(event))
         case FinishInfo():
             return inference_pb2.GenerateStreamResponse(finish_info=finish_info_message(event))
 
@@ -155,6 +206,14 @@ def prompt_info_message(info: PromptInfo) -> inference_pb2.PromptInfo:
         n_prompt_tokens=info.n_prompt,
         max_tokens=info.max_tokens,
         seed=info.seed,
+    )
+
+
+def prompt_logprobs_message(delta: PromptDelta) -> inference_pb2.PromptLogprobs:
+    return inference_pb2.PromptLogprobs(
+        index=delta.index,
+        token_ids=delta.token_ids,
+        logprobs=(logprobs_message(told) for told in delta.log_probabilities if told is not None),
     )
 
 
@@ -189,4 +248,5 @@ def finish_info_message(info: FinishInfo) -> inference_pb2.FinishInfo:
         ),
         timings=inference_pb2.Timings(queue_s=info.queue_s, ttft_s=info.ttft_s, total_s=info.total_s),
         seed=info.seed,
+        choice=info.choice,
     )

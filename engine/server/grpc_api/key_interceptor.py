@@ -11,10 +11,10 @@ import grpc
 from tokenmux.core.errors import TokenmuxError
 from tokenmux.server.front.api_keys import AUTHORIZATION, ApiKeys, Key, Scope
 from tokenmux.server.grpc_api.grpc_types import Context, Continuation, Handler, Interceptor
-from tokenmux.server.grpc_api.status import status_of
+from tokenmux.server.grpc_api.status import Refusal, refusal_of
 
 OPEN_SERVICES = frozenset({"grpc.health.v1.Health"})
-INFERENCE_SERVICES = frozenset({"tokenmux.v1.Inference"})
+INFERENCE_SERVICES = frozenset({"tokenmux.v1.InferenceService"})
 
 
 class KeyInterceptor(Interceptor):
@@ -34,7 +34,7 @@ class KeyInterceptor(Interceptor):
         try:
             self._keys.check(_authorization(handler_call_details.invocation_metadata), needed, service)
         except TokenmuxError as error:
-            return _refuse(handler, *status_of(error))
+            return _refuse(handler, refusal_of(error))
         return handler
 
 
@@ -50,11 +50,11 @@ def _authorization(metadata: Iterable[tuple[str, str | bytes]] | None) -> str | 
     return None
 
 
-def _refuse(handler: Handler, code: grpc.StatusCode, message: str) -> Handler:
+def _refuse(handler: Handler, refusal: Refusal) -> Handler:
     """A handler for the same kind of call that always ends it with this status."""
 
     async def end(_: object, context: Context) -> None:
-        await context.abort(code, message)
+        await refusal.end(context)
 
     kind = {
         (False, False): grpc.unary_unary_rpc_method_handler,

@@ -13,7 +13,9 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
+from tokenmux.core.errors import InvalidRequest
 from tokenmux.server.grpc_api.grpc_types import Context, Continuation, Handler, Interceptor
+from tokenmux.server.grpc_api.status import refusal_of
 
 OUR_SERVICES = "/tokenmux."
 MESSAGE = (
@@ -75,7 +77,7 @@ def _lenient(deserializer: Any, max_bytes: int) -> Callable[[bytes], Any]:
 def _guard(method: Any) -> Callable[..., Any]:
     async def call(request: Any, context: Context) -> Any:
         if isinstance(request, _Malformed):
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, request.message)
+            await refusal_of(InvalidRequest(request.message)).end(context)
         return await method(request, context)
 
     return call

@@ -58,9 +58,9 @@ def _facts(facts: ModelFacts) -> models_pb2.Model:
     )
 
 
-def service_message(row: Row) -> models_pb2.Service:
+def service_message(row: Row) -> models_pb2.ServiceTotals:
     values = SERVICE_TABLE.named(row)
     for name, value in values.items():
         if isinstance(value, Durations):
             values[name] = models_pb2.Durations(counts=value.counts, total_s=value.total_s)
-    return models_pb2.Service(**values)
+    return models_pb2.ServiceTotals(**values)

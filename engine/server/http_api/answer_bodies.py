@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-Ending = Literal["stop", "length"]
+Ending = Literal["stop", "length", "tool_calls"]
 
 
 class UsageBody(BaseModel):
@@ -15,15 +15,60 @@ class UsageBody(BaseModel):
     total_tokens: int
 
 
+class ScoredTokenBody(BaseModel):
+    """A token that might have come."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprobBody(ScoredTokenBody):
+    """A token of a message, and the likeliest tokens at its place."""
+
+    top_logprobs: list[ScoredTokenBody]
+
+
+class ChatLogprobs(BaseModel):
+    """The log-probabilities of a message's tokens, or of a piece of it."""
+
+    content: list[TokenLogprobBody]
+    refusal: None
+
+
+class CompletionLogprobs(BaseModel):
+    """The log-probabilities of a text's tokens, or of a piece of it: one item for each token."""
+
+    text_offset: list[int]
+    token_logprobs: list[float | None]
+    tokens: list[str]
+    top_logprobs: list[dict[str, float] | None]
+
+
+class PromptTokenBody(BaseModel):
+    """What vLLM tells of a token in a prompt."""
+
+    logprob: float
+    rank: int | None
+    """The likeliest token has rank 1. Known of tokens that are among the likeliest ones."""
+    decoded_token: str
+
+
+PromptLogprobsBody = list[dict[str, PromptTokenBody] | None]
+"""The tokens of a prompt, each with the likeliest ones at its place, by their ids (vLLM's field). The first
+one has none."""
+
+
 class CompletionChoice(BaseModel):
     """The text of an answer, or a piece of it."""
 
     index: int
     text: str
-    logprobs: None
+    logprobs: CompletionLogprobs | None
     finish_reason: Ending | None
     stop_reason: str | int | None = None
     """The stop string or stop token id that ended the text (a field of vLLM's)."""
+    prompt_logprobs: PromptLogprobsBody | None = None
 
 
 class TextCompletion(BaseModel):
@@ -38,11 +83,33 @@ class TextCompletion(BaseModel):
     usage: UsageBody | None = None
 
 
+class FunctionCallBody(BaseModel):
+    """The function of a call. `arguments` are the text of a JSON object."""
+
+    name: str
+    arguments: str
+
+
+class ToolCallBody(BaseModel):
+    """A call of a tool."""
+
+    id: str
+    type: Literal["function"]
+    function: FunctionCallBody
+
+
+class ToolCallChunk(ToolCallBody):
+    """A call in a stream, whole. `index` is its place among the calls of its choice."""
+
+    index: int
+
+
 class AssistantMessage(BaseModel):
-    """The assistant's turn."""
+    """The assistant's turn. `content` is null if it has calls alone."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
+    tool_calls: list[ToolCallBody] | None = None
 
 
 class ChatChoice(BaseModel):
@@ -50,7 +117,7 @@ class ChatChoice(BaseModel):
 
     index: int
     message: AssistantMessage
-    logprobs: None
+    logprobs: ChatLogprobs | None
     finish_reason: Ending
     stop_reason: str | int | None = None
 
@@ -64,6 +131,7 @@ class ChatCompletion(BaseModel):
     model: str
     choices: list[ChatChoice]
     usage: UsageBody
+    prompt_logprobs: PromptLogprobsBody | None = None
 
 
 class MessageDelta(BaseModel):
@@ -71,6 +139,7 @@ class MessageDelta(BaseModel):
 
     role: Literal["assistant"] = "assistant"
     content: str = ""
+    tool_calls: list[ToolCallChunk] | None = None
 
 
 class ChatChunkChoice(BaseModel):
@@ -78,7 +147,7 @@ class ChatChunkChoice(BaseModel):
 
     index: int
     delta: MessageDelta
-    logprobs: None
+    logprobs: ChatLogprobs | None
     finish_reason: Ending | None
     stop_reason: str | int | None = None
 

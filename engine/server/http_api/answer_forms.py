@@ -1,9 +1,10 @@
 """What the front says of a request, in the two forms that OpenAI's dialect has: text and chat.
 
-whole                 one answer
-first, delta, last    the chunks of a stream, and then `usage` if it was asked for
+whole                 one answer, with all choices
+first, delta, last    the chunks of a choice in a stream, and then `usage` if it was asked for
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -17,10 +18,16 @@ from tokenmux.server.http_api.answer_bodies import (
     ChatCompletion,
     CompletionChoice,
     Ending,
+    FunctionCallBody,
     MessageDelta,
+    PromptLogprobsBody,
     TextCompletion,
+    ToolCallBody,
+    ToolCallChunk,
     UsageBody,
 )
+from tokenmux.server.http_api.outputs import OutputPiece, PlacedCall
+from tokenmux.server.http_api.scored_tokens import chat_logprobs, completion_logprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,22 +43,42 @@ class AnswerHead:
     """Those that the client named."""
 
 
+@dataclass(frozen=True, slots=True)
+class OutputEnd:
+    """The end of an output. `called` is true if it has calls of tools."""
+
+    finish: FinishInfo
+    called: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WholeOutput:
+    """An output from its beginning to its end."""
+
+    piece: OutputPiece
+    end: OutputEnd
+
+
 class AnswerForm(Protocol):
     """Each method but `first` returns a JSON document."""
 
     id_prefix: str
 
-    def whole(self, head: AnswerHead, text: str, finish: FinishInfo) -> bytes: ...
+    def whole(
+        self, head: AnswerHead, outputs: Sequence[WholeOutput], prompt: PromptLogprobsBody | None
+    ) -> bytes:
+        """`prompt` is what is told of the prompt, if that was asked for."""
+        ...
 
-    def first(self, head: AnswerHead) -> bytes | None:
+    def first(self, head: AnswerHead, choice: int) -> bytes | None:
         """The chunk before the first piece of text, if the form has one."""
         ...
 
-    def delta(self, head: AnswerHead, text: str) -> bytes: ...
+    def delta(self, head: AnswerHead, choice: int, piece: OutputPiece) -> bytes: ...
 
-    def last(self, head: AnswerHead, finish: FinishInfo) -> bytes: ...
+    def last(self, head: AnswerHead, end: OutputEnd) -> bytes: ...
 
-    def usage(self, head: AnswerHead, finish: FinishInfo) -> bytes: ...
+    def usage(self, head: AnswerHead, ends: Sequence[OutputEnd]) -> bytes: ...
 
 
 class TextForm:
@@ -59,20 +86,25 @@ class TextForm:
 
     id_prefix = "cmpl-"
 
-    def whole(self, head: AnswerHead, text: str, finish: FinishInfo) -> bytes:
-        return self._json(head, [_text_choice(head, text, finish)], _usage(finish))
+    def whole(
+        self, head: AnswerHead, outputs: Sequence[WholeOutput], prompt: PromptLogprobsBody | None
+    ) -> bytes:
+        choices = [_text_choice(head, one.end.finish.choice, one.piece, one.end) for one in outputs]
+        for choice in choices if prompt is not None else ():
+            choice.prompt_logprobs = prompt
+        return self._json(head, choices, _usage([one.end for one in outputs]))
 
-    def first(self, head: AnswerHead) -> None:
+    def first(self, head: AnswerHead, choice: int) -> None:
         return None
 
-    def delta(self, head: AnswerHead, text: str) -> bytes:
-        return self._json(head, [_text_choice(head, text, None)])
+    def delta(self, head: AnswerHead, choice: int, piece: OutputPiece) -> bytes:
+        return self._json(head, [_text_choice(head, choice, piece, None)])
 
-    def last(self, head: AnswerHead, finish: FinishInfo) -> bytes:
-        return self._json(head, [_text_choice(head, "", finish)])
+    def last(self, head: AnswerHead, end: OutputEnd) -> bytes:
+        return self._json(head, [_text_choice(head, end.finish.choice, OutputPiece(""), end)])
 
-    def usage(self, head: AnswerHead, finish: FinishInfo) -> bytes:
-        return self._json(head, [], _usage(finish))
+    def usage(self, head: AnswerHead, ends: Sequence[OutputEnd]) -> bytes:
+        return self._json(head, [], _usage(ends))
 
     def _json(
         self, head: AnswerHead, choices: list[CompletionChoice], usage: UsageBody | None = None
@@ -91,35 +123,42 @@ class ChatForm:
 
     id_prefix = "chatcmpl-"
 
-    def whole(self, head: AnswerHead, text: str, finish: FinishInfo) -> bytes:
-        choice = ChatChoice(
-            index=0,
-            message=AssistantMessage(role="assistant", content=text),
-            logprobs=None,
-            finish_reason=_ending(finish),
-            stop_reason=_stop_reason(head, finish),
-        )
+    def whole(
+        self, head: AnswerHead, outputs: Sequence[WholeOutput], prompt: PromptLogprobsBody | None
+    ) -> bytes:
         body = ChatCompletion(
             id=head.id,
             object="chat.completion",
             created=head.created,
             model=head.model,
-            choices=[choice],
-            usage=_usage(finish),
+            choices=[_whole_choice(head, output) for output in outputs],
+            usage=_usage([output.end for output in outputs]),
         )
+        if prompt is not None:
+            body.prompt_logprobs = prompt
         return body.model_dump_json(exclude_unset=True).encode()
 
-    def first(self, head: AnswerHead) -> bytes:
-        return self._chunk(head, [_chat_choice(head, MessageDelta(role="assistant", content=""))])
+    def first(self, head: AnswerHead, choice: int) -> bytes:
+        return self._chunk(head, [_chat_choice(choice, MessageDelta(role="assistant", content=""))])
 
-    def delta(self, head: AnswerHead, text: str) -> bytes:
-        return self._chunk(head, [_chat_choice(head, MessageDelta(content=text))])
+    def delta(self, head: AnswerHead, choice: int, piece: OutputPiece) -> bytes:
+        delta = MessageDelta()
+        if piece.text or not piece.calls:
+            delta.content = piece.text
+        if piece.calls:
+            delta.tool_calls = [_call_chunk(placed) for placed in piece.calls]
+        chunk = _chat_choice(choice, delta)
+        chunk.logprobs = chat_logprobs(piece.tokens)
+        return self._chunk(head, [chunk])
 
-    def last(self, head: AnswerHead, finish: FinishInfo) -> bytes:
-        return self._chunk(head, [_chat_choice(head, MessageDelta(), finish)])
+    def last(self, head: AnswerHead, end: OutputEnd) -> bytes:
+        chunk = _chat_choice(end.finish.choice, MessageDelta())
+        chunk.finish_reason = _ending(end)
+        chunk.stop_reason = _stop_reason(head, end.finish)
+        return self._chunk(head, [chunk])
 
-    def usage(self, head: AnswerHead, finish: FinishInfo) -> bytes:
-        return self._chunk(head, [], _usage(finish))
+    def usage(self, head: AnswerHead, ends: Sequence[OutputEnd]) -> bytes:
+        return self._chunk(head, [], _usage(ends))
 
     def _chunk(
         self, head: AnswerHead, choices: list[ChatChunkChoice], usage: UsageBody | None = None
@@ -131,32 +170,54 @@ class ChatForm:
         return body.model_dump_json(exclude_unset=True).encode()
 
 
-def _text_choice(head: AnswerHead, text: str, finish: FinishInfo | None) -> CompletionChoice:
-    if finish is None:
-        return CompletionChoice(index=0, text=text, logprobs=None, finish_reason=None)
+def _text_choice(
+    head: AnswerHead, choice: int, piece: OutputPiece, end: OutputEnd | None
+) -> CompletionChoice:
+    logprobs = completion_logprobs(piece.tokens)
+    if end is None:
+        return CompletionChoice(index=choice, text=piece.text, logprobs=logprobs, finish_reason=None)
     return CompletionChoice(
-        index=0,
-        text=text,
-        logprobs=None,
-        finish_reason=_ending(finish),
-        stop_reason=_stop_reason(head, finish),
+        index=choice,
+        text=piece.text,
+        logprobs=logprobs,
+        finish_reason=_ending(end),
+        stop_reason=_stop_reason(head, end.finish),
     )
 
 
-def _chat_choice(head: AnswerHead, delta: MessageDelta, finish: FinishInfo | None = None) -> ChatChunkChoice:
-    if finish is None:
-        return ChatChunkChoice(index=0, delta=delta, logprobs=None, finish_reason=None)
-    return ChatChunkChoice(
-        index=0,
-        delta=delta,
-        logprobs=None,
-        finish_reason=_ending(finish),
-        stop_reason=_stop_reason(head, finish),
+def _whole_choice(head: AnswerHead, output: WholeOutput) -> ChatChoice:
+    piece, end = output.piece, output.end
+    message = AssistantMessage(role="assistant", content=piece.text)
+    if piece.calls:
+        message.content = piece.text or None
+        message.tool_calls = [
+            ToolCallBody(id=placed.id, type="function", function=_function(placed)) for placed in piece.calls
+        ]
+    return ChatChoice(
+        index=end.finish.choice,
+        message=message,
+        logprobs=chat_logprobs(piece.tokens),
+        finish_reason=_ending(end),
+        stop_reason=_stop_reason(head, end.finish),
     )
 
 
-def _ending(finish: FinishInfo) -> Ending:
-    return "length" if finish.reason is FinishReason.LENGTH else "stop"
+def _chat_choice(choice: int, delta: MessageDelta) -> ChatChunkChoice:
+    return ChatChunkChoice(index=choice, delta=delta, logprobs=None, finish_reason=None)
+
+
+def _call_chunk(placed: PlacedCall) -> ToolCallChunk:
+    return ToolCallChunk(index=placed.index, id=placed.id, type="function", function=_function(placed))
+
+
+def _function(placed: PlacedCall) -> FunctionCallBody:
+    return FunctionCallBody(name=placed.call.name, arguments=placed.call.arguments)
+
+
+def _ending(end: OutputEnd) -> Ending:
+    if end.finish.reason is FinishReason.LENGTH:
+        return "length"
+    return "tool_calls" if end.called else "stop"
 
 
 def _stop_reason(head: AnswerHead, finish: FinishInfo) -> str | int | None:
@@ -166,9 +227,10 @@ def _stop_reason(head: AnswerHead, finish: FinishInfo) -> str | int | None:
     return finish.stop_token_id if finish.stop_token_id in head.stop_token_ids else None
 
 
-def _usage(finish: FinishInfo) -> UsageBody:
+def _usage(ends: Sequence[OutputEnd]) -> UsageBody:
+    """The usage of all choices, which share one prompt."""
+    n_prompt = ends[0].finish.n_prompt
+    n_completion = sum(end.finish.n_completion for end in ends)
     return UsageBody(
-        prompt_tokens=finish.n_prompt,
-        completion_tokens=finish.n_completion,
-        total_tokens=finish.n_prompt + finish.n_completion,
+        prompt_tokens=n_prompt, completion_tokens=n_completion, total_tokens=n_prompt + n_completion
     )

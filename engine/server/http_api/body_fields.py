@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from tokenmux.core.errors import InvalidRequest
 from tokenmux.server.front.generation import Ask
@@ -18,30 +18,21 @@ from tokenmux.server.front.generation import Ask
 _ASK_FIELDS = frozenset(field.name for field in fields(Ask))
 
 NOT_SERVED: Mapping[str, tuple[object, ...]] = {
-    "n": (1,),
     "best_of": (1,),
     "echo": (False,),
     "suffix": ("",),
-    "logprobs": (False,),
     "top_logprobs": (0,),
-    "prompt_logprobs": (),
     "allowed_token_ids": (),
     "use_beam_search": (False,),
     "response_format": ({"type": "text"},),
     "structured_outputs": (),
-    "tools": ([],),
-    "tool_choice": ("none",),
     "functions": ([],),
     "function_call": ("none",),
     "modalities": (["text"],),
     "audio": (),
     "spaces_between_special_tokens": (True,),
     "add_special_tokens": (True,),
-    "add_generation_prompt": (True,),
-    "continue_final_message": (False,),
     "chat_template": (),
-    "chat_template_kwargs": ({},),
-    "documents": ([],),
 }
 """Parameters of the dialect that would change the output and are not served, each with the values that
 change nothing. Any other value is an error: half of what was asked for is worse than nothing."""
@@ -59,14 +50,29 @@ class To:
     by: Callable[[Any], Any] = unchanged
 
 
+class Lenient(BaseModel):
+    """What all bodies have in common: types are as in JSON, and unknown fields are kept to be named."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, frozen=True)
+
+
+class AskBody(Lenient):
+    """A body that asks for a generation."""
+
+    def together(self, translated: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The fields of an `Ask` that depend on several fields of the body; `translated` are the others.
+        Raises InvalidRequest."""
+        return {}
+
+
 @cache
-def translations(body: type[BaseModel]) -> tuple[tuple[str, To], ...]:
+def translations(body: type[AskBody]) -> tuple[tuple[str, To], ...]:
     """The fields of a body that become fields of an `Ask`, in order."""
     found = ((name, mark) for name, field in body.model_fields.items() for mark in field.metadata)
     return tuple((name, mark) for name, mark in found if isinstance(mark, To))
 
 
-def ask_of_body(body: BaseModel) -> Ask:
+def ask_of_body(body: AskBody) -> Ask:
     """What a body asks for. Raises InvalidRequest if it contradicts itself, or wants what is not served."""
     check_served(body.model_extra or {})
     values: dict[str, Any] = {}
@@ -81,7 +87,7 @@ def ask_of_body(body: BaseModel) -> Ask:
                 f"{said_by[to.field]} and {name} mean the same and differ: send one of them", field=name
             )
         values[to.field], said_by[to.field] = value, name
-    return Ask(**values)
+    return Ask(**({**values, **body.together(values)}))
 
 
 def check_served(extra: Mapping[str, object]) -> None:
@@ -94,20 +100,22 @@ def check_served(extra: Mapping[str, object]) -> None:
         raise InvalidRequest(f"{name} is not served here: use {allowed}", field=name)
 
 
-def ignored_names(body: BaseModel) -> list[str]:
+def ignored_names(body: AskBody) -> list[str]:
     """Names of the fields in a body that are ignored."""
     return [name for name in body.model_extra or {} if name not in NOT_SERVED]
 
 
-def name_in_body(error: InvalidRequest, body: BaseModel) -> str | None:
+def name_in_body(error: InvalidRequest, body: AskBody) -> str | None:
     """The place in the body that an error of the front is about.
 
     A rule whose error does not say which field it is about begins its message with the field's name.
     """
-    field = error.field or str(error).partition(" ")[0]
+    field = error.named
     names = [name for name, to in translations(type(body)) if to.field == field]
     given = [name for name in names if getattr(body, name) is not None]
     if given or names:
         return (given or names)[0]
+    if field in type(body).model_fields:
+        return field
     sent = body.model_extra or {}
     return error.field if field in sent or field not in _ASK_FIELDS else None

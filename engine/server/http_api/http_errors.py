@@ -3,13 +3,14 @@
 `tokenmux.server.front.incidents` says what of an error may be shown.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
 from pydantic import BaseModel
 
-from tokenmux.core.errors import ErrorCode, InvalidRequest, NotFound
+from tokenmux.core.errors import ErrorCode, InvalidRequest
 from tokenmux.server.front.incidents import told_to_client
 
 MAX_ERROR_CHARS = 2048
@@ -62,28 +63,27 @@ _UNSERVABLE = HTTPStatus.UNPROCESSABLE_ENTITY
 ERROR_FORMS: Mapping[ErrorCode, ErrorForm] = {
     ErrorCode.ERROR: _refused("failed_precondition", _UNSERVABLE),
     ErrorCode.INVALID_REQUEST: _refused("invalid_value", HTTPStatus.BAD_REQUEST),
+    ErrorCode.CONTEXT_EXCEEDED: _refused("context_length_exceeded", HTTPStatus.BAD_REQUEST),
     ErrorCode.NOT_FOUND: _refused("model_not_found", HTTPStatus.NOT_FOUND),
+    ErrorCode.UNKNOWN_REQUEST: _refused("request_not_found", HTTPStatus.NOT_FOUND),
     ErrorCode.ALREADY_EXISTS: _refused("already_exists", HTTPStatus.CONFLICT),
     ErrorCode.UNAUTHENTICATED: _refused(
         "invalid_api_key", HTTPStatus.UNAUTHORIZED, {"www-authenticate": "Bearer"}
     ),
     ErrorCode.FORBIDDEN: _refused("forbidden", HTTPStatus.FORBIDDEN),
-    ErrorCode.OVERLOADED: ErrorForm(
-        HTTPStatus.TOO_MANY_REQUESTS, OVER_LIMIT, "queue_full", {"retry-after": "2"}
-    ),
+    ErrorCode.OVERLOADED: ErrorForm(HTTPStatus.TOO_MANY_REQUESTS, OVER_LIMIT, "queue_full"),
     ErrorCode.NOT_SERVABLE: _refused("not_servable", _UNSERVABLE),
+    ErrorCode.UNKNOWN_FEATURE: _refused("unknown_feature", _UNSERVABLE),
     ErrorCode.UNSUPPORTED_MODEL: _refused("unsupported_model", _UNSERVABLE),
     ErrorCode.DOES_NOT_FIT: _refused("does_not_fit", _UNSERVABLE),
     ErrorCode.BAD_CHECKPOINT: _refused("bad_checkpoint", _UNSERVABLE),
     ErrorCode.CONFIG_ERROR: _refused("config_error", _UNSERVABLE),
     ErrorCode.IN_USE: _refused("in_use", HTTPStatus.CONFLICT),
     ErrorCode.ENDED: ErrorForm(HTTPStatus.CONFLICT, SERVER_FAULT, "ended"),
-    ErrorCode.UNAVAILABLE: ErrorForm(
-        HTTPStatus.SERVICE_UNAVAILABLE, SERVER_FAULT, "unavailable", {"retry-after": "5"}
-    ),
-    ErrorCode.PROCESS_FAILED: ErrorForm(
-        HTTPStatus.SERVICE_UNAVAILABLE, SERVER_FAULT, "process_failed", {"retry-after": "5"}
-    ),
+    ErrorCode.DEADLINE_EXCEEDED: ErrorForm(HTTPStatus.GATEWAY_TIMEOUT, SERVER_FAULT, "deadline_exceeded"),
+    ErrorCode.SLOW_READER: ErrorForm(HTTPStatus.CONFLICT, SERVER_FAULT, "slow_reader"),
+    ErrorCode.UNAVAILABLE: ErrorForm(HTTPStatus.SERVICE_UNAVAILABLE, SERVER_FAULT, "unavailable"),
+    ErrorCode.PROCESS_FAILED: ErrorForm(HTTPStatus.SERVICE_UNAVAILABLE, SERVER_FAULT, "process_failed"),
     ErrorCode.INTERNAL: _INTERNAL,
     ErrorCode.ILLEGAL_PLAN: _INTERNAL,
     ErrorCode.INTEGRITY: _INTERNAL,
@@ -108,16 +108,18 @@ def error_answer(error: Exception) -> ErrorAnswer:
     """The answer for the client. An internal error is logged, with its id."""
     if isinstance(error, HttpRefusal):
         code = error.status.phrase.lower().replace(" ", "_")
-        return _answer(ErrorForm(error.status, WRONG_REQUEST, code, error.headers), str(error), None, False)
+        return _answer(ErrorForm(error.status, WRONG_REQUEST, code, error.headers), str(error), None)
     told = told_to_client(error)
     param = told.field if isinstance(told, InvalidRequest) else None
-    if isinstance(told, NotFound):  # this dialect looks up nothing but models
+    if told.code is ErrorCode.NOT_FOUND:  # this dialect looks up nothing but models
         param = "model"
-    return _answer(ERROR_FORMS[told.code], str(told), param, told.retryable)
+    return _answer(ERROR_FORMS[told.code], str(told), param, told.retry_s)
 
 
-def _answer(form: ErrorForm, message: str, param: str | None, retryable: bool) -> ErrorAnswer:
+def _answer(form: ErrorForm, message: str, param: str | None, retry_s: float | None = None) -> ErrorAnswer:
     # The clients of OpenAI would otherwise try again after every 409 and 500.
-    headers = {**form.headers, "x-should-retry": "true" if retryable else "false"}
+    headers = {**form.headers, "x-should-retry": "false" if retry_s is None else "true"}
+    if retry_s is not None:
+        headers["retry-after"] = str(math.ceil(retry_s))
     detail = ErrorDetail(message=message[:MAX_ERROR_CHARS], type=form.type, param=param, code=form.code)
     return ErrorAnswer(form.status, headers, ErrorBody(error=detail))

@@ -5,13 +5,26 @@ OpenAI's or, where it has none, vLLM's; `ttft_s`, `tpot_s` and `weight` are ours
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, TypeVar
+from dataclasses import replace
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from tokenmux.core.errors import InvalidRequest
-from tokenmux.server.front.generation import Chat, ChatMessage, Prompt, Text, TokenIds
-from tokenmux.server.http_api.body_fields import To
+from tokenmux.server.front.generation import Prompt, Text, TokenIds
+from tokenmux.server.http_api.body_fields import AskBody, Lenient, To
+from tokenmux.server.http_api.conversations import (
+    CallBody,
+    CalledFunction,
+    ContentPart,
+    FunctionBody,
+    MessageBody,
+    NamedFunction,
+    NamedTool,
+    ToolBody,
+    conversation_of,
+    tools_of,
+)
 
 OPENAI_TEMPERATURE = 1.0
 OPENAI_COMPLETION_TOKENS = 16
@@ -49,27 +62,6 @@ def biases_of(logit_bias: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
     return tuple((int(token), bias) for token, bias in logit_bias.items())
 
 
-class Lenient(BaseModel):
-    """What all bodies have in common: types are as in JSON, and unknown fields are kept to be named."""
-
-    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, frozen=True)
-
-
-class ContentPart(Lenient):
-    """A part of a message's content. `type` must be `text`."""
-
-    type: str
-    text: str | None = None
-
-
-class MessageBody(Lenient):
-    """A message of a conversation. Content parts are joined by a line break."""
-
-    role: str
-    content: str | list[ContentPart] | None = None
-    tool_calls: list[Any] | None = None
-
-
 class StreamOptions(Lenient):
     """Options of a stream."""
 
@@ -77,38 +69,11 @@ class StreamOptions(Lenient):
     """Send a last chunk with the usage."""
 
 
-def conversation_of(messages: Sequence[MessageBody]) -> Chat:
-    """The conversation. Raises InvalidRequest for content other than text."""
-    return Chat(tuple(_message(index, message) for index, message in enumerate(messages)))
-
-
-def _message(index: int, message: MessageBody) -> ChatMessage:
-    place = f"messages[{index}]"
-    if message.tool_calls:
-        raise InvalidRequest(f"{place} calls tools, which are not served here", field=f"{place}.tool_calls")
-    # Templates of open models know no developers; OpenAI's own models took system for it.
-    role = "system" if message.role == "developer" else message.role
-    match message.content:
-        case str(text):
-            return ChatMessage(role, text)
-        case None:
-            said = f"{place} has no content: send text"
-            raise InvalidRequest(said, field=f"{place}.content")
-        case parts:
-            return ChatMessage(role, "\n".join(_text(place, at, part) for at, part in enumerate(parts)))
-
-
-def _text(place: str, at: int, part: ContentPart) -> str:
-    if part.type != "text" or part.text is None:
-        said = f"{place}.content[{at}] is of type {part.type[:40]!r}: models here take text alone"
-        raise InvalidRequest(said, field=f"{place}.content[{at}]")
-    return part.text
-
-
-class GenerationBody(Lenient):
+class GenerationBody(AskBody):
     """The fields that both kinds of completion have."""
 
     model: Annotated[str, To("model")]
+    n: Annotated[int | None, To("n")] = None
     temperature: Annotated[float | None, To("temperature")] = OPENAI_TEMPERATURE
     top_p: Annotated[float | None, To("top_p")] = None
     top_k: Annotated[int | None, To("top_k", by=top_k_of)] = None
@@ -133,8 +98,14 @@ class GenerationBody(Lenient):
     tpot_s: Annotated[float | None, To("tpot_s")] = None
     """When each further token is due, in seconds after the one before."""
     weight: Annotated[float | None, To("weight")] = None
+    prompt_logprobs: Annotated[int | None, To("prompt_logprobs")] = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+
+    @property
+    def several_calls(self) -> bool:
+        """True if the answer may call several tools."""
+        return True
 
 
 class CompletionBody(GenerationBody):
@@ -149,6 +120,13 @@ class CompletionBody(GenerationBody):
     ]
     max_tokens: Annotated[int | None, To("max_tokens")] = OPENAI_COMPLETION_TOKENS
     echo: Annotated[bool | None, To("echo")] = None
+    logprobs: Annotated[int | None, To("logprobs")] = None
+
+    def together(self, translated: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A text that begins with the prompt has its log-probabilities too."""
+        if not self.echo or self.logprobs is None:
+            return {}
+        return {"prompt_logprobs": max(self.logprobs, translated.get("prompt_logprobs", self.logprobs))}
 
 
 class ChatBody(GenerationBody):
@@ -157,13 +135,80 @@ class ChatBody(GenerationBody):
     messages: Annotated[list[MessageBody], To("prompt", by=conversation_of)]
     max_completion_tokens: Annotated[int | None, To("max_tokens")] = None
     max_tokens: Annotated[int | None, To("max_tokens")] = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int | None, To("logprobs")] = None
+
+    tools: list[ToolBody] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+    """If false, calls after the first are left out."""
+    documents: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
+
+    @property
+    def several_calls(self) -> bool:
+        return self.parallel_tool_calls is not False
+
+    def together(self, translated: Mapping[str, Any]) -> Mapping[str, Any]:
+        prompt = replace(
+            translated["prompt"],
+            tools=self._offered_tools(),
+            documents=tuple(self.documents or ()),
+            arguments=self.chat_template_kwargs or {},
+            continue_final_message=self._continues(),
+        )
+        return {"prompt": prompt, "logprobs": self._n_likeliest()}
+
+    def _offered_tools(self) -> tuple[dict[str, Any], ...]:
+        tools = tools_of(self.tools or ())
+        if self.tool_choice is None or self.tool_choice == "none":
+            return () if self.tool_choice else tools
+        if not tools:
+            said = "tool_choice is for tools: send tools too, or leave it out"
+            raise InvalidRequest(said, field="tool_choice")
+        if self.tool_choice != "auto":
+            said = "tool_choice can force no call here: use 'auto' or 'none', or leave it out"
+            raise InvalidRequest(said, field="tool_choice")
+        return tools
+
+    def _continues(self) -> bool:
+        continues = bool(self.continue_final_message)
+        if self.add_generation_prompt is not None and self.add_generation_prompt == continues:
+            said = (
+                "add_generation_prompt begins a new message of the assistant, and continue_final_message "
+                "continues the last one: set one of them"
+            )
+            raise InvalidRequest(said, field="add_generation_prompt")
+        return continues
+
+    def _n_likeliest(self) -> int | None:
+        if self.logprobs:
+            return self.top_logprobs or 0
+        if self.top_logprobs:
+            said = "top_logprobs is for log-probabilities: set logprobs to true too"
+            raise InvalidRequest(said, field="top_logprobs")
+        return None
 
 
 Body = TypeVar("Body", bound=GenerationBody)
 
 _FIELDS = frozenset(
     name
-    for body in (CompletionBody, ChatBody, MessageBody, ContentPart, StreamOptions)
+    for body in (
+        CompletionBody,
+        ChatBody,
+        MessageBody,
+        ContentPart,
+        CallBody,
+        CalledFunction,
+        ToolBody,
+        FunctionBody,
+        NamedTool,
+        NamedFunction,
+        StreamOptions,
+    )
     for name in body.model_fields
 )
 
@@ -176,6 +221,9 @@ def parse_body(kind: type[Body], raw: bytes) -> Body:
         raise _wrong_body(error) from None
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest("stream_options is for streams: set stream too", field="stream_options")
+    if body.prompt_logprobs is not None and body.stream:
+        said = "prompt_logprobs are for answers in one piece: leave stream out"
+        raise InvalidRequest(said, field="prompt_logprobs")
     return body
 
 

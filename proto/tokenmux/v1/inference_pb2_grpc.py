@@ -25,7 +25,7 @@ if _version_not_supported:
     )
 
 
-class InferenceStub:
+class InferenceServiceStub:
     """Generation, tokenization and readiness. Needs an inference key if keys are configured.
     """
 
@@ -36,38 +36,43 @@ class InferenceStub:
             channel: A grpc.Channel.
         """
         self.Generate = channel.unary_unary(
-                '/tokenmux.v1.Inference/Generate',
+                '/tokenmux.v1.InferenceService/Generate',
                 request_serializer=tokenmux_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=tokenmux_dot_v1_dot_inference__pb2.GenerateResponse.FromString,
                 _registered_method=True)
         self.GenerateStream = channel.unary_stream(
-                '/tokenmux.v1.Inference/GenerateStream',
-                request_serializer=tokenmux_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
+                '/tokenmux.v1.InferenceService/GenerateStream',
+                request_serializer=tokenmux_dot_v1_dot_inference__pb2.GenerateStreamRequest.SerializeToString,
                 response_deserializer=tokenmux_dot_v1_dot_inference__pb2.GenerateStreamResponse.FromString,
                 _registered_method=True)
         self.Tokenize = channel.unary_unary(
-                '/tokenmux.v1.Inference/Tokenize',
+                '/tokenmux.v1.InferenceService/Tokenize',
                 request_serializer=tokenmux_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
                 response_deserializer=tokenmux_dot_v1_dot_inference__pb2.TokenizeResponse.FromString,
                 _registered_method=True)
         self.ModelMetadata = channel.unary_unary(
-                '/tokenmux.v1.Inference/ModelMetadata',
+                '/tokenmux.v1.InferenceService/ModelMetadata',
                 request_serializer=tokenmux_dot_v1_dot_inference__pb2.ModelMetadataRequest.SerializeToString,
                 response_deserializer=tokenmux_dot_v1_dot_inference__pb2.ModelMetadataResponse.FromString,
                 _registered_method=True)
+        self.ServerMetadata = channel.unary_unary(
+                '/tokenmux.v1.InferenceService/ServerMetadata',
+                request_serializer=tokenmux_dot_v1_dot_inference__pb2.ServerMetadataRequest.SerializeToString,
+                response_deserializer=tokenmux_dot_v1_dot_inference__pb2.ServerMetadataResponse.FromString,
+                _registered_method=True)
         self.ServerReady = channel.unary_unary(
-                '/tokenmux.v1.Inference/ServerReady',
+                '/tokenmux.v1.InferenceService/ServerReady',
                 request_serializer=tokenmux_dot_v1_dot_inference__pb2.ServerReadyRequest.SerializeToString,
                 response_deserializer=tokenmux_dot_v1_dot_inference__pb2.ServerReadyResponse.FromString,
                 _registered_method=True)
         self.ModelReady = channel.unary_unary(
-                '/tokenmux.v1.Inference/ModelReady',
+                '/tokenmux.v1.InferenceService/ModelReady',
                 request_serializer=tokenmux_dot_v1_dot_inference__pb2.ModelReadyRequest.SerializeToString,
                 response_deserializer=tokenmux_dot_v1_dot_inference__pb2.ModelReadyResponse.FromString,
                 _registered_method=True)
 
 
-class InferenceServicer:
+class InferenceServiceServicer:
     """Generation, tokenization and readiness. Needs an inference key if keys are configured.
     """
 
@@ -102,6 +107,13 @@ class InferenceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ServerMetadata(self, request, context):
+        """What server this is, and what it can do.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ServerReady(self, request, context):
         """Whether the server accepts requests.
         """
@@ -117,7 +129,7 @@ class InferenceServicer:
         raise NotImplementedError('Method not implemented!')
 
 
-def add_InferenceServicer_to_server(servicer, server):
+def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Generate': grpc.unary_unary_rpc_method_handler(
                     servicer.Generate,
@@ -126,7 +138,7 @@ def add_InferenceServicer_to_server(servicer, server):
             ),
             'GenerateStream': grpc.unary_stream_rpc_method_handler(
                     servicer.GenerateStream,
-                    request_deserializer=tokenmux_dot_v1_dot_inference__pb2.GenerateRequest.FromString,
+                    request_deserializer=tokenmux_dot_v1_dot_inference__pb2.GenerateStreamRequest.FromString,
                     response_serializer=tokenmux_dot_v1_dot_inference__pb2.GenerateStreamResponse.SerializeToString,
             ),
             'Tokenize': grpc.unary_unary_rpc_method_handler(
@@ -138,6 +150,11 @@ def add_InferenceServicer_to_server(servicer, server):
                     servicer.ModelMetadata,
                     request_deserializer=tokenmux_dot_v1_dot_inference__pb2.ModelMetadataRequest.FromString,
                     response_serializer=tokenmux_dot_v1_dot_inference__pb2.ModelMetadataResponse.SerializeToString,
+            ),
+            'ServerMetadata': grpc.unary_unary_rpc_method_handler(
+                    servicer.ServerMetadata,
+                    request_deserializer=tokenmux_dot_v1_dot_inference__pb2.ServerMetadataRequest.FromString,
+                    response_serializer=tokenmux_dot_v1_dot_inference__pb2.ServerMetadataResponse.SerializeToString,
             ),
             'ServerReady': grpc.unary_unary_rpc_method_handler(
                     servicer.ServerReady,
@@ -151,13 +168,13 @@ def add_InferenceServicer_to_server(servicer, server):
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
-            'tokenmux.v1.Inference', rpc_method_handlers)
+            'tokenmux.v1.InferenceService', rpc_method_handlers)
     server.add_generic_rpc_handlers((generic_handler,))
-    server.add_registered_method_handlers('tokenmux.v1.Inference', rpc_method_handlers)
+    server.add_registered_method_handlers('tokenmux.v1.InferenceService', rpc_method_handlers)
 
 
  # This class is part of an EXPERIMENTAL API.
-class Inference:
+class InferenceService:
     """Generation, tokenization and readiness. Needs an inference key if keys are configured.
     """
 
@@ -175,7 +192,7 @@ class Inference:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/tokenmux.v1.Inference/Generate',
+            '/tokenmux.v1.InferenceService/Generate',
             tokenmux_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
             tokenmux_dot_v1_dot_inference__pb2.GenerateResponse.FromString,
             options,
@@ -202,8 +219,8 @@ class Inference:
         return grpc.experimental.unary_stream(
             request,
             target,
-            '/tokenmux.v1.Inference/GenerateStream',
-            tokenmux_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
+            '/tokenmux.v1.InferenceService/GenerateStream',
+            tokenmux_dot_v1_dot_inference__pb2.GenerateStreamRequest.SerializeToString,
             tokenmux_dot_v1_dot_inference__pb2.GenerateStreamResponse.FromString,
             options,
             channel_credentials,
@@ -229,7 +246,7 @@ class Inference:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/tokenmux.v1.Inference/Tokenize',
+            '/tokenmux.v1.InferenceService/Tokenize',
             tokenmux_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
             tokenmux_dot_v1_dot_inference__pb2.TokenizeResponse.FromString,
             options,
@@ -256,9 +273,36 @@ class Inference:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/tokenmux.v1.Inference/ModelMetadata',
+            '/tokenmux.v1.InferenceService/ModelMetadata',
             tokenmux_dot_v1_dot_inference__pb2.ModelMetadataRequest.SerializeToString,
             tokenmux_dot_v1_dot_inference__pb2.ModelMetadataResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ServerMetadata(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tokenmux.v1.InferenceService/ServerMetadata',
+            tokenmux_dot_v1_dot_inference__pb2.ServerMetadataRequest.SerializeToString,
+            tokenmux_dot_v1_dot_inference__pb2.ServerMetadataResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -283,7 +327,7 @@ class Inference:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/tokenmux.v1.Inference/ServerReady',
+            '/tokenmux.v1.InferenceService/ServerReady',
             tokenmux_dot_v1_dot_inference__pb2.ServerReadyRequest.SerializeToString,
             tokenmux_dot_v1_dot_inference__pb2.ServerReadyResponse.FromString,
             options,
@@ -310,7 +354,7 @@ class Inference:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/tokenmux.v1.Inference/ModelReady',
+            '/tokenmux.v1.InferenceService/ModelReady',
             tokenmux_dot_v1_dot_inference__pb2.ModelReadyRequest.SerializeToString,
             tokenmux_dot_v1_dot_inference__pb2.ModelReadyResponse.FromString,
             options,

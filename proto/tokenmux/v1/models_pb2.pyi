@@ -70,15 +70,15 @@ class Model(_message.Message):
     n_tokens: int
     n_tokens_on_time: int
     compute_s: float
-    service: Service
+    service: ServiceTotals
     n_swaps_first: int
     n_swaps_again: int
     n_swaps_operator: int
     n_swaps_ahead: int
     instances: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, name: _Optional[str] = ..., residency: _Optional[_Union[Residency, str]] = ..., pinned: _Optional[bool] = ..., refusal: _Optional[str] = ..., weight_bytes: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., n_parameters: _Optional[int] = ..., max_context: _Optional[int] = ..., vocab_size: _Optional[int] = ..., n_queued: _Optional[int] = ..., n_running: _Optional[int] = ..., n_paged_out: _Optional[int] = ..., n_swaps: _Optional[int] = ..., swap_bytes: _Optional[int] = ..., swap_s: _Optional[float] = ..., swap_exposed_s: _Optional[float] = ..., n_prompt_tokens: _Optional[int] = ..., n_tokens: _Optional[int] = ..., n_tokens_on_time: _Optional[int] = ..., compute_s: _Optional[float] = ..., service: _Optional[_Union[Service, _Mapping]] = ..., n_swaps_first: _Optional[int] = ..., n_swaps_again: _Optional[int] = ..., n_swaps_operator: _Optional[int] = ..., n_swaps_ahead: _Optional[int] = ..., instances: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., residency: _Optional[_Union[Residency, str]] = ..., pinned: _Optional[bool] = ..., refusal: _Optional[str] = ..., weight_bytes: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., n_parameters: _Optional[int] = ..., max_context: _Optional[int] = ..., vocab_size: _Optional[int] = ..., n_queued: _Optional[int] = ..., n_running: _Optional[int] = ..., n_paged_out: _Optional[int] = ..., n_swaps: _Optional[int] = ..., swap_bytes: _Optional[int] = ..., swap_s: _Optional[float] = ..., swap_exposed_s: _Optional[float] = ..., n_prompt_tokens: _Optional[int] = ..., n_tokens: _Optional[int] = ..., n_tokens_on_time: _Optional[int] = ..., compute_s: _Optional[float] = ..., service: _Optional[_Union[ServiceTotals, _Mapping]] = ..., n_swaps_first: _Optional[int] = ..., n_swaps_again: _Optional[int] = ..., n_swaps_operator: _Optional[int] = ..., n_swaps_ahead: _Optional[int] = ..., instances: _Optional[_Iterable[int]] = ...) -> None: ...
 
-class Service(_message.Message):
+class ServiceTotals(_message.Message):
     __slots__ = ("n_requests", "n_requests_on_time", "n_requests_failed", "n_prompt_tokens", "n_tokens", "n_tokens_on_time", "artifact_attainment", "gpu_s", "ttft", "tpot", "gaps")
     N_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     N_REQUESTS_ON_TIME_FIELD_NUMBER: _ClassVar[int]
@@ -128,6 +128,12 @@ class GetModelRequest(_message.Message):
     name: str
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
+class GetModelResponse(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: Model
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
+
 class RegisterModelRequest(_message.Message):
     __slots__ = ("name", "source")
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -135,6 +141,12 @@ class RegisterModelRequest(_message.Message):
     name: str
     source: str
     def __init__(self, name: _Optional[str] = ..., source: _Optional[str] = ...) -> None: ...
+
+class RegisterModelResponse(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: Model
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
 
 class UnregisterModelRequest(_message.Message):
     __slots__ = ("name", "force")
@@ -156,11 +168,23 @@ class LoadModelRequest(_message.Message):
     wait: bool
     def __init__(self, name: _Optional[str] = ..., wait: _Optional[bool] = ...) -> None: ...
 
+class LoadModelResponse(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: Model
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
+
 class UnloadModelRequest(_message.Message):
     __slots__ = ("name",)
     NAME_FIELD_NUMBER: _ClassVar[int]
     name: str
     def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class UnloadModelResponse(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: Model
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
 
 class PinModelRequest(_message.Message):
     __slots__ = ("name", "pinned")
@@ -169,3 +193,9 @@ class PinModelRequest(_message.Message):
     name: str
     pinned: bool
     def __init__(self, name: _Optional[str] = ..., pinned: _Optional[bool] = ...) -> None: ...
+
+class PinModelResponse(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: Model
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...

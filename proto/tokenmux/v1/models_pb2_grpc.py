@@ -25,7 +25,7 @@ if _version_not_supported:
     )
 
 
-class ModelsStub:
+class ModelServiceStub:
     """For operators. Needs an admin key if keys are configured.
     """
 
@@ -35,62 +35,62 @@ class ModelsStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.List = channel.unary_unary(
-                '/tokenmux.v1.Models/List',
+        self.ListModels = channel.unary_unary(
+                '/tokenmux.v1.ModelService/ListModels',
                 request_serializer=tokenmux_dot_v1_dot_models__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=tokenmux_dot_v1_dot_models__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
-        self.Get = channel.unary_unary(
-                '/tokenmux.v1.Models/Get',
+        self.GetModel = channel.unary_unary(
+                '/tokenmux.v1.ModelService/GetModel',
                 request_serializer=tokenmux_dot_v1_dot_models__pb2.GetModelRequest.SerializeToString,
-                response_deserializer=tokenmux_dot_v1_dot_models__pb2.Model.FromString,
+                response_deserializer=tokenmux_dot_v1_dot_models__pb2.GetModelResponse.FromString,
                 _registered_method=True)
-        self.Register = channel.unary_unary(
-                '/tokenmux.v1.Models/Register',
+        self.RegisterModel = channel.unary_unary(
+                '/tokenmux.v1.ModelService/RegisterModel',
                 request_serializer=tokenmux_dot_v1_dot_models__pb2.RegisterModelRequest.SerializeToString,
-                response_deserializer=tokenmux_dot_v1_dot_models__pb2.Model.FromString,
+                response_deserializer=tokenmux_dot_v1_dot_models__pb2.RegisterModelResponse.FromString,
                 _registered_method=True)
-        self.Unregister = channel.unary_unary(
-                '/tokenmux.v1.Models/Unregister',
+        self.UnregisterModel = channel.unary_unary(
+                '/tokenmux.v1.ModelService/UnregisterModel',
                 request_serializer=tokenmux_dot_v1_dot_models__pb2.UnregisterModelRequest.SerializeToString,
                 response_deserializer=tokenmux_dot_v1_dot_models__pb2.UnregisterModelResponse.FromString,
                 _registered_method=True)
-        self.Load = channel.unary_unary(
-                '/tokenmux.v1.Models/Load',
+        self.LoadModel = channel.unary_unary(
+                '/tokenmux.v1.ModelService/LoadModel',
                 request_serializer=tokenmux_dot_v1_dot_models__pb2.LoadModelRequest.SerializeToString,
-                response_deserializer=tokenmux_dot_v1_dot_models__pb2.Model.FromString,
+                response_deserializer=tokenmux_dot_v1_dot_models__pb2.LoadModelResponse.FromString,
                 _registered_method=True)
-        self.Unload = channel.unary_unary(
-                '/tokenmux.v1.Models/Unload',
+        self.UnloadModel = channel.unary_unary(
+                '/tokenmux.v1.ModelService/UnloadModel',
                 request_serializer=tokenmux_dot_v1_dot_models__pb2.UnloadModelRequest.SerializeToString,
-                response_deserializer=tokenmux_dot_v1_dot_models__pb2.Model.FromString,
+                response_deserializer=tokenmux_dot_v1_dot_models__pb2.UnloadModelResponse.FromString,
                 _registered_method=True)
-        self.Pin = channel.unary_unary(
-                '/tokenmux.v1.Models/Pin',
+        self.PinModel = channel.unary_unary(
+                '/tokenmux.v1.ModelService/PinModel',
                 request_serializer=tokenmux_dot_v1_dot_models__pb2.PinModelRequest.SerializeToString,
-                response_deserializer=tokenmux_dot_v1_dot_models__pb2.Model.FromString,
+                response_deserializer=tokenmux_dot_v1_dot_models__pb2.PinModelResponse.FromString,
                 _registered_method=True)
 
 
-class ModelsServicer:
+class ModelServiceServicer:
     """For operators. Needs an admin key if keys are configured.
     """
 
-    def List(self, request, context):
+    def ListModels(self, request, context):
         """All models of the catalogue, including refused ones.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Get(self, request, context):
+    def GetModel(self, request, context):
         """One model. NOT_FOUND names similar ones.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Register(self, request, context):
+    def RegisterModel(self, request, context):
         """Add a model from a folder or file on the server's machine. May take minutes if its weights must be
         converted. FAILED_PRECONDITION if it is damaged, of an unsupported architecture, or larger than
         every device.
@@ -99,7 +99,7 @@ class ModelsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Unregister(self, request, context):
+    def UnregisterModel(self, request, context):
         """Remove a model and delete its converted weights; the source is kept. FAILED_PRECONDITION while it has
         live requests, unless forced.
         """
@@ -107,7 +107,7 @@ class ModelsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Load(self, request, context):
+    def LoadModel(self, request, context):
         """Load a model onto a device before any request needs it. Returns when loading has begun or, with `wait`,
         when it is done.
         """
@@ -115,14 +115,14 @@ class ModelsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Unload(self, request, context):
+    def UnloadModel(self, request, context):
         """Remove a model from all devices. Live requests are paged out and bring it back when it is their turn.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Pin(self, request, context):
+    def PinModel(self, request, context):
         """Keep a model on a device, or let it leave again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -130,57 +130,57 @@ class ModelsServicer:
         raise NotImplementedError('Method not implemented!')
 
 
-def add_ModelsServicer_to_server(servicer, server):
+def add_ModelServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'List': grpc.unary_unary_rpc_method_handler(
-                    servicer.List,
+            'ListModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListModels,
                     request_deserializer=tokenmux_dot_v1_dot_models__pb2.ListModelsRequest.FromString,
                     response_serializer=tokenmux_dot_v1_dot_models__pb2.ListModelsResponse.SerializeToString,
             ),
-            'Get': grpc.unary_unary_rpc_method_handler(
-                    servicer.Get,
+            'GetModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetModel,
                     request_deserializer=tokenmux_dot_v1_dot_models__pb2.GetModelRequest.FromString,
-                    response_serializer=tokenmux_dot_v1_dot_models__pb2.Model.SerializeToString,
+                    response_serializer=tokenmux_dot_v1_dot_models__pb2.GetModelResponse.SerializeToString,
             ),
-            'Register': grpc.unary_unary_rpc_method_handler(
-                    servicer.Register,
+            'RegisterModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.RegisterModel,
                     request_deserializer=tokenmux_dot_v1_dot_models__pb2.RegisterModelRequest.FromString,
-                    response_serializer=tokenmux_dot_v1_dot_models__pb2.Model.SerializeToString,
+                    response_serializer=tokenmux_dot_v1_dot_models__pb2.RegisterModelResponse.SerializeToString,
             ),
-            'Unregister': grpc.unary_unary_rpc_method_handler(
-                    servicer.Unregister,
+            'UnregisterModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnregisterModel,
                     request_deserializer=tokenmux_dot_v1_dot_models__pb2.UnregisterModelRequest.FromString,
                     response_serializer=tokenmux_dot_v1_dot_models__pb2.UnregisterModelResponse.SerializeToString,
             ),
-            'Load': grpc.unary_unary_rpc_method_handler(
-                    servicer.Load,
+            'LoadModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadModel,
                     request_deserializer=tokenmux_dot_v1_dot_models__pb2.LoadModelRequest.FromString,
-                    response_serializer=tokenmux_dot_v1_dot_models__pb2.Model.SerializeToString,
+                    response_serializer=tokenmux_dot_v1_dot_models__pb2.LoadModelResponse.SerializeToString,
             ),
-            'Unload': grpc.unary_unary_rpc_method_handler(
-                    servicer.Unload,
+            'UnloadModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnloadModel,
                     request_deserializer=tokenmux_dot_v1_dot_models__pb2.UnloadModelRequest.FromString,
-                    response_serializer=tokenmux_dot_v1_dot_models__pb2.Model.SerializeToString,
+                    response_serializer=tokenmux_dot_v1_dot_models__pb2.UnloadModelResponse.SerializeToString,
             ),
-            'Pin': grpc.unary_unary_rpc_method_handler(
-                    servicer.Pin,
+            'PinModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.PinModel,
                     request_deserializer=tokenmux_dot_v1_dot_models__pb2.PinModelRequest.FromString,
-                    response_serializer=tokenmux_dot_v1_dot_models__pb2.Model.SerializeToString,
+                    response_serializer=tokenmux_dot_v1_dot_models__pb2.PinModelResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
-            'tokenmux.v1.Models', rpc_method_handlers)
+            'tokenmux.v1.ModelService', rpc_method_handlers)
     server.add_generic_rpc_handlers((generic_handler,))
-    server.add_registered_method_handlers('tokenmux.v1.Models', rpc_method_handlers)
+    server.add_registered_method_handlers('tokenmux.v1.ModelService', rpc_method_handlers)
 
 
  # This class is part of an EXPERIMENTAL API.
-class Models:
+class ModelService:
     """For operators. Needs an admin key if keys are configured.
     """
 
     @staticmethod
-    def List(request,
+    def ListModels(request,
             target,
             options=(),
             channel_credentials=None,
@@ -193,7 +193,7 @@ class Models:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/tokenmux.v1.Models/List',
+            '/tokenmux.v1.ModelService/ListModels',
             tokenmux_dot_v1_dot_models__pb2.ListModelsRequest.SerializeToString,
             tokenmux_dot_v1_dot_models__pb2.ListModelsResponse.FromString,
             options,
@@ -207,7 +207,7 @@ class Models:
             _registered_method=True)
 
     @staticmethod
-    def Get(request,
+    def GetModel(request,
             target,
             options=(),
             channel_credentials=None,
@@ -220,9 +220,9 @@ class Models:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/tokenmux.v1.Models/Get',
+            '/tokenmux.v1.ModelService/GetModel',
             tokenmux_dot_v1_dot_models__pb2.GetModelRequest.SerializeToString,
-            tokenmux_dot_v1_dot_models__pb2.Model.FromString,
+            tokenmux_dot_v1_dot_models__pb2.GetModelResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -234,7 +234,7 @@ class Models:
             _registered_method=True)
 
     @staticmethod
-    def Register(request,
+    def RegisterModel(request,
             target,
             options=(),
             channel_credentials=None,
@@ -247,9 +247,9 @@ class Models:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/tokenmux.v1.Models/Register',
+            '/tokenmux.v1.ModelService/RegisterModel',
             tokenmux_dot_v1_dot_models__pb2.RegisterModelRequest.SerializeToString,
-            tokenmux_dot_v1_dot_models__pb2.Model.FromString,
+            tokenmux_dot_v1_dot_models__pb2.RegisterModelResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -261,7 +261,7 @@ class Models:
             _registered_method=True)
 
     @staticmethod
-    def Unregister(request,
+    def UnregisterModel(request,
             target,
             options=(),
             channel_credentials=None,
@@ -274,7 +274,7 @@ class Models:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/tokenmux.v1.Models/Unregister',
+            '/tokenmux.v1.ModelService/UnregisterModel',
             tokenmux_dot_v1_dot_models__pb2.UnregisterModelRequest.SerializeToString,
             tokenmux_dot_v1_dot_models__pb2.UnregisterModelResponse.FromString,
             options,
@@ -288,7 +288,7 @@ class Models:
             _registered_method=True)
 
     @staticmethod
-    def Load(request,
+    def LoadModel(request,
             target,
             options=(),
             channel_credentials=None,
@@ -301,9 +301,9 @@ class Models:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/tokenmux.v1.Models/Load',
+            '/tokenmux.v1.ModelService/LoadModel',
             tokenmux_dot_v1_dot_models__pb2.LoadModelRequest.SerializeToString,
-            tokenmux_dot_v1_dot_models__pb2.Model.FromString,
+            tokenmux_dot_v1_dot_models__pb2.LoadModelResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -315,7 +315,7 @@ class Models:
             _registered_method=True)
 
     @staticmethod
-    def Unload(request,
+    def UnloadModel(request,
             target,
             options=(),
             channel_credentials=None,
@@ -328,9 +328,9 @@ class Models:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/tokenmux.v1.Models/Unload',
+            '/tokenmux.v1.ModelService/UnloadModel',
             tokenmux_dot_v1_dot_models__pb2.UnloadModelRequest.SerializeToString,
-            tokenmux_dot_v1_dot_models__pb2.Model.FromString,
+            tokenmux_dot_v1_dot_models__pb2.UnloadModelResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -342,7 +342,7 @@ class Models:
             _registered_method=True)
 
     @staticmethod
-    def Pin(request,
+    def PinModel(request,
             target,
             options=(),
             channel_credentials=None,
@@ -355,9 +355,9 @@ class Models:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/tokenmux.v1.Models/Pin',
+            '/tokenmux.v1.ModelService/PinModel',
             tokenmux_dot_v1_dot_models__pb2.PinModelRequest.SerializeToString,
-            tokenmux_dot_v1_dot_models__pb2.Model.FromString,
+            tokenmux_dot_v1_dot_models__pb2.PinModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

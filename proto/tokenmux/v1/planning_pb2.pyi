@@ -6,11 +6,11 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
-class CatalogueRequest(_message.Message):
+class GetCatalogueRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
-class CatalogueResponse(_message.Message):
+class GetCatalogueResponse(_message.Message):
     __slots__ = ("models",)
     MODELS_FIELD_NUMBER: _ClassVar[int]
     models: _containers.RepeatedCompositeFieldContainer[ModelSizes]
@@ -38,13 +38,13 @@ class ModelSizes(_message.Message):
     dtype_bytes: int
     def __init__(self, name: _Optional[str] = ..., weight_bytes: _Optional[int] = ..., n_parameters: _Optional[int] = ..., max_context: _Optional[int] = ..., vocab_size: _Optional[int] = ..., n_layers: _Optional[int] = ..., n_kv_heads: _Optional[int] = ..., head_dim: _Optional[int] = ..., dtype_bytes: _Optional[int] = ...) -> None: ...
 
-class RecordedTrafficRequest(_message.Message):
+class GetRecordedTrafficRequest(_message.Message):
     __slots__ = ("last_s",)
     LAST_S_FIELD_NUMBER: _ClassVar[int]
     last_s: float
     def __init__(self, last_s: _Optional[float] = ...) -> None: ...
 
-class RecordedTrafficResponse(_message.Message):
+class GetRecordedTrafficResponse(_message.Message):
     __slots__ = ("requests",)
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
     requests: _containers.RepeatedCompositeFieldContainer[RecordedRequest]

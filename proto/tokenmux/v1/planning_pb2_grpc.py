@@ -25,7 +25,7 @@ if _version_not_supported:
     )
 
 
-class PlanningStub:
+class PlanningServiceStub:
     """For operators. Needs an admin key if keys are configured.
     """
 
@@ -35,30 +35,30 @@ class PlanningStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.Catalogue = channel.unary_unary(
-                '/tokenmux.v1.Planning/Catalogue',
-                request_serializer=tokenmux_dot_v1_dot_planning__pb2.CatalogueRequest.SerializeToString,
-                response_deserializer=tokenmux_dot_v1_dot_planning__pb2.CatalogueResponse.FromString,
+        self.GetCatalogue = channel.unary_unary(
+                '/tokenmux.v1.PlanningService/GetCatalogue',
+                request_serializer=tokenmux_dot_v1_dot_planning__pb2.GetCatalogueRequest.SerializeToString,
+                response_deserializer=tokenmux_dot_v1_dot_planning__pb2.GetCatalogueResponse.FromString,
                 _registered_method=True)
-        self.RecordedTraffic = channel.unary_stream(
-                '/tokenmux.v1.Planning/RecordedTraffic',
-                request_serializer=tokenmux_dot_v1_dot_planning__pb2.RecordedTrafficRequest.SerializeToString,
-                response_deserializer=tokenmux_dot_v1_dot_planning__pb2.RecordedTrafficResponse.FromString,
+        self.GetRecordedTraffic = channel.unary_stream(
+                '/tokenmux.v1.PlanningService/GetRecordedTraffic',
+                request_serializer=tokenmux_dot_v1_dot_planning__pb2.GetRecordedTrafficRequest.SerializeToString,
+                response_deserializer=tokenmux_dot_v1_dot_planning__pb2.GetRecordedTrafficResponse.FromString,
                 _registered_method=True)
 
 
-class PlanningServicer:
+class PlanningServiceServicer:
     """For operators. Needs an admin key if keys are configured.
     """
 
-    def Catalogue(self, request, context):
+    def GetCatalogue(self, request, context):
         """The sizes of all models of the catalogue, including refused ones.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def RecordedTraffic(self, request, context):
+    def GetRecordedTraffic(self, request, context):
         """Requests that have ended, in order of arrival, in several messages if there are many. The server keeps
         the newest (as many as `record_traffic.window` says). FAILED_PRECONDITION if recording is switched off.
         """
@@ -67,32 +67,32 @@ class PlanningServicer:
         raise NotImplementedError('Method not implemented!')
 
 
-def add_PlanningServicer_to_server(servicer, server):
+def add_PlanningServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'Catalogue': grpc.unary_unary_rpc_method_handler(
-                    servicer.Catalogue,
-                    request_deserializer=tokenmux_dot_v1_dot_planning__pb2.CatalogueRequest.FromString,
-                    response_serializer=tokenmux_dot_v1_dot_planning__pb2.CatalogueResponse.SerializeToString,
+            'GetCatalogue': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCatalogue,
+                    request_deserializer=tokenmux_dot_v1_dot_planning__pb2.GetCatalogueRequest.FromString,
+                    response_serializer=tokenmux_dot_v1_dot_planning__pb2.GetCatalogueResponse.SerializeToString,
             ),
-            'RecordedTraffic': grpc.unary_stream_rpc_method_handler(
-                    servicer.RecordedTraffic,
-                    request_deserializer=tokenmux_dot_v1_dot_planning__pb2.RecordedTrafficRequest.FromString,
-                    response_serializer=tokenmux_dot_v1_dot_planning__pb2.RecordedTrafficResponse.SerializeToString,
+            'GetRecordedTraffic': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetRecordedTraffic,
+                    request_deserializer=tokenmux_dot_v1_dot_planning__pb2.GetRecordedTrafficRequest.FromString,
+                    response_serializer=tokenmux_dot_v1_dot_planning__pb2.GetRecordedTrafficResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
-            'tokenmux.v1.Planning', rpc_method_handlers)
+            'tokenmux.v1.PlanningService', rpc_method_handlers)
     server.add_generic_rpc_handlers((generic_handler,))
-    server.add_registered_method_handlers('tokenmux.v1.Planning', rpc_method_handlers)
+    server.add_registered_method_handlers('tokenmux.v1.PlanningService', rpc_method_handlers)
 
 
  # This class is part of an EXPERIMENTAL API.
-class Planning:
+class PlanningService:
     """For operators. Needs an admin key if keys are configured.
     """
 
     @staticmethod
-    def Catalogue(request,
+    def GetCatalogue(request,
             target,
             options=(),
             channel_credentials=None,
@@ -105,9 +105,9 @@ class Planning:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/tokenmux.v1.Planning/Catalogue',
-            tokenmux_dot_v1_dot_planning__pb2.CatalogueRequest.SerializeToString,
-            tokenmux_dot_v1_dot_planning__pb2.CatalogueResponse.FromString,
+            '/tokenmux.v1.PlanningService/GetCatalogue',
+            tokenmux_dot_v1_dot_planning__pb2.GetCatalogueRequest.SerializeToString,
+            tokenmux_dot_v1_dot_planning__pb2.GetCatalogueResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -119,7 +119,7 @@ class Planning:
             _registered_method=True)
 
     @staticmethod
-    def RecordedTraffic(request,
+    def GetRecordedTraffic(request,
             target,
             options=(),
             channel_credentials=None,
@@ -132,9 +132,9 @@ class Planning:
         return grpc.experimental.unary_stream(
             request,
             target,
-            '/tokenmux.v1.Planning/RecordedTraffic',
-            tokenmux_dot_v1_dot_planning__pb2.RecordedTrafficRequest.SerializeToString,
-            tokenmux_dot_v1_dot_planning__pb2.RecordedTrafficResponse.FromString,
+            '/tokenmux.v1.PlanningService/GetRecordedTraffic',
+            tokenmux_dot_v1_dot_planning__pb2.GetRecordedTrafficRequest.SerializeToString,
+            tokenmux_dot_v1_dot_planning__pb2.GetRecordedTrafficResponse.FromString,
             options,
             channel_credentials,
             insecure,

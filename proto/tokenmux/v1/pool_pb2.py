@@ -25,49 +25,54 @@ _sym_db = _symbol_database.Default()
 from tokenmux.v1 import models_pb2 as tokenmux_dot_v1_dot_models__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16tokenmux/v1/pool.proto\x12\x0btokenmux.v1\x1a\x18tokenmux/v1/models.proto\"\x0f\n\rStatusRequest\",\n\x12WatchStatusRequest\x12\x16\n\x0emin_interval_s\x18\x01 \x01(\x01\"\xef\x03\n\x0eStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x10\n\x08uptime_s\x18\x02 \x01(\x01\x12\x12\n\nn_requests\x18\x03 \x01(\r\x12\x14\n\x0cmax_requests\x18\x04 \x01(\r\x12\x12\n\nn_restarts\x18\x05 \x01(\r\x12(\n\tinstances\x18\x06 \x03(\x0b\x32\x15.tokenmux.v1.Instance\x12\"\n\x06models\x18\x07 \x03(\x0b\x32\x12.tokenmux.v1.Model\x12$\n\x07tenants\x18\x08 \x03(\x0b\x32\x13.tokenmux.v1.Tenant\x12\x19\n\x11\x64uration_bounds_s\x18\t \x03(\x01\x12\x15\n\rdevices_saved\x18\n \x01(\x01\x12\x1f\n\x17\x64\x65vices_saved_dedicated\x18\x0b \x01(\x01\x12\x0c\n\x04\x61t_s\x18\x0c \x01(\x01\x12\x18\n\x10host_cache_bytes\x18\r \x01(\x04\x12\x1d\n\x15host_cache_used_bytes\x18\x0e \x01(\x04\x12\x15\n\rhost_kv_bytes\x18\x0f \x01(\x04\x12\x1a\n\x12host_kv_used_bytes\x18\x10 \x01(\x04\x12\x0e\n\x06work_s\x18\x11 \x01(\x01\x12\x14\n\x0cmodel_work_s\x18\x12 \x01(\x01\x12\x15\n\rn_models_used\x18\x13 \x01(\r\"=\n\x06Tenant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x07service\x18\x02 \x01(\x0b\x32\x14.tokenmux.v1.Service\"\x1e\n\x0cTraceRequest\x12\x0e\n\x06last_s\x18\x01 \x01(\x01\"G\n\rTraceResponse\x12\x14\n\x0c\x63hrome_trace\x18\x01 \x01(\t\x12\x0f\n\x07n_spans\x18\x02 \x01(\r\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\"H\n\rResizeRequest\x12\x13\n\x0b\x61rena_bytes\x18\x01 \x01(\x04\x12\x15\n\x08instance\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x0b\n\t_instance\"%\n\x0eResizeResponse\x12\x13\n\x0b\x61rena_bytes\x18\x01 \x01(\x04\"\x83\x01\n\x10\x41\x64\x64\x44\x65viceRequest\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.tokenmux.v1.DeviceKind\x12\x13\n\x0b\x61rena_bytes\x18\x02 \x01(\x04\x12\x0b\n\x03gpu\x18\x03 \x01(\t\x12&\n\x08paged_kv\x18\x04 \x01(\x0e\x32\x14.tokenmux.v1.PagedKv\"%\n\x11\x41\x64\x64\x44\x65viceResponse\x12\x10\n\x08instance\x18\x01 \x01(\r\"F\n\x12\x44rainDeviceRequest\x12\x15\n\x08instance\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x0c\n\x04undo\x18\x02 \x01(\x08\x42\x0b\n\t_instance\"\x15\n\x13\x44rainDeviceResponse\"9\n\x13RemoveDeviceRequest\x12\x15\n\x08instance\x18\x01 \x01(\rH\x00\x88\x01\x01\x42\x0b\n\t_instance\"\x16\n\x14RemoveDeviceResponse\"\xbc\x04\n\x08Instance\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x13\n\x0b\x61rena_bytes\x18\x03 \x01(\x04\x12\x14\n\x0cweight_bytes\x18\x04 \x01(\x04\x12\x10\n\x08kv_bytes\x18\x05 \x01(\x04\x12\x16\n\x0e\x63ompute_busy_s\x18\n \x01(\x01\x12\x16\n\x0e\x63opy_in_busy_s\x18\x0b \x01(\x01\x12\x17\n\x0f\x63opy_out_busy_s\x18\x0c \x01(\x01\x12\x14\n\x0c\x66\x65tch_busy_s\x18\r \x01(\x01\x12\x0f\n\x07n_steps\x18\x0e \x01(\x04\x12\x12\n\nn_discards\x18\x0f \x01(\x04\x12\x15\n\rrunning_model\x18\x10 \x01(\t\x12\x0e\n\x06work_s\x18\x11 \x01(\x01\x12\x14\n\x0cmodel_work_s\x18\x12 \x01(\x01\x12\n\n\x02id\x18\x14 \x01(\r\x12\'\n\x05state\x18\x15 \x01(\x0e\x32\x18.tokenmux.v1.DeviceState\x12\r\n\x05\x66\x61ult\x18\x16 \x01(\t\x12\x10\n\x08n_deaths\x18\x17 \x01(\r\x12\x15\n\rloading_model\x18\x18 \x01(\t\x12\x17\n\x0fresident_models\x18\x19 \x03(\t\x12\x15\n\rpinned_models\x18\x1a \x03(\t\x12\x12\n\nn_requests\x18\x1b \x01(\rJ\x04\x08\x01\x10\x02J\x04\x08\x06\x10\nJ\x04\x08\x13\x10\x14R\x04\x61t_sR\x10host_cache_bytesR\x15host_cache_used_bytesR\rhost_kv_bytesR\x12host_kv_used_bytesR\rn_models_used*T\n\nDeviceKind\x12\x1b\n\x17\x44\x45VICE_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44\x45VICE_KIND_CPU\x10\x01\x12\x14\n\x10\x44\x45VICE_KIND_CUDA\x10\x02*J\n\x07PagedKv\x12\x18\n\x14PAGED_KV_UNSPECIFIED\x10\x00\x12\x12\n\x0ePAGED_KV_EXACT\x10\x01\x12\x11\n\rPAGED_KV_INT8\x10\x02*\xab\x01\n\x0b\x44\x65viceState\x12\x1c\n\x18\x44\x45VICE_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x44\x45VICE_STATE_STARTING\x10\x01\x12\x18\n\x14\x44\x45VICE_STATE_SERVING\x10\x02\x12\x19\n\x15\x44\x45VICE_STATE_DRAINING\x10\x03\x12\x18\n\x14\x44\x45VICE_STATE_DRAINED\x10\x04\x12\x14\n\x10\x44\x45VICE_STATE_OUT\x10\x05\x32\x8e\x04\n\x04Pool\x12\x41\n\x06Status\x12\x1a.tokenmux.v1.StatusRequest\x1a\x1b.tokenmux.v1.StatusResponse\x12M\n\x0bWatchStatus\x12\x1f.tokenmux.v1.WatchStatusRequest\x1a\x1b.tokenmux.v1.StatusResponse0\x01\x12>\n\x05Trace\x12\x19.tokenmux.v1.TraceRequest\x1a\x1a.tokenmux.v1.TraceResponse\x12\x41\n\x06Resize\x12\x1a.tokenmux.v1.ResizeRequest\x1a\x1b.tokenmux.v1.ResizeResponse\x12J\n\tAddDevice\x12\x1d.tokenmux.v1.AddDeviceRequest\x1a\x1e.tokenmux.v1.AddDeviceResponse\x12P\n\x0b\x44rainDevice\x12\x1f.tokenmux.v1.DrainDeviceRequest\x1a .tokenmux.v1.DrainDeviceResponse\x12S\n\x0cRemoveDevice\x12 .tokenmux.v1.RemoveDeviceRequest\x1a!.tokenmux.v1.RemoveDeviceResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16tokenmux/v1/pool.proto\x12\x0btokenmux.v1\x1a\x18tokenmux/v1/models.proto\"\x12\n\x10GetStatusRequest\"<\n\x11GetStatusResponse\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.tokenmux.v1.PoolStatus\",\n\x12WatchStatusRequest\x12\x16\n\x0emin_interval_s\x18\x01 \x01(\x01\">\n\x13WatchStatusResponse\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.tokenmux.v1.PoolStatus\"\xeb\x03\n\nPoolStatus\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x10\n\x08uptime_s\x18\x02 \x01(\x01\x12\x12\n\nn_requests\x18\x03 \x01(\r\x12\x14\n\x0cmax_requests\x18\x04 \x01(\r\x12\x12\n\nn_restarts\x18\x05 \x01(\r\x12(\n\tinstances\x18\x06 \x03(\x0b\x32\x15.tokenmux.v1.Instance\x12\"\n\x06models\x18\x07 \x03(\x0b\x32\x12.tokenmux.v1.Model\x12$\n\x07tenants\x18\x08 \x03(\x0b\x32\x13.tokenmux.v1.Tenant\x12\x19\n\x11\x64uration_bounds_s\x18\t \x03(\x01\x12\x15\n\rdevices_saved\x18\n \x01(\x01\x12\x1f\n\x17\x64\x65vices_saved_dedicated\x18\x0b \x01(\x01\x12\x0c\n\x04\x61t_s\x18\x0c \x01(\x01\x12\x18\n\x10host_cache_bytes\x18\r \x01(\x04\x12\x1d\n\x15host_cache_used_bytes\x18\x0e \x01(\x04\x12\x15\n\rhost_kv_bytes\x18\x0f \x01(\x04\x12\x1a\n\x12host_kv_used_bytes\x18\x10 \x01(\x04\x12\x0e\n\x06work_s\x18\x11 \x01(\x01\x12\x14\n\x0cmodel_work_s\x18\x12 \x01(\x01\x12\x15\n\rn_models_used\x18\x13 \x01(\r\"C\n\x06Tenant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\x07service\x18\x02 \x01(\x0b\x32\x1a.tokenmux.v1.ServiceTotals\"!\n\x0fGetTraceRequest\x12\x0e\n\x06last_s\x18\x01 \x01(\x01\"J\n\x10GetTraceResponse\x12\x14\n\x0c\x63hrome_trace\x18\x01 \x01(\t\x12\x0f\n\x07n_spans\x18\x02 \x01(\r\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\"N\n\x13ResizeDeviceRequest\x12\x13\n\x0b\x61rena_bytes\x18\x01 \x01(\x04\x12\x15\n\x08instance\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x0b\n\t_instance\"+\n\x14ResizeDeviceResponse\x12\x13\n\x0b\x61rena_bytes\x18\x01 \x01(\x04\"\x83\x01\n\x10\x41\x64\x64\x44\x65viceRequest\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.tokenmux.v1.DeviceKind\x12\x13\n\x0b\x61rena_bytes\x18\x02 \x01(\x04\x12\x0b\n\x03gpu\x18\x03 \x01(\t\x12&\n\x08paged_kv\x18\x04 \x01(\x0e\x32\x14.tokenmux.v1.PagedKv\"%\n\x11\x41\x64\x64\x44\x65viceResponse\x12\x10\n\x08instance\x18\x01 \x01(\r\"F\n\x12\x44rainDeviceRequest\x12\x15\n\x08instance\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x0c\n\x04undo\x18\x02 \x01(\x08\x42\x0b\n\t_instance\"\x15\n\x13\x44rainDeviceResponse\"9\n\x13RemoveDeviceRequest\x12\x15\n\x08instance\x18\x01 \x01(\rH\x00\x88\x01\x01\x42\x0b\n\t_instance\"\x16\n\x14RemoveDeviceResponse\"\xbc\x04\n\x08Instance\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x13\n\x0b\x61rena_bytes\x18\x03 \x01(\x04\x12\x14\n\x0cweight_bytes\x18\x04 \x01(\x04\x12\x10\n\x08kv_bytes\x18\x05 \x01(\x04\x12\x16\n\x0e\x63ompute_busy_s\x18\n \x01(\x01\x12\x16\n\x0e\x63opy_in_busy_s\x18\x0b \x01(\x01\x12\x17\n\x0f\x63opy_out_busy_s\x18\x0c \x01(\x01\x12\x14\n\x0c\x66\x65tch_busy_s\x18\r \x01(\x01\x12\x0f\n\x07n_steps\x18\x0e \x01(\x04\x12\x12\n\nn_discards\x18\x0f \x01(\x04\x12\x15\n\rrunning_model\x18\x10 \x01(\t\x12\x0e\n\x06work_s\x18\x11 \x01(\x01\x12\x14\n\x0cmodel_work_s\x18\x12 \x01(\x01\x12\n\n\x02id\x18\x14 \x01(\r\x12\'\n\x05state\x18\x15 \x01(\x0e\x32\x18.tokenmux.v1.DeviceState\x12\r\n\x05\x66\x61ult\x18\x16 \x01(\t\x12\x10\n\x08n_deaths\x18\x17 \x01(\r\x12\x15\n\rloading_model\x18\x18 \x01(\t\x12\x17\n\x0fresident_models\x18\x19 \x03(\t\x12\x15\n\rpinned_models\x18\x1a \x03(\t\x12\x12\n\nn_requests\x18\x1b \x01(\rJ\x04\x08\x01\x10\x02J\x04\x08\x06\x10\nJ\x04\x08\x13\x10\x14R\x04\x61t_sR\x10host_cache_bytesR\x15host_cache_used_bytesR\rhost_kv_bytesR\x12host_kv_used_bytesR\rn_models_used*T\n\nDeviceKind\x12\x1b\n\x17\x44\x45VICE_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44\x45VICE_KIND_CPU\x10\x01\x12\x14\n\x10\x44\x45VICE_KIND_CUDA\x10\x02*J\n\x07PagedKv\x12\x18\n\x14PAGED_KV_UNSPECIFIED\x10\x00\x12\x12\n\x0ePAGED_KV_EXACT\x10\x01\x12\x11\n\rPAGED_KV_INT8\x10\x02*\xab\x01\n\x0b\x44\x65viceState\x12\x1c\n\x18\x44\x45VICE_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x44\x45VICE_STATE_STARTING\x10\x01\x12\x18\n\x14\x44\x45VICE_STATE_SERVING\x10\x02\x12\x19\n\x15\x44\x45VICE_STATE_DRAINING\x10\x03\x12\x18\n\x14\x44\x45VICE_STATE_DRAINED\x10\x04\x12\x14\n\x10\x44\x45VICE_STATE_OUT\x10\x05\x32\xbe\x04\n\x0bPoolService\x12J\n\tGetStatus\x12\x1d.tokenmux.v1.GetStatusRequest\x1a\x1e.tokenmux.v1.GetStatusResponse\x12R\n\x0bWatchStatus\x12\x1f.tokenmux.v1.WatchStatusRequest\x1a .tokenmux.v1.WatchStatusResponse0\x01\x12G\n\x08GetTrace\x12\x1c.tokenmux.v1.GetTraceRequest\x1a\x1d.tokenmux.v1.GetTraceResponse\x12S\n\x0cResizeDevice\x12 .tokenmux.v1.ResizeDeviceRequest\x1a!.tokenmux.v1.ResizeDeviceResponse\x12J\n\tAddDevice\x12\x1d.tokenmux.v1.AddDeviceRequest\x1a\x1e.tokenmux.v1.AddDeviceResponse\x12P\n\x0b\x44rainDevice\x12\x1f.tokenmux.v1.DrainDeviceRequest\x1a .tokenmux.v1.DrainDeviceResponse\x12S\n\x0cRemoveDevice\x12 .tokenmux.v1.RemoveDeviceRequest\x1a!.tokenmux.v1.RemoveDeviceResponseB2\n\x0btokenmux.v1B\tPoolProtoP\x01Z\x16tokenmux/v1;tokenmuxv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tokenmux.v1.pool_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
-  _globals['_DEVICEKIND']._serialized_start=1833
-  _globals['_DEVICEKIND']._serialized_end=1917
-  _globals['_PAGEDKV']._serialized_start=1919
-  _globals['_PAGEDKV']._serialized_end=1993
-  _globals['_DEVICESTATE']._serialized_start=1996
-  _globals['_DEVICESTATE']._serialized_end=2167
-  _globals['_STATUSREQUEST']._serialized_start=65
-  _globals['_STATUSREQUEST']._serialized_end=80
-  _globals['_WATCHSTATUSREQUEST']._serialized_start=82
-  _globals['_WATCHSTATUSREQUEST']._serialized_end=126
-  _globals['_STATUSRESPONSE']._serialized_start=129
-  _globals['_STATUSRESPONSE']._serialized_end=624
-  _globals['_TENANT']._serialized_start=626
-  _globals['_TENANT']._serialized_end=687
-  _globals['_TRACEREQUEST']._serialized_start=689
-  _globals['_TRACEREQUEST']._serialized_end=719
-  _globals['_TRACERESPONSE']._serialized_start=721
-  _globals['_TRACERESPONSE']._serialized_end=792
-  _globals['_RESIZEREQUEST']._serialized_start=794
-  _globals['_RESIZEREQUEST']._serialized_end=866
-  _globals['_RESIZERESPONSE']._serialized_start=868
-  _globals['_RESIZERESPONSE']._serialized_end=905
-  _globals['_ADDDEVICEREQUEST']._serialized_start=908
-  _globals['_ADDDEVICEREQUEST']._serialized_end=1039
-  _globals['_ADDDEVICERESPONSE']._serialized_start=1041
-  _globals['_ADDDEVICERESPONSE']._serialized_end=1078
-  _globals['_DRAINDEVICEREQUEST']._serialized_start=1080
-  _globals['_DRAINDEVICEREQUEST']._serialized_end=1150
-  _globals['_DRAINDEVICERESPONSE']._serialized_start=1152
-  _globals['_DRAINDEVICERESPONSE']._serialized_end=1173
-  _globals['_REMOVEDEVICEREQUEST']._serialized_start=1175
-  _globals['_REMOVEDEVICEREQUEST']._serialized_end=1232
-  _globals['_REMOVEDEVICERESPONSE']._serialized_start=1234
-  _globals['_REMOVEDEVICERESPONSE']._serialized_end=1256
-  _globals['_INSTANCE']._serialized_start=1259
-  _globals['_INSTANCE']._serialized_end=1831
-  _globals['_POOL']._serialized_start=2170
-  _globals['_POOL']._serialized_end=2696
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\013tokenmux.v1B\tPoolProtoP\001Z\026tokenmux/v1;tokenmuxv1'
+  _globals['_DEVICEKIND']._serialized_start=1982
+  _globals['_DEVICEKIND']._serialized_end=2066
+  _globals['_PAGEDKV']._serialized_start=2068
+  _globals['_PAGEDKV']._serialized_end=2142
+  _globals['_DEVICESTATE']._serialized_start=2145
+  _globals['_DEVICESTATE']._serialized_end=2316
+  _globals['_GETSTATUSREQUEST']._serialized_start=65
+  _globals['_GETSTATUSREQUEST']._serialized_end=83
+  _globals['_GETSTATUSRESPONSE']._serialized_start=85
+  _globals['_GETSTATUSRESPONSE']._serialized_end=145
+  _globals['_WATCHSTATUSREQUEST']._serialized_start=147
+  _globals['_WATCHSTATUSREQUEST']._serialized_end=191
+  _globals['_WATCHSTATUSRESPONSE']._serialized_start=193
+  _globals['_WATCHSTATUSRESPONSE']._serialized_end=255
+  _globals['_POOLSTATUS']._serialized_start=258
+  _globals['_POOLSTATUS']._serialized_end=749
+  _globals['_TENANT']._serialized_start=751
+  _globals['_TENANT']._serialized_end=818
+  _globals['_GETTRACEREQUEST']._serialized_start=820
+  _globals['_GETTRACEREQUEST']._serialized_end=853
+  _globals['_GETTRACERESPONSE']._serialized_start=855
+  _globals['_GETTRACERESPONSE']._serialized_end=929
+  _globals['_RESIZEDEVICEREQUEST']._serialized_start=931
+  _globals['_RESIZEDEVICEREQUEST']._serialized_end=1009
+  _globals['_RESIZEDEVICERESPONSE']._serialized_start=1011
+  _globals['_RESIZEDEVICERESPONSE']._serialized_end=1054
+  _globals['_ADDDEVICEREQUEST']._serialized_start=1057
+  _globals['_ADDDEVICEREQUEST']._serialized_end=1188
+  _globals['_ADDDEVICERESPONSE']._serialized_start=1190
+  _globals['_ADDDEVICERESPONSE']._serialized_end=1227
+  _globals['_DRAINDEVICEREQUEST']._serialized_start=1229
+  _globals['_DRAINDEVICEREQUEST']._serialized_end=1299
+  _globals['_DRAINDEVICERESPONSE']._serialized_start=1301
+  _globals['_DRAINDEVICERESPONSE']._serialized_end=1322
+  _globals['_REMOVEDEVICEREQUEST']._serialized_start=1324
+  _globals['_REMOVEDEVICEREQUEST']._serialized_end=1381
+  _globals['_REMOVEDEVICERESPONSE']._serialized_start=1383
+  _globals['_REMOVEDEVICERESPONSE']._serialized_end=1405
+  _globals['_INSTANCE']._serialized_start=1408
+  _globals['_INSTANCE']._serialized_end=1980
+  _globals['_POOLSERVICE']._serialized_start=2319
+  _globals['_POOLSERVICE']._serialized_end=2893
 # @@protoc_insertion_point(module_scope)

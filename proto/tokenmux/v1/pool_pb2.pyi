@@ -41,9 +41,15 @@ DEVICE_STATE_DRAINING: DeviceState
 DEVICE_STATE_DRAINED: DeviceState
 DEVICE_STATE_OUT: DeviceState
 
-class StatusRequest(_message.Message):
+class GetStatusRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class GetStatusResponse(_message.Message):
+    __slots__ = ("status",)
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    status: PoolStatus
+    def __init__(self, status: _Optional[_Union[PoolStatus, _Mapping]] = ...) -> None: ...
 
 class WatchStatusRequest(_message.Message):
     __slots__ = ("min_interval_s",)
@@ -51,7 +57,13 @@ class WatchStatusRequest(_message.Message):
     min_interval_s: float
     def __init__(self, min_interval_s: _Optional[float] = ...) -> None: ...
 
-class StatusResponse(_message.Message):
+class WatchStatusResponse(_message.Message):
+    __slots__ = ("status",)
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    status: PoolStatus
+    def __init__(self, status: _Optional[_Union[PoolStatus, _Mapping]] = ...) -> None: ...
+
+class PoolStatus(_message.Message):
     __slots__ = ("version", "uptime_s", "n_requests", "max_requests", "n_restarts", "instances", "models", "tenants", "duration_bounds_s", "devices_saved", "devices_saved_dedicated", "at_s", "host_cache_bytes", "host_cache_used_bytes", "host_kv_bytes", "host_kv_used_bytes", "work_s", "model_work_s", "n_models_used")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     UPTIME_S_FIELD_NUMBER: _ClassVar[int]
@@ -98,16 +110,16 @@ class Tenant(_message.Message):
     NAME_FIELD_NUMBER: _ClassVar[int]
     SERVICE_FIELD_NUMBER: _ClassVar[int]
     name: str
-    service: _models_pb2.Service
-    def __init__(self, name: _Optional[str] = ..., service: _Optional[_Union[_models_pb2.Service, _Mapping]] = ...) -> None: ...
+    service: _models_pb2.ServiceTotals
+    def __init__(self, name: _Optional[str] = ..., service: _Optional[_Union[_models_pb2.ServiceTotals, _Mapping]] = ...) -> None: ...
 
-class TraceRequest(_message.Message):
+class GetTraceRequest(_message.Message):
     __slots__ = ("last_s",)
     LAST_S_FIELD_NUMBER: _ClassVar[int]
     last_s: float
     def __init__(self, last_s: _Optional[float] = ...) -> None: ...
 
-class TraceResponse(_message.Message):
+class GetTraceResponse(_message.Message):
     __slots__ = ("chrome_trace", "n_spans", "seconds")
     CHROME_TRACE_FIELD_NUMBER: _ClassVar[int]
     N_SPANS_FIELD_NUMBER: _ClassVar[int]
@@ -117,7 +129,7 @@ class TraceResponse(_message.Message):
     seconds: float
     def __init__(self, chrome_trace: _Optional[str] = ..., n_spans: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
 
-class ResizeRequest(_message.Message):
+class ResizeDeviceRequest(_message.Message):
     __slots__ = ("arena_bytes", "instance")
     ARENA_BYTES_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_FIELD_NUMBER: _ClassVar[int]
@@ -125,7 +137,7 @@ class ResizeRequest(_message.Message):
     instance: int
     def __init__(self, arena_bytes: _Optional[int] = ..., instance: _Optional[int] = ...) -> None: ...
 
-class ResizeResponse(_message.Message):
+class ResizeDeviceResponse(_message.Message):
     __slots__ = ("arena_bytes",)
     ARENA_BYTES_FIELD_NUMBER: _ClassVar[int]
     arena_bytes: int

@@ -25,7 +25,7 @@ if _version_not_supported:
     )
 
 
-class PoolStub:
+class PoolServiceStub:
     """For operators. Needs an admin key if keys are configured.
     """
 
@@ -35,48 +35,48 @@ class PoolStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.Status = channel.unary_unary(
-                '/tokenmux.v1.Pool/Status',
-                request_serializer=tokenmux_dot_v1_dot_pool__pb2.StatusRequest.SerializeToString,
-                response_deserializer=tokenmux_dot_v1_dot_pool__pb2.StatusResponse.FromString,
+        self.GetStatus = channel.unary_unary(
+                '/tokenmux.v1.PoolService/GetStatus',
+                request_serializer=tokenmux_dot_v1_dot_pool__pb2.GetStatusRequest.SerializeToString,
+                response_deserializer=tokenmux_dot_v1_dot_pool__pb2.GetStatusResponse.FromString,
                 _registered_method=True)
         self.WatchStatus = channel.unary_stream(
-                '/tokenmux.v1.Pool/WatchStatus',
+                '/tokenmux.v1.PoolService/WatchStatus',
                 request_serializer=tokenmux_dot_v1_dot_pool__pb2.WatchStatusRequest.SerializeToString,
-                response_deserializer=tokenmux_dot_v1_dot_pool__pb2.StatusResponse.FromString,
+                response_deserializer=tokenmux_dot_v1_dot_pool__pb2.WatchStatusResponse.FromString,
                 _registered_method=True)
-        self.Trace = channel.unary_unary(
-                '/tokenmux.v1.Pool/Trace',
-                request_serializer=tokenmux_dot_v1_dot_pool__pb2.TraceRequest.SerializeToString,
-                response_deserializer=tokenmux_dot_v1_dot_pool__pb2.TraceResponse.FromString,
+        self.GetTrace = channel.unary_unary(
+                '/tokenmux.v1.PoolService/GetTrace',
+                request_serializer=tokenmux_dot_v1_dot_pool__pb2.GetTraceRequest.SerializeToString,
+                response_deserializer=tokenmux_dot_v1_dot_pool__pb2.GetTraceResponse.FromString,
                 _registered_method=True)
-        self.Resize = channel.unary_unary(
-                '/tokenmux.v1.Pool/Resize',
-                request_serializer=tokenmux_dot_v1_dot_pool__pb2.ResizeRequest.SerializeToString,
-                response_deserializer=tokenmux_dot_v1_dot_pool__pb2.ResizeResponse.FromString,
+        self.ResizeDevice = channel.unary_unary(
+                '/tokenmux.v1.PoolService/ResizeDevice',
+                request_serializer=tokenmux_dot_v1_dot_pool__pb2.ResizeDeviceRequest.SerializeToString,
+                response_deserializer=tokenmux_dot_v1_dot_pool__pb2.ResizeDeviceResponse.FromString,
                 _registered_method=True)
         self.AddDevice = channel.unary_unary(
-                '/tokenmux.v1.Pool/AddDevice',
+                '/tokenmux.v1.PoolService/AddDevice',
                 request_serializer=tokenmux_dot_v1_dot_pool__pb2.AddDeviceRequest.SerializeToString,
                 response_deserializer=tokenmux_dot_v1_dot_pool__pb2.AddDeviceResponse.FromString,
                 _registered_method=True)
         self.DrainDevice = channel.unary_unary(
-                '/tokenmux.v1.Pool/DrainDevice',
+                '/tokenmux.v1.PoolService/DrainDevice',
                 request_serializer=tokenmux_dot_v1_dot_pool__pb2.DrainDeviceRequest.SerializeToString,
                 response_deserializer=tokenmux_dot_v1_dot_pool__pb2.DrainDeviceResponse.FromString,
                 _registered_method=True)
         self.RemoveDevice = channel.unary_unary(
-                '/tokenmux.v1.Pool/RemoveDevice',
+                '/tokenmux.v1.PoolService/RemoveDevice',
                 request_serializer=tokenmux_dot_v1_dot_pool__pb2.RemoveDeviceRequest.SerializeToString,
                 response_deserializer=tokenmux_dot_v1_dot_pool__pb2.RemoveDeviceResponse.FromString,
                 _registered_method=True)
 
 
-class PoolServicer:
+class PoolServiceServicer:
     """For operators. Needs an admin key if keys are configured.
     """
 
-    def Status(self, request, context):
+    def GetStatus(self, request, context):
         """The present status.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -91,7 +91,7 @@ class PoolServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Trace(self, request, context):
+    def GetTrace(self, request, context):
         """The steps, copies and requests that ended within the last seconds, as a Chrome trace for ui.perfetto.dev.
         The pool always keeps the newest few thousand. UNAVAILABLE while there is no node.
         """
@@ -99,7 +99,7 @@ class PoolServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Resize(self, request, context):
+    def ResizeDevice(self, request, context):
         """Change a device's memory for weights and KV cache to `arena_bytes`. Its running requests are moved to
         host memory first and continue afterwards with the same tokens. Answers when it is done, after the work
         in flight and the copies to host memory.
@@ -138,27 +138,27 @@ class PoolServicer:
         raise NotImplementedError('Method not implemented!')
 
 
-def add_PoolServicer_to_server(servicer, server):
+def add_PoolServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'Status': grpc.unary_unary_rpc_method_handler(
-                    servicer.Status,
-                    request_deserializer=tokenmux_dot_v1_dot_pool__pb2.StatusRequest.FromString,
-                    response_serializer=tokenmux_dot_v1_dot_pool__pb2.StatusResponse.SerializeToString,
+            'GetStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStatus,
+                    request_deserializer=tokenmux_dot_v1_dot_pool__pb2.GetStatusRequest.FromString,
+                    response_serializer=tokenmux_dot_v1_dot_pool__pb2.GetStatusResponse.SerializeToString,
             ),
             'WatchStatus': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchStatus,
                     request_deserializer=tokenmux_dot_v1_dot_pool__pb2.WatchStatusRequest.FromString,
-                    response_serializer=tokenmux_dot_v1_dot_pool__pb2.StatusResponse.SerializeToString,
+                    response_serializer=tokenmux_dot_v1_dot_pool__pb2.WatchStatusResponse.SerializeToString,
             ),
-            'Trace': grpc.unary_unary_rpc_method_handler(
-                    servicer.Trace,
-                    request_deserializer=tokenmux_dot_v1_dot_pool__pb2.TraceRequest.FromString,
-                    response_serializer=tokenmux_dot_v1_dot_pool__pb2.TraceResponse.SerializeToString,
+            'GetTrace': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTrace,
+                    request_deserializer=tokenmux_dot_v1_dot_pool__pb2.GetTraceRequest.FromString,
+                    response_serializer=tokenmux_dot_v1_dot_pool__pb2.GetTraceResponse.SerializeToString,
             ),
-            'Resize': grpc.unary_unary_rpc_method_handler(
-                    servicer.Resize,
-                    request_deserializer=tokenmux_dot_v1_dot_pool__pb2.ResizeRequest.FromString,
-                    response_serializer=tokenmux_dot_v1_dot_pool__pb2.ResizeResponse.SerializeToString,
+            'ResizeDevice': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResizeDevice,
+                    request_deserializer=tokenmux_dot_v1_dot_pool__pb2.ResizeDeviceRequest.FromString,
+                    response_serializer=tokenmux_dot_v1_dot_pool__pb2.ResizeDeviceResponse.SerializeToString,
             ),
             'AddDevice': grpc.unary_unary_rpc_method_handler(
                     servicer.AddDevice,
@@ -177,18 +177,18 @@ def add_PoolServicer_to_server(servicer, server):
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
-            'tokenmux.v1.Pool', rpc_method_handlers)
+            'tokenmux.v1.PoolService', rpc_method_handlers)
     server.add_generic_rpc_handlers((generic_handler,))
-    server.add_registered_method_handlers('tokenmux.v1.Pool', rpc_method_handlers)
+    server.add_registered_method_handlers('tokenmux.v1.PoolService', rpc_method_handlers)
 
 
  # This class is part of an EXPERIMENTAL API.
-class Pool:
+class PoolService:
     """For operators. Needs an admin key if keys are configured.
     """
 
     @staticmethod
-    def Status(request,
+    def GetStatus(request,
             target,
             options=(),
             channel_credentials=None,
@@ -201,9 +201,9 @@ class Pool:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/tokenmux.v1.Pool/Status',
-            tokenmux_dot_v1_dot_pool__pb2.StatusRequest.SerializeToString,
-            tokenmux_dot_v1_dot_pool__pb2.StatusResponse.FromString,
+            '/tokenmux.v1.PoolService/GetStatus',
+            tokenmux_dot_v1_dot_pool__pb2.GetStatusRequest.SerializeToString,
+            tokenmux_dot_v1_dot_pool__pb2.GetStatusResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -228,9 +228,9 @@ class Pool:
         return grpc.experimental.unary_stream(
             request,
             target,
-            '/tokenmux.v1.Pool/WatchStatus',
+            '/tokenmux.v1.PoolService/WatchStatus',
             tokenmux_dot_v1_dot_pool__pb2.WatchStatusRequest.SerializeToString,
-            tokenmux_dot_v1_dot_pool__pb2.StatusResponse.FromString,
+            tokenmux_dot_v1_dot_pool__pb2.WatchStatusResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -242,7 +242,7 @@ class Pool:
             _registered_method=True)
 
     @staticmethod
-    def Trace(request,
+    def GetTrace(request,
             target,
             options=(),
             channel_credentials=None,
@@ -255,9 +255,9 @@ class Pool:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/tokenmux.v1.Pool/Trace',
-            tokenmux_dot_v1_dot_pool__pb2.TraceRequest.SerializeToString,
-            tokenmux_dot_v1_dot_pool__pb2.TraceResponse.FromString,
+            '/tokenmux.v1.PoolService/GetTrace',
+            tokenmux_dot_v1_dot_pool__pb2.GetTraceRequest.SerializeToString,
+            tokenmux_dot_v1_dot_pool__pb2.GetTraceResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -269,7 +269,7 @@ class Pool:
             _registered_method=True)
 
     @staticmethod
-    def Resize(request,
+    def ResizeDevice(request,
             target,
             options=(),
             channel_credentials=None,
@@ -282,9 +282,9 @@ class Pool:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/tokenmux.v1.Pool/Resize',
-            tokenmux_dot_v1_dot_pool__pb2.ResizeRequest.SerializeToString,
-            tokenmux_dot_v1_dot_pool__pb2.ResizeResponse.FromString,
+            '/tokenmux.v1.PoolService/ResizeDevice',
+            tokenmux_dot_v1_dot_pool__pb2.ResizeDeviceRequest.SerializeToString,
+            tokenmux_dot_v1_dot_pool__pb2.ResizeDeviceResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -309,7 +309,7 @@ class Pool:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/tokenmux.v1.Pool/AddDevice',
+            '/tokenmux.v1.PoolService/AddDevice',
             tokenmux_dot_v1_dot_pool__pb2.AddDeviceRequest.SerializeToString,
             tokenmux_dot_v1_dot_pool__pb2.AddDeviceResponse.FromString,
             options,
@@ -336,7 +336,7 @@ class Pool:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/tokenmux.v1.Pool/DrainDevice',
+            '/tokenmux.v1.PoolService/DrainDevice',
             tokenmux_dot_v1_dot_pool__pb2.DrainDeviceRequest.SerializeToString,
             tokenmux_dot_v1_dot_pool__pb2.DrainDeviceResponse.FromString,
             options,
@@ -363,7 +363,7 @@ class Pool:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/tokenmux.v1.Pool/RemoveDevice',
+            '/tokenmux.v1.PoolService/RemoveDevice',
             tokenmux_dot_v1_dot_pool__pb2.RemoveDeviceRequest.SerializeToString,
             tokenmux_dot_v1_dot_pool__pb2.RemoveDeviceResponse.FromString,
             options,

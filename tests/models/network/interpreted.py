@@ -77,6 +77,25 @@ def serve(
     result["largest_batch"] = company.largest_batch
 
 
+def prompt_told(folder: str, lengths: list[int], path: str, result: dict[str, Any]) -> None:
+    """What is told of prompts of these lengths, by `torch` or by `kernels` in hostile company, or by the
+    kernels, each `alone`."""
+    runner = make_runner(folder, None if path == "torch" else TILES)
+    jobs = make_jobs(lengths, 2, False)
+    for job in jobs[1:]:
+        job.n_prompt_likeliest = 3
+
+    def serve(some: list[Job]) -> None:
+        HostileScheduler(runner, runner._shape, torch.float32, grid=GRID, n_blocks=200).serve(
+            some, preempt=0.0 if path == "alone" else 0.2
+        )
+
+    for some in [[job] for job in jobs] if path == "alone" else [jobs]:
+        serve(some)
+    result["told"] = [job.prompt_told for job in jobs]
+    result["tokens"] = [job.output for job in jobs]
+
+
 def logits(folder: str, result: dict[str, Any]) -> None:
     """The largest difference of logits between both paths, in a step that has rows of every kind.
 

@@ -95,6 +95,26 @@ def test_company_changes_no_token_drawn_or_likeliest(interpreter, folder_of) -> 
     assert company["n_preemptions"] > 3
 
 
+@pytest.mark.parametrize("family", ["gemma2", "opt"])
+def test_what_is_told_of_prompts_equals_the_torch_formulation(interpreter, folder_of, family) -> None:
+    """In cells longer and shorter than a pass; and it is the same bit for bit in company."""
+    found = {
+        path: interpreter(
+            NODE + "prompt_told", folder=folder_of(family), lengths=[9, 37, 6], path=path, result={}
+        )["result"]
+        for path in ("torch", "kernels", "alone")
+    }
+    assert [len(told) for told in found["torch"]["told"]] == [0, 36, 5]
+    assert found["kernels"]["tokens"] == found["torch"]["tokens"]
+    assert found["alone"] == found["kernels"]
+    for ours, theirs in zip(found["kernels"]["told"], found["torch"]["told"], strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            assert one.drawn == pytest.approx(other.drawn, abs=1e-4)
+            assert [token for token, _ in one.likeliest] == [token for token, _ in other.likeliest]
+            values = [[value for _, value in told.likeliest] for told in (one, other)]
+            assert values[0] == pytest.approx(values[1], abs=1e-4)
+
+
 @pytest.mark.nightly
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("family", sorted(tiny.FAMILIES))

@@ -23,7 +23,7 @@ from tokenmux.v1 import models_pb2, pool_pb2
 AGGREGATES = pytest.mark.parametrize(
     ("table", "message", "value"),
     [
-        (SERVICE_TABLE, models_pb2.Service, Service),
+        (SERVICE_TABLE, models_pb2.ServiceTotals, Service),
         (MODEL_TABLE, models_pb2.Model, Model),
         (INSTANCE_TABLE, pool_pb2.Instance, InstanceStatus),
     ],

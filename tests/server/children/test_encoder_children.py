@@ -62,6 +62,21 @@ async def test_text_and_chats_become_what_transformers_makes_of_them(tmp_path: P
             await pool.encode("m", *good, Text("\ud800"))
 
 
+async def test_a_template_is_given_tools_and_calls_as_they_are(tmp_path: Path) -> None:
+    shown = "{{ messages|tojson }}{{ tools|tojson }}"
+    tool = {"type": "function", "function": {"name": "now"}}
+    call = {"id": "x", "type": "function", "function": {"name": "now", "arguments": {"a": 1}}}
+    messages = (ChatMessage("assistant", "", {"tool_calls": [call]}), ChatMessage("user", "Zanzibar"))
+    async with texts() as pool:
+        ids = await pool.encode("m", *entry(tmp_path / "m", shown), Chat(messages, tools=(tool,)))
+    text = tiny.byte_tokenizer().decode(ids)
+    told = [
+        {"tool_calls": [call], "role": "assistant", "content": ""},
+        {"role": "user", "content": "Zanzibar"},
+    ]
+    assert text == json.dumps(told) + json.dumps([tool])
+
+
 async def test_a_template_that_does_not_end_is_killed_and_named_and_others_are_served(tmp_path: Path) -> None:
     bad, good = entry(tmp_path / "bad", ENDLESS), entry(tmp_path / "good")
     async with texts(seconds=0.5) as pool:

@@ -11,6 +11,7 @@ from tests.server.scripted_models import END, FakeEntry, facts
 from tokenmux.core.errors import (
     NotServable,
 )
+from tokenmux.core.facts import ModelId
 from tokenmux.core.request import FinishReason
 from tokenmux.messages.commands import Pause, Pin, Register, Submit
 from tokenmux.messages.reports import Broken, Finished, Tokens
@@ -99,7 +100,7 @@ async def test_a_paused_request_is_paused_again_and_a_pinned_model_pinned() -> N
         hub.post(tokens(stream.id, 0, "d"))
         await hub.next(Pause)
         hub.post(Broken("killed"))
-        assert await hub.next(Pin) == Pin(stream.model, True)
+        assert await hub.next(Pin) == Pin(ModelId("letters"), True)
         assert (await hub.next(Submit)).request.id == stream.id
         assert await hub.next(Pause) == Pause(stream.id)
 

@@ -254,16 +254,16 @@ async def test_monitoring_sends_the_node_nothing() -> None:
             await watch.read()
             watch.cancel()
         await health.List(health_pb2.HealthListRequest())
-        await served.pool.Status(pool_pb2.StatusRequest())
+        await served.pool.GetStatus(pool_pb2.GetStatusRequest())
         call = served.pool.WatchStatus(pool_pb2.WatchStatusRequest())
         await call.read()
         call.cancel()
-        await served.models.List(models_pb2.ListModelsRequest())
-        await served.models.Get(models_pb2.GetModelRequest(name="letters"))
+        await served.models.ListModels(models_pb2.ListModelsRequest())
+        await served.models.GetModel(models_pb2.GetModelRequest(name="letters"))
         await served.inference.ServerReady(inference_pb2.ServerReadyRequest())
         await served.inference.ModelReady(inference_pb2.ModelReadyRequest(model="letters"))
         await served.inference.ModelMetadata(inference_pb2.ModelMetadataRequest(model="letters"))
         assert served.hub.unread() == []
-        await served.pool.Trace(pool_pb2.TraceRequest())
+        await served.pool.GetTrace(pool_pb2.GetTraceRequest())
         kinds: list[type[Command]] = [type(command) for command in served.hub.unread()]
         assert kinds == [AskTrace]

@@ -5,10 +5,9 @@ import pytest
 from tests.server.front.asking import ask, events_of, started, text_of, tokens, tokens_of
 from tests.server.scripted_models import END
 from tokenmux.core.errors import AlreadyExists, InvalidRequest
-from tokenmux.core.request import FinishReason
 from tokenmux.core.sampling import LogProbabilities
 from tokenmux.messages.commands import Submit
-from tokenmux.messages.reports import Finished, Tokens
+from tokenmux.messages.reports import Tokens
 from tokenmux.server.front.generation import Chat, ChatMessage, FinishInfo, Text, TokenDelta, TokenIds
 from tokenmux.testing.scripted_node import ScriptedNodes
 
@@ -54,15 +53,18 @@ async def test_a_long_prompt_is_cut_from_the_left_if_that_is_asked() -> None:
 async def test_a_request_can_bring_an_id_which_is_its_own_while_it_lives() -> None:
     hub = ScriptedNodes()
     async with started(hub) as front:
-        async with front.open(ask(request_id="mine:1")) as stream:
-            assert stream.id == "mine:1"
+        async with front.open(ask(request_id="mine:1", tenant="a")) as stream:
+            assert (await anext(stream)).request == "mine:1"
             with pytest.raises(AlreadyExists, match="request_id mine:1 belongs to a request that is live"):
-                await events_of(front, ask(request_id="mine:1"))
+                await events_of(front, ask(request_id="mine:1", tenant="a"))
             assert front.n_live == 1
-            hub.post(Finished(stream.id, FinishReason.STOP, 100.0))
-            assert [event async for event in stream]
-        async with front.open(ask(request_id="mine:1")) as stream:
-            assert stream.id == "mine:1"
+            async with front.open(ask(request_id="mine:1", tenant="b")) as other:
+                assert other.id != stream.id, "tenants need not agree, and nodes must not mix them up"
+        hub.answer_cancels = False
+        async with front.open(ask(request_id="mine:1", tenant="a")) as stream:
+            pass
+        async with front.open(ask(request_id="mine:1", tenant="a")) as again:
+            assert again.id != stream.id, "the node may not have let go of the last one"
         for bad in ("-a", "a b", "x" * 129, "a\n", "é"):
             with pytest.raises(InvalidRequest, match="request_id is not a usable id"):
                 await events_of(front, ask(request_id=bad))

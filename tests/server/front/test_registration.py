@@ -43,7 +43,7 @@ async def test_a_damaged_entry_is_listed_with_its_reason_and_the_others_are_serv
             async with front.open(Ask("bad", Text("a"))):
                 pass
         async with front.open(Ask("letters", Text("a"))) as live:
-            assert live.model == "letters"
+            assert (await anext(live)).model == "letters"
 
 
 async def test_a_device_too_small_for_any_model_refuses_to_start() -> None:

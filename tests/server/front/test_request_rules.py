@@ -28,7 +28,7 @@ from tokenmux.server.grpc_api.inference_messages import ask_of
 from tokenmux.v1 import inference_pb2, models_pb2
 
 PENALTIES = ("repetition_penalty", "frequency_penalty", "presence_penalty")
-NUMBERS = ("temperature", "top_p", "min_p", *PENALTIES, "ttft_s", "tpot_s", "weight")
+NUMBERS = ("temperature", "top_p", "min_p", *PENALTIES, "ttft_s", "tpot_s", "timeout_s", "weight")
 FLOATS = st.floats() | st.sampled_from([5e-324, 1e-38, 1e308, float("nan"), float("inf"), -0.0])
 
 
@@ -47,6 +47,8 @@ def test_a_number_is_refused_or_within_its_bounds(
     assert all(isfinite(number) for number in numbers.values())
     assert 0.001 <= level.ttft_s <= 86_400
     assert 0.001 <= level.tpot_s <= 86_400
+    assert ask.timeout_s is not None
+    assert 0.001 <= ask.timeout_s <= 86_400
     assert 0.01 <= ask.weight <= 100
     assert 0 <= ask.min_p <= 1
     assert ask.repetition_penalty > 0
@@ -72,7 +74,9 @@ NAN = float("nan")
         ({"logit_bias": tuple((i, 0.0) for i in range(1025))}, "1025 tokens in logit_bias: at most 1024"),
         ({"forbidden_token_ids": (1, 256)}, "forbidden_token_ids: 256 at index 1 is out of range"),
         ({"forbidden_token_ids": (1,) * 1025}, "1025 forbidden_token_ids: at most 1024"),
-        ({"logprobs": 21}, "logprobs 21 is out of range: use 0 (the drawn token alone) to 20"),
+        ({"logprobs": 21}, "logprobs 21 is out of range: use 0 (that token alone) to 20"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs 21 is out of range: use 0 (that token alone) to 20"),
+        ({"prompt_logprobs": -1}, "prompt_logprobs -1 is out of range"),
         ({"bad_words": ("a", " ")}, "a string of bad_words is empty: leave it out"),
         ({"bad_words": ("a" * 257,)}, "a string of bad_words has 257 characters: at most 256"),
         ({"bad_words": ("a",) * 65}, "65 bad_words: at most 64"),
@@ -203,12 +207,12 @@ async def test_a_model_name_that_no_model_can_have_costs_nothing_in_any_call() -
             served.inference.Tokenize(inference_pb2.TokenizeRequest(model=name, text="a")),
             served.inference.ModelMetadata(inference_pb2.ModelMetadataRequest(model=name)),
             served.inference.ModelReady(inference_pb2.ModelReadyRequest(model=name)),
-            served.models.Get(models_pb2.GetModelRequest(name=name)),
-            served.models.Load(models_pb2.LoadModelRequest(name=name)),
-            served.models.Unload(models_pb2.UnloadModelRequest(name=name)),
-            served.models.Pin(models_pb2.PinModelRequest(name=name)),
-            served.models.Unregister(models_pb2.UnregisterModelRequest(name=name)),
-            served.models.Register(models_pb2.RegisterModelRequest(name=name, source="/x")),
+            served.models.GetModel(models_pb2.GetModelRequest(name=name)),
+            served.models.LoadModel(models_pb2.LoadModelRequest(name=name)),
+            served.models.UnloadModel(models_pb2.UnloadModelRequest(name=name)),
+            served.models.PinModel(models_pb2.PinModelRequest(name=name)),
+            served.models.UnregisterModel(models_pb2.UnregisterModelRequest(name=name)),
+            served.models.RegisterModel(models_pb2.RegisterModelRequest(name=name, source="/x")),
         ]
         for call in calls:
             with pytest.raises(grpc.aio.AioRpcError) as caught:

@@ -75,10 +75,10 @@ def contents(descriptor: Any) -> st.SearchStrategy[dict[str, Any]]:
 
 
 STUBS = {
-    inference_pb2: inference_pb2_grpc.InferenceStub,
-    models_pb2: models_pb2_grpc.ModelsStub,
-    pool_pb2: pool_pb2_grpc.PoolStub,
-    planning_pb2: planning_pb2_grpc.PlanningStub,
+    inference_pb2: inference_pb2_grpc.InferenceServiceStub,
+    models_pb2: models_pb2_grpc.ModelServiceStub,
+    pool_pb2: pool_pb2_grpc.PoolServiceStub,
+    planning_pb2: planning_pb2_grpc.PlanningServiceStub,
     health_pb2: health_pb2_grpc.HealthStub,
 }
 METHODS = [
@@ -134,6 +134,8 @@ def test_any_message_is_served_or_refused_with_a_reason(
         check = inference_pb2.GenerateRequest(
             model="odd", token_ids={"ids": [97]}, stopping={"max_tokens": 1}
         )
-        assert inference_pb2_grpc.InferenceStub(channel).Generate(check, timeout=5).text == "b"
+        assert (
+            inference_pb2_grpc.InferenceServiceStub(channel).Generate(check, timeout=5).choices[0].text == "b"
+        )
 
     call()

@@ -30,7 +30,9 @@ def test_every_option_of_the_client_arrives() -> None:
         logit_bias={7: -100, 3: 0.5},
         forbidden_token_ids=[1],
         bad_words=["b"],
+        n=3,
         logprobs=0,
+        prompt_logprobs=2,
         include_stop_string=True,
         echo=True,
         keep_special_tokens=True,
@@ -49,7 +51,9 @@ def test_every_option_of_the_client_arrives() -> None:
         logit_bias=((3, 0.5), (7, -100.0)),
         forbidden_token_ids=(1,),
         bad_words=("b",),
+        n=3,
         logprobs=0,
+        prompt_logprobs=2,
         include_stop_string=True,
         echo=True,
         skip_special_tokens=False,
@@ -61,6 +65,7 @@ def test_every_option_of_the_client_arrives() -> None:
 
 def test_what_is_not_asked_for_is_the_default() -> None:
     assert ask_of(generate_request("m", "a")) == Ask("m", Text("a"))
+    assert ask_of(generate_request("m", "a", n=0)) == Ask("m", Text("a"), n=0)
 
 
 def test_what_a_template_is_given_arrives() -> None:

@@ -21,7 +21,7 @@ from tokenmux.messages.reports import Acknowledged, Broken, Traced
 from tokenmux.server.front.api_keys import Key, Scope
 from tokenmux.server.front.pending_commands import PendingCommands
 from tokenmux.server.front.traffic import TrafficRecorder
-from tokenmux.server.grpc_api.services import RECORDED_PER_MESSAGE
+from tokenmux.server.grpc_api.planning_service import RECORDED_PER_MESSAGE
 from tokenmux.testing.scripted_node import (
     ScriptedNodes,
 )

@@ -31,7 +31,7 @@ from tokenmux.server.front import pool_status
 from tokenmux.server.front.api_keys import Key, Scope
 from tokenmux.server.front.limits import Limits
 from tokenmux.server.grpc_api import health as health_module
-from tokenmux.server.grpc_api import services
+from tokenmux.server.grpc_api import pool_service
 from tokenmux.testing.scripted_node import (
     ScriptedNodes,
 )
@@ -44,6 +44,12 @@ Code = grpc.StatusCode
 async def served() -> AsyncIterator[Served]:
     async with asyncio.timeout(PATIENCE_S), serving() as everything:
         yield everything
+
+
+def streamed(
+    text: str = "abc", model: str = "letters", **stopping: object
+) -> inference_pb2.GenerateStreamRequest:
+    return inference_pb2.GenerateStreamRequest(request=generate(text, model, **stopping))
 
 
 def generate(text: str = "abc", model: str = "letters", **stopping: object) -> inference_pb2.GenerateRequest:
@@ -65,19 +71,20 @@ async def refused(call: grpc.aio.UnaryUnaryCall) -> tuple[grpc.StatusCode, str]:
 
 async def test_generate_answers_with_everything(served: Served) -> None:
     response = await served.inference.Generate(generate(max_tokens=3))
-    assert (response.text, bytes(response.token_ids)) == ("def", b"def")
+    (choice,) = response.choices
+    assert (choice.text, bytes(choice.token_ids), choice.index) == ("def", b"def", 0)
     assert response.prompt_info.model == "letters"
     assert (response.prompt_info.n_prompt_tokens, response.prompt_info.max_tokens) == (3, 3)
-    assert response.finish_info.reason == inference_pb2.FINISH_REASON_LENGTH
-    assert response.finish_info.WhichOneof("stopped_by") is None
-    assert response.finish_info.usage == inference_pb2.Usage(
+    assert choice.finish_info.reason == inference_pb2.FINISH_REASON_LENGTH
+    assert choice.finish_info.WhichOneof("stopped_by") is None
+    assert choice.finish_info.usage == inference_pb2.Usage(
         n_prompt_tokens=3, n_completion_tokens=3, n_tokens_on_time=3
     )
-    assert response.finish_info.seed == response.prompt_info.seed == 1234
+    assert choice.finish_info.seed == response.prompt_info.seed == 1234
 
 
 async def test_a_stream_has_its_events_in_order(served: Served) -> None:
-    events = [event async for event in served.inference.GenerateStream(generate(max_tokens=3))]
+    events = [event async for event in served.inference.GenerateStream(streamed(max_tokens=3))]
     kinds = [event.WhichOneof("event") for event in events]
     assert (kinds[0], kinds[-1]) == ("prompt_info", "finish_info")
     assert set(kinds[1:-1]) == {"state", "tokens"}
@@ -88,8 +95,9 @@ async def test_a_stream_has_its_events_in_order(served: Served) -> None:
 
 async def test_a_stop_string_is_named(served: Served) -> None:
     response = await served.inference.Generate(generate(max_tokens=9, strings=["fg"]))
-    assert (response.text, response.finish_info.stop_string) == ("de", "fg")
-    assert response.finish_info.reason == inference_pb2.FINISH_REASON_STOP
+    (choice,) = response.choices
+    assert (choice.text, choice.finish_info.stop_string) == ("de", "fg")
+    assert choice.finish_info.reason == inference_pb2.FINISH_REASON_STOP
 
 
 async def test_absent_fields_are_the_servers_defaults_and_zeros_are_not(served: Served) -> None:
@@ -101,7 +109,7 @@ async def test_absent_fields_are_the_servers_defaults_and_zeros_are_not(served: 
     assert (await refused(served.inference.Generate(request)))[0] is Code.INVALID_ARGUMENT
     zero = inference_pb2.Sampling(seed=0)
     request = inference_pb2.GenerateRequest(model="letters", text="a", sampling=zero)
-    assert (await served.inference.Generate(request)).finish_info.seed == 0
+    assert (await served.inference.Generate(request)).choices[0].finish_info.seed == 0
 
 
 @pytest.mark.parametrize(
@@ -126,7 +134,7 @@ async def test_wrong_requests_get_status_and_remedy(
     assert got is code
     assert message in details
     with pytest.raises(grpc.aio.AioRpcError, match=message):
-        async for _ in served.inference.GenerateStream(request_):
+        async for _ in served.inference.GenerateStream(inference_pb2.GenerateStreamRequest(request=request_)):
             pass
 
 
@@ -135,7 +143,7 @@ async def test_wrong_requests_get_status_and_remedy(
     "data", [b"\x0a\x07letters\x12\x02\xc3\x28", b"\xff\xff\xff"], ids=["broken UTF-8", "no protobuf"]
 )
 async def test_what_cannot_be_decoded_is_the_callers_fault(served: Served, method: str, data: bytes) -> None:
-    path = f"/tokenmux.v1.Inference/{method}"
+    path = f"/tokenmux.v1.InferenceService/{method}"
     if method == "Generate":
         code, details = await refused(served.channel.unary_unary(path)(data))
     else:
@@ -146,7 +154,7 @@ async def test_what_cannot_be_decoded_is_the_callers_fault(served: Served, metho
         code, details = caught.value.code(), caught.value.details() or ""
     assert code is Code.INVALID_ARGUMENT
     assert "valid UTF-8" in details
-    assert (await served.inference.Generate(generate(max_tokens=1))).text == "d"
+    assert (await served.inference.Generate(generate(max_tokens=1))).choices[0].text == "d"
 
 
 async def test_a_request_over_the_size_limit_is_refused() -> None:
@@ -209,7 +217,7 @@ async def test_readiness() -> None:
 async def test_a_client_that_vanishes_cancels_its_request(streaming: bool) -> None:
     async with asyncio.timeout(PATIENCE_S), serving(auto=False) as served:
         method = served.inference.GenerateStream if streaming else served.inference.Generate
-        call = method(generate())
+        call = method(streamed() if streaming else generate())
         submit = await served.hub.next(Submit)
         call.cancel()
         assert await served.hub.next(Cancel) == Cancel(submit.request.id)
@@ -220,7 +228,7 @@ async def test_a_client_that_vanishes_in_mid_stream_is_no_fault_of_ours(
 ) -> None:
     async with asyncio.timeout(PATIENCE_S), serving(WIDE, auto=False) as served:
         async with grpc.aio.insecure_channel(served.target) as channel:
-            call = inference_pb2_grpc.InferenceStub(channel).GenerateStream(generate(max_tokens=50))
+            call = inference_pb2_grpc.InferenceServiceStub(channel).GenerateStream(streamed(max_tokens=50))
             producing = asyncio.create_task(Producer(served, await served.hub.next(Submit)).run())
             await call.read()
         await producing
@@ -277,7 +285,7 @@ async def test_a_slow_reader_is_paused_and_gets_everything_in_the_end() -> None:
         ) as channel,
         asyncio.TaskGroup() as tasks,
     ):
-        call = inference_pb2_grpc.InferenceStub(channel).GenerateStream(generate(max_tokens=30))
+        call = inference_pb2_grpc.InferenceServiceStub(channel).GenerateStream(streamed(max_tokens=30))
         producer = Producer(served, await served.hub.next(Submit))
         tasks.create_task(producer.run())
         await producer.paused.wait()
@@ -288,11 +296,11 @@ async def test_a_slow_reader_is_paused_and_gets_everything_in_the_end() -> None:
 async def test_a_client_that_never_reads_is_ended_and_disturbs_nobody() -> None:
     limits = Limits(buffer_tokens=4, unread_s=0.1)
     async with asyncio.timeout(PATIENCE_S), serving(WIDE, auto=False, limits=limits) as served:
-        call = served.inference.GenerateStream(generate(max_tokens=50))
+        call = served.inference.GenerateStream(streamed(max_tokens=50))
         await Producer(served, await served.hub.next(Submit)).run()
         served.hub.auto = True
         other = await served.inference.Generate(generate(max_tokens=1))
-        assert other.finish_info.usage.n_completion_tokens == 1
+        assert other.choices[0].finish_info.usage.n_completion_tokens == 1
         code, details = await refused_stream(call)
         assert code is Code.ABORTED
         assert "left more than 4 tokens unread" in details
@@ -306,12 +314,12 @@ async def read_text(call: grpc.aio.UnaryStreamCall) -> str:
 
 
 async def test_models_are_listed_with_what_the_node_says(served: Served) -> None:
-    model = await served.models.Get(models_pb2.GetModelRequest(name="letters"))
+    model = (await served.models.GetModel(models_pb2.GetModelRequest(name="letters"))).model
     assert model.residency == models_pb2.RESIDENCY_UNSPECIFIED
     version = served.front.changes.version
     served.hub.post(node_status("letters"))
     await served.front.changes.after(version)
-    (model,) = (await served.models.List(models_pb2.ListModelsRequest())).models
+    (model,) = (await served.models.ListModels(models_pb2.ListModelsRequest())).models
     assert model == models_pb2.Model(
         name="letters", residency=models_pb2.RESIDENCY_RESIDENT, weight_bytes=1000, kv_bytes_per_token=64,
         n_parameters=500, max_context=CONTEXT, vocab_size=VOCAB, n_queued=1, n_running=2, n_paged_out=3,
@@ -324,10 +332,10 @@ async def test_models_are_listed_with_what_the_node_says(served: Served) -> None
 
 async def test_a_model_is_registered_served_and_removed(served: Served, tmp_path: Path) -> None:
     request = models_pb2.RegisterModelRequest(name="more", source=str(tmp_path))
-    assert (await served.models.Register(request)).name == "more"
-    assert (await refused(served.models.Register(request)))[0] is Code.ALREADY_EXISTS
-    assert (await served.inference.Generate(generate(model="more", max_tokens=1))).text == "d"
-    await served.models.Unregister(models_pb2.UnregisterModelRequest(name="more"))
+    assert (await served.models.RegisterModel(request)).model.name == "more"
+    assert (await refused(served.models.RegisterModel(request)))[0] is Code.ALREADY_EXISTS
+    assert (await served.inference.Generate(generate(model="more", max_tokens=1))).choices[0].text == "d"
+    await served.models.UnregisterModel(models_pb2.UnregisterModelRequest(name="more"))
     assert await served.hub.next(Unregister) == Unregister(facts("more").id)
     assert (await refused(served.inference.Generate(generate(model="more"))))[0] is Code.NOT_FOUND
     assert [*served.catalogue.kept] == ["letters"]
@@ -335,8 +343,8 @@ async def test_a_model_is_registered_served_and_removed(served: Served, tmp_path
 
 async def test_what_was_pulled_meanwhile_is_registered_without_a_source(served: Served) -> None:
     served.catalogue.kept["pulled"] = FakeEntry(facts("pulled"))
-    await served.models.Register(models_pb2.RegisterModelRequest(name="pulled"))
-    assert (await served.inference.Generate(generate(model="pulled", max_tokens=1))).text == "d"
+    await served.models.RegisterModel(models_pb2.RegisterModelRequest(name="pulled"))
+    assert (await served.inference.Generate(generate(model="pulled", max_tokens=1))).choices[0].text == "d"
 
 
 @pytest.mark.parametrize(
@@ -358,7 +366,7 @@ async def test_what_cannot_be_registered_leaves_nothing_behind(
     path = str(tmp_path / source) if source else ""
     served.hub.refuses["strange"] = "unknown architecture"
     got, details = await refused(
-        served.models.Register(models_pb2.RegisterModelRequest(name=name, source=path))
+        served.models.RegisterModel(models_pb2.RegisterModelRequest(name=name, source=path))
     )
     assert got is code
     assert message in details
@@ -368,9 +376,9 @@ async def test_what_cannot_be_registered_leaves_nothing_behind(
 
 async def test_a_model_in_use_is_removed_by_force_only() -> None:
     async with asyncio.timeout(PATIENCE_S), serving(auto=False) as served:
-        call = served.inference.GenerateStream(generate())
+        call = served.inference.GenerateStream(streamed())
         submit = await served.hub.next(Submit)
-        remove = served.models.Unregister
+        remove = served.models.UnregisterModel
         code, details = await refused(remove(models_pb2.UnregisterModelRequest(name="letters")))
         assert code is Code.FAILED_PRECONDITION
         assert "1 live requests" in details
@@ -384,27 +392,29 @@ async def test_a_model_in_use_is_removed_by_force_only() -> None:
 
 async def test_load_unload_and_pin_reach_the_node(served: Served) -> None:
     letters = facts("letters").id
-    await served.models.Load(models_pb2.LoadModelRequest(name="letters"))
+    await served.models.LoadModel(models_pb2.LoadModelRequest(name="letters"))
     assert await served.hub.next(Load) == Load(letters)
-    await served.models.Unload(models_pb2.UnloadModelRequest(name="letters"))
+    await served.models.UnloadModel(models_pb2.UnloadModelRequest(name="letters"))
     assert await served.hub.next(Unload) == Unload(letters)
-    assert (await served.models.Pin(models_pb2.PinModelRequest(name="letters", pinned=True))).pinned
+    assert (
+        await served.models.PinModel(models_pb2.PinModelRequest(name="letters", pinned=True))
+    ).model.pinned
     assert await served.hub.next(Pin) == Pin(letters, True)
-    assert not (await served.models.Pin(models_pb2.PinModelRequest(name="letters"))).pinned
+    assert not (await served.models.PinModel(models_pb2.PinModelRequest(name="letters"))).model.pinned
     served.hub.refuses["letters"] = "the pinned models leave no room"
-    code, details = await refused(served.models.Load(models_pb2.LoadModelRequest(name="letters")))
+    code, details = await refused(served.models.LoadModel(models_pb2.LoadModelRequest(name="letters")))
     assert (code, details) == (Code.FAILED_PRECONDITION, "the pinned models leave no room")
 
 
 async def test_load_can_wait_until_the_model_is_resident(served: Served) -> None:
-    call = served.models.Load(models_pb2.LoadModelRequest(name="letters", wait=True))
+    call = served.models.LoadModel(models_pb2.LoadModelRequest(name="letters", wait=True))
     await served.hub.next(Load)
     served.hub.post(node_status("letters", residency=Residency.LOADING))
     version = served.front.changes.version
     await served.front.changes.after(version)
     assert not call.done()
     served.hub.post(node_status("letters"))
-    assert (await call).residency == models_pb2.RESIDENCY_RESIDENT
+    assert (await call).model.residency == models_pb2.RESIDENCY_RESIDENT
 
 
 @pytest.mark.parametrize(
@@ -418,7 +428,7 @@ async def test_waiting_for_a_load_that_failed_ends(
     served: Served, status: dict[str, Any], code: grpc.StatusCode
 ) -> None:
     waiting = asyncio.ensure_future(
-        served.models.Load(models_pb2.LoadModelRequest(name="letters", wait=True))
+        served.models.LoadModel(models_pb2.LoadModelRequest(name="letters", wait=True))
     )
     await served.hub.next(Load)
     now = node_status("letters", residency=Residency.DISK)
@@ -432,7 +442,7 @@ async def test_waiting_for_a_load_that_failed_ends(
 
 async def test_waiting_for_a_load_ends_with_the_node(served: Served) -> None:
     waiting = asyncio.ensure_future(
-        served.models.Load(models_pb2.LoadModelRequest(name="letters", wait=True))
+        served.models.LoadModel(models_pb2.LoadModelRequest(name="letters", wait=True))
     )
     await served.hub.next(Load)
     served.hub.post(node_status("letters", residency=Residency.DISK))
@@ -446,14 +456,14 @@ async def test_waiting_for_a_load_ends_with_the_node(served: Served) -> None:
 async def test_one_odd_model_does_not_break_the_calls_about_all(figures: dict[str, Any]) -> None:
     odd = FakeEntry(replace(facts("odd"), **figures))
     async with serving(FakeEntry(facts("letters")), odd) as served:
-        listed = (await served.models.List(models_pb2.ListModelsRequest())).models
+        listed = (await served.models.ListModels(models_pb2.ListModelsRequest())).models
         assert [model.name for model in listed] == ["letters", "odd"]
         assert "its figures are impossible" in listed[1].refusal
-        assert [m.name for m in (await served.pool.Status(pool_pb2.StatusRequest())).models] == [
+        assert [m.name for m in (await served.pool.GetStatus(pool_pb2.GetStatusRequest())).status.models] == [
             "letters",
             "odd",
         ]
-        sizes = (await served.planning.Catalogue(planning_pb2.CatalogueRequest())).models
+        sizes = (await served.planning.GetCatalogue(planning_pb2.GetCatalogueRequest())).models
         assert [model.name for model in sizes] == ["letters"]
 
 
@@ -468,7 +478,7 @@ async def test_status_tells_memory_channels_devices_and_models(served: Served) -
     )
     served.hub.post(node_status("letters", devices=(device_status("letters"), out)))
     await served.front.changes.after(version)
-    status = await served.pool.Status(pool_pb2.StatusRequest())
+    status = (await served.pool.GetStatus(pool_pb2.GetStatusRequest())).status
     assert (status.n_requests, status.max_requests, status.n_restarts) == (0, 256, 0)
     assert [model.name for model in status.models] == ["letters"]
     assert list(status.instances) == [
@@ -493,9 +503,9 @@ async def test_status_tells_memory_channels_devices_and_models(served: Served) -
 
 async def test_watching_gives_the_status_now_and_at_every_change(served: Served) -> None:
     call = served.pool.WatchStatus(pool_pb2.WatchStatusRequest())
-    assert not (await call.read()).instances
+    assert not (await call.read()).status.instances
     served.hub.post(node_status("letters"))
-    assert (await call.read()).instances[0].device == "virtual GPU"
+    assert (await call.read()).status.instances[0].device == "virtual GPU"
     code, _ = await refused_stream(served.pool.WatchStatus(pool_pb2.WatchStatusRequest(min_interval_s=-1)))
     assert code is Code.INVALID_ARGUMENT
 
@@ -517,7 +527,7 @@ async def test_health_overall_and_per_model(served: Served) -> None:
     async def of(name: str) -> int:
         return (await health.Check(health_pb2.HealthCheckRequest(service=name))).status
 
-    assert [await of(""), await of("tokenmux.v1.Inference"), await of("models/letters")] == [
+    assert [await of(""), await of("tokenmux.v1.InferenceService"), await of("models/letters")] == [
         status.SERVING
     ] * 3
     assert (await refused(health.Check(health_pb2.HealthCheckRequest(service="models/x"))))[
@@ -525,7 +535,7 @@ async def test_health_overall_and_per_model(served: Served) -> None:
     ] is Code.NOT_FOUND
     watch = health.Watch(health_pb2.HealthCheckRequest(service="models/letters"))
     assert (await watch.read()).status == status.SERVING
-    await served.models.Unregister(models_pb2.UnregisterModelRequest(name="letters"))
+    await served.models.UnregisterModel(models_pb2.UnregisterModelRequest(name="letters"))
     assert (await watch.read()).status == status.SERVICE_UNKNOWN
     watch = health.Watch(health_pb2.HealthCheckRequest(service=""))
     assert (await watch.read()).status == status.SERVING
@@ -537,7 +547,7 @@ async def test_health_of_all_and_of_names_that_nothing_can_have(served: Served) 
     health = health_pb2_grpc.HealthStub(served.channel)
     listed = (await health.List(health_pb2.HealthListRequest())).statuses
     assert {name: value.status for name, value in listed.items()} == dict.fromkeys(
-        ("", "tokenmux.v1.Inference", "models/letters"), health_pb2.HealthCheckResponse.SERVING
+        ("", "tokenmux.v1.InferenceService", "models/letters"), health_pb2.HealthCheckResponse.SERVING
     )
     long = health_pb2.HealthCheckRequest(service="models/" + "x" * 3_000_000)
     code, said = await refused(health.Check(long))
@@ -580,22 +590,22 @@ async def test_a_status_is_made_once_for_all_who_watch(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = 0
-    make = services.status_message
+    make = pool_service.status_message
 
-    def counted(status: pool_status.PoolSnapshot) -> pool_pb2.StatusResponse:
+    def counted(status: pool_status.PoolSnapshot) -> pool_pb2.PoolStatus:
         nonlocal made
         made += 1
         return make(status)
 
     monkeypatch.setattr(pool_status, "FRESH_S", 60.0)
-    monkeypatch.setattr(services, "status_message", counted)
+    monkeypatch.setattr(pool_service, "status_message", counted)
     watches = [served.pool.WatchStatus(pool_pb2.WatchStatusRequest()) for _ in range(30)]
     await asyncio.gather(*(watch.read() for watch in watches))
     assert made == 1
     served.hub.post(node_status("letters"))
     seen = await asyncio.gather(*(watch.read() for watch in watches))
     assert made == 2
-    assert {status.instances[0].n_steps for status in seen} == {12}
+    assert {told.status.instances[0].n_steps for told in seen} == {12}
 
 
 async def test_a_burst_of_thousands_of_calls_is_served() -> None:
@@ -619,11 +629,11 @@ async def test_reflection_describes_the_services(served: Served) -> None:
     stub = reflection_pb2_grpc.ServerReflectionStub(served.channel)
     asked = [
         reflection_pb2.ServerReflectionRequest(list_services=""),
-        reflection_pb2.ServerReflectionRequest(file_containing_symbol="tokenmux.v1.Inference"),
+        reflection_pb2.ServerReflectionRequest(file_containing_symbol="tokenmux.v1.InferenceService"),
     ]
     listed, described = [answer async for answer in stub.ServerReflectionInfo(asked)]
     names = {service.name for service in listed.list_services_response.service}
-    assert {"tokenmux.v1.Inference", "tokenmux.v1.Models", "tokenmux.v1.Pool"} <= names
+    assert {"tokenmux.v1.InferenceService", "tokenmux.v1.ModelService", "tokenmux.v1.PoolService"} <= names
     (data,) = described.file_descriptor_response.file_descriptor_proto
     assert descriptor_pb2.FileDescriptorProto.FromString(data).package == "tokenmux.v1"
 
@@ -648,12 +658,12 @@ async def test_keys_open_what_they_are_for(
     async with serving(keys=KEYS) as served:
         calls = {
             served.inference.Generate(generate(), metadata=metadata): inference,
-            served.models.List(models_pb2.ListModelsRequest(), metadata=metadata): admin,
-            served.pool.Status(pool_pb2.StatusRequest(), metadata=metadata): admin,
+            served.models.ListModels(models_pb2.ListModelsRequest(), metadata=metadata): admin,
+            served.pool.GetStatus(pool_pb2.GetStatusRequest(), metadata=metadata): admin,
         }
         for call, code in calls.items():
             assert await call.code() is code
-        stream = served.inference.GenerateStream(generate(), metadata=metadata)
+        stream = served.inference.GenerateStream(streamed(), metadata=metadata)
         assert await ending(stream) is inference
         stub = reflection_pb2_grpc.ServerReflectionStub(served.channel)
         ask = [reflection_pb2.ServerReflectionRequest(list_services="")]
@@ -690,7 +700,7 @@ async def test_a_port_in_use_is_a_clear_error(served: Served) -> None:
 
 async def test_a_signal_drains_and_a_second_one_does_not_wait() -> None:
     async with asyncio.timeout(PATIENCE_S), serving(auto=False) as served:
-        call = served.inference.GenerateStream(generate())
+        call = served.inference.GenerateStream(streamed())
         await served.hub.next(Submit)
         end = asyncio.create_task(until_signalled(served.front, drain_s=PATIENCE_S))
         await asyncio.sleep(0)

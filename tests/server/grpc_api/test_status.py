@@ -13,8 +13,9 @@ from tokenmux.core.request import FinishReason, Request, RequestId
 from tokenmux.core.sampling import Sampling
 from tokenmux.messages.commands import Submit
 from tokenmux.messages.reports import Finished, Tokens
+from tokenmux.server.front.buffer import EventBuffer
 from tokenmux.server.front.live_request import LiveRequest
-from tokenmux.server.grpc_api.status import STATUS, status_of
+from tokenmux.server.grpc_api.status import STATUS, refusal_of
 
 Code = grpc.StatusCode
 
@@ -31,17 +32,19 @@ def test_a_code_says_try_again_exactly_where_that_may_help(kind: type[TokenmuxEr
     code = STATUS[kind.code]
     assert CallFailed(code, "a reason").retryable == kind.retryable
     assert kind.__name__ in (errors.__doc__ or "")
-    shown, message = status_of(kind("a reason"))
+    refusal = refusal_of(kind("a reason"))
+    shown, message = refusal.code, refusal.message
     assert shown is code
+    assert (kind.usual_retry_s is not None) == kind.retryable
     assert (shown is Code.INTERNAL) == issubclass(kind, InternalError)
     assert ("a reason" in message) == (shown is not Code.INTERNAL)
     assert type(error_of(kind.code, "a reason")) is kind
 
 
 def test_an_error_of_ours_is_not_internal_without_being_one() -> None:
-    code, message = status_of(TokenmuxError("/models: cannot be written (Read-only file system)"))
-    assert code is Code.FAILED_PRECONDITION
-    assert "Read-only" in message
+    refusal = refusal_of(TokenmuxError("/models: cannot be written (Read-only file system)"))
+    assert refusal.code is Code.FAILED_PRECONDITION
+    assert "Read-only" in refusal.message
 
 
 def test_a_message_that_is_too_large_stays_so() -> None:
@@ -50,10 +53,14 @@ def test_a_message_that_is_too_large_stays_so() -> None:
     assert CallFailed(Code.RESOURCE_EXHAUSTED, "the queue is full").retryable
 
 
-def live() -> LiveRequest:
+def live(buffer: EventBuffer) -> LiveRequest:
     submit = Submit(Request(RequestId("r"), facts("m").id, 1, 9, 0.0), (1,), Sampling())
     detokenizer = LetterTokenizer().detokenizer((), prompt=(), skip_special_tokens=True)
-    return LiveRequest(submit, detokenizer, 9, lambda _: None, lambda _: None, lambda: 0.0)
+    return LiveRequest(submit, detokenizer, buffer, lambda: 0.0)
+
+
+def buffer() -> EventBuffer:
+    return EventBuffer(9, lambda: None, lambda: None)
 
 
 @pytest.mark.parametrize(
@@ -63,15 +70,16 @@ async def test_a_request_that_failed_has_the_code_of_its_reason(
     said: ErrorCode | None, code: grpc.StatusCode
 ) -> None:
     """Weights that are gone were ABORTED: a client that obeys tries again for ever."""
-    request = live()
+    events = buffer()
+    request = live(events)
     request.take_finished(Finished(request.id, FinishReason.FAILED, 0.0, "the image is gone", said))
     with pytest.raises(TokenmuxError, match="the image is gone") as caught:
-        [event async for event in request]
-    assert status_of(caught.value)[0] is code
+        [event async for event in events]
+    assert refusal_of(caught.value).code is code
 
 
 def test_tokens_after_the_client_left_are_no_fault() -> None:
-    request = live()
+    request = live(buffer())
     request.take_tokens(Tokens(request.id, 0, (65,), 0.0))
     request.fail(TokenmuxError("its client left"))
     assert not request.take_tokens(Tokens(request.id, 1, (66,), 0.0))

@@ -21,7 +21,7 @@ from tokenmux.server.front.limits import Limits
 from tokenmux.server.front.served_models import ServedModel
 from tokenmux.server.front.shown_models import ShownModel
 from tokenmux.server.grpc_api.model_messages import model_message
-from tokenmux.server.grpc_api.status import status_of
+from tokenmux.server.grpc_api.status import refusal_of
 from tokenmux.testing.scripted_node import (
     ScriptedNodes,
 )
@@ -166,17 +166,17 @@ async def test_a_front_with_a_stuck_tokenizer_closes_at_once() -> None:
 
 async def test_a_model_that_cannot_be_read_is_listed_and_breaks_no_call() -> None:
     async with serving(FakeEntry(facts("bad")), FakeEntry(facts("letters"))) as served:
-        models = (await served.models.List(models_pb2.ListModelsRequest())).models
+        models = (await served.models.ListModels(models_pb2.ListModelsRequest())).models
         assert [(model.name, model.refusal) for model in models] == [
             ("bad", "bad: the manifest is damaged"),
             ("letters", ""),
         ]
-        status = await served.pool.Status(pool_pb2.StatusRequest())
+        status = (await served.pool.GetStatus(pool_pb2.GetStatusRequest())).status
         assert [model.name for model in status.models] == ["bad", "letters"]
         async for update in served.pool.WatchStatus(pool_pb2.WatchStatusRequest()):
-            assert len(update.models) == 2
+            assert len(update.status.models) == 2
             break
-        await served.models.Unregister(models_pb2.UnregisterModelRequest(name="bad"))
+        await served.models.UnregisterModel(models_pb2.UnregisterModelRequest(name="bad"))
         assert [served.name for served in served.front.models] == ["letters"]
 
 
@@ -195,7 +195,8 @@ async def test_files_go_first_and_a_disk_that_refuses_changes_nothing() -> None:
         catalogue.refuses_removal = TokenmuxError("/models: cannot be written (Read-only file system)")
         with pytest.raises(TokenmuxError, match="Read-only") as caught:
             await front.unregister("letters")
-        assert status_of(caught.value) == (grpc.StatusCode.FAILED_PRECONDITION, str(caught.value))
+        refusal = refusal_of(caught.value)
+        assert (refusal.code, refusal.message) == (grpc.StatusCode.FAILED_PRECONDITION, str(caught.value))
         assert not any(isinstance(message, Unregister) for message in hub.unread())
         assert await front.tokenize("letters", Text("a")) == (97,)
 

@@ -56,8 +56,8 @@ def test_errors_are_those_of_the_client() -> None:
             with pytest.raises(openai.BadRequestError, match="temperature 11") as caught:
                 client.completions.create(model="letters", prompt="a", temperature=11)
             assert caught.value.param == "temperature"
-            with pytest.raises(openai.BadRequestError, match="n is not served"):
-                client.completions.create(model="letters", prompt="a", n=2)
+            with pytest.raises(openai.BadRequestError, match="suffix is not served"):
+                client.completions.create(model="letters", prompt="a", suffix="b")
         with (
             openai.OpenAI(base_url=url, api_key="wrong") as client,
             pytest.raises(openai.AuthenticationError),

@@ -1,15 +1,12 @@
 """The dialect over the real front and a scripted node: paths, fields, chunks, errors."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from typing import Any
 
 import httpx
 import pytest
 
-from tests.server.harness import Served, serving
+from tests.server.http_api.http_calls import CHAT, TEXT, events, http, nothing_lives
 from tests.server.scripted_models import FakeEntry, LetterTokenizer, facts
 from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.core.request import FinishReason
@@ -20,36 +17,7 @@ from tokenmux.server.front.api_keys import Key, Scope
 from tokenmux.server.front.limits import Limits
 from tokenmux.server.http_api.http_server import HttpTransport
 
-CHAT = {"model": "letters", "messages": [{"role": "user", "content": "a"}], "max_tokens": 3}
-TEXT = {"model": "letters", "prompt": "a", "max_tokens": 3}
 KEYS = (Key.of("one", Scope.INFERENCE, "secret"), Key.of("boss", Scope.ADMIN, "boss"))
-
-
-@asynccontextmanager
-async def http(
-    *entries: FakeEntry, transport: HttpTransport | None = None, **options: Any
-) -> AsyncIterator[tuple[Served, httpx.AsyncClient]]:
-    """A server with the dialect, and a client of it."""
-    async with (
-        serving(*entries, http=transport or HttpTransport(), **options) as served,
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{served.http_port}", timeout=10) as client,
-    ):
-        yield served, client
-
-
-async def nothing_lives(served: Served) -> None:
-    async with asyncio.timeout(5):
-        while served.front.n_live:  # noqa: ASYNC110 - nothing tells when the last has ended
-            await asyncio.sleep(0.01)
-
-
-def events(text: str) -> tuple[list[Any], list[str]]:
-    """The documents and the comments of a stream."""
-    lines = [line for line in text.split("\n\n") if line]
-    data = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
-    comments = [line.removeprefix(": ") for line in lines if line.startswith(": ")]
-    assert len(data) + len(comments) == len(lines)
-    return [one if one == "[DONE]" else json.loads(one) for one in data], comments
 
 
 async def test_a_text_is_continued() -> None:
@@ -320,8 +288,8 @@ async def test_unknown_fields_are_ignored_and_named() -> None:
         ("tpot_s", 1e9, "tpot_s"),
         ("weight", 0, "weight"),
         ("stream_options", {"include_usage": True}, "stream_options"),
-        ("n", 2, "n"),
-        ("logprobs", True, "logprobs"),
+        ("n", 0, "n"),
+        ("logprobs", 1, "logprobs"),
         ("presence_penalty", 2.5, "presence_penalty"),
         ("frequency_penalty", -2.5, "frequency_penalty"),
         ("repetition_penalty", 0, "repetition_penalty"),
@@ -333,7 +301,7 @@ async def test_unknown_fields_are_ignored_and_named() -> None:
         ("bad_words", [""], "bad_words"),
         ("truncate_prompt_tokens", 0, "truncate_prompt_tokens"),
         ("response_format", {"type": "json_object"}, "response_format"),
-        ("tools", [{"type": "function"}], "tools"),
+        ("tools", [{"type": "function"}], "tools[0].function"),
         ("tool_choice", "auto", "tool_choice"),
         ("messages", [], "messages"),
         ("messages", "hi", "messages"),
@@ -343,7 +311,7 @@ async def test_unknown_fields_are_ignored_and_named() -> None:
         ("messages", [{"role": "user"}], "messages[0].content"),
         ("messages", [{"role": "user", "content": 3}], "messages[0].content"),
         ("messages", [{"role": "user", "content": [{"type": "image_url"}]}], "messages[0].content[0]"),
-        ("messages", [{"role": "assistant", "tool_calls": [1]}], "messages[0].tool_calls"),
+        ("messages", [{"role": "assistant", "tool_calls": [1]}], "messages[0].tool_calls[0]"),
         ("messages", [{"role": "user", "content": "x" * 64}], "messages"),
         ("messages", [{"role": "user", "content": "x" * 10_000}], "messages"),
     ],

@@ -21,9 +21,9 @@ from tokenmux.messages.commands import Command, Order, Pin, Register, Submit
 from tokenmux.messages.reports import Alive, Broken, Reports
 from tokenmux.messages.setups import PresentDevices
 from tokenmux.processes.restarts import RestartLimits
+from tokenmux.server.front.call import Call
 from tokenmux.server.front.front import Front
 from tokenmux.server.front.limits import Limits
-from tokenmux.server.front.live_request import LiveRequest
 from tokenmux.server.nodes.supervisor import Patience
 from tokenmux.testing.scripted_node import (
     ScriptedNode,
@@ -83,7 +83,7 @@ def is_poison(message: Command) -> bool:
     return isinstance(message, Submit) and message.prompt[:1] == (ord("!"),)
 
 
-async def outcome(stream: LiveRequest) -> str:
+async def outcome(stream: Call) -> str:
     try:
         return text_of([event async for event in stream])
     except NotServable as error:
@@ -371,7 +371,7 @@ async def test_a_stopping_server_says_how_far_each_stream_came() -> None:
     async with started(hub, VirtualTime()) as front, front.open(ask()) as stream:
         hub.post(tokens(stream.id, 0, "def"))
         hub.post(PhaseChanged(stream.id, RequestPhase.RUNNING))
-        await until(lambda: stream.n_delivered == 3)
+        await until(lambda: stream.choices[0].n_delivered == 3)
         front.end_streams()
         with pytest.raises(Unavailable, match="the server stopped after 3 tokens of request"):
             async for _ in stream:

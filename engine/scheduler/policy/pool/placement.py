@@ -80,13 +80,15 @@ class _Load:
     asks: dict[ModelId, _Ask] = field(default_factory=dict)
     _now: float | None = None
     """Cached `larger()` of what is asked now."""
+    _heaviest: int | None = None
+    """Cached size of the largest weights here."""
 
     def add(self, model: ModelId, ask: _Ask) -> None:
         self.asks[model] = ask
-        self._now = None
+        self._now = self._heaviest = None
 
     def remove(self, model: ModelId) -> None:
-        self._now = None
+        self._now = self._heaviest = None
         self.asks.pop(model, None)
 
     @property
@@ -115,6 +117,10 @@ class _Load:
     def clashes(self, n_bytes: int, without: ModelId | None = None) -> bool:
         """True if weights of `n_bytes` could never share the arena with those of a model here."""
         room = (1 - HEADROOM) * self.arena_bytes - n_bytes
+        if without is None:
+            if self._heaviest is None:
+                self._heaviest = max((ask.weight_bytes for ask in self.asks.values()), default=0)
+            return self._heaviest > room
         return any(ask.weight_bytes > room for model, ask in self.asks.items() if model != without)
 
 
@@ -186,10 +192,11 @@ class LeastLoaded:
         help. Without a crowd, instances that pin the model go first."""
         if len(self._loads) < len(pool.instances):
             self._measure(pool)
-        others = [i for i in range(len(self._loads)) if i not in homes and pool.takes(i, request)]
-        if crowded is None:
-            others = [i for i in others if _pins(pool.instances[i], request.model)] or others
-        facts = pool.facts(request.model)
+        instances, model = pool.instances, request.model
+        others = [i for i in range(len(self._loads)) if i not in homes]
+        pinned = [i for i in others if _pins(instances[i], model)] if crowded is None else []
+        others = [i for i in pinned if pool.takes(i, request)] or others
+        facts = pool.facts(model)
 
         def ask(index: int) -> _Ask:
             cost = pool.instances[index].cost
@@ -210,10 +217,13 @@ class LeastLoaded:
 
         def burden(index: int) -> float:
             """The instance's load, and the time to bring the weights there."""
-            is_there = request.model in pool.instances[index].resident_models
+            is_there = model in instances[index].resident_models
             return load(index) + (0.0 if is_there else copy_share)
 
         index = min(others, key=burden, default=None)
+        if index is not None and not pool.takes(index, request):  # nearly always the least burdened one does
+            others = [i for i in others if pool.takes(i, request)]
+            index = min(others, key=burden, default=None)
         if crowded is not None and (index is None or load(index) > FREE):
             return crowded
         assert index is not None

@@ -1,0 +1,134 @@
+"""Messages and tools of `/v1/chat/completions`, and the conversation that the model's template is given."""
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from tokenmux.core.errors import InvalidRequest
+from tokenmux.server.front.generation import Chat, ChatMessage
+from tokenmux.server.http_api.body_fields import Lenient
+
+NAME_PATTERN = "^[a-zA-Z0-9_.-]{1,64}$"
+
+
+class ContentPart(Lenient):
+    """A part of a message's content. `type` must be `text`."""
+
+    type: str
+    text: str | None = None
+
+
+class CalledFunction(Lenient):
+    """The function of a call. `arguments` are the text of a JSON object."""
+
+    name: str
+    arguments: str | None = None
+
+
+class CallBody(Lenient):
+    """A call that the assistant made."""
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class MessageBody(Lenient):
+    """A message of a conversation. Content parts are joined by a line break.
+
+    A message of the assistant may have `tool_calls` and no content; their results are messages of the role
+    `tool`.
+    """
+
+    role: str
+    content: str | list[ContentPart] | None = None
+    tool_calls: list[CallBody] | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
+
+
+class FunctionBody(Lenient):
+    """A function that the model may call. `parameters` are a JSON schema."""
+
+    name: Annotated[str, Field(pattern=NAME_PATTERN)]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class ToolBody(Lenient):
+    """A tool."""
+
+    type: Literal["function"]
+    function: FunctionBody
+
+
+class NamedFunction(Lenient):
+    """The name of a function."""
+
+    name: str
+
+
+class NamedTool(Lenient):
+    """The tool that must be called."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+def conversation_of(messages: Sequence[MessageBody]) -> Chat:
+    """The conversation. Raises InvalidRequest for content other than text."""
+    return Chat(tuple(_message(f"messages[{index}]", message) for index, message in enumerate(messages)))
+
+
+def _message(place: str, message: MessageBody) -> ChatMessage:
+    # Templates of open models know no developers; OpenAI's own models took system for it.
+    role = "system" if message.role == "developer" else message.role
+    calls = [_call(f"{place}.tool_calls[{at}]", call) for at, call in enumerate(message.tool_calls or ())]
+    further = {"tool_calls": calls or None, "tool_call_id": message.tool_call_id, "name": message.name}
+    given = {name: value for name, value in further.items() if value is not None}
+    return ChatMessage(role, _content(place, message), given)
+
+
+def _content(place: str, message: MessageBody) -> str:
+    match message.content:
+        case str(text):
+            return text
+        case None:
+            if message.tool_calls:
+                return ""
+            raise InvalidRequest(f"{place} has no content: send text", field=f"{place}.content")
+        case parts:
+            return "\n".join(_text(f"{place}.content[{at}]", part) for at, part in enumerate(parts))
+
+
+def _text(place: str, part: ContentPart) -> str:
+    if part.type != "text" or part.text is None:
+        said = f"{place} is of type {part.type[:40]!r}: models here take text alone"
+        raise InvalidRequest(said, field=place)
+    return part.text
+
+
+def _call(place: str, call: CallBody) -> dict[str, object]:
+    """A call as templates take it: with its arguments as an object."""
+    field = f"{place}.function.arguments"
+    try:
+        arguments = json.loads(call.function.arguments or "{}")
+    except (ValueError, RecursionError):
+        raise InvalidRequest(f"{field} are not JSON: send the text of an object", field=field) from None
+    if not isinstance(arguments, dict):
+        raise InvalidRequest(f"{field} are not a JSON object: send the text of one", field=field)
+    said = {"name": call.function.name, "arguments": arguments}
+    return {"id": call.id or "", "type": call.type, "function": said}
+
+
+def tools_of(tools: Sequence[ToolBody]) -> tuple[dict[str, Any], ...]:
+    """The tools as templates take them: as they were sent. Raises InvalidRequest for a name that is there
+    twice."""
+    names = [tool.function.name for tool in tools]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            field = f"tools[{index}].function.name"
+            raise InvalidRequest(f"{field}: {name} is there twice: give each tool its own name", field=field)
+    return tuple(tool.model_dump(exclude_unset=True) for tool in tools)

@@ -1,0 +1,30 @@
+"""How calls of tools in an answer are read, for models that can be offered tools."""
+
+from tokenmux.core.errors import InvalidRequest
+from tokenmux.models.text.tool_formats import TOOL_FORMATS, schemas_of
+from tokenmux.server.front.generation import Ask, Chat
+from tokenmux.server.front.service import FrontService
+from tokenmux.server.http_api.outputs import ToolUse
+
+
+async def tool_use_of(front: FrontService, ask: Ask, *, several: bool) -> ToolUse | None:
+    """How calls in the answer are read; None if no tools are offered. With `several` there may be more than
+    one.
+
+    Raises InvalidRequest if the model's template knows no tools, or asks for calls in an unknown form, and
+    NotFound, NotServable.
+    """
+    if not isinstance(ask.prompt, Chat) or not ask.prompt.tools:
+        return None
+    about = await front.about_model(ask.model)
+    if not about.takes_tools:
+        said = f"the chat template of {ask.model} knows no tools: leave tools out, or use another model"
+        raise InvalidRequest(said, field="tools")
+    if about.tool_format is None:
+        known = ", ".join(form.name for form in TOOL_FORMATS)
+        raise InvalidRequest(
+            f"calls of {ask.model} cannot be read: its chat template asks for none of the forms known here "
+            f"({known}); use another model, or gRPC, which returns calls as the model writes them",
+            field="tools",
+        )
+    return ToolUse(about.tool_format, schemas_of(ask.prompt.tools), several)
