@@ -48,7 +48,7 @@ class NodeSetup(Struct, frozen=True, array_like=True):
     instances: tuple[InstanceId, ...] = ()
     n_numbered: int = 0
     prefix_cache: bool = False
-    """Whether requests with the same beginning share KV: those of one tenant, or with `joins_tenants` all."""
+    """True if requests with the same beginning share KV: those of one tenant, or with `joins_tenants` all."""
     joins_tenants: bool = False
     n_sharing: int = 0
     """How many devices share the machine's cores, which gives the number of threads of a step: as many as the

@@ -29,4 +29,5 @@ class PromptPrefixes:
             return request
         salts = () if self._joins_tenants else (request.tenant,)
         keys = prefix_keys(prefix_seed(request.model, salts), submit.prompt, cell)
-        return replace(request, prefix=Prefix(request.model, cell, keys, reads=submit.n_prompt_likeliest is None))
+        reads = submit.n_prompt_likeliest is None
+        return replace(request, prefix=Prefix(request.model, cell, keys, reads=reads))

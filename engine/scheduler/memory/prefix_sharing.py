@@ -4,7 +4,7 @@
     page-out ends ──▶ `give_on_host`: so do their copies                 (host index)
     request begins ──▶ `take`: the known cells at its beginning become its own, as if it had computed them
 
-A cell is shared only where its KV has the same bits whoever computes it: from a point on the device's grid of
+A cell is shared only where its KV has the same bits in every request: from a point on the device's grid of
 cells to the next, all of it prompt. Cells that the host alone has are paged in like any other KV.
 """
 
