@@ -2,7 +2,8 @@
 
 Needs grpcio-tools (extra `test`). The result is committed, so that an installation needs no compiler; a test holds it
 against a fresh run. The import path of the generated modules equals the protobuf package (`tokenmux.v1`), which works
-because protoc is run from this folder. Also adds what is new to `wire.txt`, and refuses what would break clients.
+because protoc is run from this folder. Also adds what is new to `wire.txt`, refuses what would break clients, and writes
+`docs/api.md` (`reference.py`).
 """
 
 import argparse
@@ -57,3 +58,6 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=ROOT, help="folder to write to (default: in place)")
     generate(parser.parse_args().out)
     extend_table()
+    import reference  # here, since it imports this module
+
+    reference.write_page()

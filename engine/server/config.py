@@ -32,6 +32,7 @@ from tokenmux.server.yaml_values import (
     Address,
     Count,
     CountOrNone,
+    HostName,
     Location,
     ModelName,
     PolicyName,
@@ -170,6 +171,9 @@ class PoolConfig(Section):
     listen: Address = DEFAULT_ADDRESS
     http: Address | None = None
     """Where OpenAI's dialect of HTTP is served, with the same keys and certificate. Default: nowhere."""
+    http_hosts: tuple[HostName, ...] = ()
+    """Names by which clients call the HTTP server, besides its addresses and localhost. If it listens on
+    loopback, requests that name another host are refused."""
     catalogue: Location = Path("~/.cache/tokenmux/catalogue")
     models: dict[ModelName, Annotated[ModelConfig, BeforeValidator(_source)]] = Field(default_factory=dict)
     device: SingleDeviceConfig = SingleDeviceConfig()

@@ -229,6 +229,7 @@ def read_http_transport(config: PoolConfig) -> HttpTransport | None:
     return HttpTransport(
         config.http,
         tls=None if config.tls is None else tls_context(config.tls.certificate, config.tls.private_key),
+        hosts=config.http_hosts,
         max_body_bytes=config.max_message,
         unread_s=config.slow_reader.end_after_s,
     )

@@ -23,6 +23,8 @@ from tokenmux.scheduler.policy.registry import make_policy
 from tokenmux.server.front.names import MAX_TENANT_CHARS, tenant_fault
 from tokenmux.server.front.request_rules import MAX_SECONDS, MAX_WEIGHT, MIN_SECONDS, MIN_WEIGHT
 
+_HOST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,252}")
+
 
 def in_short(value: object) -> str:
     """A value as it is shown in an error."""
@@ -34,6 +36,12 @@ def _address(value: str) -> str:
     fault = address_fault(value)
     if fault is not None:
         raise ValueError(fault)
+    return value
+
+
+def _host_name(value: str) -> str:
+    if not _HOST_NAME.fullmatch(value):
+        raise ValueError(f"{value[:80]!r} is not the name of a host: write it without a port")
     return value
 
 
@@ -80,6 +88,7 @@ CountOrNone = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 Weight = Annotated[FiniteFloat, Field(ge=MIN_WEIGHT, le=MAX_WEIGHT)]
 TenantName = Annotated[str, Field(min_length=1, max_length=MAX_TENANT_CHARS), AfterValidator(_tenant)]
 Address = Annotated[str, AfterValidator(_address)]
+HostName = Annotated[str, AfterValidator(_host_name)]
 Location = Annotated[Path, AfterValidator(_location)]
 ModelName = Annotated[str, AfterValidator(_name)]
 PolicyName = Annotated[str, AfterValidator(_policy)]

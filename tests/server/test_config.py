@@ -48,6 +48,7 @@ tls:
 keys:
   - {name: team, scope: inference, file: team.key}
 max_message: 1MiB
+http_hosts: [models.example.org]
 drain_s: 0
 """
 
@@ -79,6 +80,7 @@ def test_everything_can_be_said(tmp_path: Path) -> None:
     assert config.tls is not None
     assert config.tls.private_key == tmp_path / "key.pem"
     assert (config.keys[0].scope, config.keys[0].file) == (Scope.INFERENCE, tmp_path / "team.key")
+    assert config.http_hosts == ("models.example.org",)
     assert (config.node.max_restarts, config.max_message, config.drain_s) == (0, 1 << 20, 0)
 
 
@@ -158,6 +160,7 @@ def test_nothing_needs_to_be_said(tmp_path: Path) -> None:
         ("queue: {max_requests: 0}\n",
          "pool.yaml:1: queue.max_requests: should be greater than or equal to 1, and is 0"),
         ("service_level:\n  ttft_s: .nan\n", "pool.yaml:2: service_level.ttft_s: should be a finite number"),
+        ("http_hosts: ['a:80']\n", "pool.yaml:1: http_hosts.0: 'a:80' is not the name of a host:"),
         ("tls:\n  certificate: x\n", "pool.yaml:1: tls.private_key: is missing"),
         ("listen: 50051\n", "pool.yaml:1: listen: should be a valid string"),
         ("listen: here\n",

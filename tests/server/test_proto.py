@@ -19,6 +19,12 @@ def test_generated_code_is_up_to_date(tmp_path: Path) -> None:
     assert [name for name in fresh if fresh[name] != committed[name]] == [], "run `python proto/generate.py`"
 
 
+def test_the_reference_is_up_to_date() -> None:
+    pytest.importorskip("grpc_tools", reason="grpcio-tools is in the extra `test`")
+    reference = module_of("reference")
+    assert reference.PAGE.read_text() == reference.page(), "run `python proto/generate.py`"
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_import_path_equals_package(name: str) -> None:
     module = importlib.import_module(f"tokenmux.v1.{name}_pb2")

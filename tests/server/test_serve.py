@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def test_the_configuration_reaches_the_parts() -> None:
     config = PoolConfig.model_validate(
         {
             "device": {"arena": 10, "host_cache": 20, "host_kv": 30, "slab": 40, "prefill_chunk_tokens": 50},
-            "queue": {"max_requests": 1},
+            "queue": {"max_requests": 1, "max_choices": 9},
             "models": {"a": {"source": "a", "weight": 4}, "b": "b"},
             "tenants": {"team": {"weight": 3}},
             "slow_reader": {"buffer_tokens": 2, "end_after_s": 3},
@@ -151,14 +151,19 @@ DEVICE = "device: {arena: 8MiB, host_cache: 32MiB, host_kv: 8MiB, slab: 1MiB, pr
 
 @contextmanager
 def real_server(
-    folder: Path, more: str = "", device: str = DEVICE
+    folder: Path,
+    more: str = "",
+    device: str = DEVICE,
+    families: Sequence[str] = ("llama", "gpt2"),
+    dtype: torch.dtype = torch.bfloat16,
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`tokenmux serve` over two small random models, with more lines in its pool.yaml, also in place of those
-    about its device; yields the process and its address."""
-    for family in ("llama", "gpt2"):
-        tiny.create(family, folder / family)
+    """`tokenmux serve` over small random models of these families, with more lines in its pool.yaml, also in
+    place of those about its device; yields the process and its address."""
+    for family in families:
+        tiny.create(family, folder / family, dtype=dtype)
+    models = ", ".join(f"{family}: {family}" for family in families)
     (folder / "pool.yaml").write_text(
-        "listen: 127.0.0.1:0\ncatalogue: kept\nmodels: {llama: llama, gpt2: gpt2}\n" + device + more
+        f"listen: 127.0.0.1:0\ncatalogue: kept\nmodels: {{{models}}}\n" + device + more
     )
     command = [sys.executable, "-m", "tokenmux.cli", "serve", "--config", str(folder / "pool.yaml")]
     with (folder / "log").open("w") as log:

@@ -16,10 +16,13 @@ from http import HTTPStatus
 from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from tokenmux.core.addresses import is_loopback
 from tokenmux.core.errors import Overloaded
 from tokenmux.server.front.service import FrontService
+from tokenmux.server.http_api.host_check import HostCheck
 from tokenmux.server.http_api.http_errors import ErrorAnswer, HttpRefusal, error_answer
 from tokenmux.server.http_api.openai_app import openai_app
 
@@ -43,6 +46,8 @@ class HttpTransport:
 
     address: str = "127.0.0.1:0"
     tls: ssl.SSLContext | None = None
+    hosts: Sequence[str] = ()
+    """Names by which clients may call the server, besides its addresses; on loopback, no other is served."""
     max_body_bytes: int = 4 << 20
     max_connections: int = MAX_CONNECTIONS
     unread_s: float = 60.0
@@ -136,8 +141,11 @@ class HttpServer:
         for listening in self._sockets:
             _end_dead_connections(listening, transport.unread_s + SPARE_UNREAD_S)
         connection = type("Connection", (BoundedConnection,), {"max_connections": transport.max_connections})
+        app: ASGIApp = openai_app(front, transport.max_body_bytes)
+        if transport.hosts or is_loopback(transport.address):
+            app = HostCheck(app, transport.hosts)
         config = uvicorn.Config(
-            openai_app(front, transport.max_body_bytes),
+            app,
             http=connection,
             ws="none",
             lifespan="off",

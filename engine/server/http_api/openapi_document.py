@@ -28,7 +28,7 @@ _ANSWERS: tuple[type[BaseModel], ...] = (
     ErrorBody,
 )
 _REFERENCE = "#/components/schemas/{model}"
-_OF_HTTP = (404, 405, 408, 413, 415)
+_OF_HTTP = (404, 405, 408, 413, 415, 421)
 
 
 @cache
@@ -91,7 +91,7 @@ def _generation(
                 "description": "Fields of the body that were ignored.",
             },
         },
-        "content": {**_json(whole), "text/event-stream": {"schema": {"type": "string"}}},
+        "content": {**_json(whole), "text/event-stream": {}},
     }
     return {
         "summary": summary,

@@ -104,9 +104,12 @@ def channel(server: ServerThread) -> Iterator[grpc.Channel]:
         yield channel
 
 
+@pytest.mark.parametrize(
+    "n_messages", [40, pytest.param(600, marks=[pytest.mark.nightly, pytest.mark.timeout(1800)])]
+)
 @pytest.mark.parametrize(("module", "name"), METHODS)
 def test_any_message_is_served_or_refused_with_a_reason(
-    module: Any, name: str, server: ServerThread, channel: grpc.Channel
+    module: Any, name: str, n_messages: int, server: ServerThread, channel: grpc.Channel
 ) -> None:
     service = next(iter(module.DESCRIPTOR.services_by_name.values()))
     method = service.methods_by_name[name]
@@ -115,7 +118,7 @@ def test_any_message_is_served_or_refused_with_a_reason(
 
     @given(contents(method.input_type))
     @settings(
-        max_examples=8 if "Watch" in name else 40,
+        max_examples=n_messages // 5 if "Watch" in name else n_messages,
         deadline=None,
         suppress_health_check=list(HealthCheck),
         database=None,
@@ -139,3 +142,4 @@ def test_any_message_is_served_or_refused_with_a_reason(
         )
 
     call()
+    assert server.served.front.n_live == 0

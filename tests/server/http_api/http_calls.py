@@ -10,6 +10,9 @@ import httpx
 
 from tests.server.harness import Served, serving
 from tests.server.scripted_models import FakeEntry
+from tokenmux.core.request import FinishReason
+from tokenmux.messages.commands import Submit
+from tokenmux.messages.reports import Finished, Tokens
 from tokenmux.server.http_api.http_server import HttpTransport
 
 CHAT = {"model": "letters", "messages": [{"role": "user", "content": "a"}], "max_tokens": 3}
@@ -41,3 +44,14 @@ def events(text: str) -> tuple[list[Any], list[str]]:
     comments = [line.removeprefix(": ") for line in lines if line.startswith(": ")]
     assert len(data) + len(comments) == len(lines)
     return [one if one == "[DONE]" else json.loads(one) for one in data], comments
+
+
+async def answer_with(served: Served, output: str) -> Submit:
+    """Answer the next request with a text, whose letters are tokens, three at a time."""
+    submit = await served.hub.next(Submit)
+    for at in range(0, len(output), 3):
+        tokens = tuple(map(ord, output[at : at + 3]))
+        served.hub.post(Tokens(submit.request.id, at, tokens, 100.0))
+        await asyncio.sleep(0)
+    served.hub.post(Finished(submit.request.id, FinishReason.STOP, 100.0))
+    return submit

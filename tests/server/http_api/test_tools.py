@@ -6,11 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests.server.http_api.http_calls import CHAT, TEXT, events, http
+from tests.server.http_api.http_calls import CHAT, TEXT, answer_with, events, http
 from tests.server.scripted_models import FakeEntry, LetterTokenizer, facts
-from tokenmux.core.request import FinishReason
 from tokenmux.messages.commands import Submit
-from tokenmux.messages.reports import Finished, Tokens
 from tokenmux.server.front.generation import Chat, ChatMessage
 from tokenmux.server.http_api.body_fields import ask_of_body
 from tokenmux.server.http_api.request_bodies import ChatBody, parse_body
@@ -33,12 +31,7 @@ async def answered(body: dict[str, Any], output: str, entry: FakeEntry | None = 
     """The choices of an answer whose text is `output`, in pieces of three letters; a letter is a token."""
     async with http(entry or model(), auto=False) as (served, client):
         answering = asyncio.create_task(client.post("/v1/chat/completions", json=body))
-        submit = await served.hub.next(Submit)
-        for at in range(0, len(output), 3):
-            tokens = tuple(map(ord, output[at : at + 3]))
-            served.hub.post(Tokens(submit.request.id, at, tokens, 100.0))
-            await asyncio.sleep(0)
-        served.hub.post(Finished(submit.request.id, FinishReason.STOP, 100.0))
+        await answer_with(served, output)
         answer = await answering
         assert answer.status_code == 200, answer.text
         documents = events(answer.text)[0][:-1] if body.get("stream") else [answer.json()]
