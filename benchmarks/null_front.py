@@ -12,6 +12,7 @@ from tokenmux.messages.setups import DeviceSetup
 from tokenmux.processes import garbage_collection
 from tokenmux.server.app import Transport, running
 from tokenmux.server.children.encoder_children import EncoderChildren, TextLimits
+from tokenmux.server.children.grammar_children import GrammarChildren
 from tokenmux.server.children.served_catalogue import ServedCatalogue
 from tokenmux.server.front.front import Front
 from tokenmux.server.http_api.http_server import HttpTransport
@@ -45,6 +46,7 @@ async def _serve(catalogue: str, step_s: float, token_ids: Sequence[int], http: 
         [DeviceSetup(DEVICE)],
         Machine(),
         encoder=EncoderChildren(TextLimits()),
+        grammars=GrammarChildren(),
     )
     async with running(front, Transport(), http) as server:
         garbage_collection.settle()

@@ -8,6 +8,7 @@ because protoc is run from this folder. Also adds what is new to `wire.txt`, ref
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -17,19 +18,23 @@ from grpc_tools import protoc
 
 ROOT = Path(__file__).parent
 PACKAGE = Path("tokenmux/v1")
+FOREIGN = Path("inference")
+"""A protocol of others, under its own package. Its messages go to ours, where nothing imports them by that name."""
 TABLE = ROOT / "wire.txt"
 
 
 def generate(out: Path) -> None:
     """Write `*_pb2.py`, `*_pb2.pyi` and `*_pb2_grpc.py` under `out / tokenmux / v1`. Raises RuntimeError if protoc fails."""
-    _protoc(f"--python_out={out}", f"--pyi_out={out}", f"--grpc_python_out={out}")
+    _protoc(ROOT, [PACKAGE], f"--python_out={out}", f"--pyi_out={out}", f"--grpc_python_out={out}")
+    beside = out / PACKAGE
+    _protoc(ROOT / FOREIGN, [Path()], f"--python_out={beside}", f"--pyi_out={beside}")
 
 
 def described() -> list[FileDescriptorProto]:
     """The .proto files, with their comments. Raises RuntimeError if protoc fails."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "set.binpb"
-        _protoc("--include_source_info", f"--descriptor_set_out={out}")
+        _protoc(ROOT, [PACKAGE, FOREIGN], "--include_source_info", f"--descriptor_set_out={out}")
         return list(FileDescriptorSet.FromString(out.read_bytes()).file)
 
 
@@ -45,9 +50,9 @@ def extend_table() -> None:
     TABLE.write_text(wire.show_table([*table, *wire.lines_of(files)]))
 
 
-def _protoc(*options: str) -> None:
-    sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / PACKAGE).glob("*.proto"))
-    paths = (f"--proto_path={ROOT}", f"--proto_path={resources.files('grpc_tools') / '_proto'}")
+def _protoc(root: Path, folders: Sequence[Path], *options: str) -> None:
+    sources = sorted(str(path.relative_to(root)) for folder in folders for path in (root / folder).glob("*.proto"))
+    paths = (f"--proto_path={root}", f"--proto_path={resources.files('grpc_tools') / '_proto'}")
     status = protoc.main(["protoc", *paths, *options, *sources])
     if status != 0:
         raise RuntimeError(f"protoc ended with status {status}")

@@ -10,12 +10,16 @@ from tokenmux.cli.generation_options import (
     BadWord,
     Choices,
     FrequencyPenalty,
+    GrammarFile,
+    JsonSchema,
     LogitBias,
     Logprobs,
     LogprobsOfPrompt,
     MaxTokens,
     MinP,
+    OneOf,
     PresencePenalty,
+    Regex,
     RepetitionPenalty,
     Seed,
     Stop,
@@ -44,6 +48,10 @@ def generate_command(
     presence_penalty: PresencePenalty = 0.0,
     logit_bias: LogitBias = None,
     bad_word: BadWord = None,
+    json_schema: JsonSchema = None,
+    regex: Regex = None,
+    grammar: GrammarFile = None,
+    choice: OneOf = None,
     logprobs: Logprobs = None,
     prompt_logprobs: LogprobsOfPrompt = None,
     choices: Choices = None,
@@ -81,6 +89,10 @@ def generate_command(
         presence_penalty=presence_penalty,
         logit_bias=logit_bias,
         bad_word=bad_word,
+        json_schema=json_schema,
+        regex=regex,
+        grammar=grammar,
+        choice=choice,
         logprobs=logprobs,
     )
     options |= {
@@ -123,6 +135,10 @@ def chat_command(
     presence_penalty: PresencePenalty = 0.0,
     logit_bias: LogitBias = None,
     bad_word: BadWord = None,
+    json_schema: JsonSchema = None,
+    regex: Regex = None,
+    grammar: GrammarFile = None,
+    choice: OneOf = None,
 ) -> None:
     """Chat with a model, one line at a time. Ctrl-C cancels an answer, Ctrl-D quits."""
     from tokenmux.cli.streaming import converse
@@ -140,6 +156,10 @@ def chat_command(
         presence_penalty=presence_penalty,
         logit_bias=logit_bias,
         bad_word=bad_word,
+        json_schema=json_schema,
+        regex=regex,
+        grammar=grammar,
+        choice=choice,
     )
     with connected(ctx) as client:
         converse(client, model, system, Console(stderr=True), options)

@@ -1,6 +1,7 @@
 """Options of `tokenmux generate` and `tokenmux chat`, and what the client is told of them."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -46,7 +47,27 @@ LogitBias = Annotated[
 BadWord = Annotated[
     list[str] | None, typer.Option(metavar="TEXT", help="Text that the answer must not contain. Repeatable.")
 ]
-
+JsonSchema = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", exists=True, dir_okay=False, help="Answer with JSON that meets the schema in FILE."
+    ),
+]
+Regex = Annotated[
+    str | None, typer.Option(metavar="PATTERN", help="Answer with text that matches the whole pattern.")
+]
+GrammarFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        help="Answer with a sentence of the grammar in FILE, in the format of Lark or GBNF.",
+    ),
+]
+OneOf = Annotated[
+    list[str] | None, typer.Option(metavar="TEXT", help="Answer with one of these texts. Repeatable.")
+]
 
 Logprobs = Annotated[
     int | None,
@@ -80,9 +101,14 @@ def generate_options(
     presence_penalty: float,
     logit_bias: Sequence[str] | None,
     bad_word: Sequence[str] | None,
+    json_schema: Path | None = None,
+    regex: str | None = None,
+    grammar: Path | None = None,
+    choice: Sequence[str] | None = None,
     logprobs: int | None = None,
 ) -> "GenerateOptions":
-    """The client's options. Raises BadParameter for a bias that is not ID:BIAS."""
+    """The client's options. Raises BadParameter for a bias that is not ID:BIAS, or a file that cannot be
+    read."""
     return {
         "max_tokens": max_tokens,
         "temperature": temperature,
@@ -96,8 +122,21 @@ def generate_options(
         "presence_penalty": presence_penalty,
         "logit_bias": dict(map(_bias, logit_bias or ())),
         "bad_words": bad_word or [],
+        "json_schema": _content(json_schema),
+        "regex": regex,
+        "grammar": _content(grammar),
+        "choice": choice or None,
         "logprobs": logprobs,
     }
+
+
+def _content(file: Path | None) -> str | None:
+    if file is None:
+        return None
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"{file} cannot be read: {error}") from None
 
 
 def _bias(text: str) -> tuple[int, float]:

@@ -1,6 +1,6 @@
 """`tokenmux models`: the catalogue of a running server."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -8,6 +8,9 @@ from rich.console import Console
 from tokenmux.cli.remote import connected
 from tokenmux.cli.safe_text import shown_name
 from tokenmux.cli.shared_options import JsonOption, ModelArgument
+
+if TYPE_CHECKING:
+    from tokenmux.client import Operation
 
 models_app = typer.Typer(help="List, add, remove, load and pin models.", no_args_is_help=True)
 
@@ -37,10 +40,28 @@ def models_register_command(
         ),
     ] = "",
 ) -> None:
-    """Add a model. Its weights may have to be converted first, which can take minutes."""
-    with connected(ctx) as client, Console(stderr=True).status(shown_name(f"registering {name}")):
-        client.models.register(name, source)
+    """Add a model. Its weights may have to be converted first, which can take minutes. Ctrl-C cancels it, and
+    nothing of it is kept."""
+    with connected(ctx) as client:
+        operation = client.models.start_registration(name, source)
+        try:
+            with Console(stderr=True).status(shown_name(f"registering {name}")) as line:
+                for state in client.operations.watch(operation.name):
+                    line.update(shown_name(_progress(state)))
+        except KeyboardInterrupt:
+            client.operations.cancel(operation.name)
+            raise
     typer.echo(f"{name} is served")
+
+
+def _progress(operation: "Operation") -> str:
+    """What a registration is doing, and how much of it is done."""
+    said = f"registering {operation.model}"
+    if operation.doing:
+        said += f": {operation.doing}"
+    if operation.total:
+        said += f", {min(100, 100 * operation.done // operation.total)}%"
+    return said
 
 
 @models_app.command("remove")

@@ -8,6 +8,7 @@
 from tokenmux.client.aio import AsyncClient, AsyncStream
 from tokenmux.client.errors import CallFailed, ErrorDetails, WrongArgument
 from tokenmux.client.options import GenerateOptions
+from tokenmux.client.resumption import Resumption
 from tokenmux.client.sync import Client, Stream
 from tokenmux.client.values import (
     Choice,
@@ -22,6 +23,8 @@ from tokenmux.client.values import (
     Model,
     ModelMetadata,
     ModelSizes,
+    Operation,
+    OperationState,
     Phase,
     PoolStatus,
     PoolTrace,
@@ -56,6 +59,8 @@ __all__ = [
     "Model",
     "ModelMetadata",
     "ModelSizes",
+    "Operation",
+    "OperationState",
     "Phase",
     "PoolStatus",
     "PoolTrace",
@@ -64,6 +69,7 @@ __all__ = [
     "PromptLogprobs",
     "RecordedRequest",
     "Residency",
+    "Resumption",
     "Service",
     "State",
     "Stream",

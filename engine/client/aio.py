@@ -1,6 +1,8 @@
 """The asyncio client: the same methods as the blocking one, to be awaited."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -9,8 +11,10 @@ import grpc
 
 from tokenmux.client import proto_values
 from tokenmux.client.connection import DEFAULT_ADDRESS, Connection
-from tokenmux.client.errors import translated
+from tokenmux.client.errors import CallFailed, translated
+from tokenmux.client.operations import AsyncOperations
 from tokenmux.client.options import GenerateOptions
+from tokenmux.client.resumption import DEFAULT_RESUMPTION, GenerationProgress, Resumption
 from tokenmux.client.values import (
     Completion,
     GenerationEvent,
@@ -18,6 +22,7 @@ from tokenmux.client.values import (
     Model,
     ModelMetadata,
     ModelSizes,
+    Operation,
     PoolStatus,
     PoolTrace,
     Prompt,
@@ -39,22 +44,40 @@ class AsyncStream:
     """The events of one generation, to iterate over. Leaving its context, or `cancel`, ends the
     generation."""
 
-    def __init__(self, call: Any) -> None:
-        self._call = call
+    def __init__(self, begin: Callable[[GenerationProgress], Any], progress: GenerationProgress) -> None:
+        self._begin = begin
+        self._progress = progress
+        self._cancelled = asyncio.Event()
+        self._call = begin(progress)
 
     async def __aiter__(self) -> AsyncIterator[GenerationEvent]:
         try:
-            with translated():
-                async for response in self._call:
-                    event = proto_values.event(response)
-                    if event is not None:
-                        yield event
+            while True:
+                try:
+                    with translated():
+                        async for response in self._call:
+                            event = proto_values.event(response) if self._progress.take(response) else None
+                            if event is not None:
+                                yield event
+                    return
+                except CallFailed as error:
+                    await self._go_on(error)
         finally:
             self.cancel()  # a caller that stops iterating does not want the rest
 
     def cancel(self) -> None:
         """End the generation: the server frees at once what the request held."""
+        self._cancelled.set()
         self._call.cancel()
+
+    async def _go_on(self, error: CallFailed) -> None:
+        """Call again after a loss. Raises the error if that is not to be, or if it was cancelled since."""
+        wait_s = self._progress.wait_s(error)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await self._cancelled.wait()
+                raise error
+        self._call = self._begin(self._progress)
 
     async def __aenter__(self) -> Self:
         return self
@@ -90,8 +113,11 @@ class AsyncClient:
         tls: bool = False,
         ca_file: Path | None = None,
         insecure: bool = False,
+        resumption: Resumption | None = DEFAULT_RESUMPTION,
     ) -> None:
-        """Connect to `target`. `tls` trusts the system's authorities, `ca_file` (PEM, implies TLS) only its
+        """Connect to `target`: HOST:PORT, or several as "ipv4:ADDRESS:PORT,ADDRESS:PORT", of which the first
+        that answers is used. Streams go on by themselves if their server is lost, as `resumption` says (None:
+        they end). `tls` trusts the system's authorities, `ca_file` (PEM, implies TLS) only its
         own.
 
         A key for another machine needs one of them, or `insecure`, which sends it readable. Raises
@@ -104,9 +130,12 @@ class AsyncClient:
         else:
             self._channel = grpc.aio.secure_channel(target, credentials, options=connection.options)
         self._metadata = connection.metadata
+        self._resumption = resumption
         self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self.models = AsyncModels(self._channel, self._metadata)
         """Registering, loading, pinning. Needs an admin key if the server has keys."""
+        self.operations = AsyncOperations(self._channel, self._metadata)
+        """Work that goes on without its caller. Needs an admin key if the server has keys."""
         self.pool = AsyncPool(self._channel, self._metadata)
         """The state and size of the pool. Needs an admin key if the server has keys."""
         self.planning = AsyncPlanning(self._channel, self._metadata)
@@ -141,12 +170,18 @@ class AsyncClient:
         """Generate, and return the events as they arrive: PromptInfo, then State and Delta, and Finish at the
         end.
 
+        If the server is lost meanwhile, the stream goes on at another one, or when it is back: nothing comes
+        twice. `timeout_s` is for all of it.
+
         >>> async with client.stream("smol", "Tell me a story", max_tokens=200) as events:
         ...     text = "".join([event.text async for event in events if isinstance(event, Delta)])
         """
         request = proto_values.stream_request(model, prompt, **options)
-        return AsyncStream(
-            self._inference.GenerateStream(request, timeout=timeout_s, metadata=self._metadata)
+        return AsyncStream(self._begin_stream, GenerationProgress(request, timeout_s, self._resumption))
+
+    def _begin_stream(self, progress: GenerationProgress) -> Any:
+        return self._inference.GenerateStream(
+            progress.request, timeout=progress.left_s, metadata=self._metadata
         )
 
     async def chat(
@@ -162,6 +197,13 @@ class AsyncClient:
         >>> (await client.chat("smol", [{"role": "user", "content": "Who are you?"}])).text
         """
         return await self.generate(model, proto_values.conversation(messages), timeout_s=timeout_s, **options)
+
+    async def cancel(self, request_id: str, *, tenant: str = "", timeout_s: float | None = None) -> None:
+        """End a live request by its id: the caller's own or, for administrators, those of `tenant`, or (if
+        that is empty) of all."""
+        request = proto_values.cancel_request(request_id, tenant)
+        with translated():
+            await self._inference.CancelGeneration(request, timeout=timeout_s, metadata=self._metadata)
 
     async def tokenize(
         self, model: str, prompt: Prompt, *, timeout_s: float | None = None
@@ -213,6 +255,7 @@ class AsyncModels:
     def __init__(self, channel: grpc.aio.Channel, metadata: Sequence[tuple[str, str]]) -> None:
         self._stub = models_pb2_grpc.ModelServiceStub(channel)  # type: ignore[no-untyped-call]
         self._metadata = metadata
+        self._operations = AsyncOperations(channel, metadata)
 
     async def list(self, *, timeout_s: float | None = None) -> tuple[Model, ...]:
         """All models by name, including refused ones."""
@@ -228,10 +271,20 @@ class AsyncModels:
         """Add a model from a folder of safetensors or a GGUF file on the server's machine. May take minutes.
 
         Without a source, add a model that is already in the catalogue, such as one pulled while the server
-        ran.
+        ran. The server goes on if the caller leaves; `start_registration` can also be watched and cancelled.
         """
+        operation = await self.start_registration(name, source, timeout_s=timeout_s)
+        async for _ in self._operations.watch(operation.name, timeout_s=timeout_s):
+            pass
+        return await self.get(name, timeout_s=timeout_s)
+
+    async def start_registration(
+        self, name: str, source: str = "", *, timeout_s: float | None = None
+    ) -> Operation:
+        """Begin to add a model, and return at once. `operations.watch` tells how it goes on."""
         request = models_pb2.RegisterModelRequest(name=name, source=source)
-        return proto_values.model((await self._call(self._stub.RegisterModel, request, timeout_s)).model)
+        response = await self._call(self._stub.RegisterModel, request, timeout_s)
+        return proto_values.operation(response.operation)
 
     async def unregister(self, name: str, *, force: bool = False, timeout_s: float | None = None) -> None:
         """Remove a model; with `force` even if it has live requests, which then fail."""

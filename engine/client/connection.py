@@ -13,6 +13,11 @@ DEFAULT_ADDRESS = "127.0.0.1:50051"
 
 _OPTIONS = (
     ("grpc.max_receive_message_length", -1),  # the server bounds its answers by the request
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    (
+        "grpc.max_reconnect_backoff_ms",
+        5_000,
+    ),  # by default minutes
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
 )

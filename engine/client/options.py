@@ -39,6 +39,16 @@ class GenerateOptions(TypedDict, total=False):
     """Return log-probabilities of the tokens, and of this many likeliest ones each, at most 20."""
     prompt_logprobs: int | None
     """The same for the tokens of the prompt."""
+    json_schema: str | Mapping[str, object] | None
+    """The output is a JSON document that meets this schema. At most one of this and the next four."""
+    json_object: bool
+    """The output is a JSON object."""
+    regex: str | None
+    """The whole output matches this regular expression."""
+    grammar: str | None
+    """The output is a sentence of this grammar, in the format of Lark or GBNF."""
+    choice: Sequence[str] | None
+    """The output is one of these strings."""
     stop: str | Sequence[str]
     """Texts that end the generation; they are not returned."""
     include_stop_string: bool

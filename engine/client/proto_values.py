@@ -9,7 +9,9 @@ from numbers import Integral
 from types import MappingProxyType
 from typing import Any, TypeVar, Unpack
 
-from tokenmux.client.errors import WrongArgument
+import grpc
+
+from tokenmux.client.errors import CallFailed, ErrorDetails, WrongArgument
 from tokenmux.client.options import GenerateOptions
 from tokenmux.client.values import (
     Choice,
@@ -24,6 +26,8 @@ from tokenmux.client.values import (
     Model,
     ModelMetadata,
     ModelSizes,
+    Operation,
+    OperationState,
     Phase,
     PoolStatus,
     PoolTrace,
@@ -38,7 +42,7 @@ from tokenmux.client.values import (
     TokenLogprobs,
     TokenUsage,
 )
-from tokenmux.v1 import inference_pb2, models_pb2, planning_pb2, pool_pb2
+from tokenmux.v1 import inference_pb2, models_pb2, operations_pb2, planning_pb2, pool_pb2
 
 MessageT = TypeVar("MessageT")
 
@@ -63,6 +67,11 @@ def generate_request(
     n: int | None = None,
     logprobs: int | None = None,
     prompt_logprobs: int | None = None,
+    json_schema: str | Mapping[str, object] | None = None,
+    json_object: bool = False,
+    regex: str | None = None,
+    grammar: str | None = None,
+    choice: Sequence[str] | None = None,
     stop: str | Sequence[str] = (),
     stop_token_ids: Sequence[int] = (),
     ignore_end_tokens: bool = False,
@@ -133,6 +142,7 @@ def generate_request(
         truncate_prompt_tokens=truncate_prompt_tokens,
         request_id=request_id,
         output=_made(inference_pb2.OutputOptions, echo=echo, keep_special_tokens=keep_special_tokens),
+        constraint=_constraint(json_schema, json_object, regex, grammar, choice),
         **given,
     )
 
@@ -142,6 +152,29 @@ def stream_request(
 ) -> inference_pb2.GenerateStreamRequest:
     """The same, to be streamed."""
     return inference_pb2.GenerateStreamRequest(request=generate_request(model, prompt, **options))
+
+
+def _constraint(
+    json_schema: str | Mapping[str, object] | None,
+    json_object: bool,
+    regex: str | None,
+    grammar: str | None,
+    choice: Sequence[str] | None,
+) -> inference_pb2.Constraint | None:
+    if json_schema is not None and not isinstance(json_schema, str):
+        json_schema = _json("json_schema", json_schema)
+    strings = None if choice is None else list(_texts("choice", choice))
+    given = {
+        "json_schema": json_schema,
+        "json_object": json_object or None,
+        "regex": regex,
+        "grammar": grammar,
+        "choices": None if strings is None else _made(inference_pb2.Constraint.Choices, strings=strings),
+    }
+    said = {name: value for name, value in given.items() if value is not None}
+    if len(said) > 1:
+        raise WrongArgument(f"{' and '.join(said)} cannot be held to at once: give one of them")
+    return _made(inference_pb2.Constraint, **said) if said else None
 
 
 def _texts(name: str, texts: Sequence[str]) -> Sequence[str]:
@@ -181,6 +214,10 @@ def tokenize_request(model: str, prompt: Prompt) -> inference_pb2.TokenizeReques
     if "token_ids" in given:
         raise TypeError("the prompt is token ids already: give text or messages")
     return _made(inference_pb2.TokenizeRequest, model=model, **given)
+
+
+def cancel_request(request_id: str, tenant: str) -> inference_pb2.CancelGenerationRequest:
+    return _made(inference_pb2.CancelGenerationRequest, request_id=request_id, tenant=tenant)
 
 
 def _prompt(prompt: Prompt) -> dict[str, Any]:
@@ -256,6 +293,7 @@ def finish(info: inference_pb2.FinishInfo) -> Finish:
         n_prompt_tokens=info.usage.n_prompt_tokens,
         n_completion_tokens=info.usage.n_completion_tokens,
         n_tokens_on_time=info.usage.n_tokens_on_time,
+        n_resumed_tokens=info.usage.n_resumed_tokens,
         queue_s=info.timings.queue_s,
         ttft_s=info.timings.ttft_s,
         total_s=info.timings.total_s,
@@ -310,6 +348,25 @@ def model(message: models_pb2.Model) -> Model:
     return Model(
         residency=residency, instances=tuple(message.instances), service=service(message.service), **plain
     )
+
+
+def operation(message: operations_pb2.Operation) -> Operation:
+    state = _enum(OperationState, operations_pb2.OperationState.Name, message.state, "OPERATION_STATE_")
+    return Operation(
+        state=state,
+        failure=message.error.reason,
+        message=message.error.message,
+        **_same_named(Operation, message, besides={"state", "failure", "message"}),
+    )
+
+
+def completed(message: operations_pb2.Operation) -> None:
+    """Raise CallFailed if an operation failed or was cancelled, as a call would have."""
+    if not message.HasField("error"):
+        return
+    codes = {code.value[0]: code for code in grpc.StatusCode}
+    code = codes.get(message.error.code, grpc.StatusCode.UNKNOWN)
+    raise CallFailed(code, message.error.message, ErrorDetails(message.error.reason))
 
 
 def instance(message: pool_pb2.Instance) -> InstanceStatus:

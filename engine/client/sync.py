@@ -1,6 +1,7 @@
 """The blocking client."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -9,8 +10,10 @@ import grpc
 
 from tokenmux.client import proto_values
 from tokenmux.client.connection import DEFAULT_ADDRESS, Connection
-from tokenmux.client.errors import translated
+from tokenmux.client.errors import CallFailed, translated
+from tokenmux.client.operations import Operations
 from tokenmux.client.options import GenerateOptions
+from tokenmux.client.resumption import DEFAULT_RESUMPTION, GenerationProgress, Resumption
 from tokenmux.client.values import (
     Completion,
     GenerationEvent,
@@ -18,6 +21,7 @@ from tokenmux.client.values import (
     Model,
     ModelMetadata,
     ModelSizes,
+    Operation,
     PoolStatus,
     PoolTrace,
     Prompt,
@@ -39,22 +43,39 @@ class Stream:
     """The events of one generation, to iterate over. Leaving its context, or `cancel`, ends the
     generation."""
 
-    def __init__(self, call: Any) -> None:
-        self._call = call
+    def __init__(self, begin: Callable[[GenerationProgress], Any], progress: GenerationProgress) -> None:
+        self._begin = begin
+        self._progress = progress
+        self._cancelled = threading.Event()
+        self._call = begin(progress)
 
     def __iter__(self) -> Iterator[GenerationEvent]:
         try:
-            with translated():
-                for response in self._call:
-                    event = proto_values.event(response)
-                    if event is not None:
-                        yield event
+            while True:
+                try:
+                    with translated():
+                        for response in self._call:
+                            event = proto_values.event(response) if self._progress.take(response) else None
+                            if event is not None:
+                                yield event
+                    return
+                except CallFailed as error:
+                    self._go_on(error)
         finally:
             self.cancel()  # a caller that stops iterating does not want the rest
 
     def cancel(self) -> None:
         """End the generation: the server frees at once what the request held."""
+        self._cancelled.set()
         self._call.cancel()
+
+    def _go_on(self, error: CallFailed) -> None:
+        """Call again after a loss. Raises the error if that is not to be, or if it was cancelled since."""
+        if self._cancelled.wait(self._progress.wait_s(error)):
+            raise error
+        self._call = self._begin(self._progress)
+        if self._cancelled.is_set():
+            self._call.cancel()
 
     def __enter__(self) -> Self:
         return self
@@ -89,8 +110,11 @@ class Client:
         tls: bool = False,
         ca_file: Path | None = None,
         insecure: bool = False,
+        resumption: Resumption | None = DEFAULT_RESUMPTION,
     ) -> None:
-        """Connect to `target`. `tls` trusts the system's authorities, `ca_file` (PEM, implies TLS) only its
+        """Connect to `target`: HOST:PORT, or several as "ipv4:ADDRESS:PORT,ADDRESS:PORT", of which the first
+        that answers is used. Streams go on by themselves if their server is lost, as `resumption` says (None:
+        they end). `tls` trusts the system's authorities, `ca_file` (PEM, implies TLS) only its
         own.
 
         A key for another machine needs one of them, or `insecure`, which sends it readable. Raises
@@ -103,9 +127,12 @@ class Client:
         else:
             self._channel = grpc.secure_channel(target, credentials, options=connection.options)
         self._metadata = connection.metadata
+        self._resumption = resumption
         self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self.models = Models(self._channel, self._metadata)
         """Registering, loading, pinning. Needs an admin key if the server has keys."""
+        self.operations = Operations(self._channel, self._metadata)
+        """Work that goes on without its caller. Needs an admin key if the server has keys."""
         self.pool = Pool(self._channel, self._metadata)
         """The state and size of the pool. Needs an admin key if the server has keys."""
         self.planning = Planning(self._channel, self._metadata)
@@ -140,11 +167,19 @@ class Client:
         """Generate, and return the events as they arrive: PromptInfo, then State and Delta, and Finish at the
         end.
 
+        If the server is lost meanwhile, the stream goes on at another one, or when it is back: nothing comes
+        twice. `timeout_s` is for all of it.
+
         >>> with client.stream("smol", "Tell me a story", max_tokens=200) as events:
         ...     text = "".join(event.text for event in events if isinstance(event, Delta))
         """
         request = proto_values.stream_request(model, prompt, **options)
-        return Stream(self._inference.GenerateStream(request, timeout=timeout_s, metadata=self._metadata))
+        return Stream(self._begin_stream, GenerationProgress(request, timeout_s, self._resumption))
+
+    def _begin_stream(self, progress: GenerationProgress) -> Any:
+        return self._inference.GenerateStream(
+            progress.request, timeout=progress.left_s, metadata=self._metadata
+        )
 
     def chat(
         self,
@@ -159,6 +194,13 @@ class Client:
         >>> client.chat("smol", [{"role": "user", "content": "Who are you?"}]).text
         """
         return self.generate(model, proto_values.conversation(messages), timeout_s=timeout_s, **options)
+
+    def cancel(self, request_id: str, *, tenant: str = "", timeout_s: float | None = None) -> None:
+        """End a live request by its id: the caller's own or, for administrators, those of `tenant`, or (if
+        that is empty) of all."""
+        request = proto_values.cancel_request(request_id, tenant)
+        with translated():
+            self._inference.CancelGeneration(request, timeout=timeout_s, metadata=self._metadata)
 
     def tokenize(self, model: str, prompt: Prompt, *, timeout_s: float | None = None) -> tuple[int, ...]:
         """The token ids of a text or a conversation, as `generate` would use them."""
@@ -208,6 +250,7 @@ class Models:
     def __init__(self, channel: grpc.Channel, metadata: Sequence[tuple[str, str]]) -> None:
         self._stub = models_pb2_grpc.ModelServiceStub(channel)  # type: ignore[no-untyped-call]
         self._metadata = metadata
+        self._operations = Operations(channel, metadata)
 
     def list(self, *, timeout_s: float | None = None) -> tuple[Model, ...]:
         """All models by name, including refused ones."""
@@ -223,10 +266,18 @@ class Models:
         """Add a model from a folder of safetensors or a GGUF file on the server's machine. May take minutes.
 
         Without a source, add a model that is already in the catalogue, such as one pulled while the server
-        ran.
+        ran. The server goes on if the caller leaves; `start_registration` can also be watched and cancelled.
         """
+        operation = self.start_registration(name, source, timeout_s=timeout_s)
+        for _ in self._operations.watch(operation.name, timeout_s=timeout_s):
+            pass
+        return self.get(name, timeout_s=timeout_s)
+
+    def start_registration(self, name: str, source: str = "", *, timeout_s: float | None = None) -> Operation:
+        """Begin to add a model, and return at once. `operations.watch` tells how it goes on."""
         request = models_pb2.RegisterModelRequest(name=name, source=source)
-        return proto_values.model(self._call(self._stub.RegisterModel, request, timeout_s).model)
+        response = self._call(self._stub.RegisterModel, request, timeout_s)
+        return proto_values.operation(response.operation)
 
     def unregister(self, name: str, *, force: bool = False, timeout_s: float | None = None) -> None:
         """Remove a model; with `force` even if it has live requests, which then fail."""

@@ -83,7 +83,10 @@ class Delta:
 @dataclass(frozen=True, slots=True)
 class Finish:
     """How an output ended. `reason` is "stop" or "length"; times are seconds since the request arrived at
-    the server. `seed` is that of this output: a request with it gives the same tokens."""
+    the server. `seed` is that of this output: a request with it gives the same tokens.
+
+    If the stream went on at another server, that one drew all but `n_resumed_tokens`, and counts those of its
+    own that were on time."""
 
     reason: str
     stop_string: str | None
@@ -96,6 +99,7 @@ class Finish:
     total_s: float
     seed: int
     choice: int = 0
+    n_resumed_tokens: int = 0
 
 
 GenerationEvent = PromptInfo | State | PromptLogprobs | Delta | Finish
@@ -229,6 +233,35 @@ class Model:
     n_swaps_ahead: int
     instances: tuple[int, ...]
     service: Service
+
+
+class OperationState(Enum):
+    """Where an operation is. UNKNOWN: the server is newer than this client."""
+
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """Work on the server that goes on without its caller, such as registering `model`.
+
+    `done` and `total` are of what it is `doing` (0 of 0: not known). If it failed, or was cancelled,
+    `failure` has the reason for programs and `message` that for people.
+    """
+
+    name: str
+    model: str
+    state: OperationState
+    doing: str
+    done: int
+    total: int
+    elapsed_s: float
+    failure: str
+    message: str
 
 
 @dataclass(frozen=True, slots=True)

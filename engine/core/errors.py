@@ -18,6 +18,7 @@
     ├── InUse                 live requests stand in the way            (FAILED_PRECONDITION)
     ├── Ended                 the server ended an accepted request      (ABORTED)
     │   └── SlowReader        its client did not read
+    ├── WorkCancelled         the caller, or an operator, ended it      (CANCELLED)
     ├── DeadlineExceeded      the client's time for the call is over    (DEADLINE_EXCEEDED)
     ├── Unavailable           starting, stopping or broken              (UNAVAILABLE)
     │   └── ProcessFailed      a device or its process broke
@@ -56,6 +57,7 @@ class ErrorCode(StrEnum):
     IN_USE = "in_use"
     ENDED = "ended"
     SLOW_READER = "slow_reader"
+    CANCELLED = "cancelled"
     DEADLINE_EXCEEDED = "deadline_exceeded"
     UNAVAILABLE = "unavailable"
     PROCESS_FAILED = "process_failed"
@@ -197,6 +199,12 @@ class SlowReader(Ended):
     code = ErrorCode.SLOW_READER
 
 
+class WorkCancelled(TokenmuxError):
+    """What was under way was cancelled, and nothing is left of it."""
+
+    code = ErrorCode.CANCELLED
+
+
 class DeadlineExceeded(TokenmuxError):
     """The time that the client gave its request is over, or cannot suffice; the message says which."""
 
@@ -256,6 +264,7 @@ _CLASSES: dict[ErrorCode, type[TokenmuxError]] = {
         InUse,
         Ended,
         SlowReader,
+        WorkCancelled,
         DeadlineExceeded,
         Unavailable,
         ProcessFailed,

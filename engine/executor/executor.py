@@ -32,6 +32,7 @@ from tokenmux.messages.completions import (
     ExecutorReport,
 )
 from tokenmux.messages.launches import (
+    AddGrammar,
     AddModel,
     Bind,
     CloseExecutor,
@@ -42,6 +43,7 @@ from tokenmux.messages.launches import (
     MoveLaunch,
     PagingLaunch,
     ReallocateArena,
+    RemoveGrammar,
     RemoveModel,
     StepLaunch,
     StopCopy,
@@ -79,10 +81,10 @@ class Executor:
         if setup.device.kind == "cuda":
             gpu, paged_int8 = TorchGpu(), setup.device.paged_kv == "int8"
             warmer = Warmer(compile_in_a_child(gpu.capability, paged_int8=paged_int8))
-            self.models = ModelHost(facts.cell_tokens, clock, warmer)
+            self.models = ModelHost(facts.cell_tokens, clock, warmer, self._say)
             self.device = CudaDevice(facts, host_kv, clock, self, self.models, gpu, paged_int8=paged_int8)
         else:
-            self.models = ModelHost(facts.cell_tokens, clock)
+            self.models = ModelHost(facts.cell_tokens, clock, grammar_ready=self._say)
             self.device = CpuDevice(facts, host_kv, clock, self, self.models)
         self._say(ExecutorReady())
 
@@ -147,6 +149,10 @@ class Executor:
                 self.models.add(facts, path)
             case RemoveModel(model):
                 self.models.remove(model)
+            case AddGrammar(model, grammar):
+                self.models.add_grammar(model, grammar)
+            case RemoveGrammar(model, grammar_id):
+                self.models.remove_grammar(model, grammar_id)
             case ReallocateArena(arena_bytes):
                 self._reallocate(arena_bytes)
             case CloseExecutor():

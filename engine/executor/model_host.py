@@ -26,14 +26,17 @@ from tokenmux.core.errors import (
     UnsupportedModel,
 )
 from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.grammar import Grammar
 from tokenmux.device.channel import ChannelThread
 from tokenmux.device.device_protocol import Post
+from tokenmux.executor.mask_process import MaskProcess
 from tokenmux.executor.warming import Warmer
-from tokenmux.messages.completions import Drew, StepCompleted
+from tokenmux.messages.completions import Drew, GrammarReady, StepCompleted
 from tokenmux.messages.launches import OperationId, StepLaunch, StepSegment
 from tokenmux.models.catalogue.entry import Entry
 from tokenmux.models.network.batch import Segment
 from tokenmux.models.network.runner import Runner
+from tokenmux.models.sampling.masks import StepConstraint
 from tokenmux.models.sampling.past_tokens import PastTokens
 from tokenmux.models.weights.image import FileStamp, read_image
 from tokenmux.processes import garbage_collection
@@ -47,14 +50,23 @@ RECORDING_S = 5.0
 class ModelHost:
     """Keeps a runner for each registered model, over the arena that its device gives it."""
 
-    def __init__(self, cell_tokens: int, clock: Clock, warmer: Warmer | None = None) -> None:
-        """If steps run on a GPU, `warmer` compiles their kernels before requests wait for them."""
+    def __init__(
+        self,
+        cell_tokens: int,
+        clock: Clock,
+        warmer: Warmer | None = None,
+        grammar_ready: Callable[[GrammarReady], None] = lambda _: None,
+    ) -> None:
+        """If steps run on a GPU, `warmer` compiles their kernels before requests wait for them.
+        `grammar_ready` is called, from other threads, when a grammar has been compiled or refused."""
         self._cell_tokens = cell_tokens
         self._clock = clock
         self._warmer = warmer
         self._models: dict[ModelId, _Model] = {}
         self._kv_views: dict[tuple[KvShape, torch.dtype], torch.Tensor] = {}
         self._recorder = ChannelThread("recorder", _not_recorded)
+        self._masks: dict[ModelId, MaskProcess] = {}
+        self._grammar_ready = grammar_ready
         self._closing = False
 
     def settle(self) -> None:
@@ -66,6 +78,8 @@ class ModelHost:
     def close(self) -> None:
         """End after the recording in progress."""
         self._closing = True
+        for masks in self._masks.values():
+            masks.close()
         self._recorder.close(RECORDING_S)
 
     def attach(self, arena: torch.Tensor) -> None:
@@ -90,6 +104,22 @@ class ModelHost:
 
     def remove(self, model: ModelId) -> None:
         del self._models[model]
+        masks = self._masks.pop(model, None)
+        if masks is not None:
+            masks.close()
+
+    def add_grammar(self, model_id: ModelId, grammar: Grammar) -> None:
+        """Compile a grammar for the outputs of a model, in another process."""
+        if model_id not in self._masks:
+            model = self._models[model_id]
+            self._masks[model_id] = MaskProcess(
+                model_id, model.path, model.facts.vocab_size, self._grammar_ready
+            )
+        self._masks[model_id].add(grammar)
+
+    def remove_grammar(self, model_id: ModelId, grammar_id: str) -> None:
+        if model_id in self._masks:
+            self._masks[model_id].remove(grammar_id)
 
     def bind(self, model_id: ModelId, offset: int) -> None:
         """Point the model at its weights at `offset` of the arena; as soon as it is ready, if it is not."""
@@ -138,7 +168,8 @@ class ModelHost:
     def prepare_step(self, launch: StepLaunch) -> "RunnableStep":
         model = self._models[launch.model]
         kv = self._kv_view(model.facts.kv, model.entry().manifest.dtype)
-        segments = [_segment(segment) for segment in launch.segments]
+        masks = self._masks.get(launch.model)
+        segments = [_segment(segment, masks) for segment in launch.segments]
         return RunnableStep(model.runner(), launch.operation, segments, kv, launch.repeat, self._clock)
 
     def kv_shape(self, model: ModelId) -> KvShape:
@@ -181,7 +212,12 @@ def _not_recorded(_: int, error: BaseException) -> None:
     _log.error("a model keeps stepping without a recording", exc_info=error)
 
 
-def _segment(segment: StepSegment) -> Segment:
+def _segment(segment: StepSegment, masks: MaskProcess | None) -> Segment:
+    constraint = None
+    if segment.grammar is not None:
+        if masks is None:
+            raise InternalError(f"grammar {segment.grammar.id} was not added before its first step")
+        constraint = StepConstraint(masks, segment.grammar.id, list(segment.grammar.output))
     return Segment(
         token_ids=segment.token_ids,
         start=segment.start,
@@ -193,6 +229,7 @@ def _segment(segment: StepSegment) -> Segment:
         stop_token_ids=segment.stop_token_ids,
         past=None if segment.past is None else PastTokens(segment.past.prompt, segment.past.output),
         telling=segment.telling,
+        constraint=constraint,
     )
 
 
@@ -321,12 +358,15 @@ class RunnableStep:
         stops = [segment.stop_token_ids for segment in self.segments if segment.draw]
         ends_s: list[float] = []
         while True:
-            drawn, log_probabilities, told = self.runner.draw(batch)
+            drawn, log_probabilities, told, faults = self.runner.draw(batch)
             settle()
             ends_s.append(self.clock.now_s())
             stopped = tuple(i for i, token in enumerate(drawn) if token in stops[i])
-            if stopped or len(ends_s) == self.repeat or stop.is_set():
+            if stopped or faults or len(ends_s) == self.repeat or stop.is_set():
                 break
             post.tell(Drew(self.operation, ends_s[-1], drawn, log_probabilities))
             batch.advance(drawn)
-        post.tell(StepCompleted(self.operation, tuple(ends_s), drawn, stopped, log_probabilities, told))
+        completed = StepCompleted(
+            self.operation, tuple(ends_s), drawn, stopped, log_probabilities, told, faults
+        )
+        post.tell(completed)

@@ -10,6 +10,7 @@ import msgspec
 from tokenmux.messages.commands import Order
 from tokenmux.messages.completions import Completions
 from tokenmux.messages.launches import Instructions
+from tokenmux.messages.mask_messages import MaskAnswers, MaskQuestions
 from tokenmux.messages.reports import Reports
 from tokenmux.messages.setups import ExecutorSetup, NodeSetup
 
@@ -48,3 +49,6 @@ REPORTS: Codec[Reports] = Codec(msgspec.msgpack.Decoder(Reports), "reports")
 EXECUTOR_SETUP: Codec[ExecutorSetup] = Codec(msgspec.msgpack.Decoder(ExecutorSetup), "an executor's setup")
 INSTRUCTIONS: Codec[Instructions] = Codec(msgspec.msgpack.Decoder(Instructions), "instructions")
 COMPLETIONS: Codec[Completions] = Codec(msgspec.msgpack.Decoder(Completions), "completions")
+
+MASK_QUESTIONS: Codec[MaskQuestions] = Codec(msgspec.msgpack.Decoder(MaskQuestions), "questions for masks")
+MASK_ANSWERS: Codec[MaskAnswers] = Codec(msgspec.msgpack.Decoder(MaskAnswers), "masks")

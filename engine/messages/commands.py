@@ -5,6 +5,7 @@ from typing import NewType
 from msgspec import Struct
 
 from tokenmux.core.facts import FIRST_INSTANCE, InstanceId, ModelFacts, ModelId
+from tokenmux.core.grammar import Grammar
 from tokenmux.core.record import NO_HISTORY, RequestHistory
 from tokenmux.core.request import FinishReason, Request, RequestId
 from tokenmux.core.sampling import Sampling
@@ -15,8 +16,8 @@ Ticket = NewType("Ticket", int)
 
 
 class Submit(Struct, frozen=True, array_like=True, tag=True):
-    """An accepted request with its content. After a node broke: `delivered` are the tokens that exist, and
-    `history` is what the request brings along.
+    """An accepted request with its content; its output obeys `grammar`, if there is one. After a node broke:
+    `delivered` are the tokens that exist, and `history` is what the request brings along.
 
     `n_prompt_likeliest` asks for the log-probability of each token of the prompt but the first, and for those
     of that many likeliest ones there; None asks for none.
@@ -30,6 +31,7 @@ class Submit(Struct, frozen=True, array_like=True, tag=True):
     delivered: tuple[int, ...] = ()
     history: RequestHistory = NO_HISTORY
     n_prompt_likeliest: int | None = None
+    grammar: Grammar | None = None
 
 
 class Cancel(Struct, frozen=True, array_like=True, tag=True):

@@ -6,6 +6,7 @@ Times are CLOCK_MONOTONIC seconds, which all processes of one machine share.
 from msgspec import Struct
 
 from tokenmux.core.errors import ErrorCode
+from tokenmux.core.facts import ModelId
 from tokenmux.core.sampling import LogProbabilities
 from tokenmux.messages.launches import OperationId
 
@@ -24,7 +25,8 @@ class StepCompleted(Struct, frozen=True, array_like=True, tag=True):
     """A step ended. Its iterations ended at `ends_s`, the last one drew `token_ids`, and the drawing segments
     with the indices `stopped` (counted among those that draw) drew a token that ends them.
     `log_probabilities` is empty if none of them asks for any. `told` has what segments asked to be told of
-    their prompts: the index of the segment in the step, and the log-probabilities of its targets."""
+    their prompts: the index of the segment in the step, and the log-probabilities of its targets. `faults`
+    says of drawing segments that cannot go on why."""
 
     operation: OperationId
     ends_s: tuple[float, ...]
@@ -32,6 +34,7 @@ class StepCompleted(Struct, frozen=True, array_like=True, tag=True):
     stopped: tuple[int, ...] = ()
     log_probabilities: tuple[LogProbabilities | None, ...] = ()
     told: tuple[tuple[int, tuple[LogProbabilities, ...]], ...] = ()
+    faults: tuple[tuple[int, str], ...] = ()
 
 
 class CopyCompleted(Struct, frozen=True, array_like=True, tag=True):
@@ -59,6 +62,14 @@ class ArenaReallocated(Struct, frozen=True, array_like=True, tag=True):
     code: ErrorCode | None = None
 
 
+class GrammarReady(Struct, frozen=True, array_like=True, tag=True):
+    """Answer to `AddGrammar`. `error` says why the grammar cannot be used, if it cannot."""
+
+    model: ModelId
+    grammar_id: str
+    error: str = ""
+
+
 class ExecutorReady(Struct, frozen=True, array_like=True, tag=True):
     """The device has its memory: launches are carried out from now on."""
 
@@ -84,6 +95,7 @@ ExecutorReport = (
     | CopyCompleted
     | CopyProgressed
     | ArenaReallocated
+    | GrammarReady
     | ExecutorReady
     | ExecutorAlive
     | ExecutorBroken

@@ -5,8 +5,8 @@ without knowing the books: it has no ledger, no policy and no requests. Launches
 out in order, one at a time.
 
     launches   StepLaunch, WeightsLaunch, PagingLaunch, MoveLaunch, FetchLaunch
-    at once    StopStep, StopCopy, Bind, Unbind, MapImage, UnmapImage, AddModel, RemoveModel
-    answered   ReallocateArena, by `ArenaReallocated`
+    at once    StopStep, StopCopy, Bind, Unbind, MapImage, UnmapImage, AddModel, RemoveModel, RemoveGrammar
+    answered   ReallocateArena, by `ArenaReallocated`; AddGrammar, by `GrammarReady`
 """
 
 from typing import NewType
@@ -14,6 +14,7 @@ from typing import NewType
 from msgspec import Struct
 
 from tokenmux.core.facts import Image, ImageId, ModelFacts, ModelId
+from tokenmux.core.grammar import Grammar
 from tokenmux.core.sampling import PromptTelling, Sampling
 
 OperationId = NewType("OperationId", int)
@@ -28,12 +29,21 @@ class StepPast(Struct, frozen=True, array_like=True):
     output: tuple[int, ...]
 
 
+class StepGrammar(Struct, frozen=True, array_like=True):
+    """The grammar that a request's output obeys, which `AddGrammar` came before, and the tokens drawn
+    before."""
+
+    id: str
+    output: tuple[int, ...]
+
+
 class StepSegment(Struct, frozen=True, array_like=True):
     """One request's part of a step: its tokens at positions `[start, start + len(token_ids))`.
 
     `blocks` are the indices of its KV blocks in the arena, in units of its model's block size: enough for all
     iterations of the step. With `draws`, the token after the last one is drawn. `past` is there if the rules
-    of `sampling` look at it. `telling` is what is to be told of tokens of the prompt.
+    of `sampling` look at it. `telling` is what is to be told of tokens of the prompt. `grammar` is there if
+    the output obeys one.
     """
 
     token_ids: tuple[int, ...]
@@ -46,6 +56,7 @@ class StepSegment(Struct, frozen=True, array_like=True):
     stop_token_ids: frozenset[int] = frozenset()
     past: StepPast | None = None
     telling: PromptTelling | None = None
+    grammar: StepGrammar | None = None
 
 
 class StepLaunch(Struct, frozen=True, array_like=True, tag=True):
@@ -144,6 +155,20 @@ class RemoveModel(Struct, frozen=True, array_like=True, tag=True):
     model: ModelId
 
 
+class AddGrammar(Struct, frozen=True, array_like=True, tag=True):
+    """Compile a grammar for a model, beside the steps of others. Answered by `GrammarReady`."""
+
+    model: ModelId
+    grammar: Grammar
+
+
+class RemoveGrammar(Struct, frozen=True, array_like=True, tag=True):
+    """Forget a grammar of a model. No request that is live uses it."""
+
+    model: ModelId
+    grammar_id: str
+
+
 class Bind(Struct, frozen=True, array_like=True, tag=True):
     """Point the model's layers at its weights at `offset` of the arena, where they are or are just being
     copied."""
@@ -197,6 +222,8 @@ Instruction = (
     | StopCopy
     | AddModel
     | RemoveModel
+    | AddGrammar
+    | RemoveGrammar
     | Bind
     | Unbind
     | MapImage

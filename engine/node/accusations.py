@@ -42,6 +42,8 @@ class Accusations:
         """Requests whose clients have stopped reading."""
         self._failures: dict[RequestId, str] = {}
         """Why requests fail that are ended here."""
+        self._held: set[RequestId] = set()
+        """Requests that wait for something besides their client and their trial."""
 
     def device_broke(self, device: NodeDevice) -> None:
         """Hold back suspects of the device's step, and end a request, or refuse a model, that is guilty."""
@@ -58,13 +60,14 @@ class Accusations:
                 f"request {guilty} is given up: devices broke over it, the last one while it was tried "
                 "alone; do not send it again, and please report it with the server's log"
             )
-            self._fail(guilty, detail)
+            self.fail(guilty, detail)
         for request in suspects:
             self._pool.apply_to_request(Paused(now_s, request))
 
     def try_next(self) -> None:
         """Let the next suspect run, if none is being tried."""
-        request = self._blame.next_trial(lambda suspect: suspect not in self._paused)
+        waiting = self._paused | self._held
+        request = self._blame.next_trial(lambda suspect: suspect not in waiting)
         if request is not None:
             self._pool.apply_to_request(Resumed(self._clock.now_s(), request))
 
@@ -78,8 +81,26 @@ class Accusations:
     def resume(self, request: RequestId) -> None:
         """The client of a request reads again."""
         self._paused.discard(request)
-        if not self._blame.is_waiting(request):
-            self._pool.apply_to_request(Resumed(self._clock.now_s(), request))
+        self._run_again(request)
+
+    def hold(self, request: RequestId) -> None:
+        """Do not let a request run, until it is let go."""
+        self._held.add(request)
+        self._pool.post_to_request(Paused(self._clock.now_s(), request))
+
+    def let_go(self, request: RequestId) -> None:
+        """Let a request run that was held, or came paused."""
+        self._held.discard(request)
+        self._run_again(request)
+
+    def cannot_go_on(self, faults: Mapping[RequestId, str]) -> None:
+        """These requests are about to end, with these reasons."""
+        self._failures.update(faults)
+
+    def fail(self, request: RequestId, detail: str) -> None:
+        """End a request with a reason, wherever it is."""
+        self._failures[request] = detail
+        self._pool.apply_to_request(Cancelled(self._clock.now_s(), request, FinishReason.FAILED))
 
     def drew(self, request: RequestId) -> None:
         """The request got a token."""
@@ -96,8 +117,10 @@ class Accusations:
         self._blame.loaded(model)
 
     def shown(self, changed: PhaseChanged) -> PhaseChanged:
-        """What a client is told of its request: a suspect waits, and was not paused by its client."""
-        is_held_back = self._blame.is_waiting(changed.request) and changed.request not in self._paused
+        """What a client is told of its request: a suspect waits, and so does one that is held; neither was
+        paused by its client."""
+        waits = self._blame.is_waiting(changed.request) or changed.request in self._held
+        is_held_back = waits and changed.request not in self._paused
         if changed.phase is RequestPhase.PAUSED and is_held_back:
             return PhaseChanged(changed.request, RequestPhase.QUEUED)
         return changed
@@ -105,13 +128,14 @@ class Accusations:
     def ended(self, request: RequestId, detail: str) -> str:
         """The request has ended. Returns why it was ended here, `detail` if it was not."""
         self._paused.discard(request)
+        self._held.discard(request)
         self._blame.forget(request)
         return self._failures.pop(request, detail)
 
-    def _fail(self, request: RequestId, detail: str) -> None:
-        """End a request with a reason, wherever it is."""
-        self._failures[request] = detail
-        self._pool.apply_to_request(Cancelled(self._clock.now_s(), request, FinishReason.FAILED))
+    def _run_again(self, request: RequestId) -> None:
+        """Let a request run, unless something holds it back."""
+        if not (request in self._paused or request in self._held or self._blame.is_waiting(request)):
+            self._pool.post_to_request(Resumed(self._clock.now_s(), request))
 
     def _refuse(self, model: ModelId) -> None:
         """Load this model no more. Its requests end with the reason."""
@@ -126,4 +150,4 @@ class Accusations:
                 self._pool.apply(device.index, ModelWanted(self._clock.now_s(), model, pinned=False))
         for request, content in list(self._contents.items()):
             if content.submit.request.model == model:
-                self._fail(request, detail)
+                self.fail(request, detail)

@@ -30,6 +30,7 @@ from tokenmux.messages.launches import (
     PagedBlocks,
     PagingLaunch,
     PlacedImage,
+    StepGrammar,
     StepLaunch,
     StepPast,
     StepSegment,
@@ -87,6 +88,7 @@ def _segment(chunk: Chunk, instance: Instance, content: Content) -> StepSegment:
         submit.stop_token_ids,
         _past(content) if draws and submit.sampling.rules is not None else None,
         content.telling(chunk.start, end),
+        _grammar(content) if draws and submit.grammar is not None else None,
     )
 
 
@@ -98,6 +100,13 @@ def _past(content: Content) -> StepPast | None:
     if rules is None or not rules.look_at_output:
         return None
     return StepPast(content.prompt_tokens, tuple(content.token_ids[submit.request.n_prompt :]))
+
+
+def _grammar(content: Content) -> StepGrammar | None:
+    submit = content.submit
+    if submit.grammar is None:
+        return None
+    return StepGrammar(submit.grammar.id, tuple(content.token_ids[submit.request.n_prompt :]))
 
 
 def _paged(paged: PagedRequest, instance: Instance) -> PagedBlocks:

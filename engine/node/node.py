@@ -73,6 +73,7 @@ from tokenmux.messages.completions import (
     ExecutorBroken,
     ExecutorReady,
     ExecutorReport,
+    GrammarReady,
     StepCompleted,
 )
 from tokenmux.messages.launches import AddModel, OperationId, ReallocateArena, StopCopy, Unbind
@@ -80,6 +81,7 @@ from tokenmux.messages.reports import Acknowledged, Alive, Broken, Finished, Pro
 from tokenmux.messages.setups import DeviceSetup, NodeSetup
 from tokenmux.node.accusations import Accusations
 from tokenmux.node.executor_port import ExecutorFactory
+from tokenmux.node.grammars import Grammars
 from tokenmux.node.host_memory import HostMemory
 from tokenmux.node.lives import Lives
 from tokenmux.node.node_device import Drawn, NodeDevice, StrayReport, ToldOfPrompts
@@ -145,6 +147,9 @@ class Node:
         instances = [self._make_instance(device or setup.devices[0]) for device in numbered]
         self.pool = Pool(instances, LeastLoaded(), self, clock)
         self.accusations = Accusations(self.pool, self.devices, self.contents, clock)
+        self.grammars = Grammars(
+            self.contents, self.accusations.hold, self.accusations.let_go, self.accusations.fail
+        )
         self._lives = Lives(
             factory,
             self._memory.host_kv,
@@ -245,6 +250,7 @@ class Node:
         self.accusations.device_broke(device)
         step = None if device.step is None else device.step.so_far()
         old = device.instance
+        self.grammars.lost(index)
         self.pool.hold(index)
         replacement = self._make_instance(device.setup, old)
         device.lost(replacement)
@@ -349,7 +355,9 @@ class Node:
                     device.say(ReallocateArena(arena_bytes))
                 case ModelLoaded(started):
                     self.accusations.loaded(started.model.id)
-                case StepEnded() | RequestEntered() | RequestLeft() | PrefixTaken() | Drop() | Discard():
+                case RequestEntered(request):
+                    self.grammars.entered(device, request.id)
+                case StepEnded() | RequestLeft() | PrefixTaken() | Drop() | Discard():
                     pass
                 case _:
                     assert_never(effect)
@@ -436,6 +444,7 @@ class Node:
             case Drew():
                 self._take_tokens(device.drew(completion), completion.at_s)
             case StepCompleted():
+                self.accusations.cannot_go_on(device.faults(completion))
                 told, drawn, done = device.step_completed(completion)
                 self._take_told(told)
                 self._take_tokens(drawn, done.at_s)
@@ -447,12 +456,15 @@ class Node:
                 model = device.instance.models.get(load.model.id) if load else None
                 for request in model.waiting.values() if model else ():
                     self._out.append(PhaseChanged(request.id, RequestPhase.LOADING, progress=share))
+            case GrammarReady():
+                self.grammars.ready(device, completion)
             case ArenaReallocated(arena_bytes, error, code):
                 device.resized(arena_bytes)
                 self.pool.apply(device.index, Resized(self._clock.now_s(), arena_bytes))
                 self._operators.resized(device, error, code)
             case ExecutorReady():
                 device.ready, device.silent_s = True, self._setup.silent_s
+                self.grammars.started(device)
                 if device.state in (DeviceState.STARTING, DeviceState.OUT):
                     device.state, device.fault = DeviceState.SERVING, ""
                 self.pool.release(device.index)
@@ -498,7 +510,10 @@ class Node:
         else:
             self.contents[request.id] = Content.of(submit)
             request = self._prefixes.request_of(submit)
-            arrived = Arrived(now_s, request, len(submit.delivered), history=submit.history)
+            is_held = submit.grammar is not None  # until `Grammars` has seen where it is placed
+            arrived = Arrived(
+                now_s, request, len(submit.delivered), history=submit.history, is_paused=is_held
+            )
             answer = self.pool.submit(arrived)
             if isinstance(answer, Refuse):
                 del self.contents[request.id]
@@ -531,6 +546,7 @@ class Node:
     def _request_ended(self, ended: RequestEnded, instance: Instance) -> None:
         record = ended.record
         del self.contents[record.request.id]
+        self.grammars.ended(record.request.id)
         detail = self.accusations.ended(record.request.id, ended.detail)
         code = _code_of(record, detail, instance)
         self._out.append(Finished(record.request.id, record.reason, record.end_s, detail, code))

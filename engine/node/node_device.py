@@ -184,16 +184,27 @@ class NodeDevice:
         step.ends_s.append(drew.at_s)
         return drawn
 
+    def faults(self, completed: StepCompleted) -> dict[RequestId, str]:
+        """Why requests of the step in flight cannot go on."""
+        drawing = self._step_of(completed.operation).drawing
+        return {drawing[place]: fault for place, fault in completed.faults if 0 <= place < len(drawing)}
+
     def step_completed(self, completed: StepCompleted) -> tuple[ToldOfPrompts, Drawn, StepDone]:
         """The step ended. Returns what it told of prompts, what its last iteration drew, and the event."""
         step, ends_s = self._step_of(completed.operation), completed.ends_s
         drawn, told = step.drawn(completed), step.told(completed)
         n_before, n_drawing = len(step.ends_s), len(step.drawing)
-        if len(ends_s) != n_before + 1 or not all(0 <= place < n_drawing for place in completed.stopped):
+        places = (*completed.stopped, *(place for place, _ in completed.faults))
+        if len(ends_s) != n_before + 1 or not all(0 <= place < n_drawing for place in places):
             raise StrayReport(f"step {completed.operation} has ended otherwise than it was reported before")
         self.step = None
         self.stalls.ended(completed.operation, self._clock.now_s())
-        finished = tuple((step.drawing[place], FinishReason.STOP) for place in completed.stopped)
+        faulty = [place for place, _ in completed.faults]
+        finished = (
+            *((step.drawing[place], FinishReason.FAILED) for place in faulty),
+            *((step.drawing[place], FinishReason.STOP) for place in completed.stopped if place not in faulty),
+        )
+        drawn = [one for place, one in enumerate(drawn) if place not in faulty]
         return told, drawn, StepDone(ends_s[-1], step.started.id, ends_s, finished)
 
     def copy_completed(self, completed: CopyCompleted) -> CopyDone:

@@ -121,6 +121,7 @@ class Operators:
         forgotten = self._node.models.pop(model)
         self._node.unmap_images(forgotten.facts)
         self._node.accusations.removed(model)
+        self._node.grammars.model_removed(model)
 
     def _want(
         self, index: int, model: ModelId, *, wanted: bool | None = None, pinned: bool | None = None

@@ -23,6 +23,7 @@ from tokenmux.processes.restarts import RestartLimits
 from tokenmux.scheduler.memory.capacity import check_model, check_request
 from tokenmux.server.app import Transport, running, until_signalled
 from tokenmux.server.children.encoder_children import EncoderChildren, TextLimits
+from tokenmux.server.children.grammar_children import GrammarChildren
 from tokenmux.server.children.served_catalogue import RegistrationLimits, ServedCatalogue
 from tokenmux.server.config import PoolConfig
 from tokenmux.server.front.api_keys import ApiKeys, Key
@@ -96,6 +97,7 @@ async def serve(
         weights=weights_of(config),
         recorder=recorder,
         encoder=encoder,
+        grammars=GrammarChildren(),
         keys=keys,
     )
     encoder.begin()

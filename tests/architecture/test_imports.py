@@ -95,6 +95,7 @@ def test_only_the_command_line_reads_the_environment() -> None:
         "engine/server/children/child.py",  # what it keeps from its children
         "engine/server/children/child_main.py",  # the arguments of such a child
         "engine/executor/executor_main.py",  # the arguments of that child
+        "engine/executor/mask_child.py",  # the arguments of that child
         "engine/node/node_main.py",  # the arguments of that child
         "engine/node/executor_process.py",  # how OpenMP's threads wait in its child, unless the operator says
         "engine/models/network/rule_notes.py",  # what libraries read there: a note holds for the same only

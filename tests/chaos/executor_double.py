@@ -30,9 +30,11 @@ from tokenmux.messages.completions import (
     ExecutorBroken,
     ExecutorReady,
     ExecutorReport,
+    GrammarReady,
     StepCompleted,
 )
 from tokenmux.messages.launches import (
+    AddGrammar,
     AddModel,
     Bind,
     CloseExecutor,
@@ -46,6 +48,7 @@ from tokenmux.messages.launches import (
     PagedBlocks,
     PagingLaunch,
     ReallocateArena,
+    RemoveGrammar,
     RemoveModel,
     StepLaunch,
     StopCopy,
@@ -148,6 +151,8 @@ class ExecutorDouble:
         self.mapped: dict[ImageId, int] = {}
         """Inodes of images."""
         self.models: dict[ModelId, AddModel] = {}
+        self.grammars: dict[tuple[ModelId, str], bool] = {}
+        """Those that it was told of; True once they are compiled."""
         self._loop = loop
         self._rng = rng
         self._chances = chances
@@ -269,7 +274,14 @@ class ExecutorDouble:
     def _instruct(self, instruction: Instruction, inodes: Iterator[int]) -> None:
         match instruction:
             case StepLaunch():
+                self._check_grammars(instruction)
                 self._take(Channel.COMPUTE, instruction)
+            case AddGrammar(model, grammar):
+                self.grammars.setdefault((model, grammar.id), False)
+                seconds = self._rng.random() * self._chances.fetch_s
+                self._later(seconds, partial(self._compiled, model, grammar.id))
+            case RemoveGrammar(model, grammar_id):
+                del self.grammars[model, grammar_id]
             case WeightsLaunch() | MoveLaunch():
                 self._take(Channel.COPY_IN, instruction)
             case PagingLaunch(into_device=into_device):
@@ -288,6 +300,8 @@ class ExecutorDouble:
             case RemoveModel(model):
                 del self.models[model]
                 self._bound.pop(model, None)
+                for key in [key for key in self.grammars if key[0] == model]:
+                    del self.grammars[key]
             case Bind(model, offset):
                 assert model in self.models, f"{model} is bound and was never added"
                 self._bound[model] = offset
@@ -315,6 +329,23 @@ class ExecutorDouble:
                 self.kill()
             case _:
                 assert_never(instruction)
+
+    def _check_grammars(self, step: StepLaunch) -> None:
+        """The output so far, which decides what may come next, is that of the request."""
+        for segment in step.segments:
+            if segment.grammar is not None:
+                key, output = (step.model, segment.grammar.id), segment.grammar.output
+                assert key in self.grammars, f"grammar {key} is used and was not added"
+                self.told["step before its grammar is compiled"] += not self.grammars[key]
+                end = segment.start + len(segment.token_ids)
+                assert len(output) == end - segment.n_prompt, f"an output of {len(output)} in {segment}"
+                n_both = min(len(output), len(segment.token_ids))
+                assert output[len(output) - n_both :] == segment.token_ids[len(segment.token_ids) - n_both :]
+
+    def _compiled(self, model: ModelId, grammar_id: str) -> None:
+        if (model, grammar_id) in self.grammars:
+            self.grammars[model, grammar_id] = True
+            self._say(GrammarReady(model, grammar_id))
 
     def _resized(self, arena_bytes: int) -> None:
         error = "no memory" if self._rng.random() < self._chances.arena_fails else ""

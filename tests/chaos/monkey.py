@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
+from tests.server.front.asking import registered
 from tests.server.scripted_models import FakeEntry
 from tokenmux.core.errors import ErrorCode, TokenmuxError
 from tokenmux.server.front.device_source import WantedDevice
@@ -147,7 +148,7 @@ class Monkey:
         world, model = self._world, self._model()
         if model not in world.front.models:
             world.catalogue.kept.setdefault(model, FakeEntry(world.all_facts[model]))  # type: ignore[index]
-        self._ask(f"register {model}", lambda: world.front.register(model, ""))
+        self._ask(f"register {model}", lambda: registered(world.front, model))
 
     def _load(self) -> None:
         model = self._model()

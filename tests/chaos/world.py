@@ -22,6 +22,7 @@ from tests.chaos.node_double import NodeDouble
 from tests.server.scripted_models import FakeCatalogue, FakeEntry
 from tokenmux.core.errors import DoesNotFit, ErrorCode, TokenmuxError
 from tokenmux.core.facts import DeviceFacts, HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.grammar import Grammar
 from tokenmux.core.phases import DeviceState
 from tokenmux.core.request import FinishReason
 from tokenmux.messages.reports import Reports
@@ -30,7 +31,7 @@ from tokenmux.processes.restarts import RestartLimits
 from tokenmux.scheduler.memory.capacity import check_model, check_request
 from tokenmux.server.front.device_source import WantedDevice
 from tokenmux.server.front.front import Front
-from tokenmux.server.front.generation import Ask, FinishInfo, PromptInfo, TokenDelta, TokenIds
+from tokenmux.server.front.generation import Ask, Constraint, FinishInfo, PromptInfo, TokenDelta, TokenIds
 from tokenmux.server.front.limits import Limits
 from tokenmux.server.nodes.supervisor import Patience
 from tokenmux.testing.builders import make_device
@@ -89,6 +90,16 @@ class Capacity:
 
 class NoEncoder:
     """All prompts are token ids."""
+
+    def close(self) -> None:
+        """Nothing runs."""
+
+
+class AnyGrammar:
+    """Every text is a grammar."""
+
+    async def read(self, constraint: Constraint) -> Grammar:
+        return Grammar.of(constraint.text)
 
     def close(self) -> None:
         """Nothing runs."""
@@ -174,6 +185,7 @@ class World:
             self.setups,
             Machine(self.rng),
             encoder=NoEncoder(),  # type: ignore[arg-type]
+            grammars=AnyGrammar(),
             pinned=[name for name in self.all_facts if self.rng.random() < 0.1],
             limits=Limits(
                 max_requests=64,
@@ -265,7 +277,15 @@ class World:
         pauses: bool = False,
     ) -> Outcome:
         seed = rng.getrandbits(32)
-        ask = Ask(model, TokenIds(prompt), seed=seed, temperature=0.8, max_tokens=max_tokens)
+        constraint = Constraint("regex", str(rng.randrange(3))) if rng.random() < 0.3 else None
+        ask = Ask(
+            model,
+            TokenIds(prompt),
+            seed=seed,
+            temperature=0.8,
+            max_tokens=max_tokens,
+            constraint=constraint,
+        )
         got: list[int] = []
         end: FinishInfo | None = None
         accepted = False

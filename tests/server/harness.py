@@ -10,7 +10,7 @@ from typing import Any, Self, TypeVar
 
 import grpc
 
-from tests.server.scripted_models import FakeCatalogue, FakeEntry, ThreadTexts, facts
+from tests.server.scripted_models import FakeCatalogue, FakeEntry, LoopGrammars, ThreadTexts, facts
 from tests.server.small_devices import SmallDevices, SmallMachine, device_setup
 from tokenmux.messages.reports import (
     Report,
@@ -27,7 +27,15 @@ from tokenmux.server.http_api.http_server import HttpTransport
 from tokenmux.testing.scripted_node import (
     ScriptedNodes,
 )
-from tokenmux.v1 import inference_pb2_grpc, models_pb2_grpc, planning_pb2_grpc, pool_pb2_grpc
+from tokenmux.v1 import (
+    inference_pb2_grpc,
+    models_pb2,
+    models_pb2_grpc,
+    operations_pb2,
+    operations_pb2_grpc,
+    planning_pb2_grpc,
+    pool_pb2_grpc,
+)
 
 Result = TypeVar("Result")
 
@@ -64,6 +72,7 @@ def make_front(
         recorder=recorder,
         keys=ApiKeys(keys),
         encoder=ThreadTexts(catalogue.__getitem__),
+        grammars=LoopGrammars(),
         clock=clock,
         sleep=sleep,
         draw_seed=lambda: 1234,
@@ -93,6 +102,17 @@ class Served:
     @property
     def models(self) -> models_pb2_grpc.ModelServiceStub:
         return models_pb2_grpc.ModelServiceStub(self.channel)
+
+    @property
+    def operations(self) -> operations_pb2_grpc.OperationServiceStub:
+        return operations_pb2_grpc.OperationServiceStub(self.channel)
+
+    async def register(self, name: str, source: str = "") -> operations_pb2.Operation:
+        """The last state of the operation."""
+        began = await self.models.RegisterModel(models_pb2.RegisterModelRequest(name=name, source=source))
+        watch = operations_pb2.WatchOperationRequest(name=began.operation.name)
+        *_, last = [told.operation async for told in self.operations.WatchOperation(watch)]
+        return last
 
     @property
     def pool(self) -> pool_pb2_grpc.PoolServiceStub:

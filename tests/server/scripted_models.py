@@ -15,10 +15,13 @@ from tokenmux.core.errors import (
     TokenmuxError,
 )
 from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.grammar import Grammar
 from tokenmux.core.progress import Progress
+from tokenmux.models.grammar.translation import source_of
 from tokenmux.models.text.encoder import TextFacts
 from tokenmux.models.text.tool_formats import schemas_of
-from tokenmux.server.front.generation import Chat, Encodable, Text, Words
+from tokenmux.server.front.cancellation import Cancellation
+from tokenmux.server.front.generation import Chat, Constraint, Encodable, Text, Words
 
 VOCAB = 256
 
@@ -168,6 +171,8 @@ class FakeCatalogue:
     def __init__(self, *entries: FakeEntry) -> None:
         self.kept: dict[str, FakeEntry] = {entry.facts.id: entry for entry in entries}
         self.refuses_removal: TokenmuxError | None = None
+        self.while_registering: Callable[[Progress, Cancellation], object] = lambda *_: None
+        """Called in the thread that registers."""
 
     def __getitem__(self, name: str) -> FakeEntry:
         return self.kept[name]
@@ -182,15 +187,20 @@ class FakeCatalogue:
             raise BadCheckpoint(f"{name}: the manifest is damaged")
         return self.kept[name]
 
-    def register_folder(self, name: str, folder: Path, *, progress: Progress) -> FakeEntry:
+    def register_folder(
+        self, name: str, folder: Path, *, progress: Progress, cancellation: Cancellation
+    ) -> FakeEntry:
         if name in self.kept:
             raise AlreadyExists(name)
+        self.while_registering(progress, cancellation)
         entry = FakeEntry(facts(name, n_bytes=10**9 if folder.name.startswith("huge") else 1000))
         self.kept[name] = entry
         return entry
 
-    def register_gguf(self, name: str, file: Path, *, progress: Progress) -> FakeEntry:
-        return self.register_folder(name, file, progress=progress)
+    def register_gguf(
+        self, name: str, file: Path, *, progress: Progress, cancellation: Cancellation
+    ) -> FakeEntry:
+        return self.register_folder(name, file, progress=progress, cancellation=cancellation)
 
     def set_aside(self, name: str) -> "FakeAside":
         if self.refuses_removal is not None:
@@ -212,4 +222,18 @@ class FakeAside:
         self.catalogue.kept[self.entry.facts.id] = self.entry
 
     def delete(self) -> None:
+        pass
+
+
+class LoopGrammars:
+    """Reads constraints at once, on the event loop: those of tests are small."""
+
+    async def read(self, constraint: Constraint) -> Grammar:
+        try:
+            return Grammar.of(source_of(constraint.kind, constraint.text))
+        except InvalidRequest as error:
+            said = f"{constraint.title} cannot be used: {error}"
+            raise InvalidRequest(said, field="constraint") from None
+
+    def close(self) -> None:
         pass

@@ -246,7 +246,7 @@ async def test_what_would_leave_a_request_without_room_is_refused(two: Served) -
 
 async def test_what_would_leave_a_pin_without_room_is_refused(two: Served) -> None:
     """Both models fit the second device together, and the first holds neither beside the other."""
-    await two.models.RegisterModel(models_pb2.RegisterModelRequest(name="more", source="/"))
+    await two.register("more", "/")
     await resize(two, 1_500, 0)
     for name in ("letters", "more"):
         await two.models.PinModel(models_pb2.PinModelRequest(name=name, pinned=True))

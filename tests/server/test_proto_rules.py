@@ -84,7 +84,7 @@ def test_the_first_value_of_an_enum_says_nothing(files: Sequence[FileDescriptorP
 
 
 def test_files_say_where_other_languages_put_them(files: Sequence[FileDescriptorProto]) -> None:
-    options: list[Any] = [file.options for file in files]
+    options: list[Any] = [file.options for file in files if file.package == "tokenmux.v1"]
     assert {(one.go_package, one.java_package, one.java_multiple_files) for one in options} == {
         ("tokenmux/v1;tokenmuxv1", "tokenmux.v1", True)
     }

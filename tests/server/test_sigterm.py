@@ -27,6 +27,8 @@ from tokenmux.v1 import (
     inference_pb2_grpc,
     models_pb2,
     models_pb2_grpc,
+    operations_pb2,
+    operations_pb2_grpc,
     pool_pb2,
     pool_pb2_grpc,
 )
@@ -84,6 +86,10 @@ def generate(served: Server) -> "grpc.aio.UnaryStreamCall[object, object]":
 
 async def text_of(call: object) -> str:
     return "".join([event.tokens.text async for event in call])  # type: ignore[attr-defined]
+
+
+async def last_of(call: Any) -> Any:
+    return [told async for told in call][-1]
 
 
 async def refusal(call: Awaitable[object]) -> tuple[grpc.StatusCode, str]:
@@ -159,11 +165,16 @@ async def test_operators_who_wait_are_told_to_try_again() -> None:
         calls.append(asyncio.create_task(refusal(pool.GetTrace(pool_pb2.GetTraceRequest()))))
         await served.hub.next(AskTrace)
         registration = models_pb2.RegisterModelRequest(name="more", source="/")
-        calls.append(asyncio.create_task(refusal(models.RegisterModel(registration))))
+        operation = (await models.RegisterModel(registration)).operation
+        watch = operations_pb2.WatchOperationRequest(name=operation.name)
+        stub = operations_pb2_grpc.OperationServiceStub(served.channel)
+        told = asyncio.create_task(last_of(stub.WatchOperation(watch)))
         await asyncio.to_thread(converting.wait, PATIENCE_S)
         os.kill(os.getpid(), signal.SIGTERM)
         await served.ended()
     release.set()
+    last = (await told).operation
+    assert (last.error.code, last.error.reason) == (Code.UNAVAILABLE.value[0], "UNAVAILABLE")
     for call in calls:
         assert await call == (
             Code.UNAVAILABLE,

@@ -16,9 +16,9 @@ wire = module_of("wire")
 def in_use() -> list[FileDescriptorProto]:
     """The .proto files as Python has them, without a compiler."""
     files = []
-    for path in PACKAGE.glob("*.proto"):
+    for path in PACKAGE.glob("*_pb2.py"):
         file = FileDescriptorProto()
-        importlib.import_module(f"tokenmux.v1.{path.stem}_pb2").DESCRIPTOR.CopyToProto(file)
+        importlib.import_module(f"tokenmux.v1.{path.stem}").DESCRIPTOR.CopyToProto(file)
         files.append(file)
     return files
 

@@ -29,6 +29,7 @@ from tokenmux.core.facts import KvShape
 from tokenmux.core.sampling import PromptTelling, Sampling
 from tokenmux.models.network.rows import RowRule
 from tokenmux.models.network.told_rows import ToldRows, told_rows
+from tokenmux.models.sampling.masks import StepConstraint
 from tokenmux.models.sampling.past_tokens import PastTokens
 
 TILE_TOKENS = 128
@@ -47,8 +48,9 @@ class Segment:
     `blocks` are the indices of its KV blocks, in order: enough for every token up to the end of the segment,
     and for later steps if the batch will be advanced. With `draw`, the token after the last one is drawn;
     output token i (counted from 0) cannot be one of `stop_token_ids` while i < `min_tokens`. `past` holds the
-    tokens that the rules of `sampling` look at, before this step; later steps of the batch add to it.
-    `telling` is what is to be told of tokens of the prompt.
+    tokens that the rules of `sampling` look at, before this step, and `constraint` is the grammar that the
+    output obeys; later steps of the batch add to both. `telling` is what is to be told of tokens of the
+    prompt.
     """
 
     token_ids: Sequence[int]
@@ -61,6 +63,7 @@ class Segment:
     stop_token_ids: frozenset[int] = frozenset()
     past: PastTokens | None = None
     telling: PromptTelling | None = None
+    constraint: StepConstraint | None = None
 
     @property
     def end(self) -> int:
@@ -363,10 +366,12 @@ class StepBatch:
 
 
 def remember(segments: Sequence[Segment], token_ids: Sequence[int]) -> None:
-    """Each segment drew its token of `token_ids`: its rules look at it from now on."""
+    """Each segment drew its token of `token_ids`: its rules and its grammar look at it from now on."""
     for segment, token in zip(segments, token_ids, strict=True):
         if segment.past is not None:
             segment.past.append(token)
+        if segment.constraint is not None:
+            segment.constraint.output.append(token)
 
 
 def check_kv(kv: torch.Tensor, shape: KvShape) -> None:

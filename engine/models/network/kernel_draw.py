@@ -35,7 +35,7 @@ def draw_rows_on_device(
             some = [draws[row] for row in rows]
             theirs = logits[staging.upload({"rows": np.array(rows, np.int64)})["rows"]]
             ready = (
-                _changed(theirs, some, staging)
+                _only_allowed(_changed(theirs, some, staging), some, staging)
                 if rows is ruled
                 else _without_forbidden(theirs, some, staging)
             )
@@ -105,7 +105,9 @@ def _sample(
 
 
 def _without_forbidden(logits: torch.Tensor, draws: Sequence[Draw], staging: Staging) -> torch.Tensor:
-    """`logits`, with -inf for the forbidden tokens of each row; a copy if there are any."""
+    """`logits`, with -inf for the forbidden tokens of each row, and for those that are not allowed; a copy if
+    there are any."""
+    logits = _only_allowed(logits, draws, staging)
     n_tokens = logits.shape[-1]
     banned = [(row, t) for row, draw in enumerate(draws) for t in draw.forbidden if 0 <= t < n_tokens]
     if not banned:
@@ -115,6 +117,23 @@ def _without_forbidden(logits: torch.Tensor, draws: Sequence[Draw], staging: Sta
     # Filled on the device: `new_tensor` would copy from the host, and wait for it.
     logits.index_put_((places[0], places[1]), logits.new_full((), -torch.inf))
     return logits
+
+
+def _only_allowed(logits: torch.Tensor, draws: Sequence[Draw], staging: Staging) -> torch.Tensor:
+    """`logits`, with -inf for the tokens that are not allowed in a row; a copy if there are any."""
+    masks = [(row, draw.allowed) for row, draw in enumerate(draws) if draw.allowed is not None]
+    if not masks:
+        return logits
+    there = staging.upload(
+        {
+            "rows": np.array([row for row, _ in masks], np.int64),
+            "bits": np.stack([allowed for _, allowed in masks]),
+        }
+    )
+    bits = there["bits"][:, :, None] >> torch.arange(8, dtype=torch.uint8, device=logits.device)
+    is_allowed = (bits & 1).bool().flatten(1)[:, : logits.shape[-1]]
+    masked = logits[there["rows"]].masked_fill(~is_allowed, -torch.inf)
+    return logits.index_copy(0, there["rows"], masked)
 
 
 def _changed(logits: torch.Tensor, draws: Sequence[Draw], staging: Staging) -> torch.Tensor:

@@ -22,6 +22,7 @@ import torch
 from tokenmux.core.errors import InternalError
 from tokenmux.core.facts import KvShape
 from tokenmux.core.sampling import LogProbabilities, Sampling
+from tokenmux.messages.mask_messages import MaskAnswer
 from tokenmux.models.network import kernel_path
 from tokenmux.models.network.attention import STEP_ARGUMENT, AttendsItself
 from tokenmux.models.network.batch import DecodeInputs, KvViews, Segment, StepBatch
@@ -34,6 +35,7 @@ from tokenmux.models.network.staging import Staging
 from tokenmux.models.network.told_rows import padded_rows, run_once
 from tokenmux.models.sampling import draw as sampling
 from tokenmux.models.sampling.log_probabilities import log_probabilities
+from tokenmux.models.sampling.masks import begin_masks
 
 if TYPE_CHECKING:
     from tokenmux.kernels.tiles import StepTiles
@@ -56,11 +58,13 @@ RowScorer = Callable[
 
 class DrawnTokens(NamedTuple):
     """What a step drew for each segment that draws, and the log-probabilities there; empty if no segment asks
-    for them. `told` has the log-probabilities in prompts, by segment, for segments that ask for them."""
+    for them. `told` has the log-probabilities in prompts, by segment, for segments that ask for them.
+    `faults` says of those (by their places in `tokens`) that cannot go on why."""
 
     tokens: tuple[int, ...]
     log_probabilities: tuple[LogProbabilities | None, ...] = ()
     told: tuple[tuple[int, tuple[LogProbabilities, ...]], ...] = ()
+    faults: tuple[tuple[int, str], ...] = ()
 
 
 class Runner:
@@ -175,29 +179,34 @@ class Runner:
 
     @torch.inference_mode()
     def draw(self, batch: Batch) -> DrawnTokens:
-        """Run one forward pass and draw a token for each of `batch.drawing`."""
+        """Run one forward pass and draw a token for each of `batch.drawing`. The masks of those with a
+        grammar are computed meanwhile."""
+        masks_of = begin_masks([batch.segments[index].constraint for index in batch.drawing])
         found: FoundInPrompts = {}
         logits = self.logits(batch, found)
         told = tuple((segment, tuple(values)) for segment, values in found.items())
         if not batch.drawing:
             return DrawnTokens((), (), told)
-        draws = [self._draw(batch, index) for index in batch.drawing]
+        masks = masks_of()
+        draws = [self._draw(batch, index, mask) for index, mask in zip(batch.drawing, masks, strict=True)]
         if isinstance(batch, StepBatch):
             draw, tell = sampling.draw_rows, log_probabilities
         else:
             draw, tell = batch.draw, batch.log_probabilities
         tokens = draw(logits, draws)
+        faults = tuple((place, mask.error) for place, mask in enumerate(masks) if mask and mask.error)
         if all(one.sampling.n_likeliest is None for one in draws):
-            return DrawnTokens(tuple(tokens), (), told)
-        return DrawnTokens(tuple(tokens), tell(logits, tokens, draws), told)
+            return DrawnTokens(tuple(tokens), (), told, faults)
+        return DrawnTokens(tuple(tokens), tell(logits, tokens, draws), told, faults)
 
     @staticmethod
-    def _draw(batch: Batch, index: int) -> sampling.Draw:
+    def _draw(batch: Batch, index: int, mask: MaskAnswer | None) -> sampling.Draw:
         segment = batch.segments[index]
         position = batch.position(index)
         below_minimum = position - segment.n_prompt < segment.min_tokens
         forbidden = segment.stop_token_ids if below_minimum else ()
-        return sampling.Draw(segment.sampling, position, forbidden, segment.past)
+        draw = sampling.Draw(segment.sampling, position, forbidden, segment.past)
+        return draw if mask is None or mask.error else draw.within(mask.bits)
 
     def make_ready(self, device: torch.device, notes: Path | None = None) -> None:
         """Do now what the first step over KV on `device` would otherwise do; takes a second or two, and less

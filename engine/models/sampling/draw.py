@@ -17,7 +17,8 @@ import torch
 
 from tokenmux.core.sampling import Sampling
 from tokenmux.kernels.sample import noise
-from tokenmux.models.sampling.logit_changes import LogitChanges, changed_row, changes_of
+from tokenmux.models.sampling.logit_changes import LogitChanges, changed_row, changes_of, forbidden_next
+from tokenmux.models.sampling.masks import TokenBits, unpacked, without
 from tokenmux.models.sampling.past_tokens import PastTokens
 
 _SORTED_FIRST = 1024
@@ -26,12 +27,23 @@ _SORTED_FIRST = 1024
 @dataclass(frozen=True, slots=True)
 class Draw:
     """What one draw depends on besides its logits; `position` is that of the drawn token. `past` is what the
-    rules of `sampling` look at; None: no rules, or rules that look at nothing."""
+    rules of `sampling` look at; None: no rules, or rules that look at nothing. `allowed` are the only tokens
+    that can be drawn; None: all."""
 
     sampling: Sampling
     position: int
     forbidden: Collection[int] = ()
     past: PastTokens | None = None
+    allowed: TokenBits | None = None
+
+    def within(self, mask: bytes) -> "Draw":
+        """This draw, from tokens of `mask` that it does not forbid. If it forbids them all, the mask alone
+        decides: what obeys a grammar is more important than what is unwanted."""
+        sampling, forbidden = self.sampling, set(self.forbidden)
+        if sampling.rules is not None:
+            forbidden |= forbidden_next(sampling.rules, self.past or PastTokens())
+            sampling = sampling._replace(rules=sampling.rules._replace(forbidden=()))
+        return Draw(sampling, self.position, (), self.past, without(mask, forbidden))
 
 
 def draw_rows(logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
@@ -40,10 +52,19 @@ def draw_rows(logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
     for row, wanted in enumerate(draws):
         if wanted.sampling.rules is not None:
             changes = row_changes(wanted, logits.shape[-1])
-            tokens[row] = draw_token(changed_row(logits[row], changes), wanted.sampling, wanted.position)
-        elif wanted.forbidden or not wanted.sampling.is_greedy:
-            tokens[row] = draw_token(logits[row], wanted.sampling, wanted.position, wanted.forbidden)
+            changed = _only_allowed(changed_row(logits[row], changes), wanted.allowed)
+            tokens[row] = draw_token(changed, wanted.sampling, wanted.position)
+        elif wanted.forbidden or wanted.allowed is not None or not wanted.sampling.is_greedy:
+            left = _only_allowed(logits[row], wanted.allowed)
+            tokens[row] = draw_token(left, wanted.sampling, wanted.position, wanted.forbidden)
     return tokens
+
+
+def _only_allowed(logits: torch.Tensor, allowed: TokenBits | None) -> torch.Tensor:
+    """One row of logits, -inf for tokens that are not allowed; a copy if there are any."""
+    if allowed is None:
+        return logits
+    return logits.masked_fill(torch.from_numpy(~unpacked(allowed, logits.numel())), -torch.inf)
 
 
 def row_changes(draw: Draw, n_tokens: int) -> LogitChanges:

@@ -33,7 +33,7 @@ def changes_of(
     """What `rules` change in a row of `n_tokens` logits after `past`. Tokens of `forbidden` cannot be drawn
     either; ids that the vocabulary does not have are ignored."""
     rules = rules or NO_RULES
-    banned = {*forbidden, *(s[-1] for s in rules.forbidden if past.ends_with(s[:-1]))}
+    banned = {*forbidden, *forbidden_next(rules, past)}
     seen = past.seen() if rules.look_at_prompt else np.empty(0, np.int64)
     drawn, counts = past.drawn()
     biased = [token for token, _ in rules.bias]
@@ -53,6 +53,11 @@ def changes_of(
     counted = counts[(drawn >= 0) & (drawn < n_tokens)]
     subtracted[known] = np.float32(rules.frequency_penalty) * counted + np.float32(rules.presence_penalty)
     return LogitChanges(tokens, added, penalty, subtracted)
+
+
+def forbidden_next(rules: LogitRules, past: PastTokens) -> set[int]:
+    """The tokens that would complete a forbidden sequence."""
+    return {sequence[-1] for sequence in rules.forbidden if past.ends_with(sequence[:-1])}
 
 
 def change(

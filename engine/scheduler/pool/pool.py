@@ -203,6 +203,10 @@ class Pool:
         effects out."""
         self._pending.append((index, event))
 
+    def post_to_request(self, event: Paused | Resumed) -> None:
+        """As `post`, to the instance that has the request by then."""
+        self._pending.append((None, event))
+
     def settle(self) -> None:
         """Have every instance that has changed decide, and carry out all that follows."""
         while True:

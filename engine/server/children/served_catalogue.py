@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenmux.core.errors import NotServable, TokenmuxError, Unavailable
+from tokenmux.core.errors import NotServable, TokenmuxError, Unavailable, WorkCancelled
 from tokenmux.core.facts import BLOCK_TOKENS
 from tokenmux.core.progress import Progress
 from tokenmux.models.catalogue.catalogue import Catalogue, SetAside
 from tokenmux.models.catalogue.entry import Entry
 from tokenmux.server.children.child import Child, ChildAnswer, ChildEnded, LimitExceeded
+from tokenmux.server.front.cancellation import Cancellation
 from tokenmux.server.front.model_store import NothingToRemove
 from tokenmux.server.front.sources import kind_of
 
@@ -86,13 +87,18 @@ class ServedCatalogue:
                 found.append(self._disk.get(name))
         return found
 
-    def register_folder(self, name: str, folder: Path, *, progress: Progress) -> Entry:
-        """As `tokenmux.models.catalogue.catalogue.Catalogue.register_folder`, in a child process."""
-        return self._register(("folder", name, folder), progress)
+    def register_folder(
+        self, name: str, folder: Path, *, progress: Progress, cancellation: Cancellation | None = None
+    ) -> Entry:
+        """As `tokenmux.models.catalogue.catalogue.Catalogue.register_folder`, in a child process,
+        which is killed on cancellation."""
+        return self._register(("folder", name, folder), progress, cancellation)
 
-    def register_gguf(self, name: str, file: Path, *, progress: Progress) -> Entry:
+    def register_gguf(
+        self, name: str, file: Path, *, progress: Progress, cancellation: Cancellation | None = None
+    ) -> Entry:
         """The same for a GGUF file."""
-        return self._register(("gguf", name, file), progress)
+        return self._register(("gguf", name, file), progress, cancellation)
 
     def set_aside(self, name: str) -> SetAside | NothingToRemove:
         """Take an entry out of the catalogue; nothing is deleted yet. Raises NotFound, InUse,
@@ -125,7 +131,7 @@ class ServedCatalogue:
             except TokenmuxError as reason:
                 self._refusals[name] = reason
         while work:
-            results = self._carry_out(work, progress)
+            results = self._carry_out(work, progress, Cancellation())
             for _, name, _ in work[: len(results)]:
                 error = results[name]
                 if error is not None:
@@ -139,8 +145,7 @@ class ServedCatalogue:
             self._closed = True
             children, self._children = self._children, set()
         for child in children:
-            with suppress(OSError):
-                os.kill(child.pid, 9)
+            _end(child)
 
     def _is_stale(self, name: str) -> bool:
         try:
@@ -149,21 +154,27 @@ class ServedCatalogue:
             return True
         return False
 
-    def _register(self, work: RegistrationJob, progress: Progress) -> Entry:
+    def _register(
+        self, work: RegistrationJob, progress: Progress, cancellation: Cancellation | None
+    ) -> Entry:
         _, name, _ = work
-        error = self._carry_out([work], progress)[name]
+        error = self._carry_out([work], progress, cancellation or Cancellation())[name]
         if error is not None:
             raise error
         self._refusals.pop(name, None)
         return self.get(name)
 
-    def _carry_out(self, work: list[RegistrationJob], progress: Progress) -> dict[str, TokenmuxError | None]:
+    def _carry_out(
+        self, work: list[RegistrationJob], progress: Progress, cancellation: Cancellation
+    ) -> dict[str, TokenmuxError | None]:
         """Do the first jobs, up to one that the child does not survive. Returns each model's error, or
         None."""
         with self._turns:
-            return asyncio.run(self._ask(work, progress))
+            return asyncio.run(self._ask(work, progress, cancellation))
 
-    async def _ask(self, work: list[RegistrationJob], progress: Progress) -> dict[str, TokenmuxError | None]:
+    async def _ask(
+        self, work: list[RegistrationJob], progress: Progress, cancellation: Cancellation
+    ) -> dict[str, TokenmuxError | None]:
         results: dict[str, TokenmuxError | None] = {}
         last = "starting"
 
@@ -190,11 +201,14 @@ class ServedCatalogue:
         try:
             if self._closed:
                 raise Unavailable("the server has stopped")
-            (await child.ask(header, limit_s=limit_s, progress=heard)).checked()
+            with cancellation.tells(lambda: _end(child)):
+                (await child.ask(header, limit_s=limit_s, progress=heard)).checked()
         except (LimitExceeded, ChildEnded) as error:
             _, name, source = work[len(results)]
             if self._closed:
                 results[name] = Unavailable("the server has stopped")
+            elif cancellation.asked:
+                results[name] = WorkCancelled(f"registering {name} was cancelled")
             elif isinstance(error, LimitExceeded):
                 results[name] = NotServable(
                     f"{source}: no progress in {limit_s:g} s of computing ({last}); "
@@ -215,6 +229,12 @@ class ServedCatalogue:
                 self._children.discard(child)
             child.kill()
         return results
+
+
+def _end(child: Child) -> None:
+    """Kill a child, from any thread. The thread that asked it hears that it ended."""
+    with suppress(OSError):
+        os.kill(child.pid, 9)
 
 
 def _error_in(result: object) -> TokenmuxError | None:

@@ -17,12 +17,15 @@ from math import inf
 from msgspec.structs import replace as replace_fields
 
 from tokenmux.core.errors import InternalError
+from tokenmux.core.grammar import Grammar
 from tokenmux.core.request import DEFAULT_TENANT, Request, RequestId
 from tokenmux.core.sampling import Sampling, choice_seed
 from tokenmux.messages.commands import Submit
 from tokenmux.models.text.tool_formats import tool_format_of
 from tokenmux.server.front.call import AdmittedChoice, choice_id
+from tokenmux.server.front.constraint_rules import check_can_end
 from tokenmux.server.front.counts import check_token_ids
+from tokenmux.server.front.delivered_tokens import retrace
 from tokenmux.server.front.generation import (
     NONE_DELIVERED,
     AboutModel,
@@ -35,6 +38,7 @@ from tokenmux.server.front.generation import (
     TokenIds,
     Words,
 )
+from tokenmux.server.front.grammar_reader import GrammarReader
 from tokenmux.server.front.model_text import ModelText, PromptEncoder
 from tokenmux.server.front.pool_devices import PoolDevices
 from tokenmux.server.front.queue_pace import QueuePace
@@ -47,7 +51,6 @@ from tokenmux.server.front.request_rules import (
     output_limit,
     service_level,
 )
-from tokenmux.server.front.resumption import retrace
 from tokenmux.server.front.sampling_rules import logit_rules, spellings
 from tokenmux.server.front.served_models import ServedModel, ServedModels
 from tokenmux.server.front.tenants import QueuePlaces, Weights
@@ -62,6 +65,8 @@ class Tokenized:
     prompt: tuple[int, ...]
     bad_words: tuple[tuple[int, ...], ...]
     """The tokens of the words that the output must not contain."""
+    grammar: Grammar | None
+    """What the output must obey."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +89,7 @@ class Admission:
         self,
         models: ServedModels,
         encoder: PromptEncoder,
+        grammars: GrammarReader,
         devices: PoolDevices,
         places: QueuePlaces,
         readiness: Readiness,
@@ -98,6 +104,7 @@ class Admission:
         """`draw_seed` gives the seed of a request without one."""
         self._models = models
         self._encoder = encoder
+        self._grammars = grammars
         self._devices = devices
         self._places = places
         self._readiness = readiness
@@ -150,7 +157,7 @@ class Admission:
         return served
 
     async def _tokenize(self, ask: Ask, served: ServedModel) -> Tokenized:
-        """The prompt as encoded by the model's tokenizer, after the first pass."""
+        """The prompt as encoded by the model's tokenizer, after the first pass, and what its output obeys."""
         while True:
             text = await self._models.text(served)
             check_text_length(ask.prompt, served.facts, text.facts.longest_token_chars)
@@ -158,8 +165,10 @@ class Admission:
             if ask.truncate_prompt_tokens is not None:
                 prompt = prompt[-ask.truncate_prompt_tokens :]
             words = await self._word_tokens(served, text, ask.bad_words)
+            check_can_end(ask, served.facts, text.facts.stop_token_ids)
+            grammar = None if ask.constraint is None else await self._grammars.read(ask.constraint)
             if self._models.accepts(served):
-                return Tokenized(served, text, prompt, words)
+                return Tokenized(served, text, prompt, words, grammar)
             # Another checkpoint under the same name has another vocabulary: start over.
             served = self._first_pass(ask)
 
@@ -198,6 +207,7 @@ class Admission:
             n_prompt_likeliest=(
                 None if ask.prompt_logprobs is None else min(ask.prompt_logprobs, facts.vocab_size)
             ),
+            grammar=tokenized.grammar,
         )
         self._pace.check(submit.request, ask.timeout_s)
         choices = tuple(

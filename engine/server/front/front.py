@@ -13,7 +13,7 @@ threads.
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 
@@ -30,7 +30,9 @@ from tokenmux.server.front.device_changes import DeviceChanges
 from tokenmux.server.front.device_source import DeviceSource, WantedDevice
 from tokenmux.server.front.fitting import Capacity
 from tokenmux.server.front.generation import AboutModel, Ask, Prompt
+from tokenmux.server.front.grammar_reader import GrammarReader
 from tokenmux.server.front.limits import Limits
+from tokenmux.server.front.long_operations import LongOperations, OperationView
 from tokenmux.server.front.model_store import ModelStore
 from tokenmux.server.front.model_text import PromptEncoder
 from tokenmux.server.front.names import check_name_length
@@ -65,6 +67,7 @@ class Front:
         source: DeviceSource,
         *,
         encoder: PromptEncoder,
+        grammars: GrammarReader,
         keys: ApiKeys | None = None,
         pinned: Collection[str] = (),
         limits: Limits | None = None,
@@ -76,8 +79,8 @@ class Front:
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         """`devices` are those to start with; `source` gives those that operators add.
-        `pinned` names the models to pin from the start; `encoder` is closed with the front. The
-        node's times must be on the same `clock`: CLOCK_MONOTONIC is the same for all processes of one
+        `pinned` names the models to pin from the start; `encoder` and `grammars` are closed with the front.
+        The node's times must be on the same `clock`: CLOCK_MONOTONIC is the same for all processes of one
         machine."""
         limits, weights = limits or Limits(), weights or Weights()
         self.keys = keys or ApiKeys()
@@ -85,6 +88,7 @@ class Front:
         self._pinned = frozenset(pinned)
         self._recorder = recorder
         self._encoder = encoder
+        self._grammars = grammars
         self._clock = clock
         self._threads = ThreadPoolExecutor(DECODER_THREADS, thread_name_prefix="decoder")
         self.models = ServedModels(self._threads)
@@ -108,6 +112,7 @@ class Front:
         self._admission = Admission(
             self.models,
             encoder,
+            grammars,
             self.devices,
             self._places,
             self._readiness,
@@ -121,6 +126,7 @@ class Front:
         self._calls = Calls(self._admission, self.node.requests, self._readiness, self.changes, clock)
         self._shown = ShownModels(self.models, self.node)
         self._undertakings = Undertakings()
+        self._operations = LongOperations(clock)
         self._registration = Registration(
             store, self.models, self.devices, self.node, self._undertakings, self.changes
         )
@@ -185,6 +191,7 @@ class Front:
         self.end_streams()
         await self.node.close()
         self._encoder.close()
+        self._grammars.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     @property
@@ -231,8 +238,23 @@ class Front:
     def show_model(self, name: str) -> ShownModel:
         return self._shown.named(name)
 
-    async def register(self, name: str, source: str) -> ShownModel:
-        return self._shown.of(await self._registration.register(name, source))
+    def register(self, name: str, source: str) -> OperationView:
+        return self._operations.start(
+            name,
+            lambda progress, cancellation: self._registration.register(name, source, progress, cancellation),
+        )
+
+    def list_operations(self) -> Sequence[OperationView]:
+        return self._operations.all()
+
+    def show_operation(self, name: str) -> OperationView:
+        return self._operations.get(name)
+
+    def watch_operation(self, name: str) -> AsyncGenerator[OperationView, None]:
+        return self._operations.watch(name)
+
+    def cancel_operation(self, name: str) -> None:
+        self._operations.cancel(name)
 
     async def unregister(self, name: str, *, force: bool = False) -> None:
         await self._registration.unregister(name, force=force)

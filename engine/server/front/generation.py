@@ -6,6 +6,7 @@ Dialects such as the gRPC services translate to and from these. Everything is as
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from tokenmux.core.facts import ModelFacts
 from tokenmux.core.phases import PhaseChanged
@@ -78,6 +79,30 @@ class Words:
 
 Encodable = Text | Chat | Words
 
+ConstraintKind = Literal["json_schema", "json_object", "regex", "grammar", "choice"]
+
+_TITLES: Mapping[str, str] = {
+    "json_schema": "the JSON schema",
+    "json_object": "the constraint to a JSON object",
+    "regex": "the regular expression",
+    "grammar": "the grammar",
+    "choice": "the choice of strings",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """What the output must obey: `text` is a JSON schema, a regular expression, a grammar (Lark or GBNF) or a
+    JSON list of strings, as its kind says; "json_object" needs none."""
+
+    kind: ConstraintKind
+    text: str
+
+    @property
+    def title(self) -> str:
+        """Its name in errors."""
+        return _TITLES[self.kind]
+
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
@@ -120,6 +145,7 @@ class Ask:
     include_stop_string: bool = False
     skip_special_tokens: bool = True
     echo: bool = False
+    constraint: Constraint | None = None
     truncate_prompt_tokens: int | None = None
     request_id: str = ""
     delivered: tuple[Delivered, ...] = ()

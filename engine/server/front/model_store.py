@@ -9,6 +9,7 @@ from typing import Protocol
 
 from tokenmux.core.facts import ModelFacts
 from tokenmux.core.progress import Progress
+from tokenmux.server.front.cancellation import Cancellation
 from tokenmux.server.front.model_text import ModelText
 
 
@@ -55,12 +56,16 @@ class ModelStore(Protocol):
         """The entry of a model. Raises NotFound or BadCheckpoint."""
         ...
 
-    def register_folder(self, name: str, folder: Path, *, progress: Progress) -> StoredModel:
+    def register_folder(
+        self, name: str, folder: Path, *, progress: Progress, cancellation: Cancellation
+    ) -> StoredModel:
         """Convert a checkpoint and keep it. Raises AlreadyExists, NotFound, BadCheckpoint,
-        UnsupportedModel, DoesNotFit."""
+        UnsupportedModel, DoesNotFit; and WorkCancelled, soon after that was asked for, with nothing kept."""
         ...
 
-    def register_gguf(self, name: str, file: Path, *, progress: Progress) -> StoredModel:
+    def register_gguf(
+        self, name: str, file: Path, *, progress: Progress, cancellation: Cancellation
+    ) -> StoredModel:
         """The same for a GGUF file."""
         ...
 

@@ -5,14 +5,17 @@ The order of steps is such that a command that fails, or is abandoned half-way, 
 
 import asyncio
 import logging
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import AsyncIterator, Collection, Coroutine
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from tokenmux.core.errors import AlreadyExists, DoesNotFit, InUse, InvalidRequest, NotFound, TokenmuxError
 from tokenmux.core.facts import ModelId
 from tokenmux.core.model_names import model_name_fault
+from tokenmux.core.progress import Progress
 from tokenmux.messages.commands import Register, Unregister
+from tokenmux.server.front.cancellation import Cancellation
 from tokenmux.server.front.changes import Changes
 from tokenmux.server.front.model_store import ModelStore, NothingToRemove, PendingRemoval
 from tokenmux.server.front.names import check_name_length
@@ -27,6 +30,8 @@ logger = logging.getLogger(__name__)
 FORCED_S = 60.0
 """How long a forced removal waits for the operations in flight that use the model."""
 ASK_AGAIN_S = 0.5
+AT_ONCE = 2
+"""Models that are converted at the same time; others wait."""
 
 
 class Registration:
@@ -49,6 +54,7 @@ class Registration:
         self._undertakings = undertakings
         self._adding: set[str] = set()
         self._removing: set[str] = set()
+        self._turns = asyncio.Semaphore(AT_ONCE)
 
     async def open_store(self, pinned: Collection[str]) -> None:
         """Take in every model of the store; `pinned` names those to pin.
@@ -69,17 +75,19 @@ class Registration:
         if refusals and len(refusals) == len(self._models):
             raise DoesNotFit(f"no model of the catalogue fits a device; for one: {refusals[0]}")
 
-    async def register(self, name: str, source: str) -> ServedModel:
+    def register(
+        self, name: str, source: str, progress: Progress, cancellation: Cancellation
+    ) -> Coroutine[Any, Any, ServedModel]:
         """Convert, check and serve a model; without a source, serve one that is already in the store (it was
-        pulled).
+        pulled). Returns the work, to be awaited; it is completed even if the caller leaves.
 
-        It is completed even if the caller leaves. Raises InvalidRequest, AlreadyExists, NotFound (no such
-        source), BadCheckpoint, NotServable.
+        Raises InvalidRequest and AlreadyExists at once, and the work NotFound (no such source),
+        BadCheckpoint, NotServable, and WorkCancelled, with nothing kept.
         """
         check_name_length(name)
         fault = model_name_fault(name)
         if fault is not None:
-            raise InvalidRequest(fault)
+            raise InvalidRequest(fault, field="name")
         if name in self._adding:
             raise AlreadyExists(f"a model named {name!r} is being registered at this moment")
         self._check_not_removed(name)
@@ -89,7 +97,9 @@ class Registration:
                 "or choose another name"
             )
         self._adding.add(name)
-        return await self._undertakings.complete(self._add(name, source), f"register {name}")
+        return self._undertakings.complete(
+            self._add(name, source, progress, cancellation), f"register {name}"
+        )
 
     async def unregister(self, name: str, *, force: bool = False) -> None:
         """Stop serving a model and delete its converted files.
@@ -153,19 +163,27 @@ class Registration:
                 found.append(ServedModel(None, refusal=error, name=name))
         return found
 
-    async def _add(self, name: str, source: str) -> ServedModel:
+    async def _add(
+        self, name: str, source: str, progress: Progress, cancellation: Cancellation
+    ) -> ServedModel:
         try:
-            return await self._added(name, source)
+            return await self._added(name, source, progress, cancellation)
         finally:
             self._adding.discard(name)
 
-    async def _added(self, name: str, source: str) -> ServedModel:
+    async def _added(
+        self, name: str, source: str, progress: Progress, cancellation: Cancellation
+    ) -> ServedModel:
         if source:
-            entry = await asyncio.to_thread(add_to_store, self._store, name, Path(source))
+            async with self._turn(cancellation):
+                entry = await asyncio.to_thread(
+                    add_to_store, self._store, name, Path(source), progress, cancellation
+                )
         else:
             entry = await asyncio.to_thread(self._store.get, name)
         served = ServedModel(entry)
         try:
+            cancellation.check()
             self.check_fit(served)
             await self._node.command(Register(entry.facts, str(entry.path)))
         except BaseException:
@@ -175,6 +193,24 @@ class Registration:
         self._models.add(served)
         self._changes.notify()
         return served
+
+    @asynccontextmanager
+    async def _turn(self, cancellation: Cancellation) -> AsyncIterator[None]:
+        """Wait until fewer than `AT_ONCE` models are being converted. Raises WorkCancelled."""
+        loop, heard = asyncio.get_running_loop(), asyncio.Event()
+        turn = asyncio.ensure_future(self._turns.acquire())
+        asked = asyncio.ensure_future(heard.wait())
+        try:
+            with cancellation.tells(lambda: loop.call_soon_threadsafe(heard.set)):
+                await asyncio.wait((turn, asked), return_when=asyncio.FIRST_COMPLETED)
+            cancellation.check()
+            yield
+        finally:
+            asked.cancel()
+            if turn.done() and not turn.cancelled():
+                self._turns.release()
+            else:
+                turn.cancel()
 
     def _check_not_removed(self, name: str) -> None:
         """Two removals at once, or a registration in between, would each undo what the other did."""

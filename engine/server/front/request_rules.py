@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from tokenmux.core.errors import ContextExceeded, InvalidRequest
 from tokenmux.core.facts import ModelFacts
 from tokenmux.core.request import ServiceLevel
+from tokenmux.server.front.constraint_rules import check_constraint
 from tokenmux.server.front.counts import check_count, check_token_ids
+from tokenmux.server.front.delivered_tokens import check_delivered
 from tokenmux.server.front.generation import Ask, Chat, Prompt, Text, TokenIds
 from tokenmux.server.front.names import tenant_fault
-from tokenmux.server.front.resumption import check_delivered
 from tokenmux.server.front.sampling_rules import check_sampling
 
 MIN_WEIGHT, MAX_WEIGHT = 0.01, 100.0
@@ -97,6 +98,7 @@ def check_parameters(ask: Ask, facts: ModelFacts) -> None:
                 field=name,
             )
     _check_stopping(ask, facts)
+    check_constraint(ask)
 
 
 def _check_chat(chat: Chat) -> None:

@@ -4,7 +4,7 @@ A dialect translates: its messages to the values of `tokenmux.server.front.gener
 messages, and errors of `tokenmux.core.errors` to its status codes. It decides nothing itself.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -13,6 +13,7 @@ from tokenmux.server.front.api_keys import ApiKeys, Key
 from tokenmux.server.front.changes import Changes
 from tokenmux.server.front.device_source import WantedDevice
 from tokenmux.server.front.generation import AboutModel, Ask, Prompt, StreamEvent
+from tokenmux.server.front.long_operations import OperationView
 from tokenmux.server.front.pool_status import PoolSnapshot
 from tokenmux.server.front.shown_models import ShownModel
 from tokenmux.server.front.trace_document import TraceDocument
@@ -92,9 +93,26 @@ class FrontService(Protocol):
 
     def show_model(self, name: str) -> ShownModel: ...
 
-    async def register(self, name: str, source: str) -> ShownModel:
-        """Convert, check and serve what lies at `source`; if that is empty, a model that was pulled
-        before."""
+    def register(self, name: str, source: str) -> OperationView:
+        """Begin to convert, check and serve what lies at `source`; if that is empty, a model that was pulled
+        before. Raises InvalidRequest, AlreadyExists, Overloaded; what else goes wrong is the operation's
+        error."""
+        ...
+
+    def list_operations(self) -> Sequence[OperationView]:
+        """Those under way and the last that ended, the newest first."""
+        ...
+
+    def show_operation(self, name: str) -> OperationView:
+        """Raises NotFound, like the next two."""
+        ...
+
+    def watch_operation(self, name: str) -> AsyncGenerator[OperationView, None]:
+        """The operation now and after each change, until it has ended."""
+        ...
+
+    def cancel_operation(self, name: str) -> None:
+        """Ask an operation to end, with nothing left behind."""
         ...
 
     async def unregister(self, name: str, *, force: bool = False) -> None:

@@ -6,20 +6,28 @@ from typing import Literal
 
 from tokenmux.core.errors import NotFound
 from tokenmux.core.progress import Progress, no_progress
+from tokenmux.server.front.cancellation import Cancellation
 from tokenmux.server.front.model_store import ModelStore, StoredModel
 
 MAX_SHOWN_CHARS = 200
 """Most characters of a path in an error."""
 
 
-def add_to_store(store: ModelStore, name: str, source: Path, progress: Progress = no_progress) -> StoredModel:
+def add_to_store(
+    store: ModelStore,
+    name: str,
+    source: Path,
+    progress: Progress = no_progress,
+    cancellation: Cancellation | None = None,
+) -> StoredModel:
     """Convert what lies at `source`, a folder of safetensors or a GGUF file. May take minutes.
 
     Raises NotFound, and what `ModelStore.register_folder` raises.
     """
+    cancellation = cancellation or Cancellation()
     if kind_of(source) == "folder":
-        return store.register_folder(name, source, progress=progress)
-    return store.register_gguf(name, source, progress=progress)
+        return store.register_folder(name, source, progress=progress, cancellation=cancellation)
+    return store.register_gguf(name, source, progress=progress, cancellation=cancellation)
 
 
 def kind_of(source: Path) -> Literal["folder", "gguf"]:

@@ -9,9 +9,11 @@ if TYPE_CHECKING:
     Interceptor = grpc.aio.ServerInterceptor[Any, Any]
     Context = grpc.aio.ServicerContext[Any, Any]
     Handler = grpc.RpcMethodHandler[Any, Any]
+    ServiceHandler = grpc.GenericRpcHandler[Any, Any]
 else:
     Interceptor = grpc.aio.ServerInterceptor
     Context = grpc.aio.ServicerContext
     Handler = grpc.RpcMethodHandler
+    ServiceHandler = grpc.GenericRpcHandler
 
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]

@@ -12,11 +12,14 @@ from tokenmux.core.errors import InvalidRequest
 from tokenmux.core.phases import PhaseChanged
 from tokenmux.core.request import FinishReason
 from tokenmux.core.sampling import LogProbabilities
+from tokenmux.server.front.constraint_rules import MAX_CHOICES, choice_of
 from tokenmux.server.front.counts import check_count
 from tokenmux.server.front.generation import (
     Ask,
     Chat,
     ChatMessage,
+    Constraint,
+    Delivered,
     FinishInfo,
     PromptDelta,
     PromptInfo,
@@ -28,20 +31,25 @@ from tokenmux.server.front.generation import (
 from tokenmux.server.front.request_rules import (
     MAX_CHAT_MESSAGES,
     MAX_DOCUMENTS,
+    MAX_SECONDS,
     MAX_STOP_STRINGS,
     MAX_STOP_TOKEN_IDS,
     MAX_TOOLS,
+    MIN_SECONDS,
 )
 from tokenmux.server.front.sampling_rules import MAX_BAD_WORDS, MAX_BIASES, MAX_FORBIDDEN_TOKENS
 from tokenmux.server.grpc_api.field_paths import check_features
 from tokenmux.v1 import inference_pb2
 
+MAX_DELIVERED = 128
+"""More choices than any server serves in one call."""
+
 MAX_JSON_CHARS = 1 << 16
 """Bounds one tool, one document or all template arguments, which are parsed on the event loop."""
 
 
-def ask_of(request: inference_pb2.GenerateRequest) -> Ask:
-    """The question in a request.
+def ask_of(request: inference_pb2.GenerateRequest, remaining_s: float | None = None) -> Ask:
+    """The question in a request, whose call has a deadline in `remaining_s` if it has one.
 
     Raises InvalidRequest if there is no prompt, or if there are more strings, ids or messages than are worth
     copying; UnknownFeature if it relies on what this server does not know.
@@ -56,6 +64,7 @@ def ask_of(request: inference_pb2.GenerateRequest) -> Ask:
         "forbidden_token_ids", sampling.forbidden_token_ids, MAX_FORBIDDEN_TOKENS, field="forbidden_token_ids"
     )
     check_count("bad_words", sampling.bad_words, MAX_BAD_WORDS, field="bad_words")
+    check_count("entries of delivered", request.delivered, MAX_DELIVERED, field="delivered")
     return Ask(
         model=request.model,
         prompt=_prompt_of(request),
@@ -81,15 +90,46 @@ def ask_of(request: inference_pb2.GenerateRequest) -> Ask:
         include_stop_string=stopping.include_stop_string,
         skip_special_tokens=not output.keep_special_tokens,
         echo=output.echo,
+        constraint=_constraint_of(request.constraint) if request.HasField("constraint") else None,
         truncate_prompt_tokens=(
             request.truncate_prompt_tokens if request.HasField("truncate_prompt_tokens") else None
         ),
         request_id=request.request_id,
+        delivered=tuple(Delivered(held.token_ids, held.complete) for held in request.delivered),
+        timeout_s=_timeout_s(remaining_s),
         ttft_s=level.ttft_s if level.HasField("ttft_s") else None,
         tpot_s=level.tpot_s if level.HasField("tpot_s") else None,
         tenant=request.tenant,
         weight=request.weight if request.HasField("weight") else 1.0,
     )
+
+
+def _constraint_of(constraint: inference_pb2.Constraint) -> Constraint:
+    match constraint.WhichOneof("kind"):
+        case "json_schema":
+            return Constraint("json_schema", constraint.json_schema)
+        case "json_object" if constraint.json_object:
+            return Constraint("json_object", "{}")
+        case "regex":
+            return Constraint("regex", constraint.regex)
+        case "grammar":
+            return Constraint("grammar", constraint.grammar)
+        case "choices":
+            check_count("strings to choose from", constraint.choices.strings, MAX_CHOICES)
+            return choice_of(list(constraint.choices.strings))
+        case _:
+            raise InvalidRequest(
+                "constraint is empty: give json_schema, json_object (true), regex, grammar or choices, or "
+                "leave it out"
+            )
+
+
+def _timeout_s(remaining_s: float | None) -> float | None:
+    """How long the client waits. A deadline that is days away is none, and gRPC itself ends a call whose
+    deadline has passed."""
+    if remaining_s is None or remaining_s > MAX_SECONDS:
+        return None
+    return max(remaining_s, MIN_SECONDS)
 
 
 def _prompt_of(request: inference_pb2.GenerateRequest) -> Text | TokenIds | Chat:
@@ -175,6 +215,7 @@ def _add_usage(usage: inference_pb2.Usage, info: FinishInfo) -> None:
     usage.n_prompt_tokens = info.n_prompt
     usage.n_completion_tokens += info.n_completion
     usage.n_tokens_on_time += info.n_on_time
+    usage.n_resumed_tokens += info.n_resumed
 
 
 def stream_response(event: StreamEvent) -> inference_pb2.GenerateStreamResponse:
@@ -245,6 +286,7 @@ def finish_info_message(info: FinishInfo) -> inference_pb2.FinishInfo:
             n_prompt_tokens=info.n_prompt,
             n_completion_tokens=info.n_completion,
             n_tokens_on_time=info.n_on_time,
+            n_resumed_tokens=info.n_resumed,
         ),
         timings=inference_pb2.Timings(queue_s=info.queue_s, ttft_s=info.ttft_s, total_s=info.total_s),
         seed=info.seed,

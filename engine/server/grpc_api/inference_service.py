@@ -39,6 +39,13 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             async for event in stream:
                 await context.write(stream_response(event))
 
+    async def CancelGeneration(
+        self, request: inference_pb2.CancelGenerationRequest, context: Context
+    ) -> inference_pb2.CancelGenerationResponse:
+        async with answering(context):
+            self._front.cancel(request.request_id, caller_of(self._front.keys, context), request.tenant)
+            return inference_pb2.CancelGenerationResponse()
+
     async def Tokenize(
         self, request: inference_pb2.TokenizeRequest, context: Context
     ) -> inference_pb2.TokenizeResponse:
@@ -80,4 +87,5 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     def _open(
         self, request: inference_pb2.GenerateRequest, context: Context
     ) -> AbstractAsyncContextManager[AsyncIterator[StreamEvent]]:
-        return self._front.open(ask_of(request), caller_of(self._front.keys, context))
+        ask = ask_of(request, context.time_remaining())
+        return self._front.open(ask, caller_of(self._front.keys, context))

@@ -11,10 +11,11 @@ import grpc
 from tokenmux.core.errors import TokenmuxError
 from tokenmux.server.front.api_keys import AUTHORIZATION, ApiKeys, Key, Scope
 from tokenmux.server.grpc_api.grpc_types import Context, Continuation, Handler, Interceptor
+from tokenmux.server.grpc_api.open_inference_service import OPEN_INFERENCE_NAME
 from tokenmux.server.grpc_api.status import Refusal, refusal_of
 
 OPEN_SERVICES = frozenset({"grpc.health.v1.Health"})
-INFERENCE_SERVICES = frozenset({"tokenmux.v1.InferenceService"})
+INFERENCE_SERVICES = frozenset({"tokenmux.v1.InferenceService", OPEN_INFERENCE_NAME})
 
 
 class KeyInterceptor(Interceptor):

@@ -17,7 +17,7 @@ from tokenmux.core.errors import InvalidRequest
 from tokenmux.server.grpc_api.grpc_types import Context, Continuation, Handler, Interceptor
 from tokenmux.server.grpc_api.status import refusal_of
 
-OUR_SERVICES = "/tokenmux."
+OUR_SERVICES = ("/tokenmux.", "/inference.")
 MESSAGE = (
     "the request cannot be decoded: it must be protobuf as in tokenmux/v1, and its texts must be valid UTF-8"
 )

@@ -3,6 +3,7 @@
 from tokenmux.server.front.service import FrontService
 from tokenmux.server.grpc_api.grpc_types import Context
 from tokenmux.server.grpc_api.model_messages import model_message
+from tokenmux.server.grpc_api.operation_messages import operation_message
 from tokenmux.server.grpc_api.status import answering
 from tokenmux.v1 import models_pb2, models_pb2_grpc
 
@@ -29,9 +30,8 @@ class ModelService(models_pb2_grpc.ModelServiceServicer):
         self, request: models_pb2.RegisterModelRequest, context: Context
     ) -> models_pb2.RegisterModelResponse:
         async with answering(context):
-            return models_pb2.RegisterModelResponse(
-                model=model_message(await self._front.register(request.name, request.source))
-            )
+            operation = operation_message(self._front.register(request.name, request.source))
+            return models_pb2.RegisterModelResponse(operation=operation)
 
     async def UnregisterModel(
         self, request: models_pb2.UnregisterModelRequest, context: Context

@@ -38,6 +38,7 @@ STATUS: Mapping[ErrorCode, grpc.StatusCode] = {
     ErrorCode.IN_USE: grpc.StatusCode.FAILED_PRECONDITION,
     ErrorCode.ENDED: grpc.StatusCode.ABORTED,
     ErrorCode.SLOW_READER: grpc.StatusCode.ABORTED,
+    ErrorCode.CANCELLED: grpc.StatusCode.CANCELLED,
     ErrorCode.DEADLINE_EXCEEDED: grpc.StatusCode.DEADLINE_EXCEEDED,
     ErrorCode.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
     ErrorCode.PROCESS_FAILED: grpc.StatusCode.UNAVAILABLE,

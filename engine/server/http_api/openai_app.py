@@ -2,7 +2,8 @@
 
 POST /v1/completions         GET /v1/models         GET /health          open to all, as the health
 POST /v1/chat/completions    GET /v1/models/NAME    GET /ready           service of gRPC is
-                                                    GET /openapi.json
+POST each of them/ID/cancel  GET /v2/...            GET /openapi.json
+                                                    GET /v2/health/...
 """
 
 import time
@@ -22,14 +23,21 @@ from tokenmux.server.front.service import FrontService
 from tokenmux.server.front.shown_models import ShownModel
 from tokenmux.server.http_api.answer_bodies import ModelBody, ModelListBody
 from tokenmux.server.http_api.answer_forms import ChatForm, TextForm
+from tokenmux.server.http_api.cancellations import Cancellations
 from tokenmux.server.http_api.client_presence import ClientLeft
 from tokenmux.server.http_api.generations import Generations
 from tokenmux.server.http_api.http_errors import HttpRefusal
 from tokenmux.server.http_api.json_answers import send_error, send_json
+from tokenmux.server.http_api.open_inference_paths import OpenInferencePaths
 from tokenmux.server.http_api.openapi_document import openapi_document
 from tokenmux.server.http_api.request_bodies import ChatBody, CompletionBody
 
 OWNER = "tokenmux"
+_OTHER_PATHS = {
+    "/v1/embeddings": "embeddings are not served here: models generate text (/v1/completions)",
+    "/v1/responses": "responses are not served here: use /v1/chat/completions",
+}
+"""What is said of paths that OpenAI has and this server has not."""
 
 
 class Answering:
@@ -94,7 +102,7 @@ class Questions:
 
 def openai_app(front: FrontService, max_body_bytes: int) -> Starlette:
     """The whole dialect over `front`. Bodies have at most `max_body_bytes`."""
-    questions = Questions(front, openapi_document())
+    questions, v2 = Questions(front, openapi_document()), OpenInferencePaths(front)
 
     def keyed(path: ASGIApp) -> ASGIApp:
         return Answering(path, front)
@@ -105,14 +113,24 @@ def openai_app(front: FrontService, max_body_bytes: int) -> Starlette:
     def generating(kind: type[CompletionBody] | type[ChatBody], form: TextForm | ChatForm) -> ASGIApp:
         return keyed(Generations(front, kind, form, max_body_bytes))
 
+    def cancelling(form: TextForm | ChatForm) -> ASGIApp:
+        return keyed(Cancellations(front, form.id_prefix))
+
     routes = [
         Route("/v1/completions", generating(CompletionBody, TextForm()), methods=["POST"]),
         Route("/v1/chat/completions", generating(ChatBody, ChatForm()), methods=["POST"]),
+        Route("/v1/completions/{id}/cancel", cancelling(TextForm()), methods=["POST"]),
+        Route("/v1/chat/completions/{id}/cancel", cancelling(ChatForm()), methods=["POST"]),
         Route("/v1/models", keyed(questions.models), methods=["GET"]),
         Route("/v1/models/{name:path}", keyed(questions.model), methods=["GET"]),
         Route("/health", unkeyed(questions.health), methods=["GET"]),
         Route("/ready", unkeyed(questions.ready), methods=["GET"]),
         Route("/openapi.json", unkeyed(questions.openapi), methods=["GET"]),
+        Route("/v2/health/live", unkeyed(v2.live), methods=["GET"]),
+        Route("/v2/health/ready", unkeyed(v2.ready), methods=["GET"]),
+        Route("/v2", keyed(v2.server), methods=["GET"]),
+        Route("/v2/models/{name:path}/ready", keyed(v2.model_ready), methods=["GET"]),
+        Route("/v2/models/{name:path}", keyed(v2.model), methods=["GET"]),
     ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _refused})
     app.router.redirect_slashes = False
@@ -126,7 +144,9 @@ async def _refused(request: Request, error: Exception) -> Response:
     if status is HTTPStatus.METHOD_NOT_ALLOWED:
         said = f"{request.method} is not a method of this path"
     else:
-        said = "there is no such path: /openapi.json lists those that there are"
+        said = _OTHER_PATHS.get(
+            request.url.path, "there is no such path: /openapi.json lists those that there are"
+        )
     return _Refusal(HttpRefusal(status, said, error.headers))
 
 

@@ -15,7 +15,9 @@ from tokenmux.server.http_api.answer_bodies import (
     ModelListBody,
     TextCompletion,
 )
+from tokenmux.server.http_api.cancellations import CancelledBody
 from tokenmux.server.http_api.http_errors import ERROR_FORMS, ErrorBody
+from tokenmux.server.http_api.open_inference_paths import ModelMetadataBody, ModelReadyBody, ServerBody
 from tokenmux.server.http_api.request_bodies import ChatBody, CompletionBody
 
 _BODIES: tuple[type[BaseModel], ...] = (CompletionBody, ChatBody)
@@ -25,6 +27,10 @@ _ANSWERS: tuple[type[BaseModel], ...] = (
     ChatChunk,
     ModelBody,
     ModelListBody,
+    CancelledBody,
+    ServerBody,
+    ModelMetadataBody,
+    ModelReadyBody,
     ErrorBody,
 )
 _REFERENCE = "#/components/schemas/{model}"
@@ -54,18 +60,20 @@ def openapi_document() -> bytes:
             "/v1/chat/completions": {
                 "post": _generation("Answer a conversation", ChatBody, ChatCompletion, ChatChunk)
             },
+            "/v1/completions/{id}/cancel": {"post": _about("Cancel a text", "id", CancelledBody)},
+            "/v1/chat/completions/{id}/cancel": {"post": _about("Cancel an answer", "id", CancelledBody)},
             "/v1/models": {"get": _question("List the models", ModelListBody)},
-            "/v1/models/{name}": {
-                "get": {
-                    **_question("Show a model", ModelBody),
-                    "parameters": [
-                        {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
-                    ],
-                }
-            },
+            "/v1/models/{name}": {"get": _about("Show a model", "name", ModelBody)},
             "/health": {"get": _open_question("Tell that the server is alive")},
             "/ready": {"get": _open_question("Tell whether requests are accepted")},
             "/openapi.json": {"get": _open_question("Show this document")},
+            "/v2": {"get": _question("Tell what the server is", ServerBody)},
+            "/v2/health/live": {"get": _open_question("Tell that the server is alive")},
+            "/v2/health/ready": {"get": _open_question("Tell whether requests are accepted")},
+            "/v2/models/{name}": {"get": _about("Tell what a model is", "name", ModelMetadataBody)},
+            "/v2/models/{name}/ready": {
+                "get": _about("Tell whether requests for a model are accepted", "name", ModelReadyBody)
+            },
         },
         "components": {
             "schemas": schemas["$defs"],
@@ -103,6 +111,12 @@ def _generation(
 def _question(summary: str, answer: type[BaseModel]) -> dict[str, Any]:
     ok = {"description": summary, "content": _json(answer)}
     return {"summary": summary, "responses": {"200": ok, **_errors()}}
+
+
+def _about(summary: str, parameter: str, answer: type[BaseModel]) -> dict[str, Any]:
+    """A question about what the path names."""
+    place = {"name": parameter, "in": "path", "required": True, "schema": {"type": "string"}}
+    return {**_question(summary, answer), "parameters": [place]}
 
 
 def _open_question(summary: str) -> dict[str, Any]:

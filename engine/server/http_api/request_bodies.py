@@ -1,7 +1,8 @@
 """The bodies of `/v1/completions` and `/v1/chat/completions`, and where in the front's `Ask` each field goes.
 
 Only types are checked here: `tokenmux.server.front.request_rules` says what is acceptable. Names are
-OpenAI's or, where it has none, vLLM's; `ttft_s`, `tpot_s` and `weight` are ours. All fields may be null.
+OpenAI's or, where it has none, vLLM's; `ttft_s`, `tpot_s`, `timeout_s` and `weight` are ours. All fields may
+be null.
 """
 
 from collections.abc import Mapping, Sequence
@@ -98,6 +99,10 @@ class GenerationBody(AskBody):
     tpot_s: Annotated[float | None, To("tpot_s")] = None
     """When each further token is due, in seconds after the one before."""
     weight: Annotated[float | None, To("weight")] = None
+    timeout_s: Annotated[float | None, To("timeout_s")] = None
+    """How long to wait for the whole answer, in seconds; then the request ends."""
+    request_id: Annotated[str | None, To("request_id")] = None
+    """An id for the request, to cancel it (a field of vLLM's)."""
     prompt_logprobs: Annotated[int | None, To("prompt_logprobs")] = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None

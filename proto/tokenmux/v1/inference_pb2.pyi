@@ -32,7 +32,7 @@ FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "text", "token_ids", "chat", "sampling", "stopping", "service_level", "tenant", "weight", "n", "logprobs", "request_id", "required_features", "truncate_prompt_tokens", "prompt_logprobs", "output")
+    __slots__ = ("model", "text", "token_ids", "chat", "sampling", "stopping", "service_level", "tenant", "weight", "n", "logprobs", "constraint", "request_id", "delivered", "required_features", "truncate_prompt_tokens", "prompt_logprobs", "output")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -44,7 +44,9 @@ class GenerateRequest(_message.Message):
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
     N_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    CONSTRAINT_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    DELIVERED_FIELD_NUMBER: _ClassVar[int]
     REQUIRED_FEATURES_FIELD_NUMBER: _ClassVar[int]
     TRUNCATE_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
@@ -60,18 +62,47 @@ class GenerateRequest(_message.Message):
     weight: float
     n: int
     logprobs: int
+    constraint: Constraint
     request_id: str
+    delivered: _containers.RepeatedCompositeFieldContainer[Delivered]
     required_features: _containers.RepeatedScalarFieldContainer[str]
     truncate_prompt_tokens: int
     prompt_logprobs: int
     output: OutputOptions
-    def __init__(self, model: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stopping: _Optional[_Union[Stopping, _Mapping]] = ..., service_level: _Optional[_Union[ServiceLevel, _Mapping]] = ..., tenant: _Optional[str] = ..., weight: _Optional[float] = ..., n: _Optional[int] = ..., logprobs: _Optional[int] = ..., request_id: _Optional[str] = ..., required_features: _Optional[_Iterable[str]] = ..., truncate_prompt_tokens: _Optional[int] = ..., prompt_logprobs: _Optional[int] = ..., output: _Optional[_Union[OutputOptions, _Mapping]] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stopping: _Optional[_Union[Stopping, _Mapping]] = ..., service_level: _Optional[_Union[ServiceLevel, _Mapping]] = ..., tenant: _Optional[str] = ..., weight: _Optional[float] = ..., n: _Optional[int] = ..., logprobs: _Optional[int] = ..., constraint: _Optional[_Union[Constraint, _Mapping]] = ..., request_id: _Optional[str] = ..., delivered: _Optional[_Iterable[_Union[Delivered, _Mapping]]] = ..., required_features: _Optional[_Iterable[str]] = ..., truncate_prompt_tokens: _Optional[int] = ..., prompt_logprobs: _Optional[int] = ..., output: _Optional[_Union[OutputOptions, _Mapping]] = ...) -> None: ...
 
 class GenerateStreamRequest(_message.Message):
     __slots__ = ("request",)
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     request: GenerateRequest
     def __init__(self, request: _Optional[_Union[GenerateRequest, _Mapping]] = ...) -> None: ...
+
+class Constraint(_message.Message):
+    __slots__ = ("json_schema", "json_object", "regex", "grammar", "choices")
+    class Choices(_message.Message):
+        __slots__ = ("strings",)
+        STRINGS_FIELD_NUMBER: _ClassVar[int]
+        strings: _containers.RepeatedScalarFieldContainer[str]
+        def __init__(self, strings: _Optional[_Iterable[str]] = ...) -> None: ...
+    JSON_SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    JSON_OBJECT_FIELD_NUMBER: _ClassVar[int]
+    REGEX_FIELD_NUMBER: _ClassVar[int]
+    GRAMMAR_FIELD_NUMBER: _ClassVar[int]
+    CHOICES_FIELD_NUMBER: _ClassVar[int]
+    json_schema: str
+    json_object: bool
+    regex: str
+    grammar: str
+    choices: Constraint.Choices
+    def __init__(self, json_schema: _Optional[str] = ..., json_object: _Optional[bool] = ..., regex: _Optional[str] = ..., grammar: _Optional[str] = ..., choices: _Optional[_Union[Constraint.Choices, _Mapping]] = ...) -> None: ...
+
+class Delivered(_message.Message):
+    __slots__ = ("token_ids", "complete")
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    complete: bool
+    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., complete: _Optional[bool] = ...) -> None: ...
 
 class TokenIds(_message.Message):
     __slots__ = ("ids",)
@@ -291,14 +322,16 @@ class FinishInfo(_message.Message):
     def __init__(self, reason: _Optional[_Union[FinishReason, str]] = ..., stop_string: _Optional[str] = ..., stop_token_id: _Optional[int] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., seed: _Optional[int] = ..., choice: _Optional[int] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("n_prompt_tokens", "n_completion_tokens", "n_tokens_on_time")
+    __slots__ = ("n_prompt_tokens", "n_completion_tokens", "n_tokens_on_time", "n_resumed_tokens")
     N_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     N_COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     N_TOKENS_ON_TIME_FIELD_NUMBER: _ClassVar[int]
+    N_RESUMED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     n_prompt_tokens: int
     n_completion_tokens: int
     n_tokens_on_time: int
-    def __init__(self, n_prompt_tokens: _Optional[int] = ..., n_completion_tokens: _Optional[int] = ..., n_tokens_on_time: _Optional[int] = ...) -> None: ...
+    n_resumed_tokens: int
+    def __init__(self, n_prompt_tokens: _Optional[int] = ..., n_completion_tokens: _Optional[int] = ..., n_tokens_on_time: _Optional[int] = ..., n_resumed_tokens: _Optional[int] = ...) -> None: ...
 
 class Timings(_message.Message):
     __slots__ = ("queue_s", "ttft_s", "total_s")
@@ -309,6 +342,18 @@ class Timings(_message.Message):
     ttft_s: float
     total_s: float
     def __init__(self, queue_s: _Optional[float] = ..., ttft_s: _Optional[float] = ..., total_s: _Optional[float] = ...) -> None: ...
+
+class CancelGenerationRequest(_message.Message):
+    __slots__ = ("request_id", "tenant")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    tenant: str
+    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ...) -> None: ...
+
+class CancelGenerationResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class TokenizeRequest(_message.Message):
     __slots__ = ("model", "text", "chat")

@@ -45,6 +45,11 @@ class InferenceServiceStub:
                 request_serializer=tokenmux_dot_v1_dot_inference__pb2.GenerateStreamRequest.SerializeToString,
                 response_deserializer=tokenmux_dot_v1_dot_inference__pb2.GenerateStreamResponse.FromString,
                 _registered_method=True)
+        self.CancelGeneration = channel.unary_unary(
+                '/tokenmux.v1.InferenceService/CancelGeneration',
+                request_serializer=tokenmux_dot_v1_dot_inference__pb2.CancelGenerationRequest.SerializeToString,
+                response_deserializer=tokenmux_dot_v1_dot_inference__pb2.CancelGenerationResponse.FromString,
+                _registered_method=True)
         self.Tokenize = channel.unary_unary(
                 '/tokenmux.v1.InferenceService/Tokenize',
                 request_serializer=tokenmux_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
@@ -87,7 +92,20 @@ class InferenceServiceServicer:
         """Generate and stream: `prompt_info` first, then states and tokens as they arise, `finish_info` last. A
         stream that ends without `finish_info` ends with a status that says why. Cancelling the call frees
         everything that the request held. If a client stops reading, its request is paused and, after a
-        configured time, ended (ABORTED).
+        configured time, ended (ABORTED). A stream that breaks off with UNAVAILABLE can go on, on any server with
+        the model: see GenerateRequest.delivered.
+
+        The call's deadline holds for both: when it passes, the request ends (DEADLINE_EXCEEDED) and frees what
+        it held, also if it has not run yet. A request that would expire in the queue at its present pace is
+        refused at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelGeneration(self, request, context):
+        """End a live request by its id; its call ends with ABORTED. With API keys, only requests of the caller's
+        own tenant, unless the key is for administration. NOT_FOUND if there is none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -140,6 +158,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.GenerateStream,
                     request_deserializer=tokenmux_dot_v1_dot_inference__pb2.GenerateStreamRequest.FromString,
                     response_serializer=tokenmux_dot_v1_dot_inference__pb2.GenerateStreamResponse.SerializeToString,
+            ),
+            'CancelGeneration': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelGeneration,
+                    request_deserializer=tokenmux_dot_v1_dot_inference__pb2.CancelGenerationRequest.FromString,
+                    response_serializer=tokenmux_dot_v1_dot_inference__pb2.CancelGenerationResponse.SerializeToString,
             ),
             'Tokenize': grpc.unary_unary_rpc_method_handler(
                     servicer.Tokenize,
@@ -222,6 +245,33 @@ class InferenceService:
             '/tokenmux.v1.InferenceService/GenerateStream',
             tokenmux_dot_v1_dot_inference__pb2.GenerateStreamRequest.SerializeToString,
             tokenmux_dot_v1_dot_inference__pb2.GenerateStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelGeneration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tokenmux.v1.InferenceService/CancelGeneration',
+            tokenmux_dot_v1_dot_inference__pb2.CancelGenerationRequest.SerializeToString,
+            tokenmux_dot_v1_dot_inference__pb2.CancelGenerationResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -22,9 +22,10 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from tokenmux.v1 import operations_pb2 as tokenmux_dot_v1_dot_operations__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18tokenmux/v1/models.proto\x12\x0btokenmux.v1\"\xd0\x04\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\tresidency\x18\x02 \x01(\x0e\x32\x16.tokenmux.v1.Residency\x12\x0e\n\x06pinned\x18\x03 \x01(\x08\x12\x0f\n\x07refusal\x18\x04 \x01(\t\x12\x14\n\x0cweight_bytes\x18\x05 \x01(\x04\x12\x1a\n\x12kv_bytes_per_token\x18\x06 \x01(\x04\x12\x14\n\x0cn_parameters\x18\x07 \x01(\x04\x12\x13\n\x0bmax_context\x18\x08 \x01(\r\x12\x12\n\nvocab_size\x18\t \x01(\r\x12\x10\n\x08n_queued\x18\n \x01(\r\x12\x11\n\tn_running\x18\x0b \x01(\r\x12\x13\n\x0bn_paged_out\x18\x0c \x01(\r\x12\x0f\n\x07n_swaps\x18\r \x01(\x04\x12\x12\n\nswap_bytes\x18\x0e \x01(\x04\x12\x0e\n\x06swap_s\x18\x0f \x01(\x01\x12\x16\n\x0eswap_exposed_s\x18\x10 \x01(\x01\x12\x17\n\x0fn_prompt_tokens\x18\x11 \x01(\x04\x12\x10\n\x08n_tokens\x18\x12 \x01(\x04\x12\x18\n\x10n_tokens_on_time\x18\x13 \x01(\x04\x12\x11\n\tcompute_s\x18\x14 \x01(\x01\x12+\n\x07service\x18\x15 \x01(\x0b\x32\x1a.tokenmux.v1.ServiceTotals\x12\x15\n\rn_swaps_first\x18\x16 \x01(\x04\x12\x15\n\rn_swaps_again\x18\x17 \x01(\x04\x12\x18\n\x10n_swaps_operator\x18\x18 \x01(\x04\x12\x15\n\rn_swaps_ahead\x18\x19 \x01(\x04\x12\x11\n\tinstances\x18\x1a \x03(\r\"\xbd\x02\n\rServiceTotals\x12\x12\n\nn_requests\x18\x01 \x01(\x04\x12\x1a\n\x12n_requests_on_time\x18\x02 \x01(\x04\x12\x19\n\x11n_requests_failed\x18\x03 \x01(\x04\x12\x17\n\x0fn_prompt_tokens\x18\x04 \x01(\x04\x12\x10\n\x08n_tokens\x18\x05 \x01(\x04\x12\x18\n\x10n_tokens_on_time\x18\x06 \x01(\x04\x12\x1b\n\x13\x61rtifact_attainment\x18\x07 \x01(\x01\x12\r\n\x05gpu_s\x18\x08 \x01(\x01\x12$\n\x04ttft\x18\t \x01(\x0b\x32\x16.tokenmux.v1.Durations\x12$\n\x04tpot\x18\n \x01(\x0b\x32\x16.tokenmux.v1.Durations\x12$\n\x04gaps\x18\x0b \x01(\x0b\x32\x16.tokenmux.v1.Durations\",\n\tDurations\x12\x0e\n\x06\x63ounts\x18\x01 \x03(\x04\x12\x0f\n\x07total_s\x18\x02 \x01(\x01\"\x13\n\x11ListModelsRequest\"8\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.tokenmux.v1.Model\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"5\n\x10GetModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.tokenmux.v1.Model\"4\n\x14RegisterModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\":\n\x15RegisterModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.tokenmux.v1.Model\"5\n\x16UnregisterModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"\x19\n\x17UnregisterModelResponse\"4\n\x10LoadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04wait\x18\x02 \x01(\x08J\x04\x08\x03\x10\x04\"6\n\x11LoadModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.tokenmux.v1.Model\"(\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\tJ\x04\x08\x02\x10\x03\"8\n\x13UnloadModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.tokenmux.v1.Model\"5\n\x0fPinModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06pinned\x18\x02 \x01(\x08J\x04\x08\x03\x10\x04\"5\n\x10PinModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.tokenmux.v1.Model*\x95\x01\n\tResidency\x12\x19\n\x15RESIDENCY_UNSPECIFIED\x10\x00\x12\x12\n\x0eRESIDENCY_DISK\x10\x01\x12\x16\n\x12RESIDENCY_FETCHING\x10\x02\x12\x12\n\x0eRESIDENCY_HOST\x10\x03\x12\x15\n\x11RESIDENCY_LOADING\x10\x04\x12\x16\n\x12RESIDENCY_RESIDENT\x10\x05\x32\xc3\x04\n\x0cModelService\x12M\n\nListModels\x12\x1e.tokenmux.v1.ListModelsRequest\x1a\x1f.tokenmux.v1.ListModelsResponse\x12G\n\x08GetModel\x12\x1c.tokenmux.v1.GetModelRequest\x1a\x1d.tokenmux.v1.GetModelResponse\x12V\n\rRegisterModel\x12!.tokenmux.v1.RegisterModelRequest\x1a\".tokenmux.v1.RegisterModelResponse\x12\\\n\x0fUnregisterModel\x12#.tokenmux.v1.UnregisterModelRequest\x1a$.tokenmux.v1.UnregisterModelResponse\x12J\n\tLoadModel\x12\x1d.tokenmux.v1.LoadModelRequest\x1a\x1e.tokenmux.v1.LoadModelResponse\x12P\n\x0bUnloadModel\x12\x1f.tokenmux.v1.UnloadModelRequest\x1a .tokenmux.v1.UnloadModelResponse\x12G\n\x08PinModel\x12\x1c.tokenmux.v1.PinModelRequest\x1a\x1d.tokenmux.v1.PinModelResponseB4\n\x0btokenmux.v1B\x0bModelsProtoP\x01Z\x16tokenmux/v1;tokenmuxv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18tokenmux/v1/models.proto\x12\x0btokenmux.v1\x1a\x1ctokenmux/v1/operations.proto\"\xd0\x04\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\tresidency\x18\x02 \x01(\x0e\x32\x16.tokenmux.v1.Residency\x12\x0e\n\x06pinned\x18\x03 \x01(\x08\x12\x0f\n\x07refusal\x18\x04 \x01(\t\x12\x14\n\x0cweight_bytes\x18\x05 \x01(\x04\x12\x1a\n\x12kv_bytes_per_token\x18\x06 \x01(\x04\x12\x14\n\x0cn_parameters\x18\x07 \x01(\x04\x12\x13\n\x0bmax_context\x18\x08 \x01(\r\x12\x12\n\nvocab_size\x18\t \x01(\r\x12\x10\n\x08n_queued\x18\n \x01(\r\x12\x11\n\tn_running\x18\x0b \x01(\r\x12\x13\n\x0bn_paged_out\x18\x0c \x01(\r\x12\x0f\n\x07n_swaps\x18\r \x01(\x04\x12\x12\n\nswap_bytes\x18\x0e \x01(\x04\x12\x0e\n\x06swap_s\x18\x0f \x01(\x01\x12\x16\n\x0eswap_exposed_s\x18\x10 \x01(\x01\x12\x17\n\x0fn_prompt_tokens\x18\x11 \x01(\x04\x12\x10\n\x08n_tokens\x18\x12 \x01(\x04\x12\x18\n\x10n_tokens_on_time\x18\x13 \x01(\x04\x12\x11\n\tcompute_s\x18\x14 \x01(\x01\x12+\n\x07service\x18\x15 \x01(\x0b\x32\x1a.tokenmux.v1.ServiceTotals\x12\x15\n\rn_swaps_first\x18\x16 \x01(\x04\x12\x15\n\rn_swaps_again\x18\x17 \x01(\x04\x12\x18\n\x10n_swaps_operator\x18\x18 \x01(\x04\x12\x15\n\rn_swaps_ahead\x18\x19 \x01(\x04\x12\x11\n\tinstances\x18\x1a \x03(\r\"\xbd\x02\n\rServiceTotals\x12\x12\n\nn_requests\x18\x01 \x01(\x04\x12\x1a\n\x12n_requests_on_time\x18\x02 \x01(\x04\x12\x19\n\x11n_requests_failed\x18\x03 \x01(\x04\x12\x17\n\x0fn_prompt_tokens\x18\x04 \x01(\x04\x12\x10\n\x08n_tokens\x18\x05 \x01(\x04\x12\x18\n\x10n_tokens_on_time\x18\x06 \x01(\x04\x12\x1b\n\x13\x61rtifact_attainment\x18\x07 \x01(\x01\x12\r\n\x05gpu_s\x18\x08 \x01(\x01\x12$\n\x04ttft\x18\t \x01(\x0b\x32\x16.tokenmux.v1.Durations\x12$\n\x04tpot\x18\n \x01(\x0b\x32\x16.tokenmux.v1.Durations\x12$\n\x04gaps\x18\x0b \x01(\x0b\x32\x16.tokenmux.v1.Durations\",\n\tDurations\x12\x0e\n\x06\x63ounts\x18\x01 \x03(\x04\x12\x0f\n\x07total_s\x18\x02 \x01(\x01\"\x13\n\x11ListModelsRequest\"8\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.tokenmux.v1.Model\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"5\n\x10GetModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.tokenmux.v1.Model\"4\n\x14RegisterModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\"B\n\x15RegisterModelResponse\x12)\n\toperation\x18\x01 \x01(\x0b\x32\x16.tokenmux.v1.Operation\"5\n\x16UnregisterModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"\x19\n\x17UnregisterModelResponse\"4\n\x10LoadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04wait\x18\x02 \x01(\x08J\x04\x08\x03\x10\x04\"6\n\x11LoadModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.tokenmux.v1.Model\"(\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\tJ\x04\x08\x02\x10\x03\"8\n\x13UnloadModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.tokenmux.v1.Model\"5\n\x0fPinModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06pinned\x18\x02 \x01(\x08J\x04\x08\x03\x10\x04\"5\n\x10PinModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.tokenmux.v1.Model*\x95\x01\n\tResidency\x12\x19\n\x15RESIDENCY_UNSPECIFIED\x10\x00\x12\x12\n\x0eRESIDENCY_DISK\x10\x01\x12\x16\n\x12RESIDENCY_FETCHING\x10\x02\x12\x12\n\x0eRESIDENCY_HOST\x10\x03\x12\x15\n\x11RESIDENCY_LOADING\x10\x04\x12\x16\n\x12RESIDENCY_RESIDENT\x10\x05\x32\xc3\x04\n\x0cModelService\x12M\n\nListModels\x12\x1e.tokenmux.v1.ListModelsRequest\x1a\x1f.tokenmux.v1.ListModelsResponse\x12G\n\x08GetModel\x12\x1c.tokenmux.v1.GetModelRequest\x1a\x1d.tokenmux.v1.GetModelResponse\x12V\n\rRegisterModel\x12!.tokenmux.v1.RegisterModelRequest\x1a\".tokenmux.v1.RegisterModelResponse\x12\\\n\x0fUnregisterModel\x12#.tokenmux.v1.UnregisterModelRequest\x1a$.tokenmux.v1.UnregisterModelResponse\x12J\n\tLoadModel\x12\x1d.tokenmux.v1.LoadModelRequest\x1a\x1e.tokenmux.v1.LoadModelResponse\x12P\n\x0bUnloadModel\x12\x1f.tokenmux.v1.UnloadModelRequest\x1a .tokenmux.v1.UnloadModelResponse\x12G\n\x08PinModel\x12\x1c.tokenmux.v1.PinModelRequest\x1a\x1d.tokenmux.v1.PinModelResponseB4\n\x0btokenmux.v1B\x0bModelsProtoP\x01Z\x16tokenmux/v1;tokenmuxv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,42 +33,42 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tokenmux.v1.models_pb2', _g
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\013tokenmux.v1B\013ModelsProtoP\001Z\026tokenmux/v1;tokenmuxv1'
-  _globals['_RESIDENCY']._serialized_start=1686
-  _globals['_RESIDENCY']._serialized_end=1835
-  _globals['_MODEL']._serialized_start=42
-  _globals['_MODEL']._serialized_end=634
-  _globals['_SERVICETOTALS']._serialized_start=637
-  _globals['_SERVICETOTALS']._serialized_end=954
-  _globals['_DURATIONS']._serialized_start=956
-  _globals['_DURATIONS']._serialized_end=1000
-  _globals['_LISTMODELSREQUEST']._serialized_start=1002
-  _globals['_LISTMODELSREQUEST']._serialized_end=1021
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1023
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1079
-  _globals['_GETMODELREQUEST']._serialized_start=1081
-  _globals['_GETMODELREQUEST']._serialized_end=1112
-  _globals['_GETMODELRESPONSE']._serialized_start=1114
-  _globals['_GETMODELRESPONSE']._serialized_end=1167
-  _globals['_REGISTERMODELREQUEST']._serialized_start=1169
-  _globals['_REGISTERMODELREQUEST']._serialized_end=1221
-  _globals['_REGISTERMODELRESPONSE']._serialized_start=1223
-  _globals['_REGISTERMODELRESPONSE']._serialized_end=1281
-  _globals['_UNREGISTERMODELREQUEST']._serialized_start=1283
-  _globals['_UNREGISTERMODELREQUEST']._serialized_end=1336
-  _globals['_UNREGISTERMODELRESPONSE']._serialized_start=1338
-  _globals['_UNREGISTERMODELRESPONSE']._serialized_end=1363
-  _globals['_LOADMODELREQUEST']._serialized_start=1365
-  _globals['_LOADMODELREQUEST']._serialized_end=1417
-  _globals['_LOADMODELRESPONSE']._serialized_start=1419
-  _globals['_LOADMODELRESPONSE']._serialized_end=1473
-  _globals['_UNLOADMODELREQUEST']._serialized_start=1475
-  _globals['_UNLOADMODELREQUEST']._serialized_end=1515
-  _globals['_UNLOADMODELRESPONSE']._serialized_start=1517
-  _globals['_UNLOADMODELRESPONSE']._serialized_end=1573
-  _globals['_PINMODELREQUEST']._serialized_start=1575
-  _globals['_PINMODELREQUEST']._serialized_end=1628
-  _globals['_PINMODELRESPONSE']._serialized_start=1630
-  _globals['_PINMODELRESPONSE']._serialized_end=1683
-  _globals['_MODELSERVICE']._serialized_start=1838
-  _globals['_MODELSERVICE']._serialized_end=2417
+  _globals['_RESIDENCY']._serialized_start=1724
+  _globals['_RESIDENCY']._serialized_end=1873
+  _globals['_MODEL']._serialized_start=72
+  _globals['_MODEL']._serialized_end=664
+  _globals['_SERVICETOTALS']._serialized_start=667
+  _globals['_SERVICETOTALS']._serialized_end=984
+  _globals['_DURATIONS']._serialized_start=986
+  _globals['_DURATIONS']._serialized_end=1030
+  _globals['_LISTMODELSREQUEST']._serialized_start=1032
+  _globals['_LISTMODELSREQUEST']._serialized_end=1051
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1053
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1109
+  _globals['_GETMODELREQUEST']._serialized_start=1111
+  _globals['_GETMODELREQUEST']._serialized_end=1142
+  _globals['_GETMODELRESPONSE']._serialized_start=1144
+  _globals['_GETMODELRESPONSE']._serialized_end=1197
+  _globals['_REGISTERMODELREQUEST']._serialized_start=1199
+  _globals['_REGISTERMODELREQUEST']._serialized_end=1251
+  _globals['_REGISTERMODELRESPONSE']._serialized_start=1253
+  _globals['_REGISTERMODELRESPONSE']._serialized_end=1319
+  _globals['_UNREGISTERMODELREQUEST']._serialized_start=1321
+  _globals['_UNREGISTERMODELREQUEST']._serialized_end=1374
+  _globals['_UNREGISTERMODELRESPONSE']._serialized_start=1376
+  _globals['_UNREGISTERMODELRESPONSE']._serialized_end=1401
+  _globals['_LOADMODELREQUEST']._serialized_start=1403
+  _globals['_LOADMODELREQUEST']._serialized_end=1455
+  _globals['_LOADMODELRESPONSE']._serialized_start=1457
+  _globals['_LOADMODELRESPONSE']._serialized_end=1511
+  _globals['_UNLOADMODELREQUEST']._serialized_start=1513
+  _globals['_UNLOADMODELREQUEST']._serialized_end=1553
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=1555
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=1611
+  _globals['_PINMODELREQUEST']._serialized_start=1613
+  _globals['_PINMODELREQUEST']._serialized_end=1666
+  _globals['_PINMODELRESPONSE']._serialized_start=1668
+  _globals['_PINMODELRESPONSE']._serialized_end=1721
+  _globals['_MODELSERVICE']._serialized_start=1876
+  _globals['_MODELSERVICE']._serialized_end=2455
 # @@protoc_insertion_point(module_scope)

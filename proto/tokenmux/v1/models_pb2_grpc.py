@@ -91,9 +91,10 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RegisterModel(self, request, context):
-        """Add a model from a folder or file on the server's machine. May take minutes if its weights must be
-        converted. FAILED_PRECONDITION if it is damaged, of an unsupported architecture, or larger than
-        every device.
+        """Begin to add a model from a folder or file on the server's machine, which may take minutes if its weights
+        must be converted. Answers at once with an operation, which goes on without its caller: watch it with
+        OperationService. It fails with FAILED_PRECONDITION if the model is damaged, of an unsupported
+        architecture, or larger than every device. ALREADY_EXISTS, at once, if the name is taken.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

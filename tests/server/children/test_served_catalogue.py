@@ -10,10 +10,18 @@ from typing import Any
 
 import pytest
 
-from tokenmux.core.errors import InUse, NotServable, TokenmuxError, Unavailable, UnsupportedModel
+from tokenmux.core.errors import (
+    InUse,
+    NotServable,
+    TokenmuxError,
+    Unavailable,
+    UnsupportedModel,
+    WorkCancelled,
+)
 from tokenmux.models.catalogue import tiny
 from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.server.children.served_catalogue import RegistrationLimits, ServedCatalogue
+from tokenmux.server.front.cancellation import Cancellation
 
 LIMITS = RegistrationLimits(memory_bytes=3 << 30, silent_s=60.0, trial_s=2.0)
 Harm = Callable[[Path], None]
@@ -215,6 +223,20 @@ def test_a_silent_child_is_killed_and_what_it_left_behind_deleted(whole: Path, t
     with pytest.raises(NotServable, match=r"no progress in .* of computing"):
         catalogue.register_folder("m", whole, progress=quiet)
     assert not left.exists()
+
+
+def test_a_cancelled_registration_ends_and_what_it_left_behind_is_deleted(
+    whole: Path, tmp_path: Path
+) -> None:
+    catalogue = stand_in("silent", tmp_path, silent_s=600.0)
+    left = tmp_path / "catalogue" / "models" / ".m.half"
+    left.mkdir(parents=True)
+    cancellation = Cancellation()
+    cancellation.ask()  # before the child begins: the one that comes while it works takes the same way
+    with pytest.raises(WorkCancelled, match="registering m was cancelled"):
+        catalogue.register_folder("m", whole, progress=quiet, cancellation=cancellation)
+    assert not left.exists()
+    assert catalogue.names() == []
 
 
 def test_more_memory_than_allowed_is_a_refusal_that_names_the_limit(whole: Path, tmp_path: Path) -> None:

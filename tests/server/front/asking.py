@@ -43,6 +43,14 @@ def ask(text: str = "abc", **changes: object) -> Ask:
     return Ask(**{"model": "letters", "prompt": Text(text), **changes})  # type: ignore[arg-type]
 
 
+async def registered(front: Front, name: str, source: str = "") -> None:
+    """Register a model, and wait until it is served. Raises the operation's error."""
+    views = [view async for view in front.watch_operation(front.register(name, source).name)]
+    error = views[-1].error
+    if error is not None:
+        raise error
+
+
 async def events_of(front: Front, question: Ask) -> list[StreamEvent]:
     async with front.open(question) as stream:
         return [event async for event in stream]

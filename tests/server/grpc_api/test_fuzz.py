@@ -19,6 +19,8 @@ from tokenmux.v1 import (
     inference_pb2_grpc,
     models_pb2,
     models_pb2_grpc,
+    operations_pb2,
+    operations_pb2_grpc,
     planning_pb2,
     planning_pb2_grpc,
     pool_pb2,
@@ -77,6 +79,7 @@ def contents(descriptor: Any) -> st.SearchStrategy[dict[str, Any]]:
 STUBS = {
     inference_pb2: inference_pb2_grpc.InferenceServiceStub,
     models_pb2: models_pb2_grpc.ModelServiceStub,
+    operations_pb2: operations_pb2_grpc.OperationServiceStub,
     pool_pb2: pool_pb2_grpc.PoolServiceStub,
     planning_pb2: planning_pb2_grpc.PlanningServiceStub,
     health_pb2: health_pb2_grpc.HealthStub,

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from msgspec import structs
 from tests.server.harness import PATIENCE_S, Served, make_front, serving
 from tests.server.sample_reports import device_status, node_status
 from tests.server.scripted_models import CONTEXT, END, VOCAB, FakeEntry, LetterTokenizer, facts
+from tokenmux.client import AsyncClient, CallFailed
 from tokenmux.core.errors import ConfigError
 from tokenmux.core.facts import InstanceId, ModelId
 from tokenmux.core.phases import DeviceState, Residency
@@ -35,7 +37,7 @@ from tokenmux.server.grpc_api import pool_service
 from tokenmux.testing.scripted_node import (
     ScriptedNodes,
 )
-from tokenmux.v1 import inference_pb2, inference_pb2_grpc, models_pb2, planning_pb2, pool_pb2
+from tokenmux.v1 import inference_pb2, inference_pb2_grpc, models_pb2, operations_pb2, planning_pb2, pool_pb2
 
 Code = grpc.StatusCode
 
@@ -235,6 +237,19 @@ async def test_a_client_that_vanishes_in_mid_stream_is_no_fault_of_ours(
     assert "error" not in caplog.text
 
 
+@pytest.mark.parametrize(("timeout_s", "expires_s"), [(30.0, 130.0), (10.0**6, inf), (None, inf)])
+async def test_the_deadline_of_a_call_reaches_the_scheduler(
+    timeout_s: float | None, expires_s: float
+) -> None:
+    async with asyncio.timeout(PATIENCE_S), serving(auto=False) as served:
+        call = served.inference.GenerateStream(streamed(), timeout=timeout_s)
+        request = (await served.hub.next(Submit)).request
+        assert request.expires_s == pytest.approx(expires_s, abs=PATIENCE_S)
+        served.hub.post(Finished(request.id, FinishReason.EXPIRED, 130.0))
+        code, said = await refused_stream(call)
+        assert (code, said.partition(" for ")[0]) == (Code.DEADLINE_EXCEEDED, "the time")
+
+
 async def test_a_deadline_of_the_client_cancels_its_request() -> None:
     async with asyncio.timeout(PATIENCE_S), serving(auto=False) as served:
         code, _ = await refused(served.inference.Generate(generate(), timeout=0.05))
@@ -332,7 +347,8 @@ async def test_models_are_listed_with_what_the_node_says(served: Served) -> None
 
 async def test_a_model_is_registered_served_and_removed(served: Served, tmp_path: Path) -> None:
     request = models_pb2.RegisterModelRequest(name="more", source=str(tmp_path))
-    assert (await served.models.RegisterModel(request)).model.name == "more"
+    ended = await served.register("more", str(tmp_path))
+    assert (ended.model, ended.state) == ("more", operations_pb2.OPERATION_STATE_DONE)
     assert (await refused(served.models.RegisterModel(request)))[0] is Code.ALREADY_EXISTS
     assert (await served.inference.Generate(generate(model="more", max_tokens=1))).choices[0].text == "d"
     await served.models.UnregisterModel(models_pb2.UnregisterModelRequest(name="more"))
@@ -343,7 +359,7 @@ async def test_a_model_is_registered_served_and_removed(served: Served, tmp_path
 
 async def test_what_was_pulled_meanwhile_is_registered_without_a_source(served: Served) -> None:
     served.catalogue.kept["pulled"] = FakeEntry(facts("pulled"))
-    await served.models.RegisterModel(models_pb2.RegisterModelRequest(name="pulled"))
+    await served.register("pulled")
     assert (await served.inference.Generate(generate(model="pulled", max_tokens=1))).choices[0].text == "d"
 
 
@@ -365,11 +381,10 @@ async def test_what_cannot_be_registered_leaves_nothing_behind(
         (tmp_path / folder).mkdir()
     path = str(tmp_path / source) if source else ""
     served.hub.refuses["strange"] = "unknown architecture"
-    got, details = await refused(
-        served.models.RegisterModel(models_pb2.RegisterModelRequest(name=name, source=path))
-    )
-    assert got is code
-    assert message in details
+    async with AsyncClient(served.target) as client:
+        with pytest.raises(CallFailed, match=message) as caught:
+            await client.models.register(name, path)
+    assert caught.value.code is code
     assert [*served.catalogue.kept] == ["letters"]
     assert [model.facts.id for model in served.front.models] == ["letters"]
 

@@ -61,7 +61,7 @@ async def test_a_connection_that_says_nothing_is_closed(monkeypatch: pytest.Monk
 async def test_a_body_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tokenmux.server.http_api.body_reader.BODY_S", 0.1)
     head = (
-        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n"
+        b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n"
         b"content-type: application/json\r\ncontent-length: 9\r\n\r\n{"
     )
     async with serving(http=HttpTransport()) as served:

@@ -365,6 +365,15 @@ async def test_what_http_refuses() -> None:
                 assert answer.headers["x-should-retry"] == "false"
 
 
+@pytest.mark.parametrize("path", ["embeddings", "responses"])
+async def test_what_is_not_served_says_what_is(path: str) -> None:
+    async with http() as (_, client):
+        answer = await client.post(f"/v1/{path}", json={"model": "letters", "input": "a"})
+        assert answer.status_code == 404
+        assert "not served here" in answer.json()["error"]["message"]
+        assert "completions" in answer.json()["error"]["message"]
+
+
 async def test_a_body_without_a_length_is_bounded_too() -> None:
     async def endless() -> AsyncIterator[bytes]:
         for _ in range(1000):
@@ -470,7 +479,8 @@ async def test_the_document_lists_the_paths_that_there_are() -> None:
         document = (await client.get("/openapi.json")).json()
         for path, operations in document["paths"].items():
             for method in operations:
-                answer = await client.request(method, path.replace("{name}", "letters"), json={})
-                assert answer.status_code in (200, 400, 415), path
+                place = path.replace("{name}", "letters").replace("{id}", "gone")
+                answer = await client.request(method, place, json={})
+                assert answer.status_code in (200, 400, 415) or "request_not_found" in answer.text, path
         stop = document["components"]["schemas"]["ChatBody"]["properties"]["stop"]
         assert {"type": "string"} in stop["anyOf"]
