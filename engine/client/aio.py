@@ -28,6 +28,7 @@ from tokenmux.client.values import (
     Prompt,
     RecordedRequest,
 )
+from tokenmux.client.watched_status import WatchedStatus
 from tokenmux.v1 import (
     inference_pb2,
     inference_pb2_grpc,
@@ -259,8 +260,14 @@ class AsyncModels:
 
     async def list(self, *, timeout_s: float | None = None) -> tuple[Model, ...]:
         """All models by name, including refused ones."""
-        response = await self._call(self._stub.ListModels, models_pb2.ListModelsRequest(), timeout_s)
-        return tuple(proto_values.model(message) for message in response.models)
+        request = models_pb2.ListModelsRequest()
+        found: tuple[Model, ...] = ()
+        while True:
+            response = await self._call(self._stub.ListModels, request, timeout_s)
+            found += tuple(map(proto_values.model, response.models))
+            if not response.next_page_token:
+                return found
+            request.page_token = response.next_page_token
 
     async def get(self, name: str, *, timeout_s: float | None = None) -> Model:
         return proto_values.model(
@@ -320,8 +327,14 @@ class AsyncPool:
 
     async def status(self, *, timeout_s: float | None = None) -> PoolStatus:
         """The present state of the pool."""
-        response = await self._call(self._stub.GetStatus, pool_pb2.GetStatusRequest(), timeout_s)
-        return proto_values.pool_status(response.status)
+        request = pool_pb2.GetStatusRequest()
+        response = await self._call(self._stub.GetStatus, request, timeout_s)
+        status = response.status
+        while response.next_page_token:
+            request.page_token = response.next_page_token
+            response = await self._call(self._stub.GetStatus, request, timeout_s)
+            status.models.extend(response.status.models)
+        return proto_values.pool_status(status)
 
     async def watch(
         self, *, min_interval_s: float = 0.0, timeout_s: float | None = None
@@ -329,11 +342,12 @@ class AsyncPool:
         """The state of the pool, now and at every change, at least `min_interval_s` seconds apart. Ends
         when the server stops."""
         request = pool_pb2.WatchStatusRequest(min_interval_s=min_interval_s)
+        watched = WatchedStatus()
         call = self._stub.WatchStatus(request, timeout=timeout_s, metadata=self._metadata)
         try:
             with translated():
                 async for response in call:
-                    yield proto_values.pool_status(response.status)
+                    yield watched.take(response)
         finally:
             call.cancel()
 

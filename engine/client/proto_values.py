@@ -443,11 +443,30 @@ def pool_trace(message: pool_pb2.GetTraceResponse) -> PoolTrace:
     return PoolTrace(**_same_named(PoolTrace, message))
 
 
+def tenant(message: pool_pb2.Tenant) -> Tenant:
+    return Tenant(message.name, service(message.service))
+
+
 def pool_status(message: pool_pb2.PoolStatus) -> PoolStatus:
+    return pool_status_of(
+        message,
+        tuple(map(model, message.models)),
+        tuple(map(tenant, message.tenants)),
+        tuple(map(instance, message.instances)),
+    )
+
+
+def pool_status_of(
+    message: pool_pb2.PoolStatus,
+    models: tuple[Model, ...],
+    tenants: tuple[Tenant, ...],
+    instances: tuple[InstanceStatus, ...],
+) -> PoolStatus:
+    """The figures of a message, with these models, tenants and instances."""
     return PoolStatus(
-        instances=tuple(map(instance, message.instances)),
-        models=tuple(model(item) for item in message.models),
-        tenants=tuple(Tenant(item.name, service(item.service)) for item in message.tenants),
+        instances=instances,
+        models=models,
+        tenants=tenants,
         duration_bounds_s=tuple(message.duration_bounds_s),
         **_same_named(PoolStatus, message, besides={"instances", "models", "tenants", "duration_bounds_s"}),
     )

@@ -19,7 +19,7 @@ from tokenmux.demo.service_level import Calibration
 from tokenmux.demo.view import View
 from tokenmux.server.front.pool_status import PoolSnapshot
 from tokenmux.server.front.usage import Usage
-from tokenmux.server.grpc_api.pool_messages import status_message
+from tokenmux.server.grpc_api.status_deltas import StatusDeltas
 
 MODELS = DemoModels(Path("kept"), (facts("a", 600), facts("b", 300)))
 
@@ -45,7 +45,9 @@ def status(at_s: float, busy_s: float) -> PoolStatus:
     """Two devices, each of which has computed for `busy_s` seconds."""
     devices = tuple(device_status("a", instance=InstanceId(n)) for n in (0, 1))
     snapshot = PoolSnapshot("1", 9.0, 0, 256, 0, node_status("a", devices=devices), Usage(), ())
-    shown = proto_values.pool_status(status_message(snapshot))
+    deltas = StatusDeltas()
+    deltas.take(snapshot)
+    shown = proto_values.pool_status(deltas.since(0, basic=False).status)
     instances = tuple(replace(device, compute_busy_s=busy_s) for device in shown.instances)
     return replace(shown, at_s=at_s, instances=instances)
 

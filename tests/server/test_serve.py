@@ -165,8 +165,15 @@ def real_server(
     (folder / "pool.yaml").write_text(
         f"listen: 127.0.0.1:0\ncatalogue: kept\nmodels: {{{models}}}\n" + device + more
     )
+    with serve_process(folder) as served:
+        yield served
+
+
+@contextmanager
+def serve_process(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`tokenmux serve` with the pool.yaml of a folder, once it listens; killed at the end."""
     command = [sys.executable, "-m", "tokenmux.cli", "serve", "--config", str(folder / "pool.yaml")]
-    with (folder / "log").open("w") as log:
+    with (folder / "log").open("a") as log:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
         )

@@ -67,7 +67,7 @@ class ToolCallParser:
 
     def _take_whole(self) -> str:
         """Take text in a form whose calls are the whole output."""
-        self._in_call = not self._begun and self._held.lstrip().startswith("{")
+        self._in_call = not self._begun and self._held.lstrip().startswith(self._form.begins)
         if self._in_call or self._held.isspace():
             return ""
         self._begun = True

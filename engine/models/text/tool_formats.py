@@ -35,7 +35,7 @@ class ToolFormat:
     """A form of calls.
 
     A call begins with `opening` and ends with `closing`, with the next opening, or with the output. Without
-    an opening, an output that begins with a brace is a call as a whole. `read` returns the calls between the
+    an opening, an output that begins with `begins` is a call as a whole. `read` returns the calls between the
     two, or None if the text is something else. If the `marks_are_special` tokens, they are seen only in
     output that shows special tokens. `id_chars` is the length of ids that the template takes.
     """
@@ -46,6 +46,7 @@ class ToolFormat:
     read: Callable[[str, ToolSchemas], list[ToolCall] | None]
     marks_are_special: bool = False
     id_chars: int | None = None
+    begins: str = "{"
 
 
 def tool_format_of(template: str | None) -> ToolFormat | None:
@@ -180,6 +181,15 @@ DEEPSEEK = ToolFormat(
 )
 BARS = ToolFormat("bars", "<|tool_call|>", "<|/tool_call|>", _read_json, marks_are_special=True)
 LLAMA = ToolFormat("llama", "", "", _read_json)
+
+REQUIRED = ToolFormat("required", "", "", _read_json, begins="[")
+"""What forced output has the form of: a list of calls."""
+
+
+def named_format(name: str) -> ToolFormat:
+    """The form of output that is the arguments of one tool."""
+    return ToolFormat("named", "", "", lambda text, tools: _read_named(name + text, tools))
+
 
 TOOL_FORMATS: Sequence[ToolFormat] = (HERMES, QWEN_CODER, GLM, MISTRAL, DEEPSEEK, BARS, LLAMA)
 

@@ -1,13 +1,16 @@
 """Models and their counters as messages."""
 
 import logging
+from collections.abc import Sequence
+from operator import attrgetter
 
 from tokenmux.core.facts import ModelFacts
 from tokenmux.scheduler.metrics.counter_table import Row
 from tokenmux.scheduler.metrics.counters import MODEL_TABLE, SERVICE_TABLE
 from tokenmux.scheduler.metrics.histogram import Durations
+from tokenmux.server.front.list_pages import page_of
 from tokenmux.server.front.shown_models import ShownModel
-from tokenmux.v1 import models_pb2
+from tokenmux.v1 import models_pb2, pool_pb2
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +28,32 @@ def model_message(view: ShownModel) -> models_pb2.Model:
         return models_pb2.Model(
             name=view.name, refusal=view.refusal or f"its figures are impossible ({error}): remove it"
         )
+
+
+def basic_model_message(view: ShownModel) -> models_pb2.Model:
+    """What a list needs of a model."""
+    whole = model_message(view)
+    return models_pb2.Model(
+        name=whole.name,
+        residency=whole.residency,
+        pinned=whole.pinned,
+        refusal=whole.refusal,
+        max_context=whole.max_context,
+        instances=whole.instances,
+    )
+
+
+def requested_page(
+    request: models_pb2.ListModelsRequest | pool_pb2.GetStatusRequest, models: Sequence[ShownModel]
+) -> tuple[Sequence[ShownModel], str]:
+    """The models that a request asks for, and the token of the next page. Raises InvalidRequest."""
+    return page_of(
+        models,
+        attrgetter("name"),
+        size=request.page_size,
+        token=request.page_token,
+        filter=request.filter,
+    )
 
 
 def _whole_model(view: ShownModel) -> models_pb2.Model:

@@ -2,7 +2,7 @@
 
 from tokenmux.server.front.service import FrontService
 from tokenmux.server.grpc_api.grpc_types import Context
-from tokenmux.server.grpc_api.model_messages import model_message
+from tokenmux.server.grpc_api.model_messages import basic_model_message, model_message, requested_page
 from tokenmux.server.grpc_api.operation_messages import operation_message
 from tokenmux.server.grpc_api.status import answering
 from tokenmux.v1 import models_pb2, models_pb2_grpc
@@ -18,7 +18,9 @@ class ModelService(models_pb2_grpc.ModelServiceServicer):
         self, request: models_pb2.ListModelsRequest, context: Context
     ) -> models_pb2.ListModelsResponse:
         async with answering(context):
-            return models_pb2.ListModelsResponse(models=map(model_message, self._front.list_models()))
+            models, token = requested_page(request, self._front.list_models())
+            convert = basic_model_message if request.view == models_pb2.VIEW_BASIC else model_message
+            return models_pb2.ListModelsResponse(models=map(convert, models), next_page_token=token)
 
     async def GetModel(
         self, request: models_pb2.GetModelRequest, context: Context

@@ -4,12 +4,12 @@ from tokenmux.core.errors import InvalidRequest
 from tokenmux.core.memory_budgets import DeviceKind
 from tokenmux.messages.reports import DeviceStatus
 from tokenmux.messages.setups import PagedKv
+from tokenmux.scheduler.metrics.counter_table import Row
 from tokenmux.scheduler.metrics.counters import INSTANCE_TABLE
 from tokenmux.scheduler.metrics.histogram import BOUNDS_S
 from tokenmux.server.front.device_source import WantedDevice
 from tokenmux.server.front.pool_status import PoolSnapshot
-from tokenmux.server.front.usage import Usage
-from tokenmux.server.grpc_api.model_messages import model_message, service_message
+from tokenmux.server.grpc_api.model_messages import service_message
 from tokenmux.v1 import pool_pb2
 
 KINDS: dict[pool_pb2.DeviceKind, DeviceKind | None] = {
@@ -24,16 +24,14 @@ PAGINGS: dict[pool_pb2.PagedKv, PagedKv | None] = {
 }
 
 
-def status_message(status: PoolSnapshot) -> pool_pb2.PoolStatus:
-    """All of it; of 1,000 models this takes 20 ms."""
+def summary_message(status: PoolSnapshot) -> pool_pb2.PoolStatus:
+    """The pool's own figures, without its devices, models and tenants."""
     message = pool_pb2.PoolStatus(
         version=status.version,
         uptime_s=status.uptime_s,
         n_requests=status.n_requests,
         max_requests=status.max_requests,
         n_restarts=status.n_restarts,
-        models=map(model_message, status.models),
-        tenants=_tenants(status.usage),
         duration_bounds_s=BOUNDS_S,
         devices_saved=status.devices_saved,
         devices_saved_dedicated=status.devices_saved_dedicated,
@@ -42,7 +40,6 @@ def status_message(status: PoolSnapshot) -> pool_pb2.PoolStatus:
     if node is not None:
         message.MergeFrom(
             pool_pb2.PoolStatus(
-                instances=map(_instance, node.devices),
                 at_s=node.at_s,
                 host_cache_bytes=node.host_cache_bytes,
                 host_cache_used_bytes=node.host_cache_used_bytes,
@@ -73,15 +70,11 @@ def named_instance(request: pool_pb2.DrainDeviceRequest | pool_pb2.RemoveDeviceR
     return request.instance
 
 
-def _tenants(usage: Usage) -> list[pool_pb2.Tenant]:
-    """Usage by tenant, sorted by name."""
-    return [
-        pool_pb2.Tenant(name=name, service=service_message(own))
-        for name, own in sorted(usage.tenants.items())
-    ]
+def tenant_message(name: str, row: Row) -> pool_pb2.Tenant:
+    return pool_pb2.Tenant(name=name, service=service_message(row))
 
 
-def _instance(status: DeviceStatus) -> pool_pb2.Instance:
+def instance_message(status: DeviceStatus) -> pool_pb2.Instance:
     return pool_pb2.Instance(
         id=status.instance,
         device=status.device,

@@ -1,11 +1,15 @@
 """Devices and the pool's status: `tokenmux.v1.PoolService`."""
 
-from tokenmux.server.front.pool_status import PoolSnapshot
 from tokenmux.server.front.service import FrontService
 from tokenmux.server.grpc_api.grpc_types import Context
-from tokenmux.server.grpc_api.pool_messages import named_instance, status_message, wanted_device
+from tokenmux.server.grpc_api.model_messages import requested_page
+from tokenmux.server.grpc_api.pool_messages import (
+    named_instance,
+    wanted_device,
+)
 from tokenmux.server.grpc_api.status import answering
-from tokenmux.v1 import pool_pb2, pool_pb2_grpc
+from tokenmux.server.grpc_api.status_deltas import StatusDeltas
+from tokenmux.v1 import models_pb2, pool_pb2, pool_pb2_grpc
 
 
 class PoolService(pool_pb2_grpc.PoolServiceServicer):
@@ -13,19 +17,27 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
 
     def __init__(self, front: FrontService) -> None:
         self._front = front
-        self._latest: tuple[PoolSnapshot, pool_pb2.PoolStatus] | None = None
-        """A status and its message, kept for all who ask at the same moment."""
+        self._deltas = StatusDeltas()
 
     async def GetStatus(
         self, request: pool_pb2.GetStatusRequest, context: Context
     ) -> pool_pb2.GetStatusResponse:
         async with answering(context):
-            return pool_pb2.GetStatusResponse(status=self._message(self._front.status()))
+            status = self._front.status()
+            self._deltas.take(status)
+            models, token = requested_page(request, status.models)
+            if request.view == models_pb2.VIEW_BASIC:
+                return pool_pb2.GetStatusResponse(status=self._deltas.since(0, basic=True).status)
+            return pool_pb2.GetStatusResponse(status=self._deltas.page(models), next_page_token=token)
 
     async def WatchStatus(self, request: pool_pb2.WatchStatusRequest, context: Context) -> None:
+        basic, version = request.view == models_pb2.VIEW_BASIC, 0
         async with answering(context), self._front.watch_status(request.min_interval_s) as statuses:
             async for status in statuses:
-                await context.write(pool_pb2.WatchStatusResponse(status=self._message(status)))
+                self._deltas.take(status)
+                response = self._deltas.since(version, basic=basic)
+                version = self._deltas.version
+                await context.write(response)
 
     async def GetTrace(
         self, request: pool_pb2.GetTraceRequest, context: Context
@@ -64,8 +76,3 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
         async with answering(context):
             await self._front.remove_device(named_instance(request))
             return pool_pb2.RemoveDeviceResponse()
-
-    def _message(self, status: PoolSnapshot) -> pool_pb2.PoolStatus:
-        if self._latest is None or self._latest[0] is not status:
-            self._latest = status, status_message(status)
-        return self._latest[1]

@@ -48,7 +48,7 @@ class Generations:
         body = parse_body(self._kind, await read_json_body(request, self._max_bytes))
         try:
             ask = ask_of_body(body)
-            use = await tool_use_of(self._front, ask, several=body.several_calls)
+            use = await tool_use_of(self._front, ask, body.forced, several=body.several_calls)
             if use is not None and use.form.marks_are_special:
                 ask = replace(ask, skip_special_tokens=False)
             if body.stream:

@@ -26,6 +26,7 @@ from tokenmux.server.http_api.conversations import (
     conversation_of,
     tools_of,
 )
+from tokenmux.server.http_api.forced_calls import ForcedCall, forced_call
 
 OPENAI_TEMPERATURE = 1.0
 OPENAI_COMPLETION_TOKENS = 16
@@ -112,6 +113,11 @@ class GenerationBody(AskBody):
         """True if the answer may call several tools."""
         return True
 
+    @property
+    def forced(self) -> ForcedCall | None:
+        """The call that must be made, if one must. Raises InvalidRequest."""
+        return None
+
 
 class CompletionBody(GenerationBody):
     """The body of `POST /v1/completions`."""
@@ -164,7 +170,14 @@ class ChatBody(GenerationBody):
             arguments=self.chat_template_kwargs or {},
             continue_final_message=self._continues(),
         )
-        return {"prompt": prompt, "logprobs": self._n_likeliest()}
+        together = {"prompt": prompt, "logprobs": self._n_likeliest()}
+        forced = self.forced
+        if forced is None:
+            return together
+        if translated.get("constraint") is not None:
+            said = "tool_choice forces a call, and response_format another form: leave one of the two out"
+            raise InvalidRequest(said, field="tool_choice")
+        return {**together, "constraint": forced.constraint}
 
     def _offered_tools(self) -> tuple[dict[str, Any], ...]:
         tools = tools_of(self.tools or ())
@@ -173,10 +186,17 @@ class ChatBody(GenerationBody):
         if not tools:
             said = "tool_choice is for tools: send tools too, or leave it out"
             raise InvalidRequest(said, field="tool_choice")
-        if self.tool_choice != "auto":
-            said = "tool_choice can force no call here: use 'auto' or 'none', or leave it out"
-            raise InvalidRequest(said, field="tool_choice")
         return tools
+
+    @property
+    def forced(self) -> ForcedCall | None:
+        if self.tool_choice is None or (isinstance(self.tool_choice, str) and self.tool_choice != "required"):
+            return None
+        name = self.tool_choice.function.name if isinstance(self.tool_choice, NamedTool) else None
+        return forced_call(self._offered_tools(), name, several=self.several_calls)
+
+    def behind(self, field: str) -> str | None:
+        return "tools" if field == "constraint" and self.forced is not None else None
 
     def _continues(self) -> bool:
         continues = bool(self.continue_final_message)

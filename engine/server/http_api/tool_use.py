@@ -4,10 +4,13 @@ from tokenmux.core.errors import InvalidRequest
 from tokenmux.models.text.tool_formats import TOOL_FORMATS, schemas_of
 from tokenmux.server.front.generation import Ask, Chat
 from tokenmux.server.front.service import FrontService
+from tokenmux.server.http_api.forced_calls import ForcedCall
 from tokenmux.server.http_api.outputs import ToolUse
 
 
-async def tool_use_of(front: FrontService, ask: Ask, *, several: bool) -> ToolUse | None:
+async def tool_use_of(
+    front: FrontService, ask: Ask, forced: ForcedCall | None, *, several: bool
+) -> ToolUse | None:
     """How calls in the answer are read; None if no tools are offered. With `several` there may be more than
     one.
 
@@ -20,11 +23,12 @@ async def tool_use_of(front: FrontService, ask: Ask, *, several: bool) -> ToolUs
     if not about.takes_tools:
         said = f"the chat template of {ask.model} knows no tools: leave tools out, or use another model"
         raise InvalidRequest(said, field="tools")
-    if about.tool_format is None:
+    form = about.tool_format if forced is None else forced.form
+    if form is None:
         known = ", ".join(form.name for form in TOOL_FORMATS)
         raise InvalidRequest(
             f"calls of {ask.model} cannot be read: its chat template asks for none of the forms known here "
-            f"({known}); use another model, or gRPC, which returns calls as the model writes them",
+            f"({known}); force a call with tool_choice, use another model, or gRPC, which returns text",
             field="tools",
         )
-    return ToolUse(about.tool_format, schemas_of(ask.prompt.tools), several)
+    return ToolUse(form, schemas_of(ask.prompt.tools), several)

@@ -16,12 +16,21 @@ class Residency(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     RESIDENCY_HOST: _ClassVar[Residency]
     RESIDENCY_LOADING: _ClassVar[Residency]
     RESIDENCY_RESIDENT: _ClassVar[Residency]
+
+class View(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    VIEW_UNSPECIFIED: _ClassVar[View]
+    VIEW_BASIC: _ClassVar[View]
+    VIEW_FULL: _ClassVar[View]
 RESIDENCY_UNSPECIFIED: Residency
 RESIDENCY_DISK: Residency
 RESIDENCY_FETCHING: Residency
 RESIDENCY_HOST: Residency
 RESIDENCY_LOADING: Residency
 RESIDENCY_RESIDENT: Residency
+VIEW_UNSPECIFIED: View
+VIEW_BASIC: View
+VIEW_FULL: View
 
 class Model(_message.Message):
     __slots__ = ("name", "residency", "pinned", "refusal", "weight_bytes", "kv_bytes_per_token", "n_parameters", "max_context", "vocab_size", "n_queued", "n_running", "n_paged_out", "n_swaps", "swap_bytes", "swap_s", "swap_exposed_s", "n_prompt_tokens", "n_tokens", "n_tokens_on_time", "compute_s", "service", "n_swaps_first", "n_swaps_again", "n_swaps_operator", "n_swaps_ahead", "instances")
@@ -80,7 +89,7 @@ class Model(_message.Message):
     def __init__(self, name: _Optional[str] = ..., residency: _Optional[_Union[Residency, str]] = ..., pinned: _Optional[bool] = ..., refusal: _Optional[str] = ..., weight_bytes: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., n_parameters: _Optional[int] = ..., max_context: _Optional[int] = ..., vocab_size: _Optional[int] = ..., n_queued: _Optional[int] = ..., n_running: _Optional[int] = ..., n_paged_out: _Optional[int] = ..., n_swaps: _Optional[int] = ..., swap_bytes: _Optional[int] = ..., swap_s: _Optional[float] = ..., swap_exposed_s: _Optional[float] = ..., n_prompt_tokens: _Optional[int] = ..., n_tokens: _Optional[int] = ..., n_tokens_on_time: _Optional[int] = ..., compute_s: _Optional[float] = ..., service: _Optional[_Union[ServiceTotals, _Mapping]] = ..., n_swaps_first: _Optional[int] = ..., n_swaps_again: _Optional[int] = ..., n_swaps_operator: _Optional[int] = ..., n_swaps_ahead: _Optional[int] = ..., instances: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ServiceTotals(_message.Message):
-    __slots__ = ("n_requests", "n_requests_on_time", "n_requests_failed", "n_prompt_tokens", "n_tokens", "n_tokens_on_time", "artifact_attainment", "gpu_s", "ttft", "tpot", "gaps")
+    __slots__ = ("n_requests", "n_requests_on_time", "n_requests_failed", "n_prompt_tokens", "n_tokens", "n_tokens_on_time", "artifact_attainment", "gpu_s", "ttft", "tpot", "gaps", "n_prefix_hits", "n_cached_prompt_tokens")
     N_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     N_REQUESTS_ON_TIME_FIELD_NUMBER: _ClassVar[int]
     N_REQUESTS_FAILED_FIELD_NUMBER: _ClassVar[int]
@@ -92,6 +101,8 @@ class ServiceTotals(_message.Message):
     TTFT_FIELD_NUMBER: _ClassVar[int]
     TPOT_FIELD_NUMBER: _ClassVar[int]
     GAPS_FIELD_NUMBER: _ClassVar[int]
+    N_PREFIX_HITS_FIELD_NUMBER: _ClassVar[int]
+    N_CACHED_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     n_requests: int
     n_requests_on_time: int
     n_requests_failed: int
@@ -103,7 +114,9 @@ class ServiceTotals(_message.Message):
     ttft: Durations
     tpot: Durations
     gaps: Durations
-    def __init__(self, n_requests: _Optional[int] = ..., n_requests_on_time: _Optional[int] = ..., n_requests_failed: _Optional[int] = ..., n_prompt_tokens: _Optional[int] = ..., n_tokens: _Optional[int] = ..., n_tokens_on_time: _Optional[int] = ..., artifact_attainment: _Optional[float] = ..., gpu_s: _Optional[float] = ..., ttft: _Optional[_Union[Durations, _Mapping]] = ..., tpot: _Optional[_Union[Durations, _Mapping]] = ..., gaps: _Optional[_Union[Durations, _Mapping]] = ...) -> None: ...
+    n_prefix_hits: int
+    n_cached_prompt_tokens: int
+    def __init__(self, n_requests: _Optional[int] = ..., n_requests_on_time: _Optional[int] = ..., n_requests_failed: _Optional[int] = ..., n_prompt_tokens: _Optional[int] = ..., n_tokens: _Optional[int] = ..., n_tokens_on_time: _Optional[int] = ..., artifact_attainment: _Optional[float] = ..., gpu_s: _Optional[float] = ..., ttft: _Optional[_Union[Durations, _Mapping]] = ..., tpot: _Optional[_Union[Durations, _Mapping]] = ..., gaps: _Optional[_Union[Durations, _Mapping]] = ..., n_prefix_hits: _Optional[int] = ..., n_cached_prompt_tokens: _Optional[int] = ...) -> None: ...
 
 class Durations(_message.Message):
     __slots__ = ("counts", "total_s")
@@ -114,14 +127,24 @@ class Durations(_message.Message):
     def __init__(self, counts: _Optional[_Iterable[int]] = ..., total_s: _Optional[float] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("page_size", "page_token", "filter", "view")
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    page_size: int
+    page_token: str
+    filter: str
+    view: View
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., filter: _Optional[str] = ..., view: _Optional[_Union[View, str]] = ...) -> None: ...
 
 class ListModelsResponse(_message.Message):
-    __slots__ = ("models",)
+    __slots__ = ("models", "next_page_token")
     MODELS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     models: _containers.RepeatedCompositeFieldContainer[Model]
-    def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
+    next_page_token: str
+    def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class GetModelRequest(_message.Message):
     __slots__ = ("name",)

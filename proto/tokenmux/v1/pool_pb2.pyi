@@ -42,26 +42,48 @@ DEVICE_STATE_DRAINED: DeviceState
 DEVICE_STATE_OUT: DeviceState
 
 class GetStatusRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("view", "page_size", "page_token", "filter")
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    view: _models_pb2.View
+    page_size: int
+    page_token: str
+    filter: str
+    def __init__(self, view: _Optional[_Union[_models_pb2.View, str]] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., filter: _Optional[str] = ...) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("status",)
+    __slots__ = ("status", "next_page_token")
     STATUS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     status: PoolStatus
-    def __init__(self, status: _Optional[_Union[PoolStatus, _Mapping]] = ...) -> None: ...
+    next_page_token: str
+    def __init__(self, status: _Optional[_Union[PoolStatus, _Mapping]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class WatchStatusRequest(_message.Message):
-    __slots__ = ("min_interval_s",)
+    __slots__ = ("min_interval_s", "view")
     MIN_INTERVAL_S_FIELD_NUMBER: _ClassVar[int]
+    VIEW_FIELD_NUMBER: _ClassVar[int]
     min_interval_s: float
-    def __init__(self, min_interval_s: _Optional[float] = ...) -> None: ...
+    view: _models_pb2.View
+    def __init__(self, min_interval_s: _Optional[float] = ..., view: _Optional[_Union[_models_pb2.View, str]] = ...) -> None: ...
 
 class WatchStatusResponse(_message.Message):
-    __slots__ = ("status",)
+    __slots__ = ("status", "version", "whole", "removed_models", "removed_tenants", "removed_instances")
     STATUS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_MODELS_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_TENANTS_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_INSTANCES_FIELD_NUMBER: _ClassVar[int]
     status: PoolStatus
-    def __init__(self, status: _Optional[_Union[PoolStatus, _Mapping]] = ...) -> None: ...
+    version: int
+    whole: bool
+    removed_models: _containers.RepeatedScalarFieldContainer[str]
+    removed_tenants: _containers.RepeatedScalarFieldContainer[str]
+    removed_instances: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, status: _Optional[_Union[PoolStatus, _Mapping]] = ..., version: _Optional[int] = ..., whole: _Optional[bool] = ..., removed_models: _Optional[_Iterable[str]] = ..., removed_tenants: _Optional[_Iterable[str]] = ..., removed_instances: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class PoolStatus(_message.Message):
     __slots__ = ("version", "uptime_s", "n_requests", "max_requests", "n_restarts", "instances", "models", "tenants", "duration_bounds_s", "devices_saved", "devices_saved_dedicated", "at_s", "host_cache_bytes", "host_cache_used_bytes", "host_kv_bytes", "host_kv_used_bytes", "work_s", "model_work_s", "n_models_used")

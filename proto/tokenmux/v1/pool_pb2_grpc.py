@@ -84,8 +84,8 @@ class PoolServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchStatus(self, request, context):
-        """The present status, and again whenever it changes. A client that reads slowly misses states in between,
-        but never the latest.
+        """The present status, and what of it changes, whenever it does. A client that reads slowly gets several
+        changes as one, but misses none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

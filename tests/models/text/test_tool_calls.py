@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenmux.models.text.tool_call_parser import ToolCallParser
-from tokenmux.models.text.tool_formats import TOOL_FORMATS, ToolCall, ToolFormat, schemas_of, tool_format_of
+from tokenmux.models.text.tool_formats import (
+    REQUIRED,
+    TOOL_FORMATS,
+    ToolCall,
+    ToolFormat,
+    named_format,
+    schemas_of,
+    tool_format_of,
+)
 
 FORMS = {form.name: form for form in TOOL_FORMATS}
 TOOLS = schemas_of(
@@ -136,6 +144,13 @@ def test_what_is_no_call_stays_text(output: str, form: ToolFormat) -> None:
 def test_no_text_is_lost(output: str, form: ToolFormat) -> None:
     text, calls = read(form, list(output))
     assert (text, calls) == (output, [])
+
+
+def test_forced_output_is_read_as_a_whole() -> None:
+    assert read(named_format("weather"), list('{"city": "Bern", "days": 2}')) == ("", [BERN])
+    assert read(named_format("weather"), list('{"city": ')) == ('{"city": ', [])
+    assert read(REQUIRED, list(f'[{JSON_BERN}, {{"name": "now"}}]')) == ("", [BERN, NOW])
+    assert read(REQUIRED, list(f"[{JSON_BERN}, ")) == (f"[{JSON_BERN}, ", [])
 
 
 def test_text_is_not_held_back_for_long() -> None:

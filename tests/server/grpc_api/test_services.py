@@ -33,7 +33,7 @@ from tokenmux.server.front import pool_status
 from tokenmux.server.front.api_keys import Key, Scope
 from tokenmux.server.front.limits import Limits
 from tokenmux.server.grpc_api import health as health_module
-from tokenmux.server.grpc_api import pool_service
+from tokenmux.server.grpc_api import status_deltas
 from tokenmux.testing.scripted_node import (
     ScriptedNodes,
 )
@@ -605,7 +605,7 @@ async def test_a_status_is_made_once_for_all_who_watch(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = 0
-    make = pool_service.status_message
+    make = status_deltas.summary_message
 
     def counted(status: pool_status.PoolSnapshot) -> pool_pb2.PoolStatus:
         nonlocal made
@@ -613,7 +613,7 @@ async def test_a_status_is_made_once_for_all_who_watch(
         return make(status)
 
     monkeypatch.setattr(pool_status, "FRESH_S", 60.0)
-    monkeypatch.setattr(pool_service, "status_message", counted)
+    monkeypatch.setattr(status_deltas, "summary_message", counted)
     watches = [served.pool.WatchStatus(pool_pb2.WatchStatusRequest()) for _ in range(30)]
     await asyncio.gather(*(watch.read() for watch in watches))
     assert made == 1

@@ -8,9 +8,10 @@ import pytest
 
 from tests.server.http_api.http_calls import CHAT, TEXT, answer_with, events, http
 from tests.server.scripted_models import FakeEntry, LetterTokenizer, facts
+from tokenmux.core.errors import InvalidRequest
 from tokenmux.messages.commands import Submit
 from tokenmux.server.front.generation import Chat, ChatMessage
-from tokenmux.server.http_api.body_fields import ask_of_body
+from tokenmux.server.http_api.body_fields import ask_of_body, name_in_body
 from tokenmux.server.http_api.request_bodies import ChatBody, parse_body
 
 WEATHER = {
@@ -112,6 +113,69 @@ def test_results_of_calls_go_back_to_the_template() -> None:
     )
 
 
+NAMED = {"type": "function", "function": {"name": "weather"}}
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    ("choice", "output", "calls"),
+    [
+        (NAMED, '{"city": "Bern"}', [("weather", {"city": "Bern"})]),
+        (
+            "required",
+            '[{"name": "weather", "arguments": {"city": "Bern"}}, {"name": "now", "arguments": {}}]',
+            [("weather", {"city": "Bern"}), ("now", {})],
+        ),
+    ],
+)
+async def test_a_forced_call_is_all_of_the_answer(
+    choice: Any, output: str, calls: list[Any], stream: bool
+) -> None:
+    choices = await answered(ASKED | {"tool_choice": choice, "stream": stream}, output)
+    said = [one.get("delta") or one.get("message") or {} for one in choices]
+    found = [call["function"] for one in said for call in one.get("tool_calls") or ()]
+    assert [(call["name"], json.loads(call["arguments"])) for call in found] == calls
+    assert "".join(one.get("content") or "" for one in said) == ""
+    assert choices[-1]["finish_reason"] == "tool_calls"
+
+
+def test_a_forced_call_obeys_the_schemas_of_the_tools() -> None:
+    def constraint(**extra: Any) -> Any:
+        made = ask_of_body(parse_body(ChatBody, json.dumps(ASKED | extra).encode())).constraint
+        assert made is not None
+        assert made.kind == "json_schema"
+        return json.loads(made.text)
+
+    parameters = WEATHER["function"]["parameters"]  # type: ignore[index]
+    assert constraint(tool_choice=NAMED) == {"type": "object", **parameters}
+    several = constraint(tool_choice="required")
+    assert (several["type"], several["minItems"], "maxItems" in several) == ("array", 1, False)
+    weather, now = several["items"]["anyOf"]
+    assert weather["properties"] == {
+        "name": {"const": "weather"},
+        "arguments": {"type": "object", **parameters},
+    }
+    assert now["properties"]["arguments"] == {"type": "object"}
+    assert constraint(tool_choice="required", parallel_tool_calls=False)["maxItems"] == 1
+
+    def tool(name: str, definition: Any) -> Any:
+        schema = {"properties": {"a": {"$ref": "#/$defs/A"}}, "$defs": {"A": definition}}
+        return {"type": "function", "function": {"name": name, "parameters": schema}}
+
+    shared = constraint(
+        tool_choice="required", tools=[tool("x", {"type": "null"}), tool("y", {"type": "null"})]
+    )
+    assert shared["$defs"] == {"A": {"type": "null"}}
+    with pytest.raises(InvalidRequest, match="'A' in different ways"):
+        constraint(tool_choice="required", tools=[tool("x", {}), tool("y", {"type": "null"})])
+
+
+def test_a_schema_that_cannot_be_compiled_is_that_of_the_tools() -> None:
+    refusal = InvalidRequest("the JSON schema cannot be used: because", field="constraint")
+    body = parse_body(ChatBody, json.dumps(ASKED | {"tool_choice": NAMED}).encode())
+    assert name_in_body(refusal, body) == "tools"
+
+
 NAMELESS = {"type": "function", "function": {}}
 
 
@@ -130,8 +194,7 @@ NAMELESS = {"type": "function", "function": {}}
         ({"tools": 3}, "tools", "array"),
         ({"tools": None, "tool_choice": "auto"}, "tool_choice", "send tools too"),
         ({"tools": [], "tool_choice": "required"}, "tool_choice", "send tools too"),
-        ({"tool_choice": "required"}, "tool_choice", "'auto'"),
-        ({"tool_choice": {"type": "function", "function": {"name": "now"}}}, "tool_choice", "'auto'"),
+        ({"tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice", "weather, now"),
         ({"tool_choice": "sometimes"}, "tool_choice", "auto"),
         ({"tool_choice": {"type": "function"}}, "tool_choice", "'auto'"),
         ({"parallel_tool_calls": "no"}, "parallel_tool_calls", "boolean"),
