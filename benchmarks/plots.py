@@ -57,6 +57,27 @@ def bars(name: str, title: str, y_label: str, groups: Mapping[str, Mapping[str, 
     return _save(figure, name)
 
 
+def series(
+    name: str,
+    title: str,
+    x_label: str,
+    y_label: str,
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+) -> Path:
+    """Plot quantities over time, one stepped line per curve. Returns the file."""
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(9, 4), layout="constrained")
+    for label, points in curves.items():
+        axes.step([x for x, _ in points], [y for _, y in points], where="post", linewidth=1.2, label=label)
+    axes.set_title(title)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=8)
+    return _save(figure, name)
+
+
 def _save(figure: Figure, name: str) -> Path:
     FOLDER.mkdir(parents=True, exist_ok=True)
     path = FOLDER / f"{name}.svg"

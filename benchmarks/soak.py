@@ -304,7 +304,7 @@ async def run(seconds: float, n_pairs: int) -> dict[str, float]:
                 "prefill_chunk_tokens": 64,
             },
         }
-        async with served(config, folder) as address, AsyncClient(address) as client:
+        async with served(config, folder) as address, AsyncClient(address, resumption=None) as client:
             soak = Soak(client, address, models, folder)
             await soak.learn()
             samples: list[Sample] = []

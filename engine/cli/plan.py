@@ -36,6 +36,16 @@ def plan_command(
     group: Annotated[
         int, typer.Option(min=1, help="GPUs per instance, which form a tensor-parallel group.")
     ] = 1,
+    steps: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="CSV with step times of your own (docs/traces.md). Default: vLLM's in eager mode.",
+        ),
+    ] = None,
+    slower: Annotated[
+        float, typer.Option(min=0.01, max=100.0, metavar="FACTOR", help="Multiplies all step times.")
+    ] = 1.0,
     trace: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Traffic to plan for, JSONL or CSV. Default: generated (Poisson)."),
@@ -87,7 +97,7 @@ def plan_command(
 
     [dim]tokenmux plan --from-server 127.0.0.1:50051[/dim]
     """
-    from dataclasses import replace
+    from dataclasses import asdict, replace
     from functools import partial
     from json import dumps
 
@@ -95,16 +105,21 @@ def plan_command(
     from tokenmux.cli.plan_processes import plan_in_processes
     from tokenmux.scheduler.metrics.timeline import chrome_trace
     from tokenmux.simulator.hardware import gpu as known_gpu
+    from tokenmux.simulator.planner.capacity_plan import OURS
+    from tokenmux.simulator.planner.outlook import outlook
     from tokenmux.simulator.planner.plan_page import html_report
     from tokenmux.simulator.planner.plan_tables import print_plan
-    from tokenmux.simulator.planner.question import Question, answer_question
+    from tokenmux.simulator.planner.question import Question, answer_question, world_of
     from tokenmux.simulator.scenario import Hardware
+    from tokenmux.simulator.step_file import read_steps
 
     errors = Console(stderr=True)
     known_gpu(gpu)  # refused now, before a server is asked
     question = Question(
         models or (),
-        Hardware(gpu=gpu, n_devices=group),
+        Hardware(
+            gpu=gpu, n_devices=group, slower=slower, steps=read_steps(steps) if steps is not None else ()
+        ),
         trace,
         rate,
         duration,
@@ -125,12 +140,20 @@ def plan_command(
         lambda text: errors.print(safe(f"note: {text}"), markup=False, highlight=False, soft_wrap=True),
         with_spans=html is not None or chrome is not None,
     )
+    coming = None
+    if from_server is not None and (fewest := plan.fewest[OURS]) is not None:
+        coming = outlook(world_of(question), fewest)
+        if coming is None:
+            errors.print("note: under two hours of traffic are recorded: too few for a forecast")
     with_cost = cost or price is not None
     if html is not None:
         write_output(html, html_report(plan, with_cost, price))
     if chrome is not None:
         write_output(chrome, chrome_trace(plan.spans))
     if json:
-        typer.echo(dumps(plan.as_dict(with_cost, price)))
+        forecast = {} if coming is None else {"next_hours": list(coming.coming), **asdict(coming.error)}
+        typer.echo(dumps({**plan.as_dict(with_cost, price), "forecast": forecast}))
     else:
         print_plan(plan, Console(), with_cost, price)
+        if coming is not None:
+            typer.echo(coming.sentence(gpu))

@@ -156,8 +156,8 @@ class GenerationProgress:
         request.delivered.extend(self._outputs[i].delivered() for i in range(max(1, request.n)))
         if DELIVERED not in request.required_features:
             request.required_features.append(DELIVERED)  # an older server would start over
-        if any(output.token_ids for output in self._outputs.values()):
-            request.ClearField("prompt_logprobs")  # they came before the first token
+        if self._outputs[0].token_ids:
+            request.ClearField("prompt_logprobs")  # they came before the first token of this choice
 
     def _take_prompt(self, told: inference_pb2.PromptLogprobs) -> bool:
         """As `take`. The first token of a prompt has no log-probability."""

@@ -14,11 +14,14 @@ Sources of the fits: 6B to 14B, vLLM in fp16 and eager mode, Aegaeon artifact (S
 splitwise-sim @ 8f99e7dc (MIT; Patel et al., ISCA 2024), relative error 1 to 4% for decode and 5 to 16% for
 prefill. Those measurements hardly determine the context term of models with grouped-query attention, so here
 it is KV bytes over memory bandwidth. If the quadratic term is negative (the rate improves with length), no
-prefill is assumed to be faster per token than one of 4096 tokens, the longest measured.
+prefill is assumed to be faster per token than one of 4096 tokens, the longest measured. Keys beyond a token's
+4096 nearest cost their arithmetic on top: a prompt of 100,000 tokens takes two to three times as long as by
+the fit alone.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import sqrt
 
 from tokenmux.core.cost import StepWork, burst_ends_s
 from tokenmux.core.facts import DeviceFacts, ModelFacts
@@ -68,6 +71,10 @@ _FITS: dict[tuple[str, int, str], StepFit] = {
 }
 
 _LONGEST_MEASURED = 4096
+
+_ATTENTION_SHARE = 0.4
+"""Share of the data sheet's arithmetic that attention over a long prompt reaches (FlashAttention-2 on an
+H100: 0.35 to 0.4)."""
 
 _LAYER_MS = 0.16
 """Fixed cost of a layer in eager mode: H100 decode times less the reading of the weights (9.07 ms with 28
@@ -151,12 +158,20 @@ class ProfiledCost:
         """Do nothing."""
 
 
+def _attention_flops(model: ModelFacts) -> float:
+    """Arithmetic of one pair of query and key over all layers. The width follows from the size: a layer has
+    about 12 parameters for each of its squared width."""
+    n_layers = model.kv.n_layers
+    return 4.0 * n_layers * sqrt(model.n_parameters / (12 * n_layers))
+
+
 class _Coefficients:
     """One model's fit in seconds, with its floors."""
 
     __slots__ = (
         "context_s",
         "decode_s",
+        "far_pair_s",
         "flops_s",
         "kv_read_s",
         "long_token_s",
@@ -180,12 +195,16 @@ class _Coefficients:
         self.read_s = model.n_bytes / device.memory_bytes_per_s
         self.kv_read_s = model.kv.token_bytes / device.memory_bytes_per_s
         self.flops_s = 2 * model.n_parameters / device.flops_per_s
+        self.far_pair_s = slower * _attention_flops(model) / (_ATTENTION_SHARE * device.flops_per_s)
 
     def seconds(self, work: StepWork) -> float:
         n_prefill, pairs, rows, context, _ = work
         fixed = self.decode_s
         if n_prefill:
             prefill_s = max(self.token_s * n_prefill + self.pair_s * pairs, self.long_token_s * n_prefill)
+            far = pairs - _LONGEST_MEASURED * n_prefill
+            if far > 0:
+                prefill_s += self.far_pair_s * far
             fixed = max(fixed, self.prefill_s + prefill_s)
         fitted = fixed + self.row_s * rows + self.context_s * context
         return max(fitted, self.read_s + self.kv_read_s * context, self.flops_s * (n_prefill + rows))

@@ -32,6 +32,7 @@ from tokenmux.simulator.hardware import (
 )
 from tokenmux.simulator.profiles import ProfiledCost, step_fit
 from tokenmux.simulator.simulator import OnEffects, Simulator
+from tokenmux.simulator.step_file import StepFits, fit_for
 from tokenmux.simulator.verdict import N_LOOKS, Verdict
 from tokenmux.workload.trace import Arrival
 
@@ -55,6 +56,10 @@ class Hardware:
     """Per device."""
     usable: float = USABLE
     """Share of device memory that is managed; above 1, more memory than the device really has."""
+    warm: bool = True
+    """Host caches begin full of models; otherwise empty, and every model is read from disk first."""
+    steps: StepFits = ()
+    """Step times that count instead of the measured ones, by model or architecture."""
 
     def instance(self, market: "Market") -> DeviceFacts:
         return instance_facts(
@@ -244,16 +249,21 @@ def _unfinished(state: RequestState, now_s: float) -> RequestRecord:
 
 def true_cost(market: Market, hardware: Hardware, device: DeviceFacts) -> ProfiledCost:
     fits = [
-        (facts, step_fit(gpu(hardware.gpu), hardware.n_devices, market.architectures[model], facts))
+        (
+            facts,
+            fit_for(hardware.steps, model, market.architectures[model])
+            or step_fit(gpu(hardware.gpu), hardware.n_devices, market.architectures[model], facts),
+        )
         for model, facts in market.facts.items()
     ]
     return ProfiledCost(device, fits, hardware.disk_bytes_per_s, hardware.slower)
 
 
 def _warm_cache(market: Market, hardware: Hardware) -> HostCache:
-    """A warm host cache: full of models, the first of the market first."""
+    """A warm host cache: full of models, the first of the market first. An empty one if the hardware is not
+    warm."""
     cache = HostCache(hardware.host_cache_bytes)
-    for facts in market.facts.values():
+    for facts in market.facts.values() if hardware.warm else ():
         if cache.used_bytes + facts.n_bytes <= cache.capacity:
             cache.end_fetch(cache.begin_fetch(facts.images)[0], ok=True)
     return cache

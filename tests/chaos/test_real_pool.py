@@ -64,7 +64,7 @@ async def run_chaos(folder: Path, seconds: float, n_streams: int, seed: int) -> 
     models = await asyncio.to_thread(write_models, folder)
     with server(folder) as (process, address):
         processes = Processes(process.pid)
-        async with AsyncClient(address) as client:
+        async with AsyncClient(address, resumption=None) as client:
             pool = RealPool(client, processes, folder, models, seed)
             await pool.learn()
             n_front = processes.n_descriptors(process.pid)

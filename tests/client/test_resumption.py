@@ -139,6 +139,17 @@ def test_of_the_prompt_nothing_is_told_twice() -> None:
     assert told == [(0, None), *((token, -float(token)) for token in range(1, 9))]
 
 
+def test_the_prompt_is_asked_for_again_while_the_choice_that_tells_of_it_has_no_token() -> None:
+    progress = GenerationProgress(stream_request("m", "p", n=2, prompt_logprobs=0), None, AT_ONCE)
+    progress.take(Response(prompt_info=inference_pb2.PromptInfo(request_id="r")))
+    progress.take(Response(tokens=inference_pb2.TokenDelta(token_ids=[7], choice=1)))
+    progress.wait_s(LOST)
+    assert progress.request.request.HasField("prompt_logprobs")
+    progress.take(Response(tokens=inference_pb2.TokenDelta(token_ids=[7])))
+    progress.wait_s(LOST)
+    assert not progress.request.request.HasField("prompt_logprobs")
+
+
 def begun(resumption: Resumption | None = AT_ONCE, timeout_s: float | None = None) -> GenerationProgress:
     progress = GenerationProgress(stream_request("m", "p"), timeout_s, resumption)
     progress.take(Response(prompt_info=inference_pb2.PromptInfo(request_id="r", seed=5, max_tokens=9)))

@@ -50,7 +50,7 @@ def test_they_equal_transformers_and_change_no_token(
     def served_in_company(n_likeliest: int | None) -> tuple[list[list[int]], list[Any]]:
         scheduler = hostile_scheduler(served.runner, served.shape, served.dtype, grid=GRID, n_blocks=400)
         mine = jobs(n_likeliest)
-        return scheduler.serve(mine, preempt=0.1, move=0.1, repeat=2), mine
+        return scheduler.serve(mine, preempt=0.3, move=0.1, repeat=2), mine
 
     plain, _ = served_in_company(None)
     outputs, mine = served_in_company(4)
@@ -101,6 +101,21 @@ def test_a_long_chunk_is_told_a_few_rows_at_a_time(tmp_path: Path, monkeypatch: 
     ids = [i % 250 for i in range(400)]
     segment = Segment(ids, 0, 400, list(range(60)), telling=PromptTelling(0, tuple(ids[1:]), 1))
     assert widest(monkeypatch, served, segment, kv) <= runner.TOLD_AT_ONCE
+
+
+def test_what_was_told_before_is_left_out_of_a_chunk_that_is_computed_again(tmp_path: Path) -> None:
+    served = load(tiny.create("gpt2", tmp_path, dtype=torch.float32), torch.float32)
+    s: KvShape = served.shape
+    ids = [i % 250 for i in range(48)]
+
+    def told(telling: PromptTelling) -> tuple[LogProbabilities, ...]:
+        kv = torch.zeros(10, s.n_layers, 2, s.n_kv_heads, s.block_size, s.head_dim)
+        segment = Segment(ids, 0, 60, list(range(10)), draw=False, telling=telling)
+        ((_, values),) = served.runner.draw(served.runner.prepare([segment], kv)).told
+        return values
+
+    whole = told(PromptTelling(0, tuple(ids[1:]), 2))
+    assert told(PromptTelling(20, tuple(ids[21:31]), 2)) == whole[20:30]
 
 
 def test_layers_run_once_and_are_then_as_before() -> None:

@@ -4,6 +4,7 @@ against transformers' own generate with its own processors."""
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
@@ -84,16 +85,30 @@ CASES = {
 }
 
 
-def prompts() -> list[list[int]]:
+Tokens = tuple[int, ...]
+CUTS = {"temperature": 1.1, "top_k": 50, "top_p": 0.9, "min_p": 0.02, "seed": 5}
+MINIMA = (0, 9)
+
+
+def prompts() -> list[Tokens]:
     generator = torch.Generator().manual_seed(11)
-    return [torch.randint(0, 250, (n,), generator=generator).tolist() for n in (1, 17, 40)]
+    return [tuple(torch.randint(0, 250, (n,), generator=generator).tolist()) for n in (1, 17, 40)]
 
 
-def generated(model: PreTrainedModel, prompt: list[int], case: Case, **more: Any) -> list[int]:
+def sampling_of(choice: int) -> Sampling:
+    return Sampling(1.1, 50, 0.9, choice_seed(5, choice), 0.02)
+
+
+@cache
+def generated(
+    model: PreTrainedModel, prompt: Tokens, name: str = "plain", end: int = -1, least: int = 0
+) -> list[int]:
+    """What transformers generates in a case; `end` ends it after at least `least` tokens."""
+    case = CASES[name]
     config = GenerationConfig(
-        **{"do_sample": False, "max_new_tokens": N_OUTPUT, "eos_token_id": -1, "pad_token_id": 0}
+        **{"do_sample": False, "max_new_tokens": N_OUTPUT, "pad_token_id": 0}
+        | {"eos_token_id": end, "min_new_tokens": least}
         | dict(case.options if case.theirs is None and not any(case.penalties) else case.theirs or {})
-        | more
     )
     ids = torch.tensor([prompt])
     output = model.generate(
@@ -105,7 +120,8 @@ def generated(model: PreTrainedModel, prompt: list[int], case: Case, **more: Any
     return output[0, len(prompt) :].tolist()
 
 
-def log_probabilities(model: PreTrainedModel, tokens: Sequence[int]) -> torch.Tensor:
+@cache
+def log_probabilities(model: PreTrainedModel, tokens: Tokens) -> torch.Tensor:
     """Row i: what the model thinks of the token after the first i + 1."""
     with torch.no_grad():
         logits: torch.Tensor = model(torch.tensor([tokens])).logits[0].double()
@@ -122,7 +138,8 @@ def check_told(rows: torch.Tensor, tokens: Sequence[int], told: Sequence[TokenLo
         assert values == pytest.approx([float(row[other]) for other, _ in one.top], abs=1e-4)
 
 
-def drawn(model: PreTrainedModel, prompt: list[int], sampling: Sampling) -> list[int]:
+@cache
+def drawn(model: PreTrainedModel, prompt: Tokens, sampling: Sampling) -> list[int]:
     """What a seed draws from transformers' logits, token by token, each among those that its own warpers
     keep."""
     warpers = LogitsProcessorList(
@@ -143,6 +160,17 @@ def drawn(model: PreTrainedModel, prompt: list[int], sampling: Sampling) -> list
     return tokens[len(prompt) :]
 
 
+def prepare(model: PreTrainedModel) -> None:
+    """Compute all that is compared: connections must not wait for that."""
+    for prompt in prompts():
+        for name in CASES:
+            log_probabilities(model, (*prompt, *generated(model, prompt, name)))
+        for least in MINIMA:
+            generated(model, prompt, end=generated(model, prompt)[5], least=least)
+        for choice in range(3):
+            drawn(model, prompt, sampling_of(choice))
+
+
 async def compare(address: str, base_url: str, references: Mapping[str, PreTrainedModel]) -> None:
     """Ask for everything at once over both dialects, and compare each answer."""
     everything = asyncio.Semaphore(64)
@@ -150,24 +178,24 @@ async def compare(address: str, base_url: str, references: Mapping[str, PreTrain
     """Cases that change an output."""
     async with AsyncClient(address) as client, httpx.AsyncClient(base_url=base_url, timeout=500) as http:
 
-        async def asked(model: str, prompt: list[int], **options: Any) -> Completion:
+        async def asked(model: str, prompt: Tokens, **options: Any) -> Completion:
             async with everything:
                 return await client.generate(
                     model, prompt, **{"max_tokens": N_OUTPUT, "ignore_end_tokens": True} | options
                 )
 
-        async def posted(model: str, prompt: list[int], body: Mapping[str, Any]) -> dict[str, Any]:
-            fixed = {"model": model, "prompt": prompt, "max_tokens": N_OUTPUT, "temperature": 0}
+        async def posted(model: str, prompt: Tokens, body: Mapping[str, Any]) -> dict[str, Any]:
+            fixed = {"model": model, "prompt": list(prompt), "max_tokens": N_OUTPUT, "temperature": 0}
             async with everything:
                 answer = await http.post("/completions", json=fixed | {"ignore_eos": True} | dict(body))
             assert answer.status_code == 200, answer.text
             found: dict[str, Any] = answer.json()
             return found
 
-        async def check_case(name: str, model: str, prompt: list[int]) -> None:
+        async def check_case(name: str, model: str, prompt: Tokens) -> None:
             case, reference = CASES[name], references[model]
-            expected = generated(reference, prompt, case)
-            if expected != generated(reference, prompt, CASES["plain"]):
+            expected = generated(reference, prompt, name)
+            if expected != generated(reference, prompt):
                 felt.add(name)
             told = {"logprobs": N_TOLD, "prompt_logprobs": N_TOLD}
             body = case.options if case.body is None else case.body
@@ -175,10 +203,10 @@ async def compare(address: str, base_url: str, references: Mapping[str, PreTrain
                 asked(model, prompt, **case.options, **told), posted(model, prompt, {**body, **told})
             )
             assert list(ours.token_ids) == expected, (name, model, len(prompt))
-            rows = log_probabilities(reference, [*prompt, *expected])
+            rows = log_probabilities(reference, (*prompt, *expected))
             check_told(rows[len(prompt) - 1 : -1], expected, ours.logprobs)
             assert ours.prompt_logprobs is not None
-            assert list(ours.prompt_logprobs.token_ids) == prompt
+            assert ours.prompt_logprobs.token_ids == prompt
             assert ours.prompt_logprobs.logprobs[0] is None
             check_told(rows[: len(prompt) - 1], prompt[1:], ours.prompt_logprobs.logprobs[1:])
 
@@ -192,13 +220,11 @@ async def compare(address: str, base_url: str, references: Mapping[str, PreTrain
                 assert place[str(token)]["logprob"] == pytest.approx(float(row[token]), abs=1e-4)
                 assert N_TOLD <= len(place) <= N_TOLD + 1
 
-        async def check_stops(model: str, prompt: list[int]) -> None:
+        async def check_stops(model: str, prompt: Tokens) -> None:
             """A token ends the output, but not before the minimum."""
-            end = generated(references[model], prompt, CASES["plain"])[5]
-            for least in (0, 9):
-                expected = generated(
-                    references[model], prompt, CASES["plain"], eos_token_id=end, min_new_tokens=least
-                )
+            end = generated(references[model], prompt)[5]
+            for least in MINIMA:
+                expected = generated(references[model], prompt, end=end, least=least)
                 ours, over_http = await asyncio.gather(
                     asked(model, prompt, stop_token_ids=[end], min_tokens=least),
                     posted(model, prompt, {"stop_token_ids": [end], "min_tokens": least}),
@@ -207,15 +233,13 @@ async def compare(address: str, base_url: str, references: Mapping[str, PreTrain
                 assert over_http["usage"]["completion_tokens"] == len(expected)
                 assert over_http["choices"][0]["text"] == ours.text
 
-        async def check_draws(model: str, prompt: list[int]) -> None:
+        async def check_draws(model: str, prompt: Tokens) -> None:
             """Each choice has the draws of its seed, which do not depend on the dialect."""
-            cuts = {"temperature": 1.1, "top_k": 50, "top_p": 0.9, "min_p": 0.02, "seed": 5}
             ours, over_http = await asyncio.gather(
-                asked(model, prompt, n=3, **cuts), posted(model, prompt, {"n": 3, **cuts})
+                asked(model, prompt, n=3, **CUTS), posted(model, prompt, {"n": 3, **CUTS})
             )
             for index, choice in enumerate(ours.choices):
-                sampling = Sampling(1.1, 50, 0.9, choice_seed(5, index), 0.02)
-                assert list(choice.token_ids) == drawn(references[model], prompt, sampling)
+                assert list(choice.token_ids) == drawn(references[model], prompt, sampling_of(index))
             assert [choice["text"] for choice in over_http["choices"]] == [one.text for one in ours.choices]
             assert over_http["usage"]["prompt_tokens"] == ours.usage.n_prompt_tokens == len(prompt)
             assert over_http["usage"]["completion_tokens"] == 3 * N_OUTPUT
@@ -240,6 +264,8 @@ def serve_and_compare(folder: Path, families: Sequence[str]) -> None:
             )
             for family in families
         }
+        for model in references.values():
+            prepare(model)
         asyncio.run(compare(address, base_url, references))
 
 

@@ -46,7 +46,10 @@ def test_a_stopped_node_is_replaced_and_a_signal_to_all_processes_lets_streams_c
 
 
 def test_what_is_left_when_the_drain_is_over_is_told_how_far_it_came(tmp_path: Path) -> None:
-    with real_server(tmp_path, "drain_s: 0\n") as (process, address), Client(address) as client:
+    with (
+        real_server(tmp_path, "drain_s: 0\n") as (process, address),
+        Client(address, resumption=None) as client,
+    ):
         with pytest.raises(CallFailed, match=r"the server stopped after \d+ tokens of request"):
             stream(client, lambda: os.killpg(process.pid, signal.SIGTERM), max_tokens=400)
         assert process.wait(30) == 0

@@ -2,13 +2,14 @@
 
 import pytest
 
-from tokenmux.core.cost import StepWork
+from tokenmux.core.cost import StepWork, burst_ends_s
 from tokenmux.core.errors import NotFound
 from tokenmux.core.facts import ModelId
 from tokenmux.core.plan import Channel
 from tokenmux.simulator.architectures import ARCHITECTURES, architecture, measured_as, paper_architecture
 from tokenmux.simulator.hardware import GPUS, gpu, instance_facts
 from tokenmux.simulator.profiles import ProfiledCost, derived_fit, step_fit
+from tokenmux.simulator.scenario import Hardware, market, true_cost
 
 
 def cost_of(gpu_name: str, name: str, n_devices: int = 1) -> tuple[ProfiledCost, ModelId]:
@@ -82,3 +83,28 @@ def test_unknown_names_are_refused_with_the_choices() -> None:
         gpu("TPU")
     with pytest.raises(NotFound, match="llama2-7b"):
         architecture("gpt-9")
+
+
+def test_a_long_prompt_costs_its_attention_and_a_short_one_what_was_measured() -> None:
+    models = market({"m": architecture("llama3.1-8b")})
+    cost = true_cost(models, Hardware(), Hardware().instance(models))
+    (facts,) = models.facts.values()
+
+    def prompt_s(n: int) -> float:
+        return cost.step_s(facts, StepWork(n, n * (n + 1) // 2))
+
+    assert 1.9 < prompt_s(8192) / prompt_s(4096) < 2.2
+    assert 2.0 < prompt_s(100_000) / (prompt_s(4096) * 100_000 / 4096) < 4.0
+
+
+def test_a_burst_ends_to_the_bit_when_its_iterations_do() -> None:
+    models = market({"m": architecture("qwen2.5-7b")})
+    cost = true_cost(models, Hardware(), Hardware().instance(models))
+    (facts,) = models.facts.values()
+    for work in (
+        StepWork(decode_rows=7, context_tokens=901),
+        StepWork(1, 1, 3, 700),
+        StepWork(512, 99, 0, 0),
+    ):
+        for repeat in (1, 2, 23):
+            assert cost.burst_ends_s(facts, work, repeat, 1.7) == burst_ends_s(cost, facts, work, repeat, 1.7)

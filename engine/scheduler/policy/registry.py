@@ -60,12 +60,19 @@ def make_policies(
         case "aegaeon" if n_instances == 1:
             return [AegaeonDecode()], LeastLoaded()
         case "aegaeon":
-            n_prefill = min(n_instances - 1, max(1, round(PREFILL_SHARE * n_instances)))
-            prefill = [AegaeonPrefill() for _ in range(n_prefill)]
-            decode = [AegaeonDecode() for _ in range(n_instances - n_prefill)]
-            return [*prefill, *decode], AegaeonPool(prefill, n_instances)
+            return aegaeon(n_instances)
         case "oracle":
             raise ConfigError(
                 "policy oracle must be told how long answers will be, which only a simulation knows"
             )
     raise ConfigError(f"no policy {name}; there are {', '.join(POLICIES)}")
+
+
+def aegaeon(
+    n_instances: int, prefill_share: float = PREFILL_SHARE
+) -> tuple[Sequence[InstancePolicy], PoolPolicy]:
+    """The paper's scheduler on two instances or more, that share of them for prefill."""
+    n_prefill = min(n_instances - 1, max(1, round(prefill_share * n_instances)))
+    prefill = [AegaeonPrefill() for _ in range(n_prefill)]
+    decode = [AegaeonDecode() for _ in range(n_instances - n_prefill)]
+    return [*prefill, *decode], AegaeonPool(prefill, n_instances)

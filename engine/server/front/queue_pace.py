@@ -15,6 +15,8 @@ PACE_WINDOW_S = 60.0
 """How far back the measurement goes."""
 LEAST_STARTS = 16
 """Fewer say nothing about the pace."""
+MOST_STARTS = 1000
+"""More are not remembered: the last ones say enough."""
 WAIT_MARGIN = 2.0
 """The pace varies: only a wait that is longer than this many times the given time is certain enough."""
 
@@ -25,7 +27,7 @@ class QueuePace:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._waiting: dict[RequestId, Request] = {}
-        self._starts_s: deque[float] = deque()
+        self._starts_s: deque[float] = deque(maxlen=MOST_STARTS)
 
     def arrived(self, request: Request) -> None:
         """Note that it waits from now on."""

@@ -15,6 +15,10 @@ def print_plan(
         f"{plan.goal:.1%} of all tokens have to be on time.",
         highlight=False,
     )
+    hardware = plan.hardware
+    source = "from a file" if hardware.steps else "vLLM's in eager mode (the Aegaeon artifact's measurements)"
+    times = "" if hardware.slower == 1.0 else f", times {hardware.slower:g}"
+    console.print(f"Step times: {source}{times}.", style="dim", highlight=False)
     titles = ("policy", plan.hardware.gpu, "slack saves", "limited by")
     answer = _table("Fewest devices", *titles, *(("$/M tokens", "Wh/M tokens") if with_cost else ()))
     for policy in plan.fewest:

@@ -15,6 +15,7 @@ from tokenmux.simulator.planner.named_models import parse_models
 from tokenmux.simulator.planner.plan_search import PlanSearch, plan_here
 from tokenmux.simulator.planner.simulated_job import World
 from tokenmux.simulator.scenario import Hardware, Market
+from tokenmux.simulator.step_file import fit_for
 from tokenmux.workload.generate import traffic
 from tokenmux.workload.shape import clipped
 from tokenmux.workload.trace import Trace, arrivals, read_trace
@@ -110,6 +111,7 @@ def world_of(question: Question, note: Callable[[str], None] = lambda text: None
         for line in fitting
     ]
     _check_sizes(moved, market, question.hardware)
+    _check_steps(market, question.hardware, note)
     return World(market, arrivals(moved, market.max_context, ServiceLevel()), question.hardware)
 
 
@@ -120,6 +122,24 @@ def _check_names(lines: Trace, market: Market) -> None:
         raise ConfigError(
             f"the trace has models that are not in the plan: {', '.join(unknown[:5])}{more}; name each as "
             f"{unknown[0]}=ARCHITECTURE, or {unknown[0]}=FOLDER with its config.json"
+        )
+
+
+def _check_steps(market: Market, hardware: Hardware, note: Callable[[str], None]) -> None:
+    """Say whose step times are used. Raises ConfigError if no model has one of those given."""
+    if not hardware.steps:
+        return
+    given = [m for m in market.facts if fit_for(hardware.steps, m, market.architectures[m])]
+    if not given:
+        kinds = ", ".join(sorted(set(market.architectures.values()))[:5])
+        raise ConfigError(
+            "the file of step times has no row for a model of this plan: name one, an architecture "
+            f"({kinds}), or * for all"
+        )
+    if len(given) < len(market.facts):
+        note(
+            f"{len(market.facts) - len(given)} of {len(market.facts)} models have no row in the file of step "
+            "times: measured ones are used for them"
         )
 
 

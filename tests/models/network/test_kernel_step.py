@@ -88,6 +88,16 @@ def test_tokens_equal_those_of_the_torch_formulation(interpreter, folder_of, fam
     assert through_kernels["largest_batch"] == 3
 
 
+def test_one_seed_draws_the_same_through_torch_and_through_the_kernels(interpreter, folder_of) -> None:
+    drawn, others = (
+        serve(interpreter, folder_of("llama"), path, (1, 17, 9), 8, sampled=True, seed=4)["tokens"]
+        for path in ("torch", "kernels")
+    )
+    assert drawn == others
+    greedy = serve(interpreter, folder_of("llama"), "torch", (1, 17, 9), 8)["tokens"]
+    assert [a == b for a, b in zip(drawn, greedy, strict=True)] == [False, True, False]
+
+
 def test_company_changes_no_token_drawn_or_likeliest(interpreter, folder_of) -> None:
     alone = serve(interpreter, folder_of("llama"), "alone", (3, 25, 9), 5, sampled=True)["tokens"]
     company = serve(interpreter, folder_of("llama"), "kernels", (3, 25, 9), 5, sampled=True, seed=1)

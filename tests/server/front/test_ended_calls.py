@@ -17,7 +17,7 @@ from tokenmux.messages.reports import Broken, Finished
 from tokenmux.server.front.api_keys import Key, Scope
 from tokenmux.server.front.call import Call
 from tokenmux.server.front.front import Front
-from tokenmux.server.front.queue_pace import LEAST_STARTS, QueuePace
+from tokenmux.server.front.queue_pace import LEAST_STARTS, MOST_STARTS, QueuePace
 from tokenmux.testing import make_request
 from tokenmux.testing.scripted_node import ScriptedNodes
 
@@ -173,6 +173,13 @@ def test_what_was_measured_before_the_queue_was_empty_or_a_minute_ago_is_no_evid
     pace, now = paced(LEAST_STARTS, each_s=1.0, n_waiting=10)
     now[0] += 61.0
     pace.check(make_request("new", "m", arrival_s=now[0]), 0.001)
+
+
+def test_a_queue_that_is_never_empty_is_remembered_in_bounded_room() -> None:
+    pace, now = paced(3 * MOST_STARTS, each_s=0.01, n_waiting=500)
+    assert len(pace._starts_s) == MOST_STARTS
+    with pytest.raises(DeadlineExceeded, match=r"takes about 5 s"):
+        pace.check(make_request("new", "m", arrival_s=now[0]), 1.0)
 
 
 async def start_all(front: Front, hub: ScriptedNodes, streams: list[Call], now: list[float]) -> None:
