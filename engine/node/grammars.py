@@ -103,6 +103,10 @@ class Grammars:
             for key in [key for key in here if key[0] == model]:
                 del here[key]
 
+    def knows(self, model: ModelId) -> bool:
+        """True if an executor knows a grammar of the model."""
+        return any(key[0] == model for here in self._known.values() for key in here)
+
     def _left(self, request: RequestId) -> None:
         place = self._place.pop(request, None)
         known = self._known.get(place, {}).values() if place is not None else ()

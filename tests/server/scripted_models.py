@@ -17,7 +17,9 @@ from tokenmux.core.errors import (
 from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.core.grammar import Grammar
 from tokenmux.core.progress import Progress
+from tokenmux.models.grammar.matchers import compile_grammar
 from tokenmux.models.grammar.translation import source_of
+from tokenmux.models.grammar.vocabulary import Vocabulary
 from tokenmux.models.text.encoder import TextFacts
 from tokenmux.models.text.tool_formats import schemas_of
 from tokenmux.server.front.cancellation import Cancellation
@@ -230,7 +232,9 @@ class LoopGrammars:
 
     async def read(self, constraint: Constraint) -> Grammar:
         try:
-            return Grammar.of(source_of(constraint.kind, constraint.text))
+            source = source_of(constraint.kind, constraint.text)
+            compile_grammar(Vocabulary.of_bytes(), source)
+            return Grammar.of(source)
         except InvalidRequest as error:
             said = f"{constraint.title} cannot be used: {error}"
             raise InvalidRequest(said, field="constraint") from None

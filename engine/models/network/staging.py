@@ -146,4 +146,5 @@ _TORCH_DTYPES: Mapping[np.dtype[np.generic], torch.dtype] = {
     np.dtype(np.int64): torch.int64,
     np.dtype(np.int32): torch.int32,
     np.dtype(np.float32): torch.float32,
+    np.dtype(np.uint8): torch.uint8,
 }

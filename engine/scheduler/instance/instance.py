@@ -30,10 +30,11 @@ from tokenmux.core.event import (
     StepDone,
     Withdrawn,
 )
-from tokenmux.core.facts import DeviceFacts, ModelFacts, ModelId
+from tokenmux.core.facts import DeviceFacts, ImageId, ModelFacts, ModelId
 from tokenmux.core.plan import IDLE, Channel, Chunk, Operation, Step
 from tokenmux.core.request import DEFAULT_LEVEL, RequestId, ServiceLevel
 from tokenmux.scheduler.instance import (
+    claims,
     complete,
     immediate_actions,
     leaving,
@@ -50,7 +51,7 @@ from tokenmux.scheduler.memory.host_kv import HostKv
 from tokenmux.scheduler.memory.ledger import Ledger
 from tokenmux.scheduler.metrics.counters import Metrics
 from tokenmux.scheduler.policy import drain
-from tokenmux.scheduler.policy.instance_policy import Fit, InstancePolicy, MakesWay
+from tokenmux.scheduler.policy.instance_policy import Fit, InstancePolicy, LoadsInOrder, MakesWay
 
 _CHANNELS = tuple(Channel)
 
@@ -91,6 +92,7 @@ class Instance:
         self._in_flight = state.in_flight
         self._superseding = Superseding()
         self._makes_way = policy.makes_way if isinstance(policy, MakesWay) else None
+        self._next_to_load = policy.next_to_load if isinstance(policy, LoadsInOrder) else None
 
     # ── what a policy asks ──────────────────────────────────────────────────────────────────────────────────
 
@@ -171,12 +173,11 @@ class Instance:
         state = self.models[model]
         if self.now_s < state.fetch_after_s and not state.n_live:
             return False
-        return self.ledger.cache.can_fetch(state.facts.images)
+        cache, images = self.ledger.cache, state.facts.images
+        return cache.can_fetch(images) and cache.respects_claims(images, state.deadline_s)
 
-    def fetch_would_drop(self, model: ModelId) -> bool:
-        cache = self.ledger.cache
-        absent = (image for image in self.models[model].facts.images if not cache.has(image.id))
-        return cache.used_bytes + sum(image.n_bytes for image in absent) > cache.capacity
+    def fetch_would_drop(self, model: ModelId) -> tuple[ImageId, ...]:
+        return self.ledger.cache.would_drop(self.models[model].facts.images)
 
     # ── what a body calls ───────────────────────────────────────────────────────────────────────────────────
 
@@ -257,6 +258,9 @@ class Instance:
                     self._superseding.look(state)
                 elif plan.at_once:
                     made_room = True
+        if self._next_to_load is not None and state.any_on_disk:
+            first = self._next_to_load(self)
+            claims.renew(state, None if first is None else state.models[first.facts.id])
         resizing.tell_when_drained(state)
         return self._effects()
 

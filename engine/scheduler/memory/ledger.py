@@ -49,6 +49,7 @@ class Ledger:
     def retire(self) -> None:
         """The device is gone. Raises IntegrityError if a request still has KV on the host."""
         self.host_kv.leave(self.kv)
+        self.cache.withdraw(self)
 
     def resize(self, arena_bytes: int) -> None:
         """Replace the empty books by those of an arena of `arena_bytes`. Raises IntegrityError if the

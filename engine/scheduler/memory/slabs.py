@@ -20,6 +20,7 @@ is needed, `reclaim` has the index let some go.
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from typing import cast
 
 from tokenmux.core.errors import IntegrityError
 from tokenmux.core.handles import BlockHandle, ExtentHandle
@@ -98,7 +99,8 @@ class SlabPool:
             del slab.free[-len(taken) :]
             slab.live.update(taken)
             self._idle_slabs.pop(key, None)
-            handles.extend(BlockHandle(key << _INDEX_BITS | index) for index in taken)
+            base = key << _INDEX_BITS
+            handles += cast("list[BlockHandle]", [base | index for index in taken])
             if not slab.free:
                 del partial[key]
         self.used_bytes += n * block_bytes

@@ -122,10 +122,10 @@ def droppable_kv(
 
 def is_short(view: InstanceView) -> bool:
     """True if KV takes up the room of weights: the two largest live models would not fit beside it."""
-    weights = sum(model.facts.n_bytes for model in view.resident_models.values())
+    weights = sum([model.facts.n_bytes for model in view.resident_models.values()])
     coming = view.in_flight(Channel.COPY_IN)
     if isinstance(coming, Activate):
         weights += view.models[coming.model].facts.n_bytes
     kv_bytes = view.device.arena_bytes - view.arena_free_bytes - weights
-    largest = sorted(model.facts.n_bytes for model in view.live_models.values())[-2:]
+    largest = sorted([model.facts.n_bytes for model in view.live_models.values()])[-2:]
     return kv_bytes + sum(largest) > _FULL * view.device.arena_bytes

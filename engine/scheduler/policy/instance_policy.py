@@ -5,13 +5,13 @@ reads them and answers with values of `tokenmux.core.plan`. It changes nothing b
 only in `on_event`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Protocol, runtime_checkable
 
 from tokenmux.core.cost import CostModel
 from tokenmux.core.event import Arrived, Event
-from tokenmux.core.facts import DeviceFacts, ModelFacts, ModelId
+from tokenmux.core.facts import DeviceFacts, ImageId, ModelFacts, ModelId
 from tokenmux.core.phases import Residency
 from tokenmux.core.plan import Activate, Channel, Chunk, Fetch, Operation, Plan, Step
 from tokenmux.core.prefix import PrefixKey
@@ -205,9 +205,12 @@ class InstanceView(Protocol):
         ...
 
     def can_page_out(self, request: RequestId) -> bool: ...
-    def can_fetch(self, model: ModelId) -> bool: ...
-    def fetch_would_drop(self, model: ModelId) -> bool:
-        """True if fetching the model would drop other images from the host cache."""
+    def can_fetch(self, model: ModelId) -> bool:
+        """True if the host cache has room for the model, also beside what is due before it."""
+        ...
+
+    def fetch_would_drop(self, model: ModelId) -> Sequence[ImageId]:
+        """The images that fetching the model would drop from the host cache."""
         ...
 
 
@@ -223,6 +226,14 @@ class MakesWay(Protocol):
         Once its model has given way, this is not asked again until that model has been loaded.
         """
         ...
+
+
+@runtime_checkable
+class LoadsInOrder(Protocol):
+    """A policy that can say what it will load next, so that other instances of the host leave that in host
+    memory, or leave room for it. It must load it in the end, whatever others do."""
+
+    def next_to_load(self, view: "InstanceView") -> "ModelView | None": ...
 
 
 class InstancePolicy(Protocol):

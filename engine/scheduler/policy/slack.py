@@ -43,7 +43,7 @@ from tokenmux.core.plan import (
     Plan,
     Step,
 )
-from tokenmux.scheduler.policy import eviction, making_way, rescue
+from tokenmux.scheduler.policy import beginning, eviction, making_way, rescue
 from tokenmux.scheduler.policy.instance_policy import Fit, InstanceView, ModelView, RequestView
 from tokenmux.scheduler.policy.steps import (
     as_many_as_fit,
@@ -121,6 +121,12 @@ class SlackPolicy:
         self, operation: Activate | Fetch, since_s: float, arrived: Arrived, view: InstanceView
     ) -> bool:
         return making_way.makes_way(operation, since_s, arrived, view)
+
+    def next_to_load(self, view: InstanceView) -> ModelView | None:
+        """The live model with the least slack, among those not on the device nor on their way there."""
+        there = (Residency.RESIDENT, Residency.LOADING)
+        absent = (m for m in view.live_models.values() if m.n_live and m.residency not in there)
+        return min(absent, key=lambda model: model.deadline_s, default=None)
 
     def interrupts(self, step: Step, event: Event, view: InstanceView) -> bool:
         """True if a request that was not in the burst can now run, or one in it must leave."""
@@ -238,8 +244,9 @@ def _activate(view: InstanceView) -> Plan | None:
     """Load the weights of the least-slack model; other models only if no request pays for it."""
     absent = [m for m in view.live_models.values() if m.residency is Residency.HOST and m.n_live]
     if absent:
-        first = min(absent, key=lambda model: model.deadline_s)
-        return _make_room(view, first)
+        absent.sort(key=lambda model: model.deadline_s)
+        first = next((model for model in absent if beginning.may_begin(view, model)), None)
+        return None if first is None else _make_room(view, first)
     for model_id in view.asked_models:
         model = view.models[model_id]
         if not model.n_live and model.wanted is not False and model.residency is Residency.HOST:
@@ -359,6 +366,7 @@ def _plan_fetch(view: InstanceView, unfetched: Iterable[ModelId]) -> Plan:
     if asked.operation is not None:
         return asked
     for model_id in unfetched:
-        if view.models[model_id].residency is Residency.DISK and not view.fetch_would_drop(model_id):
+        is_on_disk = view.models[model_id].residency is Residency.DISK
+        if is_on_disk and view.can_fetch(model_id) and not view.fetch_would_drop(model_id):
             return Plan(Fetch(model_id))
     return IDLE

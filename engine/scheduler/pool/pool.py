@@ -197,6 +197,8 @@ class Pool:
         for move in self.policy.on_event(index, event, self):
             self._move(move)
         self._mark(index)
+        if isinstance(event, Cancelled | Paused) and instance.any_on_disk:
+            self._mark_sharers(index)  # their fetches may have respected a claim that is gone
 
     def post(self, index: int, event: Event) -> None:
         """Have `settle` apply an event, after those that are waiting already: for a body that is carrying
@@ -402,6 +404,8 @@ class Pool:
     def _left(self, index: int, arrived: Arrived) -> None:
         request = arrived.request
         del self._where[request.id]
+        if self.instances[index].any_on_disk:
+            self._mark_sharers(index)
         target = self._asked.pop(request.id, None)
         if target is not None:
             self.policy.on_left(index, request)

@@ -24,8 +24,6 @@ NOT_SERVED: Mapping[str, tuple[object, ...]] = {
     "top_logprobs": (0,),
     "allowed_token_ids": (),
     "use_beam_search": (False,),
-    "response_format": ({"type": "text"},),
-    "structured_outputs": (),
     "functions": ([],),
     "function_call": ("none",),
     "modalities": (["text"],),

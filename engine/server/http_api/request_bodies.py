@@ -14,6 +14,13 @@ from pydantic import Field, ValidationError
 from tokenmux.core.errors import InvalidRequest
 from tokenmux.server.front.generation import Prompt, Text, TokenIds
 from tokenmux.server.http_api.body_fields import AskBody, Lenient, To
+from tokenmux.server.http_api.constraint_bodies import (
+    ResponseFormat,
+    SchemaBody,
+    StructuredOutputs,
+    constraint_of_format,
+    constraint_of_outputs,
+)
 from tokenmux.server.http_api.conversations import (
     CallBody,
     CalledFunction,
@@ -105,6 +112,9 @@ class GenerationBody(AskBody):
     request_id: Annotated[str | None, To("request_id")] = None
     """An id for the request, to cancel it (a field of vLLM's)."""
     prompt_logprobs: Annotated[int | None, To("prompt_logprobs")] = None
+    response_format: Annotated[ResponseFormat | None, To("constraint", by=constraint_of_format)] = None
+    structured_outputs: Annotated[StructuredOutputs | None, To("constraint", by=constraint_of_outputs)] = None
+    """What the output must obey (a field of vLLM's)."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -233,6 +243,9 @@ _FIELDS = frozenset(
         NamedTool,
         NamedFunction,
         StreamOptions,
+        ResponseFormat,
+        SchemaBody,
+        StructuredOutputs,
     )
     for name in body.model_fields
 )

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -300,6 +301,26 @@ def test_draws_with_rules_are_those_of_a_processor(interpreter) -> None:
     assert got["result"]["tokens"][0] != first
     assert got["result"]["n_waits"] == 2, "once for the rows with rules, once for the others"
     assert torch.equal(got["logits"], logits)
+
+
+def test_draws_within_masks_are_those_of_a_processor(interpreter) -> None:
+    """Fewer tokens are allowed than top-k would keep, and other rows have no mask."""
+    n = 6
+    logits = torch.randn(n, 300, generator=torch.Generator().manual_seed(5))
+    mask = np.packbits(np.arange(300) % 97 == 3, bitorder="little").tobytes()
+    rules = LogitRules(1.3, 0.5, 0.0, ((3, 9.0),), ((100,),))
+    draws = [
+        Draw(Sampling(), 1).within(mask),
+        Draw(Sampling(1.0, top_k=50, seed=2), 2).within(mask),
+        Draw(Sampling(1.0, seed=3), 3),
+        Draw(Sampling(1.2, top_p=0.5, min_p=0.1, seed=4), 4, (3, 100)).within(mask),
+        Draw(Sampling(1.0, seed=5, rules=rules), 5, (), PastTokens((3,), (194,))).within(mask),
+        Draw(Sampling(1.0, seed=6, rules=rules), 6, (), PastTokens((3,), (194,))),
+    ]
+    tokens = interpreter(NODE + "draws", logits=logits, wanted=draws, result={})["result"]["tokens"]
+    assert tokens == draw_rows(logits, draws)
+    assert all(tokens[row] % 97 == 3 for row in (0, 1, 3, 4))
+    assert tokens[4] != 100
 
 
 def test_log_probabilities_are_those_of_a_processor(interpreter) -> None:

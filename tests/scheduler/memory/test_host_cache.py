@@ -1,6 +1,8 @@
 """The host cache against a plain list in order of use: the budget holds, the oldest go first, what is read
 stays."""
 
+from math import inf
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -8,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tokenmux.core.errors import IntegrityError
 from tokenmux.core.facts import Image, ImageId
-from tokenmux.scheduler.memory.host_cache import HostCache
+from tokenmux.scheduler.memory.host_cache import CacheClaim, HostCache
 
 IMAGES = tuple(
     Image(ImageId(name), n_bytes) for name, n_bytes in zip("abcdef", (2, 2, 3, 3, 4, 6), strict=True)
@@ -125,3 +127,52 @@ def test_audit_notices_damaged_books() -> None:
     cache.used_bytes = 0
     with pytest.raises(IntegrityError, match="held is not cached"):
         cache.check_integrity()
+
+
+def _cache(*cached: Image, fetching: tuple[Image, ...] = (), capacity: int = 10) -> HostCache:
+    cache = HostCache(capacity)
+    for image in cached:
+        cache.end_fetch(cache.begin_fetch((image,))[0], ok=True)
+    if fetching:
+        cache.begin_fetch(fetching)
+    return cache
+
+
+def _claim(image: Image, due_s: float, margin_s: float = 4.0) -> CacheClaim:
+    return CacheClaim((image,), lambda: due_s, margin_s)
+
+
+def test_a_fetch_drops_nothing_that_is_claimed_and_due_before_it() -> None:
+    first, second, new = (Image(ImageId(name), 5) for name in ("first", "second", "new"))
+    cache = _cache(first, second)
+    assert cache.would_drop((new,)) == ("first",)
+    cache.claim("instance", _claim(first, due_s=2.0))
+    assert cache.can_fetch((new,))
+    assert not cache.respects_claims((new,), due_s=3.0)
+    assert cache.respects_claims((new,), due_s=1.0)
+    cache.claim("instance", _claim(second, due_s=2.0))
+    assert cache.respects_claims((new,), due_s=3.0)
+
+
+def test_room_is_left_for_what_waits_longer_than_its_margin() -> None:
+    large, small, other = Image(ImageId("large"), 8), Image(ImageId("small"), 3), Image(ImageId("other"), 3)
+    cache = _cache(fetching=(small,))
+    assert not cache.can_fetch((large,))
+    cache.claim("instance", _claim(large, due_s=2.0))
+    assert cache.respects_claims((other,), due_s=5.0)
+    assert not cache.respects_claims((other,), due_s=7.0)
+    assert cache.respects_claims((large,), due_s=2.0) is False, "there is no room for it yet"
+    cache.end_fetch((small,), ok=True)
+    assert cache.respects_claims((large,), due_s=2.0)
+    assert not cache.respects_claims((other,), due_s=7.0), "else it would be kept out again"
+    cache.withdraw("instance")
+    assert cache.respects_claims((other,), due_s=7.0)
+
+
+def test_nothing_is_left_for_what_would_never_fit_or_is_no_longer_waited_for() -> None:
+    huge, other = Image(ImageId("huge"), 11), Image(ImageId("other"), 3)
+    cache = _cache()
+    cache.claim("instance", _claim(huge, due_s=2.0))
+    assert cache.respects_claims((other,), due_s=7.0)
+    cache.claim("instance", CacheClaim((Image(ImageId("large"), 8),), lambda: inf, 4.0))
+    assert cache.respects_claims((other,), due_s=7.0)
