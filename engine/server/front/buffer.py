@@ -16,6 +16,9 @@ from collections.abc import Callable
 from tokenmux.core.phases import PhaseChanged
 from tokenmux.server.front.generation import PromptDelta, StreamEvent, TokenDelta
 
+_WITH_TOKENS = (TokenDelta, PromptDelta)
+"""A tuple, since a union would be made again for every token."""
+
 
 class EventBuffer:
     """Async iterator over the events put in. When closed it ends, raising the error that it was closed
@@ -68,7 +71,7 @@ class EventBuffer:
             case _:
                 self._events.append(event)
         self._wake.set()
-        if isinstance(event, TokenDelta | PromptDelta):
+        if isinstance(event, _WITH_TOKENS):
             self._n_tokens += len(event.token_ids)
             if self._n_tokens >= self._high and not self._full:
                 self._full = True
@@ -104,7 +107,7 @@ class EventBuffer:
             self._wake.clear()
             await self._wake.wait()
         event = self._events.popleft()
-        if isinstance(event, TokenDelta | PromptDelta):
+        if isinstance(event, _WITH_TOKENS):
             self._n_tokens -= len(event.token_ids)
             if self._full and self._n_tokens <= self._high // 2:
                 self._full = False
