@@ -28,7 +28,9 @@ class Smollm2Pool:
 
 
 @asynccontextmanager
-async def smollm2_pool(cache: Path, *, n_devices: int = 1, n_models: int = 1) -> AsyncIterator[Smollm2Pool]:
+async def smollm2_pool(
+    cache: Path, *, n_devices: int = 1, n_models: int = 1, prefix_cache: bool = False
+) -> AsyncIterator[Smollm2Pool]:
     """Register the checkpoint in a catalogue of its own and serve it. Every device has room for all models
     and their KV."""
     checkpoint = obtain_demo_checkpoint(cache)
@@ -46,6 +48,7 @@ async def smollm2_pool(cache: Path, *, n_devices: int = 1, n_models: int = 1) ->
                 "slab": 8 << 20,
                 "prefill_chunk_tokens": PREFILL_CHUNK_TOKENS,
             },
+            "prefix_cache": {"enabled": prefix_cache},
             "host": {"cache": 2 * n_models * entry.facts.n_bytes, "kv": KV_BYTES},
         }
         async with served(config, folder) as address, AsyncClient(address) as client:

@@ -187,6 +187,8 @@ class Service:
     ttft: Durations
     tpot: Durations
     gaps: Durations
+    n_prefix_hits: int
+    n_cached_prompt_tokens: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ them out in that order. Metrics and timelines are counted from them too, so a bo
 not concern it:
 
     to do      a `Started` kind, Interrupt, Supersede, ResizeReady
-    to tell    PhaseChanged, RequestEnded, RequestLeft
+    to tell    PhaseChanged, PrefixTaken, RequestEnded, RequestLeft
     done       Evict, Drop, Discard: in the books at once; a body that points at weights lets go of them
     ended      StepEnded, CopyEnded: a body that points at weights looks where they are now
     to count   RequestEntered, ModelLoaded, and all of the above
@@ -51,6 +51,14 @@ class RequestEntered:
     """A request is on this instance from now on."""
 
     request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixTaken:
+    """A request has the KV of `n_tokens` more tokens of its prompt, which others computed."""
+
+    request: Request
+    n_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +130,7 @@ Effect = (
     | StepEnded
     | CopyEnded
     | RequestEntered
+    | PrefixTaken
     | RequestEnded
     | RequestLeft
     | Interrupt

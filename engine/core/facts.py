@@ -102,6 +102,14 @@ class DeviceFacts:
     copy_overhead_s: float = 0.0
     slab_bytes: int = 16 << 20
     prefill_chunk_tokens: int = 512
+    prompt_cell_tokens: int | None = None
+    """See `cell_tokens`. It divides `prefill_chunk_tokens`; None: it is the same."""
+
+    @property
+    def cell_tokens(self) -> int:
+        """Attention over a prompt is computed in cells of this many tokens, whatever chunk they are in: what
+        ends on this grid has the same bits in every request."""
+        return self.prompt_cell_tokens or self.prefill_chunk_tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,16 @@ PREFILL_CHUNK_TOKENS: dict[DeviceKind, int] = {"cpu": 512, "cuda": 2048}
 """On an H100 a chunk of 512 tokens is launch-bound (13 ms of products, 15 ms of launches); one of 2048 is
 not."""
 
+CPU_PROMPT_CELL_TOKENS = 128
+"""Cells of prompts on a CPU, where they cost nothing: requests share KV in units of them. A GPU computes a
+cell in a pass of its own, so that there a cell is a whole chunk."""
+
+
+def prompt_cell_tokens(kind: DeviceKind, prefill_chunk_tokens: int) -> int:
+    """The cells of prompts in chunks of this many tokens."""
+    divides = kind == "cpu" and prefill_chunk_tokens % CPU_PROMPT_CELL_TOKENS == 0
+    return CPU_PROMPT_CELL_TOKENS if divides else prefill_chunk_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class HostBudgets:

@@ -10,6 +10,7 @@ from math import inf, isnan
 from typing import NewType
 
 from tokenmux.core.facts import ModelId
+from tokenmux.core.prefix import Prefix
 
 RequestId = NewType("RequestId", str)
 
@@ -78,7 +79,8 @@ class Request:
     under overload, tenants get time in proportion to it.
 
     The first `n_resumed` tokens of its output were drawn elsewhere, before it was sent again: they are no
-    longer due. At `expires_s` its client stops waiting, and it ends.
+    longer due. At `expires_s` its client stops waiting, and it ends. `prefix` has the keys of its prompt's
+    beginning, if it may share KV with others.
     """
 
     id: RequestId
@@ -92,6 +94,7 @@ class Request:
     tenant_weight: float = 1.0
     n_resumed: int = 0
     expires_s: float = inf
+    prefix: Prefix | None = None
 
     def __post_init__(self) -> None:
         _keep_within(self, ("weight", "tenant_weight"), WEIGHTS)

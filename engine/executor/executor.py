@@ -81,10 +81,10 @@ class Executor:
         if setup.device.kind == "cuda":
             gpu, paged_int8 = TorchGpu(), setup.device.paged_kv == "int8"
             warmer = Warmer(compile_in_a_child(gpu.capability, paged_int8=paged_int8))
-            self.models = ModelHost(facts.prefill_chunk_tokens, clock, warmer, self._say)
+            self.models = ModelHost(facts.cell_tokens, clock, warmer, self._say)
             self.device = CudaDevice(facts, host_kv, clock, self, self.models, gpu, paged_int8=paged_int8)
         else:
-            self.models = ModelHost(facts.prefill_chunk_tokens, clock, grammar_ready=self._say)
+            self.models = ModelHost(facts.cell_tokens, clock, grammar_ready=self._say)
             self.device = CpuDevice(facts, host_kv, clock, self, self.models)
         self._say(ExecutorReady())
 

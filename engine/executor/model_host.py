@@ -52,14 +52,14 @@ class ModelHost:
 
     def __init__(
         self,
-        prefill_chunk_tokens: int,
+        cell_tokens: int,
         clock: Clock,
         warmer: Warmer | None = None,
         grammar_ready: Callable[[GrammarReady], None] = lambda _: None,
     ) -> None:
         """If steps run on a GPU, `warmer` compiles their kernels before requests wait for them.
         `grammar_ready` is called, from other threads, when a grammar has been compiled or refused."""
-        self._prefill_chunk_tokens = prefill_chunk_tokens
+        self._cell_tokens = cell_tokens
         self._clock = clock
         self._warmer = warmer
         self._models: dict[ModelId, _Model] = {}
@@ -98,7 +98,7 @@ class ModelHost:
 
     def add(self, facts: ModelFacts, path: str) -> None:
         """Note where the model's catalogue entry is. The first fetch or mapped image opens its files."""
-        self._models[facts.id] = _Model(facts, Path(path), self._prefill_chunk_tokens, self._arena.device)
+        self._models[facts.id] = _Model(facts, Path(path), self._cell_tokens, self._arena.device)
         if self._warmer is not None:
             self._warmer.begin(Path(path))
 
@@ -255,7 +255,7 @@ class _Model:
 
     facts: ModelFacts
     path: Path
-    prefill_chunk_tokens: int
+    cell_tokens: int
     device: torch.device
     seen: FileStamp | None = None
     offset: int | None = None
@@ -287,7 +287,7 @@ class _Model:
         return Runner(
             self.entry().skeleton(packed=self.device.type == "cpu"),
             self.facts.kv,
-            prefill_chunk_tokens=self.prefill_chunk_tokens,
+            prefill_chunk_tokens=self.cell_tokens,
         )
 
     def make_ready(self, image: torch.Tensor, *, packed: bool) -> Runner | None:

@@ -47,6 +47,9 @@ class NodeSetup(Struct, frozen=True, array_like=True):
     """An executor that sends nothing for this long hangs, and is killed."""
     instances: tuple[InstanceId, ...] = ()
     n_numbered: int = 0
+    prefix_cache: bool = False
+    """True if requests with the same beginning share KV: those of one tenant, or with `joins_tenants` all."""
+    joins_tenants: bool = False
     n_sharing: int = 0
     """How many devices share the machine's cores, which gives the number of threads of a step: as many as the
     pool began with, since other threads add up in another order, and a request may go on at any device. 0:

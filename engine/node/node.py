@@ -21,6 +21,7 @@ from tokenmux.core.effects import (
     Effects,
     Interrupt,
     ModelLoaded,
+    PrefixTaken,
     RequestEnded,
     RequestEntered,
     RequestLeft,
@@ -87,6 +88,7 @@ from tokenmux.node.node_device import Drawn, NodeDevice, StrayReport, ToldOfProm
 from tokenmux.node.node_status import StatusReporter
 from tokenmux.node.operator_commands import Operators
 from tokenmux.node.positions import QueuePositions
+from tokenmux.node.prompt_prefixes import PromptPrefixes
 from tokenmux.node.request_content import Content
 from tokenmux.node.telemetry import Telemetry
 from tokenmux.processes.restarts import RestartLimits
@@ -161,6 +163,7 @@ class Node:
         )
         self._telemetry = Telemetry(self.pool, clock)
         self._positions = [QueuePositions(instance, clock) for instance in self.pool.instances]
+        self._prefixes = PromptPrefixes(setup)
         self._operators = Operators(self, clock)
         for number, device in enumerate(numbered):
             if device is None:
@@ -354,7 +357,7 @@ class Node:
                     self.accusations.loaded(started.model.id)
                 case RequestEntered(request):
                     self.grammars.entered(device, request.id)
-                case StepEnded() | RequestLeft() | Drop() | Discard():
+                case StepEnded() | RequestLeft() | PrefixTaken() | Drop() | Discard():
                     pass
                 case _:
                     assert_never(effect)
@@ -506,6 +509,7 @@ class Node:
             detail, code = self.accusations.refused[request.model], ErrorCode.NOT_SERVABLE
         else:
             self.contents[request.id] = Content.of(submit)
+            request = self._prefixes.request_of(submit)
             is_held = submit.grammar is not None  # until `Grammars` has seen where it is placed
             arrived = Arrived(
                 now_s, request, len(submit.delivered), history=submit.history, is_paused=is_held

@@ -69,6 +69,15 @@ class QueueConfig(Section):
     """Most choices that one call may ask for (`n`). Each takes a place of `max_requests`."""
 
 
+class PrefixCacheConfig(Section):
+    """KV cache of prompts' beginnings that later requests of the same model are given."""
+
+    enabled: bool = False
+    across_tenants: bool = False
+    """Tenants share what they begin alike. One then learns from its time to the first token whether another
+    one sent the same beginning."""
+
+
 class TenantConfig(Section):
     """A tenant: the name of a key or, without keys, the name in the request."""
 
@@ -175,6 +184,7 @@ class PoolConfig(Section):
     policy: PolicyName = "slack"
     """How models share a device. All but the default are baselines for comparison."""
     queue: QueueConfig = QueueConfig()
+    prefix_cache: PrefixCacheConfig = PrefixCacheConfig()
     tenants: dict[TenantName, TenantConfig] = Field(default_factory=dict)
     service_level: ServiceLevelConfig = ServiceLevelConfig()
     slow_reader: SlowReaderConfig = SlowReaderConfig()

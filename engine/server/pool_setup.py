@@ -12,6 +12,7 @@ from tokenmux.core.memory_budgets import (
     default_arena_bytes,
     default_host_budgets,
     default_slab_bytes,
+    prompt_cell_tokens,
 )
 from tokenmux.core.request import ServiceLevel
 from tokenmux.core.sizes import show_size
@@ -58,6 +59,8 @@ def node_setup(
         host=HostFacts(host.cache_bytes, FETCH_BYTES_PER_S),
         host_kv_bytes=host.kv_bytes,
         policy=config.policy,
+        prefix_cache=config.prefix_cache.enabled,
+        joins_tenants=config.prefix_cache.across_tenants,
         service=level_of(config),
         silent_s=config.node.silent_s,
         max_restarts=config.node.max_restarts,
@@ -108,6 +111,7 @@ def host_budgets(
 
 def _device_setup(device: MeasuredDevice, host_kv_bytes: int, slab_bytes: int) -> DeviceSetup:
     asked, speeds = device.asked, device.speeds
+    chunk_tokens = asked.prefill_chunk_tokens or PREFILL_CHUNK_TOKENS[asked.kind]
     facts = DeviceFacts(
         name=speeds.name,
         arena_bytes=device.arena_bytes,
@@ -117,6 +121,7 @@ def _device_setup(device: MeasuredDevice, host_kv_bytes: int, slab_bytes: int) -
         memory_bytes_per_s=speeds.read_bytes_per_s,
         flops_per_s=speeds.flops_per_s,
         slab_bytes=asked.slab or slab_bytes,
-        prefill_chunk_tokens=asked.prefill_chunk_tokens or PREFILL_CHUNK_TOKENS[asked.kind],
+        prefill_chunk_tokens=chunk_tokens,
+        prompt_cell_tokens=prompt_cell_tokens(asked.kind, chunk_tokens),
     )
     return DeviceSetup(facts, asked.kind, device.gpu, asked.paged_kv)

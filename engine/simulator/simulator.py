@@ -17,6 +17,7 @@ from tokenmux.core.effects import (
     Effects,
     Interrupt,
     ModelLoaded,
+    PrefixTaken,
     RequestEnded,
     RequestEntered,
     RequestLeft,
@@ -179,7 +180,7 @@ class Simulator:
                     device.resize(arena_bytes)
                 case CopyEnded() | StepEnded() | ModelLoaded() | RequestEntered() | RequestLeft():
                     pass
-                case PhaseChanged() | Evict() | Drop() | Discard():
+                case PhaseChanged() | PrefixTaken() | Evict() | Drop() | Discard():
                     pass
                 case _:
                     assert_never(effect)

@@ -66,13 +66,14 @@ def setup_of(
     host_kv_bytes: int | None = None,
     policy: str = "slack",
     service: ServiceLevel = DEFAULT_LEVEL,
+    prefix_cache: bool = False,
 ) -> NodeSetup:
     """The setup of a node with these devices. By default their host memory for KV is one, as large as all of
     theirs."""
     if host_kv_bytes is None:
         host_kv_bytes = sum(facts.host_kv_bytes for facts in devices)
     setups = tuple(DeviceSetup(facts) for facts in devices)
-    return NodeSetup(setups, host, host_kv_bytes, policy, service)
+    return NodeSetup(setups, host, host_kv_bytes, policy, service, prefix_cache=prefix_cache)
 
 
 class ImaginedMemory(HostMemory):
@@ -273,8 +274,9 @@ class NodeOnVirtualTime:
     def _send(self, command: Command) -> None:
         self.send(command)
 
-    def submit_at(self, request: Request) -> None:
-        submit = Submit(request, prompt=(0,) * request.n_prompt, sampling=Sampling())
+    def submit_at(self, request: Request, prompt: Sequence[int] | None = None) -> None:
+        """Have a request come at its time. By default all prompts begin alike."""
+        submit = Submit(request, tuple(prompt or (0,) * request.n_prompt), sampling=Sampling())
         self.clock.call_at(request.arrival_s, lambda: self._send(submit))
 
     def beat(self) -> None:

@@ -38,9 +38,10 @@ def test_a_giant_and_small_ones_share_the_only_instance() -> None:
 
 
 def test_no_prompt_is_begun_that_cannot_be_kept() -> None:
-    """The KV of thirty prompts of 100,000 tokens was begun, thrown away and begun again: 0.14."""
+    """The KV of thirty prompts of 100,000 tokens was begun, thrown away and begun again: 9 times, and 652 s
+    until all were served."""
     outcome = run(long_prompts())
-    assert outcome.summary().tokens_on_time >= 0.2
+    assert outcome.seconds < 600
     assert outcome.simulator.instances[0].metrics.n_discards == 0
 
 

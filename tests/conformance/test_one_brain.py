@@ -22,9 +22,11 @@ from tokenmux.core.phases import DeviceState
 from tokenmux.core.plan import Activate, AtOnce, Drop, Evict, Fetch, Operation, PageIn, PageOut, Step
 from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
 from tokenmux.core.roofline_cost import RooflineCost
-from tokenmux.messages.commands import AddDevice, Cancel, DrainDevice, Register, RemoveDevice, Resize
+from tokenmux.core.sampling import Sampling
+from tokenmux.messages.commands import AddDevice, Cancel, DrainDevice, Register, RemoveDevice, Resize, Submit
 from tokenmux.messages.reports import Acknowledged, Finished, Tokens
 from tokenmux.messages.setups import DeviceSetup
+from tokenmux.node.prompt_prefixes import PromptPrefixes
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.memory.host_kv import HostKv
@@ -140,6 +142,19 @@ class World:
     arrivals: list[Arrival]
     happenings: tuple[Happening, ...] = ()
     start_s: float = 0.0
+    prefix_cache: bool = False
+
+    @property
+    def known_arrivals(self) -> list[Arrival]:
+        """The arrivals as a simulator sees them: with the keys that a node makes of prompts that begin
+        alike."""
+        setup = setup_of(*self.devices, host=HOST, prefix_cache=self.prefix_cache)
+        prefixes, requests = PromptPrefixes(setup), (arrival.request for arrival in self.arrivals)
+        submits = (Submit(request, (0,) * request.n_prompt, Sampling()) for request in requests)
+        return [
+            replace(arrival, request=prefixes.request_of(submit))
+            for arrival, submit in zip(self.arrivals, submits, strict=True)
+        ]
 
     @property
     def n_output(self) -> dict[RequestId, int]:
@@ -170,7 +185,7 @@ class SimulatedWorld(Simulator):
             self.pool.settle()
         for happening in world.happenings:
             self.clock.call_at(happening.at_s, partial(self._befall, happening))
-        self.run(world.arrivals)
+        self.run(world.known_arrivals)
         self.pool.check_integrity()
 
     def carry_out(self, index: int, effects: Effects) -> None:
@@ -238,7 +253,8 @@ class ServedWorld(NodeOnVirtualTime):
 
     def __init__(self, world: World) -> None:
         self.log: list[Decision] = []
-        super().__init__(setup_of(*world.devices, host=HOST), world.n_output, start_s=world.start_s)
+        setup = setup_of(*world.devices, host=HOST, prefix_cache=world.prefix_cache)
+        super().__init__(setup, world.n_output, start_s=world.start_s)
         for model in world.models:
             self.send(Register(model, path=""))
         for arrival in world.arrivals:
@@ -312,6 +328,22 @@ def test_node_and_simulator_decide_the_same(seed: int, arena_gb: int, host_kv_gb
     facts = device(arena_gb * GB, host_kv_gb * GB)
     world = World((facts,), models(8), trace(seed, n_models=8, n_requests=60))
     assert_all_served(world, both(world))
+
+
+@pytest.mark.parametrize(("seed", "n_devices"), [(0, 1), (1, 1), (2, 2)])
+def test_both_share_what_prompts_begin_with_alike(seed: int, n_devices: int) -> None:
+    facts = replace(device(18 * GB, 40 * GB), prompt_cell_tokens=128)
+    world = World(
+        (facts,) * n_devices,
+        models(6),
+        trace(seed, n_models=6, n_requests=60, gap_s=0.5 / n_devices),
+        (Loses(20.0), Resizes(40.0, 24 * GB)),
+        prefix_cache=True,
+    )
+    served = both(world)
+    assert_all_served(world, served)
+    taken = [model.service for i in served.node.pool.instances for model in i.metrics.models.values()]
+    assert sum(service.n_cached_prompt_tokens for service in taken) > 1000
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -44,7 +44,7 @@ def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
 
 
 def host_with(warmer: Warmer) -> ModelHost:
-    host = ModelHost(FACTS.prefill_chunk_tokens, MonotonicClock(), warmer)
+    host = ModelHost(FACTS.cell_tokens, MonotonicClock(), warmer)
     host.attach(torch.zeros(FACTS.arena_bytes, dtype=torch.uint8))
     return host
 

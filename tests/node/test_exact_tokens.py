@@ -5,42 +5,31 @@ A device holds one model and a little KV; six models of different architectures 
 """
 
 import gc
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import psutil
 import pytest
 
 from tests.device.cuda.fake_gpu import FakeGpu
-from tokenmux.core.facts import DeviceFacts, HostFacts, InstanceId, ModelId
-from tokenmux.core.memory_budgets import DeviceKind
+from tests.node.served_node import KB, SLAB_BYTES, device, served
+from tokenmux.core.facts import InstanceId, ModelId
 from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
 from tokenmux.core.sampling import Sampling
 from tokenmux.executor import executor
 from tokenmux.messages.commands import (
     Cancel,
-    Command,
     DrainDevice,
     Pause,
-    Register,
     RemoveDevice,
     Resume,
     Submit,
 )
-from tokenmux.messages.reports import Acknowledged, Broken, Finished, Report, Tokens
-from tokenmux.messages.setups import DeviceSetup, NodeSetup, PagedKv
+from tokenmux.messages.reports import Acknowledged, Tokens
 from tokenmux.models.catalogue import tiny
 from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.models.catalogue.entry import Entry
-from tokenmux.scheduler.instance.instance import Instance
-from tokenmux.testing.driven_node import DrivenNode
 
 FAMILIES = ("llama", "qwen3", "mistral", "gemma2", "gpt2", "phi3")
-KB = 1 << 10
-SLAB_BYTES = 64 * KB
-GRID = 32
 
 
 @pytest.fixture(scope="module")
@@ -51,94 +40,6 @@ def entries(tmp_path_factory: pytest.TempPathFactory) -> list[Entry]:
         catalogue.register_folder(family, tiny.create(family, root / "checkpoints" / family))
         for family in FAMILIES
     ]
-
-
-class Served:
-    """A node in the test's thread, so that the test can look into its books."""
-
-    def __init__(self, setup: NodeSetup) -> None:
-        self.driven = DrivenNode(setup)
-        self.tokens: dict[RequestId, list[int]] = {}
-        self.ends: dict[RequestId, Finished] = {}
-        self._unread: deque[Report] = deque()
-
-    @property
-    def instance(self) -> Instance:
-        """That of the first device."""
-        return self.driven.instance
-
-    def send(self, message: Command) -> None:
-        self.driven.tell(message)
-
-    def next(self) -> Report:
-        while not self._unread:
-            if not self.driven.said:
-                self.driven.turn()
-            self._unread += self.driven.said
-            self.driven.said.clear()
-        message = self._unread.popleft()
-        match message:
-            case Tokens(request, index, token_ids):
-                output = self.tokens.setdefault(request, [])
-                assert index == len(output)
-                output.extend(token_ids)
-            case Finished(request):
-                assert request not in self.ends, "a request ended twice"
-                self.ends[request] = message
-            case Broken(detail):
-                raise AssertionError(detail)
-        return message
-
-    def until(self, met: Callable[[Report], bool]) -> Report:
-        while not met(message := self.next()):
-            pass
-        return message
-
-    def until_ended(self, n: int) -> None:
-        while len(self.ends) < n:
-            self.next()
-
-    def check_books(self) -> None:
-        """Everything is over, and nothing is left."""
-        self.driven.node.pool.check_integrity()
-        for instance in self.driven.node.pool.instances:
-            assert not instance.requests
-            assert instance.ledger.blocks.used_bytes == 0
-            assert instance.ledger.host_blocks.used_bytes == 0
-
-
-@contextmanager
-def served(
-    entries: list[Entry], *devices: DeviceFacts, kind: DeviceKind = "cpu", paged_kv: PagedKv = "exact"
-) -> Iterator[Served]:
-    """A node that knows the entries."""
-    host = HostFacts(cache_bytes=64 << 20, fetch_bytes_per_s=1e9)
-    setups = tuple(DeviceSetup(facts, kind, paged_kv=paged_kv) for facts in devices)
-    body = Served(NodeSetup(setups, host, sum(facts.host_kv_bytes for facts in devices)))
-    try:
-        for entry in entries:
-            body.send(Register(entry.facts, str(entry.path)))
-            answer = body.until(lambda message: isinstance(message, Acknowledged))
-            assert isinstance(answer, Acknowledged)
-            assert not answer.error
-        yield body
-    finally:
-        body.driven.close()
-
-
-def device(entries: list[Entry], n_slabs: int, host_kv_bytes: int = 4096 * KB) -> DeviceFacts:
-    """Room for the largest model and `n_slabs` slabs of KV."""
-    return DeviceFacts(
-        name="cpu",
-        arena_bytes=max(entry.facts.n_bytes for entry in entries) + n_slabs * SLAB_BYTES,
-        host_kv_bytes=host_kv_bytes,
-        copy_in_bytes_per_s=1e10,
-        copy_out_bytes_per_s=1e10,
-        memory_bytes_per_s=1e10,
-        flops_per_s=1e11,
-        slab_bytes=SLAB_BYTES,
-        prefill_chunk_tokens=GRID,
-    )
 
 
 def submits(entries: list[Entry], n: int, seed: int = 0) -> list[Submit]:

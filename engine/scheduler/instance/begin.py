@@ -141,6 +141,7 @@ def _bytes_of(paged: tuple[PagedRequest, ...]) -> int:
 def _compact(state: LiveState, operation: Compact) -> StartedCompaction:
     planned = state.ledger.plan_compaction(operation.n_bytes, state.fixed_models(), fixed_kv=state.fixed_kv())
     planned = validate.compact(operation, planned)
+    state.ledger.sharing.device.forget_idle()
     touched = state.ledger.moved_models(planned)
     if any(state.ledger.blocks.span(move.handle) for move in planned):
         touched.update(state.resident_models)

@@ -36,6 +36,7 @@ def step(state: LiveState, event: StepDone) -> Started:
     seconds = event.at_s - started.at_s
     row_s = seconds / sum(chunk.n_tokens for chunk in step.chunks)
     rows = []
+    n_new_cells = 0
     for chunk in step.chunks:
         request = state.requests[chunk.request]
         end = chunk.start + chunk.n_tokens
@@ -48,6 +49,8 @@ def step(state: LiveState, event: StepDone) -> Started:
         else:
             rows.append(StepRow(request.request.tenant, chunk.n_tokens, n_prompt, draws=False))
             request.kv.n_computed = end
+        if n_prompt and request.kv.prefix is not None:
+            n_new_cells += _give_prefix(state, request)
         if request.n_drawn >= request.request.max_tokens:
             requests.end(state, request, FinishReason.LENGTH)
         elif request.id in finished:
@@ -67,7 +70,15 @@ def step(state: LiveState, event: StepDone) -> Started:
         model = state.models[step.model]
         model.last_used_s = event.at_s
         model.forget_deadlines()
+        if n_new_cells:
+            state.take_prefixes(model)
     return started
+
+
+def _give_prefix(state: LiveState, request: RequestState) -> int:
+    """Let others have the cells of the request's prompt that are complete. Returns how many are new."""
+    n_prompt, grid = request.request.n_prompt, state.device.cell_tokens
+    return state.ledger.sharing.give(request.kv, n_prompt, grid, may_swap=not request.in_copy)
 
 
 def _draw(request: RequestState, n_tokens: int, n_prompt: int, ends_s: tuple[float, ...]) -> StepRow:
@@ -142,6 +153,7 @@ def _activate(state: LiveState, started: StartedActivation, seconds: float, ok: 
     model.stage = Residency.RESIDENT
     model.stepped_since_load = False
     model.last_used_s = state.now_s
+    state.take_prefixes(model)
     model.wanted = False if model.wanted is False else None
     state.file_asked(model)
     state.resident_models[model.facts.id] = model

@@ -114,7 +114,7 @@ class Instance:
 
     @property
     def arena_free_bytes(self) -> int:
-        return self.ledger.arena.free_bytes
+        return self.ledger.free_bytes
 
     @property
     def any_on_disk(self) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from math import inf
 
 from tokenmux.core.cost import CostModel
-from tokenmux.core.effects import INTERRUPT, Effect
+from tokenmux.core.effects import INTERRUPT, Effect, PrefixTaken
 from tokenmux.core.errors import IllegalPlan, IntegrityError, InternalError
 from tokenmux.core.facts import DeviceFacts, ModelFacts, ModelId
 from tokenmux.core.phases import PhaseChanged, RequestPhase, Residency
@@ -83,6 +83,22 @@ class LiveState:
         """File the request under what it needs now, unless it has ended."""
         if request.to_end is None:
             request.model.file(request)
+
+    def take_prefix(self, request: RequestState) -> bool:
+        """Give the request the KV of its prompt that others have computed. False if there is none."""
+        if request.in_step or request.in_copy or request.to_end:
+            return False
+        asked = request.request
+        n_tokens = self.ledger.sharing.take(request.kv, asked.n_prompt, self.device.cell_tokens)
+        if n_tokens:
+            self.effects.append(PrefixTaken(asked, n_tokens))
+        return n_tokens > 0
+
+    def take_prefixes(self, model: ModelState) -> None:
+        """Give the model's waiting requests what others have computed of their prompts."""
+        for request in list(model.waiting.values()):
+            if request.request.prefix is not None and self.take_prefix(request):
+                self.refile(request)
 
     def tell(self, request: RequestState, phase: RequestPhase) -> None:
         """Record the request's phase for its client, if it has changed."""

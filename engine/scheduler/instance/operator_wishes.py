@@ -29,8 +29,11 @@ def want(state: LiveState, model: ModelState, wanted: bool | None, pinned: bool 
 
 
 def remove(state: LiveState, model: ModelState) -> None:
-    """Remove a model: its requests fail and its weights are freed, those in use when their operation ends."""
+    """Remove a model: its requests fail and its weights are freed, those in use when their operation ends. No
+    KV of theirs is for the next model of its name."""
+    state.ledger.sharing.forget(model.facts.id)
     for request in [request for request in state.requests.values() if request.model is model]:
+        request.kv.prefix = None
         requests.end(
             state, request, FinishReason.FAILED, f"model {model.facts.id} was removed from the catalogue"
         )

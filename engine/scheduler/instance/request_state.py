@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from tokenmux.core.event import Arrived
 from tokenmux.core.phases import RequestPhase
+from tokenmux.core.prefix import PrefixKey
 from tokenmux.core.record import RequestHistory
 from tokenmux.core.request import FinishReason, Request, RequestId
 from tokenmux.scheduler.memory.kv_table import KvTable
@@ -93,6 +94,15 @@ class RequestState:
     @property
     def n_computed(self) -> int:
         return self.kv.n_computed
+
+    @property
+    def next_cell(self) -> PrefixKey | None:
+        prefix = self.kv.prefix
+        if prefix is None or not (prefix.reads and prefix.writes):
+            return None
+        place, rest = divmod(self.kv.n_computed, prefix.cell_tokens)
+        n_readable = (self.request.n_prompt - 1) // prefix.cell_tokens
+        return None if rest or place >= n_readable else prefix.keys[place]
 
     @property
     def due_s(self) -> float:

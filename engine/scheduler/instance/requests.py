@@ -3,7 +3,7 @@
 from tokenmux.core.effects import RequestEnded, RequestEntered, RequestLeft
 from tokenmux.core.errors import InternalError
 from tokenmux.core.event import Arrived
-from tokenmux.core.phases import RequestPhase
+from tokenmux.core.phases import RequestPhase, Residency
 from tokenmux.core.record import RequestRecord
 from tokenmux.core.request import FinishReason, RequestId
 from tokenmux.scheduler.instance.live_state import LiveState
@@ -13,11 +13,14 @@ from tokenmux.scheduler.instance.request_state import RequestState
 def arrive(state: LiveState, arrived: Arrived) -> None:
     request = arrived.request
     model = state.models[request.model]
-    table, share = state.ledger.open(request.id, model.facts.kv), state.shares.enter(request)
+    table = state.ledger.open(request.id, model.facts.kv, request.prefix)
+    share = state.shares.enter(request)
     live = RequestState(arrived, model, table, share)
     if arrived.n_kept:
         _check_kept(state, arrived)
         state.ledger.adopt(request.id, arrived.n_kept)
+    if request.prefix is not None and model.stage is Residency.RESIDENT:
+        state.take_prefix(live)
     state.requests[request.id] = live
     model.file(live)
     state.live_models[request.model] = model
@@ -30,9 +33,9 @@ def arrive(state: LiveState, arrived: Arrived) -> None:
 
 def _check_kept(state: LiveState, arrived: Arrived) -> None:
     """Raise InternalError unless the kept KV ends where a step of this instance may have ended: on the
-    prefill grid, or behind the prompt."""
+    grid of cells, or behind the prompt."""
     request, n_kept = arrived.request, arrived.n_kept
-    on_grid = n_kept >= request.n_prompt or not n_kept % state.device.prefill_chunk_tokens
+    on_grid = n_kept >= request.n_prompt or not n_kept % state.device.cell_tokens
     if not (on_grid and n_kept < request.n_prompt + arrived.n_delivered):
         raise InternalError(f"{request.id} arrives with KV of {n_kept} tokens, where no step can have ended")
 

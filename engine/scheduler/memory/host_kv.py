@@ -14,6 +14,7 @@ from tokenmux.core.handles import BlockHandle
 from tokenmux.core.request import RequestId
 from tokenmux.scheduler.memory.arena import Arena, aligned
 from tokenmux.scheduler.memory.kv_table import KvTable
+from tokenmux.scheduler.memory.prefix_index import PrefixIndex
 from tokenmux.scheduler.memory.slabs import SlabPool
 
 Tables = Mapping[RequestId, KvTable]
@@ -30,11 +31,13 @@ class ParkedKv:
 
 
 class HostKv:
-    """Blocks of host memory, owned by the requests of the instances that share them, or parked."""
+    """Blocks of host memory, used by the requests of the instances that share them, or by parked ones, and
+    kept by the index of prompts' beginnings."""
 
     def __init__(self, capacity: int, slab_bytes: int) -> None:
         self.arena = Arena(capacity)
         self.blocks = SlabPool(self.arena, aligned(slab_bytes))
+        self.prefixes = PrefixIndex(self.blocks)
         self._parked: dict[RequestId, ParkedKv] = {}
         self._sharers: list[Tables] = []
 
@@ -75,9 +78,10 @@ class HostKv:
             self.blocks.free(kv.blocks)
 
     def check_integrity(self) -> None:
-        """Raise IntegrityError unless every block has exactly one owner, over all instances."""
+        """Raise IntegrityError unless every block has the users that it counts, over all instances."""
         self.arena.check_integrity()
         owned = [h for tables in self._sharers for t in tables.values() for h in t.host if h is not None]
-        self.blocks.check_integrity([*owned, *(h for kv in self._parked.values() for h in kv.blocks)])
+        parked = (h for kv in self._parked.values() for h in kv.blocks)
+        self.blocks.check_integrity([*owned, *parked], self.prefixes.blocks)
         if set(self.blocks.extents) != set(self.arena.handles):
             raise IntegrityError("host KV: an extent has no owner")

@@ -6,19 +6,27 @@
 
 KV only ever grows, so the host copy is valid for a prefix of `n_clean` tokens. The tokens computed since are
 the dirty tail.
+
+Blocks of a prompt's whole cells may be shared with other requests (`tokenmux.scheduler.memory.prefix_index`).
+Nobody writes them: they end at or before `n_computed`, and steps write behind that.
 """
 
 from tokenmux.core.facts import KvShape
 from tokenmux.core.handles import BlockHandle
+from tokenmux.core.prefix import Prefix
 
 
 class KvTable:
     """The blocks of one request. Block `i` holds tokens `[i * block_size, (i + 1) * block_size)`."""
 
-    __slots__ = ("device", "host", "n_clean", "n_computed", "n_missing", "shape")
+    __slots__ = ("device", "host", "n_clean", "n_computed", "n_missing", "n_shared", "prefix", "shape")
 
-    def __init__(self, shape: KvShape) -> None:
+    def __init__(self, shape: KvShape, prefix: Prefix | None = None) -> None:
+        """`prefix` tells which cells may be shared; None: none."""
         self.shape = shape
+        self.prefix = prefix
+        self.n_shared = 0
+        """Number of leading tokens whose blocks others may have been given, or were given by others."""
         self.device: list[BlockHandle | None] = []
         self.host: list[BlockHandle | None] = []
         self.n_computed = 0

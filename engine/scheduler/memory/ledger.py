@@ -12,17 +12,20 @@ from collections.abc import Set as AbstractSet
 from tokenmux.core.errors import IllegalPlan, IntegrityError
 from tokenmux.core.facts import DeviceFacts, Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.core.handles import BlockHandle, ExtentHandle, ExtentMove, Transfer
+from tokenmux.core.prefix import Prefix
 from tokenmux.core.request import RequestId
 from tokenmux.scheduler.memory.arena import Arena, aligned
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.memory.host_kv import HostKv, ParkedKv
 from tokenmux.scheduler.memory.kv_table import KvTable
+from tokenmux.scheduler.memory.prefix_index import PrefixIndex
+from tokenmux.scheduler.memory.prefix_sharing import PrefixSharing
 from tokenmux.scheduler.memory.slabs import SlabPool
 
 
 class Ledger:
     """The books of one instance's arena. The host cache is shared with the other instances of the host, and
-    so may the host KV be."""
+    so may the host KV be. Requests with the same beginning share blocks (`sharing`)."""
 
     def __init__(self, device: DeviceFacts, cache: HostCache, host_kv: HostKv | None = None) -> None:
         """Without `host_kv` the instance has its own, of `device.host_kv_bytes`."""
@@ -31,6 +34,7 @@ class Ledger:
         self.host_kv = HostKv(device.host_kv_bytes, device.slab_bytes) if host_kv is None else host_kv
         self.host_arena = self.host_kv.arena
         self.host_blocks = self.host_kv.blocks
+        self.sharing = PrefixSharing(PrefixIndex(self.blocks), self.host_kv.prefixes)
         self.cache = cache
         self.version = 0
         """Changes whenever weights come or go."""
@@ -56,8 +60,14 @@ class Ledger:
             )
         self.arena = Arena(arena_bytes)
         self.blocks = SlabPool(self.arena, self.blocks.slab_bytes)
+        self.sharing.device = PrefixIndex(self.blocks)
 
     # ── weights ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def free_bytes(self) -> int:
+        """Free bytes of the arena, if KV that no request uses were let go."""
+        return self.arena.free_bytes + len(self.blocks.idle_extents) * self.blocks.slab_bytes
 
     @property
     def weight_bytes(self) -> int:
@@ -81,11 +91,18 @@ class Ledger:
         return tuple(image for image, extent in extents if extent is None or extent in freed)
 
     def can_place(self, model: ModelFacts) -> bool:
-        """True if every absent image of the model finds a hole, without moving anything."""
+        """True if every absent image of the model finds a hole, without moving anything but KV that no
+        request uses."""
         absent = self.absent_images(model)
-        if len(absent) == 1:
-            return self.arena.largest_hole >= aligned(absent[0].n_bytes)
-        handles = [self.arena.allocate_low(image.n_bytes) for image in absent]
+        if self._find_holes(absent):
+            return True
+        return bool(self.blocks.idle_bytes) and self.hole_without(()) >= self.bytes_to_place(model)
+
+    def _find_holes(self, images: tuple[Image, ...]) -> bool:
+        """True if every image finds a hole now."""
+        if len(images) == 1:
+            return self.arena.largest_hole >= aligned(images[0].n_bytes)
+        handles = [self.arena.allocate_low(image.n_bytes) for image in images]
         for handle in handles:
             if handle is not None:
                 self.arena.free(handle)
@@ -102,6 +119,8 @@ class Ledger:
             raise IllegalPlan(
                 f"{model.id} needs {self.bytes_to_place(model)} bytes that have no place in the arena"
             )
+        while not self._find_holes(absent) and self.blocks.reclaim():
+            pass
         for image in absent:
             extent = self.arena.allocate_low(image.n_bytes)
             assert extent is not None
@@ -129,15 +148,17 @@ class Ledger:
     ) -> tuple[ExtentMove, ...] | None:
         """Moves after which `n_bytes` are contiguous, leaving the weights of `fixed` where they are.
 
-        KV may move too, except that of the requests `fixed_kv`; with None no KV may move.
+        KV may move too, except that of the requests `fixed_kv`; with None no KV may move. KV that no request
+        uses counts as gone: let it go before the moves are applied.
         """
         still = {image.id for model in fixed for image in model.images}
         movable = {extent for image, extent in self._extents.items() if image not in still}
+        freed = self._freed_by(evicted) | self.blocks.idle_extents
         slots: AbstractSet[ExtentHandle] = frozenset()
         if fixed_kv is not None:
             tables = (self.kv[request] for request in fixed_kv)
             slots = self.blocks.extents_without(h for table in tables for h in table.device if h is not None)
-        return self.arena.plan_compaction(n_bytes, movable, self._freed_by(evicted), slots)
+        return self.arena.plan_compaction(n_bytes, movable, freed, slots - freed)
 
     def apply(self, moves: tuple[ExtentMove, ...]) -> tuple[ExtentMove, ...]:
         """Record moves in the books, in order; returns what the device has to move.
@@ -156,8 +177,10 @@ class Ledger:
         return tuple(on_device)
 
     def hole_without(self, evicted: Iterable[ModelFacts]) -> int:
-        """Size of the largest hole if these models were evicted."""
-        return 0 if self.arena.frozen else self.arena.hole_without(self._freed_by(evicted))
+        """Size of the largest hole if these models were evicted, and KV that no request uses let go."""
+        if self.arena.frozen:
+            return 0
+        return self.arena.hole_without(self._freed_by(evicted) | self.blocks.idle_extents)
 
     def moved_models(self, moves: tuple[ExtentMove, ...]) -> set[ModelId]:
         """Models whose weights these moves touch."""
@@ -178,8 +201,8 @@ class Ledger:
 
     # ── KV ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def open(self, request: RequestId, shape: KvShape) -> KvTable:
-        table = self.kv[request] = KvTable(shape)
+    def open(self, request: RequestId, shape: KvShape, prefix: Prefix | None = None) -> KvTable:
+        table = self.kv[request] = KvTable(shape, prefix)
         return table
 
     def adopt(self, request: RequestId, n_tokens: int) -> None:
@@ -298,6 +321,7 @@ class Ledger:
         table = self.kv[request]
         if ok:
             table.n_clean = max(table.n_clean, n_clean)
+            self.sharing.give_on_host(table)
             return
         n_kept = table.shape.blocks_for(table.n_clean)
         self.host_blocks.free(handle for handle in table.host[n_kept:] if handle is not None)
@@ -315,19 +339,21 @@ class Ledger:
         table = self.kv[request]
         self.blocks.free(table.take_device())
         self.host_blocks.free(table.take_host())
-        self.kv[request] = KvTable(table.shape)
+        self.kv[request] = KvTable(table.shape, table.prefix)
 
     def check_integrity(self) -> None:
-        """Raise IntegrityError unless every extent and block has exactly one owner."""
+        """Raise IntegrityError unless every extent has exactly one owner, and every block its users."""
         self.arena.check_integrity()
         self.host_kv.check_integrity()
         self.cache.check_integrity()
         tables = self.kv.values()
         on_device = [h for table in tables for h in table.device if h is not None]
-        self.blocks.check_integrity([*on_device, *self._arriving])
+        self.blocks.check_integrity([*on_device, *self._arriving], self.sharing.device.blocks)
         owned = {*self._extents.values(), *self.blocks.extents}
         if len(owned) != len(self._extents) + len(self.blocks.extents) or owned != set(self.arena.handles):
             raise IntegrityError("ledger: an extent of the arena has no owner, or two")
         for table in tables:
             if table.n_missing != len(table.missing()) or len(table.device) != len(table.host):
                 raise IntegrityError("ledger: a KV table miscounts its blocks")
+            if table.n_shared > table.n_computed:
+                raise IntegrityError("ledger: blocks are shared that will be written")

@@ -14,7 +14,15 @@ from itertools import pairwise
 from math import inf
 from operator import sub
 
-from tokenmux.core.effects import CopyEnded, Effects, ModelLoaded, RequestEnded, RequestEntered, StepEnded
+from tokenmux.core.effects import (
+    CopyEnded,
+    Effects,
+    ModelLoaded,
+    PrefixTaken,
+    RequestEnded,
+    RequestEntered,
+    StepEnded,
+)
 from tokenmux.core.event import SUPERSEDED
 from tokenmux.core.facts import ModelId
 from tokenmux.core.plan import Channel, Discard
@@ -75,6 +83,8 @@ class ServiceCounters:
         Unit.REQUESTS, "Of them, failed, or not complete when their clients stopped waiting."
     )
     n_prompt_tokens: int = counted(Unit.TOKENS, "Tokens of prompts that were computed.")
+    n_prefix_hits: int = counted(Unit.TIMES, "Requests that were given KV of their prompt's beginning.")
+    n_cached_prompt_tokens: int = counted(Unit.TOKENS, "Tokens of prompts whose KV others had computed.")
     n_tokens: int = counted(Unit.TOKENS, "Tokens drawn.")
     n_tokens_on_time: int = counted(Unit.TOKENS, "Of them, on time.")
     n_attained: int = 0
@@ -93,6 +103,10 @@ class ServiceCounters:
     @derived(Unit.SHARE, "Mean over requests of the time that was not late, as the paper's artifact counts.")
     def artifact_attainment(self) -> float:
         return self.attained / self.n_attained if self.n_attained else 0.0
+
+    def count_prefix(self, n_tokens: int) -> None:
+        self.n_prefix_hits += 1
+        self.n_cached_prompt_tokens += n_tokens
 
     def count_end(self, record: RequestRecord) -> None:
         self.n_requests += 1
@@ -179,6 +193,9 @@ class Metrics:
                     self.of(request.model).last_asked_s = at_s
                 case ModelLoaded():
                     self._count_swap(effect)
+                case PrefixTaken(request, n_tokens):
+                    self.of(request.model).service.count_prefix(n_tokens)
+                    self.tenant(request.tenant).count_prefix(n_tokens)
                 case Discard():
                     self.n_discards += 1
                 case _:

@@ -14,6 +14,7 @@ from tokenmux.core.event import Arrived, Event
 from tokenmux.core.facts import DeviceFacts, ImageId, ModelFacts, ModelId
 from tokenmux.core.phases import Residency
 from tokenmux.core.plan import Activate, Channel, Chunk, Fetch, Operation, Plan, Step
+from tokenmux.core.prefix import PrefixKey
 from tokenmux.core.request import Request, RequestId, ServiceLevel
 
 
@@ -43,6 +44,11 @@ class RequestView(Protocol):
     def due_s(self) -> float:
         """The deadline by which it is ordered among others: its weight moves it ahead, and its lateness
         counts less while its tenant has had more than its share."""
+        ...
+
+    @property
+    def next_cell(self) -> PrefixKey | None:
+        """The key of the cell of its prompt that it computes next, if requests may share that."""
         ...
 
     @property

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from tokenmux.core.cost import StepWork
 from tokenmux.core.event import Cancelled, Event, ModelRemoved, Paused, Withdrawn
 from tokenmux.core.plan import Chunk, Step
+from tokenmux.core.prefix import PrefixKey
 from tokenmux.scheduler.policy.instance_policy import InstanceView, ModelView, RequestView
 
 _LEAST_STEP_S = 1e-9
@@ -20,11 +21,20 @@ def decode_chunks(model: ModelView) -> list[Chunk]:
 
 
 def prefill_chunks(view: InstanceView, requests: Iterable[RequestView]) -> list[Chunk]:
-    """Chunks of these requests, the most urgent first, that fill one cell of the prefill grid."""
+    """Chunks of these requests, the most urgent first, that fill one cell of the prefill grid.
+
+    A request waits if another one computes the same beginning in this step: it will be given that.
+    """
     grid = view.device.prefill_chunk_tokens
     budget = grid
     chunks: list[Chunk] = []
+    computed: set[PrefixKey] = set()
     for request in sorted(requests, key=lambda r: r.due_s):
+        cell = request.next_cell
+        if cell is not None:
+            if cell in computed:
+                continue
+            computed.add(cell)
         start = request.n_computed
         end = min(request.n_tokens, start - start % grid + grid)
         if end > request.request.n_prompt > start:

@@ -428,7 +428,7 @@ class Pool:
         """Have a request arrive with the KV that the host has of it.
 
         Instances that share host KV hand it over as it is. From the host of another instance it is copied,
-        unless that was lost. It ends on the prefill grid of its next instance.
+        unless that was lost. It ends on the grid of cells of its next instance.
         """
         arrived, left, instance = transit.arrived, transit.instance, self.instances[index]
         n_kept = arrived.n_kept
@@ -436,7 +436,7 @@ class Pool:
         if was_lost and instance.ledger.host_kv is not left.ledger.host_kv:
             n_kept = 0
         if n_kept < arrived.request.n_prompt:
-            n_kept -= n_kept % instance.device.prefill_chunk_tokens
+            n_kept -= n_kept % instance.device.cell_tokens
         self._arrive(index, replace(arrived, n_kept=n_kept))
         left.ledger.host_kv.forget(arrived.request.id)
 

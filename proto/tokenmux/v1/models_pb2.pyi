@@ -89,7 +89,7 @@ class Model(_message.Message):
     def __init__(self, name: _Optional[str] = ..., residency: _Optional[_Union[Residency, str]] = ..., pinned: _Optional[bool] = ..., refusal: _Optional[str] = ..., weight_bytes: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., n_parameters: _Optional[int] = ..., max_context: _Optional[int] = ..., vocab_size: _Optional[int] = ..., n_queued: _Optional[int] = ..., n_running: _Optional[int] = ..., n_paged_out: _Optional[int] = ..., n_swaps: _Optional[int] = ..., swap_bytes: _Optional[int] = ..., swap_s: _Optional[float] = ..., swap_exposed_s: _Optional[float] = ..., n_prompt_tokens: _Optional[int] = ..., n_tokens: _Optional[int] = ..., n_tokens_on_time: _Optional[int] = ..., compute_s: _Optional[float] = ..., service: _Optional[_Union[ServiceTotals, _Mapping]] = ..., n_swaps_first: _Optional[int] = ..., n_swaps_again: _Optional[int] = ..., n_swaps_operator: _Optional[int] = ..., n_swaps_ahead: _Optional[int] = ..., instances: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ServiceTotals(_message.Message):
-    __slots__ = ("n_requests", "n_requests_on_time", "n_requests_failed", "n_prompt_tokens", "n_tokens", "n_tokens_on_time", "artifact_attainment", "gpu_s", "ttft", "tpot", "gaps")
+    __slots__ = ("n_requests", "n_requests_on_time", "n_requests_failed", "n_prompt_tokens", "n_tokens", "n_tokens_on_time", "artifact_attainment", "gpu_s", "ttft", "tpot", "gaps", "n_prefix_hits", "n_cached_prompt_tokens")
     N_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     N_REQUESTS_ON_TIME_FIELD_NUMBER: _ClassVar[int]
     N_REQUESTS_FAILED_FIELD_NUMBER: _ClassVar[int]
@@ -101,6 +101,8 @@ class ServiceTotals(_message.Message):
     TTFT_FIELD_NUMBER: _ClassVar[int]
     TPOT_FIELD_NUMBER: _ClassVar[int]
     GAPS_FIELD_NUMBER: _ClassVar[int]
+    N_PREFIX_HITS_FIELD_NUMBER: _ClassVar[int]
+    N_CACHED_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     n_requests: int
     n_requests_on_time: int
     n_requests_failed: int
@@ -112,7 +114,9 @@ class ServiceTotals(_message.Message):
     ttft: Durations
     tpot: Durations
     gaps: Durations
-    def __init__(self, n_requests: _Optional[int] = ..., n_requests_on_time: _Optional[int] = ..., n_requests_failed: _Optional[int] = ..., n_prompt_tokens: _Optional[int] = ..., n_tokens: _Optional[int] = ..., n_tokens_on_time: _Optional[int] = ..., artifact_attainment: _Optional[float] = ..., gpu_s: _Optional[float] = ..., ttft: _Optional[_Union[Durations, _Mapping]] = ..., tpot: _Optional[_Union[Durations, _Mapping]] = ..., gaps: _Optional[_Union[Durations, _Mapping]] = ...) -> None: ...
+    n_prefix_hits: int
+    n_cached_prompt_tokens: int
+    def __init__(self, n_requests: _Optional[int] = ..., n_requests_on_time: _Optional[int] = ..., n_requests_failed: _Optional[int] = ..., n_prompt_tokens: _Optional[int] = ..., n_tokens: _Optional[int] = ..., n_tokens_on_time: _Optional[int] = ..., artifact_attainment: _Optional[float] = ..., gpu_s: _Optional[float] = ..., ttft: _Optional[_Union[Durations, _Mapping]] = ..., tpot: _Optional[_Union[Durations, _Mapping]] = ..., gaps: _Optional[_Union[Durations, _Mapping]] = ..., n_prefix_hits: _Optional[int] = ..., n_cached_prompt_tokens: _Optional[int] = ...) -> None: ...
 
 class Durations(_message.Message):
     __slots__ = ("counts", "total_s")

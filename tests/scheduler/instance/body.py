@@ -7,13 +7,14 @@ poison. So a plan that the instance should have refused, or books that drift fro
 cell.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import TypeVar
 
 from tokenmux.core.effects import Effect, Effects, RequestEnded, ResizeReady, operations_started
-from tokenmux.core.event import Arrived, CopyDone, Event, Resized, StepDone
-from tokenmux.core.facts import DeviceFacts, HostFacts, Image, ModelFacts
+from tokenmux.core.event import Arrived, CopyDone, Event, ModelAdded, Resized, StepDone
+from tokenmux.core.facts import DeviceFacts, HostFacts, Image, ModelFacts, ModelId
 from tokenmux.core.handles import BlockHandle
 from tokenmux.core.plan import Channel, Plan
 from tokenmux.core.record import RequestRecord
@@ -36,7 +37,9 @@ T = TypeVar("T")
 Cells = list[object]
 
 
-def device_facts(arena_bytes: int, host_kv_bytes: int, slab_bytes: int = 512, grid: int = 8) -> DeviceFacts:
+def device_facts(
+    arena_bytes: int, host_kv_bytes: int, slab_bytes: int = 512, grid: int = 8, cell_tokens: int | None = None
+) -> DeviceFacts:
     return DeviceFacts(
         "cells",
         arena_bytes,
@@ -49,6 +52,7 @@ def device_facts(arena_bytes: int, host_kv_bytes: int, slab_bytes: int = 512, gr
         copy_overhead_s=0.01,
         slab_bytes=slab_bytes,
         prefill_chunk_tokens=grid,
+        prompt_cell_tokens=cell_tokens,
     )
 
 
@@ -69,6 +73,9 @@ class Body:
         self.n_drawn: dict[RequestId, int] = {}
         self.ended: dict[RequestId, RequestRecord] = {}
         self._tables: dict[RequestId, list[KvTable]] = {}
+        self._n_registered: Counter[ModelId] = Counter()
+        self._registration: dict[RequestId, int] = {}
+        """For which registration of its model a request is."""
         self._n_at_begin: dict[RequestId, int] = {}
 
     # ── driving ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -92,13 +99,16 @@ class Body:
     def apply(self, event: Event) -> None:
         """Enter an event, and check books and cells."""
         was_parked = isinstance(event, Arrived) and event.request.id in self.ledger.host_kv.parked
+        if isinstance(event, ModelAdded):
+            self._n_registered[event.facts.id] += 1
         effects = self.instance.apply(event)
         if isinstance(event, Arrived):
+            self._registration[event.request.id] = self._n_registered[event.request.model]
             self.n_drawn[event.request.id] = event.n_delivered
             if was_parked:
                 # The same cells under another table: they must be what they were.
-                self._tables[event.request.id][-1] = self.ledger.kv[event.request.id]
-            elif self.instance.requests[event.request.id].kv.n_computed:
+                self._tables.setdefault(event.request.id, [])[-1:] = [self.ledger.kv[event.request.id]]
+            elif event.n_kept and self.instance.requests[event.request.id].kv.n_computed:
                 self._adopt(event)
         self._carry_out(effects)
         self.check()
@@ -211,7 +221,14 @@ class Body:
     # ── cells ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def _truth(self, request: RequestId, token: int) -> object:
-        """What the KV of a token is; one that was discarded and rebuilt differs from its first version."""
+        """What the KV of a token is. In a cell that may be shared it is the same for all requests; elsewhere
+        one that was discarded and rebuilt differs from its first version."""
+        asked = self.instance.requests[request].request
+        prefix, grid = asked.prefix, self.instance.device.cell_tokens
+        cell, place = (0, 0) if prefix is None else divmod(token, prefix.cell_tokens)
+        n_whole = asked.n_prompt - asked.n_prompt % grid
+        if prefix is not None and (cell + 1) * prefix.cell_tokens <= n_whole:
+            return (prefix.keys[cell], self._registration[request], place)
         tables = self._tables.setdefault(request, [])
         if not tables or tables[-1] is not self.ledger.kv[request]:
             tables.append(self.ledger.kv[request])
@@ -243,7 +260,8 @@ class Body:
     # ── checking ────────────────────────────────────────────────────────────────────────────────────────────
 
     def check(self) -> None:
-        """Books balance, resident weights are whole, and all KV that a request may read is its own."""
+        """Books balance, resident weights are whole, and all KV that a request may read is its own, or that
+        of its beginning."""
         self.instance.check_integrity()
         for model in self.instance.resident_models.values():
             if not model.is_moving:
@@ -286,9 +304,16 @@ class Body:
             list(instance.resident_models),
             list(instance.live_models),
             {c: instance.in_flight(c) for c in Channel},
-            [(h, ledger.arena.offset(h), ledger.arena.size(h)) for h in ledger.arena.handles],
-            [(h, ledger.host_arena.offset(h)) for h in ledger.host_arena.handles],
-            (ledger.blocks.used_bytes, ledger.host_blocks.used_bytes, ledger.arena.frozen),
+            {
+                (h, ledger.arena.offset(h), ledger.arena.size(h))
+                for h in {*ledger.arena.handles} - ledger.blocks.idle_extents
+            },
+            {
+                (h, ledger.host_arena.offset(h))
+                for h in {*ledger.host_arena.handles} - ledger.host_blocks.idle_extents
+            },
+            *(blocks.used_bytes - blocks.idle_bytes for blocks in (ledger.blocks, ledger.host_blocks)),
+            ledger.arena.frozen,
             (ledger.cache.cached, ledger.cache.held, ledger.cache.fetching),
             instance.metrics.n_discards,
         )

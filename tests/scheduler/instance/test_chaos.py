@@ -42,6 +42,7 @@ from tokenmux.core.plan import (
     Plan,
     Step,
 )
+from tokenmux.core.prefix import Prefix, prefix_keys, prefix_seed
 from tokenmux.core.request import FinishReason, Request, RequestId
 from tokenmux.core.started import StartedLoad, StartedStep
 from tokenmux.testing import make_model
@@ -74,7 +75,9 @@ class Chaos:
         arena_bytes = self.random.choice((6000, 8400, 12000, 16800))
         host_kv_bytes = self.random.choice((0, 2048, 4096, 8192))
         cache_bytes = self.random.choice((3200, 4800, 8000))
-        self.body = Body(device_facts(arena_bytes, host_kv_bytes, slab_bytes=2048, grid=GRID), cache_bytes)
+        self.cell_tokens = self.random.choice((4, 8))
+        device = device_facts(arena_bytes, host_kv_bytes, 2048, GRID, self.random.choice((4, 8)))
+        self.body = Body(device, cache_bytes)
         self.accepted: dict[RequestId, Request] = {}
         self.moved_on: set[RequestId] = set()
         self.may_end: dict[RequestId, set[FinishReason]] = {}
@@ -102,17 +105,27 @@ class Chaos:
         models = list(self.body.instance.models)
         if not models or len(self.body.instance.requests) > 7:
             return
+        model, n_prompt = self.random.choice(models), self.random.randint(1, 20)
         request = Request(
             RequestId(f"r{len(self.accepted)}"),
-            self.random.choice(models),
-            self.random.randint(1, 20),
+            model,
+            n_prompt,
             self.random.randint(1, 12),
             self.body.now_s,
+            prefix=self.prefix(model, n_prompt) if self.random.random() < 0.8 else None,
         )
         self.accepted[request.id] = request
         self.may_end[request.id] = set()
         n_delivered = self.random.choice((0, 0, 0, request.max_tokens - 1))
         self.body.apply(Arrived(self.body.now_s, request, n_delivered))
+
+    def prefix(self, model: ModelId, n_prompt: int) -> Prefix:
+        """That of a prompt which begins as others do."""
+        own = self.random.randint(0, n_prompt)
+        prompt = [self.random.randrange(2)] * (n_prompt - own) + [self.random.randrange(2, 5)] * own
+        keys = prefix_keys(prefix_seed(model, ()), prompt, self.cell_tokens)
+        reads, writes = (self.random.random() < 0.9 for _ in range(2))
+        return Prefix(model, self.cell_tokens, keys, reads, writes)
 
     def cancel(self) -> None:
         """One that is being copied, if there is one: that is rare enough."""

@@ -1,7 +1,8 @@
 """KV blocks of many shapes out of the same slabs: nobody's address range meets another's, and every leak
 is noticed."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 
 import pytest
@@ -20,13 +21,18 @@ BLOCK_SIZES = (7, 24, 64, 100, 128)
 
 
 class SlabMachine(RuleBasedStateMachine):
-    """Blocks come and go in several shapes while weights come and go below them."""
+    """Blocks come and go in several shapes while weights come and go below them. Some have several users, and
+    some are kept when these have gone."""
 
     @initialize(units=st.integers(0, 40))
     def create(self, units: int) -> None:
         self.arena = Arena(units * EXTENT_ALIGNMENT)
         self.pool = SlabPool(self.arena, SLAB_BYTES)
         self.live: dict[BlockHandle, int] = {}
+        """Blocks that are not free, with their sizes."""
+        self.users: Counter[BlockHandle] = Counter()
+        self.kept: list[BlockHandle] = []
+        self.pool.reclaim = self.let_one_go
         self.index: dict[BlockHandle, int] = {}
         self.weights: list[ExtentHandle] = []
 
@@ -46,17 +52,55 @@ class SlabMachine(RuleBasedStateMachine):
         for handle in handles:
             self.live[handle] = block_bytes
             self.index[handle] = self.pool.block_index(handle)
+            self.users[handle] = 1
+
+    @precondition(lambda self: self.users)
+    @rule(data=st.data())
+    def free(self, data: st.DataObject) -> None:
+        handles = data.draw(st.lists(st.sampled_from(sorted(self.users)), unique=True))
+        self.pool.free(handles)
+        self.users = +(self.users - Counter(handles))
+        self.forget_free(handles)
+        for handle in handles:
+            if not self.users[handle]:
+                with pytest.raises(IntegrityError):
+                    self.pool.free([handle])
 
     @precondition(lambda self: self.live)
     @rule(data=st.data())
-    def free(self, data: st.DataObject) -> None:
+    def share(self, data: st.DataObject) -> None:
         handles = data.draw(st.lists(st.sampled_from(sorted(self.live)), unique=True))
-        self.pool.free(handles)
+        self.pool.share(handles)
+        self.users += Counter(handles)
+
+    @precondition(lambda self: self.users)
+    @rule(data=st.data())
+    def keep(self, data: st.DataObject) -> None:
+        """As the index does it: what is computed becomes known."""
+        handles = data.draw(st.lists(st.sampled_from(sorted(self.users)), unique=True))
+        fresh = [handle for handle in handles if handle not in self.kept]
+        self.pool.keep(fresh)
+        self.kept += fresh
+
+    @precondition(lambda self: self.kept)
+    @rule()
+    def let_go(self) -> None:
+        handle = self.kept.pop(0)
+        self.pool.let_go([handle])
+        self.forget_free([handle])
+
+    def let_one_go(self) -> bool:
+        idle = [handle for handle in self.kept if not self.users[handle]]
+        if idle:
+            self.kept.remove(idle[0])
+            self.pool.let_go(idle[:1])
+            self.forget_free(idle[:1])
+        return bool(idle)
+
+    def forget_free(self, handles: Iterable[BlockHandle]) -> None:
         for handle in handles:
-            del self.live[handle], self.index[handle]
-        for handle in handles:
-            with pytest.raises(IntegrityError):
-                self.pool.free([handle])
+            if not self.users[handle] and handle not in self.kept:
+                del self.live[handle], self.index[handle]
 
     @rule(n_bytes=st.integers(1, 6 * EXTENT_ALIGNMENT))
     def load_weights(self, n_bytes: int) -> None:
@@ -73,9 +117,13 @@ class SlabMachine(RuleBasedStateMachine):
     def no_byte_has_two_owners(self) -> None:
         """Each block lies at a multiple of its size, inside a slab of its own shape, apart from all
         others."""
-        self.pool.check_integrity(self.live)
+        self.pool.check_integrity(self.users.elements(), self.kept)
         self.arena.check_integrity()
         assert self.pool.used_bytes == sum(self.live.values())
+        idle = {handle for handle in self.kept if not self.users[handle]}
+        assert self.pool.idle_bytes == sum(self.live[handle] for handle in idle)
+        busy = {handle >> 24 for handle in self.live.keys() - idle}
+        assert self.pool.idle_extents == set(self.pool.extents) - busy, "a slab with users is not idle"
         assert set(self.arena.handles) == {*self.pool.extents, *self.weights}
         slabs = [(self.arena.offset(e), self.arena.offset(e) + SLAB_BYTES) for e in self.pool.extents]
         shapes: dict[tuple[int, int], int] = {}
@@ -91,17 +139,22 @@ class SlabMachine(RuleBasedStateMachine):
 
     @invariant()
     def a_leak_is_noticed(self) -> None:
-        for handle in list(self.live)[:1]:
+        used = list(self.users.elements())
+        for handle in used[:1]:
             with pytest.raises(IntegrityError, match="1 blocks leaked, 0 held"):
-                self.pool.check_integrity(self.live.keys() - {handle})
-            with pytest.raises(IntegrityError, match="two owners"):
-                self.pool.check_integrity([*self.live, handle])
+                self.pool.check_integrity(used[1:], self.kept)
+            with pytest.raises(IntegrityError, match="0 blocks leaked, 1 held"):
+                self.pool.check_integrity([*used, handle], self.kept)
+        if self.kept:
+            with pytest.raises(IntegrityError, match="kept than should be"):
+                self.pool.check_integrity(used, self.kept[1:])
         with pytest.raises(IntegrityError, match="0 blocks leaked, 1 held"):
-            self.pool.check_integrity([*self.live, BlockHandle(12345 << 24)])
+            self.pool.check_integrity([*used, BlockHandle(12345 << 24)], self.kept)
 
     def teardown(self) -> None:
         if hasattr(self, "pool"):
-            self.pool.free(self.live)
+            self.pool.free(self.users.elements())
+            self.pool.let_go(self.kept)
             assert self.pool.used_bytes == 0
             assert self.pool.extents == [], "an empty slab goes back to the arena"
             assert set(self.arena.handles) == set(self.weights)

@@ -1,0 +1,140 @@
+"""The prefix cache on real (small) models: a request that is given KV of others yields the tokens that it
+yields alone, without the cache.
+
+Prompts of three models begin alike, in float32 and bfloat16, with and without a sliding window. On the small
+devices KV is paged, dropped, moved and lost meanwhile.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.node.served_node import KB, SLAB_BYTES, device, served
+from tokenmux.core.facts import InstanceId, ModelId
+from tokenmux.core.request import Request, RequestId, ServiceLevel
+from tokenmux.core.sampling import Sampling
+from tokenmux.messages.commands import Register, Submit, Unregister
+from tokenmux.messages.reports import Tokens
+from tokenmux.models.catalogue import tiny
+from tokenmux.models.catalogue.catalogue import Catalogue
+from tokenmux.models.catalogue.entry import Entry
+from tokenmux.scheduler.instance.instance import Instance
+
+FAMILIES = {"llama": torch.bfloat16, "gemma2": torch.bfloat16, "qwen3": torch.float32}
+CELL = 16
+N = 45
+
+
+@pytest.fixture(scope="module")
+def entries(tmp_path_factory: pytest.TempPathFactory) -> list[Entry]:
+    root = tmp_path_factory.mktemp("catalogue")
+    catalogue = Catalogue(root)
+    return [
+        catalogue.register_folder(family, tiny.create(family, root / "checkpoints" / family, dtype=dtype))
+        for family, dtype in FAMILIES.items()
+    ]
+
+
+def submits(entries: list[Entry], n: int = N) -> list[Submit]:
+    """Requests in turn over the models. Prompts are one of two beginnings, cut anywhere, and up to 30 tokens
+    of their own; every third request is sampled."""
+    rng = np.random.default_rng(7)
+    beginnings = [tuple(int(t) for t in rng.integers(0, 256, size=100)) for _ in range(2)]
+    made = []
+    for number in range(n):
+        own = tuple(int(t) for t in rng.integers(0, 256, size=rng.integers(0, 30)))
+        prompt = beginnings[rng.integers(2)][: rng.integers(1, 101)] + own
+        sampling = Sampling(temperature=0.8, top_k=40, seed=number) if number % 3 == 0 else Sampling()
+        request = Request(
+            RequestId(f"r{number}"),
+            ModelId(entries[number % len(entries)].name),
+            n_prompt=len(prompt),
+            max_tokens=int(rng.integers(4, 40)),
+            arrival_s=0.0,
+            service=ServiceLevel(ttft_s=1.0, tpot_s=0.01),
+            tenant="one" if number % 5 else "other",
+        )
+        made.append(Submit(request, prompt, sampling))
+    return made
+
+
+@pytest.fixture(scope="module")
+def alone(entries: list[Entry]) -> dict[RequestId, list[int]]:
+    """What each request yields with the device to itself, without the cache."""
+    with served(entries, device(entries, n_slabs=200, cell_tokens=CELL)) as body:
+        for number, submit in enumerate(submits(entries)):
+            body.send(submit)
+            body.until_ended(number + 1)
+        assert not body.instance.ledger.sharing.device
+        return body.tokens
+
+
+def ask(entry: Entry, name: str, prompt: tuple[int, ...], tenant: str = "one") -> Submit:
+    request = Request(RequestId(name), ModelId(entry.name), len(prompt), 20, arrival_s=0.0, tenant=tenant)
+    return Submit(request, prompt, Sampling())
+
+
+def n_cached(instances: Iterable[Instance]) -> int:
+    return sum(c.service.n_cached_prompt_tokens for i in instances for c in i.metrics.models.values())
+
+
+DEVICES = {
+    "roomy": {"n_slabs": 200},
+    "paging": {"n_slabs": 12},
+    "host full": {"n_slabs": 12, "host_kv_bytes": 3 * SLAB_BYTES},
+}
+
+
+@pytest.mark.parametrize("size", DEVICES)
+def test_requests_that_share_their_beginnings_yield_what_they_yield_alone(
+    entries: list[Entry], alone: dict[RequestId, list[int]], size: str
+) -> None:
+    with served(entries, device(entries, cell_tokens=CELL, **DEVICES[size]), prefix_cache=True) as body:
+        for submit in submits(entries):
+            body.send(submit)
+        body.until_ended(N)
+        assert n_cached([body.instance]) > 0
+        body.check_books()
+    assert body.tokens == alone
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_kv_that_was_shared_and_lost_is_computed_again(
+    entries: list[Entry], alone: dict[RequestId, list[int]], index: int
+) -> None:
+    """A device is killed twice in mid-step, while requests move between two that share host memory."""
+    small = device(entries, 12, 512 * KB, CELL)
+    with served(entries, small, small, prefix_cache=True) as body:
+        for submit in submits(entries):
+            body.send(submit)
+        for n_ended in (5, 15):
+            body.until_ended(n_ended)
+            body.until(lambda message: isinstance(message, Tokens))
+            body.driven.kill(InstanceId(index))
+        body.until_ended(N)
+        assert n_cached(body.driven.node.pool.instances) > 0
+        body.check_books()
+    assert body.tokens == alone
+
+
+def test_other_weights_under_an_old_name_find_no_kv_of_the_old_ones(
+    entries: list[Entry], tmp_path: Path
+) -> None:
+    prompt, sent = tuple(range(100)), entries[0]
+    other = Catalogue(tmp_path).register_folder(
+        sent.name, tiny.create("llama", tmp_path / "checkpoint", seed=1)
+    )
+    tokens = []
+    for registered in ([other], [sent, other]):
+        with served(registered[:1], device(entries, 200, cell_tokens=CELL), prefix_cache=True) as body:
+            for number, entry in enumerate(registered):
+                if number:
+                    body.send(Unregister(ModelId(sent.name)))
+                    body.send(Register(entry.facts, str(entry.path)))
+                body.send(ask(entry, f"r{number}", prompt))
+                body.until_ended(number + 1)
+            tokens.append(body.tokens[RequestId(f"r{len(registered) - 1}")])
+    assert tokens[0] == tokens[1]
