@@ -127,6 +127,8 @@ def service(first: int) -> Row:
         n_prompt_tokens=first + 3,
         n_tokens=first + 4,
         n_tokens_on_time=first + 5,
+        n_prefix_hits=first + 6,
+        n_cached_prompt_tokens=first + 7,
         artifact_attainment=0.5,
         gpu_s=first + 0.5,
         ttft=ttft,
