@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.device.cuda.fake_gpu import FakeGpu
-from tests.node.test_exact_tokens import KB, SLAB_BYTES, Served, entries, served, submits
-from tests.node.test_exact_tokens import device as real_device
+from tests.node.served_node import KB, SLAB_BYTES, Served, served
+from tests.node.served_node import device as real_device
+from tests.node.test_exact_tokens import entries, submits
 from tests.scheduler.policy.test_progress import HOST, MB, device, random_model, traffic
 from tokenmux.core.errors import DoesNotFit, ErrorCode
 from tokenmux.core.request import FinishReason, Request, RequestId
