@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.node.test_exact_tokens import device, served, submits
+from tests.node.served_node import device, served
+from tests.node.test_exact_tokens import submits
 from tokenmux.core.request import FinishReason
 from tokenmux.device import reader
 from tokenmux.messages.reports import Finished

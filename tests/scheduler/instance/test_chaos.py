@@ -134,8 +134,9 @@ class Chaos:
         for channel, started in self.body.flights.items():
             if request in str(started.operation):
                 self.seen[f"cancelled under {channel.name}"] += 1
-        self.may_end.setdefault(request, set()).add(FinishReason.CANCELLED)
-        self.body.apply(Cancelled(self.body.now_s, request))
+        reason = self.random.choice((FinishReason.CANCELLED, FinishReason.EXPIRED))
+        self.may_end.setdefault(request, set()).add(reason)
+        self.body.apply(Cancelled(self.body.now_s, request, reason))
 
     def pause(self) -> None:
         self.body.apply(Paused(self.body.now_s, self.any_request()))
