@@ -208,6 +208,7 @@ class World:
     def run(self) -> Counter[str]:
         """Run it. Raises AssertionError, or what a process raised. Returns what happened, counted."""
         gc.collect()  # what earlier tests left in cycles has descriptors too
+        gc.freeze()  # libraries have half a million objects, and the next collection is for this world's alone
         before = _descriptors()
         with (
             mock.patch("tokenmux.server.front.admission.secrets.token_hex", self._next_id),
@@ -219,6 +220,7 @@ class World:
                 for node in self.nodes:
                     node.close()
         gc.collect()
+        gc.unfreeze()
         assert _descriptors() == before, "descriptors are left"
         counts = Counter(outcome.how for outcome in self.outcomes)
         counts.update(self.operators)

@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.server.test_serve import executors_of, node_of, real_server
 from tokenmux.client import Client, Delta, PromptLogprobs, TokenLogprobs
 from tokenmux.core.sampling import choice_seed
@@ -81,6 +83,7 @@ def test_rules_and_log_probabilities_survive_swaps_and_kills(tmp_path: Path) -> 
         assert stream(client, "llama", kill_node) == alone["llama"]
 
 
+@pytest.mark.nightly
 def test_choices_and_what_is_told_of_a_prompt_survive_kills(tmp_path: Path) -> None:
     """Each choice is what a request with its seed draws, and the prompt is told of once."""
     prompt = "Once upon a time " * 12

@@ -168,12 +168,14 @@ async def test_operators_who_wait_are_told_to_try_again() -> None:
         operation = (await models.RegisterModel(registration)).operation
         watch = operations_pb2.WatchOperationRequest(name=operation.name)
         stub = operations_pb2_grpc.OperationServiceStub(served.channel)
-        told = asyncio.create_task(last_of(stub.WatchOperation(watch)))
+        watching = aiter(stub.WatchOperation(watch))
+        await anext(watching)
+        told = asyncio.create_task(last_of(watching))
         await asyncio.to_thread(converting.wait, PATIENCE_S)
         os.kill(os.getpid(), signal.SIGTERM)
         await served.ended()
+        last = (await told).operation
     release.set()
-    last = (await told).operation
     assert (last.error.code, last.error.reason) == (Code.UNAVAILABLE.value[0], "UNAVAILABLE")
     for call in calls:
         assert await call == (

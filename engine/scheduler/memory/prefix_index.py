@@ -27,6 +27,7 @@ class CachedCell(NamedTuple):
 class PrefixIndex:
     """Finds the blocks of `pool` that hold KV of known cells.
 
+    >>> from tokenmux.scheduler.memory.arena import Arena
     >>> pool = SlabPool(Arena(1024), slab_bytes=256)
     >>> index, key = PrefixIndex(pool), PrefixKey(b"the first two blocks")
     >>> blocks = pool.allocate(block_bytes=16, n=2)
