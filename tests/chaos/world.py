@@ -208,7 +208,7 @@ class World:
     def run(self) -> Counter[str]:
         """Run it. Raises AssertionError, or what a process raised. Returns what happened, counted."""
         gc.collect()  # what earlier tests left in cycles has descriptors too
-        gc.freeze()  # libraries have half a million objects, and the next collection is for this world's alone
+        gc.freeze()  # half a million objects of libraries: the next collection is for this world's alone
         before = _descriptors()
         with (
             mock.patch("tokenmux.server.front.admission.secrets.token_hex", self._next_id),

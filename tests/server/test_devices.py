@@ -95,8 +95,9 @@ async def break_node(served: Served) -> None:
     n = len(served.hub.nodes)
     served.hub.unread()
     served.hub.post(Broken("killed"))
-    while len(served.hub.nodes) == n or not served.front.node.running:
-        await asyncio.sleep(0.001)  # a node that has said nothing yet is no change that is told
+    # A node that has said nothing yet is no change that is told.
+    while len(served.hub.nodes) == n or not served.front.node.running:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
 
 
 # Adding
