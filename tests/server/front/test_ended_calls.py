@@ -112,7 +112,7 @@ async def test_the_node_is_told_when_a_client_stops_waiting() -> None:
 
 async def test_a_request_that_no_node_has_ends_in_time() -> None:
     hub = ScriptedNodes()
-    async with started(hub) as front, front.open(ask(timeout_s=0.05)) as stream:
+    async with started(hub) as front, front.open(ask(timeout_s=0.5)) as stream:
         await hub.next(Submit)
         hub.fails_to_start = 1000
         hub.post(Broken("gone"))
@@ -123,7 +123,7 @@ async def test_a_request_that_no_node_has_ends_in_time() -> None:
 
 async def test_a_node_that_does_not_end_it_is_told_to() -> None:
     hub = ScriptedNodes()
-    async with started(hub) as front, front.open(ask(timeout_s=0.01)) as stream:
+    async with started(hub) as front, front.open(ask(timeout_s=0.5)) as stream:
         with pytest.raises(DeadlineExceeded):
             await rest(stream)
         assert await hub.next(Cancel) == Cancel(stream.id, FinishReason.EXPIRED)
@@ -212,7 +212,7 @@ async def test_all_choices_of_a_call_end_together() -> None:
             front.cancel("it")
             with pytest.raises(Ended, match="request it was cancelled by its id"):
                 await rest(stream)
-        async with front.open(ask(n=3, timeout_s=0.01)) as stream:
+        async with front.open(ask(n=3, timeout_s=0.5)) as stream:
             with pytest.raises(DeadlineExceeded):
                 await rest(stream)
         await until(lambda: front.n_live == 0)

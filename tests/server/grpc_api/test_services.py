@@ -252,7 +252,7 @@ async def test_the_deadline_of_a_call_reaches_the_scheduler(
 
 async def test_a_deadline_of_the_client_cancels_its_request() -> None:
     async with asyncio.timeout(PATIENCE_S), serving(auto=False) as served:
-        code, _ = await refused(served.inference.Generate(generate(), timeout=0.05))
+        code, _ = await refused(served.inference.Generate(generate(), timeout=0.5))
         assert code is Code.DEADLINE_EXCEEDED
         await served.hub.next(Cancel)
 
