@@ -13,6 +13,8 @@ from benchmarks.hard_worlds import (
 )
 from benchmarks.worlds import OTHERS, by_size, first_token_s, on_time, random_world, run, spread
 
+pytestmark = pytest.mark.timeout(300)
+
 
 @pytest.mark.parametrize("n_gpus", [4, 8])
 def test_batch_does_not_make_interactive_models_late(n_gpus: int) -> None:

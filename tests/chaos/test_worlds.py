@@ -41,6 +41,7 @@ def test_worlds_that_found_a_fault(seed: int) -> None:
     World(seed).run()
 
 
+@pytest.mark.timeout(300)
 def test_worlds() -> None:
     run(range(N_SEEDS))
 

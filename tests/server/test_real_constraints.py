@@ -13,6 +13,8 @@ import pytest
 from tests.server.test_serve import executors_of, node_of, real_server
 from tokenmux.client import CallFailed, Client, Delta, Finish
 
+pytestmark = pytest.mark.timeout(300)
+
 DRAW = {"max_tokens": 400, "temperature": 1.0}
 PERSON = {
     "type": "object",

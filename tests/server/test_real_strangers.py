@@ -16,6 +16,8 @@ from tokenmux.models.catalogue import tiny
 from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.server.children.served_catalogue import ServedCatalogue
 
+pytestmark = pytest.mark.timeout(300)
+
 ENDLESS = (
     "{% if messages|length > 1 %}{% for i in range(100000) %}{% for j in range(100000) %}{% endfor "
     "%}{% endfor %}{% endif %}"

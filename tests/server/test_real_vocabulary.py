@@ -13,6 +13,8 @@ from tests.server.test_serve import executors_of, node_of, real_server
 from tokenmux.client import Client, Delta, PromptLogprobs, TokenLogprobs
 from tokenmux.core.sampling import choice_seed
 
+pytestmark = pytest.mark.timeout(300)
+
 OPTIONS = {
     "max_tokens": 100,
     "temperature": 1.0,
