@@ -279,8 +279,9 @@ class Node:
             self.broken(fault)
             self.pump()
         elif not self.stopped:
+            owned = self._owned_images()
             for device in self.devices.values():
-                device.meet_an_image()
+                device.meet_an_image(owned)
             self._emit([Alive()])
             if all(device.ready for device in self.devices.values()):
                 self._lives.prepare(is_quiet=self._is_idle)
@@ -400,9 +401,9 @@ class Node:
     def unmap_images(self, facts: ModelFacts) -> None:
         """A model was removed: have executors give its images up, unless another model shares them. One that
         gets such an image again makes the model ready that has it by then."""
-        shared = {image.id for model in self.models.values() for image in model.facts.images}
+        owned = self._owned_images()
         for image in facts.images:
-            if image.id not in shared:
+            if image.id not in owned:
                 for index in self._memory.unmap(image.id):
                     self.devices[index].unmap(image.id)
 
@@ -550,6 +551,10 @@ class Node:
         detail = self.accusations.ended(record.request.id, ended.detail)
         code = _code_of(record, detail, instance)
         self._out.append(Finished(record.request.id, record.reason, record.end_s, detail, code))
+
+    def _owned_images(self) -> set[ImageId]:
+        """The images of the registered models. The host cache also has some of models that were removed."""
+        return {image.id for model in self.models.values() for image in model.facts.images}
 
     # ── books ───────────────────────────────────────────────────────────────────────────────────────────────
 

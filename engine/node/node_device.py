@@ -4,7 +4,7 @@ started, bound, ... ──▶ instructions ── flush ──▶ executor
 completions of the executor ──▶ events of the instance, and drawn tokens
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 
 from tokenmux.core.clock import Clock
@@ -261,15 +261,18 @@ class NodeDevice:
         loads = (c for c in self._copies.values() if isinstance(c, (StartedActivation, StartedFetch)))
         return next(loads, None)
 
-    def meet_an_image(self) -> None:
+    def meet_an_image(self, owned: Container[ImageId]) -> None:
         """While the device has nothing to do, give its executor an image that another one has read, so that
         its model is ready there: a model that is met first when it is needed costs 0.4 s, which requests
-        wait for that lost their device."""
-        if self.ready and self.instance.is_idle:
-            met = next((item for item in self._memory.filled() if self.index not in item[1].mapped_by), None)
-            if met is not None:
-                self._map_filled(*met)
+        wait for that lost their device. Only images that are `owned`: an executor gets the models ready that
+        have the image when it comes."""
+        if not self.ready or not self.instance.is_idle:
+            return
+        for id, image in self._memory.filled():
+            if id in owned and self.index not in image.mapped_by:
+                self._map_filled(id, image)
                 self.flush()  # before the host cache can drop it: no operation keeps it
+                return
 
     # ── parts of the above ──────────────────────────────────────────────────────────────────────────────────
 

@@ -12,7 +12,7 @@ from tokenmux.core.cost import CostModel
 from tokenmux.core.effects import Effects, operations_started
 from tokenmux.core.errors import DoesNotFit, InternalError
 from tokenmux.core.event import CopyDone, Resized, StepDone
-from tokenmux.core.facts import DeviceFacts, HostFacts, ImageId, InstanceId, ModelId
+from tokenmux.core.facts import DeviceFacts, HostFacts, ImageId, InstanceId, ModelFacts, ModelId
 from tokenmux.core.request import DEFAULT_LEVEL, Request, RequestId, ServiceLevel
 from tokenmux.core.roofline_cost import RooflineCost
 from tokenmux.core.sampling import LogProbabilities, Sampling
@@ -104,7 +104,9 @@ class VirtualExecutor:
         self._drawing: dict[int, tuple[RequestId, ...]] = {}
         self._told: dict[int, ImaginedTold] = {}
         """What each step tells of prompts: minus the id of a token as its log-probability."""
-        self._models: set[ModelId] = set()
+        self._models: dict[ModelId, ModelFacts] = {}
+        self._met: set[ModelId] = set()
+        """Models that were there when an image of theirs was mapped: they can step."""
         self._images: set[ImageId] = set()
         left = lambda request: body.n_output[request] - instance.requests[request].n_drawn
         self._device = VirtualDevice(instance, cost, body.clock, self, left, on_drawn=self._drawn)
@@ -151,22 +153,25 @@ class VirtualExecutor:
         match instruction:
             case AddModel(facts):
                 is_right = facts.id not in models
-                models.add(facts.id)
+                models[facts.id] = facts
             case RemoveModel(model):
-                is_right = model in models
-                models.discard(model)
-            case Bind(model) | Unbind(model) | StepLaunch(_, model) | FetchLaunch(_, model):
+                is_right = models.pop(model, None) is not None
+                self._met.discard(model)
+            case StepLaunch(_, model):
+                is_right = model in self._met
+            case Bind(model) | Unbind(model) | FetchLaunch(_, model):
                 is_right = model in models
             case MapImage(image):
                 is_right = image not in images
                 images.add(image)
+                self._met.update(m.id for m in models.values() if any(own.id == image for own in m.images))
             case UnmapImage(image):
                 is_right = image in images
                 images.discard(image)
             case WeightsLaunch(_, placed):
                 is_right = images >= {image.image for image in placed}
             case PagingLaunch(_, _, paged):
-                is_right = models >= {blocks.model for blocks in paged}
+                is_right = models.keys() >= {blocks.model for blocks in paged}
             case _:
                 is_right = True
         if not is_right:

@@ -151,6 +151,8 @@ class ExecutorDouble:
         self.mapped: dict[ImageId, int] = {}
         """Inodes of images."""
         self.models: dict[ModelId, AddModel] = {}
+        self._met: set[ModelId] = set()
+        """Models that were there when an image of theirs was mapped: they can step."""
         self.grammars: dict[tuple[ModelId, str], bool] = {}
         """Those that it was told of; True once they are compiled."""
         self._loop = loop
@@ -273,7 +275,8 @@ class ExecutorDouble:
 
     def _instruct(self, instruction: Instruction, inodes: Iterator[int]) -> None:
         match instruction:
-            case StepLaunch():
+            case StepLaunch(model=model):
+                assert model in self._met, f"{model} steps, and came after its image was mapped"
                 self._check_grammars(instruction)
                 self._take(Channel.COMPUTE, instruction)
             case AddGrammar(model, grammar):
@@ -299,6 +302,7 @@ class ExecutorDouble:
                 self.models[facts.id] = instruction
             case RemoveModel(model):
                 del self.models[model]
+                self._met.discard(model)
                 self._bound.pop(model, None)
                 for key in [key for key in self.grammars if key[0] == model]:
                     del self.grammars[key]
@@ -311,6 +315,11 @@ class ExecutorDouble:
                 inode = next(inodes)
                 assert image not in self.mapped, f"{image} is mapped twice"
                 self.mapped[image] = inode
+                self._met.update(
+                    added.facts.id
+                    for added in self.models.values()
+                    if any(own.id == image for own in added.facts.images)
+                )
                 if filled and self._memory.images.get(inode) != image:
                     raise MemoryFault(f"{image} is said to be in host memory, and is not")
             case UnmapImage(image):

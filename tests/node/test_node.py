@@ -58,7 +58,8 @@ def test_weights_are_bound_when_a_model_comes_and_unbound_when_it_goes() -> None
     assert weights_told(body) == [("add", A), ("add", B), ("bind", A), ("unbind", A), ("bind", B)]
 
 
-def test_a_model_that_comes_back_is_made_ready_with_its_image_again() -> None:
+@pytest.mark.parametrize("is_idle_meanwhile", [False, True])
+def test_a_model_that_comes_back_is_made_ready_with_its_image_again(is_idle_meanwhile: bool) -> None:
     """Its image may still be in host memory, and an executor makes models ready when it gets an image."""
     body = node_with(n_output={"r": 10, "s": 10})
     body.submit_at(request("r", A, 0.0, 10))
@@ -66,6 +67,8 @@ def test_a_model_that_comes_back_is_made_ready_with_its_image_again() -> None:
     facts = body.instance.models[A].facts
     (image,) = facts.images
     body.send(Unregister(A))
+    if is_idle_meanwhile:
+        body.beat()
     body.send(Register(facts, "path"))
     body.submit_at(request("s", A, 200.0, 10))
     body.clock.run()
