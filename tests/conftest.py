@@ -1,5 +1,5 @@
-"""Settings for all tests: properties are explored in the same order on every machine and in every run, and what
-starts processes runs one after the other, whatever runs beside it."""
+"""Settings for all tests: properties are explored in the same order on every machine and in every run, and
+what starts processes runs one after the other, whatever runs beside it."""
 
 from pathlib import Path
 
@@ -11,14 +11,24 @@ settings.register_profile(
 )
 settings.load_profile("deterministic")
 
-PURE = {"architecture", "conformance", "core", "kernels", "messages", "models", "scheduler", "simulator", "workload"}
+PURE = {
+    "architecture",
+    "conformance",
+    "core",
+    "kernels",
+    "messages",
+    "models",
+    "scheduler",
+    "simulator",
+    "workload",
+}
 """Folders whose tests start no servers."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say which tests `pytest -n 2 --dist loadgroup` runs in one process: those of a file, and all that may start
-    servers, each of which wants the machine's cores."""
+    """Say which tests `pytest -n 2 --dist loadgroup` runs in one process: those of a file, and all that may
+    start servers, each of which wants the machine's cores."""
     tests = Path(__file__).parent
     for item in items:
         folder = item.path.relative_to(tests).parts[0]

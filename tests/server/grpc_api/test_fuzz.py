@@ -141,7 +141,8 @@ def test_any_message_is_served_or_refused_with_a_reason(
             model="odd", token_ids={"ids": [97]}, stopping={"max_tokens": 1}
         )
         assert (
-            inference_pb2_grpc.InferenceServiceStub(channel).Generate(check, timeout=60).choices[0].text == "b"
+            inference_pb2_grpc.InferenceServiceStub(channel).Generate(check, timeout=60).choices[0].text
+            == "b"
         )
 
     call()
