@@ -157,7 +157,7 @@ class Ask:
     tenant: str = ""
     weight: float = 1.0
     prefix_cache: bool = True
-    """Whether KV of the prompt may come from earlier requests, and go to later ones."""
+    """True if KV of the prompt may come from earlier requests, and go to later ones."""
     cache_salt: str | None = None
     """Only requests with the same one share KV."""
 
