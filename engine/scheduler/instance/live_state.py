@@ -83,7 +83,7 @@ class LiveState:
             self.asked_models.pop(model.facts.id, None)
 
     def file_load_error(self, model: ModelState, error: str) -> None:
-        """Note why the model could not be read the last time; empty if it could, or nobody knows."""
+        """Note why the model could not be read the last time; empty if it could, or that is not known."""
         model.load_error = error
         if error:
             self.unreadable_models[model.facts.id] = None
