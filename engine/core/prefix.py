@@ -39,7 +39,7 @@ class KnownPrefix(NamedTuple):
 
     n_tokens: int
     n_away: int
-    """Of them, those that only host memory has: they would have to be paged in."""
+    """How many of them only host memory has KV for: it would have to be paged in."""
 
 
 NOTHING_KNOWN = KnownPrefix(0, 0)
