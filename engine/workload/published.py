@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tokenmux.core.errors import NotFound
 from tokenmux.core.facts import ModelId
-from tokenmux.workload.trace import Row, Trace, TraceRequest, open_text, read_trace
+from tokenmux.workload.trace import Trace, TraceRequest, TraceRow, open_text, read_trace
 
 
 def read_paper(path: Path, n_models: int, rate: float) -> Trace:
@@ -51,7 +51,7 @@ def read_azure(path: Path, model: str) -> Trace:
 def read_mooncake(path: Path, model: str) -> Trace:
     """One of Mooncake's `.jsonl` files as a single model. Raises ConfigError that names the faulty line."""
 
-    def translated(row: Row) -> Row:
+    def translated(row: TraceRow) -> TraceRow:
         return {
             "arrival_s": row["timestamp"] / 1000,
             "model": model,

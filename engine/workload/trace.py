@@ -34,7 +34,7 @@ from tokenmux.core.prefix import Prefix
 from tokenmux.core.request import DEFAULT_TENANT, Request, RequestId, ServiceLevel
 from tokenmux.workload.prompt_hashes import HASH_TOKENS, check_hashes, hashed_prefix
 
-Row = dict[str, Any]
+TraceRow = dict[str, Any]
 """One line of a file, by its fields."""
 
 
@@ -121,7 +121,7 @@ def _prefix(line: TraceRequest, cell_tokens: int) -> Prefix | None:
     return found if found.keys else None
 
 
-def read_trace(path: Path, translated: Callable[[Row], Row] = dict) -> Trace:
+def read_trace(path: Path, translated: Callable[[TraceRow], TraceRow] = dict) -> Trace:
     """Read a `.jsonl` or `.csv` file, possibly `.gz`, in order of arrival. Raises ConfigError that names
     the faulty line. `translated` makes a row of this format from one of another."""
     read = _reader_of(path)
@@ -209,7 +209,7 @@ def _csv_lines(lines: IO[str]) -> Iterator[tuple[int, object]]:
         yield number, known
 
 
-def _parsed(row: object, where: str, translated: Callable[[Row], Row]) -> TraceRequest:
+def _parsed(row: object, where: str, translated: Callable[[TraceRow], TraceRow]) -> TraceRequest:
     if not isinstance(row, dict):
         raise ConfigError(f"{where}: not a JSON object ({row})")
     try:
