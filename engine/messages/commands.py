@@ -20,7 +20,8 @@ class Submit(Struct, frozen=True, array_like=True, tag=True):
     `delivered` are the tokens that exist, and `history` is what the request brings along.
 
     `n_prompt_likeliest` asks for the log-probability of each token of the prompt but the first, and for those
-    of that many likeliest ones there; None asks for none.
+    of that many likeliest ones there; None asks for none. Without `prefix_cache`, the request neither takes
+    nor leaves KV in the prefix cache; otherwise it shares KV with requests of the same `cache_salt` alone.
     """
 
     request: Request
@@ -32,6 +33,8 @@ class Submit(Struct, frozen=True, array_like=True, tag=True):
     history: RequestHistory = NO_HISTORY
     n_prompt_likeliest: int | None = None
     grammar: Grammar | None = None
+    prefix_cache: bool = True
+    cache_salt: str | None = None
 
 
 class Cancel(Struct, frozen=True, array_like=True, tag=True):

@@ -156,6 +156,10 @@ class Ask:
     tpot_s: float | None = None
     tenant: str = ""
     weight: float = 1.0
+    prefix_cache: bool = True
+    """True if KV of the prompt may come from earlier requests, and go to later ones."""
+    cache_salt: str | None = None
+    """Only requests with the same one share KV."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +204,9 @@ class FinishInfo:
     """The last event of a choice that ended successfully; the stream ends with that of its last choice. Times
     are seconds since the request arrived.
 
-    `n_resumed` of the tokens came with the request; they count neither as on time nor as late."""
+    `n_resumed` of the tokens came with the request; they count neither as on time nor as late. `n_cached`
+    tokens of the prompt were given to the choice by the prefix cache and not computed for it, up to its first
+    token here."""
 
     reason: FinishReason
     stop_string: str | None
@@ -214,6 +220,7 @@ class FinishInfo:
     seed: int
     choice: int = 0
     n_resumed: int = 0
+    n_cached: int = 0
 
 
 @dataclass(frozen=True, slots=True)
