@@ -7,7 +7,7 @@ on as they come.
 
 What is given on cannot be taken back. So a call is one as soon as a tool that was offered is named and the
 object of its arguments begins, and the arguments are what the model wrote, to the brace that closes them or
-to the end of the block. Where a block does not begin a call in the shapes of its form, it is read as a whole
+to the end of the block. A block that does not begin with a call in a shape of its form is read as a whole
 when it has ended.
 """
 
@@ -39,7 +39,7 @@ class FollowedBlock:
         """True once there is a call."""
         self._given_up = False
         self._depth = 0
-        """Of braces within the arguments that are being written; 0 between two calls."""
+        """How many braces of the arguments are open; 0 between two calls."""
         self._in_string = self._escaped = False
 
     def push(self, text: str) -> list[CallPiece]:
