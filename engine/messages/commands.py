@@ -6,6 +6,7 @@ from msgspec import Struct
 
 from tokenmux.core.facts import FIRST_INSTANCE, InstanceId, ModelFacts, ModelId
 from tokenmux.core.grammar import Grammar
+from tokenmux.core.pooling import PoolingKind
 from tokenmux.core.record import NO_HISTORY, RequestHistory
 from tokenmux.core.request import FinishReason, Request, RequestId
 from tokenmux.core.sampling import Sampling
@@ -20,7 +21,8 @@ class Submit(Struct, frozen=True, array_like=True, tag=True):
     `delivered` are the tokens that exist, and `history` is what the request brings along.
 
     `n_prompt_likeliest` asks for the log-probability of each token of the prompt but the first, and for those
-    of that many likeliest ones there; None asks for none.
+    of that many likeliest ones there; None asks for none. With `pooling` the request draws nothing: it ends with
+    its prompt, of which sums of hidden states are told.
     """
 
     request: Request
@@ -32,6 +34,7 @@ class Submit(Struct, frozen=True, array_like=True, tag=True):
     history: RequestHistory = NO_HISTORY
     n_prompt_likeliest: int | None = None
     grammar: Grammar | None = None
+    pooling: PoolingKind | None = None
 
 
 class Cancel(Struct, frozen=True, array_like=True, tag=True):

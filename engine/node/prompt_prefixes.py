@@ -23,11 +23,11 @@ class PromptPrefixes:
 
     def request_of(self, submit: Submit) -> Request:
         """The request with the keys of its prompt. One that is told of its prompt has to compute all of
-        it."""
+        it, unless the hidden state at its end is enough."""
         request, cell = submit.request, self._cell_tokens
         if cell is None or len(submit.prompt) < cell:
             return request
         salts = () if self._joins_tenants else (request.tenant,)
         keys = prefix_keys(prefix_seed(request.model, salts), submit.prompt, cell)
-        reads = submit.n_prompt_likeliest is None
+        reads = submit.n_prompt_likeliest is None and submit.pooling in (None, "last")
         return replace(request, prefix=Prefix(request.model, cell, keys, reads=reads))
