@@ -21,8 +21,8 @@ class Submit(Struct, frozen=True, array_like=True, tag=True):
     `delivered` are the tokens that exist, and `history` is what the request brings along.
 
     `n_prompt_likeliest` asks for the log-probability of each token of the prompt but the first, and for those
-    of that many likeliest ones there; None asks for none. With `pooling` the request draws nothing: it ends with
-    its prompt, of which sums of hidden states are told.
+    of that many likeliest ones there; None asks for none. With `pooling` the request draws nothing: it
+    ends with its prompt, of which sums of hidden states are told.
     """
 
     request: Request

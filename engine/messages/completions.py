@@ -27,8 +27,8 @@ class StepCompleted(Struct, frozen=True, array_like=True, tag=True):
     with the indices `stopped` (counted among those that draw) drew a token that ends them.
     `log_probabilities` is empty if none of them asks for any. `told` has what segments asked to be told of
     their prompts: the index of the segment in the step, and the log-probabilities of its targets. `faults`
-    says of drawing segments that cannot go on why. `pooled` has the sums of hidden states of segments that asked
-    for them, in the order of their positions."""
+    says of drawing segments that cannot go on why. `pooled` has the sums of hidden states of segments that
+    asked for them, in the order of their positions."""
 
     operation: OperationId
     ends_s: tuple[float, ...]

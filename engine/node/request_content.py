@@ -11,8 +11,8 @@ from tokenmux.messages.commands import Submit
 class Content:
     """`token_ids` is the prompt and everything drawn since. `prompt_tokens` are the distinct tokens of the
     prompt, if the request has rules that look at them. Of the first `n_told` tokens of the prompt all is told
-    that can be: nothing precedes the first one. `n_pooled` tells the same of hidden states: sums of those before
-    this position are told, or not wanted."""
+    that can be: nothing precedes the first one. `n_pooled` says the same of hidden states: sums of
+    those before this position are told, or not wanted."""
 
     submit: Submit
     token_ids: list[int]

@@ -4,7 +4,7 @@
         manifest.json        what the weight image holds, and the file it is in
         weights.image        the image, unless the checkpoint's own file serves as it
         config.json, generation_config.json, and the author's code where that is trusted
-        entry.json           what the operator said at registration, the model's facts, how it makes embeddings
+        entry.json           what the operator said at registration, the model's facts and pooling
         text.json, encoder.json, decoder.json   its tokenizer and chat template (`text.py`)
 
 An entry appears whole or not at all: it is made under another name and renamed. Two entries of one source are

@@ -91,8 +91,8 @@ def _pooling(folder: Path, config: PreTrainedConfig, width: int) -> Pooling:
     kinds = [kind for kind, _ in modules]
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise _Unusable(
-            f"{MODULES} lists {', '.join(kinds) or 'nothing'}; served are Transformer, Pooling, and Normalize "
-            "or nothing"
+            f"{MODULES} lists {', '.join(kinds)}; served are Transformer and Pooling, with or without "
+            "Normalize"
         )
     if getattr(config, "is_causal", True) is False or getattr(config, "use_bidirectional_attention", False):
         raise _Unusable("its tokens attend to later ones (config.json), and only causal attention is served")

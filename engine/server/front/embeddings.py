@@ -19,7 +19,7 @@ from tokenmux.server.front.api_keys import Key
 from tokenmux.server.front.calls import Calls
 from tokenmux.server.front.counts import check_count
 from tokenmux.server.front.generation import Ask, FinishInfo, Text, TokenIds
-from tokenmux.server.front.request_rules import MIN_SECONDS, check_prompt_length
+from tokenmux.server.front.request_rules import MIN_SECONDS, check_parameters, check_prompt_length
 from tokenmux.server.front.served_models import ServedModel, ServedModels
 
 MAX_INPUTS = 2048
@@ -72,6 +72,11 @@ class Embeddings:
         if not ask.inputs:
             raise InvalidRequest("there are no inputs: give at least one", field="inputs")
         check_count("inputs", ask.inputs, MAX_INPUTS, field="inputs")
+        first = Ask(ask.model, ask.inputs[0], weight=ask.weight, timeout_s=ask.timeout_s)
+        try:
+            check_parameters(first, served.facts)
+        except InvalidRequest as error:
+            raise _about_input(error, 0) from None
 
         async def tokenized(place: int) -> Sequence[int]:
             try:
