@@ -8,6 +8,7 @@ from rich.console import Console
 
 from tokenmux.cli.generation_options import (
     BadWord,
+    CacheSalt,
     Choices,
     FrequencyPenalty,
     GrammarFile,
@@ -17,6 +18,7 @@ from tokenmux.cli.generation_options import (
     LogprobsOfPrompt,
     MaxTokens,
     MinP,
+    NoPrefixCache,
     OneOf,
     PresencePenalty,
     Regex,
@@ -52,6 +54,8 @@ def generate_command(
     regex: Regex = None,
     grammar: GrammarFile = None,
     choice: OneOf = None,
+    no_prefix_cache: NoPrefixCache = False,
+    cache_salt: CacheSalt = None,
     logprobs: Logprobs = None,
     prompt_logprobs: LogprobsOfPrompt = None,
     choices: Choices = None,
@@ -93,6 +97,8 @@ def generate_command(
         regex=regex,
         grammar=grammar,
         choice=choice,
+        no_prefix_cache=no_prefix_cache,
+        cache_salt=cache_salt,
         logprobs=logprobs,
     )
     options |= {
@@ -139,6 +145,8 @@ def chat_command(
     regex: Regex = None,
     grammar: GrammarFile = None,
     choice: OneOf = None,
+    no_prefix_cache: NoPrefixCache = False,
+    cache_salt: CacheSalt = None,
 ) -> None:
     """Chat with a model, one line at a time. Ctrl-C cancels an answer, Ctrl-D quits."""
     from tokenmux.cli.streaming import converse
@@ -160,6 +168,8 @@ def chat_command(
         regex=regex,
         grammar=grammar,
         choice=choice,
+        no_prefix_cache=no_prefix_cache,
+        cache_salt=cache_salt,
     )
     with connected(ctx) as client:
         converse(client, model, system, Console(stderr=True), options)

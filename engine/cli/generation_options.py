@@ -69,6 +69,16 @@ OneOf = Annotated[
     list[str] | None, typer.Option(metavar="TEXT", help="Answer with one of these texts. Repeatable.")
 ]
 
+NoPrefixCache = Annotated[
+    bool,
+    typer.Option("--no-prefix-cache", help="Neither use what the server has kept of prompts nor add to it."),
+]
+CacheSalt = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT", help="Share what the server keeps of the prompt with requests of the same salt only."
+    ),
+]
 Logprobs = Annotated[
     int | None,
     typer.Option(
@@ -106,6 +116,8 @@ def generate_options(
     grammar: Path | None = None,
     choice: Sequence[str] | None = None,
     logprobs: int | None = None,
+    no_prefix_cache: bool = False,
+    cache_salt: str | None = None,
 ) -> "GenerateOptions":
     """The client's options. Raises BadParameter for a bias that is not ID:BIAS, or a file that cannot be
     read."""
@@ -127,6 +139,8 @@ def generate_options(
         "grammar": _content(grammar),
         "choice": choice or None,
         "logprobs": logprobs,
+        "prefix_cache": not no_prefix_cache,
+        "cache_salt": cache_salt,
     }
 
 

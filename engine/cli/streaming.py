@@ -79,8 +79,9 @@ def summary_line(finish: Finish) -> str:
     rate = ""
     if finish.n_completion_tokens > 1 and finish.total_s > finish.ttft_s:
         rate = f", then {(finish.n_completion_tokens - 1) / (finish.total_s - finish.ttft_s):.1f} tokens/s"
+    cached = f" ({finish.n_cached_prompt_tokens} cached)" if finish.n_cached_prompt_tokens else ""
     return (
-        f"{finish.n_prompt_tokens} prompt tokens, {finish.n_completion_tokens} tokens, "
+        f"{finish.n_prompt_tokens} prompt tokens{cached}, {finish.n_completion_tokens} tokens, "
         f"{finish.n_tokens_on_time} on time, "
         f"first after {finish.ttft_s:.2f} s{rate}, ended by {finish.reason}, seed {finish.seed}"
     )

@@ -22,7 +22,7 @@ _COLOURS = {
     Residency.FETCHING: "blue",
 }
 _WIDE = 120
-_LEFT_OUT_IF_NARROW = ("weights", "context", "per swap")
+_LEFT_OUT_IF_NARROW = ("weights", "context", "per swap", "hits")
 _MOST_TENANTS = 12
 
 
@@ -41,8 +41,8 @@ def _plain(value: object) -> object:
 @dataclass(frozen=True, slots=True)
 class ModelsView:
     """One row per model, then the reason of each that is refused. `rates`: tokens per second by model name.
-    The column "on" has the devices that hold its weights. If lines are short, the columns that are needed
-    least are left out."""
+    The column "on" has the devices that hold its weights, "cached" the tokens of prompts that the prefix
+    cache saved, if it saved any. If lines are short, the columns that are needed least are left out."""
 
     models: tuple[Model, ...]
     rates: dict[str, float] | None = None
@@ -64,6 +64,9 @@ class ModelsView:
                 f"{1000 * model.swap_s / model.n_swaps:.0f} ms" if model.n_swaps else ""
             ),
         }
+        if any(model.service.n_prefix_hits for model in self.models):
+            columns["hits"] = lambda model: _count(model.service.n_prefix_hits)
+            columns["cached"] = lambda model: _count(model.service.n_cached_prompt_tokens)
         rates = self.rates
         if rates is not None:
             columns["tokens/s"] = lambda model: f"{rate:.1f}" if (rate := rates.get(model.name)) else ""
@@ -113,6 +116,9 @@ def tenants_table(now: PoolStatus) -> Table:
     table.add_column("tenant")
     for column in ("requests", "all on time", "tokens", "on time", "TTFT p99", "gap p99", "GPU s"):
         table.add_column(column, justify="right")
+    uses_cache = any(tenant.service.n_prefix_hits for tenant in now.tenants)
+    for column in ("hits", "cached") if uses_cache else ():
+        table.add_column(column, justify="right")
     ordered = sorted(now.tenants, key=lambda tenant: -tenant.service.gpu_s)
     for tenant in ordered[:_MOST_TENANTS]:
         own = tenant.service
@@ -127,6 +133,7 @@ def tenants_table(now: PoolStatus) -> Table:
                 for durations in (own.ttft, own.gaps)
             ),
             f"{own.gpu_s:.1f}",
+            *((_count(own.n_prefix_hits), _count(own.n_cached_prompt_tokens)) if uses_cache else ()),
         )
     if len(ordered) > _MOST_TENANTS:
         table.add_row(f"and {len(ordered) - _MOST_TENANTS} more", style="dim")

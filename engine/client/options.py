@@ -77,6 +77,10 @@ class GenerateOptions(TypedDict, total=False):
     """Seconds within which the first token is due."""
     tpot_s: float | None
     """Seconds for each later token."""
+    prefix_cache: bool
+    """False: neither take KV of the prompt from the prefix cache nor leave it there."""
+    cache_salt: str | None
+    """Share KV of the prompt only with requests that have the same salt, 1 to 256 characters."""
     tenant: str
     weight: float | None
     """Weight relative to others; higher is sooner."""

@@ -87,6 +87,8 @@ def generate_request(
     continue_final_message: bool = False,
     ttft_s: float | None = None,
     tpot_s: float | None = None,
+    prefix_cache: bool = True,
+    cache_salt: str | None = None,
     tenant: str = "",
     weight: float | None = None,
 ) -> inference_pb2.GenerateRequest:
@@ -144,6 +146,7 @@ def generate_request(
         request_id=request_id,
         output=_made(inference_pb2.OutputOptions, echo=echo, keep_special_tokens=keep_special_tokens),
         constraint=_constraint(json_schema, json_object, regex, grammar, choice),
+        prefix_cache=_cache_options(prefix_cache, cache_salt),
         **given,
     )
 
@@ -176,6 +179,16 @@ def _constraint(
     if len(said) > 1:
         raise WrongArgument(f"{' and '.join(said)} cannot be held to at once: give one of them")
     return _made(inference_pb2.Constraint, **said) if said else None
+
+
+def _cache_options(prefix_cache: bool, cache_salt: str | None) -> inference_pb2.PrefixCacheOptions | None:
+    if prefix_cache and cache_salt is None:
+        return None
+    return _made(
+        inference_pb2.PrefixCacheOptions,
+        off=not prefix_cache,
+        salt=cache_salt,
+    )
 
 
 def _texts(name: str, texts: Sequence[str]) -> Sequence[str]:
@@ -332,6 +345,7 @@ def finish(info: inference_pb2.FinishInfo) -> Finish:
         n_completion_tokens=info.usage.n_completion_tokens,
         n_tokens_on_time=info.usage.n_tokens_on_time,
         n_resumed_tokens=info.usage.n_resumed_tokens,
+        n_cached_prompt_tokens=info.usage.n_cached_prompt_tokens,
         queue_s=info.timings.queue_s,
         ttft_s=info.timings.ttft_s,
         total_s=info.timings.total_s,

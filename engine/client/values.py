@@ -86,7 +86,8 @@ class Finish:
     the server. `seed` is that of this output: a request with it gives the same tokens.
 
     If the stream went on at another server, that one drew all but `n_resumed_tokens`, and counts those of its
-    own that were on time."""
+    own that were on time. `n_cached_prompt_tokens` of the prompt were not computed, since the prefix cache of
+    that server had them."""
 
     reason: str
     stop_string: str | None
@@ -100,6 +101,7 @@ class Finish:
     seed: int
     choice: int = 0
     n_resumed_tokens: int = 0
+    n_cached_prompt_tokens: int = 0
 
 
 GenerationEvent = PromptInfo | State | PromptLogprobs | Delta | Finish
@@ -117,11 +119,13 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class TokenUsage:
-    """What all outputs used together; the prompt counts once."""
+    """What all outputs used together; the prompt counts once. `n_cached_prompt_tokens` is the least of all
+    outputs."""
 
     n_prompt_tokens: int
     n_completion_tokens: int
     n_tokens_on_time: int
+    n_cached_prompt_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,9 @@ class Submit(Struct, frozen=True, array_like=True, tag=True):
     `delivered` are the tokens that exist, and `history` is what the request brings along.
 
     `n_prompt_likeliest` asks for the log-probability of each token of the prompt but the first, and for those
-    of that many likeliest ones there; None asks for none. With `pooling` the request draws nothing: it
-    ends with its prompt, of which sums of hidden states are told.
+    of that many likeliest ones there; None asks for none. Without `prefix_cache`, the request neither takes
+    nor leaves KV in the prefix cache; otherwise it shares KV with requests of the same `cache_salt` alone.
+    With `pooling` it draws nothing: it ends with its prompt, of which sums of hidden states are told.
     """
 
     request: Request
@@ -34,6 +35,8 @@ class Submit(Struct, frozen=True, array_like=True, tag=True):
     history: RequestHistory = NO_HISTORY
     n_prompt_likeliest: int | None = None
     grammar: Grammar | None = None
+    prefix_cache: bool = True
+    cache_salt: str | None = None
     pooling: PoolingKind | None = None
 
 

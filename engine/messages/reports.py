@@ -22,13 +22,15 @@ from tokenmux.scheduler.metrics.counter_table import Row
 
 class Tokens(Struct, frozen=True, array_like=True, tag=True):
     """New tokens of a request, the first of them at index `index` of its output, with their log-probabilities
-    if it asks for them."""
+    if it asks for them. The first of a node also has `n_cached`: tokens of the prompt whose KV the prefix
+    cache gave, so that the node never computed them for this request."""
 
     request: RequestId
     index: int
     token_ids: tuple[int, ...]
     at_s: float
     log_probabilities: tuple[LogProbabilities, ...] = ()
+    n_cached: int = 0
 
 
 class PromptTold(Struct, frozen=True, array_like=True, tag=True):

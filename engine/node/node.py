@@ -90,6 +90,7 @@ from tokenmux.messages.reports import (
 from tokenmux.messages.setups import DeviceSetup, NodeSetup
 from tokenmux.node.accusations import Accusations
 from tokenmux.node.executor_port import ExecutorFactory
+from tokenmux.node.given_prompts import GivenPrompts
 from tokenmux.node.grammars import Grammars
 from tokenmux.node.host_memory import HostMemory
 from tokenmux.node.lives import Lives
@@ -173,6 +174,7 @@ class Node:
         self._telemetry = Telemetry(self.pool, clock)
         self._positions = [QueuePositions(instance, clock) for instance in self.pool.instances]
         self._prefixes = PromptPrefixes(setup)
+        self._given = GivenPrompts()
         self._operators = Operators(self, clock)
         for number, device in enumerate(numbered):
             if device is None:
@@ -344,7 +346,10 @@ class Node:
                 case StartedFetch():
                     self._drop_images(effect.dropped)
                     self._start(device, effect)
-                case StartedStep() | StartedActivation():
+                case StartedStep(operation=step):
+                    self._given.started(step)
+                    self._start(device, effect)
+                case StartedActivation():
                     self._start(device, effect)
                 case StartedPageIn() | StartedPageOut() | StartedCompaction():
                     self._start(device, effect)
@@ -522,6 +527,7 @@ class Node:
         else:
             self.contents[request.id] = Content.of(submit)
             request = self._prefixes.request_of(submit)
+            self._given.arrived(request)
             is_held = submit.grammar is not None  # until `Grammars` has seen where it is placed
             arrived = Arrived(
                 now_s, request, len(submit.delivered), history=submit.history, is_paused=is_held
@@ -529,6 +535,7 @@ class Node:
             answer = self.pool.submit(arrived)
             if isinstance(answer, Refuse):
                 del self.contents[request.id]
+                self._given.ended(request.id)
                 detail, code = answer.reason, ErrorCode.DOES_NOT_FIT
         if detail:
             self._out.append(Finished(request.id, FinishReason.FAILED, now_s, detail, code))
@@ -557,15 +564,18 @@ class Node:
             to_end = self.pool.instances[place].requests[request_id].to_end
             if to_end is not None and to_end[0] is not None:
                 continue
-            index = len(content.token_ids) - content.submit.request.n_prompt
+            n_prompt = content.submit.request.n_prompt
+            index, n_cached = len(content.token_ids) - n_prompt, self._given.drew(request_id, n_prompt)
             content.token_ids.append(token)
-            self._out.append(Tokens(request_id, index, (token,), at_s, () if told is None else (told,)))
+            logprobs = () if told is None else (told,)
+            self._out.append(Tokens(request_id, index, (token,), at_s, logprobs, n_cached))
             self.accusations.drew(request_id)
 
     def _request_ended(self, ended: RequestEnded, instance: Instance) -> None:
         record = ended.record
         del self.contents[record.request.id]
         self.grammars.ended(record.request.id)
+        self._given.ended(record.request.id)
         detail = self.accusations.ended(record.request.id, ended.detail)
         code = _code_of(record, detail, instance)
         self._out.append(Finished(record.request.id, record.reason, record.end_s, detail, code))

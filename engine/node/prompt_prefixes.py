@@ -22,12 +22,14 @@ class PromptPrefixes:
         self._joins_tenants = setup.joins_tenants
 
     def request_of(self, submit: Submit) -> Request:
-        """The request with the keys of its prompt. One that is told of its prompt has to compute all of
-        it, unless the hidden state at its end is enough."""
+        """The request with the keys of its prompt, unless it does without the cache. One that is told of its
+        prompt has to compute all of it, unless the hidden state at its end is enough."""
         request, cell = submit.request, self._cell_tokens
-        if cell is None or len(submit.prompt) < cell:
+        if cell is None or len(submit.prompt) < cell or not submit.prefix_cache:
             return request
         salts = () if self._joins_tenants else (request.tenant,)
+        if submit.cache_salt is not None:
+            salts = (*salts, submit.cache_salt)
         keys = prefix_keys(prefix_seed(request.model, salts), submit.prompt, cell)
         reads = submit.n_prompt_likeliest is None and submit.pooling in (None, "last")
         return replace(request, prefix=Prefix(request.model, cell, keys, reads=reads))

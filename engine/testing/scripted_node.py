@@ -131,7 +131,9 @@ class ScriptedNode:
             self._pool(submit, submit.pooling)
             return
         for index in range(len(submit.delivered), len(output), wide):
-            self.post(Tokens(request.id, index, tuple(output[index : index + wide]), request.arrival_s))
+            n_cached = self.script.n_cached if index == len(submit.delivered) else 0
+            token_ids = tuple(output[index : index + wide])
+            self.post(Tokens(request.id, index, token_ids, request.arrival_s, n_cached=n_cached))
         stopped = output[-1] in submit.stop_token_ids and len(output) >= submit.min_tokens
         reason = FinishReason.STOP if stopped else FinishReason.LENGTH
         self.post(Finished(request.id, reason, request.arrival_s))
@@ -168,6 +170,8 @@ class ScriptedNodes:
 
     def __init__(self, *, auto: bool = False) -> None:
         self.auto = auto
+        self.n_cached = 0
+        """Tokens of each prompt that the prefix cache has."""
         self.answer_cancels = True
         self.answer_traces = True
         self.answer_devices = True

@@ -67,6 +67,19 @@ def test_generate_shows_what_it_is_asked_to_show(server: ServerThread) -> None:
     assert bytes(submits[1].prompt) == b"abc"
 
 
+def test_generate_says_what_the_prefix_cache_had_and_may_do_without(server: ServerThread) -> None:
+    hub = server.served.hub
+    hub.n_cached = 2
+    result = run(server, "generate", "letters", "abc", "-n", "2", "--stats", "--cache-salt", "pepper")
+    assert "3 prompt tokens (2 cached), 2 tokens" in result.stderr.replace("\n", " ")
+    hub.n_cached = 0
+    result = run(server, "generate", "letters", "abc", "-n", "2", "--stats", "--no-prefix-cache")
+    assert "3 prompt tokens, 2 tokens" in result.stderr.replace("\n", " ")
+    salted, without = (server.do(hub.next(Submit)) for _ in range(2))
+    assert (salted.prefix_cache, salted.cache_salt) == (True, "pepper")
+    assert (without.prefix_cache, without.cache_salt) == (False, None)
+
+
 def test_generate_as_json(server: ServerThread) -> None:
     result = run(server, "generate", "letters", "abc", "-n", "2", "--json")
     answer = json.loads(result.stdout)

@@ -163,6 +163,21 @@ def test_a_trace_of_what_runs(server: ServerThread, tmp_path: Path) -> None:
     assert line == "error: /none/t: cannot be written: No such file or directory"
 
 
+def test_what_the_prefix_cache_saves_is_shown_once_it_saves_something(
+    server: ServerThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    server.do(server.post(node_status("letters")))
+    for command in (("pool", "status"), ("models", "list")):
+        assert "cached" not in run(server, *command).stdout
+    server.do(server.post(node_use("letters", tenants=("bank",))))
+    shown = run(server, "pool", "status").stdout
+    assert shown.count("hits  cached") == 2, "of models and of tenants"
+    assert "hits  cached" in run(server, "models", "list").stdout
+    monkeypatch.setenv("COLUMNS", "80")
+    assert "hits" not in run(server, "models", "list").stdout
+
+
 def test_status_shows_tenants_and_what_is_saved(
     server: ServerThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,6 +39,7 @@ def test_a_whole_answer_has_all_choices_and_counts_the_prompt_once() -> None:
     with blocking() as (_, client):
         check(client.generate("letters", "abc", **OPTIONS))
         plain = client.generate("letters", "abc", max_tokens=3)
+        assert plain.usage.n_cached_prompt_tokens == plain.finish.n_cached_prompt_tokens == 0
     assert (plain.prompt_logprobs, len(plain.choices), plain.usage.n_completion_tokens) == (None, 1, 3)
 
 

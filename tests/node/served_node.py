@@ -25,6 +25,8 @@ class Served:
     def __init__(self, setup: NodeSetup) -> None:
         self.driven = DrivenNode(setup)
         self.tokens: dict[RequestId, list[int]] = {}
+        self.n_cached: dict[RequestId, int] = {}
+        """Tokens of the prompts that requests with output were given."""
         self.ends: dict[RequestId, Finished] = {}
         self._unread: deque[Report] = deque()
 
@@ -48,6 +50,7 @@ class Served:
                 output = self.tokens.setdefault(request, [])
                 assert index == len(output)
                 output.extend(token_ids)
+                self.n_cached[request] = self.n_cached.get(request, 0) + message.n_cached
             case Finished(request):
                 assert request not in self.ends, "a request ended twice"
                 self.ends[request] = message

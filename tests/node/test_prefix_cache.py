@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 
 from tests.node.served_node import KB, SLAB_BYTES, device, served
 from tokenmux.core.facts import InstanceId, ModelId
@@ -72,9 +73,9 @@ def alone(entries: list[Entry]) -> dict[RequestId, list[int]]:
         return body.tokens
 
 
-def ask(entry: Entry, name: str, prompt: tuple[int, ...], tenant: str = "one") -> Submit:
+def ask(entry: Entry, name: str, prompt: tuple[int, ...], tenant: str = "one", **cache: object) -> Submit:
     request = Request(RequestId(name), ModelId(entry.name), len(prompt), 20, arrival_s=0.0, tenant=tenant)
-    return Submit(request, prompt, Sampling())
+    return Submit(request, prompt, Sampling(), **cache)  # type: ignore[arg-type]
 
 
 def n_cached(instances: Iterable[Instance]) -> int:
@@ -99,6 +100,54 @@ def test_requests_that_share_their_beginnings_yield_what_they_yield_alone(
         assert n_cached([body.instance]) > 0
         body.check_books()
     assert body.tokens == alone
+
+
+def test_no_token_depends_on_what_requests_ask_of_the_cache(
+    entries: list[Entry], alone: dict[RequestId, list[int]]
+) -> None:
+    """In company, with KV that is paged: requests of three salts, of which some do without the cache."""
+    asked = [
+        replace(submit, cache_salt=(None, "a", "b")[number % 7 % 3], prefix_cache=number % 4 > 0)
+        for number, submit in enumerate(submits(entries))
+    ]
+    with served(entries, device(entries, cell_tokens=CELL, n_slabs=12), prefix_cache=True) as body:
+        for submit in asked:
+            body.send(submit)
+        body.until_ended(N)
+        body.check_books()
+    assert body.tokens == alone
+    assert sum(body.n_cached.values()) > 0
+    assert not any(body.n_cached[submit.request.id] for submit in asked if not submit.prefix_cache)
+
+
+def test_requests_are_told_what_they_were_given(entries: list[Entry]) -> None:
+    prompt, other = tuple(range(100)), tuple(range(100, 0, -1))
+    without = {"prefix_cache": False}
+    asked: list[tuple[tuple[int, ...], str, dict[str, object], int]] = [
+        (prompt, "one", {}, 0),
+        (prompt, "one", {}, 96),
+        (prompt[:50], "one", {}, 48),
+        (prompt, "other", {}, 0),
+        (prompt, "one", {"cache_salt": "a"}, 0),
+        (prompt, "one", {"cache_salt": "a"}, 96),
+        (prompt, "other", {"cache_salt": "a"}, 0),
+        (prompt, "one", without, 0),
+        (prompt, "one", {"n_prompt_likeliest": 0}, 0),
+        (other, "one", without, 0),
+        (other, "one", {}, 0),
+        (other, "one", {}, 96),
+    ]
+    tokens: dict[tuple[int, ...], list[int]] = {}
+    with served(entries[:1], device(entries, 200, cell_tokens=CELL), prefix_cache=True) as body:
+        for number, (of, tenant, options, n_given) in enumerate(asked):
+            submit = ask(entries[0], f"r{number}", of, tenant, **options)
+            body.send(submit)
+            body.until_ended(number + 1)
+            assert body.n_cached[submit.request.id] == n_given, (number, options)
+            assert body.tokens[submit.request.id] == tokens.setdefault(of, body.tokens[submit.request.id])
+        counts = body.instance.metrics.tenant("one")
+        assert (counts.n_prefix_hits, counts.n_cached_prompt_tokens) == (4, 96 + 48 + 96 + 96)
+        assert body.instance.metrics.tenant("other").n_prefix_hits == 0
 
 
 @pytest.mark.parametrize("index", [0, 1])

@@ -19,6 +19,8 @@ def prefix(
     model: str = "m",
     enabled: bool = True,
     joins_tenants: bool = False,
+    prefix_cache: bool = True,
+    salt: str | None = None,
     paged_kv: PagedKv = "exact",
     told: int | None = None,
 ) -> Prefix | None:
@@ -26,7 +28,14 @@ def prefix(
     device = DeviceSetup(make_device(prefill_chunk_tokens=CELL), paged_kv=paged_kv)
     setup = NodeSetup((device,), make_host(), 0, prefix_cache=enabled, joins_tenants=joins_tenants)
     request = make_request("r", model, n_prompt=n_tokens, tenant=tenant)
-    submit = Submit(request, tuple(range(n_tokens)), Sampling(), n_prompt_likeliest=told)
+    submit = Submit(
+        request,
+        tuple(range(n_tokens)),
+        Sampling(),
+        n_prompt_likeliest=told,
+        prefix_cache=prefix_cache,
+        cache_salt=salt,
+    )
     return PromptPrefixes(setup).request_of(submit).prefix
 
 
@@ -41,13 +50,27 @@ def test_prompts_that_begin_alike_have_the_same_first_keys() -> None:
     assert keys(100)[:2] == keys(35)
 
 
-@pytest.mark.parametrize("options", [{"tenant": "b"}, {"model": "n"}], ids=str)
-def test_other_tenants_and_models_share_nothing(options: dict[str, str]) -> None:
+@pytest.mark.parametrize("options", [{"tenant": "b"}, {"model": "n"}, {"salt": "pepper"}], ids=str)
+def test_other_tenants_models_and_salts_share_nothing(options: dict[str, str]) -> None:
     assert not {*keys(100)} & {*keys(100, **options)}
 
 
 def test_tenants_that_the_operator_joins_share() -> None:
     assert keys(100, tenant="a", joins_tenants=True) == keys(100, tenant="b", joins_tenants=True)
+
+
+@pytest.mark.parametrize("joins_tenants", [True, False])
+def test_a_salt_isolates_within_what_shares(joins_tenants: bool) -> None:
+    mine = keys(100, joins_tenants=joins_tenants, salt="pepper")
+    assert mine == keys(100, joins_tenants=joins_tenants, salt="pepper")
+    for others in ({}, {"salt": "a"}, {"salt": "paprika"}):
+        assert not {*mine} & {*keys(100, joins_tenants=joins_tenants, **others)}
+    other_tenant = keys(100, joins_tenants=joins_tenants, salt="pepper", tenant="b")
+    assert (mine == other_tenant) is joins_tenants
+
+
+def test_a_request_may_do_without_the_cache() -> None:
+    assert prefix(100, prefix_cache=False) is None
 
 
 @pytest.mark.parametrize("options", [{"enabled": False}, {"paged_kv": "int8"}, {"n_tokens": 15}], ids=str)

@@ -213,6 +213,8 @@ class Admission:
                 None if ask.prompt_logprobs is None else min(ask.prompt_logprobs, facts.vocab_size)
             ),
             grammar=tokenized.grammar,
+            prefix_cache=ask.prefix_cache,
+            cache_salt=ask.cache_salt,
             pooling=ask.pooling,
         )
         self._pace.check(submit.request, ask.timeout_s)

@@ -157,6 +157,10 @@ class Ask:
     tpot_s: float | None = None
     tenant: str = ""
     weight: float = 1.0
+    prefix_cache: bool = True
+    """True if KV of the prompt may come from earlier requests, and go to later ones."""
+    cache_salt: str | None = None
+    """Only requests with the same one share KV."""
     pooling: PoolingKind | None = None
     """Return pooled hidden states of the prompt, and draw nothing: `tokenmux.server.front.embeddings` asks
     so."""
@@ -204,8 +208,10 @@ class FinishInfo:
     """The last event of a choice that ended successfully; the stream ends with that of its last choice. Times
     are seconds since the request arrived.
 
-    `n_resumed` of the tokens came with the request; they count neither as on time nor as late. `vector` has
-    the pooled hidden states of the prompt if they were asked for, neither shortened nor normalised."""
+    `n_resumed` of the tokens came with the request; they count neither as on time nor as late. `n_cached`
+    tokens of the prompt were given to the choice by the prefix cache and not computed for it, up to its first
+    token here. `vector` has the pooled hidden states of the prompt if they were asked for, neither shortened
+    nor normalised."""
 
     reason: FinishReason
     stop_string: str | None
@@ -219,6 +225,7 @@ class FinishInfo:
     seed: int
     choice: int = 0
     n_resumed: int = 0
+    n_cached: int = 0
     vector: tuple[float, ...] = ()
 
 

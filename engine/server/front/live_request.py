@@ -90,6 +90,8 @@ class LiveRequest:
         )
         self._n_told = submit.request.n_prompt
         """Tokens of the prompt whose log-probabilities the client has got, or does not want."""
+        self._n_cached = 0
+        """Tokens of the prompt that the prefix cache had, as told with the first token."""
         if submit.n_prompt_likeliest is not None:
             self._n_told = 1
             first = submit.prompt[:1]
@@ -165,6 +167,8 @@ class LiveRequest:
         fresh = tokens.token_ids[known:]
         if not fresh:
             return False
+        if self._times.first_token_s is None:
+            self._n_cached = tokens.n_cached
         index = len(self._delivered)
         text = ""
         for position, token_id in enumerate(fresh, start=index):
@@ -282,6 +286,7 @@ class LiveRequest:
                 seed=self._submit.sampling.seed,
                 choice=self._choice,
                 n_resumed=request.n_resumed,
+                n_cached=self._n_cached,
                 vector=vector,
             )
         )

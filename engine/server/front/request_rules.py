@@ -32,6 +32,7 @@ TEMPLATE_NAMES = frozenset(
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_CHARS = 256
 MAX_STOP_TOKEN_IDS = 64
+MAX_SALT_CHARS = 256
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 
 
@@ -86,6 +87,12 @@ def check_parameters(ask: Ask, facts: ModelFacts) -> None:
         raise InvalidRequest(
             "request_id is not a usable id: use 1 to 128 letters, digits, '.', '_', ':' and '-', the first a "
             "letter or digit; or leave it out"
+        )
+    if ask.cache_salt is not None and not 1 <= len(ask.cache_salt) <= MAX_SALT_CHARS:
+        raise InvalidRequest(
+            f"the salt of the prefix cache has {len(ask.cache_salt)} characters: use 1 to {MAX_SALT_CHARS}, "
+            "which others cannot guess, or leave it out to share with all requests of the tenant",
+            field="cache_salt",
         )
     fault = tenant_fault(ask.tenant)
     if fault is not None:

@@ -16,6 +16,7 @@ _OTHERWISE_NAMED = {
     "stop_token_ids": "stopping.token_ids",
     "skip_special_tokens": "output.keep_special_tokens",
     "continue_final_message": "chat.continue_final_message",
+    "cache_salt": "prefix_cache.salt",
     "prompt": "prompt",
 }
 """Fields of `Ask` whose names in the API differ, or stand at several places."""

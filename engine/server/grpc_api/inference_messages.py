@@ -56,7 +56,7 @@ def ask_of(request: inference_pb2.GenerateRequest, remaining_s: float | None = N
     """
     check_features(request.required_features)
     sampling, stopping, level = request.sampling, request.stopping, request.service_level
-    output = request.output
+    output, cache = request.output, request.prefix_cache
     check_count("stop strings", stopping.strings, MAX_STOP_STRINGS, field="stop_strings")
     check_count("stop token ids", stopping.token_ids, MAX_STOP_TOKEN_IDS, field="stop_token_ids")
     check_count("tokens in logit_bias", sampling.logit_bias, MAX_BIASES, field="logit_bias")
@@ -101,6 +101,8 @@ def ask_of(request: inference_pb2.GenerateRequest, remaining_s: float | None = N
         tpot_s=level.tpot_s if level.HasField("tpot_s") else None,
         tenant=request.tenant,
         weight=request.weight if request.HasField("weight") else 1.0,
+        prefix_cache=not cache.off,
+        cache_salt=cache.salt if cache.HasField("salt") else None,
     )
 
 
@@ -211,7 +213,12 @@ async def whole_response(events: AsyncIterable[StreamEvent]) -> inference_pb2.Ge
 
 
 def _add_usage(usage: inference_pb2.Usage, info: FinishInfo) -> None:
-    """Add what one choice used; all have the same prompt."""
+    """Add what one choice used; all have the same prompt. Of the prompt only that was not computed which the
+    cache had for all of them."""
+    is_first = not usage.n_prompt_tokens
+    usage.n_cached_prompt_tokens = (
+        info.n_cached if is_first else min(usage.n_cached_prompt_tokens, info.n_cached)
+    )
     usage.n_prompt_tokens = info.n_prompt
     usage.n_completion_tokens += info.n_completion
     usage.n_tokens_on_time += info.n_on_time
@@ -287,6 +294,7 @@ def finish_info_message(info: FinishInfo) -> inference_pb2.FinishInfo:
             n_completion_tokens=info.n_completion,
             n_tokens_on_time=info.n_on_time,
             n_resumed_tokens=info.n_resumed,
+            n_cached_prompt_tokens=info.n_cached,
         ),
         timings=inference_pb2.Timings(queue_s=info.queue_s, ttft_s=info.ttft_s, total_s=info.total_s),
         seed=info.seed,

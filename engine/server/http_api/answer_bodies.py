@@ -7,12 +7,20 @@ from pydantic import BaseModel
 Ending = Literal["stop", "length", "tool_calls"]
 
 
+class PromptTokensBody(BaseModel):
+    """What became of the tokens of a prompt. `cached_tokens` of them were not computed, since the prefix
+    cache had them; of several choices, the least. 0 without a cache."""
+
+    cached_tokens: int
+
+
 class UsageBody(BaseModel):
     """How many tokens a request took."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensBody
 
 
 class ScoredTokenBody(BaseModel):

@@ -21,6 +21,7 @@ from tokenmux.server.http_api.answer_bodies import (
     FunctionCallBody,
     MessageDelta,
     PromptLogprobsBody,
+    PromptTokensBody,
     TextCompletion,
     ToolCallBody,
     ToolCallChunk,
@@ -232,5 +233,8 @@ def _usage(ends: Sequence[OutputEnd]) -> UsageBody:
     n_prompt = ends[0].finish.n_prompt
     n_completion = sum(end.finish.n_completion for end in ends)
     return UsageBody(
-        prompt_tokens=n_prompt, completion_tokens=n_completion, total_tokens=n_prompt + n_completion
+        prompt_tokens=n_prompt,
+        completion_tokens=n_completion,
+        total_tokens=n_prompt + n_completion,
+        prompt_tokens_details=PromptTokensBody(cached_tokens=min(end.finish.n_cached for end in ends)),
     )

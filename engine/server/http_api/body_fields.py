@@ -52,7 +52,9 @@ class To:
 class Lenient(BaseModel):
     """What all bodies have in common: types are as in JSON, and unknown fields are kept to be named."""
 
-    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, frozen=True)
+    model_config = ConfigDict(
+        strict=True, extra="allow", allow_inf_nan=False, frozen=True, use_attribute_docstrings=True
+    )
 
 
 class AskBody(Lenient):

@@ -1,8 +1,8 @@
 """The bodies of `/v1/completions` and `/v1/chat/completions`, and where in the front's `Ask` each field goes.
 
 Only types are checked here: `tokenmux.server.front.request_rules` says what is acceptable. Names are
-OpenAI's or, where it has none, vLLM's; `ttft_s`, `tpot_s`, `timeout_s` and `weight` are ours. All fields may
-be null.
+OpenAI's or, where it has none, vLLM's (`cache_prompt` is llama.cpp's); `ttft_s`, `tpot_s`, `timeout_s` and
+`weight` are ours. All fields may be null.
 """
 
 from collections.abc import Mapping, Sequence
@@ -112,6 +112,12 @@ class GenerationBody(AskBody):
     """How long to wait for the whole answer, in seconds; then the request ends."""
     request_id: Annotated[str | None, To("request_id")] = None
     """An id for the request, to cancel it (a field of vLLM's)."""
+    cache_prompt: Annotated[bool | None, To("prefix_cache")] = None
+    """False: neither take KV of the prompt from the prefix cache nor leave it there (a field of
+    llama.cpp's)."""
+    cache_salt: Annotated[str | None, To("cache_salt")] = None
+    """Share KV of the prompt only with requests that have the same salt, 1 to 256 characters (a field of
+    vLLM's)."""
     prompt_logprobs: Annotated[int | None, To("prompt_logprobs")] = None
     response_format: Annotated[ResponseFormat | None, To("constraint", by=constraint_of_format)] = None
     structured_outputs: Annotated[StructuredOutputs | None, To("constraint", by=constraint_of_outputs)] = None

@@ -32,7 +32,7 @@ FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "text", "token_ids", "chat", "sampling", "stopping", "service_level", "tenant", "weight", "n", "logprobs", "constraint", "request_id", "delivered", "required_features", "truncate_prompt_tokens", "prompt_logprobs", "output")
+    __slots__ = ("model", "text", "token_ids", "chat", "sampling", "stopping", "service_level", "tenant", "weight", "n", "logprobs", "constraint", "request_id", "delivered", "prefix_cache", "required_features", "truncate_prompt_tokens", "prompt_logprobs", "output")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -47,6 +47,7 @@ class GenerateRequest(_message.Message):
     CONSTRAINT_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     DELIVERED_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_CACHE_FIELD_NUMBER: _ClassVar[int]
     REQUIRED_FEATURES_FIELD_NUMBER: _ClassVar[int]
     TRUNCATE_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
@@ -65,11 +66,12 @@ class GenerateRequest(_message.Message):
     constraint: Constraint
     request_id: str
     delivered: _containers.RepeatedCompositeFieldContainer[Delivered]
+    prefix_cache: PrefixCacheOptions
     required_features: _containers.RepeatedScalarFieldContainer[str]
     truncate_prompt_tokens: int
     prompt_logprobs: int
     output: OutputOptions
-    def __init__(self, model: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stopping: _Optional[_Union[Stopping, _Mapping]] = ..., service_level: _Optional[_Union[ServiceLevel, _Mapping]] = ..., tenant: _Optional[str] = ..., weight: _Optional[float] = ..., n: _Optional[int] = ..., logprobs: _Optional[int] = ..., constraint: _Optional[_Union[Constraint, _Mapping]] = ..., request_id: _Optional[str] = ..., delivered: _Optional[_Iterable[_Union[Delivered, _Mapping]]] = ..., required_features: _Optional[_Iterable[str]] = ..., truncate_prompt_tokens: _Optional[int] = ..., prompt_logprobs: _Optional[int] = ..., output: _Optional[_Union[OutputOptions, _Mapping]] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stopping: _Optional[_Union[Stopping, _Mapping]] = ..., service_level: _Optional[_Union[ServiceLevel, _Mapping]] = ..., tenant: _Optional[str] = ..., weight: _Optional[float] = ..., n: _Optional[int] = ..., logprobs: _Optional[int] = ..., constraint: _Optional[_Union[Constraint, _Mapping]] = ..., request_id: _Optional[str] = ..., delivered: _Optional[_Iterable[_Union[Delivered, _Mapping]]] = ..., prefix_cache: _Optional[_Union[PrefixCacheOptions, _Mapping]] = ..., required_features: _Optional[_Iterable[str]] = ..., truncate_prompt_tokens: _Optional[int] = ..., prompt_logprobs: _Optional[int] = ..., output: _Optional[_Union[OutputOptions, _Mapping]] = ...) -> None: ...
 
 class GenerateStreamRequest(_message.Message):
     __slots__ = ("request",)
@@ -95,6 +97,14 @@ class Constraint(_message.Message):
     grammar: str
     choices: Constraint.Choices
     def __init__(self, json_schema: _Optional[str] = ..., json_object: _Optional[bool] = ..., regex: _Optional[str] = ..., grammar: _Optional[str] = ..., choices: _Optional[_Union[Constraint.Choices, _Mapping]] = ...) -> None: ...
+
+class PrefixCacheOptions(_message.Message):
+    __slots__ = ("off", "salt")
+    OFF_FIELD_NUMBER: _ClassVar[int]
+    SALT_FIELD_NUMBER: _ClassVar[int]
+    off: bool
+    salt: str
+    def __init__(self, off: _Optional[bool] = ..., salt: _Optional[str] = ...) -> None: ...
 
 class Delivered(_message.Message):
     __slots__ = ("token_ids", "complete")
@@ -322,16 +332,18 @@ class FinishInfo(_message.Message):
     def __init__(self, reason: _Optional[_Union[FinishReason, str]] = ..., stop_string: _Optional[str] = ..., stop_token_id: _Optional[int] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., seed: _Optional[int] = ..., choice: _Optional[int] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("n_prompt_tokens", "n_completion_tokens", "n_tokens_on_time", "n_resumed_tokens")
+    __slots__ = ("n_prompt_tokens", "n_completion_tokens", "n_tokens_on_time", "n_cached_prompt_tokens", "n_resumed_tokens")
     N_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     N_COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     N_TOKENS_ON_TIME_FIELD_NUMBER: _ClassVar[int]
+    N_CACHED_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     N_RESUMED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     n_prompt_tokens: int
     n_completion_tokens: int
     n_tokens_on_time: int
+    n_cached_prompt_tokens: int
     n_resumed_tokens: int
-    def __init__(self, n_prompt_tokens: _Optional[int] = ..., n_completion_tokens: _Optional[int] = ..., n_tokens_on_time: _Optional[int] = ..., n_resumed_tokens: _Optional[int] = ...) -> None: ...
+    def __init__(self, n_prompt_tokens: _Optional[int] = ..., n_completion_tokens: _Optional[int] = ..., n_tokens_on_time: _Optional[int] = ..., n_cached_prompt_tokens: _Optional[int] = ..., n_resumed_tokens: _Optional[int] = ...) -> None: ...
 
 class Timings(_message.Message):
     __slots__ = ("queue_s", "ttft_s", "total_s")

@@ -2,6 +2,7 @@
 field."""
 
 import re
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -9,9 +10,11 @@ from tests.server.scripted_models import facts
 from tokenmux.client.errors import WrongArgument
 from tokenmux.client.proto_values import generate_request
 from tokenmux.core.errors import InvalidRequest
-from tokenmux.server.front.generation import Ask, Chat, ChatMessage, Text
+from tokenmux.core.request import FinishReason
+from tokenmux.server.front.generation import Ask, Chat, ChatMessage, FinishInfo, Text
 from tokenmux.server.front.request_rules import check_parameters
-from tokenmux.server.grpc_api.inference_messages import ask_of
+from tokenmux.server.grpc_api.field_paths import path_of
+from tokenmux.server.grpc_api.inference_messages import ask_of, whole_response
 from tokenmux.v1 import inference_pb2
 
 USER = {"role": "user", "content": "hi"}
@@ -39,6 +42,8 @@ def test_every_option_of_the_client_arrives() -> None:
         truncate_prompt_tokens=9,
         request_id="mine",
         seed=1,
+        prefix_cache=False,
+        cache_salt="pepper",
     )
     assert ask_of(inference_pb2.GenerateRequest.FromString(request.SerializeToString())) == Ask(
         "m",
@@ -60,12 +65,34 @@ def test_every_option_of_the_client_arrives() -> None:
         truncate_prompt_tokens=9,
         request_id="mine",
         seed=1,
+        prefix_cache=False,
+        cache_salt="pepper",
     )
 
 
 def test_what_is_not_asked_for_is_the_default() -> None:
     assert ask_of(generate_request("m", "a")) == Ask("m", Text("a"))
     assert ask_of(generate_request("m", "a", n=0)) == Ask("m", Text("a"), n=0)
+
+
+@pytest.mark.parametrize(("salt", "n_chars"), [("", 0), ("x" * 257, 257)])
+def test_a_salt_that_isolates_nothing_is_refused_by_its_field(salt: str, n_chars: int) -> None:
+    """An empty one may be the id of a user that is missing."""
+    with pytest.raises(InvalidRequest, match=rf"has {n_chars} characters: use 1 to 256") as caught:
+        check_parameters(ask_of(generate_request("m", "a", cache_salt=salt)), facts("m"))
+    assert path_of(caught.value) == "prefix_cache.salt"
+
+
+async def test_of_several_outputs_the_least_counts_as_cached() -> None:
+    async def events() -> AsyncIterator[FinishInfo]:
+        for choice, n_cached in enumerate((32, 16, 48)):
+            yield FinishInfo(
+                FinishReason.LENGTH, None, None, 64, 1, 1, 0.0, 0.0, 0.0, 7, choice=choice, n_cached=n_cached
+            )
+
+    response = await whole_response(events())
+    each = [choice.finish_info.usage.n_cached_prompt_tokens for choice in response.choices]
+    assert (each, response.usage.n_cached_prompt_tokens) == ([32, 16, 48], 16)
 
 
 def test_what_a_template_is_given_arrives() -> None:

@@ -31,6 +31,16 @@ async def http(
         yield served, client
 
 
+def usage_of(n_prompt: int, n_completion: int, n_cached: int = 0) -> dict[str, Any]:
+    """The usage of an answer."""
+    return {
+        "prompt_tokens": n_prompt,
+        "completion_tokens": n_completion,
+        "total_tokens": n_prompt + n_completion,
+        "prompt_tokens_details": {"cached_tokens": n_cached},
+    }
+
+
 async def nothing_lives(served: Served) -> None:
     async with asyncio.timeout(5):
         while served.front.n_live:  # noqa: ASYNC110 - nothing tells when the last has ended

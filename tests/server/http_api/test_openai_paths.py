@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 import httpx
 import pytest
 
-from tests.server.http_api.http_calls import CHAT, TEXT, events, http, nothing_lives
+from tests.server.http_api.http_calls import CHAT, TEXT, events, http, nothing_lives, usage_of
 from tests.server.scripted_models import FakeEntry, LetterTokenizer, facts
 from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.core.request import FinishReason
@@ -32,7 +32,7 @@ async def test_a_text_is_continued() -> None:
         assert body["choices"] == [
             {"index": 0, "text": "bcd", "logprobs": None, "finish_reason": "length", "stop_reason": None}
         ]
-        assert body["usage"] == {"prompt_tokens": 1, "completion_tokens": 3, "total_tokens": 4}
+        assert body["usage"] == usage_of(1, 3)
 
 
 async def test_a_conversation_is_answered() -> None:
@@ -49,7 +49,7 @@ async def test_a_conversation_is_answered() -> None:
                 "stop_reason": None,
             }
         ]
-        assert body["usage"] == {"prompt_tokens": 4, "completion_tokens": 3, "total_tokens": 7}
+        assert body["usage"] == usage_of(4, 3)
 
 
 async def test_chunks_of_a_conversation() -> None:
@@ -63,7 +63,7 @@ async def test_chunks_of_a_conversation() -> None:
         assert len({chunk["id"] for chunk in chunks}) == 1
         usage = chunks.pop()
         assert usage["choices"] == []
-        assert usage["usage"] == {"prompt_tokens": 4, "completion_tokens": 3, "total_tokens": 7}
+        assert usage["usage"] == usage_of(4, 3)
         assert {chunk["usage"] for chunk in chunks} == {None}
         choices = [chunk["choices"][0] for chunk in chunks]
         assert choices[0]["delta"] == {"role": "assistant", "content": ""}

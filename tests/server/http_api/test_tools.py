@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.server.http_api.http_calls import CHAT, TEXT, answer_with, events, http
+from tests.server.http_api.http_calls import CHAT, TEXT, answer_with, events, http, usage_of
 from tests.server.scripted_models import FakeEntry, LetterTokenizer, facts
 from tokenmux.core.errors import InvalidRequest
 from tokenmux.messages.commands import Submit
@@ -268,7 +268,7 @@ async def test_several_choices(stream: bool) -> None:
         texts = ["".join(choice["text"] for choice in choices if choice["index"] == n) for n in range(3)]
         assert texts == ["bcd"] * 3
         assert [choice["finish_reason"] for choice in choices if choice["finish_reason"]] == ["length"] * 3
-        assert usage == {"prompt_tokens": 1, "completion_tokens": 9, "total_tokens": 10}
+        assert usage == usage_of(1, 9)
         for n in (0, -1, 10**9):
             refused = await client.post("/v1/completions", json=TEXT | {"n": n})
             assert (refused.status_code, refused.json()["error"]["param"]) == (400, "n")
