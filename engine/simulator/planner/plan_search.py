@@ -10,11 +10,11 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from tokenmux.core.span import Span
-from tokenmux.simulator.planner.capacity_plan import OURS, CapacityPlan, Point
+from tokenmux.simulator.planner.capacity_plan import OURS, UNSHARED, CapacityPlan, Point
 from tokenmux.simulator.planner.search import SearchState, replay
 from tokenmux.simulator.planner.simulated_job import HOST_MEMORY, RELIEFS, Job, World, simulate_job
 
-MODELS_PER_FIRST_GUESS = {OURS: 10, "aegaeon": 4, "request-level": 4}
+MODELS_PER_FIRST_GUESS = {OURS: 10, UNSHARED: 10, "aegaeon": 4, "request-level": 4}
 """First guess of a search: this many models per instance, about what each policy reaches at 0.1 requests per
 second and model. Start large: overloaded pools are the slowest to simulate and tell the least."""
 
