@@ -183,7 +183,7 @@ class ScriptedNodes:
         self.refuses_pins: dict[str, str] = {}
         self.fails_to_start = 0
         self.n_dimensions = 3
-        """Of the hidden states of all models."""
+        """Size of the hidden states of all models."""
         self.nodes: list[ScriptedNode] = []
         self.sent: asyncio.Queue[Command] = asyncio.Queue()
 

@@ -88,7 +88,7 @@ WRONG = [
     (body(given=["a", 97]), "input", "valid"),
     (body(given={"text": "a"}), "input", "valid"),
     (body(given=["a"] * 2049), "input", "2049 inputs: at most 2048"),
-    (body(dimensions=4), "dimensions", "dimensions 4 cannot be had: use 1 to 3"),
+    (body(dimensions=4), "dimensions", "dimensions 4 is not available: use 1 to 3"),
     (body(dimensions=0), "dimensions", "use 1 to 3"),
     (body("last", dimensions=2), "dimensions", "use 3, or leave it out: last does not say"),
     (body(dimensions=1.5), "dimensions", "integer"),
@@ -199,7 +199,7 @@ async def test_the_first_failure_ends_the_call() -> None:
 
 
 async def test_many_inputs_take_few_places_at_once() -> None:
-    async with http(*ENTRIES, limits=Limits(max_requests=embeddings.AT_ONCE)) as (_, client):
+    async with http(*ENTRIES, limits=Limits(max_requests=embeddings.INPUTS_AT_ONCE)) as (_, client):
         answer = await client.post("/v1/embeddings", json=body(given=["a"] * 100))
         assert len(answer.json()["data"]) == 100
 

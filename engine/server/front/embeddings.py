@@ -24,11 +24,11 @@ from tokenmux.server.front.served_models import ServedModel, ServedModels
 
 MAX_INPUTS = 2048
 MAX_INPUT_TOKENS = 300_000
-"""Of all inputs together. Both limits are OpenAI's."""
-AT_ONCE = 16
+"""Tokens of all inputs of a call together. Both limits are OpenAI's."""
+INPUTS_AT_ONCE = 16
 """Requests of one call that run at once: one call cannot fill the queue."""
 
-Result = TypeVar("Result")
+Each = TypeVar("Each")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +126,9 @@ class Embeddings:
         raise InternalError("a stream ended without its last event")
 
 
-async def _each(n: int, work: Callable[[int], Awaitable[Result]]) -> list[Result]:
+async def _each(n: int, work: Callable[[int], Awaitable[Each]]) -> list[Each]:
     """The results of `work` for 0 to n - 1, a few at once. The first failure ends all."""
-    results: dict[int, Result] = {}
+    results: dict[int, Each] = {}
     places = count()
 
     async def some() -> None:
@@ -137,7 +137,7 @@ async def _each(n: int, work: Callable[[int], Awaitable[Result]]) -> list[Result
 
     try:
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(n, AT_ONCE)):
+            for _ in range(min(n, INPUTS_AT_ONCE)):
                 group.create_task(some())
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None
@@ -165,7 +165,7 @@ def _check_dimensions(dimensions: int | None, pooling: Pooling, model: str) -> N
         said = f"use 1 to {pooling.n_dimensions}"
     else:
         return
-    raise InvalidRequest(f"dimensions {dimensions} cannot be had: {said}", field="dimensions", model=model)
+    raise InvalidRequest(f"dimensions {dimensions} is not available: {said}", field="dimensions", model=model)
 
 
 def _finished(pooling: Pooling, vector: Sequence[float], ask: EmbedAsk) -> tuple[float, ...]:

@@ -114,7 +114,7 @@ class LiveRequest:
 
     def resubmission(self) -> Submit:
         """What a node needs to begin, or to continue after the existing tokens. It computes all hidden states
-        anew."""
+        again."""
         if self._pooled is not None:
             self._pooled.begin()
         times = self._times

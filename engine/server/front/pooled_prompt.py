@@ -18,7 +18,7 @@ class PooledPrompt:
         self.begin()
 
     def begin(self) -> None:
-        """A node begins with the prompt: it tells all sums anew."""
+        """A node begins with the prompt: it tells all sums again."""
         self._next = self._start
         self._sums: list[float] = []
 
