@@ -88,6 +88,7 @@ class Instance:
         self.live_models = state.live_models
         self.resident_models = state.resident_models
         self.asked_models = state.asked_models
+        self.unreadable_models = state.unreadable_models
         self.requests = state.requests
         self.queue = state.queue
         self._in_flight = state.in_flight
