@@ -151,9 +151,9 @@ class GenerationProgress:
     def _take_ahead(self, error: CallFailed) -> None:
         """Note what the server told before the whole answer was lost, if it had accepted the request."""
         cause = error.__cause__
-        headers = cause.initial_metadata() if isinstance(cause, grpc.RpcError) else None
+        headers = cause.initial_metadata() if isinstance(cause, grpc.Call | grpc.aio.AioRpcError) else None
         for key, value in headers or ():
-            if key == PROMPT_INFO:
+            if key == PROMPT_INFO and isinstance(value, bytes):
                 self._begun = True
                 self._keep(inference_pb2.PromptInfo.FromString(value))
 
