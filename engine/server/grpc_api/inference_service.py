@@ -19,7 +19,7 @@ from tokenmux.server.grpc_api.key_interceptor import caller_of
 from tokenmux.server.grpc_api.status import answering
 from tokenmux.v1 import inference_pb2, inference_pb2_grpc
 
-PROMPT_INFO = "tokenmux-prompt-info-bin"
+TOLD_AHEAD = "tokenmux-prompt-info-bin"
 """The metadata that tells of an accepted request ahead of its whole answer."""
 
 
@@ -97,4 +97,4 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 
 async def _tell(context: Context, info: inference_pb2.PromptInfo) -> None:
     """Tell a client, ahead of the whole output, with what it can ask for the same again."""
-    await context.send_initial_metadata(((PROMPT_INFO, info.SerializeToString()),))
+    await context.send_initial_metadata(((TOLD_AHEAD, info.SerializeToString()),))
