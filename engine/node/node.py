@@ -29,13 +29,12 @@ from tokenmux.core.effects import (
     StepEnded,
     Supersede,
 )
-from tokenmux.core.errors import ErrorCode, IntegrityError, InternalError
-from tokenmux.core.event import SUPERSEDED, Arrived, Cancelled, Resized
+from tokenmux.core.errors import IntegrityError, InternalError
+from tokenmux.core.event import SUPERSEDED, Cancelled, Resized
 from tokenmux.core.facts import ImageId, InstanceId, ModelFacts, ModelId
 from tokenmux.core.phases import DeviceState, PhaseChanged, RequestPhase
 from tokenmux.core.plan import Discard, Drop, Evict
-from tokenmux.core.record import RequestRecord
-from tokenmux.core.request import FinishReason, RequestId
+from tokenmux.core.request import RequestId
 from tokenmux.core.roofline_cost import RooflineCost
 from tokenmux.core.started import (
     StartedActivation,
@@ -77,28 +76,18 @@ from tokenmux.messages.completions import (
     StepCompleted,
 )
 from tokenmux.messages.launches import AddModel, OperationId, ReallocateArena, StopCopy, Unbind
-from tokenmux.messages.reports import (
-    Acknowledged,
-    Alive,
-    Broken,
-    Finished,
-    PromptPooled,
-    PromptTold,
-    Report,
-    Tokens,
-)
+from tokenmux.messages.reports import Acknowledged, Alive, Broken, Report
 from tokenmux.messages.setups import DeviceSetup, NodeSetup
 from tokenmux.node.accusations import Accusations
 from tokenmux.node.executor_port import ExecutorFactory
-from tokenmux.node.given_prompts import GivenPrompts
 from tokenmux.node.grammars import Grammars
 from tokenmux.node.host_memory import HostMemory
 from tokenmux.node.lives import Lives
-from tokenmux.node.node_device import Drawn, NodeDevice, PooledOfPrompts, StrayReport, ToldOfPrompts
+from tokenmux.node.node_device import NodeDevice, StrayReport
+from tokenmux.node.node_requests import NodeRequests
 from tokenmux.node.node_status import StatusReporter
 from tokenmux.node.operator_commands import Operators
 from tokenmux.node.positions import QueuePositions
-from tokenmux.node.prompt_prefixes import PromptPrefixes
 from tokenmux.node.request_content import Content
 from tokenmux.node.telemetry import Telemetry
 from tokenmux.processes.restarts import RestartLimits
@@ -107,7 +96,6 @@ from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.memory.host_kv import HostKv
 from tokenmux.scheduler.policy.instance_policy import InstancePolicy
 from tokenmux.scheduler.policy.pool.placement import LeastLoaded
-from tokenmux.scheduler.policy.pool.pool_policy import Refuse
 from tokenmux.scheduler.policy.registry import make_policy
 from tokenmux.scheduler.pool.pool import Pool
 
@@ -173,8 +161,9 @@ class Node:
         )
         self._telemetry = Telemetry(self.pool, clock)
         self._positions = [QueuePositions(instance, clock) for instance in self.pool.instances]
-        self._prefixes = PromptPrefixes(setup)
-        self.given_prompts = GivenPrompts()
+        self.requests = NodeRequests(
+            self.contents, self.models, self.pool, self.accusations, self.grammars, setup, clock, self._say
+        )
         self._operators = Operators(self, clock)
         for number, device in enumerate(numbered):
             if device is None:
@@ -206,7 +195,7 @@ class Node:
         ticket, command = order.ticket, order.command
         match command:
             case Submit():
-                self._submit(command, now_s)
+                self.requests.submit(command)
             case Cancel(request, reason):
                 self.pool.apply_to_request(Cancelled(now_s, request, reason))
             case Pause(request):
@@ -347,7 +336,7 @@ class Node:
                     self._drop_images(effect.dropped)
                     self._start(device, effect)
                 case StartedStep(operation=step):
-                    self.given_prompts.started(step)
+                    self.requests.step_began(step)
                     self._start(device, effect)
                 case StartedActivation():
                     self._start(device, effect)
@@ -363,7 +352,7 @@ class Node:
                         lost = [image.id for image in started.images if not self._cache.has(image.id)]
                         self._drop_images(lost)
                 case RequestEnded():
-                    self._request_ended(effect, instance)
+                    self.requests.ended(effect, instance)
                 case Evict(model):
                     device.say(Unbind(model))
                 case ResizeReady(arena_bytes):
@@ -427,6 +416,9 @@ class Node:
 
     # ── parts of the above ──────────────────────────────────────────────────────────────────────────────────
 
+    def _say(self, report: Report) -> None:
+        self._out.append(report)
+
     def _make_instance(self, setup: DeviceSetup, before: Instance | None = None) -> Instance:
         """An instance for a device. What the one `before` has counted and learned goes on."""
         facts = setup.facts
@@ -457,14 +449,14 @@ class Node:
     def _hear(self, device: NodeDevice, completion: ExecutorReport) -> None:
         match completion:
             case Drew():
-                self._take_tokens(device.drew(completion), completion.at_s)
+                self.requests.drew(device.drew(completion), completion.at_s)
             case StepCompleted():
                 self.accusations.cannot_go_on(device.faults(completion))
                 pooled = device.pooled(completion)
                 told, drawn, done = device.step_completed(completion)
-                self._take_pooled(pooled)
-                self._take_told(told)
-                self._take_tokens(drawn, done.at_s)
+                self.requests.pooled(pooled)
+                self.requests.told(told)
+                self.requests.drew(drawn, done.at_s)
                 self.pool.apply(device.index, done)
             case CopyCompleted():
                 self.pool.apply(device.index, device.copy_completed(completion))
@@ -515,71 +507,6 @@ class Node:
             failed = CopyCompleted(OperationId(started.id), self._clock.now_s(), error)
             self.pool.post(device.index, device.copy_completed(failed))
 
-    def _submit(self, submit: Submit, now_s: float) -> None:
-        request = submit.request
-        detail = ""
-        code: ErrorCode | None = None
-        if request.model not in self.models:
-            # The front checks this; only a removal at the same time gets here.
-            detail = f"model {request.model} is no longer registered"
-        elif request.model in self.accusations.refused:
-            detail, code = self.accusations.refused[request.model], ErrorCode.NOT_SERVABLE
-        else:
-            self.contents[request.id] = Content.of(submit)
-            request = self._prefixes.request_of(submit)
-            self.given_prompts.arrived(request)
-            is_held = submit.grammar is not None  # until `Grammars` has seen where it is placed
-            arrived = Arrived(
-                now_s, request, len(submit.delivered), history=submit.history, is_paused=is_held
-            )
-            answer = self.pool.submit(arrived)
-            if isinstance(answer, Refuse):
-                del self.contents[request.id]
-                self.given_prompts.ended(request.id)
-                detail, code = answer.reason, ErrorCode.DOES_NOT_FIT
-        if detail:
-            self._out.append(Finished(request.id, FinishReason.FAILED, now_s, detail, code))
-
-    def _take_told(self, told: ToldOfPrompts) -> None:
-        for request_id, start, log_probabilities in told:
-            content = self.contents.get(request_id)
-            if content is not None:
-                index = max(start + 1, content.n_told)
-                content.n_told = index + len(log_probabilities)
-                self._out.append(PromptTold(request_id, index, log_probabilities))
-
-    def _take_pooled(self, pooled: PooledOfPrompts) -> None:
-        for request_id, rows in pooled:
-            content = self.contents.get(request_id)
-            if content is not None:
-                content.n_pooled = rows.first + rows.n
-                self._out.append(PromptPooled(request_id, rows))
-
-    def _take_tokens(self, drawn: Drawn, at_s: float) -> None:
-        for request_id, token, told in drawn:
-            content = self.contents.get(request_id)
-            place = self.pool.index_of(request_id)
-            if content is None or place is None:
-                continue
-            to_end = self.pool.instances[place].requests[request_id].to_end
-            if to_end is not None and to_end[0] is not None:
-                continue
-            n_prompt = content.submit.request.n_prompt
-            index, n_cached = len(content.token_ids) - n_prompt, self.given_prompts.drew(request_id, n_prompt)
-            content.token_ids.append(token)
-            logprobs = () if told is None else (told,)
-            self._out.append(Tokens(request_id, index, (token,), at_s, logprobs, n_cached))
-            self.accusations.drew(request_id)
-
-    def _request_ended(self, ended: RequestEnded, instance: Instance) -> None:
-        record = ended.record
-        del self.contents[record.request.id]
-        self.grammars.ended(record.request.id)
-        self.given_prompts.ended(record.request.id)
-        detail = self.accusations.ended(record.request.id, ended.detail)
-        code = _code_of(record, detail, instance)
-        self._out.append(Finished(record.request.id, record.reason, record.end_s, detail, code))
-
     def _owned_images(self) -> set[ImageId]:
         """The images of the registered models. The host cache also has some of models that were removed."""
         return {image.id for model in self.models.values() for image in model.facts.images}
@@ -612,11 +539,3 @@ def _numbered(setup: NodeSetup) -> list[DeviceSetup | None]:
     for number, device in zip(numbers, setup.devices, strict=True):
         numbered[number] = device
     return numbered
-
-
-def _code_of(record: RequestRecord, detail: str, instance: Instance) -> ErrorCode | None:
-    """The error with which a request failed. Weights that cannot be read stay unreadable until someone
-    repairs them."""
-    model = instance.models.get(record.request.model)
-    unreadable = detail and model is not None and detail == model.load_error
-    return ErrorCode.BAD_CHECKPOINT if unreadable else None

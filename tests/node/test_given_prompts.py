@@ -137,7 +137,7 @@ def test_a_request_that_ends_without_a_token_is_forgotten() -> None:
     body.send(Register(make_model(A, 10 * GB, kv=SHAPE, max_context=4096, n_parameters=GB), path=""))
     request = make_request("r", A, n_prompt=N_PROMPT, max_tokens=4)
     body.send(Submit(request, (0,) * N_PROMPT, Sampling()))
-    assert len(body.node.given_prompts) == 1
+    assert len(body.node.requests.given_prompts) == 1
     body.send(Cancel(R))
     body.clock.run()
-    assert len(body.node.given_prompts) == 0
+    assert len(body.node.requests.given_prompts) == 0

@@ -39,7 +39,7 @@ from tokenmux.v1 import (
 
 Result = TypeVar("Result")
 
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 """How long a test waits for what must come: only a failing one waits that long."""
 
 

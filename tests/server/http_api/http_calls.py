@@ -26,7 +26,7 @@ async def http(
     """A server with the dialect, and a client of it."""
     async with (
         serving(*entries, http=transport or HttpTransport(), **options) as served,
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{served.http_port}", timeout=10) as client,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{served.http_port}", timeout=60) as client,
     ):
         yield served, client
 

@@ -77,13 +77,13 @@ async def test_connections_are_bounded() -> None:
         for _, writer in held:
             writer.close()
             await writer.wait_closed()
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(timeout=60) as client:
             assert (await client.get(f"http://127.0.0.1:{served.http_port}/health")).status_code == 200
 
 
 async def test_a_stop_does_not_wait_for_idle_connections() -> None:
     async with serving(http=HttpTransport()) as served:
-        client = httpx.AsyncClient()
+        client = httpx.AsyncClient(timeout=60)
         assert (await client.get(f"http://127.0.0.1:{served.http_port}/health")).status_code == 200
         clock = asyncio.get_running_loop().time
         begin_s = clock()

@@ -70,7 +70,7 @@ def served() -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def client(served: Served) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=f"http://127.0.0.1:{served.http_port}", timeout=20) as client:
+    with httpx.Client(base_url=f"http://127.0.0.1:{served.http_port}", timeout=60) as client:
         yield client
 
 

@@ -38,7 +38,7 @@ SERVED: dict[str, Any] = {
     "input": "a",
     "messages": [{"role": "user", "content": "a"}],
 }
-PATIENCE_S = 20
+PATIENCE_S = 60
 
 
 @pytest.fixture(scope="module")

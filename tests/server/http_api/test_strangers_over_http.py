@@ -123,10 +123,10 @@ async def test_the_dialect_over_tls(tmp_path: Path) -> None:
     trusted = ssl.create_default_context(cafile=str(certificate))
     async with serving(http=transport) as served:
         url = f"https://localhost:{served.http_port}"
-        async with httpx.AsyncClient(base_url=url, timeout=10, verify=trusted) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=60, verify=trusted) as client:
             answer = await client.post("/v1/chat/completions", json=CHAT | {"stream": True})
             assert answer.text.endswith("data: [DONE]\n\n")
-        async with httpx.AsyncClient(base_url=url.replace("https", "http"), timeout=10) as client:
+        async with httpx.AsyncClient(base_url=url.replace("https", "http"), timeout=60) as client:
             with pytest.raises(httpx.TransportError):
                 await client.get("/health")
         assert served.front.n_live == 0
