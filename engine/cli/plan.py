@@ -72,6 +72,13 @@ def plan_command(
         float, typer.Option(min=0.5, max=1.0, help="Share of all tokens that must be on time.")
     ] = 0.99,
     compare: Annotated[bool, typer.Option(help="Also plan for the other policies.")] = True,
+    prefix_cache: Annotated[
+        bool,
+        typer.Option(
+            "--prefix-cache",
+            help="Share KV of prompts that begin alike, as the trace's hash_ids say (docs/traces.md).",
+        ),
+    ] = False,
     cost: Annotated[bool, typer.Option("--cost", help="Show dollars and energy per million tokens.")] = False,
     price: Annotated[
         float | None, typer.Option(min=0.0, metavar="DOLLARS", help="Price of a GPU hour; implies --cost.")
@@ -128,6 +135,7 @@ def plan_command(
         goal,
         compare,
         seed,
+        prefix_cache,
     )
     if from_server is not None:
         ctx.obj = replace(ctx.obj, target=from_server)

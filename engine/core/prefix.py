@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import NewType
+from typing import NamedTuple, NewType
 
 from tokenmux.core.facts import ModelId
 
@@ -32,6 +32,17 @@ class Prefix:
     keys: tuple[PrefixKey, ...]
     reads: bool = True
     writes: bool = True
+
+
+class KnownPrefix(NamedTuple):
+    """How many tokens of a prompt's beginning an instance has KV for."""
+
+    n_tokens: int
+    n_away: int
+    """How many of them only host memory has KV for: it would have to be paged in."""
+
+
+NOTHING_KNOWN = KnownPrefix(0, 0)
 
 
 def prefix_seed(model: ModelId, salts: Sequence[str]) -> PrefixKey:

@@ -141,6 +141,13 @@ class Outcome:
         return sum(c.swap_bytes for i in self.simulator.instances for c in i.metrics.models.values())
 
     @property
+    def prefix_hit_share(self) -> float:
+        """Share of the tokens of all prompts whose KV other requests had computed."""
+        n_prompt = sum(arrival.request.n_prompt for arrival in self.arrivals)
+        services = [c.service for i in self.simulator.instances for c in i.metrics.models.values()]
+        return sum(service.n_cached_prompt_tokens for service in services) / n_prompt if n_prompt else 0.0
+
+    @property
     def n_steps(self) -> int:
         return sum(i.metrics.n_steps for i in self.simulator.instances)
 

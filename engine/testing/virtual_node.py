@@ -192,6 +192,10 @@ class VirtualExecutor:
                     for place, s in enumerate(segments)
                     if s.telling is not None
                 )
+            case FetchLaunch(operation, model) if model in self._body.unreadable:
+                del self._started[operation]
+                failed = CopyCompleted(operation, self._body.clock.now_s(), "the file is gone")
+                self._body.clock.call_at(failed.at_s, lambda: self.say(failed))
             case WeightsLaunch() | PagingLaunch() | MoveLaunch() | FetchLaunch():
                 self._device.start(self._started.pop(instruction.operation))
             case StopStep():
@@ -243,6 +247,8 @@ class NodeOnVirtualTime:
         self._wakes_s = inf
         self.most_arena_bytes = inf
         """What a device has at most."""
+        self.unreadable: set[ModelId] = set()
+        """Models whose files cannot be read now."""
         self.node = Node(setup, self.clock, self, self.emit, policies=policies, memory=ImaginedMemory)
         self.node.observers.append(self._observe)
         self.react(self.node.start)

@@ -3,17 +3,17 @@ the data.
 
 - the Aegaeon artifact's synthetic workloads (SOSP 2025; Zenodo 10.5281/zenodo.16673199)
 - the Azure LLM inference traces of 2023 (Patel et al., Splitwise, ISCA 2024)
+- Mooncake's traces, with hashes of prompts' blocks (Qin et al., FAST 2025; github.com/kvcache-ai/Mooncake)
 """
 
 import csv
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 from tokenmux.core.errors import NotFound
 from tokenmux.core.facts import ModelId
-from tokenmux.workload.trace import Trace, TraceRequest, open_text
+from tokenmux.workload.trace import Trace, TraceRequest, TraceRow, open_text, read_trace
 
 
 def read_paper(path: Path, n_models: int, rate: float) -> Trace:
@@ -48,6 +48,21 @@ def read_azure(path: Path, model: str) -> Trace:
     return sorted(trace, key=lambda line: line.arrival_s)
 
 
+def read_mooncake(path: Path, model: str) -> Trace:
+    """One of Mooncake's `.jsonl` files as a single model. Raises ConfigError that names the faulty line."""
+
+    def translated(row: TraceRow) -> TraceRow:
+        return {
+            "arrival_s": row["timestamp"] / 1000,
+            "model": model,
+            "input_tokens": row["input_length"],
+            "output_tokens": max(1, row["output_length"]),
+            "hash_ids": row["hash_ids"],
+        }
+
+    return read_trace(path, translated)
+
+
 def first_appearances(trace: Iterable[TraceRequest]) -> list[str]:
     """The models in the order of their first request: the artifact assigns architectures in this order."""
     return list(dict.fromkeys(line.model for line in trace))
@@ -68,10 +83,8 @@ def scale_as_artifact(trace: Iterable[TraceRequest], max_context: Mapping[ModelI
         length = line.input_tokens + line.output_tokens + _ARTIFACT_SPARE
         if length > limit:
             share = limit / max(length, ARTIFACT_LONGEST)
-            line = replace(
-                line,
-                input_tokens=max(1, int(line.input_tokens * share)),
-                output_tokens=max(1, int(line.output_tokens * share)),
+            line = line.resized(
+                max(1, int(line.input_tokens * share)), max(1, int(line.output_tokens * share))
             )
         scaled.append(line)
     return scaled

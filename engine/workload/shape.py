@@ -23,10 +23,8 @@ def faster(trace: Iterable[TraceRequest], factor: float) -> Trace:
 def longer(trace: Iterable[TraceRequest], input_factor: float = 1.0, output_factor: float = 1.0) -> Trace:
     """The same arrivals with scaled lengths, each at least one token."""
     return [
-        replace(
-            line,
-            input_tokens=max(1, round(line.input_tokens * input_factor)),
-            output_tokens=max(1, round(line.output_tokens * output_factor)),
+        line.resized(
+            max(1, round(line.input_tokens * input_factor)), max(1, round(line.output_tokens * output_factor))
         )
         for line in trace
     ]
@@ -38,5 +36,5 @@ def clipped(trace: Iterable[TraceRequest], max_context: int) -> Trace:
     for line in trace:
         n_out = min(line.output_tokens, max_context // 2)
         n_in = min(line.input_tokens, max_context - n_out)
-        cut.append(replace(line, input_tokens=n_in, output_tokens=n_out))
+        cut.append(line.resized(n_in, n_out))
     return cut

@@ -10,23 +10,32 @@ JSON lines (`.jsonl`), one object per line, or CSV (`.csv`) with a heading line;
     tenant          optional, "default"
     ttft_s, tpot_s  optional service level of this request, seconds
     weight          optional, 1.0
+    hash_ids        optional, numbers that stand for the prompt's beginning, block by block
+    hash_tokens     optional, 512: tokens of such a block
 
-Lines may come in any order. The file may be compressed (`.gz`). A running server records the same format
-(docs/traces.md).
+Prompts whose `hash_ids` begin alike begin alike (`tokenmux.workload.prompt_hashes`); in CSV the numbers are
+separated by spaces. Lines may come in any order. The file may be compressed (`.gz`). A running server records
+the same format (docs/traces.md).
 """
 
 import csv
 import gzip
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from math import inf, isfinite
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from tokenmux.core.errors import ConfigError
 from tokenmux.core.facts import ModelId
+from tokenmux.core.prefix import Prefix
 from tokenmux.core.request import DEFAULT_TENANT, Request, RequestId, ServiceLevel
+from tokenmux.workload.prompt_hashes import HASH_TOKENS, check_hashes, hashed_prefix
+
+TraceRow = dict[str, Any]
+"""One line of a file, by its fields."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +50,15 @@ class TraceRequest:
     ttft_s: float | None = None
     tpot_s: float | None = None
     weight: float = 1.0
+    hash_ids: tuple[int, ...] = ()
+    """A number for each block of the prompt, from its beginning; the last block may be shorter."""
+    hash_tokens: int = HASH_TOKENS
+
+    def resized(self, input_tokens: int, output_tokens: int) -> "TraceRequest":
+        """The request with other lengths. Of its `hash_ids` those remain that a shorter prompt still has."""
+        n_blocks = -(-input_tokens // self.hash_tokens)
+        ids = self.hash_ids[:n_blocks]
+        return replace(self, input_tokens=input_tokens, output_tokens=output_tokens, hash_ids=ids)
 
 
 Trace = list[TraceRequest]
@@ -60,9 +78,13 @@ def arrivals(
     max_context: Mapping[ModelId, int],
     service: ServiceLevel | None = None,
     prefix: str = "",
+    cell_tokens: int | None = None,
 ) -> list[Arrival]:
     """Turn a trace into requests, numbered in order. `max_tokens` is what the context leaves, not the true
-    length."""
+    length.
+
+    With `cell_tokens`, those of the devices, there is a prefix cache: `hash_ids` become keys of cells.
+    """
     made = []
     service = service or ServiceLevel()
     for number, line in enumerate(trace):
@@ -81,19 +103,32 @@ def arrivals(
             level,
             line.tenant,
             line.weight,
+            prefix=None if cell_tokens is None else _prefix(line, cell_tokens),
         )
         made.append(Arrival(request, line.output_tokens))
     return made
 
 
-def read_trace(path: Path) -> Trace:
+def without_prefix(arrival: Arrival) -> Arrival:
+    """The arrival in a pool without a prefix cache."""
+    return replace(arrival, request=replace(arrival.request, prefix=None))
+
+
+def _prefix(line: TraceRequest, cell_tokens: int) -> Prefix | None:
+    """Keys of the prompt's cells; tenants share nothing, as in a pool that does not join them."""
+    salts, n_prompt = (line.tenant,), line.input_tokens
+    found = hashed_prefix(ModelId(line.model), salts, line.hash_ids, line.hash_tokens, n_prompt, cell_tokens)
+    return found if found.keys else None
+
+
+def read_trace(path: Path, translated: Callable[[TraceRow], TraceRow] = dict) -> Trace:
     """Read a `.jsonl` or `.csv` file, possibly `.gz`, in order of arrival. Raises ConfigError that names
-    the faulty line."""
+    the faulty line. `translated` makes a row of this format from one of another."""
     read = _reader_of(path)
     try:
         with open_text(path) as lines:
-            trace = [_parsed(row, path, number) for number, row in read(lines)]
-    except (OSError, UnicodeDecodeError) as error:
+            trace = [_parsed(row, f"trace {path}, line {number}", translated) for number, row in read(lines)]
+    except (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError) as error:
         raise ConfigError(f"trace {path} cannot be read: {error}") from error
     return sorted(trace, key=lambda line: line.arrival_s)
 
@@ -107,7 +142,9 @@ def write_trace(path: Path, trace: Iterable[TraceRequest]) -> None:
         else:
             table = csv.DictWriter(file, list(_DEFAULTS))
             table.writeheader()
-            table.writerows({k: "" if v is None else v for k, v in _values(line).items()} for line in trace)
+            table.writerows(
+                {name: _csv_text(value) for name, value in _values(line).items()} for line in trace
+            )
 
 
 def json_line(line: TraceRequest) -> str:
@@ -130,7 +167,15 @@ _DEFAULTS: dict[str, object] = {
     "ttft_s": None,
     "tpot_s": None,
     "weight": 1.0,
+    "hash_ids": (),
+    "hash_tokens": HASH_TOKENS,
 }
+
+
+def _csv_text(value: object) -> object:
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    return "" if value is None else value
 
 
 def _values(line: TraceRequest) -> dict[str, object]:
@@ -152,19 +197,27 @@ def _json_lines(lines: IO[str]) -> Iterator[tuple[int, object]]:
         if line.strip():
             try:
                 yield number, json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 yield number, error
 
 
 def _csv_lines(lines: IO[str]) -> Iterator[tuple[int, object]]:
     for number, row in enumerate(csv.DictReader(lines), start=2):
-        yield number, {name: value for name, value in row.items() if value not in ("", None)}
+        known = {name: value for name, value in row.items() if value not in ("", None)}
+        if isinstance(ids := known.get("hash_ids"), str):
+            known["hash_ids"] = ids.split()
+        yield number, known
 
 
-def _parsed(row: object, path: Path, number: int) -> TraceRequest:
-    where = f"trace {path}, line {number}"
+def _parsed(row: object, where: str, translated: Callable[[TraceRow], TraceRow]) -> TraceRequest:
     if not isinstance(row, dict):
         raise ConfigError(f"{where}: not a JSON object ({row})")
+    try:
+        row = translated(row)
+    except KeyError as error:
+        raise ConfigError(f"{where}: missing field {error}") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ConfigError(f"{where}: {error}") from error
     unknown = [str(name) for name in row if name not in _DEFAULTS]
     missing = [name for name in _REQUIRED if name not in row]
     if unknown or missing:
@@ -180,6 +233,8 @@ def _parsed(row: object, path: Path, number: int) -> TraceRequest:
             None if ttft_s is None else float(ttft_s),
             None if tpot_s is None else float(tpot_s),
             float(row.get("weight", 1.0)),
+            _hash_ids(row.get("hash_ids", ())),
+            int(row.get("hash_tokens", HASH_TOKENS)),
         )
     except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"{where}: {error}") from error
@@ -188,7 +243,17 @@ def _parsed(row: object, path: Path, number: int) -> TraceRequest:
         raise ConfigError(f"{where}: times must be seconds, 0 or more")
     if line.input_tokens < 1 or line.output_tokens < 1 or not 0 < line.weight < inf:
         raise ConfigError(f"{where}: token counts must be at least 1, and the weight above 0")
+    check_hashes(line.hash_ids, line.hash_tokens, line.input_tokens, where)
     return line
+
+
+def _hash_ids(ids: object) -> tuple[int, ...]:
+    """JSON has numbers, CSV text."""
+    if not isinstance(ids, list | tuple):
+        raise TypeError("hash_ids must be a list of whole numbers")
+    if any(isinstance(one, bool) or not isinstance(one, int | str) for one in ids):
+        raise TypeError("hash_ids must be whole numbers")
+    return tuple(map(int, ids))
 
 
 def renamed_trace(trace: Iterable[TraceRequest], names: Mapping[str, str]) -> Trace:

@@ -30,6 +30,7 @@ from tokenmux.node.prompt_prefixes import PromptPrefixes
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.memory.host_kv import HostKv
+from tokenmux.scheduler.policy.pool import placement
 from tokenmux.scheduler.policy.pool.placement import LeastLoaded
 from tokenmux.scheduler.policy.slack import SlackPolicy
 from tokenmux.simulator.simulator import Arrival, Simulator
@@ -143,6 +144,12 @@ class World:
     happenings: tuple[Happening, ...] = ()
     start_s: float = 0.0
     prefix_cache: bool = False
+    n_beginnings: int = 1
+    """Number of different prompts."""
+
+    def prompt(self, number: int) -> tuple[int, ...]:
+        """The prompt of this arrival: another token for each of the different ones, again and again."""
+        return (number % self.n_beginnings,) * self.arrivals[number].request.n_prompt
 
     @property
     def known_arrivals(self) -> list[Arrival]:
@@ -150,7 +157,7 @@ class World:
         alike."""
         setup = setup_of(*self.devices, host=HOST, prefix_cache=self.prefix_cache)
         prefixes, requests = PromptPrefixes(setup), (arrival.request for arrival in self.arrivals)
-        submits = (Submit(request, (0,) * request.n_prompt, Sampling()) for request in requests)
+        submits = (Submit(r, self.prompt(number), Sampling()) for number, r in enumerate(requests))
         return [
             replace(arrival, request=prefixes.request_of(submit))
             for arrival, submit in zip(self.arrivals, submits, strict=True)
@@ -257,8 +264,8 @@ class ServedWorld(NodeOnVirtualTime):
         super().__init__(setup, world.n_output, start_s=world.start_s)
         for model in world.models:
             self.send(Register(model, path=""))
-        for arrival in world.arrivals:
-            self.submit_at(arrival.request)
+        for number, arrival in enumerate(world.arrivals):
+            self.submit_at(arrival.request, world.prompt(number))
         for happening in world.happenings:
             self.clock.call_at(happening.at_s, partial(self._befall, happening))
         self.clock.run()
@@ -344,6 +351,22 @@ def test_both_share_what_prompts_begin_with_alike(seed: int, n_devices: int) -> 
     assert_all_served(world, served)
     taken = [model.service for i in served.node.pool.instances for model in i.metrics.models.values()]
     assert sum(service.n_cached_prompt_tokens for service in taken) > 1000
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_both_place_alike_where_prompts_begin_alike(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crowded model on three devices, one of which is lost: what the indices know decides."""
+    facts = replace(device(40 * GB, 40 * GB), prompt_cell_tokens=128)
+    crowd = [
+        replace(arrival, request=replace(arrival.request, service=ServiceLevel(ttft_s=0.3, tpot_s=0.05)))
+        for arrival in trace(seed, n_models=1, n_requests=100, gap_s=0.05)
+    ]
+    world = World((facts,) * 3, models(1), crowd, (Loses(3.0),), prefix_cache=True, n_beginnings=5)
+    served = both(world)
+    assert_all_served(world, served)
+    assert {index for index, _, what in served.log if isinstance(what, Step)} == {0, 1, 2}
+    monkeypatch.setattr(placement, "saved_share", lambda *_: 0.0)
+    assert both(world).log != served.log, "nothing was placed by its beginning"
 
 
 @pytest.mark.parametrize("seed", range(3))

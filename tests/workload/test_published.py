@@ -6,9 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tokenmux.core.errors import NotFound
+from tokenmux.core.errors import ConfigError, NotFound
 from tokenmux.core.facts import ModelId
-from tokenmux.workload.published import first_appearances, read_azure, read_paper, scale_as_artifact
+from tokenmux.workload.published import (
+    first_appearances,
+    read_azure,
+    read_mooncake,
+    read_paper,
+    scale_as_artifact,
+)
 from tokenmux.workload.servegen import read_lengths, read_windows, servegen_market
 from tokenmux.workload.shape import clipped, faster, longer, window
 from tokenmux.workload.trace import TraceRequest
@@ -43,6 +49,39 @@ def test_azure_starts_at_its_first_request(tmp_path: Path) -> None:
     first, second = read_azure(path, "code")
     assert (first.arrival_s, first.input_tokens) == (0.0, 4808)
     assert second.arrival_s == pytest.approx(1.5, abs=1e-5)
+
+
+MOONCAKE = (
+    '{"timestamp": 27482, "input_length": 1025, "output_length": 0, "hash_ids": [46, 47, 2353]}\n'
+    '{"timestamp": 0, "input_length": 512, "output_length": 52, "hash_ids": [46]}\n'
+)
+
+
+def test_mooncakes_traces_have_hashes(tmp_path: Path) -> None:
+    path = written(tmp_path / "m.jsonl.gz", MOONCAKE)
+    assert read_mooncake(path, "kimi") == [
+        TraceRequest(0.0, "kimi", 512, 52, hash_ids=(46,)),
+        TraceRequest(27.482, "kimi", 1025, 1, hash_ids=(46, 47, 2353)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("27482", '"x"', "line 1"),
+        ("27482", "-1", "0 or more"),
+        ("27482", "1e999", "0 or more"),
+        ("512", "1e999", "line 2"),
+        ("52,", "null,", "line 2"),
+        ("[46]", "[46, 47]", "2 hash_ids"),
+        ("[46]", "null", "must be a list"),
+        ('"hash_ids": [46]', '"hashes": [46]', "line 2: missing field 'hash_ids'"),
+    ],
+)
+def test_a_bad_line_of_mooncakes_is_named(tmp_path: Path, before: str, after: str, message: str) -> None:
+    path = written(tmp_path / "m.jsonl.gz", MOONCAKE.replace(before, after))
+    with pytest.raises(ConfigError, match=message):
+        read_mooncake(path, "kimi")
 
 
 def test_the_artifact_scales_only_what_is_too_long() -> None:

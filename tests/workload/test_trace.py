@@ -1,5 +1,6 @@
 """The trace format: what is written is read again, and what is wrong is named with its line."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from tokenmux.workload.trace import TraceRequest, arrivals, read_trace, renamed_
 TRACE = [
     TraceRequest(0.0, "a", 10, 3),
     TraceRequest(0.5, "b", 1, 1, tenant="bank", ttft_s=2.0, tpot_s=0.05, weight=2.0),
+    TraceRequest(0.6, "b", 1200, 1, hash_ids=(0, 7, 2**64 - 1)),
+    TraceRequest(0.7, "b", 1200, 1, hash_ids=(1,), hash_tokens=128),
 ]
 
 
@@ -28,6 +31,11 @@ def test_json_lines_leave_defaults_out(tmp_path: Path) -> None:
     )
 
 
+def hashed(ids: str, tokens: int = 512) -> str:
+    fields = '"arrival_s": 0, "model": "a", "input_tokens": 512, "output_tokens": 1'
+    return f'{{{fields}, "hash_ids": {ids}, "hash_tokens": {tokens}}}'
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -42,6 +50,19 @@ def test_json_lines_leave_defaults_out(tmp_path: Path) -> None:
             '{"arrival_s": 0, "model": "a", "input_tokens": 1, "output_tokens": 1, "text": "hi"}',
             "unknown fields",
         ),
+        (hashed("[1, 2]"), "2 hash_ids, but a prompt of 512 tokens has 1 blocks of 512: set hash_tokens"),
+        (hashed("[1]", 0), "hash_tokens must be 1 to 65536"),
+        (hashed("[1]", 65537), "hash_tokens must be 1 to 65536"),
+        (hashed("[1]", 10**400), "hash_tokens must be 1 to 65536"),
+        (hashed("[-1]"), "whole numbers from 0"),
+        (hashed(f"[{2**64}]"), "whole numbers from 0"),
+        (hashed("[1.0]"), "hash_ids must be whole numbers"),
+        (hashed("[true]"), "hash_ids must be whole numbers"),
+        (hashed("[[1]]"), "hash_ids must be whole numbers"),
+        (hashed('["x"]'), "line 1"),
+        (hashed('"12"'), "hash_ids must be a list"),
+        (hashed("[" + "9" * 5000 + "]"), "line 1"),
+        ("[" * 100_000, "line 1"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -57,14 +78,35 @@ def test_lines_may_come_in_any_order(tmp_path: Path) -> None:
     assert read_trace(tmp_path / "t.csv") == TRACE
 
 
+def test_files_that_break_off_are_refused(tmp_path: Path) -> None:
+    write_trace(tmp_path / "t.jsonl.gz", TRACE)
+    data = (tmp_path / "t.jsonl.gz").read_bytes()
+    broken = (data[:-12], data[:30] + b"garbage" + data[37:])
+    for bad in broken:
+        (tmp_path / "t.jsonl.gz").write_bytes(bad)
+        with pytest.raises(ConfigError, match="cannot be read"):
+            read_trace(tmp_path / "t.jsonl.gz")
+    too_long = "arrival_s,model,input_tokens,output_tokens,hash_ids\n0,a,1000000,1," + "1 " * 100_000
+    (tmp_path / "t.csv").write_text(too_long)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_trace(tmp_path / "t.csv")
+
+
+def test_a_shorter_prompt_has_fewer_hashes(tmp_path: Path) -> None:
+    line = TRACE[2]
+    assert line.resized(1025, 9) == replace(line, input_tokens=1025, output_tokens=9)
+    assert line.resized(1024, 9).hash_ids == (0, 7)
+    assert line.resized(5000, 9).hash_ids == line.hash_ids
+
+
 def test_an_unknown_suffix_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"\.jsonl or \.csv"):
         read_trace(tmp_path / "t.txt")
 
 
 def test_arrivals_do_not_tell_the_scheduler_the_true_length() -> None:
-    first, second = arrivals(
-        TRACE, {ModelId("a"): 100, ModelId("b"): 100}, ServiceLevel(5.0, 0.2), prefix="x"
+    first, second, *_ = arrivals(
+        TRACE, {ModelId("a"): 100, ModelId("b"): 2000}, ServiceLevel(5.0, 0.2), prefix="x"
     )
     assert (first.n_output, first.request.max_tokens, first.request.id) == (3, 90, "x0")
     assert first.request.service == ServiceLevel(5.0, 0.2)
@@ -73,4 +115,4 @@ def test_arrivals_do_not_tell_the_scheduler_the_true_length() -> None:
 
 
 def test_renaming_leaves_others_alone() -> None:
-    assert [line.model for line in renamed_trace(TRACE, {"a": "z"})] == ["z", "b"]
+    assert [line.model for line in renamed_trace(TRACE, {"a": "z"})] == ["z", "b", "b", "b"]

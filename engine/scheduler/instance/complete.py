@@ -198,7 +198,7 @@ def _forget_images(state: LiveState, started: StartedActivation, error: str) -> 
 
 def _read(state: LiveState, model: ModelState, fetch_s: float, error: str) -> None:
     """A fetch that should take `fetch_s` ended. If it failed, the requests that waited for it fail too."""
-    model.load_error = error
+    state.file_load_error(model, error)
     model.fetch_pause_s = max(fetch_s, 2 * model.fetch_pause_s) if error else 0.0
     model.fetch_after_s = state.now_s + model.fetch_pause_s
     for request in list(model.requests()) if error else ():

@@ -32,7 +32,8 @@ from tokenmux.core.event import (
 )
 from tokenmux.core.facts import DeviceFacts, ImageId, ModelFacts, ModelId
 from tokenmux.core.plan import IDLE, Channel, Chunk, Operation, Step
-from tokenmux.core.request import DEFAULT_LEVEL, RequestId, ServiceLevel
+from tokenmux.core.prefix import NOTHING_KNOWN, KnownPrefix
+from tokenmux.core.request import DEFAULT_LEVEL, Request, RequestId, ServiceLevel
 from tokenmux.scheduler.instance import (
     claims,
     complete,
@@ -87,6 +88,7 @@ class Instance:
         self.live_models = state.live_models
         self.resident_models = state.resident_models
         self.asked_models = state.asked_models
+        self.unreadable_models = state.unreadable_models
         self.requests = state.requests
         self.queue = state.queue
         self._in_flight = state.in_flight
@@ -107,6 +109,13 @@ class Instance:
     @property
     def device(self) -> DeviceFacts:
         return self._state.device
+
+    def known_prefix(self, request: Request) -> KnownPrefix:
+        model, prefix = self.models.get(request.model), request.prefix
+        if prefix is None or model is None:
+            return NOTHING_KNOWN
+        block_size, grid = model.facts.kv.block_size, self.device.cell_tokens
+        return self.ledger.sharing.known(prefix, block_size, request.n_prompt, grid)
 
     def in_flight(self, channel: Channel) -> Operation | None:
         started = self._in_flight.get(channel)

@@ -38,6 +38,8 @@ class LiveState:
         self.live_models: dict[ModelId, ModelState] = {}
         self.resident_models: dict[ModelId, ModelState] = {}
         self.asked_models: dict[ModelId, None] = {}
+        self.unreadable_models: dict[ModelId, None] = {}
+        """Those with a `load_error`."""
         self.requests: dict[RequestId, RequestState] = {}
         self.queue = Queue()
         self.leaving: dict[RequestId, RequestState] = {}
@@ -70,6 +72,7 @@ class LiveState:
         del self.models[model]
         self._on_disk_at = None
         self.asked_models.pop(model, None)
+        self.unreadable_models.pop(model, None)
         self.live_models.pop(model, None)
 
     def file_asked(self, model: ModelState) -> None:
@@ -78,6 +81,14 @@ class LiveState:
             self.asked_models[model.facts.id] = None
         else:
             self.asked_models.pop(model.facts.id, None)
+
+    def file_load_error(self, model: ModelState, error: str) -> None:
+        """Note why the model could not be read the last time; empty if it could, or that is not known."""
+        model.load_error = error
+        if error:
+            self.unreadable_models[model.facts.id] = None
+        else:
+            self.unreadable_models.pop(model.facts.id, None)
 
     def refile(self, request: RequestState) -> None:
         """File the request under what it needs now, unless it has ended."""

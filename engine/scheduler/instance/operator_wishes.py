@@ -20,7 +20,7 @@ def want(state: LiveState, model: ModelState, wanted: bool | None, pinned: bool 
     unchanged."""
     model.pinned = model.pinned if pinned is None else pinned
     model.fetch_after_s = -inf
-    model.load_error = ""
+    state.file_load_error(model, "")
     if wanted is not None:
         here = model.stage is Residency.RESIDENT
         is_so = wanted is here and model.stage is not Residency.LOADING

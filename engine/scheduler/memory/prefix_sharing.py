@@ -9,7 +9,7 @@ cells to the next, all of it prompt. Cells that the host alone has are paged in 
 """
 
 from tokenmux.core.facts import ModelId
-from tokenmux.core.prefix import PrefixKey
+from tokenmux.core.prefix import KnownPrefix, Prefix, PrefixKey
 from tokenmux.scheduler.memory.kv_table import KvTable
 from tokenmux.scheduler.memory.prefix_index import CachedCell, PrefixIndex
 
@@ -24,21 +24,33 @@ class PrefixSharing:
     def n_takeable(self, table: KvTable, n_prompt: int, grid: int) -> int:
         """How many tokens `take` would add to the table."""
         prefix, start = table.prefix, table.n_computed
-        if prefix is None or not prefix.reads or start >= n_prompt or start % prefix.cell_tokens:
+        if prefix is None or start >= n_prompt or start % prefix.cell_tokens:
             return 0
-        cell = prefix.cell_tokens
-        if cell % table.shape.block_size or len(table.device) != start // table.shape.block_size:
+        if len(table.device) != start // table.shape.block_size:
             return 0
-        end, clean = start, table.n_clean
+        known = self.known(prefix, table.shape.block_size, n_prompt, grid, start, table.n_clean)
+        return known.n_tokens - start
+
+    def known(
+        self, prefix: Prefix, block_size: int, n_prompt: int, grid: int, start: int = 0, clean: int = 0
+    ) -> KnownPrefix:
+        """How much KV of a prompt's beginning there is for a request that has `start` tokens of it, `clean`
+        of them on the host."""
+        cell, end = prefix.cell_tokens, start
+        if not prefix.reads or cell % block_size:
+            return KnownPrefix(start, 0)
+        away = []
         for key in prefix.keys[start // cell : (n_prompt - 1) // cell]:
             on_host = clean == end and key in self.host
-            if not on_host and key not in self.device:
+            on_device = key in self.device
+            if not on_host and not on_device:
                 break
             end += cell
             clean = end if on_host else clean
+            away.append(not on_device)
         while end > start and end % grid:
             end -= cell
-        return end - start
+        return KnownPrefix(end, cell * sum(away[: (end - start) // cell]))
 
     def take(self, table: KvTable, n_prompt: int, grid: int) -> int:
         """Add known cells at the table's end, so that a prompt of `n_prompt` tokens keeps one to compute, and

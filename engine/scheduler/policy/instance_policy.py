@@ -14,7 +14,7 @@ from tokenmux.core.event import Arrived, Event
 from tokenmux.core.facts import DeviceFacts, ImageId, ModelFacts, ModelId
 from tokenmux.core.phases import Residency
 from tokenmux.core.plan import Activate, Channel, Chunk, Fetch, Operation, Plan, Step
-from tokenmux.core.prefix import PrefixKey
+from tokenmux.core.prefix import KnownPrefix, PrefixKey
 from tokenmux.core.request import Request, RequestId, ServiceLevel
 
 
@@ -180,6 +180,10 @@ class InstanceView(Protocol):
 
     @property
     def requests(self) -> Mapping[RequestId, RequestView]: ...
+    def known_prefix(self, request: Request) -> KnownPrefix:
+        """What the request would be given here of its prompt's KV, if it came now."""
+        ...
+
     def in_flight(self, channel: Channel) -> Operation | None: ...
     @property
     def arena_free_bytes(self) -> int: ...

@@ -11,6 +11,9 @@ from tokenmux.simulator.hardware import gpu
 from tokenmux.simulator.scenario import Hardware
 
 OURS = "slack"
+UNSHARED = "slack-unshared"
+"""The default policy without a prefix cache, beside a plan with one."""
+
 BASELINES = ("aegaeon", "request-level", "dedicated")
 
 NOTICEABLE = 0.2
@@ -38,6 +41,8 @@ class Point:
     fetch_busy: float
     n_swaps: int
     n_discards: int
+    prefix_hit_share: float = 0.0
+    """Share of the tokens of all prompts whose KV other requests had computed."""
     host_was_short: bool = True
     """False if more host memory could not have changed anything."""
     spans: tuple[Span, ...] = ()
@@ -59,6 +64,11 @@ class CapacityPlan:
     policy (the default one only), then by resource."""
     spans: tuple[Span, ...]
     """Every step, copy and request of the default policy on its fewest instances; empty unless asked for."""
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """True if the pool has a prefix cache."""
+        return UNSHARED in self.fewest
 
     @property
     def answer(self) -> Point | None:

@@ -7,7 +7,13 @@ from html import escape
 from tokenmux.core.span import Span
 from tokenmux.simulator.planner.capacity_plan import OURS, CapacityPlan
 
-_COLOURS = {"slack": "#0b6e4f", "aegaeon": "#c8553d", "request-level": "#3b7ea1", "dedicated": "#8d8d8d"}
+_COLOURS = {
+    "slack": "#0b6e4f",
+    "slack-unshared": "#7aa95c",
+    "aegaeon": "#c8553d",
+    "request-level": "#3b7ea1",
+    "dedicated": "#8d8d8d",
+}
 _WIDTH, _HEIGHT = 760, 320
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 14, 66
 _ROW = 18
@@ -78,6 +84,7 @@ def _fewest(plan: CapacityPlan, with_cost: bool, dollars_per_hour: float | None)
 def _around(plan: CapacityPlan) -> str:
     heads = ["policy", "devices", "tokens on time", "requests on time", "TTFT p50", "TTFT p99", "gap p99"]
     heads += ["compute busy", "copies busy", "disk busy", "swaps"]
+    heads += ["prompts shared"] if plan.shares_prefixes else []
     rows = []
     for policy in plan.fewest:
         for point in plan.around(policy):
@@ -91,6 +98,7 @@ def _around(plan: CapacityPlan) -> str:
                 + [f"{seconds:.2f} s" for seconds in times]
                 + [f"{share:.0%}" for share in busy]
                 + [str(point.n_swaps)]
+                + ([f"{point.prefix_hit_share:.1%}"] if plan.shares_prefixes else [])
             )
     return _table(heads, rows)
 

@@ -11,12 +11,17 @@ from dataclasses import replace
 
 from tokenmux.core.facts import ModelId
 from tokenmux.core.span import Span
-from tokenmux.simulator.planner.capacity_plan import OURS, CapacityPlan, Point
+from tokenmux.simulator.planner.capacity_plan import OURS, UNSHARED, CapacityPlan, Point
 from tokenmux.simulator.planner.search import SearchState, replay
 from tokenmux.simulator.planner.simulated_job import HOST_MEMORY, RELIEFS, Job, World, simulate_job
 from tokenmux.workload.trace import Arrival
 
-MODELS_PER_FIRST_GUESS: dict[str, float] = {OURS: 12, "aegaeon": 3.6, "request-level": 4.6}
+MODELS_PER_FIRST_GUESS: dict[str, float] = {
+    OURS: 12,
+    UNSHARED: 12,
+    "aegaeon": 3.6,
+    "request-level": 4.6,
+}
 """First guess of a search: this many models per instance, a little more than each policy reaches at 0.1
 requests per second and model. Start small: a pool that misses the goal is stopped early, one that keeps it is
 simulated whole."""

@@ -10,7 +10,7 @@ from tokenmux.core.errors import ConfigError
 from tokenmux.core.facts import HostFacts, ModelFacts, ModelId
 from tokenmux.core.request import ServiceLevel
 from tokenmux.scheduler.memory.capacity import check_model, check_request
-from tokenmux.simulator.planner.capacity_plan import BASELINES, OURS, CapacityPlan
+from tokenmux.simulator.planner.capacity_plan import BASELINES, OURS, UNSHARED, CapacityPlan
 from tokenmux.simulator.planner.named_models import parse_models
 from tokenmux.simulator.planner.plan_search import PlanSearch, plan_here
 from tokenmux.simulator.planner.simulated_job import World
@@ -43,6 +43,8 @@ class Question:
     compare: bool = True
     """Plan for the other policies as well."""
     seed: int = 0
+    prefix_cache: bool = False
+    """Requests share KV where the trace says that their prompts begin alike."""
     known: Mapping[ModelId, ModelFacts] = field(default_factory=dict)
     """Models whose facts come from elsewhere, such as a running server."""
 
@@ -59,7 +61,8 @@ def answer_question(
     `note` is called with what a reader of the plan should know. Raises ConfigError, NotFound or DoesNotFit.
     """
     world = world_of(question, note)
-    policies = (OURS, *BASELINES) if question.compare else (OURS,)
+    unshared = (UNSHARED,) if question.prefix_cache else ()
+    policies = (OURS, *unshared, *(BASELINES if question.compare else ()))
     search = PlanSearch(world, question.goal, policies, with_spans)
     carry_out(search)
     return search.plan()
@@ -112,7 +115,19 @@ def world_of(question: Question, note: Callable[[str], None] = lambda text: None
     ]
     _check_sizes(moved, market, question.hardware)
     _check_steps(market, question.hardware, note)
-    return World(market, arrivals(moved, market.max_context, ServiceLevel()), question.hardware)
+    cell = _cell_tokens(question, moved, market) if question.prefix_cache else None
+    coming = arrivals(moved, market.max_context, ServiceLevel(), cell_tokens=cell)
+    return World(market, coming, question.hardware)
+
+
+def _cell_tokens(question: Question, lines: Trace, market: Market) -> int:
+    """The cells in which prompts share KV. Raises ConfigError if none of them says what it begins with."""
+    if not any(line.hash_ids for line in lines):
+        raise ConfigError(
+            "no request says what its prompt begins with, so that a prefix cache has nothing to share: plan "
+            "for a trace with hash_ids, or leave out --prefix-cache"
+        )
+    return question.hardware.instance(market).cell_tokens
 
 
 def _check_names(lines: Trace, market: Market) -> None:

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 
 from tokenmux.core.plan import Channel
 from tokenmux.scheduler.metrics.timeline import Timeline
-from tokenmux.simulator.planner.capacity_plan import Point
+from tokenmux.simulator.planner.capacity_plan import OURS, UNSHARED, Point
 from tokenmux.simulator.scenario import Hardware, Market, Outcome, simulate
-from tokenmux.workload.trace import Arrival
+from tokenmux.workload.trace import Arrival, without_prefix
 
 HOST_MEMORY = "host memory"
 
@@ -50,13 +50,16 @@ class Job:
 
 def simulate_job(world: World, job: Job) -> Point | None:
     """Run one simulation. None if its goal was out of reach."""
+    policy, arrivals = job.policy, world.arrivals
+    if policy == UNSHARED:
+        policy, arrivals = OURS, [without_prefix(arrival) for arrival in arrivals]
     hardware = RELIEFS[job.relief](world.hardware) if job.relief else world.hardware
     timeline = Timeline()
     outcome = simulate(
         world.market,
-        world.arrivals,
+        arrivals,
         job.n_instances,
-        job.policy,
+        policy,
         hardware,
         on_effects=(lambda index, _, effects: timeline.add(index, effects)) if job.traced else None,
         to_the_end=False,
@@ -74,6 +77,7 @@ def simulate_job(world: World, job: Job) -> Point | None:
         outcome.busy(Channel.FETCH),
         outcome.n_swaps,
         sum(instance.metrics.n_discards for instance in outcome.simulator.instances),
+        outcome.prefix_hit_share,
         _host_was_short(world, hardware, outcome),
         tuple(timeline.spans),
     )

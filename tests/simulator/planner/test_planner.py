@@ -207,6 +207,45 @@ def test_memory_can_be_what_limits() -> None:
     assert plan.limit("slack") == "copies, device memory", "faster swaps, or no need to swap"
 
 
+def test_a_plan_with_a_prefix_cache_says_what_it_saves(capsys: pytest.CaptureFixture[str]) -> None:
+    """Prompts of 10 cells, 9 of which all have: without a cache two devices do not keep up."""
+    common = tuple(range(36))
+    trace = [
+        TraceRequest(
+            0.12 * i,
+            "qwen2.5-7b",
+            20480,
+            20,
+            ttft_s=2.0,
+            hash_ids=(*common, *range(100 + 4 * i, 104 + 4 * i)),
+        )
+        for i in range(150)
+    ]
+    asked = question(models=["qwen2.5-7b", "other=llama2-13b"], trace=trace, compare=False)
+    plan = answer_question(replace(asked, prefix_cache=True))
+    with_cache, without = plan.fewest["slack"], plan.fewest["slack-unshared"]
+    assert with_cache == 1
+    assert without is None or without > 1
+    best = plan.best("slack")
+    assert best is not None
+    assert best.prefix_hit_share == pytest.approx(0.9, abs=0.05)
+    assert {p.prefix_hit_share for p in plan.points if p.policy == "slack-unshared"} == {0.0}
+    print_plan(plan, Console(width=120))
+    assert "shared: share of prompts' tokens" in capsys.readouterr().out
+    assert "prompts shared" in html_report(plan)
+
+    unshared = answer_question(asked)
+    assert set(unshared.fewest) == {"slack"}
+    assert unshared.fewest["slack"] == without
+    print_plan(unshared, Console(width=120))
+    assert "shared" not in capsys.readouterr().out
+
+
+def test_a_prefix_cache_needs_a_trace_that_says_what_is_shared() -> None:
+    with pytest.raises(ConfigError, match="hash_ids"):
+        world_of(question(prefix_cache=True))
+
+
 def test_a_plan_as_a_document_a_trace_and_tables(capsys: pytest.CaptureFixture[str]) -> None:
     plan = answer_question(question(**BUSY), with_spans=True)
     document = json.loads(json.dumps(plan.as_dict(True, 2.0)))

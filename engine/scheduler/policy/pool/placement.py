@@ -29,6 +29,7 @@ from tokenmux.core.plan import Channel
 from tokenmux.core.request import Request, RequestId, ServiceLevel
 from tokenmux.scheduler.policy.instance_policy import InstanceView, ModelView, RequestView
 from tokenmux.scheduler.policy.pool.pool_policy import Move, Place, PoolView, Refuse
+from tokenmux.scheduler.policy.pool.prefix_savings import saved_share
 from tokenmux.scheduler.policy.slack import HEADROOM
 
 REBALANCE_TTFTS = 0.1
@@ -151,7 +152,11 @@ class LeastLoaded:
         ttft_s = request.service.beside(pool.instances[0].service).ttft_s
         self._next_look_s = min(self._next_look_s, pool.now_s + REBALANCE_TTFTS * ttft_s)
         homes = self._homes.setdefault(request.model, {})
-        crowds = {i: _crowd(pool, i, request) for i in homes if pool.takes(i, request)}
+        crowds = {
+            i: _crowd(pool, i, request) - saved_share(pool, i, request)
+            for i in homes
+            if pool.takes(i, request)
+        }
         index = min(crowds, key=crowds.__getitem__, default=None)
         if index is None or crowds[index] > CROWDED:
             index = self._new_home(request, pool, homes, index)
@@ -216,9 +221,9 @@ class LeastLoaded:
             return there.now + (CLASH if there.clashes(facts.n_bytes) else 0.0)
 
         def burden(index: int) -> float:
-            """The instance's load, and the time to bring the weights there."""
+            """The instance's load, and the time to bring the weights there, less what is saved there."""
             is_there = model in instances[index].resident_models
-            return load(index) + (0.0 if is_there else copy_share)
+            return load(index) + (0.0 if is_there else copy_share) - saved_share(pool, index, request)
 
         index = min(others, key=burden, default=None)
         if index is not None and not pool.takes(index, request):  # nearly always the least burdened one does
