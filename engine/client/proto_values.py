@@ -336,12 +336,22 @@ def completion(response: inference_pb2.GenerateResponse) -> Completion:
 
 def prompt_logprobs_of(message: inference_pb2.PromptLogprobs) -> PromptLogprobs:
     told = _logprobs(message.logprobs)
-    return PromptLogprobs(message.index, tuple(message.token_ids), told if message.index else (None, *told))
+    return PromptLogprobs(
+        message.index,
+        tuple(message.token_ids),
+        told if message.index else (None, *told),
+        message.first_spelling,
+    )
 
 
 def _logprobs(messages: Iterable[inference_pb2.TokenLogprobs]) -> tuple[TokenLogprobs, ...]:
     return tuple(
-        TokenLogprobs(message.logprob, tuple((top.token_id, top.logprob) for top in message.top))
+        TokenLogprobs(
+            message.logprob,
+            tuple((top.token_id, top.logprob) for top in message.top),
+            message.spelling,
+            tuple(top.spelling for top in message.top),
+        )
         for message in messages
     )
 

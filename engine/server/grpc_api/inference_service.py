@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 
 from tokenmux.server.front.generation import StreamEvent
 from tokenmux.server.front.pool_status import installed_version
@@ -18,6 +19,9 @@ from tokenmux.server.grpc_api.key_interceptor import caller_of
 from tokenmux.server.grpc_api.status import answering
 from tokenmux.v1 import inference_pb2, inference_pb2_grpc
 
+TOLD_AHEAD = "tokenmux-prompt-info-bin"
+"""The metadata that tells of an accepted request ahead of its whole answer."""
+
 
 class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     """`tokenmux.v1.InferenceService`."""
@@ -29,7 +33,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self, request: inference_pb2.GenerateRequest, context: Context
     ) -> inference_pb2.GenerateResponse:
         async with answering(context), self._open(request, context) as stream:
-            return await whole_response(stream)
+            return await whole_response(stream, partial(_tell, context))
 
     async def GenerateStream(self, request: inference_pb2.GenerateStreamRequest, context: Context) -> None:
         # `context.write` and not `yield`: when the client leaves, grpc cancels this coroutine where it waits,
@@ -89,3 +93,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     ) -> AbstractAsyncContextManager[AsyncIterator[StreamEvent]]:
         ask = ask_of(request, context.time_remaining())
         return self._front.open(ask, caller_of(self._front.keys, context))
+
+
+async def _tell(context: Context, info: inference_pb2.PromptInfo) -> None:
+    """Tell a client, ahead of the whole output, with what it can ask for the same again."""
+    await context.send_initial_metadata(((TOLD_AHEAD, info.SerializeToString()),))

@@ -82,7 +82,10 @@ class InferenceServiceServicer:
     """
 
     def Generate(self, request, context):
-        """Generate, and answer once with the whole output.
+        """Generate, and answer once with the whole output. Its PromptInfo comes ahead, as soon as the request is
+        accepted, in the metadata `tokenmux-prompt-info-bin`: a client that then loses the server (UNAVAILABLE)
+        and sends the request again with the id, seed and max_tokens that it names gets the same output, from any
+        server with the model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -173,3 +173,12 @@ def test_a_violation_is_a_bad_request() -> None:
     wrong = BadRequest()
     assert status.details[1].Unpack(wrong)
     assert [violation.field for violation in wrong.field_violations] == ["n"]
+
+
+async def test_rules_of_devices_name_their_field(client: AsyncClient) -> None:
+    with pytest.raises(CallFailed, match="nothing to undo") as caught:
+        await client.pool.drain_device(0, undo=True)
+    assert caught.value.details.fields == ("undo",)
+    with pytest.raises(CallFailed, match="give its new size") as caught:
+        await client.pool.resize(0)
+    assert caught.value.details.fields == ("arena_bytes",)
