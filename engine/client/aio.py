@@ -27,6 +27,7 @@ from tokenmux.client.values import (
     PoolTrace,
     Prompt,
     RecordedRequest,
+    Vectors,
 )
 from tokenmux.client.watched_status import WatchedStatus
 from tokenmux.v1 import (
@@ -212,6 +213,23 @@ class AsyncClient:
         request = proto_values.cancel_request(request_id, tenant)
         with translated():
             await self._inference.CancelGeneration(request, timeout=timeout_s, metadata=self._metadata)
+
+    async def embed(
+        self,
+        model: str,
+        inputs: Sequence[str | Sequence[int]],
+        *,
+        dimensions: int | None = None,
+        tenant: str = "",
+        weight: float | None = None,
+        timeout_s: float | None = None,
+    ) -> Vectors:
+        """A vector for each input, a text or a list of token ids. `dimensions` shortens them, if the model
+        says that it can."""
+        request = proto_values.embed_request(model, inputs, dimensions, tenant, weight)
+        with translated():
+            response = await self._inference.Embed(request, timeout=timeout_s, metadata=self._metadata)
+            return proto_values.vectors(response)
 
     async def tokenize(
         self, model: str, prompt: Prompt, *, timeout_s: float | None = None

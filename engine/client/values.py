@@ -285,6 +285,17 @@ class ModelMetadata:
     vocab_size: int
     has_chat_template: bool
     end_token_ids: tuple[int, ...]
+    embedding_dimensions: int = 0
+    """How many numbers its embeddings have; 0: it makes none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """The embeddings of all inputs of a call, in order, and the number of tokens that the inputs have."""
+
+    model: str
+    values: tuple[tuple[float, ...], ...]
+    n_prompt_tokens: int
 
 
 class DeviceState(Enum):

@@ -96,7 +96,7 @@ def ask_of(request: inference_pb2.GenerateRequest, remaining_s: float | None = N
         ),
         request_id=request.request_id,
         delivered=tuple(Delivered(held.token_ids, held.complete) for held in request.delivered),
-        timeout_s=_timeout_s(remaining_s),
+        timeout_s=timeout_of(remaining_s),
         ttft_s=level.ttft_s if level.HasField("ttft_s") else None,
         tpot_s=level.tpot_s if level.HasField("tpot_s") else None,
         tenant=request.tenant,
@@ -126,7 +126,7 @@ def _constraint_of(constraint: inference_pb2.Constraint) -> Constraint:
             )
 
 
-def _timeout_s(remaining_s: float | None) -> float | None:
+def timeout_of(remaining_s: float | None) -> float | None:
     """How long the client waits. A deadline that is days away is none, and gRPC itself ends a call whose
     deadline has passed."""
     if remaining_s is None or remaining_s > MAX_SECONDS:

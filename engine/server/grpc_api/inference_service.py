@@ -7,6 +7,11 @@ from functools import partial
 from tokenmux.server.front.generation import StreamEvent
 from tokenmux.server.front.pool_status import installed_version
 from tokenmux.server.front.service import FrontService
+from tokenmux.server.grpc_api.embedding_messages import (
+    embed_ask_of,
+    embed_response,
+    embedding_facts_message,
+)
 from tokenmux.server.grpc_api.field_paths import FEATURES
 from tokenmux.server.grpc_api.grpc_types import Context
 from tokenmux.server.grpc_api.inference_messages import (
@@ -50,6 +55,14 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             self._front.cancel(request.request_id, caller_of(self._front.keys, context), request.tenant)
             return inference_pb2.CancelGenerationResponse()
 
+    async def Embed(
+        self, request: inference_pb2.EmbedRequest, context: Context
+    ) -> inference_pb2.EmbedResponse:
+        async with answering(context):
+            ask = embed_ask_of(request, context.time_remaining())
+            embedded = await self._front.embed(ask, caller_of(self._front.keys, context))
+            return embed_response(request.model, embedded)
+
     async def Tokenize(
         self, request: inference_pb2.TokenizeRequest, context: Context
     ) -> inference_pb2.TokenizeResponse:
@@ -68,6 +81,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 vocab_size=found.facts.vocab_size,
                 has_chat_template=found.can_chat,
                 end_token_ids=sorted(found.end_token_ids),
+                embedding=embedding_facts_message(found.embedding),
             )
 
     async def ServerMetadata(

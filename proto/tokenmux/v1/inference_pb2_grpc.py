@@ -50,6 +50,11 @@ class InferenceServiceStub:
                 request_serializer=tokenmux_dot_v1_dot_inference__pb2.CancelGenerationRequest.SerializeToString,
                 response_deserializer=tokenmux_dot_v1_dot_inference__pb2.CancelGenerationResponse.FromString,
                 _registered_method=True)
+        self.Embed = channel.unary_unary(
+                '/tokenmux.v1.InferenceService/Embed',
+                request_serializer=tokenmux_dot_v1_dot_inference__pb2.EmbedRequest.SerializeToString,
+                response_deserializer=tokenmux_dot_v1_dot_inference__pb2.EmbedResponse.FromString,
+                _registered_method=True)
         self.Tokenize = channel.unary_unary(
                 '/tokenmux.v1.InferenceService/Tokenize',
                 request_serializer=tokenmux_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
@@ -114,6 +119,15 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Embed(self, request, context):
+        """Embeddings: a vector for each input, from the hidden states of the model's last layer, pooled as its
+        checkpoint says. INVALID_ARGUMENT for a model whose checkpoint does not say how (ModelMetadata tells).
+        Cancelling the call frees everything that its inputs held, and its deadline ends them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Tokenize(self, request, context):
         """The token ids of a prompt, as Generate would use them.
         """
@@ -166,6 +180,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.CancelGeneration,
                     request_deserializer=tokenmux_dot_v1_dot_inference__pb2.CancelGenerationRequest.FromString,
                     response_serializer=tokenmux_dot_v1_dot_inference__pb2.CancelGenerationResponse.SerializeToString,
+            ),
+            'Embed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=tokenmux_dot_v1_dot_inference__pb2.EmbedRequest.FromString,
+                    response_serializer=tokenmux_dot_v1_dot_inference__pb2.EmbedResponse.SerializeToString,
             ),
             'Tokenize': grpc.unary_unary_rpc_method_handler(
                     servicer.Tokenize,
@@ -275,6 +294,33 @@ class InferenceService:
             '/tokenmux.v1.InferenceService/CancelGeneration',
             tokenmux_dot_v1_dot_inference__pb2.CancelGenerationRequest.SerializeToString,
             tokenmux_dot_v1_dot_inference__pb2.CancelGenerationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tokenmux.v1.InferenceService/Embed',
+            tokenmux_dot_v1_dot_inference__pb2.EmbedRequest.SerializeToString,
+            tokenmux_dot_v1_dot_inference__pb2.EmbedResponse.FromString,
             options,
             channel_credentials,
             insecure,

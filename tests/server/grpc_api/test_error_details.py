@@ -22,7 +22,7 @@ from tokenmux.server.grpc_api.field_paths import FEATURES, path_of
 from tokenmux.server.grpc_api.status import refusal_of
 from tokenmux.v1 import inference_pb2
 
-NOT_IN_REQUESTS = {"n", "delivered", "timeout_s"}
+NOT_IN_REQUESTS = {"n", "delivered", "pooling", "timeout_s"}
 """Fields of `Ask` that the API has no field for, or not yet."""
 
 
