@@ -209,3 +209,15 @@ def test_who_can_wait_evicts_nobody_who_is_about_to_come_back() -> None:
     assert loads.count(ModelId("m0")) == 1
     assert loads.count(ModelId("m4")) == 1, "it had its turn in the end"
     assert all(record.n_on_time == record.n_tokens for record in world.records.values())
+
+
+def test_what_is_too_late_makes_no_one_else_late() -> None:
+    """A burst that nothing could serve in time comes before requests that can be: by deadline alone, all of
+    these would be late too."""
+    world = World(12)
+    burst = [world.arrival(0.001 * i, i % 8, 400, ttft_s=0.5, tpot_s=0.02) for i in range(160)]
+    later = [world.arrival(20.0 + i, 8 + i % 4, 50) for i in range(12)]
+    world.simulator.run([*burst, *later])
+    records = [world.records[a.request.id] for a in later]
+    assert sum(r.n_on_time for r in records) > 0.9 * sum(r.n_tokens for r in records)
+    assert len(world.records) == len(burst) + len(later)
