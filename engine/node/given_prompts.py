@@ -15,6 +15,9 @@ class GivenPrompts:
         self._computed: dict[RequestId, int] = {}
         """For each request the positions that steps computed, as bits."""
 
+    def __len__(self) -> int:
+        return len(self._computed)
+
     def arrived(self, request: Request) -> None:
         if request.prefix is not None and request.prefix.reads:
             self._computed[request.id] = 0

@@ -165,7 +165,7 @@ class Node:
         self._telemetry = Telemetry(self.pool, clock)
         self._positions = [QueuePositions(instance, clock) for instance in self.pool.instances]
         self._prefixes = PromptPrefixes(setup)
-        self._given = GivenPrompts()
+        self.given_prompts = GivenPrompts()
         self._operators = Operators(self, clock)
         for number, device in enumerate(numbered):
             if device is None:
@@ -338,7 +338,7 @@ class Node:
                     self._drop_images(effect.dropped)
                     self._start(device, effect)
                 case StartedStep(operation=step):
-                    self._given.started(step)
+                    self.given_prompts.started(step)
                     self._start(device, effect)
                 case StartedActivation():
                     self._start(device, effect)
@@ -516,7 +516,7 @@ class Node:
         else:
             self.contents[request.id] = Content.of(submit)
             request = self._prefixes.request_of(submit)
-            self._given.arrived(request)
+            self.given_prompts.arrived(request)
             is_held = submit.grammar is not None  # until `Grammars` has seen where it is placed
             arrived = Arrived(
                 now_s, request, len(submit.delivered), history=submit.history, is_paused=is_held
@@ -524,7 +524,7 @@ class Node:
             answer = self.pool.submit(arrived)
             if isinstance(answer, Refuse):
                 del self.contents[request.id]
-                self._given.ended(request.id)
+                self.given_prompts.ended(request.id)
                 detail, code = answer.reason, ErrorCode.DOES_NOT_FIT
         if detail:
             self._out.append(Finished(request.id, FinishReason.FAILED, now_s, detail, code))
@@ -547,7 +547,7 @@ class Node:
             if to_end is not None and to_end[0] is not None:
                 continue
             n_prompt = content.submit.request.n_prompt
-            index, n_cached = len(content.token_ids) - n_prompt, self._given.drew(request_id, n_prompt)
+            index, n_cached = len(content.token_ids) - n_prompt, self.given_prompts.drew(request_id, n_prompt)
             content.token_ids.append(token)
             logprobs = () if told is None else (told,)
             self._out.append(Tokens(request_id, index, (token,), at_s, logprobs, n_cached))
@@ -557,7 +557,7 @@ class Node:
         record = ended.record
         del self.contents[record.request.id]
         self.grammars.ended(record.request.id)
-        self._given.ended(record.request.id)
+        self.given_prompts.ended(record.request.id)
         detail = self.accusations.ended(record.request.id, ended.detail)
         code = _code_of(record, detail, instance)
         self._out.append(Finished(record.request.id, record.reason, record.end_s, detail, code))

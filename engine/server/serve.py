@@ -17,6 +17,7 @@ from tokenmux.core.progress import Progress
 from tokenmux.messages.reports import Reports
 from tokenmux.messages.setups import NodeSetup, PresentDevices
 from tokenmux.node.node_process import NodeProcess
+from tokenmux.node.prompt_prefixes import PromptPrefixes
 from tokenmux.processes import garbage_collection
 from tokenmux.processes.monotonic_clock import MonotonicClock
 from tokenmux.processes.restarts import RestartLimits
@@ -80,10 +81,10 @@ async def serve(
     """
     last_resort = LastResort(config.drain_s)
     keys, transport = read_keys(config), read_transport(config)
-    recorder = recorder_of(config, MonotonicClock().now_s())
     machine = Machine()
     blocks = (entry.facts.kv.block_bytes for entry in catalogue.entries())
     setup = await asyncio.to_thread(machine.setup_of, config, max(blocks, default=0))
+    recorder = recorder_of(config, MonotonicClock().now_s(), PromptPrefixes(setup))
     encoder = EncoderChildren(text_limits_of(config))
     front = Front(
         node_factory(setup),
@@ -152,13 +153,17 @@ class DeviceCapacity:
         check_request(device, model, n_tokens, pinned)
 
 
-def recorder_of(config: PoolConfig, now_s: float) -> TrafficRecorder | None:
+def recorder_of(
+    config: PoolConfig, now_s: float, prefixes: PromptPrefixes | None = None
+) -> TrafficRecorder | None:
     """The recorder, or None if nothing is recorded. Raises ConfigError if the file cannot be written."""
     asked = config.record_traffic
     if not asked.window and asked.path is None:
         return None
     file = None if asked.path is None else TraceFile(asked.path, asked.max_size, asked.keep)
-    return TrafficRecorder(asked.window, now_s, file)
+    if prefixes is None:
+        return TrafficRecorder(asked.window, now_s, file)
+    return TrafficRecorder(asked.window, now_s, file, lambda submit: prefixes.request_of(submit).prefix)
 
 
 def limits_of(config: PoolConfig, setup: NodeSetup) -> Limits:

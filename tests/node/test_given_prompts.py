@@ -12,8 +12,9 @@ from tokenmux.core.facts import DeviceFacts, ModelId
 from tokenmux.core.plan import Chunk, Step
 from tokenmux.core.prefix import Prefix
 from tokenmux.core.request import Request, RequestId
+from tokenmux.core.sampling import Sampling
 from tokenmux.core.started import StartedStep
-from tokenmux.messages.commands import Register
+from tokenmux.messages.commands import Cancel, Register, Submit
 from tokenmux.messages.reports import Finished, Tokens
 from tokenmux.node.given_prompts import GivenPrompts
 from tokenmux.testing import make_model, make_request
@@ -129,3 +130,14 @@ def test_what_is_told_is_what_was_not_computed_while_devices_break(seed: int) ->
     later = [r for r in body.said if isinstance(r, Tokens) and r is not first[r.request]]
     assert {report.n_cached for report in later} == {0}
     assert sum(tokens.n_cached for tokens in first.values()) > 1000
+
+
+def test_a_request_that_ends_without_a_token_is_forgotten() -> None:
+    body = Watched(1, {R: 4})
+    body.send(Register(make_model(A, 10 * GB, kv=SHAPE, max_context=4096, n_parameters=GB), path=""))
+    request = make_request("r", A, n_prompt=N_PROMPT, max_tokens=4)
+    body.send(Submit(request, (0,) * N_PROMPT, Sampling()))
+    assert len(body.node.given_prompts) == 1
+    body.send(Cancel(R))
+    body.clock.run()
+    assert len(body.node.given_prompts) == 0

@@ -13,6 +13,7 @@ from llguidance.gbnf_to_lark import any_to_lark
 from tokenmux.core.errors import InvalidRequest
 from tokenmux.models.foreign_errors import foreign_errors_as
 from tokenmux.models.grammar.endless import is_endless
+from tokenmux.models.grammar.endless_rules import endless_rule
 
 WHITESPACE = r"[ \t\n]{0,40}"
 """Between two tokens of JSON. Without a bound a model can write spaces until its `max_tokens` are used up."""
@@ -44,7 +45,13 @@ def _regex(text: str) -> str:
 
 def _grammar(text: str) -> str:
     with foreign_errors_as(lambda error: InvalidRequest(f"it cannot be read: {error}"[:300])):
-        return LLMatcher.grammar_from_lark(any_to_lark(text))
+        lark = any_to_lark(text)
+    endless = endless_rule(lark)
+    if endless is not None:
+        raise InvalidRequest(
+            f"its rule {endless[:64]} leads back to itself without end: give it an alternative that ends"
+        )
+    return LLMatcher.grammar_from_lark(lark)
 
 
 def _choice(text: str) -> str:

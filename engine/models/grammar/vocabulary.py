@@ -39,8 +39,11 @@ class Vocabulary:
             lambda error: UnsupportedModel(f"the spelling of {folder.name}'s tokens is not known ({error})")
         ):
             # A tokenizer may have more tokens than the model has logits, or fewer.
-            n_tokens = max(size, 1 + _highest_id(json.loads(path.read_bytes())))
-            return cls(LLTokenizer(str(path), n_vocab=n_tokens, eos_token=list(ends)), size, ends)
+            document = json.loads(path.read_bytes())
+            n_tokens = max(size, 1 + _highest_id(document))
+            document["decoder"] = _known_decoder(document.get("decoder"))
+            tokens = LLTokenizer(json.dumps(document), n_vocab=n_tokens, eos_token=list(ends))
+            return cls(tokens, size, ends)
 
     @classmethod
     def of_bytes(cls) -> "Vocabulary":
@@ -58,6 +61,23 @@ class _Bytes:
 
     def __call__(self, text: str | bytes) -> list[int]:
         return list(text.encode() if isinstance(text, str) else text)
+
+
+def _known_decoder(decoder: Any) -> Any:
+    """A decoder of a tokenizer.json in the parts that the library knows: of SentencePiece's, it knows the one
+    of Llama, and would take the "▁" of others for a letter."""
+    parts = decoder.get("decoders", ()) if isinstance(decoder, dict) else ()
+    if not {"Metaspace", "ByteFallback"} <= {part["type"] for part in parts}:
+        return decoder
+    kept = [part for part in parts if part["type"] not in ("Metaspace", "ByteFallback")]
+    return {"type": "Sequence", "decoders": [*_AS_LLAMA, *kept]}
+
+
+_AS_LLAMA = (
+    {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+    {"type": "ByteFallback"},
+    {"type": "Fuse"},
+)
 
 
 def _highest_id(document: dict[str, Any]) -> int:

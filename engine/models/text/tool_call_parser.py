@@ -1,16 +1,17 @@
 """Finds the calls of tools in an output while it grows.
 
-    output ──▶ [ text | <tool_call> ... </tool_call> | text ] ──▶ text that is certain, and whole calls
+    output ──▶ [ text | <tool_call> ... </tool_call> | text ] ──▶ what is certain of text and calls
 
-What may become the beginning of a call is held back, and so is a call until it is complete. A call that
-cannot be read, or is not one of an offered tool, stays text, as the model wrote it. Spaces around calls are
-dropped.
+What may become the beginning of a call is held back. A call that cannot be read, or is not one of an offered
+tool, stays text, as the model wrote it. Spaces around calls are dropped. Text and calls are the same however
+the output is cut into pieces.
 """
 
 from tokenmux.models.text.detokenizer import overlap
-from tokenmux.models.text.tool_formats import ToolCall, ToolFormat, ToolSchemas
+from tokenmux.models.text.followed_call import CallPiece, FollowedBlock
+from tokenmux.models.text.tool_formats import ToolFormat, ToolSchemas
 
-Found = tuple[str, list[ToolCall]]
+Found = tuple[str, list[CallPiece]]
 
 
 class ToolCallParser:
@@ -20,34 +21,36 @@ class ToolCallParser:
         self._form = form
         self._tools = tools
         self._held = ""
-        self._in_call = False
-        self._searched = 0
-        """How much of the call that is held was searched for its end."""
+        self._block: FollowedBlock | None = None
+        """What is between the marks of calls, if that is where the output is."""
         self._space = ""
         """Space that is dropped if a call follows."""
         self._begun = self._after_call = False
-        self._calls: list[ToolCall] = []
+        self._calls: list[CallPiece] = []
 
     def push(self, text: str) -> Found:
-        """Add output. Returns the text and the calls that are certain now."""
+        """Add output. Returns what is certain now of its text and its calls."""
         self._held += text
         said = ""
         while self._held:
-            before = len(self._held), self._in_call
-            said += self._take_call() if self._in_call else self._take_text()
-            if before == (len(self._held), self._in_call):
+            before = len(self._held), self._block
+            said += self._take_text() if self._block is None else self._take_block(self._block)
+            if before == (len(self._held), self._block):
                 break
         return said, self._found_calls()
 
     def finish(self) -> Found:
         """The rest, after the end of the output."""
-        said = self._read(self._held, "") if self._in_call else self._say(self._held)
+        if self._block is None:
+            said = self._say(self._held)
+        else:
+            said = self._close(self._block, self._held, "")
         if not self._after_call:
             said += self._space
-        self._held, self._in_call = "", False
+        self._held = ""
         return said, self._found_calls()
 
-    def _found_calls(self) -> list[ToolCall]:
+    def _found_calls(self) -> list[CallPiece]:
         found, self._calls = self._calls, []
         return found
 
@@ -59,7 +62,7 @@ class ToolCallParser:
         at = self._held.find(opening)
         if at >= 0:
             said, self._held = self._held[:at], self._held[at + len(opening) :]
-            self._in_call, self._searched = True, 0
+            self._block = FollowedBlock(self._form, self._tools)
         else:
             end = len(self._held) - overlap(self._held, opening)
             said, self._held = self._held[:end], self._held[end:]
@@ -67,34 +70,42 @@ class ToolCallParser:
 
     def _take_whole(self) -> str:
         """Take text in a form whose calls are the whole output."""
-        self._in_call = not self._begun and self._held.lstrip().startswith(self._form.begins)
-        if self._in_call or self._held.isspace():
+        if not self._begun and self._held.lstrip().startswith(self._form.begins):
+            self._block = FollowedBlock(self._form, self._tools)
+        if self._block is not None or self._held.isspace():
             return ""
         self._begun = True
         said, self._held = self._held, ""
         return self._say(said)
 
-    def _take_call(self) -> str:
-        """Read a call that has ended. What cannot be read is text."""
+    def _take_block(self, block: FollowedBlock) -> str:
+        """Take a block of calls up to its end, or up to what may become one."""
         marks = [mark for mark in (self._form.closing, self._form.opening) if mark]
-        ends = [(at, mark) for mark in marks if (at := self._held.find(mark, self._searched)) >= 0]
+        ends = [(at, mark) for mark in marks if (at := self._held.find(mark)) >= 0]
         if not ends:
-            longest = max(map(len, marks), default=1)
-            self._searched = max(len(self._held) - longest + 1, 0)
+            certain = len(self._held) - max((overlap(self._held, mark) for mark in marks), default=0)
+            self._add(block.push(self._held[:certain]))
+            self._held = self._held[certain:]
             return ""
         at, mark = min(ends)
         closing = mark if mark == self._form.closing else ""
         body, self._held = self._held[:at], self._held[at + len(closing) :]
-        self._in_call = False
-        return self._read(body, closing)
+        return self._close(block, body, closing)
 
-    def _read(self, body: str, closing: str) -> str:
-        calls = self._form.read(body, self._tools)
-        if calls is None:
-            return self._say(self._form.opening + body + closing)
-        self._calls += calls
-        self._space, self._after_call = "", True
-        return ""
+    def _close(self, block: FollowedBlock, body: str, closing: str) -> str:
+        """End a block, whose last part is `body`. What cannot be read is text."""
+        self._block = None
+        self._add(block.push(body))
+        calls, rest = block.finish()
+        self._add(calls)
+        if block.begun or calls:
+            return self._say(rest)
+        return self._say(self._form.opening + rest + closing)
+
+    def _add(self, calls: list[CallPiece]) -> None:
+        if calls:
+            self._calls += calls
+            self._space, self._after_call = "", True
 
     def _say(self, text: str) -> str:
         """The text without the space at its end, which is held back."""

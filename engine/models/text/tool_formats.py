@@ -18,6 +18,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tokenmux.models.text.call_shapes import (
+    DEEPSEEK_CALL,
+    JSON_CALL,
+    NAMED_CALL,
+    CallShape,
+    arguments_alone,
+)
+
 ToolSchemas = Mapping[str, Mapping[str, object]]
 """The offered tools by name, each with the schemas of its parameters by name."""
 
@@ -36,14 +44,16 @@ class ToolFormat:
 
     A call begins with `opening` and ends with `closing`, with the next opening, or with the output. Without
     an opening, an output that begins with `begins` is a call as a whole. `read` returns the calls between the
-    two, or None if the text is something else. If the `marks_are_special` tokens, they are seen only in
-    output that shows special tokens. `id_chars` is the length of ids that the template takes.
+    two, or None if the text is something else. A call that is written in one of `shapes` is followed while it
+    is written; without any, calls are read when they have ended. If the `marks_are_special` tokens, they are
+    seen only in output that shows special tokens. `id_chars` is the length of ids that the template takes.
     """
 
     name: str
     opening: str
     closing: str
     read: Callable[[str, ToolSchemas], list[ToolCall] | None]
+    shapes: tuple[CallShape, ...] = ()
     marks_are_special: bool = False
     id_chars: int | None = None
     begins: str = "{"
@@ -172,23 +182,38 @@ def _call(name: object, arguments: object, tools: ToolSchemas) -> ToolCall | Non
 
 _DECODER = json.JSONDecoder()
 
-HERMES = ToolFormat("hermes", "<tool_call>", "</tool_call>", _read_json)
+HERMES = ToolFormat("hermes", "<tool_call>", "</tool_call>", _read_json, (JSON_CALL,))
 QWEN_CODER = ToolFormat("qwen-coder", "<tool_call>", "</tool_call>", _read_qwen_coder)
 GLM = ToolFormat("glm", "<tool_call>", "</tool_call>", _read_glm)
-MISTRAL = ToolFormat("mistral", "[TOOL_CALLS]", "", _read_named, marks_are_special=True, id_chars=9)
-DEEPSEEK = ToolFormat(
-    "deepseek", "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", _read_deepseek, marks_are_special=True
+MISTRAL = ToolFormat(
+    "mistral",
+    "[TOOL_CALLS]",
+    "",
+    _read_named,
+    (JSON_CALL, NAMED_CALL),
+    marks_are_special=True,
+    id_chars=9,
 )
-BARS = ToolFormat("bars", "<|tool_call|>", "<|/tool_call|>", _read_json, marks_are_special=True)
-LLAMA = ToolFormat("llama", "", "", _read_json)
+DEEPSEEK = ToolFormat(
+    "deepseek",
+    "<｜tool▁calls▁begin｜>",
+    "<｜tool▁calls▁end｜>",
+    _read_deepseek,
+    (DEEPSEEK_CALL,),
+    marks_are_special=True,
+)
+BARS = ToolFormat("bars", "<|tool_call|>", "<|/tool_call|>", _read_json, (JSON_CALL,), marks_are_special=True)
+LLAMA = ToolFormat("llama", "", "", _read_json, (JSON_CALL,))
 
-REQUIRED = ToolFormat("required", "", "", _read_json, begins="[")
+REQUIRED = ToolFormat("required", "", "", _read_json, (JSON_CALL,), begins="[")
 """What forced output has the form of: a list of calls."""
 
 
 def named_format(name: str) -> ToolFormat:
     """The form of output that is the arguments of one tool."""
-    return ToolFormat("named", "", "", lambda text, tools: _read_named(name + text, tools))
+    return ToolFormat(
+        "named", "", "", lambda text, tools: _read_named(name + text, tools), (arguments_alone(name),)
+    )
 
 
 TOOL_FORMATS: Sequence[ToolFormat] = (HERMES, QWEN_CODER, GLM, MISTRAL, DEEPSEEK, BARS, LLAMA)

@@ -75,7 +75,7 @@ class LiveRequest:
         self.phase = RequestPhase.QUEUED
         self.n_at_node = 0
         """Tokens that existed when the present node was given the request; `LiveRequests` sets it."""
-        self._submit = submit
+        self.submit = submit
         self._detokenizer = detokenizer
         self._choice = choice
         self._tells_phase = tells_phase
@@ -97,7 +97,7 @@ class LiveRequest:
 
     @property
     def request(self) -> Request:
-        return self._submit.request
+        return self.submit.request
 
     @property
     def n_delivered(self) -> int:
@@ -112,9 +112,9 @@ class LiveRequest:
         """What a node needs to begin, or to continue after the existing tokens."""
         times = self._times
         history = RequestHistory(times.n_on_time, times.first_token_s, times.last_token_s, self._paused_s())
-        asked = self._submit.n_prompt_likeliest if self._n_told < self.request.n_prompt else None
+        asked = self.submit.n_prompt_likeliest if self._n_told < self.request.n_prompt else None
         return replace(
-            self._submit, delivered=tuple(self._delivered), history=history, n_prompt_likeliest=asked
+            self.submit, delivered=tuple(self._delivered), history=history, n_prompt_likeliest=asked
         )
 
     def take_state(self, state: PhaseChanged) -> None:
@@ -135,7 +135,7 @@ class LiveRequest:
         if fresh:
             index = self._n_told
             self._n_told += len(fresh)
-            tokens = self._submit.prompt[index : self._n_told]
+            tokens = self.submit.prompt[index : self._n_told]
             self._buffer.put(PromptDelta(index, tokens, fresh, self._spellings(tokens, fresh)))
 
     def take_tokens(self, tokens: Tokens) -> bool:
@@ -193,7 +193,7 @@ class LiveRequest:
     def conclude(self) -> bool:
         """End the request if its tokens show that it is complete, although the node broke before saying
         so."""
-        if len(self._delivered) >= self._submit.request.max_tokens:
+        if len(self._delivered) >= self.submit.request.max_tokens:
             self._complete(FinishReason.LENGTH)
         elif self._delivered and self._ends(self._delivered[-1], len(self._delivered) - 1):
             self._complete(FinishReason.STOP)
@@ -219,7 +219,7 @@ class LiveRequest:
 
     def _ends(self, token_id: int, position: int) -> bool:
         """True if the node stops at this token. Such a token is delivered as an id, but not as text."""
-        return token_id in self._submit.stop_token_ids and position + 1 >= self._submit.min_tokens
+        return token_id in self.submit.stop_token_ids and position + 1 >= self.submit.min_tokens
 
     def _spellings(
         self, tokens: Iterable[int], told: Iterable[LogProbabilities]
@@ -233,7 +233,7 @@ class LiveRequest:
         client do not count."""
         times = self._times
         shift_s = self._paused_s()
-        deadline_s = self._submit.request.deadline_s
+        deadline_s = self.submit.request.deadline_s
         times.n_on_time += sum(at_s <= deadline_s(i) + shift_s for i in range(index, len(self._delivered)))
         times.first_token_s = at_s if times.first_token_s is None else times.first_token_s
         times.ran_s = at_s if times.ran_s is None else times.ran_s
@@ -256,7 +256,7 @@ class LiveRequest:
             rest = stop_string if self._includes_stop else ""
         if rest:
             self._buffer.put(TokenDelta(len(self._delivered), (), rest, choice=self._choice))
-        request, times = self._submit.request, self._times
+        request, times = self.submit.request, self._times
         end_s = request.arrival_s if times.last_token_s is None else times.last_token_s
         self._buffer.put(
             FinishInfo(
@@ -269,7 +269,7 @@ class LiveRequest:
                 queue_s=(end_s if times.ran_s is None else times.ran_s) - request.arrival_s,
                 ttft_s=(end_s if times.first_token_s is None else times.first_token_s) - request.arrival_s,
                 total_s=end_s - request.arrival_s,
-                seed=self._submit.sampling.seed,
+                seed=self.submit.sampling.seed,
                 choice=self._choice,
                 n_resumed=request.n_resumed,
                 n_cached=self._n_cached,

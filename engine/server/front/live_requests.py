@@ -242,4 +242,4 @@ class LiveRequests:
         self._trials.forget(live.id)
         self._pace.left(live.id)
         if self._recorder is not None:
-            self._recorder.ended(live.request, live.n_delivered - live.request.n_resumed)
+            self._recorder.ended(live.submit, live.n_delivered - live.request.n_resumed)

@@ -1,5 +1,9 @@
 """Records traffic for capacity planning: lengths, times and names of ended requests, never their text.
 
+If there is a prefix cache, lines of the file also say which prompts begin alike. The numbers that stand for a
+prompt's cells are hashes with a secret that is drawn at the start and never written, so that texts
+cannot be tried against them.
+
 The newest stay in memory. With a path, every request is also appended to a file in the trace format
 (`tokenmux.workload.trace`), which is put aside when full. Recording never fails a request: if the file cannot
 be written, that is logged and recording continues in memory.
@@ -8,10 +12,16 @@ be written, that is logged and recording continues in memory.
 import logging
 import os
 from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
+from secrets import token_bytes
 
 from tokenmux.core.errors import ConfigError
-from tokenmux.core.request import Request
+from tokenmux.core.prefix import Prefix
+from tokenmux.messages.commands import Submit
+from tokenmux.workload.prompt_hashes import HASH_BITS
 from tokenmux.workload.trace import Trace, TraceRequest, json_line
 
 logger = logging.getLogger(__name__)
@@ -19,17 +29,27 @@ logger = logging.getLogger(__name__)
 
 class TrafficRecorder:
     """Records ended requests; see the module. `window` is the number of requests kept in memory, `start_s`
-    the start of recording on the clock of `Request.arrival_s`."""
+    the start of recording on the clock of `Request.arrival_s`, `prefix_of` gives the keys of a prompt's
+    cells, if it has some."""
 
-    def __init__(self, window: int, start_s: float, file: "TraceFile | None" = None) -> None:
+    def __init__(
+        self,
+        window: int,
+        start_s: float,
+        file: "TraceFile | None" = None,
+        prefix_of: Callable[[Submit], Prefix | None] = lambda submit: None,
+    ) -> None:
         self.window = window
+        self._prefix_of = prefix_of
+        self._secret = token_bytes(32)
         self._start_s = start_s
         self._newest: deque[TraceRequest] = deque(maxlen=window)
         self._file = file
 
-    def ended(self, request: Request, n_output: int) -> None:
+    def ended(self, submit: Submit, n_output: int) -> None:
         """A request ended, for whatever reason, after `n_output` tokens. Tokens that it brought along are
         input like its prompt."""
+        request = submit.request
         line = TraceRequest(
             round(request.arrival_s - self._start_s, 6),
             request.model,
@@ -43,10 +63,19 @@ class TrafficRecorder:
         self._newest.append(line)
         if self._file is not None:
             try:
-                self._file.append(json_line(line))
+                self._file.append(json_line(self._hashed(line, self._prefix_of(submit))))
             except OSError as error:
                 logger.error("traffic is recorded in memory only from now on: %s", error)
                 self.close()
+
+    def _hashed(self, line: TraceRequest, prefix: Prefix | None) -> TraceRequest:
+        """The line with what its prompt begins with."""
+        if prefix is None:
+            return line
+        n_bytes = HASH_BITS // 8
+        hashed = (blake2b(key, digest_size=n_bytes, key=self._secret).digest() for key in prefix.keys)
+        ids = tuple(int.from_bytes(one, "little") for one in hashed)
+        return replace(line, hash_ids=ids, hash_tokens=prefix.cell_tokens)
 
     def recorded(self, last_s: float, now_s: float) -> Trace:
         """Requests in memory that arrived within `last_s` (0: all), in order of arrival."""

@@ -106,10 +106,21 @@ class ToolCallBody(BaseModel):
     function: FunctionCallBody
 
 
-class ToolCallChunk(ToolCallBody):
-    """A call in a stream, whole. `index` is its place among the calls of its choice."""
+class FunctionCallChunk(BaseModel):
+    """A piece of the function of a call: the name comes first, and arguments follow each other."""
+
+    name: str = ""
+    arguments: str
+
+
+class ToolCallChunk(BaseModel):
+    """A piece of a call. `index` is its place among the calls of its choice; only the first piece has an
+    `id`."""
 
     index: int
+    id: str = ""
+    type: Literal["function"] = "function"
+    function: FunctionCallChunk
 
 
 class AssistantMessage(BaseModel):

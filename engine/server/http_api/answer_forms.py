@@ -19,6 +19,7 @@ from tokenmux.server.http_api.answer_bodies import (
     CompletionChoice,
     Ending,
     FunctionCallBody,
+    FunctionCallChunk,
     MessageDelta,
     PromptLogprobsBody,
     PromptTokensBody,
@@ -192,7 +193,13 @@ def _whole_choice(head: AnswerHead, output: WholeOutput) -> ChatChoice:
     if piece.calls:
         message.content = piece.text or None
         message.tool_calls = [
-            ToolCallBody(id=placed.id, type="function", function=_function(placed)) for placed in piece.calls
+            ToolCallBody(
+                id=placed.start.id,
+                type="function",
+                function=FunctionCallBody(name=placed.start.name, arguments=placed.arguments),
+            )
+            for placed in piece.calls
+            if placed.start is not None
         ]
     return ChatChoice(
         index=end.finish.choice,
@@ -208,11 +215,10 @@ def _chat_choice(choice: int, delta: MessageDelta) -> ChatChunkChoice:
 
 
 def _call_chunk(placed: PlacedCall) -> ToolCallChunk:
-    return ToolCallChunk(index=placed.index, id=placed.id, type="function", function=_function(placed))
-
-
-def _function(placed: PlacedCall) -> FunctionCallBody:
-    return FunctionCallBody(name=placed.call.name, arguments=placed.call.arguments)
+    if placed.start is None:
+        return ToolCallChunk(index=placed.index, function=FunctionCallChunk(arguments=placed.arguments))
+    function = FunctionCallChunk(name=placed.start.name, arguments=placed.arguments)
+    return ToolCallChunk(index=placed.index, id=placed.start.id, type="function", function=function)
 
 
 def _ending(end: OutputEnd) -> Ending:

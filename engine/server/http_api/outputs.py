@@ -3,9 +3,11 @@
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
 
+from tokenmux.models.text.followed_call import CallPiece
 from tokenmux.models.text.tool_call_parser import ToolCallParser
-from tokenmux.models.text.tool_formats import ToolCall, ToolFormat, ToolSchemas
+from tokenmux.models.text.tool_formats import ToolFormat, ToolSchemas
 from tokenmux.server.front.generation import TokenDelta
 from tokenmux.server.http_api.scored_tokens import ScoredToken, TokenScorer
 
@@ -13,12 +15,21 @@ ID_CHARS = 24
 
 
 @dataclass(frozen=True, slots=True)
+class CallStart:
+    """The name of the tool that is called, and an id of the call's own."""
+
+    id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class PlacedCall:
-    """A call of a tool, its place among those of the output, and an id of its own."""
+    """A call of a tool, or a piece of one, and its place among the calls of the output. Only the first piece
+    has a `start`; arguments follow each other."""
 
     index: int
-    id: str
-    call: ToolCall
+    start: CallStart | None
+    arguments: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +50,7 @@ class OutputPiece:
         return cls(
             "".join(piece.text for piece in found),
             tuple(token for piece in found for token in piece.tokens),
-            tuple(call for piece in found for call in piece.calls),
+            _joined_calls([call for piece in found for call in piece.calls]),
         )
 
 
@@ -84,14 +95,26 @@ class OutputReader:
         text, calls = self._parser.finish()
         return OutputPiece(text, (), self._placed(calls))
 
-    def _placed(self, calls: Iterable[ToolCall]) -> tuple[PlacedCall, ...]:
+    def _placed(self, pieces: Iterable[CallPiece]) -> tuple[PlacedCall, ...]:
         assert self._use is not None
         placed = []
-        for call in calls:
-            if self._use.several or not self._n_calls:
-                placed.append(PlacedCall(self._n_calls, _call_id(self._use.form), call))
+        for piece in pieces:
+            start = None
+            if piece.name is not None:
                 self._n_calls += 1
-        return tuple(placed)
+                start = CallStart(_call_id(self._use.form), piece.name)
+            if self._use.several or self._n_calls == 1:
+                placed.append(PlacedCall(self._n_calls - 1, start, piece.arguments))
+        return _joined_calls(placed)
+
+
+def _joined_calls(pieces: Iterable[PlacedCall]) -> tuple[PlacedCall, ...]:
+    """One piece of each call, in order."""
+    found: list[PlacedCall] = []
+    for index, group in groupby(pieces, key=lambda piece: piece.index):
+        of_call = list(group)
+        found.append(PlacedCall(index, of_call[0].start, "".join(piece.arguments for piece in of_call)))
+    return tuple(found)
 
 
 def _call_id(form: ToolFormat) -> str:

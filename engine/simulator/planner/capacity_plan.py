@@ -11,7 +11,7 @@ from tokenmux.simulator.hardware import gpu
 from tokenmux.simulator.scenario import Hardware
 
 OURS = "slack"
-UNSHARED = "slack-unshared"
+UNSHARED = "unshared"
 """The default policy without a prefix cache, beside a plan with one."""
 
 BASELINES = ("aegaeon", "request-level", "dedicated")

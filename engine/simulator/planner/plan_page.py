@@ -9,7 +9,7 @@ from tokenmux.simulator.planner.capacity_plan import OURS, CapacityPlan
 
 _COLOURS = {
     "slack": "#0b6e4f",
-    "slack-unshared": "#7aa95c",
+    "unshared": "#7aa95c",
     "aegaeon": "#c8553d",
     "request-level": "#3b7ea1",
     "dedicated": "#8d8d8d",

@@ -37,7 +37,7 @@ def print_plan(
     console.print(answer)
     around = _table(
         "One device less and one more", "policy", plan.hardware.gpu, "tokens", "requests", "TTFT p50",
-        "p99 s", "compute", "copies", "disk", *(("shared",) if plan.shares_prefixes else ())
+        "p99 s", "compute", "copies", "disk"
     )  # fmt: skip
     for policy in plan.fewest:
         for point in plan.around(policy):
@@ -48,15 +48,18 @@ def print_plan(
                 *(f"{share:.1%}" for share in (s.tokens_on_time, s.requests_on_time)),
                 *(f"{seconds:.2f}" for seconds in (s.ttft_p50_s, s.ttft_p99_s)),
                 *(f"{share:.0%}" for share in (point.compute_busy, point.copy_in_busy, point.fetch_busy)),
-                *((f"{point.prefix_hit_share:.0%}",) if plan.shares_prefixes else ()),
             )
     console.print(around)
     console.print(
-        "tokens, requests: share on time. compute, copies, disk: share of the time busy."
-        + (" shared: share of prompts' tokens that others had computed." if plan.shares_prefixes else ""),
+        "tokens, requests: share on time. compute, copies, disk: share of the time busy.",
         style="dim",
         highlight=False,
     )
+    if plan.shares_prefixes:
+        hits = ", ".join(
+            f"{p.prefix_hit_share:.1%} on {p.n_instances * hardware.n_devices}" for p in plan.around(OURS)
+        )
+        console.print(f"Of the tokens of prompts, others had computed {hits}.", highlight=False)
     relieved = {policy: shares for policy, shares in plan.relieved.items() if shares}
     if relieved:
         resources = list(next(iter(relieved.values())))

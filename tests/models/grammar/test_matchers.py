@@ -13,6 +13,7 @@ from tests.models.grammar.random_schemas import random_schema
 from tokenmux.core.errors import InvalidRequest
 from tokenmux.core.grammar import Grammar
 from tokenmux.messages.mask_messages import MaskQuestion
+from tokenmux.models.grammar.endless_rules import endless_rule
 from tokenmux.models.grammar.matchers import Matchers, compile_grammar
 from tokenmux.models.grammar.translation import source_of
 from tokenmux.models.grammar.vocabulary import Vocabulary
@@ -139,6 +140,12 @@ HOSTILE = {
     "deep brackets": ("regex", "(" * 20_000 + "a" + ")" * 20_000),
     "rule without end": ("grammar", "start: start"),
     "two rules without end": ("grammar", 'start: a\na: b "x"\nb: a "y"'),
+    "only itself": ("grammar", 'start: "a" start'),
+    "only itself, in GBNF": ("grammar", 'root ::= "(" root ")"'),
+    "left recursion that never ends": ("grammar", 'root ::= root "a"'),
+    "a part of itself": ("grammar", 'start: "x" a? | "y"\na: "b" a'),
+    "each other": ("grammar", 'root ::= a | b\na ::= "x" b\nb ::= "y" (a | b)+'),
+    "terminal of itself": ("grammar", 'start: A\nA: "a" A'),
     "unknown rule": ("grammar", "root ::= foo"),
     "doubling terminals": (
         "grammar",
@@ -154,6 +161,31 @@ def test_what_cannot_be_obeyed_is_refused_with_a_reason(kind: str, text: str) ->
         compile_grammar(BYTES, source_of(kind, text))
     assert 10 < len(str(refused.value)) < 400
     assert time.process_time() - began_s < 5
+
+
+def test_recursion_that_ends_is_followed() -> None:
+    rng = Random(4)
+    for grammar, expression in (
+        ('start: start "+" T | T\nT: /[0-9]/', r"\d(\+\d)*"),
+        ('root ::= root "a" | "b"', r"ba*"),
+        ('root ::= "(" root ")" | "x"', r"\(*x\)*"),
+        ('start: "x" a? | ("y" a)~0..2\na: "b" a // or\n | "c" -> it\nunused: unused', "xb*c|x|(yb*c)*"),
+        ('root ::= a [0-9]\na ::= ("-" a)?\n', r"-*\d"),
+    ):
+        text = drawn("grammar", grammar, rng)
+        assert text is not None
+        assert re.fullmatch(expression, text), (grammar, text)
+
+
+def test_many_rules_in_any_order_are_looked_at_within_a_limit() -> None:
+    chain = [f'r{i}: "a" r{i + 1}' for i in range(5000)]
+    began_s = time.process_time()
+    for rules in (chain, chain[::-1]):
+        assert not endless_rule("\n".join(["start: r0", *rules, 'r5000: "b"']))
+        assert endless_rule("\n".join(["start: r0", *rules, 'r5000: "b" r0']))
+    shuffled = Random(1).sample(chain, len(chain))
+    assert not endless_rule("\n".join(["start: r0", *shuffled, 'r5000: "b"']))
+    assert time.process_time() - began_s < 60
 
 
 @pytest.mark.parametrize("text", ["((a{1,1000}){1,1000}){1,1000}", "(a|b)*a(a|b){40}", "[a-z]{1000000}"])

@@ -1,13 +1,14 @@
 """Calls of tools are found in every known form, however the output is cut into pieces."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tokenmux.models.text.followed_call import MAX_HEAD, CallPiece
 from tokenmux.models.text.tool_call_parser import ToolCallParser
 from tokenmux.models.text.tool_formats import (
     REQUIRED,
@@ -98,15 +99,15 @@ OUTPUTS: list[tuple[str, str, str, list[ToolCall]]] = [
 TEXTS = [
     '<tool_call>{"name": "other", "arguments": {}}</tool_call>',
     '<tool_call>{"name": "weather", "arguments": [1]}</tool_call>',
-    '<tool_call>{"name": "weather", "arguments": {"city": </tool_call> more',
+    '<tool_call>{"name": "weather", "arguments": "{"}</tool_call>',
     "<tool_call>" + "[" * 100_000 + "</tool_call>",
     "<tool_call></tool_call>",
     "<tool_call>3</tool_call>",
     "[TOOL_CALLS]",
     "[TOOL_CALLS] []",
-    "[TOOL_CALLS]weather[ARGS]{",
+    "[TOOL_CALLS]weather[ARGS]",
     '{"answer": 42}',
-    '{"name": "weather", "parameters": {}} and more',
+    '{"name": "weather"',
     "<｜tool▁calls▁begin｜><｜tool▁calls▁end｜>",
 ]
 """What looks like a call, and is none."""
@@ -115,7 +116,17 @@ TEXTS = [
 def read(form: ToolFormat, pieces: Iterator[str] | list[str]) -> tuple[str, list[ToolCall]]:
     parser = ToolCallParser(form, TOOLS)
     found = [*(parser.push(piece) for piece in pieces), parser.finish()]
-    return "".join(text for text, _ in found), [call for _, calls in found for call in calls]
+    return "".join(text for text, _ in found), whole([piece for _, calls in found for piece in calls])
+
+
+def whole(pieces: Sequence[CallPiece]) -> list[ToolCall]:
+    """The calls of which these are the pieces."""
+    calls: list[ToolCall] = []
+    for piece in pieces:
+        if piece.name is not None:
+            calls.append(ToolCall(piece.name, ""))
+        calls[-1] = ToolCall(calls[-1].name, calls[-1].arguments + piece.arguments)
+    return calls
 
 
 @pytest.mark.parametrize(("name", "output", "text", "calls"), OUTPUTS)
@@ -146,11 +157,89 @@ def test_no_text_is_lost(output: str, form: ToolFormat) -> None:
     assert (text, calls) == (output, [])
 
 
+FRAGMENTS = [
+    *(
+        "<tool_call>",
+        "</tool_call>",
+        "[TOOL_CALLS]",
+        "[ARGS]",
+        "[CALL_ID]",
+        "<|tool_call|>",
+        "<|/tool_call|>",
+    ),
+    *("<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"),
+    *("<｜tool▁calls▁end｜>", "function", "```json\n", "```", "\n", " ", "<function=now>", "<arg_key>"),
+    *(JSON_BERN, '{"name": "now"}', '{"arguments": {}, "name": "now"}', '"id": "x"', '{"name": "other"}'),
+    *("weather", "now", "{", "}", "[", "]", ",", ";", '"', '"name": ', '"arguments": ', ": ", "\\", "1"),
+    *('{"name": "weather", "arguments": ', '{"city": "B}<\\"n', " " * MAX_HEAD, "ç"),
+]
+
+
+@given(
+    st.lists(st.sampled_from(FRAGMENTS), max_size=16).map("".join),
+    st.sampled_from((*TOOL_FORMATS, REQUIRED, named_format("weather"))),
+    st.data(),
+)
+def test_any_output_says_the_same_in_any_pieces(output: str, form: ToolFormat, data: st.DataObject) -> None:
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(output)), max_size=20)))
+    pieces = [output[start:end] for start, end in pairwise([0, *cuts, len(output)])]
+    expected = read(form, [output])
+    assert read(form, pieces) == expected
+    assert read(form, list(output)) == expected
+
+
+FOLLOWED = [
+    ("hermes", f"<tool_call>{JSON_BERN}</tool_call>"),
+    ("bars", f"<|tool_call|>[{JSON_BERN}]"),
+    ("llama", JSON_BERN.replace("arguments", "parameters")),
+    ("mistral", f"[TOOL_CALLS] [{JSON_BERN}]"),
+    ("mistral", f"[TOOL_CALLS]weather[ARGS]{BERN.arguments}"),
+    ("deepseek", f"<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>weather<｜tool▁sep｜>{BERN.arguments}"),
+    ("required", f"[{JSON_BERN}]"),
+    ("named", BERN.arguments),
+]
+
+
+@pytest.mark.parametrize(("name", "output"), FOLLOWED)
+def test_arguments_are_told_while_they_are_written(name: str, output: str) -> None:
+    form = (FORMS | {"required": REQUIRED, "named": named_format("weather")})[name]
+    parser = ToolCallParser(form, TOOLS)
+    start = output.index(BERN.arguments)
+    pieces: list[CallPiece] = []
+    for at, char in enumerate(output):
+        pieces += parser.push(char)[1]
+        written = output[start : at + 1][: len(BERN.arguments)]
+        assert whole(pieces) == ([ToolCall("weather", written)] if written else [])
+    assert parser.finish() == ("", [])
+
+
+def test_a_call_that_breaks_off_has_the_arguments_that_were_written() -> None:
+    cut = '{"name": "weather", "arguments": {"city": "Be'
+    assert read(FORMS["hermes"], [f"<tool_call>{cut}"]) == ("", [ToolCall("weather", '{"city": "Be')])
+    assert read(FORMS["hermes"], [f"<tool_call>{cut}</tool_call> Well."]) == (
+        "Well.",
+        [ToolCall("weather", '{"city": "Be')],
+    )
+    assert read(named_format("weather"), list('{"city": ')) == ("", [ToolCall("weather", '{"city": ')])
+    assert read(REQUIRED, list(f"[{JSON_BERN}, ")) == ("", [BERN])
+
+
+def test_what_follows_a_call_and_is_none_is_text() -> None:
+    assert read(FORMS["llama"], [f"{JSON_BERN} and more"]) == ("and more", [BERN])
+    other = '{"name": "other", "arguments": {}}'
+    assert read(FORMS["bars"], [f"<|tool_call|>[{JSON_BERN}, {other}]"]) == (f"{other}]", [BERN])
+    late = '{"arguments": {}, "name": "now"}'
+    assert read(FORMS["bars"], [f"<|tool_call|>[{JSON_BERN}, {late}]"]) == ("", [BERN, NOW])
+    with_id = '{"id": "a\\"1", "name": "weather", "arguments": {}, "type": "function"}'
+    assert read(FORMS["bars"], [f"<|tool_call|>[{with_id}, {with_id}]"]) == (
+        "",
+        [ToolCall("weather", "{}")] * 2,
+    )
+
+
 def test_forced_output_is_read_as_a_whole() -> None:
     assert read(named_format("weather"), list('{"city": "Bern", "days": 2}')) == ("", [BERN])
-    assert read(named_format("weather"), list('{"city": ')) == ('{"city": ', [])
     assert read(REQUIRED, list(f'[{JSON_BERN}, {{"name": "now"}}]')) == ("", [BERN, NOW])
-    assert read(REQUIRED, list(f"[{JSON_BERN}, ")) == (f"[{JSON_BERN}, ", [])
 
 
 def test_text_is_not_held_back_for_long() -> None:

@@ -15,8 +15,9 @@ from tokenmux.client import AsyncClient, CallFailed
 from tokenmux.core.errors import DoesNotFit, ErrorCode, InUse, NotServable, ProcessFailed, Unavailable
 from tokenmux.core.facts import ModelId
 from tokenmux.core.request import Request, RequestId
+from tokenmux.core.sampling import Sampling
 from tokenmux.core.span import Span
-from tokenmux.messages.commands import AskTrace, Command, Load, Resize, Ticket
+from tokenmux.messages.commands import AskTrace, Command, Load, Resize, Submit, Ticket
 from tokenmux.messages.reports import Acknowledged, Broken, Traced
 from tokenmux.server.front.api_keys import Key, Scope
 from tokenmux.server.front.pending_commands import PendingCommands
@@ -116,7 +117,8 @@ async def test_much_traffic_comes_in_several_messages() -> None:
     n = 2 * RECORDED_PER_MESSAGE + 1
     recorder = TrafficRecorder(n, start_s=0.0)
     for number in range(n):
-        recorder.ended(Request(RequestId("r"), ModelId("m"), 1, 1, float(number % 50)), 1)
+        request = Request(RequestId("r"), ModelId("m"), 1, 1, float(number % 50))
+        recorder.ended(Submit(request, (0,), Sampling()), 1)
     async with serving(recorder=recorder) as served, AsyncClient(served.target) as client:
         told = await client.planning.recorded_traffic()
         assert [line.arrival_s for line in told] == sorted(float(number % 50) for number in range(n))

@@ -59,14 +59,57 @@ async def test_calls_alone_have_no_content() -> None:
     assert choice["message"]["content"] is None
 
 
+def call_chunks(choices: list[Any]) -> list[Any]:
+    return [call for choice in choices for call in choice["delta"].get("tool_calls", ())]
+
+
 async def test_calls_in_a_stream() -> None:
     choices = await answered(ASKED | {"stream": True}, f"Well.{CALL}{OTHER}")
     assert choices[0]["delta"] == {"role": "assistant", "content": ""}
     assert "".join(choice["delta"].get("content", "") for choice in choices) == "Well."
-    calls = [call for choice in choices for call in choice["delta"].get("tool_calls", ())]
-    assert [(call["index"], call["function"]["name"]) for call in calls] == [(0, "weather"), (1, "now")]
-    assert json.loads(calls[0]["function"]["arguments"]) == {"city": "Bern"}
+    weather, *rest = call_chunks(choices)
+    assert weather["function"]["name"] == "weather"
+    assert (weather["index"], weather["type"], weather["id"][:5]) == (0, "function", "call_")
+    more = [chunk for chunk in rest if chunk["index"] == 0]
+    assert len(more) > 3, "arguments come while they are written"
+    assert all(chunk.keys() == {"index", "function"} for chunk in more)
+    assert all(chunk["function"].keys() == {"arguments"} for chunk in more)
+    pieces = [chunk["function"]["arguments"] for chunk in (weather, *more)]
+    assert "".join(pieces) == '{"city": "Bern"}'
+    now = rest[len(more)]
+    assert (now["index"], now["function"]["name"]) == (1, "now")
+    assert now["id"] != weather["id"]
     assert choices[-1]["finish_reason"] == "tool_calls"
+
+
+QWEN = "<tool_call><function=weather><parameter=city>Bern</parameter></function></tool_call>"
+
+
+@pytest.mark.parametrize(
+    ("template", "output"),
+    [
+        ("<tool_call>", f"Well. {CALL}\n{OTHER}"),
+        ("<tool_call>", CALL[:-20]),
+        ("<function=", QWEN),
+        ("[TOOL_CALLS]", '[TOOL_CALLS]weather[ARGS]{"city":"B\\u00e4rn" }[TOOL_CALLS]now{}'),
+        ("<｜tool▁calls▁begin｜>", '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>now<｜tool▁sep｜>{"a": [{}]}'),
+        ('{"name": function name, "parameters"', '{"name": "weather", "parameters": {"city": "Bern"}} so'),
+    ],
+)
+async def test_a_stream_says_what_the_whole_answer_has(template: str, output: str) -> None:
+    entry = model("{{ tools }}" + template)
+    (whole,) = await answered(ASKED, output, entry)
+    choices = await answered(ASKED | {"stream": True}, output, entry)
+    calls: list[dict[str, str]] = []
+    for chunk in call_chunks(choices):
+        if "id" in chunk:
+            calls.append({"name": chunk["function"]["name"], "arguments": ""})
+        assert chunk["index"] == len(calls) - 1
+        calls[-1]["arguments"] += chunk["function"]["arguments"]
+    assert calls
+    assert calls == [call["function"] for call in whole["message"]["tool_calls"]]
+    assert "".join(one["delta"].get("content", "") for one in choices) == (whole["message"]["content"] or "")
+    assert choices[-1]["finish_reason"] == whole["finish_reason"]
 
 
 async def test_an_answer_without_calls_is_text() -> None:
@@ -78,6 +121,8 @@ async def test_an_answer_without_calls_is_text() -> None:
 async def test_calls_after_the_first_are_left_out_if_asked() -> None:
     (choice,) = await answered(ASKED | {"parallel_tool_calls": False}, CALL + OTHER)
     assert [call["function"]["name"] for call in choice["message"]["tool_calls"]] == ["weather"]
+    choices = await answered(ASKED | {"parallel_tool_calls": False, "stream": True}, CALL + OTHER)
+    assert {chunk["index"] for chunk in call_chunks(choices)} == {0}
 
 
 async def test_ids_are_as_long_as_a_template_takes_them() -> None:
@@ -133,8 +178,12 @@ async def test_a_forced_call_is_all_of_the_answer(
 ) -> None:
     choices = await answered(ASKED | {"tool_choice": choice, "stream": stream}, output)
     said = [one.get("delta") or one.get("message") or {} for one in choices]
-    found = [call["function"] for one in said for call in one.get("tool_calls") or ()]
-    assert [(call["name"], json.loads(call["arguments"])) for call in found] == calls
+    found: list[list[str]] = []
+    for call in (call for one in said for call in one.get("tool_calls") or ()):
+        if "id" in call:
+            found.append([call["function"]["name"], ""])
+        found[-1][1] += call["function"]["arguments"]
+    assert [(name, json.loads(arguments)) for name, arguments in found] == calls
     assert "".join(one.get("content") or "" for one in said) == ""
     assert choices[-1]["finish_reason"] == "tool_calls"
 

@@ -205,22 +205,26 @@ def test_a_plan_with_a_prefix_cache_says_what_it_saves(capsys: pytest.CaptureFix
     ]
     asked = question(models=["qwen2.5-7b", "other=llama2-13b"], trace=trace, compare=False)
     plan = answer_question(replace(asked, prefix_cache=True))
-    with_cache, without = plan.fewest["slack"], plan.fewest["slack-unshared"]
+    with_cache, without = plan.fewest["slack"], plan.fewest["unshared"]
     assert with_cache == 1
     assert without is None or without > 1
     best = plan.best("slack")
     assert best is not None
     assert best.prefix_hit_share == pytest.approx(0.9, abs=0.05)
-    assert {p.prefix_hit_share for p in plan.points if p.policy == "slack-unshared"} == {0.0}
-    print_plan(plan, Console(width=120))
-    assert "shared: share of prompts' tokens" in capsys.readouterr().out
+    assert {p.prefix_hit_share for p in plan.points if p.policy == "unshared"} == {0.0}
+    print_plan(plan, Console(width=80))
+    told = capsys.readouterr().out
+    assert f"others had computed {best.prefix_hit_share:.1%} on 1" in told
+    assert "…" not in told
     assert "prompts shared" in html_report(plan)
 
     unshared = answer_question(asked)
     assert set(unshared.fewest) == {"slack"}
     assert unshared.fewest["slack"] == without
-    print_plan(unshared, Console(width=120))
-    assert "shared" not in capsys.readouterr().out
+    print_plan(unshared, Console(width=80))
+    told = capsys.readouterr().out
+    assert "shared" not in told
+    assert "others had computed" not in told
 
 
 def test_a_prefix_cache_needs_a_trace_that_says_what_is_shared() -> None:
