@@ -10,7 +10,7 @@ from tokenmux.core.record import RequestHistory
 from tokenmux.core.request import FinishReason, Request, RequestId
 from tokenmux.scheduler.memory.kv_table import KvTable
 from tokenmux.scheduler.metrics.counters import ArtifactAllowance
-from tokenmux.scheduler.metrics.shares import GRACE_TTFTS, Share
+from tokenmux.scheduler.metrics.shares import Share
 
 if TYPE_CHECKING:  # a request knows its model, which files it
     from tokenmux.scheduler.instance.model_state import ModelState
@@ -65,7 +65,7 @@ class RequestState:
         self.lead_s = request.service.ttft_s * (1 - 1 / request.weight)
         """How much earlier than its deadline it is ordered because of its weight: less than a TTFT, so
         that no request starves behind it."""
-        self.grace_s = GRACE_TTFTS * request.service.ttft_s
+        self.grace_s = model.shares.grace_s(request)
         """How late it may be before it is deferred."""
         self.paused_since_s: float | None = None
         self.in_step = False

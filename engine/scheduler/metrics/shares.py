@@ -29,8 +29,10 @@ cost more than it gains."""
 
 
 GRACE_TTFTS = 0.3
-"""A request that is late by more than this many of its TTFTs is deferred. With 0.1 a point is lost at the
-targets, since most of those that are late by a second catch up; 0.3 and 0.5 lose nothing there."""
+"""A request that is late by more than this many TTFTs, its own or the pool's if that is longer, is deferred.
+With 0.1 a point is lost at the targets, since most of those that are late by a second catch up; 0.3 and 0.5
+lose nothing there. Where others can wait, strict requests that are late catch up as well: with their own
+TTFT alone, two worlds of mixed classes lost 2 and 7 points."""
 
 DEFERRAL_TTFTS = 10.0
 """How much later a deferred request counts as due, in TTFTs of the pool."""
@@ -58,6 +60,7 @@ class Shares:
         """`ttft_s` is the pool's own TTFT."""
         self.quantum_s = QUANTUM_TTFTS * ttft_s
         self.deferral_s = DEFERRAL_TTFTS * ttft_s
+        self._ttft_s = ttft_s
         self.now_s = -inf
         self.even = True
         """True if no tenant is ahead: deadlines count then, and what is late is deferred."""
@@ -98,6 +101,10 @@ class Shares:
         """The deadline by which one of the tenant's requests is ordered."""
         late_s = self.now_s - deadline_s
         return deadline_s if late_s <= 0 else self.now_s - late_s * share.patience
+
+    def grace_s(self, request: Request) -> float:
+        """How late the request may be before it is deferred."""
+        return GRACE_TTFTS * max(request.service.ttft_s, self._ttft_s)
 
     def deferred_s(self, deadline_s: float, lead_s: float, grace_s: float) -> float:
         """The deadline by which a request is ordered while no tenant is ahead: brought forward by its

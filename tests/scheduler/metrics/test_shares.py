@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from tokenmux.core.facts import ModelId
 from tokenmux.core.request import Request, RequestId, ServiceLevel
-from tokenmux.scheduler.metrics.shares import DEFERRAL_TTFTS, QUANTUM_TTFTS, Shares
+from tokenmux.scheduler.metrics.shares import DEFERRAL_TTFTS, GRACE_TTFTS, QUANTUM_TTFTS, Shares
 
 
 def request(tenant: str) -> Request:
@@ -66,6 +66,11 @@ def test_what_is_late_by_more_than_its_grace_is_deferred() -> None:
     assert shares.deferred_s(97.0, lead_s=0.0, grace_s=3.0) == 97.0
     assert shares.deferred_s(96.9, lead_s=0.0, grace_s=3.0) == 96.9 + 2 * DEFERRAL_TTFTS
     assert shares.deferred_s(97.0, lead_s=5.0, grace_s=3.0) == 92.0
+
+
+def test_the_grace_is_that_of_the_more_patient_of_request_and_pool() -> None:
+    assert Shares(ttft_s=2.0).grace_s(request("a")) == GRACE_TTFTS * 10.0
+    assert Shares(ttft_s=600.0).grace_s(request("a")) == GRACE_TTFTS * 600.0
 
 
 @given(st.floats(0, 1e3), st.floats(0, 1e3), st.floats(0, 1e3))
