@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tokenmux.core.file_faults import reading_fault
+
 if TYPE_CHECKING:
     from tokenmux.client import GenerateOptions
 
@@ -150,7 +152,7 @@ def _content(file: Path | None) -> str | None:
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise typer.BadParameter(f"{file} cannot be read: {error}") from None
+        raise typer.BadParameter(f"{file}: cannot be read: {reading_fault(error)}") from None
 
 
 def _bias(text: str) -> tuple[int, float]:

@@ -38,6 +38,7 @@ from tokenmux.client.values import (
     Tenant,
     TokenLogprobs,
     TokenUsage,
+    Vectors,
 )
 
 __all__ = [
@@ -76,5 +77,6 @@ __all__ = [
     "Tenant",
     "TokenLogprobs",
     "TokenUsage",
+    "Vectors",
     "WrongArgument",
 ]

@@ -27,6 +27,7 @@ from tokenmux.client.values import (
     PoolTrace,
     Prompt,
     RecordedRequest,
+    Vectors,
 )
 from tokenmux.client.watched_status import WatchedStatus
 from tokenmux.v1 import (
@@ -117,8 +118,8 @@ class AsyncClient:
         resumption: Resumption | None = DEFAULT_RESUMPTION,
     ) -> None:
         """Connect to `target`: HOST:PORT, or several as "ipv4:ADDRESS:PORT,ADDRESS:PORT", of which the first
-        that answers is used. Streams go on by themselves if their server is lost, as `resumption` says (None:
-        they end). `tls` trusts the system's authorities, `ca_file` (PEM, implies TLS) only its
+        that answers is used. Generations go on by themselves if their server is lost, as `resumption` says
+        (None: they end). `tls` trusts the system's authorities, `ca_file` (PEM, implies TLS) only its
         own.
 
         A key for another machine needs one of them, or `insecure`, which sends it readable. Raises
@@ -150,15 +151,22 @@ class AsyncClient:
         timeout_s: float | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Completion:
-        """Generate, and return the whole answer. `options` are those of GenerateOptions.
+        """Generate, and return the whole answer. `options` are those of GenerateOptions. If the server is
+        lost meanwhile, the same is asked of another one, or when it is back; `timeout_s` is for all of it.
 
         >>> (await client.generate("smol", "1, 2, 3,", max_tokens=6, stop=".")).text
         """
-        request = proto_values.generate_request(model, prompt, **options)
-        with translated():
-            return proto_values.completion(
-                await self._inference.Generate(request, timeout=timeout_s, metadata=self._metadata)
-            )
+        request = proto_values.stream_request(model, prompt, **options)
+        progress = GenerationProgress(request, timeout_s, self._resumption)
+        while True:
+            try:
+                with translated():
+                    answer = await self._inference.Generate(
+                        progress.request.request, timeout=progress.left_s, metadata=self._metadata
+                    )
+                    return proto_values.completion(answer)
+            except CallFailed as error:
+                await asyncio.sleep(progress.wait_s(error))
 
     def stream(
         self,
@@ -205,6 +213,23 @@ class AsyncClient:
         request = proto_values.cancel_request(request_id, tenant)
         with translated():
             await self._inference.CancelGeneration(request, timeout=timeout_s, metadata=self._metadata)
+
+    async def embed(
+        self,
+        model: str,
+        inputs: Sequence[str | Sequence[int]],
+        *,
+        dimensions: int | None = None,
+        tenant: str = "",
+        weight: float | None = None,
+        timeout_s: float | None = None,
+    ) -> Vectors:
+        """A vector for each input, a text or a list of token ids. `dimensions` shortens them, if the model
+        says that it can."""
+        request = proto_values.embed_request(model, inputs, dimensions, tenant, weight)
+        with translated():
+            response = await self._inference.Embed(request, timeout=timeout_s, metadata=self._metadata)
+            return proto_values.vectors(response)
 
     async def tokenize(
         self, model: str, prompt: Prompt, *, timeout_s: float | None = None

@@ -68,9 +68,13 @@ class Connection:
         return (*_OPTIONS, ("grpc.enable_http_proxy", 0)) if is_local(self.target) else _OPTIONS
 
     def credentials(self) -> grpc.ChannelCredentials | None:
-        """Credentials, or None without TLS. Raises OSError if the CA file cannot be read."""
+        """Credentials, or None without TLS. Raises OSError if the CA file cannot be read, and WrongArgument
+        if it has no certificate."""
         if self.ca_file is not None:
-            return grpc.ssl_channel_credentials(self.ca_file.read_bytes())
+            authority = self.ca_file.read_bytes()
+            if b"-----BEGIN CERTIFICATE-----" not in authority:
+                raise WrongArgument(f"ca_file {self.ca_file} has no certificate: give a PEM file")
+            return grpc.ssl_channel_credentials(authority)
         return grpc.ssl_channel_credentials() if self.tls else None
 
 

@@ -41,6 +41,7 @@ from tokenmux.client.values import (
     Tenant,
     TokenLogprobs,
     TokenUsage,
+    Vectors,
 )
 from tokenmux.v1 import inference_pb2, models_pb2, operations_pb2, planning_pb2, pool_pb2
 
@@ -229,6 +230,43 @@ def tokenize_request(model: str, prompt: Prompt) -> inference_pb2.TokenizeReques
     return _made(inference_pb2.TokenizeRequest, model=model, **given)
 
 
+def embed_request(
+    model: str,
+    inputs: Sequence[str | Sequence[int]],
+    dimensions: int | None,
+    tenant: str,
+    weight: float | None,
+) -> inference_pb2.EmbedRequest:
+    """The request for embeddings. Raises TypeError for one text that is not in a list."""
+    if isinstance(inputs, str | bytes):
+        raise TypeError("inputs is a single text: put it in a list")
+    return _made(
+        inference_pb2.EmbedRequest,
+        model=model,
+        inputs=[_embed_input(one) for one in inputs],
+        dimensions=dimensions,
+        tenant=tenant,
+        weight=weight,
+    )
+
+
+def _embed_input(one: str | Sequence[int]) -> inference_pb2.EmbedInput:
+    if isinstance(one, Integral):
+        raise TypeError("inputs has a token id that is not in a list: give a list of ids for each input")
+    given = _prompt(one)
+    if "chat" in given:
+        raise TypeError("an input is neither text nor a list of token ids")
+    return _made(inference_pb2.EmbedInput, **given)
+
+
+def vectors(response: inference_pb2.EmbedResponse) -> Vectors:
+    return Vectors(
+        response.model,
+        tuple(tuple(one.values) for one in response.embeddings),
+        response.usage.n_prompt_tokens,
+    )
+
+
 def cancel_request(request_id: str, tenant: str) -> inference_pb2.CancelGenerationRequest:
     return _made(inference_pb2.CancelGenerationRequest, request_id=request_id, tenant=tenant)
 
@@ -336,12 +374,22 @@ def completion(response: inference_pb2.GenerateResponse) -> Completion:
 
 def prompt_logprobs_of(message: inference_pb2.PromptLogprobs) -> PromptLogprobs:
     told = _logprobs(message.logprobs)
-    return PromptLogprobs(message.index, tuple(message.token_ids), told if message.index else (None, *told))
+    return PromptLogprobs(
+        message.index,
+        tuple(message.token_ids),
+        told if message.index else (None, *told),
+        message.first_spelling,
+    )
 
 
 def _logprobs(messages: Iterable[inference_pb2.TokenLogprobs]) -> tuple[TokenLogprobs, ...]:
     return tuple(
-        TokenLogprobs(message.logprob, tuple((top.token_id, top.logprob) for top in message.top))
+        TokenLogprobs(
+            message.logprob,
+            tuple((top.token_id, top.logprob) for top in message.top),
+            message.spelling,
+            tuple(top.spelling for top in message.top),
+        )
         for message in messages
     )
 
@@ -353,6 +401,7 @@ def metadata(response: inference_pb2.ModelMetadataResponse) -> ModelMetadata:
         response.vocab_size,
         response.has_chat_template,
         tuple(response.end_token_ids),
+        response.embedding.dimensions,
     )
 
 

@@ -1,8 +1,10 @@
-"""Streams that go on when a server is lost, at another one or at its successor: nothing comes twice, nothing
-is lost, nothing is drawn again.
+"""Generations that go on when a server is lost, at another one or at its successor: nothing comes twice,
+nothing is lost, and what is drawn again is the same.
 
     response ─▶ take ─▶ what the caller has not had yet
     UNAVAILABLE ─▶ wait_s ─▶ the same request again, with the tokens that the caller holds
+
+A call for a whole answer begins again with the id, seed and length that the server told ahead of it.
 
 The tokens of the last delta are asked for again, since only a server knows if one of them was the end.
 """
@@ -19,13 +21,15 @@ from tokenmux.v1 import inference_pb2
 
 DELIVERED = "delivered"
 """The field's name, as a feature."""
+PROMPT_INFO = "tokenmux-prompt-info-bin"
+"""The metadata in which the server tells what it made of a request, ahead of a whole answer."""
 _LONGEST_EXPONENT = 32
 """Waits have long reached their limit by then."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resumption:
-    """How often a stream that broke off is tried again before its next token has come: at most `n_tries`
+    """How often a generation that broke off is tried again before its next token has come: at most `n_tries`
     times. Waits begin at `first_wait_s` and double up to `max_wait_s`; chance makes each up to a half longer
     or shorter.
 
@@ -131,6 +135,8 @@ class GenerationProgress:
     def wait_s(self, error: CallFailed) -> float:
         """How long to wait before the request is sent again, after its call ended with `error`. Raises the
         error that the caller should get if it is not to be sent again."""
+        if not self._begun:
+            self._take_ahead(error)
         if self._resumption is None or not self._begun or not self._may_pass(error):
             raise error
         broke = self._broke = self._broke or error
@@ -141,6 +147,15 @@ class GenerationProgress:
             raise broke
         self._hand_over()
         return wait_s
+
+    def _take_ahead(self, error: CallFailed) -> None:
+        """Note what the server told before the whole answer was lost, if it had accepted the request."""
+        cause = error.__cause__
+        headers = cause.initial_metadata() if isinstance(cause, grpc.Call | grpc.aio.AioRpcError) else None
+        for key, value in headers or ():
+            if key == PROMPT_INFO and isinstance(value, bytes):
+                self._begun = True
+                self._keep(inference_pb2.PromptInfo.FromString(value))
 
     def _may_pass(self, error: CallFailed) -> bool:
         """True if another try may succeed. Once the server was lost, its successor may be full, and the
@@ -165,6 +180,8 @@ class GenerationProgress:
         del told.logprobs[: n_known if told.index else max(n_known - 1, 0)]
         told.index += n_known
         del told.token_ids[:n_known]
+        if told.index:
+            told.ClearField("first_spelling")
         self._n_prompt_told = max(self._n_prompt_told, told.index + len(told.token_ids))
         return bool(told.token_ids)
 

@@ -1,6 +1,7 @@
 """The blocking client."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +27,7 @@ from tokenmux.client.values import (
     PoolTrace,
     Prompt,
     RecordedRequest,
+    Vectors,
 )
 from tokenmux.client.watched_status import WatchedStatus
 from tokenmux.v1 import (
@@ -114,8 +116,8 @@ class Client:
         resumption: Resumption | None = DEFAULT_RESUMPTION,
     ) -> None:
         """Connect to `target`: HOST:PORT, or several as "ipv4:ADDRESS:PORT,ADDRESS:PORT", of which the first
-        that answers is used. Streams go on by themselves if their server is lost, as `resumption` says (None:
-        they end). `tls` trusts the system's authorities, `ca_file` (PEM, implies TLS) only its
+        that answers is used. Generations go on by themselves if their server is lost, as `resumption` says
+        (None: they end). `tls` trusts the system's authorities, `ca_file` (PEM, implies TLS) only its
         own.
 
         A key for another machine needs one of them, or `insecure`, which sends it readable. Raises
@@ -147,15 +149,22 @@ class Client:
         timeout_s: float | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Completion:
-        """Generate, and return the whole answer. `options` are those of GenerateOptions.
+        """Generate, and return the whole answer. `options` are those of GenerateOptions. If the server is
+        lost meanwhile, the same is asked of another one, or when it is back; `timeout_s` is for all of it.
 
         >>> client.generate("smol", "1, 2, 3,", max_tokens=6, stop=".").text
         """
-        request = proto_values.generate_request(model, prompt, **options)
-        with translated():
-            return proto_values.completion(
-                self._inference.Generate(request, timeout=timeout_s, metadata=self._metadata)
-            )
+        request = proto_values.stream_request(model, prompt, **options)
+        progress = GenerationProgress(request, timeout_s, self._resumption)
+        while True:
+            try:
+                with translated():
+                    answer = self._inference.Generate(
+                        progress.request.request, timeout=progress.left_s, metadata=self._metadata
+                    )
+                    return proto_values.completion(answer)
+            except CallFailed as error:
+                time.sleep(progress.wait_s(error))
 
     def stream(
         self,
@@ -202,6 +211,23 @@ class Client:
         request = proto_values.cancel_request(request_id, tenant)
         with translated():
             self._inference.CancelGeneration(request, timeout=timeout_s, metadata=self._metadata)
+
+    def embed(
+        self,
+        model: str,
+        inputs: Sequence[str | Sequence[int]],
+        *,
+        dimensions: int | None = None,
+        tenant: str = "",
+        weight: float | None = None,
+        timeout_s: float | None = None,
+    ) -> Vectors:
+        """A vector for each input, a text or a list of token ids. `dimensions` shortens them, if the model
+        says that it can."""
+        request = proto_values.embed_request(model, inputs, dimensions, tenant, weight)
+        with translated():
+            response = self._inference.Embed(request, timeout=timeout_s, metadata=self._metadata)
+            return proto_values.vectors(response)
 
     def tokenize(self, model: str, prompt: Prompt, *, timeout_s: float | None = None) -> tuple[int, ...]:
         """The token ids of a text or a conversation, as `generate` would use them."""

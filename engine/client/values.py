@@ -51,20 +51,26 @@ class State:
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
     """Log-probabilities, base e, where one token was drawn: that of this token, and the likeliest ones as
-    (token id, log-probability), likeliest first."""
+    (token id, log-probability), likeliest first.
+
+    `spelling` is what the token stands for in UTF-8, which may be a part of a character, and `top_spellings`
+    are those of the likeliest ones."""
 
     logprob: float
     top: tuple[tuple[int, float], ...]
+    spelling: bytes = b""
+    top_spellings: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class PromptLogprobs:
     """Tokens of the prompt, the first of them at `index`, and what `prompt_logprobs` asked for of each; None
-    for the first token of all."""
+    for the first token of all, which `first_spelling` spells."""
 
     index: int
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs | None, ...]
+    first_spelling: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +285,17 @@ class ModelMetadata:
     vocab_size: int
     has_chat_template: bool
     end_token_ids: tuple[int, ...]
+    embedding_dimensions: int = 0
+    """How many numbers its embeddings have; 0: it makes none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """The embeddings of all inputs of a call, in order, and the number of tokens that the inputs have."""
+
+    model: str
+    values: tuple[tuple[float, ...], ...]
+    n_prompt_tokens: int
 
 
 class DeviceState(Enum):

@@ -230,6 +230,7 @@ def _segment(segment: StepSegment, masks: MaskProcess | None) -> Segment:
         past=None if segment.past is None else PastTokens(segment.past.prompt, segment.past.output),
         telling=segment.telling,
         constraint=constraint,
+        pooled=segment.pooled,
     )
 
 
@@ -358,7 +359,7 @@ class RunnableStep:
         stops = [segment.stop_token_ids for segment in self.segments if segment.draw]
         ends_s: list[float] = []
         while True:
-            drawn, log_probabilities, told, faults = self.runner.draw(batch)
+            drawn, log_probabilities, told, faults, pooled = self.runner.draw(batch)
             settle()
             ends_s.append(self.clock.now_s())
             stopped = tuple(i for i, token in enumerate(drawn) if token in stops[i])
@@ -367,6 +368,6 @@ class RunnableStep:
             post.tell(Drew(self.operation, ends_s[-1], drawn, log_probabilities))
             batch.advance(drawn)
         completed = StepCompleted(
-            self.operation, tuple(ends_s), drawn, stopped, log_probabilities, told, faults
+            self.operation, tuple(ends_s), drawn, stopped, log_probabilities, told, faults, pooled
         )
         post.tell(completed)

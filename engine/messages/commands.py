@@ -6,6 +6,7 @@ from msgspec import Struct
 
 from tokenmux.core.facts import FIRST_INSTANCE, InstanceId, ModelFacts, ModelId
 from tokenmux.core.grammar import Grammar
+from tokenmux.core.pooling import PoolingKind
 from tokenmux.core.record import NO_HISTORY, RequestHistory
 from tokenmux.core.request import FinishReason, Request, RequestId
 from tokenmux.core.sampling import Sampling
@@ -22,6 +23,7 @@ class Submit(Struct, frozen=True, array_like=True, tag=True):
     `n_prompt_likeliest` asks for the log-probability of each token of the prompt but the first, and for those
     of that many likeliest ones there; None asks for none. Without `prefix_cache`, the request neither takes
     nor leaves KV in the prefix cache; otherwise it shares KV with requests of the same `cache_salt` alone.
+    With `pooling` it draws nothing: it ends with its prompt, of which sums of hidden states are told.
     """
 
     request: Request
@@ -35,6 +37,7 @@ class Submit(Struct, frozen=True, array_like=True, tag=True):
     grammar: Grammar | None = None
     prefix_cache: bool = True
     cache_salt: str | None = None
+    pooling: PoolingKind | None = None
 
 
 class Cancel(Struct, frozen=True, array_like=True, tag=True):

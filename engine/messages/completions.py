@@ -7,6 +7,7 @@ from msgspec import Struct
 
 from tokenmux.core.errors import ErrorCode
 from tokenmux.core.facts import ModelId
+from tokenmux.core.pooling import PooledRows
 from tokenmux.core.sampling import LogProbabilities
 from tokenmux.messages.launches import OperationId
 
@@ -26,7 +27,8 @@ class StepCompleted(Struct, frozen=True, array_like=True, tag=True):
     with the indices `stopped` (counted among those that draw) drew a token that ends them.
     `log_probabilities` is empty if none of them asks for any. `told` has what segments asked to be told of
     their prompts: the index of the segment in the step, and the log-probabilities of its targets. `faults`
-    says of drawing segments that cannot go on why."""
+    says of drawing segments that cannot go on why. `pooled` has the sums of hidden states of segments that
+    asked for them, in the order of their positions."""
 
     operation: OperationId
     ends_s: tuple[float, ...]
@@ -35,6 +37,7 @@ class StepCompleted(Struct, frozen=True, array_like=True, tag=True):
     log_probabilities: tuple[LogProbabilities | None, ...] = ()
     told: tuple[tuple[int, tuple[LogProbabilities, ...]], ...] = ()
     faults: tuple[tuple[int, str], ...] = ()
+    pooled: tuple[tuple[int, PooledRows], ...] = ()
 
 
 class CopyCompleted(Struct, frozen=True, array_like=True, tag=True):

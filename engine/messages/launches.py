@@ -43,7 +43,8 @@ class StepSegment(Struct, frozen=True, array_like=True):
     `blocks` are the indices of its KV blocks in the arena, in units of its model's block size: enough for all
     iterations of the step. With `draws`, the token after the last one is drawn. `past` is there if the rules
     of `sampling` look at it. `telling` is what is to be told of tokens of the prompt. `grammar` is there if
-    the output obeys one.
+    the output obeys one. `pooled` are positions of the prompt, from the first to the one after the last, of
+    which the sums of hidden states are to be told.
     """
 
     token_ids: tuple[int, ...]
@@ -57,6 +58,7 @@ class StepSegment(Struct, frozen=True, array_like=True):
     past: StepPast | None = None
     telling: PromptTelling | None = None
     grammar: StepGrammar | None = None
+    pooled: tuple[int, int] | None = None
 
 
 class StepLaunch(Struct, frozen=True, array_like=True, tag=True):

@@ -12,6 +12,7 @@ from msgspec import Struct
 from tokenmux.core.errors import ErrorCode
 from tokenmux.core.facts import InstanceId, ModelId, NodeId
 from tokenmux.core.phases import DeviceState, PhaseChanged, Residency
+from tokenmux.core.pooling import PooledRows
 from tokenmux.core.request import FinishReason, RequestId
 from tokenmux.core.sampling import LogProbabilities
 from tokenmux.core.span import Span
@@ -39,6 +40,14 @@ class PromptTold(Struct, frozen=True, array_like=True, tag=True):
     request: RequestId
     index: int
     log_probabilities: tuple[LogProbabilities, ...]
+
+
+class PromptPooled(Struct, frozen=True, array_like=True, tag=True):
+    """A sum of hidden states of a request's prompt. Those of a request come in the order of their positions,
+    without gaps, and all before `Finished`."""
+
+    request: RequestId
+    rows: PooledRows
 
 
 class Finished(Struct, frozen=True, array_like=True, tag=True):
@@ -164,6 +173,7 @@ class Broken(Struct, frozen=True, array_like=True, tag=True):
 Report = (
     Tokens
     | PromptTold
+    | PromptPooled
     | Finished
     | PhaseChanged
     | NodeStatus

@@ -76,7 +76,7 @@ def binding_of(model: ModelFacts, instance: Instance) -> Bind:
 def _segment(chunk: Chunk, instance: Instance, content: Content) -> StepSegment:
     request = instance.requests[chunk.request]
     submit, end = content.submit, chunk.start + chunk.n_tokens
-    draws = end == len(content.token_ids)
+    draws = content.draws(end)
     return StepSegment(
         tuple(content.token_ids[chunk.start : end]),
         chunk.start,
@@ -89,6 +89,7 @@ def _segment(chunk: Chunk, instance: Instance, content: Content) -> StepSegment:
         _past(content) if draws and submit.sampling.rules is not None else None,
         content.telling(chunk.start, end),
         _grammar(content) if draws and submit.grammar is not None else None,
+        content.pooled(chunk.start, end),
     )
 
 

@@ -77,7 +77,16 @@ from tokenmux.messages.completions import (
     StepCompleted,
 )
 from tokenmux.messages.launches import AddModel, OperationId, ReallocateArena, StopCopy, Unbind
-from tokenmux.messages.reports import Acknowledged, Alive, Broken, Finished, PromptTold, Report, Tokens
+from tokenmux.messages.reports import (
+    Acknowledged,
+    Alive,
+    Broken,
+    Finished,
+    PromptPooled,
+    PromptTold,
+    Report,
+    Tokens,
+)
 from tokenmux.messages.setups import DeviceSetup, NodeSetup
 from tokenmux.node.accusations import Accusations
 from tokenmux.node.executor_port import ExecutorFactory
@@ -85,7 +94,7 @@ from tokenmux.node.given_prompts import GivenPrompts
 from tokenmux.node.grammars import Grammars
 from tokenmux.node.host_memory import HostMemory
 from tokenmux.node.lives import Lives
-from tokenmux.node.node_device import Drawn, NodeDevice, StrayReport, ToldOfPrompts
+from tokenmux.node.node_device import Drawn, NodeDevice, PooledOfPrompts, StrayReport, ToldOfPrompts
 from tokenmux.node.node_status import StatusReporter
 from tokenmux.node.operator_commands import Operators
 from tokenmux.node.positions import QueuePositions
@@ -451,7 +460,9 @@ class Node:
                 self._take_tokens(device.drew(completion), completion.at_s)
             case StepCompleted():
                 self.accusations.cannot_go_on(device.faults(completion))
+                pooled = device.pooled(completion)
                 told, drawn, done = device.step_completed(completion)
+                self._take_pooled(pooled)
                 self._take_told(told)
                 self._take_tokens(drawn, done.at_s)
                 self.pool.apply(device.index, done)
@@ -536,6 +547,13 @@ class Node:
                 index = max(start + 1, content.n_told)
                 content.n_told = index + len(log_probabilities)
                 self._out.append(PromptTold(request_id, index, log_probabilities))
+
+    def _take_pooled(self, pooled: PooledOfPrompts) -> None:
+        for request_id, rows in pooled:
+            content = self.contents.get(request_id)
+            if content is not None:
+                content.n_pooled = rows.first + rows.n
+                self._out.append(PromptPooled(request_id, rows))
 
     def _take_tokens(self, drawn: Drawn, at_s: float) -> None:
         for request_id, token, told in drawn:

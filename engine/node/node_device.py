@@ -12,6 +12,7 @@ from tokenmux.core.errors import DoesNotFit
 from tokenmux.core.event import CopyDone, StepDone
 from tokenmux.core.facts import ImageId, InstanceId, ModelId
 from tokenmux.core.phases import DeviceState
+from tokenmux.core.pooling import PooledRows
 from tokenmux.core.request import FinishReason, RequestId
 from tokenmux.core.sampling import LogProbabilities
 from tokenmux.core.started import (
@@ -41,6 +42,10 @@ ToldOfPrompts = list[tuple[RequestId, int, tuple[LogProbabilities, ...]]]
 """Requests, each with the position at which a step began its part, and what the step told of its prompt."""
 
 
+PooledOfPrompts = list[tuple[RequestId, PooledRows]]
+"""Requests, each with a sum of hidden states of its prompt."""
+
+
 class StrayReport(Exception):
     """An executor reports what cannot have happened."""
 
@@ -68,6 +73,19 @@ class StepInFlight:
         ):
             raise StrayReport(f"step {self.started.id} tells of prompts that were not in it")
         return [(chunks[place].request, chunks[place].start, told) for place, told in report.told]
+
+    def pooled(self, report: StepCompleted) -> PooledOfPrompts:
+        """The sums of hidden states in the report. Raises StrayReport if they do not fit."""
+        chunks = self.started.operation.chunks
+        for place, rows in report.pooled:
+            if not 0 <= place < len(chunks) or not (
+                chunks[place].start
+                <= rows.first
+                < rows.first + rows.n
+                <= chunks[place].start + chunks[place].n_tokens
+            ):
+                raise StrayReport(f"step {self.started.id} tells hidden states that were not in it")
+        return [(chunks[place].request, rows) for place, rows in report.pooled]
 
     def so_far(self) -> StepDone | None:
         """The iterations that are known to have ended, as if the step had ended with them; None if none
@@ -133,11 +151,10 @@ class NodeDevice:
         """Have an operation carried out. Returns why it cannot be, if the node lacks memory for it."""
         self.stalls.began(started, self._clock.now_s())
         if isinstance(started, StartedStep):
-            requests = self.instance.requests
             drawing = tuple(
                 chunk.request
                 for chunk in started.operation.chunks
-                if chunk.start + chunk.n_tokens == requests[chunk.request].n_tokens
+                if self._contents[chunk.request].draws(chunk.start + chunk.n_tokens)
             )
             self.step = StepInFlight(started, drawing)
         else:
@@ -188,6 +205,10 @@ class NodeDevice:
         """Why requests of the step in flight cannot go on."""
         drawing = self._step_of(completed.operation).drawing
         return {drawing[place]: fault for place, fault in completed.faults if 0 <= place < len(drawing)}
+
+    def pooled(self, completed: StepCompleted) -> PooledOfPrompts:
+        """The sums of hidden states that the step in flight told."""
+        return self._step_of(completed.operation).pooled(completed)
 
     def step_completed(self, completed: StepCompleted) -> tuple[ToldOfPrompts, Drawn, StepDone]:
         """The step ended. Returns what it told of prompts, what its last iteration drew, and the event."""

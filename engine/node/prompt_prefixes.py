@@ -23,7 +23,7 @@ class PromptPrefixes:
 
     def request_of(self, submit: Submit) -> Request:
         """The request with the keys of its prompt, unless it does without the cache. One that is told of its
-        prompt has to compute all of it."""
+        prompt has to compute all of it, unless the hidden state at its end is enough."""
         request, cell = submit.request, self._cell_tokens
         if cell is None or len(submit.prompt) < cell or not submit.prefix_cache:
             return request
@@ -31,5 +31,5 @@ class PromptPrefixes:
         if submit.cache_salt is not None:
             salts = (*salts, submit.cache_salt)
         keys = prefix_keys(prefix_seed(request.model, salts), submit.prompt, cell)
-        reads = submit.n_prompt_likeliest is None
+        reads = submit.n_prompt_likeliest is None and submit.pooling in (None, "last")
         return replace(request, prefix=Prefix(request.model, cell, keys, reads=reads))

@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, FiniteFloat, ValidationError
 
 from tokenmux.core.addresses import DEFAULT_ADDRESS, is_loopback
 from tokenmux.core.errors import ConfigError
+from tokenmux.core.file_faults import reading_fault
 from tokenmux.server.device_config import (
     MAX_DEVICES,
     DeviceConfig,
@@ -230,10 +231,8 @@ def load_config(path: Path | None, overrides: Sequence[Override] = ()) -> PoolCo
         return check_config(Document("command line", {}, {}), Path.cwd(), overrides)
     try:
         text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {reading_fault(error)}") from error
     return check_config(parse(text, str(path)), path.parent, overrides)
 
 

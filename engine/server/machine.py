@@ -108,10 +108,11 @@ class Machine:
             raise InvalidRequest(
                 f"a device of kind {kind} with paged_kv {paged_kv} cannot join a pool of kind "
                 f"{first.kind} with {first.paged_kv}: a request may go on at any device and keeps its tokens "
-                "and KV; leave these out, or take another server"
+                "and KV; leave these out, or take another server",
+                field="kind" if kind != first.kind else "paged_kv",
             )
         if kind == "cpu" and wanted.gpu:
-            raise InvalidRequest("a device of kind cpu has no GPU: leave it out")
+            raise InvalidRequest("a device of kind cpu has no GPU: leave it out", field="gpu")
         gpu = self._free_gpu(wanted.gpu, present) if kind == "cuda" else ""
         speeds = self._speeds(kind, gpu)
         default_bytes = first.facts.arena_bytes if kind == "cpu" else default_arena_bytes(speeds.free_bytes)
@@ -187,9 +188,11 @@ class Machine:
         if wanted:
             gpu = _found(wanted, shown)
             if gpu is None:
-                raise InvalidRequest(_no_such_gpu(wanted, shown))
+                raise InvalidRequest(_no_such_gpu(wanted, shown), field="gpu")
             if gpu in taken:
-                raise InvalidRequest(f"GPU {wanted} is a device of the pool already: name another one")
+                raise InvalidRequest(
+                    f"GPU {wanted} is a device of the pool already: name another one", field="gpu"
+                )
             return gpu
         free = [gpu.name for gpu in shown if gpu.name not in taken]
         if not free:

@@ -16,6 +16,7 @@ from math import isfinite
 from pathlib import Path
 
 from tokenmux.core.errors import ConfigError
+from tokenmux.core.file_faults import reading_fault
 from tokenmux.simulator.profiles import StepFit
 
 ALL_OTHERS = "*"
@@ -43,7 +44,7 @@ def read_steps(path: Path) -> StepFits:
             raise ConfigError(f"step times {path}: longer than {_MAX_BYTES:,} characters")
         rows = list(csv.DictReader(text.splitlines(), strict=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"step times {path}: {error}") from error
+        raise ConfigError(f"step times {path}: cannot be read: {reading_fault(error)}") from error
     if not rows:
         raise ConfigError(f"step times {path}: no rows; the first line is {','.join(_columns())}")
     found: dict[str, StepFit] = {}

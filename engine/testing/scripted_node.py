@@ -5,12 +5,14 @@ that one was sent, and what they are to answer.
 """
 
 import asyncio
+from array import array
 from collections.abc import Callable
 from typing import TypeVar
 
 from tokenmux.core.errors import ErrorCode, ProcessFailed
 from tokenmux.core.facts import FIRST_NODE, InstanceId
 from tokenmux.core.phases import PhaseChanged, RequestPhase
+from tokenmux.core.pooling import PooledRows, PoolingKind, pooled_positions
 from tokenmux.core.request import FinishReason
 from tokenmux.core.sampling import LogProbabilities
 from tokenmux.core.span import Span
@@ -31,7 +33,16 @@ from tokenmux.messages.commands import (
     Unload,
     Unregister,
 )
-from tokenmux.messages.reports import Acknowledged, Finished, PromptTold, Report, Reports, Tokens, Traced
+from tokenmux.messages.reports import (
+    Acknowledged,
+    Finished,
+    PromptPooled,
+    PromptTold,
+    Report,
+    Reports,
+    Tokens,
+    Traced,
+)
 from tokenmux.messages.setups import PresentDevices
 
 Wanted = TypeVar("Wanted", bound=Command)
@@ -102,7 +113,10 @@ class ScriptedNode:
     def run(self, submit: Submit, *, wide: int = 1) -> None:
         """All tokens of a request at once: the letters after the last one of the prompt, up to a stop token.
         If it wants to be told of its prompt, each token has minus its id as log-probability, and is the only
-        likely one."""
+        likely one.
+
+        One for an embedding is answered as if the hidden state of each token were its id, once for each of
+        `script.n_dimensions`, and a prompt were computed in cells of two tokens."""
         request, output = submit.request, scripted_output(submit)
         if submit.n_prompt_likeliest is not None and len(submit.prompt) > 1:
             likely = submit.n_prompt_likeliest > 0
@@ -113,6 +127,9 @@ class ScriptedNode:
             self.post(PromptTold(request.id, 1, tuple(told)))
         self.post(PhaseChanged(request.id, RequestPhase.QUEUED, position=2))
         self.post(PhaseChanged(request.id, RequestPhase.RUNNING))
+        if submit.pooling is not None:
+            self._pool(submit, submit.pooling)
+            return
         for index in range(len(submit.delivered), len(output), wide):
             n_cached = self.script.n_cached if index == len(submit.delivered) else 0
             token_ids = tuple(output[index : index + wide])
@@ -120,6 +137,15 @@ class ScriptedNode:
         stopped = output[-1] in submit.stop_token_ids and len(output) >= submit.min_tokens
         reason = FinishReason.STOP if stopped else FinishReason.LENGTH
         self.post(Finished(request.id, reason, request.arrival_s))
+
+    def _pool(self, submit: Submit, kind: PoolingKind) -> None:
+        request = submit.request
+        start, end = pooled_positions(kind, request.n_prompt)
+        for first in range(start, end, 2):
+            tokens = submit.prompt[first : min(first + 2, end)]
+            sums = array("f", [float(sum(tokens))] * self.script.n_dimensions).tobytes()
+            self.post(PromptPooled(request.id, PooledRows(first, len(tokens), sums)))
+        self.post(Finished(request.id, FinishReason.LENGTH, request.arrival_s))
 
     def kill(self) -> None:
         self.dead = self.killed = True
@@ -156,6 +182,8 @@ class ScriptedNodes:
         """The error codes with which models are refused, by model."""
         self.refuses_pins: dict[str, str] = {}
         self.fails_to_start = 0
+        self.n_dimensions = 3
+        """Size of the hidden states of all models."""
         self.nodes: list[ScriptedNode] = []
         self.sent: asyncio.Queue[Command] = asyncio.Queue()
 

@@ -5,7 +5,8 @@ cannot know, how many tokens a request will draw, the test says.
 """
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import inf
 
 from tokenmux.core.cost import CostModel
@@ -13,6 +14,7 @@ from tokenmux.core.effects import Effects, operations_started
 from tokenmux.core.errors import DoesNotFit, InternalError
 from tokenmux.core.event import CopyDone, Resized, StepDone
 from tokenmux.core.facts import DeviceFacts, HostFacts, ImageId, InstanceId, ModelFacts, ModelId
+from tokenmux.core.pooling import PooledRows
 from tokenmux.core.request import DEFAULT_LEVEL, Request, RequestId, ServiceLevel
 from tokenmux.core.roofline_cost import RooflineCost
 from tokenmux.core.sampling import LogProbabilities, Sampling
@@ -40,6 +42,7 @@ from tokenmux.messages.launches import (
     ReallocateArena,
     RemoveModel,
     StepLaunch,
+    StepSegment,
     StopCopy,
     StopStep,
     Unbind,
@@ -104,6 +107,8 @@ class VirtualExecutor:
         self._drawing: dict[int, tuple[RequestId, ...]] = {}
         self._told: dict[int, ImaginedTold] = {}
         """What each step tells of prompts: minus the id of a token as its log-probability."""
+        self._pooled: dict[int, ImaginedPooled] = {}
+        """The sums of hidden states that each step tells: those of token ids."""
         self._models: dict[ModelId, ModelFacts] = {}
         self._met: set[ModelId] = set()
         """Models that were there when an image of theirs was mapped: they can step."""
@@ -137,9 +142,9 @@ class VirtualExecutor:
         finished = {request for request, _ in completion.finished}
         stopped = tuple(place for place, request in enumerate(drawing) if request in finished)
         operation = OperationId(completion.operation)
-        told = self._told.pop(completion.operation)
+        told, pooled = self._told.pop(completion.operation), self._pooled.pop(completion.operation)
         drawn = (0,) * len(drawing)
-        self.say(StepCompleted(operation, completion.ends_s, drawn, stopped, told=told))
+        self.say(StepCompleted(operation, completion.ends_s, drawn, stopped, told=told, pooled=pooled))
 
     def _drawn(self, at_s: float, tokens: tuple[tuple[RequestId, int], ...]) -> None:
         """Every iteration but the last is reported when it ends, the last one with the end of the step."""
@@ -192,6 +197,11 @@ class VirtualExecutor:
                     for place, s in enumerate(segments)
                     if s.telling is not None
                 )
+                self._pooled[operation] = tuple(
+                    (place, rows)
+                    for place, s in enumerate(segments)
+                    for rows in imagined_sums(s, self._instance.device.cell_tokens)
+                )
             case FetchLaunch(operation, model) if model in self._body.unreadable:
                 del self._started[operation]
                 failed = CopyCompleted(operation, self._body.clock.now_s(), "the file is gone")
@@ -218,6 +228,17 @@ class VirtualExecutor:
 
 
 ImaginedTold = tuple[tuple[int, tuple[LogProbabilities, ...]], ...]
+ImaginedPooled = tuple[tuple[int, PooledRows], ...]
+
+
+def imagined_sums(segment: StepSegment, cell_tokens: int) -> Iterator[PooledRows]:
+    """The sums that a step tells of a segment, as if the hidden state of a token were its id."""
+    first, last = segment.pooled or (0, 0)
+    while first < last:
+        end = min(last, (first // cell_tokens + 1) * cell_tokens)
+        ids = segment.token_ids[first - segment.start : end - segment.start]
+        yield PooledRows(first, len(ids), array("f", [float(sum(ids))]).tobytes())
+        first = end
 
 
 class NodeOnVirtualTime:

@@ -30,6 +30,7 @@ from typing import IO, Any, cast
 
 from tokenmux.core.errors import ConfigError
 from tokenmux.core.facts import ModelId
+from tokenmux.core.file_faults import reading_fault
 from tokenmux.core.prefix import Prefix
 from tokenmux.core.request import DEFAULT_TENANT, Request, RequestId, ServiceLevel
 from tokenmux.workload.prompt_hashes import HASH_TOKENS, check_hashes, hashed_prefix
@@ -129,7 +130,7 @@ def read_trace(path: Path, translated: Callable[[TraceRow], TraceRow] = dict) ->
         with open_text(path) as lines:
             trace = [_parsed(row, f"trace {path}, line {number}", translated) for number, row in read(lines)]
     except (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError) as error:
-        raise ConfigError(f"trace {path} cannot be read: {error}") from error
+        raise ConfigError(f"trace {path} cannot be read: {reading_fault(error)}") from error
     return sorted(trace, key=lambda line: line.arrival_s)
 
 

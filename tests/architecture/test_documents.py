@@ -64,6 +64,26 @@ def test_files_that_are_named_exist(page: Path) -> None:
     assert [name for name in named if not any(source.endswith(f"/{name}") for source in SOURCES)] == []
 
 
+def rpc_names(path: Path) -> set[str]:
+    return set(re.findall(r"^ *rpc (\w+)", path.read_text(), re.MULTILINE))
+
+
+CALLS = {name for path in (ROOT / "proto").rglob("*.proto") for name in rpc_names(path)}
+CALL = re.compile(
+    r"`(?:\w+Service\.)?((?:Get|List|Watch|Add|Remove|Load|Unload|Pin|Register|Cancel)[A-Z][a-z]+)`"
+)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if not page.relative_to(ROOT).as_posix().startswith(OF_THEIR_DAY)],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_calls_that_are_named_exist(page: Path) -> None:
+    """What a page names like a call of the API is one."""
+    assert [name for name in CALL.findall(page.read_text()) if name not in CALLS] == []
+
+
 def programs() -> Iterator[tuple[str, str]]:
     """Python that readers are shown: the examples, and the ```python blocks of pages."""
     for path in sorted((ROOT / "examples").glob("*.py")):

@@ -55,6 +55,10 @@ def test_a_key_is_not_sent_in_the_clear_to_another_machine(target: str, tmp_path
         Connection(target, "sesame")
     with pytest.raises(ValueError, match="in the clear"):
         Client(target, api_key="sesame")
+    empty = tmp_path / "empty.pem"
+    empty.write_text("")
+    with pytest.raises(WrongArgument, match=r"empty\.pem has no certificate: give a PEM file"):
+        Client(target, ca_file=empty)
     for secure in ({"tls": True}, {"ca_file": tmp_path / "ca.pem"}, {"insecure": True}):
         assert Connection(target, "sesame", **secure).metadata  # type: ignore[arg-type]
     assert Connection(target).metadata == ()

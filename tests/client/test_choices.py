@@ -21,7 +21,14 @@ from tokenmux.core.sampling import choice_seed
 
 OPTIONS: dict[str, Any] = {"max_tokens": 3, "n": 3, "prompt_logprobs": 1, "seed": 7, "timeout_s": PATIENCE_S}
 TOLD = PromptLogprobs(
-    0, tuple(b"abc"), (None, TokenLogprobs(-98.0, ((98, -98.0),)), TokenLogprobs(-99.0, ((99, -99.0),)))
+    0,
+    tuple(b"abc"),
+    (
+        None,
+        TokenLogprobs(-98.0, ((98, -98.0),), b"b", (b"b",)),
+        TokenLogprobs(-99.0, ((99, -99.0),), b"c", (b"c",)),
+    ),
+    b"a",
 )
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from random import Random
 
@@ -281,6 +282,52 @@ def test_a_blocking_stream_goes_on_at_the_next_server() -> None:
         events += stream
         client.close()
     assert summary(events) == (tuple(b"defgh"), "def", 1, 1)
+
+
+async def test_a_whole_answer_that_was_lost_is_asked_for_again_as_it_was() -> None:
+    async with asyncio.timeout(PATIENCE_S), AsyncExitStack() as first_stack, serving() as second:
+        first = await first_stack.enter_async_context(serving(auto=False))
+        async with AsyncClient(target(first, second), resumption=AT_ONCE) as client:
+            answering = asyncio.ensure_future(
+                client.generate("letters", "abc", max_tokens=12, temperature=1.0, prompt_logprobs=0)
+            )
+            submit = await first.hub.next(Submit)
+            await first_stack.aclose()
+            answer = await answering
+        assert (answer.text, answer.finish.n_completion_tokens) == ("defghijklmno", 12)
+        assert answer.prompt_logprobs is not None
+        again = await second.hub.next(Submit)
+        assert again.sampling == submit.sampling, "the seed that the first server drew"
+        assert again.request.id.partition("/")[0] == submit.request.id.partition("/")[0]
+
+
+def test_the_blocking_client_asks_for_a_whole_answer_again() -> None:
+    first = ServerThread(lambda: serving(auto=False))
+    with ServerThread(serving) as second, ThreadPoolExecutor(1) as thread:
+        with first:
+            client = Client(target(first.served, second.served), resumption=AT_ONCE)
+            answering = thread.submit(client.generate, "letters", "abc", max_tokens=5)
+            submit = first.do(first.served.hub.next(Submit))
+        assert answering.result(PATIENCE_S).text == "defgh"
+        client.close()
+        assert second.do(second.served.hub.next(Submit)).sampling == submit.sampling
+
+
+async def test_a_whole_answer_of_which_no_server_has_heard_is_not_asked_for_again() -> None:
+    patient = Resumption(first_wait_s=3600.0, max_wait_s=3600.0)
+    async with asyncio.timeout(PATIENCE_S), AsyncExitStack() as stack:
+        only = await stack.enter_async_context(serving(auto=False))
+        async with (
+            AsyncClient(only.target, resumption=patient) as client,
+            AsyncClient(only.target, resumption=None) as other,
+        ):
+            answering = asyncio.ensure_future(other.generate("letters", "abc"))
+            await only.hub.next(Submit)
+            await stack.aclose()
+            with pytest.raises(CallFailed, match="the server stopped after 0 tokens"):
+                await answering
+            with pytest.raises(CallFailed):
+                await client.generate("letters", "abc")
 
 
 async def test_a_stream_that_is_not_to_go_on_ends() -> None:

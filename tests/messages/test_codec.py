@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tokenmux.core.errors import ErrorCode
 from tokenmux.core.facts import DeviceFacts, HostFacts, Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.core.phases import DeviceState, PhaseChanged, RequestPhase, Residency
+from tokenmux.core.pooling import PooledRows
 from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
 from tokenmux.core.sampling import LogitRules, LogProbabilities, Sampling
 from tokenmux.core.span import Span
@@ -46,6 +47,7 @@ from tokenmux.messages.reports import (
     ModelStatus,
     NodeStatus,
     NodeUse,
+    PromptPooled,
     PromptTold,
     Report,
     Reports,
@@ -86,6 +88,7 @@ DEVICE_STATUS = DeviceStatus(
 REPORTS_OF_EACH_KIND: list[Report] = [
     Tokens(R, 5, (1, 2**31), 2.5, (LogProbabilities(-0.5, ((3, -0.1),)), LogProbabilities(-1.0))),
     PromptTold(R, 1, (LogProbabilities(-0.5, ((3, -0.1),)), LogProbabilities(-1.0))),
+    PromptPooled(R, PooledRows(32, 16, b"\x00\x00\x80?")),
     Finished(R, FinishReason.FAILED, 3.5, "why", ErrorCode.NOT_SERVABLE),
     PhaseChanged(R, RequestPhase.LOADING, 3, 0.25),
     NodeStatus(1.0, *range(5), 2.0, 3.0, (DEVICE_STATUS,), (STATUS,)),

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tokenmux.core.facts import KvShape
+from tokenmux.core.pooling import PooledRows, PoolingKind, pooled_positions
 from tokenmux.core.sampling import LogProbabilities, PromptTelling, Sampling
 from tokenmux.models.network.batch import GREEDY, Segment
 from tokenmux.models.network.runner import Batch, Runner
@@ -34,6 +35,9 @@ class Job:
     n_prompt_likeliest: int | None = None
     prompt_told: list[LogProbabilities] = field(default_factory=list)
     """Log-probabilities of its prompt without the first token, if it asks for them."""
+    pooling: PoolingKind | None = None
+    pooled: list[PooledRows] = field(default_factory=list)
+    """Sums of hidden states of its prompt, if it asks for them; it draws nothing then."""
     n_cached: int = 0
     blocks: list[int] = field(default_factory=list)
 
@@ -43,7 +47,13 @@ class Job:
 
     @property
     def done(self) -> bool:
+        if self.pooling is not None:
+            return bool(self.tokens) and self.n_pooled == pooled_positions(self.pooling, len(self.prompt))[1]
         return len(self.output) >= self.n_output
+
+    @property
+    def n_pooled(self) -> int:
+        return self.pooled[-1].first + self.pooled[-1].n if self.pooled else 0
 
 
 class HostileScheduler:
@@ -70,6 +80,7 @@ class HostileScheduler:
             job.tokens = list(job.prompt)
             job.told = []
             job.prompt_told = []
+            job.pooled = []
         while waiting := [job for job in jobs if not job.done]:
             batch = self.random.sample(waiting, self.random.randint(1, len(waiting)))
             for job in waiting:
@@ -108,6 +119,8 @@ class HostileScheduler:
             jobs[index].told.append(told)
         for index, of_prompt in drawn.told:
             jobs[index].prompt_told.extend(of_prompt)
+        for index, rows in drawn.pooled:
+            jobs[index].pooled.append(rows)
         return tokens
 
     def _take(self, jobs: list[Job], segments: list[Segment], drawn: list[int | None]) -> None:
@@ -132,12 +145,13 @@ class HostileScheduler:
             start=start,
             n_prompt=n_prompt,
             blocks=job.blocks,
-            draw=end == len(job.tokens),
+            draw=end == len(job.tokens) and job.pooling is None,
             sampling=job.sampling,
             min_tokens=job.min_tokens,
             stop_token_ids=job.stop_token_ids,
             past=None if job.sampling.rules is None else PastTokens(job.prompt, job.output),
             telling=self._telling(job, start, end),
+            pooled=self._pooled(job, start, end),
         )
 
     @staticmethod
@@ -147,6 +161,15 @@ class HostileScheduler:
         if job.n_prompt_likeliest is None or first >= last:
             return None
         return PromptTelling(first, tuple(job.prompt[first + 1 : last + 1]), job.n_prompt_likeliest)
+
+    @staticmethod
+    def _pooled(job: Job, start: int, end: int) -> tuple[int, int] | None:
+        """What the node would ask: no position twice."""
+        if job.pooling is None:
+            return None
+        first, last = pooled_positions(job.pooling, len(job.prompt))
+        first, last = max(first, start, job.n_pooled), min(last, end)
+        return (first, last) if first < last else None
 
     def _preempt(self, job: Job) -> None:
         self.kv[job.blocks] = torch.nan

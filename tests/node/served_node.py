@@ -6,9 +6,10 @@ from contextlib import contextmanager
 
 from tokenmux.core.facts import DeviceFacts, HostFacts
 from tokenmux.core.memory_budgets import DeviceKind
+from tokenmux.core.pooling import PooledRows
 from tokenmux.core.request import RequestId
 from tokenmux.messages.commands import Command, Register
-from tokenmux.messages.reports import Acknowledged, Broken, Finished, Report, Tokens
+from tokenmux.messages.reports import Acknowledged, Broken, Finished, PromptPooled, Report, Tokens
 from tokenmux.messages.setups import DeviceSetup, NodeSetup, PagedKv
 from tokenmux.models.catalogue.entry import Entry
 from tokenmux.scheduler.instance.instance import Instance
@@ -27,6 +28,7 @@ class Served:
         self.tokens: dict[RequestId, list[int]] = {}
         self.n_cached: dict[RequestId, int] = {}
         """Tokens of the prompts that requests with output were given."""
+        self.pooled: dict[RequestId, list[PooledRows]] = {}
         self.ends: dict[RequestId, Finished] = {}
         self._unread: deque[Report] = deque()
 
@@ -51,6 +53,8 @@ class Served:
                 assert index == len(output)
                 output.extend(token_ids)
                 self.n_cached[request] = self.n_cached.get(request, 0) + message.n_cached
+            case PromptPooled(request, rows):
+                self.pooled.setdefault(request, []).append(rows)
             case Finished(request):
                 assert request not in self.ends, "a request ended twice"
                 self.ends[request] = message

@@ -16,6 +16,7 @@ from tokenmux.core.errors import (
 )
 from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.core.grammar import Grammar
+from tokenmux.core.pooling import Embedding, NoPooling
 from tokenmux.core.progress import Progress
 from tokenmux.models.grammar.matchers import compile_grammar
 from tokenmux.models.grammar.translation import source_of
@@ -28,6 +29,8 @@ from tokenmux.server.front.generation import Chat, Constraint, Encodable, Text, 
 VOCAB = 256
 
 END = 0
+
+NO_POOLING = NoPooling("its checkpoint has no pooling")
 
 CONTEXT = 64
 
@@ -161,6 +164,7 @@ class FakeEntry:
     facts: ModelFacts
     path: Path = Path("somewhere")
     letters: LetterTokenizer = field(default_factory=LetterTokenizer)
+    embedding: Embedding = NO_POOLING
 
     def tokenizer(self) -> LetterTokenizer:
         return self.letters

@@ -42,6 +42,19 @@ def test_outputs_obey_what_was_asked_for_also_when_processes_are_killed(tmp_path
         told = client.generate("llama", "Say:", grammar=SUMS, seed=3, **DRAW)  # type: ignore[arg-type]
         assert re.fullmatch(r"\d{1,2}(\+\d{1,2}){2,4}", told.text), told
 
+        # A stop string cuts what obeys; min_tokens holds an end back while the grammar allows another token.
+        held = {"regex": "[ab]{1,40}", "seed": 2, "temperature": 1.0, "max_tokens": 60}
+        long = client.generate("gpt2", "Say:", min_tokens=12, **held)  # type: ignore[arg-type]
+        assert re.fullmatch("[ab]{1,40}", long.text)
+        assert len(long.token_ids) >= 12
+        cut = client.generate("gpt2", "Say:", min_tokens=30, stop=long.text[3:5], **held)  # type: ignore[arg-type]
+        assert (cut.text, cut.finish.stop_string) == (
+            long.text[: long.text.index(long.text[3:5])],
+            long.text[3:5],
+        )
+        told = client.generate("gpt2", "Say:", choice=["yes"], min_tokens=50, max_tokens=60)
+        assert (told.text, told.finish.reason) == ("yes", "stop"), "the grammar decides"
+
         for wrong, reason in (
             ({"json_schema": '{"type": "text"}'}, "the JSON schema cannot be used"),
             ({"regex": "(a"}, "regular expression"),

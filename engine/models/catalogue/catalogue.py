@@ -4,7 +4,7 @@
         manifest.json        what the weight image holds, and the file it is in
         weights.image        the image, unless the checkpoint's own file serves as it
         config.json, generation_config.json, and the author's code where that is trusted
-        entry.json           what the operator said at registration, and the model's facts
+        entry.json           what the operator said at registration, the model's facts and pooling
         text.json, encoder.json, decoder.json   its tokenizer and chat template (`text.py`)
 
 An entry appears whole or not at all: it is made under another name and renamed. Two entries of one source are
@@ -57,7 +57,8 @@ from tokenmux.models.catalogue.entry import (
     is_current,
 )
 from tokenmux.models.catalogue.locks import Claim, alone_in, is_free
-from tokenmux.models.catalogue.model_facts import model_facts
+from tokenmux.models.catalogue.model_facts import hidden_width, model_facts
+from tokenmux.models.catalogue.pooling_config import POOLING_FILES, embedding_in
 from tokenmux.models.catalogue.probe import probe
 from tokenmux.models.catalogue.safetensors_checkpoint import find_weights
 from tokenmux.models.config_file import first_line, load_model_config, read_object
@@ -284,6 +285,7 @@ class Catalogue:
         name = name or repository.rsplit("/", 1)[-1]
         self._refuse_taken(name)
         patterns = ["*.safetensors", "model.safetensors.index.json", *_CONFIG_FILES, *_TOKENIZER_FILES]
+        patterns += POOLING_FILES
         try:
             folder = snapshot_download(
                 repository,
@@ -363,8 +365,10 @@ class Catalogue:
                 stop_token_ids=tokenizer.stop_token_ids,
                 trial_s=self._trial_s,
             )
+        embedding = embedding_in(text_from, config, hidden_width(skeleton.model))
+        document = entry_document(facts, embedding, trust_remote_code=trust_remote_code)
         with atomic_file(entry / ENTRY) as out:
-            out.write(json.dumps(entry_document(facts, trust_remote_code=trust_remote_code)).encode())
+            out.write(json.dumps(document).encode())
 
     @contextmanager
     def _reasons(self, source: str) -> Iterator[None]:

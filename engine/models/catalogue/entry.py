@@ -13,7 +13,9 @@ from transformers import PreTrainedConfig
 
 from tokenmux.core.errors import BadCheckpoint, NotFound
 from tokenmux.core.facts import BLOCK_TOKENS, Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.pooling import Embedding
 from tokenmux.models.catalogue.model_facts import check_facts
+from tokenmux.models.catalogue.pooling_config import embedding_document, embedding_of_document
 from tokenmux.models.config_file import load_model_config, read_object
 from tokenmux.models.network.skeleton import Skeleton
 from tokenmux.models.text.decoder import Decoder
@@ -33,6 +35,7 @@ class Entry:
     path: Path
     facts: ModelFacts
     manifest: Manifest
+    embedding: Embedding
     trust_remote_code: bool = False
 
     @classmethod
@@ -43,7 +46,8 @@ class Entry:
         manifest = Manifest.load(path / MANIFEST)
         said = read_object(path / ENTRY)
         facts = _facts(path, said, manifest, block_size)
-        return cls(path.name, path, facts, manifest, bool(said.get("trust_remote_code", False)))
+        trust = bool(said.get("trust_remote_code", False))
+        return cls(path.name, path, facts, manifest, _embedding(path, said), trust)
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -66,7 +70,7 @@ class Entry:
         return Decoder.load(self.path)
 
 
-def entry_document(facts: ModelFacts, *, trust_remote_code: bool) -> dict[str, object]:
+def entry_document(facts: ModelFacts, embedding: Embedding, *, trust_remote_code: bool) -> dict[str, object]:
     """The content of entry.json."""
     return {
         "version": ENTRY_VERSION,
@@ -79,6 +83,7 @@ def entry_document(facts: ModelFacts, *, trust_remote_code: bool) -> dict[str, o
             "n_parameters": facts.n_parameters,
             "vocab_size": facts.vocab_size,
         },
+        "embedding": embedding_document(embedding),
     }
 
 
@@ -90,6 +95,13 @@ def is_current(path: Path) -> bool:
 def image_of(name: str, manifest: Manifest) -> Image:
     """The checksum is part of the id: registering other weights under the same name makes another image."""
     return Image(ImageId(f"{name}@{manifest.sha256[:12]}"), manifest.n_bytes)
+
+
+def _embedding(path: Path, said: Mapping[str, Any]) -> Embedding:
+    try:
+        return embedding_of_document(said.get("embedding"))
+    except (KeyError, TypeError) as error:
+        raise BadCheckpoint(f"{path / ENTRY}: damaged ({error!r}); register the model again") from None
 
 
 def _facts(path: Path, said: Mapping[str, Any], manifest: Manifest, block_size: int) -> ModelFacts:

@@ -69,6 +69,12 @@ def kv_shape(config: PreTrainedConfig, dtype: torch.dtype, block_size: int = BLO
     )
 
 
+def hidden_width(model: PreTrainedModel) -> int:
+    """The number of dimensions of what the model's head reads."""
+    weight = getattr(model.get_output_embeddings(), "weight", None)  # type: ignore[no-untyped-call]
+    return int(model.config.get_text_config().hidden_size if weight is None else weight.shape[-1])
+
+
 def max_context(config: PreTrainedConfig) -> int:
     """The longest context, in tokens, with which the model is served.
 

@@ -9,6 +9,7 @@ functions (silu in float32) with other rounding, so an odd size would make a row
 the batch.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,32 @@ def create(family: str, folder: Path, *, seed: int = 0, dtype: torch.dtype = tor
         model.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
+
+
+def write_pooling(folder: Path, mode: str, *, normalised: bool = True, matryoshka: bool = False) -> None:
+    """Add to the checkpoint in `folder` the files that make it a model for embeddings, as
+    sentence-transformers writes them. `mode` is its name of a pooling mode, such as `lasttoken`."""
+    config_file = folder / "config.json"
+    config = json.loads(config_file.read_text())
+    config_file.write_text(json.dumps({**config, "is_matryoshka": matryoshka}))
+    kinds = ["Transformer", "Pooling", *(["Normalize"] if normalised else [])]
+    modules = [
+        {
+            "idx": idx,
+            "name": str(idx),
+            "path": f"{idx}_{kind}" if idx else "",
+            "type": f"sentence_transformers.models.{kind}",
+        }
+        for idx, kind in enumerate(kinds)
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    modes = ("cls_token", "mean_tokens", "max_tokens", "lasttoken")
+    flags = {
+        f"pooling_mode_{one}": one.removesuffix("_token").removesuffix("_tokens") == mode for one in modes
+    }
+    pooling = {"word_embedding_dimension": config["hidden_size"], **flags, "include_prompt": True}
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

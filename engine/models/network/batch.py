@@ -28,6 +28,7 @@ from tokenmux.core.errors import InternalError
 from tokenmux.core.facts import KvShape
 from tokenmux.core.sampling import PromptTelling, Sampling
 from tokenmux.models.network.rows import RowRule
+from tokenmux.models.network.summed_rows import SummedRows, summed_rows
 from tokenmux.models.network.told_rows import ToldRows, told_rows
 from tokenmux.models.sampling.masks import StepConstraint
 from tokenmux.models.sampling.past_tokens import PastTokens
@@ -50,7 +51,7 @@ class Segment:
     output token i (counted from 0) cannot be one of `stop_token_ids` while i < `min_tokens`. `past` holds the
     tokens that the rules of `sampling` look at, before this step, and `constraint` is the grammar that the
     output obeys; later steps of the batch add to both. `telling` is what is to be told of tokens of the
-    prompt.
+    prompt, and `pooled` are positions of it of which the sums of hidden states are to be told.
     """
 
     token_ids: Sequence[int]
@@ -64,6 +65,7 @@ class Segment:
     past: PastTokens | None = None
     telling: PromptTelling | None = None
     constraint: StepConstraint | None = None
+    pooled: tuple[int, int] | None = None
 
     @property
     def end(self) -> int:
@@ -160,7 +162,7 @@ class StepBatch:
 
     `token_ids` and `positions` have shape `[1, n_rows]`, padding included; `logit_rows` are the rows whose
     logits are wanted, one for each entry of `drawing` (indices of segments), then padding. `told` are rows of
-    prompts of which something is to be told.
+    prompts of which something is to be told, `pooled` those whose hidden states are added.
     """
 
     def __init__(
@@ -186,6 +188,7 @@ class StepBatch:
         owners: list[int] = []
         last_row = [0] * len(segments)
         told: list[ToldRows] = []
+        pooled: list[SummedRows] = []
         for index, segment in enumerate(segments):
             check_segment(segment, grid, views.shape)
             cut = min(segment.end, segment.n_prompt)
@@ -193,6 +196,8 @@ class StepBatch:
                 told += told_rows(index, segment.telling, segment.start, cut, len(ids))
             for start in range(segment.start, cut, grid):
                 n = min(start + grid, cut) - start
+                if segment.pooled is not None:
+                    pooled += summed_rows(index, segment.pooled, start, start + n, len(ids))
                 cells.append(PromptCell(len(ids), n, start, np.asarray(segment.blocks, np.int64)))
                 ids.extend(segment.token_ids[start - segment.start : start - segment.start + n])
                 positions.extend(range(start, start + n))
@@ -200,6 +205,7 @@ class StepBatch:
             last_row[index] = len(ids) - 1
         self.cells = tuple(cells)
         self.told = tuple(told)
+        self.pooled = tuple(pooled)
         self.n_prompt_rows = len(ids)
         for index, segment in enumerate(segments):
             first = max(segment.start, segment.n_prompt)

@@ -35,6 +35,7 @@ from tokenmux.kernels.tiles import StepTiles
 from tokenmux.models.network.batch import Segment, check_kv, check_segment, remember
 from tokenmux.models.network.kernel_draw import draw_rows_on_device, log_probabilities_on_device
 from tokenmux.models.network.staging import Staging
+from tokenmux.models.network.summed_rows import SummedRows, summed_rows
 from tokenmux.models.network.told_rows import ToldRows, told_rows
 from tokenmux.models.sampling.draw import Draw
 
@@ -69,6 +70,7 @@ class _Pass:
     wanted: tuple[int, ...]
     drawing: tuple[int, ...]
     told: tuple[ToldRows, ...]
+    pooled: tuple[SummedRows, ...]
 
     @property
     def n_prompt_rows(self) -> int:
@@ -98,7 +100,7 @@ class KernelPass:
     """One pass on the device: the model's inputs, and attention over `arena`, the flat KV tensor.
 
     `token_ids` and `positions` are `[1, n_rows]`. `slots` and `count` are what `kv_append` reads. `told` are
-    rows of prompts of which something is to be told.
+    rows of prompts of which something is to be told, `pooled` those whose hidden states are added.
     """
 
     token_ids: torch.Tensor
@@ -113,6 +115,7 @@ class KernelPass:
     chunks: Chunks | None
     decode_rows: DecodeRows | None
     told: tuple[ToldRows, ...]
+    pooled: tuple[SummedRows, ...]
 
     def attend(
         self,
@@ -349,6 +352,7 @@ class KernelBatch:
             else None,
             decode_rows=DecodeRows(on_device["table"], on_device["lengths"]) if n > n_prompt else None,
             told=cut.told,
+            pooled=cut.pooled,
         )
 
     def _token_ids(self, cut: _Pass) -> _Integers:
@@ -407,13 +411,24 @@ def _make_pass(segments: Sequence[Segment], cells: list[_Cell], rows: list[tuple
     }
     owners, positions = np.array(all_rows, np.int64).T
     told: list[ToldRows] = []
+    pooled: list[SummedRows] = []
     row = 0
     for cell in cells:
-        telling = segments[cell.segment].telling
-        if telling is not None:
-            told += told_rows(cell.segment, telling, cell.start, cell.start + cell.n, row)
+        segment, end = segments[cell.segment], cell.start + cell.n
+        if segment.telling is not None:
+            told += told_rows(cell.segment, segment.telling, cell.start, end, row)
+        if segment.pooled is not None:
+            pooled += summed_rows(cell.segment, segment.pooled, cell.start, end, row)
         row += cell.n
-    return _Pass(tuple(cells), owners, positions, tuple(drawing.values()), tuple(drawing), tuple(told))
+    return _Pass(
+        tuple(cells),
+        owners,
+        positions,
+        tuple(drawing.values()),
+        tuple(drawing),
+        tuple(told),
+        tuple(pooled),
+    )
 
 
 def _padded(array: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.int64]:

@@ -14,6 +14,7 @@ values into the blocks in place. A token that a segment draws does not depend on
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -21,6 +22,7 @@ import torch
 
 from tokenmux.core.errors import InternalError
 from tokenmux.core.facts import KvShape
+from tokenmux.core.pooling import PooledRows
 from tokenmux.core.sampling import LogProbabilities, Sampling
 from tokenmux.messages.mask_messages import MaskAnswer
 from tokenmux.models.network import kernel_path
@@ -32,6 +34,7 @@ from tokenmux.models.network.rows import RowRule, check_rows_of, products_of, ro
 from tokenmux.models.network.rule_notes import noted_row_rule
 from tokenmux.models.network.skeleton import Skeleton, choose_experts
 from tokenmux.models.network.staging import Staging
+from tokenmux.models.network.summed_rows import hidden_states_of
 from tokenmux.models.network.told_rows import padded_rows, run_once
 from tokenmux.models.sampling import draw as sampling
 from tokenmux.models.sampling.log_probabilities import log_probabilities
@@ -47,8 +50,15 @@ Batch: TypeAlias = "StepBatch | KernelBatch"
 TOLD_AT_ONCE = 64
 """Rows of a prompt whose logits are there at once, on a processor: 40 MB for a vocabulary of 150,000."""
 
-FoundInPrompts = dict[int, list[LogProbabilities]]
-"""Log-probabilities in prompts, by segment."""
+
+@dataclass(slots=True)
+class FoundInPrompts:
+    """What a pass tells of prompts: log-probabilities by segment, and sums of hidden states, each with its
+    segment."""
+
+    log_probabilities: dict[int, list[LogProbabilities]] = field(default_factory=dict)
+    sums: list[tuple[int, PooledRows]] = field(default_factory=list)
+
 
 RowScorer = Callable[
     [torch.Tensor, Sequence[int], Sequence[sampling.Draw]], tuple[LogProbabilities | None, ...]
@@ -58,13 +68,15 @@ RowScorer = Callable[
 
 class DrawnTokens(NamedTuple):
     """What a step drew for each segment that draws, and the log-probabilities there; empty if no segment asks
-    for them. `told` has the log-probabilities in prompts, by segment, for segments that ask for them.
-    `faults` says of those (by their places in `tokens`) that cannot go on why."""
+    for them. `told` has the log-probabilities in prompts, by segment, for segments that ask for them, and
+    `pooled` the sums of hidden states. `faults` says of those (by their places in `tokens`) that cannot go on
+    why."""
 
     tokens: tuple[int, ...]
     log_probabilities: tuple[LogProbabilities | None, ...] = ()
     told: tuple[tuple[int, tuple[LogProbabilities, ...]], ...] = ()
     faults: tuple[tuple[int, str], ...] = ()
+    pooled: tuple[tuple[int, PooledRows], ...] = ()
 
 
 class Runner:
@@ -164,7 +176,7 @@ class Runner:
         recordable = not batch.n_prompt_rows and batch.drawing and rule.fits_one_piece(n_rows)
         if self._recorded is not None and recordable:
             return self._recorded.logits(batch, self._skeleton.tensors)
-        if not batch.told:
+        if not batch.told and not batch.pooled:
             return self._by_row(batch.token_ids, batch.positions, batch.logit_rows, batch)
         with ByRow(rule):
             return self._pass(batch, told, log_probabilities, TOLD_AT_ONCE, rule.padded)
@@ -182,11 +194,12 @@ class Runner:
         """Run one forward pass and draw a token for each of `batch.drawing`. The masks of those with a
         grammar are computed meanwhile."""
         masks_of = begin_masks([batch.segments[index].constraint for index in batch.drawing])
-        found: FoundInPrompts = {}
+        found = FoundInPrompts()
         logits = self.logits(batch, found)
-        told = tuple((segment, tuple(values)) for segment, values in found.items())
+        told = tuple((segment, tuple(values)) for segment, values in found.log_probabilities.items())
+        pooled = tuple(found.sums)
         if not batch.drawing:
-            return DrawnTokens((), (), told)
+            return DrawnTokens((), told=told, pooled=pooled)
         masks = masks_of()
         draws = [self._draw(batch, index, mask) for index, mask in zip(batch.drawing, masks, strict=True)]
         if isinstance(batch, StepBatch):
@@ -196,8 +209,8 @@ class Runner:
         tokens = draw(logits, draws)
         faults = tuple((place, mask.error) for place, mask in enumerate(masks) if mask and mask.error)
         if all(one.sampling.n_likeliest is None for one in draws):
-            return DrawnTokens(tuple(tokens), (), told, faults)
-        return DrawnTokens(tuple(tokens), tell(logits, tokens, draws), told, faults)
+            return DrawnTokens(tuple(tokens), (), told, faults, pooled)
+        return DrawnTokens(tuple(tokens), tell(logits, tokens, draws), told, faults, pooled)
 
     @staticmethod
     def _draw(batch: Batch, index: int, mask: MaskAnswer | None) -> sampling.Draw:
@@ -272,15 +285,17 @@ class Runner:
         def logits_of(rows: torch.Tensor) -> torch.Tensor:
             return self._forward(step.token_ids, step.positions, rows, step)
 
-        if not step.told or told is None:
+        if told is None or not (step.told or step.pooled):
             return logits_of(step.logit_rows)
-        with run_once(self._skeleton.layers):
+        with run_once(self._skeleton.layers), hidden_states_of(self._skeleton.layers) as hidden:
             logits = logits_of(step.logit_rows)
+            told.sums += [(rows.segment, rows.sum_of(hidden())) for rows in step.pooled]
             for rows in (piece for told_rows in step.told for piece in told_rows.pieces(n_rows)):
                 theirs = logits_of(padded_rows(rows, padded(len(rows.targets)), step.token_ids.device))
                 draws = [sampling.Draw(Sampling(n_likeliest=rows.n_likeliest), 0)] * len(rows.targets)
                 values = tell(theirs, rows.targets, draws)
-                told.setdefault(rows.segment, []).extend(value for value in values if value is not None)
+                of_segment = told.log_probabilities.setdefault(rows.segment, [])
+                of_segment.extend(value for value in values if value is not None)
         return logits
 
     def _forward(

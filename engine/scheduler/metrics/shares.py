@@ -31,8 +31,8 @@ cost more than it gains."""
 GRACE_TTFTS = 0.3
 """A request that is late by more than this many TTFTs, its own or the pool's if that is longer, is deferred.
 With 0.1 a point is lost at the targets, since most of those that are late by a second catch up; 0.3 and 0.5
-lose nothing there. Where others can wait, strict requests that are late catch up as well: with their own
-TTFT alone, two worlds of mixed classes lost 2 and 7 points."""
+lose nothing there. Strict requests that are late catch up among patient ones: with their own TTFT alone, two
+worlds of mixed classes lost 2 and 7 points."""
 
 DEFERRAL_TTFTS = 10.0
 """How much later a deferred request counts as due, in TTFTs of the pool."""

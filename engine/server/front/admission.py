@@ -145,7 +145,12 @@ class Admission:
         text = await self._models.text(served)
         said = text.facts
         return AboutModel(
-            served.facts, said.can_chat, said.stop_token_ids, said.takes_tools, tool_format_of(said.template)
+            served.facts,
+            said.can_chat,
+            said.stop_token_ids,
+            said.takes_tools,
+            tool_format_of(said.template),
+            served.whole().embedding,
         )
 
     def _first_pass(self, ask: Ask) -> ServedModel:
@@ -210,6 +215,7 @@ class Admission:
             grammar=tokenized.grammar,
             prefix_cache=ask.prefix_cache,
             cache_salt=ask.cache_salt,
+            pooling=ask.pooling,
         )
         self._pace.check(submit.request, ask.timeout_s)
         choices = tuple(

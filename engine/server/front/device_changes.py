@@ -69,7 +69,9 @@ class DeviceChanges:
         device is named and there are several.
         """
         if arena_bytes < 1:
-            raise InvalidRequest("arena_bytes 0: a device needs memory; give its new size in bytes")
+            raise InvalidRequest(
+                "arena_bytes 0: a device needs memory; give its new size in bytes", field="arena_bytes"
+            )
         which = self._devices.only() if instance is None else InstanceId(instance)
         await self._undertakings.complete(self._resize(which, arena_bytes), f"resize device {which}")
         return self._devices.setup(which).facts.arena_bytes

@@ -28,6 +28,7 @@ from tokenmux.server.front.calls import Calls
 from tokenmux.server.front.changes import Changes
 from tokenmux.server.front.device_changes import DeviceChanges
 from tokenmux.server.front.device_source import DeviceSource, WantedDevice
+from tokenmux.server.front.embeddings import EmbedAsk, Embedded, Embeddings
 from tokenmux.server.front.fitting import Capacity
 from tokenmux.server.front.generation import AboutModel, Ask, Prompt
 from tokenmux.server.front.grammar_reader import GrammarReader
@@ -124,6 +125,7 @@ class Front:
             draw_seed=draw_seed,
         )
         self._calls = Calls(self._admission, self.node.requests, self._readiness, self.changes, clock)
+        self._embeddings = Embeddings(self.models, self._admission, self._calls, clock)
         self._shown = ShownModels(self.models, self.node)
         self._undertakings = Undertakings()
         self._operations = LongOperations(clock)
@@ -203,6 +205,9 @@ class Front:
 
     def open(self, ask: Ask, caller: Key | None = None) -> AbstractAsyncContextManager[Call]:
         return self._calls.open(ask, caller)
+
+    async def embed(self, ask: EmbedAsk, caller: Key | None = None) -> list[Embedded]:
+        return await self._embeddings.embed(ask, caller)
 
     def cancel(self, request_id: str, caller: Key | None = None, tenant: str = "") -> None:
         self._calls.cancel(request_id, caller, tenant)

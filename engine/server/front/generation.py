@@ -10,6 +10,7 @@ from typing import Literal
 
 from tokenmux.core.facts import ModelFacts
 from tokenmux.core.phases import PhaseChanged
+from tokenmux.core.pooling import Embedding, PoolingKind
 from tokenmux.core.request import FinishReason
 from tokenmux.core.sampling import LogProbabilities
 from tokenmux.models.text.tool_formats import ToolFormat
@@ -160,6 +161,9 @@ class Ask:
     """True if KV of the prompt may come from earlier requests, and go to later ones."""
     cache_salt: str | None = None
     """Only requests with the same one share KV."""
+    pooling: PoolingKind | None = None
+    """Return pooled hidden states of the prompt, and draw nothing: `tokenmux.server.front.embeddings` asks
+    so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +210,8 @@ class FinishInfo:
 
     `n_resumed` of the tokens came with the request; they count neither as on time nor as late. `n_cached`
     tokens of the prompt were given to the choice by the prefix cache and not computed for it, up to its first
-    token here."""
+    token here. `vector` has the pooled hidden states of the prompt if they were asked for, neither shortened
+    nor normalised."""
 
     reason: FinishReason
     stop_string: str | None
@@ -221,18 +226,21 @@ class FinishInfo:
     choice: int = 0
     n_resumed: int = 0
     n_cached: int = 0
+    vector: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class AboutModel:
     """What a client may want to know of a model. `can_chat` is true if its template takes a conversation,
-    `takes_tools` if it knows tools; `tool_format` is the form of calls that it asks for, if that is known."""
+    `takes_tools` if it knows tools; `tool_format` is the form of calls that it asks for, if that is known.
+    `embedding` is how it makes embeddings, or why it does not."""
 
     facts: ModelFacts
     can_chat: bool
     end_token_ids: frozenset[int]
     takes_tools: bool
     tool_format: ToolFormat | None
+    embedding: Embedding
 
 
 StreamEvent = PromptInfo | PhaseChanged | PromptDelta | TokenDelta | FinishInfo

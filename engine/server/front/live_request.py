@@ -25,11 +25,12 @@ from tokenmux.core.record import RequestHistory
 from tokenmux.core.request import FinishReason, Request, RequestId
 from tokenmux.core.sampling import LogProbabilities
 from tokenmux.messages.commands import Submit
-from tokenmux.messages.reports import Finished, PromptTold, Tokens
+from tokenmux.messages.reports import Finished, PromptPooled, PromptTold, Tokens
 from tokenmux.server.front.buffer import EventBuffer
 from tokenmux.server.front.ends import out_of_time
 from tokenmux.server.front.generation import FinishInfo, PromptDelta, TokenDelta
 from tokenmux.server.front.model_text import OutputText
+from tokenmux.server.front.pooled_prompt import PooledPrompt
 
 
 @dataclass(slots=True)
@@ -84,6 +85,9 @@ class LiveRequest:
         self._delivered: list[int] = list(submit.delivered)
         self._times = RequestTimes()
         self._buffer = buffer
+        self._pooled = (
+            None if submit.pooling is None else PooledPrompt(submit.pooling, submit.request.n_prompt)
+        )
         self._n_told = submit.request.n_prompt
         """Tokens of the prompt whose log-probabilities the client has got, or does not want."""
         self._n_cached = 0
@@ -109,7 +113,10 @@ class LiveRequest:
         return self._times.paused_since_s is not None
 
     def resubmission(self) -> Submit:
-        """What a node needs to begin, or to continue after the existing tokens."""
+        """What a node needs to begin, or to continue after the existing tokens. It computes all hidden states
+        again."""
+        if self._pooled is not None:
+            self._pooled.begin()
         times = self._times
         history = RequestHistory(times.n_on_time, times.first_token_s, times.last_token_s, self._paused_s())
         asked = self.submit.n_prompt_likeliest if self._n_told < self.request.n_prompt else None
@@ -137,6 +144,12 @@ class LiveRequest:
             self._n_told += len(fresh)
             tokens = self.submit.prompt[index : self._n_told]
             self._buffer.put(PromptDelta(index, tokens, fresh, self._spellings(tokens, fresh)))
+
+    def take_pooled(self, pooled: PromptPooled) -> None:
+        """Add a sum of hidden states of its prompt. A gap raises InternalError."""
+        if self._pooled is None:
+            raise InternalError(f"request {self.request_id}: hidden states that it did not ask for")
+        self._pooled.add(pooled.rows)
 
     def take_tokens(self, tokens: Tokens) -> bool:
         """Take new output. True if a stop string ended the request, which the node cannot know.
@@ -247,6 +260,7 @@ class LiveRequest:
     def _complete(self, reason: FinishReason) -> None:
         if self.closed:
             return
+        vector = () if self._pooled is None else self._pooled.vector()
         stop_string = self._detokenizer.stopped
         last = len(self._delivered) - 1
         by_token = stop_string is None and last >= 0 and self._ends(self._delivered[last], last)
@@ -273,6 +287,7 @@ class LiveRequest:
                 choice=self._choice,
                 n_resumed=request.n_resumed,
                 n_cached=self._n_cached,
+                vector=vector,
             )
         )
         self.closed = True

@@ -14,7 +14,7 @@ from tokenmux.core.facts import ModelId
 from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.core.request import FinishReason, RequestId
 from tokenmux.messages.commands import Cancel, Command
-from tokenmux.messages.reports import Finished, PromptTold, Tokens
+from tokenmux.messages.reports import Finished, PromptPooled, PromptTold, Tokens
 from tokenmux.server.front.call import AdmittedChoice, Call
 from tokenmux.server.front.ends import cancelled_by_id, out_of_time
 from tokenmux.server.front.generation import PromptInfo
@@ -136,7 +136,7 @@ class LiveRequests:
             if not self._trials.holds(live.id):
                 self.give(live, first=True)
 
-    def deliver(self, report: Tokens | PromptTold | PhaseChanged | Finished) -> None:
+    def deliver(self, report: Tokens | PromptTold | PromptPooled | PhaseChanged | Finished) -> None:
         """Pass the node's report of a request to its client. Any failure ends that request, and no
         other."""
         live = self._requests.get(report.request)
@@ -155,6 +155,8 @@ class LiveRequests:
                         self._pace.ran(live.id)
                 case PromptTold():
                     live.take_prompt(report)
+                case PromptPooled():
+                    live.take_pooled(report)
                 case Finished():
                     if report.reason in (FinishReason.STOP, FinishReason.LENGTH):
                         self._on_proven(live)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tokenmux.core.facts import ModelFacts
+from tokenmux.core.pooling import Embedding
 from tokenmux.core.progress import Progress
 from tokenmux.server.front.cancellation import Cancellation
 from tokenmux.server.front.model_text import ModelText
@@ -22,6 +23,11 @@ class StoredModel(Protocol):
     @property
     def path(self) -> Path:
         """The folder with its manifest and tokenizer."""
+        ...
+
+    @property
+    def embedding(self) -> Embedding:
+        """How the model makes embeddings, or why it does not."""
         ...
 
     def tokenizer(self) -> ModelText:

@@ -20,6 +20,7 @@ from tokenmux.messages.reports import (
     Finished,
     NodeStatus,
     NodeUse,
+    PromptPooled,
     PromptTold,
     Report,
     Tokens,
@@ -201,7 +202,7 @@ class NodeSide:
     def _receive(self, report: Report) -> None:
         self.standstill.hear(report)
         match report:
-            case Tokens() | PromptTold() | PhaseChanged() | Finished():
+            case Tokens() | PromptTold() | PromptPooled() | PhaseChanged() | Finished():
                 self.requests.deliver(report)
             case NodeStatus():
                 self.status = report

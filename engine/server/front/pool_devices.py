@@ -69,7 +69,9 @@ class PoolDevices:
         """The number of the only device. Raises InvalidRequest if there are several."""
         if len(self._devices) > 1:
             listed = ", ".join(map(str, self._devices))
-            raise InvalidRequest(f"the pool has several devices ({listed}): say which one is meant")
+            raise InvalidRequest(
+                f"the pool has several devices ({listed}): say which one is meant", field="instance"
+            )
         return next(iter(self._devices))
 
     def take(self, status: NodeStatus) -> None:
@@ -96,7 +98,9 @@ class PoolDevices:
         if setup.kind == "cuda" and any(
             other.kind == "cuda" and other.gpu == setup.gpu for other in self.taken
         ):
-            raise InvalidRequest(f"GPU {setup.gpu or 0} is a device of the pool already: name another one")
+            raise InvalidRequest(
+                f"GPU {setup.gpu or 0} is a device of the pool already: name another one", field="gpu"
+            )
         self._coming.append(setup)
         try:
             yield
@@ -152,7 +156,7 @@ class PoolDevices:
         the device is removed."""
         device = self._find(instance)
         if not device.closed:
-            raise InvalidRequest(f"device {instance} is not drained: there is nothing to undo")
+            raise InvalidRequest(f"device {instance} is not drained: there is nothing to undo", field="undo")
         if device.change not in ("", "drained"):
             raise InUse(f"device {instance} is being {device.change} at this moment: it cannot be undone")
 

@@ -134,7 +134,8 @@ def _check_chat(chat: Chat) -> None:
 def _check_stopping(ask: Ask, facts: ModelFacts) -> None:
     if ask.max_tokens is not None and ask.max_tokens < 1:
         raise InvalidRequest(
-            f"max_tokens {ask.max_tokens} is out of range: use at least 1, or leave it out for the default",
+            f"max_tokens {ask.max_tokens} is out of range: use at least 1, also to score a prompt, or leave "
+            "it out for the default",
             field="max_tokens",
         )
     if ask.min_tokens < 0:

@@ -12,6 +12,7 @@ from tokenmux.core.facts import InstanceId, ModelFacts
 from tokenmux.server.front.api_keys import ApiKeys, Key
 from tokenmux.server.front.changes import Changes
 from tokenmux.server.front.device_source import WantedDevice
+from tokenmux.server.front.embeddings import EmbedAsk, Embedded
 from tokenmux.server.front.generation import AboutModel, Ask, Prompt, StreamEvent
 from tokenmux.server.front.long_operations import OperationView
 from tokenmux.server.front.pool_status import PoolSnapshot
@@ -43,6 +44,14 @@ class FrontService(Protocol):
 
         The stream raises Ended, DeadlineExceeded, ProcessFailed or Unavailable if an accepted request could
         not be completed. Raises AlreadyExists if the tenant has a live request with the same id.
+        """
+        ...
+
+    async def embed(self, ask: EmbedAsk, caller: Key | None = None) -> Sequence[Embedded]:
+        """The embeddings of all inputs, in order. Cancelling this ends their requests at once.
+
+        Raises InvalidRequest if the model makes none, or if an input or the dimensions are wrong, and as the
+        stream of `open`.
         """
         ...
 

@@ -6,7 +6,7 @@ requests.
 
 import json
 from collections import defaultdict
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterator, Mapping
 
 from tokenmux.core.errors import InvalidRequest
 from tokenmux.core.phases import PhaseChanged
@@ -96,7 +96,7 @@ def ask_of(request: inference_pb2.GenerateRequest, remaining_s: float | None = N
         ),
         request_id=request.request_id,
         delivered=tuple(Delivered(held.token_ids, held.complete) for held in request.delivered),
-        timeout_s=_timeout_s(remaining_s),
+        timeout_s=timeout_of(remaining_s),
         ttft_s=level.ttft_s if level.HasField("ttft_s") else None,
         tpot_s=level.tpot_s if level.HasField("tpot_s") else None,
         tenant=request.tenant,
@@ -126,7 +126,7 @@ def _constraint_of(constraint: inference_pb2.Constraint) -> Constraint:
             )
 
 
-def _timeout_s(remaining_s: float | None) -> float | None:
+def timeout_of(remaining_s: float | None) -> float | None:
     """How long the client waits. A deadline that is days away is none, and gRPC itself ends a call whose
     deadline has passed."""
     if remaining_s is None or remaining_s > MAX_SECONDS:
@@ -187,8 +187,12 @@ def _json_object(name: str, text: str) -> dict[str, object]:
     return found
 
 
-async def whole_response(events: AsyncIterable[StreamEvent]) -> inference_pb2.GenerateResponse:
-    """All events of a stream as one message."""
+async def whole_response(
+    events: AsyncIterable[StreamEvent],
+    tell: Callable[[inference_pb2.PromptInfo], Awaitable[None]] | None = None,
+) -> inference_pb2.GenerateResponse:
+    """All events of a stream as one message. What the front made of the request is passed to `tell` before
+    the rest is there."""
     choices: dict[int, inference_pb2.Choice] = defaultdict(inference_pb2.Choice)
     texts: dict[int, list[str]] = defaultdict(list)
     response = inference_pb2.GenerateResponse()
@@ -196,11 +200,13 @@ async def whole_response(events: AsyncIterable[StreamEvent]) -> inference_pb2.Ge
         match event:
             case PromptInfo():
                 response.prompt_info.CopyFrom(prompt_info_message(event))
+                if tell is not None:
+                    await tell(response.prompt_info)
             case PromptDelta():
                 response.prompt_logprobs.MergeFrom(prompt_logprobs_message(event))
-            case TokenDelta(_, token_ids, text, told, place):
+            case TokenDelta(_, token_ids, text, _, place):
                 choices[place].token_ids.extend(token_ids)
-                choices[place].logprobs.extend(map(logprobs_message, told))
+                choices[place].logprobs.extend(logprobs_messages(event))
                 texts[place].append(text)
             case FinishInfo(choice=place):
                 choices[place].finish_info.CopyFrom(finish_info_message(event))
@@ -232,13 +238,13 @@ def stream_response(event: StreamEvent) -> inference_pb2.GenerateStreamResponse:
             return inference_pb2.GenerateStreamResponse(prompt_info=prompt_info_message(event))
         case PhaseChanged():
             return inference_pb2.GenerateStreamResponse(state=_state(event))
-        case TokenDelta(index, token_ids, text, told, choice):
+        case TokenDelta(index, token_ids, text, _, choice):
             delta = inference_pb2.TokenDelta(
                 index=index,
                 token_ids=token_ids,
                 text=text,
                 choice=choice,
-                logprobs=map(logprobs_message, told),
+                logprobs=logprobs_messages(event),
             )
             return inference_pb2.GenerateStreamResponse(tokens=delta)
         case PromptDelta():
@@ -258,17 +264,33 @@ def prompt_info_message(info: PromptInfo) -> inference_pb2.PromptInfo:
 
 
 def prompt_logprobs_message(delta: PromptDelta) -> inference_pb2.PromptLogprobs:
+    first = dict(delta.spellings)[delta.token_ids[0]] if delta.index == 0 else b""
     return inference_pb2.PromptLogprobs(
         index=delta.index,
         token_ids=delta.token_ids,
-        logprobs=(logprobs_message(told) for told in delta.log_probabilities if told is not None),
+        logprobs=logprobs_messages(delta),
+        first_spelling=first,
     )
 
 
-def logprobs_message(told: LogProbabilities) -> inference_pb2.TokenLogprobs:
+def logprobs_messages(delta: TokenDelta | PromptDelta) -> Iterator[inference_pb2.TokenLogprobs]:
+    """The log-probabilities of the tokens of a delta, without a first one that has none."""
+    spellings = dict(delta.spellings)
+    for token, told in zip(delta.token_ids, delta.log_probabilities, strict=False):
+        if told is not None:
+            yield _logprobs_message(token, told, spellings)
+
+
+def _logprobs_message(
+    token: int, told: LogProbabilities, spellings: Mapping[int, bytes]
+) -> inference_pb2.TokenLogprobs:
     return inference_pb2.TokenLogprobs(
         logprob=told.drawn,
-        top=(inference_pb2.TopLogprob(token_id=token, logprob=value) for token, value in told.likeliest),
+        spelling=spellings[token],
+        top=(
+            inference_pb2.TopLogprob(token_id=other, logprob=value, spelling=spellings[other])
+            for other, value in told.likeliest
+        ),
     )
 
 

@@ -2,10 +2,16 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 
 from tokenmux.server.front.generation import StreamEvent
 from tokenmux.server.front.pool_status import installed_version
 from tokenmux.server.front.service import FrontService
+from tokenmux.server.grpc_api.embedding_messages import (
+    embed_ask_of,
+    embed_response,
+    embedding_facts_message,
+)
 from tokenmux.server.grpc_api.field_paths import FEATURES
 from tokenmux.server.grpc_api.grpc_types import Context
 from tokenmux.server.grpc_api.inference_messages import (
@@ -18,6 +24,9 @@ from tokenmux.server.grpc_api.key_interceptor import caller_of
 from tokenmux.server.grpc_api.status import answering
 from tokenmux.v1 import inference_pb2, inference_pb2_grpc
 
+TOLD_AHEAD = "tokenmux-prompt-info-bin"
+"""The metadata that tells of an accepted request ahead of its whole answer."""
+
 
 class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     """`tokenmux.v1.InferenceService`."""
@@ -29,7 +38,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self, request: inference_pb2.GenerateRequest, context: Context
     ) -> inference_pb2.GenerateResponse:
         async with answering(context), self._open(request, context) as stream:
-            return await whole_response(stream)
+            return await whole_response(stream, partial(_tell, context))
 
     async def GenerateStream(self, request: inference_pb2.GenerateStreamRequest, context: Context) -> None:
         # `context.write` and not `yield`: when the client leaves, grpc cancels this coroutine where it waits,
@@ -45,6 +54,14 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         async with answering(context):
             self._front.cancel(request.request_id, caller_of(self._front.keys, context), request.tenant)
             return inference_pb2.CancelGenerationResponse()
+
+    async def Embed(
+        self, request: inference_pb2.EmbedRequest, context: Context
+    ) -> inference_pb2.EmbedResponse:
+        async with answering(context):
+            ask = embed_ask_of(request, context.time_remaining())
+            embedded = await self._front.embed(ask, caller_of(self._front.keys, context))
+            return embed_response(request.model, embedded)
 
     async def Tokenize(
         self, request: inference_pb2.TokenizeRequest, context: Context
@@ -64,6 +81,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 vocab_size=found.facts.vocab_size,
                 has_chat_template=found.can_chat,
                 end_token_ids=sorted(found.end_token_ids),
+                embedding=embedding_facts_message(found.embedding),
             )
 
     async def ServerMetadata(
@@ -89,3 +107,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     ) -> AbstractAsyncContextManager[AsyncIterator[StreamEvent]]:
         ask = ask_of(request, context.time_remaining())
         return self._front.open(ask, caller_of(self._front.keys, context))
+
+
+async def _tell(context: Context, info: inference_pb2.PromptInfo) -> None:
+    """Tell a client, ahead of the whole output, with what it can ask for the same again."""
+    await context.send_initial_metadata(((TOLD_AHEAD, info.SerializeToString()),))

@@ -31,6 +31,7 @@ NOT_SERVED: Mapping[str, tuple[object, ...]] = {
     "spaces_between_special_tokens": (True,),
     "add_special_tokens": (True,),
     "chat_template": (),
+    "truncate_prompt_tokens": (),
 }
 """Parameters of the dialect that would change the output and are not served, each with the values that
 change nothing. Any other value is an error: half of what was asked for is worse than nothing."""
@@ -105,7 +106,7 @@ def check_served(extra: Mapping[str, object]) -> None:
         raise InvalidRequest(f"{name} is not served here: use {allowed}", field=name)
 
 
-def ignored_names(body: AskBody) -> list[str]:
+def ignored_names(body: Lenient) -> list[str]:
     """Names of the fields in a body that are ignored."""
     return [name for name in body.model_extra or {} if name not in NOT_SERVED]
 

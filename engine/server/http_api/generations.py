@@ -1,6 +1,5 @@
 """`/v1/completions` and `/v1/chat/completions`: each translates, calls the front, and translates back."""
 
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,11 +13,12 @@ from tokenmux.server.front.api_keys import AUTHORIZATION, Key
 from tokenmux.server.front.generation import Ask, FinishInfo, PromptDelta, PromptInfo, TokenDelta
 from tokenmux.server.front.service import FrontService
 from tokenmux.server.http_api.answer_forms import AnswerForm, AnswerHead, OutputEnd, WholeOutput
-from tokenmux.server.http_api.body_fields import ask_of_body, ignored_names, name_in_body
+from tokenmux.server.http_api.body_fields import ask_of_body, name_in_body
 from tokenmux.server.http_api.body_reader import read_json_body
 from tokenmux.server.http_api.client_presence import ClientLeft, while_connected
 from tokenmux.server.http_api.event_stream import EventStream, phase_comment
 from tokenmux.server.http_api.http_errors import error_answer
+from tokenmux.server.http_api.ignored_fields import ignored_header
 from tokenmux.server.http_api.json_answers import send_json
 from tokenmux.server.http_api.outputs import OutputPiece, OutputReader, ToolUse
 from tokenmux.server.http_api.prompt_scores import PromptScores
@@ -26,9 +26,6 @@ from tokenmux.server.http_api.request_bodies import GenerationBody, parse_body
 from tokenmux.server.http_api.tool_use import tool_use_of
 
 Headers = Sequence[tuple[bytes, bytes]]
-
-MAX_IGNORED_NAMES = 20
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 class Generations:
@@ -174,8 +171,4 @@ class Generations:
 
 def answer_headers(info: PromptInfo, body: GenerationBody) -> Headers:
     """The request's id, and which fields of its body were ignored."""
-    headers = [(b"x-request-id", info.request.encode())]
-    ignored = [name for name in ignored_names(body) if _PLAIN_NAME.fullmatch(name)]
-    if ignored:
-        headers.append((b"x-tokenmux-ignored", ", ".join(ignored[:MAX_IGNORED_NAMES]).encode()))
-    return headers
+    return [(b"x-request-id", info.request.encode()), *ignored_header(body)]

@@ -3,7 +3,7 @@
 POST /v1/completions         GET /v1/models         GET /health          open to all, as the health
 POST /v1/chat/completions    GET /v1/models/NAME    GET /ready           service of gRPC is
 POST each of them/ID/cancel  GET /v2/...            GET /openapi.json
-                                                    GET /v2/health/...
+POST /v1/embeddings                                 GET /v2/health/...
 """
 
 import time
@@ -25,6 +25,7 @@ from tokenmux.server.http_api.answer_bodies import ModelBody, ModelListBody
 from tokenmux.server.http_api.answer_forms import ChatForm, TextForm
 from tokenmux.server.http_api.cancellations import Cancellations
 from tokenmux.server.http_api.client_presence import ClientLeft
+from tokenmux.server.http_api.embedding_path import EmbeddingPath
 from tokenmux.server.http_api.generations import Generations
 from tokenmux.server.http_api.http_errors import HttpRefusal
 from tokenmux.server.http_api.json_answers import send_error, send_json
@@ -34,7 +35,6 @@ from tokenmux.server.http_api.request_bodies import ChatBody, CompletionBody
 
 OWNER = "tokenmux"
 _OTHER_PATHS = {
-    "/v1/embeddings": "embeddings are not served here: models generate text (/v1/completions)",
     "/v1/responses": "responses are not served here: use /v1/chat/completions",
 }
 """What is said of paths that OpenAI has and this server has not."""
@@ -119,6 +119,7 @@ def openai_app(front: FrontService, max_body_bytes: int) -> Starlette:
     routes = [
         Route("/v1/completions", generating(CompletionBody, TextForm()), methods=["POST"]),
         Route("/v1/chat/completions", generating(ChatBody, ChatForm()), methods=["POST"]),
+        Route("/v1/embeddings", keyed(EmbeddingPath(front, max_body_bytes)), methods=["POST"]),
         Route("/v1/completions/{id}/cancel", cancelling(TextForm()), methods=["POST"]),
         Route("/v1/chat/completions/{id}/cancel", cancelling(ChatForm()), methods=["POST"]),
         Route("/v1/models", keyed(questions.models), methods=["GET"]),

@@ -16,15 +16,17 @@ from tokenmux.server.http_api.answer_bodies import (
     TextCompletion,
 )
 from tokenmux.server.http_api.cancellations import CancelledBody
+from tokenmux.server.http_api.embedding_bodies import EmbeddingBody, EmbeddingList
 from tokenmux.server.http_api.http_errors import ERROR_FORMS, ErrorBody
 from tokenmux.server.http_api.open_inference_paths import ModelMetadataBody, ModelReadyBody, ServerBody
 from tokenmux.server.http_api.request_bodies import ChatBody, CompletionBody
 
-_BODIES: tuple[type[BaseModel], ...] = (CompletionBody, ChatBody)
+_BODIES: tuple[type[BaseModel], ...] = (CompletionBody, ChatBody, EmbeddingBody)
 _ANSWERS: tuple[type[BaseModel], ...] = (
     TextCompletion,
     ChatCompletion,
     ChatChunk,
+    EmbeddingList,
     ModelBody,
     ModelListBody,
     CancelledBody,
@@ -34,6 +36,12 @@ _ANSWERS: tuple[type[BaseModel], ...] = (
     ErrorBody,
 )
 _REFERENCE = "#/components/schemas/{model}"
+_IGNORED = {
+    "x-tokenmux-ignored": {
+        "schema": {"type": "string"},
+        "description": "Fields of the body that were ignored.",
+    }
+}
 _OF_HTTP = (404, 405, 408, 413, 415, 421)
 
 
@@ -60,6 +68,7 @@ def openapi_document() -> bytes:
             "/v1/chat/completions": {
                 "post": _generation("Answer a conversation", ChatBody, ChatCompletion, ChatChunk)
             },
+            "/v1/embeddings": {"post": _embedding()},
             "/v1/completions/{id}/cancel": {"post": _about("Cancel a text", "id", CancelledBody)},
             "/v1/chat/completions/{id}/cancel": {"post": _about("Cancel an answer", "id", CancelledBody)},
             "/v1/models": {"get": _question("List the models", ModelListBody)},
@@ -92,18 +101,21 @@ def _generation(
     )
     ok = {
         "description": description,
-        "headers": {
-            "x-request-id": {"schema": {"type": "string"}},
-            "x-tokenmux-ignored": {
-                "schema": {"type": "string"},
-                "description": "Fields of the body that were ignored.",
-            },
-        },
+        "headers": {"x-request-id": {"schema": {"type": "string"}}, **_IGNORED},
         "content": {**_json(whole), "text/event-stream": {}},
     }
     return {
         "summary": summary,
         "requestBody": {"required": True, "content": _json(body)},
+        "responses": {"200": ok, **_errors()},
+    }
+
+
+def _embedding() -> dict[str, Any]:
+    ok = {"description": "A vector for each input", "headers": _IGNORED, "content": _json(EmbeddingList)}
+    return {
+        "summary": "Make embeddings",
+        "requestBody": {"required": True, "content": _json(EmbeddingBody)},
         "responses": {"200": ok, **_errors()},
     }
 

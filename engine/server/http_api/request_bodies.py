@@ -33,6 +33,7 @@ from tokenmux.server.http_api.conversations import (
     conversation_of,
     tools_of,
 )
+from tokenmux.server.http_api.embedding_bodies import EmbeddingBody
 from tokenmux.server.http_api.forced_calls import ForcedCall, forced_call
 
 OPENAI_TEMPERATURE = 1.0
@@ -234,6 +235,7 @@ class ChatBody(GenerationBody):
 
 
 Body = TypeVar("Body", bound=GenerationBody)
+Parsed = TypeVar("Parsed", bound=Lenient)
 
 _FIELDS = frozenset(
     name
@@ -252,6 +254,7 @@ _FIELDS = frozenset(
         ResponseFormat,
         SchemaBody,
         StructuredOutputs,
+        EmbeddingBody,
     )
     for name in body.model_fields
 )
@@ -259,16 +262,21 @@ _FIELDS = frozenset(
 
 def parse_body(kind: type[Body], raw: bytes) -> Body:
     """Read a body. Raises InvalidRequest, naming the first field that is wrong."""
-    try:
-        body = kind.model_validate_json(raw)
-    except ValidationError as error:
-        raise _wrong_body(error) from None
+    body = parsed(kind, raw)
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest("stream_options is for streams: set stream too", field="stream_options")
     if body.prompt_logprobs is not None and body.stream:
         said = "prompt_logprobs are for answers in one piece: leave stream out"
         raise InvalidRequest(said, field="prompt_logprobs")
     return body
+
+
+def parsed(kind: type[Parsed], raw: bytes) -> Parsed:
+    """Check the types of a body alone. Raises as `parse_body`."""
+    try:
+        return kind.model_validate_json(raw)
+    except ValidationError as error:
+        raise _wrong_body(error) from None
 
 
 def _wrong_body(error: ValidationError) -> InvalidRequest:

@@ -50,6 +50,11 @@ class InferenceServiceStub:
                 request_serializer=tokenmux_dot_v1_dot_inference__pb2.CancelGenerationRequest.SerializeToString,
                 response_deserializer=tokenmux_dot_v1_dot_inference__pb2.CancelGenerationResponse.FromString,
                 _registered_method=True)
+        self.Embed = channel.unary_unary(
+                '/tokenmux.v1.InferenceService/Embed',
+                request_serializer=tokenmux_dot_v1_dot_inference__pb2.EmbedRequest.SerializeToString,
+                response_deserializer=tokenmux_dot_v1_dot_inference__pb2.EmbedResponse.FromString,
+                _registered_method=True)
         self.Tokenize = channel.unary_unary(
                 '/tokenmux.v1.InferenceService/Tokenize',
                 request_serializer=tokenmux_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
@@ -82,7 +87,10 @@ class InferenceServiceServicer:
     """
 
     def Generate(self, request, context):
-        """Generate, and answer once with the whole output.
+        """Generate, and answer once with the whole output. Its PromptInfo comes ahead, as soon as the request is
+        accepted, in the metadata `tokenmux-prompt-info-bin`: a client that then loses the server (UNAVAILABLE)
+        and sends the request again with the id, seed and max_tokens that it names gets the same output, from any
+        server with the model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -106,6 +114,15 @@ class InferenceServiceServicer:
     def CancelGeneration(self, request, context):
         """End a live request by its id; its call ends with ABORTED. With API keys, only requests of the caller's
         own tenant, unless the key is for administration. NOT_FOUND if there is none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Embed(self, request, context):
+        """Embeddings: a vector for each input, from the hidden states of the model's last layer, pooled as its
+        checkpoint says. INVALID_ARGUMENT for a model whose checkpoint does not say how (ModelMetadata tells).
+        Cancelling the call frees everything that its inputs held, and its deadline ends them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -163,6 +180,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.CancelGeneration,
                     request_deserializer=tokenmux_dot_v1_dot_inference__pb2.CancelGenerationRequest.FromString,
                     response_serializer=tokenmux_dot_v1_dot_inference__pb2.CancelGenerationResponse.SerializeToString,
+            ),
+            'Embed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=tokenmux_dot_v1_dot_inference__pb2.EmbedRequest.FromString,
+                    response_serializer=tokenmux_dot_v1_dot_inference__pb2.EmbedResponse.SerializeToString,
             ),
             'Tokenize': grpc.unary_unary_rpc_method_handler(
                     servicer.Tokenize,
@@ -272,6 +294,33 @@ class InferenceService:
             '/tokenmux.v1.InferenceService/CancelGeneration',
             tokenmux_dot_v1_dot_inference__pb2.CancelGenerationRequest.SerializeToString,
             tokenmux_dot_v1_dot_inference__pb2.CancelGenerationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tokenmux.v1.InferenceService/Embed',
+            tokenmux_dot_v1_dot_inference__pb2.EmbedRequest.SerializeToString,
+            tokenmux_dot_v1_dot_inference__pb2.EmbedResponse.FromString,
             options,
             channel_credentials,
             insecure,

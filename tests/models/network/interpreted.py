@@ -96,6 +96,21 @@ def prompt_told(folder: str, lengths: list[int], path: str, result: dict[str, An
     result["tokens"] = [job.output for job in jobs]
 
 
+def prompt_pooled(folder: str, lengths: list[int], path: str, result: dict[str, Any]) -> None:
+    """Sums of hidden states of prompts of these lengths, among requests that generate, by `torch` or by
+    `kernels`; or by the kernels, each `alone`."""
+    runner = make_runner(folder, None if path == "torch" else TILES)
+    pooled = [job for _ in ("mean", "last") for job in make_jobs(lengths, 0, False)]
+    for place, job in enumerate(pooled):
+        job.pooling = "mean" if place < len(lengths) else "last"
+    others = make_jobs(lengths, 2, False)
+    for some in [[job] for job in pooled] if path == "alone" else [[*pooled, *others]]:
+        HostileScheduler(runner, runner._shape, torch.float32, grid=GRID, n_blocks=200).serve(
+            some, preempt=0.0 if path == "alone" else 0.2
+        )
+    result["pooled"] = [[tuple(rows) for rows in job.pooled] for job in pooled]
+
+
 def logits(folder: str, result: dict[str, Any]) -> None:
     """The largest difference of logits between both paths, in a step that has rows of every kind.
 

@@ -106,6 +106,22 @@ def test_company_changes_no_token_drawn_or_likeliest(interpreter, folder_of) -> 
     assert company["n_preemptions"] > 3
 
 
+def test_hidden_states_equal_those_of_the_torch_formulation(interpreter, folder_of) -> None:
+    through_torch, through_kernels, alone = (
+        interpreter(
+            NODE + "prompt_pooled", folder=folder_of("gemma2"), lengths=[9, 37], path=path, result={}
+        )["result"]["pooled"]
+        for path in ("torch", "kernels", "alone")
+    )
+    assert through_kernels == alone
+    for ours, theirs in zip(through_kernels, through_torch, strict=True):
+        assert [rows[:2] for rows in ours] == [rows[:2] for rows in theirs]
+        for one, other in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(
+                np.frombuffer(one[2], np.float32), np.frombuffer(other[2], np.float32), rtol=1e-3, atol=1e-3
+            )
+
+
 @pytest.mark.parametrize("family", ["gemma2", "opt"])
 def test_what_is_told_of_prompts_equals_the_torch_formulation(interpreter, folder_of, family) -> None:
     """In cells longer and shorter than a pass; and it is the same bit for bit in company."""

@@ -22,7 +22,7 @@ from tokenmux.server.grpc_api.field_paths import FEATURES, path_of
 from tokenmux.server.grpc_api.status import refusal_of
 from tokenmux.v1 import inference_pb2
 
-NOT_IN_REQUESTS = {"n", "delivered", "timeout_s"}
+NOT_IN_REQUESTS = {"n", "delivered", "pooling", "timeout_s"}
 """Fields of `Ask` that the API has no field for, or not yet."""
 
 
@@ -173,3 +173,12 @@ def test_a_violation_is_a_bad_request() -> None:
     wrong = BadRequest()
     assert status.details[1].Unpack(wrong)
     assert [violation.field for violation in wrong.field_violations] == ["n"]
+
+
+async def test_rules_of_devices_name_their_field(client: AsyncClient) -> None:
+    with pytest.raises(CallFailed, match="nothing to undo") as caught:
+        await client.pool.drain_device(0, undo=True)
+    assert caught.value.details.fields == ("undo",)
+    with pytest.raises(CallFailed, match="give its new size") as caught:
+        await client.pool.resize(0)
+    assert caught.value.details.fields == ("arena_bytes",)

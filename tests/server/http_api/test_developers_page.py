@@ -8,9 +8,11 @@ import pytest
 
 from tests.server.harness import Served, ServerThread, serving
 from tests.server.scripted_models import FakeEntry, LetterTokenizer, facts
+from tokenmux.core.pooling import Pooling
 from tokenmux.server.http_api.http_server import HttpTransport
 
 PAGE = (Path(__file__).parents[3] / "docs/developers.md").read_text()
+POOLING = Pooling("mean", True, 3)
 BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 
 
@@ -18,7 +20,7 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 def served() -> Iterator[Served]:
     letters = LetterTokenizer(template="{{ tools }}<tool_call>")
     with ServerThread(
-        lambda: serving(FakeEntry(facts("small"), letters=letters), http=HttpTransport())
+        lambda: serving(FakeEntry(facts("small"), letters=letters, embedding=POOLING), http=HttpTransport())
     ) as it:
         yield it.served
 

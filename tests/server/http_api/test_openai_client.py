@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 import openai
+import pydantic
 import pytest
 
 from tests.server.harness import ServerThread, serving
@@ -143,3 +144,26 @@ def test_choices_have_the_types_of_the_client() -> None:
         for chunk in text:
             found[chunk.choices[0].index] += chunk.choices[0].text
         assert found == ["bcd", "bcd"]
+
+
+class Weather(pydantic.BaseModel):
+    """What an application wants to be told."""
+
+    city: str
+    days: list[int]
+
+
+async def test_an_answer_is_parsed_into_a_class() -> None:
+    async with (
+        serving(auto=False, http=HttpTransport()) as served,
+        openai.AsyncOpenAI(base_url=base_url(served.http_port), api_key="none") as client,
+    ):
+        asking = asyncio.create_task(
+            client.chat.completions.parse(
+                model="letters", messages=[{"role": "user", "content": "a"}], response_format=Weather
+            )
+        )
+        submit = await answer_with(served, '{"city": "Bern", "days": [1, 2]}')
+        assert submit.grammar is not None
+        assert '"days"' in submit.grammar.source, "the schema of the class"
+        assert (await asking).choices[0].message.parsed == Weather(city="Bern", days=[1, 2])

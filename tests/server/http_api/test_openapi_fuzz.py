@@ -19,6 +19,7 @@ from schemathesis.specs.openapi.checks import (
 
 from tests.server.harness import Served, ServerThread, serving
 from tests.server.scripted_models import FakeEntry, LetterTokenizer, facts
+from tokenmux.core.pooling import Pooling
 from tokenmux.server.http_api.http_server import HttpTransport
 from tokenmux.server.http_api.openapi_document import openapi_document
 
@@ -31,14 +32,19 @@ CHECKS = [
     content_type_conformance,
     response_schema_conformance,
 ]
-SERVED: dict[str, Any] = {"model": "letters", "prompt": "a", "messages": [{"role": "user", "content": "a"}]}
+SERVED: dict[str, Any] = {
+    "model": "letters",
+    "prompt": "a",
+    "input": "a",
+    "messages": [{"role": "user", "content": "a"}],
+}
 PATIENCE_S = 20
 
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
     letters = LetterTokenizer(template="{{ tools }}<tool_call>")
-    entry = FakeEntry(facts("letters"), letters=letters)
+    entry = FakeEntry(facts("letters"), letters=letters, embedding=Pooling("mean", True, 3))
     with ServerThread(lambda: serving(entry, http=HttpTransport())) as server:
         yield server.served
 
