@@ -17,8 +17,8 @@ setup: ## a virtual environment with everything that tests and pre-commit need
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -e '.[dev]'
 
-test: ## all tests
-	$(BIN)/pytest
+test: ## all tests, servers beside what needs none
+	$(BIN)/pytest -n 2
 
 coverage: ## which lines of the rooms that decide their quick tests reach
 	PATH="$(CURDIR)/$(BIN):$$PATH" .ci/coverage

@@ -27,8 +27,8 @@ PURE = {
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say which tests `pytest -n 2 --dist loadgroup` runs in one process: those of a file, and all that may
-    start servers, each of which wants the machine's cores."""
+    """Say which tests `pytest -n 2` runs in one process: those of a file, and all that may start servers,
+    each of which wants the machine's cores."""
     tests = Path(__file__).parent
     for item in items:
         folder = item.path.relative_to(tests).parts[0]

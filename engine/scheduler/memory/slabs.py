@@ -84,9 +84,9 @@ class SlabPool:
     def allocate(self, block_bytes: int, n: int) -> list[BlockHandle] | None:
         """Allocate `n` blocks with one user each, from started slabs first. None, with nothing taken, if
         there are too few."""
-        if not self.can_allocate(block_bytes, n):
-            return None
         while not self._has_free(block_bytes, n):
+            if not self.can_allocate(block_bytes, n):
+                return None
             if not self.reclaim():
                 raise IntegrityError("slabs: there are idle blocks, and none is let go")
         partial = self._partial.setdefault(block_bytes, {})

@@ -53,6 +53,8 @@ def idle_model(view: InstanceView) -> Evict | None:
 
 def unwanted(view: InstanceView) -> tuple[Evict, ...]:
     """Models that an operator wants off the device and that can leave now."""
+    if not view.asked_models:
+        return ()
     return tuple(Evict(model.facts.id) for model in evictable(view) if model.wanted is False)
 
 

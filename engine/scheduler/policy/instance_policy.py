@@ -5,7 +5,7 @@ reads them and answers with values of `tokenmux.core.plan`. It changes nothing b
 only in `on_event`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Protocol, runtime_checkable
 
@@ -175,7 +175,7 @@ class InstanceView(Protocol):
         ...
 
     @property
-    def asked_models(self) -> Iterable[ModelId]:
+    def asked_models(self) -> Collection[ModelId]:
         """Models that an operator pinned, or wants loaded or unloaded."""
         ...
 

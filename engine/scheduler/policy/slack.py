@@ -79,16 +79,14 @@ Poisson traffic of three seeds (78 models at 0.5 on 11 H100) 1.5 kept 96.5% of t
 
 
 class SlackPolicy:
-    """Deadline order on one instance. Its only state is the set of models not yet fetched from disk, and what
-    it found last."""
+    """Deadline order on one instance. Its only state is the set of models not yet fetched from disk, and
+    whether the instance was blocked when it last looked."""
 
     name = "slack"
 
     def __init__(self) -> None:
         self._unfetched: dict[ModelId, None] = {}
-        self._looked_at = -1
-        """The version of the view at which it was found whether the instance `_is_blocked`."""
-        self._is_blocked = False
+        self._watch = rescue.Watch()
 
     def on_event(self, event: Event, view: InstanceView) -> None:
         match event:
@@ -102,11 +100,7 @@ class SlackPolicy:
                     del self._unfetched[model_id]
 
     def plan(self, channel: Channel, view: InstanceView) -> Plan:
-        if channel is Channel.FETCH and not view.any_on_disk:
-            return IDLE
-        if self._looked_at != view.version:
-            self._looked_at, self._is_blocked = view.version, rescue.is_blocked(view)
-        if self._is_blocked:
+        if self._watch.is_blocked(view):
             return rescue.plan(channel, view)
         match channel:
             case Channel.COMPUTE:
