@@ -42,8 +42,9 @@ class RequestView(Protocol):
 
     @property
     def due_s(self) -> float:
-        """The deadline by which it is ordered among others: its weight moves it ahead, and its lateness
-        counts less while its tenant has had more than its share."""
+        """The deadline by which it is ordered among others: its weight moves it ahead, it is deferred while
+        it is late by more than a little, and its lateness counts less while its tenant has had more than its
+        share."""
         ...
 
     @property

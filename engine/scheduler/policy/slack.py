@@ -1,6 +1,7 @@
 """The default policy: what is due first goes first, on every channel, and copies overlap with steps.
 
-A model's *slack* is the time until the earliest next-token deadline of its requests. The rules, in the order
+A model's *slack* is the time until the earliest next-token deadline of its requests; one that is late by more
+than a little counts as due later (`tokenmux.scheduler.metrics.shares`). The rules, in the order
 of the file:
 
 1. Compute runs the resident model with the least slack in short bursts; prefill chunks and decode rows share
