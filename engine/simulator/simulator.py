@@ -165,7 +165,11 @@ class Simulator:
         device = self._devices[index]
         for effect in effects:
             match effect:
-                case StartedStep() | StartedActivation() | StartedFetch():
+                case StartedStep():
+                    device.start(effect)
+                case StepEnded() | PhaseChanged():
+                    pass
+                case StartedActivation() | StartedFetch():
                     device.start(effect)
                 case StartedPageIn() | StartedPageOut() | StartedCompaction():
                     device.start(effect)
@@ -178,9 +182,9 @@ class Simulator:
                     self._n_output.pop(record.request.id, None)
                 case ResizeReady(arena_bytes):
                     device.resize(arena_bytes)
-                case CopyEnded() | StepEnded() | ModelLoaded() | RequestEntered() | RequestLeft():
+                case CopyEnded() | ModelLoaded() | RequestEntered() | RequestLeft():
                     pass
-                case PhaseChanged() | PrefixTaken() | Evict() | Drop() | Discard():
+                case PrefixTaken() | Evict() | Drop() | Discard():
                     pass
                 case _:
                     assert_never(effect)

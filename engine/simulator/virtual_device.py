@@ -126,8 +126,8 @@ class VirtualDevice:
         return seconds + (self._doubts.activation_s if isinstance(started, StartedActivation) else 0.0)
 
     def _expect(self, started: StartedStep, ends_s: tuple[float, ...]) -> None:
-        expected = self._step = (started, ends_s)
-        self._clock.call_at(ends_s[-1], partial(self._complete_step, expected))
+        self._step = (started, ends_s)
+        self._clock.call_at(ends_s[-1], partial(self._complete_step, started, ends_s))
 
     def _draw(self, started: StartedStep, iteration: int, on_drawn: OnDrawn) -> None:
         if self._step is not None and self._step[0] is started and iteration < len(self._step[1]):
@@ -152,11 +152,12 @@ class VirtualDevice:
             self._is_resizing = False
             self._post.done(Resized(self._clock.now_s(), arena_bytes))
 
-    def _complete_step(self, expected: tuple[StartedStep, tuple[float, ...]]) -> None:
-        if self._step is not expected:
+    def _complete_step(self, started: StartedStep, ends_s: tuple[float, ...]) -> None:
+        """Complete the step, unless it has been interrupted since and ends earlier, or is gone."""
+        if self._step is None or self._step[1] is not ends_s:
             return
         self._step = None
-        self._post.done(self._done(*expected))
+        self._post.done(self._done(started, ends_s))
 
     def _done(self, started: StartedStep, ends_s: tuple[float, ...]) -> StepDone:
         finished = tuple(

@@ -7,7 +7,8 @@ devices as it is served on nearly in time; the paper's own files are not in this
 rounded to a millisecond, so that a logarithm's last digit does not count.
 
 Since 26 November 2026 a request that moves is paged out first: page-outs before moves, fewer rebuilds after
-them.
+them. And what is late by more than 0.3 TTFTs goes behind what can be on time, under all policies: five of the
+eight differ by turns after the first late requests.
 """
 
 from dataclasses import replace
@@ -66,7 +67,7 @@ def line(index: int, at_s: float, decided: Operation | AtOnce) -> str:
 @pytest.mark.parametrize(
     ("n_models", "rate", "n_devices", "duration_s", "n_lines", "expected"),
     [
-        pytest.param(80, 0.1, 6, 60.0, 6080, "49dec43147bac42e", id="80 models at 0.1"),
+        pytest.param(80, 0.1, 6, 60.0, 5951, "67416bf2565e3211", id="80 models at 0.1"),
         pytest.param(54, 0.5, 6, 20.0, 5666, "6adc4d65cf1d4a8a", id="54 models at 0.5"),
         pytest.param(80, 0.5, 9, 15.0, 5823, "407aeb9e43fff399", id="80 models at 0.5"),
     ],
@@ -80,11 +81,11 @@ def test_what_is_decided_has_not_changed(
 @pytest.mark.parametrize(
     ("policy", "n_devices", "hardware", "doubts", "n_lines", "expected"),
     [
-        pytest.param("slack", 4, SMALL_CACHE, SURE, 1483, "eb515fe10f9eb803", id="models on disk"),
-        pytest.param("slack", 2, SMALL_MEMORY, SURE, 1759, "0c33270b59750adc", id="little memory"),
+        pytest.param("slack", 4, SMALL_CACHE, SURE, 1453, "a423b58a20518f1f", id="models on disk"),
+        pytest.param("slack", 2, SMALL_MEMORY, SURE, 1345, "8099b2afb72fc7ed", id="little memory"),
         pytest.param("slack", 3, AS_USUAL, ALL_DOUBTS, 1694, "7753638bc1f9c3ed", id="doubts"),
-        pytest.param("aegaeon", 6, AS_USUAL, SURE, 1306, "406806d913b80057", id="aegaeon"),
-        pytest.param("request-level", 6, AS_USUAL, SURE, 767, "6d55ebce833a6607", id="request-level"),
+        pytest.param("aegaeon", 6, AS_USUAL, SURE, 1311, "1bfd2f2898ca622d", id="aegaeon"),
+        pytest.param("request-level", 6, AS_USUAL, SURE, 766, "bd0e7cf08a5f6f0d", id="request-level"),
     ],
 )
 def test_nor_in_other_worlds(

@@ -104,7 +104,8 @@ def _draw(request: RequestState, n_tokens: int, n_prompt: int, ends_s: tuple[flo
 
 def _mean_work(work: StepWork, n_iterations: int) -> StepWork:
     """The work of the middle iteration of a repeated step: durations are linear in it."""
-    return work._replace(context_tokens=work.context_tokens + work.decode_rows * (n_iterations - 1) // 2)
+    n_prefill, pairs, rows, context, beside_copy = work
+    return StepWork(n_prefill, pairs, rows, context + rows * (n_iterations - 1) // 2, beside_copy)
 
 
 def copy(state: LiveState, event: CopyDone) -> Started:

@@ -31,6 +31,7 @@ class ModelState:
         "_off_device",
         "_runnable_deadlines",
         "_runnable_s",
+        "_valid_until_s",
         "away",
         "decoding",
         "facts",
@@ -83,6 +84,8 @@ class ModelState:
         self._off_device = Residency.DISK
         self._deadline_s: float | None = None
         self._runnable_s: float | None = None
+        self._valid_until_s = inf
+        """When the next request is deferred, and the two deadlines above change."""
         self._deadlines: dict[Share, float] | None = None
         """By tenant. The attribute without tenants is used while no tenant is ahead of another."""
         self._runnable_deadlines: dict[Share, float] | None = None
@@ -124,9 +127,8 @@ class ModelState:
             if self._deadlines is None:
                 self._deadlines = _earliest(self.waiting, self.decoding, self.away)
             return self.shares.earliest_s(self._deadlines)
-        if self._deadline_s is None:
-            away = min((r.deadline_s - r.lead_s for r in self.away.values()), default=inf)
-            self._deadline_s = min(self.runnable_deadline_s, away)
+        if self._deadline_s is None or self.shares.now_s > self._valid_until_s:
+            return self._order()[0]
         return self._deadline_s
 
     @property
@@ -135,11 +137,27 @@ class ModelState:
             if self._runnable_deadlines is None:
                 self._runnable_deadlines = _earliest(self.waiting, self.decoding)
             return self.shares.earliest_s(self._runnable_deadlines)
-        if self._runnable_s is None:
-            waiting = min((r.deadline_s - r.lead_s for r in self.waiting.values()), default=inf)
-            decoding = min((r.deadline_s - r.lead_s for r in self.decoding.values()), default=inf)
-            self._runnable_s = min(waiting, decoding)
+        if self._runnable_s is None or self.shares.now_s > self._valid_until_s:
+            return self._order()[1]
         return self._runnable_s
+
+    def _order(self) -> tuple[float, float]:
+        """The earliest deadline of all requests that want tokens, and of those that can run, as they are
+        ordered now."""
+        shares = self.shares
+        now_s, earliest_s, self._valid_until_s = shares.now_s, inf, inf
+        runnable_s = inf
+        for file in (self.waiting, self.decoding, self.away):
+            if file is self.away:
+                runnable_s = earliest_s
+            for request in file.values():
+                due_s = shares.deferred_s(request.deadline_s, request.lead_s, request.grace_s)
+                earliest_s = min(earliest_s, due_s)
+                deferred_s = request.deadline_s + request.grace_s
+                if now_s <= deferred_s < self._valid_until_s:
+                    self._valid_until_s = deferred_s
+        self._deadline_s, self._runnable_s = earliest_s, runnable_s
+        return earliest_s, runnable_s
 
     def requests(self) -> Iterator[RequestState]:
         for file in (self.waiting, self.decoding, self.away, self.paused):

@@ -32,6 +32,7 @@ class RequestState:
         "artifact",
         "deadline_s",
         "first_token_s",
+        "grace_s",
         "in_copy",
         "in_step",
         "kv",
@@ -64,6 +65,8 @@ class RequestState:
         self.lead_s = request.service.ttft_s * (1 - 1 / request.weight)
         """How much earlier than its deadline it is ordered because of its weight: less than a TTFT, so
         that no request starves behind it."""
+        self.grace_s = model.shares.grace_s(request)
+        """How late it may be before it is deferred."""
         self.paused_since_s: float | None = None
         self.in_step = False
         self.in_copy = False
@@ -106,9 +109,10 @@ class RequestState:
 
     @property
     def due_s(self) -> float:
-        deadline_s = self.deadline_s - self.lead_s
         shares = self.model.shares
-        return deadline_s if shares.even else shares.due_s(self.share, deadline_s)
+        if shares.even:
+            return shares.deferred_s(self.deadline_s, self.lead_s, self.grace_s)
+        return shares.due_s(self.share, self.deadline_s - self.lead_s)
 
     @property
     def is_paused(self) -> bool:

@@ -60,8 +60,13 @@ class SlabPool:
         return sum(block_bytes * n for block_bytes, n in self._n_idle.items())
 
     @property
+    def n_idle_slabs(self) -> int:
+        """Number of slabs that would return to the arena if the idle blocks were let go."""
+        return len(self._idle_slabs)
+
+    @property
     def idle_extents(self) -> set[ExtentHandle]:
-        """The extents of slabs that would return to the arena if the idle blocks were let go."""
+        """The extents of these slabs."""
         return {slab.extent for slab in self._idle_slabs.values()}
 
     def free_blocks(self, block_bytes: int) -> int:
@@ -84,9 +89,9 @@ class SlabPool:
     def allocate(self, block_bytes: int, n: int) -> list[BlockHandle] | None:
         """Allocate `n` blocks with one user each, from started slabs first. None, with nothing taken, if
         there are too few."""
-        if not self.can_allocate(block_bytes, n):
-            return None
         while not self._has_free(block_bytes, n):
+            if not self.can_allocate(block_bytes, n):
+                return None
             if not self.reclaim():
                 raise IntegrityError("slabs: there are idle blocks, and none is let go")
         partial = self._partial.setdefault(block_bytes, {})

@@ -53,6 +53,8 @@ def idle_model(view: InstanceView) -> Evict | None:
 
 def unwanted(view: InstanceView) -> tuple[Evict, ...]:
     """Models that an operator wants off the device and that can leave now."""
+    if not view.asked_models:
+        return ()
     return tuple(Evict(model.facts.id) for model in evictable(view) if model.wanted is False)
 
 
@@ -126,6 +128,6 @@ def is_short(view: InstanceView) -> bool:
     coming = view.in_flight(Channel.COPY_IN)
     if isinstance(coming, Activate):
         weights += view.models[coming.model].facts.n_bytes
-    kv_bytes = view.device.arena_bytes - view.arena_free_bytes - weights
+    arena_bytes = view.device.arena_bytes
     largest = sorted([model.facts.n_bytes for model in view.live_models.values()])[-2:]
-    return kv_bytes + sum(largest) > _FULL * view.device.arena_bytes
+    return arena_bytes - view.arena_free_bytes - weights + sum(largest) > _FULL * arena_bytes

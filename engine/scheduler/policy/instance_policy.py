@@ -5,7 +5,7 @@ reads them and answers with values of `tokenmux.core.plan`. It changes nothing b
 only in `on_event`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Protocol, runtime_checkable
 
@@ -42,8 +42,9 @@ class RequestView(Protocol):
 
     @property
     def due_s(self) -> float:
-        """The deadline by which it is ordered among others: its weight moves it ahead, and its lateness
-        counts less while its tenant has had more than its share."""
+        """The deadline by which it is ordered among others: its weight moves it ahead, it is deferred while
+        it is late by more than a little, and its lateness counts less while its tenant has had more than its
+        share."""
         ...
 
     @property
@@ -174,7 +175,7 @@ class InstanceView(Protocol):
         ...
 
     @property
-    def asked_models(self) -> Iterable[ModelId]:
+    def asked_models(self) -> Collection[ModelId]:
         """Models that an operator pinned, or wants loaded or unloaded."""
         ...
 

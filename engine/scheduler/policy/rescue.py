@@ -48,6 +48,22 @@ _CHANNELS = {
 }
 
 
+class Watch:
+    """`is_blocked` of one instance, found once for each of its versions: a policy is asked for every
+    channel."""
+
+    __slots__ = ("_looked_at", "_was_blocked")
+
+    def __init__(self) -> None:
+        self._looked_at: tuple[int, ModelView | None] = (-1, None)
+        self._was_blocked = False
+
+    def is_blocked(self, view: InstanceView, turn: ModelView | None = None) -> bool:
+        if self._looked_at != (view.version, turn):
+            self._looked_at, self._was_blocked = (view.version, turn), is_blocked(view, turn)
+        return self._was_blocked
+
+
 def is_blocked(view: InstanceView, turn: ModelView | None = None) -> bool:
     """True if requests wait, no step runs or can run, and no transfer in flight can change that.
 

@@ -1,6 +1,7 @@
 """The default policy: what is due first goes first, on every channel, and copies overlap with steps.
 
-A model's *slack* is the time until the earliest next-token deadline of its requests. The rules, in the order
+A model's *slack* is the time until the earliest next-token deadline of its requests; one that is late by more
+than a little counts as due later (`tokenmux.scheduler.metrics.shares`). The rules, in the order
 of the file:
 
 1. Compute runs the resident model with the least slack in short bursts; prefill chunks and decode rows share
@@ -78,16 +79,14 @@ Poisson traffic of three seeds (78 models at 0.5 on 11 H100) 1.5 kept 96.5% of t
 
 
 class SlackPolicy:
-    """Deadline order on one instance. Its only state is the set of models not yet fetched from disk, and what
-    it found last."""
+    """Deadline order on one instance. Its only state is the set of models not yet fetched from disk, and
+    whether the instance was blocked when it last looked."""
 
     name = "slack"
 
     def __init__(self) -> None:
         self._unfetched: dict[ModelId, None] = {}
-        self._looked_at = -1
-        """The version of the view at which it was found whether the instance `_is_blocked`."""
-        self._is_blocked = False
+        self._watch = rescue.Watch()
 
     def on_event(self, event: Event, view: InstanceView) -> None:
         match event:
@@ -103,9 +102,7 @@ class SlackPolicy:
     def plan(self, channel: Channel, view: InstanceView) -> Plan:
         if channel is Channel.FETCH and not view.any_on_disk:
             return IDLE
-        if self._looked_at != view.version:
-            self._looked_at, self._is_blocked = view.version, rescue.is_blocked(view)
-        if self._is_blocked:
+        if self._watch.is_blocked(view):
             return rescue.plan(channel, view)
         match channel:
             case Channel.COMPUTE:

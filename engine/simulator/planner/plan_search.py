@@ -9,14 +9,22 @@ the plan.
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
+from tokenmux.core.facts import ModelId
 from tokenmux.core.span import Span
 from tokenmux.simulator.planner.capacity_plan import OURS, UNSHARED, CapacityPlan, Point
 from tokenmux.simulator.planner.search import SearchState, replay
 from tokenmux.simulator.planner.simulated_job import HOST_MEMORY, RELIEFS, Job, World, simulate_job
+from tokenmux.workload.trace import Arrival
 
-MODELS_PER_FIRST_GUESS = {OURS: 10, UNSHARED: 10, "aegaeon": 4, "request-level": 4}
-"""First guess of a search: this many models per instance, about what each policy reaches at 0.1 requests per
-second and model. Start large: overloaded pools are the slowest to simulate and tell the least."""
+MODELS_PER_FIRST_GUESS: dict[str, float] = {
+    OURS: 12,
+    UNSHARED: 12,
+    "aegaeon": 3.6,
+    "request-level": 4.6,
+}
+"""First guess of a search: this many models per instance, a little more than each policy reaches at 0.1
+requests per second and model. Start small: a pool that misses the goal is stopped early, one that keeps it is
+simulated whole."""
 
 
 class PlanSearch:
@@ -93,10 +101,15 @@ class PlanSearch:
             for job, point in self.known.items()
             if job.policy == policy and job.goal is not None
         }
-        low = least_instances(policy)
-        per_instance = MODELS_PER_FIRST_GUESS.get(policy, 1)
-        first = max(low, self._highest // per_instance)
+        low = self._least(policy)
+        first = max(low, int(self._highest / MODELS_PER_FIRST_GUESS.get(policy, 1)))
         return replay(known | (supposed or {}), low, self._highest, first)
+
+    def _least(self, policy: str) -> int:
+        """The smallest pool worth simulating."""
+        if policy == "dedicated":
+            return least_dedicated(self.world.arrivals, self.goal)
+        return least_instances(policy)
 
     def _afterwards(self, policy: str, answer: int | None) -> list[Job]:
         """What a policy's part of the plan needs once its fewest instances (`answer`) are known."""
@@ -104,7 +117,7 @@ class PlanSearch:
             shown = [self._highest]
         else:
             shown = [answer - 1, answer + 1] if policy == OURS else []
-        low = least_instances(policy)
+        low = self._least(policy)
         jobs = [Job(policy, n) for n in shown if n >= low]
         short = self._highest if answer is None else answer - 1
         if policy == OURS and short >= low:
@@ -138,6 +151,23 @@ class PlanSearch:
 def least_instances(policy: str) -> int:
     """The smallest pool that a policy can run."""
     return 2 if policy == "aegaeon" else 1
+
+
+def least_dedicated(arrivals: Sequence[Arrival], goal: float) -> int:
+    """The smallest pool in which `dedicated` may keep the goal. The models that come first have its instances
+    for ever, and all tokens of the others are lost."""
+    n_tokens: dict[ModelId, int] = {}
+    for arrival in arrivals:
+        model = arrival.request.model
+        n_tokens[model] = n_tokens.get(model, 0) + arrival.n_output
+    served = total = sum(n_tokens.values())
+    least = len(n_tokens)
+    for lost in reversed(n_tokens.values()):
+        served -= lost
+        if least == 1 or served / total < goal:
+            break
+        least -= 1
+    return least
 
 
 ToldProgress = Callable[[PlanSearch, Collection[Job]], None]

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from tokenmux.core.facts import ModelId
 from tokenmux.core.request import Request, RequestId, ServiceLevel
-from tokenmux.scheduler.metrics.shares import QUANTUM_TTFTS, Shares
+from tokenmux.scheduler.metrics.shares import DEFERRAL_TTFTS, GRACE_TTFTS, QUANTUM_TTFTS, Shares
 
 
 def request(tenant: str) -> Request:
@@ -58,3 +58,27 @@ def test_order_within_a_tenant_is_that_of_deadlines(ahead_s: float, deadlines: l
     shares.now_s = 0.0
     assert sorted(deadlines, key=lambda d: shares.due_s(ahead, d)) == sorted(deadlines)
     assert all(shares.due_s(ahead, d) == d for d in deadlines if d >= 0)
+
+
+def test_what_is_late_by_more_than_its_grace_is_deferred() -> None:
+    shares = Shares(ttft_s=2.0)
+    shares.now_s = 100.0
+    assert shares.deferred_s(97.0, lead_s=0.0, grace_s=3.0) == 97.0
+    assert shares.deferred_s(96.9, lead_s=0.0, grace_s=3.0) == 96.9 + 2 * DEFERRAL_TTFTS
+    assert shares.deferred_s(97.0, lead_s=5.0, grace_s=3.0) == 92.0
+
+
+def test_the_grace_is_that_of_the_more_patient_of_request_and_pool() -> None:
+    assert Shares(ttft_s=2.0).grace_s(request("a")) == GRACE_TTFTS * 10.0
+    assert Shares(ttft_s=600.0).grace_s(request("a")) == GRACE_TTFTS * 600.0
+
+
+@given(st.floats(0, 1e3), st.floats(0, 1e3), st.floats(0, 1e3))
+def test_a_deferred_request_still_goes_before_all_that_is_due_much_later(
+    deadline_s: float, later_s: float, waited_s: float
+) -> None:
+    """Waiting stays bounded: whatever is due later by more than the deferral stays behind it for ever."""
+    shares = Shares(ttft_s=1.0)
+    shares.now_s = waited_s
+    other_s = deadline_s + 1.001 * DEFERRAL_TTFTS + later_s
+    assert shares.deferred_s(deadline_s, 0.0, 0.3) < shares.deferred_s(other_s, 0.0, 0.3)

@@ -12,6 +12,7 @@ from tokenmux.core.request import ServiceLevel
 from tokenmux.core.roofline_cost import RooflineCost
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
+from tokenmux.scheduler.metrics import shares
 from tokenmux.scheduler.metrics.shares import Shares
 from tokenmux.scheduler.policy.slack import EVICTION_MARGIN_COPIES, SlackPolicy
 from tokenmux.simulator.simulator import Simulator
@@ -112,6 +113,7 @@ def test_what_a_flood_says_of_its_patience_does_not_buy_it_a_greater_share(ttft_
 def test_without_shares_the_longest_backlog_would_be_served(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the mechanism is there for: deadlines alone serve whoever is latest."""
     monkeypatch.setattr(Shares, "settle", lambda self: None)
+    monkeypatch.setattr(shares, "DEFERRAL_TTFTS", 0.0)
     lonely = [arrival(1.0 + 5 * i, "small", "theirs", 10) for i in range(4)]
     assert max(World(flood("large", ["f0"], 40), lonely).waits("small")) > 20
 

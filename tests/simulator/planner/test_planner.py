@@ -20,7 +20,12 @@ from tokenmux.simulator.hardware import GB
 from tokenmux.simulator.planner.capacity_plan import BASELINES, ONE_EACH, CapacityPlan, Point
 from tokenmux.simulator.planner.named_models import parse_market
 from tokenmux.simulator.planner.plan_page import html_report
-from tokenmux.simulator.planner.plan_search import PlanSearch, least_instances, plan_here
+from tokenmux.simulator.planner.plan_search import (
+    PlanSearch,
+    least_dedicated,
+    least_instances,
+    plan_here,
+)
 from tokenmux.simulator.planner.plan_tables import print_plan
 from tokenmux.simulator.planner.question import Question, answer_question, world_of
 from tokenmux.simulator.planner.search import fewest, most, replay
@@ -139,6 +144,19 @@ def test_host_memory_is_only_doubled_where_it_was_short(planning: PlanSearch) ->
     point = simulate_job(tight, replace(job, relief=""))
     assert point is not None
     assert point.host_was_short
+
+
+@pytest.mark.parametrize("goal", [0.6, 0.9, 0.99])
+def test_dedicated_devices_are_counted_without_simulating_too_few(goal: float) -> None:
+    """Where nothing but refusals is late, the smallest pool that may keep the goal keeps it, and one smaller
+    does not."""
+    world = world_of(question(models=["9*qwen2.5-7b", "2*llama2-13b"], rate_rps=0.1, duration_s=60.0))
+    least = least_dedicated(world.arrivals, goal)
+    enough = simulate_job(world, Job("dedicated", least))
+    short = simulate_job(world, Job("dedicated", least - 1))
+    assert enough is not None
+    assert short is not None
+    assert short.summary.tokens_on_time < goal <= enough.summary.tokens_on_time
 
 
 @pytest.mark.parametrize("policy", ["slack", *BASELINES])

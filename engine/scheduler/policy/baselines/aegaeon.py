@@ -22,6 +22,7 @@ from tokenmux.core.event import Arrived, CopyDone, Event, StepDone
 from tokenmux.core.facts import ModelId
 from tokenmux.core.plan import Channel, Plan, Step
 from tokenmux.core.request import Request, RequestId
+from tokenmux.scheduler.policy import rescue
 from tokenmux.scheduler.policy.baselines import turn_taking
 from tokenmux.scheduler.policy.instance_policy import InstanceView, ModelView
 from tokenmux.scheduler.policy.pool.pool_policy import Move, Place, PoolView
@@ -50,6 +51,7 @@ class AegaeonPrefill:
 
     def __init__(self) -> None:
         self.groups: list[Group] = []
+        self._watch = rescue.Watch()
 
     def _join(self, model: ModelId, request: RequestId) -> None:
         group = self.open_group(model)
@@ -73,7 +75,9 @@ class AegaeonPrefill:
         if not self.groups:
             return _page_out(view) if channel is Channel.COPY_OUT else turn_taking.asked(channel, view)
         first = view.models[self.groups[0].model]
-        return turn_taking.take_turn(channel, view, first, lambda channel: self._plan(channel, view, first))
+        return turn_taking.take_turn(
+            channel, view, first, self._watch, lambda channel: self._plan(channel, view, first)
+        )
 
     def _plan(self, channel: Channel, view: InstanceView, first: ModelView) -> Plan:
         match channel:
@@ -107,6 +111,7 @@ class AegaeonDecode:
     def __init__(self) -> None:
         self._round: list[ModelId] = []
         self._quotas: dict[ModelId, float] = {}
+        self._watch = rescue.Watch()
         self._turn_ends_s: float | None = None
         """None until the model whose turn it is has stepped."""
         self._drawn: dict[RequestId, int] = {}
@@ -140,7 +145,9 @@ class AegaeonDecode:
         if not self._round:
             return turn_taking.asked(channel, view)
         first = view.models[self._round[0]]
-        return turn_taking.take_turn(channel, view, first, lambda channel: self._plan(channel, view, first))
+        return turn_taking.take_turn(
+            channel, view, first, self._watch, lambda channel: self._plan(channel, view, first)
+        )
 
     def _plan(self, channel: Channel, view: InstanceView, first: ModelView) -> Plan:
         match channel:

@@ -12,6 +12,7 @@ from tokenmux.core.event import Arrived, Event
 from tokenmux.core.facts import ModelId
 from tokenmux.core.plan import IDLE, Channel, Chunk, Plan, Step
 from tokenmux.core.request import Request, RequestId
+from tokenmux.scheduler.policy import rescue
 from tokenmux.scheduler.policy.baselines import turn_taking
 from tokenmux.scheduler.policy.instance_policy import InstanceView, ModelView
 from tokenmux.scheduler.policy.pool.pool_policy import Move, Place, PoolView, Refuse
@@ -27,6 +28,7 @@ class RequestLevelPolicy:
 
     def __init__(self) -> None:
         self._current: ModelId | None = None
+        self._watch = rescue.Watch()
 
     def on_event(self, event: Event, view: InstanceView) -> None:
         current = view.live_models.get(self._current) if self._current else None
@@ -39,7 +41,9 @@ class RequestLevelPolicy:
         if self._current is None:
             return turn_taking.asked(channel, view)
         model = view.models[self._current]
-        return turn_taking.take_turn(channel, view, model, lambda channel: _plan(channel, view, model))
+        return turn_taking.take_turn(
+            channel, view, model, self._watch, lambda channel: _plan(channel, view, model)
+        )
 
     def interrupts(self, step: Step, event: Event, view: InstanceView) -> bool:
         return must_end(step, event) or (isinstance(event, Arrived) and event.request.model == step.model)

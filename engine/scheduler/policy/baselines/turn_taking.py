@@ -28,13 +28,21 @@ from tokenmux.scheduler.policy.instance_policy import Fit, InstanceView, ModelVi
 from tokenmux.scheduler.policy.steps import as_many_as_fit, repetitions, single_chunks
 
 
-def take_turn(channel: Channel, view: InstanceView, turn: ModelView, own: Callable[[Channel], Plan]) -> Plan:
+def take_turn(
+    channel: Channel,
+    view: InstanceView,
+    turn: ModelView,
+    watch: rescue.Watch,
+    own: Callable[[Channel], Plan],
+) -> Plan:
     """The answer of the policy's `own` rules for the channel, unless `turn` cannot step under them.
 
     If the weights of `turn` are resident, the rules are not asked at all: a prefetch would take again what
     the rescue frees.
     """
-    if rescue.is_blocked(view, turn) and (
+    if channel is Channel.FETCH and not view.any_on_disk:
+        return IDLE
+    if watch.is_blocked(view, turn) and (
         turn.residency is Residency.RESIDENT or all(own(c) == IDLE for c in Channel if c is not Channel.FETCH)
     ):
         return rescue.plan(channel, view, turn) if channel is not Channel.FETCH else fetch(view, turn)
