@@ -240,8 +240,7 @@ class Instance:
 
     def decide(self, now_s: float) -> Effects:
         """Ask the policy what every free channel does next. Returns what has begun or was done at once. While
-        the arena is to be replaced, `drain` is asked instead. The fetch channel is left out while nothing is
-        on disk.
+        the arena is to be replaced, `drain` is asked instead.
 
         After a plan that only makes room (actions but no operation), all channels are asked again. Raises
         IllegalPlan if the policy planned what is not allowed.
@@ -255,7 +254,7 @@ class Instance:
         while made_room:
             made_room = False
             for channel in _CHANNELS:
-                if channel in self._in_flight or (channel is Channel.FETCH and not state.any_on_disk):
+                if channel in self._in_flight:
                     continue
                 plan = planner(channel, self)
                 if plan is IDLE:

@@ -67,7 +67,7 @@ class Ledger:
     @property
     def free_bytes(self) -> int:
         """Free bytes of the arena, if KV that no request uses were let go."""
-        return self.arena.free_bytes + len(self.blocks.idle_extents) * self.blocks.slab_bytes
+        return self.arena.free_bytes + self.blocks.n_idle_slabs * self.blocks.slab_bytes
 
     @property
     def weight_bytes(self) -> int:

@@ -60,8 +60,13 @@ class SlabPool:
         return sum(block_bytes * n for block_bytes, n in self._n_idle.items())
 
     @property
+    def n_idle_slabs(self) -> int:
+        """Number of slabs that would return to the arena if the idle blocks were let go."""
+        return len(self._idle_slabs)
+
+    @property
     def idle_extents(self) -> set[ExtentHandle]:
-        """The extents of slabs that would return to the arena if the idle blocks were let go."""
+        """The extents of these slabs."""
         return {slab.extent for slab in self._idle_slabs.values()}
 
     def free_blocks(self, block_bytes: int) -> int:

@@ -128,6 +128,6 @@ def is_short(view: InstanceView) -> bool:
     coming = view.in_flight(Channel.COPY_IN)
     if isinstance(coming, Activate):
         weights += view.models[coming.model].facts.n_bytes
-    kv_bytes = view.device.arena_bytes - view.arena_free_bytes - weights
+    arena_bytes = view.device.arena_bytes
     largest = sorted([model.facts.n_bytes for model in view.live_models.values()])[-2:]
-    return kv_bytes + sum(largest) > _FULL * view.device.arena_bytes
+    return arena_bytes - view.arena_free_bytes - weights + sum(largest) > _FULL * arena_bytes

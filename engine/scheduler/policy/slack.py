@@ -100,6 +100,8 @@ class SlackPolicy:
                     del self._unfetched[model_id]
 
     def plan(self, channel: Channel, view: InstanceView) -> Plan:
+        if channel is Channel.FETCH and not view.any_on_disk:
+            return IDLE
         if self._watch.is_blocked(view):
             return rescue.plan(channel, view)
         match channel:

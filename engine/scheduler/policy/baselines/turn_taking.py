@@ -40,6 +40,8 @@ def take_turn(
     If the weights of `turn` are resident, the rules are not asked at all: a prefetch would take again what
     the rescue frees.
     """
+    if channel is Channel.FETCH and not view.any_on_disk:
+        return IDLE
     if watch.is_blocked(view, turn) and (
         turn.residency is Residency.RESIDENT or all(own(c) == IDLE for c in Channel if c is not Channel.FETCH)
     ):
