@@ -13,6 +13,7 @@ from plan_a_pool import small_catalogue, traffic_for
 
 from tokenmux.core.event import Arrived, Event
 from tokenmux.core.plan import IDLE, Channel, Plan, Step
+from tokenmux.scheduler.policy import rescue
 from tokenmux.scheduler.policy.baselines import turn_taking
 from tokenmux.scheduler.policy.instance_policy import InstancePolicy, InstanceView, ModelView
 from tokenmux.scheduler.policy.pool.placement import LeastLoaded
@@ -28,6 +29,9 @@ class OldestFirst:
 
     name = "oldest-first"
 
+    def __init__(self) -> None:
+        self._watch = rescue.Watch()
+
     def on_event(self, event: Event, view: InstanceView) -> None:
         """Nothing to remember: the oldest request is looked up whenever it is asked for."""
 
@@ -36,9 +40,10 @@ class OldestFirst:
         if not waiting:
             return turn_taking.asked(channel, view)  # what operators want loaded
         first = min(waiting, key=turn_taking.oldest_arrival_s)
-        # `take_turn` lets the rescue take over while this model cannot step: no memory is too small to make
-        # progress.
-        return turn_taking.take_turn(channel, view, first, lambda channel: self._own(channel, view, first))
+        # `take_turn` lets the rescue take over while the watch finds that this model cannot step: no memory
+        # is too small to make progress.
+        own = lambda channel: self._own(channel, view, first)
+        return turn_taking.take_turn(channel, view, first, self._watch, own)
 
     def _own(self, channel: Channel, view: InstanceView, model: ModelView) -> Plan:
         chunks = prefill_chunks(view, model.waiting.values()) + decode_chunks(model)

@@ -47,7 +47,7 @@ def test_an_answer_streams() -> None:
 
 def test_a_pool_is_planned() -> None:
     lines = run("plan_a_pool.py").splitlines()
-    assert lines[0].startswith("1 GPUs: 0.6")
+    assert lines[0].startswith("1 GPUs: 0.7")
     assert lines[-1] == "14 models need 2 GPUs"
 
 
