@@ -32,6 +32,7 @@ class World:
     n_gpus: int
     """Number of instances; each is one GPU unless the hardware says otherwise."""
     hardware: Hardware
+    pinned: tuple[ModelId, ...] = ()
 
 
 def world(

@@ -3,11 +3,12 @@ out."""
 
 import gc
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 
+from tokenmux.core.event import ModelWanted
 from tokenmux.core.facts import DeviceFacts, HostFacts, ModelFacts, ModelId
 from tokenmux.core.plan import Channel
 from tokenmux.core.record import RequestRecord
@@ -46,6 +47,8 @@ class Hardware:
     """What a pool is built of: instances of `n_devices` GPUs each, and their hosts."""
 
     gpu: str = "H100"
+    mixed: tuple[str, ...] = ()
+    """The GPUs of the instances in turn, where they are not all `gpu`."""
     n_devices: int = 1
     """Devices per instance: more than one form a tensor-parallel group."""
     copy_bytes_per_s: float = HOST_COPY_BYTES_PER_S
@@ -62,6 +65,10 @@ class Hardware:
     """Host caches begin full of models; otherwise empty, and every model is read from disk first."""
     steps: StepFits = ()
     """Step times that count instead of the measured ones, by model or architecture."""
+
+    def of(self, index: int) -> "Hardware":
+        """That of one instance alone."""
+        return replace(self, gpu=self.mixed[index % len(self.mixed)], mixed=()) if self.mixed else self
 
     def instance(self, market: "Market") -> DeviceFacts:
         return instance_facts(
@@ -162,6 +169,7 @@ def simulate(
     to_the_end: bool = True,
     goal: float | None = None,
     doubts: Doubts = SURE,
+    pinned: Iterable[ModelId] = (),
 ) -> Outcome:
     """Replay `arrivals` (in order of time) on a pool of `n_instances`. Its own service level is the usual one
     of the first requests.
@@ -171,10 +179,13 @@ def simulate(
     not work off its queue. A request without a token then counts as if its first token came at once.
 
     With a `goal` it stops as soon as less than this share of all tokens can be on time; the outcome is
-    `missed` then. `doubts` make it more pessimistic than the measured step times.
+    `missed` then. `doubts` make it more pessimistic than the measured step times. Models that are `pinned`
+    are so from the beginning, where the pool pins them for an operator; DoesNotFit if there is no room.
     """
-    device = hardware.instance(market)
-    truth = true_cost(market, hardware, device)
+    kinds = [hardware.of(index) for index in range(n_instances)]
+    devices = {kind.gpu: kind.instance(market) for kind in kinds}
+    costs = {kind.gpu: true_cost(market, kind, devices[kind.gpu]) for kind in kinds}
+    truths = [costs[kind.gpu] for kind in kinds]
     if isinstance(policy, str):
         lengths = {arrival.request.id: arrival.n_output for arrival in arrivals}
         policies, pool_policy = make_policies(policy, n_instances, lengths)
@@ -185,15 +196,20 @@ def simulate(
     caches = [_warm_cache(market, hardware) for _ in range(-(-n_instances // hardware.instances_per_host))]
     instances = [
         Instance(
-            device,
+            devices[kinds[i].gpu],
             caches[i // hardware.instances_per_host],
             policies[i],
-            RooflineCost(device, host) if doubts.learned else truth,
+            RooflineCost(devices[kinds[i].gpu], host) if doubts.learned else truths[i],
             service=level,
         )
         for i in range(n_instances)
     ]
-    simulator = Simulator(instances, truth, pool_policy, market.facts, on_effects, doubts)
+    simulator = Simulator(instances, truths, pool_policy, market.facts, on_effects, doubts)
+    pinned = list(pinned)
+    for facts in market.facts.values() if pinned else ():
+        simulator.pool.add_model(facts)  # or a pin may take the room that another one needs
+    for model in pinned:
+        simulator.apply(simulator.pool.pin_target(model), ModelWanted(0.0, model, pinned=True))
     records = simulator.records
     span_s = arrivals[-1].request.arrival_s if arrivals else 0.0
     with _rare_collections():

@@ -4,8 +4,10 @@ say."""
 import numpy as np
 import pytest
 
+from tokenmux.core.cost import StepWork
 from tokenmux.core.effects import decisions as decided
-from tokenmux.core.errors import ConfigError
+from tokenmux.core.errors import ConfigError, DoesNotFit
+from tokenmux.core.facts import ModelId
 from tokenmux.core.plan import AtOnce, Channel, Operation
 from tokenmux.core.request import Request, RequestId, ServiceLevel
 from tokenmux.scheduler.policy.registry import POLICIES, make_policies, make_policy
@@ -89,6 +91,30 @@ def test_refused_requests_count_as_late() -> None:
     summary = outcome.summary()
     assert summary.n_tokens == sum(a.n_output for a in requests)
     assert summary.tokens_on_time < 0.9
+
+
+def test_instances_may_be_of_different_kinds_each_with_its_own_step_times() -> None:
+    market, requests = workload(6, 0.2, 30.0)
+    outcome = simulate(market, requests, 3, hardware=Hardware(mixed=("H100", "H20")))
+    instances = outcome.simulator.instances
+    assert [i.device.arena_bytes // GB for i in instances] == [72, 86, 72]
+    truths = outcome.simulator.truths
+    a_row, facts = StepWork(decode_rows=8), market.facts[ModelId("m0")]
+    assert truths[1].step_s(facts, a_row) > truths[0].step_s(facts, a_row) == truths[2].step_s(facts, a_row)
+    alone = simulate(market, requests, 3, hardware=Hardware("H20"))
+    assert alone.simulator.truths[0].step_s(facts, a_row) == truths[1].step_s(facts, a_row)
+
+
+def test_a_pinned_model_stays_on_its_device_whatever_else_is_asked_for() -> None:
+    market, requests = workload(12, 0.3, 40.0)
+    quiet = ModelId("m11")
+    rest = [a for a in requests if a.request.model != quiet]
+    outcome = simulate(market, rest, 2, pinned=[quiet])
+    at = [i for i in outcome.simulator.instances if quiet in i.resident_models]
+    assert len(at) == 1
+    assert sum(i.metrics.of(quiet).n_swaps for i in outcome.simulator.instances) == 1
+    with pytest.raises(DoesNotFit, match="to pin m11"):
+        simulate(market, rest, 2, hardware=Hardware(usable=0.35), pinned=[quiet])
 
 
 def test_slower_steps_take_longer() -> None:
