@@ -33,9 +33,12 @@ catalogue: kept
 devices:
 - {kind: cpu, count: 3, arena: 6MiB, slab: 256KiB, prefill_chunk_tokens: 32}
 host: {cache: 24MiB, kv: 8MiB}
-node: {silent_s: 4}
+node: {silent_s: 4, restart_window_s: 5}
 slow_reader: {buffer_tokens: 8}
 """
+"""A node that is killed every half minute does not break by itself: with the usual window of a minute its
+front would wait longer and longer before it starts the next one."""
+
 CALM_S = 180.0
 """Within this time after the last mischief everything serves and nothing is in flight; executors import
 libraries for seconds each, on cores that others use."""
