@@ -15,7 +15,11 @@ _INT32 = 2**31 - 1
 MaxTokens = Annotated[
     int | None,
     typer.Option(
-        "--max-tokens", "-n", min=1, max=_INT32, help="Most tokens to generate. Default: the server's."
+        "--max-tokens",
+        "-n",
+        min=0,
+        max=_INT32,
+        help="Most tokens to generate; 0: none, to score the prompt. Default: the server's.",
     ),
 ]
 Temperature = Annotated[float, typer.Option("--temperature", "-t", help="Sampling temperature; 0: greedy.")]

@@ -8,7 +8,8 @@ class GenerateOptions(TypedDict, total=False):
     """If an option is left out or None, the server's default applies."""
 
     max_tokens: int | None
-    """Most tokens to generate, at least 1. Prompt and output together must fit the model's context."""
+    """Most tokens to generate. Prompt and output together must fit the model's context. 0, together with
+    `prompt_logprobs` or `echo`: score or repeat the prompt, and generate nothing."""
     min_tokens: int
     """Nothing ends the generation before it has this many tokens."""
     temperature: float | None

@@ -98,7 +98,7 @@ def test_chat_remembers_until_the_input_ends(server: ServerThread) -> None:
     ("arguments", "message"),
     [
         (["-n", str(2**40)], "--max-tokens"),
-        (["-n", "0"], "--max-tokens"),
+        (["-n", "-1"], "--max-tokens"),
         (["--seed", "-1"], "--seed"),
         (["--seed", str(2**64)], "--seed"),
         (["--top-k", str(10**11)], "--top-k"),
@@ -136,3 +136,7 @@ def test_generate_prints_several_answers_and_log_probabilities_of_the_prompt(
     streamed = run(server, "generate", "letters", "ab", "-n", "1", "--prompt-logprobs", "0")
     assert streamed.stdout == "c\n"
     assert "prompt token 98 -98.0000" in streamed.stderr
+    scored = run(server, "generate", "letters", "ab", "-n", "0", "--prompt-logprobs", "0", "--stats")
+    assert scored.stdout == "\n"
+    assert "prompt token 98 -98.0000" in scored.stderr
+    assert "2 prompt tokens, 0 tokens" in scored.stderr

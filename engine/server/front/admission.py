@@ -182,14 +182,15 @@ class Admission:
         facts = served.facts
         max_tokens = output_limit(ask, prompt, facts, self._defaults)
         check_token_ids("tokens of the prompt", prompt, facts, field="prompt")
-        self._devices.check_request(facts, len(prompt) + max_tokens, self._models.pinned())
+        n_steps = max(1, max_tokens)  # without a token to draw, the last one of the prompt is a step too
+        self._devices.check_request(facts, len(prompt) + n_steps, self._models.pinned())
         end_token_ids = frozenset() if ask.ignore_end_tokens else tokenized.text.facts.stop_token_ids
         submit = Submit(
             request=Request(
                 id=RequestId(f"{ask.request_id}/{secrets.token_hex(4)}"),
                 model=facts.id,
                 n_prompt=len(prompt),
-                max_tokens=max_tokens,
+                max_tokens=n_steps,
                 arrival_s=arrival_s,
                 service=service_level(ask, self._defaults),
                 tenant=ask.tenant,
@@ -216,6 +217,7 @@ class Admission:
             prefix_cache=ask.prefix_cache,
             cache_salt=ask.cache_salt,
             pooling=ask.pooling,
+            draws=max_tokens > 0,
         )
         self._pace.check(submit.request, ask.timeout_s)
         choices = tuple(

@@ -49,8 +49,8 @@ def check_delivered(ask: Ask, facts: ModelFacts) -> None:
 async def retrace(submit: Submit, text: OutputText) -> None:
     """Bring the text of an output to where it stood after the tokens that its client holds. Raises
     InvalidRequest if they are a complete output."""
-    delivered, max_tokens = submit.delivered, submit.request.max_tokens
-    if len(delivered) >= max_tokens:
+    delivered, max_tokens = submit.delivered, submit.request.max_tokens if submit.draws else 0
+    if delivered and len(delivered) >= max_tokens:
         raise InvalidRequest(
             f"delivered has {len(delivered)} tokens, and max_tokens is {max_tokens}: the output is complete; "
             "to go on, raise max_tokens",

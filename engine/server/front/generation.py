@@ -139,6 +139,7 @@ class Ask:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     max_tokens: int | None = None
+    """0: draw nothing, and end with the prompt."""
     min_tokens: int = 0
     stop_strings: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
@@ -162,8 +163,7 @@ class Ask:
     cache_salt: str | None = None
     """Only requests with the same one share KV."""
     pooling: PoolingKind | None = None
-    """Return pooled hidden states of the prompt, and draw nothing: `tokenmux.server.front.embeddings` asks
-    so."""
+    """Return pooled hidden states of the prompt: `tokenmux.server.front.embeddings` asks so."""
 
 
 @dataclass(frozen=True, slots=True)

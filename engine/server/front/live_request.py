@@ -192,6 +192,9 @@ class LiveRequest:
         """The node's side has ended, and so does the client's, if it has not yet."""
         match finished.reason:
             case FinishReason.STOP | FinishReason.LENGTH:
+                if not self.submit.draws:
+                    self._n_cached = finished.n_cached
+                    self._times.last_token_s = finished.at_s
                 self._complete(finished.reason)
             case FinishReason.CANCELLED:
                 self.fail(
