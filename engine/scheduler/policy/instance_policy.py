@@ -49,7 +49,7 @@ class RequestView(Protocol):
 
     @property
     def is_deferred(self) -> bool:
-        """True if it cannot be on time any more, and is ordered behind what can be."""
+        """True if it can no longer be on time, and is ordered behind what can be."""
         ...
 
     @property

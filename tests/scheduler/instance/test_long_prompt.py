@@ -1,11 +1,13 @@
 """When a request with a long prompt is deferred."""
 
+from itertools import pairwise
+
 import pytest
 
 from tokenmux.core.cost import StepWork, prefill_work
 from tokenmux.core.facts import DeviceFacts, HostFacts, ModelFacts
-from tokenmux.core.roofline_cost import RooflineCost
 from tokenmux.core.request import ServiceLevel
+from tokenmux.core.roofline_cost import RooflineCost
 from tokenmux.scheduler.instance.long_prompt import LongPrompt
 from tokenmux.testing import make_model, make_request
 
@@ -42,7 +44,7 @@ def test_what_is_computed_is_not_given_up_lightly() -> None:
     """While nothing else runs, its grace grows faster than it becomes late."""
     long = prompt(14_000)
     graces = [long.grace_s(n) for n in range(0, 15_000, 1000)]
-    assert [b - a for a, b in zip(graces, graces[1:], strict=False)] == pytest.approx([2.0] * 14)
+    assert [b - a for a, b in pairwise(graces)] == pytest.approx([2.0] * 14)
     assert graces[-1] == pytest.approx(GRACE_S + 4.0 + 14.0)
 
 
