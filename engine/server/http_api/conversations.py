@@ -120,7 +120,7 @@ def tools_of(tools: Sequence[ToolBody]) -> tuple[dict[str, Any], ...]:
     return tuple(tool.model_dump(exclude_unset=True) for tool in tools)
 
 
-def tool_choice_of(choice: Literal["none", "auto", "required"] | NamedTool) -> ToolChoice:
+def choice_of_body(choice: Literal["none", "auto", "required"] | NamedTool) -> ToolChoice:
     if isinstance(choice, NamedTool):
         return ToolChoice("required", choice.function.name)
     return ToolChoice(choice)

@@ -31,8 +31,8 @@ from tokenmux.server.http_api.conversations import (
     NamedFunction,
     NamedTool,
     ToolBody,
+    choice_of_body,
     conversation_of,
-    tool_choice_of,
     tools_of,
 )
 from tokenmux.server.http_api.embedding_bodies import EmbeddingBody
@@ -167,7 +167,7 @@ class ChatBody(GenerationBody):
 
     tools: list[ToolBody] | None = None
     tool_choice: Annotated[
-        Literal["none", "auto", "required"] | NamedTool | None, To("tool_choice", by=tool_choice_of)
+        Literal["none", "auto", "required"] | NamedTool | None, To("tool_choice", by=choice_of_body)
     ] = None
     parallel_tool_calls: Annotated[bool | None, To("several_calls")] = None
     """If false, calls after the first are left out."""
