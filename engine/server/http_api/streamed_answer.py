@@ -5,7 +5,7 @@ from collections.abc import AsyncIterable, Sequence
 from dataclasses import replace
 
 from tokenmux.core.phases import PhaseChanged
-from tokenmux.server.front.few_at_once import AT_ONCE
+from tokenmux.server.front.few_at_once import MAX_AT_ONCE
 from tokenmux.server.front.generation import (
     Ask,
     FinishInfo,
@@ -36,7 +36,7 @@ class StreamedAnswer:
         self._head = head
         self._headers = headers
         self._stream = stream
-        self._n_awaited = min(n_prompts, AT_ONCE)
+        self._n_awaited = min(n_prompts, MAX_AT_ONCE)
         self._begun = asyncio.Event()
 
     async def write(self, place: int, ask: Ask, events: AsyncIterable[StreamEvent]) -> list[FinishInfo]:

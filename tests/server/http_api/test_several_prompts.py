@@ -8,7 +8,7 @@ import pytest
 
 from tests.server.http_api.http_calls import TEXT, answer_with, events, http, nothing_lives, usage_of
 from tokenmux.messages.commands import Cancel, Submit
-from tokenmux.server.front.few_at_once import AT_ONCE
+from tokenmux.server.front.few_at_once import MAX_AT_ONCE
 from tokenmux.server.front.limits import Limits
 from tokenmux.server.http_api.request_bodies import MAX_PROMPTS
 
@@ -67,7 +67,7 @@ async def test_openais_client_sends_lists() -> None:
 
 
 async def test_many_prompts_take_few_places_at_once() -> None:
-    async with http(limits=Limits(max_requests=AT_ONCE)) as (_, client):
+    async with http(limits=Limits(max_requests=MAX_AT_ONCE)) as (_, client):
         answer = await client.post("/v1/completions", json=BOTH | {"prompt": ["a"] * 100})
         assert [one["text"] for one in answer.json()["choices"]] == ["bc"] * 100
 
