@@ -5,13 +5,13 @@ from collections.abc import Awaitable, Callable
 from itertools import count
 from typing import TypeVar
 
-AT_ONCE = 16
+MAX_AT_ONCE = 16
 
 Each = TypeVar("Each")
 
 
 async def each(n: int, work: Callable[[int], Awaitable[Each]]) -> list[Each]:
-    """The results of `work` for 0 to n - 1, `AT_ONCE` of them at once. The first failure ends all."""
+    """The results of `work` for 0 to n - 1, `MAX_AT_ONCE` of them at once. The first failure ends all."""
     results: dict[int, Each] = {}
     places = count()
 
@@ -21,7 +21,7 @@ async def each(n: int, work: Callable[[int], Awaitable[Each]]) -> list[Each]:
 
     try:
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(n, AT_ONCE)):
+            for _ in range(min(n, MAX_AT_ONCE)):
                 group.create_task(some())
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None
