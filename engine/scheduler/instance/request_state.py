@@ -9,7 +9,7 @@ from tokenmux.core.prefix import PrefixKey
 from tokenmux.core.record import RequestHistory
 from tokenmux.core.request import FinishReason, Request, RequestId
 from tokenmux.scheduler.memory.kv_table import KvTable
-from tokenmux.scheduler.metrics.counters import ArtifactAllowance
+from tokenmux.scheduler.metrics.artifact_allowance import ArtifactAllowance
 from tokenmux.scheduler.metrics.shares import Share
 
 if TYPE_CHECKING:  # a request knows its model, which files it
