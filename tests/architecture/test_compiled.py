@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from tokenmux.core import plan
+from tokenmux.core.compiled_form import is_compiled
+
 ROOT = Path(__file__).parents[2]
 ENGINE = ROOT / "engine"
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -57,3 +60,7 @@ def test_every_module_of_these_packages_is_compiled_or_left_out() -> None:
     }
     assert compiled & left_out == set()
     assert {name for name in every - compiled - left_out if not name.endswith("/__init__.py")} == set()
+
+
+def test_which_form_runs_is_known() -> None:
+    assert is_compiled() == (not (plan.__file__ or "").endswith(".py"))
