@@ -43,6 +43,12 @@ class AnswerHead:
     """True if the client asked for usage at the end of its stream."""
     stop_token_ids: frozenset[int]
     """Those that the client named."""
+    prompt_token_ids: tuple[int, ...] | None = None
+    """The prompt's, if the client asked for token ids."""
+
+    def ids_of(self, piece: OutputPiece) -> list[int] | None:
+        """The token ids of a piece, if they were asked for."""
+        return None if self.prompt_token_ids is None else list(piece.token_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +90,19 @@ class TextForm:
         self, head: AnswerHead, outputs: Sequence[WholeOutput], prompt: PromptLogprobsBody | None
     ) -> bytes:
         choices = [_text_choice(head, one.end.choice, one.piece, one.end) for one in outputs]
-        for choice in choices if prompt is not None else ():
-            choice.prompt_logprobs = prompt
+        for choice in choices:
+            if prompt is not None:
+                choice.prompt_logprobs = prompt
+            if head.prompt_token_ids is not None:
+                choice.prompt_token_ids = list(head.prompt_token_ids)
         return self._json(head, choices, _usage([one.end for one in outputs]))
 
-    def first(self, head: AnswerHead, choice: int) -> None:
-        return None
+    def first(self, head: AnswerHead, choice: int) -> bytes | None:
+        if head.prompt_token_ids is None:
+            return None
+        chunk = _text_choice(head, choice, OutputPiece(""), None)
+        chunk.prompt_token_ids = list(head.prompt_token_ids)
+        return self._json(head, [chunk])
 
     def delta(self, head: AnswerHead, choice: int, piece: OutputPiece) -> bytes:
         return self._json(head, [_text_choice(head, choice, piece, None)])
@@ -130,10 +143,13 @@ class ChatForm:
         )
         if prompt is not None:
             body.prompt_logprobs = prompt
+        if head.prompt_token_ids is not None:
+            body.prompt_token_ids = list(head.prompt_token_ids)
         return body.model_dump_json(exclude_unset=True).encode()
 
     def first(self, head: AnswerHead, choice: int) -> bytes:
-        return self._chunk(head, [_chat_choice(choice, MessageDelta(role="assistant", content=""))])
+        begun = _chat_choice(choice, MessageDelta(role="assistant", content=""))
+        return self._chunk(head, [begun], tells_prompt=True)
 
     def delta(self, head: AnswerHead, choice: int, piece: OutputPiece) -> bytes:
         delta = MessageDelta()
@@ -143,6 +159,8 @@ class ChatForm:
             delta.tool_calls = [_call_chunk(placed) for placed in piece.calls]
         chunk = _chat_choice(choice, delta)
         chunk.logprobs = chat_logprobs(piece.tokens)
+        if head.prompt_token_ids is not None:
+            chunk.token_ids = head.ids_of(piece)
         return self._chunk(head, [chunk])
 
     def last(self, head: AnswerHead, end: FinishInfo) -> bytes:
@@ -155,28 +173,34 @@ class ChatForm:
         return self._chunk(head, [], _usage(ends))
 
     def _chunk(
-        self, head: AnswerHead, choices: list[ChatChunkChoice], usage: UsageBody | None = None
+        self,
+        head: AnswerHead,
+        choices: list[ChatChunkChoice],
+        usage: UsageBody | None = None,
+        *,
+        tells_prompt: bool = False,
     ) -> bytes:
         kind: Literal["chat.completion.chunk"] = "chat.completion.chunk"
         body = ChatChunk(id=head.id, object=kind, created=head.created, model=head.model, choices=choices)
         if head.with_usage:
             body.usage = usage
+        if tells_prompt and head.prompt_token_ids is not None:
+            body.prompt_token_ids = list(head.prompt_token_ids)
         return body.model_dump_json(exclude_unset=True).encode()
 
 
 def _text_choice(
     head: AnswerHead, choice: int, piece: OutputPiece, end: FinishInfo | None
 ) -> CompletionChoice:
-    logprobs = completion_logprobs(piece.tokens)
-    if end is None:
-        return CompletionChoice(index=choice, text=piece.text, logprobs=logprobs, finish_reason=None)
-    return CompletionChoice(
-        index=choice,
-        text=piece.text,
-        logprobs=logprobs,
-        finish_reason=_ending(end),
-        stop_reason=_stop_reason(head, end),
+    choice_body = CompletionChoice(
+        index=choice, text=piece.text, logprobs=completion_logprobs(piece.tokens), finish_reason=None
     )
+    if head.prompt_token_ids is not None:
+        choice_body.token_ids = head.ids_of(piece)
+    if end is not None:
+        choice_body.finish_reason = _ending(end)
+        choice_body.stop_reason = _stop_reason(head, end)
+    return choice_body
 
 
 def _whole_choice(head: AnswerHead, output: WholeOutput) -> ChatChoice:
@@ -193,13 +217,16 @@ def _whole_choice(head: AnswerHead, output: WholeOutput) -> ChatChoice:
             for placed in piece.calls
             if placed.start is not None
         ]
-    return ChatChoice(
+    choice = ChatChoice(
         index=end.choice,
         message=message,
         logprobs=chat_logprobs(piece.tokens),
         finish_reason=_ending(end),
         stop_reason=_stop_reason(head, end),
     )
+    if head.prompt_token_ids is not None:
+        choice.token_ids = head.ids_of(piece)
+    return choice
 
 
 def _chat_choice(choice: int, delta: MessageDelta) -> ChatChunkChoice:

@@ -62,7 +62,7 @@ class Generations:
                     case PromptInfo():
                         info = event
                         prompt = PromptScores(ask, body.prompt_logprobs)
-                        readers = [OutputReader() for _ in range(ask.n)]
+                        readers = [self._reader(body) for _ in range(ask.n)]
                         pieces = [[] for _ in readers]
                     case PromptDelta():
                         tokens = prompt.take(event)
@@ -108,7 +108,7 @@ class Generations:
                 match event:
                     case PromptInfo():
                         prompt = PromptScores(ask, None)
-                        readers = [OutputReader() for _ in range(ask.n)]
+                        readers = [self._reader(body) for _ in range(ask.n)]
                         head = self._head(event, body)
                         await stream.start(answer_headers(event, body))
                     case PhaseChanged():
@@ -147,6 +147,9 @@ class Generations:
         if piece:
             await stream.data(self._form.delta(head, choice, piece))
 
+    def _reader(self, body: GenerationBody) -> OutputReader:
+        return OutputReader(with_token_ids=bool(body.return_token_ids))
+
     def _head(self, info: PromptInfo, body: GenerationBody) -> AnswerHead:
         options = body.stream_options
         return AnswerHead(
@@ -155,6 +158,7 @@ class Generations:
             model=info.model,
             with_usage=options is not None and bool(options.include_usage),
             stop_token_ids=frozenset(body.stop_token_ids or ()),
+            prompt_token_ids=info.prompt if body.return_token_ids else None,
         )
 
 
