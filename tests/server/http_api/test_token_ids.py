@@ -13,11 +13,13 @@ WITH = {"return_token_ids": True}
 
 async def test_whole_answers_have_them() -> None:
     async with http() as (_, client):
-        text = (await client.post("/v1/completions", json=TEXT | WITH | {"prompt": "ab", "n": 2})).json()
+        text = (
+            await client.post("/v1/completions", json=TEXT | WITH | {"prompt": ["ab", "k"], "n": 2})
+        ).json()
         chat = (await client.post("/v1/chat/completions", json=CHAT | WITH)).json()
         plain = (await client.post("/v1/completions", json=TEXT | {"return_token_ids": False})).json()
-    for choice in text["choices"]:
-        assert (bytes(choice["prompt_token_ids"]), bytes(choice["token_ids"])) == (b"ab", b"cde")
+    said = [(bytes(one["prompt_token_ids"]), bytes(one["token_ids"])) for one in text["choices"]]
+    assert said == [(b"ab", b"cde")] * 2 + [(b"k", b"lmn")] * 2
     assert bytes(chat["prompt_token_ids"]) == b"u:a;"
     assert bytes(chat["choices"][0]["token_ids"]).decode() == chat["choices"][0]["message"]["content"]
     assert not {"token_ids", "prompt_token_ids"} & {*plain["choices"][0], *plain}
