@@ -109,6 +109,26 @@ class Arena:
             best = max(best, end - first)
         return best
 
+    def freed_for(self, n_bytes: int, freed: AbstractSet[ExtentHandle]) -> list[ExtentHandle]:
+        """Those of the extents in `freed` that lie in the lowest hole of `n_bytes` that freeing all of them
+        would make. Raises IntegrityError if there would be none."""
+        size = aligned(n_bytes)
+        pieces = [(start, end, ExtentHandle(-1)) for start, end in self._holes]
+        for handle in freed:
+            start, length = self._extents[handle]
+            pieces.append((start, start + length, handle))
+        first = last = 0
+        within: list[ExtentHandle] = []
+        for start, end, handle in sorted(pieces):
+            if start > last:
+                first, within = start, []
+            if handle >= 0:
+                within.append(handle)
+            last = end
+            if last - first >= size:
+                return within
+        raise IntegrityError(f"arena: no hole of {n_bytes} bytes, whatever is freed")
+
     def plan_compaction(
         self,
         n_bytes: int,
