@@ -259,3 +259,73 @@ def test_audit_notices_damaged_books(says: str, damage: Callable[[SlabPool, obje
     damage(pool, next(iter(pool._slabs.values())))
     with pytest.raises(IntegrityError, match=says):
         pool.check_integrity(handles)
+
+
+def pool_with_cells(n_slabs: int) -> tuple[SlabPool, list[Cell], list[Cell]]:
+    """Slabs of two blocks, each a cell of its own. Returns the first cells of all slabs, and the second."""
+    pool = SlabPool(Arena(n_slabs * SLAB_BYTES), SLAB_BYTES)
+    size = SLAB_BYTES // 3
+    assert pool.capacity(size) == 2
+    cells = []
+    for _ in range(2 * n_slabs):
+        cells.append(Cell(KEY, MODEL, pool.allocate(size, 1) or ()))
+        pool.keep(cells[-1])
+    return pool, cells[::2], cells[1::2]
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_while_weights_come_and_go_no_slab_is_opened_beside_idle_blocks(packed: bool) -> None:
+    """A block in a slab of its own keeps weights from its place."""
+    pool, first, second = pool_with_cells(n_slabs=4)
+    evicted: list[Cell] = []
+    pool.on_evicted = evicted.append
+    pool.packed_bytes = SLAB_BYTES if packed else 0
+    for cell in (*second, first[0]):
+        pool.free(cell.blocks)
+    assert pool.n_idle_slabs == 1
+    pool.let_go(first[0])
+    pool.let_go(second[0])
+    assert pool.allocate(SLAB_BYTES // 3, 1) is not None
+    assert evicted == second[1:2] * packed, "the cell that was idle longest, or none: there was a free slab"
+    assert pool.n_idle_slabs == 0
+
+
+def test_packing_ends_when_enough_was_allocated() -> None:
+    pool, first, second = pool_with_cells(n_slabs=4)
+    size = SLAB_BYTES // 3
+    pool.packed_bytes = size
+    for cell in (first[0], second[0], second[1], second[2]):
+        pool.free(cell.blocks)
+    pool.let_go(first[0])
+    pool.let_go(second[0])
+    assert pool.allocate(size, 1)
+    assert second[1].blocks[0] not in pool._cells, "packed"
+    assert pool.allocate(size, 1)
+    assert second[2].blocks[0] in pool._cells, "not packed any more: in the free slab"
+
+
+def test_what_was_used_last_is_evicted_last() -> None:
+    """And the last cell of a prompt before the first, which the others need."""
+    pool, first, second = pool_with_cells(n_slabs=3)
+    evicted: list[Cell] = []
+    pool.on_evicted = evicted.append
+    pool.free([*first[0].blocks, *second[0].blocks])
+    pool.free([*first[1].blocks, *second[1].blocks])
+    pool.share(first[0])
+    pool.touch(second[0])
+    pool.free(first[0].blocks)
+    for _ in range(4):
+        assert pool.allocate(SLAB_BYTES // 3, 1)
+    assert evicted == [second[1], first[1], second[0], first[0]]
+
+
+def test_a_cell_that_goes_while_it_is_in_use_is_freed_by_its_last_user() -> None:
+    """A model is removed while a request of it waits for an operation."""
+    pool, first, _ = pool_with_cells(n_slabs=1)
+    pool.share(first[0])
+    pool.let_go(first[0])
+    pool.free(first[0].blocks)
+    assert pool.free_blocks(SLAB_BYTES // 3) == 0
+    pool.free(first[0].blocks)
+    assert pool.free_blocks(SLAB_BYTES // 3) == 1
+    assert not pool.idle_bytes
