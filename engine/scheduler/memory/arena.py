@@ -70,12 +70,17 @@ class Arena:
     def allocate_slot(self, slot_bytes: int) -> ExtentHandle | None:
         """Allocate the highest free slot of the grid `[capacity - (i + 1) * slot_bytes, capacity - i *
         slot_bytes)`."""
+        offset = self.highest_slot(slot_bytes)
+        return None if offset < 0 else self._take(offset, slot_bytes)
+
+    def highest_slot(self, slot_bytes: int) -> int:
+        """The offset of that slot. -1 if there is none."""
         for start, end in () if self.frozen else reversed(self._holes):
             first = -(-(self.capacity - end) // slot_bytes)
             offset = self.capacity - (first + 1) * slot_bytes
             if offset >= start:
-                return self._take(offset, slot_bytes)
-        return None
+                return offset
+        return -1
 
     def free_slots(self, slot_bytes: int) -> int:
         """How many times `allocate_slot` would succeed."""

@@ -12,7 +12,7 @@ A slab's capacity allows for the worst padding, so it does not depend on where t
 A block has one user, who frees it. Blocks that a prefix index keeps form a *cell*, which has any number of
 users: requests with the same beginning. A cell without users is *idle*. Its blocks count as free, and it is
 evicted when their room is needed. Only slabs without a block in use make room for weights, so while weights
-come and go blocks are *packed*: new ones take the place of idle cells in slabs in use before another slab.
+come and go blocks are *packed*: each is put where it would be if there were no idle cells.
 
     allocate ──▶ 1 user ── keep ──▶ cell with 1 user ◀── share, free ──▶ cell with 2 users
                    │                      └── free ──▶ idle ── share ──▶ 1 user
@@ -119,13 +119,17 @@ class SlabPool:
         while place < len(handles):
             handle = handles[place]
             if handle in cells:
-                left.append(cells[handle])
-                end = place + len(left[-1].blocks)
-                if tuple(handles[place:end]) != left[-1].blocks:
+                cell = cells[handle]
+                end = place + len(cell.blocks)
+                if tuple(handles[place:end]) != cell.blocks:
                     raise IntegrityError(
                         f"slabs: blocks {handles[place:end]} are freed, and are not one cell"
                     )
-                place = end
+                if slab is not None:
+                    self._refile(slab)
+                slab, last_key, place = None, -1, end
+                self._leave(cell)
+                left.append(cell)
                 continue
             key, index = handle >> INDEX_BITS, handle & INDEX_MASK
             if key != last_key:
@@ -142,7 +146,7 @@ class SlabPool:
         if slab is not None:
             self._refile(slab)
         for cell in reversed(left):  # the last cell of a prompt is worth nothing without the others
-            self._leave(cell)
+            self.touch(cell)
 
     def keep(self, cell: Cell) -> None:
         """Make blocks with one user a cell with one user, which stays when its users have gone."""
@@ -169,7 +173,7 @@ class SlabPool:
 
     def touch(self, cell: Cell) -> None:
         """Count an idle cell as used just now."""
-        if not cell.n_users:
+        if cell in self._idle:
             for idle in (self._idle, *(slab.idle for slab, _ in cell.parts)):
                 del idle[cell]
                 idle[cell] = None
@@ -258,20 +262,25 @@ class SlabPool:
                 return slab
             if self.packed_bytes > 0:
                 return self._with_evicted(slab)
-        if not arena.free_slots(self.slab_bytes):
+        if self.packed_bytes > 0 and self._idle_slabs and not arena.frozen:
+            self._free_highest_slot()
+        elif not arena.free_slots(self.slab_bytes):
             if arena.frozen or not self._idle_slabs:
                 return self._with_evicted(next(iter(partial.values())))
-            if self.packed_bytes > 0:
-                self.evict_idle([next(iter(self._idle_slabs.values())).extent])
-            else:
-                found = self._longest_idle(block_bytes)
-                if found is not None:
-                    return found
+            found = self._longest_idle(block_bytes)
+            if found is not None:
+                return found
         extent = arena.allocate_slot(self.slab_bytes)
         if extent is None:
             raise IntegrityError("slabs: the arena has fewer free slots than it said")
         slab = self._slabs[extent] = Slab(extent, block_bytes, self.capacity(block_bytes))
         return slab
+
+    def _free_highest_slot(self) -> None:
+        """Evict the highest idle slab, if no slot above it is free: weights shall find room below."""
+        highest = ExtentHandle(max(self._idle_slabs, key=self._arena.offset))
+        if self._arena.highest_slot(self.slab_bytes) < self._arena.offset(highest):
+            self.evict_idle((highest,))
 
     def _longest_idle(self, block_bytes: int) -> Slab | None:
         """Evict the cells that are idle longest, until one of them leaves a slab with a free block, which is

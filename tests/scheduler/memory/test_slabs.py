@@ -304,6 +304,21 @@ def test_packing_ends_when_enough_was_allocated() -> None:
     assert second[2].blocks[0] in pool._cells, "not packed any more: in the free slab"
 
 
+def test_while_weights_come_and_go_the_highest_slab_goes_first() -> None:
+    """Where the next one would be without idle cells: weights find room below."""
+    pool, first, second = pool_with_cells(n_slabs=3)
+    pool.packed_bytes = 10 * SLAB_BYTES
+    for cell in (first[2], second[2], first[0], second[0], first[1], second[1]):
+        pool.free(cell.blocks)
+    pool.let_go(first[1])
+    pool.let_go(second[1])
+    evicted: list[Cell] = []
+    pool.on_evicted = evicted.append
+    for _ in range(3):
+        assert pool.allocate(SLAB_BYTES // 3, 1)
+    assert evicted == [first[0], second[0]], "the highest slab; then the one in the middle is free"
+
+
 def test_what_was_used_last_is_evicted_last() -> None:
     """And the last cell of a prompt before the first, which the others need."""
     pool, first, second = pool_with_cells(n_slabs=3)
