@@ -48,7 +48,7 @@ def decided(market: Market, trace: list[Arrival], n_gpus: int) -> tuple[list[str
 
 
 @pytest.mark.parametrize(
-    ("n_models", "n_gpus", "rps", "seed"), [(4, 1, 0.8, 0), (5, 1, 0.8, 1), (7, 2, 2.0, 1)]
+    ("n_models", "n_gpus", "rps", "seed"), [(4, 1, 0.8, 2), (5, 1, 0.8, 1), (7, 2, 2.0, 1)]
 )
 def test_what_is_not_shared_changes_no_decision(n_models: int, n_gpus: int, rps: float, seed: int) -> None:
     market, trace = long_prompts(n_models, rps, seed)
