@@ -120,7 +120,7 @@ class Ledger:
             raise IllegalPlan(
                 f"{model.id} needs {self.bytes_to_place(model)} bytes that have no place in the arena"
             )
-        if self.blocks.n_idle_slabs and absent:
+        if self.blocks.n_idle_slabs and (len(absent) == 1 or not self._find_holes(absent)):
             n_bytes = self.bytes_to_place(model)
             self.blocks.evict_idle(self.arena.freed_for(n_bytes, self.blocks.idle_extents))
         for image in absent:

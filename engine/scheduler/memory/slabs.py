@@ -278,7 +278,7 @@ class SlabPool:
 
     def _free_highest_slot(self) -> None:
         """Evict the highest idle slab, if no slot above it is free: weights shall find room below."""
-        highest = ExtentHandle(max(self._idle_slabs, key=self._arena.offset))
+        highest = max((slab.extent for slab in self._idle_slabs.values()), key=self._arena.offset)
         if self._arena.highest_slot(self.slab_bytes) < self._arena.offset(highest):
             self.evict_idle((highest,))
 
