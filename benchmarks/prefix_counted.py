@@ -39,8 +39,8 @@ def serve(*, prefix_cache: bool) -> tuple[Launches, float]:
     for model in models:
         body.send(Register(model, path=""))
     for number in range(N_REQUESTS):
-        model = models[rng.randrange(len(models))].id
-        request = Request(_id(number), model, 400, 16, 10.0 + number / 4)
+        name = models[rng.randrange(len(models))].id
+        request = Request(_id(number), name, 400, 16, 10.0 + number / 4)
         body.submit_at(request, [rng.randrange(100, 40_000) for _ in range(400)])
     gc.collect()
     began_s = time.process_time()

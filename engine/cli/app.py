@@ -26,6 +26,7 @@ from tokenmux.cli.remote import Remote
 from tokenmux.cli.safe_text import safe
 from tokenmux.cli.serve import serve_command
 from tokenmux.core.addresses import DEFAULT_ADDRESS
+from tokenmux.core.compiled_form import is_compiled
 from tokenmux.core.errors import ConfigError, TokenmuxError
 
 FAILED, MISUSED = 1, 2
@@ -80,7 +81,8 @@ app.add_typer(kernels_app, name="kernels", rich_help_panel=_OPERATING)
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"tokenmux {metadata.version('tokenmux')}")
+        form = " (compiled)" if is_compiled() else ""
+        typer.echo(f"tokenmux {metadata.version('tokenmux')}{form}")
         raise typer.Exit
 
 

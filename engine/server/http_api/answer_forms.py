@@ -53,16 +53,20 @@ class WholeOutput:
     end: FinishInfo
 
 
+@dataclass(frozen=True, slots=True)
+class AnsweredPrompt:
+    """All outputs of a prompt, and what is told of the prompt, if that was asked for."""
+
+    outputs: Sequence[WholeOutput]
+    told: PromptLogprobsBody | None
+
+
 class AnswerForm(Protocol):
     """Each method but `first` returns a JSON document."""
 
     id_prefix: str
 
-    def whole(
-        self, head: AnswerHead, outputs: Sequence[WholeOutput], prompt: PromptLogprobsBody | None
-    ) -> bytes:
-        """`prompt` is what is told of the prompt, if that was asked for."""
-        ...
+    def whole(self, head: AnswerHead, prompts: Sequence[AnsweredPrompt]) -> bytes: ...
 
     def first(self, head: AnswerHead, choice: int) -> bytes | None:
         """The chunk before the first piece of text, if the form has one."""
@@ -72,7 +76,9 @@ class AnswerForm(Protocol):
 
     def last(self, head: AnswerHead, end: FinishInfo) -> bytes: ...
 
-    def usage(self, head: AnswerHead, ends: Sequence[FinishInfo]) -> bytes: ...
+    def usage(self, head: AnswerHead, ends: Sequence[Sequence[FinishInfo]]) -> bytes:
+        """`ends` are those of each prompt."""
+        ...
 
 
 class TextForm:
@@ -80,13 +86,15 @@ class TextForm:
 
     id_prefix = "cmpl-"
 
-    def whole(
-        self, head: AnswerHead, outputs: Sequence[WholeOutput], prompt: PromptLogprobsBody | None
-    ) -> bytes:
-        choices = [_text_choice(head, one.end.choice, one.piece, one.end) for one in outputs]
-        for choice in choices if prompt is not None else ():
-            choice.prompt_logprobs = prompt
-        return self._json(head, choices, _usage([one.end for one in outputs]))
+    def whole(self, head: AnswerHead, prompts: Sequence[AnsweredPrompt]) -> bytes:
+        choices = []
+        for prompt in prompts:
+            for one in prompt.outputs:
+                choice = _text_choice(head, one.end.choice, one.piece, one.end)
+                if prompt.told is not None:
+                    choice.prompt_logprobs = prompt.told
+                choices.append(choice)
+        return self._json(head, choices, _usage_of(prompts))
 
     def first(self, head: AnswerHead, choice: int) -> None:
         return None
@@ -97,7 +105,7 @@ class TextForm:
     def last(self, head: AnswerHead, end: FinishInfo) -> bytes:
         return self._json(head, [_text_choice(head, end.choice, OutputPiece(""), end)])
 
-    def usage(self, head: AnswerHead, ends: Sequence[FinishInfo]) -> bytes:
+    def usage(self, head: AnswerHead, ends: Sequence[Sequence[FinishInfo]]) -> bytes:
         return self._json(head, [], _usage(ends))
 
     def _json(
@@ -117,19 +125,18 @@ class ChatForm:
 
     id_prefix = "chatcmpl-"
 
-    def whole(
-        self, head: AnswerHead, outputs: Sequence[WholeOutput], prompt: PromptLogprobsBody | None
-    ) -> bytes:
+    def whole(self, head: AnswerHead, prompts: Sequence[AnsweredPrompt]) -> bytes:
+        (prompt,) = prompts
         body = ChatCompletion(
             id=head.id,
             object="chat.completion",
             created=head.created,
             model=head.model,
-            choices=[_whole_choice(head, output) for output in outputs],
-            usage=_usage([output.end for output in outputs]),
+            choices=[_whole_choice(head, output) for output in prompt.outputs],
+            usage=_usage_of(prompts),
         )
-        if prompt is not None:
-            body.prompt_logprobs = prompt
+        if prompt.told is not None:
+            body.prompt_logprobs = prompt.told
         return body.model_dump_json(exclude_unset=True).encode()
 
     def first(self, head: AnswerHead, choice: int) -> bytes:
@@ -151,7 +158,7 @@ class ChatForm:
         chunk.stop_reason = _stop_reason(head, end)
         return self._chunk(head, [chunk])
 
-    def usage(self, head: AnswerHead, ends: Sequence[FinishInfo]) -> bytes:
+    def usage(self, head: AnswerHead, ends: Sequence[Sequence[FinishInfo]]) -> bytes:
         return self._chunk(head, [], _usage(ends))
 
     def _chunk(
@@ -226,13 +233,18 @@ def _stop_reason(head: AnswerHead, finish: FinishInfo) -> str | int | None:
     return finish.stop_token_id if finish.stop_token_id in head.stop_token_ids else None
 
 
-def _usage(ends: Sequence[FinishInfo]) -> UsageBody:
-    """The usage of all choices, which share one prompt."""
-    n_prompt = ends[0].n_prompt
-    n_completion = sum(end.n_completion for end in ends)
+def _usage_of(prompts: Sequence[AnsweredPrompt]) -> UsageBody:
+    return _usage([[output.end for output in prompt.outputs] for prompt in prompts])
+
+
+def _usage(ends: Sequence[Sequence[FinishInfo]]) -> UsageBody:
+    """The usage of all prompts. The choices of one share it."""
+    n_prompt = sum(of_prompt[0].n_prompt for of_prompt in ends)
+    n_completion = sum(end.n_completion for of_prompt in ends for end in of_prompt)
+    n_cached = sum(min(end.n_cached for end in of_prompt) for of_prompt in ends)
     return UsageBody(
         prompt_tokens=n_prompt,
         completion_tokens=n_completion,
         total_tokens=n_prompt + n_completion,
-        prompt_tokens_details=PromptTokensBody(cached_tokens=min(end.n_cached for end in ends)),
+        prompt_tokens_details=PromptTokensBody(cached_tokens=n_cached),
     )
