@@ -70,11 +70,13 @@ class Generations:
         readers: list[OutputReader] = []
         pieces: list[list[OutputPiece]] = []
         ends: list[FinishInfo] = []
+        token_ids: tuple[int, ...] = ()
         async with self._front.open(ask, caller) as events:
             async for event in events:
                 match event:
-                    case PromptInfo():  # the front has checked `n`
-                        readers = [OutputReader() for _ in range(ask.n)]
+                    case PromptInfo(prompt=token_ids):  # the front has checked `n`
+                        with_ids = bool(body.return_token_ids)
+                        readers = [OutputReader(with_token_ids=with_ids) for _ in range(ask.n)]
                         pieces = [[] for _ in readers]
                     case PromptDelta():
                         tokens = prompt.take(event)
@@ -93,7 +95,7 @@ class Generations:
             )
             for end in ends
         ]
-        return AnsweredPrompt(outputs, prompt.listed)
+        return AnsweredPrompt(outputs, prompt.listed, token_ids)
 
     async def _stream(
         self,
@@ -135,6 +137,7 @@ class Generations:
             model=body.model,
             with_usage=options is not None and bool(options.include_usage),
             stop_token_ids=frozenset(body.stop_token_ids or ()),
+            with_token_ids=bool(body.return_token_ids),
         )
 
 

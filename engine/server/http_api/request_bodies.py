@@ -127,6 +127,8 @@ class GenerationBody(AskBody):
     response_format: Annotated[ResponseFormat | None, To("constraint", by=constraint_of_format)] = None
     structured_outputs: Annotated[StructuredOutputs | None, To("constraint", by=constraint_of_outputs)] = None
     """What the output must obey (a field of vLLM's)."""
+    return_token_ids: bool | None = None
+    """Return the token ids of prompt and output too (a field of vLLM's)."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 

@@ -45,10 +45,12 @@ class StreamedAnswer:
         n_before = place * ask.n
         readers: list[OutputReader] = []
         prompt = PromptScores(ask, None)
+        token_ids: tuple[int, ...] = ()
         async for event in events:
             match event:
-                case PromptInfo():  # the front has checked `n`
-                    readers = [OutputReader() for _ in range(ask.n)]
+                case PromptInfo(prompt=token_ids):  # the front has checked `n`
+                    with_ids = self._head.with_token_ids
+                    readers = [OutputReader(with_token_ids=with_ids) for _ in range(ask.n)]
                     await self._taken()
                 case PhaseChanged():
                     comment = phase_comment(event)
@@ -59,10 +61,10 @@ class StreamedAnswer:
                     for choice in range(ask.n if tokens else 0):
                         await self._piece(n_before + choice, OutputPiece("", tokens))
                 case TokenDelta(choice=choice):
-                    await self._begin(n_before + choice, readers[choice])
+                    await self._begin(n_before + choice, readers[choice], token_ids)
                     await self._piece(n_before + choice, readers[choice].take(event))
                 case FinishInfo(choice=choice):
-                    await self._begin(n_before + choice, readers[choice])
+                    await self._begin(n_before + choice, readers[choice], token_ids)
                     end = replace(event, choice=n_before + choice)
                     ends.append(end)
                     await self._stream.data(self._form.last(self._head, end))
@@ -82,11 +84,11 @@ class StreamedAnswer:
             self._begun.set()
         await self._begun.wait()
 
-    async def _begin(self, choice: int, reader: OutputReader) -> None:
-        """Write that an output has begun, once."""
+    async def _begin(self, choice: int, reader: OutputReader, prompt: Sequence[int]) -> None:
+        """Write that an output of a prompt has begun, once."""
         if not reader.begun:
             reader.begun = True
-            first = self._form.first(self._head, choice)
+            first = self._form.first(self._head, choice, prompt)
             if first is not None:
                 await self._stream.data(first)
 
