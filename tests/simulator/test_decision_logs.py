@@ -8,7 +8,8 @@ rounded to a millisecond, so that a logarithm's last digit does not count.
 
 Since 26 November 2026 a request that moves is paged out first: page-outs before moves, fewer rebuilds after
 them. And what is late by more than 0.3 TTFTs goes behind what can be on time, under all policies: five of the
-eight differ by turns after the first late requests.
+eight differ by turns after the first late requests. With little memory some models never fit together: each
+two of them add a load, and fewer meet.
 """
 
 from dataclasses import replace
@@ -82,7 +83,7 @@ def test_what_is_decided_has_not_changed(
     ("policy", "n_devices", "hardware", "doubts", "n_lines", "expected"),
     [
         pytest.param("slack", 4, SMALL_CACHE, SURE, 1453, "a423b58a20518f1f", id="models on disk"),
-        pytest.param("slack", 2, SMALL_MEMORY, SURE, 1345, "8099b2afb72fc7ed", id="little memory"),
+        pytest.param("slack", 2, SMALL_MEMORY, SURE, 1408, "8352a02106f22caf", id="little memory"),
         pytest.param("slack", 3, AS_USUAL, ALL_DOUBTS, 1694, "7753638bc1f9c3ed", id="doubts"),
         pytest.param("aegaeon", 6, AS_USUAL, SURE, 1311, "1bfd2f2898ca622d", id="aegaeon"),
         pytest.param("request-level", 6, AS_USUAL, SURE, 766, "bd0e7cf08a5f6f0d", id="request-level"),
