@@ -48,9 +48,8 @@ from tokenmux.scheduler.policy import beginning, eviction, making_way, rescue
 from tokenmux.scheduler.policy.instance_policy import Fit, InstanceView, ModelView, RequestView
 from tokenmux.scheduler.policy.steps import (
     as_many_as_fit,
-    decode_chunks,
+    mixed_chunks,
     must_end,
-    prefill_chunks,
     repetitions,
     shortest_tpot_s,
     single_chunks,
@@ -162,7 +161,7 @@ def _plan_compute(view: InstanceView) -> Plan:
         runnable.remove(early)
         runnable.insert(0, early)
     for model in runnable:
-        chunks = prefill_chunks(view, model.waiting.values()) + decode_chunks(model)
+        chunks = mixed_chunks(view, model)
         if not view.can_run(chunks):
             victim = (
                 eviction.droppable_kv(view, keep=model)

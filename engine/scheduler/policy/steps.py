@@ -20,13 +20,34 @@ def decode_chunks(model: ModelView) -> list[Chunk]:
     return [Chunk(request.request.id, request.n_tokens - 1, 1) for request in model.decoding.values()]
 
 
-def prefill_chunks(view: InstanceView, requests: Iterable[RequestView]) -> list[Chunk]:
-    """Chunks of these requests, the most urgent first, that fill one cell of the prefill grid.
+def mixed_chunks(view: InstanceView, model: ModelView) -> list[Chunk]:
+    """Prompts of the model beside a row for every request that decodes."""
+    rows = decode_chunks(model)
+    return prefill_chunks(view, model.waiting.values(), _riding_tokens(view, model)) + rows
+
+
+def _riding_tokens(view: InstanceView, model: ModelView) -> int | None:
+    """How many tokens of prompts ride along with the model's rows for next to nothing: as long as a step is
+    bound by reading the weights. None if there are no rows, or not even one piece of a prompt is as cheap."""
+    device, facts, n_rows = view.device, model.facts, len(model.decoding)
+    if not n_rows or device.cut_tokens == device.prefill_chunk_tokens:
+        return None
+    read_s = facts.n_bytes / device.memory_bytes_per_s
+    token_s = 2 * facts.n_parameters / device.flops_per_s
+    n_free = int(read_s / token_s) - n_rows
+    return n_free - n_free % device.cut_tokens or None if n_free > 0 else None
+
+
+def prefill_chunks(
+    view: InstanceView, requests: Iterable[RequestView], most: int | None = None
+) -> list[Chunk]:
+    """Chunks of these requests, the most urgent first, that fill one cell of the prefill grid, or hold at `most`
+    that many tokens.
 
     A request waits if another one computes the same beginning in this step: it will be given that.
     """
-    grid = view.device.prefill_chunk_tokens
-    budget = grid
+    grid, cut = view.device.prefill_chunk_tokens, view.device.cut_tokens
+    budget = most or grid
     chunks: list[Chunk] = []
     computed: set[PrefixKey] = set()
     for request in sorted(requests, key=lambda r: r.due_s):
@@ -39,7 +60,11 @@ def prefill_chunks(view: InstanceView, requests: Iterable[RequestView]) -> list[
         end = min(request.n_tokens, start - start % grid + grid)
         if end > request.request.n_prompt > start:
             end = min(request.n_tokens, start + grid)
-        if chunks and end - start > budget:
+        if end - start > budget and most:
+            end = (start + budget) // cut * cut
+            if end <= start:
+                break
+        elif chunks and end - start > budget:
             break
         chunks.append(Chunk(request.request.id, start, end - start))
         budget -= end - start
