@@ -45,8 +45,8 @@ HOST_KV_BYTES_PER_DEVICE = 128 * GB
 """Host memory for paged-out KV cache, per device."""
 
 CUT_TOKENS = 128
-"""Simulated devices may compute a prompt in pieces of this many tokens, as vLLM's chunked prefill does: the step
-times are vLLM's."""
+"""Simulated devices may compute a prompt in pieces of this many tokens, as vLLM's chunked prefill does: the
+step times are vLLM's. On a GPU of ours a prompt up to a chunk is a pass of its own."""
 
 USABLE = 0.9
 """Share of device memory for the arena. The rest is for activations and the runtime (vLLM's default
@@ -70,7 +70,8 @@ def instance_facts(
 ) -> DeviceFacts:
     """One instance of `n_devices` such devices in a tensor-parallel group: memory, speeds and links add up.
 
-    `largest_block_bytes` is the size of the largest KV block of the models to be served.
+    `largest_block_bytes` is the size of the largest KV block of the models to be served. A prompt may be cut
+    at multiples of `cut_tokens`.
     """
     arena_bytes = int(n_devices * gpu.memory_bytes * usable)
     return DeviceFacts(

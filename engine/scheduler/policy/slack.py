@@ -13,7 +13,7 @@ of the file:
    slack. The latter only go if their slack exceeds the candidate's by the time of a few reloads, and once
    they have stepped, so that no two models chase each other out.
 4. KV stays on the device when its model leaves. Only if it takes up the room of weights is it written through
-   in the background (copy-out) and dropped, the request that can wait longest first.
+   in the background (copy-out) and dropped, that of the model that will step last first.
 5. A load gives way to a request that would be late behind it, if those waiting for the load have time
    (`making_way`).
 6. While nothing can step, `rescue` takes over: everything serves the most urgent request that could, until it
@@ -125,13 +125,20 @@ class SlackPolicy:
         return min(absent, key=lambda model: model.deadline_s, default=None)
 
     def interrupts(self, step: Step, event: Event, view: InstanceView) -> bool:
-        """True if a request that was not in the burst can now run, or one in it must leave."""
+        """True if a request that was not in the burst can now run, or one in it must leave. Whoever joins a burst
+        late needs steps of its own later."""
         match event:
             case Arrived(_, request):
                 return request.model in view.resident_models
-            case CopyDone():
-                return view.in_flight(Channel.COPY_IN) is None and _is_urgent(step, view)
+            case CopyDone() if view.in_flight(Channel.COPY_IN) is None:
+                return _can_be_joined(step, view) or _is_urgent(step, view)
         return must_end(step, event)
+
+
+def _can_be_joined(step: Step, view: InstanceView) -> bool:
+    """True if a request of the stepping model has its KV back since the step began."""
+    stepping = view.models.get(step.model)
+    return stepping is not None and len(stepping.decoding) > len(step.chunks)
 
 
 def _is_urgent(step: Step, view: InstanceView) -> bool:
@@ -336,7 +343,9 @@ def _plan_copy_out(view: InstanceView) -> Plan:
         return IDLE
     best: RequestView | None = None
     for request in eviction.kv_holders(view, of_residents=resident_too):
-        if request.is_clean or (best is not None and eviction.due_s(request) <= eviction.due_s(best)):
+        if request.is_clean or (
+            best is not None and eviction.next_use_s(view, request) <= eviction.next_use_s(view, best)
+        ):
             continue
         if view.can_page_out(request.request.id):
             best = request

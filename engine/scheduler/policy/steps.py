@@ -21,28 +21,34 @@ def decode_chunks(model: ModelView) -> list[Chunk]:
 
 
 def mixed_chunks(view: InstanceView, model: ModelView) -> list[Chunk]:
-    """Prompts of the model beside a row for every request that decodes."""
-    rows = decode_chunks(model)
-    return prefill_chunks(view, model.waiting.values(), _riding_tokens(view, model)) + rows
+    """Prompts of the model beside a row for every request that decodes.
+
+    Beside rows, prompts are cut to what rides along for next to nothing. The step would have been taken for its
+    rows anyway, so that prompts cost hardly any time.
+    """
+    return prefill_chunks(view, model.waiting.values(), _riding_tokens(view, model)) + decode_chunks(model)
 
 
 def _riding_tokens(view: InstanceView, model: ModelView) -> int | None:
-    """How many tokens of prompts ride along with the model's rows for next to nothing: as long as a step is
-    bound by reading the weights. None if there are no rows, or not even one piece of a prompt is as cheap."""
+    """How many tokens of prompts take no longer than reading the weights, which the rows need too. None if not
+    one piece does, if there are no rows, or if others could share KV that would be in the middle of a cell."""
     device, facts, n_rows = view.device, model.facts, len(model.decoding)
-    if not n_rows or device.cut_tokens == device.prefill_chunk_tokens:
+    cut = device.cut_tokens
+    if not n_rows or cut == device.prefill_chunk_tokens:
+        return None
+    if cut < device.cell_tokens and any(r.request.prefix is not None for r in model.waiting.values()):
         return None
     read_s = facts.n_bytes / device.memory_bytes_per_s
     token_s = 2 * facts.n_parameters / device.flops_per_s
-    n_free = int(read_s / token_s) - n_rows
-    return n_free - n_free % device.cut_tokens or None if n_free > 0 else None
+    n_pieces = (int(read_s / token_s) - n_rows) // cut
+    return n_pieces * cut if n_pieces > 0 else None
 
 
 def prefill_chunks(
     view: InstanceView, requests: Iterable[RequestView], most: int | None = None
 ) -> list[Chunk]:
-    """Chunks of these requests, the most urgent first, that fill one cell of the prefill grid, or hold at `most`
-    that many tokens.
+    """Chunks of these requests, the most urgent first, that fill one cell of the prefill grid; or with `most`,
+    pieces of at most so many tokens together.
 
     A request waits if another one computes the same beginning in this step: it will be given that.
     """
