@@ -125,8 +125,8 @@ class SlackPolicy:
         return min(absent, key=lambda model: model.deadline_s, default=None)
 
     def interrupts(self, step: Step, event: Event, view: InstanceView) -> bool:
-        """True if a request that was not in the burst can now run, or one in it must leave. Whoever joins a burst
-        late needs steps of its own later."""
+        """True if a request that was not in the burst can now run, or one in it must leave. Whoever
+        joins a burst late needs steps of its own later."""
         match event:
             case Arrived(_, request):
                 return request.model in view.resident_models

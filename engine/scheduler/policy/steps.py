@@ -23,15 +23,18 @@ def decode_chunks(model: ModelView) -> list[Chunk]:
 def mixed_chunks(view: InstanceView, model: ModelView) -> list[Chunk]:
     """Prompts of the model beside a row for every request that decodes.
 
-    Beside rows, prompts are cut to what rides along for next to nothing. The step would have been taken for its
-    rows anyway, so that prompts cost hardly any time.
+    Beside rows, prompts are cut to what rides along for next to nothing: the rows would have needed the step
+    anyway.
     """
     return prefill_chunks(view, model.waiting.values(), _riding_tokens(view, model)) + decode_chunks(model)
 
 
 def _riding_tokens(view: InstanceView, model: ModelView) -> int | None:
-    """How many tokens of prompts take no longer than reading the weights, which the rows need too. None if not
-    one piece does, if there are no rows, or if others could share KV that would be in the middle of a cell."""
+    """How many tokens of prompts take no longer than reading the weights, which the rows need too.
+
+    None if not one piece does, if there are no rows, or if others could share what would be cut within a
+    cell.
+    """
     device, facts, n_rows = view.device, model.facts, len(model.decoding)
     cut = device.cut_tokens
     if not n_rows or cut == device.prefill_chunk_tokens:
@@ -47,8 +50,8 @@ def _riding_tokens(view: InstanceView, model: ModelView) -> int | None:
 def prefill_chunks(
     view: InstanceView, requests: Iterable[RequestView], most: int | None = None
 ) -> list[Chunk]:
-    """Chunks of these requests, the most urgent first, that fill one cell of the prefill grid; or with `most`,
-    pieces of at most so many tokens together.
+    """Chunks of these requests, the most urgent first, that fill one cell of the prefill grid; or with
+    `most`, pieces of at most so many tokens together.
 
     A request waits if another one computes the same beginning in this step: it will be given that.
     """
