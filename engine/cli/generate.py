@@ -10,6 +10,7 @@ from tokenmux.cli.generation_options import (
     BadWord,
     CacheSalt,
     Choices,
+    ChosenTool,
     FrequencyPenalty,
     GrammarFile,
     JsonSchema,
@@ -26,9 +27,11 @@ from tokenmux.cli.generation_options import (
     Seed,
     Stop,
     Temperature,
+    Tools,
     TopK,
     TopP,
     generate_options,
+    tool_options,
 )
 from tokenmux.cli.remote import connected
 from tokenmux.cli.shared_options import ModelArgument
@@ -119,7 +122,7 @@ def generate_command(
         if choices is not None and choices > 1:
             finishes = show_choices(client.generate(model, text, **options), errors)
         else:
-            _, finish = show_stream(client.stream(model, text, **options), errors)
+            finish = show_stream(client.stream(model, text, **options), errors).finish
             finishes = [] if finish is None else [finish]
     for finish in finishes if stats else ():
         errors.print(summary_line(finish), style="dim", highlight=False)
@@ -147,6 +150,8 @@ def chat_command(
     choice: OneOf = None,
     no_prefix_cache: NoPrefixCache = False,
     cache_salt: CacheSalt = None,
+    tools: Tools = None,
+    tool_choice: ChosenTool = None,
 ) -> None:
     """Chat with a model, one line at a time. Ctrl-C cancels an answer, Ctrl-D quits."""
     from tokenmux.cli.streaming import converse
@@ -171,5 +176,6 @@ def chat_command(
         no_prefix_cache=no_prefix_cache,
         cache_salt=cache_salt,
     )
+    options |= tool_options(tools, tool_choice)
     with connected(ctx) as client:
         converse(client, model, system, Console(stderr=True), options)

@@ -1,5 +1,6 @@
 """Options of `tokenmux generate` and `tokenmux chat`, and what the client is told of them."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +16,11 @@ _INT32 = 2**31 - 1
 MaxTokens = Annotated[
     int | None,
     typer.Option(
-        "--max-tokens", "-n", min=1, max=_INT32, help="Most tokens to generate. Default: the server's."
+        "--max-tokens",
+        "-n",
+        min=0,
+        max=_INT32,
+        help="Most tokens to generate; 0: none, to score the prompt. Default: the server's.",
     ),
 ]
 Temperature = Annotated[float, typer.Option("--temperature", "-t", help="Sampling temperature; 0: greedy.")]
@@ -97,6 +102,40 @@ Choices = Annotated[
     int | None,
     typer.Option(min=1, max=_INT32, help="Print this many answers, each when all are complete."),
 ]
+
+Tools = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        help="Offer the tools in FILE, a JSON list as OpenAI has it. Lines answer calls in turn.",
+    ),
+]
+ChosenTool = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CHOICE", help="auto, none, required, text (calls stay in the answer), or the name of a tool."
+    ),
+]
+
+
+def tool_options(tools: Path | None, choice: str | None) -> "GenerateOptions":
+    """The client's options about tools. Raises BadParameter for a file that is not a JSON list of objects."""
+    options: GenerateOptions = {}
+    if tools is not None:
+        try:
+            found = json.loads(_content(tools) or "")
+        except ValueError as error:
+            raise typer.BadParameter(f"{tools}: is not JSON: {error}") from None
+        if not isinstance(found, list) or not all(isinstance(tool, dict) for tool in found):
+            said = 'is not a list of tools: write [{"type": "function", "function": {...}}]'
+            raise typer.BadParameter(f"{tools}: {said}")
+        options["tools"] = found
+    if choice is not None:
+        named = {"type": "function", "function": {"name": choice}}
+        options["tool_choice"] = choice if choice in ("auto", "none", "required", "text") else named
+    return options
 
 
 def generate_options(

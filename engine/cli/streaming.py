@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
 from rich.console import Console
 
@@ -18,12 +19,30 @@ from tokenmux.client import (
     PromptLogprobs,
     State,
     TokenLogprobs,
+    ToolCall,
+    ToolCallDelta,
 )
 
 
-def show_stream(events: Iterable[GenerationEvent], errors: Console) -> tuple[str, Finish | None]:
-    """Print a stream as it arrives, and log-probabilities at its end. Returns its text and how it ended."""
-    text, finish = "", None
+@dataclass(slots=True)
+class Shown:
+    """What was printed of a stream: its text, its calls of tools, and how it ended."""
+
+    text: str = ""
+    calls: list[ToolCall] = field(default_factory=list)
+    finish: Finish | None = None
+
+    def take_call(self, piece: ToolCallDelta) -> None:
+        """Add a call, or a piece of one."""
+        if piece.index == len(self.calls):
+            self.calls.append(ToolCall(piece.id, piece.name, ""))
+        call = self.calls[piece.index]
+        self.calls[piece.index] = replace(call, arguments=call.arguments + piece.arguments)
+
+
+def show_stream(events: Iterable[GenerationEvent], errors: Console) -> Shown:
+    """Print a stream as it arrives, and its calls and log-probabilities at its end."""
+    shown = Shown()
     logprobs: list[tuple[int, TokenLogprobs]] = []
     with errors.status("sent") as waiting:
         for event in events:
@@ -34,18 +53,23 @@ def show_stream(events: Iterable[GenerationEvent], errors: Console) -> tuple[str
                     _show_prompt(event, errors)
                 case Delta():
                     logprobs += zip(event.token_ids, event.logprobs, strict=False)
-                    if event.text and not text:
+                    if event.text and not shown.text:
                         waiting.stop()
-                    text += event.text
+                    shown.text += event.text
+                    for piece in event.tool_calls:
+                        shown.take_call(piece)
                     sys.stdout.write(shown_on(sys.stdout, event.text))
                     sys.stdout.flush()
                 case Finish():
-                    finish = event
-    sys.stdout.write("\n")
+                    shown.finish = event
+    if shown.text or not shown.calls:
+        sys.stdout.write("\n")
+    for call in shown.calls:
+        sys.stdout.write(shown_on(sys.stdout, f"{call.name}({call.arguments})\n"))
     sys.stdout.flush()
     for token, told in logprobs:
         _show_logprobs("token", token, told, errors)
-    return text, finish
+    return shown
 
 
 def show_choices(answer: Completion, errors: Console) -> list[Finish]:
@@ -90,25 +114,39 @@ def summary_line(finish: Finish) -> str:
 def converse(
     client: Client, model: str, system: str | None, errors: Console, options: GenerateOptions
 ) -> None:
-    """Answer line after line until the input ends, with the conversation so far. Ctrl-C cancels an answer, or
-    quits."""
+    """Answer line after line until the input ends, with the conversation so far. After calls of tools, a line
+    is the result of each, in order. Ctrl-C cancels an answer, or quits."""
     history = [Message("system", system)] if system else []
+    called: list[ToolCall] = []
     while True:
         try:
-            line = input("> " if sys.stdin.isatty() else "")
+            said = _results(called) if called else _question()
         except EOFError:
             return
-        if not line.strip():
+        if not said:
             continue
-        question = Message("user", line)
-        stream = client.stream(model, [*history, question], **options)
+        stream = client.stream(model, [*history, *said], **options)
         try:
-            answer, _ = show_stream(stream, errors)
+            answer = show_stream(stream, errors)
         except KeyboardInterrupt:
             stream.cancel()
             errors.print("cancelled", style="dim")
             continue
-        history += [question, Message("assistant", answer)]
+        history += [*said, Message("assistant", answer.text, tuple(answer.calls))]
+        called = answer.calls
+
+
+def _question() -> list[Message]:
+    line = input("> " if sys.stdin.isatty() else "")
+    return [Message("user", line)] if line.strip() else []
+
+
+def _results(calls: Iterable[ToolCall]) -> list[Message]:
+    """What each call returned, as the user says."""
+    return [
+        Message("tool", input(f"{call.name}> " if sys.stdin.isatty() else ""), (), call.id, call.name)
+        for call in calls
+    ]
 
 
 def _shown_state(state: State) -> str:

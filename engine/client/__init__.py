@@ -38,6 +38,8 @@ from tokenmux.client.values import (
     Tenant,
     TokenLogprobs,
     TokenUsage,
+    ToolCall,
+    ToolCallDelta,
     Vectors,
 )
 
@@ -77,6 +79,8 @@ __all__ = [
     "Tenant",
     "TokenLogprobs",
     "TokenUsage",
+    "ToolCall",
+    "ToolCallDelta",
     "Vectors",
     "WrongArgument",
 ]

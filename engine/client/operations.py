@@ -5,7 +5,7 @@ from typing import Any
 
 import grpc
 
-from tokenmux.client import proto_values
+from tokenmux.client import pool_values
 from tokenmux.client.errors import translated
 from tokenmux.client.values import Operation
 from tokenmux.v1 import operations_pb2, operations_pb2_grpc
@@ -22,11 +22,11 @@ class Operations:
         """Those under way and the last that ended, the newest first."""
         request = operations_pb2.ListOperationsRequest()
         response = self._call(self._stub.ListOperations, request, timeout_s)
-        return tuple(map(proto_values.operation, response.operations))
+        return tuple(map(pool_values.operation, response.operations))
 
     def get(self, name: str, *, timeout_s: float | None = None) -> Operation:
         request = operations_pb2.GetOperationRequest(name=name)
-        return proto_values.operation(self._call(self._stub.GetOperation, request, timeout_s).operation)
+        return pool_values.operation(self._call(self._stub.GetOperation, request, timeout_s).operation)
 
     def cancel(self, name: str, *, timeout_s: float | None = None) -> None:
         """Ask it to end, with nothing left behind. Watch it to know how it ends."""
@@ -40,8 +40,8 @@ class Operations:
         try:
             with translated():
                 for response in call:
-                    yield proto_values.operation(response.operation)
-                    proto_values.completed(response.operation)
+                    yield pool_values.operation(response.operation)
+                    pool_values.completed(response.operation)
         finally:
             call.cancel()
 
@@ -61,12 +61,12 @@ class AsyncOperations:
         """Those under way and the last that ended, the newest first."""
         request = operations_pb2.ListOperationsRequest()
         response = await self._call(self._stub.ListOperations, request, timeout_s)
-        return tuple(map(proto_values.operation, response.operations))
+        return tuple(map(pool_values.operation, response.operations))
 
     async def get(self, name: str, *, timeout_s: float | None = None) -> Operation:
         request = operations_pb2.GetOperationRequest(name=name)
         response = await self._call(self._stub.GetOperation, request, timeout_s)
-        return proto_values.operation(response.operation)
+        return pool_values.operation(response.operation)
 
     async def cancel(self, name: str, *, timeout_s: float | None = None) -> None:
         """Ask it to end, with nothing left behind. Watch it to know how it ends."""
@@ -81,8 +81,8 @@ class AsyncOperations:
         try:
             with translated():
                 async for response in call:
-                    yield proto_values.operation(response.operation)
-                    proto_values.completed(response.operation)
+                    yield pool_values.operation(response.operation)
+                    pool_values.completed(response.operation)
         finally:
             call.cancel()
 

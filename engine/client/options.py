@@ -1,14 +1,15 @@
 """Options of a generation, besides model and prompt."""
 
 from collections.abc import Mapping, Sequence
-from typing import TypedDict
+from typing import Any, TypedDict
 
 
 class GenerateOptions(TypedDict, total=False):
     """If an option is left out or None, the server's default applies."""
 
     max_tokens: int | None
-    """Most tokens to generate, at least 1. Prompt and output together must fit the model's context."""
+    """Most tokens to generate. Prompt and output together must fit the model's context. 0, together with
+    `prompt_logprobs` or `echo`: score or repeat the prompt, and generate nothing."""
     min_tokens: int
     """Nothing ends the generation before it has this many tokens."""
     temperature: float | None
@@ -66,7 +67,12 @@ class GenerateOptions(TypedDict, total=False):
     request_id: str
     """An id of your own, which no live request may have."""
     tools: Sequence[Mapping[str, object]]
-    """Tools for the template of a conversation, as OpenAI describes them."""
+    """Tools that the model may call in a conversation, as OpenAI describes them."""
+    tool_choice: str | Mapping[str, Any] | None
+    """"auto" (the default), "none", "required", "text" (calls stay in the text), or a tool that must be
+    called: {"type": "function", "function": {"name": ...}}."""
+    parallel_tool_calls: bool | None
+    """False: leave out calls after the first."""
     documents: Sequence[Mapping[str, object]]
     """Documents for the template of a conversation."""
     chat_template_kwargs: Mapping[str, object]

@@ -49,36 +49,63 @@ class Resumption:
 DEFAULT_RESUMPTION = Resumption()
 
 
+class _Text:
+    """A text of which the caller holds a beginning: the output's own, or the arguments of a call."""
+
+    __slots__ = ("n_held", "n_told")
+
+    def __init__(self) -> None:
+        self.n_held = 0
+        self.n_told = 0
+        """Characters that came from the present server, or before it."""
+
+    def new_part(self, text: str) -> str:
+        """What the caller does not hold of the next part."""
+        self.n_told += len(text)
+        new = text[len(text) - max(self.n_told - self.n_held, 0) :]
+        self.n_held = max(self.n_held, self.n_told)
+        return new
+
+
 @dataclass(slots=True)
 class _Output:
-    """What the caller holds of one choice. `before_last` is the number of tokens and of characters before the
-    last delta with tokens; `n_told` characters came from the present server, or before it."""
+    """What the caller holds of one choice. `before_last` is the number of tokens before the last delta with
+    tokens, and how much of each text had been told then. The texts are the output's own (None), and the
+    arguments of its calls."""
 
     token_ids: list[int] = field(default_factory=list)
-    n_chars: int = 0
-    n_told: int = 0
-    before_last: tuple[int, int] = (0, 0)
+    texts: defaultdict[int | None, _Text] = field(default_factory=lambda: defaultdict(_Text))
+    before_last: tuple[int, dict[int | None, int]] = (0, {})
     complete: bool = False
 
     def take(self, delta: inference_pb2.TokenDelta) -> bool:
         """Take what the caller holds already out of a delta. False if nothing else is in it."""
         n_known = min(max(len(self.token_ids) - delta.index, 0), len(delta.token_ids))
         if n_known < len(delta.token_ids):
-            self.before_last = delta.index, self.n_told
-        told, self.n_told = delta.text, self.n_told + len(delta.text)
-        delta.text = told[len(told) - max(self.n_told - self.n_chars, 0) :]
-        self.n_chars = max(self.n_chars, self.n_told)
+            self.before_last = delta.index, {key: text.n_told for key, text in self.texts.items()}
+        delta.text = self.texts[None].new_part(delta.text)
+        calls = [call for call in delta.tool_calls if self._take_call(call)]
+        del delta.tool_calls[:]
+        delta.tool_calls.extend(calls)
         delta.index += n_known
         del delta.token_ids[:n_known]
         del delta.logprobs[:n_known]
         self.token_ids += delta.token_ids
-        return bool(delta.token_ids or delta.text)
+        return bool(delta.token_ids or delta.text or delta.tool_calls)
+
+    def _take_call(self, call: inference_pb2.ToolCallDelta) -> bool:
+        """The same for a piece of a call."""
+        if call.index in self.texts:
+            call.id = call.name = ""
+        call.arguments = self.texts[call.index].new_part(call.arguments)
+        return bool(call.name or call.arguments)
 
     def delivered(self) -> inference_pb2.Delivered:
         """What the next server is told. One that is told of no tokens begins again, with an echo if that is
         asked for."""
-        n_tokens, n_chars = self.before_last
-        self.n_told = n_chars if n_tokens else 0
+        n_tokens, told = self.before_last
+        for key, text in self.texts.items():
+            text.n_told = told.get(key, 0) if n_tokens else 0
         return inference_pb2.Delivered(token_ids=self.token_ids[:n_tokens], complete=self.complete)
 
 

@@ -9,7 +9,13 @@ from typing import Any, Self, Unpack
 
 import grpc
 
-from tokenmux.client import proto_values
+from tokenmux.client import (
+    generation_requests,
+    generation_values,
+    pool_requests,
+    pool_values,
+    prompt_requests,
+)
 from tokenmux.client.connection import DEFAULT_ADDRESS, Connection
 from tokenmux.client.errors import CallFailed, translated
 from tokenmux.client.operations import Operations
@@ -58,7 +64,7 @@ class Stream:
                 try:
                     with translated():
                         for response in self._call:
-                            event = proto_values.event(response) if self._progress.take(response) else None
+                            event = self._event(response)
                             if event is not None:
                                 yield event
                     return
@@ -66,6 +72,9 @@ class Stream:
                     self._go_on(error)
         finally:
             self.cancel()  # a caller that stops iterating does not want the rest
+
+    def _event(self, response: inference_pb2.GenerateStreamResponse) -> GenerationEvent | None:
+        return generation_values.event(response) if self._progress.take(response) else None
 
     def cancel(self) -> None:
         """End the generation: the server frees at once what the request held."""
@@ -154,7 +163,7 @@ class Client:
 
         >>> client.generate("smol", "1, 2, 3,", max_tokens=6, stop=".").text
         """
-        request = proto_values.stream_request(model, prompt, **options)
+        request = generation_requests.stream_request(model, prompt, **options)
         progress = GenerationProgress(request, timeout_s, self._resumption)
         while True:
             try:
@@ -162,7 +171,7 @@ class Client:
                     answer = self._inference.Generate(
                         progress.request.request, timeout=progress.left_s, metadata=self._metadata
                     )
-                    return proto_values.completion(answer)
+                    return generation_values.completion(answer)
             except CallFailed as error:
                 time.sleep(progress.wait_s(error))
 
@@ -183,7 +192,7 @@ class Client:
         >>> with client.stream("smol", "Tell me a story", max_tokens=200) as events:
         ...     text = "".join(event.text for event in events if isinstance(event, Delta))
         """
-        request = proto_values.stream_request(model, prompt, **options)
+        request = generation_requests.stream_request(model, prompt, **options)
         return Stream(self._begin_stream, GenerationProgress(request, timeout_s, self._resumption))
 
     def _begin_stream(self, progress: GenerationProgress) -> Any:
@@ -194,7 +203,7 @@ class Client:
     def chat(
         self,
         model: str,
-        messages: Sequence[Message] | Sequence[Mapping[str, str]],
+        messages: Sequence[Message] | Sequence[Mapping[str, Any]],
         *,
         timeout_s: float | None = None,
         **options: Unpack[GenerateOptions],
@@ -203,12 +212,12 @@ class Client:
 
         >>> client.chat("smol", [{"role": "user", "content": "Who are you?"}]).text
         """
-        return self.generate(model, proto_values.conversation(messages), timeout_s=timeout_s, **options)
+        return self.generate(model, prompt_requests.conversation(messages), timeout_s=timeout_s, **options)
 
     def cancel(self, request_id: str, *, tenant: str = "", timeout_s: float | None = None) -> None:
         """End a live request by its id: the caller's own or, for administrators, those of `tenant`, or (if
         that is empty) of all."""
-        request = proto_values.cancel_request(request_id, tenant)
+        request = generation_requests.cancel_request(request_id, tenant)
         with translated():
             self._inference.CancelGeneration(request, timeout=timeout_s, metadata=self._metadata)
 
@@ -224,14 +233,14 @@ class Client:
     ) -> Vectors:
         """A vector for each input, a text or a list of token ids. `dimensions` shortens them, if the model
         says that it can."""
-        request = proto_values.embed_request(model, inputs, dimensions, tenant, weight)
+        request = prompt_requests.embed_request(model, inputs, dimensions, tenant, weight)
         with translated():
             response = self._inference.Embed(request, timeout=timeout_s, metadata=self._metadata)
-            return proto_values.vectors(response)
+            return generation_values.vectors(response)
 
     def tokenize(self, model: str, prompt: Prompt, *, timeout_s: float | None = None) -> tuple[int, ...]:
         """The token ids of a text or a conversation, as `generate` would use them."""
-        request = proto_values.tokenize_request(model, prompt)
+        request = prompt_requests.tokenize_request(model, prompt)
         with translated():
             response = self._inference.Tokenize(request, timeout=timeout_s, metadata=self._metadata)
             return tuple(response.token_ids)
@@ -240,7 +249,7 @@ class Client:
         """Context length, vocabulary, and whether the model can chat."""
         request = inference_pb2.ModelMetadataRequest(model=model)
         with translated():
-            return proto_values.metadata(
+            return generation_values.metadata(
                 self._inference.ModelMetadata(request, timeout=timeout_s, metadata=self._metadata)
             )
 
@@ -285,13 +294,13 @@ class Models:
         found: tuple[Model, ...] = ()
         while True:
             response = self._call(self._stub.ListModels, request, timeout_s)
-            found += tuple(map(proto_values.model, response.models))
+            found += tuple(map(pool_values.model, response.models))
             if not response.next_page_token:
                 return found
             request.page_token = response.next_page_token
 
     def get(self, name: str, *, timeout_s: float | None = None) -> Model:
-        return proto_values.model(
+        return pool_values.model(
             self._call(self._stub.GetModel, models_pb2.GetModelRequest(name=name), timeout_s).model
         )
 
@@ -310,7 +319,7 @@ class Models:
         """Begin to add a model, and return at once. `operations.watch` tells how it goes on."""
         request = models_pb2.RegisterModelRequest(name=name, source=source)
         response = self._call(self._stub.RegisterModel, request, timeout_s)
-        return proto_values.operation(response.operation)
+        return pool_values.operation(response.operation)
 
     def unregister(self, name: str, *, force: bool = False, timeout_s: float | None = None) -> None:
         """Remove a model; with `force` even if it has live requests, which then fail."""
@@ -320,17 +329,17 @@ class Models:
     def load(self, name: str, *, wait: bool = False, timeout_s: float | None = None) -> Model:
         """Load a model onto a device; with `wait`, return once it is there."""
         request = models_pb2.LoadModelRequest(name=name, wait=wait)
-        return proto_values.model(self._call(self._stub.LoadModel, request, timeout_s).model)
+        return pool_values.model(self._call(self._stub.LoadModel, request, timeout_s).model)
 
     def unload(self, name: str, *, timeout_s: float | None = None) -> Model:
         """Take a model off all devices."""
         request = models_pb2.UnloadModelRequest(name=name)
-        return proto_values.model(self._call(self._stub.UnloadModel, request, timeout_s).model)
+        return pool_values.model(self._call(self._stub.UnloadModel, request, timeout_s).model)
 
     def pin(self, name: str, pinned: bool = True, *, timeout_s: float | None = None) -> Model:
         """Keep a model on a device, or (`pinned=False`) let it leave again."""
         request = models_pb2.PinModelRequest(name=name, pinned=pinned)
-        return proto_values.model(self._call(self._stub.PinModel, request, timeout_s).model)
+        return pool_values.model(self._call(self._stub.PinModel, request, timeout_s).model)
 
     def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
         with translated():
@@ -353,7 +362,7 @@ class Pool:
             request.page_token = response.next_page_token
             response = self._call(self._stub.GetStatus, request, timeout_s)
             status.models.extend(response.status.models)
-        return proto_values.pool_status(status)
+        return pool_values.pool_status(status)
 
     def watch(self, *, min_interval_s: float = 0.0, timeout_s: float | None = None) -> Iterator[PoolStatus]:
         """The state of the pool, now and at every change, at least `min_interval_s` seconds apart. Ends
@@ -373,7 +382,7 @@ class Pool:
         remembers."""
         with translated():
             request = pool_pb2.GetTraceRequest(last_s=last_s)
-            return proto_values.pool_trace(
+            return pool_values.pool_trace(
                 self._stub.GetTrace(request, timeout=timeout_s, metadata=self._metadata)
             )
 
@@ -384,7 +393,7 @@ class Pool:
         Its requests wait until the arena is empty and resized, or move, and then continue. This and the other
         changes are completed even if the call is abandoned, and hold until the server restarts.
         """
-        request = proto_values.resize_request(arena_bytes, instance)
+        request = pool_requests.resize_request(arena_bytes, instance)
         return int(self._call(self._stub.ResizeDevice, request, timeout_s).arena_bytes)
 
     def add_device(
@@ -401,18 +410,18 @@ class Pool:
         `kind` is "cpu" or "cuda" (None: that of the first device), `arena_bytes` its memory (0: as much as
         the first device of its kind, or most of a GPU's), `gpu` an index or UUID (empty: the next free one).
         """
-        request = proto_values.add_device_request(kind, arena_bytes, gpu, paged_kv)
+        request = pool_requests.add_device_request(kind, arena_bytes, gpu, paged_kv)
         return int(self._call(self._stub.AddDevice, request, timeout_s).instance)
 
     def drain_device(self, instance: int, *, undo: bool = False, timeout_s: float | None = None) -> None:
         """Place nothing on a device any longer, and return when it is empty; with `undo`, let it serve
         again."""
-        request = proto_values.drain_request(instance, undo=undo)
+        request = pool_requests.drain_request(instance, undo=undo)
         self._call(self._stub.DrainDevice, request, timeout_s)
 
     def remove_device(self, instance: int, *, timeout_s: float | None = None) -> None:
         """Drain a device and take it out of the pool."""
-        self._call(self._stub.RemoveDevice, proto_values.remove_request(instance), timeout_s)
+        self._call(self._stub.RemoveDevice, pool_requests.remove_request(instance), timeout_s)
 
     def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
         with translated():
@@ -431,7 +440,7 @@ class Planning:
         with translated():
             request = planning_pb2.GetCatalogueRequest()
             response = self._stub.GetCatalogue(request, timeout=timeout_s, metadata=self._metadata)
-            return tuple(proto_values.sizes(message) for message in response.models)
+            return tuple(pool_values.sizes(message) for message in response.models)
 
     def recorded_traffic(
         self, last_s: float = 0.0, *, timeout_s: float | None = None
@@ -441,4 +450,4 @@ class Planning:
         request = planning_pb2.GetRecordedTrafficRequest(last_s=last_s)
         call = self._stub.GetRecordedTraffic(request, timeout=timeout_s, metadata=self._metadata)
         with translated():
-            return tuple([proto_values.recorded(line) for response in call for line in response.requests])
+            return tuple([pool_values.recorded(line) for response in call for line in response.requests])

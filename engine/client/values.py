@@ -3,18 +3,37 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a tool. `arguments` are the text of a JSON object, as the model wrote it; `id` names the call
+    in the message that answers it."""
+
+    id: str
+    name: str
+    arguments: str
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation. `role` is "system", "user" or "assistant"."""
+    """One turn of a conversation. `role` is "system", "user", "assistant" or "tool".
+
+    A message of the assistant may have `tool_calls`. Their results are messages of the role "tool", with the
+    call's id as `tool_call_id`.
+    """
 
     role: str
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+    name: str = ""
 
 
-Prompt = str | Sequence[int] | Sequence[Message] | Sequence[Mapping[str, str]]
-"""Text, token ids, or a conversation (messages, or mappings with "role" and "content")."""
+Prompt = str | Sequence[int] | Sequence[Message] | Sequence[Mapping[str, Any]]
+"""Text, token ids, or a conversation: messages, or mappings as OpenAI has them, with "role" and "content",
+and perhaps "tool_calls", "tool_call_id" and "name"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,22 +93,34 @@ class PromptLogprobs:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """A call of a tool, or a piece of one; `index` is its place among the calls of the output. `id` and
+    `name` are there in the first piece; all `arguments` of a call are put together."""
+
+    index: int
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
-    """New output. Text lags behind the token ids while it could become a stop string. `logprobs` has one for
-    each token id, if they were asked for. `choice` is the output to which it belongs, if `n` asked for
-    several."""
+    """New output. Text lags behind the token ids while it could become a stop string or a call of a tool.
+    `logprobs` has one for each token id, if they were asked for. `choice` is the output to which it belongs,
+    if `n` asked for several."""
 
     index: int
     token_ids: tuple[int, ...]
     text: str
     logprobs: tuple[TokenLogprobs, ...] = ()
     choice: int = 0
+    tool_calls: tuple[ToolCallDelta, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """How an output ended. `reason` is "stop" or "length"; times are seconds since the request arrived at
-    the server. `seed` is that of this output: a request with it gives the same tokens.
+    """How an output ended. `reason` is "stop", "length" or "tool_calls"; times are seconds since the request
+    arrived at the server. `seed` is that of this output: a request with it gives the same tokens.
 
     If the stream went on at another server, that one drew all but `n_resumed_tokens`, and counts those of its
     own that were on time. `n_cached_prompt_tokens` of the prompt were not computed, since the prefix cache of
@@ -115,12 +146,14 @@ GenerationEvent = PromptInfo | State | PromptLogprobs | Delta | Finish
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One output. `logprobs` has one for each token id, if they were asked for."""
+    """One output. `logprobs` has one for each token id, if they were asked for. Its calls of tools are not in
+    the text."""
 
     text: str
     token_ids: tuple[int, ...]
     finish: Finish
     logprobs: tuple[TokenLogprobs, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +169,8 @@ class TokenUsage:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A whole answer. `text`, `token_ids`, `finish` and `logprobs` are those of the first output; `choices`
-    has all that `n` asked for. `prompt_logprobs` is there if it was asked for."""
+    """A whole answer. `text`, `token_ids`, `finish`, `logprobs` and `tool_calls` are those of the first
+    output; `choices` has all that `n` asked for. `prompt_logprobs` is there if it was asked for."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -147,6 +180,7 @@ class Completion:
     usage: TokenUsage
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: PromptLogprobs | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 class Residency(Enum):

@@ -1,6 +1,6 @@
 """Puts the changes that WatchStatus sends together again."""
 
-from tokenmux.client import proto_values
+from tokenmux.client import pool_values
 from tokenmux.client.values import InstanceStatus, Model, PoolStatus, Tenant
 from tokenmux.v1 import pool_pb2
 
@@ -24,10 +24,10 @@ class WatchedStatus:
         for number in response.removed_instances:
             self._instances.pop(number, None)
         status = response.status
-        self._models.update((each.name, proto_values.model(each)) for each in status.models)
-        self._tenants.update((each.name, proto_values.tenant(each)) for each in status.tenants)
-        self._instances.update((each.id, proto_values.instance(each)) for each in status.instances)
-        return proto_values.pool_status_of(
+        self._models.update((each.name, pool_values.model(each)) for each in status.models)
+        self._tenants.update((each.name, pool_values.tenant(each)) for each in status.tenants)
+        self._instances.update((each.id, pool_values.instance(each)) for each in status.instances)
+        return pool_values.pool_status_of(
             status,
             tuple(self._models[name] for name in sorted(self._models)),
             tuple(self._tenants[name] for name in sorted(self._tenants)),

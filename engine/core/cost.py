@@ -28,6 +28,11 @@ class StepWork(NamedTuple):
 NO_WORK = StepWork()
 
 
+def prefill_work(start: int, n_tokens: int) -> StepWork:
+    """The work of computing `n_tokens` of one prompt, from `start` on."""
+    return StepWork(n_tokens, n_tokens * start + n_tokens * (n_tokens + 1) // 2)
+
+
 class CostModel(Protocol):
     """Estimated durations in seconds. Each is a deterministic function of what the model was told."""
 

@@ -23,7 +23,8 @@ class Submit(Struct, frozen=True, array_like=True, tag=True):
     `n_prompt_likeliest` asks for the log-probability of each token of the prompt but the first, and for those
     of that many likeliest ones there; None asks for none. Without `prefix_cache`, the request neither takes
     nor leaves KV in the prefix cache; otherwise it shares KV with requests of the same `cache_salt` alone.
-    With `pooling` it draws nothing: it ends with its prompt, of which sums of hidden states are told.
+    With `pooling`, sums of hidden states of its prompt are told. If it does not draw, it ends with its
+    prompt; `request.max_tokens` is then 1, since the scheduler counts the step that would draw.
     """
 
     request: Request
@@ -38,6 +39,7 @@ class Submit(Struct, frozen=True, array_like=True, tag=True):
     prefix_cache: bool = True
     cache_salt: str | None = None
     pooling: PoolingKind | None = None
+    draws: bool = True
 
 
 class Cancel(Struct, frozen=True, array_like=True, tag=True):

@@ -52,13 +52,14 @@ class PromptPooled(Struct, frozen=True, array_like=True, tag=True):
 
 class Finished(Struct, frozen=True, array_like=True, tag=True):
     """The end of a request; each request has exactly one. `detail` says why if it FAILED; `code` is the
-    error's, if known."""
+    error's, if known. `n_cached` is as in `Tokens`, for a request that ended without a token."""
 
     request: RequestId
     reason: FinishReason
     at_s: float
     detail: str = ""
     code: ErrorCode | None = None
+    n_cached: int = 0
 
 
 class ModelStatus(Struct, frozen=True, array_like=True):

@@ -29,13 +29,10 @@ class GivenPrompts:
             if chunk.request in self._computed:
                 self._computed[chunk.request] |= ((1 << chunk.n_tokens) - 1) << chunk.start
 
-    def drew(self, request: RequestId, n_prompt: int) -> int:
+    def taken(self, request: RequestId, n_prompt: int) -> int:
         """The number of tokens of its prompt of `n_prompt` tokens that a request was given, when it draws its
-        first token; 0 afterwards."""
+        first token or ends without one; 0 afterwards."""
         computed = self._computed.pop(request, None)
         if computed is None:
             return 0
         return n_prompt - (computed & ((1 << n_prompt) - 1)).bit_count()
-
-    def ended(self, request: RequestId) -> None:
-        self._computed.pop(request, None)

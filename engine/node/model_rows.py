@@ -13,6 +13,7 @@ from tokenmux.core.phases import Residency
 from tokenmux.core.plan import Activate, Channel, Step
 from tokenmux.messages.reports import ModelStatus
 from tokenmux.scheduler.instance.instance import Instance
+from tokenmux.scheduler.instance.model_state import ModelState
 from tokenmux.scheduler.metrics.counter_table import Row
 from tokenmux.scheduler.metrics.counters import MODEL_TABLE, Metrics, ModelCounters
 from tokenmux.scheduler.metrics.summing import summed
@@ -21,6 +22,8 @@ _NEAR = {residency: place for place, residency in enumerate(Residency)}
 _NOTHING = MODEL_TABLE.row(ModelCounters())
 
 Instances = Mapping[InstanceId, Instance]
+_Part = tuple[InstanceId, ModelState, int]
+"""What one device knows of a model, with the requests of its step in flight that are that model's."""
 
 
 class ModelRows:
@@ -39,21 +42,25 @@ class ModelRows:
         if not instances:
             return (), 0
         first = next(iter(instances.values()))
-        users: dict[ModelId, dict[InstanceId, Instance]] = {}
+        parts: dict[ModelId, list[_Part]] = {}
         for index, instance in instances.items():
+            running, n_running = _running(instance)
             for model in _concerning(instance):
-                users.setdefault(model, {})[index] = instance
+                part = index, instance.models[model], n_running if model == running else 0
+                parts.setdefault(model, []).append(part)
         n_used, rows = 0, []
         for model, state in first.models.items():
-            parts = [metrics.models[model] for metrics in all_metrics if model in metrics.models]
-            n_used += any(part.last_asked_s >= since_s for part in parts)
-            counts = self._sum(model, parts)
+            counters = [metrics.models[model] for metrics in all_metrics if model in metrics.models]
+            for one in counters:
+                if one.last_asked_s >= since_s:
+                    n_used += 1
+                    break
+            counts = self._sum(model, counters)
             refusal = self._refused.get(model, "")
-            using = users.get(model)
-            if using is None:
-                rows.append(ModelStatus(model, state.residency, False, 0, 0, 0, counts, refusal))
+            if model in parts:
+                rows.append(_row(model, parts[model], state.residency, counts, refusal))
             else:
-                rows.append(_row(model, using, state.residency, counts, refusal))
+                rows.append(ModelStatus(model, state.residency, False, 0, 0, 0, counts, refusal))
         return tuple(rows), n_used
 
     def _sum(self, model: ModelId, parts: Sequence[ModelCounters]) -> Row:
@@ -81,33 +88,45 @@ def _concerning(instance: Instance) -> AbstractSet[ModelId]:
     )
 
 
-def _row(model: ModelId, using: Instances, residency: Residency, counts: Row, refusal: str) -> ModelStatus:
-    """`using` are the instances that the model concerns, `residency` where it is as seen from any other."""
-    states = {index: instance.models[model] for index, instance in using.items()}
-    n_running = n_queued = n_away = 0
-    for index, state in states.items():
-        n_stepping = _n_stepping(using[index], model)
+def _row(
+    model: ModelId, parts: Sequence[_Part], residency: Residency, counts: Row, refusal: str
+) -> ModelStatus:
+    """`parts` are the devices that the model concerns, `residency` where it is as seen from any other."""
+    n_queued = n_running = n_away = 0
+    pinned = unload_asked = False
+    load_error, resident_on = refusal, []
+    nearest = _NEAR[residency]
+    for index, state, n_stepping in parts:
         n_running += n_stepping
         n_queued += len(state.waiting) + len(state.decoding) - n_stepping
         n_away += len(state.away)
+        pinned = pinned or state.pinned
+        unload_asked = unload_asked or state.wanted is False
+        load_error = load_error or state.load_error
+        where = state.residency
+        if where is Residency.RESIDENT:
+            resident_on.append(index)
+        if _NEAR[where] > nearest:
+            residency, nearest = where, _NEAR[where]
     return ModelStatus(
-        model=model,
-        residency=max(residency, *(state.residency for state in states.values()), key=_NEAR.__getitem__),
-        pinned=any(state.pinned for state in states.values()),
-        n_queued=n_queued,
-        n_running=n_running,
-        n_paged_out=n_away,
-        counts=counts,
-        load_error=refusal or next((state.load_error for state in states.values() if state.load_error), ""),
-        unload_asked=any(state.wanted is False for state in states.values()),
-        resident_on=tuple(i for i, state in states.items() if state.residency is Residency.RESIDENT),
+        model,
+        residency,
+        pinned,
+        n_queued,
+        n_running,
+        n_away,
+        counts,
+        load_error,
+        unload_asked,
+        tuple(resident_on),
     )
 
 
-def _n_stepping(instance: Instance, model: ModelId) -> int:
-    """Requests of the step in flight that want its tokens: not those cancelled or paused since it began."""
+def _running(instance: Instance) -> tuple[ModelId | None, int]:
+    """The model of the step in flight, and how many of the step's requests want its tokens: not those
+    cancelled or paused since it began."""
     step = instance.in_flight(Channel.COMPUTE)
-    if not isinstance(step, Step) or step.model != model or not instance.models[model].has_requests:
-        return 0
+    if not isinstance(step, Step) or not instance.models[step.model].has_requests:
+        return None, 0
     requests = (instance.requests[chunk.request] for chunk in step.chunks)
-    return sum(request.to_end is None and not request.is_paused for request in requests)
+    return step.model, sum(request.to_end is None and not request.is_paused for request in requests)

@@ -302,13 +302,15 @@ class Node:
             self.pool.settle()
             self._operators.look()
             self.pool.settle()
+        has_decided = bool(self._decided)
         for device in (*self._decided.values(), *self.devices.values()):
             device.flush()
         self._decided.clear()
         for instance, positions in zip(self.pool.instances, self._positions, strict=True):
             if instance.queue.version != positions.looked_at:
                 self._out.extend(positions.report())
-        use, status = self._telemetry.report(), self._status.report(at_once=bool(self._answers))
+        use = self._telemetry.report()
+        status = self._status.report(has_decided=has_decided, at_once=bool(self._answers))
         if use is not None:
             self._out.append(use)
         if status is not None:

@@ -72,7 +72,7 @@ class NodeRequests:
             answer = self._pool.submit(arrived)
             if isinstance(answer, Refuse):
                 del self._contents[request.id]
-                self.given_prompts.ended(request.id)
+                self.given_prompts.taken(request.id, request.n_prompt)
                 detail, code = answer.reason, ErrorCode.DOES_NOT_FIT
         if detail:
             self._say(Finished(request.id, FinishReason.FAILED, now_s, detail, code))
@@ -108,7 +108,10 @@ class NodeRequests:
             if to_end is not None and to_end[0] is not None:
                 continue
             n_prompt = content.submit.request.n_prompt
-            index, n_cached = len(content.token_ids) - n_prompt, self.given_prompts.drew(request_id, n_prompt)
+            index, n_cached = (
+                len(content.token_ids) - n_prompt,
+                self.given_prompts.taken(request_id, n_prompt),
+            )
             content.token_ids.append(token)
             logprobs = () if told is None else (told,)
             self._say(Tokens(request_id, index, (token,), at_s, logprobs, n_cached))
@@ -116,13 +119,13 @@ class NodeRequests:
 
     def ended(self, ended: RequestEnded, instance: Instance) -> None:
         """A request ended on this instance."""
-        record = ended.record
-        del self._contents[record.request.id]
-        self._grammars.ended(record.request.id)
-        self.given_prompts.ended(record.request.id)
-        detail = self._accusations.ended(record.request.id, ended.detail)
+        record, request = ended.record, ended.record.request
+        del self._contents[request.id]
+        self._grammars.ended(request.id)
+        n_cached = self.given_prompts.taken(request.id, request.n_prompt)
+        detail = self._accusations.ended(request.id, ended.detail)
         code = _code_of(record, detail, instance)
-        self._say(Finished(record.request.id, record.reason, record.end_s, detail, code))
+        self._say(Finished(request.id, record.reason, record.end_s, detail, code, n_cached))
 
 
 def _code_of(record: RequestRecord, detail: str, instance: Instance) -> ErrorCode | None:

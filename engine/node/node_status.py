@@ -19,6 +19,10 @@ STATUS_INTERVAL_S = 0.2
 """A person sees five changes a second as motion, and a snapshot of 20 models takes a tenth of a
 millisecond."""
 
+POSTPONED_S = 0.05
+"""A snapshot that is due waits this long for a moment in which nothing was decided: between the tokens of a
+burst the node has little to do, and devices do not wait for it."""
+
 STATUS_SHARE = 0.05
 """Making snapshots takes at most this share of the time: with thousands of models there are fewer."""
 
@@ -47,13 +51,14 @@ class StatusReporter:
         self._n_live = 0
         self.due_s: float | None = None
 
-    def report(self, *, at_once: bool = False) -> NodeStatus | None:
-        """A snapshot. None if one was sent a moment ago and `at_once` is false: then `due_s` says when to
-        call again."""
+    def report(self, *, has_decided: bool = False, at_once: bool = False) -> NodeStatus | None:
+        """A snapshot. None if one was sent a moment ago, or if the node `has_decided` something just now and
+        has a moment's work behind it, and `at_once` is false: then `due_s` says when to call again."""
         now_s = self._clock.now_s()
         self._count_work(now_s)
-        if now_s < self._next_s and not at_once:
-            self.due_s = self._next_s
+        next_s = self._next_s + (POSTPONED_S if has_decided else 0.0)
+        if now_s < next_s and not at_once:
+            self.due_s = next_s
             return None
         self.due_s = None
         status = self._snapshot(now_s)

@@ -46,5 +46,5 @@ class Content:
         return (first, last) if first < last else None
 
     def draws(self, end: int) -> bool:
-        """True if a step up to position `end` draws a token. One for an embedding ends with its prompt."""
-        return end == len(self.token_ids) and self.submit.pooling is None
+        """True if a step up to position `end` draws a token."""
+        return end == len(self.token_ids) and self.submit.draws

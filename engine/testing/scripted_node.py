@@ -129,6 +129,9 @@ class ScriptedNode:
         self.post(PhaseChanged(request.id, RequestPhase.RUNNING))
         if submit.pooling is not None:
             self._pool(submit, submit.pooling)
+        if not submit.draws:
+            n_cached = self.script.n_cached
+            self.post(Finished(request.id, FinishReason.LENGTH, request.arrival_s, n_cached=n_cached))
             return
         for index in range(len(submit.delivered), len(output), wide):
             n_cached = self.script.n_cached if index == len(submit.delivered) else 0
@@ -145,7 +148,6 @@ class ScriptedNode:
             tokens = submit.prompt[first : min(first + 2, end)]
             sums = array("f", [float(sum(tokens))] * self.script.n_dimensions).tobytes()
             self.post(PromptPooled(request.id, PooledRows(first, len(tokens), sums)))
-        self.post(Finished(request.id, FinishReason.LENGTH, request.arrival_s))
 
     def kill(self) -> None:
         self.dead = self.killed = True

@@ -28,6 +28,7 @@ SHARED_WORDS: Mapping[str, frozenset[str]] = {
             "Prompt",
             "PromptInfo",
             "Residency",
+            "ToolCall",
         }
     ),
     "Kernels import nothing of ours; a test holds the two equal.": frozenset({"GREEDY_BELOW"}),

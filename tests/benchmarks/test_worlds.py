@@ -47,6 +47,16 @@ def test_no_prompt_is_begun_that_cannot_be_kept() -> None:
     assert outcome.simulator.instances[0].metrics.n_discards == 0
 
 
+@pytest.mark.parametrize("seed", [2, 3])
+def test_an_overload_of_long_prompts_is_served_at_least_as_well_as_one_model_at_a_time(seed: int) -> None:
+    """All were begun, each was deferred halfway, and all came too late: 0.028, where one model after the
+    other keeps 0.06."""
+    world = long_prompts(seed=seed)
+    ours, theirs = run(world), run(world, "request-level")
+    assert ours.summary().tokens_on_time > theirs.summary().tokens_on_time + 0.02
+    assert ours.seconds < 1.1 * theirs.seconds
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_large_model_is_fetched_in_a_stream_of_smaller_ones(seed: int) -> None:
     """It found no room while one of them was being read, and when it had been read it was dropped for the

@@ -1,12 +1,16 @@
 """`tokenmux generate` and `tokenmux chat` against the real server over scripted nodes."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from tests.cli.runner import refused, run
-from tests.server.harness import ServerThread
+from tests.server.harness import PATIENCE_S, ServerThread, serving
+from tests.server.http_api.http_calls import answer_with
+from tests.server.scripted_models import FakeEntry, LetterTokenizer, facts
 from tokenmux.cli.app import app
 from tokenmux.core.sampling import LogitRules
 from tokenmux.messages.commands import Submit
@@ -98,7 +102,7 @@ def test_chat_remembers_until_the_input_ends(server: ServerThread) -> None:
     ("arguments", "message"),
     [
         (["-n", str(2**40)], "--max-tokens"),
-        (["-n", "0"], "--max-tokens"),
+        (["-n", "-1"], "--max-tokens"),
         (["--seed", "-1"], "--seed"),
         (["--seed", str(2**64)], "--seed"),
         (["--top-k", str(10**11)], "--top-k"),
@@ -136,3 +140,31 @@ def test_generate_prints_several_answers_and_log_probabilities_of_the_prompt(
     streamed = run(server, "generate", "letters", "ab", "-n", "1", "--prompt-logprobs", "0")
     assert streamed.stdout == "c\n"
     assert "prompt token 98 -98.0000" in streamed.stderr
+    scored = run(server, "generate", "letters", "ab", "-n", "0", "--prompt-logprobs", "0", "--stats")
+    assert scored.stdout == "\n"
+    assert "prompt token 98 -98.0000" in scored.stderr
+    assert "2 prompt tokens, 0 tokens" in scored.stderr
+
+
+def test_chat_shows_calls_of_tools_and_asks_for_their_results(tmp_path: Path) -> None:
+    tools = tmp_path / "tools.json"
+    tools.write_text('[{"type": "function", "function": {"name": "now"}}]')
+    letters = LetterTokenizer(template="{{ tools }}<tool_call>", width=1)
+    entry = FakeEntry(facts("letters"), letters=letters)
+    with ServerThread(lambda: serving(entry, auto=False)) as server, ThreadPoolExecutor(1) as thread:
+        chatting = thread.submit(run, server, "chat", "letters", "--tools", str(tools), stdin="hi\nnoon\n")
+        call = '<tool_call>{"name": "now", "arguments": {"zone": "CET"}}</tool_call>'
+        server.do(answer_with(server.served, call))
+        again = server.do(answer_with(server.served, "It is noon."))
+        result = chatting.result(PATIENCE_S)
+        assert (result.exit_code, result.stdout) == (0, 'now({"zone": "CET"})\nIt is noon.\n')
+        assert "".join(map(chr, again.prompt)) == "u:hi;a:;t:noon;t:now;"
+
+
+@pytest.mark.parametrize("content", ["{", '{"a": 1}', "[1]"])
+def test_a_file_without_tools_is_wrong_usage(server: ServerThread, tmp_path: Path, content: str) -> None:
+    tools = tmp_path / "tools.json"
+    tools.write_text(content)
+    result = run(server, "chat", "letters", "--tools", str(tools), stdin="hi\n")
+    assert result.exit_code == 2
+    assert "Invalid value" in result.stderr

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from tokenmux.client import AsyncClient, Client, Message, WrongArgument
 from tokenmux.client.connection import Connection, is_local
-from tokenmux.client.proto_values import conversation, generate_request, tokenize_request
+from tokenmux.client.generation_requests import generate_request
+from tokenmux.client.prompt_requests import conversation, tokenize_request
 
 LOCAL = (
     "127.0.0.1:50051",

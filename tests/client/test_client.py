@@ -29,7 +29,7 @@ from tokenmux.client import (
     Residency,
     State,
     aio,
-    proto_values,
+    generation_values,
     sync,
 )
 from tokenmux.core.facts import ModelId
@@ -265,9 +265,9 @@ async def test_async_tokenize_metadata_models_and_pool(served: Served, tmp_path:
 
 def test_what_the_client_does_not_know_yet_is_no_error() -> None:
     """A newer server may send events and enum values that did not exist when this client was made."""
-    assert proto_values.event(inference_pb2.GenerateStreamResponse()) is None
+    assert generation_values.event(inference_pb2.GenerateStreamResponse()) is None
     state = inference_pb2.GenerateStreamResponse(state=inference_pb2.RequestState(phase=99))  # type: ignore[arg-type]
-    assert proto_values.event(state) == State(Phase.UNKNOWN, 0, 0.0)
+    assert generation_values.event(state) == State(Phase.UNKNOWN, 0, 0.0)
 
 
 @pytest.mark.parametrize(

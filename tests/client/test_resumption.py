@@ -12,7 +12,7 @@ import pytest
 from tests.server.harness import PATIENCE_S, Served, ServerThread, serving
 from tests.server.scripted_models import LetterDetokenizer
 from tokenmux.client import AsyncClient, CallFailed, Client, Delta, Finish, GenerationEvent, PromptInfo
-from tokenmux.client.proto_values import stream_request
+from tokenmux.client.generation_requests import stream_request
 from tokenmux.client.resumption import GenerationProgress, Resumption
 from tokenmux.messages.commands import Cancel, Submit
 from tokenmux.messages.reports import Tokens

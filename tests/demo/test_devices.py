@@ -9,7 +9,7 @@ from rich.console import Console
 
 from tests.server.sample_reports import device_status, node_status
 from tests.server.scripted_models import facts
-from tokenmux.client import PoolStatus, proto_values
+from tokenmux.client import PoolStatus, pool_values
 from tokenmux.core.facts import InstanceId
 from tokenmux.demo.load import StreamProgress
 from tokenmux.demo.prepared_models import DemoModels
@@ -47,7 +47,7 @@ def status(at_s: float, busy_s: float) -> PoolStatus:
     snapshot = PoolSnapshot("1", 9.0, 0, 256, 0, node_status("a", devices=devices), Usage(), ())
     deltas = StatusDeltas()
     deltas.take(snapshot)
-    shown = proto_values.pool_status(deltas.since(0, basic=False).status)
+    shown = pool_values.pool_status(deltas.since(0, basic=False).status)
     instances = tuple(replace(device, compute_busy_s=busy_s) for device in shown.instances)
     return replace(shown, at_s=at_s, instances=instances)
 

@@ -1,16 +1,30 @@
 """A node and its executors on real (small) models, in the test's thread."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+
+import torch
 
 from tokenmux.core.facts import DeviceFacts, HostFacts
 from tokenmux.core.memory_budgets import DeviceKind
 from tokenmux.core.pooling import PooledRows
 from tokenmux.core.request import RequestId
+from tokenmux.core.sampling import LogProbabilities
 from tokenmux.messages.commands import Command, Register
-from tokenmux.messages.reports import Acknowledged, Broken, Finished, PromptPooled, Report, Tokens
+from tokenmux.messages.reports import (
+    Acknowledged,
+    Broken,
+    Finished,
+    PromptPooled,
+    PromptTold,
+    Report,
+    Tokens,
+)
 from tokenmux.messages.setups import DeviceSetup, NodeSetup, PagedKv
+from tokenmux.models.catalogue import tiny
+from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.models.catalogue.entry import Entry
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.testing.driven_node import DrivenNode
@@ -29,6 +43,7 @@ class Served:
         self.n_cached: dict[RequestId, int] = {}
         """Tokens of the prompts that requests with output were given."""
         self.pooled: dict[RequestId, list[PooledRows]] = {}
+        self.told: dict[RequestId, list[LogProbabilities]] = {}
         self.ends: dict[RequestId, Finished] = {}
         self._unread: deque[Report] = deque()
 
@@ -53,6 +68,10 @@ class Served:
                 assert index == len(output)
                 output.extend(token_ids)
                 self.n_cached[request] = self.n_cached.get(request, 0) + message.n_cached
+            case PromptTold(request, index, log_probabilities):
+                told = self.told.setdefault(request, [])
+                assert index == len(told) + 1
+                told.extend(log_probabilities)
             case PromptPooled(request, rows):
                 self.pooled.setdefault(request, []).append(rows)
             case Finished(request):
@@ -78,6 +97,15 @@ class Served:
             assert not instance.requests
             for blocks in (instance.ledger.blocks, instance.ledger.host_blocks):
                 assert blocks.used_bytes == blocks.idle_bytes
+
+
+def tiny_entries(root: Path, families: Mapping[str, torch.dtype]) -> list[Entry]:
+    """A small model of each family, in the catalogue at `root`."""
+    catalogue = Catalogue(root)
+    return [
+        catalogue.register_folder(family, tiny.create(family, root / "checkpoints" / family, dtype=dtype))
+        for family, dtype in families.items()
+    ]
 
 
 @contextmanager

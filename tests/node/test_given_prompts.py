@@ -38,8 +38,8 @@ def given(*chunks: tuple[int, int]) -> int:
     prompts.arrived(asking(KEYS))
     for start, n_tokens in chunks:
         prompts.started(Step(ModelId("m"), (Chunk(R, start, n_tokens),)))
-    first = prompts.drew(R, N_PROMPT)
-    assert prompts.drew(R, N_PROMPT) == 0, "told once"
+    first = prompts.taken(R, N_PROMPT)
+    assert prompts.taken(R, N_PROMPT) == 0, "told once"
     return first
 
 
@@ -66,10 +66,7 @@ def test_requests_that_cannot_be_given_anything_are_not_followed() -> None:
     prompts = GivenPrompts()
     for prefix in (None, Prefix(ModelId("m"), CELL, (), reads=False)):
         prompts.arrived(asking(prefix))
-        assert prompts.drew(R, N_PROMPT) == 0
-    prompts.arrived(asking(KEYS))
-    prompts.ended(R)
-    assert prompts.drew(R, N_PROMPT) == 0
+        assert prompts.taken(R, N_PROMPT) == 0
 
 
 class Watched(NodeOnVirtualTime):

@@ -10,7 +10,7 @@ from tests.node.scenes import A, B, node_with, request
 from tokenmux.core.request import RequestId
 from tokenmux.messages.commands import Cancel, Command, Load, Pause, Pin, Resume, Unload
 from tokenmux.messages.reports import Acknowledged, ModelStatus, NodeStatus, Report
-from tokenmux.node.node_status import StatusReporter
+from tokenmux.node.node_status import POSTPONED_S, STATUS_INTERVAL_S, StatusReporter
 from tokenmux.server.front.shown_models import ShownModel
 from tokenmux.server.grpc_api.model_messages import model_message
 from tokenmux.testing import make_model
@@ -80,3 +80,21 @@ def test_an_answer_comes_after_a_status_that_shows_what_was_done(commands: list[
         state = body.instance.models[A]
         assert (shown.residency, shown.pinned) == (state.residency, state.pinned)
     assert shown.pinned == (commands[-1] == Pin(A, True))
+
+
+def test_a_snapshot_waits_a_moment_while_the_node_decides_and_no_longer() -> None:
+    body = node_with(40)
+    reporter = reporter_of(body)
+    began_s = body.clock.now_s()
+    assert reporter.report() is not None
+    assert reporter.report() is None
+    assert reporter.due_s == began_s + STATUS_INTERVAL_S
+    body.clock.call_at(began_s + STATUS_INTERVAL_S, lambda: seen.append(reporter.report(has_decided=True)))
+    body.clock.call_at(
+        began_s + STATUS_INTERVAL_S + POSTPONED_S, lambda: seen.append(reporter.report(has_decided=True))
+    )
+    seen: list[NodeStatus | None] = []
+    body.clock.run(until_s=began_s + 1)
+    held_back, told = seen
+    assert held_back is None
+    assert told is not None

@@ -4,14 +4,12 @@ generate, while KV is paged and dropped, and where the prefix cache has the begi
 import pytest
 import torch
 
-from tests.node.served_node import device, served
+from tests.node.served_node import device, served, tiny_entries
 from tokenmux.core.facts import ModelId
 from tokenmux.core.pooling import PooledRows, PoolingKind
 from tokenmux.core.request import FinishReason, Request, RequestId
 from tokenmux.core.sampling import Sampling
 from tokenmux.messages.commands import Submit
-from tokenmux.models.catalogue import tiny
-from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.models.catalogue.entry import Entry
 
 FAMILIES = {"qwen3": torch.bfloat16, "gemma2": torch.float32}
@@ -22,12 +20,7 @@ N = 40
 
 @pytest.fixture(scope="module")
 def entries(tmp_path_factory: pytest.TempPathFactory) -> list[Entry]:
-    root = tmp_path_factory.mktemp("catalogue")
-    catalogue = Catalogue(root)
-    return [
-        catalogue.register_folder(family, tiny.create(family, root / "checkpoints" / family, dtype=dtype))
-        for family, dtype in FAMILIES.items()
-    ]
+    return tiny_entries(tmp_path_factory.mktemp("catalogue"), FAMILIES)
 
 
 def submits(entries: list[Entry]) -> list[Submit]:
@@ -43,7 +36,7 @@ def submits(entries: list[Entry]) -> list[Submit]:
             max_tokens=30 if kind is None else 1,
             arrival_s=0.0,
         )
-        made.append(Submit(request, prompt, Sampling(), pooling=kind))
+        made.append(Submit(request, prompt, Sampling(), pooling=kind, draws=kind is None))
     return made
 
 
@@ -85,7 +78,7 @@ def test_the_end_of_a_prompt_is_enough_where_the_cache_has_the_rest(entries: lis
 
     def ask(name: str, kind: PoolingKind) -> Submit:
         request = Request(RequestId(name), ModelId(entries[0].name), len(prompt), 1, arrival_s=0.0)
-        return Submit(request, prompt, Sampling(), pooling=kind)
+        return Submit(request, prompt, Sampling(), pooling=kind, draws=False)
 
     hits = []
     with served(entries[:1], device(entries, 200, cell_tokens=CELL), prefix_cache=True) as body:

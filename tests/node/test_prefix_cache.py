@@ -13,7 +13,7 @@ import pytest
 import torch
 from msgspec.structs import replace
 
-from tests.node.served_node import KB, SLAB_BYTES, device, served
+from tests.node.served_node import KB, SLAB_BYTES, device, served, tiny_entries
 from tokenmux.core.facts import InstanceId, ModelId
 from tokenmux.core.request import Request, RequestId, ServiceLevel
 from tokenmux.core.sampling import Sampling
@@ -31,12 +31,7 @@ N = 45
 
 @pytest.fixture(scope="module")
 def entries(tmp_path_factory: pytest.TempPathFactory) -> list[Entry]:
-    root = tmp_path_factory.mktemp("catalogue")
-    catalogue = Catalogue(root)
-    return [
-        catalogue.register_folder(family, tiny.create(family, root / "checkpoints" / family, dtype=dtype))
-        for family, dtype in FAMILIES.items()
-    ]
+    return tiny_entries(tmp_path_factory.mktemp("catalogue"), FAMILIES)
 
 
 def submits(entries: list[Entry], n: int = N) -> list[Submit]:

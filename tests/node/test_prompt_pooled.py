@@ -21,7 +21,7 @@ N_PROMPT = 2500
 
 def ask(body: NodeOnVirtualTime, request: Request, kind: PoolingKind) -> None:
     prompt = tuple(range(request.n_prompt))
-    submit = Submit(request, prompt=prompt, sampling=Sampling(), pooling=kind)
+    submit = Submit(request, prompt=prompt, sampling=Sampling(), pooling=kind, draws=False)
     body.clock.call_at(request.arrival_s, lambda: body.send(submit))
 
 

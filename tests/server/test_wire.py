@@ -96,5 +96,5 @@ def test_values_and_methods_are_held_as_well() -> None:
     broken: Iterable[str] = wire.broken(table, [file])
     assert [line.split()[:2] for line in broken] == [
         ["tokenmux.v1.InferenceService", "Generate"],
-        ["tokenmux.v1.RequestPhase", "1"],
+        [f"tokenmux.v1.{file.enum_type[0].name}", "1"],
     ]

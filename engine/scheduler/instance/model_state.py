@@ -151,7 +151,9 @@ class ModelState:
             if file is self.away:
                 runnable_s = earliest_s
             for request in file.values():
-                due_s = shares.deferred_s(request.deadline_s, request.lead_s, request.grace_s)
+                due_s = shares.ordered_s(
+                    request.deadline_s, request.lead_s, request.grace_s, request.deferral_s
+                )
                 earliest_s = min(earliest_s, due_s)
                 deferred_s = request.deadline_s + request.grace_s
                 if now_s <= deferred_s < self._valid_until_s:
@@ -166,6 +168,7 @@ class ModelState:
     def file(self, request: RequestState) -> None:
         """File the request under what it needs now. Its old file, if any, is the one named by
         `request.need`."""
+        request.set_grace()
         need = request.next_need()
         if need is not request.need or request.id not in self._file_of(need):
             self._file_of(request.need).pop(request.id, None)

@@ -3,14 +3,16 @@
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from tokenmux.core.cost import CostModel
 from tokenmux.core.event import Arrived
 from tokenmux.core.phases import RequestPhase
 from tokenmux.core.prefix import PrefixKey
 from tokenmux.core.record import RequestHistory
 from tokenmux.core.request import FinishReason, Request, RequestId
+from tokenmux.scheduler.instance.long_prompt import LongPrompt
 from tokenmux.scheduler.memory.kv_table import KvTable
 from tokenmux.scheduler.metrics.counters import ArtifactAllowance
-from tokenmux.scheduler.metrics.shares import Share
+from tokenmux.scheduler.metrics.shares import DEFERRAL_TTFTS, Share
 
 if TYPE_CHECKING:  # a request knows its model, which files it
     from tokenmux.scheduler.instance.model_state import ModelState
@@ -31,6 +33,7 @@ class RequestState:
     __slots__ = (
         "artifact",
         "deadline_s",
+        "deferral_s",
         "first_token_s",
         "grace_s",
         "in_copy",
@@ -38,6 +41,7 @@ class RequestState:
         "kv",
         "last_token_s",
         "lead_s",
+        "long",
         "model",
         "n_on_time",
         "n_tokens",
@@ -52,7 +56,9 @@ class RequestState:
         "told_position",
     )
 
-    def __init__(self, arrived: Arrived, model: "ModelState", kv: KvTable, share: Share) -> None:
+    def __init__(
+        self, arrived: Arrived, model: "ModelState", kv: KvTable, share: Share, cost: CostModel
+    ) -> None:
         request, history = arrived.request, arrived.history
         self.request: Request = request
         self.model = model
@@ -67,6 +73,14 @@ class RequestState:
         that no request starves behind it."""
         self.grace_s = model.shares.grace_s(request)
         """How late it may be before it is deferred."""
+        self.deferral_s = model.shares.deferral_s
+        """By how much it is deferred then."""
+        self.long: LongPrompt | None = None
+        """What computing the prompt means for the grace, if that takes longer."""
+        long = LongPrompt(cost, model.facts, request, self.grace_s)
+        if long.seconds > self.grace_s:
+            self.long = long
+            self.deferral_s = max(self.deferral_s, DEFERRAL_TTFTS * long.seconds)
         self.paused_since_s: float | None = None
         self.in_step = False
         self.in_copy = False
@@ -111,8 +125,17 @@ class RequestState:
     def due_s(self) -> float:
         shares = self.model.shares
         if shares.even:
-            return shares.deferred_s(self.deadline_s, self.lead_s, self.grace_s)
+            return shares.ordered_s(self.deadline_s, self.lead_s, self.grace_s, self.deferral_s)
         return shares.due_s(self.share, self.deadline_s - self.lead_s)
+
+    @property
+    def is_deferred(self) -> bool:
+        shares = self.model.shares
+        return shares.even and shares.now_s - self.deadline_s > self.grace_s
+
+    @property
+    def is_long(self) -> bool:
+        return self.long is not None
 
     @property
     def is_paused(self) -> bool:
@@ -143,6 +166,10 @@ class RequestState:
         if not self.kv.on_device:
             return Need.PAGE_IN
         return Need.DECODE if self.n_drawn and self.kv.n_computed == self.n_tokens - 1 else Need.PREFILL
+
+    def set_grace(self) -> None:
+        if self.long is not None:
+            self.grace_s = self.long.grace_s(self.kv.n_computed)
 
     def set_deadline(self) -> None:
         self.deadline_s = self.request.deadline_s(self.n_drawn) + self.shift_s

@@ -15,7 +15,7 @@ def arrive(state: LiveState, arrived: Arrived) -> None:
     model = state.models[request.model]
     table = state.ledger.open(request.id, model.facts.kv, request.prefix)
     share = state.shares.enter(request)
-    live = RequestState(arrived, model, table, share)
+    live = RequestState(arrived, model, table, share, state.cost)
     if arrived.n_kept:
         _check_kept(state, arrived)
         state.ledger.adopt(request.id, arrived.n_kept)

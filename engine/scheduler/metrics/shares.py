@@ -13,7 +13,8 @@ deadline, however long the backlog of others. A tenant that comes back still owe
 nothing (as in the Virtual Token Counter: Sheng et al., OSDI 2024).
 
 While only one tenant wants something, what is late by more than a little goes behind what can still be on
-time, as if it were due later by a fixed time (`GRACE_TTFTS`, `DEFERRAL_TTFTS`). Otherwise one late request
+time, as if it were due later by a fixed time (`GRACE_TTFTS`, `DEFERRAL_TTFTS`; those of long prompts are in
+`tokenmux.scheduler.instance.long_prompt`). Otherwise one late request
 makes the next one late, and under overload all are. The time is fixed, so waiting stays bounded; a request
 that has caught up is ordered by its deadline again.
 """
@@ -35,7 +36,8 @@ lose nothing there. Strict requests that are late catch up among patient ones: w
 worlds of mixed classes lost 2 and 7 points."""
 
 DEFERRAL_TTFTS = 10.0
-"""How much later a deferred request counts as due, in TTFTs of the pool."""
+"""How much later a deferred request counts as due, in TTFTs of the pool, or in times of computing its prompt
+if that takes longer."""
 
 
 class Share:
@@ -106,11 +108,11 @@ class Shares:
         """How late the request may be before it is deferred."""
         return GRACE_TTFTS * max(request.service.ttft_s, self._ttft_s)
 
-    def deferred_s(self, deadline_s: float, lead_s: float, grace_s: float) -> float:
+    def ordered_s(self, deadline_s: float, lead_s: float, grace_s: float, deferral_s: float) -> float:
         """The deadline by which a request is ordered while no tenant is ahead: brought forward by its
-        `lead_s`, or later by the deferral if it is late by more than its `grace_s`."""
+        `lead_s`, and later by its `deferral_s` if it is late by more than its `grace_s`."""
         due_s = deadline_s - lead_s
-        return due_s if self.now_s - deadline_s <= grace_s else due_s + self.deferral_s
+        return due_s if self.now_s - deadline_s <= grace_s else due_s + deferral_s
 
     def earliest_s(self, deadlines: dict[Share, float]) -> float:
         """The earliest of the tenants' earliest deadlines, as they are ordered. Called more often than

@@ -48,6 +48,16 @@ class RequestView(Protocol):
         ...
 
     @property
+    def is_deferred(self) -> bool:
+        """True if it can no longer be on time, and is ordered behind what can be."""
+        ...
+
+    @property
+    def is_long(self) -> bool:
+        """True if its prompt alone takes longer to compute than it may be late."""
+        ...
+
+    @property
     def next_cell(self) -> PrefixKey | None:
         """The key of the cell of its prompt that it computes next, if requests may share that."""
         ...

@@ -23,7 +23,7 @@ of the file:
 from collections.abc import Iterable
 from math import inf
 
-from tokenmux.core.cost import StepWork
+from tokenmux.core.cost import StepWork, prefill_work
 from tokenmux.core.event import (
     Arrived,
     CopyDone,
@@ -168,7 +168,7 @@ def _plan_compute(view: InstanceView) -> Plan:
         runnable.remove(early)
         runnable.insert(0, early)
     for model in runnable:
-        chunks = mixed_chunks(view, model)
+        chunks = mixed_chunks(view, model, _prompts(view, model))
         if not view.can_run(chunks):
             victim = (
                 eviction.droppable_kv(view, keep=model)
@@ -182,6 +182,23 @@ def _plan_compute(view: InstanceView) -> Plan:
             repeat = repetitions(view, model, chunks, _burst_s(view, model, runnable))
             return Plan(Step(model.facts.id, tuple(chunks), repeat))
     return IDLE
+
+
+def _prompts(view: InstanceView, model: ModelView) -> Iterable[RequestView]:
+    """The waiting prompts that may share the model's next step. A chunk of a long one takes several times as
+    long as a token may: it waits if a row of the model would be late behind it that is due before it."""
+    if not model.waiting:
+        return ()
+    prompts = beginning.beginnable(view, model)
+    if not model.decoding or not any(prompt.is_long for prompt in prompts):
+        return prompts
+    row_s = min((row.due_s for row in model.decoding.values() if not row.is_deferred), default=inf)
+    return [p for p in prompts if not p.is_long or p.due_s < row_s or _chunk_ends_s(view, model, p) < row_s]
+
+
+def _chunk_ends_s(view: InstanceView, model: ModelView, prompt: RequestView) -> float:
+    n_tokens = min(view.device.prefill_chunk_tokens, prompt.n_tokens - prompt.n_computed)
+    return view.now_s + view.cost.step_s(model.facts, prefill_work(prompt.n_computed, n_tokens))
 
 
 def _later_model(view: InstanceView, model: ModelView) -> Evict | None:

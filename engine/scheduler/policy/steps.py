@@ -20,26 +20,28 @@ def decode_chunks(model: ModelView) -> list[Chunk]:
     return [Chunk(request.request.id, request.n_tokens - 1, 1) for request in model.decoding.values()]
 
 
-def mixed_chunks(view: InstanceView, model: ModelView) -> list[Chunk]:
-    """Prompts of the model beside a row for every request that decodes.
+def mixed_chunks(view: InstanceView, model: ModelView, prompts: Iterable[RequestView]) -> list[Chunk]:
+    """These prompts of the model beside a row for every request that decodes.
 
     Beside rows, prompts are cut to what rides along for next to nothing: the rows would have needed the step
     anyway.
     """
-    return prefill_chunks(view, model.waiting.values(), _riding_tokens(view, model)) + decode_chunks(model)
+    prompts = list(prompts)
+    return prefill_chunks(view, prompts, _riding_tokens(view, model, prompts)) + decode_chunks(model)
 
 
-def _riding_tokens(view: InstanceView, model: ModelView) -> int | None:
+def _riding_tokens(view: InstanceView, model: ModelView, prompts: list[RequestView]) -> int | None:
     """How many tokens of prompts take no longer than reading the weights, which the rows need too.
 
-    None if not one piece does, if there are no rows, or if others could share what would be cut within a
-    cell.
+    None if not one piece does, if there is nothing to ride along, or if a prompt is long or would be cut
+    within a cell that others could share.
     """
     device, facts, n_rows = view.device, model.facts, len(model.decoding)
     cut = device.cut_tokens
-    if not n_rows or cut == device.prefill_chunk_tokens:
+    if not n_rows or not prompts or cut == device.prefill_chunk_tokens:
         return None
-    if cut < device.cell_tokens and any(r.request.prefix is not None for r in model.waiting.values()):
+    within_cells = cut < device.cell_tokens
+    if any(r.is_long or (within_cells and r.request.prefix is not None) for r in prompts):
         return None
     read_s = facts.n_bytes / device.memory_bytes_per_s
     token_s = 2 * facts.n_parameters / device.flops_per_s

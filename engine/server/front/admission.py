@@ -16,14 +16,14 @@ from math import inf
 
 from msgspec.structs import replace as replace_fields
 
-from tokenmux.core.errors import InternalError
+from tokenmux.core.errors import InternalError, InvalidRequest
 from tokenmux.core.grammar import Grammar
 from tokenmux.core.request import DEFAULT_TENANT, Request, RequestId
 from tokenmux.core.sampling import Sampling, choice_seed
 from tokenmux.messages.commands import Submit
-from tokenmux.models.text.tool_formats import tool_format_of
 from tokenmux.server.front.call import AdmittedChoice, choice_id
-from tokenmux.server.front.constraint_rules import check_can_end
+from tokenmux.server.front.call_reader import CallReader
+from tokenmux.server.front.constraint_rules import check_can_end, check_constraint
 from tokenmux.server.front.counts import check_token_ids
 from tokenmux.server.front.delivered_tokens import retrace
 from tokenmux.server.front.generation import (
@@ -36,6 +36,7 @@ from tokenmux.server.front.generation import (
     PromptInfo,
     Text,
     TokenIds,
+    ToolChoice,
     Words,
 )
 from tokenmux.server.front.grammar_reader import GrammarReader
@@ -54,12 +55,16 @@ from tokenmux.server.front.request_rules import (
 from tokenmux.server.front.sampling_rules import logit_rules, spellings
 from tokenmux.server.front.served_models import ServedModel, ServedModels
 from tokenmux.server.front.tenants import QueuePlaces, Weights
+from tokenmux.server.front.tool_use import ToolUse, tool_use_of
 
 
 @dataclass(frozen=True, slots=True)
 class Tokenized:
-    """A prompt between the two passes."""
+    """A prompt between the two passes, and the question as its tools make it."""
 
+    ask: Ask
+    use: ToolUse | None
+    """How calls of tools are read."""
     served: ServedModel
     text: ModelText
     prompt: tuple[int, ...]
@@ -124,15 +129,15 @@ class Admission:
         arrival_s = self._clock()
         served = self._first_pass(ask)
         with self._places.admitting(ask.tenant, ask.n):
-            admitted = self._second_pass(ask, arrival_s, await self._tokenize(ask, served))
+            admitted = self._second_pass(arrival_s, await self._tokenize(ask, served))
             for choice in admitted.choices:
-                await retrace(choice.submit, choice.text)
+                await retrace(choice)
         self._readiness.check()  # all this took time: the server may be stopping
         return admitted
 
     async def tokenize(self, model: str, prompt: Prompt) -> tuple[int, ...]:
         """The token ids of a prompt. Holds a place in the queue while it works. Raises as `admit`."""
-        ask = Ask(model, prompt)
+        ask = Ask(model, prompt, tool_choice=ToolChoice("text"))
         served = self._first_pass(ask)
         with self._places.admitting(DEFAULT_TENANT):
             prompt_ids = (await self._tokenize(ask, served)).prompt
@@ -148,8 +153,6 @@ class Admission:
             served.facts,
             said.can_chat,
             said.stop_token_ids,
-            said.takes_tools,
-            tool_format_of(said.template),
             served.whole().embedding,
         )
 
@@ -163,33 +166,50 @@ class Admission:
 
     async def _tokenize(self, ask: Ask, served: ServedModel) -> Tokenized:
         """The prompt as encoded by the model's tokenizer, after the first pass, and what its output obeys."""
+        said = ask
         while True:
             text = await self._models.text(served)
+            ask, use = tool_use_of(said, served.facts.id, text.facts)
             check_text_length(ask.prompt, served.facts, text.facts.longest_token_chars)
             prompt = await self._token_ids(served, text, ask.prompt)
             if ask.truncate_prompt_tokens is not None:
                 prompt = prompt[-ask.truncate_prompt_tokens :]
             words = await self._word_tokens(served, text, ask.bad_words)
-            check_can_end(ask, served.facts, text.facts.stop_token_ids)
-            grammar = None if ask.constraint is None else await self._grammars.read(ask.constraint)
+            grammar = await self._grammar(ask, use, served, text)
             if self._models.accepts(served):
-                return Tokenized(served, text, prompt, words, grammar)
+                return Tokenized(ask, use, served, text, prompt, words, grammar)
             # Another checkpoint under the same name has another vocabulary: start over.
-            served = self._first_pass(ask)
+            served = self._first_pass(said)
 
-    def _second_pass(self, ask: Ask, arrival_s: float, tokenized: Tokenized) -> Admitted:
-        served, prompt = tokenized.served, tokenized.prompt
+    async def _grammar(
+        self, ask: Ask, use: ToolUse | None, served: ServedModel, text: ModelText
+    ) -> Grammar | None:
+        """What the output must obey."""
+        if ask.constraint is None:
+            return None
+        try:
+            check_constraint(ask)
+            check_can_end(ask, served.facts, text.facts.stop_token_ids)
+            return await self._grammars.read(ask.constraint)
+        except InvalidRequest as error:
+            if use is not None and use.is_forced and error.named == "constraint":
+                error.field = "tools"
+            raise
+
+    def _second_pass(self, arrival_s: float, tokenized: Tokenized) -> Admitted:
+        ask, served, prompt = tokenized.ask, tokenized.served, tokenized.prompt
         facts = served.facts
         max_tokens = output_limit(ask, prompt, facts, self._defaults)
         check_token_ids("tokens of the prompt", prompt, facts, field="prompt")
-        self._devices.check_request(facts, len(prompt) + max_tokens, self._models.pinned())
+        n_steps = max(1, max_tokens)  # without a token to draw, the last one of the prompt is a step too
+        self._devices.check_request(facts, len(prompt) + n_steps, self._models.pinned())
         end_token_ids = frozenset() if ask.ignore_end_tokens else tokenized.text.facts.stop_token_ids
         submit = Submit(
             request=Request(
                 id=RequestId(f"{ask.request_id}/{secrets.token_hex(4)}"),
                 model=facts.id,
                 n_prompt=len(prompt),
-                max_tokens=max_tokens,
+                max_tokens=n_steps,
                 arrival_s=arrival_s,
                 service=service_level(ask, self._defaults),
                 tenant=ask.tenant,
@@ -216,6 +236,7 @@ class Admission:
             prefix_cache=ask.prefix_cache,
             cache_salt=ask.cache_salt,
             pooling=ask.pooling,
+            draws=max_tokens > 0,
         )
         self._pace.check(submit.request, ask.timeout_s)
         choices = tuple(
@@ -225,6 +246,7 @@ class Admission:
                 tokenized.text.detokenizer(
                     ask.stop_strings, prompt=prompt, skip_special_tokens=ask.skip_special_tokens
                 ),
+                _call_reader(tokenized, submit, number),
             )
             for number, held in enumerate(ask.delivered or (NONE_DELIVERED,) * ask.n)
             if not held.is_complete
@@ -267,6 +289,15 @@ def _as_choice(submit: Submit, number: int, held: Delivered) -> Submit:
         delivered=tuple(held.token_ids),
         n_prompt_likeliest=None,
     )
+
+
+def _call_reader(tokenized: Tokenized, submit: Submit, number: int) -> CallReader | None:
+    """What reads calls in a choice. Its name makes their ids differ within a conversation, whose prompts
+    grow, and between requests, but not if the same is sent again."""
+    if tokenized.use is None:
+        return None
+    name = f"{tokenized.ask.request_id}/{submit.sampling.seed}/{len(submit.prompt)}/{number}"
+    return CallReader(tokenized.use, name)
 
 
 def _echo(ask: Ask, tokenized: Tokenized) -> str:

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 
 from tokenmux.core.phases import PhaseChanged
+from tokenmux.server.front.call_reader import joined_calls
 from tokenmux.server.front.generation import PromptDelta, StreamEvent, TokenDelta
 
 _WITH_TOKENS = (TokenDelta, PromptDelta)
@@ -133,4 +134,5 @@ def _merged(first: TokenDelta, second: TokenDelta) -> TokenDelta:
         first.log_probabilities + second.log_probabilities,
         first.choice,
         first.spellings + second.spellings,
+        joined_calls(first.calls + second.calls) if second.calls else first.calls,
     )

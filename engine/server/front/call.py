@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from tokenmux.core.request import RequestId
 from tokenmux.messages.commands import Submit
 from tokenmux.server.front.buffer import EventBuffer
+from tokenmux.server.front.call_reader import CallReader
 from tokenmux.server.front.generation import StreamEvent
 from tokenmux.server.front.live_request import LiveRequest
 from tokenmux.server.front.model_text import OutputText
@@ -21,12 +22,13 @@ from tokenmux.server.front.model_text import OutputText
 
 @dataclass(frozen=True, slots=True)
 class AdmittedChoice:
-    """One choice that may go to a node. `text` makes the text of its output, and has been given the tokens
-    that its client holds."""
+    """One choice that may go to a node. `text` makes the text of its output, of which `calls` reads calls of
+    tools, if there are tools. Both have been given the tokens that its client holds."""
 
     number: int
     submit: Submit
     text: OutputText
+    calls: CallReader | None = None
 
 
 class Call:

@@ -10,10 +10,9 @@ import asyncio
 from tokenmux.core.errors import InvalidRequest
 from tokenmux.core.facts import ModelFacts
 from tokenmux.core.sampling import GREEDY_BELOW
-from tokenmux.messages.commands import Submit
+from tokenmux.server.front.call import AdmittedChoice
 from tokenmux.server.front.counts import check_token_ids
 from tokenmux.server.front.generation import Ask
-from tokenmux.server.front.model_text import OutputText
 
 TOKENS_PER_TURN = 500
 """About 2 ms of detokenizing: the event loop turns in between."""
@@ -46,11 +45,12 @@ def check_delivered(ask: Ask, facts: ModelFacts) -> None:
         )
 
 
-async def retrace(submit: Submit, text: OutputText) -> None:
+async def retrace(choice: AdmittedChoice) -> None:
     """Bring the text of an output to where it stood after the tokens that its client holds. Raises
     InvalidRequest if they are a complete output."""
-    delivered, max_tokens = submit.delivered, submit.request.max_tokens
-    if len(delivered) >= max_tokens:
+    submit, text = choice.submit, choice.text
+    delivered, max_tokens = submit.delivered, submit.request.max_tokens if submit.draws else 0
+    if delivered and len(delivered) >= max_tokens:
         raise InvalidRequest(
             f"delivered has {len(delivered)} tokens, and max_tokens is {max_tokens}: the output is complete; "
             "to go on, raise max_tokens",
@@ -61,7 +61,9 @@ async def retrace(submit: Submit, text: OutputText) -> None:
             await asyncio.sleep(0)
         if token in submit.stop_token_ids and index + 1 >= submit.min_tokens:
             raise _complete(index, f"token {token} ends it")
-        text.push((token,))
+        said = text.push((token,))
+        if choice.calls is not None:
+            choice.calls.push(said)
         if text.stopped is not None:
             raise _complete(index, f"the stop string {text.stopped!r} ends it")
 

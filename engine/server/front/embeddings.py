@@ -91,8 +91,7 @@ class Embeddings:
             question = Ask(
                 ask.model,
                 TokenIds(prompts[place]),
-                max_tokens=1,
-                ignore_end_tokens=True,
+                max_tokens=0,
                 tenant=ask.tenant,
                 weight=ask.weight,
                 timeout_s=None if left_s == math.inf else max(left_s, MIN_SECONDS),

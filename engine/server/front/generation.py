@@ -13,7 +13,6 @@ from tokenmux.core.phases import PhaseChanged
 from tokenmux.core.pooling import Embedding, PoolingKind
 from tokenmux.core.request import FinishReason
 from tokenmux.core.sampling import LogProbabilities
-from tokenmux.models.text.tool_formats import ToolFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +57,19 @@ class Chat:
 
 
 Prompt = Text | TokenIds | Chat
+
+ToolMode = Literal["auto", "none", "required", "text"]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolChoice:
+    """Which tools the model calls: any or none ("auto"), one at least ("required"), that of a `name`, or none
+    of them, so that its template is not given any ("none"). With "text" the template is given them, and calls
+    stay in the text as the model writes them."""
+
+    mode: ToolMode = "auto"
+    name: str = ""
+    """Only with the mode "required"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +148,13 @@ class Ask:
     logit_bias: tuple[tuple[int, float], ...] = ()
     forbidden_token_ids: tuple[int, ...] = ()
     bad_words: tuple[str, ...] = ()
+    tool_choice: ToolChoice | None = None
+    several_calls: bool = True
+    """If false, calls after the first are left out."""
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     max_tokens: int | None = None
+    """0: draw nothing, and end with the prompt."""
     min_tokens: int = 0
     stop_strings: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
@@ -162,8 +178,7 @@ class Ask:
     cache_salt: str | None = None
     """Only requests with the same one share KV."""
     pooling: PoolingKind | None = None
-    """Return pooled hidden states of the prompt, and draw nothing: `tokenmux.server.front.embeddings` asks
-    so."""
+    """Return pooled hidden states of the prompt: `tokenmux.server.front.embeddings` asks so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,10 +205,28 @@ class PromptDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class CallStart:
+    """The name of the tool that is called, and an id of the call's own."""
+
+    id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedCall:
+    """A call of a tool, or a piece of one, and its place among the calls of the output. Only the first piece
+    has a `start`; arguments follow each other."""
+
+    index: int
+    start: CallStart | None
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
 class TokenDelta:
-    """New output. Text lags behind the token ids: half a character, or a possible stop string, is held
-    back. Log-probabilities, one for each token id, are there if they were asked for, and `spellings` then has
-    the id and the bytes of every token in them."""
+    """New output. Text lags behind the token ids: half a character, or a possible stop string or call of a
+    tool, is held back. Log-probabilities, one for each token id, are there if they were asked for, and
+    `spellings` then has the id and the bytes of every token in them."""
 
     index: int
     token_ids: tuple[int, ...]
@@ -201,6 +234,7 @@ class TokenDelta:
     log_probabilities: tuple[LogProbabilities, ...] = ()
     choice: int = 0
     spellings: tuple[tuple[int, bytes], ...] = ()
+    calls: tuple[PlacedCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +245,7 @@ class FinishInfo:
     `n_resumed` of the tokens came with the request; they count neither as on time nor as late. `n_cached`
     tokens of the prompt were given to the choice by the prefix cache and not computed for it, up to its first
     token here. `vector` has the pooled hidden states of the prompt if they were asked for, neither shortened
-    nor normalised."""
+    nor normalised. `called` is true if the output has calls of tools."""
 
     reason: FinishReason
     stop_string: str | None
@@ -227,19 +261,17 @@ class FinishInfo:
     n_resumed: int = 0
     n_cached: int = 0
     vector: tuple[float, ...] = ()
+    called: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class AboutModel:
-    """What a client may want to know of a model. `can_chat` is true if its template takes a conversation,
-    `takes_tools` if it knows tools; `tool_format` is the form of calls that it asks for, if that is known.
+    """What a client may want to know of a model. `can_chat` is true if its template takes a conversation.
     `embedding` is how it makes embeddings, or why it does not."""
 
     facts: ModelFacts
     can_chat: bool
     end_token_ids: frozenset[int]
-    takes_tools: bool
-    tool_format: ToolFormat | None
     embedding: Embedding
 
 

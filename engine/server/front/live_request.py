@@ -27,8 +27,9 @@ from tokenmux.core.sampling import LogProbabilities
 from tokenmux.messages.commands import Submit
 from tokenmux.messages.reports import Finished, PromptPooled, PromptTold, Tokens
 from tokenmux.server.front.buffer import EventBuffer
+from tokenmux.server.front.call_reader import CallReader, joined_calls
 from tokenmux.server.front.ends import out_of_time
-from tokenmux.server.front.generation import FinishInfo, PromptDelta, TokenDelta
+from tokenmux.server.front.generation import FinishInfo, PlacedCall, PromptDelta, TokenDelta
 from tokenmux.server.front.model_text import OutputText
 from tokenmux.server.front.pooled_prompt import PooledPrompt
 
@@ -62,11 +63,12 @@ class LiveRequest:
         tells_phase: bool = True,
         echo: str = "",
         includes_stop: bool = False,
+        calls: CallReader | None = None,
     ) -> None:
         """Choice number `choice` of the call with the id `call`, by default its own; the one that
         `tells_phase` speaks for the others. `request_id` is what the client calls the call. `detokenizer` has
         been given the tokens that the client holds. `echo` is the text that comes before the output; with
-        `includes_stop`, the stop string that ends it comes last."""
+        `includes_stop`, the stop string that ends it comes last. `calls` reads calls of tools in it."""
         self.id = submit.request.id
         self.request_id = request_id
         self.model = submit.request.model
@@ -78,6 +80,7 @@ class LiveRequest:
         """Tokens that existed when the present node was given the request; `LiveRequests` sets it."""
         self.submit = submit
         self._detokenizer = detokenizer
+        self._calls = calls
         self._choice = choice
         self._tells_phase = tells_phase
         self._includes_stop = includes_stop
@@ -171,18 +174,23 @@ class LiveRequest:
             self._n_cached = tokens.n_cached
         index = len(self._delivered)
         text = ""
+        calls: tuple[PlacedCall, ...] = ()
         for position, token_id in enumerate(fresh, start=index):
             self._delivered.append(token_id)
             if self._ends(token_id, position):
                 break
-            text += self._detokenizer.push((token_id,))
+            said = self._detokenizer.push((token_id,))
+            if self._calls is not None:
+                said, found = self._calls.push(said)
+                calls += found
+            text += said
             if self._detokenizer.stopped is not None:
                 break
         self._note_delivered(index, tokens.at_s)
         told = tokens.log_probabilities[known : known + len(self._delivered) - index]
         new = tuple(self._delivered[index:])
         spellings = self._spellings(new, told) if told else ()
-        self._buffer.put(TokenDelta(index, new, text, told, self._choice, spellings))
+        self._buffer.put(TokenDelta(index, new, text, told, self._choice, spellings, joined_calls(calls)))
         if self._detokenizer.stopped is not None:
             self._complete(FinishReason.STOP)
             return True
@@ -192,6 +200,9 @@ class LiveRequest:
         """The node's side has ended, and so does the client's, if it has not yet."""
         match finished.reason:
             case FinishReason.STOP | FinishReason.LENGTH:
+                if not self.submit.draws:
+                    self._n_cached = finished.n_cached
+                    self._times.last_token_s = finished.at_s
                 self._complete(finished.reason)
             case FinishReason.CANCELLED:
                 self.fail(
@@ -268,8 +279,12 @@ class LiveRequest:
             rest = self._detokenizer.finish()
         else:
             rest = stop_string if self._includes_stop else ""
-        if rest:
-            self._buffer.put(TokenDelta(len(self._delivered), (), rest, choice=self._choice))
+        calls: tuple[PlacedCall, ...] = ()
+        if self._calls is not None:
+            (rest, calls), (last_text, last_calls) = self._calls.push(rest), self._calls.finish()
+            rest, calls = rest + last_text, joined_calls(calls + last_calls)
+        if rest or calls:
+            self._buffer.put(TokenDelta(len(self._delivered), (), rest, choice=self._choice, calls=calls))
         request, times = self.submit.request, self._times
         end_s = request.arrival_s if times.last_token_s is None else times.last_token_s
         self._buffer.put(
@@ -288,6 +303,7 @@ class LiveRequest:
                 n_resumed=request.n_resumed,
                 n_cached=self._n_cached,
                 vector=vector,
+                called=self._calls is not None and self._calls.called,
             )
         )
         self.closed = True

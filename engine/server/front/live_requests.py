@@ -109,6 +109,7 @@ class LiveRequests:
                 tells_phase=choice is admitted[0],
                 echo=echo,
                 includes_stop=includes_stop,
+                calls=choice.calls,
             )
             for choice in admitted
         ]

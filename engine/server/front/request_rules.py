@@ -132,10 +132,16 @@ def _check_chat(chat: Chat) -> None:
 
 
 def _check_stopping(ask: Ask, facts: ModelFacts) -> None:
-    if ask.max_tokens is not None and ask.max_tokens < 1:
+    if ask.max_tokens is not None and ask.max_tokens < 0:
         raise InvalidRequest(
-            f"max_tokens {ask.max_tokens} is out of range: use at least 1, also to score a prompt, or leave "
+            f"max_tokens {ask.max_tokens} is out of range: use at least 1, 0 to score the prompt, or leave "
             "it out for the default",
+            field="max_tokens",
+        )
+    if ask.max_tokens == 0 and not (ask.echo or ask.prompt_logprobs is not None or ask.pooling):
+        raise InvalidRequest(
+            "max_tokens 0 draws nothing, and nothing of the prompt is asked for: set echo or prompt_logprobs "
+            "too, or use at least 1",
             field="max_tokens",
         )
     if ask.min_tokens < 0:

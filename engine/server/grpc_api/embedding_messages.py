@@ -7,7 +7,7 @@ from tokenmux.core.pooling import Embedding, Pooling
 from tokenmux.server.front.counts import check_count
 from tokenmux.server.front.embeddings import MAX_INPUTS, EmbedAsk, Embedded
 from tokenmux.server.front.generation import Text, TokenIds
-from tokenmux.server.grpc_api.inference_messages import timeout_of
+from tokenmux.server.grpc_api.ask_messages import timeout_of
 from tokenmux.v1 import inference_pb2
 
 

@@ -17,6 +17,8 @@ _OTHERWISE_NAMED = {
     "skip_special_tokens": "output.keep_special_tokens",
     "continue_final_message": "chat.continue_final_message",
     "cache_salt": "prefix_cache.salt",
+    "several_calls": "chat.parallel_tool_calls",
+    "tools": "chat.tools",
     "prompt": "prompt",
 }
 """Fields of `Ask` whose names in the API differ, or stand at several places."""
@@ -42,8 +44,9 @@ _ASK_FIELDS = frozenset(field.name for field in fields(Ask))
 
 def path_of(error: InvalidRequest) -> str | None:
     """The field that an error is about, as its path in the request; None if it names none."""
-    if error.named in _ASK_FIELDS or error.named in _PLACES:
-        return _PLACES.get(error.named, error.named)
+    head, mark, rest = error.named.partition("[")
+    if head in _ASK_FIELDS or head in _PLACES:
+        return _PLACES.get(head, head) + mark + rest
     return error.field
 
 

@@ -7,6 +7,9 @@ from functools import partial
 from tokenmux.server.front.generation import StreamEvent
 from tokenmux.server.front.pool_status import installed_version
 from tokenmux.server.front.service import FrontService
+from tokenmux.server.grpc_api.answer_messages import stream_response, whole_response
+from tokenmux.server.grpc_api.ask_messages import ask_of
+from tokenmux.server.grpc_api.chat_messages import text_or_chat_of
 from tokenmux.server.grpc_api.embedding_messages import (
     embed_ask_of,
     embed_response,
@@ -14,12 +17,6 @@ from tokenmux.server.grpc_api.embedding_messages import (
 )
 from tokenmux.server.grpc_api.field_paths import FEATURES
 from tokenmux.server.grpc_api.grpc_types import Context
-from tokenmux.server.grpc_api.inference_messages import (
-    ask_of,
-    stream_response,
-    text_or_chat_of,
-    whole_response,
-)
 from tokenmux.server.grpc_api.key_interceptor import caller_of
 from tokenmux.server.grpc_api.status import answering
 from tokenmux.v1 import inference_pb2, inference_pb2_grpc

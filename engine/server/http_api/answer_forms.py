@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from tokenmux.core.request import FinishReason
-from tokenmux.server.front.generation import FinishInfo
+from tokenmux.server.front.generation import FinishInfo, PlacedCall
 from tokenmux.server.http_api.answer_bodies import (
     AssistantMessage,
     ChatChoice,
@@ -28,7 +28,7 @@ from tokenmux.server.http_api.answer_bodies import (
     ToolCallChunk,
     UsageBody,
 )
-from tokenmux.server.http_api.outputs import OutputPiece, PlacedCall
+from tokenmux.server.http_api.outputs import OutputPiece
 from tokenmux.server.http_api.scored_tokens import chat_logprobs, completion_logprobs
 
 
@@ -46,19 +46,11 @@ class AnswerHead:
 
 
 @dataclass(frozen=True, slots=True)
-class OutputEnd:
-    """The end of an output. `called` is true if it has calls of tools."""
-
-    finish: FinishInfo
-    called: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class WholeOutput:
     """An output from its beginning to its end."""
 
     piece: OutputPiece
-    end: OutputEnd
+    end: FinishInfo
 
 
 class AnswerForm(Protocol):
@@ -78,9 +70,9 @@ class AnswerForm(Protocol):
 
     def delta(self, head: AnswerHead, choice: int, piece: OutputPiece) -> bytes: ...
 
-    def last(self, head: AnswerHead, end: OutputEnd) -> bytes: ...
+    def last(self, head: AnswerHead, end: FinishInfo) -> bytes: ...
 
-    def usage(self, head: AnswerHead, ends: Sequence[OutputEnd]) -> bytes: ...
+    def usage(self, head: AnswerHead, ends: Sequence[FinishInfo]) -> bytes: ...
 
 
 class TextForm:
@@ -91,7 +83,7 @@ class TextForm:
     def whole(
         self, head: AnswerHead, outputs: Sequence[WholeOutput], prompt: PromptLogprobsBody | None
     ) -> bytes:
-        choices = [_text_choice(head, one.end.finish.choice, one.piece, one.end) for one in outputs]
+        choices = [_text_choice(head, one.end.choice, one.piece, one.end) for one in outputs]
         for choice in choices if prompt is not None else ():
             choice.prompt_logprobs = prompt
         return self._json(head, choices, _usage([one.end for one in outputs]))
@@ -102,10 +94,10 @@ class TextForm:
     def delta(self, head: AnswerHead, choice: int, piece: OutputPiece) -> bytes:
         return self._json(head, [_text_choice(head, choice, piece, None)])
 
-    def last(self, head: AnswerHead, end: OutputEnd) -> bytes:
-        return self._json(head, [_text_choice(head, end.finish.choice, OutputPiece(""), end)])
+    def last(self, head: AnswerHead, end: FinishInfo) -> bytes:
+        return self._json(head, [_text_choice(head, end.choice, OutputPiece(""), end)])
 
-    def usage(self, head: AnswerHead, ends: Sequence[OutputEnd]) -> bytes:
+    def usage(self, head: AnswerHead, ends: Sequence[FinishInfo]) -> bytes:
         return self._json(head, [], _usage(ends))
 
     def _json(
@@ -153,13 +145,13 @@ class ChatForm:
         chunk.logprobs = chat_logprobs(piece.tokens)
         return self._chunk(head, [chunk])
 
-    def last(self, head: AnswerHead, end: OutputEnd) -> bytes:
-        chunk = _chat_choice(end.finish.choice, MessageDelta())
+    def last(self, head: AnswerHead, end: FinishInfo) -> bytes:
+        chunk = _chat_choice(end.choice, MessageDelta())
         chunk.finish_reason = _ending(end)
-        chunk.stop_reason = _stop_reason(head, end.finish)
+        chunk.stop_reason = _stop_reason(head, end)
         return self._chunk(head, [chunk])
 
-    def usage(self, head: AnswerHead, ends: Sequence[OutputEnd]) -> bytes:
+    def usage(self, head: AnswerHead, ends: Sequence[FinishInfo]) -> bytes:
         return self._chunk(head, [], _usage(ends))
 
     def _chunk(
@@ -173,7 +165,7 @@ class ChatForm:
 
 
 def _text_choice(
-    head: AnswerHead, choice: int, piece: OutputPiece, end: OutputEnd | None
+    head: AnswerHead, choice: int, piece: OutputPiece, end: FinishInfo | None
 ) -> CompletionChoice:
     logprobs = completion_logprobs(piece.tokens)
     if end is None:
@@ -183,7 +175,7 @@ def _text_choice(
         text=piece.text,
         logprobs=logprobs,
         finish_reason=_ending(end),
-        stop_reason=_stop_reason(head, end.finish),
+        stop_reason=_stop_reason(head, end),
     )
 
 
@@ -202,11 +194,11 @@ def _whole_choice(head: AnswerHead, output: WholeOutput) -> ChatChoice:
             if placed.start is not None
         ]
     return ChatChoice(
-        index=end.finish.choice,
+        index=end.choice,
         message=message,
         logprobs=chat_logprobs(piece.tokens),
         finish_reason=_ending(end),
-        stop_reason=_stop_reason(head, end.finish),
+        stop_reason=_stop_reason(head, end),
     )
 
 
@@ -221,8 +213,8 @@ def _call_chunk(placed: PlacedCall) -> ToolCallChunk:
     return ToolCallChunk(index=placed.index, id=placed.start.id, type="function", function=function)
 
 
-def _ending(end: OutputEnd) -> Ending:
-    if end.finish.reason is FinishReason.LENGTH:
+def _ending(end: FinishInfo) -> Ending:
+    if end.reason is FinishReason.LENGTH:
         return "length"
     return "tool_calls" if end.called else "stop"
 
@@ -234,13 +226,13 @@ def _stop_reason(head: AnswerHead, finish: FinishInfo) -> str | int | None:
     return finish.stop_token_id if finish.stop_token_id in head.stop_token_ids else None
 
 
-def _usage(ends: Sequence[OutputEnd]) -> UsageBody:
+def _usage(ends: Sequence[FinishInfo]) -> UsageBody:
     """The usage of all choices, which share one prompt."""
-    n_prompt = ends[0].finish.n_prompt
-    n_completion = sum(end.finish.n_completion for end in ends)
+    n_prompt = ends[0].n_prompt
+    n_completion = sum(end.n_completion for end in ends)
     return UsageBody(
         prompt_tokens=n_prompt,
         completion_tokens=n_completion,
         total_tokens=n_prompt + n_completion,
-        prompt_tokens_details=PromptTokensBody(cached_tokens=min(end.finish.n_cached for end in ends)),
+        prompt_tokens_details=PromptTokensBody(cached_tokens=min(end.n_cached for end in ends)),
     )

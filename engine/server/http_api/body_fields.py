@@ -65,11 +65,6 @@ class AskBody(Lenient):
         Raises InvalidRequest."""
         return {}
 
-    def behind(self, field: str) -> str | None:
-        """The field of the body to change if one of an `Ask` is wrong, which several decide; None if each
-        decides its own."""
-        return None
-
 
 @cache
 def translations(body: type[AskBody]) -> tuple[tuple[str, To], ...]:
@@ -117,9 +112,6 @@ def name_in_body(error: InvalidRequest, body: AskBody) -> str | None:
     A rule whose error does not say which field it is about begins its message with the field's name.
     """
     field = error.named
-    behind = body.behind(field)
-    if behind is not None:
-        return behind
     names = [name for name, to in translations(type(body)) if to.field == field]
     given = [name for name in names if getattr(body, name) is not None]
     if given or names:

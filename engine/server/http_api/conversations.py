@@ -1,13 +1,13 @@
 """Messages and tools of `/v1/chat/completions`, and the conversation that the model's template is given."""
 
-import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from tokenmux.core.errors import InvalidRequest
-from tokenmux.server.front.generation import Chat, ChatMessage
+from tokenmux.server.front.generation import Chat, ChatMessage, ToolChoice
+from tokenmux.server.front.tool_use import call_for_template
 from tokenmux.server.http_api.body_fields import Lenient
 
 NAME_PATTERN = "^[a-zA-Z0-9_.-]{1,64}$"
@@ -111,24 +111,16 @@ def _text(place: str, part: ContentPart) -> str:
 
 
 def _call(place: str, call: CallBody) -> dict[str, object]:
-    """A call as templates take it: with its arguments as an object."""
-    field = f"{place}.function.arguments"
-    try:
-        arguments = json.loads(call.function.arguments or "{}")
-    except (ValueError, RecursionError):
-        raise InvalidRequest(f"{field} are not JSON: send the text of an object", field=field) from None
-    if not isinstance(arguments, dict):
-        raise InvalidRequest(f"{field} are not a JSON object: send the text of one", field=field)
-    said = {"name": call.function.name, "arguments": arguments}
-    return {"id": call.id or "", "type": call.type, "function": said}
+    function = call.function
+    return call_for_template(f"{place}.function", call.id or "", function.name, function.arguments or "")
 
 
 def tools_of(tools: Sequence[ToolBody]) -> tuple[dict[str, Any], ...]:
-    """The tools as templates take them: as they were sent. Raises InvalidRequest for a name that is there
-    twice."""
-    names = [tool.function.name for tool in tools]
-    for index, name in enumerate(names):
-        if name in names[:index]:
-            field = f"tools[{index}].function.name"
-            raise InvalidRequest(f"{field}: {name} is there twice: give each tool its own name", field=field)
+    """The tools as templates take them: as they were sent."""
     return tuple(tool.model_dump(exclude_unset=True) for tool in tools)
+
+
+def choice_of_body(choice: Literal["none", "auto", "required"] | NamedTool) -> ToolChoice:
+    if isinstance(choice, NamedTool):
+        return ToolChoice("required", choice.function.name)
+    return ToolChoice(choice)

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
@@ -12,7 +11,7 @@ from tokenmux.core.phases import PhaseChanged
 from tokenmux.server.front.api_keys import AUTHORIZATION, Key
 from tokenmux.server.front.generation import Ask, FinishInfo, PromptDelta, PromptInfo, TokenDelta
 from tokenmux.server.front.service import FrontService
-from tokenmux.server.http_api.answer_forms import AnswerForm, AnswerHead, OutputEnd, WholeOutput
+from tokenmux.server.http_api.answer_forms import AnswerForm, AnswerHead, WholeOutput
 from tokenmux.server.http_api.body_fields import ask_of_body, name_in_body
 from tokenmux.server.http_api.body_reader import read_json_body
 from tokenmux.server.http_api.client_presence import ClientLeft, while_connected
@@ -20,10 +19,9 @@ from tokenmux.server.http_api.event_stream import EventStream, phase_comment
 from tokenmux.server.http_api.http_errors import error_answer
 from tokenmux.server.http_api.ignored_fields import ignored_header
 from tokenmux.server.http_api.json_answers import send_json
-from tokenmux.server.http_api.outputs import OutputPiece, OutputReader, ToolUse
+from tokenmux.server.http_api.outputs import OutputPiece, OutputReader
 from tokenmux.server.http_api.prompt_scores import PromptScores
 from tokenmux.server.http_api.request_bodies import GenerationBody, parse_body
-from tokenmux.server.http_api.tool_use import tool_use_of
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -45,31 +43,26 @@ class Generations:
         body = parse_body(self._kind, await read_json_body(request, self._max_bytes))
         try:
             ask = ask_of_body(body)
-            use = await tool_use_of(self._front, ask, body.forced, several=body.several_calls)
-            if use is not None and use.form.marks_are_special:
-                ask = replace(ask, skip_special_tokens=False)
             if body.stream:
-                await self._stream(ask, body, use, caller, receive, send)
+                await self._stream(ask, body, caller, receive, send)
             else:
-                headers, document = await while_connected(self._whole(ask, body, use, caller), receive)
+                headers, document = await while_connected(self._whole(ask, body, caller), receive)
                 await send_json(send, document, headers)
         except InvalidRequest as error:
             error.field = name_in_body(error, body)
             raise
 
-    async def _whole(
-        self, ask: Ask, body: GenerationBody, use: ToolUse | None, caller: Key | None
-    ) -> tuple[Headers, bytes]:
+    async def _whole(self, ask: Ask, body: GenerationBody, caller: Key | None) -> tuple[Headers, bytes]:
         """The headers and the document of an answer in one piece."""
         pieces: list[list[OutputPiece]] = []
-        ends: list[OutputEnd] = []
+        ends: list[FinishInfo] = []
         async with self._front.open(ask, caller) as events:
             async for event in events:
                 match event:
                     case PromptInfo():
                         info = event
                         prompt = PromptScores(ask, body.prompt_logprobs)
-                        readers = [OutputReader(use) for _ in range(ask.n)]
+                        readers = [OutputReader() for _ in range(ask.n)]
                         pieces = [[] for _ in readers]
                     case PromptDelta():
                         tokens = prompt.take(event)
@@ -77,13 +70,12 @@ class Generations:
                             of_choice.append(OutputPiece("", tokens))
                     case TokenDelta(choice=choice):
                         pieces[choice].append(readers[choice].take(event))
-                    case FinishInfo(choice=choice):
-                        pieces[choice].append(readers[choice].finish())
-                        ends.append(OutputEnd(event, readers[choice].called))
+                    case FinishInfo():
+                        ends.append(event)
         if len(ends) < ask.n:
             raise InternalError("a stream ended without the last event of each choice")
-        ends.sort(key=lambda end: end.finish.choice)
-        outputs = [WholeOutput(OutputPiece.joined(pieces[end.finish.choice]), end) for end in ends]
+        ends.sort(key=lambda end: end.choice)
+        outputs = [WholeOutput(OutputPiece.joined(pieces[end.choice]), end) for end in ends]
         document = self._form.whole(self._head(info, body), outputs, prompt.listed)
         return answer_headers(info, body), document
 
@@ -91,14 +83,13 @@ class Generations:
         self,
         ask: Ask,
         body: GenerationBody,
-        use: ToolUse | None,
         caller: Key | None,
         receive: Receive,
         send: Send,
     ) -> None:
         stream = EventStream(send)
         try:
-            writing = self._write(ask, body, use, caller, stream)
+            writing = self._write(ask, body, caller, stream)
             await while_connected(writing, receive, stream.keep_alive)
         except ClientLeft:
             raise
@@ -109,17 +100,15 @@ class Generations:
             await stream.data(error_answer(error).content)
         await stream.end()
 
-    async def _write(
-        self, ask: Ask, body: GenerationBody, use: ToolUse | None, caller: Key | None, stream: EventStream
-    ) -> None:
+    async def _write(self, ask: Ask, body: GenerationBody, caller: Key | None, stream: EventStream) -> None:
         """Write the stream up to [DONE]. A front that refuses does so before anything is sent."""
-        ends: list[OutputEnd] = []
+        ends: list[FinishInfo] = []
         async with self._front.open(ask, caller) as events:
             async for event in events:
                 match event:
                     case PromptInfo():
                         prompt = PromptScores(ask, None)
-                        readers = [OutputReader(use) for _ in range(ask.n)]
+                        readers = [OutputReader() for _ in range(ask.n)]
                         head = self._head(event, body)
                         await stream.start(answer_headers(event, body))
                     case PhaseChanged():
@@ -134,8 +123,8 @@ class Generations:
                         await self._write_piece(stream, head, choice, readers[choice], event)
                     case FinishInfo(choice=choice):
                         await self._write_piece(stream, head, choice, readers[choice], None)
-                        ends.append(OutputEnd(event, readers[choice].called))
-                        await stream.data(self._form.last(head, ends[-1]))
+                        ends.append(event)
+                        await stream.data(self._form.last(head, event))
         if head.with_usage:
             await stream.data(self._form.usage(head, ends))
         await stream.data(b"[DONE]")
@@ -148,13 +137,13 @@ class Generations:
         reader: OutputReader,
         delta: TokenDelta | None,
     ) -> None:
-        """Write what a delta, or without one the end, makes certain."""
+        """Write what a delta has; without one, that the output has begun."""
         if not reader.begun:
             reader.begun = True
             first = self._form.first(head, choice)
             if first is not None:
                 await stream.data(first)
-        piece = reader.finish() if delta is None else reader.take(delta)
+        piece = None if delta is None else reader.take(delta)
         if piece:
             await stream.data(self._form.delta(head, choice, piece))
 

@@ -30,11 +30,11 @@ from tokenmux.server.http_api.conversations import (
     NamedFunction,
     NamedTool,
     ToolBody,
+    choice_of_body,
     conversation_of,
     tools_of,
 )
 from tokenmux.server.http_api.embedding_bodies import EmbeddingBody
-from tokenmux.server.http_api.forced_calls import ForcedCall, forced_call
 
 OPENAI_TEMPERATURE = 1.0
 OPENAI_COMPLETION_TOKENS = 16
@@ -125,16 +125,6 @@ class GenerationBody(AskBody):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
-    @property
-    def several_calls(self) -> bool:
-        """True if the answer may call several tools."""
-        return True
-
-    @property
-    def forced(self) -> ForcedCall | None:
-        """The call that must be made, if one must. Raises InvalidRequest."""
-        return None
-
 
 class CompletionBody(GenerationBody):
     """The body of `POST /v1/completions`."""
@@ -167,53 +157,25 @@ class ChatBody(GenerationBody):
     top_logprobs: Annotated[int | None, To("logprobs")] = None
 
     tools: list[ToolBody] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
-    parallel_tool_calls: bool | None = None
+    tool_choice: Annotated[
+        Literal["none", "auto", "required"] | NamedTool | None, To("tool_choice", by=choice_of_body)
+    ] = None
+    parallel_tool_calls: Annotated[bool | None, To("several_calls")] = None
     """If false, calls after the first are left out."""
     documents: list[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
 
-    @property
-    def several_calls(self) -> bool:
-        return self.parallel_tool_calls is not False
-
     def together(self, translated: Mapping[str, Any]) -> Mapping[str, Any]:
         prompt = replace(
             translated["prompt"],
-            tools=self._offered_tools(),
+            tools=tools_of(self.tools or ()),
             documents=tuple(self.documents or ()),
             arguments=self.chat_template_kwargs or {},
             continue_final_message=self._continues(),
         )
-        together = {"prompt": prompt, "logprobs": self._n_likeliest()}
-        forced = self.forced
-        if forced is None:
-            return together
-        if translated.get("constraint") is not None:
-            said = "tool_choice forces a call, and response_format another form: leave one of the two out"
-            raise InvalidRequest(said, field="tool_choice")
-        return {**together, "constraint": forced.constraint}
-
-    def _offered_tools(self) -> tuple[dict[str, Any], ...]:
-        tools = tools_of(self.tools or ())
-        if self.tool_choice is None or self.tool_choice == "none":
-            return () if self.tool_choice else tools
-        if not tools:
-            said = "tool_choice is for tools: send tools too, or leave it out"
-            raise InvalidRequest(said, field="tool_choice")
-        return tools
-
-    @property
-    def forced(self) -> ForcedCall | None:
-        if self.tool_choice is None or (isinstance(self.tool_choice, str) and self.tool_choice != "required"):
-            return None
-        name = self.tool_choice.function.name if isinstance(self.tool_choice, NamedTool) else None
-        return forced_call(self._offered_tools(), name, several=self.several_calls)
-
-    def behind(self, field: str) -> str | None:
-        return "tools" if field == "constraint" and self.forced is not None else None
+        return {"prompt": prompt, "logprobs": self._n_likeliest()}
 
     def _continues(self) -> bool:
         continues = bool(self.continue_final_message)

@@ -62,10 +62,11 @@ def test_order_within_a_tenant_is_that_of_deadlines(ahead_s: float, deadlines: l
 
 def test_what_is_late_by_more_than_its_grace_is_deferred() -> None:
     shares = Shares(ttft_s=2.0)
+    assert shares.deferral_s == 2 * DEFERRAL_TTFTS
     shares.now_s = 100.0
-    assert shares.deferred_s(97.0, lead_s=0.0, grace_s=3.0) == 97.0
-    assert shares.deferred_s(96.9, lead_s=0.0, grace_s=3.0) == 96.9 + 2 * DEFERRAL_TTFTS
-    assert shares.deferred_s(97.0, lead_s=5.0, grace_s=3.0) == 92.0
+    assert shares.ordered_s(97.0, lead_s=0.0, grace_s=3.0, deferral_s=20.0) == 97.0
+    assert shares.ordered_s(96.9, lead_s=0.0, grace_s=3.0, deferral_s=20.0) == 96.9 + 20.0
+    assert shares.ordered_s(97.0, lead_s=5.0, grace_s=3.0, deferral_s=20.0) == 92.0
 
 
 def test_the_grace_is_that_of_the_more_patient_of_request_and_pool() -> None:
@@ -81,4 +82,7 @@ def test_a_deferred_request_still_goes_before_all_that_is_due_much_later(
     shares = Shares(ttft_s=1.0)
     shares.now_s = waited_s
     other_s = deadline_s + 1.001 * DEFERRAL_TTFTS + later_s
-    assert shares.deferred_s(deadline_s, 0.0, 0.3) < shares.deferred_s(other_s, 0.0, 0.3)
+    deferral_s = shares.deferral_s
+    assert shares.ordered_s(deadline_s, 0.0, 0.3, deferral_s) < shares.ordered_s(
+        other_s, 0.0, 0.3, deferral_s
+    )

@@ -1,6 +1,7 @@
 """The default policy's rules, one test each: urgency, weights, pins, patience, no thrashing."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -228,3 +229,14 @@ def test_what_is_too_late_makes_no_one_else_late() -> None:
     records = [world.records[a.request.id] for a in later]
     assert sum(r.n_on_time for r in records) > 0.9 * sum(r.n_tokens for r in records)
     assert len(world.records) == len(burst) + len(later)
+
+
+def test_a_long_prompt_makes_no_row_of_its_model_late() -> None:
+    """A chunk of it takes as long as many tokens may. The prompt, which has time, is computed in between."""
+    world = World(1)
+    chat = world.arrival(0.0, 0, 1000, ttft_s=1.0, tpot_s=0.02)
+    asked = world.arrival(2.0, 0, 50, ttft_s=20.0).request
+    long = Arrival(replace(asked, n_prompt=100_000), 50)
+    world.simulator.run([chat, long])
+    assert world.records[chat.request.id].n_on_time == 1000
+    assert world.records[long.request.id].n_on_time == 50

@@ -24,7 +24,7 @@ from tokenmux.server.front.request_rules import (
     service_level,
 )
 from tokenmux.server.front.sampling_rules import logit_rules
-from tokenmux.server.grpc_api.inference_messages import ask_of
+from tokenmux.server.grpc_api.ask_messages import ask_of
 from tokenmux.v1 import inference_pb2, models_pb2
 
 PENALTIES = ("repetition_penalty", "frequency_penalty", "presence_penalty")

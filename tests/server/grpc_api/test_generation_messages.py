@@ -8,13 +8,14 @@ import pytest
 
 from tests.server.scripted_models import facts
 from tokenmux.client.errors import WrongArgument
-from tokenmux.client.proto_values import generate_request
+from tokenmux.client.generation_requests import generate_request
 from tokenmux.core.errors import InvalidRequest
 from tokenmux.core.request import FinishReason
 from tokenmux.server.front.generation import Ask, Chat, ChatMessage, FinishInfo, Text
 from tokenmux.server.front.request_rules import check_parameters
+from tokenmux.server.grpc_api.answer_messages import whole_response
+from tokenmux.server.grpc_api.ask_messages import ask_of
 from tokenmux.server.grpc_api.field_paths import path_of
-from tokenmux.server.grpc_api.inference_messages import ask_of, whole_response
 from tokenmux.v1 import inference_pb2
 
 USER = {"role": "user", "content": "hi"}

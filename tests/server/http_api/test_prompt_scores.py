@@ -65,6 +65,30 @@ async def test_an_echoed_prompt_has_log_probabilities_if_the_output_has(stream: 
         assert all("prompt_logprobs" not in choice for choice in choices)
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_prompt_is_scored_without_output(stream: bool) -> None:
+    """As lm-evaluation-harness asks."""
+    asked = ABC | {"max_tokens": 0, "echo": True, "logprobs": 1, "stream": stream}
+    options = {"stream_options": {"include_usage": True}} if stream else {}
+    async with http() as (_, client):
+        answer = await client.post("/v1/completions", json=asked | options)
+    documents = events(answer.text)[0][:-1] if stream else [answer.json()]
+    choices = [choice for document in documents for choice in document["choices"]]
+    assert "".join(choice["text"] for choice in choices) == "abc"
+    told = [choice["logprobs"] for choice in choices if choice["logprobs"] is not None]
+    assert [value for one in told for value in one["token_logprobs"]] == [None, -98.0, -99.0]
+    assert [one["finish_reason"] for one in choices if one["finish_reason"]] == ["length"]
+    assert documents[-1]["usage"] == usage_of(3, 0)
+
+
+async def test_a_conversation_is_scored_without_output() -> None:
+    asked = CHAT | {"max_tokens": 0, "prompt_logprobs": 0}
+    async with http() as (_, client):
+        answer = (await client.post("/v1/chat/completions", json=asked)).json()
+    assert answer["choices"][0]["message"] == {"role": "assistant", "content": ""}
+    assert len(answer["prompt_logprobs"]) == answer["usage"]["total_tokens"]
+
+
 async def test_a_plain_echo_computes_no_log_probabilities() -> None:
     async with http() as (served, client):
         answer = await client.post("/v1/completions", json=ABC | {"echo": True})
@@ -79,6 +103,7 @@ async def test_a_plain_echo_computes_no_log_probabilities() -> None:
         ({"prompt_logprobs": 21}, "prompt_logprobs 21 is out of range"),
         ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs are for answers in one piece"),
         ({"prompt_logprobs": True}, "prompt_logprobs: should be a valid integer"),
+        ({"max_tokens": 0}, "max_tokens 0 draws nothing, and nothing of the prompt is asked for: set echo"),
         ({"n": 17}, "n 17 is out of range: use 1 to 16 choices"),
         ({"n": 2, "best_of": 4}, "best_of is not served here: use 1 or leave it out"),
     ],

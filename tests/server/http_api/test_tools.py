@@ -8,10 +8,9 @@ import pytest
 
 from tests.server.http_api.http_calls import CHAT, TEXT, answer_with, events, http, usage_of
 from tests.server.scripted_models import FakeEntry, LetterTokenizer, facts
-from tokenmux.core.errors import InvalidRequest
 from tokenmux.messages.commands import Submit
 from tokenmux.server.front.generation import Chat, ChatMessage
-from tokenmux.server.http_api.body_fields import ask_of_body, name_in_body
+from tokenmux.server.http_api.body_fields import ask_of_body
 from tokenmux.server.http_api.request_bodies import ChatBody, parse_body
 
 WEATHER = {
@@ -186,43 +185,6 @@ async def test_a_forced_call_is_all_of_the_answer(
     assert [(name, json.loads(arguments)) for name, arguments in found] == calls
     assert "".join(one.get("content") or "" for one in said) == ""
     assert choices[-1]["finish_reason"] == "tool_calls"
-
-
-def test_a_forced_call_obeys_the_schemas_of_the_tools() -> None:
-    def constraint(**extra: Any) -> Any:
-        made = ask_of_body(parse_body(ChatBody, json.dumps(ASKED | extra).encode())).constraint
-        assert made is not None
-        assert made.kind == "json_schema"
-        return json.loads(made.text)
-
-    parameters = WEATHER["function"]["parameters"]  # type: ignore[index]
-    assert constraint(tool_choice=NAMED) == {"type": "object", **parameters}
-    several = constraint(tool_choice="required")
-    assert (several["type"], several["minItems"], "maxItems" in several) == ("array", 1, False)
-    weather, now = several["items"]["anyOf"]
-    assert weather["properties"] == {
-        "name": {"const": "weather"},
-        "arguments": {"type": "object", **parameters},
-    }
-    assert now["properties"]["arguments"] == {"type": "object"}
-    assert constraint(tool_choice="required", parallel_tool_calls=False)["maxItems"] == 1
-
-    def tool(name: str, definition: Any) -> Any:
-        schema = {"properties": {"a": {"$ref": "#/$defs/A"}}, "$defs": {"A": definition}}
-        return {"type": "function", "function": {"name": name, "parameters": schema}}
-
-    shared = constraint(
-        tool_choice="required", tools=[tool("x", {"type": "null"}), tool("y", {"type": "null"})]
-    )
-    assert shared["$defs"] == {"A": {"type": "null"}}
-    with pytest.raises(InvalidRequest, match="'A' in different ways"):
-        constraint(tool_choice="required", tools=[tool("x", {}), tool("y", {"type": "null"})])
-
-
-def test_a_schema_that_cannot_be_compiled_is_that_of_the_tools() -> None:
-    refusal = InvalidRequest("the JSON schema cannot be used: because", field="constraint")
-    body = parse_body(ChatBody, json.dumps(ASKED | {"tool_choice": NAMED}).encode())
-    assert name_in_body(refusal, body) == "tools"
 
 
 NAMELESS = {"type": "function", "function": {}}

@@ -69,7 +69,7 @@ def _plan(channel: Channel, view: InstanceView, model: ModelView) -> Plan:
 
 
 def _chunks(view: InstanceView, model: ModelView) -> list[Chunk]:
-    return mixed_chunks(view, model)
+    return mixed_chunks(view, model, model.waiting.values())
 
 
 class OneModelPerInstance:

@@ -1,4 +1,4 @@
-"""Calls that `tool_choice` forces: the output is JSON that obeys a schema, whatever the model's own form.
+"""Calls that a choice of tools forces: the output is JSON that obeys a schema, whatever the model's own form.
 
 a name      the arguments of that tool
 required    [{"name": ..., "arguments": {...}}, ...], of any of the tools
