@@ -33,15 +33,13 @@ def mixed_chunks(view: InstanceView, model: ModelView, prompts: Iterable[Request
 def _riding_tokens(view: InstanceView, model: ModelView, prompts: list[RequestView]) -> int | None:
     """How many tokens of prompts take no longer than reading the weights, which the rows need too.
 
-    None if not one piece does, if there is nothing to ride along, or if a prompt is long or would be cut
-    within a cell that others could share.
+    None if not one piece does, if there is nothing to ride along, or if a prompt is long.
     """
     device, facts, n_rows = view.device, model.facts, len(model.decoding)
     cut = device.cut_tokens
     if not n_rows or not prompts or cut == device.prefill_chunk_tokens:
         return None
-    within_cells = cut < device.cell_tokens
-    if any(r.is_long or (within_cells and r.request.prefix is not None) for r in prompts):
+    if any(request.is_long for request in prompts):
         return None
     read_s = facts.n_bytes / device.memory_bytes_per_s
     token_s = 2 * facts.n_parameters / device.flops_per_s
