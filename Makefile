@@ -8,7 +8,7 @@ GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
 OUT ?= gpu-results
 
-.PHONY: help setup test coverage nightly lint format spelling types imports proto buf bench gpu demo check
+.PHONY: help setup test coverage nightly lint format spelling types compiled pure imports proto buf bench gpu demo check
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,12 @@ spelling: ## codespell
 
 types: ## mypy, strict
 	$(BIN)/mypy -p tokenmux -p benchmarks
+
+compiled: ## the compiled form in the environment (docs/compiled.md); `make pure` goes back
+	TOKENMUX_COMPILE=1 $(BIN)/pip install -e '.[dev]'
+
+pure: ## the pure form again, after `make compiled`
+	$(BIN)/pip install -e '.[dev]'
 
 imports: ## the direction of imports
 	PYTHONPATH=.typing $(BIN)/lint-imports --no-logo

@@ -9,81 +9,37 @@ compared is the processor time of the server's own process: whatever the front d
 socket and its client's is in it, the admission of the 200 requests too.
 """
 
-import argparse
 import asyncio
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
-from typing import Self
 
 import grpc
 import numpy as np
-import psutil
 
 from benchmarks import report
+from benchmarks.streaming_servers import (
+    MODEL,
+    N_OUTPUT,
+    N_PROMPT,
+    N_STREAMS,
+    STEP_S,
+    TEXT,
+    Comparison,
+    Server,
+    Streams,
+)
 from tokenmux.demo.real_checkpoint import obtain_demo_checkpoint
 from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.v1 import inference_pb2
 
-MODEL = "smollm2"
-N_STREAMS, N_PROMPT, N_OUTPUT = 200, 32, 80
-STEP_S = 0.06
-"""3,300 messages a second, a third of what one process can send: hardly any deltas are merged."""
-TEXT = (
-    "The quick brown fox jumps over the lazy dog, while seven wizards, who had never seen a fox before, "
-    "wondered aloud whether it would return tomorrow; nobody answered, and the evening went on as usual."
-)
 TARGETS = {
     "over_bare_grpc": report.Target(
         source="the front costs at most twice a bare server of the same messages", at_least=0.5
     ),
     "sent_of_bare": report.Target(source="the same messages, hardly any merged", at_least=0.98),
 }
-
-
-class Server:
-    """A server in a process of its own, which prints its port; use it as a context."""
-
-    def __init__(self, module: str, arguments: tuple[object, ...]) -> None:
-        """`module` has a function `serve` that takes these arguments."""
-        code = f"from benchmarks.{module} import serve; serve{arguments!r}"
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert self._process.stdout is not None
-        self.target = f"127.0.0.1:{int(self._process.stdout.readline())}"
-        self._measured = psutil.Process(self._process.pid)
-
-    def processor_s(self) -> float:
-        """Processor time of this process alone so far."""
-        times = self._measured.cpu_times()
-        return times.user + times.system
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        with self._process:  # closes its input, which ends it
-            pass
-
-
-@dataclass(frozen=True, slots=True)
-class Streams:
-    """What all streams of a round took."""
-
-    n_messages: int
-    processor_s: float
-    gap_p99_s: float
-    """Between two messages of a stream."""
-
-    @property
-    def us_per_message(self) -> float:
-        return 1e6 * self.processor_s / self.n_messages
 
 
 async def stream_all(server: Server, token_ids: Sequence[int]) -> Streams:
@@ -137,41 +93,7 @@ async def measure(cache: Path, n_rounds: int) -> list[tuple[Streams, Streams]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="a look: a third of the rounds")
-    parser.add_argument(
-        "--cache",
-        type=Path,
-        default=Path.home() / ".cache" / "tokenmux",
-        help="where the model is kept (default: %(default)s)",
-    )
-    options = parser.parse_args()
-    pairs = asyncio.run(measure(options.cache, 3 if options.quick else 8))
-    metrics = report.spread(
-        "over_bare_grpc", [bare.us_per_message / own.us_per_message for own, bare in pairs]
-    )
-    metrics["sent_of_bare"] = median(own.n_messages / bare.n_messages for own, bare in pairs)
-    rows: list[list[object]] = []
-    for name, taken in (("front", [own for own, _ in pairs]), ("bare", [bare for _, bare in pairs])):
-        metrics[f"{name}_us_per_message"] = median(streams.us_per_message for streams in taken)
-        metrics[f"{name}_gap_ms_p99"] = 1e3 * median(streams.gap_p99_s for streams in taken)
-        rows.append(
-            [
-                name,
-                median(streams.n_messages for streams in taken),
-                metrics[f"{name}_us_per_message"],
-                metrics[f"{name}_gap_ms_p99"],
-            ]
-        )
-    low, middle, high = (f"{metrics[f'over_bare_grpc{end}']:.2f}" for end in ("_p20", "", "_p80"))
-    report.table(
-        f"{N_STREAMS} streams x {1 / STEP_S:.0f}/s: {middle} ({low} to {high}) of a bare server",
-        ["server", "messages", "us a message", "gap p99 ms"],
-        rows,
-    )
-    report.finish("front", metrics, TARGETS)
+    Comparison("front", "front", "message", "over_bare_grpc", "sent_of_bare", TARGETS).run(__doc__, measure)
 
 
 if __name__ == "__main__":

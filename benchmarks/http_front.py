@@ -7,19 +7,27 @@ as the dialect does, so that what is compared is all the rest: admission, the no
 comments, and noticing clients that leave. Clients read sockets and do not parse until the clock has stopped.
 """
 
-import argparse
 import asyncio
 import json
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 
 from benchmarks import report
-from benchmarks.front import MODEL, N_OUTPUT, N_PROMPT, N_STREAMS, STEP_S, TEXT, Server, Streams
+from benchmarks.streaming_servers import (
+    MODEL,
+    N_OUTPUT,
+    N_PROMPT,
+    N_STREAMS,
+    STEP_S,
+    TEXT,
+    Comparison,
+    Server,
+    Streams,
+)
 from tokenmux.demo.real_checkpoint import obtain_demo_checkpoint
 from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.server.front.model_text import OutputText
@@ -107,35 +115,9 @@ def pieces(ids: Sequence[int], detokenizer: OutputText) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    Comparison("http_front", "dialect", "chunk", "over_bare_http", "sent_of_bare_http", TARGETS).run(
+        __doc__, measure
     )
-    parser.add_argument("--quick", action="store_true", help="a look: a third of the rounds")
-    parser.add_argument(
-        "--cache",
-        type=Path,
-        default=Path.home() / ".cache" / "tokenmux",
-        help="where the model is kept (default: %(default)s)",
-    )
-    options = parser.parse_args()
-    pairs = asyncio.run(measure(options.cache, 3 if options.quick else 8))
-    metrics = report.spread(
-        "over_bare_http", [bare.us_per_message / own.us_per_message for own, bare in pairs]
-    )
-    metrics["sent_of_bare_http"] = median(own.n_messages / bare.n_messages for own, bare in pairs)
-    rows: list[list[object]] = []
-    for name, taken in (("dialect", [own for own, _ in pairs]), ("bare", [bare for _, bare in pairs])):
-        metrics[f"{name}_us_per_chunk"] = median(streams.us_per_message for streams in taken)
-        metrics[f"{name}_gap_ms_p99"] = 1e3 * median(streams.gap_p99_s for streams in taken)
-        n_chunks = median(streams.n_messages for streams in taken)
-        rows.append([name, n_chunks, metrics[f"{name}_us_per_chunk"], metrics[f"{name}_gap_ms_p99"]])
-    low, middle, high = (f"{metrics[f'over_bare_http{end}']:.2f}" for end in ("_p20", "", "_p80"))
-    report.table(
-        f"{N_STREAMS} streams x {1 / STEP_S:.0f}/s: {middle} ({low} to {high}) of a bare server",
-        ["server", "chunks", "us a chunk", "gap p99 ms"],
-        rows,
-    )
-    report.finish("http_front", metrics, TARGETS)
 
 
 if __name__ == "__main__":

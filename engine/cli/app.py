@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from tokenmux.cli.demo import demo_command
+from tokenmux.cli.embed import embed_command
 from tokenmux.cli.generate import chat_command, generate_command
 from tokenmux.cli.kernels import kernels_app
 from tokenmux.cli.models import models_app
@@ -26,6 +27,7 @@ from tokenmux.cli.remote import Remote
 from tokenmux.cli.safe_text import safe
 from tokenmux.cli.serve import serve_command
 from tokenmux.core.addresses import DEFAULT_ADDRESS
+from tokenmux.core.compiled_form import is_compiled
 from tokenmux.core.errors import ConfigError, TokenmuxError
 
 FAILED, MISUSED = 1, 2
@@ -72,6 +74,7 @@ app.command("pull", rich_help_panel=_SERVING)(pull_command)
 app.command("demo", rich_help_panel=_SERVING)(demo_command)
 app.command("generate", rich_help_panel=_TALKING)(generate_command)
 app.command("chat", rich_help_panel=_TALKING)(chat_command)
+app.command("embed", rich_help_panel=_TALKING)(embed_command)
 app.add_typer(models_app, name="models", rich_help_panel=_OPERATING)
 app.add_typer(pool_app, name="pool", rich_help_panel=_OPERATING)
 app.command("plan", rich_help_panel=_OPERATING)(plan_command)
@@ -80,7 +83,8 @@ app.add_typer(kernels_app, name="kernels", rich_help_panel=_OPERATING)
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"tokenmux {metadata.version('tokenmux')}")
+        form = " (compiled)" if is_compiled() else ""
+        typer.echo(f"tokenmux {metadata.version('tokenmux')}{form}")
         raise typer.Exit
 
 

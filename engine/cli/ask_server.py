@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from tokenmux.client import Client, ModelSizes, RecordedRequest
 from tokenmux.core.errors import ConfigError, NotFound
 from tokenmux.core.facts import BLOCK_TOKENS, Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.workload.prompt_hashes import HASH_TOKENS
 from tokenmux.workload.trace import Trace, TraceRequest
 
 
@@ -58,4 +59,6 @@ def trace_line(request: RecordedRequest) -> TraceRequest:
         request.ttft_s,
         request.tpot_s,
         request.weight,
+        request.hash_ids,
+        request.hash_tokens or HASH_TOKENS,
     )

@@ -76,7 +76,8 @@ def sizes(message: planning_pb2.ModelSizes) -> ModelSizes:
 
 
 def recorded(message: planning_pb2.RecordedRequest) -> RecordedRequest:
-    return RecordedRequest(**same_named(RecordedRequest, message))
+    plain = same_named(RecordedRequest, message, besides={"hash_ids"})
+    return RecordedRequest(hash_ids=tuple(message.hash_ids), **plain)
 
 
 def pool_trace(message: pool_pb2.GetTraceResponse) -> PoolTrace:

@@ -423,7 +423,8 @@ class ModelSizes:
 @dataclass(frozen=True, slots=True)
 class RecordedRequest:
     """A request that the server has seen: lengths and times, never text. `arrival_s` counts from the start of
-    recording."""
+    recording. `hash_ids` stand for what its prompt begins with, `hash_tokens` tokens each, if the server has
+    a prefix cache."""
 
     arrival_s: float
     model: str
@@ -433,6 +434,8 @@ class RecordedRequest:
     ttft_s: float
     tpot_s: float
     weight: float
+    hash_ids: tuple[int, ...] = ()
+    hash_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ class RequestRecord:
     n_tokens: int
     n_on_time: int
     artifact_late_s: float = 0.0
-    """See `tokenmux.scheduler.metrics.counters.ArtifactAllowance`."""
+    """See `tokenmux.scheduler.metrics.artifact_allowance.ArtifactAllowance`."""
 
     @property
     def ttft_s(self) -> float | None:

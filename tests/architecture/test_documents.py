@@ -22,9 +22,12 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 PARTS = re.DOTALL | re.MULTILINE
 FILE = re.compile(r"`((?:[\w.-]+/)*[\w.-]+\.(?:py|proto))`")
 SOURCES = [
-    f"/{path.relative_to(ROOT).as_posix()}"
-    for top in ("engine", "kernels", "proto", "benchmarks", "tests", "examples")
-    for path in (ROOT / top).rglob("*.*")
+    "/setup.py",
+    *(
+        f"/{path.relative_to(ROOT).as_posix()}"
+        for top in ("engine", "kernels", "proto", "benchmarks", "tests", "examples")
+        for path in (ROOT / top).rglob("*.*")
+    ),
 ]
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import front
-from benchmarks.front import Server, check, stream_all
+from benchmarks.front import check, stream_all
+from benchmarks.streaming_servers import Server
 from tokenmux.models.catalogue import tiny
 from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.v1 import inference_pb2

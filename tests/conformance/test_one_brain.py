@@ -168,7 +168,7 @@ class World:
         return {arrival.request.id: arrival.n_output for arrival in self.arrivals}
 
 
-class SimulatedWorld(Simulator):
+class SimulatedWorld:
     """A world in the simulator. `log` has its decisions."""
 
     def __init__(self, world: World) -> None:
@@ -178,27 +178,26 @@ class SimulatedWorld(Simulator):
         self._host_kv = HostKv(setup.host_kv_bytes, max(facts.slab_bytes for facts in world.devices))
         self._start_s = world.start_s
         self._removing: set[int] = set()
-        super().__init__(
+        self._simulator = Simulator(
             [self._instance(facts) for facts in world.devices],
             [RooflineCost(facts, HOST) for facts in world.devices],
             LeastLoaded(),
             on_effects=self._note,
         )
         for index in range(len(world.devices)):
-            self.pool.hold(index)
+            self._simulator.pool.hold(index)
             self._start(index)
         for model in world.models:
-            self.pool.add_model(model)
-            self.pool.settle()
+            self._simulator.pool.add_model(model)
+            self._simulator.pool.settle()
         for happening in world.happenings:
-            self.clock.call_at(happening.at_s, partial(self._befall, happening))
-        self.run(world.known_arrivals)
-        self.pool.check_integrity()
+            self._simulator.clock.call_at(happening.at_s, partial(self._befall, happening))
+        self._simulator.run(world.known_arrivals)
+        self._simulator.pool.check_integrity()
 
-    def carry_out(self, index: int, effects: Effects) -> None:
-        super().carry_out(index, effects)
-        if self._removing:
-            self.clock.call_at(self.now_s, self._look)
+    @property
+    def n_moves(self) -> int:
+        return self._simulator.n_moves
 
     def _instance(self, facts: DeviceFacts, before: Instance | None = None) -> Instance:
         return Instance(
@@ -212,47 +211,49 @@ class SimulatedWorld(Simulator):
 
     def _note(self, index: int, at_s: float, effects: Effects) -> None:
         self.log += [(index, at_s, what) for what in decisions_in(effects)]
+        if self._removing:
+            self._simulator.clock.call_at(at_s, self._look)
 
     def _start(self, index: int) -> None:
-        starting = self.instances[index]
+        starting = self._simulator.instances[index]
 
         def start() -> None:
-            if self.instances[index] is starting:  # or it was lost before
-                self.pool.release(index)
-                self.pool.settle()
+            if self._simulator.instances[index] is starting:  # or it was lost before
+                self._simulator.pool.release(index)
+                self._simulator.pool.settle()
 
-        self.clock.call_at(self.now_s + self._start_s, start)
+        self._simulator.clock.call_at(self._simulator.now_s + self._start_s, start)
 
     def _befall(self, happening: Happening) -> None:
         match happening:
             case Cancels(at_s, request):
-                self.pool.apply_to_request(Cancelled(at_s, request))
+                self._simulator.pool.apply_to_request(Cancelled(at_s, request))
             case Resizes(at_s, arena_bytes, index):
-                self.instances[index].check_resizable(arena_bytes)
-                self.pool.apply(index, ResizeAsked(at_s, arena_bytes))
+                self._simulator.instances[index].check_resizable(arena_bytes)
+                self._simulator.pool.apply(index, ResizeAsked(at_s, arena_bytes))
             case Loses(_, index):
-                lost = self.instances[index]
-                self.pool.hold(index)
-                self.replace(index, self._instance(lost.device, lost))
+                lost = self._simulator.instances[index]
+                self._simulator.pool.hold(index)
+                self._simulator.replace(index, self._instance(lost.device, lost))
                 self._start(index)
             case Drains(_, index):
-                self.pool.drain(index)
+                self._simulator.pool.drain(index)
             case Undrains(_, index):
-                self.pool.undrain(index)
+                self._simulator.pool.undrain(index)
             case Adds(_, facts):
-                self._start(self.add(self._instance(facts), RooflineCost(facts, HOST), held=True))
+                self._start(self._simulator.add(self._instance(facts), RooflineCost(facts, HOST), held=True))
             case Removes(_, index):
                 self._removing.add(index)
-                self.pool.drain(index)
-        self.pool.settle()
+                self._simulator.pool.drain(index)
+        self._simulator.pool.settle()
         self._look()
 
     def _look(self) -> None:
         """Remove what is empty by now, as operators wish."""
         for index in list(self._removing):
-            if self.pool.is_empty(index) and self.instances[index].is_idle:
+            if self._simulator.pool.is_empty(index) and self._simulator.instances[index].is_idle:
                 self._removing.remove(index)
-                self.remove(index)
+                self._simulator.remove(index)
 
 
 class ServedWorld(NodeOnVirtualTime):
@@ -353,6 +354,7 @@ def test_both_share_what_prompts_begin_with_alike(seed: int, n_devices: int) -> 
     assert sum(service.n_cached_prompt_tokens for service in taken) > 1000
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("seed", range(2))
 def test_both_place_alike_where_prompts_begin_alike(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A crowded model on three devices, one of which is lost: what the indices know decides."""

@@ -61,7 +61,7 @@ def test_a_copy_lasts_its_bytes_over_the_channel(channel: Channel, seconds: floa
 @given(work=works, more=works)
 def test_more_work_never_costs_less(work: StepWork, more: StepWork) -> None:
     cost = RooflineCost(DEVICE, HOST)
-    both = StepWork(*(a + b for a, b in zip(work, more, strict=True)))
+    both = StepWork(*(type(a)(a + b) for a, b in zip(work, more, strict=True)))
     assert 0 < cost.step_s(model(), work) <= cost.step_s(model(), both)
 
 

@@ -23,6 +23,7 @@ ACROSS = [  # commands and reports: `tests/messages/test_codec.py`
 ]
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("kind", ACROSS, ids=lambda kind: f"{kind.__module__.split('.')[-1]}.{kind.__name__}")
 @settings(max_examples=3)
 @given(data=st.data())

@@ -20,6 +20,7 @@ from tokenmux.core.request import FinishReason
 from tokenmux.messages.commands import Cancel, Submit
 from tokenmux.messages.reports import Broken, Finished, PromptPooled
 from tokenmux.server.front import embeddings
+from tokenmux.server.front.few_at_once import MAX_AT_ONCE
 from tokenmux.server.front.limits import Limits
 from tokenmux.server.http_api.http_server import HttpTransport
 from tokenmux.v1 import inference_pb2
@@ -199,7 +200,7 @@ async def test_the_first_failure_ends_the_call() -> None:
 
 
 async def test_many_inputs_take_few_places_at_once() -> None:
-    async with http(*ENTRIES, limits=Limits(max_requests=embeddings.INPUTS_AT_ONCE)) as (_, client):
+    async with http(*ENTRIES, limits=Limits(max_requests=MAX_AT_ONCE)) as (_, client):
         answer = await client.post("/v1/embeddings", json=body(given=["a"] * 100))
         assert len(answer.json()["data"]) == 100
 

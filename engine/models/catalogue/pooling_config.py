@@ -56,6 +56,20 @@ def embedding_in(folder: Path, config: PreTrainedConfig, width: int) -> Embeddin
         return NoPooling(str(error).replace(f"{folder}/", ""))
 
 
+def write_pooling_files(folder: Path, mode: str, width: int) -> None:
+    """Write what `embedding_in` reads, for a checkpoint that says otherwise how it pools. Its vectors are
+    normalised, as llama.cpp does with all of them."""
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
+    ]
+    (folder / MODULES).write_text(json.dumps(modules), encoding="utf-8")
+    (folder / "1_Pooling").mkdir()
+    said = {"word_embedding_dimension": width, "pooling_mode": mode}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(said), encoding="utf-8")
+
+
 def embedding_document(embedding: Embedding) -> dict[str, object]:
     """What `embedding_of_document` reads, for a JSON file."""
     if isinstance(embedding, NoPooling):

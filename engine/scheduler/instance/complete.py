@@ -21,7 +21,7 @@ from tokenmux.scheduler.instance import requests, validate
 from tokenmux.scheduler.instance.live_state import LiveState
 from tokenmux.scheduler.instance.model_state import ModelState
 from tokenmux.scheduler.instance.request_state import RequestState
-from tokenmux.scheduler.metrics.counters import count_on_time
+from tokenmux.scheduler.metrics.counting import count_on_time
 
 
 def step(state: LiveState, event: StepDone) -> Started:

@@ -51,6 +51,7 @@ from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.memory.host_kv import HostKv
 from tokenmux.scheduler.memory.ledger import Ledger
 from tokenmux.scheduler.metrics.counters import Metrics
+from tokenmux.scheduler.metrics.counting import count
 from tokenmux.scheduler.policy import drain
 from tokenmux.scheduler.policy.instance_policy import Fit, InstancePolicy, LoadsInOrder, MakesWay
 
@@ -332,5 +333,5 @@ class Instance:
         """The effects since the last call, counted."""
         effects = tuple(self._state.effects)
         self._state.effects.clear()
-        self.metrics.count(self._state.now_s, effects)
+        count(self.metrics, self._state.now_s, effects)
         return effects

@@ -11,7 +11,7 @@ from tokenmux.core.record import RequestHistory
 from tokenmux.core.request import FinishReason, Request, RequestId
 from tokenmux.scheduler.instance.long_prompt import LongPrompt
 from tokenmux.scheduler.memory.kv_table import KvTable
-from tokenmux.scheduler.metrics.counters import ArtifactAllowance
+from tokenmux.scheduler.metrics.artifact_allowance import ArtifactAllowance
 from tokenmux.scheduler.metrics.shares import DEFERRAL_TTFTS, Share
 
 if TYPE_CHECKING:  # a request knows its model, which files it

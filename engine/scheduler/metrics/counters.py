@@ -7,27 +7,13 @@ later pauses by the client do not count against us. Every counter costs a step o
 memory is bounded whatever clients send.
 """
 
-from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
 from math import inf
-from operator import sub
 
-from tokenmux.core.effects import (
-    CopyEnded,
-    Effects,
-    ModelLoaded,
-    PrefixTaken,
-    RequestEnded,
-    RequestEntered,
-    StepEnded,
-)
-from tokenmux.core.event import SUPERSEDED
 from tokenmux.core.facts import ModelId
-from tokenmux.core.plan import Channel, Discard
+from tokenmux.core.plan import Channel
 from tokenmux.core.record import RequestRecord
-from tokenmux.core.started import StartedCompaction, SwapReason
+from tokenmux.core.started import SwapReason
 from tokenmux.scheduler.metrics.counter_table import (
     Table,
     Unit,
@@ -37,40 +23,7 @@ from tokenmux.scheduler.metrics.counter_table import (
     histogram,
     taken_from,
 )
-from tokenmux.scheduler.metrics.histogram import Histogram, interval
-
-
-class ArtifactAllowance:
-    """The lateness that the Aegaeon artifact counts, for comparison only: it flatters.
-
-    Its README: "the percentage of time where TTFT/TPOT requirements are satisfied over total service time". A
-    request has an allowance, at first TTFT; each token adds a TPOT and subtracts its wait. A token that takes
-    longer than the allowance is late by the excess, after which the full allowance is restored, so that a
-    request that is always late can still score well.
-    """
-
-    __slots__ = ("allowance_s", "late_s")
-
-    def __init__(self, allowance_s: float, late_s: float = 0.0) -> None:
-        self.allowance_s = allowance_s
-        self.late_s = late_s
-
-    def drawn(self, since_s: float, ends_s: tuple[float, ...], tpot_s: float) -> None:
-        """Count tokens that came at `ends_s`; the one before, or the request itself, came at `since_s`."""
-        self._wait(ends_s[0] - since_s, tpot_s)
-        span_s = ends_s[-1] - ends_s[0]
-        if span_s <= self.allowance_s:
-            self.allowance_s += (len(ends_s) - 1) * tpot_s - span_s
-        else:
-            for before_s, end_s in pairwise(ends_s):
-                self._wait(end_s - before_s, tpot_s)
-
-    def _wait(self, wait_s: float, tpot_s: float) -> None:
-        if wait_s > self.allowance_s:
-            self.late_s += wait_s - self.allowance_s
-        else:
-            self.allowance_s -= wait_s
-        self.allowance_s += tpot_s
+from tokenmux.scheduler.metrics.histogram import Histogram
 
 
 @dataclass(slots=True, eq=False)
@@ -154,9 +107,6 @@ POOL = "(pool)"
 DEDICATED_WINDOW_S = 3600.0
 """With one device per model, a deployment would keep the devices of all models requested within this time."""
 
-DrawnRows = Mapping[tuple[ServiceCounters, float | None], int]
-"""Number of rows in a step that drew tokens, by tenant and by the time of their last token."""
-
 
 @dataclass(slots=True, eq=False)
 class Metrics:
@@ -176,30 +126,6 @@ class Metrics:
     model_work_s: float = counted(Unit.SECONDS, "The same time, once for each model with such requests.")
     """What one device per model would have taken."""
     _work_until_s: float = field(default=-inf, init=False)
-
-    def count(self, at_s: float, effects: Effects) -> None:
-        """Count what an event or a decision at `at_s` caused."""
-        for effect in effects:
-            match effect:
-                case StepEnded():
-                    self._count_step(effect)
-                case CopyEnded():
-                    self._count_copy(effect)
-                case RequestEnded(record):
-                    self.of(record.request.model).service.count_end(record)
-                    self.tenant(record.request.tenant).count_end(record)
-                case RequestEntered(request):
-                    self.tenant(request.tenant)
-                    self.of(request.model).last_asked_s = at_s
-                case ModelLoaded():
-                    self._count_swap(effect)
-                case PrefixTaken(request, n_tokens):
-                    self.of(request.model).service.count_prefix(n_tokens)
-                    self.tenant(request.tenant).count_prefix(n_tokens)
-                case Discard():
-                    self.n_discards += 1
-                case _:
-                    pass
 
     def count_work(self, n_models: int, until_s: float) -> None:
         """Count that `n_models` models had unfinished requests since the last call, until `until_s`."""
@@ -223,66 +149,6 @@ class Metrics:
             found = self.tenants.setdefault(name, ServiceCounters())
         return found
 
-    def _count_step(self, ended: StepEnded) -> None:
-        counters = self.of(ended.started.model.id)
-        service, ends_s = counters.service, ended.done.ends_s
-        seconds = ended.done.at_s - ended.started.at_s
-        row_s = seconds / sum(row.n_tokens for row in ended.rows)
-        drawn: dict[tuple[ServiceCounters, float | None], int] = {}
-        for name, n_tokens, n_prompt_tokens, draws, n_on_time, since_s, ttft_s in ended.rows:
-            tenant = self.tenant(name)
-            tenant.gpu_s += row_s * n_tokens
-            if n_prompt_tokens:
-                service.n_prompt_tokens += n_prompt_tokens
-                tenant.n_prompt_tokens += n_prompt_tokens
-            if draws:
-                key = (tenant, since_s)
-                drawn[key] = drawn.get(key, 0) + 1
-                service.n_tokens_on_time += n_on_time
-                tenant.n_tokens_on_time += n_on_time
-                if ttft_s is not None:
-                    service.ttft.add(ttft_s)
-                    tenant.ttft.add(ttft_s)
-        self._count_drawn(service, drawn, ends_s)
-        counters.compute_s += seconds
-        service.gpu_s += seconds
-        self.busy_s[Channel.COMPUTE] += seconds
-        self.n_steps += len(ends_s)
-
-    def _count_drawn(self, model: ServiceCounters, rows: DrawnRows, ends_s: tuple[float, ...]) -> None:
-        """Enter the tokens of a step and the gaps before them."""
-        n_ends, inner, span_s = len(ends_s), inner_gaps(ends_s), ends_s[-1] - ends_s[0]
-        for (tenant, since_s), n_rows in rows.items():
-            first = None if since_s is None else interval(ends_s[0] - since_s)
-            for counters in (model, tenant):
-                counters.n_tokens += n_rows * n_ends
-                gaps = counters.gaps
-                if first is not None and since_s is not None:
-                    gaps.counts[first] += n_rows
-                    gaps.total_s += n_rows * (ends_s[0] - since_s)
-                for place, n in inner:
-                    gaps.counts[place] += n_rows * n
-                gaps.total_s += n_rows * span_s
-
-    def _count_copy(self, ended: CopyEnded) -> None:
-        started, error = ended.started, ended.done.error
-        self.busy_s[started.channel] += ended.done.at_s - started.at_s
-        self.n_superseded += error == SUPERSEDED
-        if not error and not isinstance(started, StartedCompaction):
-            self.copied_bytes[started.channel] += started.n_bytes
-
-    def _count_swap(self, loaded: ModelLoaded) -> None:
-        """The exposed seconds are shared among the requests that waited for the model."""
-        started, exposed_s = loaded.started, loaded.exposed_s
-        model = self.of(started.model.id)
-        model.swaps[started.reason] += 1
-        model.swap_bytes += started.n_bytes
-        model.swap_s += loaded.seconds
-        model.swap_exposed_s += exposed_s
-        model.service.gpu_s += exposed_s
-        for name in loaded.tenants or (POOL,):
-            self.tenant(name).gpu_s += exposed_s / max(1, len(loaded.tenants))
-
     def models_with_work(self) -> float:
         """Mean number of models with unfinished requests, while there were any: the devices that
         request-level autoscaling would have held.
@@ -299,25 +165,6 @@ class Metrics:
         GPUs saved against dedicated devices: this, less the devices of this instance.
         """
         return sum(counters.last_asked_s >= now_s - DEDICATED_WINDOW_S for counters in self.models.values())
-
-
-def inner_gaps(ends_s: tuple[float, ...]) -> list[tuple[int, int]]:
-    """The gaps between the iterations of a step: intervals of a histogram, and the number of gaps in each.
-    Nearly always all are in one."""
-    if len(ends_s) < 2:
-        return []
-    gaps_s = list(map(sub, ends_s[1:], ends_s))
-    shortest, longest = interval(min(gaps_s)), interval(max(gaps_s))
-    if shortest == longest:
-        return [(shortest, len(gaps_s))]
-    return list(Counter(map(interval, gaps_s)).items())
-
-
-def count_on_time(first_deadline_s: float, tpot_s: float, ends_s: tuple[float, ...]) -> int:
-    """How many of the tokens drawn at `ends_s` came by `first_deadline_s + i * tpot_s`."""
-    if ends_s and ends_s[-1] <= first_deadline_s:
-        return len(ends_s)
-    return sum(end <= first_deadline_s + i * tpot_s for i, end in enumerate(ends_s))
 
 
 SERVICE_TABLE = Table(ServiceCounters)

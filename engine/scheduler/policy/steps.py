@@ -50,8 +50,8 @@ def _riding_tokens(view: InstanceView, model: ModelView, prompts: list[RequestVi
 def prefill_chunks(
     view: InstanceView, requests: Iterable[RequestView], most: int | None = None
 ) -> list[Chunk]:
-    """Chunks of these requests, the most urgent first, that fill one cell of the prefill grid; or with
-    `most`, pieces of at most so many tokens together.
+    """Chunks of these requests, the most urgent first, that fill one cell of the prefill grid; or
+    pieces of at most `most` tokens together.
 
     A request waits if another one computes the same beginning in this step: it will be given that.
     """

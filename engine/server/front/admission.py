@@ -251,7 +251,7 @@ class Admission:
             for number, held in enumerate(ask.delivered or (NONE_DELIVERED,) * ask.n)
             if not held.is_complete
         )
-        info = PromptInfo(ask.request_id, facts.id, len(prompt), max_tokens, submit.sampling.seed)
+        info = PromptInfo(ask.request_id, facts.id, len(prompt), max_tokens, submit.sampling.seed, prompt)
         return Admitted(served, info, choices, _echo(ask, tokenized), ask.include_stop_string)
 
     async def _token_ids(self, served: ServedModel, text: ModelText, prompt: Prompt) -> tuple[int, ...]:

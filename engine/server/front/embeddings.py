@@ -5,12 +5,9 @@ invalid. Then a few requests run at once, placed, paged and recovered as any oth
 client leaves, the rest end at once.
 """
 
-import asyncio
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import count
-from typing import TypeVar
 
 from tokenmux.core.errors import InternalError, InvalidRequest, TokenmuxError, Unavailable
 from tokenmux.core.pooling import NoPooling, Pooling
@@ -18,6 +15,7 @@ from tokenmux.server.front.admission import Admission
 from tokenmux.server.front.api_keys import Key
 from tokenmux.server.front.calls import Calls
 from tokenmux.server.front.counts import check_count
+from tokenmux.server.front.few_at_once import each
 from tokenmux.server.front.generation import Ask, FinishInfo, Text, TokenIds
 from tokenmux.server.front.request_rules import MIN_SECONDS, check_parameters, check_prompt_length
 from tokenmux.server.front.served_models import ServedModel, ServedModels
@@ -25,10 +23,6 @@ from tokenmux.server.front.served_models import ServedModel, ServedModels
 MAX_INPUTS = 2048
 MAX_INPUT_TOKENS = 300_000
 """Tokens of all inputs of a call together. Both limits are OpenAI's."""
-INPUTS_AT_ONCE = 16
-"""Requests of one call that run at once: one call cannot fill the queue."""
-
-Each = TypeVar("Each")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +97,7 @@ class Embeddings:
                 raise _about_input(error, place) from None
             return Embedded(_finished(pooling, vector, ask), len(prompts[place]))
 
-        prompts = await _each(len(ask.inputs), tokenized)
+        prompts = await each(len(ask.inputs), tokenized)
         n_tokens = sum(map(len, prompts))
         if n_tokens > MAX_INPUT_TOKENS:
             raise InvalidRequest(
@@ -112,7 +106,7 @@ class Embeddings:
                 limit=MAX_INPUT_TOKENS,
                 given=n_tokens,
             )
-        answers = await _each(len(prompts), embedded)
+        answers = await each(len(prompts), embedded)
         if not self._models.accepts(served):
             raise Unavailable(f"{ask.model} was replaced while it worked on the inputs: send them again")
         return answers
@@ -123,24 +117,6 @@ class Embeddings:
                 if isinstance(event, FinishInfo):
                     return event.vector
         raise InternalError("a stream ended without its last event")
-
-
-async def _each(n: int, work: Callable[[int], Awaitable[Each]]) -> list[Each]:
-    """The results of `work` for 0 to n - 1, a few at once. The first failure ends all."""
-    results: dict[int, Each] = {}
-    places = count()
-
-    async def some() -> None:
-        while (place := next(places)) < n:
-            results[place] = await work(place)
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(n, INPUTS_AT_ONCE)):
-                group.create_task(some())
-    except BaseExceptionGroup as failures:
-        raise failures.exceptions[0] from None
-    return [results[place] for place in range(n)]
 
 
 def _pooling_of(served: ServedModel) -> Pooling:

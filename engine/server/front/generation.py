@@ -183,13 +183,14 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class PromptInfo:
-    """What the front made of an `Ask`: the first event of every stream."""
+    """What the front made of an `Ask`: the first event of every stream. `prompt` are its token ids."""
 
     request: str
     model: str
     n_prompt: int
     max_tokens: int
     seed: int
+    prompt: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """Records traffic for capacity planning: lengths, times and names of ended requests, never their text.
 
-If there is a prefix cache, lines of the file also say which prompts begin alike. The numbers that stand for a
-prompt's cells are hashes with a secret that is drawn at the start and never written, so that texts
-cannot be tried against them.
+If there is a prefix cache, they also say which prompts begin alike. The numbers that stand for a prompt's
+cells are hashes with a secret that is drawn at the start and never told, so that texts cannot be tried
+against them.
 
 The newest stay in memory. With a path, every request is also appended to a file in the trace format
 (`tokenmux.workload.trace`), which is put aside when full. Recording never fails a request: if the file cannot
@@ -11,7 +11,6 @@ be written, that is logged and recording continues in memory.
 
 import logging
 import os
-from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from hashlib import blake2b
@@ -21,6 +20,7 @@ from secrets import token_bytes
 from tokenmux.core.errors import ConfigError
 from tokenmux.core.prefix import Prefix
 from tokenmux.messages.commands import Submit
+from tokenmux.server.front.newest_requests import NewestRequests
 from tokenmux.workload.prompt_hashes import HASH_BITS
 from tokenmux.workload.trace import Trace, TraceRequest, json_line
 
@@ -43,14 +43,14 @@ class TrafficRecorder:
         self._prefix_of = prefix_of
         self._secret = token_bytes(32)
         self._start_s = start_s
-        self._newest: deque[TraceRequest] = deque(maxlen=window)
+        self._newest = NewestRequests(window)
         self._file = file
 
     def ended(self, submit: Submit, n_output: int) -> None:
         """A request ended, for whatever reason, after `n_output` tokens. Tokens that it brought along are
         input like its prompt."""
         request = submit.request
-        line = TraceRequest(
+        plain = TraceRequest(
             round(request.arrival_s - self._start_s, 6),
             request.model,
             request.n_prompt + request.n_resumed,
@@ -60,10 +60,11 @@ class TrafficRecorder:
             request.service.tpot_s,
             request.weight,
         )
-        self._newest.append(line)
+        line = self._hashed(plain, self._prefix_of(submit))
+        self._newest.add(line)
         if self._file is not None:
             try:
-                self._file.append(json_line(self._hashed(line, self._prefix_of(submit))))
+                self._file.append(json_line(line))
             except OSError as error:
                 logger.error("traffic is recorded in memory only from now on: %s", error)
                 self.close()

@@ -2,12 +2,9 @@
 
 from tokenmux.server.front.service import FrontService
 from tokenmux.server.grpc_api.grpc_types import Context
-from tokenmux.server.grpc_api.planning_messages import recorded_message, size_messages
+from tokenmux.server.grpc_api.planning_messages import batches, recorded_message, size_messages
 from tokenmux.server.grpc_api.status import answering
 from tokenmux.v1 import planning_pb2, planning_pb2_grpc
-
-RECORDED_PER_MESSAGE = 1000
-"""About 60 kB: far below any limit on messages."""
 
 
 class PlanningService(planning_pb2_grpc.PlanningServiceServicer):
@@ -27,6 +24,6 @@ class PlanningService(planning_pb2_grpc.PlanningServiceServicer):
     ) -> None:
         async with answering(context):
             lines = self._front.recorded_traffic(request.last_s)
-            for start in range(0, len(lines), RECORDED_PER_MESSAGE):
-                batch = map(recorded_message, lines[start : start + RECORDED_PER_MESSAGE])
-                await context.write(planning_pb2.GetRecordedTrafficResponse(requests=batch))
+            for batch in batches(lines):
+                messages = map(recorded_message, batch)
+                await context.write(planning_pb2.GetRecordedTrafficResponse(requests=messages))

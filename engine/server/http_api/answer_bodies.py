@@ -77,6 +77,10 @@ class CompletionChoice(BaseModel):
     stop_reason: str | int | None = None
     """The stop string or stop token id that ended the text (a field of vLLM's)."""
     prompt_logprobs: PromptLogprobsBody | None = None
+    prompt_token_ids: list[int] | None = None
+    """The prompt's, if `return_token_ids` asks for them (a field of vLLM's)."""
+    token_ids: list[int] | None = None
+    """Those that were drawn, the one that ended the text included."""
 
 
 class TextCompletion(BaseModel):
@@ -139,6 +143,7 @@ class ChatChoice(BaseModel):
     logprobs: ChatLogprobs | None
     finish_reason: Ending
     stop_reason: str | int | None = None
+    token_ids: list[int] | None = None
 
 
 class ChatCompletion(BaseModel):
@@ -151,6 +156,7 @@ class ChatCompletion(BaseModel):
     choices: list[ChatChoice]
     usage: UsageBody
     prompt_logprobs: PromptLogprobsBody | None = None
+    prompt_token_ids: list[int] | None = None
 
 
 class MessageDelta(BaseModel):
@@ -169,6 +175,7 @@ class ChatChunkChoice(BaseModel):
     logprobs: ChatLogprobs | None
     finish_reason: Ending | None
     stop_reason: str | int | None = None
+    token_ids: list[int] | None = None
 
 
 class ChatChunk(BaseModel):
@@ -180,6 +187,7 @@ class ChatChunk(BaseModel):
     model: str
     choices: list[ChatChunkChoice]
     usage: UsageBody | None = None
+    prompt_token_ids: list[int] | None = None
 
 
 class ModelBody(BaseModel):

@@ -43,6 +43,8 @@ class AnswerHead:
     """True if the client asked for usage at the end of its stream."""
     stop_token_ids: frozenset[int]
     """Those that the client named."""
+    with_token_ids: bool = False
+    """True if the client asked for the token ids of prompt and output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,26 +55,35 @@ class WholeOutput:
     end: FinishInfo
 
 
+@dataclass(frozen=True, slots=True)
+class AnsweredPrompt:
+    """All outputs of a prompt, and what is told of the prompt, if that was asked for. `token_ids` are the
+    prompt's."""
+
+    outputs: Sequence[WholeOutput]
+    told: PromptLogprobsBody | None
+    token_ids: tuple[int, ...]
+
+
 class AnswerForm(Protocol):
     """Each method but `first` returns a JSON document."""
 
     id_prefix: str
 
-    def whole(
-        self, head: AnswerHead, outputs: Sequence[WholeOutput], prompt: PromptLogprobsBody | None
-    ) -> bytes:
-        """`prompt` is what is told of the prompt, if that was asked for."""
-        ...
+    def whole(self, head: AnswerHead, prompts: Sequence[AnsweredPrompt]) -> bytes: ...
 
-    def first(self, head: AnswerHead, choice: int) -> bytes | None:
-        """The chunk before the first piece of text, if the form has one."""
+    def first(self, head: AnswerHead, choice: int, prompt: Sequence[int]) -> bytes | None:
+        """The chunk before the first piece of text, if the form has one; `prompt` are the prompt's token
+        ids."""
         ...
 
     def delta(self, head: AnswerHead, choice: int, piece: OutputPiece) -> bytes: ...
 
     def last(self, head: AnswerHead, end: FinishInfo) -> bytes: ...
 
-    def usage(self, head: AnswerHead, ends: Sequence[FinishInfo]) -> bytes: ...
+    def usage(self, head: AnswerHead, ends: Sequence[Sequence[FinishInfo]]) -> bytes:
+        """`ends` are those of each prompt."""
+        ...
 
 
 class TextForm:
@@ -80,16 +91,24 @@ class TextForm:
 
     id_prefix = "cmpl-"
 
-    def whole(
-        self, head: AnswerHead, outputs: Sequence[WholeOutput], prompt: PromptLogprobsBody | None
-    ) -> bytes:
-        choices = [_text_choice(head, one.end.choice, one.piece, one.end) for one in outputs]
-        for choice in choices if prompt is not None else ():
-            choice.prompt_logprobs = prompt
-        return self._json(head, choices, _usage([one.end for one in outputs]))
+    def whole(self, head: AnswerHead, prompts: Sequence[AnsweredPrompt]) -> bytes:
+        choices = []
+        for prompt in prompts:
+            for one in prompt.outputs:
+                choice = _text_choice(head, one.end.choice, one.piece, one.end)
+                if prompt.told is not None:
+                    choice.prompt_logprobs = prompt.told
+                if head.with_token_ids:
+                    choice.prompt_token_ids = list(prompt.token_ids)
+                choices.append(choice)
+        return self._json(head, choices, _usage_of(prompts))
 
-    def first(self, head: AnswerHead, choice: int) -> None:
-        return None
+    def first(self, head: AnswerHead, choice: int, prompt: Sequence[int]) -> bytes | None:
+        if not head.with_token_ids:
+            return None
+        chunk = _text_choice(head, choice, OutputPiece(""), None)
+        chunk.prompt_token_ids = list(prompt)
+        return self._json(head, [chunk])
 
     def delta(self, head: AnswerHead, choice: int, piece: OutputPiece) -> bytes:
         return self._json(head, [_text_choice(head, choice, piece, None)])
@@ -97,7 +116,7 @@ class TextForm:
     def last(self, head: AnswerHead, end: FinishInfo) -> bytes:
         return self._json(head, [_text_choice(head, end.choice, OutputPiece(""), end)])
 
-    def usage(self, head: AnswerHead, ends: Sequence[FinishInfo]) -> bytes:
+    def usage(self, head: AnswerHead, ends: Sequence[Sequence[FinishInfo]]) -> bytes:
         return self._json(head, [], _usage(ends))
 
     def _json(
@@ -117,23 +136,25 @@ class ChatForm:
 
     id_prefix = "chatcmpl-"
 
-    def whole(
-        self, head: AnswerHead, outputs: Sequence[WholeOutput], prompt: PromptLogprobsBody | None
-    ) -> bytes:
+    def whole(self, head: AnswerHead, prompts: Sequence[AnsweredPrompt]) -> bytes:
+        (prompt,) = prompts
         body = ChatCompletion(
             id=head.id,
             object="chat.completion",
             created=head.created,
             model=head.model,
-            choices=[_whole_choice(head, output) for output in outputs],
-            usage=_usage([output.end for output in outputs]),
+            choices=[_whole_choice(head, output) for output in prompt.outputs],
+            usage=_usage_of(prompts),
         )
-        if prompt is not None:
-            body.prompt_logprobs = prompt
+        if prompt.told is not None:
+            body.prompt_logprobs = prompt.told
+        if head.with_token_ids:
+            body.prompt_token_ids = list(prompt.token_ids)
         return body.model_dump_json(exclude_unset=True).encode()
 
-    def first(self, head: AnswerHead, choice: int) -> bytes:
-        return self._chunk(head, [_chat_choice(choice, MessageDelta(role="assistant", content=""))])
+    def first(self, head: AnswerHead, choice: int, prompt: Sequence[int]) -> bytes:
+        begun = _chat_choice(choice, MessageDelta(role="assistant", content=""))
+        return self._chunk(head, [begun], prompt=prompt if head.with_token_ids else None)
 
     def delta(self, head: AnswerHead, choice: int, piece: OutputPiece) -> bytes:
         delta = MessageDelta()
@@ -143,6 +164,8 @@ class ChatForm:
             delta.tool_calls = [_call_chunk(placed) for placed in piece.calls]
         chunk = _chat_choice(choice, delta)
         chunk.logprobs = chat_logprobs(piece.tokens)
+        if head.with_token_ids:
+            chunk.token_ids = list(piece.token_ids)
         return self._chunk(head, [chunk])
 
     def last(self, head: AnswerHead, end: FinishInfo) -> bytes:
@@ -151,32 +174,38 @@ class ChatForm:
         chunk.stop_reason = _stop_reason(head, end)
         return self._chunk(head, [chunk])
 
-    def usage(self, head: AnswerHead, ends: Sequence[FinishInfo]) -> bytes:
+    def usage(self, head: AnswerHead, ends: Sequence[Sequence[FinishInfo]]) -> bytes:
         return self._chunk(head, [], _usage(ends))
 
     def _chunk(
-        self, head: AnswerHead, choices: list[ChatChunkChoice], usage: UsageBody | None = None
+        self,
+        head: AnswerHead,
+        choices: list[ChatChunkChoice],
+        usage: UsageBody | None = None,
+        *,
+        prompt: Sequence[int] | None = None,
     ) -> bytes:
         kind: Literal["chat.completion.chunk"] = "chat.completion.chunk"
         body = ChatChunk(id=head.id, object=kind, created=head.created, model=head.model, choices=choices)
         if head.with_usage:
             body.usage = usage
+        if prompt is not None:
+            body.prompt_token_ids = list(prompt)
         return body.model_dump_json(exclude_unset=True).encode()
 
 
 def _text_choice(
     head: AnswerHead, choice: int, piece: OutputPiece, end: FinishInfo | None
 ) -> CompletionChoice:
-    logprobs = completion_logprobs(piece.tokens)
-    if end is None:
-        return CompletionChoice(index=choice, text=piece.text, logprobs=logprobs, finish_reason=None)
-    return CompletionChoice(
-        index=choice,
-        text=piece.text,
-        logprobs=logprobs,
-        finish_reason=_ending(end),
-        stop_reason=_stop_reason(head, end),
+    choice_body = CompletionChoice(
+        index=choice, text=piece.text, logprobs=completion_logprobs(piece.tokens), finish_reason=None
     )
+    if head.with_token_ids:
+        choice_body.token_ids = list(piece.token_ids)
+    if end is not None:
+        choice_body.finish_reason = _ending(end)
+        choice_body.stop_reason = _stop_reason(head, end)
+    return choice_body
 
 
 def _whole_choice(head: AnswerHead, output: WholeOutput) -> ChatChoice:
@@ -193,13 +222,16 @@ def _whole_choice(head: AnswerHead, output: WholeOutput) -> ChatChoice:
             for placed in piece.calls
             if placed.start is not None
         ]
-    return ChatChoice(
+    choice = ChatChoice(
         index=end.choice,
         message=message,
         logprobs=chat_logprobs(piece.tokens),
         finish_reason=_ending(end),
         stop_reason=_stop_reason(head, end),
     )
+    if head.with_token_ids:
+        choice.token_ids = list(piece.token_ids)
+    return choice
 
 
 def _chat_choice(choice: int, delta: MessageDelta) -> ChatChunkChoice:
@@ -226,13 +258,18 @@ def _stop_reason(head: AnswerHead, finish: FinishInfo) -> str | int | None:
     return finish.stop_token_id if finish.stop_token_id in head.stop_token_ids else None
 
 
-def _usage(ends: Sequence[FinishInfo]) -> UsageBody:
-    """The usage of all choices, which share one prompt."""
-    n_prompt = ends[0].n_prompt
-    n_completion = sum(end.n_completion for end in ends)
+def _usage_of(prompts: Sequence[AnsweredPrompt]) -> UsageBody:
+    return _usage([[output.end for output in prompt.outputs] for prompt in prompts])
+
+
+def _usage(ends: Sequence[Sequence[FinishInfo]]) -> UsageBody:
+    """The usage of all prompts. The choices of one share it."""
+    n_prompt = sum(of_prompt[0].n_prompt for of_prompt in ends)
+    n_completion = sum(end.n_completion for of_prompt in ends for end in of_prompt)
+    n_cached = sum(min(end.n_cached for end in of_prompt) for of_prompt in ends)
     return UsageBody(
         prompt_tokens=n_prompt,
         completion_tokens=n_completion,
         total_tokens=n_prompt + n_completion,
-        prompt_tokens_details=PromptTokensBody(cached_tokens=min(end.n_cached for end in ends)),
+        prompt_tokens_details=PromptTokensBody(cached_tokens=n_cached),
     )

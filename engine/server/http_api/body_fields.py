@@ -5,15 +5,16 @@
 A field without a value, or with null, leaves the default of `Ask`.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from tokenmux.core.errors import InvalidRequest
-from tokenmux.server.front.generation import Ask
+from tokenmux.server.front.generation import Ask, Prompt
 
 _ASK_FIELDS = frozenset(field.name for field in fields(Ask))
 
@@ -60,6 +61,11 @@ class Lenient(BaseModel):
 class AskBody(Lenient):
     """A body that asks for a generation."""
 
+    @property
+    def prompts(self) -> Sequence[Prompt]:
+        """The prompts, if the body may have several; the first is in the `Ask` already."""
+        return ()
+
     def together(self, translated: Mapping[str, Any]) -> Mapping[str, Any]:
         """The fields of an `Ask` that depend on several fields of the body; `translated` are the others.
         Raises InvalidRequest."""
@@ -89,6 +95,18 @@ def ask_of_body(body: AskBody) -> Ask:
             )
         values[to.field], said_by[to.field] = value, name
     return Ask(**({**values, **body.together(values)}))
+
+
+def asks_of_body(body: AskBody) -> list[Ask]:
+    """What a body asks for: a request for each of its prompts. The first has the id of them all. Raises as
+    `ask_of_body`."""
+    ask = ask_of_body(body)
+    ask = replace(ask, request_id=ask.request_id or secrets.token_hex(8))
+    others = [
+        replace(ask, prompt=prompt, request_id=f"{ask.request_id}-{place}")
+        for place, prompt in enumerate(body.prompts)
+    ][1:]
+    return [ask, *others]
 
 
 def check_served(extra: Mapping[str, object]) -> None:

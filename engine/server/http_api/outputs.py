@@ -10,14 +10,16 @@ from tokenmux.server.http_api.scored_tokens import ScoredToken, TokenScorer
 
 @dataclass(frozen=True, slots=True)
 class OutputPiece:
-    """An output, or a piece of it. `tokens` are there if their log-probabilities were asked for."""
+    """An output, or a piece of it. `tokens` are there if their log-probabilities were asked for, `token_ids`
+    if they themselves were."""
 
     text: str
     tokens: tuple[ScoredToken, ...] = ()
     calls: tuple[PlacedCall, ...] = ()
+    token_ids: tuple[int, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.text or self.tokens or self.calls)
+        return bool(self.text or self.tokens or self.calls or self.token_ids)
 
     @classmethod
     def joined(cls, pieces: Iterable["OutputPiece"]) -> "OutputPiece":
@@ -27,17 +29,20 @@ class OutputPiece:
             "".join(piece.text for piece in found),
             tuple(token for piece in found for token in piece.tokens),
             joined_calls(call for piece in found for call in piece.calls),
+            tuple(token for piece in found for token in piece.token_ids),
         )
 
 
 class OutputReader:
     """Reads one output."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, with_token_ids: bool) -> None:
+        self._with_token_ids = with_token_ids
         self._scorer = TokenScorer()
         self.begun = False
         """True once the answer has begun; for those who write it."""
 
     def take(self, delta: TokenDelta) -> OutputPiece:
         """Read more of the output."""
-        return OutputPiece(delta.text, self._scorer.of(delta), delta.calls)
+        ids = delta.token_ids if self._with_token_ids else ()
+        return OutputPiece(delta.text, self._scorer.of(delta), delta.calls, ids)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, ValidationError
 
 from tokenmux.core.errors import InvalidRequest
+from tokenmux.server.front.counts import check_count
 from tokenmux.server.front.generation import Prompt, Text, TokenIds
 from tokenmux.server.http_api.body_fields import AskBody, Lenient, To
 from tokenmux.server.http_api.constraint_bodies import (
@@ -39,19 +40,23 @@ from tokenmux.server.http_api.embedding_bodies import EmbeddingBody
 OPENAI_TEMPERATURE = 1.0
 OPENAI_COMPLETION_TOKENS = 16
 MAX_FAULTS_SHOWN = 3
+MAX_PROMPTS = 256
+"""Prompts of one body."""
 MAX_ID_DIGITS = 12
 
 
-def prompt_of(prompt: str | list[Any]) -> Prompt:
-    """One text, or one list of token ids; either may stand alone in a list."""
+def prompts_of(prompt: str | list[Any]) -> Sequence[Prompt]:
+    """Texts or lists of token ids, one or several."""
     if isinstance(prompt, str):
-        return Text(prompt)
-    if prompt and not isinstance(prompt[0], int):
-        if len(prompt) > 1:
-            said = f"there are {len(prompt)} prompts, and a request has one: send a request for each"
-            raise InvalidRequest(said, field="prompt")
-        return prompt_of(prompt[0])
-    return TokenIds(prompt)
+        return (Text(prompt),)
+    if not prompt or isinstance(prompt[0], int):
+        return (TokenIds(prompt),)
+    check_count("prompts", prompt, MAX_PROMPTS, field="prompt")
+    return [Text(one) if isinstance(one, str) else TokenIds(one) for one in prompt]
+
+
+def first_prompt_of(prompt: str | list[Any]) -> Prompt:
+    return prompts_of(prompt)[0]
 
 
 def strings_of(stop: str | Sequence[str]) -> tuple[str, ...]:
@@ -122,6 +127,8 @@ class GenerationBody(AskBody):
     response_format: Annotated[ResponseFormat | None, To("constraint", by=constraint_of_format)] = None
     structured_outputs: Annotated[StructuredOutputs | None, To("constraint", by=constraint_of_outputs)] = None
     """What the output must obey (a field of vLLM's)."""
+    return_token_ids: bool | None = None
+    """Return the token ids of prompt and output too (a field of vLLM's)."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -132,13 +139,17 @@ class CompletionBody(GenerationBody):
     prompt: Annotated[
         Annotated[str, Field(title="text")]
         | Annotated[list[int], Field(title="token ids")]
-        | Annotated[list[str], Field(title="one text")]
-        | Annotated[list[list[int]], Field(title="one list of token ids")],
-        To("prompt", by=prompt_of),
+        | Annotated[list[str], Field(title="texts")]
+        | Annotated[list[list[int]], Field(title="lists of token ids")],
+        To("prompt", by=first_prompt_of),
     ]
     max_tokens: Annotated[int | None, To("max_tokens")] = OPENAI_COMPLETION_TOKENS
     echo: Annotated[bool | None, To("echo")] = None
     logprobs: Annotated[int | None, To("logprobs")] = None
+
+    @property
+    def prompts(self) -> Sequence[Prompt]:
+        return prompts_of(self.prompt)
 
     def together(self, translated: Mapping[str, Any]) -> Mapping[str, Any]:
         """A text that begins with the prompt has its log-probabilities too."""

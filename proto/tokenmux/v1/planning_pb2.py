@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atokenmux/v1/planning.proto\x12\x0btokenmux.v1\"\x15\n\x13GetCatalogueRequest\"?\n\x14GetCatalogueResponse\x12\'\n\x06models\x18\x01 \x03(\x0b\x32\x17.tokenmux.v1.ModelSizes\"\xbc\x01\n\nModelSizes\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cweight_bytes\x18\x02 \x01(\x04\x12\x14\n\x0cn_parameters\x18\x03 \x01(\x04\x12\x13\n\x0bmax_context\x18\x04 \x01(\r\x12\x12\n\nvocab_size\x18\x05 \x01(\r\x12\x10\n\x08n_layers\x18\x06 \x01(\r\x12\x12\n\nn_kv_heads\x18\x07 \x01(\r\x12\x10\n\x08head_dim\x18\x08 \x01(\r\x12\x13\n\x0b\x64type_bytes\x18\t \x01(\r\"+\n\x19GetRecordedTrafficRequest\x12\x0e\n\x06last_s\x18\x01 \x01(\x01\"L\n\x1aGetRecordedTrafficResponse\x12.\n\x08requests\x18\x01 \x03(\x0b\x32\x1c.tokenmux.v1.RecordedRequest\"\xa0\x01\n\x0fRecordedRequest\x12\x11\n\tarrival_s\x18\x01 \x01(\x01\x12\r\n\x05model\x18\x02 \x01(\t\x12\x14\n\x0cinput_tokens\x18\x03 \x01(\r\x12\x15\n\routput_tokens\x18\x04 \x01(\r\x12\x0e\n\x06tenant\x18\x05 \x01(\t\x12\x0e\n\x06ttft_s\x18\x06 \x01(\x01\x12\x0e\n\x06tpot_s\x18\x07 \x01(\x01\x12\x0e\n\x06weight\x18\x08 \x01(\x01\x32\xcf\x01\n\x0fPlanningService\x12S\n\x0cGetCatalogue\x12 .tokenmux.v1.GetCatalogueRequest\x1a!.tokenmux.v1.GetCatalogueResponse\x12g\n\x12GetRecordedTraffic\x12&.tokenmux.v1.GetRecordedTrafficRequest\x1a\'.tokenmux.v1.GetRecordedTrafficResponse0\x01\x42\x36\n\x0btokenmux.v1B\rPlanningProtoP\x01Z\x16tokenmux/v1;tokenmuxv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atokenmux/v1/planning.proto\x12\x0btokenmux.v1\"\x15\n\x13GetCatalogueRequest\"?\n\x14GetCatalogueResponse\x12\'\n\x06models\x18\x01 \x03(\x0b\x32\x17.tokenmux.v1.ModelSizes\"\xbc\x01\n\nModelSizes\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cweight_bytes\x18\x02 \x01(\x04\x12\x14\n\x0cn_parameters\x18\x03 \x01(\x04\x12\x13\n\x0bmax_context\x18\x04 \x01(\r\x12\x12\n\nvocab_size\x18\x05 \x01(\r\x12\x10\n\x08n_layers\x18\x06 \x01(\r\x12\x12\n\nn_kv_heads\x18\x07 \x01(\r\x12\x10\n\x08head_dim\x18\x08 \x01(\r\x12\x13\n\x0b\x64type_bytes\x18\t \x01(\r\"+\n\x19GetRecordedTrafficRequest\x12\x0e\n\x06last_s\x18\x01 \x01(\x01\"L\n\x1aGetRecordedTrafficResponse\x12.\n\x08requests\x18\x01 \x03(\x0b\x32\x1c.tokenmux.v1.RecordedRequest\"\xc7\x01\n\x0fRecordedRequest\x12\x11\n\tarrival_s\x18\x01 \x01(\x01\x12\r\n\x05model\x18\x02 \x01(\t\x12\x14\n\x0cinput_tokens\x18\x03 \x01(\r\x12\x15\n\routput_tokens\x18\x04 \x01(\r\x12\x0e\n\x06tenant\x18\x05 \x01(\t\x12\x0e\n\x06ttft_s\x18\x06 \x01(\x01\x12\x0e\n\x06tpot_s\x18\x07 \x01(\x01\x12\x0e\n\x06weight\x18\x08 \x01(\x01\x12\x10\n\x08hash_ids\x18\t \x03(\x06\x12\x13\n\x0bhash_tokens\x18\n \x01(\r2\xcf\x01\n\x0fPlanningService\x12S\n\x0cGetCatalogue\x12 .tokenmux.v1.GetCatalogueRequest\x1a!.tokenmux.v1.GetCatalogueResponse\x12g\n\x12GetRecordedTraffic\x12&.tokenmux.v1.GetRecordedTrafficRequest\x1a\'.tokenmux.v1.GetRecordedTrafficResponse0\x01\x42\x36\n\x0btokenmux.v1B\rPlanningProtoP\x01Z\x16tokenmux/v1;tokenmuxv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,7 +43,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETRECORDEDTRAFFICRESPONSE']._serialized_start=367
   _globals['_GETRECORDEDTRAFFICRESPONSE']._serialized_end=443
   _globals['_RECORDEDREQUEST']._serialized_start=446
-  _globals['_RECORDEDREQUEST']._serialized_end=606
-  _globals['_PLANNINGSERVICE']._serialized_start=609
-  _globals['_PLANNINGSERVICE']._serialized_end=816
+  _globals['_RECORDEDREQUEST']._serialized_end=645
+  _globals['_PLANNINGSERVICE']._serialized_start=648
+  _globals['_PLANNINGSERVICE']._serialized_end=855
 # @@protoc_insertion_point(module_scope)

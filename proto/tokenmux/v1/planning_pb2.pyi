@@ -51,7 +51,7 @@ class GetRecordedTrafficResponse(_message.Message):
     def __init__(self, requests: _Optional[_Iterable[_Union[RecordedRequest, _Mapping]]] = ...) -> None: ...
 
 class RecordedRequest(_message.Message):
-    __slots__ = ("arrival_s", "model", "input_tokens", "output_tokens", "tenant", "ttft_s", "tpot_s", "weight")
+    __slots__ = ("arrival_s", "model", "input_tokens", "output_tokens", "tenant", "ttft_s", "tpot_s", "weight", "hash_ids", "hash_tokens")
     ARRIVAL_S_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     INPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -60,6 +60,8 @@ class RecordedRequest(_message.Message):
     TTFT_S_FIELD_NUMBER: _ClassVar[int]
     TPOT_S_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    HASH_IDS_FIELD_NUMBER: _ClassVar[int]
+    HASH_TOKENS_FIELD_NUMBER: _ClassVar[int]
     arrival_s: float
     model: str
     input_tokens: int
@@ -68,4 +70,6 @@ class RecordedRequest(_message.Message):
     ttft_s: float
     tpot_s: float
     weight: float
-    def __init__(self, arrival_s: _Optional[float] = ..., model: _Optional[str] = ..., input_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., tenant: _Optional[str] = ..., ttft_s: _Optional[float] = ..., tpot_s: _Optional[float] = ..., weight: _Optional[float] = ...) -> None: ...
+    hash_ids: _containers.RepeatedScalarFieldContainer[int]
+    hash_tokens: int
+    def __init__(self, arrival_s: _Optional[float] = ..., model: _Optional[str] = ..., input_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., tenant: _Optional[str] = ..., ttft_s: _Optional[float] = ..., tpot_s: _Optional[float] = ..., weight: _Optional[float] = ..., hash_ids: _Optional[_Iterable[int]] = ..., hash_tokens: _Optional[int] = ...) -> None: ...

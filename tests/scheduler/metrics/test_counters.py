@@ -29,9 +29,8 @@ from tokenmux.scheduler.metrics.counters import (
     POOL,
     Metrics,
     ServiceCounters,
-    count_on_time,
-    inner_gaps,
 )
+from tokenmux.scheduler.metrics.counting import count, count_on_time, inner_gaps
 from tokenmux.scheduler.metrics.histogram import interval
 from tokenmux.scheduler.policy.slack import SlackPolicy
 from tokenmux.simulator.simulator import Simulator
@@ -257,14 +256,14 @@ def test_tenants_beyond_the_limit_are_counted_together() -> None:
     assert metrics.tenant("later") is late
     assert metrics.tenant("7") is own["7"]
     assert len(metrics.tenants) == MAX_TENANTS + 1
-    metrics.count(0.0, (loaded(3.0),))
+    count(metrics, 0.0, (loaded(3.0),))
     assert metrics.tenants[POOL].gpu_s == 3.0
 
 
 def test_the_exposed_part_of_a_swap_is_shared_by_request() -> None:
     metrics = Metrics()
     a, b = metrics.tenant("a"), metrics.tenant("b")
-    metrics.count(0.0, (loaded(3.0, "a", "b", "a"),))
+    count(metrics, 0.0, (loaded(3.0, "a", "b", "a"),))
     assert (a.gpu_s, b.gpu_s) == (2.0, 1.0)
 
 

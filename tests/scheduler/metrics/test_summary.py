@@ -5,7 +5,8 @@ import pytest
 from tokenmux.core.facts import ModelId
 from tokenmux.core.record import RequestRecord
 from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
-from tokenmux.scheduler.metrics.counters import ArtifactAllowance, ServiceCounters
+from tokenmux.scheduler.metrics.artifact_allowance import ArtifactAllowance
+from tokenmux.scheduler.metrics.counters import ServiceCounters
 from tokenmux.scheduler.metrics.histogram import Histogram
 from tokenmux.scheduler.metrics.summary import summaries_by, summarise, summary_of
 

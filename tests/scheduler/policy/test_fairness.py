@@ -110,6 +110,7 @@ def test_what_a_flood_says_of_its_patience_does_not_buy_it_a_greater_share(ttft_
     assert max(waits) < TTFT_S + EVICTION_MARGIN_COPIES * LOAD_S + 0.5
 
 
+@pytest.mark.pure
 def test_without_shares_the_longest_backlog_would_be_served(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the mechanism is there for: deadlines alone serve whoever is latest."""
     monkeypatch.setattr(Shares, "settle", lambda self: None)

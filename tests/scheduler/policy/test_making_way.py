@@ -97,12 +97,6 @@ def mixed(seed: int, duration_s: float = 300.0) -> tuple[list[ModelFacts], list[
     return catalogue, sorted(arrivals, key=lambda made: made.request.arrival_s)
 
 
-class Patient(SlackPolicy):
-    """The same without this rule."""
-
-    makes_way = None  # type: ignore[assignment]
-
-
 def served(seed: int, policy: SlackPolicy) -> tuple[Instance, dict[str, float]]:
     """The instance afterwards, and the share of requests on time of each kind of model."""
     catalogue, arrivals = mixed(seed)
@@ -131,8 +125,14 @@ def served(seed: int, policy: SlackPolicy) -> tuple[Instance, dict[str, float]]:
     return instance, on_time
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("seed", [0, 1])
 def test_people_gain_and_those_who_can_wait_lose_nothing(seed: int) -> None:
+    class Patient(SlackPolicy):
+        """The same without this rule."""
+
+        makes_way = None  # type: ignore[assignment]
+
     without, before = served(seed, Patient())
     with_it, after = served(seed, SlackPolicy())
     assert without.metrics.n_superseded == 0

@@ -94,6 +94,7 @@ def test_pins_and_a_resize_under_way_leave_less_room() -> None:
     assert world.pool.takes(0, request)
 
 
+@pytest.mark.pure
 def test_a_policy_that_places_where_nothing_is_taken_has_a_bug() -> None:
     world = World([LARGE, LARGE])
     world.pool.drain(0)

@@ -15,6 +15,7 @@ from tokenmux.core.sampling import Sampling
 from tokenmux.messages.commands import Submit
 from tokenmux.node.prompt_prefixes import PromptPrefixes
 from tokenmux.server.config import PoolConfig
+from tokenmux.server.front.newest_requests import NewestRequests
 from tokenmux.server.front.traffic import TraceFile, TrafficRecorder
 from tokenmux.server.serve import recorder_of
 from tokenmux.testing import make_device
@@ -100,8 +101,27 @@ def recorded(folder: Path, *submits: Submit, **asked: bool) -> list[TraceRequest
     for one in submits:
         recorder.ended(one, 5)
     recorder.close()
-    assert all(line.hash_ids == () for line in recorder.recorded(0.0, 9.0)), "memory stays small"
-    return read_trace(folder / "t.jsonl")
+    lines = read_trace(folder / "t.jsonl")
+    assert recorder.recorded(0.0, 9.0) == lines, "memory has what the file has"
+    return lines
+
+
+def hashed(number: int, n_hashes: int) -> TraceRequest:
+    return TraceRequest(float(number), "m", 8 * n_hashes, 1, hash_ids=(number,) * n_hashes, hash_tokens=8)
+
+
+def test_the_oldest_requests_lose_their_hashes_and_then_themselves() -> None:
+    newest = NewestRequests(4, max_hashes=6)
+    for number, n_hashes in enumerate((2, 3, 0, 2, 3)):
+        newest.add(hashed(number, n_hashes))
+    assert [len(line.hash_ids) for line in newest] == [0, 0, 2, 3]
+    assert [line.arrival_s for line in newest] == [1.0, 2.0, 3.0, 4.0]
+    for number in range(5, 9):
+        newest.add(hashed(number, 1))
+    assert list(newest) == [hashed(number, 1) for number in range(5, 9)]
+    newest.add(hashed(9, 7))
+    assert [len(line.hash_ids) for line in newest] == [0, 0, 0, 0]
+    assert list(NewestRequests(0)) == []
 
 
 def test_a_file_says_which_prompts_begin_alike_and_not_with_what(tmp_path: Path) -> None:

@@ -11,9 +11,11 @@ import pytest
 from tests.server.harness import PATIENCE_S, make_front, serving
 from tests.server.sample_reports import node_status, node_use
 from tests.server.scripted_models import FakeEntry, facts
+from tokenmux.cli.ask_server import trace_line
 from tokenmux.client import AsyncClient, CallFailed
 from tokenmux.core.errors import DoesNotFit, ErrorCode, InUse, NotServable, ProcessFailed, Unavailable
 from tokenmux.core.facts import ModelId
+from tokenmux.core.prefix import Prefix, PrefixKey
 from tokenmux.core.request import Request, RequestId
 from tokenmux.core.sampling import Sampling
 from tokenmux.core.span import Span
@@ -22,11 +24,11 @@ from tokenmux.messages.reports import Acknowledged, Broken, Traced
 from tokenmux.server.front.api_keys import Key, Scope
 from tokenmux.server.front.pending_commands import PendingCommands
 from tokenmux.server.front.traffic import TrafficRecorder
-from tokenmux.server.grpc_api.planning_service import RECORDED_PER_MESSAGE
+from tokenmux.server.grpc_api.planning_messages import MAX_BATCH, MAX_BATCH_HASHES, batches
 from tokenmux.testing.scripted_node import (
     ScriptedNodes,
 )
-from tokenmux.workload.trace import TraceRequest
+from tokenmux.workload.trace import TraceRequest, arrivals
 
 SPANS = [
     Span(0, "copy_in", "letters", 90.0, 91.0, {"bytes": 1000}),
@@ -108,13 +110,13 @@ async def test_traffic_is_recorded_and_told_without_a_word_of_text() -> None:
     async with serving(recorder=recorder) as served, AsyncClient(served.target) as client:
         await client.generate("letters", "abc", max_tokens=5, tenant="bank", ttft_s=2.0, weight=2.0)
         (told,) = await client.planning.recorded_traffic()
-        assert astuple(told) == (60.0, "letters", 3, 5, "bank", 2.0, 0.1, 2.0)
+        assert astuple(told) == (60.0, "letters", 3, 5, "bank", 2.0, 0.1, 2.0, (), 0)
         (line,) = recorder.recorded(0.0, 100.0)
         assert line == TraceRequest(60.0, "letters", 3, 5, "bank", 2.0, 0.1, 2.0)
 
 
 async def test_much_traffic_comes_in_several_messages() -> None:
-    n = 2 * RECORDED_PER_MESSAGE + 1
+    n = 2 * MAX_BATCH + 1
     recorder = TrafficRecorder(n, start_s=0.0)
     for number in range(n):
         request = Request(RequestId("r"), ModelId("m"), 1, 1, float(number % 50))
@@ -124,6 +126,32 @@ async def test_much_traffic_comes_in_several_messages() -> None:
         assert [line.arrival_s for line in told] == sorted(float(number % 50) for number in range(n))
         late = await client.planning.recorded_traffic(last_s=51.5)
         assert {line.arrival_s for line in late} == {49.0}
+
+
+async def test_a_plan_from_a_server_knows_which_prompts_begin_alike() -> None:
+    def prefix_of(submit: Submit) -> Prefix:
+        cells = (submit.prompt[at : at + 2] for at in range(0, len(submit.prompt) - 1, 2))
+        return Prefix(submit.request.model, 2, tuple(PrefixKey(bytes(cell)) for cell in cells))
+
+    recorder = TrafficRecorder(10, 0.0, prefix_of=prefix_of)
+    async with serving(recorder=recorder) as served, AsyncClient(served.target) as client:
+        for prompt in ("abcd", "abxy", "a"):
+            await client.generate("letters", prompt, max_tokens=1)
+        told = await client.planning.recorded_traffic()
+    lines = [trace_line(one) for one in told]
+    first, second, short = (line.hash_ids for line in lines)
+    assert (len(first), len(second), short) == (2, 2, ())
+    assert first[0] == second[0] != first[1] != second[1]
+    assert lines[:2] == recorder.recorded(0.0, 100.0)[:2]
+    found = arrivals(lines, {ModelId("letters"): 99}, cell_tokens=2)
+    assert [arrival.request.prefix is not None for arrival in found] == [True, True, False]
+
+
+def test_many_hashes_do_not_make_a_message_too_large() -> None:
+    line = TraceRequest(0.0, "m", 1, 1, hash_ids=(7,) * (MAX_BATCH_HASHES // 2 - 1))
+    assert [len(batch) for batch in batches([line] * 5)] == [2, 2, 1]
+    long = TraceRequest(0.0, "m", 1, 1, hash_ids=(7,) * (MAX_BATCH_HASHES + 1))
+    assert [len(batch) for batch in batches([long] * 2)] == [1, 1]
 
 
 async def test_a_server_that_records_nothing_says_how_to_change_that() -> None:

@@ -337,7 +337,7 @@ async def test_what_is_wrong_is_named(field: str, value: object, param: str) -> 
         assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 200
 
 
-@pytest.mark.parametrize("prompt", ["", [], ["a", "b"], [[1], [2]], [10_000], [-1], None, [[]], ["a", 3]])
+@pytest.mark.parametrize("prompt", ["", [], [[]], [""], [10_000], [-1], None, ["a", 3]])
 async def test_a_wrong_prompt_is_named(prompt: object) -> None:
     async with http() as (_, client):
         answer = await client.post("/v1/completions", json=TEXT | {"prompt": prompt})

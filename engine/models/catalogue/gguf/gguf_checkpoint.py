@@ -13,12 +13,18 @@ from tokenmux.core.errors import BadCheckpoint, UnsupportedModel
 from tokenmux.core.progress import Progress, no_progress
 from tokenmux.core.sizes import round_up
 from tokenmux.models.atomic_files import atomic_file
-from tokenmux.models.catalogue.gguf.gguf_config import GGUF_ARCHITECTURES, Described, described_config
+from tokenmux.models.catalogue.gguf.gguf_config import (
+    GGUF_ARCHITECTURES,
+    POOLING_MODES,
+    Described,
+    described_config,
+)
 from tokenmux.models.catalogue.gguf.gguf_tokenizer import GgufTokenizer, read_tokenizer
 from tokenmux.models.catalogue.gguf.keys import Keys
 from tokenmux.models.catalogue.gguf.rotary_factors import FREQUENCIES, LONG, SHORT
 from tokenmux.models.catalogue.gguf.shards import GgufModel, read_model
 from tokenmux.models.catalogue.gguf.tensors import TensorSource, plan_tensors, read_tensor, values
+from tokenmux.models.catalogue.pooling_config import write_pooling_files
 from tokenmux.models.foreign_errors import foreign_errors_as
 from tokenmux.models.network.skeleton import empty_model, state_names
 from tokenmux.models.transformers_log import quiet_transformers
@@ -36,6 +42,8 @@ class GgufCheckpoint:
     _tokenizer: GgufTokenizer
     _sources: Mapping[str, TensorSource]
     _shapes: Mapping[str, tuple[int, ...]]
+    _pooling_mode: str | None
+    """How embeddings are made, by its name of sentence-transformers; None if the file does not say."""
 
     @classmethod
     def open(cls, file: Path) -> "GgufCheckpoint":
@@ -84,7 +92,8 @@ class GgufCheckpoint:
             already_used=used,
         )
         shapes = {name: tuple(tensor.shape) for name, tensor in names.items()}
-        return cls(config, model, tokenizer, sources, shapes)
+        pooling_mode = POOLING_MODES[found.keys.raw("pooling_type") or 0]
+        return cls(config, model, tokenizer, sources, shapes, pooling_mode)
 
     @property
     def n_bytes(self) -> int:
@@ -93,7 +102,8 @@ class GgufCheckpoint:
         return packed + 4 * max(torch.Size(shape).numel() for shape in self._shapes.values())
 
     def write_text(self, folder: Path) -> None:
-        """Write config.json, generation_config.json and the tokenizer into `folder`."""
+        """Write config.json, generation_config.json, the tokenizer and what there is of pooling into
+        `folder`."""
         with quiet_transformers():
             self.config.save_pretrained(str(folder))
             self._tokenizer.backend.save_pretrained(str(folder))
@@ -102,6 +112,9 @@ class GgufCheckpoint:
             ends["bos_token_id"] = self._tokenizer.begin_id
         with atomic_file(folder / "generation_config.json") as out:
             out.write(json.dumps(ends, indent=1).encode())
+
+        if self._pooling_mode is not None:
+            write_pooling_files(folder, self._pooling_mode, self.config.hidden_size)
 
     def tensors(self, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
         """Name and values of the model's tensors, one after another.

@@ -101,6 +101,10 @@ def described_config(architecture: str, found: Described) -> dict[str, Any]:
     return ids | fields
 
 
+POOLING_MODES: Mapping[int, str | None] = {0: None, 1: "mean", 2: "cls", 3: "lasttoken"}
+"""Pooling types by the names of sentence-transformers. The fourth of llama.cpp's ranks documents."""
+
+
 def _sizes(found: Described) -> _Sizes:
     keys = found.keys
     hidden, heads = keys.integer("embedding_length"), keys.integer("attention.head_count")
@@ -118,7 +122,7 @@ def _sizes(found: Described) -> _Sizes:
         keys.bad("attention.head_count_kv", f"is {sizes.kv_heads}, which does not divide {heads} heads")
     keys.expect("attention.value_length", sizes.head_dim)
     keys.expect("attention.causal", True)
-    keys.expect("pooling_type", 0)
+    keys.expect("pooling_type", *POOLING_MODES)
     keys.expect("tensor_data_layout", _LLAMA_LAYOUT)
     keys.expect("vocab_size", found.size("token_embd.weight", 0))
     if found.size("token_embd.weight", -1) != hidden:

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from tests.models.catalogue.gguf import gguf_files as files
 from tokenmux.core.errors import BadCheckpoint, NotFound, UnsupportedModel
+from tokenmux.core.pooling import NoPooling, Pooling, PoolingKind
 from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.models.catalogue.gguf.gguf_checkpoint import GgufCheckpoint
 from tokenmux.models.network.batch import Segment
@@ -282,7 +283,7 @@ def test_numbers_that_are_not_finite_are_refused(
         ("llama", "expert_count", 4, files.U32),
         ("llama", "attention.causal", False, files.FLAG),
         ("qwen2", "attention.sliding_window", 24, files.U32),
-        ("qwen2", "pooling_type", 1, files.U32),
+        ("qwen2", "pooling_type", 4, files.U32),
         ("qwen2", "never.heard.of", 1, files.U32),
         ("qwen2", "attention.head_count", 0, files.U32),
         ("qwen2", "attention.head_count", 1 << 30, files.U32),
@@ -355,6 +356,20 @@ def test_an_adapter_is_no_model(llama: PreTrainedModel, tmp_path: Path) -> None:
     contents.keys["general.type"] = ("adapter", files.TEXT)
     with pytest.raises(UnsupportedModel, match=r"general.type is 'adapter'"):
         GgufCheckpoint.open(contents.write(tmp_path / "lora.gguf"))
+
+
+@pytest.mark.parametrize(("said", "kind"), [(1, "mean"), (2, "first"), (3, "last"), (0, None), (None, None)])
+def test_a_file_that_says_its_pooling_makes_embeddings(
+    said: int | None, kind: PoolingKind | None, llama: PreTrainedModel, tmp_path: Path
+) -> None:
+    contents = files.contents_of(llama)
+    if said is not None:
+        contents.put(pooling_type=(said, files.U32))
+    entry = Catalogue(tmp_path).register_gguf("m", contents.write(tmp_path / "model.gguf"))
+    if kind is None:
+        assert isinstance(entry.embedding, NoPooling)
+    else:
+        assert entry.embedding == Pooling(kind, True, llama.config.hidden_size)
 
 
 def test_a_registered_file_is_served_with_the_tokens_of_its_model(tmp_path: Path) -> None:

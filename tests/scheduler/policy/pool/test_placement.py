@@ -59,9 +59,13 @@ class Watched:
 
 
 def run(
-    lines: list[TraceRequest], n_instances: int, policy: str = "slack", rebalances: bool = True
+    lines: list[TraceRequest],
+    n_instances: int,
+    policy: str = "slack",
+    rebalances: bool = True,
+    models: Sequence[str] = ("40*qwen2.5-7b",),
 ) -> tuple[Watched, Outcome]:
-    market = parse_market(["40*qwen2.5-7b"], {})
+    market = parse_market(list(models), {})
     policies, pool_policy = make_policies(policy, n_instances)
     watched = Watched(LeastLoaded(rebalances) if policy == "slack" else pool_policy)
 
@@ -245,3 +249,20 @@ def test_a_model_asks_for_what_its_strictest_request_needs() -> None:
         watched, outcome = run(lines, 2)
         placed = [watched.placed[a.request.id] for a in outcome.arrivals]
         assert placed == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("rebalances", [False, True])
+def test_giants_for_which_there_are_too_few_instances_share_one(rebalances: bool) -> None:
+    """The third went to the small ones, which lay less idle: there nobody steps while it comes in."""
+    kinds = ["4*qwen2.5-32b", "8*llama3.2-3b"]
+    giant, *more = (f"qwen2.5-32b-{i}" for i in range(4))
+    names = [giant, *(f"llama3.2-3b-{i}" for i in range(8)), *more]
+    lines = [TraceRequest(0.01 * i, name, 300, 200) for i, name in enumerate(names)]
+    watched, outcome = run(lines, 2, rebalances=rebalances, models=kinds)
+    giants, small = set(), set()
+    for record in outcome.records:
+        where = watched.placed[record.request.id]
+        (small if record.request.model.startswith("llama") else giants).add(where)
+    assert len(giants) == len(small) == 1
+    assert giants != small
+    assert all(r.n_on_time == r.n_tokens for r in outcome.records if r.request.model.startswith("llama"))

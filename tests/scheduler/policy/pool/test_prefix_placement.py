@@ -87,6 +87,7 @@ def test_prompts_that_share_nothing_go_where_they_would_without_a_cache(seed: in
     assert on.summary() == off.summary()
 
 
+@pytest.mark.pure
 def test_hits_are_more_where_placement_knows_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """Conversations of many turns, on instances that are all busy."""
     turns = [
