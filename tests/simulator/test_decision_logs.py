@@ -9,8 +9,8 @@ rounded to a millisecond, so that a logarithm's last digit does not count.
 Since 26 November 2026 a request that moves is paged out first: page-outs before moves, fewer rebuilds after
 them. And what is late by more than 0.3 TTFTs goes behind what can be on time, under all policies: five of the
 eight differ by turns after the first late requests. With little memory some models never fit together: each
-two of them add a load, and fewer meet. Later that day prompts began to ride along with rows in pieces (all but
-`aegaeon`), bursts to end for KV that has come back, and KV to go by its model's next turn.
+two of them add a load, and fewer meet. Later that day prompts began to ride along with rows in pieces (all
+but `aegaeon`), bursts to end for KV that has come back, and KV to go by its model's next turn.
 """
 
 from dataclasses import replace
