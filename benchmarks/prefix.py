@@ -9,6 +9,10 @@ between them, and each ratio is taken within a round.
   own: the time to the first token of the second over that of the first.
 - `unshared_over_off`: 4 requests at a time whose prompts share nothing: requests per second with the cache
   over those without. The first rounds fill the memory, so that in later ones cells make way.
+- `unshared_processor_over_off`: processor time of the server's processes without the cache over that with it,
+  for the same requests. Others on the machine change it less than the time on the wall.
+- `unshared_launches_over_off`: what executors are told to do, counted on virtual time by
+  `benchmarks.prefix_counted`, with what the node itself needs.
 """
 
 import argparse
@@ -16,7 +20,7 @@ import asyncio
 import time
 from pathlib import Path
 
-from benchmarks import report
+from benchmarks import prefix_counted, report, server_processes
 from benchmarks.smollm2_pool import MODEL, Smollm2Pool, random_prompt, smollm2_pool
 
 N_SHARED, N_OWN = 1000, 8
@@ -25,6 +29,8 @@ SOURCE = "the project's goal for its prefix cache"
 TARGETS = {
     "second_over_first": report.Target(SOURCE, at_most=0.2),
     "unshared_over_off": report.Target(SOURCE, at_least=0.99),
+    "unshared_processor_over_off": report.Target(SOURCE, at_least=0.99),
+    "unshared_launches_over_off": report.Target("the same steps, copies and swaps", at_least=1, at_most=1),
 }
 
 
@@ -57,9 +63,16 @@ async def requests_per_s(pool: Smollm2Pool, seed: int, n: int) -> float:
     return n / (time.perf_counter() - began_s)
 
 
+async def unshared(pool: Smollm2Pool, seed: int, n: int) -> tuple[float, float]:
+    """Requests per second, and seconds of processor time of one. Other servers do nothing meanwhile."""
+    before_s = sum(server_processes.processor_s().values())
+    rate = await requests_per_s(pool, seed, n)
+    return rate, (sum(server_processes.processor_s().values()) - before_s) / n
+
+
 async def measure(cache: Path, *, quick: bool) -> dict[str, float]:
     n_rounds, n_requests = (3, 4) if quick else (15, 12)
-    ratios, unshared, seconds = [], [], []
+    ratios, rates, processor, seconds = [], [], [], []
     async with smollm2_pool(cache, prefix_cache=True) as on, smollm2_pool(cache) as off:
         for pool in (on, off):
             await second_over_first(pool, seed=-1)
@@ -69,12 +82,14 @@ async def measure(cache: Path, *, quick: bool) -> dict[str, float]:
             seconds.append(times_s)
             ratios.append(times_s[1] / times_s[0])
             order = (on, off) if seed % 2 else (off, on)
-            rates = {id(pool): await requests_per_s(pool, seed, n_requests) for pool in order}
-            unshared.append(rates[id(on)] / rates[id(off)])
+            found = {id(pool): await unshared(pool, seed, n_requests) for pool in order}
+            rates.append(found[id(on)][0] / found[id(off)][0])
+            processor.append(found[id(off)][1] / found[id(on)][1])
     firsts, seconds_s = zip(*seconds, strict=True)
     return {
         **report.spread("second_over_first", ratios),
-        **report.spread("unshared_over_off", unshared),
+        **report.spread("unshared_over_off", rates),
+        **report.spread("unshared_processor_over_off", processor),
         **report.spread("first_s", firsts),
         **report.spread("second_s", seconds_s),
     }
@@ -92,7 +107,8 @@ def main() -> None:
         help="where the model is kept (default: %(default)s)",
     )
     options = parser.parse_args()
-    metrics = asyncio.run(measure(options.cache, quick=options.quick))
+    metrics = prefix_counted.measure(n_rounds=3 if options.quick else 15)
+    metrics |= asyncio.run(measure(options.cache, quick=options.quick))
     report.table("Prefix cache", ("metric", "value"), list(metrics.items()))
     report.finish("prefix", metrics, TARGETS)
 

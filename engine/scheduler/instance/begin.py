@@ -141,9 +141,10 @@ def _bytes_of(paged: tuple[PagedRequest, ...]) -> int:
 def _compact(state: LiveState, operation: Compact) -> StartedCompaction:
     planned = state.ledger.plan_compaction(operation.n_bytes, state.fixed_models(), fixed_kv=state.fixed_kv())
     planned = validate.compact(operation, planned)
-    state.ledger.sharing.device.forget_idle()
+    blocks = state.ledger.blocks
+    blocks.evict_idle(blocks.idle_extents)
     touched = state.ledger.moved_models(planned)
-    if any(state.ledger.blocks.span(move.handle) for move in planned):
+    if any(blocks.span(move.handle) for move in planned):
         touched.update(state.resident_models)
     for model_id in touched:
         state.models[model_id].is_moving = True

@@ -66,7 +66,7 @@ def ask(state: LiveState, arena_bytes: int) -> None:
 def tell_when_drained(state: LiveState) -> None:
     """Report that the arena can be replaced, once nothing uses it or will use it."""
     if state.resize_bytes is not None:
-        state.ledger.sharing.device.forget_idle()
+        state.ledger.blocks.evict_all_idle()
     if (
         state.resize_bytes is not None
         and not state.resize_told

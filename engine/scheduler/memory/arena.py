@@ -70,12 +70,17 @@ class Arena:
     def allocate_slot(self, slot_bytes: int) -> ExtentHandle | None:
         """Allocate the highest free slot of the grid `[capacity - (i + 1) * slot_bytes, capacity - i *
         slot_bytes)`."""
+        offset = self.highest_slot(slot_bytes)
+        return None if offset < 0 else self._take(offset, slot_bytes)
+
+    def highest_slot(self, slot_bytes: int) -> int:
+        """The offset of that slot. -1 if there is none."""
         for start, end in () if self.frozen else reversed(self._holes):
             first = -(-(self.capacity - end) // slot_bytes)
             offset = self.capacity - (first + 1) * slot_bytes
             if offset >= start:
-                return self._take(offset, slot_bytes)
-        return None
+                return offset
+        return -1
 
     def free_slots(self, slot_bytes: int) -> int:
         """How many times `allocate_slot` would succeed."""
@@ -108,6 +113,26 @@ class Arena:
             end = piece_end
             best = max(best, end - first)
         return best
+
+    def freed_for(self, n_bytes: int, freed: AbstractSet[ExtentHandle]) -> list[ExtentHandle]:
+        """Those of the extents in `freed` that lie in the lowest hole of `n_bytes` that freeing all of them
+        would make. Raises IntegrityError if there would be none."""
+        size = aligned(n_bytes)
+        pieces = [(start, end, ExtentHandle(-1)) for start, end in self._holes]
+        for handle in freed:
+            start, length = self._extents[handle]
+            pieces.append((start, start + length, handle))
+        first = last = 0
+        within: list[ExtentHandle] = []
+        for start, end, handle in sorted(pieces):
+            if start > last:
+                first, within = start, []
+            if handle >= 0:
+                within.append(handle)
+            last = end
+            if last - first >= size:
+                return within
+        raise IntegrityError(f"arena: no hole of {n_bytes} bytes, whatever is freed")
 
     def plan_compaction(
         self,

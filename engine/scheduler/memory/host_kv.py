@@ -82,6 +82,6 @@ class HostKv:
         self.arena.check_integrity()
         owned = [h for tables in self._sharers for t in tables.values() for h in t.host if h is not None]
         parked = (h for kv in self._parked.values() for h in kv.blocks)
-        self.blocks.check_integrity([*owned, *parked], self.prefixes.blocks)
+        self.blocks.check_integrity([*owned, *parked], self.prefixes.cells)
         if set(self.blocks.extents) != set(self.arena.handles):
             raise IntegrityError("host KV: an extent has no owner")

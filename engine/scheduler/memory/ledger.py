@@ -96,7 +96,7 @@ class Ledger:
         absent = self.absent_images(model)
         if self._find_holes(absent):
             return True
-        return bool(self.blocks.idle_bytes) and self.hole_without(()) >= self.bytes_to_place(model)
+        return bool(self.blocks.n_idle_slabs) and self.hole_without(()) >= self.bytes_to_place(model)
 
     def _find_holes(self, images: tuple[Image, ...]) -> bool:
         """True if every image finds a hole now."""
@@ -114,13 +114,15 @@ class Ledger:
     def place(self, model: ModelFacts) -> tuple[Image, ...]:
         """Give the model's absent images extents. Returns them: they have to be copied."""
         self.version += 1
+        self.blocks.packed_bytes = self.arena.capacity
         absent = self.absent_images(model)
         if not self.can_place(model):
             raise IllegalPlan(
                 f"{model.id} needs {self.bytes_to_place(model)} bytes that have no place in the arena"
             )
-        while not self._find_holes(absent) and self.blocks.reclaim():
-            pass
+        if self.blocks.n_idle_slabs and (len(absent) == 1 or not self._find_holes(absent)):
+            n_bytes = self.bytes_to_place(model)
+            self.blocks.evict_idle(self.arena.freed_for(n_bytes, self.blocks.idle_extents))
         for image in absent:
             extent = self.arena.allocate_low(image.n_bytes)
             assert extent is not None
@@ -132,6 +134,7 @@ class Ledger:
     def displace(self, model: ModelFacts) -> None:
         """Free the model's extents, except those that another resident model shares."""
         self.version += 1
+        self.blocks.packed_bytes = self.arena.capacity
         for image in model.images:
             users = self._users[image.id]
             users[model.id] -= 1
@@ -348,7 +351,7 @@ class Ledger:
         self.cache.check_integrity()
         tables = self.kv.values()
         on_device = [h for table in tables for h in table.device if h is not None]
-        self.blocks.check_integrity([*on_device, *self._arriving], self.sharing.device.blocks)
+        self.blocks.check_integrity([*on_device, *self._arriving], self.sharing.device.cells)
         owned = {*self._extents.values(), *self.blocks.extents}
         if len(owned) != len(self._extents) + len(self.blocks.extents) or owned != set(self.arena.handles):
             raise IntegrityError("ledger: an extent of the arena has no owner, or two")

@@ -1,37 +1,28 @@
-"""KV blocks of prompts' cells by their keys, least recently used first: what requests with the same beginning
-share.
+"""Cells of prompts by their keys: the KV blocks that requests with the same beginning share.
 
-There is one for an instance's arena, and one for the host KV. The index *keeps* its blocks
-(`tokenmux.scheduler.memory.slabs`): requests come and go as their users, and blocks without users are let go
+There is one index for an instance's arena, and one for the host KV. It *keeps* its cells
+(`tokenmux.scheduler.memory.slabs`): requests come and go as their users, and cells without users are evicted
 as soon as anything else needs the room.
 """
 
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Sequence
 
 from tokenmux.core.errors import IntegrityError
 from tokenmux.core.facts import ModelId
 from tokenmux.core.handles import BlockHandle
 from tokenmux.core.prefix import PrefixKey
+from tokenmux.scheduler.memory.slab import Cell
 from tokenmux.scheduler.memory.slabs import SlabPool
 
 
-class CachedCell(NamedTuple):
-    """The KV blocks of one cell of a prompt."""
-
-    model: ModelId
-    blocks: tuple[BlockHandle, ...]
-
-
 class PrefixIndex:
-    """Finds the blocks of `pool` that hold KV of known cells.
+    """Finds the cells of `pool` by their keys.
 
     >>> from tokenmux.scheduler.memory.arena import Arena
     >>> pool = SlabPool(Arena(1024), slab_bytes=256)
     >>> index, key = PrefixIndex(pool), PrefixKey(b"the first two blocks")
     >>> blocks = pool.allocate(block_bytes=16, n=2)
-    >>> index.keep(key, CachedCell(ModelId("m"), tuple(blocks)))
+    >>> index.keep(Cell(key, ModelId("m"), blocks))
     >>> pool.free(blocks)  # the request has ended
     >>> index.share(key) == tuple(blocks), len(index)
     (True, 1)
@@ -39,9 +30,8 @@ class PrefixIndex:
 
     def __init__(self, pool: SlabPool) -> None:
         self.pool = pool
-        pool.reclaim = self._let_one_go
-        self._cells: OrderedDict[PrefixKey, CachedCell] = OrderedDict()
-        """Least recently used first."""
+        pool.on_evicted = self._on_evicted
+        self._cells: dict[PrefixKey, Cell] = {}
 
     def __len__(self) -> int:
         return len(self._cells)
@@ -49,19 +39,24 @@ class PrefixIndex:
     def __contains__(self, key: PrefixKey) -> bool:
         return key in self._cells
 
-    def keep(self, key: PrefixKey, cell: CachedCell) -> None:
+    @property
+    def cells(self) -> Collection[Cell]:
+        """All cells that the index keeps."""
+        return self._cells.values()
+
+    def keep(self, cell: Cell) -> None:
         """Keep a cell whose KV is complete and will not be written again. Its blocks must have a user."""
-        if key in self._cells:
+        if cell.key in self._cells:
             raise IntegrityError("prefix index: a cell is kept twice")
-        self.pool.keep(cell.blocks)
-        self._cells[key] = cell
+        self.pool.keep(cell)
+        self._cells[cell.key] = cell
 
     def share(self, key: PrefixKey) -> tuple[BlockHandle, ...] | None:
         """The cell's blocks, with one user more. None if it is not known."""
         cell = self._cells.get(key)
         if cell is None:
             return None
-        self.pool.share(cell.blocks)
+        self.pool.share(cell)
         return cell.blocks
 
     def n_known(self, keys: Sequence[PrefixKey]) -> int:
@@ -72,32 +67,15 @@ class PrefixIndex:
         """Mark a chain as most recently used. Its last cell goes first, since it is worth nothing without the
         others."""
         for key in reversed(keys):
-            if key in self._cells:
-                self._cells.move_to_end(key)
+            cell = self._cells.get(key)
+            if cell is not None:
+                self.pool.touch(cell)
 
     def forget(self, model: ModelId) -> None:
         """Forget a model's cells: the next model of that name may have other weights."""
-        for key in [key for key, cell in self._cells.items() if cell.model == model]:
-            self.pool.let_go(self._cells.pop(key).blocks)
+        for cell in [cell for cell in self._cells.values() if cell.model == model]:
+            del self._cells[cell.key]
+            self.pool.let_go(cell)
 
-    def forget_idle(self) -> None:
-        """Forget all cells that no request uses."""
-        while self._let_one_go():
-            pass
-
-    @property
-    def blocks(self) -> Iterable[BlockHandle]:
-        """All blocks that the index keeps."""
-        return (block for cell in self._cells.values() for block in cell.blocks)
-
-    def _let_one_go(self) -> bool:
-        """Let the least recently used cell go that has an idle block. Cells in use on the way to it count as
-        used just now. False if there is none."""
-        for _ in range(len(self._cells) if self.pool.idle_bytes else 0):
-            key, cell = next(iter(self._cells.items()))
-            if self.pool.has_idle(cell.blocks):
-                del self._cells[key]
-                self.pool.let_go(cell.blocks)
-                return True
-            self._cells.move_to_end(key)
-        return False
+    def _on_evicted(self, cell: Cell) -> None:
+        del self._cells[cell.key]

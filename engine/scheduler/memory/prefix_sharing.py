@@ -11,7 +11,8 @@ cells to the next, all of it prompt. Cells that the host alone has are paged in 
 from tokenmux.core.facts import ModelId
 from tokenmux.core.prefix import KnownPrefix, Prefix, PrefixKey
 from tokenmux.scheduler.memory.kv_table import KvTable
-from tokenmux.scheduler.memory.prefix_index import CachedCell, PrefixIndex
+from tokenmux.scheduler.memory.prefix_index import PrefixIndex
+from tokenmux.scheduler.memory.slab import Cell
 
 
 class PrefixSharing:
@@ -89,7 +90,7 @@ class PrefixSharing:
             blocks = slice(place * cell // block_size, (place + 1) * cell // block_size)
             own = tuple(block for block in table.device[blocks] if block is not None)
             if key not in self.device:
-                self.device.keep(key, CachedCell(prefix.model, own))
+                self.device.keep(Cell(key, prefix.model, own))
                 n_new += 1
             elif may_swap:
                 table.device[blocks] = self.device.share(key) or own
@@ -109,7 +110,7 @@ class PrefixSharing:
             if prefix.keys[place] not in self.host:
                 blocks = table.host[place * cell // block_size : (place + 1) * cell // block_size]
                 own = tuple(block for block in blocks if block is not None)
-                self.host.keep(prefix.keys[place], CachedCell(prefix.model, own))
+                self.host.keep(Cell(prefix.keys[place], prefix.model, own))
 
     def forget(self, model: ModelId) -> None:
         """Forget a model's cells."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from tokenmux.core.errors import InvalidRequest
-from tokenmux.server.front.generation import Chat, ChatMessage, ToolChoice
+from tokenmux.server.front.generation import Chat, ChatMessage, ToolChoice, ToolMode
 from tokenmux.server.front.tool_use import call_for_template
 from tokenmux.server.http_api.body_fields import Lenient
 
@@ -120,7 +120,7 @@ def tools_of(tools: Sequence[ToolBody]) -> tuple[dict[str, Any], ...]:
     return tuple(tool.model_dump(exclude_unset=True) for tool in tools)
 
 
-def choice_of_body(choice: Literal["none", "auto", "required"] | NamedTool) -> ToolChoice:
+def choice_of_body(choice: ToolMode | NamedTool) -> ToolChoice:
     if isinstance(choice, NamedTool):
         return ToolChoice("required", choice.function.name)
     return ToolChoice(choice)

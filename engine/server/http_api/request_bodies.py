@@ -169,7 +169,7 @@ class ChatBody(GenerationBody):
 
     tools: list[ToolBody] | None = None
     tool_choice: Annotated[
-        Literal["none", "auto", "required"] | NamedTool | None, To("tool_choice", by=choice_of_body)
+        Literal["none", "auto", "required", "text"] | NamedTool | None, To("tool_choice", by=choice_of_body)
     ] = None
     parallel_tool_calls: Annotated[bool | None, To("several_calls")] = None
     """If false, calls after the first are left out."""

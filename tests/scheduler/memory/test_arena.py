@@ -182,3 +182,20 @@ def test_a_move_that_starts_elsewhere_is_refused() -> None:
     with pytest.raises(IntegrityError, match="does not start where its extent lies"):
         arena.apply((move,))
     arena.check_integrity()
+
+
+def test_the_lowest_hole_takes_no_more_than_it_needs() -> None:
+    """Of what may be freed only that which lies in the hole, and nothing if one is free already."""
+    arena = Arena(10 * EXTENT_ALIGNMENT)
+    first, *freed = [arena.allocate_low(2 * EXTENT_ALIGNMENT) for _ in range(4)]
+    assert first is not None
+    assert None not in freed
+    may_go = {handle for handle in freed if handle is not None}
+    assert arena.freed_for(2 * EXTENT_ALIGNMENT, may_go) == freed[:1]
+    assert arena.freed_for(3 * EXTENT_ALIGNMENT, may_go) == freed[:2]
+    assert arena.freed_for(8 * EXTENT_ALIGNMENT, may_go) == freed, "up to the end, with the hole there"
+    assert arena.freed_for(2 * EXTENT_ALIGNMENT, {freed[2]}) == [freed[2]]
+    with pytest.raises(IntegrityError):
+        arena.freed_for(9 * EXTENT_ALIGNMENT, may_go)
+    arena.free(first)
+    assert arena.freed_for(2 * EXTENT_ALIGNMENT, may_go) == []

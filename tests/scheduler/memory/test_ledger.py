@@ -15,10 +15,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tokenmux.core.errors import IllegalPlan, IntegrityError
 from tokenmux.core.facts import DeviceFacts, Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.core.handles import BlockHandle, ExtentMove, Transfer
+from tokenmux.core.prefix import PrefixKey
 from tokenmux.core.request import RequestId
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.memory.kv_table import KvTable
 from tokenmux.scheduler.memory.ledger import Ledger
+from tokenmux.scheduler.memory.slab import Cell
 
 SLAB_BYTES = 512
 SHAPES = (KvShape(1, 1, 4, 2, 4), KvShape(3, 1, 3, 2, 4))
@@ -419,3 +421,25 @@ def test_every_extent_starts_at_a_multiple_of_256(
         if moves:
             ledger.apply(moves)
         check()
+
+
+def test_weights_of_several_images_take_holes_between_idle_kv() -> None:
+    """Each image has its hole, though there is none for all of them together."""
+    ledger = Ledger(facts(4 * SLAB_BYTES, 0), HostCache(0))
+    shape = SHAPES[0]
+    low, high = (Image(ImageId(name), SLAB_BYTES) for name in ("low", "high"))
+    middle = ModelFacts(ModelId("middle"), (Image(ImageId("middle"), SLAB_BYTES),), shape, 64, 100)
+    below = ModelFacts(ModelId("below"), (Image(ImageId("below"), SLAB_BYTES),), shape, 64, 100)
+    for model in (below, middle):
+        ledger.place(model)
+    above = ledger.arena.allocate_low(SLAB_BYTES)
+    assert above is not None
+    blocks = ledger.blocks.allocate(shape.block_bytes, 1) or ()
+    ledger.blocks.keep(Cell(PrefixKey(b"k"), ModelId("m"), blocks))
+    ledger.blocks.free(blocks)
+    assert ledger.blocks.n_idle_slabs == 1
+    ledger.displace(below)
+    ledger.arena.free(above)
+    both = ModelFacts(ModelId("both"), (low, high), shape, 64, 100)
+    assert ledger.place(both) == (low, high)
+    assert ledger.blocks.n_idle_slabs == 1, "there was room enough"

@@ -3,8 +3,9 @@
 from tokenmux.core.facts import ModelId
 from tokenmux.core.prefix import NOTHING_KNOWN, KnownPrefix, Prefix, prefix_keys, prefix_seed
 from tokenmux.scheduler.memory.arena import Arena
-from tokenmux.scheduler.memory.prefix_index import CachedCell, PrefixIndex
+from tokenmux.scheduler.memory.prefix_index import PrefixIndex
 from tokenmux.scheduler.memory.prefix_sharing import PrefixSharing
+from tokenmux.scheduler.memory.slab import Cell
 from tokenmux.scheduler.memory.slabs import SlabPool
 
 MODEL = ModelId("m")
@@ -19,7 +20,7 @@ def sharing(prefix: Prefix, on_device: set[int], on_host: set[int]) -> PrefixSha
         index = PrefixIndex(SlabPool(Arena(1 << 14), slab_bytes=1 << 10))
         for place in sorted(known):
             blocks = index.pool.allocate(block_bytes=16, n=CELL // BLOCK)
-            index.keep(prefix.keys[place], CachedCell(MODEL, tuple(blocks)))
+            index.keep(Cell(prefix.keys[place], MODEL, blocks))
         indices.append(index)
     return PrefixSharing(*indices)
 

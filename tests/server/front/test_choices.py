@@ -41,7 +41,7 @@ async def test_each_choice_is_a_request_with_a_seed_of_its_own() -> None:
     assert [submit.sampling.seed for submit in submits] == seeds
     assert {(submit.prompt, submit.request.max_tokens) for submit in submits} == {(tuple(b"abc"), 4)}
     assert [event for event in events if isinstance(event, PromptInfo)] == [
-        PromptInfo("mine", "letters", n_prompt=3, max_tokens=4, seed=7)
+        PromptInfo("mine", "letters", n_prompt=3, max_tokens=4, seed=7, prompt=tuple(b"abc"))
     ]
     assert texts_of(events, 3) == ["abcdefg"] * 3
     ends = [event for event in events if isinstance(event, FinishInfo)]

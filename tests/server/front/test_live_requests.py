@@ -31,7 +31,12 @@ async def test_a_stream_begins_with_the_prompt_and_ends_with_the_finish() -> Non
     assert submit.stop_token_ids == {END}
     assert submit.request.service == ServiceLevel()
     assert events[0] == PromptInfo(
-        submit.request.id.partition("/")[0], "letters", n_prompt=3, max_tokens=5, seed=1234
+        submit.request.id.partition("/")[0],
+        "letters",
+        n_prompt=3,
+        max_tokens=5,
+        seed=1234,
+        prompt=submit.prompt,
     )
     assert events[-1] == FinishInfo(
         FinishReason.LENGTH, None, None, 3, 5, n_on_time=5, queue_s=0, ttft_s=0, total_s=0, seed=1234
