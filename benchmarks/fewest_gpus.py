@@ -18,6 +18,7 @@ from functools import partial
 from benchmarks.plots import bars
 from benchmarks.report import Target, finish, table
 from benchmarks.workloads import GOAL, data_folder, paper_file, quick, steady
+from tokenmux.core.memory_budgets import PREFILL_CHUNK_TOKENS
 from tokenmux.core.plan import Channel
 from tokenmux.scheduler.policy.registry import aegaeon
 from tokenmux.simulator.doubts import ALL_DOUBTS, CRAMPED, Doubts
@@ -47,6 +48,7 @@ DOUBTS = (
     ("25 ms a load", Doubts(activation_s=0.025), Hardware()),
     ("64 of 80 GB", Doubts(), CRAMPED_HARDWARE),
     ("hosts begin empty", Doubts(), Hardware(warm=False)),
+    ("prompts whole", Doubts(), Hardware(cut_tokens=PREFILL_CHUNK_TOKENS["cuda"])),
     ("all of these", ALL_DOUBTS, CRAMPED_HARDWARE),
 )
 BEST_SPLIT = "aegaeon-best-split"

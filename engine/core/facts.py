@@ -104,12 +104,20 @@ class DeviceFacts:
     prefill_chunk_tokens: int = 512
     prompt_cell_tokens: int | None = None
     """See `cell_tokens`. It divides `prefill_chunk_tokens`; None: it is the same."""
+    prompt_cut_tokens: int | None = None
+    """See `cut_tokens`. It divides `cell_tokens`; None: it is the same."""
 
     @property
     def cell_tokens(self) -> int:
         """Attention over a prompt is computed in cells of this many tokens, whatever chunk they are in: what
         ends on this grid has the same bits in every request."""
         return self.prompt_cell_tokens or self.prefill_chunk_tokens
+
+    @property
+    def cut_tokens(self) -> int:
+        """A prompt may be computed in pieces that end at multiples of this. On a device of ours these are its
+        cells, since other pieces round otherwise."""
+        return self.prompt_cut_tokens or self.cell_tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ class Chunk(NamedTuple):
 
     If the chunk ends at the last existing token, the step also draws the next one. Decoding is a chunk with
     `start` at that last token and `n_tokens == 1`. Inside the prompt, chunks begin and end on the prefill
-    grid (multiples of the device's `prefill_chunk_tokens`) or at the prompt's end: token-exactness depends on
+    grid (multiples of the device's `cut_tokens`) or at the prompt's end: token-exactness depends on
     it.
     """
 

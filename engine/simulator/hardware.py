@@ -44,6 +44,10 @@ DISK_BYTES_PER_S = 5e9
 HOST_KV_BYTES_PER_DEVICE = 128 * GB
 """Host memory for paged-out KV cache, per device."""
 
+CUT_TOKENS = 128
+"""Simulated devices may compute a prompt in pieces of this many tokens, as vLLM's chunked prefill does: the
+step times are vLLM's. On a GPU of ours a prompt up to a chunk is a pass of its own."""
+
 USABLE = 0.9
 """Share of device memory for the arena. The rest is for activations and the runtime (vLLM's default
 share)."""
@@ -62,10 +66,12 @@ def instance_facts(
     host_kv_bytes: int = HOST_KV_BYTES_PER_DEVICE,
     usable: float = USABLE,
     largest_block_bytes: int = 0,
+    cut_tokens: int = CUT_TOKENS,
 ) -> DeviceFacts:
     """One instance of `n_devices` such devices in a tensor-parallel group: memory, speeds and links add up.
 
-    `largest_block_bytes` is the size of the largest KV block of the models to be served.
+    `largest_block_bytes` is the size of the largest KV block of the models to be served. A prompt may be cut
+    at multiples of `cut_tokens`.
     """
     arena_bytes = int(n_devices * gpu.memory_bytes * usable)
     return DeviceFacts(
@@ -78,4 +84,5 @@ def instance_facts(
         flops_per_s=n_devices * gpu.flops_per_s,
         slab_bytes=default_slab_bytes(arena_bytes, n_devices * host_kv_bytes, largest_block_bytes),
         prefill_chunk_tokens=PREFILL_CHUNK_TOKENS["cuda"],
+        prompt_cut_tokens=cut_tokens,
     )

@@ -25,6 +25,7 @@ from tokenmux.scheduler.policy.registry import make_policies
 from tokenmux.simulator.architectures import Architecture, measured_as, paper_architecture
 from tokenmux.simulator.doubts import SURE, Doubts
 from tokenmux.simulator.hardware import (
+    CUT_TOKENS,
     DISK_BYTES_PER_S,
     GB,
     HOST_COPY_BYTES_PER_S,
@@ -63,6 +64,8 @@ class Hardware:
     """Share of device memory that is managed; above 1, more memory than the device really has."""
     warm: bool = True
     """Host caches begin full of models; otherwise empty, and every model is read from disk first."""
+    cut_tokens: int = CUT_TOKENS
+    """Where prompts may be cut beside decode rows; that of a whole chunk for never."""
     steps: StepFits = ()
     """Step times that count instead of the measured ones, by model or architecture."""
 
@@ -78,6 +81,7 @@ class Hardware:
             self.host_kv_bytes,
             self.usable,
             max((facts.kv.block_bytes for facts in market.facts.values()), default=0),
+            self.cut_tokens,
         )
 
 

@@ -117,9 +117,9 @@ class RequestState:
         prefix = self.kv.prefix
         if prefix is None or not (prefix.reads and prefix.writes):
             return None
-        place, rest = divmod(self.kv.n_computed, prefix.cell_tokens)
+        place = self.kv.n_computed // prefix.cell_tokens
         n_readable = (self.request.n_prompt - 1) // prefix.cell_tokens
-        return None if rest or place >= n_readable else prefix.keys[place]
+        return None if place >= n_readable else prefix.keys[place]
 
     @property
     def due_s(self) -> float:

@@ -33,12 +33,12 @@ def channel(asked: Channel, operation: Operation) -> None:
 
 def step(state: LiveState, model: ModelState, plan: Step) -> None:
     """Raise unless weights are resident and not moving, KV is on the device, and chunks continue their
-    requests on the prefill grid."""
+    requests where prompts may be cut."""
     if model.stage is not Residency.RESIDENT or model.is_moving:
         raise IllegalPlan(f"step of {plan.model}, whose weights are not usable ({model.residency.value})")
     if not plan.chunks or plan.repeat < 1 or len({chunk.request for chunk in plan.chunks}) < len(plan.chunks):
         raise IllegalPlan(f"step of {plan.model} has no chunks, no repetitions, or a request twice")
-    grid = state.device.prefill_chunk_tokens
+    grid = state.device.cut_tokens
     for chunk in plan.chunks:
         request = state.requests.get(chunk.request)
         if request is None or request.to_end or request.is_paused or request.model is not model:

@@ -85,6 +85,14 @@ def due_s(request: RequestView) -> float:
     return inf if request.is_paused else request.due_s
 
 
+def next_use_s(view: InstanceView, request: RequestView) -> tuple[float, float]:
+    """The order in which KV is needed: when its model steps, since all its requests do then. Within a model
+    what is due first goes first."""
+    if request.is_paused:
+        return inf, inf
+    return view.models[request.request.model].deadline_s, request.due_s
+
+
 def kv_holders(
     view: InstanceView, keep: ModelView | None = None, of_residents: bool = True
 ) -> Iterator[RequestView]:
@@ -107,18 +115,18 @@ def latest(requests: Iterable[RequestView]) -> RequestView | None:
 def droppable_kv(
     view: InstanceView, keep: ModelView, later_than_s: float = -inf, of_residents: bool = False
 ) -> Drop | None:
-    """Drop the KV of the request that can wait longest, among those whose KV the host has in full and whose
-    model is not `keep` (or that are paused).
+    """Drop the KV that is needed last, and later than `later_than_s`, among that which the host has in full
+    and whose model is not `keep` (or whose request is paused).
 
     Resident models keep theirs unless `of_residents`: it would come straight back.
     """
     best: RequestView | None = None
-    best_s = later_than_s
+    best_s = later_than_s, inf
     for request in kv_holders(view, keep, of_residents):
-        if request.is_clean and due_s(request) > best_s:
+        if request.is_clean and next_use_s(view, request) > best_s:
             absent = view.models[request.request.model].residency in (Residency.HOST, Residency.DISK)
             if absent or of_residents or request.is_paused:
-                best, best_s = request, due_s(request)
+                best, best_s = request, next_use_s(view, request)
     return Drop(best.request.id) if best else None
 
 

@@ -13,7 +13,7 @@ of the file:
    slack. The latter only go if their slack exceeds the candidate's by the time of a few reloads, and once
    they have stepped, so that no two models chase each other out.
 4. KV stays on the device when its model leaves. Only if it takes up the room of weights is it written through
-   in the background (copy-out) and dropped, the request that can wait longest first.
+   in the background (copy-out) and dropped, that of the model that will step last first.
 5. A load gives way to a request that would be late behind it, if those waiting for the load have time
    (`making_way`).
 6. While nothing can step, `rescue` takes over: everything serves the most urgent request that could, until it
@@ -48,9 +48,8 @@ from tokenmux.scheduler.policy import beginning, eviction, making_way, rescue
 from tokenmux.scheduler.policy.instance_policy import Fit, InstanceView, ModelView, RequestView
 from tokenmux.scheduler.policy.steps import (
     as_many_as_fit,
-    decode_chunks,
+    mixed_chunks,
     must_end,
-    prefill_chunks,
     repetitions,
     shortest_tpot_s,
     single_chunks,
@@ -126,13 +125,20 @@ class SlackPolicy:
         return min(absent, key=lambda model: model.deadline_s, default=None)
 
     def interrupts(self, step: Step, event: Event, view: InstanceView) -> bool:
-        """True if a request that was not in the burst can now run, or one in it must leave."""
+        """True if a request that was not in the burst can now run, or one in it must leave. Whoever
+        joins a burst late needs steps of its own later."""
         match event:
             case Arrived(_, request):
                 return request.model in view.resident_models
-            case CopyDone():
-                return view.in_flight(Channel.COPY_IN) is None and _is_urgent(step, view)
+            case CopyDone() if view.in_flight(Channel.COPY_IN) is None:
+                return _can_be_joined(step, view) or _is_urgent(step, view)
         return must_end(step, event)
+
+
+def _can_be_joined(step: Step, view: InstanceView) -> bool:
+    """True if a request of the stepping model has its KV back since the step began."""
+    stepping = view.models.get(step.model)
+    return stepping is not None and len(stepping.decoding) > len(step.chunks)
 
 
 def _is_urgent(step: Step, view: InstanceView) -> bool:
@@ -162,7 +168,7 @@ def _plan_compute(view: InstanceView) -> Plan:
         runnable.remove(early)
         runnable.insert(0, early)
     for model in runnable:
-        chunks = prefill_chunks(view, _prompts(view, model)) + decode_chunks(model)
+        chunks = mixed_chunks(view, model, _prompts(view, model))
         if not view.can_run(chunks):
             victim = (
                 eviction.droppable_kv(view, keep=model)
@@ -354,7 +360,9 @@ def _plan_copy_out(view: InstanceView) -> Plan:
         return IDLE
     best: RequestView | None = None
     for request in eviction.kv_holders(view, of_residents=resident_too):
-        if request.is_clean or (best is not None and eviction.due_s(request) <= eviction.due_s(best)):
+        if request.is_clean or (
+            best is not None and eviction.next_use_s(view, request) <= eviction.next_use_s(view, best)
+        ):
             continue
         if view.can_page_out(request.request.id):
             best = request

@@ -20,13 +20,43 @@ def decode_chunks(model: ModelView) -> list[Chunk]:
     return [Chunk(request.request.id, request.n_tokens - 1, 1) for request in model.decoding.values()]
 
 
-def prefill_chunks(view: InstanceView, requests: Iterable[RequestView]) -> list[Chunk]:
-    """Chunks of these requests, the most urgent first, that fill one cell of the prefill grid.
+def mixed_chunks(view: InstanceView, model: ModelView, prompts: Iterable[RequestView]) -> list[Chunk]:
+    """These prompts of the model beside a row for every request that decodes.
+
+    Beside rows, prompts are cut to what rides along for next to nothing: the rows would have needed the step
+    anyway.
+    """
+    prompts = list(prompts)
+    return prefill_chunks(view, prompts, _riding_tokens(view, model, prompts)) + decode_chunks(model)
+
+
+def _riding_tokens(view: InstanceView, model: ModelView, prompts: list[RequestView]) -> int | None:
+    """How many tokens of prompts take no longer than reading the weights, which the rows need too.
+
+    None if not one piece does, if there is nothing to ride along, or if a prompt is long.
+    """
+    device, facts, n_rows = view.device, model.facts, len(model.decoding)
+    cut = device.cut_tokens
+    if not n_rows or not prompts or cut == device.prefill_chunk_tokens:
+        return None
+    if any(request.is_long for request in prompts):
+        return None
+    read_s = facts.n_bytes / device.memory_bytes_per_s
+    token_s = 2 * facts.n_parameters / device.flops_per_s
+    n_pieces = (int(read_s / token_s) - n_rows) // cut
+    return n_pieces * cut if n_pieces > 0 else None
+
+
+def prefill_chunks(
+    view: InstanceView, requests: Iterable[RequestView], most: int | None = None
+) -> list[Chunk]:
+    """Chunks of these requests, the most urgent first, that fill one cell of the prefill grid; or
+    pieces of at most `most` tokens together.
 
     A request waits if another one computes the same beginning in this step: it will be given that.
     """
-    grid = view.device.prefill_chunk_tokens
-    budget = grid
+    grid, cut = view.device.prefill_chunk_tokens, view.device.cut_tokens
+    budget = most or grid
     chunks: list[Chunk] = []
     computed: set[PrefixKey] = set()
     for request in sorted(requests, key=lambda r: r.due_s):
@@ -39,7 +69,11 @@ def prefill_chunks(view: InstanceView, requests: Iterable[RequestView]) -> list[
         end = min(request.n_tokens, start - start % grid + grid)
         if end > request.request.n_prompt > start:
             end = min(request.n_tokens, start + grid)
-        if chunks and end - start > budget:
+        if end - start > budget and most:
+            end = (start + budget) // cut * cut
+            if end <= start:
+                break
+        elif chunks and end - start > budget:
             break
         chunks.append(Chunk(request.request.id, start, end - start))
         budget -= end - start

@@ -312,12 +312,14 @@ class Chaos:
         ]
 
     def chunk(self, request_id: RequestId) -> Chunk:
-        """What comes next for the request, up to the grid or its last token; sometimes a little off."""
+        """What comes next for the request, up to the grid, its cell or its last token; sometimes a little
+        off."""
         if request_id not in self.body.instance.requests:
             return Chunk(request_id, 0, 1)
         request = self.body.instance.requests[request_id]
         start = request.n_computed
-        end = min(request.n_tokens, start - start % GRID + GRID)
+        grid = self.random.choice((GRID, self.cell_tokens))
+        end = min(request.n_tokens, start - start % grid + grid)
         if self.random.random() < 0.05:
             start += self.random.choice((-1, 1))
         if self.random.random() < 0.05:

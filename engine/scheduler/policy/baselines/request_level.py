@@ -16,7 +16,7 @@ from tokenmux.scheduler.policy import rescue
 from tokenmux.scheduler.policy.baselines import turn_taking
 from tokenmux.scheduler.policy.instance_policy import InstanceView, ModelView
 from tokenmux.scheduler.policy.pool.pool_policy import Move, Place, PoolView, Refuse
-from tokenmux.scheduler.policy.steps import decode_chunks, must_end, prefill_chunks, shortest_tpot_s
+from tokenmux.scheduler.policy.steps import mixed_chunks, must_end, shortest_tpot_s
 
 _BURST_TPOTS = 4.0
 
@@ -69,7 +69,7 @@ def _plan(channel: Channel, view: InstanceView, model: ModelView) -> Plan:
 
 
 def _chunks(view: InstanceView, model: ModelView) -> list[Chunk]:
-    return prefill_chunks(view, model.waiting.values()) + decode_chunks(model)
+    return mixed_chunks(view, model, model.waiting.values())
 
 
 class OneModelPerInstance:
