@@ -64,3 +64,8 @@ def test_every_module_of_these_packages_is_compiled_or_left_out() -> None:
 
 def test_which_form_runs_is_known() -> None:
     assert is_compiled() == (not (plan.__file__ or "").endswith(".py"))
+
+
+def test_git_ignores_the_compiled_form() -> None:
+    """It lies beside the sources after an editable install."""
+    assert "*.so" in (ROOT / ".gitignore").read_text().splitlines()
