@@ -3,8 +3,8 @@ otherwise to the least loaded.
 
 An instance's load is what its live models ask of it, in shares of a second per second. Of compute, each model
 asks one decode step per TPOT, of the duration that its batch gives it. Of copy-in, it asks all weights once
-per TTFT, and the KV that finds no room beside the two largest models. The larger share counts. Each two
-models that never fit into the arena together add a load (`CLASH`).
+per TTFT, and the KV that finds no room beside the two largest models. The larger share counts. Models that
+never fit into the arena together add a load (`CLASH`).
 
 Models come and go at random, so loads drift apart. From time to time the most loaded instance gives one
 model, with all its requests, to the least loaded one: a model that is not on the device, has time to be
@@ -56,11 +56,11 @@ FREE = 0.25
 fell from 99.6% of tokens on time to 78%."""
 
 CLASH = 1.0
-"""Load added for each two models that never fit into the arena together: they take turns, and nothing steps
-while one comes in. A model that is too large to share gets an instance of its own while it is live, as
-long as the others can spare one; if they cannot, such models share instances with few others, so that the
-many small ones are not kept from stepping by all of them. Counted once for an instance, whatever the number
-of pairs, sixteen overloads kept 3 points less (mean; -4 to +18 for one)."""
+"""Load added for each model that one never fits into the arena with; of an instance, the mean over its
+models. They take turns, and nothing steps while one comes in. A model that is too large to share gets an
+instance of its own while it is live, as long as the others can spare one; if they cannot, such models share
+instances with few others, so that they do not all keep the many small ones from stepping. Counted once for an
+instance, however many clash, sixteen overloads kept 2.7 points less (mean; -4 to +18 for one)."""
 
 
 @dataclass(slots=True)
@@ -97,7 +97,7 @@ class _Load:
 
     @property
     def now(self) -> float:
-        """How busy it is, plus `CLASH` for each two models that never fit together."""
+        """How busy it is, plus `CLASH` for each model that one never fits together with (the mean)."""
         if self._now is None:
             self._now = self.larger()
         return self._now
@@ -108,7 +108,8 @@ class _Load:
         if extra:
             asks.append(extra)
         sizes = sorted(ask.weight_bytes for ask in asks)
-        return self._busy(asks, sizes) + CLASH * _n_clashes(sizes, self._sharable_bytes)
+        n_pairs = _n_clashing_pairs(sizes, self._sharable_bytes)
+        return self._busy(asks, sizes) + (CLASH * 2 * n_pairs / len(sizes) if n_pairs else 0.0)
 
     @property
     def busy(self) -> float:
@@ -139,7 +140,7 @@ class _Load:
         return (1 - HEADROOM) * self.arena_bytes
 
 
-def _n_clashes(sizes: Sequence[int], room: float) -> int:
+def _n_clashing_pairs(sizes: Sequence[int], room: float) -> int:
     """How many pairs of these weights, the smallest first, do not fit into `room` together."""
     n_pairs, low = 0, 0
     for high in range(len(sizes) - 1, 0, -1):
