@@ -13,6 +13,8 @@ from tokenmux.testing import make_model, make_request
 
 GRACE_S = 3.0
 
+pytestmark = pytest.mark.pure
+
 
 class TokenCost(RooflineCost):
     """A millisecond for each token of a prompt."""
