@@ -114,7 +114,8 @@ class Ledger:
     def place(self, model: ModelFacts) -> tuple[Image, ...]:
         """Give the model's absent images extents. Returns them: they have to be copied."""
         self.version += 1
-        self.blocks.packed_bytes = self.arena.capacity
+        if self._extents:  # a model alone has room: its prompts find what they share from the beginning
+            self.blocks.packed_bytes = self.arena.capacity
         absent = self.absent_images(model)
         if not self.can_place(model):
             raise IllegalPlan(
