@@ -145,6 +145,16 @@ def test_decisions_are_listed_and_have_one_form() -> None:
         assert 15 <= len(text.splitlines()) <= 40, path.name
 
 
+def test_each_experiment_is_in_the_log_once_and_on_lines_of_its_own() -> None:
+    """Merges have repeated entries, and run one into another."""
+    log = (ROOT / "docs" / "LOG.md").read_text()
+    assert not re.findall(r"(?m)^.*\S - 20\d\d-.*$", log)
+    entries = re.split(r"(?m)^(?=- 20\d\d-)", log)[1:]
+    beginnings = [" ".join(entry.split())[:100] for entry in entries]
+    assert len(entries) > 100
+    assert not [one for one in beginnings if beginnings.count(one) > 1]
+
+
 def test_what_is_missing_is_said_once() -> None:
     """In docs/status.md: a list of what is not there, kept in two places, is soon wrong in one of them."""
     for page in (ROOT / "README.md", ROOT / "docs/architecture.md"):
