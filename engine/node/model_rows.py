@@ -126,7 +126,10 @@ def _running(instance: Instance) -> tuple[ModelId | None, int]:
     """The model of the step in flight, and how many of the step's requests want its tokens: not those
     cancelled or paused since it began."""
     step = instance.in_flight(Channel.COMPUTE)
-    if not isinstance(step, Step) or not instance.models[step.model].has_requests:
+    if not isinstance(step, Step):
+        return None, 0
+    model = instance.models.get(step.model)
+    if model is None or not model.has_requests:  # a model may be removed in mid-step
         return None, 0
     requests = (instance.requests[chunk.request] for chunk in step.chunks)
     return step.model, sum(request.to_end is None and not request.is_paused for request in requests)

@@ -16,6 +16,7 @@ N_SEEDS = 60
 N_NIGHTLY = 5000
 
 FOUND = {
+    605: "a status asked for a model that was removed in mid-step",
     3368: "two removals of a model at once left one that was served and unknown to the node",
     4431: "a model was removed while its weights were about to be copied",
     10117: "a request was accepted beside a pin that was on its way out",

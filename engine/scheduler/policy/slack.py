@@ -85,7 +85,7 @@ class SlackPolicy:
 
     def __init__(self) -> None:
         self._unfetched: dict[ModelId, None] = {}
-        self._watch = rescue.Watch()
+        self._rescue = rescue.Rescue()
 
     def on_event(self, event: Event, view: InstanceView) -> None:
         match event:
@@ -101,8 +101,8 @@ class SlackPolicy:
     def plan(self, channel: Channel, view: InstanceView) -> Plan:
         if channel is Channel.FETCH and not view.any_on_disk:
             return IDLE
-        if self._watch.is_blocked(view):
-            return rescue.plan(channel, view)
+        if self._rescue.is_blocked(view):
+            return self._rescue.plan(channel, view)
         match channel:
             case Channel.COMPUTE:
                 return _plan_compute(view)

@@ -4,15 +4,24 @@ Shared by all policies, which decide what model steps.
 """
 
 from collections.abc import Iterable, Iterator
+from math import inf
 
 from tokenmux.core.cost import StepWork
 from tokenmux.core.event import Cancelled, Event, ModelRemoved, Paused, Withdrawn
 from tokenmux.core.plan import Chunk, Step
 from tokenmux.core.prefix import PrefixKey
+from tokenmux.core.request import RequestId
 from tokenmux.scheduler.policy.instance_policy import InstanceView, ModelView, RequestView
 
 _LEAST_STEP_S = 1e-9
 """Lower bound of a step's estimated duration, whatever the facts of model and device say."""
+
+
+def urgency(request: RequestView) -> tuple[float, float, RequestId]:
+    """The order in which requests are served. No two are alike: of requests that are due at the same time,
+    each would give up its KV for the other in turn."""
+    asked = request.request
+    return inf if request.is_paused else request.due_s, asked.arrival_s, asked.id
 
 
 def decode_chunks(model: ModelView) -> list[Chunk]:
@@ -59,7 +68,7 @@ def prefill_chunks(
     budget = most or grid
     chunks: list[Chunk] = []
     computed: set[PrefixKey] = set()
-    for request in sorted(requests, key=lambda r: r.due_s):
+    for request in sorted(requests, key=urgency):
         cell = request.next_cell
         if cell is not None:
             if cell in computed:
@@ -84,17 +93,22 @@ def prefill_chunks(
 
 def single_chunks(view: InstanceView, model: ModelView) -> Iterator[Chunk]:
     """What a step of the model could hold: one chunk for each possible request, generated lazily."""
-    for request in model.decoding.values():
-        yield Chunk(request.request.id, request.n_tokens - 1, 1)
-    for request in model.waiting.values():
-        yield from prefill_chunks(view, [request])
+    for request in (*model.decoding.values(), *model.waiting.values()):
+        yield from chunks_of(view, model, request)
+
+
+def chunks_of(view: InstanceView, model: ModelView, request: RequestView) -> list[Chunk]:
+    """What a step could compute of this request: a row, or the next chunk of its prompt."""
+    if request.request.id in model.decoding:
+        return [Chunk(request.request.id, request.n_tokens - 1, 1)]
+    return prefill_chunks(view, [request])
 
 
 def as_many_as_fit(view: InstanceView, chunks: Iterable[Chunk]) -> list[Chunk]:
     """The most urgent chunks whose KV finds room, within one cell of the prefill grid."""
     fitting: list[Chunk] = []
     budget = view.device.prefill_chunk_tokens
-    for chunk in sorted(chunks, key=lambda c: view.requests[c.request].due_s):
+    for chunk in sorted(chunks, key=lambda c: urgency(view.requests[c.request])):
         if (not fitting or chunk.n_tokens <= budget) and view.can_run([*fitting, chunk]):
             fitting.append(chunk)
             budget -= chunk.n_tokens

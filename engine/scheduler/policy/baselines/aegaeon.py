@@ -51,7 +51,7 @@ class AegaeonPrefill:
 
     def __init__(self) -> None:
         self.groups: list[Group] = []
-        self._watch = rescue.Watch()
+        self._rescue = rescue.Rescue()
 
     def _join(self, model: ModelId, request: RequestId) -> None:
         group = self.open_group(model)
@@ -76,7 +76,7 @@ class AegaeonPrefill:
             return _page_out(view) if channel is Channel.COPY_OUT else turn_taking.asked(channel, view)
         first = view.models[self.groups[0].model]
         return turn_taking.take_turn(
-            channel, view, first, self._watch, lambda channel: self._plan(channel, view, first)
+            channel, view, first, self._rescue, lambda channel: self._plan(channel, view, first)
         )
 
     def _plan(self, channel: Channel, view: InstanceView, first: ModelView) -> Plan:
@@ -111,7 +111,7 @@ class AegaeonDecode:
     def __init__(self) -> None:
         self._round: list[ModelId] = []
         self._quotas: dict[ModelId, float] = {}
-        self._watch = rescue.Watch()
+        self._rescue = rescue.Rescue()
         self._turn_ends_s: float | None = None
         """None until the model whose turn it is has stepped."""
         self._drawn: dict[RequestId, int] = {}
@@ -146,7 +146,7 @@ class AegaeonDecode:
             return turn_taking.asked(channel, view)
         first = view.models[self._round[0]]
         return turn_taking.take_turn(
-            channel, view, first, self._watch, lambda channel: self._plan(channel, view, first)
+            channel, view, first, self._rescue, lambda channel: self._plan(channel, view, first)
         )
 
     def _plan(self, channel: Channel, view: InstanceView, first: ModelView) -> Plan:

@@ -28,7 +28,7 @@ class RequestLevelPolicy:
 
     def __init__(self) -> None:
         self._current: ModelId | None = None
-        self._watch = rescue.Watch()
+        self._rescue = rescue.Rescue()
 
     def on_event(self, event: Event, view: InstanceView) -> None:
         current = view.live_models.get(self._current) if self._current else None
@@ -42,7 +42,7 @@ class RequestLevelPolicy:
             return turn_taking.asked(channel, view)
         model = view.models[self._current]
         return turn_taking.take_turn(
-            channel, view, model, self._watch, lambda channel: _plan(channel, view, model)
+            channel, view, model, self._rescue, lambda channel: _plan(channel, view, model)
         )
 
     def interrupts(self, step: Step, event: Event, view: InstanceView) -> bool:

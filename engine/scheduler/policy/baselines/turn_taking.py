@@ -32,7 +32,7 @@ def take_turn(
     channel: Channel,
     view: InstanceView,
     turn: ModelView,
-    watch: rescue.Watch,
+    rescuer: rescue.Rescue,
     own: Callable[[Channel], Plan],
 ) -> Plan:
     """The answer of the policy's `own` rules for the channel, unless `turn` cannot step under them.
@@ -42,10 +42,10 @@ def take_turn(
     """
     if channel is Channel.FETCH and not view.any_on_disk:
         return IDLE
-    if watch.is_blocked(view, turn) and (
+    if rescuer.is_blocked(view, turn) and (
         turn.residency is Residency.RESIDENT or all(own(c) == IDLE for c in Channel if c is not Channel.FETCH)
     ):
-        return rescue.plan(channel, view, turn) if channel is not Channel.FETCH else fetch(view, turn)
+        return rescuer.plan(channel, view, turn) if channel is not Channel.FETCH else fetch(view, turn)
     return own(channel)
 
 
