@@ -3,7 +3,7 @@
 Shared by all policies, which decide what model steps.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from math import inf
 
 from tokenmux.core.cost import StepWork
@@ -57,7 +57,7 @@ def _riding_tokens(view: InstanceView, model: ModelView, prompts: list[RequestVi
 
 
 def prefill_chunks(
-    view: InstanceView, requests: Iterable[RequestView], most: int | None = None
+    view: InstanceView, requests: Sequence[RequestView], most: int | None = None
 ) -> list[Chunk]:
     """Chunks of these requests, the most urgent first, that fill one cell of the prefill grid; or
     pieces of at most `most` tokens together.
@@ -68,7 +68,7 @@ def prefill_chunks(
     budget = most or grid
     chunks: list[Chunk] = []
     computed: set[PrefixKey] = set()
-    for request in sorted(requests, key=urgency):
+    for request in sorted(requests, key=urgency) if len(requests) > 1 else requests:
         cell = request.next_cell
         if cell is not None:
             if cell in computed:
