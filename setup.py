@@ -67,7 +67,7 @@ def translated(work: Path) -> list[Extension]:
             ],
             group_name=LIBRARY,
             target_dir=str(work / "c"),
-            opt_level="2",
+            opt_level="3",
             debug_level="0",
             # A file for each module, so that several are compiled at a time.
             multi_file=True,
