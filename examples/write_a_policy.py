@@ -30,7 +30,7 @@ class OldestFirst:
     name = "oldest-first"
 
     def __init__(self) -> None:
-        self._watch = rescue.Watch()
+        self._rescue = rescue.Rescue()
 
     def on_event(self, event: Event, view: InstanceView) -> None:
         """Nothing to remember: the oldest request is looked up whenever it is asked for."""
@@ -40,10 +40,10 @@ class OldestFirst:
         if not waiting:
             return turn_taking.asked(channel, view)  # what operators want loaded
         first = min(waiting, key=turn_taking.oldest_arrival_s)
-        # `take_turn` lets the rescue take over while the watch finds that this model cannot step: no memory
-        # is too small to make progress.
+        # `take_turn` lets the rescue take over while this model cannot step: no memory is too small to make
+        # progress.
         own = lambda channel: self._own(channel, view, first)
-        return turn_taking.take_turn(channel, view, first, self._watch, own)
+        return turn_taking.take_turn(channel, view, first, self._rescue, own)
 
     def _own(self, channel: Channel, view: InstanceView, model: ModelView) -> Plan:
         chunks = prefill_chunks(view, model.waiting.values()) + decode_chunks(model)

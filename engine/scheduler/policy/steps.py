@@ -3,7 +3,7 @@
 Shared by all policies, which decide what model steps.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from math import inf
 
 from tokenmux.core.cost import StepWork
@@ -57,7 +57,7 @@ def _riding_tokens(view: InstanceView, model: ModelView, prompts: list[RequestVi
 
 
 def prefill_chunks(
-    view: InstanceView, requests: Sequence[RequestView], most: int | None = None
+    view: InstanceView, requests: Collection[RequestView], most: int | None = None
 ) -> list[Chunk]:
     """Chunks of these requests, the most urgent first, that fill one cell of the prefill grid; or
     pieces of at most `most` tokens together.

@@ -162,7 +162,7 @@ class AegaeonDecode:
                 others = (m for m in view.live_models.values() if m is not first)
                 return turn_taking.page_out(view, (r for m in others for r in m.decoding.values()))
             case Channel.COMPUTE:
-                chunks = prefill_chunks(view, list(first.waiting.values())) + decode_chunks(first)
+                chunks = prefill_chunks(view, first.waiting.values()) + decode_chunks(first)
                 left_s = max(0.0, (self._turn_ends_s or view.now_s) - view.now_s)
                 return turn_taking.step(view, first, chunks, left_s)
 
