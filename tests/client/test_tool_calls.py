@@ -91,7 +91,7 @@ def test_the_blocking_client_has_calls() -> None:
     text, calls, reason = put_together(events)
     assert (text, said(calls), reason) == ("Well.", said(whole.tool_calls), "tool_calls")
     pieces = [piece for event in events if isinstance(event, Delta) for piece in event.tool_calls]
-    assert len(pieces) > 4, "arguments come while they are written"
+    assert len(pieces) >= 2  # pieces that wait while the client does not read become one
     assert pieces[0] == ToolCallDelta(0, pieces[0].id, "weather", pieces[0].arguments)
 
 
