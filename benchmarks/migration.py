@@ -9,7 +9,6 @@ where it arrives; `pause_over_bound` compares the pause with those, as a trace o
 the gap. `gap_over_bound` is the strict reading: the whole gap, with the step of the stream's own next token.
 """
 
-import argparse
 import asyncio
 import json
 from collections.abc import Iterable, Mapping
@@ -18,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
-from benchmarks import report
+from benchmarks import arguments, report
 from benchmarks.smollm2_pool import MODEL, Smollm2Pool, random_prompt, smollm2_pool
 from benchmarks.streams import Seen, stream_into
 
@@ -127,17 +126,7 @@ async def measure(cache: Path, n_moves: int) -> list[Move]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="a look: two moves of each stream")
-    parser.add_argument(
-        "--cache",
-        type=Path,
-        default=Path.home() / ".cache" / "tokenmux",
-        help="where the model is kept (default: %(default)s)",
-    )
-    options = parser.parse_args()
+    options = arguments.read_arguments(__doc__, quick="a look: two moves of each stream")
     moves = asyncio.run(measure(options.cache, 2 if options.quick else 8))
     metrics = report.spread("pause_over_bound", [move.pause_s / move.bound_s for move in moves])
     metrics |= report.spread("gap_over_bound", [move.gap_s / move.bound_s for move in moves])

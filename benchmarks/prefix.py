@@ -15,12 +15,11 @@ between them, and each ratio is taken within a round.
   `benchmarks.prefix_counted`, with what the node itself needs.
 """
 
-import argparse
 import asyncio
 import time
 from pathlib import Path
 
-from benchmarks import prefix_counted, report, server_processes
+from benchmarks import arguments, prefix_counted, report, server_processes
 from benchmarks.smollm2_pool import MODEL, Smollm2Pool, random_prompt, smollm2_pool
 
 N_SHARED, N_OWN = 1000, 8
@@ -96,17 +95,7 @@ async def measure(cache: Path, *, quick: bool) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="fewer rounds")
-    parser.add_argument(
-        "--cache",
-        type=Path,
-        default=Path.home() / ".cache" / "tokenmux",
-        help="where the model is kept (default: %(default)s)",
-    )
-    options = parser.parse_args()
+    options = arguments.read_arguments(__doc__, quick="fewer rounds")
     metrics = prefix_counted.measure(n_rounds=3 if options.quick else 15)
     metrics |= asyncio.run(measure(options.cache, quick=options.quick))
     report.table("Prefix cache", ("metric", "value"), list(metrics.items()))

@@ -13,7 +13,6 @@ there to each stream's next token, at the client.
   bound, the step that computes the streams' KV again (replay), and the way of its tokens to the client.
 """
 
-import argparse
 import asyncio
 import json
 import time
@@ -24,7 +23,7 @@ from statistics import median
 
 import psutil
 
-from benchmarks import report, server_processes
+from benchmarks import arguments, report, server_processes
 from benchmarks.smollm2_pool import MODEL, Smollm2Pool, random_prompt, smollm2_pool
 from benchmarks.streams import Seen, stream_into
 
@@ -158,17 +157,7 @@ async def kills(cache: Path, n_devices: int, n_kills: int, *, with_reserve: bool
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="a look: one kill of each kind")
-    parser.add_argument(
-        "--cache",
-        type=Path,
-        default=Path.home() / ".cache" / "tokenmux",
-        help="where the model is kept (default: %(default)s)",
-    )
-    options = parser.parse_args()
+    options = arguments.read_arguments(__doc__, quick="a look: one kill of each kind")
     n_kills = 1 if options.quick else 3
     other = asyncio.run(kills(options.cache, 2, n_kills, with_reserve=True))
     same = asyncio.run(kills(options.cache, 1, n_kills, with_reserve=True))

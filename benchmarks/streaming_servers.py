@@ -1,7 +1,6 @@
 """What the benchmarks of streams share: servers in processes of their own, what a round took of them, and the
 comparison of a front with a bare server of the same streams."""
 
-import argparse
 import asyncio
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from typing import Self
 
 import psutil
 
-from benchmarks import report
+from benchmarks import arguments, report
 
 MODEL = "smollm2"
 N_STREAMS, N_PROMPT, N_OUTPUT = 200, 32, 80
@@ -81,17 +80,7 @@ class Comparison:
         self, about: str | None, measure: Callable[[Path, int], Awaitable[list[tuple[Streams, Streams]]]]
     ) -> None:
         """Read the arguments of a program that is `about` this, measure, and report."""
-        parser = argparse.ArgumentParser(
-            description=about, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        parser.add_argument("--quick", action="store_true", help="a look: a third of the rounds")
-        parser.add_argument(
-            "--cache",
-            type=Path,
-            default=Path.home() / ".cache" / "tokenmux",
-            help="where the model is kept (default: %(default)s)",
-        )
-        options = parser.parse_args()
+        options = arguments.read_arguments(about, quick="a look: a third of the rounds")
 
         async def measured() -> list[tuple[Streams, Streams]]:
             return await measure(options.cache, 3 if options.quick else 8)

@@ -8,7 +8,6 @@ is the median TTFT of short requests without a schema, one after another, while 
 to the server are sent all the time, over that while none is.
 """
 
-import argparse
 import asyncio
 import json
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from itertools import count
 from pathlib import Path
 from statistics import median
 
-from benchmarks import report
+from benchmarks import arguments, report
 from benchmarks.smollm2_pool import MODEL, random_prompt, smollm2_pool
 from tokenmux.client import AsyncClient
 
@@ -125,17 +124,7 @@ async def measure(cache: Path, n_rounds: int, n_short: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="a look: one round")
-    parser.add_argument(
-        "--cache",
-        type=Path,
-        default=Path.home() / ".cache" / "tokenmux",
-        help="where the model is kept (default: %(default)s)",
-    )
-    options = parser.parse_args()
+    options = arguments.read_arguments(__doc__, quick="a look: one round")
     metrics = asyncio.run(measure(options.cache, *((1, 10) if options.quick else (5, 20))))
     report.table(
         f"{N_STREAMS} streams of {N_OUTPUT} tokens, and short requests beside large schemas",

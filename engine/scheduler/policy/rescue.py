@@ -1,12 +1,12 @@
 """Forward progress: when no model can step, everything serves the most urgent request that could, until it
 has stepped.
 
-A policy asks `is_blocked` first, and while that is true answers with `plan` instead of its own rules. There
-is one target at a time, chosen by deadline, and one next action towards it on whichever channel is asked. So
-nothing that is freed for the target is taken by another, and two models cannot chase each other out. Once KV
-was discarded for a request, nothing else steps before it: others would rebuild theirs in the room that was
-freed, and lose it again, for ever. In the end the target has the arena to itself, and admission has made sure
-that this is enough. If models take turns
+A policy asks `Rescue.is_blocked` first, and while that is true answers with `plan` instead of its own rules.
+There is one target at a time, chosen by deadline, and one next action towards it on whichever channel is
+asked. So nothing that is freed for the target is taken by another, and two models cannot chase each other
+out. Once KV was discarded for a request, nothing else steps before it: others would rebuild theirs in the
+room that was freed, and lose it again, for ever. In the end the target has the arena to itself, and admission
+has made sure that this is enough. If models take turns
 (`tokenmux.scheduler.policy.baselines.turn_taking`), the target belongs to the model whose turn it is, since
 no other would step. What is given up on the way, in this order:
 
@@ -71,7 +71,7 @@ class Rescue:
         stepped yet. `turn` is the only model that the policy would let step, if there is such a model."""
         if self._looked_at != (view.version, turn):
             self._looked_at = view.version, turn
-            self._was_blocked = self._target(view, turn) is not None or is_blocked(view, turn)
+            self._was_blocked = self._target(view, turn) is not None or _nothing_steps(view, turn)
         return self._was_blocked
 
     def plan(self, channel: Channel, view: InstanceView, turn: ModelView | None = None) -> Plan:
@@ -112,11 +112,8 @@ class Rescue:
         return None
 
 
-def is_blocked(view: InstanceView, turn: ModelView | None = None) -> bool:
-    """True if requests wait, no step runs or can run, and no transfer in flight can change that.
-
-    `turn` is the only model that the policy would let step, if there is such a model.
-    """
+def _nothing_steps(view: InstanceView, turn: ModelView | None) -> bool:
+    """True if requests wait, no step runs or can run, and no transfer in flight can change that."""
     if _is_busy(view):
         return False
     for model in view.resident_models.values():

@@ -372,7 +372,7 @@ def _plan_copy_out(view: InstanceView) -> Plan:
 def _all_paused(view: InstanceView) -> bool:
     """True if all requests are paused and nothing runs or comes in: then even KV of resident models may go.
 
-    While requests wait that cannot run, `rescue.is_blocked` is true, and its plan was taken before.
+    While requests wait that cannot run, `Rescue.is_blocked` is true, and its plan was taken before.
     """
     if view.in_flight(Channel.COMPUTE) is not None or view.in_flight(Channel.COPY_IN) is not None:
         return False
