@@ -245,6 +245,14 @@ def test_more_memory_than_allowed_is_a_refusal_that_names_the_limit(whole: Path,
         ServedCatalogue(tmp_path / "catalogue", limits).register_folder("m", whole, progress=quiet)
 
 
+def test_a_child_without_memory_to_say_so_refuses_its_model_and_no_other(whole: Path, tmp_path: Path) -> None:
+    catalogue = stand_in("out_of_memory", tmp_path, silent_s=60.0)
+    refused = catalogue.bring_in([("a", whole), ("b", whole)], quiet)
+    for name in ("a", "b"):
+        assert "it takes more memory than its process may use" in str(refused[name])
+        assert "(`registration.memory`)" in str(refused[name])
+
+
 def test_closing_ends_a_registration(whole: Path, tmp_path: Path) -> None:
     catalogue = stand_in("silent", tmp_path, silent_s=600.0)
     result: list[Exception] = []
