@@ -186,5 +186,5 @@ def read_experts(found: Described, *, normed: bool, gating: int = 1) -> tuple[in
 
 
 def bias_fields(found: Described) -> dict[str, Any]:
-    """Whether there are biases, as the tensors show, under the names of Llama's config."""
+    """The fields of Llama's config that say which biases there are, as the tensors show."""
     return {"attention_bias": found.has("blk.0.attn_q.bias"), "mlp_bias": found.has("blk.0.ffn_gate.bias")}
