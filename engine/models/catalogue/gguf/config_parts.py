@@ -1,7 +1,7 @@
 """What the configs of all architectures in GGUF files share: sizes, rotary parameters, experts.
 
 A number that decides a result is required if the converters of llama.cpp always write it; only numbers that
-they leave out have defaults. Sizes are compared with the tensors here already, since a skeleton is built from
+they leave out have defaults. GgufSizes are compared with the tensors here already, since a skeleton is built from
 them.
 """
 
@@ -45,8 +45,8 @@ class Described:
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
-    """Sizes that every architecture has."""
+class GgufSizes:
+    """GgufSizes that every architecture has."""
 
     hidden: int
     layers: int
@@ -71,11 +71,11 @@ POOLING_MODES: Mapping[int, str | None] = {0: None, 1: "mean", 2: "cls", 3: "las
 """Pooling types by the names of sentence-transformers. The fourth of llama.cpp's ranks documents."""
 
 
-def read_sizes(found: Described) -> Sizes:
-    """Sizes by the keys, compared with the tensors. Raises BadCheckpoint or UnsupportedModel."""
+def read_sizes(found: Described) -> GgufSizes:
+    """GgufSizes by the keys, compared with the tensors. Raises BadCheckpoint or UnsupportedModel."""
     keys = found.keys
     hidden, heads = keys.integer("embedding_length"), keys.integer("attention.head_count")
-    sizes = Sizes(
+    sizes = GgufSizes(
         hidden=hidden,
         layers=keys.integer("block_count"),
         heads=heads,
@@ -118,7 +118,7 @@ def _check_layers(found: Described, n_layers: int) -> None:
 
 def rotary(
     found: Described,
-    sizes: Sizes,
+    sizes: GgufSizes,
     *,
     base: float | None = None,
     partial: bool = False,
@@ -144,7 +144,7 @@ def rotary(
     return made | {"partial_rotary_factor": rotated / sizes.head_dim} if partial else made
 
 
-def common_fields(found: Described, sizes: Sizes) -> dict[str, Any]:
+def common_fields(found: Described, sizes: GgufSizes) -> dict[str, Any]:
     """Fields of architectures with RMS norms and gated layers."""
     return sizes.fields() | {
         "vocab_size": found.size("token_embd.weight", 0),

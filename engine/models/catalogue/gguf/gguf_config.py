@@ -13,7 +13,7 @@ from tokenmux.models.catalogue.gguf.config_parts import (
     LAYER_EPSILON,
     RMS_EPSILON,
     Described,
-    Sizes,
+    GgufSizes,
     bias_fields,
     common_fields,
     read_experts,
@@ -123,7 +123,7 @@ def _gemma(found: Described) -> dict[str, Any]:
     }
 
 
-def _query_scale(found: Described, sizes: Sizes, layers_of_27b: int) -> int:
+def _query_scale(found: Described, sizes: GgufSizes, layers_of_27b: int) -> int:
     """What queries are scaled by, as the square of 1 / scale. The file has no key for it.
 
     Models of 27B use the mean width of a head, all others 256. Like llama.cpp, this recognises them by their
