@@ -1,7 +1,7 @@
 """What the configs of all architectures in GGUF files share: sizes, rotary parameters, experts.
 
 A number that decides a result is required if the converters of llama.cpp always write it; only numbers that
-they leave out have defaults. GgufSizes are compared with the tensors here already, since a skeleton is built from
+they leave out have defaults. Sizes are compared with the tensors here already, since a skeleton is built from
 them.
 """
 
@@ -46,7 +46,7 @@ class Described:
 
 @dataclass(frozen=True, slots=True)
 class GgufSizes:
-    """GgufSizes that every architecture has."""
+    """Sizes that every architecture has."""
 
     hidden: int
     layers: int
@@ -72,7 +72,7 @@ POOLING_MODES: Mapping[int, str | None] = {0: None, 1: "mean", 2: "cls", 3: "las
 
 
 def read_sizes(found: Described) -> GgufSizes:
-    """GgufSizes by the keys, compared with the tensors. Raises BadCheckpoint or UnsupportedModel."""
+    """Sizes by the keys, compared with the tensors. Raises BadCheckpoint or UnsupportedModel."""
     keys = found.keys
     hidden, heads = keys.integer("embedding_length"), keys.integer("attention.head_count")
     sizes = GgufSizes(
