@@ -31,15 +31,15 @@ class ServiceCounters:
     """How a model, or a tenant, was served: totals since the instance began."""
 
     n_requests: int = counted(Unit.REQUESTS, "Ended requests.")
-    n_requests_on_time: int = counted(Unit.REQUESTS, "Of them, with every token on time.")
+    n_requests_on_time: int = counted(Unit.REQUESTS, "Ended requests with every token on time.")
     n_requests_failed: int = counted(
-        Unit.REQUESTS, "Of them, failed, or not complete when their clients stopped waiting."
+        Unit.REQUESTS, "Ended requests that failed, or were not complete when their clients stopped waiting."
     )
     n_prompt_tokens: int = counted(Unit.TOKENS, "Tokens of prompts that were computed.")
     n_prefix_hits: int = counted(Unit.TIMES, "Requests that were given KV of their prompt's beginning.")
     n_cached_prompt_tokens: int = counted(Unit.TOKENS, "Tokens of prompts whose KV others had computed.")
     n_tokens: int = counted(Unit.TOKENS, "Tokens drawn.")
-    n_tokens_on_time: int = counted(Unit.TOKENS, "Of them, on time.")
+    n_tokens_on_time: int = counted(Unit.TOKENS, "Tokens drawn that were on time.")
     n_attained: int = 0
     """Requests that ended with at least one token; `attained / n_attained` is the mean of the artifact's
     attainment."""
@@ -83,7 +83,7 @@ class ModelCounters:
     )
     swap_bytes: int = counted(Unit.BYTES, "Bytes of weights copied to the device.")
     swap_s: float = counted(Unit.SECONDS, "Time during which its weights were being copied to the device.")
-    swap_exposed_s: float = counted(Unit.SECONDS, "The part of `swap_s` in which no step ran.")
+    swap_exposed_s: float = counted(Unit.SECONDS, "The part of that time in which no step ran.")
     compute_s: float = counted(Unit.SECONDS, "Time of its steps.")
     last_asked_s: float = -inf
     """When a request for it last arrived."""
@@ -117,9 +117,10 @@ class Metrics:
     busy_s: dict[Channel, float] = counted_by(
         Channel, "{}_busy_s", Unit.SECONDS, "Time during which the channel was busy."
     )
-    copied_bytes: dict[Channel, int] = field(default_factory=lambda: dict.fromkeys(Channel, 0))
     n_steps: int = counted(Unit.STEPS, "Forward passes.")
     n_discards: int = counted(Unit.TIMES, "KV cache given up, to be rebuilt from its tokens.")
+    paged_in_bytes: int = counted(Unit.BYTES, "Bytes of KV cache copied from host memory to the device.")
+    paged_out_bytes: int = counted(Unit.BYTES, "Bytes of KV cache copied from the device to host memory.")
     n_superseded: int = 0
     """Copies of weights and fetches that were stopped early for more urgent ones."""
     work_s: float = counted(Unit.SECONDS, "Time during which any model had unfinished requests.")
