@@ -44,7 +44,7 @@ class ServiceCounters:
     """Requests that ended with at least one token; `attained / n_attained` is the mean of the artifact's
     attainment."""
     attained: float = 0.0
-    ttft: Histogram = histogram("First tokens' waits, of requests that have one.")
+    ttft: Histogram = histogram("Time from arrival to the first token.")
     tpot: Histogram = histogram("Mean time between tokens of ended requests with two tokens or more.")
     gaps: Histogram = histogram("Time between each token and the next, less the client's own pauses.")
     gpu_s: float = counted(Unit.SECONDS, "Device time: a step's by rows, a swap's by who waited for it.")
@@ -81,10 +81,10 @@ class ModelCounters:
     swaps: dict[SwapReason, int] = counted_by(
         SwapReason, "n_swaps_{}", Unit.SWAPS, "Times that its weights were brought to the device, by reason."
     )
-    swap_bytes: int = counted(Unit.BYTES, "Bytes of weights copied to the device.")
-    swap_s: float = counted(Unit.SECONDS, "Time during which its weights were being copied to the device.")
-    swap_exposed_s: float = counted(Unit.SECONDS, "The part of that time in which no step ran.")
-    compute_s: float = counted(Unit.SECONDS, "Time of its steps.")
+    swap_bytes: int = counted(Unit.BYTES, "Bytes of a model's weights copied to devices.")
+    swap_s: float = counted(Unit.SECONDS, "Time during which a model's weights were copied to a device.")
+    swap_exposed_s: float = counted(Unit.SECONDS, "Time of copying a model's weights in which no step ran.")
+    compute_s: float = counted(Unit.SECONDS, "Time of a model's steps.")
     last_asked_s: float = -inf
     """When a request for it last arrived."""
 
@@ -118,13 +118,15 @@ class Metrics:
         Channel, "{}_busy_s", Unit.SECONDS, "Time during which the channel was busy."
     )
     n_steps: int = counted(Unit.STEPS, "Forward passes.")
-    n_discards: int = counted(Unit.TIMES, "KV cache given up, to be rebuilt from its tokens.")
+    n_discards: int = counted(Unit.TIMES, "Times that KV cache was given up, to be rebuilt from its tokens.")
     paged_in_bytes: int = counted(Unit.BYTES, "Bytes of KV cache copied from host memory to the device.")
     paged_out_bytes: int = counted(Unit.BYTES, "Bytes of KV cache copied from the device to host memory.")
     n_superseded: int = 0
     """Copies of weights and fetches that were stopped early for more urgent ones."""
     work_s: float = counted(Unit.SECONDS, "Time during which any model had unfinished requests.")
-    model_work_s: float = counted(Unit.SECONDS, "The same time, once for each model with such requests.")
+    model_work_s: float = counted(
+        Unit.SECONDS, "Time during which models had unfinished requests, once for each."
+    )
     """What one device per model would have taken."""
     _work_until_s: float = field(default=-inf, init=False)
 

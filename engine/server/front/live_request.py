@@ -71,8 +71,8 @@ class LiveRequest:
         """Choice number `choice` of the call with the id `call`, by default its own; the one that
         `tells_phase` speaks for the others. `request_id` is what the client calls the call. `detokenizer` has
         been given the tokens that the client holds. `echo` is the text that comes before the output; with
-        `includes_stop`, the stop string that ends it comes last. `calls` reads calls of tools in it. `on_end` is told
-        once how it ended for its client."""
+        `includes_stop`, the stop string that ends it comes last. `calls` reads calls of tools in it.
+        `on_end` is told once how it ended for its client."""
         self.id = submit.request.id
         self.request_id = request_id
         self.model = submit.request.model

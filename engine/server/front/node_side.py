@@ -69,7 +69,8 @@ class NodeSide:
         clock: Callable[[], float],
         sleep: Callable[[float], Awaitable[object]],
     ) -> None:
-        """`counters` are told how requests end, `totals` what nodes count. `on_given_up` is called if there will be no node at all."""
+        """`counters` are told how requests end, `totals` what nodes count. `on_given_up` is called if there
+        will be no node at all."""
         self.status: NodeStatus | None = None
         """The latest status; None before the first and while there is no node."""
         self.given_up: TokenmuxError | None = None

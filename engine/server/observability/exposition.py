@@ -23,7 +23,7 @@ from tokenmux.server.observability.figures import figures_of
 FRESH_S = 1.0
 """One text serves all who ask within this time. A node's own reports of usage are as old."""
 MAKING_SHARE = 0.05
-"""Making texts takes at most this share of the time: with thousands of models they are less fresh."""
+"""Making texts takes at most this share of a processor: with thousands of models they are less fresh."""
 
 
 class TextFormat(Enum):
@@ -45,8 +45,15 @@ def exposition_of(totals: ServerTotals, form: TextFormat) -> bytes:
     """All families, and those of the front's own process."""
     collected = _Collected(totals)
     if form is TextFormat.OPEN_METRICS:
-        return openmetrics.generate_latest(collected)  # type: ignore[no-untyped-call]
+        text: bytes = openmetrics.generate_latest(collected)  # type: ignore[no-untyped-call]
+        return text
     return plain.generate_latest(collected)
+
+
+def timed_exposition(totals: ServerTotals, form: TextFormat) -> tuple[bytes, float]:
+    """The text, and the seconds of a processor that it took."""
+    began_s = time.thread_time()
+    return exposition_of(totals, form), time.thread_time() - began_s
 
 
 @dataclass(slots=True)
@@ -75,8 +82,7 @@ class Exposition:
 
     async def _make(self, form: TextFormat) -> bytes:
         began_s = self._clock()
-        text = await asyncio.to_thread(exposition_of, self._totals(), form)
-        took_s = self._clock() - began_s
+        text, took_s = await asyncio.to_thread(timed_exposition, self._totals(), form)
         self._made[form].until_s = began_s + max(FRESH_S, took_s / MAKING_SHARE)
         return text
 

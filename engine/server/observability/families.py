@@ -1,5 +1,6 @@
-"""All families that Prometheus is shown. Names are vLLM's stems under our prefix, if vLLM has the figure; what a
-node counts has the help of its counter. docs/prometheus.md lists them for operators; a test compares the two.
+"""All families that Prometheus is shown. Names are vLLM's stems under our prefix, if vLLM has the figure;
+what a node counts has the help of its counter. docs/prometheus.md lists them for operators, and a test
+compares the two.
 """
 
 from tokenmux.server.observability.family import Family

@@ -133,7 +133,7 @@ POOL = (
     _one(
         "model_work_seconds_total",
         Kind.COUNTER,
-        "The time of work_seconds, once for each model with such requests.",
+        "Time during which models had unfinished requests, once for each.",
         lambda figures: figures.model_work_s,
     ),
     _one(
