@@ -8,19 +8,19 @@ from typing import Generic, TypeVar
 from tokenmux.scheduler.metrics.counter_table import Row
 from tokenmux.scheduler.metrics.histogram import Durations
 
-Name = TypeVar("Name", bound=Hashable)
+_Name = TypeVar("_Name", bound=Hashable)
 
 
-class LastingRows(Generic[Name]):
+class LastingRows(Generic[_Name]):
     """The rows of one table by name: of a model, a tenant or a device."""
 
-    def __init__(self, shown: Callable[[Name], Name] = lambda name: name) -> None:
+    def __init__(self, shown: Callable[[_Name], _Name] = lambda name: name) -> None:
         """`shown` gives the name under which a row is counted: several names may share one, and are added."""
         self._shown = shown
-        self._before: dict[Name, Row] = {}
-        self._latest: dict[Name, Row] = {}
+        self._before: dict[_Name, Row] = {}
+        self._latest: dict[_Name, Row] = {}
 
-    def take(self, rows: Iterable[tuple[Name, Row]]) -> None:
+    def take(self, rows: Iterable[tuple[_Name, Row]]) -> None:
         """The present node's latest rows. What is not among them stays as it is."""
         self._latest.update(rows)
 
@@ -28,13 +28,13 @@ class LastingRows(Generic[Name]):
         """The next row of each name begins at zero."""
         self._before, self._latest = self.totals(), {}
 
-    def copy(self) -> "LastingRows[Name]":
+    def copy(self) -> "LastingRows[_Name]":
         """A copy for another thread: rows do not change, and their sums take a while."""
         copied = LastingRows(self._shown)
         copied._before, copied._latest = self._before.copy(), self._latest.copy()
         return copied
 
-    def totals(self) -> dict[Name, Row]:
+    def totals(self) -> dict[_Name, Row]:
         """The sums over all nodes so far."""
         sums = self._before.copy()
         for name, row in self._latest.items():

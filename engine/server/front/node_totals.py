@@ -1,4 +1,4 @@
-"""What all nodes of this server have counted together: for figures that must not begin anew with a node.
+"""What all nodes of this server have counted together: for figures that must not fall when one is replaced.
 
 The status shows the present node's own counters (`tokenmux.server.front.pool_status`); these go on.
 """
@@ -20,17 +20,17 @@ class NodeTotals:
         together."""
         named = {*tenants, DEFAULT_TENANT, POOL}
         self.models = LastingRows[ModelId]()
-        """Of `counters.MODEL_TABLE`."""
+        """Rows of `counters.MODEL_TABLE`."""
         self.services = LastingRows[ModelId]()
-        """Of `counters.SERVICE_TABLE`, by model."""
+        """Rows of `counters.SERVICE_TABLE`, by model."""
         self.tenants = LastingRows[str](lambda name: name if name in named else OTHERS)
-        """Of `counters.SERVICE_TABLE`, by tenant."""
+        """Rows of `counters.SERVICE_TABLE`, by tenant."""
         self.devices = LastingRows[InstanceId]()
-        """Of `counters.INSTANCE_TABLE`."""
+        """Rows of `counters.INSTANCE_TABLE`."""
         self.deaths = LastingRows[InstanceId]()
         """How often a device's executor broke and was replaced."""
         self.work = LastingRows[str]()
-        """Of the pool: seconds with work, and the same once for each model that had some."""
+        """The pool's seconds with work, and the same once for each model that had some."""
 
     def take(self, report: NodeStatus | NodeUse) -> None:
         """A report of the present node."""

@@ -5,7 +5,7 @@ POST /v1/chat/completions    GET /v1/models/NAME    GET /ready           service
 POST each of them/ID/cancel  GET /v2/...            GET /openapi.json
 POST /v1/embeddings                                 GET /v2/health/...
 
-GET /metrics needs a key for metrics, or an administrator's. It is no part of the dialect, nor of
+GET /metrics needs a key for metrics, or an administrator's. It belongs neither to the dialect nor to
 /openapi.json, and may be at an address of its own instead (`tokenmux.server.http_api.metrics_app`).
 """
 

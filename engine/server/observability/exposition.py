@@ -17,10 +17,10 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from tokenmux.server.front.server_totals import ServerTotals
-from tokenmux.server.observability.families import FAMILIES
+from tokenmux.server.observability.families import ALL_FAMILIES
 from tokenmux.server.observability.figures import figures_of
 
-FRESH_S = 1.0
+TEXT_FRESH_S = 1.0
 """One text serves all who ask within this time. A node's own reports of usage are as old."""
 MAKING_SHARE = 0.05
 """Making texts takes at most this share of a processor: with thousands of models they are less fresh."""
@@ -63,7 +63,7 @@ class _Made:
 
 
 class Exposition:
-    """Makes the text when somebody asks for it."""
+    """Makes the text when it is asked for."""
 
     def __init__(
         self, totals: Callable[[], ServerTotals], clock: Callable[[], float] = time.monotonic
@@ -74,7 +74,7 @@ class Exposition:
         self._made: dict[TextFormat, _Made] = {}
 
     async def text(self, form: TextFormat) -> bytes:
-        """The text, at most `FRESH_S` old, or older if it takes long to make."""
+        """The text, at most `TEXT_FRESH_S` old, or older if it takes long to make."""
         made = self._made.get(form)
         if made is None or (made.text.done() and self._clock() >= made.until_s):
             made = self._made[form] = _Made(asyncio.ensure_future(self._make(form)))
@@ -83,7 +83,7 @@ class Exposition:
     async def _make(self, form: TextFormat) -> bytes:
         began_s = self._clock()
         text, took_s = await asyncio.to_thread(timed_exposition, self._totals(), form)
-        self._made[form].until_s = began_s + max(FRESH_S, took_s / MAKING_SHARE)
+        self._made[form].until_s = began_s + max(TEXT_FRESH_S, took_s / MAKING_SHARE)
         return text
 
 
@@ -95,7 +95,7 @@ class _Collected(Collector):
 
     def collect(self) -> Iterator[Metric]:
         figures = figures_of(self._totals)
-        for family in FAMILIES:
+        for family in ALL_FAMILIES:
             yield family.metric(figures)
         yield from ProcessCollector(registry=None).collect()
 

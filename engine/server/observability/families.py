@@ -4,18 +4,23 @@ compares the two.
 """
 
 from tokenmux.server.observability.family import Family
-from tokenmux.server.observability.model_families import REQUESTS, TENANTS, TOKENS, WEIGHTS
-from tokenmux.server.observability.pool_families import DEVICES, POOL
+from tokenmux.server.observability.model_families import (
+    REQUEST_FAMILIES,
+    TENANT_FAMILIES,
+    TOKEN_FAMILIES,
+    WEIGHT_FAMILIES,
+)
+from tokenmux.server.observability.pool_families import DEVICE_FAMILIES, POOL_FAMILIES
 
-GROUPS: dict[str, tuple[Family, ...]] = {
-    "Requests, by model": REQUESTS,
-    "Tokens, by model": TOKENS,
-    "Weights and device time, by model": WEIGHTS,
-    "Tenants": TENANTS,
-    "Devices": DEVICES,
-    "The pool": POOL,
+FAMILY_GROUPS: dict[str, tuple[Family, ...]] = {
+    "Requests, by model": REQUEST_FAMILIES,
+    "Tokens, by model": TOKEN_FAMILIES,
+    "Weights and device time, by model": WEIGHT_FAMILIES,
+    "Tenants": TENANT_FAMILIES,
+    "Devices": DEVICE_FAMILIES,
+    "The pool": POOL_FAMILIES,
 }
-FAMILIES = tuple(family for group in GROUPS.values() for family in group)
+ALL_FAMILIES = tuple(family for group in FAMILY_GROUPS.values() for family in group)
 
 NOT_SHOWN = {
     "artifact_attainment": "a mean over all time, from which no other time's can be derived",

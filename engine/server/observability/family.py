@@ -18,7 +18,7 @@ SHORTEST_S = 0.001
 """The smallest bound of histograms, as in vLLM: 30 buckets up to 630 s, five to a factor of ten."""
 
 
-class Kind(StrEnum):
+class MetricKind(StrEnum):
     """The types of Prometheus."""
 
     COUNTER = "counter"
@@ -35,7 +35,7 @@ class Family:
     """One family. `name` has no prefix; that of a counter ends in `_total`."""
 
     name: str
-    kind: Kind
+    kind: MetricKind
     labels: tuple[str, ...]
     help: str
     read: Callable[[Figures], Iterable[Sample]]
@@ -48,17 +48,17 @@ class Family:
         """The family with its figures. A histogram without any duration is left out: most models of a
         catalogue are seldom used, and it has some thirty series."""
         match self.kind:
-            case Kind.COUNTER:
+            case MetricKind.COUNTER:
                 counter = CounterMetricFamily(self.full_name, self.help, labels=self.labels)
                 for labels, value in self.read(figures):
                     counter.add_metric(labels, _number(value))
                 return counter
-            case Kind.GAUGE:
+            case MetricKind.GAUGE:
                 gauge = GaugeMetricFamily(self.full_name, self.help, labels=self.labels)
                 for labels, value in self.read(figures):
                     gauge.add_metric(labels, _number(value))
                 return gauge
-            case Kind.HISTOGRAM:
+            case MetricKind.HISTOGRAM:
                 family = HistogramMetricFamily(self.full_name, self.help, labels=self.labels)
                 for labels, value in self.read(figures):
                     assert isinstance(value, Durations)

@@ -22,7 +22,7 @@ from tokenmux.server.front.pool_status import PoolSnapshot
 from tokenmux.server.front.request_counters import NO_REQUESTS, RequestFigures
 from tokenmux.server.front.server_totals import ServerTotals
 
-Key = TypeVar("Key", bound=Hashable)
+_Key = TypeVar("_Key", bound=Hashable)
 
 Named = Mapping[str, Any]
 """The values of a row by the names of their counters."""
@@ -37,9 +37,9 @@ class ModelFigures:
     is_pinned: bool
     status: ModelStatus | None
     counts: Named
-    """Of `MODEL_TABLE`."""
+    """A row of `MODEL_TABLE`."""
     service: Named
-    """Of `SERVICE_TABLE`."""
+    """A row of `SERVICE_TABLE`."""
     requests: RequestFigures
 
 
@@ -50,9 +50,9 @@ class Figures:
     status: PoolSnapshot
     models: tuple[ModelFigures, ...]
     tenants: Mapping[str, Named]
-    """Of `SERVICE_TABLE`."""
+    """Rows of `SERVICE_TABLE`."""
     devices: Mapping[InstanceId, Named]
-    """Of `INSTANCE_TABLE`, of devices that were removed too."""
+    """Rows of `INSTANCE_TABLE`, of devices that were removed too."""
     deaths: Mapping[InstanceId, Row]
     """How often the device's executor broke, alone in its row."""
     work_s: float
@@ -103,5 +103,5 @@ def figures_of(totals: ServerTotals) -> Figures:
     )
 
 
-def _named(table: Table, rows: Mapping[Key, Row]) -> dict[Key, Named]:
+def _named(table: Table, rows: Mapping[_Key, Row]) -> dict[_Key, Named]:
     return {key: table.named(row) for key, row in rows.items()}

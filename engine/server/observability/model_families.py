@@ -11,13 +11,15 @@ from tokenmux.messages.reports import ModelStatus
 from tokenmux.scheduler.metrics.counters import MODEL_TABLE, SERVICE_TABLE
 from tokenmux.scheduler.metrics.histogram import Durations
 from tokenmux.server.front.request_counters import RequestEnd
-from tokenmux.server.observability.family import Family, Kind, Sample, help_of
+from tokenmux.server.observability.family import Family, MetricKind, Sample, help_of
 from tokenmux.server.observability.figures import Figures, ModelFigures
 
 MODEL, TENANT = ("model_name",), ("tenant",)
 
 
-def _of_models(name: str, kind: Kind, help: str, read: Callable[[ModelFigures], float | Durations]) -> Family:
+def _of_models(
+    name: str, kind: MetricKind, help: str, read: Callable[[ModelFigures], float | Durations]
+) -> Family:
     def samples(figures: Figures) -> Iterator[Sample]:
         return (((model.name,), read(model)) for model in figures.models)
 
@@ -30,23 +32,23 @@ def _now(name: str, help: str, read: Callable[[ModelStatus], float]) -> Family:
     def samples(figures: Figures) -> Iterator[Sample]:
         return (((m.name,), read(m.status)) for m in figures.models if m.status is not None)
 
-    return Family(name, Kind.GAUGE, MODEL, help, samples)
+    return Family(name, MetricKind.GAUGE, MODEL, help, samples)
 
 
 def _service(name: str, counter: str) -> Family:
     """A counter of a model's service."""
     help = help_of(SERVICE_TABLE, counter)
-    return _of_models(name, Kind.COUNTER, help, lambda model: model.service[counter])
+    return _of_models(name, MetricKind.COUNTER, help, lambda model: model.service[counter])
 
 
 def _weights(name: str, counter: str) -> Family:
     """A counter of a model itself."""
     help = help_of(MODEL_TABLE, counter)
-    return _of_models(name, Kind.COUNTER, help, lambda model: model.counts[counter])
+    return _of_models(name, MetricKind.COUNTER, help, lambda model: model.counts[counter])
 
 
 def _latency(name: str, help: str, read: Callable[[ModelFigures], Durations]) -> Family:
-    return _of_models(name, Kind.HISTOGRAM, help, read)
+    return _of_models(name, MetricKind.HISTOGRAM, help, read)
 
 
 def _service_latency(name: str, counter: str) -> Family:
@@ -58,7 +60,7 @@ def _tenant(name: str, counter: str) -> Family:
     def samples(figures: Figures) -> Iterator[Sample]:
         return (((tenant,), service[counter]) for tenant, service in figures.tenants.items())
 
-    return Family(name, Kind.COUNTER, TENANT, help_of(SERVICE_TABLE, counter), samples)
+    return Family(name, MetricKind.COUNTER, TENANT, help_of(SERVICE_TABLE, counter), samples)
 
 
 def _ends(figures: Figures) -> Iterator[Sample]:
@@ -84,7 +86,7 @@ def _prompt_tokens(model: ModelFigures) -> float:
     return float(model.service["n_prompt_tokens"] + model.service["n_cached_prompt_tokens"])
 
 
-REQUESTS = (
+REQUEST_FAMILIES = (
     _now("num_requests_running", "Requests in the step that runs.", lambda now: now.n_running),
     _now("num_requests_waiting", "Requests that wait for their next step.", lambda now: now.n_queued),
     _now(
@@ -94,7 +96,7 @@ REQUESTS = (
     ),
     Family(
         "request_success_total",
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         (*MODEL, "finished_reason"),
         "Requests that ended, by how. As in vLLM, those that failed are among them.",
         _ends,
@@ -120,13 +122,13 @@ REQUESTS = (
     _service_latency("request_time_per_output_token_seconds", "tpot"),
 )
 
-TOKENS = (
+TOKEN_FAMILIES = (
     _service("prompt_tokens_total", "n_prompt_tokens"),
     _service("generation_tokens_total", "n_tokens"),
     _service("generation_tokens_on_time_total", "n_tokens_on_time"),
     _of_models(
         "prefix_cache_queries_total",
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "Tokens of prompts, computed or given by the prefix cache.",
         _prompt_tokens,
     ),
@@ -134,10 +136,10 @@ TOKENS = (
     _service("prefix_cache_hit_requests_total", "n_prefix_hits"),
 )
 
-WEIGHTS = (
+WEIGHT_FAMILIES = (
     Family(
         "swaps_total",
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         (*MODEL, "reason"),
         "Times that a model's weights were brought to a device, by reason.",
         _swaps,
@@ -149,22 +151,22 @@ WEIGHTS = (
     _service("gpu_seconds_total", "gpu_s"),
     Family(
         "model_residency",
-        Kind.GAUGE,
+        MetricKind.GAUGE,
         (*MODEL, "residency"),
         "1 for where a model's weights are: the nearest place of all devices.",
         _residency,
     ),
     _now("model_devices", "Devices that hold a model's weights.", lambda now: len(now.resident_on)),
-    _of_models("model_pinned", Kind.GAUGE, "1 if a model is pinned.", lambda model: model.is_pinned),
+    _of_models("model_pinned", MetricKind.GAUGE, "1 if a model is pinned.", lambda model: model.is_pinned),
     _of_models(
         "model_refused",
-        Kind.GAUGE,
+        MetricKind.GAUGE,
         "1 if requests for a model are refused: `tokenmux models list` says why.",
         lambda model: model.is_refused,
     ),
 )
 
-TENANTS = (
+TENANT_FAMILIES = (
     _tenant("tenant_requests_total", "n_requests"),
     _tenant("tenant_prompt_tokens_total", "n_prompt_tokens"),
     _tenant("tenant_generation_tokens_total", "n_tokens"),

@@ -7,7 +7,7 @@ from tokenmux.core.phases import DeviceState
 from tokenmux.core.plan import Channel
 from tokenmux.messages.reports import DeviceStatus, NodeStatus
 from tokenmux.scheduler.metrics.counters import INSTANCE_TABLE
-from tokenmux.server.observability.family import Family, Kind, Sample, help_of
+from tokenmux.server.observability.family import Family, MetricKind, Sample, help_of
 from tokenmux.server.observability.figures import Figures
 
 DEVICE = ("device",)
@@ -17,24 +17,24 @@ def _device(name: str, counter: str) -> Family:
     def samples(figures: Figures) -> Iterator[Sample]:
         return (((str(device),), counts[counter]) for device, counts in figures.devices.items())
 
-    return Family(name, Kind.COUNTER, DEVICE, help_of(INSTANCE_TABLE, counter), samples)
+    return Family(name, MetricKind.COUNTER, DEVICE, help_of(INSTANCE_TABLE, counter), samples)
 
 
 def _device_now(name: str, help: str, read: Callable[[DeviceStatus], float]) -> Family:
     def samples(figures: Figures) -> Iterator[Sample]:
         return (((str(device.instance),), read(device)) for device in figures.present_devices)
 
-    return Family(name, Kind.GAUGE, DEVICE, help, samples)
+    return Family(name, MetricKind.GAUGE, DEVICE, help, samples)
 
 
 def _host_now(name: str, help: str, read: Callable[[NodeStatus], float]) -> Family:
     def samples(figures: Figures) -> list[Sample]:
         return [] if figures.node is None else [((), read(figures.node))]
 
-    return Family(name, Kind.GAUGE, (), help, samples)
+    return Family(name, MetricKind.GAUGE, (), help, samples)
 
 
-def _one(name: str, kind: Kind, help: str, read: Callable[[Figures], float]) -> Family:
+def _one(name: str, kind: MetricKind, help: str, read: Callable[[Figures], float]) -> Family:
     """A figure of the whole server."""
     return Family(name, kind, (), help, lambda figures: [((), read(figures))])
 
@@ -64,11 +64,11 @@ def _kv_share(device: DeviceStatus) -> float:
     return device.kv_bytes / room if room > 0 else 0.0
 
 
-DEVICES = (
-    Family("devices", Kind.GAUGE, ("state",), "Devices, by what the pool does with them.", _states),
+DEVICE_FAMILIES = (
+    Family("devices", MetricKind.GAUGE, ("state",), "Devices, by what the pool does with them.", _states),
     Family(
         "device_busy_seconds_total",
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         (*DEVICE, "channel"),
         "Time during which a device's channel was busy.",
         _busy,
@@ -81,7 +81,7 @@ DEVICES = (
     _device("kv_discards_total", "n_discards"),
     Family(
         "device_recoveries_total",
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         DEVICE,
         "Times that a device's process broke and was replaced.",
         _deaths,
@@ -97,54 +97,56 @@ DEVICES = (
     _device_now("device_requests", "Live requests placed on a device.", lambda d: d.n_requests),
 )
 
-POOL = (
+POOL_FAMILIES = (
     _one(
         "num_requests",
-        Kind.GAUGE,
+        MetricKind.GAUGE,
         "Requests that hold a place: being admitted, or live.",
         lambda figures: figures.status.n_requests,
     ),
     _one(
         "max_num_requests",
-        Kind.GAUGE,
+        MetricKind.GAUGE,
         "Places for requests: further ones are refused.",
         lambda figures: figures.status.max_requests,
     ),
     Family(
         "requests_refused_total",
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         ("reason",),
         "Calls that were refused: for their key, a limit, an unknown model, a full queue.",
         _refused,
     ),
-    _one("node_up", Kind.GAUGE, "1 if there is a node that has reported.", lambda f: f.node is not None),
+    _one(
+        "node_up", MetricKind.GAUGE, "1 if there is a node that has reported.", lambda f: f.node is not None
+    ),
     _one(
         "node_recoveries_total",
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "Times that the node broke and was replaced.",
         lambda figures: figures.status.n_restarts,
     ),
     _one(
         "work_seconds_total",
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "Time during which any model had unfinished requests.",
         lambda figures: figures.work_s,
     ),
     _one(
         "model_work_seconds_total",
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "Time during which models had unfinished requests, once for each.",
         lambda figures: figures.model_work_s,
     ),
     _one(
         "devices_saved",
-        Kind.GAUGE,
+        MetricKind.GAUGE,
         "Estimate since the node began: against a device for each model while it has requests.",
         lambda figures: figures.status.devices_saved,
     ),
     _one(
         "devices_saved_dedicated",
-        Kind.GAUGE,
+        MetricKind.GAUGE,
         "Devices saved against one for each model requested within the last hour.",
         lambda figures: figures.status.devices_saved_dedicated,
     ),
@@ -158,7 +160,7 @@ POOL = (
     _host_now("host_kv_used_bytes", "Host memory that KV cache holds.", lambda node: node.host_kv_used_bytes),
     Family(
         "build_info",
-        Kind.GAUGE,
+        MetricKind.GAUGE,
         ("version",),
         "1, with the version of the server.",
         lambda figures: [((figures.status.version,), 1)],

@@ -26,7 +26,7 @@ KEYS = (
 
 @pytest.fixture(autouse=True)
 def always_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exposition, "FRESH_S", 0.0)
+    monkeypatch.setattr(exposition, "TEXT_FRESH_S", 0.0)
     monkeypatch.setattr(exposition, "MAKING_SHARE", float("inf"))
 
 

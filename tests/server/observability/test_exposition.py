@@ -22,8 +22,8 @@ from tokenmux.server.front.request_counters import RequestCounters
 from tokenmux.server.front.server_totals import ServerTotals
 from tokenmux.server.observability import exposition
 from tokenmux.server.observability.exposition import Exposition, TextFormat, format_for
-from tokenmux.server.observability.families import FAMILIES, NOT_SHOWN
-from tokenmux.server.observability.family import Kind
+from tokenmux.server.observability.families import ALL_FAMILIES, NOT_SHOWN
+from tokenmux.server.observability.family import MetricKind
 
 OWN = {"process"}
 """The beginnings of families of the front's own process, which the library makes."""
@@ -60,9 +60,11 @@ def own(families: Sequence[Metric]) -> list[Metric]:
 @pytest.mark.parametrize("form", TextFormat)
 def test_every_family_is_there_with_its_type_help_and_labels(form: TextFormat) -> None:
     found = {family.name: family for family in own(families_of(busy_server(), form))}
-    assert len(found) == len(FAMILIES)
-    for family in FAMILIES:
-        name = family.full_name.removesuffix("_total") if family.kind is Kind.COUNTER else family.full_name
+    assert len(found) == len(ALL_FAMILIES)
+    for family in ALL_FAMILIES:
+        name = (
+            family.full_name.removesuffix("_total") if family.kind is MetricKind.COUNTER else family.full_name
+        )
         metric = found[name]
         assert (metric.type, metric.documentation) == (family.kind.value, family.help)
         assert metric.samples, name
@@ -70,15 +72,15 @@ def test_every_family_is_there_with_its_type_help_and_labels(form: TextFormat) -
             assert set(sample.labels) - {"le"} == set(family.labels)
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@pytest.mark.parametrize("family", ALL_FAMILIES, ids=lambda family: family.name)
 def test_names_are_as_promtool_wants_them(family: Any) -> None:
     assert re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", family.name)
-    assert family.name.endswith("_total") == (family.kind is Kind.COUNTER)
+    assert family.name.endswith("_total") == (family.kind is MetricKind.COUNTER)
     assert not re.search(
         r"_(ms|milliseconds|minutes|kib|mib|gib|kilobytes|counter|gauge|histogram)(_|$)", family.name
     )
     assert not family.name.endswith(("_count", "_sum", "_bucket"))
-    if family.kind is Kind.HISTOGRAM:
+    if family.kind is MetricKind.HISTOGRAM:
         assert family.name.endswith("_seconds")
     if "bytes" in family.name:
         assert family.name.removesuffix("_total").endswith("_bytes")
@@ -236,9 +238,9 @@ async def test_a_storm_of_scrapes_is_one() -> None:
     texts = await asyncio.gather(*(exposed.text(TextFormat.PLAIN) for _ in range(100)))
     assert maker.n == 1
     assert all(text is texts[0] for text in texts)
-    maker.now_s = exposition.FRESH_S - 0.01
+    maker.now_s = exposition.TEXT_FRESH_S - 0.01
     assert await exposed.text(TextFormat.PLAIN) is texts[0]
-    maker.now_s = exposition.FRESH_S
+    maker.now_s = exposition.TEXT_FRESH_S
     assert await exposed.text(TextFormat.PLAIN) is not texts[0]
     assert maker.n == 2
 
