@@ -93,7 +93,7 @@ def serve_command(
         for key, address in (("http", checked.http), ("metrics", checked.metrics)):
             if address is not None:
                 reservations.append(held.enter_context(reserved(address, key)))
-        # These import torch, so they come last: first the configuration is checked, and the addresses
+        # What takes long to import comes last: first the configuration is checked, and the addresses
         # reserved.
         from tokenmux.cli.progress_bars import progress_bars
         from tokenmux.server.serve import open_catalogue, serve

@@ -28,7 +28,8 @@ from tokenmux.models.catalogue.pooling_config import write_pooling_files
 from tokenmux.models.foreign_errors import foreign_errors_as
 from tokenmux.models.network.skeleton import empty_model, state_names
 from tokenmux.models.transformers_log import quiet_transformers
-from tokenmux.models.weights.image import TENSOR_ALIGNMENT, Manifest, write_image
+from tokenmux.models.weights.image import write_image
+from tokenmux.models.weights.manifest import TENSOR_ALIGNMENT, Manifest
 
 _MOST_FACTORS = 1 << 16
 
