@@ -14,7 +14,7 @@ The published deployment that this is likened to went from 1,192 to 213 GPUs. Al
 (many models, rarely used) and the base, which reserves devices for each model. Not alike: here clients stand
 for models, step times and copies are simulated, and popular models are left out.
 
-    TOKENMUX_DATA=... python -m benchmarks.market [--quick] [--first-week]
+    TOKENMUX_DATA=... python -m benchmarks.market [--quick] [--second-week]
 """
 
 import sys
@@ -28,9 +28,8 @@ from benchmarks.market_pools import (
     Sizes,
     calibrate,
     elastic_pool,
+    fixed_pool,
     instances_for_peaks,
-    pool_for_the_busiest,
-    pool_for_the_goal,
     request_level_instances,
     serve,
 )
@@ -56,7 +55,7 @@ TARGETS = {
 }
 WEEK = 168
 """Hours."""
-FOR_THE_BUSIEST, FOR_THE_GOAL, ELASTIC = "fixed, for the busiest", "fixed, for 99%", "elastic"
+FIXED, ELASTIC = "fixed pool", "elastic pool"
 BATCH = ServiceLevel(600.0, 2.0)
 
 
@@ -65,8 +64,7 @@ def measure(week: Week, hours: Sequence[int], simulated: Sequence[int], suffix: 
     parts = week.parts
     indices = range(len(parts))
     pools = {
-        FOR_THE_BUSIEST: pool_for_the_busiest(week, hours),
-        FOR_THE_GOAL: pool_for_the_goal(week, hours),
+        FIXED: fixed_pool(week, hours),
         ELASTIC: elastic_pool(week, hours),
     }
     served = dict(zip(pools, serve(week, pools.values(), hours, simulated), strict=True))
@@ -88,21 +86,18 @@ def measure(week: Week, hours: Sequence[int], simulated: Sequence[int], suffix: 
     needed = [sum(parts[i].n_devices * week.needed(i, hour) for i in indices) for hour in hours]
     plot_week(week, hours, needed, pools, spent, suffix)
     error = error_on(needed)
-    n_fixed, n_for_goal = (pools[name].devices(parts, 0) for name in (FOR_THE_BUSIEST, FOR_THE_GOAL))
+    n_fixed = pools[FIXED].devices(parts, 0)
     metrics = {
         "gpus_fixed": n_fixed,
-        "gpus_fixed_for_99": n_for_goal,
         "gpus_saved_share": 1 - n_fixed / n_base,
-        "gpus_saved_share_for_99": 1 - n_for_goal / n_base,
         "device_hours_elastic": spent[ELASTIC],
         "device_hours_request_level": by_request,
         "device_hours_peaks": spent["each model's own peak"],
         "device_hours_saved_elastic": 1 - spent[ELASTIC] / base,
         "tokens_on_time_week": served[ELASTIC].share,
         "tokens_on_time_worst_hour": min(served[ELASTIC].by_hour),
-        "tokens_on_time_week_fixed": served[FOR_THE_BUSIEST].share,
-        "tokens_on_time_worst_hour_fixed": min(served[FOR_THE_BUSIEST].by_hour),
-        "tokens_on_time_week_fixed_for_99": served[FOR_THE_GOAL].share,
+        "tokens_on_time_week_fixed": served[FIXED].share,
+        "tokens_on_time_worst_hour_fixed": min(served[FIXED].by_hour),
         "forecast_error": error.mean_share,
         "forecast_short_share": error.n_short / error.n_hours,
     }
@@ -163,22 +158,20 @@ def _share(outcome: Outcome, of_batch: bool) -> float:
 
 def main() -> None:
     briefly, folder = quick(sys.argv), data_folder()
-    n_weeks = 1 if briefly or "--first-week" in sys.argv else 2
-    n_hours = n_weeks * WEEK
+    is_second = "--second-week" in sys.argv
+    n_hours = 2 * WEEK if is_second else WEEK
     week = generated_week(n_hours) if folder is None else servegen_week(folder, n_hours)
     week.simulated_s = 120.0 if briefly else 300.0
-    first = range(WEEK)
     table(
         "Calibration, in the first week: fewest instances simulated, and what the fluid estimates",
         ["when", "devices each", "requests", "fluid", "instances"],
-        calibrate(week, first),
+        calibrate(week, range(WEEK)),
     )
+    hours = range(n_hours - WEEK, n_hours)
     metrics: dict[str, float] = {"models": sum(len(part.levels) for part in week.parts)}
-    metrics |= measure(week, first, first[10::48] if briefly else first, "")
-    if n_weeks > 1:
-        second = range(WEEK, 2 * WEEK)
-        metrics |= measure(week, second, second, "_second_week")
-    metrics |= batch_beside(week, 10, pool_for_the_busiest(week, first).by_part[0][0])
+    metrics |= measure(week, hours, hours[10::48] if briefly else hours, "_second_week" if is_second else "")
+    if not is_second:
+        metrics |= batch_beside(week, 10, fixed_pool(week, hours).by_part[0][0])
     table("Figures", ["measure", "value"], [[name, value] for name, value in metrics.items()])
     finish("market", metrics, TARGETS)
 

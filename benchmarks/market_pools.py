@@ -81,25 +81,10 @@ def calibrate(week: Week, hours: Sequence[int]) -> list[list[object]]:
     return rows
 
 
-def pool_for_the_busiest(week: Week, hours: Sequence[int]) -> Sizes:
+def fixed_pool(week: Week, hours: Sequence[int]) -> Sizes:
     """As many instances as the busiest ten minutes need, all the time; with hindsight."""
     needed = [max(week.needed(i, h) for h in hours) for i in range(len(week.parts))]
     return Sizes([[max(1, ceil(n))] * len(hours) for n in needed])
-
-
-def pool_for_the_goal(week: Week, hours: Sequence[int]) -> Sizes:
-    """As many instances as keep 99% of each part's tokens on time by the estimate, all the time; with
-    hindsight."""
-    sizes = []
-    for index in range(len(week.parts)):
-
-        def is_enough(n: int, index: int = index) -> bool:
-            kept = [week.kept(index, hour, n, 1.0) for hour in hours]
-            return sum(k for k, _ in kept) >= GOAL * sum(total for _, total in kept)
-
-        most = max(1, ceil(max(week.needed(index, hour) for hour in hours)))
-        sizes.append([fewest(is_enough, 1, most) or most] * len(hours))
-    return Sizes(sizes)
 
 
 def elastic_pool(week: Week, hours: Sequence[int]) -> Sizes:
@@ -111,7 +96,7 @@ def elastic_pool(week: Week, hours: Sequence[int]) -> Sizes:
         expected = []
         for hour in hours:
             seen = [*past[: hour - 1], week.known(index, hour - 1)] if hour else past[:1]
-            expected.append(forecast(seen) + margin(seen, GOAL))
+            expected.append(forecast(seen) + margin(seen))
         sizes.append([max(1, ceil(n - 1e-9)) for n in expected])
     return Sizes(sizes)
 

@@ -38,7 +38,7 @@ class Outlook:
             f"Next hours, {gpu}: {hours} (forecast from the last hour and the same hour a day before; on the "
             f"recorded {len(self.past)} hours that was off by {self.error.mean_share:.0%} and short in "
             f"{self.error.n_short} of {self.error.n_hours}, so a margin is added that would have covered "
-            f"{COVERED:.0%} of what they needed)."
+            f"{COVERED:.1%} of what they needed)."
         )
 
 
