@@ -20,6 +20,7 @@ for models, step times and copies are simulated, and popular models are left out
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from textwrap import fill
 
 import numpy as np
 
@@ -126,7 +127,8 @@ def plot_week(
     for name, pool in pools.items():
         curves[name] = [(hour / 24, float(pool.devices(week.parts, at))) for at, hour in enumerate(hours)]
     series(f"market_week{suffix}", "Devices over a week of a model market", "day", "devices", curves)
-    bars(f"market{suffix}", "Device-hours of a week", "device-hours", {"": spent})
+    by_pool = {fill(name, 16): {"": float(n)} for name, n in spent.items()}
+    bars(f"market{suffix}", "Device-hours of a week", "device-hours", by_pool)
 
 
 def batch_beside(week: Week, hour: int, n: int) -> dict[str, float]:
