@@ -22,7 +22,7 @@ from tokenmux.device.memory import Memory
 from tokenmux.models.catalogue.entry import Entry
 from tokenmux.models.network.batch import Segment
 from tokenmux.models.network.runner import Runner
-from tokenmux.models.weights.image import read_image
+from tokenmux.models.weights.image import DTYPES, read_image
 from tokenmux.processes import garbage_collection
 from tokenmux.processes.executor_environment import executor_environment
 
@@ -94,7 +94,7 @@ class _Loop:
 
     def __init__(self, entry: Entry) -> None:
         self._shape = entry.facts.kv
-        self._dtype = entry.manifest.dtype
+        self._dtype = DTYPES[entry.manifest.dtype]
         self._runner = Runner(
             entry.skeleton(packed=True), self._shape, prefill_chunk_tokens=PREFILL_CHUNK_TOKENS
         )

@@ -120,7 +120,7 @@ class RealNode:
         self._n_submitted = 0
         catalogue = Catalogue(models.root)
         for facts in models.facts:
-            self.driven.register(catalogue.get(facts.id))
+            self.driven.register(catalogue.stored.get(facts.id))
 
     def send(
         self, stream: Sequence[tuple[float, ModelId, tuple[int, ...], int]], service: ServiceLevel
@@ -264,7 +264,7 @@ class Streams:
     def __init__(self, models: DemoModels) -> None:
         self._models = models
         catalogue = Catalogue(models.root)
-        self._tokenizers = {name: catalogue.get(name).encoder() for name in models.names}
+        self._tokenizers = {name: catalogue.stored.get(name).encoder() for name in models.names}
 
     def rate(self, step_s: float) -> float:
         """Requests per second that keep the machine busy without swamping it."""

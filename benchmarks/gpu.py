@@ -51,13 +51,13 @@ if TYPE_CHECKING:
     from benchmarks.gpu_place import Item
 
 SECTIONS: dict[str, tuple[str, float]] = {
-    "prepare": ("benchmarks.gpu_kernels:preparation", 60),
-    "copies": ("benchmarks.gpu_kernels:copies", 40),
+    "prepare": ("benchmarks.gpu_preparation:preparation", 60),
+    "copies": ("benchmarks.gpu_copies:copies", 40),
     "node": ("benchmarks.gpu_node:node", 90),
-    "correctness": ("benchmarks.gpu_kernels:correctness", 70),
+    "correctness": ("benchmarks.gpu_correctness:correctness", 70),
     "models": ("benchmarks.gpu_models:models", 80),
     "measures": ("benchmarks.gpu_measures:measures", 110),
-    "kernels": ("benchmarks.gpu_kernels:timings", 80),
+    "kernels": ("benchmarks.gpu_timings:timings", 80),
     "decode": ("benchmarks.gpu_models:decode", 90),
     "swap": ("benchmarks.gpu_models:swap", 60),
     "tests": ("benchmarks.gpu_models:tests", 120),
@@ -173,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.child:
         return child(*options.child, interpreted=options.interpret)
     if options.prepare:
-        from benchmarks.gpu_kernels import prepare
+        from benchmarks.gpu_preparation import prepare
 
         print(prepare(int(options.prepare.removeprefix("sm_"))))
         return 0

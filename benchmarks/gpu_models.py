@@ -18,7 +18,8 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, PreTrainedConfig
 
 from benchmarks import swap as swapping
-from benchmarks.gpu_kernels import copy_rate, random
+from benchmarks.gpu_copies import copy_rate
+from benchmarks.gpu_kernel_inputs import random
 from benchmarks.gpu_place import Item, Place
 from benchmarks.report import ROOT
 from tokenmux.core.errors import UnsupportedModel

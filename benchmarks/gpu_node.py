@@ -289,7 +289,7 @@ def same_as_torch(place: Place, entries: Sequence[Entry], ask: Ask, tokens: Sequ
     processor, without any kernel."""
     entry = next(entry for entry in entries if entry.facts.id == ask.model)
     image = torch.empty(entry.facts.n_bytes, dtype=torch.uint8)
-    from tokenmux.models.weights.image import read_image
+    from tokenmux.models.weights.image import DTYPES, read_image
 
     read_image(entry.manifest, memoryview(image.numpy().data), lambda _: None)
     shape = entry.facts.kv
@@ -304,7 +304,7 @@ def same_as_torch(place: Place, entries: Sequence[Entry], ask: Ask, tokens: Sequ
         shape.n_kv_heads,
         shape.block_size,
         shape.head_dim,
-        dtype=entry.manifest.dtype,
+        dtype=DTYPES[entry.manifest.dtype],
     )
     known = list(ask.prompt)
     cached = 0

@@ -72,7 +72,7 @@ def _devices_table(now: PoolStatus, before: PoolStatus | None) -> Table:
     """One row per device, in 80 columns."""
     table = Table(box=None, header_style="dim", pad_edge=False)
     table.add_column("", no_wrap=True)
-    table.add_column("state", no_wrap=True)
+    table.add_column("state", no_wrap=True, min_width=max(len(state.value) for state in DeviceState))
     table.add_column("running", overflow="ellipsis", no_wrap=True)
     for column in ("used", "of", "requests", "busy", "deaths"):
         table.add_column(column, justify="right", no_wrap=True)

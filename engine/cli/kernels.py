@@ -114,14 +114,16 @@ class _WantedModel:
 def _models(folders: list[Path], config: Path | None) -> Iterator[_WantedModel]:
     """The models in these folders, in the catalogue of a configuration, and in its list of models."""
     from tokenmux.core.facts import BLOCK_TOKENS
-    from tokenmux.models.catalogue.catalogue import Catalogue, describe_folder
+    from tokenmux.models.catalogue.catalogue import describe_folder
     from tokenmux.models.catalogue.entry import Entry
+    from tokenmux.models.catalogue.stored_entries import StoredEntries
+    from tokenmux.models.weights.image import DTYPES
 
     def of_entry(entry: Entry) -> _WantedModel:
         return _WantedModel(
             entry.name,
             entry.config,
-            entry.manifest.dtype,
+            DTYPES[entry.manifest.dtype],
             entry.facts.kv.block_size,
             entry.trust_remote_code,
         )
@@ -130,7 +132,7 @@ def _models(folders: list[Path], config: Path | None) -> Iterator[_WantedModel]:
         if (folder / "manifest.json").is_file():
             yield of_entry(Entry.load(folder))
         elif (folder / "models").is_dir():
-            yield from map(of_entry, Catalogue(folder).entries())
+            yield from map(of_entry, StoredEntries(folder).entries())
         else:
             yield _WantedModel(folder.name, *describe_folder(folder), BLOCK_TOKENS)
     if config is None:
@@ -138,7 +140,7 @@ def _models(folders: list[Path], config: Path | None) -> Iterator[_WantedModel]:
     from tokenmux.server.config import load_config
 
     pool = load_config(config)
-    catalogue = Catalogue(pool.catalogue)
+    catalogue = StoredEntries(pool.catalogue)
     yield from map(of_entry, catalogue.entries())
     for name in sorted(pool.models.keys() - set(catalogue.names())):
         source = Path(pool.models[name].source)

@@ -84,7 +84,7 @@ def serve_command(
         reservations = [held.enter_context(reserved(checked.listen))]
         if checked.http is not None:
             reservations.append(held.enter_context(reserved(checked.http, "http")))
-        # These import torch, so they come last: first the configuration is checked, and the addresses
+        # What takes long to import comes last: first the configuration is checked, and the addresses
         # reserved.
         from tokenmux.cli.progress_bars import progress_bars
         from tokenmux.server.serve import open_catalogue, serve

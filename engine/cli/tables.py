@@ -21,8 +21,11 @@ _COLOURS = {
     Residency.HOST: "cyan",
     Residency.FETCHING: "blue",
 }
-_WIDE = 120
-_LEFT_OUT_IF_NARROW = ("weights", "context", "per swap", "hits")
+_NAME_WIDTH = 20
+_TENANT_WIDTH = 8
+"""Longer names of models and tenants may be folded."""
+_LEFT_OUT_FIRST = ("hits", "context", "per swap", "weights", "cached", "tokens", "swaps", "on", "away")
+"""Columns of models that are left out until a line has room for the others, in this order."""
 _MOST_TENANTS = 12
 
 
@@ -42,7 +45,8 @@ def _plain(value: object) -> object:
 class ModelsView:
     """One row per model, then the reason of each that is refused. `rates`: tokens per second by model name.
     The column "on" has the devices that hold its weights, "cached" the tokens of prompts that the prefix
-    cache saved, if it saved any. If lines are short, the columns that are needed least are left out."""
+    cache saved, if it saved any. If lines are short, the columns that are needed least are left out: a state
+    is never cut, and a name is folded."""
 
     models: tuple[Model, ...]
     rates: dict[str, float] | None = None
@@ -70,24 +74,36 @@ class ModelsView:
         rates = self.rates
         if rates is not None:
             columns["tokens/s"] = lambda model: f"{rate:.1f}" if (rate := rates.get(model.name)) else ""
-            if options.max_width < _WIDE:
-                del columns["tokens"]
-        if options.max_width < _WIDE:
-            columns = {name: shown for name, shown in columns.items() if name not in _LEFT_OUT_IF_NARROW}
         if all(model.instances in ((), (0,)) for model in self.models):
             del columns["on"]  # there is one device
+        states = [_state(model) for model in self.models]
+        cells = {name: [shown(model) for model in self.models] for name, shown in columns.items()}
+        name_width = min(_NAME_WIDTH, max((len(model.name) for model in self.models), default=0))
+        state_width = max((len(state) for state in states), default=0)
+        cells = _fitting(cells, options.max_width - name_width - state_width - 2)
         table = Table(box=None, header_style="dim", pad_edge=False)
-        table.add_column("model", overflow="fold")
-        table.add_column("state", no_wrap=True)
-        for name in columns:
+        table.add_column("model", overflow="fold", min_width=name_width)
+        table.add_column("state", no_wrap=True, min_width=state_width)
+        for name in cells:
             table.add_column(name, justify="right", no_wrap=True)
-        for model in self.models:
-            title = shown_name(model.name, "bold" if model.n_running else "")
-            table.add_row(title, _state(model), *(shown(model) for shown in columns.values()))
+        for model, state, *row in zip(self.models, states, *cells.values(), strict=True):
+            table.add_row(shown_name(model.name, "bold" if model.n_running else ""), state, *row)
         yield table
         for model in self.models:
             if model.refusal:
                 yield shown_name(f"{model.name} is refused: {model.refusal}", "red")
+
+
+def _fitting(columns: dict[str, list[str]], width: int) -> dict[str, list[str]]:
+    """The columns of cells for which a line has room, two spaces before each; those of `_LEFT_OUT_FIRST` go
+    first."""
+    kept = dict(columns)
+    widths = {name: 2 + max(len(cell) for cell in (name, *cells)) for name, cells in columns.items()}
+    for name in _LEFT_OUT_FIRST:
+        if sum(widths[one] for one in kept) <= width:
+            break
+        kept.pop(name, None)
+    return kept
 
 
 def pool_view(now: PoolStatus, before: PoolStatus | None = None) -> RenderableType:
@@ -113,7 +129,7 @@ def pool_view(now: PoolStatus, before: PoolStatus | None = None) -> RenderableTy
 def tenants_table(now: PoolStatus) -> Table:
     """Usage by tenant since the node started, largest first."""
     table = Table(box=None, header_style="dim", pad_edge=False)
-    table.add_column("tenant")
+    table.add_column("tenant", overflow="fold", min_width=_TENANT_WIDTH)
     for column in ("requests", "all on time", "tokens", "on time", "TTFT p99", "gap p99", "GPU s"):
         table.add_column(column, justify="right")
     uses_cache = any(tenant.service.n_prefix_hits for tenant in now.tenants)

@@ -7,6 +7,21 @@
 
 from tokenmux.client.aio import AsyncClient, AsyncStream
 from tokenmux.client.errors import CallFailed, ErrorDetails, WrongArgument
+from tokenmux.client.operator_values import (
+    DeviceState,
+    Durations,
+    InstanceStatus,
+    Model,
+    ModelSizes,
+    Operation,
+    OperationState,
+    PoolStatus,
+    PoolTrace,
+    RecordedRequest,
+    Residency,
+    Service,
+    Tenant,
+)
 from tokenmux.client.options import GenerateOptions
 from tokenmux.client.resumption import Resumption
 from tokenmux.client.sync import Client, Stream
@@ -14,28 +29,15 @@ from tokenmux.client.values import (
     Choice,
     Completion,
     Delta,
-    DeviceState,
-    Durations,
     Finish,
     GenerationEvent,
-    InstanceStatus,
     Message,
-    Model,
     ModelMetadata,
-    ModelSizes,
-    Operation,
-    OperationState,
     Phase,
-    PoolStatus,
-    PoolTrace,
     Prompt,
     PromptInfo,
     PromptLogprobs,
-    RecordedRequest,
-    Residency,
-    Service,
     State,
-    Tenant,
     TokenLogprobs,
     TokenUsage,
     ToolCall,

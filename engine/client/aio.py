@@ -19,22 +19,17 @@ from tokenmux.client import (
 from tokenmux.client.connection import DEFAULT_ADDRESS, Connection
 from tokenmux.client.errors import CallFailed, translated
 from tokenmux.client.operations import AsyncOperations
-from tokenmux.client.options import GenerateOptions
-from tokenmux.client.resumption import DEFAULT_RESUMPTION, GenerationProgress, Resumption
-from tokenmux.client.values import (
-    Completion,
-    GenerationEvent,
-    Message,
+from tokenmux.client.operator_values import (
     Model,
-    ModelMetadata,
     ModelSizes,
     Operation,
     PoolStatus,
     PoolTrace,
-    Prompt,
     RecordedRequest,
-    Vectors,
 )
+from tokenmux.client.options import GenerateOptions
+from tokenmux.client.resumption import DEFAULT_RESUMPTION, GenerationProgress, Resumption
+from tokenmux.client.values import Completion, GenerationEvent, Message, ModelMetadata, Prompt, Vectors
 from tokenmux.client.watched_status import WatchedStatus
 from tokenmux.v1 import (
     inference_pb2,

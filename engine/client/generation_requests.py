@@ -8,9 +8,7 @@ from tokenmux.client.errors import WrongArgument
 from tokenmux.client.message_making import json_text, made, text_list
 from tokenmux.client.options import GenerateOptions
 from tokenmux.client.prompt_requests import prompt_field
-from tokenmux.client.values import (
-    Prompt,
-)
+from tokenmux.client.values import Prompt
 from tokenmux.v1 import inference_pb2
 
 

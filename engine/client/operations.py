@@ -7,7 +7,7 @@ import grpc
 
 from tokenmux.client import pool_values
 from tokenmux.client.errors import translated
-from tokenmux.client.values import Operation
+from tokenmux.client.operator_values import Operation
 from tokenmux.v1 import operations_pb2, operations_pb2_grpc
 
 

@@ -3,8 +3,7 @@
 import grpc
 
 from tokenmux.client.errors import CallFailed, ErrorDetails
-from tokenmux.client.value_making import enum_member, same_named
-from tokenmux.client.values import (
+from tokenmux.client.operator_values import (
     DeviceState,
     Durations,
     InstanceStatus,
@@ -19,6 +18,7 @@ from tokenmux.client.values import (
     Service,
     Tenant,
 )
+from tokenmux.client.value_making import enum_member, same_named
 from tokenmux.v1 import models_pb2, operations_pb2, planning_pb2, pool_pb2
 
 

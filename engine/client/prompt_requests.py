@@ -5,10 +5,7 @@ from numbers import Integral
 from typing import Any
 
 from tokenmux.client.message_making import made
-from tokenmux.client.values import (
-    Message,
-    Prompt,
-)
+from tokenmux.client.values import Message, Prompt
 from tokenmux.v1 import inference_pb2
 
 

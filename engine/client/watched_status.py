@@ -1,7 +1,7 @@
 """Puts the changes that WatchStatus sends together again."""
 
 from tokenmux.client import pool_values
-from tokenmux.client.values import InstanceStatus, Model, PoolStatus, Tenant
+from tokenmux.client.operator_values import InstanceStatus, Model, PoolStatus, Tenant
 from tokenmux.v1 import pool_pb2
 
 

@@ -7,6 +7,7 @@ Requests come and go, operations complete. Every event carries its time, in seco
 
 from dataclasses import dataclass
 
+from tokenmux.core.errors import ErrorCode
 from tokenmux.core.facts import ModelFacts, ModelId
 from tokenmux.core.record import NO_HISTORY, RequestHistory
 from tokenmux.core.request import FinishReason, Request, RequestId
@@ -122,11 +123,13 @@ SUPERSEDED = "superseded by something more urgent"
 
 @dataclass(frozen=True, slots=True)
 class CopyDone:
-    """A copy or fetch ended. `error` says why it failed, if it did. The channel is free in either case."""
+    """A copy or fetch ended. `error` says why it failed, if it did, and `code` what kind of error that is, if
+    known. The channel is free in either case."""
 
     at_s: float
     operation: int
     error: str = ""
+    code: ErrorCode | None = None
 
 
 Event = (

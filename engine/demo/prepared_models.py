@@ -76,7 +76,7 @@ def prepare(cache: Path, console: Console) -> DemoModels:
     """Obtain, convert and register what is missing, with progress bars. Raises TokenmuxError."""
     catalogue = Catalogue(cache / "demo")
     models = DemoModels(cache / "demo", ())
-    present = set(catalogue.names())
+    present = set(catalogue.stored.names())
     missing = [name for name in models.names if name not in present]
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bars:
@@ -95,7 +95,7 @@ def prepare(cache: Path, console: Console) -> DemoModels:
             else:
                 _register_small(catalogue, name, cache / "tiny", show)
             bars.advance(overall)
-    return DemoModels(models.root, tuple(catalogue.get(name).facts for name in models.names))
+    return DemoModels(models.root, tuple(catalogue.stored.get(name).facts for name in models.names))
 
 
 def _register_small(catalogue: Catalogue, name: str, folder: Path, show: ShowProgress) -> None:

@@ -1,78 +1,29 @@
-"""Measures this machine for a quarter of a second, so that the cost model starts with sensible estimates.
+"""Measures a device of this machine for a quarter of a second: `python -m tokenmux.executor.calibrate KIND`
+prints its `Speeds` as JSON.
 
-Nothing depends on it being exact: the cost model corrects itself with every step and copy.
+Servers read them from such a process (`device_speeds.py`), since it imports torch, and since a CUDA context
+keeps hundreds of MB of a device until its process ends.
 """
 
 import ctypes
-import os
-import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import msgspec
 import torch
 
 from tokenmux.core.clock import Clock
-from tokenmux.core.errors import ProcessFailed
-from tokenmux.core.memory_budgets import DeviceKind
-from tokenmux.device.cuda.gpu import TorchGpu, check_cuda
+from tokenmux.device.cuda.gpu import TorchGpu
 from tokenmux.device.memory import Memory
+from tokenmux.executor.device_speeds import Speeds
 from tokenmux.processes.available_memory import available_bytes
+from tokenmux.processes.monotonic_clock import MonotonicClock
 
 _COPY_BYTES = 128 << 20
 _ROWS, _WIDTH = 256, 2048
 
 _GPU_SQUARE = 4096
 """A product of 0.14 TFLOP: a fifth of a millisecond on an H100, long against a launch."""
-
-
-@dataclass(frozen=True, slots=True)
-class Speeds:
-    """Speeds of a device: bytes/s of a plain copy from and to the host, bytes/s of reading, FLOP/s of a bf16
-    product."""
-
-    copy_bytes_per_s: float
-    read_bytes_per_s: float
-    flops_per_s: float
-    name: str = "cpu"
-    free_bytes: int | None = None
-    """Free device memory, or None if the device has none of its own."""
-    host_bytes: int | None = None
-    """Available host memory, or None if the system does not tell or the device has no use for more."""
-
-
-def measure(kind: DeviceKind, clock: Clock, gpu: str = "") -> Speeds:
-    """Measure a device; `gpu` is a value of CUDA_VISIBLE_DEVICES, or empty for the first one. Raises
-    ConfigError if there is none of that kind, ProcessFailed if it cannot be used."""
-    if kind == "cpu":
-        return measure_cpu(clock)
-    check_cuda()
-    # In a separate process: a CUDA context keeps hundreds of MB of the device until its process ends.
-    return read_measured([sys.executable, "-P", "-m", "tokenmux.executor.calibrate"], gpu)
-
-
-def read_measured(command: list[str], gpu: str = "") -> Speeds:
-    """Run a command whose last line of output is `Speeds` as JSON. Raises ProcessFailed with the last line
-    of its errors."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    if gpu:
-        environment["CUDA_VISIBLE_DEVICES"] = gpu
-    done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, env=environment, check=False
-    )
-    try:
-        if done.returncode:
-            raise ValueError(_last_line(done.stderr) or f"measuring ended with status {done.returncode}")
-        return msgspec.json.decode(_last_line(done.stdout), type=Speeds)
-    except ValueError as error:
-        raise ProcessFailed(
-            f"the GPU cannot be used: {error}; look at `nvidia-smi` and at the kernel's log"
-        ) from error
-
-
-def _last_line(output: bytes) -> str:
-    return output.decode(errors="replace").strip().rpartition("\n")[2]
 
 
 def measure_cpu(clock: Clock, repetitions: int = 3) -> Speeds:
@@ -153,4 +104,5 @@ def _timed_on_gpu(call: Callable[[], object]) -> float:
 
 
 if __name__ == "__main__":
-    print(msgspec.json.encode(_measure_cuda()).decode())
+    measured = _measure_cuda() if sys.argv[1] == "cuda" else measure_cpu(MonotonicClock())
+    print(msgspec.json.encode(measured).decode())

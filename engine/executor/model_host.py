@@ -38,7 +38,7 @@ from tokenmux.models.network.batch import Segment
 from tokenmux.models.network.runner import Runner
 from tokenmux.models.sampling.masks import StepConstraint
 from tokenmux.models.sampling.past_tokens import PastTokens
-from tokenmux.models.weights.image import FileStamp, read_image
+from tokenmux.models.weights.image import DTYPES, FileStamp, read_image
 from tokenmux.processes import garbage_collection
 
 _log = logging.getLogger(__name__)
@@ -167,7 +167,7 @@ class ModelHost:
 
     def prepare_step(self, launch: StepLaunch) -> "RunnableStep":
         model = self._models[launch.model]
-        kv = self._kv_view(model.facts.kv, model.entry().manifest.dtype)
+        kv = self._kv_view(model.facts.kv, DTYPES[model.entry().manifest.dtype])
         masks = self._masks.get(launch.model)
         segments = [_segment(segment, masks) for segment in launch.segments]
         return RunnableStep(model.runner(), launch.operation, segments, kv, launch.repeat, self._clock)
@@ -177,7 +177,7 @@ class ModelHost:
 
     def kv_dtype(self, model: ModelId) -> torch.dtype:
         """The dtype of the model's keys and values. May read its files."""
-        return self._models[model].entry().manifest.dtype
+        return DTYPES[self._models[model].entry().manifest.dtype]
 
     def weights_span(self, model: ModelId) -> tuple[int, int]:
         """The bytes of the arena that the model's weights take."""

@@ -110,6 +110,7 @@ def warm_entries(paths: Sequence[Path], capability: int, *, paged_int8: bool = F
     from tokenmux.kernels import warm
     from tokenmux.models.catalogue.entry import Entry
     from tokenmux.models.network.kernel_shapes import model_shapes
+    from tokenmux.models.weights.image import DTYPES
 
     shapes: list[warm.ModelShape] = []
     for path in paths:
@@ -117,7 +118,7 @@ def warm_entries(paths: Sequence[Path], capability: int, *, paged_int8: bool = F
             entry = Entry.load(path)
             shapes += model_shapes(
                 entry.config,
-                entry.manifest.dtype,
+                DTYPES[entry.manifest.dtype],
                 entry.facts.kv.block_size,
                 trust_remote_code=entry.trust_remote_code,
             )

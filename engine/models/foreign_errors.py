@@ -27,3 +27,13 @@ def foreign_errors_as(refusal: Callable[[BaseException], TokenmuxError]) -> Iter
         if not is_foreign(error):
             raise
         raise refusal(error) from error
+
+
+def first_line(error: BaseException) -> str:
+    """The message of a foreign exception: its first line with content, with the line that follows a colon;
+    otherwise its type."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    n = 2 if lines[0].endswith(":") else 1
+    return " ".join(lines[:n])[:500]

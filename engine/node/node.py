@@ -29,7 +29,7 @@ from tokenmux.core.effects import (
     StepEnded,
     Supersede,
 )
-from tokenmux.core.errors import IntegrityError, InternalError
+from tokenmux.core.errors import ErrorCode, IntegrityError, InternalError
 from tokenmux.core.event import SUPERSEDED, Cancelled, Resized
 from tokenmux.core.facts import ImageId, InstanceId, ModelFacts, ModelId
 from tokenmux.core.phases import DeviceState, PhaseChanged, RequestPhase
@@ -354,7 +354,7 @@ class Node:
                         lost = [image.id for image in started.images if not self._cache.has(image.id)]
                         self._drop_images(lost)
                 case RequestEnded():
-                    self.requests.ended(effect, instance)
+                    self.requests.ended(effect, _code_of_failed_load(effects))
                 case Evict(model):
                     device.say(Unbind(model))
                 case ResizeReady(arena_bytes):
@@ -505,8 +505,8 @@ class Node:
     ) -> None:
         self._was_busy = True
         error = device.start(started)
-        if error:
-            failed = CopyCompleted(OperationId(started.id), self._clock.now_s(), error)
+        if error is not None:
+            failed = CopyCompleted(OperationId(started.id), self._clock.now_s(), str(error), error.code)
             self.pool.post(device.index, device.copy_completed(failed))
 
     def _owned_images(self) -> set[ImageId]:
@@ -532,6 +532,16 @@ class Node:
             logger.exception("the books of the node are wrong")
             return f"the books of the node are wrong: {error}"
         return None
+
+
+def _code_of_failed_load(effects: Effects) -> ErrorCode | None:
+    """The kind of error with which a load failed, if one did. The requests that waited for it end in the same
+    effects."""
+    for effect in effects:
+        match effect:
+            case CopyEnded(StartedActivation() | StartedFetch(), done) if done.error:
+                return done.code
+    return None
 
 
 def _numbered(setup: NodeSetup) -> list[DeviceSetup | None]:

@@ -147,7 +147,7 @@ class NodeDevice:
             descriptors, self._descriptors = self._descriptors, []
             self.port.send(instructions, descriptors)
 
-    def start(self, started: Started) -> str:
+    def start(self, started: Started) -> DoesNotFit | None:
         """Have an operation carried out. Returns why it cannot be, if the node lacks memory for it."""
         self.stalls.began(started, self._clock.now_s())
         if isinstance(started, StartedStep):
@@ -162,12 +162,12 @@ class NodeDevice:
         try:
             self._map(started)
         except DoesNotFit as error:
-            return str(error)
+            return error
         self.say(launch_of(started, self.instance, self._contents))
         if isinstance(started, StartedActivation):
             # While the bytes are on their way: re-pointing takes as long as a tenth of the copy.
             self.bind(started.model.id)
-        return ""
+        return None
 
     def stop_step(self) -> None:
         if self.step is not None:
@@ -240,7 +240,7 @@ class NodeDevice:
                     self._drop_image(image.id)
                 else:
                     self._memory.end_fetch(image.id)
-        return CopyDone(completed.at_s, completed.operation, completed.error)
+        return CopyDone(completed.at_s, completed.operation, completed.error, completed.code)
 
     def load_progressed(self, progressed: CopyProgressed) -> StartedLoad | None:
         """A copy or fetch has shown progress. Returns it if it brings weights."""

@@ -11,7 +11,6 @@ from tokenmux.core.errors import ErrorCode
 from tokenmux.core.event import Arrived
 from tokenmux.core.facts import ModelId
 from tokenmux.core.plan import Step
-from tokenmux.core.record import RequestRecord
 from tokenmux.core.request import FinishReason, RequestId
 from tokenmux.messages.commands import Submit
 from tokenmux.messages.reports import Finished, PromptPooled, PromptTold, Report, Tokens
@@ -22,7 +21,6 @@ from tokenmux.node.grammars import Grammars
 from tokenmux.node.node_device import Drawn, PooledOfPrompts, ToldOfPrompts
 from tokenmux.node.prompt_prefixes import PromptPrefixes
 from tokenmux.node.request_content import Content
-from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.policy.pool.pool_policy import Refuse
 from tokenmux.scheduler.pool.pool import Pool
 
@@ -117,20 +115,13 @@ class NodeRequests:
             self._say(Tokens(request_id, index, (token,), at_s, logprobs, n_cached))
             self._accusations.drew(request_id)
 
-    def ended(self, ended: RequestEnded, instance: Instance) -> None:
-        """A request ended on this instance."""
+    def ended(self, ended: RequestEnded, load_code: ErrorCode | None) -> None:
+        """A request ended. `load_code` is the kind of error with which the load failed that it waited for, if
+        one did."""
         record, request = ended.record, ended.record.request
         del self._contents[request.id]
         self._grammars.ended(request.id)
         n_cached = self.given_prompts.taken(request.id, request.n_prompt)
         detail = self._accusations.ended(request.id, ended.detail)
-        code = _code_of(record, detail, instance)
+        code = load_code if record.reason is FinishReason.FAILED else None
         self._say(Finished(request.id, record.reason, record.end_s, detail, code, n_cached))
-
-
-def _code_of(record: RequestRecord, detail: str, instance: Instance) -> ErrorCode | None:
-    """The error with which a request failed. Weights that cannot be read stay unreadable until someone
-    repairs them."""
-    model = instance.models.get(record.request.model)
-    unreadable = detail and model is not None and detail == model.load_error
-    return ErrorCode.BAD_CHECKPOINT if unreadable else None

@@ -12,11 +12,9 @@ from functools import cache
 from tokenmux.core.errors import ConfigError, DoesNotFit, InvalidRequest, ProcessFailed
 from tokenmux.core.memory_budgets import DeviceKind, default_arena_bytes
 from tokenmux.core.sizes import show_size
-from tokenmux.device.cuda.gpu import check_cuda
-from tokenmux.executor.calibrate import Speeds, measure
+from tokenmux.executor.device_speeds import Speeds, measure
 from tokenmux.messages.setups import DeviceSetup, NodeSetup
 from tokenmux.processes.available_memory import available_bytes as available_on_this_machine
-from tokenmux.processes.monotonic_clock import MonotonicClock
 from tokenmux.server.config import PoolConfig
 from tokenmux.server.device_config import DeviceConfig
 from tokenmux.server.front.device_source import WantedDevice
@@ -38,6 +36,8 @@ class ShownGpu:
 def shown_gpus() -> list[ShownGpu]:
     """The GPUs that CUDA shows, in its order. Raises ConfigError if there is none, ProcessFailed if they
     cannot be used."""
+    from tokenmux.device.cuda.gpu import check_cuda  # imports torch
+
     check_cuda()
     # In a separate process, as CUDA then holds none of their memory here.
     script = (
@@ -65,9 +65,7 @@ class Machine:
     def __init__(
         self,
         *,
-        measured: Callable[[DeviceKind, str], Speeds] = lambda kind, gpu: measure(
-            kind, MonotonicClock(), gpu
-        ),
+        measured: Callable[[DeviceKind, str], Speeds] = measure,
         gpus: Callable[[], Sequence[ShownGpu]] = shown_gpus,
         available_bytes: Callable[[], int | None] = available_on_this_machine,
     ) -> None:

@@ -16,7 +16,7 @@ from tokenmux.core.memory_budgets import (
 )
 from tokenmux.core.request import ServiceLevel
 from tokenmux.core.sizes import show_size
-from tokenmux.executor.calibrate import Speeds
+from tokenmux.executor.device_speeds import Speeds
 from tokenmux.messages.setups import DeviceSetup, NodeSetup
 from tokenmux.server.config import PoolConfig
 from tokenmux.server.device_config import DeviceConfig

@@ -11,7 +11,7 @@ from math import inf
 
 from tokenmux.core.cost import CostModel
 from tokenmux.core.effects import Effects, operations_started
-from tokenmux.core.errors import DoesNotFit, InternalError
+from tokenmux.core.errors import DoesNotFit, ErrorCode, InternalError
 from tokenmux.core.event import CopyDone, Resized, StepDone
 from tokenmux.core.facts import DeviceFacts, HostFacts, ImageId, InstanceId, ModelFacts, ModelId
 from tokenmux.core.pooling import PooledRows
@@ -204,7 +204,8 @@ class VirtualExecutor:
                 )
             case FetchLaunch(operation, model) if model in self._body.unreadable:
                 del self._started[operation]
-                failed = CopyCompleted(operation, self._body.clock.now_s(), "the file is gone")
+                now_s = self._body.clock.now_s()
+                failed = CopyCompleted(operation, now_s, "the file is gone", ErrorCode.BAD_CHECKPOINT)
                 self._body.clock.call_at(failed.at_s, lambda: self.say(failed))
             case WeightsLaunch() | PagingLaunch() | MoveLaunch() | FetchLaunch():
                 self._device.start(self._started.pop(instruction.operation))

@@ -60,6 +60,26 @@ def test_states_and_reasons_are_whole_in_lines_of_any_length(server: ServerThrea
     assert max(map(len, lines)) <= width
 
 
+@pytest.mark.parametrize("width", [64, 80, 100])
+def test_wide_numbers_cut_neither_a_name_nor_a_state(server: ServerThread, width: int) -> None:
+    server.do(server.post(node_status("letters")))
+    with Client(server.served.target) as client:
+        (letters,) = client.models.list()
+    service = replace(letters.service, n_prefix_hits=12_345, n_cached_prompt_tokens=1_234_567_890)
+    wide = replace(
+        letters, pinned=True, n_tokens=1_234_567_890, n_swaps=123_456, instances=(0, 1, 2), service=service
+    )
+    models = (wide, replace(wide, name="n" * 64))
+    console = Console(width=width, file=io.StringIO())
+    console.print(ModelsView(models))
+    header, first, *rest = console.file.getvalue().splitlines()
+    assert first.split()[:3] == ["letters", "resident", "(pinned)"]
+    assert "".join(line.split()[0] for line in rest) == "n" * 64
+    assert {"run", "queue", "on time"} <= {part.strip() for part in header.split("  ")}
+    assert "…" not in console.file.getvalue()
+    assert max(map(len, (header, first, *rest))) <= width
+
+
 @pytest.mark.parametrize("width", [80, 160])
 def test_several_devices_are_shown_whole_in_lines_of_any_length(server: ServerThread, width: int) -> None:
     gib = 1 << 30

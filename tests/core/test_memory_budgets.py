@@ -15,7 +15,7 @@ from tokenmux.core.memory_budgets import (
     default_host_budgets,
     default_slab_bytes,
 )
-from tokenmux.executor.calibrate import Speeds
+from tokenmux.executor.device_speeds import Speeds
 from tokenmux.scheduler.memory.arena import Arena
 from tokenmux.scheduler.memory.capacity import check_model
 from tokenmux.scheduler.memory.slabs import SlabPool

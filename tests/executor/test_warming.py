@@ -57,7 +57,7 @@ def test_a_model_is_fetched_when_its_kernels_are_compiled(catalogue: Catalogue) 
         begun.put(paths)
         assert may_end.wait(WAIT_S)
 
-    host, entry = host_with(Warmer(compile)), catalogue.entries()[0]
+    host, entry = host_with(Warmer(compile)), catalogue.stored.entries()[0]
     host.add(entry.facts, str(entry.path))
     assert begun.get(timeout=WAIT_S) == [entry.path], "at registration, and not at the fetch"
     image = entry.facts.images[0]
@@ -107,7 +107,7 @@ def test_steps_and_paging_find_every_kernel_that_the_child_compiled(
     catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
-    compile_in_a_child(90)([*(entry.path for entry in catalogue.entries()), tmp_path / "gone"])
+    compile_in_a_child(90)([*(entry.path for entry in catalogue.stored.entries()), tmp_path / "gone"])
     assert (tmp_path / "cache").is_dir()
     missing: list[object] = []
     found: list[object] = []
@@ -117,7 +117,7 @@ def test_steps_and_paging_find_every_kernel_that_the_child_compiled(
 
     monkeypatch.setattr(triton.knobs.compilation, "listener", listen)
     with absent_device(90):
-        for entry in catalogue.entries():
+        for entry in catalogue.stored.entries():
             step(entry)
     assert missing == []
     assert len(found) >= 9

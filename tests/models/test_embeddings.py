@@ -193,6 +193,6 @@ def test_an_entry_of_an_earlier_version_says_so(tmp_path: Path) -> None:
     document = json.loads((entry.path / "entry.json").read_text())
     del document["embedding"]
     (entry.path / "entry.json").write_text(json.dumps(document))
-    found = Catalogue(tmp_path).get("old").embedding
+    found = Catalogue(tmp_path).stored.get("old").embedding
     assert isinstance(found, NoPooling)
     assert "register it again" in found.reason

@@ -367,6 +367,7 @@ def test_a_model_is_removed_while_it_steps_on_one_of_several_devices() -> None:
     body.submit_at(request("s", B, body.clock.now_s(), 40))
     body.clock.run()
     assert ends(body) == {"r": FinishReason.FAILED, "s": FinishReason.LENGTH}
+    assert [message.code for message in body.said if isinstance(message, Finished)] == [None, None]
     assert all(A not in instance.models for instance in body.pool.instances)
     body.pool.check_integrity()
 

@@ -4,7 +4,8 @@ import itertools
 
 import pytest
 
-from tests.node.scenes import A, B, answers, ends, node_with, request
+from tests.node.scenes import GB, SHAPE, A, B, answers, ends, node_with, request
+from tokenmux.core.errors import DoesNotFit, ErrorCode
 from tokenmux.core.facts import FIRST_INSTANCE, ModelId
 from tokenmux.core.phases import PhaseChanged, RequestPhase, Residency
 from tokenmux.core.plan import Channel
@@ -23,9 +24,10 @@ from tokenmux.messages.commands import (
 )
 from tokenmux.messages.completions import Drew
 from tokenmux.messages.launches import AddModel, Bind, MapImage, OperationId, RemoveModel, Unbind, UnmapImage
-from tokenmux.messages.reports import Alive, Broken, NodeStatus, Tokens
+from tokenmux.messages.reports import Alive, Broken, Finished, NodeStatus, Tokens
 from tokenmux.scheduler.metrics.counters import MODEL_TABLE
-from tokenmux.testing.virtual_node import NodeOnVirtualTime
+from tokenmux.testing import make_model
+from tokenmux.testing.virtual_node import ImaginedMemory, NodeOnVirtualTime
 
 
 def weights_told(body: NodeOnVirtualTime) -> list[tuple[str, ModelId]]:
@@ -48,6 +50,40 @@ def test_requests_of_two_models_share_a_device_that_holds_one() -> None:
     assert ends(body) == {"r": FinishReason.LENGTH, "s": FinishReason.LENGTH}
     assert body.node.contents == {}
     body.instance.check_integrity()
+
+
+def failure(body: NodeOnVirtualTime) -> tuple[str, ErrorCode | None]:
+    """Why the only request failed, and with which code."""
+    (end,) = [message for message in body.said if isinstance(message, Finished)]
+    assert end.reason is FinishReason.FAILED
+    return end.detail, end.code
+
+
+def asked_of_another_model(body: NodeOnVirtualTime) -> None:
+    """Register a model, of which the host has no weights yet, and ask it."""
+    other = make_model(ModelId("c"), 10 * GB, kv=SHAPE, max_context=4096, n_parameters=GB)
+    body.send(Register(other, path=""))
+    body.submit_at(request("r", other.id, body.clock.now_s()))
+    body.clock.run(until_s=body.clock.now_s() + 1)
+
+
+def test_a_request_whose_model_cannot_be_read_has_the_code_of_that_error() -> None:
+    body = node_with(n_output={"r": 10})
+    body.unreadable.add(ModelId("c"))
+    asked_of_another_model(body)
+    assert failure(body) == ("the file is gone", ErrorCode.BAD_CHECKPOINT)
+
+
+def test_a_request_for_whose_model_the_host_has_no_memory_has_the_code_of_that_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def begin_fetch(*_: object) -> None:
+        raise DoesNotFit("no memory for an image")
+
+    body = node_with(n_output={"r": 10})
+    monkeypatch.setattr(ImaginedMemory, "begin_fetch", begin_fetch)
+    asked_of_another_model(body)
+    assert failure(body) == ("no memory for an image", ErrorCode.DOES_NOT_FIT)
 
 
 def test_weights_are_bound_when_a_model_comes_and_unbound_when_it_goes() -> None:

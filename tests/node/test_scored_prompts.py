@@ -1,6 +1,8 @@
 """Requests that draw nothing, on real (small) models: each ends with its prompt, and is told of it what a
 request is told that goes on to draw, in company, while KV is paged, shared and lost."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -72,3 +74,17 @@ def test_a_request_that_draws_nothing_tells_what_it_was_given(entries: list[Entr
             body.until_ended(number + 1)
             given.append(body.ends[request.id].n_cached)
     assert given == [0, 96, 0]
+
+
+def test_a_prompt_that_takes_the_whole_context_is_scored(tmp_path: Path) -> None:
+    """With learned positions, of which there is none beyond the context."""
+    (entry,) = tiny_entries(tmp_path, {"gpt2": torch.float32})
+    whole = tuple(i * 7 % 250 for i in range(entry.facts.max_context))
+    with served([entry], device([entry], 200, cell_tokens=CELL)) as body:
+        for name, prompt in (("whole", whole), ("shorter", whole[:-1])):
+            request = Request(RequestId(name), entry.facts.id, len(prompt), 1, arrival_s=0.0)
+            body.send(Submit(request, prompt, Sampling(), n_prompt_likeliest=1, draws=False))
+        body.until_ended(2)
+    told, shorter = (body.told[RequestId(name)] for name in ("whole", "shorter"))
+    assert len(told) == entry.facts.max_context - 1
+    assert [one.drawn for one in told[:-1]] == pytest.approx([one.drawn for one in shorter], abs=1e-5)

@@ -35,12 +35,12 @@ NO_POOLING = NoPooling("its checkpoint has no pooling")
 CONTEXT = 64
 
 
-def facts(name: str, n_bytes: int = 1000) -> ModelFacts:
+def facts(name: str, n_bytes: int = 1000, max_context: int = CONTEXT) -> ModelFacts:
     return ModelFacts(
         id=ModelId(name),
         images=(Image(ImageId(f"{name}-image"), n_bytes),),
         kv=KvShape(n_layers=2, n_kv_heads=1, head_dim=8, dtype_bytes=2, block_size=16),
-        max_context=CONTEXT,
+        max_context=max_context,
         n_parameters=500,
         vocab_size=VOCAB,
     )

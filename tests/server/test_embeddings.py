@@ -68,6 +68,14 @@ async def test_each_form_of_input(given: Any, both: tuple[Served, httpx.AsyncCli
     assert [one["embedding"] for one in answer.json()["data"]] == [[98.0, 98.0]]
 
 
+async def test_an_input_may_take_the_whole_context() -> None:
+    async with http(FakeEntry(facts("mean", max_context=32), embedding=MEAN)) as (_, client):
+        for given in ("a" * 32, [97] * 32, ["a", "a" * 32]):
+            answer = await client.post("/v1/embeddings", json=body(given=given))
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["data"][-1]["embedding"] == [97.0, 97.0, 97.0]
+
+
 async def test_base64_has_the_same_numbers(both: tuple[Served, httpx.AsyncClient]) -> None:
     _, client = both
     plain, packed = [
@@ -85,7 +93,11 @@ WRONG = [
     (body(given=""), "input", "the prompt is empty"),
     (body(given=["a", ""]), r"input[1]", "input 1: the prompt is empty"),
     (body(given=[[97], [97, 300]]), "input[1]", "input 1: .* 300 at index 1 is out of range"),
-    (body(given=["a", "a" * CONTEXT]), "input[1]", f"input 1: the prompt has {CONTEXT} tokens"),
+    (
+        body(given=["a", "a" * (CONTEXT + 1)]),
+        "input[1]",
+        f"input 1: the prompt has {CONTEXT + 1} tokens, but mean has a context of {CONTEXT}: shorten",
+    ),
     (body(given=["a", 97]), "input", "valid"),
     (body(given={"text": "a"}), "input", "valid"),
     (body(given=["a"] * 2049), "input", "2049 inputs: at most 2048"),

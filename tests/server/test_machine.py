@@ -10,7 +10,7 @@ import torch
 
 from tokenmux.core.errors import ConfigError, DoesNotFit, InvalidRequest, ProcessFailed, TokenmuxError
 from tokenmux.core.memory_budgets import DeviceKind
-from tokenmux.executor.calibrate import Speeds, read_measured
+from tokenmux.executor.device_speeds import Speeds, read_measured
 from tokenmux.messages.setups import DeviceSetup
 from tokenmux.server.config import PoolConfig
 from tokenmux.server.front.device_source import WantedDevice
@@ -217,7 +217,7 @@ def test_a_gpu_is_measured_where_only_it_can_be_seen() -> None:
         "import os, json; print(json.dumps({'copy_bytes_per_s': 1.0, 'read_bytes_per_s': 1.0, "
         "'flops_per_s': 1.0, 'name': os.environ['CUDA_VISIBLE_DEVICES']}))"
     )
-    assert read_measured([sys.executable, "-c", script], "GPU-cc").name == "GPU-cc"
+    assert read_measured("cuda", [sys.executable, "-c", script], "GPU-cc").name == "GPU-cc"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

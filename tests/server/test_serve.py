@@ -17,7 +17,7 @@ from tests.server.harness import ServerThread, serving
 from tokenmux.client import CallFailed, Client, Delta, Finish
 from tokenmux.core.errors import ConfigError
 from tokenmux.core.request import ServiceLevel
-from tokenmux.executor.calibrate import Speeds
+from tokenmux.executor.device_speeds import Speeds
 from tokenmux.messages.setups import NodeSetup
 from tokenmux.models.catalogue import tiny
 from tokenmux.server.app import Transport

@@ -1,11 +1,4 @@
-"""The catalogue: a folder of models that are ready to be served, one subfolder each.
-
-    <root>/models/<name>/
-        manifest.json        what the weight image holds, and the file it is in
-        weights.image        the image, unless the checkpoint's own file serves as it
-        config.json, generation_config.json, and the author's code where that is trusted
-        entry.json           what the operator said at registration, the model's facts and pooling
-        text.json, encoder.json, decoder.json   its tokenizer and chat template (`text.py`)
+"""The catalogue: makes entries of checkpoints (`stored_entries.py` has what lies in it).
 
 An entry appears whole or not at all: it is made under another name and renamed. Two entries of one source are
 two models, with images of their own in memory. Architectures that cannot be served are refused here
@@ -16,8 +9,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -33,8 +25,6 @@ from transformers import PreTrainedConfig
 
 from tokenmux.core.errors import (
     AlreadyExists,
-    DoesNotFit,
-    InUse,
     InvalidRequest,
     NotFound,
     NotServable,
@@ -43,9 +33,8 @@ from tokenmux.core.errors import (
     UnsupportedModel,
 )
 from tokenmux.core.facts import BLOCK_TOKENS
-from tokenmux.core.model_names import MODEL_NAME, model_name_fault
 from tokenmux.core.progress import Progress, no_progress
-from tokenmux.models.atomic_files import DISK_FULL, atomic_file
+from tokenmux.models.atomic_files import atomic_file
 from tokenmux.models.catalogue.config_limits import check_size
 from tokenmux.models.catalogue.conversion import image_from_folder
 from tokenmux.models.catalogue.entry import (
@@ -56,18 +45,21 @@ from tokenmux.models.catalogue.entry import (
     entry_document,
     is_current,
 )
-from tokenmux.models.catalogue.locks import Claim, alone_in, is_free
+from tokenmux.models.catalogue.locks import Claim, alone_in
 from tokenmux.models.catalogue.model_facts import hidden_width, model_facts
 from tokenmux.models.catalogue.pooling_config import POOLING_FILES, embedding_in
 from tokenmux.models.catalogue.probe import probe
 from tokenmux.models.catalogue.safetensors_checkpoint import find_weights
-from tokenmux.models.config_file import first_line, load_model_config, read_object
-from tokenmux.models.foreign_errors import is_foreign
+from tokenmux.models.catalogue.stored_entries import StoredEntries, checked_name, disk_errors
+from tokenmux.models.config_file import load_model_config
+from tokenmux.models.foreign_errors import first_line, is_foreign
+from tokenmux.models.json_files import read_object
 from tokenmux.models.network.skeleton import Skeleton, empty_model
 from tokenmux.models.text.checkpoint_tokenizer import CheckpointTokenizer
 from tokenmux.models.text.text_files import TRIAL_S, write_text_files
 from tokenmux.models.transformers_log import quiet_transformers
-from tokenmux.models.weights.image import Manifest
+from tokenmux.models.weights.image import DTYPES
+from tokenmux.models.weights.manifest import Manifest
 
 _CONFIG_FILES = ("config.json", "generation_config.json")
 _TOKENIZER_FILES = (
@@ -85,33 +77,9 @@ _TOKENIZER_FILES = (
 _COMPUTED_IN = (torch.bfloat16, torch.float16, torch.float32)
 
 
-@dataclass(frozen=True, slots=True)
-class SetAside:
-    """An entry that was taken out of the catalogue and can still be put back."""
-
-    name: str
-    entry: Path
-    aside: Path
-    claim: Claim
-    """Claims the folder in which the entry lies, so that no sweep deletes it before its fate is decided."""
-
-    def restore(self) -> None:
-        """Put the entry back. Raises TokenmuxError if the disk refuses."""
-        with _disk(self.entry.parent):
-            self.aside.rename(self.entry)
-            self.aside.parent.rmdir()
-        self.claim.release()
-
-    def delete(self) -> None:
-        """Delete the entry's files. What cannot be deleted now is deleted at the next sweep of a
-        catalogue."""
-        shutil.rmtree(self.aside.parent, ignore_errors=True)
-        self.claim.release()
-
-
 class Catalogue:
-    """The models under `<root>/models`. Any number of processes may register, remove and read at the same
-    time.
+    """Registers models under `<root>/models`; `stored` are those that are there. Any number of processes may
+    register, remove and read at the same time.
 
     `told_memory` is called with the number of weight bytes before a checkpoint is loaded: a process under a
     memory limit has to allow for them.
@@ -125,79 +93,11 @@ class Catalogue:
         trial_s: float = TRIAL_S,
         told_memory: Callable[[int], None] = lambda n_bytes: None,
     ) -> None:
-        self._models = root / "models"
+        self.stored = StoredEntries(root, block_size=block_size)
+        self._models = self.stored.folder
         self._block_size = block_size
         self._trial_s = trial_s
         self._told_memory = told_memory
-        self._claims: dict[str, Claim] = {}
-
-    def names(self) -> tuple[str, ...]:
-        """Names of all entries, sorted."""
-        if not self._models.is_dir():
-            return ()
-        return tuple(sorted(p.name for p in self._models.iterdir() if MODEL_NAME.fullmatch(p.name)))
-
-    def entries(self) -> tuple[Entry, ...]:
-        """All entries, sorted by name. Raises BadCheckpoint for a damaged one."""
-        return tuple(self.get(name) for name in self.names())
-
-    def get(self, name: str) -> Entry:
-        """The entry `name`. Raises NotFound or BadCheckpoint."""
-        return Entry.load(self._models / checked_name(name), block_size=self._block_size)
-
-    def claim(self, name: str) -> None:
-        """Keep other processes from removing the entry while this object lives. Raises NotFound or InUse."""
-        if name in self._claims:
-            return
-        try:
-            self._claims[name] = Claim(self._models / checked_name(name))
-        except FileNotFoundError:
-            raise NotFound(f"no model named {name} in the catalogue {self._models}") from None
-        except OSError as error:
-            raise InUse(
-                f"{name} is being removed from the catalogue {self._models} ({error.strerror})"
-            ) from None
-
-    def set_aside(self, name: str) -> SetAside:
-        """Take the entry `name` out of the catalogue without deleting anything yet.
-
-        Raises NotFound, InUse if another process serves it, and TokenmuxError if the disk refuses.
-        """
-        path = self._models / checked_name(name)
-        if not path.is_dir():
-            raise NotFound(f"no model named {name} in the catalogue {self._models}")
-        with _disk(self._models), alone_in(self._models):
-            claim = self._claims.pop(name, None)
-            if claim is not None:
-                claim.release()
-            try:
-                if not is_free(path):
-                    raise InUse(
-                        f"{name} is served by another server from the catalogue {self._models}: stop "
-                        "that one first"
-                    )
-                doomed = Path(tempfile.mkdtemp(prefix=".removed-", dir=self._models))
-                kept = Claim(doomed)
-                path.rename(doomed / name)
-            except BaseException:
-                if claim is not None:
-                    self.claim(name)
-                raise
-        return SetAside(name, path, doomed / name, kept)
-
-    def remove(self, name: str) -> None:
-        """Delete the entry `name`, and its image if it has one of its own. Raises as `set_aside`."""
-        # Renamed first, so that a deletion that is cut short leaves no half entry under the name.
-        self.set_aside(name).delete()
-
-    def sweep(self) -> None:
-        """Delete the leftovers of processes that were killed while they registered or removed a model."""
-        if not self._models.is_dir():
-            return
-        with suppress(OSError), alone_in(self._models):
-            for path in self._models.iterdir():
-                if path.name.startswith(".") and path.is_dir() and is_free(path):
-                    shutil.rmtree(path, ignore_errors=True)
 
     def bring_up_to_date(self, name: str) -> Entry:
         """Add to the entry `name` whatever an earlier version did not write into it. Raises as
@@ -208,7 +108,7 @@ class Catalogue:
                 manifest = Manifest.load(path / MANIFEST)
                 trust = bool(read_object(path / ENTRY).get("trust_remote_code", False))
                 self._complete(name, path, manifest, path, trust)
-        return self.get(name)
+        return self.stored.get(name)
 
     def register_folder(
         self,
@@ -345,7 +245,7 @@ class Catalogue:
             finally:
                 working.release()
                 shutil.rmtree(work, ignore_errors=True)
-        return self.get(name)
+        return self.stored.get(name)
 
     def _complete(
         self, name: str, entry: Path, manifest: Manifest, text_from: Path, trust_remote_code: bool
@@ -375,7 +275,7 @@ class Catalogue:
         """Turn any exception that foreign code raises in the block into a refusal of `source`, with the
         reason."""
         try:
-            with _disk(self._models):
+            with disk_errors(self._models):
                 yield
         except TokenmuxError:
             raise
@@ -387,20 +287,6 @@ class Catalogue:
             raise UnsupportedModel(f"{source}: {first_line(error)} ({type(error).__name__})") from error
 
 
-@contextmanager
-def _disk(folder: Path) -> Iterator[None]:
-    """Turn errors of the disk under `folder` into ones that say what happened, with the remedy."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in DISK_FULL:
-            raise DoesNotFit(
-                f"{folder}: the disk is full; free some space or choose another folder"
-            ) from error
-        where = error.filename or folder
-        raise TokenmuxError(f"{where}: cannot be written or read ({error.strerror or error})") from error
-
-
 def describe_folder(
     folder: Path, *, dtype: str | None = None, trust_remote_code: bool = False
 ) -> tuple[PreTrainedConfig, torch.dtype]:
@@ -408,18 +294,11 @@ def describe_folder(
     `register_folder`."""
     files = find_weights(folder)
     config = load_model_config(folder, trust_remote_code=trust_remote_code)
-    stored = next((t.torch_dtype for f in files for t in f.tensors.values()), torch.float32)
+    stored = next((DTYPES[t.dtype] for f in files for t in f.tensors.values()), torch.float32)
     check_size(
         folder / "config.json", config, sum(f.n_bytes for f in files), trust_remote_code=trust_remote_code
     )
     return config, _chosen_dtype(dtype, config, stored)
-
-
-def checked_name(name: str) -> str:
-    fault = model_name_fault(name)
-    if fault is not None:
-        raise InvalidRequest(fault)
-    return name
 
 
 def _files_to_keep(folder: Path, *, with_code: bool) -> list[Path]:

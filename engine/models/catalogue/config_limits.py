@@ -10,8 +10,7 @@ from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from tokenmux.core.errors import BadCheckpoint, UnsupportedModel
-from tokenmux.models.config_file import first_line
-from tokenmux.models.foreign_errors import foreign_errors_as
+from tokenmux.models.foreign_errors import first_line, foreign_errors_as
 
 _BUILT_ONE_BY_ONE = ("layer", "expert")
 """Keys with these words in them count things that are built in a loop."""

@@ -21,14 +21,8 @@ from tokenmux.models.catalogue.safetensors_checkpoint import SafetensorsFile, fi
 from tokenmux.models.foreign_errors import foreign_errors_as
 from tokenmux.models.network.skeleton import state_names
 from tokenmux.models.transformers_log import quiet_transformers
-from tokenmux.models.weights.image import (
-    DTYPE_NAMES,
-    TENSOR_ALIGNMENT,
-    Manifest,
-    map_bytes,
-    sha256,
-    write_image,
-)
+from tokenmux.models.weights.image import DTYPE_NAMES, map_bytes, sha256, write_image
+from tokenmux.models.weights.manifest import TENSOR_ALIGNMENT, Manifest
 
 _WITHOUT_EFFECT = re.compile(
     r"rotary_emb\.inv_freq$|\.masked_bias$|^(v_head|value_head|score|classifier|(model\.)?mtp(_\w+)?)\."
@@ -57,7 +51,10 @@ def image_from_folder(
         (file,) = files
         path = file.path.resolve()
         digest = sha256(map_bytes(path, file.data_offset, file.n_bytes), path.name, progress)
-        return Manifest(str(file.path), dtype, path, file.data_offset, file.n_bytes, digest, file.tensors)
+        computed_in = DTYPE_NAMES[dtype]
+        return Manifest(
+            str(file.path), computed_in, path, file.data_offset, file.n_bytes, digest, file.tensors
+        )
     loaded = _load(
         folder, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
     )

@@ -1,26 +1,29 @@
 """One model of the catalogue: where it is, what it is, and how the parts that run it are made.
 
 What the front needs (facts, text) was written at registration, so opening an entry runs neither code of the
-model's author nor modelling code. `skeleton` and `config` do; they are for the node.
+model's author nor modelling code, and imports neither torch nor transformers. `config` and `skeleton` do all
+that; they are for executors.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from transformers import PreTrainedConfig
+from typing import TYPE_CHECKING, Any
 
 from tokenmux.core.errors import BadCheckpoint, NotFound
-from tokenmux.core.facts import BLOCK_TOKENS, Image, ImageId, KvShape, ModelFacts, ModelId
+from tokenmux.core.facts import BLOCK_TOKENS, KvShape, ModelFacts, ModelId
 from tokenmux.core.pooling import Embedding
-from tokenmux.models.catalogue.model_facts import check_facts
+from tokenmux.models.catalogue.fact_limits import check_facts
 from tokenmux.models.catalogue.pooling_config import embedding_document, embedding_of_document
-from tokenmux.models.config_file import load_model_config, read_object
-from tokenmux.models.network.skeleton import Skeleton
+from tokenmux.models.json_files import read_object
 from tokenmux.models.text.decoder import Decoder
 from tokenmux.models.text.encoder import Encoder
-from tokenmux.models.weights.image import Manifest
+from tokenmux.models.weights.manifest import Manifest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from tokenmux.models.network.skeleton import Skeleton
 
 MANIFEST, ENTRY, IMAGE = "manifest.json", "entry.json", "weights.image"
 ENTRY_VERSION = 2
@@ -50,14 +53,18 @@ class Entry:
         return cls(path.name, path, facts, manifest, _embedding(path, said), trust)
 
     @property
-    def config(self) -> PreTrainedConfig:
+    def config(self) -> "PreTrainedConfig":
         """Read the model's config from its file. Raises as `load_model_config`; runs the author's code if
         that is trusted."""
+        from tokenmux.models.config_file import load_model_config
+
         return load_model_config(self.path, trust_remote_code=self.trust_remote_code)
 
-    def skeleton(self, *, packed: bool = False) -> Skeleton:
+    def skeleton(self, *, packed: bool = False) -> "Skeleton":
         """The empty model of this entry, to be bound to its image; with `packed`, to an image that
         `Skeleton.pack` rearranged."""
+        from tokenmux.models.network.skeleton import Skeleton
+
         return Skeleton(self.config, self.manifest, packed=packed, trust_remote_code=self.trust_remote_code)
 
     def encoder(self) -> Encoder:
@@ -92,11 +99,6 @@ def is_current(path: Path) -> bool:
     return read_object(path / ENTRY).get("version") == ENTRY_VERSION
 
 
-def image_of(name: str, manifest: Manifest) -> Image:
-    """The checksum is part of the id: registering other weights under the same name makes another image."""
-    return Image(ImageId(f"{name}@{manifest.sha256[:12]}"), manifest.n_bytes)
-
-
 def _embedding(path: Path, said: Mapping[str, Any]) -> Embedding:
     try:
         return embedding_of_document(said.get("embedding"))
@@ -115,17 +117,17 @@ def _facts(path: Path, said: Mapping[str, Any], manifest: Manifest, block_size: 
             numbers["n_layers"],
             numbers["n_kv_heads"],
             numbers["head_dim"],
-            manifest.dtype.itemsize,
+            manifest.item_bytes,
             block_size,
         )
         facts = ModelFacts(
             id=ModelId(path.name),
-            images=(image_of(path.name, manifest),),
+            images=(manifest.image_of(path.name),),
             kv=shape,
             max_context=numbers["max_context"],
             n_parameters=numbers["n_parameters"],
             vocab_size=numbers["vocab_size"],
         )
-        return replace(check_facts(facts))
+        return check_facts(facts)
     except (KeyError, TypeError) as error:
         raise BadCheckpoint(f"{path / ENTRY}: damaged ({error!r}); register the model again") from None

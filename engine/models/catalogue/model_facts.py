@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from tokenmux.core.errors import UnsupportedModel
-from tokenmux.core.facts import BLOCK_TOKENS, Image, ImageId, KvShape, ModelFacts, ModelId
-from tokenmux.models.weights.image import Manifest
+from tokenmux.core.facts import BLOCK_TOKENS, KvShape, ModelFacts, ModelId
+from tokenmux.models.catalogue.fact_limits import check_facts
+from tokenmux.models.weights.image import DTYPES
+from tokenmux.models.weights.manifest import Manifest
 
 
 def model_facts(
@@ -19,34 +20,15 @@ def model_facts(
     Raises UnsupportedModel for impossible numbers.
     """
     config = model.config.get_text_config()
-    # The checksum is part of the id: registering other weights under the same name makes another image.
-    image = Image(ImageId(f"{name}@{manifest.sha256[:12]}"), manifest.n_bytes)
     facts = ModelFacts(
         id=ModelId(name),
-        images=(image,),
-        kv=kv_shape(config, manifest.dtype, block_size),
+        images=(manifest.image_of(name),),
+        kv=kv_shape(config, DTYPES[manifest.dtype], block_size),
         max_context=max_context(config),
         n_parameters=active_parameters(model),
         vocab_size=int(config.vocab_size),
     )
     return check_facts(facts)
-
-
-def check_facts(facts: ModelFacts) -> ModelFacts:
-    """Return the facts if every number is possible. Raises UnsupportedModel."""
-    numbers = {
-        "layers": (facts.kv.n_layers, 1, 1 << 14),
-        "key-value heads": (facts.kv.n_kv_heads, 1, 1 << 14),
-        "head size": (facts.kv.head_dim, 1, 1 << 16),
-        "context (max_position_embeddings)": (facts.max_context, 1, (1 << 31) - 1),
-        "vocabulary": (facts.vocab_size, 1, (1 << 31) - 1),
-        "parameters": (facts.n_parameters, 1, 1 << 50),
-        "bytes of weights": (facts.n_bytes, 1, 1 << 50),
-    }
-    for what, (number, least, most) in numbers.items():
-        if not isinstance(number, int) or not least <= number <= most:
-            raise UnsupportedModel(f"{facts.id}: {what} of {number!r}: a model has {least} to {most}")
-    return facts
 
 
 def kv_shape(config: PreTrainedConfig, dtype: torch.dtype, block_size: int = BLOCK_TOKENS) -> KvShape:

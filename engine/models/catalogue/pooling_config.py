@@ -11,13 +11,15 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from transformers import PreTrainedConfig
+from typing import TYPE_CHECKING, Any
 
 from tokenmux.core.errors import BadCheckpoint
 from tokenmux.core.pooling import Embedding, NoPooling, Pooling, PoolingKind
-from tokenmux.models.config_file import first_line, read_object
+from tokenmux.models.foreign_errors import first_line
+from tokenmux.models.json_files import read_object
+
+if TYPE_CHECKING:  # entries are read without transformers
+    from transformers import PreTrainedConfig
 
 MODULES = "modules.json"
 POOLING_FILES = (MODULES, "*_Pooling/config.json")
@@ -45,7 +47,7 @@ class _Unusable(Exception):
     """Why a checkpoint makes no embeddings."""
 
 
-def embedding_in(folder: Path, config: PreTrainedConfig, width: int) -> Embedding:
+def embedding_in(folder: Path, config: "PreTrainedConfig", width: int) -> Embedding:
     """How the checkpoint in `folder` makes embeddings, or why it does not. `width` is the number of
     dimensions of its hidden states."""
     try:
@@ -100,7 +102,7 @@ def embedding_of_document(document: Mapping[str, Any] | None) -> Embedding:
     )
 
 
-def _pooling(folder: Path, config: PreTrainedConfig, width: int) -> Pooling:
+def _pooling(folder: Path, config: "PreTrainedConfig", width: int) -> Pooling:
     modules = _modules(folder / MODULES)
     kinds = [kind for kind, _ in modules]
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
@@ -161,7 +163,7 @@ def _kind(said: Mapping[str, Any], name: str) -> PoolingKind:
     return _MODES[modes[0]]
 
 
-def _lengths(config: PreTrainedConfig, width: int) -> tuple[int, ...]:
+def _lengths(config: "PreTrainedConfig", width: int) -> tuple[int, ...]:
     said = getattr(config, "matryoshka_dimensions", None)
     if said is None:
         return ()

@@ -18,13 +18,14 @@ from tokenmux.core.errors import UnsupportedModel
 from tokenmux.core.sizes import round_up
 from tokenmux.models.catalogue.config_limits import check_buildable
 from tokenmux.models.catalogue.model_facts import kv_shape
-from tokenmux.models.config_file import first_line
+from tokenmux.models.foreign_errors import first_line
 from tokenmux.models.network.attention import ATTENTION_NAME
 from tokenmux.models.network.batch import Segment
 from tokenmux.models.network.runner import Runner
 from tokenmux.models.network.skeleton import Skeleton, state_names
 from tokenmux.models.transformers_log import quiet_transformers
-from tokenmux.models.weights.image import DTYPE_NAMES, TENSOR_ALIGNMENT, Manifest, TensorEntry
+from tokenmux.models.weights.image import DTYPE_NAMES
+from tokenmux.models.weights.manifest import TENSOR_ALIGNMENT, Manifest, TensorEntry
 
 _GRID = 16
 _BLOCK = 8
@@ -210,7 +211,7 @@ def manifest_in_memory(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) 
         size = tensor.numel() * tensor.element_size()
         entries[name] = TensorEntry(name, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), offset, size)
         offset += size
-    return Manifest("memory", dtype, Path(), 0, offset, "", entries)
+    return Manifest("memory", DTYPE_NAMES[dtype], Path(), 0, offset, "", entries)
 
 
 def image_in_memory(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> tuple[torch.Tensor, Manifest]:

@@ -15,8 +15,9 @@ from tokenmux.core.errors import BadCheckpoint, NotFound, UnsupportedModel
 from tokenmux.models.atomic_files import check_regular
 from tokenmux.models.catalogue.config_limits import check_counts
 from tokenmux.models.catalogue.quantised_checkpoints import refuse_packed, refuse_quantised
-from tokenmux.models.config_file import read_object
-from tokenmux.models.weights.image import DTYPES, TensorEntry, check_entry
+from tokenmux.models.json_files import read_object
+from tokenmux.models.weights.image import DTYPES
+from tokenmux.models.weights.manifest import ITEM_BYTES, TensorEntry, check_entry
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -58,7 +59,7 @@ def find_weights(folder: Path) -> tuple[SafetensorsFile, ...]:
     check_counts(folder / "config.json", config, sum(len(file.tensors) for file in files))
     if not config.get("quantization_config"):
         for file in files:
-            refuse_packed(folder, {name: entry.torch_dtype for name, entry in file.tensors.items()})
+            refuse_packed(folder, {name: DTYPES[entry.dtype] for name, entry in file.tensors.items()})
     return files
 
 
@@ -158,9 +159,9 @@ def _entries(path: Path, header: Any) -> dict[str, TensorEntry]:
     for name, description in header.items():
         dtype, shape = description["dtype"], tuple(description["shape"])
         begin, end = description["data_offsets"]
-        if isinstance(dtype, str) and dtype not in DTYPES:
+        if isinstance(dtype, str) and dtype not in ITEM_BYTES:
             raise UnsupportedModel(
-                f"{path}: tensor {name} is of type {dtype}; supported are {', '.join(DTYPES)}"
+                f"{path}: tensor {name} is of type {dtype}; supported are {', '.join(ITEM_BYTES)}"
             )
         entry = TensorEntry(name, dtype, shape, begin, end - begin)
         check_entry(entry, end)

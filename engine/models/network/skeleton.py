@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from tokenmux.core.errors import BadCheckpoint, InternalError
 from tokenmux.models.network import attention, experts
 from tokenmux.models.network.rows import grouped_experts_are_exact
-from tokenmux.models.weights.image import Manifest, TensorEntry
+from tokenmux.models.weights.image import DTYPES
+from tokenmux.models.weights.manifest import Manifest, TensorEntry
 from tokenmux.models.weights.packing import Packed, PackedLinear, packing_of
 
 BUILDING = Lock()
@@ -72,7 +73,7 @@ class Skeleton:
         packed: bool = False,
         trust_remote_code: bool = False,
     ) -> None:
-        self.model = empty_model(config, manifest.dtype, trust_remote_code=trust_remote_code)
+        self.model = empty_model(config, DTYPES[manifest.dtype], trust_remote_code=trust_remote_code)
         self.step_holder = attention.StepHolder()
         for module in self.model.modules():
             if hasattr(module, "layer_idx"):
@@ -224,7 +225,7 @@ def _match(model: PreTrainedModel, manifest: Manifest) -> tuple[_Binding, ...]:
                     f"{manifest.source}: tensor {entry.name} has shape {entry.shape}, "
                     f"config.json asks for {tuple(empty.shape)}"
                 )
-            bindings.append(_Binding(entry, entry.torch_dtype, slots, empty))
+            bindings.append(_Binding(entry, DTYPES[entry.dtype], slots, empty))
     unused = sorted(manifest.tensors.keys() - {binding.entry.name for binding in bindings})
     if unused:
         raise BadCheckpoint(

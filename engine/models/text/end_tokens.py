@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenmux.models.config_file import read_object
+from tokenmux.models.json_files import read_object
 
 _SOURCES = ("generation_config.json", "config.json")
 _DEEPEST, _MOST = 4, 256

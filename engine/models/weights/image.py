@@ -1,30 +1,26 @@
-"""Weight images: all weights of a model as one contiguous run of bytes, and the manifest that describes it.
+"""Weight images: all weights of a model as one contiguous run of bytes.
 
 Every tensor begins on a 64-byte boundary of the image, so that one copy makes a model resident and a view per
 tensor makes it usable. The arena puts images at multiples of 256 bytes: each tensor then has the same
 alignment up to 256 wherever its image lies, although 64 suffices within the image. An image is a file of its
 own or a part of one (the data section of a safetensors file that already has the right names and types). This
-module writes, maps and checks images; `conversion.py` gets the weights, and the device copies them.
+module writes, maps and checks images; a manifest describes each (`manifest.py`), `conversion.py` gets the
+weights, and the device copies them.
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from tokenmux.core.errors import BadCheckpoint
 from tokenmux.core.progress import Progress, no_progress
 from tokenmux.models.atomic_files import atomic_file
+from tokenmux.models.weights.manifest import TENSOR_ALIGNMENT, Manifest, TensorEntry
 
-TENSOR_ALIGNMENT = 64
-MANIFEST_VERSION = 1
-MAX_DIMENSIONS = 16
 _CHUNK = 16 << 20
 _SAMPLE = 4096
 
@@ -40,109 +36,9 @@ DTYPES: Mapping[str, torch.dtype] = {
     "I8": torch.int8,
     "U8": torch.uint8,
 }
-"""Types of tensors by their names in safetensors files and manifests."""
+"""What `ITEM_BYTES` names, in torch."""
 
 DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class TensorEntry:
-    """One tensor of an image: `n_bytes` at `offset`, row-major, of a type named as in `DTYPES`."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    n_bytes: int
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        return DTYPES[self.dtype]
-
-
-def check_entry(entry: TensorEntry, n_image_bytes: int) -> None:
-    """Raise ValueError unless the entry lies within an image of `n_image_bytes`, so that binding it cannot
-    fail."""
-    numbers = (*entry.shape, entry.offset, entry.n_bytes, n_image_bytes)
-    if type(entry.name) is not str or not all(type(number) is int and number >= 0 for number in numbers):
-        raise ValueError(
-            f"tensor {entry.name!r}: names are strings, shapes and offsets whole numbers, not negative"
-        )
-    if len(entry.shape) > MAX_DIMENSIONS:
-        raise ValueError(f"tensor {entry.name} has {len(entry.shape)} dimensions")
-    if type(entry.dtype) is not str or entry.dtype not in DTYPES:
-        raise ValueError(f"tensor {entry.name} is of type {entry.dtype!r}")
-    size = prod(entry.shape) * entry.torch_dtype.itemsize
-    if entry.n_bytes != size or entry.offset + size > n_image_bytes:
-        raise ValueError(
-            f"tensor {entry.name} of {entry.dtype} {entry.shape} has {entry.n_bytes} bytes at {entry.offset} "
-            f"of {n_image_bytes}, which cannot be"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """What an image holds and where it is: `n_bytes` at `data_offset` of `file`, with this SHA-256 in hex.
-
-    `dtype` is the type in which the model computes. `source` is the checkpoint's name in messages.
-    """
-
-    source: str
-    dtype: torch.dtype
-    file: Path
-    data_offset: int
-    n_bytes: int
-    sha256: str
-    tensors: Mapping[str, TensorEntry]
-
-    def save(self, path: Path) -> None:
-        """Write the manifest as JSON, atomically. A file in the manifest's own folder is named relative to
-        it."""
-        file = self.file.name if self.file.parent == path.parent else str(self.file)
-        tensors = [[t.name, t.dtype, list(t.shape), t.offset, t.n_bytes] for t in self.tensors.values()]
-        document = {
-            "version": MANIFEST_VERSION,
-            "source": self.source,
-            "dtype": DTYPE_NAMES[self.dtype],
-            "file": file,
-            "data_offset": self.data_offset,
-            "n_bytes": self.n_bytes,
-            "sha256": self.sha256,
-            "tensors": tensors,
-        }
-        with atomic_file(path) as out:
-            out.write(json.dumps(document, indent=1).encode())
-
-    @classmethod
-    def load(cls, path: Path) -> "Manifest":
-        """Read a manifest. Raises BadCheckpoint if it is missing, damaged or of another version."""
-        try:
-            document: dict[str, Any] = json.loads(path.read_bytes())
-            if document["version"] != MANIFEST_VERSION:
-                raise BadCheckpoint(
-                    f"{path}: manifest version {document['version']}, not {MANIFEST_VERSION}; "
-                    "register the model again"
-                )
-            entries = [
-                TensorEntry(n, d, tuple(shape), o, size) for n, d, shape, o, size in document["tensors"]
-            ]
-            for entry in entries:
-                check_entry(entry, document["n_bytes"])
-            return cls(
-                source=document["source"],
-                dtype=DTYPES[document["dtype"]],
-                file=path.parent / document["file"],
-                data_offset=document["data_offset"],
-                n_bytes=document["n_bytes"],
-                sha256=document["sha256"],
-                tensors={entry.name: entry for entry in entries},
-            )
-        except FileNotFoundError:
-            raise BadCheckpoint(f"{path}: the manifest is missing") from None
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise BadCheckpoint(
-                f"{path}: the manifest is damaged ({error!r}); register the model again"
-            ) from None
 
 
 def map_image(manifest: Manifest, *, verify: bool = False) -> torch.Tensor:
@@ -274,4 +170,4 @@ def write_image(
             )
             offset += raw.nbytes
             progress(f"converting {source}", offset, max(n_bytes, offset))
-    return Manifest(source, dtype, path, 0, offset, digest.hexdigest(), entries)
+    return Manifest(source, DTYPE_NAMES[dtype], path, 0, offset, digest.hexdigest(), entries)

@@ -17,8 +17,8 @@ from typing import Any
 from tokenmux.core.errors import NotServable, TokenmuxError, Unavailable, WorkCancelled
 from tokenmux.core.facts import BLOCK_TOKENS
 from tokenmux.core.progress import Progress
-from tokenmux.models.catalogue.catalogue import Catalogue, SetAside
 from tokenmux.models.catalogue.entry import Entry
+from tokenmux.models.catalogue.stored_entries import SetAside, StoredEntries
 from tokenmux.server.children.child import Child, ChildAnswer, ChildEnded, LimitExceeded
 from tokenmux.server.front.cancellation import Cancellation
 from tokenmux.server.front.model_store import NothingToRemove
@@ -58,7 +58,7 @@ class ServedCatalogue:
     ) -> None:
         self.root = root
         self.limits = limits or RegistrationLimits()
-        self._disk = Catalogue(root, block_size=block_size)
+        self._disk = StoredEntries(root, block_size=block_size)
         self._block_size = block_size
         self._module = module
         self._refusals: dict[str, TokenmuxError] = {}
@@ -203,7 +203,7 @@ class ServedCatalogue:
                 raise Unavailable("the server has stopped")
             with cancellation.tells(lambda: _end(child)):
                 (await child.ask(header, limit_s=limit_s, progress=heard)).checked()
-        except (LimitExceeded, ChildEnded) as error:
+        except (LimitExceeded, ChildEnded, NotServable) as error:  # the last without memory to say of which
             _, name, source = work[len(results)]
             if self._closed:
                 results[name] = Unavailable("the server has stopped")

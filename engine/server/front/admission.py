@@ -137,7 +137,8 @@ class Admission:
 
     async def tokenize(self, model: str, prompt: Prompt) -> tuple[int, ...]:
         """The token ids of a prompt. Holds a place in the queue while it works. Raises as `admit`."""
-        ask = Ask(model, prompt, tool_choice=ToolChoice("text"))
+        # Nothing is drawn, so the prompt may take the whole context.
+        ask = Ask(model, prompt, max_tokens=0, prompt_logprobs=0, tool_choice=ToolChoice("text"))
         served = self._first_pass(ask)
         with self._places.admitting(DEFAULT_TENANT):
             prompt_ids = (await self._tokenize(ask, served)).prompt

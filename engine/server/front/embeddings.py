@@ -66,7 +66,14 @@ class Embeddings:
         if not ask.inputs:
             raise InvalidRequest("there are no inputs: give at least one", field="inputs")
         check_count("inputs", ask.inputs, MAX_INPUTS, field="inputs")
-        first = Ask(ask.model, ask.inputs[0], weight=ask.weight, timeout_s=ask.timeout_s)
+        first = Ask(
+            ask.model,
+            ask.inputs[0],
+            max_tokens=0,
+            weight=ask.weight,
+            timeout_s=ask.timeout_s,
+            pooling=pooling.kind,
+        )
         try:
             check_parameters(first, served.facts)
         except InvalidRequest as error:
@@ -75,7 +82,7 @@ class Embeddings:
         async def tokenized(place: int) -> Sequence[int]:
             try:
                 ids = await self._admission.tokenize(ask.model, ask.inputs[place])
-                check_prompt_length(len(ids), served.facts)
+                check_prompt_length(len(ids), served.facts, draws=False)
             except InvalidRequest as error:
                 raise _about_input(error, place) from None
             return ids

@@ -65,7 +65,7 @@ def check_parameters(ask: Ask, facts: ModelFacts) -> None:
             if not ids:
                 raise InvalidRequest("the prompt has no token ids", field="prompt")
             if ask.truncate_prompt_tokens is None:
-                check_prompt_length(len(ids), facts)
+                check_prompt_length(len(ids), facts, draws=_draws(ask))
             check_token_ids("prompt token ids", ids, facts, field="prompt")
         case Chat():
             _check_chat(ask.prompt)
@@ -170,14 +170,16 @@ def check_seconds(name: str, seconds: float) -> None:
         raise InvalidRequest(f"{name} {seconds:g}: use seconds, 0 or more")
 
 
-def check_prompt_length(n_prompt: int, facts: ModelFacts) -> None:
-    """Raise InvalidRequest for a prompt that leaves no room in the model's context for a token of output."""
-    if n_prompt >= facts.max_context:
+def check_prompt_length(n_prompt: int, facts: ModelFacts, *, draws: bool) -> None:
+    """Raise ContextExceeded for a prompt that is longer than the model's context; or as long, if the request
+    `draws`, since a token of output has no room then."""
+    limit = facts.max_context - draws
+    if n_prompt > limit:
         raise ContextExceeded(
-            f"the prompt has {n_prompt} tokens, but {facts.id} has a context of {facts.max_context}, "
-            f"output included: shorten the prompt to at most {facts.max_context - 1} tokens",
+            f"the prompt has {n_prompt} tokens, but {facts.id} has a context of {facts.max_context}"
+            f"{', output included' if draws else ''}: shorten the prompt to at most {limit} tokens",
             field="prompt",
-            limit=facts.max_context - 1,
+            limit=limit,
             given=n_prompt,
             model=facts.id,
         )
@@ -207,7 +209,7 @@ def output_limit(ask: Ask, prompt: Sequence[int], facts: ModelFacts, defaults: D
     """The max_tokens in force. Raises InvalidRequest if prompt and output do not fit the model's context."""
     if not prompt:
         raise InvalidRequest("the prompt is empty once tokenized: give at least one token", field="prompt")
-    check_prompt_length(len(prompt), facts)
+    check_prompt_length(len(prompt), facts, draws=_draws(ask))
     room = facts.max_context - len(prompt)
     if ask.max_tokens is not None and ask.max_tokens > room:
         raise ContextExceeded(
@@ -224,6 +226,11 @@ def output_limit(ask: Ask, prompt: Sequence[int], facts: ModelFacts, defaults: D
             f"min_tokens {ask.min_tokens} is more than max_tokens {limit}", field="min_tokens"
         )
     return limit
+
+
+def _draws(ask: Ask) -> bool:
+    """False if the prompt is scored or pooled and nothing is drawn."""
+    return ask.max_tokens != 0
 
 
 def service_level(ask: Ask, defaults: Defaults) -> ServiceLevel:

@@ -3,6 +3,7 @@
 `tokenmux.server.front.incidents` says what of an error may be shown.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -85,5 +86,8 @@ async def answering(context: Context) -> AsyncIterator[None]:
         yield
     except grpc.aio.AbortError:
         raise
+    except grpc.aio.InternalError as error:
+        # A message could not be sent: its client has gone, and gRPC was about to cancel this.
+        raise asyncio.CancelledError from error
     except Exception as error:  # noqa: BLE001 - the one place that turns errors into status
         await refusal_of(error).end(context)

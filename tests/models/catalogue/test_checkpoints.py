@@ -26,7 +26,7 @@ from tokenmux.models.catalogue import catalogue as catalogue_module
 from tokenmux.models.catalogue import tiny
 from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.models.catalogue.entry import Entry
-from tokenmux.models.weights.image import map_image
+from tokenmux.models.weights.image import DTYPES, map_image
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def weights_of(entry: Entry) -> dict[str, torch.Tensor]:
     """The tensors of an entry's image, by name."""
     image = map_image(entry.manifest, verify=True)
     return {
-        t.name: image[t.offset : t.offset + t.n_bytes].clone().view(t.torch_dtype).view(t.shape)
+        t.name: image[t.offset : t.offset + t.n_bytes].clone().view(DTYPES[t.dtype]).view(t.shape)
         for t in entry.manifest.tensors.values()
     }
 
@@ -91,12 +91,12 @@ def test_shards_and_other_types_are_converted_once(catalogue: Catalogue, shards:
 def test_two_entries_of_one_source_are_two_models(catalogue: Catalogue, checkpoint: Path) -> None:
     first, second = (catalogue.register_folder(name, checkpoint) for name in ("a", "b"))
     assert first.facts.images[0].id != second.facts.images[0].id
-    assert catalogue.names() == ("a", "b")
-    catalogue.remove("a")
-    assert [entry.name for entry in catalogue.entries()] == ["b"]
-    assert weights_of(catalogue.get("b"))
+    assert catalogue.stored.names() == ("a", "b")
+    catalogue.stored.remove("a")
+    assert [entry.name for entry in catalogue.stored.entries()] == ["b"]
+    assert weights_of(catalogue.stored.get("b"))
     with pytest.raises(NotFound, match="no model named a"):
-        catalogue.get("a")
+        catalogue.stored.get("a")
 
 
 def test_facts_come_from_config_and_image(catalogue: Catalogue, checkpoint: Path) -> None:
@@ -165,7 +165,7 @@ def test_damaged_checkpoints_are_refused_with_file_and_reason(
     with pytest.raises(error, match=reason) as caught:
         catalogue.register_folder("a", checkpoint)
     assert str(checkpoint) in str(caught.value)
-    assert catalogue.names() == ()
+    assert catalogue.stored.names() == ()
     assert left_behind(tmp_path) == []
 
 
@@ -222,13 +222,13 @@ def test_a_damaged_entry_is_noticed(catalogue: Catalogue, checkpoint: Path) -> N
     document = json.loads(manifest.read_bytes())
     manifest.write_text(json.dumps(document | {"version": 99}))
     with pytest.raises(BadCheckpoint, match="manifest version 99"):
-        catalogue.get("a")
+        catalogue.stored.get("a")
     manifest.write_text("{}")
     with pytest.raises(BadCheckpoint, match="the manifest is damaged"):
-        catalogue.get("a")
+        catalogue.stored.get("a")
     manifest.unlink()
     with pytest.raises(BadCheckpoint, match="the manifest is missing"):
-        catalogue.get("a")
+        catalogue.stored.get("a")
 
 
 def test_a_full_disk_leaves_nothing_behind(
@@ -278,7 +278,7 @@ def test_names_are_checked(catalogue: Catalogue, checkpoint: Path) -> None:
     with pytest.raises(InvalidRequest, match="dtype 'int4' is not one of bfloat16"):
         catalogue.register_folder("b", checkpoint, dtype="int4")
     with pytest.raises(NotFound, match="no model named z"):
-        catalogue.remove("z")
+        catalogue.stored.remove("z")
 
 
 def test_pulling_registers_what_the_hub_gives(

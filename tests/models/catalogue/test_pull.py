@@ -105,7 +105,7 @@ def pull(hub: str, root: Path, *arguments: str) -> subprocess.CompletedProcess[s
 def test_a_model_of_the_hub_is_downloaded_and_registered(hub: str, served: list[str], tmp_path: Path) -> None:
     done = pull(hub, tmp_path, REPOSITORY)
     assert done.returncode == 0, done.stderr
-    entry = Catalogue(tmp_path / "catalogue").get("tiny-llama")
+    entry = Catalogue(tmp_path / "catalogue").stored.get("tiny-llama")
     assert entry.facts.n_bytes > 0
     assert {"config.json", "model.safetensors"} <= set(served)
     assert not {"pytorch_model.bin", "modeling_evil.py"} & set(served)

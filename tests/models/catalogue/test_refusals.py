@@ -18,7 +18,8 @@ from tokenmux.core.errors import BadCheckpoint, TokenmuxError, UnsupportedModel
 from tokenmux.models.catalogue import tiny
 from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.models.catalogue.safetensors_checkpoint import find_weights, read_safetensors
-from tokenmux.models.weights.image import FileStamp, Manifest, map_image, read_image
+from tokenmux.models.weights.image import FileStamp, map_image, read_image
+from tokenmux.models.weights.manifest import Manifest
 
 WEIGHTS = "model.safetensors"
 

@@ -18,7 +18,7 @@ from tokenmux.models.network.batch import Segment
 from tokenmux.models.network.rows import Product, RowRule, row_rule
 from tokenmux.models.network.runner import Runner
 from tokenmux.models.network.skeleton import Skeleton, state_names
-from tokenmux.models.weights.image import Manifest
+from tokenmux.models.weights.manifest import Manifest
 
 GRID = 16
 

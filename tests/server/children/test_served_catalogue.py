@@ -20,6 +20,8 @@ from tokenmux.core.errors import (
 )
 from tokenmux.models.catalogue import tiny
 from tokenmux.models.catalogue.catalogue import Catalogue
+from tokenmux.models.catalogue.locks import Claim
+from tokenmux.models.catalogue.stored_entries import StoredEntries
 from tokenmux.server.children.served_catalogue import RegistrationLimits, ServedCatalogue
 from tokenmux.server.front.cancellation import Cancellation
 
@@ -245,6 +247,14 @@ def test_more_memory_than_allowed_is_a_refusal_that_names_the_limit(whole: Path,
         ServedCatalogue(tmp_path / "catalogue", limits).register_folder("m", whole, progress=quiet)
 
 
+def test_a_child_without_memory_to_say_so_refuses_its_model_and_no_other(whole: Path, tmp_path: Path) -> None:
+    catalogue = stand_in("out_of_memory", tmp_path, silent_s=60.0)
+    refused = catalogue.bring_in([("a", whole), ("b", whole)], quiet)
+    for name in ("a", "b"):
+        assert "it takes more memory than its process may use" in str(refused[name])
+        assert "(`registration.memory`)" in str(refused[name])
+
+
 def test_closing_ends_a_registration(whole: Path, tmp_path: Path) -> None:
     catalogue = stand_in("silent", tmp_path, silent_s=600.0)
     result: list[Exception] = []
@@ -266,18 +276,16 @@ def test_closing_ends_a_registration(whole: Path, tmp_path: Path) -> None:
 
 def test_an_entry_that_another_server_uses_is_not_removed(whole: Path, tmp_path: Path) -> None:
     Catalogue(tmp_path).register_folder("m", whole)
-    ours, theirs = ServedCatalogue(tmp_path), ServedCatalogue(tmp_path)
+    ours, theirs = ServedCatalogue(tmp_path), Claim(tmp_path / "models" / "m")
     ours.get("m")
-    theirs.get("m")
     with pytest.raises(InUse, match="served by another server"):
         ours.remove("m")
     assert ours.get("m").name == "m"
-    theirs._disk._claims.pop("m").release()
+    theirs.release()
     aside = ours.set_aside("m")
     assert ours.names() == []
-    Catalogue(
-        tmp_path
-    ).sweep()  # as another server does that starts, or this one when a registration is killed
+    # As another server does that starts, or this one when a registration is killed.
+    StoredEntries(tmp_path).sweep()
     aside.restore()
     assert ours.get("m").name == "m"
     ours.remove("m")

@@ -114,6 +114,17 @@ async def test_absent_fields_are_the_servers_defaults_and_zeros_are_not(served: 
     assert (await served.inference.Generate(request)).choices[0].finish_info.seed == 0
 
 
+async def test_a_prompt_that_is_scored_may_take_the_whole_context() -> None:
+    request = generate("b" * 32, max_tokens=0)
+    request.prompt_logprobs = 0
+    async with serving(FakeEntry(facts("letters", max_context=32))) as served:
+        (choice,) = (await served.inference.Generate(request)).choices
+        request.text += "b"
+        code, said = await refused(served.inference.Generate(request))
+    assert (choice.finish_info.usage.n_prompt_tokens, choice.finish_info.usage.n_completion_tokens) == (32, 0)
+    assert (code, "shorten the prompt to at most 32 tokens" in said) == (Code.INVALID_ARGUMENT, True)
+
+
 @pytest.mark.parametrize(
     ("request_", "code", "message"),
     [

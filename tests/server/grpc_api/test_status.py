@@ -1,6 +1,8 @@
 """Errors and their codes: what says "try again" may succeed unchanged, and nothing else says so."""
 
+import asyncio
 from collections.abc import Iterator
+from typing import cast
 
 import grpc
 import pytest
@@ -15,7 +17,8 @@ from tokenmux.messages.commands import Submit
 from tokenmux.messages.reports import Finished, Tokens
 from tokenmux.server.front.buffer import EventBuffer
 from tokenmux.server.front.live_request import LiveRequest
-from tokenmux.server.grpc_api.status import STATUS, refusal_of
+from tokenmux.server.grpc_api.grpc_types import Context
+from tokenmux.server.grpc_api.status import STATUS, answering, refusal_of
 
 Code = grpc.StatusCode
 
@@ -39,6 +42,13 @@ def test_a_code_says_try_again_exactly_where_that_may_help(kind: type[TokenmuxEr
     assert (shown is Code.INTERNAL) == issubclass(kind, InternalError)
     assert ("a reason" in message) == (shown is not Code.INTERNAL)
     assert type(error_of(kind.code, "a reason")) is kind
+
+
+async def test_a_message_that_cannot_be_sent_is_no_fault_of_ours(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(asyncio.CancelledError):
+        async with answering(cast("Context", None)):
+            raise grpc.aio.InternalError("the client has gone")
+    assert not caplog.records
 
 
 def test_an_error_of_ours_is_not_internal_without_being_one() -> None:

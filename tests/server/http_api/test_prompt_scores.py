@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.server.http_api.http_calls import CHAT, TEXT, events, http, usage_of
+from tests.server.scripted_models import FakeEntry, facts
 
 ABC = TEXT | {"prompt": "abc", "max_tokens": 1}
 
@@ -79,6 +80,19 @@ async def test_a_prompt_is_scored_without_output(stream: bool) -> None:
     assert [value for one in told for value in one["token_logprobs"]] == [None, -98.0, -99.0]
     assert [one["finish_reason"] for one in choices if one["finish_reason"]] == ["length"]
     assert documents[-1]["usage"] == usage_of(3, 0)
+
+
+@pytest.mark.parametrize("prompt", ["b" * 32, [98] * 32], ids=["text", "token ids"])
+async def test_a_prompt_that_is_scored_may_take_the_whole_context(prompt: str | list[int]) -> None:
+    asked = TEXT | {"prompt": prompt, "echo": True, "logprobs": 1, "max_tokens": 0}
+    async with http(FakeEntry(facts("letters", max_context=32))) as (_, client):
+        answer = await client.post("/v1/completions", json=asked)
+        drawing = await client.post("/v1/completions", json=asked | {"max_tokens": 1})
+        longer = await client.post("/v1/completions", json=asked | {"prompt": prompt + prompt[:1]})
+    assert answer.json()["choices"][0]["logprobs"]["token_logprobs"] == [None, *[-98.0] * 31]
+    assert drawing.status_code == longer.status_code == 400
+    assert "output included: shorten the prompt to at most 31 tokens" in drawing.text
+    assert "a context of 32: shorten the prompt to at most 32 tokens" in longer.text
 
 
 async def test_a_conversation_is_scored_without_output() -> None:

@@ -13,12 +13,8 @@ from tokenmux.core.errors import BadCheckpoint, UnsupportedModel
 from tokenmux.core.progress import Progress, no_progress
 from tokenmux.core.sizes import round_up
 from tokenmux.models.atomic_files import atomic_file
-from tokenmux.models.catalogue.gguf.gguf_config import (
-    GGUF_ARCHITECTURES,
-    POOLING_MODES,
-    Described,
-    described_config,
-)
+from tokenmux.models.catalogue.gguf.config_parts import POOLING_MODES, Described
+from tokenmux.models.catalogue.gguf.gguf_config import GGUF_ARCHITECTURES, described_config
 from tokenmux.models.catalogue.gguf.gguf_tokenizer import GgufTokenizer, read_tokenizer
 from tokenmux.models.catalogue.gguf.keys import Keys
 from tokenmux.models.catalogue.gguf.rotary_factors import FREQUENCIES, LONG, SHORT
@@ -28,7 +24,8 @@ from tokenmux.models.catalogue.pooling_config import write_pooling_files
 from tokenmux.models.foreign_errors import foreign_errors_as
 from tokenmux.models.network.skeleton import empty_model, state_names
 from tokenmux.models.transformers_log import quiet_transformers
-from tokenmux.models.weights.image import TENSOR_ALIGNMENT, Manifest, write_image
+from tokenmux.models.weights.image import write_image
+from tokenmux.models.weights.manifest import TENSOR_ALIGNMENT, Manifest
 
 _MOST_FACTORS = 1 << 16
 

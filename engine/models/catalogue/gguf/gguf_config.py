@@ -1,50 +1,26 @@
-"""The config of each architecture, from the file's metadata: one function each, over what all of them share.
+"""The config of each architecture, from the file's metadata: one function each, over what all of them share
+(`config_parts.py`)."""
 
-A number that decides a result is required if the converters of llama.cpp always write it; only numbers that
-they leave out have defaults. Sizes are compared with the tensors here already, since a skeleton is built from
-them.
-"""
-
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from gguf import MODEL_ARCH
 
-from tokenmux.core.errors import BadCheckpoint, UnsupportedModel
+from tokenmux.core.errors import UnsupportedModel
 from tokenmux.models.catalogue.gguf import windows
-from tokenmux.models.catalogue.gguf.header import GgufTensor
-from tokenmux.models.catalogue.gguf.keys import Keys
-from tokenmux.models.catalogue.gguf.rotary_factors import rope_parameters
-
-_RMS, _LAYER = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
-_LLAMA_LAYOUT = "Meta AI original pth"
-_LARGEST_CONTEXT = 1 << 27
-
-
-@dataclass(frozen=True, slots=True)
-class Described:
-    """The sources of a config: the keys of the architecture, the tensors, and the values of those with rotary
-    factors."""
-
-    keys: Keys
-    tensors: Mapping[str, GgufTensor]
-    factors: Mapping[str, Sequence[float]]
-    old_vocabulary: bool
-    """True if the tokenizer is SentencePiece's: such files may be older than the key `rope.freq_base`."""
-
-    def has(self, name: str) -> bool:
-        """True if the file has the tensor."""
-        return name in self.tensors
-
-    def size(self, name: str, axis: int) -> int:
-        """Size of a tensor along `axis`. Raises BadCheckpoint if the tensor or the axis is missing."""
-        if name not in self.tensors:
-            raise BadCheckpoint(f"{self.keys.file}: the tensor {name} is missing")
-        shape = self.tensors[name].shape
-        if not -len(shape) <= axis < len(shape):
-            raise BadCheckpoint(f"{self.keys.file}: the tensor {name} has the shape {list(shape)}")
-        return shape[axis]
+from tokenmux.models.catalogue.gguf.config_parts import (
+    LAYER_EPSILON,
+    RMS_EPSILON,
+    Described,
+    GgufSizes,
+    bias_fields,
+    common_fields,
+    read_experts,
+    read_sizes,
+    refuse_experts,
+    rotary,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,29 +36,6 @@ class GgufArchitecture:
     config: Callable[[Described], dict[str, Any]]
     paired: bool = False
     raised_norms: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Sizes:
-    """Sizes that every architecture has."""
-
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    context: int
-
-    def fields(self) -> dict[str, Any]:
-        """The sizes under the names that most configs have."""
-        return {
-            "hidden_size": self.hidden,
-            "num_hidden_layers": self.layers,
-            "num_attention_heads": self.heads,
-            "num_key_value_heads": self.kv_heads,
-            "head_dim": self.head_dim,
-            "max_position_embeddings": self.context,
-        }
 
 
 def described_config(architecture: str, found: Described) -> dict[str, Any]:
@@ -101,162 +54,45 @@ def described_config(architecture: str, found: Described) -> dict[str, Any]:
     return ids | fields
 
 
-POOLING_MODES: Mapping[int, str | None] = {0: None, 1: "mean", 2: "cls", 3: "lasttoken"}
-"""Pooling types by the names of sentence-transformers. The fourth of llama.cpp's ranks documents."""
-
-
-def _sizes(found: Described) -> _Sizes:
-    keys = found.keys
-    hidden, heads = keys.integer("embedding_length"), keys.integer("attention.head_count")
-    sizes = _Sizes(
-        hidden=hidden,
-        layers=keys.integer("block_count"),
-        heads=heads,
-        kv_heads=keys.integer("attention.head_count_kv", heads),
-        head_dim=keys.integer("attention.key_length", max(hidden // heads, 1)),
-        context=keys.integer("context_length"),
-    )
-    if sizes.context > _LARGEST_CONTEXT:
-        keys.bad("context_length", f"is {sizes.context}")
-    if heads % sizes.kv_heads:
-        keys.bad("attention.head_count_kv", f"is {sizes.kv_heads}, which does not divide {heads} heads")
-    keys.expect("attention.value_length", sizes.head_dim)
-    keys.expect("attention.causal", True)
-    keys.expect("pooling_type", *POOLING_MODES)
-    keys.expect("tensor_data_layout", _LLAMA_LAYOUT)
-    keys.expect("vocab_size", found.size("token_embd.weight", 0))
-    if found.size("token_embd.weight", -1) != hidden:
-        keys.bad(
-            "embedding_length", f"is {hidden}, and the embedding has {found.size('token_embd.weight', -1)}"
-        )
-    _check_layers(found, sizes.layers)
-    rows, expected = "blk.0.attn_q.weight", sizes.head_dim * heads
-    if not found.has(rows):
-        rows, expected = "blk.0.attn_qkv.weight", sizes.head_dim * (heads + 2 * sizes.kv_heads)
-    if found.size(rows, 0) != expected:
-        raise BadCheckpoint(
-            f"{keys.file}: {rows} has {found.size(rows, 0)} rows, not {expected} for {heads} and "
-            f"{sizes.kv_heads} heads of {sizes.head_dim} "
-            "(attention.head_count, attention.head_count_kv, attention.key_length)"
-        )
-    return sizes
-
-
-def _check_layers(found: Described, n_layers: int) -> None:
-    """Raise unless exactly these layers are there: counts are compared before they are believed."""
-    numbers = {part for name in found.tensors if name.startswith("blk.") for part in name.split(".")[1:2]}
-    if len(numbers) != n_layers or numbers != {str(number) for number in range(n_layers)}:
-        found.keys.bad("block_count", f"is {n_layers}, and there are tensors of {len(numbers)} layers")
-
-
-def _rope(
-    found: Described,
-    sizes: _Sizes,
-    *,
-    base: float | None = None,
-    partial: bool = False,
-    truncate: bool | None = None,
-) -> dict[str, Any]:
-    """Rotary parameters.
-
-    `base` is the default of `rope.freq_base`; `partial` allows fewer rotated dimensions than a head has.
-    """
-    keys = found.keys
-    # An architecture with part of its heads rotated must say how much; others rotate all.
-    rotated = keys.integer("rope.dimension_count", None if partial else sizes.head_dim)
-    if rotated > sizes.head_dim or rotated % 2 or (rotated != sizes.head_dim and not partial):
-        keys.unsupported("rope.dimension_count", f"is {rotated} of {sizes.head_dim}")
-    made = rope_parameters(
-        keys,
-        found.factors,
-        base=keys.number("rope.freq_base", base),
-        rotated=rotated,
-        context=sizes.context,
-        truncate=truncate,
-    )
-    return made | {"partial_rotary_factor": rotated / sizes.head_dim} if partial else made
-
-
-def _common(found: Described, sizes: _Sizes) -> dict[str, Any]:
-    """Fields of architectures with RMS norms and gated layers."""
-    return sizes.fields() | {
-        "vocab_size": found.size("token_embd.weight", 0),
-        "intermediate_size": found.keys.integer("feed_forward_length"),
-        "rms_norm_eps": found.keys.number(_RMS),
-        "tie_word_embeddings": not found.has("output.weight"),
-    }
-
-
-def _dense(keys: Keys) -> None:
-    for name in ("expert_count", "expert_used_count"):
-        keys.expect(name, 0)
-
-
-def _experts(found: Described, *, normed: bool, gating: int = 1) -> tuple[int, int]:
-    """Number of experts, and how many of them a token uses. All other keys about experts must have their
-    usual values."""
-    keys = found.keys
-    count, used = keys.integer("expert_count"), keys.integer("expert_used_count")
-    if count != found.size("blk.0.ffn_gate_inp.weight", 0):
-        keys.bad(
-            "expert_count", f"is {count}, and the router has {found.size('blk.0.ffn_gate_inp.weight', 0)}"
-        )
-    if used > count:
-        keys.bad("expert_used_count", f"is {used} of {count}")
-    keys.expect("expert_gating_func", 0, gating)
-    keys.expect("expert_weights_norm", normed)
-    keys.expect("expert_weights_scale", 0.0, 1.0)
-    for name in (
-        "expert_group_count",
-        "expert_group_used_count",
-        "moe_every_n_layers",
-        "interleave_moe_layer_step",
-    ):
-        keys.expect(name, 0, 1)
-    keys.expect("leading_dense_block_count", 0)
-    return count, used
-
-
 def _llama(found: Described) -> dict[str, Any]:
     """Llama, and what is stored under its name: Mistral (with a window) and Mixtral (with experts)."""
-    keys, sizes = found.keys, _sizes(found)
-    fields = _common(found, sizes) | {
-        "rope_parameters": _rope(found, sizes, base=10_000.0 if found.old_vocabulary else None)
+    keys, sizes = found.keys, read_sizes(found)
+    fields = common_fields(found, sizes) | {
+        "rope_parameters": rotary(found, sizes, base=10_000.0 if found.old_vocabulary else None)
     }
     window = windows.everywhere(keys)
     if "expert_count" in keys and keys.integer("expert_count", least=0):
-        count, used = _experts(found, normed=True)
+        count, used = read_experts(found, normed=True)
         keys.expect("expert_feed_forward_length", fields["intermediate_size"])
         experts = {"num_local_experts": count, "num_experts_per_tok": used}
         return fields | experts | {"model_type": "mixtral", "sliding_window": window}
-    _dense(keys)
+    refuse_experts(keys)
     if window is not None:
         return fields | {"model_type": "mistral", "sliding_window": window}
-    return fields | {"model_type": "llama"} | _biases(found)
-
-
-def _biases(found: Described) -> dict[str, Any]:
-    return {"attention_bias": found.has("blk.0.attn_q.bias"), "mlp_bias": found.has("blk.0.ffn_gate.bias")}
+    return fields | {"model_type": "llama"} | bias_fields(found)
 
 
 def _qwen(model_type: str) -> Callable[[Described], dict[str, Any]]:
     def config(found: Described) -> dict[str, Any]:
-        sizes = _sizes(found)
-        _dense(found.keys)
+        sizes = read_sizes(found)
+        refuse_experts(found.keys)
         windows.nowhere(found.keys, sizes.context)
-        return _common(found, sizes) | {"model_type": model_type, "rope_parameters": _rope(found, sizes)}
+        return common_fields(found, sizes) | {
+            "model_type": model_type,
+            "rope_parameters": rotary(found, sizes),
+        }
 
     return config
 
 
 def _qwen_experts(model_type: str, *, normed: bool, shared: bool) -> Callable[[Described], dict[str, Any]]:
     def config(found: Described) -> dict[str, Any]:
-        keys, sizes = found.keys, _sizes(found)
-        count, used = _experts(found, normed=normed)
+        keys, sizes = found.keys, read_sizes(found)
+        count, used = read_experts(found, normed=normed)
         windows.nowhere(keys, sizes.context)
-        fields = _common(found, sizes) | {
+        fields = common_fields(found, sizes) | {
             "model_type": model_type,
-            "rope_parameters": _rope(found, sizes),
+            "rope_parameters": rotary(found, sizes),
             "num_experts": count,
             "num_experts_per_tok": used,
             "norm_topk_prob": normed,
@@ -278,16 +114,16 @@ def _qwen_experts(model_type: str, *, normed: bool, shared: bool) -> Callable[[D
 
 
 def _gemma(found: Described) -> dict[str, Any]:
-    sizes = _sizes(found)
+    sizes = read_sizes(found)
     found.keys.integer("attention.key_length")
     windows.nowhere(found.keys, sizes.context)
-    return _common(found, sizes) | {
+    return common_fields(found, sizes) | {
         "model_type": "gemma",
-        "rope_parameters": _rope(found, sizes, base=10_000.0),
+        "rope_parameters": rotary(found, sizes, base=10_000.0),
     }
 
 
-def _query_scale(found: Described, sizes: _Sizes, layers_of_27b: int) -> int:
+def _query_scale(found: Described, sizes: GgufSizes, layers_of_27b: int) -> int:
     """What queries are scaled by, as the square of 1 / scale. The file has no key for it.
 
     Models of 27B use the mean width of a head, all others 256. Like llama.cpp, this recognises them by their
@@ -298,13 +134,13 @@ def _query_scale(found: Described, sizes: _Sizes, layers_of_27b: int) -> int:
 
 
 def _gemma2(found: Described) -> dict[str, Any]:
-    keys, sizes = found.keys, _sizes(found)
+    keys, sizes = found.keys, read_sizes(found)
     return (
-        _common(found, sizes)
+        common_fields(found, sizes)
         | windows.alternating(keys, sizes.layers, 2)
         | {
             "model_type": "gemma2",
-            "rope_parameters": _rope(found, sizes, base=10_000.0),
+            "rope_parameters": rotary(found, sizes, base=10_000.0),
             "query_pre_attn_scalar": _query_scale(found, sizes, 46),
             "attn_logit_softcapping": keys.number("attn_logit_softcapping", 50.0),
             "final_logit_softcapping": keys.number("final_logit_softcapping", 30.0),
@@ -313,17 +149,17 @@ def _gemma2(found: Described) -> dict[str, Any]:
 
 
 def _gemma3(found: Described) -> dict[str, Any]:
-    keys, sizes = found.keys, _sizes(found)
+    keys, sizes = found.keys, read_sizes(found)
     capped = "final_logit_softcapping" in keys
     keys.ignore_below("mm.", "vision.")  # for the part about images, whose tensors are in a separate file
     return (
-        _common(found, sizes)
+        common_fields(found, sizes)
         | windows.alternating(keys, sizes.layers, 6)
         | {
             "model_type": "gemma3_text",
             # Scaling applies to the layers with full attention.
             "rope_parameters": {
-                "full_attention": _rope(found, sizes),
+                "full_attention": rotary(found, sizes),
                 "sliding_attention": {
                     "rope_type": "default",
                     "rope_theta": keys.number("rope.freq_base_swa", 10_000.0),
@@ -336,24 +172,24 @@ def _gemma3(found: Described) -> dict[str, Any]:
 
 
 def _phi3(found: Described) -> dict[str, Any]:
-    keys, sizes = found.keys, _sizes(found)
+    keys, sizes = found.keys, read_sizes(found)
     original = keys.integer("rope.scaling.original_context_length", sizes.context)
-    return _common(found, sizes) | {
+    return common_fields(found, sizes) | {
         "model_type": "phi3",
-        "rope_parameters": _rope(found, sizes, partial=True),
+        "rope_parameters": rotary(found, sizes, partial=True),
         "original_max_position_embeddings": original,
         "sliding_window": windows.everywhere(keys),
     }
 
 
 def _starcoder2(found: Described) -> dict[str, Any]:
-    sizes = _sizes(found)
+    sizes = read_sizes(found)
     return sizes.fields() | {
         "model_type": "starcoder2",
         "vocab_size": found.size("token_embd.weight", 0),
         "intermediate_size": found.keys.integer("feed_forward_length"),
-        "norm_epsilon": found.keys.number(_LAYER),
-        "rope_parameters": _rope(found, sizes),
+        "norm_epsilon": found.keys.number(LAYER_EPSILON),
+        "rope_parameters": rotary(found, sizes),
         "sliding_window": windows.everywhere(found.keys),
         "use_bias": True,
         "tie_word_embeddings": not found.has("output.weight"),
@@ -361,7 +197,7 @@ def _starcoder2(found: Described) -> dict[str, Any]:
 
 
 def _gpt2(found: Described) -> dict[str, Any]:
-    keys, sizes = found.keys, _sizes(found)
+    keys, sizes = found.keys, read_sizes(found)
     if sizes.kv_heads != sizes.heads or sizes.head_dim * sizes.heads != sizes.hidden:
         keys.unsupported("attention.head_count_kv", f"is {sizes.kv_heads} of {sizes.heads}")
     if found.size("position_embd.weight", 0) != sizes.context:
@@ -377,14 +213,14 @@ def _gpt2(found: Described) -> dict[str, Any]:
         "n_layer": sizes.layers,
         "n_head": sizes.heads,
         "n_inner": keys.integer("feed_forward_length"),
-        "layer_norm_epsilon": keys.number(_LAYER),
+        "layer_norm_epsilon": keys.number(LAYER_EPSILON),
         "tie_word_embeddings": not found.has("output.weight"),
     }
 
 
 def _gpt_oss(found: Described) -> dict[str, Any]:
-    keys, sizes = found.keys, _sizes(found)
-    count, used = _experts(found, normed=True, gating=3)
+    keys, sizes = found.keys, read_sizes(found)
+    count, used = read_experts(found, normed=True, gating=3)
     width = keys.integer("expert_feed_forward_length", found.size("blk.0.ffn_down_exps.weight", -1))
     # Some files have the width of the experts here too, others 0.
     keys.expect("feed_forward_length", width, 0)
@@ -395,30 +231,33 @@ def _gpt_oss(found: Described) -> dict[str, Any]:
             "model_type": "gpt_oss",
             "vocab_size": found.size("token_embd.weight", 0),
             "intermediate_size": width,
-            "rms_norm_eps": keys.number(_RMS),
+            "rms_norm_eps": keys.number(RMS_EPSILON),
             "num_local_experts": count,
             "num_experts_per_tok": used,
-            "rope_parameters": _rope(found, sizes, truncate=False),
+            "rope_parameters": rotary(found, sizes, truncate=False),
             "tie_word_embeddings": not found.has("output.weight"),
         }
     )
 
 
 def _olmo2(found: Described) -> dict[str, Any]:
-    sizes = _sizes(found)
-    _dense(found.keys)
+    sizes = read_sizes(found)
+    refuse_experts(found.keys)
     windows.nowhere(found.keys, sizes.context)
-    return _common(found, sizes) | {"model_type": "olmo2", "rope_parameters": _rope(found, sizes)}
+    return common_fields(found, sizes) | {
+        "model_type": "olmo2",
+        "rope_parameters": rotary(found, sizes),
+    }
 
 
 def _olmoe(found: Described) -> dict[str, Any]:
-    keys, sizes = found.keys, _sizes(found)
-    count, used = _experts(found, normed=False)
-    fields = _common(found, sizes)
+    keys, sizes = found.keys, read_sizes(found)
+    count, used = read_experts(found, normed=False)
+    fields = common_fields(found, sizes)
     keys.expect("expert_feed_forward_length", fields["intermediate_size"])
     return fields | {
         "model_type": "olmoe",
-        "rope_parameters": _rope(found, sizes),
+        "rope_parameters": rotary(found, sizes),
         "num_experts": count,
         "num_experts_per_tok": used,
         "norm_topk_prob": False,
@@ -427,14 +266,14 @@ def _olmoe(found: Described) -> dict[str, Any]:
 
 
 def _granite(found: Described) -> dict[str, Any]:
-    keys, sizes = found.keys, _sizes(found)
-    _dense(keys)
+    keys, sizes = found.keys, read_sizes(found)
+    refuse_experts(keys)
     return (
-        _common(found, sizes)
-        | _biases(found)
+        common_fields(found, sizes)
+        | bias_fields(found)
         | {
             "model_type": "granite",
-            "rope_parameters": _rope(found, sizes),
+            "rope_parameters": rotary(found, sizes),
             "attention_multiplier": keys.number("attention.scale"),
             "embedding_multiplier": keys.number("embedding_scale"),
             "residual_multiplier": keys.number("residual_scale"),
@@ -445,14 +284,14 @@ def _granite(found: Described) -> dict[str, Any]:
 
 def _cohere(model_type: str, *, period: int | None) -> Callable[[Described], dict[str, Any]]:
     def config(found: Described) -> dict[str, Any]:
-        keys, sizes = found.keys, _sizes(found)
+        keys, sizes = found.keys, read_sizes(found)
         fields = sizes.fields() | {
             "model_type": model_type,
             "vocab_size": found.size("token_embd.weight", 0),
             "intermediate_size": keys.integer("feed_forward_length"),
-            "layer_norm_eps": keys.number(_LAYER),
+            "layer_norm_eps": keys.number(LAYER_EPSILON),
             "logit_scale": keys.number("logit_scale"),
-            "rope_parameters": _rope(found, sizes),
+            "rope_parameters": rotary(found, sizes),
             "tie_word_embeddings": not found.has("output.weight"),
         }
         if period is None:
@@ -464,32 +303,36 @@ def _cohere(model_type: str, *, period: int | None) -> Callable[[Described], dic
 
 
 def _smollm3(found: Described) -> dict[str, Any]:
-    sizes = _sizes(found)
+    sizes = read_sizes(found)
     windows.nowhere(found.keys, sizes.context)
     return (
-        _common(found, sizes)
-        | _biases(found)
+        common_fields(found, sizes)
+        | bias_fields(found)
         # Every fourth layer has no positions; the file has no key for it.
-        | {"model_type": "smollm3", "rope_parameters": _rope(found, sizes), "no_rope_layer_interval": 4}
+        | {
+            "model_type": "smollm3",
+            "rope_parameters": rotary(found, sizes),
+            "no_rope_layer_interval": 4,
+        }
     )
 
 
 def _glm4(found: Described) -> dict[str, Any]:
-    sizes = _sizes(found)
+    sizes = read_sizes(found)
     windows.nowhere(found.keys, sizes.context)
-    return _common(found, sizes) | {
+    return common_fields(found, sizes) | {
         "model_type": "glm4",
-        "rope_parameters": _rope(found, sizes, partial=True),
+        "rope_parameters": rotary(found, sizes, partial=True),
         "attention_bias": found.has("blk.0.attn_q.bias"),
     }
 
 
 def _seed_oss(found: Described) -> dict[str, Any]:
-    sizes = _sizes(found)
+    sizes = read_sizes(found)
     windows.nowhere(found.keys, sizes.context)
-    return _common(found, sizes) | {
+    return common_fields(found, sizes) | {
         "model_type": "seed_oss",
-        "rope_parameters": _rope(found, sizes),
+        "rope_parameters": rotary(found, sizes),
         "attention_bias": found.has("blk.0.attn_q.bias"),
         "attention_out_bias": found.has("blk.0.attn_output.bias"),
     }
