@@ -1,4 +1,4 @@
-"""A week of a model market: hourly traffic, devices that it asks for, and what a pool of some size serves.
+"""A week of a model market: hourly traffic, and estimates of the devices that it asks for.
 
 Of each hour the first five minutes are simulated. The rest is estimated as a fluid
 (`tokenmux.simulator.fluid`), scaled by what simulations of some hours needed. Models of 32B or less share
@@ -7,17 +7,14 @@ instances of one device; those of 70B and 72B share instances of four.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from math import ceil, exp
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.workloads import GOAL
 from tokenmux.core.request import ServiceLevel
 from tokenmux.simulator.architectures import architecture
-from tokenmux.simulator.fluid import Flow, calibration, fluid_devices
-from tokenmux.simulator.planner.search import fewest
+from tokenmux.simulator.fluid import Flow, fluid_devices
+from tokenmux.simulator.profiles import ProfiledCost
 from tokenmux.simulator.scenario import Hardware, Market, Outcome, market, simulate, true_cost
 from tokenmux.workload.lengths import CHAT, Lengths
 from tokenmux.workload.servegen import WINDOW_S, Window, read_lengths, read_windows, servegen_market
@@ -25,6 +22,8 @@ from tokenmux.workload.shape import clipped, window
 from tokenmux.workload.trace import Arrival, arrivals
 
 HOUR_S = 3600.0
+N_SLOTS = 6
+"""Windows of ten minutes in an hour."""
 POPULAR_RPS = 1.0
 """A client with more requests per second than this, on the mean of all days, has devices of its own."""
 CONTEXT = 4096
@@ -38,8 +37,6 @@ USUAL, INTERACTIVE, PATIENT = ServiceLevel(), ServiceLevel(2.0, 0.05), ServiceLe
 LEVELS = (USUAL, USUAL, INTERACTIVE, PATIENT)
 """Classes of service, by model in turn. A model whose weights take more than half of the interactive TTFT to
 copy is as usual instead: whatever shared a device with it, it would be late."""
-KEEP_ALIVE_S = 60.0
-"""Request-level autoscaling gives a device back so long after a model's last request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +51,21 @@ class Part:
     def n_devices(self) -> int:
         return self.hardware.n_devices
 
+    @property
+    def cost(self) -> ProfiledCost:
+        return true_cost(self.market, self.hardware, self.hardware.instance(self.market))
+
+    def flows(self, windows: Sequence[Window], lengths: Mapping[str, Lengths]) -> list[Flow]:
+        """The mean traffic of each of its models in these windows."""
+        flows = []
+        for w in windows:
+            name = f"model-{w.client}"
+            if name in self.levels:
+                n_in, n_out = mean_lengths(lengths.get(w.client, lengths[""]))
+                facts = self.market.facts[name]  # type: ignore[index]
+                flows.append(Flow(facts, w.rate_rps, n_in, n_out, self.levels[name]))
+        return flows
+
     def arrivals(
         self, windows: Sequence[Window], lengths: Mapping[str, Lengths], seed: int, duration_s: float
     ) -> list[Arrival]:
@@ -67,13 +79,24 @@ class Part:
             for a in arrivals(trace, self.market.max_context)
         ]
 
-    def simulate(self, requests: Sequence[Arrival], n: int, policy: str = "slack") -> Outcome:
-        return simulate(self.market, requests, n, policy, self.hardware, to_the_end=False)
+    def simulate(self, requests: Sequence[Arrival], n: int, goal: float | None = None) -> Outcome:
+        return simulate(self.market, requests, n, hardware=self.hardware, to_the_end=False, goal=goal)
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Ten minutes of one part's traffic, estimated."""
+
+    devices: float
+    """Instances that the fluid asks for, not calibrated."""
+    n_tokens: float
+    """Output tokens."""
 
 
 @dataclass(slots=True)
 class Week:
-    """Traffic by hour, and what each part of the pool needs for it."""
+    """Traffic by hour, and estimates of what each part of the pool needs for it. It may be longer than a
+    week: a pool that serves the second one knows the first."""
 
     parts: list[Part]
     hours: list[list[Window]]
@@ -83,104 +106,47 @@ class Week:
     """How much of each hour is simulated."""
     factors: dict[int, float] = field(default_factory=dict)
     """For each part, devices that simulations needed over those of the fluid."""
+    slots: list[list[list[Slot]]] = field(init=False)
+    """For each part and hour, its six windows. A silent one asks for nothing."""
 
-    def flows(self, part: Part, windows: Sequence[Window]) -> list[Flow]:
-        flows = []
-        for w in windows:
-            name = f"model-{w.client}"
-            if name in part.levels:
-                n_in, n_out = mean_lengths(self.lengths.get(w.client, self.lengths[""]))
-                facts = part.market.facts[name]  # type: ignore[index]
-                flows.append(Flow(facts, w.rate_rps, n_in, n_out, part.levels[name]))
-        return flows
+    def __post_init__(self) -> None:
+        self.slots = []
+        for part in self.parts:
+            cost = part.cost
+            self.slots.append([self._estimated(part, hour, cost) for hour in range(len(self.hours))])
 
-    def fluid(self, part: Part, windows: Sequence[Window]) -> float:
-        cost = true_cost(part.market, part.hardware, part.hardware.instance(part.market))
-        return fluid_devices(self.flows(part, windows), cost)
+    def _estimated(self, part: Part, hour: int, cost: ProfiledCost) -> list[Slot]:
+        slots = []
+        for place in range(N_SLOTS):
+            start_s = hour * HOUR_S + place * WINDOW_S
+            flows = part.flows([w for w in self.hours[hour] if w.start_s == start_s], self.lengths)
+            n_tokens = WINDOW_S * sum(flow.rate_rps * flow.output_tokens for flow in flows)
+            slots.append(Slot(fluid_devices(flows, cost), n_tokens))
+        return slots
 
     def needed(self, index: int, hour: int) -> float:
         """Instances that the busiest ten minutes of an hour need, calibrated."""
-        return self.factors[index] * max(self._by_window(index, hour), default=0.0)
+        return self.factors[index] * max(slot.devices for slot in self.slots[index][hour])
 
-    def _by_window(self, index: int, hour: int) -> list[float]:
-        starts = sorted({w.start_s for w in self.hours[hour]})
-        part = self.parts[index]
-        return [self.fluid(part, [w for w in self.hours[hour] if w.start_s == at_s]) for at_s in starts]
+    def known(self, index: int, hour: int) -> float:
+        """The same, as far as it is known ten minutes before the hour's end."""
+        return self.factors[index] * max(slot.devices for slot in self.slots[index][hour][:-1])
 
-    def first(self, index: int, hour: int) -> list[Arrival]:
+    def beginning(self, index: int, hour: int) -> list[Arrival]:
         """What is simulated of an hour."""
-        windows = self.hours[hour]
-        start_s = min((w.start_s for w in windows), default=0.0)
-        now = [w for w in windows if w.start_s == start_s]
+        now = [w for w in self.hours[hour] if w.start_s == hour * HOUR_S]
         return self.parts[index].arrivals(now, self.lengths, hour, self.simulated_s)
 
-    def calibrate(self, at: Sequence[int]) -> list[list[object]]:
-        """Search the fewest instances at these hours. Returns a row of a table for each."""
-        rows: list[list[object]] = []
-        for index, part in enumerate(self.parts):
-            found, estimated = [], []
-            for hour in at:
-                requests = self.first(index, hour)
-                if not requests:
-                    continue
-                now = self._by_window(index, hour)[0]
-                keeps = partial(self._keeps, part, requests)
-                n = fewest(keeps, 1, len(part.levels), max(1, ceil(2 * now)))
-                if n is not None:
-                    found.append(n)
-                    estimated.append(now)
-                    rows.append([f"hour {hour}", part.n_devices, len(requests), now, n])
-            if not found:
-                raise RuntimeError(f"no pool of {part.n_devices}-device instances serves any of hours {at}")
-            self.factors[index] = max(1.0, calibration(found, estimated))
-        return rows
-
-    @staticmethod
-    def _keeps(part: Part, requests: Sequence[Arrival], n: int) -> bool:
-        outcome = simulate(part.market, requests, n, hardware=part.hardware, to_the_end=False, goal=GOAL)
-        return not outcome.missed and outcome.summary().tokens_on_time >= GOAL
-
-    def served(self, index: int, hour: int, n: int) -> tuple[float, float]:
-        """Tokens on time and all tokens of an hour on `n` instances: five minutes simulated, the rest
-        estimated: what is beyond the pool's capacity is late."""
-        requests = self.first(index, hour)
-        if not requests:
-            return 0.0, 0.0
-        if n == 0:
-            return 0.0, float(sum(a.n_output for a in requests)) * HOUR_S / self.simulated_s
-        summary = self.parts[index].simulate(requests, n).summary()
-        share, n_tokens = summary.tokens_on_time, summary.n_tokens
-        by_window = self._by_window(index, hour)
-        first = by_window[0] or 1.0
-        on_time = total = 0.0
-        for devices in by_window:
-            tokens = n_tokens * WINDOW_S / self.simulated_s * devices / first
-            need = self.factors[index] * devices
-            kept = share if devices <= first or need <= n else min(share, n / need)
-            on_time += kept * tokens
-            total += tokens
-        return on_time, total
-
-    def peaks(self, index: int) -> float:
-        """Instances if each model has its own, enough for its busiest ten minutes."""
-        part = self.parts[index]
-        cost = true_cost(part.market, part.hardware, part.hardware.instance(part.market))
-        most = dict.fromkeys(part.levels, 1)
-        for hour in self.hours:
-            for flow in self.flows(part, hour):
-                most[str(flow.model.id)] = max(most[str(flow.model.id)], ceil(fluid_devices([flow], cost)))
-        return sum(most.values())
-
-    def request_level(self, index: int, hour: int) -> float:
-        """Mean number of instances that request-level autoscaling holds: each model with a request, or whose
-        last one ended less than the keep-alive ago, and while its weights come from disk."""
-        part = self.parts[index]
-        held = 0.0
-        for flow in self.flows(part, self.hours[hour]):
-            load_s = flow.model.n_bytes / part.hardware.disk_bytes_per_s
-            busy_s = flow.output_tokens * flow.service.tpot_s + load_s + KEEP_ALIVE_S
-            held += 1 - exp(-flow.rate_rps * busy_s)
-        return held * WINDOW_S / HOUR_S
+    def kept(self, index: int, hour: int, n: int, share: float) -> tuple[float, float]:
+        """Tokens on time and all tokens of an hour on `n` instances, if this share of the simulated ones is
+        on time. In busier windows than the simulated one, what is beyond the pool's capacity is late."""
+        slots = self.slots[index][hour]
+        on_time = 0.0
+        for slot in slots:
+            need = self.factors[index] * slot.devices
+            fits = slot.devices <= slots[0].devices or need <= n
+            on_time += slot.n_tokens * (share if fits else min(share, n / need))
+        return on_time, sum(slot.n_tokens for slot in slots)
 
 
 def mean_lengths(lengths: Lengths) -> tuple[float, float]:
@@ -192,7 +158,7 @@ def mean_lengths(lengths: Lengths) -> tuple[float, float]:
     return n_in, n_out
 
 
-def servegen_week(folder: Path, n_hours: int = 168) -> Week:
+def servegen_week(folder: Path, n_hours: int) -> Week:
     """The sporadic clients of ServeGen's m-large, hour by hour."""
     windows = read_windows(folder / "servegen" / "arrivals.csv.gz", "m-large", 0.0, float("inf"))
     requests: dict[str, float] = {}
@@ -204,7 +170,7 @@ def servegen_week(folder: Path, n_hours: int = 168) -> Week:
     return Week(_parts(clients), _by_hour(windows, set(clients), n_hours), lengths)
 
 
-def generated_week(n_hours: int = 168, n_models: int = 129) -> Week:
+def generated_week(n_hours: int, n_models: int = 129) -> Week:
     """A substitute: rates that follow the day, and models that are silent for most hours."""
     rng = np.random.default_rng(0)
     clients = [str(index) for index in range(n_models)]

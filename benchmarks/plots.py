@@ -48,13 +48,18 @@ def bars(name: str, title: str, y_label: str, groups: Mapping[str, Mapping[str, 
     for index, label in enumerate(labels):
         places = [place + index * width for place, group in enumerate(groups.values()) if label in group]
         drawn = axes.bar(places, [g[label] for g in groups.values() if label in g], width, label=label)
-        axes.bar_label(drawn, fmt="%.3g", fontsize=7, rotation=90, padding=2)
+        axes.bar_label(drawn, fmt=_short, fontsize=7, rotation=90 if len(labels) > 1 else 0, padding=2)
     axes.set_xticks([place + 0.4 - width / 2 for place in range(len(groups))], list(groups), fontsize=8)
     axes.set_title(title)
     axes.set_ylabel(y_label)
     axes.margins(y=0.15)
-    axes.legend(fontsize=8)
+    if len(labels) > 1:
+        figure.legend(loc="outside lower center", ncols=len(labels), fontsize=8)
     return _save(figure, name)
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def series(
@@ -74,7 +79,7 @@ def series(
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.set_ylim(bottom=0)
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside lower center", ncols=len(curves), fontsize=8)
     return _save(figure, name)
 
 

@@ -16,6 +16,17 @@ from tokenmux.workload.shape import clipped
 from tokenmux.workload.trace import Arrival, arrivals
 
 N_MODELS, RATE, N_GPUS = 80, 0.1, 10
+CASES = {
+    "as_measured": "as\nmeasured",
+    "steps_25_slower": "steps 25%\nslower",
+    "steps_25_faster": "steps 25%\nfaster",
+    "copies_12_GB_s": "copies at\n12 GB/s",
+    "inputs_doubled": "inputs\ndoubled",
+    "outputs_doubled": "outputs\ndoubled",
+    "bursts_cv_3": "bursts,\nCV 3",
+    "bursts_cv_6": "bursts,\nCV 6",
+}
+"""What the plot calls each case."""
 
 
 def bursty(cv: float) -> tuple[Market, list[Arrival]]:
@@ -46,8 +57,8 @@ def main() -> None:
             policy: simulate(market, requests, N_GPUS, policy, hardware).summary().tokens_on_time
             for policy in ("slack", "aegaeon")
         }
-    title = f"{N_MODELS} models at {RATE} on {N_GPUS} H100"
-    by_case = {name.replace("_", "\n", 1).replace("_", " "): share for name, share in shares.items()}
+    title = f"{N_MODELS} models at {RATE} requests/s on {N_GPUS} H100"
+    by_case = {CASES[name]: share for name, share in shares.items()}
     bars("robustness", title, "share of tokens on time", by_case)
     rows = [[name, *share.values()] for name, share in shares.items()]
     table(f"{title}: tokens on time", ["case", "slack", "aegaeon"], rows)

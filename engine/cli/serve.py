@@ -39,6 +39,13 @@ def serve_command(
             help="Address of OpenAI's dialect of HTTP, such as 127.0.0.1:8000. Default: none.",
         ),
     ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Address of /metrics for Prometheus, such as 127.0.0.1:9090. Default: that of --http.",
+        ),
+    ] = None,
     catalogue: CatalogueOption = None,
     arena: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Memory of each device to use, such as 2GiB.")
@@ -63,6 +70,7 @@ def serve_command(
     flags = {
         ("listen",): ("--listen", listen),
         ("http",): ("--http", http),
+        ("metrics",): ("--metrics", metrics),
         ("catalogue",): ("--catalogue", catalogue and str(catalogue.absolute())),
         ("device", "arena"): ("--arena", arena),
         ("device", "count"): ("--devices", devices),
@@ -82,8 +90,9 @@ def serve_command(
 
     with ExitStack() as held:
         reservations = [held.enter_context(reserved(checked.listen))]
-        if checked.http is not None:
-            reservations.append(held.enter_context(reserved(checked.http, "http")))
+        for key, address in (("http", checked.http), ("metrics", checked.metrics)):
+            if address is not None:
+                reservations.append(held.enter_context(reserved(address, key)))
         # What takes long to import comes last: first the configuration is checked, and the addresses
         # reserved.
         from tokenmux.cli.progress_bars import progress_bars

@@ -170,6 +170,8 @@ class InstanceStatus:
     fetch_busy_s: float
     n_steps: int
     n_discards: int
+    paged_in_bytes: int
+    paged_out_bytes: int
     running_model: str
     work_s: float
     model_work_s: float

@@ -23,6 +23,8 @@ from tokenmux.server.grpc_api.health import HealthService
 from tokenmux.server.grpc_api.key_interceptor import KeyInterceptor
 from tokenmux.server.grpc_api.malformed import GRPC_LIMIT_TIMES, MalformedInterceptor
 from tokenmux.server.http_api.http_server import HttpServer, HttpTransport
+from tokenmux.server.http_api.metrics_app import metrics_app
+from tokenmux.server.http_api.openai_app import openai_app
 from tokenmux.server.listening import Reservation, cannot_listen
 from tokenmux.server.stopping import LastResort
 
@@ -57,6 +59,7 @@ class Running:
     port: int
     front: Front
     http_port: int | None = None
+    metrics_port: int | None = None
 
 
 @asynccontextmanager
@@ -64,33 +67,44 @@ async def running(
     front: Front,
     transport: Transport,
     http: HttpTransport | None = None,
+    metrics: HttpTransport | None = None,
 ) -> AsyncIterator[Running]:
-    """Start the front and the servers around it; stop all on leaving. Raises ConfigError if an address cannot
-    be used.
+    """Start the front and the servers around it; stop all on leaving. Figures for Prometheus are at the
+    address of `metrics`, or else at that of `http`. Raises ConfigError if an address cannot be used.
 
     Ports are taken before anything slow begins, and answer only when the front is ready.
     """
     health = HealthService(front)
     server = _server(front, transport, health)
     http_server: HttpServer | None = None
+    metrics_server: HttpServer | None = None
     try:
         port = _bind(server, transport)
         if http is not None:
-            http_server = HttpServer(front, http, Reservation(http.address, "http").handed_over())
+            app = openai_app(front, http.max_body_bytes, metrics=metrics is None)
+            http_server = HttpServer(app, http, Reservation(http.address, "http").handed_over())
+        if metrics is not None:
+            listening = Reservation(metrics.address, "metrics").handed_over()
+            metrics_server = HttpServer(metrics_app(front), metrics, listening, "metrics")
         await front.start()
         await server.start()
-        if http_server is not None:
-            await http_server.start()
+        for other in (http_server, metrics_server):
+            if other is not None:
+                await other.start()
         try:
-            yield Running(port, front, None if http_server is None else http_server.port)
+            yield Running(
+                port,
+                front,
+                None if http_server is None else http_server.port,
+                None if metrics_server is None else metrics_server.port,
+            )
         finally:
             health.stop()
     finally:
         # first: clients should get the real reason, not gRPC's for the calls that it cancels
         front.end_streams()
         stops = [server.stop(CLOSING_S)]
-        if http_server is not None:
-            stops.append(http_server.stop(CLOSING_S))
+        stops += [other.stop(CLOSING_S) for other in (http_server, metrics_server) if other is not None]
         await asyncio.gather(*stops)
         await front.close()
 

@@ -172,9 +172,12 @@ class PoolConfig(Section):
     listen: Address = DEFAULT_ADDRESS
     http: Address | None = None
     """Where OpenAI's dialect of HTTP is served, with the same keys and certificate. Default: nowhere."""
+    metrics: Address | None = None
+    """Where the figures for Prometheus are served, with the same keys and certificate. Default: at
+    `/metrics` of `http`."""
     http_hosts: tuple[HostName, ...] = ()
-    """Names by which clients call the HTTP server, besides its addresses and localhost. If it listens on
-    loopback, requests that name another host are refused."""
+    """Names by which clients call `http` and `metrics`, besides their addresses and localhost. On loopback,
+    requests that name another host are refused."""
     catalogue: Location = Path("~/.cache/tokenmux/catalogue")
     models: dict[ModelName, Annotated[ModelConfig, BeforeValidator(_source)]] = Field(default_factory=dict)
     device: SingleDeviceConfig = SingleDeviceConfig()
@@ -264,7 +267,8 @@ def _contradictions(config: PoolConfig) -> list[tuple[YamlPath, str]]:
     missing = " and ".join(
         name for name, given in (("`tls`", config.tls), ("`keys`", config.keys)) if not given
     )
-    for key, address in (("listen", config.listen), ("http", config.http)):
+    addresses = {"listen": config.listen, "http": config.http, "metrics": config.metrics}
+    for key, address in addresses.items():
         if missing and address is not None and not is_loopback(address):
             reason = (
                 f"{key}: {address} can be reached from other machines, which needs {missing}: "
@@ -273,6 +277,9 @@ def _contradictions(config: PoolConfig) -> list[tuple[YamlPath, str]]:
             found.append(((key,), reason))
     if config.http == config.listen and not config.listen.endswith(":0"):
         found.append((("http",), f"http: {config.http} is where gRPC listens: choose another port"))
+    if config.metrics in (config.listen, config.http) and not (config.metrics or ":0").endswith(":0"):
+        remedy = "choose another port, or leave it out: `http` has /metrics too"
+        found.append((("metrics",), f"metrics: {config.metrics} is taken by `listen` or `http`: {remedy}"))
     found.extend(contradictions_of_devices(config.device, config.devices))
     path = config.record_traffic.path
     if path is not None and path.suffix != ".jsonl":

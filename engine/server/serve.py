@@ -105,16 +105,18 @@ async def serve(
     for reservation in reservations:
         reservation.give_up()
     try:
-        async with running(front, transport, read_http_transport(config)) as server:
+        http, metrics = (http_transport(config, address) for address in (config.http, config.metrics))
+        async with running(front, transport, http, metrics) as server:
             at = f"{config.listen.rpartition(':')[0]}:{server.port}"
             # A reader of that line may send a signal at once.
             signalled = asyncio.ensure_future(until_signalled(front, config.drain_s, last_resort))
             await asyncio.sleep(0)
             garbage_collection.settle()
             say(f"serving {sum(served.refusal is None for served in front.models)} models, listening on {at}")
-            if config.http is not None:
-                scheme, host = "http" if config.tls is None else "https", config.http.rpartition(":")[0]
-                say(f"OpenAI's dialect of HTTP at {scheme}://{host}:{server.http_port}/v1")
+            if http is not None:
+                say(f"OpenAI's dialect of HTTP at {http.url(server.http_port)}/v1")
+            if metrics is not None:
+                say(f"metrics for Prometheus at {metrics.url(server.metrics_port)}/metrics")
             await signalled
     finally:
         catalogue.close()
@@ -229,12 +231,13 @@ def read_transport(config: PoolConfig) -> Transport:
     )
 
 
-def read_http_transport(config: PoolConfig) -> HttpTransport | None:
-    """How OpenAI's dialect is reached; None if it is not. The files were checked by `read_transport`."""
-    if config.http is None:
+def http_transport(config: PoolConfig, address: str | None) -> HttpTransport | None:
+    """How what is served over HTTP at this address is reached; None without one. The files were checked by
+    `read_transport`."""
+    if address is None:
         return None
     return HttpTransport(
-        config.http,
+        address,
         tls=None if config.tls is None else tls_context(config.tls.certificate, config.tls.private_key),
         hosts=config.http_hosts,
         max_body_bytes=config.max_message,

@@ -40,9 +40,10 @@ def fluid_devices(flows: Iterable[Flow], cost: CostModel) -> float:
 
 
 def calibration(simulated: Sequence[int], estimated: Sequence[float]) -> float:
-    """The largest ratio of what simulations needed to what was estimated for the same traffic; 1 if there is
-    none."""
-    return max((n / e for n, e in zip(simulated, estimated, strict=True) if e > 0), default=1.0)
+    """The largest ratio of what simulations needed to what was estimated for the same traffic, at least 1.
+    Pools come in whole instances: where `n` are the fewest, what was needed lies between `n` - 1 and `n`, and
+    counts as half way."""
+    return max((1.0, *((n - 0.5) / e for n, e in zip(simulated, estimated, strict=True) if e > 0)))
 
 
 def _concurrency(flow: Flow) -> float:

@@ -90,6 +90,7 @@ class Served:
     port: int
     channel: grpc.aio.Channel
     http_port: int | None = None
+    metrics_port: int | None = None
 
     @property
     def target(self) -> str:
@@ -131,6 +132,7 @@ async def serving(
     keys: Sequence[Key] = (),
     transport: Transport | None = None,
     http: HttpTransport | None = None,
+    metrics: HttpTransport | None = None,
     recorder: TrafficRecorder | None = None,
     devices: Sequence[DeviceSetup] = (),
     machine: SmallMachine | None = None,
@@ -151,10 +153,10 @@ async def serving(
         sleep=sleep,
     )
     async with (
-        running(front, transport or Transport(), http) as server,
+        running(front, transport or Transport(), http, metrics) as server,
         grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
     ):
-        yield Served(hub, front, catalogue, server.port, channel, server.http_port)
+        yield Served(hub, front, catalogue, server.port, channel, server.http_port, server.metrics_port)
 
 
 class ServerThread:

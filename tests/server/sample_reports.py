@@ -93,6 +93,8 @@ INSTANCE_COUNTS = row_of(
     fetch_busy_s=11.0,
     n_steps=12,
     n_discards=13,
+    paged_in_bytes=16,
+    paged_out_bytes=17,
     work_s=9.5,
     model_work_s=34.0,
 )

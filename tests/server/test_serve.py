@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tests.server.harness import ServerThread, serving
+from tests.server.scraping import Figures, scrape
 from tokenmux.client import CallFailed, Client, Delta, Finish
 from tokenmux.core.errors import ConfigError
 from tokenmux.core.request import ServiceLevel
@@ -190,12 +191,16 @@ def serve_process(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 
 def test_a_node_killed_in_mid_stream_costs_no_token_and_a_signal_ends_the_server(tmp_path: Path) -> None:
-    with real_server(tmp_path) as (process, address), Client(address) as client:
+    metrics = "metrics: 127.0.0.1:0\n"
+    with real_server(tmp_path, metrics) as (process, address), Client(address) as client:
+        assert process.stdout is not None
+        url = process.stdout.readline().split("metrics for Prometheus at ")[1].strip()
         options = {"max_tokens": 120, "temperature": 1.0, "seed": 5, "ignore_end_tokens": True}
         alone = client.generate("llama", "Once upon a time", **options)  # type: ignore[arg-type]
         assert client.chat(
             "gpt2", [{"role": "user", "content": "hi"}], max_tokens=4
         ).finish.n_completion_tokens
+        before = figures_like_the_status(client, url)
 
         tokens: list[int] = []
         finish = None
@@ -213,9 +218,29 @@ def test_a_node_killed_in_mid_stream_costs_no_token_and_a_signal_ends_the_server
         assert finish is not None
         assert client.pool.status().n_restarts == 1
         assert tuple(tokens) == alone.token_ids
+        after = scrape(url)
+        assert after["request_success_total", "length", "llama"] == 2
+        assert after["node_recoveries_total",] == 1
+        counters = [key for key in before if key[0].endswith(("_total", "_count", "_sum", "_bucket"))]
+        assert [key for key in counters if after[key] < before[key]] == []
 
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
+
+
+def figures_like_the_status(client: Client, url: str) -> Figures:
+    """Figures for Prometheus once each of two models has had one request, after comparing them with the
+    status."""
+    told = client.pool.watch(timeout_s=60)
+    status = next(now for now in told if all(m.service.n_requests == 1 and m.swap_bytes for m in now.models))
+    figures = scrape(url)
+    for model in status.models:
+        assert figures["generation_tokens_total", model.name] == model.service.n_tokens > 0
+        assert figures["generation_tokens_on_time_total", model.name] == model.service.n_tokens_on_time
+        assert figures["time_to_first_token_seconds_count", model.name] == 1
+        assert figures["swap_bytes_total", model.name] == model.swap_bytes > 0
+        assert figures["gpu_seconds_total", model.name] == model.service.gpu_s > 0
+    return figures
 
 
 def node_of(pid: int) -> int:

@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tokenmux.core.request import ServiceLevel
 from tokenmux.simulator.architectures import architecture
 from tokenmux.simulator.fluid import Flow, calibration, fluid_devices
-from tokenmux.simulator.forecast import error_on, forecast
+from tokenmux.simulator.forecast import error_on, forecast, margin
 from tokenmux.simulator.planner.outlook import flows_of, outlook
 from tokenmux.simulator.planner.simulated_job import World
 from tokenmux.simulator.scenario import Hardware, market, true_cost
@@ -40,6 +42,43 @@ def test_a_forecast_does_not_know_what_comes_later() -> None:
     assert error_on([2.0, 4.0]).mean_share == pytest.approx(0.5)
 
 
+def lacked(past: list[float], added: float, ahead: int = 1) -> float:
+    """What the recorded hours would have lacked if this had been added to every forecast."""
+    expected = [forecast(past[: hour - ahead + 1], ahead) + added for hour in range(ahead, len(past))]
+    return sum(max(0.0, n - e) for n, e in zip(past[ahead:], expected, strict=True))
+
+
+@given(
+    past=st.lists(st.floats(0, 100), min_size=1, max_size=60),
+    covered=st.floats(0, 1),
+    ahead=st.integers(1, 24),
+)
+def test_a_margin_covers_what_it_should_and_is_no_larger(
+    past: list[float], covered: float, ahead: int
+) -> None:
+    found = margin(past, covered, ahead)
+    needed = sum(past[ahead:])
+    allowed, fuzz = (1 - covered) * needed, 1e-9 * (1 + needed)
+    assert found >= 0
+    assert lacked(past, found, ahead) <= allowed + fuzz
+    if found > 1e-6:
+        assert lacked(past, found - 1e-6, ahead) > allowed - fuzz
+        assert margin(past, min(1.0, covered + 0.01), ahead) >= found - fuzz
+
+
+def test_a_margin_is_the_error_that_was_seen_and_a_burst_asks_for_as_much_in_every_hour() -> None:
+    quiet = [2.0] * 30
+    assert margin(quiet) == margin([5.0]) == margin([]) == 0.0
+    assert margin([9.0, 7.0, 3.0]) == 0.0  # always too large
+    assert margin([2.0, 5.0], 1.0) == 3.0
+    assert margin([2.0, 5.0], 0.8) == pytest.approx(2.0)
+    assert margin([*quiet, 42.0], 1.0) == 40.0
+    assert margin([0.0, 0.0, 4.0], 1.0) == 4.0  # where a factor could do nothing
+    for covered in (-0.1, 1.1):
+        with pytest.raises(ValueError, match="share"):
+            margin(quiet, covered)
+
+
 def test_the_fluid_grows_with_traffic_and_is_near_a_step_per_tpot_for_a_busy_model() -> None:
     models = market({"m": architecture("qwen2.5-7b")})
     cost = true_cost(models, Hardware(), Hardware().instance(models))
@@ -52,7 +91,8 @@ def test_the_fluid_grows_with_traffic_and_is_near_a_step_per_tpot_for_a_busy_mod
     assert 0 < devices(0.01) < devices(0.1) < devices(1.0) < devices(10.0)
     assert 0.1 < devices(1.0) < 0.4
     assert devices(0.1, ServiceLevel(1.0, 0.02)) > devices(0.1)
-    assert calibration([4, 9], [2.0, 3.0]) == 3.0
+    assert calibration([4, 9], [2.0, 3.0]) == pytest.approx(8.5 / 3.0)
+    assert calibration([1], [0.9]) == 1.0
     assert calibration([], []) == 1.0
 
 

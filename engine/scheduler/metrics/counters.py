@@ -31,20 +31,20 @@ class ServiceCounters:
     """How a model, or a tenant, was served: totals since the instance began."""
 
     n_requests: int = counted(Unit.REQUESTS, "Ended requests.")
-    n_requests_on_time: int = counted(Unit.REQUESTS, "Of them, with every token on time.")
+    n_requests_on_time: int = counted(Unit.REQUESTS, "Ended requests with every token on time.")
     n_requests_failed: int = counted(
-        Unit.REQUESTS, "Of them, failed, or not complete when their clients stopped waiting."
+        Unit.REQUESTS, "Ended requests that failed, or were not complete when their clients stopped waiting."
     )
     n_prompt_tokens: int = counted(Unit.TOKENS, "Tokens of prompts that were computed.")
     n_prefix_hits: int = counted(Unit.TIMES, "Requests that were given KV of their prompt's beginning.")
     n_cached_prompt_tokens: int = counted(Unit.TOKENS, "Tokens of prompts whose KV others had computed.")
     n_tokens: int = counted(Unit.TOKENS, "Tokens drawn.")
-    n_tokens_on_time: int = counted(Unit.TOKENS, "Of them, on time.")
+    n_tokens_on_time: int = counted(Unit.TOKENS, "Tokens drawn that were on time.")
     n_attained: int = 0
     """Requests that ended with at least one token; `attained / n_attained` is the mean of the artifact's
     attainment."""
     attained: float = 0.0
-    ttft: Histogram = histogram("First tokens' waits, of requests that have one.")
+    ttft: Histogram = histogram("Time from arrival to the first token.")
     tpot: Histogram = histogram("Mean time between tokens of ended requests with two tokens or more.")
     gaps: Histogram = histogram("Time between each token and the next, less the client's own pauses.")
     gpu_s: float = counted(Unit.SECONDS, "Device time: a step's by rows, a swap's by who waited for it.")
@@ -81,10 +81,10 @@ class ModelCounters:
     swaps: dict[SwapReason, int] = counted_by(
         SwapReason, "n_swaps_{}", Unit.SWAPS, "Times that its weights were brought to the device, by reason."
     )
-    swap_bytes: int = counted(Unit.BYTES, "Bytes of weights copied to the device.")
-    swap_s: float = counted(Unit.SECONDS, "Time during which its weights were being copied to the device.")
-    swap_exposed_s: float = counted(Unit.SECONDS, "The part of `swap_s` in which no step ran.")
-    compute_s: float = counted(Unit.SECONDS, "Time of its steps.")
+    swap_bytes: int = counted(Unit.BYTES, "Bytes of a model's weights copied to devices.")
+    swap_s: float = counted(Unit.SECONDS, "Time during which a model's weights were copied to a device.")
+    swap_exposed_s: float = counted(Unit.SECONDS, "Time of copying a model's weights in which no step ran.")
+    compute_s: float = counted(Unit.SECONDS, "Time of a model's steps.")
     last_asked_s: float = -inf
     """When a request for it last arrived."""
 
@@ -117,13 +117,16 @@ class Metrics:
     busy_s: dict[Channel, float] = counted_by(
         Channel, "{}_busy_s", Unit.SECONDS, "Time during which the channel was busy."
     )
-    copied_bytes: dict[Channel, int] = field(default_factory=lambda: dict.fromkeys(Channel, 0))
     n_steps: int = counted(Unit.STEPS, "Forward passes.")
-    n_discards: int = counted(Unit.TIMES, "KV cache given up, to be rebuilt from its tokens.")
+    n_discards: int = counted(Unit.TIMES, "Times that KV cache was given up, to be rebuilt from its tokens.")
+    paged_in_bytes: int = counted(Unit.BYTES, "Bytes of KV cache copied from host memory to the device.")
+    paged_out_bytes: int = counted(Unit.BYTES, "Bytes of KV cache copied from the device to host memory.")
     n_superseded: int = 0
     """Copies of weights and fetches that were stopped early for more urgent ones."""
     work_s: float = counted(Unit.SECONDS, "Time during which any model had unfinished requests.")
-    model_work_s: float = counted(Unit.SECONDS, "The same time, once for each model with such requests.")
+    model_work_s: float = counted(
+        Unit.SECONDS, "Time during which models had unfinished requests, once for each."
+    )
     """What one device per model would have taken."""
     _work_until_s: float = field(default=-inf, init=False)
 

@@ -19,7 +19,7 @@ from tokenmux.core.effects import (
 )
 from tokenmux.core.event import SUPERSEDED
 from tokenmux.core.plan import Channel, Discard
-from tokenmux.core.started import StartedCompaction
+from tokenmux.core.started import StartedPageIn, StartedPageOut
 from tokenmux.scheduler.metrics.counters import POOL, Metrics, ServiceCounters
 from tokenmux.scheduler.metrics.histogram import interval
 
@@ -99,8 +99,12 @@ def _count_copy(metrics: Metrics, ended: CopyEnded) -> None:
     started, error = ended.started, ended.done.error
     metrics.busy_s[started.channel] += ended.done.at_s - started.at_s
     metrics.n_superseded += error == SUPERSEDED
-    if not error and not isinstance(started, StartedCompaction):
-        metrics.copied_bytes[started.channel] += started.n_bytes
+    if error:
+        return
+    if isinstance(started, StartedPageIn):
+        metrics.paged_in_bytes += started.n_bytes
+    elif isinstance(started, StartedPageOut):
+        metrics.paged_out_bytes += started.n_bytes
 
 
 def _count_swap(metrics: Metrics, loaded: ModelLoaded) -> None:

@@ -7,11 +7,12 @@ addresses.
 
 import hashlib
 import hmac
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
-from tokenmux.core.errors import Forbidden, Unauthenticated
+from tokenmux.core.errors import ErrorCode, Forbidden, Unauthenticated
 
 AUTHORIZATION = "authorization"
 """The name of the header, or metadata, that carries a key."""
@@ -21,6 +22,8 @@ class Scope(Enum):
     """What a key gives access to."""
 
     INFERENCE = "inference"
+    METRICS = "metrics"
+    """Opens the figures for Prometheus and nothing else."""
     ADMIN = "admin"
     """Opens everything."""
 
@@ -43,6 +46,13 @@ class ApiKeys:
 
     def __init__(self, keys: Iterable[Key] = ()) -> None:
         self._keys = tuple(keys)
+        self.refused: Counter[ErrorCode] = Counter()
+        """Calls that were refused for their key."""
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all keys."""
+        return [key.name for key in self._keys]
 
     def caller(self, authorization: str | None) -> Key | None:
         """The key in `authorization` ("Bearer SECRET"); None if there is none, or it is unknown."""
@@ -60,11 +70,14 @@ class ApiKeys:
             return
         key = self.caller(authorization)
         if key is None:
+            self.refused[ErrorCode.UNAUTHENTICATED] += 1
             raise Unauthenticated(
                 f"this server needs an API key: send `{AUTHORIZATION}: Bearer KEY` with a valid one"
             )
-        if key.scope is not Scope.ADMIN and needed is Scope.ADMIN:
-            raise Forbidden(f"the key {key.name!r} is for inference; {what} needs an admin key")
+        if key.scope not in (Scope.ADMIN, needed):
+            self.refused[ErrorCode.FORBIDDEN] += 1
+            kind = "an admin key" if needed is Scope.ADMIN else f"one for {needed.value}, or an admin key"
+            raise Forbidden(f"the key {key.name!r} is for {key.scope.value}; {what} needs {kind}")
 
     def _find(self, digest: bytes) -> Key | None:
         found = None

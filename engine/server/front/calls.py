@@ -4,7 +4,7 @@ its client leaves, when its time is over, or when it is cancelled by its id."""
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from math import inf
 
@@ -16,6 +16,7 @@ from tokenmux.server.front.changes import Changes
 from tokenmux.server.front.generation import Ask
 from tokenmux.server.front.live_requests import LiveRequests
 from tokenmux.server.front.readiness import Readiness
+from tokenmux.server.front.request_counters import RequestCounters
 from tokenmux.server.front.request_names import NamedRequest, RequestNames
 
 
@@ -27,6 +28,7 @@ class Calls:
         admission: Admission,
         requests: LiveRequests,
         readiness: Readiness,
+        counters: RequestCounters,
         changes: Changes,
         clock: Callable[[], float],
     ) -> None:
@@ -35,6 +37,7 @@ class Calls:
         self._admission = admission
         self._requests = requests
         self._readiness = readiness
+        self._counters = counters
         self._changes = changes
         self._clock = clock
         self._names = RequestNames()
@@ -47,8 +50,10 @@ class Calls:
             tenant=tenant_of(caller, ask.tenant) or DEFAULT_TENANT,
             request_id=ask.request_id or secrets.token_hex(8),
         )
-        with self._names.hold(ask.tenant, ask.request_id) as named:
-            admitted = await self._admitted(ask, named)
+        with ExitStack() as held:
+            with self._counters.refusing():
+                named = held.enter_context(self._names.hold(ask.tenant, ask.request_id))
+                admitted = await self._admitted(ask, named)
             named.call = call = self._requests.add(
                 admitted.choices,
                 admitted.info,

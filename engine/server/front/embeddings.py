@@ -17,6 +17,7 @@ from tokenmux.server.front.calls import Calls
 from tokenmux.server.front.counts import check_count
 from tokenmux.server.front.few_at_once import each
 from tokenmux.server.front.generation import Ask, FinishInfo, Text, TokenIds
+from tokenmux.server.front.request_counters import RequestCounters
 from tokenmux.server.front.request_rules import MIN_SECONDS, check_parameters, check_prompt_length
 from tokenmux.server.front.served_models import ServedModel, ServedModels
 
@@ -50,18 +51,51 @@ class Embeddings:
     """Answers calls for embeddings; see the module."""
 
     def __init__(
-        self, models: ServedModels, admission: Admission, calls: Calls, clock: Callable[[], float]
+        self,
+        models: ServedModels,
+        admission: Admission,
+        calls: Calls,
+        counters: RequestCounters,
+        clock: Callable[[], float],
     ) -> None:
         self._models = models
         self._admission = admission
         self._calls = calls
+        self._counters = counters
         self._clock = clock
 
     async def embed(self, ask: EmbedAsk, caller: Key | None) -> list[Embedded]:
         """As `tokenmux.server.front.service.FrontService.embed`."""
         ends_s = math.inf if ask.timeout_s is None else self._clock() + ask.timeout_s
-        served = self._models.accepting(ask.model)
-        pooling = _pooling_of(served)
+        with self._counters.refusing():
+            served = self._models.accepting(ask.model)
+            pooling = _pooling_of(served)
+            prompts = await self._prompts(ask, served, pooling)
+
+        async def embedded(place: int) -> Embedded:
+            left_s = ends_s - self._clock()
+            question = Ask(
+                ask.model,
+                TokenIds(prompts[place]),
+                max_tokens=0,
+                tenant=ask.tenant,
+                weight=ask.weight,
+                timeout_s=None if left_s == math.inf else max(left_s, MIN_SECONDS),
+                pooling=pooling.kind,
+            )
+            try:
+                vector = await self._vector(question, caller)
+            except InvalidRequest as error:
+                raise _about_input(error, place) from None
+            return Embedded(_finished(pooling, vector, ask), len(prompts[place]))
+
+        answers = await each(len(prompts), embedded)
+        if not self._models.accepts(served):
+            raise Unavailable(f"{ask.model} was replaced while it worked on the inputs: send them again")
+        return answers
+
+    async def _prompts(self, ask: EmbedAsk, served: ServedModel, pooling: Pooling) -> list[Sequence[int]]:
+        """The token ids of all inputs. Raises InvalidRequest."""
         _check_dimensions(ask.dimensions, pooling, ask.model)
         if not ask.inputs:
             raise InvalidRequest("there are no inputs: give at least one", field="inputs")
@@ -87,23 +121,6 @@ class Embeddings:
                 raise _about_input(error, place) from None
             return ids
 
-        async def embedded(place: int) -> Embedded:
-            left_s = ends_s - self._clock()
-            question = Ask(
-                ask.model,
-                TokenIds(prompts[place]),
-                max_tokens=0,
-                tenant=ask.tenant,
-                weight=ask.weight,
-                timeout_s=None if left_s == math.inf else max(left_s, MIN_SECONDS),
-                pooling=pooling.kind,
-            )
-            try:
-                vector = await self._vector(question, caller)
-            except InvalidRequest as error:
-                raise _about_input(error, place) from None
-            return Embedded(_finished(pooling, vector, ask), len(prompts[place]))
-
         prompts = await each(len(ask.inputs), tokenized)
         n_tokens = sum(map(len, prompts))
         if n_tokens > MAX_INPUT_TOKENS:
@@ -113,10 +130,7 @@ class Embeddings:
                 limit=MAX_INPUT_TOKENS,
                 given=n_tokens,
             )
-        answers = await each(len(prompts), embedded)
-        if not self._models.accepts(served):
-            raise Unavailable(f"{ask.model} was replaced while it worked on the inputs: send them again")
-        return answers
+        return prompts
 
     async def _vector(self, ask: Ask, caller: Key | None) -> Sequence[float]:
         async with self._calls.open(ask, caller) as events:

@@ -38,13 +38,16 @@ from tokenmux.server.front.model_store import ModelStore
 from tokenmux.server.front.model_text import PromptEncoder
 from tokenmux.server.front.names import check_name_length
 from tokenmux.server.front.node_side import NodeSide
+from tokenmux.server.front.node_totals import NodeTotals
 from tokenmux.server.front.pool_devices import PoolDevices
 from tokenmux.server.front.pool_status import PoolSnapshot, StatusBoard
 from tokenmux.server.front.queue_pace import QueuePace
 from tokenmux.server.front.readiness import STOPPED, Readiness
 from tokenmux.server.front.registration import Registration
+from tokenmux.server.front.request_counters import RequestCounters
 from tokenmux.server.front.request_rules import Defaults, check_seconds
 from tokenmux.server.front.served_models import ServedModels
+from tokenmux.server.front.server_totals import ServerTotals, server_totals
 from tokenmux.server.front.shown_models import ShownModel, ShownModels
 from tokenmux.server.front.tenants import QueuePlaces, Weights
 from tokenmux.server.front.trace_document import TraceDocument, trace_document
@@ -94,6 +97,8 @@ class Front:
         self._threads = ThreadPoolExecutor(DECODER_THREADS, thread_name_prefix="decoder")
         self.models = ServedModels(self._threads)
         self.devices = PoolDevices(devices, capacity)
+        self._counters = RequestCounters()
+        self._totals = NodeTotals({*weights.tenants, *self.keys.names})
         self._places = QueuePlaces(limits.max_requests, weights, clock)
         pace = QueuePace(clock)
         self.node = NodeSide(
@@ -105,6 +110,8 @@ class Front:
             limits,
             pace,
             recorder=recorder,
+            counters=self._counters,
+            totals=self._totals,
             on_given_up=self._give_up,
             clock=clock,
             sleep=sleep,
@@ -124,8 +131,10 @@ class Front:
             clock=clock,
             draw_seed=draw_seed,
         )
-        self._calls = Calls(self._admission, self.node.requests, self._readiness, self.changes, clock)
-        self._embeddings = Embeddings(self.models, self._admission, self._calls, clock)
+        self._calls = Calls(
+            self._admission, self.node.requests, self._readiness, self._counters, self.changes, clock
+        )
+        self._embeddings = Embeddings(self.models, self._admission, self._calls, self._counters, clock)
         self._shown = ShownModels(self.models, self.node)
         self._undertakings = Undertakings()
         self._operations = LongOperations(clock)
@@ -287,6 +296,9 @@ class Front:
 
     def status(self) -> PoolSnapshot:
         return self._status.now()
+
+    def totals(self) -> ServerTotals:
+        return server_totals(self.status(), self._totals, self._counters, self.keys)
 
     def watch_status(self, min_interval_s: float) -> AbstractAsyncContextManager[AsyncIterator[PoolSnapshot]]:
         return self._status.watch(min_interval_s)

@@ -246,7 +246,8 @@ class FinishInfo:
     `n_resumed` of the tokens came with the request; they count neither as on time nor as late. `n_cached`
     tokens of the prompt were given to the choice by the prefix cache and not computed for it, up to its first
     token here. `vector` has the pooled hidden states of the prompt if they were asked for, neither shortened
-    nor normalised. `called` is true if the output has calls of tools."""
+    nor normalised. `called` is true if the output has calls of tools. `loading_s` is how long the request
+    waited while its model's weights were on their way."""
 
     reason: FinishReason
     stop_string: str | None
@@ -263,6 +264,7 @@ class FinishInfo:
     n_cached: int = 0
     vector: tuple[float, ...] = ()
     called: bool = False
+    loading_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

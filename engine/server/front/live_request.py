@@ -44,6 +44,8 @@ class RequestTimes:
     n_on_time: int = 0
     paused_since_s: float | None = None
     paused_s: float = 0.0
+    loading_since_s: float | None = None
+    loading_s: float = 0.0
 
 
 class LiveRequest:
@@ -64,11 +66,13 @@ class LiveRequest:
         echo: str = "",
         includes_stop: bool = False,
         calls: CallReader | None = None,
+        on_end: Callable[[FinishInfo | TokenmuxError], None] = lambda end: None,
     ) -> None:
         """Choice number `choice` of the call with the id `call`, by default its own; the one that
         `tells_phase` speaks for the others. `request_id` is what the client calls the call. `detokenizer` has
         been given the tokens that the client holds. `echo` is the text that comes before the output; with
-        `includes_stop`, the stop string that ends it comes last. `calls` reads calls of tools in it."""
+        `includes_stop`, the stop string that ends it comes last. `calls` reads calls of tools in it.
+        `on_end` is told once how it ended for its client."""
         self.id = submit.request.id
         self.request_id = request_id
         self.model = submit.request.model
@@ -85,6 +89,7 @@ class LiveRequest:
         self._tells_phase = tells_phase
         self._includes_stop = includes_stop
         self._clock = clock
+        self._on_end = on_end
         self._delivered: list[int] = list(submit.delivered)
         self._times = RequestTimes()
         self._buffer = buffer
@@ -130,6 +135,7 @@ class LiveRequest:
     def take_state(self, state: PhaseChanged) -> None:
         """Tell the client the phase of its request: of several choices, that of the first."""
         self.phase = state.phase
+        self._note_loading(state.phase is RequestPhase.LOADING)
         if state.phase is RequestPhase.RUNNING and self._times.ran_s is None:
             self._times.ran_s = self._clock()
         if self._tells_phase and not self.closed:
@@ -229,6 +235,7 @@ class LiveRequest:
         if not self.closed:
             self.closed = True
             self._buffer.close(error)
+            self._on_end(error)
 
     def pause(self) -> None:
         """Stop this request's deadlines from now on."""
@@ -263,6 +270,13 @@ class LiveRequest:
         times.ran_s = at_s if times.ran_s is None else times.ran_s
         times.last_token_s = at_s
 
+    def _note_loading(self, is_loading: bool) -> None:
+        """Note whether its model's weights are on their way, from now on."""
+        times = self._times
+        if times.loading_since_s is not None:
+            times.loading_s += self._clock() - times.loading_since_s
+        times.loading_since_s = self._clock() if is_loading else None
+
     def _paused_s(self) -> float:
         """How long the client did not read, until now."""
         since_s = self._times.paused_since_s
@@ -287,24 +301,25 @@ class LiveRequest:
             self._buffer.put(TokenDelta(len(self._delivered), (), rest, choice=self._choice, calls=calls))
         request, times = self.submit.request, self._times
         end_s = request.arrival_s if times.last_token_s is None else times.last_token_s
-        self._buffer.put(
-            FinishInfo(
-                reason=reason,
-                stop_string=stop_string,
-                stop_token_id=self._delivered[last] if by_token else None,
-                n_prompt=request.n_prompt,
-                n_completion=len(self._delivered),
-                n_on_time=times.n_on_time,
-                queue_s=(end_s if times.ran_s is None else times.ran_s) - request.arrival_s,
-                ttft_s=(end_s if times.first_token_s is None else times.first_token_s) - request.arrival_s,
-                total_s=end_s - request.arrival_s,
-                seed=self.submit.sampling.seed,
-                choice=self._choice,
-                n_resumed=request.n_resumed,
-                n_cached=self._n_cached,
-                vector=vector,
-                called=self._calls is not None and self._calls.called,
-            )
+        info = FinishInfo(
+            reason=reason,
+            stop_string=stop_string,
+            stop_token_id=self._delivered[last] if by_token else None,
+            n_prompt=request.n_prompt,
+            n_completion=len(self._delivered),
+            n_on_time=times.n_on_time,
+            queue_s=(end_s if times.ran_s is None else times.ran_s) - request.arrival_s,
+            ttft_s=(end_s if times.first_token_s is None else times.first_token_s) - request.arrival_s,
+            total_s=end_s - request.arrival_s,
+            seed=self.submit.sampling.seed,
+            choice=self._choice,
+            n_resumed=request.n_resumed,
+            n_cached=self._n_cached,
+            vector=vector,
+            called=self._calls is not None and self._calls.called,
+            loading_s=times.loading_s,
         )
+        self._buffer.put(info)
         self.closed = True
         self._buffer.complete()
+        self._on_end(info)

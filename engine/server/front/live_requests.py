@@ -8,6 +8,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from tokenmux.core.errors import Ended, InternalError, TokenmuxError
 from tokenmux.core.facts import ModelId
@@ -20,6 +21,7 @@ from tokenmux.server.front.ends import cancelled_by_id, out_of_time
 from tokenmux.server.front.generation import PromptInfo
 from tokenmux.server.front.live_request import LiveRequest
 from tokenmux.server.front.queue_pace import QueuePace
+from tokenmux.server.front.request_counters import RequestCounters
 from tokenmux.server.front.slow_readers import SlowReaders
 from tokenmux.server.front.tenants import QueuePlaces
 from tokenmux.server.front.traffic import TrafficRecorder
@@ -46,6 +48,7 @@ class LiveRequests:
         buffer_tokens: int,
         unread_s: float,
         recorder: TrafficRecorder | None,
+        counters: RequestCounters,
         clock: Callable[[], float],
     ) -> None:
         """`takes` says whether there is a node that takes requests; `on_proven` is called for each
@@ -58,6 +61,7 @@ class LiveRequests:
         self._on_proven = on_proven
         self._buffer_tokens = buffer_tokens
         self._recorder = recorder
+        self._counters = counters
         self._clock = clock
         self._slow_readers = SlowReaders(buffer_tokens, unread_s, send, self.end)
         self._requests: dict[RequestId, LiveRequest] = {}
@@ -110,6 +114,7 @@ class LiveRequests:
                 echo=echo,
                 includes_stop=includes_stop,
                 calls=choice.calls,
+                on_end=partial(self._counters.ended, choice.submit.request.model),
             )
             for choice in admitted
         ]

@@ -31,9 +31,11 @@ from tokenmux.server.front.handover import Handover
 from tokenmux.server.front.limits import Limits
 from tokenmux.server.front.live_request import LiveRequest
 from tokenmux.server.front.live_requests import LiveRequests
+from tokenmux.server.front.node_totals import NodeTotals
 from tokenmux.server.front.pending_commands import OperatorCommand, PendingCommands
 from tokenmux.server.front.pool_devices import PoolDevices
 from tokenmux.server.front.queue_pace import QueuePace
+from tokenmux.server.front.request_counters import RequestCounters
 from tokenmux.server.front.served_models import ServedModel, ServedModels
 from tokenmux.server.front.standstill import Standstill
 from tokenmux.server.front.tenants import QueuePlaces
@@ -61,16 +63,20 @@ class NodeSide:
         pace: QueuePace,
         *,
         recorder: TrafficRecorder | None,
+        counters: RequestCounters,
+        totals: NodeTotals,
         on_given_up: Callable[[TokenmuxError], None],
         clock: Callable[[], float],
         sleep: Callable[[float], Awaitable[object]],
     ) -> None:
-        """`on_given_up` is called if there will be no node at all."""
+        """`counters` are told how requests end, `totals` what nodes count. `on_given_up` is called if there
+        will be no node at all."""
         self.status: NodeStatus | None = None
         """The latest status; None before the first and while there is no node."""
         self.given_up: TokenmuxError | None = None
         """Why there will be no node any longer, also when the server has stopped."""
         self.usage = Usage()
+        self._totals = totals
         self._models = models
         self._devices = devices
         self._changes = changes
@@ -104,6 +110,7 @@ class NodeSide:
             buffer_tokens=limits.buffer_tokens,
             unread_s=limits.unread_s,
             recorder=recorder,
+            counters=counters,
             clock=clock,
         )
         self.outage = Outage(
@@ -206,6 +213,7 @@ class NodeSide:
                 self.requests.deliver(report)
             case NodeStatus():
                 self.status = report
+                self._totals.take(report)
                 self._devices.take(report)
                 self._look_at_devices(report)
                 for model in report.models:
@@ -214,6 +222,7 @@ class NodeSide:
                 self._changes.notify()
             case NodeUse():
                 self.usage.take(report)
+                self._totals.take(report)
                 self._changes.notify()
             case Acknowledged() | Traced():
                 self._commands.answered(report)
@@ -250,6 +259,7 @@ class NodeSide:
         """Settle requests that have ended in any case; the others wait for the next node."""
         self.status = self._serves = None
         self.usage = Usage()
+        self._totals.node_broke()
         self._trials.stop()
         self._handover.stop()
         self._changes.notify()

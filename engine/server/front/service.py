@@ -16,6 +16,7 @@ from tokenmux.server.front.embeddings import EmbedAsk, Embedded
 from tokenmux.server.front.generation import AboutModel, Ask, Prompt, StreamEvent
 from tokenmux.server.front.long_operations import OperationView
 from tokenmux.server.front.pool_status import PoolSnapshot
+from tokenmux.server.front.server_totals import ServerTotals
 from tokenmux.server.front.shown_models import ShownModel
 from tokenmux.server.front.trace_document import TraceDocument
 from tokenmux.workload.trace import Trace
@@ -163,6 +164,11 @@ class FrontService(Protocol):
 
     def status(self) -> PoolSnapshot:
         """The present status. Several callers at the same moment may get the same object."""
+        ...
+
+    def totals(self) -> ServerTotals:
+        """What was counted since the server began, whichever node did. Costs little, and is summed by its
+        reader."""
         ...
 
     def watch_status(self, min_interval_s: float) -> AbstractAsyncContextManager[AsyncIterator[PoolSnapshot]]:

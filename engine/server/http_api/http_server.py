@@ -1,4 +1,4 @@
-"""Serves the dialect on a port: uvicorn in the front's event loop, with limits on what clients may hold.
+"""Serves an application on a port: uvicorn in the front's event loop, with limits on what clients may hold.
 
 uvicorn bounds neither headers (with its fast parser), nor the time that they take, nor connections that say
 nothing; `BoundedConnection` does. A connection whose client takes no data is ended by the system
@@ -21,10 +21,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tokenmux.core.addresses import is_loopback
 from tokenmux.core.errors import Overloaded
-from tokenmux.server.front.service import FrontService
 from tokenmux.server.http_api.host_check import HostCheck
 from tokenmux.server.http_api.http_errors import ErrorAnswer, HttpRefusal, error_answer
-from tokenmux.server.http_api.openai_app import openai_app
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +40,7 @@ DEAD_S = 30
 
 @dataclass(frozen=True, slots=True)
 class HttpTransport:
-    """How the dialect is reached."""
+    """How an application is reached."""
 
     address: str = "127.0.0.1:0"
     tls: ssl.SSLContext | None = None
@@ -52,6 +50,11 @@ class HttpTransport:
     max_connections: int = MAX_CONNECTIONS
     unread_s: float = 60.0
     """How long the front lets a client read nothing."""
+
+    def url(self, port: int | None) -> str:
+        """Where it is reached; `port` is the one that was taken, if the address left it open."""
+        scheme, host = "http" if self.tls is None else "https", self.address.rpartition(":")[0]
+        return f"{scheme}://{host}:{port}"
 
 
 class BoundedConnection(HttpToolsProtocol):
@@ -133,15 +136,16 @@ class HttpServer:
     """Holds its port from the start, answers between `start` and `stop`."""
 
     def __init__(
-        self, front: FrontService, transport: HttpTransport, sockets: Sequence[socket.socket]
+        self, app: ASGIApp, transport: HttpTransport, sockets: Sequence[socket.socket], name: str = "http"
     ) -> None:
-        """`sockets` listen on the address already; connections wait there until `start`."""
+        """`sockets` listen on the address already; connections wait there until `start`. `name` is for
+        those who look at tasks."""
         self._sockets = list(sockets)
         self.port: int = self._sockets[0].getsockname()[1]
         for listening in self._sockets:
             _end_dead_connections(listening, transport.unread_s + SPARE_UNREAD_S)
         connection = type("Connection", (BoundedConnection,), {"max_connections": transport.max_connections})
-        app: ASGIApp = openai_app(front, transport.max_body_bytes)
+        self._name = name
         if transport.hosts or is_loopback(transport.address):
             app = HostCheck(app, transport.hosts)
         config = uvicorn.Config(
@@ -162,7 +166,7 @@ class HttpServer:
         self._serving: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        self._serving = asyncio.create_task(self._server.serve(self._sockets), name="http")
+        self._serving = asyncio.create_task(self._server.serve(self._sockets), name=self._name)
         begun = asyncio.ensure_future(self._server.begun.wait())
         await asyncio.wait((begun, self._serving), return_when=asyncio.FIRST_COMPLETED)
         begun.cancel()

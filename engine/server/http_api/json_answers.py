@@ -1,4 +1,4 @@
-"""Answers in one piece: JSON with its length, whether they succeed or fail."""
+"""Answers in one piece, with their length: JSON mostly, whether they succeed or fail."""
 
 from collections.abc import Iterable
 
@@ -10,8 +10,19 @@ from tokenmux.server.http_api.http_errors import error_answer
 async def send_json(
     send: Send, document: bytes, headers: Iterable[tuple[bytes, bytes]] = (), status: int = 200
 ) -> None:
+    await send_whole(send, "application/json", document, headers, status)
+
+
+async def send_whole(
+    send: Send,
+    content_type: str,
+    document: bytes,
+    headers: Iterable[tuple[bytes, bytes]] = (),
+    status: int = 200,
+) -> None:
+    """Send a document of any type."""
     all_headers = [
-        (b"content-type", b"application/json"),
+        (b"content-type", content_type.encode()),
         (b"content-length", str(len(document)).encode()),
         *headers,
     ]

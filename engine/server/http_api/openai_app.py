@@ -4,31 +4,29 @@ POST /v1/completions         GET /v1/models         GET /health          open to
 POST /v1/chat/completions    GET /v1/models/NAME    GET /ready           service of gRPC is
 POST each of them/ID/cancel  GET /v2/...            GET /openapi.json
 POST /v1/embeddings                                 GET /v2/health/...
+
+GET /metrics needs a key for metrics, or an administrator's. It belongs neither to the dialect nor to
+/openapi.json, and may be at an address of its own instead (`tokenmux.server.http_api.metrics_app`).
 """
 
 import time
-from http import HTTPStatus
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tokenmux.core.errors import NotServable, Unavailable
-from tokenmux.server.front.api_keys import AUTHORIZATION
 from tokenmux.server.front.api_keys import Scope as KeyScope
 from tokenmux.server.front.service import FrontService
 from tokenmux.server.front.shown_models import ShownModel
 from tokenmux.server.http_api.answer_bodies import ModelBody, ModelListBody
 from tokenmux.server.http_api.answer_forms import ChatForm, TextForm
+from tokenmux.server.http_api.answering import Answering, refused_paths
 from tokenmux.server.http_api.cancellations import Cancellations
-from tokenmux.server.http_api.client_presence import ClientLeft
 from tokenmux.server.http_api.embedding_path import EmbeddingPath
 from tokenmux.server.http_api.generations import Generations
-from tokenmux.server.http_api.http_errors import HttpRefusal
-from tokenmux.server.http_api.json_answers import send_error, send_json
+from tokenmux.server.http_api.json_answers import send_json
+from tokenmux.server.http_api.metrics_path import METRICS, MetricsPath
 from tokenmux.server.http_api.open_inference_paths import OpenInferencePaths
 from tokenmux.server.http_api.openapi_document import openapi_document
 from tokenmux.server.http_api.request_bodies import ChatBody, CompletionBody
@@ -38,26 +36,6 @@ _OTHER_PATHS = {
     "/v1/responses": "responses are not served here: use /v1/chat/completions",
 }
 """What is said of paths that OpenAI has and this server has not."""
-
-
-class Answering:
-    """Runs one path; an exception becomes the answer that fits."""
-
-    def __init__(self, path: ASGIApp, front: FrontService, *, open_to_all: bool = False) -> None:
-        self._path = path
-        self._front = front
-        self._open_to_all = open_to_all
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            if not self._open_to_all:
-                header = Request(scope).headers.get(AUTHORIZATION)
-                self._front.keys.check(header, KeyScope.INFERENCE, scope["path"])
-            await self._path(scope, receive, send)
-        except ClientLeft:
-            pass
-        except Exception as error:  # noqa: BLE001 - the one place that turns errors into answers
-            await send_error(send, error)
 
 
 class Questions:
@@ -100,15 +78,16 @@ class Questions:
         )
 
 
-def openai_app(front: FrontService, max_body_bytes: int) -> Starlette:
-    """The whole dialect over `front`. Bodies have at most `max_body_bytes`."""
+def openai_app(front: FrontService, max_body_bytes: int, *, metrics: bool = True) -> Starlette:
+    """The whole dialect over `front`. Bodies have at most `max_body_bytes`. Without `metrics`, they are
+    elsewhere."""
     questions, v2 = Questions(front, openapi_document()), OpenInferencePaths(front)
 
     def keyed(path: ASGIApp) -> ASGIApp:
-        return Answering(path, front)
+        return Answering(path, front, needs=KeyScope.INFERENCE)
 
     def unkeyed(path: ASGIApp) -> ASGIApp:
-        return Answering(path, front, open_to_all=True)
+        return Answering(path, front, needs=None)
 
     def generating(kind: type[CompletionBody] | type[ChatBody], form: TextForm | ChatForm) -> ASGIApp:
         return keyed(Generations(front, kind, form, max_body_bytes))
@@ -133,28 +112,10 @@ def openai_app(front: FrontService, max_body_bytes: int) -> Starlette:
         Route("/v2/models/{name:path}/ready", keyed(v2.model_ready), methods=["GET"]),
         Route("/v2/models/{name:path}", keyed(v2.model), methods=["GET"]),
     ]
-    app = Starlette(routes=routes, exception_handlers={HTTPException: _refused})
+    if metrics:
+        needs = KeyScope.METRICS
+        routes.append(Route(METRICS, Answering(MetricsPath(front), front, needs=needs), methods=["GET"]))
+    no_path = "there is no such path: /openapi.json lists those that there are"
+    app = Starlette(routes=routes, exception_handlers=refused_paths(no_path, _OTHER_PATHS))
     app.router.redirect_slashes = False
     return app
-
-
-async def _refused(request: Request, error: Exception) -> Response:
-    """The answer to an unknown path or method."""
-    assert isinstance(error, HTTPException)
-    status = HTTPStatus(error.status_code)
-    if status is HTTPStatus.METHOD_NOT_ALLOWED:
-        said = f"{request.method} is not a method of this path"
-    else:
-        said = _OTHER_PATHS.get(
-            request.url.path, "there is no such path: /openapi.json lists those that there are"
-        )
-    return _Refusal(HttpRefusal(status, said, error.headers))
-
-
-class _Refusal(Response):
-    def __init__(self, refusal: HttpRefusal) -> None:
-        super().__init__()
-        self._refusal = refusal
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send_error(send, self._refusal)

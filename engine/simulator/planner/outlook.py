@@ -1,7 +1,7 @@
 """What the next hours will need, from a server's recorded traffic: the plan's answer, carried forward.
 
 Each recorded hour is estimated as a fluid (`tokenmux.simulator.fluid`), and scaled so that the busiest hour
-needs what the plan found by simulation. The forecast then works on these estimates.
+needs what the plan found by simulation. The forecast and its margin then work on these estimates.
 """
 
 from collections import Counter
@@ -12,7 +12,7 @@ from math import ceil
 from tokenmux.core.facts import ModelId
 from tokenmux.core.request import ServiceLevel
 from tokenmux.simulator.fluid import Flow, fluid_devices
-from tokenmux.simulator.forecast import DAY, ForecastError, error_on, forecast
+from tokenmux.simulator.forecast import COVERED, DAY, ForecastError, error_on, forecast, margin
 from tokenmux.simulator.planner.simulated_job import World
 from tokenmux.simulator.scenario import Market, true_cost
 from tokenmux.workload.trace import Arrival
@@ -36,8 +36,9 @@ class Outlook:
         hours = ", ".join(map(str, self.coming))
         return (
             f"Next hours, {gpu}: {hours} (forecast from the last hour and the same hour a day before; on the "
-            f"recorded {len(self.past)} hours it was off by {self.error.mean_share:.0%} and short in "
-            f"{self.error.n_short} of {self.error.n_hours})."
+            f"recorded {len(self.past)} hours that was off by {self.error.mean_share:.0%} and short in "
+            f"{self.error.n_short} of {self.error.n_hours}, so a margin is added that would have covered "
+            f"{COVERED:.1%} of what they needed)."
         )
 
 
@@ -57,8 +58,14 @@ def outlook(world: World, fewest: int, n_hours: int = 6) -> Outlook | None:
     busiest = max(estimated)
     scale = world.hardware.n_devices * (fewest / busiest if busiest else 1.0)
     past = tuple(scale * devices for devices in estimated)
-    coming = tuple(ceil(forecast(past, ahead) - 1e-9) for ahead in range(1, min(n_hours, DAY) + 1))
+    coming = tuple(ceil(_expected(past, ahead) - 1e-9) for ahead in range(1, min(n_hours, DAY) + 1))
     return Outlook(past, coming, error_on(past))
+
+
+def _expected(past: Sequence[float], ahead: int) -> float:
+    """The forecast with its margin. If no hour was recorded so far ahead of another, the margin is that of
+    the furthest."""
+    return forecast(past, ahead) + margin(past, ahead=min(ahead, len(past) - 1))
 
 
 def flows_of(arrivals: Sequence[Arrival], market: Market, duration_s: float) -> list[Flow]:

@@ -206,7 +206,7 @@ class RemoveDeviceResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class Instance(_message.Message):
-    __slots__ = ("device", "arena_bytes", "weight_bytes", "kv_bytes", "compute_busy_s", "copy_in_busy_s", "copy_out_busy_s", "fetch_busy_s", "n_steps", "n_discards", "running_model", "work_s", "model_work_s", "id", "state", "fault", "n_deaths", "loading_model", "resident_models", "pinned_models", "n_requests")
+    __slots__ = ("device", "arena_bytes", "weight_bytes", "kv_bytes", "compute_busy_s", "copy_in_busy_s", "copy_out_busy_s", "fetch_busy_s", "n_steps", "n_discards", "running_model", "work_s", "model_work_s", "id", "state", "fault", "n_deaths", "loading_model", "resident_models", "pinned_models", "n_requests", "paged_in_bytes", "paged_out_bytes")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     ARENA_BYTES_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -228,6 +228,8 @@ class Instance(_message.Message):
     RESIDENT_MODELS_FIELD_NUMBER: _ClassVar[int]
     PINNED_MODELS_FIELD_NUMBER: _ClassVar[int]
     N_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    PAGED_IN_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PAGED_OUT_BYTES_FIELD_NUMBER: _ClassVar[int]
     device: str
     arena_bytes: int
     weight_bytes: int
@@ -249,4 +251,6 @@ class Instance(_message.Message):
     resident_models: _containers.RepeatedScalarFieldContainer[str]
     pinned_models: _containers.RepeatedScalarFieldContainer[str]
     n_requests: int
-    def __init__(self, device: _Optional[str] = ..., arena_bytes: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., compute_busy_s: _Optional[float] = ..., copy_in_busy_s: _Optional[float] = ..., copy_out_busy_s: _Optional[float] = ..., fetch_busy_s: _Optional[float] = ..., n_steps: _Optional[int] = ..., n_discards: _Optional[int] = ..., running_model: _Optional[str] = ..., work_s: _Optional[float] = ..., model_work_s: _Optional[float] = ..., id: _Optional[int] = ..., state: _Optional[_Union[DeviceState, str]] = ..., fault: _Optional[str] = ..., n_deaths: _Optional[int] = ..., loading_model: _Optional[str] = ..., resident_models: _Optional[_Iterable[str]] = ..., pinned_models: _Optional[_Iterable[str]] = ..., n_requests: _Optional[int] = ...) -> None: ...
+    paged_in_bytes: int
+    paged_out_bytes: int
+    def __init__(self, device: _Optional[str] = ..., arena_bytes: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., compute_busy_s: _Optional[float] = ..., copy_in_busy_s: _Optional[float] = ..., copy_out_busy_s: _Optional[float] = ..., fetch_busy_s: _Optional[float] = ..., n_steps: _Optional[int] = ..., n_discards: _Optional[int] = ..., running_model: _Optional[str] = ..., work_s: _Optional[float] = ..., model_work_s: _Optional[float] = ..., id: _Optional[int] = ..., state: _Optional[_Union[DeviceState, str]] = ..., fault: _Optional[str] = ..., n_deaths: _Optional[int] = ..., loading_model: _Optional[str] = ..., resident_models: _Optional[_Iterable[str]] = ..., pinned_models: _Optional[_Iterable[str]] = ..., n_requests: _Optional[int] = ..., paged_in_bytes: _Optional[int] = ..., paged_out_bytes: _Optional[int] = ...) -> None: ...

@@ -514,12 +514,14 @@ async def test_status_tells_memory_channels_devices_and_models(served: Served) -
             kv_bytes=300, compute_busy_s=8, copy_in_busy_s=9, copy_out_busy_s=10, fetch_busy_s=11, n_steps=12,
             n_discards=13, work_s=9.5, model_work_s=34, running_model="letters", resident_models=["letters"],
             n_requests=14, n_deaths=15,
+            paged_in_bytes=16, paged_out_bytes=17,
         ),
         pool_pb2.Instance(
             id=3, device="virtual GPU", state=pool_pb2.DEVICE_STATE_OUT, fault="it broke", arena_bytes=10_000,
             weight_bytes=2_000, kv_bytes=300, compute_busy_s=8, copy_in_busy_s=9, copy_out_busy_s=10,
             fetch_busy_s=11, n_steps=12, n_discards=13, work_s=9.5, model_work_s=34, loading_model="letters",
             pinned_models=["letters"], n_requests=14, n_deaths=15,
+            paged_in_bytes=16, paged_out_bytes=17,
         ),
     ]  # fmt: skip
     host = (status.host_cache_bytes, status.host_cache_used_bytes, status.host_kv_bytes)

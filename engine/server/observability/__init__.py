@@ -1,0 +1,1 @@
+"""What others' tools are told of a server: figures for Prometheus."""
