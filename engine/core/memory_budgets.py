@@ -60,15 +60,6 @@ class HostBudgets:
     kv_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Budgets:
-    """Memory budgets of a single device in bytes."""
-
-    arena_bytes: int
-    host_cache_bytes: int
-    host_kv_bytes: int
-
-
 def default_arena_bytes(free_bytes: int | None) -> int:
     """Arena of a device with `free_bytes` of free memory; None if it has no memory of its own."""
     return CPU_ARENA_BYTES if free_bytes is None else int(GPU_ARENA_SHARE * free_bytes)
@@ -86,16 +77,6 @@ def default_host_budgets(kinds: Sequence[DeviceKind], host_bytes: int | None) ->
         max(least.cache_bytes, int(GPU_HOST_CACHE_SHARE * host_bytes)),
         max(least.kv_bytes, int(kv_share * host_bytes)),
     )
-
-
-def default_budgets(kind: DeviceKind, free_bytes: int | None, host_bytes: int | None) -> Budgets:
-    """Budgets of a server with one device.
-
-    `free_bytes` is the free device memory, or None if the device has no memory of its own. `host_bytes` is
-    the available host memory, or None if the system does not say.
-    """
-    host = default_host_budgets([kind], host_bytes)
-    return Budgets(default_arena_bytes(free_bytes), host.cache_bytes, host.kv_bytes)
 
 
 def default_slab_bytes(arena_bytes: int, host_kv_bytes: int, largest_block_bytes: int = 0) -> int:

@@ -11,39 +11,17 @@ tells, and is told. `tokenmux.simulator` is the other body of the same pool.
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from math import inf
-from typing import assert_never
 
 from tokenmux.core.clock import Clock
-from tokenmux.core.effects import (
-    CopyEnded,
-    Effects,
-    Interrupt,
-    ModelLoaded,
-    PrefixTaken,
-    RequestEnded,
-    RequestEntered,
-    RequestLeft,
-    ResizeReady,
-    StepEnded,
-    Supersede,
-)
-from tokenmux.core.errors import ErrorCode, IntegrityError, InternalError
-from tokenmux.core.event import SUPERSEDED, Cancelled, Resized
+from tokenmux.core.effects import Effects
+from tokenmux.core.errors import IntegrityError, InternalError
+from tokenmux.core.event import Cancelled
 from tokenmux.core.facts import ImageId, InstanceId, ModelFacts, ModelId
-from tokenmux.core.phases import DeviceState, PhaseChanged, RequestPhase
-from tokenmux.core.plan import Discard, Drop, Evict
+from tokenmux.core.phases import DeviceState
 from tokenmux.core.request import RequestId
 from tokenmux.core.roofline_cost import RooflineCost
-from tokenmux.core.started import (
-    StartedActivation,
-    StartedCompaction,
-    StartedFetch,
-    StartedPageIn,
-    StartedPageOut,
-    StartedStep,
-)
 from tokenmux.messages.commands import (
     AddDevice,
     AskTrace,
@@ -63,23 +41,15 @@ from tokenmux.messages.commands import (
     Unregister,
 )
 from tokenmux.messages.completions import (
-    ArenaReallocated,
     Completions,
-    CopyCompleted,
-    CopyProgressed,
-    Drew,
-    ExecutorAlive,
-    ExecutorBroken,
-    ExecutorReady,
-    ExecutorReport,
-    GrammarReady,
-    StepCompleted,
 )
-from tokenmux.messages.launches import AddModel, OperationId, ReallocateArena, StopCopy, Unbind
+from tokenmux.messages.launches import AddModel
 from tokenmux.messages.reports import Acknowledged, Alive, Broken, Report
 from tokenmux.messages.setups import DeviceSetup, NodeSetup
 from tokenmux.node.accusations import Accusations
+from tokenmux.node.carried_out import CarriedOut
 from tokenmux.node.executor_port import ExecutorFactory
+from tokenmux.node.executor_reports import ExecutorReports
 from tokenmux.node.grammars import Grammars
 from tokenmux.node.host_memory import HostMemory
 from tokenmux.node.lives import Lives
@@ -130,7 +100,7 @@ class Node:
         self._setup = setup
         self._clock = clock
         self._emit = emit
-        self._memory = memory(setup.host_kv_bytes)
+        self.memory = memory(setup.host_kv_bytes)
         self._cache = HostCache(setup.host.cache_bytes)
         self._host_kv = HostKv(setup.host_kv_bytes, max(d.facts.slab_bytes for d in setup.devices))
         self._out: list[Report] = []
@@ -138,8 +108,6 @@ class Node:
         """To commands that change what a status shows: they follow one that shows it."""
         self._decided: dict[InstanceId, NodeDevice] = {}
         """Devices for which something was decided in this turn, in this order: they are told in it."""
-        self._was_busy = False
-        """True if an operation began since the books were last checked."""
         self._policies = policies
         numbered = _numbered(setup)
         instances = [self._make_instance(device or setup.devices[0]) for device in numbered]
@@ -150,7 +118,7 @@ class Node:
         )
         self._lives = Lives(
             factory,
-            self._memory.host_kv,
+            self.memory.host_kv,
             clock,
             limits or RestartLimits(setup.max_restarts, setup.restart_window_s),
             models=self.models.values,
@@ -165,6 +133,28 @@ class Node:
             self.contents, self.models, self.pool, self.accusations, self.grammars, setup, clock, self._say
         )
         self._operators = Operators(self, clock)
+        self._effects = CarriedOut(
+            self.pool,
+            self.devices,
+            self.memory,
+            self._cache,
+            self.requests,
+            self.accusations,
+            self.grammars,
+            clock,
+            self._say,
+        )
+        self._reports = ExecutorReports(
+            self.pool,
+            self.requests,
+            self.accusations,
+            self.grammars,
+            self._operators,
+            self._kill,
+            setup.silent_s,
+            clock,
+            self._say,
+        )
         for number, device in enumerate(numbered):
             if device is None:
                 self.pool.remove(number)
@@ -222,7 +212,7 @@ class Node:
         for device in self.devices.values():
             if device.port is not None:
                 device.port.kill()
-        self._memory.close()
+        self.memory.close()
 
     # ── what comes in from the executors ────────────────────────────────────────────────────────────────────
 
@@ -234,7 +224,7 @@ class Node:
         device.heard_s = self._clock.now_s()
         try:
             for completion in completions:
-                self._hear(device, completion)
+                self._reports.hear(device, completion)
         except StrayReport as error:
             self._kill(device, str(error))
 
@@ -325,54 +315,12 @@ class Node:
     # the pool's body
     def carry_out(self, index: int, effects: Effects) -> None:
         """Carry out and report what an event or a decision caused."""
-        device, instance = self.devices[InstanceId(index)], self.pool.instances[index]
+        device = self.devices[InstanceId(index)]
         self._decided[device.index] = device
         for observer in self.observers:
-            observer(index, instance.now_s, effects)
+            observer(index, self.pool.instances[index].now_s, effects)
         self._telemetry.note(index, effects)
-        for effect in effects:
-            match effect:
-                case PhaseChanged():
-                    self._out.append(self.accusations.shown(effect))
-                case StartedFetch():
-                    self._drop_images(effect.dropped)
-                    self._start(device, effect)
-                case StartedStep(operation=step):
-                    self.requests.step_began(step)
-                    self._start(device, effect)
-                case StartedActivation():
-                    self._start(device, effect)
-                case StartedPageIn() | StartedPageOut() | StartedCompaction():
-                    self._start(device, effect)
-                case Interrupt():
-                    device.stop_step()
-                case Supersede(operation):
-                    device.say(StopCopy(OperationId(operation)))
-                case CopyEnded(started, done):
-                    device.copy_ended(started, failed=bool(done.error))
-                    if isinstance(started, StartedActivation) and done.error not in ("", SUPERSEDED):
-                        lost = [image.id for image in started.images if not self._cache.has(image.id)]
-                        self._drop_images(lost)
-                case RequestEnded():
-                    self.requests.ended(effect, _code_of_failed_load(effects))
-                case Evict(model):
-                    device.say(Unbind(model))
-                case ResizeReady(arena_bytes):
-                    device.say(ReallocateArena(arena_bytes))
-                case ModelLoaded(started):
-                    self.accusations.loaded(started.model.id)
-                case RequestEntered(request):
-                    self.grammars.entered(device, request.id)
-                case StepEnded() | RequestLeft() | PrefixTaken() | Drop() | Discard():
-                    pass
-                case _:
-                    assert_never(effect)
-
-    def _drop_images(self, images: Iterable[ImageId]) -> None:
-        """The host cache has forgotten these images."""
-        for image in images:
-            for mapper in self._memory.drop(image):
-                self.devices[mapper].unmap(image)
+        self._effects.carry_out(device, effects)
 
     # ── what operators may do ───────────────────────────────────────────────────────────────────────────────
 
@@ -399,7 +347,7 @@ class Node:
         self.pool.remove(device.index)
         if device.port is not None:
             device.port.kill()
-        self._memory.forget_device(device.index)
+        self.memory.forget_device(device.index)
         self._lives.forget(device)
         del self.devices[device.index]
 
@@ -409,7 +357,7 @@ class Node:
         owned = self._owned_images()
         for image in facts.images:
             if image.id not in owned:
-                for index in self._memory.unmap(image.id):
+                for index in self.memory.unmap(image.id):
                     self.devices[index].unmap(image.id)
 
     def acknowledge(self, answer: Acknowledged) -> None:
@@ -439,7 +387,7 @@ class Node:
             index,
             setup,
             instance or self.pool.instances[index],
-            self._memory,
+            self.memory,
             self.contents,
             self._clock,
         )
@@ -448,66 +396,10 @@ class Node:
             self.pool.hold(index)
         return device
 
-    def _hear(self, device: NodeDevice, completion: ExecutorReport) -> None:
-        match completion:
-            case Drew():
-                self.requests.drew(device.drew(completion), completion.at_s)
-            case StepCompleted():
-                self.accusations.cannot_go_on(device.faults(completion))
-                pooled = device.pooled(completion)
-                told, drawn, done = device.step_completed(completion)
-                self.requests.pooled(pooled)
-                self.requests.told(told)
-                self.requests.drew(drawn, done.at_s)
-                self.pool.apply(device.index, done)
-            case CopyCompleted():
-                self.pool.apply(device.index, device.copy_completed(completion))
-            case CopyProgressed(_, share):
-                load = device.load_progressed(completion)
-                model = device.instance.models.get(load.model.id) if load else None
-                for request in model.waiting.values() if model else ():
-                    self._out.append(PhaseChanged(request.id, RequestPhase.LOADING, progress=share))
-            case GrammarReady():
-                self.grammars.ready(device, completion)
-            case ArenaReallocated(arena_bytes, error, code):
-                device.resized(arena_bytes)
-                self.pool.apply(device.index, Resized(self._clock.now_s(), arena_bytes))
-                self._operators.resized(device, error, code)
-            case ExecutorReady():
-                device.ready, device.silent_s = True, self._setup.silent_s
-                self.grammars.started(device)
-                if device.state in (DeviceState.STARTING, DeviceState.OUT):
-                    device.state, device.fault = DeviceState.SERVING, ""
-                self.pool.release(device.index)
-                self._operators.started(device)
-            case ExecutorAlive(silent_s):
-                if device.ready or silent_s:
-                    device.silent_s = max(self._setup.silent_s, silent_s)
-            case ExecutorBroken(detail):
-                self._kill(device, detail)
-            case _:
-                assert_never(completion)
-
     def _kill(self, device: NodeDevice, detail: str) -> None:
         logger.error("device %d is broken: %s", device.index, detail)
         self.pool.hold(device.index)  # or it would be asked for more, which requests were blamed for
         device.kill(detail)
-
-    def _start(
-        self,
-        device: NodeDevice,
-        started: StartedStep
-        | StartedActivation
-        | StartedFetch
-        | StartedPageIn
-        | StartedPageOut
-        | StartedCompaction,
-    ) -> None:
-        self._was_busy = True
-        error = device.start(started)
-        if error is not None:
-            failed = CopyCompleted(OperationId(started.id), self._clock.now_s(), str(error), error.code)
-            self.pool.post(device.index, device.copy_completed(failed))
 
     def _owned_images(self) -> set[ImageId]:
         """The images of the registered models. The host cache also has some of models that were removed."""
@@ -523,25 +415,15 @@ class Node:
         """Describe what is wrong with the books; None if nothing is. Checked when no operation is in
         flight. Takes 0.05 ms for 100 models without requests, and 3 ms for each 50 requests that a client
         has paused."""
-        if not self._was_busy or not self._is_idle:
+        if not self._effects.has_begun or not self._is_idle:
             return None
-        self._was_busy = False
+        self._effects.has_begun = False
         try:
             self.pool.check_integrity()
         except (IntegrityError, InternalError) as error:
             logger.exception("the books of the node are wrong")
             return f"the books of the node are wrong: {error}"
         return None
-
-
-def _code_of_failed_load(effects: Effects) -> ErrorCode | None:
-    """The kind of error with which a load failed, if one did. The requests that waited for it end in the same
-    effects."""
-    for effect in effects:
-        match effect:
-            case CopyEnded(StartedActivation() | StartedFetch(), done) if done.error:
-                return done.code
-    return None
 
 
 def _numbered(setup: NodeSetup) -> list[DeviceSetup | None]:

@@ -255,8 +255,3 @@ def _hash_ids(ids: object) -> tuple[int, ...]:
     if any(isinstance(one, bool) or not isinstance(one, int | str) for one in ids):
         raise TypeError("hash_ids must be whole numbers")
     return tuple(map(int, ids))
-
-
-def renamed_trace(trace: Iterable[TraceRequest], names: Mapping[str, str]) -> Trace:
-    """The trace with other model names; those without an entry keep theirs."""
-    return [replace(line, model=names.get(line.model, line.model)) for line in trace]

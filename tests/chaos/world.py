@@ -386,7 +386,7 @@ class World:
         assert not node._host_kv.blocks.used_bytes, "paged-out KV is left"
         assert not node._host_kv.parked, "parked KV is left"
         cached = set(node._cache.cached)
-        assert set(node._memory.images) == cached, f"{set(node._memory.images)} in memory, {cached} in books"
+        assert set(node.memory.images) == cached, f"{set(node.memory.images)} in memory, {cached} in books"
         assert not node._cache.held
         assert not node._cache.fetching
         assert not node._operators._resizing, "operators wait"
@@ -398,11 +398,11 @@ class World:
             assert not one.stalls._watched, f"device {index} watches what has ended"
             executor = double.executors.get(index)
             if executor is not None and one.ready:
-                told = {image for image, host in node._memory.images.items() if index in host.mapped_by}
+                told = {image for image, host in node.memory.images.items() if index in host.mapped_by}
                 assert set(executor.mapped) == told, f"device {index} maps {set(executor.mapped)}, not {told}"
                 assert set(executor.models) == set(node.models), "an executor knows other models"
         assert set(double.executors) <= set(node.devices), "an executor outlives its device"
-        inodes = {os.fstat(image.descriptor).st_ino for image in node._memory.images.values()}
+        inodes = {os.fstat(image.descriptor).st_ino for image in node.memory.images.values()}
         assert inodes <= set(double.memory.images), "an image in memory was never filled"
 
     def _where(self, late: Iterable["asyncio.Task[None]"]) -> str:

@@ -82,11 +82,11 @@ def check(answer: Completion) -> None:
 
 def test_the_blocking_client_has_calls() -> None:
     with ServerThread(tooled) as server, Client(server.served.target) as client:
-        answering = asyncio.run_coroutine_threadsafe(answer_with(server.served, OUTPUT), server._loop)
+        answering = server.begin(answer_with(server.served, OUTPUT))
         whole = client.chat("letters", HI, **OPTIONS)
         check(whole)
         answering.result(PATIENCE_S)
-        asyncio.run_coroutine_threadsafe(answer_with(server.served, OUTPUT), server._loop)
+        server.begin(answer_with(server.served, OUTPUT))
         events = list(client.stream("letters", HI, **OPTIONS))
     text, calls, reason = put_together(events)
     assert (text, said(calls), reason) == ("Well.", said(whole.tool_calls), "tool_calls")

@@ -11,7 +11,6 @@ from tokenmux.core.facts import DeviceFacts, HostFacts, KvShape
 from tokenmux.core.memory_budgets import (
     LARGEST_SLAB_BYTES,
     HostBudgets,
-    default_budgets,
     default_host_budgets,
     default_slab_bytes,
 )
@@ -86,11 +85,10 @@ def test_what_the_operator_says_goes_before() -> None:
 
 
 def test_a_gpu_gets_as_much_of_the_host_as_there_is() -> None:
-    assert default_budgets("cuda", 80 * GB, 500 * GB).host_cache_bytes == 250 * GB
-    least = default_budgets("cuda", 80 * GB, GB)
-    assert (least.host_cache_bytes, least.host_kv_bytes) == (4 << 30, 1 << 30)
-    assert default_budgets("cuda", 80 * GB, None).host_kv_bytes == 1 << 30
-    assert default_budgets("cpu", None, 500 * GB).host_cache_bytes == 4 << 30
+    assert default_host_budgets(["cuda"], 500 * GB).cache_bytes == 250 * GB
+    assert default_host_budgets(["cuda"], GB) == HostBudgets(4 << 30, 1 << 30)
+    assert default_host_budgets(["cuda"], None).kv_bytes == 1 << 30
+    assert default_host_budgets(["cpu"], 500 * GB).cache_bytes == 4 << 30
 
 
 def test_devices_share_the_host() -> None:

@@ -74,11 +74,11 @@ def test_weights_are_not_read_again_after_a_device_was_lost() -> None:
     body = node_with(16, n_output={"r": 400})
     body.submit_at(request("r", A, body.clock.now_s(), 400))
     until_step(body)
-    image = body.node._memory.images["a"]
+    image = body.node.memory.images["a"]
     body.executor_of(0).kill()
     body.clock.run()
     assert ends(body) == {"r": FinishReason.LENGTH}
-    assert body.node._memory.images["a"] is image
+    assert body.node.memory.images["a"] is image
     assert image.mapped_by == {0}
 
 
@@ -88,12 +88,12 @@ def test_a_fetch_whose_executor_dies_is_begun_again(n_devices: int) -> None:
     body.send(Register(make_model("a", 10 * GB, kv=SHAPE, max_context=4096, n_parameters=GB), path=""))
     body.submit_at(request("r", A, 0.1, 40))
     body.clock.run(until_s=0.5)
-    fetcher = body.node._memory.images["a"].fetcher
+    fetcher = body.node.memory.images["a"].fetcher
     assert fetcher is not None
     body.executor_of(fetcher).kill()
     body.clock.run()
     assert ends(body) == {"r": FinishReason.LENGTH}
-    assert body.node._memory.images["a"].fetcher is None
+    assert body.node.memory.images["a"].fetcher is None
     body.pool.check_integrity()
 
 

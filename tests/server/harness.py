@@ -181,7 +181,11 @@ class ServerThread:
 
     def do(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
         """Run something on the server's loop."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(PATIENCE_S)
+        return self.begin(coroutine).result(PATIENCE_S)
+
+    def begin(self, coroutine: Coroutine[Any, Any, Result]) -> Future[Result]:
+        """Run something on the server's loop beside the test."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     async def post(self, message: Report) -> None:
         """Let the node say something, and wait until the front has heard it."""

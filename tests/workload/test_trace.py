@@ -8,7 +8,7 @@ import pytest
 from tokenmux.core.errors import ConfigError
 from tokenmux.core.facts import ModelId
 from tokenmux.core.request import ServiceLevel
-from tokenmux.workload.trace import TraceRequest, arrivals, read_trace, renamed_trace, write_trace
+from tokenmux.workload.trace import TraceRequest, arrivals, read_trace, write_trace
 
 TRACE = [
     TraceRequest(0.0, "a", 10, 3),
@@ -112,7 +112,3 @@ def test_arrivals_do_not_tell_the_scheduler_the_true_length() -> None:
     assert first.request.service == ServiceLevel(5.0, 0.2)
     assert second.request.service == ServiceLevel(2.0, 0.05)
     assert (second.request.tenant, second.request.weight) == ("bank", 2.0)
-
-
-def test_renaming_leaves_others_alone() -> None:
-    assert [line.model for line in renamed_trace(TRACE, {"a": "z"})] == ["z", "b", "b", "b"]

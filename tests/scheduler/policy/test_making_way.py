@@ -8,7 +8,7 @@ import pytest
 
 from tests.conformance.test_one_brain import GB, HOST, ServedWorld, World, both, device
 from tokenmux.core.effects import CopyEnded, Effects
-from tokenmux.core.event import SUPERSEDED, ModelAdded
+from tokenmux.core.event import SUPERSEDED, Arrived, ModelAdded
 from tokenmux.core.facts import KvShape, ModelFacts, ModelId
 from tokenmux.core.plan import Activate, Fetch, Operation
 from tokenmux.core.request import Request, RequestId, ServiceLevel
@@ -16,6 +16,7 @@ from tokenmux.core.roofline_cost import RooflineCost
 from tokenmux.core.started import StartedActivation, StartedFetch
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
+from tokenmux.scheduler.policy.instance_policy import InstanceView
 from tokenmux.scheduler.policy.slack import SlackPolicy
 from tokenmux.simulator.simulator import Arrival, Simulator
 from tokenmux.testing import make_model, make_request
@@ -129,9 +130,12 @@ def served(seed: int, policy: SlackPolicy) -> tuple[Instance, dict[str, float]]:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_people_gain_and_those_who_can_wait_lose_nothing(seed: int) -> None:
     class Patient(SlackPolicy):
-        """The same without this rule."""
+        """The same, but every load is finished."""
 
-        makes_way = None  # type: ignore[assignment]
+        def makes_way(
+            self, operation: Activate | Fetch, since_s: float, arrived: Arrived, view: InstanceView
+        ) -> bool:
+            return False
 
     without, before = served(seed, Patient())
     with_it, after = served(seed, SlackPolicy())
