@@ -2,8 +2,8 @@
 on them.
 
 The node decides which weights are where; this follows, and turns a launch into rows of a step
-(`runnable_step.py`). A skeleton (`hosted_model.py`) is built once, when an image of its model is first fetched
-or mapped, beside the steps of others, and kept.
+(`runnable_step.py`). A skeleton (`hosted_model.py`) is built once, when an image of its model is first
+fetched or mapped, beside the steps of others, and kept.
 
     fetched or mapped ──▶ skeleton, rule of rows ──▶ ready: may be bound, and step
                                                         └──▶ recorded, beside its own steps
