@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from benchmarks.steps_of_bare_servers import SharedSteps
 from tokenmux.v1 import inference_pb2, inference_pb2_grpc
 
 
@@ -20,19 +21,8 @@ class BareService(inference_pb2_grpc.InferenceServiceServicer):
 
     def __init__(self, step_s: float, tokens: Sequence[tuple[int, str]]) -> None:
         """`tokens` are ids with their texts, over and over."""
-        self._step_s = step_s
+        self.steps = SharedSteps(step_s)
         self._tokens = tokens
-        self._stepped = asyncio.Event()
-
-    async def step(self) -> None:
-        """Wake all streams, once a step."""
-        loop = asyncio.get_running_loop()
-        next_s = loop.time()
-        while True:
-            next_s = max(next_s + self._step_s, loop.time())
-            await asyncio.sleep(next_s - loop.time())
-            self._stepped.set()
-            self._stepped = asyncio.Event()
 
     async def GenerateStream(
         self,
@@ -53,7 +43,7 @@ class BareService(inference_pb2_grpc.InferenceServiceServicer):
         state = inference_pb2.RequestState(phase=inference_pb2.REQUEST_PHASE_RUNNING)
         await context.write(response(state=state))
         for index in range(n):
-            await self._stepped.wait()
+            await self.steps.wait()
             token, text = self._tokens[index % len(self._tokens)]
             delta = inference_pb2.TokenDelta(index=index, token_ids=(token,), text=text)
             await context.write(response(tokens=delta))
@@ -77,7 +67,7 @@ async def _serve(step_s: float, tokens: Sequence[tuple[int, str]]) -> None:
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    stepping = asyncio.create_task(service.step())
+    stepping = asyncio.create_task(service.steps.run())
     print(port, flush=True)
     await asyncio.to_thread(sys.stdin.read)
     stepping.cancel()

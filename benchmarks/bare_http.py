@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
+from benchmarks.steps_of_bare_servers import SharedSteps
 from tokenmux.server.http_api.answer_forms import AnswerHead, TextForm
 from tokenmux.server.http_api.outputs import OutputPiece
 from tokenmux.server.listening import Reservation
@@ -22,19 +23,8 @@ class BareStreams:
 
     def __init__(self, step_s: float, texts: Sequence[str]) -> None:
         """`texts` are the pieces, over and over."""
-        self._step_s = step_s
+        self.steps = SharedSteps(step_s)
         self._texts = texts
-        self._stepped = asyncio.Event()
-
-    async def step(self) -> None:
-        """Wake all streams, once a step."""
-        loop = asyncio.get_running_loop()
-        next_s = loop.time()
-        while True:
-            next_s = max(next_s + self._step_s, loop.time())
-            await asyncio.sleep(next_s - loop.time())
-            self._stepped.set()
-            self._stepped = asyncio.Event()
 
     async def answer(self, request: Request) -> StreamingResponse:
         return StreamingResponse(self._chunks(await request.json()), media_type="text/event-stream")
@@ -43,7 +33,7 @@ class BareStreams:
         form = TextForm()
         head = AnswerHead("cmpl-0123456789abcdef", int(time.time()), body["model"], False, frozenset())
         for index in range(body["max_tokens"]):
-            await self._stepped.wait()
+            await self.steps.wait()
             piece = OutputPiece(self._texts[index % len(self._texts)])
             yield b"data: " + form.delta(head, 0, piece) + b"\n\n"
         yield b"data: [DONE]\n\n"
@@ -61,7 +51,7 @@ async def _serve(step_s: float, texts: Sequence[str]) -> None:
     server = uvicorn.Server(config)
     sockets = Reservation("127.0.0.1:0").handed_over()
     serving = asyncio.create_task(server.serve(sockets))
-    stepping = asyncio.create_task(streams.step())
+    stepping = asyncio.create_task(streams.steps.run())
     print(sockets[0].getsockname()[1], flush=True)
     await asyncio.to_thread(sys.stdin.read)
     stepping.cancel()

@@ -10,7 +10,6 @@ socket and its client's is in it, the admission of the 200 requests too.
 """
 
 import asyncio
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,13 +24,12 @@ from benchmarks.streaming_servers import (
     N_PROMPT,
     N_STREAMS,
     STEP_S,
-    TEXT,
     Comparison,
     Server,
     Streams,
+    rounds,
+    served_text,
 )
-from tokenmux.demo.real_checkpoint import obtain_demo_checkpoint
-from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.v1 import inference_pb2
 
 TARGETS = {
@@ -79,17 +77,11 @@ def check(messages: list[bytes], token_ids: Sequence[int]) -> None:
 
 
 async def measure(cache: Path, n_rounds: int) -> list[tuple[Streams, Streams]]:
-    """Pairs of a round of the front and one of the bare server. The first pair is dropped."""
-    with tempfile.TemporaryDirectory(prefix="tokenmux-front-") as folder:
-        entry = Catalogue(Path(folder)).register_folder(MODEL, obtain_demo_checkpoint(cache))
-        ids, detokenizer = entry.encoder().encode(TEXT), entry.tokenizer().detokenizer()
+    """Pairs of a round of the front and one of the bare server."""
+    with served_text(cache) as (folder, ids, detokenizer):
         tokens = [(token, detokenizer.push((token,))) for token in ids]
-        with (
-            Server("null_front", (folder, STEP_S, ids)) as front,
-            Server("bare_grpc", (STEP_S, tokens)) as bare,
-        ):
-            pairs = [(await stream_all(front, ids), await stream_all(bare, ids)) for _ in range(n_rounds + 1)]
-    return pairs[1:]
+        own, bare = Server("null_front", (folder, STEP_S, ids)), Server("bare_grpc", (STEP_S, tokens))
+        return await rounds(lambda server: stream_all(server, ids), own, bare, n_rounds)
 
 
 def main() -> None:

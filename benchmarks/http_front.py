@@ -9,7 +9,6 @@ comments, and noticing clients that leave. Clients read sockets and do not parse
 
 import asyncio
 import json
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,13 +22,12 @@ from benchmarks.streaming_servers import (
     N_PROMPT,
     N_STREAMS,
     STEP_S,
-    TEXT,
     Comparison,
     Server,
     Streams,
+    rounds,
+    served_text,
 )
-from tokenmux.demo.real_checkpoint import obtain_demo_checkpoint
-from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.server.front.model_text import OutputText
 
 TARGETS = {
@@ -91,21 +89,12 @@ def check(received: bytes, expected: str) -> int:
 
 
 async def measure(cache: Path, n_rounds: int) -> list[tuple[Streams, Streams]]:
-    """Pairs of a round of the dialect and one of the bare server. The first pair is dropped."""
-    with tempfile.TemporaryDirectory(prefix="tokenmux-http-") as folder:
-        entry = Catalogue(Path(folder)).register_folder(MODEL, obtain_demo_checkpoint(cache))
-        ids, detokenizer = entry.encoder().encode(TEXT), entry.tokenizer().detokenizer()
+    """Pairs of a round of the dialect and one of the bare server."""
+    with served_text(cache) as (folder, ids, detokenizer):
         texts = pieces(ids, detokenizer)
         expected = "".join(texts)
-        with (
-            Server("null_front", (folder, STEP_S, ids, True)) as front,
-            Server("bare_http", (STEP_S, texts)) as bare,
-        ):
-            pairs = [
-                (await stream_all(front, expected), await stream_all(bare, expected))
-                for _ in range(n_rounds + 1)
-            ]
-    return pairs[1:]
+        own, bare = Server("null_front", (folder, STEP_S, ids, True)), Server("bare_http", (STEP_S, texts))
+        return await rounds(lambda server: stream_all(server, expected), own, bare, n_rounds)
 
 
 def pieces(ids: Sequence[int], detokenizer: OutputText) -> list[str]:

@@ -4,7 +4,9 @@ comparison of a front with a bare server of the same streams."""
 import asyncio
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -13,6 +15,9 @@ from typing import Self
 import psutil
 
 from benchmarks import arguments, report
+from tokenmux.demo.real_checkpoint import obtain_demo_checkpoint
+from tokenmux.models.catalogue.catalogue import Catalogue
+from tokenmux.server.front.model_text import OutputText
 
 MODEL = "smollm2"
 N_STREAMS, N_PROMPT, N_OUTPUT = 200, 32, 80
@@ -62,6 +67,23 @@ class Streams:
     @property
     def us_per_message(self) -> float:
         return 1e6 * self.processor_s / self.n_messages
+
+
+@contextmanager
+def served_text(cache: Path) -> Iterator[tuple[str, Sequence[int], OutputText]]:
+    """A catalogue in a folder with `MODEL`, the ids of `TEXT`, and what makes text of them."""
+    with tempfile.TemporaryDirectory(prefix="tokenmux-streams-") as folder:
+        entry = Catalogue(Path(folder)).register_folder(MODEL, obtain_demo_checkpoint(cache))
+        yield folder, entry.encoder().encode(TEXT), entry.tokenizer().detokenizer()
+
+
+async def rounds(
+    stream_all: Callable[[Server], Awaitable[Streams]], own: Server, bare: Server, n_rounds: int
+) -> list[tuple[Streams, Streams]]:
+    """Pairs of a round of one's own server and one of the bare server. A first pair is dropped."""
+    with own, bare:
+        pairs = [(await stream_all(own), await stream_all(bare)) for _ in range(n_rounds + 1)]
+    return pairs[1:]
 
 
 @dataclass(frozen=True, slots=True)

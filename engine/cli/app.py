@@ -6,7 +6,9 @@ configuration. An error is one line on stderr that says what to do.
 """
 
 import io
+import os
 import sys
+from contextlib import suppress
 from errno import EPIPE
 from importlib import metadata
 from pathlib import Path
@@ -127,4 +129,14 @@ def root(
 
 def main() -> None:
     """Entry point of the console script."""
-    app()
+    try:
+        app()
+    except SystemExit as ended:
+        if "triton" in sys.modules and isinstance(ended.code, int | None):
+            # torch has loaded it, of which a command for CPUs knows nothing. While Python exits it prints
+            # reports of leaks, and a thread of a library may abort.
+            with suppress(OSError):  # Python says the same of a closed pipe
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(ended.code or 0)
+        raise

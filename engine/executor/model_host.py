@@ -1,8 +1,9 @@
 """The runnable side of the models on one device: skeletons, the weights they point to, and the steps that run
 on them.
 
-The node decides which weights are where; this follows, and turns a launch into rows of a step. A skeleton is
-built once, when an image of its model is first fetched or mapped, beside the steps of others, and kept.
+The node decides which weights are where; this follows, and turns a launch into rows of a step
+(`runnable_step.py`). A skeleton (`hosted_model.py`) is built once, when an image of its model is first
+fetched or mapped, beside the steps of others, and kept.
 
     fetched or mapped ──▶ skeleton, rule of rows ──▶ ready: may be bound, and step
                                                         └──▶ recorded, beside its own steps
@@ -11,9 +12,8 @@ built once, when an image of its model is first fetched or mapped, beside the st
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event, Lock, RLock
+from threading import Event
 
 import torch
 
@@ -28,18 +28,13 @@ from tokenmux.core.errors import (
 from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.core.grammar import Grammar
 from tokenmux.device.channel import ChannelThread
-from tokenmux.device.device_protocol import Post
+from tokenmux.executor.hosted_model import HostedModel
 from tokenmux.executor.mask_process import MaskProcess
+from tokenmux.executor.runnable_step import RunnableStep, step_segment
 from tokenmux.executor.warming import Warmer
-from tokenmux.messages.completions import Drew, GrammarReady, StepCompleted
-from tokenmux.messages.launches import OperationId, StepLaunch, StepSegment
-from tokenmux.models.catalogue.entry import Entry
-from tokenmux.models.network.batch import Segment
-from tokenmux.models.network.runner import Runner
-from tokenmux.models.sampling.masks import StepConstraint
-from tokenmux.models.sampling.past_tokens import PastTokens
-from tokenmux.models.weights.image import DTYPES, FileStamp, read_image
-from tokenmux.processes import garbage_collection
+from tokenmux.messages.completions import GrammarReady
+from tokenmux.messages.launches import StepLaunch
+from tokenmux.models.weights.image import DTYPES, read_image
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +57,7 @@ class ModelHost:
         self._cell_tokens = cell_tokens
         self._clock = clock
         self._warmer = warmer
-        self._models: dict[ModelId, _Model] = {}
+        self._models: dict[ModelId, HostedModel] = {}
         self._kv_views: dict[tuple[KvShape, torch.dtype], torch.Tensor] = {}
         self._recorder = ChannelThread("recorder", _not_recorded)
         self._masks: dict[ModelId, MaskProcess] = {}
@@ -98,7 +93,7 @@ class ModelHost:
 
     def add(self, facts: ModelFacts, path: str) -> None:
         """Note where the model's catalogue entry is. The first fetch or mapped image opens its files."""
-        self._models[facts.id] = _Model(facts, Path(path), self._cell_tokens, self._arena.device)
+        self._models[facts.id] = HostedModel(facts, Path(path), self._cell_tokens, self._arena.device)
         if self._warmer is not None:
             self._warmer.begin(Path(path))
 
@@ -165,11 +160,11 @@ class ModelHost:
         for model in models:
             self._make_ready(model, content, packed=True)
 
-    def prepare_step(self, launch: StepLaunch) -> "RunnableStep":
+    def prepare_step(self, launch: StepLaunch) -> RunnableStep:
         model = self._models[launch.model]
         kv = self._kv_view(model.facts.kv, DTYPES[model.entry().manifest.dtype])
         masks = self._masks.get(launch.model)
-        segments = [_segment(segment, masks) for segment in launch.segments]
+        segments = [step_segment(segment, masks) for segment in launch.segments]
         return RunnableStep(model.runner(), launch.operation, segments, kv, launch.repeat, self._clock)
 
     def kv_shape(self, model: ModelId) -> KvShape:
@@ -188,7 +183,7 @@ class ModelHost:
 
     # ── parts of the above ──────────────────────────────────────────────────────────────────────────────────
 
-    def _make_ready(self, model: "_Model", content: memoryview, *, packed: bool) -> None:
+    def _make_ready(self, model: HostedModel, content: memoryview, *, packed: bool) -> None:
         image = torch.frombuffer(content, dtype=torch.uint8)
         with _reasons_of(model.facts.id):
             twin = model.make_ready(image, packed=packed)
@@ -212,28 +207,6 @@ def _not_recorded(_: int, error: BaseException) -> None:
     _log.error("a model keeps stepping without a recording", exc_info=error)
 
 
-def _segment(segment: StepSegment, masks: MaskProcess | None) -> Segment:
-    constraint = None
-    if segment.grammar is not None:
-        if masks is None:
-            raise InternalError(f"grammar {segment.grammar.id} was not added before its first step")
-        constraint = StepConstraint(masks, segment.grammar.id, list(segment.grammar.output))
-    return Segment(
-        token_ids=segment.token_ids,
-        start=segment.start,
-        n_prompt=segment.n_prompt,
-        blocks=segment.blocks,
-        draw=segment.draws,
-        sampling=segment.sampling,
-        min_tokens=segment.min_tokens,
-        stop_token_ids=segment.stop_token_ids,
-        past=None if segment.past is None else PastTokens(segment.past.prompt, segment.past.output),
-        telling=segment.telling,
-        constraint=constraint,
-        pooled=segment.pooled,
-    )
-
-
 @contextmanager
 def _reasons_of(model: ModelId) -> Iterator[None]:
     """Turn foreign exceptions into the reason why this model cannot be run."""
@@ -247,127 +220,3 @@ def _reasons_of(model: ModelId) -> Iterator[None]:
         _log.exception("%s cannot be prepared", model)
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UnsupportedModel(f"{model} cannot be prepared to run: {reason}") from error
-
-
-@dataclass(slots=True)
-class _Model:
-    """A registered model. Its entry is opened and its skeleton built by the first thread that asks: the one
-    that fetches or maps an image of it."""
-
-    facts: ModelFacts
-    path: Path
-    cell_tokens: int
-    device: torch.device
-    seen: FileStamp | None = None
-    offset: int | None = None
-    """Where its weights are in the arena, if they are."""
-    _weights: torch.Tensor | None = None
-    _is_ready: bool = False
-    _entry: Entry | None = None
-    _runner: Runner | None = None
-    _opening: RLock = field(default_factory=RLock)
-    _binding: Lock = field(default_factory=Lock)
-    """Never held for long: the executor's main thread takes it."""
-
-    def entry(self) -> Entry:
-        if self._entry is None:
-            with self._opening:
-                if self._entry is None:
-                    self._entry = Entry.load(self.path, block_size=self.facts.kv.block_size)
-        return self._entry
-
-    def runner(self) -> Runner:
-        if self._runner is None:
-            with self._opening:
-                if self._runner is None:
-                    self._runner = self._new_runner()
-                    garbage_collection.settle()
-        return self._runner
-
-    def _new_runner(self) -> Runner:
-        return Runner(
-            self.entry().skeleton(packed=self.device.type == "cpu"),
-            self.facts.kv,
-            prefill_chunk_tokens=self.cell_tokens,
-        )
-
-    def make_ready(self, image: torch.Tensor, *, packed: bool) -> Runner | None:
-        """Rearrange an image just read, if the device is the processor and it is not `packed` already. The
-        first time, before others have the runner, also do what would make a first step slow.
-
-        Returns a second runner, on which a decode step can be recorded, if that is to be done. Raises
-        UnsupportedModel if steps on the device cannot be exact.
-        """
-        with self._opening:
-            runner = self.runner()
-            is_recordable = self.device.type == "cpu" and len(self.facts.images) == 1
-            if is_recordable and not packed:
-                runner.pack(image)
-            if self._is_ready:
-                return None
-            runner.make_ready(self.device, self.path)
-            if len(self.facts.images) == 1:
-                # A model that cannot be bound fails here, where only that model is affected.
-                runner.bind(image)
-                runner.unbind()
-            twin = self._new_runner() if is_recordable else None
-            with self._binding:
-                self._is_ready = True
-                if self._weights is not None:
-                    runner.bind(self._weights)
-            return twin
-
-    def record(self, twin: Runner, image: torch.Tensor) -> None:
-        """Record a decode step over an image in host memory: it takes over a second, and meanwhile the model
-        steps without."""
-        twin.bind(image)
-        twin.record()
-        twin.unbind()  # it may live on for a while in cycles, and the image must not
-        self.runner().share_recording(twin)
-
-    def bind(self, offset: int, weights: torch.Tensor) -> None:
-        with self._binding:
-            self.offset, self._weights = offset, weights
-            if self._is_ready:
-                self.runner().bind(weights)
-
-    def unbind(self) -> None:
-        with self._binding:
-            self.offset = self._weights = None
-            if self._is_ready:
-                self.runner().unbind()
-
-    def forget_kv(self) -> None:
-        if self._runner is not None:
-            self._runner.forget_kv()
-
-
-@dataclass(frozen=True, slots=True)
-class RunnableStep:
-    """A step with everything resolved. It runs on the compute channel's thread and uses no shared state."""
-
-    runner: Runner
-    operation: OperationId
-    segments: list[Segment]
-    kv: torch.Tensor
-    repeat: int
-    clock: Clock
-
-    def run(self, stop: Event, post: Post, settle: Callable[[], None]) -> None:
-        """Run up to `repeat` iterations, fewer if a request stops or the step is asked to."""
-        batch = self.runner.prepare(self.segments, self.kv)
-        stops = [segment.stop_token_ids for segment in self.segments if segment.draw]
-        ends_s: list[float] = []
-        while True:
-            drawn, log_probabilities, told, faults, pooled = self.runner.draw(batch)
-            settle()
-            ends_s.append(self.clock.now_s())
-            stopped = tuple(i for i, token in enumerate(drawn) if token in stops[i])
-            if stopped or faults or len(ends_s) == self.repeat or stop.is_set():
-                break
-            post.tell(Drew(self.operation, ends_s[-1], drawn, log_probabilities))
-            batch.advance(drawn)
-        completed = StepCompleted(
-            self.operation, tuple(ends_s), drawn, stopped, log_probabilities, told, faults, pooled
-        )
-        post.tell(completed)

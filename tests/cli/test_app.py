@@ -15,6 +15,27 @@ from tokenmux.cli.app import app
 from tokenmux.server.front.api_keys import Key, Scope
 
 
+@pytest.mark.parametrize("loaded", [True, False])
+@pytest.mark.parametrize(("arguments", "status"), [(["--version"], 0), (["plan", "--goal", "2"], 2)])
+def test_libraries_have_no_say_at_the_end_of_a_command_that_loaded_them(
+    loaded: bool, arguments: list[str], status: int
+) -> None:
+    """Triton's bindings print pages about leaks while Python exits."""
+    code = (
+        "import atexit, sys, types\n"
+        f"if {loaded}: sys.modules['triton'] = types.ModuleType('triton')\n"
+        "atexit.register(lambda: print('leaks'))\n"
+        f"sys.argv = ['tokenmux', *{arguments}]\n"
+        "from tokenmux.cli.app import main\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == status
+    assert ("leaks" in done.stdout) is not loaded
+    assert ("tokenmux " in done.stdout) is (status == 0)
+    assert ("--goal" in done.stderr) is (status == 2)
+
+
 def test_help_is_complete_and_brings_nothing_heavy() -> None:
     script = (
         "import sys\n"

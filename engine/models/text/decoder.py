@@ -6,8 +6,9 @@ from pathlib import Path
 
 from tokenizers import Tokenizer as Core
 
-from tokenmux.models.text.detokenizer import Detokenizer, TokenText
+from tokenmux.models.text.detokenizer import Detokenizer
 from tokenmux.models.text.encoder import DECODER, TextFacts, load_core
+from tokenmux.models.text.text_stream import TokenText
 
 
 class Decoder:

@@ -7,6 +7,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from tokenmux.core.errors import ErrorCode
 from tokenmux.core.facts import InstanceId, ModelId
 from tokenmux.messages.reports import DeviceStatus, ModelStatus, NodeStatus
 from tokenmux.scheduler.metrics.counter_table import Row, Table
@@ -57,7 +58,7 @@ class Figures:
     """How often the device's executor broke, alone in its row."""
     work_s: float
     model_work_s: float
-    refused: Mapping[str, int]
+    refused: Mapping[ErrorCode, int]
 
     @property
     def node(self) -> NodeStatus | None:
@@ -99,7 +100,7 @@ def figures_of(totals: ServerTotals) -> Figures:
         deaths=totals.deaths.totals(),
         work_s=work_s,
         model_work_s=model_work_s,
-        refused={code.value: n for code, n in totals.refused.items()},
+        refused=totals.refused,
     )
 
 

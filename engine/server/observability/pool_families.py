@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator
 
+from tokenmux.core.errors import ErrorCode
 from tokenmux.core.phases import DeviceState
 from tokenmux.core.plan import Channel
 from tokenmux.messages.reports import DeviceStatus, NodeStatus
@@ -56,7 +57,7 @@ def _states(figures: Figures) -> Iterator[Sample]:
 
 
 def _refused(figures: Figures) -> Iterator[Sample]:
-    return (((reason,), n) for reason, n in sorted(figures.refused.items()))
+    return (((code.value,), figures.refused.get(code, 0)) for code in ErrorCode)
 
 
 def _kv_share(device: DeviceStatus) -> float:

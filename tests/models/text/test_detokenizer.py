@@ -8,7 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from tokenmux.models.text.detokenizer import Detokenizer, TextStream, TokenText
+from tokenmux.models.text.detokenizer import Detokenizer
+from tokenmux.models.text.text_stream import TextStream, TokenText
 
 WORDS = ("a", "b", ".", " ", "é", "✓", "\ufffd", "", "▁", "▁a", "▁▁", "##b", "b</w>", "it's", " .", "▁✓")
 SPECIAL = ("<|end|>", "<|user|>", "<|end")

@@ -13,13 +13,20 @@ from hypothesis import strategies as st
 from tests.scheduler.instance.body import Body
 from tests.scheduler.instance.scenes import NEXT, A, B, R, a_body, arrive, load, running
 from tokenmux.core.effects import CopyEnded, Effects, ModelLoaded, StepEnded
-from tokenmux.core.event import Arrived, ModelAdded, ModelWanted, Paused, Resumed
+from tokenmux.core.event import Arrived, CopyDone, ModelAdded, ModelWanted, Paused, Resumed
 from tokenmux.core.facts import DeviceFacts, HostFacts, KvShape, ModelId
-from tokenmux.core.plan import Activate, Channel, Evict, Fetch, Plan, Step
+from tokenmux.core.plan import Activate, Channel, Compact, Evict, Fetch, PageIn, PageOut, Plan, Step
 from tokenmux.core.record import RequestRecord
 from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
 from tokenmux.core.roofline_cost import RooflineCost
-from tokenmux.core.started import StartedActivation, StartedCopy, SwapReason
+from tokenmux.core.started import (
+    StartedActivation,
+    StartedCompaction,
+    StartedCopy,
+    StartedPageIn,
+    StartedPageOut,
+    SwapReason,
+)
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.metrics.counters import (
@@ -265,6 +272,16 @@ def test_the_exposed_part_of_a_swap_is_shared_by_request() -> None:
     a, b = metrics.tenant("a"), metrics.tenant("b")
     count(metrics, 0.0, (loaded(3.0, "a", "b", "a"),))
     assert (a.gpu_s, b.gpu_s) == (2.0, 1.0)
+
+
+def test_kv_that_was_paged_is_counted_in_bytes() -> None:
+    metrics = Metrics()
+    came = StartedPageIn(0, 0.0, PageIn((R,)), (), 100)
+    went = StartedPageOut(1, 0.0, PageOut((R,)), (), 30)
+    moved = StartedCompaction(2, 0.0, Compact(7), (), 7)
+    for started, error in ((came, ""), (went, ""), (went, ""), (went, "the copy failed"), (moved, "")):
+        count(metrics, 2.0, (CopyEnded(started, CopyDone(2.0, started.id, error)),))
+    assert (metrics.paged_in_bytes, metrics.paged_out_bytes) == (100, 60)
 
 
 def test_a_failed_request_is_not_on_time() -> None:

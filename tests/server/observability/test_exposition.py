@@ -111,6 +111,7 @@ def test_figures_are_those_of_their_sources() -> None:
     assert samples["devices_saved", ()] == 35 / 10 - 1
     assert samples["node_recoveries_total", ()] == 3
     assert samples["requests_refused_total", ("not_found",)] == 1
+    assert samples["requests_refused_total", ("overloaded",)] == 0  # or a first refusal were no increase
     ends = {reason: samples["request_success_total", (reason, "letters")] for reason in ENDS}
     assert ends == {"stop": 1, "length": 1, "abort": 2, "expired": 1, "error": 1}
 
