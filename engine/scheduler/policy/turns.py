@@ -1,4 +1,4 @@
-"""Whose turn it is to compute, what its step holds, and for how long nobody else is asked.
+"""Whose turn it is to compute, what its step holds, and for how long no other model is asked.
 
 The rules are 1 of `tokenmux.scheduler.policy.slack`.
 """
