@@ -8,7 +8,7 @@ They are compared with a device for each model, with devices for each model's ow
 autoscaling. Then batch requests use what the fixed pool leaves idle.
 
 The first week is the one that the targets speak of, and its elastic pool begins without a past. The second,
-whose pool knows the first, has hours of sixteen times the usual traffic.
+whose pool knows the first, has an hour that asks for seventeen times the usual number of devices.
 
 The published deployment that this is likened to went from 1,192 to 213 GPUs. Alike: the shape of its demand
 (many models, rarely used) and the base, which reserves devices for each model. Not alike: here clients stand
